@@ -1,0 +1,74 @@
+"""The seam between the engine and a model: one function, Request → Outcome.
+
+What a backend says is not trusted; what went wrong is a value, never an exception.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from xalen_batch.catalog import Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One line on its way to a model. `body` is the user's JSON object as bytes, unchanged."""
+
+    endpoint: Endpoint
+    body: bytes
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer; never negative. `counted`: by us, since the backend gave nothing usable."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    counted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A 2xx whose body is one JSON object, on one line (it becomes part of a JSONL line). Billed."""
+
+    status: int
+    body: bytes
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The model's final no: a 4xx with an OpenAI error envelope as body, on one line. The line fails, billed 0."""
+
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Retryable:
+    """Worth another attempt: 408, 409, 425, 429, 5xx, a timeout, a broken connection, an answer that is none.
+
+    `status` is the HTTP status where there was one. `retry_after` is the backend's own wish in
+    seconds. `is_overload`: the backend is there and busy (429, 503), as opposed to broken.
+    """
+
+    reason: str
+    status: int | None = None
+    retry_after: float | None = None
+    is_timeout: bool = False
+    is_overload: bool = False
+
+
+Outcome = Answered | Refused | Retryable
+
+
+class Backend(Protocol):
+    """A place where one model runs. Made and used on a worker's event loop."""
+
+    async def send(self, request: Request) -> Outcome:
+        """Run one request within the settings' total timeout. Raises nothing but CancelledError."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,130 @@
+"""The Redis queue. It carries hints only: losing every message delays work and loses none.
+
+A message says "there is work for this job", with an id at most. The truth is in the database,
+and the sweep sends again whatever a crash swallowed (docs/decisions/0002).
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+import kombu.exceptions
+import redis
+from celery import Celery
+
+from xalen_batch import log
+from xalen_batch.config import settings
+from xalen_batch.errors import ConfigError
+
+logger = log.get(__name__)
+
+QUEUE = "xalen_batch"
+# While Redis is away, publishers try again only this often, so that no request waits for it twice.
+PAUSE_AFTER_FAILURE = 2.0
+
+
+class Job(StrEnum):
+    """The background jobs by name. `tasks.py` has exactly one Celery task for each."""
+
+    VALIDATE = "batch.validate"
+    EXECUTE = "batch.execute"
+    FINALIZE = "batch.finalize"
+    TICK = "system.tick"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    job: Job
+    id: str | None = None
+
+    @property
+    def args(self) -> list[str]:
+        return [] if self.id is None else [self.id]
+
+
+@cache
+def celery() -> Celery:
+    """The Celery application of this process. Its defaults are set here and nowhere else."""
+    url = settings().redis_url
+    if url is None:
+        raise ConfigError("XALEN_REDIS_URL is not set. Set it to a Redis or Valkey server, or use `xalen-batch up`, which starts its own.")
+    app = Celery("xalen_batch", broker=broker_url(url.get_secret_value()))
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_default_queue=QUEUE,
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        worker_enable_remote_control=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "socket_connect_timeout": 1.0,
+            # Must outlast the consumer's blocking pop.
+            "socket_timeout": 10.0,
+            "socket_keepalive": True,
+            "visibility_timeout": 3600,
+        },
+        beat_schedule={
+            "tick": {"task": Job.TICK.value, "schedule": settings().tick_interval, "options": {"expires": settings().tick_interval}}
+        },
+        beat_max_loop_interval=5,
+        timezone="UTC",
+    )
+    return app
+
+
+@cache
+def _publisher() -> Celery:
+    # A publisher gives up at once where a worker's consumer must wait.
+    app = Celery("xalen_batch.publisher", broker=celery().conf.broker_url)
+    app.conf.update(
+        task_serializer="json",
+        task_ignore_result=True,
+        task_default_queue=QUEUE,
+        broker_transport_options={"socket_connect_timeout": 0.5, "socket_timeout": 1.0, "max_retries": 0},
+        task_publish_retry=False,
+    )
+    return app
+
+
+def broker_url(url: str) -> str:
+    """Celery's spelling of a Redis address: `unix:///path` becomes `redis+socket:///path`."""
+    if url.startswith("unix://"):
+        path, _, query = url.removeprefix("unix://").partition("?")
+        return f"redis+socket://{path}" + (f"?{query.replace('db=', 'virtual_host=')}" if query else "")
+    return url
+
+
+_quiet_until = 0.0
+
+
+def publish(messages: Iterable[Message]) -> None:
+    """Send hints, best effort: a dead Redis costs at most a second and is never an error."""
+    global _quiet_until
+    for message in messages:
+        if time.monotonic() < _quiet_until:
+            return
+        try:
+            _publisher().send_task(message.job.value, args=message.args, retry=False)
+        except (kombu.exceptions.OperationalError, redis.RedisError, OSError) as error:
+            _quiet_until = time.monotonic() + PAUSE_AFTER_FAILURE
+            logger.warning("broker.unreachable", job=message.job.value, error=type(error).__name__)
+
+
+def ping(timeout: float = 1.0) -> dict[str, Any]:
+    """The server's answer to PING, and its INFO, for health checks. Raises `redis.RedisError`."""
+    url = settings().redis_url
+    if url is None:
+        raise redis.ConnectionError("XALEN_REDIS_URL is not set")
+    with redis.Redis.from_url(url.get_secret_value(), socket_timeout=timeout, socket_connect_timeout=timeout) as client:
+        client.ping()
+        return dict(client.info())

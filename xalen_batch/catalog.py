@@ -1,0 +1,95 @@
+"""What models exist, what they cost, which endpoints they serve and where they run."""
+
+import tomllib
+from collections.abc import Mapping
+from decimal import Decimal
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from xalen_batch.config import settings
+from xalen_batch.errors import ConfigError
+
+Endpoint = Literal["/v1/chat/completions", "/v1/rerank"]
+CHAT: Endpoint = "/v1/chat/completions"
+RERANK: Endpoint = "/v1/rerank"
+ENDPOINTS: tuple[Endpoint, ...] = (CHAT, RERANK)
+Component = Literal["input", "output"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ListPrice(_Table):
+    """USD per million tokens. None means that the component has no price, which is not free."""
+
+    input: Decimal | None = Field(None, ge=0)
+    output: Decimal | None = Field(None, ge=0)
+
+
+class BackendConfig(_Table):
+    """Where a model runs for live keys."""
+
+    kind: Literal["openai", "simulated"] = "simulated"
+    base_url: str | None = None
+    api_key_env: str | None = Field(None, description="Environment variable that holds the backend's key.")
+    model: str | None = Field(None, description="The model's name at the backend; the catalog's id if unset.")
+    rerank_api: Literal["jina", "cohere", "tei"] = Field("jina", description="Shape of the backend's rerank endpoint.")
+    max_in_flight: int = Field(64, gt=0, description="Requests one worker process keeps in flight.")
+
+
+class Model(_Table):
+    id: str
+    name: str
+    owned_by: str
+    category: str
+    parameters: str
+    context_window: int = Field(gt=0)
+    latency_ms: int = Field(100, ge=0)
+    endpoints: tuple[Endpoint, ...]
+    price: ListPrice
+    backend: BackendConfig = BackendConfig()
+
+    @property
+    def is_reranker(self) -> bool:
+        return RERANK in self.endpoints
+
+
+def parse(*documents: Mapping[str, Any]) -> dict[str, Model]:
+    """Catalog documents, later ones over earlier ones, as models by id."""
+    merged: dict[str, Any] = {}
+    for document in documents:
+        _merge(merged, document.get("models", {}))
+    try:
+        return {id: Model(id=id, **table) for id, table in merged.items()}
+    except (ValidationError, TypeError) as error:
+        raise ConfigError(f"The model catalog is not valid: {error}") from error
+
+
+def _merge(into: dict[str, Any], extra: Mapping[str, Any]) -> None:
+    for name, value in extra.items():
+        if isinstance(value, Mapping) and isinstance(into.get(name), dict):
+            _merge(into[name], value)
+        else:
+            into[name] = dict(value) if isinstance(value, Mapping) else value
+
+
+def read(path: Path | None) -> dict[str, Model]:
+    """The built-in catalog with the operator's file over it."""
+    built_in = tomllib.loads(resources.files("xalen_batch").joinpath("catalog.toml").read_text("utf-8"))
+    if path is None:
+        return parse(built_in)
+    try:
+        return parse(built_in, tomllib.loads(path.read_text("utf-8")))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"XALEN_CATALOG names {path}, which cannot be read: {error}") from error
+
+
+@cache
+def models() -> dict[str, Model]:
+    """The catalog in force in this process."""
+    return read(settings().catalog)

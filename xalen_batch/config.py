@@ -1,0 +1,88 @@
+"""Every setting, once. Environment variables with the prefix `XALEN_` fill it."""
+
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MiB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """What an operator can change. Durations are seconds, sizes are bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="XALEN_", extra="ignore", frozen=True)
+
+    # Where things are
+    data_dir: Path = Field(Path(".xalen"), description="Folder of the embedded stores, the uploaded files and `credentials.toml`.")
+    database_url: SecretStr | None = Field(
+        None, description="PostgreSQL, `postgresql://user:password@host/name`. Unset: `xalen-batch up` starts its own."
+    )
+    redis_url: SecretStr | None = Field(
+        None, description="Redis or Valkey, `redis://:password@host:6379/0`. Unset: `xalen-batch up` starts its own."
+    )
+    storage_url: str | None = Field(None, description="Object storage of input files, `file:///path`. Unset: `files/` in the data folder.")
+    catalog: Path | None = Field(None, description="TOML file that adds to and overrides the built-in model catalog.")
+
+    # The API
+    host: str = Field("127.0.0.1", description="Address the API listens on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port the API listens on.")
+    max_file_bytes: int = Field(200 * MiB, gt=0, description="Largest upload.")
+    max_batch_lines: int = Field(50_000, gt=0, description="Most requests in one batch.")
+    max_line_bytes: int = Field(8 * MiB, gt=0, description="Longest line of an input file.")
+    max_reported_errors: int = Field(1_000, gt=0, description="Validation errors kept for one batch.")
+    max_json_bytes: int = Field(1 * MiB, gt=0, description="Largest JSON request body of the API.")
+    file_retention: int = Field(30 * 86_400, gt=0, description="Life of a batch input file that names no other.")
+    idempotency_retention: int = Field(7 * 86_400, ge=86_400, description="How long an Idempotency-Key replays its answer.")
+    pool_size: int = Field(40, gt=0, description="Most database connections of one process.")
+
+    # Money
+    batch_discount: Annotated[Decimal, Field(ge=0, le=1, description="Share taken off the list price of a batch.")] = Decimal("0.5")
+
+    # Workers
+    worker_slots: int = Field(32, gt=0, description="Tasks that one worker process overlaps on its event loop.")
+    worker_processes: int = Field(1, gt=0, description="Worker processes that `xalen-batch up` starts.")
+    task_lines: int = Field(200, gt=0, description="Most lines in one task.")
+    task_bytes: int = Field(4 * MiB, gt=0, description="Most input bytes in one task (one longer line still makes a task).")
+    lease: float = Field(60.0, gt=1, description="How long a silent worker keeps its task.")
+    poll_interval: float = Field(1.0, gt=0, description="Pause between a worker's looks into the database for work.")
+    tick_interval: float = Field(15.0, gt=0, description="Pause between two sweeps sent by beat.")
+    flush_lines: int = Field(200, gt=0, description="Outcomes that a task records in one transaction, at most.")
+    flush_interval: float = Field(0.5, gt=0, description="Longest time an outcome waits to be recorded.")
+    shutdown_grace: float = Field(20.0, ge=0, description="Time that requests in flight get to finish when a worker stops.")
+
+    # Requests to model backends
+    request_timeout: float = Field(600.0, gt=0, description="Total time of one request to a backend.")
+    connect_timeout: float = Field(10.0, gt=0, description="Time to open a connection to a backend.")
+    answer_max_bytes: int = Field(8 * MiB, gt=0, description="Longest answer taken from a backend.")
+    max_attempts: int = Field(5, gt=0, description="Attempts at one line before it fails.")
+    retry_base: float = Field(0.5, gt=0, description="First retry's longest pause; doubles per attempt, full jitter.")
+    retry_cap: float = Field(30.0, gt=0, description="Longest pause before a retry that the backend did not ask for.")
+    retry_after_cap: float = Field(120.0, gt=0, description="Longest `Retry-After` that is obeyed as it is.")
+    circuit_failures: int = Field(20, gt=0, description="Failures in a row after which a backend is left alone for a while.")
+    circuit_pause: float = Field(15.0, gt=0, description="How long such a backend is left alone.")
+
+    # Logs
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe event that is written.")
+    log_format: Literal["console", "json"] = Field("console", description="How an event is written.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgresql+psycopg://", "postgres://")):
+            raise ValueError("must be a PostgreSQL address, postgresql://user:password@host/name")
+        return value
+
+    @property
+    def storage(self) -> str:
+        """The storage address in force."""
+        return self.storage_url or (self.data_dir.absolute() / "files").as_uri()
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process, read from the environment once."""
+    return Settings()

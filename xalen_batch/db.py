@@ -1,0 +1,79 @@
+"""The database edge: the engine, and the one context manager that commits.
+
+Messages collected in a transaction leave after its commit. What a crash loses in between, the
+sweep sends again.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import cast
+
+import psycopg
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import Session
+
+from xalen_batch import broker
+from xalen_batch.broker import Job, Message
+from xalen_batch.config import settings
+from xalen_batch.errors import ConfigError
+
+STATEMENT_TIMEOUT_MS = 60_000
+LOCK_TIMEOUT_MS = 15_000
+
+
+def url() -> str:
+    """The database's address in SQLAlchemy's spelling."""
+    value = settings().database_url
+    if value is None:
+        raise ConfigError("XALEN_DATABASE_URL is not set. Set it to a PostgreSQL server, or use `xalen-batch up`, which starts its own.")
+    _, _, rest = value.get_secret_value().partition("://")
+    return f"postgresql+psycopg://{rest}"
+
+
+@cache
+def engine() -> Engine:
+    """The connection pool of this process. Made on first use, never before a fork."""
+    return create_engine(
+        url(),
+        pool_size=settings().pool_size,
+        max_overflow=0,
+        pool_timeout=10,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": 5,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC",
+        },
+    )
+
+
+@contextmanager
+def transaction() -> Iterator[Session]:
+    """One unit of work: commits at the end, rolls back on any error, then sends its messages."""
+    with Session(engine(), expire_on_commit=False) as session:
+        yield session
+        session.commit()
+        messages: list[Message] = session.info.get("messages", [])
+    broker.publish(messages)
+
+
+def enqueue(session: Session, job: Job, id: str | None = None) -> None:
+    """Name the next job; it is published after the commit, once however often it is named."""
+    messages: list[Message] = session.info.setdefault("messages", [])
+    message = Message(job, id)
+    if message not in messages:
+        messages.append(message)
+
+
+def driver(session: Session) -> psycopg.Connection:
+    """The session's own psycopg connection, inside its transaction: for COPY and binary arrays."""
+    return cast(psycopg.Connection, session.connection().connection.driver_connection)
+
+
+def ping() -> None:
+    """Raise when the database does not answer."""
+    with engine().connect() as connection:
+        connection.execute(text("SELECT 1"))

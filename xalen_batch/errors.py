@@ -1,0 +1,91 @@
+"""Every error that a user can meet, with its HTTP status and OpenAI `type` and `code`.
+
+XalenError
+├── InvalidRequest          400
+│   └── NotCancellable      400
+├── Unauthenticated         401
+├── Forbidden               403
+├── NotFound                404
+├── MethodNotAllowed        405
+├── TooLarge                413
+├── ServerError             500
+└── Unavailable             503
+ConfigError                 a setting, the catalog or a file of the operator's is wrong
+"""
+
+from typing import ClassVar
+
+
+class XalenError(Exception):
+    """An expected failure that is told to the user in the API's own shape."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: str | None = None
+    retry_after: float | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """The envelope that every endpoint answers errors in, all four keys present."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(XalenError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class NotCancellable(InvalidRequest):
+    # 400, not 409: the SDKs retry a 409.
+    code = "batch_not_cancellable"
+
+
+class Unauthenticated(XalenError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(XalenError):
+    status = 403
+    type = "permission_error"
+    code = "insufficient_scope"
+
+
+class NotFound(XalenError):
+    status = 404
+    type = "not_found_error"
+    code = "not_found"
+
+
+class MethodNotAllowed(XalenError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class TooLarge(XalenError):
+    status = 413
+    type = "invalid_request_error"
+    code = "file_too_large"
+
+
+class ServerError(XalenError):
+    status = 500
+    code = "internal_error"
+
+
+class Unavailable(XalenError):
+    status = 503
+    code = "service_unavailable"
+    retry_after = 5.0
+
+
+class ConfigError(Exception):
+    """Something the operator wrote is wrong; the message names it and the remedy."""

@@ -1,0 +1,38 @@
+"""Public ids: a prefix that names the kind, and the 32 hex digits of a time-ordered UUID."""
+
+from typing import Literal
+from uuid import UUID
+
+import uuid_utils
+
+Kind = Literal["file", "batch", "inv", "key", "acct"]
+SEPARATOR: dict[str, str] = {"file": "-"}
+
+
+def new() -> UUID:
+    """A UUIDv7: ids of one process sort by creation."""
+    return UUID(int=uuid_utils.uuid7().int)
+
+
+def render(kind: Kind, value: UUID) -> str:
+    """`batch_0192…`, `file-0192…`."""
+    return f"{kind}{SEPARATOR.get(kind, '_')}{value.hex}"
+
+
+def parse(kind: Kind, text: str) -> UUID | None:
+    """The UUID in a public id of that kind, or None when it is no such id."""
+    prefix = f"{kind}{SEPARATOR.get(kind, '_')}"
+    digits = text.removeprefix(prefix)
+    if digits == text or len(digits) != 32 or not set(digits) <= set("0123456789abcdef"):
+        return None
+    return UUID(hex=digits)
+
+
+def line_id(batch: UUID, line_no: int) -> str:
+    """`batch_req_…` of a line: derived, so that every attempt and every download agree."""
+    return f"batch_req_{batch.hex}{line_no:06x}"
+
+
+def request_id(batch: UUID, line_no: int) -> str:
+    """The `X-Request-Id` a line is sent to its backend with, and is shown in its output line."""
+    return f"req_{batch.hex}{line_no:06x}"

@@ -1,0 +1,13 @@
+"""The tables. The only place that writes a status; imports nothing of the services."""
+
+from xalen_batch.models.accounts import Account, ApiKey
+from xalen_batch.models.base import Base
+from xalen_batch.models.batches import Batch
+from xalen_batch.models.files import File
+from xalen_batch.models.idempotency import IdempotencyKey
+from xalen_batch.models.invoices import Invoice, InvoiceLine
+from xalen_batch.models.prices import Price
+from xalen_batch.models.results import Result
+from xalen_batch.models.tasks import Task
+
+__all__ = ["Account", "ApiKey", "Base", "Batch", "File", "IdempotencyKey", "Invoice", "InvoiceLine", "Price", "Result", "Task"]

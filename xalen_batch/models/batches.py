@@ -1,0 +1,94 @@
+"""Batches, and the guarded move from one status to the next."""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, func, text, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from xalen_batch.models.base import Base
+from xalen_batch.states import BATCH_MOVES, BatchStatus
+
+
+class Batch(Base):
+    __tablename__ = "batches"
+    __table_args__ = (
+        # What invoices point at: a test batch can never carry live money.
+        UniqueConstraint("id", "account_id", "livemode"),
+        ForeignKeyConstraint(["input_file_id"], ["files.id"]),
+        Index("ix_batches_account_id_livemode_id", "account_id", "livemode", "id"),
+        Index(
+            "ix_batches_open",
+            "status",
+            "expires_at",
+            postgresql_where=text("status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
+        ),
+        Index("ix_batches_input_file_id", "input_file_id"),
+        CheckConstraint("discount_rate >= 0 AND discount_rate <= 1", name="discount_rate"),
+        CheckConstraint("completed + failed <= total", name="counts"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
+    livemode: Mapped[bool]
+    endpoint: Mapped[str]
+    completion_window: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default=BatchStatus.VALIDATING.value)
+    input_file_id: Mapped[UUID]
+    output_file_id: Mapped[UUID | None] = mapped_column(ForeignKey("files.id"))
+    error_file_id: Mapped[UUID | None] = mapped_column(ForeignKey("files.id"))
+    output_expires_after: Mapped[int | None]
+    # The one model all lines name; null while unknown, and where lines name several.
+    model: Mapped[str | None]
+    meta: Mapped[dict[str, str]] = mapped_column("metadata", server_default=text("'{}'"))
+    errors: Mapped[list[dict[str, Any]] | None]
+
+    # Frozen at creation: {model: {component: "USD per million tokens"}}; no key, no price.
+    price_snapshot: Mapped[dict[str, Any]]
+    discount_rate: Mapped[Decimal]
+
+    # Fixed at the end; while the batch runs, its tasks hold the counts.
+    total: Mapped[int] = mapped_column(server_default="0")
+    completed: Mapped[int] = mapped_column(server_default="0")
+    failed: Mapped[int] = mapped_column(server_default="0")
+    input_tokens: Mapped[int] = mapped_column(server_default="0")
+    cached_tokens: Mapped[int] = mapped_column(server_default="0")
+    output_tokens: Mapped[int] = mapped_column(server_default="0")
+    reasoning_tokens: Mapped[int] = mapped_column(server_default="0")
+
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+    in_progress_at: Mapped[datetime | None]
+    finalizing_at: Mapped[datetime | None]
+    completed_at: Mapped[datetime | None]
+    failed_at: Mapped[datetime | None]
+    expired_at: Mapped[datetime | None]
+    cancelling_at: Mapped[datetime | None]
+    cancelled_at: Mapped[datetime | None]
+
+    # Who validates or finalizes it, until when (as tasks have, for the steps of a whole batch).
+    fence: Mapped[int] = mapped_column(server_default="0")
+    lease_until: Mapped[datetime | None]
+
+    def move(self, session: Session, to: BatchStatus) -> bool:
+        """Move this batch on from the status it was read with. False: someone else moved it first.
+
+        Raises ValueError for a move that the table of moves does not have: that is a bug of ours.
+        """
+        source = BatchStatus(self.status)
+        if to not in BATCH_MOVES[source]:
+            raise ValueError(f"a batch does not go from {source} to {to}")
+        session.flush()
+        row = session.execute(
+            update(Batch)
+            .where(Batch.id == self.id, Batch.status == source)
+            .values({"status": to.value, f"{to.value}_at": func.now(), "lease_until": None})
+            .returning(Batch.id)
+            .execution_options(synchronize_session=False)
+        ).one_or_none()
+        if row is None:
+            return False
+        session.refresh(self)
+        return True

@@ -1,0 +1,41 @@
+"""Results: one row per ended line, with what it costs. Insert-only."""
+
+from datetime import datetime
+from decimal import Decimal
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey, SmallInteger, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from xalen_batch.models.base import Base
+
+
+class Result(Base):
+    """The primary key is what makes a second charge for a line impossible.
+
+    A line succeeded if and only if its status is 2xx; `amount` is then its exact net price at the
+    batch's snapshot, and null otherwise. A line without any answer has an `error_code` and no status.
+    """
+
+    __tablename__ = "results"
+    __table_args__ = (
+        CheckConstraint("(amount IS NOT NULL) = (status_code IS NOT NULL AND status_code < 300)", name="charged_iff_succeeded"),
+    )
+
+    batch_id: Mapped[UUID] = mapped_column(ForeignKey("batches.id"), primary_key=True)
+    line_no: Mapped[int] = mapped_column(primary_key=True)
+    input_tokens: Mapped[int] = mapped_column(server_default="0")
+    cached_tokens: Mapped[int] = mapped_column(server_default="0")
+    output_tokens: Mapped[int] = mapped_column(server_default="0")
+    reasoning_tokens: Mapped[int] = mapped_column(server_default="0")
+    ended_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    status_code: Mapped[int | None] = mapped_column(SmallInteger)
+    amount: Mapped[Decimal | None]
+    model: Mapped[str]
+    custom_id: Mapped[str]
+    # Null: none. `usage_counted`: tokens counted by us; `unpriced_output`: tokens that have no price.
+    flag: Mapped[str | None]
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+    # The backend's answer as it came: bytes, since \u0000 is legal JSON that jsonb refuses. Null once erased.
+    body: Mapped[bytes | None]

@@ -1,0 +1,51 @@
+"""Exact money: Decimal in a context that refuses to lose a digit, and one function that rounds."""
+
+from collections.abc import Callable
+from decimal import ROUND_HALF_UP, Context, Decimal, DivisionByZero, FloatOperation, Inexact, InvalidOperation, Overflow, localcontext
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CURRENCY = "USD"
+MINOR_UNIT = Decimal("0.01")
+PER_MILLION = Decimal("0.000001")
+
+EXACT = Context(prec=100, traps=[Inexact, FloatOperation, InvalidOperation, DivisionByZero, Overflow])
+
+
+def exact(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function in the exact context: a digit lost or a float met raises."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with localcontext(EXACT):
+            return function(*args, **kwargs)
+
+    return run
+
+
+@exact
+def gross(tokens: int, usd_per_million: Decimal) -> Decimal:
+    """List price of a number of tokens, exact."""
+    return tokens * usd_per_million * PER_MILLION
+
+
+@exact
+def discount(amount: Decimal, rate: Decimal) -> Decimal:
+    """The discount line: minus `rate` times the amount, exact."""
+    return -(rate * amount)
+
+
+def payable(amount: Decimal) -> Decimal:
+    """The amount in the currency's minor unit, half up. Nothing else in the product rounds money."""
+    with localcontext(Context(prec=100, rounding=ROUND_HALF_UP)):
+        return amount.quantize(MINOR_UNIT)
+
+
+def render(amount: Decimal) -> str:
+    """Plain digits, never an exponent; no trailing zeros beyond cents."""
+    text = f"{amount:f}"
+    whole, _, fraction = text.partition(".")
+    return f"{whole}.{fraction.rstrip('0').ljust(2, '0')}"

@@ -1,0 +1,67 @@
+"""Object storage of input files: a local folder today, S3 by the same library's other address.
+
+Keys are ours (a file's id), never a user's name. Writers are atomic: an object exists whole or
+not at all, whatever dies in between.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+from uuid import UUID
+
+import obstore
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from xalen_batch.config import MiB, settings
+
+READ_CHUNK = 1 * MiB
+
+
+def key(file_id: UUID) -> str:
+    """Where a file's bytes live."""
+    return f"input/{file_id.hex}"
+
+
+@cache
+def store() -> ObjectStore:
+    """The configured store."""
+    address = settings().storage
+    if address.startswith("file://"):
+        folder = Path(unquote(urlparse(address).path))
+        folder.mkdir(parents=True, exist_ok=True)
+        return LocalStore(folder)
+    return from_url(address)
+
+
+def writer(key: str) -> obstore.AsyncWritableFile:
+    """`async with writer(key) as out: await out.write(…)`: an error inside leaves nothing behind."""
+    return obstore.open_writer_async(store(), key, buffer_size=4 * MiB)
+
+
+def chunks(key: str, start: int = 0) -> Iterator[bytes]:
+    """An object's bytes from an offset on, about a MiB at a time. `FileNotFoundError` if it is gone."""
+    options: obstore.GetOptions = {"range": {"offset": start}} if start else {}
+    for chunk in obstore.get(store(), key, options=options).stream(min_chunk_size=READ_CHUNK):
+        yield bytes(chunk)
+
+
+def ranges(key: str, offsets: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
+    """Several slices of one object; neighbours are fetched together."""
+    return [bytes(part) for part in obstore.get_ranges(store(), key, starts=offsets, lengths=lengths)]
+
+
+def delete(key: str) -> None:
+    """Remove an object; one that is gone already is fine."""
+    try:
+        obstore.delete(store(), key)
+    except FileNotFoundError:
+        return
+
+
+def listing(prefix: str) -> Iterator[tuple[str, datetime]]:
+    """Keys under a prefix with the time they were last written."""
+    for page in obstore.list(store(), prefix):
+        for item in page:
+            yield item["path"], item["last_modified"]
