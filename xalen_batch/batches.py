@@ -1,0 +1,144 @@
+"""Batches, as their owner creates and sees them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from xalen_batch import catalog, db, files, ids, paging
+from xalen_batch.accounts import Caller
+from xalen_batch.billing import prices
+from xalen_batch.broker import Job
+from xalen_batch.catalog import Endpoint
+from xalen_batch.config import settings
+from xalen_batch.errors import InvalidRequest, NotFound
+from xalen_batch.files import Purpose
+from xalen_batch.models import Batch, File, Task
+from xalen_batch.paging import Order, Page
+from xalen_batch.states import BatchStatus
+
+HOUR = 3_600
+UNITS = {"h": HOUR, "d": 24 * HOUR}
+LONGEST_WINDOW = 7 * UNITS["d"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a batch is: lines, and the tokens of those that succeeded."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def done(self) -> int:
+        return self.completed + self.failed
+
+
+def completion_seconds(window: str) -> int:
+    """Seconds in a completion window, `1h` to `7d`. InvalidRequest for anything else."""
+    match = re.fullmatch(r"([1-9][0-9]{0,2})([hd])", window, re.ASCII)
+    seconds = int(match[1]) * UNITS[match[2]] if match else 0
+    if not HOUR <= seconds <= LONGEST_WINDOW:
+        raise InvalidRequest(
+            f"completion_window: {window[:100]!r} is no window. Send `24h`, or whole hours or days from `1h` to `7d`.",
+            param="completion_window",
+        )
+    return seconds
+
+
+def create(
+    session: Session,
+    caller: Caller,
+    *,
+    input_file_id: str,
+    endpoint: Endpoint,
+    completion_window: str,
+    metadata: Mapping[str, str] | None = None,
+    output_expires_after: int | None = None,
+) -> Batch:
+    """A batch on its way to validation, at the prices and the discount of this moment.
+
+    `output_expires_after`: seconds from the creation of the output files.
+    """
+    window = completion_seconds(completion_window)
+    file = input_file(session, caller, input_file_id)
+    batch = Batch(
+        id=ids.new(),
+        account_id=caller.account_id,
+        livemode=caller.livemode,
+        endpoint=endpoint,
+        completion_window=completion_window,
+        input_file_id=file.id,
+        output_expires_after=output_expires_after,
+        meta=dict(metadata or {}),
+        price_snapshot=prices.snapshot(session, livemode=caller.livemode, models=_priced(endpoint)),
+        discount_rate=settings().batch_discount,
+        expires_at=func.now() + timedelta(seconds=window),
+    )
+    session.add(batch)
+    session.flush()
+    db.enqueue(session, Job.VALIDATE, batch.id.hex)
+    return batch
+
+
+def input_file(session: Session, caller: Caller, public_id: str) -> File:
+    """The file a batch is to read, kept from deletion until this transaction ends. InvalidRequest if it cannot be one."""
+    try:
+        file = files.lock(session, caller, public_id)
+    except NotFound:
+        raise InvalidRequest(
+            f"input_file_id: there is no file {public_id[:100]!r}. Upload one with purpose `batch` and send its id.", param="input_file_id"
+        ) from None
+    if file.purpose != Purpose.BATCH:
+        raise InvalidRequest(
+            f"input_file_id: file {public_id} has the purpose `{file.purpose}`. Upload it again with purpose `batch`.",
+            param="input_file_id",
+        )
+    return file
+
+
+def get(session: Session, caller: Caller, public_id: str) -> Batch:
+    """NotFound if there is none for this caller."""
+    id = ids.parse("batch", public_id)
+    batch = None if id is None else session.scalars(_visible(caller).where(Batch.id == id)).one_or_none()
+    if batch is None:
+        raise NotFound(f"No such Batch object: {public_id[:100]}", param="batch_id")
+    return batch
+
+
+def page(session: Session, caller: Caller, *, limit: int, order: Order = "desc", after: str | None) -> Page[Batch]:
+    return paging.page(session, _visible(caller), Batch.id, "batch", limit=limit, order=order, after=after)
+
+
+def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]:
+    """How far each batch is: the sum over its tasks while it runs, its own columns at the end."""
+    names = Progress.__slots__
+    found = {batch.id: Progress(*(getattr(batch, name) for name in names)) for batch in batches if BatchStatus(batch.status).is_terminal}
+    running = [batch.id for batch in batches if batch.id not in found]
+    if running:
+        sums = (func.coalesce(func.sum(Task.lines if name == "total" else getattr(Task, name)), 0) for name in names)
+        rows = session.execute(select(Task.batch_id, *sums).where(Task.batch_id.in_(running)).group_by(Task.batch_id))
+        found |= {row[0]: Progress(*map(int, row[1:])) for row in rows}
+    return {batch.id: found.get(batch.id, Progress()) for batch in batches}
+
+
+def _priced(endpoint: Endpoint) -> list[str]:
+    """The models that a line of this endpoint may name and that have a price."""
+    return [
+        model.id
+        for model in catalog.models().values()
+        if endpoint in model.endpoints and (model.price.input is not None or model.price.output is not None)
+    ]
+
+
+def _visible(caller: Caller) -> Select[Batch]:
+    return select(Batch).where(Batch.account_id == caller.account_id, Batch.livemode == caller.livemode)

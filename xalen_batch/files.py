@@ -1,0 +1,126 @@
+"""Files: uploads and the output files of batches, as their owner sees them."""
+
+from datetime import timedelta
+from enum import StrEnum
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from xalen_batch import ids, paging, storage
+from xalen_batch.accounts import Caller
+from xalen_batch.config import settings
+from xalen_batch.errors import InvalidRequest, NotFound
+from xalen_batch.models import Batch, File, Result
+from xalen_batch.models.files import FilePart
+from xalen_batch.paging import Order, Page
+from xalen_batch.states import TERMINAL
+
+
+class Purpose(StrEnum):
+    """OpenAI's purposes. Every upload is kept and served; only `batch` can be the input of a batch."""
+
+    BATCH = "batch"
+    BATCH_OUTPUT = "batch_output"
+    ASSISTANTS = "assistants"
+    EVALS = "evals"
+    FINE_TUNE = "fine-tune"
+    USER_DATA = "user_data"
+    VISION = "vision"
+
+
+UPLOAD_PURPOSES = frozenset(Purpose) - {Purpose.BATCH_OUTPUT}
+
+
+def create(
+    session: Session, caller: Caller, *, id: UUID, purpose: str, filename: str, size: int, sha256: bytes, expires_after: int | None = None
+) -> File:
+    """An upload whose bytes are in storage already. `expires_after`: seconds; a batch input has a default."""
+    life = expires_after if expires_after is not None else settings().file_retention if purpose == Purpose.BATCH else None
+    file = File(
+        id=id,
+        account_id=caller.account_id,
+        livemode=caller.livemode,
+        purpose=purpose,
+        filename=filename,
+        size=size,
+        sha256=sha256,
+        expires_at=None if life is None else func.now() + timedelta(seconds=life),
+    )
+    session.add(file)
+    session.flush()
+    return file
+
+
+def get(session: Session, caller: Caller, public_id: str) -> File:
+    """NotFound if there is none, or none any more, for this caller."""
+    return _one(session, caller, public_id, _visible(caller))
+
+
+def lock(session: Session, caller: Caller, public_id: str) -> File:
+    """As `get`, and nobody deletes the file before this transaction ends."""
+    return _one(session, caller, public_id, _visible(caller).with_for_update(read=True, key_share=True))
+
+
+def page(session: Session, caller: Caller, *, purpose: str | None, limit: int, order: Order, after: str | None) -> Page[File]:
+    rows = _visible(caller)
+    if purpose is not None:
+        rows = rows.where(File.purpose == purpose)
+    return paging.page(session, rows, File.id, "file", limit=limit, order=order, after=after)
+
+
+def delete(session: Session, caller: Caller, public_id: str) -> File:
+    """Erase a file's bytes: of an output file the answers, never what they cost.
+
+    InvalidRequest while a batch that has not ended reads the file.
+    """
+    file = _one(session, caller, public_id, _visible(caller).with_for_update())
+    batch_id = session.scalar(select(Batch.id).where(Batch.input_file_id == file.id, Batch.status.not_in(TERMINAL)).limit(1))
+    if batch_id is not None:
+        name = ids.render("batch", batch_id)
+        raise InvalidRequest(
+            f"File {public_id} is the input of batch {name}, which has not ended. Cancel the batch or wait for its end, then delete the file.",
+            param="file_id",
+            code="file_in_use",
+        )
+    erase(session, file)
+    return file
+
+
+def erase(session: Session, file: File) -> None:
+    """Remove a file's bytes and hide it. The caller has locked the row."""
+    if file.batch_id is None:
+        # Before the commit: should that fail, the file is still there to be deleted again.
+        storage.delete(storage.key(file.id))
+    else:
+        session.execute(
+            update(Result)
+            .where(Result.batch_id == file.batch_id, _shown(file), Result.body.is_not(None))
+            .values(body=None)
+            .execution_options(synchronize_session=False)
+        )
+    file.deleted_at = session.scalar(select(func.now()))
+    session.flush()
+
+
+def _visible(caller: Caller) -> Select[File]:
+    return select(File).where(
+        File.account_id == caller.account_id,
+        File.livemode == caller.livemode,
+        File.deleted_at.is_(None),
+        # Gone on time, however late the sweep comes.
+        or_(File.expires_at.is_(None), File.expires_at > func.now()),
+    )
+
+
+def _one(session: Session, caller: Caller, public_id: str, rows: Select[File]) -> File:
+    id = ids.parse("file", public_id)
+    file = None if id is None else session.scalars(rows.where(File.id == id)).one_or_none()
+    if file is None:
+        raise NotFound(f"No such File object: {public_id[:100]}", param="file_id")
+    return file
+
+
+def _shown(file: File) -> ColumnElement[bool]:
+    is_answered = Result.status_code.is_not(None) & (Result.status_code < 300)
+    return is_answered if file.part == FilePart.OUTPUT else ~is_answered
