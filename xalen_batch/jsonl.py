@@ -3,9 +3,12 @@
 import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+from uuid import UUID
 
 import msgspec
 import orjson
+
+from xalen_batch.ids import line_id, request_id
 
 _ENTRY = struct.Struct("<IQI")
 
@@ -25,6 +28,38 @@ def pack(spans: Iterable[Span]) -> bytes:
 
 def unpack(index: bytes) -> Iterator[Span]:
     return map(Span._make, _ENTRY.iter_unpack(index))
+
+
+def lines(chunks: Iterable[bytes], *, longest: int, start: int = 0) -> Iterator[tuple[Span, bytes | None]]:
+    """The lines of a stream of bytes, however it is cut into chunks, without their line ends.
+
+    A line of more than `longest` bytes comes as None and is never held as a whole. `start`: how
+    many bytes of the object come before the stream. A last line without a newline is a line.
+    """
+    number, offset, size = 1, start, 0
+    held: list[bytes] = []
+
+    def line() -> tuple[Span, bytes | None]:
+        if size > longest:
+            return Span(number, offset, size), None
+        raw = b"".join(held).removesuffix(b"\r")
+        return Span(number, offset, len(raw)), raw
+
+    for chunk in chunks:
+        *ended, rest = chunk.split(b"\n")
+        for part in ended:
+            size += len(part)
+            if size <= longest:
+                held.append(part)
+            yield line()
+            number, offset, size = number + 1, offset + size + 1, 0
+            held.clear()
+        size += len(rest)
+        held.append(rest)
+        if size > longest:
+            held.clear()
+    if size:
+        yield line()
 
 
 class InputLine(msgspec.Struct):
@@ -54,4 +89,25 @@ def error_line(*, id: str, custom_id: str, code: str, message: str) -> bytes:
         id.encode(),
         orjson.dumps(custom_id),
         orjson.dumps({"code": code, "message": message}),
+    )
+
+
+def result_line(
+    batch_id: UUID,
+    line_no: int,
+    custom_id: str,
+    status_code: int | None,
+    body: bytes | None,
+    error_code: str | None,
+    error_message: str | None,
+) -> bytes:
+    """The output or error file's line of a recorded result. The same columns always give the same bytes."""
+    if status_code is None:
+        return error_line(id=line_id(batch_id, line_no), custom_id=custom_id, code=error_code or "", message=error_message or "")
+    return output_line(
+        id=line_id(batch_id, line_no),
+        request_id=request_id(batch_id, line_no),
+        custom_id=custom_id,
+        status_code=status_code,
+        body=body or b"null",
     )

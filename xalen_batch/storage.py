@@ -24,6 +24,14 @@ def key(file_id: UUID) -> str:
     return f"input/{file_id.hex}"
 
 
+def file_id(key: str) -> UUID | None:
+    """The file a key belongs to; None for an object that is not ours."""
+    try:
+        return UUID(hex=key.rpartition("/")[2])
+    except ValueError:
+        return None
+
+
 @cache
 def store() -> ObjectStore:
     """The configured store."""

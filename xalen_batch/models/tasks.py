@@ -1,12 +1,14 @@
 """Tasks: slices of a batch's lines that one worker runs, leased with a fence."""
 
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import CheckConstraint, ForeignKey, Index, func, select, text, tuple_, update
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from xalen_batch.models.base import Base
+from xalen_batch.models.batches import Batch
 from xalen_batch.states import TaskState
 
 
@@ -50,3 +52,121 @@ class Task(Base):
     reasoning_tokens: Mapped[int] = mapped_column(server_default="0")
     output_bytes: Mapped[int] = mapped_column(server_default="0")
     error_bytes: Mapped[int] = mapped_column(server_default="0")
+
+    @property
+    def key(self) -> tuple[UUID, int]:
+        return self.batch_id, self.seq
+
+
+# A task whose worker was lost this often is cut into single lines, of which each process runs one at
+# a time; a single line that is lost once more fails alone, so that a poison line spares its neighbours.
+SUSPECT_LOSSES = 2
+
+_CLAIM = text(
+    """
+    WITH candidates AS MATERIALIZED (
+        -- Few rows (batches that run now), in the order of fairness; the lateral join below stops
+        -- at the first that has a task to give.
+        SELECT b.id, b.account_id, b.livemode
+        FROM batches b JOIN accounts a ON a.id = b.account_id
+        WHERE b.status = 'in_progress' AND b.expires_at > now()
+        ORDER BY a.virtual_time, b.expires_at, b.id
+    ), picked AS (
+        SELECT t.batch_id, t.seq, c.account_id
+        FROM candidates c CROSS JOIN LATERAL (
+            SELECT t.batch_id, t.seq FROM tasks t
+            WHERE t.batch_id = c.id AND t.state = 'pending'
+              AND (t.not_before IS NULL OR t.not_before <= now())
+              AND t.model <> ALL (CASE WHEN c.livemode THEN CAST(:busy_live AS text[]) ELSE CAST(:busy_test AS text[]) END)
+              AND (t.losses < :suspect OR :with_suspects)
+            ORDER BY t.seq LIMIT 1
+            FOR UPDATE OF t SKIP LOCKED
+        ) t
+        LIMIT 1
+    ), served AS (
+        UPDATE accounts a SET virtual_time = a.virtual_time + t.lines::float / a.weight
+        FROM picked p JOIN tasks t USING (batch_id, seq) WHERE a.id = p.account_id
+    )
+    UPDATE tasks t
+    SET state = 'running', fence = t.fence + 1, attempts = t.attempts + 1, not_before = NULL, worker = :worker,
+        lease_until = clock_timestamp() + make_interval(secs => :lease)
+    FROM picked p WHERE t.batch_id = p.batch_id AND t.seq = p.seq
+    RETURNING t.*
+    """
+).columns(*Task.__table__.columns)
+
+
+def claim(
+    session: Session, *, worker: str, lease: float, busy_live: Sequence[str], busy_test: Sequence[str], with_suspects: bool
+) -> Task | None:
+    """Pending → running for the fair next task whose model is not busy here. None: there is none."""
+    statement = select(Task).from_statement(_CLAIM).execution_options(populate_existing=True)
+    return session.scalars(
+        statement,
+        {
+            "worker": worker,
+            "lease": lease,
+            "busy_live": list(busy_live),
+            "busy_test": list(busy_test),
+            "suspect": SUSPECT_LOSSES,
+            "with_suspects": with_suspects,
+        },
+    ).one_or_none()
+
+
+def advance(
+    session: Session, key: tuple[UUID, int], fence: int, *, to: TaskState, lease: float, pause: float | None, counts: Mapping[str, int]
+) -> str | None:
+    """Running → `to` (running again: extend the lease) with counters moved, if the fence still holds.
+
+    `pause`: seconds until a task handed back may be claimed again. Returns the status of the
+    task's batch; None means that the fence is stale and nothing was written.
+    """
+    is_running = to is TaskState.RUNNING
+    row = session.execute(
+        update(Task)
+        .where(Task.batch_id == key[0], Task.seq == key[1], Task.fence == fence, Task.state == TaskState.RUNNING)
+        .values(
+            state=to,
+            lease_until=func.clock_timestamp() + timedelta(seconds=lease) if is_running else None,
+            not_before=None if pause is None else func.clock_timestamp() + timedelta(seconds=pause),
+            **{name: getattr(Task, name) + amount for name, amount in counts.items()},
+        )
+        .returning(select(Batch.status).where(Batch.id == Task.batch_id).scalar_subquery())
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    return None if row is None else row[0]
+
+
+def reclaim(session: Session, limit: int = 100) -> Sequence[Task]:
+    """Running → pending for tasks whose lease ran out; each has lost a worker once more."""
+    lost = (
+        select(Task.batch_id, Task.seq)
+        .where(Task.state == TaskState.RUNNING, Task.lease_until < func.now())
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return session.scalars(
+        update(Task)
+        .where(tuple_(Task.batch_id, Task.seq).in_(lost))
+        .values(state=TaskState.PENDING, lease_until=None, losses=Task.losses + 1, fence=Task.fence + 1)
+        .returning(Task)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    ).all()
+
+
+def end(session: Session, task: Task, counts: Mapping[str, int]) -> bool:
+    """Pending → done for a task that no worker will run. False: a worker got it first."""
+    row = session.execute(
+        update(Task)
+        .where(Task.batch_id == task.batch_id, Task.seq == task.seq, Task.fence == task.fence, Task.state == TaskState.PENDING)
+        .values(
+            state=TaskState.DONE,
+            fence=Task.fence + 1,
+            not_before=None,
+            **{name: getattr(Task, name) + amount for name, amount in counts.items()},
+        )
+        .returning(Task.seq)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    return row is not None

@@ -1,0 +1,93 @@
+"""Claim: take the fair next task, with its fence, and read what its lines need."""
+
+import os
+import socket
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import cast
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from xalen_batch import db, jsonl, storage
+from xalen_batch.backends.contract import Request
+from xalen_batch.billing.charges import Tariff
+from xalen_batch.catalog import Endpoint
+from xalen_batch.config import settings
+from xalen_batch.ids import request_id
+from xalen_batch.models import Batch, Result, Task
+from xalen_batch.models import tasks as task_rows
+
+Lane = tuple[str, bool]  # a model, and whether its lines are live
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a claimed task, ready to be sent."""
+
+    line_no: int
+    custom_id: str
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A task that this process holds until its lease ends. No session is open while it is worked on."""
+
+    key: tuple[UUID, int]
+    fence: int
+    lane: Lane
+    tariff: Tariff
+    is_suspect: bool
+    lines: tuple[Line, ...]
+
+    @property
+    def batch_id(self) -> UUID:
+        return self.key[0]
+
+    @property
+    def model(self) -> str:
+        return self.lane[0]
+
+
+def claim(busy: Collection[Lane], *, with_suspects: bool) -> Claim | None:
+    """The fair next task whose lane is not busy here, in one transaction. None: nothing to do."""
+    with db.transaction() as session:
+        task = task_rows.claim(
+            session,
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+            lease=settings().lease,
+            busy_live=[model for model, is_live in busy if is_live],
+            busy_test=[model for model, is_live in busy if not is_live],
+            with_suspects=with_suspects,
+        )
+        if task is None:
+            return None
+        batch = session.get_one(Batch, task.batch_id)
+        recorded = _recorded(session, task) if task.attempts > 1 else set()
+    spans = [span for span in jsonl.unpack(task.line_index) if span.line_no not in recorded]
+    return Claim(
+        key=task.key,
+        fence=task.fence,
+        lane=(task.model, batch.livemode),
+        tariff=Tariff(batch.price_snapshot[task.model], batch.discount_rate),
+        is_suspect=task.losses >= task_rows.SUSPECT_LOSSES,
+        lines=tuple(_read(batch, spans)),
+    )
+
+
+def _recorded(session: Session, task: Task) -> set[int]:
+    numbers = [span.line_no for span in jsonl.unpack(task.line_index)]
+    return set(session.scalars(select(Result.line_no).where(Result.batch_id == task.batch_id, Result.line_no.in_(numbers))))
+
+
+def _read(batch: Batch, spans: list[jsonl.Span]) -> list[Line]:
+    endpoint = cast(Endpoint, batch.endpoint)
+    lines = []
+    for span, raw in zip(
+        spans, storage.ranges(storage.key(batch.input_file_id), [s.offset for s in spans], [s.length for s in spans]), strict=True
+    ):
+        line = jsonl.input_line(raw)
+        lines.append(Line(span.line_no, line.custom_id, Request(endpoint, bytes(line.body), request_id(batch.id, span.line_no))))
+    return lines

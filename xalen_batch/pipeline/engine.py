@@ -1,0 +1,133 @@
+"""The engine of one worker process: an event loop, a lane per backend, and the slots that feed them."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import uvloop
+from sqlalchemy.exc import OperationalError
+
+from xalen_batch import catalog, log
+from xalen_batch.backends import registry
+from xalen_batch.backends.lane import Lane
+from xalen_batch.config import settings
+from xalen_batch.pipeline import claim as claims
+from xalen_batch.pipeline.claim import Claim
+from xalen_batch.pipeline.execute import Run, Slot
+
+logger = log.get(__name__)
+T = TypeVar("T")
+
+# After a claim that found nothing, flushes do not wake more slots for this long; hints and polls do.
+QUIET_AFTER_NOTHING = 0.25
+
+
+class Engine:
+    """`spawn` runs a function on another thread of the worker's pool; `slots` bounds the tasks that overlap.
+
+    A slot that claimed a task wakes the next, so one hint fills the process. Lanes, not slots, bound
+    the load on a backend.
+    """
+
+    def __init__(self, spawn: Callable[[Callable[[], None]], object]) -> None:
+        self._spawn = spawn
+        self._slots = threading.BoundedSemaphore(settings().worker_slots)
+        # Held by the one slot that runs a suspect: a line that may kill this process.
+        self._suspect = threading.Lock()
+        self._lanes: dict[claims.Lane, Lane] = {}
+        self._runs: set[Run] = set()
+        self._quiet_until = 0.0
+        self._stop_at: float | None = None
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="backends", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stop_at is not None
+
+    def wake(self) -> None:
+        """There may be work: let a free slot look for it. Never blocks."""
+        if not self.is_stopping:
+            self._spawn(self.drain)
+
+    def drain(self) -> None:
+        """One slot's life: claim and run tasks until there is nothing to claim here."""
+        if not self._slots.acquire(blocking=False):
+            return
+        try:
+            while not self.is_stopping and self._run_next():
+                pass
+        except OperationalError:
+            # The poll comes back to it; a task that was claimed returns when its lease ends.
+            logger.warning("database.unreachable", during="claim")
+        finally:
+            self._slots.release()
+
+    def stop(self) -> None:
+        """Claim nothing more, start no line; requests in flight have the settings' grace from now on."""
+        self._stop_at = time.monotonic() + settings().shutdown_grace
+        for run in list(self._runs):
+            self._stop_run(run)
+
+    def close(self) -> None:
+        """Release the connections and end the loop, after all slots have left."""
+        self._on_loop(registry.close_all()).result(timeout=5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=5)
+
+    def _run_next(self) -> bool:
+        with_suspects = self._suspect.acquire(blocking=False)
+        try:
+            claim = claims.claim(self._busy_lanes(), with_suspects=with_suspects)
+            if with_suspects and not (claim and claim.is_suspect):
+                self._suspect.release()
+                with_suspects = False
+            if claim is None:
+                self._quiet_until = time.monotonic() + QUIET_AFTER_NOTHING
+                return False
+            self._run(claim)
+            return True
+        finally:
+            if with_suspects:
+                self._suspect.release()
+
+    def _run(self, claim: Claim) -> None:
+        run = self._on_loop(self._start(claim)).result()
+        fan_out = self._on_loop(run.fan_out())
+        self._runs.add(run)
+        if self.is_stopping:
+            self._stop_run(run)
+        self.wake()
+        try:
+            Slot(run, fan_out, stop=lambda: self._stop_run(run), seconds_left=self._seconds_left).follow(self._wake_if_room)
+        finally:
+            fan_out.cancel()
+            self._runs.discard(run)
+
+    async def _start(self, claim: Claim) -> Run:
+        lane = self._lanes.get(claim.lane)
+        if lane is None:
+            model = catalog.models()[claim.model]
+            lane = self._lanes[claim.lane] = Lane(registry.backend_for(model, claim.lane[1]), model.backend.max_in_flight)
+        lane.unfinished += len(claim.lines)
+        return Run(claim, lane)
+
+    def _busy_lanes(self) -> list[claims.Lane]:
+        return [key for key, lane in list(self._lanes.items()) if not lane.has_room]
+
+    def _wake_if_room(self) -> None:
+        if time.monotonic() >= self._quiet_until and any(lane.has_room for lane in list(self._lanes.values())):
+            self.wake()
+
+    def _seconds_left(self) -> float | None:
+        return None if self._stop_at is None else self._stop_at - time.monotonic()
+
+    def _stop_run(self, run: Run) -> None:
+        self._loop.call_soon_threadsafe(run.stopped.set)
+
+    def _on_loop(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)

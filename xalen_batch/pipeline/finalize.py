@@ -1,0 +1,162 @@
+"""Finalize: when no line of a batch will run any more, fix its counts, invoice it and move it to its end.
+
+Cheap where every line ended, since output files are views over results. A batch that was cancelled
+or ran out of time first gets an error row for each line that nobody ran.
+"""
+
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from xalen_batch import db, ids, jsonl, log, storage
+from xalen_batch.billing import invoices
+from xalen_batch.config import settings
+from xalen_batch.models import Batch, File, Result, Task
+from xalen_batch.models import tasks as task_rows
+from xalen_batch.models.files import FilePart
+from xalen_batch.pipeline import record
+from xalen_batch.states import BatchStatus, LineError, TaskState
+
+logger = log.get(__name__)
+
+MESSAGES = {
+    LineError.BATCH_CANCELLED: "The batch was cancelled before this request was run. It was not billed.",
+    LineError.BATCH_EXPIRED: "The batch's completion window passed before this request was run. It was not billed; submit it again.",
+}
+
+
+def run(batch_id: UUID) -> None:
+    """Bring a batch to its end if its lines are over; do nothing if they are not, or if someone else is at it."""
+    with db.transaction() as session:
+        batch = _lease(session, batch_id)
+        if batch is None:
+            return
+        if not _is_ready(session, batch):
+            _unlease(session, batch)
+            return
+    if batch.status != BatchStatus.IN_PROGRESS:
+        _end_open_tasks(batch)
+    with db.transaction() as session:
+        _complete(session, batch)
+
+
+def _lease(session: Session, batch_id: UUID) -> Batch | None:
+    """Take the batch for one finalizer at a time. An overdue one starts finalizing here."""
+    return session.scalars(
+        update(Batch)
+        .where(
+            Batch.id == batch_id,
+            Batch.status.in_([BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING, BatchStatus.CANCELLING]),
+            (Batch.lease_until.is_(None)) | (Batch.lease_until < func.now()),
+        )
+        .values(fence=Batch.fence + 1, lease_until=func.now() + timedelta(seconds=settings().lease))
+        .returning(Batch)
+    ).one_or_none()
+
+
+def _unlease(session: Session, batch: Batch) -> None:
+    session.execute(update(Batch).where(Batch.id == batch.id, Batch.fence == batch.fence).values(lease_until=None))
+
+
+def _is_ready(session: Session, batch: Batch) -> bool:
+    if batch.status == BatchStatus.IN_PROGRESS:
+        if not _has_tasks(session, batch, TaskState.PENDING, TaskState.RUNNING):
+            return True
+        is_overdue = session.scalar(select(Batch.expires_at <= func.now()).where(Batch.id == batch.id))
+        if not is_overdue or not batch.move(session, BatchStatus.FINALIZING):
+            return False
+    # Requests in flight are waited for: their answers are kept and billed.
+    return not _has_tasks(session, batch, TaskState.RUNNING)
+
+
+def _has_tasks(session: Session, batch: Batch, *states: TaskState) -> bool:
+    return bool(session.scalar(select(select(Task.seq).where(Task.batch_id == batch.id, Task.state.in_(states)).exists())))
+
+
+def _end_open_tasks(batch: Batch) -> None:
+    code = LineError.BATCH_CANCELLED if batch.status == BatchStatus.CANCELLING else LineError.BATCH_EXPIRED
+    while True:
+        with db.transaction() as session:
+            task = session.scalars(
+                select(Task).where(Task.batch_id == batch.id, Task.state == TaskState.PENDING).order_by(Task.seq).limit(1)
+            ).one_or_none()
+            if task is None:
+                return
+            rows = unrun(session, batch, task, code, MESSAGES[code])
+            if task_rows.end(session, task, record.counts(rows)):
+                record.insert(session, rows)
+
+
+def unrun(session: Session, batch: Batch, task: Task, code: LineError, message: str) -> list[record.Row]:
+    """An error row for each line of a task that has no result yet."""
+    spans = list(jsonl.unpack(task.line_index))
+    ended = set(
+        session.scalars(select(Result.line_no).where(Result.batch_id == batch.id, Result.line_no.in_([span.line_no for span in spans])))
+    )
+    left = [span for span in spans if span.line_no not in ended]
+    raw = storage.ranges(storage.key(batch.input_file_id), [s.offset for s in left], [s.length for s in left])
+    return [
+        record.unanswered(record.Line(batch.id, span.line_no, task.model, jsonl.input_line(line).custom_id), code, message)
+        for span, line in zip(left, raw, strict=True)
+    ]
+
+
+COUNTERS = ("completed", "failed", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "output_bytes", "error_bytes")
+
+
+def _totals(session: Session, batch: Batch) -> dict[str, int]:
+    """A batch's counters, summed over its tasks."""
+    sums = (func.coalesce(func.sum(getattr(Task, name)), 0).label(name) for name in COUNTERS)
+    row = session.execute(select(*sums).where(Task.batch_id == batch.id)).one()
+    return {name: int(value) for name, value in row._mapping.items()}
+
+
+def _complete(session: Session, batch: Batch) -> None:
+    batch = session.get_one(Batch, batch.id, with_for_update=True)
+    if batch.status not in (BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING, BatchStatus.CANCELLING):
+        return
+    if _has_tasks(session, batch, TaskState.PENDING, TaskState.RUNNING):
+        _unlease(session, batch)
+        return
+    if batch.status == BatchStatus.IN_PROGRESS and not batch.move(session, BatchStatus.FINALIZING):
+        return
+    totals = _totals(session, batch)
+    batch.output_file_id = _output_file(session, batch, FilePart.OUTPUT, totals.pop("output_bytes"))
+    batch.error_file_id = _output_file(session, batch, FilePart.ERROR, totals.pop("error_bytes"))
+    for name, value in totals.items():
+        setattr(batch, name, value)
+    invoice = invoices.issue(session, batch)
+    end = _end_status(session, batch)
+    batch.move(session, end)
+    logger.info(
+        "batch.finalized", batch_id=batch.id.hex, status=end.value, completed=batch.completed, failed=batch.failed, total=str(invoice.total)
+    )
+
+
+def _end_status(session: Session, batch: Batch) -> BatchStatus:
+    if batch.status == BatchStatus.CANCELLING:
+        return BatchStatus.CANCELLED
+    has_expired = select(Result.line_no).where(Result.batch_id == batch.id, Result.error_code == LineError.BATCH_EXPIRED).exists()
+    return BatchStatus.EXPIRED if session.scalar(select(has_expired)) else BatchStatus.COMPLETED
+
+
+def _output_file(session: Session, batch: Batch, part: FilePart, size: int) -> UUID | None:
+    """The file that shows these lines; none where there are none."""
+    if size == 0:
+        return None
+    file = File(
+        id=ids.new(),
+        account_id=batch.account_id,
+        livemode=batch.livemode,
+        purpose="batch_output",
+        filename=f"{ids.render('batch', batch.id)}_{part.value}.jsonl",
+        size=size,
+        batch_id=batch.id,
+        part=part.value,
+        expires_at=func.now() + timedelta(seconds=batch.output_expires_after or settings().file_retention),
+    )
+    session.add(file)
+    session.flush()
+    return file.id

@@ -1,0 +1,181 @@
+"""Record: outcomes become results, charges and counters in one transaction, if the fence still holds.
+
+Nothing here runs twice with effect: the guarded UPDATE of the task comes first, so a worker that
+lost its lease writes nothing, and the COPY behind it needs no conflict handling.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import NamedTuple
+from uuid import UUID
+
+import orjson
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from xalen_batch import db, jsonl, log
+from xalen_batch.backends.contract import Answered, Refused, Retryable, Usage
+from xalen_batch.backends.lane import Exhausted
+from xalen_batch.billing.charges import Tariff
+from xalen_batch.broker import Job
+from xalen_batch.config import settings
+from xalen_batch.models import Result, Task
+from xalen_batch.models import tasks as task_rows
+from xalen_batch.states import BatchStatus, LineError, TaskState
+
+logger = log.get(__name__)
+
+Ended = Answered | Refused | Exhausted
+NO_USAGE = Usage()
+
+
+class Line(NamedTuple):
+    """Which line a row is about."""
+
+    batch_id: UUID
+    line_no: int
+    model: str
+    custom_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of `results`."""
+
+    line: Line
+    status_code: int | None = None
+    body: bytes | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    usage: Usage = NO_USAGE
+    amount: Decimal | None = None
+    flag: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that the line adds to the output or error file."""
+        line = self.line
+        return len(
+            jsonl.result_line(line.batch_id, line.line_no, line.custom_id, self.status_code, self.body, self.error_code, self.error_message)
+        )
+
+
+def row(line: Line, outcome: Ended, tariff: Tariff) -> Row:
+    """What a line's outcome is on record: charged if it succeeded, billed 0 otherwise."""
+    match outcome:
+        case Answered(status, body, usage):
+            charge = tariff.charge(usage)
+            return Row(line, status, body, usage=usage, amount=charge.amount, flag=charge.flag)
+        case Refused(status, body):
+            return Row(line, status, body)
+        case Exhausted(last, attempts):
+            return _exhausted(line, last, attempts)
+
+
+def _exhausted(line: Line, last: Retryable, attempts: int) -> Row:
+    message = f"The model backend failed {attempts} times, the last time with: {last.reason}. The line was not billed; submit it again."
+    if last.is_timeout:
+        return unanswered(line, LineError.REQUEST_TIMEOUT, message)
+    if last.status is None:
+        return unanswered(line, LineError.BACKEND_UNAVAILABLE, message)
+    if last.status < 400:
+        return unanswered(line, LineError.BAD_ANSWER, message)
+    body = {"error": {"message": message, "type": "server_error", "param": None, "code": LineError.BACKEND_UNAVAILABLE.value}}
+    return Row(line, last.status, orjson.dumps(body))
+
+
+def unanswered(line: Line, code: LineError, message: str) -> Row:
+    """A line that ended without an answer: `response` is null, `error` says why."""
+    return Row(line, error_code=code.value, error_message=message)
+
+
+def counts(rows: Sequence[Row]) -> dict[str, int]:
+    """What these rows add to their task's counters."""
+    total: Counter[str] = Counter()
+    for row in rows:
+        is_success = row.amount is not None
+        total["completed" if is_success else "failed"] += 1
+        total["output_bytes" if is_success else "error_bytes"] += row.size
+        if is_success:
+            total["input_tokens"] += row.usage.input_tokens
+            total["cached_tokens"] += row.usage.cached_tokens
+            total["output_tokens"] += row.usage.output_tokens
+            total["reasoning_tokens"] += row.usage.reasoning_tokens
+    return dict(total)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """`is_stale`: the lease was lost and nothing was written. `goes_on`: the batch still wants its lines run."""
+
+    is_stale: bool
+    goes_on: bool
+
+
+def record(
+    key: tuple[UUID, int], fence: int, rows: Sequence[Row], *, to: TaskState = TaskState.RUNNING, pause: float | None = None
+) -> Recorded:
+    """One transaction: check the fence, move the counters and the lease, insert results with their charges.
+
+    `to`: RUNNING keeps the lease, DONE ends the task, PENDING hands it back for `pause` seconds.
+    """
+    with db.transaction() as session:
+        status = task_rows.advance(session, key, fence, to=to, lease=settings().lease, pause=pause, counts=counts(rows))
+        if status is None:
+            return Recorded(is_stale=True, goes_on=False)
+        insert(session, rows)
+    if to is not TaskState.RUNNING:
+        _name_next(key[0], status)
+    return Recorded(is_stale=False, goes_on=status == BatchStatus.IN_PROGRESS)
+
+
+def insert(session: Session, rows: Sequence[Row]) -> None:
+    """COPY rows into `results`. The caller has checked a fence in the same transaction."""
+    if not rows:
+        return
+    with db.driver(session).cursor() as cursor, cursor.copy(_COPY) as copy:
+        copy.set_types(_TYPES)
+        for row in rows:
+            usage = row.usage if row.amount is not None else NO_USAGE
+            copy.write_row(
+                (
+                    row.line.batch_id,
+                    row.line.line_no,
+                    usage.input_tokens,
+                    usage.cached_tokens,
+                    usage.output_tokens,
+                    usage.reasoning_tokens,
+                    row.status_code,
+                    row.amount,
+                    row.line.model,
+                    row.line.custom_id,
+                    row.flag,
+                    row.error_code,
+                    row.error_message,
+                    row.body,
+                )
+            )
+
+
+_COPY = (
+    "COPY results (batch_id, line_no, input_tokens, cached_tokens, output_tokens, reasoning_tokens, status_code, amount,"
+    " model, custom_id, flag, error_code, error_message, body) FROM STDIN (FORMAT BINARY)"
+)
+_TYPES = ["uuid", "int8", "int8", "int8", "int8", "int8", "int2", "numeric", "text", "text", "text", "text", "text", "bytea"]
+
+
+def is_recorded(row: Row) -> bool:
+    """Whether a flush whose commit was cut off did reach the database: it has all its rows or none."""
+    with db.transaction() as session:
+        return session.get(Result, (row.line.batch_id, row.line.line_no)) is not None
+
+
+def _name_next(batch_id: UUID, status: str) -> None:
+    # After the commit, in a transaction of its own: of two last tasks that end together, the later looks here sees both.
+    with db.transaction() as session:
+        is_open = select(Task.seq).where(Task.batch_id == batch_id, Task.state != TaskState.DONE).exists()
+        is_running = select(Task.seq).where(Task.batch_id == batch_id, Task.state == TaskState.RUNNING).exists()
+        if not session.scalar(select(is_open if status == BatchStatus.IN_PROGRESS else is_running)):
+            db.enqueue(session, Job.FINALIZE, batch_id.hex)

@@ -1,0 +1,151 @@
+"""Recover: put back on its way whatever a crash, a lost message or the clock has left behind.
+
+Everything here may run any number of times, anywhere, at once.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy.orm import Session
+
+from xalen_batch import db, files, jsonl, log, storage
+from xalen_batch.billing import statements
+from xalen_batch.broker import Job, Message
+from xalen_batch.config import settings
+from xalen_batch.models import Batch, File, IdempotencyKey, Result, Task
+from xalen_batch.models import tasks as task_rows
+from xalen_batch.models.tasks import SUSPECT_LOSSES
+from xalen_batch.pipeline import finalize, record
+from xalen_batch.states import TERMINAL, BatchStatus, LineError, TaskState
+
+logger = log.get(__name__)
+
+# A fresh batch has a message of its own under way; only one that waits longer is sent again.
+LOST_AFTER = timedelta(seconds=2)
+# An upload without a row is either being written or was left by a crash.
+ORPHAN_AFTER = timedelta(hours=6)
+WORKER_LOST = "The worker that ran this request was lost each of the {losses} times it was tried. It was not billed."
+SWEEP_LOCK = 7261957
+
+
+def due() -> list[Message]:
+    """Take back tasks of lost workers, and name the jobs that nobody is at. Cheap: every worker polls it."""
+    with db.transaction() as session:
+        for task in task_rows.reclaim(session):
+            _take_back(session, task)
+        return [*_batches_due(session), *_tasks_due(session)]
+
+
+def tick() -> None:
+    """What beat sends every few seconds: hints for all that is due, and the housekeeping."""
+    with db.transaction() as session:
+        is_mine = session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": SWEEP_LOCK})
+        if is_mine:
+            session.execute(
+                delete(IdempotencyKey).where(IdempotencyKey.created_at < func.now() - timedelta(seconds=settings().idempotency_retention))
+            )
+            statements.issue_due(session)
+            _expire_files(session)
+    if is_mine:
+        _delete_orphans()
+    messages = due()
+    with db.transaction() as session:
+        for message in messages:
+            db.enqueue(session, message.job, message.id)
+
+
+def _take_back(session: Session, task: Task) -> None:
+    logger.warning("task.worker_lost", batch_id=task.batch_id.hex, task=task.seq, worker=task.worker, losses=task.losses)
+    if task.losses < SUSPECT_LOSSES:
+        return
+    batch = session.get_one(Batch, task.batch_id, with_for_update=True)
+    if task.losses > SUSPECT_LOSSES and task.lines == 1:
+        rows = finalize.unrun(session, batch, task, LineError.WORKER_LOST, WORKER_LOST.format(losses=task.losses))
+        if task_rows.end(session, task, record.counts(rows)):
+            record.insert(session, rows)
+    elif task.lines > 1:
+        _cut_into_lines(session, task)
+
+
+def _cut_into_lines(session: Session, task: Task) -> None:
+    """Give each line without a result a task of its own; the task itself keeps those that have one."""
+    spans = list(jsonl.unpack(task.line_index))
+    ended = set(
+        session.scalars(select(Result.line_no).where(Result.batch_id == task.batch_id, Result.line_no.in_([s.line_no for s in spans])))
+    )
+    kept = [span for span in spans if span.line_no in ended]
+    left = [span for span in spans if span.line_no not in ended]
+    last = session.scalar(select(func.max(Task.seq)).where(Task.batch_id == task.batch_id)) or 0
+    session.execute(
+        update(Task)
+        .where(Task.batch_id == task.batch_id, Task.seq == task.seq)
+        .values(lines=len(kept), line_index=jsonl.pack(kept))
+        .execution_options(synchronize_session=False)
+    )
+    session.execute(
+        insert(Task),
+        [
+            {
+                "batch_id": task.batch_id,
+                "seq": last + n,
+                "model": task.model,
+                "lines": 1,
+                "line_index": jsonl.pack([span]),
+                "losses": task.losses,
+            }
+            for n, span in enumerate(left, start=1)
+        ],
+    )
+    task_rows.end(session, task, {})
+
+
+def _batches_due(session: Session) -> list[Message]:
+    is_free = (Batch.lease_until.is_(None)) | (Batch.lease_until < func.now())
+    has_open = select(Task.seq).where(Task.batch_id == Batch.id, Task.state != TaskState.DONE).exists()
+    validating = select(Batch.id).where(Batch.status == BatchStatus.VALIDATING, is_free, Batch.created_at < func.now() - LOST_AFTER)
+    ending = select(Batch.id).where(
+        is_free,
+        Batch.status.in_([BatchStatus.FINALIZING, BatchStatus.CANCELLING])
+        | ((Batch.status == BatchStatus.IN_PROGRESS) & ((Batch.expires_at <= func.now()) | ~has_open)),
+    )
+    return [
+        *(Message(Job.VALIDATE, id.hex) for id in session.scalars(validating)),
+        *(Message(Job.FINALIZE, id.hex) for id in session.scalars(ending)),
+    ]
+
+
+def _tasks_due(session: Session) -> list[Message]:
+    running = select(Batch.id).where(Batch.status == BatchStatus.IN_PROGRESS).subquery()
+    claimable = select(Task.seq).where(
+        Task.batch_id == running.c.id, Task.state == TaskState.PENDING, (Task.not_before.is_(None)) | (Task.not_before <= func.now())
+    )
+    return [Message(Job.EXECUTE)] if session.scalar(select(select(running.c.id).where(claimable.exists()).exists())) else []
+
+
+def _expire_files(session: Session) -> None:
+    """Delete files past their time; an input file that a batch still needs waits for that batch."""
+    is_needed = select(Batch.id).where(Batch.input_file_id == File.id, Batch.status.not_in(TERMINAL)).exists()
+    expired = session.scalars(
+        select(File)
+        .where(File.deleted_at.is_(None), File.expires_at <= func.now(), ~is_needed)
+        .limit(100)
+        .with_for_update(skip_locked=True)
+    ).all()
+    for file in expired:
+        files.erase(session, file)
+        logger.info("file.expired", file_id=file.id.hex)
+
+
+def _delete_orphans() -> None:
+    """Remove stored uploads that no file row stands for: a crash came between writing and committing."""
+    horizon = datetime.now(UTC) - ORPHAN_AFTER
+    old: Sequence[str] = [key for key, written in storage.listing("input") if written < horizon]
+    for start in range(0, len(old), 1000):
+        keys = {key: id for key in old[start : start + 1000] if (id := storage.file_id(key))}
+        with db.transaction() as session:
+            known = set(session.scalars(select(File.id).where(File.id.in_(keys.values()), File.deleted_at.is_(None))))
+        for key, id in keys.items():
+            if id not in known:
+                storage.delete(key)
+                logger.warning("file.orphan_deleted", key=key)

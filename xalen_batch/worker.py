@@ -1,0 +1,112 @@
+"""The worker process: a Celery worker on a pool of threads, with a poll beside it.
+
+The broker only makes work start sooner. With Redis gone, the poll finds the same work in the
+database, so a batch goes on and ends without it.
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery, signals
+from celery.apps.worker import Worker
+from sqlalchemy.exc import SQLAlchemyError
+
+from xalen_batch import broker, log, tasks
+from xalen_batch.broker import Job
+from xalen_batch.config import settings
+from xalen_batch.pipeline import recover
+from xalen_batch.pipeline.engine import Engine
+
+logger = log.get(__name__)
+
+# Threads beside the slots, so that validating and finalizing never wait for a task to end.
+SPARE_THREADS = 4
+
+
+class Poll:
+    """Looks into the database for due work, and runs it on the worker's own pool."""
+
+    def __init__(self, engine: Engine, jobs: dict[Job, Callable[..., Any]], spawn: Callable[..., object]) -> None:
+        self._engine = engine
+        self._jobs = jobs
+        self._spawn = spawn
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="poll", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _run(self) -> None:
+        next_tick = time.monotonic() + settings().tick_interval
+        while not self._stopped.wait(settings().poll_interval):
+            try:
+                for message in recover.due():
+                    self._spawn(self._jobs[message.job], *message.args)
+                if time.monotonic() >= next_tick:
+                    next_tick = time.monotonic() + settings().tick_interval
+                    self._spawn(self._jobs[Job.TICK])
+            except SQLAlchemyError as error:
+                logger.warning("poll.failed", error=type(error).__name__)
+
+
+def run_worker() -> None:
+    """Run a worker in the foreground until SIGTERM or SIGINT; then let requests in flight finish."""
+    log.configure()
+    app = broker.celery()
+    worker: Worker = app.Worker(
+        pool="threads",
+        concurrency=settings().worker_slots + SPARE_THREADS,
+        hostname=f"worker-{os.getpid()}@{socket.gethostname()}",
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        loglevel=settings().log_level.upper(),
+        quiet=True,
+    )
+    _Process(app, worker)
+    # Ctrl-C stops a worker as gently as SIGTERM does.
+    signals.worker_ready.connect(lambda **_: signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM)), weak=False)
+    worker.start()
+    raise SystemExit(worker.exitcode)
+
+
+class _Process:
+    """Ties engine and poll to the life of one Celery worker."""
+
+    def __init__(self, app: Celery, worker: Worker) -> None:
+        self._worker = worker
+        self._engine = Engine(self._spawn)
+        self._poll = Poll(self._engine, tasks.register(app, self._engine), self._spawn)
+        signals.worker_init.connect(lambda **_: self._poll.start(), weak=False)
+        signals.worker_shutting_down.connect(self._stop, weak=False)
+        signals.worker_shutdown.connect(lambda **_: self._engine.close(), weak=False)
+
+    def _spawn(self, function: Callable[..., object], *args: str) -> None:
+        pool = getattr(self._worker, "pool", None)
+        if pool is None:
+            return
+        try:
+            pool.apply_async(function, args)
+        except RuntimeError:
+            # The pool takes nothing more: the worker is on its way out.
+            return
+
+    def _stop(self, **_: Any) -> None:
+        self._poll.stop()
+        self._engine.stop()
+
+
+def run_beat() -> None:
+    """Send the tick every few seconds, in the foreground. Any number of beats may run, or none."""
+    log.configure()
+    app = broker.celery()
+    # The one entry never changes, so what beat would remember between starts is not worth a file.
+    app.Beat(scheduler_cls="celery.beat:Scheduler", loglevel=settings().log_level.upper(), quiet=True).run()
