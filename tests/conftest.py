@@ -1,0 +1,105 @@
+"""One real PostgreSQL and one real Valkey for the whole run, started from the package's own binaries.
+
+Unit tests ask for nothing here, and start nothing.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import redis
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from xalen_batch import broker, catalog, config, db, embedded, schema, storage
+from xalen_batch.billing import prices
+from xalen_batch.models import Base
+
+
+class Stores(NamedTuple):
+    database_url: str
+    redis_url: str
+    data_dir: Path
+
+
+def forget() -> None:
+    """Have everything that is read from the settings once be read again."""
+    for cached in (config.settings, catalog.models, db.engine, broker.celery, broker._publisher, storage.store):
+        cached.cache_clear()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment() -> Iterator[None]:
+    """What the developer has set for a server of their own is not for the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("XALEN_", "OPENAI_")):
+                patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def stores(_clean_environment: None) -> Iterator[Stores]:
+    """The servers' addresses, in the environment too; the database is built by the migrations."""
+    with tempfile.TemporaryDirectory(prefix="xalen-tests-") as folder, pytest.MonkeyPatch.context() as patch:
+        root = Path(folder)
+        postgres = embedded.Postgres(root / "postgres", root / "postgres.log", durable=False)
+        valkey = embedded.Valkey(root / "valkey", root / "valkey.log")
+        try:
+            found = Stores(postgres.start(), valkey.start(), root / "data")
+            patch.setenv("XALEN_DATABASE_URL", found.database_url)
+            patch.setenv("XALEN_REDIS_URL", found.redis_url)
+            patch.setenv("XALEN_DATA_DIR", str(found.data_dir))
+            patch.setenv("XALEN_STORAGE_URL", (found.data_dir / "files").as_uri())
+            forget()
+            schema.migrate()
+            yield found
+        finally:
+            if db.engine.cache_info().currsize:
+                db.engine().dispose()
+            forget()
+            valkey.stop()
+            postgres.stop()
+
+
+@pytest.fixture
+def database(stores: Stores) -> str:
+    """An empty database, but for the catalog's prices, behind `db.transaction()`; its URL."""
+    with db.transaction() as session:
+        session.execute(text(f"TRUNCATE {', '.join(table.name for table in Base.metadata.sorted_tables)}"))
+        prices.sync(session)
+    return stores.database_url
+
+
+@pytest.fixture
+def session(database: str) -> Iterator[Session]:
+    """An open transaction; it commits when the test has ended."""
+    with db.transaction() as session:
+        yield session
+
+
+@pytest.fixture
+def valkey(stores: Stores) -> Iterator[redis.Redis]:
+    """A client of the empty Valkey that the broker uses."""
+    with redis.Redis.from_url(stores.redis_url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def configure() -> Iterator[Callable[..., None]]:
+    """`configure(lease=2, task_lines=5)`: other settings for one test."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def change(**values: object) -> None:
+            for name, value in values.items():
+                patch.setenv(f"XALEN_{name.upper()}", str(value))
+            config.settings.cache_clear()
+            catalog.models.cache_clear()
+
+        yield change
+    config.settings.cache_clear()
+    catalog.models.cache_clear()

@@ -1,0 +1,108 @@
+"""Rows for tests, made the way the product makes them; each argument that matters to a test can be given."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import obstore
+from sqlalchemy.orm import Session
+
+from xalen_batch import accounts, ids, storage
+from xalen_batch.accounts import Caller
+from xalen_batch.billing import prices
+from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.models import Account, Batch, File
+
+CHAT_MODEL = "mistral-small-3-1"
+RERANK_MODEL = "bge-reranker-v2"
+
+
+def account(session: Session, name: str | None = None) -> Account:
+    made = accounts.create(session, name or f"account-{ids.new().hex}")
+    session.flush()
+    return made
+
+
+def key(session: Session, of: Account | None = None, *, livemode: bool = False, **options: Any) -> str:
+    """A new key's secret."""
+    _, secret = accounts.create_key(session, of or account(session), livemode=livemode, name="test", **options)
+    session.flush()
+    return secret
+
+
+def caller(session: Session, of: Account | None = None, *, livemode: bool = False) -> Caller:
+    return accounts.authenticate(session, key(session, of, livemode=livemode))
+
+
+def jsonl(lines: Sequence[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
+
+
+def input_file(session: Session, caller: Caller, lines: Sequence[dict[str, Any]] | bytes, **columns: Any) -> File:
+    """An uploaded file, its bytes in storage."""
+    content = lines if isinstance(lines, bytes) else jsonl(lines)
+    file = File(
+        **{
+            "id": ids.new(),
+            "account_id": caller.account_id,
+            "livemode": caller.livemode,
+            "purpose": "batch",
+            "filename": "input.jsonl",
+            "size": len(content),
+            "sha256": hashlib.sha256(content).digest(),
+            "expires_at": datetime.now(UTC) + timedelta(days=30),
+            **columns,
+        }
+    )
+    obstore.put(storage.store(), storage.key(file.id), content)
+    session.add(file)
+    session.flush()
+    return file
+
+
+def batch(session: Session, caller: Caller, file: File, **columns: Any) -> Batch:
+    """A batch just created, with today's prices; nothing has been enqueued for it."""
+    made = Batch(
+        **{
+            "id": ids.new(),
+            "account_id": caller.account_id,
+            "livemode": caller.livemode,
+            "endpoint": CHAT,
+            "completion_window": "24h",
+            "input_file_id": file.id,
+            "price_snapshot": prices.snapshot(session, livemode=caller.livemode, models=[CHAT_MODEL, RERANK_MODEL]),
+            "discount_rate": Decimal("0.5"),
+            "expires_at": datetime.now(UTC) + timedelta(hours=24),
+            **columns,
+        }
+    )
+    session.add(made)
+    session.flush()
+    session.refresh(made)
+    return made
+
+
+def chat_line(custom_id: str, content: str = "Where is my parcel?", *, model: str = CHAT_MODEL, **body: Any) -> dict[str, Any]:
+    return {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": CHAT,
+        "body": {"model": model, "messages": [{"role": "user", "content": content}], **body},
+    }
+
+
+def rerank_line(
+    custom_id: str,
+    query: str = "How do I return an item?",
+    documents: Sequence[str] = ("Returns are free within 30 days.", "We ship on Mondays."),
+    **body: Any,
+) -> dict[str, Any]:
+    return {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": RERANK,
+        "body": {"model": RERANK_MODEL, "query": query, "documents": list(documents), **body},
+    }

@@ -1,0 +1,186 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from xalen_batch import embedded
+from xalen_batch.errors import ConfigError
+
+PARENT = """
+import os, signal, sys
+from pathlib import Path
+from xalen_batch import embedded
+root = Path(sys.argv[1])
+postgres = embedded.Postgres(root / "postgres", root / "postgres.log", durable=False)
+valkey = embedded.Valkey(root / "valkey", root / "valkey.log")
+print(postgres.start(), valkey.start(), postgres.process.pid, valkey.process.pid, flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[embedded.Postgres]:
+    server = embedded.Postgres(tmp_path / "postgres", tmp_path / "postgres.log", durable=False)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[embedded.Valkey]:
+    server = embedded.Valkey(tmp_path / "valkey", tmp_path / "valkey.log")
+    yield server
+    server.stop()
+
+
+def write(url: str, value: str) -> None:
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS kept (value text)")
+        connection.execute("INSERT INTO kept VALUES (%s)", [value])
+
+
+def read(url: str) -> list[str]:
+    with psycopg.connect(url) as connection:
+        return [value for (value,) in connection.execute("SELECT value FROM kept")]
+
+
+def test_postgresql_keeps_its_data_and_its_address_over_a_restart(postgres: embedded.Postgres) -> None:
+    url = postgres.start()
+    write(url, "here")
+    postgres.stop()
+    assert postgres.start() == url
+    assert read(url) == ["here"]
+
+
+def test_valkey_keeps_its_queues_over_a_restart(valkey: embedded.Valkey) -> None:
+    with redis.Redis.from_url(valkey.start()) as client:
+        client.rpush("queue", "hint")
+    valkey.stop()
+    with redis.Redis.from_url(valkey.start()) as client:
+        assert client.lrange("queue", 0, -1) == [b"hint"]
+        assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
+
+
+def test_stopping_leaves_no_process(postgres: embedded.Postgres, valkey: embedded.Valkey, tmp_path: Path) -> None:
+    for server in (postgres, valkey):
+        server.start()
+        pid = server.process.pid
+        server.stop()
+        assert not embedded.is_running(pid, str(tmp_path))
+
+
+def test_postgresql_refuses_a_wrong_password_and_listens_on_no_port(postgres: embedded.Postgres) -> None:
+    url = postgres.start()
+    password = (postgres.folder / "password").read_text()
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(url.replace(password, "wrong"))
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SHOW listen_addresses").fetchone() == ("",)
+    assert (postgres.folder / "password").stat().st_mode & 0o777 == 0o600
+
+
+def test_sockets_are_private(postgres: embedded.Postgres, valkey: embedded.Valkey) -> None:
+    for server in (postgres, valkey):
+        server.start()
+        assert server.sockets.stat().st_mode & 0o777 == 0o700
+        assert [path.stat().st_mode & 0o777 for path in server.sockets.iterdir() if path.is_socket()] == [0o700]
+
+
+def test_a_long_folder_gets_a_short_private_socket_that_goes_when_it_stops(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30)
+    for server in (embedded.Postgres(folder, tmp_path / "a.log", durable=False), embedded.Valkey(folder / "valkey", tmp_path / "b.log")):
+        server.start()
+        assert server.sockets != server.folder
+        assert server.sockets.stat().st_mode & 0o777 == 0o700
+        server.stop()
+        assert not server.sockets.exists()
+
+
+def test_a_folder_with_blanks_and_quotes_in_its_name_works(tmp_path: Path) -> None:
+    server = embedded.Postgres(tmp_path / "it's a folder, 100%", tmp_path / "log", durable=False)
+    try:
+        write(server.start(), "here")
+    finally:
+        server.stop()
+
+
+def test_servers_go_with_a_parent_that_was_killed_and_start_again_with_their_data(
+    postgres: embedded.Postgres, valkey: embedded.Valkey, tmp_path: Path
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
+        database_url, redis_url, *_ = parent.stdout.readline().split()
+        write(database_url, "here")
+        with redis.Redis.from_url(redis_url) as client:
+            client.rpush("queue", "hint")
+        parent.kill()
+    assert read(postgres.start()) == ["here"]
+    with redis.Redis.from_url(valkey.start()) as client:
+        assert client.lrange("queue", 0, -1) == [b"hint"]
+
+
+def test_a_server_still_running_on_the_folder_is_stopped_first(
+    postgres: embedded.Postgres, valkey: embedded.Valkey, tmp_path: Path
+) -> None:
+    old = [embedded.Postgres(tmp_path / "postgres", tmp_path / "old.log"), embedded.Valkey(tmp_path / "valkey", tmp_path / "old2.log")]
+    for before, server in zip(old, [postgres, valkey], strict=True):
+        before.start()
+        server.start()
+        assert before.process.poll() is not None
+        assert server.answers()
+
+
+def test_a_killed_durable_postgresql_has_lost_nothing(tmp_path: Path) -> None:
+    server = embedded.Postgres(tmp_path / "postgres", tmp_path / "postgres.log")
+    try:
+        write(server.start(), "here")
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+        assert read(server.start()) == ["here"]
+    finally:
+        server.stop()
+
+
+def test_a_stale_pid_file_that_names_someone_else_stops_nobody(postgres: embedded.Postgres) -> None:
+    postgres.start()
+    text = postgres.pid_file.read_text()
+    postgres.stop()
+    # As after a reboot: the pid is now another program's.
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        postgres.pid_file.write_text(text.replace(text.split()[0], str(stranger.pid), 1))
+        postgres.start()
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_a_failed_start_says_why_and_where_the_log_is(postgres: embedded.Postgres) -> None:
+    postgres.start()
+    postgres.stop()
+    (postgres.data / "PG_VERSION").write_text("9.6\n")
+    with pytest.raises(ConfigError, match=r"(?s)PostgreSQL did not start.*9\.6.*postgres\.log"):
+        postgres.start()
+
+
+def test_a_half_made_database_is_made_anew(postgres: embedded.Postgres) -> None:
+    half = postgres.folder / "data.new"
+    half.mkdir(parents=True)
+    (half / "PG_VERSION").write_text("18\n")
+    write(postgres.start(), "here")
+
+
+def test_a_platform_without_binaries_is_told_what_to_set(postgres: embedded.Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="XALEN_DATABASE_URL"):
+        postgres.start()
+
+
+def test_the_log_of_the_run_before_is_kept(valkey: embedded.Valkey) -> None:
+    valkey.start()
+    valkey.stop()
+    valkey.start()
+    assert valkey.log.exists()
+    assert valkey.log.with_name("valkey.log.1").read_text()

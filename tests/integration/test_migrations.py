@@ -1,0 +1,70 @@
+from collections.abc import Iterator
+
+import pytest
+from alembic import command
+from alembic.util import CommandError
+from sqlalchemy import create_engine, func, select, text
+from sqlalchemy.engine import make_url
+
+from tests.conftest import Stores, forget
+from xalen_batch import db, schema
+from xalen_batch.models import Price
+
+
+@pytest.fixture
+def empty_database(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Another database on the same server, with nothing in it, as the one in the settings."""
+    server = create_engine(db.url(), isolation_level="AUTOCOMMIT")
+    name = "migrations"
+    with server.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    url = make_url(stores.database_url).set(database=name).render_as_string(hide_password=False)
+    monkeypatch.setenv("XALEN_DATABASE_URL", url)
+    db.engine().dispose()
+    forget()
+    yield
+    db.engine().dispose()
+    monkeypatch.undo()
+    forget()
+    with server.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name}"))
+    server.dispose()
+
+
+@pytest.mark.usefixtures("empty_database")
+class TestMigrations:
+    def test_an_empty_database_is_not_current_until_it_is_migrated(self) -> None:
+        assert not schema.is_current()
+        schema.migrate()
+        assert schema.is_current()
+
+    def test_the_catalogs_prices_are_there_after_migrating(self) -> None:
+        schema.migrate()
+        with db.transaction() as session:
+            assert session.scalar(select(func.count()).select_from(Price)) > 0
+
+    def test_migrating_again_changes_nothing(self) -> None:
+        schema.migrate()
+        with db.transaction() as session:
+            before = session.execute(select(Price.id, Price.valid_to).order_by(Price.id)).all()
+        schema.migrate()
+        with db.transaction() as session:
+            assert session.execute(select(Price.id, Price.valid_to).order_by(Price.id)).all() == before
+
+    def test_the_migrations_make_the_tables_that_the_models_describe(self) -> None:
+        schema.migrate()
+        try:
+            command.check(schema.alembic())
+        except CommandError as error:
+            pytest.fail(str(error))
+
+    def test_every_migration_goes_down_and_up_again(self) -> None:
+        schema.migrate()
+        command.downgrade(schema.alembic(), "base")
+        with db.engine().connect() as connection:
+            left = connection.scalars(
+                text("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'")
+            ).all()
+        assert left == []
+        schema.migrate()
+        assert schema.is_current()

@@ -1,0 +1,43 @@
+"""The database's schema: bringing it up to date, and knowing whether it is."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from xalen_batch import db
+from xalen_batch.billing import prices
+
+
+def migrations() -> Path:
+    """The folder of the migrations: inside an installed package, beside the package in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "_migrations"
+    return installed if installed.exists() else package.parent / "migrations"
+
+
+def alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
+    return config
+
+
+def migrate() -> None:
+    """Run every migration that is missing, then bring the prices in line with the catalog. Safe to repeat, and at once."""
+    command.upgrade(alembic(), "head")
+    with db.transaction() as session:
+        prices.sync(session)
+
+
+def revisions() -> tuple[str | None, str | None]:
+    """The revision the database is at, and the one this package needs."""
+    with db.engine().connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision(), ScriptDirectory.from_config(alembic()).get_current_head()
+
+
+def is_current() -> bool:
+    """Whether the database has the schema that this package was made for."""
+    found, needed = revisions()
+    return found == needed
