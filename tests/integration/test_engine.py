@@ -1,0 +1,303 @@
+"""The engine on a real database: every line ends once, and is charged once, whatever goes wrong."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+from sqlalchemy import func, select, update
+
+from tests import factories
+from xalen_batch import db, results
+from xalen_batch.accounts import Caller
+from xalen_batch.backends.contract import Answered, Usage
+from xalen_batch.broker import Job
+from xalen_batch.errors import NotCancellable
+from xalen_batch.models import Batch, Invoice, Result, Task
+from xalen_batch.models.files import FilePart
+from xalen_batch.pipeline import cancel, claim, finalize, record, recover, validate
+from xalen_batch.pipeline.engine import Engine
+from xalen_batch.states import TaskState
+
+pytestmark = pytest.mark.usefixtures("database", "valkey")
+
+
+@pytest.fixture
+def engine(configure: Callable[..., None]) -> Iterator[Engine]:
+    configure(task_lines=10, flush_interval=0.05, lease=30)
+    with ThreadPoolExecutor(16) as pool:
+        engine = Engine(pool.submit)
+        yield engine
+        engine.stop()
+        pool.shutdown(wait=True)
+        engine.close()
+
+
+def a_caller() -> Caller:
+    with db.transaction() as session:
+        return factories.caller(session)
+
+
+def a_batch(lines: list[dict], caller: Caller | None = None, **columns: object) -> UUID:
+    """A batch that is split and ready to run."""
+    with db.transaction() as session:
+        caller = caller or factories.caller(session)
+        batch_id = factories.batch(session, caller, factories.input_file(session, caller, lines), **columns).id
+    validate.run(batch_id)
+    return batch_id
+
+
+def chat_lines(count: int, **body: object) -> list[dict]:
+    return [factories.chat_line(f"line-{n}", f"Where is parcel {n}?", **body) for n in range(count)]
+
+
+def run_to_end(engine: Engine, batch_id: UUID, timeout: float = 30) -> Batch:
+    """Drive the engine by the poll alone, as a worker without a broker does."""
+    over = threading.Event()
+    deadline = datetime.now(UTC) + timedelta(seconds=timeout)
+    while datetime.now(UTC) < deadline:
+        batch = read(batch_id)
+        if batch.status in ("completed", "cancelled", "expired", "failed"):
+            return batch
+        for message in recover.due():
+            if message.job is Job.FINALIZE:
+                finalize.run(UUID(hex=message.id))
+            elif message.job is Job.EXECUTE:
+                engine.wake()
+        over.wait(0.02)
+    raise AssertionError(f"the batch is still {batch.status}")
+
+
+def read(batch_id: UUID) -> Batch:
+    with db.transaction() as session:
+        return session.get_one(Batch, batch_id)
+
+
+def lines_of(batch_id: UUID, part: FilePart) -> list[dict]:
+    return [json.loads(line) for line in results.lines(batch_id, part)]
+
+
+def expire_leases() -> None:
+    with db.transaction() as session:
+        session.execute(update(Task).where(Task.state == TaskState.RUNNING).values(lease_until=func.now() - timedelta(seconds=1)))
+
+
+def charged(batch_id: UUID) -> Decimal:
+    with db.transaction() as session:
+        return session.scalar(select(func.coalesce(func.sum(Result.amount), 0)).where(Result.batch_id == batch_id))
+
+
+def answers(held: claim.Claim) -> list[record.Row]:
+    return [
+        record.row(
+            record.Line(held.batch_id, line.line_no, held.model, line.custom_id), Answered(200, b"{}", Usage(1_000, 500)), held.tariff
+        )
+        for line in held.lines
+    ]
+
+
+def a_claim() -> claim.Claim:
+    held = claim.claim([], with_suspects=True)
+    assert held is not None
+    return held
+
+
+def test_a_batch_runs_to_its_files_counts_and_invoice(engine: Engine) -> None:
+    batch_id = a_batch(chat_lines(45))
+    batch = run_to_end(engine, batch_id)
+    assert (batch.status, batch.total, batch.completed, batch.failed) == ("completed", 45, 45, 0)
+    output = lines_of(batch_id, FilePart.OUTPUT)
+    assert [line["custom_id"] for line in output] == [f"line-{n}" for n in range(45)]
+    assert all(line["response"]["body"]["system_fingerprint"] == "simulated" for line in output)
+    assert batch.error_file_id is None
+    with db.transaction() as session:
+        invoice = session.scalars(select(Invoice).where(Invoice.batch_id == batch_id)).one()
+    assert invoice.total == charged(batch_id) > 0
+
+
+def test_the_size_of_an_output_file_is_its_bytes(engine: Engine) -> None:
+    batch = run_to_end(engine, a_batch([*chat_lines(12), factories.chat_line("too-long", max_tokens=10_000_000)]))
+    with db.transaction() as session:
+        for file_id, part in ((batch.output_file_id, FilePart.OUTPUT), (batch.error_file_id, FilePart.ERROR)):
+            file = session.get_one(factories.File, file_id)
+            assert file.size == sum(map(len, results.lines(batch.id, part)))
+
+
+def test_a_refused_line_goes_to_the_error_file_and_costs_nothing(engine: Engine) -> None:
+    batch = run_to_end(engine, a_batch([*chat_lines(3), factories.chat_line("too-long", max_tokens=10_000_000)]))
+    assert (batch.status, batch.completed, batch.failed) == ("completed", 3, 1)
+    (line,) = lines_of(batch.id, FilePart.ERROR)
+    assert line["custom_id"] == "too-long"
+    assert line["response"]["status_code"] == 400
+    assert line["error"] is None
+    with db.transaction() as session:
+        assert session.scalar(select(Result.amount).where(Result.batch_id == batch.id, Result.custom_id == "too-long")) is None
+
+
+def test_a_batch_whose_lines_all_fail_is_completed(engine: Engine) -> None:
+    batch = run_to_end(engine, a_batch(chat_lines(3, max_tokens=10_000_000)))
+    assert (batch.status, batch.completed, batch.failed, batch.output_file_id) == ("completed", 0, 3, None)
+
+
+def test_a_stale_fence_writes_nothing() -> None:
+    batch_id = a_batch(chat_lines(4))
+    frozen = a_claim()
+    expire_leases()
+    recover.due()
+    owner = a_claim()
+    assert owner.key == frozen.key
+    assert record.record(frozen.key, frozen.fence, answers(frozen)).is_stale
+    assert charged(batch_id) == 0
+    assert not record.record(owner.key, owner.fence, answers(owner), to=TaskState.DONE).is_stale
+    assert record.record(frozen.key, frozen.fence, answers(frozen)).is_stale
+    assert charged(batch_id) == len(owner.lines) * Decimal("0.00002")
+
+
+def test_a_task_of_a_lost_worker_runs_only_the_lines_that_have_no_result(engine: Engine) -> None:
+    batch_id = a_batch(chat_lines(8), endpoint="/v1/chat/completions")
+    held = a_claim()
+    record.record(held.key, held.fence, answers(held)[:3])
+    expire_leases()
+    recover.due()
+    again = a_claim()
+    assert [line.line_no for line in again.lines] == [line.line_no for line in held.lines][3:]
+    expire_leases()
+    assert run_to_end(engine, batch_id).completed == 8
+
+
+def test_a_poison_line_fails_alone() -> None:
+    batch_id = a_batch(chat_lines(3))
+    poison = 2
+    for _ in range(20):
+        while (held := claim.claim([], with_suspects=True)) is not None:
+            if any(line.line_no == poison for line in held.lines):
+                break
+            record.record(held.key, held.fence, answers(held), to=TaskState.DONE)
+        if held is None:
+            break
+        expire_leases()
+        recover.due()
+    finalize.run(batch_id)
+    batch = read(batch_id)
+    assert (batch.status, batch.completed, batch.failed) == ("completed", 2, 1)
+    (line,) = lines_of(batch_id, FilePart.ERROR)
+    assert (line["custom_id"], line["response"], line["error"]["code"]) == ("line-1", None, "worker_lost")
+
+
+def test_cancel_keeps_and_bills_what_finished(engine: Engine) -> None:
+    batch_id = a_batch(chat_lines(25))
+    held = a_claim()
+    record.record(held.key, held.fence, answers(held)[:2])
+    with db.transaction() as session:
+        assert cancel.cancel(session, session.get_one(Batch, batch_id)).status == "cancelling"
+    assert claim.claim([], with_suspects=True) is None
+    finalize.run(batch_id)
+    assert read(batch_id).status == "cancelling"
+    assert not record.record(held.key, held.fence, answers(held)[2:3]).goes_on
+    record.record(held.key, held.fence, [], to=TaskState.PENDING)
+    finalize.run(batch_id)
+    batch = read(batch_id)
+    assert (batch.status, batch.completed, batch.failed) == ("cancelled", 3, 22)
+    assert charged(batch_id) == 3 * Decimal("0.00002")
+    errors = lines_of(batch_id, FilePart.ERROR)
+    assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
+    assert len(errors) + len(lines_of(batch_id, FilePart.OUTPUT)) == 25
+
+
+def test_cancelling_twice_is_fine_and_after_the_end_is_refused(engine: Engine) -> None:
+    batch_id = a_batch(chat_lines(2))
+    for _ in range(2):
+        with db.transaction() as session:
+            cancel.cancel(session, session.get_one(Batch, batch_id))
+    finalize.run(batch_id)
+    with db.transaction() as session, pytest.raises(NotCancellable, match="cancelled"):
+        cancel.cancel(session, session.get_one(Batch, batch_id))
+
+
+def test_a_batch_cancelled_before_it_was_validated_ends_empty() -> None:
+    with db.transaction() as session:
+        caller = factories.caller(session)
+        batch = factories.batch(session, caller, factories.input_file(session, caller, chat_lines(2)))
+        cancel.cancel(session, batch)
+    validate.run(batch.id)
+    finalize.run(batch.id)
+    batch = read(batch.id)
+    assert (batch.status, batch.total, batch.output_file_id, batch.error_file_id) == ("cancelled", 0, None, None)
+
+
+def test_an_overdue_batch_expires_with_what_finished(engine: Engine) -> None:
+    batch_id = a_batch(chat_lines(12))
+    held = a_claim()
+    record.record(held.key, held.fence, answers(held), to=TaskState.DONE)
+    with db.transaction() as session:
+        session.get_one(Batch, batch_id).expires_at = datetime.now(UTC) - timedelta(seconds=1)
+    batch = run_to_end(engine, batch_id)
+    assert (batch.status, batch.completed) == ("expired", len(held.lines))
+    assert {line["error"]["code"] for line in lines_of(batch_id, FilePart.ERROR)} == {"batch_expired"}
+    assert batch.completed + batch.failed == batch.total == 12
+
+
+def test_finalizing_twice_at_once_issues_one_invoice() -> None:
+    batch_id = a_batch(chat_lines(2))
+    while (held := claim.claim([], with_suspects=True)) is not None:
+        record.record(held.key, held.fence, answers(held), to=TaskState.DONE)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(finalize.run, [batch_id] * 8))
+    finalize.run(batch_id)
+    with db.transaction() as session:
+        assert session.scalar(select(func.count()).select_from(Invoice).where(Invoice.batch_id == batch_id)) == 1
+    assert read(batch_id).status == "completed"
+
+
+def test_a_small_account_does_not_wait_behind_a_giant_one() -> None:
+    a_batch(chat_lines(200))
+    for _ in range(3):
+        a_claim()
+    small = a_batch(chat_lines(2))
+    assert a_claim().batch_id == small
+
+
+def test_two_claimers_never_get_the_same_task() -> None:
+    a_batch(chat_lines(160))
+    with ThreadPoolExecutor(8) as pool:
+        claims = list(pool.map(lambda _: a_claim().key, range(12)))
+    assert len(set(claims)) == 12
+
+
+def test_a_busy_backend_is_passed_over() -> None:
+    a_batch(chat_lines(5))
+    assert claim.claim([(factories.CHAT_MODEL, False)], with_suspects=True) is None
+    assert claim.claim([(factories.CHAT_MODEL, True)], with_suspects=True) is not None
+
+
+def test_a_task_handed_back_waits_for_its_pause() -> None:
+    a_batch([factories.chat_line("only")])
+    held = a_claim()
+    record.record(held.key, held.fence, [], to=TaskState.PENDING, pause=3600)
+    assert claim.claim([], with_suspects=True) is None
+    with db.transaction() as session:
+        session.execute(update(Task).values(not_before=func.now()))
+    assert a_claim().key == held.key
+
+
+def test_a_stopping_engine_gives_its_tasks_back(engine: Engine, configure: Callable[..., None]) -> None:
+    configure(shutdown_grace=0.1, task_lines=10, flush_interval=0.05)
+    batch_id = a_batch([factories.chat_line(f"slow-{n}", metadata={"simulate": "hang"}) for n in range(4)])
+    drain = threading.Thread(target=engine.drain)
+    drain.start()
+    while read_states(batch_id) != {"running"}:
+        threading.Event().wait(0.01)
+    engine.stop()
+    drain.join(10)
+    assert not drain.is_alive()
+    assert read_states(batch_id) == {"pending"}
+    assert charged(batch_id) == 0
+
+
+def read_states(batch_id: UUID) -> set[str]:
+    with db.transaction() as session:
+        return set(session.scalars(select(Task.state).where(Task.batch_id == batch_id)))
