@@ -1,0 +1,27 @@
+"""The API's own pages: its description, and Swagger UI over it, from files that come with the package."""
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from starlette.staticfiles import StaticFiles
+
+ASSETS = Path(__file__).parent / "assets"
+PATH = "/docs/assets"
+
+
+def install(app: FastAPI) -> None:
+    """Serve /docs without a request to anyone else."""
+    app.mount(PATH, StaticFiles(directory=ASSETS))
+    page = get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title=app.title,
+        swagger_js_url=f"{PATH}/swagger-ui-bundle.js",
+        swagger_css_url=f"{PATH}/swagger-ui.css",
+        swagger_favicon_url=f"{PATH}/favicon.png",
+    )
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> HTMLResponse:
+        return page

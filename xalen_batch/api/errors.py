@@ -1,0 +1,95 @@
+"""Every failure as the one envelope that OpenAI's clients read."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import obstore.exceptions
+import psycopg
+import sqlalchemy.exc
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from xalen_batch import log
+from xalen_batch.errors import InvalidRequest, MethodNotAllowed, NotFound, ServerError, TooLarge, Unauthenticated, Unavailable, XalenError
+
+logger = log.get(__name__)
+
+SHOWN_VALUE = 100
+# A database that is away or overloaded, and object storage that does not do what it should.
+AWAY = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.TimeoutError, psycopg.OperationalError, obstore.exceptions.BaseError)
+EXPECTED: tuple[type[Exception], ...] = (XalenError, RequestValidationError, HTTPException, ClientDisconnect, *AWAY)
+
+
+def install(app: FastAPI) -> None:
+    """Answer what is expected to fail with `answer`; the middleware does the same for what is not."""
+    for kind in EXPECTED:
+        app.add_exception_handler(kind, answer)
+
+
+def answer(request: Request, error: Exception) -> Response:
+    """The response that tells the caller about an error."""
+    known = translate(request, error)
+    headers = dict(getattr(error, "headers", None) or {})
+    if isinstance(known, Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
+    if known.retry_after is not None:
+        headers["retry-after"] = f"{known.retry_after:.0f}"
+    # ASCII, so that what cannot be UTF-8 (a lone surrogate in a value that is shown) can still be answered.
+    return Response(json.dumps(known.body()), known.status, headers, "application/json")
+
+
+def translate(request: Request, error: Exception) -> XalenError:
+    """Any exception as an error of ours; a bug stays a plain 500."""
+    match error:
+        case XalenError():
+            return error
+        case RequestValidationError():
+            return _invalid(error.errors())
+        case HTTPException():
+            return _http(request, error)
+        case ClientDisconnect():
+            return InvalidRequest("The connection was closed before the request was complete.")
+        case _ if isinstance(error, AWAY):
+            logger.warning("api.unavailable", error=type(error).__name__)
+            return Unavailable("The service cannot reach one of its stores right now. Send the request again in a few seconds.")
+    return ServerError(
+        "Something failed on our side, and it has been logged. Send the request again; if it keeps failing, report its x-request-id."
+    )
+
+
+def _http(request: Request, error: HTTPException) -> XalenError:
+    asked = f"{request.method} {request.url.path[:SHOWN_VALUE]}"
+    if error.status_code == 404:
+        return NotFound(f"Unknown request URL: {asked}. See /docs for what there is.", code="unknown_url")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return MethodNotAllowed(f"Method not allowed: {asked}. Use {allowed}.")
+    if error.status_code == 413:
+        return TooLarge("The request body is too large for this endpoint. Send less, or upload a file.", code="request_too_large")
+    return InvalidRequest("The body cannot be read. Send one JSON object with `content-type: application/json`.")
+
+
+def _invalid(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
+    """The first thing that is wrong: which field, what it holds, what it should be."""
+    error = errors[0]
+    where = [str(step) for step in error["loc"][1:]]
+    param = ".".join(where) or None
+    if error["type"] == "json_invalid":
+        reason = error["ctx"]["error"]
+        return InvalidRequest(f"The body is not valid JSON: {reason} at character {where[0]}. Send one JSON object.", code="invalid_json")
+    if param is None:
+        return InvalidRequest("The body must be one JSON object, sent with `content-type: application/json`.")
+    if error["type"] == "missing":
+        return InvalidRequest(
+            f"Missing required parameter: `{param}`. Add it to the request.", param=param, code="missing_required_parameter"
+        )
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "should")
+    return InvalidRequest(f"Invalid `{param}`: {message}; got {_shown(error['input'])}.", param=param, code="invalid_value")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_VALUE else f"{text[:SHOWN_VALUE]}…"

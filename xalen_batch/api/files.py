@@ -1,0 +1,100 @@
+"""/v1/files"""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+
+from xalen_batch import files, idempotency, results, storage
+from xalen_batch.api.deps import BriefReader, IdempotencyKey, Reader, Submitter, Transaction
+from xalen_batch.api.responses import download, stored
+from xalen_batch.api.schemas import LONGEST_LIFE, SHORTEST_LIFE, DeletedFile, FileObject, ListObject, listing
+from xalen_batch.api.uploads import Received
+from xalen_batch.db import transaction
+from xalen_batch.files import UPLOAD_PURPOSES, Purpose
+from xalen_batch.models.files import FilePart
+from xalen_batch.paging import Order
+
+PATH = "/v1/files"
+router = APIRouter(prefix=PATH, tags=["files"])
+
+FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "purpose": {"type": "string", "enum": sorted(UPLOAD_PURPOSES), "description": "`batch` for the input of a batch."},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {"type": "integer", "minimum": SHORTEST_LIFE, "maximum": LONGEST_LIFE},
+                        "file": {"type": "string", "format": "binary"},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", response_model=FileObject, openapi_extra=FORM)
+def create_file(upload: Received, session: Transaction, key: IdempotencyKey = None) -> Response:
+    """Upload a file. Fields may come before or after it; it is stored as it arrives."""
+
+    def create() -> bytes:
+        file = files.create(
+            session,
+            upload.caller,
+            id=upload.id,
+            purpose=upload.purpose,
+            filename=upload.filename,
+            size=upload.size,
+            sha256=upload.sha256,
+            expires_after=upload.expires_after,
+        )
+        return FileObject.of(file).model_dump_json().encode()
+
+    answer = idempotency.once(session, upload.caller, key, route=f"POST {PATH}", fingerprint=upload.fingerprint, create=create)
+    if answer.is_replay:
+        # The first upload of these bytes is the file.
+        storage.delete(storage.key(upload.id))
+    return stored(answer)
+
+
+@router.get("")
+def list_files(
+    session: Transaction,
+    caller: Reader,
+    purpose: Purpose | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Order = "desc",
+    after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
+) -> ListObject[FileObject]:
+    """Files, newest first unless `order` says otherwise."""
+    page = files.page(session, caller, purpose=purpose, limit=limit, order=order, after=after)
+    return listing(page, [FileObject.of(file) for file in page.data])
+
+
+@router.get("/{file_id}")
+def get_file(session: Transaction, caller: Reader, file_id: str) -> FileObject:
+    return FileObject.of(files.get(session, caller, file_id))
+
+
+@router.get("/{file_id}/content", response_class=Response)
+def get_content(caller: BriefReader, file_id: str) -> Response:
+    """The bytes of an upload, or the lines of an output or error file in the order of the input."""
+    with transaction() as session:
+        file = files.get(session, caller, file_id)
+    if file.batch_id is None or file.part is None:
+        chunks = storage.chunks(storage.key(file.id))
+    else:
+        chunks = results.chunks(file.batch_id, FilePart(file.part))
+    return download(chunks, file.filename, size=file.size)
+
+
+@router.delete("/{file_id}")
+def delete_file(session: Transaction, caller: Submitter, file_id: str) -> DeletedFile:
+    """Erase a file. Of an output file that erases the answers, never what they cost."""
+    files.delete(session, caller, file_id)
+    return DeletedFile(id=file_id)

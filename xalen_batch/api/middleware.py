@@ -1,0 +1,90 @@
+"""What surrounds every request: its id, one line in the log, and an answer even when the code fails."""
+
+import time
+import uuid
+
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from xalen_batch import log
+from xalen_batch.api import errors
+from xalen_batch.config import settings
+
+logger = log.get(__name__)
+
+# What a proxy in front of us would log for a client that went away.
+CLIENT_CLOSED = 499
+QUIET = frozenset({"/livez", "/readyz"})
+
+
+class RequestContext:
+    """Names each request, logs it once, and turns a crash into the envelope of a 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = f"req_{uuid.uuid4().hex}"
+        status = CLIENT_CLOSED
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        started = time.perf_counter()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self.app(scope, receive, send_named)
+            except Exception as error:
+                logger.exception("api.crashed", method=scope["method"], route=_route(scope))
+                # Once an answer has begun, all that is left is to break the connection off.
+                if status == CLIENT_CLOSED:
+                    await errors.answer(Request(scope), error)(scope, receive, send_named)
+            finally:
+                write = logger.debug if scope["path"] in QUIET else logger.info
+                write(
+                    "api.request",
+                    method=scope["method"],
+                    route=_route(scope),
+                    status=status,
+                    ms=round((time.perf_counter() - started) * 1000, 1),
+                )
+
+
+class BodyLimit:
+    """Refuses request bodies over `max_json_bytes`; what is streamed to storage has limits of its own."""
+
+    def __init__(self, app: ASGIApp, *, streamed: frozenset[tuple[str, str]]) -> None:
+        self.app = app
+        self.streamed = streamed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or (scope["method"], scope["path"]) in self.streamed:
+            await self.app(scope, receive, send)
+            return
+        left = settings().max_json_bytes
+
+        async def receive_bounded() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                # An HTTPException passes through the framework's own handling of broken bodies.
+                raise HTTPException(413)
+            return message
+
+        await self.app(scope, receive_bounded, send)
+
+
+def _route(scope: Scope) -> str:
+    """The route's template: what was asked for without anybody's ids."""
+    return getattr(scope.get("route"), "path", "unknown")

@@ -1,0 +1,218 @@
+"""The wire's shapes. Every key is always there, null when there is nothing: strict clients break on absent keys."""
+
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+
+from xalen_batch import catalog, ids
+from xalen_batch.batches import Progress
+from xalen_batch.catalog import Endpoint
+from xalen_batch.models import Batch, File
+from xalen_batch.paging import Page
+
+T = TypeVar("T", bound="FileObject | BatchObject | ModelObject")
+
+DAY = 86_400
+SHORTEST_LIFE, LONGEST_LIFE = 3_600, 30 * DAY
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorObject(BaseModel):
+    error: ErrorBody
+
+
+class ListObject(BaseModel, Generic[T]):
+    object: Literal["list"] = "list"
+    data: list[T]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+    @classmethod
+    def of(cls, data: list[T], has_more: bool) -> Self:
+        return cls(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more)
+
+
+class FileObject(BaseModel):
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+    status_details: str | None = None
+
+    @classmethod
+    def of(cls, file: File) -> Self:
+        return cls(
+            id=ids.render("file", file.id),
+            bytes=file.size,
+            created_at=int(file.created_at.timestamp()),
+            expires_at=_seconds(file.expires_at),
+            filename=file.filename,
+            purpose=file.purpose,
+        )
+
+
+class DeletedFile(BaseModel):
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True
+
+
+class RequestCounts(BaseModel):
+    total: int
+    completed: int
+    failed: int
+
+
+class InputTokensDetails(BaseModel):
+    cached_tokens: int
+
+
+class OutputTokensDetails(BaseModel):
+    reasoning_tokens: int
+
+
+class BatchUsage(BaseModel):
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class BatchError(BaseModel):
+    code: str | None
+    line: int | None
+    message: str | None
+    param: str | None
+
+
+class BatchErrors(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[BatchError]
+
+
+class BatchObject(BaseModel):
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    model: str | None
+    errors: BatchErrors | None
+    input_file_id: str
+    completion_window: str
+    status: str
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: RequestCounts
+    usage: BatchUsage
+    metadata: dict[str, str]
+
+    @classmethod
+    def of(cls, batch: Batch, progress: Progress) -> Self:
+        return cls(
+            id=ids.render("batch", batch.id),
+            endpoint=batch.endpoint,
+            model=batch.model,
+            errors=None if batch.errors is None else BatchErrors(data=[_error(error) for error in batch.errors]),
+            input_file_id=ids.render("file", batch.input_file_id),
+            completion_window=batch.completion_window,
+            status=batch.status,
+            output_file_id=batch.output_file_id and ids.render("file", batch.output_file_id),
+            error_file_id=batch.error_file_id and ids.render("file", batch.error_file_id),
+            created_at=int(batch.created_at.timestamp()),
+            in_progress_at=_seconds(batch.in_progress_at),
+            expires_at=int(batch.expires_at.timestamp()),
+            finalizing_at=_seconds(batch.finalizing_at),
+            completed_at=_seconds(batch.completed_at),
+            failed_at=_seconds(batch.failed_at),
+            expired_at=_seconds(batch.expired_at),
+            cancelling_at=_seconds(batch.cancelling_at),
+            cancelled_at=_seconds(batch.cancelled_at),
+            request_counts=RequestCounts(total=progress.total, completed=progress.completed, failed=progress.failed),
+            usage=_usage(progress),
+            metadata=batch.meta,
+        )
+
+
+class ModelObject(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    # The catalog does not say when a model was made.
+    created: int = 0
+    owned_by: str
+
+    @classmethod
+    def of(cls, model: catalog.Model) -> Self:
+        return cls(id=model.id, owned_by=model.owned_by)
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("should not contain a NUL character")
+    return text
+
+
+MetadataKey = Annotated[str, StringConstraints(max_length=64), AfterValidator(_no_nul)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512), AfterValidator(_no_nul)]
+
+
+class ExpiresAfter(BaseModel):
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=SHORTEST_LIFE, le=LONGEST_LIFE, description="Counted from the creation of the output file.")
+
+
+class BatchRequest(BaseModel):
+    """Null stands for anything optional; fields that other gateways add are ignored."""
+
+    input_file_id: str = Field(description="A file uploaded with the purpose `batch`.")
+    endpoint: Endpoint = Field(description="What every line of the file asks for.")
+    completion_window: str = Field(description="`24h`. Extension: whole hours or days, `1h` to `7d`.", examples=["24h"])
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    output_expires_after: ExpiresAfter | None = None
+
+
+class EstimateRequest(BaseModel):
+    input_file_id: str = Field(description="A file uploaded with the purpose `batch`.")
+    endpoint: Endpoint | None = Field(None, description="The endpoint a batch would name. Unset: that of the file's first line.")
+
+
+def listing(page: Page[Any], data: list[T]) -> ListObject[T]:
+    return ListObject[T].of(data, page.has_more)
+
+
+def _seconds(time: datetime | None) -> int | None:
+    return None if time is None else int(time.timestamp())
+
+
+def _error(error: dict[str, Any]) -> BatchError:
+    return BatchError(**{name: error.get(name) for name in BatchError.model_fields})
+
+
+def _usage(progress: Progress) -> BatchUsage:
+    return BatchUsage(
+        input_tokens=progress.input_tokens,
+        input_tokens_details=InputTokensDetails(cached_tokens=progress.cached_tokens),
+        output_tokens=progress.output_tokens,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=progress.reasoning_tokens),
+        total_tokens=progress.input_tokens + progress.output_tokens,
+    )

@@ -1,0 +1,136 @@
+"""Uploads: a multipart body that goes to storage as it arrives, never held whole, never written twice."""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID
+
+import python_multipart
+import sqlalchemy.exc
+from fastapi import Depends, Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+
+from xalen_batch import ids, storage
+from xalen_batch.accounts import Caller
+from xalen_batch.api.deps import BriefSubmitter
+from xalen_batch.api.forms import Form, too_large
+from xalen_batch.api.schemas import LONGEST_LIFE, SHORTEST_LIFE
+from xalen_batch.config import settings
+from xalen_batch.errors import InvalidRequest
+from xalen_batch.files import UPLOAD_PURPOSES
+
+# What the form around the file may take: part headers and the other fields.
+FORM_ROOM = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file whose bytes are in storage, and what its form said. `expires_after`: seconds."""
+
+    id: UUID
+    caller: Caller
+    purpose: str
+    filename: str
+    size: int
+    sha256: bytes
+    expires_after: int | None
+
+    @property
+    def fingerprint(self) -> bytes:
+        said = repr((self.purpose, self.filename, self.expires_after)).encode()
+        return hashlib.sha256(said + self.sha256).digest()
+
+
+async def receive(request: Request, caller: BriefSubmitter) -> AsyncIterator[Upload]:
+    """Store the upload of a known caller; what its route then refuses is removed again."""
+    upload = await _store(request, caller)
+    try:
+        yield upload
+    except sqlalchemy.exc.OperationalError:
+        # The commit may have happened: the sweep removes the bytes if it has not.
+        raise
+    except Exception:
+        await asyncio.to_thread(storage.delete, storage.key(upload.id))
+        raise
+
+
+Received = Annotated[Upload, Depends(receive, scope="function")]
+
+
+async def _store(request: Request, caller: Caller) -> Upload:
+    id = ids.new()
+    form = Form(settings().max_file_bytes)
+    parser = python_multipart.MultipartParser(_boundary(request), form.callbacks())
+    left = _room(request)
+    digest = hashlib.sha256()
+    # An error in here leaves nothing behind.
+    async with storage.writer(storage.key(id)) as out:
+        async for chunk in request.stream():
+            left -= len(chunk)
+            if left < 0:
+                raise too_large(settings().max_file_bytes)
+            try:
+                parser.write(chunk)
+            except FormParserError as error:
+                raise InvalidRequest(f"The multipart body is broken: {error}. Let your HTTP client build it.") from error
+            for data in form.take():
+                digest.update(data)
+                await out.write(data)
+        return _upload(id, caller, form, digest.digest())
+
+
+def _boundary(request: Request) -> bytes:
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise InvalidRequest("Compressed uploads are not supported. Send the file without Content-Encoding.", param="file")
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    boundary = options.get(b"boundary")
+    if kind != b"multipart/form-data" or not boundary or len(boundary) > 256:
+        raise InvalidRequest("Send the file as multipart/form-data with the fields `file` and `purpose`.")
+    return boundary
+
+
+def _room(request: Request) -> int:
+    """The most bytes the body may have. TooLarge if it says itself that it has more."""
+    room = settings().max_file_bytes + FORM_ROOM
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > room:
+        raise too_large(settings().max_file_bytes)
+    return room
+
+
+def _upload(id: UUID, caller: Caller, form: Form, sha256: bytes) -> Upload:
+    if not form.is_complete:
+        raise InvalidRequest("The multipart body ends before its closing boundary. Upload the file again.")
+    if form.filename is None:
+        raise InvalidRequest("Missing required parameter: `file`. Send the file as a part of that name.", param="file")
+    return Upload(id, caller, _purpose(form), form.filename, form.size, sha256, _expires_after(form))
+
+
+def _purpose(form: Form) -> str:
+    purpose = form.fields.get("purpose")
+    choices = ", ".join(sorted(UPLOAD_PURPOSES))
+    if not purpose:
+        raise InvalidRequest("Missing required parameter: `purpose`. Send `batch` for the input of a batch.", param="purpose")
+    if purpose not in UPLOAD_PURPOSES:
+        raise InvalidRequest(
+            f"Invalid `purpose`: {purpose[:100]!r}. Send `batch` for the input of a batch; {choices} are accepted.", param="purpose"
+        )
+    return purpose
+
+
+def _expires_after(form: Form) -> int | None:
+    anchor, seconds = form.fields.get("expires_after[anchor]", ""), form.fields.get("expires_after[seconds]", "")
+    if not anchor and not seconds:
+        return None
+    if anchor != "created_at":
+        raise InvalidRequest(f"Invalid `expires_after[anchor]`: {anchor!r:.100}. Send `created_at`.", param="expires_after[anchor]")
+    if not re.fullmatch("[0-9]{1,9}", seconds) or not SHORTEST_LIFE <= int(seconds) <= LONGEST_LIFE:
+        raise InvalidRequest(
+            f"Invalid `expires_after[seconds]`: {seconds!r:.100}. Send a whole number from {SHORTEST_LIFE} to {LONGEST_LIFE}.",
+            param="expires_after[seconds]",
+        )
+    return int(seconds)

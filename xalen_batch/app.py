@@ -1,0 +1,53 @@
+"""The API as one application, and the server that runs it."""
+
+import uvicorn
+from fastapi import FastAPI
+
+from xalen_batch import __version__, log
+from xalen_batch.api import batches, billing, docs, errors, files, health, models, partial
+from xalen_batch.api.middleware import BodyLimit, RequestContext
+from xalen_batch.api.schemas import ErrorObject
+from xalen_batch.config import settings
+
+DESCRIPTION = """Batch inference behind the OpenAI Files and Batches API: point the OpenAI client's `base_url` here.
+What is tagged *extensions* is ours and leaves OpenAI's shapes as they are."""
+# Longer than clients keep an idle connection, so that it is never the server who closes it under a request.
+KEEP_ALIVE = 75
+
+
+def create_app() -> FastAPI:
+    """Every route, the error envelope, request ids and health. Opens nothing until the first request."""
+    app = FastAPI(
+        title="xalen-batch",
+        version=__version__,
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        strict_content_type=False,
+        responses={"4XX": {"model": ErrorObject}},
+    )
+    for room in (files, batches, partial, billing, models, health):
+        app.include_router(room.router)
+    docs.install(app)
+    errors.install(app)
+    app.add_middleware(BodyLimit, streamed=frozenset({("POST", files.PATH)}))
+    app.add_middleware(RequestContext)
+    return app
+
+
+def serve(host: str, port: int) -> None:
+    """Run the API until SIGTERM or SIGINT, then let open requests finish within the grace."""
+    log.configure()
+    uvicorn.run(
+        create_app(),
+        host=host,
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=round(settings().shutdown_grace),
+    )
