@@ -1,0 +1,113 @@
+"""Rules of the code that a machine can check."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from xalen_batch.broker import Job
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "xalen_batch"
+SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(text) for name, text in SOURCES.items()}
+LONGEST_FILE = 350
+STATUS = ("status", "state")
+
+# Where requests are fanned out or bytes stream in; everything else is plain `def`.
+ASYNC_ROOMS = ("backends/", "pipeline/execute.py", "pipeline/engine.py", "api/uploads.py", "api/middleware.py", "api/errors.py", "app.py")
+
+
+def imports(name: str) -> Iterator[str]:
+    """Modules that a file imports, `from a import b` as `a` and `a.b`."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files_where(holds: str) -> set[str]:
+    """Files with a line that the pattern matches."""
+    return {name for name, text in SOURCES.items() if re.search(holds, text, re.MULTILINE)}
+
+
+def test_only_the_edge_commits() -> None:
+    assert files_where(r"\.commit\(") <= {"db.py"}
+
+
+def status_writes(name: str) -> Iterator[int]:
+    """Lines that assign an attribute `status` or `state`, or give one to an UPDATE's `values`."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Assign):
+            yield from (target.lineno for target in node.targets if isinstance(target, ast.Attribute) and target.attr in STATUS)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "values":
+            keys: list[object] = [keyword.arg for keyword in node.keywords]
+            keys += [key.value for table in node.args if isinstance(table, ast.Dict) for key in table.keys if isinstance(key, ast.Constant)]
+            yield from (node.lineno for key in keys if key in STATUS)
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if not name.startswith("models/")])
+def test_only_models_write_a_status(name: str) -> None:
+    assert list(status_writes(name)) == []
+
+
+def test_a_status_is_never_written_in_plain_sql_outside_models() -> None:
+    written = files_where(r"(?i)\bSET\s+(?:\w+\s*=[^,\n]*,\s*)*(?:status|state)\s*=")
+    assert {name for name in written if not name.startswith("models/")} == set()
+
+
+def test_every_job_has_exactly_one_body() -> None:
+    tables = [node for node in ast.walk(TREES["tasks.py"]) if isinstance(node, ast.Dict)]
+    named = [key.attr for table in tables for key in table.keys if isinstance(key, ast.Attribute)]
+    assert sorted(named) == sorted(job.name for job in Job)
+
+
+def test_nobody_imports_the_tasks_but_the_worker() -> None:
+    importers = {name for name in SOURCES if "xalen_batch.tasks" in set(imports(name))}
+    assert {name for name in importers if name != "worker.py" and not name.startswith("cli/")} == set()
+
+
+def test_nobody_imports_the_tests_or_the_examples() -> None:
+    assert not [name for name in SOURCES for module in imports(name) if module.split(".")[0] in ("tests", "examples")]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_file_stays_small(name: str) -> None:
+    assert len(SOURCES[name].splitlines()) <= LONGEST_FILE
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if not name.startswith(ASYNC_ROOMS)])
+def test_the_code_is_of_one_colour(name: str) -> None:
+    assert [node.name for node in ast.walk(TREES[name]) if isinstance(node, ast.AsyncFunctionDef)] == []
+
+
+def test_names_say_what_is_in_a_file() -> None:
+    vague = {"utils", "helpers", "common", "manager", "misc", "util", "helper"}
+    assert not [name for name in SOURCES if vague & set(Path(name).with_suffix("").parts)]
+
+
+def test_layers_hold() -> None:
+    result = subprocess.run([Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
+
+
+PROSE = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_pages_name_no_machine(path: Path) -> None:
+    found = re.findall(r"(?<![\w.`])/(?:work|root|home|Users|tmp)/\S*", path.read_text("utf-8"))
+    assert found == []
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_between_pages_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text("utf-8"), flags=re.DOTALL)
+    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    assert [target for target in targets if target and not (path.parent / target).exists()] == []

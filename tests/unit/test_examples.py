@@ -1,0 +1,64 @@
+"""The examples are believable, valid, and made by the script beside them."""
+
+import importlib.util
+import json
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+URLS = {
+    "support-tickets.jsonl": "/v1/chat/completions",
+    "help-centre-rerank.jsonl": "/v1/rerank",
+    "mixed-models.jsonl": "/v1/chat/completions",
+}
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def lines(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (EXAMPLES / name).read_text("utf-8").splitlines()]
+
+
+def test_the_files_are_what_the_script_makes() -> None:
+    for name, text in load("make_examples").rendered().items():
+        assert (EXAMPLES / name).read_bytes() == text.encode(), f"run examples/make_examples.py: {name} differs"
+
+
+@pytest.mark.parametrize("name", URLS)
+def test_lines_are_requests_with_ids_of_their_own(name: str) -> None:
+    requests = lines(name)
+    assert all(set(request) == {"custom_id", "method", "url", "body"} for request in requests)
+    assert {request["method"] for request in requests} == {"POST"}
+    assert {request["url"] for request in requests} == {URLS[name]}
+    assert len({request["custom_id"] for request in requests}) == len(requests)
+
+
+def test_tickets_differ() -> None:
+    texts = [request["body"]["messages"][-1]["content"] for request in lines("support-tickets.jsonl")]
+    assert len(set(texts)) == len(texts)
+    assert not [text for text in texts if "{" in text or "}" in text]
+
+
+def test_searches_hold_eight_to_twelve_passages_of_the_help_centre() -> None:
+    corpus = {f"{article['title']}. {article['text']}" for article in json.loads((EXAMPLES / "help-centre.json").read_text("utf-8"))}
+    for request in lines("help-centre-rerank.jsonl"):
+        documents = request["body"]["documents"]
+        assert 8 <= len(documents) <= 12
+        assert len(set(documents)) == len(documents)
+        assert set(documents) <= corpus
+
+
+def test_the_mixed_file_names_both_models() -> None:
+    models = Counter(request["body"]["model"] for request in lines("mixed-models.jsonl"))
+    assert set(models) == {"mistral-small-3-1", "bge-reranker-v2"}
