@@ -166,14 +166,16 @@ class ModelObject(BaseModel):
         return cls(id=model.id, owned_by=model.owned_by)
 
 
-def _no_nul(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("should not contain a NUL character")
+def _storable(text: str) -> str:
+    """JSON can say what neither UTF-8 nor a text column can hold."""
+    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise ValueError("should contain neither NUL nor lone surrogates")
     return text
 
 
-MetadataKey = Annotated[str, StringConstraints(max_length=64), AfterValidator(_no_nul)]
-MetadataValue = Annotated[str, StringConstraints(max_length=512), AfterValidator(_no_nul)]
+Text = Annotated[str, AfterValidator(_storable)]
+MetadataKey = Annotated[Text, StringConstraints(max_length=64)]
+MetadataValue = Annotated[Text, StringConstraints(max_length=512)]
 
 
 class ExpiresAfter(BaseModel):
@@ -184,15 +186,15 @@ class ExpiresAfter(BaseModel):
 class BatchRequest(BaseModel):
     """Null stands for anything optional; fields that other gateways add are ignored."""
 
-    input_file_id: str = Field(description="A file uploaded with the purpose `batch`.")
+    input_file_id: Text = Field(description="A file uploaded with the purpose `batch`.")
     endpoint: Endpoint = Field(description="What every line of the file asks for.")
-    completion_window: str = Field(description="`24h`. Extension: whole hours or days, `1h` to `7d`.", examples=["24h"])
+    completion_window: Text = Field(description="`24h`. Extension: whole hours or days, `1h` to `7d`.", examples=["24h"])
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
     output_expires_after: ExpiresAfter | None = None
 
 
 class EstimateRequest(BaseModel):
-    input_file_id: str = Field(description="A file uploaded with the purpose `batch`.")
+    input_file_id: Text = Field(description="A file uploaded with the purpose `batch`.")
     endpoint: Endpoint | None = Field(None, description="The endpoint a batch would name. Unset: that of the file's first line.")
 
 
