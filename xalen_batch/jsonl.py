@@ -11,6 +11,7 @@ import orjson
 from xalen_batch.ids import line_id, request_id
 
 _ENTRY = struct.Struct("<IQI")
+SPAN_BYTES = _ENTRY.size
 
 
 class Span(NamedTuple):
@@ -26,7 +27,7 @@ def pack(spans: Iterable[Span]) -> bytes:
     return b"".join(_ENTRY.pack(*span) for span in spans)
 
 
-def unpack(index: bytes) -> Iterator[Span]:
+def unpack(index: bytes | bytearray) -> Iterator[Span]:
     return map(Span._make, _ENTRY.iter_unpack(index))
 
 

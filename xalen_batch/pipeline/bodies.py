@@ -9,6 +9,8 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
+from xalen_batch.backends import rerank_chat
+from xalen_batch.backends.contract import Refused
 from xalen_batch.catalog import RERANK, Endpoint
 from xalen_batch.pipeline.faults import quoted
 
@@ -102,15 +104,9 @@ def fit(body: dict[str, Any], endpoint: Endpoint) -> Request | Misfit:
 
 def ranking(chat: ChatRequest) -> RerankRequest | None:
     """The query and documents that a chat request to a reranker carries in its last user message, if it does."""
-    last = next((message for message in reversed(chat.messages) if message.role == "user"), None)
-    if last is None:
-        return None
-    try:
-        asked = msgspec.json.decode(last.text)
-        return msgspec.convert({**asked, "model": chat.model}, RerankRequest)
-    except (msgspec.DecodeError, TypeError, RecursionError):
-        # Not such an object: the line fails when it runs, with the expected shape in its error.
-        return None
+    asked = rerank_chat.to_rerank(msgspec.json.encode(chat))
+    # Refused: the line will fail when it runs, with the expected shape in its error.
+    return None if isinstance(asked, Refused) else msgspec.json.decode(asked, type=RerankRequest)
 
 
 def _wrong_message(chat: ChatRequest) -> Misfit | None:
@@ -123,7 +119,10 @@ def _wrong_message(chat: ChatRequest) -> Misfit | None:
                 if part.type == "text" and part.text is None:
                     return Misfit(f"{param}.content[{number}].text", "A part of type text needs its `text`, a string.")
         if message.content is None and not _may_be_silent(message):
-            return Misfit(f"{param}.content", "Give the message a `content`: a string or a list of parts. Only an assistant's tool calls may have none.")
+            return Misfit(
+                f"{param}.content",
+                "Give the message a `content`: a string or a list of parts. Only an assistant's tool calls may have none.",
+            )
     return None
 
 
@@ -161,4 +160,3 @@ _HINTS = {
     "top_n": "Ask for at least one result, or leave it out to get all.",
     "stream": "Leave it out: a batch has no stream.",
 }
-

@@ -1,7 +1,9 @@
 """What is wrong with an input file or with one of its lines, in the words its owner reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from xalen_batch.config import settings
 
 QUOTED_CHARACTERS = 60
 
@@ -17,6 +19,39 @@ class Fault:
 
     def render(self) -> dict[str, Any]:
         return {"code": self.code, "line": self.line, "message": self.message, "param": self.param}
+
+
+@dataclass
+class Faults:
+    """The faults of one file: the first `max_reported_errors` of them, and the number of the rest."""
+
+    kept: list[Fault] = field(default_factory=list)
+    unlisted: int = 0
+
+    def add(self, fault: Fault) -> None:
+        if len(self.kept) < settings().max_reported_errors:
+            self.kept.append(fault)
+        else:
+            self.unlisted += 1
+
+    @property
+    def count(self) -> int:
+        return len(self.kept) + self.unlisted
+
+    def __bool__(self) -> bool:
+        return bool(self.kept)
+
+    def render(self) -> list[dict[str, Any]]:
+        """The `data` of a batch's `errors`; a last entry tells how many more there are."""
+        shown = [fault.render() for fault in self.kept]
+        if self.unlisted:
+            remedy = "Correct those above, then validate the file again."
+            shown.append(Fault("too_many_errors", f"{self.unlisted:,} more errors are not listed. {remedy}").render())
+        return shown
+
+
+def unpriced(model: str) -> Fault:
+    return Fault("model_not_priced", f"{model} has no price in force, and nothing runs unpriced. Name another model.", param="body.model")
 
 
 def quoted(value: object) -> str:

@@ -1,0 +1,169 @@
+"""Estimate: what a file would cost before it is submitted, and everything that is wrong with it.
+
+Pure: needs no server, no database and no account. The figures rest on three assumptions:
+
+- input tokens are counted by `backends.tokens.count`, an estimate;
+- the expected answer has EXPECTED_ANSWER tokens, or the request's own limit where that is less;
+- the maximum takes a token for every byte of input, which no byte-level tokenizer exceeds, and answers
+  as long as the request allows, or as the context window has room for.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from xalen_batch import money
+from xalen_batch.backends import tokens
+from xalen_batch.catalog import Model
+from xalen_batch.pipeline import bodies
+from xalen_batch.pipeline.bodies import ChatRequest, RerankRequest
+from xalen_batch.pipeline.context import LEAST_SHARE
+from xalen_batch.pipeline.faults import Fault, Faults, unpriced
+from xalen_batch.pipeline.scan import GoodLine, scan
+
+EXPECTED_ANSWER = 256
+
+
+@dataclass
+class ModelEstimate:
+    """One model's share of a file: tokens, and their price with the batch discount taken off."""
+
+    model: Model
+    price: Mapping[str, str]
+    discount_rate: Decimal
+    lines: int = 0
+    input_tokens: int = 0
+    max_input_tokens: int = 0
+    output_tokens: int = 0
+    max_output_tokens: int = 0
+
+    def add(self, line: GoodLine) -> None:
+        self.lines += 1
+        ranking = _ranking(line.request, self.model)
+        if ranking:
+            self.input_tokens += tokens.count_rerank(ranking.query, ranking.texts)
+            self.max_input_tokens += tokens.count_rerank(ranking.query, ranking.texts, counter=tokens.most)
+        elif isinstance(line.request, ChatRequest) and not self.model.is_reranker:
+            self._add_chat(line.request, line.body)
+
+    def _add_chat(self, chat: ChatRequest, body: Mapping[str, Any]) -> None:
+        window = self.model.context_window
+        counted = tokens.count_chat(body["messages"], tools=body.get("tools"))
+        most = tokens.count_chat(body["messages"], tools=body.get("tools"), counter=tokens.most)
+        # The less input there is, the more room an answer has.
+        room = max(window - int(counted * LEAST_SHARE), 1)
+        longest = min(chat.longest_answer or room, window)
+        self.input_tokens += min(counted, window)
+        self.max_input_tokens += min(most, window)
+        self.output_tokens += chat.choices * min(longest, EXPECTED_ANSWER)
+        self.max_output_tokens += chat.choices * longest
+
+    @property
+    def expected_cost(self) -> Decimal:
+        return self._cost(self.input_tokens, self.output_tokens)
+
+    @property
+    def max_cost(self) -> Decimal:
+        return self._cost(self.max_input_tokens, self.max_output_tokens)
+
+    @money.exact
+    def _cost(self, read: int, written: int) -> Decimal:
+        # Usage on a component without a price is never billed.
+        counts = {"input": read, "output": written}
+        gross = sum((money.gross(counts[component], Decimal(price)) for component, price in self.price.items()), Decimal(0))
+        return gross + money.discount(gross, self.discount_rate)
+
+    def render(self) -> dict[str, Any]:
+        return {
+            "model": self.model.id,
+            "lines": self.lines,
+            "input_tokens": self.input_tokens,
+            "max_input_tokens": self.max_input_tokens,
+            "expected_output_tokens": self.output_tokens,
+            "max_output_tokens": self.max_output_tokens,
+            "expected_cost": money.render(self.expected_cost),
+            "max_cost": money.render(self.max_cost),
+        }
+
+
+@dataclass
+class Estimate:
+    """The good lines by model, and every fault. Costs are USD, exact."""
+
+    endpoint: str | None
+    discount_rate: Decimal
+    models: dict[str, ModelEstimate] = field(default_factory=dict)
+    faults: Faults = field(default_factory=Faults)
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether a batch of this file would run."""
+        return not self.faults
+
+    @property
+    def lines(self) -> int:
+        return sum(share.lines for share in self.models.values())
+
+    @property
+    @money.exact
+    def expected_cost(self) -> Decimal:
+        return sum((share.expected_cost for share in self.models.values()), Decimal(0))
+
+    @property
+    @money.exact
+    def max_cost(self) -> Decimal:
+        return sum((share.max_cost for share in self.models.values()), Decimal(0))
+
+    def render(self) -> dict[str, Any]:
+        """For the API and `--json`: money as strings. `lines` and costs are of the good lines alone."""
+        return {
+            "object": "batch.estimate",
+            "valid": self.is_valid,
+            "endpoint": self.endpoint,
+            "lines": self.lines,
+            "error_count": self.faults.count,
+            "errors": {"object": "list", "data": self.faults.render()},
+            "models": [share.render() for share in self.models.values()],
+            "currency": money.CURRENCY,
+            "discount_rate": str(self.discount_rate),
+            "expected_cost": money.render(self.expected_cost),
+            "max_cost": money.render(self.max_cost),
+        }
+
+
+def estimate(
+    chunks: Iterable[bytes],
+    *,
+    endpoint: str | None,
+    models: Mapping[str, Model],
+    prices: Mapping[str, Mapping[str, str]],
+    discount_rate: Decimal,
+) -> Estimate:
+    """Read a file as a batch would, without running it. `prices`: {model: {component: "USD per million tokens"}}.
+
+    `endpoint` None: the first line's url is taken for the whole file, as `Estimate.endpoint` then tells.
+    """
+    result = Estimate(endpoint, discount_rate)
+    not_priced: set[str] = set()
+    for line in scan(chunks, endpoint=endpoint, models=models):
+        if isinstance(line, Fault):
+            result.faults.add(line)
+            continue
+        result.endpoint = line.endpoint
+        if line.model not in result.models:
+            if not prices.get(line.model):
+                not_priced.add(line.model)
+                continue
+            result.models[line.model] = ModelEstimate(models[line.model], prices[line.model], discount_rate)
+        result.models[line.model].add(line)
+    for model in sorted(not_priced):
+        result.faults.add(unpriced(model))
+    return result
+
+
+def _ranking(request: ChatRequest | RerankRequest, model: Model) -> RerankRequest | None:
+    """The query and documents of a request to a reranker, by either endpoint."""
+    if isinstance(request, RerankRequest):
+        return request
+    return bodies.ranking(request) if model.is_reranker else None

@@ -1,0 +1,212 @@
+"""Reading an input file: every line is either good, or a fault that says what to do.
+
+The file is read as a stream, one line in memory at a time.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, cast
+
+import orjson
+
+from xalen_batch import jsonl
+from xalen_batch.catalog import ENDPOINTS, Endpoint, Model
+from xalen_batch.config import settings
+from xalen_batch.pipeline import bodies, context, diagnose
+from xalen_batch.pipeline.bodies import Misfit, Request
+from xalen_batch.pipeline.faults import Fault, quoted
+
+MAX_CUSTOM_ID = 512
+UTF8_BOM = b"\xef\xbb\xbf"
+# First bytes of what is not UTF-8 text; longer ones first, since one begins like another.
+FOREIGN = {
+    b"\xff\xfe\x00\x00": "UTF-32LE",
+    b"\x00\x00\xfe\xff": "UTF-32BE",
+    b"{\x00\x00\x00": "UTF-32LE",
+    b"\x00\x00\x00{": "UTF-32BE",
+    b"\xff\xfe": "UTF-16LE",
+    b"\xfe\xff": "UTF-16BE",
+    b"{\x00": "UTF-16LE",
+    b"\x00{": "UTF-16BE",
+}
+COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
+
+
+@dataclass(frozen=True, slots=True)
+class GoodLine:
+    """A line that can run. `body` is the request as it is, `request` what is looked at in it, typed."""
+
+    span: jsonl.Span
+    custom_id: str
+    endpoint: Endpoint
+    model: str
+    body: dict[str, Any]
+    request: Request
+
+
+def scan(chunks: Iterable[bytes], *, endpoint: str | None, models: Mapping[str, Model]) -> Iterator[GoodLine | Fault]:
+    """Every line that is not blank, in order; a fault without a line is about the file and ends it.
+
+    `endpoint` None: the first line's url is taken for the whole file.
+    """
+    stream = iter(chunks)
+    head = b""
+    for chunk in stream:
+        head += chunk
+        if len(head) >= 4:
+            break
+    if fault := _foreign(head):
+        yield fault
+        return
+    start = len(UTF8_BOM) if head.startswith(UTF8_BOM) else 0
+    limits, reader, count = settings(), _Reader(endpoint, models), 0
+    for span, raw in jsonl.lines(chain([head[start:]], stream), longest=limits.max_line_bytes, start=start):
+        if raw is not None and not raw.strip(b" \t\r"):
+            continue
+        count += 1
+        if count > limits.max_batch_lines:
+            message = f"The file has more than {limits.max_batch_lines:,} requests, the most of one batch. Split it into several files."
+            yield Fault("too_many_tasks", message, span.line_no)
+            return
+        yield _too_long(span, limits.max_line_bytes) if raw is None else reader.read(span, raw)
+    if not count:
+        yield Fault("empty_file", "The file has no requests. Write one JSON object on each line.")
+
+
+def _foreign(head: bytes) -> Fault | None:
+    for magic, encoding in FOREIGN.items():
+        if head.startswith(magic):
+            remedy = f"Save it as UTF-8: iconv -f {encoding} -t UTF-8 input.jsonl > utf8.jsonl"
+            return Fault("invalid_encoding", f"The file is {encoding}, not UTF-8. {remedy}")
+    for magic, name in COMPRESSED.items():
+        if head.startswith(magic):
+            return Fault("invalid_encoding", f"The file is compressed ({name}), not JSONL text. Decompress it before you upload it.")
+    return None
+
+
+def _too_long(span: jsonl.Span, limit: int) -> Fault:
+    message = f"The line has {span.length:,} bytes; the most is {limit:,}. Shorten the request, or refer to large content by URL."
+    return Fault("line_too_long", message, span.line_no)
+
+
+class _Reader:
+    """Checks line after line of one file; knows the ids it has seen."""
+
+    def __init__(self, endpoint: str | None, models: Mapping[str, Model]) -> None:
+        self.endpoint = endpoint
+        self.models = models
+        self.seen: dict[str, int] = {}
+
+    def read(self, span: jsonl.Span, raw: bytes) -> GoodLine | Fault:
+        line = span.line_no
+        try:
+            value = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            return diagnose.diagnose(raw, line)
+        if not isinstance(value, dict):
+            hint = "Each line must be an object with custom_id, method, url and body."
+            return Fault("invalid_json_line", f"The line is {_kind(value)}, not an object. {hint}", line)
+        if _is_suspect(raw) and (fault := _structure(raw, line)):
+            return fault
+        found = self._id(value, line) or self._address(value, line) or self._model(value, line)
+        return found or self._request(value, span, len(raw))
+
+    def _id(self, value: dict[str, Any], line: int) -> Fault | None:
+        custom_id = value.get("custom_id")
+        if custom_id is None:
+            return _missing("custom_id", line, "Give each line an id of your own, such as request-1; the results carry it.")
+        if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID or "\x00" in custom_id:
+            wanted = f"a string of 1 to {MAX_CUSTOM_ID} characters, without NUL"
+            shown = f"It is {quoted(custom_id)}" + (f", {len(custom_id):,} characters long" if isinstance(custom_id, str) else "")
+            return Fault("invalid_custom_id", f"custom_id must be {wanted}. {shown}.", line, "custom_id")
+        first = self.seen.setdefault(custom_id, line)
+        if first != line:
+            message = f"custom_id {quoted(custom_id)} is used on line {first} and again on line {line}. Make it unique in the file."
+            return Fault("duplicate_custom_id", message, line, "custom_id")
+        return None
+
+    def _address(self, value: dict[str, Any], line: int) -> Fault | None:
+        method, url = value.get("method"), value.get("url")
+        if method is None:
+            return _missing("method", line, "It is always POST.")
+        if method != "POST":
+            return Fault("invalid_method", f"method must be POST. It is {quoted(method)}.", line, "method")
+        if url is None:
+            return _missing("url", line, f"Set it to {self.endpoint or ENDPOINTS[0]}.")
+        if self.endpoint is None and url in ENDPOINTS:
+            self.endpoint = url
+        if url != self.endpoint:
+            wanted = f"the batch's endpoint, {self.endpoint}" if self.endpoint else f"one of {', '.join(ENDPOINTS)}"
+            return Fault("url_mismatch", f"url must be {wanted}. It is {quoted(url)}.", line, "url")
+        return None
+
+    def _model(self, value: dict[str, Any], line: int) -> Fault | None:
+        body = value.get("body")
+        if body is None:
+            return _missing("body", line, f"Put the request to {self.endpoint} there, as an object.")
+        if not isinstance(body, dict):
+            message = f"body must be an object: the request to {self.endpoint}. It is {_kind(body)}."
+            return Fault("invalid_request", message, line, "body")
+        name = body.get("model")
+        if name is None:
+            return _missing("body.model", line, f"Name one of: {', '.join(self._serving())}.")
+        model = self.models.get(name) if isinstance(name, str) else None
+        if model is None:
+            return Fault("model_not_found", f"There is no model {quoted(name)}. {self._suggestion(name)}", line, "body.model")
+        if self.endpoint not in model.endpoints:
+            serves = f"{model.id} does not serve {self.endpoint}, only {', '.join(model.endpoints)}."
+            instead = f"For {self.endpoint} use one of: {', '.join(self._serving())}."
+            return Fault("model_not_found", f"{serves} {instead}", line, "body.model")
+        return None
+
+    def _request(self, value: dict[str, Any], span: jsonl.Span, size: int) -> GoodLine | Fault:
+        body, line = value["body"], span.line_no
+        endpoint = cast(Endpoint, self.endpoint)
+        request = bodies.fit(body, endpoint)
+        if isinstance(request, Misfit):
+            return Fault("invalid_request", request.message, line, request.param)
+        if request.stream:
+            message = "A batch has no stream to send. Leave stream out, or set it to false."
+            return Fault("invalid_request", message, line, "body.stream")
+        model = self.models[request.model]
+        if excess := context.overflow(request, model, size):
+            return Fault("context_length_exceeded", excess.message, line, excess.param)
+        return GoodLine(span, value["custom_id"], endpoint, model.id, body, request)
+
+    def _serving(self) -> list[str]:
+        return [model.id for model in self.models.values() if self.endpoint in model.endpoints]
+
+    def _suggestion(self, name: object) -> str:
+        close = difflib.get_close_matches(name[:100].lower(), self.models, n=3, cutoff=0.5) if isinstance(name, str) else []
+        return f"Did you mean {' or '.join(close)}?" if close else f"Name one of: {', '.join(self._serving()[:20])}."
+
+
+def _is_suspect(raw: bytes) -> bool:
+    """Whether a good parse may hide a key written twice, or nesting that a backend's parser refuses."""
+    return (
+        raw.count(b'"custom_id"') != 1
+        or raw.count(b'"body"') != 1
+        or raw.count(b'"model"') != 1
+        or raw.count(b"[") + raw.count(b"{") > diagnose.MAX_DEPTH
+    )
+
+
+def _structure(raw: bytes, line: int) -> Fault | None:
+    if diagnose.is_too_deep(raw):
+        return diagnose.diagnose(raw, line)
+    if key := diagnose.twice(raw):
+        message = f"The key {quoted(key)} is there twice, and which one counts is anyone's guess. Remove one."
+        return Fault("invalid_json_line", message, line)
+    return None
+
+
+def _missing(param: str, line: int, remedy: str) -> Fault:
+    return Fault("missing_required_parameter", f"{param} is missing. {remedy}", line, param)
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    return {bool: "a boolean", str: "a string", list: "a list", dict: "an object"}.get(type(value), "a number")

@@ -1,0 +1,161 @@
+"""Validate: read a batch's file once, refuse it whole with every fault named, or cut it into tasks that run."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from xalen_batch import catalog, db, log, storage
+from xalen_batch.broker import Job
+from xalen_batch.config import settings
+from xalen_batch.models import Account, Batch
+from xalen_batch.pipeline.faults import Fault, Faults, unpriced
+from xalen_batch.pipeline.scan import GoodLine, scan
+from xalen_batch.pipeline.split import Split
+from xalen_batch.states import BatchStatus
+
+logger = log.get(__name__)
+
+EXTEND_EVERY = 10.0
+# Hints sent for a new batch; each wakes a worker process, which then fills its slots by itself.
+MOST_HINTS = 8
+
+FILE_GONE = Fault("file_not_found", "The input file is gone: it was deleted or it expired. Upload it again.", param="input_file_id")
+
+
+class _LeaseLost(Exception):
+    """The batch was cancelled, or someone else validates it now."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    """The right to validate a batch, for as long as its fence stands."""
+
+    batch_id: UUID
+    fence: int
+
+    @property
+    def holds(self) -> ColumnElement[bool]:
+        return and_(Batch.id == self.batch_id, Batch.fence == self.fence, Batch.status == BatchStatus.VALIDATING)
+
+    def extend(self) -> None:
+        """Raises _LeaseLost."""
+        with db.transaction() as session:
+            statement = update(Batch).where(self.holds).values(lease_until=_lease_end()).returning(Batch.id)
+            if session.execute(statement).one_or_none() is None:
+                raise _LeaseLost
+
+
+@dataclass
+class _Found:
+    """What reading the file came to."""
+
+    split: Split = field(default_factory=Split)
+    faults: Faults = field(default_factory=Faults)
+
+
+def run(batch_id: UUID) -> None:
+    """Move a batch from validating to in_progress or failed. Does nothing when someone else has it, or had."""
+    started = time.monotonic()
+    with db.transaction() as session:
+        batch, lease = _take(session, batch_id)
+    if batch is None:
+        return
+    try:
+        found = _read(batch, lease)
+        with db.transaction() as session:
+            _decide(session, lease, found)
+    except _LeaseLost:
+        return
+    if found.faults:
+        logger.info("batch.rejected", batch_id=batch_id.hex, errors=found.faults.count)
+        return
+    elapsed = round((time.monotonic() - started) * 1000)
+    logger.info("batch.validated", batch_id=batch_id.hex, lines=found.split.lines, models=found.split.models, ms=elapsed)
+
+
+def _take(session: Session, batch_id: UUID) -> tuple[Batch | None, _Lease]:
+    batch = session.scalars(
+        update(Batch)
+        .where(
+            Batch.id == batch_id,
+            Batch.status == BatchStatus.VALIDATING,
+            or_(Batch.lease_until.is_(None), Batch.lease_until < func.now()),
+        )
+        .values(lease_until=_lease_end(), fence=Batch.fence + 1)
+        .returning(Batch)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    return batch, _Lease(batch_id, batch.fence if batch else 0)
+
+
+def _lease_end() -> ColumnElement[Any]:
+    return func.clock_timestamp() + timedelta(seconds=settings().lease)
+
+
+def _read(batch: Batch, lease: _Lease) -> _Found:
+    """Read the whole file, in no transaction. Raises _LeaseLost."""
+    found = _Found()
+    chunks = storage.chunks(storage.key(batch.input_file_id))
+    try:
+        for line in _extending(lease, scan(chunks, endpoint=batch.endpoint, models=catalog.models())):
+            if isinstance(line, Fault):
+                found.faults.add(line)
+            else:
+                found.split.add(line.model, line.span)
+    except FileNotFoundError:
+        found.faults = Faults([FILE_GONE])
+    for model in found.split.models:
+        if not batch.price_snapshot.get(model):
+            found.faults.add(unpriced(model))
+    return found
+
+
+def _extending(lease: _Lease, lines: Iterable[GoodLine | Fault]) -> Iterator[GoodLine | Fault]:
+    pause = min(EXTEND_EVERY, settings().lease / 3)
+    due = time.monotonic() + pause
+    for line in lines:
+        if time.monotonic() >= due:
+            lease.extend()
+            due = time.monotonic() + pause
+        yield line
+
+
+def _decide(session: Session, lease: _Lease, found: _Found) -> None:
+    """Fail the batch, or give it its tasks and start it: whole, or not at all. Raises _LeaseLost."""
+    # The lock keeps a cancel out until this commits.
+    batch = session.scalars(select(Batch).where(lease.holds).with_for_update()).one_or_none()
+    if batch is None:
+        raise _LeaseLost
+    if found.faults:
+        batch.errors = found.faults.render()
+        batch.move(session, BatchStatus.FAILED)
+        return
+    models = found.split.models
+    batch.total = found.split.lines
+    batch.model = models[0] if len(models) == 1 else None
+    tasks = found.split.insert(session, batch.id)
+    _forget_idle_time(session, batch.account_id)
+    batch.move(session, BatchStatus.IN_PROGRESS)
+    for number in range(min(tasks, MOST_HINTS)):
+        db.enqueue(session, Job.EXECUTE, str(number))
+
+
+def _forget_idle_time(session: Session, account_id: UUID) -> None:
+    """Start an account no earlier than those at work: having been away is no credit to push the others aside with."""
+    at_work = (
+        select(func.min(Account.virtual_time))
+        .where(Account.id.in_(select(Batch.account_id).where(Batch.status == BatchStatus.IN_PROGRESS)))
+        .scalar_subquery()
+    )
+    session.execute(
+        update(Account)
+        .where(Account.id == account_id)
+        .values(virtual_time=func.greatest(Account.virtual_time, func.coalesce(at_work, 0.0)))
+        .execution_options(synchronize_session=False)
+    )
