@@ -5,7 +5,6 @@ that only their user can enter, never on a port. A server that a killed parent l
 same folder is stopped before a new one starts (docs/decisions/0004).
 """
 
-import ctypes
 import hashlib
 import importlib.util
 import os
@@ -13,30 +12,26 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import ClassVar
 from urllib.parse import quote
 
 import psycopg
 import redis
 
+from xalen_batch import processes
 from xalen_batch.errors import ConfigError
+from xalen_batch.processes import Step
 
 START_TIMEOUT = 120.0  # crash recovery of a large database takes its time
 SOCKET_PATH_MAX = 100  # the kernel's limit is 104 on macOS, 108 on Linux
 POSTGRES_PORT = 5432  # part of the socket's name; nothing listens on it
 USER = "xalen"
 NOBODY = 65534
-PR_SET_PDEATHSIG = 1
-
-Step = tuple[signal.Signals, float]
 
 
 class Server(ABC):
@@ -74,10 +69,11 @@ class Server(ABC):
         deadline = time.monotonic() + START_TIMEOUT
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            end_leftover(self.pid_file, str(self.folder), *self.stopping)
+            processes.end_leftover(self.pid_file, str(self.folder), *self.stopping)
+            processes.rotate(self.log)
             command = self.prepare()
             while not self._launch(command, deadline):
-                reason = _last_words(self.log)
+                reason = processes.last_words(self.log)
                 # The sessions of a killed server outlive it by a moment, and hold its shared memory.
                 if "still in use" not in reason or time.monotonic() > deadline:
                     raise self.failure(reason)
@@ -87,10 +83,10 @@ class Server(ABC):
         return self.url
 
     def _launch(self, command: list[str], deadline: float) -> bool:
-        with rotated(self.log) as out:
+        with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_environment(), start_new_session=True,
-                preexec_fn=dying_with_parent(self.orphaned),
+                preexec_fn=processes.dying_with_parent(self.orphaned),
             )  # fmt: skip
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -108,7 +104,7 @@ class Server(ABC):
     def _end(self) -> None:
         if self.process is not None:
             process, self.process = self.process, None
-            end(process.pid, lambda: process.poll() is not None, *self.stopping)
+            processes.end(process.pid, lambda: process.poll() is not None, *self.stopping)
 
     def failure(self, reason: str) -> ConfigError:
         return ConfigError(f"{self.name} did not start in {self.folder}: {reason}\nIts log is {self.log}.")
@@ -123,9 +119,10 @@ class Postgres(Server):
     stopping = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 5.0))
     orphaned = signal.SIGINT
 
-    def __init__(self, folder: Path, log: Path, *, durable: bool = True) -> None:
+    def __init__(self, folder: Path, log: Path, *, durable: bool = True, connections: int = 200) -> None:
         super().__init__(folder, log)
         self.durable = durable
+        self.connections = connections
         self.data = self.folder / "data"
 
     @property
@@ -145,7 +142,7 @@ class Postgres(Server):
             self._initialise(binaries)
         _give(self.folder, self.sockets)
         settings = {"listen_addresses": "", "unix_socket_directories": f'"{self.sockets}"', "unix_socket_permissions": "0700"}
-        settings |= {"max_connections": "200", "log_timezone": "UTC", "timezone": "UTC"}
+        settings |= {"max_connections": str(self.connections), "log_timezone": "UTC", "timezone": "UTC"}
         if not self.durable:
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
@@ -221,61 +218,6 @@ def socket_folder(folder: Path) -> Path:
             f"{short} should be a private folder of this user and is not. Remove it, or choose a data folder with a shorter path."
         )
     return short
-
-
-def is_running(pid: int, marker: str) -> bool:
-    """Whether that process is there and its command line holds `marker`: a pid alone may be anyone's by now."""
-    proc = Path(f"/proc/{pid}/cmdline")
-    if Path("/proc/self").exists():
-        try:
-            return os.fsencode(marker) in proc.read_bytes()
-        except OSError:
-            return False
-    return marker in subprocess.run(["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True).stdout
-
-
-def end_leftover(pid_file: Path, marker: str, *steps: Step) -> None:
-    """Stop what a killed parent left running, if the pid file still names it, and remove the file."""
-    try:
-        pid = int(pid_file.read_text("ascii").split()[0])
-    except (FileNotFoundError, ValueError, IndexError):
-        pid = 0
-    if pid > 0:
-        end(pid, lambda: not is_running(pid, marker), *steps)
-    pid_file.unlink(missing_ok=True)
-
-
-def end(pid: int, is_gone: Callable[[], bool], *steps: Step) -> None:
-    """Send each signal in turn, giving the process that many seconds after it."""
-    for signal_, patience in steps:
-        if is_gone():
-            return
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal_)
-        deadline = time.monotonic() + patience
-        while not is_gone() and time.monotonic() < deadline:
-            time.sleep(0.02)
-
-
-def dying_with_parent(with_signal: signal.Signals) -> Callable[[], None] | None:
-    """What a child runs before its program, so that Linux signals it when its parent dies, however it dies."""
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None)
-    return lambda: libc.prctl(PR_SET_PDEATHSIG, int(with_signal), 0, 0, 0)
-
-
-def rotated(log: Path) -> BinaryIO:
-    """A new log to write to; the one of the run before stays as `.1`."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    if log.exists():
-        log.replace(log.with_name(f"{log.name}.1"))
-    return log.open("ab")
-
-
-def _last_words(log: Path) -> str:
-    lines = log.read_text("utf-8", "replace").strip().splitlines()
-    return "\n".join(lines[-5:]) or "it said nothing"
 
 
 def _environment() -> dict[str, str]:

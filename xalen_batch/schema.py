@@ -1,5 +1,6 @@
 """The database's schema: bringing it up to date, and knowing whether it is."""
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -31,13 +32,17 @@ def migrate() -> None:
         prices.sync(session)
 
 
-def revisions() -> tuple[str | None, str | None]:
-    """The revision the database is at, and the one this package needs."""
+@cache
+def needed() -> str | None:
+    """The revision that this package was made for."""
+    return ScriptDirectory.from_config(alembic()).get_current_head()
+
+
+def found() -> str | None:
+    """The revision that the database is at; None when it was never migrated."""
     with db.engine().connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision(), ScriptDirectory.from_config(alembic()).get_current_head()
+        return MigrationContext.configure(connection).get_current_revision()
 
 
 def is_current() -> bool:
-    """Whether the database has the schema that this package was made for."""
-    found, needed = revisions()
-    return found == needed
+    return found() == needed()

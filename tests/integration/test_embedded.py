@@ -9,7 +9,7 @@ import psycopg
 import pytest
 import redis
 
-from xalen_batch import embedded
+from xalen_batch import embedded, processes
 from xalen_batch.errors import ConfigError
 
 PARENT = """
@@ -71,7 +71,7 @@ def test_stopping_leaves_no_process(postgres: embedded.Postgres, valkey: embedde
         server.start()
         pid = server.process.pid
         server.stop()
-        assert not embedded.is_running(pid, str(tmp_path))
+        assert not processes.is_running(pid, str(tmp_path))
 
 
 def test_postgresql_refuses_a_wrong_password_and_listens_on_no_port(postgres: embedded.Postgres) -> None:

@@ -1,0 +1,67 @@
+"""`credentials.toml`: what the first start makes, so that the CLI and the examples find the API and a key by themselves."""
+
+import os
+import tomllib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from xalen_batch import accounts
+from xalen_batch.errors import ConfigError, Unauthenticated
+from xalen_batch.models import Account
+
+ACCOUNT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    base_url: str
+    test_key: str = field(repr=False)
+    live_key: str = field(repr=False)
+
+
+def keys(session: Session, path: Path) -> dict[str, str]:
+    """`test_key` and `live_key`: the file's, or new ones where those do not open this database."""
+    found = _read(path)
+    return {
+        name: _working(session, found.get(name)) or _new(session, livemode) for name, livemode in (("test_key", False), ("live_key", True))
+    }
+
+
+def write(path: Path, credentials: Credentials) -> None:
+    """Replace the file in one step; only its owner may read it."""
+    text = "# Written by `xalen-batch up`. Whoever has these keys can submit batches in your name.\n" + tomli_w.dumps(asdict(credentials))
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    new.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. Repair it, or remove it to get new keys.") from error
+
+
+def _working(session: Session, secret: Any) -> str | None:
+    try:
+        accounts.authenticate(session, str(secret))
+    except Unauthenticated:
+        return None
+    return str(secret)
+
+
+def _new(session: Session, livemode: bool) -> str:
+    account = session.scalar(select(Account).where(Account.name == ACCOUNT)) or accounts.create(session, ACCOUNT)
+    _, secret = accounts.create_key(session, account, livemode=livemode, name="up")
+    return secret

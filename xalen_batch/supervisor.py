@@ -1,0 +1,285 @@
+"""Everything on one machine: the stores, then the API, beat and workers, under one process that watches them.
+
+The parts are the same commands that run as separate services elsewhere. They find the stores by
+their environment, start in the order in which they need each other, and stop in the reverse one.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from xalen_batch import credentials, db, embedded, log, ports, processes, schema
+from xalen_batch.config import settings
+from xalen_batch.credentials import Credentials
+from xalen_batch.errors import ConfigError
+
+logger = log.get(__name__)
+
+READY_TIMEOUT = 60.0
+LOOK_INTERVAL = 0.2
+API_PATIENCE = 10.0  # downloads under way
+WORKER_PATIENCE = 10.0  # beyond the grace that requests in flight get
+BACKOFF_CAP = 30.0
+HEALTHY_AFTER = 60.0
+SPARE_CONNECTIONS = 20
+
+Say = Callable[[str], None]
+
+
+class Part(Protocol):
+    """What is watched: a store or a child."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None: ...
+
+    def start(self) -> object: ...
+
+
+class Child:
+    """One of our own commands as a process; Linux kills it should this process be killed."""
+
+    def __init__(self, name: str, command: str, data_dir: Path) -> None:
+        self.name = name
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = data_dir / "logs" / f"{name}.log"
+        self._pid_file = data_dir / "run" / f"{name}.pid"
+        # Python ignores the option; it names the installation in `ps`, and to whoever looks for leftovers.
+        self._marker = f"data_dir={data_dir}"
+        self._argv = [sys.executable, "-X", self._marker, "-m", "xalen_batch.cli.main", command]
+
+    def start(self) -> None:
+        processes.end_leftover(self._pid_file, self._marker, (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                self._argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                # A Ctrl-C in the terminal is for the supervisor, which stops the parts in order.
+                start_new_session=True, preexec_fn=processes.dying_with_parent(signal.SIGKILL),
+            )  # fmt: skip
+        self._pid_file.write_text(str(self.process.pid), "ascii")
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def forget(self) -> None:
+        self._pid_file.unlink(missing_ok=True)
+
+
+class Watch:
+    """Starts a part again when it has ended, later each time unless it had run well for a while."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self._crashes = 0
+        self._started = time.monotonic()
+        self._due: float | None = None
+
+    def look(self) -> None:
+        process, now = self.part.process, time.monotonic()
+        if process is not None and process.poll() is None:
+            return
+        if self._due is None:
+            self._crashes = 0 if now - self._started > HEALTHY_AFTER else self._crashes + 1
+            pause = min(BACKOFF_CAP, 0.5 * 2**self._crashes)
+            self._due = now + pause
+            logger.error("part.ended", part=self.part.name, exit_code=process and process.returncode, restart_in=pause)
+        elif now >= self._due:
+            self._due, self._started = None, now
+            try:
+                self.part.start()
+            except ConfigError as error:
+                logger.error("part.not_started", part=self.part.name, reason=str(error))
+            else:
+                logger.info("part.restarted", part=self.part.name)
+
+
+class Supervisor:
+    """`run()` returns after a clean stop; ConfigError when something could not be started."""
+
+    def __init__(self, data_dir: Path, host: str, port: int, say: Say) -> None:
+        self._data_dir = data_dir
+        self._host = host
+        self._port = port
+        self._say = say
+        self._stores: list[embedded.Server] = []
+        self._front = [Child("api", "api", data_dir), Child("beat", "beat", data_dir)]
+        workers = settings().worker_processes
+        self._workers = [Child("worker" if workers == 1 else f"worker-{n}", "worker", data_dir) for n in range(1, workers + 1)]
+        self._signals = 0
+        self._is_starting = True
+        self._woken = threading.Event()
+
+    @property
+    def _children(self) -> list[Child]:
+        return [*self._workers, *self._front]
+
+    def run(self, on_ready: Callable[[Credentials], None]) -> None:
+        with self._signals_handled():
+            try:
+                ready = self._start()
+                self._is_starting = False
+                if not self._signals:
+                    on_ready(ready)
+                    self._watch()
+            except _Interrupted:
+                pass
+            finally:
+                self._is_starting = False
+                self._stop()
+
+    def _start(self) -> Credentials:
+        self._start_stores()
+        self._say("Preparing the database …")
+        schema.migrate()
+        ready = self._credentials()
+        db.engine().dispose()
+        self._say("Starting the API, beat and workers …")
+        for child in self._children:
+            processes.rotate(child.log)
+            child.start()
+        self._wait_until_ready()
+        return ready
+
+    def _credentials(self) -> Credentials:
+        path = self._data_dir / "credentials.toml"
+        with db.transaction() as session:
+            keys = credentials.keys(session, path)
+        # After the commit: a key in the file always works.
+        ready = Credentials(ports.base_url(self._host, self._port), **keys)
+        credentials.write(path, ready)
+        return ready
+
+    def _start_stores(self) -> None:
+        logs = self._data_dir / "logs"
+        if settings().database_url is None:
+            connections = settings().pool_size * (len(self._workers) + 1) + SPARE_CONNECTIONS
+            self._stores.append(embedded.Postgres(self._data_dir / "postgres", logs / "postgres.log", connections=connections))
+        if settings().redis_url is None:
+            self._stores.append(embedded.Valkey(self._data_dir / "valkey", logs / "valkey.log"))
+        for store in self._stores:
+            self._say(f"Starting {store.name} …")
+            export({store.variable: store.start()})
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT
+        while not _is_ready(f"{ports.address(self._host, self._port)}/readyz"):
+            for child in self._children:
+                if not child.is_running or time.monotonic() > deadline:
+                    words = processes.last_words(child.log)
+                    raise ConfigError(f"The {child.name} did not start: {words}\nIts log is {child.log}.")
+            time.sleep(0.1)
+
+    def _watch(self) -> None:
+        log.configure()
+        parts: list[Part] = [*self._stores, *self._children]
+        watches = [Watch(part) for part in parts]
+        while not self._signals:
+            for watch in watches:
+                watch.look()
+            self._woken.wait(LOOK_INTERVAL)
+
+    def _stop(self) -> None:
+        if any(child.is_running for child in self._children):
+            self._say("Stopping; requests in flight may finish. Ctrl-C again does not wait for them.")
+        self._end(self._front, API_PATIENCE)
+        self._end(self._workers, settings().shutdown_grace + WORKER_PATIENCE)
+        for store in reversed(self._stores):
+            store.stop()
+
+    def _end(self, children: Sequence[Child], patience: float) -> None:
+        running = [child.process for child in children if child.process is not None]
+        deadline = time.monotonic() + patience
+        for process in running:
+            process.terminate()
+        while any(process.poll() is None for process in running):
+            if self._signals > 1 or time.monotonic() > deadline:
+                for process in running:
+                    process.kill()
+            time.sleep(0.02)
+        for child in children:
+            child.forget()
+
+    @contextmanager
+    def _signals_handled(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        self._woken.set()
+        if self._is_starting:
+            self._is_starting = False
+            raise _Interrupted
+
+
+class _Interrupted(BaseException):
+    """Someone wants the start to end; not an error, so nothing that handles errors may swallow it."""
+
+
+def up(*, data_dir: Path, host: str, port: int, is_port_asked: bool, say: Say, on_ready: Callable[[Credentials], None]) -> None:
+    """Run everything in the foreground until SIGINT or SIGTERM.
+
+    A taken port is replaced by the next free one unless it was asked for. Raises ConfigError when
+    the folder is in use by another supervisor, the port is taken, or a part does not start.
+    """
+    data_dir = data_dir.absolute()
+    try:
+        for folder in (data_dir, *(data_dir / name for name in ("files", "logs", "run"))):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The data folder {data_dir} cannot be used: {error.strerror}. Choose another with --data-dir.") from error
+    with _only_one(data_dir):
+        chosen = ports.choose(host, port, is_asked=is_port_asked)
+        if chosen != port:
+            say(f"Port {port} is taken; using {chosen}.")
+        export({"XALEN_DATA_DIR": str(data_dir), "XALEN_HOST": host, "XALEN_PORT": str(chosen)})
+        Supervisor(data_dir, host, chosen, say).run(on_ready)
+
+
+def export(values: Mapping[str, str]) -> None:
+    """Settings for this process and the ones that it starts: the environment is the one place they are read from."""
+    os.environ.update(values)
+    settings.cache_clear()
+
+
+@contextmanager
+def _only_one(data_dir: Path) -> Iterator[None]:
+    with (data_dir / "up.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigError(
+                f"`xalen-batch up` is running on {data_dir} already (process {lock.read().strip()}). "
+                "Stop it first, or choose another folder with --data-dir."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False
