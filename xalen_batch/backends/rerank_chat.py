@@ -1,0 +1,109 @@
+"""The reranker through `/v1/chat/completions`: models change by their name alone, no code changes.
+
+The last user message carries `{"query", "documents", "top_n"?}` as JSON; the answer is an ordinary
+chat completion whose content is the ranked `results` as JSON.
+"""
+
+import time
+from typing import Any
+
+import msgspec
+import orjson
+
+from xalen_batch.backends.contract import Answered, Backend, Outcome, Refused, Request
+from xalen_batch.backends.outcomes import envelope
+from xalen_batch.catalog import CHAT, RERANK
+
+SHAPE = '{"query": "…", "documents": ["…", "…"], "top_n": 3}'
+
+
+class RerankChat:
+    """A reranker's backend that takes chat completions as well."""
+
+    def __init__(self, inner: Backend) -> None:
+        self.inner = inner
+
+    async def send(self, request: Request) -> Outcome:
+        """As the contract says; a chat is turned into a rerank and its answer back."""
+        if request.endpoint != CHAT:
+            return await self.inner.send(request)
+        body = to_rerank(request.body)
+        if isinstance(body, Refused):
+            return body
+        outcome = await self.inner.send(Request(RERANK, body, request.request_id))
+        if isinstance(outcome, Answered):
+            return Answered(outcome.status, to_chat(outcome, request), outcome.usage)
+        return outcome
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+def to_rerank(body: bytes) -> bytes | Refused:
+    """The rerank request that a chat's last user message carries, or the 400 that says what it should carry."""
+    chat = msgspec.json.decode(body)
+    if not isinstance(chat, dict):
+        return _refused("the request is not a JSON object")
+    content = _last_user_content(chat.get("messages"))
+    if content is None:
+        return _refused("there is no user message with text")
+    try:
+        asked = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return _refused("the message is not JSON")
+    if not isinstance(asked, dict):
+        return _refused("the message is not a JSON object")
+    problem = problem_of(asked)
+    return _refused(problem) if problem else msgspec.json.encode({**asked, "model": chat.get("model")})
+
+
+def to_chat(answer: Answered, request: Request) -> bytes:
+    """A rerank answer as a chat completion; a reranker writes no tokens."""
+    ranking = msgspec.json.decode(answer.body)
+    usage = answer.usage
+    message = {"role": "assistant", "content": msgspec.json.encode({"results": ranking["results"]}).decode(), "refusal": None}
+    completion = {
+        "id": f"chatcmpl-{request.request_id}",
+        "object": "chat.completion",
+        "created": ranking.get("created") or int(time.time()),
+        "model": msgspec.json.decode(request.body).get("model"),
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": usage.input_tokens, "completion_tokens": 0, "total_tokens": usage.input_tokens},
+    }
+    if "system_fingerprint" in ranking:
+        completion["system_fingerprint"] = ranking["system_fingerprint"]
+    return orjson.dumps(completion)
+
+
+def problem_of(asked: dict[str, Any]) -> str | None:
+    """What keeps an object from being a rerank request, or None."""
+    documents, top_n = asked.get("documents"), asked.get("top_n")
+    if not isinstance(asked.get("query"), str) or not asked["query"]:
+        return "`query` must be a text"
+    if not isinstance(documents, list) or not documents or not all(_is_document(document) for document in documents):
+        return "`documents` must be a list of texts or of objects with `text`"
+    if top_n is not None and (not isinstance(top_n, int) or isinstance(top_n, bool) or top_n < 1):
+        return "`top_n` must be a whole number of at least 1"
+    return None
+
+
+def _is_document(document: Any) -> bool:
+    return isinstance(document.get("text") if isinstance(document, dict) else document, str)
+
+
+def _last_user_content(messages: Any) -> str | None:
+    """The text of the last user message, whose content is a string or a list of text parts."""
+    if not isinstance(messages, list):
+        return None
+    for message in reversed(messages):
+        if isinstance(message, dict) and message.get("role") == "user":
+            content = message.get("content")
+            if isinstance(content, list):
+                return "".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)) or None
+            return content if isinstance(content, str) else None
+    return None
+
+
+def _refused(problem: str) -> Refused:
+    message = f"A reranker's last user message must be a JSON object like {SHAPE}: {problem}."
+    return Refused(400, envelope(400, message, param="messages", code="invalid_rerank_message"))

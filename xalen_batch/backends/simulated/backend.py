@@ -1,0 +1,34 @@
+"""The simulated models in this process: what `xln_test_` keys always run on."""
+
+import asyncio
+
+from xalen_batch.backends.contract import Outcome, Request, Retryable
+from xalen_batch.backends.outcomes import Reply, outcome_of
+from xalen_batch.backends.simulated.faults import Attempts
+from xalen_batch.backends.simulated.model import answer
+from xalen_batch.catalog import Model
+from xalen_batch.config import settings
+
+
+class SimulatedBackend:
+    """One simulated model. Its answers are judged like any server's. `latency_ms` replaces the catalog's."""
+
+    def __init__(self, model: Model, *, latency_ms: int | None = None) -> None:
+        self._model = model
+        self._latency_ms = latency_ms
+        self._attempts = Attempts()
+
+    async def send(self, request: Request) -> Outcome:
+        """Run one request within the settings' total timeout. Raises nothing but CancelledError."""
+        reply = answer(self._model, request, attempts=self._attempts, latency_ms=self._latency_ms)
+        try:
+            async with asyncio.timeout(settings().request_timeout):
+                await (asyncio.Event().wait() if reply.ending == "hang" else asyncio.sleep(reply.latency))
+        except TimeoutError:
+            return Retryable("The backend did not answer in time.", is_timeout=True)
+        if reply.ending in ("reset", "truncated"):
+            return Retryable("The connection to the backend failed.")
+        return outcome_of(Reply(reply.status, reply.body, reply.headers.get), request)
+
+    async def close(self) -> None:
+        return

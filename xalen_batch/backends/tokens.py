@@ -1,0 +1,110 @@
+"""Token counts of our own: for estimates, for answers without usable usage, and for the simulated models.
+
+`count` is an estimate that needs no vocabulary: one token per match of `PIECES`. Against the
+Tekken tokenizer of Mistral Small 3.1 it is off by less than 5 % on English prose, source code and
+JSON, by 4 to 12 % on French, German, Russian, Arabic and Chinese, up to 70 % too high on Japanese and
+Korean, and too low on emoji. It never passes `most`, the exact upper bound of any byte-level tokenizer.
+`exact_counter` has the real tokenizer where the extra `tokenizer` is installed.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from xalen_batch.catalog import Model
+
+# Scripts without spaces: about a token a character.
+_DENSE = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
+PIECES = re.compile(
+    "[a-zA-Z]{1,8}"  # a word or a piece of one; the space before it is part of the token
+    r"|\d"
+    f"|[{_DENSE}]"
+    rf"|[^\W\d_a-zA-Z{_DENSE}]{{1,3}}"  # other alphabets
+    r"|[!-/:-@\[-`{-~]{1,2}"  # ASCII punctuation
+    r"|\n+[ \t]*|\t+| {2,}"
+    r"|[^\w\s]"
+)
+
+# What a chat template adds: role and separators of a message, and the answer's opening.
+PER_MESSAGE = 4
+PER_CHAT = 3
+# The separators between a query and a document.
+PER_PAIR = 4
+# A picture at the resolution models usually take.
+PER_IMAGE = 1024
+
+PieceCounter = Callable[[str], int]
+
+
+def count(text: str) -> int:
+    """Estimated tokens of a text."""
+    return len(PIECES.findall(text))
+
+
+def most(text: str) -> int:
+    """More tokens than this no byte-level tokenizer makes of a text: its UTF-8 bytes."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def cut(text: str, limit: int) -> str:
+    """The longest start of a text that counts at most `limit` tokens."""
+    last = next(islice(PIECES.finditer(text), limit, None), None)
+    return text if last is None else text[: last.start()]
+
+
+def count_chat(messages: Sequence[Any], *, tools: Any = None, counter: PieceCounter = count) -> int:
+    """Prompt tokens of a chat: contents, tool calls, names and tools, with the template's own."""
+    total = PER_CHAT + PER_MESSAGE * len(messages)
+    for message in messages:
+        if isinstance(message, Mapping):
+            total += sum(_count_value(value, counter) for key, value in message.items() if key != "role")
+    return total + (_count_value(tools, counter) if tools else 0)
+
+
+def count_rerank(query: str, documents: Iterable[Any], *, counter: PieceCounter = count) -> int:
+    """Prompt tokens of a rerank: the query is read again with each document. Documents are strings or `{text}`."""
+    per_document = counter(query) + PER_PAIR
+    return sum(per_document + counter(text_of(document)) for document in documents)
+
+
+def text_of(document: Any) -> str:
+    """The text of a rerank document, which is a string or an object with `text`."""
+    text = document.get("text") if isinstance(document, Mapping) else document
+    return text if isinstance(text, str) else ""
+
+
+def _count_value(value: Any, counter: PieceCounter) -> int:
+    if isinstance(value, str):
+        return counter(value)
+    if isinstance(value, list):
+        return sum(_count_part(part, counter) for part in value)
+    return counter(msgspec.json.encode(value).decode()) if value else 0
+
+
+def _count_part(part: Any, counter: PieceCounter) -> int:
+    if isinstance(part, Mapping):
+        if "image_url" in part:
+            return PER_IMAGE
+        if isinstance(part.get("text"), str):
+            return counter(part["text"])
+    return _count_value(part, counter)
+
+
+@cache
+def exact_counter(model: Model) -> PieceCounter | None:
+    """The model's own tokenizer, where the extra `tokenizer` (mistral-common) is installed and has it."""
+    if model.owned_by != "mistralai":
+        return None
+    try:
+        from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+    except ImportError:
+        return None
+    from importlib import resources
+
+    with resources.as_file(resources.files("mistral_common").joinpath("data", "tekken_240911.json")) as path:
+        tokenizer = Tekkenizer.from_file(str(path))
+    return lambda text: len(tokenizer.encode(text, bos=False, eos=False))

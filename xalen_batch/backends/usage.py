@@ -1,0 +1,119 @@
+"""What an answer is billed by. The backend's word is taken only where it can be true.
+
+Anything else (missing, null, a string, a bool, a fraction, negative, absurd) and we count the tokens ourselves.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from xalen_batch.backends import tokens
+from xalen_batch.backends.contract import Request, Usage
+from xalen_batch.catalog import RERANK
+
+ABSURD = 10_000_000
+# No byte-level tokenizer makes more tokens than there are bytes; templates and default system
+# prompts add some of their own, and a picture is many tokens behind a short address.
+TEMPLATE_ALLOWANCE = 2_048
+IMAGE_ALLOWANCE = 16_384
+PAIR_ALLOWANCE = 16
+ANSWER_ALLOWANCE = 256
+
+
+def usage_of(answer: bytes, request: Request) -> Usage:
+    """The usage of a 2xx answer (a JSON object) to a request. Never raises for what the backend said."""
+    body = _object(answer)
+    reported = _rerank_usage(body) if request.endpoint == RERANK else _chat_usage(body)
+    if reported is None or not _is_possible(reported, answer, request):
+        return _rerank_count(request) if request.endpoint == RERANK else _chat_count(body, answer, request)
+    return reported
+
+
+def _chat_usage(body: Mapping[str, Any]) -> Usage | None:
+    usage = _table(body.get("usage"))
+    read = _tokens(usage, "prompt_tokens", "input_tokens")
+    written = _tokens(usage, "completion_tokens", "output_tokens")
+    if read is None or written is None:
+        return None
+    cached = _detail(usage, "cached_tokens", "prompt_tokens_details", "input_tokens_details")
+    reasoning = _detail(usage, "reasoning_tokens", "completion_tokens_details", "output_tokens_details")
+    return Usage(read, written, min(cached, read), min(reasoning, written))
+
+
+def _rerank_usage(body: Mapping[str, Any]) -> Usage | None:
+    usage, meta = _table(body.get("usage")), _table(body.get("meta"))
+    read = _tokens(usage, "prompt_tokens", "input_tokens", "total_tokens")
+    if read is None:
+        read = _tokens(_table(meta.get("tokens")), "input_tokens")
+    if read is None:
+        read = _tokens(_table(meta.get("billed_units")), "input_tokens")
+    return None if read is None else Usage(read)
+
+
+def _is_possible(usage: Usage, answer: bytes, request: Request) -> bool:
+    if usage.output_tokens - usage.reasoning_tokens > len(answer) + ANSWER_ALLOWANCE:
+        return False
+    bound = len(request.body) + TEMPLATE_ALLOWANCE
+    if usage.input_tokens <= bound:
+        return True
+    if request.endpoint == RERANK:
+        query, documents = _pairs(request)
+        return usage.input_tokens <= bound + len(documents) * (tokens.most(query) + PAIR_ALLOWANCE)
+    return usage.input_tokens <= bound + IMAGE_ALLOWANCE * request.body.count(b'"image_url"')
+
+
+def _chat_count(body: Mapping[str, Any], answer: bytes, request: Request) -> Usage:
+    asked = _object(request.body)
+    messages = asked.get("messages")
+    read = tokens.count_chat(messages, tools=asked.get("tools")) if isinstance(messages, list) else tokens.count(_text(request.body))
+    choices = body.get("choices")
+    if not isinstance(choices, list):
+        return Usage(read, tokens.count(_text(answer)), counted=True)
+    return Usage(read, sum(_written(choice) for choice in choices), counted=True)
+
+
+def _written(choice: Any) -> int:
+    message = _table(_table(choice).get("message"))
+    texts = [message.get(key) for key in ("content", "reasoning_content", "reasoning", "refusal")]
+    total = sum(tokens.count(text) for text in texts if isinstance(text, str))
+    calls = message.get("tool_calls")
+    return total + (tokens.count(_text(msgspec.json.encode(calls))) if calls else 0)
+
+
+def _rerank_count(request: Request) -> Usage:
+    query, documents = _pairs(request)
+    return Usage(tokens.count_rerank(query, documents), counted=True)
+
+
+def _pairs(request: Request) -> tuple[str, list[Any]]:
+    body = _object(request.body)
+    query, documents = body.get("query"), body.get("documents")
+    return (query if isinstance(query, str) else ""), (documents if isinstance(documents, list) else [])
+
+
+def _tokens(table: Mapping[str, Any], *names: str) -> int | None:
+    """The first of these keys that is there, if it is a number of tokens."""
+    value = next((table[name] for name in names if table.get(name) is not None), None)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= ABSURD:
+        return value
+    return None
+
+
+def _detail(usage: Mapping[str, Any], name: str, *tables: str) -> int:
+    return next((found for table in tables if (found := _tokens(_table(usage.get(table)), name)) is not None), 0)
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _object(body: bytes) -> Mapping[str, Any]:
+    try:
+        return _table(msgspec.json.decode(body))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+
+
+def _text(body: bytes) -> str:
+    return body.decode("utf-8", "replace")
