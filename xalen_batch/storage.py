@@ -4,6 +4,8 @@ Keys are ours (a file's id), never a user's name. Writers are atomic: an object 
 not at all, whatever dies in between.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import cache

@@ -258,7 +258,8 @@ def test_a_small_account_does_not_wait_behind_a_giant_one() -> None:
     for _ in range(3):
         a_claim()
     small = a_batch(chat_lines(2))
-    assert a_claim().batch_id == small
+    # It starts level with the giant, so at most one of the giant's tasks goes first.
+    assert small in (a_claim().batch_id, a_claim().batch_id)
 
 
 def test_two_claimers_never_get_the_same_task() -> None:

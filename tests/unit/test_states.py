@@ -19,7 +19,7 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize(("source", "target"), itertools.product(BatchStatus, BatchStatus))
+@pytest.mark.parametrize(("source", "target"), list(itertools.product(BatchStatus, BatchStatus)))
 def test_a_batch_moves_as_published_and_no_other_way(source: BatchStatus, target: BatchStatus) -> None:
     assert (target in BATCH_MOVES[source]) == ((source.value, target.value) in ALLOWED)
 

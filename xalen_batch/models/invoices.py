@@ -34,7 +34,7 @@ class Invoice(Base):
     issued_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     lines: Mapped[list["InvoiceLine"]] = relationship(
-        order_by="InvoiceLine.position", lazy="selectin", cascade="save-update, merge, expunge"
+        foreign_keys="InvoiceLine.invoice_id", order_by="InvoiceLine.position", lazy="selectin", cascade="save-update, merge, expunge"
     )
 
 
