@@ -1,0 +1,256 @@
+"""The simulated models over HTTP, for demonstrations, tests and benchmarks: `xalen-batch simulate`.
+
+A raw asyncio protocol, so that it is never the bottleneck of what is measured against it. Answers
+leave in the order of their requests, also where a client pipelines.
+"""
+
+import asyncio
+import random
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import cast
+
+import httptools
+import msgspec
+import orjson
+
+from xalen_batch import catalog
+from xalen_batch.backends.contract import Request
+from xalen_batch.backends.outcomes import envelope
+from xalen_batch.backends.simulated import faults
+from xalen_batch.backends.simulated.faults import Attempts
+from xalen_batch.backends.simulated.model import CREATED, Answer, answer
+from xalen_batch.catalog import ENDPOINTS, Endpoint, Model
+from xalen_batch.config import MiB
+
+LONGEST_REQUEST = 64 * MiB
+DRAIN = 5.0
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+
+
+class _Named(msgspec.Struct):
+    model: str
+
+
+_named = msgspec.json.Decoder(_Named).decode
+
+
+class Simulator:
+    """What every connection shares: the models by all their names, and the faults from outside.
+
+    `fault_rate` of the requests meet `fault` (directives of `faults.py`), chosen by `seed`.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Model] | None = None,
+        *,
+        latency_ms: int | None = None,
+        fault_rate: float = 0.0,
+        fault: str = "status=503",
+        seed: int = 0,
+    ) -> None:
+        self.models = dict(catalog.models() if models is None else models)
+        self._by_name = {model.backend.model: model for model in self.models.values() if model.backend.model} | self.models
+        self._latency_ms = latency_ms
+        self._fault_rate = fault_rate
+        self._fault = faults.parse(fault)
+        self._random = random.Random(seed)
+        self._attempts = Attempts()
+        self.connections: set[Connection] = set()
+
+    def answer(self, method: str, path: str, body: bytes, request_id: str) -> Answer:
+        """What any request to the server is answered."""
+        path = path.partition("?")[0]
+        if path in ENDPOINTS:
+            if method != "POST":
+                return _error(405, f"{path} takes POST.", "method_not_allowed")
+            return self._run(path, body, request_id)
+        if path in ("/v1/models", "/health") and method == "GET":
+            return Answer(200, orjson.dumps(self._listing() if path == "/v1/models" else {"status": "ok"}), 0.0)
+        return _error(404, f"There is no {path} here.", "not_found")
+
+    def _run(self, endpoint: Endpoint, body: bytes, request_id: str) -> Answer:
+        try:
+            name = _named(body).model
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return _error(400, "The request must be a JSON object with a `model`.", "invalid_request")
+        model = self._by_name.get(name)
+        if model is None:
+            return _error(404, f"The model {name!r} does not exist.", "model_not_found")
+        fault = self._fault if self._fault_rate and self._random.random() < self._fault_rate else faults.NONE
+        return answer(model, Request(endpoint, body, request_id), attempts=self._attempts, latency_ms=self._latency_ms, fault=fault)
+
+    def _listing(self) -> dict[str, object]:
+        models = [{"id": model.id, "object": "model", "created": CREATED, "owned_by": model.owned_by} for model in self.models.values()]
+        return {"object": "list", "data": models}
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A request's place in the order of answers, filled when its answer is ready."""
+
+    encoded: bytes | None = None
+    ends_connection: bool = False
+
+
+class Connection(asyncio.Protocol):
+    """One client. Each request gets a slot at once; slots leave from the front as they are filled."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+        self._loop = asyncio.get_running_loop()
+        self._slots: deque[Slot] = deque()
+        self._is_closing = False
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._slots
+
+    def close(self) -> None:
+        self._is_closing = True
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._parser = httptools.HttpRequestParser(self)
+        self._simulator.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_closing = True
+        self._simulator.connections.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.close()
+        except httptools.HttpParserError:
+            self._slots.append(slot := Slot())
+            self._end(slot, _error(400, "This is not HTTP.", "bad_request"), keep_alive=False)
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        self._url = b""
+        self._body: list[bytes] = []
+        self._size = 0
+        self._request_id = ""
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"x-request-id":
+            self._request_id = value.decode("latin-1")
+        elif name == b"expect" and not self._slots:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._size += len(body)
+        if self._size <= LONGEST_REQUEST:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._is_closing:
+            return
+        keep_alive = self._parser.should_keep_alive()
+        if self._size > LONGEST_REQUEST:
+            reply = _error(413, "The request is too long.", "request_too_large")
+        else:
+            method = self._parser.get_method().decode()
+            reply = self._simulator.answer(method, self._url.decode("latin-1"), b"".join(self._body), self._request_id)
+        self._slots.append(slot := Slot())
+        if reply.ending == "hang":
+            return
+        if reply.latency:
+            self._loop.call_later(reply.latency, self._end, slot, reply, keep_alive)
+        else:
+            self._end(slot, reply, keep_alive)
+
+    def _end(self, slot: Slot, reply: Answer, keep_alive: bool) -> None:
+        if reply.ending == "reset":
+            self.abort()
+            return
+        slot.encoded = _encoded(reply, keep_alive=keep_alive)
+        slot.ends_connection = not keep_alive
+        if reply.ending == "truncated":
+            slot.encoded = slot.encoded[: -(len(reply.body) // 2 + 1)]
+            slot.ends_connection = True
+        while self._slots and (ready := self._slots[0]).encoded is not None:
+            self._transport.write(ready.encoded)
+            self._slots.popleft()
+            if ready.ends_connection:
+                self.close()
+                return
+
+
+def _error(status: int, message: str, code: str) -> Answer:
+    return Answer(status, envelope(status, message, code=code), 0.0)
+
+
+def _encoded(reply: Answer, *, keep_alive: bool) -> bytes:
+    headers = {"content-type": "application/json", **reply.headers}
+    if not keep_alive:
+        headers["connection"] = "close"
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, 'Unknown')}\r\ncontent-length: {len(reply.body)}\r\n{lines}\r\n"
+    return head.encode("latin-1") + reply.body
+
+
+async def listen(simulator: Simulator, host: str, port: int) -> asyncio.Server:
+    """A server on the running loop; port 0 takes a free one."""
+    return await asyncio.get_running_loop().create_server(lambda: Connection(simulator), host, port, backlog=1024)
+
+
+async def close(server: asyncio.Server, simulator: Simulator) -> None:
+    """Take no more requests, and give those in flight a moment; hanging ones are cut."""
+    server.close()
+    ends = asyncio.get_running_loop().time() + DRAIN
+    while simulator.connections and asyncio.get_running_loop().time() < ends:
+        for connection in [connection for connection in simulator.connections if connection.is_idle]:
+            connection.close()
+        await asyncio.sleep(0.02)
+    for connection in list(simulator.connections):
+        connection.abort()
+
+
+def serve(
+    host: str,
+    port: int,
+    *,
+    models: Mapping[str, Model] | None = None,
+    latency_ms: int | None = None,
+    fault_rate: float = 0.0,
+    fault: str = "status=503",
+    seed: int = 0,
+) -> None:
+    """Serve until SIGTERM or SIGINT. Raises OSError where the port is taken, ValueError for an unknown fault."""
+    simulator = Simulator(models, latency_ms=latency_ms, fault_rate=fault_rate, fault=fault, seed=seed)
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        from asyncio import new_event_loop  # type: ignore[assignment]
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(_serve(simulator, host, port))
+
+
+async def _serve(simulator: Simulator, host: str, port: int) -> None:
+    stopped = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stopped.set)
+    server = await listen(simulator, host, port)
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{server.sockets[0].getsockname()[1]}/v1"
+    sys.stderr.write(f"Simulated models ready at {address}: {', '.join(simulator.models)}\n")
+    sys.stderr.flush()
+    await stopped.wait()
+    await close(server, simulator)
