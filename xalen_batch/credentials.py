@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,15 @@ def keys(session: Session, path: Path) -> dict[str, str]:
 
 
 def write(path: Path, credentials: Credentials) -> None:
-    """Replace the file in one step; only its owner may read it."""
-    text = "# Written by `xalen-batch up`. Whoever has these keys can submit batches in your name.\n" + tomli_w.dumps(asdict(credentials))
+    write_private(path, "# Written by `xalen-batch up`. Whoever has these keys can submit batches in your name.", asdict(credentials))
+
+
+def write_private(path: Path, comment: str, values: Mapping[str, str]) -> None:
+    """Replace a TOML file in one step; only its owner may read it."""
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
-        out.write(text)
+        out.write(f"{comment}\n{tomli_w.dumps(values)}")
         out.flush()
         os.fsync(out.fileno())
     new.replace(path)

@@ -28,8 +28,7 @@ logger = log.get(__name__)
 
 READY_TIMEOUT = 60.0
 LOOK_INTERVAL = 0.2
-API_PATIENCE = 10.0  # downloads under way
-WORKER_PATIENCE = 10.0  # beyond the grace that requests in flight get
+PATIENCE = 10.0  # beyond the grace that requests in flight get
 BACKOFF_CAP = 30.0
 HEALTHY_AFTER = 60.0
 SPARE_CONNECTIONS = 20
@@ -115,6 +114,7 @@ class Supervisor:
         self._host = host
         self._port = port
         self._say = say
+        self._running = data_dir / "run.toml"
         self._stores: list[embedded.Server] = []
         self._front = [Child("api", "api", data_dir), Child("beat", "beat", data_dir)]
         workers = settings().worker_processes
@@ -173,6 +173,11 @@ class Supervisor:
         for store in self._stores:
             self._say(f"Starting {store.name} …")
             export({store.variable: store.start()})
+        urls = {"database_url": settings().database_url, "redis_url": settings().redis_url}
+        known = {name: url.get_secret_value() for name, url in urls.items() if url is not None}
+        credentials.write_private(
+            self._running, "# Where the stores are, for the commands that work on them. Gone when `up` has stopped.", known
+        )
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT
@@ -195,14 +200,15 @@ class Supervisor:
     def _stop(self) -> None:
         if any(child.is_running for child in self._children):
             self._say("Stopping; requests in flight may finish. Ctrl-C again does not wait for them.")
-        self._end(self._front, API_PATIENCE)
-        self._end(self._workers, settings().shutdown_grace + WORKER_PATIENCE)
+        self._end(self._front)
+        self._end(self._workers)
+        self._running.unlink(missing_ok=True)
         for store in reversed(self._stores):
             store.stop()
 
-    def _end(self, children: Sequence[Child], patience: float) -> None:
+    def _end(self, children: Sequence[Child]) -> None:
         running = [child.process for child in children if child.process is not None]
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + settings().shutdown_grace + PATIENCE
         for process in running:
             process.terminate()
         while any(process.poll() is None for process in running):

@@ -1,0 +1,44 @@
+# The verbs of the repository. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint clean
+SHELL := /bin/sh
+
+UV_VERSION := 0.13.9
+# The first Python of this machine that will do; nothing is downloaded for want of one.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $$python && break; done)
+
+export UV_PYTHON_DOWNLOADS := never
+# An environment that the caller has active is not ours to fill.
+unexport VIRTUAL_ENV UV_PROJECT_ENVIRONMENT PYTHONPATH PYTHONHOME
+
+help: ## List the verbs
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r verb what; do printf '  make %-9s %s\n' "$$verb" "$$what"; done
+
+install: .venv/.installed ## Set up .venv with the locked dependencies; .venv/bin/xalen-batch is there afterwards
+
+demo: install ## Start everything, run the example batches for both models, show results and invoices
+	@.venv/bin/python examples/demo.py
+
+test: install ## Run all tests, against a real PostgreSQL and a real Valkey
+	@.venv/bin/python -m pytest
+
+lint: install ## Check format, style, types and the direction of imports
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+clean: ## Remove what install, demo and test have made in the checkout; data in .xalen stays
+	rm -rf .venv .tools .demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed: pyproject.toml uv.lock .tools/.uv-$(UV_VERSION)
+	.tools/bin/uv sync --locked --quiet --python .tools/bin/python
+	@touch $@
+
+.tools/.uv-$(UV_VERSION):
+	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 is needed and none was found. Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear .tools || { echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@.tools/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@

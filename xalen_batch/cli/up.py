@@ -1,0 +1,58 @@
+"""`up`: everything on one machine."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from xalen_batch.cli.options import examples
+from xalen_batch.cli.output import say
+
+if TYPE_CHECKING:
+    from xalen_batch.credentials import Credentials
+
+commands = typer.Typer()
+
+
+@commands.command(
+    rich_help_panel="Server",
+    epilog=examples(
+        "xalen-batch up",
+        "xalen-batch up --data-dir /srv/xalen --port 9000",
+        "XALEN_DATABASE_URL=postgresql://user:password@db/xalen xalen-batch up",
+    ),
+)
+def up(
+    data_dir: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Where everything is kept. Else XALEN_DATA_DIR, or .xalen.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the API. Else XALEN_PORT, or a free one from 8080 on.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address the API listens on. Else XALEN_HOST, or 127.0.0.1.")] = None,
+) -> None:
+    """Start PostgreSQL, Valkey, the API, beat and workers on this machine, and keep them running until Ctrl-C.
+
+    A database or Redis that XALEN_DATABASE_URL or XALEN_REDIS_URL names is used instead of an own one.
+    """
+    from xalen_batch import supervisor
+    from xalen_batch.config import settings
+
+    folder = data_dir or settings().data_dir
+    supervisor.up(
+        data_dir=folder,
+        host=host or settings().host,
+        port=settings().port if port is None else port,
+        is_port_asked=port is not None or "XALEN_PORT" in os.environ,
+        say=say,
+        on_ready=lambda ready: _welcome(ready, folder),
+    )
+    say("Stopped.")
+
+
+def _welcome(ready: "Credentials", data_dir: Path) -> None:
+    say(f"\nXALEN Batch is ready at {ready.base_url}\n", "bold green")
+    say(f'    from openai import OpenAI\n    client = OpenAI(base_url="{ready.base_url}", api_key="{ready.test_key}")\n')
+    say(f"That is a test key: its answers are simulated, and nothing is payable. The live key is in {data_dir / 'credentials.toml'}.")
+    say(f"Documentation of the API: {ready.base_url.removesuffix('/v1')}/docs. Logs: {data_dir / 'logs'}. Ctrl-C stops everything.")
