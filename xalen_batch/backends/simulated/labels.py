@@ -33,8 +33,8 @@ KEYWORDS: dict[str, str] = {
     "*paket *packstation *lieferschein unterwegs geliefert *colis *livre suivi *boite ecrasee devait *aduana *almacen *enviado etiqueta",
     "refund": "*refund *money *return *cancel *back reimburs replacement *difference *zuruckges *storn *erstatt *ruckerst *gekundigt "
     "*rembours *renvoy *annuler *devol *devuelv *cancel reembols",
-    "feedback": "*great *nice *love *lovely *happy *wish *please *bring *thank *support *well *raise *cheerful *packaging dark mode widget setting "
-    "*lob *schon *weiter *leider ubersicht *merci *bienvenu *emballage *dommage mode sombre *enhorabuena *estaria *bonita letra guia hoping hope",
+    "feedback": "*great *nice *love *lovely *happy *wish please *bring thank *well *raise *cheerful *packaging dark mode widget setting "
+    "*lob *schon *weiter *leider ubersicht merci *bienvenu *emballage *dommage mode sombre *enhorabuena *estaria *bonita letra guia hoping hope",
     "cancel": "*cancel *terminat *unsubscrib *kundig *storn *annul *resil *baja",
     "positive": "*great *good *love *excellent *happy *perfect *thank *nice *well recommend amazing fantastic",
     "negative": "*bad *terrible *awful *broken *hate *disappoint *worst *angry *never refund unacceptable slow",
@@ -67,8 +67,12 @@ def _labels(texts: Iterable[str]) -> tuple[str, ...]:
 
 def classify(text: str, labels: Sequence[str]) -> str:
     """The label that fits a text best; a fallback like `other` where nothing fits, else always the same one."""
-    words = set(words_of(text))
-    scores = [_score(words, _beginnings(label)) for label in labels]
+    index, lengths = _index(tuple(labels))
+    found = {start for word in set(words_of(text)) for length in lengths if (start := word[:length]) in index}
+    scores = [0] * len(labels)
+    for start in found:
+        for label, weight in index[start]:
+            scores[label] += weight
     best = max(scores)
     if best:
         return labels[scores.index(best)]
@@ -84,13 +88,18 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(lowered)
 
 
-def _score(words: set[str], beginnings: tuple[tuple[str, int], ...]) -> int:
-    return sum(weight for start, weight in beginnings if any(word.startswith(start) for word in words))
+@lru_cache(maxsize=256)
+def _index(labels: tuple[str, ...]) -> tuple[dict[str, list[tuple[int, int]]], list[int]]:
+    """Beginnings of words → (which label, weight), and the lengths that those beginnings have."""
+    index: dict[str, list[tuple[int, int]]] = {}
+    for number, label in enumerate(labels):
+        for start, weight in _beginnings(label).items():
+            index.setdefault(start, []).append((number, weight))
+    return index, sorted({len(start) for start in index})
 
 
-@lru_cache(maxsize=1024)
-def _beginnings(label: str) -> tuple[tuple[str, int], ...]:
-    own = [(word[: max(4, len(word) - 2)], 2) for word in words_of(label.replace("_", " "))]
-    known = [KEYWORDS[name] for word in words_of(label.replace("_", " ")) if (name := _ALIASES.get(word, word)) in KEYWORDS]
-    starts = [(start.lstrip("*"), 2 if start.startswith("*") else 1) for line in known for start in line.split()]
-    return tuple(dict(starts + own).items())
+def _beginnings(label: str) -> dict[str, int]:
+    words = words_of(label.replace("_", " "))
+    known = [KEYWORDS[name] for word in words if (name := _ALIASES.get(word, word)) in KEYWORDS]
+    starts = {start.lstrip("*"): 2 if start.startswith("*") else 1 for line in known for start in line.split()}
+    return starts | {word[: max(4, len(word) - 2)]: 2 for word in words}

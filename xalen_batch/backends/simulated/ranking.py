@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 from xalen_batch.backends.simulated.labels import words_of
 
@@ -19,7 +20,7 @@ _ENDINGS = ("ations", "ation", "ments", "ment", "ings", "ing", "ies", "ied", "er
 def relevance(query: str, documents: Sequence[str]) -> list[float]:
     """A score between 0 and 1 for each document, higher for more relevant."""
     asked = list(dict.fromkeys(_stems(query)))
-    counts = [Counter(_stems(document)) for document in documents]
+    counts = [_counted(document) for document in documents]
     lengths = [max(1, counter.total()) for counter in counts]
     average = sum(lengths) / max(1, len(lengths))
     weights = {stem: _rarity(sum(stem in counter for counter in counts), len(counts)) for stem in asked}
@@ -28,6 +29,12 @@ def relevance(query: str, documents: Sequence[str]) -> list[float]:
         _squash(sum(weight * _saturation(counter[stem], length / average) for stem, weight in weights.items()) / most)
         for counter, length in zip(counts, lengths, strict=True)
     ]
+
+
+@lru_cache(maxsize=512)
+def _counted(document: str) -> Counter[str]:
+    # A corpus is often sent again with each query.
+    return Counter(_stems(document))
 
 
 def _stems(text: str) -> list[str]:
