@@ -1,0 +1,112 @@
+"""What a body must look like at each endpoint, and where it says that it does not."""
+
+import pytest
+
+from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.pipeline import bodies
+from xalen_batch.pipeline.bodies import ChatRequest, Misfit, RerankRequest
+
+HELLO = {"role": "user", "content": "Hello"}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def chat(*messages, **values):
+    return {"model": "m", "messages": list(messages) or [HELLO], **values}
+
+
+def rerank(**values):
+    body = {"model": "m", "query": "q", "documents": ["a"], **values}
+    return {key: value for key, value in body.items() if value is not ...}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        chat(),
+        chat(*({"role": role, "content": "x"} for role in bodies.ROLES)),
+        chat(
+            {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "https://e.org/a.png"}}]}
+        ),
+        chat({"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "content": "1", "tool_call_id": "c"}),
+        chat({"role": "assistant", "tool_calls": [CALL]}),
+        chat({"role": "assistant", "content": None, "refusal": "no"}),
+        chat({"role": "user", "content": ""}),
+        chat(n=2, max_tokens=1, temperature=2, top_p=0.5, stream=False, presence_penalty=-2, seed=7, anything={"a": [1]}),
+        chat(n=None, max_tokens=None, temperature=None, stream=None),
+    ],
+)
+def test_chats_that_fit(body):
+    assert isinstance(bodies.fit(body, CHAT), ChatRequest)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"model": "m"}, "body.messages", "`messages` is missing"),
+        ({"model": "m", "messages": []}, "body.messages", 'Send a list such as [{"role"'),
+        ({"model": "m", "messages": "Hello"}, "body.messages", "got `string`"),
+        (chat(HELLO, "Hello"), "body.messages[1]", "Expected `object`"),
+        (chat({"content": "x"}), "body.messages[0].role", "developer, system, user"),
+        (chat({"role": "robot", "content": "x"}), "body.messages[0].role", "'robot' is not a role"),
+        (chat(HELLO, HELLO, {"role": "user", "content": 3}), "body.messages[2].content", "got `whole number`"),
+        (chat({"role": "user"}), "body.messages[0].content", "Give the message a `content`"),
+        (chat({"role": "user", "content": None}), "body.messages[0].content", "Give the message a `content`"),
+        (chat({"role": "assistant", "content": None}), "body.messages[0].content", "tool calls"),
+        (chat({"role": "assistant", "content": None, "tool_calls": []}), "body.messages[0].content", "tool calls"),
+        (chat({"role": "user", "content": []}), "body.messages[0].content", "length >= 1"),
+        (chat({"role": "user", "content": [{"text": "x"}]}), "body.messages[0].content[0].type", "`type` is missing"),
+        (chat({"role": "user", "content": [{"type": "text"}]}), "body.messages[0].content[0].text", "needs its `text`"),
+        (chat(n=0), "body.n", ">= 1"),
+        (chat(n=True), "body.n", "got `boolean`"),
+        (chat(max_tokens=0), "body.max_tokens", ">= 1"),
+        (chat(max_tokens="5"), "body.max_tokens", "got `string`"),
+        (chat(max_completion_tokens=1.5), "body.max_completion_tokens", "whole number"),
+        (chat(temperature=2.1), "body.temperature", "<= 2"),
+        (chat(temperature="warm"), "body.temperature", "number"),
+        (chat(top_p=-0.1), "body.top_p", ">= 0"),
+        (chat(stream="yes"), "body.stream", "a batch has no stream"),
+    ],
+)
+def test_chats_that_do_not_fit_say_where(body, param, message):
+    found = bodies.fit(body, CHAT)
+    assert isinstance(found, Misfit)
+    assert found.param == param
+    assert message in found.message
+    assert found.message.endswith((".", "]."))
+
+
+@pytest.mark.parametrize(
+    "body", [rerank(), rerank(documents=["a", {"text": "b", "id": 3}], top_n=9, return_documents=True), rerank(top_n=None)]
+)
+def test_reranks_that_fit(body):
+    assert isinstance(bodies.fit(body, RERANK), RerankRequest)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        (rerank(query=...), "body.query", "`query` is missing"),
+        (rerank(query=""), "body.query", "not empty"),
+        (rerank(query=["q"]), "body.query", "search query as a string"),
+        (rerank(documents=...), "body.documents", "`documents` is missing"),
+        (rerank(documents=[]), "body.documents", "length >= 1"),
+        (rerank(documents="a"), "body.documents", "Send a list of strings"),
+        (rerank(documents=["a", 3]), "body.documents[1]", "got `whole number`"),
+        (rerank(documents=[{"title": "a"}]), "body.documents[0].text", '{"text": "…"}'),
+        (rerank(top_n=0), "body.top_n", "at least one"),
+        (rerank(top_n=1.5), "body.top_n", "whole number"),
+        (rerank(return_documents="yes"), "body.return_documents", "boolean"),
+    ],
+)
+def test_reranks_that_do_not_fit_say_where(body, param, message):
+    found = bodies.fit(body, RERANK)
+    assert isinstance(found, Misfit)
+    assert found.param == param
+    assert message in found.message
+
+
+def test_a_chat_to_a_reranker_carries_its_query_and_documents():
+    asked = bodies.fit(chat({"role": "user", "content": '{"query":"q","documents":["a",{"text":"b"}]}'}), CHAT)
+    ranking = bodies.ranking(asked)
+    assert (ranking.query, ranking.texts) == ("q", ["a", "b"])
+    assert bodies.ranking(bodies.fit(chat(), CHAT)) is None

@@ -1,0 +1,65 @@
+"""Where the lines of an input file are, and what an output line looks like."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xalen_batch import jsonl
+from xalen_batch.jsonl import Span
+
+LINES = st.lists(st.binary(max_size=30).map(lambda raw: raw.replace(b"\n", b" ").rstrip(b"\r")), min_size=1, max_size=20)
+
+
+def cut(content: bytes, places: list[int]) -> list[bytes]:
+    """A content as chunks that end at these places."""
+    ends = sorted({min(place, len(content)) for place in places} | {len(content)})
+    return [content[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+@given(LINES, st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.lists(st.integers(0, 700), max_size=30))
+def test_any_chunking_gives_the_same_lines_and_every_span_slices_back_to_its_line(lines, newline, has_last_newline, places):
+    content = newline.join(lines) + (newline if has_last_newline else b"")
+    read = list(jsonl.lines(cut(content, places), longest=100))
+    assert read == list(jsonl.lines([content], longest=100))
+    assert all(content[span.offset : span.offset + span.length] == raw for span, raw in read)
+    assert [raw for _, raw in read] == (lines if has_last_newline or lines[-1] else lines[:-1])
+    assert [span.line_no for span, _ in read] == list(range(1, len(read) + 1))
+
+
+def test_a_line_that_is_too_long_comes_without_its_bytes_and_the_next_ones_are_read():
+    read = list(jsonl.lines([b"ab\n" + b"x" * 50, b"x" * 50 + b"\ncd"], longest=60))
+    assert read == [(Span(1, 0, 2), b"ab"), (Span(2, 3, 100), None), (Span(3, 104, 2), b"cd")]
+
+
+def test_a_line_that_is_too_long_is_never_held():
+    def endless():
+        for _ in range(200):
+            yield bytes(1 << 20)
+
+    assert list(jsonl.lines(endless(), longest=1 << 20)) == [(Span(1, 0, 200 << 20), None)]
+
+
+def test_offsets_count_from_the_start_of_the_object():
+    assert list(jsonl.lines([b"a\nb"], longest=9, start=3)) == [(Span(1, 3, 1), b"a"), (Span(2, 5, 1), b"b")]
+
+
+@given(st.lists(st.builds(Span, st.integers(1, 2**32 - 1), st.integers(0, 2**63), st.integers(0, 2**32 - 1))))
+def test_packed_spans_unpack_to_themselves_at_sixteen_bytes_each(spans):
+    packed = jsonl.pack(spans)
+    assert list(jsonl.unpack(packed)) == spans
+    assert len(packed) == len(spans) * jsonl.SPAN_BYTES
+
+
+@pytest.mark.parametrize("custom_id", ["a", 'quote " and \\', "line\nbreak", "ünïcode 😀", "\u2028"])
+def test_output_lines_are_one_line_of_json_whatever_the_custom_id(custom_id):
+    answered = jsonl.output_line(id="batch_req_1", request_id="req_1", custom_id=custom_id, status_code=200, body=b'{"a":1}')
+    refused = jsonl.error_line(id="batch_req_1", custom_id=custom_id, code="batch_expired", message="too late")
+    for raw in (answered, refused):
+        assert raw.endswith(b"\n")
+        assert raw.count(b"\n") == 1
+    response = {"status_code": 200, "request_id": "req_1", "body": {"a": 1}}
+    assert json.loads(answered) == {"id": "batch_req_1", "custom_id": custom_id, "response": response, "error": None}
+    error = {"code": "batch_expired", "message": "too late"}
+    assert json.loads(refused) == {"id": "batch_req_1", "custom_id": custom_id, "response": None, "error": error}
