@@ -262,7 +262,8 @@ def test_a_small_account_does_not_wait_behind_a_giant_one() -> None:
     assert small in (a_claim().batch_id, a_claim().batch_id)
 
 
-def test_two_claimers_never_get_the_same_task() -> None:
+def test_two_claimers_never_get_the_same_task(configure: Callable[..., None]) -> None:
+    configure(task_lines=10)
     a_batch(chat_lines(160))
     with ThreadPoolExecutor(8) as pool:
         claims = list(pool.map(lambda _: a_claim().key, range(12)))
