@@ -15,7 +15,7 @@ import typer
 from xalen_batch.cli import connection, database
 from xalen_batch.cli.failures import ERROR, describe
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import STDERR, grid, print_json, show
+from xalen_batch.cli.output import STDERR, grid, print_json
 
 if TYPE_CHECKING:
     from xalen_batch.catalog import Model
@@ -49,7 +49,7 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print_json({"ok": is_ok, "checks": [asdict(check) for check in checks]})
     else:
-        show(grid(("check", "status", "finding"), ((check.name, check.status, check.detail) for check in checks)), STDERR)
+        STDERR.print(grid(("check", "status", "finding"), ((check.name, check.status, check.detail) for check in checks)))
     if not is_ok:
         raise typer.Exit(ERROR)
 

@@ -1,0 +1,100 @@
+"""How a batch is shown to people."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from xalen_batch.cli.output import STDERR, fields, figure, grid, moment, pairs, safe, say, show
+
+SHOWN_ERRORS = 20
+MOMENTS = (
+    "created_at",
+    "in_progress_at",
+    "expires_at",
+    "finalizing_at",
+    "completed_at",
+    "failed_at",
+    "expired_at",
+    "cancelling_at",
+    "cancelled_at",
+)
+STYLES = {"completed": "green", "failed": "red", "expired": "red", "cancelled": "yellow"}
+
+
+def succeeded(batch: dict[str, Any]) -> bool:
+    """Completed, and every line of it."""
+    return bool(batch["status"] == "completed" and batch["request_counts"]["failed"] == 0)
+
+
+def say_outcome(batch: dict[str, Any]) -> None:
+    """How it ended, in one line on stderr."""
+    counts = batch["request_counts"]
+    text = f"{batch['id']} {batch['status']}: {figure(counts['completed'])} of {figure(counts['total'])} lines succeeded"
+    if counts["failed"]:
+        text += f", {figure(counts['failed'])} did not"
+    say(text, style=STYLES.get(batch["status"]) if succeeded(batch) or batch["status"] != "completed" else "yellow")
+
+
+def say_errors(batch: dict[str, Any]) -> None:
+    """What validation refused, on stderr."""
+    if errors := batch_errors(batch):
+        print_line_errors(errors, batch["input_file_id"])
+
+
+def batch_errors(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    return list((batch.get("errors") or {}).get("data") or [])
+
+
+def print_line_errors(errors: Sequence[dict[str, Any]], name: str, *, shown: int | None = SHOWN_ERRORS, console: Console = STDERR) -> None:
+    """Errors of an input file as `name:line: code: message`; `shown` None: all of them."""
+    for error in errors[:shown]:
+        place = safe(name) if error["line"] is None else f"{safe(name)}:{error['line']}"
+        console.print(f"{place}: {error['code']}: {safe(error['message'])}", style="red", soft_wrap=True)
+    if left := len(errors) - len(errors[:shown]):
+        console.print(f"… and {figure(left)} more errors", soft_wrap=True)
+
+
+def table_of(batches: Sequence[dict[str, Any]]) -> None:
+    """Batches, one a line."""
+    rows = [
+        (
+            batch["id"],
+            batch["status"],
+            _lines_of(batch),
+            figure(batch["request_counts"]["failed"]),
+            batch["endpoint"],
+            moment(batch["created_at"]),
+        )
+        for batch in batches
+    ]
+    show(grid(("id", "status", "lines", "failed", "endpoint", "created"), rows, right=("lines", "failed")))
+
+
+def details(batch: dict[str, Any]) -> None:
+    """Every field of one batch."""
+    show(fields(_fields(batch)))
+    if errors := batch_errors(batch):
+        rows = [(error["line"] or "-", error["code"], error["param"] or "-", error["message"]) for error in errors]
+        show(grid(("line", "code", "param", "message"), rows, right=("line",)))
+
+
+def _fields(batch: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    for name, value in batch.items():
+        if name in ("object", "errors"):
+            continue
+        if name in MOMENTS:
+            yield name, moment(value)
+        elif name == "request_counts":
+            yield name, pairs({key: figure(count) for key, count in value.items()})
+        elif name == "usage" and value:
+            yield name, pairs({key: figure(count) for key, count in value.items() if isinstance(count, int)})
+        elif name == "metadata":
+            yield name, pairs(value) if value else "-"
+        else:
+            yield name, "-" if value is None else value
+
+
+def _lines_of(batch: dict[str, Any]) -> str:
+    counts = batch["request_counts"]
+    return f"{figure(counts['completed'] + counts['failed'])}/{figure(counts['total'])}"

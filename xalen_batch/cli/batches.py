@@ -1,0 +1,102 @@
+"""`list`, `show`, `results`, `cancel`: batches that exist."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xalen_batch.cli import batch_view, download
+from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.failures import Failed
+from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, examples
+from xalen_batch.cli.output import print_json, say
+from xalen_batch.cli.watch import ENDED
+
+PAGE = 100
+
+commands = typer.Typer()
+
+
+@commands.command(
+    "list",
+    epilog=examples("xalen-batch list", "xalen-batch list --status in_progress --limit 100", "xalen-batch list --json | jq -r .data[0].id"),
+)
+def list_batches(
+    limit: Annotated[int, typer.Option(min=1, help="Most batches to show, the newest first.")] = 20,
+    status: Annotated[str | None, typer.Option(help="Only batches in this status, `completed` for one.")] = None,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
+    """List your batches, the newest first."""
+    with connect(base_url, api_key, live) as client:
+        batches = _newest(client, limit, status)
+    if as_json:
+        print_json({"object": "list", "data": batches})
+    elif batches:
+        batch_view.table_of(batches)
+    else:
+        say("No batches yet. `xalen-batch run FILE` makes one." if status is None else f"No batch is {status}.")
+
+
+def _newest(client: Client, limit: int, status: str | None) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    after = None
+    while len(found) < limit:
+        page = client.get("/batches", limit=PAGE if status else min(PAGE, limit - len(found)), after=after)
+        found += [batch for batch in page["data"] if status in (None, batch["status"])]
+        if not page["has_more"]:
+            break
+        after = page["last_id"]
+    return found[:limit]
+
+
+@commands.command(epilog=examples("xalen-batch show batch_0192…", "xalen-batch show batch_0192… --json"))
+def show(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+    """Show every field of a batch, and what its validation refused."""
+    with connect(base_url, api_key, live) as client:
+        batch = client.get(f"/batches/{batch_id}")
+    if as_json:
+        print_json(batch)
+    else:
+        batch_view.details(batch)
+
+
+@commands.command(
+    epilog=examples(
+        "xalen-batch results batch_0192… -o out.jsonl",
+        "xalen-batch results batch_0192… --errors",
+        "xalen-batch results batch_0192… --partial | head",
+    )
+)
+def results(
+    batch_id: BatchId,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write them; `-` is stdout.")] = download.STDOUT,
+    errors: Annotated[bool, typer.Option("--errors", help="The lines that failed, in place of those that succeeded.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="What is there already, of a batch that still runs.")] = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
+    """Download the results of a batch: JSON Lines, in the order of the input."""
+    download.check_target(output)
+    with connect(base_url, api_key, live) as client:
+        status = client.get(f"/batches/{batch_id}")["status"]
+        if status not in ENDED and not partial:
+            raise Failed(f"The batch is {status}. `xalen-batch watch {batch_id}` waits for its end; --partial reads what is there.")
+        headers = download.fetch(client, batch_id, output, errors=errors, is_ended=status in ENDED)
+    if headers.get("x-batch-complete") == "false":
+        done, total = headers.get("x-batch-lines-done"), headers.get("x-batch-lines-total")
+        say(f"Not complete: {done} of {total} lines have ended.", style="yellow")
+
+
+@commands.command(epilog=examples("xalen-batch cancel batch_0192…", "xalen-batch cancel batch_0192… && xalen-batch watch batch_0192…"))
+def cancel(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+    """Cancel a batch. What has finished is kept, delivered and billed."""
+    with connect(base_url, api_key, live) as client:
+        batch = client.post(f"/batches/{batch_id}/cancel")
+    if as_json:
+        print_json(batch)
+    else:
+        say(f"{batch['id']} is {batch['status']}. Finished lines are kept and billed; `xalen-batch watch {batch['id']}` waits for the end.")

@@ -1,0 +1,43 @@
+"""The operator's commands work on the database itself: the configured one, or the one `xalen-batch up` runs."""
+
+import os
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from xalen_batch.cli.connection import data_dir
+from xalen_batch.cli.failures import Failed
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+VARIABLES = {"XALEN_DATABASE_URL": "database_url", "XALEN_REDIS_URL": "redis_url"}
+
+
+def find() -> None:
+    """Put the addresses in force into the environment, before the settings are read from it."""
+    if os.environ.get("XALEN_DATABASE_URL"):
+        return
+    path = data_dir() / "run.toml"
+    try:
+        running = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise Failed(
+            f"No database: nothing runs on the data folder {data_dir()}. Start `xalen-batch up` there, or set XALEN_DATABASE_URL."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise Failed(f"{path} cannot be read: {error}") from error
+    for variable, name in VARIABLES.items():
+        if value := running.get(name):
+            os.environ.setdefault(variable, value)
+
+
+@contextmanager
+def transaction() -> Iterator["Session"]:
+    """A unit of work on the database; it commits at the end."""
+    find()
+    from xalen_batch import db
+
+    with db.transaction() as session:
+        yield session

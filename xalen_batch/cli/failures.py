@@ -1,0 +1,66 @@
+"""How a command ends: the exit codes, and errors as one readable line."""
+
+import os
+import sys
+
+OK = 0
+ERROR = 1
+USAGE = 2
+NOT_SUCCESSFUL = 3
+AUTH = 4
+TIMED_OUT = 5
+INTERRUPTED = 130
+
+
+class Failed(Exception):
+    """A command cannot go on; the message says why and what to do."""
+
+    def __init__(self, message: str, exit_code: int = ERROR) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class ApiError(Failed):
+    """The API's answer was an error. `retry_after` is what it asked for, in seconds."""
+
+    def __init__(self, status: int, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message, AUTH if status in (401, 403) else ERROR)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class Unreachable(Failed):
+    """The API did not answer at all."""
+
+
+def describe(error: Exception) -> str:
+    """An error in one line, for people. Called only on the way out, so it may import what it needs."""
+    from pydantic import ValidationError
+
+    from xalen_batch.errors import ConfigError, XalenError
+
+    match error:
+        case Failed() | ConfigError() | XalenError():
+            return str(error)
+        case ValidationError(title="Settings"):
+            problems = (f"XALEN_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}" for problem in error.errors())
+            return f"A setting is not valid. {'; '.join(problems)}"
+        case OSError(strerror=str(reason), filename=str(name)):
+            return f"{name}: {reason}"
+    if type(error).__name__ == "OperationalError" and (cause := getattr(error, "orig", None)):
+        return f"The database does not answer: {str(cause).partition(chr(10))[0]}"
+    first_line = str(error).partition("\n")[0]
+    return f"Unexpected {type(error).__name__}: {first_line} (XALEN_DEBUG=1 shows where)"
+
+
+def exit_code(error: Exception) -> int:
+    return error.exit_code if isinstance(error, Failed) else ERROR
+
+
+def is_debugging() -> bool:
+    return os.environ.get("XALEN_DEBUG", "") not in ("", "0")
+
+
+def silence_stdout() -> None:
+    """After a broken pipe: nothing more reaches the reader, and the interpreter's last flush must not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)

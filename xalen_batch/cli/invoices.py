@@ -1,0 +1,116 @@
+"""`invoice`, `statement`, `reconcile`: what was used and what it costs, with amounts exactly as the API wrote them."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from xalen_batch.cli import database
+from xalen_batch.cli.client import connect
+from xalen_batch.cli.failures import ERROR
+from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, examples
+from xalen_batch.cli.output import STDOUT, figure, grid, print_json, say, show
+
+INVOICE = ("item", "component", "quantity", "unit price", "amount")
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog=examples("xalen-batch invoice batch_0192…", "xalen-batch invoice batch_0192… --json | jq -r .total"),
+)
+def invoice(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+    """Show the exact invoice of a batch that has ended."""
+    with connect(base_url, api_key, live) as client:
+        found = client.get(f"/batches/{batch_id}/invoice")
+    if as_json:
+        print_json(found)
+    else:
+        print_invoice(found)
+
+
+def print_invoice(found: dict[str, Any], console: Console = STDOUT) -> None:
+    """Model, component, quantity, unit price and amount of each line, then the total."""
+    console.print(f"Invoice {found['id']} of {found['batch_id']}{_mode(found)}", style="bold", soft_wrap=True)
+    table = grid(INVOICE, map(_invoice_row, found["lines"]), right=INVOICE[2:])
+    table.add_section()
+    table.add_row("total", "", "", found["currency"], found["total"])
+    show(table, console)
+
+
+def _invoice_row(line: dict[str, Any]) -> tuple[str, ...]:
+    quantity, price = _quantity(line["quantity"]), line["unit_price"]
+    match line["kind"]:
+        case "usage":
+            return line["model"], line["component"], quantity, f"{price} per 1M", line["amount"]
+        case "discount":
+            return line["description"], "", "", f"{price} off", line["amount"]
+        case "not_billed":
+            return line["description"], line["component"] or "", quantity, f"not billed: {line['reason']}", line["amount"]
+    return line["description"], "", quantity, price or "", line["amount"]
+
+
+def _quantity(quantity: str | None) -> str:
+    return figure(int(quantity)) if quantity is not None and quantity.isdigit() else quantity or ""
+
+
+def _mode(found: dict[str, Any]) -> str:
+    return "" if found["livemode"] else " (test mode, not payable)"
+
+
+@commands.command(
+    epilog=examples("xalen-batch statement", "xalen-batch statement 2026-11 --live", "xalen-batch statement 2026-11 --json | jq -r .total"),
+)
+def statement(
+    month: Annotated[str | None, typer.Argument(metavar="YYYY-MM", help="The month, UTC; this one if not given.")] = None,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
+    """Show what a month comes to: its batch invoices, rounded once. A draft until the month is over."""
+    wanted = _month(month)
+    with connect(base_url, api_key, live) as client:
+        found = client.get(f"/statements/{wanted}")
+    if as_json:
+        print_json(found)
+        return
+    STDOUT.print(f"Statement {found['month']}, {found['status']}{_mode(found)}", style="bold", soft_wrap=True)
+    table = grid(("item", "amount"), [(line["description"], line["amount"]) for line in found["lines"]], right=("amount",))
+    table.add_section()
+    table.add_row(f"total {found['currency']}", found["total"])
+    show(table)
+
+
+def _month(text: str | None) -> str:
+    if text is None:
+        return f"{datetime.now(UTC):%Y-%m}"
+    try:
+        return f"{datetime.strptime(text, '%Y-%m').replace(tzinfo=UTC):%Y-%m}"
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a month. Write it as 2026-11.", param_hint="YYYY-MM") from None
+
+
+@commands.command(rich_help_panel="Operators", epilog=examples("xalen-batch reconcile", "xalen-batch reconcile --json"))
+def reconcile(as_json: Json = False) -> None:
+    """Derive every charge, invoice and count again from the results. Exit 1 on any difference (operators)."""
+    differences = list(_differences())
+    if as_json:
+        print_json(differences)
+    elif differences:
+        headers = list(differences[0])
+        show(grid(headers, [[difference[name] for name in headers] for difference in differences]))
+    if differences:
+        say(f"{figure(len(differences))} differences.", style="red")
+        raise typer.Exit(ERROR)
+    say("Everything agrees.", style="green")
+
+
+def _differences() -> Iterator[dict[str, str]]:
+    with database.transaction() as session:
+        from xalen_batch.billing import reconcile
+
+        for difference in reconcile.differences(session):
+            yield difference._asdict()

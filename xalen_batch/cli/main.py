@@ -1,0 +1,62 @@
+"""`xalen-batch`: every command, and how each of them ends.
+
+Nothing heavy is imported here: what a command needs, it imports when it runs.
+"""
+
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from xalen_batch.cli import batches, doctor, failures, invoices, keys, models, run, server, submit, up, validate, watch
+from xalen_batch.cli.failures import ERROR, INTERRUPTED
+from xalen_batch.cli.options import examples
+from xalen_batch.cli.output import safe, say
+
+
+class Commands(TyperGroup):
+    """Turns every exception into one clear line on stderr and an exit code. XALEN_DEBUG=1 lets them through."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            failures.silence_stdout()
+            raise typer.Exit(ERROR) from None
+        except KeyboardInterrupt:
+            say("Stopped.")
+            raise typer.Exit(INTERRUPTED) from None
+        except (typer.Exit, typer.Abort, typer.TyperException):
+            raise
+        except Exception as error:
+            if failures.is_debugging():
+                raise
+            say(f"Error: {safe(failures.describe(error))}", style="red")
+            raise typer.Exit(failures.exit_code(error)) from None
+
+
+app = typer.Typer(
+    name="xalen-batch",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Batch inference behind the OpenAI Files and Batches API.",
+    epilog=examples("xalen-batch up", "xalen-batch run requests.jsonl", "xalen-batch run --help"),
+)
+for part in (run, submit, watch, batches, validate, invoices, models, up, doctor, server):
+    app.add_typer(part.commands)
+app.add_typer(models.prices, name="prices", rich_help_panel="Operators")
+app.add_typer(keys.commands, name="keys", rich_help_panel="Operators")
+
+
+@app.callback()
+def main() -> None:
+    # User text may hold what the terminal's encoding lacks.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,23 @@
+"""Options that many commands share, and the examples at the end of each help text."""
+
+from typing import Annotated
+
+import typer
+
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(help="Where the API is. Else XALEN_BASE_URL, OPENAI_BASE_URL, credentials.toml.", rich_help_panel="Connection"),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(help="Your key. Else XALEN_API_KEY, OPENAI_API_KEY, credentials.toml.", rich_help_panel="Connection"),
+]
+Live = Annotated[bool, typer.Option("--live", help="Use the live key of credentials.toml, not the test key.", rich_help_panel="Connection")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch, `batch_…`.")]
+Timeout = Annotated[float | None, typer.Option(min=0, help="Stop waiting after this many seconds (exit 5); the batch goes on.")]
+
+
+def examples(*commands: str) -> str:
+    """An epilog that keeps its lines."""
+    return "\b\n" + "\n".join(("Examples:", *(f"  {command}" for command in commands)))

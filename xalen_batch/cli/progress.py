@@ -1,0 +1,92 @@
+"""Progress on stderr: bars on a terminal, a line now and then anywhere else."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TransferSpeedColumn as Speed
+
+from xalen_batch.cli.output import STDERR, figure, say
+
+Counts = dict[str, int]
+# Takes how many bytes have gone, of how many where that is known.
+Moved = Callable[[int, int | None], None]
+LINE_EVERY = 10.0
+
+
+@contextmanager
+def transfer(label: str) -> Iterator[Moved]:
+    """A bar for bytes."""
+    columns = (TextColumn(label, markup=False), BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=STDERR, transient=True, disable=not STDERR.is_terminal) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class View(Protocol):
+    """What shows a batch on its way."""
+
+    def update(self, batch: dict[str, Any]) -> None: ...
+
+
+@contextmanager
+def batch() -> Iterator[View]:
+    """A live bar for a batch, or plain lines where stderr is no terminal."""
+    if not STDERR.is_terminal:
+        yield _Lines()
+        return
+    columns = (
+        TextColumn("{task.description}", style="bold", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[detail]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("eta", style="dim"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=STDERR) as bar:
+        yield _Bar(bar)
+
+
+class _Rate:
+    """Lines a second since the first look that found any to do."""
+
+    def __init__(self) -> None:
+        self._start: tuple[float, int] | None = None
+
+    def per_second(self, done: int) -> float:
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, done)
+        since, before = self._start
+        return (done - before) / (now - since) if now - since > 0.1 else 0.0
+
+
+class _Bar:
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("submitted", total=None, detail="")
+        self._rate = _Rate()
+
+    def update(self, batch: dict[str, Any]) -> None:
+        counts: Counts = batch["request_counts"]
+        done, total = counts["completed"] + counts["failed"], counts["total"]
+        rate = self._rate.per_second(done) if total else 0.0
+        detail = f"{figure(done)}/{figure(total)} lines · {rate:,.0f}/s · {figure(counts['failed'])} failed" if total else ""
+        self._bar.update(self._task, description=batch["status"], total=total or None, completed=done, detail=detail)
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._status = ""
+        self._said_at = 0.0
+
+    def update(self, batch: dict[str, Any]) -> None:
+        if batch["status"] == self._status and time.monotonic() - self._said_at < LINE_EVERY:
+            return
+        self._status, self._said_at = batch["status"], time.monotonic()
+        counts: Counts = batch["request_counts"]
+        done = counts["completed"] + counts["failed"]
+        say(f"{batch['id']} {self._status} {figure(done)}/{figure(counts['total'])} lines, {figure(counts['failed'])} failed")

@@ -1,0 +1,85 @@
+"""The server's parts: `api`, `worker`, `beat`, `migrate`, `simulate`, `version`."""
+
+from typing import Annotated
+
+import typer
+
+from xalen_batch import __version__
+from xalen_batch.cli.options import Json, examples
+from xalen_batch.cli.output import print_json, say
+
+commands = typer.Typer()
+PANEL = "Server"
+
+
+@commands.command(rich_help_panel=PANEL, epilog=examples("xalen-batch api", "xalen-batch api --host 0.0.0.0 --port 8080"))
+def api(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Else XALEN_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on. Else XALEN_PORT.")] = None,
+) -> None:
+    """Serve the HTTP API."""
+    from xalen_batch import app
+    from xalen_batch.config import settings
+
+    app.serve(settings().host if host is None else host, settings().port if port is None else port)
+
+
+@commands.command(rich_help_panel=PANEL, epilog=examples("xalen-batch worker", "XALEN_WORKER_SLOTS=64 xalen-batch worker"))
+def worker() -> None:
+    """Run tasks. Start one for each core, on any number of machines."""
+    from xalen_batch.worker import run_worker
+
+    run_worker()
+
+
+@commands.command(rich_help_panel=PANEL, epilog=examples("xalen-batch beat"))
+def beat() -> None:
+    """Send the tick that sweeps and fires what is due. Any number may run, or none."""
+    from xalen_batch.worker import run_beat
+
+    run_beat()
+
+
+@commands.command(
+    rich_help_panel=PANEL, epilog=examples("xalen-batch migrate", "XALEN_DATABASE_URL=postgresql://u:p@db/xalen xalen-batch migrate")
+)
+def migrate() -> None:
+    """Bring the database's schema and prices up to date. Safe to repeat."""
+    from xalen_batch import schema
+
+    schema.migrate()
+    say("The database is up to date.")
+
+
+@commands.command(
+    rich_help_panel=PANEL,
+    epilog=examples(
+        "xalen-batch simulate --port 9000",
+        "xalen-batch simulate --port 9000 --latency-ms 0",
+        "xalen-batch simulate --port 9000 --fault-rate 0.01 --fault 'status=429;retry_after=1'",
+    ),
+)
+def simulate(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 9000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    latency_ms: Annotated[int | None, typer.Option(min=0, help="Time of every answer; the catalog's if not given.")] = None,
+    fault_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests that meet the fault.")] = 0.0,
+    fault: Annotated[str, typer.Option(help="What they meet: status=N, hang, reset, truncate, html, empty, no_usage …")] = "status=503",
+    seed: Annotated[int, typer.Option(help="Chooses which requests those are.")] = 0,
+) -> None:
+    """Serve the catalog's models, simulated, as an OpenAI-compatible model server."""
+    from xalen_batch.backends.simulated import server
+
+    try:
+        server.serve(host, port, latency_ms=latency_ms, fault_rate=fault_rate, fault=fault, seed=seed)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--fault") from None
+
+
+@commands.command(epilog=examples("xalen-batch version", "xalen-batch version --json"))
+def version(as_json: Json = False) -> None:
+    """Print the version."""
+    if as_json:
+        print_json({"version": __version__})
+    else:
+        typer.echo(__version__)

@@ -1,0 +1,62 @@
+"""`watch`: follow a batch to its end."""
+
+import time
+from typing import Any
+
+import typer
+
+from xalen_batch.cli import progress
+from xalen_batch.cli.batch_view import say_errors, say_outcome, succeeded
+from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
+from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, Timeout, examples
+from xalen_batch.cli.output import print_json
+
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog=examples(
+        "xalen-batch watch batch_0192…",
+        "xalen-batch watch batch_0192… --timeout 600 && xalen-batch results batch_0192… -o out.jsonl",
+    )
+)
+def watch(
+    batch_id: BatchId,
+    timeout: Timeout = None,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
+    """Follow a batch until it ends. Exit 3 if it did not fully succeed, 5 if the time to wait was over first."""
+    with connect(base_url, api_key, live) as client:
+        batch = follow(client, batch_id, timeout)
+    say_errors(batch)
+    say_outcome(batch)
+    if as_json:
+        print_json(batch)
+    if not succeeded(batch):
+        raise typer.Exit(NOT_SUCCESSFUL)
+
+
+def follow(client: Client, batch_id: str, timeout: float | None) -> dict[str, Any]:
+    """The batch at its end. Failed (exit 5, 130) when the time is over or on Ctrl-C; the batch goes on either way."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    pause = FIRST_PAUSE
+    try:
+        with progress.batch() as view:
+            while True:
+                batch = client.get(f"/batches/{batch_id}")
+                view.update(batch)
+                if batch["status"] in ENDED:
+                    return batch
+                if deadline is not None and time.monotonic() + pause > deadline:
+                    raise Failed(f"Waited {timeout:g} s. The batch goes on; `xalen-batch watch {batch_id}` waits again.", TIMED_OUT)
+                time.sleep(pause)
+                pause = min(pause * 1.1, LONGEST_PAUSE)
+    except KeyboardInterrupt:
+        raise Failed(f"No longer watching. The batch goes on; `xalen-batch watch {batch_id}` resumes.", INTERRUPTED) from None
