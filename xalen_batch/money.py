@@ -45,7 +45,7 @@ def payable(amount: Decimal) -> Decimal:
 
 
 def render(amount: Decimal) -> str:
-    """Plain digits, never an exponent; no trailing zeros beyond cents."""
-    text = f"{amount:f}"
+    """Plain digits, every one that counts, never an exponent; no trailing zeros beyond cents."""
+    text = f"{amount:f}" if amount else "0"
     whole, _, fraction = text.partition(".")
     return f"{whole}.{fraction.rstrip('0').ljust(2, '0')}"

@@ -1,97 +1,118 @@
 """The invoice of a batch: exact, never rounded, derived from its results, immutable."""
 
-from collections.abc import Iterator
-from decimal import Decimal, localcontext
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import case, func, select
+from sqlalchemy import case, func, insert, literal, select
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from xalen_batch import ids, log, money
-from xalen_batch.errors import NotFound, ServerError
+from xalen_batch.errors import NotFound
 from xalen_batch.models import Batch, Invoice, InvoiceLine, Result
 from xalen_batch.states import BatchStatus
 
 logger = log.get(__name__)
 
-COMPONENTS = ("input", "output")
+NO_PRICE = "no_price"
+ZERO = Decimal(0)
 
 
+class Mismatch(Exception):
+    """An invoice's lines do not sum to the charges of its results: a bug of ours, so nothing is issued."""
+
+
+@money.exact
 def issue(session: Session, batch: Batch) -> Invoice:
-    """The batch's invoice, made from its results in this transaction; the one there is, if there is one.
+    """Make the batch's invoice from its results, or return the one there is. Runs in the transaction that ends the batch.
 
-    The caller holds the batch's row lock. Raises ServerError if the lines do not sum to the charges
-    of the results, exactly: then nothing is issued, and the batch does not end.
+    Raises Mismatch unless the total is the sum of the lines' charges to the last digit.
     """
-    issued = session.scalars(select(Invoice).where(Invoice.batch_id == batch.id)).one_or_none()
+    issued = _find(session, batch)
     if issued is not None:
         return issued
-    with localcontext(money.EXACT):
-        lines = [*_usage_lines(session, batch), *_not_billed_lines(session, batch)]
-        for position, line in enumerate(lines, start=1):
-            line.position = position
-        total = sum((line.amount for line in lines), Decimal(0))
-        charged = session.scalar(select(func.coalesce(func.sum(Result.amount), 0)).where(Result.batch_id == batch.id))
+    lines = [*_usage_lines(session, batch), *_not_billed_lines(session, batch)]
+    total = sum((line.amount for line in lines), ZERO)
+    charged = session.execute(select(func.coalesce(func.sum(Result.amount), 0)).where(Result.batch_id == batch.id)).scalar_one()
     if total != charged:
         logger.error("invoice.mismatch", batch_id=batch.id.hex, invoiced=str(total), charged=str(charged))
-        raise ServerError("The invoice does not match the charges of its lines, so it was not issued.")
-    invoice = Invoice(
-        id=ids.new(),
-        account_id=batch.account_id,
-        livemode=batch.livemode,
-        batch_id=batch.id,
-        currency=money.CURRENCY,
-        total=total,
-        lines=lines,
-    )
-    session.add(invoice)
-    session.flush()
-    session.refresh(invoice)
-    return invoice
+        raise Mismatch(f"batch {batch.id}: the invoice's lines sum to {total}, the charges of its results to {charged}")
+    store(session, Invoice(account_id=batch.account_id, livemode=batch.livemode, batch_id=batch.id, total=total), lines)
+    return session.scalars(select(Invoice).where(Invoice.batch_id == batch.id)).one()
 
 
 def of_batch(session: Session, batch: Batch) -> Invoice:
     """NotFound, with the reason, for a batch that has none."""
-    invoice = session.scalars(select(Invoice).where(Invoice.batch_id == batch.id)).one_or_none()
+    invoice = _find(session, batch)
     if invoice is not None:
         return invoice
     name = ids.render("batch", batch.id)
     if batch.status == BatchStatus.FAILED:
-        raise NotFound(
-            f"Batch {name} failed validation: nothing was run and nothing is billed, so it has no invoice.", code="invoice_not_found"
-        )
-    raise NotFound(f"Batch {name} is {batch.status}; its invoice is issued when it ends.", code="invoice_not_found")
+        raise NotFound(f"Batch {name} failed validation: nothing ran and nothing is billed, so it has no invoice.")
+    raise NotFound(f"Batch {name} is {batch.status}; its invoice is issued when it ends.")
+
+
+def _find(session: Session, batch: Batch) -> Invoice | None:
+    return session.scalars(select(Invoice).where(Invoice.batch_id == batch.id)).one_or_none()
+
+
+def store(session: Session, invoice: Invoice, lines: Sequence[InvoiceLine]) -> bool:
+    """Write an invoice and its lines, in their order. False, and nothing written: its batch or month has one already."""
+    header = {
+        "id": ids.new(),
+        "account_id": invoice.account_id,
+        "livemode": invoice.livemode,
+        "batch_id": invoice.batch_id,
+        "month": invoice.month,
+        "currency": money.CURRENCY,
+        "total": invoice.total,
+    }
+    is_new = session.execute(postgresql.insert(Invoice).values(header).on_conflict_do_nothing().returning(Invoice.id)).one_or_none()
+    if is_new is None:
+        return False
+    columns = [column.key for column in InvoiceLine.__mapper__.column_attrs if column.key not in ("invoice_id", "position")]
+    rows = [
+        {"invoice_id": header["id"], "position": position, **{column: getattr(line, column) for column in columns}}
+        for position, line in enumerate(lines, start=1)
+    ]
+    if rows:
+        session.execute(insert(InvoiceLine), rows)
+    return True
 
 
 def _usage_lines(session: Session, batch: Batch) -> Iterator[InvoiceLine]:
+    """A line per model and component, the discount on all of them, and what had no price."""
+    gross = ZERO
+    unpriced = []
+    for model, component, tokens in _usage(session, batch):
+        price = batch.price_snapshot.get(model, {}).get(component)
+        if price is None:
+            logger.warning("usage.unpriced", batch_id=batch.id.hex, model=model, component=component, tokens=tokens)
+            unpriced.append(_unpriced_line(model, component, tokens))
+        else:
+            line = _usage_line(model, component, tokens, Decimal(price))
+            gross += line.amount
+            yield line
+    yield InvoiceLine(
+        kind="discount",
+        description=f"Batch discount, {_percent(batch.discount_rate)}",
+        unit_price=batch.discount_rate,
+        amount=money.discount(gross, batch.discount_rate),
+    )
+    yield from unpriced
+
+
+def _usage(session: Session, batch: Batch) -> Iterator[tuple[str, str, int]]:
+    """(model, component, tokens) over the lines that succeeded; components that were not used are left out."""
     sums = session.execute(
-        select(
-            Result.model,
-            func.sum(Result.input_tokens).label("input"),
-            func.sum(Result.output_tokens).label("output"),
-        )
+        select(Result.model, func.sum(Result.input_tokens), func.sum(Result.output_tokens))
         .where(Result.batch_id == batch.id, Result.amount.is_not(None))
         .group_by(Result.model)
         .order_by(Result.model)
-    ).all()
-    gross = Decimal(0)
-    unpriced: list[InvoiceLine] = []
-    for row in sums:
-        for component in COMPONENTS:
-            tokens = int(getattr(row, component))
-            price = batch.price_snapshot.get(row.model, {}).get(component)
-            if price is not None:
-                line = _usage_line(row.model, component, tokens, Decimal(price))
-                gross += line.amount
-                yield line
-            elif tokens:
-                logger.warning("usage.unpriced", batch_id=batch.id.hex, model=row.model, component=component, tokens=tokens)
-                unpriced.append(_unpriced_line(row.model, component, tokens))
-    if sums:
-        yield InvoiceLine(
-            kind="discount", description="Batch discount", unit_price=batch.discount_rate, amount=money.discount(gross, batch.discount_rate)
-        )
-    yield from unpriced
+    )
+    for model, *tokens in sums:
+        yield from ((model, component, int(count)) for component, count in zip(("input", "output"), tokens, strict=True) if count)
 
 
 def _usage_line(model: str, component: str, tokens: int, price: Decimal) -> InvoiceLine:
@@ -109,57 +130,65 @@ def _usage_line(model: str, component: str, tokens: int, price: Decimal) -> Invo
 def _unpriced_line(model: str, component: str, tokens: int) -> InvoiceLine:
     return InvoiceLine(
         kind="not_billed",
-        description=f"{model}, {component} tokens without a price",
+        description=f"{model}, {component} tokens that have no price",
         model=model,
         component=component,
         quantity=Decimal(tokens),
-        reason="no_price",
-        amount=Decimal(0),
+        reason=NO_PRICE,
+        amount=ZERO,
     )
 
 
 def _not_billed_lines(session: Session, batch: Batch) -> Iterator[InvoiceLine]:
-    reason = case((Result.error_code.is_not(None), Result.error_code), else_=func.concat("http_", Result.status_code))
+    """A line per model and reason: the code a request ended with, or the HTTP status it was refused with."""
+    reason = case((Result.error_code.is_not(None), Result.error_code), else_=func.concat(literal("http_"), Result.status_code))
+    failed = select(Result.model, reason.label("reason")).where(Result.batch_id == batch.id, Result.amount.is_(None)).subquery()
     counts = session.execute(
-        select(Result.model, reason.label("reason"), func.count().label("requests"))
-        .where(Result.batch_id == batch.id, Result.amount.is_(None))
-        .group_by(Result.model, "reason")
-        .order_by(Result.model, "reason")
+        select(failed.c.model, failed.c.reason, func.count())
+        .group_by(failed.c.model, failed.c.reason)
+        .order_by(failed.c.model, failed.c.reason)
     )
-    for row in counts:
+    for model, why, requests in counts:
         yield InvoiceLine(
             kind="not_billed",
-            description=f"{row.model}, requests that did not succeed",
-            model=row.model,
-            quantity=Decimal(row.requests),
-            reason=row.reason,
-            amount=Decimal(0),
+            description=f"{model}, requests that did not succeed",
+            model=model,
+            quantity=Decimal(requests),
+            reason=why,
+            amount=ZERO,
         )
 
 
+@money.exact
+def _percent(rate: Decimal) -> str:
+    return f"{(rate * 100).normalize():f} %"
+
+
+@money.exact
 def render(invoice: Invoice) -> dict[str, Any]:
-    """The invoice as the API shows it; amounts are exact strings. The same invoice always gives the same bytes."""
-    usage = sum((line.amount for line in invoice.lines if line.kind == "usage"), Decimal(0))
-    discount = sum((line.amount for line in invoice.lines if line.kind == "discount"), Decimal(0))
+    """A batch's invoice as the API shows it: amounts are exact strings, and the same invoice is always the same bytes.
+
+    `payable`: whether it is real money, which test mode never is; what is paid is the month's statement.
+    """
+    assert invoice.batch_id is not None
     return {
         "id": ids.render("inv", invoice.id),
         "object": "invoice",
         "status": "issued",
         "livemode": invoice.livemode,
-        # Counts towards a statement that is to be paid; test mode never does.
         "payable": invoice.livemode,
         "account_id": ids.render("acct", invoice.account_id),
-        "batch_id": ids.render("batch", invoice.batch_id) if invoice.batch_id else None,
+        "batch_id": ids.render("batch", invoice.batch_id),
         "currency": invoice.currency,
         "issued_at": int(invoice.issued_at.timestamp()),
-        "lines": [render_line(line) for line in invoice.lines],
-        "list_price": money.render(usage),
-        "discount": money.render(discount),
+        "lines": [_render_line(line) for line in invoice.lines],
+        "subtotal": money.render(sum((line.amount for line in invoice.lines if line.kind == "usage"), ZERO)),
+        "discount": money.render(sum((line.amount for line in invoice.lines if line.kind == "discount"), ZERO)),
         "total": money.render(invoice.total),
     }
 
 
-def render_line(line: InvoiceLine) -> dict[str, Any]:
+def _render_line(line: InvoiceLine) -> dict[str, Any]:
     return {
         "kind": line.kind,
         "description": line.description,

@@ -1,20 +1,22 @@
-"""The proof: everything that is billed, derived once more from the results, and compared."""
+"""The proof: everything that is billed, derived once more from the results, and compared.
+
+Written in SQL on purpose: NUMERIC is exact, the database streams millions of lines past, and the
+second derivation shares no code with the first.
+"""
 
 from collections.abc import Iterator
-from decimal import Decimal, localcontext
 from typing import Any, NamedTuple
-from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from xalen_batch import ids, money
-from xalen_batch.models import Batch, Invoice, Result
-from xalen_batch.states import TERMINAL, BatchStatus
+from xalen_batch import ids
+
+ROWS_AT_A_TIME = 500
 
 
 class Difference(NamedTuple):
-    """What does not agree: where (a batch's or a statement's id), what, and both values as text."""
+    """What does not agree: where (the id of a batch or a statement), what, and both values as text."""
 
     where: str
     what: str
@@ -22,93 +24,161 @@ class Difference(NamedTuple):
     found: str
 
 
-COUNTERS = ("completed", "failed", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
-LINES_AT_A_TIME = 1_000
-
-
 def differences(session: Session) -> Iterator[Difference]:
-    """All differences, batch by batch, then statement by statement; memory stays bounded. None at all is what should be."""
-    for batch in session.scalars(select(Batch).order_by(Batch.id).execution_options(yield_per=100)):
-        yield from _of_batch(session, batch)
-    for statement in session.scalars(select(Invoice).where(Invoice.month.is_not(None)).order_by(Invoice.id)):
-        yield from _of_statement(session, statement)
+    """Every difference there is; none is what should be. Memory stays bounded.
+
+    Call it first in its transaction: all of it then sees one moment, while batches run on.
+    """
+    connection = session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+    session.execute(text("SET LOCAL statement_timeout = 0"))
+    for check in CHECKS:
+        for row in connection.execution_options(yield_per=ROWS_AT_A_TIME).execute(text(check)):
+            yield _difference(row)
 
 
-def _of_batch(session: Session, batch: Batch) -> Iterator[Difference]:
-    name = ids.render("batch", batch.id)
-    totals = dict.fromkeys(COUNTERS, 0)
-    charged, usage = Decimal(0), dict[tuple[str, str], int]()
-    for row in _results(session, batch):
-        expected = _amount(batch, row)
-        if row.amount != expected:
-            yield Difference(name, f"charge of line {row.line_no}", str(expected), str(row.amount))
-        is_success = row.status_code is not None and row.status_code < 300
-        totals["completed" if is_success else "failed"] += 1
-        if is_success and expected is not None:
-            charged += expected
-            for counter in COUNTERS[2:]:
-                totals[counter] += getattr(row, counter)
-            for component in ("input", "output"):
-                if component in batch.price_snapshot[row.model]:
-                    key = (row.model, component)
-                    usage[key] = usage.get(key, 0) + getattr(row, f"{component}_tokens")
-    if batch.status not in TERMINAL:
-        return
-    for counter, value in totals.items():
-        if getattr(batch, counter) != value:
-            yield Difference(name, counter, str(value), str(getattr(batch, counter)))
-    if batch.status != BatchStatus.FAILED:
-        yield from _of_invoice(session, batch, name, charged, usage)
-
-
-def _results(session: Session, batch: Batch) -> Iterator[Any]:
-    columns = (getattr(Result, name) for name in ("line_no", "model", "status_code", "amount", *COUNTERS[2:]))
-    yield from session.execute(
-        select(*columns).where(Result.batch_id == batch.id).order_by(Result.line_no).execution_options(yield_per=LINES_AT_A_TIME)
+def _difference(row: Any) -> Difference:
+    return Difference(
+        ids.render(row.kind, row.id),
+        row.what,
+        "none" if row.expected is None else str(row.expected),
+        "none" if row.found is None else str(row.found),
     )
 
 
-def _amount(batch: Batch, row: Any) -> Decimal | None:
-    """The exact price of a line, from the list price down: another way than the one it was charged by."""
-    if row.status_code is None or row.status_code >= 300:
-        return None
-    price = batch.price_snapshot[row.model]
-    with localcontext(money.EXACT):
-        gross = sum((money.gross(getattr(row, f"{component}_tokens"), Decimal(price[component])) for component in price), Decimal(0))
-        return gross + money.discount(gross, batch.discount_rate)
+_LINES = """
+    SELECT 'batch' AS kind, batch_id AS id, 'charge of line ' || line_no AS what, expected, amount AS found
+    FROM (
+        SELECT result.*, CASE WHEN status_code BETWEEN 200 AND 299 THEN
+            (input_tokens * coalesce((price_snapshot -> result.model ->> 'input')::numeric, 0)
+                + output_tokens * coalesce((price_snapshot -> result.model ->> 'output')::numeric, 0))
+            * 0.000001 * (1 - discount_rate) END AS expected
+        FROM results AS result JOIN batches AS batch ON batch.id = result.batch_id
+    ) AS line
+    WHERE amount IS DISTINCT FROM expected
+"""
 
+_COUNTS = """
+    SELECT 'batch' AS kind, batch.id, counter.what, counter.expected, counter.found
+    FROM batches AS batch
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS total, count(amount) AS completed, count(*) - count(amount) AS failed,
+            coalesce(sum(input_tokens), 0) AS input_tokens, coalesce(sum(cached_tokens), 0) AS cached_tokens,
+            coalesce(sum(output_tokens), 0) AS output_tokens, coalesce(sum(reasoning_tokens), 0) AS reasoning_tokens
+        FROM results WHERE batch_id = batch.id
+    ) AS line
+    CROSS JOIN LATERAL (VALUES
+        ('number of lines', batch.total, line.total),
+        ('completed', line.completed, batch.completed),
+        ('failed', line.failed, batch.failed),
+        ('input_tokens', line.input_tokens, batch.input_tokens),
+        ('cached_tokens', line.cached_tokens, batch.cached_tokens),
+        ('output_tokens', line.output_tokens, batch.output_tokens),
+        ('reasoning_tokens', line.reasoning_tokens, batch.reasoning_tokens)
+    ) AS counter (what, expected, found)
+    WHERE batch.status IN ('completed', 'expired', 'cancelled') AND counter.expected <> counter.found
+"""
 
-def _of_invoice(session: Session, batch: Batch, name: str, charged: Decimal, usage: dict[tuple[str, str], int]) -> Iterator[Difference]:
-    invoice = session.scalars(select(Invoice).where(Invoice.batch_id == batch.id)).one_or_none()
-    if invoice is None:
-        yield Difference(name, "invoice", "one", "none")
-        return
-    if invoice.livemode != batch.livemode or invoice.account_id != batch.account_id:
-        yield Difference(name, "owner of the invoice", f"{batch.account_id} {batch.livemode}", f"{invoice.account_id} {invoice.livemode}")
-    if invoice.total != charged:
-        yield Difference(name, "total of the invoice", str(charged), str(invoice.total))
-    with localcontext(money.EXACT):
-        lines = sum((line.amount for line in invoice.lines), Decimal(0))
-    if lines != invoice.total:
-        yield Difference(name, "sum of the invoice's lines", str(invoice.total), str(lines))
-    billed = {(line.model, line.component): line.quantity for line in invoice.lines if line.kind == "usage"}
-    for key, tokens in usage.items():
-        if billed.get(key) != tokens:
-            yield Difference(name, f"billed {key[1]} tokens of {key[0]}", str(tokens), str(billed.get(key)))
+_INVOICES = """
+    SELECT 'batch' AS kind, batch.id, 'number of invoices' AS what,
+        (batch.status IN ('completed', 'expired', 'cancelled'))::int AS expected, count(invoice.id) AS found
+    FROM batches AS batch LEFT JOIN invoices AS invoice ON invoice.batch_id = batch.id
+    GROUP BY batch.id
+    HAVING count(invoice.id) <> (batch.status IN ('completed', 'expired', 'cancelled'))::int
+"""
 
+_TOTALS = """
+    SELECT 'batch' AS kind, invoice.batch_id AS id, sums.what, sums.expected, invoice.total AS found
+    FROM invoices AS invoice
+    CROSS JOIN LATERAL (VALUES
+        ('total of the invoice, by the charges of its lines',
+            (SELECT coalesce(sum(amount), 0) FROM results WHERE batch_id = invoice.batch_id)),
+        ('total of the invoice, by its own lines',
+            (SELECT coalesce(sum(amount), 0) FROM invoice_lines WHERE invoice_id = invoice.id))
+    ) AS sums (what, expected)
+    WHERE invoice.batch_id IS NOT NULL AND sums.expected <> invoice.total
+"""
 
-def _of_statement(session: Session, statement: Invoice) -> Iterator[Difference]:
-    name = ids.render("inv", statement.id)
-    sources: list[UUID] = [line.source_invoice_id for line in statement.lines if line.source_invoice_id is not None]
-    exact = session.scalar(
-        select(func.coalesce(func.sum(Invoice.total), 0)).where(
-            Invoice.id.in_(sources), Invoice.account_id == statement.account_id, Invoice.livemode == statement.livemode
-        )
-    )
-    expected = money.payable(exact or Decimal(0))
-    if statement.total != expected:
-        yield Difference(name, "total of the statement", str(expected), str(statement.total))
-    with localcontext(money.EXACT):
-        lines = sum((line.amount for line in statement.lines), Decimal(0))
-    if lines != statement.total:
-        yield Difference(name, "sum of the statement's lines", str(statement.total), str(lines))
+# Tokens of a component that has no price are on a line of their own, at 0.
+_USAGE = """
+    SELECT 'batch' AS kind, coalesce(used.batch_id, invoiced.batch_id) AS id,
+        'invoiced ' || coalesce(used.component, invoiced.component) || ' tokens of ' || coalesce(used.model, invoiced.model) AS what,
+        used.tokens AS expected, invoiced.tokens AS found
+    FROM (
+        SELECT invoice.batch_id, result.model, part.component, sum(part.tokens) AS tokens
+        FROM invoices AS invoice
+        JOIN results AS result ON result.batch_id = invoice.batch_id AND result.amount IS NOT NULL
+        CROSS JOIN LATERAL (VALUES ('input', input_tokens), ('output', output_tokens)) AS part (component, tokens)
+        GROUP BY invoice.batch_id, result.model, part.component
+        HAVING sum(part.tokens) > 0
+    ) AS used
+    FULL JOIN (
+        SELECT invoice.batch_id, line.model, line.component, sum(line.quantity) AS tokens
+        FROM invoices AS invoice JOIN invoice_lines AS line ON line.invoice_id = invoice.id
+        WHERE line.component IS NOT NULL
+        GROUP BY invoice.batch_id, line.model, line.component
+    ) AS invoiced USING (batch_id, model, component)
+    WHERE used.tokens IS DISTINCT FROM invoiced.tokens
+"""
+
+_USAGE_PRICES = """
+    SELECT 'batch' AS kind, invoice.batch_id AS id, 'amount of ' || line.component || ' tokens of ' || line.model AS what,
+        line.quantity * coalesce((batch.price_snapshot -> line.model ->> line.component)::numeric, 0) * 0.000001 AS expected,
+        line.amount AS found
+    FROM invoices AS invoice
+    JOIN invoice_lines AS line ON line.invoice_id = invoice.id
+    JOIN batches AS batch ON batch.id = invoice.batch_id
+    WHERE line.component IS NOT NULL
+        AND line.amount <> line.quantity * coalesce((batch.price_snapshot -> line.model ->> line.component)::numeric, 0) * 0.000001
+"""
+
+_NOT_BILLED = """
+    SELECT 'batch' AS kind, invoice.batch_id AS id, 'requests listed as not billed' AS what, failed.requests AS expected, listed.requests AS found
+    FROM invoices AS invoice
+    CROSS JOIN LATERAL (SELECT count(*) AS requests FROM results WHERE batch_id = invoice.batch_id AND amount IS NULL) AS failed
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(quantity), 0) AS requests FROM invoice_lines
+        WHERE invoice_id = invoice.id AND kind = 'not_billed' AND component IS NULL
+    ) AS listed
+    WHERE invoice.batch_id IS NOT NULL AND failed.requests <> listed.requests
+"""
+
+_OWNERS = """
+    SELECT 'batch' AS kind, batch.id, 'account and mode of the ' || other.what AS what,
+        concat(batch.account_id, CASE WHEN batch.livemode THEN ' live' ELSE ' test' END) AS expected,
+        concat(other.account_id, CASE WHEN other.livemode THEN ' live' ELSE ' test' END) AS found
+    FROM batches AS batch
+    CROSS JOIN LATERAL (
+        SELECT 'invoice', account_id, livemode FROM invoices WHERE batch_id = batch.id
+        UNION ALL SELECT 'input file', account_id, livemode FROM files WHERE id = batch.input_file_id
+        UNION ALL SELECT 'statement', statement.account_id, statement.livemode
+            FROM invoices AS invoice
+            JOIN invoice_lines AS line ON line.source_invoice_id = invoice.id
+            JOIN invoices AS statement ON statement.id = line.invoice_id
+            WHERE invoice.batch_id = batch.id
+    ) AS other (what, account_id, livemode)
+    WHERE (other.account_id, other.livemode) <> (batch.account_id, batch.livemode)
+"""
+
+# round() of a positive NUMERIC is half up, as the payable amount is.
+_STATEMENTS = """
+    SELECT 'inv' AS kind, statement.id, sums.what, sums.expected, sums.found
+    FROM invoices AS statement
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(total), 0) AS exact FROM invoices
+        WHERE batch_id IS NOT NULL AND account_id = statement.account_id AND livemode = statement.livemode
+            AND date_trunc('month', issued_at AT TIME ZONE 'UTC')::date = statement.month
+    ) AS invoiced
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(amount), 0) AS total,
+            coalesce(sum(amount) FILTER (WHERE kind = 'batch'), 0) AS exact
+        FROM invoice_lines WHERE invoice_id = statement.id
+    ) AS line
+    CROSS JOIN LATERAL (VALUES
+        ('invoices on the statement', invoiced.exact, line.exact),
+        ('total of the statement', round(invoiced.exact, 2), statement.total),
+        ('total of the statement, by its own lines', line.total, statement.total)
+    ) AS sums (what, expected, found)
+    WHERE statement.month IS NOT NULL AND sums.expected <> sums.found
+"""
+
+CHECKS = (_LINES, _COUNTS, _INVOICES, _TOTALS, _USAGE, _USAGE_PRICES, _NOT_BILLED, _OWNERS, _STATEMENTS)

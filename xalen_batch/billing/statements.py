@@ -2,85 +2,115 @@
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal, localcontext
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Date, cast, func, select, text
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
 
 from xalen_batch import ids, log, money
+from xalen_batch.billing import invoices
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Invoice, InvoiceLine
 
 logger = log.get(__name__)
 
-# Transactions that were open when the month ended have landed by then: they may last a minute.
-GRACE = timedelta(hours=1)
-ISSUE_LOCK = 7261959
+ZERO = Decimal(0)
+# Statements issued in one transaction.
+AT_ONCE = 500
 
 
 def parse_month(month: str) -> date:
-    """First day of `2026-11`. Raises InvalidRequest."""
+    """The first day of `2026-11`. InvalidRequest for anything else."""
     try:
-        return datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC).date()
+        first = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC).date()
     except ValueError:
-        raise InvalidRequest(f"{month[:40]!r} is not a month. Write it as 2026-11.", param="month") from None
+        first = None
+    if first is None or f"{first:%Y-%m}" != month:
+        raise InvalidRequest(f"month: {month[:40]!r} is no month. Write it as 2026-11.", param="month")
+    return first
 
 
 def statement(session: Session, *, account_id: UUID, livemode: bool, month: date) -> dict[str, Any]:
-    """The issued statement of a month, or the draft of one; reads only.
+    """The statement of a month (its first day, UTC) as the API shows it: the issued one, or a draft. Writes nothing.
 
-    A month is UTC, and an invoice belongs to the month it was issued in.
+    An invoice belongs to the month it was issued in.
     """
     issued = session.scalars(
         select(Invoice).where(Invoice.account_id == account_id, Invoice.livemode == livemode, Invoice.month == month)
     ).one_or_none()
     if issued is not None:
-        return _render(account_id, livemode, month, issued.lines, issued)
-    return _render(account_id, livemode, month, _lines(_invoices(session, account_id, livemode, month)), None)
+        return _render(issued, issued.lines)
+    draft = Invoice(account_id=account_id, livemode=livemode, month=month, currency=money.CURRENCY)
+    return _render(draft, _lines(session, draft))
+
+
+# The hour of grace lets transactions land that were open when the month ended. Months are issued in
+# their order, so what is due begins behind an account's last statement: one look into an index for each.
+_DUE = text("""
+    SELECT account.id AS account_id, mode.livemode, date_trunc('month', first.issued_at AT TIME ZONE 'UTC')::date AS month
+    FROM accounts AS account
+    CROSS JOIN (VALUES (true), (false)) AS mode (livemode)
+    CROSS JOIN LATERAL (
+        SELECT coalesce(max(month) + interval '1 month', '-infinity') AT TIME ZONE 'UTC' AS since
+        FROM invoices
+        WHERE account_id = account.id AND livemode = mode.livemode AND month IS NOT NULL
+    ) AS stated
+    CROSS JOIN LATERAL (
+        SELECT issued_at
+        FROM invoices
+        WHERE account_id = account.id AND livemode = mode.livemode AND batch_id IS NOT NULL
+            AND issued_at >= stated.since
+            AND issued_at < date_trunc('month', now() - interval '1 hour', 'UTC')
+        ORDER BY issued_at
+        LIMIT 1
+    ) AS first
+    LIMIT :at_once
+""")
 
 
 def issue_due(session: Session) -> int:
-    """Issue the statements of all months that are over, for every account and mode that has invoices in them. Returns how many."""
-    if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": ISSUE_LOCK}):
-        return 0
-    stated = aliased(Invoice)
-    month = cast(func.date_trunc("month", func.timezone("UTC", Invoice.issued_at)), Date)
-    due = session.execute(
-        select(Invoice.account_id, Invoice.livemode, month.label("month"))
-        .where(Invoice.batch_id.is_not(None), month < func.date_trunc("month", func.timezone("UTC", func.now() - GRACE)))
-        .where(
-            ~select(stated.id)
-            .where(stated.account_id == Invoice.account_id, stated.livemode == Invoice.livemode, stated.month == month)
-            .exists()
-        )
-        .distinct()
-    ).all()
-    for account_id, livemode, over in due:
-        _issue(session, account_id, livemode, over)
-    return len(due)
+    """Issue the next statement of every account and mode that has a month over with invoices in it; returns how many.
+
+    May run anywhere, at once: a month has one statement. Call it again for what is left.
+    """
+    due = session.execute(_DUE, {"at_once": AT_ONCE}).all()
+    return sum(_issue(session, row.account_id, row.livemode, row.month) for row in due)
 
 
-def _issue(session: Session, account_id: UUID, livemode: bool, month: date) -> None:
-    lines = _lines(_invoices(session, account_id, livemode, month))
-    with localcontext(money.EXACT):
-        total = sum((line.amount for line in lines), Decimal(0))
-    session.add(
-        Invoice(id=ids.new(), account_id=account_id, livemode=livemode, month=month, currency=money.CURRENCY, total=total, lines=lines)
-    )
-    session.flush()
-    logger.info("statement.issued", account_id=account_id.hex, livemode=livemode, month=f"{month:%Y-%m}", total=str(total))
+@money.exact
+def _issue(session: Session, account_id: UUID, livemode: bool, month: date) -> bool:
+    invoice = Invoice(account_id=account_id, livemode=livemode, month=month)
+    lines = _lines(session, invoice)
+    invoice.total = sum((line.amount for line in lines), ZERO)
+    is_new = invoices.store(session, invoice, lines)
+    if is_new:
+        logger.info("statement.issued", account_id=account_id.hex, livemode=livemode, month=f"{month:%Y-%m}", total=str(invoice.total))
+    return is_new
 
 
-def _invoices(session: Session, account_id: UUID, livemode: bool, month: date) -> Sequence[Invoice]:
-    start = datetime(month.year, month.month, 1, tzinfo=UTC)
+@money.exact
+def _lines(session: Session, month: Invoice) -> list[InvoiceLine]:
+    """A line for each batch invoice of the month, and the rounding that makes them sum to whole cents."""
+    lines = [
+        InvoiceLine(kind="batch", description=f"Batch {ids.render('batch', batch_id)}", source_invoice_id=id, amount=total)
+        for id, batch_id, total in _invoices(session, month)
+    ]
+    exact = sum((line.amount for line in lines), ZERO)
+    lines.append(InvoiceLine(kind="rounding", description="Rounding to whole cents", amount=money.payable(exact) - exact))
+    return lines
+
+
+def _invoices(session: Session, month: Invoice) -> Sequence[Any]:
+    assert month.month is not None
+    start = datetime(month.month.year, month.month.month, 1, tzinfo=UTC)
     end = (start + timedelta(days=32)).replace(day=1)
-    return session.scalars(
-        select(Invoice)
+    return session.execute(
+        select(Invoice.id, Invoice.batch_id, Invoice.total)
         .where(
-            Invoice.account_id == account_id,
-            Invoice.livemode == livemode,
+            Invoice.account_id == month.account_id,
+            Invoice.livemode == month.livemode,
             Invoice.batch_id.is_not(None),
             Invoice.issued_at >= start,
             Invoice.issued_at < end,
@@ -89,40 +119,25 @@ def _invoices(session: Session, account_id: UUID, livemode: bool, month: date) -
     ).all()
 
 
-def _lines(invoices: Sequence[Invoice]) -> list[InvoiceLine]:
-    """A line for each invoice, and the rounding that makes them sum to whole cents."""
-    lines = [
-        InvoiceLine(kind="batch", description=ids.render("batch", invoice.batch_id), source_invoice_id=invoice.id, amount=invoice.total)
-        for invoice in invoices
-        if invoice.batch_id is not None
-    ]
-    with localcontext(money.EXACT):
-        exact = sum((line.amount for line in lines), Decimal(0))
-        lines.append(InvoiceLine(kind="rounding", description="Rounding to whole cents", amount=money.payable(exact) - exact))
-    for position, line in enumerate(lines, start=1):
-        line.position = position
-    return lines
-
-
-def _render(account_id: UUID, livemode: bool, month: date, lines: Sequence[InvoiceLine], issued: Invoice | None) -> dict[str, Any]:
-    with localcontext(money.EXACT):
-        exact = sum((line.amount for line in lines if line.kind == "batch"), Decimal(0))
-        rounding = sum((line.amount for line in lines if line.kind == "rounding"), Decimal(0))
-        total = exact + rounding
+@money.exact
+def _render(invoice: Invoice, lines: Sequence[InvoiceLine]) -> dict[str, Any]:
+    exact = sum((line.amount for line in lines if line.kind == "batch"), ZERO)
+    rounding = sum((line.amount for line in lines if line.kind == "rounding"), ZERO)
+    is_issued = invoice.id is not None
     return {
-        "id": None if issued is None else ids.render("inv", issued.id),
+        "id": ids.render("inv", invoice.id) if is_issued else None,
         "object": "statement",
-        "status": "draft" if issued is None else "issued",
-        "month": f"{month:%Y-%m}",
-        "livemode": livemode,
-        "payable": livemode and issued is not None,
-        "account_id": ids.render("acct", account_id),
-        "currency": money.CURRENCY,
-        "issued_at": None if issued is None else int(issued.issued_at.timestamp()),
+        "status": "issued" if is_issued else "draft",
+        "month": f"{invoice.month:%Y-%m}",
+        "livemode": invoice.livemode,
+        "payable": invoice.livemode and is_issued,
+        "account_id": ids.render("acct", invoice.account_id),
+        "currency": invoice.currency,
+        "issued_at": int(invoice.issued_at.timestamp()) if is_issued else None,
         "lines": [_render_line(line) for line in lines],
         "exact_total": money.render(exact),
         "rounding": money.render(rounding),
-        "total": money.render(total),
+        "total": money.render(exact + rounding),
     }
 
 
