@@ -3,6 +3,8 @@
 import json
 import math
 import re
+from array import array
+from itertools import accumulate
 from typing import Any, NoReturn
 
 from xalen_batch.pipeline.faults import Fault, quoted
@@ -10,7 +12,10 @@ from xalen_batch.pipeline.faults import Fault, quoted
 # Far below where parsers give up (pydantic at about 200), so that no backend's limit is met after the line was taken.
 MAX_DEPTH = 128
 
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+# An opening bracket is one level more, a closing one a level less (-1 as a signed byte).
+_LEVEL = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_REST = bytes(set(range(256)) - set(b"[{]}"))
 
 
 class _Wrong(Exception):
@@ -35,15 +40,8 @@ def is_too_deep(raw: bytes) -> bool:
     """Whether objects and lists are nested deeper than MAX_DEPTH."""
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return False
-    depth = 0
-    for found in _STRUCTURE.finditer(raw):
-        if found[0] in (b"[", b"{"):
-            depth += 1
-            if depth > MAX_DEPTH:
-                return True
-        elif found[0] in (b"]", b"}"):
-            depth -= 1
-    return False
+    levels = array("b", _STRING.sub(b"", raw).translate(_LEVEL, _REST))
+    return max(accumulate(levels), default=0) > MAX_DEPTH
 
 
 def twice(raw: bytes) -> str | None:

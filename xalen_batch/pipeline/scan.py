@@ -108,7 +108,7 @@ class _Reader:
         if not isinstance(value, dict):
             hint = "Each line must be an object with custom_id, method, url and body."
             return Fault("invalid_json_line", f"The line is {_kind(value)}, not an object. {hint}", line)
-        if _is_suspect(raw) and (fault := _structure(raw, line)):
+        if fault := _hidden(raw, line):
             return fault
         found = self._id(value, line) or self._address(value, line) or self._model(value, line)
         return found or self._request(value, span, len(raw))
@@ -183,19 +183,12 @@ class _Reader:
         return f"Did you mean {' or '.join(close)}?" if close else f"Name one of: {', '.join(self._serving()[:20])}."
 
 
-def _is_suspect(raw: bytes) -> bool:
-    """Whether a good parse may hide a key written twice, or nesting that a backend's parser refuses."""
-    return (
-        raw.count(b'"custom_id"') != 1
-        or raw.count(b'"body"') != 1
-        or raw.count(b'"model"') != 1
-        or raw.count(b"[") + raw.count(b"{") > diagnose.MAX_DEPTH
-    )
-
-
-def _structure(raw: bytes, line: int) -> Fault | None:
+def _hidden(raw: bytes, line: int) -> Fault | None:
+    """What a good parse hides: nesting that a backend's parser refuses, and a key that is there twice."""
     if diagnose.is_too_deep(raw):
         return diagnose.diagnose(raw, line)
+    if all(raw.count(key) == 1 for key in (b'"custom_id"', b'"body"', b'"model"')):
+        return None
     if key := diagnose.twice(raw):
         message = f"The key {quoted(key)} is there twice, and which one counts is anyone's guess. Remove one."
         return Fault("invalid_json_line", message, line)
