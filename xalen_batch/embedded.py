@@ -107,7 +107,7 @@ class Server(ABC):
             processes.end(process.pid, lambda: process.poll() is not None, *self.stopping)
 
     def failure(self, reason: str) -> ConfigError:
-        return ConfigError(f"{self.name} did not start in {self.folder}: {reason}\nIts log is {self.log}.")
+        return ConfigError(f"{self.name} did not start in {self.folder}: {reason} Its log is {self.log}.")
 
 
 class Postgres(Server):

@@ -66,6 +66,6 @@ def rotate(log: Path) -> None:
 
 
 def last_words(log: Path) -> str:
-    """The end of a log, for an error message."""
-    lines = log.read_text("utf-8", "replace").strip().splitlines()
-    return "\n".join(lines[-5:]) or "it said nothing"
+    """The end of a log on one line, for an error message."""
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    return " | ".join(lines[-3:]) or "it said nothing"

@@ -1,5 +1,6 @@
 """The database's schema: bringing it up to date, and knowing whether it is."""
 
+import logging
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from alembic.script import ScriptDirectory
 
 from xalen_batch import db
 from xalen_batch.billing import prices
+
+# Alembic announces its context whenever the revision is looked up, which every readiness check does.
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def migrations() -> Path:

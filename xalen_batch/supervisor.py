@@ -5,6 +5,7 @@ their environment, start in the order in which they need each other, and stop in
 """
 
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -103,7 +104,7 @@ class Watch:
             except ConfigError as error:
                 logger.error("part.not_started", part=self.part.name, reason=str(error))
             else:
-                logger.info("part.restarted", part=self.part.name)
+                logger.warning("part.restarted", part=self.part.name)
 
 
 class Supervisor:
@@ -185,11 +186,10 @@ class Supervisor:
             for child in self._children:
                 if not child.is_running or time.monotonic() > deadline:
                     words = processes.last_words(child.log)
-                    raise ConfigError(f"The {child.name} did not start: {words}\nIts log is {child.log}.")
+                    raise ConfigError(f"The {child.name} did not start: {words} Its log is {child.log}.")
             time.sleep(0.1)
 
     def _watch(self) -> None:
-        log.configure()
         parts: list[Part] = [*self._stores, *self._children]
         watches = [Watch(part) for part in parts]
         while not self._signals:
@@ -246,6 +246,9 @@ def up(*, data_dir: Path, host: str, port: int, is_port_asked: bool, say: Say, o
     A taken port is replaced by the next free one unless it was asked for. Raises ConfigError when
     the folder is in use by another supervisor, the port is taken, or a part does not start.
     """
+    log.configure()
+    # The person at the terminal is told by `say`; what the parts do is in their logs.
+    logging.root.setLevel(max(logging.root.level, logging.WARNING))
     data_dir = data_dir.absolute()
     try:
         for folder in (data_dir, *(data_dir / name for name in ("files", "logs", "run"))):

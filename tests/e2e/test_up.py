@@ -1,0 +1,170 @@
+"""`xalen-batch up` as a user meets it: started, stopped, killed and started again."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+
+from tests.e2e import processes
+from tests.e2e.processes import System
+from tests.factories import chat_line, jsonl
+from xalen_batch import ports
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        yield server.getsockname()[1]
+
+
+def client(system: System) -> OpenAI:
+    return OpenAI(base_url=system.base_url, api_key=system.test_key)
+
+
+def of_folder(folder: Path) -> dict[int, str]:
+    """Processes whose command line names the folder."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+        except OSError:
+            continue
+        if str(folder) in line:
+            found[int(entry.name)] = line
+    return found
+
+
+def second_start(folder: Path, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    """One that is expected to end by itself."""
+    return subprocess.run(
+        [processes.COMMAND, "up", "--data-dir", str(folder), *arguments],
+        env=processes.environment(**settings), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_everything_in_good_order(data_dir: Path, number: signal.Signals) -> None:
+    with processes.up(data_dir) as system:
+        assert len(of_folder(data_dir)) > 4
+        system.process.send_signal(number)
+        assert system.process.wait(60) == 0
+    assert of_folder(data_dir) == {}
+    assert not (data_dir / "run.toml").exists()
+    assert "database system is shut down" in (data_dir / "logs" / "postgres.log").read_text()
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_worker_that_does_not_end(data_dir: Path) -> None:
+    with processes.up(data_dir, shutdown_grace=300) as system:
+        worker = next(pid for pid, line in of_folder(data_dir).items() if line.endswith("worker "))
+        os.kill(worker, signal.SIGSTOP)
+        system.process.send_signal(signal.SIGINT)
+        processes.wait_until(lambda: "Stopping" in (data_dir / "up.log").read_text(), timeout=30)
+        system.process.send_signal(signal.SIGINT)
+        assert system.process.wait(60) == 0
+    assert of_folder(data_dir) == {}
+
+
+def test_it_says_how_to_use_it_on_stderr_and_nothing_on_stdout(data_dir: Path) -> None:
+    out, err = data_dir.with_name("out"), data_dir.with_name("err")
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        process = subprocess.Popen(
+            [processes.COMMAND, "up", "--data-dir", str(data_dir), "--port", str(processes.free_port())],
+            env=processes.environment(), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True,
+        )  # fmt: skip
+    try:
+        processes.wait_until(lambda: "Ctrl-C stops" in err.read_text(), timeout=60, process=process, log=err)
+    finally:
+        processes.stop(process)
+    credentials = tomllib.loads((data_dir / "credentials.toml").read_text())
+    assert "from openai import OpenAI\n" in err.read_text()
+    assert f'client = OpenAI(base_url="{credentials["base_url"]}", api_key="{credentials["test_key"]}")\n' in err.read_text()
+    assert credentials["live_key"] not in err.read_text()
+    assert out.read_text() == ""
+
+
+def test_folder_and_secrets_are_its_users_alone(data_dir: Path) -> None:
+    with processes.up(data_dir.with_name("data"), log_format="json") as system:
+        keys = system.data_dir / "credentials.toml"
+        addresses = system.data_dir / "run.toml"
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (keys, addresses)] == [0o600, 0o600]
+        folders = [path for path in system.data_dir.iterdir() if path.is_dir()]
+        assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}
+
+
+def test_a_killed_start_leaves_no_process_and_the_next_has_the_data_and_finishes_the_work(data_dir: Path) -> None:
+    with processes.up(data_dir, lease=5) as system:
+        with client(system) as api:
+            lines = jsonl([chat_line(f"line-{n}") for n in range(300)])
+            file = api.files.create(file=("tickets.jsonl", lines), purpose="batch")
+            batch = api.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        os.kill(system.process.pid, signal.SIGKILL)
+        system.process.wait()
+    processes.wait_until(lambda: of_folder(data_dir) == {}, timeout=30)
+    with processes.up(data_dir, lease=5, tick_interval=1, poll_interval=0.2) as again, client(again) as api:
+        assert again.test_key == system.test_key
+        assert api.files.content(file.id).content == lines
+        processes.wait_until(lambda: api.batches.retrieve(batch.id).status == "completed", timeout=60)
+        counts = api.batches.retrieve(batch.id).request_counts
+        assert counts is not None
+        assert (counts.completed, counts.failed, counts.total) == (300, 0, 300)
+
+
+def test_a_second_start_on_the_folder_is_refused_and_names_folder_and_process(data_dir: Path) -> None:
+    with processes.up(data_dir) as system:
+        refused = second_start(data_dir)
+        assert refused.returncode == 1
+        assert str(data_dir) in refused.stderr
+        assert f"process {system.process.pid}" in refused.stderr
+        assert processes.answers(f"{system.address}/readyz")
+
+
+def test_a_crashed_part_is_started_again(data_dir: Path) -> None:
+    with processes.up(data_dir) as system:
+        for name in ("worker", "valkey-server", "pginstall/bin/postgres"):
+            old = {pid for pid, line in of_folder(data_dir).items() if name in line and " up " not in line}
+            assert old
+            for pid in old:
+                os.kill(pid, signal.SIGKILL)
+            processes.wait_until(
+                lambda name=name, old=old: any(name in line and pid not in old for pid, line in of_folder(data_dir).items()), timeout=30
+            )
+        processes.wait_until(lambda: processes.answers(f"{system.address}/readyz"), timeout=30)
+
+
+def test_another_port_is_found_when_the_default_one_is_taken(data_dir: Path) -> None:
+    # If it cannot be taken here, someone else has it already.
+    with closing(socket.create_server(("127.0.0.1", 8080))) if ports.is_free("127.0.0.1", 8080) else nullcontext():
+        log = data_dir.with_name("up.log")
+        with processes.command("up", "--data-dir", str(data_dir), log=log, env=processes.environment()) as process:
+            processes.wait_until(lambda: "ready at" in log.read_text(), timeout=60, process=process, log=log)
+            base_url = tomllib.loads((data_dir / "credentials.toml").read_text())["base_url"]
+            assert base_url != "http://127.0.0.1:8080/v1"
+            assert f"Port 8080 is taken; using {base_url.split(':')[2].removesuffix('/v1')}." in log.read_text()
+
+
+@pytest.mark.parametrize("way", ["option", "setting"])
+def test_a_port_asked_for_by_name_that_is_taken_is_a_clear_error(data_dir: Path, taken_port: int, way: str) -> None:
+    refused = second_start(data_dir, "--port", str(taken_port)) if way == "option" else second_start(data_dir, port=taken_port)
+    assert refused.returncode == 1
+    assert f"Port {taken_port} on 127.0.0.1 is taken" in refused.stderr
+    assert of_folder(data_dir) == {}
+
+
+def test_a_data_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = second_start(tmp_path / "file" / "data")
+    assert refused.returncode == 1
+    assert f"{tmp_path / 'file' / 'data'} cannot be used" in refused.stderr
