@@ -29,11 +29,10 @@ def differences(session: Session) -> Iterator[Difference]:
 
     Call it first in its transaction: all of it then sees one moment, while batches run on.
     """
-    connection = session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+    session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
     session.execute(text("SET LOCAL statement_timeout = 0"))
     for check in CHECKS:
-        for row in connection.execution_options(yield_per=ROWS_AT_A_TIME).execute(text(check)):
-            yield _difference(row)
+        yield from map(_difference, session.execute(text(check), execution_options={"yield_per": ROWS_AT_A_TIME}))
 
 
 def _difference(row: Any) -> Difference:

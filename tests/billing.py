@@ -1,0 +1,71 @@
+"""Batches whose lines have ended, for tests of what they cost; their results go through the product's own record."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from tests import factories
+from tests.factories import CHAT_MODEL
+from xalen_batch import db
+from xalen_batch.accounts import Caller
+from xalen_batch.backends.contract import Answered, Refused, Usage
+from xalen_batch.billing.charges import Tariff
+from xalen_batch.models import Batch, Task
+from xalen_batch.pipeline import finalize, record
+from xalen_batch.states import BatchStatus, LineError, TaskState
+
+REFUSED = Refused(400, b'{"error":{"message":"no","type":"invalid_request_error","param":null,"code":null}}')
+
+
+class Ran(NamedTuple):
+    """How a line ended. A `LineError`: without an answer."""
+
+    outcome: Usage | Refused | LineError
+    model: str = CHAT_MODEL
+
+
+def running(session: Session, lines: Sequence[Ran], caller: Caller | None = None, *, livemode: bool = False, **columns: Any) -> Batch:
+    """A batch all of whose lines have ended, and that nobody has finalized."""
+    caller = caller or factories.caller(session, livemode=livemode)
+    batch = factories.batch(
+        session, caller, factories.input_file(session, caller, b""), status=BatchStatus.IN_PROGRESS.value, total=len(lines), **columns
+    )
+    for seq, model in enumerate(sorted({line.model for line in lines})):
+        rows = [_row(batch, number, line) for number, line in enumerate(lines, start=1) if line.model == model]
+        session.add(
+            Task(
+                batch_id=batch.id,
+                seq=seq,
+                model=model,
+                state=TaskState.DONE.value,
+                lines=len(rows),
+                line_index=b"",
+                **record.counts(rows),
+            )
+        )
+        session.flush()
+        record.insert(session, rows)
+    return batch
+
+
+def _row(batch: Batch, number: int, line: Ran) -> record.Row:
+    name = record.Line(batch.id, number, line.model, f"line-{number}")
+    match line.outcome:
+        case Usage() as usage:
+            tariff = Tariff(batch.price_snapshot.get(line.model, {}), batch.discount_rate)
+            return record.row(name, Answered(200, b"{}", usage), tariff)
+        case Refused() as refused:
+            return record.row(name, refused, Tariff({}, Decimal(0)))
+        case code:
+            return record.unanswered(name, code, "why")
+
+
+def ended(lines: Sequence[Ran], caller: Caller | None = None, **columns: Any) -> Batch:
+    """A batch that has its invoice."""
+    with db.transaction() as session:
+        batch = running(session, lines, caller, **columns)
+    finalize.run(batch.id)
+    with db.transaction() as session:
+        return session.get_one(Batch, batch.id)

@@ -1,0 +1,138 @@
+"""Prices over time: the catalog decides what holds from now on, and nothing changes what held."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from tests.billing import Ran, running
+from tests.factories import CHAT_MODEL, RERANK_MODEL
+from xalen_batch import db, ids
+from xalen_batch.backends.contract import Usage
+from xalen_batch.billing import invoices, prices
+from xalen_batch.models import Price
+
+pytestmark = pytest.mark.usefixtures("database")
+
+LISTED = {CHAT_MODEL: {"input": "0.02", "output": "0.04"}, RERANK_MODEL: {"input": "0.003"}}
+MODELS = [CHAT_MODEL, RERANK_MODEL]
+
+Reprice = Callable[[str], int]
+
+
+@pytest.fixture
+def reprice(configure: Callable[..., None], tmp_path: Path) -> Reprice:
+    """Sync a catalog that has these TOML lines in its [models.mistral-small-3-1]; returns the number of changes."""
+
+    def change(lines: str) -> int:
+        file = tmp_path / "catalog.toml"
+        file.write_text(f"[models.{CHAT_MODEL}]\n{lines}\n")
+        configure(catalog=file)
+        with db.transaction() as session:
+            return prices.sync(session)
+
+    return change
+
+
+def snapshot(*, livemode: bool = False, models: list[str] = MODELS) -> prices.Snapshot:
+    with db.transaction() as session:
+        return prices.snapshot(session, livemode=livemode, models=models)
+
+
+@pytest.mark.parametrize("livemode", [False, True])
+def test_the_catalog_is_in_force_in_both_modes(livemode: bool) -> None:
+    assert snapshot(livemode=livemode) == LISTED
+
+
+def test_a_model_without_a_price_is_not_in_the_snapshot() -> None:
+    assert snapshot(models=["nothing", RERANK_MODEL]) == {RERANK_MODEL: {"input": "0.003"}}
+
+
+def test_a_second_sync_changes_nothing() -> None:
+    with db.transaction() as session:
+        before = prices.history(session)
+        assert prices.sync(session) == 0
+        assert prices.history(session) == before
+
+
+def test_a_changed_price_closes_one_row_and_opens_another(reprice: Reprice, session: Session) -> None:
+    assert reprice('price = { input = "0.025" }') == 4
+    assert snapshot(livemode=True)[CHAT_MODEL] == {"input": "0.025", "output": "0.04"}
+    old, new = session.scalars(
+        select(Price).where(Price.model == CHAT_MODEL, Price.component == "input", Price.livemode).order_by(Price.valid_from)
+    )
+    assert (old.usd_per_million, new.usd_per_million) == (Decimal("0.02"), Decimal("0.025"))
+    assert old.valid_to == new.valid_from
+    assert new.valid_to is None
+    assert prices.in_force(session, livemode=True, at=old.valid_from)[CHAT_MODEL]["input"] == Decimal("0.02")
+    assert prices.in_force(session, livemode=True, at=new.valid_from)[CHAT_MODEL]["input"] == Decimal("0.025")
+
+
+def test_a_price_that_left_the_catalog_is_closed(configure: Callable[..., None], tmp_path: Path) -> None:
+    file = tmp_path / "catalog.toml"
+    file.write_text(
+        '[models.extra]\nname = "Extra"\nowned_by = "x"\ncategory = "compact"\nparameters = "1B"\ncontext_window = 1000\n'
+        'endpoints = ["/v1/chat/completions"]\nprice = { input = "1", output = "2" }\n'
+    )
+    configure(catalog=file)
+    with db.transaction() as session:
+        assert prices.sync(session) == 4
+        assert prices.snapshot(session, livemode=False, models=["extra"]) == {"extra": {"input": "1", "output": "2"}}
+    file.write_text(file.read_text().replace(', output = "2"', ""))
+    configure(catalog=file)
+    with db.transaction() as session:
+        assert prices.sync(session) == 2
+    assert snapshot(models=["extra"]) == {"extra": {"input": "1"}}
+
+
+def test_many_processes_may_sync_at_once(configure: Callable[..., None], tmp_path: Path) -> None:
+    file = tmp_path / "catalog.toml"
+    file.write_text(f'[models.{CHAT_MODEL}]\nprice = {{ input = "7", output = "8" }}\n')
+    configure(catalog=file)
+
+    def sync(_: int) -> int:
+        with db.transaction() as session:
+            return prices.sync(session)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(sync, range(16))) == [0] * 15 + [8]
+    with db.transaction() as session:
+        is_open = Price.valid_to.is_(None)
+        assert session.scalar(select(func.count()).where(is_open)) == 6
+
+
+def test_a_price_change_leaves_a_batch_that_exists_alone(reprice: Reprice) -> None:
+    with db.transaction() as session:
+        before = running(session, [Ran(Usage(1_000_000, 0))])
+    reprice('price = { input = "9" }')
+    with db.transaction() as session:
+        assert invoices.issue(session, before).total == Decimal("0.01")
+        assert invoices.issue(session, running(session, [Ran(Usage(1_000_000, 0))])).total == Decimal("4.5")
+
+
+def test_the_database_refuses_overlapping_prices(session: Session) -> None:
+    row = {"id": ids.new(), "model": CHAT_MODEL, "component": "input", "livemode": True, "usd_per_million": Decimal(1)}
+    with pytest.raises(IntegrityError, match="ex_prices_no_overlap"), session.begin_nested():
+        session.execute(insert(Price).values(row))
+
+
+@pytest.mark.parametrize("values", [{"usd_per_million": 1}, {"model": "x"}, {"valid_from": func.now()}, {"livemode": True}])
+def test_the_database_refuses_to_change_a_price(session: Session, values: dict[str, object]) -> None:
+    with pytest.raises(IntegrityError, match="never changed but to close"), session.begin_nested():
+        session.execute(update(Price).where(~Price.livemode).values(values))
+
+
+def test_the_database_refuses_to_delete_a_price(session: Session) -> None:
+    with pytest.raises(IntegrityError, match="never deleted"), session.begin_nested():
+        session.execute(delete(Price))
+
+
+def test_the_database_refuses_to_open_a_closed_price_again(reprice: Reprice, session: Session) -> None:
+    reprice('price = { input = "0.025" }')
+    with pytest.raises(IntegrityError, match="never changed but to close"), session.begin_nested():
+        session.execute(update(Price).where(Price.valid_to.is_not(None)).values(valid_to=None))
