@@ -1,0 +1,135 @@
+"""What a reply means for its line."""
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable, Usage
+from xalen_batch.backends.outcomes import Reply, outcome_of, retry_after
+from xalen_batch.catalog import CHAT, RERANK
+
+ASKED = Request(CHAT, b'{"model":"m","messages":[{"role":"user","content":"Hello"}]}', "r")
+GOOD = b'{"choices":[{"message":{"content":"Hi"}}],"usage":{"prompt_tokens":3,"completion_tokens":1}}'
+
+
+def judge(status: int, body: bytes = b"", request: Request = ASKED, **headers: str) -> Outcome:
+    return outcome_of(Reply(status, body, {name.replace("_", "-"): value for name, value in headers.items()}.get), request)
+
+
+def refused(status: int, body: bytes) -> dict[str, object]:
+    outcome = judge(status, body)
+    assert isinstance(outcome, Refused)
+    assert outcome.status == status
+    assert b"\n" not in outcome.body
+    error = orjson.loads(outcome.body)["error"]
+    assert error.keys() >= {"message", "type", "param", "code"}
+    return error
+
+
+def test_a_completion_is_answered_as_it_came() -> None:
+    assert judge(200, GOOD) == Answered(200, GOOD, Usage(3, 1))
+
+
+def test_an_answer_over_several_lines_becomes_one() -> None:
+    body = orjson.dumps(orjson.loads(GOOD), option=orjson.OPT_INDENT_2).replace(b"\n", b"\r\n")
+    outcome = judge(201, body)
+    assert isinstance(outcome, Answered)
+    assert b"\n" not in outcome.body
+    assert b"\r" not in outcome.body
+    assert orjson.loads(outcome.body) == orjson.loads(GOOD)
+
+
+def test_escapes_in_an_answer_survive() -> None:
+    body = b'{"choices":[{"message":{"content":"a\\nb\\u0000\\u00e9"}}],\n"usage":{"prompt_tokens":3,"completion_tokens":1}}'
+    outcome = judge(200, body)
+    assert isinstance(outcome, Answered)
+    assert orjson.loads(outcome.body) == orjson.loads(body)
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 529, 599, 600, 999, 100])
+def test_trouble_is_retried(status: int) -> None:
+    outcome = judge(status, b"whatever")
+    assert isinstance(outcome, Retryable)
+    assert outcome.status == status
+    assert outcome.is_overload == (status in (429, 503))
+    assert outcome.is_timeout == (status in (408, 504))
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 422, 451])
+def test_other_4xx_are_refused_in_the_backends_words(status: int) -> None:
+    assert refused(status, b'{"error":{"message":"no","code":7}}')["message"] == "no"
+    assert refused(status, b'{"error":{"message":"no","code":7}}')["code"] == 7
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "with status 400."),
+        (b"Input is too long", "400: Input is too long"),
+        (b'{"error":"too long","error_type":"Validation"}', "400: too long"),
+        (b'{"object":"error","message":"too long","code":400}', "400: too long"),
+        (b'{"detail":[{"loc":["body"]}]}', '400: {"detail":[{"loc":["body"]}]}'),
+        (b"<!doctype html><html><h1>Bad gateway</h1></html>", "a page of HTML."),
+        (b"\xff\xfe", "400: "),
+        (b"[" * 100_000, "400: ["),
+    ],
+)
+def test_other_shapes_are_put_into_words(body: bytes, said: str) -> None:
+    message = str(refused(400, body)["message"])
+    assert said in message
+    assert len(message) < 600
+
+
+def test_a_long_refusal_is_cut() -> None:
+    assert len(str(refused(400, b"x" * 100_000)["message"])) < 600
+
+
+def test_types_follow_the_status() -> None:
+    assert [refused(status, b"")["type"] for status in (400, 401, 403, 404)] == [
+        "invalid_request_error",
+        "authentication_error",
+        "permission_error",
+        "not_found_error",
+    ]
+
+
+def test_a_rerank_needs_results() -> None:
+    asked = Request(RERANK, b'{"query":"q","documents":["a"]}', "r")
+    assert isinstance(judge(200, GOOD, asked), Retryable)
+    assert isinstance(judge(200, b'{"results":[]}', asked), Answered)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "3"}, 3.0),
+        ({"retry-after": "0.25"}, 0.25),
+        ({"retry-after": "-3"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0.0),
+        ({"retry-after": "Thu, 01 Jan 99999 00:00:00 GMT"}, None),
+        ({"retry-after": "9", "retry-after-ms": "1500"}, 1.5),
+        ({"retry-after": "9", "retry-after-ms": "x"}, 9.0),
+    ],
+)
+def test_retry_after_is_seconds_milliseconds_or_a_date(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers.get) == seconds
+
+
+def test_retry_after_takes_a_date() -> None:
+    when = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert retry_after({"retry-after": when}.get) == pytest.approx(60, abs=2)
+
+
+@given(st.integers(0, 999), st.binary(max_size=60), st.sampled_from([CHAT, RERANK]))
+def test_no_reply_raises(status: int, body: bytes, endpoint: str) -> None:
+    outcome = judge(status, body, Request(endpoint, ASKED.body, "r"))  # type: ignore[arg-type]
+    if isinstance(outcome, Answered | Refused):
+        assert b"\n" not in outcome.body
+        assert isinstance(orjson.loads(outcome.body), dict)

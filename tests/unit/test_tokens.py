@@ -1,0 +1,67 @@
+"""Token counts: deterministic, never above the bound, and near what the real tokenizer says."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xalen_batch import catalog
+from xalen_batch.backends import tokens
+
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=200)
+
+
+@given(TEXTS)
+def test_a_count_is_never_more_than_the_bytes(text: str) -> None:
+    assert 0 <= tokens.count(text) <= tokens.most(text)
+
+
+@given(TEXTS, st.integers(0, 50))
+def test_a_cut_is_the_longest_start_within_the_limit(text: str, limit: int) -> None:
+    start = tokens.cut(text, limit)
+    assert text.startswith(start)
+    assert tokens.count(start) == min(limit, tokens.count(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "exact"),
+    [
+        # By Tekken 240911, the tokenizer of Mistral Small 3.1.
+        ("", 0),
+        ("hello world", 2),
+        ("My laptop crashed while I was trying to upload an invoice and I cannot log in to my account any more.", 22),
+        ("Bonjour, je n'arrive plus à me connecter à mon compte depuis hier soir.", 19),
+        ("我从昨天晚上开始就无法登录我的账户。", 15),
+    ],
+)
+def test_a_count_is_near_the_real_tokenizers(text: str, exact: int) -> None:
+    assert tokens.count(text) == pytest.approx(exact, rel=0.3)
+
+
+def test_bytes_are_counted_as_utf8() -> None:
+    assert tokens.most("aé漢😀") == 1 + 2 + 3 + 4
+
+
+def test_a_chat_counts_text_parts_pictures_tools_and_the_template() -> None:
+    bare = tokens.count_chat([{"role": "user", "content": ""}])
+    assert bare == tokens.PER_CHAT + tokens.PER_MESSAGE
+    assert tokens.count_chat([{"role": "user", "content": "one two"}]) == bare + 2
+    assert tokens.count_chat([{"role": "user", "content": [{"type": "text", "text": "one two"}]}]) == bare + 2
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 5000}}
+    assert tokens.count_chat([{"role": "user", "content": [picture]}]) == bare + tokens.PER_IMAGE
+    assert tokens.count_chat([{"role": "user", "content": ""}], tools=[{"name": "f"}]) > bare
+    assert tokens.count_chat([{"role": "user", "content": ""}], counter=len) == bare
+
+
+@pytest.mark.parametrize("messages", [[None], ["x"], [{"content": 3}], [{"content": [None, 1, {"text": 2}]}], [{}]])
+def test_messages_that_are_none_do_not_raise(messages: list[object]) -> None:
+    assert tokens.count_chat(messages) > 0
+
+
+def test_a_rerank_reads_the_query_with_every_document() -> None:
+    one = tokens.count_rerank("where is it", ["here"])
+    assert tokens.count_rerank("where is it", ["here", {"text": "here"}]) == 2 * one
+    assert one == 3 + 1 + tokens.PER_PAIR
+
+
+def test_the_reranker_has_no_exact_counter() -> None:
+    assert tokens.exact_counter(catalog.read(None)["bge-reranker-v2"]) is None
