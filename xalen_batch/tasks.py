@@ -15,16 +15,23 @@ from xalen_batch.pipeline import finalize, recover, validate
 from xalen_batch.pipeline.engine import Engine
 
 
-def jobs(engine: Engine) -> dict[Job, Callable[..., None]]:
-    """What each job does. All take a batch id at most."""
-    return {
-        Job.VALIDATE: lambda batch_id: validate.run(UUID(hex=batch_id)),
-        Job.EXECUTE: lambda _=None: engine.drain(),
-        Job.FINALIZE: lambda batch_id: finalize.run(UUID(hex=batch_id)),
-        Job.TICK: recover.tick,
-    }
-
-
 def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
-    """Make each job a Celery task of the same name; the tasks can also be called directly."""
-    return {job: app.task(name=job.value)(body) for job, body in jobs(engine).items()}
+    """Make each job a Celery task of its name. The tasks are returned too, to be called without the broker."""
+
+    @app.task(name=Job.VALIDATE.value)
+    def validate_batch(batch_id: str) -> None:
+        validate.run(UUID(hex=batch_id))
+
+    @app.task(name=Job.EXECUTE.value)
+    def execute(hint: str | None = None) -> None:
+        engine.drain()
+
+    @app.task(name=Job.FINALIZE.value)
+    def finalize_batch(batch_id: str) -> None:
+        finalize.run(UUID(hex=batch_id))
+
+    @app.task(name=Job.TICK.value)
+    def tick() -> None:
+        recover.tick()
+
+    return {Job.VALIDATE: validate_batch, Job.EXECUTE: execute, Job.FINALIZE: finalize_batch, Job.TICK: tick}

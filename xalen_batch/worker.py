@@ -9,11 +9,13 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, signals
 from celery.apps.worker import Worker
+from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import SQLAlchemyError
 
 from xalen_batch import broker, log, tasks
@@ -60,6 +62,8 @@ class Poll:
 def run_worker() -> None:
     """Run a worker in the foreground until SIGTERM or SIGINT; then let requests in flight finish."""
     log.configure()
+    # Celery warns of root because of pickle; only JSON is accepted here, and ids are all it carries.
+    warnings.simplefilter("ignore", SecurityWarning)
     app = broker.celery()
     worker: Worker = app.Worker(
         pool="threads",
