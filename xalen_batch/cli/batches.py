@@ -30,8 +30,8 @@ def list_batches(
     live: Live = False,
 ) -> None:
     """List your batches, the newest first."""
-    with connect(base_url, api_key, live) as client:
-        batches = _newest(client, limit, status)
+    client = connect(base_url, api_key, live)
+    batches = _newest(client, limit, status)
     if as_json:
         print_json({"object": "list", "data": batches})
     elif batches:
@@ -55,8 +55,8 @@ def _newest(client: Client, limit: int, status: str | None) -> list[dict[str, An
 @commands.command(epilog=examples("xalen-batch show batch_0192…", "xalen-batch show batch_0192… --json"))
 def show(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
     """Show every field of a batch, and what its validation refused."""
-    with connect(base_url, api_key, live) as client:
-        batch = client.get(f"/batches/{batch_id}")
+    client = connect(base_url, api_key, live)
+    batch = client.get(f"/batches/{batch_id}")
     if as_json:
         print_json(batch)
     else:
@@ -81,11 +81,11 @@ def results(
 ) -> None:
     """Download the results of a batch: JSON Lines, in the order of the input."""
     download.check_target(output)
-    with connect(base_url, api_key, live) as client:
-        status = client.get(f"/batches/{batch_id}")["status"]
-        if status not in ENDED and not partial:
-            raise Failed(f"The batch is {status}. `xalen-batch watch {batch_id}` waits for its end; --partial reads what is there.")
-        headers = download.fetch(client, batch_id, output, errors=errors, is_ended=status in ENDED)
+    client = connect(base_url, api_key, live)
+    status = client.get(f"/batches/{batch_id}")["status"]
+    if status not in ENDED and not partial:
+        raise Failed(f"The batch is {status}. `xalen-batch watch {batch_id}` waits for its end; --partial reads what is there.")
+    headers = download.fetch(client, batch_id, output, errors=errors, is_ended=status in ENDED)
     if headers.get("x-batch-complete") == "false":
         done, total = headers.get("x-batch-lines-done"), headers.get("x-batch-lines-total")
         say(f"Not complete: {done} of {total} lines have ended.", style="yellow")
@@ -94,8 +94,8 @@ def results(
 @commands.command(epilog=examples("xalen-batch cancel batch_0192…", "xalen-batch cancel batch_0192… && xalen-batch watch batch_0192…"))
 def cancel(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
     """Cancel a batch. What has finished is kept, delivered and billed."""
-    with connect(base_url, api_key, live) as client:
-        batch = client.post(f"/batches/{batch_id}/cancel")
+    client = connect(base_url, api_key, live)
+    batch = client.post(f"/batches/{batch_id}/cancel")
     if as_json:
         print_json(batch)
     else:

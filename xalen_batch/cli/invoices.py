@@ -23,8 +23,8 @@ commands = typer.Typer()
 )
 def invoice(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
     """Show the exact invoice of a batch that has ended."""
-    with connect(base_url, api_key, live) as client:
-        found = client.get(f"/batches/{batch_id}/invoice")
+    client = connect(base_url, api_key, live)
+    found = client.get(f"/batches/{batch_id}/invoice")
     if as_json:
         print_json(found)
     else:
@@ -41,15 +41,15 @@ def print_invoice(found: dict[str, Any], console: Console = STDOUT) -> None:
 
 
 def _invoice_row(line: dict[str, Any]) -> tuple[str, ...]:
-    quantity, price = _quantity(line["quantity"]), line["unit_price"]
+    quantity, amount = _quantity(line["quantity"]), line["amount"]
     match line["kind"]:
         case "usage":
-            return line["model"], line["component"], quantity, f"{price} per 1M", line["amount"]
-        case "discount":
-            return line["description"], "", "", f"{price} off", line["amount"]
+            return line["model"], line["component"], quantity, f"{line['unit_price']} per 1M", amount
+        case "not_billed" if line["component"] is None:
+            return line["description"], line["reason"], f"{quantity} requests", "not billed", amount
         case "not_billed":
-            return line["description"], line["component"] or "", quantity, f"not billed: {line['reason']}", line["amount"]
-    return line["description"], "", quantity, price or "", line["amount"]
+            return line["model"], line["component"], quantity, f"not billed: {line['reason']}", amount
+    return line["description"], "", "", "", amount
 
 
 def _quantity(quantity: str | None) -> str:
@@ -72,8 +72,8 @@ def statement(
 ) -> None:
     """Show what a month comes to: its batch invoices, rounded once. A draft until the month is over."""
     wanted = _month(month)
-    with connect(base_url, api_key, live) as client:
-        found = client.get(f"/statements/{wanted}")
+    client = connect(base_url, api_key, live)
+    found = client.get(f"/statements/{wanted}")
     if as_json:
         print_json(found)
         return

@@ -27,8 +27,8 @@ def models(
     if local:
         _local_models(as_json)
         return
-    with connect(base_url, api_key, live) as client:
-        found = client.get("/models")
+    client = connect(base_url, api_key, live)
+    found = client.get("/models")
     if as_json:
         print_json(found)
     else:

@@ -88,5 +88,7 @@ class _Lines:
             return
         self._status, self._said_at = batch["status"], time.monotonic()
         counts: Counts = batch["request_counts"]
-        done = counts["completed"] + counts["failed"]
-        say(f"{batch['id']} {self._status} {figure(done)}/{figure(counts['total'])} lines, {figure(counts['failed'])} failed")
+        done, total = counts["completed"] + counts["failed"], counts["total"]
+        say(
+            f"{batch['id']} {self._status}" + (f" {figure(done)}/{figure(total)} lines, {figure(counts['failed'])} failed" if total else "")
+        )

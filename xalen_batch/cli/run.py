@@ -46,9 +46,9 @@ def run(
         raise typer.BadParameter("with --json, stdout is taken: name a file.", param_hint="--output")
     with inputs.opened(file) as path:
         checked = check(path, inputs.name_of(file), endpoint)
-        with connect(base_url, api_key, live) as client:
-            batch = follow(client, create(client, checked, window, notes)["id"], timeout)
-            invoice = _delivered(client, batch, target)
+        client = connect(base_url, api_key, live)
+        batch = follow(client, create(client, checked, window, notes)["id"], timeout)
+        invoice = _delivered(client, batch, target)
     if as_json:
         print_json({"batch": batch, "invoice": invoice})
     elif invoice is not None:

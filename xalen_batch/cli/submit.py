@@ -39,8 +39,8 @@ def submit(
     notes = parse_metadata(metadata)
     with inputs.opened(file) as path:
         checked = check(path, inputs.name_of(file), endpoint)
-        with connect(base_url, api_key, live) as client:
-            batch = create(client, checked, window, notes)
+        client = connect(base_url, api_key, live)
+        batch = create(client, checked, window, notes)
     if as_json:
         print_json(batch)
     else:

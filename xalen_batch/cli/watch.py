@@ -33,8 +33,8 @@ def watch(
     live: Live = False,
 ) -> None:
     """Follow a batch until it ends. Exit 3 if it did not fully succeed, 5 if the time to wait was over first."""
-    with connect(base_url, api_key, live) as client:
-        batch = follow(client, batch_id, timeout)
+    client = connect(base_url, api_key, live)
+    batch = follow(client, batch_id, timeout)
     say_errors(batch)
     say_outcome(batch)
     if as_json:

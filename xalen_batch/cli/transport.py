@@ -1,0 +1,84 @@
+"""What the standard library's HTTP lacks: answers that come before an upload has ended, no redirects, a streamed form."""
+
+from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
+from pathlib import Path
+from typing import Any
+from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request, build_opener
+from uuid import uuid4
+
+from xalen_batch.cli.progress import Moved
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def opener(host: str | None) -> OpenerDirector:
+    """Opens URLs through the environment's proxies, but for this machine's own."""
+    handlers = [_Http(), _Https(), _NoRedirect()]
+    return build_opener(*handlers, ProxyHandler({})) if host in LOOPBACK else build_opener(*handlers)
+
+
+class _PatientConnection(HTTPConnection):
+    """A server that refuses an upload answers and closes; the answer counts, not the broken pipe."""
+
+    def send(self, data: Any) -> None:
+        try:
+            super().send(data)
+        except (BrokenPipeError, ConnectionResetError):
+            if self.sock is None:
+                raise
+
+
+class _PatientTlsConnection(_PatientConnection, HTTPSConnection):
+    pass
+
+
+class _Http(HTTPHandler):
+    def http_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_PatientConnection, req)
+
+
+class _Https(HTTPSHandler):
+    def https_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_PatientTlsConnection, req)
+
+
+class _NoRedirect(HTTPRedirectHandler):
+    """A key goes where it was meant to go, and nowhere else."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class Form:
+    """A multipart form with a file for batch input; its length is known before it is read."""
+
+    def __init__(self, path: Path, filename: str) -> None:
+        boundary = uuid4().hex
+        self._path = path
+        self._size = path.stat().st_size
+        self._head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{_quoted(filename)}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        ).encode("utf-8", "surrogateescape")
+        self._tail = f"\r\n--{boundary}--\r\n".encode()
+        self.content_type = f"multipart/form-data; boundary={boundary}"
+        self.length = len(self._head) + self._size + len(self._tail)
+
+    def chunks(self, size: int, moved: Moved) -> Iterator[bytes]:
+        """The form's bytes; `moved` hears how many of the file's have gone."""
+        yield self._head
+        sent = 0
+        with self._path.open("rb") as source:
+            # Never more than announced: a file that still grows is cut where it ended.
+            while chunk := source.read(min(size, self._size - sent)):
+                yield chunk
+                sent += len(chunk)
+                moved(sent, self._size)
+        yield self._tail
+
+
+def _quoted(filename: str) -> str:
+    """As browsers write a name into a form's header."""
+    return filename.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
