@@ -130,4 +130,4 @@ def list_keys(session: Session) -> Sequence[ApiKey]:
 
 
 def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()

@@ -4,7 +4,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from xalen_batch import __version__, log
-from xalen_batch.api import batches, billing, docs, errors, files, health, models, partial
+from xalen_batch.api import batches, billing, docs, errors, estimates, files, health, models, partial
 from xalen_batch.api.middleware import BodyLimit, RequestContext
 from xalen_batch.api.schemas import ErrorObject
 from xalen_batch.config import settings
@@ -27,7 +27,7 @@ def create_app() -> FastAPI:
         strict_content_type=False,
         responses={"4XX": {"model": ErrorObject}},
     )
-    for room in (files, batches, partial, billing, models, health):
+    for room in (files, batches, partial, estimates, billing, models, health):
         app.include_router(room.router)
     docs.install(app)
     errors.install(app)

@@ -80,7 +80,7 @@ def create(
         input_file_id=file.id,
         output_expires_after=output_expires_after,
         meta=dict(metadata or {}),
-        price_snapshot=prices.snapshot(session, livemode=caller.livemode, models=_priced(endpoint)),
+        price_snapshot=prices_in_force(session, livemode=caller.livemode, endpoint=endpoint),
         discount_rate=settings().batch_discount,
         expires_at=func.now() + timedelta(seconds=window),
     )
@@ -106,6 +106,15 @@ def input_file(session: Session, caller: Caller, public_id: str) -> File:
     return file
 
 
+def prices_in_force(session: Session, *, livemode: bool, endpoint: Endpoint | None = None) -> dict[str, dict[str, str]]:
+    """What a batch created now would pay, {model: {component: "USD per million tokens"}}, for the models of an endpoint or all.
+
+    A model without any price is not in it: validation refuses the lines that name it.
+    """
+    models = [model.id for model in catalog.models().values() if endpoint is None or endpoint in model.endpoints]
+    return prices.snapshot(session, livemode=livemode, models=models)
+
+
 def get(session: Session, caller: Caller, public_id: str) -> Batch:
     """NotFound if there is none for this caller."""
     id = ids.parse("batch", public_id)
@@ -129,15 +138,6 @@ def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]
         rows = session.execute(select(Task.batch_id, *sums).where(Task.batch_id.in_(running)).group_by(Task.batch_id))
         found |= {row[0]: Progress(*map(int, row[1:])) for row in rows}
     return {batch.id: found.get(batch.id, Progress()) for batch in batches}
-
-
-def _priced(endpoint: Endpoint) -> list[str]:
-    """The models that a line of this endpoint may name and that have a price."""
-    return [
-        model.id
-        for model in catalog.models().values()
-        if endpoint in model.endpoints and (model.price.input is not None or model.price.output is not None)
-    ]
 
 
 def _visible(caller: Caller) -> Select[Batch]:

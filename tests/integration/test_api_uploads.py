@@ -175,5 +175,6 @@ def test_an_upload_that_breaks_off_leaves_nothing_behind(api: Api) -> None:
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(65_536):
             pass
-    assert stored() == 0
+    # The connection closes before the server has cleaned up; each request lets it go on.
+    assert any(stored() == 0 for _ in range(200) if api.ask("GET", "/livez").status == 200)
     assert api.ask("GET", "/v1/files").json["data"] == []

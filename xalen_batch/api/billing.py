@@ -1,9 +1,8 @@
 """Extension: what a batch costs, exactly, and what a month is payable with."""
 
-from datetime import date
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter
 
 from xalen_batch import batches
 from xalen_batch.api.deps import BillingReader, Transaction
@@ -19,8 +18,7 @@ def get_invoice(session: Transaction, caller: BillingReader, batch_id: str) -> d
 
 
 @router.get("/statements/{month}")
-def get_statement(
-    session: Transaction, caller: BillingReader, month: Annotated[str, Path(pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])$", examples=["2026-11"])]
-) -> dict[str, Any]:
-    """The sum of a month's batch invoices, rounded once; a draft until the month is over."""
-    return statements.statement(session, account_id=caller.account_id, livemode=caller.livemode, month=date.fromisoformat(f"{month}-01"))
+def get_statement(session: Transaction, caller: BillingReader, month: str) -> dict[str, Any]:
+    """The sum of the batch invoices of a month, `2026-11`, rounded once; a draft until the month is over."""
+    first_day = statements.parse_month(month)
+    return statements.statement(session, account_id=caller.account_id, livemode=caller.livemode, month=first_day)

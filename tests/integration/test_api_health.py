@@ -1,0 +1,80 @@
+"""Health, and the pages that describe the API."""
+
+import json
+import re
+import threading
+
+import pytest
+
+from tests.integration.conftest import Api
+from xalen_batch.api import health
+
+PATHS = {
+    "/v1/files",
+    "/v1/files/{file_id}",
+    "/v1/files/{file_id}/content",
+    "/v1/batches",
+    "/v1/batches/{batch_id}",
+    "/v1/batches/{batch_id}/cancel",
+    "/v1/models",
+    "/v1/models/{model_id}",
+    "/v1/batches/estimate",
+    "/v1/batches/{batch_id}/invoice",
+    "/v1/batches/{batch_id}/output",
+    "/v1/batches/{batch_id}/errors",
+    "/v1/statements/{month}",
+    "/livez",
+    "/readyz",
+}
+
+
+def test_ready_when_every_store_answers(api: Api) -> None:
+    assert api.ask("GET", "/livez", key=None).json == {"status": "ok"}
+    answer = api.ask("GET", "/readyz", key=None)
+    assert (answer.status, answer.json["status"]) == (200, "ok")
+    assert {name: check["status"] for name, check in answer.json["checks"].items()} == dict.fromkeys(
+        ["database", "migrations", "redis", "storage"], "ok"
+    )
+
+
+def test_without_redis_it_is_degraded_and_ready(api: Api, configure: object) -> None:
+    configure(redis_url="redis://127.0.0.1:1/0")  # type: ignore[operator]
+    answer = api.ask("GET", "/readyz", key=None)
+    assert (answer.status, answer.json["status"]) == (200, "degraded")
+    assert answer.json["checks"]["redis"]["status"] == "failed"
+    assert api.upload()["object"] == "file"
+
+
+def test_a_check_that_hangs_does_not_hang_the_answer(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setitem(health.CHECKS, "storage", released.wait)
+    answer = api.ask("GET", "/readyz", key=None)
+    released.set()
+    assert (answer.status, answer.json["checks"]["storage"]["error"]) == (503, "no answer within 1 s")
+
+
+def test_a_schema_that_is_behind_is_not_ready(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xalen_batch.schema.is_current", lambda: False)
+    answer = api.ask("GET", "/readyz", key=None)
+    assert answer.status == 503
+    assert "xalen-batch migrate" in answer.json["checks"]["migrations"]["error"]
+
+
+def test_the_docs_page_needs_nobody_else(api: Api) -> None:
+    page = api.ask("GET", "/docs", key=None).body.decode()
+    assert "http://" not in page
+    assert "https://" not in page
+    for asset in re.findall(r'(?:src|href)="([^"]+)"', page):
+        assert api.ask("GET", asset, key=None).status == 200, asset
+    assert re.findall(r"url: '([^']+)'", page) == ["/openapi.json"]
+
+
+def test_the_description_has_every_route_and_one_shape_of_errors(api: Api) -> None:
+    described = api.ask("GET", "/openapi.json", key=None).json
+    assert set(described["paths"]) == PATHS
+    assert "HTTPValidationError" not in json.dumps(described)
+    upload = described["paths"]["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert upload["required"] == ["file", "purpose"]
+    assert described["paths"]["/v1/batches"]["post"]["responses"]["200"]["content"]["application/json"]["schema"] == {
+        "$ref": "#/components/schemas/BatchObject"
+    }

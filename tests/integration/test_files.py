@@ -1,0 +1,102 @@
+"""Files as a service: what expires, what is deleted with them, and what keeps them."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import insert, select, text
+from sqlalchemy.orm import Session
+
+from tests import factories
+from xalen_batch import files, ids, storage
+from xalen_batch.accounts import Caller
+from xalen_batch.errors import InvalidRequest, NotFound
+from xalen_batch.models import File, Result
+from xalen_batch.models.files import FilePart
+
+
+@pytest.fixture
+def caller(session: Session) -> Caller:
+    return factories.caller(session)
+
+
+def make(session: Session, caller: Caller, **options: object) -> File:
+    given = {"id": ids.new(), "purpose": "batch", "filename": "a.jsonl", "size": 3, "sha256": b"0" * 32, **options}
+    return files.create(session, caller, **given)  # type: ignore[arg-type]
+
+
+def public(file: File) -> str:
+    return ids.render("file", file.id)
+
+
+def test_a_batch_input_expires_by_default_and_others_do_not(session: Session, caller: Caller) -> None:
+    default = make(session, caller)
+    assert default.expires_at == default.created_at + timedelta(days=30)
+    assert make(session, caller, purpose="vision").expires_at is None
+    short = make(session, caller, expires_after=3600)
+    assert short.expires_at == short.created_at + timedelta(hours=1)
+
+
+def test_an_expired_file_is_gone_before_the_sweep(session: Session, caller: Caller) -> None:
+    file = factories.input_file(session, caller, b"{}", expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    with pytest.raises(NotFound):
+        files.get(session, caller, public(file))
+
+
+def test_deleting_an_upload_removes_its_bytes(session: Session, caller: Caller) -> None:
+    file = factories.input_file(session, caller, b"{}")
+    files.delete(session, caller, public(file))
+    with pytest.raises(FileNotFoundError):
+        list(storage.chunks(storage.key(file.id)))
+    with pytest.raises(NotFound):
+        files.delete(session, caller, public(file))
+
+
+def test_the_input_of_an_open_batch_stays(session: Session, caller: Caller) -> None:
+    file = factories.input_file(session, caller, b"{}")
+    batch = factories.batch(session, caller, file)
+    with pytest.raises(InvalidRequest, match=ids.render("batch", batch.id)):
+        files.delete(session, caller, public(file))
+    session.execute(text("UPDATE batches SET status = 'failed'"))
+    files.delete(session, caller, public(file))
+
+
+@pytest.mark.parametrize(("part", "erased"), [(FilePart.OUTPUT, [1]), (FilePart.ERROR, [2])])
+def test_deleting_an_output_file_erases_answers_and_never_money(
+    session: Session, caller: Caller, part: FilePart, erased: list[int]
+) -> None:
+    batch = factories.batch(session, caller, factories.input_file(session, caller, b"{}"), status="completed")
+    common = {"batch_id": batch.id, "model": "m", "custom_id": "c", "error_code": None}
+    session.execute(
+        insert(Result),
+        [
+            {**common, "line_no": 1, "status_code": 200, "amount": 1, "body": b"{}"},
+            {**common, "line_no": 2, "status_code": 400, "amount": None, "body": b"{}"},
+            {**common, "line_no": 3, "status_code": None, "amount": None, "body": None, "error_code": "batch_expired"},
+        ],
+    )
+    output = File(
+        id=ids.new(),
+        account_id=caller.account_id,
+        livemode=False,
+        purpose="batch_output",
+        filename="o",
+        size=1,
+        batch_id=batch.id,
+        part=part,
+    )
+    session.add(output)
+    session.flush()
+    files.delete(session, caller, public(output))
+    rows = session.execute(select(Result.line_no, Result.body, Result.amount).order_by(Result.line_no)).all()
+    assert [row.line_no for row in rows if row.body is None] == sorted([*erased, 3])
+    assert rows[0].amount == 1
+
+
+def test_pages_are_by_creation_and_by_purpose(session: Session, caller: Caller) -> None:
+    made = [make(session, caller, purpose=purpose) for purpose in ("batch", "vision", "batch")]
+    page = files.page(session, caller, purpose=None, limit=2, order="asc", after=None)
+    assert (page.data, page.has_more) == (made[:2], True)
+    page = files.page(session, caller, purpose=None, limit=2, order="asc", after=public(made[1]))
+    assert (page.data, page.has_more) == (made[2:], False)
+    assert files.page(session, caller, purpose="batch", limit=9, order="desc", after=None).data == [made[2], made[0]]
+    assert files.page(session, factories.caller(session), purpose=None, limit=9, order="desc", after=None).data == []

@@ -1,0 +1,30 @@
+"""Extension: what a file would cost, and everything that is wrong with it, before a batch is created."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from xalen_batch import batches, catalog, storage
+from xalen_batch.api.deps import BriefReader
+from xalen_batch.api.schemas import EstimateRequest
+from xalen_batch.config import settings
+from xalen_batch.db import transaction
+from xalen_batch.pipeline.estimate import estimate
+
+router = APIRouter(prefix="/v1/batches", tags=["extensions"])
+
+
+@router.post("/estimate")
+def create_estimate(body: EstimateRequest, caller: BriefReader) -> dict[str, Any]:
+    """Lines, tokens and cost per model at batch price, and every faulty line. Runs and bills nothing."""
+    with transaction() as session:
+        file = batches.input_file(session, caller, body.input_file_id)
+        prices = batches.prices_in_force(session, livemode=caller.livemode, endpoint=body.endpoint)
+    # No transaction is held while the file is read.
+    return estimate(
+        storage.chunks(storage.key(file.id)),
+        endpoint=body.endpoint,
+        models=catalog.models(),
+        prices=prices,
+        discount_rate=settings().batch_discount,
+    ).render()
