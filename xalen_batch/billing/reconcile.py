@@ -5,6 +5,7 @@ second derivation shares no code with the first.
 """
 
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from sqlalchemy import text
@@ -36,21 +37,23 @@ def differences(session: Session) -> Iterator[Difference]:
 
 
 def _difference(row: Any) -> Difference:
-    return Difference(
-        ids.render(row.kind, row.id),
-        row.what,
-        "none" if row.expected is None else str(row.expected),
-        "none" if row.found is None else str(row.found),
-    )
+    return Difference(ids.render(row.kind, row.id), row.what, _text(row.expected), _text(row.found))
+
+
+def _text(value: Decimal | int | str | None) -> str:
+    if isinstance(value, Decimal):
+        digits = f"{value:f}"
+        return digits.rstrip("0").rstrip(".") if "." in digits else digits
+    return "none" if value is None else str(value)
 
 
 _LINES = """
     SELECT 'batch' AS kind, batch_id AS id, 'charge of line ' || line_no AS what, expected, amount AS found
     FROM (
-        SELECT result.*, CASE WHEN status_code BETWEEN 200 AND 299 THEN
-            (input_tokens * coalesce((price_snapshot -> result.model ->> 'input')::numeric, 0)
-                + output_tokens * coalesce((price_snapshot -> result.model ->> 'output')::numeric, 0))
-            * 0.000001 * (1 - discount_rate) END AS expected
+        SELECT result.batch_id, result.line_no, result.amount, CASE WHEN result.status_code BETWEEN 200 AND 299 THEN
+            (result.input_tokens * coalesce((batch.price_snapshot -> result.model ->> 'input')::numeric, 0)
+                + result.output_tokens * coalesce((batch.price_snapshot -> result.model ->> 'output')::numeric, 0))
+            * 0.000001 * (1 - batch.discount_rate) END AS expected
         FROM results AS result JOIN batches AS batch ON batch.id = result.batch_id
     ) AS line
     WHERE amount IS DISTINCT FROM expected

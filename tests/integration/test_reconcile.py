@@ -1,0 +1,148 @@
+"""Reconcile: silent on what the product made, and loud about each single thing that does not agree."""
+
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+
+from tests import factories
+from tests.billing import REFUSED, Ran, ended, running
+from tests.factories import RERANK_MODEL
+from xalen_batch import db, ids
+from xalen_batch.backends.contract import Usage
+from xalen_batch.billing import reconcile, statements
+from xalen_batch.billing.reconcile import Difference
+from xalen_batch.models import Batch
+from xalen_batch.states import BatchStatus, LineError
+
+pytestmark = pytest.mark.usefixtures("database", "valkey")
+
+LINES = [
+    Ran(Usage(1_234, 567)),
+    Ran(Usage(1_234, 567, cached_tokens=10, reasoning_tokens=20)),
+    Ran(Usage(5_000, 7), RERANK_MODEL),
+    Ran(REFUSED),
+    Ran(LineError.REQUEST_TIMEOUT),
+]
+
+
+def differences() -> list[Difference]:
+    with db.transaction() as session:
+        return list(reconcile.differences(session))
+
+
+def corrupt(statement: str, **values: object) -> None:
+    """Change what the triggers refuse to change."""
+    with db.transaction() as session:
+        session.execute(text("SET LOCAL session_replication_role = replica"))
+        assert session.execute(text(statement), values).rowcount
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return ended(LINES)
+
+
+@pytest.fixture
+def statement(batch: Batch) -> str:
+    """The id of an issued statement with this batch on it."""
+    corrupt("UPDATE invoices SET issued_at = '2026-03-31 23:59:59.999999Z'")
+    with db.transaction() as session:
+        assert statements.issue_due(session) == 1
+        (id,) = session.execute(text("SELECT id FROM invoices WHERE month IS NOT NULL")).scalars()
+    return ids.render("inv", UUID(str(id)))
+
+
+def test_an_empty_database_agrees() -> None:
+    assert differences() == []
+
+
+def test_batches_of_every_kind_agree(statement: str) -> None:
+    ended([], livemode=True)
+    ended([Ran(REFUSED)])
+    with db.transaction() as session:
+        caller = factories.caller(session, livemode=True)
+        running(session, LINES, caller)
+        factories.batch(session, caller, factories.input_file(session, caller, b""))
+        factories.batch(session, caller, factories.input_file(session, caller, b""), status=BatchStatus.FAILED.value)
+    assert differences() == []
+
+
+@pytest.mark.parametrize(
+    ("corruption", "what", "expected", "found"),
+    [
+        ("UPDATE results SET amount = amount + 1e-12 WHERE line_no = 2", "charge of line 2", "0.00002368", "0.000023680001"),
+        ("UPDATE results SET output_tokens = 568 WHERE line_no = 1", "charge of line 1", "0.0000237", "0.00002368"),
+        ("DELETE FROM results WHERE line_no = 4", "number of lines", "5", "4"),
+        ("DELETE FROM results WHERE line_no = 5", "requests listed as not billed", "1", "2"),
+        ("UPDATE batches SET completed = 2", "completed", "3", "2"),
+        ("UPDATE batches SET failed = 1", "failed", "2", "1"),
+        ("UPDATE batches SET input_tokens = 1", "input_tokens", "7468", "1"),
+        ("UPDATE batches SET cached_tokens = 1", "cached_tokens", "10", "1"),
+        ("UPDATE batches SET output_tokens = 1", "output_tokens", "1141", "1"),
+        ("UPDATE batches SET reasoning_tokens = 1", "reasoning_tokens", "20", "1"),
+        ("DELETE FROM invoices", "number of invoices", "1", "0"),
+        ("UPDATE batches SET status = 'failed'", "number of invoices", "0", "1"),
+        ("UPDATE invoices SET total = 1", "total of the invoice, by the charges of its lines", "0.00005486", "1"),
+        (
+            "UPDATE invoice_lines SET amount = 0 WHERE kind = 'discount'",
+            "total of the invoice, by its own lines",
+            "0.00010972",
+            "0.00005486",
+        ),
+        ("UPDATE invoice_lines SET quantity = 2469 WHERE quantity = 2468", "invoiced input tokens of mistral-small-3-1", "2468", "2469"),
+        ("DELETE FROM invoice_lines WHERE reason = 'no_price'", "invoiced output tokens of bge-reranker-v2", "7", "none"),
+        ("UPDATE invoice_lines SET amount = 1 WHERE reason = 'no_price'", "amount of output tokens of bge-reranker-v2", "0", "1"),
+    ],
+)
+def test_each_thing_that_does_not_agree_is_found(batch: Batch, corruption: str, what: str, expected: str, found: str) -> None:
+    corrupt(corruption)
+    assert Difference(ids.render("batch", batch.id), what, expected, found) in differences()
+
+
+@pytest.mark.parametrize(
+    ("corruption", "what"),
+    [
+        ("UPDATE invoices SET livemode = true", "account and mode of the invoice"),
+        ("UPDATE files SET livemode = true WHERE batch_id IS NULL", "account and mode of the input file"),
+    ],
+)
+def test_money_that_changed_sides_is_found(batch: Batch, corruption: str, what: str) -> None:
+    corrupt(corruption)
+    account = batch.account_id
+    assert differences() == [Difference(ids.render("batch", batch.id), what, f"{account} test", f"{account} live")]
+
+
+@pytest.mark.parametrize(
+    ("corruption", "what"),
+    [
+        ("UPDATE invoices SET total = 1 WHERE month IS NOT NULL", "total of the statement"),
+        ("UPDATE invoice_lines SET amount = 1 WHERE kind = 'rounding'", "total of the statement, by its own lines"),
+        ("UPDATE invoice_lines SET amount = 1 WHERE kind = 'batch'", "invoices on the statement"),
+        ("UPDATE invoices SET issued_at = '2026-04-01' WHERE month IS NULL", "invoices on the statement"),
+        ("UPDATE invoices SET livemode = true WHERE month IS NOT NULL", "invoices on the statement"),
+    ],
+)
+def test_a_statement_that_does_not_agree_is_found(statement: str, corruption: str, what: str) -> None:
+    assert differences() == []
+    corrupt(corruption)
+    assert (statement, what) in {(difference.where, difference.what) for difference in differences()}
+
+
+def test_a_charge_without_a_success_is_found(batch: Batch) -> None:
+    # The table's own check refuses such a row, so it goes first; the transaction is rolled back.
+    with db.engine().connect() as connection:
+        connection.execute(text("ALTER TABLE results DROP CONSTRAINT ck_results_charged_iff_succeeded"))
+        connection.execute(text("UPDATE results SET amount = 1 WHERE line_no = 4"))
+        found = connection.execute(text(reconcile.CHECKS[0])).all()
+    assert [(row.what, row.expected, row.found) for row in found] == [("charge of line 4", None, 1)]
+
+
+def test_it_sees_one_moment_while_batches_run_on(batch: Batch) -> None:
+    corrupt("UPDATE results SET amount = 1 WHERE line_no = 1")
+    with db.transaction() as session:
+        found = reconcile.differences(session)
+        assert next(found).what == "charge of line 1"
+        corrupt("DELETE FROM invoices")
+        assert "number of invoices" not in {difference.what for difference in found}
+    assert "number of invoices" in {difference.what for difference in differences()}
