@@ -8,9 +8,11 @@ same folder is stopped before a new one starts (docs/decisions/0004).
 import hashlib
 import importlib.util
 import os
+import pwd
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -69,6 +71,8 @@ class Server(ABC):
         deadline = time.monotonic() + START_TIMEOUT
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.chmod(0o700)
+            _make_private(self.sockets)
             processes.end_leftover(self.pid_file, str(self.folder), *self.stopping)
             processes.rotate(self.log)
             command = self.prepare()
@@ -210,14 +214,15 @@ def socket_folder(folder: Path) -> Path:
     """Where a server's socket goes: its own folder, or a private one of a short name where the path would be too long."""
     if len(os.fsencode(folder / f".s.PGSQL.{POSTGRES_PORT}.lock")) <= SOCKET_PATH_MAX and " " not in str(folder):
         return folder
-    short = Path(tempfile.gettempdir()) / f"xalen-{os.geteuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}"
-    short.mkdir(mode=0o700, exist_ok=True)
-    found = short.lstat()
-    if found.st_mode != 0o040700 or found.st_uid not in (os.geteuid(), NOBODY):
-        raise ConfigError(
-            f"{short} should be a private folder of this user and is not. Remove it, or choose a data folder with a shorter path."
-        )
-    return short
+    return Path(tempfile.gettempdir()) / f"xalen-{os.geteuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}"
+
+
+def _make_private(folder: Path) -> None:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    # In the system's temporary folder anyone may have made it before us.
+    if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077 or found.st_uid not in (os.geteuid(), _stand_in()):
+        raise ConfigError(f"{folder} has to be a folder that is this user's alone (mode 0700), and is not.")
 
 
 def _environment() -> dict[str, str]:
@@ -247,23 +252,41 @@ def _valkey_binary() -> Path:
 
 
 @cache
-def _unprivileged() -> list[str]:
-    """What goes before PostgreSQL's command line, because it refuses to run as root; found by trying.
+def _stand_in() -> int:
+    """The user that PostgreSQL is where it cannot be us: it refuses root, and users without a name."""
+    users = {user.pw_uid for user in pwd.getpwall()} - {0}
+    return NOBODY if NOBODY in users or not users else min(users)
 
-    In a user namespace its files stay root's. Where namespaces are closed (most containers) it
-    becomes `nobody`, and keeps root's right to pass through folders that only root may enter.
+
+def _is_welcome(user: int) -> bool:
+    return user != 0 and any(known.pw_uid == user for known in pwd.getpwall())
+
+
+@cache
+def _unprivileged() -> list[str]:
+    """What goes before PostgreSQL's command line to make it run as a user that it accepts; found by trying.
+
+    In a user namespace its files stay ours. Where namespaces are closed (most containers) root
+    becomes another user, and keeps the right to pass through folders that only root may enter.
     """
-    parent = ["setpriv", f"--pdeathsig={Postgres.orphaned.name.removeprefix('SIG')}"]
-    if os.geteuid():
+    if _is_welcome(os.geteuid()):
         return []
-    for prefix in (
-        ["unshare", "--user", "--map-user=1000", "--map-group=1000", *parent],
-        [*parent, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override"],
-    ):
+    user, parent = _stand_in(), ["setpriv", f"--pdeathsig={Postgres.orphaned.name.removeprefix('SIG')}"]
+    in_namespace = ["unshare", "--user", f"--map-user={user}", f"--map-group={user}", *parent]
+    as_another = [
+        *parent,
+        f"--reuid={user}",
+        f"--regid={user}",
+        "--clear-groups",
+        "--inh-caps=+dac_override",
+        "--ambient-caps=+dac_override",
+    ]
+    for prefix in (in_namespace, as_another):
         if shutil.which(prefix[0]) and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
             return prefix
     raise ConfigError(
-        "PostgreSQL refuses to run as root, and this system offers no way around it: be another user, or set XALEN_DATABASE_URL."
+        f"PostgreSQL refuses to run as user {os.geteuid()} (root, or without a name), and this system offers no way around it: "
+        "be another user, or set XALEN_DATABASE_URL."
     )
 
 
@@ -271,4 +294,4 @@ def _give(*paths: Path) -> None:
     """Make paths those of the user that PostgreSQL runs as."""
     if _unprivileged()[:1] == ["setpriv"]:
         for path in paths:
-            os.chown(path, NOBODY, NOBODY)
+            os.chown(path, _stand_in(), _stand_in())
