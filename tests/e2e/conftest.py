@@ -1,0 +1,26 @@
+"""One running system for the tests that only use it. A test that breaks things starts its own with `processes.up`."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e import processes
+from tests.e2e.processes import System
+
+# Live keys run on simulated models too, so that no server has to be there.
+CATALOG = """\
+[models.mistral-small-3-1.backend]
+kind = "simulated"
+[models.bge-reranker-v2.backend]
+kind = "simulated"
+"""
+
+
+@pytest.fixture(scope="session")
+def running_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """`xalen-batch up` with embedded stores on a folder of its own, for the whole run."""
+    folder = tmp_path_factory.mktemp("system")
+    catalog = folder / "catalog.toml"
+    catalog.write_text(CATALOG, "utf-8")
+    with processes.up(folder / "data", catalog=catalog, tick_interval=2, poll_interval=0.2) as system:
+        yield system

