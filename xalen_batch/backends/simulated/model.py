@@ -20,8 +20,9 @@ from xalen_batch.backends.outcomes import envelope
 from xalen_batch.backends.rerank_chat import problem_of, to_chat, to_rerank
 from xalen_batch.backends.simulated import faults
 from xalen_batch.backends.simulated.faults import USAGES, Attempts, Fault
+from xalen_batch.backends.simulated.prompt import Prompt
 from xalen_batch.backends.simulated.ranking import relevance
-from xalen_batch.backends.simulated.writing import Prompt, write
+from xalen_batch.backends.simulated.writing import write
 from xalen_batch.catalog import CHAT, RERANK, Model
 
 FINGERPRINT = "simulated"
@@ -107,18 +108,12 @@ def _chatted(model: Model, body: dict[str, Any], digest: bytes) -> dict[str, Any
     _check_parameters(body)
     read = tokens.count_chat(messages, tools=body.get("tools"))
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
-    if read + (limit or 0) > model.context_window:
-        raise _Refusal(
-            f"This model's maximum context length is {model.context_window} tokens, and the request asks for {read + (limit or 0)}: "
-            f"{read} in the messages, {limit or 0} in the completion. Shorten the messages or lower max_tokens.",
-            code="context_length_exceeded",
-            param="messages",
-        )
+    _check_context(model, read, limit or 0)
     system = "\n".join(_content(message) for message in messages if message["role"] in ("system", "developer"))
     user = next((_content(message) for message in reversed(messages) if message["role"] == "user"), "")
     choices, written = [], 0
     for index in range(body.get("n") or 1):
-        full = write(Prompt(system, user, int.from_bytes(digest[1:5], "big") + index), body.get("response_format"))
+        full = _written(Prompt(system, user, int.from_bytes(digest[1:5], "big") + index), body)
         shown = full if limit is None else tokens.cut(full, limit)
         written += tokens.count(shown)
         choices.append(
@@ -138,6 +133,23 @@ def _chatted(model: Model, body: dict[str, Any], digest: bytes) -> dict[str, Any
         "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
         "system_fingerprint": FINGERPRINT,
     }
+
+
+def _check_context(model: Model, read: int, limit: int) -> None:
+    if read + limit > model.context_window:
+        raise _Refusal(
+            f"This model's maximum context length is {model.context_window} tokens, and the request asks for {read + limit}: "
+            f"{read} in the messages, {limit} in the completion. Shorten the messages or lower max_tokens.",
+            code="context_length_exceeded",
+            param="messages",
+        )
+
+
+def _written(prompt: Prompt, body: dict[str, Any]) -> str:
+    try:
+        return write(prompt, body.get("response_format"))
+    except ValueError as error:
+        raise _Refusal(str(error), param="response_format") from error
 
 
 def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:

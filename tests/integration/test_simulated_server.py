@@ -1,0 +1,141 @@
+"""The simulated models over HTTP: keep-alive, pipelining, chunked bodies, faults, and a clean end."""
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from xalen_batch import catalog
+from xalen_batch.backends.simulated.server import Simulator, close, listen
+
+MODELS = catalog.read(None)
+BODY = json.dumps({"model": "mistral-small-3-1", "messages": [{"role": "user", "content": "Hello"}]}).encode()
+SERVE = "import sys; from xalen_batch.backends.simulated.server import serve; serve('127.0.0.1', 0, latency_ms=int(sys.argv[1]))"
+
+
+def post(body: bytes, path: str = "/v1/chat/completions", *headers: str) -> bytes:
+    lines = "".join(f"{header}\r\n" for header in headers)
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n{lines}\r\n".encode() + body
+
+
+def exchange(sent: bytes, **simulator: Any) -> list[tuple[int, bytes]]:
+    """Send bytes on one connection, which ends with them; the answers as (status, body)."""
+
+    async def main() -> list[tuple[int, bytes]]:
+        shared = Simulator(MODELS, **{"latency_ms": 0, **simulator})
+        server = await listen(shared, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])
+        writer.write(sent + b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        received = await reader.read()
+        writer.close()
+        await close(server, shared)
+        return list(answers(received))
+
+    return asyncio.run(main())
+
+
+def answers(received: bytes) -> Iterator[tuple[int, bytes]]:
+    while received:
+        head, _, rest = received.partition(b"\r\n\r\n")
+        length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.startswith(b"content-length"))
+        yield int(head.split(b" ")[1]), rest[:length]
+        received = rest[length:]
+
+
+def test_pipelined_requests_are_answered_in_their_order() -> None:
+    slow = json.dumps({**json.loads(BODY), "metadata": {"simulate": "slow=100"}}).encode()
+    first, second, third, health = exchange(post(slow) + post(BODY) + post(b"{}"))
+    assert [first[0], second[0], third[0], health[0]] == [200, 200, 400, 200]
+    assert json.loads(first[1])["id"] != json.loads(second[1])["id"]
+    assert json.loads(health[1]) == {"status": "ok"}
+
+
+def test_chunked_bodies_are_read() -> None:
+    chunked = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (BODY[:10], BODY[10:])) + b"0\r\n\r\n"
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + chunked
+    assert [status for status, _ in exchange(request)] == [200, 200]
+
+
+@pytest.mark.parametrize("name", ["mistral-small-3-1", "mistralai/Mistral-Small-3.1-24B-Instruct-2503"])
+def test_models_answer_to_their_ids_and_to_their_backends_names(name: str) -> None:
+    (status, body), _ = exchange(post(json.dumps({**json.loads(BODY), "model": name}).encode()))
+    assert (status, json.loads(body)["model"]) == (200, name)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code"),
+    [
+        (post(json.dumps({**json.loads(BODY), "model": "gpt-5"}).encode()), 404, "model_not_found"),
+        (post(b"{"), 400, "invalid_request"),
+        (post(b""), 400, "invalid_request"),
+        (post(BODY, "/v1/embeddings"), 404, "not_found"),
+        (b"GET /v1/rerank HTTP/1.1\r\nhost: x\r\n\r\n", 405, "method_not_allowed"),
+    ],
+)
+def test_wrong_requests_are_told_why_on_a_connection_that_lives_on(request_: bytes, status: int, code: str) -> None:
+    wrong, health = exchange(request_)
+    assert (wrong[0], json.loads(wrong[1])["error"]["code"], health[0]) == (status, code, 200)
+
+
+def test_what_is_not_http_is_answered_and_the_connection_closed() -> None:
+    (only,) = exchange(b"\x16\x03\x01 hello\r\n\r\n")
+    assert only[0] == 400
+
+
+def test_faults_from_outside_come_at_their_rate_and_by_seed() -> None:
+    sent = post(BODY) * 200
+    first = [status for status, _ in exchange(sent, fault_rate=0.25, fault="status=503", seed=7)]
+    assert 25 <= first.count(503) <= 75
+    assert first == [status for status, _ in exchange(sent, fault_rate=0.25, fault="status=503", seed=7)]
+
+
+def test_an_unknown_fault_is_refused_at_the_start() -> None:
+    with pytest.raises(ValueError, match="explode"):
+        Simulator(MODELS, fault="explode")
+
+
+def test_the_official_client_works_against_it() -> None:
+    def use(url: str) -> None:
+        with openai.OpenAI(base_url=url, api_key="any", max_retries=0) as client:
+            assert [model.id for model in client.models.list()] == list(MODELS)
+            completion = client.chat.completions.create(model="mistral-small-3-1", messages=[{"role": "user", "content": "Hello"}])
+            assert completion.system_fingerprint == "simulated"
+            with pytest.raises(openai.NotFoundError):
+                client.chat.completions.create(model="other", messages=[{"role": "user", "content": "Hello"}])
+
+    async def main() -> None:
+        shared = Simulator(MODELS, latency_ms=0)
+        server = await listen(shared, "127.0.0.1", 0)
+        await asyncio.to_thread(use, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+        await close(server, shared)
+
+    run: Coroutine[Any, Any, None] = main()
+    asyncio.run(run)
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly_after_the_answers_in_flight(end: signal.Signals) -> None:
+    process = subprocess.Popen([sys.executable, "-c", SERVE, "300"], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        port = int(process.stderr.readline().split("127.0.0.1:")[1].split("/")[0])
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            # Both arrive at once, so the first answer says that the second request is in flight.
+            connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" + post(BODY))
+            received = connection.recv(65_536)
+            process.send_signal(end)
+            while more := connection.recv(65_536):
+                received += more
+        assert [status for status, _ in answers(received)] == [200, 200]
+        assert process.wait(10) == 0
+        assert process.stderr.read() == ""
+    finally:
+        process.kill()
+        process.wait()
