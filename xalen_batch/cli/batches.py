@@ -86,6 +86,8 @@ def results(
     if status not in ENDED and not partial:
         raise Failed(f"The batch is {status}. `xalen-batch watch {batch_id}` waits for its end; --partial reads what is there.")
     headers = download.fetch(client, batch_id, output, errors=errors, is_ended=status in ENDED)
+    if headers.get("content-length") == "0":
+        say(f"No line of {batch_id} {'failed' if errors else 'succeeded'}.")
     if headers.get("x-batch-complete") == "false":
         done, total = headers.get("x-batch-lines-done"), headers.get("x-batch-lines-total")
         say(f"Not complete: {done} of {total} lines have ended.", style="yellow")

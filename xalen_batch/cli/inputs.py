@@ -16,6 +16,7 @@ from xalen_batch.cli.failures import Failed
 
 if TYPE_CHECKING:
     from xalen_batch.pipeline.estimate import Estimate
+    from xalen_batch.pipeline.faults import Faults
 
 STDIN = Path("-")
 CHUNK = 1024 * 1024
@@ -46,6 +47,23 @@ def name_of(file: Path) -> str:
     return "stdin.jsonl" if file == STDIN else file.name
 
 
+def checked(path: Path, endpoint: str) -> tuple[str | None, "Faults"]:
+    """The endpoint of a file, and everything that is wrong with it: needs no server. Much faster than an estimate."""
+    from xalen_batch import catalog
+    from xalen_batch.pipeline.faults import Fault, Faults
+    from xalen_batch.pipeline.scan import scan
+
+    found, faults = _named(endpoint), Faults()
+    with progress.transfer("checking") as moved:
+        for line in scan(_chunks(path, moved), endpoint=found, models=catalog.models()):
+            if isinstance(line, Fault):
+                faults.add(line)
+            else:
+                found = line.endpoint
+    _check_size(path, faults)
+    return found, faults
+
+
 def estimated(path: Path, endpoint: str) -> "Estimate":
     """Everything that is wrong with a file, and what it would cost: needs no server."""
     from xalen_batch import catalog
@@ -53,28 +71,26 @@ def estimated(path: Path, endpoint: str) -> "Estimate":
     from xalen_batch.pipeline.estimate import estimate
 
     models = catalog.models()
-    prices = {
-        model.id: {name: str(price) for name, price in (("input", model.price.input), ("output", model.price.output)) if price is not None}
-        for model in models.values()
-    }
-    with progress.transfer("checking") as moved:
+    prices = {model.id: {component: str(price) for component, price in model.price if price is not None} for model in models.values()}
+    with progress.transfer("estimating") as moved:
         result = estimate(
-            _chunks(path, moved),
-            endpoint=None if endpoint == AUTO else endpoint,
-            models=models,
-            prices=prices,
-            discount_rate=settings().batch_discount,
+            _chunks(path, moved), endpoint=_named(endpoint), models=models, prices=prices, discount_rate=settings().batch_discount
         )
-    _check_size(path, result, settings().max_file_bytes)
+    _check_size(path, result.faults)
     return result
 
 
-def _check_size(path: Path, result: "Estimate", limit: int) -> None:
+def _named(endpoint: str) -> str | None:
+    return None if endpoint == AUTO else endpoint
+
+
+def _check_size(path: Path, faults: "Faults") -> None:
+    from xalen_batch.config import settings
     from xalen_batch.pipeline.faults import Fault
 
-    size = path.stat().st_size
+    size, limit = path.stat().st_size, settings().max_file_bytes
     if size > limit:
-        result.faults.add(Fault("file_too_large", f"The file has {size:,} bytes; the most is {limit:,}. Split it into several files."))
+        faults.add(Fault("file_too_large", f"The file has {size:,} bytes; the most is {limit:,}. Split it into several files."))
 
 
 def _chunks(path: Path, moved: progress.Moved) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from xalen_batch.cli import batches, doctor, failures, invoices, keys, models, run, server, submit, up, validate, watch
-from xalen_batch.cli.failures import ERROR, INTERRUPTED
+from xalen_batch.cli.failures import ERROR, INTERRUPTED, TIMED_OUT
 from xalen_batch.cli.options import examples
 from xalen_batch.cli.output import safe, say
 
@@ -32,8 +32,10 @@ class Commands(TyperGroup):
         except Exception as error:
             if failures.is_debugging():
                 raise
-            say(f"Error: {safe(failures.describe(error))}", style="red")
-            raise typer.Exit(failures.exit_code(error)) from None
+            code = failures.exit_code(error)
+            is_pause = code in (TIMED_OUT, INTERRUPTED)
+            say(f"{'' if is_pause else 'Error: '}{safe(failures.describe(error))}", style="yellow" if is_pause else "red")
+            raise typer.Exit(code) from None
 
 
 app = typer.Typer(

@@ -59,11 +59,11 @@ class Checked:
 
 def check(path: Path, name: str, endpoint: str) -> Checked:
     """Look at a file before anything leaves this machine. Failed, every error said, if a batch would refuse it."""
-    estimate = inputs.estimated(path, endpoint)
-    errors = estimate.faults.render()
+    found, faults = inputs.checked(path, endpoint)
+    errors = faults.render()
     if any(error["code"] != "model_not_found" for error in errors):
         raise _refused(name, errors)
-    return Checked(path, name, estimate.endpoint or endpoint, errors)
+    return Checked(path, name, found or endpoint, errors)
 
 
 def create(client: Client, checked: Checked, window: str, metadata: dict[str, str]) -> dict[str, Any]:

@@ -63,4 +63,5 @@ def _print(estimate: "Estimate", name: str, show_all: bool) -> None:
     if estimate.is_valid:
         say(f"{name} is valid for {found['endpoint']}. Costs are at batch price, {found['discount_rate']} off the list.", style="green")
     else:
-        say(f"{name} has {figure(found['error_count'])} errors; a batch of it would run nothing.", style="red")
+        count = found["error_count"]
+        say(f"{name} has {figure(count)} error{'' if count == 1 else 's'}; a batch of it would run nothing.", style="red")
