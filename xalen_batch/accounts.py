@@ -91,25 +91,19 @@ def authenticate(session: Session, secret: str) -> Caller:
     Found by its hash, so that comparing takes no time that tells anything about the key.
     """
     now = func.now()
+    is_stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - LAST_USED_RESOLUTION)
     row = session.execute(
-        select(ApiKey.id, ApiKey.account_id, ApiKey.livemode, ApiKey.scopes, ApiKey.revoked_at, ApiKey.expires_at <= now).where(
+        select(ApiKey.id, ApiKey.account_id, ApiKey.livemode, ApiKey.scopes, ApiKey.revoked_at, ApiKey.expires_at <= now, is_stale).where(
             ApiKey.hash == _hash(secret)
         )
     ).one_or_none()
     if row is None:
         raise Unauthenticated("Incorrect API key provided. Send a key of this server as `Authorization: Bearer xln_test_…`.")
-    key_id, account_id, livemode, scopes, revoked_at, is_expired = row
+    key_id, account_id, livemode, scopes, revoked_at, is_expired, is_unstamped = row
     if revoked_at is not None or is_expired:
         raise Unauthenticated(f"This API key {'was revoked' if revoked_at else 'has expired'}. Use another one.")
-    # Skips a row that another request is stamping: nobody waits for a timestamp.
-    stale = (
-        select(ApiKey.id)
-        .where(ApiKey.id == key_id, or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - LAST_USED_RESOLUTION))
-        .with_for_update(skip_locked=True)
-    )
-    session.execute(
-        update(ApiKey).where(ApiKey.id == stale.scalar_subquery()).values(last_used_at=now).execution_options(synchronize_session=False)
-    )
+    if is_unstamped:
+        _stamp(session, key_id)
     return Caller(account_id, livemode, frozenset(scopes), key_id)
 
 
@@ -127,6 +121,12 @@ def revoke_key(session: Session, key_id: UUID) -> ApiKey:
 def list_keys(session: Session) -> Sequence[ApiKey]:
     """Every key, the revoked ones too, in the order of creation."""
     return session.scalars(select(ApiKey).order_by(ApiKey.id)).all()
+
+
+def _stamp(session: Session, key_id: UUID) -> None:
+    # Skips a row that another request is stamping: nobody waits for a timestamp.
+    free = select(ApiKey.id).where(ApiKey.id == key_id).with_for_update(skip_locked=True).scalar_subquery()
+    session.execute(update(ApiKey).where(ApiKey.id == free).values(last_used_at=func.now()).execution_options(synchronize_session=False))
 
 
 def _hash(secret: str) -> bytes:
