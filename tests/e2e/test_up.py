@@ -95,13 +95,11 @@ def test_it_says_how_to_use_it_on_stderr_and_nothing_on_stdout(data_dir: Path) -
     assert out.read_text() == ""
 
 
-def test_folder_and_secrets_are_its_users_alone(data_dir: Path) -> None:
-    with processes.up(data_dir.with_name("data"), log_format="json") as system:
-        keys = system.data_dir / "credentials.toml"
-        addresses = system.data_dir / "run.toml"
-        assert [stat.S_IMODE(path.stat().st_mode) for path in (keys, addresses)] == [0o600, 0o600]
-        folders = [path for path in system.data_dir.iterdir() if path.is_dir()]
-        assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}
+def test_folder_and_secrets_are_its_users_alone(running_system: System) -> None:
+    secrets = [running_system.data_dir / name for name in ("credentials.toml", "run.toml", "postgres/password")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
+    folders = [path for path in running_system.data_dir.iterdir() if path.is_dir()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}
 
 
 def test_a_killed_start_leaves_no_process_and_the_next_has_the_data_and_finishes_the_work(data_dir: Path) -> None:
@@ -122,13 +120,12 @@ def test_a_killed_start_leaves_no_process_and_the_next_has_the_data_and_finishes
         assert (counts.completed, counts.failed, counts.total) == (300, 0, 300)
 
 
-def test_a_second_start_on_the_folder_is_refused_and_names_folder_and_process(data_dir: Path) -> None:
-    with processes.up(data_dir) as system:
-        refused = second_start(data_dir)
-        assert refused.returncode == 1
-        assert str(data_dir) in refused.stderr
-        assert f"process {system.process.pid}" in refused.stderr
-        assert processes.answers(f"{system.address}/readyz")
+def test_a_second_start_on_the_folder_is_refused_and_names_folder_and_process(running_system: System) -> None:
+    refused = second_start(running_system.data_dir)
+    assert refused.returncode == 1
+    assert str(running_system.data_dir) in refused.stderr
+    assert f"process {running_system.process.pid}" in refused.stderr
+    assert processes.answers(f"{running_system.address}/readyz")
 
 
 def test_a_crashed_part_is_started_again(data_dir: Path) -> None:
