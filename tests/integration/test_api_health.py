@@ -64,6 +64,7 @@ def test_the_docs_page_needs_nobody_else(api: Api) -> None:
     page = api.ask("GET", "/docs", key=None).body.decode()
     assert "http://" not in page
     assert "https://" not in page
+    assert '"validatorUrl": null' in page
     for asset in re.findall(r'(?:src|href)="([^"]+)"', page):
         assert api.ask("GET", asset, key=None).status == 200, asset
     assert re.findall(r"url: '([^']+)'", page) == ["/openapi.json"]

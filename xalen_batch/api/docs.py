@@ -20,6 +20,8 @@ def install(app: FastAPI) -> None:
         swagger_js_url=f"{PATH}/swagger-ui-bundle.js",
         swagger_css_url=f"{PATH}/swagger-ui.css",
         swagger_favicon_url=f"{PATH}/favicon.png",
+        # Its default asks a public server to validate the description.
+        swagger_ui_parameters={"validatorUrl": None},
     )
 
     @app.get("/docs", include_in_schema=False)
