@@ -29,8 +29,8 @@ def find() -> None:
     except (OSError, ValueError) as error:
         raise Failed(f"{path} cannot be read: {error}") from error
     for variable, name in VARIABLES.items():
-        if value := running.get(name):
-            os.environ.setdefault(variable, value)
+        if (value := running.get(name)) and not os.environ.get(variable):
+            os.environ[variable] = value
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import TransferSpeedColumn as Speed
 
 from xalen_batch.cli.output import STDERR, figure, say
@@ -40,11 +40,10 @@ def batch() -> Iterator[View]:
     columns = (
         TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
-        TaskProgressColumn(),
         TextColumn("{task.fields[detail]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("eta", style="dim"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=STDERR) as bar:
         yield _Bar(bar)
@@ -74,7 +73,7 @@ class _Bar:
         counts: Counts = batch["request_counts"]
         done, total = counts["completed"] + counts["failed"], counts["total"]
         rate = self._rate.per_second(done) if total else 0.0
-        detail = f"{figure(done)}/{figure(total)} lines · {rate:,.0f}/s · {figure(counts['failed'])} failed" if total else ""
+        detail = f"{figure(done)}/{figure(total)} · {rate:,.0f}/s · {figure(counts['failed'])} failed" if total else ""
         self._bar.update(self._task, description=batch["status"], total=total or None, completed=done, detail=detail)
 
 

@@ -1,0 +1,267 @@
+"""The client against a real server on the loopback: retries, streams, refusals, and what is never sent."""
+
+import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.factories import chat_line, jsonl
+from xalen_batch.cli import client as client_module
+from xalen_batch.cli.client import Client
+from xalen_batch.cli.connection import Connection
+from xalen_batch.cli.failures import AUTH, ApiError, Failed, Unreachable
+from xalen_batch.cli.main import app
+
+KEY = "xln_test_secret"
+BODY = bytes(range(256)) * 4096
+
+
+class Api(ThreadingHTTPServer):
+    """Answers from a list, one a request; remembers what came."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[tuple[int, dict[str, str], bytes]] = []
+        self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.reads_bodies = True
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Api
+
+    def _answer(self) -> None:
+        length = int(self.headers.get("content-length", 0)) if self.server.reads_bodies else 0
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.requests.append((self.command, self.path, headers, self.rfile.read(length)))
+        status, sent, body = self.server.answers.pop(0)
+        self.send_response(status)
+        for name, value in ({"content-length": str(len(body))} | sent).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = _answer  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    with Api() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def client(api: Api, monkeypatch: pytest.MonkeyPatch) -> Client:
+    monkeypatch.setattr(client_module, "PAUSES", (0.01, 0.01))
+    return Client(Connection(api.base_url, KEY))
+
+
+def _error(status: int, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    return status, headers, b'{"error": {"message": "Told so.", "type": "t", "param": "p", "code": null}}'
+
+
+def _ok(body: bytes = b'{"id": "x"}', **headers: str) -> tuple[int, dict[str, str], bytes]:
+    return 200, headers, body
+
+
+def test_a_get_carries_the_key_and_its_query(api: Api, client: Client) -> None:
+    api.answers = [_ok()]
+    assert client.get("/batches", limit=2, after=None) == {"id": "x"}
+    method, path, headers, _ = api.requests[0]
+    assert (method, path, headers["authorization"]) == ("GET", "/v1/batches?limit=2", f"Bearer {KEY}")
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
+def test_what_may_pass_is_tried_again(status: int, api: Api, client: Client) -> None:
+    api.answers = [_error(status), _error(status, **{"retry-after": "0"}), _ok()]
+    assert client.get("/models") == {"id": "x"}
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 413])
+def test_what_will_not_pass_is_not_tried_again(status: int, api: Api, client: Client) -> None:
+    api.answers = [_error(status, **{"x-request-id": "req_7"})]
+    with pytest.raises(ApiError) as failed:
+        client.get("/models")
+    assert str(failed.value) == f"Told so. (param: p) [HTTP {status}, request req_7]"
+
+
+def test_a_wait_beyond_patience_is_not_waited_for(api: Api, client: Client) -> None:
+    api.answers = [_error(429, **{"retry-after": "3600"})]
+    with pytest.raises(ApiError, match="Told so"):
+        client.get("/models")
+
+
+def test_a_post_keeps_its_idempotency_key_over_retries(api: Api, client: Client) -> None:
+    api.answers = [_error(500), _ok(), _ok()]
+    client.post("/batches", {"a": 1})
+    client.post("/batches", {"a": 1})
+    keys = [headers["idempotency-key"] for _, _, headers, _ in api.requests]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_an_upload_is_a_form_that_a_retry_repeats_whole(api: Api, client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(BODY)
+    api.answers = [_error(503), _ok()]
+    heard: list[int] = []
+    client.upload(path, 'na"me\r\n.jsonl', lambda done, _: heard.append(done))
+    first, second = (body for *_, body in api.requests)
+    assert first == second
+    assert b'name="purpose"\r\n\r\nbatch\r\n' in first
+    assert b'filename="na%22me%0D%0A.jsonl"' in first
+    assert BODY in first
+    assert heard[-1] == len(BODY)
+
+
+def test_an_answer_before_the_upload_has_ended_counts(api: Api, client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "large.jsonl"
+    with path.open("wb") as out:
+        out.truncate(64 * 1024 * 1024)
+    api.reads_bodies = False
+    api.answers = [_error(413, connection="close")]
+    with pytest.raises(ApiError, match="HTTP 413"):
+        client.upload(path, "large.jsonl", lambda *_: None)
+
+
+def test_a_broken_download_goes_on_where_it_was(api: Api, client: Client) -> None:
+    broken = (200, {"content-length": str(len(BODY))}, BODY[:300_000])
+    api.answers = [broken, _ok(BODY, **{"x-batch-complete": "true"})]
+    received = bytearray()
+    headers = client.download("/f", received.extend, lambda *_: None, is_fixed=True)
+    assert bytes(received) == BODY
+    assert headers["x-batch-complete"] == "true"
+
+
+def test_a_broken_download_of_a_growing_body_is_not_patched_together(api: Api, client: Client) -> None:
+    api.answers = [(200, {"content-length": str(len(BODY))}, BODY[:300_000])]
+    with pytest.raises(Failed, match="middle of the answer"):
+        client.download("/f", lambda _: None, lambda *_: None, is_fixed=False)
+
+
+def test_redirects_are_not_followed(api: Api, client: Client) -> None:
+    api.answers = [(302, {"location": f"{api.base_url}/elsewhere"}, b"")]
+    with pytest.raises(ApiError, match="HTTP 302"):
+        client.get("/models")
+    assert len(api.requests) == 1
+
+
+def test_a_page_that_is_not_json_is_no_answer(api: Api, client: Client) -> None:
+    api.answers = [_ok(b"<html>")]
+    with pytest.raises(ApiError, match="did not answer in JSON"):
+        client.get("/models")
+
+
+def test_proxies_are_not_used_for_this_machine(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    api.answers = [_ok()]
+    assert Client(Connection(api.base_url, KEY)).get("/models") == {"id": "x"}
+
+
+def test_a_server_never_reached_fails_at_once() -> None:
+    with pytest.raises(Unreachable, match="Connection refused"):
+        Client(Connection("http://127.0.0.1:9/v1", KEY)).get("/models")
+
+
+def _run(api: Api, *arguments: str) -> Any:
+    return CliRunner().invoke(app, [*arguments, "--base-url", api.base_url, "--api-key", KEY])
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_exits_4_and_is_never_printed(status: int, api: Api) -> None:
+    api.answers = [_error(status)]
+    result = _run(api, "list")
+    assert result.exit_code == AUTH
+    assert result.stderr.startswith("Error: Told so.")
+    assert KEY not in result.output
+
+
+def test_another_error_exits_1(api: Api) -> None:
+    api.answers = [_error(404)]
+    assert _run(api, "show", "batch_1").exit_code == 1
+
+
+def _batch(status: str, **fields: Any) -> bytes:
+    import json
+
+    counts = {"total": 2, "completed": 2, "failed": 0}
+    return json.dumps({"id": "batch_1", "status": status, "input_file_id": "f", "errors": None, "request_counts": counts} | fields).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "failed", "code"),
+    [("completed", 0, 0), ("completed", 1, 3), ("failed", 0, 3), ("expired", 0, 3), ("cancelled", 0, 3)],
+)
+def test_watch_tells_by_its_exit_code_how_the_batch_ended(status: str, failed: int, code: int, api: Api) -> None:
+    api.answers = [_ok(_batch(status, request_counts={"total": 2, "completed": 2 - failed, "failed": failed}))]
+    assert _run(api, "watch", "batch_1").exit_code == code
+
+
+def test_watch_gives_up_with_5_and_says_that_the_batch_goes_on(api: Api) -> None:
+    api.answers = [_ok(_batch("in_progress"))]
+    result = _run(api, "watch", "batch_1", "--timeout", "0")
+    assert result.exit_code == 5
+    assert "The batch goes on; `xalen-batch watch batch_1` waits again." in result.stderr
+
+
+def test_results_of_a_running_batch_are_asked_for_by_name(api: Api) -> None:
+    api.answers = [_ok(_batch("in_progress"))]
+    result = _run(api, "results", "batch_1")
+    assert result.exit_code == 1
+    assert "--partial" in result.stderr
+
+
+def test_results_are_passed_on_byte_by_byte(api: Api) -> None:
+    api.answers = [_ok(_batch("completed")), _ok(BODY)]
+    assert _run(api, "results", "batch_1").stdout_bytes == BODY
+
+
+def test_submit_prints_the_id_alone_on_stdout(api: Api, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(jsonl([chat_line("a")]))
+    api.answers = [_ok(b'{"id": "file-1"}'), _ok(_batch("validating"))]
+    result = _run(api, "submit", str(path), "--metadata", "k=v", "--window", "7d")
+    assert (result.exit_code, result.stdout) == (0, "batch_1\n")
+    assert b'"completion_window": "7d", "metadata": {"k": "v"}' in api.requests[1][3]
+
+
+def test_a_model_that_only_the_server_has_is_left_to_the_server(api: Api, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(jsonl([chat_line("a", model="new-model")]))
+    api.answers = [_ok(b'{"data": [{"id": "new-model"}]}'), _ok(b'{"id": "file-1"}'), _ok(_batch("validating"))]
+    assert _run(api, "submit", str(path)).exit_code == 0
+    api.answers = [_ok(b'{"data": [{"id": "mistral-small-3-1"}]}')]
+    assert _run(api, "submit", str(path)).exit_code == 1
+
+
+def test_list_pages_until_it_has_enough(api: Api) -> None:
+    pages = [f'{{"data": [{_batch("completed").decode()}], "has_more": true, "last_id": "batch_{n}"}}'.encode() for n in (1, 2)]
+    api.answers = [_ok(page) for page in pages]
+    result = _run(api, "list", "--limit", "2", "--json")
+    assert result.exit_code == 0
+    assert [path for _, path, *_ in api.requests] == ["/v1/batches?limit=2", "/v1/batches?limit=1&after=batch_1"]
+
+
+def test_descriptors_are_not_leaked(api: Api, client: Client) -> None:
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    api.answers = [_ok() for _ in range(20)]
+    for _ in range(20):
+        client.get("/models")
+    after = len(os.listdir("/proc/self/fd")) if before else 0
+    assert after - before < 10

@@ -1,0 +1,96 @@
+"""However a command ends, it ends in one readable line and the right exit code."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from xalen_batch.cli import server
+from xalen_batch.cli.failures import ApiError, Failed, describe
+from xalen_batch.cli.main import app
+from xalen_batch.errors import ConfigError, InvalidRequest
+
+
+def _version_that(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Have the command `version` do something else."""
+    monkeypatch.setattr(server, "print_json", lambda _: act())
+
+
+def _raises(error: BaseException) -> Callable[[], object]:
+    def act() -> object:
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (Failed("Said so."), "Error: Said so."),
+        (ConfigError("XALEN_CATALOG is wrong."), "Error: XALEN_CATALOG is wrong."),
+        (InvalidRequest("Not this."), "Error: Not this."),
+        (FileNotFoundError(2, "No such file or directory", "in.jsonl"), "Error: in.jsonl: No such file or directory"),
+        (ValueError("first\nsecond"), "Error: Unexpected ValueError: first (XALEN_DEBUG=1 shows where)"),
+        (Failed("red \x1b[31m text"), "Error: red \\x1b[31m text"),
+    ],
+)
+def test_an_error_is_one_line_on_stderr_and_exit_1(error: Exception, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _version_that(monkeypatch, _raises(error))
+    result = CliRunner().invoke(app, ["version", "--json"])
+    assert (result.exit_code, result.stdout, result.stderr.strip()) == (1, "", line)
+
+
+def test_debugging_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XALEN_DEBUG", "1")
+    _version_that(monkeypatch, _raises(ValueError("inside")))
+    assert isinstance(CliRunner().invoke(app, ["version", "--json"]).exception, ValueError)
+
+
+def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    _version_that(monkeypatch, _raises(KeyboardInterrupt()))
+    assert CliRunner().invoke(app, ["version", "--json"]).exit_code == 130
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, 4), (403, 4), (404, 1), (500, 1)])
+def test_auth_has_an_exit_code_of_its_own(status: int, code: int) -> None:
+    assert ApiError(status, "no").exit_code == code
+
+
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from xalen_batch.config import Settings
+
+    monkeypatch.setenv("XALEN_PORT", "http")
+    with pytest.raises(ValueError, match="port") as wrong:
+        Settings()
+    assert describe(wrong.value).startswith("A setting is not valid. XALEN_PORT: ")
+
+
+def test_a_reader_that_leaves_early_is_not_an_error_message(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text("not json\n" * 50_000, "utf-8")
+    command = f"{sys.executable} -m xalen_batch.cli.main validate {path} --all --json | head -c 10"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert len(result.stdout) == 10
+    assert result.stderr == ""
+
+
+def test_ctrl_c_while_waiting_exits_130_and_tells_how_to_go_on(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from xalen_batch.cli import client, main\n"
+        "def get(self, path, **query): os.kill(os.getpid(), signal.SIGINT)\n"
+        "client.Client.get = get\n"
+        "main.app(['watch', 'batch_1', '--api-key', 'xln_test_x'])\n"
+    )
+    environment = {**os.environ, "XALEN_DATA_DIR": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, check=False, env=environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert result.returncode == 130
+    assert "The batch goes on; `xalen-batch watch batch_1` resumes." in result.stderr

@@ -1,0 +1,89 @@
+"""What is printed cannot steer a terminal, and shows money as it came."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from xalen_batch.cli import batch_view, output
+from xalen_batch.cli.invoices import print_invoice
+
+HOSTILE = "\x1b[2J\x1b]0;owned\x07[bold red]x[/] \u202etxt.exe \x9b31m\nnext \ud800"
+
+
+@given(st.text())
+def test_safe_text_is_one_line_without_controls(text: str) -> None:
+    shown = output.safe(text)
+    assert not any(ord(character) < 32 or 127 <= ord(character) < 160 for character in shown)
+    assert shown.splitlines() in ([], [shown])
+    assert not set(shown) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+    shown.encode()
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
+def test_ordinary_text_is_shown_as_it_is(text: str) -> None:
+    assert output.safe(text) == text
+
+
+def _printed(batch: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
+    batch_view.details(batch)
+    return capsys.readouterr().out
+
+
+def test_metadata_and_filenames_are_neutralised(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = _printed({"id": "batch_1", "metadata": {HOSTILE: HOSTILE}, "status": "completed"}, capsys)
+    assert "\x1b" not in printed
+    assert "\u202e" not in printed
+    assert "[bold red]x[/]" in printed
+
+
+def test_errors_are_shown_with_their_line(capsys: pytest.CaptureFixture[str]) -> None:
+    batch_view.print_line_errors([{"line": 7, "code": "invalid_json_line", "message": f"bad {HOSTILE}"}], "in.jsonl")
+    printed = capsys.readouterr().err
+    assert printed.startswith("in.jsonl:7: invalid_json_line: bad \\x1b[2J")
+    assert "\x1b" not in printed
+
+
+def _invoice(**fields: Any) -> dict[str, Any]:
+    line = {"kind": "usage", "description": "", "model": "m", "component": "input", "quantity": "61203477", "unit_price": "0.02"}
+    return {
+        "id": "inv_1",
+        "batch_id": "batch_1",
+        "livemode": True,
+        "currency": "USD",
+        "total": "0.61203477",
+        "lines": [
+            line | {"reason": None, "amount": "1.22406954"},
+            {**dict.fromkeys(line), "kind": "discount", "description": "Batch discount, 50 %", "reason": None, "amount": "-0.61203477"},
+        ],
+        **fields,
+    }
+
+
+def test_an_invoice_shows_the_amounts_of_the_api_and_grouped_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    print_invoice(_invoice())
+    printed = capsys.readouterr().out
+    for text in ("1.22406954", "-0.61203477", "61,203,477", "0.02 per 1M", "Batch discount, 50 %", "USD"):
+        assert text in printed
+    assert "not payable" not in printed
+
+
+def test_a_test_invoice_is_marked_not_payable(capsys: pytest.CaptureFixture[str]) -> None:
+    print_invoice(_invoice(livemode=False))
+    assert "test mode, not payable" in capsys.readouterr().out
+
+
+def test_a_narrow_terminal_folds_names_and_never_cuts_a_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(width=60, force_terminal=True, no_color=True, highlight=False)
+    print_invoice(_invoice(), console)
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert "1.22406954" in printed
+
+
+def test_no_color_leaves_no_escape_sequence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    Console(force_terminal=True, markup=False).print("text", style="red")
+    assert "\x1b[31m" not in capsys.readouterr().out
