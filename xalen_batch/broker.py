@@ -90,7 +90,14 @@ def _publisher() -> Celery:
         task_serializer="json",
         task_ignore_result=True,
         task_default_queue=QUEUE,
-        broker_transport_options={"socket_connect_timeout": 0.5, "socket_timeout": 1.0, "max_retries": 0},
+        # One attempt: kombu takes 0 retries for "for ever".
+        broker_transport_options={
+            "socket_connect_timeout": 0.5,
+            "socket_timeout": 0.5,
+            "max_retries": 1,
+            "interval_start": 0,
+            "interval_max": 0,
+        },
         task_publish_retry=False,
     )
     return app

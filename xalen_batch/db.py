@@ -40,6 +40,8 @@ def engine() -> Engine:
         max_overflow=0,
         pool_timeout=10,
         pool_pre_ping=True,
+        # Bound values are users' prompts and answers; an error message must not carry them into a log.
+        hide_parameters=True,
         connect_args={
             "connect_timeout": 5,
             "keepalives_idle": 10,

@@ -11,9 +11,10 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from celery import Celery, signals
+from celery import signals
 from celery.apps.worker import Worker
 from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import SQLAlchemyError
@@ -33,8 +34,7 @@ SPARE_THREADS = 4
 class Poll:
     """Looks into the database for due work, and runs it on the worker's own pool."""
 
-    def __init__(self, engine: Engine, jobs: dict[Job, Callable[..., Any]], spawn: Callable[..., object]) -> None:
-        self._engine = engine
+    def __init__(self, jobs: dict[Job, Callable[..., Any]], spawn: Callable[..., object]) -> None:
         self._jobs = jobs
         self._spawn = spawn
         self._stopped = threading.Event()
@@ -75,37 +75,26 @@ def run_worker() -> None:
         loglevel=settings().log_level.upper(),
         quiet=True,
     )
-    _Process(app, worker)
+
+    def spawn(function: Callable[..., object], *args: str) -> None:
+        # There is no pool yet at the very start, and it takes nothing more at the very end.
+        with suppress(AttributeError, RuntimeError):
+            worker.pool.apply_async(function, args)
+
+    engine = Engine(spawn)
+    poll = Poll(tasks.register(app, engine), spawn)
+
+    def stop(**_: Any) -> None:
+        poll.stop()
+        engine.stop()
+
+    signals.worker_shutting_down.connect(stop)
     # Ctrl-C stops a worker as gently as SIGTERM does.
     signals.worker_ready.connect(lambda **_: signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM)), weak=False)
+    poll.start()
     worker.start()
+    engine.close()
     raise SystemExit(worker.exitcode)
-
-
-class _Process:
-    """Ties engine and poll to the life of one Celery worker."""
-
-    def __init__(self, app: Celery, worker: Worker) -> None:
-        self._worker = worker
-        self._engine = Engine(self._spawn)
-        self._poll = Poll(self._engine, tasks.register(app, self._engine), self._spawn)
-        signals.worker_init.connect(lambda **_: self._poll.start(), weak=False)
-        signals.worker_shutting_down.connect(self._stop, weak=False)
-        signals.worker_shutdown.connect(lambda **_: self._engine.close(), weak=False)
-
-    def _spawn(self, function: Callable[..., object], *args: str) -> None:
-        pool = getattr(self._worker, "pool", None)
-        if pool is None:
-            return
-        try:
-            pool.apply_async(function, args)
-        except RuntimeError:
-            # The pool takes nothing more: the worker is on its way out.
-            return
-
-    def _stop(self, **_: Any) -> None:
-        self._poll.stop()
-        self._engine.stop()
 
 
 def run_beat() -> None:

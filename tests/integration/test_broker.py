@@ -1,0 +1,84 @@
+"""Hints are best effort: a queue that is gone, hanging or back never fails and hardly delays the one who publishes."""
+
+import json
+import socket
+import time
+from ast import literal_eval
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+
+from tests.conftest import forget
+from xalen_batch import broker, db
+from xalen_batch.broker import QUEUE, Job, Message
+
+
+@pytest.fixture(autouse=True)
+def _fresh_publisher(stores: object) -> Iterator[None]:
+    forget()
+    broker._quiet_until = 0.0
+    yield
+    broker._quiet_until = 0.0
+    forget()
+
+
+def queued(valkey: redis.Redis) -> list[tuple[str, list[str]]]:
+    found = []
+    for raw in valkey.lrange(QUEUE, 0, -1):
+        message = json.loads(raw)
+        found.append((message["headers"]["task"], list(literal_eval(message["headers"]["argsrepr"]))))
+    return found[::-1]
+
+
+def test_a_message_names_a_job_and_an_id_and_nothing_else(valkey: redis.Redis) -> None:
+    broker.publish([Message(Job.VALIDATE, "0" * 32), Message(Job.EXECUTE)])
+    assert queued(valkey) == [("batch.validate", ["0" * 32]), ("batch.execute", [])]
+
+
+def test_messages_leave_after_the_commit_and_once(database: str, valkey: redis.Redis) -> None:
+    with db.transaction() as session:
+        db.enqueue(session, Job.FINALIZE, "1" * 32)
+        db.enqueue(session, Job.FINALIZE, "1" * 32)
+        assert queued(valkey) == []
+    assert queued(valkey) == [("batch.finalize", ["1" * 32])]
+
+
+def test_a_transaction_that_fails_sends_nothing(database: str, valkey: redis.Redis) -> None:
+    def fail() -> None:
+        with db.transaction() as session:
+            db.enqueue(session, Job.FINALIZE, "1" * 32)
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail()
+    assert queued(valkey) == []
+
+
+def test_an_absent_queue_is_no_error(configure: Callable[..., None]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        configure(redis_url=f"redis://127.0.0.1:{taken.getsockname()[1]}/0")
+        forget()
+        broker.publish([Message(Job.EXECUTE)] * 50)
+
+
+def test_a_hanging_queue_delays_a_publisher_less_than_two_seconds(configure: Callable[..., None]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        configure(redis_url=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        forget()
+        started = time.monotonic()
+        broker.publish([Message(Job.EXECUTE)] * 50)
+        assert time.monotonic() - started < 2
+
+
+def test_a_queue_that_is_back_is_used_again(valkey: redis.Redis, configure: Callable[..., None]) -> None:
+    with socket.socket() as taken, pytest.MonkeyPatch.context() as patch:
+        taken.bind(("127.0.0.1", 0))
+        patch.setenv("XALEN_REDIS_URL", f"redis://127.0.0.1:{taken.getsockname()[1]}/0")
+        forget()
+        broker.publish([Message(Job.EXECUTE)])
+    forget()
+    broker._quiet_until = 0.0
+    broker.publish([Message(Job.EXECUTE)])
+    assert queued(valkey) == [("batch.execute", [])]
