@@ -179,6 +179,11 @@ def test_a_server_never_reached_fails_at_once() -> None:
         Client(Connection("http://127.0.0.1:9/v1", KEY)).get("/models")
 
 
+def test_a_server_without_tls_is_not_spoken_to_over_https(api: Api) -> None:
+    with pytest.raises(Unreachable, match="https://127.0.0.1"):
+        Client(Connection(api.base_url.replace("http://", "https://"), KEY)).get("/models")
+
+
 def _run(api: Api, *arguments: str) -> Any:
     return CliRunner().invoke(app, [*arguments, "--base-url", api.base_url, "--api-key", KEY])
 

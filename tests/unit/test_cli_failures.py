@@ -35,6 +35,7 @@ def _raises(error: BaseException) -> Callable[[], object]:
         (ConfigError("XALEN_CATALOG is wrong."), "Error: XALEN_CATALOG is wrong."),
         (InvalidRequest("Not this."), "Error: Not this."),
         (FileNotFoundError(2, "No such file or directory", "in.jsonl"), "Error: in.jsonl: No such file or directory"),
+        (OSError(28, "No space left on device"), "Error: No space left on device"),
         (ValueError("first\nsecond"), "Error: Unexpected ValueError: first (XALEN_DEBUG=1 shows where)"),
         (Failed("red \x1b[31m text"), "Error: red \\x1b[31m text"),
     ],

@@ -47,6 +47,8 @@ def describe(error: Exception) -> str:
             return f"A setting is not valid. {'; '.join(problems)}"
         case OSError(strerror=str(reason), filename=str(name)):
             return f"{name}: {reason}"
+        case OSError(strerror=str(reason)):
+            return reason
     if type(error).__name__ == "OperationalError" and (cause := getattr(error, "orig", None)):
         return f"The database does not answer: {str(cause).partition(chr(10))[0]}"
     first_line = str(error).partition("\n")[0]

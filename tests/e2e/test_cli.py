@@ -1,0 +1,209 @@
+"""The commands as a user runs them, against a real `xalen-batch up`."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.processes import COMMAND, System, environment, wait_until
+from tests.factories import chat_line, jsonl, rerank_line
+
+TIMEOUT = 60
+REFUSED: dict[str, Any] = {"metadata": {"simulate": "status=400"}}
+
+
+def slow(seconds: int) -> dict[str, Any]:
+    """What makes the simulated model answer that late."""
+    return {"metadata": {"simulate": f"slow={seconds}000"}}
+
+
+class Cli:
+    """Runs commands in a folder of its own, with the running system's credentials."""
+
+    def __init__(self, system: System, folder: Path) -> None:
+        self.folder = folder
+        self.env = environment(data_dir=system.data_dir) | {"NO_COLOR": "1"}
+
+    def __call__(self, *arguments: str, stdin: bytes | None = None, **extra: str) -> subprocess.CompletedProcess[bytes]:
+        command = [str(COMMAND), *arguments]
+        return subprocess.run(
+            command, cwd=self.folder, env=self.env | extra, input=stdin, capture_output=True, timeout=TIMEOUT, check=False
+        )
+
+    def json(self, *arguments: str) -> Any:
+        done = self(*arguments, "--json")
+        assert done.returncode == 0, done.stderr.decode()
+        return json.loads(done.stdout)
+
+    def file(self, lines: Sequence[dict[str, Any]], name: str = "in.jsonl") -> str:
+        (self.folder / name).write_bytes(jsonl(lines))
+        return name
+
+    def submit(self, lines: Sequence[dict[str, Any]], *options: str) -> str:
+        done = self("submit", self.file(lines), *options)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode().strip()
+
+    def lines(self, name: str) -> list[str]:
+        """The custom_ids in a results file."""
+        return [json.loads(line)["custom_id"] for line in (self.folder / name).read_bytes().splitlines()]
+
+
+@pytest.fixture
+def cli(running_system: System, tmp_path: Path) -> Cli:
+    return Cli(running_system, tmp_path)
+
+
+def test_run_ends_with_results_in_order_and_an_invoice(cli: Cli) -> None:
+    done = cli("run", cli.file([chat_line(f"ticket-{n}") for n in range(25)]))
+    assert done.returncode == 0, done.stderr.decode()
+    assert cli.lines("in.results.jsonl") == [f"ticket-{n}" for n in range(25)]
+    assert not (cli.folder / "in.errors.jsonl").exists()
+    for text in (b"mistral-small-3-1", b"Batch discount", b"USD", b"test mode, not payable"):
+        assert text in done.stdout
+    assert b"25 of 25 lines succeeded" in done.stderr
+
+
+def test_run_with_failed_lines_exits_3_and_writes_them_beside(cli: Cli) -> None:
+    done = cli("run", cli.file([chat_line("good"), chat_line("bad", **REFUSED)]), "-o", "out.jsonl")
+    assert done.returncode == 3
+    assert (cli.lines("out.jsonl"), cli.lines("out.errors.jsonl")) == (["good"], ["bad"])
+
+
+def test_run_prints_batch_and_invoice_as_json(cli: Cli) -> None:
+    found = cli.json("run", cli.file([rerank_line("a")]), "--metadata", "job=nightly")
+    assert found["batch"]["metadata"] == {"job": "nightly"}
+    assert found["batch"]["endpoint"] == "/v1/rerank"
+    assert isinstance(found["invoice"]["total"], str)
+
+
+def test_run_works_between_pipes(cli: Cli) -> None:
+    done = cli("run", "-", "-o", "-", stdin=jsonl([chat_line("a"), chat_line("b")]))
+    assert done.returncode == 0
+    assert [json.loads(line)["custom_id"] for line in done.stdout.splitlines()] == ["a", "b"]
+    assert b"Invoice inv_" in done.stderr
+
+
+def test_submit_watch_show_results_and_invoice_go_together(cli: Cli) -> None:
+    batch_id = cli.submit([chat_line("good"), chat_line("bad", **REFUSED)], "--window", "7d", "--metadata", "a=b")
+    assert cli("watch", batch_id).returncode == 3
+    shown = cli.json("show", batch_id)
+    assert (shown["status"], shown["completion_window"], shown["metadata"]) == ("completed", "7d", {"a": "b"})
+    assert batch_id in cli("show", batch_id).stdout.decode()
+    assert json.loads(cli("results", batch_id).stdout)["custom_id"] == "good"
+    assert cli("results", batch_id, "--errors", "-o", "errors.jsonl").returncode == 0
+    assert cli.lines("errors.jsonl") == ["bad"]
+    invoice = cli.json("invoice", batch_id)
+    assert [line["kind"] for line in invoice["lines"]] == ["usage", "usage", "discount", "not_billed"]
+    assert invoice["total"].encode() in cli("invoice", batch_id).stdout
+
+
+def test_list_shows_the_newest_first_and_filters_by_status(cli: Cli) -> None:
+    first, second = (cli.json("run", cli.file([chat_line("a")]))["batch"]["id"] for _ in range(2))
+    ids = [batch["id"] for batch in cli.json("list")["data"]]
+    assert ids.index(second) < ids.index(first)
+    assert second.encode() in cli("list", "--limit", "1").stdout
+    assert cli.json("list", "--status", "failed", "--limit", "1000")["data"] == []
+
+
+def _done(cli: Cli, batch_id: str) -> int:
+    counts = cli.json("show", batch_id)["request_counts"]
+    return int(counts["completed"] + counts["failed"])
+
+
+def test_what_a_running_batch_has_is_read_and_a_cancel_keeps_it(cli: Cli) -> None:
+    batch_id = cli.submit([chat_line("quick-1"), chat_line("quick-2"), chat_line("slow", **slow(20))])
+    waited = cli("watch", batch_id, "--timeout", "0.1")
+    assert waited.returncode == 5
+    assert b"The batch goes on" in waited.stderr
+    assert cli("results", batch_id).returncode == 1
+    wait_until(lambda: _done(cli, batch_id) >= 2, timeout=30)
+    partial = cli("results", batch_id, "--partial")
+    assert [json.loads(line)["custom_id"] for line in partial.stdout.splitlines()] == ["quick-1", "quick-2"]
+    assert b"2 of 3 lines have ended" in partial.stderr
+    assert cli("invoice", batch_id).returncode == 1
+    assert cli("cancel", batch_id).returncode == 0
+    assert cli("watch", batch_id).returncode == 3
+    assert cli.json("show", batch_id)["status"] == "cancelled"
+    refused = cli("cancel", batch_id)
+    assert refused.returncode == 1
+    assert b"request req_" in refused.stderr
+
+
+def test_ctrl_c_leaves_the_batch_running(cli: Cli) -> None:
+    file = cli.file([chat_line("slow", **slow(8))])
+    process = subprocess.Popen([COMMAND, "run", file], cwd=cli.folder, env=cli.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    submitted = process.stderr.readline().decode()
+    batch_id = submitted.rstrip(".\n").rpartition(" ")[2]
+    process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130
+    assert f"The batch goes on; `xalen-batch watch {batch_id}` resumes." in said.decode()
+    assert not (cli.folder / "in.results.jsonl").exists()
+    assert cli("watch", batch_id).returncode == 0
+
+
+def test_a_statement_sums_the_month(cli: Cli) -> None:
+    batch_id = cli.json("run", cli.file([chat_line("a")]))["batch"]["id"]
+    statement = cli.json("statement")
+    assert statement["status"] == "draft"
+    assert any(batch_id in line["description"] for line in statement["lines"])
+    assert cli("statement", "2026-13").returncode == 2
+
+
+def test_validate_agrees_with_the_server(cli: Cli) -> None:
+    file = cli.file([chat_line("a"), chat_line("a")])
+    assert cli("validate", file).returncode == 1
+    assert cli("run", file).returncode == 1
+    assert cli("validate", cli.file([chat_line("a")])).returncode == 0
+
+
+def test_live_and_test_mode_never_meet(cli: Cli) -> None:
+    done = cli("run", cli.file([chat_line("a")]), "--live", "--json")
+    found = json.loads(done.stdout)
+    assert found["invoice"]["livemode"] is True
+    assert cli("show", found["batch"]["id"]).returncode == 1
+    assert cli("show", found["batch"]["id"], "--live").returncode == 0
+    assert b"not payable" not in cli("invoice", found["batch"]["id"], "--live").stdout
+
+
+def test_a_key_is_made_used_and_revoked(cli: Cli) -> None:
+    made = cli.json("keys", "create", "--account", "acme", "--name", "nightly", "--scopes", "read")
+    assert cli("list", "--api-key", made["secret"]).returncode == 0
+    assert cli("submit", cli.file([chat_line("a")]), XALEN_API_KEY=made["secret"]).returncode == 4
+    listed = cli("keys", "list").stdout.decode()
+    assert made["id"] in listed
+    assert made["secret"] not in listed
+    assert cli("keys", "revoke", made["id"]).returncode == 0
+    assert cli("list", "--api-key", made["secret"]).returncode == 4
+
+
+def test_models_and_prices_are_listed(cli: Cli) -> None:
+    assert [model["id"] for model in cli.json("models")["data"]] == ["mistral-small-3-1", "bge-reranker-v2"]
+    assert cli.json("prices")["bge-reranker-v2"] == {"input": "0.003", "output": None}
+    assert {price["model"] for price in cli.json("prices", "list")} == {"mistral-small-3-1", "bge-reranker-v2"}
+    assert cli("prices", "sync").returncode == 0
+
+
+def test_everything_reconciles(cli: Cli) -> None:
+    assert cli.json("run", cli.file([chat_line("a"), rerank_chat("b")]))["batch"]["status"] == "completed"
+    done = cli("reconcile")
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+
+
+def rerank_chat(custom_id: str) -> dict[str, Any]:
+    """A request to the reranker by the chat endpoint."""
+    return chat_line(custom_id, json.dumps({"query": "returns", "documents": ["a", "b"]}), model="bge-reranker-v2")
+
+
+def test_a_wrong_key_exits_4_and_no_server_exits_1(cli: Cli) -> None:
+    assert cli("list", "--api-key", "xln_test_wrong").returncode == 4
+    nobody = cli("list", "--base-url", "http://127.0.0.1:9/v1")
+    assert nobody.returncode == 1
+    assert nobody.stderr.startswith(b"Error: No answer from http://127.0.0.1:9")
