@@ -50,7 +50,7 @@ def test_escapes_in_an_answer_survive() -> None:
     assert orjson.loads(outcome.body) == orjson.loads(body)
 
 
-@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 529, 599, 600, 999, 100])
+@pytest.mark.parametrize("status", [401, 408, 409, 425, 429, 500, 502, 503, 504, 529, 599, 600, 999, 100])
 def test_trouble_is_retried(status: int) -> None:
     outcome = judge(status, b"whatever")
     assert isinstance(outcome, Retryable)
@@ -59,7 +59,7 @@ def test_trouble_is_retried(status: int) -> None:
     assert outcome.is_timeout == (status in (408, 504))
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 422, 451])
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 413, 422, 451])
 def test_other_4xx_are_refused_in_the_backends_words(status: int) -> None:
     assert refused(status, b'{"error":{"message":"no","code":7}}')["message"] == "no"
     assert refused(status, b'{"error":{"message":"no","code":7}}')["code"] == 7
@@ -89,9 +89,8 @@ def test_a_long_refusal_is_cut() -> None:
 
 
 def test_types_follow_the_status() -> None:
-    assert [refused(status, b"")["type"] for status in (400, 401, 403, 404)] == [
+    assert [refused(status, b"")["type"] for status in (400, 403, 404)] == [
         "invalid_request_error",
-        "authentication_error",
         "permission_error",
         "not_found_error",
     ]

@@ -48,7 +48,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Retryable:
-    """Worth another attempt: 408, 409, 425, 429, 5xx, a timeout, a broken connection, an answer that is none.
+    """Worth another attempt: 401 (our key, not the user's fault), 408, 409, 425, 429, 5xx, a timeout, a broken connection, an answer that is none.
 
     `status` is the HTTP status where there was one. `retry_after` is the backend's own wish in
     seconds. `is_overload`: the backend is there and busy (429, 503), as opposed to broken.

@@ -39,7 +39,8 @@ class Circuit:
     flows again; the first failures open it again at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self._name = name
         self._failures = 0
         self._budget = RETRY_ALLOWANCE
         self._open_until = 0.0
@@ -63,16 +64,16 @@ class Circuit:
             # Half open afterwards: a single failure more is enough.
             self._failures = settings().circuit_failures - 1
             self._budget = max(self._budget, 0)
-            logger.warning("backend.circuit_opened", pause=settings().circuit_pause)
+            logger.warning("backend.circuit_opened", backend=self._name, pause=settings().circuit_pause)
 
 
 class Lane:
     """Made and used on the event loop; `unfinished` and `has_room` may be read from any thread."""
 
-    def __init__(self, backend: Backend, limit: int) -> None:
+    def __init__(self, backend: Backend, limit: int, name: str = "") -> None:
         self.backend = backend
         self.limit = limit
-        self.circuit = Circuit()
+        self.circuit = Circuit(name)
         self.unfinished = 0
         # FIFO: the lines of the task that was claimed first are sent first.
         self._slots = asyncio.Semaphore(limit)

@@ -14,11 +14,12 @@ from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, R
 from xalen_batch.backends.usage import usage_of
 from xalen_batch.catalog import RERANK
 
-RETRYABLE = frozenset({408, 409, 425, 429})
+# 401: the key is the operator's, not the user's; lines wait behind the circuit until it is right again.
+RETRYABLE = frozenset({401, 408, 409, 425, 429})
 OVERLOAD = frozenset({429, 503})
 LONGEST_MESSAGE = 500
 _NO_ERROR = {"message": "The model backend refused the request.", "type": None, "param": None, "code": None}
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+_TYPES = {403: "permission_error", 404: "not_found_error"}
 
 
 @dataclass(frozen=True, slots=True)

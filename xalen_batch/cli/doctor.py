@@ -24,6 +24,8 @@ commands = typer.Typer()
 
 BACKEND_TIMEOUT = 3.0
 OLDEST_POSTGRESQL = 14
+# A backend that is away is no fault of the installation: nothing is lost, and test keys need none.
+WAITING = "Live requests to this model wait until that is put right."
 
 
 @dataclass(frozen=True)
@@ -163,17 +165,19 @@ def _backend(model: "Model") -> str:
         raise Wrong(f"models.{model.id}.backend has no base_url in the catalog.")
     key = os.environ.get(config.api_key_env, "") if config.api_key_env else ""
     if config.api_key_env and not key:
-        raise Wrong(f"The environment variable {config.api_key_env}, which is to hold its key, is not set.")
+        raise Doubtful(f"The environment variable {config.api_key_env}, which is to hold its key, is not set. {WAITING}")
     asked = Request(f"{config.base_url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else {})
     try:
         with urlopen(asked, timeout=BACKEND_TIMEOUT):
             return config.base_url
     except HTTPError as error:
         if error.code in (401, 403):
-            raise Wrong(f"{config.base_url} refuses the key in {config.api_key_env or 'the request (none is configured)'}.") from error
+            raise Doubtful(
+                f"{config.base_url} refuses the key in {config.api_key_env or 'the request (none is configured)'}. {WAITING}"
+            ) from error
         if error.code >= 500:
-            raise Wrong(f"{config.base_url} answers with status {error.code}.") from error
+            raise Doubtful(f"{config.base_url} answers with status {error.code}. {WAITING}") from error
         # A reranking server need not list its models; it is there.
         return config.base_url
     except (URLError, OSError) as error:
-        raise Wrong(f"{config.base_url} cannot be reached: {getattr(error, 'reason', error)}.") from error
+        raise Doubtful(f"{config.base_url} cannot be reached: {getattr(error, 'reason', error)}. {WAITING}") from error

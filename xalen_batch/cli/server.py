@@ -45,8 +45,9 @@ def beat() -> None:
 )
 def migrate() -> None:
     """Bring the database's schema and prices up to date. Safe to repeat."""
-    from xalen_batch import schema
+    from xalen_batch import log, schema
 
+    log.configure()
     schema.migrate()
     say("The database is up to date.")
 

@@ -112,7 +112,7 @@ class Engine:
         lane = self._lanes.get(claim.lane)
         if lane is None:
             model = catalog.models()[claim.model]
-            lane = self._lanes[claim.lane] = Lane(registry.backend_for(model, claim.lane[1]), model.backend.max_in_flight)
+            lane = self._lanes[claim.lane] = Lane(registry.backend_for(model, claim.lane[1]), model.backend.max_in_flight, model.id)
         lane.unfinished += len(claim.lines)
         return Run(claim, lane)
 
