@@ -241,3 +241,9 @@ def test_a_batch_without_an_invoice_says_why(session: Session, status: BatchStat
     batch = factories.batch(session, caller, factories.input_file(session, caller, b""), status=status.value)
     with pytest.raises(NotFound, match=why):
         invoices.of_batch(session, batch)
+
+
+def test_the_invoice_computed_by_hand_in_the_guide() -> None:
+    invoice = invoice_of([Ran(Usage(1_234, 567)), Ran(REFUSED), Ran(Usage(2_000), RERANK_MODEL), Ran(Usage(3_001), RERANK_MODEL)])
+    assert [line["amount"] for line in invoice["lines"]] == ["0.000015003", "0.00002468", "0.00002268", "-0.0000311815", "0.00"]
+    assert (invoice["subtotal"], invoice["total"]) == ("0.000062363", "0.0000311815")
