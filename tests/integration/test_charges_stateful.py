@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from decimal import Decimal
+from decimal import Decimal, localcontext
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tests import factories
@@ -121,7 +121,7 @@ class Deliveries(RuleBasedStateMachine):
         self.expire(Task.batch_id == worker.held.key[0], Task.seq == worker.held.key[1])
         worker.is_owner = False
 
-    def expire(self, *which: object) -> None:
+    def expire(self, *which: ColumnElement[bool]) -> None:
         with db.transaction() as session:
             session.execute(
                 update(Task).where(*which, Task.state == TaskState.RUNNING).values(lease_until=func.now() - timedelta(seconds=1))
@@ -174,7 +174,7 @@ class Deliveries(RuleBasedStateMachine):
         assert {line: amount for line, amount in found.items() if line in self.charged} == self.charged
         assert batch.status in (BatchStatus.COMPLETED, BatchStatus.CANCELLED)
         assert len(found) == batch.total == LINES
-        with money.localcontext(money.EXACT):
+        with localcontext(money.EXACT):
             assert invoice.total == sum(amount for amount in found.values() if amount is not None)
         with db.transaction() as session:
             assert list(reconcile.differences(session)) == []

@@ -2,7 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any
 
 import pytest
@@ -148,7 +148,7 @@ def test_lines_sum_to_the_total_and_exactly_those_that_succeeded_are_charged(lin
         invoice = invoices.issue(session, batch)
         results = session.scalars(select(Result).where(Result.batch_id == batch.id)).all()
     charges = [result.amount for result in results if result.amount is not None]
-    with money.localcontext(money.EXACT):
+    with localcontext(money.EXACT):
         assert sum(line.amount for line in invoice.lines) == invoice.total == sum(charges)
         assert sum(Decimal(line["amount"]) for line in invoices.render(invoice)["lines"]) == invoice.total
     assert len(charges) == sum(isinstance(line.outcome, Usage) for line in lines)

@@ -35,7 +35,8 @@ def corrupt(statement: str, **values: object) -> None:
     """Change what the triggers refuse to change."""
     with db.transaction() as session:
         session.execute(text("SET LOCAL session_replication_role = replica"))
-        assert session.execute(text(statement), values).rowcount
+        cursor = session.connection().execute(text(statement), values)
+        assert cursor.rowcount
 
 
 @pytest.fixture

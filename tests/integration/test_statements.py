@@ -3,7 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +22,7 @@ from xalen_batch.accounts import Caller
 from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import invoices, statements
 from xalen_batch.errors import InvalidRequest
-from xalen_batch.models import Invoice
+from xalen_batch.models import Account, Invoice
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 
@@ -128,7 +128,7 @@ def test_past_months_are_issued_in_their_order_and_empty_ones_are_not() -> None:
 def test_accounts_and_modes_never_meet_and_test_mode_is_never_payable() -> None:
     live = a_caller()
     with db.transaction() as session:
-        test = factories.caller(session, session.get_one(factories.Account, live.account_id), livemode=False)
+        test = factories.caller(session, session.get_one(Account, live.account_id), livemode=False)
     other = a_caller()
     for caller, total in ((live, "1"), (test, "2"), (other, "4")):
         an_invoice(caller, total)
@@ -182,7 +182,7 @@ def test_lines_sum_to_the_total_which_is_the_exact_total_rounded_once(totals: li
     draft = read(caller)
     issue_due()
     issued = read(caller)
-    with money.localcontext(money.EXACT):
+    with localcontext(money.EXACT):
         for statement in (draft, issued):
             assert Decimal(statement["exact_total"]) == sum(totals)
             assert Decimal(statement["total"]) == money.payable(sum(totals, Decimal(0)))

@@ -1,6 +1,6 @@
 """What a line costs: the design's worked examples, to the last digit, and what must hold for any."""
 
-from decimal import Decimal
+from decimal import Decimal, localcontext
 
 import pytest
 from hypothesis import given
@@ -80,7 +80,7 @@ def test_cached_and_reasoning_tokens_are_part_of_input_and_output() -> None:
 def test_the_sum_of_the_charges_is_the_charge_of_the_sums(usages: list[Usage], read: str, written: str, rate: Decimal) -> None:
     tariff = Tariff({"input": read, "output": written}, rate)
     total = Usage(sum(usage.input_tokens for usage in usages), sum(usage.output_tokens for usage in usages))
-    with money.localcontext(money.EXACT):
+    with localcontext(money.EXACT):
         gross = money.gross(total.input_tokens, Decimal(read)) + money.gross(total.output_tokens, Decimal(written))
         assert amount(tariff, *usages) == amount(tariff, total) == gross + money.discount(gross, rate)
 
