@@ -1,0 +1,58 @@
+"""What the pages show exists: every command and option parses, every setting is one."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from xalen_batch.cli.main import app
+from xalen_batch.config import Settings
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md"), ROOT / "docker-compose.yml"])
+# Read by the command line, not by the settings.
+CLIENT_VARIABLES = {"XALEN_BASE_URL", "XALEN_API_KEY", "XALEN_DEBUG"}
+SHOWN = re.compile(r"(?:docker compose exec \w+ )?(?:\.venv/bin/)?xalen-batch (?P<arguments>.+)")
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """(page, arguments) of every `xalen-batch …` in a shell block of a page, or in compose's comments."""
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        shell = "\n".join(
+            re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if page.suffix == ".md" else re.findall(r"^# (.*)", text, re.MULTILINE)
+        )
+        for command in re.split(r"\n|&&|\|", re.sub(r" #.*| [<>] \S+", "", shell)):
+            if match := SHOWN.fullmatch(command.strip(" )")):
+                yield page.relative_to(ROOT).as_posix(), match["arguments"]
+
+
+@pytest.mark.parametrize(("page", "arguments"), list(commands()), ids=lambda value: value)
+def test_a_command_that_is_shown_exists(page: str, arguments: str) -> None:
+    result = CliRunner().invoke(app, [*shlex.split(arguments), "--help"])
+    assert result.exit_code == 0, result.output
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len([page for page, _ in commands() if page == "README.md"]) > 5
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_variable_that_is_named_exists(page: Path) -> None:
+    known = {f"XALEN_{field.upper()}" for field in Settings.model_fields} | CLIENT_VARIABLES
+    assert set(re.findall(r"\bXALEN_[A-Z_]+\b", page.read_text("utf-8"))) <= known
+
+
+@pytest.mark.parametrize("verb", ["install", "demo", "test", "lint"])
+def test_a_verb_that_is_shown_is_in_the_makefile(verb: str) -> None:
+    assert re.search(rf"^{verb}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    index = (ROOT / "docs/index.md").read_text("utf-8")
+    linked = {target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", index)}
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert pages - {"index.md"} <= linked
