@@ -188,6 +188,20 @@ def test_a_poison_line_fails_alone() -> None:
     assert (line["custom_id"], line["response"], line["error"]["code"]) == ("line-1", None, "worker_lost")
 
 
+def test_workers_lost_after_the_last_line_was_recorded_leave_nothing_to_do() -> None:
+    batch_id = a_batch(chat_lines(3))
+    held = a_claim()
+    record.record(held.key, held.fence, answers(held))
+    for _ in range(2):
+        expire_leases()
+        recover.due()
+        claim.claim([], with_suspects=True)
+    assert recover.due()[-1].job is Job.FINALIZE
+    finalize.run(batch_id)
+    batch = read(batch_id)
+    assert (batch.status, batch.completed, batch.total) == ("completed", 3, 3)
+
+
 def test_cancel_keeps_and_bills_what_finished(engine: Engine) -> None:
     batch_id = a_batch(chat_lines(25))
     held = a_claim()

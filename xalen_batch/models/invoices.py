@@ -50,7 +50,7 @@ class InvoiceLine(Base):
     description: Mapped[str]
     model: Mapped[str | None]
     component: Mapped[str | None]
-    # Tokens of a usage line, requests of a not_billed line.
+    # Tokens; requests of a not_billed line, unless its reason is that the tokens have no price.
     quantity: Mapped[Decimal | None] = mapped_column(Numeric)
     # USD per million tokens of a usage line; the rate of a discount line.
     unit_price: Mapped[Decimal | None]

@@ -33,7 +33,7 @@ class Result(Base):
     amount: Mapped[Decimal | None]
     model: Mapped[str]
     custom_id: Mapped[str]
-    # Null: none. `usage_counted`: tokens counted by us; `unpriced_output`: tokens that have no price.
+    # Null, or what someone should look at (billing/charges.py): tokens counted by us, tokens that have no price.
     flag: Mapped[str | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]

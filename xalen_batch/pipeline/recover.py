@@ -76,27 +76,27 @@ def _cut_into_lines(session: Session, task: Task) -> None:
     )
     kept = [span for span in spans if span.line_no in ended]
     left = [span for span in spans if span.line_no not in ended]
-    last = session.scalar(select(func.max(Task.seq)).where(Task.batch_id == task.batch_id)) or 0
     session.execute(
         update(Task)
         .where(Task.batch_id == task.batch_id, Task.seq == task.seq)
         .values(lines=len(kept), line_index=jsonl.pack(kept))
         .execution_options(synchronize_session=False)
     )
-    session.execute(
-        insert(Task),
-        [
-            {
-                "batch_id": task.batch_id,
-                "seq": last + n,
-                "model": task.model,
-                "lines": 1,
-                "line_index": jsonl.pack([span]),
-                "losses": task.losses,
-            }
-            for n, span in enumerate(left, start=1)
-        ],
-    )
+    last = session.scalar(select(func.max(Task.seq)).where(Task.batch_id == task.batch_id)) or 0
+    single = [
+        {
+            "batch_id": task.batch_id,
+            "seq": last + n,
+            "model": task.model,
+            "lines": 1,
+            "line_index": jsonl.pack([span]),
+            "losses": task.losses,
+        }
+        for n, span in enumerate(left, start=1)
+    ]
+    # None is left where the worker was lost between recording the last line and ending the task.
+    if single:
+        session.execute(insert(Task), single)
     task_rows.end(session, task, {})
 
 
