@@ -78,16 +78,11 @@ class Slot:
         A stop (the worker's, or the batch's) lets requests in flight finish: the worker's for its
         grace, then they are cut off.
         """
-        last_flush = time.monotonic()
-        while self._receive(until=last_flush + settings().flush_interval):
+        while self._receive():
             left = self._seconds_left()
             if left is not None and left <= 0:
                 self._fan_out.cancel()
-            age = time.monotonic() - last_flush
-            if not self._is_full and age < (settings().flush_interval if self._rows else HEARTBEAT):
-                continue
             recorded = self._flush(TaskState.RUNNING)
-            last_flush = time.monotonic()
             if recorded.is_stale:
                 return
             if not recorded.goes_on:
@@ -99,20 +94,25 @@ class Slot:
     def _is_full(self) -> bool:
         return len(self._rows) >= settings().flush_lines or self._bytes >= FLUSH_BYTES
 
-    def _receive(self, until: float) -> bool:
-        """Take outcomes until a flush may be due. False: the run is over."""
-        claim = self._run.claim
+    def _receive(self) -> bool:
+        """Take outcomes until a flush is due. False: the run is over."""
+        due = time.monotonic() + HEARTBEAT
         while not self._is_full:
             try:
-                item = self._run.outcomes.get(timeout=max(0.0, until - time.monotonic()))
+                item = self._run.outcomes.get(timeout=max(0.0, due - time.monotonic()))
             except queue.Empty:
                 return True
             if item is None:
                 return False
-            line, outcome = item
-            self._rows.append(record.row(record.Line(claim.batch_id, line.line_no, claim.model, line.custom_id), outcome, claim.tariff))
-            self._bytes += len(outcome.body) if isinstance(outcome, Answered) else 0
+            if not self._rows:
+                due = min(due, time.monotonic() + settings().flush_interval)
+            self._take(*item)
         return True
+
+    def _take(self, line: Line, outcome: Ended) -> None:
+        claim = self._run.claim
+        self._rows.append(record.row(record.Line(claim.batch_id, line.line_no, claim.model, line.custom_id), outcome, claim.tariff))
+        self._bytes += len(outcome.body) if isinstance(outcome, Answered) else 0
 
     def _leave(self) -> None:
         is_done = self._recorded + len(self._rows) == len(self._run.claim.lines)
