@@ -30,7 +30,7 @@ lint: install ## Check format, style, types and the direction of imports
 	@.venv/bin/lint-imports
 
 clean: ## Remove what install, demo and test have made in the checkout; data in .xalen stays
-	rm -rf .venv .tools .demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis dist
+	rm -rf .venv .tools .demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis dist tests/clients/*/.venv tests/clients/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml uv.lock .tools/.uv-$(UV_VERSION)

@@ -52,6 +52,9 @@ class Settings(BaseSettings):
     tick_interval: float = Field(15.0, gt=0, description="Pause between two sweeps sent by beat.")
     flush_lines: int = Field(200, gt=0, description="Outcomes that a task records in one transaction, at most.")
     flush_interval: float = Field(0.5, gt=0, description="Longest time an outcome waits to be recorded.")
+    health_file: Path | None = Field(
+        None, description="File that a worker touches whenever it has looked into the database, for health checks."
+    )
     shutdown_grace: float = Field(20.0, ge=0, description="Time that requests in flight get to finish when a worker stops.")
 
     # Requests to model backends

@@ -52,6 +52,8 @@ class Poll:
             try:
                 for message in recover.due():
                     self._spawn(self._jobs[message.job], *message.args)
+                if (alive := settings().health_file) is not None:
+                    alive.touch()
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + settings().tick_interval
                     self._spawn(self._jobs[Job.TICK])

@@ -20,14 +20,11 @@ STATUS = ("status", "state")
 
 # Where requests are fanned out or bytes stream in; everything else is plain `def`.
 ASYNC_ROOMS = (
-    "cli/client.py",
     "backends/",
     "pipeline/execute.py",
     "pipeline/engine.py",
     "api/uploads.py",
     "api/middleware.py",
-    "api/errors.py",
-    "app.py",
 )
 
 

@@ -69,12 +69,9 @@ def catalog_prices(context: typer.Context, as_json: Json = False) -> None:
 def list_prices(model: Annotated[str | None, typer.Option(help="Only this model.")] = None, as_json: Json = False) -> None:
     """List every price the database has had, with its time (operators)."""
     with database.transaction() as session:
-        from sqlalchemy import select
-
         from xalen_batch import money
-        from xalen_batch.models import Price
+        from xalen_batch.billing import prices
 
-        query = select(Price).order_by(Price.model, Price.component, Price.livemode, Price.valid_from)
         rows: list[dict[str, Any]] = [
             {
                 "model": price.model,
@@ -84,7 +81,8 @@ def list_prices(model: Annotated[str | None, typer.Option(help="Only this model.
                 "valid_from": price.valid_from.isoformat(timespec="seconds"),
                 "valid_to": price.valid_to and price.valid_to.isoformat(timespec="seconds"),
             }
-            for price in session.scalars(query if model is None else query.where(Price.model == model))
+            for price in prices.history(session)
+            if model in (None, price.model)
         ]
     if as_json:
         print_json(rows)

@@ -1,0 +1,34 @@
+"""The poll beside the broker: what it finds due, it runs, and it shows that it is alive."""
+
+import queue
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import factories
+from xalen_batch import db
+from xalen_batch.broker import Job
+from xalen_batch.pipeline import recover
+from xalen_batch.worker import Poll
+
+
+@pytest.mark.usefixtures("database")
+def test_a_batch_whose_message_was_lost_is_found_and_run(
+    configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    configure(poll_interval=0.02, tick_interval=3600, health_file=tmp_path / "alive")
+    monkeypatch.setattr(recover, "LOST_AFTER", recover.LOST_AFTER * 0)
+    with db.transaction() as session:
+        caller = factories.caller(session)
+        batch = factories.batch(session, caller, factories.input_file(session, caller, [factories.chat_line("a")]))
+    started: queue.Queue[tuple[object, ...]] = queue.Queue()
+    jobs: dict[Job, Callable[..., object]] = dict.fromkeys(Job, str)
+    poll = Poll(jobs, lambda function, *args: started.put((function, *args)))
+    poll.start()
+    try:
+        assert started.get(timeout=10) == (jobs[Job.VALIDATE], batch.id.hex)
+        started.get(timeout=10)
+        assert (tmp_path / "alive").exists()
+    finally:
+        poll.stop()
