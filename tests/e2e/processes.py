@@ -61,6 +61,11 @@ def command(*arguments: str, log: Path, env: Mapping[str, str]) -> Iterator[subp
         stop(process)
 
 
+def hear_ctrl_c() -> None:
+    """For `preexec_fn`: a test run that is itself in the background hands down an ignored SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is not None:
         return

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.processes import COMMAND, System, environment, wait_until
+from tests.e2e.processes import COMMAND, System, environment, hear_ctrl_c, wait_until
 from tests.factories import chat_line, jsonl, rerank_line
 
 TIMEOUT = 60
@@ -136,7 +136,9 @@ def test_what_a_running_batch_has_is_read_and_a_cancel_keeps_it(cli: Cli) -> Non
 
 def test_ctrl_c_leaves_the_batch_running(cli: Cli) -> None:
     file = cli.file([chat_line("slow", **slow(8))])
-    process = subprocess.Popen([COMMAND, "run", file], cwd=cli.folder, env=cli.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [COMMAND, "run", file], cwd=cli.folder, env=cli.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear_ctrl_c
+    )
     assert process.stderr is not None
     submitted = process.stderr.readline().decode()
     batch_id = submitted.rstrip(".\n").rpartition(" ")[2]

@@ -57,7 +57,13 @@ def test_the_demo_delivers_results_and_invoices_and_leaves_nothing_running(tmp_p
 def test_a_demo_that_is_interrupted_leaves_nothing_running(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     with (tmp_path / "out").open("wb") as out:
-        demo = subprocess.Popen([sys.executable, DEMO, "--folder", folder], env=processes.environment(), stdout=out, stderr=out)
+        demo = subprocess.Popen(
+            [sys.executable, DEMO, "--folder", folder],
+            env=processes.environment(),
+            stdout=out,
+            stderr=out,
+            preexec_fn=processes.hear_ctrl_c,
+        )
     started = folder / "data/logs/postgres.log"
     processes.wait_until(started.exists, timeout=processes.START_TIMEOUT, process=demo, log=tmp_path / "out")
     demo.send_signal(signal.SIGINT)
@@ -68,7 +74,13 @@ def test_a_demo_that_is_interrupted_leaves_nothing_running(tmp_path: Path) -> No
 def test_a_demo_that_is_killed_leaves_nothing_running(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     with (tmp_path / "out").open("wb") as out:
-        demo = subprocess.Popen([sys.executable, DEMO, "--folder", folder], env=processes.environment(), stdout=out, stderr=out)
+        demo = subprocess.Popen(
+            [sys.executable, DEMO, "--folder", folder],
+            env=processes.environment(),
+            stdout=out,
+            stderr=out,
+            preexec_fn=processes.hear_ctrl_c,
+        )
     processes.wait_until((folder / "data/credentials.toml").exists, timeout=processes.START_TIMEOUT, process=demo, log=tmp_path / "out")
     demo.kill()
     demo.wait()

@@ -14,6 +14,8 @@ TEST, LIVE = "xln_test_saved", "xln_live_saved"
 @pytest.fixture
 def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XALEN_DATA_DIR", str(tmp_path))
+    # Integration tests of the same run have set it.
+    monkeypatch.delenv("XALEN_DATABASE_URL", raising=False)
     return tmp_path
 
 
