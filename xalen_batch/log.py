@@ -2,6 +2,8 @@
 
 import logging
 import sys
+import traceback
+from pathlib import Path
 from typing import cast
 
 import structlog
@@ -12,6 +14,12 @@ from xalen_batch.config import settings
 def get(name: str) -> structlog.stdlib.BoundLogger:
     """A logger; `log.info("batch.finalized", batch_id=…)`."""
     return cast(structlog.stdlib.BoundLogger, structlog.get_logger(name))
+
+
+def cause(error: BaseException) -> dict[str, str]:
+    """What an unexpected error was and where, as fields. Never its message, which may quote a prompt or an answer."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return {"error": type(error).__name__, "at": " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames[-4:]))}
 
 
 def configure() -> None:

@@ -5,32 +5,53 @@ someone else has done it, so a message may come late, twice or never.
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 from uuid import UUID
 
 from celery import Celery
 
+from xalen_batch import log
 from xalen_batch.broker import Job
 from xalen_batch.pipeline import finalize, recover, validate
 from xalen_batch.pipeline.engine import Engine
+
+logger = log.get(__name__)
+
+
+def reported(body: Callable[..., None]) -> Callable[..., None]:
+    """A job that tells of an error instead of raising it: nobody waits for its result, and the sweep finds its work again."""
+
+    @wraps(body)
+    def run(*args: Any) -> None:
+        try:
+            body(*args)
+        except Exception as error:
+            logger.error("job.crashed", job=body.__name__, args=args, **log.cause(error))
+
+    return run
 
 
 def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
     """Make each job a Celery task of its name. The tasks are returned too, to be called without the broker."""
 
     @app.task(name=Job.VALIDATE.value)
+    @reported
     def validate_batch(batch_id: str) -> None:
         validate.run(UUID(hex=batch_id))
 
     @app.task(name=Job.EXECUTE.value)
+    @reported
     def execute(hint: str | None = None) -> None:
         engine.drain()
 
     @app.task(name=Job.FINALIZE.value)
+    @reported
     def finalize_batch(batch_id: str) -> None:
         finalize.run(UUID(hex=batch_id))
 
     @app.task(name=Job.TICK.value)
+    @reported
     def tick() -> None:
         recover.tick()
 

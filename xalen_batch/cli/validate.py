@@ -62,7 +62,10 @@ def _print(estimate: "Estimate", name: str, show_all: bool) -> None:
         rows.append(("total", figure(found["lines"]), "", "", "", found["expected_cost"], found["max_cost"]))
         show(grid(("model", *FIGURES), rows, right=FIGURES))
     if estimate.is_valid:
-        say(f"{name} is valid for {found['endpoint']}. Costs are at batch price, {Decimal(found['discount_rate']):.0%} off the list price.", style="green")
+        say(
+            f"{name} is valid for {found['endpoint']}. Costs are at batch price, {Decimal(found['discount_rate']):.0%} off the list price.",
+            style="green",
+        )
     else:
         count = found["error_count"]
         say(f"{name} has {figure(count)} error{'' if count == 1 else 's'}; a batch of it would run nothing.", style="red")

@@ -64,6 +64,9 @@ class Engine:
         except OperationalError:
             # The poll comes back to it; a task that was claimed returns when its lease ends.
             logger.warning("database.unreachable", during="claim")
+        except Exception as error:
+            # A bug of ours: the task comes back when its lease ends, and its lines are tried alone in the end.
+            logger.error("slot.crashed", **log.cause(error))
         finally:
             self._slots.release()
 

@@ -54,7 +54,7 @@ class Run:
             outcome = await self.lane.run(line.request, self.stopped)
         except Exception as error:
             # A bug of ours: the line fails, its neighbours go on.
-            logger.error("line.crashed", batch_id=self.claim.batch_id.hex, line=line.line_no, error=type(error).__name__)
+            logger.error("line.crashed", batch_id=self.claim.batch_id.hex, line=line.line_no, **log.cause(error))
             outcome = Exhausted(Retryable(f"an internal error ({type(error).__name__})"), attempts=1)
         if not isinstance(outcome, NotRun):
             self.outcomes.put((line, outcome))

@@ -1,0 +1,28 @@
+"""A job that meets a bug says so, and says nothing that a user wrote."""
+
+import pytest
+from structlog.testing import capture_logs
+
+from xalen_batch import log
+from xalen_batch.tasks import reported
+
+PROMPT = "the user's secret prompt"
+
+
+def job(batch_id: str) -> None:
+    raise ValueError(f"could not read {PROMPT!r}")
+
+
+def test_a_crash_is_told_with_its_place_and_without_its_words() -> None:
+    with capture_logs() as events:
+        reported(job)("0" * 32)
+    (event,) = events
+    assert (event["event"], event["log_level"], event["job"], event["error"]) == ("job.crashed", "error", "job", "ValueError")
+    assert "test_tasks.py" in event["at"]
+    assert "prompt" not in repr(event)
+
+
+def test_a_cause_names_the_innermost_places_first() -> None:
+    with pytest.raises(ValueError, match="secret") as raised:
+        job("")
+    assert log.cause(raised.value)["at"].split(" < ")[0].endswith(" job")
