@@ -11,6 +11,7 @@ from typing import cast
 
 import psycopg
 from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
 from xalen_batch import broker
@@ -20,6 +21,9 @@ from xalen_batch.errors import ConfigError
 
 STATEMENT_TIMEOUT_MS = 60_000
 LOCK_TIMEOUT_MS = 15_000
+
+# A database that is gone, overloaded or full, or no free connection to it. COPY raises psycopg's own errors.
+AWAY = (OperationalError, TimeoutError, psycopg.OperationalError)
 
 
 def url() -> str:

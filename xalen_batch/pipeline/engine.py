@@ -8,9 +8,8 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import uvloop
-from sqlalchemy.exc import OperationalError
 
-from xalen_batch import catalog, log
+from xalen_batch import catalog, db, log
 from xalen_batch.backends import registry
 from xalen_batch.backends.lane import Lane
 from xalen_batch.config import settings
@@ -61,7 +60,7 @@ class Engine:
         try:
             while not self.is_stopping and self._run_next():
                 pass
-        except OperationalError:
+        except db.AWAY:
             # The poll comes back to it; a task that was claimed returns when its lease ends.
             logger.warning("database.unreachable", during="claim")
         except Exception as error:

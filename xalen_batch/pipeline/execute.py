@@ -11,9 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from sqlalchemy.exc import OperationalError
-
-from xalen_batch import log
+from xalen_batch import db, log
 from xalen_batch.backends.contract import Answered, Retryable
 from xalen_batch.backends.lane import Exhausted, Lane, NotRun
 from xalen_batch.config import MiB, settings
@@ -128,7 +126,7 @@ class Slot:
                 else:
                     recorded = record.record(claim.key, claim.fence, rows, to=to, pause=pause)
                 break
-            except OperationalError:
+            except db.AWAY:
                 # The outcomes are paid for: hold them until the database is back. If that takes longer
                 # than the lease, the fence refuses them.
                 left = self._seconds_left()
