@@ -14,11 +14,15 @@ from urllib.parse import unquote, urlparse
 from uuid import UUID
 
 import obstore
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from xalen_batch.config import MiB, settings
 
 READ_CHUNK = 1 * MiB
+
+# Storage that is gone or does not do what it should.
+AWAY = (OSError, BaseError)
 
 
 def key(file_id: UUID) -> str:

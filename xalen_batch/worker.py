@@ -11,16 +11,14 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from celery import signals
 from celery.apps.worker import Worker
 from celery.exceptions import SecurityWarning
-from sqlalchemy.exc import SQLAlchemyError
 
-from xalen_batch import broker, log, tasks
-from xalen_batch.broker import Job
+from xalen_batch import broker, db, log, tasks
+from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
 from xalen_batch.pipeline import recover
 from xalen_batch.pipeline.engine import Engine
@@ -32,11 +30,13 @@ SPARE_THREADS = 4
 
 
 class Poll:
-    """Looks into the database for due work, and runs it on the worker's own pool."""
+    """Looks into the database for due work, and runs it on the worker's own pool. `spawn` tells whether the pool took it."""
 
-    def __init__(self, jobs: dict[Job, Callable[..., Any]], spawn: Callable[..., object]) -> None:
+    def __init__(self, jobs: dict[Job, Callable[..., Any]], spawn: Callable[..., bool]) -> None:
         self._jobs = jobs
         self._spawn = spawn
+        # What waits for a thread is due at every look; it waits there once.
+        self._waiting: set[Message] = set()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="poll", daemon=True)
 
@@ -51,14 +51,26 @@ class Poll:
         while not self._stopped.wait(settings().poll_interval):
             try:
                 for message in recover.due():
-                    self._spawn(self._jobs[message.job], *message.args)
+                    self._name(message)
                 if (alive := settings().health_file) is not None:
                     alive.touch()
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + settings().tick_interval
-                    self._spawn(self._jobs[Job.TICK])
-            except SQLAlchemyError as error:
+                    self._name(Message(Job.TICK))
+            except db.AWAY as error:
                 logger.warning("poll.failed", error=type(error).__name__)
+            except Exception as error:
+                logger.error("poll.crashed", **log.cause(error))
+
+    def _name(self, message: Message) -> None:
+        if message not in self._waiting:
+            self._waiting.add(message)
+            if not self._spawn(self._begin, message):
+                self._waiting.discard(message)
+
+    def _begin(self, message: Message) -> None:
+        self._waiting.discard(message)
+        self._jobs[message.job](*message.args)
 
 
 def run_worker() -> None:
@@ -78,10 +90,13 @@ def run_worker() -> None:
         quiet=True,
     )
 
-    def spawn(function: Callable[..., object], *args: str) -> None:
-        # There is no pool yet at the very start, and it takes nothing more at the very end.
-        with suppress(AttributeError, RuntimeError):
+    def spawn(function: Callable[..., object], *args: object) -> bool:
+        try:
             worker.pool.apply_async(function, args)
+        except (AttributeError, RuntimeError):
+            # There is no pool yet at the very start, and it takes nothing more at the very end.
+            return False
+        return True
 
     engine = Engine(spawn)
     poll = Poll(tasks.register(app, engine), spawn)

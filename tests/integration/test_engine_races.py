@@ -1,17 +1,31 @@
 """What goes wrong between two steps of the engine: an outage of a store, a crash, two at once."""
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 import sqlalchemy.exc
-from sqlalchemy import text
+from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
+from structlog.testing import capture_logs
 
+from tests import factories
 from tests.integration import test_engine
-from tests.integration.test_engine import a_batch, chat_lines, run_to_end
-from xalen_batch.pipeline import record
+from tests.integration.hostile import hostile
+from tests.integration.test_engine import a_batch, a_claim, chat_lines, expire_leases, read_states, run_to_end
+from tests.integration.test_openai_backend import backend_at
+from xalen_batch import db, storage
+from xalen_batch.backends import openai
+from xalen_batch.backends.contract import Outcome, Request, Retryable
+from xalen_batch.broker import Job, Message
+from xalen_batch.catalog import CHAT
+from xalen_batch.models import Task
+from xalen_batch.pipeline import claim, record, recover
 from xalen_batch.pipeline.engine import Engine
+from xalen_batch.worker import Poll
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 engine = test_engine.engine
@@ -52,3 +66,108 @@ def test_answers_are_held_while_the_database_cannot_take_them(
     monkeypatch.setattr(record, "insert", insert)
     batch = run_to_end(engine, a_batch(chat_lines(3)), timeout=10)
     assert (calls, batch.completed) == (2, 3)
+
+
+def unreadable(*_: object) -> list[bytes]:
+    raise OSError("the folder is not mounted")
+
+
+def test_a_storage_outage_loses_no_worker(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch_id = a_batch(chat_lines(25))
+    with monkeypatch.context() as outage:
+        outage.setattr(storage, "ranges", unreadable)
+        outage.setattr(claim, "STORAGE_PAUSE", 0.1)
+        engine.drain()
+        assert read_states(batch_id) == {"pending"}
+    assert run_to_end(engine, batch_id).completed == 25
+    with db.transaction() as session:
+        assert set(session.scalars(select(Task.losses).where(Task.batch_id == batch_id))) == {0}
+
+
+def test_a_file_that_cannot_be_read_does_not_keep_other_tasks_from_coming_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    suspect, other = a_batch(chat_lines(1)), a_batch(chat_lines(1))
+    with db.transaction() as session:
+        session.execute(update(Task).where(Task.batch_id == suspect).values(losses=2))
+    assert {a_claim().batch_id, a_claim().batch_id} == {suspect, other}
+    expire_leases()
+    monkeypatch.setattr(storage, "ranges", unreadable)
+    recover.due()
+    assert read_states(other) == {"pending"}
+
+
+def test_the_poll_outlives_any_error(configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(poll_interval=0.01)
+    looks = threading.Semaphore(0)
+
+    def due() -> list[object]:
+        looks.release()
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(recover, "due", due)
+    poll = Poll({}, lambda *_: True)
+    poll.start()
+    try:
+        assert looks.acquire(timeout=5)
+        assert looks.acquire(timeout=5)
+    finally:
+        poll.stop()
+
+
+def test_work_that_waits_for_a_thread_is_named_once(configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(poll_interval=0.01, tick_interval=3600)
+    looks = threading.Semaphore(0)
+    waiting: list[Callable[[], object]] = []
+
+    def due() -> list[Message]:
+        looks.release()
+        return [Message(Job.VALIDATE, "a"), Message(Job.VALIDATE, "b")]
+
+    def spawn(function: Callable[..., object], *args: object) -> bool:
+        waiting.append(partial(function, *args))
+        return True
+
+    def look(times: int) -> None:
+        for _ in range(times):
+            assert looks.acquire(timeout=5)
+
+    monkeypatch.setattr(recover, "due", due)
+    poll = Poll({Job.VALIDATE: str}, spawn)
+    poll.start()
+    try:
+        look(5)
+        assert len(waiting) == 2
+        waiting[0]()
+        look(3)
+        assert len(waiting) == 3
+    finally:
+        poll.stop()
+
+
+def test_a_file_that_cannot_be_deleted_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    with db.transaction() as session:
+        caller = factories.caller(session)
+        stuck, other = (factories.input_file(session, caller, b"{}\n", expires_at=datetime.now(UTC)).id for _ in range(2))
+
+    def delete(key: str) -> None:
+        if key == storage.key(stuck):
+            raise PermissionError
+
+    monkeypatch.setattr(storage, "delete", delete)
+    recover.tick()
+    with db.transaction() as session:
+        assert session.get_one(factories.File, other).deleted_at is not None
+        assert session.get_one(factories.File, stuck).deleted_at is None
+
+
+def test_an_error_of_ours_in_a_backend_leaves_no_answer_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Outcome:
+        raise ValueError("my secret answer")
+
+    async def send() -> Outcome:
+        async with hostile() as server, backend_at(server.base_url) as backend:
+            return await backend.send(Request(CHAT, b"{}", "r"))
+
+    monkeypatch.setattr(openai, "outcome_of", fail)
+    with capture_logs() as events:
+        assert isinstance(asyncio.run(send()), Retryable)
+    assert [(event["event"], event["error"], "exc_info" in event) for event in events] == [("backend.failed", "ValueError", False)]

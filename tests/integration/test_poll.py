@@ -23,11 +23,15 @@ def test_a_batch_whose_message_was_lost_is_found_and_run(
         caller = factories.caller(session)
         batch = factories.batch(session, caller, factories.input_file(session, caller, [factories.chat_line("a")]))
     started: queue.Queue[tuple[object, ...]] = queue.Queue()
-    jobs: dict[Job, Callable[..., object]] = dict.fromkeys(Job, str)
-    poll = Poll(jobs, lambda function, *args: started.put((function, *args)))
+
+    def spawn(function: Callable[..., object], *args: object) -> bool:
+        function(*args)
+        return True
+
+    poll = Poll({Job.VALIDATE: lambda id: started.put((Job.VALIDATE, id))}, spawn)
     poll.start()
     try:
-        assert started.get(timeout=10) == (jobs[Job.VALIDATE], batch.id.hex)
+        assert started.get(timeout=10) == (Job.VALIDATE, batch.id.hex)
         started.get(timeout=10)
         assert (tmp_path / "alive").exists()
     finally:

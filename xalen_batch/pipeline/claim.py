@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, jsonl, storage
+from xalen_batch import db, jsonl, log, storage
 from xalen_batch.backends.contract import Request
 from xalen_batch.billing.charges import Tariff
 from xalen_batch.catalog import Endpoint
@@ -18,8 +18,19 @@ from xalen_batch.config import settings
 from xalen_batch.ids import request_id
 from xalen_batch.models import Batch, Result, Task
 from xalen_batch.models import tasks as task_rows
+from xalen_batch.pipeline import record
+from xalen_batch.states import TaskState
+
+logger = log.get(__name__)
 
 Lane = tuple[str, bool]  # a model, and whether its lines are live
+
+# How long a task is left alone whose lines could not be read.
+STORAGE_PAUSE = 15.0
+
+
+class Unreadable(Exception):
+    """The lines of the claimed task could not be read, and it was handed back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +63,7 @@ class Claim:
 
 
 def claim(busy: Collection[Lane], *, with_suspects: bool) -> Claim | None:
-    """The fair next task whose lane is not busy here, in one transaction. None: nothing to do."""
+    """The fair next task whose lane is not busy here, in one transaction. None: nothing to do. Raises Unreadable."""
     with db.transaction() as session:
         task = task_rows.claim(
             session,
@@ -67,13 +78,20 @@ def claim(busy: Collection[Lane], *, with_suspects: bool) -> Claim | None:
         batch = session.get_one(Batch, task.batch_id)
         recorded = _recorded(session, task) if task.attempts > 1 else set()
     spans = [span for span in jsonl.unpack(task.line_index) if span.line_no not in recorded]
+    try:
+        lines = tuple(_read(batch, spans))
+    except storage.AWAY as error:
+        # No worker is lost by this, and no line is to blame.
+        logger.warning("storage.unreachable", during="claim", batch_id=batch.id.hex, task=task.seq, error=type(error).__name__)
+        record.record(task.key, task.fence, [], to=TaskState.PENDING, pause=STORAGE_PAUSE)
+        raise Unreadable from error
     return Claim(
         key=task.key,
         fence=task.fence,
         lane=(task.model, batch.livemode),
         tariff=Tariff(batch.price_snapshot[task.model], batch.discount_rate),
         is_suspect=task.losses >= task_rows.SUSPECT_LOSSES,
-        lines=tuple(_read(batch, spans)),
+        lines=lines,
     )
 
 

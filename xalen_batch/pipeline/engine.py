@@ -93,6 +93,9 @@ class Engine:
                 return False
             self._run(claim)
             return True
+        except claims.Unreadable:
+            # The next task may be of another file.
+            return True
         finally:
             if with_suspects:
                 self._suspect.release()

@@ -3,7 +3,8 @@
 Everything here may run any number of times, anywhere, at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import delete, func, insert, select, text, update
@@ -33,7 +34,9 @@ def due() -> list[Message]:
     """Take back tasks of lost workers, and name the jobs that nobody is at. Cheap: every worker polls it."""
     with db.transaction() as session:
         for task in task_rows.reclaim(session):
-            _take_back(session, task)
+            # Without its file a suspect cannot be failed: it is claimable once more.
+            with _sparing_others("reclaim"), session.begin_nested():
+                _take_back(session, task)
         return [*_batches_due(session), *_tasks_due(session)]
 
 
@@ -48,11 +51,21 @@ def tick() -> None:
             statements.issue_due(session)
             _expire_files(session)
     if is_mine:
-        _delete_orphans()
+        with _sparing_others("orphans"):
+            _delete_orphans()
     messages = due()
     with db.transaction() as session:
         for message in messages:
             db.enqueue(session, message.job, message.id)
+
+
+@contextmanager
+def _sparing_others(during: str) -> Iterator[None]:
+    """One file that storage fails on is tried again next time, and holds up nothing else."""
+    try:
+        yield
+    except storage.AWAY as error:
+        logger.warning("storage.unreachable", during=during, error=type(error).__name__)
 
 
 def _take_back(session: Session, task: Task) -> None:
@@ -133,8 +146,9 @@ def _expire_files(session: Session) -> None:
         .with_for_update(skip_locked=True)
     ).all()
     for file in expired:
-        files.erase(session, file)
-        logger.info("file.expired", file_id=file.id.hex)
+        with _sparing_others("expire"), session.begin_nested():
+            files.erase(session, file)
+            logger.info("file.expired", file_id=file.id.hex)
 
 
 def _delete_orphans() -> None:
