@@ -60,7 +60,7 @@ class OpenAIBackend:
             return Retryable(f"The connection to the backend failed: {error.message}.")
         except Exception as error:
             # A bug of ours or the client's must cost one line, not the task around it.
-            logger.exception("backend.failed", model=self._model.id, request_id=request.request_id)
+            logger.error("backend.failed", model=self._model.id, request_id=request.request_id, **log.cause(error))
             return Retryable(f"The request could not be sent: {type(error).__name__}.")
 
     async def close(self) -> None:
