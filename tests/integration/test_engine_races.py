@@ -14,16 +14,18 @@ from structlog.testing import capture_logs
 
 from tests import factories
 from tests.integration import test_engine
+from tests.integration.conftest import Api, multipart
 from tests.integration.hostile import hostile
 from tests.integration.test_engine import a_batch, a_claim, chat_lines, expire_leases, read_states, run_to_end
 from tests.integration.test_openai_backend import backend_at
-from xalen_batch import db, storage
+from xalen_batch import catalog, db, storage
 from xalen_batch.backends import openai
 from xalen_batch.backends.contract import Outcome, Request, Retryable
 from xalen_batch.broker import Job, Message
 from xalen_batch.catalog import CHAT
 from xalen_batch.models import Task
 from xalen_batch.pipeline import claim, record, recover
+from xalen_batch.pipeline import engine as engines
 from xalen_batch.pipeline.engine import Engine
 from xalen_batch.worker import Poll
 
@@ -171,3 +173,21 @@ def test_an_error_of_ours_in_a_backend_leaves_no_answer_in_the_log(monkeypatch: 
     with capture_logs() as events:
         assert isinstance(asyncio.run(send()), Retryable)
     assert [(event["event"], event["error"], "exc_info" in event) for event in events] == [("backend.failed", "ValueError", False)]
+
+
+def test_a_worker_that_does_not_know_a_model_blames_no_line(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None]
+) -> None:
+    batch_id = a_batch(chat_lines(25))
+    with monkeypatch.context() as old:
+        old.setattr(catalog, "models", dict)
+        old.setattr(engines, "UNUSABLE_PAUSE", 0.1)
+        engine.drain()
+        assert read_states(batch_id) == {"pending"}
+    assert run_to_end(engine, batch_id).completed == 25
+
+
+def test_a_form_around_a_file_is_bounded(api: Api) -> None:
+    parts = [(f"field-{number}", None, b"") for number in range(20_000)]
+    kind, body = multipart(*parts, ("purpose", None, b"batch"), ("file", "input.jsonl", b"{}"))
+    assert api.ask("POST", "/v1/files", body, headers={"content-type": kind}).status == 413

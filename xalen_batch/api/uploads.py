@@ -65,18 +65,19 @@ async def _store(request: Request, caller: Caller) -> Upload:
     id = ids.new()
     form = Form(settings().max_file_bytes)
     parser = python_multipart.MultipartParser(_boundary(request), form.callbacks())
-    left = _room(request)
+    _check_length(request)
+    received = 0
     digest = hashlib.sha256()
     # An error in here leaves nothing behind.
     async with storage.writer(storage.key(id)) as out:
         async for chunk in request.stream():
-            left -= len(chunk)
-            if left < 0:
-                raise too_large(settings().max_file_bytes)
+            received += len(chunk)
             try:
                 parser.write(chunk)
             except FormParserError as error:
                 raise InvalidRequest(f"The multipart body is broken: {error}. Let your HTTP client build it.") from error
+            if received - form.size > FORM_ROOM:
+                raise too_large(settings().max_file_bytes)
             for data in form.take():
                 digest.update(data)
                 await out.write(data)
@@ -93,13 +94,12 @@ def _boundary(request: Request) -> bytes:
     return boundary
 
 
-def _room(request: Request) -> int:
-    """The most bytes the body may have. TooLarge if it says itself that it has more."""
+def _check_length(request: Request) -> None:
+    """TooLarge if the body says itself that it has more bytes than it may."""
     room = settings().max_file_bytes + FORM_ROOM
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > room:
         raise too_large(settings().max_file_bytes)
-    return room
 
 
 def _upload(id: UUID, caller: Caller, form: Form, sha256: bytes) -> Upload:

@@ -14,14 +14,18 @@ from xalen_batch.backends import registry
 from xalen_batch.backends.lane import Lane
 from xalen_batch.config import settings
 from xalen_batch.pipeline import claim as claims
+from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim
 from xalen_batch.pipeline.execute import Run, Slot
+from xalen_batch.states import TaskState
 
 logger = log.get(__name__)
 T = TypeVar("T")
 
 # After a claim that found nothing, flushes do not wake more slots for this long; hints and polls do.
 QUIET_AFTER_NOTHING = 0.25
+# How long a task is left alone whose backend cannot be made here.
+UNUSABLE_PAUSE = 15.0
 
 
 class Engine:
@@ -101,7 +105,13 @@ class Engine:
                 self._suspect.release()
 
     def _run(self, claim: Claim) -> None:
-        run = self._on_loop(self._start(claim)).result()
+        try:
+            run = self._on_loop(self._start(claim)).result()
+        except Exception as error:
+            # No line was sent, so none is to blame: the catalog here does not know the model, or not where it runs.
+            logger.error("backend.unusable", model=claim.model, **log.cause(error))
+            record.record(claim.key, claim.fence, [], to=TaskState.PENDING, pause=UNUSABLE_PAUSE)
+            return
         fan_out = self._on_loop(run.fan_out())
         self._runs.add(run)
         if self.is_stopping:
