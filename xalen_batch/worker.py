@@ -13,9 +13,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from celery import signals
+from celery import bootsteps, signals
 from celery.apps.worker import Worker
 from celery.exceptions import SecurityWarning
+from celery.worker.components import Pool
 
 from xalen_batch import broker, db, log, tasks
 from xalen_batch.broker import Job, Message
@@ -73,12 +74,22 @@ class Poll:
         self._jobs[message.job](*message.args)
 
 
+class StopEngine(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Stops the engine before Celery waits for its pool, also when it gives up by itself, as on a Redis that is full."""
+
+    requires = (Pool,)
+
+    def stop(self, worker: Worker) -> None:
+        worker.stop_engine()
+
+
 def run_worker() -> None:
     """Run a worker in the foreground until SIGTERM or SIGINT; then let requests in flight finish."""
     log.configure()
     # Celery warns of root because of pickle; only JSON is accepted here, and ids are all it carries.
     warnings.simplefilter("ignore", SecurityWarning)
     app = broker.celery()
+    app.steps["worker"].add(StopEngine)
     worker: Worker = app.Worker(
         pool="threads",
         concurrency=settings().worker_slots + SPARE_THREADS,
@@ -101,11 +112,12 @@ def run_worker() -> None:
     engine = Engine(spawn)
     poll = Poll(tasks.register(app, engine), spawn)
 
-    def stop(**_: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
         poll.stop()
         engine.stop()
 
     signals.worker_shutting_down.connect(stop)
+    worker.stop_engine = stop
     # Ctrl-C stops a worker as gently as SIGTERM does.
     signals.worker_ready.connect(lambda **_: signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM)), weak=False)
     poll.start()

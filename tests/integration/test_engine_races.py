@@ -1,12 +1,18 @@
 """What goes wrong between two steps of the engine: an outage of a store, a crash, two at once."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import pytest
+import redis
 import sqlalchemy.exc
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
@@ -191,3 +197,28 @@ def test_a_form_around_a_file_is_bounded(api: Api) -> None:
     parts = [(f"field-{number}", None, b"") for number in range(20_000)]
     kind, body = multipart(*parts, ("purpose", None, b"batch"), ("file", "input.jsonl", b"{}"))
     assert api.ask("POST", "/v1/files", body, headers={"content-type": kind}).status == 413
+
+
+def test_a_worker_whose_consumer_gave_up_ends_though_its_slots_are_at_work(valkey: redis.Redis, tmp_path: Path) -> None:
+    batch_id = a_batch(chat_lines(3, metadata={"simulate": "hang"}))
+    log = tmp_path / "log"
+    env = os.environ | {"XALEN_SHUTDOWN_GRACE": "0"}
+    with log.open("wb") as out:
+        worker = subprocess.Popen([Path(sys.executable).with_name("xalen-batch"), "worker"], stdout=out, stderr=out, env=env)
+    try:
+        wait_until(lambda: read_states(batch_id) == {"running"})
+        # A message arrives and Redis is full at once: Celery cannot note that it took it, and gives up.
+        valkey.pipeline().rpush("xalen_batch", "x").config_set("maxmemory", 1).execute()
+        assert worker.wait(timeout=15) != 0
+        assert read_states(batch_id) == {"pending"}
+    finally:
+        valkey.config_set("maxmemory", 0)
+        worker.kill()
+        worker.wait()
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
