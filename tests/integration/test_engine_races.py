@@ -222,3 +222,22 @@ def wait_until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_a_library_that_logs_an_error_shows_where_and_no_variables(capfd: pytest.CaptureFixture[str], log_format: str) -> None:
+    program = "\n".join([
+        "import logging",
+        "from xalen_batch import log",
+        "log.configure()",
+        "def fail(prompt):",
+        "    raise ValueError('a bug')",
+        "try:",
+        "    fail('my ' + 'secret')",
+        "except ValueError:",
+        "    logging.getLogger('celery.worker').critical('gave up', exc_info=True)",
+    ])  # fmt: skip
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"XALEN_LOG_FORMAT": log_format})
+    written = capfd.readouterr().err
+    assert "in fail" in written
+    assert "my secret" not in written
