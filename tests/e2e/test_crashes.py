@@ -94,6 +94,16 @@ def test_a_worker_killed_in_mid_batch(system: System) -> None:
     assert_each_line_once(system, client, ended)
 
 
+def test_postgresql_killed_in_mid_batch(system: System) -> None:
+    # As any client does that asks while the database is away: it is told to come back, and does.
+    client = openai.OpenAI(base_url=system.base_url, api_key=system.test_key, max_retries=10)
+    batch = start_batch(client)
+    wait_until_some_are_done(client, batch)
+    os.kill(int((system.data_dir / "postgres" / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+    ended = wait_for(client, batch, lambda b: b.status not in ("in_progress", "finalizing"), timeout=90)
+    assert_each_line_once(system, client, ended)
+
+
 def test_valkey_flushed_in_mid_batch(system: System) -> None:
     client = openai.OpenAI(base_url=system.base_url, api_key=system.test_key)
     batch = start_batch(client)
