@@ -7,10 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 import redis
 import sqlalchemy.exc
@@ -22,15 +24,15 @@ from tests import factories
 from tests.integration import test_engine
 from tests.integration.conftest import Api, multipart
 from tests.integration.hostile import hostile
-from tests.integration.test_engine import a_batch, a_claim, chat_lines, expire_leases, read_states, run_to_end
+from tests.integration.test_engine import a_batch, a_claim, chat_lines, expire_leases, read, read_states, run_to_end
 from tests.integration.test_openai_backend import backend_at
 from xalen_batch import catalog, db, storage
 from xalen_batch.backends import openai
 from xalen_batch.backends.contract import Outcome, Request, Retryable
 from xalen_batch.broker import Job, Message
 from xalen_batch.catalog import CHAT
-from xalen_batch.models import Task
-from xalen_batch.pipeline import claim, record, recover
+from xalen_batch.models import Batch, Task
+from xalen_batch.pipeline import claim, finalize, record, recover
 from xalen_batch.pipeline import engine as engines
 from xalen_batch.pipeline.engine import Engine
 from xalen_batch.worker import Poll
@@ -241,3 +243,36 @@ def test_a_library_that_logs_an_error_shows_where_and_no_variables(capfd: pytest
     written = capfd.readouterr().err
     assert "in fail" in written
     assert "my secret" not in written
+
+
+def test_an_overdue_batch_has_one_finalizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch_id = a_batch(chat_lines(3))
+    with db.transaction() as session:
+        session.get_one(Batch, batch_id).expires_at = datetime.now(UTC) - timedelta(seconds=1)
+    named: list[list[Message]] = []
+    end_open_tasks = finalize._end_open_tasks
+
+    def look_and_end(batch: Batch) -> None:
+        named.append(recover.due())
+        end_open_tasks(batch)
+
+    monkeypatch.setattr(finalize, "_end_open_tasks", look_and_end)
+    finalize.run(batch_id)
+    assert named == [[]]
+    assert read(batch_id).status == "expired"
+
+
+def test_a_commit_whose_answer_was_cut_off_counts_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    really, cut_off = record.record, 0
+
+    def record_and_fail(*args: Any, **kwargs: Any) -> record.Recorded:
+        nonlocal cut_off
+        recorded = really(*args, **kwargs)
+        if args[2] and not cut_off:
+            cut_off += 1
+            raise sqlalchemy.exc.OperationalError("COMMIT", None, psycopg.OperationalError("connection reset"))
+        return recorded
+
+    monkeypatch.setattr(record, "record", record_and_fail)
+    batch = run_to_end(engine, a_batch(chat_lines(5)))
+    assert (cut_off, batch.completed, batch.failed) == (1, 5, 0)

@@ -81,10 +81,12 @@ class Batch(Base):
         if to not in BATCH_MOVES[source]:
             raise ValueError(f"a batch does not go from {source} to {to}")
         session.flush()
+        # Who starts to finalize goes on under the lease of its own; every other move ends a lease.
+        lease_end = Batch.lease_until if to is BatchStatus.FINALIZING else None
         row = session.execute(
             update(Batch)
             .where(Batch.id == self.id, Batch.status == source)
-            .values({"status": to.value, f"{to.value}_at": func.now(), "lease_until": None})
+            .values({"status": to.value, f"{to.value}_at": func.now(), "lease_until": lease_end})
             .returning(Batch.id)
             .execution_options(synchronize_session=False)
         ).one_or_none()
