@@ -26,7 +26,7 @@ from tests.integration.conftest import Api, multipart
 from tests.integration.hostile import hostile
 from tests.integration.test_engine import a_batch, a_claim, chat_lines, expire_leases, read, read_states, run_to_end
 from tests.integration.test_openai_backend import backend_at
-from xalen_batch import catalog, db, storage
+from xalen_batch import catalog, db, files, storage
 from xalen_batch.backends import openai
 from xalen_batch.backends.contract import Outcome, Request, Retryable
 from xalen_batch.broker import Job, Message
@@ -276,3 +276,14 @@ def test_a_commit_whose_answer_was_cut_off_counts_once(engine: Engine, monkeypat
     monkeypatch.setattr(record, "record", record_and_fail)
     batch = run_to_end(engine, a_batch(chat_lines(5)))
     assert (cut_off, batch.completed, batch.failed) == (1, 5, 0)
+
+
+def test_a_crash_of_the_api_leaves_no_words_of_its_error_in_the_log(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("my secret prompt")
+
+    monkeypatch.setattr(files, "page", fail)
+    with capture_logs() as events:
+        assert api.ask("GET", "/v1/files").status == 500
+    (crash,) = [event for event in events if event["event"] == "api.crashed"]
+    assert (crash["error"], "exc_info" in crash) == ("ValueError", False)

@@ -45,7 +45,7 @@ class RequestContext:
             try:
                 await self.app(scope, receive, send_named)
             except Exception as error:
-                logger.exception("api.crashed", method=scope["method"], route=_route(scope))
+                logger.error("api.crashed", method=scope["method"], route=_route(scope), **log.cause(error))
                 # Once an answer has begun, all that is left is to break the connection off.
                 if status == CLIENT_CLOSED:
                     await errors.answer(Request(scope), error)(scope, receive, send_named)
