@@ -150,7 +150,7 @@ class TestBrokenConnections:
     def test_is_retried(self, answer: Answer) -> None:
         outcome = retried(ask(answer)[0])
         assert not outcome.is_timeout
-        assert outcome.reason.startswith("The connection to the backend failed")
+        assert "connection" in outcome.reason
 
     @pytest.mark.parametrize("answer", [hostile.never, hostile.drip, hostile.drip_head])
     def test_total_timeout_covers_head_and_body(self, answer: Answer) -> None:

@@ -94,6 +94,22 @@ def test_being_told_to_wait_costs_no_attempt() -> None:
     run(main)
 
 
+def test_a_backend_that_is_not_there_costs_no_attempt(configure: Callable[..., None]) -> None:
+    configure(retry_base=0.001, retry_cap=0.001, circuit_failures=1_000, max_attempts=3)
+    away = Retryable("No connection to the backend could be made.", is_unreachable=True)
+
+    async def main() -> None:
+        assert await Lane(Script(*[away] * 20, OK), 1).run(REQUEST, asyncio.Event()) == OK
+
+    run(main)
+
+
+def test_pauses_double_up_to_the_cap(configure: Callable[..., None]) -> None:
+    configure(retry_base=0.001, retry_cap=10)
+    longest = {attempt: max(pause_before_retry(BUSY, attempt) for _ in range(200)) for attempt in (1, 5, 1_000_000)}
+    assert longest[1] <= 0.001 < longest[5] <= 0.016 < longest[1_000_000] <= 10
+
+
 def test_no_more_requests_than_the_limit_are_in_flight() -> None:
     async def main() -> None:
         gate = asyncio.Event()

@@ -52,6 +52,7 @@ class Retryable:
 
     `status` is the HTTP status where there was one. `retry_after` is the backend's own wish in
     seconds. `is_overload`: the backend is there and busy (429, 503), as opposed to broken.
+    `is_unreachable`: it cannot be used at all, as no connection is had or our key is refused.
     """
 
     reason: str
@@ -59,6 +60,12 @@ class Retryable:
     retry_after: float | None = None
     is_timeout: bool = False
     is_overload: bool = False
+    is_unreachable: bool = False
+
+    @property
+    def is_failed_attempt(self) -> bool:
+        """Whether the line itself may be why: not if the backend was busy or away for any line."""
+        return not (self.is_overload or self.is_unreachable)
 
 
 Outcome = Answered | Refused | Retryable

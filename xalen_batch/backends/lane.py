@@ -1,6 +1,7 @@
 """One backend as one worker process uses it: bounded, patient, and left alone while it is broken."""
 
 import asyncio
+import itertools
 import random
 import time
 from dataclasses import dataclass
@@ -93,8 +94,8 @@ class Lane:
 
     async def run(self, request: Request, stopped: asyncio.Event) -> LineOutcome:
         """Run one line to its outcome. Sets no deadline of its own: `stopped` ends it between attempts."""
-        attempt = 0
-        while True:
+        failed = 0
+        for attempt in itertools.count(1):
             async with self._slots:
                 if stopped.is_set() or self.circuit.pause:
                     return NotRun()
@@ -104,16 +105,16 @@ class Lane:
                 self.circuit.succeeded()
                 return outcome
             self.circuit.failed()
-            # Being told to wait is not a failed attempt.
-            attempt += not outcome.is_overload
-            if attempt >= settings().max_attempts:
-                return Exhausted(outcome, attempt)
+            failed += outcome.is_failed_attempt
+            if failed >= settings().max_attempts:
+                return Exhausted(outcome, failed)
             await _pause(pause_before_retry(outcome, attempt), stopped)
+        raise AssertionError("attempts do not end by themselves")
 
 
 def pause_before_retry(outcome: Retryable, attempt: int) -> float:
     """Seconds: what the backend asked for (capped), and full jitter over a doubling ceiling on top."""
-    ceiling = min(settings().retry_cap, settings().retry_base * 2.0 ** max(attempt - 1, 0))
+    ceiling = min(settings().retry_cap, settings().retry_base * 2.0 ** min(attempt - 1, 30))
     asked = min(outcome.retry_after or 0.0, settings().retry_after_cap)
     return asked + random.uniform(0, ceiling)
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from pyreqwest.client import Client, ClientBuilder
-from pyreqwest.exceptions import PyreqwestError, RequestTimeoutError
+from pyreqwest.exceptions import ConnectError, PyreqwestError, RequestTimeoutError
 from pyreqwest.response import Response
 
 from xalen_batch import __version__, log
@@ -56,8 +56,10 @@ class OpenAIBackend:
             return Retryable(f"The backend's answer is longer than {self._longest} bytes.", 200)
         except RequestTimeoutError:
             return Retryable("The backend did not answer in time.", is_timeout=True)
+        except ConnectError:
+            return Retryable("No connection to the backend could be made.", is_unreachable=True)
         except PyreqwestError as error:
-            return Retryable(f"The connection to the backend failed: {error.message}.")
+            return Retryable(f"The connection to the backend failed: {error.message.rstrip('.')}.")
         except Exception as error:
             # A bug of ours or the client's must cost one line, not the task around it.
             logger.error("backend.failed", model=self._model.id, request_id=request.request_id, **log.cause(error))

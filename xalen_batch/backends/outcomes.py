@@ -46,6 +46,7 @@ def outcome_of(reply: Reply, request: Request) -> Outcome:
         retry_after=retry_after(reply.header),
         is_timeout=status in (408, 504),
         is_overload=status in OVERLOAD,
+        is_unreachable=status == 401,
     )
 
 

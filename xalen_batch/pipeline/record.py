@@ -75,7 +75,7 @@ def row(line: Line, outcome: Ended, tariff: Tariff) -> Row:
 
 
 def _exhausted(line: Line, last: Retryable, attempts: int) -> Row:
-    message = f"The model backend failed {attempts} times, the last time with: {last.reason}. The line was not billed; submit it again."
+    message = f"The model backend failed {attempts} times, the last time with: {last.reason.rstrip('.')}. The line was not billed; submit it again."
     if last.is_timeout:
         return unanswered(line, LineError.REQUEST_TIMEOUT, message)
     if last.status is None:
