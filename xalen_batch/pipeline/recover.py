@@ -33,7 +33,7 @@ SWEEP_LOCK = 7261957
 def due() -> list[Message]:
     """Take back tasks of lost workers, and name the jobs that nobody is at. Cheap: every worker polls it."""
     with db.transaction() as session:
-        for task in task_rows.reclaim(session):
+        for task in sorted(task_rows.reclaim(session), key=lambda task: task.key):
             # Without its file a suspect cannot be failed: it is claimable once more.
             with _sparing_others("reclaim"), session.begin_nested():
                 _take_back(session, task)
