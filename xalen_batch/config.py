@@ -79,6 +79,13 @@ class Settings(BaseSettings):
             raise ValueError("must be a PostgreSQL address, postgresql://user:password@host/name")
         return value
 
+    @field_validator("storage_url")
+    @classmethod
+    def _is_folder(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("file:///"):
+            raise ValueError("must be a local folder, file:///path; other object storage is not supported yet")
+        return value
+
     @property
     def storage(self) -> str:
         """The storage address in force."""

@@ -1,4 +1,4 @@
-"""Object storage of input files: a local folder today, S3 by the same library's other address.
+"""Object storage of input files: a local folder. These functions are what another store would have to offer.
 
 Keys are ours (a file's id), never a user's name. Writers are atomic: an object exists whole or
 not at all, whatever dies in between.
@@ -15,7 +15,7 @@ from uuid import UUID
 
 import obstore
 from obstore.exceptions import BaseError
-from obstore.store import LocalStore, ObjectStore, from_url
+from obstore.store import LocalStore, ObjectStore
 
 from xalen_batch.config import MiB, settings
 
@@ -38,15 +38,18 @@ def file_id(key: str) -> UUID | None:
         return None
 
 
+def folder() -> Path:
+    """The local folder that the settings name. It may not be there yet."""
+    return Path(unquote(urlparse(settings().storage).path))
+
+
 @cache
 def store() -> ObjectStore:
-    """The configured store."""
-    address = settings().storage
-    if address.startswith("file://"):
-        folder = Path(unquote(urlparse(address).path))
-        folder.mkdir(parents=True, exist_ok=True)
-        return LocalStore(folder)
-    return from_url(address)
+    """The configured store. Its folder, and those above it that are missing, are made for this user alone."""
+    missing = [path for path in (folder(), *folder().parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+    return LocalStore(folder())
 
 
 def writer(key: str) -> obstore.AsyncWritableFile:

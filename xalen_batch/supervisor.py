@@ -20,7 +20,7 @@ from typing import Protocol
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from xalen_batch import credentials, db, embedded, log, ports, processes, schema
+from xalen_batch import catalog, credentials, db, embedded, log, ports, processes, schema
 from xalen_batch.config import settings
 from xalen_batch.credentials import Credentials
 from xalen_batch.errors import ConfigError
@@ -253,8 +253,11 @@ def up(*, data_dir: Path, host: str, port: int, is_port_asked: bool, say: Say, o
     try:
         for folder in (data_dir, *(data_dir / name for name in ("files", "logs", "run"))):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
     except OSError as error:
         raise ConfigError(f"The data folder {data_dir} cannot be used: {error.strerror}. Choose another with --data-dir.") from error
+    # What is wrong with these is told before anything starts.
+    catalog.models()
     with _only_one(data_dir):
         chosen = ports.choose(host, port, is_asked=is_port_asked)
         if chosen != port:

@@ -74,6 +74,24 @@ def test_run_with_failed_lines_exits_3_and_writes_them_beside(cli: Cli) -> None:
     assert (cli.lines("out.jsonl"), cli.lines("out.errors.jsonl")) == (["good"], ["bad"])
 
 
+def test_what_run_leaves_is_of_its_own_run(cli: Cli) -> None:
+    assert cli("run", cli.file([chat_line("good"), chat_line("bad", **REFUSED)])).returncode == 3
+    assert cli("run", cli.file([chat_line("better")])).returncode == 0
+    assert cli.lines("in.results.jsonl") == ["better"]
+    assert not (cli.folder / "in.errors.jsonl").exists()
+    failed = cli("run", cli.file([chat_line("bad", **REFUSED)]))
+    assert failed.returncode == 3
+    assert b"in.results.jsonl is from an earlier run" in failed.stderr
+    assert (cli.lines("in.results.jsonl"), cli.lines("in.errors.jsonl")) == (["better"], ["bad"])
+
+
+def test_a_key_without_the_scope_billing_still_runs_to_success(cli: Cli) -> None:
+    made = cli.json("keys", "create", "--account", "no-billing", "--scopes", "submit,read")
+    done = cli("run", cli.file([chat_line("a")]), XALEN_API_KEY=made["secret"])
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"invoice: not shown" in done.stderr
+
+
 def test_run_prints_batch_and_invoice_as_json(cli: Cli) -> None:
     found = cli.json("run", cli.file([rerank_line("a")]), "--metadata", "job=nightly")
     assert found["batch"]["metadata"] == {"job": "nightly"}
@@ -124,7 +142,7 @@ def test_what_a_running_batch_has_is_read_and_a_cancel_keeps_it(cli: Cli) -> Non
     wait_until(lambda: _done(cli, batch_id) >= 2, timeout=30)
     partial = cli("results", batch_id, "--partial")
     assert [json.loads(line)["custom_id"] for line in partial.stdout.splitlines()] == ["quick-1", "quick-2"]
-    assert b"2 of 3 lines have ended" in partial.stderr
+    assert b"2 of 3 lines had ended" in partial.stderr
     assert cli("invoice", batch_id).returncode == 1
     assert cli("cancel", batch_id).returncode == 0
     assert cli("watch", batch_id).returncode == 3

@@ -10,6 +10,7 @@ import redis
 from typer.testing import CliRunner
 
 from tests.conftest import Stores
+from xalen_batch import storage
 from xalen_batch.cli.main import app
 
 
@@ -28,11 +29,21 @@ def doctor(stores: Stores, configure: Callable[..., None], tmp_path: Path) -> Ca
 
 
 def test_a_sound_installation_passes(doctor: Callable[[], tuple[int, dict[str, Any]]], valkey: redis.Redis) -> None:
+    storage.store()
     code, checks = doctor()
     assert code == 0
     assert {checks[name]["status"] for name in ("python", "data folder", "database", "migrations", "redis", "storage", "catalog")} == {"ok"}
     # No model server runs here: live lines would wait, and nothing else is wrong.
     assert checks["backend of mistral-small-3-1"]["status"] == "warning"
+
+
+def test_it_makes_nothing(
+    doctor: Callable[[], tuple[int, dict[str, Any]]], configure: Callable[..., None], valkey: redis.Redis, tmp_path: Path
+) -> None:
+    configure(data_dir=tmp_path / "none", storage_url=(tmp_path / "none" / "files").as_uri())
+    code, checks = doctor()
+    assert (code, checks["data folder"]["status"], checks["storage"]["status"]) == (0, "warning", "warning")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_redis_that_evicts_is_named_with_its_remedy(doctor: Callable[[], tuple[int, dict[str, Any]]], valkey: redis.Redis) -> None:

@@ -9,7 +9,7 @@ from xalen_batch.cli import batch_view, download
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, examples
-from xalen_batch.cli.output import print_json, say
+from xalen_batch.cli.output import figure, print_json, say
 from xalen_batch.cli.watch import ENDED
 
 PAGE = 100
@@ -85,12 +85,14 @@ def results(
     status = client.get(f"/batches/{batch_id}")["status"]
     if status not in ENDED and not partial:
         raise Failed(f"The batch is {status}. `xalen-batch watch {batch_id}` waits for its end; --partial reads what is there.")
+    if status == "failed":
+        raise Failed(f"{batch_id} failed validation, so nothing was run. `xalen-batch show {batch_id}` names what is wrong.")
     headers = download.fetch(client, batch_id, output, errors=errors, is_ended=status in ENDED)
     if headers.get("content-length") == "0":
         say(f"No line of {batch_id} {'failed' if errors else 'succeeded'}.")
     if headers.get("x-batch-complete") == "false":
-        done, total = headers.get("x-batch-lines-done"), headers.get("x-batch-lines-total")
-        say(f"Not complete: {done} of {total} lines have ended.", style="yellow")
+        done, total = (figure(int(headers[f"x-batch-lines-{name}"])) for name in ("done", "total"))
+        say(f"Not complete: {done} of {total} lines had ended when this was asked for.", style="yellow")
 
 
 @commands.command(epilog=examples("xalen-batch cancel batch_0192…", "xalen-batch cancel batch_0192… && xalen-batch watch batch_0192…"))

@@ -21,9 +21,12 @@ class Connection:
     key: str = field(repr=False)
 
 
+DEFAULT_DATA_DIR = Path(".xalen")
+
+
 def data_dir() -> Path:
     """The data folder. Read here so that a client command need not load every setting."""
-    return Path(os.environ.get("XALEN_DATA_DIR") or ".xalen")
+    return Path(os.environ.get("XALEN_DATA_DIR") or DEFAULT_DATA_DIR)
 
 
 def find(base_url: str | None, api_key: str | None, live: bool) -> Connection:
@@ -39,7 +42,7 @@ def find(base_url: str | None, api_key: str | None, live: bool) -> Connection:
     if not key:
         raise Failed(
             f"No API key: {data_dir() / 'credentials.toml'} has none. Start `xalen-batch up` in this folder, "
-            "or set XALEN_API_KEY (and XALEN_BASE_URL).",
+            "set XALEN_DATA_DIR to the folder on which it runs, or set XALEN_API_KEY (and XALEN_BASE_URL).",
             AUTH,
         )
     return Connection(_normal(base_url or DEFAULT_BASE_URL), key)

@@ -15,7 +15,7 @@ import typer
 from xalen_batch.cli import connection, database
 from xalen_batch.cli.failures import ERROR, describe
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import STDERR, grid, print_json
+from xalen_batch.cli.output import grid, print_json, show
 
 if TYPE_CHECKING:
     from xalen_batch.catalog import Model
@@ -51,7 +51,7 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print_json({"ok": is_ok, "checks": [asdict(check) for check in checks]})
     else:
-        STDERR.print(grid(("check", "status", "finding"), ((check.name, check.status, check.detail) for check in checks)))
+        show(grid(("check", "status", "finding"), ((check.name, check.status, check.detail) for check in checks)))
     if not is_ok:
         raise typer.Exit(ERROR)
 
@@ -137,6 +137,8 @@ def _storage() -> str:
     from xalen_batch import storage
     from xalen_batch.config import settings
 
+    if not storage.folder().exists():
+        raise Doubtful(f"{storage.folder()} is not there. `xalen-batch up` and `xalen-batch api` make it.")
     obstore.put(storage.store(), "health/doctor", b"ok")
     storage.delete("health/doctor")
     return settings().storage
@@ -164,12 +166,11 @@ def _backend(model: "Model") -> str:
     if not config.base_url:
         raise Wrong(f"models.{model.id}.backend has no base_url in the catalog.")
     key = os.environ.get(config.api_key_env, "") if config.api_key_env else ""
-    if config.api_key_env and not key:
-        raise Doubtful(f"The environment variable {config.api_key_env}, which is to hold its key, is not set. {WAITING}")
+    unset = f" {config.api_key_env}, which is to hold its key, is not set." if config.api_key_env and not key else ""
     asked = Request(f"{config.base_url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else {})
     try:
         with urlopen(asked, timeout=BACKEND_TIMEOUT):
-            return config.base_url
+            return config.base_url + (f", which asks for no key;{unset}" if unset else "")
     except HTTPError as error:
         if error.code in (401, 403):
             raise Doubtful(
@@ -180,4 +181,4 @@ def _backend(model: "Model") -> str:
         # A reranking server need not list its models; it is there.
         return config.base_url
     except (URLError, OSError) as error:
-        raise Doubtful(f"{config.base_url} cannot be reached: {getattr(error, 'reason', error)}. {WAITING}") from error
+        raise Doubtful(f"{config.base_url} cannot be reached: {getattr(error, 'reason', error)}.{unset} {WAITING}") from error

@@ -43,7 +43,10 @@ def describe(error: Exception) -> str:
         case Failed() | ConfigError() | XalenError():
             return str(error)
         case ValidationError(title="Settings"):
-            problems = (f"XALEN_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}" for problem in error.errors())
+            problems = (
+                f"XALEN_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg'].removeprefix('Value error, ')}"
+                for problem in error.errors()
+            )
             return f"A setting is not valid. {'; '.join(problems)}"
         case OSError(strerror=str(reason), filename=str(name)):
             return f"{name}: {reason}"

@@ -7,7 +7,7 @@ import typer
 
 from xalen_batch.cli import batch_view, download, inputs, invoices
 from xalen_batch.cli.client import Client, connect
-from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, Failed
+from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, ApiError, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, Timeout, examples
 from xalen_batch.cli.output import STDERR, STDOUT, print_json, say
 from xalen_batch.cli.submit import Metadata, Window, check, create, parse_metadata
@@ -15,7 +15,8 @@ from xalen_batch.cli.watch import follow
 
 RESULTS = ".results.jsonl"
 ERRORS = ".errors.jsonl"
-OUTPUT_HELP = "Where the results go; `-` is stdout. If not given: FILE with .results.jsonl."
+FORBIDDEN = 403
+OUTPUT_HELP = "Where the results go; `-` is stdout. If not given: FILE with .results.jsonl. Failed lines go beside it, in .errors.jsonl."
 
 commands = typer.Typer()
 
@@ -64,11 +65,34 @@ def _delivered(client: Client, batch: dict[str, Any], target: Path) -> dict[str,
     if batch["status"] == "failed":
         return None
     try:
-        download.fetch(client, batch["id"], target, errors=False, is_ended=True)
+        _deliver_results(client, batch, target)
         _deliver_errors(client, batch, target)
-        return client.get(f"/batches/{batch['id']}/invoice")
+        return _invoice(client, batch)
     except KeyboardInterrupt:
         raise Failed(f"Stopped. The batch has ended; `xalen-batch results {batch['id']}` downloads it.", INTERRUPTED) from None
+
+
+def _invoice(client: Client, batch: dict[str, Any]) -> dict[str, Any] | None:
+    """None, and a word about it, for a key that may not see it: the batch has succeeded all the same."""
+    try:
+        return client.get(f"/batches/{batch['id']}/invoice")
+    except ApiError as error:
+        if error.status != FORBIDDEN:
+            raise
+        say(f"invoice: not shown. {error}")
+        return None
+
+
+def _deliver_results(client: Client, batch: dict[str, Any], target: Path) -> None:
+    """Nothing is written where nothing succeeded: the results of an earlier run are worth more than an empty file."""
+    if batch["request_counts"]["completed"] or target == download.STDOUT:
+        download.fetch(client, batch["id"], target, errors=False, is_ended=True)
+    if target == download.STDOUT:
+        return
+    if batch["request_counts"]["completed"]:
+        say(f"results: {target}")
+    else:
+        say(f"results: none{f'; {target} is from an earlier run' if target.exists() else ''}")
 
 
 def _deliver_errors(client: Client, batch: dict[str, Any], target: Path) -> None:
@@ -77,9 +101,10 @@ def _deliver_errors(client: Client, batch: dict[str, Any], target: Path) -> None
         if has_errors:
             say(f"errors:  xalen-batch results {batch['id']} --errors")
         return
-    say(f"results: {target}")
+    beside = errors_target(target)
+    # Those of an earlier run would look like this one's.
+    beside.unlink(missing_ok=True)
     if has_errors:
-        beside = errors_target(target)
         download.fetch(client, batch["id"], beside, errors=True, is_ended=True)
         say(f"errors:  {beside}")
 

@@ -1,11 +1,13 @@
 """`up`: everything on one machine."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from xalen_batch.cli.connection import DEFAULT_DATA_DIR
 from xalen_batch.cli.options import examples
 from xalen_batch.cli.output import say
 
@@ -55,4 +57,6 @@ def _welcome(ready: "Credentials", data_dir: Path) -> None:
     say(f"\nXALEN Batch is ready at {ready.base_url}\n", "bold green")
     say(f'    from openai import OpenAI\n    client = OpenAI(base_url="{ready.base_url}", api_key="{ready.test_key}")\n')
     say(f"That is a test key: its answers are simulated, and nothing is payable. The live key is in {data_dir / 'credentials.toml'}.")
+    if data_dir.absolute() != DEFAULT_DATA_DIR.absolute():
+        say(f"For other commands, in another terminal: export XALEN_DATA_DIR={shlex.quote(str(data_dir.absolute()))}")
     say(f"Documentation of the API: {ready.base_url.removesuffix('/v1')}/docs. Logs: {data_dir / 'logs'}. Ctrl-C stops everything.")
