@@ -95,3 +95,16 @@ def test_ctrl_c_while_waiting_exits_130_and_tells_how_to_go_on(tmp_path: Path) -
     )  # fmt: skip
     assert result.returncode == 130
     assert "The batch goes on; `xalen-batch watch batch_1` resumes." in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["list", "--status", "foo"], "'completed'"),
+        (["keys", "create", "--account", "a", "--expires", "2020-01-01"], "a moment to come"),
+    ],
+)
+def test_a_value_that_cannot_be_is_a_usage_error(arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.replace("│", " ").split())

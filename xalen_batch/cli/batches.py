@@ -11,6 +11,7 @@ from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, examples
 from xalen_batch.cli.output import figure, print_json, say
 from xalen_batch.cli.watch import ENDED
+from xalen_batch.states import BatchStatus
 
 PAGE = 100
 
@@ -23,7 +24,7 @@ commands = typer.Typer()
 )
 def list_batches(
     limit: Annotated[int, typer.Option(min=1, help="Most batches to show, the newest first.")] = 20,
-    status: Annotated[str | None, typer.Option(help="Only batches in this status, `completed` for one.")] = None,
+    status: Annotated[BatchStatus | None, typer.Option(help="Only batches in this status.")] = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
@@ -40,7 +41,7 @@ def list_batches(
         say("No batches yet. `xalen-batch run FILE` makes one." if status is None else f"No batch is {status}.")
 
 
-def _newest(client: Client, limit: int, status: str | None) -> list[dict[str, Any]]:
+def _newest(client: Client, limit: int, status: BatchStatus | None) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     after = None
     while len(found) < limit:

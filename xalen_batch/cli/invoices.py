@@ -46,7 +46,7 @@ def _invoice_row(line: dict[str, Any]) -> tuple[str, ...]:
         case "usage":
             return line["model"], line["component"], quantity, f"{line['unit_price']} per 1M", amount
         case "not_billed" if line["component"] is None:
-            return line["description"], line["reason"], f"{quantity} requests", "not billed", amount
+            return line["description"], line["reason"], f"{quantity} request{'' if quantity == '1' else 's'}", "not billed", amount
         case "not_billed":
             return line["model"], line["component"], quantity, f"not billed: {line['reason']}", amount
     return line["description"], "", "", "", amount

@@ -41,6 +41,8 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a key. Its secret is printed now and never again."""
+    if expires is not None and expires.replace(tzinfo=UTC) <= datetime.now(UTC):
+        raise typer.BadParameter(f"{expires} is over. Name a moment to come, UTC.", param_hint="--expires")
     with database.transaction() as session:
         from xalen_batch import accounts, ids
 
