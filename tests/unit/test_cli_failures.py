@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from xalen_batch.cli import server
+from tests.factories import chat_line, jsonl
+from xalen_batch.cli import entry, server
 from xalen_batch.cli.failures import ApiError, Failed, describe
 from xalen_batch.cli.main import app
 from xalen_batch.errors import ConfigError, InvalidRequest
@@ -71,6 +72,19 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert describe(wrong.value).startswith("A setting is not valid. XALEN_PORT: ")
 
 
+def test_a_wrong_setting_and_a_wrong_option_are_told_without_the_words_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    from xalen_batch.config import Settings
+
+    monkeypatch.setenv("XALEN_DATABASE_URL", "mysql://h/d")
+    with pytest.raises(ValueError, match="Value error") as wrong:
+        Settings()
+    assert describe(wrong.value).startswith("A setting is not valid. XALEN_DATABASE_URL: must be")
+    refused = CliRunner().invoke(app, ["keys", "create", "--account", "a", "--mode", "prod"])
+    assert refused.exit_code == 2
+    assert "'prod' is not one of 'test', 'live'" in refused.stderr
+    assert "Value error" not in refused.stderr
+
+
 def test_a_reader_that_leaves_early_is_not_an_error_message(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text("not json\n" * 50_000, "utf-8")
@@ -80,21 +94,43 @@ def test_a_reader_that_leaves_early_is_not_an_error_message(tmp_path: Path) -> N
     assert result.stderr == ""
 
 
-def test_ctrl_c_while_waiting_exits_130_and_tells_how_to_go_on(tmp_path: Path) -> None:
+def _interrupted(step: str, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """A command that gets Ctrl-C in a step of the client."""
     code = (
         "import os, signal, sys\n"
         "from xalen_batch.cli import client, main\n"
-        "def get(self, path, **query): os.kill(os.getpid(), signal.SIGINT)\n"
-        "client.Client.get = get\n"
-        "main.app(['watch', 'batch_1', '--api-key', 'xln_test_x'])\n"
+        f"client.Client.{step} = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"main.app({[*arguments, '--api-key', 'xln_test_x']!r})\n"
     )
-    environment = {**os.environ, "XALEN_DATA_DIR": str(tmp_path)}
-    result = subprocess.run(
+    environment = {**os.environ, "XALEN_DATA_DIR": str(folder)}
+    return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True, text=True, check=False, env=environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
+
+
+def test_ctrl_c_while_waiting_exits_130_and_tells_how_to_go_on(tmp_path: Path) -> None:
+    result = _interrupted("get", ["watch", "batch_1"], tmp_path)
     assert result.returncode == 130
     assert "The batch goes on; `xalen-batch watch batch_1` resumes." in result.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+@pytest.mark.parametrize("step", ["__init__", "upload"])
+def test_ctrl_c_before_the_batch_says_that_nothing_runs(command: str, step: str, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(jsonl([chat_line("a")]))
+    result = _interrupted(step, [command, str(path)], tmp_path)
+    assert (result.returncode, result.stderr) == (130, "Stopped before the batch was submitted; nothing runs.\n")
+
+
+def test_ctrl_c_while_the_commands_load_is_a_word_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("typer.main.get_command", lambda _: _raises(KeyboardInterrupt())())
+    with pytest.raises(SystemExit) as stopped:
+        entry.main()
+    assert (stopped.value.code, capsys.readouterr().err) == (130, "Stopped before the command began.\n")
 
 
 @pytest.mark.parametrize(

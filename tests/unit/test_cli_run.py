@@ -6,6 +6,7 @@ import pytest
 from typer import BadParameter
 from typer.testing import CliRunner
 
+from tests.factories import chat_line, jsonl
 from xalen_batch.cli import download
 from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.main import app
@@ -57,6 +58,14 @@ def test_the_input_is_never_overwritten(tmp_path: Path) -> None:
     link.symlink_to(source)
     with pytest.raises(Failed, match="is the input file"):
         download.check_target(link, source)
+
+
+def test_an_input_that_holds_failed_lines_is_not_taken_for_the_errors_of_its_own_run(tmp_path: Path) -> None:
+    source = tmp_path / "in.errors.jsonl"
+    source.write_bytes(jsonl([chat_line("a")]))
+    result = CliRunner().invoke(app, ["run", str(source), "-o", str(tmp_path / "in.jsonl")])
+    assert result.exit_code == 1
+    assert "in.errors.jsonl is the input file" in result.stderr
 
 
 def test_a_folder_that_is_not_there_is_found_out_at_once(tmp_path: Path) -> None:

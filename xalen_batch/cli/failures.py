@@ -11,6 +11,8 @@ AUTH = 4
 TIMED_OUT = 5
 INTERRUPTED = 130
 
+STOPPED_EARLY = "Stopped before the command began."
+
 
 class Failed(Exception):
     """A command cannot go on; the message says why and what to do."""
@@ -43,10 +45,7 @@ def describe(error: Exception) -> str:
         case Failed() | ConfigError() | XalenError():
             return str(error)
         case ValidationError(title="Settings"):
-            problems = (
-                f"XALEN_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg'].removeprefix('Value error, ')}"
-                for problem in error.errors()
-            )
+            problems = (f"XALEN_{'_'.join(map(str, problem['loc'])).upper()}: {plain(problem['msg'])}" for problem in error.errors())
             return f"A setting is not valid. {'; '.join(problems)}"
         case OSError(strerror=str(reason), filename=str(name)):
             return f"{name}: {reason}"
@@ -56,6 +55,11 @@ def describe(error: Exception) -> str:
         return f"The database does not answer: {str(cause).partition(chr(10))[0]}"
     first_line = str(error).partition("\n")[0]
     return f"Unexpected {type(error).__name__}: {first_line} (XALEN_DEBUG=1 shows where)"
+
+
+def plain(message: str) -> str:
+    """A validation library's message without the words that mean nothing to a user."""
+    return message.removeprefix("Value error, ")
 
 
 def exit_code(error: Exception) -> int:

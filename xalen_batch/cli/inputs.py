@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xalen_batch.cli import progress
-from xalen_batch.cli.failures import Failed
+from xalen_batch.cli.failures import INTERRUPTED, Failed
 
 if TYPE_CHECKING:
     from xalen_batch.pipeline.estimate import Estimate
@@ -37,8 +37,11 @@ def opened(file: Path) -> Iterator[Path]:
         yield file
         return
     with tempfile.NamedTemporaryFile(prefix="xalen-batch-", suffix=".jsonl") as copy:
-        shutil.copyfileobj(sys.stdin.buffer, copy, CHUNK)
-        copy.flush()
+        try:
+            shutil.copyfileobj(sys.stdin.buffer, copy, CHUNK)
+            copy.flush()
+        except KeyboardInterrupt:
+            raise Failed("Stopped before stdin had ended; nothing was submitted.", INTERRUPTED) from None
         yield Path(copy.name)
 
 

@@ -18,6 +18,13 @@ from xalen_batch.cli.output import safe, say
 class Commands(TyperGroup):
     """Turns every exception into one clear line on stderr and an exit code. XALEN_DEBUG=1 lets them through."""
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        try:
+            return super().make_context(*args, **extra)
+        except KeyboardInterrupt:
+            say(failures.STOPPED_EARLY)
+            raise typer.Exit(INTERRUPTED) from None
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -27,7 +34,10 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             say("Stopped.")
             raise typer.Exit(INTERRUPTED) from None
-        except (typer.Exit, typer.Abort, typer.TyperException):
+        except typer.TyperException as error:
+            error.message = failures.plain(error.message)
+            raise
+        except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
             if failures.is_debugging():

@@ -10,13 +10,17 @@ from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, ApiError, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, Timeout, examples
 from xalen_batch.cli.output import STDERR, STDOUT, print_json, say
-from xalen_batch.cli.submit import Metadata, Window, check, create, parse_metadata
+from xalen_batch.cli.submit import Metadata, Window, before_submission, check, create, parse_metadata
 from xalen_batch.cli.watch import follow
 
 RESULTS = ".results.jsonl"
 ERRORS = ".errors.jsonl"
 FORBIDDEN = 403
-OUTPUT_HELP = "Where the results go; `-` is stdout. If not given: FILE with .results.jsonl. Failed lines go beside it, in .errors.jsonl."
+OUTPUT_HELP = (
+    "Where the results go. Lines that failed go beside them, in .errors.jsonl. If not given: beside FILE, in .results.jsonl; "
+    "for stdin, stdout. With `-`, stdout holds the results alone, the invoice goes to stderr, and `results ID --errors` has what failed. "
+    "If no line succeeded, the results of an earlier run are kept."
+)
 
 commands = typer.Typer()
 
@@ -42,12 +46,14 @@ def run(
 ) -> None:
     """Submit a file, watch it, download its results and show its invoice. Exit 3 if not every line succeeded."""
     notes, target = parse_metadata(metadata), output or default_target(file)
-    download.check_target(target, file)
+    for written in (target, errors_target(target)) if target != download.STDOUT else ():
+        download.check_target(written, file)
     if as_json and target == download.STDOUT:
         raise typer.BadParameter("with --json, stdout is taken: name a file.", param_hint="--output")
     with inputs.opened(file) as path:
-        checked = check(path, inputs.name_of(file), endpoint)
-        client = connect(base_url, api_key, live)
+        with before_submission():
+            checked = check(path, inputs.name_of(file), endpoint)
+            client = connect(base_url, api_key, live)
         batch = follow(client, create(client, checked, window, notes)["id"], timeout)
         invoice = _delivered(client, batch, target)
     if as_json:

@@ -1,5 +1,7 @@
 """`submit`: a file becomes a batch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,13 +40,23 @@ def submit(
     """Submit a file and print the new batch's id."""
     notes = parse_metadata(metadata)
     with inputs.opened(file) as path:
-        checked = check(path, inputs.name_of(file), endpoint)
-        client = connect(base_url, api_key, live)
+        with before_submission():
+            checked = check(path, inputs.name_of(file), endpoint)
+            client = connect(base_url, api_key, live)
         batch = create(client, checked, window, notes)
     if as_json:
         print_json(batch)
     else:
         typer.echo(batch["id"])
+
+
+@contextmanager
+def before_submission() -> Iterator[None]:
+    """Where Ctrl-C leaves nothing behind, and says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Failed("Stopped before the batch was submitted; nothing runs.", INTERRUPTED) from None
 
 
 @dataclass(frozen=True)
@@ -68,13 +80,11 @@ def check(path: Path, name: str, endpoint: str) -> Checked:
 
 def create(client: Client, checked: Checked, window: str, metadata: dict[str, str]) -> dict[str, Any]:
     """Upload the file and make a batch of it."""
-    if checked.errors and not _knows_more(client):
-        raise _refused(checked.name, checked.errors)
-    try:
+    with before_submission():
+        if checked.errors and not _knows_more(client):
+            raise _refused(checked.name, checked.errors)
         with progress.transfer("uploading") as moved:
             file = client.upload(checked.path, checked.name, moved)
-    except KeyboardInterrupt:
-        raise Failed("Stopped. Nothing was submitted.", INTERRUPTED) from None
     request = {"input_file_id": file["id"], "endpoint": checked.endpoint, "completion_window": window, "metadata": metadata}
     try:
         batch = client.post("/batches", request)

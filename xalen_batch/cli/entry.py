@@ -1,0 +1,22 @@
+"""The console script. The commands take a moment to load; Ctrl-C ends that moment in words, not in a traceback."""
+
+import sys
+
+from xalen_batch.cli.failures import INTERRUPTED, STOPPED_EARLY
+
+
+def main() -> None:
+    try:
+        from typer.main import get_command
+
+        from xalen_batch.cli.main import app
+
+        command = get_command(app)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{STOPPED_EARLY}\n")
+        sys.exit(INTERRUPTED)
+    command()
+
+
+if __name__ == "__main__":
+    main()
