@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     @field_validator("storage_url")
     @classmethod
     def _is_folder(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("file:///"):
+        if value and not value.startswith("file:///"):
             raise ValueError("must be a local folder, file:///path; other object storage is not supported yet")
         return value
 

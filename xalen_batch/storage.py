@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from urllib.parse import unquote, urlparse
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore
 
 from xalen_batch.config import MiB, settings
+from xalen_batch.errors import ConfigError
 
 READ_CHUNK = 1 * MiB
 
@@ -50,6 +52,19 @@ def store() -> ObjectStore:
     for path in reversed(missing):
         path.mkdir(mode=0o700, exist_ok=True)
     return LocalStore(folder())
+
+
+def check() -> None:
+    """Write into the store and leave nothing behind. ConfigError, with the reason, when that does not work."""
+    try:
+        store()
+        with TemporaryFile(dir=folder()) as probe:
+            probe.write(b"ok")
+    except OSError as error:
+        raise ConfigError(
+            f"The storage folder {folder()} cannot be written: {error.strerror}. "
+            "Put that right, or set XALEN_STORAGE_URL to another folder, file:///path."
+        ) from error
 
 
 def writer(key: str) -> obstore.AsyncWritableFile:

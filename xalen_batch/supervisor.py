@@ -4,7 +4,7 @@ The parts are the same commands that run as separate services elsewhere. They fi
 their environment, start in the order in which they need each other, and stop in the reverse one.
 """
 
-import fcntl
+import json
 import logging
 import os
 import signal
@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
-from urllib.error import URLError
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from xalen_batch import catalog, credentials, db, embedded, log, ports, processes, schema
+from xalen_batch import catalog, credentials, data_folder, db, embedded, log, ports, processes, schema, storage
 from xalen_batch.config import settings
 from xalen_batch.credentials import Credentials
 from xalen_batch.errors import ConfigError
@@ -74,6 +74,10 @@ class Child:
     @property
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
+
+    @property
+    def last_words(self) -> str:
+        return f"{processes.last_words(self.log)} Its log is {self.log}."
 
     def forget(self) -> None:
         self._pid_file.unlink(missing_ok=True)
@@ -177,16 +181,17 @@ class Supervisor:
         urls = {"database_url": settings().database_url, "redis_url": settings().redis_url}
         known = {name: url.get_secret_value() for name, url in urls.items() if url is not None}
         credentials.write_private(
-            self._running, "# Where the stores are, for the commands that work on them. Gone when `up` has stopped.", known
+            self._running, "# Where `up` has its stores, for the commands that work on them. A killed `up` leaves it behind.", known
         )
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT
-        while not _is_ready(f"{ports.address(self._host, self._port)}/readyz"):
-            for child in self._children:
-                if not child.is_running or time.monotonic() > deadline:
-                    words = processes.last_words(child.log)
-                    raise ConfigError(f"The {child.name} did not start: {words} Its log is {child.log}.")
+        while missing := _missing(f"{ports.address(self._host, self._port)}/readyz"):
+            if ended := next((child for child in self._children if not child.is_running), None):
+                raise ConfigError(f"The {ended.name} did not start: {ended.last_words}")
+            if time.monotonic() > deadline:
+                api = self._front[0]
+                raise ConfigError(f"Not ready within {READY_TIMEOUT:.0f} s: {missing}. The {api.name} said: {api.last_words}")
             time.sleep(0.1)
 
     def _watch(self) -> None:
@@ -250,19 +255,17 @@ def up(*, data_dir: Path, host: str, port: int, is_port_asked: bool, say: Say, o
     # The person at the terminal is told by `say`; what the parts do is in their logs.
     logging.root.setLevel(max(logging.root.level, logging.WARNING))
     data_dir = data_dir.absolute()
-    try:
-        for folder in (data_dir, *(data_dir / name for name in ("files", "logs", "run"))):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.chmod(0o700)
-    except OSError as error:
-        raise ConfigError(f"The data folder {data_dir} cannot be used: {error.strerror}. Choose another with --data-dir.") from error
-    # What is wrong with these is told before anything starts.
+    # What is wrong with the settings is told before anything is made or started.
     catalog.models()
-    with _only_one(data_dir):
+    if not data_dir.exists():
+        ports.choose(host, port, is_asked=is_port_asked)
+    data_folder.make(data_dir)
+    with data_folder.locked(data_dir):
         chosen = ports.choose(host, port, is_asked=is_port_asked)
         if chosen != port:
             say(f"Port {port} is taken; using {chosen}.")
         export({"XALEN_DATA_DIR": str(data_dir), "XALEN_HOST": host, "XALEN_PORT": str(chosen)})
+        storage.check()
         Supervisor(data_dir, host, chosen, say).run(on_ready)
 
 
@@ -272,26 +275,14 @@ def export(values: Mapping[str, str]) -> None:
     settings.cache_clear()
 
 
-@contextmanager
-def _only_one(data_dir: Path) -> Iterator[None]:
-    with (data_dir / "up.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ConfigError(
-                f"`xalen-batch up` is running on {data_dir} already (process {lock.read().strip()}). "
-                "Stop it first, or choose another folder with --data-dir."
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
-
-
-def _is_ready(url: str) -> bool:
+def _missing(url: str) -> str:
+    """What keeps the API from being ready, in words; empty when it is."""
     try:
-        with urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (URLError, OSError):
-        return False
+        with urlopen(url, timeout=2):
+            return ""
+    except HTTPError as error:
+        checks = json.load(error).get("checks", {})
+        failed = (f"{name} failed ({check['error']})" for name, check in checks.items() if check["status"] != "ok")
+        return "; ".join(failed) or f"the API answers {error.code}"
+    except OSError as error:
+        return f"the API does not answer ({getattr(error, 'reason', error)})"

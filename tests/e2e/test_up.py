@@ -5,6 +5,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
@@ -92,6 +93,7 @@ def test_it_says_how_to_use_it_on_stderr_and_nothing_on_stdout(data_dir: Path) -
     assert "from openai import OpenAI\n" in err.read_text()
     assert f'client = OpenAI(base_url="{credentials["base_url"]}", api_key="{credentials["test_key"]}")\n' in err.read_text()
     assert credentials["live_key"] not in err.read_text()
+    assert f"export XALEN_DATA_DIR={data_dir}\n" in err.read_text()
     assert out.read_text() == ""
 
 
@@ -157,7 +159,7 @@ def test_a_port_asked_for_by_name_that_is_taken_is_a_clear_error(data_dir: Path,
     refused = second_start(data_dir, "--port", str(taken_port)) if way == "option" else second_start(data_dir, port=taken_port)
     assert refused.returncode == 1
     assert f"Port {taken_port} on 127.0.0.1 is taken" in refused.stderr
-    assert of_folder(data_dir) == {}
+    assert not data_dir.exists()
 
 
 def test_a_data_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
@@ -165,3 +167,45 @@ def test_a_data_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> N
     refused = second_start(tmp_path / "file" / "data")
     assert refused.returncode == 1
     assert f"{tmp_path / 'file' / 'data'} cannot be used" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("storage_url", "s3://bucket/x", "not supported yet"),
+        ("storage_url", "file://{}", "cannot be written"),
+        ("catalog", "{}", "cannot be read"),
+    ],
+)
+def test_settings_that_cannot_work_are_told_before_anything_starts(
+    data_dir: Path, tmp_path: Path, setting: str, value: str, words: str
+) -> None:
+    (tmp_path / "file").write_text("not a catalog")
+    refused = second_start(data_dir, **{setting: value.format(tmp_path / "file")})
+    assert refused.returncode == 1
+    assert f"XALEN_{setting.upper()}" in refused.stderr
+    assert words in refused.stderr
+    assert not (data_dir / "postgres").exists()
+
+
+def test_what_does_not_get_ready_is_stopped_and_the_check_that_failed_is_named(data_dir: Path) -> None:
+    # The folder of the storage becomes a file when everything before has gone well.
+    breaking = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from xalen_batch import schema, supervisor\n"
+        "from xalen_batch.cli.main import app\n"
+        "files, migrate = Path(sys.argv[3]) / 'files', schema.migrate\n"
+        "schema.migrate = lambda: (migrate(), files.rmdir(), files.write_text(''))\n"
+        "supervisor.READY_TIMEOUT = 10\n"
+        "app()\n"
+    )
+    refused = subprocess.run(
+        [sys.executable, "-c", breaking, "up", "--data-dir", str(data_dir)],
+        env=processes.environment(), capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
+    assert refused.returncode == 1, refused.stderr
+    assert "Not ready within 10 s: storage failed" in refused.stderr
+    assert f"Its log is {data_dir / 'logs' / 'api.log'}" in refused.stderr
+    assert of_folder(data_dir) == {}
+    assert not (data_dir / "run.toml").exists()

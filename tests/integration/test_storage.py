@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from xalen_batch import storage
 from xalen_batch.config import settings
+from xalen_batch.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +31,22 @@ def test_what_is_no_local_folder_is_refused_with_the_remedy(configure: Callable[
     configure(storage_url=address)
     with pytest.raises(ValidationError, match="file:///path"):
         settings()
+
+
+def test_an_empty_address_is_the_folder_in_the_data_folder(configure: Callable[..., None], tmp_path: Path) -> None:
+    configure(data_dir=tmp_path, storage_url="")
+    assert storage.folder() == tmp_path / "files"
+
+
+def test_the_check_leaves_nothing_behind(configure: Callable[..., None], tmp_path: Path) -> None:
+    configure(storage_url=(tmp_path / "files").as_uri())
+    storage.check()
+    assert list((tmp_path / "files").iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/files"])
+def test_the_check_names_the_folder_the_reason_and_the_remedy(configure: Callable[..., None], tmp_path: Path, place: str) -> None:
+    (tmp_path / "taken").write_text("")
+    configure(storage_url=(tmp_path / place).as_uri())
+    with pytest.raises(ConfigError, match=r"taken.* cannot be written: .*XALEN_STORAGE_URL"):
+        storage.check()
