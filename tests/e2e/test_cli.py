@@ -1,6 +1,7 @@
 """The commands as a user runs them, against a real `xalen-batch up`."""
 
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -142,7 +143,7 @@ def test_what_a_running_batch_has_is_read_and_a_cancel_keeps_it(cli: Cli) -> Non
     wait_until(lambda: _done(cli, batch_id) >= 2, timeout=30)
     partial = cli("results", batch_id, "--partial")
     assert [json.loads(line)["custom_id"] for line in partial.stdout.splitlines()] == ["quick-1", "quick-2"]
-    assert b"2 of 3 lines had ended" in partial.stderr
+    assert b"2 lines that succeeded so far, of 3 in the batch" in partial.stderr
     assert cli("invoice", batch_id).returncode == 1
     assert cli("cancel", batch_id).returncode == 0
     assert cli("watch", batch_id).returncode == 3
@@ -208,6 +209,7 @@ def test_models_and_prices_are_listed(cli: Cli) -> None:
     assert [model["id"] for model in cli.json("models")["data"]] == ["mistral-small-3-1", "bge-reranker-v2"]
     assert cli.json("prices")["bge-reranker-v2"] == {"input": "0.003", "output": None}
     assert {price["model"] for price in cli.json("prices", "list")} == {"mistral-small-3-1", "bge-reranker-v2"}
+    assert re.search(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC +now", cli("prices", "list").stdout)
     assert cli("prices", "sync").returncode == 0
 
 

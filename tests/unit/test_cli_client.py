@@ -232,6 +232,30 @@ def test_results_of_a_running_batch_are_asked_for_by_name(api: Api) -> None:
     assert "--partial" in result.stderr
 
 
+def test_what_a_running_batch_gave_is_counted_as_it_came(api: Api) -> None:
+    lines = b'{"custom_id": "a"}\n' * 1_234
+    headers = {"x-batch-complete": "false", "x-batch-lines-done": "1000", "x-batch-lines-total": "50000"}
+    api.answers = [_ok(_batch("in_progress")), _ok(lines, **headers)]
+    result = _run(api, "results", "batch_1", "--partial")
+    assert (result.exit_code, result.stdout_bytes) == (0, lines)
+    assert "1,234 lines that succeeded so far, of 50,000 in the batch" in result.stderr
+
+
+def test_a_batch_that_failed_validation_has_no_results(api: Api) -> None:
+    api.answers = [_ok(_batch("failed"))]
+    result = _run(api, "results", "batch_1")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "failed validation" in result.stderr
+    assert "`xalen-batch show batch_1`" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["watch", "show", "results", "cancel", "invoice"])
+def test_what_is_no_id_of_a_batch_is_not_asked_for(command: str, api: Api) -> None:
+    result = _run(api, command, "file-0192")
+    assert (result.exit_code, api.requests) == (2, [])
+    assert "is not the id of a batch, `batch_…`" in " ".join(result.stderr.replace("│", " ").split())
+
+
 def test_results_are_passed_on_byte_by_byte(api: Api) -> None:
     api.answers = [_ok(_batch("completed")), _ok(BODY)]
     assert _run(api, "results", "batch_1").stdout_bytes == BODY

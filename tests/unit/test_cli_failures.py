@@ -138,6 +138,7 @@ def test_ctrl_c_while_the_commands_load_is_a_word_and_no_traceback(
     [
         (["list", "--status", "foo"], "'completed'"),
         (["keys", "create", "--account", "a", "--expires", "2020-01-01"], "a moment to come"),
+        (["keys", "create", "--account", "a", "--expires", "soon"], "Write it as 2027-12-31T18:00:00"),
     ],
 )
 def test_a_value_that_cannot_be_is_a_usage_error(arguments: list[str], said: str) -> None:

@@ -70,6 +70,17 @@ def test_an_invoice_shows_the_amounts_of_the_api_and_grouped_tokens(capsys: pyte
     assert "not payable" not in printed
 
 
+@pytest.mark.parametrize(("number", "text"), [(0, "0 lines"), (1, "1 line"), (1_234, "1,234 lines")])
+def test_a_count_agrees_with_its_noun(number: int, text: str) -> None:
+    assert output.counted(number, "line") == text
+
+
+def test_one_request_that_is_not_billed_is_one_request(capsys: pytest.CaptureFixture[str]) -> None:
+    line = dict.fromkeys(_invoice()["lines"][0]) | {"kind": "not_billed", "description": "Failed", "reason": "failed", "amount": "0"}
+    print_invoice(_invoice(lines=[line | {"quantity": "1"}]))
+    assert "1 request " in capsys.readouterr().out
+
+
 def test_a_test_invoice_is_marked_not_payable(capsys: pytest.CaptureFixture[str]) -> None:
     print_invoice(_invoice(livemode=False))
     assert "test mode, not payable" in capsys.readouterr().out

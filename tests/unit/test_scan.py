@@ -47,6 +47,8 @@ BROKEN = [
     (GOOD.replace(b"parcel", b"par\xffcel"), "invalid_encoding", None, "0xff"),
     (GOOD.replace(b"parcel", b"par\x00cel"), "invalid_json_line", None, "NUL"),
     (b'{"custom_id": "a"', "invalid_json_line", None, "Not JSON"),
+    (b'{"custom_id": "a', "invalid_json_line", None, "Not JSON: Unterminated string starting at character 15."),
+    (b'{"custom_id": "\t"}', "invalid_json_line", None, "Not JSON: Invalid control character at character 16."),
     (b"{'custom_id': 'a'}", "invalid_json_line", None, "double quotes"),
     (b"[", "invalid_json_line", None, "on one line of its own"),
     (GOOD + b" " + GOOD, "invalid_json_line", None, "one whole JSON object"),

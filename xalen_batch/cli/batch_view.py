@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from xalen_batch.cli.output import STDERR, fields, figure, grid, moment, pairs, safe, say, show
+from xalen_batch.cli.output import STDERR, counted, fields, figure, grid, moment, pairs, safe, say, show
 
 SHOWN_ERRORS = 20
 MOMENTS = (
@@ -52,7 +52,7 @@ def print_line_errors(errors: Sequence[dict[str, Any]], name: str, *, shown: int
         place = safe(name) if error["line"] is None else f"{safe(name)}:{error['line']}"
         console.print(f"{place}: {error['code']}: {safe(error['message'])}", style="red", soft_wrap=True)
     if left := len(errors) - len(errors[:shown]):
-        console.print(f"… and {figure(left)} more errors", soft_wrap=True)
+        console.print(f"… and {counted(left, 'more error')}", soft_wrap=True)
 
 
 def table_of(batches: Sequence[dict[str, Any]]) -> None:

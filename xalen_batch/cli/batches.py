@@ -9,11 +9,12 @@ from xalen_batch.cli import batch_view, download
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, examples
-from xalen_batch.cli.output import figure, print_json, say
+from xalen_batch.cli.output import counted, figure, print_json, say
 from xalen_batch.cli.watch import ENDED
 from xalen_batch.states import BatchStatus
 
 PAGE = 100
+STATUS_HELP = f"Only batches in this status: {', '.join(BatchStatus)}."
 
 commands = typer.Typer()
 
@@ -24,7 +25,7 @@ commands = typer.Typer()
 )
 def list_batches(
     limit: Annotated[int, typer.Option(min=1, help="Most batches to show, the newest first.")] = 20,
-    status: Annotated[BatchStatus | None, typer.Option(help="Only batches in this status.")] = None,
+    status: Annotated[BatchStatus | None, typer.Option(metavar="STATUS", help=STATUS_HELP)] = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
@@ -88,12 +89,13 @@ def results(
         raise Failed(f"The batch is {status}. `xalen-batch watch {batch_id}` waits for its end; --partial reads what is there.")
     if status == "failed":
         raise Failed(f"{batch_id} failed validation, so nothing was run. `xalen-batch show {batch_id}` names what is wrong.")
-    headers = download.fetch(client, batch_id, output, errors=errors, is_ended=status in ENDED)
-    if headers.get("content-length") == "0":
-        say(f"No line of {batch_id} {'failed' if errors else 'succeeded'}.")
+    lines, headers = download.fetch(client, batch_id, output, errors=errors, is_ended=status in ENDED)
+    ending = "failed" if errors else "succeeded"
     if headers.get("x-batch-complete") == "false":
-        done, total = (figure(int(headers[f"x-batch-lines-{name}"])) for name in ("done", "total"))
-        say(f"Not complete: {done} of {total} lines had ended when this was asked for.", style="yellow")
+        total = figure(int(headers["x-batch-lines-total"]))
+        say(f"Not complete: {counted(lines, 'line')} that {ending} so far, of {total} in the batch.", style="yellow")
+    elif not lines:
+        say(f"No line of {batch_id} {ending}.")
 
 
 @commands.command(epilog=examples("xalen-batch cancel batch_0192…", "xalen-batch cancel batch_0192… && xalen-batch watch batch_0192…"))

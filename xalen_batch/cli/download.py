@@ -5,13 +5,20 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from xalen_batch.cli import progress
 from xalen_batch.cli.client import Client
 from xalen_batch.cli.failures import Failed
 
 STDOUT = Path("-")
+
+
+class Delivered(NamedTuple):
+    """How many lines came, and the headers that say how far they go."""
+
+    lines: int
+    headers: Mapping[str, str]
 
 
 @contextmanager
@@ -42,8 +49,15 @@ def check_target(target: Path, source: Path | None = None) -> None:
         raise Failed(f"{target} is the input file. Name another with --output.")
 
 
-def fetch(client: Client, batch_id: str, target: Path, *, errors: bool, is_ended: bool) -> Mapping[str, str]:
-    """Write a batch's lines that succeeded, or those that failed, to `target`; the answer's headers say how far they go."""
-    part = "errors" if errors else "output"
+def fetch(client: Client, batch_id: str, target: Path, *, errors: bool, is_ended: bool) -> Delivered:
+    """Write a batch's lines that succeeded, or those that failed, to `target`."""
+    part, lines = "errors" if errors else "output", 0
     with progress.transfer(part) as moved, writer(target) as out:
-        return client.download(f"/batches/{batch_id}/{part}", out.write, moved, is_fixed=is_ended)
+
+        def write(piece: bytes) -> None:
+            nonlocal lines
+            out.write(piece)
+            lines += piece.count(b"\n")
+
+        headers = client.download(f"/batches/{batch_id}/{part}", write, moved, is_fixed=is_ended)
+    return Delivered(lines, headers)

@@ -11,7 +11,7 @@ from xalen_batch.cli import database
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.failures import ERROR
 from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, examples
-from xalen_batch.cli.output import STDOUT, figure, grid, print_json, say, show
+from xalen_batch.cli.output import STDOUT, counted, figure, grid, print_json, say, show
 
 INVOICE = ("item", "component", "quantity", "unit price", "amount")
 
@@ -103,7 +103,7 @@ def reconcile(as_json: Json = False) -> None:
         headers = list(differences[0])
         show(grid(headers, [[difference[name] for name in headers] for difference in differences]))
     if differences:
-        say(f"{figure(len(differences))} differences.", style="red")
+        say(f"{counted(len(differences), 'difference')}.", style="red")
         raise typer.Exit(ERROR)
     say("Everything agrees.", style="green")
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from xalen_batch.models import Account
 
-commands = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys (operators).", epilog=examples("xalen-batch keys list"))
+commands = typer.Typer(
+    no_args_is_help=True, help="Make, list and revoke API keys (operators).", epilog=examples("xalen-batch keys create --account acme")
+)
 
 
 class Mode(StrEnum):
@@ -36,13 +38,12 @@ def create(
     name: Annotated[str, typer.Option(help="What the key is for.")] = "cli",
     scopes: Annotated[str | None, typer.Option(help="Comma-separated; all unless given: submit,read,billing.")] = None,
     expires: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Last moment of its use, UTC.")
+        str | None, typer.Option(metavar="TIME", help="When its use ends, UTC: `2027-12-31` or `2027-12-31T18:00:00`.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a key. Its secret is printed now and never again."""
-    if expires is not None and expires.replace(tzinfo=UTC) <= datetime.now(UTC):
-        raise typer.BadParameter(f"{expires} is over. Name a moment to come, UTC.", param_hint="--expires")
+    expires_at = None if expires is None else _moment_to_come(expires)
     with database.transaction() as session:
         from xalen_batch import accounts, ids
 
@@ -52,7 +53,7 @@ def create(
             livemode=mode is Mode.LIVE,
             name=name,
             scopes=scopes.split(",") if scopes else tuple(accounts.Scope),
-            expires_at=expires and expires.replace(tzinfo=UTC),
+            expires_at=expires_at,
         )
         key_id = ids.render("key", key.id)
     if as_json:
@@ -60,6 +61,17 @@ def create(
         return
     typer.echo(secret)
     say(f"{key_id} of account {account!r}, {mode} mode. Keep the secret: it is stored nowhere and not shown again.")
+
+
+def _moment_to_come(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a time. Write it as 2027-12-31T18:00:00, UTC.", param_hint="--expires") from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment <= datetime.now(UTC):
+        raise typer.BadParameter(f"{text} is over. Name a moment to come, UTC.", param_hint="--expires")
+    return moment
 
 
 def _account(session: "Session", name: str) -> "Account":

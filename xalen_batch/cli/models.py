@@ -1,5 +1,6 @@
 """`models`, `prices`: what can run, and what it costs."""
 
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -7,7 +8,7 @@ import typer
 from xalen_batch.cli import database
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
-from xalen_batch.cli.output import grid, print_json, say, show
+from xalen_batch.cli.output import grid, moment, print_json, say, show
 
 UNIT = "USD per 1M tokens, list price; a batch costs less (XALEN_BATCH_DISCOUNT)"
 
@@ -93,12 +94,16 @@ def list_prices(model: Annotated[str | None, typer.Option(help="Only this model.
             row["component"],
             "live" if row["livemode"] else "test",
             row["usd_per_million"],
-            row["valid_from"],
-            row["valid_to"] or "now",
+            _at(row["valid_from"]),
+            _at(row["valid_to"]) if row["valid_to"] else "now",
         )
         for row in rows
     ]
     show(grid(("model", "component", "mode", "USD per 1M", "from", "to"), cells, right=("USD per 1M",)))
+
+
+def _at(iso: str) -> str:
+    return moment(int(datetime.fromisoformat(iso).timestamp()))
 
 
 @prices.command(epilog=examples("xalen-batch prices sync", "XALEN_CATALOG=catalog.toml xalen-batch prices sync"))

@@ -13,8 +13,16 @@ ApiKey = Annotated[
     typer.Option(help="Your key. Else XALEN_API_KEY, OPENAI_API_KEY, credentials.toml.", rich_help_panel="Connection"),
 ]
 Live = Annotated[bool, typer.Option("--live", help="Use the live key of credentials.toml, not the test key.", rich_help_panel="Connection")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch, `batch_…`.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; an error is words on stderr all the same.")]
+
+
+def _batch_id(text: str) -> str:
+    if not text.startswith("batch_"):
+        raise typer.BadParameter(f"{text!r} is not the id of a batch, `batch_…`. `xalen-batch list` shows those there are.")
+    return text
+
+
+BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch, `batch_…`.", callback=_batch_id)]
 Timeout = Annotated[float | None, typer.Option(min=0, help="Stop waiting after this many seconds (exit 5); the batch goes on.")]
 
 

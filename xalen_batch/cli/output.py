@@ -72,6 +72,11 @@ def figure(number: object) -> str:
     return f"{number:,}" if isinstance(number, int) else str(number)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 line`, `1,000 lines`."""
+    return f"{figure(number)} {noun}{'' if number == 1 else 's'}"
+
+
 def moment(timestamp: int | None) -> str:
     """Unix seconds as UTC, or a dash."""
     return "-" if timestamp is None else f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -8,12 +8,12 @@ import typer
 from xalen_batch.cli import batch_view, inputs
 from xalen_batch.cli.failures import ERROR
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import STDOUT, figure, grid, print_json, say, show
+from xalen_batch.cli.output import STDOUT, counted, figure, grid, print_json, say, show
 
 if TYPE_CHECKING:
     from xalen_batch.pipeline.estimate import Estimate
 
-FIGURES = ("lines", "tokens in", "tokens out", "at most", "USD", "USD at most")
+FIGURES = ("lines", "tokens in", "tokens out", "tokens out, at most", "USD", "USD, at most")
 
 commands = typer.Typer()
 
@@ -67,5 +67,4 @@ def _print(estimate: "Estimate", name: str, show_all: bool) -> None:
             style="green",
         )
     else:
-        count = found["error_count"]
-        say(f"{name} has {figure(count)} error{'' if count == 1 else 's'}; a batch of it would run nothing.", style="red")
+        say(f"{name} has {counted(found['error_count'], 'error')}; a batch of it would run nothing.", style="red")

@@ -83,7 +83,7 @@ def _malformed(text: str, error: json.JSONDecodeError) -> str:
         return "The line is only the beginning of a JSON value. Put each request on one line of its own, as JSONL, not indented and not in a list."
     if text.startswith(("'", "{'")):
         return "Not JSON: strings and keys need double quotes. Write the lines with json.dumps, not with str."
-    return f"Not JSON: {error.msg.removesuffix(' starting at')} at character {error.pos + 1}. Each line must be one whole JSON object; write it with a JSON library."
+    return f"Not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}. Each line must be one whole JSON object; write it with a JSON library."
 
 
 def _constant(name: str) -> NoReturn:
