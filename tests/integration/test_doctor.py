@@ -1,7 +1,11 @@
 """`doctor` on real stores: what is wrong is named, with the remedy."""
 
 import json
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +13,18 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
-from tests.conftest import Stores
+from tests.conftest import Stores, forget
 from xalen_batch import storage
 from xalen_batch.cli.main import app
 
+Doctor = Callable[[], tuple[int, dict[str, Any]]]
+
+MODEL = "mistral-small-3-1"
+KEY = "MISTRAL_API_KEY"
+
 
 @pytest.fixture
-def doctor(stores: Stores, configure: Callable[..., None], tmp_path: Path) -> Callable[[], tuple[int, dict[str, Any]]]:
+def doctor(stores: Stores, configure: Callable[..., None], tmp_path: Path) -> Doctor:
     """Runs it; its exit code, and each check by name."""
     folder = tmp_path / "data"
     folder.mkdir(mode=0o700)
@@ -28,7 +37,7 @@ def doctor(stores: Stores, configure: Callable[..., None], tmp_path: Path) -> Ca
     return run
 
 
-def test_a_sound_installation_passes(doctor: Callable[[], tuple[int, dict[str, Any]]], valkey: redis.Redis) -> None:
+def test_a_sound_installation_passes(doctor: Doctor, valkey: redis.Redis) -> None:
     storage.store()
     code, checks = doctor()
     assert code == 0
@@ -37,16 +46,14 @@ def test_a_sound_installation_passes(doctor: Callable[[], tuple[int, dict[str, A
     assert checks["backend of mistral-small-3-1"]["status"] == "warning"
 
 
-def test_it_makes_nothing(
-    doctor: Callable[[], tuple[int, dict[str, Any]]], configure: Callable[..., None], valkey: redis.Redis, tmp_path: Path
-) -> None:
+def test_it_makes_nothing(doctor: Doctor, configure: Callable[..., None], valkey: redis.Redis, tmp_path: Path) -> None:
     configure(data_dir=tmp_path / "none", storage_url=(tmp_path / "none" / "files").as_uri())
     code, checks = doctor()
     assert (code, checks["data folder"]["status"], checks["storage"]["status"]) == (0, "warning", "warning")
     assert not (tmp_path / "none").exists()
 
 
-def test_a_redis_that_evicts_is_named_with_its_remedy(doctor: Callable[[], tuple[int, dict[str, Any]]], valkey: redis.Redis) -> None:
+def test_a_redis_that_evicts_is_named_with_its_remedy(doctor: Doctor, valkey: redis.Redis) -> None:
     valkey.config_set("maxmemory-policy", "allkeys-lru")
     try:
         code, checks = doctor()
@@ -56,7 +63,7 @@ def test_a_redis_that_evicts_is_named_with_its_remedy(doctor: Callable[[], tuple
     assert "maxmemory-policy to noeviction" in checks["redis"]["detail"]
 
 
-def test_a_redis_that_forgets_is_a_warning(doctor: Callable[[], tuple[int, dict[str, Any]]], valkey: redis.Redis) -> None:
+def test_a_redis_that_forgets_is_a_warning(doctor: Doctor, valkey: redis.Redis) -> None:
     valkey.config_set("appendonly", "no")
     try:
         code, checks = doctor()
@@ -65,19 +72,166 @@ def test_a_redis_that_forgets_is_a_warning(doctor: Callable[[], tuple[int, dict[
     assert (code, checks["redis"]["status"]) == (0, "warning")
 
 
-def test_a_data_folder_that_others_can_read_is_named(doctor: Callable[[], tuple[int, dict[str, Any]]], tmp_path: Path) -> None:
+def test_a_data_folder_that_others_can_read_is_named(doctor: Doctor, tmp_path: Path) -> None:
     (tmp_path / "data").chmod(0o755)
     code, checks = doctor()
     assert code == 1
     assert "chmod 700" in checks["data folder"]["detail"]
 
 
-def test_an_absent_database_is_named(doctor: Callable[[], tuple[int, dict[str, Any]]], configure: Callable[..., None]) -> None:
-    from tests.conftest import forget
-
-    configure(database_url="postgresql://nobody:secret-word@127.0.0.1:1/none")
+@pytest.fixture
+def otherwise(configure: Callable[..., None]) -> Iterator[Callable[..., None]]:
+    """`configure`, for settings that are kept in caches."""
     forget()
+
+    def change(**values: object) -> None:
+        configure(**values)
+        forget()
+
+    yield change
+    forget()
+
+
+def test_an_absent_database_is_said_once(doctor: Doctor, otherwise: Callable[..., None]) -> None:
+    otherwise(database_url="postgresql://nobody:secret-word@127.0.0.1:1/none")
     code, checks = doctor()
     assert (code, checks["database"]["status"]) == (1, "failed")
+    assert "does not answer" in checks["database"]["detail"]
+    assert "correct XALEN_DATABASE_URL" in checks["database"]["detail"]
+    assert (checks["migrations"]["status"], checks["migrations"]["detail"]) == ("skipped", "not checked: no database")
+    assert checks["redis"]["status"] == "ok"
     assert "secret-word" not in json.dumps(checks)
-    forget()
+
+
+def test_where_nothing_runs_that_is_said_once(doctor: Doctor, otherwise: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XALEN_DATABASE_URL")
+    monkeypatch.delenv("XALEN_REDIS_URL")
+    otherwise()
+    code, checks = doctor()
+    assert code == 1
+    assert [name for name, check in checks.items() if "nothing runs on the data folder" in check["detail"]] == ["database"]
+    assert (checks["redis"]["status"], checks["redis"]["detail"]) == ("skipped", "not checked: nothing runs")
+
+
+@pytest.mark.parametrize(
+    ("setting", "address", "check"),
+    [
+        ("database_url", "postgresql://u:secret-word@host:port/x", "database"),
+        ("database_url", "postgresql://u:secret-word@127.0.0.1:1/x?nonsense=1", "database"),
+        ("redis_url", "secret-word://host", "redis"),
+        ("redis_url", "redis://:secret-word@127.0.0.1:1/0", "redis"),
+    ],
+)
+def test_an_address_that_does_not_work_has_a_remedy_and_keeps_its_secret(
+    doctor: Doctor, otherwise: Callable[..., None], setting: str, address: str, check: str
+) -> None:
+    otherwise(**{setting: address})
+    code, checks = doctor()
+    assert (code, checks[check]["status"]) == (1, "failed")
+    assert f"XALEN_{setting.upper()}" in checks[check]["detail"]
+    assert "Unexpected" not in checks[check]["detail"]
+    assert "secret-word" not in json.dumps(checks)
+
+
+def test_settings_that_are_not_valid_are_said_once_and_nothing_else_is_looked_at(doctor: Doctor, otherwise: Callable[..., None]) -> None:
+    otherwise(storage_url="s3://bucket/x")
+    code, checks = doctor()
+    assert (code, [*checks]) == (1, ["python", "data folder", "settings"])
+    assert "XALEN_STORAGE_URL" in checks["settings"]["detail"]
+
+
+def test_a_storage_that_cannot_be_written_is_named(doctor: Doctor, otherwise: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    otherwise(storage_url=(tmp_path / "taken").as_uri())
+    code, checks = doctor()
+    assert (code, checks["storage"]["status"]) == (1, "failed")
+    assert "cannot be written: Not a directory" in checks["storage"]["detail"]
+
+
+def test_the_table_is_data_and_goes_to_stdout(doctor: Doctor) -> None:
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.stdout.startswith("check")
+    assert result.stderr == ""
+
+
+@contextmanager
+def server(status: int) -> Iterator[str]:
+    """The `base_url` of a model server that answers everything so."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Keep quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as listening:
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.server_port}/v1"
+        finally:
+            listening.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def backend(doctor: Doctor, configure: Callable[..., None], tmp_path: Path) -> Callable[[str], tuple[str, str]]:
+    """The status and the finding for a model whose backend is at that address."""
+
+    def look(base_url: str) -> tuple[str, str]:
+        catalog = tmp_path / "catalog.toml"
+        catalog.write_text(f'[models.{MODEL}.backend]\nbase_url = "{base_url}"\n')
+        configure(catalog=catalog)
+        check = doctor()[1][f"backend of {MODEL}"]
+        return check["status"], check["detail"]
+
+    return look
+
+
+Look = Callable[[str], tuple[str, str]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "key", "status", "words"),
+    [
+        (200, "secret-word", "ok", "/v1"),
+        (404, "secret-word", "ok", "/v1"),
+        (200, "", "ok", f"answers. {KEY}, which is to hold its key, is not set."),
+        (401, "", "warning", f"asks for a key. {KEY}, which is to hold its key, is not set. Live requests to this model wait"),
+        (401, "secret-word", "warning", f"refuses the key in {KEY}. Live requests to this model wait"),
+        (403, "secret-word", "warning", f"refuses the key in {KEY}. Live requests to this model fail"),
+        (500, "secret-word", "warning", "answers with status 500"),
+    ],
+)
+def test_a_backend_that_answers(backend: Look, monkeypatch: pytest.MonkeyPatch, answer: int, key: str, status: str, words: str) -> None:
+    monkeypatch.setenv(KEY, key)
+    with server(answer) as base_url:
+        found, detail = backend(base_url)
+    assert found == status
+    assert words in detail
+    assert "secret-word" not in detail
+
+
+def test_a_backend_that_is_away_and_its_missing_key_are_both_said(backend: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY, raising=False)
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    status, detail = backend(f"http://127.0.0.1:{port}/v1")
+    assert status == "warning"
+    assert f"cannot be reached: Connection refused. {KEY}, which is to hold its key, is not set. Live requests to this model wait" in detail
+
+
+@pytest.mark.parametrize("address", ["", "host:8000/v1", "ftp://host/v1", "http://host:port/v1"])
+def test_a_base_url_that_is_no_address_is_named_with_its_place(backend: Look, address: str) -> None:
+    status, detail = backend(address)
+    assert status == "failed"
+    assert f"models.{MODEL}.backend in the catalog is {address or 'not set'}. It looks like http://" in detail
+
+
+def test_a_key_that_no_header_can_carry_is_named_and_not_shown(backend: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "secret\nword")
+    status, detail = backend("http://127.0.0.1:1/v1")
+    assert (status, "secret" in detail) == ("failed", False)
+    assert KEY in detail

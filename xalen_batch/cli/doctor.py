@@ -6,8 +6,10 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Literal
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import typer
@@ -26,12 +28,13 @@ BACKEND_TIMEOUT = 3.0
 OLDEST_POSTGRESQL = 14
 # A backend that is away is no fault of the installation: nothing is lost, and test keys need none.
 WAITING = "Live requests to this model wait until that is put right."
+REFUSED = "Live requests to this model fail until that is put right."
 
 
 @dataclass(frozen=True)
 class Check:
     name: str
-    status: Literal["ok", "warning", "failed"]
+    status: Literal["ok", "warning", "failed", "skipped"]
     detail: str
 
 
@@ -43,10 +46,14 @@ class Doubtful(Wrong):
     """It works, and should be better."""
 
 
+class Skipped(Wrong):
+    """Not looked at, because what it needs is missing; that is another check's finding."""
+
+
 @commands.command(rich_help_panel="Server", epilog=examples("xalen-batch doctor", "xalen-batch doctor --json"))
 def doctor(as_json: Json = False) -> None:
     """Check Python, the data folder, the stores, the catalog and every backend. Exit 1 if something is wrong."""
-    checks = [_check(name, look) for name, look in _checks()]
+    checks = list(_checks())
     is_ok = all(check.status != "failed" for check in checks)
     if as_json:
         print_json({"ok": is_ok, "checks": [asdict(check) for check in checks]})
@@ -56,21 +63,29 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(ERROR)
 
 
-def _checks() -> Iterator[tuple[str, Callable[[], str]]]:
-    yield "python", _python
-    yield "data folder", _data_folder
-    yield "database", _database
-    yield "migrations", _migrations
-    yield "redis", _redis
-    yield "storage", _storage
-    yield "catalog", _catalog
+def _checks() -> Iterator[Check]:
+    yield _check("python", _python)
+    yield _check("data folder", _data_folder)
+    settings = _check("settings", _settings)
+    yield settings
+    if settings.status == "failed":
+        # Every other check reads them.
+        return
+    found = _check("database", _database)
+    yield found
+    yield _check("migrations", partial(_migrations, has_database=found.status == "ok"))
+    yield _check("redis", _redis)
+    yield _check("storage", _storage)
+    yield _check("catalog", _catalog)
     for model in _live_models():
-        yield f"backend of {model.id}", partial(_backend, model)
+        yield _check(f"backend of {model.id}", partial(_backend, model))
 
 
 def _check(name: str, look: Callable[[], str]) -> Check:
     try:
         return Check(name, "ok", look())
+    except Skipped as finding:
+        return Check(name, "skipped", str(finding))
     except Doubtful as finding:
         return Check(name, "warning", str(finding))
     except Exception as error:
@@ -95,21 +110,37 @@ def _data_folder() -> str:
     return str(folder.absolute())
 
 
+def _settings() -> str:
+    from xalen_batch.config import Settings
+
+    # Not the cached ones: the address of a running `up` is yet to come into the environment.
+    Settings()
+    return "valid"
+
+
 def _database() -> str:
     database.find()
     from sqlalchemy import text
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
     from xalen_batch import db
 
-    with db.engine().connect() as session:
-        version = session.scalar(text("SHOW server_version"))
+    try:
+        with db.engine().connect() as session:
+            version = session.scalar(text("SHOW server_version"))
+    except OperationalError as error:
+        raise Wrong(f"It does not answer: {_first_line(error.orig or error)}. {_remedy('XALEN_DATABASE_URL')}") from error
+    except (SQLAlchemyError, ValueError):
+        # What the libraries say here can quote the password.
+        raise Wrong("XALEN_DATABASE_URL cannot be used. It looks like postgresql://user:password@host:5432/name.") from None
     if int(str(version).partition(".")[0]) < OLDEST_POSTGRESQL:
         raise Wrong(f"PostgreSQL {version} is too old; {OLDEST_POSTGRESQL} or later is needed.")
     return f"PostgreSQL {version}"
 
 
-def _migrations() -> str:
-    database.find()
+def _migrations(has_database: bool) -> str:
+    if not has_database:
+        raise Skipped("not checked: no database")
     from xalen_batch import schema
 
     found, needed = schema.found(), schema.needed()
@@ -119,10 +150,21 @@ def _migrations() -> str:
 
 
 def _redis() -> str:
-    database.find()
-    from xalen_batch import broker
+    import redis
 
-    server = broker.ping()
+    from xalen_batch import broker
+    from xalen_batch.config import settings
+
+    if settings().redis_url is None:
+        if settings().database_url is None:
+            raise Skipped("not checked: nothing runs")
+        raise Wrong("XALEN_REDIS_URL is not set. Set it to a Redis or Valkey server, or use `xalen-batch up`, which starts its own.")
+    try:
+        server = broker.ping()
+    except redis.RedisError as error:
+        raise Wrong(f"It does not answer: {_first_line(error)}. {_remedy('XALEN_REDIS_URL')}") from error
+    except (ValueError, TypeError):
+        raise Wrong("XALEN_REDIS_URL cannot be used. It looks like redis://:password@host:6379/0.") from None
     name = f"{server.get('server_name', 'redis')} {server.get('valkey_version') or server.get('redis_version')}"
     if server.get("maxmemory_policy") != "noeviction":
         raise Wrong(f"{name} may evict queued messages: set its maxmemory-policy to noeviction.")
@@ -132,15 +174,12 @@ def _redis() -> str:
 
 
 def _storage() -> str:
-    import obstore
-
     from xalen_batch import storage
     from xalen_batch.config import settings
 
     if not storage.folder().exists():
         raise Doubtful(f"{storage.folder()} is not there. `xalen-batch up` and `xalen-batch api` make it.")
-    obstore.put(storage.store(), "health/doctor", b"ok")
-    storage.delete("health/doctor")
+    storage.check()
     return settings().storage
 
 
@@ -163,22 +202,52 @@ def _live_models() -> "list[Model]":
 
 def _backend(model: "Model") -> str:
     config = model.backend
-    if not config.base_url:
-        raise Wrong(f"models.{model.id}.backend has no base_url in the catalog.")
-    key = os.environ.get(config.api_key_env, "") if config.api_key_env else ""
+    url = config.base_url or ""
+    if not _is_address(url):
+        raise Wrong(f"base_url of models.{model.id}.backend in the catalog is {url or 'not set'}. It looks like http://host:8000/v1.")
+    key = os.environ.get(config.api_key_env, "").strip() if config.api_key_env else ""
     unset = f" {config.api_key_env}, which is to hold its key, is not set." if config.api_key_env and not key else ""
-    asked = Request(f"{config.base_url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else {})
     try:
-        with urlopen(asked, timeout=BACKEND_TIMEOUT):
-            return config.base_url + (f", which asks for no key;{unset}" if unset else "")
+        status = _status(Request(f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else {}))
+    except (OSError, HTTPException) as error:
+        raise Doubtful(f"{url} cannot be reached: {_reason(error)}.{unset} {WAITING}") from error
+    except ValueError:
+        # What the library says here quotes the key.
+        raise Wrong(f"The key in {config.api_key_env} has characters that no HTTP header can carry.") from None
+    if status in (401, 403):
+        finding = f"refuses the key in {config.api_key_env}." if key else f"asks for a key.{unset or ' The catalog names no api_key_env.'}"
+        raise Doubtful(f"{url} {finding} {WAITING if status == 401 else REFUSED}")
+    if status >= 500:
+        raise Doubtful(f"{url} answers with status {status}; its log tells why.{unset}")
+    # Any other status will do: a reranking server need not list its models.
+    return f"{url} answers.{unset}" if unset else url
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _status(asked: Request) -> int:
+    try:
+        with urlopen(asked, timeout=BACKEND_TIMEOUT) as answer:
+            return int(answer.status)
     except HTTPError as error:
-        if error.code in (401, 403):
-            raise Doubtful(
-                f"{config.base_url} refuses the key in {config.api_key_env or 'the request (none is configured)'}. {WAITING}"
-            ) from error
-        if error.code >= 500:
-            raise Doubtful(f"{config.base_url} answers with status {error.code}. {WAITING}") from error
-        # A reranking server need not list its models; it is there.
-        return config.base_url
-    except (URLError, OSError) as error:
-        raise Doubtful(f"{config.base_url} cannot be reached: {getattr(error, 'reason', error)}.{unset} {WAITING}") from error
+        with error:
+            return error.code
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "reason", error)
+    return getattr(cause, "strerror", None) or _first_line(cause)
+
+
+def _first_line(error: object) -> str:
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _remedy(variable: str) -> str:
+    return f"Start it (`xalen-batch up` starts its own), or correct {variable}."
