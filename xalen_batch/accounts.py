@@ -31,11 +31,17 @@ class Scope(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: one account in one mode. Every query is scoped by both."""
+class Owner:
+    """One account in one mode. Every query is scoped by both."""
 
     account_id: UUID
     livemode: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Caller(Owner):
+    """Who asks, and what their key may do."""
+
     scopes: frozenset[str]
     key_id: UUID
 

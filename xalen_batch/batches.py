@@ -10,7 +10,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from xalen_batch import catalog, db, files, ids, paging
-from xalen_batch.accounts import Caller
+from xalen_batch.accounts import Owner
 from xalen_batch.billing import prices
 from xalen_batch.broker import Job
 from xalen_batch.catalog import Endpoint
@@ -57,7 +57,7 @@ def completion_seconds(window: str) -> int:
 
 def create(
     session: Session,
-    caller: Caller,
+    owner: Owner,
     *,
     input_file_id: str,
     endpoint: Endpoint,
@@ -70,17 +70,17 @@ def create(
     `output_expires_after`: seconds from the creation of the output files.
     """
     window = completion_seconds(completion_window)
-    file = input_file(session, caller, input_file_id)
+    file = input_file(session, owner, input_file_id)
     batch = Batch(
         id=ids.new(),
-        account_id=caller.account_id,
-        livemode=caller.livemode,
+        account_id=owner.account_id,
+        livemode=owner.livemode,
         endpoint=endpoint,
         completion_window=completion_window,
         input_file_id=file.id,
         output_expires_after=output_expires_after,
         meta=dict(metadata or {}),
-        price_snapshot=prices_in_force(session, livemode=caller.livemode, endpoint=endpoint),
+        price_snapshot=prices_in_force(session, livemode=owner.livemode, endpoint=endpoint),
         discount_rate=settings().batch_discount,
         expires_at=func.now() + timedelta(seconds=window),
     )
@@ -90,10 +90,10 @@ def create(
     return batch
 
 
-def input_file(session: Session, caller: Caller, public_id: str) -> File:
+def input_file(session: Session, owner: Owner, public_id: str) -> File:
     """The file a batch is to read, kept from deletion until this transaction ends. InvalidRequest if it cannot be one."""
     try:
-        file = files.lock(session, caller, public_id)
+        file = files.lock(session, owner, public_id)
     except NotFound:
         raise InvalidRequest(
             f"input_file_id: there is no file {public_id[:100]!r}. Upload one with purpose `batch` and send its id.", param="input_file_id"
@@ -115,17 +115,17 @@ def prices_in_force(session: Session, *, livemode: bool, endpoint: Endpoint | No
     return prices.snapshot(session, livemode=livemode, models=models)
 
 
-def get(session: Session, caller: Caller, public_id: str) -> Batch:
-    """NotFound if there is none for this caller."""
+def get(session: Session, owner: Owner, public_id: str) -> Batch:
+    """NotFound if there is none for this owner."""
     id = ids.parse("batch", public_id)
-    batch = None if id is None else session.scalars(_visible(caller).where(Batch.id == id)).one_or_none()
+    batch = None if id is None else session.scalars(_visible(owner).where(Batch.id == id)).one_or_none()
     if batch is None:
         raise NotFound(f"No such Batch object: {public_id[:100]}", param="batch_id")
     return batch
 
 
-def page(session: Session, caller: Caller, *, limit: int, order: Order = "desc", after: str | None) -> Page[Batch]:
-    return paging.page(session, _visible(caller), Batch.id, "batch", limit=limit, order=order, after=after)
+def page(session: Session, owner: Owner, *, limit: int, order: Order = "desc", after: str | None) -> Page[Batch]:
+    return paging.page(session, _visible(owner), Batch.id, "batch", limit=limit, order=order, after=after)
 
 
 def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]:
@@ -140,5 +140,5 @@ def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]
     return {batch.id: found.get(batch.id, Progress()) for batch in batches}
 
 
-def _visible(caller: Caller) -> Select[Batch]:
-    return select(Batch).where(Batch.account_id == caller.account_id, Batch.livemode == caller.livemode)
+def _visible(owner: Owner) -> Select[Batch]:
+    return select(Batch).where(Batch.account_id == owner.account_id, Batch.livemode == owner.livemode)

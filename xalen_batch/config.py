@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     idempotency_retention: int = Field(7 * 86_400, ge=86_400, description="How long an Idempotency-Key replays its answer.")
     pool_size: int = Field(40, gt=0, description="Most database connections of one process.")
 
+    # Schedules
+    schedule_min_interval: int = Field(300, ge=60, description="Least time between two fires of a schedule.")
+
     # Money
     batch_discount: Annotated[Decimal, Field(ge=0, le=1, description="Share taken off the list price of a batch.")] = Decimal("0.5")
 

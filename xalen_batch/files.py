@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from xalen_batch import ids, paging, storage
-from xalen_batch.accounts import Caller
+from xalen_batch.accounts import Owner
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest, NotFound
 from xalen_batch.models import Batch, File, Result
@@ -33,14 +33,14 @@ UPLOAD_PURPOSES = frozenset(Purpose) - {Purpose.BATCH_OUTPUT}
 
 
 def create(
-    session: Session, caller: Caller, *, id: UUID, purpose: str, filename: str, size: int, sha256: bytes, expires_after: int | None = None
+    session: Session, owner: Owner, *, id: UUID, purpose: str, filename: str, size: int, sha256: bytes, expires_after: int | None = None
 ) -> File:
     """An upload whose bytes are in storage already. `expires_after`: seconds; a batch input has a default."""
     life = expires_after if expires_after is not None else settings().file_retention if purpose == Purpose.BATCH else None
     file = File(
         id=id,
-        account_id=caller.account_id,
-        livemode=caller.livemode,
+        account_id=owner.account_id,
+        livemode=owner.livemode,
         purpose=purpose,
         filename=filename,
         size=size,
@@ -52,29 +52,29 @@ def create(
     return file
 
 
-def get(session: Session, caller: Caller, public_id: str) -> File:
-    """NotFound if there is none, or none any more, for this caller."""
-    return _one(session, caller, public_id, _visible(caller))
+def get(session: Session, owner: Owner, public_id: str) -> File:
+    """NotFound if there is none, or none any more, for this owner."""
+    return _one(session, owner, public_id, _visible(owner))
 
 
-def lock(session: Session, caller: Caller, public_id: str) -> File:
+def lock(session: Session, owner: Owner, public_id: str) -> File:
     """As `get`, and nobody deletes the file before this transaction ends."""
-    return _one(session, caller, public_id, _visible(caller).with_for_update(read=True, key_share=True))
+    return _one(session, owner, public_id, _visible(owner).with_for_update(read=True, key_share=True))
 
 
-def page(session: Session, caller: Caller, *, purpose: str | None, limit: int, order: Order, after: str | None) -> Page[File]:
-    rows = _visible(caller)
+def page(session: Session, owner: Owner, *, purpose: str | None, limit: int, order: Order, after: str | None) -> Page[File]:
+    rows = _visible(owner)
     if purpose is not None:
         rows = rows.where(File.purpose == purpose)
     return paging.page(session, rows, File.id, "file", limit=limit, order=order, after=after)
 
 
-def delete(session: Session, caller: Caller, public_id: str) -> File:
+def delete(session: Session, owner: Owner, public_id: str) -> File:
     """Erase a file's bytes: of an output file the answers, never what they cost.
 
     InvalidRequest while a batch that has not ended reads the file.
     """
-    file = _one(session, caller, public_id, _visible(caller).with_for_update())
+    file = _one(session, owner, public_id, _visible(owner).with_for_update())
     batch_id = session.scalar(select(Batch.id).where(Batch.input_file_id == file.id, Batch.status.not_in(TERMINAL)).limit(1))
     if batch_id is not None:
         name = ids.render("batch", batch_id)
@@ -103,17 +103,17 @@ def erase(session: Session, file: File) -> None:
     session.flush()
 
 
-def _visible(caller: Caller) -> Select[File]:
+def _visible(owner: Owner) -> Select[File]:
     return select(File).where(
-        File.account_id == caller.account_id,
-        File.livemode == caller.livemode,
+        File.account_id == owner.account_id,
+        File.livemode == owner.livemode,
         File.deleted_at.is_(None),
         # Gone on time, however late the sweep comes.
         or_(File.expires_at.is_(None), File.expires_at > func.now()),
     )
 
 
-def _one(session: Session, caller: Caller, public_id: str, rows: Select[File]) -> File:
+def _one(session: Session, owner: Owner, public_id: str, rows: Select[File]) -> File:
     id = ids.parse("file", public_id)
     file = None if id is None else session.scalars(rows.where(File.id == id)).one_or_none()
     if file is None:

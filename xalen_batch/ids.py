@@ -5,7 +5,7 @@ from uuid import UUID
 
 import uuid_utils
 
-Kind = Literal["file", "batch", "inv", "key", "acct"]
+Kind = Literal["file", "batch", "inv", "key", "acct", "sched", "run"]
 SEPARATOR: dict[str, str] = {"file": "-"}
 
 

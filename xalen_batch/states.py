@@ -1,4 +1,4 @@
-"""The states of a batch and of a task, and the only moves between them."""
+"""The states of a batch, of a task and of a schedule's run, and the only moves between them."""
 
 from enum import StrEnum
 
@@ -57,3 +57,34 @@ class LineError(StrEnum):
     BACKEND_UNAVAILABLE = "backend_unavailable"
     BAD_ANSWER = "bad_answer"
     WORKER_LOST = "worker_lost"
+
+
+class ScheduleStatus(StrEnum):
+    ACTIVE = "active"
+    PAUSED = "paused"
+    ENDED = "ended"  # no fire is left
+
+
+class RunState(StrEnum):
+    """What became of a schedule's instant."""
+
+    WAITING = "waiting"  # for the run before it, or for its source to be ready
+    RUNNING = "running"  # its batch has not ended
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"  # by its schedule's own rules
+    MISSED = "missed"  # nothing was there to fire it on time
+
+
+RUN_MOVES: dict[RunState, frozenset[RunState]] = {
+    RunState.WAITING: frozenset({RunState.RUNNING, RunState.FAILED, RunState.SKIPPED}),
+    RunState.RUNNING: frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}),
+    # A backfill takes up again what never ran.
+    RunState.SKIPPED: frozenset({RunState.WAITING}),
+    RunState.MISSED: frozenset({RunState.WAITING}),
+    RunState.SUCCEEDED: frozenset(),
+    RunState.FAILED: frozenset(),
+    RunState.CANCELLED: frozenset(),
+}
+OPEN_RUNS = frozenset({RunState.WAITING, RunState.RUNNING})

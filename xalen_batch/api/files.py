@@ -7,9 +7,10 @@ from fastapi import APIRouter, Query, Response
 from xalen_batch import files, idempotency, results, storage
 from xalen_batch.api.deps import BriefReader, IdempotencyKey, Reader, Submitter, Transaction
 from xalen_batch.api.responses import download, stored
-from xalen_batch.api.schemas import LONGEST_LIFE, SHORTEST_LIFE, DeletedFile, FileObject, ListObject, listing
+from xalen_batch.api.schemas import DeletedFile, FileObject, ListObject, listing
 from xalen_batch.api.uploads import Received
 from xalen_batch.db import transaction
+from xalen_batch.fields import LONGEST_LIFE, SHORTEST_LIFE
 from xalen_batch.files import UPLOAD_PURPOSES, Purpose
 from xalen_batch.models.files import FilePart
 from xalen_batch.paging import Order

@@ -1,20 +1,18 @@
 """The wire's shapes. Every key is always there, null when there is nothing: strict clients break on absent keys."""
 
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field
 
 from xalen_batch import catalog, ids
 from xalen_batch.batches import Progress
 from xalen_batch.catalog import Endpoint
+from xalen_batch.fields import ExpiresAfter, Metadata, Text
 from xalen_batch.models import Batch, File
 from xalen_batch.paging import Page
 
 T = TypeVar("T", bound="FileObject | BatchObject | ModelObject")
-
-DAY = 86_400
-SHORTEST_LIFE, LONGEST_LIFE = 3_600, 30 * DAY
 
 
 class ErrorBody(BaseModel):
@@ -166,30 +164,13 @@ class ModelObject(BaseModel):
         return cls(id=model.id, owned_by=model.owned_by)
 
 
-def _storable(text: str) -> str:
-    """JSON can say what neither UTF-8 nor a text column can hold."""
-    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
-        raise ValueError("should contain neither NUL nor lone surrogates")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_storable)]
-MetadataKey = Annotated[Text, StringConstraints(max_length=64)]
-MetadataValue = Annotated[Text, StringConstraints(max_length=512)]
-
-
-class ExpiresAfter(BaseModel):
-    anchor: Literal["created_at"]
-    seconds: int = Field(ge=SHORTEST_LIFE, le=LONGEST_LIFE, description="Counted from the creation of the output file.")
-
-
 class BatchRequest(BaseModel):
     """Null stands for anything optional; fields that other gateways add are ignored."""
 
     input_file_id: Text = Field(description="A file uploaded with the purpose `batch`.")
     endpoint: Endpoint = Field(description="What every line of the file asks for.")
     completion_window: Text = Field(description="`24h`. Extension: whole hours or days, `1h` to `7d`.", examples=["24h"])
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
 
 

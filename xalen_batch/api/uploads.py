@@ -18,9 +18,9 @@ from xalen_batch import ids, storage
 from xalen_batch.accounts import Caller
 from xalen_batch.api.deps import BriefSubmitter
 from xalen_batch.api.forms import Form, too_large
-from xalen_batch.api.schemas import LONGEST_LIFE, SHORTEST_LIFE
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest
+from xalen_batch.fields import LONGEST_LIFE, SHORTEST_LIFE
 from xalen_batch.files import UPLOAD_PURPOSES
 
 # What the form around the file may take: part headers and the other fields.

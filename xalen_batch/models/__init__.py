@@ -8,6 +8,23 @@ from xalen_batch.models.idempotency import IdempotencyKey
 from xalen_batch.models.invoices import Invoice, InvoiceLine
 from xalen_batch.models.prices import Price
 from xalen_batch.models.results import Result
+from xalen_batch.models.schedules import ConsumedObject, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.models.tasks import Task
 
-__all__ = ["Account", "ApiKey", "Base", "Batch", "File", "IdempotencyKey", "Invoice", "InvoiceLine", "Price", "Result", "Task"]
+__all__ = [
+    "Account",
+    "ApiKey",
+    "Base",
+    "Batch",
+    "ConsumedObject",
+    "File",
+    "IdempotencyKey",
+    "InboxRequest",
+    "Invoice",
+    "InvoiceLine",
+    "Price",
+    "Result",
+    "Schedule",
+    "ScheduleRun",
+    "Task",
+]

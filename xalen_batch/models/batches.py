@@ -26,6 +26,8 @@ class Batch(Base):
             postgresql_where=text("status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
         ),
         Index("ix_batches_input_file_id", "input_file_id"),
+        Index("ix_batches_schedule_id_id", "schedule_id", "id", postgresql_where=text("schedule_id IS NOT NULL")),
+        CheckConstraint("(execution_window IS NULL) = (window_closes_at IS NULL)", name="execution_window"),
         CheckConstraint("discount_rate >= 0 AND discount_rate <= 1", name="discount_rate"),
         CheckConstraint("completed + failed <= total", name="counts"),
     )
@@ -44,6 +46,15 @@ class Batch(Base):
     model: Mapped[str | None]
     meta: Mapped[dict[str, str]] = mapped_column("metadata", server_default=text("'{}'"))
     errors: Mapped[list[dict[str, Any]] | None]
+
+    # What made it; null for a batch that a caller made.
+    schedule_id: Mapped[UUID | None] = mapped_column(ForeignKey("schedules.id"))
+    run_id: Mapped[UUID | None] = mapped_column(ForeignKey("schedule_runs.id"), unique=True)
+    # Hours in which its lines may be started, a `windows.ExecutionWindow` as JSON; and the interval of them
+    # that is open now or opens next.
+    execution_window: Mapped[dict[str, Any] | None]
+    window_opens_at: Mapped[datetime | None]
+    window_closes_at: Mapped[datetime | None]
 
     # Frozen at creation: {model: {component: "USD per million tokens"}}; no key, no price.
     price_snapshot: Mapped[dict[str, Any]]

@@ -33,7 +33,8 @@ class File(Base):
     purpose: Mapped[str]
     filename: Mapped[str]
     size: Mapped[int] = mapped_column("bytes")
-    # Of an upload: what its idempotency key and its batches are checked against.
+    # Of an upload: what its idempotency key and its batches are checked against. Null, with no bytes yet, while
+    # the input of a schedule's run waits to be put together.
     sha256: Mapped[bytes | None]
     # Of an output file.
     batch_id: Mapped[UUID | None] = mapped_column(ForeignKey("batches.id", use_alter=True))

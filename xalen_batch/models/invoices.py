@@ -29,6 +29,9 @@ class Invoice(Base):
     batch_id: Mapped[UUID | None]
     # First day of a statement's month, UTC.
     month: Mapped[date | None] = mapped_column(Date)
+    # The schedule that made the batch, by the name it had.
+    schedule_id: Mapped[UUID | None] = mapped_column(ForeignKey("schedules.id"))
+    schedule_name: Mapped[str | None]
     currency: Mapped[str]
     total: Mapped[Decimal]
     issued_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -1,0 +1,26 @@
+"""Types of what users send, wherever they send it: text that a column can hold, notes, lives of files."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+
+DAY = 86_400
+SHORTEST_LIFE, LONGEST_LIFE = 3_600, 30 * DAY
+
+
+def _storable(text: str) -> str:
+    """JSON can say what neither UTF-8 nor a text column can hold."""
+    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise ValueError("should contain neither NUL nor lone surrogates")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+MetadataKey = Annotated[Text, StringConstraints(max_length=64)]
+MetadataValue = Annotated[Text, StringConstraints(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+
+
+class ExpiresAfter(BaseModel):
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=SHORTEST_LIFE, le=LONGEST_LIFE, description="Counted from the creation of the output file.")
