@@ -9,17 +9,19 @@ from uuid import UUID
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import catalog, db, files, ids, paging
+from xalen_batch import catalog, db, files, ids, log, paging
 from xalen_batch.accounts import Owner
 from xalen_batch.billing import prices
 from xalen_batch.broker import Job
 from xalen_batch.catalog import Endpoint
 from xalen_batch.config import settings
-from xalen_batch.errors import InvalidRequest, NotFound
+from xalen_batch.errors import InvalidRequest, NotCancellable, NotFound
 from xalen_batch.files import Purpose
 from xalen_batch.models import Batch, File, Task
 from xalen_batch.paging import Order, Page
-from xalen_batch.states import BatchStatus
+from xalen_batch.states import BATCH_MOVES, BatchStatus
+
+logger = log.get(__name__)
 
 HOUR = 3_600
 UNITS = {"h": HOUR, "d": 24 * HOUR}
@@ -121,6 +123,19 @@ def get(session: Session, owner: Owner, public_id: str) -> Batch:
     batch = None if id is None else session.scalars(_visible(owner).where(Batch.id == id)).one_or_none()
     if batch is None:
         raise NotFound(f"No such Batch object: {public_id[:100]}", param="batch_id")
+    return batch
+
+
+def cancel(session: Session, batch: Batch) -> Batch:
+    """Start no further line; what has finished is kept, delivered and billed. Raises NotCancellable for one that ended."""
+    while batch.status != BatchStatus.CANCELLING:
+        if BatchStatus.CANCELLING not in BATCH_MOVES[BatchStatus(batch.status)]:
+            raise NotCancellable(f"Batch {ids.render('batch', batch.id)} is {batch.status} and cannot be cancelled any more.")
+        if batch.move(session, BatchStatus.CANCELLING):
+            logger.info("batch.cancelling", batch_id=batch.id.hex)
+        else:
+            session.refresh(batch)
+    db.enqueue(session, Job.FINALIZE, batch.id.hex)
     return batch
 
 

@@ -32,6 +32,7 @@ class Job(StrEnum):
     VALIDATE = "batch.validate"
     EXECUTE = "batch.execute"
     FINALIZE = "batch.finalize"
+    FIRE = "schedule.fire"
     TICK = "system.tick"
 
 

@@ -15,6 +15,7 @@ from xalen_batch import log
 from xalen_batch.broker import Job
 from xalen_batch.pipeline import finalize, recover, validate
 from xalen_batch.pipeline.engine import Engine
+from xalen_batch.schedules import fire
 
 logger = log.get(__name__)
 
@@ -50,9 +51,14 @@ def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
     def finalize_batch(batch_id: str) -> None:
         finalize.run(UUID(hex=batch_id))
 
+    @app.task(name=Job.FIRE.value)
+    @reported
+    def fire_schedules() -> None:
+        fire.run()
+
     @app.task(name=Job.TICK.value)
     @reported
     def tick() -> None:
         recover.tick()
 
-    return {Job.VALIDATE: validate_batch, Job.EXECUTE: execute, Job.FINALIZE: finalize_batch, Job.TICK: tick}
+    return {Job.VALIDATE: validate_batch, Job.EXECUTE: execute, Job.FINALIZE: finalize_batch, Job.FIRE: fire_schedules, Job.TICK: tick}

@@ -15,11 +15,11 @@ from sqlalchemy.exc import IntegrityError
 
 from tests import factories
 from tests.billing import REFUSED
-from xalen_batch import db, money
+from xalen_batch import batches, db, money
 from xalen_batch.backends.contract import Answered, Refused, Usage
 from xalen_batch.billing import invoices, prices, reconcile
 from xalen_batch.models import Batch, Price, Result, Task
-from xalen_batch.pipeline import cancel, claim, finalize, record, recover, validate
+from xalen_batch.pipeline import claim, finalize, record, recover, validate
 from xalen_batch.states import BatchStatus, LineError, TaskState
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
@@ -147,7 +147,7 @@ class Deliveries(RuleBasedStateMachine):
     @rule()
     def cancel(self) -> None:
         with db.transaction() as session:
-            cancel.cancel(session, session.get_one(Batch, self.batch_id))
+            batches.cancel(session, session.get_one(Batch, self.batch_id))
 
     @invariant()
     def the_results_are_what_was_recorded_first(self) -> None:

@@ -12,14 +12,14 @@ import pytest
 from sqlalchemy import func, select, update
 
 from tests import factories
-from xalen_batch import db, results
+from xalen_batch import batches, db, results
 from xalen_batch.accounts import Caller
 from xalen_batch.backends.contract import Answered, Usage
 from xalen_batch.broker import Job
 from xalen_batch.errors import NotCancellable
 from xalen_batch.models import Batch, Invoice, Result, Task
 from xalen_batch.models.files import FilePart
-from xalen_batch.pipeline import cancel, claim, finalize, record, recover, validate
+from xalen_batch.pipeline import claim, finalize, record, recover, validate
 from xalen_batch.pipeline.engine import Engine
 from xalen_batch.states import TaskState
 
@@ -207,7 +207,7 @@ def test_cancel_keeps_and_bills_what_finished(engine: Engine) -> None:
     held = a_claim()
     record.record(held.key, held.fence, answers(held)[:2])
     with db.transaction() as session:
-        assert cancel.cancel(session, session.get_one(Batch, batch_id)).status == "cancelling"
+        assert batches.cancel(session, session.get_one(Batch, batch_id)).status == "cancelling"
     assert claim.claim([], with_suspects=True) is None
     finalize.run(batch_id)
     assert read(batch_id).status == "cancelling"
@@ -226,17 +226,17 @@ def test_cancelling_twice_is_fine_and_after_the_end_is_refused(engine: Engine) -
     batch_id = a_batch(chat_lines(2))
     for _ in range(2):
         with db.transaction() as session:
-            cancel.cancel(session, session.get_one(Batch, batch_id))
+            batches.cancel(session, session.get_one(Batch, batch_id))
     finalize.run(batch_id)
     with db.transaction() as session, pytest.raises(NotCancellable, match="cancelled"):
-        cancel.cancel(session, session.get_one(Batch, batch_id))
+        batches.cancel(session, session.get_one(Batch, batch_id))
 
 
 def test_a_batch_cancelled_before_it_was_validated_ends_empty() -> None:
     with db.transaction() as session:
         caller = factories.caller(session)
         batch = factories.batch(session, caller, factories.input_file(session, caller, chat_lines(2)))
-        cancel.cancel(session, batch)
+        batches.cancel(session, batch)
     validate.run(batch.id)
     finalize.run(batch.id)
     batch = read(batch.id)

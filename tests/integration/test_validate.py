@@ -7,10 +7,10 @@ from sqlalchemy import func, select, update
 
 from tests import factories
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
-from xalen_batch import broker, db, jsonl, storage
+from xalen_batch import batches, broker, db, jsonl, storage
 from xalen_batch.broker import Job
 from xalen_batch.models import Account, Batch, Task
-from xalen_batch.pipeline import cancel, validate
+from xalen_batch.pipeline import validate
 from xalen_batch.states import BatchStatus
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -140,7 +140,7 @@ def test_a_batch_cancelled_while_its_file_is_read_gets_no_tasks(monkeypatch):
 
     def cancelled():
         with db.transaction() as session:
-            cancel.cancel(session, session.get_one(Batch, batch.id))
+            batches.cancel(session, session.get_one(Batch, batch.id))
 
     while_reading(monkeypatch, cancelled)
     validate.run(batch.id)

@@ -11,7 +11,6 @@ from xalen_batch.api.deps import IdempotencyKey, Reader, Submitter, Transaction
 from xalen_batch.api.responses import stored
 from xalen_batch.api.schemas import BatchObject, BatchRequest, ListObject, listing
 from xalen_batch.batches import Progress
-from xalen_batch.pipeline.cancel import cancel
 
 PATH = "/v1/batches"
 router = APIRouter(prefix=PATH, tags=["batches"])
@@ -59,5 +58,5 @@ def get_batch(session: Transaction, caller: Reader, batch_id: str) -> BatchObjec
 @router.post("/{batch_id}/cancel")
 def cancel_batch(session: Transaction, caller: Submitter, batch_id: str) -> BatchObject:
     """Start no further line. What has finished is kept, delivered and billed. Any body is ignored."""
-    batch = cancel(session, batches.get(session, caller, batch_id))
+    batch = batches.cancel(session, batches.get(session, caller, batch_id))
     return BatchObject.of(batch, batches.progress(session, [batch])[batch.id])

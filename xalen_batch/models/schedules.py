@@ -51,8 +51,8 @@ class Schedule(Base):
         self.status = (ScheduleStatus.ACTIVE if next_fire_at else ScheduleStatus.ENDED).value
         self.next_fire_at, self.paused_at, self.pause_note = next_fire_at, None, None
 
-    def count(self, state: RunState) -> None:
-        self.run_counts = {**self.run_counts, state.value: self.run_counts.get(state.value, 0) + 1}
+    def count(self, state: RunState, number: int = 1) -> None:
+        self.run_counts = {**self.run_counts, state.value: self.run_counts.get(state.value, 0) + number}
 
 
 class ScheduleRun(Base):
@@ -96,6 +96,15 @@ class ScheduleRun(Base):
             self.ended_at = now
             schedule.count(to)
         session.flush()
+
+    def wait(self, reason: str, message: str) -> None:
+        """Stay waiting, and say for what."""
+        self.reason, self.message = reason, message
+
+    def take_up(self, session: Session, schedule: Schedule, trigger: str) -> None:
+        """Let a run that was missed or skipped wait once more, with what its schedule says now."""
+        self.move(session, schedule, RunState.WAITING, reason="backfill", message=f"It was {self.state} before.")
+        self.trigger, self.definition, self.ended_at = trigger, schedule.definition, None
 
 
 class InboxRequest(Base):

@@ -18,6 +18,7 @@ from xalen_batch.models import Batch, File, IdempotencyKey, Result, Task
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.tasks import SUSPECT_LOSSES
 from xalen_batch.pipeline import finalize, record
+from xalen_batch.schedules import fire
 from xalen_batch.states import TERMINAL, BatchStatus, LineError, TaskState
 
 logger = log.get(__name__)
@@ -37,7 +38,7 @@ def due() -> list[Message]:
             # Without its file a suspect cannot be failed: it is claimable once more.
             with _sparing_others("reclaim"), session.begin_nested():
                 _take_back(session, task)
-        return [*_batches_due(session), *_tasks_due(session)]
+        return [*_batches_due(session), *_tasks_due(session), *_schedules_due(session)]
 
 
 def tick() -> None:
@@ -134,6 +135,10 @@ def _tasks_due(session: Session) -> list[Message]:
         Task.batch_id == running.c.id, Task.state == TaskState.PENDING, (Task.not_before.is_(None)) | (Task.not_before <= func.now())
     )
     return [Message(Job.EXECUTE)] if session.scalar(select(select(running.c.id).where(claimable.exists()).exists())) else []
+
+
+def _schedules_due(session: Session) -> list[Message]:
+    return [Message(Job.FIRE)] if fire.is_due(session) else []
 
 
 def _expire_files(session: Session) -> None:

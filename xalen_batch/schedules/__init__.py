@@ -1,0 +1,1 @@
+"""Schedules: when they fire, what a run reads, and what became of every instant."""

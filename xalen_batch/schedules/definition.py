@@ -1,0 +1,179 @@
+"""What a user defines as a schedule: when, what and how. The same shape is sent, stored, and kept by every run."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from xalen_batch import batches, windows
+from xalen_batch.catalog import Endpoint
+from xalen_batch.config import settings
+from xalen_batch.cron import Cron
+from xalen_batch.errors import InvalidRequest
+from xalen_batch.fields import ExpiresAfter, Metadata, Text
+from xalen_batch.windows import ExecutionWindow
+
+WHAT = ("input_file_id", "template_file_id", "source", "inbox")
+CATCH_UP_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+LONGEST_CATCH_UP = timedelta(days=30)
+# Fires that are held against the execution window: more than a year of nights, so both clock changes.
+REHEARSED_FIRES = 400
+
+Path = Annotated[Text, StringConstraints(min_length=1, max_length=1024)]
+OnEmpty = Literal["skip", "fail"]
+Overlap = Literal["skip", "buffer_one", "allow", "cancel_previous"]
+Misfire = Literal["latest", "all", "none"]
+
+
+class Source(BaseModel):
+    """Objects that are there when it fires, in the order of their names, as one input file. Each is taken once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prefix: Path | None = Field(
+        None, description="Where in the server's storage, below the account's own drop prefix; may hold placeholders."
+    )
+    folder: Path | None = Field(None, description="A folder on the server, below one of its drop roots; may hold placeholders.")
+    pattern: Path = Field("*.jsonl", description="Which names are taken.")
+    on_empty: OnEmpty = Field("skip", description="What a run becomes that finds nothing new.")
+    ready_marker: Path | None = Field(
+        None, description="Name of an object that must be there first; a run waits for it, within the catch-up window."
+    )
+    repeat: bool = Field(False, description="Take objects again that an earlier run has taken.")
+
+
+class Inbox(BaseModel):
+    """Requests that are POSTed one by one, and run together when it fires."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    on_empty: OnEmpty = Field("skip", description="What a run becomes when no request has arrived.")
+
+
+class Definition(BaseModel):
+    """Times are ISO 8601 or Unix seconds; one without an offset is on the schedule's own clock."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[Text, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+
+    cron: Text = Field(description="Five fields, or `@daily` and the like.", examples=["30 2 * * *"])
+    timezone: Text = Field("UTC", description="IANA name of the zone whose clock counts.", examples=["Europe/Berlin"])
+    starts_at: datetime | None = Field(None, description="No fire before this time.")
+    ends_at: datetime | None = Field(None, description="No fire from this time on.")
+    jitter: int = Field(
+        0, ge=0, le=900, description="Most seconds that it fires late, by an amount that is the schedule's own and stays the same."
+    )
+
+    input_file_id: Text | None = Field(None, description="A file to run as it is, every time.")
+    template_file_id: Text | None = Field(None, description="A file whose strings hold placeholders, such as `{{scheduled_date-1d}}`.")
+    source: Source | None = None
+    inbox: Inbox | None = None
+
+    endpoint: Endpoint = Field(description="What every line asks for.")
+    completion_window: Text = Field("24h", description="Of each batch: whole hours or days, `1h` to `7d`.")
+    metadata: Metadata | None = None
+    output_expires_after: ExpiresAfter | None = None
+    execution_window: ExecutionWindow | None = None
+
+    overlap: Overlap = Field("skip", description="When it fires while its run before has not ended.")
+    misfire: Misfire = Field("latest", description="Which instants are made up for that nothing was there to fire.")
+    misfire_limit: int = Field(10, ge=1, le=100, description="With `misfire: all`, the most of them.")
+    catch_up_window: Text = Field("12h", description="How old an instant may be to be made up for: minutes, hours or days, up to `30d`.")
+    pause_on_failure: int | None = Field(None, ge=1, le=1000, description="Pause after so many failed runs in a row.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shared_zone(cls, value: Any) -> Any:
+        """A window without a zone has the schedule's."""
+        if isinstance(value, dict) and isinstance(window := value.get("execution_window"), dict) and window.get("timezone") is None:
+            return {**value, "execution_window": {**window, "timezone": value.get("timezone") or "UTC"}}
+        return value
+
+    @property
+    def clock(self) -> Cron:
+        """InvalidRequest for an expression or a zone that is none."""
+        return Cron.parse(self.cron, self.timezone)
+
+    @property
+    def file_id(self) -> str | None:
+        """The file it reads, if it reads one."""
+        return self.input_file_id or self.template_file_id
+
+    @property
+    def catch_up(self) -> timedelta:
+        match = re.fullmatch(r"([1-9][0-9]{0,4})([mhd])", self.catch_up_window, re.ASCII)
+        length = timedelta(**{CATCH_UP_UNITS[match[2]]: int(match[1])}) if match else timedelta()
+        if not timedelta() < length <= LONGEST_CATCH_UP:
+            raise InvalidRequest(
+                f"catch_up_window: {self.catch_up_window[:100]!r} is no window. Send minutes, hours or days, such as `30m`, `12h` or `7d`; the most is `30d`.",
+                param="catch_up_window",
+            )
+        return length
+
+    def instant(self, time: datetime) -> datetime:
+        """A time as the user wrote it; without an offset it is on the schedule's clock."""
+        return time if time.tzinfo else time.replace(tzinfo=self.clock.zone)
+
+    def fires(self, after: datetime) -> Iterator[datetime]:
+        """The instants later than `after`, between `starts_at` and `ends_at`, in UTC; jitter is not in them."""
+        if self.starts_at is not None:
+            after = max(after, self.instant(self.starts_at) - timedelta(microseconds=1))
+        end = None if self.ends_at is None else self.instant(self.ends_at)
+        for instant in self.clock.after(after):
+            if end is not None and instant >= end:
+                return
+            yield instant
+
+    def delay(self, schedule_id: UUID) -> timedelta:
+        """How much later than its instants this schedule fires: its jitter, the same every time."""
+        digest = hashlib.sha256(schedule_id.bytes).digest()
+        return timedelta(seconds=int.from_bytes(digest[:4], "big") % (self.jitter + 1))
+
+    def next_fire(self, schedule_id: UUID, after: datetime) -> datetime | None:
+        """When it fires after an instant, its jitter included. None: never again."""
+        instant = next(self.fires(after), None)
+        return None if instant is None else instant + self.delay(schedule_id)
+
+    def check(self, now: datetime) -> None:
+        """InvalidRequest, with the reason, for what could never work. Looks at no file."""
+        given = [name for name in WHAT if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"{' and '.join(given)} are given" if given else "none is given"
+            raise InvalidRequest(f"A schedule runs exactly one of {', '.join(WHAT)}; {found}.", param=given[0] if given else WHAT[0])
+        if self.source is not None and (self.source.prefix is None) == (self.source.folder is None):
+            raise InvalidRequest("source: give either `prefix` or `folder`.", param="source")
+        self._check_when(now)
+        self._check_how(now)
+
+    def _check_when(self, now: datetime) -> None:
+        gap, least = self.clock.shortest_gap, timedelta(seconds=settings().schedule_min_interval)
+        if gap < least:
+            raise InvalidRequest(
+                f"cron: {self.cron!r} fires {_minutes(gap)} apart; the least is {_minutes(least)}. Let it fire less often.", param="cron"
+            )
+        if timedelta(seconds=self.jitter) >= gap:
+            raise InvalidRequest(f"jitter: {self.jitter} s is not less than the {_minutes(gap)} between two fires.", param="jitter")
+        if next(self.fires(now), None) is None:
+            raise InvalidRequest(f"cron: {self.cron!r} has no fire left before ends_at. Send a later ends_at, or none.", param="ends_at")
+
+    def _check_how(self, now: datetime) -> None:
+        seconds = batches.completion_seconds(self.completion_window)
+        if self.catch_up and self.misfire == "all" and self.overlap == "cancel_previous":
+            raise InvalidRequest(
+                "overlap: with `misfire: all`, `cancel_previous` would let each run that is made up for cancel the one before. Send `allow` or `buffer_one`.",
+                param="overlap",
+            )
+        if self.execution_window is not None:
+            for instant in islice(self.fires(now), REHEARSED_FIRES):
+                windows.refuse_if_never_open(self.execution_window, instant, timedelta(seconds=seconds))
+
+
+def _minutes(length: timedelta) -> str:
+    minutes = int(length.total_seconds() // 60)
+    return f"{minutes} minute{'' if minutes == 1 else 's'}"

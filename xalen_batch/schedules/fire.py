@@ -1,0 +1,266 @@
+"""Fire: bring schedules up to date, each in one transaction that any number of processes may try at once.
+
+The schedule's row is locked, or left to whoever has it; the unique key of an instant refuses a second
+firing; the batch is made in the transaction that records the run and moves the next fire on. What is
+slow, putting a run's input file together, is left to the validation of its batch. PostgreSQL's clock decides.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from itertools import takewhile
+from uuid import UUID
+
+from sqlalchemy import Subquery, func, select, union
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from xalen_batch import batches, db, ids, log
+from xalen_batch.errors import InvalidRequest, NotCancellable
+from xalen_batch.models import Batch, Schedule, ScheduleRun
+from xalen_batch.schedules import policies, runs
+from xalen_batch.schedules.definition import Definition
+from xalen_batch.schedules.policies import Meeting, Miss
+from xalen_batch.schedules.runs import Trigger
+from xalen_batch.schedules.starting import start
+from xalen_batch.states import OPEN_RUNS, TERMINAL, RunState, ScheduleStatus
+
+logger = log.get(__name__)
+
+# Instants recorded as missed in one transaction.
+MISSED_AT_ONCE = 1_000
+MOST_BACKFILLED = 100
+MICROSECOND = timedelta(microseconds=1)
+
+MISSED = {
+    Miss.TOO_OLD: "Nothing was there to fire it, and it was older than the catch-up window when something was.",
+    Miss.LATER_ONE: "Nothing was there to fire it on time; with `misfire: latest` a later instant stands for it.",
+    Miss.TOO_MANY: "Nothing was there to fire it on time, and more instants were late than `misfire_limit`.",
+    Miss.NEVER_LATE: "Nothing was there to fire it on time, and with `misfire: none` it is not made up for.",
+}
+
+
+def is_due(session: Session) -> bool:
+    """Whether any schedule has something to do."""
+    return session.execute(select(_due().c.id).limit(1)).first() is not None
+
+
+def run() -> None:
+    """Bring every schedule up to date that has something to do. One that fails holds up no other."""
+    with db.transaction() as session:
+        due = session.scalars(select(_due().c.id)).all()
+    for schedule_id in due:
+        try:
+            with db.transaction() as session:
+                _advance(session, schedule_id)
+        except db.AWAY:
+            raise
+        except Exception as error:
+            logger.error("schedule.crashed", schedule_id=schedule_id.hex, **log.cause(error))
+
+
+def bring_up_to_date(session: Session, schedule: Schedule) -> None:
+    """Do what is due for a schedule whose row is locked, as it is defined now."""
+    runs.settle(session, schedule)
+    if schedule.deleted_at is None:
+        now = session.execute(select(func.now())).scalar_one()
+        _start_waiting(session, schedule, now)
+        _fire_due(session, schedule, now)
+
+
+def run_now(session: Session, schedule: Schedule) -> ScheduleRun:
+    """Run a locked schedule for this moment, beside its instants. InvalidRequest if `overlap` is against it."""
+    bring_up_to_date(session, schedule)
+    now = session.execute(select(func.now())).scalar_one()
+    # Never a whole second: that might be an instant of the schedule's own.
+    moment = now if now.microsecond else now + MICROSECOND
+    made = _insert(session, [runs.blank(schedule, moment, Trigger.MANUAL, RunState.WAITING)])
+    if not made:
+        raise InvalidRequest("The schedule was run at this very moment already. Try again.", code="run_in_progress")
+    _begin(session, schedule, made[0], now, is_made_up=False)
+    if made[0].reason == "overlap" and made[0].state == RunState.SKIPPED:
+        raise InvalidRequest(
+            f"{made[0].message} Wait for its end, or cancel its batch, or change the schedule's `overlap`.", code="run_in_progress"
+        )
+    return made[0]
+
+
+def backfill(session: Session, schedule: Schedule, start_at: datetime, end_at: datetime) -> list[ScheduleRun]:
+    """Run a locked schedule's past instants in [start_at, end_at) that never ran, one after another.
+
+    Instants that were missed or skipped are taken up again; those that have run are left alone.
+    """
+    bring_up_to_date(session, schedule)
+    definition = Definition.model_validate(schedule.definition)
+    now = session.execute(select(func.now())).scalar_one()
+    instants = _to_backfill(definition, start_at, min(end_at, now))
+    known = {
+        run.scheduled_for: run
+        for run in session.scalars(
+            select(ScheduleRun).where(ScheduleRun.schedule_id == schedule.id, ScheduleRun.scheduled_for.in_(instants))
+        )
+    }
+    found = []
+    for instant in instants:
+        if instant not in known:
+            found += _insert(session, [runs.blank(schedule, instant, Trigger.BACKFILL, RunState.WAITING)])
+        elif known[instant].state in (RunState.MISSED, RunState.SKIPPED):
+            known[instant].take_up(session, schedule, Trigger.BACKFILL.value)
+            found.append(known[instant])
+    _start_waiting(session, schedule, now)
+    return found
+
+
+def _due() -> Subquery:
+    """Ids of schedules that fire, or whose runs end or wait."""
+    fires = select(Schedule.id).where(Schedule.next_fire_at <= func.now())
+    waits = select(ScheduleRun.schedule_id).where(ScheduleRun.state == RunState.WAITING)
+    ends = (
+        select(ScheduleRun.schedule_id)
+        .join(Batch, Batch.run_id == ScheduleRun.id)
+        .where(ScheduleRun.state == RunState.RUNNING, Batch.status.in_(TERMINAL))
+    )
+    return union(fires, waits, ends).subquery()
+
+
+def _advance(session: Session, schedule_id: UUID) -> None:
+    free = select(Schedule).where(Schedule.id == schedule_id).with_for_update(skip_locked=True, key_share=True)
+    schedule = session.scalars(free).one_or_none()
+    if schedule is not None:
+        bring_up_to_date(session, schedule)
+
+
+def _fire_due(session: Session, schedule: Schedule, now: datetime) -> None:
+    """Record every instant that has come, begin those to run, and move the next fire on."""
+    if schedule.next_fire_at is None or schedule.next_fire_at > now:
+        return
+    definition = Definition.model_validate(schedule.definition)
+    delay = definition.delay(schedule.id)
+    come = _come(definition, schedule.next_fire_at - delay, now - delay)
+    if not come:
+        # The zone's rules have changed since this fire was computed.
+        schedule.aim(definition.next_fire(schedule.id, now - delay))
+        return
+    due = policies.sort_out([(instant, now - delay - instant) for instant in come], definition)
+    _record_missed(session, schedule, due.missed)
+    schedule.aim(definition.next_fire(schedule.id, come[-1]))
+    for instant in due.run:
+        # One that fails may pause the schedule; what had come by then still runs.
+        for run in _insert(session, [runs.blank(schedule, instant, Trigger.SCHEDULE, RunState.WAITING)]):
+            _begin(session, schedule, run, now, is_made_up=len(due.run) > 1)
+    if schedule.status == ScheduleStatus.ENDED:
+        logger.info("schedule.ended", schedule_id=schedule.id.hex)
+    session.flush()
+
+
+def _come(definition: Definition, first: datetime, now: datetime) -> list[datetime]:
+    """The instants from `first` to now. Of a long absence only those that are too old come at first, some at a time."""
+    instants: list[datetime] = []
+    for instant in takewhile(lambda instant: instant <= now, definition.fires(first - MICROSECOND)):
+        if len(instants) >= MISSED_AT_ONCE and policies.is_too_old(now - instants[-1], definition):
+            break
+        instants.append(instant)
+    return instants
+
+
+def _record_missed(session: Session, schedule: Schedule, missed: Sequence[tuple[datetime, Miss]]) -> None:
+    rows = [
+        runs.blank(schedule, instant, Trigger.SCHEDULE, RunState.MISSED)
+        | {"reason": reason.value, "message": MISSED[reason], "ended_at": func.now()}
+        for instant, reason in missed
+    ]
+    if recorded := _insert(session, rows):
+        schedule.count(RunState.MISSED, len(recorded))
+        logger.warning(
+            "schedule.run_missed",
+            schedule_id=schedule.id.hex,
+            number=len(recorded),
+            first=min(run.scheduled_for for run in recorded).isoformat(),
+            last=max(run.scheduled_for for run in recorded).isoformat(),
+            reasons=sorted({str(run.reason) for run in recorded}),
+        )
+
+
+def _insert(session: Session, rows: Sequence[dict[str, object]]) -> list[ScheduleRun]:
+    """New runs, in order; an instant that has a run already is left as it is."""
+    if not rows:
+        return []
+    made = session.scalars(insert(ScheduleRun).on_conflict_do_nothing().returning(ScheduleRun), list(rows)).all()
+    return sorted(made, key=lambda run: run.scheduled_for)
+
+
+def _begin(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime, *, is_made_up: bool) -> None:
+    """Start a new run, or do what `overlap` says where earlier ones are open."""
+    definition = Definition.model_validate(run.definition)
+    others = [other for other in _open(session, schedule) if other.id != run.id]
+    states = {other.state for other in others}
+    meeting = policies.meet(
+        definition.overlap, is_running=RunState.RUNNING in states, is_waiting=RunState.WAITING in states, is_made_up=is_made_up
+    )
+    match meeting:
+        case Meeting.START:
+            start(session, schedule, run, now)
+        case Meeting.WAIT:
+            run.wait("overlap", f"{_named(others[0])} has not ended.")
+        case Meeting.SKIP:
+            runs.end(session, schedule, run, RunState.SKIPPED, "overlap", f"{_named(others[0])} had not ended.")
+        case Meeting.CANCEL_PREVIOUS:
+            for other in others:
+                _cancel(session, schedule, other)
+            start(session, schedule, run, now)
+
+
+def _start_waiting(session: Session, schedule: Schedule, now: datetime) -> None:
+    """Start runs that wait, the oldest first, one at a time unless they may overlap. A pause holds those of the schedule itself."""
+    found = _open(session, schedule)
+    is_busy = any(run.state == RunState.RUNNING for run in found)
+    for run in found:
+        is_held = run.trigger == Trigger.SCHEDULE and schedule.status == ScheduleStatus.PAUSED
+        may_overlap = Definition.model_validate(run.definition).overlap == "allow"
+        if run.state == RunState.WAITING and not is_held and (may_overlap or not is_busy):
+            start(session, schedule, run, now)
+            is_busy = is_busy or run.state in OPEN_RUNS
+
+
+def _open(session: Session, schedule: Schedule) -> Sequence[ScheduleRun]:
+    """Runs that have not ended, the oldest instant first."""
+    rows = select(ScheduleRun).where(ScheduleRun.schedule_id == schedule.id, ScheduleRun.state.in_(OPEN_RUNS))
+    return session.scalars(rows.order_by(ScheduleRun.scheduled_for)).all()
+
+
+def _cancel(session: Session, schedule: Schedule, run: ScheduleRun) -> None:
+    if run.state == RunState.WAITING:
+        runs.end(session, schedule, run, RunState.SKIPPED, "superseded", "A later run took its place.")
+        return
+    batch = session.scalars(select(Batch).where(Batch.run_id == run.id)).one()
+    try:
+        batches.cancel(session, batch)
+    except NotCancellable:
+        # It has just ended, or is about to.
+        logger.info("schedule.previous_ended", schedule_id=schedule.id.hex, run_id=run.id.hex)
+
+
+def _to_backfill(definition: Definition, start_at: datetime, end_at: datetime) -> list[datetime]:
+    if definition.inbox is not None:
+        raise InvalidRequest("A schedule with an inbox has nothing to backfill: its requests wait for the next run. Use run.", param="from")
+    instants = []
+    for instant in _before(definition.fires(start_at - MICROSECOND), end_at):
+        instants.append(instant)
+        if len(instants) > MOST_BACKFILLED:
+            raise InvalidRequest(
+                f"There are more than {MOST_BACKFILLED} instants between {start_at.isoformat()} and {end_at.isoformat()}. Backfill a shorter time at once.",
+                param="to",
+            )
+    if not instants:
+        raise InvalidRequest(
+            f"The schedule has no instant between {start_at.isoformat()} and {end_at.isoformat()} that has come. Preview it to see when it fires.",
+            param="from",
+        )
+    return instants
+
+
+def _before(instants: Iterator[datetime], end: datetime) -> Iterator[datetime]:
+    return takewhile(lambda instant: instant < end, instants)
+
+
+def _named(run: ScheduleRun) -> str:
+    return f"The run {ids.render('run', run.id)} for {run.scheduled_for.isoformat()}"

@@ -1,0 +1,163 @@
+"""The schedules of an account: made, read, changed, paused and deleted. What has run keeps what it ran with."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from xalen_batch import files, ids, log, paging
+from xalen_batch.accounts import Owner
+from xalen_batch.errors import InvalidRequest, NotFound
+from xalen_batch.files import Purpose
+from xalen_batch.models import Schedule, ScheduleRun
+from xalen_batch.paging import Page
+from xalen_batch.schedules import fire, inbox, runs, sources
+from xalen_batch.schedules.definition import Definition
+from xalen_batch.states import RunState, ScheduleStatus
+
+logger = log.get(__name__)
+
+MOST_NOTE = 500
+
+
+def create(session: Session, owner: Owner, definition: Definition) -> Schedule:
+    """A schedule that fires from now on. InvalidRequest for one that could never work."""
+    now = session.execute(select(func.now())).scalar_one()
+    schedule = Schedule(
+        id=ids.new(),
+        account_id=owner.account_id,
+        livemode=owner.livemode,
+        run_counts={},
+        failures=0,
+        updated_at=now,
+        created_at=now,
+    )
+    _define(session, owner, schedule, definition, now)
+    schedule.aim(definition.next_fire(schedule.id, now))
+    session.add(schedule)
+    session.flush()
+    return schedule
+
+
+def get(session: Session, owner: Owner, public_id: str) -> Schedule:
+    """NotFound if there is none, or none any more, for this owner."""
+    return _one(session, public_id, _visible(owner).where(Schedule.deleted_at.is_(None)))
+
+
+def past(session: Session, owner: Owner, public_id: str) -> Schedule:
+    """As `get`, and one that was deleted too: its runs stay."""
+    return _one(session, public_id, _visible(owner))
+
+
+def lock(session: Session, owner: Owner, public_id: str) -> Schedule:
+    """As `get`; nobody fires or changes it before this transaction ends. Requests may still arrive in its inbox."""
+    return _one(session, public_id, _visible(owner).where(Schedule.deleted_at.is_(None)).with_for_update(key_share=True))
+
+
+def keep(session: Session, owner: Owner, public_id: str) -> Schedule:
+    """As `get`; nobody deletes it before this transaction ends. It may fire meanwhile."""
+    return _one(session, public_id, _visible(owner).where(Schedule.deleted_at.is_(None)).with_for_update(read=True, key_share=True))
+
+
+def page(session: Session, owner: Owner, *, status: ScheduleStatus | None = None, limit: int, after: str | None) -> Page[Schedule]:
+    """Schedules, the newest first."""
+    rows = _visible(owner).where(Schedule.deleted_at.is_(None))
+    if status is not None:
+        rows = rows.where(Schedule.status == status)
+    return paging.page(session, rows, Schedule.id, "sched", limit=limit, order="desc", after=after)
+
+
+def change(session: Session, owner: Owner, schedule: Schedule, definition: Definition) -> None:
+    """Give a locked schedule another definition. Instants that have come are fired by the old one first."""
+    fire.bring_up_to_date(session, schedule)
+    now = session.execute(select(func.now())).scalar_one()
+    _define(session, owner, schedule, definition, now)
+    if schedule.status != ScheduleStatus.PAUSED:
+        schedule.aim(definition.next_fire(schedule.id, now))
+    schedule.updated_at = now
+    session.flush()
+
+
+def pause(session: Session, schedule: Schedule, note: str | None) -> None:
+    """Fire a locked schedule no more until it is resumed. Instants that pass meanwhile are not made up for."""
+    if note is not None and len(note) > MOST_NOTE:
+        raise InvalidRequest(f"note: it has {len(note):,} characters; the most is {MOST_NOTE}. Shorten it.", param="note")
+    fire.bring_up_to_date(session, schedule)
+    schedule.pause(session.execute(select(func.now())).scalar_one(), note)
+    session.flush()
+    logger.info("schedule.paused", schedule_id=schedule.id.hex)
+
+
+def resume(session: Session, schedule: Schedule) -> None:
+    """Fire a locked schedule again, from the next instant on; its failures are forgiven."""
+    if schedule.status == ScheduleStatus.PAUSED:
+        now = session.execute(select(func.now())).scalar_one()
+        schedule.aim(Definition.model_validate(schedule.definition).next_fire(schedule.id, now))
+        schedule.failures = 0
+        session.flush()
+        logger.info("schedule.resumed", schedule_id=schedule.id.hex)
+
+
+def delete(session: Session, owner: Owner, public_id: str, *, discard_requests: bool) -> int:
+    """Fire it no more. Its runs, batches and invoices stay. Returns how many requests its inbox lost.
+
+    InvalidRequest while requests wait in its inbox, unless they are to be discarded.
+    """
+    # Waits for requests that are arriving, and keeps others out.
+    schedule = _one(session, public_id, _visible(owner).where(Schedule.deleted_at.is_(None)).with_for_update())
+    waiting = inbox.pending(session, [schedule.id]).get(schedule.id, 0)
+    if waiting and not discard_requests:
+        raise InvalidRequest(
+            f"{waiting:,} request{'' if waiting == 1 else 's'} wait in the inbox of {public_id}. Run it first, or delete it with discard_requests=true.",
+            param="discard_requests",
+            code="inbox_not_empty",
+        )
+    runs.settle(session, schedule)
+    for run in session.scalars(select(ScheduleRun).where(ScheduleRun.schedule_id == schedule.id, ScheduleRun.state == RunState.WAITING)):
+        runs.end(session, schedule, run, RunState.SKIPPED, "schedule_deleted", "Its schedule was deleted before it started.")
+    discarded = inbox.discard(session, schedule.id) if waiting else 0
+    schedule.deleted_at = session.scalar(select(func.now()))
+    schedule.next_fire_at = None
+    session.flush()
+    logger.info("schedule.deleted", schedule_id=schedule.id.hex, discarded=discarded)
+    return discarded
+
+
+def _define(session: Session, owner: Owner, schedule: Schedule, definition: Definition, now: datetime) -> None:
+    definition.check(now)
+    if definition.source is not None:
+        sources.check(owner, definition.source)
+    schedule.name = definition.name
+    schedule.definition = definition.model_dump(mode="json")
+    schedule.file_id = None
+    if definition.file_id is not None:
+        schedule.file_id = _file(session, owner, definition.file_id, definition)
+
+
+def _file(session: Session, owner: Owner, public_id: str, definition: Definition) -> UUID:
+    """The file it reads, kept from deletion until this transaction ends."""
+    param = "input_file_id" if definition.input_file_id else "template_file_id"
+    try:
+        file = files.lock(session, owner, public_id)
+    except NotFound:
+        raise InvalidRequest(
+            f"{param}: there is no file {public_id[:100]!r}. Upload one with purpose `batch` and send its id.", param=param
+        ) from None
+    if file.purpose != Purpose.BATCH:
+        raise InvalidRequest(
+            f"{param}: file {public_id} has the purpose `{file.purpose}`. Upload it again with purpose `batch`.", param=param
+        )
+    return file.id
+
+
+def _visible(owner: Owner) -> Select[Schedule]:
+    return select(Schedule).where(Schedule.account_id == owner.account_id, Schedule.livemode == owner.livemode)
+
+
+def _one(session: Session, public_id: str, rows: Select[Schedule]) -> Schedule:
+    id = ids.parse("sched", public_id)
+    schedule = None if id is None else session.scalars(rows.where(Schedule.id == id)).one_or_none()
+    if schedule is None:
+        raise NotFound(f"No such Schedule object: {public_id[:100]}", param="schedule_id")
+    return schedule

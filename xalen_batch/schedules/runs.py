@@ -1,0 +1,144 @@
+"""Runs: how each one ends, and how they are shown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from xalen_batch import ids, log, paging
+from xalen_batch.models import Batch, Invoice, Schedule, ScheduleRun
+from xalen_batch.paging import Page
+from xalen_batch.schedules.definition import Definition
+from xalen_batch.states import TERMINAL, BatchStatus, RunState, ScheduleStatus
+
+logger = log.get(__name__)
+
+# How many of a schedule's latest runs are told with it.
+RECENT = 14
+
+
+class Trigger(StrEnum):
+    SCHEDULE = "schedule"
+    MANUAL = "manual"
+    BACKFILL = "backfill"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The batch of a run, and what it cost: exact USD, None before its invoice is issued."""
+
+    batch_id: UUID | None = None
+    cost: Decimal | None = None
+
+
+def settle(session: Session, schedule: Schedule) -> None:
+    """End the runs whose batches have ended."""
+    ended = session.execute(
+        select(ScheduleRun, Batch)
+        .join(Batch, Batch.run_id == ScheduleRun.id)
+        .where(ScheduleRun.schedule_id == schedule.id, ScheduleRun.state == RunState.RUNNING, Batch.status.in_(TERMINAL))
+        .order_by(ScheduleRun.scheduled_for)
+    ).all()
+    for run, batch in ended:
+        end(session, schedule, run, *_verdict(batch))
+
+
+def _verdict(batch: Batch) -> tuple[RunState, str | None, str | None]:
+    name = ids.render("batch", batch.id)
+    match BatchStatus(batch.status):
+        case BatchStatus.COMPLETED if batch.completed or not batch.total:
+            return RunState.SUCCEEDED, None, None
+        case BatchStatus.COMPLETED:
+            return RunState.FAILED, "no_line_succeeded", f"All {batch.failed:,} requests of {name} failed; its error file says why."
+        case BatchStatus.FAILED:
+            return RunState.FAILED, "batch_failed", f"{name} did not pass validation; its `errors` name every line."
+        case BatchStatus.EXPIRED:
+            left = batch.failed
+            return (
+                RunState.FAILED,
+                "batch_expired",
+                f"{name} ran out of its completion window; {left:,} of {batch.total:,} requests did not succeed.",
+            )
+        case _:
+            return RunState.CANCELLED, "batch_cancelled", f"{name} was cancelled."
+
+
+def end(
+    session: Session, schedule: Schedule, run: ScheduleRun, to: RunState, reason: str | None = None, message: str | None = None
+) -> None:
+    """Bring a run to its end, count it, and pause its schedule after too many failures in a row."""
+    run.move(session, schedule, to, reason=reason, message=message)
+    fields = {"schedule_id": schedule.id.hex, "run_id": run.id.hex, "scheduled_for": run.scheduled_for.isoformat(), "reason": reason}
+    if to is RunState.SUCCEEDED:
+        schedule.failures = 0
+        logger.info("schedule.run_succeeded", **fields)
+        return
+    logger.warning("schedule.run_not_succeeded", state=to.value, **fields)
+    if to is RunState.FAILED:
+        schedule.failures += 1
+        _pause_if_failing(session, schedule)
+
+
+def _pause_if_failing(session: Session, schedule: Schedule) -> None:
+    most = Definition.model_validate(schedule.definition).pause_on_failure
+    if most is None or schedule.failures < most or schedule.status != ScheduleStatus.ACTIVE:
+        return
+    note = f"{schedule.failures} runs in a row failed." if schedule.failures > 1 else "A run failed."
+    schedule.pause(session.execute(select(func.now())).scalar_one(), f"{note} Paused by pause_on_failure: {most}.")
+    logger.warning("schedule.paused", schedule_id=schedule.id.hex, failures=schedule.failures)
+
+
+def page(session: Session, schedule_id: UUID, *, state: RunState | None, limit: int, after: str | None) -> Page[ScheduleRun]:
+    """A schedule's runs, the newest first."""
+    rows = select(ScheduleRun).where(ScheduleRun.schedule_id == schedule_id)
+    if state is not None:
+        rows = rows.where(ScheduleRun.state == state)
+    return paging.page(session, rows, ScheduleRun.id, "run", limit=limit, order="desc", after=after)
+
+
+def outcomes(session: Session, runs: Sequence[ScheduleRun]) -> dict[UUID, Outcome]:
+    """The batch and the cost of each run."""
+    rows = session.execute(
+        select(Batch.run_id, Batch.id, Invoice.total)
+        .outerjoin(Invoice, Invoice.batch_id == Batch.id)
+        .where(Batch.run_id.in_([run.id for run in runs]))
+    )
+    found = {run_id: Outcome(batch_id, total) for run_id, batch_id, total in rows if run_id is not None}
+    return {run.id: found.get(run.id, Outcome()) for run in runs}
+
+
+def recent(session: Session, schedules: Sequence[Schedule]) -> dict[UUID, list[ScheduleRun]]:
+    """The latest runs of each schedule by the instants they are for, the oldest first."""
+    if not schedules:
+        return {}
+    wanted = select(Schedule.id).where(Schedule.id.in_([schedule.id for schedule in schedules])).subquery()
+    latest = (
+        select(ScheduleRun).where(ScheduleRun.schedule_id == wanted.c.id).order_by(ScheduleRun.scheduled_for.desc()).limit(RECENT).lateral()
+    )
+    found: dict[UUID, list[ScheduleRun]] = {schedule.id: [] for schedule in schedules}
+    runs = session.scalars(select(ScheduleRun).join(latest, ScheduleRun.id == latest.c.id).order_by(ScheduleRun.scheduled_for))
+    for run in runs:
+        found[run.schedule_id].append(run)
+    return found
+
+
+def lag(run: ScheduleRun) -> float | None:
+    """Seconds from the instant to the creation of its batch; jitter, waiting and lateness all count."""
+    return None if run.fired_at is None else (run.fired_at - run.scheduled_for).total_seconds()
+
+
+def blank(schedule: Schedule, scheduled_for: datetime, trigger: Trigger, state: RunState) -> dict[str, object]:
+    """The columns of a new run, with what the schedule says now."""
+    return {
+        "id": ids.new(),
+        "schedule_id": schedule.id,
+        "scheduled_for": scheduled_for,
+        "trigger": trigger.value,
+        "state": state.value,
+        "definition": schedule.definition,
+    }

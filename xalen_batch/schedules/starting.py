@@ -1,0 +1,106 @@
+"""Starting a run: its batch, and what its input file will be made of, pinned in the transaction that fires it."""
+
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from xalen_batch import batches, files, ids, log, storage
+from xalen_batch.accounts import Owner
+from xalen_batch.cron import zone
+from xalen_batch.errors import InvalidRequest, NotFound
+from xalen_batch.files import Purpose
+from xalen_batch.models import Schedule, ScheduleRun
+from xalen_batch.schedules import inbox, policies, runs, sources
+from xalen_batch.schedules.definition import Definition
+from xalen_batch.schedules.sources import NotReady
+from xalen_batch.schedules.templates import Moment
+from xalen_batch.states import RunState
+
+logger = log.get(__name__)
+
+
+class _Empty(Exception):
+    """There is nothing to run."""
+
+
+def start(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime) -> None:
+    """Make the batch of a waiting run; or end the run with the reason why not; or let it wait for its source."""
+    definition = Definition.model_validate(run.definition)
+    try:
+        # Whatever fails leaves nothing but the run itself.
+        with session.begin_nested():
+            batch = batches.create(
+                session,
+                _owner(schedule),
+                input_file_id=_input_file(session, schedule, run, definition),
+                endpoint=definition.endpoint,
+                completion_window=definition.completion_window,
+                metadata=definition.metadata,
+                output_expires_after=definition.output_expires_after and definition.output_expires_after.seconds,
+                execution_window=definition.execution_window,
+                run=run,
+            )
+    except (InvalidRequest, NotFound) as error:
+        runs.end(session, schedule, run, RunState.FAILED, error.code or "invalid_request", error.message)
+    except _Empty as error:
+        _end_empty(session, schedule, run, definition, "empty", str(error))
+    except NotReady as error:
+        _wait(session, schedule, run, now, definition, "not_ready", str(error))
+    except storage.AWAY as error:
+        logger.warning("storage.unreachable", during="fire", schedule_id=schedule.id.hex, error=type(error).__name__)
+        _wait(session, schedule, run, now, definition, "storage_unreachable", "The server's storage does not answer.")
+    else:
+        run.move(session, schedule, RunState.RUNNING)
+        logger.info(
+            "schedule.fired", schedule_id=schedule.id.hex, run_id=run.id.hex, batch_id=batch.id.hex, trigger=run.trigger, lag=runs.lag(run)
+        )
+
+
+def moment(run: ScheduleRun, definition: Definition) -> Moment:
+    """What the placeholders of a run stand for: its own instant, however late it runs."""
+    return Moment(run.scheduled_for, zone(definition.timezone), ids.render("run", run.id))
+
+
+def _owner(schedule: Schedule) -> Owner:
+    return Owner(schedule.account_id, schedule.livemode)
+
+
+def _input_file(session: Session, schedule: Schedule, run: ScheduleRun, definition: Definition) -> str:
+    """The public id of the file the batch reads; one that is still to be put together has no bytes yet."""
+    if definition.input_file_id is not None:
+        return definition.input_file_id
+    if definition.template_file_id is not None:
+        # Gone, it fails the run here and not its batch.
+        batches.input_file(session, _owner(schedule), definition.template_file_id)
+    elif definition.source is not None:
+        manifest = sources.find(session, schedule, definition.source, moment(run, definition))
+        if not manifest:
+            raise _Empty("The source held nothing new.")
+        sources.take(session, schedule, run, manifest)
+    elif not inbox.seal(session, schedule, run):
+        raise _Empty("No request had arrived.")
+    day = run.scheduled_for.astimezone(zone(definition.timezone)).date()
+    file = files.create(
+        session,
+        _owner(schedule),
+        id=ids.new(),
+        purpose=Purpose.BATCH,
+        filename=f"{definition.name}-{day.isoformat()}.jsonl",
+        size=0,
+        sha256=None,
+    )
+    return ids.render("file", file.id)
+
+
+def _end_empty(session: Session, schedule: Schedule, run: ScheduleRun, definition: Definition, reason: str, message: str) -> None:
+    what = definition.source or definition.inbox
+    is_failure = what is not None and what.on_empty == "fail"
+    runs.end(session, schedule, run, RunState.FAILED if is_failure else RunState.SKIPPED, reason, message)
+
+
+def _wait(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime, definition: Definition, reason: str, message: str) -> None:
+    """Try again later, within the catch-up window."""
+    if policies.is_too_old(now - max(run.scheduled_for, run.created_at), definition):
+        _end_empty(session, schedule, run, definition, reason, f"{message} The run waited for {definition.catch_up_window}.")
+    else:
+        run.wait(reason, message)
