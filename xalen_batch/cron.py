@@ -1,0 +1,183 @@
+"""When a schedule fires: cron expressions on the wall clock of an IANA time zone, also through clock changes.
+
+cronsim says which wall times an expression names; when the zone's clock shows them is resolved here. (cronsim's own handling
+of clock changes depends on how a field is spelled, and misses fires where a zone moves by half an hour.)
+"""
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
+from functools import cache
+from heapq import heappop, heappush
+from itertools import pairwise
+from zoneinfo import ZoneInfo, available_timezones
+
+from cronsim import CronSim
+
+from xalen_batch.errors import InvalidRequest
+
+LONGEST_EXPRESSION = 200
+NICKNAMES = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+FIELDS = {
+    "minute": "0 to 59, such as `30`, `0,30` or `*/15`",
+    "hour": "0 to 23, such as `2`, `9-17` or `*/6`",
+    "day of month": "1 to 31, `L` (the last day) or `LW` (the last weekday), such as `1,15`",
+    "month": "1 to 12 or JAN to DEC, such as `1-3` or `JAN,JUL`",
+    "day of week": "0 to 7 or SUN to SAT (0 and 7 are Sunday), such as `1-5`, `MON#1` (the first Monday) or `5L` (the last Friday)",
+}
+FIVE_FIELDS = "five fields (minute, hour, day of month, month, day of week), such as `30 2 * * *` for every night at 02:30"
+# Whether an expression ever fires is the same from any day on: leap years and weekdays repeat within the 50 years that cronsim looks.
+SOME_DAY = datetime(2001, 1, 1)  # noqa: DTZ001
+MINUTES_OF_DAY = 1_440
+LONGEST_ZONE = 64
+# What a folder of zone files may hold besides zones: this machine's own, and placeholders.
+NO_ZONES = {"localtime", "posixrules", "Factory"}
+SHOWN_VALUE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Cron:
+    """When: a five-field cron expression in an IANA time zone."""
+
+    expression: str
+    zone: ZoneInfo
+
+    @classmethod
+    def parse(cls, expression: str, timezone: str) -> "Cron":
+        """InvalidRequest for what is no expression, never fires, or is no zone."""
+        if problem := _problem(expression):
+            raise InvalidRequest(f"cron: {expression[:SHOWN_VALUE]!r} {problem}.", param="cron")
+        return cls(expression, zone(timezone))
+
+    def after(self, instant: datetime) -> Iterator[datetime]:
+        """The instants in UTC, strictly later than an aware one, ascending. Ends where cronsim finds none within 50 years.
+
+        Where every hour is named, it fires whenever the clock shows the minute, so also in the hour that is repeated. Otherwise each wall
+        time is met once a day: the first time of two; at the end of the gap, once, for all that a clock change skips; and not at all on
+        a day that the zone's calendar leaves out.
+        """
+        try:
+            local = instant.astimezone(self.zone)
+            # In an hour that will be repeated, times that are past are still to come again.
+            again = local.replace(fold=1).astimezone(UTC) - local.replace(fold=0).astimezone(UTC)
+            walls = _walls(self.expression, local.replace(tzinfo=None, fold=0) - max(again, timedelta()))
+            meets = _shown if len(walls.hours) == 24 else _met
+            last, ahead = instant, list[datetime]()
+            for wall in walls:
+                moments = meets(wall, self.zone)
+                for moment in moments:
+                    heappush(ahead, moment)
+                # Whatever comes is no earlier than this wall time's first moment; its second one waits for what lies between.
+                while moments and ahead and ahead[0] <= moments[0]:
+                    if (moment := heappop(ahead)) > last:
+                        last = moment
+                        yield moment
+        except OverflowError:
+            # The calendar ends with the year 9999.
+            return
+
+    def describe(self) -> str:
+        """In words: `At 02:30 every day`."""
+        text = _walls(self.expression, SOME_DAY).explain()
+        return re.sub(r"\b([2-5])([123])th\b", lambda found: found[1] + {"1": "1st", "2": "2nd", "3": "3rd"}[found[2]], text)
+
+    @property
+    def shortest_gap(self) -> timedelta:
+        """The smallest pause between two fires of one day or of two days in a row, on a clock that is not changed."""
+        walls = _walls(self.expression, SOME_DAY)
+        times = sorted(60 * hour + minute for hour in walls.hours for minute in walls.minutes)
+        return timedelta(minutes=min(later - earlier for earlier, later in pairwise([*times, times[0] + MINUTES_OF_DAY])))
+
+
+def zone(name: str) -> ZoneInfo:
+    """The time zone of an IANA name. InvalidRequest for anything else."""
+    if name not in _zone_names():
+        raise InvalidRequest(
+            f"timezone: {name[:SHOWN_VALUE]!r} is no IANA time zone. Write one such as {similar_zones(name)}.", param="timezone"
+        )
+    return ZoneInfo(name)
+
+
+def similar_zones(name: str) -> str:
+    """Names of zones that are close to a wrong one, or else examples, for a message."""
+    by_alias = {alias.lower(): known for known in sorted(_zone_names()) for alias in (known, known.split("/")[-1])}
+    close = get_close_matches(name[:LONGEST_ZONE].strip().replace(" ", "_").lower(), by_alias, n=3, cutoff=0.75)
+    found = dict.fromkeys(by_alias[alias] for alias in close) or ["Europe/Berlin", "America/New_York", "UTC"]
+    return ", ".join(f"`{known}`" for known in found)
+
+
+def reached(wall: datetime, zone: ZoneInfo) -> datetime:
+    """When, in UTC, a zone's clock shows a (naive) wall time for the first time, or else skips past it: the end of the gap."""
+    if shown := _shown(wall, zone):
+        return shown[0]
+    # Of a wall time in a gap, fold=1 is the reading of the clock as it is afterwards, and lies before the change (PEP 495).
+    before, after = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (1, 0))
+    changed = after.astimezone(zone).utcoffset()
+
+    def is_after(second: int) -> bool:
+        return (before + timedelta(seconds=second)).astimezone(zone).utcoffset() == changed
+
+    return before + timedelta(seconds=bisect_left(range(int((after - before).total_seconds())), True, key=is_after))
+
+
+def _shown(wall: datetime, zone: ZoneInfo) -> list[datetime]:
+    """The moments at which a clock shows a wall time: one; two where it is repeated; none where it is skipped."""
+    readings = {wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1)}
+    return sorted(moment for moment in readings if moment.astimezone(zone).replace(tzinfo=None, fold=0) == wall)
+
+
+def _met(wall: datetime, zone: ZoneInfo) -> list[datetime]:
+    """The one moment for a wall time; none on a day that the zone's calendar leaves out, as Pacific/Apia's 30 December 2011."""
+    moment = reached(wall, zone)
+    before, after = ((moment - pause).astimezone(zone).date() for pause in (timedelta(seconds=1), timedelta()))
+    return [] if before < wall.date() < after else [moment]
+
+
+def _walls(expression: str, start: datetime) -> CronSim:
+    """The wall times (naive) that an expression names, later than `start`."""
+    return CronSim(" ".join(_fields(expression)), start)
+
+
+def _fields(expression: str) -> list[str]:
+    return NICKNAMES.get(expression.strip().lower(), expression).split()
+
+
+def _problem(expression: str) -> str | None:
+    """What is wrong with an expression and what to write instead, or None."""
+    if len(expression) > LONGEST_EXPRESSION:
+        return f"has {len(expression)} characters; the most is {LONGEST_EXPRESSION}. Write {FIVE_FIELDS}"
+    fields = _fields(expression)
+    if len(fields) != 5 and expression.strip().startswith("@"):
+        return f"is no nickname. Write {', '.join(NICKNAMES)}, or {FIVE_FIELDS}"
+    if len(fields) != 5:
+        hint = "; seconds and years are not supported" if len(fields) > 5 else ""
+        return f"is made of {len(fields)} instead of five fields{hint}. Write {FIVE_FIELDS}"
+    if _fires(expression):
+        return None
+    for place, (name, allowed) in enumerate(FIELDS.items()):
+        if not _fires(" ".join([*"*" * place, fields[place], *"*" * (4 - place)])):
+            return f"is no cron expression: {fields[place][:SHOWN_VALUE]!r} is no {name}. Write {allowed}"
+    return "never fires: no date is as its day of month, month and day of week say. Write days that exist, such as `30 2 28 2 *`"
+
+
+def _fires(expression: str) -> bool:
+    try:
+        return next(_walls(expression, SOME_DAY), None) is not None
+    except Exception:  # Whatever cronsim trips over, the expression is at fault.
+        return False
+
+
+@cache
+def _zone_names() -> frozenset[str]:
+    return frozenset(available_timezones() - NO_ZONES)
