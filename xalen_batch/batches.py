@@ -3,13 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import catalog, db, files, ids, log, paging
+from xalen_batch import catalog, db, files, ids, log, paging, windows
 from xalen_batch.accounts import Owner
 from xalen_batch.billing import prices
 from xalen_batch.broker import Job
@@ -17,9 +17,10 @@ from xalen_batch.catalog import Endpoint
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest, NotCancellable, NotFound
 from xalen_batch.files import Purpose
-from xalen_batch.models import Batch, File, Task
+from xalen_batch.models import Batch, File, ScheduleRun, Task
 from xalen_batch.paging import Order, Page
-from xalen_batch.states import BATCH_MOVES, BatchStatus
+from xalen_batch.states import BATCH_MOVES, MAY_START, BatchStatus
+from xalen_batch.windows import ExecutionWindow
 
 logger = log.get(__name__)
 
@@ -66,12 +67,16 @@ def create(
     completion_window: str,
     metadata: Mapping[str, str] | None = None,
     output_expires_after: int | None = None,
+    execution_window: ExecutionWindow | None = None,
+    run: ScheduleRun | None = None,
 ) -> Batch:
     """A batch on its way to validation, at the prices and the discount of this moment.
 
-    `output_expires_after`: seconds from the creation of the output files.
+    `output_expires_after`: seconds from the creation of the output files. `run`: the schedule's run that it is.
+    InvalidRequest if its execution window is not open before it expires.
     """
-    window = completion_seconds(completion_window)
+    completion = timedelta(seconds=completion_seconds(completion_window))
+    interval = None if execution_window is None else _first_interval(session, execution_window, completion)
     file = input_file(session, owner, input_file_id)
     batch = Batch(
         id=ids.new(),
@@ -84,7 +89,12 @@ def create(
         meta=dict(metadata or {}),
         price_snapshot=prices_in_force(session, livemode=owner.livemode, endpoint=endpoint),
         discount_rate=settings().batch_discount,
-        expires_at=func.now() + timedelta(seconds=window),
+        expires_at=func.now() + completion,
+        execution_window=execution_window and execution_window.model_dump(mode="json"),
+        window_opens_at=interval and interval[0],
+        window_closes_at=interval and interval[1],
+        schedule_id=run and run.schedule_id,
+        run_id=run and run.id,
     )
     session.add(batch)
     session.flush()
@@ -139,8 +149,14 @@ def cancel(session: Session, batch: Batch) -> Batch:
     return batch
 
 
-def page(session: Session, owner: Owner, *, limit: int, order: Order = "desc", after: str | None) -> Page[Batch]:
-    return paging.page(session, _visible(owner), Batch.id, "batch", limit=limit, order=order, after=after)
+def page(
+    session: Session, owner: Owner, *, limit: int, order: Order = "desc", after: str | None, schedule_id: UUID | None = None
+) -> Page[Batch]:
+    """Batches in the order of creation; with `schedule_id` those that a schedule made."""
+    rows = _visible(owner)
+    if schedule_id is not None:
+        rows = rows.where(Batch.schedule_id == schedule_id)
+    return paging.page(session, rows, Batch.id, "batch", limit=limit, order=order, after=after)
 
 
 def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]:
@@ -153,6 +169,27 @@ def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]
         rows = session.execute(select(Task.batch_id, *sums).where(Task.batch_id.in_(running)).group_by(Task.batch_id))
         found |= {row[0]: Progress(*map(int, row[1:])) for row in rows}
     return {batch.id: found.get(batch.id, Progress()) for batch in batches}
+
+
+def clock(session: Session) -> datetime:
+    """PostgreSQL's time at the beginning of this transaction."""
+    return session.execute(select(func.now())).scalar_one()
+
+
+def interval(batch: Batch, now: datetime) -> tuple[datetime, datetime] | None:
+    """When the execution window opens and closes that is open at a moment, or opens next. None: no line waits for one."""
+    if batch.window_opens_at is None or batch.window_closes_at is None or batch.status not in MAY_START:
+        return None
+    if now < batch.window_closes_at:
+        return batch.window_opens_at, batch.window_closes_at
+    # The sweep has not been here since it closed.
+    return ExecutionWindow.model_validate(batch.execution_window).interval(now)
+
+
+def _first_interval(session: Session, window: ExecutionWindow, completion: timedelta) -> tuple[datetime, datetime]:
+    now = clock(session)
+    windows.refuse_if_never_open(window, now, completion)
+    return window.interval(now)
 
 
 def _visible(owner: Owner) -> Select[Batch]:

@@ -31,6 +31,8 @@ BATCH_MOVES: dict[BatchStatus, frozenset[BatchStatus]] = {
 }
 
 TERMINAL = frozenset(status for status in BatchStatus if status.is_terminal)
+# Those in which lines are started, now or later.
+MAY_START = frozenset({BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS})
 
 
 class TaskState(StrEnum):

@@ -1,16 +1,19 @@
 """/v1/batches"""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated
 
 import orjson
 from fastapi import APIRouter, Query, Response
+from sqlalchemy.orm import Session
 
-from xalen_batch import batches, idempotency
+from xalen_batch import batches, idempotency, ids
 from xalen_batch.api.deps import IdempotencyKey, Reader, Submitter, Transaction
 from xalen_batch.api.responses import stored
 from xalen_batch.api.schemas import BatchObject, BatchRequest, ListObject, listing
-from xalen_batch.batches import Progress
+from xalen_batch.errors import InvalidRequest
+from xalen_batch.models import Batch
 
 PATH = "/v1/batches"
 router = APIRouter(prefix=PATH, tags=["batches"])
@@ -29,8 +32,9 @@ def create_batch(body: BatchRequest, session: Transaction, caller: Submitter, ke
             completion_window=body.completion_window,
             metadata=body.metadata,
             output_expires_after=None if body.output_expires_after is None else body.output_expires_after.seconds,
+            execution_window=body.execution_window,
         )
-        return BatchObject.of(batch, Progress()).model_dump_json().encode()
+        return _shown(session, [batch])[0].model_dump_json().encode()
 
     fingerprint = hashlib.sha256(orjson.dumps(body.model_dump(), option=orjson.OPT_SORT_KEYS)).digest()
     return stored(idempotency.once(session, caller, key, route=f"POST {PATH}", fingerprint=fingerprint, create=create))
@@ -42,21 +46,30 @@ def list_batches(
     caller: Reader,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
+    schedule_id: Annotated[str | None, Query(description="Only batches that this schedule made, `sched_…`.")] = None,
 ) -> ListObject[BatchObject]:
     """Batches, newest first."""
-    page = batches.page(session, caller, limit=limit, after=after)
-    progress = batches.progress(session, page.data)
-    return listing(page, [BatchObject.of(batch, progress[batch.id]) for batch in page.data])
+    schedule = None if schedule_id is None else ids.parse("sched", schedule_id)
+    if schedule is None and schedule_id is not None:
+        raise InvalidRequest(
+            f"schedule_id: {schedule_id[:100]!r} is not the id of a schedule. Send one such as `sched_…`.", param="schedule_id"
+        )
+    page = batches.page(session, caller, limit=limit, after=after, schedule_id=schedule)
+    return listing(page, _shown(session, page.data))
 
 
 @router.get("/{batch_id}")
 def get_batch(session: Transaction, caller: Reader, batch_id: str) -> BatchObject:
-    batch = batches.get(session, caller, batch_id)
-    return BatchObject.of(batch, batches.progress(session, [batch])[batch.id])
+    return _shown(session, [batches.get(session, caller, batch_id)])[0]
 
 
 @router.post("/{batch_id}/cancel")
 def cancel_batch(session: Transaction, caller: Submitter, batch_id: str) -> BatchObject:
     """Start no further line. What has finished is kept, delivered and billed. Any body is ignored."""
-    batch = batches.cancel(session, batches.get(session, caller, batch_id))
-    return BatchObject.of(batch, batches.progress(session, [batch])[batch.id])
+    return _shown(session, [batches.cancel(session, batches.get(session, caller, batch_id))])[0]
+
+
+def _shown(session: Session, found: Sequence[Batch]) -> list[BatchObject]:
+    progress = batches.progress(session, found)
+    now = batches.clock(session)
+    return [BatchObject.of(batch, progress[batch.id], now) for batch in found]

@@ -5,12 +5,13 @@ from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
-from xalen_batch import catalog, ids
+from xalen_batch import batches, catalog, ids
 from xalen_batch.batches import Progress
 from xalen_batch.catalog import Endpoint
 from xalen_batch.fields import ExpiresAfter, Metadata, Text
 from xalen_batch.models import Batch, File
 from xalen_batch.paging import Page
+from xalen_batch.windows import ExecutionWindow
 
 T = TypeVar("T", bound="FileObject | BatchObject | ModelObject")
 
@@ -101,6 +102,30 @@ class BatchErrors(BaseModel):
     data: list[BatchError]
 
 
+class ExecutionWindowObject(BaseModel):
+    """A batch's execution window as it was sent, and its interval that is open or opens next."""
+
+    start: str
+    end: str
+    days: list[str]
+    timezone: str
+    state: Literal["open", "closed"]
+    opens_at: int | None
+    closes_at: int | None
+
+    @classmethod
+    def of(cls, batch: Batch, now: datetime) -> Self | None:
+        if batch.execution_window is None:
+            return None
+        opens_at, closes_at = batches.interval(batch, now) or (None, None)
+        return cls(
+            **batch.execution_window,
+            state="open" if opens_at is not None and opens_at <= now else "closed",
+            opens_at=_seconds(opens_at),
+            closes_at=_seconds(closes_at),
+        )
+
+
 class BatchObject(BaseModel):
     id: str
     object: Literal["batch"] = "batch"
@@ -124,9 +149,13 @@ class BatchObject(BaseModel):
     request_counts: RequestCounts
     usage: BatchUsage
     metadata: dict[str, str]
+    schedule_id: str | None
+    run_id: str | None
+    execution_window: ExecutionWindowObject | None
 
     @classmethod
-    def of(cls, batch: Batch, progress: Progress) -> Self:
+    def of(cls, batch: Batch, progress: Progress, now: datetime) -> Self:
+        """`now`: by the clock of PostgreSQL, which opens and closes execution windows."""
         return cls(
             id=ids.render("batch", batch.id),
             endpoint=batch.endpoint,
@@ -149,6 +178,9 @@ class BatchObject(BaseModel):
             request_counts=RequestCounts(total=progress.total, completed=progress.completed, failed=progress.failed),
             usage=_usage(progress),
             metadata=batch.meta,
+            schedule_id=batch.schedule_id and ids.render("sched", batch.schedule_id),
+            run_id=batch.run_id and ids.render("run", batch.run_id),
+            execution_window=ExecutionWindowObject.of(batch, now),
         )
 
 
@@ -172,6 +204,7 @@ class BatchRequest(BaseModel):
     completion_window: Text = Field(description="`24h`. Extension: whole hours or days, `1h` to `7d`.", examples=["24h"])
     metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
+    execution_window: ExecutionWindow | None = Field(None, description="Extension: hours in which its lines may be started.")
 
 
 class EstimateRequest(BaseModel):

@@ -28,7 +28,8 @@ class Base(DeclarativeBase):
         Decimal: Numeric,
         datetime: DateTime(timezone=True),
         UUID: Uuid,
-        dict[str, Any]: JSONB,
-        dict[str, str]: JSONB,
-        list[dict[str, Any]]: JSONB,
+        # None is a null of the column, never the JSON `null`.
+        dict[str, Any]: JSONB(none_as_null=True),
+        dict[str, str]: JSONB(none_as_null=True),
+        list[dict[str, Any]]: JSONB(none_as_null=True),
     }

@@ -5,7 +5,20 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, func, text, update
+from sqlalchemy import (
+    CheckConstraint,
+    ColumnElement,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    UniqueConstraint,
+    and_,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from xalen_batch.models.base import Base
@@ -105,3 +118,24 @@ class Batch(Base):
             return False
         session.refresh(self)
         return True
+
+
+def window_is_open() -> ColumnElement[bool]:
+    """Whether a batch's lines may be started at this moment, by PostgreSQL's clock; always where there is no execution window."""
+    return or_(Batch.window_closes_at.is_(None), and_(Batch.window_opens_at <= func.now(), func.now() < Batch.window_closes_at))
+
+
+def roll_window(session: Session, batch_id: UUID, *, closed_at: datetime, opens_at: datetime, closes_at: datetime) -> bool:
+    """Put the next interval in the place of the one that closed. False: someone else did, or has the row now."""
+    # Never waits for a row: who rolls several would otherwise have to take them in the order of everyone else.
+    free = (
+        select(Batch.id).where(Batch.id == batch_id, Batch.window_closes_at == closed_at).with_for_update(skip_locked=True, key_share=True)
+    )
+    row = session.execute(
+        update(Batch)
+        .where(Batch.id == free.scalar_subquery())
+        .values(window_opens_at=opens_at, window_closes_at=closes_at)
+        .returning(Batch.id)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    return row is not None

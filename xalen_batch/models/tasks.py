@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, func, select, text, tuple_, update
+from sqlalchemy import CheckConstraint, Float, ForeignKey, Index, column, func, select, text, tuple_, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from xalen_batch.models.base import Base
-from xalen_batch.models.batches import Batch
+from xalen_batch.models.batches import Batch, window_is_open
 from xalen_batch.states import TaskState
 
 
@@ -62,17 +63,19 @@ class Task(Base):
 # a time; a single line that is lost once more fails alone, so that a poison line spares its neighbours.
 SUSPECT_LOSSES = 2
 
+_OPEN_FOR = column("open_for", Float)
 _CLAIM = text(
     """
     WITH candidates AS MATERIALIZED (
         -- Few rows (batches that run now), in the order of fairness; the lateral join below stops
         -- at the first that has a task to give.
-        SELECT b.id, b.account_id, b.livemode
+        SELECT b.id, b.account_id, b.livemode, b.window_closes_at
         FROM batches b JOIN accounts a ON a.id = b.account_id
         WHERE b.status = 'in_progress' AND b.expires_at > now()
+          AND (b.window_closes_at IS NULL OR (b.window_opens_at <= now() AND now() < b.window_closes_at))
         ORDER BY a.virtual_time, b.expires_at, b.id
     ), picked AS (
-        SELECT t.batch_id, t.seq, c.account_id
+        SELECT t.batch_id, t.seq, c.account_id, c.window_closes_at
         FROM candidates c CROSS JOIN LATERAL (
             SELECT t.batch_id, t.seq FROM tasks t
             WHERE t.batch_id = c.id AND t.state = 'pending'
@@ -91,17 +94,21 @@ _CLAIM = text(
     SET state = 'running', fence = t.fence + 1, attempts = t.attempts + 1, not_before = NULL, worker = :worker,
         lease_until = clock_timestamp() + make_interval(secs => :lease)
     FROM picked p WHERE t.batch_id = p.batch_id AND t.seq = p.seq
-    RETURNING t.*
+    RETURNING t.*, EXTRACT(EPOCH FROM p.window_closes_at - now())::float AS open_for
     """
-).columns(*Task.__table__.columns)
+).columns(*Task.__table__.columns, _OPEN_FOR)
 
 
 def claim(
     session: Session, *, worker: str, lease: float, busy_live: Sequence[str], busy_test: Sequence[str], with_suspects: bool
-) -> Task | None:
-    """Pending → running for the fair next task whose model is not busy here. None: there is none."""
-    statement = select(Task).from_statement(_CLAIM).execution_options(populate_existing=True)
-    return session.scalars(
+) -> tuple[Task, float | None] | None:
+    """Pending → running for the fair next task whose model is not busy here. None: there is none.
+
+    With it comes for how many seconds its batch's execution window is open, from the moment at which this
+    transaction began; null where there is no window.
+    """
+    statement = select(Task, _OPEN_FOR).from_statement(_CLAIM).execution_options(populate_existing=True)
+    row = session.execute(
         statement,
         {
             "worker": worker,
@@ -112,30 +119,44 @@ def claim(
             "with_suspects": with_suspects,
         },
     ).one_or_none()
+    return None if row is None else (row[0], row[1])
+
+
+class Standing(NamedTuple):
+    """How a task's batch stands: its status, and whether its execution window is open."""
+
+    status: str
+    is_open: bool
 
 
 def advance(
     session: Session, key: tuple[UUID, int], fence: int, *, to: TaskState, lease: float, pause: float | None, counts: Mapping[str, int]
-) -> str | None:
+) -> Standing | None:
     """Running → `to` (running again: extend the lease) with counters moved, if the fence still holds.
 
-    `pause`: seconds until a task handed back may be claimed again. Returns the status of the
-    task's batch; None means that the fence is stale and nothing was written.
+    `pause`: seconds until a task handed back may be claimed again. None: the fence is stale
+    and nothing was written.
     """
     is_running = to is TaskState.RUNNING
     row = session.execute(
         update(Task)
-        .where(Task.batch_id == key[0], Task.seq == key[1], Task.fence == fence, Task.state == TaskState.RUNNING)
+        .where(
+            Task.batch_id == key[0],
+            Task.seq == key[1],
+            Task.fence == fence,
+            Task.state == TaskState.RUNNING,
+            Batch.id == Task.batch_id,
+        )
         .values(
             state=to,
             lease_until=func.clock_timestamp() + timedelta(seconds=lease) if is_running else None,
             not_before=None if pause is None else func.clock_timestamp() + timedelta(seconds=pause),
             **{name: getattr(Task, name) + amount for name, amount in counts.items()},
         )
-        .returning(select(Batch.status).where(Batch.id == Task.batch_id).scalar_subquery())
+        .returning(Batch.status, window_is_open())
         .execution_options(synchronize_session=False)
     ).one_or_none()
-    return None if row is None else row[0]
+    return None if row is None else Standing(*row)
 
 
 def reclaim(session: Session, limit: int = 100) -> Sequence[Task]:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import cast
@@ -52,6 +53,8 @@ class Claim:
     tariff: Tariff
     is_suspect: bool
     lines: tuple[Line, ...]
+    # When the batch's execution window closes, on the clock of `time.monotonic`; None: never.
+    closes_at: float | None = None
 
     @property
     def batch_id(self) -> UUID:
@@ -65,7 +68,9 @@ class Claim:
 def claim(busy: Collection[Lane], *, with_suspects: bool) -> Claim | None:
     """The fair next task whose lane is not busy here, in one transaction. None: nothing to do. Raises Unreadable."""
     with db.transaction() as session:
-        task = task_rows.claim(
+        # Looked at before the database looks at its own, so that the window closes here no later than there.
+        now = time.monotonic()
+        found = task_rows.claim(
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease=settings().lease,
@@ -73,8 +78,9 @@ def claim(busy: Collection[Lane], *, with_suspects: bool) -> Claim | None:
             busy_test=[model for model, is_live in busy if not is_live],
             with_suspects=with_suspects,
         )
-        if task is None:
+        if found is None:
             return None
+        task, open_for = found
         batch = session.get_one(Batch, task.batch_id)
         recorded = _recorded(session, task) if task.attempts > 1 else set()
     spans = [span for span in jsonl.unpack(task.line_index) if span.line_no not in recorded]
@@ -92,6 +98,7 @@ def claim(busy: Collection[Lane], *, with_suspects: bool) -> Claim | None:
         tariff=Tariff(batch.price_snapshot[task.model], batch.discount_rate),
         is_suspect=task.losses >= task_rows.SUSPECT_LOSSES,
         lines=lines,
+        closes_at=None if open_for is None else now + open_for,
     )
 
 

@@ -39,13 +39,25 @@ class Run:
     outcomes: "queue.SimpleQueue[tuple[Line, Ended] | None]" = field(default_factory=queue.SimpleQueue)
 
     async def fan_out(self) -> None:
-        """Send every line through the lane; on the event loop."""
+        """Send every line through the lane; on the event loop. Those not started when the batch's window closes are not run."""
+        closing = self._stop_at_closing()
         try:
             async with asyncio.TaskGroup() as group:
                 for line in self.claim.lines:
                     group.create_task(self._send(line)).add_done_callback(self.lane.left)
         finally:
+            if closing is not None:
+                closing.cancel()
             self.outcomes.put(None)
+
+    def _stop_at_closing(self) -> asyncio.TimerHandle | None:
+        if self.claim.closes_at is None:
+            return None
+        left = self.claim.closes_at - time.monotonic()
+        if left <= 0:
+            self.stopped.set()
+            return None
+        return asyncio.get_running_loop().call_later(left, self.stopped.set)
 
     async def _send(self, line: Line) -> None:
         try:
@@ -73,8 +85,8 @@ class Slot:
     def follow(self, on_flush: Callable[[], None]) -> None:
         """Record outcomes until the run is over. `on_flush` is called after every flush.
 
-        A stop (the worker's, or the batch's) lets requests in flight finish: the worker's for its
-        grace, then they are cut off.
+        A stop (the worker's, the batch's, or that of its execution window) lets requests in flight
+        finish: the worker's for its grace, then they are cut off.
         """
         while self._receive():
             left = self._seconds_left()

@@ -108,7 +108,7 @@ def counts(rows: Sequence[Row]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """`is_stale`: the lease was lost and nothing was written. `goes_on`: the batch still wants its lines run."""
+    """`is_stale`: the lease was lost and nothing was written. `goes_on`: further lines of the batch may be started."""
 
     is_stale: bool
     goes_on: bool
@@ -122,13 +122,13 @@ def record(
     `to`: RUNNING keeps the lease, DONE ends the task, PENDING hands it back for `pause` seconds.
     """
     with db.transaction() as session:
-        status = task_rows.advance(session, key, fence, to=to, lease=settings().lease, pause=pause, counts=counts(rows))
-        if status is None:
+        batch = task_rows.advance(session, key, fence, to=to, lease=settings().lease, pause=pause, counts=counts(rows))
+        if batch is None:
             return Recorded(is_stale=True, goes_on=False)
         insert(session, rows)
     if to is not TaskState.RUNNING:
-        _name_next(key[0], status)
-    return Recorded(is_stale=False, goes_on=status == BatchStatus.IN_PROGRESS)
+        _name_next(key[0], batch.status)
+    return Recorded(is_stale=False, goes_on=batch.status == BatchStatus.IN_PROGRESS and batch.is_open)
 
 
 def insert(session: Session, rows: Sequence[Row]) -> None:

@@ -16,10 +16,12 @@ from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, File, IdempotencyKey, Result, Task
 from xalen_batch.models import tasks as task_rows
+from xalen_batch.models.batches import roll_window, window_is_open
 from xalen_batch.models.tasks import SUSPECT_LOSSES
-from xalen_batch.pipeline import finalize, record
+from xalen_batch.pipeline import fairness, finalize, record
 from xalen_batch.schedules import fire
-from xalen_batch.states import TERMINAL, BatchStatus, LineError, TaskState
+from xalen_batch.states import MAY_START, TERMINAL, BatchStatus, LineError, TaskState
+from xalen_batch.windows import ExecutionWindow
 
 logger = log.get(__name__)
 
@@ -29,6 +31,8 @@ LOST_AFTER = timedelta(seconds=2)
 ORPHAN_AFTER = timedelta(hours=6)
 WORKER_LOST = "The worker that ran this request was lost each of the {losses} times it was tried. It was not billed."
 SWEEP_LOCK = 7261957
+# Execution windows that one look rolls on; the rest stay closed until the next.
+ROLLED_AT_ONCE = 1_000
 
 
 def due() -> list[Message]:
@@ -38,6 +42,7 @@ def due() -> list[Message]:
             # Without its file a suspect cannot be failed: it is claimable once more.
             with _sparing_others("reclaim"), session.begin_nested():
                 _take_back(session, task)
+        _roll_windows(session)
         return [*_batches_due(session), *_tasks_due(session), *_schedules_due(session)]
 
 
@@ -56,6 +61,7 @@ def tick() -> None:
             _delete_orphans()
     messages = due()
     with db.transaction() as session:
+        fairness.forget_waiting_time(session)
         for message in messages:
             db.enqueue(session, message.job, message.id)
 
@@ -114,6 +120,22 @@ def _cut_into_lines(session: Session, task: Task) -> None:
     task_rows.end(session, task, {})
 
 
+def _roll_windows(session: Session) -> None:
+    """Where the interval of an execution window is over, put the next one, as of now: nobody need have been here for days."""
+    over = select(Batch.id, Batch.execution_window, Batch.window_closes_at, func.now()).where(
+        Batch.status.in_(MAY_START), Batch.window_closes_at <= func.now()
+    )
+    for batch_id, window, closed_at, now in session.execute(over.limit(ROLLED_AT_ONCE)).all():
+        try:
+            opens_at, closes_at = ExecutionWindow.model_validate(window).interval(now)
+        except Exception as error:
+            # Its batch starts nothing and expires, and holds up no other.
+            logger.error("window.unreadable", batch_id=batch_id.hex, **log.cause(error))
+            continue
+        if roll_window(session, batch_id, closed_at=closed_at, opens_at=opens_at, closes_at=closes_at):
+            logger.info("window.closed", batch_id=batch_id.hex, opens_at=opens_at.isoformat())
+
+
 def _batches_due(session: Session) -> list[Message]:
     is_free = (Batch.lease_until.is_(None)) | (Batch.lease_until < func.now())
     has_open = select(Task.seq).where(Task.batch_id == Batch.id, Task.state != TaskState.DONE).exists()
@@ -130,7 +152,7 @@ def _batches_due(session: Session) -> list[Message]:
 
 
 def _tasks_due(session: Session) -> list[Message]:
-    running = select(Batch.id).where(Batch.status == BatchStatus.IN_PROGRESS).subquery()
+    running = select(Batch.id).where(Batch.status == BatchStatus.IN_PROGRESS, window_is_open()).subquery()
     claimable = select(Task.seq).where(
         Task.batch_id == running.c.id, Task.state == TaskState.PENDING, (Task.not_before.is_(None)) | (Task.not_before <= func.now())
     )

@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 from xalen_batch import catalog, db, log, storage
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
-from xalen_batch.models import Account, Batch
+from xalen_batch.models import Batch
+from xalen_batch.pipeline import fairness
 from xalen_batch.pipeline.faults import Fault, Faults, unpriced
 from xalen_batch.pipeline.scan import GoodLine, scan
 from xalen_batch.pipeline.split import Split
@@ -140,22 +141,7 @@ def _decide(session: Session, lease: _Lease, found: _Found) -> None:
     batch.total = found.split.lines
     batch.model = models[0] if len(models) == 1 else None
     tasks = found.split.insert(session, batch.id)
-    _forget_idle_time(session, batch.account_id)
+    fairness.forget_idle_time(session, batch.account_id)
     batch.move(session, BatchStatus.IN_PROGRESS)
     for number in range(min(tasks, MOST_HINTS)):
         db.enqueue(session, Job.EXECUTE, str(number))
-
-
-def _forget_idle_time(session: Session, account_id: UUID) -> None:
-    """Start an account no earlier than those at work: having been away is no credit to push the others aside with."""
-    at_work = (
-        select(func.min(Account.virtual_time))
-        .where(Account.id.in_(select(Batch.account_id).where(Batch.status == BatchStatus.IN_PROGRESS)))
-        .scalar_subquery()
-    )
-    session.execute(
-        update(Account)
-        .where(Account.id == account_id)
-        .values(virtual_time=func.greatest(Account.virtual_time, func.coalesce(at_work, 0.0)))
-        .execution_options(synchronize_session=False)
-    )
