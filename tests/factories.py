@@ -11,10 +11,12 @@ import obstore
 from sqlalchemy.orm import Session
 
 from xalen_batch import accounts, ids, storage
-from xalen_batch.accounts import Caller
+from xalen_batch.accounts import Caller, Owner
 from xalen_batch.billing import prices
 from xalen_batch.catalog import CHAT, RERANK
-from xalen_batch.models import Account, Batch, File
+from xalen_batch.models import Account, Batch, File, Schedule
+from xalen_batch.schedules import registry
+from xalen_batch.schedules.definition import Definition
 
 CHAT_MODEL = "mistral-small-3-1"
 RERANK_MODEL = "bge-reranker-v2"
@@ -106,3 +108,15 @@ def rerank_line(
         "url": RERANK,
         "body": {"model": RERANK_MODEL, "query": query, "documents": list(documents), **body},
     }
+
+
+def definition(**fields: Any) -> Definition:
+    """A nightly schedule in Berlin; `inbox={}` unless it is said what it runs."""
+    what = {} if {"input_file_id", "template_file_id", "source"} & set(fields) else {"inbox": {}}
+    return Definition.model_validate(
+        {"name": "nightly", "cron": "30 2 * * *", "timezone": "Europe/Berlin", "endpoint": CHAT} | what | fields
+    )
+
+
+def schedule(session: Session, owner: Owner, **fields: Any) -> Schedule:
+    return registry.create(session, owner, definition(**fields))

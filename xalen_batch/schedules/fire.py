@@ -141,7 +141,7 @@ def _fire_due(session: Session, schedule: Schedule, now: datetime) -> None:
         schedule.aim(definition.next_fire(schedule.id, now - delay))
         return
     due = policies.sort_out([(instant, now - delay - instant) for instant in come], definition)
-    _record_missed(session, schedule, due.missed)
+    _record_missed(session, schedule, due.missed, now)
     schedule.aim(definition.next_fire(schedule.id, come[-1]))
     for instant in due.run:
         # One that fails may pause the schedule; what had come by then still runs.
@@ -162,10 +162,10 @@ def _come(definition: Definition, first: datetime, now: datetime) -> list[dateti
     return instants
 
 
-def _record_missed(session: Session, schedule: Schedule, missed: Sequence[tuple[datetime, Miss]]) -> None:
+def _record_missed(session: Session, schedule: Schedule, missed: Sequence[tuple[datetime, Miss]], now: datetime) -> None:
     rows = [
         runs.blank(schedule, instant, Trigger.SCHEDULE, RunState.MISSED)
-        | {"reason": reason.value, "message": MISSED[reason], "ended_at": func.now()}
+        | {"reason": reason.value, "message": MISSED[reason], "ended_at": now}
         for instant, reason in missed
     ]
     if recorded := _insert(session, rows):
