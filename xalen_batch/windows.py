@@ -1,0 +1,123 @@
+"""Execution windows: the hours of the day in which a batch's lines may be started."""
+
+import re
+from collections.abc import Iterator
+from datetime import datetime, time, timedelta
+from itertools import groupby
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from xalen_batch import cron
+from xalen_batch.errors import InvalidRequest
+
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+WEEK: tuple[Day, ...] = get_args(Day)
+TIME = re.compile("([01][0-9]|2[0-3]):[0-5][0-9]")
+ONE_DAY = timedelta(days=1)
+ONE_HOUR = timedelta(hours=1)
+
+
+def _time(text: str) -> str:
+    if not TIME.fullmatch(text):
+        hint = " (write the end of a day as `00:00`)" if text == "24:00" else ""
+        raise ValueError(f"should be a time of day from `00:00` to `23:59`, two digits each{hint}")
+    return text
+
+
+def _week_order(days: list[Day]) -> list[Day]:
+    if not days:
+        raise ValueError("should name at least one day, such as `mon`")
+    return [day for day in WEEK if day in days]
+
+
+def _zone(name: str) -> str:
+    try:
+        cron.zone(name)
+    except InvalidRequest as error:
+        raise ValueError(f"should be an IANA time zone such as {cron.similar_zones(name)}") from error
+    return name
+
+
+Time = Annotated[str, AfterValidator(_time)]
+
+
+class ExecutionWindow(BaseModel):
+    """Hours in which lines may be started, on the wall clock of a zone. One that wraps midnight belongs to the day on which it opens.
+
+    A start or end that a clock change skips is the end of the gap, one that is repeated is the first of the two; what a change leaves
+    nothing of is no window.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start: Time = Field(description="From this time on.", examples=["22:00"])
+    end: Time = Field(description="Until just before this time; on the next day if it is earlier than `start`.", examples=["06:00"])
+    days: Annotated[list[Day], AfterValidator(_week_order)] = Field(list(WEEK), description="Those on which it opens.")
+    timezone: Annotated[str, AfterValidator(_zone)] = Field("UTC", description="IANA name of the zone whose clock counts.")
+
+    @model_validator(mode="after")
+    def _lasts(self) -> Self:
+        if self.start == self.end:
+            raise ValueError(f"should end at another time than it starts, `{self.start}`; send none to run at any time")
+        return self
+
+    def interval(self, at: datetime) -> tuple[datetime, datetime]:
+        """When it opens and closes, in UTC: the interval that contains an aware instant (opens <= at < closes), else the next."""
+        return next(self.intervals(at))
+
+    def intervals(self, at: datetime) -> Iterator[tuple[datetime, datetime]]:
+        """The interval of `interval`, and those after it: ascending and disjoint, though one may open as another closes."""
+        zone = cron.zone(self.timezone)
+        start, end = time.fromisoformat(self.start), time.fromisoformat(self.end)
+        day = at.astimezone(zone).date() - ONE_DAY
+        while True:
+            if WEEK[day.weekday()] in self.days:
+                opens = cron.reached(datetime.combine(day, start), zone)
+                closes = cron.reached(datetime.combine(day if start < end else day + ONE_DAY, end), zone)
+                if opens < closes and at < closes:
+                    yield opens, closes
+            day += ONE_DAY
+
+    def open_time(self, start: datetime, end: datetime) -> timedelta:
+        """How long it is open in [start, end)."""
+        total = timedelta()
+        for opens, closes in self.intervals(start):
+            if opens >= end:
+                break
+            total += max(min(closes, end) - max(opens, start), timedelta())
+        return total
+
+    def describe(self) -> str:
+        """`22:00–06:00 Europe/Berlin, mon–fri`; the days left out when it is all seven."""
+        text = f"{self.start}–{self.end} {self.timezone}"
+        if len(self.days) == len(WEEK):
+            return text
+        runs = [[day for _, day in run] for _, run in groupby(enumerate(self.days), lambda item: WEEK.index(item[1]) - item[0])]
+        return ", ".join([text, *(run[0] if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)])
+
+
+def refuse_if_never_open(window: ExecutionWindow, start: datetime, completion: timedelta, *, param: str = "execution_window") -> None:
+    """InvalidRequest, with the arithmetic, when no moment of a window lies between an aware start and the end of the completion window."""
+    opens, _ = window.interval(start)
+    wait = opens - start
+    if wait < completion:
+        return
+    zone = cron.zone(window.timezone)
+
+    def local(moment: datetime) -> str:
+        there = moment.astimezone(zone)
+        return f"{WEEK[there.weekday()]} {there.isoformat(' ', 'minutes')}"
+
+    raise InvalidRequest(
+        f"{param}: {window.describe()} is not open before the batch expires. From its start at {local(start)}, a completion window of "
+        f"{_length(completion)} lasts until {local(start + completion)}, but the execution window next opens at {local(opens)}, "
+        f"{_length(wait)} after the start. Send a completion window of at least {wait // ONE_HOUR + 1}h, or hours that come sooner.",
+        param=param,
+    )
+
+
+def _length(span: timedelta) -> str:
+    hours, rest = divmod(span, ONE_HOUR)
+    minutes = rest // timedelta(minutes=1)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
