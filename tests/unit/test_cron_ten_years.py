@@ -155,13 +155,14 @@ def test_wall_times_are_met_once_a_day_for_ten_years(zone: str) -> None:
 @pytest.mark.parametrize("zone", ZONES)
 def test_every_hour_is_every_time_that_the_clock_shows_the_minute(zone: str) -> None:
     compared = 0
-    stretches = [(moment - AROUND, moment + AROUND) for moment, _, _ in clock(zone).changes]
-    for begin, end in stretches or [(FIRST, FIRST + 30 * DAY)]:
+    # How often a zone changes its clock depends on the release of the database; the first ten days are always there.
+    stretches = [(FIRST, FIRST + 10 * DAY), *((moment - AROUND, moment + AROUND) for moment, _, _ in clock(zone).changes)]
+    for begin, end in stretches:
         for expression, minutes in (("*/15 * * * *", {0, 15, 30, 45}), ("45 * * * *", {45})):
             expected = clock(zone).shows(minutes, begin, end)
             assert fires(expression, zone, begin, end) == expected, expression
             compared += len(expected)
-    assert compared > 2_000
+    assert compared > 1_000
 
 
 @pytest.mark.parametrize("zone", ZONES)
