@@ -36,7 +36,7 @@ def start(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime)
                 endpoint=definition.endpoint,
                 completion_window=definition.completion_window,
                 metadata=definition.metadata,
-                output_expires_after=definition.output_expires_after and definition.output_expires_after.seconds,
+                output_expires_after=None if definition.output_expires_after is None else definition.output_expires_after.seconds,
                 execution_window=definition.execution_window,
                 run=run,
             )
