@@ -15,7 +15,7 @@ from xalen_batch.catalog import Endpoint
 from xalen_batch.config import settings
 from xalen_batch.cron import Cron
 from xalen_batch.errors import InvalidRequest
-from xalen_batch.fields import ExpiresAfter, Metadata, Text
+from xalen_batch.fields import ExpiresAfter, Metadata, Text, Time
 from xalen_batch.windows import ExecutionWindow
 
 WHAT = ("input_file_id", "template_file_id", "source", "inbox")
@@ -64,8 +64,8 @@ class Definition(BaseModel):
 
     cron: Text = Field(description="Five fields, or `@daily` and the like.", examples=["30 2 * * *"])
     timezone: Text = Field("UTC", description="IANA name of the zone whose clock counts.", examples=["Europe/Berlin"])
-    starts_at: datetime | None = Field(None, description="No fire before this time.")
-    ends_at: datetime | None = Field(None, description="No fire from this time on.")
+    starts_at: Time | None = Field(None, description="No fire before this time.")
+    ends_at: Time | None = Field(None, description="No fire from this time on.")
     jitter: int = Field(
         0, ge=0, le=900, description="Most seconds that it fires late, by an amount that is the schedule's own and stays the same."
     )
