@@ -17,6 +17,8 @@ RUN useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin xale
     && install --directory --owner=xalen --mode=0750 /data
 COPY --from=build /app/.venv /app/.venv
 ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 XALEN_DATA_DIR=/data XALEN_LOG_FORMAT=json
+# Every host fires by the same time zone rules: those of the locked tzdata package.
+ENV PYTHONTZPATH=""
 USER xalen
 WORKDIR /data
 VOLUME /data

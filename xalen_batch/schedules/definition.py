@@ -8,12 +8,12 @@ from itertools import islice
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from xalen_batch import batches, windows
 from xalen_batch.catalog import Endpoint
 from xalen_batch.config import settings
-from xalen_batch.cron import Cron
+from xalen_batch.cron import Cron, zone
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.fields import ExpiresAfter, Metadata, Text, Time
 from xalen_batch.windows import ExecutionWindow
@@ -94,6 +94,12 @@ class Definition(BaseModel):
         if isinstance(value, dict) and isinstance(window := value.get("execution_window"), dict) and window.get("timezone") is None:
             return {**value, "execution_window": {**window, "timezone": value.get("timezone") or "UTC"}}
         return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        zone(name)
+        return name
 
     @property
     def clock(self) -> Cron:
