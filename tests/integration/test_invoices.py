@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from decimal import Decimal, localcontext
 from typing import Any
 
@@ -21,8 +22,11 @@ from xalen_batch import db, ids, money
 from xalen_batch.backends.contract import Refused, Usage
 from xalen_batch.billing import invoices
 from xalen_batch.errors import NotFound
-from xalen_batch.models import Batch, Invoice, InvoiceLine, Result
-from xalen_batch.states import BatchStatus, LineError
+from xalen_batch.models import Batch, Invoice, InvoiceLine, Result, ScheduleRun
+from xalen_batch.schedules import registry, runs
+from xalen_batch.schedules.definition import Definition
+from xalen_batch.schedules.runs import Trigger
+from xalen_batch.states import BatchStatus, LineError, RunState
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 
@@ -131,12 +135,13 @@ def test_an_invoice_names_everything_and_holds_no_float() -> None:
     with db.transaction() as session:
         invoice = invoices.render(invoices.of_batch(session, batch))
     assert set(invoice) == {
-        *("id", "object", "status", "livemode", "payable", "account_id", "batch_id", "currency", "issued_at"),
+        *("id", "object", "status", "livemode", "payable", "account_id", "batch_id", "schedule", "currency", "issued_at"),
         *("lines", "subtotal", "discount", "total"),
     }
     assert (invoice["object"], invoice["status"], invoice["currency"]) == ("invoice", "issued", "USD")
     assert invoice["batch_id"] == ids.render("batch", batch.id)
     assert ids.parse("inv", invoice["id"])
+    assert invoice["schedule"] is None
     json.loads(json.dumps(invoice), parse_float=pytest.fail)
 
 
@@ -173,6 +178,31 @@ def test_issuing_again_returns_the_same_invoice_byte_for_byte() -> None:
         with db.transaction() as session:
             assert json.dumps(invoices.render(invoices.issue(session, batch))) == first
             assert json.dumps(invoices.render(invoices.of_batch(session, batch))) == first
+
+
+def test_the_invoice_of_a_schedules_batch_names_the_schedule_as_it_was_called_when_it_ran() -> None:
+    with db.transaction() as session:
+        caller = factories.caller(session)
+        schedule = factories.schedule(session, caller, name="Nightly digest", inbox={})
+        run = ScheduleRun(**runs.blank(schedule, datetime(2026, 11, 25, 1, 30, tzinfo=UTC), Trigger.SCHEDULE, RunState.WAITING))
+        session.add(run)
+        session.flush()
+        batch = running(session, [Ran(Usage(1_234, 567))], caller, schedule_id=schedule.id, run_id=run.id)
+
+    def rename(name: str) -> None:
+        with db.transaction() as session:
+            locked = registry.lock(session, caller, ids.render("sched", schedule.id))
+            registry.change(session, caller, locked, Definition.model_validate({**locked.definition, "name": name}))
+
+    rename("Called otherwise meanwhile")
+    with db.transaction() as session:
+        issued = json.dumps(invoices.render(invoices.issue(session, batch)))
+    assert json.loads(issued)["schedule"] == {"id": ids.render("sched", schedule.id), "name": "Nightly digest"}
+    rename("Called otherwise afterwards")
+    with db.transaction() as session:
+        registry.delete(session, caller, ids.render("sched", schedule.id), discard_requests=False)
+        assert json.dumps(invoices.render(invoices.of_batch(session, batch))) == issued
+        assert json.dumps(invoices.render(invoices.issue(session, batch))) == issued
 
 
 def test_many_may_issue_at_once_and_there_is_one_invoice() -> None:

@@ -86,6 +86,14 @@ def test_a_test_invoice_is_marked_not_payable(capsys: pytest.CaptureFixture[str]
     assert "test mode, not payable" in capsys.readouterr().out
 
 
+def test_an_invoice_of_a_schedules_batch_names_it_and_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_invoice(_invoice(schedule={"id": "sched_1", "name": f"Nightly {HOSTILE}"}))
+    printed = capsys.readouterr().out
+    assert "Schedule Nightly \\x1b[2J" in printed
+    assert "(sched_1)" in printed
+    assert "\x1b" not in printed
+
+
 def test_a_narrow_terminal_folds_names_and_never_cuts_a_figure(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(width=60, force_terminal=True, no_color=True, highlight=False)
     print_invoice(_invoice(), console)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import ids, log, money
 from xalen_batch.errors import NotFound
-from xalen_batch.models import Batch, Invoice, InvoiceLine, Result
+from xalen_batch.models import Batch, Invoice, InvoiceLine, Result, ScheduleRun
 from xalen_batch.states import BatchStatus
 
 logger = log.get(__name__)
@@ -38,7 +38,15 @@ def issue(session: Session, batch: Batch) -> Invoice:
     if total != charged:
         logger.error("invoice.mismatch", batch_id=batch.id.hex, invoiced=str(total), charged=str(charged))
         raise Mismatch(f"batch {batch.id}: the invoice's lines sum to {total}, the charges of its results to {charged}")
-    store(session, Invoice(account_id=batch.account_id, livemode=batch.livemode, batch_id=batch.id, total=total), lines)
+    header = Invoice(
+        account_id=batch.account_id,
+        livemode=batch.livemode,
+        batch_id=batch.id,
+        schedule_id=batch.schedule_id,
+        schedule_name=_schedule_name(session, batch),
+        total=total,
+    )
+    store(session, header, lines)
     return session.scalars(select(Invoice).where(Invoice.batch_id == batch.id)).one()
 
 
@@ -57,6 +65,14 @@ def _find(session: Session, batch: Batch) -> Invoice | None:
     return session.scalars(select(Invoice).where(Invoice.batch_id == batch.id)).one_or_none()
 
 
+def _schedule_name(session: Session, batch: Batch) -> str | None:
+    """The name that a schedule had when the run came about that is this batch; later ones change no invoice."""
+    if batch.run_id is None:
+        return None
+    name: str = session.execute(select(ScheduleRun.definition["name"].astext).where(ScheduleRun.id == batch.run_id)).scalar_one()
+    return name
+
+
 def store(session: Session, invoice: Invoice, lines: Sequence[InvoiceLine]) -> bool:
     """Write an invoice and its lines, in their order. False, and nothing written: its batch or month has one already."""
     header = {
@@ -65,6 +81,8 @@ def store(session: Session, invoice: Invoice, lines: Sequence[InvoiceLine]) -> b
         "livemode": invoice.livemode,
         "batch_id": invoice.batch_id,
         "month": invoice.month,
+        "schedule_id": invoice.schedule_id,
+        "schedule_name": invoice.schedule_name,
         "currency": money.CURRENCY,
         "total": invoice.total,
     }
@@ -179,6 +197,7 @@ def render(invoice: Invoice) -> dict[str, Any]:
         "payable": invoice.livemode,
         "account_id": ids.render("acct", invoice.account_id),
         "batch_id": ids.render("batch", invoice.batch_id),
+        "schedule": invoice.schedule_id and {"id": ids.render("sched", invoice.schedule_id), "name": invoice.schedule_name},
         "currency": invoice.currency,
         "issued_at": int(invoice.issued_at.timestamp()),
         "lines": [_render_line(line) for line in invoice.lines],

@@ -11,7 +11,7 @@ from xalen_batch.cli import database
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.failures import ERROR
 from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, examples
-from xalen_batch.cli.output import STDOUT, counted, figure, grid, print_json, say, show
+from xalen_batch.cli.output import STDOUT, counted, figure, grid, print_json, safe, say, show
 
 INVOICE = ("item", "component", "quantity", "unit price", "amount")
 
@@ -34,6 +34,8 @@ def invoice(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, 
 def print_invoice(found: dict[str, Any], console: Console = STDOUT) -> None:
     """Model, component, quantity, unit price and amount of each line, then the total."""
     console.print(f"Invoice {found['id']} of {found['batch_id']}{_mode(found)}", style="bold", soft_wrap=True)
+    if schedule := found.get("schedule"):
+        console.print(f"Schedule {safe(schedule['name'])} ({schedule['id']})", soft_wrap=True)
     table = grid(INVOICE, map(_invoice_row, found["lines"]), right=INVOICE[2:])
     table.add_section()
     table.add_row("total", "", "", found["currency"], found["total"])
