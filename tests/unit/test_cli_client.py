@@ -1,9 +1,7 @@
 """The client against a real server on the loopback: retries, streams, refusals, and what is never sent."""
 
 import os
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.factories import chat_line, jsonl
+from tests.unit.fake_api import Api, serving
 from xalen_batch.cli import client as client_module
 from xalen_batch.cli.client import Client
 from xalen_batch.cli.connection import Connection
@@ -21,50 +20,10 @@ KEY = "xln_test_secret"
 BODY = bytes(range(256)) * 4096
 
 
-class Api(ThreadingHTTPServer):
-    """Answers from a list, one a request; remembers what came."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers: list[tuple[int, dict[str, str], bytes]] = []
-        self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
-        self.reads_bodies = True
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Api
-
-    def _answer(self) -> None:
-        length = int(self.headers.get("content-length", 0)) if self.server.reads_bodies else 0
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.requests.append((self.command, self.path, headers, self.rfile.read(length)))
-        status, sent, body = self.server.answers.pop(0)
-        self.send_response(status)
-        for name, value in ({"content-length": str(len(body))} | sent).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_POST = _answer  # noqa: N815
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def api() -> Iterator[Api]:
-    with Api() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with serving() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -114,6 +73,31 @@ def test_a_post_keeps_its_idempotency_key_over_retries(api: Api, client: Client)
     client.post("/batches", {"a": 1})
     keys = [headers["idempotency-key"] for _, _, headers, _ in api.requests]
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_change_and_a_deletion_are_tried_again(api: Api, client: Client) -> None:
+    api.answers = [_error(503), _ok(), _error(503), _ok()]
+    assert client.patch("/schedules/1", {"a": None}) == {"id": "x"}
+    assert client.delete("/schedules/1", discard="true", other=None) == {"id": "x"}
+    assert [(method, path) for method, path, *_ in api.requests[1::2]] == [
+        ("PATCH", "/v1/schedules/1"),
+        ("DELETE", "/v1/schedules/1?discard=true"),
+    ]
+    assert api.requests[1][3] == b'{"a": null}'
+
+
+def test_lines_are_posted_as_they_are_with_one_idempotency_key_over_retries(api: Api, client: Client) -> None:
+    api.answers = [_error(500), _ok()]
+    client.post_lines("/schedules/1/requests", b"{}\n\n{}\n")
+    first, second = api.requests
+    assert first == second
+    assert (first[2]["content-type"], first[3]) == ("application/jsonl", b"{}\n\n{}\n")
+
+
+@pytest.mark.parametrize("body", [b"\n \n{1}\n" + BODY, b"{1}\n", b"{1}"])
+def test_the_first_line_with_text_is_read_and_the_rest_is_not_waited_for(body: bytes, api: Api, client: Client) -> None:
+    api.answers = [_ok(body)]
+    assert client.first_line("/files/1/content") == b"{1}"
 
 
 def test_an_upload_is_a_form_that_a_retry_repeats_whole(api: Api, client: Client, tmp_path: Path) -> None:

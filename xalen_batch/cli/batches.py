@@ -6,14 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from xalen_batch.cli import batch_view, download
-from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.client import PAGE, Client, connect
 from xalen_batch.cli.failures import Failed
-from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, examples
+from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, OfSchedule, examples
 from xalen_batch.cli.output import counted, figure, print_json, say
 from xalen_batch.cli.watch import ENDED
 from xalen_batch.states import BatchStatus
 
-PAGE = 100
 STATUS_HELP = f"Only batches in this status: {', '.join(BatchStatus)}."
 
 commands = typer.Typer()
@@ -21,11 +20,17 @@ commands = typer.Typer()
 
 @commands.command(
     "list",
-    epilog=examples("xalen-batch list", "xalen-batch list --status in_progress --limit 100", "xalen-batch list --json | jq -r .data[0].id"),
+    epilog=examples(
+        "xalen-batch list",
+        "xalen-batch list --status in_progress --limit 100",
+        "xalen-batch list --schedule sched_0192…",
+        "xalen-batch list --json | jq -r .data[0].id",
+    ),
 )
 def list_batches(
     limit: Annotated[int, typer.Option(min=1, help="Most batches to show, the newest first.")] = 20,
     status: Annotated[BatchStatus | None, typer.Option(metavar="STATUS", help=STATUS_HELP)] = None,
+    schedule: OfSchedule = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
@@ -33,21 +38,25 @@ def list_batches(
 ) -> None:
     """List your batches, the newest first."""
     client = connect(base_url, api_key, live)
-    batches = _newest(client, limit, status)
+    batches = _newest(client, limit, status, schedule)
     if as_json:
         print_json({"object": "list", "data": batches})
     elif batches:
         batch_view.table_of(batches)
+    elif schedule is not None:
+        say(f"No batch of {schedule}{f' is {status}' if status else ' yet'}. `xalen-batch schedules runs {schedule}` shows every run.")
     else:
         say("No batches yet. `xalen-batch run FILE` makes one." if status is None else f"No batch is {status}.")
 
 
-def _newest(client: Client, limit: int, status: BatchStatus | None) -> list[dict[str, Any]]:
+def _newest(client: Client, limit: int, status: BatchStatus | None, schedule: str | None) -> list[dict[str, Any]]:
+    if status is None:
+        return client.first(limit, "/batches", schedule_id=schedule)
     found: list[dict[str, Any]] = []
     after = None
     while len(found) < limit:
-        page = client.get("/batches", limit=PAGE if status else min(PAGE, limit - len(found)), after=after)
-        found += [batch for batch in page["data"] if status in (None, batch["status"])]
+        page = client.get("/batches", limit=PAGE, after=after, schedule_id=schedule)
+        found += [batch for batch in page["data"] if batch["status"] == status]
         if not page["has_more"]:
             break
         after = page["last_id"]

@@ -27,6 +27,8 @@ Json = dict[str, Any]
 Headers = Mapping[str, str]
 
 CHUNK = 256 * 1024
+# Objects of a list that are asked for at once.
+PAGE = 100
 # A silence, not a request, may last this long.
 TIMEOUT = 60.0
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -43,14 +45,39 @@ class Client:
 
     def get(self, path: str, **query: str | int | None) -> Json:
         """A JSON object."""
-        given = {name: value for name, value in query.items() if value is not None}
-        return self._retried(lambda: self._json(self._request(f"{path}?{urlencode(given)}" if given else path)))
+        return self._retried(lambda: self._json(self._request(_address(path, query))))
 
-    def post(self, path: str, body: Json | None = None) -> Json:
+    def first(self, limit: int, path: str, **query: str | int | None) -> list[Json]:
+        """The first objects of a list, page after page."""
+        found: list[Json] = []
+        after = None
+        while len(found) < limit:
+            page = self.get(path, limit=min(PAGE, limit - len(found)), after=after, **query)
+            found += page["data"]
+            if not page["has_more"]:
+                break
+            after = page["last_id"]
+        return found
+
+    def post(self, path: str, body: Json | None = None, **query: str | int | None) -> Json:
         """A JSON object. Its Idempotency-Key makes a repeated POST harmless."""
         content = b"" if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Idempotency-Key": uuid4().hex}
+        return self._retried(lambda: self._json(self._request(_address(path, query), headers, content)))
+
+    def post_lines(self, path: str, content: bytes) -> Json:
+        """Send lines of JSONL; a JSON object."""
+        headers = {"Content-Type": "application/jsonl", "Idempotency-Key": uuid4().hex}
         return self._retried(lambda: self._json(self._request(path, headers, content)))
+
+    def patch(self, path: str, body: Json) -> Json:
+        """A JSON object. To set the same fields twice is harmless."""
+        content, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        return self._retried(lambda: self._json(self._request(path, headers, content, method="PATCH")))
+
+    def delete(self, path: str, **query: str | int | None) -> Json:
+        """A JSON object."""
+        return self._retried(lambda: self._json(self._request(_address(path, query), method="DELETE")))
 
     def upload(self, path: Path, filename: str, moved: Moved) -> Json:
         """Send a file as batch input."""
@@ -87,9 +114,25 @@ class Client:
 
         return self._retried(receive_once)
 
-    def _request(self, path: str, headers: Headers | None = None, body: bytes | Iterator[bytes] | None = None) -> Request:
+    def first_line(self, path: str) -> bytes:
+        """The first line of a body that has any text in it; the rest is not waited for."""
+
+        def read() -> bytes:
+            with closing(self._open(self._request(path))) as response:
+                found = b""
+                for chunk in self._chunks(response):
+                    found = (found + chunk).lstrip()
+                    if b"\n" in found:
+                        break
+                return found.partition(b"\n")[0]
+
+        return self._retried(read)
+
+    def _request(
+        self, path: str, headers: Headers | None = None, body: bytes | Iterator[bytes] | None = None, *, method: str | None = None
+    ) -> Request:
         credentials = {"Authorization": f"Bearer {self.connection.key}", "User-Agent": "xalen-batch", "Accept": "*/*"}
-        return Request(self.connection.base_url + path, data=body, headers=credentials | dict(headers or {}))
+        return Request(self.connection.base_url + path, data=body, headers=credentials | dict(headers or {}), method=method)
 
     def _json(self, request: Request) -> Json:
         with closing(self._open(request)) as response:
@@ -153,11 +196,17 @@ def connect(base_url: str | None, api_key: str | None, live: bool) -> Client:
     return Client(find(base_url, api_key, live))
 
 
+def _address(path: str, query: Mapping[str, str | int | None]) -> str:
+    given = {name: value for name, value in query.items() if value is not None}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
 def _failure(error: HTTPError) -> ApiError:
     """The API's error envelope as one line, with the request id that support will ask for."""
+    code = None
     try:
         told = json.loads(error.read(CHUNK))["error"]
-        message = str(told["message"])
+        message, code = str(told["message"]), told.get("code")
         if told.get("param"):
             message += f" (param: {told['param']})"
     except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError):
@@ -167,5 +216,6 @@ def _failure(error: HTTPError) -> ApiError:
     return ApiError(
         error.code,
         f"{message} [HTTP {error.code}{f', request {request_id}' if request_id else ''}]",
+        code=code,
         retry_after=float(wait) if wait.replace(".", "", 1).isdigit() else None,
     )

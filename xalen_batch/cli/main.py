@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from xalen_batch.cli import batches, doctor, failures, invoices, keys, models, run, server, submit, up, validate, watch
+from xalen_batch.cli import batches, doctor, failures, invoices, keys, models, run, schedules, server, submit, up, validate, watch
 from xalen_batch.cli.failures import ERROR, INTERRUPTED, TIMED_OUT
 from xalen_batch.cli.options import examples
 from xalen_batch.cli.output import safe, say
@@ -58,6 +58,7 @@ app = typer.Typer(
 )
 for part in (run, submit, watch, batches, validate, invoices, models, up, doctor, server):
     app.add_typer(part.commands)
+app.add_typer(schedules.commands, name="schedules")
 app.add_typer(models.prices, name="prices", rich_help_panel="Operators")
 app.add_typer(keys.commands, name="keys", rich_help_panel="Operators")
 

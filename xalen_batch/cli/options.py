@@ -22,7 +22,15 @@ def _batch_id(text: str) -> str:
     return text
 
 
+def schedule_id(text: str | None) -> str | None:
+    if text is not None and not text.startswith("sched_"):
+        raise typer.BadParameter(f"{text!r} is not the id of a schedule, `sched_…`. `xalen-batch schedules list` shows those there are.")
+    return text
+
+
 BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch, `batch_…`.", callback=_batch_id)]
+ScheduleId = Annotated[str, typer.Argument(metavar="ID", help="The schedule, `sched_…`.", callback=schedule_id)]
+OfSchedule = Annotated[str | None, typer.Option(metavar="ID", help="Only batches of this schedule, `sched_…`.", callback=schedule_id)]
 Timeout = Annotated[float | None, typer.Option(min=0, help="Stop waiting after this many seconds (exit 5); the batch goes on.")]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 # No markup, emoji or highlighting: text that came from a user is never more than text.
 # A table fits itself to a terminal, and is never folded into a pipe.
@@ -37,13 +38,13 @@ def print_json(value: object) -> None:
 
 
 def grid(headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
-    """A table; `right` names the columns of figures, which are the last to be folded. Cells are made safe."""
+    """A table; `right` names the columns of figures, which are the last to be folded. Cells are made safe, but for text with styles of our own."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for header in headers:
         is_figure = header in right
         table.add_column(header, justify="right" if is_figure else "left", no_wrap=is_figure, overflow="fold")
     for row in rows:
-        table.add_row(*map(safe, row))
+        table.add_row(*(cell if isinstance(cell, Text) else safe(cell) for cell in row))
     return table
 
 
@@ -53,7 +54,7 @@ def fields(pairs: Iterable[tuple[str, object]]) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in pairs:
-        table.add_row(name, safe(value))
+        table.add_row(name, value if isinstance(value, Text) else safe(value))
     return table
 
 

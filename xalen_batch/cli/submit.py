@@ -81,10 +81,7 @@ def check(path: Path, name: str, endpoint: str) -> Checked:
 def create(client: Client, checked: Checked, window: str, metadata: dict[str, str]) -> dict[str, Any]:
     """Upload the file and make a batch of it."""
     with before_submission():
-        if checked.errors and not _knows_more(client):
-            raise _refused(checked.name, checked.errors)
-        with progress.transfer("uploading") as moved:
-            file = client.upload(checked.path, checked.name, moved)
+        file = upload(client, checked)
     request = {"input_file_id": file["id"], "endpoint": checked.endpoint, "completion_window": window, "metadata": metadata}
     try:
         batch = client.post("/batches", request)
@@ -92,6 +89,14 @@ def create(client: Client, checked: Checked, window: str, metadata: dict[str, st
         raise Failed("Stopped. The batch may have been made: `xalen-batch list` tells.", INTERRUPTED) from None
     say(f"{safe(checked.name)} is batch {batch['id']}.")
     return batch
+
+
+def upload(client: Client, checked: Checked) -> dict[str, Any]:
+    """Send a file that has been looked at. Failed if the server, too, lacks a model that it names."""
+    if checked.errors and not _knows_more(client):
+        raise _refused(checked.name, checked.errors)
+    with progress.transfer("uploading") as moved:
+        return client.upload(checked.path, checked.name, moved)
 
 
 def _refused(name: str, errors: list[dict[str, Any]]) -> Failed:

@@ -1,0 +1,85 @@
+"""Times for people: a moment on a schedule's clock and in UTC, lengths of time, and the zone of this machine."""
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import typer
+
+LOCALTIME = Path("/etc/localtime")
+FOLDER_OF_ZONES = "zoneinfo/"
+# Copies of all zones within that folder, with and without leap seconds.
+EDITIONS = ("posix/", "right/")
+UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+def machine_zone() -> str | None:
+    """The IANA name of this machine's time zone, where it is known by its name."""
+    name = os.environ.get("TZ")
+    name = os.path.realpath(LOCALTIME) if name is None else name.removeprefix(":")
+    name = name.rpartition(FOLDER_OF_ZONES)[2]
+    for edition in EDITIONS:
+        name = name.removeprefix(edition)
+    return name if _is_zone(name) else None
+
+
+def _is_zone(name: str) -> bool:
+    from xalen_batch.cron import zone
+    from xalen_batch.errors import InvalidRequest
+
+    try:
+        zone(name)
+    except InvalidRequest:
+        return False
+    return True
+
+
+def local(iso: str | None) -> str:
+    """`Wed 2026-11-25 02:30 +01:00` of an ISO 8601 time with an offset; seconds where there are any; or a dash."""
+    if iso is None:
+        return "-"
+    time = datetime.fromisoformat(iso)
+    return f"{time:%a} {_minute(time)} {time.isoformat()[-6:]}"
+
+
+def utc(seconds: float | None) -> str:
+    """`2026-11-25 01:30 UTC` of Unix seconds; or a dash."""
+    return "-" if seconds is None else f"{_minute(datetime.fromtimestamp(seconds, UTC))} UTC"
+
+
+def beside(seconds: float, iso: str) -> str:
+    """A moment on the clock of another one: the time alone if it is on the same day, else the date too."""
+    other = datetime.fromisoformat(iso)
+    time = datetime.fromtimestamp(seconds, other.tzinfo)
+    return f"{time:%H:%M:%S}" if time.date() == other.date() else f"{time:%Y-%m-%d %H:%M:%S}"
+
+
+def _minute(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S}" if time.second else f"{time:%Y-%m-%d %H:%M}"
+
+
+def length(seconds: float) -> str:
+    """`4.2 s`, `12 min 5 s`, `6 h 42 min`, `3 d 4 h`: the two largest units."""
+    if seconds < 60:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
+    left, parts = int(seconds), []
+    for size, unit in UNITS:
+        number, left = divmod(left, size)
+        if number or parts:
+            parts.append(f"{number} {unit}" if number else "")
+    return " ".join(filter(None, parts[:2]))
+
+
+def until(seconds: float) -> str:
+    """`in 3 h 12 min`: how long from now, or `now`, to Unix seconds."""
+    left = timedelta(seconds=seconds) - (datetime.now(UTC) - datetime.fromtimestamp(0, UTC))
+    return "now" if left < timedelta(seconds=1) else f"in {length(int(left.total_seconds()))}"
+
+
+def moment(text: str, option: str) -> str:
+    """A time as the API takes it: ISO 8601, a date being its midnight. Without an offset it is on the schedule's clock."""
+    try:
+        return datetime.fromisoformat(text).isoformat()
+    except ValueError:
+        remedy = "Write it as 2026-11-01, 2026-11-01T18:00 or, with an offset, 2026-11-01T18:00:00+01:00."
+        raise typer.BadParameter(f"{text!r} is not a time. {remedy}", param_hint=option) from None

@@ -1,0 +1,119 @@
+"""`schedules add`: lines of a file go into a schedule's inbox."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from xalen_batch.cli import clock, inputs, progress
+from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.failures import INTERRUPTED, Failed
+from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
+from xalen_batch.cli.output import counted, figure, print_json, say
+
+# What is sent at once, and accepted or refused as a whole.
+PIECE_LINES = 1_000
+PIECE_BYTES = 4 * 1024 * 1024
+# Beyond what any server takes: such a file is of another kind.
+LONGEST_LINE = 64 * 1024 * 1024
+
+commands = typer.Typer()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Lines `first` to `last` of a file, by their numbers from 1, and its bytes up to the end of the last."""
+
+    first: int
+    last: int
+    content: bytes
+    end: int
+
+
+@commands.command(
+    epilog=examples(
+        "xalen-batch schedules add sched_0192… requests.jsonl",
+        "make-requests | xalen-batch schedules add sched_0192… -",
+    )
+)
+def add(
+    schedule_id: ScheduleId,
+    file: inputs.InputFile,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
+    """Put requests into the inbox of a schedule: they run when it fires. To add the same ones again changes nothing."""
+    client = connect(base_url, api_key, live)
+    with inputs.opened(file) as path:
+        added = _sent(client, schedule_id, path, inputs.name_of(file))
+    if as_json:
+        print_json(added)
+    known = f", {figure(added['known'])} known already" if added["known"] else ""
+    say(f"{counted(added['accepted'], 'request')} accepted{known}; {figure(added['pending'])} pending. {_when(client, added)}")
+
+
+def _sent(client: Client, schedule_id: str, path: Path, name: str) -> dict[str, Any]:
+    """What the server said last, with the sums of all pieces. Failed at the first that is refused."""
+    size, answer, accepted, known, last = path.stat().st_size, dict[str, Any](), 0, 0, 0
+    with progress.transfer("adding") as moved:
+        for piece in _pieces(path):
+            try:
+                answer = client.post_lines(f"/schedules/{schedule_id}/requests", piece.content)
+            except Failed as error:
+                raise Failed(f"{_place(piece, last)} {error}{_remedy(last)}", error.exit_code) from None
+            except KeyboardInterrupt:
+                raise Failed(f"Stopped in {_place(piece, last)}{_remedy(piece.last)}", INTERRUPTED) from None
+            accepted, known, last = accepted + answer["accepted"], known + answer["known"], piece.last
+            moved(piece.end, size)
+    if not answer:
+        raise Failed(f"{name} has no requests. Write one JSON object on each line.")
+    return answer | {"accepted": accepted, "known": known}
+
+
+def _place(piece: Piece, last: int) -> str:
+    of = f"lines {figure(piece.first)} to {figure(piece.last)}"
+    return f"{of}, counted from 1 at line {figure(piece.first)}:" if last else f"{of}:"
+
+
+def _remedy(last: int) -> str:
+    if not last:
+        return ""
+    return f" Lines 1 to {figure(last)} are accepted; add the whole file again when it is right: what is known is not added twice."
+
+
+def _pieces(path: Path) -> Iterator[Piece]:
+    """Pieces of a file, each of whole lines; blank lines stay in, so that lines can be counted. One long line is a piece of its own."""
+    first, size, end, held = 1, 0, 0, list[bytes]()
+    with path.open("rb") as lines:
+        for number, line in enumerate(iter(partial(lines.readline, LONGEST_LINE + 1), b""), 1):
+            if len(line) > LONGEST_LINE:
+                raise Failed(f"Line {figure(number)} has more than {figure(LONGEST_LINE)} bytes. Is it JSON Lines, one request a line?")
+            if held and (len(held) == PIECE_LINES or size + len(line) > PIECE_BYTES):
+                yield from _piece(first, held, end)
+                first, size, held = number, 0, []
+            held.append(line)
+            size += len(line)
+            end += len(line)
+    yield from _piece(first, held, end)
+
+
+def _piece(first: int, lines: list[bytes], end: int) -> Iterator[Piece]:
+    if any(line.strip() for line in lines):
+        yield Piece(first, first + len(lines) - 1, b"".join(lines), end)
+
+
+def _when(client: Client, added: dict[str, Any]) -> str:
+    id, fires = added["schedule_id"], added["next_fire_at"]
+    if fires is None:
+        return f"The schedule is paused or has ended; `xalen-batch schedules run {id}` runs them."
+    local = ""
+    # A key that may add need not be one that may read.
+    with suppress(Failed):
+        local = f"{clock.local(client.get(f'/schedules/{id}')['next_fire_local'])}, "
+    return f"They run {clock.until(fires)}: {local}{clock.utc(fires)}."

@@ -1,0 +1,167 @@
+"""From options to the request that makes or changes a schedule: what is wrong is said before anything is sent."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from xalen_batch.cli import clock, inputs, progress, submit
+from xalen_batch.cli.client import Client
+from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed
+from xalen_batch.cli.output import safe, say
+from xalen_batch.cli.schedule_options import Given
+
+# Options that name what is run, and the field of a schedule that each of them sets.
+WHAT = {
+    "file": "input_file_id",
+    "file_id": "input_file_id",
+    "template": "template_file_id",
+    "template_id": "template_file_id",
+    "prefix": "source",
+    "folder": "source",
+    "inbox": "inbox",
+}
+OF_SOURCE = ("pattern", "ready_marker", "repeat")
+# Options whose field has another name.
+RENAMED = {"window": "completion_window", "catch_up": "catch_up_window"}
+PLAIN = ("timezone", "jitter", "endpoint", "window", "overlap", "misfire", "misfire_limit", "catch_up", "pause_on_failure")
+
+
+def option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def chosen(given: Given) -> str | None:
+    """Which of the options that name what is run was given; a usage error for several."""
+    found = [name for name in WHAT if getattr(given, name)]
+    if len(found) > 1:
+        raise typer.BadParameter(f"a schedule runs one thing; {' and '.join(map(option, found))} are given.", param_hint=option(found[1]))
+    return found[0] if found else None
+
+
+def check_when(cron: str, timezone: str) -> None:
+    """A usage error for what is no cron expression or no zone."""
+    from xalen_batch.cron import Cron
+    from xalen_batch.errors import InvalidRequest
+
+    try:
+        Cron.parse(cron, timezone)
+    except InvalidRequest as error:
+        raise typer.BadParameter(error.message.removeprefix(f"{error.param}: "), param_hint=f"--{error.param}") from None
+
+
+def zone_or_machines(timezone: str | None) -> str:
+    """The zone that was given, else this machine's, which is said on stderr."""
+    if timezone is not None:
+        return timezone
+    if found := clock.machine_zone():
+        say(f"Time zone: {found}, this machine's. --timezone names another.")
+        return found
+    say("Time zone: UTC, since this machine's zone is not known by name. --timezone names another.", style="yellow")
+    return "UTC"
+
+
+def plain(given: Given, timezone: str) -> dict[str, Any]:
+    """The fields that need no file. `timezone`: the schedule's, also if it was not given now."""
+    body = {RENAMED.get(name, name): value for name in PLAIN if (value := getattr(given, name)) is not None}
+    for name, time in (("starts", given.starts), ("ends", given.ends)):
+        if time is not None:
+            body[f"{name}_at"] = clock.moment(time, option(name))
+    if given.metadata:
+        body["metadata"] = submit.parse_metadata(given.metadata)
+    if given.execution_window is not None:
+        from xalen_batch.cli.windows import parse_window
+
+        body["execution_window"] = parse_window(given.execution_window, timezone)
+    return body
+
+
+def source_or_inbox(given: Given, current: dict[str, Any], *, has_marker: bool = True) -> dict[str, Any]:
+    """The field `source` or `inbox` if an option touches it; what is not given stays as it is in `current`.
+
+    `has_marker` False: the source waits for no ready marker any more.
+    """
+    what = chosen(given)
+    field = WHAT[what] if what else next((name for name in ("source", "inbox") if current.get(name)), None)
+    details = {name: value for name in (*OF_SOURCE, "on_empty") if (value := getattr(given, name)) is not None}
+    if not has_marker:
+        details["ready_marker"] = None
+    for name in details:
+        if field != "source" and not (field == "inbox" and name == "on_empty"):
+            belongs = "--prefix, --folder or --inbox" if name == "on_empty" else "--prefix or --folder"
+            raise typer.BadParameter(f"it belongs to {belongs}.", param_hint=option(name))
+    if field not in ("source", "inbox") or not (what or details):
+        return {}
+    kept = {name: value for name, value in (current.get(field) or {}).items() if name != "pending"}
+    place = {"prefix": given.prefix, "folder": given.folder} if field == "source" and what else {}
+    return {field: kept | place | details}
+
+
+@dataclass
+class Sent:
+    """What became of the files of a request: its fields, and the files that nothing needs if it is refused."""
+
+    body: dict[str, Any] = field(default_factory=dict)
+    uploaded: list[str] = field(default_factory=list)
+
+
+def send_file(client: Client, given: Given) -> Sent:
+    """Check and upload the file that a schedule is to run, or look at one that is there."""
+    path = given.file or given.template
+    if path is not None:
+        with before_request(), inputs.opened(path) as opened:
+            endpoint, file = _upload(client, opened, inputs.name_of(path), given)
+        id = file["id"]
+        return Sent({WHAT["file" if given.file else "template"]: id, "endpoint": endpoint}, [id])
+    if id := given.file_id or given.template_id:
+        endpoint = given.endpoint or _endpoint(client.first_line(f"/files/{id}/content"), id)
+        return Sent({WHAT["file_id" if given.file_id else "template_id"]: id, "endpoint": endpoint})
+    return Sent()
+
+
+def _upload(client: Client, path: Path, name: str, given: Given) -> tuple[str, dict[str, Any]]:
+    if given.file:
+        checked = submit.check(path, name, given.endpoint or inputs.AUTO)
+        return checked.endpoint, submit.upload(client, checked)
+    # Filled in as its next run would be, it is checked by the server.
+    with path.open("rb") as lines:
+        endpoint = given.endpoint or _endpoint(next((line for line in lines if line.strip()), b""), name)
+    with progress.transfer("uploading") as moved:
+        return endpoint, client.upload(path, name, moved)
+
+
+def _endpoint(line: bytes, name: str) -> str:
+    try:
+        url = json.loads(line.decode("utf-8-sig"))["url"]
+    except (ValueError, KeyError, TypeError):
+        url = None
+    if not isinstance(url, str):
+        raise Failed(f"The first line of {safe(name)} has no url. Is it JSON Lines, one request a line? --endpoint names it else.")
+    return url
+
+
+@contextmanager
+def before_request() -> Iterator[None]:
+    """Where Ctrl-C leaves every schedule as it was, and says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Failed("Stopped; no schedule was made or changed.", INTERRUPTED) from None
+
+
+@contextmanager
+def removing(client: Client, uploaded: list[str]) -> Iterator[None]:
+    """A file that was uploaded for a request that is then refused is removed again."""
+    try:
+        yield
+    except ApiError:
+        for id in uploaded:
+            with suppress(Failed):
+                client.delete(f"/files/{id}")
+        raise
+    except KeyboardInterrupt:
+        raise Failed("Stopped. It may have been done all the same: `xalen-batch schedules list` tells.", INTERRUPTED) from None

@@ -1,0 +1,138 @@
+"""`schedules create`, `schedules edit`: what is to run, when and how."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from xalen_batch.cli import schedule_body, schedule_view
+from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.failures import ApiError
+from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
+from xalen_batch.cli.output import print_json, safe, say
+from xalen_batch.cli.schedule_options import CRON_HELP, WHEN, Cron, Given, takes_given
+
+SHOWN_FIRES = 3
+NAME_HELP = "What people call it, such as `tickets`; it need not be the only one of that name."
+
+commands = typer.Typer()
+
+
+class Clearable(StrEnum):
+    """What a schedule can go without, by the names of its options."""
+
+    STARTS = "starts"
+    ENDS = "ends"
+    METADATA = "metadata"
+    EXECUTION_WINDOW = "execution-window"
+    PAUSE_ON_FAILURE = "pause-on-failure"
+    READY_MARKER = "ready-marker"
+
+
+CLEARED = {Clearable.STARTS: "starts_at", Clearable.ENDS: "ends_at"}
+
+
+@commands.command(
+    epilog=examples(
+        'xalen-batch schedules create tickets --cron "30 2 * * *" --timezone Europe/Berlin --template tickets.jsonl',
+        "xalen-batch schedules create searches --cron @daily --inbox --endpoint /v1/rerank",
+        'xalen-batch schedules create drop --cron "0 22 * * mon-fri" --prefix "{{scheduled_date}}/" --endpoint /v1/chat/completions '
+        '--execution-window "22:00-06:00" --pause-on-failure 3',
+        'id=$(xalen-batch schedules create weekly --cron "0 6 * * mon" --file requests.jsonl)',
+    )
+)
+@takes_given
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=NAME_HELP)],
+    cron: Cron,
+    given: Given,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
+    """Make a schedule and print its id: what it runs (one of --file to --inbox), when and how."""
+    what = schedule_body.chosen(given)
+    if what is None:
+        raise typer.BadParameter(
+            "what is it to run? Give one of them.", param_hint=" / ".join(map(schedule_body.option, schedule_body.WHAT))
+        )
+    if given.endpoint is None and what in ("prefix", "folder", "inbox"):
+        raise typer.BadParameter(f"{schedule_body.option(what)} needs it, such as /v1/chat/completions.", param_hint="--endpoint")
+    timezone = schedule_body.zone_or_machines(given.timezone)
+    schedule_body.check_when(cron, timezone)
+    body = {"name": name, "cron": cron} | schedule_body.plain(given, timezone) | {"timezone": timezone}
+    body |= schedule_body.source_or_inbox(given, {})
+    client = connect(base_url, api_key, live)
+    sent = schedule_body.send_file(client, given)
+    with schedule_body.removing(client, sent.uploaded):
+        schedule = client.post("/schedules", body | sent.body)
+    if as_json:
+        print_json(schedule)
+    else:
+        typer.echo(schedule["id"])
+    say(f"{safe(schedule['name'])} is schedule {schedule['id']}.")
+    _say_next(client, schedule)
+
+
+@commands.command(
+    epilog=examples(
+        'xalen-batch schedules edit sched_0192… --cron "30 3 * * *"',
+        "xalen-batch schedules edit sched_0192… --file requests.jsonl --overlap buffer_one",
+        "xalen-batch schedules edit sched_0192… --name tickets-eu --clear ends --clear execution-window",
+    )
+)
+@takes_given
+def edit(
+    schedule_id: ScheduleId,
+    given: Given,
+    name: Annotated[str | None, typer.Option(help="Another name.")] = None,
+    cron: Annotated[str | None, typer.Option(metavar="EXPRESSION", help=CRON_HELP, rich_help_panel=WHEN)] = None,
+    clear: Annotated[list[Clearable] | None, typer.Option(metavar="NAME", help=f"Go without: {', '.join(Clearable)}.")] = None,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
+    """Change what is given and leave the rest. Runs that have begun or ended keep what they ran with."""
+    cleared = _cleared(clear or [], given)
+    schedule_body.chosen(given)
+    client = connect(base_url, api_key, live)
+    before = client.get(f"/schedules/{schedule_id}")
+    timezone = given.timezone or before["timezone"]
+    schedule_body.check_when(cron or before["cron"], timezone)
+    body = schedule_body.plain(given, timezone)
+    body |= schedule_body.source_or_inbox(given, before, has_marker=Clearable.READY_MARKER not in cleared)
+    body |= {key: value for key, value in (("name", name), ("cron", cron)) if value is not None}
+    body |= {CLEARED.get(item, item.value.replace("-", "_")): None for item in cleared if item is not Clearable.READY_MARKER}
+    sent = schedule_body.send_file(client, given)
+    if not body | sent.body:
+        raise typer.BadParameter("nothing is to be changed. Give an option with its new value.")
+    with schedule_body.removing(client, sent.uploaded):
+        schedule = client.patch(f"/schedules/{schedule_id}", body | sent.body)
+    if as_json:
+        print_json(schedule)
+    say(f"{safe(schedule['name'])} ({schedule['id']}) is changed.")
+    window = schedule["execution_window"]
+    if given.timezone and window and window["timezone"] != schedule["timezone"]:
+        say(f"Its execution window stays on the clock of {window['timezone']}; --execution-window sets another.", style="yellow")
+    _say_next(client, schedule)
+
+
+def _cleared(names: list[Clearable], given: Given) -> list[Clearable]:
+    for item in names:
+        if getattr(given, item.value.replace("-", "_")) is not None:
+            raise typer.BadParameter(f"{item.value} is both set and cleared.", param_hint="--clear")
+    return names
+
+
+def _say_next(client: Client, schedule: dict[str, Any]) -> None:
+    """The next fires, for a key that may see them: the schedule is there all the same."""
+    try:
+        preview = client.get(f"/schedules/{schedule['id']}/preview", count=SHOWN_FIRES)
+    except ApiError as error:
+        say(f"Next fires: not shown. {error}")
+        return
+    schedule_view.say_next(preview)
+    if schedule["status"] == "paused":
+        say(f"It is paused; `xalen-batch schedules resume {schedule['id']}` lets it fire.", style="yellow")

@@ -1,0 +1,49 @@
+"""`schedules list`, `schedules show`: schedules that exist."""
+
+from typing import Annotated
+
+import typer
+
+from xalen_batch.cli import schedule_view
+from xalen_batch.cli.client import connect
+from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
+from xalen_batch.cli.output import print_json, say
+from xalen_batch.states import ScheduleStatus
+
+STATUS_HELP = f"Only schedules in this status: {', '.join(ScheduleStatus)}."
+
+commands = typer.Typer()
+
+
+@commands.command(
+    "list", epilog=examples("xalen-batch schedules list", "xalen-batch schedules list --status paused --json | jq -r '.data[].id'")
+)
+def list_schedules(
+    limit: Annotated[int, typer.Option(min=1, help="Most schedules to show, the newest first.")] = 50,
+    status: Annotated[ScheduleStatus | None, typer.Option(metavar="STATUS", help=STATUS_HELP)] = None,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
+    """List schedules: when each fires next, and how its latest runs ended, the newest run last."""
+    client = connect(base_url, api_key, live)
+    found = client.first(limit, "/schedules", status=status)
+    if as_json:
+        print_json({"object": "list", "data": found})
+    elif found:
+        schedule_view.table_of(found)
+    else:
+        say("No schedules yet. `xalen-batch schedules create` makes one." if status is None else f"No schedule is {status}.")
+
+
+@commands.command(
+    epilog=examples("xalen-batch schedules show sched_0192…", "xalen-batch schedules show sched_0192… --json | jq .inbox.pending")
+)
+def show(schedule_id: ScheduleId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+    """Show every field of a schedule."""
+    schedule = connect(base_url, api_key, live).get(f"/schedules/{schedule_id}")
+    if as_json:
+        print_json(schedule)
+    else:
+        schedule_view.details(schedule)

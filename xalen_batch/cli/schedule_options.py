@@ -1,0 +1,113 @@
+"""What, when and how of a schedule as options: the same for one that is made and one that is changed."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import typer
+
+WHAT, WHEN, HOW = "What it runs (one of the first seven)", "When", "How"
+
+Overlap = Literal["skip", "buffer_one", "allow", "cancel_previous"]
+Misfire = Literal["latest", "all", "none"]
+OnEmpty = Literal["skip", "fail"]
+
+CRON_HELP = 'Five fields (minute, hour, day of month, month, day of week), quoted: "30 2 * * *"; or `@daily` and the like.'
+ZONE_HELP = "Whose clock counts, such as `Europe/Berlin`. Of what is new, if not given: this machine's where it is known by name, else UTC."
+
+Cron = Annotated[str, typer.Option("--cron", metavar="EXPRESSION", help=CRON_HELP, rich_help_panel=WHEN)]
+Timezone = Annotated[str | None, typer.Option("--timezone", metavar="ZONE", help=ZONE_HELP, rich_help_panel=WHEN)]
+Starts = Annotated[str | None, typer.Option("--starts", metavar="TIME", help="No fire before this time.", rich_help_panel=WHEN)]
+Ends = Annotated[str | None, typer.Option("--ends", metavar="TIME", help="No fire from this time on.", rich_help_panel=WHEN)]
+JITTER_HELP = "Fire up to so many seconds late, always by the same amount, so that not everything starts at once."
+Jitter = Annotated[int | None, typer.Option("--jitter", metavar="SECONDS", min=0, max=900, help=JITTER_HELP, rich_help_panel=WHEN)]
+
+
+def _what(help: str, *, metavar: str | None = None) -> Any:
+    return typer.Option(metavar=metavar, help=help, rich_help_panel=WHAT)
+
+
+def _how(help: str, *, metavar: str | None = None, min: int | None = None, max: int | None = None) -> Any:
+    return typer.Option(metavar=metavar, help=help, rich_help_panel=HOW, min=min, max=max)
+
+
+FILE_HELP = "Upload this file, and run it as it is every time; `-` is stdin."
+TEMPLATE_HELP = "Upload this file, and fill in its placeholders, such as `{{scheduled_date-1d}}`, for every run; `-` is stdin."
+PREFIX_HELP = "Run what is new below this place in the server's storage, in your account's drop prefix; may hold placeholders."
+FOLDER_HELP = "Run what is new in this folder on the server, below one of its drop roots; may hold placeholders."
+ENDPOINT_HELP = "What every line asks for. Of a file it is taken from the first line if not given."
+WINDOW_HELP = "Time until each batch must have ended: whole hours or days, `1h` to `7d`; 24h if not given."
+METADATA_HELP = "A note kept with every batch; give it up to 16 times."
+EXECUTION_HELP = 'Start lines only in these hours of the schedule\'s zone, such as "22:00-06:00" or "22:00-06:00 mon-fri".'
+OVERLAP_HELP = "If the run before has not ended: `skip` (if not given), `buffer_one`, `allow` or `cancel_previous`."
+MISFIRE_HELP = "Of the fires that nothing was there to fire, make up for the `latest` (if not given), `all` or `none`."
+CATCH_UP_HELP = "How old a fire may be to be made up for, such as `30m`, `12h` or `7d`; 12h if not given."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What was given; None: not given, so the server's default, or what the schedule says already."""
+
+    file: Annotated[Path | None, _what(FILE_HELP, metavar="PATH")] = None
+    file_id: Annotated[str | None, _what("Run this uploaded file as it is every time.", metavar="FILE-ID")] = None
+    template: Annotated[Path | None, _what(TEMPLATE_HELP, metavar="PATH")] = None
+    template_id: Annotated[str | None, _what("Fill in the placeholders of this uploaded file.", metavar="FILE-ID")] = None
+    prefix: Annotated[str | None, _what(PREFIX_HELP, metavar="PREFIX")] = None
+    folder: Annotated[str | None, _what(FOLDER_HELP, metavar="FOLDER")] = None
+    inbox: Annotated[bool, typer.Option("--inbox", help="Run what `schedules add` has sent since the last run.", rich_help_panel=WHAT)] = (
+        False
+    )
+    pattern: Annotated[str | None, _what("Which names below a prefix or folder; `*.jsonl` if not given.", metavar="GLOB")] = None
+    ready_marker: Annotated[
+        str | None, _what("Wait for an object of this name below the prefix or folder, as long as fires are made up for.", metavar="NAME")
+    ] = None
+    on_empty: Annotated[
+        OnEmpty | None, _what("What a run becomes that finds nothing: skipped, if not given, or failed.", metavar="skip|fail")
+    ] = None
+    repeat: Annotated[
+        bool | None, typer.Option("--repeat/--no-repeat", help="Take objects again that a run has taken.", rich_help_panel=WHAT)
+    ] = None
+    timezone: Timezone = None
+    starts: Starts = None
+    ends: Ends = None
+    jitter: Jitter = None
+    endpoint: Annotated[str | None, _how(ENDPOINT_HELP, metavar="/v1/…")] = None
+    window: Annotated[str | None, _how(WINDOW_HELP, metavar="WINDOW")] = None
+    metadata: Annotated[list[str] | None, _how(METADATA_HELP, metavar="KEY=VALUE")] = None
+    execution_window: Annotated[str | None, _how(EXECUTION_HELP, metavar="HOURS")] = None
+    overlap: Annotated[Overlap | None, _how(OVERLAP_HELP, metavar="POLICY")] = None
+    misfire: Annotated[Misfire | None, _how(MISFIRE_HELP, metavar="POLICY")] = None
+    misfire_limit: Annotated[int | None, _how("With `--misfire all`, the most of them; 10 if not given.", metavar="N", min=1, max=100)] = (
+        None
+    )
+    catch_up: Annotated[str | None, _how(CATCH_UP_HELP, metavar="WINDOW")] = None
+    pause_on_failure: Annotated[int | None, _how("Pause after so many failed runs in a row.", metavar="N", min=1, max=1000)] = None
+
+
+def takes_given(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command with a parameter `given: Given` one option for each field of Given, before its own."""
+    options = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hint)
+        for field, hint in zip(fields(Given), get_type_hints(Given, include_extras=True).values(), strict=True)
+    ]
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name != "given"
+    ]
+
+    def run(**values: Any) -> None:
+        given = Given(**{option.name: values.pop(option.name) for option in options})
+        command(given=given, **values)
+
+    parameters = [
+        *(each for each in own if each.default is each.empty),
+        *options,
+        *(each for each in own if each.default is not each.empty),
+    ]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run

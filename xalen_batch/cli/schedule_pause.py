@@ -1,0 +1,66 @@
+"""`schedules pause`, `resume`, `delete`: whether it fires."""
+
+from typing import Annotated
+
+import typer
+
+from xalen_batch.cli import clock
+from xalen_batch.cli.client import connect
+from xalen_batch.cli.failures import ApiError, Failed
+from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
+from xalen_batch.cli.output import counted, print_json, safe, say
+
+commands = typer.Typer()
+
+
+@commands.command(epilog=examples('xalen-batch schedules pause sched_0192… --note "prices are wrong, asked Jo"'))
+def pause(
+    schedule_id: ScheduleId,
+    note: Annotated[str | None, typer.Option(help="Why; shown with the schedule.")] = None,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
+    """Fire no more until it is resumed. What would have fired meanwhile is not made up for."""
+    schedule = connect(base_url, api_key, live).post(f"/schedules/{schedule_id}/pause", {"note": note})
+    if as_json:
+        print_json(schedule)
+    say(f"{safe(schedule['name'])} is {schedule['status']}; `xalen-batch schedules resume {schedule_id}` lets it fire again.")
+
+
+@commands.command(epilog=examples("xalen-batch schedules resume sched_0192…"))
+def resume(schedule_id: ScheduleId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+    """Fire again, from the next time on; failures until now no longer count for --pause-on-failure."""
+    schedule = connect(base_url, api_key, live).post(f"/schedules/{schedule_id}/resume")
+    if as_json:
+        print_json(schedule)
+    fires = f", and fires next {clock.local(schedule['next_fire_local'])} ({clock.utc(schedule['next_fire_at'])})"
+    say(f"{safe(schedule['name'])} is {schedule['status']}{fires if schedule['next_fire_at'] else ''}.")
+
+
+@commands.command(
+    epilog=examples("xalen-batch schedules delete sched_0192…", "xalen-batch schedules delete sched_0192… --discard-requests")
+)
+def delete(
+    schedule_id: ScheduleId,
+    discard_requests: Annotated[
+        bool, typer.Option("--discard-requests", help="Also if requests wait in its inbox; they are lost.")
+    ] = False,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
+    """Fire no more. Its runs, batches and invoices stay."""
+    client = connect(base_url, api_key, live)
+    try:
+        deleted = client.delete(f"/schedules/{schedule_id}", discard_requests="true" if discard_requests else None)
+    except ApiError as error:
+        if error.code == "inbox_not_empty":
+            raise Failed(f"{error} With this command: --discard-requests.") from None
+        raise
+    if as_json:
+        print_json(deleted)
+    lost = counted(deleted["discarded_requests"], "request")
+    say(f"{schedule_id} is deleted{f', and {lost} with it' if deleted['discarded_requests'] else ''}. Its runs and batches stay.")

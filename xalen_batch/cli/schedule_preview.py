@@ -1,0 +1,64 @@
+"""`schedules preview`: when it would fire."""
+
+from typing import Annotated, Any
+
+import typer
+
+from xalen_batch.cli import clock, schedule_body, schedule_view
+from xalen_batch.cli.client import connect
+from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples, schedule_id
+from xalen_batch.cli.output import print_json, safe, say, show
+from xalen_batch.cli.schedule_options import CRON_HELP, WHEN, Ends, Jitter, Starts, Timezone
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog=examples(
+        "xalen-batch schedules preview sched_0192…",
+        'xalen-batch schedules preview --cron "30 2 * * *" --timezone Europe/Berlin',
+        'xalen-batch schedules preview --cron "30 2 * * sun" --timezone America/New_York --starts 2027-03-01 --count 5',
+    )
+)
+def preview(
+    schedule_id: Annotated[
+        str | None, typer.Argument(metavar="ID", help="The schedule, `sched_…`; or give --cron.", callback=schedule_id)
+    ] = None,
+    cron: Annotated[str | None, typer.Option(metavar="EXPRESSION", help=CRON_HELP, rich_help_panel=WHEN)] = None,
+    timezone: Timezone = None,
+    starts: Starts = None,
+    ends: Ends = None,
+    jitter: Jitter = None,
+    count: Annotated[int, typer.Option(min=1, max=100, help="How many fires.")] = 10,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
+    """Show the next fires of a schedule, or of an expression that is no schedule yet; also where clocks change between them."""
+    if schedule_id is None:
+        found = connect(base_url, api_key, live).post("/schedules/preview", _expression(cron, timezone, starts, ends, jitter), count=count)
+    elif any(value is not None for value in (cron, timezone, starts, ends, jitter)):
+        raise typer.BadParameter("give either ID, or --cron and what belongs to it.", param_hint="ID")
+    else:
+        found = connect(base_url, api_key, live).get(f"/schedules/{schedule_id}/preview", count=count)
+    if as_json:
+        print_json(found)
+        return
+    say(f"{safe(found['description'])} ({safe(found['timezone'])}).")
+    show(schedule_view.fires_of(found))
+    schedule_view.say_delay(found)
+
+
+def _expression(cron: str | None, timezone: str | None, starts: str | None, ends: str | None, jitter: int | None) -> dict[str, Any]:
+    if cron is None:
+        raise typer.BadParameter("what is to be previewed? Give ID or --cron.", param_hint="ID / --cron")
+    zone = schedule_body.zone_or_machines(timezone)
+    schedule_body.check_when(cron, zone)
+    return {
+        "cron": cron,
+        "timezone": zone,
+        "starts_at": None if starts is None else clock.moment(starts, "--starts"),
+        "ends_at": None if ends is None else clock.moment(ends, "--ends"),
+        "jitter": jitter or 0,
+    }
