@@ -53,11 +53,8 @@ class Run:
     def _stop_at_closing(self) -> asyncio.TimerHandle | None:
         if self.claim.closes_at is None:
             return None
-        left = self.claim.closes_at - time.monotonic()
-        if left <= 0:
-            self.stopped.set()
-            return None
-        return asyncio.get_running_loop().call_later(left, self.stopped.set)
+        # If that is now or was, it is before the first line's turn.
+        return asyncio.get_running_loop().call_later(self.claim.closes_at - time.monotonic(), self.stopped.set)
 
     async def _send(self, line: Line) -> None:
         try:
