@@ -16,6 +16,12 @@ RERANK_MODEL = "bge-reranker-v2"
 LABELS = ("billing", "technical", "account", "shipping", "refund", "feedback")
 CLASSIFY = f"Classify the customer's support ticket into exactly one of: {', '.join(LABELS)}. Answer with the label only."
 SUMMARIZE = "Summarize the customer's support ticket for the next agent in one sentence."
+# Placeholders, which every night fills in with its own dates.
+AUTO_REPLY = (
+    "Halden, a smart-home shop, works through last night's support tickets. Purchases made since {{scheduled_date-30d:%d %B %Y}} "
+    "can be returned. Write the automatic reply for the topic that is named, in at most three sentences."
+)
+CAME = "The ticket came on {{scheduled_date-1d:%A, %d %B %Y}}; a person answers by {{scheduled_date+1d:%A}}."
 TICKETS = 300
 SEARCHES = 300
 # English tickets outnumber the other languages, as they do in the shop.
@@ -116,6 +122,13 @@ def mixed_models() -> Iterator[Json]:
         yield line(f"no-passages-{number}", url, chat(RERANK_MODEL, query))
 
 
+def nightly_tickets() -> Iterator[Json]:
+    """A template for a schedule: every night the automatic replies of the day, one a topic."""
+    for label in LABELS:
+        body = chat(CHAT_MODEL, f"Topic: {label}. {CAME}", AUTO_REPLY, max_tokens=120) | {"user": "{{run_id}}"}
+        yield line(f"auto-reply-{label}-" + "{{scheduled_date}}", "/v1/chat/completions", body)
+
+
 def invalid() -> Iterator[str]:
     """Lines that validation refuses, one reason each, after one that is right."""
     url = "/v1/chat/completions"
@@ -142,6 +155,7 @@ FILES = {
     "support-tickets.jsonl": support_tickets,
     "help-centre-rerank.jsonl": help_centre_rerank,
     "mixed-models.jsonl": mixed_models,
+    "nightly-tickets.template.jsonl": nightly_tickets,
 }
 
 

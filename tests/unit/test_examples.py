@@ -3,17 +3,25 @@
 import importlib.util
 import json
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
+
+from xalen_batch import catalog
+from xalen_batch.pipeline.scan import GoodLine, scan
+from xalen_batch.schedules import templates
+from xalen_batch.schedules.templates import Moment
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 URLS = {
     "support-tickets.jsonl": "/v1/chat/completions",
     "help-centre-rerank.jsonl": "/v1/rerank",
     "mixed-models.jsonl": "/v1/chat/completions",
+    "nightly-tickets.template.jsonl": "/v1/chat/completions",
 }
 
 
@@ -62,3 +70,15 @@ def test_searches_hold_eight_to_twelve_passages_of_the_help_centre() -> None:
 def test_the_mixed_file_names_both_models() -> None:
     models = Counter(request["body"]["model"] for request in lines("mixed-models.jsonl"))
     assert set(models) == {"mistral-small-3-1", "bge-reranker-v2"}
+
+
+def test_the_template_becomes_a_good_file_of_its_night() -> None:
+    raw = (EXAMPLES / "nightly-tickets.template.jsonl").read_bytes().splitlines(keepends=True)
+    moment = Moment(datetime(2026, 11, 25, 1, 30, tzinfo=UTC), ZoneInfo("Europe/Berlin"), "run_1")
+    night = list(templates.render(raw, moment))
+    assert b"{{" not in b"".join(night)
+    assert all(isinstance(line, GoodLine) for line in scan(night, endpoint="/v1/chat/completions", models=catalog.models()))
+    first = json.loads(night[0])
+    assert first["custom_id"] == "auto-reply-billing-2026-11-25"
+    assert "Tuesday, 24 November 2026; a person answers by Thursday" in first["body"]["messages"][1]["content"]
+    assert (first["body"]["user"], "since 26 October 2026" in first["body"]["messages"][0]["content"]) == ("run_1", True)
