@@ -39,7 +39,7 @@ class TestShown:
             "2026-11-26 01:30 UTC",
         ):
             assert text in row
-        assert row.split()[-3:] == ["succeeded", "active", "·▸✓✗c–!"]
+        assert row.split()[-3:] == ["·▸✓✗c–!", "succeeded", "active"]
         assert "✓ succeeded" in result.stderr
 
     def test_every_state_has_a_mark_of_its_own_also_in_ascii(self) -> None:

@@ -51,7 +51,7 @@ def runs(
     epilog=examples(
         "xalen-batch schedules run sched_0192…",
         "xalen-batch schedules run sched_0192… --wait --timeout 600",
-        "xalen-batch results $(xalen-batch schedules run sched_0192… --wait) -o out.jsonl",
+        "id=$(xalen-batch schedules run sched_0192… --wait) && xalen-batch results $id -o out.jsonl",
     )
 )
 def run(

@@ -24,7 +24,7 @@ MARKS = {
 UNKNOWN = ("?", "?", "")
 STATUSES = {"active": "green", "paused": "yellow", "ended": "dim"}
 # What is shown in one cell of a terminal, one above the other; in a pipe each has a column.
-SCHEDULES = (("name", "id"), ("when", "time zone"), ("next fire", "UTC"), ("last result", "state"), ("latest runs",))
+SCHEDULES = (("name", "id"), ("when", "time zone"), ("next fire", "UTC"), ("latest runs", "last result"), ("state",))
 RUNS = (("scheduled for",), ("fired",), ("lag",), ("state", "trigger"), ("batch", "reason"), ("cost USD",))
 FIRES = ("local time", "UTC", "in")
 
@@ -45,9 +45,9 @@ def row_of(schedule: dict[str, Any]) -> tuple[Text, ...]:
         Text(safe(schedule["timezone"])),
         Text(clock.local(schedule["next_fire_local"])),
         Text(clock.utc(schedule["next_fire_at"]), "dim"),
+        sparkline(schedule["recent_runs"]),
         Text("-") if last is None else _state(last["state"]),
         Text(schedule["status"], STATUSES.get(schedule["status"], "")),
-        sparkline(schedule["recent_runs"]),
     )
 
 
