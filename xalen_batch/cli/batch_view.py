@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from xalen_batch.cli import windows
 from xalen_batch.cli.output import STDERR, counted, fields, figure, grid, moment, pairs, safe, say, show
 
 SHOWN_ERRORS = 20
@@ -91,6 +92,8 @@ def _fields(batch: dict[str, Any]) -> Iterator[tuple[str, object]]:
             yield name, pairs({key: figure(count) for key, count in value.items() if isinstance(count, int)})
         elif name == "metadata":
             yield name, pairs(value) if value else "-"
+        elif name == "execution_window" and value:
+            yield name, windows.shown(value)
         else:
             yield name, "-" if value is None else value
 

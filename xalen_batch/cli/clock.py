@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from xalen_batch.cli.output import say
+
 LOCALTIME = Path("/etc/localtime")
 FOLDER_OF_ZONES = "zoneinfo/"
 # Copies of all zones within that folder, with and without leap seconds.
@@ -21,6 +23,17 @@ def machine_zone() -> str | None:
     for edition in EDITIONS:
         name = name.removeprefix(edition)
     return name if _is_zone(name) else None
+
+
+def zone_or_machines(timezone: str | None) -> str:
+    """The zone that was given, else this machine's, which is said on stderr."""
+    if timezone is not None:
+        return timezone
+    if found := machine_zone():
+        say(f"Time zone: {found}, this machine's. --timezone names another.")
+        return found
+    say("Time zone: UTC, since this machine's zone is not known by name. --timezone names another.", style="yellow")
+    return "UTC"
 
 
 def _is_zone(name: str) -> bool:
@@ -62,7 +75,7 @@ def length(seconds: float) -> str:
     """`4.2 s`, `12 min 5 s`, `6 h 42 min`, `3 d 4 h`: the two largest units."""
     if seconds < 60:
         return f"{seconds:.1f}".removesuffix(".0") + " s"
-    left, parts = int(seconds), []
+    left, parts = int(seconds), list[str]()
     for size, unit in UNITS:
         number, left = divmod(left, size)
         if number or parts:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import TransferSpeedColumn as Speed
 
+from xalen_batch.cli import windows
 from xalen_batch.cli.output import STDERR, figure, say
 
 Counts = dict[str, int]
@@ -74,7 +75,8 @@ class _Bar:
         done, total = counts["completed"] + counts["failed"], counts["total"]
         rate = self._rate.per_second(done) if total else 0.0
         detail = f"{figure(done)}/{figure(total)} · {rate:,.0f}/s · {figure(counts['failed'])} failed" if total else ""
-        self._bar.update(self._task, description=batch["status"], total=total or None, completed=done, detail=detail)
+        status = batch["status"] if windows.waits_until(batch) is None else "waiting"
+        self._bar.update(self._task, description=status, total=total or None, completed=done, detail=detail)
 
 
 class _Lines:

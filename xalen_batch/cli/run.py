@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xalen_batch.cli import batch_view, download, inputs, invoices
+from xalen_batch.cli import batch_view, download, inputs, invoices, windows
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, ApiError, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, Timeout, examples
@@ -37,6 +37,8 @@ def run(
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help=OUTPUT_HELP)] = None,
     endpoint: inputs.Endpoint = inputs.AUTO,
     window: Window = "24h",
+    execution_window: windows.Hours = None,
+    timezone: windows.Timezone = None,
     metadata: Metadata = None,
     timeout: Timeout = None,
     as_json: Json = False,
@@ -45,7 +47,8 @@ def run(
     live: Live = False,
 ) -> None:
     """Submit a file, watch it, download its results and show its invoice. Exit 3 if not every line succeeded."""
-    notes, target = parse_metadata(metadata), output or default_target(file)
+    notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone)
+    target = output or default_target(file)
     for written in (target, errors_target(target)) if target != download.STDOUT else ():
         download.check_target(written, file)
     if as_json and target == download.STDOUT:
@@ -54,7 +57,7 @@ def run(
         with before_submission():
             checked = check(path, inputs.name_of(file), endpoint)
             client = connect(base_url, api_key, live)
-        batch = follow(client, create(client, checked, window, notes)["id"], timeout)
+        batch = follow(client, create(client, checked, window, hours, notes)["id"], timeout)
         invoice = _delivered(client, batch, target)
     if as_json:
         print_json({"batch": batch, "invoice": invoice})

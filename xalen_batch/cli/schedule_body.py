@@ -9,10 +9,10 @@ from typing import Any
 
 import typer
 
-from xalen_batch.cli import clock, inputs, progress, submit
+from xalen_batch.cli import clock, inputs, progress, submit, windows
 from xalen_batch.cli.client import Client
 from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed
-from xalen_batch.cli.output import safe, say
+from xalen_batch.cli.output import safe
 from xalen_batch.cli.schedule_options import Given
 
 # Options that name what is run, and the field of a schedule that each of them sets.
@@ -54,17 +54,6 @@ def check_when(cron: str, timezone: str) -> None:
         raise typer.BadParameter(error.message.removeprefix(f"{error.param}: "), param_hint=f"--{error.param}") from None
 
 
-def zone_or_machines(timezone: str | None) -> str:
-    """The zone that was given, else this machine's, which is said on stderr."""
-    if timezone is not None:
-        return timezone
-    if found := clock.machine_zone():
-        say(f"Time zone: {found}, this machine's. --timezone names another.")
-        return found
-    say("Time zone: UTC, since this machine's zone is not known by name. --timezone names another.", style="yellow")
-    return "UTC"
-
-
 def plain(given: Given, timezone: str) -> dict[str, Any]:
     """The fields that need no file. `timezone`: the schedule's, also if it was not given now."""
     body = {RENAMED.get(name, name): value for name in PLAIN if (value := getattr(given, name)) is not None}
@@ -74,9 +63,7 @@ def plain(given: Given, timezone: str) -> dict[str, Any]:
     if given.metadata:
         body["metadata"] = submit.parse_metadata(given.metadata)
     if given.execution_window is not None:
-        from xalen_batch.cli.windows import parse_window
-
-        body["execution_window"] = parse_window(given.execution_window, timezone)
+        body["execution_window"] = windows.parse_window(given.execution_window, timezone)
     return body
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xalen_batch.cli import schedule_body, schedule_view
+from xalen_batch.cli import clock, schedule_body, schedule_view
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import ApiError
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
@@ -59,7 +59,7 @@ def create(
         )
     if given.endpoint is None and what in ("prefix", "folder", "inbox"):
         raise typer.BadParameter(f"{schedule_body.option(what)} needs it, such as /v1/chat/completions.", param_hint="--endpoint")
-    timezone = schedule_body.zone_or_machines(given.timezone)
+    timezone = clock.zone_or_machines(given.timezone)
     schedule_body.check_when(cron, timezone)
     body = {"name": name, "cron": cron} | schedule_body.plain(given, timezone) | {"timezone": timezone}
     body |= schedule_body.source_or_inbox(given, {})

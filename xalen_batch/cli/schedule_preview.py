@@ -53,7 +53,7 @@ def preview(
 def _expression(cron: str | None, timezone: str | None, starts: str | None, ends: str | None, jitter: int | None) -> dict[str, Any]:
     if cron is None:
         raise typer.BadParameter("what is to be previewed? Give ID or --cron.", param_hint="ID / --cron")
-    zone = schedule_body.zone_or_machines(timezone)
+    zone = clock.zone_or_machines(timezone)
     schedule_body.check_when(cron, zone)
     return {
         "cron": cron,

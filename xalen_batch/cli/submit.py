@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xalen_batch.cli import batch_view, inputs, progress
+from xalen_batch.cli import batch_view, inputs, progress, windows
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
@@ -24,6 +24,7 @@ commands = typer.Typer()
     epilog=examples(
         "xalen-batch submit requests.jsonl",
         "xalen-batch submit requests.jsonl --window 7d --metadata team=search",
+        'xalen-batch submit requests.jsonl --execution-window "22:00-06:00 mon-fri" --timezone Europe/Berlin',
         "id=$(make-requests | xalen-batch submit -) && xalen-batch watch $id",
     )
 )
@@ -31,6 +32,8 @@ def submit(
     file: inputs.InputFile,
     endpoint: inputs.Endpoint = inputs.AUTO,
     window: Window = "24h",
+    execution_window: windows.Hours = None,
+    timezone: windows.Timezone = None,
     metadata: Metadata = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
@@ -38,12 +41,12 @@ def submit(
     live: Live = False,
 ) -> None:
     """Submit a file and print the new batch's id."""
-    notes = parse_metadata(metadata)
+    notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone)
     with inputs.opened(file) as path:
         with before_submission():
             checked = check(path, inputs.name_of(file), endpoint)
             client = connect(base_url, api_key, live)
-        batch = create(client, checked, window, notes)
+        batch = create(client, checked, window, hours, notes)
     if as_json:
         print_json(batch)
     else:
@@ -78,11 +81,12 @@ def check(path: Path, name: str, endpoint: str) -> Checked:
     return Checked(path, name, found or endpoint, errors)
 
 
-def create(client: Client, checked: Checked, window: str, metadata: dict[str, str]) -> dict[str, Any]:
-    """Upload the file and make a batch of it."""
+def create(client: Client, checked: Checked, window: str, hours: dict[str, Any] | None, metadata: dict[str, str]) -> dict[str, Any]:
+    """Upload the file and make a batch of it, whose lines start in certain hours alone if any are given."""
     with before_submission():
         file = upload(client, checked)
     request = {"input_file_id": file["id"], "endpoint": checked.endpoint, "completion_window": window, "metadata": metadata}
+    request |= {} if hours is None else {"execution_window": hours}
     try:
         batch = client.post("/batches", request)
     except KeyboardInterrupt:
