@@ -77,7 +77,7 @@ def create(
     """
     completion = timedelta(seconds=completion_seconds(completion_window))
     interval = None if execution_window is None else _first_interval(session, execution_window, completion)
-    file = input_file(session, owner, input_file_id)
+    file = input_file(session, owner, input_file_id, is_ready=run is None)
     batch = Batch(
         id=ids.new(),
         account_id=owner.account_id,
@@ -102,19 +102,23 @@ def create(
     return batch
 
 
-def input_file(session: Session, owner: Owner, public_id: str) -> File:
-    """The file a batch is to read, kept from deletion until this transaction ends. InvalidRequest if it cannot be one."""
+def input_file(session: Session, owner: Owner, public_id: str, *, param: str = "input_file_id", is_ready: bool = True) -> File:
+    """The file a batch is to read, kept from deletion until this transaction ends. InvalidRequest if it cannot be one.
+
+    `is_ready`: it must have its content, which the input of a schedule's run gets when its batch is validated.
+    """
     try:
         file = files.lock(session, owner, public_id)
     except NotFound:
         raise InvalidRequest(
-            f"input_file_id: there is no file {public_id[:100]!r}. Upload one with purpose `batch` and send its id.", param="input_file_id"
+            f"{param}: there is no file {public_id[:100]!r}. Upload one with purpose `batch` and send its id.", param=param
         ) from None
     if file.purpose != Purpose.BATCH:
         raise InvalidRequest(
-            f"input_file_id: file {public_id} has the purpose `{file.purpose}`. Upload it again with purpose `batch`.",
-            param="input_file_id",
+            f"{param}: file {public_id} has the purpose `{file.purpose}`. Upload it again with purpose `batch`.", param=param
         )
+    if is_ready:
+        files.refuse_if_not_ready(session, file, param=param)
     return file
 
 

@@ -4,9 +4,10 @@ from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import unquote, urlparse
 
-from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MiB = 1024 * 1024
 
@@ -35,12 +36,21 @@ class Settings(BaseSettings):
     max_line_bytes: int = Field(8 * MiB, gt=0, description="Longest line of an input file.")
     max_reported_errors: int = Field(1_000, gt=0, description="Validation errors kept for one batch.")
     max_json_bytes: int = Field(1 * MiB, gt=0, description="Largest JSON request body of the API.")
+    max_inbox_bytes: int = Field(16 * MiB, gt=0, description="Largest body of requests sent to a schedule's inbox.")
     file_retention: int = Field(30 * 86_400, gt=0, description="Life of a batch input file that names no other.")
     idempotency_retention: int = Field(7 * 86_400, ge=86_400, description="How long an Idempotency-Key replays its answer.")
     pool_size: int = Field(40, gt=0, description="Most database connections of one process.")
 
     # Schedules
     schedule_min_interval: int = Field(300, ge=60, description="Least time between two fires of a schedule.")
+    drop_roots: Annotated[
+        tuple[Path, ...],
+        NoDecode,
+        Field(
+            description="Folders, separated by commas, below which a schedule's source may name a local folder; every account may read "
+            "all that is in them. Empty: no local folders."
+        ),
+    ] = ()
 
     # Money
     batch_discount: Annotated[Decimal, Field(ge=0, le=1, description="Share taken off the list price of a batch.")] = Decimal("0.5")
@@ -88,6 +98,28 @@ class Settings(BaseSettings):
         if value and not value.startswith("file:///"):
             raise ValueError("must be a local folder, file:///path; other object storage is not supported yet")
         return value
+
+    @field_validator("drop_roots", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("drop_roots")
+    @classmethod
+    def _is_apart(cls, roots: tuple[Path, ...], others: ValidationInfo) -> tuple[Path, ...]:
+        """What is in a drop root is for every account, so it can hold nothing of the server's own."""
+        data: Path = others.data.get("data_dir", Path()).resolve()
+        address = others.data.get("storage_url")
+        stored = Path(unquote(urlparse(address).path)).resolve() if address else data / "files"
+        for root in roots:
+            if not root.is_absolute():
+                raise ValueError("must be absolute folders, separated by commas: /srv/drops,/data/exports")
+            found = root.resolve()
+            if data.is_relative_to(found) or stored.is_relative_to(found) or found.is_relative_to(stored):
+                raise ValueError(
+                    f"{root} holds the server's own files, or is one of their folders; name a folder apart from {data} and {stored}"
+                )
+        return roots
 
     @property
     def storage(self) -> str:

@@ -4,6 +4,7 @@ from datetime import timedelta
 from enum import StrEnum
 from uuid import UUID
 
+import sqlalchemy
 from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from sqlalchemy.orm import Session
 
@@ -11,7 +12,7 @@ from xalen_batch import ids, paging, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest, NotFound
-from xalen_batch.models import Batch, File, Result
+from xalen_batch.models import Batch, File, InboxRequest, Result, Schedule
 from xalen_batch.models.files import FilePart
 from xalen_batch.paging import Order, Page
 from xalen_batch.states import TERMINAL
@@ -33,9 +34,20 @@ UPLOAD_PURPOSES = frozenset(Purpose) - {Purpose.BATCH_OUTPUT}
 
 
 def create(
-    session: Session, owner: Owner, *, id: UUID, purpose: str, filename: str, size: int, sha256: bytes, expires_after: int | None = None
+    session: Session,
+    owner: Owner,
+    *,
+    id: UUID,
+    purpose: str,
+    filename: str,
+    size: int,
+    sha256: bytes | None,
+    expires_after: int | None = None,
 ) -> File:
-    """An upload whose bytes are in storage already. `expires_after`: seconds; a batch input has a default."""
+    """An upload whose bytes are in storage already; without `sha256`, the input of a schedule's run, which is still to be put together.
+
+    `expires_after`: seconds; a batch input has a default.
+    """
     life = expires_after if expires_after is not None else settings().file_retention if purpose == Purpose.BATCH else None
     file = File(
         id=id,
@@ -57,6 +69,25 @@ def get(session: Session, owner: Owner, public_id: str) -> File:
     return _one(session, owner, public_id, _visible(owner))
 
 
+def is_ready(file: File) -> bool:
+    """Whether it has its content. The input of a schedule's run has none until its batch is validated."""
+    return file.sha256 is not None or file.batch_id is not None
+
+
+def refuse_if_not_ready(session: Session, file: File, *, param: str) -> None:
+    """InvalidRequest for a file that has no content yet."""
+    if is_ready(file):
+        return
+    batch = session.scalars(select(Batch).where(Batch.input_file_id == file.id).order_by(Batch.id).limit(1)).one_or_none()
+    is_over = batch is None or batch.status in TERMINAL
+    when = "Its batch ended before that: it never will be." if is_over else "Try again when its batch is in_progress."
+    raise InvalidRequest(
+        f"File {ids.render('file', file.id)} is the input of a schedule's run, and is not put together yet. {when}",
+        param=param,
+        code="file_not_ready",
+    )
+
+
 def lock(session: Session, owner: Owner, public_id: str) -> File:
     """As `get`, and nobody deletes the file before this transaction ends."""
     return _one(session, owner, public_id, _visible(owner).with_for_update(read=True, key_share=True))
@@ -72,9 +103,17 @@ def page(session: Session, owner: Owner, *, purpose: str | None, limit: int, ord
 def delete(session: Session, owner: Owner, public_id: str) -> File:
     """Erase a file's bytes: of an output file the answers, never what they cost.
 
-    InvalidRequest while a batch that has not ended reads the file.
+    InvalidRequest while a batch that has not ended reads the file, or a schedule.
     """
     file = _one(session, owner, public_id, _visible(owner).with_for_update())
+    schedule = session.scalars(select(Schedule).where(Schedule.file_id == file.id, Schedule.deleted_at.is_(None)).limit(1)).one_or_none()
+    if schedule is not None:
+        name = f"{ids.render('sched', schedule.id)} ({schedule.name[:100]!r})"
+        raise InvalidRequest(
+            f"File {public_id} is what schedule {name} runs. Delete the schedule or give it another file, then delete the file.",
+            param="file_id",
+            code="file_in_use",
+        )
     batch_id = session.scalar(select(Batch.id).where(Batch.input_file_id == file.id, Batch.status.not_in(TERMINAL)).limit(1))
     if batch_id is not None:
         name = ids.render("batch", batch_id)
@@ -89,6 +128,10 @@ def delete(session: Session, owner: Owner, public_id: str) -> File:
 
 def erase(session: Session, file: File) -> None:
     """Remove a file's bytes and hide it. The caller has locked the row."""
+    if not is_ready(file):
+        # What it would have been made of.
+        run = select(Batch.run_id).where(Batch.input_file_id == file.id)
+        session.execute(sqlalchemy.delete(InboxRequest).where(InboxRequest.run_id.in_(run)).execution_options(synchronize_session=False))
     if file.batch_id is None:
         # Before the commit: should that fail, the file is still there to be deleted again.
         storage.delete(storage.key(file.id))
@@ -103,13 +146,18 @@ def erase(session: Session, file: File) -> None:
     session.flush()
 
 
+def has_schedule() -> ColumnElement[bool]:
+    """Whether a schedule reads a file: then it neither goes nor expires."""
+    return select(Schedule.id).where(Schedule.file_id == File.id, Schedule.deleted_at.is_(None)).exists()
+
+
 def _visible(owner: Owner) -> Select[File]:
     return select(File).where(
         File.account_id == owner.account_id,
         File.livemode == owner.livemode,
         File.deleted_at.is_(None),
         # Gone on time, however late the sweep comes.
-        or_(File.expires_at.is_(None), File.expires_at > func.now()),
+        or_(File.expires_at.is_(None), File.expires_at > func.now(), has_schedule()),
     )
 
 

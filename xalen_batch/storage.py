@@ -6,7 +6,7 @@ not at all, whatever dies in between.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -70,6 +70,13 @@ def check() -> None:
 def writer(key: str) -> obstore.AsyncWritableFile:
     """`async with writer(key) as out: await out.write(…)`: an error inside leaves nothing behind."""
     return obstore.open_writer_async(store(), key, buffer_size=4 * MiB)
+
+
+def write(key: str, chunks: Iterable[bytes]) -> None:
+    """The chunks as one object: an error of theirs leaves nothing behind, and what was there before as it was."""
+    with obstore.open_writer(store(), key, buffer_size=4 * MiB) as out:
+        for chunk in chunks:
+            out.write(chunk)
 
 
 def chunks(key: str, start: int = 0) -> Iterator[bytes]:

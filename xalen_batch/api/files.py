@@ -87,6 +87,7 @@ def get_content(caller: BriefReader, file_id: str) -> Response:
     """The bytes of an upload, or the lines of an output or error file in the order of the input."""
     with transaction() as session:
         file = files.get(session, caller, file_id)
+        files.refuse_if_not_ready(session, file, param="file_id")
     if file.batch_id is None or file.part is None:
         chunks = storage.chunks(storage.key(file.id))
     else:

@@ -5,7 +5,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
-from xalen_batch import batches, catalog, ids
+from xalen_batch import batches, catalog, files, ids
 from xalen_batch.batches import Progress
 from xalen_batch.catalog import Endpoint
 from xalen_batch.fields import ExpiresAfter, Metadata, Text
@@ -13,7 +13,14 @@ from xalen_batch.models import Batch, File
 from xalen_batch.paging import Page
 from xalen_batch.windows import ExecutionWindow
 
-T = TypeVar("T", bound="FileObject | BatchObject | ModelObject")
+
+class Identified(BaseModel):
+    """What lists are made of."""
+
+    id: str
+
+
+T = TypeVar("T", bound=Identified)
 
 
 class ErrorBody(BaseModel):
@@ -39,15 +46,15 @@ class ListObject(BaseModel, Generic[T]):
         return cls(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more)
 
 
-class FileObject(BaseModel):
-    id: str
+class FileObject(Identified):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
     expires_at: int | None
     filename: str
     purpose: str
-    status: Literal["processed"] = "processed"
+    # `uploaded`: the input of a schedule's run, which has no bytes yet.
+    status: Literal["uploaded", "processed"]
     status_details: str | None = None
 
     @classmethod
@@ -59,6 +66,7 @@ class FileObject(BaseModel):
             expires_at=_seconds(file.expires_at),
             filename=file.filename,
             purpose=file.purpose,
+            status="processed" if files.is_ready(file) else "uploaded",
         )
 
 
@@ -126,8 +134,7 @@ class ExecutionWindowObject(BaseModel):
         )
 
 
-class BatchObject(BaseModel):
-    id: str
+class BatchObject(Identified):
     object: Literal["batch"] = "batch"
     endpoint: str
     model: str | None
@@ -184,8 +191,7 @@ class BatchObject(BaseModel):
         )
 
 
-class ModelObject(BaseModel):
-    id: str
+class ModelObject(Identified):
     object: Literal["model"] = "model"
     # The catalog does not say when a model was made.
     created: int = 0

@@ -101,7 +101,7 @@ def settings() -> str:
     from xalen_batch.config import Settings
 
     rows = [
-        f"| `XALEN_{name.upper()}` | {'' if field.default is None else f'`{field.default}`'} | {_cell(field.description or '')} |"
+        f"| `XALEN_{name.upper()}` | {'' if field.default in (None, ()) else f'`{field.default}`'} | {_cell(field.description or '')} |"
         for name, field in Settings.model_fields.items()
     ]
     parts = (

@@ -164,11 +164,11 @@ def _schedules_due(session: Session) -> list[Message]:
 
 
 def _expire_files(session: Session) -> None:
-    """Delete files past their time; an input file that a batch still needs waits for that batch."""
+    """Delete files past their time; an input file that a batch or a schedule still needs waits for it."""
     is_needed = select(Batch.id).where(Batch.input_file_id == File.id, Batch.status.not_in(TERMINAL)).exists()
     expired = session.scalars(
         select(File)
-        .where(File.deleted_at.is_(None), File.expires_at <= func.now(), ~is_needed)
+        .where(File.deleted_at.is_(None), File.expires_at <= func.now(), ~is_needed, ~files.has_schedule())
         .limit(100)
         .with_for_update(skip_locked=True)
     ).all()

@@ -70,7 +70,7 @@ def scan(chunks: Iterable[bytes], *, endpoint: str | None, models: Mapping[str, 
             message = f"The file has more than {limits.max_batch_lines:,} requests, the most of one batch. Split it into several files."
             yield Fault("too_many_tasks", message, span.line_no)
             return
-        yield _too_long(span, limits.max_line_bytes) if raw is None else reader.read(span, raw)
+        yield too_long(span, limits.max_line_bytes) if raw is None else reader.read(span, raw)
     if not count:
         yield Fault("empty_file", "The file has no requests. Write one JSON object on each line.")
 
@@ -86,7 +86,8 @@ def _foreign(head: bytes) -> Fault | None:
     return None
 
 
-def _too_long(span: jsonl.Span, limit: int) -> Fault:
+def too_long(span: jsonl.Span, limit: int) -> Fault:
+    """A line of more than `limit` bytes."""
     message = f"The line has {span.length:,} bytes; the most is {limit:,}. Shorten the request, or refer to large content by URL."
     return Fault("line_too_long", message, span.line_no)
 

@@ -15,6 +15,7 @@ from xalen_batch.broker import Job
 from xalen_batch.config import settings
 from xalen_batch.models import Batch
 from xalen_batch.pipeline import fairness
+from xalen_batch.pipeline.assemble import Assembled, assemble
 from xalen_batch.pipeline.faults import Fault, Faults, unpriced
 from xalen_batch.pipeline.scan import GoodLine, scan
 from xalen_batch.pipeline.split import Split
@@ -44,6 +45,13 @@ class _Lease:
     def holds(self) -> ColumnElement[bool]:
         return and_(Batch.id == self.batch_id, Batch.fence == self.fence, Batch.status == BatchStatus.VALIDATING)
 
+    def take(self, session: Session) -> Batch:
+        """The batch, which nobody moves or takes over before this transaction ends. Raises _LeaseLost."""
+        batch = session.scalars(select(Batch).where(self.holds).with_for_update()).one_or_none()
+        if batch is None:
+            raise _LeaseLost
+        return batch
+
     def extend(self) -> None:
         """Raises _LeaseLost."""
         with db.transaction() as session:
@@ -68,7 +76,8 @@ def run(batch_id: UUID) -> None:
     if batch is None:
         return
     try:
-        found = _read(batch, lease)
+        fault = _assemble(batch, lease)
+        found = _read(batch, lease) if fault is None else _Found(faults=Faults([fault]))
         with db.transaction() as session:
             _decide(session, lease, found)
     except _LeaseLost:
@@ -97,6 +106,17 @@ def _take(session: Session, batch_id: UUID) -> tuple[Batch | None, _Lease]:
 
 def _lease_end() -> ColumnElement[Any]:
     return func.clock_timestamp() + timedelta(seconds=settings().lease)
+
+
+def _assemble(batch: Batch, lease: _Lease) -> Fault | None:
+    """Put the input file of a schedule's run together, unless it is; or say why that cannot be. Raises _LeaseLost."""
+    found = assemble(batch, lease.extend)
+    if isinstance(found, Assembled):
+        with db.transaction() as session:
+            lease.take(session)
+            found.count(session)
+        return None
+    return found
 
 
 def _read(batch: Batch, lease: _Lease) -> _Found:
@@ -130,9 +150,7 @@ def _extending(lease: _Lease, lines: Iterable[GoodLine | Fault]) -> Iterator[Goo
 def _decide(session: Session, lease: _Lease, found: _Found) -> None:
     """Fail the batch, or give it its tasks and start it: whole, or not at all. Raises _LeaseLost."""
     # The lock keeps a cancel out until this commits.
-    batch = session.scalars(select(Batch).where(lease.holds).with_for_update()).one_or_none()
-    if batch is None:
-        raise _LeaseLost
+    batch = lease.take(session)
     if found.faults:
         batch.errors = found.faults.render()
         batch.move(session, BatchStatus.FAILED)

@@ -1,0 +1,161 @@
+"""Assemble: put together the input file of a schedule's run, before its batch is validated and under the same lease.
+
+What it is made of was pinned when the run was fired, so whoever begins again writes the same bytes or finds that it cannot. The file
+counts when its row says its size and digest, in one transaction with the requests' leaving the inbox, and only while the lease holds.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from xalen_batch import db, files, ids, jsonl, log, storage
+from xalen_batch.accounts import Owner
+from xalen_batch.config import MiB, settings
+from xalen_batch.errors import InvalidRequest
+from xalen_batch.models import Batch, File, ScheduleRun
+from xalen_batch.pipeline.faults import Fault
+from xalen_batch.pipeline.scan import too_long
+from xalen_batch.schedules import inbox, sources, starting, templates
+from xalen_batch.schedules.definition import Definition
+from xalen_batch.schedules.templates import Moment
+
+logger = log.get(__name__)
+
+WRITTEN_AT_ONCE = 4 * MiB
+
+NOT_READY = Fault(
+    "file_not_ready", "The input file has no content: it is the input of another batch, which has not begun.", param="input_file_id"
+)
+INBOX_GONE = Fault("inbox_not_found", "The requests of this run are not in the inbox any more. Send them again.", param="inbox")
+
+
+class Unfit(Exception):
+    """What keeps a file from being put together."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A file whose bytes are in storage and do not count yet."""
+
+    file_id: UUID
+    run_id: UUID
+    size: int
+    sha256: bytes
+
+    def count(self, session: Session) -> None:
+        """From here on it is as an upload is. The caller holds the batch's lease in this transaction."""
+        session.execute(
+            update(File)
+            .where(File.id == self.file_id)
+            .values(size=self.size, sha256=self.sha256)
+            .execution_options(synchronize_session=False)
+        )
+        inbox.forget(session, self.run_id)
+        logger.info("file.assembled", file_id=self.file_id.hex, run_id=self.run_id.hex, bytes=self.size)
+
+
+def assemble(batch: Batch, extend: Callable[[], None]) -> Assembled | Fault | None:
+    """Write the input file of a run into storage. None: there is nothing to do, the file has its bytes.
+
+    `extend` is called after every few MiB and before the bytes are put in place; what it raises ends the work and leaves nothing.
+    """
+    with db.transaction() as session:
+        file = session.get_one(File, batch.input_file_id)
+        run = None if batch.run_id is None else session.get_one(ScheduleRun, batch.run_id)
+    if files.is_ready(file):
+        return None
+    if run is None or (definition := Definition.model_validate(run.definition)).input_file_id is not None:
+        return NOT_READY
+    digest, size = hashlib.sha256(), 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal size
+        content = _content(batch, run, definition)
+        # Sealed requests fit, whatever the limit is by now.
+        for block in _blocks(content if definition.inbox is not None else capped(content)):
+            size += len(block)
+            digest.update(block)
+            yield block
+            # Also when all is written: whoever was frozen must not put its bytes in the place of another's.
+            extend()
+
+    try:
+        storage.write(storage.key(file.id), counted())
+    except Unfit as unfit:
+        return unfit.fault
+    return Assembled(file.id, run.id, size, digest.digest())
+
+
+def rendered(chunks: Iterable[bytes], moment: Moment, refuse: Callable[[Fault], None]) -> Iterator[bytes]:
+    """The lines of a template with its placeholders replaced; one that cannot be is refused, and comes as it is unless that raises."""
+    for span, raw in jsonl.lines(chunks, longest=settings().max_line_bytes):
+        if raw is None:
+            refuse(too_long(span, settings().max_line_bytes))
+            yield b"\n"
+            continue
+        try:
+            yield from templates.render([raw + b"\n"], moment)
+        except InvalidRequest as error:
+            refuse(Fault(error.code or "invalid_placeholder", error.message, span.line_no))
+            yield raw + b"\n"
+
+
+def capped(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes. Unfit for more than one batch can have."""
+    size, most = 0, settings().max_file_bytes
+    for chunk in chunks:
+        size += len(chunk)
+        if size > most:
+            remedy = "Split it over several schedules, or shorten its lines."
+            raise Unfit(Fault("file_too_large", f"What the run reads has more than {most:,} bytes, the most of one batch. {remedy}"))
+        yield chunk
+
+
+def _content(batch: Batch, run: ScheduleRun, definition: Definition) -> Iterator[bytes]:
+    """The bytes that were pinned. Unfit where they are not there any more."""
+    try:
+        if definition.template_file_id is not None:
+            yield from _template(definition.template_file_id, starting.moment(run, definition))
+        elif definition.source is not None:
+            yield from sources.chunks(Owner(batch.account_id, batch.livemode), definition.source, run.manifest or [])
+        else:
+            yield from inbox.chunks(run.id)
+    except sources.Gone as gone:
+        remedy = "Leave objects as they are until their batch runs; put it there again, and a later run takes it."
+        raise Unfit(Fault("source_changed", f"Object {gone}. {remedy}", param="source")) from None
+    except inbox.Gone:
+        raise Unfit(INBOX_GONE) from None
+
+
+def _template(public_id: str, moment: Moment) -> Iterator[bytes]:
+    def refuse(fault: Fault) -> None:
+        raise Unfit(fault)
+
+    file_id = ids.parse("file", public_id)
+    try:
+        yield from rendered(storage.chunks(storage.key(file_id)) if file_id else (), moment, refuse)
+    except FileNotFoundError:
+        message = f"The template {public_id} is gone: it was deleted. Upload it again and give the schedule its new id."
+        raise Unfit(Fault("file_not_found", message, param="template_file_id")) from None
+
+
+def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in larger pieces: each write has a price."""
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= WRITTEN_AT_ONCE:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
