@@ -186,6 +186,21 @@ class TestClaim:
         assert closes_at is not None
         assert before + 95 < closes_at <= time.monotonic() + 100
 
+    def test_a_claim_that_waited_until_the_next_interval_was_stored_is_of_the_one_it_saw(self) -> None:
+        batch_id = a_batch(chat_lines(1))
+        set_window(batch_id, opens=-HOUR, closes=timedelta(seconds=0.5))
+        with ThreadPoolExecutor(1) as pool:
+            with db.transaction() as session:
+                session.get_one(Account, read(batch_id).account_id, with_for_update=True)
+                late = pool.submit(a_claim)
+                until(is_waiting)
+                until(lambda: not is_open(batch_id))
+                recover.due()
+                assert is_open(batch_id)
+            closes_at = late.result(10).closes_at
+        assert closes_at is not None
+        assert closes_at <= time.monotonic()
+
     def test_an_engine_that_finds_only_closed_windows_looks_once(self, engine: Engine, looks: list[bool]) -> None:
         close_window(a_batch(chat_lines(30)))
         engine.drain()
@@ -387,6 +402,12 @@ def answers_charge() -> Any:
 def is_open(batch_id: UUID) -> bool:
     with db.transaction() as session:
         return bool(session.scalar(select(func.now() < Batch.window_closes_at).where(Batch.id == batch_id)))
+
+
+def is_waiting() -> bool:
+    """Whether some transaction waits for a row that another holds."""
+    with db.transaction() as session:
+        return bool(session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
 
 
 def held_task(batch_id: UUID) -> Task:

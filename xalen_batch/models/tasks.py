@@ -69,13 +69,13 @@ _CLAIM = text(
     WITH candidates AS MATERIALIZED (
         -- Few rows (batches that run now), in the order of fairness; the lateral join below stops
         -- at the first that has a task to give.
-        SELECT b.id, b.account_id, b.livemode, b.window_closes_at
+        SELECT b.id, b.account_id, b.livemode
         FROM batches b JOIN accounts a ON a.id = b.account_id
         WHERE b.status = 'in_progress' AND b.expires_at > now()
           AND (b.window_closes_at IS NULL OR (b.window_opens_at <= now() AND now() < b.window_closes_at))
         ORDER BY a.virtual_time, b.expires_at, b.id
     ), picked AS (
-        SELECT t.batch_id, t.seq, c.account_id, c.window_closes_at
+        SELECT t.batch_id, t.seq, c.account_id
         FROM candidates c CROSS JOIN LATERAL (
             SELECT t.batch_id, t.seq FROM tasks t
             WHERE t.batch_id = c.id AND t.state = 'pending'
@@ -94,7 +94,8 @@ _CLAIM = text(
     SET state = 'running', fence = t.fence + 1, attempts = t.attempts + 1, not_before = NULL, worker = :worker,
         lease_until = clock_timestamp() + make_interval(secs => :lease)
     FROM picked p WHERE t.batch_id = p.batch_id AND t.seq = p.seq
-    RETURNING t.*, EXTRACT(EPOCH FROM p.window_closes_at - now())::float AS open_for
+    -- The interval that was looked at above: one statement sees one state, though another may just have been put in its place.
+    RETURNING t.*, EXTRACT(EPOCH FROM (SELECT b.window_closes_at FROM batches b WHERE b.id = t.batch_id) - now())::float AS open_for
     """
 ).columns(*Task.__table__.columns, _OPEN_FOR)
 
