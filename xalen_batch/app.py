@@ -4,13 +4,13 @@ import uvicorn
 from fastapi import FastAPI
 
 from xalen_batch import __version__, log
-from xalen_batch.api import batches, billing, docs, errors, estimates, files, health, models, partial
+from xalen_batch.api import batches, billing, docs, errors, estimates, files, health, inbox, models, partial, schedule_runs, schedules
 from xalen_batch.api.middleware import BodyLimit, RequestContext
 from xalen_batch.api.schemas import ErrorObject
 from xalen_batch.config import settings
 
 DESCRIPTION = """Batch inference behind the OpenAI Files and Batches API: point the OpenAI client's `base_url` here.
-What is tagged *extensions* is ours and leaves OpenAI's shapes as they are."""
+What is tagged *extensions* or *schedules* is ours and leaves OpenAI's shapes as they are."""
 # Longer than clients keep an idle connection, so that it is never the server who closes it under a request.
 KEEP_ALIVE = 75
 
@@ -27,13 +27,23 @@ def create_app() -> FastAPI:
         strict_content_type=False,
         responses={"4XX": {"model": ErrorObject}},
     )
-    for room in (files, batches, partial, estimates, billing, models, health):
+    for room in (files, batches, partial, estimates, billing, schedules, schedule_runs, inbox, models, health):
         app.include_router(room.router)
     docs.install(app)
     errors.install(app)
-    app.add_middleware(BodyLimit, streamed=frozenset({("POST", files.PATH)}))
+    app.add_middleware(BodyLimit, most=_most_bytes)
     app.add_middleware(RequestContext)
     return app
+
+
+def _most_bytes(method: str, path: str) -> int | None:
+    """Of a request's body. None: what is streamed to storage has limits of its own."""
+    match method, path.split("/")[1:]:
+        case "POST", ["v1", "files"]:
+            return None
+        case "POST", ["v1", "schedules", _, "requests"]:
+            return settings().max_inbox_bytes
+    return settings().max_json_bytes
 
 
 def serve(host: str, port: int) -> None:

@@ -24,10 +24,12 @@ def _plausible(time: datetime) -> datetime:
     return time
 
 
-Text = Annotated[str, AfterValidator(_storable)]
+# After constraints of length, not before them: they are of what is left when blanks are stripped.
+STORABLE = AfterValidator(_storable)
+Text = Annotated[str, STORABLE]
 Time = Annotated[datetime, AfterValidator(_plausible)]
-MetadataKey = Annotated[Text, StringConstraints(max_length=64)]
-MetadataValue = Annotated[Text, StringConstraints(max_length=512)]
+MetadataKey = Annotated[str, StringConstraints(max_length=64), STORABLE]
+MetadataValue = Annotated[str, StringConstraints(max_length=512), STORABLE]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
 

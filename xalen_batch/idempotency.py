@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -31,8 +31,7 @@ def once(session: Session, caller: Caller, key: str | None, *, route: str, finge
     """
     if key is None:
         return Answer(create(), is_replay=False)
-    if not 0 < len(key) <= MAX_KEY or not key.isprintable():
-        raise InvalidRequest(f"Idempotency-Key must be 1 to {MAX_KEY} printable characters. A UUID is a good one.", param="Idempotency-Key")
+    _check(key)
     row = {"account_id": caller.account_id, "livemode": caller.livemode, "key": key}
     claimed = session.execute(
         insert(IdempotencyKey)
@@ -40,15 +39,35 @@ def once(session: Session, caller: Caller, key: str | None, *, route: str, finge
         .on_conflict_do_nothing()
         .returning(IdempotencyKey.key)
     ).one_or_none()
-    mine = [getattr(IdempotencyKey, name) == value for name, value in row.items()]
     if claimed is not None:
         body = create()
-        session.execute(update(IdempotencyKey).where(*mine).values(answer=body).execution_options(synchronize_session=False))
+        session.execute(update(IdempotencyKey).where(*_mine(caller, key)).values(answer=body).execution_options(synchronize_session=False))
         return Answer(body, is_replay=False)
-    known = session.scalars(select(IdempotencyKey).where(*mine)).one()
+    return _replay(session.scalars(select(IdempotencyKey).where(*_mine(caller, key))).one(), route, fingerprint)
+
+
+def kept(session: Session, caller: Caller, key: str | None, *, route: str, fingerprint: bytes) -> Answer | None:
+    """The answer kept for this key, if there is one: to ask before what takes long and has to be done before `once`."""
+    if key is None:
+        return None
+    _check(key)
+    known = session.scalars(select(IdempotencyKey).where(*_mine(caller, key))).one_or_none()
+    return None if known is None else _replay(known, route, fingerprint)
+
+
+def _check(key: str) -> None:
+    if not 0 < len(key) <= MAX_KEY or not key.isprintable():
+        raise InvalidRequest(f"Idempotency-Key must be 1 to {MAX_KEY} printable characters. A UUID is a good one.", param="Idempotency-Key")
+
+
+def _mine(caller: Caller, key: str) -> list[ColumnElement[bool]]:
+    return [IdempotencyKey.account_id == caller.account_id, IdempotencyKey.livemode == caller.livemode, IdempotencyKey.key == key]
+
+
+def _replay(known: IdempotencyKey, route: str, fingerprint: bytes) -> Answer:
     if (known.route, known.fingerprint) != (route, fingerprint):
         raise InvalidRequest(
-            f"Idempotency-Key {key!r} was used for another request. Send a new key with each new request.",
+            f"Idempotency-Key {known.key!r} was used for another request. Send a new key with each new request.",
             param="Idempotency-Key",
             code="idempotency_key_reused",
         )

@@ -24,6 +24,7 @@ ASYNC_ROOMS = (
     "pipeline/execute.py",
     "pipeline/engine.py",
     "api/uploads.py",
+    "api/inbox.py",
     "api/middleware.py",
 )
 

@@ -1,19 +1,22 @@
 """Every failure as the one envelope that OpenAI's clients read."""
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
 
 import obstore.exceptions
 import psycopg
 import sqlalchemy.exc
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from xalen_batch import log
 from xalen_batch.errors import InvalidRequest, MethodNotAllowed, NotFound, ServerError, TooLarge, Unauthenticated, Unavailable, XalenError
+from xalen_batch.schedules.definition import Definition
 
 logger = log.get(__name__)
 
@@ -68,13 +71,13 @@ def _http(request: Request, error: HTTPException) -> XalenError:
         allowed = (error.headers or {}).get("Allow", "another method")
         return MethodNotAllowed(f"Method not allowed: {asked}. Use {allowed}.")
     if error.status_code == 413:
-        return TooLarge("The request body is too large for this endpoint. Send less, or upload a file.", code="request_too_large")
+        return TooLarge(f"{error.detail} Send less at once, or upload a file.", code="request_too_large")
     return InvalidRequest("The body cannot be read. Send one JSON object with `content-type: application/json`.")
 
 
 def _invalid(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
-    """The first thing that is wrong: which field, what it holds, what it should be."""
-    error = errors[0]
+    """The first thing that is wrong: which field, what it holds, what it should be. A misspelt name comes before what it leaves missing."""
+    error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     where = [str(step) for step in error["loc"][1:]]
     param = ".".join(where) or None
     if error["type"] == "json_invalid":
@@ -86,8 +89,27 @@ def _invalid(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
         return InvalidRequest(
             f"Missing required parameter: `{param}`. Add it to the request.", param=param, code="missing_required_parameter"
         )
-    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "should")
+    if error["type"] == "extra_forbidden":
+        message = f"Unknown parameter: `{param[:SHOWN_VALUE]}`. {_instead(where[-1][:SHOWN_VALUE])}"
+        return InvalidRequest(message, param=param, code="unknown_parameter")
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "should").replace("String should", "should")
     return InvalidRequest(f"Invalid `{param}`: {message}; got {_shown(error['input'])}.", param=param, code="invalid_value")
+
+
+def _instead(name: str) -> str:
+    """What may have been meant by the name of a field that there is not."""
+    known = list(_fields(Definition))
+    close = get_close_matches(name, [path.rpartition(".")[2] for path in known], n=2, cutoff=0.7)
+    meant = " or ".join(f"`{path}`" for path in known if path.rpartition(".")[2] in close)
+    return f"Did you mean {meant}?" if meant else "Remove it; /docs says what there is."
+
+
+def _fields(model: type[BaseModel], above: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield above + name
+        for kind in get_args(field.annotation):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _fields(kind, f"{above}{name}.")
 
 
 def _shown(value: object) -> str:

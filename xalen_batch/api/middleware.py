@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections.abc import Callable
 
 import structlog
 from starlette.datastructures import MutableHeaders
@@ -11,7 +12,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xalen_batch import log
 from xalen_batch.api import errors
-from xalen_batch.config import settings
 
 logger = log.get(__name__)
 
@@ -61,17 +61,18 @@ class RequestContext:
 
 
 class BodyLimit:
-    """Refuses request bodies over `max_json_bytes`; what is streamed to storage has limits of its own."""
+    """Refuses request bodies of more bytes than `most` says for a method and path; None is no limit."""
 
-    def __init__(self, app: ASGIApp, *, streamed: frozenset[tuple[str, str]]) -> None:
+    def __init__(self, app: ASGIApp, *, most: Callable[[str, str], int | None]) -> None:
         self.app = app
-        self.streamed = streamed
+        self.most = most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (scope["method"], scope["path"]) in self.streamed:
+        most = self.most(scope["method"], scope["path"]) if scope["type"] == "http" else None
+        if most is None:
             await self.app(scope, receive, send)
             return
-        left = settings().max_json_bytes
+        left = most
 
         async def receive_bounded() -> Message:
             nonlocal left
@@ -79,7 +80,7 @@ class BodyLimit:
             left -= len(message.get("body", b""))
             if left < 0:
                 # An HTTPException passes through the framework's own handling of broken bodies.
-                raise HTTPException(413)
+                raise HTTPException(413, f"The request body has more than {most:,} bytes, the most for this endpoint.")
             return message
 
         await self.app(scope, receive_bounded, send)

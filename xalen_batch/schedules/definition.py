@@ -15,7 +15,7 @@ from xalen_batch.catalog import Endpoint
 from xalen_batch.config import settings
 from xalen_batch.cron import Cron, zone
 from xalen_batch.errors import InvalidRequest
-from xalen_batch.fields import ExpiresAfter, Metadata, Text, Time
+from xalen_batch.fields import STORABLE, ExpiresAfter, Metadata, Text, Time
 from xalen_batch.windows import ExecutionWindow
 
 WHAT = ("input_file_id", "template_file_id", "source", "inbox")
@@ -24,7 +24,7 @@ LONGEST_CATCH_UP = timedelta(days=30)
 # Fires that are held against the execution window: more than a year of nights, so both clock changes.
 REHEARSED_FIRES = 400
 
-Path = Annotated[Text, StringConstraints(min_length=1, max_length=1024)]
+Path = Annotated[str, StringConstraints(min_length=1, max_length=1024), STORABLE]
 OnEmpty = Literal["skip", "fail"]
 Overlap = Literal["skip", "buffer_one", "allow", "cancel_previous"]
 Misfire = Literal["latest", "all", "none"]
@@ -60,7 +60,7 @@ class Definition(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[Text, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), STORABLE]
 
     cron: Text = Field(description="Five fields, or `@daily` and the like.", examples=["30 2 * * *"])
     timezone: Text = Field("UTC", description="IANA name of the zone whose clock counts.", examples=["Europe/Berlin"])

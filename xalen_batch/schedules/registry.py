@@ -3,14 +3,14 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import files, ids, log, paging
+from xalen_batch import db, files, ids, log, paging
 from xalen_batch.accounts import Owner
 from xalen_batch.errors import InvalidRequest, NotFound
 from xalen_batch.files import Purpose
-from xalen_batch.models import Schedule, ScheduleRun
+from xalen_batch.models import Schedule
 from xalen_batch.paging import Page
 from xalen_batch.schedules import fire, inbox, runs, sources
 from xalen_batch.schedules.definition import Definition
@@ -23,7 +23,7 @@ MOST_NOTE = 500
 
 def create(session: Session, owner: Owner, definition: Definition) -> Schedule:
     """A schedule that fires from now on. InvalidRequest for one that could never work."""
-    now = session.execute(select(func.now())).scalar_one()
+    now = db.now(session)
     schedule = Schedule(
         id=ids.new(),
         account_id=owner.account_id,
@@ -69,9 +69,15 @@ def page(session: Session, owner: Owner, *, status: ScheduleStatus | None = None
 
 
 def change(session: Session, owner: Owner, schedule: Schedule, definition: Definition) -> None:
-    """Give a locked schedule another definition. Instants that have come are fired by the old one first."""
+    """Give a locked schedule another definition. Instants that have come are fired by the old one first.
+
+    InvalidRequest if requests wait in its inbox that could not be run by the new one.
+    """
     fire.bring_up_to_date(session, schedule)
-    now = session.execute(select(func.now())).scalar_one()
+    before = Definition.model_validate(schedule.definition)
+    if before.inbox is not None and (definition.inbox is None or definition.endpoint != before.endpoint):
+        _refuse_to_strand(session, schedule, "inbox" if definition.inbox is None else "endpoint")
+    now = db.now(session)
     _define(session, owner, schedule, definition, now)
     if schedule.status != ScheduleStatus.PAUSED:
         schedule.aim(definition.next_fire(schedule.id, now))
@@ -84,7 +90,7 @@ def pause(session: Session, schedule: Schedule, note: str | None) -> None:
     if note is not None and len(note) > MOST_NOTE:
         raise InvalidRequest(f"note: it has {len(note):,} characters; the most is {MOST_NOTE}. Shorten it.", param="note")
     fire.bring_up_to_date(session, schedule)
-    schedule.pause(session.execute(select(func.now())).scalar_one(), note)
+    schedule.pause(db.now(session), note)
     session.flush()
     logger.info("schedule.paused", schedule_id=schedule.id.hex)
 
@@ -92,7 +98,7 @@ def pause(session: Session, schedule: Schedule, note: str | None) -> None:
 def resume(session: Session, schedule: Schedule) -> None:
     """Fire a locked schedule again, from the next instant on; its failures are forgiven."""
     if schedule.status == ScheduleStatus.PAUSED:
-        now = session.execute(select(func.now())).scalar_one()
+        now = db.now(session)
         schedule.aim(Definition.model_validate(schedule.definition).next_fire(schedule.id, now))
         schedule.failures = 0
         session.flush()
@@ -113,15 +119,26 @@ def delete(session: Session, owner: Owner, public_id: str, *, discard_requests: 
             param="discard_requests",
             code="inbox_not_empty",
         )
-    runs.settle(session, schedule)
-    for run in session.scalars(select(ScheduleRun).where(ScheduleRun.schedule_id == schedule.id, ScheduleRun.state == RunState.WAITING)):
-        runs.end(session, schedule, run, RunState.SKIPPED, "schedule_deleted", "Its schedule was deleted before it started.")
+    for run in runs.unended(session, schedule):
+        if run.state == RunState.WAITING:
+            runs.end(session, schedule, run, RunState.SKIPPED, "schedule_deleted", "Its schedule was deleted before it started.")
     discarded = inbox.discard(session, schedule.id) if waiting else 0
-    schedule.deleted_at = session.scalar(select(func.now()))
+    schedule.deleted_at = db.now(session)
     schedule.next_fire_at = None
     session.flush()
     logger.info("schedule.deleted", schedule_id=schedule.id.hex, discarded=discarded)
     return discarded
+
+
+def _refuse_to_strand(session: Session, schedule: Schedule, param: str) -> None:
+    # Waits for requests that are arriving, and keeps others out.
+    session.execute(select(Schedule.id).where(Schedule.id == schedule.id).with_for_update())
+    if waiting := inbox.pending(session, [schedule.id])[schedule.id]:
+        raise InvalidRequest(
+            f"{param}: {waiting:,} request{'' if waiting == 1 else 's'} that it was sent wait in its inbox. Run it first, then change it.",
+            param=param,
+            code="inbox_not_empty",
+        )
 
 
 def _define(session: Session, owner: Owner, schedule: Schedule, definition: Definition, now: datetime) -> None:

@@ -1,0 +1,85 @@
+"""/v1/schedules/{id}/requests: lines that wait for a schedule's next run."""
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+
+from xalen_batch import idempotency
+from xalen_batch.api import schedules
+from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey
+from xalen_batch.api.responses import stored
+from xalen_batch.api.schedule_schemas import RequestsObject
+from xalen_batch.db import transaction
+from xalen_batch.errors import InvalidRequest
+from xalen_batch.pipeline.collect import collect
+from xalen_batch.schedules import registry
+
+PATH = f"{schedules.PATH}/{{schedule_id}}/requests"
+router = APIRouter(prefix=schedules.PATH, tags=["schedules"])
+
+LINE: dict[str, Any] = {
+    "type": "object",
+    "required": ["custom_id", "method", "url", "body"],
+    "properties": {
+        "custom_id": {"type": "string"},
+        "method": {"type": "string", "enum": ["POST"]},
+        "url": {"type": "string"},
+        "body": {"type": "object"},
+    },
+}
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "anyOf": [
+                        LINE,
+                        {"type": "array", "items": LINE},
+                        {"type": "object", "required": ["requests"], "properties": {"requests": {"type": "array", "items": LINE}}},
+                    ]
+                }
+            },
+            "application/jsonl": {"schema": {"type": "string", "description": "One line object on each line."}},
+        },
+    }
+}
+
+
+async def whole(request: Request, caller: BriefSubmitter) -> bytes:
+    """The body of a known caller, as it was sent; bounded by the middleware."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise InvalidRequest("Compressed bodies are not supported. Send the requests without Content-Encoding.", param="Content-Encoding")
+    return await request.body()
+
+
+@router.post("/{schedule_id}/requests", response_model=RequestsObject, openapi_extra=BODY)
+def add_requests(
+    caller: BriefSubmitter,
+    body: Annotated[bytes, Depends(whole)],
+    schedule_id: str,
+    content_type: Annotated[str | None, Header(include_in_schema=False)] = None,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Let lines wait for the next run, each checked as the line of an upload is; all of them or none.
+
+    What was answered is there. A line that waits already, word for word, is known and not added again.
+    """
+    kind = _kind(content_type or "")
+    with transaction() as session:
+
+        def create() -> bytes:
+            schedule = registry.keep(session, caller, schedule_id)
+            added = collect(session, caller, schedule, body, kind)
+            return RequestsObject.of(schedule, added).model_dump_json().encode()
+
+        fingerprint = hashlib.sha256(f"{schedule_id}\n{kind}\n".encode() + body).digest()
+        return stored(idempotency.once(session, caller, key, route=f"POST {PATH}", fingerprint=fingerprint, create=create))
+
+
+def _kind(content_type: str) -> Literal["json", "jsonl"]:
+    """Whether a body is one JSON value, or one on each line."""
+    kind = content_type.partition(";")[0].strip().lower()
+    is_lines = kind == "text/plain" or any(name in kind for name in ("jsonl", "json-lines", "ndjson"))
+    return "jsonl" if is_lines else "json"

@@ -1,0 +1,70 @@
+"""/v1/schedules/{id}/runs, and runs that are asked for."""
+
+import hashlib
+from typing import Annotated
+
+import orjson
+from fastapi import APIRouter, Query, Response
+from sqlalchemy.orm import Session
+
+from xalen_batch import idempotency
+from xalen_batch.api import schedules
+from xalen_batch.api.deps import IdempotencyKey, Reader, Submitter, Transaction
+from xalen_batch.api.responses import stored
+from xalen_batch.api.schedule_schemas import BackfillRequest, RunObject
+from xalen_batch.api.schemas import ListObject, listing
+from xalen_batch.models import ScheduleRun
+from xalen_batch.schedules import fire, registry, runs
+from xalen_batch.schedules.definition import Definition
+from xalen_batch.states import RunState
+
+PATH = f"{schedules.PATH}/{{schedule_id}}"
+router = APIRouter(prefix=PATH, tags=["schedules"])
+
+
+@router.get("/runs")
+def list_runs(
+    session: Transaction,
+    caller: Reader,
+    schedule_id: str,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
+    state: RunState | None = None,
+) -> ListObject[RunObject]:
+    """What became of its instants, newest first; of a deleted schedule too."""
+    schedule = registry.past(session, caller, schedule_id)
+    page = runs.page(session, schedule.id, state=state, limit=limit, after=after)
+    return listing(page, _shown(session, page.data))
+
+
+@router.post("/run", response_model=RunObject)
+def run_schedule(session: Transaction, caller: Submitter, schedule_id: str, key: IdempotencyKey = None) -> Response:
+    """Run it now, beside its instants: its next fire stays where it is. Any body is ignored."""
+
+    def create() -> bytes:
+        run = fire.run_now(session, registry.lock(session, caller, schedule_id))
+        return _shown(session, [run])[0].model_dump_json().encode()
+
+    fingerprint = hashlib.sha256(schedule_id.encode()).digest()
+    return stored(idempotency.once(session, caller, key, route=f"POST {PATH}/run", fingerprint=fingerprint, create=create))
+
+
+@router.post("/backfill", response_model=ListObject[RunObject])
+def backfill_schedule(
+    body: BackfillRequest, session: Transaction, caller: Submitter, schedule_id: str, key: IdempotencyKey = None
+) -> Response:
+    """Run its past instants of a time that never ran, one after another; those that were missed or skipped too."""
+
+    def create() -> bytes:
+        schedule = registry.lock(session, caller, schedule_id)
+        definition = Definition.model_validate(schedule.definition)
+        found = fire.backfill(session, schedule, definition.instant(body.start_at), definition.instant(body.end_at))
+        return ListObject[RunObject].of(_shown(session, found), has_more=False).model_dump_json().encode()
+
+    fingerprint = hashlib.sha256(schedule_id.encode() + orjson.dumps(body.model_dump(mode="json"))).digest()
+    return stored(idempotency.once(session, caller, key, route=f"POST {PATH}/backfill", fingerprint=fingerprint, create=create))
+
+
+def _shown(session: Session, found: list[ScheduleRun]) -> list[RunObject]:
+    outcomes = runs.outcomes(session, found)
+    return [RunObject.of(run, outcomes[run.id]) for run in found]

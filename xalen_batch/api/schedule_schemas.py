@@ -1,0 +1,267 @@
+"""The wire's shapes of schedules. As everywhere, every key is always there, null when there is nothing."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, RootModel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from xalen_batch import ids, money
+from xalen_batch.api.schemas import Identified
+from xalen_batch.cron import zone
+from xalen_batch.fields import ExpiresAfter, Text, Time
+from xalen_batch.models import Schedule, ScheduleRun
+from xalen_batch.schedules import runs
+from xalen_batch.schedules.definition import Definition, OnEmpty, Source
+from xalen_batch.schedules.inbox import Added
+from xalen_batch.schedules.runs import Outcome, Trigger
+from xalen_batch.states import RunState, ScheduleStatus
+from xalen_batch.windows import ExecutionWindow
+
+
+class RunObject(Identified):
+    """One instant of a schedule, and what became of it."""
+
+    object: Literal["schedule.run"] = "schedule.run"
+    schedule_id: str
+    scheduled_for: int = Field(description="The instant, without jitter; of a manual run the moment it was asked for. Unix seconds.")
+    scheduled_local: str = Field(description="The same on the clock of the run's zone, ISO 8601.", examples=["2026-11-25T02:30:00+01:00"])
+    fired_at: int | None = Field(description="When its batch was created.")
+    lag: float | None = Field(description="Seconds from the instant to its batch.")
+    ended_at: int | None
+    trigger: Trigger
+    state: RunState
+    reason: str | None = Field(description="Why it is in its state, as a code.", examples=["overlap"])
+    message: str | None = Field(description="The same in words.")
+    batch_id: str | None
+    cost: str | None = Field(description="Exact USD, once its batch has an invoice.", examples=["0.80485307"])
+    manifest: list[dict[str, Any]] | None = Field(description="Of a source: the objects it reads, in order.")
+
+    @classmethod
+    def of(cls, run: ScheduleRun, outcome: Outcome) -> Self:
+        return cls(
+            id=ids.render("run", run.id),
+            schedule_id=ids.render("sched", run.schedule_id),
+            scheduled_for=_unix(run.scheduled_for),
+            scheduled_local=_local(run.scheduled_for, run.definition["timezone"]),
+            fired_at=run.fired_at and _unix(run.fired_at),
+            lag=runs.lag(run),
+            ended_at=run.ended_at and _unix(run.ended_at),
+            trigger=Trigger(run.trigger),
+            state=RunState(run.state),
+            reason=run.reason,
+            message=run.message,
+            batch_id=outcome.batch_id and ids.render("batch", outcome.batch_id),
+            cost=None if outcome.cost is None else money.render(outcome.cost),
+            manifest=run.manifest,
+        )
+
+
+class RunCounts(BaseModel):
+    """How many runs ended in each state since the schedule was made. They only grow, but for what a backfill takes up again."""
+
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    skipped: int = 0
+    missed: int = 0
+
+
+class RecentRun(BaseModel):
+    id: str
+    scheduled_for: int
+    state: RunState
+
+
+class InboxObject(BaseModel):
+    on_empty: OnEmpty
+    pending: int = Field(description="Requests that wait for the next run.")
+
+
+class ScheduleObject(Identified):
+    """When, what and how as they are in force, how it stands, and its latest runs."""
+
+    object: Literal["schedule"] = "schedule"
+    name: str
+    status: ScheduleStatus
+    paused_at: int | None
+    pause_note: str | None
+    cron: str = Field(examples=["30 2 * * *"])
+    description: str = Field(description="The cron expression in words.", examples=["At 02:30 every day"])
+    timezone: str = Field(examples=["Europe/Berlin"])
+    starts_at: int | None
+    ends_at: int | None
+    jitter: int
+    next_fire_at: int | None = Field(description="With its jitter. Unix seconds; null when it does not fire.")
+    next_fire_local: str | None = Field(description="The same on its clock, ISO 8601.", examples=["2026-11-25T02:30:00+01:00"])
+    input_file_id: str | None
+    template_file_id: str | None
+    source: Source | None
+    inbox: InboxObject | None
+    endpoint: str
+    completion_window: str
+    metadata: dict[str, str]
+    output_expires_after: ExpiresAfter | None
+    execution_window: ExecutionWindow | None
+    overlap: str
+    misfire: str
+    misfire_limit: int
+    catch_up_window: str
+    pause_on_failure: int | None
+    failures: int = Field(description="Failed runs since the last that succeeded, or since it was resumed.")
+    run_counts: RunCounts
+    recent_runs: list[RecentRun] = Field(description="Its latest instants, the oldest first.")
+    last_run: RunObject | None
+    created_at: int
+    updated_at: int
+
+    @classmethod
+    def of(cls, schedule: Schedule, *, pending: int, recent: list[ScheduleRun], last: Outcome | None) -> Self:
+        """`last`: the outcome of the last of the recent runs, if there is one."""
+        definition = Definition.model_validate(schedule.definition)
+        starts_at, ends_at = (time and _unix(definition.instant(time)) for time in (definition.starts_at, definition.ends_at))
+        return cls(
+            id=ids.render("sched", schedule.id),
+            name=schedule.name,
+            status=ScheduleStatus(schedule.status),
+            paused_at=schedule.paused_at and _unix(schedule.paused_at),
+            pause_note=schedule.pause_note,
+            cron=definition.cron,
+            description=definition.clock.describe(),
+            timezone=definition.timezone,
+            starts_at=starts_at,
+            ends_at=ends_at,
+            jitter=definition.jitter,
+            next_fire_at=schedule.next_fire_at and _unix(schedule.next_fire_at),
+            next_fire_local=schedule.next_fire_at and _local(schedule.next_fire_at, definition.timezone),
+            input_file_id=definition.input_file_id,
+            template_file_id=definition.template_file_id,
+            source=definition.source,
+            inbox=definition.inbox and InboxObject(on_empty=definition.inbox.on_empty, pending=pending),
+            endpoint=definition.endpoint,
+            completion_window=definition.completion_window,
+            metadata=definition.metadata or {},
+            output_expires_after=definition.output_expires_after,
+            execution_window=definition.execution_window,
+            overlap=definition.overlap,
+            misfire=definition.misfire,
+            misfire_limit=definition.misfire_limit,
+            catch_up_window=definition.catch_up_window,
+            pause_on_failure=definition.pause_on_failure,
+            failures=schedule.failures,
+            run_counts=RunCounts(**schedule.run_counts),
+            recent_runs=[
+                RecentRun(id=ids.render("run", run.id), scheduled_for=_unix(run.scheduled_for), state=RunState(run.state)) for run in recent
+            ],
+            last_run=last and RunObject.of(recent[-1], last),
+            created_at=_unix(schedule.created_at),
+            updated_at=_unix(schedule.updated_at),
+        )
+
+
+class DeletedSchedule(BaseModel):
+    id: str
+    object: Literal["schedule"] = "schedule"
+    deleted: Literal[True] = True
+    discarded_requests: int
+
+
+class Changes(RootModel[dict[str, Any]]):
+    """Fields of a schedule to replace; null puts one that may be left out back to what it is then."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        whole = handler.resolve_ref_schema(handler(Definition.__pydantic_core_schema__))
+        return {**whole, "title": "Changes", "description": cls.__doc__, "required": []}
+
+
+class PauseRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    note: Text | None = Field(None, description="Why, for whoever finds it paused.", examples=["The warehouse is being moved."])
+
+
+class BackfillRequest(BaseModel):
+    """Times are ISO 8601 or Unix seconds; one without an offset is on the schedule's clock."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    start_at: Time = Field(alias="from", description="The first instant may be at this time.", examples=["2026-11-01"])
+    end_at: Time = Field(alias="to", description="The last instant is before this time.", examples=["2026-11-08"])
+
+
+class PreviewRequest(BaseModel):
+    """When a schedule would fire, as it would be sent to create one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cron: Text = Field(description="Five fields, or `@daily` and the like.", examples=["30 2 * * *"])
+    timezone: Text = Field("UTC", description="IANA name of the zone whose clock counts.", examples=["Europe/Berlin"])
+    starts_at: Time | None = None
+    ends_at: Time | None = None
+    jitter: int = Field(0, ge=0, le=900)
+
+
+class Fire(BaseModel):
+    """An instant at which a schedule fires."""
+
+    scheduled_for: int
+    local: str = Field(examples=["2026-11-25T02:30:00+01:00"])
+    utc: str = Field(examples=["2026-11-25T01:30:00Z"])
+    utc_offset: str = Field(examples=["+01:00"])
+
+
+class PreviewObject(BaseModel):
+    object: Literal["schedule.preview"] = "schedule.preview"
+    cron: str
+    description: str = Field(description="The cron expression in words.")
+    timezone: str
+    jitter_delay: int | None = Field(description="How many seconds later than these instants it fires; null before it is saved.")
+    fires: list[Fire]
+
+    @classmethod
+    def of(cls, definition: Definition, instants: Iterable[datetime], jitter_delay: int | None) -> Self:
+        return cls(
+            cron=definition.cron,
+            description=definition.clock.describe(),
+            timezone=definition.timezone,
+            jitter_delay=jitter_delay,
+            fires=[_fire(instant, definition.timezone) for instant in instants],
+        )
+
+
+class RequestsObject(BaseModel):
+    """What became of requests that were sent to an inbox."""
+
+    object: Literal["schedule.requests"] = "schedule.requests"
+    schedule_id: str
+    accepted: int = Field(description="How many are new.")
+    known: int = Field(description="How many waited there already, word for word.")
+    pending: int = Field(description="How many wait now for the next run.")
+    next_fire_at: int | None
+
+    @classmethod
+    def of(cls, schedule: Schedule, added: Added) -> Self:
+        return cls(
+            schedule_id=ids.render("sched", schedule.id),
+            accepted=added.accepted,
+            known=added.known,
+            pending=added.pending,
+            next_fire_at=schedule.next_fire_at and _unix(schedule.next_fire_at),
+        )
+
+
+def _fire(instant: datetime, timezone: str) -> Fire:
+    local = _local(instant, timezone)
+    utc = instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds")
+    return Fire(scheduled_for=_unix(instant), local=local, utc=f"{utc}Z", utc_offset=local[len(utc) :])
+
+
+def _local(instant: datetime, timezone: str) -> str:
+    return instant.astimezone(zone(timezone)).isoformat(timespec="seconds")
+
+
+def _unix(time: datetime) -> int:
+    return int(time.timestamp())

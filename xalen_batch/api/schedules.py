@@ -1,0 +1,176 @@
+"""/v1/schedules: made, read, changed, paused, previewed and deleted."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from xalen_batch import batches, idempotency
+from xalen_batch.accounts import Caller
+from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey, Reader, Submitter, Transaction
+from xalen_batch.api.responses import stored
+from xalen_batch.api.schedule_schemas import Changes, DeletedSchedule, PauseRequest, PreviewObject, PreviewRequest, ScheduleObject
+from xalen_batch.api.schemas import ListObject, listing
+from xalen_batch.catalog import CHAT
+from xalen_batch.db import transaction
+from xalen_batch.models import Schedule
+from xalen_batch.pipeline.rehearse import rehearse
+from xalen_batch.schedules import inbox, registry, runs
+from xalen_batch.schedules.definition import WHAT, Definition, Inbox
+from xalen_batch.states import ScheduleStatus
+
+PATH = "/v1/schedules"
+router = APIRouter(prefix=PATH, tags=["schedules"])
+
+Count = Annotated[int, Query(ge=1, le=100, description="How many of the next instants.")]
+
+
+@router.post("", response_model=ScheduleObject)
+def create_schedule(body: Definition, caller: BriefSubmitter, key: IdempotencyKey = None) -> Response:
+    """Run something again and again. What it reads is checked now as its next run would read it."""
+    route, fingerprint = f"POST {PATH}", hashlib.sha256(orjson.dumps(body.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).digest()
+    with transaction() as session:
+        answer = idempotency.kept(session, caller, key, route=route, fingerprint=fingerprint)
+        now = batches.clock(session)
+    if answer is not None:
+        return stored(answer)
+    _rehearse(caller, body, now)
+    with transaction() as session:
+
+        def create() -> bytes:
+            return _shown(session, [registry.create(session, caller, body)])[0].model_dump_json().encode()
+
+        return stored(idempotency.once(session, caller, key, route=route, fingerprint=fingerprint, create=create))
+
+
+@router.get("")
+def list_schedules(
+    session: Transaction,
+    caller: Reader,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
+    status: ScheduleStatus | None = None,
+) -> ListObject[ScheduleObject]:
+    """Schedules, newest first."""
+    page = registry.page(session, caller, status=status, limit=limit, after=after)
+    return listing(page, _shown(session, page.data))
+
+
+@router.post("/preview")
+def preview(body: PreviewRequest, session: Transaction, caller: Reader, count: Count = 10) -> PreviewObject:
+    """When a schedule would fire, before it is made. Saves nothing."""
+    definition = Definition(name="preview", endpoint=CHAT, inbox=Inbox(), **body.model_dump())
+    now = batches.clock(session)
+    definition.check(now)
+    return PreviewObject.of(definition, islice(definition.fires(now), count), None)
+
+
+@router.get("/{schedule_id}")
+def get_schedule(session: Transaction, caller: Reader, schedule_id: str) -> ScheduleObject:
+    return _shown(session, [registry.get(session, caller, schedule_id)])[0]
+
+
+@router.patch("/{schedule_id}")
+def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> ScheduleObject:
+    """Replace the fields that are sent. What has run keeps what it ran with; a run that waits too."""
+    rehearsed: Any = None
+    while True:
+        with transaction() as session:
+            # Merged under the lock: of two changes at once, neither takes the other back.
+            schedule = registry.lock(session, caller, schedule_id)
+            definition = _merged(schedule.definition, body.root)
+            if _read_by(definition) in (_read_by(Definition.model_validate(schedule.definition)), rehearsed):
+                registry.change(session, caller, schedule, definition)
+                return _shown(session, [schedule])[0]
+            now = batches.clock(session)
+        _rehearse(caller, definition, now)
+        rehearsed = _read_by(definition)
+
+
+@router.delete("/{schedule_id}")
+def delete_schedule(
+    session: Transaction,
+    caller: Submitter,
+    schedule_id: str,
+    discard_requests: Annotated[bool, Query(description="Also when requests wait in its inbox, which are lost then.")] = False,
+) -> DeletedSchedule:
+    """Fire it no more. Its runs, batches and invoices stay."""
+    discarded = registry.delete(session, caller, schedule_id, discard_requests=discard_requests)
+    return DeletedSchedule(id=schedule_id, discarded_requests=discarded)
+
+
+@router.post("/{schedule_id}/pause")
+def pause_schedule(session: Transaction, caller: Submitter, schedule_id: str, body: PauseRequest | None = None) -> ScheduleObject:
+    """Fire it no more until it is resumed. Instants that pass meanwhile are not made up for; what runs goes on."""
+    schedule = registry.lock(session, caller, schedule_id)
+    registry.pause(session, schedule, None if body is None else body.note)
+    return _shown(session, [schedule])[0]
+
+
+@router.post("/{schedule_id}/resume")
+def resume_schedule(session: Transaction, caller: Submitter, schedule_id: str) -> ScheduleObject:
+    """Fire it again, from its next instant on. Any body is ignored."""
+    schedule = registry.lock(session, caller, schedule_id)
+    registry.resume(session, schedule)
+    return _shown(session, [schedule])[0]
+
+
+@router.get("/{schedule_id}/preview")
+def preview_schedule(session: Transaction, caller: Reader, schedule_id: str, count: Count = 10) -> PreviewObject:
+    """When it fires next, or would if it were not paused."""
+    schedule = registry.get(session, caller, schedule_id)
+    definition = Definition.model_validate(schedule.definition)
+    instants = islice(definition.fires(batches.clock(session)), count)
+    return PreviewObject.of(definition, instants, int(definition.delay(schedule.id).total_seconds()))
+
+
+def _rehearse(caller: Caller, definition: Definition, now: datetime) -> None:
+    """Refuse what cannot work. No transaction is held while files are read."""
+    definition.check(now)
+    rehearse(caller, definition, now)
+
+
+def _read_by(definition: Definition) -> Any:
+    """What decides whether the input of a run is good."""
+    return definition.model_dump(include={*WHAT, "endpoint"})
+
+
+def _merged(before: dict[str, Any], changes: dict[str, Any]) -> Definition:
+    """A definition with changes to it. RequestValidationError if that is none."""
+    merged = dict(before)
+    if any(changes.get(name) is not None for name in WHAT):
+        merged |= dict.fromkeys(WHAT)
+    window = merged["execution_window"]
+    if window is not None and window["timezone"] == merged["timezone"]:
+        # It goes by the schedule's clock, so also by its new one.
+        merged["execution_window"] = {**window, "timezone": None}
+    merged |= changes
+    for name, field in Definition.model_fields.items():
+        if merged.get(name) is None and not field.is_required():
+            merged.pop(name, None)
+    try:
+        return Definition.model_validate(merged)
+    except ValidationError as error:
+        raise RequestValidationError([{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors()]) from error
+
+
+def _shown(session: Session, schedules: Sequence[Schedule]) -> list[ScheduleObject]:
+    pending = inbox.pending(session, [schedule.id for schedule in schedules])
+    recent = runs.recent(session, schedules)
+    outcomes = runs.outcomes(session, [of_one[-1] for of_one in recent.values() if of_one])
+    return [
+        ScheduleObject.of(
+            schedule,
+            pending=pending.get(schedule.id, 0),
+            recent=recent[schedule.id],
+            last=outcomes[recent[schedule.id][-1].id] if recent[schedule.id] else None,
+        )
+        for schedule in schedules
+    ]
