@@ -6,11 +6,12 @@ sweep sends again.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import cache
 from typing import cast
 
 import psycopg
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, func, select, text
 from sqlalchemy.exc import OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
@@ -74,6 +75,11 @@ def enqueue(session: Session, job: Job, id: str | None = None) -> None:
     message = Message(job, id)
     if message not in messages:
         messages.append(message)
+
+
+def now(session: Session) -> datetime:
+    """PostgreSQL's time at the beginning of the transaction."""
+    return session.execute(select(func.now())).scalar_one()
 
 
 def driver(session: Session) -> psycopg.Connection:

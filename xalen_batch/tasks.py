@@ -4,6 +4,7 @@ A message is a hint. Each job looks into the database for what there is to do, a
 someone else has done it, so a message may come late, twice or never.
 """
 
+import threading
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -35,6 +36,7 @@ def reported(body: Callable[..., None]) -> Callable[..., None]:
 
 def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
     """Make each job a Celery task of its name. The tasks are returned too, to be called without the broker."""
+    is_firing = threading.Lock()
 
     @app.task(name=Job.VALIDATE.value)
     @reported
@@ -54,7 +56,12 @@ def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
     @app.task(name=Job.FIRE.value)
     @reported
     def fire_schedules() -> None:
-        fire.run()
+        # Every poll names it while a thousand schedules are due; one thread of a process is at it.
+        if is_firing.acquire(blocking=False):
+            try:
+                fire.run()
+            finally:
+                is_firing.release()
 
     @app.task(name=Job.TICK.value)
     @reported

@@ -4,8 +4,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, select, text
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, text
+from sqlalchemy.orm import Mapped, mapped_column
 
 from xalen_batch.models.base import Base
 from xalen_batch.states import OPEN_RUNS, RUN_MOVES, RunState, ScheduleStatus
@@ -84,26 +84,24 @@ class ScheduleRun(Base):
     fired_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
 
-    def move(self, session: Session, schedule: Schedule, to: RunState, *, reason: str | None = None, message: str | None = None) -> None:
+    def move(self, schedule: Schedule, to: RunState, now: datetime, *, reason: str | None = None, message: str | None = None) -> None:
         """Move on and count it. Raises ValueError for a move that the table of moves does not have: that is a bug of ours."""
         if to not in RUN_MOVES[RunState(self.state)]:
             raise ValueError(f"a run does not go from {self.state} to {to}")
         self.state, self.reason, self.message = to.value, reason, message
-        now = session.scalar(select(func.now()))
         if to is RunState.RUNNING:
             self.fired_at = now
         if to not in OPEN_RUNS:
             self.ended_at = now
             schedule.count(to)
-        session.flush()
 
     def wait(self, reason: str, message: str) -> None:
         """Stay waiting, and say for what."""
         self.reason, self.message = reason, message
 
-    def take_up(self, session: Session, schedule: Schedule, trigger: str) -> None:
+    def take_up(self, schedule: Schedule, trigger: str, now: datetime) -> None:
         """Let a run that was missed or skipped wait once more, with what its schedule says now."""
-        self.move(session, schedule, RunState.WAITING, reason="backfill", message=f"It was {self.state} before.")
+        self.move(schedule, RunState.WAITING, now, reason="backfill", message=f"It was {self.state} before.")
         self.trigger, self.definition, self.ended_at = trigger, schedule.definition, None
 
 

@@ -60,23 +60,23 @@ def run() -> None:
 
 def bring_up_to_date(session: Session, schedule: Schedule) -> None:
     """Do what is due for a schedule whose row is locked, as it is defined now."""
-    runs.settle(session, schedule)
+    unended = runs.unended(session, schedule)
     if schedule.deleted_at is None:
-        now = session.execute(select(func.now())).scalar_one()
-        _start_waiting(session, schedule, now)
-        _fire_due(session, schedule, now)
+        now = db.now(session)
+        _start_waiting(session, schedule, unended, now)
+        _fire_due(session, schedule, unended, now)
 
 
 def run_now(session: Session, schedule: Schedule) -> ScheduleRun:
     """Run a locked schedule for this moment, beside its instants. InvalidRequest if `overlap` is against it."""
     bring_up_to_date(session, schedule)
-    now = session.execute(select(func.now())).scalar_one()
+    now = db.now(session)
     # Never a whole second: that might be an instant of the schedule's own.
     moment = now if now.microsecond else now + MICROSECOND
     made = _insert(session, [runs.blank(schedule, moment, Trigger.MANUAL, RunState.WAITING)])
     if not made:
         raise InvalidRequest("The schedule was run at this very moment already. Try again.", code="run_in_progress")
-    _begin(session, schedule, made[0], now, is_made_up=False)
+    _begin(session, schedule, made[0], runs.unended(session, schedule), now, is_made_up=False)
     if made[0].reason == "overlap" and made[0].state == RunState.SKIPPED:
         raise InvalidRequest(
             f"{made[0].message} Wait for its end, or cancel its batch, or change the schedule's `overlap`.", code="run_in_progress"
@@ -91,7 +91,7 @@ def backfill(session: Session, schedule: Schedule, start_at: datetime, end_at: d
     """
     bring_up_to_date(session, schedule)
     definition = Definition.model_validate(schedule.definition)
-    now = session.execute(select(func.now())).scalar_one()
+    now = db.now(session)
     instants = _to_backfill(definition, start_at, min(end_at, now))
     known = {
         run.scheduled_for: run
@@ -104,9 +104,9 @@ def backfill(session: Session, schedule: Schedule, start_at: datetime, end_at: d
         if instant not in known:
             found += _insert(session, [runs.blank(schedule, instant, Trigger.BACKFILL, RunState.WAITING)])
         elif known[instant].state in (RunState.MISSED, RunState.SKIPPED):
-            known[instant].take_up(session, schedule, Trigger.BACKFILL.value)
+            known[instant].take_up(schedule, Trigger.BACKFILL.value, now)
             found.append(known[instant])
-    _start_waiting(session, schedule, now)
+    _start_waiting(session, schedule, runs.unended(session, schedule), now)
     return found
 
 
@@ -129,7 +129,7 @@ def _advance(session: Session, schedule_id: UUID) -> None:
         bring_up_to_date(session, schedule)
 
 
-def _fire_due(session: Session, schedule: Schedule, now: datetime) -> None:
+def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRun], now: datetime) -> None:
     """Record every instant that has come, begin those to run, and move the next fire on."""
     if schedule.next_fire_at is None or schedule.next_fire_at > now:
         return
@@ -146,7 +146,8 @@ def _fire_due(session: Session, schedule: Schedule, now: datetime) -> None:
     for instant in due.run:
         # One that fails may pause the schedule; what had come by then still runs.
         for run in _insert(session, [runs.blank(schedule, instant, Trigger.SCHEDULE, RunState.WAITING)]):
-            _begin(session, schedule, run, now, is_made_up=len(due.run) > 1)
+            _begin(session, schedule, run, unended, now, is_made_up=len(due.run) > 1)
+            unended = [*unended, run]
     if schedule.status == ScheduleStatus.ENDED:
         logger.info("schedule.ended", schedule_id=schedule.id.hex)
     session.flush()
@@ -188,10 +189,12 @@ def _insert(session: Session, rows: Sequence[dict[str, object]]) -> list[Schedul
     return sorted(made, key=lambda run: run.scheduled_for)
 
 
-def _begin(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime, *, is_made_up: bool) -> None:
-    """Start a new run, or do what `overlap` says where earlier ones are open."""
+def _begin(
+    session: Session, schedule: Schedule, run: ScheduleRun, unended: Sequence[ScheduleRun], now: datetime, *, is_made_up: bool
+) -> None:
+    """Start a new run, or do what `overlap` says where others have not ended."""
     definition = Definition.model_validate(run.definition)
-    others = [other for other in _open(session, schedule) if other.id != run.id]
+    others = [other for other in unended if other is not run and other.state in OPEN_RUNS]
     states = {other.state for other in others}
     meeting = policies.meet(
         definition.overlap, is_running=RunState.RUNNING in states, is_waiting=RunState.WAITING in states, is_made_up=is_made_up
@@ -209,22 +212,15 @@ def _begin(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime
             start(session, schedule, run, now)
 
 
-def _start_waiting(session: Session, schedule: Schedule, now: datetime) -> None:
+def _start_waiting(session: Session, schedule: Schedule, unended: Sequence[ScheduleRun], now: datetime) -> None:
     """Start runs that wait, the oldest first, one at a time unless they may overlap. A pause holds those of the schedule itself."""
-    found = _open(session, schedule)
-    is_busy = any(run.state == RunState.RUNNING for run in found)
-    for run in found:
+    is_busy = any(run.state == RunState.RUNNING for run in unended)
+    for run in unended:
         is_held = run.trigger == Trigger.SCHEDULE and schedule.status == ScheduleStatus.PAUSED
         may_overlap = Definition.model_validate(run.definition).overlap == "allow"
         if run.state == RunState.WAITING and not is_held and (may_overlap or not is_busy):
             start(session, schedule, run, now)
             is_busy = is_busy or run.state in OPEN_RUNS
-
-
-def _open(session: Session, schedule: Schedule) -> Sequence[ScheduleRun]:
-    """Runs that have not ended, the oldest instant first."""
-    rows = select(ScheduleRun).where(ScheduleRun.schedule_id == schedule.id, ScheduleRun.state.in_(OPEN_RUNS))
-    return session.scalars(rows.order_by(ScheduleRun.scheduled_for)).all()
 
 
 def _cancel(session: Session, schedule: Schedule, run: ScheduleRun) -> None:

@@ -7,14 +7,14 @@ from decimal import Decimal
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from xalen_batch import ids, log, paging
+from xalen_batch import db, ids, log, paging
 from xalen_batch.models import Batch, Invoice, Schedule, ScheduleRun
 from xalen_batch.paging import Page
 from xalen_batch.schedules.definition import Definition
-from xalen_batch.states import TERMINAL, BatchStatus, RunState, ScheduleStatus
+from xalen_batch.states import OPEN_RUNS, TERMINAL, BatchStatus, RunState, ScheduleStatus
 
 logger = log.get(__name__)
 
@@ -36,16 +36,19 @@ class Outcome:
     cost: Decimal | None = None
 
 
-def settle(session: Session, schedule: Schedule) -> None:
-    """End the runs whose batches have ended."""
-    ended = session.execute(
+def unended(session: Session, schedule: Schedule) -> list[ScheduleRun]:
+    """A schedule's runs that have not ended, the oldest instant first. Those whose batches have ended are ended here."""
+    rows = (
         select(ScheduleRun, Batch)
-        .join(Batch, Batch.run_id == ScheduleRun.id)
-        .where(ScheduleRun.schedule_id == schedule.id, ScheduleRun.state == RunState.RUNNING, Batch.status.in_(TERMINAL))
+        .outerjoin(Batch, Batch.run_id == ScheduleRun.id)
+        .where(ScheduleRun.schedule_id == schedule.id, ScheduleRun.state.in_(OPEN_RUNS))
         .order_by(ScheduleRun.scheduled_for)
-    ).all()
-    for run, batch in ended:
-        end(session, schedule, run, *_verdict(batch))
+    )
+    found = session.execute(rows).all()
+    for run, batch in found:
+        if run.state == RunState.RUNNING and batch.status in TERMINAL:
+            end(session, schedule, run, *_verdict(batch))
+    return [run for run, _ in found if run.state in OPEN_RUNS]
 
 
 def _verdict(batch: Batch) -> tuple[RunState, str | None, str | None]:
@@ -72,7 +75,8 @@ def end(
     session: Session, schedule: Schedule, run: ScheduleRun, to: RunState, reason: str | None = None, message: str | None = None
 ) -> None:
     """Bring a run to its end, count it, and pause its schedule after too many failures in a row."""
-    run.move(session, schedule, to, reason=reason, message=message)
+    now = db.now(session)
+    run.move(schedule, to, now, reason=reason, message=message)
     fields = {"schedule_id": schedule.id.hex, "run_id": run.id.hex, "scheduled_for": run.scheduled_for.isoformat(), "reason": reason}
     if to is RunState.SUCCEEDED:
         schedule.failures = 0
@@ -81,15 +85,15 @@ def end(
     logger.warning("schedule.run_not_succeeded", state=to.value, **fields)
     if to is RunState.FAILED:
         schedule.failures += 1
-        _pause_if_failing(session, schedule)
+        _pause_if_failing(schedule, now)
 
 
-def _pause_if_failing(session: Session, schedule: Schedule) -> None:
+def _pause_if_failing(schedule: Schedule, now: datetime) -> None:
     most = Definition.model_validate(schedule.definition).pause_on_failure
     if most is None or schedule.failures < most or schedule.status != ScheduleStatus.ACTIVE:
         return
     note = f"{schedule.failures} runs in a row failed." if schedule.failures > 1 else "A run failed."
-    schedule.pause(session.execute(select(func.now())).scalar_one(), f"{note} Paused by pause_on_failure: {most}.")
+    schedule.pause(now, f"{note} Paused by pause_on_failure: {most}.")
     logger.warning("schedule.paused", schedule_id=schedule.id.hex, failures=schedule.failures)
 
 

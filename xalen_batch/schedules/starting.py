@@ -50,7 +50,7 @@ def start(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime)
         logger.warning("storage.unreachable", during="fire", schedule_id=schedule.id.hex, error=type(error).__name__)
         _wait(session, schedule, run, now, definition, "storage_unreachable", "The server's storage does not answer.")
     else:
-        run.move(session, schedule, RunState.RUNNING)
+        run.move(schedule, RunState.RUNNING, now)
         logger.info(
             "schedule.fired", schedule_id=schedule.id.hex, run_id=run.id.hex, batch_id=batch.id.hex, trigger=run.trigger, lag=runs.lag(run)
         )
