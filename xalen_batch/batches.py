@@ -175,11 +175,6 @@ def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]
     return {batch.id: found.get(batch.id, Progress()) for batch in batches}
 
 
-def clock(session: Session) -> datetime:
-    """PostgreSQL's time at the beginning of this transaction."""
-    return session.execute(select(func.now())).scalar_one()
-
-
 def interval(batch: Batch, now: datetime) -> tuple[datetime, datetime] | None:
     """When the execution window opens and closes that is open at a moment, or opens next. None: no line waits for one."""
     if batch.window_opens_at is None or batch.window_closes_at is None or batch.status not in MAY_START:
@@ -191,7 +186,7 @@ def interval(batch: Batch, now: datetime) -> tuple[datetime, datetime] | None:
 
 
 def _first_interval(session: Session, window: ExecutionWindow, completion: timedelta) -> tuple[datetime, datetime]:
-    now = clock(session)
+    now = db.now(session)
     windows.refuse_if_never_open(window, now, completion)
     return window.interval(now)
 

@@ -8,7 +8,7 @@ import orjson
 from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, idempotency, ids
+from xalen_batch import batches, db, idempotency, ids
 from xalen_batch.api.deps import IdempotencyKey, Reader, Submitter, Transaction
 from xalen_batch.api.responses import stored
 from xalen_batch.api.schemas import BatchObject, BatchRequest, ListObject, listing
@@ -71,5 +71,5 @@ def cancel_batch(session: Transaction, caller: Submitter, batch_id: str) -> Batc
 
 def _shown(session: Session, found: Sequence[Batch]) -> list[BatchObject]:
     progress = batches.progress(session, found)
-    now = batches.clock(session)
+    now = db.now(session)
     return [BatchObject.of(batch, progress[batch.id], now) for batch in found]

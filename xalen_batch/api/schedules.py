@@ -12,14 +12,13 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, idempotency
+from xalen_batch import db, idempotency
 from xalen_batch.accounts import Caller
 from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey, Reader, Submitter, Transaction
 from xalen_batch.api.responses import stored
 from xalen_batch.api.schedule_schemas import Changes, DeletedSchedule, PauseRequest, PreviewObject, PreviewRequest, ScheduleObject
 from xalen_batch.api.schemas import ListObject, listing
 from xalen_batch.catalog import CHAT
-from xalen_batch.db import transaction
 from xalen_batch.models import Schedule
 from xalen_batch.pipeline.rehearse import rehearse
 from xalen_batch.schedules import inbox, registry, runs
@@ -36,13 +35,13 @@ Count = Annotated[int, Query(ge=1, le=100, description="How many of the next ins
 def create_schedule(body: Definition, caller: BriefSubmitter, key: IdempotencyKey = None) -> Response:
     """Run something again and again. What it reads is checked now as its next run would read it."""
     route, fingerprint = f"POST {PATH}", hashlib.sha256(orjson.dumps(body.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).digest()
-    with transaction() as session:
+    with db.transaction() as session:
         answer = idempotency.kept(session, caller, key, route=route, fingerprint=fingerprint)
-        now = batches.clock(session)
+        now = db.now(session)
     if answer is not None:
         return stored(answer)
     _rehearse(caller, body, now)
-    with transaction() as session:
+    with db.transaction() as session:
 
         def create() -> bytes:
             return _shown(session, [registry.create(session, caller, body)])[0].model_dump_json().encode()
@@ -67,7 +66,7 @@ def list_schedules(
 def preview(body: PreviewRequest, session: Transaction, caller: Reader, count: Count = 10) -> PreviewObject:
     """When a schedule would fire, before it is made. Saves nothing."""
     definition = Definition(name="preview", endpoint=CHAT, inbox=Inbox(), **body.model_dump())
-    now = batches.clock(session)
+    now = db.now(session)
     definition.check(now)
     return PreviewObject.of(definition, islice(definition.fires(now), count), None)
 
@@ -82,14 +81,14 @@ def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> 
     """Replace the fields that are sent. What has run keeps what it ran with; a run that waits too."""
     rehearsed: Any = None
     while True:
-        with transaction() as session:
+        with db.transaction() as session:
             # Merged under the lock: of two changes at once, neither takes the other back.
             schedule = registry.lock(session, caller, schedule_id)
             definition = _merged(schedule.definition, body.root)
             if _read_by(definition) in (_read_by(Definition.model_validate(schedule.definition)), rehearsed):
                 registry.change(session, caller, schedule, definition)
                 return _shown(session, [schedule])[0]
-            now = batches.clock(session)
+            now = db.now(session)
         _rehearse(caller, definition, now)
         rehearsed = _read_by(definition)
 
@@ -127,7 +126,7 @@ def preview_schedule(session: Transaction, caller: Reader, schedule_id: str, cou
     """When it fires next, or would if it were not paused."""
     schedule = registry.get(session, caller, schedule_id)
     definition = Definition.model_validate(schedule.definition)
-    instants = islice(definition.fires(batches.clock(session)), count)
+    instants = islice(definition.fires(db.now(session)), count)
     return PreviewObject.of(definition, instants, int(definition.delay(schedule.id).total_seconds()))
 
 
