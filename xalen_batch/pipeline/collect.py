@@ -101,7 +101,7 @@ def _refusal(faults: Faults, sent: _Body) -> InvalidRequest:
         where = sent.name.format(number=f"{fault.line:,}") + _custom_id(sent.content.split(b"\n")[fault.line - 1])
         message = f"{where.strip()}: {message}" if where else message
         param = ".".join(step for step in (sent.param.format(index=fault.line - 1), fault.param) if step) or None
-    others = f" So have {faults.count - 1:,} others; none was added." if faults.count > 1 else ""
+    others = f" In all {faults.count:,} requests have errors; none was added." if faults.count > 1 else ""
     return InvalidRequest(message + others, param=param, code=fault.code)
 
 

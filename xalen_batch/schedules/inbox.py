@@ -38,9 +38,10 @@ _WAITING = """
 _SEAL = """
     UPDATE inbox_requests SET run_id = %(run_id)s
     FROM (
-        SELECT id, row_number() OVER oldest AS number, sum(octet_length(line) + 1) OVER oldest AS bytes
+        SELECT id, row_number() OVER oldest AS number, sum(size) OVER oldest AS bytes
         FROM (
-            SELECT id, line FROM inbox_requests WHERE schedule_id = %(schedule_id)s AND run_id IS NULL ORDER BY id LIMIT %(most_lines)s
+            SELECT id, octet_length(line) + 1 AS size FROM inbox_requests
+            WHERE schedule_id = %(schedule_id)s AND run_id IS NULL ORDER BY id LIMIT %(most_lines)s
         ) AS waiting
         WINDOW oldest AS (ORDER BY id)
     ) AS sized
