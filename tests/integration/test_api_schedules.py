@@ -212,6 +212,22 @@ def test_lists_are_paged_filtered_and_newest_first(api: Api, clock: Clock) -> No
     assert get(api, f"/v1/schedules/{made[0]}")["run_counts"]["missed"] == 2
 
 
+def test_each_schedule_is_shown_with_its_latest_runs_the_oldest_first(api: Api, clock: Clock) -> None:
+    made = [create(api, name=f"number {number}", cron=cron) for number, cron in enumerate(["30 2 * * *", "0 */12 * * *"])]
+    for night in range(16):
+        clock.set(NIGHT + night * DAY)
+        fire.run()
+    shown = get(api, "/v1/schedules")["data"]
+    assert [schedule["id"] for schedule in shown] == [made[1]["id"], made[0]["id"]]
+    for schedule in shown:
+        runs = get(api, path(schedule, "runs?limit=100"))["data"]
+        assert len(runs) > 14
+        latest = sorted(runs, key=lambda run: run["scheduled_for"])[-14:]
+        assert schedule["recent_runs"] == [{name: run[name] for name in ("id", "scheduled_for", "state")} for run in latest]
+        assert schedule["last_run"] == latest[-1]
+        assert get(api, path(schedule)) == schedule
+
+
 @pytest.mark.parametrize(
     ("before", "change", "after"),
     [
