@@ -60,7 +60,7 @@ class RunObject(Identified):
 
 
 class RunCounts(BaseModel):
-    """How many runs ended in each state since the schedule was made. They only grow, but for what a backfill takes up again."""
+    """How many runs ended in each state since the schedule was made. They only grow: what a backfill takes up counts again."""
 
     succeeded: int = 0
     failed: int = 0
