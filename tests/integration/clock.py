@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import create_engine, text
 
 from xalen_batch import db
+from xalen_batch.billing import prices
 
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 FUNCTIONS = """
 CREATE SCHEMA clock;
 CREATE TABLE clock.shift (by interval NOT NULL, pace float NOT NULL, since timestamptz NOT NULL);
@@ -56,7 +58,13 @@ def installed() -> Iterator[Clock]:
         connection.execute(text(f'ALTER DATABASE "{name}" SET search_path = clock, public, pg_catalog'))
     db.engine().dispose()
     try:
-        yield Clock()
+        clock = Clock()
+        # Prices hold from the moment they are told of, which must come before any that a test stands in.
+        clock.set(LONG_AGO)
+        with db.transaction() as session:
+            session.execute(text("TRUNCATE prices"))
+            prices.sync(session)
+        yield clock
     finally:
         with server.connect() as connection:
             connection.execute(text(f'ALTER DATABASE "{name}" RESET search_path'))

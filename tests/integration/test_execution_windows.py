@@ -24,7 +24,6 @@ from xalen_batch import batches, db, ids
 from xalen_batch.backends import registry
 from xalen_batch.backends.contract import Answered, Outcome, Request, Usage
 from xalen_batch.backends.lane import Lane
-from xalen_batch.billing import prices
 from xalen_batch.broker import Job, Message
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Account, Batch, Task
@@ -50,11 +49,6 @@ HOUR = timedelta(hours=1)
 @pytest.fixture
 def clock(database: str) -> Iterator[Clock]:
     with clocks.installed() as clock:
-        # Prices hold from the moment they are told of, which must come before any that a test stands in.
-        stand_still(clock, NOON - 365 * DAY)
-        with db.transaction() as session:
-            session.execute(text("TRUNCATE prices"))
-            prices.sync(session)
         stand_still(clock, NOON)
         yield clock
 
