@@ -12,6 +12,8 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
+import orjson
+
 from xalen_batch.errors import InvalidRequest
 
 SHOWN_VALUE = 100
@@ -22,7 +24,7 @@ OF_A_DATE = "YymdjBbAauwUWGV"
 OF_A_TIME = OF_A_DATE + "HIMSpzZ"
 
 # A name that begins like one of ours is ours or an error: a typo must not run every night.
-_PLACEHOLDER = re.compile(r"\{\{\s*(?=schedule[d_]|run_)([^{}]{0,200})(\}\})?", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"\{\{\s*(?=(?i:schedule[d_]|run_))([^{}]{0,200})(\}\})?")
 _OURS = re.compile(
     r"(?P<name>scheduled_date|scheduled_time|run_id)\s*(?:(?P<number>[+-]\s*[0-9]{1,4})(?P<unit>[a-z]))?\s*(?::(?P<format>.*))?",
     re.DOTALL | re.ASCII,
@@ -101,9 +103,9 @@ def _string(token: bytes, moment: Moment) -> bytes:
     if filled == text:
         return token
     try:
-        return json.dumps(filled, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        # Half a surrogate pair, written as an escape.
+        return orjson.dumps(filled)
+    except orjson.JSONEncodeError:
+        # Half a surrogate pair, which stays an escape.
         return json.dumps(filled).encode("ascii")
 
 
