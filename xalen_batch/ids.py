@@ -6,6 +6,16 @@ from uuid import UUID
 import uuid_utils
 
 Kind = Literal["file", "batch", "inv", "key", "acct", "sched", "run"]
+# What an id is of, in words.
+NOUNS: dict[Kind, str] = {
+    "file": "file",
+    "batch": "batch",
+    "inv": "invoice",
+    "key": "key",
+    "acct": "account",
+    "sched": "schedule",
+    "run": "run",
+}
 SEPARATOR: dict[str, str] = {"file": "-"}
 
 

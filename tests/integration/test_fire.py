@@ -430,3 +430,16 @@ class TestInbox:
         assert [(run.state, run.reason) for id in (skipped, failed) for run in runs_of(id)] == [("skipped", "empty"), ("failed", "empty")]
         with db.transaction() as session:
             assert session.scalar(select(func.count()).select_from(File)) == 0
+
+
+def test_a_schedule_that_has_ended_can_be_given_another_name_and_a_later_end(clock: Clock, owner: Owner) -> None:
+    id = made(owner, ends_at="2026-11-25T12:00:00")
+    clock.set(NIGHT)
+    fire.run()
+    before = Definition.model_validate(get(id).definition)
+    renamed = before.model_copy(update={"name": "last night"})
+    change(id, lambda session, schedule: registry.change(session, owner, schedule, renamed))
+    assert (get(id).name, get(id).status) == ("last night", "ended")
+    longer = Definition.model_validate(before.model_dump(mode="json") | {"ends_at": None})
+    change(id, lambda session, schedule: registry.change(session, owner, schedule, longer))
+    assert (get(id).status, get(id).next_fire_at) == ("active", NIGHT + DAY)

@@ -68,6 +68,7 @@ def preview(body: PreviewRequest, session: Transaction, caller: Reader, count: C
     definition = Definition(name="preview", endpoint=CHAT, inbox=Inbox(), **body.model_dump())
     now = db.now(session)
     definition.check(now)
+    definition.check_to_come(now)
     return PreviewObject.of(definition, islice(definition.fires(now), count), None)
 
 

@@ -107,6 +107,11 @@ class Definition(BaseModel):
         return Cron.parse(self.cron, self.timezone)
 
     @property
+    def when(self) -> dict[str, Any]:
+        """What decides when it fires."""
+        return self.model_dump(include={"cron", "timezone", "starts_at", "ends_at", "jitter"})
+
+    @property
     def file_id(self) -> str | None:
         """The file it reads, if it reads one."""
         return self.input_file_id or self.template_file_id
@@ -157,6 +162,11 @@ class Definition(BaseModel):
         self._check_when(now)
         self._check_how(now)
 
+    def check_to_come(self, now: datetime) -> None:
+        """InvalidRequest if it never fires again."""
+        if next(self.fires(now), None) is None:
+            raise InvalidRequest(f"cron: {self.cron!r} has no fire left before ends_at. Send a later ends_at, or none.", param="ends_at")
+
     def _check_when(self, now: datetime) -> None:
         gap, least = self.clock.shortest_gap, timedelta(seconds=settings().schedule_min_interval)
         if gap < least:
@@ -165,8 +175,6 @@ class Definition(BaseModel):
             )
         if timedelta(seconds=self.jitter) >= gap:
             raise InvalidRequest(f"jitter: {self.jitter} s is not less than the {_minutes(gap)} between two fires.", param="jitter")
-        if next(self.fires(now), None) is None:
-            raise InvalidRequest(f"cron: {self.cron!r} has no fire left before ends_at. Send a later ends_at, or none.", param="ends_at")
 
     def _check_how(self, now: datetime) -> None:
         seconds = batches.completion_seconds(self.completion_window)

@@ -33,6 +33,7 @@ def create(session: Session, owner: Owner, definition: Definition) -> Schedule:
         updated_at=now,
         created_at=now,
     )
+    definition.check_to_come(now)
     _define(session, owner, schedule, definition, now)
     schedule.aim(definition.next_fire(schedule.id, now))
     session.add(schedule)
@@ -78,6 +79,8 @@ def change(session: Session, owner: Owner, schedule: Schedule, definition: Defin
     if before.inbox is not None and (definition.inbox is None or definition.endpoint != before.endpoint):
         _refuse_to_strand(session, schedule, "inbox" if definition.inbox is None else "endpoint")
     now = db.now(session)
+    if definition.when != before.when:
+        definition.check_to_come(now)
     _define(session, owner, schedule, definition, now)
     if schedule.status != ScheduleStatus.PAUSED:
         schedule.aim(definition.next_fire(schedule.id, now))
