@@ -7,11 +7,15 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
 from tests import factories
-from xalen_batch import files, ids, storage
+from tests.integration.conftest import Api
+from xalen_batch import accounts, db, files, ids, storage
 from xalen_batch.accounts import Caller
+from xalen_batch.api.schemas import FileObject
 from xalen_batch.errors import InvalidRequest, NotFound
 from xalen_batch.models import File, Result
 from xalen_batch.models.files import FilePart
+from xalen_batch.pipeline import recover
+from xalen_batch.schedules import registry
 
 
 @pytest.fixture
@@ -58,6 +62,55 @@ def test_the_input_of_an_open_batch_stays(session: Session, caller: Caller) -> N
         files.delete(session, caller, public(file))
     session.execute(text("UPDATE batches SET status = 'failed'"))
     files.delete(session, caller, public(file))
+
+
+class TestOfASchedule:
+    def test_its_file_neither_goes_nor_expires_until_it_is_deleted(self, session: Session, caller: Caller) -> None:
+        file = factories.input_file(session, caller, [factories.chat_line("a")])
+        schedule = factories.schedule(session, caller, name="night shift", template_file_id=public(file))
+        with pytest.raises(InvalidRequest, match=rf"{ids.render('sched', schedule.id)} \('night shift'\)") as refused:
+            files.delete(session, caller, public(file))
+        assert (refused.value.code, refused.value.param) == ("file_in_use", "file_id")
+        file.expires_at = datetime.now(UTC) - timedelta(days=1)
+        session.flush()
+        recover._expire_files(session)
+        assert files.get(session, caller, public(file)).deleted_at is None
+        registry.delete(session, caller, ids.render("sched", schedule.id), discard_requests=False)
+        with pytest.raises(NotFound):
+            files.get(session, caller, public(file))
+        recover._expire_files(session)
+        session.refresh(file)
+        assert file.deleted_at is not None
+
+    def test_a_file_that_a_schedule_no_longer_reads_may_go(self, session: Session, caller: Caller) -> None:
+        old, new = (factories.input_file(session, caller, [factories.chat_line("a")]) for _ in range(2))
+        schedule = factories.schedule(session, caller, input_file_id=public(old))
+        registry.change(session, caller, schedule, factories.definition(input_file_id=public(new)))
+        files.delete(session, caller, public(old))
+        with pytest.raises(InvalidRequest):
+            files.delete(session, caller, public(new))
+
+    @pytest.mark.parametrize(("status", "told"), [("validating", "when its batch is in_progress"), ("cancelled", "never will be")])
+    def test_the_input_of_a_run_has_no_content_before_it_is_put_together(
+        self, session: Session, caller: Caller, status: str, told: str
+    ) -> None:
+        file = make(session, caller, size=0, sha256=None)
+        factories.batch(session, caller, file, status=status)
+        shown = FileObject.of(files.get(session, caller, public(file)))
+        assert (shown.status, shown.bytes) == ("uploaded", 0)
+        with pytest.raises(InvalidRequest, match=told) as refused:
+            files.refuse_if_not_ready(session, file, param="file_id")
+        assert refused.value.code == "file_not_ready"
+
+    def test_the_api_tells_that_there_is_no_content_yet(self, api: Api) -> None:
+        with db.transaction() as session:
+            file = make(session, accounts.authenticate(session, api.key), size=0, sha256=None)
+        answer = api.ask("GET", f"/v1/files/{public(file)}/content")
+        assert (answer.status, answer.error["code"]) == (400, "file_not_ready")
+        assert api.ask("GET", f"/v1/files/{public(file)}").json["status"] == "uploaded"
+        assert api.ask("GET", f"/v1/files/{api.upload()['id']}").json["status"] == "processed"
+        estimate = api.ask("POST", "/v1/batches/estimate", {"input_file_id": public(file)})
+        assert (estimate.status, estimate.error["code"]) == (400, "file_not_ready")
 
 
 @pytest.mark.parametrize(("part", "erased"), [(FilePart.OUTPUT, [1]), (FilePart.ERROR, [2])])

@@ -1,14 +1,14 @@
 """Where uploads lie: for this user alone, and where the operator said."""
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from xalen_batch import storage
-from xalen_batch.config import settings
+from xalen_batch.config import MiB, settings
 from xalen_batch.errors import ConfigError
 
 
@@ -50,3 +50,43 @@ def test_the_check_names_the_folder_the_reason_and_the_remedy(configure: Callabl
     configure(storage_url=(tmp_path / place).as_uri())
     with pytest.raises(ConfigError, match=r"taken.* cannot be written: .*XALEN_STORAGE_URL"):
         storage.check()
+
+
+class TestDropRoots:
+    def test_they_are_folders_between_commas(self, configure: Callable[..., None], tmp_path: Path) -> None:
+        configure(data_dir=tmp_path / "data", drop_roots=f" {tmp_path}/a, /b/c ,")
+        assert settings().drop_roots == (tmp_path / "a", Path("/b/c"))
+        configure(drop_roots="")
+        assert settings().drop_roots == ()
+
+    @pytest.mark.parametrize(
+        "root", ["drops", "/", "{tmp}", "{tmp}/data", "{tmp}/data/deep/files", "{tmp}/data/deep/files/drop", "{tmp}/link"]
+    )
+    def test_none_of_them_holds_what_is_the_servers_own(self, configure: Callable[..., None], tmp_path: Path, root: str) -> None:
+        (tmp_path / "link").symlink_to("data")
+        configure(
+            data_dir=tmp_path / "data",
+            storage_url=(tmp_path / "data" / "deep" / "files").as_uri(),
+            drop_roots=root.format(tmp=tmp_path),
+        )
+        with pytest.raises(ValidationError, match="drop_roots"):
+            settings()
+
+
+def test_an_object_is_written_whole_or_not_at_all(configure: Callable[..., None], tmp_path: Path) -> None:
+    configure(storage_url=(tmp_path / "files").as_uri())
+
+    def broken(size: int) -> Iterator[bytes]:
+        yield b"x" * size
+        raise RuntimeError
+
+    for size in (1, 20 * MiB):
+        with pytest.raises(RuntimeError):
+            storage.write("input/a", broken(size))
+        assert [path for path in (tmp_path / "files").rglob("*") if path.is_file()] == []
+    storage.write("input/a", [b"1", b"2"])
+    with pytest.raises(RuntimeError):
+        storage.write("input/a", broken(20 * MiB))
+    assert b"".join(storage.chunks("input/a")) == b"12"
+    storage.write("input/a", [])
+    assert b"".join(storage.chunks("input/a")) == b""
