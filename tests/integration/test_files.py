@@ -1,5 +1,6 @@
 """Files as a service: what expires, what is deleted with them, and what keeps them."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -81,6 +82,24 @@ class TestOfASchedule:
         recover._expire_files(session)
         session.refresh(file)
         assert file.deleted_at is not None
+
+    def test_a_file_is_not_deleted_under_a_schedule_that_is_being_made(self, database: str) -> None:
+        with db.transaction() as session:
+            caller = factories.caller(session)
+            file = factories.input_file(session, caller, [factories.chat_line("a")])
+
+        def delete() -> None:
+            with db.transaction() as session:
+                files.delete(session, caller, public(file))
+
+        with ThreadPoolExecutor(1) as pool:
+            with db.transaction() as session:
+                factories.schedule(session, caller, input_file_id=public(file))
+                deleting = pool.submit(delete)
+                while not session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
+                    assert not deleting.done()
+            with pytest.raises(InvalidRequest, match="is what schedule"):
+                deleting.result(10)
 
     def test_a_file_that_a_schedule_no_longer_reads_may_go(self, session: Session, caller: Caller) -> None:
         old, new = (factories.input_file(session, caller, [factories.chat_line("a")]) for _ in range(2))

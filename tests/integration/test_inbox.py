@@ -318,6 +318,7 @@ class TestCollecting:
             (b'{"requests": []}', "json", None, "requests", "no request"),
             (b'{"requests": {}}', "json", "invalid_json", None, "cannot be read"),
             (b'{"requests": [], "requests": []}', "json", None, "requests", "twice"),
+            (b'{"requests": [], "requests": [], "n": ' + b"1" * 5000 + b"}", "json", "invalid_json", None, "cannot be read"),
             (b"null", "json", "invalid_json", None, "cannot be read"),
             (b"[" * 100_000, "json", "invalid_json", None, "nested|cannot be read"),
             (b'{"a":' * 100_000, "json", "invalid_json", None, "nested|cannot be read"),

@@ -74,14 +74,16 @@ def _of_json(body: bytes) -> _Body:
         if text.startswith(b"["):
             requests, param = _items(text), "[{index}]"
         elif "requests" in (fields := _fields(text)) and "custom_id" not in fields:
-            if text.count(b'"requests"') > 1 and diagnose.twice(text) == "requests":
-                raise InvalidRequest(f"`requests` is there twice, and which one counts is anyone's guess. {SHAPES}", param="requests")
+            if text.count(b'"requests"') > 1 and (key := diagnose.twice(text)):
+                raise InvalidRequest(
+                    f"The key {quoted(key)} is there twice, and which one counts is anyone's guess. Remove one.", param=key
+                )
             requests, param = _items(fields["requests"]), "requests[{index}]"
         else:
             return _Body(_on_one_line(text), "", "")
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply. Flatten it.", code="invalid_json") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise InvalidRequest(f"The body cannot be read: {error}. {SHAPES}", code="invalid_json") from None
     if not requests:
         raise InvalidRequest(f"There is no request in the body. {SHAPES}", param="requests")
