@@ -36,13 +36,18 @@ class Source(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prefix: Path | None = Field(
-        None, description="Where in the server's storage, below the account's own drop prefix; may hold placeholders."
+        None,
+        description="Where in the server's storage, below the account's own `drop/<its id without acct_>/<test or live>/`; may hold placeholders.",
     )
     folder: Path | None = Field(None, description="A folder on the server, below one of its drop roots; may hold placeholders.")
-    pattern: Path = Field("*.jsonl", description="Which names are taken.")
+    pattern: Path = Field(
+        "*.jsonl",
+        description="Which objects are taken, by their path below it: `*` stands for any characters, `/` too, so for subfolders. May hold placeholders.",
+    )
     on_empty: OnEmpty = Field("skip", description="What a run becomes that finds nothing new.")
     ready_marker: Path | None = Field(
-        None, description="Name of an object that must be there first; a run waits for it, within the catch-up window."
+        None,
+        description="Path below it of an object that must be there first, and is not taken; a run waits for it, within the catch-up window. May hold placeholders.",
     )
     repeat: bool = Field(False, description="Take objects again that an earlier run has taken.")
 
