@@ -5,17 +5,17 @@ from enum import StrEnum
 from uuid import UUID
 
 import sqlalchemy
-from sqlalchemy import ColumnElement, Select, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, Text, cast, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from xalen_batch import ids, paging, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest, NotFound
-from xalen_batch.models import Batch, File, InboxRequest, Result, Schedule
+from xalen_batch.models import Batch, File, InboxRequest, Result, Schedule, ScheduleRun
 from xalen_batch.models.files import FilePart
 from xalen_batch.paging import Order, Page
-from xalen_batch.states import TERMINAL
+from xalen_batch.states import OPEN_RUNS, TERMINAL, BatchStatus, RunState
 
 
 class Purpose(StrEnum):
@@ -114,6 +114,14 @@ def delete(session: Session, owner: Owner, public_id: str) -> File:
             param="file_id",
             code="file_in_use",
         )
+    run_id = session.scalar(_starting().where(_named(ids.render("file", file.id))).limit(1))
+    if run_id is not None:
+        raise InvalidRequest(
+            f"File {public_id} is what {ids.render('run', run_id)} of a schedule reads, which has not started. Wait until its batch is in_progress, "
+            "or cancel it, then delete the file.",
+            param="file_id",
+            code="file_in_use",
+        )
     batch_id = session.scalar(select(Batch.id).where(Batch.input_file_id == file.id, Batch.status.not_in(TERMINAL)).limit(1))
     if batch_id is not None:
         name = ids.render("batch", batch_id)
@@ -147,8 +155,24 @@ def erase(session: Session, file: File) -> None:
 
 
 def has_schedule() -> ColumnElement[bool]:
-    """Whether a schedule reads a file: then it neither goes nor expires."""
-    return select(Schedule.id).where(Schedule.file_id == File.id, Schedule.deleted_at.is_(None)).exists()
+    """Whether a schedule reads a file, or a run by what its schedule said before: then it neither goes nor expires."""
+    schedules = select(Schedule.id).where(Schedule.file_id == File.id, Schedule.deleted_at.is_(None))
+    public_id = func.concat("file-", func.replace(cast(File.id, Text), "-", ""))
+    return or_(schedules.exists(), _starting().where(_named(public_id)).exists())
+
+
+def _starting() -> Select[UUID]:
+    """Ids of runs that have still to read their input: they wait, or their batch is validated."""
+    return (
+        select(ScheduleRun.id)
+        .outerjoin(Batch, Batch.run_id == ScheduleRun.id)
+        .where(ScheduleRun.state.in_(OPEN_RUNS), or_(ScheduleRun.state == RunState.WAITING, Batch.status == BatchStatus.VALIDATING))
+    )
+
+
+def _named(public_id: str | ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether a run reads the file of this id."""
+    return or_(*(ScheduleRun.definition[name].astext == public_id for name in ("input_file_id", "template_file_id")))
 
 
 def _visible(owner: Owner) -> Select[File]:

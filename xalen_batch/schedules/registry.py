@@ -1,6 +1,6 @@
 """The schedules of an account: made, read, changed, paused and deleted. What has run keeps what it ran with."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import Select, select
@@ -81,9 +81,12 @@ def change(session: Session, owner: Owner, schedule: Schedule, definition: Defin
     now = db.now(session)
     if definition.when != before.when:
         definition.check_to_come(now)
+    pending = schedule.next_fire_at and schedule.next_fire_at - before.delay(schedule.id)
     _define(session, owner, schedule, definition, now)
     if schedule.status != ScheduleStatus.PAUSED:
-        schedule.aim(definition.next_fire(schedule.id, now))
+        # An instant that has come, and waits for the schedule's jitter alone, is still to be fired.
+        after = now if pending is None or pending > now else pending - timedelta(microseconds=1)
+        schedule.aim(definition.next_fire(schedule.id, after))
     schedule.updated_at = now
     session.flush()
 
@@ -150,9 +153,8 @@ def _define(session: Session, owner: Owner, schedule: Schedule, definition: Defi
         sources.check(owner, definition.source)
     schedule.name = definition.name
     schedule.definition = definition.model_dump(mode="json")
-    schedule.file_id = None
-    if definition.file_id is not None:
-        schedule.file_id = _file(session, owner, definition.file_id, definition)
+    # Looked at while it is still the schedule's: one that is past its time is kept by that alone.
+    schedule.file_id = None if definition.file_id is None else _file(session, owner, definition.file_id, definition)
 
 
 def _file(session: Session, owner: Owner, public_id: str, definition: Definition) -> UUID:
