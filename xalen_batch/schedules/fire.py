@@ -10,14 +10,14 @@ from datetime import datetime, timedelta
 from itertools import takewhile
 from uuid import UUID
 
-from sqlalchemy import Subquery, func, select, union
+from sqlalchemy import Subquery, func, or_, select, union
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from xalen_batch import batches, db, ids, log
 from xalen_batch.errors import InvalidRequest, NotCancellable
 from xalen_batch.models import Batch, Schedule, ScheduleRun
-from xalen_batch.schedules import policies, runs
+from xalen_batch.schedules import inbox, policies, runs
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.policies import Meeting, Miss
 from xalen_batch.schedules.runs import Trigger
@@ -30,12 +30,15 @@ logger = log.get(__name__)
 MISSED_AT_ONCE = 1_000
 MOST_BACKFILLED = 100
 MICROSECOND = timedelta(microseconds=1)
+# The most that new rules of a zone make a fire earlier than the old ones had it.
+LONGEST_SHIFT = timedelta(hours=3)
 
 MISSED = {
     Miss.TOO_OLD: "Nothing was there to fire it, and it was older than the catch-up window when something was.",
     Miss.LATER_ONE: "Nothing was there to fire it on time; with `misfire: latest` a later instant stands for it.",
     Miss.TOO_MANY: "Nothing was there to fire it on time, and more instants were late than `misfire_limit`.",
     Miss.NEVER_LATE: "Nothing was there to fire it on time, and with `misfire: none` it is not made up for.",
+    Miss.PAUSED: "Failed runs paused the schedule before it fired.",
 }
 
 
@@ -52,19 +55,18 @@ def run() -> None:
         try:
             with db.transaction() as session:
                 _advance(session, schedule_id)
-        except db.AWAY:
-            raise
         except Exception as error:
+            if isinstance(error, db.AWAY):
+                # Raises if it is away for all of them; else it was too slow for this one alone.
+                db.ping()
             logger.error("schedule.crashed", schedule_id=schedule_id.hex, **log.cause(error))
 
 
 def bring_up_to_date(session: Session, schedule: Schedule) -> None:
-    """Do what is due for a schedule whose row is locked, as it is defined now."""
-    unended = runs.unended(session, schedule)
-    if schedule.deleted_at is None:
-        now = db.now(session)
-        _start_waiting(session, schedule, unended, now)
-        _fire_due(session, schedule, unended, now)
+    """Do all that is due for a schedule whose row is locked, as it is defined now."""
+    _do_due(session, schedule)
+    while schedule.next_fire_at is not None and schedule.next_fire_at <= db.now(session):
+        _do_due(session, schedule)
 
 
 def run_now(session: Session, schedule: Schedule) -> ScheduleRun:
@@ -111,9 +113,19 @@ def backfill(session: Session, schedule: Schedule, start_at: datetime, end_at: d
 
 
 def _due() -> Subquery:
-    """Ids of schedules that fire, or whose runs end or wait."""
+    """Ids of schedules that fire, or have a run that ends, or one that waits and is held up by none of ours."""
     fires = select(Schedule.id).where(Schedule.next_fire_at <= func.now())
-    waits = select(ScheduleRun.schedule_id).where(ScheduleRun.state == RunState.WAITING)
+    running = aliased(ScheduleRun)
+    is_busy = select(running.id).where(running.schedule_id == ScheduleRun.schedule_id, running.state == RunState.RUNNING).exists()
+    waits = (
+        select(ScheduleRun.schedule_id)
+        .join(Schedule, Schedule.id == ScheduleRun.schedule_id)
+        .where(
+            ScheduleRun.state == RunState.WAITING,
+            or_(ScheduleRun.trigger != Trigger.SCHEDULE, Schedule.status != ScheduleStatus.PAUSED),
+            or_(ScheduleRun.definition["overlap"].astext == "allow", ~is_busy),
+        )
+    )
     ends = (
         select(ScheduleRun.schedule_id)
         .join(Batch, Batch.run_id == ScheduleRun.id)
@@ -126,7 +138,20 @@ def _advance(session: Session, schedule_id: UUID) -> None:
     free = select(Schedule).where(Schedule.id == schedule_id).with_for_update(skip_locked=True, key_share=True)
     schedule = session.scalars(free).one_or_none()
     if schedule is not None:
-        bring_up_to_date(session, schedule)
+        _do_due(session, schedule)
+
+
+def _do_due(session: Session, schedule: Schedule) -> None:
+    """Of a long absence, some of the instants."""
+    next_fire_at = schedule.next_fire_at
+    unended = runs.unended(session, schedule)
+    if schedule.deleted_at is None:
+        now = db.now(session)
+        _start_waiting(session, schedule, unended, now)
+        if schedule.status != ScheduleStatus.PAUSED:
+            _fire_due(session, schedule, unended, now)
+        elif next_fire_at is not None and next_fire_at <= now:
+            _miss_due(session, schedule, next_fire_at, now)
 
 
 def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRun], now: datetime) -> None:
@@ -135,9 +160,12 @@ def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRu
         return
     definition = Definition.model_validate(schedule.definition)
     delay = definition.delay(schedule.id)
-    come = _come(definition, schedule.next_fire_at - delay, now - delay)
+    first = schedule.next_fire_at - delay
+    come = _come(definition, first, now - delay)
+    if first not in come[:1]:
+        # The zone's rules have changed since this fire was computed: by the new ones it may have come before.
+        come = _come(definition, _last_fired(session, schedule, first) + MICROSECOND, now - delay)
     if not come:
-        # The zone's rules have changed since this fire was computed.
         schedule.aim(definition.next_fire(schedule.id, now - delay))
         return
     due = policies.sort_out([(instant, now - delay - instant) for instant in come], definition)
@@ -151,6 +179,24 @@ def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRu
     if schedule.status == ScheduleStatus.ENDED:
         logger.info("schedule.ended", schedule_id=schedule.id.hex)
     session.flush()
+
+
+def _last_fired(session: Session, schedule: Schedule, first: datetime) -> datetime:
+    """Before which nothing of a schedule can have been lost to new rules of its zone."""
+    last = session.scalar(
+        select(func.max(ScheduleRun.scheduled_for)).where(
+            ScheduleRun.schedule_id == schedule.id, ScheduleRun.trigger == Trigger.SCHEDULE, ScheduleRun.scheduled_for < first
+        )
+    )
+    return max(last or schedule.updated_at, schedule.updated_at, first - LONGEST_SHIFT)
+
+
+def _miss_due(session: Session, schedule: Schedule, next_fire_at: datetime, now: datetime) -> None:
+    """Record what had come when a failure that came to light only now paused the schedule."""
+    definition = Definition.model_validate(schedule.definition)
+    delay = definition.delay(schedule.id)
+    come = _before(definition.fires(next_fire_at - delay - MICROSECOND), now - delay + MICROSECOND)
+    _record_missed(session, schedule, [(instant, Miss.PAUSED) for instant in come], now)
 
 
 def _come(definition: Definition, first: datetime, now: datetime) -> list[datetime]:
@@ -194,7 +240,7 @@ def _begin(
 ) -> None:
     """Start a new run, or do what `overlap` says where others have not ended."""
     definition = Definition.model_validate(run.definition)
-    others = [other for other in unended if other is not run and other.state in OPEN_RUNS]
+    others = [other for other in unended if other is not run and other.state in OPEN_RUNS and not _is_held(schedule, other)]
     states = {other.state for other in others}
     meeting = policies.meet(
         definition.overlap, is_running=RunState.RUNNING in states, is_waiting=RunState.WAITING in states, is_made_up=is_made_up
@@ -216,11 +262,15 @@ def _start_waiting(session: Session, schedule: Schedule, unended: Sequence[Sched
     """Start runs that wait, the oldest first, one at a time unless they may overlap. A pause holds those of the schedule itself."""
     is_busy = any(run.state == RunState.RUNNING for run in unended)
     for run in unended:
-        is_held = run.trigger == Trigger.SCHEDULE and schedule.status == ScheduleStatus.PAUSED
         may_overlap = Definition.model_validate(run.definition).overlap == "allow"
-        if run.state == RunState.WAITING and not is_held and (may_overlap or not is_busy):
+        if run.state == RunState.WAITING and not _is_held(schedule, run) and (may_overlap or not is_busy):
             start(session, schedule, run, now)
             is_busy = is_busy or run.state in OPEN_RUNS
+
+
+def _is_held(schedule: Schedule, run: ScheduleRun) -> bool:
+    """Whether a pause keeps a run from starting."""
+    return run.state == RunState.WAITING and run.trigger == Trigger.SCHEDULE and schedule.status == ScheduleStatus.PAUSED
 
 
 def _cancel(session: Session, schedule: Schedule, run: ScheduleRun) -> None:
@@ -230,6 +280,8 @@ def _cancel(session: Session, schedule: Schedule, run: ScheduleRun) -> None:
     batch = session.scalars(select(Batch).where(Batch.run_id == run.id)).one()
     try:
         batches.cancel(session, batch)
+        # Those that its file has not taken in; the run that takes its place does.
+        inbox.unseal(session, run)
     except NotCancellable:
         # It has just ended, or is about to.
         logger.info("schedule.previous_ended", schedule_id=schedule.id.hex, run_id=run.id.hex)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import psycopg
-from sqlalchemy import delete, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session, aliased
 
 from xalen_batch import db, ids
 from xalen_batch.config import MiB, settings
@@ -103,6 +103,20 @@ def seal(session: Session, schedule: Schedule, run: ScheduleRun) -> int:
     with db.driver(session).cursor() as cursor:
         cursor.execute(_SEAL, {"run_id": run.id, "schedule_id": schedule.id, **limits})
         return cursor.rowcount
+
+
+def unseal(session: Session, run: ScheduleRun) -> None:
+    """Let the requests that a run never put into its file wait for the next one; a newer one of the same custom_id counts instead."""
+    newer = aliased(InboxRequest)
+    is_replaced = select(newer.id).where(
+        newer.schedule_id == InboxRequest.schedule_id, newer.custom_id == InboxRequest.custom_id, newer.run_id.is_(None)
+    )
+    session.execute(
+        update(InboxRequest)
+        .where(InboxRequest.run_id == run.id, ~is_replaced.exists())
+        .values(run_id=None)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def chunks(run_id: UUID) -> Iterator[bytes]:

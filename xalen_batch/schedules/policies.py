@@ -18,6 +18,7 @@ class Miss(StrEnum):
     LATER_ONE = "misfire_latest"
     TOO_MANY = "misfire_limit"
     NEVER_LATE = "misfire_none"
+    PAUSED = "paused"
 
 
 @dataclass

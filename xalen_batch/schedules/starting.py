@@ -4,7 +4,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, files, ids, log, storage
+from xalen_batch import batches, db, files, ids, log, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.cron import zone
 from xalen_batch.errors import InvalidRequest, NotFound
@@ -17,6 +17,8 @@ from xalen_batch.schedules.templates import Moment
 from xalen_batch.states import RunState
 
 logger = log.get(__name__)
+
+UNREACHABLE = "storage_unreachable"
 
 
 class _Empty(Exception):
@@ -45,10 +47,22 @@ def start(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime)
     except _Empty as error:
         _end_empty(session, schedule, run, definition, "empty", str(error))
     except NotReady as error:
-        _wait(session, schedule, run, now, definition, "not_ready", str(error))
+        if not _waits(run, now, definition, "not_ready", str(error)):
+            _end_empty(session, schedule, run, definition, "not_ready", f"{error} The run waited for {definition.catch_up_window}.")
     except storage.AWAY as error:
-        logger.warning("storage.unreachable", during="fire", schedule_id=schedule.id.hex, error=type(error).__name__)
-        _wait(session, schedule, run, now, definition, "storage_unreachable", "The server's storage does not answer.")
+        if run.reason != UNREACHABLE:
+            logger.warning("storage.unreachable", during="fire", schedule_id=schedule.id.hex, error=type(error).__name__)
+        message = "The server's storage does not answer."
+        if not _waits(run, now, definition, UNREACHABLE, message):
+            message = f"{message} The run waited for {definition.catch_up_window}."
+            runs.end(session, schedule, run, RunState.FAILED, UNREACHABLE, message)
+    except db.AWAY:
+        raise
+    except Exception as error:
+        # A bug of ours: the run fails, and those after it have their turn.
+        logger.error("schedule.run_crashed", schedule_id=schedule.id.hex, run_id=run.id.hex, **log.cause(error))
+        message = f"The server met an internal error ({type(error).__name__}) when it started the run; its log has the details."
+        runs.end(session, schedule, run, RunState.FAILED, "internal_error", message)
     else:
         run.move(schedule, RunState.RUNNING, now)
         logger.info(
@@ -98,9 +112,9 @@ def _end_empty(session: Session, schedule: Schedule, run: ScheduleRun, definitio
     runs.end(session, schedule, run, RunState.FAILED if is_failure else RunState.SKIPPED, reason, message)
 
 
-def _wait(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime, definition: Definition, reason: str, message: str) -> None:
-    """Try again later, within the catch-up window."""
+def _waits(run: ScheduleRun, now: datetime, definition: Definition, reason: str, message: str) -> bool:
+    """Let a run be tried again later. False: it has waited for as long as the catch-up window."""
     if policies.is_too_old(now - max(run.scheduled_for, run.created_at), definition):
-        _end_empty(session, schedule, run, definition, reason, f"{message} The run waited for {definition.catch_up_window}.")
-    else:
-        run.wait(reason, message)
+        return False
+    run.wait(reason, message)
+    return True
