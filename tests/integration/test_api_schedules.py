@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from tests import factories
 from tests.integration import clock as clocks
 from tests.integration.clock import Clock
 from tests.integration.conftest import Answer, Api, new_key
-from xalen_batch import accounts, db, ids
+from xalen_batch import accounts, db, ids, storage
 from xalen_batch.api import schedules as routes
 from xalen_batch.billing import invoices
 from xalen_batch.catalog import CHAT, RERANK
@@ -261,7 +262,7 @@ def test_a_change_replaces_what_is_sent_and_null_clears(
     changed = answer.json
     for name, value in after.items():
         assert changed[name] == value if name != "source" else changed[name]["prefix"] == value["prefix"], name
-    same = set(schedule) - set(change) - set(after) - {"updated_at", "next_fire_at", "next_fire_local"}
+    same = set(schedule) - set(change) - set(after) - {"updated_at", "source_location", "next_fire_at", "next_fire_local"}
     assert {name: changed[name] for name in same} == {name: schedule[name] for name in same}
     assert get(api, path(schedule)) == changed
 
@@ -396,3 +397,13 @@ def test_a_schedule_fires_in_its_own_mode(api: Api, clock: Clock) -> None:
     fire.run()
     with db.transaction() as session:
         assert [batch.livemode for batch in session.query(Batch)] == [True]
+
+
+def test_a_source_says_where_its_objects_are_to_be_put(api: Api, clock: Clock) -> None:
+    schedule = create(api, source={"prefix": "exports/{{scheduled_date}}"})
+    folder = storage.folder() / schedule["source_location"].replace("{{scheduled_date}}", f"{clock.now():%Y-%m-%d}")
+    folder.mkdir(parents=True)
+    (folder / "a.jsonl").write_bytes(factories.jsonl([factories.chat_line("a")]))
+    run = api.ask("POST", path(schedule, "run")).json
+    assert (run["state"], [Path(entry["path"]).name for entry in run["manifest"]]) == ("running", ["a.jsonl"])
+    assert create(api)["source_location"] is None

@@ -148,7 +148,17 @@ def test_a_schedule_has_every_key_in_every_status(status: ScheduleStatus) -> Non
         == set(bare)
         == {
             *("id", "object", "name", "status", "paused_at", "pause_note", "cron", "description", "timezone", "starts_at", "ends_at"),
-            *("jitter", "next_fire_at", "next_fire_local", "input_file_id", "template_file_id", "source", "inbox", "endpoint"),
+            *(
+                "jitter",
+                "next_fire_at",
+                "next_fire_local",
+                "input_file_id",
+                "template_file_id",
+                "source",
+                "source_location",
+                "inbox",
+                "endpoint",
+            ),
             *("completion_window", "metadata", "output_expires_after", "execution_window", "overlap", "misfire", "misfire_limit"),
             *("catch_up_window", "pause_on_failure", "failures", "run_counts", "recent_runs", "last_run", "created_at", "updated_at"),
         }

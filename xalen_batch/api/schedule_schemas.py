@@ -9,11 +9,12 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from xalen_batch import ids, money
+from xalen_batch.accounts import Owner
 from xalen_batch.api.schemas import Identified
 from xalen_batch.cron import zone
 from xalen_batch.fields import ExpiresAfter, Text, Time
 from xalen_batch.models import Schedule, ScheduleRun
-from xalen_batch.schedules import runs
+from xalen_batch.schedules import runs, sources
 from xalen_batch.schedules.definition import Definition, OnEmpty, Source
 from xalen_batch.schedules.inbox import Added
 from xalen_batch.schedules.runs import Outcome, Trigger
@@ -99,6 +100,10 @@ class ScheduleObject(Identified):
     input_file_id: str | None
     template_file_id: str | None
     source: Source | None
+    source_location: str | None = Field(
+        description="Where to put a source's objects: a path on the server, or one below its storage folder.",
+        examples=["drop/0192…/live/exports"],
+    )
     inbox: InboxObject | None
     endpoint: str
     completion_window: str
@@ -139,6 +144,7 @@ class ScheduleObject(Identified):
             input_file_id=definition.input_file_id,
             template_file_id=definition.template_file_id,
             source=definition.source,
+            source_location=definition.source and sources.location(Owner(schedule.account_id, schedule.livemode), definition.source),
             inbox=definition.inbox and InboxObject(on_empty=definition.inbox.on_empty, pending=pending),
             endpoint=definition.endpoint,
             completion_window=definition.completion_window,

@@ -62,6 +62,11 @@ def check(owner: Owner, source: Source) -> None:
         _steps(source.ready_marker, "source.ready_marker", SOME_MOMENT)
 
 
+def location(owner: Owner, source: Source) -> str:
+    """Where its objects are to be put: a path on the server, or one below its storage folder."""
+    return source.folder or "/".join((*_own(owner).below, source.prefix or ""))
+
+
 def find(session: Session, schedule: Schedule, source: Source, moment: Moment) -> list[dict[str, Any]]:
     """The objects that a run is to read, {path, size, version}, sorted by path: those that match and that no run has taken.
 
