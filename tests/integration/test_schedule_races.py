@@ -1,6 +1,8 @@
 """Schedules where several things happen at once, or something happens every time."""
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -20,6 +22,7 @@ from xalen_batch.models import Batch, InboxRequest, Schedule
 from xalen_batch.pipeline import recover
 from xalen_batch.schedules import fire, inbox, registry
 from xalen_batch.schedules.definition import Definition
+from xalen_batch.schedules.sources import NotReady
 from xalen_batch.states import BatchStatus
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -275,6 +278,21 @@ def lines_of(schedule_id: UUID) -> list[tuple[str, UUID | None]]:
         return [(custom_id, run_id) for custom_id, run_id in session.execute(rows)]
 
 
+def edit_by_id(owner: Owner, schedule_id: UUID, **fields: Any) -> None:
+    """As the API does."""
+    with db.transaction() as session:
+        schedule = registry.lock(session, owner, ids.render("sched", schedule_id))
+        registry.change(session, owner, schedule, Definition.model_validate(schedule.definition | fields))
+
+
+def wait_for_one_that_waits() -> None:
+    """Until a connection waits for another's lock."""
+    deadline = time.monotonic() + 20
+    with db.engine().connect() as connection:
+        while not connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
+            assert time.monotonic() < deadline
+
+
 class TestInbox:
     def test_a_run_cancelled_for_the_next_before_it_was_put_together_loses_no_request(self, clock: Clock, owner: Owner) -> None:
         id = made(owner, inbox={}, overlap="cancel_previous")
@@ -292,6 +310,91 @@ class TestInbox:
         assert [batch.status for batch in batches_of(id)] == ["cancelling", "validating"]
         assert sorted(custom_id for custom_id, run_id in lines_of(id) if run_id == second.id) == ["a", "b", "c"]
         assert first.id != second.id
+
+    def test_a_newer_request_that_arrives_meanwhile_counts_instead(self, clock: Clock, owner: Owner) -> None:
+        id = made(owner, inbox={}, overlap="cancel_previous")
+        change(id, lambda session, schedule: inbox.add(session, schedule, [("a", b'{"n":1}'), ("b", b'{"n":1}')]))
+        clock.set(NIGHT)
+        fire.run()
+        clock.set(NIGHT + DAY)
+        with ThreadPoolExecutor() as pool:
+            with db.transaction() as session:
+                schedule = registry.keep(session, owner, ids.render("sched", id))
+                inbox.add(session, schedule, [("a", b'{"n":2}')])
+                firing = pool.submit(fire.run)
+                wait_for_one_that_waits()
+            firing.result(timeout=30)
+        _, second = runs_of(id)
+        assert second.state == "running"
+        assert sorted(lines_of(id)) == [("a", second.id), ("b", second.id)]
+        assert b"".join(inbox.chunks(second.id)) == b'{"n":1}\n{"n":2}\n'
+
+    def test_requests_that_arrive_while_the_inbox_is_taken_away_wait_for_each_other_in_one_order(self, clock: Clock, owner: Owner) -> None:
+        id = made(owner, inbox={}, overlap="allow")
+        change(id, lambda session, schedule: inbox.add(session, schedule, [("a", b"{}")]))
+        file = other_file(owner)
+        clock.set(NIGHT)
+        with ThreadPoolExecutor() as pool:
+            with db.transaction() as session:
+                schedule = registry.keep(session, owner, ids.render("sched", id))
+                changing = pool.submit(edit_by_id, owner, id, inbox=None, input_file_id=file)
+                wait_for_one_that_waits()
+                assert inbox.add(session, schedule, [("a", b"{}")]).known == 1
+            changing.result(timeout=30)
+        assert states(id) == ["running"]
+        assert get(id).definition["input_file_id"] == file
+
+
+class TestPatience:
+    @pytest.mark.parametrize("trouble", [OSError("gone"), NotReady("no marker")])
+    def test_a_run_waits_for_its_source_from_when_the_run_before_it_let_it(
+        self, clock: Clock, owner: Owner, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+    ) -> None:
+        id = made(owner, overlap="buffer_one")
+        clock.set(NIGHT)
+        fire.run()
+        edit(owner, id, input_file_id=None, source={"prefix": "exports"})
+        clock.set(NIGHT + DAY)
+        fire.run()
+        clock.set(NIGHT + DAY + 20 * HOUR)
+        end_batch(id)
+
+        def find(*_: Any) -> None:
+            raise trouble
+
+        monkeypatch.setattr("xalen_batch.schedules.sources.find", find)
+        fire.run()
+        assert states(id) == ["succeeded", "waiting"]
+        clock.set(NIGHT + DAY + 31 * HOUR)
+        fire.run()
+        assert states(id)[1] == "waiting"
+        clock.set(NIGHT + DAY + 33 * HOUR)
+        fire.run()
+        assert states(id)[1] in ("failed", "skipped")
+
+    def test_a_run_that_a_backfill_takes_up_waits_for_its_source_from_then_on(
+        self, clock: Clock, owner: Owner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        id = made(owner, source={"prefix": "exports"}, misfire="none")
+        clock.set(NIGHT + HOUR)
+        fire.run()
+        assert states(id) == ["missed"]
+
+        def find(*_: Any) -> None:
+            raise OSError("gone")
+
+        monkeypatch.setattr("xalen_batch.schedules.sources.find", find)
+        clock.set(NIGHT + 20 * HOUR)
+        change(id, lambda session, schedule: fire.backfill(session, schedule, NIGHT, NIGHT + HOUR))
+        assert states(id) == ["waiting"]
+
+
+class TestExecutionWindow:
+    def test_a_schedule_whose_jitter_takes_it_out_of_its_hours_is_refused(self, clock: Clock, owner: Owner) -> None:
+        hours = {"start": "22:00", "end": "04:35"}
+        with pytest.raises(InvalidRequest, match="is not open before"):
+            made(owner, cron="30 4 * * *", execution_window=hours, completion_window="2h", jitter=900)
+        assert made(owner, cron="30 4 * * *", execution_window=hours, completion_window="2h", jitter=200)
 
 
 class TestStorage:

@@ -102,7 +102,8 @@ class ScheduleRun(Base):
     def take_up(self, schedule: Schedule, trigger: str, now: datetime) -> None:
         """Let a run that was missed or skipped wait once more, with what its schedule says now."""
         self.move(schedule, RunState.WAITING, now, reason="backfill", message=f"It was {self.state} before.")
-        self.trigger, self.definition, self.ended_at = trigger, schedule.definition, None
+        # How long it waits counts from now on.
+        self.trigger, self.definition, self.created_at, self.ended_at = trigger, schedule.definition, now, None
 
 
 class InboxRequest(Base):

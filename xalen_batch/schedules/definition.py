@@ -190,7 +190,8 @@ class Definition(BaseModel):
             )
         if self.execution_window is not None:
             for instant in islice(self.fires(now), REHEARSED_FIRES):
-                windows.refuse_if_never_open(self.execution_window, instant, timedelta(seconds=seconds))
+                for delay in {0, self.jitter}:
+                    windows.refuse_if_never_open(self.execution_window, instant + timedelta(seconds=delay), timedelta(seconds=seconds))
 
 
 def _minutes(length: timedelta) -> str:

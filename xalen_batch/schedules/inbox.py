@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import psycopg
-from sqlalchemy import delete, func, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import delete, func, select, text
+from sqlalchemy.orm import Session
 
 from xalen_batch import db, ids
 from xalen_batch.config import MiB, settings
@@ -47,6 +47,13 @@ _SEAL = """
     ) AS sized
     WHERE inbox_requests.id = sized.id AND (sized.bytes <= %(most_bytes)s OR sized.number = 1)
 """
+# Waits for requests that are arriving, as `add` does.
+UNSEAL = text(
+    "WITH back AS (DELETE FROM inbox_requests WHERE run_id = :run_id RETURNING *)"
+    " INSERT INTO inbox_requests (id, schedule_id, custom_id, line, created_at)"
+    " SELECT id, schedule_id, custom_id, line, created_at FROM back ORDER BY custom_id"
+    " ON CONFLICT (schedule_id, custom_id) WHERE run_id IS NULL DO NOTHING"
+)
 
 
 class Gone(Exception):
@@ -107,16 +114,7 @@ def seal(session: Session, schedule: Schedule, run: ScheduleRun) -> int:
 
 def unseal(session: Session, run: ScheduleRun) -> None:
     """Let the requests that a run never put into its file wait for the next one; a newer one of the same custom_id counts instead."""
-    newer = aliased(InboxRequest)
-    is_replaced = select(newer.id).where(
-        newer.schedule_id == InboxRequest.schedule_id, newer.custom_id == InboxRequest.custom_id, newer.run_id.is_(None)
-    )
-    session.execute(
-        update(InboxRequest)
-        .where(InboxRequest.run_id == run.id, ~is_replaced.exists())
-        .values(run_id=None)
-        .execution_options(synchronize_session=False)
-    )
+    session.execute(UNSEAL, {"run_id": run.id})
 
 
 def chunks(run_id: UUID) -> Iterator[bytes]:

@@ -74,9 +74,13 @@ def change(session: Session, owner: Owner, schedule: Schedule, definition: Defin
 
     InvalidRequest if requests wait in its inbox that could not be run by the new one.
     """
-    fire.bring_up_to_date(session, schedule)
     before = Definition.model_validate(schedule.definition)
-    if before.inbox is not None and (definition.inbox is None or definition.endpoint != before.endpoint):
+    may_strand = before.inbox is not None and (definition.inbox is None or definition.endpoint != before.endpoint)
+    if may_strand:
+        # Waits for requests that are arriving, and keeps others out; before a run seals one that they wait for.
+        session.execute(select(Schedule.id).where(Schedule.id == schedule.id).with_for_update())
+    fire.bring_up_to_date(session, schedule)
+    if may_strand:
         _refuse_to_strand(session, schedule, "inbox" if definition.inbox is None else "endpoint")
     now = db.now(session)
     if definition.when != before.when:
@@ -137,8 +141,6 @@ def delete(session: Session, owner: Owner, public_id: str, *, discard_requests: 
 
 
 def _refuse_to_strand(session: Session, schedule: Schedule, param: str) -> None:
-    # Waits for requests that are arriving, and keeps others out.
-    session.execute(select(Schedule.id).where(Schedule.id == schedule.id).with_for_update())
     if waiting := inbox.pending(session, [schedule.id])[schedule.id]:
         raise InvalidRequest(
             f"{param}: {waiting:,} request{'' if waiting == 1 else 's'} that it was sent wait in its inbox. Run it first, then change it.",

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from xalen_batch import batches, db, files, ids, log, storage
@@ -47,13 +48,13 @@ def start(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime)
     except _Empty as error:
         _end_empty(session, schedule, run, definition, "empty", str(error))
     except NotReady as error:
-        if not _waits(run, now, definition, "not_ready", str(error)):
+        if not _waits(session, run, now, definition, "not_ready", str(error)):
             _end_empty(session, schedule, run, definition, "not_ready", f"{error} The run waited for {definition.catch_up_window}.")
     except storage.AWAY as error:
         if run.reason != UNREACHABLE:
             logger.warning("storage.unreachable", during="fire", schedule_id=schedule.id.hex, error=type(error).__name__)
         message = "The server's storage does not answer."
-        if not _waits(run, now, definition, UNREACHABLE, message):
+        if not _waits(session, run, now, definition, UNREACHABLE, message):
             message = f"{message} The run waited for {definition.catch_up_window}."
             runs.end(session, schedule, run, RunState.FAILED, UNREACHABLE, message)
     except db.AWAY:
@@ -112,9 +113,16 @@ def _end_empty(session: Session, schedule: Schedule, run: ScheduleRun, definitio
     runs.end(session, schedule, run, RunState.FAILED if is_failure else RunState.SKIPPED, reason, message)
 
 
-def _waits(run: ScheduleRun, now: datetime, definition: Definition, reason: str, message: str) -> bool:
+def _waits(session: Session, run: ScheduleRun, now: datetime, definition: Definition, reason: str, message: str) -> bool:
     """Let a run be tried again later. False: it has waited for as long as the catch-up window."""
-    if policies.is_too_old(now - max(run.scheduled_for, run.created_at), definition):
+    since = max(run.scheduled_for, run.created_at)
+    if definition.overlap != "allow":
+        # It did not look for its source before the run before it had ended.
+        before = select(func.max(ScheduleRun.ended_at)).where(
+            ScheduleRun.schedule_id == run.schedule_id, ScheduleRun.scheduled_for < run.scheduled_for, ScheduleRun.fired_at.is_not(None)
+        )
+        since = max(since, session.scalar(before) or since)
+    if policies.is_too_old(now - since, definition):
         return False
     run.wait(reason, message)
     return True
