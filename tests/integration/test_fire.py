@@ -445,3 +445,19 @@ def test_a_schedule_that_has_ended_can_be_given_another_name_and_a_later_end(clo
     longer = Definition.model_validate(before.model_dump(mode="json") | {"ends_at": None})
     change(id, lambda session, schedule: registry.change(session, owner, schedule, longer))
     assert (get(id).status, get(id).next_fire_at) == ("active", NIGHT + DAY)
+
+
+def test_a_schedule_in_a_zone_that_is_gone_pauses_and_can_be_mended(clock: Clock, owner: Owner) -> None:
+    id, other = made(owner), made(owner)
+    with db.transaction() as session:
+        session.execute(
+            text("UPDATE schedules SET definition = jsonb_set(definition, '{timezone}', '\"Europe/Atlantis\"') WHERE id = :id"), {"id": id}
+        )
+    clock.set(NIGHT)
+    fire.run()
+    assert (get(id).status, states(other)) == ("paused", ["running"])
+    assert "Europe/Atlantis" in (get(id).pause_note or "")
+    mended = Definition.model_validate(get(id).definition | {"timezone": "Europe/Athens"})
+    change(id, lambda session, schedule: registry.change(session, owner, schedule, mended))
+    change(id, registry.resume)
+    assert get(id).next_fire_at == NIGHT + DAY - timedelta(hours=1)

@@ -134,7 +134,7 @@ class ScheduleObject(Identified):
             paused_at=schedule.paused_at and _unix(schedule.paused_at),
             pause_note=schedule.pause_note,
             cron=definition.cron,
-            description=definition.clock.describe(),
+            description=definition.words,
             timezone=definition.timezone,
             starts_at=starts_at,
             ends_at=ends_at,

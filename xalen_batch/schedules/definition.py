@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from xalen_batch import batches, windows
 from xalen_batch.catalog import Endpoint
@@ -95,21 +95,26 @@ class Definition(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _shared_zone(cls, value: Any) -> Any:
-        """A window without a zone has the schedule's."""
+        """A window without a zone has the schedule's, which is looked at first."""
         if isinstance(value, dict) and isinstance(window := value.get("execution_window"), dict) and window.get("timezone") is None:
-            return {**value, "execution_window": {**window, "timezone": value.get("timezone") or "UTC"}}
+            name = value.get("timezone") or "UTC"
+            if isinstance(name, str):
+                zone(name)
+            return {**value, "execution_window": {**window, "timezone": name}}
         return value
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, name: str) -> str:
-        zone(name)
-        return name
 
     @property
     def clock(self) -> Cron:
         """InvalidRequest for an expression or a zone that is none."""
         return Cron.parse(self.cron, self.timezone)
+
+    @property
+    def words(self) -> str:
+        """The expression in words, or as it is where its zone is known no more."""
+        try:
+            return self.clock.describe()
+        except InvalidRequest:
+            return self.cron
 
     @property
     def when(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from itertools import takewhile
 from uuid import UUID
 
+from pydantic import ValidationError
 from sqlalchemy import Subquery, func, or_, select, union
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
@@ -55,6 +56,8 @@ def run() -> None:
         try:
             with db.transaction() as session:
                 _advance(session, schedule_id)
+        except (InvalidRequest, ValidationError) as error:
+            _pause_unreadable(schedule_id, error)
         except Exception as error:
             if isinstance(error, db.AWAY):
                 # Raises if it is away for all of them; else it was too slow for this one alone.
@@ -152,6 +155,16 @@ def _do_due(session: Session, schedule: Schedule) -> None:
             _fire_due(session, schedule, unended, now)
         elif next_fire_at is not None and next_fire_at <= now:
             _miss_due(session, schedule, next_fire_at, now)
+
+
+def _pause_unreadable(schedule_id: UUID, error: InvalidRequest | ValidationError) -> None:
+    """Stop a schedule that cannot be computed any more, such as one in a zone that is gone, where its owner sees it."""
+    with db.transaction() as session:
+        schedule = session.get_one(Schedule, schedule_id, with_for_update={"key_share": True})
+        if schedule.status == ScheduleStatus.ACTIVE:
+            problem = error.message if isinstance(error, InvalidRequest) else "its definition is none any more."
+            schedule.pause(db.now(session), f"It cannot fire: {problem} Change the schedule, then resume it.")
+            logger.error("schedule.unreadable", schedule_id=schedule_id.hex)
 
 
 def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRun], now: datetime) -> None:
