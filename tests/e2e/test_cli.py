@@ -14,6 +14,7 @@ from tests.e2e.processes import COMMAND, System, environment, hear_ctrl_c, wait_
 from tests.factories import chat_line, jsonl, rerank_line
 
 TIMEOUT = 60
+TEMPLATE = str(Path(__file__).parents[2] / "examples/nightly-tickets.template.jsonl")
 REFUSED: dict[str, Any] = {"metadata": {"simulate": "status=400"}}
 
 
@@ -229,3 +230,86 @@ def test_a_wrong_key_exits_4_and_no_server_exits_1(cli: Cli) -> None:
     nobody = cli("list", "--base-url", "http://127.0.0.1:9/v1")
     assert nobody.returncode == 1
     assert nobody.stderr.startswith(b"Error: No answer from http://127.0.0.1:9")
+
+
+def schedule(cli: Cli, *options: str) -> str:
+    """A schedule for every night in Berlin; its id."""
+    done = cli("schedules", "create", "tickets", "--cron", "30 2 * * *", "--timezone", "Europe/Berlin", *options)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"At 02:30 every day (Europe/Berlin)." in done.stderr
+    assert len(re.findall(rb" 02:30 \+0[12]:00  ", done.stderr)) >= 2
+    return done.stdout.decode().strip()
+
+
+def test_a_template_is_tried_now_and_filled_in_for_nights_that_were(cli: Cli) -> None:
+    id = schedule(cli, "--template", TEMPLATE)
+    tried = cli("schedules", "run", id, "--wait")
+    assert tried.returncode == 0, tried.stderr.decode()
+    batch_id = tried.stdout.decode().strip()
+    assert [batch["id"] for batch in cli.json("list", "--schedule", id)["data"]] == [batch_id]
+    assert f"Schedule tickets ({id})".encode() in cli("invoice", batch_id).stdout
+    assert b'"custom_id":"auto-reply-billing-' in cli("results", batch_id).stdout
+
+    made = cli.json("schedules", "backfill", id, "--from", "2026-11-01", "--to", "2026-11-04")["data"]
+    assert [run["scheduled_local"][:10] for run in made] == ["2026-11-01", "2026-11-02", "2026-11-03"]
+    wait_until(lambda: len(cli.json("schedules", "runs", id, "--state", "succeeded")["data"]) == 4, timeout=60)
+    runs = {run["scheduled_local"][:10]: run for run in cli.json("schedules", "runs", id)["data"]}
+    assert b'"custom_id":"auto-reply-refund-2026-11-01"' in cli("results", runs["2026-11-01"]["batch_id"]).stdout
+    shown = cli("schedules", "list").stdout.decode()
+    assert re.search(rf"{id} .* ✓✓✓✓ +succeeded +active", shown)
+
+
+def test_requests_are_added_all_day_and_run_together(cli: Cli) -> None:
+    id = schedule(cli, "--inbox", "--endpoint", "/v1/chat/completions")
+    lines = jsonl([chat_line(f"ticket-{n}") for n in range(1_500)])
+    added = cli("schedules", "add", id, "-", stdin=lines)
+    assert added.returncode == 0, added.stderr.decode()
+    assert b"1,500 requests accepted; 1,500 pending. They run in" in added.stderr
+    again = cli.json("schedules", "add", id, cli.file([chat_line("ticket-7"), chat_line("new")]))
+    assert (again["accepted"], again["known"], again["pending"]) == (1, 1, 1_501)
+    refused = cli("schedules", "add", id, cli.file([chat_line("good"), chat_line("bad", model="none")]))
+    assert (refused.returncode, cli.json("schedules", "show", id)["inbox"]["pending"]) == (1, 1_501)
+    assert b"in.jsonl:2 (custom_id 'bad')" in refused.stderr
+
+    found = cli.json("schedules", "run", id, "--wait")
+    assert found["batch"]["request_counts"] == {"total": 1_501, "completed": 1_501, "failed": 0}
+    empty = cli("schedules", "run", id, "--wait")
+    assert (empty.returncode, empty.stdout) == (0, b"")
+    assert b"No request had arrived" in empty.stderr
+
+
+def test_a_key_that_may_only_submit_adds_to_an_inbox(cli: Cli) -> None:
+    secret = cli.json("keys", "create", "--account", "inbox", "--scopes", "submit")["secret"]
+    done = cli("schedules", "create", "night", "--cron", "@daily", "--inbox", "--endpoint", "/v1/rerank", XALEN_API_KEY=secret)
+    assert done.returncode == 0, done.stderr.decode()
+    added = cli("schedules", "add", done.stdout.decode().strip(), cli.file([rerank_line("a")]), XALEN_API_KEY=secret)
+    assert added.returncode == 0, added.stderr.decode()
+    assert re.search(rb"They run in [^:]+: [0-9-]+ 00:00 UTC", added.stderr)
+
+
+def test_a_schedule_is_edited_paused_resumed_and_deleted(cli: Cli) -> None:
+    id = schedule(cli, "--file", cli.file([chat_line("a")]), "--ends", "2027-11-01", "--execution-window", "22:00-06:00")
+    before = cli.json("schedules", "show", id)
+    changed = cli.json("schedules", "edit", id, "--cron", "0 4 * * *", "--timezone", "Asia/Kathmandu", "--clear", "ends", "--jitter", "60")
+    assert (changed["description"], changed["ends_at"], changed["jitter"]) == ("At 04:00 every day", None, 60)
+    assert (changed["input_file_id"], changed["execution_window"]["timezone"]) == (before["input_file_id"], "Asia/Kathmandu")
+    assert cli.json("schedules", "preview", id, "--count", "2")["fires"][0]["local"].endswith("T04:00:00+05:45")
+
+    assert cli.json("schedules", "pause", id, "--note", "the shop is closed")["pause_note"] == "the shop is closed"
+    assert id in [found["id"] for found in cli.json("schedules", "list", "--status", "paused", "--limit", "500")["data"]]
+    assert b"the shop is closed" in cli("schedules", "show", id).stdout
+    assert cli.json("schedules", "resume", id)["status"] == "active"
+    batch_id = cli.json("schedules", "run", id)["batch_id"]
+    assert cli("schedules", "delete", id).returncode == 0
+    assert cli("schedules", "show", id).returncode == 1
+    assert [run["batch_id"] for run in cli.json("schedules", "runs", id)["data"]] == [batch_id]
+    assert cli("cancel", batch_id).returncode == 0
+
+
+def test_what_no_schedule_can_be_is_refused_and_leaves_nothing(cli: Cli) -> None:
+    often = cli("schedules", "create", "often", "--cron", "* * * * *", "--timezone", "UTC", "--file", cli.file([chat_line("a")]))
+    typo = cli("schedules", "create", "typo", "--cron", "@daily", "--template", cli.file([chat_line("{{scheduled_dat}}")]))
+    assert [(done.returncode, done.stdout) for done in (often, typo)] == [(1, b""), (1, b"")]
+    assert b"the least is 5 minutes" in often.stderr
+    assert b"line 1 of in.jsonl" in typo.stderr
+    assert not {"often", "typo"} & {found["name"] for found in cli.json("schedules", "list", "--limit", "500")["data"]}

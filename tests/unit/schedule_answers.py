@@ -46,6 +46,7 @@ SCHEDULE: dict[str, Any] = {
     "input_file_id": None,
     "template_file_id": "file-1",
     "source": None,
+    "source_location": None,
     "inbox": None,
     "endpoint": "/v1/chat/completions",
     "metadata": {},

@@ -38,15 +38,23 @@ class TestAdd:
         pieces = [(piece.first, piece.last, piece.content) for piece in schedule_add._pieces(path)]
         assert pieces == [(1, 2, b"1234\n1234\n"), (4, 4, b"123456789012\n"), (5, 6, b"\n1\n")]
 
+    @pytest.mark.parametrize(
+        ("message", "words"),
+        [
+            ("Line 2 (custom_id 'x'): url is missing.", "in.jsonl:4 (custom_id 'x'): url is missing."),
+            ("Line 2: It is used on line 1.", "in.jsonl:4: It is used on line 1. [HTTP 400] (It counts from 1 at line 3.)"),
+            ("The inbox is full.", "in.jsonl, lines 3 to 4: The inbox is full."),
+        ],
+    )
     def test_it_stops_at_what_is_refused_and_says_what_is_there_already(
-        self, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, message: str, words: str, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(schedule_add, "PIECE_LINES", 2)
         answer = {"schedule_id": "sched_1", "accepted": 2, "known": 0, "pending": 2, "next_fire_at": None}
-        api.answers = [ok(answer), error(400, "Line 2: bad.")]
+        api.answers = [ok(answer), error(400, message)]
         result = run(api, "add", "sched_1", file(tmp_path, *[{"n": n} for n in range(6)]), "--json")
         assert (result.exit_code, result.stdout, len(api.requests)) == (1, "", 2)
-        assert "lines 3 to 4, counted from 1 at line 3: Line 2: bad." in said(result)
+        assert words in said(result)
         assert "Lines 1 to 2 are accepted; add the whole file again" in said(result)
 
     @pytest.mark.parametrize("content", [b"", b"\n \n"])

@@ -66,7 +66,7 @@ class TestShown:
         result = run(api, "show", "sched_1")
         for name in set(SCHEDULE) - {"object", "next_fire_local"}:
             assert f"\n{name} " in f"\n{result.stdout}"
-        for text in ("22:00–06:00 Europe/Berlin, mon tue", "prefix=drop/", "succeeded=1", "Thu 2026-11-26 02:30 +01:00"):
+        for text in ("22:00–06:00 Europe/Berlin, mon–tue", "prefix=drop/", "succeeded=1", "Thu 2026-11-26 02:30 +01:00"):
             assert text in result.stdout
         assert "\x1b" not in result.stdout
 

@@ -38,12 +38,12 @@ class TestCreate:
             "template_file_id": "file-1",
             "endpoint": "/v1/chat/completions",
         }
-        assert "At 02:30 every day (Europe/Berlin). Next:" in result.stderr
+        assert "At 02:30 every day (Europe/Berlin).\n" in result.stderr
         assert "Fri 2100-12-10 02:30 +02:00 2100-12-10 00:30 UTC" in said(result)
         assert "2 min 5 s later, every time" in result.stderr
 
     def test_every_option_is_sent_under_its_name(self, api: Api) -> None:
-        api.answers = [ok(SCHEDULE), ok(PREVIEW)]
+        api.answers = [ok(SCHEDULE | {"source_location": "/srv/drops/{{scheduled_date}}"}), ok(PREVIEW)]
         options = (
             "--folder /srv/drops/{{scheduled_date}} --pattern *.json --ready-marker DONE --on-empty fail --repeat --endpoint /v1/rerank "
             "--window 7d --metadata team=search --starts 2026-12-01 --ends 2027-01-01T06:00+01:00 --jitter 300 --overlap buffer_one "
@@ -51,6 +51,7 @@ class TestCreate:
         )
         result = run(api, "create", "drop", "--cron", "@daily", *options.split(), "22:00-06:00 mon-fri", "--json")
         assert (result.exit_code, json.loads(result.stdout)["id"]) == (0, "sched_1")
+        assert "It takes its files from /srv/drops/{{scheduled_date}}." in result.stderr
         assert body(api, 0) == {
             "name": "drop",
             "cron": "@daily",
@@ -89,11 +90,11 @@ class TestCreate:
         assert "in.jsonl:2: duplicate_custom_id" in result.stderr
 
     def test_a_file_that_was_uploaded_for_nothing_is_removed_again(self, api: Api, tmp_path: Path) -> None:
-        api.answers = [ok({"id": "file-1"}), error(400), ok({})]
+        api.answers = [ok({"id": "file-1"}), error(400, "Line 1 of file-1 is wrong."), ok({})]
         result = run(api, "create", "tickets", "--cron", "@daily", "--file", file(tmp_path, chat_line("a")))
         assert (result.exit_code, result.stdout) == (1, "")
         assert api.requests[2][:2] == ("DELETE", "/v1/files/file-1")
-        assert "Error: Told so." in result.stderr
+        assert "Error: Line 1 of in.jsonl is wrong." in result.stderr
 
     def test_the_endpoint_of_a_file_on_the_server_is_its_first_lines(self, api: Api) -> None:
         api.answers = [(200, {}, jsonl([chat_line("a", model="m")])), ok(SCHEDULE), ok(PREVIEW)]

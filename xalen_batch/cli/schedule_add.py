@@ -1,5 +1,6 @@
 """`schedules add`: lines of a file go into a schedule's inbox."""
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from xalen_batch.cli import clock, inputs, progress
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
-from xalen_batch.cli.output import counted, figure, print_json, say
+from xalen_batch.cli.output import counted, figure, print_json, safe, say
 
 # What is sent at once, and accepted or refused as a whole.
 PIECE_LINES = 1_000
@@ -48,7 +49,7 @@ def add(
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Put requests into the inbox of a schedule: they run when it fires. To add the same ones again changes nothing."""
+    """Put requests into the inbox of a schedule: they run when it fires. Those that wait there already are not added again."""
     client = connect(base_url, api_key, live)
     with inputs.opened(file) as path:
         added = _sent(client, schedule_id, path, inputs.name_of(file))
@@ -66,9 +67,9 @@ def _sent(client: Client, schedule_id: str, path: Path, name: str) -> dict[str, 
             try:
                 answer = client.post_lines(f"/schedules/{schedule_id}/requests", piece.content)
             except Failed as error:
-                raise Failed(f"{_place(piece, last)} {error}{_remedy(last)}", error.exit_code) from None
+                raise Failed(f"{_placed(str(error), piece, name)}{_remedy(last)}", error.exit_code) from None
             except KeyboardInterrupt:
-                raise Failed(f"Stopped in {_place(piece, last)}{_remedy(piece.last)}", INTERRUPTED) from None
+                raise Failed(f"Stopped in lines {_lines(piece)}, which may be accepted.{_remedy(last)}", INTERRUPTED) from None
             accepted, known, last = accepted + answer["accepted"], known + answer["known"], piece.last
             moved(piece.end, size)
     if not answer:
@@ -76,15 +77,24 @@ def _sent(client: Client, schedule_id: str, path: Path, name: str) -> dict[str, 
     return answer | {"accepted": accepted, "known": known}
 
 
-def _place(piece: Piece, last: int) -> str:
-    of = f"lines {figure(piece.first)} to {figure(piece.last)}"
-    return f"{of}, counted from 1 at line {figure(piece.first)}:" if last else f"{of}:"
+def _placed(message: str, piece: Piece, name: str) -> str:
+    """What the server says of a piece, with the line of the file that it is about."""
+    line = re.match(r"Line ([0-9,]+)", message)
+    if line is None:
+        return f"{safe(name)}, lines {_lines(piece)}: {message}"
+    number = piece.first - 1 + int(line[1].replace(",", ""))
+    counted_there = f" (It counts from 1 at line {figure(piece.first)}.)" if piece.first > 1 and " on line " in message else ""
+    return f"{safe(name)}:{number}{message.removeprefix(line[0])}{counted_there}"
+
+
+def _lines(piece: Piece) -> str:
+    return f"{figure(piece.first)} to {figure(piece.last)}"
 
 
 def _remedy(last: int) -> str:
     if not last:
         return ""
-    return f" Lines 1 to {figure(last)} are accepted; add the whole file again when it is right: what is known is not added twice."
+    return f" Lines 1 to {figure(last)} are accepted; add the whole file again when it is right: what waits still is not added twice."
 
 
 def _pieces(path: Path) -> Iterator[Piece]:

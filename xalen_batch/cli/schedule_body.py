@@ -90,10 +90,11 @@ def source_or_inbox(given: Given, current: dict[str, Any], *, has_marker: bool =
 
 @dataclass
 class Sent:
-    """What became of the files of a request: its fields, and the files that nothing needs if it is refused."""
+    """The fields of a request that name its file; of one that was uploaded just now, `uploaded` is its id, and `name` what it is called here."""
 
     body: dict[str, Any] = field(default_factory=dict)
-    uploaded: list[str] = field(default_factory=list)
+    uploaded: str | None = None
+    name: str = ""
 
 
 def send_file(client: Client, given: Given) -> Sent:
@@ -103,7 +104,7 @@ def send_file(client: Client, given: Given) -> Sent:
         with before_request(), inputs.opened(path) as opened:
             endpoint, file = _upload(client, opened, inputs.name_of(path), given)
         id = file["id"]
-        return Sent({WHAT["file" if given.file else "template"]: id, "endpoint": endpoint}, [id])
+        return Sent({WHAT["file" if given.file else "template"]: id, "endpoint": endpoint}, id, inputs.name_of(path))
     if id := given.file_id or given.template_id:
         endpoint = given.endpoint or _endpoint(client.first_line(f"/files/{id}/content"), id)
         return Sent({WHAT["file_id" if given.file_id else "template_id"]: id, "endpoint": endpoint})
@@ -141,14 +142,15 @@ def before_request() -> Iterator[None]:
 
 
 @contextmanager
-def removing(client: Client, uploaded: list[str]) -> Iterator[None]:
+def removing(client: Client, sent: Sent) -> Iterator[None]:
     """A file that was uploaded for a request that is then refused is removed again."""
     try:
         yield
-    except ApiError:
-        for id in uploaded:
-            with suppress(Failed):
-                client.delete(f"/files/{id}")
-        raise
+    except ApiError as error:
+        if sent.uploaded is None:
+            raise
+        with suppress(Failed):
+            client.delete(f"/files/{sent.uploaded}")
+        raise Failed(str(error).replace(sent.uploaded, sent.name), error.exit_code) from None
     except KeyboardInterrupt:
         raise Failed("Stopped. It may have been done all the same: `xalen-batch schedules list` tells.", INTERRUPTED) from None

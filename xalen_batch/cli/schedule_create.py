@@ -65,7 +65,7 @@ def create(
     body |= schedule_body.source_or_inbox(given, {})
     client = connect(base_url, api_key, live)
     sent = schedule_body.send_file(client, given)
-    with schedule_body.removing(client, sent.uploaded):
+    with schedule_body.removing(client, sent):
         schedule = client.post("/schedules", body | sent.body)
     if as_json:
         print_json(schedule)
@@ -108,7 +108,7 @@ def edit(
     sent = schedule_body.send_file(client, given)
     if not body | sent.body:
         raise typer.BadParameter("nothing is to be changed. Give an option with its new value.")
-    with schedule_body.removing(client, sent.uploaded):
+    with schedule_body.removing(client, sent):
         schedule = client.patch(f"/schedules/{schedule_id}", body | sent.body)
     if as_json:
         print_json(schedule)
@@ -127,7 +127,9 @@ def _cleared(names: list[Clearable], given: Given) -> list[Clearable]:
 
 
 def _say_next(client: Client, schedule: dict[str, Any]) -> None:
-    """The next fires, for a key that may see them: the schedule is there all the same."""
+    """Where its files are to be put, and the next fires for a key that may see them: the schedule is there all the same."""
+    if schedule["source_location"] is not None:
+        say(f"It takes its files from {safe(schedule['source_location'])}.")
     try:
         preview = client.get(f"/schedules/{schedule['id']}/preview", count=SHOWN_FIRES)
     except ApiError as error:

@@ -7,7 +7,7 @@ import typer
 from xalen_batch.cli import clock, schedule_body, schedule_view
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples, schedule_id
-from xalen_batch.cli.output import print_json, safe, say, show
+from xalen_batch.cli.output import print_json
 from xalen_batch.cli.schedule_options import CRON_HELP, WHEN, Ends, Jitter, Starts, Timezone
 
 commands = typer.Typer()
@@ -44,10 +44,8 @@ def preview(
         found = connect(base_url, api_key, live).get(f"/schedules/{schedule_id}/preview", count=count)
     if as_json:
         print_json(found)
-        return
-    say(f"{safe(found['description'])} ({safe(found['timezone'])}).")
-    show(schedule_view.fires_of(found))
-    schedule_view.say_delay(found)
+    else:
+        schedule_view.show_fires(found)
 
 
 def _expression(cron: str | None, timezone: str | None, starts: str | None, ends: str | None, jitter: int | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xalen_batch.cli import clock
+from xalen_batch.cli import clock, windows
 from xalen_batch.cli.output import STDERR, STDOUT, counted, fields, grid, pairs, safe, say, show
 
 # Of each state: the mark in a sparkline, the letter where the terminal has no such mark, and the colour.
@@ -104,7 +104,7 @@ def _fields(schedule: dict[str, Any]) -> Iterator[tuple[str, object]]:
             case "last_run":
                 yield name, _told(value) if value else "-"
             case "execution_window" if value:
-                yield name, f"{value['start']}–{value['end']} {value['timezone']}, {' '.join(value['days'])}"
+                yield name, windows.described(value)
             case _ if name.endswith("_at"):
                 yield name, clock.utc(value)
             case _ if isinstance(value, dict):
@@ -150,13 +150,16 @@ def _reasons(runs: Iterable[dict[str, Any]]) -> Iterator[Text]:
             yield Text.assemble(f"{when}: ", _state(state), f": {safe(message)}")
 
 
-def fires_of(preview: dict[str, Any]) -> Table:
-    """Fires to come; a line of its own tells where the offset changes between two of them."""
-    return grid(FIRES, _fire_rows(preview["fires"]))
+def show_fires(preview: dict[str, Any]) -> None:
+    """Fires to come; a line of its own tells where the offset changes between two of them. On stderr the expression in words."""
+    say(f"{safe(preview['description'])} ({safe(preview['timezone'])}).")
+    if preview["fires"]:
+        show(grid(FIRES, _fire_rows(preview["fires"])))
+    _say_rest(preview)
 
 
 def _fire_rows(fires: Sequence[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
-    before = fires[0]["utc_offset"] if fires else None
+    before = fires[0]["utc_offset"]
     for fire in fires:
         if fire["utc_offset"] != before:
             yield Text(f"the clock changes from {before} to {fire['utc_offset']}", "yellow"), "", ""
@@ -166,13 +169,14 @@ def _fire_rows(fires: Sequence[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
 
 def say_next(preview: dict[str, Any]) -> None:
     """The expression in words and the fires to come, on stderr."""
-    say(f"{safe(preview['description'])} ({safe(preview['timezone'])}). Next:")
+    say(f"{safe(preview['description'])} ({safe(preview['timezone'])}).")
     for fire in preview["fires"]:
         say(f"  {clock.local(fire['local'])}  {clock.utc(fire['scheduled_for'])}")
-    say_delay(preview)
+    _say_rest(preview)
 
 
-def say_delay(preview: dict[str, Any]) -> None:
-    """By how much jitter moves every fire, on stderr, if it does."""
-    if delay := preview.get("jitter_delay"):
+def _say_rest(preview: dict[str, Any]) -> None:
+    if not preview["fires"]:
+        say("No fire is left.")
+    if delay := preview["jitter_delay"]:
         say(f"Its jitter lets it fire {clock.length(delay)} later, every time.")
