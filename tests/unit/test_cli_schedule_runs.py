@@ -88,10 +88,10 @@ class TestRun:
         assert "batch_1 completed: 1 of 2 lines succeeded" in result.stderr
 
     def test_nothing_to_run_is_no_error_and_names_no_batch(self, api: Api) -> None:
-        api.answers = [ok(RUN | {"state": "skipped", "batch_id": None, "reason": "empty", "message": "No request had arrived."})]
+        api.answers = [ok(RUN | {"state": "skipped", "batch_id": None, "reason": "empty", "message": "No request\x1b[2J had arrived."})]
         result = run(api, "run", "sched_1", "--wait")
         assert (result.exit_code, result.stdout) == (0, "")
-        assert "No request had arrived." in result.stderr
+        assert "No request\\x1b[2J had arrived." in result.stderr
 
     def test_one_that_cannot_begin_is_an_error(self, api: Api) -> None:
         api.answers = [ok(RUN | {"state": "failed", "batch_id": None, "message": "The file is gone."})]

@@ -133,7 +133,7 @@ def _say_next(client: Client, schedule: dict[str, Any]) -> None:
     try:
         preview = client.get(f"/schedules/{schedule['id']}/preview", count=SHOWN_FIRES)
     except ApiError as error:
-        say(f"Next fires: not shown. {error}")
+        say(f"Next fires: not shown. {safe(error)}")
         return
     schedule_view.say_next(preview)
     if schedule["status"] == "paused":

@@ -10,7 +10,7 @@ from xalen_batch.cli.batch_view import say_errors, say_outcome, succeeded
 from xalen_batch.cli.client import PAGE, Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, Timeout, examples
-from xalen_batch.cli.output import counted, print_json, say
+from xalen_batch.cli.output import counted, print_json, safe, say
 from xalen_batch.cli.watch import follow
 from xalen_batch.states import RunState
 
@@ -82,7 +82,7 @@ def run(
 
 
 def _say_state(started: dict[str, Any]) -> None:
-    words = f": {started['message']}" if started["message"] else "."
+    words = f": {safe(started['message'])}" if started["message"] else "."
     say(f"{started['id']} is {started['state']}{words}")
     if started["state"] == "waiting":
         say(f"`xalen-batch schedules runs {started['schedule_id']}` shows when it has begun.")
