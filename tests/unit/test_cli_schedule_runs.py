@@ -8,7 +8,7 @@ import pytest
 from tests.unit.fake_api import Api, serving
 from tests.unit.schedule_answers import RUN, SCHEDULE, body, error, file, listed, ok, run, said
 from xalen_batch.cli import client as client_module
-from xalen_batch.cli import schedule_add
+from xalen_batch.cli.schedules import add
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
 
 class TestAdd:
     def test_lines_go_in_pieces_each_with_a_key_of_its_own(self, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(schedule_add, "PIECE_LINES", 2)
+        monkeypatch.setattr(add, "PIECE_LINES", 2)
         answer = {"schedule_id": "sched_1", "accepted": 1, "known": 1, "pending": 1234, "next_fire_at": 4132081800}
         api.answers = [ok(answer), ok(answer), ok(SCHEDULE)]
         lines = [b'{"a": 1}\n', b"\n", b'{"a": 2}\r\n', b'{"a": 3}']
@@ -32,10 +32,10 @@ class TestAdd:
         assert "Thu 2026-11-26 02:30 +01:00, 2100-12-10 00:30 UTC." in result.stderr
 
     def test_a_piece_holds_no_more_bytes_than_it_may_and_a_long_line_is_one(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(schedule_add, "PIECE_BYTES", 10)
+        monkeypatch.setattr(add, "PIECE_BYTES", 10)
         path = tmp_path / "in.jsonl"
         path.write_bytes(b"1234\n1234\n\n123456789012\n\n1\n")
-        pieces = [(piece.first, piece.last, piece.content) for piece in schedule_add._pieces(path)]
+        pieces = [(piece.first, piece.last, piece.content) for piece in add._pieces(path)]
         assert pieces == [(1, 2, b"1234\n1234\n"), (4, 4, b"123456789012\n"), (5, 6, b"\n1\n")]
 
     @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ class TestAdd:
     def test_it_stops_at_what_is_refused_and_says_what_is_there_already(
         self, message: str, words: str, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(schedule_add, "PIECE_LINES", 2)
+        monkeypatch.setattr(add, "PIECE_LINES", 2)
         answer = {"schedule_id": "sched_1", "accepted": 2, "known": 0, "pending": 2, "next_fire_at": None}
         api.answers = [ok(answer), error(400, message)]
         result = run(api, "add", "sched_1", file(tmp_path, *[{"n": n} for n in range(6)]), "--json")
@@ -77,7 +77,7 @@ class TestRun:
         assert (result.exit_code, result.stdout) == (0, "batch_1\n")
 
     def test_one_that_waits_is_waited_for_and_then_its_batch(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("xalen_batch.cli.schedule_runs.LOOK_EVERY", 0.01)
+        monkeypatch.setattr("xalen_batch.cli.schedules.runs.LOOK_EVERY", 0.01)
         waiting = RUN | {"state": "waiting", "batch_id": None, "reason": "overlap", "message": "run_0 has not ended."}
         counts = {"total": 2, "completed": 1, "failed": 1}
         batch = {"id": "batch_1", "status": "completed", "input_file_id": "f", "errors": None, "request_counts": counts}

@@ -10,12 +10,13 @@ from rich.console import Console
 from tests.unit.fake_api import Api, serving
 from tests.unit.schedule_answers import PREVIEW, RUN, SCHEDULE, SOURCE, listed, ok, run
 from xalen_batch import states
-from xalen_batch.cli import clock, output, schedule_view
+from xalen_batch.cli import clock, output
+from xalen_batch.cli.schedules import view
 
 HOSTILE = "\x1b[2Jnight\u202e"
 LONG = "0" * 32
-ROW = schedule_view.row_of(SCHEDULE | {"id": f"sched_{LONG}"})
-RUN_ROW = schedule_view.row_of_run(RUN | {"batch_id": f"batch_{LONG}", "state": "cancelled", "reason": "batch_cancelled", "lag": 799_800.0})
+ROW = view.row_of(SCHEDULE | {"id": f"sched_{LONG}"})
+RUN_ROW = view.row_of_run(RUN | {"batch_id": f"batch_{LONG}", "state": "cancelled", "reason": "batch_cancelled", "lag": 799_800.0})
 
 
 @pytest.fixture
@@ -43,19 +44,19 @@ class TestShown:
         assert "✓ succeeded" in result.stderr
 
     def test_every_state_has_a_mark_of_its_own_also_in_ascii(self) -> None:
-        assert set(schedule_view.MARKS) == set(states.RunState)
-        marks = list(schedule_view.MARKS.values())
+        assert set(view.MARKS) == set(states.RunState)
+        marks = list(view.MARKS.values())
         assert len({mark for mark, *_ in marks}) == len({letter for _, letter, _ in marks}) == len(marks)
         assert all(letter.isascii() for _, letter, _ in marks)
 
     def test_a_terminal_without_unicode_gets_letters(self) -> None:
         with (Path("/dev/null")).open("w", encoding="ascii") as file:
-            assert schedule_view.sparkline([{"state": "succeeded"}, {"state": "failed"}], Console(file=file)).plain == "sF"
+            assert view.sparkline([{"state": "succeeded"}, {"state": "failed"}], Console(file=file)).plain == "sF"
 
-    @pytest.mark.parametrize(("columns", "row"), [(schedule_view.SCHEDULES, ROW), (schedule_view.RUNS, RUN_ROW)])
+    @pytest.mark.parametrize(("columns", "row"), [(view.SCHEDULES, ROW), (view.RUNS, RUN_ROW)])
     def test_on_a_terminal_of_120_columns_nothing_is_folded(self, columns: Any, row: Any, capsys: pytest.CaptureFixture[str]) -> None:
         console = Console(width=120, force_terminal=True, no_color=True, color_system=None)
-        output.show(schedule_view.stacked(columns, [row], console=console), console)
+        output.show(view.stacked(columns, [row], console=console), console)
         printed = capsys.readouterr().out
         for cell in row:
             assert cell.plain in printed

@@ -12,8 +12,8 @@ from tests.factories import chat_line, jsonl
 from tests.unit.fake_api import Api, serving
 from tests.unit.schedule_answers import PREVIEW, SCHEDULE, SOURCE, body, error, file, listed, ok, run, said
 from xalen_batch.cli import client as client_module
-from xalen_batch.cli import schedule_options
 from xalen_batch.cli.main import app
+from xalen_batch.cli.schedules import options
 from xalen_batch.schedules import definition
 
 
@@ -205,4 +205,4 @@ def test_batches_of_a_schedule_are_listed(api: Api) -> None:
 
 def test_the_policies_are_those_of_the_server() -> None:
     for name in ("Overlap", "Misfire", "OnEmpty"):
-        assert get_args(getattr(schedule_options, name)) == get_args(getattr(definition, name))
+        assert get_args(getattr(options, name)) == get_args(getattr(definition, name))

@@ -2,8 +2,8 @@
 
 import typer
 
-from xalen_batch.cli import schedule_add, schedule_create, schedule_list, schedule_pause, schedule_preview, schedule_runs
 from xalen_batch.cli.options import examples
+from xalen_batch.cli.schedules import add, create, pause, preview, runs, show
 
 commands = typer.Typer(
     no_args_is_help=True,
@@ -13,5 +13,5 @@ commands = typer.Typer(
         "xalen-batch schedules list",
     ),
 )
-for part in (schedule_create, schedule_list, schedule_runs, schedule_preview, schedule_add, schedule_pause):
+for part in (create, show, runs, preview, add, pause):
     commands.add_typer(part.commands)

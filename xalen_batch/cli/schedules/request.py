@@ -13,7 +13,7 @@ from xalen_batch.cli import clock, inputs, progress, submit, windows
 from xalen_batch.cli.client import Client
 from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed
 from xalen_batch.cli.output import safe
-from xalen_batch.cli.schedule_options import Given
+from xalen_batch.cli.schedules.options import Given
 
 # Options that name what is run, and the field of a schedule that each of them sets.
 WHAT = {

@@ -4,11 +4,12 @@ from typing import Annotated, Any
 
 import typer
 
-from xalen_batch.cli import clock, schedule_body, schedule_view
+from xalen_batch.cli import clock
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples, schedule_id
 from xalen_batch.cli.output import print_json
-from xalen_batch.cli.schedule_options import CRON_HELP, WHEN, Ends, Jitter, Starts, Timezone
+from xalen_batch.cli.schedules import request, view
+from xalen_batch.cli.schedules.options import CRON_HELP, WHEN, Ends, Jitter, Starts, Timezone
 
 commands = typer.Typer()
 
@@ -45,14 +46,14 @@ def preview(
     if as_json:
         print_json(found)
     else:
-        schedule_view.show_fires(found)
+        view.show_fires(found)
 
 
 def _expression(cron: str | None, timezone: str | None, starts: str | None, ends: str | None, jitter: int | None) -> dict[str, Any]:
     if cron is None:
         raise typer.BadParameter("what is to be previewed? Give ID or --cron.", param_hint="ID / --cron")
     zone = clock.zone_or_machines(timezone)
-    schedule_body.check_when(cron, zone)
+    request.check_when(cron, zone)
     return {
         "cron": cron,
         "timezone": zone,

@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from xalen_batch.cli import clock, schedule_body, schedule_view
+from xalen_batch.cli import clock
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import ApiError
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
 from xalen_batch.cli.output import print_json, safe, say
-from xalen_batch.cli.schedule_options import CRON_HELP, WHEN, Cron, Given, takes_given
+from xalen_batch.cli.schedules import request, view
+from xalen_batch.cli.schedules.options import CRON_HELP, WHEN, Cron, Given, takes_given
 
 SHOWN_FIRES = 3
 NAME_HELP = "What people call it, such as `tickets`; it need not be the only one of that name."
@@ -52,20 +53,18 @@ def create(
     live: Live = False,
 ) -> None:
     """Make a schedule and print its id: what it runs (one of --file to --inbox), when and how."""
-    what = schedule_body.chosen(given)
+    what = request.chosen(given)
     if what is None:
-        raise typer.BadParameter(
-            "what is it to run? Give one of them.", param_hint=" / ".join(map(schedule_body.option, schedule_body.WHAT))
-        )
+        raise typer.BadParameter("what is it to run? Give one of them.", param_hint=" / ".join(map(request.option, request.WHAT)))
     if given.endpoint is None and what in ("prefix", "folder", "inbox"):
-        raise typer.BadParameter(f"{schedule_body.option(what)} needs it, such as /v1/chat/completions.", param_hint="--endpoint")
+        raise typer.BadParameter(f"{request.option(what)} needs it, such as /v1/chat/completions.", param_hint="--endpoint")
     timezone = clock.zone_or_machines(given.timezone)
-    schedule_body.check_when(cron, timezone)
-    body = {"name": name, "cron": cron} | schedule_body.plain(given, timezone) | {"timezone": timezone}
-    body |= schedule_body.source_or_inbox(given, {})
+    request.check_when(cron, timezone)
+    body = {"name": name, "cron": cron} | request.plain(given, timezone) | {"timezone": timezone}
+    body |= request.source_or_inbox(given, {})
     client = connect(base_url, api_key, live)
-    sent = schedule_body.send_file(client, given)
-    with schedule_body.removing(client, sent):
+    sent = request.send_file(client, given)
+    with request.removing(client, sent):
         schedule = client.post("/schedules", body | sent.body)
     if as_json:
         print_json(schedule)
@@ -96,19 +95,19 @@ def edit(
 ) -> None:
     """Change what is given and leave the rest. Runs that have begun or ended keep what they ran with."""
     cleared = _cleared(clear or [], given)
-    schedule_body.chosen(given)
+    request.chosen(given)
     client = connect(base_url, api_key, live)
     before = client.get(f"/schedules/{schedule_id}")
     timezone = given.timezone or before["timezone"]
-    schedule_body.check_when(cron or before["cron"], timezone)
-    body = schedule_body.plain(given, timezone)
-    body |= schedule_body.source_or_inbox(given, before, has_marker=Clearable.READY_MARKER not in cleared)
+    request.check_when(cron or before["cron"], timezone)
+    body = request.plain(given, timezone)
+    body |= request.source_or_inbox(given, before, has_marker=Clearable.READY_MARKER not in cleared)
     body |= {key: value for key, value in (("name", name), ("cron", cron)) if value is not None}
     body |= {CLEARED.get(item, item.value.replace("-", "_")): None for item in cleared if item is not Clearable.READY_MARKER}
-    sent = schedule_body.send_file(client, given)
+    sent = request.send_file(client, given)
     if not body | sent.body:
         raise typer.BadParameter("nothing is to be changed. Give an option with its new value.")
-    with schedule_body.removing(client, sent):
+    with request.removing(client, sent):
         schedule = client.patch(f"/schedules/{schedule_id}", body | sent.body)
     if as_json:
         print_json(schedule)
@@ -135,6 +134,6 @@ def _say_next(client: Client, schedule: dict[str, Any]) -> None:
     except ApiError as error:
         say(f"Next fires: not shown. {safe(error)}")
         return
-    schedule_view.say_next(preview)
+    view.say_next(preview)
     if schedule["status"] == "paused":
         say(f"It is paused; `xalen-batch schedules resume {schedule['id']}` lets it fire.", style="yellow")

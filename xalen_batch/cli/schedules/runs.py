@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from xalen_batch.cli import clock, schedule_view
+from xalen_batch.cli import clock
 from xalen_batch.cli.batch_view import say_errors, say_outcome, succeeded
 from xalen_batch.cli.client import PAGE, Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, Timeout, examples
 from xalen_batch.cli.output import counted, print_json, safe, say
+from xalen_batch.cli.schedules import view
 from xalen_batch.cli.watch import follow
 from xalen_batch.states import RunState
 
@@ -42,7 +43,7 @@ def runs(
     if as_json:
         print_json({"object": "list", "data": found})
     elif found:
-        schedule_view.runs_of(found)
+        view.runs_of(found)
     else:
         say("No runs yet. `xalen-batch schedules preview ID` shows when it fires." if state is None else f"No run is {state}.")
 
@@ -135,7 +136,7 @@ def backfill(
     if as_json:
         print_json({"object": "list", "data": made})
     elif made:
-        schedule_view.runs_of(made)
+        view.runs_of(made)
     if made:
         say(f"{counted(len(made), 'run')}. `xalen-batch schedules runs {schedule_id}` shows how they go on.")
     else:

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from xalen_batch.cli import schedule_view
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
 from xalen_batch.cli.output import print_json, say
+from xalen_batch.cli.schedules import view
 from xalen_batch.states import ScheduleStatus
 
 STATUS_HELP = f"Only schedules in this status: {', '.join(ScheduleStatus)}."
@@ -32,7 +32,7 @@ def list_schedules(
     if as_json:
         print_json({"object": "list", "data": found})
     elif found:
-        schedule_view.table_of(found)
+        view.table_of(found)
     else:
         say("No schedules yet. `xalen-batch schedules create` makes one." if status is None else f"No schedule is {status}.")
 
@@ -46,4 +46,4 @@ def show(schedule_id: ScheduleId, as_json: Json = False, base_url: BaseUrl = Non
     if as_json:
         print_json(schedule)
     else:
-        schedule_view.details(schedule)
+        view.details(schedule)
