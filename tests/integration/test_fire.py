@@ -16,7 +16,7 @@ from xalen_batch import batches, db, ids
 from xalen_batch.accounts import Owner
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, File, Schedule, ScheduleRun
-from xalen_batch.schedules import fire, registry, runs
+from xalen_batch.schedules import by_hand, fire, registry, runs
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.states import BatchStatus
 
@@ -358,11 +358,11 @@ def _away(*_: Any) -> None:
 class TestByHand:
     def test_a_manual_run_leaves_the_next_fire_alone(self, clock: Clock, owner: Owner) -> None:
         id = made(owner)
-        run = change(id, fire.run_now)
+        run = change(id, by_hand.run_now)
         assert (run.trigger, run.state) == ("manual", "running")
         assert get(id).next_fire_at == NIGHT
         with pytest.raises(InvalidRequest, match="had not ended"):
-            change(id, fire.run_now)
+            change(id, by_hand.run_now)
         assert states(id) == ["running"]
 
     def test_a_paused_schedule_fires_nothing_and_can_be_run_by_hand(self, clock: Clock, owner: Owner) -> None:
@@ -371,7 +371,7 @@ class TestByHand:
         clock.set(NIGHT)
         fire.run()
         assert states(id) == []
-        assert change(id, fire.run_now).state == "running"
+        assert change(id, by_hand.run_now).state == "running"
         assert (get(id).status, get(id).pause_note) == ("paused", "migration")
 
     def test_an_instant_that_came_before_a_pause_or_an_edit_is_fired_by_the_old_definition(self, clock: Clock, owner: Owner) -> None:
@@ -388,7 +388,7 @@ class TestByHand:
         clock.set(NIGHT + DAY + timedelta(hours=1))
         fire.run()
         assert states(id) == ["missed", "missed"]
-        found = change(id, lambda session, schedule: fire.backfill(session, schedule, NIGHT - 2 * DAY, NIGHT + timedelta(hours=1)))
+        found = change(id, lambda session, schedule: by_hand.backfill(session, schedule, NIGHT - 2 * DAY, NIGHT + timedelta(hours=1)))
         assert [run.scheduled_for for run in found] == [NIGHT - 2 * DAY, NIGHT - DAY, NIGHT]
         assert states(id) == ["running", "waiting", "waiting", "missed"]
         for _ in range(3):
@@ -396,15 +396,15 @@ class TestByHand:
             fire.run()
         assert states(id) == ["succeeded", "succeeded", "succeeded", "missed"]
         assert {run.trigger for run in runs_of(id)[:3]} == {"backfill"}
-        assert change(id, lambda session, schedule: fire.backfill(session, schedule, NIGHT - 2 * DAY, NIGHT + DAY)) == []
+        assert change(id, lambda session, schedule: by_hand.backfill(session, schedule, NIGHT - 2 * DAY, NIGHT + DAY)) == []
         assert len(batches_of(id)) == 3
 
     def test_a_backfill_is_bounded_and_must_find_something(self, clock: Clock, owner: Owner) -> None:
         id = made(owner, cron="0 * * * *")
         with pytest.raises(InvalidRequest, match="more than 100 instants"):
-            change(id, lambda session, schedule: fire.backfill(session, schedule, NOON - 10 * DAY, NOON))
+            change(id, lambda session, schedule: by_hand.backfill(session, schedule, NOON - 10 * DAY, NOON))
         with pytest.raises(InvalidRequest, match="no instant"):
-            change(id, lambda session, schedule: fire.backfill(session, schedule, NOON + timedelta(minutes=1), NOON + DAY))
+            change(id, lambda session, schedule: by_hand.backfill(session, schedule, NOON + timedelta(minutes=1), NOON + DAY))
 
     def test_deleting_keeps_runs_and_batches_and_starts_nothing_more(self, clock: Clock, owner: Owner) -> None:
         id = made(owner, overlap="buffer_one")

@@ -20,7 +20,7 @@ from xalen_batch.accounts import Owner
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, InboxRequest, Schedule
 from xalen_batch.pipeline import recover
-from xalen_batch.schedules import fire, inbox, registry
+from xalen_batch.schedules import by_hand, fire, inbox, registry
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.sources import NotReady
 from xalen_batch.states import BatchStatus
@@ -193,7 +193,7 @@ class TestBusy:
         end_batch(id)
         fire.run()
         assert states(id) == ["succeeded", "waiting", "waiting"]
-        assert change(id, fire.run_now).state == "running"
+        assert change(id, by_hand.run_now).state == "running"
 
 
 class TestAbsence:
@@ -385,7 +385,7 @@ class TestPatience:
 
         monkeypatch.setattr("xalen_batch.schedules.sources.find", find)
         clock.set(NIGHT + 20 * HOUR)
-        change(id, lambda session, schedule: fire.backfill(session, schedule, NIGHT, NIGHT + HOUR))
+        change(id, lambda session, schedule: by_hand.backfill(session, schedule, NIGHT, NIGHT + HOUR))
         assert states(id) == ["waiting"]
 
 

@@ -14,7 +14,7 @@ from xalen_batch.api.responses import stored
 from xalen_batch.api.schedule_schemas import BackfillRequest, RunObject
 from xalen_batch.api.schemas import ListObject, listing
 from xalen_batch.models import ScheduleRun
-from xalen_batch.schedules import fire, registry, runs
+from xalen_batch.schedules import by_hand, registry, runs
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.states import RunState
 
@@ -42,7 +42,7 @@ def run_schedule(session: Transaction, caller: Submitter, schedule_id: str, key:
     """Run it now, beside its instants: its next fire stays where it is. Any body is ignored."""
 
     def create() -> bytes:
-        run = fire.run_now(session, registry.lock(session, caller, schedule_id))
+        run = by_hand.run_now(session, registry.lock(session, caller, schedule_id))
         return _shown(session, [run])[0].model_dump_json().encode()
 
     fingerprint = hashlib.sha256(schedule_id.encode()).digest()
@@ -58,7 +58,7 @@ def backfill_schedule(
     def create() -> bytes:
         schedule = registry.lock(session, caller, schedule_id)
         definition = Definition.model_validate(schedule.definition)
-        found = fire.backfill(session, schedule, definition.instant(body.start_at), definition.instant(body.end_at))
+        found = by_hand.backfill(session, schedule, definition.instant(body.start_at), definition.instant(body.end_at))
         return ListObject[RunObject].of(_shown(session, found), has_more=False).model_dump_json().encode()
 
     fingerprint = hashlib.sha256(schedule_id.encode() + orjson.dumps(body.model_dump(mode="json"))).digest()

@@ -5,31 +5,28 @@ firing; the batch is made in the transaction that records the run and moves the 
 slow, putting a run's input file together, is left to the validation of its batch. PostgreSQL's clock decides.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import takewhile
 from uuid import UUID
 
 from pydantic import ValidationError
 from sqlalchemy import Subquery, func, or_, select, union
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
-from xalen_batch import batches, db, ids, log
-from xalen_batch.errors import InvalidRequest, NotCancellable
+from xalen_batch import db, log
+from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, Schedule, ScheduleRun
-from xalen_batch.schedules import inbox, policies, runs
+from xalen_batch.schedules import meeting, policies, runs
 from xalen_batch.schedules.definition import Definition
-from xalen_batch.schedules.policies import Meeting, Miss
+from xalen_batch.schedules.policies import Miss
 from xalen_batch.schedules.runs import Trigger
-from xalen_batch.schedules.starting import start
-from xalen_batch.states import OPEN_RUNS, TERMINAL, RunState, ScheduleStatus
+from xalen_batch.states import TERMINAL, RunState, ScheduleStatus
 
 logger = log.get(__name__)
 
 # Instants recorded as missed in one transaction.
 MISSED_AT_ONCE = 1_000
-MOST_BACKFILLED = 100
 MICROSECOND = timedelta(microseconds=1)
 # The most that new rules of a zone make a fire earlier than the old ones had it.
 LONGEST_SHIFT = timedelta(hours=3)
@@ -72,49 +69,6 @@ def bring_up_to_date(session: Session, schedule: Schedule) -> None:
         _do_due(session, schedule)
 
 
-def run_now(session: Session, schedule: Schedule) -> ScheduleRun:
-    """Run a locked schedule for this moment, beside its instants. InvalidRequest if `overlap` is against it."""
-    bring_up_to_date(session, schedule)
-    now = db.now(session)
-    # Never a whole second: that might be an instant of the schedule's own.
-    moment = now if now.microsecond else now + MICROSECOND
-    made = _insert(session, [runs.blank(schedule, moment, Trigger.MANUAL, RunState.WAITING)])
-    if not made:
-        raise InvalidRequest("The schedule was run at this very moment already. Try again.", code="run_in_progress")
-    _begin(session, schedule, made[0], runs.unended(session, schedule), now, is_made_up=False)
-    if made[0].reason == "overlap" and made[0].state == RunState.SKIPPED:
-        raise InvalidRequest(
-            f"{made[0].message} Wait for its end, or cancel its batch, or change the schedule's `overlap`.", code="run_in_progress"
-        )
-    return made[0]
-
-
-def backfill(session: Session, schedule: Schedule, start_at: datetime, end_at: datetime) -> list[ScheduleRun]:
-    """Run a locked schedule's past instants in [start_at, end_at) that never ran, one after another.
-
-    Instants that were missed or skipped are taken up again; those that have run are left alone.
-    """
-    bring_up_to_date(session, schedule)
-    definition = Definition.model_validate(schedule.definition)
-    now = db.now(session)
-    instants = _to_backfill(definition, start_at, min(end_at, now))
-    known = {
-        run.scheduled_for: run
-        for run in session.scalars(
-            select(ScheduleRun).where(ScheduleRun.schedule_id == schedule.id, ScheduleRun.scheduled_for.in_(instants))
-        )
-    }
-    found = []
-    for instant in instants:
-        if instant not in known:
-            found += _insert(session, [runs.blank(schedule, instant, Trigger.BACKFILL, RunState.WAITING)])
-        elif known[instant].state in (RunState.MISSED, RunState.SKIPPED):
-            known[instant].take_up(schedule, Trigger.BACKFILL.value, now)
-            found.append(known[instant])
-    _start_waiting(session, schedule, runs.unended(session, schedule), now)
-    return found
-
-
 def _due() -> Subquery:
     """Ids of schedules that fire, or have a run that ends, or one that waits and is held up by none of ours."""
     fires = select(Schedule.id).where(Schedule.next_fire_at <= func.now())
@@ -150,7 +104,7 @@ def _do_due(session: Session, schedule: Schedule) -> None:
     unended = runs.unended(session, schedule)
     if schedule.deleted_at is None:
         now = db.now(session)
-        _start_waiting(session, schedule, unended, now)
+        meeting.start_waiting(session, schedule, unended, now)
         if schedule.status != ScheduleStatus.PAUSED:
             _fire_due(session, schedule, unended, now)
         elif next_fire_at is not None and next_fire_at <= now:
@@ -186,8 +140,8 @@ def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRu
     schedule.aim(definition.next_fire(schedule.id, come[-1]))
     for instant in due.run:
         # One that fails may pause the schedule; what had come by then still runs.
-        for run in _insert(session, [runs.blank(schedule, instant, Trigger.SCHEDULE, RunState.WAITING)]):
-            _begin(session, schedule, run, unended, now, is_made_up=len(due.run) > 1)
+        for run in runs.record(session, [runs.blank(schedule, instant, Trigger.SCHEDULE, RunState.WAITING)]):
+            meeting.begin(session, schedule, run, unended, now, is_made_up=len(due.run) > 1)
             unended = [*unended, run]
     if schedule.status == ScheduleStatus.ENDED:
         logger.info("schedule.ended", schedule_id=schedule.id.hex)
@@ -208,7 +162,7 @@ def _miss_due(session: Session, schedule: Schedule, next_fire_at: datetime, now:
     """Record what had come when a failure that came to light only now paused the schedule."""
     definition = Definition.model_validate(schedule.definition)
     delay = definition.delay(schedule.id)
-    come = _before(definition.fires(next_fire_at - delay - MICROSECOND), now - delay + MICROSECOND)
+    come = takewhile(lambda instant: instant <= now - delay, definition.fires(next_fire_at - delay - MICROSECOND))
     _record_missed(session, schedule, [(instant, Miss.PAUSED) for instant in come], now)
 
 
@@ -228,7 +182,7 @@ def _record_missed(session: Session, schedule: Schedule, missed: Sequence[tuple[
         | {"reason": reason.value, "message": MISSED[reason], "ended_at": now}
         for instant, reason in missed
     ]
-    if recorded := _insert(session, rows):
+    if recorded := runs.record(session, rows):
         schedule.count(RunState.MISSED, len(recorded))
         logger.warning(
             "schedule.run_missed",
@@ -238,90 +192,3 @@ def _record_missed(session: Session, schedule: Schedule, missed: Sequence[tuple[
             last=max(run.scheduled_for for run in recorded).isoformat(),
             reasons=sorted({str(run.reason) for run in recorded}),
         )
-
-
-def _insert(session: Session, rows: Sequence[dict[str, object]]) -> list[ScheduleRun]:
-    """New runs, in order; an instant that has a run already is left as it is."""
-    if not rows:
-        return []
-    made = session.scalars(insert(ScheduleRun).on_conflict_do_nothing().returning(ScheduleRun), list(rows)).all()
-    return sorted(made, key=lambda run: run.scheduled_for)
-
-
-def _begin(
-    session: Session, schedule: Schedule, run: ScheduleRun, unended: Sequence[ScheduleRun], now: datetime, *, is_made_up: bool
-) -> None:
-    """Start a new run, or do what `overlap` says where others have not ended."""
-    definition = Definition.model_validate(run.definition)
-    others = [other for other in unended if other is not run and other.state in OPEN_RUNS and not _is_held(schedule, other)]
-    states = {other.state for other in others}
-    meeting = policies.meet(
-        definition.overlap, is_running=RunState.RUNNING in states, is_waiting=RunState.WAITING in states, is_made_up=is_made_up
-    )
-    match meeting:
-        case Meeting.START:
-            start(session, schedule, run, now)
-        case Meeting.WAIT:
-            run.wait("overlap", f"{_named(others[0])} has not ended.")
-        case Meeting.SKIP:
-            runs.end(session, schedule, run, RunState.SKIPPED, "overlap", f"{_named(others[0])} had not ended.")
-        case Meeting.CANCEL_PREVIOUS:
-            for other in others:
-                _cancel(session, schedule, other)
-            start(session, schedule, run, now)
-
-
-def _start_waiting(session: Session, schedule: Schedule, unended: Sequence[ScheduleRun], now: datetime) -> None:
-    """Start runs that wait, the oldest first, one at a time unless they may overlap. A pause holds those of the schedule itself."""
-    is_busy = any(run.state == RunState.RUNNING for run in unended)
-    for run in unended:
-        may_overlap = Definition.model_validate(run.definition).overlap == "allow"
-        if run.state == RunState.WAITING and not _is_held(schedule, run) and (may_overlap or not is_busy):
-            start(session, schedule, run, now)
-            is_busy = is_busy or run.state in OPEN_RUNS
-
-
-def _is_held(schedule: Schedule, run: ScheduleRun) -> bool:
-    """Whether a pause keeps a run from starting."""
-    return run.state == RunState.WAITING and run.trigger == Trigger.SCHEDULE and schedule.status == ScheduleStatus.PAUSED
-
-
-def _cancel(session: Session, schedule: Schedule, run: ScheduleRun) -> None:
-    if run.state == RunState.WAITING:
-        runs.end(session, schedule, run, RunState.SKIPPED, "superseded", "A later run took its place.")
-        return
-    batch = session.scalars(select(Batch).where(Batch.run_id == run.id)).one()
-    try:
-        batches.cancel(session, batch)
-        # Those that its file has not taken in; the run that takes its place does.
-        inbox.unseal(session, run)
-    except NotCancellable:
-        # It has just ended, or is about to.
-        logger.info("schedule.previous_ended", schedule_id=schedule.id.hex, run_id=run.id.hex)
-
-
-def _to_backfill(definition: Definition, start_at: datetime, end_at: datetime) -> list[datetime]:
-    if definition.inbox is not None:
-        raise InvalidRequest("A schedule with an inbox has nothing to backfill: its requests wait for the next run. Use run.", param="from")
-    instants = []
-    for instant in _before(definition.fires(start_at - MICROSECOND), end_at):
-        instants.append(instant)
-        if len(instants) > MOST_BACKFILLED:
-            raise InvalidRequest(
-                f"There are more than {MOST_BACKFILLED} instants between {start_at.isoformat()} and {end_at.isoformat()}. Backfill a shorter time at once.",
-                param="to",
-            )
-    if not instants:
-        raise InvalidRequest(
-            f"The schedule has no instant between {start_at.isoformat()} and {end_at.isoformat()} that has come. Preview it to see when it fires.",
-            param="from",
-        )
-    return instants
-
-
-def _before(instants: Iterator[datetime], end: datetime) -> Iterator[datetime]:
-    return takewhile(lambda instant: instant < end, instants)
-
-
-def _named(run: ScheduleRun) -> str:
-    return f"The run {ids.render('run', run.id)} for {run.scheduled_for.isoformat()}"

@@ -1,4 +1,4 @@
-"""Runs: how each one ends, and how they are shown."""
+"""Runs: how each one is recorded, how it ends, and how it is shown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from sqlalchemy import select, true
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
 from xalen_batch import db, ids, log, paging
@@ -143,3 +144,11 @@ def blank(schedule: Schedule, scheduled_for: datetime, trigger: Trigger, state: 
         "state": state.value,
         "definition": schedule.definition,
     }
+
+
+def record(session: Session, rows: Sequence[dict[str, object]]) -> list[ScheduleRun]:
+    """New runs, in order; an instant that has a run already is left as it is."""
+    if not rows:
+        return []
+    made = session.scalars(insert(ScheduleRun).on_conflict_do_nothing().returning(ScheduleRun), list(rows)).all()
+    return sorted(made, key=lambda run: run.scheduled_for)

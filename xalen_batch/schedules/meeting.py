@@ -1,0 +1,75 @@
+"""Runs of one schedule that meet: which starts, which waits for the one before, which is left out."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from xalen_batch import batches, ids, log
+from xalen_batch.errors import NotCancellable
+from xalen_batch.models import Batch, Schedule, ScheduleRun
+from xalen_batch.schedules import inbox, policies, runs
+from xalen_batch.schedules.definition import Definition
+from xalen_batch.schedules.policies import Meeting
+from xalen_batch.schedules.runs import Trigger
+from xalen_batch.schedules.starting import start
+from xalen_batch.states import OPEN_RUNS, RunState, ScheduleStatus
+
+logger = log.get(__name__)
+
+
+def begin(
+    session: Session, schedule: Schedule, run: ScheduleRun, unended: Sequence[ScheduleRun], now: datetime, *, is_made_up: bool
+) -> None:
+    """Start a new run, or do what `overlap` says where others have not ended."""
+    definition = Definition.model_validate(run.definition)
+    others = [other for other in unended if other is not run and other.state in OPEN_RUNS and not _is_held(schedule, other)]
+    states = {other.state for other in others}
+    meeting = policies.meet(
+        definition.overlap, is_running=RunState.RUNNING in states, is_waiting=RunState.WAITING in states, is_made_up=is_made_up
+    )
+    match meeting:
+        case Meeting.START:
+            start(session, schedule, run, now)
+        case Meeting.WAIT:
+            run.wait("overlap", f"{_named(others[0])} has not ended.")
+        case Meeting.SKIP:
+            runs.end(session, schedule, run, RunState.SKIPPED, "overlap", f"{_named(others[0])} had not ended.")
+        case Meeting.CANCEL_PREVIOUS:
+            for other in others:
+                _cancel(session, schedule, other)
+            start(session, schedule, run, now)
+
+
+def start_waiting(session: Session, schedule: Schedule, unended: Sequence[ScheduleRun], now: datetime) -> None:
+    """Start runs that wait, the oldest first, one at a time unless they may overlap. A pause holds those of the schedule itself."""
+    is_busy = any(run.state == RunState.RUNNING for run in unended)
+    for run in unended:
+        may_overlap = Definition.model_validate(run.definition).overlap == "allow"
+        if run.state == RunState.WAITING and not _is_held(schedule, run) and (may_overlap or not is_busy):
+            start(session, schedule, run, now)
+            is_busy = is_busy or run.state in OPEN_RUNS
+
+
+def _is_held(schedule: Schedule, run: ScheduleRun) -> bool:
+    """Whether a pause keeps a run from starting."""
+    return run.state == RunState.WAITING and run.trigger == Trigger.SCHEDULE and schedule.status == ScheduleStatus.PAUSED
+
+
+def _cancel(session: Session, schedule: Schedule, run: ScheduleRun) -> None:
+    if run.state == RunState.WAITING:
+        runs.end(session, schedule, run, RunState.SKIPPED, "superseded", "A later run took its place.")
+        return
+    batch = session.scalars(select(Batch).where(Batch.run_id == run.id)).one()
+    try:
+        batches.cancel(session, batch)
+        # Those that its file has not taken in; the run that takes its place does.
+        inbox.unseal(session, run)
+    except NotCancellable:
+        # It has just ended, or is about to.
+        logger.info("schedule.previous_ended", schedule_id=schedule.id.hex, run_id=run.id.hex)
+
+
+def _named(run: ScheduleRun) -> str:
+    return f"The run {ids.render('run', run.id)} for {run.scheduled_for.isoformat()}"
