@@ -17,6 +17,8 @@ RUN: dict[str, Any] = {
     "schedule_id": "sched_1",
     "scheduled_for": 1795570200,
     "scheduled_local": "2026-11-25T02:30:00+01:00",
+    "timezone": "Europe/Berlin",
+    "as_of": None,
     "fired_at": 1795570204,
     "lag": 4.25,
     "ended_at": 1795570300,

@@ -43,7 +43,7 @@ class TestAdd:
         [
             ("Line 2 (custom_id 'x'): url is missing.", "in.jsonl:4 (custom_id 'x'): url is missing."),
             ("Line 2: It is used on line 1.", "in.jsonl:4: It is used on line 1. [HTTP 400] (It counts from 1 at line 3.)"),
-            ("The inbox is full.", "in.jsonl, lines 3 to 4: The inbox is full."),
+            ("The body cannot be read.", "in.jsonl, lines 3 to 4: The body cannot be read."),
         ],
     )
     def test_it_stops_at_what_is_refused_and_says_what_is_there_already(
@@ -56,6 +56,11 @@ class TestAdd:
         assert (result.exit_code, result.stdout, len(api.requests)) == (1, "", 2)
         assert words in said(result)
         assert "Lines 1 to 2 are accepted; add the whole file again" in said(result)
+
+    @pytest.mark.parametrize(("status", "code"), [(404, None), (400, "schedule_ended"), (400, "no_inbox"), (403, None)])
+    def test_what_is_wrong_with_the_schedule_is_not_told_of_lines(self, status: int, code: str | None, api: Api) -> None:
+        api.answers = [error(status, "Give it a later ends_at.", code)]
+        assert "Error: Give it a later --ends. [HTTP" in said(run(api, "add", "sched_1", "-", input=b"{}\n"))
 
     @pytest.mark.parametrize("content", [b"", b"\n \n"])
     def test_a_file_without_requests_is_an_error(self, content: bytes, api: Api) -> None:
@@ -87,11 +92,36 @@ class TestRun:
         assert "run_1 is waiting: run_0 has not ended." in result.stderr
         assert "batch_1 completed: 1 of 2 lines succeeded" in result.stderr
 
-    def test_nothing_to_run_is_no_error_and_names_no_batch(self, api: Api) -> None:
+    @pytest.mark.parametrize(("options", "exit_code"), [([], 0), (["--wait"], 3)])
+    def test_nothing_to_run_is_told_and_to_one_that_waits_it_is_no_success(self, options: list[str], exit_code: int, api: Api) -> None:
         api.answers = [ok(RUN | {"state": "skipped", "batch_id": None, "reason": "empty", "message": "No request\x1b[2J had arrived."})]
-        result = run(api, "run", "sched_1", "--wait")
-        assert (result.exit_code, result.stdout) == (0, "")
+        result = run(api, "run", "sched_1", *options)
+        assert (result.exit_code, result.stdout) == (exit_code, "")
         assert "No request\\x1b[2J had arrived." in result.stderr
+        assert ("run_1 was skipped, so there is no batch to wait for." in result.stderr) == bool(options)
+
+    def test_one_for_another_time_names_it_and_is_told_with_its_dates(self, api: Api) -> None:
+        api.answers = [ok(RUN | {"state": "running", "trigger": "manual", "as_of": 1795138200}), listed(RUN | {"as_of": 1795138200})]
+        result = run(api, "run", "sched_1", "--for", "2026-11-20T02:30")
+        assert (result.exit_code, result.stdout, body(api, 0)) == (0, "batch_1\n", {"as_of": "2026-11-20T02:30:00"})
+        assert "run_1 is running, with the dates of Fri 2026-11-20 02:30 +01:00." in said(result)
+        header, _, row = run(api, "runs", "sched_1").stdout.splitlines()
+        assert "dates of" in header
+        assert "Wed 2026-11-25 02:30 +01:00   Fri 2026-11-20 02:30 +01:00" in row
+
+    def test_one_that_waits_for_its_window_says_so(self, api: Api) -> None:
+        waiting = RUN | {"state": "running", "reason": "execution_window", "message": "Its batch waits for its execution window."}
+        api.answers = [ok(waiting), listed(waiting), listed(SCHEDULE | {"last_run": waiting})]
+        assert "run_1 is running: Its batch waits for its execution window." in said(run(api, "run", "sched_1"))
+        shown = run(api, "runs", "sched_1").stdout
+        assert "execution_window" in shown.splitlines()[2]
+        assert shown.endswith("running: Its batch waits for its execution window.\n")
+        assert "running (execution_window)" in run(api, "list").stdout
+
+    def test_what_the_batch_says_is_named_by_its_command(self, api: Api) -> None:
+        refused = RUN | {"state": "failed", "reason": "batch_failed", "message": "batch_1 did not pass; its `errors` name every line."}
+        api.answers = [listed(refused)]
+        assert "batch_1 did not pass; `xalen-batch show batch_1` names every line." in run(api, "runs", "sched_1").stdout
 
     def test_one_that_cannot_begin_is_an_error(self, api: Api) -> None:
         api.answers = [ok(RUN | {"state": "failed", "batch_id": None, "message": "The file is gone."})]
@@ -108,3 +138,28 @@ class TestRun:
         result = run(api, "backfill", "sched_1", "--from", "2026-11-01", "--to", "2026-11-08T06:00+01:00")
         assert body(api, 0) == {"from": "2026-11-01T00:00:00", "to": "2026-11-08T06:00:00+01:00"}
         assert "Wed 2026-11-25 02:30 +01:00" in result.stdout
+
+    def test_when_nothing_is_left_a_backfill_counts_what_failed_and_says_how_to_run_it_again(self, api: Api) -> None:
+        night = RUN | {"state": "failed", "scheduled_local": "2026-11-07T23:59:00+01:00"}
+        others = [night | {"trigger": "manual"}, night | {"scheduled_local": "2026-11-08T00:00:00+01:00"}]
+        api.answers = [listed(), listed(*others, night, night | {"scheduled_local": "2026-11-01T00:00:00+01:00"})]
+        result = run(api, "backfill", "sched_1", "--from", "2026-11-01", "--to", "2026-11-08")
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert "every time between 2026-11-01T00:00:00 and 2026-11-08T00:00:00 has run already" in said(result)
+        assert "2 of these runs failed." in said(result)
+        assert "`xalen-batch schedules run sched_1 --for 2026-11-01T00:00:00+01:00` runs one of them again." in said(result)
+
+    def test_a_key_that_may_not_see_what_failed_is_told_how_to_run_it_again(self, api: Api) -> None:
+        api.answers = [listed(), error(403)]
+        result = run(api, "backfill", "sched_1", "--from", "2026-11-01", "--to", "2026-11-08T00:00+01:00")
+        assert result.exit_code == 0
+        assert "failed" not in result.stderr
+        assert "`xalen-batch schedules run sched_1 --for TIME` runs one of them again." in said(result)
+
+    @pytest.mark.parametrize(
+        ("start", "words"), [("2026-11-09", "2026-11-09T00:00:00 is after --to"), ("2026-11-08", "is the same as --to")]
+    )
+    def test_a_backfill_from_after_its_end_is_a_usage_error(self, start: str, words: str, api: Api) -> None:
+        result = run(api, "backfill", "sched_1", "--from", start, "--to", "2026-11-08")
+        assert (result.exit_code, api.requests) == (2, [])
+        assert words in said(result)

@@ -1,6 +1,7 @@
 """Schedules, runs and fires as people see them."""
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from xalen_batch.cli.schedules import view
 HOSTILE = "\x1b[2Jnight\u202e"
 LONG = "0" * 32
 ROW = view.row_of(SCHEDULE | {"id": f"sched_{LONG}"})
-RUN_ROW = view.row_of_run(RUN | {"batch_id": f"batch_{LONG}", "state": "cancelled", "reason": "batch_cancelled", "lag": 799_800.0})
+RUN_ROW = view.row_of_run(
+    RUN | {"batch_id": f"batch_{LONG}", "state": "cancelled", "reason": "batch_cancelled", "lag": 799_800.0, "as_of": 1795138200}
+)
 
 
 @pytest.fixture
@@ -53,13 +56,46 @@ class TestShown:
         with (Path("/dev/null")).open("w", encoding="ascii") as file:
             assert view.sparkline([{"state": "succeeded"}, {"state": "failed"}], Console(file=file)).plain == "sF"
 
-    @pytest.mark.parametrize(("columns", "row"), [(view.SCHEDULES, ROW), (view.RUNS, RUN_ROW)])
-    def test_on_a_terminal_of_120_columns_nothing_is_folded(self, columns: Any, row: Any, capsys: pytest.CaptureFixture[str]) -> None:
-        console = Console(width=120, force_terminal=True, no_color=True, color_system=None)
-        output.show(view.stacked(columns, [row], console=console), console)
+    @pytest.mark.parametrize(("layouts", "row"), [(view.SCHEDULES, ROW), (view.RUNS, RUN_ROW)])
+    @pytest.mark.parametrize("width", [60, 80, 100, 120])
+    def test_on_a_terminal_nothing_is_folded_and_no_line_is_too_long(
+        self, width: int, layouts: Any, row: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        console = Console(width=width, force_terminal=True, no_color=True, color_system=None)
+        output.show(view.stacked(layouts, [row], right=("lag", "cost USD"), console=console), console)
         printed = capsys.readouterr().out
         for cell in row:
             assert cell.plain in printed
+        assert max(map(len, printed.splitlines())) <= width
+
+    def test_a_long_name_is_folded_and_not_what_is_beside_it(self, capsys: pytest.CaptureFixture[str]) -> None:
+        console = Console(width=80, force_terminal=True, no_color=True, color_system=None)
+        row = (view.Text("night " * 30), *ROW[1:])
+        output.show(view.stacked(view.SCHEDULES, [row], console=console), console)
+        printed = capsys.readouterr().out
+        for cell in ROW[1:]:
+            assert cell.plain in printed
+
+    def test_show_folds_no_id_on_a_terminal_of_80_columns(self, capsys: pytest.CaptureFixture[str]) -> None:
+        console = Console(width=80, force_terminal=True, no_color=True, color_system=None)
+        schedule = SCHEDULE | {"id": f"sched_{LONG}", "last_run": RUN | {"batch_id": f"batch_{LONG}", "message": "It failed. " * 9}}
+        console.print(output.fields(view._fields(schedule)))
+        printed = capsys.readouterr().out
+        assert f"sched_{LONG}" in printed
+        assert f"batch_{LONG}" in printed
+
+    def test_times_of_a_run_are_on_its_zones_clock_also_after_a_clock_change(self) -> None:
+        run = RUN | {"scheduled_local": "2026-10-24T02:30:00+02:00", "scheduled_for": 1792801800}
+        late = [("2026-10-24T02:31:00+02:00", "02:31:00"), ("2026-10-26T02:31:00+01:00", "2026-10-26 02:31:00 +01:00")]
+        for fired, shown in late:
+            fired_at = int(datetime.fromisoformat(fired).timestamp())
+            assert view.row_of_run(run | {"fired_at": fired_at})[2].plain == shown
+        unknown = view.row_of_run(run | {"timezone": "Mars/Olympus"})
+        assert unknown[2].plain == "2026-11-25 01:30:04 UTC"
+
+    @pytest.mark.parametrize("trigger", ["manual", "backfill"])
+    def test_a_run_that_was_asked_for_has_no_lag(self, trigger: str) -> None:
+        assert view.row_of_run(RUN | {"trigger": trigger, "lag": 799_800.0})[3].plain == "-"
 
     def test_show_has_every_field_and_no_control_character(self, api: Api) -> None:
         window = {"start": "22:00", "end": "06:00", "days": ["mon", "tue"], "timezone": "Europe/Berlin"}

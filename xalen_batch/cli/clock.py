@@ -3,6 +3,7 @@
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
@@ -26,14 +27,18 @@ def machine_zone() -> str | None:
 
 
 def zone_or_machines(timezone: str | None) -> str:
-    """The zone that was given, else this machine's, which is said on stderr."""
+    """The zone that was given, else this machine's, else UTC."""
+    return timezone or machine_zone() or "UTC"
+
+
+def say_zone(timezone: str | None) -> None:
+    """On stderr, which zone is taken where none was given; said once nothing is wrong with what was given."""
     if timezone is not None:
-        return timezone
+        return
     if found := machine_zone():
         say(f"Time zone: {found}, this machine's. --timezone names another.")
-        return found
-    say("Time zone: UTC, since this machine's zone is not known by name. --timezone names another.", style="yellow")
-    return "UTC"
+    else:
+        say("Time zone: UTC, since this machine's zone is not known by name. --timezone names another.", style="yellow")
 
 
 def _is_zone(name: str) -> bool:
@@ -60,11 +65,31 @@ def utc(seconds: float | None) -> str:
     return "-" if seconds is None else f"{_minute(datetime.fromtimestamp(seconds, UTC))} UTC"
 
 
-def beside(seconds: float, iso: str) -> str:
-    """A moment on the clock of another one: the time alone if it is on the same day, else the date too."""
-    other = datetime.fromisoformat(iso)
-    time = datetime.fromtimestamp(seconds, other.tzinfo)
-    return f"{time:%H:%M:%S}" if time.date() == other.date() else f"{time:%Y-%m-%d %H:%M:%S}"
+def beside(seconds: float, iso: str, timezone: str) -> str:
+    """A moment on a zone's clock, next to another one: the time, with its date and offset where they are not the other's.
+
+    In UTC where this machine does not know the zone.
+    """
+    other, zone = datetime.fromisoformat(iso), _zone(timezone)
+    if zone is None:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    time = datetime.fromtimestamp(seconds, zone)
+    date = "" if time.date() == other.date() else f"{time:%Y-%m-%d} "
+    offset = "" if time.utcoffset() == other.utcoffset() else f" {time.isoformat()[-6:]}"
+    return f"{date}{time:%H:%M:%S}{offset}"
+
+
+def at(seconds: float | None, timezone: str) -> str:
+    """Unix seconds as `local` shows them, on a zone's clock; in UTC where this machine does not know the zone."""
+    zone = _zone(timezone)
+    return utc(seconds) if seconds is None or zone is None else local(datetime.fromtimestamp(seconds, zone).isoformat())
+
+
+def _zone(timezone: str) -> ZoneInfo | None:
+    try:
+        return ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return None
 
 
 def _minute(time: datetime) -> str:

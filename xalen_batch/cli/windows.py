@@ -2,9 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Annotated, Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
@@ -42,7 +40,9 @@ def asked_for(hours: str | None, timezone: str | None) -> dict[str, Any] | None:
         if timezone is not None:
             raise typer.BadParameter("it is the clock of an execution window: give --execution-window too.", param_hint="--timezone")
         return None
-    return parse_window(hours, clock.zone_or_machines(timezone))
+    window = parse_window(hours, clock.zone_or_machines(timezone))
+    clock.say_zone(timezone)
+    return window
 
 
 def described(window: dict[str, Any]) -> str:
@@ -78,11 +78,8 @@ def say_waiting(batch: dict[str, Any]) -> None:
 
 def _moment(window: dict[str, Any], seconds: int) -> str:
     """On the clock of the window's zone, and in UTC."""
-    try:
-        there = clock.local(datetime.fromtimestamp(seconds, ZoneInfo(window["timezone"])).isoformat())
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return clock.utc(seconds)
-    return f"{there} ({clock.utc(seconds)})"
+    there = clock.at(seconds, window["timezone"])
+    return there if there == clock.utc(seconds) else f"{there} ({clock.utc(seconds)})"
 
 
 def _days(part: str) -> Iterator[str]:

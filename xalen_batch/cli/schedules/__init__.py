@@ -4,8 +4,10 @@ import typer
 
 from xalen_batch.cli.options import examples
 from xalen_batch.cli.schedules import add, create, pause, preview, runs, show
+from xalen_batch.cli.schedules.errors import Schedules
 
 commands = typer.Typer(
+    cls=Schedules,
     no_args_is_help=True,
     help="Run batches by the clock: every night, without a cron server.",
     epilog=examples(

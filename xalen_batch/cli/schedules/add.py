@@ -12,7 +12,7 @@ import typer
 
 from xalen_batch.cli import clock, inputs, progress
 from xalen_batch.cli.client import Client, connect
-from xalen_batch.cli.failures import INTERRUPTED, Failed
+from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
 from xalen_batch.cli.output import counted, figure, print_json, safe, say
 
@@ -21,6 +21,8 @@ PIECE_LINES = 1_000
 PIECE_BYTES = 4 * 1024 * 1024
 # Beyond what any server takes: such a file is of another kind.
 LONGEST_LINE = 64 * 1024 * 1024
+# Codes of what is wrong with the schedule, whatever is sent.
+OF_SCHEDULE = {"no_inbox", "schedule_ended", "inbox_full"}
 
 commands = typer.Typer()
 
@@ -67,9 +69,9 @@ def _sent(client: Client, schedule_id: str, path: Path, name: str) -> dict[str, 
             try:
                 answer = client.post_lines(f"/schedules/{schedule_id}/requests", piece.content)
             except Failed as error:
-                raise Failed(f"{_placed(str(error), piece, name)}{_remedy(last)}", error.exit_code) from None
+                raise Failed(f"{_placed(error, piece, name)}{_remedy(last)}", error.exit_code) from None
             except KeyboardInterrupt:
-                raise Failed(f"Stopped in lines {_lines(piece)}, which may be accepted.{_remedy(last)}", INTERRUPTED) from None
+                raise Failed(f"Stopped in {_lines(piece)}, which may be accepted.{_remedy(last)}", INTERRUPTED) from None
             accepted, known, last = accepted + answer["accepted"], known + answer["known"], piece.last
             moved(piece.end, size)
     if not answer:
@@ -77,24 +79,27 @@ def _sent(client: Client, schedule_id: str, path: Path, name: str) -> dict[str, 
     return answer | {"accepted": accepted, "known": known}
 
 
-def _placed(message: str, piece: Piece, name: str) -> str:
-    """What the server says of a piece, with the line of the file that it is about."""
+def _placed(error: Failed, piece: Piece, name: str) -> str:
+    """What the server says of a piece, with the line of the file that it is about, if it is about any."""
+    message = str(error)
     line = re.match(r"Line ([0-9,]+)", message)
     if line is None:
-        return f"{safe(name)}, lines {_lines(piece)}: {message}"
+        is_of_lines = isinstance(error, ApiError) and error.status in (400, 413) and error.code not in OF_SCHEDULE
+        return f"{safe(name)}, {_lines(piece)}: {message}" if is_of_lines else message
     number = piece.first - 1 + int(line[1].replace(",", ""))
     counted_there = f" (It counts from 1 at line {figure(piece.first)}.)" if piece.first > 1 and " on line " in message else ""
     return f"{safe(name)}:{number}{message.removeprefix(line[0])}{counted_there}"
 
 
 def _lines(piece: Piece) -> str:
-    return f"{figure(piece.first)} to {figure(piece.last)}"
+    return f"line {figure(piece.first)}" if piece.first == piece.last else f"lines {figure(piece.first)} to {figure(piece.last)}"
 
 
 def _remedy(last: int) -> str:
     if not last:
         return ""
-    return f" Lines 1 to {figure(last)} are accepted; add the whole file again when it is right: what waits still is not added twice."
+    there = "Line 1 is" if last == 1 else f"Lines 1 to {figure(last)} are"
+    return f" {there} accepted; add the whole file again when it is right: what waits still is not added twice."
 
 
 def _pieces(path: Path) -> Iterator[Piece]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xalen_batch.cli import clock
+from xalen_batch.cli import clock, windows
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import ApiError
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
@@ -62,6 +62,7 @@ def create(
     request.check_when(cron, timezone)
     body = {"name": name, "cron": cron} | request.plain(given, timezone) | {"timezone": timezone}
     body |= request.source_or_inbox(given, {})
+    clock.say_zone(given.timezone)
     client = connect(base_url, api_key, live)
     sent = request.send_file(client, given)
     with request.removing(client, sent):
@@ -126,9 +127,13 @@ def _cleared(names: list[Clearable], given: Given) -> list[Clearable]:
 
 
 def _say_next(client: Client, schedule: dict[str, Any]) -> None:
-    """Where its files are to be put, and the next fires for a key that may see them: the schedule is there all the same."""
+    """Where its files are to be put, when its lines are started, and the next fires for a key that may see them: the schedule is there all the same."""
     if schedule["source_location"] is not None:
         say(f"It takes its files from {safe(schedule['source_location'])}.")
+    if schedule["execution_window"] is not None:
+        say(
+            f"It fires when it is due, and its batches start lines only in their execution window, {windows.described(schedule['execution_window'])}."
+        )
     try:
         preview = client.get(f"/schedules/{schedule['id']}/preview", count=SHOWN_FIRES)
     except ApiError as error:

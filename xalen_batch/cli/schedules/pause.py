@@ -1,14 +1,16 @@
 """`schedules pause`, `resume`, `delete`: whether it fires."""
 
-from typing import Annotated
+from contextlib import suppress
+from typing import Annotated, Any
 
 import typer
 
 from xalen_batch.cli import clock
-from xalen_batch.cli.client import connect
+from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import ApiError, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
 from xalen_batch.cli.output import counted, print_json, safe, say
+from xalen_batch.cli.schedules import view
 
 commands = typer.Typer()
 
@@ -23,10 +25,22 @@ def pause(
     live: Live = False,
 ) -> None:
     """Fire no more until it is resumed. What would have fired meanwhile is not made up for."""
-    schedule = connect(base_url, api_key, live).post(f"/schedules/{schedule_id}/pause", {"note": note})
+    client = connect(base_url, api_key, live)
+    schedule = client.post(f"/schedules/{schedule_id}/pause", {"note": note})
     if as_json:
         print_json(schedule)
-    say(f"{safe(schedule['name'])} is {schedule['status']}; `xalen-batch schedules resume {schedule_id}` lets it fire again.")
+    if _is_over(client, schedule):
+        say(f"{safe(schedule['name'])} is {schedule['status']}. {view.HAS_ENDED.format(id=schedule_id)}", style="yellow")
+    else:
+        say(f"{safe(schedule['name'])} is {schedule['status']}; `xalen-batch schedules resume {schedule_id}` lets it fire again.")
+
+
+def _is_over(client: Client, schedule: dict[str, Any]) -> bool:
+    """Whether no fire is left before its end, so that to resume it would not help. False where this key may not see its fires."""
+    if schedule["ends_at"] is not None:
+        with suppress(Failed):
+            return not client.get(f"/schedules/{schedule['id']}/preview", count=1)["fires"]
+    return False
 
 
 @commands.command(epilog=examples("xalen-batch schedules resume sched_0192…"))
@@ -35,6 +49,9 @@ def resume(schedule_id: ScheduleId, as_json: Json = False, base_url: BaseUrl = N
     schedule = connect(base_url, api_key, live).post(f"/schedules/{schedule_id}/resume")
     if as_json:
         print_json(schedule)
+    if schedule["status"] == "ended":
+        say(f"{safe(schedule['name'])} does not fire. {view.HAS_ENDED.format(id=schedule_id)}", style="yellow")
+        return
     fires = f", and fires next {clock.local(schedule['next_fire_local'])} ({clock.utc(schedule['next_fire_at'])})"
     say(f"{safe(schedule['name'])} is {schedule['status']}{fires if schedule['next_fire_at'] else ''}.")
 

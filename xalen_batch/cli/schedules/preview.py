@@ -54,10 +54,12 @@ def _expression(cron: str | None, timezone: str | None, starts: str | None, ends
         raise typer.BadParameter("what is to be previewed? Give ID or --cron.", param_hint="ID / --cron")
     zone = clock.zone_or_machines(timezone)
     request.check_when(cron, zone)
-    return {
+    body = {
         "cron": cron,
         "timezone": zone,
         "starts_at": None if starts is None else clock.moment(starts, "--starts"),
         "ends_at": None if ends is None else clock.moment(ends, "--ends"),
         "jitter": jitter or 0,
     }
+    clock.say_zone(timezone)
+    return body

@@ -117,18 +117,24 @@ def _upload(client: Client, path: Path, name: str, given: Given) -> tuple[str, d
         return checked.endpoint, submit.upload(client, checked)
     # Filled in as its next run would be, it is checked by the server.
     with path.open("rb") as lines:
-        endpoint = given.endpoint or _endpoint(next((line for line in lines if line.strip()), b""), name)
+        number, line = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (1, b""))
+    endpoint = given.endpoint or _endpoint(line, name, number)
     with progress.transfer("uploading") as moved:
         return endpoint, client.upload(path, name, moved)
 
 
-def _endpoint(line: bytes, name: str) -> str:
+def _endpoint(line: bytes, name: str, number: int = 1) -> str:
+    """What a line of a file, its first that has any text in it, asks for."""
+    if not line.strip():
+        raise Failed(f"{safe(name)} is empty. Write one JSON object on each line.")
     try:
-        url = json.loads(line.decode("utf-8-sig"))["url"]
-    except (ValueError, KeyError, TypeError):
-        url = None
+        request = json.loads(line.decode("utf-8-sig"))
+    except ValueError as error:
+        hint = ' A placeholder stands inside a string, as in "day-{{scheduled_date}}".' if b"{{" in line else ""
+        raise Failed(f"Line {number} of {safe(name)} is no JSON: {error}. Write one JSON object on each line.{hint}") from None
+    url = request.get("url") if isinstance(request, dict) else None
     if not isinstance(url, str):
-        raise Failed(f"The first line of {safe(name)} has no url. Is it JSON Lines, one request a line? --endpoint names it else.")
+        raise Failed(f"Line {number} of {safe(name)} has no url. Is it JSON Lines, one request a line? --endpoint names it else.")
     return url
 
 

@@ -1,6 +1,8 @@
 """`schedules runs`, `run`, `backfill`: what became of every time a schedule fired, and runs beside them."""
 
 import time
+from contextlib import suppress
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -10,13 +12,16 @@ from xalen_batch.cli.batch_view import say_errors, say_outcome, succeeded
 from xalen_batch.cli.client import PAGE, Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, Timeout, examples
-from xalen_batch.cli.output import counted, print_json, safe, say
+from xalen_batch.cli.output import counted, figure, print_json, safe, say
 from xalen_batch.cli.schedules import view
 from xalen_batch.cli.watch import follow
 from xalen_batch.states import RunState
 
 STATE_HELP = f"Only runs in this state: {', '.join(RunState)}."
-WAIT_HELP = "Watch its batch to the end, as `watch` does: exit 3 if it did not fully succeed."
+WAIT_HELP = "Watch its batch to the end, as `watch` does: exit 3 if it did not fully succeed, or if the run was skipped."
+FOR_HELP = "Run it with the dates of this time, such as a night that failed: 2026-11-20T02:30 on the schedule's clock."
+# Failed runs that are looked through to tell how many of a time there are.
+MOST_COUNTED = 500
 LOOK_EVERY = 1.0
 
 commands = typer.Typer()
@@ -45,18 +50,20 @@ def runs(
     elif found:
         view.runs_of(found)
     else:
-        say("No runs yet. `xalen-batch schedules preview ID` shows when it fires." if state is None else f"No run is {state}.")
+        say(f"No runs yet. `xalen-batch schedules preview {schedule_id}` shows when it fires." if state is None else f"No run is {state}.")
 
 
 @commands.command(
     epilog=examples(
         "xalen-batch schedules run sched_0192…",
         "xalen-batch schedules run sched_0192… --wait --timeout 600",
+        "xalen-batch schedules run sched_0192… --for 2026-11-20T02:30",
         "id=$(xalen-batch schedules run sched_0192… --wait) && xalen-batch results $id -o out.jsonl",
     )
 )
 def run(
     schedule_id: ScheduleId,
+    time_for: Annotated[str | None, typer.Option("--for", metavar="TIME", help=FOR_HELP)] = None,
     wait: Annotated[bool, typer.Option("--wait", help=WAIT_HELP)] = False,
     timeout: Timeout = None,
     as_json: Json = False,
@@ -65,26 +72,31 @@ def run(
     live: Live = False,
 ) -> None:
     """Run it now and print the batch's id; when it fires next stays as it is. With --wait --json: the run and its batch."""
+    body = None if time_for is None else {"as_of": clock.moment(time_for, "--for")}
     client = connect(base_url, api_key, live)
-    started = client.post(f"/schedules/{schedule_id}/run")
+    started = client.post(f"/schedules/{schedule_id}/run", body)
     deadline = None if timeout is None else time.monotonic() + timeout
     if wait:
         started = _once_begun(client, started, deadline)
     if started["state"] == "failed" and started["batch_id"] is None:
-        raise Failed(f"{started['id']} could not begin: {started['message']}")
+        raise Failed(f"{started['id']} could not begin: {view.words_of(started)}")
     if started["batch_id"] and not as_json:
         typer.echo(started["batch_id"])
     _say_state(started)
     batch = _followed(client, started, deadline) if wait else None
     if as_json:
         print_json({"run": started, "batch": batch} if wait else started)
+    if wait and started["state"] == "skipped":
+        say(f"{started['id']} was skipped, so there is no batch to wait for.", style="yellow")
+        raise typer.Exit(NOT_SUCCESSFUL)
     if batch is not None and not succeeded(batch):
         raise typer.Exit(NOT_SUCCESSFUL)
 
 
 def _say_state(started: dict[str, Any]) -> None:
-    words = f": {safe(started['message'])}" if started["message"] else "."
-    say(f"{started['id']} is {started['state']}{words}")
+    dates = f", with the dates of {clock.at(started['as_of'], started['timezone'])}" if started["as_of"] else ""
+    words = f": {safe(view.words_of(started))}" if started["message"] else "."
+    say(f"{started['id']} is {started['state']}{dates}{words}")
     if started["state"] == "waiting":
         say(f"`xalen-batch schedules runs {started['schedule_id']}` shows when it has begun.")
 
@@ -132,7 +144,9 @@ def backfill(
 ) -> None:
     """Run the past times that never ran, were missed or skipped, one after another; those that have run are left alone."""
     body = {"from": clock.moment(start, "--from"), "to": clock.moment(end, "--to")}
-    made = connect(base_url, api_key, live).post(f"/schedules/{schedule_id}/backfill", body)["data"]
+    _check_order(body["from"], body["to"])
+    client = connect(base_url, api_key, live)
+    made = client.post(f"/schedules/{schedule_id}/backfill", body)["data"]
     if as_json:
         print_json({"object": "list", "data": made})
     elif made:
@@ -140,4 +154,36 @@ def backfill(
     if made:
         say(f"{counted(len(made), 'run')}. `xalen-batch schedules runs {schedule_id}` shows how they go on.")
     else:
-        say("Nothing to make up for: every time of then has run, or is to run.")
+        say(f"There is nothing left to run: every time between {body['from']} and {body['to']} has run already, or is about to.")
+        _say_failed(client, schedule_id, body["from"], body["to"])
+
+
+def _check_order(start: str, end: str) -> None:
+    first, last = datetime.fromisoformat(start), datetime.fromisoformat(end)
+    # With an offset and without: only the server knows the schedule's clock.
+    if (first.tzinfo is None) == (last.tzinfo is None) and first >= last:
+        problem = f"{start} is the same as --to" if first == last else f"{start} is after --to, {end}"
+        raise typer.BadParameter(f"{problem}. Give the earlier time first; --to itself is not run.", param_hint="--from")
+
+
+def _say_failed(client: Client, schedule_id: str, start: str, end: str) -> None:
+    """How many of the runs of a time failed, as far as this key may see them, and how one of them is run again."""
+    found, time = list[dict[str, Any]](), "TIME"
+    with suppress(Failed):
+        found = [
+            run
+            for run in client.first(MOST_COUNTED, f"/schedules/{schedule_id}/runs", state="failed")
+            if run["trigger"] != "manual" and _is_between(run, start, end)
+        ]
+    if found:
+        is_one, time = len(found) == 1, min(run["scheduled_local"] for run in found)
+        say(f"{'One' if is_one else figure(len(found))} of these runs failed.", style="yellow")
+    say(f"`xalen-batch schedules run {schedule_id} --for {time}` runs one of them again.")
+
+
+def _is_between(run: dict[str, Any], start: str, end: str) -> bool:
+    """Whether the instant of a run is in [start, end), times without an offset being on its clock."""
+    instant = datetime.fromisoformat(run["scheduled_local"])
+    first, last = (datetime.fromisoformat(time) for time in (start, end))
+    here = instant.replace(tzinfo=None)
+    return (here if first.tzinfo is None else instant) >= first and (here if last.tzinfo is None else instant) < last

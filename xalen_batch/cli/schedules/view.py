@@ -1,6 +1,6 @@
 """How schedules, their runs and their fires are shown to people."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from xalen_batch.cli import clock, windows
 from xalen_batch.cli.output import STDERR, STDOUT, counted, fields, grid, pairs, safe, say, show
+from xalen_batch.states import OPEN_RUNS
 
 # Of each state: the mark in a sparkline, the letter where the terminal has no such mark, and the colour.
 MARKS = {
@@ -24,8 +25,24 @@ MARKS = {
 UNKNOWN = ("?", "?", "")
 STATUSES = {"active": "green", "paused": "yellow", "ended": "dim"}
 # What is shown in one cell of a terminal, one above the other; in a pipe each has a column.
-SCHEDULES = (("name", "id"), ("when", "time zone"), ("next fire", "UTC"), ("latest runs", "last result"), ("state",))
-RUNS = (("scheduled for",), ("fired",), ("lag",), ("state", "trigger"), ("batch", "reason"), ("cost USD",))
+DATES = "dates of"
+# The widest layout is first; the cells of a row are in its order.
+Layout = Sequence[Sequence[str]]
+SCHEDULES: tuple[Layout, ...] = (
+    (("name", "id"), ("when", "time zone"), ("next fire", "UTC"), ("latest runs", "last result"), ("state",)),
+    (("name", "id", "when", "time zone"), ("next fire", "UTC", "latest runs", "last result", "state")),
+    (("name", "id", "when", "time zone", "next fire", "UTC", "latest runs", "last result", "state"),),
+)
+RUNS: tuple[Layout, ...] = (
+    (("scheduled for", DATES), ("fired",), ("lag",), ("state", "trigger"), ("batch", "reason"), ("cost USD",)),
+    (("scheduled for", DATES, "fired"), ("state", "trigger", "lag"), ("batch", "reason", "cost USD")),
+    (("scheduled for", DATES, "fired", "lag"), ("batch", "state", "trigger", "reason", "cost USD")),
+    (("scheduled for", DATES, "batch", "state", "trigger", "reason", "fired", "lag", "cost USD"),),
+)
+HAS_ENDED = "It has ended: no fire is left. `xalen-batch schedules edit {id} --clear ends` (or --ends TIME) lets it fire again."
+FOLDED, NARROWEST = {"name", "when"}, 20
+# Columns that a table sets between two of its own.
+BETWEEN = 3
 FIRES = ("local time", "UTC", "in")
 
 
@@ -46,23 +63,52 @@ def row_of(schedule: dict[str, Any]) -> tuple[Text, ...]:
         Text(clock.local(schedule["next_fire_local"])),
         Text(clock.utc(schedule["next_fire_at"]), "dim"),
         sparkline(schedule["recent_runs"]),
-        Text("-") if last is None else _state(last["state"]),
+        Text("-") if last is None else _result(last),
         Text(schedule["status"], STATUSES.get(schedule["status"], "")),
     )
 
 
-def stacked(
-    columns: Sequence[Sequence[str]], rows: Iterable[Sequence[Text]], *, right: Sequence[str] = (), console: Console = STDOUT
-) -> Table:
-    """A table whose columns each hold several cells: one above the other on a terminal, side by side in a pipe."""
+def stacked(layouts: Sequence[Layout], rows: Iterable[Sequence[Text]], *, right: Sequence[str] = (), console: Console = STDOUT) -> Table:
+    """A table whose columns each hold several cells: one above the other on a terminal, side by side in a pipe.
+
+    `rows` have a cell for each name of the first of the layouts, in its order. The first layout that a terminal has room for is taken,
+    and else the last: of the cells, only those of FOLDED are folded, so that ids can be copied.
+    """
+    names = _names(layouts[0])
     if not console.is_terminal:
-        return grid([name for column in columns for name in column], rows, right=right)
-    table = grid(["\n".join(column) for column in columns], (), right=right)
-    for row in rows:
-        cells = iter(row)
-        table.add_row(*(Text("\n").join([next(cells) for _ in column]) for column in columns))
+        return grid(names, rows, right=right)
+    cells = [dict(zip(names, row, strict=True)) for row in rows]
+    found = [(layout, _widths(layout, cells, folded=True)) for layout in layouts]
+    layout, widths = next(((layout, widths) for layout, widths in found if _whole(widths) <= console.width), found[-1])
+    spare = max(console.width - _whole(widths), 0)
+    table = grid(["\n".join(column) for column in layout], (), right=["\n".join(column) for column in layout if set(column) <= set(right)])
+    for shown, least, most in zip(table.columns, widths, _widths(layout, cells, folded=False), strict=True):
+        shown.width = min(most, least + spare)
+        spare -= shown.width - least
+    for row in cells:
+        table.add_row(*(Text("\n").join([row[name] for name in column]) for column in layout))
         table.add_section()
     return table
+
+
+def _names(layout: Layout) -> list[str]:
+    return [name for column in layout for name in column]
+
+
+def _widths(layout: Layout, rows: Sequence[Mapping[str, Text]], *, folded: bool) -> list[int]:
+    """How wide each column is, and where it is folded, as narrow as it may be."""
+    return [
+        max(
+            len(name) if row is None else min(row[name].cell_len, NARROWEST if folded and name in FOLDED else row[name].cell_len)
+            for name in column
+            for row in (None, *rows)
+        )
+        for column in layout
+    ]
+
+
+def _whole(widths: Sequence[int]) -> int:
+    return sum(widths) + BETWEEN * (len(widths) - 1)
 
 
 def sparkline(runs: Iterable[dict[str, Any]], console: Console = STDOUT) -> Text:
@@ -83,6 +129,12 @@ def _mark(state: str, console: Console) -> str:
 
 def _state(state: str) -> Text:
     return Text(safe(state), MARKS.get(state, UNKNOWN)[2])
+
+
+def _result(run: dict[str, Any]) -> Text:
+    """Its state; of one that goes on, what it waits for too."""
+    shown = _state(run["state"])
+    return shown.append(f" ({safe(run['reason'])})") if run["reason"] and run["state"] in OPEN_RUNS else shown
 
 
 def details(schedule: dict[str, Any]) -> None:
@@ -115,23 +167,29 @@ def _fields(schedule: dict[str, Any]) -> Iterator[tuple[str, object]]:
 
 def _told(run: dict[str, Any]) -> str:
     """A run in one line."""
-    parts = [f"{clock.local(run['scheduled_local'])} {run['state']}", run["reason"], run["message"], run["batch_id"]]
+    parts = [f"{clock.local(run['scheduled_local'])} {run['state']}", run["reason"], words_of(run), run["batch_id"]]
     return ", ".join(str(part) for part in parts if part)
 
 
 def runs_of(runs: Sequence[dict[str, Any]]) -> None:
     """Runs, and below them why some are as they are."""
-    show(stacked(RUNS, map(row_of_run, runs), right=("lag", "cost USD")))
+    layouts, rows = RUNS, [row_of_run(run) for run in runs]
+    if not any(run["as_of"] for run in runs):
+        place = _names(RUNS[0]).index(DATES)
+        layouts = tuple([[name for name in column if name != DATES] for column in layout] for layout in RUNS)
+        rows = [(*row[:place], *row[place + 1 :]) for row in rows]
+    show(stacked(layouts, rows, right=("lag", "cost USD")))
     for line in _reasons(runs):
         STDOUT.print(line, soft_wrap=True)
 
 
 def row_of_run(run: dict[str, Any]) -> tuple[Text, ...]:
     """The cells of a run, in the order of RUNS."""
-    fired, lag = run["fired_at"], run["lag"]
+    fired, lag = run["fired_at"], run["lag"] if run["trigger"] == "schedule" else None
     return (
         Text(clock.local(run["scheduled_local"])),
-        Text("-" if fired is None else clock.beside(fired, run["scheduled_local"])),
+        Text("-" if run["as_of"] is None else clock.at(run["as_of"], run["timezone"])),
+        Text("-" if fired is None else clock.beside(fired, run["scheduled_local"], run["timezone"])),
         Text("-" if lag is None else clock.length(lag)),
         _state(run["state"]),
         Text(run["trigger"], "dim"),
@@ -141,9 +199,15 @@ def row_of_run(run: dict[str, Any]) -> tuple[Text, ...]:
     )
 
 
+def words_of(run: dict[str, Any]) -> str | None:
+    """What a run has to say, with the command in it where the API names a field of its batch."""
+    message: str | None = run["message"]
+    return message and message.replace("its `errors` name every line", f"`xalen-batch show {run['batch_id']}` names every line")
+
+
 def _reasons(runs: Iterable[dict[str, Any]]) -> Iterator[Text]:
     """What runs have to say, those with the same words in a row told once."""
-    for (state, message), alike in groupby(runs, lambda run: (run["state"], run["message"])):
+    for (state, message), alike in groupby(runs, lambda run: (run["state"], words_of(run))):
         if message:
             found = [clock.local(run["scheduled_local"]) for run in sorted(alike, key=lambda run: run["scheduled_for"])]
             when = found[0] if len(found) == 1 else f"{found[0]} to {found[-1]} ({counted(len(found), 'run')})"
@@ -170,13 +234,13 @@ def _fire_rows(fires: Sequence[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
 def say_next(preview: dict[str, Any]) -> None:
     """The expression in words and the fires to come, on stderr."""
     say(f"{safe(preview['description'])} ({safe(preview['timezone'])}).")
-    for fire in preview["fires"]:
-        say(f"  {clock.local(fire['local'])}  {clock.utc(fire['scheduled_for'])}")
+    for number, fire in enumerate(preview["fires"]):
+        say(f"{'      ' if number else 'Next: '}{clock.local(fire['local'])}  {clock.utc(fire['scheduled_for'])}")
     _say_rest(preview)
 
 
 def _say_rest(preview: dict[str, Any]) -> None:
     if not preview["fires"]:
-        say("No fire is left.")
-    if delay := preview["jitter_delay"]:
+        say("There is no fire to show: none is left before its end. --ends sets a later one.", style="yellow")
+    elif delay := preview["jitter_delay"]:
         say(f"Its jitter lets it fire {clock.length(delay)} later, every time.")
