@@ -36,6 +36,10 @@ FIELDS = {
     "month": "1 to 12 or JAN to DEC, such as `1-3` or `JAN,JUL`",
     "day of week": "0 to 7 or SUN to SAT (0 and 7 are Sunday), such as `1-5`, `MON#1` (the first Monday) or `5L` (the last Friday)",
 }
+# Of each field: its least and its greatest value, and how many there are.
+SPANS = {"minute": (0, 59, 60), "hour": (0, 23, 24), "day of month": (1, 31, 31), "month": (1, 12, 12), "day of week": (1, 7, 7)}
+MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]
+DAYS = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"]
 FIVE_FIELDS = "five fields (minute, hour, day of month, month, day of week), such as `30 2 * * *` for every night at 02:30"
 # Whether an expression ever fires is the same from any day on: leap years and weekdays repeat within the 50 years that cronsim looks.
 SOME_DAY = datetime(2001, 1, 1)  # noqa: DTZ001
@@ -89,7 +93,8 @@ class Cron:
 
     def describe(self) -> str:
         """In words: `At 02:30 every day`."""
-        text = _walls(self.expression, SOME_DAY).explain()
+        # cronsim says "and" of two restricted day fields, and fires on a day that either of them names.
+        text = _walls(self.expression, SOME_DAY).explain().replace(" and on ", " or on ")
         return re.sub(r"\b([2-5])([123])th\b", lambda found: found[1] + {"1": "1st", "2": "2nd", "3": "3rd"}[found[2]], text)
 
     @property
@@ -112,6 +117,8 @@ def zone(name: str) -> ZoneInfo:
 def similar_zones(name: str) -> str:
     """Names of zones that are close to a wrong one, or else examples, for a message."""
     by_alias = {alias.lower(): known for known in sorted(_zone_names()) for alias in (known, known.split("/")[-1])}
+    if exact := by_alias.get(name.strip().replace(" ", "_").lower()):
+        return f"`{exact}`"
     close = get_close_matches(name[:LONGEST_ZONE].strip().replace(" ", "_").lower(), by_alias, n=3, cutoff=0.75)
     found = dict.fromkeys(by_alias[alias] for alias in close) or ["Europe/Berlin", "America/New_York", "UTC"]
     return ", ".join(f"`{known}`" for known in found)
@@ -163,12 +170,57 @@ def _problem(expression: str) -> str | None:
     if len(fields) != 5:
         hint = "; seconds and years are not supported" if len(fields) > 5 else ""
         return f"is made of {len(fields)} instead of five fields{hint}. Write {FIVE_FIELDS}"
-    if _fires(expression):
-        return None
+    fires = _fires(expression)
     for place, (name, allowed) in enumerate(FIELDS.items()):
-        if not _fires(" ".join([*"*" * place, fields[place], *"*" * (4 - place)])):
-            return f"is no cron expression: {fields[place][:SHOWN_VALUE]!r} is no {name}. Write {allowed}"
+        if fires and (problem := _too_large_step(fields[place], name)):
+            return problem
+        if not fires and not _fires(" ".join([*"*" * place, fields[place], *"*" * (4 - place)])):
+            return f"is no cron expression: {fields[place][:SHOWN_VALUE]!r} is no {name}. Write {_meant(fields[place], name) or allowed}"
+    if fires:
+        return None
     return "never fires: no date is as its day of month, month and day of week say. Write days that exist, such as `30 2 28 2 *`"
+
+
+def _too_large_step(field: str, name: str) -> str | None:
+    """A step that is larger than its field means less than it says: `*/90` is minute 0 of every hour."""
+    size = SPANS[name][2]
+    if not any(int(step) > size for step in re.findall(r"/(\d+)", field)):
+        return None
+    remedy = f"Write a step of up to {size}"
+    if name == "minute":
+        remedy += ", or steps of whole hours, such as `0 */2 * * *` for every two hours"
+    return f"does not do what it says: the step of {field[:SHOWN_VALUE]!r} is larger than the field {name}. {remedy}"
+
+
+def _meant(field: str, name: str) -> str | None:
+    """What else to write for a `?`, or for a range that passes the end of its field; None: neither is wrong with it."""
+    if field == "?":
+        return "`*`, which stands for every value"
+    least, greatest, _ = SPANS[name]
+    parts = list[str]()
+    for part in field.split(","):
+        found = re.fullmatch(r"(\w+)-(\w+)", part)
+        first, last = (_number(end, name) for end in found.groups()) if found else (None, None)
+        if first is not None and last is not None and least <= last < first <= greatest:
+            parts += [_range(first, greatest), _range(least, last)]
+        elif name == "day of week" and first is not None and last == 0 < first <= greatest:
+            parts.append(_range(first, greatest))
+        else:
+            parts.append(part)
+    meant = ",".join(parts)
+    return None if meant == field else f"`{meant}`: a range does not pass the end of its field"
+
+
+def _number(text: str, name: str) -> int | None:
+    """A value of a field, also by its English name; None for anything else."""
+    named = {"month": ["", *MONTHS], "day of week": DAYS}.get(name, [])
+    if text.upper() in named:
+        return named.index(text.upper())
+    return int(text) if re.fullmatch(r"[0-9]{1,2}", text) else None
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def _fires(expression: str) -> bool:
