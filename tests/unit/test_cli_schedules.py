@@ -39,11 +39,12 @@ class TestCreate:
             "endpoint": "/v1/chat/completions",
         }
         assert "At 02:30 every day (Europe/Berlin).\n" in result.stderr
-        assert "Fri 2100-12-10 02:30 +02:00 2100-12-10 00:30 UTC" in said(result)
+        assert "Next: Fri 2100-12-10 02:30 +02:00  2100-12-10 00:30 UTC\n      Sat 2100-12-11 02:30 +01:00" in result.stderr
         assert "2 min 5 s later, every time" in result.stderr
 
     def test_every_option_is_sent_under_its_name(self, api: Api) -> None:
-        api.answers = [ok(SCHEDULE | {"source_location": "/srv/drops/{{scheduled_date}}"}), ok(PREVIEW)]
+        window = {"start": "22:00", "end": "06:00", "days": ["mon", "tue"], "timezone": "Asia/Kathmandu"}
+        api.answers = [ok(SCHEDULE | {"source_location": "/srv/drops/{{scheduled_date}}", "execution_window": window}), ok(PREVIEW)]
         options = (
             "--folder /srv/drops/{{scheduled_date}} --pattern *.json --ready-marker DONE --on-empty fail --repeat --endpoint /v1/rerank "
             "--window 7d --metadata team=search --starts 2026-12-01 --ends 2027-01-01T06:00+01:00 --jitter 300 --overlap buffer_one "
@@ -52,6 +53,7 @@ class TestCreate:
         result = run(api, "create", "drop", "--cron", "@daily", *options.split(), "22:00-06:00 mon-fri", "--json")
         assert (result.exit_code, json.loads(result.stdout)["id"]) == (0, "sched_1")
         assert "It takes its files from /srv/drops/{{scheduled_date}}." in result.stderr
+        assert "start lines only in their execution window, 22:00–06:00 Asia/Kathmandu, mon–tue." in said(result)
         assert body(api, 0) == {
             "name": "drop",
             "cron": "@daily",
@@ -95,6 +97,50 @@ class TestCreate:
         assert (result.exit_code, result.stdout) == (1, "")
         assert api.requests[2][:2] == ("DELETE", "/v1/files/file-1")
         assert "Error: Line 1 of in.jsonl is wrong." in result.stderr
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            ("", "in.jsonl is empty."),
+            (" \n\n", "in.jsonl is empty."),
+            ('\n{"custom_id": "a", "n": {{scheduled_date}}}\n', 'Line 2 of in.jsonl is no JSON: Expecting property name'),
+            ('\n{"custom_id": "a"}\n', "Line 2 of in.jsonl has no url."),
+            ("[]", "Line 1 of in.jsonl has no url."),
+        ],
+    )  # fmt: skip
+    def test_a_template_whose_first_line_is_no_request_is_refused_with_the_reason(
+        self, content: str, words: str, api: Api, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "in.jsonl"
+        path.write_text(content)
+        result = run(api, "create", "tickets", "--cron", "@daily", "--template", str(path))
+        assert (result.exit_code, result.stdout, api.requests) == (1, "", [])
+        assert words in said(result)
+        assert ("A placeholder stands inside a string" in said(result)) == ("{{" in content)
+
+    @pytest.mark.parametrize("option", ["--file-id", "--template-id"])
+    def test_an_empty_file_on_the_server_is_called_empty(self, option: str, api: Api) -> None:
+        api.answers = [(200, {}, b"")]
+        result = run(api, "create", "tickets", "--cron", "@daily", option, "file-7")
+        assert "Error: file-7 is empty." in said(result)
+
+    def test_what_the_api_says_of_its_fields_names_the_options_and_leaves_values_as_they_are(self, api: Api) -> None:
+        api.answers = [error(400, "cron: 'ends_at' has no fire left before ends_at. Send `misfire: all`; overlap is `overlap`.")]
+        result = run(api, "create", "tickets", "--cron", "@daily", "--inbox", "--endpoint", "/v1/rerank")
+        assert "--cron: 'ends_at' has no fire left before --ends. Send `misfire: all`; overlap is `--overlap`." in said(result)
+
+    @pytest.mark.parametrize("arguments", [["create", "tickets", "--cron", "30", "2", "*", "a.txt"], ["preview", "--cron", "30", "2", "*"]])
+    def test_an_expression_without_quotes_is_told_of_them(self, arguments: list[str], api: Api) -> None:
+        result = run(api, *arguments)
+        assert (result.exit_code, api.requests) == (2, [])
+        assert 'Quote the expression, or the shell takes it apart: --cron "30 2 * * *".' in said(result)
+
+    @pytest.mark.parametrize("wrong", [["--cron", "61 * * * *"], ["--cron", "@daily", "--starts", "soon"]])
+    def test_the_zone_that_is_taken_is_told_when_nothing_is_wrong(self, wrong: list[str], api: Api) -> None:
+        for command in (["create", "t", "--inbox", "--endpoint", "/v1/rerank"], ["preview"]):
+            assert "Time zone" not in run(api, *command, *wrong).stderr
+        api.answers = [ok(PREVIEW)]
+        assert "Time zone: Asia/Kathmandu" in run(api, "preview", "--cron", "@daily", env={"TZ": "Asia/Kathmandu"}).stderr
 
     def test_the_endpoint_of_a_file_on_the_server_is_its_first_lines(self, api: Api) -> None:
         api.answers = [(200, {}, jsonl([chat_line("a", model="m")])), ok(SCHEDULE), ok(PREVIEW)]
@@ -193,6 +239,21 @@ def test_a_pause_keeps_its_note_and_a_deletion_names_the_option_that_discards(ap
     assert "--discard-requests" in run(api, "delete", "sched_1").stderr
     assert "2 requests with it" in run(api, "delete", "sched_1", "--discard-requests").stderr
     assert api.requests[2][:2] == ("DELETE", "/v1/schedules/sched_1?discard_requests=true")
+
+
+def test_what_has_ended_is_told_how_to_fire_again(api: Api) -> None:
+    ended, none = SCHEDULE | {"status": "ended", "ends_at": 1, "next_fire_at": None, "next_fire_local": None}, PREVIEW | {"fires": []}
+    api.answers = [ok(ended), ok(ended | {"status": "paused"}), ok(none), ok(none)]
+    for command in ("resume", "pause"):
+        result = run(api, command, "sched_1")
+        assert "It has ended: no fire is left. `xalen-batch schedules edit sched_1 --clear ends` (or --ends TIME)" in said(result)
+        assert "schedules resume" not in said(result)
+    assert "There is no fire to show: none is left before its end." in said(run(api, "preview", "sched_1"))
+
+
+def test_one_with_an_end_that_is_still_to_come_is_resumed_as_any_other(api: Api) -> None:
+    api.answers = [ok(SCHEDULE | {"status": "paused", "ends_at": 4132171801}), ok(PREVIEW)]
+    assert "`xalen-batch schedules resume sched_1` lets it fire again." in said(run(api, "pause", "sched_1"))
 
 
 def test_batches_of_a_schedule_are_listed(api: Api) -> None:
