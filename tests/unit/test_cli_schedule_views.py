@@ -16,7 +16,7 @@ from xalen_batch.cli.schedules import view
 
 HOSTILE = "\x1b[2Jnight\u202e"
 LONG = "0" * 32
-ROW = view.row_of(SCHEDULE | {"id": f"sched_{LONG}"})
+ROW = view.row_of(SCHEDULE | {"id": f"sched_{LONG}", "last_run": RUN | {"state": "running", "reason": "execution_window"}})
 RUN_ROW = view.row_of_run(
     RUN | {"batch_id": f"batch_{LONG}", "state": "cancelled", "reason": "batch_cancelled", "lag": 799_800.0, "as_of": 1795138200}
 )

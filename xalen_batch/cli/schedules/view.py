@@ -30,6 +30,7 @@ DATES = "dates of"
 Layout = Sequence[Sequence[str]]
 SCHEDULES: tuple[Layout, ...] = (
     (("name", "id"), ("when", "time zone"), ("next fire", "UTC"), ("latest runs", "last result"), ("state",)),
+    (("name", "id"), ("when", "time zone"), ("next fire", "UTC"), ("latest runs", "last result", "state")),
     (("name", "id", "when", "time zone"), ("next fire", "UTC", "latest runs", "last result", "state")),
     (("name", "id", "when", "time zone", "next fire", "UTC", "latest runs", "last result", "state"),),
 )
