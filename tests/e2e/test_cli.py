@@ -255,8 +255,16 @@ def test_a_template_is_tried_now_and_filled_in_for_nights_that_were(cli: Cli) ->
     wait_until(lambda: len(cli.json("schedules", "runs", id, "--state", "succeeded")["data"]) == 4, timeout=60)
     runs = {run["scheduled_local"][:10]: run for run in cli.json("schedules", "runs", id)["data"]}
     assert b'"custom_id":"auto-reply-refund-2026-11-01"' in cli("results", runs["2026-11-01"]["batch_id"]).stdout
+    nothing = cli("schedules", "backfill", id, "--from", "2026-11-01", "--to", "2026-11-04")
+    assert (nothing.returncode, nothing.stdout) == (0, b"")
+    assert b"every time between 2026-11-01T00:00:00 and 2026-11-04T00:00:00 has run already" in nothing.stderr
+    again = cli("schedules", "run", id, "--for", "2026-11-02T02:30", "--wait")
+    assert b"with the dates of Mon 2026-11-02 02:30 +01:00" in again.stderr
+    assert b'"custom_id":"auto-reply-refund-2026-11-02"' in cli("results", again.stdout.decode().strip()).stdout
+    assert b"Mon 2026-11-02 02:30 +01:00" in cli("schedules", "runs", id, "--limit", "1").stdout
+
     shown = cli("schedules", "list").stdout.decode()
-    assert re.search(rf"{id} .* ✓✓✓✓ +succeeded +active", shown)
+    assert re.search(rf"{id} .* ✓✓✓✓✓ +succeeded +active", shown)
 
 
 def test_requests_are_added_all_day_and_run_together(cli: Cli) -> None:
