@@ -194,7 +194,7 @@ def test_what_a_route_cannot_take_is_400_and_named(
 @pytest.mark.parametrize(
     ("start", "end", "param", "words"),
     [
-        ("2020-11-08", "2020-11-01", "from", "no instant"),
+        ("2020-11-08", "2020-11-01", "from", "not before `to`"),
         (2_000_000_000, 2_100_000_000, "from", "no instant"),
         ("2020-11-01T03:00", "2020-11-02T02:00", "from", "no instant"),
         ("2000-01-01", "2020-01-01", "to", "more than 100"),

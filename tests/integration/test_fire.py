@@ -12,12 +12,13 @@ from sqlalchemy import func, select, text
 from tests import factories
 from tests.integration import clock as clocks
 from tests.integration.clock import Clock
-from xalen_batch import batches, db, ids
+from xalen_batch import batches, db, ids, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, File, Schedule, ScheduleRun
-from xalen_batch.schedules import by_hand, fire, registry, runs
-from xalen_batch.schedules.definition import Definition
+from xalen_batch.pipeline import validate
+from xalen_batch.schedules import by_hand, fire, registry, runs, sources
+from xalen_batch.schedules.definition import Definition, Source
 from xalen_batch.states import BatchStatus
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -461,3 +462,47 @@ def test_a_schedule_in_a_zone_that_is_gone_pauses_and_can_be_mended(clock: Clock
     change(id, lambda session, schedule: registry.change(session, owner, schedule, mended))
     change(id, registry.resume)
     assert get(id).next_fire_at == NIGHT + DAY - timedelta(hours=1)
+
+
+def test_a_night_that_failed_is_run_again_with_its_own_dates(clock: Clock, owner: Owner) -> None:
+    with db.transaction() as session:
+        file = factories.input_file(session, owner, [factories.chat_line("of-{{scheduled_date}}")])  # type: ignore[arg-type]
+    id = made(owner, template_file_id=ids.render("file", file.id))
+    clock.set(NIGHT)
+    fire.run()
+    end_batch(id, BatchStatus.FAILED)
+    clock.set(NIGHT + timedelta(hours=23))
+    run = change(id, lambda session, schedule: by_hand.run_now(session, schedule, NIGHT))
+    with db.transaction() as session:
+        name = session.scalar(select(File.filename).join(Batch, Batch.input_file_id == File.id).where(Batch.run_id == run.id))
+    assert (run.trigger, run.as_of, name) == ("manual", NIGHT, "nightly-2026-11-25.jsonl")
+
+
+def test_what_a_source_gave_to_a_batch_that_failed_validation_is_taken_again(clock: Clock, owner: Owner) -> None:
+    id = made(owner, source={"prefix": "in"})
+    folder = storage.folder() / sources.location(owner, Source(prefix="in"))
+    folder.mkdir(parents=True)
+    (folder / "a.jsonl").write_bytes(factories.jsonl([factories.chat_line("a"), factories.chat_line("b")]))
+    (folder / "d.jsonl").write_bytes(factories.jsonl([factories.chat_line("c")]) + b"{bad\n")
+    clock.set(NIGHT)
+    fire.run()
+    [batch] = batches_of(id)
+    validate.run(batch.id)
+    [batch] = batches_of(id)
+    assert batch.status == "failed"
+    assert [(error["line"], error["message"].partition(": ")[0].rpartition("/")[2]) for error in batch.errors or []] == [(4, "d.jsonl:2")]
+    (folder / "d.jsonl").unlink()
+    clock.set(NIGHT + DAY)
+    fire.run()
+    assert states(id) == ["failed", "running"]
+    assert [entry["path"].rpartition("/")[2] for entry in runs_of(id)[-1].manifest or []] == ["a.jsonl"]
+
+
+def test_of_several_late_instants_one_waits_where_one_may(clock: Clock, owner: Owner, configure: Callable[..., None]) -> None:
+    configure(schedule_min_interval=60)
+    id = made(owner, cron="*/2 * * * *", overlap="buffer_one")
+    clock.set(NOON + timedelta(minutes=2))
+    fire.run()
+    clock.set(NOON + timedelta(minutes=8, seconds=5))
+    fire.run()
+    assert states(id) == ["running", "missed", "missed", "waiting"]

@@ -68,8 +68,12 @@ def test_the_first_fault_is_told_with_the_number_of_the_others(caller: Caller) -
     assert f"line 2 of {template}: '{{{{scheduled_date-1m}}}}' has no offset" in error.message
     assert error.message.endswith(" There are 2 more faults in it.")
     error = refusal(caller, input_file_id=template)
+    assert (error.code, error.param) == ("placeholder_in_input_file", "input_file_id")
+    assert "holds {{scheduled_date-1m}}" in error.message
+    assert error.message.endswith(" There is 1 more fault in it.")
+    error = refusal(caller, input_file_id=upload(caller, [chat_line("a", "Write {{name}} here."), lines[3]]))
     assert (error.code, error.param) == ("url_mismatch", "input_file_id")
-    assert "line 4" in error.message
+    assert "line 2" in error.message
     assert "more" not in error.message
 
 

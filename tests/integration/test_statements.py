@@ -69,8 +69,8 @@ def test_chat_and_rerank_batches_on_one_statement() -> None:
     batches = [ended([Ran(Usage(61_203_477, 9_640_915))], caller), ended([Ran(Usage(333_333_333), RERANK_MODEL)], caller)]
     statement = read(caller, datetime.now(UTC).date().replace(day=1))
     assert [(line["kind"], line["description"], line["amount"]) for line in statement["lines"]] == [
-        ("batch", f"Batch {ids.render('batch', batches[0].id)}", "0.80485307"),
-        ("batch", f"Batch {ids.render('batch', batches[1].id)}", "0.4999999995"),
+        ("batch", f"Batch {ids.render('batch', batches[0].id)}, {datetime.now(UTC):%Y-%m-%d}", "0.80485307"),
+        ("batch", f"Batch {ids.render('batch', batches[1].id)}, {datetime.now(UTC):%Y-%m-%d}", "0.4999999995"),
         ("rounding", "Rounding to whole cents", "-0.0048530695"),
     ]
     assert (statement["exact_total"], statement["rounding"], statement["total"]) == ("1.3048530695", "-0.0048530695", "1.30")

@@ -124,7 +124,7 @@ def test_a_run_has_every_key_in_every_state(state: RunState, trigger: Trigger) -
         set(shown)
         == set(bare)
         == {
-            *("id", "object", "schedule_id", "scheduled_for", "scheduled_local", "fired_at", "lag", "ended_at"),
+            *("id", "object", "schedule_id", "scheduled_for", "scheduled_local", "timezone", "as_of", "fired_at", "lag", "ended_at"),
             *("trigger", "state", "reason", "message", "batch_id", "cost", "manifest"),
         }
     )

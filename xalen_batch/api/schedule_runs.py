@@ -11,7 +11,7 @@ from xalen_batch import idempotency
 from xalen_batch.api import schedules
 from xalen_batch.api.deps import IdempotencyKey, Reader, Submitter, Transaction
 from xalen_batch.api.responses import stored
-from xalen_batch.api.schedule_schemas import BackfillRequest, RunObject
+from xalen_batch.api.schedule_schemas import BackfillRequest, RunObject, RunRequest
 from xalen_batch.api.schemas import ListObject, listing
 from xalen_batch.models import ScheduleRun
 from xalen_batch.schedules import by_hand, registry, runs
@@ -38,14 +38,19 @@ def list_runs(
 
 
 @router.post("/run", response_model=RunObject)
-def run_schedule(session: Transaction, caller: Submitter, schedule_id: str, key: IdempotencyKey = None) -> Response:
-    """Run it now, beside its instants: its next fire stays where it is. Any body is ignored."""
+def run_schedule(
+    session: Transaction, caller: Submitter, schedule_id: str, body: RunRequest | None = None, key: IdempotencyKey = None
+) -> Response:
+    """Run it now, beside its instants: its next fire stays where it is."""
 
     def create() -> bytes:
-        run = by_hand.run_now(session, registry.lock(session, caller, schedule_id))
+        schedule = registry.lock(session, caller, schedule_id)
+        as_of = None if body is None or body.as_of is None else Definition.model_validate(schedule.definition).instant(body.as_of)
+        run = by_hand.run_now(session, schedule, as_of)
         return _shown(session, [run])[0].model_dump_json().encode()
 
-    fingerprint = hashlib.sha256(schedule_id.encode()).digest()
+    asked = b"" if body is None else orjson.dumps(body.model_dump(mode="json"))
+    fingerprint = hashlib.sha256(schedule_id.encode() + asked).digest()
     return stored(idempotency.once(session, caller, key, route=f"POST {PATH}/run", fingerprint=fingerprint, create=create))
 
 

@@ -29,6 +29,8 @@ class RunObject(Identified):
     schedule_id: str
     scheduled_for: int = Field(description="The instant, without jitter; of a manual run the moment it was asked for. Unix seconds.")
     scheduled_local: str = Field(description="The same on the clock of the run's zone, ISO 8601.", examples=["2026-11-25T02:30:00+01:00"])
+    timezone: str
+    as_of: int | None = Field(description="Of a manual run: the moment whose dates it has, where that is another one.")
     fired_at: int | None = Field(description="When its batch was created.")
     lag: float | None = Field(description="Seconds from the instant to its batch.")
     ended_at: int | None
@@ -42,18 +44,24 @@ class RunObject(Identified):
 
     @classmethod
     def of(cls, run: ScheduleRun, outcome: Outcome) -> Self:
+        reason, message = run.reason, run.message
+        if run.state == RunState.RUNNING and outcome.opens_at is not None:
+            opens = _local(outcome.opens_at, run.definition["timezone"])
+            reason, message = "execution_window", f"Its batch waits for its execution window, which opens {opens}."
         return cls(
             id=ids.render("run", run.id),
             schedule_id=ids.render("sched", run.schedule_id),
             scheduled_for=_unix(run.scheduled_for),
             scheduled_local=_local(run.scheduled_for, run.definition["timezone"]),
+            timezone=run.definition["timezone"],
+            as_of=run.as_of and _unix(run.as_of),
             fired_at=run.fired_at and _unix(run.fired_at),
             lag=runs.lag(run),
             ended_at=run.ended_at and _unix(run.ended_at),
             trigger=Trigger(run.trigger),
             state=RunState(run.state),
-            reason=run.reason,
-            message=run.message,
+            reason=reason,
+            message=message,
             batch_id=outcome.batch_id and ids.render("batch", outcome.batch_id),
             cost=None if outcome.cost is None else money.render(outcome.cost),
             manifest=run.manifest,
@@ -187,6 +195,15 @@ class PauseRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     note: Text | None = Field(None, description="Why, for whoever finds it paused.", examples=["The warehouse is being moved."])
+
+
+class RunRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    as_of: Time | None = Field(
+        None,
+        description="Run it with the dates of this moment, such as a night that failed. Without an offset it is on the schedule's clock.",
+    )
 
 
 class BackfillRequest(BaseModel):

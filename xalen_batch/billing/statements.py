@@ -94,12 +94,17 @@ def _issue(session: Session, account_id: UUID, livemode: bool, month: date) -> b
 def _lines(session: Session, month: Invoice) -> list[InvoiceLine]:
     """A line for each batch invoice of the month, and the rounding that makes them sum to whole cents."""
     lines = [
-        InvoiceLine(kind="batch", description=f"Batch {ids.render('batch', batch_id)}", source_invoice_id=id, amount=total)
-        for id, batch_id, total in _invoices(session, month)
+        InvoiceLine(kind="batch", description=_description(invoice), source_invoice_id=invoice.id, amount=invoice.total)
+        for invoice in _invoices(session, month)
     ]
     exact = sum((line.amount for line in lines), ZERO)
     lines.append(InvoiceLine(kind="rounding", description="Rounding to whole cents", amount=money.payable(exact) - exact))
     return lines
+
+
+def _description(invoice: Any) -> str:
+    words = f"Batch {ids.render('batch', invoice.batch_id)}, {invoice.issued_at.astimezone(UTC):%Y-%m-%d}"
+    return words if invoice.schedule_name is None else f"{words}, schedule {invoice.schedule_name}"
 
 
 def _invoices(session: Session, month: Invoice) -> Sequence[Any]:
@@ -107,7 +112,7 @@ def _invoices(session: Session, month: Invoice) -> Sequence[Any]:
     start = datetime(month.month.year, month.month.month, 1, tzinfo=UTC)
     end = (start + timedelta(days=32)).replace(day=1)
     return session.execute(
-        select(Invoice.id, Invoice.batch_id, Invoice.total)
+        select(Invoice.id, Invoice.batch_id, Invoice.total, Invoice.issued_at, Invoice.schedule_name)
         .where(
             Invoice.account_id == month.account_id,
             Invoice.livemode == month.livemode,

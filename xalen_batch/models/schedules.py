@@ -70,6 +70,8 @@ class ScheduleRun(Base):
     schedule_id: Mapped[UUID] = mapped_column(ForeignKey("schedules.id"))
     # The instant by the schedule's clock, without jitter; of a manual run the moment it was asked for.
     scheduled_for: Mapped[datetime]
+    # The moment whose dates a manual run has, where that is another one.
+    as_of: Mapped[datetime | None]
     trigger: Mapped[str]
     state: Mapped[str]
     # Why it is in its state: a code, and words for people.

@@ -5,8 +5,10 @@ counts when its row says its size and digest, in one transaction with the reques
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import update
@@ -17,7 +19,7 @@ from xalen_batch.accounts import Owner
 from xalen_batch.config import MiB, settings
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, File, ScheduleRun
-from xalen_batch.pipeline.faults import Fault
+from xalen_batch.pipeline.faults import Fault, Faults
 from xalen_batch.pipeline.scan import too_long
 from xalen_batch.schedules import inbox, sources, starting, templates
 from xalen_batch.schedules.definition import Definition
@@ -49,6 +51,8 @@ class Assembled:
     run_id: UUID
     size: int
     sha256: bytes
+    # Of a source: its objects, each with the number of its first line in the file.
+    manifest: list[dict[str, Any]] | None
 
     def count(self, session: Session) -> None:
         """From here on it is as an upload is. The caller holds the batch's lease in this transaction."""
@@ -58,6 +62,8 @@ class Assembled:
             .values(size=self.size, sha256=self.sha256)
             .execution_options(synchronize_session=False)
         )
+        if self.manifest is not None:
+            session.execute(update(ScheduleRun).where(ScheduleRun.id == self.run_id).values(manifest=self.manifest))
         inbox.forget(session, self.run_id)
         logger.info("file.assembled", file_id=self.file_id.hex, run_id=self.run_id.hex, bytes=self.size)
 
@@ -75,10 +81,11 @@ def assemble(batch: Batch, extend: Callable[[], None]) -> Assembled | Fault | No
     if run is None or (definition := Definition.model_validate(run.definition)).input_file_id is not None:
         return NOT_READY
     digest, size = hashlib.sha256(), 0
+    manifest = None if run.manifest is None else [dict(entry) for entry in run.manifest]
 
     def counted() -> Iterator[bytes]:
         nonlocal size
-        content = _content(batch, run, definition)
+        content = _content(batch, run, definition, manifest or [])
         # Sealed requests fit, whatever the limit is by now.
         for block in _blocks(content if definition.inbox is not None else capped(content)):
             size += len(block)
@@ -91,7 +98,7 @@ def assemble(batch: Batch, extend: Callable[[], None]) -> Assembled | Fault | No
         storage.write(storage.key(file.id), counted())
     except Unfit as unfit:
         return unfit.fault
-    return Assembled(file.id, run.id, size, digest.digest())
+    return Assembled(file.id, run.id, size, digest.digest(), manifest)
 
 
 def rendered(chunks: Iterable[bytes], moment: Moment, refuse: Callable[[Fault], None]) -> Iterator[bytes]:
@@ -119,13 +126,33 @@ def capped(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def _content(batch: Batch, run: ScheduleRun, definition: Definition) -> Iterator[bytes]:
-    """The bytes that were pinned. Unfit where they are not there any more."""
+def traced(faults: Faults, manifest: Sequence[dict[str, Any]]) -> Faults:
+    """Faults of a source's file, their messages with the object and the line in it that its owner knows."""
+    # They have no numbers where the file could not be put together.
+    numbered = [entry for entry in manifest if "first_line" in entry]
+    firsts = [entry["first_line"] for entry in numbered]
+
+    def found(fault: Fault) -> Fault:
+        if fault.line is None or not numbered:
+            return fault
+        entry = numbered[bisect_right(firsts, fault.line) - 1]
+        return replace(fault, message=f"{entry['path']}:{fault.line - entry['first_line'] + 1}: {fault.message}")
+
+    return Faults([found(fault) for fault in faults.kept], faults.unlisted)
+
+
+def _content(batch: Batch, run: ScheduleRun, definition: Definition, manifest: Sequence[dict[str, Any]]) -> Iterator[bytes]:
+    """The bytes that were pinned. Unfit where they are not there any more. Numbers the first line of each object of a manifest."""
     try:
         if definition.template_file_id is not None:
             yield from _template(definition.template_file_id, starting.moment(run, definition))
         elif definition.source is not None:
-            yield from sources.chunks(Owner(batch.account_id, batch.livemode), definition.source, run.manifest or [])
+            line = 1
+            for entry in manifest:
+                entry["first_line"] = line
+                for chunk in sources.chunks(Owner(batch.account_id, batch.livemode), definition.source, [entry]):
+                    line += chunk.count(b"\n")
+                    yield chunk
         else:
             yield from inbox.chunks(run.id)
     except sources.Gone as gone:

@@ -12,7 +12,7 @@ from xalen_batch.pipeline import assemble
 from xalen_batch.pipeline.assemble import Unfit
 from xalen_batch.pipeline.faults import Fault, Faults, unpriced
 from xalen_batch.pipeline.scan import scan
-from xalen_batch.schedules import sources
+from xalen_batch.schedules import sources, templates
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.templates import Moment
 
@@ -40,13 +40,14 @@ def rehearse(owner: Owner, definition: Definition, now: datetime) -> None:
     if faults:
         first = faults.kept[0]
         where = definition.file_id if first.line is None else f"line {first.line:,} of {definition.file_id}"
-        others = f" There are {faults.count - 1:,} more faults in it." if faults.count > 1 else ""
+        more = faults.count - 1
+        others = f" There {'is 1 more fault' if more == 1 else f'are {more:,} more faults'} in it." if more else ""
         raise InvalidRequest(f"{param}: {where}: {first.message}{others}", param=param, code=first.code)
 
 
 def _read(chunks: Iterable[bytes], definition: Definition, prices: Mapping[str, object], now: datetime) -> Faults:
     faults, models = Faults(), set[str]()
-    content = chunks if definition.template_file_id is None else _rendered(chunks, definition, faults, now)
+    content = _unfilled(chunks, faults) if definition.template_file_id is None else _rendered(chunks, definition, faults, now)
     for line in scan(content, endpoint=definition.endpoint, models=catalog.models()):
         if isinstance(line, Fault):
             faults.add(line)
@@ -56,6 +57,17 @@ def _read(chunks: Iterable[bytes], definition: Definition, prices: Mapping[str, 
         if not prices.get(model):
             faults.add(unpriced(model))
     return faults
+
+
+def _unfilled(chunks: Iterable[bytes], faults: Faults) -> Iterator[bytes]:
+    """A file that is run as it is. That it holds placeholders can only be a mistake."""
+    found, tail = None, b""
+    for chunk in chunks:
+        if found is None and (found := templates.first(tail + chunk)):
+            message = f"The file holds {found}, and `input_file_id` sends it as it is. Send the file's id as `template_file_id`."
+            faults.add(Fault("placeholder_in_input_file", message))
+        tail = chunk[-templates.LONGEST :]
+        yield chunk
 
 
 def _rendered(chunks: Iterable[bytes], definition: Definition, faults: Faults, now: datetime) -> Iterator[bytes]:

@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 from xalen_batch import catalog, db, log, storage
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
-from xalen_batch.models import Batch
+from xalen_batch.models import Batch, ScheduleRun
 from xalen_batch.pipeline import fairness
-from xalen_batch.pipeline.assemble import Assembled, assemble
+from xalen_batch.pipeline.assemble import Assembled, assemble, traced
 from xalen_batch.pipeline.faults import Fault, Faults, unpriced
 from xalen_batch.pipeline.scan import GoodLine, scan
 from xalen_batch.pipeline.split import Split
@@ -152,7 +152,9 @@ def _decide(session: Session, lease: _Lease, found: _Found) -> None:
     # The lock keeps a cancel out until this commits.
     batch = lease.take(session)
     if found.faults:
-        batch.errors = found.faults.render()
+        run = None if batch.run_id is None else session.get_one(ScheduleRun, batch.run_id)
+        faults = found.faults if run is None or not run.manifest else traced(found.faults, run.manifest)
+        batch.errors = faults.render()
         batch.move(session, BatchStatus.FAILED)
         return
     models = found.split.models

@@ -18,13 +18,16 @@ from xalen_batch.states import RunState
 MOST_BACKFILLED = 100
 
 
-def run_now(session: Session, schedule: Schedule) -> ScheduleRun:
-    """Run a locked schedule for this moment, beside its instants. InvalidRequest if `overlap` is against it."""
+def run_now(session: Session, schedule: Schedule, as_of: datetime | None = None) -> ScheduleRun:
+    """Run a locked schedule now, beside its instants. InvalidRequest if `overlap` is against it.
+
+    `as_of`: the moment whose dates it has, such as a night that failed; this one unless it is said.
+    """
     bring_up_to_date(session, schedule)
     now = db.now(session)
     # Never a whole second: that might be an instant of the schedule's own.
     moment = now if now.microsecond else now + MICROSECOND
-    made = runs.record(session, [runs.blank(schedule, moment, Trigger.MANUAL, RunState.WAITING)])
+    made = runs.record(session, [runs.blank(schedule, moment, Trigger.MANUAL, RunState.WAITING, as_of=as_of)])
     if not made:
         raise InvalidRequest("The schedule was run at this very moment already. Try again.", code="run_in_progress")
     meeting.begin(session, schedule, made[0], runs.unended(session, schedule), now, is_made_up=False)
@@ -72,6 +75,8 @@ def _to_backfill(definition: Definition, start_at: datetime, end_at: datetime, n
                 f"There are more than {MOST_BACKFILLED} instants between {start_at.isoformat()} and {end_at.isoformat()}. Backfill a shorter time at once.",
                 param="to",
             )
+    if end_at <= start_at:
+        raise InvalidRequest(f"from: {start_at.isoformat()} is not before `to`, {end_at.isoformat()}. Swap them.", param="from")
     if not instants:
         raise InvalidRequest(
             f"The schedule has no instant between {start_at.isoformat()} and {end_at.isoformat()} that has come (it is {now.isoformat(timespec='seconds')}). Preview it to see when it fires.",

@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from xalen_batch import batches, ids, log
+from xalen_batch.cron import zone
 from xalen_batch.errors import NotCancellable
 from xalen_batch.models import Batch, Schedule, ScheduleRun
 from xalen_batch.schedules import inbox, policies, runs
@@ -72,4 +73,5 @@ def _cancel(session: Session, schedule: Schedule, run: ScheduleRun) -> None:
 
 
 def _named(run: ScheduleRun) -> str:
-    return f"The run {ids.render('run', run.id)} for {run.scheduled_for.isoformat()}"
+    local = run.scheduled_for.astimezone(zone(run.definition["timezone"]))
+    return f"The run {ids.render('run', run.id)} for {local.isoformat(timespec='seconds')}"

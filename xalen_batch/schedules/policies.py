@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from xalen_batch.schedules.definition import Definition, Overlap
 
-# An instant that fires within this time is on time, whatever held it up.
+# The newest instant is on time if it fires within this, whatever held it up.
 ON_TIME = timedelta(minutes=5)
 
 
@@ -39,7 +39,7 @@ def sort_out(ages: Sequence[tuple[datetime, timedelta]], definition: Definition)
     due = Due()
     late = []
     for instant, age in ages:
-        if age <= ON_TIME:
+        if age <= ON_TIME and instant == ages[-1][0]:
             due.run.append(instant)
         elif is_too_old(age, definition):
             due.missed.append((instant, Miss.TOO_OLD))

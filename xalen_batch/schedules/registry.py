@@ -100,7 +100,8 @@ def pause(session: Session, schedule: Schedule, note: str | None) -> None:
     if note is not None and len(note) > MOST_NOTE:
         raise InvalidRequest(f"note: it has {len(note):,} characters; the most is {MOST_NOTE}. Shorten it.", param="note")
     fire.bring_up_to_date(session, schedule)
-    schedule.pause(db.now(session), note)
+    if note is not None or schedule.status != ScheduleStatus.PAUSED:
+        schedule.pause(db.now(session), note)
     session.flush()
     logger.info("schedule.paused", schedule_id=schedule.id.hex)
 
@@ -125,7 +126,7 @@ def delete(session: Session, owner: Owner, public_id: str, *, discard_requests: 
     waiting = inbox.pending(session, [schedule.id]).get(schedule.id, 0)
     if waiting and not discard_requests:
         raise InvalidRequest(
-            f"{waiting:,} request{'' if waiting == 1 else 's'} wait in the inbox of {public_id}. Run it first, or delete it with discard_requests=true.",
+            f"{waiting:,} request{' waits' if waiting == 1 else 's wait'} in the inbox of {public_id}. Run it first, or delete it with discard_requests=true.",
             param="discard_requests",
             code="inbox_not_empty",
         )
@@ -143,7 +144,7 @@ def delete(session: Session, owner: Owner, public_id: str, *, discard_requests: 
 def _refuse_to_strand(session: Session, schedule: Schedule, param: str) -> None:
     if waiting := inbox.pending(session, [schedule.id])[schedule.id]:
         raise InvalidRequest(
-            f"{param}: {waiting:,} request{'' if waiting == 1 else 's'} that it was sent wait in its inbox. Run it first, then change it.",
+            f"{param}: {waiting:,} request{' waits' if waiting == 1 else 's wait'} in its inbox. Run it first, then change it.",
             param=param,
             code="inbox_not_empty",
         )

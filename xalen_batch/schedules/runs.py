@@ -7,12 +7,12 @@ from decimal import Decimal
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import select, true
+from sqlalchemy import delete, select, true
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session, aliased, defer
 
-from xalen_batch import db, ids, log, paging
-from xalen_batch.models import Batch, Invoice, Schedule, ScheduleRun
+from xalen_batch import batches, db, ids, log, paging
+from xalen_batch.models import Batch, ConsumedObject, Invoice, Schedule, ScheduleRun
 from xalen_batch.paging import Page
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.states import OPEN_RUNS, TERMINAL, BatchStatus, RunState, ScheduleStatus
@@ -31,10 +31,14 @@ class Trigger(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The batch of a run, and what it cost: exact USD, None before its invoice is issued."""
+    """The batch of a run, and what it cost: exact USD, None before its invoice is issued.
+
+    `opens_at`: when the execution window opens that the batch waits for.
+    """
 
     batch_id: UUID | None = None
     cost: Decimal | None = None
+    opens_at: datetime | None = None
 
 
 def unended(session: Session, schedule: Schedule) -> list[ScheduleRun]:
@@ -49,6 +53,9 @@ def unended(session: Session, schedule: Schedule) -> list[ScheduleRun]:
     for run, batch in found:
         if run.state == RunState.RUNNING and batch.status in TERMINAL:
             end(session, schedule, run, *_verdict(batch))
+            if batch.status == BatchStatus.FAILED:
+                # Nothing of them has run: the next run takes them again.
+                session.execute(delete(ConsumedObject).where(ConsumedObject.schedule_id == schedule.id, ConsumedObject.run_id == run.id))
     return [run for run, _ in found if run.state in OPEN_RUNS]
 
 
@@ -58,7 +65,7 @@ def _verdict(batch: Batch) -> tuple[RunState, str | None, str | None]:
         case BatchStatus.COMPLETED if batch.completed or not batch.total:
             return RunState.SUCCEEDED, None, None
         case BatchStatus.COMPLETED:
-            return RunState.FAILED, "no_line_succeeded", f"All {batch.failed:,} requests of {name} failed; its error file says why."
+            return RunState.FAILED, "no_line_succeeded", f"No request of {name} succeeded; its error file says why."
         case BatchStatus.FAILED:
             return RunState.FAILED, "batch_failed", f"{name} did not pass validation; its `errors` name every line."
         case BatchStatus.EXPIRED:
@@ -83,7 +90,9 @@ def end(
         schedule.failures = 0
         logger.info("schedule.run_succeeded", **fields)
         return
-    logger.warning("schedule.run_not_succeeded", state=to.value, **fields)
+    # An empty night is nothing to be warned of where its owner says so.
+    write = logger.info if (to, reason) == (RunState.SKIPPED, "empty") else logger.warning
+    write("schedule.run_not_succeeded", state=to.value, **fields)
     if to is RunState.FAILED:
         schedule.failures += 1
         _pause_if_failing(schedule, now)
@@ -108,13 +117,20 @@ def page(session: Session, schedule_id: UUID, *, state: RunState | None, limit: 
 
 def outcomes(session: Session, runs: Sequence[ScheduleRun]) -> dict[UUID, Outcome]:
     """The batch and the cost of each run."""
+    now = db.now(session)
     rows = session.execute(
-        select(Batch.run_id, Batch.id, Invoice.total)
+        select(Batch, Invoice.total)
         .outerjoin(Invoice, Invoice.batch_id == Batch.id)
         .where(Batch.run_id.in_([run.id for run in runs]))
+        .options(defer(Batch.errors))
     )
-    found = {run_id: Outcome(batch_id, total) for run_id, batch_id, total in rows if run_id is not None}
+    found = {batch.run_id: Outcome(batch.id, total, _opens_at(batch, now)) for batch, total in rows}
     return {run.id: found.get(run.id, Outcome()) for run in runs}
+
+
+def _opens_at(batch: Batch, now: datetime) -> datetime | None:
+    interval = batches.interval(batch, now)
+    return interval[0] if interval is not None and now < interval[0] else None
 
 
 def recent(session: Session, schedules: Sequence[Schedule]) -> dict[UUID, list[ScheduleRun]]:
@@ -134,12 +150,15 @@ def lag(run: ScheduleRun) -> float | None:
     return None if run.fired_at is None else (run.fired_at - run.scheduled_for).total_seconds()
 
 
-def blank(schedule: Schedule, scheduled_for: datetime, trigger: Trigger, state: RunState) -> dict[str, object]:
+def blank(
+    schedule: Schedule, scheduled_for: datetime, trigger: Trigger, state: RunState, *, as_of: datetime | None = None
+) -> dict[str, object]:
     """The columns of a new run, with what the schedule says now."""
     return {
         "id": ids.new(),
         "schedule_id": schedule.id,
         "scheduled_for": scheduled_for,
+        "as_of": as_of,
         "trigger": trigger.value,
         "state": state.value,
         "definition": schedule.definition,

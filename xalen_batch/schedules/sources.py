@@ -57,7 +57,7 @@ class Gone(Exception):
 def check(owner: Owner, source: Source) -> None:
     """InvalidRequest for a source that could never be read: a path that leads out of where it may lie, a wrong placeholder."""
     _place(owner, source, SOME_MOMENT)
-    templates.check(source.pattern, param="source.pattern")
+    _filled(source.pattern, "source.pattern", SOME_MOMENT)
     if source.ready_marker is not None:
         _steps(source.ready_marker, "source.ready_marker", SOME_MOMENT)
 
@@ -73,7 +73,7 @@ def find(session: Session, schedule: Schedule, source: Source, moment: Moment) -
     NotReady without the marker; InvalidRequest if they cannot be read, or are too many or too large for one batch; storage.AWAY.
     """
     place = _place(Owner(schedule.account_id, schedule.livemode), source, moment)
-    pattern = templates.fill(source.pattern, moment)
+    pattern = _filled(source.pattern, "source.pattern", moment)
     marker = source.ready_marker and "/".join(_steps(source.ready_marker, "source.ready_marker", moment))
     with _named(place):
         if marker and not place.folder.has(marker):
@@ -199,8 +199,7 @@ def _home(owner: Owner, source: Source, path: str) -> tuple[Folder, str]:
 
 def _steps(path: str, param: str, moment: Moment) -> list[str]:
     """The names on a relative path, its placeholders replaced. InvalidRequest for one that is absolute or goes up."""
-    templates.check(path, param=param)
-    filled = templates.fill(path, moment)
+    filled = _filled(path, param, moment)
     steps = [step for step in filled.split("/") if step]
     if filled.startswith("/") or not steps or {".", ".."} & set(steps):
         raise InvalidRequest(
@@ -208,6 +207,17 @@ def _steps(path: str, param: str, moment: Moment) -> list[str]:
             param=param,
         )
     return steps
+
+
+def _filled(text: str, param: str, moment: Moment) -> str:
+    """A name with its placeholders replaced. InvalidRequest for any other: in a name it could only be a mistake."""
+    templates.check(text, param=param)
+    filled = templates.fill(text, moment)
+    if "{{" in filled:
+        raise InvalidRequest(
+            f"{param}: {text[:SHOWN_VALUE]!r} holds a placeholder that is none. Write one such as {templates.EXAMPLES}.", param=param
+        )
+    return filled
 
 
 def _entry(place: _Place, found: Found) -> dict[str, Any]:

@@ -72,8 +72,8 @@ def start(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime)
 
 
 def moment(run: ScheduleRun, definition: Definition) -> Moment:
-    """What the placeholders of a run stand for: its own instant, however late it runs."""
-    return Moment(run.scheduled_for, zone(definition.timezone), ids.render("run", run.id))
+    """What the placeholders of a run stand for: its own instant, however late it runs, or the moment it was asked for as of."""
+    return Moment(run.as_of or run.scheduled_for, zone(definition.timezone), ids.render("run", run.id))
 
 
 def _owner(schedule: Schedule) -> Owner:
@@ -90,11 +90,12 @@ def _input_file(session: Session, schedule: Schedule, run: ScheduleRun, definiti
     elif definition.source is not None:
         manifest = sources.find(session, schedule, definition.source, moment(run, definition))
         if not manifest:
-            raise _Empty("The source held nothing new.")
+            place = sources.location(_owner(schedule), definition.source)
+            raise _Empty(f"There was nothing new in {place!r} that matches {definition.source.pattern!r}.")
         sources.take(session, schedule, run, manifest)
     elif not inbox.seal(session, schedule, run):
         raise _Empty("No request had arrived.")
-    day = run.scheduled_for.astimezone(zone(definition.timezone)).date()
+    day = (run.as_of or run.scheduled_for).astimezone(zone(definition.timezone)).date()
     file = files.create(
         session,
         _owner(schedule),

@@ -19,6 +19,9 @@ from xalen_batch.errors import InvalidRequest
 SHOWN_VALUE = 100
 EXAMPLES = "{{scheduled_date}}, {{scheduled_date-1d:%d.%m.%Y}}, {{scheduled_time-6h:%H:%M}} or {{run_id}}"
 UNITS = {"scheduled_date": {"d": 1, "w": 7}, "scheduled_time": {"h": 0, "d": 1, "w": 7}}
+_PLAIN = re.compile(rb"\{\{\s*(?:scheduled_date|scheduled_time|run_id)\b[^{}\"]{0,80}\}\}")
+# The most bytes of a placeholder that `first` finds.
+LONGEST = 110
 # What strftime does alike everywhere. Each is formatted alone; the text between them never reaches it.
 OF_A_DATE = "YymdjBbAauwUWGV"
 OF_A_TIME = OF_A_DATE + "HIMSpzZ"
@@ -71,6 +74,12 @@ def check(text: str, *, param: str | None = None) -> None:
             _parse(_inside(found))
     except InvalidRequest as error:
         raise InvalidRequest(error.message, param=param, code=error.code) from None
+
+
+def first(raw: bytes) -> str | None:
+    """The first placeholder of ours in a piece of a file, as it is written there."""
+    found = _PLAIN.search(raw) if b"{{" in raw else None
+    return None if found is None else found[0].decode("utf-8", "replace")
 
 
 def render(lines: Iterable[bytes], moment: Moment) -> Iterator[bytes]:
