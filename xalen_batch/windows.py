@@ -79,15 +79,6 @@ class ExecutionWindow(BaseModel):
                     yield opens, closes
             day += ONE_DAY
 
-    def open_time(self, start: datetime, end: datetime) -> timedelta:
-        """How long it is open in [start, end)."""
-        total = timedelta()
-        for opens, closes in self.intervals(start):
-            if opens >= end:
-                break
-            total += max(min(closes, end) - max(opens, start), timedelta())
-        return total
-
     def describe(self) -> str:
         """`22:00–06:00 Europe/Berlin, mon–fri`; the days left out when it is all seven."""
         text = f"{self.start}–{self.end} {self.timezone}"

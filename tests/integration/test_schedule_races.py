@@ -1,7 +1,6 @@
 """Schedules where several things happen at once, or something happens every time."""
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -12,7 +11,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 
 from tests import factories
-from tests.integration import clock as clocks
+from tests.integration import test_fire
 from tests.integration.clock import Clock
 from tests.integration.test_fire import DAY, NIGHT, NOON, batches_of, change, end_batch, get, made, runs_of, states
 from xalen_batch import batches, db, files, ids
@@ -26,22 +25,10 @@ from xalen_batch.schedules.sources import NotReady
 from xalen_batch.states import BatchStatus
 
 pytestmark = pytest.mark.usefixtures("database")
+clock, owner = test_fire.clock, test_fire.owner
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture
-def clock(database: str) -> Iterator[Clock]:
-    with clocks.installed() as clock:
-        clock.set(NOON)
-        yield clock
-
-
-@pytest.fixture
-def owner(database: str) -> Owner:
-    with db.transaction() as session:
-        return factories.caller(session)
 
 
 def edit(owner: Owner, schedule_id: UUID, **fields: Any) -> None:

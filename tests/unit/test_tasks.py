@@ -1,10 +1,17 @@
 """A job that meets a bug says so, and says nothing that a user wrote."""
 
+import threading
+from typing import cast
+
 import pytest
+from celery import Celery
 from structlog.testing import capture_logs
 
 from xalen_batch import log
-from xalen_batch.tasks import reported
+from xalen_batch.broker import Job
+from xalen_batch.pipeline.engine import Engine
+from xalen_batch.schedules import fire
+from xalen_batch.tasks import register, reported
 
 PROMPT = "the user's secret prompt"
 
@@ -26,3 +33,24 @@ def test_a_cause_names_the_innermost_places_first() -> None:
     with pytest.raises(ValueError, match="secret") as raised:
         job("")
     assert log.cause(raised.value)["at"].split(" < ")[0].endswith(" job")
+
+
+def test_one_thread_of_a_process_fires(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    fired: list[bool] = []
+
+    def run() -> None:
+        begun.set()
+        fired.append(go_on.wait(timeout=10))
+
+    monkeypatch.setattr(fire, "run", run)
+    fire_schedules = register(Celery("test"), cast(Engine, None))[Job.FIRE]
+    first = threading.Thread(target=fire_schedules)
+    first.start()
+    assert begun.wait(timeout=10)
+    fire_schedules()
+    assert fired == []
+    go_on.set()
+    first.join(timeout=10)
+    fire_schedules()
+    assert fired == [True, True]

@@ -103,15 +103,9 @@ def test_it_is_closed_again_in_the_repeated_hour_after_its_end() -> None:
     ("date", "hours"),
     [("2026-07-01", 8), ("2026-03-28", 7), ("2026-10-24", 9)],
 )
-def test_open_time_counts_real_hours(date: str, hours: int) -> None:
-    noon = berlin(f"{date} 12:00")
-    assert NIGHT.open_time(noon, berlin(f"{date} 12:00") + timedelta(days=1)) == timedelta(hours=hours)
-
-
-def test_open_time_counts_what_lies_within_its_ends() -> None:
-    assert NIGHT.open_time(berlin("2026-07-01 23:00"), berlin("2026-07-02 22:30")) == timedelta(hours=7, minutes=30)
-    assert NIGHT.open_time(berlin("2026-07-01 06:00"), berlin("2026-07-01 22:00")) == timedelta()
-    assert NIGHT.open_time(berlin("2026-07-02 01:00"), berlin("2026-07-02 01:00")) == timedelta()
+def test_an_interval_is_of_real_hours(date: str, hours: int) -> None:
+    opens, closes = NIGHT.interval(berlin(f"{date} 12:00"))
+    assert closes - opens == timedelta(hours=hours)
 
 
 TIMES = st.tuples(st.integers(0, 23), st.sampled_from([0, 1, 15, 30, 59])).map(lambda time: f"{time[0]:02}:{time[1]:02}")
@@ -147,15 +141,6 @@ def test_intervals_are_the_same_wherever_one_looks_from_ascending_and_disjoint(c
     assert all(closes <= next_opens for (_, closes), (next_opens, _) in pairwise(intervals))
     for moment in (first, second, third):
         assert window.interval(moment) == next(interval for interval in intervals if moment < interval[1])
-
-
-@given(windows_and_moments())
-def test_open_time_adds_up_and_is_the_time_within_intervals(case: tuple[ExecutionWindow, list[datetime]]) -> None:
-    window, (first, second, third) = case
-    assert window.open_time(first, second) + window.open_time(second, third) == window.open_time(first, third)
-    opens, closes = window.interval(second)
-    assert window.open_time(opens, closes) == closes - opens
-    assert window.open_time(first, third) <= third - first
 
 
 @pytest.mark.parametrize(

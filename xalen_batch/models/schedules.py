@@ -79,7 +79,8 @@ class ScheduleRun(Base):
     message: Mapped[str | None]
     # What it runs or ran with, whatever the schedule says by now.
     definition: Mapped[dict[str, Any]]
-    # Of a source: the objects it reads, in order ({"path", "size", "version"}).
+    # Of a source: the objects it reads, in order ({"path", "size", "version"}), each with its "first_line" in the input
+    # file once that is put together.
     manifest: Mapped[list[dict[str, Any]] | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     # When its batch was created, and when the run was over.

@@ -28,7 +28,7 @@ def rehearse(owner: Owner, definition: Definition, now: datetime) -> None:
         sources.check(owner, definition.source)
     if definition.file_id is None:
         return
-    param = "input_file_id" if definition.input_file_id else "template_file_id"
+    param = definition.file_param
     with db.transaction() as session:
         file = batches.input_file(session, owner, definition.file_id, param=param)
         prices = batches.prices_in_force(session, livemode=owner.livemode, endpoint=definition.endpoint)

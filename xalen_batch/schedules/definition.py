@@ -127,6 +127,11 @@ class Definition(BaseModel):
         return self.input_file_id or self.template_file_id
 
     @property
+    def file_param(self) -> str:
+        """The field that names this file."""
+        return "input_file_id" if self.input_file_id else "template_file_id"
+
+    @property
     def catch_up(self) -> timedelta:
         match = re.fullmatch(r"([1-9][0-9]{0,4})([mhd])", self.catch_up_window, re.ASCII)
         length = timedelta(**{CATCH_UP_UNITS[match[2]]: int(match[1])}) if match else timedelta()

@@ -1,15 +1,13 @@
 """The schedules of an account: made, read, changed, paused and deleted. What has run keeps what it ran with."""
 
 from datetime import datetime, timedelta
-from uuid import UUID
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, files, ids, log, paging
+from xalen_batch import batches, db, ids, log, paging
 from xalen_batch.accounts import Owner
 from xalen_batch.errors import InvalidRequest, NotFound
-from xalen_batch.files import Purpose
 from xalen_batch.models import Schedule
 from xalen_batch.paging import Page
 from xalen_batch.schedules import fire, inbox, runs, sources
@@ -157,23 +155,8 @@ def _define(session: Session, owner: Owner, schedule: Schedule, definition: Defi
     schedule.name = definition.name
     schedule.definition = definition.model_dump(mode="json")
     # Looked at while it is still the schedule's: one that is past its time is kept by that alone.
-    schedule.file_id = None if definition.file_id is None else _file(session, owner, definition.file_id, definition)
-
-
-def _file(session: Session, owner: Owner, public_id: str, definition: Definition) -> UUID:
-    """The file it reads, kept from deletion until this transaction ends."""
-    param = "input_file_id" if definition.input_file_id else "template_file_id"
-    try:
-        file = files.lock(session, owner, public_id)
-    except NotFound:
-        raise InvalidRequest(
-            f"{param}: there is no file {public_id[:100]!r}. Upload one with purpose `batch` and send its id.", param=param
-        ) from None
-    if file.purpose != Purpose.BATCH:
-        raise InvalidRequest(
-            f"{param}: file {public_id} has the purpose `{file.purpose}`. Upload it again with purpose `batch`.", param=param
-        )
-    return file.id
+    file = definition.file_id and batches.input_file(session, owner, definition.file_id, param=definition.file_param)
+    schedule.file_id = file.id if file else None
 
 
 def _visible(owner: Owner) -> Select[Schedule]:
