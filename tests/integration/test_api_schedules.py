@@ -407,3 +407,21 @@ def test_a_source_says_where_its_objects_are_to_be_put(api: Api, clock: Clock) -
     run = api.ask("POST", path(schedule, "run")).json
     assert (run["state"], [Path(entry["path"]).name for entry in run["manifest"]]) == ("running", ["a.jsonl"])
     assert create(api)["source_location"] is None
+
+
+def test_a_run_whose_batch_waits_for_its_execution_window_says_so(api: Api, clock: Clock) -> None:
+    schedule = create(api, execution_window={"start": "22:00", "end": "06:00"})
+    api.ask("POST", path(schedule, "requests"), factories.chat_line("a"))
+    run = api.ask("POST", path(schedule, "run"), {"as_of": "2026-11-20T02:30"}).json
+    assert (run["state"], run["reason"]) == ("running", "execution_window")
+    assert "T22:00:00+01:00" in run["message"]
+    assert run["as_of"] == int(datetime(2026, 11, 20, 1, 30, tzinfo=UTC).timestamp())
+    clock.set(datetime(2026, 11, 24, 21, 30, tzinfo=UTC))
+    [shown] = get(api, path(schedule, "runs?state=running"))["data"]
+    assert (shown["reason"], shown["message"]) == (None, None)
+
+
+def test_pausing_again_without_a_note_keeps_the_note(api: Api, clock: Clock) -> None:
+    schedule = create(api)
+    for body, note in (({"note": "migration"}, "migration"), ({}, "migration"), ({"note": "longer"}, "longer")):
+        assert api.ask("POST", path(schedule, "pause"), body).json["pause_note"] == note
