@@ -64,7 +64,7 @@ def _unfilled(chunks: Iterable[bytes], faults: Faults) -> Iterator[bytes]:
     found, tail = None, b""
     for chunk in chunks:
         if found is None and (found := templates.first(tail + chunk)):
-            message = f"The file holds {found}, and `input_file_id` sends it as it is. Send the file's id as `template_file_id`."
+            message = f"The file holds {found}, and `input_file_id` sends it as it is. Name the file in `template_file_id` instead."
             faults.add(Fault("placeholder_in_input_file", message))
         tail = chunk[-templates.LONGEST :]
         yield chunk
