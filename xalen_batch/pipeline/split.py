@@ -1,6 +1,10 @@
-"""Split: cut a batch's lines into tasks, each a slice of lines of one model that one worker runs."""
+"""Split: cut a batch's lines into tasks, each a slice of lines of one model that one worker runs.
 
-from collections.abc import Iterator
+The lines have a running order (`prefix`): tasks follow it, and so do the lines in a task. What a reader gets is in file order all
+the same, since results are read by their line numbers.
+"""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import ceil
 from uuid import UUID
@@ -12,63 +16,86 @@ from xalen_batch import jsonl
 from xalen_batch.config import settings
 from xalen_batch.jsonl import Span
 from xalen_batch.models import Task
+from xalen_batch.pipeline.prefix import Starts
 
 # A small batch is cut in this many tasks, so that it spreads over the workers; but a claim and its
 # first transaction cost as much as some requests, so a task has a few lines at least.
 SPREAD = 8
 FEWEST_LINES = 10
 
-ROWS_AT_ONCE = 100
-
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The lines of a task to be, in file order."""
+    """The lines of a task to be, in running order. `place`: how many lines of the batch come before the first of them."""
 
     model: str
+    place: int
     spans: list[Span]
 
 
 @dataclass
-class Split:
-    """Lines by model, held as 16 bytes each until all are known: their number decides the size of a task."""
+class _Lines:
+    """The lines of one model, in file order: where each is, as 16 bytes, and how it begins."""
 
-    _packed: dict[str, bytearray] = field(default_factory=dict)
+    packed: bytearray = field(default_factory=bytearray)
+    starts: Starts = field(default_factory=Starts)
+
+    def ordered(self) -> bytes:
+        """The same index, in running order."""
+        packed, size = bytes(self.packed), jsonl.SPAN_BYTES
+        return b"".join(packed[line * size : (line + 1) * size] for line in self.starts.running_order())
+
+
+@dataclass
+class Split:
+    """Lines by model, held as tens of bytes each until all are known: their number decides the size of a task."""
+
+    _by_model: dict[str, _Lines] = field(default_factory=dict)
     lines: int = 0
 
-    def add(self, model: str, span: Span) -> None:
-        self._packed.setdefault(model, bytearray()).extend(jsonl.pack([span]))
+    def add(self, model: str, span: Span, marks: Iterable[int] = ()) -> None:
+        """`marks`: of the line's prompt, as `prefix.marks` makes them; without any it runs where it is in the file."""
+        lines = self._by_model.get(model) or self._by_model.setdefault(model, _Lines())
+        lines.packed += jsonl.pack((span,))
+        lines.starts.add(marks)
         self.lines += 1
 
     @property
     def models(self) -> list[str]:
         """The models named so far, in the order of their first lines."""
-        return list(self._packed)
+        return list(self._by_model)
 
     def slices(self) -> Iterator[Slice]:
-        """Every line once, in file order within its model; models take turns, so that neither waits for the other."""
-        waiting = [_cut(model, packed) for model, packed in self._packed.items()]
+        """Every line once, in running order within its model; models take turns, so that neither waits for the other."""
+        place = 0
+        waiting = [(model, _cut(lines.ordered())) for model, lines in self._by_model.items()]
         while waiting:
             still = []
-            for slices in waiting:
-                if (slice := next(slices, None)) is not None:
-                    yield slice
-                    still.append(slices)
+            for model, cuts in waiting:
+                if spans := next(cuts, None):
+                    yield Slice(model, place, spans)
+                    place += len(spans)
+                    still.append((model, cuts))
             waiting = still
 
     def insert(self, session: Session, batch_id: UUID) -> int:
-        """Write the tasks of a batch; returns how many."""
-        rows: list[dict[str, object]] = []
-        seq = -1
-        for seq, slice in enumerate(self.slices()):
-            index = jsonl.pack(slice.spans)
-            rows.append({"batch_id": batch_id, "seq": seq, "model": slice.model, "lines": len(slice.spans), "line_index": index})
-            if len(rows) == ROWS_AT_ONCE:
-                session.execute(insert(Task), rows)
-                rows = []
+        """Write the tasks of a batch; returns how many.
+
+        A task's `seq` is its place, and it has all the places up to the next task: whoever cuts it in two numbers the second half so.
+        """
+        rows = [
+            {
+                "batch_id": batch_id,
+                "seq": slice.place,
+                "model": slice.model,
+                "lines": len(slice.spans),
+                "line_index": jsonl.pack(slice.spans),
+            }
+            for slice in self.slices()
+        ]
         if rows:
             session.execute(insert(Task), rows)
-        return seq + 1
+        return len(rows)
 
 
 def task_lines(lines: int) -> int:
@@ -76,14 +103,14 @@ def task_lines(lines: int) -> int:
     return min(settings().task_lines, max(FEWEST_LINES, ceil(lines / SPREAD)))
 
 
-def _cut(model: str, packed: bytearray) -> Iterator[Slice]:
-    most_lines, most_bytes = task_lines(len(packed) // jsonl.SPAN_BYTES), settings().task_bytes
+def _cut(index: bytes) -> Iterator[list[Span]]:
+    most_lines, most_bytes = task_lines(len(index) // jsonl.SPAN_BYTES), settings().task_bytes
     spans: list[Span] = []
     size = 0
-    for span in jsonl.unpack(packed):
+    for span in jsonl.unpack(index):
         if spans and (len(spans) == most_lines or size + span.length > most_bytes):
-            yield Slice(model, spans)
+            yield spans
             spans, size = [], 0
         spans.append(span)
         size += span.length
-    yield Slice(model, spans)
+    yield spans

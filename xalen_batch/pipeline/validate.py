@@ -14,7 +14,7 @@ from xalen_batch import catalog, db, log, storage
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, ScheduleRun
-from xalen_batch.pipeline import fairness
+from xalen_batch.pipeline import fairness, prefix
 from xalen_batch.pipeline.assemble import Assembled, assemble, traced
 from xalen_batch.pipeline.faults import Fault, Faults, unpriced
 from xalen_batch.pipeline.scan import GoodLine, scan
@@ -121,14 +121,15 @@ def _assemble(batch: Batch, lease: _Lease) -> Fault | None:
 
 def _read(batch: Batch, lease: _Lease) -> _Found:
     """Read the whole file, in no transaction. Raises _LeaseLost."""
-    found = _Found()
+    found, models = _Found(), catalog.models()
     chunks = storage.chunks(storage.key(batch.input_file_id))
     try:
-        for line in _extending(lease, scan(chunks, endpoint=batch.endpoint, models=catalog.models())):
+        for line in _extending(lease, scan(chunks, endpoint=batch.endpoint, models=models)):
             if isinstance(line, Fault):
                 found.faults.add(line)
             else:
-                found.split.add(line.model, line.span)
+                # A reranker reads each pair on its own, and has no prefix cache.
+                found.split.add(line.model, line.span, () if models[line.model].is_reranker else prefix.marks(line.body))
     except FileNotFoundError:
         found.faults = Faults([FILE_GONE])
     for model in found.split.models:

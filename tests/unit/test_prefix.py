@@ -1,0 +1,145 @@
+"""Marks tell how prompts begin, and lines run with those that begin alike; nothing else moves."""
+
+from zlib import crc32
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xalen_batch.pipeline.prefix import LEAST, MOST_MARKS, PLACES, Starts, marks
+
+
+def text(name: str, size: int) -> str:
+    """A text of that many bytes whose beginning is like that of no other name."""
+    return (f"{name} says: " * size)[:size]
+
+
+def chat(*contents, **body):
+    """A request whose first message is the system's."""
+    roles = ["system", *["user", "assistant"] * len(contents)]
+    return {"messages": [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)], **body}
+
+
+def order(*bodies) -> list[int]:
+    starts = Starts()
+    for body in bodies:
+        starts.add(marks(body))
+    return starts.running_order()
+
+
+def shared(one, other) -> int:
+    """How many first marks two requests have in common."""
+    pairs = list(zip(marks(one), marks(other), strict=False))
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
+
+
+def test_a_group_spread_over_the_file_runs_in_one_go_and_groups_in_the_order_of_their_first_lines():
+    lines = [chat(text(name, 900), f"question {n}") for n, name in enumerate("ABCABCCBA")]
+    assert order(*lines) == [0, 3, 8, 1, 4, 7, 2, 5, 6]
+
+
+def test_groups_within_a_group_run_in_one_go():
+    system = text("system", 2_000)
+    lines = [chat(system, text(name, 1_000) + f" question {n}") for n, name in enumerate("XYXY")]
+    assert order(*lines, chat("other"), *lines) == [0, 2, 5, 7, 1, 3, 6, 8, 4]
+
+
+def test_a_document_in_the_same_message_as_its_instructions_is_seen():
+    lines = [chat(text("instructions", 1_100) + text(name, 700) + f"question {n}") for n, name in enumerate("XYXY")]
+    assert order(*lines) == [0, 2, 1, 3]
+
+
+def test_a_short_system_prompt_with_a_document_behind_it_is_seen():
+    lines = [chat("Be brief.", text(name, 400), f"question {n}") for n, name in enumerate("XYXY")]
+    assert order(*lines) == [0, 2, 1, 3]
+
+
+def test_turns_of_a_conversation_too_short_for_a_mark_count_together():
+    talk = [text(str(turn), 90) for turn in range(6)]
+    lines = [chat(*(talk if n % 2 else reversed(talk)), f"question {n}") for n in range(4)]
+    assert order(*lines) == [0, 2, 1, 3]
+
+
+@pytest.mark.parametrize("size", [1, 28, LEAST - 1])
+def test_what_is_not_worth_a_place_moves_no_line(size):
+    lines = [chat(text(name, size), text(str(n), 1_000)) for n, name in enumerate("ABABAB")]
+    assert order(*lines) == [0, 1, 2, 3, 4, 5]
+
+
+def test_long_and_short_questions_about_the_same_stay_in_order():
+    system = text("system", 600)
+    lines = [chat(system, text(str(n), 2_000 if n % 2 else 10)) for n in range(6)]
+    assert order(*lines) == [0, 1, 2, 3, 4, 5]
+
+
+def test_tools_come_before_the_messages_wherever_they_are_in_the_body():
+    tools = [[{"type": "function", "function": {"name": name, "description": text(name, 400)}}] for name in "AB"]
+    messages = chat("Be brief.", text("document", 1_000))["messages"]
+    lines = [{"messages": messages, "tools": tools[n % 2]} if n < 2 else {"tools": tools[n % 2], "messages": messages} for n in range(4)]
+    assert order(*lines) == [0, 2, 1, 3]
+
+
+def test_parts_and_calls_are_read_as_text_is():
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": text("arguments", 300)}}]
+    lines = [
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": text("picture", 500)}]}, {"role": "user", "content": str(n)}]}
+        if n % 2
+        else {"messages": [{"role": "assistant", "content": None, "tool_calls": calls}, {"role": "user", "content": str(n)}]}
+        for n in range(4)
+    ]
+    assert order(*lines) == [0, 2, 1, 3]
+
+
+def test_a_mark_is_the_checksum_of_all_before_it_the_same_in_every_process():
+    whole = text("A", 900)
+    assert marks(chat(whole)) == [crc32(whole[:size].encode()) for size in (256, 512, 768)]
+
+
+def test_a_line_has_a_few_marks_however_long_it_is():
+    assert len(marks(chat(text("A", 4_000)))) == 7
+    assert len(marks(chat(*[text(str(n), 1_000) for n in range(100)]))) == MOST_MARKS
+    assert len(marks(chat(text("A", PLACES[-1] + 1)))) == MOST_MARKS
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=700)
+
+
+@given(st.lists(TEXT, min_size=1, max_size=4), TEXT, TEXT)
+def test_a_mark_depends_on_nothing_behind_it(before, one, other):
+    same = "".join(before)
+    kept = sum(place <= len(same.encode()) for place in PLACES)
+    assert shared(chat(same + one), chat(same + other)) >= kept
+    assert shared(chat(*before, one), chat(*before, other)) >= len(marks(chat(*before, "")))
+
+
+@given(st.integers(0, 3_000), st.integers(0, 3_000))
+def test_what_is_shared_is_seen_if_it_is_half_as_long_as_what_comes_before_it(before, size):
+    """Two groups that begin alike: they part where their documents begin."""
+    one, other = (chat(text("instructions", before) + text(name, size) + "question") for name in "XY")
+    seen = len(marks(one)) > shared(one, other)
+    assert seen or size + len("question") < max(LEAST, before / 2 + 1)
+
+
+LINES = st.lists(st.lists(st.sampled_from([0, 1, 2, 3]), max_size=5), max_size=60)
+
+
+@given(LINES)
+def test_each_line_is_there_once_and_those_that_begin_alike_are_neighbours(lines):
+    starts = Starts()
+    for line in lines:
+        # As the marks of a prompt are: one holds all before it.
+        starts.add([hash(tuple(line[: n + 1])) & 0xFFFFFFFF for n in range(len(line))])
+    found = starts.running_order()
+    assert sorted(found) == list(range(len(lines)))
+    for depth in range(1, 6):
+        for start in {tuple(line[:depth]) for line in lines if len(line) >= depth}:
+            places = [place for place, line in enumerate(found) if tuple(lines[line][:depth]) == start]
+            assert places == list(range(places[0], places[0] + len(places)))
+
+
+@given(st.lists(st.lists(st.integers(0, 2**32 - 1), max_size=5), unique_by=lambda line: line[0] if line else object(), max_size=40))
+def test_lines_that_share_nothing_stay_in_order(lines):
+    starts = Starts()
+    for line in lines:
+        starts.add(line)
+    assert starts.running_order() == list(range(len(lines)))
