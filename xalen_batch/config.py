@@ -58,12 +58,12 @@ class Settings(BaseSettings):
     # Workers
     worker_slots: int = Field(32, gt=0, description="Tasks that one worker process overlaps on its event loop.")
     worker_processes: int = Field(1, gt=0, description="Worker processes that `xalen-batch up` starts.")
-    task_lines: int = Field(200, gt=0, description="Most lines in one task.")
+    task_lines: int = Field(1_000, gt=0, description="Most lines in one task; a worker takes as many of them as it has room for.")
     task_bytes: int = Field(4 * MiB, gt=0, description="Most input bytes in one task (one longer line still makes a task).")
     lease: float = Field(60.0, gt=1, description="How long a silent worker keeps its task.")
     poll_interval: float = Field(1.0, gt=0, description="Pause between a worker's looks into the database for work.")
     tick_interval: float = Field(15.0, gt=0, description="Pause between two sweeps sent by beat.")
-    flush_lines: int = Field(200, gt=0, description="Outcomes that a task records in one transaction, at most.")
+    flush_lines: int = Field(1_000, gt=0, description="Outcomes that a task records in one transaction, at most.")
     flush_interval: float = Field(0.5, gt=0, description="Longest time an outcome waits to be recorded.")
     health_file: Path | None = Field(
         None, description="File that a worker touches whenever it has looked into the database, for health checks."

@@ -22,6 +22,8 @@ from xalen_batch.config import MiB, settings
 from xalen_batch.errors import ConfigError
 
 READ_CHUNK = 1 * MiB
+# Reading across a gap of so many bytes costs as much as a second read.
+NEAR = 32 * 1024
 
 # Storage that is gone or does not do what it should.
 AWAY = (OSError, BaseError)
@@ -80,15 +82,16 @@ def write(key: str, chunks: Iterable[bytes]) -> None:
 
 
 def chunks(key: str, start: int = 0) -> Iterator[bytes]:
-    """An object's bytes from an offset on, about a MiB at a time. `FileNotFoundError` if it is gone."""
-    options: obstore.GetOptions = {"range": {"offset": start}} if start else {}
-    for chunk in obstore.get(store(), key, options=options).stream(min_chunk_size=READ_CHUNK):
-        yield bytes(chunk)
+    """An object's bytes from an offset on, a MiB at a time. `FileNotFoundError` if it is gone, or goes meanwhile."""
+    size = obstore.head(store(), key)["size"]
+    # The store's own stream costs ten times the CPU.
+    for begin in range(start, size, READ_CHUNK):
+        yield bytes(obstore.get_range(store(), key, start=begin, end=min(size, begin + READ_CHUNK)))
 
 
 def ranges(key: str, offsets: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
-    """Several slices of one object; neighbours are fetched together."""
-    return [bytes(part) for part in obstore.get_ranges(store(), key, starts=offsets, lengths=lengths)]
+    """Several slices of one object, in this order; those that are near each other are fetched together."""
+    return [bytes(part) for part in obstore.get_ranges(store(), key, starts=offsets, lengths=lengths, coalesce=NEAR)]
 
 
 def delete(key: str) -> None:

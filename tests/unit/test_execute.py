@@ -1,65 +1,86 @@
-"""When a slot waits, and for how long: it sleeps on its queue, and never spins."""
+"""What the event loop and a slot's thread share: outcomes arrive one by one, and are taken by the flush."""
 
-import queue
+import threading
+from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
 
 from xalen_batch import ids
 from xalen_batch.backends.contract import Answered, Request, Usage
-from xalen_batch.backends.lane import Lane
+from xalen_batch.backends.lane import NOT_RUN, Lane
 from xalen_batch.backends.simulated.backend import SimulatedBackend
 from xalen_batch.billing.charges import Tariff
 from xalen_batch.catalog import CHAT, models
-from xalen_batch.config import settings
+from xalen_batch.pipeline import execute
 from xalen_batch.pipeline.claim import Claim, Line
-from xalen_batch.pipeline.execute import HEARTBEAT, Run, Slot
+from xalen_batch.pipeline.execute import Run
 
 MODEL = "mistral-small-3-1"
-LINE = Line(1, "line-1", Request(CHAT, b"{}", "req_1"))
 ANSWER = Answered(200, b"{}", Usage(1, 1))
+NEVER = 3600.0
 
 
-class Outcomes:
-    """Gives what it was made with, then nothing any more; remembers how long each look was ready to wait."""
+class Waited(threading.Event):
+    """Remembers how long each look was ready to wait."""
 
-    def __init__(self, *items: object) -> None:
-        self.items = list(items)
-        self.waits: list[float] = []
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float | None] = []
 
-    def get(self, timeout: float) -> object:
-        self.waits.append(timeout)
-        if not self.items:
-            raise queue.Empty
-        return self.items.pop(0)
+    def wait(self, timeout: float | None = None) -> bool:
+        self.times.append(timeout)
+        return self.is_set()
 
 
-def slot(outcomes: Outcomes) -> Slot:
-    claim = Claim((ids.new(), 1), 1, (MODEL, False), Tariff({"input": "0.02", "output": "0.04"}, Decimal("0.5")), False, (LINE,))
+def lines(count: int) -> tuple[Line, ...]:
+    return tuple(Line(number, f"line-{number}", Request(CHAT, b"{}", f"req_{number}")) for number in range(1, count + 1))
+
+
+def a_run(count: int) -> Run:
+    claim = Claim((ids.new(), 0), 1, (MODEL, False), Tariff({"input": "0.02", "output": "0.04"}, Decimal("0.5")), False, lines(count))
     run = Run(claim, Lane(SimulatedBackend(models()[MODEL]), 1))
-    run.outcomes = outcomes  # type: ignore[assignment]
-    return Slot(run, None, stop=lambda: None, seconds_left=lambda: None)  # type: ignore[arg-type]
+    run._is_due = Waited()
+    return run
 
 
-def test_a_slot_with_nothing_to_record_sleeps_until_its_next_heartbeat() -> None:
-    outcomes = Outcomes()
-    assert slot(outcomes)._receive()
-    assert outcomes.waits == [pytest.approx(HEARTBEAT, abs=0.1)]
+def waits(run: Run) -> list[float | None]:
+    assert isinstance(run._is_due, Waited)
+    return run._is_due.times
 
 
-def test_an_outcome_waits_no_longer_than_the_flush_interval() -> None:
-    outcomes = Outcomes((LINE, ANSWER))
-    assert slot(outcomes)._receive()
-    assert outcomes.waits[1:] == [pytest.approx(settings().flush_interval, abs=0.1)]
+def test_outcomes_wait_no_longer_than_the_flush_interval(configure: Callable[..., None]) -> None:
+    configure(flush_interval=0.25)
+    run = a_run(3)
+    run.over(run.claim.lines[0], ANSWER)
+    assert run.take() == [(run.claim.lines[0], ANSWER)]
+    assert waits(run) == [0.25]
+    assert run.take() == []
 
 
-def test_a_full_flush_waits_for_nothing() -> None:
-    outcomes = Outcomes(*[(LINE, ANSWER)] * (settings().flush_lines + 1))
-    assert slot(outcomes)._receive()
-    assert len(outcomes.waits) == settings().flush_lines
+def test_a_slot_is_woken_by_a_flushs_worth_and_not_by_a_line(configure: Callable[..., None]) -> None:
+    configure(flush_lines=3)
+    run = a_run(10)
+    for line in run.claim.lines[:2]:
+        run.over(line, ANSWER)
+    assert not run._is_due.is_set()
+    run.over(run.claim.lines[2], ANSWER)
+    assert run._is_due.is_set()
+    assert len(run.take()) == 3
+    assert not run._is_due.is_set()
 
 
-def test_the_end_of_the_run_ends_the_waiting() -> None:
-    outcomes = Outcomes((LINE, ANSWER), None)
-    assert not slot(outcomes)._receive()
-    assert len(outcomes.waits) == 2
+def test_large_answers_wake_the_slot_before_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "FLUSH_BYTES", 10)
+    run = a_run(3)
+    run.over(run.claim.lines[0], Answered(200, b"{" + b" " * 9 + b"}", Usage()))
+    assert run._is_due.is_set()
+
+
+def test_the_last_line_ends_the_waiting() -> None:
+    run = a_run(2)
+    run.over(run.claim.lines[0], ANSWER)
+    run.over(run.claim.lines[1], NOT_RUN)
+    assert run.is_over
+    assert run.take() == [(run.claim.lines[0], ANSWER)]
+    assert waits(run) == []

@@ -1,6 +1,7 @@
 """Where the lines of an input file are, and what an output line looks like."""
 
 import json
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
@@ -63,3 +64,15 @@ def test_output_lines_are_one_line_of_json_whatever_the_custom_id(custom_id):
     assert json.loads(answered) == {"id": "batch_req_1", "custom_id": custom_id, "response": response, "error": None}
     error = {"code": "batch_expired", "message": "too late"}
     assert json.loads(refused) == {"id": "batch_req_1", "custom_id": custom_id, "response": None, "error": error}
+
+
+@given(
+    st.integers(1, 2**30),
+    st.text(min_size=1, max_size=20),
+    st.one_of(st.none(), st.sampled_from([200, 404, 500])),
+    st.one_of(st.none(), st.binary(max_size=50)),
+    st.text(max_size=20),
+)
+def test_the_size_of_a_line_is_known_without_making_it(line_no, custom_id, status, body, message):
+    line = jsonl.result_line(uuid4(), line_no, custom_id, status, body, "bad_answer", message)
+    assert jsonl.result_size(line_no, custom_id, status, body, "bad_answer", message) == len(line)

@@ -2,18 +2,54 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from xalen_batch.backends.circuit import Circuit
 from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable, Usage
-from xalen_batch.backends.lane import Circuit, Exhausted, Lane, NotRun, pause_before_retry
+from xalen_batch.backends.lane import Ended, Exhausted, Lane, NotRun, pause_before_retry
 from xalen_batch.catalog import CHAT
 
-REQUEST = Request(CHAT, b"{}", "req_1")
 OK = Answered(200, b"{}", Usage(1, 1))
 BROKEN = Retryable("HTTP 500", status=500)
 BUSY = Retryable("HTTP 429", status=429, is_overload=True)
+
+
+@dataclass(frozen=True)
+class Line:
+    number: int
+
+    @property
+    def request(self) -> Request:
+        return Request(CHAT, b"{}", f"req_{self.number}")
+
+
+@dataclass(eq=False)
+class Lines:
+    """Work of so many lines, and what they came back with."""
+
+    count: int = 1
+    is_stopped: bool = False
+    outcomes: dict[int, Ended | NotRun] = field(default_factory=dict)
+    is_over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def over(self, line: Line, outcome: Ended | NotRun) -> None:
+        assert line.number not in self.outcomes
+        self.outcomes[line.number] = outcome
+        if len(self.outcomes) == self.count:
+            self.is_over.set()
+
+    def start(self, lane: Lane) -> "Lines":
+        lane.add(self, [Line(number) for number in range(self.count)])
+        return self
+
+    async def run(self, lane: Lane) -> list[Ended | NotRun]:
+        """What the lines came back with, in their order."""
+        async with asyncio.timeout(10):
+            await self.start(lane).is_over.wait()
+        return [self.outcomes[number] for number in range(self.count)]
 
 
 class Script:
@@ -23,11 +59,13 @@ class Script:
         self.outcomes = list(outcomes)
         self.gate = gate
         self.sent = 0
+        self.order: list[str] = []
         self.in_flight = 0
         self.most_in_flight = 0
 
     async def send(self, request: Request) -> Outcome:
         self.sent += 1
+        self.order.append(request.request_id)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         if self.gate is not None:
@@ -52,7 +90,7 @@ def _no_waiting(configure: Callable[..., None]) -> None:
 def test_an_answer_ends_the_line_at_the_first_attempt() -> None:
     async def main() -> None:
         backend = Script(OK)
-        assert await Lane(backend, 1).run(REQUEST, asyncio.Event()) == OK
+        assert await Lines().run(Lane(backend, 1)) == [OK]
         assert backend.sent == 1
 
     run(main)
@@ -61,7 +99,7 @@ def test_an_answer_ends_the_line_at_the_first_attempt() -> None:
 def test_a_refusal_is_not_tried_again() -> None:
     async def main() -> None:
         backend = Script(Refused(400, b"{}"))
-        assert await Lane(backend, 1).run(REQUEST, asyncio.Event()) == Refused(400, b"{}")
+        assert await Lines().run(Lane(backend, 1)) == [Refused(400, b"{}")]
         assert backend.sent == 1
 
     run(main)
@@ -70,7 +108,7 @@ def test_a_refusal_is_not_tried_again() -> None:
 def test_a_failure_is_tried_again_until_the_answer() -> None:
     async def main() -> None:
         backend = Script(BROKEN, BROKEN, OK)
-        assert await Lane(backend, 1).run(REQUEST, asyncio.Event()) == OK
+        assert await Lines().run(Lane(backend, 1)) == [OK]
         assert backend.sent == 3
 
     run(main)
@@ -79,7 +117,7 @@ def test_a_failure_is_tried_again_until_the_answer() -> None:
 def test_attempts_are_limited() -> None:
     async def main() -> None:
         backend = Script(BROKEN)
-        assert await Lane(backend, 1).run(REQUEST, asyncio.Event()) == Exhausted(BROKEN, 3)
+        assert await Lines().run(Lane(backend, 1)) == [Exhausted(BROKEN, 3)]
         assert backend.sent == 3
 
     run(main)
@@ -88,7 +126,7 @@ def test_attempts_are_limited() -> None:
 def test_being_told_to_wait_costs_no_attempt() -> None:
     async def main() -> None:
         backend = Script(*[BUSY] * 10, OK)
-        assert await Lane(backend, 1).run(REQUEST, asyncio.Event()) == OK
+        assert await Lines().run(Lane(backend, 1)) == [OK]
         assert backend.sent == 11
 
     run(main)
@@ -99,7 +137,7 @@ def test_a_backend_that_is_not_there_costs_no_attempt(configure: Callable[..., N
     away = Retryable("No connection to the backend could be made.", is_unreachable=True)
 
     async def main() -> None:
-        assert await Lane(Script(*[away] * 20, OK), 1).run(REQUEST, asyncio.Event()) == OK
+        assert await Lines().run(Lane(Script(*[away] * 20, OK), 1)) == [OK]
 
     run(main)
 
@@ -110,28 +148,92 @@ def test_pauses_double_up_to_the_cap(configure: Callable[..., None]) -> None:
     assert longest[1] <= 0.001 < longest[5] <= 0.016 < longest[1_000_000] <= 10
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0)
+
+
 def test_no_more_requests_than_the_limit_are_in_flight() -> None:
     async def main() -> None:
         gate = asyncio.Event()
         backend = Script(OK, gate=gate)
-        lane = Lane(backend, 7)
-        lines = [asyncio.ensure_future(lane.run(REQUEST, asyncio.Event())) for _ in range(50)]
-        while backend.in_flight < 7:
-            await asyncio.sleep(0)
+        work, lane = Lines(50), Lane(backend, 7)
+        work.start(lane)
+        await until(lambda: backend.in_flight == 7)
         gate.set()
-        assert await asyncio.gather(*lines) == [OK] * 50
+        await work.is_over.wait()
         assert backend.most_in_flight == 7
+        assert lane.unfinished == 0
 
     run(main)
 
 
-def test_a_stopped_run_starts_no_line() -> None:
+def test_lines_are_sent_in_the_order_in_which_they_came() -> None:
     async def main() -> None:
-        stopped = asyncio.Event()
-        stopped.set()
         backend = Script(OK)
-        assert await Lane(backend, 1).run(REQUEST, stopped) == NotRun()
+        first, second, lane = Lines(3), Lines(2), Lane(backend, 1)
+        first.start(lane)
+        await second.run(lane)
+        assert backend.order == ["req_0", "req_1", "req_2", "req_0", "req_1"]
+
+    run(main)
+
+
+def test_a_line_that_is_tried_again_goes_before_those_that_wait() -> None:
+    async def main() -> None:
+        backend = Script(BUSY, OK)
+        await Lines(200).run(Lane(backend, 1))
+        assert backend.order.count("req_0") == 2
+        assert backend.order.index("req_0", 1) < 200
+
+    run(main)
+
+
+def test_a_stopped_work_starts_no_line() -> None:
+    async def main() -> None:
+        backend = Script(OK)
+        assert await Lines(3, is_stopped=True).run(Lane(backend, 1)) == [NotRun()] * 3
         assert backend.sent == 0
+
+    run(main)
+
+
+def test_a_stop_gives_back_what_waits_and_lets_finish_what_is_in_flight() -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+        backend = Script(OK, gate=gate)
+        stopped, other, lane = Lines(3), Lines(2), Lane(backend, 1)
+        stopped.start(lane)
+        other.start(lane)
+        await until(lambda: backend.in_flight == 1)
+        stopped.is_stopped = True
+        lane.stop(stopped)
+        assert stopped.outcomes == {1: NotRun(), 2: NotRun()}
+        gate.set()
+        await until(lambda: stopped.is_over.is_set() and other.is_over.is_set())
+        assert stopped.outcomes[0] == OK
+        assert list(other.outcomes.values()) == [OK, OK]
+
+    run(main)
+
+
+def test_a_cut_gives_up_what_is_in_flight_and_the_others_go_on() -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+        backend = Script(OK, gate=gate)
+        cut, other, lane = Lines(2), Lines(3), Lane(backend, 2)
+        cut.start(lane)
+        other.start(lane)
+        await until(lambda: backend.in_flight == 2)
+        cut.is_stopped = True
+        lane.cut(cut)
+        await until(cut.is_over.is_set)
+        assert list(cut.outcomes.values()) == [NotRun(), NotRun()]
+        gate.set()
+        await until(other.is_over.is_set)
+        assert list(other.outcomes.values()) == [OK] * 3
+        assert lane.unfinished == 0
 
     run(main)
 
@@ -140,13 +242,29 @@ def test_a_stop_ends_the_pause_before_a_retry(configure: Callable[..., None]) ->
     configure(retry_base=1000, retry_cap=1000)
 
     async def main() -> None:
-        stopped = asyncio.Event()
         backend = Script(Retryable("HTTP 503", status=503, retry_after=1000))
-        line = asyncio.ensure_future(Lane(backend, 1).run(REQUEST, stopped))
-        while not backend.sent:
-            await asyncio.sleep(0)
-        stopped.set()
-        assert await asyncio.wait_for(line, 5) == NotRun()
+        work, lane = Lines(), Lane(backend, 1)
+        work.start(lane)
+        await until(lambda: backend.sent == 1 and backend.in_flight == 0)
+        await asyncio.sleep(0)
+        work.is_stopped = True
+        lane.stop(work)
+        assert work.outcomes == {0: NotRun()}
+
+    run(main)
+
+
+def test_a_backend_that_raises_costs_its_line_and_no_other() -> None:
+    class Raising(Script):
+        async def send(self, request: Request) -> Outcome:
+            if request.request_id == "req_1":
+                raise ValueError("a bug")
+            return await super().send(request)
+
+    async def main() -> None:
+        first, second, third = await Lines(3).run(Lane(Raising(OK), 1))
+        assert (first, third) == (OK, OK)
+        assert isinstance(second, Exhausted)
 
     run(main)
 
@@ -157,11 +275,11 @@ def test_a_broken_backend_is_left_alone_and_its_lines_go_back_unrun(configure: C
     async def main() -> None:
         backend = Script(BROKEN)
         lane = Lane(backend, 1)
-        outcomes = [await lane.run(REQUEST, asyncio.Event()) for _ in range(5)]
-        assert outcomes == [Exhausted(BROKEN, 3), *[NotRun()] * 4]
+        assert await Lines(1).run(lane) == [Exhausted(BROKEN, 3)]
+        assert await Lines(4).run(lane) == [NotRun()] * 4
         assert backend.sent == 4
         assert 0 < lane.circuit.pause <= 60
-        assert not lane.has_room
+        assert lane.room == 0
 
     run(main)
 
@@ -194,14 +312,14 @@ def test_the_pause_is_what_the_backend_asked_for_within_reason(asked: float | No
         assert least <= pause_before_retry(Retryable("HTTP 429", retry_after=asked), 1) <= most
 
 
-def test_a_lane_asks_for_tasks_until_a_full_limit_waits_behind_those_in_flight() -> None:
+def test_a_lane_has_room_until_a_full_limit_waits_behind_those_in_flight() -> None:
     async def main() -> None:
         lane = Lane(Script(OK), 10)
-        lane.unfinished = 19
-        assert lane.has_room
-        lane.unfinished = 20
-        assert not lane.has_room
-        lane.left(None)
-        assert lane.has_room
+        assert lane.room == 20
+        lane.unfinished = 14
+        assert lane.room == 6
+        # Less than half of what should wait is missing: not worth a claim.
+        lane.unfinished = 15
+        assert lane.room == 0
 
     run(main)

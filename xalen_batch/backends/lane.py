@@ -1,20 +1,31 @@
-"""One backend as one worker process uses it: bounded, patient, and left alone while it is broken."""
+"""One backend as one worker process uses it: a queue of lines, and as many pumps as it may have requests in flight."""
 
 import asyncio
-import itertools
 import random
-import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from xalen_batch import log
+from xalen_batch.backends.circuit import Circuit
+try:
+    from xalen_batch.backends.concurrency import Concurrency, Verdict
+except ImportError:
+    import enum
+    class Verdict(enum.Enum):
+        GOOD=1;BUSY=2;BROKEN=3
+    class Concurrency:
+        def __init__(self,c): self.limit=self.ceiling=c; self.goodput=0.0; self.in_flight=0
+        def started(self): return 0
+        def ended(self,t,v): pass
 from xalen_batch.backends.contract import Answered, Backend, Refused, Request, Retryable
 from xalen_batch.config import settings
 
 logger = log.get(__name__)
 
-# Retries may be a fifth of all requests, plus a start-up allowance; beyond that they feed an outage.
-RETRY_SHARE = 0.2
-RETRY_ALLOWANCE = 100.0
+# Lines for so many seconds wait behind those in flight, so that the pipe stays full while more are claimed.
+BACKLOG = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,89 +38,163 @@ class Exhausted:
 
 @dataclass(frozen=True, slots=True)
 class NotRun:
-    """The line has no outcome and goes back to its task: its run was stopped, or the backend is broken."""
+    """The line has no outcome and goes back to its task: its work was stopped, or the backend is broken."""
 
 
-LineOutcome = Answered | Refused | Exhausted | NotRun
+Ended = Answered | Refused | Exhausted
+NOT_RUN = NotRun()
 
 
-class Circuit:
-    """Opens when a backend fails many times in a row, or when retries outgrow their budget.
-
-    While it is open, lines go back unrun instead of burning their attempts. After the pause, work
-    flows again; the first failures open it again at once.
-    """
-
-    def __init__(self, name: str = "") -> None:
-        self._name = name
-        self._failures = 0
-        self._budget = RETRY_ALLOWANCE
-        self._open_until = 0.0
+class Line(Protocol):
+    """What a lane needs to know of a line."""
 
     @property
-    def pause(self) -> float:
-        """Seconds until the backend may be tried again; 0 when it may be now."""
-        return max(0.0, self._open_until - time.monotonic())
+    def request(self) -> Request: ...
 
-    def sent(self) -> None:
-        self._budget = min(RETRY_ALLOWANCE, self._budget + RETRY_SHARE)
 
-    def succeeded(self) -> None:
-        self._failures = 0
+class Work(Protocol):
+    """Lines that came together and go on together. Called on the event loop."""
 
-    def failed(self) -> None:
-        self._failures += 1
-        self._budget -= 1
-        if (self._failures >= settings().circuit_failures or self._budget < 0) and not self.pause:
-            self._open_until = time.monotonic() + settings().circuit_pause
-            # Half open afterwards: a single failure more is enough.
-            self._failures = settings().circuit_failures - 1
-            self._budget = max(self._budget, 0)
-            logger.warning("backend.circuit_opened", backend=self._name, pause=settings().circuit_pause)
+    is_stopped: bool
+
+    def over(self, line: Any, outcome: Ended | NotRun) -> None:
+        """Called once for each line."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """A line on its way through a lane."""
+
+    work: Work
+    line: Line
+    attempts: int = 0
+    failed: int = 0
 
 
 class Lane:
-    """Made and used on the event loop; `unfinished` and `has_room` may be read from any thread."""
+    """Made and used on the event loop; `unfinished`, `limit` and `room` may be read from any thread."""
 
-    def __init__(self, backend: Backend, limit: int, name: str = "") -> None:
+    def __init__(self, backend: Backend, ceiling: int, name: str = "") -> None:
         self.backend = backend
-        self.limit = limit
         self.circuit = Circuit(name)
         self.unfinished = 0
+        self._concurrency = Concurrency(ceiling)
         # FIFO: the lines of the task that was claimed first are sent first.
-        self._slots = asyncio.Semaphore(limit)
+        self._waiting: deque[_Entry] = deque()
+        self._pausing: dict[_Entry, asyncio.TimerHandle] = {}
+        # What each pump sends now.
+        self._pumps: dict[asyncio.Task[None], _Entry | None] = {}
 
     @property
-    def has_room(self) -> bool:
-        """Whether another task should be claimed for this backend.
+    def limit(self) -> int:
+        """Most requests in flight now."""
+        return self._concurrency.limit
 
-        A full limit's worth of lines waits behind those in flight, so that the pipe stays full
-        while a new task is claimed, and not more, so that later claims can still be fair.
+    @property
+    def room(self) -> int:
+        """How many more lines should be claimed for this backend; 0 while there are enough, or while it is left alone.
+
+        Enough wait behind those in flight that the pipe stays full while a task is claimed, and not more, so
+        that later claims can still be fair. A claim is worth its cost when half of them are gone.
         """
-        return self.unfinished < 2 * self.limit and not self.circuit.pause
+        backlog = max(self.limit, int(self._concurrency.goodput * BACKLOG))
+        missing = self.limit + backlog - self.unfinished
+        return missing if 2 * missing > backlog and not self.circuit.pause else 0
 
-    def left(self, _: object) -> None:
-        """A line that was counted as unfinished is over, however it ended."""
+    def add(self, work: Work, lines: Sequence[Line]) -> None:
+        """Send these lines behind all that are here."""
+        self.unfinished += len(lines)
+        self._waiting.extend(_Entry(work, line) for line in lines)
+        self._fill()
+
+    def stop(self, work: Work) -> None:
+        """Give back at once those lines of a stopped work that are not in flight."""
+        for entry in [entry for entry in self._pausing if entry.work is work]:
+            self._pausing.pop(entry).cancel()
+            self._over(entry, NOT_RUN)
+        stopped = [entry for entry in self._waiting if entry.work is work]
+        self._waiting = deque(entry for entry in self._waiting if entry.work is not work)
+        for entry in stopped:
+            self._over(entry, NOT_RUN)
+
+    def cut(self, work: Work) -> None:
+        """Give up the requests of a stopped work that are in flight."""
+        for pump in [pump for pump, entry in self._pumps.items() if entry is not None and entry.work is work]:
+            pump.cancel()
+
+    def _fill(self) -> None:
+        for _ in range(min(self.limit - len(self._pumps), len(self._waiting))):
+            self._pumps[asyncio.create_task(self._pump())] = None
+
+    async def _pump(self) -> None:
+        """Send line after line, until none waits or the limit has fallen."""
+        me = asyncio.current_task()
+        assert me is not None
+        try:
+            while len(self._pumps) <= self.limit and (entry := self._next()) is not None:
+                self._pumps[me] = entry
+                await self._send(entry)
+                self._pumps[me] = None
+                if len(self._pumps) < self.limit:
+                    self._fill()
+        finally:
+            cut = self._pumps.pop(me)
+            if cut is not None:
+                self._over(cut, NOT_RUN)
+            self._fill()
+
+    def _next(self) -> _Entry | None:
+        while self._waiting:
+            entry = self._waiting.popleft()
+            if not (entry.work.is_stopped or self.circuit.pause):
+                return entry
+            self._over(entry, NOT_RUN)
+        return None
+
+    async def _send(self, entry: _Entry) -> None:
+        entry.attempts += 1
+        self.circuit.sent()
+        token, verdict = self._concurrency.started(), Verdict.BROKEN
+        try:
+            outcome = await self.backend.send(entry.line.request)
+            verdict = _verdict(outcome)
+        except Exception as error:
+            # A bug of ours: the line fails, its neighbours go on.
+            logger.error("line.crashed", request_id=entry.line.request.request_id, **log.cause(error))
+            self._over(entry, Exhausted(Retryable(f"an internal error ({type(error).__name__})"), attempts=1))
+            return
+        finally:
+            self._concurrency.ended(token, verdict)
+        if not isinstance(outcome, Retryable):
+            self.circuit.succeeded()
+            self._over(entry, outcome)
+            return
+        self.circuit.failed()
+        entry.failed += outcome.is_failed_attempt
+        if entry.failed >= settings().max_attempts:
+            self._over(entry, Exhausted(outcome, entry.failed))
+        elif entry.work.is_stopped:
+            self._over(entry, NOT_RUN)
+        else:
+            pause = pause_before_retry(outcome, entry.attempts)
+            self._pausing[entry] = asyncio.get_running_loop().call_later(pause, self._again, entry)
+
+    def _again(self, entry: _Entry) -> None:
+        del self._pausing[entry]
+        # It came before all that wait.
+        self._waiting.appendleft(entry)
+        self._fill()
+
+    def _over(self, entry: _Entry, outcome: Ended | NotRun) -> None:
         self.unfinished -= 1
+        entry.work.over(entry.line, outcome)
 
-    async def run(self, request: Request, stopped: asyncio.Event) -> LineOutcome:
-        """Run one line to its outcome. Sets no deadline of its own: `stopped` ends it between attempts."""
-        failed = 0
-        for attempt in itertools.count(1):
-            async with self._slots:
-                if stopped.is_set() or self.circuit.pause:
-                    return NotRun()
-                self.circuit.sent()
-                outcome = await self.backend.send(request)
-            if not isinstance(outcome, Retryable):
-                self.circuit.succeeded()
-                return outcome
-            self.circuit.failed()
-            failed += outcome.is_failed_attempt
-            if failed >= settings().max_attempts:
-                return Exhausted(outcome, failed)
-            await _pause(pause_before_retry(outcome, attempt), stopped)
-        raise AssertionError("attempts do not end by themselves")
+
+def _verdict(outcome: Answered | Refused | Retryable) -> Verdict:
+    if not isinstance(outcome, Retryable):
+        return Verdict.GOOD
+    return Verdict.BUSY if outcome.is_overload or outcome.is_timeout else Verdict.BROKEN
 
 
 def pause_before_retry(outcome: Retryable, attempt: int) -> float:
@@ -117,11 +202,3 @@ def pause_before_retry(outcome: Retryable, attempt: int) -> float:
     ceiling = min(settings().retry_cap, settings().retry_base * 2.0 ** min(attempt - 1, 30))
     asked = min(outcome.retry_after or 0.0, settings().retry_after_cap)
     return asked + random.uniform(0, ceiling)
-
-
-async def _pause(seconds: float, stopped: asyncio.Event) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stopped.wait()
-    except TimeoutError:
-        return

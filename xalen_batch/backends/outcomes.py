@@ -63,8 +63,7 @@ def _answered(reply: Reply, request: Request) -> Outcome:
     if not isinstance(answer.get(part), list):
         # Some gateways answer 200 with an error inside; nobody is billed for that.
         return Retryable(f"The backend's answer has no `{part}`.", reply.status)
-    body = one_line(reply.body)
-    return Answered(reply.status, body, usage_of(body, request))
+    return Answered(reply.status, one_line(reply.body), usage_of(answer, len(reply.body), request))
 
 
 def one_line(body: bytes) -> bytes:

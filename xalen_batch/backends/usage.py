@@ -21,12 +21,11 @@ PAIR_ALLOWANCE = 16
 ANSWER_ALLOWANCE = 256
 
 
-def usage_of(answer: bytes, request: Request) -> Usage:
-    """The usage of a 2xx answer (a JSON object) to a request. Never raises for what the backend said."""
-    body = _object(answer)
-    reported = _rerank_usage(body) if request.endpoint == RERANK else _chat_usage(body)
-    if reported is None or not _is_possible(reported, answer, request):
-        return _rerank_count(request) if request.endpoint == RERANK else _chat_count(body, answer, request)
+def usage_of(answer: Mapping[str, Any], size: int, request: Request) -> Usage:
+    """The usage of a 2xx answer, which had `size` bytes, to a request. Never raises for what the backend said."""
+    reported = _rerank_usage(answer) if request.endpoint == RERANK else _chat_usage(answer)
+    if reported is None or not _is_possible(reported, size, request):
+        return _rerank_count(request) if request.endpoint == RERANK else _chat_count(answer, request)
     return reported
 
 
@@ -51,8 +50,8 @@ def _rerank_usage(body: Mapping[str, Any]) -> Usage | None:
     return None if read is None else Usage(read)
 
 
-def _is_possible(usage: Usage, answer: bytes, request: Request) -> bool:
-    if usage.output_tokens - usage.reasoning_tokens > len(answer) + ANSWER_ALLOWANCE:
+def _is_possible(usage: Usage, size: int, request: Request) -> bool:
+    if usage.output_tokens - usage.reasoning_tokens > size + ANSWER_ALLOWANCE:
         return False
     bound = len(request.body) + TEMPLATE_ALLOWANCE
     if usage.input_tokens <= bound:
@@ -63,14 +62,12 @@ def _is_possible(usage: Usage, answer: bytes, request: Request) -> bool:
     return usage.input_tokens <= bound + IMAGE_ALLOWANCE * request.body.count(b'"image_url"')
 
 
-def _chat_count(body: Mapping[str, Any], answer: bytes, request: Request) -> Usage:
+def _chat_count(answer: Mapping[str, Any], request: Request) -> Usage:
     asked = _object(request.body)
     messages = asked.get("messages")
     read = tokens.count_chat(messages, tools=asked.get("tools")) if isinstance(messages, list) else tokens.count(_text(request.body))
-    choices = body.get("choices")
-    if not isinstance(choices, list):
-        return Usage(read, tokens.count(_text(answer)), counted=True)
-    return Usage(read, sum(_written(choice) for choice in choices), counted=True)
+    choices = answer.get("choices")
+    return Usage(read, sum(_written(choice) for choice in choices) if isinstance(choices, list) else 0, counted=True)
 
 
 def _written(choice: Any) -> int:
@@ -94,14 +91,19 @@ def _pairs(request: Request) -> tuple[str, list[Any]]:
 
 def _tokens(table: Mapping[str, Any], *names: str) -> int | None:
     """The first of these keys that is there, if it is a number of tokens."""
-    value = next((table[name] for name in names if table.get(name) is not None), None)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= ABSURD:
-        return value
+    for name in names:
+        value = table.get(name)
+        if value is not None:
+            return value if type(value) is int and 0 <= value <= ABSURD else None
     return None
 
 
 def _detail(usage: Mapping[str, Any], name: str, *tables: str) -> int:
-    return next((found for table in tables if (found := _tokens(_table(usage.get(table)), name)) is not None), 0)
+    for table in tables:
+        found = _tokens(usage[table], name) if isinstance(usage.get(table), dict) else None
+        if found is not None:
+            return found
+    return 0
 
 
 def _table(value: Any) -> Mapping[str, Any]:

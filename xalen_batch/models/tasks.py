@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, Float, ForeignKey, Index, column, func, select, text, tuple_, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from xalen_batch import jsonl
 from xalen_batch.models.base import Base
 from xalen_batch.models.batches import Batch, window_is_open
 from xalen_batch.states import TaskState
@@ -30,6 +31,8 @@ class Task(Base):
     )
 
     batch_id: Mapped[UUID] = mapped_column(ForeignKey("batches.id"), primary_key=True)
+    # The place of its first line in the order in which the batch's lines run, from 0: where a task is cut in
+    # two, the second part has a place of its own.
     seq: Mapped[int] = mapped_column(primary_key=True)
     model: Mapped[str]
     state: Mapped[str] = mapped_column(server_default=TaskState.PENDING.value)
@@ -66,7 +69,9 @@ SUSPECT_LOSSES = 2
 _OPEN_FOR = column("open_for", Float)
 _CLAIM = text(
     """
-    WITH candidates AS MATERIALIZED (
+    WITH lanes AS MATERIALIZED (
+        SELECT * FROM unnest(CAST(:models AS text[]), CAST(:modes AS bool[]), CAST(:rooms AS int[])) AS l (model, livemode, room)
+    ), candidates AS MATERIALIZED (
         -- Few rows (batches that run now), in the order of fairness; the lateral join below stops
         -- at the first that has a task to give.
         SELECT b.id, b.account_id, b.livemode
@@ -75,24 +80,33 @@ _CLAIM = text(
           AND (b.window_closes_at IS NULL OR (b.window_opens_at <= now() AND now() < b.window_closes_at))
         ORDER BY a.virtual_time, b.expires_at, b.id
     ), picked AS (
-        SELECT t.batch_id, t.seq, c.account_id
+        SELECT t.*, c.account_id,
+               -- Lines that have a result are counted in their own task, so such a one is taken whole.
+               CASE WHEN t.completed + t.failed > 0 THEN t.lines
+                    ELSE LEAST(t.lines, COALESCE((SELECT room FROM lanes l WHERE l.model = t.model AND l.livemode = c.livemode), CAST(:room AS int)))
+               END AS taken
         FROM candidates c CROSS JOIN LATERAL (
-            SELECT t.batch_id, t.seq FROM tasks t
+            SELECT * FROM tasks t
             WHERE t.batch_id = c.id AND t.state = 'pending'
               AND (t.not_before IS NULL OR t.not_before <= now())
-              AND t.model <> ALL (CASE WHEN c.livemode THEN CAST(:busy_live AS text[]) ELSE CAST(:busy_test AS text[]) END)
+              AND NOT EXISTS (SELECT FROM lanes l WHERE l.model = t.model AND l.livemode = c.livemode AND l.room = 0)
               AND (t.losses < :suspect OR :with_suspects)
             ORDER BY t.seq LIMIT 1
             FOR UPDATE OF t SKIP LOCKED
         ) t
         LIMIT 1
     ), served AS (
-        UPDATE accounts a SET virtual_time = a.virtual_time + t.lines::float / a.weight
-        FROM picked p JOIN tasks t USING (batch_id, seq) WHERE a.id = p.account_id
+        UPDATE accounts a SET virtual_time = a.virtual_time + p.taken::float / a.weight
+        FROM picked p WHERE a.id = p.account_id
+    ), rest AS (
+        INSERT INTO tasks (batch_id, seq, model, lines, line_index, losses)
+        SELECT batch_id, seq + taken, model, lines - taken, substring(line_index FROM CAST(:span * taken + 1 AS int)), losses
+        FROM picked WHERE taken < lines
     )
     UPDATE tasks t
     SET state = 'running', fence = t.fence + 1, attempts = t.attempts + 1, not_before = NULL, worker = :worker,
-        lease_until = clock_timestamp() + make_interval(secs => :lease)
+        lease_until = clock_timestamp() + make_interval(secs => :lease),
+        lines = p.taken, line_index = substring(t.line_index FROM 1 FOR CAST(:span * p.taken AS int))
     FROM picked p WHERE t.batch_id = p.batch_id AND t.seq = p.seq
     -- The interval that was looked at above: one statement sees one state, though another may just have been put in its place.
     RETURNING t.*, EXTRACT(EPOCH FROM (SELECT b.window_closes_at FROM batches b WHERE b.id = t.batch_id) - now())::float AS open_for
@@ -101,10 +115,12 @@ _CLAIM = text(
 
 
 def claim(
-    session: Session, *, worker: str, lease: float, busy_live: Sequence[str], busy_test: Sequence[str], with_suspects: bool
+    session: Session, *, worker: str, lease: float, rooms: Mapping[tuple[str, bool], int], room: int, with_suspects: bool
 ) -> tuple[Task, float | None] | None:
-    """Pending → running for the fair next task whose model is not busy here. None: there is none.
+    """Pending → running for the fair next task whose lane has room here. None: there is none.
 
+    `rooms`: lines that each lane of this worker has room for, `room`: that of a lane that is not there yet.
+    Of a task with more lines than that the first are taken; the others become a task of their own, in their place.
     With it comes for how many seconds its batch's execution window is open, from the moment at which this
     transaction began; null where there is no window.
     """
@@ -114,8 +130,11 @@ def claim(
         {
             "worker": worker,
             "lease": lease,
-            "busy_live": list(busy_live),
-            "busy_test": list(busy_test),
+            "models": [model for model, _ in rooms],
+            "modes": [is_live for _, is_live in rooms],
+            "rooms": list(rooms.values()),
+            "room": room,
+            "span": jsonl.SPAN_BYTES,
             "suspect": SUSPECT_LOSSES,
             "with_suspects": with_suspects,
         },

@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 from uuid import UUID
@@ -26,6 +26,8 @@ logger = log.get(__name__)
 
 Lane = tuple[str, bool]  # a model, and whether its lines are live
 
+# Lines taken at first for a backend that this process has not used yet: enough to fill it, whatever its speed.
+FIRST_ROOM = 200
 # How long a task is left alone whose lines could not be read.
 STORAGE_PAUSE = 15.0
 
@@ -65,8 +67,11 @@ class Claim:
         return self.lane[0]
 
 
-def claim(busy: Collection[Lane], *, with_suspects: bool) -> Claim | None:
-    """The fair next task whose lane is not busy here, in one transaction. None: nothing to do. Raises Unreadable."""
+def claim(rooms: Mapping[Lane, int], *, with_suspects: bool) -> Claim | None:
+    """The fair next task, as many of its lines as its lane has room for here, in one transaction.
+
+    None: nothing to do. Raises Unreadable.
+    """
     with db.transaction() as session:
         # Looked at before the database looks at its own, so that the window closes here no later than there.
         now = time.monotonic()
@@ -74,8 +79,8 @@ def claim(busy: Collection[Lane], *, with_suspects: bool) -> Claim | None:
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease=settings().lease,
-            busy_live=[model for model, is_live in busy if is_live],
-            busy_test=[model for model, is_live in busy if not is_live],
+            rooms=rooms,
+            room=FIRST_ROOM,
             with_suspects=with_suspects,
         )
         if found is None:

@@ -28,6 +28,10 @@ QUIET_AFTER_NOTHING = 0.25
 UNUSABLE_PAUSE = 15.0
 
 
+class _Unusable(Exception):
+    """The backend of the claimed task cannot be made here, and the task was handed back."""
+
+
 class Engine:
     """`spawn` runs a function on another thread of the worker's pool; `slots` bounds the tasks that overlap.
 
@@ -38,6 +42,8 @@ class Engine:
     def __init__(self, spawn: Callable[[Callable[[], None]], object]) -> None:
         self._spawn = spawn
         self._slots = threading.BoundedSemaphore(settings().worker_slots)
+        # One slot claims at a time: the next knows what room is left.
+        self._claiming = threading.Lock()
         # Held by the one slot that runs a suspect: a line that may kill this process.
         self._suspect = threading.Lock()
         self._lanes: dict[claims.Lane, Lane] = {}
@@ -77,7 +83,7 @@ class Engine:
         """Claim nothing more, start no line; requests in flight have the settings' grace from now on."""
         self._stop_at = time.monotonic() + settings().shutdown_grace
         for run in list(self._runs):
-            self._stop_run(run)
+            self._loop.call_soon_threadsafe(run.stop)
 
     def close(self) -> None:
         """Release the connections and end the loop, after all slots have left."""
@@ -88,14 +94,16 @@ class Engine:
     def _run_next(self) -> bool:
         with_suspects = self._suspect.acquire(blocking=False)
         try:
-            claim = claims.claim(self._busy_lanes(), with_suspects=with_suspects)
-            if with_suspects and not (claim and claim.is_suspect):
+            run = self._claim(with_suspects)
+            if with_suspects and not (run and run.claim.is_suspect):
                 self._suspect.release()
                 with_suspects = False
-            if claim is None:
+            if run is None:
                 self._quiet_until = time.monotonic() + QUIET_AFTER_NOTHING
                 return False
-            self._run(claim)
+            self._follow(run)
+            return True
+        except _Unusable:
             return True
         except claims.Unreadable:
             # The next task may be of another file.
@@ -104,45 +112,53 @@ class Engine:
             if with_suspects:
                 self._suspect.release()
 
-    def _run(self, claim: Claim) -> None:
-        try:
-            run = self._on_loop(self._start(claim)).result()
-        except Exception as error:
-            # No line was sent, so none is to blame: the catalog here does not know the model, or not where it runs.
-            logger.error("backend.unusable", model=claim.model, **log.cause(error))
-            record.record(claim.key, claim.fence, [], to=TaskState.PENDING, pause=UNUSABLE_PAUSE)
-            return
-        fan_out = self._on_loop(run.fan_out())
-        self._runs.add(run)
-        if self.is_stopping:
-            self._stop_run(run)
+    def _claim(self, with_suspects: bool) -> Run | None:
+        """Take the next task, and start its lines. Raises claims.Unreadable and _Unusable for a task that was handed back."""
+        with self._claiming:
+            claim = claims.claim(self._rooms(), with_suspects=with_suspects)
+            if claim is None:
+                return None
+            try:
+                run = self._on_loop(self._start(claim)).result()
+            except Exception as error:
+                # No line was sent, so none is to blame: the catalog here does not know the model, or not where it runs.
+                logger.error("backend.unusable", model=claim.model, **log.cause(error))
+                record.record(claim.key, claim.fence, [], to=TaskState.PENDING, pause=UNUSABLE_PAUSE)
+                raise _Unusable from error
         self.wake()
-        try:
-            Slot(run, fan_out, stop=lambda: self._stop_run(run), seconds_left=self._seconds_left).follow(self._wake_if_room)
-        finally:
-            fan_out.cancel()
-            self._runs.discard(run)
+        return run
 
     async def _start(self, claim: Claim) -> Run:
         lane = self._lanes.get(claim.lane)
         if lane is None:
             model = catalog.models()[claim.model]
             lane = self._lanes[claim.lane] = Lane(registry.backend_for(model, claim.lane[1]), model.backend.max_in_flight, model.id)
-        lane.unfinished += len(claim.lines)
-        return Run(claim, lane)
+        run = Run(claim, lane)
+        self._runs.add(run)
+        # A stop from here on finds it there.
+        run.is_stopped = self.is_stopping
+        run.start()
+        return run
 
-    def _busy_lanes(self) -> list[claims.Lane]:
-        return [key for key, lane in list(self._lanes.items()) if not lane.has_room]
+    def _follow(self, run: Run) -> None:
+        def on_loop(act: Callable[[], None]) -> Callable[[], None]:
+            return lambda: self._loop.call_soon_threadsafe(act) and None
+
+        try:
+            Slot(run, stop=on_loop(run.stop), cut=on_loop(run.cut), seconds_left=self._seconds_left).follow(self._wake_if_room)
+        finally:
+            self._loop.call_soon_threadsafe(run.cut)
+            self._runs.discard(run)
+
+    def _rooms(self) -> dict[claims.Lane, int]:
+        return {key: lane.room for key, lane in list(self._lanes.items())}
 
     def _wake_if_room(self) -> None:
-        if time.monotonic() >= self._quiet_until and any(lane.has_room for lane in list(self._lanes.values())):
+        if time.monotonic() >= self._quiet_until and any(lane.room for lane in list(self._lanes.values())):
             self.wake()
 
     def _seconds_left(self) -> float | None:
         return None if self._stop_at is None else self._stop_at - time.monotonic()
-
-    def _stop_run(self, run: Run) -> None:
-        self._loop.call_soon_threadsafe(run.stopped.set)
 
     def _on_loop(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)

@@ -1,23 +1,21 @@
-"""Execute: send a claimed task's lines on the event loop, and record outcomes as they come.
+"""Execute: send a claimed task's lines through their lane, and record outcomes as they come.
 
-The slot's thread does the database work, the loop only sends requests; no transaction is open
+The slot's thread does the database work, the event loop only sends requests; no transaction is open
 while a model answers.
 """
 
 import asyncio
-import queue
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 from xalen_batch import db, log
-from xalen_batch.backends.contract import Answered, Retryable
-from xalen_batch.backends.lane import Exhausted, Lane, NotRun
+from xalen_batch.backends.contract import Answered, Refused
+from xalen_batch.backends.lane import Ended, Lane, NotRun
 from xalen_batch.config import MiB, settings
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim, Line
-from xalen_batch.pipeline.record import Ended, Recorded, Row
+from xalen_batch.pipeline.record import Recorded, Row
 from xalen_batch.states import TaskState
 
 logger = log.get(__name__)
@@ -27,56 +25,78 @@ FLUSH_BYTES = 4 * MiB
 HEARTBEAT = 2.0
 DATABASE_RETRY = 1.0
 
+Outcomes = list[tuple[Line, Ended]]
 
-@dataclass(eq=False)
+
 class Run:
-    """One claimed task on its way: what the slot's thread and the event loop share."""
+    """One claimed task on its way: what the event loop, which adds outcomes, and the slot's thread, which takes them, share."""
 
-    claim: Claim
-    lane: Lane
-    stopped: asyncio.Event = field(default_factory=asyncio.Event)
-    # None comes last.
-    outcomes: "queue.SimpleQueue[tuple[Line, Ended] | None]" = field(default_factory=queue.SimpleQueue)
+    def __init__(self, claim: Claim, lane: Lane) -> None:
+        self.claim = claim
+        self.lane = lane
+        self.is_stopped = False
+        self._left = len(claim.lines)
+        self._outcomes: Outcomes = []
+        self._bytes = 0
+        # A thread that is woken for each line costs more than the line.
+        self._is_due = threading.Event()
+        self._closing: asyncio.TimerHandle | None = None
 
-    async def fan_out(self) -> None:
-        """Send every line through the lane; on the event loop. Those not started when the batch's window closes are not run."""
-        closing = self._stop_at_closing()
-        try:
-            async with asyncio.TaskGroup() as group:
-                for line in self.claim.lines:
-                    group.create_task(self._send(line)).add_done_callback(self.lane.left)
-        finally:
-            if closing is not None:
-                closing.cancel()
-            self.outcomes.put(None)
+    @property
+    def is_over(self) -> bool:
+        """Whether every line has come back. What they came back with may still wait to be taken."""
+        return not self._left
 
-    def _stop_at_closing(self) -> asyncio.TimerHandle | None:
-        if self.claim.closes_at is None:
-            return None
-        # If that is now or was, it is before the first line's turn.
-        return asyncio.get_running_loop().call_later(self.claim.closes_at - time.monotonic(), self.stopped.set)
+    def start(self) -> None:
+        """Send every line; on the event loop. Those not started when the batch's window closes are not run."""
+        if self.claim.closes_at is not None:
+            open_for = self.claim.closes_at - time.monotonic()
+            self._closing = asyncio.get_running_loop().call_later(open_for, self.stop)
+            self.is_stopped = open_for <= 0
+        self.lane.add(self, self.claim.lines)
 
-    async def _send(self, line: Line) -> None:
-        try:
-            outcome = await self.lane.run(line.request, self.stopped)
-        except Exception as error:
-            # A bug of ours: the line fails, its neighbours go on.
-            logger.error("line.crashed", batch_id=self.claim.batch_id.hex, line=line.line_no, **log.cause(error))
-            outcome = Exhausted(Retryable(f"an internal error ({type(error).__name__})"), attempts=1)
+    def stop(self) -> None:
+        """Start no line any more; on the event loop."""
+        self.is_stopped = True
+        self.lane.stop(self)
+
+    def cut(self) -> None:
+        """Give up on what is in flight as well; on the event loop."""
+        self.stop()
+        self.lane.cut(self)
+
+    def over(self, line: Line, outcome: Ended | NotRun) -> None:
+        """A line has come back; on the event loop."""
         if not isinstance(outcome, NotRun):
-            self.outcomes.put((line, outcome))
+            self._outcomes.append((line, outcome))
+            self._bytes += len(outcome.body) if isinstance(outcome, Answered | Refused) else 0
+        self._left -= 1
+        if not self._left and self._closing is not None:
+            self._closing.cancel()
+        if not self._left or len(self._outcomes) >= settings().flush_lines or self._bytes >= FLUSH_BYTES:
+            self._is_due.set()
+
+    def take(self) -> Outcomes:
+        """On the slot's thread: the outcomes since the last time, after waiting for a flush's worth, or for the flush interval."""
+        if not self.is_over:
+            self._is_due.wait(settings().flush_interval)
+        self._is_due.clear()
+        count = len(self._outcomes)
+        taken = self._outcomes[:count]
+        # What the loop adds meanwhile is behind these.
+        del self._outcomes[:count]
+        self._bytes = 0
+        return taken
 
 
 class Slot:
     """Follows one run from its thread until the task has ended, is handed back, or belongs to someone else."""
 
-    def __init__(self, run: Run, fan_out: "Future[None]", *, stop: Callable[[], None], seconds_left: Callable[[], float | None]) -> None:
+    def __init__(self, run: Run, *, stop: Callable[[], None], cut: Callable[[], None], seconds_left: Callable[[], float | None]) -> None:
         self._run = run
-        self._fan_out = fan_out
         self._stop = stop
+        self._cut = cut
         self._seconds_left = seconds_left
-        self._rows: list[Row] = []
-        self._bytes = 0
         self._recorded = 0
 
     def follow(self, on_flush: Callable[[], None]) -> None:
@@ -85,48 +105,39 @@ class Slot:
         A stop (the worker's, the batch's, or that of its execution window) lets requests in flight
         finish: the worker's for its grace, then they are cut off.
         """
-        while self._receive():
+        heartbeat = time.monotonic() + HEARTBEAT
+        while True:
+            outcomes = self._run.take()
+            if self._run.is_over:
+                self._leave(self._rows(outcomes + self._run.take()))
+                return
+            rows = self._rows(outcomes)
             left = self._seconds_left()
             if left is not None and left <= 0:
-                self._fan_out.cancel()
-            recorded = self._flush(TaskState.RUNNING)
+                self._cut()
+            if not rows and time.monotonic() < heartbeat:
+                continue
+            recorded = self._flush(rows, TaskState.RUNNING)
             if recorded.is_stale:
                 return
             if not recorded.goes_on:
                 self._stop()
+            heartbeat = time.monotonic() + HEARTBEAT
             on_flush()
-        self._leave()
 
-    @property
-    def _is_full(self) -> bool:
-        return len(self._rows) >= settings().flush_lines or self._bytes >= FLUSH_BYTES
-
-    def _receive(self) -> bool:
-        """Take outcomes until a flush is due. False: the run is over."""
-        due = time.monotonic() + HEARTBEAT
-        while not self._is_full:
-            try:
-                item = self._run.outcomes.get(timeout=max(0.0, due - time.monotonic()))
-            except queue.Empty:
-                return True
-            if item is None:
-                return False
-            if not self._rows:
-                due = min(due, time.monotonic() + settings().flush_interval)
-            self._take(*item)
-        return True
-
-    def _take(self, line: Line, outcome: Ended) -> None:
+    def _rows(self, outcomes: Outcomes) -> list[Row]:
         claim = self._run.claim
-        self._rows.append(record.row(record.Line(claim.batch_id, line.line_no, claim.model, line.custom_id), outcome, claim.tariff))
-        self._bytes += len(outcome.body) if isinstance(outcome, Answered) else 0
+        return [
+            record.row(record.Line(claim.batch_id, line.line_no, claim.model, line.custom_id), outcome, claim.tariff)
+            for line, outcome in outcomes
+        ]
 
-    def _leave(self) -> None:
-        is_done = self._recorded + len(self._rows) == len(self._run.claim.lines)
-        self._flush(TaskState.DONE if is_done else TaskState.PENDING, pause=None if is_done else self._run.lane.circuit.pause)
+    def _leave(self, rows: list[Row]) -> None:
+        is_done = self._recorded + len(rows) == len(self._run.claim.lines)
+        self._flush(rows, TaskState.DONE if is_done else TaskState.PENDING, pause=None if is_done else self._run.lane.circuit.pause)
 
-    def _flush(self, to: TaskState, pause: float | None = None) -> Recorded:
-        claim, rows = self._run.claim, self._rows
+    def _flush(self, rows: list[Row], to: TaskState, pause: float | None = None) -> Recorded:
+        claim = self._run.claim
         is_retry = False
         while True:
             try:
@@ -147,5 +158,4 @@ class Slot:
         if recorded.is_stale:
             logger.warning("task.stale", batch_id=claim.batch_id.hex, task=claim.key[1], fence=claim.fence, dropped=len(rows))
         self._recorded += len(rows)
-        self._rows, self._bytes = [], 0
         return recorded

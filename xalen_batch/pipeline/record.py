@@ -4,7 +4,6 @@ Nothing here runs twice with effect: the guarded UPDATE of the task comes first,
 lost its lease writes nothing, and the COPY behind it needs no conflict handling.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -40,8 +39,7 @@ class Line(NamedTuple):
     custom_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One row of `results`."""
 
     line: Line
@@ -56,9 +54,8 @@ class Row:
     @property
     def size(self) -> int:
         """Bytes that the line adds to the output or error file."""
-        line = self.line
-        return len(
-            jsonl.result_line(line.batch_id, line.line_no, line.custom_id, self.status_code, self.body, self.error_code, self.error_message)
+        return jsonl.result_size(
+            self.line.line_no, self.line.custom_id, self.status_code, self.body, self.error_code, self.error_message
         )
 
 
@@ -93,17 +90,18 @@ def unanswered(line: Line, code: LineError, message: str) -> Row:
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:
     """What these rows add to their task's counters."""
-    total: Counter[str] = Counter()
-    for row in rows:
-        is_success = row.amount is not None
-        total["completed" if is_success else "failed"] += 1
-        total["output_bytes" if is_success else "error_bytes"] += row.size
-        if is_success:
-            total["input_tokens"] += row.usage.input_tokens
-            total["cached_tokens"] += row.usage.cached_tokens
-            total["output_tokens"] += row.usage.output_tokens
-            total["reasoning_tokens"] += row.usage.reasoning_tokens
-    return dict(total)
+    succeeded = [row for row in rows if row.amount is not None]
+    failed = [row for row in rows if row.amount is None]
+    return {
+        "completed": len(succeeded),
+        "failed": len(failed),
+        "output_bytes": sum(row.size for row in succeeded),
+        "error_bytes": sum(row.size for row in failed),
+        "input_tokens": sum(row.usage.input_tokens for row in succeeded),
+        "cached_tokens": sum(row.usage.cached_tokens for row in succeeded),
+        "output_tokens": sum(row.usage.output_tokens for row in succeeded),
+        "reasoning_tokens": sum(row.usage.reasoning_tokens for row in succeeded),
+    }
 
 
 @dataclass(frozen=True, slots=True)

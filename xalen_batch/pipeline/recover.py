@@ -102,17 +102,18 @@ def _cut_into_lines(session: Session, task: Task) -> None:
         .values(lines=len(kept), line_index=jsonl.pack(kept))
         .execution_options(synchronize_session=False)
     )
-    last = session.scalar(select(func.max(Task.seq)).where(Task.batch_id == task.batch_id)) or 0
+    # Behind all places that a task holds.
+    free = session.scalar(select(func.max(Task.seq + func.greatest(Task.lines, 1))).where(Task.batch_id == task.batch_id)) or 0
     single = [
         {
             "batch_id": task.batch_id,
-            "seq": last + n,
+            "seq": free + n,
             "model": task.model,
             "lines": 1,
             "line_index": jsonl.pack([span]),
             "losses": task.losses,
         }
-        for n, span in enumerate(left, start=1)
+        for n, span in enumerate(left)
     ]
     # None is left where the worker was lost between recording the last line and ending the task.
     if single:
