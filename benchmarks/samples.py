@@ -60,7 +60,8 @@ class Measured:
             "lines_per_second": round(self.rate, 1),
             "cpu_us_per_line": round(self.cpu_per_line, 1),
             "runs": [
-                {"seconds": round(s.seconds, 3), "cpu_seconds": dict(s.cpu), "peak_rss_bytes": dict(s.peaks), **s.more} for s in self.samples
+                {"seconds": round(s.seconds, 3), "cpu_seconds": dict(s.cpu), "peak_rss_bytes": dict(s.peaks), **s.more}
+                for s in self.samples
             ],
         }
 

@@ -41,6 +41,9 @@ class Shape:
     is_recording: bool = True
 
 
+USUAL = Shape()
+
+
 @dataclass
 class System:
     """A running system. `cpu()` and `peaks()` are by process: api, beat, worker-1, …, postgres, valkey, up."""
@@ -76,16 +79,16 @@ class System:
     def _watched(self) -> list[str]:
         return [role for role in self.roles if role == "api" or role.startswith("worker")]
 
-    def new_key(self, account: str) -> str:
-        """A live key of another account."""
+    def new_keys(self, accounts: list[str]) -> list[str]:
+        """A live key for each of these new accounts."""
         made = subprocess.run(
-            [COMMAND, "keys", "create", "--account", account, "--mode", "live"],
+            [sys.executable, "-m", "benchmarks.accounts", *accounts],
             env=environment({"data_dir": str(self.folder / "data")}),
             capture_output=True,
             text=True,
             check=True,
         )
-        return made.stdout.strip()
+        return made.stdout.split()
 
 
 @contextmanager

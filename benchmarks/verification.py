@@ -45,7 +45,7 @@ def check_answered(stats: Stats, lines: int) -> None:
 def check_invoices(invoices: list[dict[str, Any]], stats: Stats, endpoint: str) -> None:
     """The invoices' totals are what the mock server's usage costs, to the last digit."""
     price = read(None)[CHAT_MODEL if endpoint == CHAT else RERANK_MODEL].price
-    gross = stats.input_tokens * (price.input or 0) + stats.output_tokens * (price.output or 0)
+    gross = stats.input_tokens * (price.input or Decimal(0)) + stats.output_tokens * (price.output or Decimal(0))
     due = gross / 1_000_000 * (1 - DISCOUNT)
     billed = sum(Decimal(invoice["total"]) for invoice in invoices)
     expect(billed == due, f"billed {billed}, and the usage costs {due}")

@@ -4,6 +4,7 @@ With the gevent pool Celery itself patches what blocks before this module is imp
 """
 
 import os
+from typing import Any
 
 import redis
 import requests
@@ -16,8 +17,8 @@ session = requests.Session()
 session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=512))
 
 
-@app.task(name="lines.complete", acks_late=True)
-def complete(url: str, request: dict[str, object]) -> None:
+@app.task(name="lines.complete", acks_late=True)  # type: ignore[untyped-decorator]
+def complete(url: str, request: dict[str, Any]) -> None:
     answer = session.post(url, json=request, timeout=60)
     answer.raise_for_status()
     store.rpush("answers", answer.content)

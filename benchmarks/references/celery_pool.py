@@ -46,7 +46,18 @@ def running(pool: Pool, concurrency: int) -> Iterator[Workers]:
         try:
             socket = next(Path(folder).glob("*.sock"))
             env = {"LINES_BROKER": url.replace("unix://", "redis+socket://"), "LINES_SOCKET": str(socket)}
-            command = [sys.executable, "-m", "celery", "-A", "benchmarks.references.celery_app", "worker", "-P", pool, "-c", str(concurrency)]
+            command = [
+                sys.executable,
+                "-m",
+                "celery",
+                "-A",
+                "benchmarks.references.celery_app",
+                "worker",
+                "-P",
+                pool,
+                "-c",
+                str(concurrency),
+            ]
             with (Path(folder) / "worker.log").open("wb") as log:
                 worker = subprocess.Popen(
                     [*command, "--without-gossip", "--without-mingle", "--loglevel", "warning"],

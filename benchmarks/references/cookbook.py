@@ -51,7 +51,7 @@ class _Request:
                 progress.failed += 1
                 progress.in_progress -= 1
             return
-        with out.open("a", encoding="utf-8") as file:  # noqa: ASYNC230
+        with out.open("a", encoding="utf-8") as file:
             file.write(json.dumps([self.body, answer]) + "\n")
         progress.succeeded += 1
         progress.in_progress -= 1

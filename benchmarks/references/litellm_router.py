@@ -3,8 +3,8 @@
 import asyncio
 from typing import Any
 
-import litellm
-from litellm import Router
+import litellm  # type: ignore[import-not-found]
+from litellm import Router  # type: ignore[import-not-found]
 
 from benchmarks.references.script import Work, main
 

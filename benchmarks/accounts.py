@@ -1,0 +1,19 @@
+"""Live keys of new accounts in the running system that XALEN_DATA_DIR names: `python -m benchmarks.accounts NAME…`."""
+
+import sys
+
+from xalen_batch.cli import database
+
+
+def main() -> None:
+    with database.transaction() as session:
+        from xalen_batch import accounts
+
+        for name in sys.argv[1:]:
+            account = accounts.create(session, name)
+            _, secret = accounts.create_key(session, account, livemode=True, name="bench", scopes=tuple(accounts.Scope), expires_at=None)
+            sys.stdout.write(secret + "\n")
+
+
+if __name__ == "__main__":
+    main()
