@@ -70,7 +70,8 @@ def main() -> int:
         except KeyboardInterrupt:
             _say("stopped")
             return 130
-    _print(report.targets_text(outcomes))
+    if chosen.scale >= 1:
+        _print(report.targets_text(outcomes))
     _print(f"\nOn {machine.in_words(machine.description())}; {time.monotonic() - started:.0f} s in all.")
     if chosen.scale < 1:
         _print(f"These sizes are {chosen.scale:g} of the real ones: they show that it works, and say nothing about speed.")
@@ -81,7 +82,7 @@ def main() -> int:
 def _measured(stage: Stage, name: str, chosen: argparse.Namespace) -> Outcome:
     runs = chosen.runs or (1 if chosen.scale < 1 else ALL[name].runs)
     outcome = runner.run(ALL[name], stage, runs, _say)
-    _print(report.text(outcome))
+    _print(report.text(outcome, is_judged=chosen.scale >= 1))
     return outcome
 
 

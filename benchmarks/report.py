@@ -40,11 +40,11 @@ def ordered(figures: Sequence[Figure]) -> list[Figure]:
     return sorted(figures, key=lambda figure: figure.unit not in RATIO_UNITS)
 
 
-def text(outcome: Outcome) -> str:
-    """One scenario, for the terminal."""
+def text(outcome: Outcome, *, is_judged: bool = True) -> str:
+    """One scenario, for the terminal; at small sizes no target is judged."""
     lines = [f"\n{outcome.scenario}: {outcome.summary} ({outcome.seconds:.0f} s)"]
     for figure in ordered(outcome.figures):
-        target = f"   target {wanted(figure)}: {verdict(figure)}" if figure.target else ""
+        target = f"   target {wanted(figure)}: {verdict(figure)}" if figure.target and is_judged else ""
         lines.append(f"  {shown(figure):>12}  {figure.name}{target}")
     lines.append(f"  {'':46} {'lines':>9} {'seconds':>8} {'lines/s':>9} {'CPU µs/line':>12}  CPU s by process; peak RSS")
     lines.extend(f"  {_row(measured)}" for measured in outcome.measured.values())

@@ -4,23 +4,26 @@ from collections.abc import Iterator
 
 from benchmarks import batches, lines
 from benchmarks.mock.options import Options
+from benchmarks.mock.prefixes import BLOCK
 from benchmarks.samples import Contender, Figure, Sample
 from benchmarks.scenarios.scenario import Results, Scenario, found, times_faster
 from benchmarks.stage import Stage
 
 OURS, LOOP = "xalen-batch, ordered by prefix", "bare loop, in the file's order"
-LINES, PREFIXES, PREFIX_BYTES = 5_000, 200, 2_048
-# Room for a quarter of the prefixes, 64 bytes a block.
-BACKEND = Options(latency=0.03, prefix_blocks=PREFIXES * PREFIX_BYTES // 64 // 4, token_latency=0.0002)
+LINES, LINES_PER_PREFIX, PREFIX_BYTES = 5_000, 25, 2_048
 
 
 def _contenders(stage: Stage) -> list[Contender]:
-    input_ = lines.shared_prefixes(stage.folder, stage.scaled(LINES), PREFIXES, PREFIX_BYTES)
+    count = stage.scaled(LINES)
+    prefixes = max(2, count // LINES_PER_PREFIX)
+    input_ = lines.shared_prefixes(stage.folder, count, prefixes, PREFIX_BYTES)
+    # Room for a quarter of the prefixes.
+    backend = Options(latency=0.03, prefix_blocks=prefixes * PREFIX_BYTES // BLOCK // 4, token_latency=0.0002)
 
     def ours() -> Sample:
-        return _with_tokens(stage, batches.run(stage.system(), stage.mock, input_, BACKEND))
+        return _with_tokens(stage, batches.run(stage.system(), stage.mock, input_, backend))
 
-    loop = stage.reference(LOOP, "http_client", input_, BACKEND, count=LINES, in_flight=512, processes=2)
+    loop = stage.reference(LOOP, "http_client", input_, backend, count=LINES, in_flight=512, processes=2)
     return [Contender(OURS, ours), Contender(LOOP, lambda: _with_tokens(stage, loop.run()))]
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from statistics import median
 
 from benchmarks import consumption, lines
+from benchmarks.lines import Input
 from benchmarks.mock.options import Options
 from benchmarks.samples import Contender, Figure, Sample, at_most
 from benchmarks.scenarios.scenario import Results, Scenario, found
@@ -125,16 +126,16 @@ def _checked(stage: Stage) -> list[Contender]:
         expect(said["lines"] == input_.lines, f"{input_.lines} lines were estimated as {said['lines']}")
         return Sample(input_.lines, seconds, consumption.used_since(before, system.cpu()))
 
-    def validate(path: str) -> Sample:
+    def validate(file: Input) -> Sample:
         started = time.perf_counter()
-        subprocess.run([COMMAND, "validate", path, "--json"], env=environment({}), stdout=subprocess.DEVNULL, check=True)
-        return Sample(input_.lines, time.perf_counter() - started)
+        subprocess.run([COMMAND, "validate", str(file.path), "--json"], env=environment({}), stdout=subprocess.DEVNULL, check=True)
+        return Sample(file.lines, time.perf_counter() - started)
 
     one = lines.chats(stage.folder, 1)
     return [
         Contender("estimate, through the API", estimate),
-        Contender("validate, on the command line", partial(validate, str(input_.path))),
-        Contender("validate of one line: the command's start", partial(validate, str(one.path))),
+        Contender("validate, on the command line", partial(validate, input_)),
+        Contender("validate of one line: the command's start", partial(validate, one)),
     ]
 
 

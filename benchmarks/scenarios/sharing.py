@@ -30,6 +30,7 @@ def _tenants(stage: Stage) -> list[Contender]:
         system = stage.system()
         if not keys:
             keys.extend(system.new_keys([f"small-{n}" for n in range(ACCOUNTS)]))
+            _small_ones(system, keys, small)
         stage.mock.become(OPTIONS)
         before = system.cpu()
         with system.client() as client:
