@@ -62,6 +62,7 @@ async def drip(writer: asyncio.StreamWriter) -> None:
 
 
 async def drip_head(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nx-slow: ")
     for _ in range(1000):
         writer.write(b"H")
         await writer.drain()

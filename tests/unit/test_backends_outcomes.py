@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xalen_batch.backends.clients.contract import Reply
 from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable, Usage
-from xalen_batch.backends.outcomes import Reply, outcome_of, retry_after
+from xalen_batch.backends.outcomes import outcome_of, retry_after
 from xalen_batch.catalog import CHAT, RERANK
 
 ASKED = Request(CHAT, b'{"model":"m","messages":[{"role":"user","content":"Hello"}]}', "r")

@@ -33,12 +33,12 @@ class Waited(threading.Event):
         return self.is_set()
 
 
-def lines(count: int) -> tuple[Line, ...]:
-    return tuple(Line(number, f"line-{number}", Request(CHAT, b"{}", f"req_{number}")) for number in range(1, count + 1))
+LINES = tuple(Line(number, f"line-{number}", Request(CHAT, b"{}", f"req_{number}")) for number in range(1, 1_001))
 
 
 def a_run(count: int) -> Run:
-    claim = Claim((ids.new(), 0), 1, (MODEL, False), Tariff({"input": "0.02", "output": "0.04"}, Decimal("0.5")), False, lines(count))
+    tariff = Tariff({"input": "0.02", "output": "0.04"}, Decimal("0.5"))
+    claim = Claim((ids.new(), 0), 1, (MODEL, False), tariff, is_suspect=False, lines=LINES[:count])
     run = Run(claim, Lane(SimulatedBackend(models()[MODEL]), 1))
     run._is_due = Waited()
     return run
@@ -52,8 +52,8 @@ def waits(run: Run) -> list[float | None]:
 def test_outcomes_wait_no_longer_than_the_flush_interval(configure: Callable[..., None]) -> None:
     configure(flush_interval=0.25)
     run = a_run(3)
-    run.over(run.claim.lines[0], ANSWER)
-    assert run.take() == [(run.claim.lines[0], ANSWER)]
+    run.over(LINES[0], ANSWER)
+    assert run.take() == [(1, "line-1", ANSWER)]
     assert waits(run) == [0.25]
     assert run.take() == []
 
@@ -61,10 +61,10 @@ def test_outcomes_wait_no_longer_than_the_flush_interval(configure: Callable[...
 def test_a_slot_is_woken_by_a_flushs_worth_and_not_by_a_line(configure: Callable[..., None]) -> None:
     configure(flush_lines=3)
     run = a_run(10)
-    for line in run.claim.lines[:2]:
+    for line in LINES[:2]:
         run.over(line, ANSWER)
     assert not run._is_due.is_set()
-    run.over(run.claim.lines[2], ANSWER)
+    run.over(LINES[2], ANSWER)
     assert run._is_due.is_set()
     assert len(run.take()) == 3
     assert not run._is_due.is_set()
@@ -73,14 +73,14 @@ def test_a_slot_is_woken_by_a_flushs_worth_and_not_by_a_line(configure: Callable
 def test_large_answers_wake_the_slot_before_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execute, "FLUSH_BYTES", 10)
     run = a_run(3)
-    run.over(run.claim.lines[0], Answered(200, b"{" + b" " * 9 + b"}", Usage()))
+    run.over(LINES[0], Answered(200, b"{" + b" " * 9 + b"}", Usage()))
     assert run._is_due.is_set()
 
 
 def test_the_last_line_ends_the_waiting() -> None:
     run = a_run(2)
-    run.over(run.claim.lines[0], ANSWER)
-    run.over(run.claim.lines[1], NOT_RUN)
+    run.over(LINES[0], ANSWER)
+    run.over(LINES[1], NOT_RUN)
     assert run.is_over
-    assert run.take() == [(run.claim.lines[0], ANSWER)]
+    assert run.take() == [(1, "line-1", ANSWER)]
     assert waits(run) == []

@@ -9,16 +9,7 @@ from typing import Any, Protocol
 
 from xalen_batch import log
 from xalen_batch.backends.circuit import Circuit
-try:
-    from xalen_batch.backends.concurrency import Concurrency, Verdict
-except ImportError:
-    import enum
-    class Verdict(enum.Enum):
-        GOOD=1;BUSY=2;BROKEN=3
-    class Concurrency:
-        def __init__(self,c): self.limit=self.ceiling=c; self.goodput=0.0; self.in_flight=0
-        def started(self): return 0
-        def ended(self,t,v): pass
+from xalen_batch.backends.concurrency import Concurrency, Verdict
 from xalen_batch.backends.contract import Answered, Backend, Refused, Request, Retryable
 from xalen_batch.config import settings
 
@@ -73,16 +64,22 @@ class _Entry:
 
 
 class Lane:
-    """Made and used on the event loop; `unfinished`, `limit` and `room` may be read from any thread."""
+    """Made and used on the event loop; `unfinished`, `limit` and `room` may be read from any thread.
 
-    def __init__(self, backend: Backend, ceiling: int, name: str = "") -> None:
+    `ceiling`: most requests in flight at the backend, over all worker processes; each takes an equal share.
+    """
+
+    def __init__(self, backend: Backend, ceiling: int, name: str = "", workers: int = 1) -> None:
         self.backend = backend
         self.circuit = Circuit(name)
         self.unfinished = 0
-        self._concurrency = Concurrency(ceiling)
+        self._ceiling = ceiling
+        self._concurrency = Concurrency(_share(ceiling, workers))
         # FIFO: the lines of the task that was claimed first are sent first.
         self._waiting: deque[_Entry] = deque()
         self._pausing: dict[_Entry, asyncio.TimerHandle] = {}
+        # Refused although it was the only one: until it is tried again, nothing else is.
+        self._refused: _Entry | None = None
         # What each pump sends now.
         self._pumps: dict[asyncio.Task[None], _Entry | None] = {}
 
@@ -102,6 +99,11 @@ class Lane:
         missing = self.limit + backlog - self.unfinished
         return missing if 2 * missing > backlog and not self.circuit.pause else 0
 
+    def share(self, workers: int) -> None:
+        """So many worker processes use the backend now, this one included."""
+        self._concurrency.ceiling = _share(self._ceiling, workers)
+        self._fill()
+
     def add(self, work: Work, lines: Sequence[Line]) -> None:
         """Send these lines behind all that are here."""
         self.unfinished += len(lines)
@@ -113,10 +115,12 @@ class Lane:
         for entry in [entry for entry in self._pausing if entry.work is work]:
             self._pausing.pop(entry).cancel()
             self._over(entry, NOT_RUN)
+            self._goes_on(entry)
         stopped = [entry for entry in self._waiting if entry.work is work]
         self._waiting = deque(entry for entry in self._waiting if entry.work is not work)
         for entry in stopped:
             self._over(entry, NOT_RUN)
+        self._fill()
 
     def cut(self, work: Work) -> None:
         """Give up the requests of a stopped work that are in flight."""
@@ -124,6 +128,8 @@ class Lane:
             pump.cancel()
 
     def _fill(self) -> None:
+        if self._refused is not None:
+            return
         for _ in range(min(self.limit - len(self._pumps), len(self._waiting))):
             self._pumps[asyncio.create_task(self._pump())] = None
 
@@ -145,7 +151,7 @@ class Lane:
             self._fill()
 
     def _next(self) -> _Entry | None:
-        while self._waiting:
+        while self._waiting and self._refused is None:
             entry = self._waiting.popleft()
             if not (entry.work.is_stopped or self.circuit.pause):
                 return entry
@@ -170,13 +176,18 @@ class Lane:
             self.circuit.succeeded()
             self._over(entry, outcome)
             return
-        self.circuit.failed()
+        is_refused = outcome.is_overload and self.limit == 1
+        if is_refused or not outcome.is_overload:
+            # A backend that is busy gets fewer; one that is too busy for one at a time is as good as broken.
+            self.circuit.failed()
         entry.failed += outcome.is_failed_attempt
         if entry.failed >= settings().max_attempts:
             self._over(entry, Exhausted(outcome, entry.failed))
         elif entry.work.is_stopped:
             self._over(entry, NOT_RUN)
         else:
+            if is_refused:
+                self._refused = entry
             pause = pause_before_retry(outcome, entry.attempts)
             self._pausing[entry] = asyncio.get_running_loop().call_later(pause, self._again, entry)
 
@@ -184,11 +195,21 @@ class Lane:
         del self._pausing[entry]
         # It came before all that wait.
         self._waiting.appendleft(entry)
+        self._goes_on(entry)
         self._fill()
+
+    def _goes_on(self, entry: _Entry) -> None:
+        if self._refused is entry:
+            self._refused = None
 
     def _over(self, entry: _Entry, outcome: Ended | NotRun) -> None:
         self.unfinished -= 1
         entry.work.over(entry.line, outcome)
+
+
+def _share(ceiling: int, workers: int) -> int:
+    # More workers than requests: each may send one all the same.
+    return max(1, ceiling // workers)
 
 
 def _verdict(outcome: Answered | Refused | Retryable) -> Verdict:

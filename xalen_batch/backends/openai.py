@@ -1,23 +1,19 @@
 """Any OpenAI-compatible model server: vLLM, SGLang, llama.cpp, TEI, Jina, Cohere, hosted APIs.
 
-The client is chosen in docs/decisions/0003. It follows no redirect, waits a total time for the whole
-answer and takes a bounded number of decompressed bytes. The standard proxy variables are honoured
-(`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`), except on the way to this machine itself.
+It is not trusted: a request has a total time, an answer a bounded number of decompressed bytes, and no
+redirect is followed. The standard proxy variables are honoured (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`),
+except on the way to this machine itself.
 """
 
-import ipaddress
 import os
-from datetime import timedelta
-from urllib.parse import urlsplit
 
 import msgspec
-from pyreqwest.client import Client, ClientBuilder
-from pyreqwest.exceptions import ConnectError, PyreqwestError, RequestTimeoutError
-from pyreqwest.response import Response
 
 from xalen_batch import __version__, log
+from xalen_batch.backends.clients.choose import client_for
+from xalen_batch.backends.clients.contract import AnswerTooLong, Client, Limits, NoReply, NotConnected, TimedOut
 from xalen_batch.backends.contract import Answered, Outcome, Request, Retryable
-from xalen_batch.backends.outcomes import Reply, outcome_of
+from xalen_batch.backends.outcomes import outcome_of
 from xalen_batch.backends.rerank_api import Unusable, from_backend, to_backend
 from xalen_batch.catalog import CHAT, Model
 from xalen_batch.config import settings
@@ -26,10 +22,6 @@ from xalen_batch.errors import ConfigError
 logger = log.get(__name__)
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-
-
-class AnswerTooLong(Exception):
-    """The answer passed the byte cap, and was not read further."""
 
 
 class OpenAIBackend:
@@ -44,22 +36,20 @@ class OpenAIBackend:
         self._model = model
         # The server's own name for it, or None where it is the catalog's id, which requests carry already.
         self._rename = config.model if config.model != model.id else None
-        self._url = config.base_url.rstrip("/")
-        self._longest = settings().answer_max_bytes
-        self._client = _client(model)
+        self._client = _client(model, config.base_url.rstrip("/"))
 
     async def send(self, request: Request) -> Outcome:
         """Run one request within the settings' total timeout. Raises nothing but CancelledError."""
         try:
             return await (self._chat(request) if request.endpoint == CHAT else self._rerank(request))
         except AnswerTooLong:
-            return Retryable(f"The backend's answer is longer than {self._longest} bytes.", 200)
-        except RequestTimeoutError:
+            return Retryable(f"The backend's answer is longer than {settings().answer_max_bytes} bytes.", 200)
+        except TimedOut:
             return Retryable("The backend did not answer in time.", is_timeout=True)
-        except ConnectError:
+        except NotConnected:
             return Retryable("No connection to the backend could be made.", is_unreachable=True)
-        except PyreqwestError as error:
-            return Retryable(f"The connection to the backend failed: {error.message.rstrip('.')}.")
+        except NoReply as error:
+            return Retryable(f"The connection to the backend failed: {error}.")
         except Exception as error:
             # A bug of ours or the client's must cost one line, not the task around it.
             logger.error("backend.failed", model=self._model.id, request_id=request.request_id, **log.cause(error))
@@ -72,13 +62,13 @@ class OpenAIBackend:
         body = request.body
         if self._rename:
             body = msgspec.json.encode({**_fields(body), "model": self._rename})
-        return outcome_of(await self._post("/chat/completions", body, request.request_id), request)
+        return outcome_of(await self._client.post("/chat/completions", body, request.request_id), request)
 
     async def _rerank(self, request: Request) -> Outcome:
         config = self._model.backend
         body = msgspec.json.decode(request.body)
         sent = to_backend(config.rerank_api, body, config.model or self._model.id)
-        reply = await self._post("/rerank", sent, request.request_id)
+        reply = await self._client.post("/rerank", sent, request.request_id)
         if not 200 <= reply.status < 300 or not reply.body:
             return outcome_of(reply, request)
         try:
@@ -87,22 +77,8 @@ class OpenAIBackend:
             return Retryable(str(unusable), reply.status)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return Retryable("The backend's answer is not valid JSON.", reply.status)
-        outcome = outcome_of(Reply(reply.status, msgspec.json.encode(ranking), reply.header), request)
+        outcome = outcome_of(reply._replace(body=msgspec.json.encode(ranking)), request)
         return _with_usage(outcome, ranking) if isinstance(outcome, Answered) else outcome
-
-    async def _post(self, path: str, body: bytes, request_id: str) -> Reply:
-        post = self._client.post(self._url + path).header("x-request-id", request_id).body_bytes(body)
-        async with post.build_streamed() as response:
-            return Reply(response.status, await self._read(response), response.get_header)
-
-    async def _read(self, response: Response) -> bytes:
-        reader, parts, size = response.body_reader, [], 0
-        while (chunk := await reader.read_chunk()) is not None:
-            parts.append(chunk.to_bytes())
-            size += len(parts[-1])
-            if size > self._longest:
-                raise AnswerTooLong
-        return b"".join(parts)
 
 
 def _with_usage(outcome: Answered, ranking: dict[str, object]) -> Answered:
@@ -112,27 +88,13 @@ def _with_usage(outcome: Answered, ranking: dict[str, object]) -> Answered:
     return Answered(outcome.status, msgspec.json.encode(shown), outcome.usage)
 
 
-def _client(model: Model) -> Client:
+def _client(model: Model, url: str) -> Client:
     config = model.backend
-    headers = {"content-type": "application/json", "accept": "application/json"}
+    headers = {"content-type": "application/json", "accept": "application/json", "user-agent": f"xalen-batch/{__version__}"}
     key = os.environ.get(config.api_key_env, "").strip() if config.api_key_env else ""
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"The key in {config.api_key_env} has characters that no HTTP header may carry. Set it to the key alone.")
     if key:
         headers["authorization"] = f"Bearer {key}"
-    builder = (
-        ClientBuilder()
-        .user_agent(f"xalen-batch/{__version__}")
-        .default_headers(headers)
-        .follow_redirects(False)
-        .timeout(timedelta(seconds=settings().request_timeout))
-        .connect_timeout(timedelta(seconds=settings().connect_timeout))
-        .pool_max_idle_per_host(config.max_in_flight)
-    )
-    return (builder.no_proxy() if _is_loopback(config.base_url or "") else builder).build()
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    limits = Limits(settings().request_timeout, settings().connect_timeout, settings().answer_max_bytes)
+    return client_for(url, headers, limits, connections=config.max_in_flight)

@@ -4,12 +4,12 @@ import email.utils
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import orjson
 
+from xalen_batch.backends.clients.contract import Reply
 from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable
 from xalen_batch.backends.usage import usage_of
 from xalen_batch.catalog import RERANK
@@ -20,15 +20,6 @@ OVERLOAD = frozenset({429, 503})
 LONGEST_MESSAGE = 500
 _NO_ERROR = {"message": "The model backend refused the request.", "type": None, "param": None, "code": None}
 _TYPES = {403: "permission_error", 404: "not_found_error"}
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An HTTP answer as it came. `header` looks up a header by its lower-case name."""
-
-    status: int
-    body: bytes
-    header: Callable[[str], str | None]
 
 
 def outcome_of(reply: Reply, request: Request) -> Outcome:

@@ -12,7 +12,7 @@ import uvloop
 from xalen_batch import catalog, db, log
 from xalen_batch.backends import registry
 from xalen_batch.backends.lane import Lane
-from xalen_batch.config import settings
+from xalen_batch.config import MiB, settings
 from xalen_batch.pipeline import claim as claims
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim
@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 # After a claim that found nothing, flushes do not wake more slots for this long; hints and polls do.
 QUIET_AFTER_NOTHING = 0.25
+# Requests and answers that one process holds at a time; from there on it claims nothing, however long its lines are.
+MOST_BYTES = 48 * MiB
 # How long a task is left alone whose backend cannot be made here.
 UNUSABLE_PAUSE = 15.0
 
@@ -49,6 +51,7 @@ class Engine:
         self._lanes: dict[claims.Lane, Lane] = {}
         self._runs: set[Run] = set()
         self._quiet_until = 0.0
+        self._workers = 1
         self._stop_at: float | None = None
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="backends", daemon=True)
@@ -78,6 +81,16 @@ class Engine:
             logger.error("slot.crashed", **log.cause(error))
         finally:
             self._slots.release()
+
+    def share(self, workers: int) -> None:
+        """So many worker processes are alive now, this one included: each lane has its share of what its backend may get."""
+        if workers != self._workers:
+            self._workers = workers
+            self._loop.call_soon_threadsafe(self._share)
+
+    def _share(self) -> None:
+        for lane in self._lanes.values():
+            lane.share(self._workers)
 
     def stop(self) -> None:
         """Claim nothing more, start no line; requests in flight have the settings' grace from now on."""
@@ -115,6 +128,8 @@ class Engine:
     def _claim(self, with_suspects: bool) -> Run | None:
         """Take the next task, and start its lines. Raises claims.Unreadable and _Unusable for a task that was handed back."""
         with self._claiming:
+            if not self._has_memory:
+                return None
             claim = claims.claim(self._rooms(), with_suspects=with_suspects)
             if claim is None:
                 return None
@@ -132,7 +147,8 @@ class Engine:
         lane = self._lanes.get(claim.lane)
         if lane is None:
             model = catalog.models()[claim.model]
-            lane = self._lanes[claim.lane] = Lane(registry.backend_for(model, claim.lane[1]), model.backend.max_in_flight, model.id)
+            backend = registry.backend_for(model, claim.lane[1])
+            lane = self._lanes[claim.lane] = Lane(backend, model.backend.max_in_flight, model.id, self._workers)
         run = Run(claim, lane)
         self._runs.add(run)
         # A stop from here on finds it there.
@@ -141,8 +157,8 @@ class Engine:
         return run
 
     def _follow(self, run: Run) -> None:
-        def on_loop(act: Callable[[], None]) -> Callable[[], None]:
-            return lambda: self._loop.call_soon_threadsafe(act) and None
+        def on_loop(act: Callable[[], None]) -> Callable[[], object]:
+            return lambda: self._loop.call_soon_threadsafe(act)
 
         try:
             Slot(run, stop=on_loop(run.stop), cut=on_loop(run.cut), seconds_left=self._seconds_left).follow(self._wake_if_room)
@@ -153,8 +169,12 @@ class Engine:
     def _rooms(self) -> dict[claims.Lane, int]:
         return {key: lane.room for key, lane in list(self._lanes.items())}
 
+    @property
+    def _has_memory(self) -> bool:
+        return sum(run.size for run in list(self._runs)) < MOST_BYTES
+
     def _wake_if_room(self) -> None:
-        if time.monotonic() >= self._quiet_until and any(lane.room for lane in list(self._lanes.values())):
+        if time.monotonic() >= self._quiet_until and self._has_memory and any(lane.room for lane in list(self._lanes.values())):
             self.wake()
 
     def _seconds_left(self) -> float | None:

@@ -8,6 +8,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from xalen_batch import db, log
 from xalen_batch.backends.contract import Answered, Refused
@@ -25,19 +26,26 @@ FLUSH_BYTES = 4 * MiB
 HEARTBEAT = 2.0
 DATABASE_RETRY = 1.0
 
-Outcomes = list[tuple[Line, Ended]]
+# Line number, custom id, outcome.
+Outcomes = list[tuple[int, str, Ended]]
 
 
 class Run:
     """One claimed task on its way: what the event loop, which adds outcomes, and the slot's thread, which takes them, share."""
 
     def __init__(self, claim: Claim, lane: Lane) -> None:
-        self.claim = claim
+        # A line is let go of when it is over, and not when all are.
+        self.claim = replace(claim, lines=())
+        self.count = len(claim.lines)
         self.lane = lane
         self.is_stopped = False
-        self._left = len(claim.lines)
+        self._lines = claim.lines
+        self._left = self.count
         self._outcomes: Outcomes = []
-        self._bytes = 0
+        # Bytes, each written by one side only: of requests that are not over; of answers that came; of those that were taken.
+        self._waiting = sum(len(line.request.body) for line in claim.lines)
+        self._came = self._taken = 0
+        self._most_lines, self._longest_wait = settings().flush_lines, settings().flush_interval
         # A thread that is woken for each line costs more than the line.
         self._is_due = threading.Event()
         self._closing: asyncio.TimerHandle | None = None
@@ -47,13 +55,19 @@ class Run:
         """Whether every line has come back. What they came back with may still wait to be taken."""
         return not self._left
 
+    @property
+    def size(self) -> int:
+        """Bytes of requests and answers that are held for it now."""
+        return self._waiting + self._came - self._taken
+
     def start(self) -> None:
         """Send every line; on the event loop. Those not started when the batch's window closes are not run."""
         if self.claim.closes_at is not None:
             open_for = self.claim.closes_at - time.monotonic()
             self._closing = asyncio.get_running_loop().call_later(open_for, self.stop)
             self.is_stopped = open_for <= 0
-        self.lane.add(self, self.claim.lines)
+        lines, self._lines = self._lines, ()
+        self.lane.add(self, lines)
 
     def stop(self) -> None:
         """Start no line any more; on the event loop."""
@@ -68,31 +82,38 @@ class Run:
     def over(self, line: Line, outcome: Ended | NotRun) -> None:
         """A line has come back; on the event loop."""
         if not isinstance(outcome, NotRun):
-            self._outcomes.append((line, outcome))
-            self._bytes += len(outcome.body) if isinstance(outcome, Answered | Refused) else 0
+            self._outcomes.append((line.line_no, line.custom_id, outcome))
+            self._came += _size(outcome)
+        self._waiting -= len(line.request.body)
         self._left -= 1
         if not self._left and self._closing is not None:
             self._closing.cancel()
-        if not self._left or len(self._outcomes) >= settings().flush_lines or self._bytes >= FLUSH_BYTES:
+        if not self._left or len(self._outcomes) >= self._most_lines or self._came - self._taken >= FLUSH_BYTES:
             self._is_due.set()
 
     def take(self) -> Outcomes:
         """On the slot's thread: the outcomes since the last time, after waiting for a flush's worth, or for the flush interval."""
         if not self.is_over:
-            self._is_due.wait(settings().flush_interval)
+            self._is_due.wait(self._longest_wait)
         self._is_due.clear()
         count = len(self._outcomes)
         taken = self._outcomes[:count]
         # What the loop adds meanwhile is behind these.
         del self._outcomes[:count]
-        self._bytes = 0
+        self._taken += sum(_size(outcome) for _, _, outcome in taken)
         return taken
+
+
+def _size(outcome: Ended) -> int:
+    return len(outcome.body) if isinstance(outcome, Answered | Refused) else 0
 
 
 class Slot:
     """Follows one run from its thread until the task has ended, is handed back, or belongs to someone else."""
 
-    def __init__(self, run: Run, *, stop: Callable[[], None], cut: Callable[[], None], seconds_left: Callable[[], float | None]) -> None:
+    def __init__(
+        self, run: Run, *, stop: Callable[[], object], cut: Callable[[], object], seconds_left: Callable[[], float | None]
+    ) -> None:
         self._run = run
         self._stop = stop
         self._cut = cut
@@ -128,12 +149,12 @@ class Slot:
     def _rows(self, outcomes: Outcomes) -> list[Row]:
         claim = self._run.claim
         return [
-            record.row(record.Line(claim.batch_id, line.line_no, claim.model, line.custom_id), outcome, claim.tariff)
-            for line, outcome in outcomes
+            record.row(record.Line(claim.batch_id, line_no, claim.model, custom_id), outcome, claim.tariff)
+            for line_no, custom_id, outcome in outcomes
         ]
 
     def _leave(self, rows: list[Row]) -> None:
-        is_done = self._recorded + len(rows) == len(self._run.claim.lines)
+        is_done = self._recorded + len(rows) == self._run.count
         self._flush(rows, TaskState.DONE if is_done else TaskState.PENDING, pause=None if is_done else self._run.lane.circuit.pause)
 
     def _flush(self, rows: list[Row], to: TaskState, pause: float | None = None) -> Recorded:

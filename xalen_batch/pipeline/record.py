@@ -54,9 +54,7 @@ class Row(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes that the line adds to the output or error file."""
-        return jsonl.result_size(
-            self.line.line_no, self.line.custom_id, self.status_code, self.body, self.error_code, self.error_message
-        )
+        return jsonl.result_size(self.line.line_no, self.line.custom_id, self.status_code, self.body, self.error_code, self.error_message)
 
 
 def row(line: Line, outcome: Ended, tariff: Tariff) -> Row:

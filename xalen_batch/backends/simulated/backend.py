@@ -2,8 +2,9 @@
 
 import asyncio
 
+from xalen_batch.backends.clients.contract import Reply
 from xalen_batch.backends.contract import Outcome, Request, Retryable
-from xalen_batch.backends.outcomes import Reply, outcome_of
+from xalen_batch.backends.outcomes import outcome_of
 from xalen_batch.backends.simulated.faults import Attempts
 from xalen_batch.backends.simulated.model import answer
 from xalen_batch.catalog import Model

@@ -1,0 +1,281 @@
+"""The client for plain HTTP/1.1 to a server that is reached directly: the usual way to a model beside the workers.
+
+A worker's CPU goes mostly into its HTTP client. This one does what a POST of JSON needs on connections that stay
+open, and nothing else: no TLS, no proxy, no redirect, no cookie. What is parsed is parsed by httptools (llhttp).
+"""
+
+import asyncio
+import zlib
+from collections.abc import Mapping
+from typing import cast
+from urllib.parse import urlsplit
+
+import httptools
+
+from xalen_batch.backends.clients.contract import AnswerTooLong, Limits, NoReply, NotConnected, Reply, TimedOut
+
+HEAD_BYTES = 64 * 1024
+# Up to this size, copying a body behind its head is cheaper than a second write.
+COPIED_BYTES = 64 * 1024
+# How often those that wait are looked at, as a share of the timeout; and at least so often, in seconds.
+LOOKS_PER_TIMEOUT = 20
+LOOK_AT_LEAST = 1.0
+# gzip and zlib streams, told apart by their first bytes.
+_INFLATE = 32 + zlib.MAX_WBITS
+
+
+class PlainClient:
+    """`url`: http://host[:port][/path]. A connection that was kept open and turns out dead is replaced by a new one, once."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], limits: Limits) -> None:
+        parts = urlsplit(url)
+        self._host, self._port, self._root = parts.hostname or "", parts.port or 80, parts.path.rstrip("/")
+        self._limits = limits
+        # Nobody asked for a compressed answer; one that comes all the same is understood.
+        fixed = {"host": parts.netloc, "accept-encoding": "identity", **headers}
+        self._fixed = "".join(f"{name}: {value}\r\n" for name, value in fixed.items()).encode("latin-1")
+        self._heads: dict[str, bytes] = {}
+        # The one used last is taken first: it is the least likely to be dead.
+        self._idle: list[_Connection] = []
+        # What waits for an answer, by when it has to be there: oldest first, since all have the same time.
+        self._waiting: dict[_Connection, float] = {}
+        self._looking: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    async def post(self, path: str, body: bytes, request_id: str) -> Reply:
+        head = b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (self._head(path), request_id.encode("ascii"), len(body))
+        deadline = self._loop.time() + self._limits.request_timeout
+        connection = self._kept()
+        if connection is not None:
+            try:
+                return await self._exchange(connection, head, body, deadline)
+            except _Stale:
+                # The server closed it while it was idle: this says nothing about the server, or the request.
+                pass
+        try:
+            return await self._exchange(await self._connect(deadline), head, body, deadline)
+        except _Stale as error:
+            raise NoReply("the server closed it before it answered") from error
+
+    async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+        for connection in [*self._idle, *self._waiting]:
+            connection.abort(NoReply("the client was closed"))
+
+    def _head(self, path: str) -> bytes:
+        head = self._heads.get(path)
+        if head is None:
+            head = self._heads[path] = f"POST {self._root}{path} HTTP/1.1\r\n".encode("ascii") + self._fixed
+        return head
+
+    def _kept(self) -> "_Connection | None":
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_open:
+                return connection
+        return None
+
+    async def _connect(self, deadline: float) -> "_Connection":
+        try:
+            async with asyncio.timeout_at(min(deadline, self._loop.time() + self._limits.connect_timeout)):
+                _, connection = await self._loop.create_connection(
+                    lambda: _Connection(self._loop, self._limits.answer_bytes), self._host, self._port
+                )
+        except (OSError, TimeoutError, UnicodeError) as error:
+            raise NotConnected(str(error)) from error
+        return connection
+
+    async def _exchange(self, connection: "_Connection", head: bytes, body: bytes, deadline: float) -> Reply:
+        self._waiting[connection] = deadline
+        if self._looking is None:
+            self._look()
+        try:
+            reply = await connection.exchange(head, body)
+        except asyncio.CancelledError:
+            connection.abort(NoReply("the request was given up"))
+            raise
+        finally:
+            del self._waiting[connection]
+        if connection.is_open:
+            self._idle.append(connection)
+        return reply
+
+    def _look(self) -> None:
+        """Give up on what has waited too long. One timer for all of them: one each costs as much as a request."""
+        now = self._loop.time()
+        for connection, deadline in list(self._waiting.items()):
+            if deadline > now:
+                break
+            connection.abort(TimedOut("no answer in time"))
+        pause = min(LOOK_AT_LEAST, self._limits.request_timeout / LOOKS_PER_TIMEOUT)
+        self._looking = self._loop.call_later(pause, self._look) if self._waiting else None
+
+
+class _Stale(Exception):
+    """The connection ended before the first byte of an answer."""
+
+
+class _Connection(asyncio.Protocol):
+    """One request at a time, and its answer. httptools calls the on_… methods."""
+
+    __slots__ = (
+        "_answer",
+        "_began",
+        "_body",
+        "_frames",
+        "_has_head",
+        "_headers",
+        "_longest",
+        "_loop",
+        "_parser",
+        "_received",
+        "_size",
+        "_transport",
+        "is_open",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, longest: int) -> None:
+        self._loop = loop
+        self._longest = longest
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer: asyncio.Future[Reply] | None = None
+        self._transport: asyncio.Transport | None = None
+        self.is_open = False
+        self._clear()
+
+    async def exchange(self, head: bytes, body: bytes) -> Reply:
+        """Send a request and read its answer. Raises NoReply and _Stale; the connection is closed then."""
+        transport = cast(asyncio.Transport, self._transport)
+        self._answer = self._loop.create_future()
+        if len(body) <= COPIED_BYTES:
+            transport.write(head + body)
+        else:
+            transport.writelines((head, body))
+        return await self._answer
+
+    def abort(self, reason: Exception) -> None:
+        """Close at once; who waits for an answer gets the reason."""
+        self.is_open = False
+        if self._transport is not None:
+            self._transport.abort()
+        self._fail(reason)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.is_open = True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.is_open = False
+        if self._answer is None or self._answer.done():
+            return
+        if not self._received:
+            self._fail(_Stale())
+        elif self._has_head and not self._frames:
+            # Its end is that of the connection.
+            self._finish()
+        else:
+            self._fail(NoReply("it broke off in the middle of the answer"))
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None:
+            # Nobody asked: the next answer could not be told from this.
+            self.abort(NoReply("it sent what nobody asked for"))
+            return
+        self._received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.abort(NoReply(f"its answer is not HTTP ({type(error).__name__})"))
+            return
+        if self._answer is None:
+            if self._began:
+                self.abort(NoReply("it sent more than the answer"))
+        elif not self._has_head and self._received > HEAD_BYTES:
+            self.abort(NoReply("the head of its answer does not end"))
+
+    def on_message_begin(self) -> None:
+        self._began = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        self._headers[name] = value
+        if name in (b"content-length", b"transfer-encoding"):
+            self._frames = True
+
+    def on_headers_complete(self) -> None:
+        self._has_head = True
+
+    def on_body(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size > self._longest:
+            self.abort(AnswerTooLong())
+        else:
+            self._body.append(part)
+
+    def on_message_complete(self) -> None:
+        if self._parser.get_status_code() < 200:
+            # "Go on", or a hint; the answer is still to come.
+            self._clear()
+            return
+        if not self._parser.should_keep_alive() or cast(asyncio.Transport, self._transport).get_write_buffer_size():
+            self.is_open = False
+        self._finish()
+        if not self.is_open:
+            cast(asyncio.Transport, self._transport).abort()
+
+    def _finish(self) -> None:
+        answer, headers = self._answer, self._headers
+        if answer is None or answer.done():
+            return
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        try:
+            if encoding := headers.get(b"content-encoding"):
+                body = _decompressed(body, encoding, self._longest)
+        except NoReply as reason:
+            self.abort(reason)
+            return
+        answer.set_result(Reply(self._parser.get_status_code(), body, _Headers(headers).get))
+        self._answer = None
+        self._clear()
+
+    def _fail(self, reason: Exception) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None and not answer.done():
+            answer.set_exception(reason)
+
+    def _clear(self) -> None:
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self._received = self._size = 0
+        self._began = self._has_head = self._frames = False
+
+
+class _Headers:
+    __slots__ = ("_headers",)
+
+    def __init__(self, headers: dict[bytes, bytes]) -> None:
+        self._headers = headers
+
+    def get(self, name: str) -> str | None:
+        value = self._headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
+
+
+def _decompressed(body: bytes, encoding: bytes, longest: int) -> bytes:
+    """What a server compressed unasked. Raises AnswerTooLong, and NoReply for what cannot be read."""
+    encoding = encoding.strip().lower()
+    if encoding == b"identity":
+        return body
+    if encoding not in (b"gzip", b"x-gzip", b"deflate"):
+        raise NoReply("its answer has an encoding that it was not asked for")
+    inflate = zlib.decompressobj(_INFLATE)
+    try:
+        found = inflate.decompress(body, longest + 1)
+    except zlib.error as error:
+        raise NoReply("its answer is not compressed as it says") from error
+    if len(found) > longest:
+        raise AnswerTooLong
+    if not inflate.eof:
+        raise NoReply("its compressed answer is cut off")
+    return found
