@@ -91,7 +91,25 @@ def chunks(key: str, start: int = 0) -> Iterator[bytes]:
 
 def ranges(key: str, offsets: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
     """Several slices of one object, in this order; those that are near each other are fetched together."""
-    return [bytes(part) for part in obstore.get_ranges(store(), key, starts=offsets, lengths=lengths, coalesce=NEAR)]
+    begins: list[int] = []
+    ends: list[int] = []
+    for offset, length in zip(offsets, lengths, strict=True):
+        if begins and 0 <= offset - ends[-1] <= NEAR:
+            ends[-1] = offset + length
+        else:
+            begins.append(offset)
+            ends.append(offset + length)
+    # Where the slices follow each other, one buffer is cut here: a buffer of the store for each costs more.
+    found: list[bytes] = []
+    stretches = iter(zip(begins, ends, obstore.get_ranges(store(), key, starts=begins, ends=ends, coalesce=NEAR), strict=True))
+    begin = end = 0
+    held = b""
+    for offset, length in zip(offsets, lengths, strict=True):
+        while not begin <= offset <= offset + length <= end:
+            begin, end, buffer = next(stretches)
+            held = bytes(buffer)
+        found.append(held[offset - begin : offset - begin + length])
+    return found
 
 
 def delete(key: str) -> None:

@@ -1,16 +1,18 @@
 """The seam between the engine and a model: one function, Request → Outcome.
 
-What a backend says is not trusted; what went wrong is a value, never an exception.
+What a backend says is not trusted; what went wrong is a value, never an exception. What is made for
+every line is a msgspec Struct, which costs a tenth of a frozen dataclass.
 """
 
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
+
 from xalen_batch.catalog import Endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True, gc=False):
     """One line on its way to a model. `body` is the user's JSON object as bytes, unchanged."""
 
     endpoint: Endpoint
@@ -18,8 +20,7 @@ class Request:
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True, gc=False):
     """Tokens of one answer; never negative. `counted`: by us, since the backend gave nothing usable."""
 
     input_tokens: int = 0
@@ -29,8 +30,7 @@ class Usage:
     counted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Struct, frozen=True, gc=False):
     """A 2xx whose body is one JSON object, on one line (it becomes part of a JSONL line). Billed."""
 
     status: int
@@ -38,8 +38,7 @@ class Answered:
     usage: Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True, gc=False):
     """The model's final no: a 4xx with an OpenAI error envelope as body, on one line. The line fails, billed 0."""
 
     status: int

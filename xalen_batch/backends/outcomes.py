@@ -11,8 +11,8 @@ import orjson
 
 from xalen_batch.backends.clients.contract import Reply
 from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable
-from xalen_batch.backends.usage import usage_of
-from xalen_batch.catalog import RERANK
+from xalen_batch.backends.usage import usage_of, usual_usage
+from xalen_batch.catalog import CHAT, RERANK
 
 # 401: the key is the operator's, not the user's; lines wait behind the circuit until it is right again.
 RETRYABLE = frozenset({401, 408, 409, 425, 429})
@@ -44,6 +44,8 @@ def outcome_of(reply: Reply, request: Request) -> Outcome:
 def _answered(reply: Reply, request: Request) -> Outcome:
     if not reply.body:
         return Retryable("The backend's answer is empty.", reply.status)
+    if request.endpoint == CHAT and (usage := usual_usage(reply.body, request)) is not None:
+        return Answered(reply.status, one_line(reply.body), usage)
     try:
         answer = msgspec.json.decode(reply.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

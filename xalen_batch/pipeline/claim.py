@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 from uuid import UUID
 
+from msgspec import Struct
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -36,8 +37,7 @@ class Unreadable(Exception):
     """The lines of the claimed task could not be read, and it was handed back."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Struct, frozen=True, gc=False):
     """One line of a claimed task, ready to be sent."""
 
     line_no: int

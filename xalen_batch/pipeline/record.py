@@ -7,10 +7,10 @@ lost its lease writes nothing, and the COPY behind it needs no conflict handling
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import NamedTuple
 from uuid import UUID
 
 import orjson
+from msgspec import Struct
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -30,7 +30,7 @@ Ended = Answered | Refused | Exhausted
 NO_USAGE = Usage()
 
 
-class Line(NamedTuple):
+class Line(Struct, frozen=True, gc=False):
     """Which line a row is about."""
 
     batch_id: UUID
@@ -39,7 +39,7 @@ class Line(NamedTuple):
     custom_id: str
 
 
-class Row(NamedTuple):
+class Row(Struct, frozen=True, gc=False):
     """One row of `results`."""
 
     line: Line
@@ -88,17 +88,27 @@ def unanswered(line: Line, code: LineError, message: str) -> Row:
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:
     """What these rows add to their task's counters."""
-    succeeded = [row for row in rows if row.amount is not None]
-    failed = [row for row in rows if row.amount is None]
+    completed = output_bytes = error_bytes = read = cached = written = reasoning = 0
+    for row in rows:
+        if row.amount is None:
+            error_bytes += row.size
+            continue
+        usage = row.usage
+        completed += 1
+        output_bytes += row.size
+        read += usage.input_tokens
+        cached += usage.cached_tokens
+        written += usage.output_tokens
+        reasoning += usage.reasoning_tokens
     return {
-        "completed": len(succeeded),
-        "failed": len(failed),
-        "output_bytes": sum(row.size for row in succeeded),
-        "error_bytes": sum(row.size for row in failed),
-        "input_tokens": sum(row.usage.input_tokens for row in succeeded),
-        "cached_tokens": sum(row.usage.cached_tokens for row in succeeded),
-        "output_tokens": sum(row.usage.output_tokens for row in succeeded),
-        "reasoning_tokens": sum(row.usage.reasoning_tokens for row in succeeded),
+        "completed": completed,
+        "failed": len(rows) - completed,
+        "output_bytes": output_bytes,
+        "error_bytes": error_bytes,
+        "input_tokens": read,
+        "cached_tokens": cached,
+        "output_tokens": written,
+        "reasoning_tokens": reasoning,
     }
 
 

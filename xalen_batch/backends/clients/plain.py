@@ -45,17 +45,28 @@ class PlainClient:
     async def post(self, path: str, body: bytes, request_id: str) -> Reply:
         head = b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (self._head(path), request_id.encode("ascii"), len(body))
         deadline = self._loop.time() + self._limits.request_timeout
-        connection = self._kept()
-        if connection is not None:
+        kept = self._kept()
+        connection = kept or await self._connect(deadline)
+        while True:
+            self._waiting[connection] = deadline
+            if self._looking is None:
+                self._look()
             try:
-                return await self._exchange(connection, head, body, deadline)
-            except _Stale:
-                # The server closed it while it was idle: this says nothing about the server, or the request.
-                pass
-        try:
-            return await self._exchange(await self._connect(deadline), head, body, deadline)
-        except _Stale as error:
-            raise NoReply("the server closed it before it answered") from error
+                reply = await connection.send(head, body)
+                break
+            except _Stale as error:
+                if connection is not kept:
+                    raise NoReply("the server closed it before it answered") from error
+                # It was closed while it was idle: that says nothing about the server, or the request.
+            except asyncio.CancelledError:
+                connection.abort(NoReply("the request was given up"))
+                raise
+            finally:
+                del self._waiting[connection]
+            connection = await self._connect(deadline)
+        if connection.is_open:
+            self._idle.append(connection)
+        return reply
 
     async def close(self) -> None:
         if self._looking is not None:
@@ -85,21 +96,6 @@ class PlainClient:
         except (OSError, TimeoutError, UnicodeError) as error:
             raise NotConnected(str(error)) from error
         return connection
-
-    async def _exchange(self, connection: "_Connection", head: bytes, body: bytes, deadline: float) -> Reply:
-        self._waiting[connection] = deadline
-        if self._looking is None:
-            self._look()
-        try:
-            reply = await connection.exchange(head, body)
-        except asyncio.CancelledError:
-            connection.abort(NoReply("the request was given up"))
-            raise
-        finally:
-            del self._waiting[connection]
-        if connection.is_open:
-            self._idle.append(connection)
-        return reply
 
     def _look(self) -> None:
         """Give up on what has waited too long. One timer for all of them: one each costs as much as a request."""
@@ -144,15 +140,15 @@ class _Connection(asyncio.Protocol):
         self.is_open = False
         self._clear()
 
-    async def exchange(self, head: bytes, body: bytes) -> Reply:
-        """Send a request and read its answer. Raises NoReply and _Stale; the connection is closed then."""
+    def send(self, head: bytes, body: bytes) -> asyncio.Future[Reply]:
+        """Send a request. Its answer ends with NoReply or _Stale where there is none; the connection is closed then."""
         transport = cast(asyncio.Transport, self._transport)
-        self._answer = self._loop.create_future()
+        answer = self._answer = self._loop.create_future()
         if len(body) <= COPIED_BYTES:
             transport.write(head + body)
         else:
             transport.writelines((head, body))
-        return await self._answer
+        return answer
 
     def abort(self, reason: Exception) -> None:
         """Close at once; who waits for an answer gets the reason."""
