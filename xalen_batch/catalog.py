@@ -39,7 +39,7 @@ class BackendConfig(_Table):
     api_key_env: str | None = Field(None, description="Environment variable that holds the backend's key.")
     model: str | None = Field(None, description="The model's name at the backend; the catalog's id if unset.")
     rerank_api: Literal["jina", "cohere", "tei"] = Field("jina", description="Shape of the backend's rerank endpoint.")
-    max_in_flight: int = Field(64, gt=0, description="Requests one worker process keeps in flight.")
+    max_in_flight: int = Field(64, gt=0, description="Most requests in flight at the backend, over all workers.")
 
 
 class Model(_Table):

@@ -84,3 +84,15 @@ def test_the_last_line_ends_the_waiting() -> None:
     assert run.is_over
     assert run.take() == [(1, "line-1", ANSWER)]
     assert waits(run) == []
+
+
+def test_its_size_is_what_is_held_of_requests_that_are_not_over_and_of_answers_not_taken() -> None:
+    run = a_run(3)
+    assert run.size == 3 * len(b"{}")
+    run.over(LINES[0], Answered(200, b"x" * 100, Usage()))
+    assert run.size == 2 * len(b"{}") + 100
+    run.over(LINES[1], NOT_RUN)
+    assert run.size == len(b"{}") + 100
+    run.take()
+    run.over(LINES[2], NOT_RUN)
+    assert run.size == 0

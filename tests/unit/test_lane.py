@@ -323,3 +323,57 @@ def test_a_lane_has_room_until_a_full_limit_waits_behind_those_in_flight() -> No
         assert lane.room == 0
 
     run(main)
+
+
+def test_a_busy_backend_gets_fewer_requests_and_is_not_taken_for_broken(configure: Callable[..., None]) -> None:
+    configure(retry_base=0.001, retry_cap=0.001, circuit_failures=4, circuit_pause=60)
+
+    async def main() -> None:
+        backend = Script(*[BUSY] * 30, OK)
+        lane = Lane(backend, 64)
+        assert lane.limit == 32
+        assert await Lines(100).run(lane) == [OK] * 100
+        assert lane.limit < 32
+        assert lane.circuit.pause == 0
+
+    run(main)
+
+
+def test_a_line_refused_although_it_was_alone_is_the_next_to_be_tried(configure: Callable[..., None]) -> None:
+    configure(retry_base=1000, retry_cap=1000)
+
+    async def main() -> None:
+        backend = Script(BUSY, OK)
+        first, second, lane = Lines(3), Lines(2), Lane(backend, 1)
+        first.start(lane)
+        second.start(lane)
+        await until(lambda: backend.sent == 1 and backend.in_flight == 0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert backend.sent == 1
+        # With its work stopped there is nothing to wait for.
+        first.is_stopped = True
+        lane.stop(first)
+        await until(second.is_over.is_set)
+        assert list(second.outcomes.values()) == [OK, OK]
+        assert list(first.outcomes.values()) == [NotRun()] * 3
+
+    run(main)
+
+
+def test_workers_share_what_a_backend_may_get() -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+        backend = Script(OK, gate=gate)
+        work, lane = Lines(100), Lane(backend, 12, workers=4)
+        work.start(lane)
+        await until(lambda: backend.in_flight == 3)
+        lane.share(2)
+        await until(lambda: backend.in_flight == 6)
+        lane.share(100)
+        assert lane.limit == 1
+        gate.set()
+        await work.is_over.wait()
+        assert backend.most_in_flight == 6
+
+    run(main)
