@@ -229,16 +229,15 @@ class Rates:
         self._owed_requests = self._owed_tokens = 0
         return ask
 
-    def _correct_later(self, pause: float = UNUSED) -> None:
+    def _correct_later(self) -> None:
+        # The next call for grants may well come first and take everything along.
         if self._correcting is None:
-            self._correcting = self._loop.call_later(pause, self._correct)
+            self._correcting = self._loop.call_at(max(self._loop.time() + BLOCK, self._asked_at + UNUSED), self._correct)
 
     def _correct(self) -> None:
         self._correcting = None
-        age = self._loop.time() - self._asked_at
-        if age < UNUSED:
-            # The next call for grants may well come first and take everything along.
-            self._correct_later(UNUSED - age)
+        if self._loop.time() < self._asked_at + UNUSED:
+            self._correct_later()
             return
         self._return_unused()
         if self._owed_requests or self._owed_tokens:
