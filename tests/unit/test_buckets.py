@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from xalen_batch.backends import buckets
 from xalen_batch.backends.buckets import Ask, Limit, Limits, OwnBucket, SharedBucket
 
-START = 1_800_000_000.0
+# Early, so that a float has room for the microseconds' fractions.
+START = 5_000.0
 
 
 def run(main: Callable[[time_machine.Traveller], Coroutine[Any, Any, None]]) -> None:
@@ -46,10 +47,8 @@ def test_the_script_grants_what_a_bucket_of_ones_own_would(limits: Limits, steps
             at += milliseconds / 1000
             clock.move_to(START + at)
             granted, expected = await shared.take(ask), own.take(ask, 1, at)
-            # The server's clock has whole microseconds.
-            assert granted.requests == pytest.approx(expected.requests, abs=1)
-            assert granted.tokens == pytest.approx(expected.tokens, abs=max(2, ask.first))
-            assert granted.wait == pytest.approx(expected.wait, abs=60)
+            assert granted[:2] == expected[:2]
+            assert granted.wait == pytest.approx(expected.wait, abs=1e-5)
 
     run(main)
 

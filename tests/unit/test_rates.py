@@ -10,11 +10,12 @@ from itertools import accumulate
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tests.unit.virtual_time import Server, run
 from xalen_batch.backends.buckets import HOLD, Limit
 from xalen_batch.backends.rates import RETRY, TYPICAL_ANSWER, Rates, estimate
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.catalog import CHAT, RERANK, BackendConfig
 
 TOLERANCE = 1e-3
 
@@ -113,7 +114,7 @@ def test_processes_together_use_the_limit_and_no_minute_passes_it(per_minute: in
     async def main() -> None:
         sent = Sent()
         async with processes(3, requests=per_minute) as all_rates:
-            await asyncio.gather(*(send_for(180, rates, sent, in_flight=40) for rates in all_rates))
+            await asyncio.gather(*(send_for(125, rates, sent, in_flight=40) for rates in all_rates))
         assert 0.95 * per_minute <= sent.between(60, 120) <= sent.most_in_a_minute() <= per_minute
 
     run(main)
@@ -320,3 +321,10 @@ def test_a_redis_that_is_away_from_the_start_is_found_when_it_comes() -> None:
 def test_a_request_is_expected_to_use_what_it_reads_and_the_longest_answer(body: bytes, answer: int) -> None:
     assert estimate(body, CHAT) == len(body) // 4 + 1 + answer
     assert estimate(body, RERANK) == len(body) // 4 + 1
+
+
+@pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
+def test_the_catalog_has_no_limit_unless_it_is_given_and_none_of_nothing(name: str) -> None:
+    assert getattr(BackendConfig(), name) is None
+    with pytest.raises(ValidationError):
+        BackendConfig(**{name: 0})
