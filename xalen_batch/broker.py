@@ -46,13 +46,18 @@ class Message:
         return [] if self.id is None else [self.id]
 
 
+def url() -> str:
+    """Redis's address, with its password. Raises ConfigError where none is set."""
+    found = settings().redis_url
+    if found is None:
+        raise ConfigError("XALEN_REDIS_URL is not set. Set it to a Redis or Valkey server, or use `xalen-batch up`, which starts its own.")
+    return found.get_secret_value()
+
+
 @cache
 def celery() -> Celery:
     """The Celery application of this process. Its defaults are set here and nowhere else."""
-    url = settings().redis_url
-    if url is None:
-        raise ConfigError("XALEN_REDIS_URL is not set. Set it to a Redis or Valkey server, or use `xalen-batch up`, which starts its own.")
-    app = Celery("xalen_batch", broker=broker_url(url.get_secret_value()))
+    app = Celery("xalen_batch", broker=broker_url(url()))
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",

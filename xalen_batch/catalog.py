@@ -40,6 +40,8 @@ class BackendConfig(_Table):
     model: str | None = Field(None, description="The model's name at the backend; the catalog's id if unset.")
     rerank_api: Literal["jina", "cohere", "tei"] = Field("jina", description="Shape of the backend's rerank endpoint.")
     max_in_flight: int = Field(64, gt=0, description="Most requests in flight at the backend, over all workers.")
+    requests_per_minute: int | None = Field(None, gt=0, description="Most requests per minute, over all worker processes.")
+    tokens_per_minute: int | None = Field(None, gt=0, description="Most tokens per minute, read and written, over all worker processes.")
 
 
 class Model(_Table):
