@@ -54,7 +54,8 @@ def engine() -> Engine:
             "keepalives_count": 3,
             # Keepalives do not cover what was sent and never acknowledged: a host that vanished in mid-query.
             "tcp_user_timeout": 25_000,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC",
+            # Every query here is short: compiling one takes longer than running it.
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC -c jit=off",
         },
     )
 
