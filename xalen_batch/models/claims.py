@@ -64,7 +64,7 @@ _CLAIM = text(
             ORDER BY b.account_id, b.livemode, coalesce(b.model, '') LIMIT 1
         ) n
     ), served AS MATERIALIZED (
-        SELECT q.*, a.virtual_time FROM queues q JOIN accounts a ON a.id = q.account_id
+        SELECT q.*, (SELECT a.virtual_time FROM accounts a WHERE a.id = q.account_id) AS virtual_time FROM queues q
         WHERE NOT EXISTS (SELECT FROM full_lanes l WHERE l.model = q.model AND l.livemode = q.livemode)
     ), turns AS MATERIALIZED (
         SELECT virtual_time FROM served GROUP BY virtual_time ORDER BY virtual_time

@@ -34,7 +34,7 @@ SWEEP_LOCK = 7261957
 # Execution windows that one look rolls on; the rest stay closed until the next.
 ROLLED_AT_ONCE = 1_000
 # Whoever ends the last task of a batch names its finalizing. Should that be lost where many batches run, the next tick finds it.
-ENDED_AMONG = 1_000
+ENDED_AMONG = 200
 
 
 def due(*, ended_among: int | None = ENDED_AMONG) -> list[Message]:
