@@ -56,6 +56,7 @@ class Rule:
     """The rule of the claim in plain words, over a few tasks held in memory."""
 
     waiting: list[Waiting] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
 
     def next(self, rooms: Rooms, *, with_suspects: bool) -> tuple[UUID, int, int] | None:
         """The batch and the seq of the next task, and how many of its lines are taken."""
@@ -72,7 +73,13 @@ class Rule:
         ]
         if not found:
             return None
-        task = min(found, key=lambda task: (task.account.virtual_time, task.batch.expires_at, task.batch.id, task.seq))
+        task = min(
+            found,
+            key=lambda task: (
+                *(task.account.virtual_time, self.first_deadline(task.account, rooms), task.account.id),
+                *(task.batch.expires_at, task.batch.id, task.seq),
+            ),
+        )
         taken = task.lines if task.completed else min(task.lines, rooms.get(task.lane, ROOM))
         task.account.virtual_time += taken / task.account.weight
         self.waiting.remove(task)
@@ -80,6 +87,16 @@ class Rule:
             rest = Waiting(task.account, task.batch, task.seq + taken, task.model, task.lines - taken, 0, task.losses, False)
             self.waiting.append(rest)
         return task.batch.id, task.seq, taken
+
+    def first_deadline(self, account: Account, rooms: Rooms) -> datetime:
+        """Of the account's batches, but for those whose one lane is full."""
+        return min(
+            batch.expires_at
+            for batch in self.batches
+            if batch.account_id == account.id
+            and batch.status == "in_progress"
+            and (batch.model is None or rooms.get((batch.model, batch.livemode), ROOM) > 0)
+        )
 
 
 def some_state(session: Session, chance: random.Random) -> Rule:
@@ -104,6 +121,7 @@ def some_state(session: Session, chance: random.Random) -> Rule:
                 window_opens_at=opens and now + opens,
                 window_closes_at=closes and now + closes,
             )
+            rule.batches.append(batch)
             for seq in range(0, chance.randint(0, 5) * 10, 10):
                 task = Waiting(
                     account,

@@ -53,21 +53,23 @@ _CLAIM = text(
     ), queues AS (
         -- A queue is the batches of one account, mode and model; those of several models are a queue too, named ''. From each
         -- queue the index leads to the next: as many steps as there are queues, however long they are, and none to an idle account.
-        (SELECT b.account_id, b.livemode, coalesce(b.model, '') AS model
+        (SELECT b.account_id, b.livemode, coalesce(b.model, '') AS model, b.expires_at
          FROM batches b WHERE b.status = 'in_progress'
-         ORDER BY b.account_id, b.livemode, coalesce(b.model, '') LIMIT 1)
+         ORDER BY b.account_id, b.livemode, coalesce(b.model, ''), b.expires_at LIMIT 1)
         UNION ALL
         SELECT n.* FROM queues q CROSS JOIN LATERAL (
-            SELECT b.account_id, b.livemode, coalesce(b.model, '') AS model
+            SELECT b.account_id, b.livemode, coalesce(b.model, '') AS model, b.expires_at
             FROM batches b
             WHERE b.status = 'in_progress' AND (b.account_id, b.livemode, coalesce(b.model, '')) > (q.account_id, q.livemode, q.model)
-            ORDER BY b.account_id, b.livemode, coalesce(b.model, '') LIMIT 1
+            ORDER BY b.account_id, b.livemode, coalesce(b.model, ''), b.expires_at LIMIT 1
         ) n
     ), served AS MATERIALIZED (
-        SELECT q.*, (SELECT a.virtual_time FROM accounts a WHERE a.id = q.account_id) AS virtual_time FROM queues q
+        SELECT q.* FROM queues q
         WHERE NOT EXISTS (SELECT FROM full_lanes l WHERE l.model = q.model AND l.livemode = q.livemode)
     ), turns AS MATERIALIZED (
-        SELECT virtual_time FROM served GROUP BY virtual_time ORDER BY virtual_time
+        SELECT q.account_id FROM served q JOIN accounts a ON a.id = q.account_id
+        GROUP BY q.account_id, a.virtual_time
+        ORDER BY a.virtual_time, min(q.expires_at), q.account_id
     ), picked AS (
         SELECT t.*, h.account_id,
                -- Lines that have a result are counted in their own task, so such a one is taken whole.
@@ -75,14 +77,13 @@ _CLAIM = text(
                     ELSE LEAST(t.lines, COALESCE((SELECT room FROM lanes l WHERE l.model = t.model AND l.livemode = h.livemode), CAST(:room AS int)))
                END AS taken
         FROM turns
-        -- Of the accounts whose turn it is (one, or those that stand level), the queues by the deadlines of their first batches
-        -- that have something to give.
+        -- The account's queues, by the deadlines of their first batches that have something to give.
         CROSS JOIN LATERAL (
-            SELECT q.*, first.expires_at, first.id FROM served q CROSS JOIN LATERAL (
+            SELECT q.account_id, q.livemode, q.model, first.expires_at, first.id FROM served q CROSS JOIN LATERAL (
                 SELECT b.expires_at, b.id FROM batches b CROSS JOIN LATERAL ({_FIRST_TASKS} LIMIT 1) t
                 WHERE {_OF_QUEUE} ORDER BY b.expires_at, b.id LIMIT 1
             ) first
-            WHERE q.virtual_time = turns.virtual_time
+            WHERE q.account_id = turns.account_id
             ORDER BY first.expires_at, first.id
         ) h
         -- From there on, the first task that no other claim has just locked.
@@ -124,8 +125,8 @@ def claim(
 ) -> tuple[Task, float | None] | None:
     """Pending → running for the fair next task whose lane has room here. None: there is none.
 
-    The account with the least virtual time goes first, in it the batch with the next deadline, in it the task with the least
-    `seq`; where accounts stand level, the next deadline of any of them.
+    The account with the least virtual time goes first (of those that stand level, the one whose first batch is due next), in it
+    the batch with the next deadline, in it the task with the least `seq`.
     `rooms`: lines that each lane of this worker has room for, `room`: that of a lane that is not there yet.
     Of a task with more lines than that the first are taken; the others become a task of their own, in their place.
     With it comes for how many seconds its batch's execution window is open, from the moment at which this
