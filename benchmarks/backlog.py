@@ -4,7 +4,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 CHAT_MODEL = "mistral-small-3-1"
-LINES = 10
+LINES = 1
 # Numbers as ids: in their order, and the same in every run.
 _ID = "lpad(to_hex({}), 32, '0')::uuid"
 _FILL = f"""

@@ -14,7 +14,7 @@ from benchmarks.scenarios.scenario import Results, Scenario, found
 from benchmarks.stage import Stage
 
 FEW, MILLION = "1,000 tasks", "1,000,000 tasks"
-CLAIMS = 500
+CLAIMS = 300
 # The first claims of a connection are planned one by one; from then on it has a plan.
 FIRST = 20
 
@@ -23,7 +23,7 @@ def _contenders(stage: Stage) -> list[Contender]:
     claims = stage.scaled(CLAIMS)
     return [
         Contender(FEW, lambda: _measure(claims, batches=20, tasks=50, accounts=10)),
-        Contender(MILLION, lambda: _measure(claims, batches=stage.scaled(20_000), tasks=50, accounts=min(200, stage.scaled(20_000)))),
+        Contender(MILLION, lambda: _measure(claims, batches=stage.scaled(20_000), tasks=50, accounts=stage.scaled(200))),
     ]
 
 
@@ -94,6 +94,6 @@ def _read(results: Results) -> Iterator[Figure]:
 
 SCENARIOS = [
     Scenario(
-        "claims", "500 claims with 1,000 tasks waiting, and with 1,000,000 in 20,000 batches of 200 accounts", _contenders, _read, runs=1
+        "claims", "300 claims with 1,000 tasks waiting, and with 1,000,000 in 20,000 batches of 200 accounts", _contenders, _read, runs=1
     )
 ]
