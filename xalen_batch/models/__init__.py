@@ -10,6 +10,7 @@ from xalen_batch.models.prices import Price
 from xalen_batch.models.results import Result
 from xalen_batch.models.schedules import ConsumedObject, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.models.tasks import Task
+from xalen_batch.models.workers import Worker
 
 __all__ = [
     "Account",
@@ -27,4 +28,5 @@ __all__ = [
     "Schedule",
     "ScheduleRun",
     "Task",
+    "Worker",
 ]

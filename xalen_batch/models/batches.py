@@ -38,6 +38,21 @@ class Batch(Base):
             "expires_at",
             postgresql_where=text("status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
         ),
+        # What a claim looks through (models/claims.py): queues, and in each its batches by their deadlines.
+        Index(
+            "ix_batches_claimable",
+            "account_id",
+            "livemode",
+            text("coalesce(model, '')"),
+            "expires_at",
+            "id",
+            postgresql_where=text("status = 'in_progress'"),
+        ),
+        Index(
+            "ix_batches_window_closes_at",
+            "window_closes_at",
+            postgresql_where=text("status IN ('validating', 'in_progress') AND window_closes_at IS NOT NULL"),
+        ),
         Index("ix_batches_input_file_id", "input_file_id"),
         Index("ix_batches_schedule_id_id", "schedule_id", "id", postgresql_where=text("schedule_id IS NOT NULL")),
         CheckConstraint("(execution_window IS NULL) = (window_closes_at IS NULL)", name="execution_window"),

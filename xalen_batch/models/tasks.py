@@ -5,10 +5,9 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Float, ForeignKey, Index, column, func, select, text, tuple_, update
+from sqlalchemy import CheckConstraint, ColumnElement, ForeignKey, Index, func, literal_column, select, text, tuple_, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from xalen_batch import jsonl
 from xalen_batch.models.base import Base
 from xalen_batch.models.batches import Batch, window_is_open
 from xalen_batch.states import TaskState
@@ -23,10 +22,11 @@ class Task(Base):
 
     __tablename__ = "tasks"
     __table_args__ = (
-        Index("ix_tasks_pending", "batch_id", "seq", postgresql_where=text("state = 'pending'")),
-        Index("ix_tasks_running", "lease_until", postgresql_where=text("state = 'running'")),
+        # What waits and what runs, and nothing of the many that are done. No column that moves while a task runs is in any index,
+        # so the counters and the lease move in place (HOT).
+        Index("ix_tasks_open", "state", "batch_id", "model", "seq", postgresql_where=text("state <> 'done'")),
         CheckConstraint("completed + failed <= lines", name="counts"),
-        # Room for the counters to move in place (HOT).
+        # Room on the page for that.
         {"postgresql_with": {"fillfactor": "70"}},
     )
 
@@ -66,80 +66,15 @@ class Task(Base):
 # a time; a single line that is lost once more fails alone, so that a poison line spares its neighbours.
 SUSPECT_LOSSES = 2
 
-_OPEN_FOR = column("open_for", Float)
-_CLAIM = text(
-    """
-    WITH lanes AS MATERIALIZED (
-        SELECT * FROM unnest(CAST(:models AS text[]), CAST(:modes AS bool[]), CAST(:rooms AS int[])) AS l (model, livemode, room)
-    ), candidates AS MATERIALIZED (
-        -- Few rows (batches that run now), in the order of fairness; the lateral join below stops
-        -- at the first that has a task to give.
-        SELECT b.id, b.account_id, b.livemode
-        FROM batches b JOIN accounts a ON a.id = b.account_id
-        WHERE b.status = 'in_progress' AND b.expires_at > now()
-          AND (b.window_closes_at IS NULL OR (b.window_opens_at <= now() AND now() < b.window_closes_at))
-        ORDER BY a.virtual_time, b.expires_at, b.id
-    ), picked AS (
-        SELECT t.*, c.account_id,
-               -- Lines that have a result are counted in their own task, so such a one is taken whole.
-               CASE WHEN t.completed + t.failed > 0 THEN t.lines
-                    ELSE LEAST(t.lines, COALESCE((SELECT room FROM lanes l WHERE l.model = t.model AND l.livemode = c.livemode), CAST(:room AS int)))
-               END AS taken
-        FROM candidates c CROSS JOIN LATERAL (
-            SELECT * FROM tasks t
-            WHERE t.batch_id = c.id AND t.state = 'pending'
-              AND (t.not_before IS NULL OR t.not_before <= now())
-              AND NOT EXISTS (SELECT FROM lanes l WHERE l.model = t.model AND l.livemode = c.livemode AND l.room = 0)
-              AND (t.losses < :suspect OR :with_suspects)
-            ORDER BY t.seq LIMIT 1
-            FOR UPDATE OF t SKIP LOCKED
-        ) t
-        LIMIT 1
-    ), served AS (
-        UPDATE accounts a SET virtual_time = a.virtual_time + p.taken::float / a.weight
-        FROM picked p WHERE a.id = p.account_id
-    ), rest AS (
-        INSERT INTO tasks (batch_id, seq, model, lines, line_index, losses)
-        SELECT batch_id, seq + taken, model, lines - taken, substring(line_index FROM CAST(:span * taken + 1 AS int)), losses
-        FROM picked WHERE taken < lines
-    )
-    UPDATE tasks t
-    SET state = 'running', fence = t.fence + 1, attempts = t.attempts + 1, not_before = NULL, worker = :worker,
-        lease_until = clock_timestamp() + make_interval(secs => :lease),
-        lines = p.taken, line_index = substring(t.line_index FROM 1 FOR CAST(:span * p.taken AS int))
-    FROM picked p WHERE t.batch_id = p.batch_id AND t.seq = p.seq
-    -- The interval that was looked at above: one statement sees one state, though another may just have been put in its place.
-    RETURNING t.*, EXTRACT(EPOCH FROM (SELECT b.window_closes_at FROM batches b WHERE b.id = t.batch_id) - now())::float AS open_for
-    """
-).columns(*Task.__table__.columns, _OPEN_FOR)
+
+def has_state(*states: TaskState) -> ColumnElement[bool]:
+    """Whether a task is in one of these states. Written out, not bound: the planner proves from it that `ix_tasks_open` will do."""
+    return Task.state.in_([literal_column(f"'{state.value}'") for state in states])
 
 
-def claim(
-    session: Session, *, worker: str, lease: float, rooms: Mapping[tuple[str, bool], int], room: int, with_suspects: bool
-) -> tuple[Task, float | None] | None:
-    """Pending → running for the fair next task whose lane has room here. None: there is none.
-
-    `rooms`: lines that each lane of this worker has room for, `room`: that of a lane that is not there yet.
-    Of a task with more lines than that the first are taken; the others become a task of their own, in their place.
-    With it comes for how many seconds its batch's execution window is open, from the moment at which this
-    transaction began; null where there is no window.
-    """
-    statement = select(Task, _OPEN_FOR).from_statement(_CLAIM).execution_options(populate_existing=True)
-    row = session.execute(
-        statement,
-        {
-            "worker": worker,
-            "lease": lease,
-            "models": [model for model, _ in rooms],
-            "modes": [is_live for _, is_live in rooms],
-            "rooms": list(rooms.values()),
-            "room": room,
-            "span": jsonl.SPAN_BYTES,
-            "suspect": SUSPECT_LOSSES,
-            "with_suspects": with_suspects,
-        },
-    ).one_or_none()
-    return None if row is None else (row[0], row[1])
+def has_any(session: Session, batch_id: UUID, *states: TaskState) -> bool:
+    """Whether a batch has a task in one of these states."""
+    return bool(session.scalar(select(select(Task.seq).where(Task.batch_id == batch_id, has_state(*states)).exists())))
 
 
 class Standing(NamedTuple):
@@ -183,7 +118,7 @@ def reclaim(session: Session, limit: int = 100) -> Sequence[Task]:
     """Running → pending for tasks whose lease ran out; each has lost a worker once more."""
     lost = (
         select(Task.batch_id, Task.seq)
-        .where(Task.state == TaskState.RUNNING, Task.lease_until < func.now())
+        .where(has_state(TaskState.RUNNING), Task.lease_until < func.now())
         .limit(limit)
         .with_for_update(skip_locked=True)
     )

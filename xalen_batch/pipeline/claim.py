@@ -18,8 +18,8 @@ from xalen_batch.billing.charges import Tariff
 from xalen_batch.catalog import Endpoint
 from xalen_batch.config import settings
 from xalen_batch.ids import request_id
-from xalen_batch.models import Batch, Result, Task
-from xalen_batch.models import tasks as task_rows
+from xalen_batch.models import Batch, Result, Task, claims
+from xalen_batch.models.tasks import SUSPECT_LOSSES
 from xalen_batch.pipeline import record
 from xalen_batch.states import TaskState
 
@@ -75,7 +75,7 @@ def claim(rooms: Mapping[Lane, int], *, with_suspects: bool) -> Claim | None:
     with db.transaction() as session:
         # Looked at before the database looks at its own, so that the window closes here no later than there.
         now = time.monotonic()
-        found = task_rows.claim(
+        found = claims.claim(
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease=settings().lease,
@@ -101,7 +101,7 @@ def claim(rooms: Mapping[Lane, int], *, with_suspects: bool) -> Claim | None:
         fence=task.fence,
         lane=(task.model, batch.livemode),
         tariff=Tariff(batch.price_snapshot[task.model], batch.discount_rate),
-        is_suspect=task.losses >= task_rows.SUSPECT_LOSSES,
+        is_suspect=task.losses >= SUSPECT_LOSSES,
         lines=lines,
         closes_at=None if open_for is None else now + open_for,
     )

@@ -62,17 +62,13 @@ def _unlease(session: Session, batch: Batch) -> None:
 
 def _is_ready(session: Session, batch: Batch) -> bool:
     if batch.status == BatchStatus.IN_PROGRESS:
-        if not _has_tasks(session, batch, TaskState.PENDING, TaskState.RUNNING):
+        if not task_rows.has_any(session, batch.id, TaskState.PENDING, TaskState.RUNNING):
             return True
         is_overdue = session.scalar(select(Batch.expires_at <= func.now()).where(Batch.id == batch.id))
         if not is_overdue or not batch.move(session, BatchStatus.FINALIZING):
             return False
     # Requests in flight are waited for: their answers are kept and billed.
-    return not _has_tasks(session, batch, TaskState.RUNNING)
-
-
-def _has_tasks(session: Session, batch: Batch, *states: TaskState) -> bool:
-    return bool(session.scalar(select(select(Task.seq).where(Task.batch_id == batch.id, Task.state.in_(states)).exists())))
+    return not task_rows.has_any(session, batch.id, TaskState.RUNNING)
 
 
 def _end_open_tasks(batch: Batch) -> None:
@@ -80,7 +76,7 @@ def _end_open_tasks(batch: Batch) -> None:
     while True:
         with db.transaction() as session:
             task = session.scalars(
-                select(Task).where(Task.batch_id == batch.id, Task.state == TaskState.PENDING).order_by(Task.seq).limit(1)
+                select(Task).where(Task.batch_id == batch.id, task_rows.has_state(TaskState.PENDING)).limit(1)
             ).one_or_none()
             if task is None:
                 return
@@ -117,7 +113,7 @@ def _complete(session: Session, batch: Batch) -> None:
     batch = session.get_one(Batch, batch.id, with_for_update=True)
     if batch.status not in (BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING, BatchStatus.CANCELLING):
         return
-    if _has_tasks(session, batch, TaskState.PENDING, TaskState.RUNNING):
+    if task_rows.has_any(session, batch.id, TaskState.PENDING, TaskState.RUNNING):
         _unlease(session, batch)
         return
     if batch.status == BatchStatus.IN_PROGRESS and not batch.move(session, BatchStatus.FINALIZING):

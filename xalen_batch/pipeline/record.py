@@ -11,7 +11,6 @@ from uuid import UUID
 
 import orjson
 from msgspec import Struct
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from xalen_batch import db, jsonl, log
@@ -20,7 +19,7 @@ from xalen_batch.backends.lane import Exhausted
 from xalen_batch.billing.charges import Tariff
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
-from xalen_batch.models import Result, Task
+from xalen_batch.models import Result
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.states import BatchStatus, LineError, TaskState
 
@@ -181,7 +180,6 @@ def is_recorded(row: Row) -> bool:
 def _name_next(batch_id: UUID, status: str) -> None:
     # After the commit, in a transaction of its own: of two last tasks that end together, the later looks here sees both.
     with db.transaction() as session:
-        is_open = select(Task.seq).where(Task.batch_id == batch_id, Task.state != TaskState.DONE).exists()
-        is_running = select(Task.seq).where(Task.batch_id == batch_id, Task.state == TaskState.RUNNING).exists()
-        if not session.scalar(select(is_open if status == BatchStatus.IN_PROGRESS else is_running)):
+        holding_up = [TaskState.PENDING, TaskState.RUNNING] if status == BatchStatus.IN_PROGRESS else [TaskState.RUNNING]
+        if not task_rows.has_any(session, batch_id, *holding_up):
             db.enqueue(session, Job.FINALIZE, batch_id.hex)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy import delete, func, insert, select, text, true, update
 from sqlalchemy.orm import Session
 
 from xalen_batch import db, files, jsonl, log, storage
@@ -17,7 +17,7 @@ from xalen_batch.config import settings
 from xalen_batch.models import Batch, File, IdempotencyKey, Result, Task
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.batches import roll_window, window_is_open
-from xalen_batch.models.tasks import SUSPECT_LOSSES
+from xalen_batch.models.tasks import SUSPECT_LOSSES, has_state
 from xalen_batch.pipeline import fairness, finalize, record
 from xalen_batch.schedules import fire
 from xalen_batch.states import MAY_START, TERMINAL, BatchStatus, LineError, TaskState
@@ -33,17 +33,22 @@ WORKER_LOST = "The worker that ran this request was lost each of the {losses} ti
 SWEEP_LOCK = 7261957
 # Execution windows that one look rolls on; the rest stay closed until the next.
 ROLLED_AT_ONCE = 1_000
+# Whoever ends the last task of a batch names its finalizing. Should that be lost where many batches run, the next tick finds it.
+ENDED_AMONG = 200
 
 
-def due() -> list[Message]:
-    """Take back tasks of lost workers, and name the jobs that nobody is at. Cheap: every worker polls it."""
+def due(*, ended_among: int | None = ENDED_AMONG) -> list[Message]:
+    """Take back tasks of lost workers, and name the jobs that nobody is at. Cheap: every worker polls it.
+
+    `ended_among`: among how many batches in progress to look for some whose lines have all ended; None: all.
+    """
     with db.transaction() as session:
         for task in sorted(task_rows.reclaim(session), key=lambda task: task.key):
             # Without its file a suspect cannot be failed: it is claimable once more.
             with _sparing_others("reclaim"), session.begin_nested():
                 _take_back(session, task)
         _roll_windows(session)
-        return [*_batches_due(session), *_tasks_due(session), *_schedules_due(session)]
+        return [*_batches_due(session, ended_among), *_tasks_due(session), *_schedules_due(session)]
 
 
 def tick() -> None:
@@ -59,7 +64,7 @@ def tick() -> None:
     if is_mine:
         with _sparing_others("orphans"):
             _delete_orphans()
-    messages = due()
+    messages = due(ended_among=None)
     with db.transaction() as session:
         fairness.forget_waiting_time(session)
         for message in messages:
@@ -137,27 +142,36 @@ def _roll_windows(session: Session) -> None:
             logger.info("window.closed", batch_id=batch_id.hex, opens_at=opens_at.isoformat())
 
 
-def _batches_due(session: Session) -> list[Message]:
+def _batches_due(session: Session, ended_among: int | None) -> list[Message]:
     is_free = (Batch.lease_until.is_(None)) | (Batch.lease_until < func.now())
-    has_open = select(Task.seq).where(Task.batch_id == Batch.id, Task.state != TaskState.DONE).exists()
     validating = select(Batch.id).where(Batch.status == BatchStatus.VALIDATING, is_free, Batch.created_at < func.now() - LOST_AFTER)
-    ending = select(Batch.id).where(
-        is_free,
-        Batch.status.in_([BatchStatus.FINALIZING, BatchStatus.CANCELLING])
-        | ((Batch.status == BatchStatus.IN_PROGRESS) & ((Batch.expires_at <= func.now()) | ~has_open)),
-    )
+    closing = select(Batch.id).where(Batch.status.in_([BatchStatus.FINALIZING, BatchStatus.CANCELLING]), is_free)
+    running = select(Batch.id).where(Batch.status == BatchStatus.IN_PROGRESS, is_free)
+    overdue = running.where(Batch.expires_at <= func.now())
+    some = running.order_by(Batch.expires_at).limit(ended_among).subquery()
+    is_open = select(Task.seq).where(Task.batch_id == some.c.id, has_state(TaskState.PENDING, TaskState.RUNNING)).exists()
+    ended = select(some.c.id).where(~is_open)
+    ending = dict.fromkeys(id for found in (closing, overdue, ended) for id in session.scalars(found))
     return [
         *(Message(Job.VALIDATE, id.hex) for id in session.scalars(validating)),
-        *(Message(Job.FINALIZE, id.hex) for id in session.scalars(ending)),
+        *(Message(Job.FINALIZE, id.hex) for id in ending),
     ]
 
 
 def _tasks_due(session: Session) -> list[Message]:
     running = select(Batch.id).where(Batch.status == BatchStatus.IN_PROGRESS, window_is_open()).subquery()
-    claimable = select(Task.seq).where(
-        Task.batch_id == running.c.id, Task.state == TaskState.PENDING, (Task.not_before.is_(None)) | (Task.not_before <= func.now())
+    # LATERAL keeps the planner from looking through all tasks where a look at one batch mostly does.
+    claimable = (
+        select(Task.seq)
+        .where(Task.batch_id == running.c.id, has_state(TaskState.PENDING), (Task.not_before.is_(None)) | (Task.not_before <= func.now()))
+        .limit(1)
+        .lateral()
     )
-    return [Message(Job.EXECUTE)] if session.scalar(select(select(running.c.id).where(claimable.exists()).exists())) else []
+    return (
+        [Message(Job.EXECUTE)]
+        if session.scalar(select(claimable.c.seq).select_from(running.join(claimable, true())).limit(1)) is not None
+        else []
+    )
 
 
 def _schedules_due(session: Session) -> list[Message]:

@@ -1,0 +1,257 @@
+"""The claim: which task is next, whoever claims beside it, and what it takes to find it among very many."""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Connection, text, update
+from sqlalchemy.orm import Session
+
+from benchmarks import backlog
+from tests import factories
+from tests.factories import CHAT_MODEL, RERANK_MODEL
+from tests.integration import plans
+from xalen_batch import db
+from xalen_batch.models import Account, Batch, Task, claims
+from xalen_batch.models.tasks import SUSPECT_LOSSES, advance, has_any, reclaim
+from xalen_batch.pipeline import recover
+from xalen_batch.states import TaskState
+
+pytestmark = pytest.mark.usefixtures("database")
+
+ROOM = 3
+HOUR = timedelta(hours=1)
+Rooms = dict[tuple[str, bool], int]
+
+
+def claim(session: Session, rooms: Rooms | None = None, *, with_suspects: bool = True) -> Task | None:
+    found = claims.claim(session, worker="w", lease=60, rooms=rooms or {}, room=ROOM, with_suspects=with_suspects)
+    return None if found is None else found[0]
+
+
+@dataclass
+class Waiting:
+    """A pending task, and all that the rule looks at."""
+
+    account: Account
+    batch: Batch
+    seq: int
+    model: str
+    lines: int
+    completed: int
+    losses: int
+    is_paused: bool
+
+    @property
+    def lane(self) -> tuple[str, bool]:
+        return self.model, self.batch.livemode
+
+
+@dataclass
+class Rule:
+    """The rule of the claim in plain words, over a few tasks held in memory."""
+
+    waiting: list[Waiting] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+
+    def next(self, rooms: Rooms, *, with_suspects: bool) -> tuple[UUID, int, int] | None:
+        """The batch and the seq of the next task, and how many of its lines are taken."""
+        now = datetime.now(UTC)
+        found = [
+            task
+            for task in self.waiting
+            if task.batch.status == "in_progress"
+            and task.batch.expires_at > now
+            and (task.batch.window_closes_at is None or task.batch.window_opens_at <= now < task.batch.window_closes_at)
+            and not task.is_paused
+            and rooms.get(task.lane, ROOM) > 0
+            and (with_suspects or task.losses < SUSPECT_LOSSES)
+        ]
+        if not found:
+            return None
+        task = min(
+            found,
+            key=lambda task: (
+                *(task.account.virtual_time, self.first_deadline(task.account, rooms), task.account.id),
+                *(task.batch.expires_at, task.batch.id, task.seq),
+            ),
+        )
+        taken = task.lines if task.completed else min(task.lines, rooms.get(task.lane, ROOM))
+        task.account.virtual_time += taken / task.account.weight
+        self.waiting.remove(task)
+        if taken < task.lines:
+            rest = Waiting(task.account, task.batch, task.seq + taken, task.model, task.lines - taken, 0, task.losses, False)
+            self.waiting.append(rest)
+        return task.batch.id, task.seq, taken
+
+    def first_deadline(self, account: Account, rooms: Rooms) -> datetime:
+        """Of the account's batches, but for those whose one lane is full."""
+        return min(
+            batch.expires_at
+            for batch in self.batches
+            if batch.account_id == account.id
+            and batch.status == "in_progress"
+            and (batch.model is None or rooms.get((batch.model, batch.livemode), ROOM) > 0)
+        )
+
+
+def some_state(session: Session, chance: random.Random) -> Rule:
+    """A few accounts, batches and tasks of all kinds."""
+    rule = Rule()
+    now = datetime.now(UTC)
+    for _ in range(chance.randint(1, 4)):
+        account = factories.account(session)
+        account.virtual_time, account.weight = float(chance.randint(0, 2)), chance.choice([1, 1, 4])
+        for _ in range(chance.randint(0, 4)):
+            model = chance.choice([CHAT_MODEL, RERANK_MODEL, None])
+            caller = factories.caller(session, account, livemode=chance.random() < 0.3)
+            opens, closes = chance.choice([(None, None), (None, None), (-HOUR, HOUR), (HOUR, 2 * HOUR), (-2 * HOUR, -HOUR)])
+            batch = factories.batch(
+                session,
+                caller,
+                factories.input_file(session, caller, b""),
+                model=model,
+                status=chance.choice(["in_progress"] * 6 + ["cancelling", "validating"]),
+                expires_at=now + HOUR * chance.choice([-1, 1, 1, 2, 2, 3]),
+                execution_window=opens and {},
+                window_opens_at=opens and now + opens,
+                window_closes_at=closes and now + closes,
+            )
+            rule.batches.append(batch)
+            for seq in range(0, chance.randint(0, 5) * 10, 10):
+                task = Waiting(
+                    account,
+                    batch,
+                    seq,
+                    model or chance.choice([CHAT_MODEL, RERANK_MODEL]),
+                    lines=chance.randint(2, 5),
+                    completed=chance.choice([0, 0, 0, 1]),
+                    losses=chance.choice([0, 0, 0, SUSPECT_LOSSES]),
+                    is_paused=chance.random() < 0.2,
+                )
+                state = chance.choice(["pending", "pending", "pending", "running", "done"])
+                session.add(a_task(task, state, now))
+                if state == "pending":
+                    rule.waiting.append(task)
+    session.flush()
+    return rule
+
+
+def a_task(task: Waiting, state: str, now: datetime) -> Task:
+    return Task(
+        batch_id=task.batch.id, seq=task.seq, model=task.model, state=state, lines=task.lines, line_index=bytes(16 * task.lines),
+        completed=task.completed, losses=task.losses, not_before=now + HOUR if task.is_paused else None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_claims_follow_the_rule_until_nothing_is_left(session: Session, seed: int) -> None:
+    chance = random.Random(seed)
+    rule = some_state(session, chance)
+    session.expunge_all()
+    lanes = [(model, is_live) for model in (CHAT_MODEL, RERANK_MODEL) for is_live in (False, True)]
+    while True:
+        rooms = {lane: chance.choice([0, 1, 4]) for lane in lanes if chance.random() < 0.5}
+        with_suspects = chance.random() < 0.5
+        expected = rule.next(rooms, with_suspects=with_suspects)
+        task = claim(session, rooms, with_suspects=with_suspects)
+        assert (task and (task.batch_id, task.seq, task.lines)) == expected
+        if expected is None and rooms == {} and with_suspects:
+            break
+    session.expire_all()
+    for account in {id(task.account): task.account for task in rule.waiting}.values():
+        assert session.get_one(Account, account.id).virtual_time == pytest.approx(account.virtual_time)
+
+
+def a_backlog(**sizes: int) -> None:
+    with db.transaction() as session:
+        backlog.fill(session, **sizes)
+
+
+@pytest.mark.parametrize("tasks", [1, 12])
+def test_claims_at_once_go_on_to_the_next_task_of_the_same_account(tasks: int) -> None:
+    a_backlog(batches=12 // tasks, tasks=tasks, accounts=1)
+
+    def take(_: int) -> Task | None:
+        with db.transaction() as session:
+            return claims.claim(session, worker="w", lease=60, rooms={}, room=backlog.LINES, with_suspects=True)[0]
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(take, range(12)))
+    assert len({task.key for task in found}) == 12
+
+
+class TestAmongManyTasks:
+    """Enough rows for the planner to choose as it does among millions."""
+
+    @pytest.fixture(autouse=True)
+    def backlog(self, database: str) -> None:
+        a_backlog(batches=2_500, tasks=20, accounts=50, idle=20_000)
+
+    def test_a_claim_looks_everything_up_in_indexes(self) -> None:
+        (plan,) = plans.of(claim)
+        assert plans.scanned(plan) == set()
+        # About four pages to find each of fifty accounts, and some for the task.
+        assert plans.pages(plan) < 600
+
+    def test_a_full_lane_is_passed_over_without_a_look_at_its_tasks(self) -> None:
+        (plan,) = plans.of(lambda session: claim(session, {(CHAT_MODEL, False): 0}))
+        assert plans.looked_into(plan) == {"batches"}
+        assert plans.pages(plan) < 600
+
+
+class TestInABatchOfManyTasks:
+    @pytest.fixture(autouse=True)
+    def backlog(self, database: str) -> None:
+        a_backlog(batches=1, tasks=5_000, accounts=1)
+
+    def test_tasks_of_a_full_lane_are_passed_over_unread_where_lines_name_another_model_too(self) -> None:
+        with db.transaction() as session:
+            session.execute(update(Batch).values(model=None))
+            session.execute(update(Task).where(Task.seq == 4_999 * backlog.LINES).values(model=RERANK_MODEL))
+            session.execute(text("ANALYZE tasks, batches"))
+        (plan,) = plans.of(lambda session: claim(session, {(CHAT_MODEL, False): 0}))
+        assert plan["Actual Rows"] == 1
+        assert plans.pages(plan) < 100
+
+    def test_what_is_due_is_found_without_the_tasks_that_are_done(self) -> None:
+        with db.transaction() as session:
+            session.execute(update(Task).where(Task.seq > 0).values(state=TaskState.DONE))
+            session.execute(text("ANALYZE tasks, batches"))
+        # Entries of the index for tasks that have just ended are dropped by who meets them first.
+        plans.of(is_any_running)
+        looks = (reclaim, partial(recover._batches_due, ended_among=None), recover._tasks_due, is_any_running)
+        found = [plan for look in looks for plan in plans.of(look)]
+        assert "tasks" not in set().union(*map(plans.scanned, found))
+        assert sum(map(plans.pages, found)) < 200
+
+
+def is_any_running(session: Session) -> bool:
+    return has_any(session, UUID(int=1), TaskState.RUNNING)
+
+
+def test_a_longer_lease_and_moved_counters_write_no_index() -> None:
+    a_backlog(batches=1, tasks=20, accounts=1)
+    moves = 100
+    with db.engine().connect() as connection:
+        with Session(connection, expire_on_commit=False) as session, session.begin():
+            task = claim(session)
+            assert task is not None
+        before = updates(connection)
+        for _ in range(moves):
+            with Session(connection, expire_on_commit=False) as session, session.begin():
+                assert advance(session, task.key, task.fence, to=TaskState.RUNNING, lease=60, pause=None, counts={"output_bytes": 1})
+        assert updates(connection) == (before[0] + moves, before[1] + moves)
+
+
+def updates(connection: Connection) -> tuple[int, int]:
+    """Of `tasks`, so far: updates, and those of them in place (HOT)."""
+    connection.execute(text("SELECT pg_stat_force_next_flush()"))
+    connection.commit()
+    row = connection.execute(text("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'tasks'")).one()
+    connection.commit()
+    return row[0], row[1]

@@ -1,0 +1,55 @@
+"""Workers: the worker processes that are alive, as the database saw them last."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, func, literal_column, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from xalen_batch.models.base import Base
+
+# A worker says every second that it is there; one that has not for so long counts no more.
+LIVE_FOR = timedelta(seconds=5)
+# And its row goes.
+KEPT_FOR = timedelta(minutes=1)
+REMOVED_AT_ONCE = 100
+
+
+class Worker(Base):
+    """`seen_at` is in no index, and there is room on the page: a row that is renewed every second moves in place (HOT)."""
+
+    __tablename__ = "workers"
+    __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
+
+    # Of one process: whoever starts again is another.
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seen_at: Mapped[datetime]
+
+
+def seen(session: Session, worker_id: str) -> int:
+    """Note that this worker process is alive; how many are, itself included: seen within the last five seconds by PostgreSQL's clock.
+
+    Rows of workers that were killed go here too: never one that another session has locked, so nobody waits for anybody.
+    """
+    now = func.clock_timestamp()
+    row = insert(Worker).values(id=worker_id, seen_at=now)
+    is_new = session.scalar(
+        # `xmax` of a row that was inserted is 0.
+        row.on_conflict_do_update(index_elements=[Worker.id], set_={"seen_at": row.excluded.seen_at}).returning(literal_column("xmax = 0"))
+    )
+    if is_new:
+        _remove_old(session)
+    return session.scalar(select(func.count()).where(Worker.seen_at > now - LIVE_FOR)) or 0
+
+
+def gone(session: Session, worker_id: str) -> None:
+    """Count a worker process that stops no longer."""
+    session.execute(delete(Worker).where(Worker.id == worker_id))
+
+
+def _remove_old(session: Session) -> None:
+    """Whenever a worker starts, which is as often as rows are made."""
+    old = (
+        select(Worker.id).where(Worker.seen_at < func.clock_timestamp() - KEPT_FOR).limit(REMOVED_AT_ONCE).with_for_update(skip_locked=True)
+    )
+    session.execute(delete(Worker).where(Worker.id.in_(old)).execution_options(synchronize_session=False))
