@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from celery import bootsteps, signals
@@ -18,9 +19,10 @@ from celery.apps.worker import Worker
 from celery.exceptions import SecurityWarning
 from celery.worker.components import Pool
 
-from xalen_batch import broker, db, log, tasks
+from xalen_batch import broker, db, ids, log, tasks
 from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
+from xalen_batch.models import workers
 from xalen_batch.pipeline import recover
 from xalen_batch.pipeline.engine import Engine
 
@@ -31,11 +33,16 @@ SPARE_THREADS = 4
 
 
 class Poll:
-    """Looks into the database for due work, and runs it on the worker's own pool. `spawn` tells whether the pool took it."""
+    """Looks into the database for due work, and runs it on the worker's own pool. `spawn` tells whether the pool took it.
 
-    def __init__(self, jobs: dict[Job, Callable[..., Any]], spawn: Callable[..., bool]) -> None:
+    Each look also notes that this process is alive; `share` is told how many are.
+    """
+
+    def __init__(self, jobs: dict[Job, Callable[..., Any]], spawn: Callable[..., bool], share: Callable[[int], None]) -> None:
         self._jobs = jobs
         self._spawn = spawn
+        self._share = share
+        self._worker_id = f"{socket.gethostname()}:{os.getpid()}:{ids.new().hex}"
         # What waits for a thread is due at every look; it waits there once.
         self._waiting: set[Message] = set()
         self._stopped = threading.Event()
@@ -49,12 +56,9 @@ class Poll:
 
     def _run(self) -> None:
         next_tick = time.monotonic() + settings().tick_interval
-        while not self._stopped.wait(settings().poll_interval):
+        while not self._stopped.is_set():
             try:
-                for message in recover.due():
-                    self._name(message)
-                if (alive := settings().health_file) is not None:
-                    alive.touch()
+                self._look()
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + settings().tick_interval
                     self._name(Message(Job.TICK))
@@ -62,6 +66,18 @@ class Poll:
                 logger.warning("poll.failed", error=type(error).__name__)
             except Exception as error:
                 logger.error("poll.crashed", **log.cause(error))
+            self._stopped.wait(settings().poll_interval)
+        with suppress(*db.AWAY), db.transaction() as session:
+            workers.gone(session, self._worker_id)
+
+    def _look(self) -> None:
+        with db.transaction() as session:
+            alive = workers.seen(session, self._worker_id)
+        self._share(alive)
+        for message in recover.due():
+            self._name(message)
+        if (alive_file := settings().health_file) is not None:
+            alive_file.touch()
 
     def _name(self, message: Message) -> None:
         if message not in self._waiting:
@@ -110,7 +126,7 @@ def run_worker() -> None:
         return True
 
     engine = Engine(spawn)
-    poll = Poll(tasks.register(app, engine), spawn)
+    poll = Poll(tasks.register(app, engine), spawn, engine.share)
 
     def stop(*_: Any, **__: Any) -> None:
         poll.stop()

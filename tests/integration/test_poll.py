@@ -28,11 +28,13 @@ def test_a_batch_whose_message_was_lost_is_found_and_run(
         function(*args)
         return True
 
-    poll = Poll({Job.VALIDATE: lambda id: started.put((Job.VALIDATE, id))}, spawn)
+    shares: list[int] = []
+    poll = Poll({Job.VALIDATE: lambda id: started.put((Job.VALIDATE, id))}, spawn, shares.append)
     poll.start()
     try:
         assert started.get(timeout=10) == (Job.VALIDATE, batch.id.hex)
         started.get(timeout=10)
         assert (tmp_path / "alive").exists()
+        assert shares[0] == 1
     finally:
         poll.stop()

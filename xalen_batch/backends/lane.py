@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from xalen_batch import log
 from xalen_batch.backends.circuit import Circuit
 from xalen_batch.backends.concurrency import Concurrency, Verdict
-from xalen_batch.backends.contract import Answered, Backend, Refused, Request, Retryable
+from xalen_batch.backends.contract import Answered, Backend, Outcome, Refused, Request, Retryable
+from xalen_batch.backends.rates import Rates, estimate
 from xalen_batch.config import settings
 
 logger = log.get(__name__)
@@ -61,16 +62,19 @@ class _Entry:
     line: Line
     attempts: int = 0
     failed: int = 0
+    is_sent: bool = False
 
 
 class Lane:
     """Made and used on the event loop; `unfinished`, `limit` and `room` may be read from any thread.
 
     `ceiling`: most requests in flight at the backend, over all worker processes; each takes an equal share.
+    `rates`: how fast it may be asked, None where nothing limits that.
     """
 
-    def __init__(self, backend: Backend, ceiling: int, name: str = "", workers: int = 1) -> None:
+    def __init__(self, backend: Backend, ceiling: int, name: str = "", *, workers: int = 1, rates: Rates | None = None) -> None:
         self.backend = backend
+        self._rates = rates
         self.circuit = Circuit(name)
         self.unfinished = 0
         self._ceiling = ceiling
@@ -95,9 +99,11 @@ class Lane:
         Enough wait behind those in flight that the pipe stays full while a task is claimed, and not more, so
         that later claims can still be fair. A claim is worth its cost when half of them are gone.
         """
+        if self.circuit.pause or (self._rates is not None and self._rates.wait > BACKLOG):
+            return 0
         backlog = max(self.limit, int(self._concurrency.goodput * BACKLOG))
         missing = self.limit + backlog - self.unfinished
-        return missing if 2 * missing > backlog and not self.circuit.pause else 0
+        return missing if 2 * missing > backlog else 0
 
     def share(self, workers: int) -> None:
         """So many worker processes use the backend now, this one included."""
@@ -120,12 +126,23 @@ class Lane:
         self._waiting = deque(entry for entry in self._waiting if entry.work is not work)
         for entry in stopped:
             self._over(entry, NOT_RUN)
+        # Those that wait for their rate.
+        self._cancel(work, is_sent=False)
         self._fill()
 
     def cut(self, work: Work) -> None:
         """Give up the requests of a stopped work that are in flight."""
-        for pump in [pump for pump, entry in self._pumps.items() if entry is not None and entry.work is work]:
-            pump.cancel()
+        self._cancel(work, is_sent=True)
+
+    async def close(self) -> None:
+        """Give back what it may still send. Nothing may be on its way any more."""
+        if self._rates is not None:
+            await self._rates.close()
+
+    def _cancel(self, work: Work, *, is_sent: bool) -> None:
+        for pump, entry in list(self._pumps.items()):
+            if entry is not None and entry.work is work and entry.is_sent is is_sent:
+                pump.cancel()
 
     def _fill(self) -> None:
         if self._refused is not None:
@@ -159,19 +176,26 @@ class Lane:
         return None
 
     async def _send(self, entry: _Entry) -> None:
+        request = entry.line.request
+        expected = 0
+        if self._rates is not None:
+            expected = estimate(request.body, request.endpoint)
+            await self._rates.admit(expected)
         entry.attempts += 1
+        entry.is_sent = True
         self.circuit.sent()
-        token, verdict = self._concurrency.started(), Verdict.BROKEN
+        token, outcome = self._concurrency.started(), None
         try:
-            outcome = await self.backend.send(entry.line.request)
-            verdict = _verdict(outcome)
+            outcome = await self.backend.send(request)
         except Exception as error:
             # A bug of ours: the line fails, its neighbours go on.
-            logger.error("line.crashed", request_id=entry.line.request.request_id, **log.cause(error))
+            logger.error("line.crashed", request_id=request.request_id, **log.cause(error))
             self._over(entry, Exhausted(Retryable(f"an internal error ({type(error).__name__})"), attempts=1))
             return
         finally:
-            self._concurrency.ended(token, verdict)
+            self._concurrency.ended(token, _verdict(outcome))
+            if self._rates is not None:
+                self._rates.settle(expected, _used(outcome))
         if not isinstance(outcome, Retryable):
             self.circuit.succeeded()
             self._over(entry, outcome)
@@ -193,6 +217,7 @@ class Lane:
 
     def _again(self, entry: _Entry) -> None:
         del self._pausing[entry]
+        entry.is_sent = False
         # It came before all that wait.
         self._waiting.appendleft(entry)
         self._goes_on(entry)
@@ -212,10 +237,15 @@ def _share(ceiling: int, workers: int) -> int:
     return max(1, ceiling // workers)
 
 
-def _verdict(outcome: Answered | Refused | Retryable) -> Verdict:
-    if not isinstance(outcome, Retryable):
+def _verdict(outcome: Outcome | None) -> Verdict:
+    if isinstance(outcome, Answered | Refused):
         return Verdict.GOOD
-    return Verdict.BUSY if outcome.is_overload or outcome.is_timeout else Verdict.BROKEN
+    return Verdict.BUSY if outcome is not None and (outcome.is_overload or outcome.is_timeout) else Verdict.BROKEN
+
+
+def _used(outcome: Outcome | None) -> int | None:
+    """Tokens; None where there was no answer."""
+    return outcome.usage.input_tokens + outcome.usage.output_tokens if isinstance(outcome, Answered) else None
 
 
 def pause_before_retry(outcome: Retryable, attempt: int) -> float:

@@ -12,6 +12,8 @@ import uvloop
 from xalen_batch import catalog, db, log
 from xalen_batch.backends import registry
 from xalen_batch.backends.lane import Lane
+from xalen_batch.backends.rates import Rates
+from xalen_batch.catalog import Model
 from xalen_batch.config import MiB, settings
 from xalen_batch.pipeline import claim as claims
 from xalen_batch.pipeline import record
@@ -100,9 +102,14 @@ class Engine:
 
     def close(self) -> None:
         """Release the connections and end the loop, after all slots have left."""
-        self._on_loop(registry.close_all()).result(timeout=5)
+        self._on_loop(self._close_all()).result(timeout=5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
+
+    async def _close_all(self) -> None:
+        for lane in self._lanes.values():
+            await lane.close()
+        await registry.close_all()
 
     def _run_next(self) -> bool:
         with_suspects = self._suspect.acquire(blocking=False)
@@ -146,15 +153,25 @@ class Engine:
     async def _start(self, claim: Claim) -> Run:
         lane = self._lanes.get(claim.lane)
         if lane is None:
-            model = catalog.models()[claim.model]
-            backend = registry.backend_for(model, claim.lane[1])
-            lane = self._lanes[claim.lane] = Lane(backend, model.backend.max_in_flight, model.id, self._workers)
+            lane = self._lanes[claim.lane] = self._lane(catalog.models()[claim.model], is_live=claim.lane[1])
         run = Run(claim, lane)
         self._runs.add(run)
         # A stop from here on finds it there.
         run.is_stopped = self.is_stopping
         run.start()
         return run
+
+    def _lane(self, model: Model, *, is_live: bool) -> Lane:
+        config, rates = model.backend, None
+        # What runs in this process has no limits that others set.
+        if is_live and (config.requests_per_minute or config.tokens_per_minute):
+            rates = Rates(
+                model.id,
+                requests_per_minute=config.requests_per_minute,
+                tokens_per_minute=config.tokens_per_minute,
+                workers=lambda: self._workers,
+            )
+        return Lane(registry.backend_for(model, is_live), config.max_in_flight, model.id, workers=self._workers, rates=rates)
 
     def _follow(self, run: Run) -> None:
         def on_loop(act: Callable[[], None]) -> Callable[[], object]:
