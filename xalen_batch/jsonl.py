@@ -79,13 +79,15 @@ class InputLine(msgspec.Struct):
 input_line = msgspec.json.Decoder(InputLine).decode
 
 
-def output_line(*, id: str, request_id: str, custom_id: str, status_code: int, body: bytes) -> bytes:
+def output_line(*, request_id: str, custom_id: str, status_code: int, body: bytes) -> bytes:
     """A line that was answered: `body` is the backend's JSON object as bytes on one line."""
-    return b'{"id":"%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null}\n' % (
-        id.encode(),
+    request = request_id.encode()
+    # The line's id is `ids.line_id`.
+    return b'{"id":"batch_%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null}\n' % (
+        request,
         orjson.dumps(custom_id),
         status_code,
-        request_id.encode(),
+        request,
         body,
     )
 
@@ -112,7 +114,6 @@ def result_line(
     if status_code is None:
         return error_line(id=line_id(batch_id, line_no), custom_id=custom_id, code=error_code or "", message=error_message or "")
     return output_line(
-        id=line_id(batch_id, line_no),
         request_id=request_id(batch_id, line_no),
         custom_id=custom_id,
         status_code=status_code,
