@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import bindparam, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from xalen_batch import ids
@@ -91,18 +91,24 @@ def create_key(
     return key, secret
 
 
+# Made once: each request asks this.
+_BY_HASH = select(
+    ApiKey.id,
+    ApiKey.account_id,
+    ApiKey.livemode,
+    ApiKey.scopes,
+    ApiKey.revoked_at,
+    ApiKey.expires_at <= func.now(),
+    or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - LAST_USED_RESOLUTION),
+).where(ApiKey.hash == bindparam("hash"))
+
+
 def authenticate(session: Session, secret: str) -> Caller:
     """Who a key stands for. Unauthenticated if nobody, or if it was revoked or has expired.
 
     Found by its hash, so that comparing takes no time that tells anything about the key.
     """
-    now = func.now()
-    is_stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now - LAST_USED_RESOLUTION)
-    row = session.execute(
-        select(ApiKey.id, ApiKey.account_id, ApiKey.livemode, ApiKey.scopes, ApiKey.revoked_at, ApiKey.expires_at <= now, is_stale).where(
-            ApiKey.hash == _hash(secret)
-        )
-    ).one_or_none()
+    row = session.execute(_BY_HASH, {"hash": _hash(secret)}).one_or_none()
     if row is None:
         raise Unauthenticated("Incorrect API key provided. Send a key of this server as `Authorization: Bearer xln_test_…`.")
     key_id, account_id, livemode, scopes, revoked_at, is_expired, is_unstamped = row

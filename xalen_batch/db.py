@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
+from select import POLLIN, poll
 from typing import cast
 
 import psycopg
-from sqlalchemy import Engine, create_engine, func, select, text
-from sqlalchemy.exc import OperationalError, TimeoutError
+from sqlalchemy import Engine, create_engine, event, func, select, text
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import InvalidatePoolError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
 from xalen_batch import broker
@@ -39,12 +41,11 @@ def url() -> str:
 @cache
 def engine() -> Engine:
     """The connection pool of this process. Made on first use, never before a fork."""
-    return create_engine(
+    made = create_engine(
         url(),
         pool_size=settings().pool_size,
         max_overflow=0,
         pool_timeout=10,
-        pool_pre_ping=True,
         # Bound values are users' prompts and answers; an error message must not carry them into a log.
         hide_parameters=True,
         connect_args={
@@ -60,6 +61,20 @@ def engine() -> Engine:
             " -c jit=off -c random_page_cost=1.1",
         },
     )
+    event.listen(made, "checkout", _refuse_if_closed)
+    return made
+
+
+def _refuse_if_closed(connection: psycopg.Connection, record: object, proxy: object) -> None:
+    # A server that closes an idle connection can be heard doing it, so only one that was heard is pinged: a system
+    # call in the place of a round trip before each transaction. The pool then connects anew.
+    heard = poll()
+    heard.register(connection.fileno(), POLLIN)
+    try:
+        if heard.poll(0):
+            engine().dialect.do_ping(cast(DBAPIConnection, connection))
+    except psycopg.Error as error:
+        raise InvalidatePoolError from error
 
 
 @contextmanager
@@ -70,6 +85,17 @@ def transaction() -> Iterator[Session]:
         session.commit()
         messages: list[Message] = session.info.get("messages", [])
     broker.publish(messages)
+
+
+@contextmanager
+def reading() -> Iterator[Session]:
+    """A session that only reads, and keeps no lock: each of its statements is a transaction.
+
+    It sees what it would in one (each statement what is committed when it begins), without the round trips of BEGIN and COMMIT.
+    """
+    with Session(engine(), expire_on_commit=False) as session:
+        session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        yield session
 
 
 def enqueue(session: Session, job: Job, id: str | None = None) -> None:

@@ -40,7 +40,7 @@ def parse(kind: Kind, text: str) -> UUID | None:
 
 def line_id(batch: UUID, line_no: int) -> str:
     """`batch_req_…` of a line: derived, so that every attempt and every download agree."""
-    return f"batch_req_{batch.hex}{line_no:06x}"
+    return f"batch_{request_id(batch, line_no)}"
 
 
 def request_id(batch: UUID, line_no: int) -> str:

@@ -24,7 +24,12 @@ class Span(NamedTuple):
 
 def pack(spans: Iterable[Span]) -> bytes:
     """Spans as 16 bytes each, for a task's `line_index`."""
-    return b"".join(_ENTRY.pack(*span) for span in spans)
+    return b"".join(entry(span) for span in spans)
+
+
+def entry(span: Span) -> bytes:
+    """One span's 16 bytes of an index."""
+    return _ENTRY.pack(*span)
 
 
 def unpack(index: bytes | bytearray) -> Iterator[Span]:
@@ -38,29 +43,30 @@ def lines(chunks: Iterable[bytes], *, longest: int, start: int = 0) -> Iterator[
     many bytes of the object come before the stream. A last line without a newline is a line.
     """
     number, offset, size = 1, start, 0
+    # What the chunks before have of the line that goes on.
     held: list[bytes] = []
-
-    def line() -> tuple[Span, bytes | None]:
-        if size > longest:
-            return Span(number, offset, size), None
-        raw = b"".join(held).removesuffix(b"\r")
-        return Span(number, offset, len(raw)), raw
-
     for chunk in chunks:
         *ended, rest = chunk.split(b"\n")
         for part in ended:
             size += len(part)
-            if size <= longest:
-                held.append(part)
-            yield line()
+            if held and size <= longest:
+                part = b"".join((*held, part))
+            yield _line(number, offset, size, part if size <= longest else None)
             number, offset, size = number + 1, offset + size + 1, 0
             held.clear()
         size += len(rest)
-        held.append(rest)
         if size > longest:
             held.clear()
+        elif rest:
+            held.append(rest)
     if size:
-        yield line()
+        yield _line(number, offset, size, b"".join(held) if size <= longest else None)
+
+
+def _line(number: int, offset: int, size: int, raw: bytes | None) -> tuple[Span, bytes | None]:
+    if raw is None or not raw.endswith(b"\r"):
+        return Span(number, offset, size), raw
+    return Span(number, offset, size - 1), raw[:-1]
 
 
 class InputLine(msgspec.Struct):
@@ -73,13 +79,15 @@ class InputLine(msgspec.Struct):
 input_line = msgspec.json.Decoder(InputLine).decode
 
 
-def output_line(*, id: str, request_id: str, custom_id: str, status_code: int, body: bytes) -> bytes:
+def output_line(*, request_id: str, custom_id: str, status_code: int, body: bytes) -> bytes:
     """A line that was answered: `body` is the backend's JSON object as bytes on one line."""
-    return b'{"id":"%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null}\n' % (
-        id.encode(),
+    request = request_id.encode()
+    # The line's id is `ids.line_id`.
+    return b'{"id":"batch_%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null}\n' % (
+        request,
         orjson.dumps(custom_id),
         status_code,
-        request_id.encode(),
+        request,
         body,
     )
 
@@ -106,7 +114,6 @@ def result_line(
     if status_code is None:
         return error_line(id=line_id(batch_id, line_no), custom_id=custom_id, code=error_code or "", message=error_message or "")
     return output_line(
-        id=line_id(batch_id, line_no),
         request_id=request_id(batch_id, line_no),
         custom_id=custom_id,
         status_code=status_code,

@@ -32,7 +32,7 @@ _PAGE = """
 def lines(batch_id: UUID, part: FilePart, *, after: int = 0) -> Iterator[bytes]:
     """The part's JSONL lines that are there, in input order, from the line behind `after` on.
 
-    Reads pages of about 3 MiB (one longer answer is a page), each in a transaction of its own, so
+    Reads pages of about 3 MiB (one longer answer is a page), each by a statement of its own, so
     neither memory nor a transaction grows with the batch.
     """
     while rows := _page(batch_id, part, after):
@@ -50,7 +50,7 @@ def chunks(batch_id: UUID, part: FilePart) -> Iterator[bytes]:
 
 
 def _page(batch_id: UUID, part: FilePart, after: int) -> list[TupleRow]:
-    with db.transaction() as session, psycopg.Cursor(db.driver(session)) as cursor:
+    with db.reading() as session, psycopg.Cursor(db.driver(session)) as cursor:
         # Binary: answers come as bytes and not as hex digits.
         cursor.execute(
             psycopg.sql.SQL(_PAGE).format(part=psycopg.sql.SQL(_PARTS[part])),

@@ -186,3 +186,10 @@ def test_the_request_id_is_ours(api: Api) -> None:
     ids = {api.ask("GET", path, headers={"x-request-id": mine}).headers["x-request-id"] for path in ("/v1/files", "/nothing", "/livez")}
     assert len(ids) == 3
     assert mine not in ids
+
+
+def test_a_stranger_is_refused_before_they_are_told_what_is_wrong_with_their_request(api: Api) -> None:
+    for method, path, body in (("POST", "/v1/batches", {}), ("POST", "/v1/batches", b"{"), ("GET", "/v1/batches?limit=0", None)):
+        answer = api.ask(method, path, body, headers={"content-type": "application/json"}, key=None)
+        assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
+        assert api.ask(method, path, body, headers={"content-type": "application/json"}).status == 400

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xalen_batch import jsonl
+from xalen_batch import ids, jsonl
 from xalen_batch.jsonl import Span
 
 LINES = st.lists(st.binary(max_size=30).map(lambda raw: raw.replace(b"\n", b" ").rstrip(b"\r")), min_size=1, max_size=20)
@@ -55,7 +55,7 @@ def test_packed_spans_unpack_to_themselves_at_sixteen_bytes_each(spans):
 
 @pytest.mark.parametrize("custom_id", ["a", 'quote " and \\', "line\nbreak", "ünïcode 😀", "\u2028"])
 def test_output_lines_are_one_line_of_json_whatever_the_custom_id(custom_id):
-    answered = jsonl.output_line(id="batch_req_1", request_id="req_1", custom_id=custom_id, status_code=200, body=b'{"a":1}')
+    answered = jsonl.output_line(request_id="req_1", custom_id=custom_id, status_code=200, body=b'{"a":1}')
     refused = jsonl.error_line(id="batch_req_1", custom_id=custom_id, code="batch_expired", message="too late")
     for raw in (answered, refused):
         assert raw.endswith(b"\n")
@@ -76,3 +76,11 @@ def test_output_lines_are_one_line_of_json_whatever_the_custom_id(custom_id):
 def test_the_size_of_a_line_is_known_without_making_it(line_no, custom_id, status, body, message):
     line = jsonl.result_line(uuid4(), line_no, custom_id, status, body, "bad_answer", message)
     assert jsonl.result_size(line_no, custom_id, status, body, "bad_answer", message) == len(line)
+
+
+@pytest.mark.parametrize("status", [200, 404, None])
+def test_a_line_has_the_id_that_every_attempt_gives_it(status):
+    batch = ids.new()
+    line = json.loads(jsonl.result_line(batch, 7, "a", status, b"{}", "bad_answer", "no"))
+    assert line["id"] == ids.line_id(batch, 7)
+    assert status is None or line["response"]["request_id"] == ids.request_id(batch, 7)

@@ -9,7 +9,8 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
 from xalen_batch import batches, db, idempotency, ids
-from xalen_batch.api.deps import IdempotencyKey, Reader, Submitter, Transaction
+from xalen_batch.accounts import Caller, Scope
+from xalen_batch.api.deps import IdempotencyKey, calling
 from xalen_batch.api.responses import stored
 from xalen_batch.api.schemas import BatchObject, BatchRequest, ListObject, listing
 from xalen_batch.errors import InvalidRequest
@@ -20,7 +21,8 @@ router = APIRouter(prefix=PATH, tags=["batches"])
 
 
 @router.post("", response_model=BatchObject)
-def create_batch(body: BatchRequest, session: Transaction, caller: Submitter, key: IdempotencyKey = None) -> Response:
+@calling(Scope.SUBMIT)
+def create_batch(session: Session, caller: Caller, body: BatchRequest, key: IdempotencyKey = None) -> Response:
     """Start a batch over an uploaded file, at the prices and the discount of this moment."""
 
     def create() -> bytes:
@@ -41,9 +43,10 @@ def create_batch(body: BatchRequest, session: Transaction, caller: Submitter, ke
 
 
 @router.get("")
+@calling(Scope.READ)
 def list_batches(
-    session: Transaction,
-    caller: Reader,
+    session: Session,
+    caller: Caller,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
     schedule_id: Annotated[str | None, Query(description="Only batches that this schedule made, `sched_…`.")] = None,
@@ -59,17 +62,20 @@ def list_batches(
 
 
 @router.get("/{batch_id}")
-def get_batch(session: Transaction, caller: Reader, batch_id: str) -> BatchObject:
+@calling(Scope.READ)
+def get_batch(session: Session, caller: Caller, batch_id: str) -> BatchObject:
     return _shown(session, [batches.get(session, caller, batch_id)])[0]
 
 
 @router.post("/{batch_id}/cancel")
-def cancel_batch(session: Transaction, caller: Submitter, batch_id: str) -> BatchObject:
+@calling(Scope.SUBMIT)
+def cancel_batch(session: Session, caller: Caller, batch_id: str) -> BatchObject:
     """Start no further line. What has finished is kept, delivered and billed. Any body is ignored."""
     return _shown(session, [batches.cancel(session, batches.get(session, caller, batch_id))])[0]
 
 
 def _shown(session: Session, found: Sequence[Batch]) -> list[BatchObject]:
     progress = batches.progress(session, found)
-    now = db.now(session)
+    # Asked only for who needs it: each question is a round trip.
+    now = db.now(session) if any(batch.execution_window for batch in found) else None
     return [BatchObject.of(batch, progress[batch.id], now) for batch in found]

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from xalen_batch import log
+from xalen_batch.api import deps
 from xalen_batch.errors import InvalidRequest, MethodNotAllowed, NotFound, ServerError, TooLarge, Unauthenticated, Unavailable, XalenError
 from xalen_batch.schedules.definition import Definition
 
@@ -50,7 +51,7 @@ def translate(request: Request, error: Exception) -> XalenError:
         case XalenError():
             return error
         case RequestValidationError():
-            return _invalid(error.errors())
+            return deps.refusal(request) or _invalid(error.errors())
         case HTTPException():
             return _http(request, error)
         case ClientDisconnect():

@@ -3,9 +3,11 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
+from sqlalchemy.orm import Session
 
 from xalen_batch import files, idempotency, results, storage
-from xalen_batch.api.deps import BriefReader, IdempotencyKey, Reader, Submitter, Transaction
+from xalen_batch.accounts import Caller, Scope
+from xalen_batch.api.deps import BriefReader, IdempotencyKey, calling
 from xalen_batch.api.responses import download, stored
 from xalen_batch.api.schemas import DeletedFile, FileObject, ListObject, listing
 from xalen_batch.api.uploads import Received
@@ -40,23 +42,25 @@ FORM: dict[str, Any] = {
 
 
 @router.post("", response_model=FileObject, openapi_extra=FORM)
-def create_file(upload: Received, session: Transaction, key: IdempotencyKey = None) -> Response:
+def create_file(upload: Received, key: IdempotencyKey = None) -> Response:
     """Upload a file. Fields may come before or after it; it is stored as it arrives."""
 
-    def create() -> bytes:
-        file = files.create(
-            session,
-            upload.caller,
-            id=upload.id,
-            purpose=upload.purpose,
-            filename=upload.filename,
-            size=upload.size,
-            sha256=upload.sha256,
-            expires_after=upload.expires_after,
-        )
-        return FileObject.of(file).model_dump_json().encode()
+    with transaction() as session:
 
-    answer = idempotency.once(session, upload.caller, key, route=f"POST {PATH}", fingerprint=upload.fingerprint, create=create)
+        def create() -> bytes:
+            file = files.create(
+                session,
+                upload.caller,
+                id=upload.id,
+                purpose=upload.purpose,
+                filename=upload.filename,
+                size=upload.size,
+                sha256=upload.sha256,
+                expires_after=upload.expires_after,
+            )
+            return FileObject.of(file).model_dump_json().encode()
+
+        answer = idempotency.once(session, upload.caller, key, route=f"POST {PATH}", fingerprint=upload.fingerprint, create=create)
     if answer.is_replay:
         # The first upload of these bytes is the file.
         storage.delete(storage.key(upload.id))
@@ -64,9 +68,10 @@ def create_file(upload: Received, session: Transaction, key: IdempotencyKey = No
 
 
 @router.get("")
+@calling(Scope.READ)
 def list_files(
-    session: Transaction,
-    caller: Reader,
+    session: Session,
+    caller: Caller,
     purpose: Purpose | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Order = "desc",
@@ -78,7 +83,8 @@ def list_files(
 
 
 @router.get("/{file_id}")
-def get_file(session: Transaction, caller: Reader, file_id: str) -> FileObject:
+@calling(Scope.READ)
+def get_file(session: Session, caller: Caller, file_id: str) -> FileObject:
     return FileObject.of(files.get(session, caller, file_id))
 
 
@@ -96,7 +102,8 @@ def get_content(caller: BriefReader, file_id: str) -> Response:
 
 
 @router.delete("/{file_id}")
-def delete_file(session: Transaction, caller: Submitter, file_id: str) -> DeletedFile:
+@calling(Scope.SUBMIT)
+def delete_file(session: Session, caller: Caller, file_id: str) -> DeletedFile:
     """Erase a file. Of an output file that erases the answers, never what they cost."""
     files.delete(session, caller, file_id)
     return DeletedFile(id=file_id)

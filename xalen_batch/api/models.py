@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from xalen_batch import catalog
-from xalen_batch.api.deps import Reader
+from xalen_batch.api.deps import BriefReader
 from xalen_batch.api.schemas import ListObject, ModelObject
 from xalen_batch.errors import NotFound
 
@@ -11,13 +11,13 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("")
-def list_models(caller: Reader) -> ListObject[ModelObject]:
+def list_models(caller: BriefReader) -> ListObject[ModelObject]:
     """The catalog."""
     return ListObject[ModelObject].of([ModelObject.of(model) for model in catalog.models().values()], has_more=False)
 
 
 @router.get("/{model_id:path}")
-def get_model(caller: Reader, model_id: str) -> ModelObject:
+def get_model(caller: BriefReader, model_id: str) -> ModelObject:
     model = catalog.models().get(model_id)
     if model is None:
         raise NotFound(

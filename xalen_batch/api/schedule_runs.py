@@ -8,8 +8,9 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
 from xalen_batch import idempotency
+from xalen_batch.accounts import Caller, Scope
 from xalen_batch.api import schedules
-from xalen_batch.api.deps import IdempotencyKey, Reader, Submitter, Transaction
+from xalen_batch.api.deps import IdempotencyKey, calling
 from xalen_batch.api.responses import stored
 from xalen_batch.api.schedule_schemas import BackfillRequest, RunObject, RunRequest
 from xalen_batch.api.schemas import ListObject, listing
@@ -23,9 +24,10 @@ router = APIRouter(prefix=PATH, tags=["schedules"])
 
 
 @router.get("/runs")
+@calling(Scope.READ)
 def list_runs(
-    session: Transaction,
-    caller: Reader,
+    session: Session,
+    caller: Caller,
     schedule_id: str,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
@@ -38,8 +40,9 @@ def list_runs(
 
 
 @router.post("/run", response_model=RunObject)
+@calling(Scope.SUBMIT)
 def run_schedule(
-    session: Transaction, caller: Submitter, schedule_id: str, body: RunRequest | None = None, key: IdempotencyKey = None
+    session: Session, caller: Caller, schedule_id: str, body: RunRequest | None = None, key: IdempotencyKey = None
 ) -> Response:
     """Run it now, beside its instants: its next fire stays where it is."""
 
@@ -55,9 +58,8 @@ def run_schedule(
 
 
 @router.post("/backfill", response_model=ListObject[RunObject])
-def backfill_schedule(
-    body: BackfillRequest, session: Transaction, caller: Submitter, schedule_id: str, key: IdempotencyKey = None
-) -> Response:
+@calling(Scope.SUBMIT)
+def backfill_schedule(session: Session, caller: Caller, body: BackfillRequest, schedule_id: str, key: IdempotencyKey = None) -> Response:
     """Run its past instants of a time that never ran, one after another; those that were missed or skipped too."""
 
     def create() -> bytes:

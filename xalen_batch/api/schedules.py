@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from xalen_batch import db, idempotency
-from xalen_batch.accounts import Caller
-from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey, Reader, Submitter, Transaction
+from xalen_batch.accounts import Caller, Scope
+from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey, calling
 from xalen_batch.api.responses import stored
 from xalen_batch.api.schedule_schemas import Changes, DeletedSchedule, PauseRequest, PreviewObject, PreviewRequest, ScheduleObject
 from xalen_batch.api.schemas import ListObject, listing
@@ -50,9 +50,10 @@ def create_schedule(body: Definition, caller: BriefSubmitter, key: IdempotencyKe
 
 
 @router.get("")
+@calling(Scope.READ)
 def list_schedules(
-    session: Transaction,
-    caller: Reader,
+    session: Session,
+    caller: Caller,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
     status: ScheduleStatus | None = None,
@@ -63,7 +64,8 @@ def list_schedules(
 
 
 @router.post("/preview")
-def preview(body: PreviewRequest, session: Transaction, caller: Reader, count: Count = 10) -> PreviewObject:
+@calling(Scope.READ)
+def preview(session: Session, caller: Caller, body: PreviewRequest, count: Count = 10) -> PreviewObject:
     """When a schedule would fire, before it is made. Saves nothing."""
     definition = Definition(name="preview", endpoint=CHAT, inbox=Inbox(), **body.model_dump())
     now = db.now(session)
@@ -73,7 +75,8 @@ def preview(body: PreviewRequest, session: Transaction, caller: Reader, count: C
 
 
 @router.get("/{schedule_id}")
-def get_schedule(session: Transaction, caller: Reader, schedule_id: str) -> ScheduleObject:
+@calling(Scope.READ)
+def get_schedule(session: Session, caller: Caller, schedule_id: str) -> ScheduleObject:
     return _shown(session, [registry.get(session, caller, schedule_id)])[0]
 
 
@@ -95,9 +98,10 @@ def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> 
 
 
 @router.delete("/{schedule_id}")
+@calling(Scope.SUBMIT)
 def delete_schedule(
-    session: Transaction,
-    caller: Submitter,
+    session: Session,
+    caller: Caller,
     schedule_id: str,
     discard_requests: Annotated[bool, Query(description="Also when requests wait in its inbox, which are lost then.")] = False,
 ) -> DeletedSchedule:
@@ -107,7 +111,8 @@ def delete_schedule(
 
 
 @router.post("/{schedule_id}/pause")
-def pause_schedule(session: Transaction, caller: Submitter, schedule_id: str, body: PauseRequest | None = None) -> ScheduleObject:
+@calling(Scope.SUBMIT)
+def pause_schedule(session: Session, caller: Caller, schedule_id: str, body: PauseRequest | None = None) -> ScheduleObject:
     """Fire it no more until it is resumed. Instants that pass meanwhile are not made up for; what runs goes on."""
     schedule = registry.lock(session, caller, schedule_id)
     registry.pause(session, schedule, None if body is None else body.note)
@@ -115,7 +120,8 @@ def pause_schedule(session: Transaction, caller: Submitter, schedule_id: str, bo
 
 
 @router.post("/{schedule_id}/resume")
-def resume_schedule(session: Transaction, caller: Submitter, schedule_id: str) -> ScheduleObject:
+@calling(Scope.SUBMIT)
+def resume_schedule(session: Session, caller: Caller, schedule_id: str) -> ScheduleObject:
     """Fire it again, from its next instant on. Any body is ignored."""
     schedule = registry.lock(session, caller, schedule_id)
     registry.resume(session, schedule)
@@ -123,7 +129,8 @@ def resume_schedule(session: Transaction, caller: Submitter, schedule_id: str) -
 
 
 @router.get("/{schedule_id}/preview")
-def preview_schedule(session: Transaction, caller: Reader, schedule_id: str, count: Count = 10) -> PreviewObject:
+@calling(Scope.READ)
+def preview_schedule(session: Session, caller: Caller, schedule_id: str, count: Count = 10) -> PreviewObject:
     """When it fires next, or would if it were not paused."""
     schedule = registry.get(session, caller, schedule_id)
     definition = Definition.model_validate(schedule.definition)

@@ -122,8 +122,8 @@ class ExecutionWindowObject(BaseModel):
     closes_at: int | None
 
     @classmethod
-    def of(cls, batch: Batch, now: datetime) -> Self | None:
-        if batch.execution_window is None:
+    def of(cls, batch: Batch, now: datetime | None) -> Self | None:
+        if batch.execution_window is None or now is None:
             return None
         opens_at, closes_at = batches.interval(batch, now) or (None, None)
         return cls(
@@ -161,8 +161,8 @@ class BatchObject(Identified):
     execution_window: ExecutionWindowObject | None
 
     @classmethod
-    def of(cls, batch: Batch, progress: Progress, now: datetime) -> Self:
-        """`now`: by the clock of PostgreSQL, which opens and closes execution windows."""
+    def of(cls, batch: Batch, progress: Progress, now: datetime | None) -> Self:
+        """`now`: by the clock of PostgreSQL, which opens and closes execution windows; for a batch that has one."""
         return cls(
             id=ids.render("batch", batch.id),
             endpoint=batch.endpoint,

@@ -111,6 +111,8 @@ def ranking(chat: ChatRequest) -> RerankRequest | None:
 
 def _wrong_message(chat: ChatRequest) -> Misfit | None:
     for index, message in enumerate(chat.messages):
+        if isinstance(message.content, str) and message.role in ROLES:
+            continue
         param = f"body.messages[{index}]"
         if message.role not in ROLES:
             return Misfit(f"{param}.role", f"{quoted(message.role)} is not a role. Use one of: {', '.join(ROLES)}.")

@@ -46,7 +46,9 @@ def marks(body: Mapping[str, Any]) -> list[int]:
             found.append(chain)
             rest = b""
         content = message.get("content")
-        text = rest + (content.encode() if isinstance(content, str) else orjson.dumps(message))
+        text = content.encode() if isinstance(content, str) else orjson.dumps(message)
+        if rest:
+            text = rest + text
         size, begin = len(text), 0
         for end in PLACES:
             if end > size:

@@ -56,7 +56,7 @@ class Split:
     def add(self, model: str, span: Span, marks: Iterable[int] = ()) -> None:
         """`marks`: of the line's prompt, as `prefix.marks` makes them; without any it runs where it is in the file."""
         lines = self._by_model.get(model) or self._by_model.setdefault(model, _Lines())
-        lines.packed += jsonl.pack((span,))
+        lines.packed += jsonl.entry(span)
         lines.starts.add(marks)
         self.lines += 1
 
