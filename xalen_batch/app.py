@@ -3,7 +3,7 @@
 import uvicorn
 from fastapi import FastAPI
 
-from xalen_batch import __version__, log
+from xalen_batch import __version__, log, memory
 from xalen_batch.api import batches, billing, docs, errors, estimates, files, health, inbox, models, partial, schedule_runs, schedules
 from xalen_batch.api.middleware import BodyLimit, RequestContext
 from xalen_batch.api.schemas import ErrorObject
@@ -49,8 +49,10 @@ def _most_bytes(method: str, path: str) -> int | None:
 def serve(host: str, port: int) -> None:
     """Run the API until SIGTERM or SIGINT, then let open requests finish within the grace."""
     log.configure()
+    app = create_app()
+    memory.settle()
     uvicorn.run(
-        create_app(),
+        app,
         host=host,
         port=port,
         loop="uvloop",

@@ -19,7 +19,7 @@ from celery.apps.worker import Worker
 from celery.exceptions import SecurityWarning
 from celery.worker.components import Pool
 
-from xalen_batch import broker, db, ids, log, tasks
+from xalen_batch import broker, db, ids, log, memory, tasks
 from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
 from xalen_batch.models import workers
@@ -101,6 +101,7 @@ class StopEngine(bootsteps.StartStopStep):  # type: ignore[misc]
 
 def run_worker() -> None:
     """Run a worker in the foreground until SIGTERM or SIGINT; then let requests in flight finish."""
+    memory.settle()
     log.configure()
     # Celery warns of root because of pickle; only JSON is accepted here, and ids are all it carries.
     warnings.simplefilter("ignore", SecurityWarning)

@@ -1,27 +1,34 @@
 """The ceiling: our own HTTP client in a bare loop. Bytes go out as they are, answers are read and dropped, nothing is stored."""
 
 import asyncio
+from collections.abc import Iterator
 
 import uvloop
-from pyreqwest.client import Client, ClientBuilder
 
 from benchmarks.references.script import Work, main
+from xalen_batch.backends.clients.contract import Client, Limits
+from xalen_batch.backends.clients.plain import PlainClient
+
+LIMITS = Limits(request_timeout=600, connect_timeout=10, answer_bytes=8 << 20)
 
 
 async def _run(work: Work) -> int:
+    return await run(work, PlainClient(work.url, {"content-type": "application/json"}, LIMITS))
+
+
+async def run(work: Work, client: Client) -> int:
+    """All the work through a client: how many answers were good."""
     waiting = iter(work.bodies)
-    client = ClientBuilder().no_proxy().default_headers({"content-type": "application/json"}).pool_max_idle_per_host(work.in_flight).build()
-    async with client:
-        counts = await asyncio.gather(*(_pump(client, work.url, waiting) for _ in range(work.in_flight)))
+    counts = await asyncio.gather(*(_pump(client, waiting) for _ in range(work.in_flight)))
+    await client.close()
     return sum(counts)
 
 
-async def _pump(client: Client, url: str, waiting: "object") -> int:
+async def _pump(client: Client, waiting: Iterator[bytes]) -> int:
     answered = 0
-    for body in waiting:  # type: ignore[attr-defined]
-        async with client.post(url).body_bytes(body).build_streamed() as response:
-            await response.bytes()
-            answered += response.status == 200
+    for body in waiting:
+        reply = await client.post("", body, "req_1")
+        answered += reply.status == 200
     return answered
 
 

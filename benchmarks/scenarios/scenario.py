@@ -38,4 +38,5 @@ def times_faster(results: Results, ours: str, other: str, target: Target | None 
 def cpu_ratio(results: Results, ours: str, other: str, target: Target | None = None) -> Iterator[Figure]:
     mine, theirs = found(results, ours), found(results, other)
     if mine and theirs and theirs.cpu_per_line:
-        yield Figure(f"CPU per line, all our processes, against {theirs.name}", mine.cpu_per_line / theirs.cpu_per_line, target=target)
+        whose = ", all our processes" if len(mine.samples[0].cpu) > 1 else f" of {mine.name}"
+        yield Figure(f"CPU per line{whose}, against {theirs.name}", mine.cpu_per_line / theirs.cpu_per_line, target=target)

@@ -12,6 +12,7 @@ from benchmarks.system import USUAL
 OURS = "xalen-batch"
 CLIENT, CLIENT_2 = "bare loop, our HTTP client", "bare loop, our HTTP client, 2 processes"
 AIOHTTP, AIOHTTP_2 = "aiohttp loop", "aiohttp loop, 2 processes"
+KEPT = "bare loop, pyreqwest"
 JSONL = "aiohttp to a JSONL file"
 COOKBOOK = "cookbook script"
 CELERY, LITELLM = "Celery", "LiteLLM"
@@ -53,13 +54,16 @@ def _mock(results: Results) -> Iterator[Figure]:
 
 
 def _zero(stage: Stage) -> list[Contender]:
-    return _all(stage, Options(), 50_000, _Counts(client=25_000, aiohttp=6_000, cookbook=1_500, celery=600, litellm=300))
+    options, counts = Options(), _Counts(client=25_000, aiohttp=6_000, cookbook=1_500, celery=600, litellm=300)
+    kept = stage.reference(KEPT, "kept_client", stage.chats(50_000), options, count=counts.client, in_flight=USUAL.in_flight // 2, rounds=1)
+    return [*_all(stage, options, 50_000, counts), kept]
 
 
 def _read_zero(results: Results) -> Iterator[Figure]:
     yield from cpu_ratio(results, OURS, AIOHTTP, at_most(0.5))
     yield from times_faster(results, OURS, AIOHTTP_2, at_least(1.2))
     yield from times_faster(results, OURS, COOKBOOK, at_least(10))
+    yield from cpu_ratio(results, CLIENT, KEPT)
     for other in (JSONL, CELERY, LITELLM, CLIENT_2):
         yield from times_faster(results, OURS, other)
     yield from _mock(results)

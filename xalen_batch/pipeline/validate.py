@@ -24,6 +24,7 @@ from xalen_batch.states import BatchStatus
 logger = log.get(__name__)
 
 EXTEND_EVERY = 10.0
+LINES_PER_LOOK = 64
 # Hints sent for a new batch; each wakes a worker process, which then fills its slots by itself.
 MOST_HINTS = 8
 
@@ -141,8 +142,9 @@ def _read(batch: Batch, lease: _Lease) -> _Found:
 def _extending(lease: _Lease, lines: Iterable[GoodLine | Fault]) -> Iterator[GoodLine | Fault]:
     pause = min(EXTEND_EVERY, settings().lease / 3)
     due = time.monotonic() + pause
-    for line in lines:
-        if time.monotonic() >= due:
+    for number, line in enumerate(lines):
+        # A line takes microseconds: the clock need not be asked at each.
+        if number % LINES_PER_LOOK == 0 and time.monotonic() >= due:
             lease.extend()
             due = time.monotonic() + pause
         yield line
