@@ -69,6 +69,11 @@ def _line(number: int, offset: int, size: int, raw: bytes | None) -> tuple[Span,
     return Span(number, offset, size - 1), raw[:-1]
 
 
+def lengths(index: bytes) -> Iterator[int]:
+    """The length of each line in an index."""
+    return (length for _, _, length in _ENTRY.iter_unpack(index))
+
+
 class InputLine(msgspec.Struct):
     """What running a line needs of it. The line has been validated when this is read."""
 

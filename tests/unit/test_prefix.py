@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xalen_batch.pipeline.prefix import LEAST, MOST_MARKS, PLACES, Starts, marks
+from xalen_batch.pipeline.prefix import LEAST, MOST_MARKS, PLACES, Starts, marks, prompt
 
 
 def text(name: str, size: int) -> str:
@@ -20,16 +20,20 @@ def chat(*contents, **body):
     return {"messages": [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)], **body}
 
 
+def marks_of(body) -> list[int]:
+    return marks(prompt(body))
+
+
 def order(*bodies) -> list[int]:
     starts = Starts()
     for body in bodies:
-        starts.add(marks(body))
+        starts.add(marks_of(body))
     return starts.running_order()
 
 
 def shared(one, other) -> int:
     """How many first marks two requests have in common."""
-    pairs = list(zip(marks(one), marks(other), strict=False))
+    pairs = list(zip(marks_of(one), marks_of(other), strict=False))
     return next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
 
 
@@ -92,13 +96,13 @@ def test_parts_and_calls_are_read_as_text_is():
 
 def test_a_mark_is_the_checksum_of_all_before_it_the_same_in_every_process():
     whole = text("A", 900)
-    assert marks(chat(whole)) == [crc32(whole[:size].encode()) for size in (256, 512, 768)]
+    assert marks_of(chat(whole)) == [crc32(whole[:size].encode()) for size in (256, 512, 768)]
 
 
 def test_a_line_has_a_few_marks_however_long_it_is():
-    assert len(marks(chat(text("A", 4_000)))) == 7
-    assert len(marks(chat(*[text(str(n), 1_000) for n in range(100)]))) == MOST_MARKS
-    assert len(marks(chat(text("A", PLACES[-1] + 1)))) == MOST_MARKS
+    assert len(marks_of(chat(text("A", 4_000)))) == 7
+    assert len(marks_of(chat(*[text(str(n), 1_000) for n in range(100)]))) == MOST_MARKS
+    assert len(marks_of(chat(text("A", PLACES[-1] + 1)))) == MOST_MARKS
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=700)
@@ -109,14 +113,14 @@ def test_a_mark_depends_on_nothing_behind_it(before, one, other):
     same = "".join(before)
     kept = sum(place <= len(same.encode()) for place in PLACES)
     assert shared(chat(same + one), chat(same + other)) >= kept
-    assert shared(chat(*before, one), chat(*before, other)) >= len(marks(chat(*before, "")))
+    assert shared(chat(*before, one), chat(*before, other)) >= len(marks_of(chat(*before, "")))
 
 
 @given(st.integers(0, 3_000), st.integers(0, 3_000))
 def test_what_is_shared_is_seen_if_it_is_half_as_long_as_what_comes_before_it(before, size):
     """Two groups that begin alike: they part where their documents begin."""
     one, other = (chat(text("instructions", before) + text(name, size) + "question") for name in "XY")
-    seen = len(marks(one)) > shared(one, other)
+    seen = len(marks_of(one)) > shared(one, other)
     assert seen or size + len("question") < max(LEAST, before / 2 + 1)
 
 

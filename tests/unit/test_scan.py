@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -16,7 +17,7 @@ from xalen_batch import catalog
 from xalen_batch import jsonl as spans
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.pipeline.faults import Fault
-from xalen_batch.pipeline.scan import GoodLine, scan
+from xalen_batch.pipeline.scan import GoodLine, _Reader, scan
 
 GOOD = orjson.dumps(chat_line("good"))
 
@@ -245,3 +246,46 @@ def test_every_code_is_in_the_guide():
     assert len(codes) > 10
     guide = (root / "docs" / "validation.md").read_text("utf-8")
     assert {code for code in codes if f"| `{code}` |" not in guide} == set()
+
+
+def both(raw: bytes) -> tuple[object, object]:
+    """A line read the short way, where it goes that way, and the long way."""
+    short, long = (_Reader(CHAT, catalog.read(None)) for _ in range(2))
+    span = spans.Span(1, 0, len(raw))
+    return short._usual(span, raw), long._any(span, raw)
+
+
+def test_a_usual_line_goes_the_short_way_and_is_read_alike() -> None:
+    raw = orjson.dumps(chat_line("a", "Where is my parcel? “Here”", max_tokens=5, temperature=0.5, user="u", stop=["x"], seed=1))
+    usual, any_ = both(raw)
+    assert isinstance(usual, GoodLine)
+    assert isinstance(any_, GoodLine)
+    assert (usual.custom_id, usual.model, usual.endpoint, usual.prompt, usual.body) == (
+        any_.custom_id, any_.model, any_.endpoint, any_.prompt, any_.body,
+    )  # fmt: skip
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 200), st.floats(), st.text(max_size=5), st.lists(st.text(max_size=2), max_size=2),
+    st.sampled_from([CHAT_MODEL, RERANK_MODEL, "POST", CHAT, "user", "assistant", "tool", {"type": "text"}, [], {}, [{"role": "user", "content": "x"}]]),
+)  # fmt: skip
+
+
+@given(
+    line=st.dictionaries(st.sampled_from(["custom_id", "method", "url", "extra"]), VALUES, max_size=2),
+    body=st.dictionaries(
+        st.sampled_from(["model", "messages", "stream", "n", "max_tokens", "temperature", "top_p", "stop", "seed", "response_format"]),
+        VALUES,
+        max_size=3,
+    ),
+    message=st.dictionaries(st.sampled_from(["role", "content", "name", "tool_calls", "refusal"]), VALUES, max_size=2),
+    cut=st.tuples(st.integers(0, 400), st.sampled_from([b"", b"\x00", b"\xff", b'"model":"x",', b"1e400", b"[[", b"0", b","])),
+)
+def test_what_goes_the_short_way_is_good_the_long_way(line: Any, body: Any, message: Any, cut: tuple[int, bytes]) -> None:
+    good = chat_line("a")
+    good["body"]["messages"][-1].update(message)
+    good["body"].update(body)
+    raw = json.dumps({**good, **line}).encode()
+    for sent in (raw, raw[: cut[0]] + cut[1] + raw[cut[0] :]):
+        usual, any_ = both(sent)
+        assert usual is None or isinstance(any_, GoodLine), any_

@@ -4,7 +4,7 @@ What is not listed here is the model's business: it reaches the backend as it is
 """
 
 import re
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
@@ -14,6 +14,7 @@ from xalen_batch.backends.contract import Refused
 from xalen_batch.catalog import RERANK, Endpoint
 from xalen_batch.pipeline.faults import quoted
 
+MAX_CUSTOM_ID = 512
 ROLES = ("developer", "system", "user", "assistant", "tool", "function")
 
 Count = Annotated[int, Meta(ge=1)]
@@ -62,6 +63,41 @@ class ChatRequest(Struct):
     def longest_answer(self) -> int | None:
         """Tokens that one choice may have; None where the request sets no limit."""
         return self.max_completion_tokens or self.max_tokens
+
+
+class UsualFormat(Struct, forbid_unknown_fields=True):
+    type: Literal["text", "json_object"]
+
+
+class UsualMessage(Message, forbid_unknown_fields=True):
+    """Written text and nothing else."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+    tool_calls: None = None
+    function_call: None = None
+    refusal: None = None
+    audio: None = None
+
+
+class UsualChat(ChatRequest, forbid_unknown_fields=True):
+    """What nearly every chat request is: nothing in it goes unread, so what passes here has no fault of form."""
+
+    messages: Annotated[list[UsualMessage], Meta(min_length=1)]  # type: ignore[assignment]  # narrower
+    seed: int | None = None
+    user: str | None = None
+    stop: str | list[str] | None = None
+    response_format: UsualFormat | None = None
+
+
+class UsualLine(Struct, forbid_unknown_fields=True):
+    custom_id: Annotated[str, Meta(min_length=1, max_length=MAX_CUSTOM_ID)]
+    method: Literal["POST"]
+    url: str
+    body: UsualChat
+
+
+usual_line = msgspec.json.Decoder(UsualLine).decode
 
 
 class Document(Struct):

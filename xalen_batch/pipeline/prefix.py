@@ -29,26 +29,30 @@ def _places() -> Iterator[int]:
 PLACES = tuple(_places())
 
 
-def marks(body: Mapping[str, Any]) -> list[int]:
-    """The marks of a chat request, 32 bits each; none where its prompt is shorter than `LEAST`.
+def prompt(body: Mapping[str, Any]) -> list[bytes]:
+    """What a chat request has the model read, in pieces and in the order in which it is read: the tools, then each message."""
+    tools = body.get("tools")
+    contents = [(message, message.get("content")) for message in body["messages"]]
+    messages = [content.encode() if isinstance(content, str) else orjson.dumps(message) for message, content in contents]
+    return [orjson.dumps(tools), *messages] if tools else messages
 
-    They are at `PLACES` of each message, and at the end of the tools and of each message that another follows, if `LEAST` bytes
-    lie behind the mark before. So what two prompts share is seen if it is half as long as what comes before it in its message.
+
+def marks(pieces: Iterable[bytes]) -> list[int]:
+    """The marks of a prompt, 32 bits each; none where it is shorter than `LEAST`.
+
+    They are at `PLACES` of each piece, and at the end of each piece that another follows, if `LEAST` bytes lie behind the mark
+    before. So what two prompts share is seen if it is half as long as what comes before it in its piece.
     A mark depends on nothing behind it.
     """
     found: list[int] = []
     chain = 0
-    tools = body.get("tools")
-    rest = orjson.dumps(tools) if tools else b""
-    for message in body["messages"]:
+    rest = b""
+    for piece in pieces:
         if len(rest) >= LEAST:
             chain = crc32(rest, chain)
             found.append(chain)
             rest = b""
-        content = message.get("content")
-        text = content.encode() if isinstance(content, str) else orjson.dumps(message)
-        if rest:
-            text = rest + text
+        text = rest + piece if rest else piece
         size, begin = len(text), 0
         for end in PLACES:
             if end > size:

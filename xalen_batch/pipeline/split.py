@@ -26,11 +26,19 @@ FEWEST_LINES = 10
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The lines of a task to be, in running order. `place`: how many lines of the batch come before the first of them."""
+    """The lines of a task to be, in running order, as `jsonl.pack` makes them. `place`: how many of the batch come before the first."""
 
     model: str
     place: int
-    spans: list[Span]
+    index: bytes
+
+    @property
+    def lines(self) -> int:
+        return len(self.index) // jsonl.SPAN_BYTES
+
+    @property
+    def spans(self) -> list[Span]:
+        return list(jsonl.unpack(self.index))
 
 
 @dataclass
@@ -72,9 +80,10 @@ class Split:
         while waiting:
             still = []
             for model, cuts in waiting:
-                if spans := next(cuts, None):
-                    yield Slice(model, place, spans)
-                    place += len(spans)
+                if index := next(cuts, None):
+                    slice_ = Slice(model, place, index)
+                    yield slice_
+                    place += slice_.lines
                     still.append((model, cuts))
             waiting = still
 
@@ -88,8 +97,8 @@ class Split:
                 "batch_id": batch_id,
                 "seq": slice.place,
                 "model": slice.model,
-                "lines": len(slice.spans),
-                "line_index": jsonl.pack(slice.spans),
+                "lines": slice.lines,
+                "line_index": slice.index,
             }
             for slice in self.slices()
         ]
@@ -103,14 +112,14 @@ def task_lines(lines: int) -> int:
     return min(settings().task_lines, max(FEWEST_LINES, ceil(lines / SPREAD)))
 
 
-def _cut(index: bytes) -> Iterator[list[Span]]:
-    most_lines, most_bytes = task_lines(len(index) // jsonl.SPAN_BYTES), settings().task_bytes
-    spans: list[Span] = []
-    size = 0
-    for span in jsonl.unpack(index):
-        if spans and (len(spans) == most_lines or size + span.length > most_bytes):
-            yield spans
-            spans, size = [], 0
-        spans.append(span)
-        size += span.length
-    yield spans
+def _cut(index: bytes) -> Iterator[bytes]:
+    size = jsonl.SPAN_BYTES
+    most_lines, most_bytes = task_lines(len(index) // size), settings().task_bytes
+    begin = held = 0
+    for number, length in enumerate(jsonl.lengths(index)):
+        if number > begin and (number - begin == most_lines or held + length > most_bytes):
+            yield index[begin * size : number * size]
+            begin, held = number, 0
+        held += length
+    if index:
+        yield index[begin * size :]

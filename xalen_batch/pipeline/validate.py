@@ -130,7 +130,7 @@ def _read(batch: Batch, lease: _Lease) -> _Found:
                 found.faults.add(line)
             else:
                 # A reranker reads each pair on its own, and has no prefix cache.
-                found.split.add(line.model, line.span, () if models[line.model].is_reranker else prefix.marks(line.body))
+                found.split.add(line.model, line.span, () if models[line.model].is_reranker else prefix.marks(line.prompt))
     except FileNotFoundError:
         found.faults = Faults([FILE_GONE])
     for model in found.split.models:
