@@ -5,7 +5,7 @@ and the sweep sends again whatever a crash swallowed (docs/decisions/0002).
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -40,6 +40,11 @@ class Job(StrEnum):
 class Message:
     job: Job
     id: str | None = None
+
+    @property
+    def is_for_anyone(self) -> bool:
+        """Whether the process that names it can as well run it. A hint with a number is for another; others are spread by the queue."""
+        return self.job is Job.FINALIZE or (self.job is Job.EXECUTE and self.id is None)
 
     @property
     def args(self) -> list[str]:
@@ -118,12 +123,21 @@ def broker_url(url: str) -> str:
 
 
 _quiet_until = 0.0
+_keeper: Callable[[Message], bool] | None = None
+
+
+def keep(run: Callable[[Message], bool]) -> None:
+    """In a worker: run messages here that anyone may run, instead of sending them round by Redis. `run` says whether it took one."""
+    global _keeper
+    _keeper = run
 
 
 def publish(messages: Iterable[Message]) -> None:
     """Send hints, best effort: a dead Redis costs at most a second and is never an error."""
     global _quiet_until
     for message in messages:
+        if message.is_for_anyone and _keeper is not None and _keeper(message):
+            continue
         if time.monotonic() < _quiet_until:
             return
         try:

@@ -61,7 +61,7 @@ class Poll:
                 self._look()
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + settings().tick_interval
-                    self._name(Message(Job.TICK))
+                    self.name(Message(Job.TICK))
             except db.AWAY as error:
                 logger.warning("poll.failed", error=type(error).__name__)
             except Exception as error:
@@ -75,15 +75,18 @@ class Poll:
             alive = workers.seen(session, self._worker_id)
         self._share(alive)
         for message in recover.due():
-            self._name(message)
+            self.name(message)
         if (alive_file := settings().health_file) is not None:
             alive_file.touch()
 
-    def _name(self, message: Message) -> None:
+    def name(self, message: Message) -> bool:
+        """Run a message here as soon as a thread is free. False: there are none, before the start or after the end."""
         if message not in self._waiting:
             self._waiting.add(message)
             if not self._spawn(self._begin, message):
                 self._waiting.discard(message)
+                return False
+        return True
 
     def _begin(self, message: Message) -> None:
         self._waiting.discard(message)
@@ -128,6 +131,7 @@ def run_worker() -> None:
 
     engine = Engine(spawn)
     poll = Poll(tasks.register(app, engine), spawn, engine.share)
+    broker.keep(poll.name)
 
     def stop(*_: Any, **__: Any) -> None:
         poll.stop()

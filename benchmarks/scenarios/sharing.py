@@ -87,10 +87,9 @@ def _read_tenants(results: Results) -> Iterator[Figure]:
 
 def _workers(stage: Stage) -> list[Contender]:
     input_, options = stage.chats(20_000), Options(latency=0.12)
-    bounded = (("worker_in_flight", str(PER_PROCESS)),)
     return [
-        stage.ours(input_, options, Shape(1, 2 * PER_PROCESS, bounded), name=ONE),
-        stage.ours(input_, options, Shape(2, 2 * PER_PROCESS, bounded), name=TWO),
+        stage.ours(input_, options, Shape(1, PER_PROCESS), name=ONE),
+        stage.ours(input_, options, Shape(2, 2 * PER_PROCESS), name=TWO),
     ]
 
 

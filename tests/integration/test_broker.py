@@ -82,3 +82,19 @@ def test_a_queue_that_is_back_is_used_again(valkey: redis.Redis, configure: Call
     broker._quiet_until = 0.0
     broker.publish([Message(Job.EXECUTE)])
     assert queued(valkey) == [("batch.execute", [])]
+
+
+def test_a_worker_keeps_what_it_can_run_itself(valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Message] = []
+
+    def run(message: Message) -> bool:
+        kept.append(message)
+        return len(kept) < 3
+
+    monkeypatch.setattr(broker, "_keeper", None)
+    broker.keep(run)
+    finalize, execute = Message(Job.FINALIZE, "1" * 32), Message(Job.EXECUTE)
+    broker.publish([finalize, execute, Message(Job.EXECUTE, "1"), Message(Job.VALIDATE, "2" * 32), execute])
+    assert kept == [finalize, execute, execute]
+    # What another process is to run goes to the queue, and what has no thread here.
+    assert queued(valkey) == [("batch.execute", ["1"]), ("batch.validate", ["2" * 32]), ("batch.execute", [])]

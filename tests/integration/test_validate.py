@@ -8,7 +8,7 @@ from sqlalchemy import func, select, update
 from tests import factories
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
 from xalen_batch import batches, broker, db, jsonl, storage
-from xalen_batch.broker import Job
+from xalen_batch.broker import Job, Message
 from xalen_batch.models import Account, Batch, Task
 from xalen_batch.pipeline import validate
 from xalen_batch.states import BatchStatus
@@ -50,8 +50,14 @@ def test_a_good_file_becomes_tasks_that_cover_each_line_once(hints):
     spans = [span for task in tasks(batch) for span in jsonl.unpack(task.line_index)]
     raws = storage.ranges(storage.key(batch.input_file_id), [span.offset for span in spans], [span.length for span in spans])
     assert [jsonl.input_line(raw).custom_id for raw in raws] == [str(number) for number in range(95)]
-    assert [task.lines for task in tasks(batch)] == [12] * 7 + [11]
-    assert {(message.job, message.id) for message in hints} == {(Job.EXECUTE, str(number)) for number in range(8)}
+    assert [task.lines for task in tasks(batch)] == [25, 25, 25, 20]
+    assert hints == [Message(Job.EXECUTE)]
+
+
+def test_a_large_batch_wakes_several_workers(hints):
+    batch = submit([chat_line(str(number)) for number in range(450)])
+    validate.run(batch.id)
+    assert hints == [Message(Job.EXECUTE), Message(Job.EXECUTE, "1"), Message(Job.EXECUTE, "2")]
 
 
 def test_lines_of_two_models_get_tasks_of_their_own_and_the_batch_names_no_model():
@@ -164,6 +170,7 @@ def test_a_validation_whose_fence_is_stale_writes_nothing(monkeypatch):
 def test_a_long_reading_extends_its_lease_and_stops_when_it_is_lost(monkeypatch):
     batch = submit([chat_line(str(number)) for number in range(3)])
     monkeypatch.setattr(validate, "EXTEND_EVERY", 0.0)
+    monkeypatch.setattr(validate, "LINES_PER_LOOK", 1)
     ends = []
     extend = validate._Lease.extend
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.scenarios import ALL
 from xalen_batch.cli.main import app
 from xalen_batch.config import Settings
 
@@ -56,3 +57,9 @@ def test_every_page_is_reached_from_the_index() -> None:
     linked = {target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", index)}
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     assert pages - {"index.md"} <= linked
+
+
+def test_the_performance_page_has_a_place_for_each_scenario() -> None:
+    page = (ROOT / "docs/performance.md").read_text("utf-8")
+    places = re.findall(r"<!-- bench:([\w-]+) -->\n.*?<!-- /bench:\1 -->", page, re.DOTALL)
+    assert sorted(places) == sorted(["machine", "targets", *(name for name in ALL if name != "celery-pools")])

@@ -67,7 +67,7 @@ def test_a_task_has_all_places_up_to_the_next(lines, task_lines):
 
 @pytest.mark.parametrize(
     ("lines", "task_lines", "tasks"),
-    [(1, 10, 1), (10, 10, 1), (11, 10, 2), (80, 10, 8), (200, 25, 8), (1_000, 125, 8), (8_000, 1_000, 8), (50_000, 1_000, 50)],
+    [(1, 25, 1), (25, 25, 1), (26, 25, 2), (200, 25, 8), (1_000, 125, 8), (8_000, 1_000, 8), (50_000, 1_000, 50)],
 )
 def test_a_small_batch_spreads_over_small_tasks_and_a_large_one_has_full_ones(lines, task_lines, tasks):
     assert split.task_lines(lines) == task_lines
@@ -80,7 +80,7 @@ def test_a_task_has_no_more_bytes_than_one_read_takes():
 
 
 def test_models_take_turns():
-    assert [slice.model for slice in slices([("a", 9)] * 20 + [("b", 9)] * 30)] == ["a", "b", "a", "b", "b"]
+    assert [slice.model for slice in slices([("a", 9)] * 50 + [("b", 9)] * 75)] == ["a", "b", "a", "b", "b"]
 
 
 def test_lines_that_begin_alike_are_grouped_within_their_model():

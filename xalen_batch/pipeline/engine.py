@@ -73,7 +73,7 @@ class Engine:
         if not self._slots.acquire(blocking=False):
             return
         try:
-            while not self.is_stopping and self._run_next():
+            while not self.is_stopping and self._run_next() and self._may_find:
                 pass
         except db.AWAY:
             # The poll comes back to it; a task that was claimed returns when its lease ends.
@@ -147,7 +147,8 @@ class Engine:
                 logger.error("backend.unusable", model=claim.model, **log.cause(error))
                 record.record(claim.key, claim.fence, [], to=TaskState.PENDING, pause=UNUSABLE_PAUSE)
                 raise _Unusable from error
-        self.wake()
+        if self._may_find:
+            self.wake()
         return run
 
     async def _start(self, claim: Claim) -> Run:
@@ -185,6 +186,11 @@ class Engine:
 
     def _rooms(self) -> dict[claims.Lane, int]:
         return {key: lane.room for key, lane in list(self._lanes.items())}
+
+    @property
+    def _may_find(self) -> bool:
+        """Whether another claim is worth its cost: a lane has room, or nobody has looked of late."""
+        return any(lane.room for lane in list(self._lanes.values())) or time.monotonic() >= self._quiet_until
 
     @property
     def _has_memory(self) -> bool:

@@ -30,6 +30,7 @@ LOST_AFTER = timedelta(seconds=2)
 # An upload without a row is either being written or was left by a crash.
 ORPHAN_AFTER = timedelta(hours=6)
 WORKER_LOST = "The worker that ran this request was lost each of the {losses} times it was tried. It was not billed."
+VALIDATED_AT_ONCE = 50
 SWEEP_LOCK = 7261957
 # Execution windows that one look rolls on; the rest stay closed until the next.
 ROLLED_AT_ONCE = 1_000
@@ -144,7 +145,9 @@ def _roll_windows(session: Session) -> None:
 
 def _batches_due(session: Session, ended_among: int | None) -> list[Message]:
     is_free = (Batch.lease_until.is_(None)) | (Batch.lease_until < func.now())
-    validating = select(Batch.id).where(Batch.status == BatchStatus.VALIDATING, is_free, Batch.created_at < func.now() - LOST_AFTER)
+    lost = Batch.created_at < func.now() - LOST_AFTER
+    # Each look names the first: what waits behind them is named when they are through.
+    validating = select(Batch.id).where(Batch.status == BatchStatus.VALIDATING, is_free, lost).order_by(Batch.id).limit(VALIDATED_AT_ONCE)
     closing = select(Batch.id).where(Batch.status.in_([BatchStatus.FINALIZING, BatchStatus.CANCELLING]), is_free)
     running = select(Batch.id).where(Batch.status == BatchStatus.IN_PROGRESS, is_free)
     overdue = running.where(Batch.expires_at <= func.now())

@@ -21,7 +21,7 @@ from xalen_batch.pipeline.prefix import Starts
 # A small batch is cut in this many tasks, so that it spreads over the workers; but a claim and its
 # first transaction cost as much as some requests, so a task has a few lines at least.
 SPREAD = 8
-FEWEST_LINES = 10
+FEWEST_LINES = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,8 @@ class Split:
                     still.append((model, cuts))
             waiting = still
 
-    def insert(self, session: Session, batch_id: UUID) -> int:
-        """Write the tasks of a batch; returns how many.
+    def insert(self, session: Session, batch_id: UUID) -> None:
+        """Write the tasks of a batch.
 
         A task's `seq` is its place, and it has all the places up to the next task: whoever cuts it in two numbers the second half so.
         """
@@ -104,7 +104,6 @@ class Split:
         ]
         if rows:
             session.execute(insert(Task), rows)
-        return len(rows)
 
 
 def task_lines(lines: int) -> int:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from math import ceil
 from typing import Any
 from uuid import UUID
 
@@ -25,8 +26,8 @@ logger = log.get(__name__)
 
 EXTEND_EVERY = 10.0
 LINES_PER_LOOK = 64
-# Hints sent for a new batch; each wakes a worker process, which then fills its slots by itself.
-MOST_HINTS = 8
+# Hints for a new batch: one for so many lines, since each wakes a worker process, which then fills its slots by itself.
+LINES_PER_HINT, MOST_HINTS = 200, 8
 
 FILE_GONE = Fault("file_not_found", "The input file is gone: it was deleted or it expired. Upload it again.", param="input_file_id")
 
@@ -163,8 +164,9 @@ def _decide(session: Session, lease: _Lease, found: _Found) -> None:
     models = found.split.models
     batch.total = found.split.lines
     batch.model = models[0] if len(models) == 1 else None
-    tasks = found.split.insert(session, batch.id)
+    found.split.insert(session, batch.id)
     fairness.forget_idle_time(session, batch.account_id)
     batch.move(session, BatchStatus.IN_PROGRESS)
-    for number in range(min(tasks, MOST_HINTS)):
+    db.enqueue(session, Job.EXECUTE)
+    for number in range(1, min(MOST_HINTS, ceil(batch.total / LINES_PER_HINT))):
         db.enqueue(session, Job.EXECUTE, str(number))
