@@ -39,23 +39,25 @@ def run(system: System, mock: Mock, input_: Input, options: Options, *, times: i
 
 
 def service(stats: Stats) -> dict[str, float]:
-    """What the mock server saw: its CPU a request, and how many requests it had inside."""
-    share = _before_tail(stats)
+    """What the mock server saw: its CPU a request, how many requests it had inside, and answers a second before the tail."""
+    in_flight, rate = _before_tail(stats)
     return {
         "mock_cpu_us": stats.cpu_seconds / max(1, stats.requests) * 1e6,
         "mock_refused": float(stats.refused),
         "mock_max_in_flight": float(stats.max_in_flight),
-        "mock_mean_in_flight": share,
+        "mock_mean_in_flight": in_flight,
+        "body_rate": rate,
     }
 
 
-def _before_tail(stats: Stats) -> float:
-    """Mean requests in flight from the first request until all but the last lines were answered."""
+def _before_tail(stats: Stats) -> tuple[float, float]:
+    """Mean requests in flight, and answers a second, from the first request until all but the last lines were answered."""
     inside = [entry for entry in stats.timeline if entry[2] <= BODY_SHARE * stats.answered]
     if len(inside) < 2 or stats.first_request is None:
-        return 0.0
-    seconds, _, _, busy = inside[-1]
-    return busy / max(1e-9, seconds - stats.first_request)
+        return 0.0, 0.0
+    seconds, _, answered, busy = inside[-1]
+    length = max(1e-9, seconds - stats.first_request)
+    return busy / length, answered / length
 
 
 def _wait_for_start(client: Client, batch_id: str) -> float:

@@ -22,10 +22,14 @@ def _contenders(stage: Stage) -> list[Contender]:
 
 
 def _read(results: Results) -> Iterator[Figure]:
-    if ours := found(results, OURS):
+    ours, one = found(results, OURS), found(results, ONE_SLOT)
+    if ours:
         share = ours.more("mock_mean_in_flight") / USUAL.in_flight
         yield Figure("share of the in-flight limit kept busy until the last 2 % of lines", share, "", at_least(0.8))
-    yield from times_faster(results, OURS, ONE_SLOT, at_least(8))
+    if ours and one:
+        # The longest answer of all is as long for everyone, and ours has five times as many lines before it.
+        ratio = ours.more("body_rate") / one.more("body_rate")
+        yield Figure("throughput until the last 2 % of lines, against one slot per worker", ratio, target=at_least(8))
     yield from times_faster(results, OURS, LOOP)
 
 

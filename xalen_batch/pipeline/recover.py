@@ -6,8 +6,9 @@ Everything here may run any number of times, anywhere, at once.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 
-from sqlalchemy import delete, func, insert, select, text, true, update
+from sqlalchemy import Select, delete, func, insert, select, text, true, update
 from sqlalchemy.orm import Session
 
 from xalen_batch import db, files, jsonl, log, storage
@@ -162,19 +163,21 @@ def _batches_due(session: Session, ended_among: int | None) -> list[Message]:
 
 
 def _tasks_due(session: Session) -> list[Message]:
+    return [Message(Job.EXECUTE)] if session.scalar(_claimable()) is not None else []
+
+
+@cache
+def _claimable() -> Select[tuple[int]]:
+    """Whether there is anything to claim. Made once, as it is asked all the time."""
     running = select(Batch.id).where(Batch.status == BatchStatus.IN_PROGRESS, window_is_open()).subquery()
     # LATERAL keeps the planner from looking through all tasks where a look at one batch mostly does.
-    claimable = (
+    tasks = (
         select(Task.seq)
         .where(Task.batch_id == running.c.id, has_state(TaskState.PENDING), (Task.not_before.is_(None)) | (Task.not_before <= func.now()))
         .limit(1)
         .lateral()
     )
-    return (
-        [Message(Job.EXECUTE)]
-        if session.scalar(select(claimable.c.seq).select_from(running.join(claimable, true())).limit(1)) is not None
-        else []
-    )
+    return select(tasks.c.seq).select_from(running.join(tasks, true())).limit(1)
 
 
 def _schedules_due(session: Session) -> list[Message]:

@@ -7,6 +7,7 @@ slow, putting a run's input file together, is left to the validation of its batc
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from itertools import takewhile
 from uuid import UUID
 
@@ -69,6 +70,8 @@ def bring_up_to_date(session: Session, schedule: Schedule) -> None:
         _do_due(session, schedule)
 
 
+# Made once: every worker asks every second, and putting it together costs more than asking.
+@cache
 def _due() -> Subquery:
     """Ids of schedules that fire, or have a run that ends, or one that waits and is held up by none of ours."""
     fires = select(Schedule.id).where(Schedule.next_fire_at <= func.now())
