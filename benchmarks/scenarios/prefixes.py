@@ -17,8 +17,9 @@ def _contenders(stage: Stage) -> list[Contender]:
     count = stage.scaled(LINES)
     prefixes = max(2, count // LINES_PER_PREFIX)
     input_ = lines.shared_prefixes(stage.folder, count, prefixes, PREFIX_BYTES)
-    # Room for a quarter of the prefixes.
-    backend = Options(latency=0.03, prefix_blocks=prefixes * PREFIX_BYTES // BLOCK // 4, token_latency=0.0002)
+    # Room for a quarter of the prefixes, and for two at least.
+    room = max(2, prefixes // 4) * (PREFIX_BYTES // BLOCK + 1)
+    backend = Options(latency=0.03, prefix_blocks=room, token_latency=0.0002)
 
     def ours() -> Sample:
         return _with_tokens(stage, batches.run(stage.system(), stage.mock, input_, backend))

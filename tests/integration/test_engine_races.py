@@ -114,7 +114,7 @@ def test_the_poll_outlives_any_error(configure: Callable[..., None], monkeypatch
         raise ValueError("a bug")
 
     monkeypatch.setattr(recover, "due", due)
-    poll = Poll({}, lambda *_: True)
+    poll = Poll({}, lambda *_: True, lambda _: None)
     poll.start()
     try:
         assert looks.acquire(timeout=5)
@@ -141,7 +141,7 @@ def test_work_that_waits_for_a_thread_is_named_once(configure: Callable[..., Non
             assert looks.acquire(timeout=5)
 
     monkeypatch.setattr(recover, "due", due)
-    poll = Poll({Job.VALIDATE: str}, spawn)
+    poll = Poll({Job.VALIDATE: str}, spawn, lambda _: None)
     poll.start()
     try:
         look(5)

@@ -128,7 +128,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Model:
     """In the place of the simulated one, with three requests in flight at most."""
     model = Model()
     monkeypatch.setattr(registry, "backend_for", lambda *_: model)
-    monkeypatch.setattr(engines, "Lane", lambda backend, limit, name: Lane(backend, 3, name))
+    monkeypatch.setattr(engines, "Lane", lambda backend, limit, name, **options: Lane(backend, 3, name, **options))
     return model
 
 

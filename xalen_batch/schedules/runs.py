@@ -7,7 +7,7 @@ from decimal import Decimal
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import delete, select, true
+from sqlalchemy import delete, func, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased, defer
 
@@ -169,5 +169,7 @@ def record(session: Session, rows: Sequence[dict[str, object]]) -> list[Schedule
     """New runs, in order; an instant that has a run already is left as it is."""
     if not rows:
         return []
-    made = session.scalars(insert(ScheduleRun).on_conflict_do_nothing().returning(ScheduleRun), list(rows)).all()
+    # By the clock that decides what is late, whatever the column's default goes by.
+    statement = insert(ScheduleRun).values(created_at=func.now()).on_conflict_do_nothing().returning(ScheduleRun)
+    made = session.scalars(statement, list(rows)).all()
     return sorted(made, key=lambda run: run.scheduled_for)
