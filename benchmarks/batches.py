@@ -62,7 +62,7 @@ def _before_tail(stats: Stats) -> tuple[float, float]:
 
 def _wait_for_start(client: Client, batch_id: str) -> float:
     while client.batch(batch_id)["status"] == "validating":
-        time.sleep(0.02)
+        time.sleep(0.05)
     return time.perf_counter()
 
 

@@ -59,7 +59,7 @@ class Client:
         self._connection.request(method, path, None if body is None else json.dumps(body), headers)
         return self._read()
 
-    def wait(self, batch_id: str, *, every: float = 0.05, patience: float = 60) -> dict[str, Any]:
+    def wait(self, batch_id: str, *, every: float = 0.1, patience: float = 60) -> dict[str, Any]:
         """The batch when it has ended. RuntimeError when nothing moves for `patience` seconds."""
         moved, last = time.monotonic(), None
         while (batch := self.batch(batch_id))["status"] not in ENDED:

@@ -1,5 +1,6 @@
 """Does a claim take longer the more waits? The claim alone, on a PostgreSQL of its own, with a thousand tasks and with a million."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -58,8 +59,11 @@ def _measure(claims: int, *, batches: int, tasks: int, accounts: int) -> Sample:
 @contextmanager
 def _database() -> Iterator[None]:
     """A new PostgreSQL with the product's tables, behind `db.transaction()` of this process."""
-    from xalen_batch import config, db, embedded, schema
+    from xalen_batch import config, db, embedded, log, schema
 
+    # Its events are no part of the report.
+    logging.disable(logging.INFO)
+    log.configure()
     with TemporaryDirectory(prefix="xalen-bench-") as folder:
         server = embedded.Postgres(Path(folder) / "postgres", Path(folder) / "postgres.log", durable=False)
         before = os.environ.get("XALEN_DATABASE_URL")
@@ -73,6 +77,7 @@ def _database() -> Iterator[None]:
             if db.engine.cache_info().currsize:
                 db.engine().dispose()
             server.stop()
+            logging.disable(logging.NOTSET)
             os.environ.pop("XALEN_DATABASE_URL")
             if before is not None:
                 os.environ["XALEN_DATABASE_URL"] = before
