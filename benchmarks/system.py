@@ -31,12 +31,14 @@ class Shape:
     """How a system is set up.
 
     in_flight: the catalog's `max_in_flight`, of every model.
+    requests_per_minute: the catalog's, of every model; 0: no limit is known.
     settings: XALEN_… variables without the prefix, lower case.
     is_recording: False takes the database write of results away, to see what it costs.
     """
 
     workers: int = 2
     in_flight: int = 512
+    requests_per_minute: int = 0
     settings: tuple[tuple[str, str], ...] = ()
     is_recording: bool = True
 
@@ -97,7 +99,7 @@ def running(shape: Shape, model_server: str, folder: Path | None = None) -> Iter
     root = Path(tempfile.mkdtemp(prefix="xalen-bench-", dir=folder))
     try:
         catalog = root / "catalog.toml"
-        catalog.write_text(_catalog(model_server, shape.in_flight), "utf-8")
+        catalog.write_text(_catalog(model_server, shape), "utf-8")
         port = _free_port()
         settings = {
             "catalog": str(catalog),
@@ -136,9 +138,11 @@ def _program(shape: Shape) -> list[str]:
     return [COMMAND] if shape.is_recording else [sys.executable, "-m", "benchmarks.unrecorded"]
 
 
-def _catalog(base_url: str, in_flight: int) -> str:
+def _catalog(base_url: str, shape: Shape) -> str:
     table = '[models.{model}.backend]\nkind = "openai"\nbase_url = "{url}"\nmodel = "{model}"\nmax_in_flight = {in_flight}\n'
-    return "\n".join(table.format(model=model, url=base_url, in_flight=in_flight) for model in (CHAT_MODEL, RERANK_MODEL))
+    if shape.requests_per_minute:
+        table += f"requests_per_minute = {shape.requests_per_minute}\n"
+    return "\n".join(table.format(model=model, url=base_url, in_flight=shape.in_flight) for model in (CHAT_MODEL, RERANK_MODEL))
 
 
 def _roles(data: Path) -> dict[str, int]:

@@ -69,6 +69,7 @@ class Service:
         self._cache = PrefixCache(options.prefix_blocks) if options.prefix_blocks is not None else None
         self.reads_chats = self._cache is not None
         self._draws = _lognormal(options) if options.sigma else None
+        self._allowed, self._filled = 0.0, time.perf_counter()
         self._serving = getattr(self, "_serving", 0)
         self._waiting: deque[tuple[Connection, bytes, float, int]] = getattr(self, "_waiting", deque())
         self._serve_waiting()
@@ -121,6 +122,10 @@ class Service:
     def _admit(self, connection: "Connection", answer: bytes, extra: float, read: int, written: int | None = None) -> None:
         stats, options = self.stats, self.options
         stats.requests += 1
+        if options.requests_per_minute is not None and not self._is_allowed(options.requests_per_minute / 60):
+            stats.refused += 1
+            connection.send(answers.too_many(options.retry_after))
+            return
         if options.slots is not None and self._serving >= options.slots and len(self._waiting) >= options.queue:
             stats.refused += 1
             connection.send(answers.too_many(options.retry_after))
@@ -134,6 +139,16 @@ class Service:
             self._waiting.append((connection, answer, extra, read))
         else:
             self._serve(connection, answer, extra)
+
+    def _is_allowed(self, rate: float) -> bool:
+        """A bucket that holds a second's worth."""
+        now = time.perf_counter()
+        self._allowed = min(rate, self._allowed + (now - self._filled) * rate)
+        self._filled = now
+        if self._allowed < 1:
+            return False
+        self._allowed -= 1
+        return True
 
     def _serve(self, connection: "Connection", answer: bytes, extra: float) -> None:
         self._serving += 1

@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from xalen_batch.backends.circuit import Circuit
 from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable, Usage
 from xalen_batch.backends.lane import Ended, Exhausted, Lane, NotRun, pause_before_retry
+from xalen_batch.backends.rates import Rates, estimate
 from xalen_batch.catalog import CHAT
 
 OK = Answered(200, b"{}", Usage(1, 1))
@@ -375,5 +376,72 @@ def test_workers_share_what_a_backend_may_get() -> None:
         gate.set()
         await work.is_over.wait()
         assert backend.most_in_flight == 6
+
+    run(main)
+
+
+class Gate:
+    """Rates that let one request pass at a time, when told."""
+
+    def __init__(self) -> None:
+        self.turns: list[asyncio.Future[None]] = []
+        self.settled: list[tuple[int, int | None]] = []
+        self.wait = 0.0
+
+    async def admit(self, tokens: int) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self.turns.append(turn)
+        await turn
+
+    def settle(self, estimated: int, used: int | None) -> None:
+        self.settled.append((estimated, used))
+
+    def let_pass(self) -> None:
+        next(turn for turn in self.turns if not turn.done()).set_result(None)
+
+
+def test_a_line_is_sent_when_its_rate_allows_and_its_tokens_are_settled_by_its_usage() -> None:
+    async def main() -> None:
+        gate, backend = Gate(), Script(OK, BROKEN, OK)
+        work, lane = Lines(2), Lane(backend, 2, rates=cast(Rates, gate))
+        work.start(lane)
+        await until(lambda: len(gate.turns) == 2)
+        assert backend.sent == 0
+        expected = estimate(b"{}", CHAT)
+        gate.let_pass()
+        await until(lambda: gate.settled == [(expected, 2)])
+        gate.let_pass()
+        # The second fails, and its next attempt needs a turn of its own.
+        await until(lambda: len(gate.turns) == 3)
+        assert gate.settled[1:] == [(expected, None)]
+        gate.let_pass()
+        await until(work.is_over.is_set)
+        assert list(work.outcomes.values()) == [OK, OK]
+
+    run(main)
+
+
+def test_a_stop_does_not_wait_for_a_rate() -> None:
+    async def main() -> None:
+        gate, backend = Gate(), Script(OK)
+        work, lane = Lines(3), Lane(backend, 2, rates=cast(Rates, gate))
+        work.start(lane)
+        await until(lambda: len(gate.turns) == 2)
+        work.is_stopped = True
+        lane.stop(work)
+        await until(work.is_over.is_set)
+        assert list(work.outcomes.values()) == [NotRun()] * 3
+        assert (backend.sent, lane.unfinished) == (0, 0)
+
+    run(main)
+
+
+def test_a_lane_that_waits_for_its_rate_has_no_room() -> None:
+    async def main() -> None:
+        gate = Gate()
+        lane = Lane(Script(OK), 10, rates=cast(Rates, gate))
+        assert lane.room > 0
+        gate.wait = 10
+        assert lane.room == 0
 
     run(main)
