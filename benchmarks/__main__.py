@@ -13,6 +13,7 @@ last digit. Wrong answers end it with exit 1; a missed target does not.
 """
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -40,7 +41,11 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--no-peers", action="store_true", help="leave out Celery per line and LiteLLM, which are installed apart")
     parser.add_argument("--output", type=Path, default=OUTPUT / "results", help="folder of the result file, plot and tables")
-    parser.add_argument("--publish", action="store_true", help="also write docs/performance.md, its plot and benchmarks/results.json")
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="also renew these scenarios in docs/performance.md and benchmarks/results.json, and the plot if all are there",
+    )
     chosen = parser.parse_args(given)
     if unknown := [name for name in chosen.scenarios if name not in ALL]:
         parser.error(f"no scenario is called {', '.join(unknown)}; --list shows them")
@@ -94,9 +99,11 @@ def _write(outcomes: list[Outcome], chosen: argparse.Namespace) -> None:
     (folder / "tables.md").write_text("\n\n".join(f"## {name}\n{part}" for name, part in parts.items()) + "\n", "utf-8")
     _say(f"results.json, throughput.svg and tables.md are in {folder}")
     if chosen.publish:
-        report.write_json(RESULTS, content)
-        PLOT.write_text(picture, "utf-8")
-        for homeless in report.publish(PAGE, parts):
+        published = report.merged(json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}, content)
+        report.write_json(RESULTS, published)
+        if {name for name, scenario in ALL.items() if scenario.is_default} <= {outcome.scenario for outcome in outcomes}:
+            PLOT.write_text(picture, "utf-8")
+        for homeless in report.publish(PAGE, {**parts, "targets": report.targets_markdown(published)}):
             _say(f"{PAGE.name} has no place for {homeless}")
 
 

@@ -95,17 +95,26 @@ def as_json(outcomes: Sequence[Outcome], *, scale: float) -> dict[str, Any]:
 
 
 def markdown(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """The parts of docs/performance.md by the name of their marker."""
-    target_rows = [
-        f"| {figure.name} ({scenario}) | {wanted(figure)} | {shown(figure)} | {verdict(figure)} |" for scenario, figure in targets(outcomes)
+    """The parts of docs/performance.md by the name of their marker, but for the targets."""
+    machine_part = f"Measured on {machine.in_words(machine.description())}."
+    return {"machine": machine_part, **{outcome.scenario: _scenario_markdown(outcome) for outcome in outcomes}}
+
+
+def targets_markdown(content: dict[str, Any]) -> str:
+    """The table of targets, of results as `as_json` makes them."""
+    rows = [
+        f"| {figure['name']} ({scenario}) | {figure['target']} | {shown(Figure('', figure['value'], figure['unit']))} "
+        f"| {'yes' if figure['ok'] else 'NO'} |"
+        for scenario, found in content["scenarios"].items()
+        for figure in found["figures"]
+        if figure["target"]
     ]
-    parts = {
-        "machine": f"Measured on {machine.in_words(machine.description())}.",
-        "targets": "\n".join(["| What | Target | Measured | Met |", "|---|---|---|---|", *target_rows]),
-    }
-    for outcome in outcomes:
-        parts[outcome.scenario] = _scenario_markdown(outcome)
-    return parts
+    return "\n".join(["| What | Target | Measured | Met |", "|---|---|---|---|", *rows])
+
+
+def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Published results with some scenarios measured anew; each is one run by itself."""
+    return {**now, "scenarios": {**before.get("scenarios", {}), **now["scenarios"]}}
 
 
 def _scenario_markdown(outcome: Outcome) -> str:

@@ -9,9 +9,11 @@ from contextlib import suppress
 M_ARENA_MAX = -8
 ARENAS = 2
 
-# Objects made since the last look before Python looks for cycles among them: lines come by the thousand
-# and leave no cycle. The default of 700 is a look every few lines.
-YOUNG_OBJECTS = 50_000
+# Objects more than at the last look, before Python looks for cycles among them: lines come by the thousand
+# and leave none, and the default of 700 is a look at every few of them. Sessions and connections do leave some, with
+# what they hold, so the old ones are looked at as well: what was there at the start is not among them.
+YOUNG_OBJECTS = 5_000
+MIDDLE_AGED, OLD = 10, 5
 
 
 def settle() -> None:
@@ -22,4 +24,4 @@ def settle() -> None:
             ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS, 20, 20)
+    gc.set_threshold(YOUNG_OBJECTS, MIDDLE_AGED, OLD)

@@ -17,8 +17,12 @@ from xalen_batch.broker import Job
 from xalen_batch.pipeline import finalize, recover, validate
 from xalen_batch.pipeline.engine import Engine
 from xalen_batch.schedules import fire
+from xalen_batch.turns import Turns
 
 logger = log.get(__name__)
+
+# Batches that one process validates at a time: one may wait for the database while another is read.
+VALIDATIONS = 2
 
 
 def reported(body: Callable[..., None]) -> Callable[..., None]:
@@ -38,10 +42,16 @@ def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
     """Make each job a Celery task of its name. The tasks are returned too, to be called without the broker."""
     is_firing = threading.Lock()
 
-    @app.task(name=Job.VALIDATE.value)
+    # Each holds what it knows of up to fifty thousand lines, and more than one is no faster.
     @reported
-    def validate_batch(batch_id: str) -> None:
+    def validate_next(batch_id: str) -> None:
         validate.run(UUID(hex=batch_id))
+
+    validations = Turns(validate_next, VALIDATIONS)
+
+    @app.task(name=Job.VALIDATE.value)
+    def validate_batch(batch_id: str) -> None:
+        validations.take(batch_id)
 
     @app.task(name=Job.EXECUTE.value)
     @reported
