@@ -445,3 +445,20 @@ def test_a_lane_that_waits_for_its_rate_has_no_room() -> None:
         assert lane.room == 0
 
     run(main)
+
+
+def test_a_line_whose_turn_comes_when_the_backend_is_left_alone_goes_back(configure: Callable[..., None]) -> None:
+    configure(circuit_failures=1, circuit_pause=60)
+
+    async def main() -> None:
+        gate, backend = Gate(), Script(OK)
+        work, lane = Lines(1), Lane(backend, 1, rates=cast(Rates, gate))
+        work.start(lane)
+        await until(lambda: len(gate.turns) == 1)
+        lane.circuit.failed()
+        gate.let_pass()
+        await until(work.is_over.is_set)
+        assert work.outcomes == {0: NotRun()}
+        assert (backend.sent, gate.settled) == (0, [(estimate(b"{}", CHAT), None)])
+
+    run(main)

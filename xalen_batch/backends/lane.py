@@ -181,6 +181,11 @@ class Lane:
         if self._rates is not None:
             expected = estimate(request.body, request.endpoint)
             await self._rates.admit(expected)
+            if self.circuit.pause:
+                # It opened while this one waited.
+                self._rates.settle(expected, None)
+                self._over(entry, NOT_RUN)
+                return
         entry.attempts += 1
         entry.is_sent = True
         self.circuit.sent()
