@@ -8,8 +8,10 @@ XalenError
 ├── NotFound                404
 ├── MethodNotAllowed        405
 ├── TooLarge                413
+├── TooManyRequests         429
 ├── ServerError             500
-└── Unavailable             503
+├── Unavailable             503
+└── StorageFull             507
 ConfigError                 a setting, the catalog or a file of the operator's is wrong
 """
 
@@ -76,6 +78,18 @@ class TooLarge(XalenError):
     code = "file_too_large"
 
 
+class TooManyRequests(XalenError):
+    """More than the caller may have just now. `retry_after`: seconds until it is worth asking again."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after: float, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param=param, code=code)
+        self.retry_after = retry_after
+
+
 class ServerError(XalenError):
     status = 500
     code = "internal_error"
@@ -85,6 +99,11 @@ class Unavailable(XalenError):
     status = 503
     code = "service_unavailable"
     retry_after = 5.0
+
+
+class StorageFull(XalenError):
+    status = 507
+    code = "storage_full"
 
 
 class ConfigError(Exception):

@@ -1,6 +1,7 @@
 """Every failure as the one envelope that OpenAI's clients read."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -40,7 +41,7 @@ def answer(request: Request, error: Exception) -> Response:
     if isinstance(known, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     if known.retry_after is not None:
-        headers["retry-after"] = f"{known.retry_after:.0f}"
+        headers["retry-after"] = str(math.ceil(known.retry_after))
     # ASCII, so that what cannot be UTF-8 (a lone surrogate in a value that is shown) can still be answered.
     return Response(json.dumps(known.body()), known.status, headers, "application/json")
 
