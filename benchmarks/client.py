@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 BOUNDARY = "----xalen-batch-benchmarks"
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 CHUNK = 1 << 20
+# Seconds between two looks at a batch that runs.
+OFTEN, SELDOM = 0.05, 1.0
 
 
 class Client:
@@ -59,16 +61,20 @@ class Client:
         self._connection.request(method, path, None if body is None else json.dumps(body), headers)
         return self._read()
 
-    def wait(self, batch_id: str, *, every: float = 0.1, patience: float = 60) -> dict[str, Any]:
-        """The batch when it has ended. RuntimeError when nothing moves for `patience` seconds."""
-        moved, last = time.monotonic(), None
+    def wait(self, batch_id: str, *, patience: float = 60) -> dict[str, Any]:
+        """The batch when it has ended. RuntimeError when nothing moves for `patience` seconds.
+
+        It looks more often the nearer the end is, since each look is work for what is measured.
+        """
+        started = moved = time.monotonic()
+        last = None
         while (batch := self.batch(batch_id))["status"] not in ENDED:
-            seen = (batch["status"], batch["request_counts"])
+            seen, now = (batch["status"], batch["request_counts"]), time.monotonic()
             if seen != last:
-                moved, last = time.monotonic(), seen
-            elif time.monotonic() - moved > patience:
+                moved, last = now, seen
+            elif now - moved > patience:
                 raise RuntimeError(f"{batch_id} is {batch['status']} and has not moved for {patience:.0f} s: {batch['request_counts']}")
-            time.sleep(every)
+            time.sleep(min(SELDOM, max(OFTEN, _time_left(batch, now - started) / 3)))
         return batch
 
     def download(self, file_id: str, to: Path) -> int:
@@ -92,6 +98,13 @@ class Client:
             raise RuntimeError(f"the API answered {answer.status}: {said[:500]!r}")
         found: dict[str, Any] = json.loads(said)
         return found
+
+
+def _time_left(batch: dict[str, Any], elapsed: float) -> float:
+    """Seconds until a batch ends, if it goes on as it did."""
+    counts = batch["request_counts"]
+    ended = counts["completed"] + counts["failed"]
+    return elapsed * (counts["total"] - ended) / ended if ended else SELDOM
 
 
 def _part(name: str, filename: str | None = None) -> bytes:

@@ -25,4 +25,4 @@ def _read(results: Results) -> Iterator[Figure]:
         yield Figure("CPU per line, all processes", ours.cpu_per_line, "µs")
 
 
-SCENARIOS = [Scenario("durability", "20,000 lines at no latency, with and without the write of results", _contenders, _read)]
+SCENARIOS = [Scenario("durability", "20,000 lines at no latency, with and without the write of results", _contenders, _read, runs=2)]

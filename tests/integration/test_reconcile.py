@@ -76,6 +76,7 @@ def test_batches_of_every_kind_agree(statement: str) -> None:
         ("UPDATE results SET output_tokens = 568 WHERE line_no = 1", "charge of line 1", "0.0000237", "0.00002368"),
         ("DELETE FROM results WHERE line_no = 4", "number of lines", "5", "4"),
         ("DELETE FROM results WHERE line_no = 5", "requests listed as not billed", "1", "2"),
+        ("DELETE FROM batches", "lines of a batch that is not there", "0", "5"),
         ("UPDATE batches SET completed = 2", "completed", "3", "2"),
         ("UPDATE batches SET failed = 1", "failed", "2", "1"),
         ("UPDATE batches SET input_tokens = 1", "input_tokens", "7468", "1"),

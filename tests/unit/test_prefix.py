@@ -21,13 +21,13 @@ def chat(*contents, **body):
 
 
 def marks_of(body) -> list[int]:
-    return marks(prompt(body))
+    return list(marks(prompt(body)))
 
 
 def order(*bodies) -> list[int]:
     starts = Starts()
     for body in bodies:
-        starts.add(marks_of(body))
+        starts.add(marks(prompt(body)))
     return starts.running_order()
 
 
@@ -45,12 +45,13 @@ def test_a_group_spread_over_the_file_runs_in_one_go_and_groups_in_the_order_of_
 def test_groups_within_a_group_run_in_one_go():
     system = text("system", 2_000)
     lines = [chat(system, text(name, 1_000) + f" question {n}") for n, name in enumerate("XYXY")]
-    assert order(*lines, chat("other"), *lines) == [0, 2, 5, 7, 1, 3, 6, 8, 4]
+    # The first line of all that share the system prompt is not looked into further.
+    assert order(*lines, chat("other"), *lines) == [0, 1, 3, 6, 8, 2, 5, 7, 4]
 
 
 def test_a_document_in_the_same_message_as_its_instructions_is_seen():
-    lines = [chat(text("instructions", 1_100) + text(name, 700) + f"question {n}") for n, name in enumerate("XYXY")]
-    assert order(*lines) == [0, 2, 1, 3]
+    lines = [chat(text("instructions", 1_100) + text(name, 700) + f"question {n}") for n, name in enumerate("ZXYXY")]
+    assert order(*lines) == [0, 1, 3, 2, 4]
 
 
 def test_a_short_system_prompt_with_a_document_behind_it_is_seen():
@@ -132,13 +133,30 @@ def test_each_line_is_there_once_and_those_that_begin_alike_are_neighbours(lines
     starts = Starts()
     for line in lines:
         # As the marks of a prompt are: one holds all before it.
-        starts.add([hash(tuple(line[: n + 1])) & 0xFFFFFFFF for n in range(len(line))])
+        starts.add(hash(tuple(line[: n + 1])) & 0xFFFFFFFF for n in range(len(line)))
     found = starts.running_order()
     assert sorted(found) == list(range(len(lines)))
+    firsts = {line[0]: number for number, line in reversed(list(enumerate(lines))) if line}
     for depth in range(1, 6):
         for start in {tuple(line[:depth]) for line in lines if len(line) >= depth}:
-            places = [place for place, line in enumerate(found) if tuple(lines[line][:depth]) == start]
-            assert places == list(range(places[0], places[0] + len(places)))
+            alike = [place for place, line in enumerate(found) if tuple(lines[line][:depth]) == start]
+            # The first that begins so comes first, and may part from those that go on as it does.
+            places = alike if depth == 1 else [place for place in alike if found[place] != firsts[start[0]]]
+            assert places == list(range(places[0], places[0] + len(places))) if places else depth > 1
+
+
+def test_what_begins_like_no_other_line_is_read_no_further():
+    asked = []
+
+    def telling(marks):
+        for mark in marks:
+            asked.append(mark)
+            yield mark
+
+    starts = Starts()
+    for line in ([10, 11, 12], [20, 21, 22], [10, 11, 13]):
+        starts.add(telling(line))
+    assert asked == [10, 20, 10, 11, 13]
 
 
 @given(st.lists(st.lists(st.integers(0, 2**32 - 1), max_size=5), unique_by=lambda line: line[0] if line else object(), max_size=40))

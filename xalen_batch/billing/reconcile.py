@@ -59,6 +59,12 @@ _LINES = """
     WHERE amount IS DISTINCT FROM expected
 """
 
+_ORPHANS = """
+    SELECT 'batch' AS kind, batch_id AS id, 'lines of a batch that is not there' AS what, 0 AS expected, count(*) AS found
+    FROM results WHERE NOT EXISTS (SELECT FROM batches WHERE batches.id = results.batch_id)
+    GROUP BY batch_id
+"""
+
 _COUNTS = """
     SELECT 'batch' AS kind, batch.id, counter.what, counter.expected, counter.found
     FROM batches AS batch
@@ -183,4 +189,4 @@ _STATEMENTS = """
     WHERE statement.month IS NOT NULL AND sums.expected <> sums.found
 """
 
-CHECKS = (_LINES, _COUNTS, _INVOICES, _TOTALS, _USAGE, _USAGE_PRICES, _NOT_BILLED, _OWNERS, _STATEMENTS)
+CHECKS = (_LINES, _ORPHANS, _COUNTS, _INVOICES, _TOTALS, _USAGE, _USAGE_PRICES, _NOT_BILLED, _OWNERS, _STATEMENTS)

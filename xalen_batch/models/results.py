@@ -4,7 +4,7 @@ from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, SmallInteger, func
+from sqlalchemy import CheckConstraint, SmallInteger, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from xalen_batch.models.base import Base
@@ -22,7 +22,8 @@ class Result(Base):
         CheckConstraint("(amount IS NOT NULL) = (status_code IS NOT NULL AND status_code < 300)", name="charged_iff_succeeded"),
     )
 
-    batch_id: Mapped[UUID] = mapped_column(ForeignKey("batches.id"), primary_key=True)
+    # No foreign key: its check of every row costs as much as writing it (decision 0022).
+    batch_id: Mapped[UUID] = mapped_column(primary_key=True)
     line_no: Mapped[int] = mapped_column(primary_key=True)
     input_tokens: Mapped[int] = mapped_column(server_default="0")
     cached_tokens: Mapped[int] = mapped_column(server_default="0")

@@ -7,6 +7,7 @@ Two prompts with the same checksum by chance cost a place in the order, and noth
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 from zlib import crc32
 
@@ -16,6 +17,8 @@ import orjson
 LEAST = 256
 # Bounds what a line of many messages costs.
 MOST_MARKS = 24
+# Of a mark's bits, those by which lines are known to begin alike before they are arranged.
+FIRST_BITS = 20
 
 
 def _places() -> Iterator[int]:
@@ -37,20 +40,23 @@ def prompt(body: Mapping[str, Any]) -> list[bytes]:
     return [orjson.dumps(tools), *messages] if tools else messages
 
 
-def marks(pieces: Iterable[bytes]) -> list[int]:
-    """The marks of a prompt, 32 bits each; none where it is shorter than `LEAST`.
+def marks(pieces: Iterable[bytes]) -> Iterator[int]:
+    """The marks of a prompt, 32 bits each, made as they are asked for; none where it is shorter than `LEAST`.
 
     They are at `PLACES` of each piece, and at the end of each piece that another follows, if `LEAST` bytes lie behind the mark
     before. So what two prompts share is seen if it is half as long as what comes before it in its piece.
     A mark depends on nothing behind it.
     """
-    found: list[int] = []
+    return islice(_marks(pieces), MOST_MARKS)
+
+
+def _marks(pieces: Iterable[bytes]) -> Iterator[int]:
     chain = 0
     rest = b""
     for piece in pieces:
         if len(rest) >= LEAST:
             chain = crc32(rest, chain)
-            found.append(chain)
+            yield chain
             rest = b""
         text = rest + piece if rest else piece
         size, begin = len(text), 0
@@ -58,12 +64,9 @@ def marks(pieces: Iterable[bytes]) -> list[int]:
             if end > size:
                 break
             chain = crc32(text[begin:end], chain)
-            found.append(chain)
+            yield chain
             begin = end
-        if len(found) >= MOST_MARKS:
-            return found[:MOST_MARKS]
         rest = text[begin:]
-    return found
 
 
 class Starts:
@@ -72,9 +75,21 @@ class Starts:
     def __init__(self) -> None:
         self._marks = array("I")
         self._begins = array("I", [0])
+        # A byte for the last bits of each first mark so far. What another had set costs a line the making of all its marks.
+        self._seen = bytearray(1 << FIRST_BITS)
 
     def add(self, marks: Iterable[int]) -> None:
-        self._marks.extend(marks)
+        """Of a line that begins like none before it the first mark is all that is made: most of what long prompts cost.
+
+        So the first line of a group may part from those that go on as it does, once in a group.
+        """
+        following = iter(marks)
+        if (first := next(following, None)) is not None:
+            self._marks.append(first)
+            place = first & (len(self._seen) - 1)
+            if self._seen[place]:
+                self._marks.extend(following)
+            self._seen[place] = True
         self._begins.append(len(self._marks))
 
     def running_order(self) -> list[int]:
