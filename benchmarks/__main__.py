@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 from benchmarks import machine, plot, report, runner
-from benchmarks.references.process import ROOT
+from benchmarks.environments import OUTPUT, ROOT
 from benchmarks.samples import Outcome
 from benchmarks.scenarios import ALL
-from benchmarks.stage import OUTPUT, Stage, opened
+from benchmarks.stage import Stage, opened
 from benchmarks.verification import Wrong
 
 QUICK = 0.01

@@ -3,9 +3,10 @@
 import time
 from collections.abc import Callable
 
+from benchmarks.environments import Unavailable
 from benchmarks.samples import Measured, Outcome, Sample
 from benchmarks.scenarios.scenario import Scenario
-from benchmarks.stage import Stage, Unavailable
+from benchmarks.stage import Stage
 
 
 def run(scenario: Scenario, stage: Stage, runs: int, say: Callable[[str], None]) -> Outcome:

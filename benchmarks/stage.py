@@ -1,8 +1,5 @@
 """What scenarios are given: the mock server, systems as they ask for them, input files, references."""
 
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from benchmarks import batches, lines, system
+from benchmarks import batches, environments, lines, system
+from benchmarks.environments import Unavailable
 from benchmarks.lines import Input
 from benchmarks.mock import process as mock_process
 from benchmarks.mock.options import Options
@@ -20,7 +18,6 @@ from benchmarks.references import process as references
 from benchmarks.samples import Contender, Sample
 from benchmarks.system import USUAL, Shape, System
 
-OUTPUT = references.ROOT / ".bench"
 LITELLM = "1.106.2"
 # A system at rest still polls: no more than two are kept beside each other.
 MOST_SYSTEMS = 2
@@ -28,10 +25,6 @@ MOST_SYSTEMS = 2
 CELERY_POOL: tuple[celery_pool.Pool, int] = ("gevent", 100)
 FEWEST_LINES = 40
 WARM_UP_LINES = 400
-
-
-class Unavailable(Exception):
-    """Something is not installed here; the message says what to do."""
 
 
 @dataclass
@@ -125,7 +118,7 @@ class Stage:
     def litellm(self, input_: Input, options: Options, *, count: int, rounds: int | None = 1) -> Contender:
         def run() -> Sample:
             self._need_peers()
-            python = _litellm_python(self.say)
+            python = environments.python_with(f"litellm-{LITELLM}", f"litellm=={LITELLM}", say=self.say)
             return references.run(
                 "litellm_router", self.mock, input_, options, lines=self.scaled(count), in_flight=256, python=str(python),
                 env={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"},
@@ -157,26 +150,3 @@ def opened(say: Callable[[str], None], *, scale: float, with_peers: bool) -> Ite
             yield stage
         finally:
             stage.close()
-
-
-def _litellm_python(say: Callable[[str], None]) -> Path:
-    """The interpreter of LiteLLM's own environment, made on first use."""
-    folder = OUTPUT / f"litellm-{LITELLM}"
-    python, uv = folder / "bin" / "python", references.ROOT / ".tools" / "bin" / "uv"
-    if python.exists():
-        return python
-    if not uv.exists():
-        raise Unavailable("its environment is made by `make bench`, which brings uv")
-    say(f"installing LiteLLM {LITELLM} in an environment of its own")
-    made = folder.with_name(folder.name + ".part")
-    shutil.rmtree(made, ignore_errors=True)
-    commands: tuple[list[str | Path], ...] = (
-        [uv, "venv", "--quiet", "--relocatable", "--python", sys.executable, made],
-        [uv, "pip", "install", "--quiet", "--python", made / "bin" / "python", f"litellm=={LITELLM}"],
-    )
-    for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise Unavailable(f"LiteLLM {LITELLM} could not be installed: {done.stderr.strip()[-300:]}")
-    made.rename(folder)
-    return python

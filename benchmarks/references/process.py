@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.batches import service
+from benchmarks.environments import ROOT
 from benchmarks.lines import Input
 from benchmarks.mock.options import Options
 from benchmarks.mock.process import Mock
 from benchmarks.samples import Sample
 from benchmarks.verification import check_answered, expect
-
-ROOT = Path(__file__).parents[2]
 
 
 def run(
