@@ -19,9 +19,8 @@ from xalen_batch.api import (
     schedule_runs,
     schedules,
 )
-from xalen_batch.api.middleware import BodyLimit, RequestContext
+from xalen_batch.api.middleware import BodyLimit, RateHeaders, RequestContext
 from xalen_batch.api.schemas import ErrorObject
-from xalen_batch.api.throttle import RateHeaders
 from xalen_batch.config import settings
 
 DESCRIPTION = """Batch inference behind the OpenAI Files and Batches API: point the OpenAI client's `base_url` here.

@@ -86,8 +86,12 @@ class Excess:
 
 def limits(session: Session, owner: Owner) -> dict[Quota, int | None]:
     """The limits in force: the settings', or those that an operator gave this account."""
-    given = session.execute(_GIVEN, _of(owner)).all()
-    return {quota: getattr(settings(), f"quota_{quota}") for quota in Quota} | {Quota(name): most for name, most in given}
+    return {quota: getattr(settings(), f"quota_{quota}") for quota in Quota} | given(session, owner)
+
+
+def given(session: Session, owner: Owner) -> dict[Quota, int | None]:
+    """The limits that an operator gave this account."""
+    return {Quota(name): most for name, most in session.execute(_GIVEN, _of(owner))}
 
 
 def held(session: Session, owner: Owner) -> dict[Quota, int]:
@@ -131,9 +135,9 @@ def lock(session: Session, owner: Owner) -> None:
     session.execute(_LOCK, {"lock": LOCK, "owner": f"{owner.account_id} {owner.livemode}"})
 
 
-def change(session: Session, owner: Owner, given: Limits) -> None:
+def change(session: Session, owner: Owner, wanted: Limits) -> None:
     """Give an account limits of its own; None: no limit."""
-    for quota, most in given.items():
+    for quota, most in wanted.items():
         row = insert(AccountQuota).values(**_of(owner), name=quota.value, most=most)
         session.execute(
             row.on_conflict_do_update(

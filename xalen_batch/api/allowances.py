@@ -1,6 +1,6 @@
 """An account's requests per second: a bucket in Redis that all API processes draw from, and one process's own while Redis is away.
 
-A bucket holds a second's worth, is full at first, and fills steadily. Who finds it empty is told when to come back, each a little
+A bucket holds a second's worth (FEWEST at least), is full at first, and fills steadily. Who finds it empty is told when to come back, each a little
 later than the one before, so that clients which do as they are told find room (docs/decisions/0020).
 """
 
@@ -25,6 +25,8 @@ PATIENCE = 0.02
 RETRY = 1.0
 # Whoever is refused comes back within so many seconds.
 LONGEST_WAIT = 30.0
+# With room for one alone, whoever came back a moment late would leave too little for the next.
+FEWEST = 2
 # Seconds since its last request after which an API process counts no longer as one.
 LIVE_FOR = 60
 # A process that has never reached Redis takes itself for one of so many.
@@ -88,7 +90,7 @@ class OwnBucket:
         else:
             wait = min(LONGEST_WAIT, (1 - self.level + self.promised) / self.rate)
             self.promised = min(self.promised + 1, self.rate * LONGEST_WAIT)
-        return Draw(limit, int(self.level), wait, (self.size - self.level) / self.rate)
+        return Draw(limit, min(limit, int(self.level)), wait, (self.size - self.level) / self.rate)
 
 
 class Allowances:
@@ -119,8 +121,10 @@ class Allowances:
     def _shared(self, name: str, limit: int) -> Draw:
         assert self._script is not None
         keys = [f"xalen:requests:{name}", "xalen:requests"]
-        remaining, wait, reset, self._processes = cast(list[int], self._script(keys, [limit, limit, LONGEST_WAIT, self._id, LIVE_FOR]))
-        return Draw(limit, remaining, wait / 1e6, reset / 1e6)
+        remaining, wait, reset, self._processes = cast(
+            list[int], self._script(keys, [limit, max(FEWEST, limit), LONGEST_WAIT, self._id, LIVE_FOR])
+        )
+        return Draw(limit, min(limit, remaining), wait / 1e6, reset / 1e6)
 
     def _may_ask(self) -> bool:
         """While Redis is away, one request of many tries it; the others do not wait for that."""
@@ -149,7 +153,7 @@ class Allowances:
         with self._lock:
             bucket = self._own.get(name)
             if bucket is None or bucket.rate != rate:
-                size = max(1.0, rate)
+                size = max(FEWEST, rate)
                 bucket = self._own[name] = OwnBucket(rate, size, now, size)
             return bucket.draw(limit, now)
 

@@ -1,12 +1,9 @@
-"""The throttle: an account's requests per second, and the headers that tell how many are left."""
+"""The throttle: lets an account's requests per second pass, and remembers for the answer how many are left."""
 
-import math
 import time
 from contextvars import ContextVar
 
 from sqlalchemy.orm import Session
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xalen_batch import quotas
 from xalen_batch.accounts import Owner
@@ -20,7 +17,7 @@ KNOWN_FOR = 5.0
 MOST_KNOWN = 10_000
 
 _limits: dict[Owner, tuple[float, int | None]] = {}
-# A holder that the middleware makes for each request: what threads put into it is seen there, what they set themselves is not.
+# A holder for each request: what threads put into it is seen there, what they set themselves is not.
 _draws: ContextVar[list[Draw] | None] = ContextVar("draws", default=None)
 
 
@@ -38,31 +35,16 @@ def admit(session: Session, owner: Owner) -> None:
         )
 
 
+def begin() -> list[Draw]:
+    """A holder for what is drawn for the request that begins now: none or one."""
+    draws: list[Draw] = []
+    _draws.set(draws)
+    return draws
+
+
 def current() -> Draw | None:
     """What was drawn for the request that is answered now. None: it has no limit."""
     return next(iter(_draws.get() or ()), None)
-
-
-class RateHeaders:
-    """Puts what was drawn for a request into its answer's headers, as OpenAI names them."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        draws: list[Draw] = []
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                for draw in draws:
-                    headers = MutableHeaders(scope=message)
-                    headers["x-ratelimit-limit-requests"] = str(draw.limit)
-                    headers["x-ratelimit-remaining-requests"] = str(draw.remaining)
-                    headers["x-ratelimit-reset-requests"] = f"{math.ceil(draw.reset * 1000)}ms"
-            await send(message)
-
-        _draws.set(draws)
-        await self.app(scope, receive, send_with_headers)
 
 
 def _limit(session: Session, owner: Owner) -> int | None:

@@ -47,7 +47,8 @@ class Upload:
 
 async def receive(request: Request, caller: BriefSubmitter) -> AsyncIterator[Upload]:
     """Store the upload of a known caller; what its route then refuses is removed again."""
-    await asyncio.to_thread(_refuse_if_over_quota, caller, _length(request))
+    if (least := _length(request) - FORM_ROOM) > 0:
+        await asyncio.to_thread(_refuse_if_over_quota, caller, least)
     upload = await _store(request, caller)
     try:
         yield upload
@@ -108,10 +109,10 @@ def _check_length(request: Request) -> None:
         raise too_large(settings().max_file_bytes)
 
 
-def _refuse_if_over_quota(caller: Caller, length: int) -> None:
-    """TooManyRequests before a byte is taken of a file that there is no room for. What there is no length of is refused at its end."""
+def _refuse_if_over_quota(caller: Caller, least: int) -> None:
+    """TooManyRequests before a byte is taken of a large file that there is no room for. Others are refused when they are there."""
     with db.reading() as session:
-        if excess := quotas.bytes_excess(session, caller, max(0, length - FORM_ROOM)):
+        if excess := quotas.bytes_excess(session, caller, least):
             raise excess.refusal()
 
 
