@@ -11,9 +11,9 @@ from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 
-from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import make_url
 
-from xalen_batch import embedded, log, storage
+from xalen_batch import db, embedded, log, storage
 from xalen_batch.config import GiB, settings
 from xalen_batch.errors import StorageFull
 
@@ -79,6 +79,6 @@ def _short(_: int) -> dict[Store, Space]:
 
 def _folders() -> dict[Store, Path]:
     postgres = settings().data_dir.absolute() / "postgres"
-    url = settings().database_url
-    is_embedded = url is not None and conninfo_to_dict(url.get_secret_value()).get("host") == str(embedded.socket_folder(postgres))
+    has_database = settings().database_url is not None
+    is_embedded = has_database and make_url(db.url()).query.get("host") == str(embedded.socket_folder(postgres))
     return {Store.FILES: storage.folder()} | ({Store.DATABASE: postgres} if is_embedded else {})
