@@ -105,6 +105,7 @@ def running(shape: Shape, model_server: str, folder: Path | None = None) -> Iter
             "catalog": str(catalog),
             "worker_processes": str(shape.workers),
             "max_file_bytes": str(1 << 30),
+            "quota_requests_per_second": "none",
             **dict(shape.settings),
         }
         with (root / "up.log").open("wb") as log:

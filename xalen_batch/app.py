@@ -4,8 +4,22 @@ import uvicorn
 from fastapi import FastAPI
 
 from xalen_batch import __version__, log, memory
-from xalen_batch.api import batches, billing, docs, errors, estimates, files, health, inbox, models, partial, schedule_runs, schedules
-from xalen_batch.api.middleware import BodyLimit, RequestContext
+from xalen_batch.api import (
+    batches,
+    billing,
+    docs,
+    errors,
+    estimates,
+    files,
+    health,
+    inbox,
+    limits,
+    models,
+    partial,
+    schedule_runs,
+    schedules,
+)
+from xalen_batch.api.middleware import BodyLimit, RateHeaders, RequestContext
 from xalen_batch.api.schemas import ErrorObject
 from xalen_batch.config import settings
 
@@ -27,11 +41,12 @@ def create_app() -> FastAPI:
         strict_content_type=False,
         responses={"4XX": {"model": ErrorObject}},
     )
-    for room in (files, batches, partial, estimates, billing, schedules, schedule_runs, inbox, models, health):
+    for room in (files, batches, partial, estimates, billing, schedules, schedule_runs, inbox, models, limits, health):
         app.include_router(room.router)
     docs.install(app)
     errors.install(app)
     app.add_middleware(BodyLimit, most=_most_bytes)
+    app.add_middleware(RateHeaders)
     app.add_middleware(RequestContext)
     return app
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import catalog, db, files, ids, log, paging, windows
+from xalen_batch import catalog, db, disk, files, ids, log, paging, quotas, windows
 from xalen_batch.accounts import Owner
 from xalen_batch.billing import prices
 from xalen_batch.broker import Job
@@ -73,11 +73,14 @@ def create(
     """A batch on its way to validation, at the prices and the discount of this moment.
 
     `output_expires_after`: seconds from the creation of the output files. `run`: the schedule's run that it is.
-    InvalidRequest if its execution window is not open before it expires.
+    InvalidRequest if its execution window is not open before it expires, TooManyRequests if the account may have no more,
+    StorageFull while a disk is short.
     """
+    disk.refuse_if_full()
     completion = timedelta(seconds=completion_seconds(completion_window))
     interval = None if execution_window is None else _first_interval(session, execution_window, completion)
     file = input_file(session, owner, input_file_id, is_ready=run is None)
+    quotas.admit_batch(session, owner)
     batch = Batch(
         id=ids.new(),
         account_id=owner.account_id,

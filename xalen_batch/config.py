@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MiB = 1024 * 1024
+GiB = 1024 * MiB
 
 
 class Settings(BaseSettings):
@@ -40,6 +41,18 @@ class Settings(BaseSettings):
     file_retention: int = Field(30 * 86_400, gt=0, description="Life of a batch input file that names no other.")
     idempotency_retention: int = Field(7 * 86_400, ge=86_400, description="How long an Idempotency-Key replays its answer.")
     pool_size: int = Field(40, gt=0, description="Most database connections of one process.")
+
+    # Quotas of an account in one mode, unless an operator gave it others (docs/limits.md)
+    quota_open_batches: int | None = Field(1_000, ge=0, description="Most batches of an account that have not ended; `none`: no limit.")
+    quota_enqueued_lines: int | None = Field(5_000_000, ge=0, description="Most lines in those batches; `none`: no limit.")
+    quota_enqueued_tokens: int | None = Field(
+        None, ge=0, description="Most input tokens in them, at a token for four bytes of a line. Unset or `none`: no limit."
+    )
+    quota_storage_bytes: int | None = Field(100 * GiB, ge=0, description="Most bytes of an account's files; `none`: no limit.")
+    quota_requests_per_second: int | None = Field(200, ge=1, description="Most API requests of an account in a second; `none`: no limit.")
+    min_free_bytes: int = Field(
+        1 * GiB, ge=0, description="Free space on the disks of the files and the embedded database below which no new work is taken."
+    )
 
     # Schedules
     schedule_min_interval: int = Field(300, ge=60, description="Least time between two fires of a schedule.")
@@ -91,6 +104,18 @@ class Settings(BaseSettings):
         if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgresql+psycopg://", "postgres://")):
             raise ValueError("must be a PostgreSQL address, postgresql://user:password@host/name")
         return value
+
+    @field_validator(
+        "quota_open_batches",
+        "quota_enqueued_lines",
+        "quota_enqueued_tokens",
+        "quota_storage_bytes",
+        "quota_requests_per_second",
+        mode="before",
+    )
+    @classmethod
+    def _or_none(cls, value: object) -> object:
+        return None if value in ("none", "") else value
 
     @field_validator("storage_url")
     @classmethod

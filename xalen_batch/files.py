@@ -8,7 +8,7 @@ import sqlalchemy
 from sqlalchemy import ColumnElement, Select, Text, cast, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from xalen_batch import ids, paging, storage
+from xalen_batch import ids, paging, quotas, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest, NotFound
@@ -46,8 +46,10 @@ def create(
 ) -> File:
     """An upload whose bytes are in storage already; without `sha256`, the input of a schedule's run, which is still to be put together.
 
-    `expires_after`: seconds; a batch input has a default.
+    `expires_after`: seconds; a batch input has a default. TooManyRequests if the account may keep no more bytes.
     """
+    if size:
+        quotas.admit_bytes(session, owner, size)
     life = expires_after if expires_after is not None else settings().file_retention if purpose == Purpose.BATCH else None
     file = File(
         id=id,

@@ -23,6 +23,7 @@ PATHS = {
     "/v1/batches/{batch_id}/output",
     "/v1/batches/{batch_id}/errors",
     "/v1/statements/{month}",
+    "/v1/limits",
     "/v1/schedules",
     "/v1/schedules/preview",
     "/v1/schedules/{schedule_id}",
@@ -43,7 +44,7 @@ def test_ready_when_every_store_answers(api: Api) -> None:
     answer = api.ask("GET", "/readyz", key=None)
     assert (answer.status, answer.json["status"]) == (200, "ok")
     assert {name: check["status"] for name, check in answer.json["checks"].items()} == dict.fromkeys(
-        ["database", "migrations", "redis", "storage"], "ok"
+        ["database", "migrations", "redis", "storage", "disk"], "ok"
     )
 
 

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import accounts, db
 from xalen_batch.accounts import Caller, Scope
-from xalen_batch.errors import Forbidden, Unauthenticated, XalenError
+from xalen_batch.api import throttle
+from xalen_batch.errors import Forbidden, TooManyRequests, Unauthenticated, XalenError
 
 bearer = HTTPBearer(auto_error=False, description="A key of this server, `xln_test_…` or `xln_live_…`.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
@@ -57,7 +58,7 @@ def refusal(request: Request) -> XalenError | None:
     try:
         with db.reading() as session:
             _authenticate(session, secret if kind.lower() == "bearer" else None, scope)
-    except (Unauthenticated, Forbidden) as error:
+    except (Unauthenticated, Forbidden, TooManyRequests) as error:
         return error
     return None
 
@@ -91,6 +92,7 @@ def _authenticate(session: Session, secret: str | None, scope: Scope) -> Caller:
     if not secret:
         raise Unauthenticated("No API key was provided. Send one as `Authorization: Bearer xln_test_…`.")
     caller = accounts.authenticate(session, secret)
+    throttle.admit(session, caller)
     caller.require(scope)
     return caller
 

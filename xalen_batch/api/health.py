@@ -9,8 +9,8 @@ from typing import Any
 import obstore
 from fastapi import APIRouter, Response
 
-from xalen_batch import broker, db, schema, storage
-from xalen_batch.errors import ConfigError
+from xalen_batch import broker, db, disk, schema, storage
+from xalen_batch.errors import ConfigError, StorageFull
 
 router = APIRouter(tags=["health"])
 
@@ -34,9 +34,20 @@ def _storage() -> None:
     obstore.put(storage.store(), "health/readyz", b"ok")
 
 
-CHECKS: dict[str, Callable[[], None]] = {"database": _database, "migrations": _migrations, "redis": _redis, "storage": _storage}
-# Redis carries hints only: without it work goes on, later.
-OPTIONAL = frozenset({"redis"})
+def _disk() -> None:
+    if shortages := disk.short():
+        raise StorageFull(" ".join(space.message for space in shortages.values()))
+
+
+CHECKS: dict[str, Callable[[], None]] = {
+    "database": _database,
+    "migrations": _migrations,
+    "redis": _redis,
+    "storage": _storage,
+    "disk": _disk,
+}
+# Redis carries hints only: without it work goes on, later. While a disk is short, what is there can be read and what runs is recorded.
+OPTIONAL = frozenset({"redis", "disk"})
 
 
 @router.get("/livez")
@@ -81,4 +92,4 @@ def _outcome(check: Future[float]) -> dict[str, Any]:
     if error is None:
         return {"status": "ok", "ms": check.result()}
     # The kind only: messages of drivers can hold addresses and user names.
-    return {"status": "failed", "error": str(error) if isinstance(error, ConfigError) else type(error).__name__}
+    return {"status": "failed", "error": str(error) if isinstance(error, ConfigError | StorageFull) else type(error).__name__}

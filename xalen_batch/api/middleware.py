@@ -1,5 +1,6 @@
-"""What surrounds every request: its id, one line in the log, and an answer even when the code fails."""
+"""What surrounds every request: its id, one line in the log, what is left of its account's rate, and an answer even when the code fails."""
 
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xalen_batch import log
-from xalen_batch.api import errors
+from xalen_batch.api import errors, throttle
 
 logger = log.get(__name__)
 
@@ -58,6 +59,27 @@ class RequestContext:
                     status=status,
                     ms=round((time.perf_counter() - started) * 1000, 1),
                 )
+
+
+class RateHeaders:
+    """Puts what was drawn for a request into its answer's headers, as OpenAI names them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        draws = throttle.begin()
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                for draw in draws:
+                    headers = MutableHeaders(scope=message)
+                    headers["x-ratelimit-limit-requests"] = str(draw.limit)
+                    headers["x-ratelimit-remaining-requests"] = str(draw.remaining)
+                    headers["x-ratelimit-reset-requests"] = f"{math.ceil(draw.reset * 1000)}ms"
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
 
 
 class BodyLimit:

@@ -14,7 +14,7 @@ from fastapi import Depends, Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from xalen_batch import ids, storage
+from xalen_batch import db, disk, ids, quotas, storage
 from xalen_batch.accounts import Caller
 from xalen_batch.api.deps import BriefSubmitter
 from xalen_batch.api.forms import Form, too_large
@@ -47,6 +47,8 @@ class Upload:
 
 async def receive(request: Request, caller: BriefSubmitter) -> AsyncIterator[Upload]:
     """Store the upload of a known caller; what its route then refuses is removed again."""
+    if (least := _length(request) - FORM_ROOM) > 0:
+        await asyncio.to_thread(_refuse_if_over_quota, caller, least)
     upload = await _store(request, caller)
     try:
         yield upload
@@ -71,6 +73,7 @@ async def _store(request: Request, caller: Caller) -> Upload:
     # An error in here leaves nothing behind.
     async with storage.writer(storage.key(id)) as out:
         async for chunk in request.stream():
+            disk.refuse_if_full()
             received += len(chunk)
             try:
                 parser.write(chunk)
@@ -94,12 +97,23 @@ def _boundary(request: Request) -> bytes:
     return boundary
 
 
+def _length(request: Request) -> int:
+    """Bytes that the body has by its own account; 0: it does not say."""
+    length = request.headers.get("content-length", "0")
+    return int(length) if length.isdecimal() else 0
+
+
 def _check_length(request: Request) -> None:
     """TooLarge if the body says itself that it has more bytes than it may."""
-    room = settings().max_file_bytes + FORM_ROOM
-    length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > room:
+    if _length(request) > settings().max_file_bytes + FORM_ROOM:
         raise too_large(settings().max_file_bytes)
+
+
+def _refuse_if_over_quota(caller: Caller, least: int) -> None:
+    """TooManyRequests before a byte is taken of a large file that there is no room for. Others are refused when they are there."""
+    with db.reading() as session:
+        if excess := quotas.bytes_excess(session, caller, least):
+            raise excess.refusal()
 
 
 def _upload(id: UUID, caller: Caller, form: Form, sha256: bytes) -> Upload:

@@ -26,6 +26,8 @@ commands = typer.Typer()
 
 BACKEND_TIMEOUT = 3.0
 OLDEST_POSTGRESQL = 14
+# It is told before new work stops: when there is less than so many times the floor.
+EARLY = 5
 # A backend that is away is no fault of the installation: nothing is lost, and test keys need none.
 WAITING = "Live requests to this model wait until that is put right."
 REFUSED = "Live requests to this model fail until that is put right."
@@ -76,6 +78,7 @@ def _checks() -> Iterator[Check]:
     yield _check("migrations", partial(_migrations, has_database=found.status == "ok"))
     yield _check("redis", _redis)
     yield _check("storage", _storage)
+    yield _check("disk space", _disk_space)
     yield _check("catalog", _catalog)
     for model in _live_models():
         yield _check(f"backend of {model.id}", partial(_backend, model))
@@ -181,6 +184,21 @@ def _storage() -> str:
         raise Doubtful(f"{storage.folder()} is not there. `xalen-batch up` and `xalen-batch api` make it.")
     storage.check()
     return settings().storage
+
+
+def _disk_space() -> str:
+    from xalen_batch import disk
+    from xalen_batch.config import GiB, settings
+
+    floor, found = settings().min_free_bytes, disk.spaces()
+    left = "; ".join(f"{space.free / GiB:,.1f} GiB for the {space.store} in {space.folder}" for space in found)
+    remedy = f"Below {floor / GiB:,.1f} GiB (XALEN_MIN_FREE_BYTES) no new work is taken: free space, or delete files that are not needed."
+    least = min(space.free for space in found)
+    if least < floor:
+        raise Wrong(f"{left}. {remedy}")
+    if least < EARLY * floor:
+        raise Doubtful(f"{left}. {remedy}")
+    return left
 
 
 def _catalog() -> str:

@@ -24,6 +24,9 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from xalen_batch.models.base import Base
 from xalen_batch.states import BATCH_MOVES, BatchStatus
 
+# A batch that has not ended. Written out, not bound: the planner proves from it that a partial index will do.
+OPEN = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
+
 
 class Batch(Base):
     __tablename__ = "batches"
@@ -36,8 +39,10 @@ class Batch(Base):
             "ix_batches_open",
             "status",
             "expires_at",
-            postgresql_where=text("status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
+            postgresql_where=text(OPEN),
         ),
+        # What quotas count.
+        Index("ix_batches_account_id_livemode_open", "account_id", "livemode", postgresql_where=text(OPEN)),
         # What a claim looks through (models/claims.py): queues, and in each its batches by their deadlines.
         Index(
             "ix_batches_claimable",
@@ -87,6 +92,9 @@ class Batch(Base):
     # Frozen at creation: {model: {component: "USD per million tokens"}}; no key, no price.
     price_snapshot: Mapped[dict[str, Any]]
     discount_rate: Mapped[Decimal]
+
+    # Of all its lines, as quotas count them; 0 until it is validated.
+    enqueued_tokens: Mapped[int] = mapped_column(server_default="0")
 
     # Fixed at the end; while the batch runs, its tasks hold the counts.
     total: Mapped[int] = mapped_column(server_default="0")

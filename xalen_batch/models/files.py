@@ -22,7 +22,15 @@ class File(Base):
 
     __tablename__ = "files"
     __table_args__ = (
-        Index("ix_files_account_id_livemode_id", "account_id", "livemode", "id", postgresql_where=text("deleted_at IS NULL")),
+        # With the bytes, so that an account's are added up without a look at its files.
+        Index(
+            "ix_files_account_id_livemode_id",
+            "account_id",
+            "livemode",
+            "id",
+            postgresql_where=text("deleted_at IS NULL"),
+            postgresql_include=["bytes"],
+        ),
         Index("ix_files_expires_at", "expires_at", postgresql_where=text("deleted_at IS NULL")),
         CheckConstraint("(batch_id IS NULL) = (part IS NULL)", name="part_of_a_batch"),
     )

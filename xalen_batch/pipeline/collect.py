@@ -8,7 +8,7 @@ import msgspec
 import orjson
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, catalog, ids
+from xalen_batch import batches, catalog, disk, ids, quotas
 from xalen_batch.accounts import Owner
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Schedule
@@ -39,8 +39,10 @@ class _Body:
 def collect(session: Session, owner: Owner, schedule: Schedule, body: bytes, kind: Literal["json", "jsonl"]) -> inbox.Added:
     """Put the requests of a body into a schedule's inbox: all of them, or none and InvalidRequest with what is wrong with the first.
 
+    TooManyRequests if its account has no room for their bytes in files, StorageFull while a disk is short.
     The caller keeps the schedule from being deleted meanwhile.
     """
+    disk.refuse_if_full()
     definition = Definition.model_validate(schedule.definition)
     _refuse_if_never_run(schedule, definition)
     sent = _Body(body, "Line {number}", "") if kind == "jsonl" else _of_json(body)
@@ -56,6 +58,9 @@ def collect(session: Session, owner: Owner, schedule: Schedule, body: bytes, kin
             lines.append((line.custom_id, _on_one_line(raw)))
     if faults:
         raise _refusal(faults, sent)
+    # Counted when they are in a file; as of now, since whoever fills an inbox must not wait for a run that seals it.
+    if excess := quotas.bytes_excess(session, owner, len(sent.content)):
+        raise excess.refusal()
     return inbox.add(session, schedule, lines)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from xalen_batch import catalog, db, log
+from xalen_batch import catalog, db, disk, log
 from xalen_batch.backends import registry
 from xalen_batch.backends.lane import Lane
 from xalen_batch.backends.rates import Rates
@@ -135,7 +135,8 @@ class Engine:
     def _claim(self, with_suspects: bool) -> Run | None:
         """Take the next task, and start its lines. Raises claims.Unreadable and _Unusable for a task that was handed back."""
         with self._claiming:
-            if not self._has_memory:
+            # What runs has room to be recorded; the poll asks again.
+            if not self._has_memory or disk.Store.DATABASE in disk.short():
                 return None
             claim = claims.claim(self._rooms(), with_suspects=with_suspects)
             if claim is None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xalen_batch.config import settings
+from xalen_batch.quotas import Excess
 
 QUOTED_CHARACTERS = 60
 
@@ -52,6 +53,11 @@ class Faults:
 
 def unpriced(model: str) -> Fault:
     return Fault("model_not_priced", f"{model} has no price in force, and nothing runs unpriced. Name another model.", param="body.model")
+
+
+def over_quota(excess: Excess) -> Fault:
+    """What the file holds is more than its account has room for now."""
+    return Fault(excess.fault_code, excess.message)
 
 
 def quoted(value: object) -> str:

@@ -11,13 +11,14 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from xalen_batch import catalog, db, log, storage
+from xalen_batch import catalog, db, disk, log, quotas, storage
+from xalen_batch.accounts import Owner
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, ScheduleRun
 from xalen_batch.pipeline import fairness, prefix
 from xalen_batch.pipeline.assemble import Assembled, assemble, traced
-from xalen_batch.pipeline.faults import Fault, Faults, unpriced
+from xalen_batch.pipeline.faults import Fault, Faults, over_quota, unpriced
 from xalen_batch.pipeline.scan import GoodLine, scan
 from xalen_batch.pipeline.split import Split
 from xalen_batch.states import BatchStatus
@@ -68,19 +69,25 @@ class _Found:
 
     split: Split = field(default_factory=Split)
     faults: Faults = field(default_factory=Faults)
+    tokens: int = 0
 
 
 def run(batch_id: UUID) -> None:
-    """Move a batch from validating to in_progress or failed. Does nothing when someone else has it, or had."""
+    """Move a batch from validating to in_progress or failed. Does nothing when someone else has it, or had, or while a disk is short."""
+    if disk.short():
+        return
     started = time.monotonic()
     with db.transaction() as session:
         batch, lease = _take(session, batch_id)
     if batch is None:
         return
+    owner = Owner(batch.account_id, batch.livemode)
     try:
-        fault = _assemble(batch, lease)
+        fault = _assemble(batch, lease, owner)
         found = _read(batch, lease) if fault is None else _Found(faults=Faults([fault]))
         with db.transaction() as session:
+            # Before the batch: whoever has that lock must not wait for this one.
+            quotas.lock(session, owner)
             _decide(session, lease, found)
     except _LeaseLost:
         return
@@ -110,15 +117,21 @@ def _lease_end() -> ColumnElement[Any]:
     return func.clock_timestamp() + timedelta(seconds=settings().lease)
 
 
-def _assemble(batch: Batch, lease: _Lease) -> Fault | None:
+def _assemble(batch: Batch, lease: _Lease, owner: Owner) -> Fault | None:
     """Put the input file of a schedule's run together, unless it is; or say why that cannot be. Raises _LeaseLost."""
     found = assemble(batch, lease.extend)
-    if isinstance(found, Assembled):
-        with db.transaction() as session:
-            lease.take(session)
+    if not isinstance(found, Assembled):
+        return found
+    with db.transaction() as session:
+        quotas.lock(session, owner)
+        lease.take(session)
+        excess = quotas.bytes_excess(session, owner, found.size)
+        if excess is None:
             found.count(session)
-        return None
-    return found
+            return None
+        # Its row says that it has no bytes. While the lease holds, so that nobody else has put them there again.
+        storage.delete(storage.key(found.file_id))
+    return over_quota(excess)
 
 
 def _read(batch: Batch, lease: _Lease) -> _Found:
@@ -130,6 +143,7 @@ def _read(batch: Batch, lease: _Lease) -> _Found:
             if isinstance(line, Fault):
                 found.faults.add(line)
             else:
+                found.tokens += quotas.tokens_of(line.span.length)
                 # A reranker reads each pair on its own, and has no prefix cache.
                 found.split.add(line.model, line.span, () if models[line.model].is_reranker else prefix.marks(line.prompt))
     except FileNotFoundError:
@@ -155,6 +169,9 @@ def _decide(session: Session, lease: _Lease, found: _Found) -> None:
     """Fail the batch, or give it its tasks and start it: whole, or not at all. Raises _LeaseLost."""
     # The lock keeps a cancel out until this commits.
     batch = lease.take(session)
+    if not found.faults:
+        excess = quotas.admit_lines(session, Owner(batch.account_id, batch.livemode), lines=found.split.lines, tokens=found.tokens)
+        found.faults = Faults([over_quota(excess)] if excess else [])
     if found.faults:
         run = None if batch.run_id is None else session.get_one(ScheduleRun, batch.run_id)
         faults = found.faults if run is None or not run.manifest else traced(found.faults, run.manifest)
@@ -162,7 +179,7 @@ def _decide(session: Session, lease: _Lease, found: _Found) -> None:
         batch.move(session, BatchStatus.FAILED)
         return
     models = found.split.models
-    batch.total = found.split.lines
+    batch.total, batch.enqueued_tokens = found.split.lines, found.tokens
     batch.model = models[0] if len(models) == 1 else None
     found.split.insert(session, batch.id)
     fairness.forget_idle_time(session, batch.account_id)

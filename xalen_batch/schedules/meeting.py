@@ -6,7 +6,8 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, ids, log
+from xalen_batch import batches, ids, log, quotas
+from xalen_batch.accounts import Owner
 from xalen_batch.cron import zone
 from xalen_batch.errors import NotCancellable
 from xalen_batch.models import Batch, Schedule, ScheduleRun
@@ -38,6 +39,8 @@ def begin(
         case Meeting.SKIP:
             runs.end(session, schedule, run, RunState.SKIPPED, "overlap", f"{_named(others[0])} had not ended.")
         case Meeting.CANCEL_PREVIOUS:
+            # Before the batches', as whoever takes both has them.
+            quotas.lock(session, Owner(schedule.account_id, schedule.livemode))
             for other in others:
                 _cancel(session, schedule, other)
             start(session, schedule, run, now)

@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import delete, func, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased, defer
 
-from xalen_batch import batches, db, ids, log, paging
+from xalen_batch import batches, db, ids, log, paging, quotas
 from xalen_batch.models import Batch, ConsumedObject, Invoice, Schedule, ScheduleRun
 from xalen_batch.paging import Page
+from xalen_batch.schedules import inbox
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.states import OPEN_RUNS, TERMINAL, BatchStatus, RunState, ScheduleStatus
 
@@ -54,8 +56,10 @@ def unended(session: Session, schedule: Schedule) -> list[ScheduleRun]:
         if run.state == RunState.RUNNING and batch.status in TERMINAL:
             end(session, schedule, run, *_verdict(batch))
             if batch.status == BatchStatus.FAILED:
-                # Nothing of them has run: the next run takes them again.
+                # Nothing of them has run: the next run takes them again, and requests that are in no file.
                 session.execute(delete(ConsumedObject).where(ConsumedObject.schedule_id == schedule.id, ConsumedObject.run_id == run.id))
+                if schedule.deleted_at is None:
+                    inbox.unseal(session, run)
     return [run for run, _ in found if run.state in OPEN_RUNS]
 
 
@@ -66,6 +70,8 @@ def _verdict(batch: Batch) -> tuple[RunState, str | None, str | None]:
             return RunState.SUCCEEDED, None, None
         case BatchStatus.COMPLETED:
             return RunState.FAILED, "no_line_succeeded", f"No request of {name} succeeded; its error file says why."
+        case BatchStatus.FAILED if (error := _quota_error(batch)) is not None:
+            return RunState.FAILED, error["code"], f"{name} did not start. {error['message']}"
         case BatchStatus.FAILED:
             return RunState.FAILED, "batch_failed", f"{name} did not pass validation; its `errors` name every line."
         case BatchStatus.EXPIRED:
@@ -77,6 +83,11 @@ def _verdict(batch: Batch) -> tuple[RunState, str | None, str | None]:
             )
         case _:
             return RunState.CANCELLED, "batch_cancelled", f"{name} was cancelled."
+
+
+def _quota_error(batch: Batch) -> dict[str, Any] | None:
+    """What a batch failed for that had no fault of its own."""
+    return next((error for error in batch.errors or () if error["code"] in quotas.FAULTS.values()), None)
 
 
 def end(

@@ -5,10 +5,10 @@ from datetime import datetime
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, db, files, ids, log, storage
+from xalen_batch import batches, db, files, ids, log, quotas, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.cron import zone
-from xalen_batch.errors import InvalidRequest, NotFound
+from xalen_batch.errors import InvalidRequest, NotFound, StorageFull, TooManyRequests
 from xalen_batch.files import Purpose
 from xalen_batch.models import Schedule, ScheduleRun
 from xalen_batch.schedules import inbox, policies, runs, sources
@@ -32,6 +32,8 @@ def start(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime)
     try:
         # Whatever fails leaves nothing but the run itself.
         with session.begin_nested():
+            # Before anything is listed or sealed for it: a run that waits for room is looked at every second.
+            quotas.admit_batch(session, _owner(schedule))
             batch = batches.create(
                 session,
                 _owner(schedule),
@@ -50,6 +52,11 @@ def start(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime)
     except NotReady as error:
         if not _waits(session, run, now, definition, "not_ready", str(error)):
             _end_empty(session, schedule, run, definition, "not_ready", f"{error} The run waited for {definition.catch_up_window}.")
+    except (TooManyRequests, StorageFull) as error:
+        # Never without a code.
+        if not _waits(session, run, now, definition, str(error.code), error.message):
+            message = f"{error.message} The run waited for {definition.catch_up_window}."
+            runs.end(session, schedule, run, RunState.FAILED, error.code, message)
     except storage.AWAY as error:
         if run.reason != UNREACHABLE:
             logger.warning("storage.unreachable", during="fire", schedule_id=schedule.id.hex, error=type(error).__name__)

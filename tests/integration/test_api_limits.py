@@ -1,0 +1,227 @@
+"""Limits as a client meets them: what is told, what is refused, and that a client which obeys gets everything done."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openai
+import pytest
+import redis
+
+from tests import factories
+from tests.integration.conftest import Api, Json
+from xalen_batch import db, disk, embedded, quotas
+from xalen_batch.accounts import Owner, authenticate
+from xalen_batch.api import allowances, throttle
+from xalen_batch.quotas import Quota
+
+LINES = factories.jsonl([factories.chat_line("a")])
+Configure = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> None:
+    """What the API's process knows from the test before."""
+    throttle._limits.clear()
+    allowances._of.cache_clear()
+
+
+def create(api: Api, file_id: str, **headers: str) -> tuple[int, Json]:
+    body = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    answer = api.ask("POST", "/v1/batches", body, headers=headers)
+    return answer.status, answer.json if answer.status == 200 else answer.error | answer.headers
+
+
+def limits(api: Api) -> Json:
+    found: Json = api.ask("GET", "/v1/limits").json
+    return found
+
+
+def owner(api: Api) -> Owner:
+    with db.transaction() as session:
+        return authenticate(session, api.key)
+
+
+class TestWhatIsTold:
+    def test_used_limit_and_free_of_each_quota(self, api: Api, configure: Configure) -> None:
+        configure(quota_open_batches=3, quota_enqueued_tokens="none", quota_storage_bytes=1_000)
+        file = api.upload(LINES)
+        assert create(api, file["id"])[0] == 200
+        found = limits(api)
+        used = found.pop("requests_per_second")
+        assert used == {"used": 200 - used["free"], "limit": 200, "free": used["free"]}
+        assert used["used"] >= 1
+        assert found == {
+            "object": "limits",
+            "livemode": False,
+            "open_batches": {"used": 1, "limit": 3, "free": 2},
+            "enqueued_lines": {"used": 0, "limit": 5_000_000, "free": 5_000_000},
+            "enqueued_tokens": {"used": 0, "limit": None, "free": None},
+            "storage_bytes": {"used": len(LINES), "limit": 1_000, "free": 1_000 - len(LINES)},
+        }
+
+    def test_what_is_over_a_limit_that_was_lowered_is_not_free_by_less_than_nothing(self, api: Api) -> None:
+        api.upload(LINES)
+        with db.transaction() as session:
+            quotas.change(session, owner(api), {Quota.STORAGE_BYTES: 1, Quota.REQUESTS_PER_SECOND: None})
+        throttle._limits.clear()
+        found = limits(api)
+        assert found["storage_bytes"] == {"used": len(LINES), "limit": 1, "free": 0}
+        assert found["requests_per_second"] == {"used": 0, "limit": None, "free": None}
+
+    def test_every_answer_says_how_many_requests_are_left(self, api: Api, configure: Configure) -> None:
+        configure(quota_requests_per_second=50)
+        refused = api.ask("POST", "/v1/batches", {})
+        for answer in (api.ask("GET", "/v1/models"), api.ask("GET", "/v1/files/file-0"), refused):
+            assert answer.headers["x-ratelimit-limit-requests"] == "50"
+            assert 0 <= int(answer.headers["x-ratelimit-remaining-requests"]) < 50
+            assert 0 < int(answer.headers["x-ratelimit-reset-requests"].removesuffix("ms")) <= 1_000
+        assert "x-ratelimit-limit-requests" not in api.ask("GET", "/v1/models", key=None).headers
+        configure(quota_requests_per_second="none")
+        throttle._limits.clear()
+        assert "x-ratelimit-limit-requests" not in api.ask("GET", "/v1/models").headers
+
+
+class TestRefusals:
+    def test_a_full_quota_is_a_429_in_openais_shape_and_leaves_the_idempotency_key_free(self, api: Api, configure: Configure) -> None:
+        configure(quota_open_batches=1)
+        file = api.upload(LINES)
+        status, batch = create(api, file["id"])
+        assert status == 200
+        status, error = create(api, file["id"], **{"idempotency-key": "one"})
+        assert (status, error["type"], error["code"], error["param"]) == (429, "rate_limit_error", "open_batches_limit", None)
+        assert (error["retry-after"], error["retry-after-ms"]) == ("5", "5000")
+        assert "GET /v1/limits" in error["message"]
+        api.ask("POST", f"/v1/batches/{batch['id']}/cancel")
+        configure(quota_open_batches=2)
+        assert create(api, file["id"], **{"idempotency-key": "one"})[0] == 200
+
+    @pytest.mark.parametrize("size", [2_000, 3_000_000])
+    def test_an_upload_that_there_is_no_room_for_is_refused_and_leaves_nothing(self, api: Api, configure: Configure, size: int) -> None:
+        configure(quota_storage_bytes=1_000)
+        before = stored()
+        with pytest.raises(openai.RateLimitError) as refusal:
+            api.client.files.create(file=b"x" * size, purpose="batch")
+        assert refusal.value.code == "storage_bytes_limit"
+        assert stored() == before
+        assert limits(api)["storage_bytes"]["used"] == 0
+
+    def test_requests_for_an_inbox_are_refused_while_files_have_no_room(self, api: Api, configure: Configure) -> None:
+        with db.transaction() as session:
+            schedule = factories.schedule(session, authenticate(session, api.key))
+        path = f"/v1/schedules/sched_{schedule.id.hex}/requests"
+        configure(quota_storage_bytes=10)
+        assert api.ask("POST", path, factories.chat_line("a")).error["code"] == "storage_bytes_limit"
+        configure(quota_storage_bytes=1_000)
+        assert api.ask("POST", path, factories.chat_line("a")).json["accepted"] == 1
+
+
+def stored() -> int:
+    from xalen_batch import storage
+
+    return sum(path.is_file() for path in storage.folder().rglob("*"))
+
+
+class TestRequestsPerSecond:
+    def test_a_burst_of_the_official_client_ends_with_every_call_done(
+        self, api: Api, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # A busy machine is no Redis that is away.
+        monkeypatch.setattr(allowances, "PATIENCE", 10.0)
+        configure(quota_requests_per_second=2)
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{api.port}/v1", api_key=api.key)
+        refused = []
+        client._client.event_hooks["response"].append(lambda answer: refused.append(answer) if answer.status_code == 429 else None)
+        with ThreadPoolExecutor(16) as pool:
+            started = time.monotonic()
+            found = list(pool.map(lambda _: client.models.list().data, range(16)))
+            elapsed = time.monotonic() - started
+        assert all(len(models) == 2 for models in found)
+        assert refused
+        # A second's worth at once, the others at the rate.
+        assert elapsed >= (16 - 2) / 2 * 0.95
+
+    def test_one_too_many_is_told_when_to_come_back(self, api: Api, configure: Configure) -> None:
+        configure(quota_requests_per_second=1)
+        answers = [api.ask("GET", "/v1/models") for _ in range(8)]
+        refused = [answer for answer in answers if answer.status == 429]
+        assert refused
+        assert refused[-1].error["code"] == "rate_limit_exceeded"
+        assert int(refused[-1].headers["retry-after-ms"]) <= 1_000 * int(refused[-1].headers["retry-after"])
+        assert refused[-1].headers["x-ratelimit-remaining-requests"] == "0"
+
+    def test_accounts_do_not_take_from_each_other(self, api: Api, configure: Configure) -> None:
+        configure(quota_requests_per_second=1)
+        with db.transaction() as session:
+            other = factories.key(session)
+        while api.ask("GET", "/v1/models").status == 200:
+            pass
+        assert api.ask("GET", "/v1/models", key=other).status == 200
+
+
+@pytest.fixture
+def server(tmp_path: Path, configure: Configure) -> Iterator[embedded.Valkey]:
+    server = embedded.Valkey(tmp_path / "valkey", tmp_path / "valkey.log")
+    configure(redis_url=server.start(), quota_requests_per_second=100)
+    yield server
+    server.stop()
+
+
+class TestWithoutRedis:
+    def test_limits_hold_at_a_share_while_redis_is_gone_and_as_before_when_it_is_back(self, api: Api, server: embedded.Valkey) -> None:
+        assert api.ask("GET", "/v1/models").status == 200
+        mine = allowances._of(server.url)
+        server.stop()
+        assert api.ask("GET", "/v1/models").status == 200
+        assert mine._retry_at > 0
+        server.start()
+        deadline = time.monotonic() + 30
+        while mine._retry_at and time.monotonic() < deadline:
+            assert api.ask("GET", "/v1/models").status == 200
+        assert mine._retry_at == 0
+
+    def test_a_redis_that_hangs_holds_one_request_up_and_for_a_moment_only(self, api: Api, server: embedded.Valkey) -> None:
+        assert api.ask("GET", "/v1/models").status == 200
+        mine = allowances._of(server.url)
+        waits = []
+        with redis.Redis.from_url(server.url) as client:
+            client.execute_command("CLIENT", "PAUSE", 60_000, "ALL")
+        for _ in range(50):
+            started = time.monotonic()
+            assert mine.draw("a", 100).limit == 100
+            waits.append(time.monotonic() - started)
+        assert mine._retry_at > 0
+        # The first has waited, and one in each second after it.
+        assert sorted(waits)[len(waits) // 2] < allowances.PATIENCE
+        assert api.ask("GET", "/v1/models").status == 200
+
+
+class TestDisk:
+    @pytest.fixture(autouse=True)
+    def looked_anew(self, configure: Configure) -> Iterator[None]:
+        disk._short.cache_clear()
+        yield
+        disk._short.cache_clear()
+
+    def test_while_the_disk_is_short_nothing_new_is_taken_and_what_is_there_is_served(
+        self, api: Api, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = api.upload(LINES)
+        before = stored()
+        monkeypatch.setattr(disk, "free", lambda folder: disk.GiB - 1)
+        disk._short.cache_clear()
+        with pytest.raises(openai.InternalServerError) as refusal:
+            api.client.files.create(file=LINES, purpose="batch")
+        assert (refusal.value.status_code, refusal.value.code) == (507, "storage_full")
+        assert "The disk of the files has 1.00 GiB left" in refusal.value.message
+        assert create(api, file["id"])[1]["code"] == "storage_full"
+        assert stored() == before
+        assert api.ask("GET", f"/v1/files/{file['id']}/content").body == LINES
+        ready = api.ask("GET", "/readyz", key=None)
+        assert (ready.status, ready.json["status"]) == (200, "degraded")
+        assert ready.json["checks"]["disk"]["error"].startswith("The disk of the files has 1.00 GiB left")
+        monkeypatch.setattr(disk, "free", lambda folder: disk.GiB)
+        disk._short.cache_clear()
+        assert create(api, file["id"])[0] == 200
+        assert api.ask("GET", "/readyz", key=None).json["status"] == "ok"

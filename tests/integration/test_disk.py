@@ -1,0 +1,174 @@
+"""Disks that run short: new work waits, what runs is recorded, and all goes on by itself when there is room."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import select
+
+from tests import factories
+from tests.conftest import Stores
+from xalen_batch import batches, db, disk, embedded, ids
+from xalen_batch.broker import Job
+from xalen_batch.config import settings
+from xalen_batch.disk import GiB, Store
+from xalen_batch.errors import StorageFull
+from xalen_batch.models import Batch, ScheduleRun, Task
+from xalen_batch.pipeline import finalize, recover, validate
+from xalen_batch.pipeline.engine import Engine
+from xalen_batch.schedules import fire
+from xalen_batch.states import RunState
+
+pytestmark = pytest.mark.usefixtures("database", "valkey")
+
+
+class Disks:
+    """What the stores' folders are said to have left. The database's is one of ours only where a test says so."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.left = {Store.FILES: 100 * GiB, Store.DATABASE: 100 * GiB}
+        folders = {Store.FILES: Path("files"), Store.DATABASE: Path("postgres")}
+        patch.setattr(disk, "_folders", lambda: folders)
+        patch.setattr(disk, "free", lambda folder: self.left[next(store for store, path in folders.items() if path == folder)])
+
+    def set(self, store: Store, left: int) -> None:
+        self.left[store] = left
+        disk._short.cache_clear()
+
+
+@pytest.fixture
+def disks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disks]:
+    disk._short.cache_clear()
+    disk._was_short.clear()
+    yield Disks(monkeypatch)
+    monkeypatch.undo()
+    disk._short.cache_clear()
+
+
+@pytest.fixture
+def engine(configure: Callable[..., None]) -> Iterator[Engine]:
+    configure(task_lines=10, flush_interval=0.05)
+    with ThreadPoolExecutor(16) as pool:
+        engine = Engine(pool.submit)
+        yield engine
+        engine.stop()
+        pool.shutdown(wait=True)
+        engine.close()
+
+
+def a_batch(lines: int = 1) -> UUID:
+    with db.transaction() as session:
+        caller = factories.caller(session)
+        file = factories.input_file(session, caller, [factories.chat_line(str(n)) for n in range(lines)])
+        return factories.batch(session, caller, file).id
+
+
+def status(batch_id: UUID) -> str:
+    with db.transaction() as session:
+        return session.get_one(Batch, batch_id).status
+
+
+def attempts(batch_id: UUID) -> int:
+    with db.transaction() as session:
+        return sum(session.scalars(select(Task.attempts).where(Task.batch_id == batch_id)))
+
+
+def run(engine: Engine, batch_id: UUID) -> None:
+    """Drive the engine by the poll, as a worker without a broker does, until the batch has ended."""
+    pause = threading.Event()
+    for _ in range(3_000):
+        if status(batch_id) == "completed":
+            return
+        for message in recover.due():
+            if message.job is Job.FINALIZE:
+                finalize.run(UUID(hex=message.id))
+            elif message.job is Job.EXECUTE:
+                engine.wake()
+        pause.wait(0.02)
+    raise AssertionError(f"the batch is still {status(batch_id)}")
+
+
+def test_nothing_is_claimed_while_the_databases_disk_is_short_and_it_goes_on_by_itself(engine: Engine, disks: Disks) -> None:
+    batch_id = a_batch(25)
+    validate.run(batch_id)
+    disks.set(Store.DATABASE, GiB - 1)
+    for _ in range(3):
+        engine.drain()
+    assert attempts(batch_id) == 0
+    disks.set(Store.DATABASE, GiB)
+    run(engine, batch_id)
+    assert attempts(batch_id) > 0
+
+
+def test_batches_run_while_only_the_files_disk_is_short(engine: Engine, disks: Disks) -> None:
+    batch_id = a_batch(5)
+    validate.run(batch_id)
+    disks.set(Store.FILES, 0)
+    run(engine, batch_id)
+
+
+@pytest.mark.parametrize("store", list(Store))
+def test_a_new_batch_is_validated_later(disks: Disks, store: Store) -> None:
+    batch_id = a_batch()
+    disks.set(store, 0)
+    validate.run(batch_id)
+    assert status(batch_id) == "validating"
+    disks.set(store, 5 * GiB)
+    validate.run(batch_id)
+    assert status(batch_id) == "in_progress"
+
+
+@pytest.mark.parametrize("store", list(Store))
+def test_no_batch_is_made_and_a_schedules_run_waits_with_the_reason(disks: Disks, configure: Callable[..., None], store: Store) -> None:
+    configure(schedule_min_interval=60)
+    with db.transaction() as session:
+        caller = factories.caller(session)
+        file_id = ids.render("file", factories.input_file(session, caller, [factories.chat_line("a")]).id)
+        schedule = factories.schedule(session, caller, cron="* * * * *", input_file_id=file_id)
+        schedule.next_fire_at = datetime.now(UTC).replace(second=0, microsecond=0)
+    disks.set(store, 0)
+    asked: dict[str, Any] = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    with pytest.raises(StorageFull, match=f"disk of the {store}"), db.transaction() as session:
+        batches.create(session, caller, **asked)
+    fire.run()
+    run = the_run()
+    assert (run.state, run.reason) == (RunState.WAITING, "storage_full")
+    disks.set(store, 5 * GiB)
+    fire.run()
+    assert the_run().state == RunState.RUNNING
+
+
+def the_run() -> ScheduleRun:
+    with db.transaction() as session:
+        return session.scalars(select(ScheduleRun)).one()
+
+
+def test_it_is_told_once_that_a_disk_is_short_and_once_that_it_is_not(disks: Disks, capsys: pytest.CaptureFixture[str]) -> None:
+    for left in (GiB - 1, GiB - 2, GiB, GiB + 1):
+        disks.set(Store.FILES, left)
+        disk.short()
+    told = capsys.readouterr()
+    assert [(told.out + told.err).count(event) for event in ("disk.short", "disk.has_room")] == [1, 1]
+
+
+def test_what_is_watched_is_the_folder_of_the_files_and_the_database_that_up_starts(
+    stores: Stores, configure: Callable[..., None], tmp_path: Path
+) -> None:
+    assert set(disk._folders()) == {Store.FILES}
+    ours = embedded.Postgres(tmp_path / "postgres", tmp_path / "log")
+    (tmp_path / "postgres").mkdir()
+    (tmp_path / "postgres" / "password").write_text("secret")
+    configure(data_dir=tmp_path, database_url=ours.url)
+    assert settings().database_url == SecretStr(ours.url)
+    assert disk._folders() == {Store.FILES: Path(stores.data_dir / "files"), Store.DATABASE: tmp_path / "postgres"}
+    assert all(space.free > 0 for space in disk.spaces())
+
+
+def test_free_space_is_that_of_the_disk_a_folder_will_be_made_on(tmp_path: Path) -> None:
+    assert abs(disk.free(tmp_path / "not" / "yet") - disk.free(tmp_path)) < GiB

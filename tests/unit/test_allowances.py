@@ -1,0 +1,114 @@
+"""Requests per second: the script in Redis does the same arithmetic as a process's own bucket, and promises places that are kept."""
+
+import heapq
+import time
+from unittest import mock
+
+import fakeredis
+import pytest
+import redis
+import time_machine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xalen_batch.api import allowances
+from xalen_batch.api.allowances import FEWEST, LONGEST_WAIT, RETRY, UNKNOWN_PROCESSES, Allowances, OwnBucket
+
+# Early, so that a float has room for the microseconds' fractions.
+START = 5_000.0
+
+
+def allowances_of(server: fakeredis.FakeServer) -> Allowances:
+    with mock.patch.object(redis.Redis, "from_url", return_value=fakeredis.FakeRedis(server=server)):
+        return Allowances("redis://here")
+
+
+def bucket_of(limit: int) -> OwnBucket:
+    size = max(FEWEST, limit)
+    return OwnBucket(limit, size, 0, size)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 1_000), st.lists(st.tuples(st.sampled_from([0, 1, 50, 900, 4_000]), st.integers(1, 40)), max_size=6))
+def test_the_script_draws_what_a_bucket_of_ones_own_would(limit: int, steps: list[tuple[int, int]]) -> None:
+    with time_machine.travel(START, tick=False) as clock:
+        shared, own, at = allowances_of(fakeredis.FakeServer()), bucket_of(limit), 0.0
+        for milliseconds, times in steps:
+            at += milliseconds / 1000
+            clock.move_to(START + at)
+            for _ in range(times):
+                drawn, expected = shared.draw("a", limit), own.draw(limit, at)
+                assert drawn[:2] == pytest.approx(expected[:2], abs=1 if milliseconds else 0)
+                assert drawn[2:] == pytest.approx(expected[2:], abs=1e-4)
+
+
+@pytest.mark.parametrize(("limit", "burst"), [(20, 400), (1, 20), (200, 1_000)])
+def test_a_burst_that_comes_back_when_it_is_told_is_served_at_the_rate_without_a_second_refusal(limit: int, burst: int) -> None:
+    bucket = bucket_of(limit)
+    waiting = [(0.0, 0, number) for number in range(burst)]
+    refused, last = [0] * burst, 0.0
+    while waiting:
+        at, _, number = heapq.heappop(waiting)
+        wait = bucket.draw(limit, at).wait
+        last = at
+        if wait:
+            refused[number] += 1
+            # As headers and sleeps are: never too early.
+            heapq.heappush(waiting, (at + wait + 0.0005, 1, number))
+    assert max(refused) == 1
+    assert last == pytest.approx((burst - max(FEWEST, limit)) / limit, rel=0.05, abs=0.1)
+
+
+def test_nobody_is_sent_away_for_longer_than_a_client_waits() -> None:
+    bucket = bucket_of(1)
+    assert max(bucket.draw(1, 0).wait for _ in range(100)) == LONGEST_WAIT
+
+
+def test_accounts_and_their_processes_are_told_apart() -> None:
+    server = fakeredis.FakeServer()
+    one, other = allowances_of(server), allowances_of(server)
+    draws = [one.draw("a", 1), other.draw("a", 1), one.draw("a", 1), other.draw("b", 1)]
+    assert [draw.wait > 0 for draw in draws] == [False, False, True, False]
+    one.draw("a", 1)
+    assert (one._processes, other._processes) == (2, 2)
+
+
+class TestWithoutRedis:
+    def test_a_process_goes_on_at_its_share_and_asks_again_after_a_second(self) -> None:
+        server = fakeredis.FakeServer()
+        one, other = allowances_of(server), allowances_of(server)
+        for each in (one, other, one):
+            each.draw("a", 100)
+        server.connected = False
+        granted = [one.draw("a", 100).wait == 0 for _ in range(60)]
+        # Half of the limit, and what filled meanwhile.
+        assert 50 <= sum(granted) < 60
+        server.connected = True
+        assert one._retry_at > 0
+        one._retry_at = time.monotonic()
+        assert one.draw("a", 100).remaining > 50
+        assert (one._retry_at, one._own) == (0.0, {})
+
+    def test_one_that_never_reached_it_takes_a_part(self) -> None:
+        alone = Allowances(None)
+        limit = 40 * UNKNOWN_PROCESSES
+        assert 40 <= sum(alone.draw("a", limit).wait == 0 for _ in range(60)) < 60
+
+    def test_of_many_requests_one_a_second_waits_for_it(self) -> None:
+        server = fakeredis.FakeServer()
+        one = allowances_of(server)
+        server.connected = False
+        one.draw("a", 10)
+        with mock.patch.object(one, "_shared", wraps=one._shared) as asked:
+            for _ in range(20):
+                one.draw("a", 10)
+            assert asked.call_count == 0
+            one._retry_at = time.monotonic() - RETRY
+            for _ in range(20):
+                one.draw("a", 10)
+            assert asked.call_count == 1
+
+
+def test_settings_without_redis_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allowances, "_of", lambda url: Allowances(None))
+    assert allowances.draw("a", 10).limit == 10

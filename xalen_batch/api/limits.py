@@ -1,0 +1,49 @@
+"""/v1/limits"""
+
+from typing import Literal, Self
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
+
+from xalen_batch import quotas
+from xalen_batch.accounts import Caller, Scope
+from xalen_batch.api import throttle
+from xalen_batch.api.deps import calling
+
+router = APIRouter(prefix="/v1/limits", tags=["extensions"])
+
+
+class Standing(BaseModel):
+    """How much of one quota is used. `limit` and `free` are null where there is no limit."""
+
+    used: int
+    limit: int | None
+    free: int | None = Field(description="0 where more is used than the limit, which may have been lowered.")
+
+    @classmethod
+    def of(cls, used: int, limit: int | None) -> Self:
+        return cls(used=used, limit=limit, free=None if limit is None else max(0, limit - used))
+
+
+class LimitsObject(BaseModel):
+    """The quotas of the calling account, in the mode of its key."""
+
+    object: Literal["limits"] = "limits"
+    livemode: bool
+    open_batches: Standing = Field(description="Batches that have not ended.")
+    enqueued_lines: Standing = Field(description="Lines of those, once they are validated.")
+    enqueued_tokens: Standing = Field(description="Input tokens of those: one for four bytes of a line.")
+    storage_bytes: Standing = Field(description="Bytes of files that are not deleted, output files too.")
+    requests_per_second: Standing = Field(description="Requests to this API, this one included.")
+
+
+@router.get("")
+@calling(Scope.READ)
+def get_limits(session: Session, caller: Caller) -> LimitsObject:
+    """What the account may hold at a time, what it does hold, and what is free."""
+    limits, held = quotas.limits(session, caller), quotas.held(session, caller)
+    draw = throttle.current()
+    standings = {quota.value: Standing.of(used, limits[quota]) for quota, used in held.items()}
+    requests = Standing.of(0, None) if draw is None else Standing.of(draw.limit - draw.remaining, draw.limit)
+    return LimitsObject(livemode=caller.livemode, requests_per_second=requests, **standings)

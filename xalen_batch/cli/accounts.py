@@ -1,0 +1,131 @@
+"""`accounts`: what the operator sets for an account."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xalen_batch.cli import database
+from xalen_batch.cli.failures import Failed
+from xalen_batch.cli.keys import Mode
+from xalen_batch.cli.limits import NAMES
+from xalen_batch.cli.options import Json, examples
+from xalen_batch.cli.output import figure, grid, print_json, show
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from xalen_batch.accounts import Owner
+
+# What an option may say in the place of a number.
+NONE, DEFAULT = "none", "default"
+NUMBER = "a number, `none` for no limit, or `default` for that of the settings"
+
+commands = typer.Typer(
+    no_args_is_help=True,
+    help="Set what an account may hold (operators).",
+    epilog=examples("xalen-batch accounts limits acme --open-batches 500"),
+)
+
+
+def _number(text: str | None) -> str | None:
+    if text is not None and text not in (NONE, DEFAULT) and not (text.isascii() and text.isdigit() and int(text) < 2**63):
+        raise typer.BadParameter(f"{text!r} is not {NUMBER}.")
+    return text
+
+
+def _rate(text: str | None) -> str | None:
+    if text is not None and text.isdigit() and int(text) == 0:
+        raise typer.BadParameter("0 would shut the account out. Revoke its keys, or allow one request at least.")
+    return _number(text)
+
+
+@commands.command(
+    epilog=examples(
+        "xalen-batch accounts limits acme",
+        "xalen-batch accounts limits acme --mode live --open-batches 500 --enqueued-tokens 2000000000",
+        "xalen-batch accounts limits acme --storage-bytes none --requests-per-second default",
+        "xalen-batch accounts limits acme --json",
+    )
+)
+def limits(
+    account: Annotated[str, typer.Argument(metavar="NAME", help="The account's name.")],
+    mode: Annotated[Mode | None, typer.Option(help="Only of this mode; both unless given.")] = None,
+    open_batches: Annotated[
+        str | None, typer.Option(metavar="N", callback=_number, help=f"Most batches that have not ended: {NUMBER}.")
+    ] = None,
+    enqueued_lines: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most lines in those batches.")] = None,
+    enqueued_tokens: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most input tokens in those batches.")] = None,
+    storage_bytes: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most bytes in files.")] = None,
+    requests_per_second: Annotated[
+        str | None, typer.Option(metavar="N", callback=_rate, help="Most API requests in a second; in force within five.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show an account's quotas and what it holds, after setting those that are given (operators)."""
+    given = {
+        "open_batches": open_batches,
+        "enqueued_lines": enqueued_lines,
+        "enqueued_tokens": enqueued_tokens,
+        "storage_bytes": storage_bytes,
+        "requests_per_second": requests_per_second,
+    }
+    modes = [mode] if mode else list(Mode)
+    with database.transaction() as session:
+        owners = {of: _owner(session, account, of) for of in modes}
+        for owner in owners.values():
+            _set(session, owner, {name: value for name, value in given.items() if value is not None})
+        found: list[dict[str, Any]] = [
+            {"account": account, "livemode": of is Mode.LIVE, "quotas": _standings(session, owner)} for of, owner in owners.items()
+        ]
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            "live" if one["livemode"] else "test",
+            NAMES[name],
+            _cell(standing["used"], "-"),
+            _cell(standing["limit"], NONE),
+            standing["source"],
+        )
+        for one in found
+        for name, standing in one["quotas"].items()
+    ]
+    show(grid(("mode", "limit of", "used", "limit", "set by"), rows, right=("used", "limit")))
+
+
+def _owner(session: "Session", name: str, mode: Mode) -> "Owner":
+    from sqlalchemy import select
+
+    from xalen_batch.accounts import Owner
+    from xalen_batch.models import Account
+
+    account_id = session.scalar(select(Account.id).where(Account.name == name))
+    if account_id is None:
+        raise Failed(f"There is no account named {name!r}. `xalen-batch keys list` shows the accounts that have keys.")
+    return Owner(account_id, mode is Mode.LIVE)
+
+
+def _set(session: "Session", owner: "Owner", given: dict[str, str]) -> None:
+    from xalen_batch import quotas
+    from xalen_batch.quotas import Quota
+
+    for name, value in given.items():
+        if value == DEFAULT:
+            quotas.reset(session, owner, Quota(name))
+        else:
+            quotas.change(session, owner, {Quota(name): None if value == NONE else int(value)})
+
+
+def _standings(session: "Session", owner: "Owner") -> dict[str, dict[str, Any]]:
+    from xalen_batch import quotas
+
+    held, own = quotas.held(session, owner), quotas.given(session, owner)
+    return {
+        quota.value: {"used": held.get(quota), "limit": limit, "source": "operator" if quota in own else "settings"}
+        for quota, limit in quotas.limits(session, owner).items()
+    }
+
+
+def _cell(number: int | None, without: str) -> str:
+    return without if number is None else figure(number)

@@ -1,0 +1,39 @@
+"""`limits`: what an account may hold at a time, what it holds, and what is free."""
+
+from typing import Any
+
+import typer
+
+from xalen_batch.cli.client import connect
+from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
+from xalen_batch.cli.output import figure, grid, print_json, show
+
+NAMES = {
+    "open_batches": "open batches",
+    "enqueued_lines": "lines in them",
+    "enqueued_tokens": "input tokens in them",
+    "storage_bytes": "bytes in files",
+    "requests_per_second": "requests per second",
+}
+COLUMNS = ("limit of", "used", "limit", "free")
+
+commands = typer.Typer()
+
+
+@commands.command(epilog=examples("xalen-batch limits", "xalen-batch limits --live", "xalen-batch limits --json | jq .open_batches.free"))
+def limits(as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+    """Show the quotas of your account: used, limit and free."""
+    found = connect(base_url, api_key, live).get("/limits")
+    if as_json:
+        print_json(found)
+    else:
+        print_limits(found)
+
+
+def print_limits(found: dict[str, Any]) -> None:
+    rows = [(words, *(_cell(found[name][column]) for column in COLUMNS[1:])) for name, words in NAMES.items() if name in found]
+    show(grid(COLUMNS, rows, right=COLUMNS[1:]))
+
+
+def _cell(number: int | None) -> str:
+    return "none" if number is None else figure(number)

@@ -1,0 +1,192 @@
+"""Quotas: how much of the service an account may hold at a time, in one mode (docs/decisions/0020).
+
+What it holds is counted from the rows themselves whenever it is asked for, so it neither drifts nor leaks: whatever ends a batch or
+deletes a file gives its share back in that same commit. Who wants more counts and takes under a lock of the account's own, so that
+of many at once exactly as many get something as there is room for.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import ColumnElement, bindparam, delete, func, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Mapped, Session
+
+from xalen_batch.accounts import Owner
+from xalen_batch.config import settings
+from xalen_batch.errors import TooManyRequests
+from xalen_batch.models import AccountQuota, Batch, File
+from xalen_batch.models.batches import OPEN
+
+# The first half of the key of the lock.
+LOCK = 7261958
+# Seconds after which it is worth asking again: other batches of the account may have ended.
+RETRY_AFTER = 5.0
+# Bytes of a line that count as a token.
+BYTES_PER_TOKEN = 4
+
+
+class Quota(StrEnum):
+    """What an account may hold. Batches, lines and tokens are those of batches that have not ended."""
+
+    OPEN_BATCHES = "open_batches"
+    ENQUEUED_LINES = "enqueued_lines"
+    ENQUEUED_TOKENS = "enqueued_tokens"
+    STORAGE_BYTES = "storage_bytes"
+    REQUESTS_PER_SECOND = "requests_per_second"
+
+
+# None: no limit.
+Limits = Mapping[Quota, int | None]
+ENQUEUED = (Quota.OPEN_BATCHES, Quota.ENQUEUED_LINES, Quota.ENQUEUED_TOKENS)
+
+# What a batch fails with that was made while there was room, and does not fit now that it is read. OpenAI's code where it has one.
+FAULTS = {
+    Quota.ENQUEUED_LINES: "line_limit_exceeded",
+    Quota.ENQUEUED_TOKENS: "token_limit_exceeded",
+    Quota.STORAGE_BYTES: "storage_limit_exceeded",
+}
+
+_WAIT = "Wait until batches end, or cancel some, and send it again."
+_WORDS = {
+    Quota.OPEN_BATCHES: ("open batches", _WAIT),
+    Quota.ENQUEUED_LINES: ("lines in open batches", _WAIT),
+    Quota.ENQUEUED_TOKENS: ("input tokens in open batches", _WAIT),
+    Quota.STORAGE_BYTES: ("bytes in files", "Delete files that are not needed any more, and send it again."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """What was asked for beside what is held is more than the limit."""
+
+    quota: Quota
+    held: int
+    asked: int
+    limit: int
+
+    @property
+    def message(self) -> str:
+        noun, remedy = _WORDS[self.quota]
+        if self.asked > self.limit:
+            remedy = "That is more than the limit itself: send less at once, or ask the operator for a higher limit."
+        return (
+            f"The account's limit is {self.limit:,} {noun}. It has {self.held:,}, and this would add {self.asked:,}. "
+            f"{remedy} GET /v1/limits shows what is free."
+        )
+
+    @property
+    def fault_code(self) -> str:
+        return FAULTS[self.quota]
+
+    def refusal(self) -> TooManyRequests:
+        return TooManyRequests(self.message, retry_after=RETRY_AFTER, code=f"{self.quota}_limit")
+
+
+def limits(session: Session, owner: Owner) -> dict[Quota, int | None]:
+    """The limits in force: the settings', or those that an operator gave this account."""
+    return {quota: getattr(settings(), f"quota_{quota}") for quota in Quota} | given(session, owner)
+
+
+def given(session: Session, owner: Owner) -> dict[Quota, int | None]:
+    """The limits that an operator gave this account."""
+    return {Quota(name): most for name, most in session.execute(_GIVEN, _of(owner))}
+
+
+def held(session: Session, owner: Owner) -> dict[Quota, int]:
+    """What the account has, as other transactions have committed it. Requests are counted elsewhere (api/throttle.py)."""
+    return _enqueued(session, owner) | _stored(session, owner)
+
+
+def admit_batch(session: Session, owner: Owner) -> None:
+    """Let this transaction make one more batch. TooManyRequests if one too many are open, or no line or token more has room."""
+    lock(session, owner)
+    if excess := _excess(limits(session, owner), _enqueued(session, owner), dict.fromkeys(ENQUEUED, 1)):
+        raise excess.refusal()
+
+
+def admit_lines(session: Session, owner: Owner, *, lines: int, tokens: int) -> Excess | None:
+    """Let this transaction give an open batch its lines, or say what is against it. The caller has the account's lock."""
+    asked = {Quota.ENQUEUED_LINES: lines, Quota.ENQUEUED_TOKENS: tokens}
+    return _excess(limits(session, owner), _enqueued(session, owner), asked)
+
+
+def admit_bytes(session: Session, owner: Owner, size: int) -> None:
+    """Let this transaction keep a file of so many bytes. TooManyRequests if there is no room for it."""
+    lock(session, owner)
+    if excess := bytes_excess(session, owner, size):
+        raise excess.refusal()
+
+
+def bytes_excess(session: Session, owner: Owner, size: int) -> Excess | None:
+    """What is against keeping so many bytes more. Without the account's lock it is true of this moment alone."""
+    found = limits(session, owner)
+    if found[Quota.STORAGE_BYTES] is None:
+        return None
+    return _excess(found, _stored(session, owner), {Quota.STORAGE_BYTES: size})
+
+
+def lock(session: Session, owner: Owner) -> None:
+    """Nobody else takes more for this account before this transaction ends.
+
+    It comes before the locks of batches: who has one of those must not wait for this.
+    """
+    session.execute(_LOCK, {"lock": LOCK, "owner": f"{owner.account_id} {owner.livemode}"})
+
+
+def change(session: Session, owner: Owner, wanted: Limits) -> None:
+    """Give an account limits of its own; None: no limit."""
+    for quota, most in wanted.items():
+        row = insert(AccountQuota).values(**_of(owner), name=quota.value, most=most)
+        session.execute(
+            row.on_conflict_do_update(
+                index_elements=[AccountQuota.account_id, AccountQuota.livemode, AccountQuota.name], set_={"most": row.excluded.most}
+            )
+        )
+
+
+def reset(session: Session, owner: Owner, quota: Quota) -> None:
+    """Let the settings' limit hold again."""
+    mine = (AccountQuota.account_id == owner.account_id, AccountQuota.livemode == owner.livemode, AccountQuota.name == quota)
+    session.execute(delete(AccountQuota).where(*mine))
+
+
+def tokens_of(size: int) -> int:
+    """Input tokens that a line of so many bytes counts as."""
+    return -(-size // BYTES_PER_TOKEN)
+
+
+def _excess(limits: Limits, held: Mapping[Quota, int], asked: Mapping[Quota, int]) -> Excess | None:
+    for quota, more in asked.items():
+        limit = limits[quota]
+        if limit is not None and held[quota] + more > limit:
+            return Excess(quota, held[quota], more, limit)
+    return None
+
+
+def _enqueued(session: Session, owner: Owner) -> dict[Quota, int]:
+    return dict(zip(ENQUEUED, map(int, session.execute(_ENQUEUED, _of(owner)).one()), strict=True))
+
+
+def _stored(session: Session, owner: Owner) -> dict[Quota, int]:
+    return {Quota.STORAGE_BYTES: int(session.execute(_STORED, _of(owner)).scalar_one())}
+
+
+def _of(owner: Owner) -> dict[str, object]:
+    return {"account_id": owner.account_id, "livemode": owner.livemode}
+
+
+def _is_of_owner(table: type[AccountQuota] | type[Batch] | type[File]) -> ColumnElement[bool]:
+    return (table.account_id == bindparam("account_id")) & (table.livemode == bindparam("livemode"))
+
+
+def _sum(column: Mapped[int]) -> ColumnElement[int]:
+    return func.coalesce(func.sum(column), 0)
+
+
+# Made once: every upload and every new batch asks. Statements of their own, since each is to see what the one that had the lock before did.
+_LOCK = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:owner))")
+_GIVEN = select(AccountQuota.name, AccountQuota.most).where(_is_of_owner(AccountQuota))
+_ENQUEUED = select(func.count(), _sum(Batch.total), _sum(Batch.enqueued_tokens)).where(_is_of_owner(Batch), text(OPEN))
+_STORED = select(_sum(File.size)).where(_is_of_owner(File), File.deleted_at.is_(None))
