@@ -4,7 +4,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from xalen_batch import __version__, log, memory
-from xalen_batch.api import batches, billing, docs, errors, estimates, files, health, inbox, models, partial, schedule_runs, schedules
+from xalen_batch.api import batches, billing, docs, errors, estimates, files, health, inbox, keys, models, partial, schedule_runs, schedules
 from xalen_batch.api.middleware import BodyLimit, RequestContext
 from xalen_batch.api.schemas import ErrorObject
 from xalen_batch.config import settings
@@ -27,7 +27,7 @@ def create_app() -> FastAPI:
         strict_content_type=False,
         responses={"4XX": {"model": ErrorObject}},
     )
-    for room in (files, batches, partial, estimates, billing, schedules, schedule_runs, inbox, models, health):
+    for room in (files, batches, partial, estimates, billing, schedules, schedule_runs, inbox, models, keys, health):
         app.include_router(room.router)
     docs.install(app)
     errors.install(app)
@@ -60,6 +60,8 @@ def serve(host: str, port: int) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=bool(settings().trusted_proxies),
+        forwarded_allow_ips=list(settings().trusted_proxies),
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=round(settings().shutdown_grace),
     )

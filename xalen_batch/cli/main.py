@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from xalen_batch.cli import batches, doctor, failures, invoices, keys, models, run, schedules, server, submit, up, validate, watch
+from xalen_batch.cli import audit, batches, doctor, failures, invoices, keys, models, run, schedules, server, submit, up, validate, watch
 from xalen_batch.cli.failures import ERROR, INTERRUPTED, TIMED_OUT
 from xalen_batch.cli.options import examples
 from xalen_batch.cli.output import safe, say
@@ -56,7 +56,7 @@ app = typer.Typer(
     help="Batch inference behind the OpenAI Files and Batches API.",
     epilog=examples("xalen-batch up", "xalen-batch run requests.jsonl", "xalen-batch run --help"),
 )
-for part in (run, submit, watch, batches, validate, invoices, models, up, doctor, server):
+for part in (run, submit, watch, batches, validate, invoices, models, up, doctor, audit, server):
     app.add_typer(part.commands)
 app.add_typer(schedules.commands, name="schedules")
 app.add_typer(models.prices, name="prices", rich_help_panel="Operators")

@@ -37,3 +37,5 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
+    # The key that it takes the place of.
+    rotated_from: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id"))
