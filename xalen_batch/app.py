@@ -1,5 +1,8 @@
 """The API as one application, and the server that runs it."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import uvicorn
 from fastapi import FastAPI
 
@@ -46,6 +49,11 @@ def _most_bytes(method: str, path: str) -> int | None:
     return settings().max_json_bytes
 
 
+def forwarding(proxies: Sequence[str]) -> dict[str, Any]:
+    """The server's options by which these proxies, and nobody else, are believed about a client's address."""
+    return {"proxy_headers": bool(proxies), "forwarded_allow_ips": list(proxies)}
+
+
 def serve(host: str, port: int) -> None:
     """Run the API until SIGTERM or SIGINT, then let open requests finish within the grace."""
     log.configure()
@@ -60,8 +68,7 @@ def serve(host: str, port: int) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=bool(settings().trusted_proxies),
-        forwarded_allow_ips=list(settings().trusted_proxies),
+        **forwarding(settings().trusted_proxies),
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=round(settings().shutdown_grace),
     )

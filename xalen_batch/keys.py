@@ -57,10 +57,17 @@ def rotate(session: Session, key: ApiKey, overlap: timedelta = OVERLAP) -> tuple
     """A new key in the place of a locked one, and its secret; the old one expires after the overlap.
 
     It has the account, mode, name and scopes of the old one, and as long a life if that has an end.
-    InvalidRequest for a key that can be used no more.
+    InvalidRequest for a key that can be used no more, or was rotated already.
     """
     if not timedelta() <= overlap <= LONGEST_OVERLAP:
         raise InvalidRequest(f"overlap: it must be between 0 and {LONGEST_OVERLAP.days} days.", param="overlap_seconds")
+    successor = session.scalar(select(ApiKey.id).where(ApiKey.rotated_from == key.id))
+    if successor is not None:
+        raise InvalidRequest(
+            f"Key {ids.render('key', key.id)} was rotated already: {ids.render('key', successor)} takes its place. "
+            "Rotate that one, or revoke this one.",
+            param="key_id",
+        )
     now = db.now(session)
     if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
         state = "revoked" if key.revoked_at else "expired"

@@ -9,16 +9,16 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
-# A row's columns as they are logged: those that are named, numbers as text so that none loses a digit, and every
-# field of a schedule's definition.
+# A row as it is logged: every field of a schedule's definition, and the columns that are named, numbers as text so
+# that none loses a digit.
 AUDIT_FIELDS = """
 CREATE FUNCTION audit_fields(of jsonb, shown text[]) RETURNS jsonb LANGUAGE sql IMMUTABLE AS $$
-    SELECT coalesce(jsonb_object_agg(key, value), '{}') FROM (
-        SELECT key, CASE jsonb_typeof(value) WHEN 'number' THEN to_jsonb(value #>> '{}') ELSE value END AS value
+    SELECT coalesce(jsonb_object_agg(key, value), '{}')
+    FROM jsonb_each(coalesce(of -> 'definition', '{}') || (
+        SELECT coalesce(jsonb_object_agg(key, CASE jsonb_typeof(value) WHEN 'number' THEN to_jsonb(value #>> '{}') ELSE value END), '{}')
         FROM jsonb_each(of) WHERE key = ANY (shown)
-        UNION ALL
-        SELECT key, value FROM jsonb_each(of -> 'definition')
-    ) AS fields WHERE value <> 'null'
+    ))
+    WHERE value <> 'null'
 $$
 """
 
@@ -93,6 +93,7 @@ POINTERS = [
 
 def upgrade() -> None:
     op.add_column("api_keys", sa.Column("rotated_from", sa.Uuid(), nullable=True))
+    op.create_unique_constraint(op.f("uq_api_keys_rotated_from"), "api_keys", ["rotated_from"])
     op.create_foreign_key(op.f("fk_api_keys_rotated_from"), "api_keys", "api_keys", ["rotated_from"], ["id"])
     op.create_table(
         "audit_log",

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,8 +66,14 @@ class TestRotation:
         old, _ = keys.create(session, owner, name="short", expires_at=soon)
         keys.rotate(session, old, HOUR)
         assert old.expires_at == soon
-        keys.rotate(session, old, HOUR)
-        assert old.expires_at == soon
+
+    def test_a_key_is_rotated_once(self, session: Session, owner: Owner) -> None:
+        old, _ = keys.create(session, owner, name="ci")
+        new, _ = keys.rotate(session, old, HOUR)
+        with pytest.raises(InvalidRequest, match=f"was rotated already: key_{new.id.hex} takes its place"):
+            keys.rotate(session, old, HOUR)
+        last, _ = keys.rotate(session, new, HOUR)
+        assert (last.rotated_from, last.expires_at) == (new.id, None)
 
     def test_a_key_with_an_end_gets_as_long_a_life_again(self, session: Session, owner: Owner) -> None:
         now = db.now(session)
@@ -109,8 +116,9 @@ class TestRotation:
             other = threading.Thread(target=rotate)
             other.start()
             # It waits for the lock, and then sees what was committed.
-            while not session.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")):
-                pass
+            with db.reading() as watching:
+                while not watching.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")):
+                    time.sleep(0.02)
         other.join(timeout=30)
         assert [error.message for error in failures] == [f"Key {public_id} is revoked: it cannot be rotated. Make a new one."]
         with db.transaction() as session:

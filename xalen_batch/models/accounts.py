@@ -38,4 +38,4 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     # The key that it takes the place of.
-    rotated_from: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id"))
+    rotated_from: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id"), unique=True)
