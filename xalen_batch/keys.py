@@ -7,13 +7,11 @@ from uuid import UUID
 from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, ids, key_secrets, log, paging
+from xalen_batch import db, ids, key_secrets, paging
 from xalen_batch.accounts import ORDINARY, Owner, Scope
 from xalen_batch.errors import InvalidRequest, NotFound
 from xalen_batch.models import ApiKey
 from xalen_batch.paging import Page
-
-logger = log.get(__name__)
 
 # How long a key may still be used beside the one that takes its place.
 OVERLAP = timedelta(hours=24)
@@ -49,7 +47,6 @@ def create(
     )
     session.add(key)
     session.flush()
-    logger.info("key.created", key_id=key.id.hex, account_id=key.account_id.hex, livemode=key.livemode)
     return key, secret
 
 
@@ -86,7 +83,6 @@ def revoke(session: Session, key: ApiKey) -> None:
     if key.revoked_at is None:
         key.revoked_at = db.now(session)
         session.flush()
-        logger.info("key.revoked", key_id=key.id.hex)
 
 
 def lock(session: Session, public_id: str, owner: Owner | None = None) -> ApiKey:

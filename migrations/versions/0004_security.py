@@ -75,6 +75,7 @@ AUDITED = {
 }
 
 OWNER = ["account_id", "livemode"]
+POINTED_AT = ("api_keys", "files", "schedules")
 # (table, its column, the table it points at, the column behind that table's id): before and after this migration
 # the first column is a foreign key to an id; now the rest must agree too.
 POINTERS = [
@@ -94,7 +95,6 @@ POINTERS = [
 def upgrade() -> None:
     op.add_column("api_keys", sa.Column("rotated_from", sa.Uuid(), nullable=True))
     op.create_unique_constraint(op.f("uq_api_keys_rotated_from"), "api_keys", ["rotated_from"])
-    op.create_foreign_key(op.f("fk_api_keys_rotated_from"), "api_keys", "api_keys", ["rotated_from"], ["id"])
     op.create_table(
         "audit_log",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
@@ -121,8 +121,11 @@ def upgrade() -> None:
     op.execute(f"CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON audit_log FOR EACH ROW {refuse}")
     op.execute(f"CREATE TRIGGER append_only_whole BEFORE TRUNCATE ON audit_log FOR EACH STATEMENT {refuse}")
 
-    for table in ("files", "schedules"):
+    for table in POINTED_AT:
         op.create_unique_constraint(op.f(f"uq_{table}_id_account_id_livemode"), table, ["id", *OWNER])
+    op.create_foreign_key(
+        op.f("fk_api_keys_rotated_from_account_id_livemode"), "api_keys", "api_keys", ["rotated_from", *OWNER], ["id", *OWNER]
+    )
     op.drop_index("ix_schedule_runs_schedule_id_id", table_name="schedule_runs")
     op.create_unique_constraint(op.f("uq_schedule_runs_schedule_id_id"), "schedule_runs", ["schedule_id", "id"])
     for table, column, target, rest in POINTERS:
@@ -136,11 +139,11 @@ def downgrade() -> None:
         op.create_foreign_key(op.f(f"fk_{table}_{column}"), table, target, [column], ["id"])
     op.drop_constraint(op.f("uq_schedule_runs_schedule_id_id"), "schedule_runs", type_="unique")
     op.create_index("ix_schedule_runs_schedule_id_id", "schedule_runs", ["schedule_id", "id"], unique=False)
-    for table in ("schedules", "files"):
+    op.drop_column("api_keys", "rotated_from")
+    for table in reversed(POINTED_AT):
         op.drop_constraint(op.f(f"uq_{table}_id_account_id_livemode"), table, type_="unique")
     for table in AUDITED:
         op.execute(f"DROP TRIGGER audited ON {table}")
     for function in ("write_audit()", "audit_difference(jsonb, jsonb, text[])", "audit_fields(jsonb, text[])"):
         op.execute(f"DROP FUNCTION {function}")
     op.drop_table("audit_log")
-    op.drop_column("api_keys", "rotated_from")

@@ -6,18 +6,23 @@ takes one, by everybody who must not (tests/integration/isolation.py).
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from uuid import UUID
 
+import psycopg.errors
 import pytest
+import sqlalchemy.exc
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
+from sqlalchemy import text
 
 from tests.integration import isolation, neighbours
-from tests.integration.isolation import IDEMPOTENCY_KEY, Actor, Case, Kind, Request
+from tests.integration.isolation import IDEMPOTENCY_KEY, OTHER_PARAMETERS, Actor, Case, Kind, Request
 from tests.integration.neighbours import Answer, Client, Neighbour
 from xalen_batch import api as rooms
-from xalen_batch import app
+from xalen_batch import app, db
 from xalen_batch.accounts import Scope
 
 ROUTES = list(isolation.operations())
@@ -146,6 +151,32 @@ def _asked_by_their_owner(neighbour: Neighbour, client: Client, method: str, pat
             answer = client.ask(_filled(asked, isolation.OTHER_PARAMETERS), neighbour.secret)
             assert answer.status < 500, answer.body
             yield answer.status
+
+
+POINTERS = [
+    "UPDATE batches SET input_file_id = :file WHERE id = :own_batch",
+    "UPDATE batches SET output_file_id = :file WHERE id = :own_batch",
+    "UPDATE batches SET error_file_id = :file WHERE id = :own_batch",
+    "UPDATE batches SET schedule_id = :schedule WHERE id = :own_batch",
+    "UPDATE schedule_runs SET schedule_id = :own_schedule WHERE id = :run",
+    "UPDATE files SET batch_id = :batch, part = 'output' WHERE id = :own_file",
+    "UPDATE schedules SET file_id = :file WHERE id = :own_schedule",
+    "UPDATE inbox_requests SET schedule_id = :own_schedule, run_id = :run",
+    "UPDATE api_keys SET rotated_from = :key WHERE id = :own_key",
+]
+
+
+@pytest.mark.parametrize("actor", [actor for actor in Actor if actor.is_valid])
+def test_no_row_points_across_accounts_or_modes(neighbour: Neighbour, actor: Actor) -> None:
+    theirs = {name: UUID(hex=id[-32:]) for name, id in neighbour.ids.items()}
+    own = {
+        f"own_{name.removesuffix('_id')}": UUID(hex=id[-32:]) for name, id in neighbour.own[actor].items() if name not in OTHER_PARAMETERS
+    }
+    for statement in POINTERS:
+        values = {name: value for name, value in (theirs | own).items() if re.search(rf":{name}\b", statement)}
+        with pytest.raises(sqlalchemy.exc.IntegrityError) as caught, db.transaction() as session:
+            session.execute(text(statement), values)
+        assert isinstance(caught.value.orig, psycopg.errors.ForeignKeyViolation), statement
 
 
 def test_what_is_public_shows_nothing(neighbour: Neighbour, client: Client) -> None:
