@@ -7,11 +7,12 @@ from xalen_batch.cli import database
 
 def main() -> None:
     with database.transaction() as session:
-        from xalen_batch import accounts
+        from xalen_batch import accounts, keys
+        from xalen_batch.accounts import Owner
 
         for name in sys.argv[1:]:
             account = accounts.create(session, name)
-            _, secret = accounts.create_key(session, account, livemode=True, name="bench", scopes=tuple(accounts.Scope), expires_at=None)
+            _, secret = keys.create(session, Owner(account.id, livemode=True), name="bench")
             sys.stdout.write(secret + "\n")
 
 

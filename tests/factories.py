@@ -10,7 +10,7 @@ from typing import Any
 import obstore
 from sqlalchemy.orm import Session
 
-from xalen_batch import accounts, ids, storage
+from xalen_batch import accounts, ids, keys, storage
 from xalen_batch.accounts import Caller, Owner
 from xalen_batch.billing import prices
 from xalen_batch.catalog import CHAT, RERANK
@@ -30,8 +30,7 @@ def account(session: Session, name: str | None = None) -> Account:
 
 def key(session: Session, of: Account | None = None, *, livemode: bool = False, **options: Any) -> str:
     """A new key's secret."""
-    _, secret = accounts.create_key(session, of or account(session), livemode=livemode, name="test", **options)
-    session.flush()
+    _, secret = keys.create(session, Owner((of or account(session)).id, livemode), name="test", **options)
     return secret
 
 

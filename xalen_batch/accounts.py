@@ -1,24 +1,17 @@
-"""Accounts, their keys, and who a key stands for."""
+"""Accounts, and who a key stands for."""
 
-import hashlib
-import secrets
-import string
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import bindparam, func, or_, select, update
+from sqlalchemy import Text, bindparam, cast, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from xalen_batch import ids
-from xalen_batch.errors import Forbidden, InvalidRequest, NotFound, Unauthenticated
+from xalen_batch import audit, ids, key_secrets
+from xalen_batch.errors import Forbidden, InvalidRequest, Unauthenticated
 from xalen_batch.models import Account, ApiKey
 
-BASE62 = string.digits + string.ascii_letters
-SECRET_DIGITS = 32
-SHOWN_DIGITS = 4
 LAST_USED_RESOLUTION = timedelta(minutes=1)
 
 
@@ -28,6 +21,11 @@ class Scope(StrEnum):
     SUBMIT = "submit"  # create and delete files, create and cancel batches
     READ = "read"  # list and get files, batches and models, download results
     BILLING = "billing"  # invoices and statements
+    ADMIN = "admin"  # list, make, rotate and revoke the keys of its account and mode
+
+
+# What a key may do unless it is said: all but make others.
+ORDINARY = tuple(scope for scope in Scope if scope is not Scope.ADMIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +43,11 @@ class Caller(Owner):
     scopes: frozenset[str]
     key_id: UUID
 
+    @property
+    def actor(self) -> str:
+        """By what name the audit log knows them."""
+        return ids.render("key", self.key_id)
+
     def require(self, scope: Scope) -> None:
         """Raise Forbidden unless the key has the scope."""
         if scope not in self.scopes:
@@ -61,36 +64,6 @@ def create(session: Session, name: str) -> Account:
     return account
 
 
-def create_key(
-    session: Session,
-    account: Account,
-    *,
-    livemode: bool,
-    name: str,
-    scopes: Iterable[str] = tuple(Scope),
-    expires_at: datetime | None = None,
-) -> tuple[ApiKey, str]:
-    """A new key and its secret, which is kept nowhere and can be shown only now."""
-    wanted = list(dict.fromkeys(scopes))
-    if unknown := set(wanted) - set(Scope):
-        raise InvalidRequest(f"scopes: {', '.join(sorted(unknown))} is no scope. Choose among {', '.join(Scope)}.", param="scopes")
-    prefix = "xln_live_" if livemode else "xln_test_"
-    secret = prefix + "".join(secrets.choice(BASE62) for _ in range(SECRET_DIGITS))
-    key = ApiKey(
-        id=ids.new(),
-        account_id=account.id,
-        livemode=livemode,
-        name=name,
-        prefix=secret[: len(prefix) + SHOWN_DIGITS],
-        hash=_hash(secret),
-        scopes=wanted,
-        expires_at=expires_at,
-    )
-    session.add(key)
-    session.flush()
-    return key, secret
-
-
 # Made once: each request asks this.
 _BY_HASH = select(
     ApiKey.id,
@@ -99,6 +72,8 @@ _BY_HASH = select(
     ApiKey.scopes,
     ApiKey.revoked_at,
     ApiKey.expires_at <= func.now(),
+    # Of what changes in this transaction, the audit log says that it was this key: no round trip of its own.
+    func.set_config(audit.SETTING, func.concat("key_", func.replace(cast(ApiKey.id, Text), "-", "")), True),
     or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - LAST_USED_RESOLUTION),
 ).where(ApiKey.hash == bindparam("hash"))
 
@@ -106,12 +81,19 @@ _BY_HASH = select(
 def authenticate(session: Session, secret: str) -> Caller:
     """Who a key stands for. Unauthenticated if nobody, or if it was revoked or has expired.
 
-    Found by its hash, so that comparing takes no time that tells anything about the key.
+    Found by its SHA-256 and never compared itself, so the time that takes tells nothing about a key: two that
+    differ in one digit have nothing in common there. What cannot be a key is refused without asking the database.
     """
-    row = session.execute(_BY_HASH, {"hash": _hash(secret)}).one_or_none()
-    if row is None:
+    if not key_secrets.is_possible(secret):
+        if secret.startswith(tuple(key_secrets.PREFIXES.values())):
+            raise Unauthenticated("Incorrect API key provided: it is mistyped or cut short, by its checksum. Copy it once more, whole.")
         raise Unauthenticated("Incorrect API key provided. Send a key of this server as `Authorization: Bearer xln_test_…`.")
-    key_id, account_id, livemode, scopes, revoked_at, is_expired, is_unstamped = row
+    row = session.execute(_BY_HASH, {"hash": key_secrets.digest(secret)}).one_or_none()
+    if row is None:
+        raise Unauthenticated(
+            "Incorrect API key provided: this server has no such key. Use another one, or create one: `xalen-batch keys create`."
+        )
+    key_id, account_id, livemode, scopes, revoked_at, is_expired, _, is_unstamped = row
     if revoked_at is not None or is_expired:
         raise Unauthenticated(f"This API key {'was revoked' if revoked_at else 'has expired'}. Use another one.")
     if is_unstamped:
@@ -119,27 +101,7 @@ def authenticate(session: Session, secret: str) -> Caller:
     return Caller(account_id, livemode, frozenset(scopes), key_id)
 
 
-def revoke_key(session: Session, key_id: UUID) -> ApiKey:
-    """The key is refused from now on. Revoking again changes nothing."""
-    key = session.get(ApiKey, key_id, with_for_update=True)
-    if key is None:
-        raise NotFound(f"There is no key {ids.render('key', key_id)}.")
-    if key.revoked_at is None:
-        key.revoked_at = session.scalar(select(func.now()))
-        session.flush()
-    return key
-
-
-def list_keys(session: Session) -> Sequence[ApiKey]:
-    """Every key, the revoked ones too, in the order of creation."""
-    return session.scalars(select(ApiKey).order_by(ApiKey.id)).all()
-
-
 def _stamp(session: Session, key_id: UUID) -> None:
     # Skips a row that another request is stamping: nobody waits for a timestamp.
     free = select(ApiKey.id).where(ApiKey.id == key_id).with_for_update(skip_locked=True).scalar_subquery()
     session.execute(update(ApiKey).where(ApiKey.id == free).values(last_used_at=func.now()).execution_options(synchronize_session=False))
-
-
-def _hash(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()

@@ -1,5 +1,8 @@
 """The API as one application, and the server that runs it."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import uvicorn
 from fastapi import FastAPI
 
@@ -13,6 +16,7 @@ from xalen_batch.api import (
     files,
     health,
     inbox,
+    keys,
     limits,
     models,
     partial,
@@ -41,7 +45,7 @@ def create_app() -> FastAPI:
         strict_content_type=False,
         responses={"4XX": {"model": ErrorObject}},
     )
-    for room in (files, batches, partial, estimates, billing, schedules, schedule_runs, inbox, models, limits, health):
+    for room in (files, batches, partial, estimates, billing, schedules, schedule_runs, inbox, models, keys, limits, health):
         app.include_router(room.router)
     docs.install(app)
     errors.install(app)
@@ -61,6 +65,11 @@ def _most_bytes(method: str, path: str) -> int | None:
     return settings().max_json_bytes
 
 
+def forwarding(proxies: Sequence[str]) -> dict[str, Any]:
+    """The server's options by which these proxies, and nobody else, are believed about a client's address."""
+    return {"proxy_headers": bool(proxies), "forwarded_allow_ips": list(proxies)}
+
+
 def serve(host: str, port: int) -> None:
     """Run the API until SIGTERM or SIGINT, then let open requests finish within the grace."""
     log.configure()
@@ -75,6 +84,7 @@ def serve(host: str, port: int) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        **forwarding(settings().trusted_proxies),
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=round(settings().shutdown_grace),
     )

@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 from functools import cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import unquote, urlparse
@@ -40,6 +41,19 @@ class Settings(BaseSettings):
     max_inbox_bytes: int = Field(16 * MiB, gt=0, description="Largest body of requests sent to a schedule's inbox.")
     file_retention: int = Field(30 * 86_400, gt=0, description="Life of a batch input file that names no other.")
     idempotency_retention: int = Field(7 * 86_400, ge=86_400, description="How long an Idempotency-Key replays its answer.")
+    failed_auth_per_minute: int = Field(
+        60,
+        gt=0,
+        le=1_000_000,
+        description="Requests without a valid key that one client address may send in a minute before it is answered 429.",
+    )
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="Addresses or networks, separated by commas, of proxies whose `X-Forwarded-For` tells the client's address. Empty: none."
+        ),
+    ] = ()
     pool_size: int = Field(40, gt=0, description="Most database connections of one process.")
 
     # Quotas of an account in one mode, unless an operator gave it others (docs/limits.md)
@@ -124,7 +138,17 @@ class Settings(BaseSettings):
             raise ValueError("must be a local folder, file:///path; other object storage is not supported yet")
         return value
 
-    @field_validator("drop_roots", mode="before")
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                ip_network(proxy)
+            except ValueError:
+                raise ValueError(f"{proxy} is neither an address nor a network, such as 10.0.0.7 or 10.0.0.0/24") from None
+        return proxies
+
+    @field_validator("drop_roots", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -11,7 +11,9 @@ import tomli_w
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from xalen_batch import accounts
+from xalen_batch import accounts, audit
+from xalen_batch import keys as api_keys
+from xalen_batch.accounts import Owner, Scope
 from xalen_batch.errors import ConfigError, Unauthenticated
 from xalen_batch.models import Account
 
@@ -28,9 +30,10 @@ class Credentials:
 def keys(session: Session, path: Path) -> dict[str, str]:
     """`test_key` and `live_key`: the file's, or new ones where those do not open this database."""
     found = _read(path)
-    return {
-        name: _working(session, found.get(name)) or _new(session, livemode) for name, livemode in (("test_key", False), ("live_key", True))
-    }
+    working = {name: _working(session, found.get(name)) for name in ("test_key", "live_key")}
+    # What is made is not the doing of the keys that were tried.
+    audit.sign(session, audit.SYSTEM)
+    return {name: secret or _new(session, livemode=name == "live_key") for name, secret in working.items()}
 
 
 def write(path: Path, credentials: Credentials) -> None:
@@ -65,7 +68,8 @@ def _working(session: Session, secret: Any) -> str | None:
     return str(secret)
 
 
-def _new(session: Session, livemode: bool) -> str:
+def _new(session: Session, *, livemode: bool) -> str:
     account = session.scalar(select(Account).where(Account.name == ACCOUNT)) or accounts.create(session, ACCOUNT)
-    _, secret = accounts.create_key(session, account, livemode=livemode, name="up")
+    # Whoever can read the file can read the database's password beside it: nothing is gained by a key that may do less.
+    _, secret = api_keys.create(session, Owner(account.id, livemode), name="up", scopes=Scope)
     return secret

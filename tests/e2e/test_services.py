@@ -12,7 +12,8 @@ from openai import OpenAI
 
 from tests.conftest import Stores
 from tests.e2e import processes
-from xalen_batch import accounts, db
+from xalen_batch import accounts, db, keys
+from xalen_batch.accounts import Owner
 
 SERVICES: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text("utf-8"))["services"]
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
@@ -28,7 +29,7 @@ def test_a_batch_runs_through_the_services_that_compose_starts(stores: Stores, d
 
     subprocess.run([processes.COMMAND, *arguments("migrate")], env=env, check=True, timeout=60)
     with db.transaction() as session:
-        _, key = accounts.create_key(session, accounts.create(session, "acme"), livemode=False, name="test")
+        _, key = keys.create(session, Owner(accounts.create(session, "acme").id, livemode=False), name="test")
     with ExitStack() as running:
         for name in ("api", "worker", "beat"):
             log = tmp_path / f"{name}.log"

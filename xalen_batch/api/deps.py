@@ -1,21 +1,29 @@
 """What routes ask for: who is calling, with a session or without one."""
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
+from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Annotated, Any, Concatenate, ParamSpec
 
 import orjson
 from fastapi import Depends, Header, Request, Response
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from xalen_batch import accounts, db
+from xalen_batch import accounts, db, log
 from xalen_batch.accounts import Caller, Scope
+from xalen_batch.allowance import Allowance
 from xalen_batch.api import throttle
+from xalen_batch.config import settings
 from xalen_batch.errors import Forbidden, TooManyRequests, Unauthenticated, XalenError
+
+logger = log.get(__name__)
 
 bearer = HTTPBearer(auto_error=False, description="A key of this server, `xln_test_…` or `xln_live_…`.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
@@ -23,7 +31,10 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 Asked = ParamSpec("Asked")
 Shown = BaseModel | dict[str, Any] | Response
 
+# By routes, and by the dependencies of those that hold no session.
 _scopes: dict[object, Scope] = {}
+_failures = Allowance("failed-authentication")
+WITHOUT_ADDRESS = "local"
 
 
 def calling(scope: Scope) -> Callable[[Callable[Concatenate[Session, Caller, Asked], Shown]], Callable[..., Response]]:
@@ -33,12 +44,12 @@ def calling(scope: Scope) -> Callable[[Callable[Concatenate[Session, Caller, Ask
     are all made in the thread that runs the route: as dependencies of FastAPI each would be a thread's errand of its
     own, which costs more than the work.
     """
-    begin = db.transaction if scope is Scope.SUBMIT else db.reading
+    begin = db.reading if scope in (Scope.READ, Scope.BILLING) else db.transaction
 
     def decorate(route: Callable[Concatenate[Session, Caller, Asked], Shown]) -> Callable[..., Response]:
         @wraps(route)
-        def run(credentials: Credentials, *args: Asked.args, **asked: Asked.kwargs) -> Response:
-            with begin() as session:
+        def run(request: Request, credentials: Credentials, *args: Asked.args, **asked: Asked.kwargs) -> Response:
+            with _counted(request), begin() as session:
                 secret = None if credentials is None else credentials.credentials
                 return _rendered(route(session, _authenticate(session, secret, scope), *args, **asked))
 
@@ -51,24 +62,70 @@ def calling(scope: Scope) -> Callable[[Callable[Concatenate[Session, Caller, Ask
 
 def refusal(request: Request) -> XalenError | None:
     """Why its caller may not call a route: they are told that before what is wrong with their request. None if they may."""
-    scope = _scopes.get(request.scope.get("endpoint"))
+    scope = _scope(request)
     if scope is None:
         return None
     kind, secret = get_authorization_scheme_param(request.headers.get("authorization"))
     try:
-        with db.reading() as session:
+        with _counted(request), db.reading() as session:
             _authenticate(session, secret if kind.lower() == "bearer" else None, scope)
     except (Unauthenticated, Forbidden, TooManyRequests) as error:
         return error
     return None
 
 
+def _scope(request: Request) -> Scope | None:
+    """What a key must be for to be let in by a route. None: it asks for no key."""
+    route = request.scope.get("route")
+    if not isinstance(route, APIRoute):
+        return None
+    asked: list[object] = [route.endpoint]
+    dependants = list(route.dependant.dependencies)
+    while dependants:
+        dependant = dependants.pop()
+        asked.append(dependant.call)
+        dependants += dependant.dependencies
+    return next((_scopes[call] for call in asked if call in _scopes), None)
+
+
+@contextmanager
+def _counted(request: Request) -> Iterator[None]:
+    """Answer 429 in the place of 401 to an address that has had enough of them. A valid key is never asked about."""
+    try:
+        yield
+    except Unauthenticated:
+        address = _address(request)
+        wait = _failures.take(address, settings().failed_auth_per_minute)
+        if not wait:
+            raise
+        logger.warning("authentication.limited", address=address)
+        raise TooManyRequests(
+            f"Too many requests without a valid API key came from your address. Send a valid one, which is answered at any time, "
+            f"or wait {math.ceil(wait)} s.",
+            retry_after=wait,
+        ) from None
+
+
+def _address(request: Request) -> str:
+    """Where a request came from, as far as one client goes: of an IPv6 address its network, which is one site's."""
+    host = request.client.host[:100] if request.client else WITHOUT_ADDRESS
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    return str(address.ipv4_mapped or IPv6Network((int(address), 64), strict=False))
+
+
 def _asking(route: Callable[..., Shown]) -> inspect.Signature:
-    """What FastAPI is to see of a route: credentials in the place of the session and the caller that it is given."""
+    """What FastAPI is to see of a route: request and credentials in the place of the session and the caller that it is given."""
     signature = inspect.signature(route)
     _, _, *asked = signature.parameters.values()
-    credentials = inspect.Parameter("credentials", inspect.Parameter.KEYWORD_ONLY, annotation=Credentials)
-    return signature.replace(parameters=[*asked, credentials])
+    given = (("request", Request), ("credentials", Credentials))
+    return signature.replace(
+        parameters=[*asked, *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind) for name, kind in given)]
+    )
 
 
 def _rendered(shown: Shown) -> Response:
@@ -78,13 +135,14 @@ def _rendered(shown: Shown) -> Response:
     return Response(content, media_type="application/json")
 
 
-def calling_briefly(scope: Scope) -> Callable[[Credentials], Caller]:
+def calling_briefly(scope: Scope) -> Callable[[Request, Credentials], Caller]:
     """Who calls, known from a session of its own: for what then takes long and holds none."""
 
-    def caller(credentials: Credentials) -> Caller:
-        with db.reading() as session:
+    def caller(request: Request, credentials: Credentials) -> Caller:
+        with _counted(request), db.reading() as session:
             return _authenticate(session, None if credentials is None else credentials.credentials, scope)
 
+    _scopes[caller] = scope
     return caller
 
 

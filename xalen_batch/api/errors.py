@@ -11,7 +11,7 @@ import psycopg
 import sqlalchemy.exc
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -54,7 +54,7 @@ def translate(request: Request, error: Exception) -> XalenError:
         case XalenError():
             return error
         case RequestValidationError():
-            return deps.refusal(request) or _invalid(error.errors())
+            return deps.refusal(request) or _invalid(error.errors(), _asked(request))
         case HTTPException():
             return _http(request, error)
         case ClientDisconnect():
@@ -79,7 +79,14 @@ def _http(request: Request, error: HTTPException) -> XalenError:
     return InvalidRequest("The body cannot be read. Send one JSON object with `content-type: application/json`.")
 
 
-def _invalid(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
+def _asked(request: Request) -> type[BaseModel]:
+    """The shape that a request's body should have; of a change to a schedule, what it changes."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    shape = field and field.field_info.annotation
+    return shape if isinstance(shape, type) and issubclass(shape, BaseModel) and not issubclass(shape, RootModel) else Definition
+
+
+def _invalid(errors: Sequence[Mapping[str, Any]], shape: type[BaseModel]) -> InvalidRequest:
     """The first thing that is wrong: which field, what it holds, what it should be. A misspelt name comes before what it leaves missing."""
     error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     where = [str(step) for step in error["loc"][1:]]
@@ -94,15 +101,15 @@ def _invalid(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
             f"Missing required parameter: `{param}`. Add it to the request.", param=param, code="missing_required_parameter"
         )
     if error["type"] == "extra_forbidden":
-        message = f"Unknown parameter: `{param[:SHOWN_VALUE]}`. {_instead(where[-1][:SHOWN_VALUE])}"
+        message = f"Unknown parameter: `{param[:SHOWN_VALUE]}`. {_instead(where[-1][:SHOWN_VALUE], shape)}"
         return InvalidRequest(message, param=param, code="unknown_parameter")
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "should").replace("String should", "should")
     return InvalidRequest(f"Invalid `{param}`: {message}; got {_shown(error['input'])}.", param=param, code="invalid_value")
 
 
-def _instead(name: str) -> str:
+def _instead(name: str, shape: type[BaseModel]) -> str:
     """What may have been meant by the name of a field that there is not."""
-    known = list(_fields(Definition))
+    known = list(_fields(shape))
     close = get_close_matches(name, [path.rpartition(".")[2] for path in known], n=2, cutoff=0.7)
     meant = " or ".join(f"`{path}`" for path in known if path.rpartition(".")[2] in close)
     return f"Did you mean {meant}?" if meant else "Remove it; /docs says what there is."

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, idempotency
+from xalen_batch import audit, db, idempotency
 from xalen_batch.accounts import Caller, Scope
 from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey, calling
 from xalen_batch.api.responses import stored
@@ -42,6 +42,7 @@ def create_schedule(body: Definition, caller: BriefSubmitter, key: IdempotencyKe
         return stored(answer)
     _rehearse(caller, body, now)
     with db.transaction() as session:
+        audit.sign(session, caller.actor)
 
         def create() -> bytes:
             return _shown(session, [registry.create(session, caller, body)])[0].model_dump_json().encode()
@@ -86,6 +87,7 @@ def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> 
     rehearsed: Any = None
     while True:
         with db.transaction() as session:
+            audit.sign(session, caller.actor)
             # Merged under the lock: of two changes at once, neither takes the other back.
             schedule = registry.lock(session, caller, schedule_id)
             definition = _merged(schedule.definition, body.root)

@@ -1,6 +1,7 @@
 """Times for people: a moment on a schedule's clock and in UTC, lengths of time, and the zone of this machine."""
 
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -13,6 +14,7 @@ LOCALTIME = Path("/etc/localtime")
 FOLDER_OF_ZONES = "zoneinfo/"
 # Copies of all zones within that folder, with and without leap seconds.
 EDITIONS = ("posix/", "right/")
+LENGTHS = {"m": "minutes", "h": "hours", "d": "days"}
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
@@ -112,6 +114,14 @@ def until(seconds: float) -> str:
     """`in 3 h 12 min`: how long from now, or `now`, to Unix seconds."""
     left = timedelta(seconds=seconds) - (datetime.now(UTC) - datetime.fromtimestamp(0, UTC))
     return "now" if left < timedelta(seconds=1) else f"in {length(int(left.total_seconds()))}"
+
+
+def duration(text: str, option: str) -> timedelta:
+    """`30m`, `24h`, `7d`, or `0`."""
+    match = re.fullmatch(r"([0-9]{1,5})([mhd])", text, re.ASCII)
+    if match is None and text != "0":
+        raise typer.BadParameter(f"{text!r} is no length of time. Write minutes, hours or days: 30m, 24h, 7d.", param_hint=option)
+    return timedelta(**{LENGTHS[match[2]]: int(match[1])}) if match else timedelta()
 
 
 def moment(text: str, option: str) -> str:

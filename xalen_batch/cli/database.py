@@ -1,6 +1,7 @@
 """The operator's commands work on the database itself: the configured one, or the one `xalen-batch up` runs."""
 
 import os
+import pwd
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,9 +36,18 @@ def find() -> None:
 
 @contextmanager
 def transaction() -> Iterator["Session"]:
-    """A unit of work on the database; it commits at the end."""
+    """A unit of work on the database; it commits at the end. The audit log says who ran the command."""
     find()
-    from xalen_batch import db
+    from xalen_batch import audit, db
 
     with db.transaction() as session:
+        audit.sign(session, f"cli:{_user()}")
         yield session
+
+
+def _user() -> str:
+    """The user of the operating system, by the process and not by the environment."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"

@@ -6,19 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xalen_batch.cli import database
-from xalen_batch.cli.failures import Failed
+from xalen_batch.cli import clock, database
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import grid, print_json, say, show
+from xalen_batch.cli.output import grid, print_json, safe, say, show
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from xalen_batch.models import Account
+    from xalen_batch.models import Account, ApiKey
 
 commands = typer.Typer(
-    no_args_is_help=True, help="Make, list and revoke API keys (operators).", epilog=examples("xalen-batch keys create --account acme")
+    no_args_is_help=True,
+    help="Make, list, rotate and revoke API keys (operators).",
+    epilog=examples("xalen-batch keys create --account acme", "xalen-batch keys rotate key_0192…"),
 )
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="The key's id, `key_…`, from `keys list`.")]
 
 
 class Mode(StrEnum):
@@ -36,7 +38,9 @@ def create(
     account: Annotated[str, typer.Option(help="The account's name; one that is new is made.")],
     mode: Annotated[Mode, typer.Option(help="Test keys run on the simulated backend and are never billed.")] = Mode.TEST,
     name: Annotated[str, typer.Option(help="What the key is for.")] = "cli",
-    scopes: Annotated[str | None, typer.Option(help="Comma-separated; all unless given: submit,read,billing.")] = None,
+    scopes: Annotated[
+        str | None, typer.Option(help="Comma-separated, of submit, read, billing and admin; all but admin unless given.")
+    ] = None,
     expires: Annotated[
         str | None, typer.Option(metavar="TIME", help="When its use ends, UTC: `2027-12-31` or `2027-12-31T18:00:00`.")
     ] = None,
@@ -45,22 +49,24 @@ def create(
     """Make a key. Its secret is printed now and never again."""
     expires_at = None if expires is None else _moment_to_come(expires)
     with database.transaction() as session:
-        from xalen_batch import accounts, ids
+        from xalen_batch import keys
+        from xalen_batch.accounts import ORDINARY, Owner
 
-        key, secret = accounts.create_key(
-            session,
-            _account(session, account),
-            livemode=mode is Mode.LIVE,
-            name=name,
-            scopes=scopes.split(",") if scopes else tuple(accounts.Scope),
-            expires_at=expires_at,
-        )
-        key_id = ids.render("key", key.id)
+        owner = Owner(_account(session, account).id, livemode=mode is Mode.LIVE)
+        key, secret = keys.create(session, owner, name=name, scopes=scopes.split(",") if scopes else ORDINARY, expires_at=expires_at)
+    _show_secret(key, secret, account, as_json)
+
+
+def _show_secret(key: "ApiKey", secret: str, account: str, as_json: bool) -> None:
+    from xalen_batch import ids
+
+    key_id = ids.render("key", key.id)
     if as_json:
-        print_json({"id": key_id, "secret": secret, "account": account, "livemode": mode is Mode.LIVE})
+        print_json({"id": key_id, "secret": secret, "account": account, "livemode": key.livemode})
         return
     typer.echo(secret)
-    say(f"{key_id} of account {account!r}, {mode} mode. Keep the secret: it is stored nowhere and not shown again.")
+    mode = Mode.LIVE if key.livemode else Mode.TEST
+    say(f"{key_id} of account {safe(account)!r}, {mode} mode. Keep the secret: it is stored nowhere and not shown again.")
 
 
 def _moment_to_come(text: str) -> datetime:
@@ -89,11 +95,11 @@ def list_keys(as_json: Json = False) -> None:
     with database.transaction() as session:
         from sqlalchemy import select
 
-        from xalen_batch import accounts, ids
+        from xalen_batch import ids, keys
         from xalen_batch.models import Account
 
         names = {account.id: account.name for account in session.scalars(select(Account))}
-        keys: list[dict[str, Any]] = [
+        found: list[dict[str, Any]] = [
             {
                 "id": ids.render("key", key.id),
                 "prefix": key.prefix,
@@ -105,31 +111,59 @@ def list_keys(as_json: Json = False) -> None:
                 "last_used_at": _seconds(key.last_used_at),
                 "expires_at": _seconds(key.expires_at),
                 "revoked_at": _seconds(key.revoked_at),
+                "rotated_from": key.rotated_from and ids.render("key", key.rotated_from),
             }
-            for key in accounts.list_keys(session)
+            for key in keys.every(session)
         ]
     if as_json:
-        print_json(keys)
+        print_json(found)
         return
     rows = [
         (key["id"], f"{key['prefix']}…", key["account"], key["name"], ",".join(key["scopes"]), _day(key["last_used_at"]), _state(key))
-        for key in keys
+        for key in found
     ]
     show(grid(("id", "key", "account", "name", "scopes", "last used", "state"), rows))
 
 
-@commands.command(epilog=examples("xalen-batch keys revoke key_0192…"))
-def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, `key_…`, from `keys list`.")]) -> None:
-    """Refuse a key from now on."""
-    from xalen_batch import ids
+@commands.command(
+    epilog=examples(
+        "xalen-batch keys rotate key_0192…", "xalen-batch keys rotate key_0192… --overlap 0", "xalen-batch keys rotate key_0192… --json"
+    )
+)
+def rotate(
+    key_id: KeyId,
+    overlap: Annotated[
+        str, typer.Option(metavar="TIME", help="How long the old key may still be used: `30m`, `24h`, `7d`, or `0`; at most 30d.")
+    ] = "24h",
+    as_json: Json = False,
+) -> None:
+    """Make a key that takes the place of another: same account, mode, name and scopes. Its secret is printed now and never again.
 
-    parsed = ids.parse("key", key_id)
-    if parsed is None:
-        raise Failed(f"{key_id} is not the id of a key. `xalen-batch keys list` shows the ids, key_ and 32 digits.")
+    The old key expires after the overlap. One that has an end gets as long a life again.
+    """
+    length = clock.duration(overlap, "--overlap")
     with database.transaction() as session:
-        from xalen_batch import accounts
+        from xalen_batch import keys
+        from xalen_batch.models import Account
 
-        accounts.revoke_key(session, parsed)
+        old = keys.lock(session, key_id)
+        new, secret = keys.rotate(session, old, length)
+        account = session.get_one(Account, old.account_id).name
+    _show_secret(new, secret, account, as_json)
+    say(f"{key_id} expires {clock.utc(_seconds(old.expires_at))}.")
+
+
+@commands.command(epilog=examples("xalen-batch keys revoke key_0192…", "xalen-batch keys revoke key_0192… --json"))
+def revoke(key_id: KeyId, as_json: Json = False) -> None:
+    """Refuse a key from now on."""
+    with database.transaction() as session:
+        from xalen_batch import keys
+
+        key = keys.lock(session, key_id)
+        keys.revoke(session, key)
+    if as_json:
+        print_json({"id": key_id, "revoked_at": _seconds(key.revoked_at)})
+        return
     say(f"{key_id} is revoked.")
 
 

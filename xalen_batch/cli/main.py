@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from xalen_batch.cli import (
     accounts,
+    audit,
     batches,
     doctor,
     failures,
@@ -72,7 +73,7 @@ app = typer.Typer(
     help="Batch inference behind the OpenAI Files and Batches API.",
     epilog=examples("xalen-batch up", "xalen-batch run requests.jsonl", "xalen-batch run --help"),
 )
-for part in (run, submit, watch, batches, validate, invoices, limits, models, up, doctor, server):
+for part in (run, submit, watch, batches, validate, invoices, limits, models, up, doctor, audit, server):
     app.add_typer(part.commands)
 app.add_typer(schedules.commands, name="schedules")
 app.add_typer(models.prices, name="prices", rich_help_panel="Operators")

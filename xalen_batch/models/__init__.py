@@ -1,6 +1,7 @@
 """The tables. The only place that writes a status; imports nothing of the services."""
 
 from xalen_batch.models.accounts import Account, ApiKey
+from xalen_batch.models.audit import AuditEntry
 from xalen_batch.models.base import Base
 from xalen_batch.models.batches import Batch
 from xalen_batch.models.files import File
@@ -17,6 +18,7 @@ __all__ = [
     "Account",
     "AccountQuota",
     "ApiKey",
+    "AuditEntry",
     "Base",
     "Batch",
     "ConsumedObject",

@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Text, func, text
+from sqlalchemy import ForeignKey, ForeignKeyConstraint, Text, UniqueConstraint, func, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -25,6 +25,11 @@ class ApiKey(Base):
     """A key is shown once; the table knows its first characters and its SHA-256."""
 
     __tablename__ = "api_keys"
+    __table_args__ = (
+        # A key takes the place of one of its own account and mode.
+        UniqueConstraint("id", "account_id", "livemode"),
+        ForeignKeyConstraint(["rotated_from", "account_id", "livemode"], ["api_keys.id", "api_keys.account_id", "api_keys.livemode"]),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), index=True)
@@ -37,3 +42,5 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
+    # The key that it takes the place of.
+    rotated_from: Mapped[UUID | None] = mapped_column(unique=True)

@@ -31,9 +31,19 @@ OPEN = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
 class Batch(Base):
     __tablename__ = "batches"
     __table_args__ = (
-        # What invoices point at: a test batch can never carry live money.
+        # What invoices and output files point at: a test batch can never carry live money.
         UniqueConstraint("id", "account_id", "livemode"),
-        ForeignKeyConstraint(["input_file_id"], ["files.id"]),
+        # Whatever a batch points at is of its own account and mode.
+        *(
+            ForeignKeyConstraint([column, "account_id", "livemode"], [f"{table}.id", f"{table}.account_id", f"{table}.livemode"])
+            for column, table in (
+                ("input_file_id", "files"),
+                ("output_file_id", "files"),
+                ("error_file_id", "files"),
+                ("schedule_id", "schedules"),
+            )
+        ),
+        ForeignKeyConstraint(["run_id", "schedule_id"], ["schedule_runs.id", "schedule_runs.schedule_id"]),
         Index("ix_batches_account_id_livemode_id", "account_id", "livemode", "id"),
         Index(
             "ix_batches_open",
@@ -72,8 +82,8 @@ class Batch(Base):
     completion_window: Mapped[str]
     status: Mapped[str] = mapped_column(server_default=BatchStatus.VALIDATING.value)
     input_file_id: Mapped[UUID]
-    output_file_id: Mapped[UUID | None] = mapped_column(ForeignKey("files.id"))
-    error_file_id: Mapped[UUID | None] = mapped_column(ForeignKey("files.id"))
+    output_file_id: Mapped[UUID | None]
+    error_file_id: Mapped[UUID | None]
     output_expires_after: Mapped[int | None]
     # The one model all lines name; null while unknown, and where lines name several.
     model: Mapped[str | None]
@@ -81,8 +91,8 @@ class Batch(Base):
     errors: Mapped[list[dict[str, Any]] | None]
 
     # What made it; null for a batch that a caller made.
-    schedule_id: Mapped[UUID | None] = mapped_column(ForeignKey("schedules.id"))
-    run_id: Mapped[UUID | None] = mapped_column(ForeignKey("schedule_runs.id"), unique=True)
+    schedule_id: Mapped[UUID | None]
+    run_id: Mapped[UUID | None] = mapped_column(unique=True)
     # Hours in which its lines may be started, a `windows.ExecutionWindow` as JSON; and the interval of them
     # that is open now or opens next.
     execution_window: Mapped[dict[str, Any] | None]

@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from xalen_batch.models.base import Base
@@ -31,6 +31,11 @@ class File(Base):
             postgresql_where=text("deleted_at IS NULL"),
             postgresql_include=["bytes"],
         ),
+        # What batches and schedules point at, and what an output file is of: all of one account and mode.
+        UniqueConstraint("id", "account_id", "livemode"),
+        ForeignKeyConstraint(
+            ["batch_id", "account_id", "livemode"], ["batches.id", "batches.account_id", "batches.livemode"], use_alter=True
+        ),
         Index("ix_files_expires_at", "expires_at", postgresql_where=text("deleted_at IS NULL")),
         CheckConstraint("(batch_id IS NULL) = (part IS NULL)", name="part_of_a_batch"),
     )
@@ -45,7 +50,7 @@ class File(Base):
     # the input of a schedule's run waits to be put together.
     sha256: Mapped[bytes | None]
     # Of an output file.
-    batch_id: Mapped[UUID | None] = mapped_column(ForeignKey("batches.id", use_alter=True))
+    batch_id: Mapped[UUID | None]
     part: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime | None]

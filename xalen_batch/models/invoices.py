@@ -17,6 +17,7 @@ class Invoice(Base):
     __table_args__ = (
         # Test mode never meets live money: the batch must have the invoice's own account and mode.
         ForeignKeyConstraint(["batch_id", "account_id", "livemode"], ["batches.id", "batches.account_id", "batches.livemode"]),
+        ForeignKeyConstraint(["schedule_id", "account_id", "livemode"], ["schedules.id", "schedules.account_id", "schedules.livemode"]),
         UniqueConstraint("batch_id"),
         UniqueConstraint("account_id", "livemode", "month"),
         Index("ix_invoices_account_id_livemode_issued_at", "account_id", "livemode", "issued_at"),
@@ -30,7 +31,7 @@ class Invoice(Base):
     # First day of a statement's month, UTC.
     month: Mapped[date | None] = mapped_column(Date)
     # The schedule that made the batch, by the name it had.
-    schedule_id: Mapped[UUID | None] = mapped_column(ForeignKey("schedules.id"))
+    schedule_id: Mapped[UUID | None]
     schedule_name: Mapped[str | None]
     currency: Mapped[str]
     total: Mapped[Decimal]

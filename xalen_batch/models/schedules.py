@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, text
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from xalen_batch.models.base import Base
@@ -16,6 +16,9 @@ class Schedule(Base):
 
     __tablename__ = "schedules"
     __table_args__ = (
+        # What batches and invoices point at, and the file that it reads: all of one account and mode.
+        UniqueConstraint("id", "account_id", "livemode"),
+        ForeignKeyConstraint(["file_id", "account_id", "livemode"], ["files.id", "files.account_id", "files.livemode"]),
         Index("ix_schedules_account_id_livemode_id", "account_id", "livemode", "id", postgresql_where=text("deleted_at IS NULL")),
         Index("ix_schedules_next_fire_at", "next_fire_at", postgresql_where=text("next_fire_at IS NOT NULL")),
         CheckConstraint("(next_fire_at IS NOT NULL) = (status = 'active' AND deleted_at IS NULL)", name="next_fire_at"),
@@ -29,7 +32,7 @@ class Schedule(Base):
     # When, what and how: a `schedules.definition.Definition` as JSON.
     definition: Mapped[dict[str, Any]]
     # The input or template file that it reads, which cannot go while the schedule is there.
-    file_id: Mapped[UUID | None] = mapped_column(ForeignKey("files.id"))
+    file_id: Mapped[UUID | None]
     status: Mapped[str] = mapped_column(server_default=ScheduleStatus.ACTIVE.value)
     # The next instant, its jitter included; null when it is paused, ended or deleted.
     next_fire_at: Mapped[datetime | None]
@@ -62,7 +65,8 @@ class ScheduleRun(Base):
     __table_args__ = (
         # What makes a second firing of an instant impossible.
         UniqueConstraint("schedule_id", "scheduled_for"),
-        Index("ix_schedule_runs_schedule_id_id", "schedule_id", "id"),
+        # What is of a run is of its schedule too: batches, requests and objects point at both.
+        UniqueConstraint("schedule_id", "id"),
         Index("ix_schedule_runs_open", "schedule_id", "scheduled_for", postgresql_where=text("state IN ('waiting', 'running')")),
     )
 
@@ -114,6 +118,7 @@ class InboxRequest(Base):
 
     __tablename__ = "inbox_requests"
     __table_args__ = (
+        ForeignKeyConstraint(["run_id", "schedule_id"], ["schedule_runs.id", "schedule_runs.schedule_id"]),
         Index("uq_inbox_requests_open", "schedule_id", "custom_id", unique=True, postgresql_where=text("run_id IS NULL")),
         Index("ix_inbox_requests_run_id", "run_id", postgresql_where=text("run_id IS NOT NULL")),
     )
@@ -123,7 +128,7 @@ class InboxRequest(Base):
     custom_id: Mapped[str]
     # One line of JSON, without its newline.
     line: Mapped[bytes]
-    run_id: Mapped[UUID | None] = mapped_column(ForeignKey("schedule_runs.id"))
+    run_id: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -131,8 +136,9 @@ class ConsumedObject(Base):
     """An object of a source that a run has taken; written again under its name, it has another version."""
 
     __tablename__ = "consumed_objects"
+    __table_args__ = (ForeignKeyConstraint(["run_id", "schedule_id"], ["schedule_runs.id", "schedule_runs.schedule_id"]),)
 
     schedule_id: Mapped[UUID] = mapped_column(ForeignKey("schedules.id"), primary_key=True)
     path: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[str] = mapped_column(primary_key=True)
-    run_id: Mapped[UUID] = mapped_column(ForeignKey("schedule_runs.id"))
+    run_id: Mapped[UUID]

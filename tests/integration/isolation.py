@@ -1,0 +1,229 @@
+"""Every request that an account's neighbour could try, made from the API's own description (tests/integration/test_isolation.py).
+
+A route that this file cannot call raises Unknown, so a new one is either in the matrix or fails the test.
+`python -m tests.integration.isolation` prints how large the matrix is.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from tests import factories
+from tests.integration.conftest import multipart
+from xalen_batch.app import create_app
+from xalen_batch.catalog import CHAT
+
+DESCRIPTION: dict[str, Any] = create_app().openapi()
+# Routes that ask for no key. Whatever is not here must.
+PUBLIC = {"/livez", "/readyz", "/docs", "/docs/assets", "/openapi.json"}
+# A value of what a body must have, by the name of its field.
+VALUES: dict[str, Any] = {
+    "endpoint": CHAT,
+    "completion_window": "24h",
+    "cron": "0 3 * * *",
+    "name": "mine",
+    "from": "2026-11-01",
+    "to": "2026-11-02",
+    **factories.chat_line("mine"),
+    "purpose": b"batch",
+    "file": factories.jsonl([factories.chat_line("mine")]),
+}
+# Fields that a body must have one of, as its description does not say.
+ONE_OF = {"POST /v1/schedules": {"inbox": {}}}
+# Of parameters in the path that name nothing of an account's: one that exists.
+OTHER_PARAMETERS = {"month": "2026-11", "model_id": factories.CHAT_MODEL}
+IDEMPOTENCY_KEY = "neighbours-key"
+
+
+class Unknown(Exception):
+    """A route that the matrix does not know how to call: teach it above."""
+
+
+class Kind(StrEnum):
+    """What the neighbour has ids of."""
+
+    FILE = "file"
+    UNUSED_FILE = "file that nothing reads"
+    TEMPLATE = "template"
+    OUTPUT = "output file"
+    ERRORS = "error file"
+    BATCH = "batch"
+    RUNNING = "running batch"
+    INVOICE = "invoice"
+    SCHEDULE = "schedule"
+    INBOX = "schedule with an inbox"
+    RUN = "run"
+    KEY = "key"
+    ACCOUNT = "account"
+
+
+class Actor(StrEnum):
+    """Who asks."""
+
+    OTHER_ACCOUNT = "other account"
+    OTHER_MODE = "other mode"
+    REVOKED = "revoked key"
+    EXPIRED = "expired key"
+    NO_KEY = "no key"
+    WRONG_KEY = "wrong key"
+    WRONG_SCOPE = "wrong scope"
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the key is one that may be there: it is the id that is not its own."""
+        return self in (Actor.OTHER_ACCOUNT, Actor.OTHER_MODE)
+
+
+@dataclass(frozen=True)
+class Request:
+    """`where`: the place of an id in it, such as `path.batch_id`; None where it has none."""
+
+    method: str
+    path: str
+    where: str | None = None
+    parameters: tuple[tuple[str, str], ...] = ()
+    body: Any = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def route(self) -> str:
+        return f"{self.method} {self.path}"
+
+    def with_id(self, id: str) -> "Request":
+        """The same with an id in its place."""
+        place, _, name = (self.where or "").partition(".")
+        match place:
+            case "path" | "query":
+                return replace(self, parameters=(*self.parameters, (name, id)))
+            case "body":
+                others = {key: value for key, value in self.body.items() if key not in ONE_OF.get(self.route, {})}
+                return replace(self, body={**others, name: id})
+        return self
+
+    def encoded(self) -> tuple[str, str, bytes | None, dict[str, str]]:
+        """Method, address, body and headers."""
+        given = dict(self.parameters)
+        address = re.sub(r"{(\w+)}", lambda found: quote(given.pop(found[1]), safe=""), self.path)
+        query = f"?{urlencode(given)}" if given else ""
+        headers = dict(self.headers)
+        body: bytes | None = None
+        if isinstance(self.body, tuple):
+            headers["content-type"], body = multipart(*self.body)
+        elif isinstance(self.body, bytes):
+            headers["content-type"], body = "application/json", self.body
+        elif self.body is not None:
+            headers["content-type"], body = "application/json", json.dumps(self.body).encode()
+        return self.method, address + query, body, headers
+
+
+@dataclass(frozen=True)
+class Case:
+    actor: Actor
+    request: Request
+    # Whose id it has, of the neighbour's; None: none.
+    kind: Kind | None
+
+
+def operations() -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(method, path, description) of every route that asks for a key."""
+    for path, methods in DESCRIPTION["paths"].items():
+        if path not in PUBLIC:
+            yield from ((method.upper(), path, operation) for method, operation in methods.items())
+
+
+def requests(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[Request]:
+    """A route's requests: one for each place that holds an id, and those that hold none of the neighbour's."""
+    parameters = operation.get("parameters", [])
+    in_path = [parameter["name"] for parameter in parameters if parameter["in"] == "path"]
+    if len(in_path) > 1:
+        raise Unknown(f"{method} {path}: more than one parameter in the path")
+    body, fields = _body(method, path, operation)
+    plain = Request(method, path, body=body)
+    for name in in_path:
+        yield replace(plain, where=f"path.{name}")
+        if name in OTHER_PARAMETERS:
+            yield replace(plain, parameters=((name, OTHER_PARAMETERS[name]),))
+        elif not name.endswith("_id"):
+            raise Unknown(f"{method} {path}: what is {name}?")
+    if in_path:
+        return
+    yield plain
+    for parameter in parameters:
+        if parameter["in"] == "query" and (parameter["name"] == "after" or parameter["name"].endswith("_id")):
+            yield replace(plain, where=f"query.{parameter['name']}")
+        if parameter["in"] == "query" and parameter.get("required"):
+            raise Unknown(f"{method} {path}: what is {parameter['name']}?")
+        if parameter["in"] == "header":
+            if parameter["name"] != "Idempotency-Key":
+                raise Unknown(f"{method} {path}: what is {parameter['name']}?")
+            yield replace(plain, headers=(("idempotency-key", IDEMPOTENCY_KEY),))
+    yield from (replace(plain, where=f"body.{field}") for field in fields if field.endswith("_id") and field != "custom_id")
+
+
+def within(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[Request]:
+    """Requests of a caller about a schedule or batch of their own (`{…}` is to be filled), with ids of the neighbour's further in."""
+    parameters = operation.get("parameters", [])
+    if not any(parameter["in"] == "path" for parameter in parameters):
+        return
+    body, fields = _body(method, path, operation)
+    plain = Request(method, path, body=body)
+    for parameter in parameters:
+        if parameter["in"] == "query" and parameter["name"] == "after":
+            yield replace(plain, where="query.after")
+        if parameter["in"] == "header":
+            yield replace(plain, headers=(("idempotency-key", IDEMPOTENCY_KEY),))
+    yield from (replace(plain, where=f"body.{field}") for field in fields if field.endswith("_id") and field != "custom_id")
+
+
+def cases(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[Case]:
+    for request in requests(method, path, operation):
+        for actor in Actor:
+            yield from (Case(actor, request, kind) for kind in (Kind if request.where else [None]))
+        if request.body is not None and request.where is None:
+            # Who may not ask is told that before they are told what is wrong with their request.
+            yield from (Case(actor, replace(request, body=b"{"), None) for actor in Actor if not actor.is_valid)
+    for request in within(method, path, operation):
+        yield from (Case(actor, request, kind) for actor in Actor if actor.is_valid for kind in (Kind if request.where else [None]))
+
+
+def _body(method: str, path: str, operation: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """A body that is right, and the names of all fields that it could have."""
+    content = operation.get("requestBody", {}).get("content", {})
+    if not content:
+        return None, []
+    if "multipart/form-data" in content:
+        required = content["multipart/form-data"]["schema"]["required"]
+        return tuple((name, "mine.jsonl" if name == "file" else None, _value(method, path, name)) for name in required), []
+    schema = _resolved(content["application/json"]["schema"])
+    body = {name: _value(method, path, name) for name in schema.get("required", [])}
+    return body | ONE_OF.get(f"{method} {path}", {}), list(schema.get("properties", {}))
+
+
+def _resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "anyOf" in schema:
+        return _resolved(schema["anyOf"][0])
+    if "$ref" in schema:
+        found: Mapping[str, Any] = DESCRIPTION["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        return found
+    return schema
+
+
+def _value(method: str, path: str, name: str) -> Any:
+    if name.endswith("_id") and name != "custom_id":
+        return f"file-{'0' * 32}"
+    if name not in VALUES:
+        raise Unknown(f"{method} {path}: what is a right value of {name}?")
+    return VALUES[name]
+
+
+if __name__ == "__main__":
+    routes = list(operations())
+    actors = Counter(case.actor for route in routes for case in cases(*route))
+    print(f"{len(routes)} routes, {len(Kind)} kinds of ids, {actors.total()} requests")  # noqa: T201
+    for actor, count in actors.items():
+        print(f"  {actor}: {count}")  # noqa: T201

@@ -1,0 +1,201 @@
+"""An account with something of every kind, and others who want it."""
+
+import http.client
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import obstore
+from sqlalchemy import insert, text
+from sqlalchemy.orm import Session
+
+from tests import billing, factories
+from tests.integration.isolation import IDEMPOTENCY_KEY, OTHER_PARAMETERS, Actor, Kind, Request
+from xalen_batch import accounts, db, ids, keys, results, storage
+from xalen_batch.accounts import Caller, Owner, Scope
+from xalen_batch.backends.contract import Usage
+from xalen_batch.models import Base, Batch, File, IdempotencyKey, Result
+from xalen_batch.models.files import FilePart
+from xalen_batch.pipeline.collect import collect
+from xalen_batch.schedules import by_hand
+
+# In everything that the neighbour has: where it is found, something has leaked.
+CANARY = "canary-7f3a9c"
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: str
+
+    def masked(self, id: str) -> tuple[int, str]:
+        return self.status, self.body.replace(id, "ID")
+
+
+class Client:
+    """One connection to the API."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+
+    def ask(self, request: Request, secret: str | None) -> Answer:
+        method, address, body, headers = request.encoded()
+        if secret is not None:
+            headers["authorization"] = f"Bearer {secret}"
+        self._connection.request(method, address, body, headers)
+        answer = self._connection.getresponse()
+        found = {name.lower(): value for name, value in answer.getheaders()}
+        return Answer(answer.status, found, answer.read().decode())
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Whose things they are. `single`: keys of the other account by the one scope that they have."""
+
+    owner: Owner
+    secret: str
+    ids: dict[Kind, str]
+    secrets: dict[Actor, str | None]
+    single: dict[Scope, str]
+    without: dict[Scope, str]
+    # Of the others: what stands in the path when the neighbour's id stands elsewhere, by the parameter's name.
+    own: dict[Actor, dict[str, str]]
+
+    def secret_of(self, actor: Actor, scope: Scope) -> str | None:
+        return self.without[scope] if actor is Actor.WRONG_SCOPE else self.secrets[actor]
+
+    def leaks(self, answer: Answer, actor: Actor | None = None, asked_with: str | None = None) -> list[str]:
+        """What is the neighbour's in an answer, but for the id that was asked for, and the account where it is the actor's too."""
+        theirs = {CANARY, self.secret, *self.ids.values()} - {asked_with}
+        if actor is Actor.OTHER_MODE:
+            theirs.discard(self.ids[Kind.ACCOUNT])
+        shown = answer.body + json.dumps(answer.headers)
+        return [found for found in theirs if found in shown]
+
+    def rows(self) -> set[str]:
+        """Everything there is but what belongs to the others."""
+        others = [str(UUID(hex=id[-32:])) for own in self.own.values() for name, id in own.items() if name not in OTHER_PARAMETERS]
+        return {row for row in rows() if not any(id in row for id in others)}
+
+
+def move_in() -> Neighbour:
+    with db.transaction() as session:
+        account = factories.account(session, CANARY)
+        owner = Owner(account.id, livemode=False)
+        secret = factories.key(session, account, scopes=Scope)
+        caller = accounts.authenticate(session, secret)
+        found = _belongings(session, caller)
+    batch = billing.ended([billing.Ran(Usage(10, 5)), billing.Ran(billing.REFUSED)], caller, meta={"note": CANARY})
+    with db.transaction() as session:
+        _answer(session, batch)
+        for kind, file in ((Kind.OUTPUT, batch.output_file_id), (Kind.ERRORS, batch.error_file_id)):
+            assert file is not None
+            found[kind] = ids.render("file", file)
+        found[Kind.BATCH] = ids.render("batch", batch.id)
+        invoice = session.execute(text("SELECT id FROM invoices WHERE batch_id = :batch"), {"batch": batch.id}).scalar_one()
+        found[Kind.INVOICE] = ids.render("inv", invoice)
+        past, long_ago = datetime.now(UTC) - timedelta(seconds=1), datetime.now(UTC) - timedelta(days=1)
+        revoked, revoked_secret = keys.create(session, owner, name=CANARY, scopes=Scope)
+        keys.revoke(session, revoked)
+        expired, expired_secret = keys.create(session, owner, name=CANARY, scopes=Scope, expires_at=past)
+        expired.created_at = long_ago
+        found[Kind.KEY] = ids.render("key", keys.create(session, owner, name=CANARY)[0].id)
+        stranger = factories.account(session)
+        secrets: dict[Actor, str | None] = {
+            Actor.OTHER_ACCOUNT: factories.key(session, stranger, scopes=Scope),
+            Actor.OTHER_MODE: factories.key(session, account, livemode=True, scopes=Scope),
+            Actor.REVOKED: revoked_secret,
+            Actor.EXPIRED: expired_secret,
+            Actor.NO_KEY: None,
+            Actor.WRONG_KEY: secret[:-6] + "000000",
+        }
+        own = {actor: _own(session, str(secrets[actor])) for actor in Actor if actor.is_valid}
+        single = {scope: factories.key(session, stranger, scopes=[scope]) for scope in Scope}
+        without = {scope: factories.key(session, account, scopes=set(Scope) - {scope}) for scope in Scope}
+    return Neighbour(owner, secret, found, secrets, single, without, own)
+
+
+def _belongings(session: Session, caller: Caller) -> dict[Kind, str]:
+    line = factories.chat_line(CANARY, content=CANARY)
+    file, unused, template = (factories.input_file(session, caller, [line], filename=f"{CANARY}.jsonl", id=ids.new()) for _ in range(3))
+    running = factories.batch(session, caller, file, status="in_progress", meta={"note": CANARY})
+    schedule = factories.schedule(
+        session, caller, name=CANARY, template_file_id=ids.render("file", template.id), metadata={"note": CANARY}, overlap="allow"
+    )
+    inbox = factories.schedule(session, caller, name=CANARY, inbox={})
+    collect(session, caller, inbox, json.dumps(line).encode(), "json")
+    run = by_hand.run_now(session, schedule)
+    for route in ("POST /v1/files", "POST /v1/batches", "POST /v1/schedules"):
+        session.execute(
+            insert(IdempotencyKey).values(
+                account_id=caller.account_id,
+                livemode=caller.livemode,
+                key=IDEMPOTENCY_KEY + ("" if route == "POST /v1/files" else route),
+                route=route,
+                fingerprint=b"",
+                answer=CANARY.encode(),
+            )
+        )
+    return {
+        Kind.FILE: ids.render("file", file.id),
+        Kind.UNUSED_FILE: ids.render("file", unused.id),
+        Kind.TEMPLATE: ids.render("file", template.id),
+        Kind.RUNNING: ids.render("batch", running.id),
+        Kind.SCHEDULE: ids.render("sched", schedule.id),
+        Kind.INBOX: ids.render("sched", inbox.id),
+        Kind.RUN: ids.render("run", run.id),
+        Kind.ACCOUNT: ids.render("acct", caller.account_id),
+    }
+
+
+def _answer(session: Session, batch: Batch) -> None:
+    """What a download of its results shows."""
+    for row in session.query(Result).where(Result.batch_id == batch.id):
+        row.body, row.custom_id = json.dumps({"content": CANARY}).encode(), f"{CANARY}-{row.line_no}"
+    session.commit()
+    for file in session.query(File).where(File.batch_id == batch.id):
+        file.filename = f"{CANARY}.jsonl"
+        file.size = sum(map(len, results.chunks(batch.id, FilePart(file.part))))
+
+
+def _own(session: Session, secret: str) -> dict[str, str]:
+    """Something of each kind that a stranger has too, so that what is theirs could be mixed up with it."""
+    caller = accounts.authenticate(session, secret)
+    file = factories.input_file(session, caller, [factories.chat_line("mine")])
+    return {
+        "file_id": ids.render("file", file.id),
+        "batch_id": ids.render("batch", factories.batch(session, caller, file).id),
+        "schedule_id": ids.render("sched", factories.schedule(session, caller, name="mine", inbox={}).id),
+        "key_id": ids.render("key", keys.create(session, caller, name="mine")[0].id),
+        **OTHER_PARAMETERS,
+    }
+
+
+def rows() -> set[str]:
+    """Everything in the database but when keys were last used, and every stored file."""
+    with db.reading() as session:
+        found = {
+            f"{table.name} {row}"
+            for table in Base.metadata.sorted_tables
+            for row in session.scalars(text(f"SELECT (to_jsonb(t) - 'last_used_at')::text FROM {table.name} t"))
+        }
+    for listed in obstore.list(storage.store()):
+        found |= {f"{entry['path']} {entry['e_tag']} {entry['size']}" for entry in listed if not entry["path"].startswith("health/")}
+    return found
+
+
+def nowhere(id: str) -> str:
+    """An id of the same kind that nobody has."""
+    return id[:-32] + UUID(int=ids.new().int ^ 1).hex
+
+
+def connect(port: int) -> Iterator[Client]:
+    client = Client(port)
+    yield client
+    client.close()

@@ -1,0 +1,320 @@
+"""The audit log: every change of a key, a price, a schedule or an invoice is in it, by whom, and stays there."""
+
+import os
+import pwd
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import psycopg.errors
+import pytest
+import sqlalchemy.exc
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from tests import billing, factories
+from tests.integration.conftest import Api, new_key
+from xalen_batch import accounts, audit, credentials, db, ids, keys
+from xalen_batch.accounts import Owner, Scope
+from xalen_batch.backends.contract import Usage
+from xalen_batch.billing import invoices, prices, statements
+from xalen_batch.cli import database as of_commands
+from xalen_batch.models import ApiKey, AuditEntry, Schedule
+from xalen_batch.schedules import fire, registry
+
+Entry = tuple[str, str, dict[str, Any] | None, dict[str, Any] | None]
+
+
+def entries(session: Session, but: str = "price") -> list[AuditEntry]:
+    session.flush()
+    return [entry for entry in audit.entries(session, limit=1000) if not entry.action.startswith(but)]
+
+
+def written(act: Callable[[Session], object]) -> list[AuditEntry]:
+    """What one transaction adds to the log."""
+    with db.transaction() as session:
+        known = {entry.id for entry in audit.entries(session, limit=1000)}
+        act(session)
+    with db.transaction() as session:
+        return [entry for entry in audit.entries(session, limit=1000) if entry.id not in known]
+
+
+def seen(found: list[AuditEntry]) -> list[Entry]:
+    return [(entry.actor, entry.action, entry.before, entry.after) for entry in found]
+
+
+@pytest.fixture
+def owner(database: str) -> Owner:
+    with db.transaction() as session:
+        return Owner(factories.account(session).id, livemode=False)
+
+
+@pytest.fixture
+def key(owner: Owner) -> ApiKey:
+    with db.transaction() as session:
+        return keys.create(session, owner, name="ci", scopes=["read"])[0]
+
+
+@pytest.fixture
+def schedule(owner: Owner) -> Schedule:
+    with db.transaction() as session:
+        return factories.schedule(session, owner, metadata={"note": "a user's words"})
+
+
+class TestKeys:
+    def test_made(self, owner: Owner) -> None:
+        [entry] = written(lambda session: keys.create(session, owner, name="ci", scopes=["read"]))
+        assert seen([entry]) == [("system", "key.created", None, {"name": "ci", "scopes": ["read"]})]
+        assert (entry.account_id, entry.livemode, entry.object_id[:4]) == (owner.account_id, False, "key_")
+
+    def test_rotated(self, key: ApiKey) -> None:
+        made, old = written(lambda session: keys.rotate(session, session.get_one(ApiKey, key.id), timedelta()))
+        assert (made.action, made.after) == ("key.created", {"name": "ci", "scopes": ["read"], "rotated_from": str(key.id)})
+        assert (old.action, old.object_id, old.before) == ("key.changed", ids.render("key", key.id), None)
+        assert old.after is not None
+        assert set(old.after) == {"expires_at"}
+
+    def test_revoked_once(self, key: ApiKey) -> None:
+        def revoke(session: Session) -> None:
+            keys.revoke(session, session.get_one(ApiKey, key.id))
+
+        [entry] = written(revoke)
+        assert (entry.action, entry.before, set(entry.after or {})) == ("key.changed", None, {"revoked_at"})
+        assert written(revoke) == []
+
+    def test_use_is_no_change(self, owner: Owner) -> None:
+        with db.transaction() as session:
+            _, secret = keys.create(session, owner, name="ci")
+        assert written(lambda session: accounts.authenticate(session, secret)) == []
+        with db.transaction() as session:
+            assert keys.every(session)[0].last_used_at is not None
+
+
+class TestSchedules:
+    def test_made_without_what_its_owner_wrote_in_it(self, owner: Owner) -> None:
+        source = {"prefix": "a-users-folder"}
+        [entry] = written(lambda session: factories.schedule(session, owner, metadata={"note": "a user's words"}, source=source))
+        assert (entry.action, entry.before) == ("schedule.created", None)
+        after = entry.after or {}
+        assert (after["name"], after["cron"], after["status"], after["jitter"]) == ("nightly", "30 2 * * *", "active", 0)
+        assert (after["metadata"], after["source"]) == ("…", "…")
+        assert "user" not in str(after)
+
+    @pytest.mark.parametrize(
+        ("change", "before", "after"),
+        [
+            ({"name": "weekly", "cron": "0 3 * * 1"}, {"name": "nightly", "cron": "30 2 * * *"}, {"name": "weekly", "cron": "0 3 * * 1"}),
+            ({"metadata": {"note": "other words"}}, {"metadata": "…"}, {"metadata": "…"}),
+            ({"metadata": None}, {"metadata": "…"}, None),
+        ],
+    )
+    def test_changed(self, owner: Owner, schedule: Schedule, change: dict[str, Any], before: Any, after: Any) -> None:
+        def act(session: Session) -> None:
+            fields = {"name": "nightly", "metadata": {"note": "a user's words"}} | change
+            locked = registry.lock(session, owner, ids.render("sched", schedule.id))
+            registry.change(session, owner, locked, factories.definition(**fields))
+
+        assert seen(written(act)) == [("system", "schedule.changed", before, after)]
+        assert written(act) == []
+
+    def test_paused_resumed_and_deleted(self, owner: Owner, schedule: Schedule) -> None:
+        public_id = ids.render("sched", schedule.id)
+        [paused] = written(lambda session: registry.pause(session, registry.lock(session, owner, public_id), "a user's words"))
+        [resumed] = written(lambda session: registry.resume(session, registry.lock(session, owner, public_id)))
+        [deleted] = written(lambda session: registry.delete(session, owner, public_id, discard_requests=False))
+        assert {paused.object_id, resumed.object_id, deleted.object_id} == {public_id}
+        assert (paused.before, paused.after) == ({"status": "active"}, {"status": "paused"})
+        assert (resumed.before, resumed.after) == ({"status": "paused"}, {"status": "active"})
+        assert (deleted.before, set(deleted.after or {})) == (None, {"deleted_at"})
+
+    def test_firing_is_no_change(self, owner: Owner, schedule: Schedule) -> None:
+        with db.transaction() as session:
+            session.execute(text("UPDATE schedules SET next_fire_at = now() - interval '1 second'"))
+
+        def act(session: Session) -> None:
+            fire.bring_up_to_date(session, registry.lock(session, owner, ids.render("sched", schedule.id)))
+
+        assert written(act) == []
+        with db.transaction() as session:
+            assert (session.get_one(Schedule, schedule.id).next_fire_at or db.now(session)) > db.now(session)
+
+
+class TestMoney:
+    def test_a_price_that_changes_is_closed_and_another_opened(self, database: str) -> None:
+        def dearer(session: Session) -> None:
+            session.execute(text("UPDATE prices SET valid_to = now() WHERE model = 'bge-reranker-v2' AND livemode"))
+
+        [closed] = written(dearer)
+        opened = written(prices.sync)
+        assert (closed.action, closed.before, set(closed.after or {})) == ("price.changed", None, {"valid_to"})
+        [entry] = opened
+        assert (entry.action, entry.livemode, entry.account_id) == ("price.created", True, None)
+        # As text: a number in JSON would be read as a float.
+        assert (entry.after or {}) | {"valid_from": ""} == {
+            "model": "bge-reranker-v2",
+            "component": "input",
+            "usd_per_million": "0.003",
+            "valid_from": "",
+        }
+
+    def test_an_invoice_is_logged_when_its_batch_ends_and_once(self, owner: Owner) -> None:
+        with db.transaction() as session:
+            caller = accounts.authenticate(session, factories.key(session))
+        batch = billing.ended([billing.Ran(Usage(1234, 567))], caller)
+        with db.transaction() as session:
+            [entry] = [entry for entry in entries(session) if entry.action.startswith("invoice")]
+            after = entry.after or {}
+            assert after | {"total": Decimal(after["total"])} == {
+                "batch_id": str(batch.id),
+                "currency": "USD",
+                "total": Decimal("0.00002368"),
+            }
+            assert (entry.actor, entry.before, entry.account_id) == ("system", None, batch.account_id)
+        assert written(lambda session: invoices.issue(session, batch)) == []
+
+    def test_a_statement_is_logged_when_it_is_closed(self, owner: Owner) -> None:
+        batch = billing.ended([billing.Ran(Usage(1_000_000, 0))])
+        with db.transaction() as session:
+            session.execute(text("SET LOCAL session_replication_role = replica"))
+            session.execute(text("UPDATE invoices SET issued_at = '2026-01-15'"))
+        [entry] = written(statements.issue_due)
+        assert (entry.action, entry.account_id) == ("invoice.created", batch.account_id)
+        assert (entry.after or {})["month"] == "2026-01-01"
+        assert written(statements.issue_due) == []
+
+
+# Whatever writes to a table of these nouns, by whatever way: the triggers see it.
+STATEMENTS = {
+    "INSERT INTO api_keys (id, account_id, livemode, name, prefix, hash) VALUES (gen_random_uuid(), :account, true, 'x', '', '')": "key.created",
+    "UPDATE api_keys SET name = 'other'": "key.changed",
+    "UPDATE api_keys SET scopes = '{admin}'": "key.changed",
+    "DELETE FROM api_keys": "key.deleted",
+    "UPDATE schedules SET name = 'other'": "schedule.changed",
+    "UPDATE schedules SET definition = jsonb_set(definition, '{metadata}', '{\"a\": \"b\"}')": "schedule.changed",
+    "DELETE FROM schedules": "schedule.deleted",
+    "INSERT INTO prices (id, model, component, livemode, usd_per_million) VALUES (gen_random_uuid(), 'm', 'input', true, 1)": "price.created",
+    "UPDATE prices SET valid_to = now() WHERE model = 'bge-reranker-v2' AND livemode": "price.changed",
+    "INSERT INTO invoices (id, account_id, livemode, month, currency, total) VALUES (gen_random_uuid(), :account, true, '2026-01-01', 'USD', 1)": (
+        "invoice.created"
+    ),
+}
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_no_statement_changes_anything_without_an_entry(owner: Owner, key: ApiKey, schedule: Schedule, statement: str) -> None:
+    found = written(lambda session: session.execute(text(statement), {"account": owner.account_id} if ":account" in statement else {}))
+    assert [entry.action for entry in found] == [STATEMENTS[statement]]
+
+
+def test_every_table_of_these_nouns_has_the_trigger(database: str) -> None:
+    with db.transaction() as session:
+        found = session.scalars(
+            text("SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'audited' AND tgenabled = 'O' ORDER BY 1")
+        ).all()
+    assert found == ["api_keys", "invoices", "prices", "schedules"]
+
+
+def test_a_change_that_is_rolled_back_leaves_no_entry(owner: Owner) -> None:
+    def act(session: Session) -> None:
+        keys.create(session, owner, name="ci")
+        session.rollback()
+
+    assert written(act) == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["UPDATE audit_log SET actor = 'nobody'", "DELETE FROM audit_log", "TRUNCATE audit_log", "TRUNCATE accounts, audit_log CASCADE"],
+)
+def test_the_log_is_only_ever_added_to(owner: Owner, key: ApiKey, statement: str) -> None:
+    with pytest.raises(sqlalchemy.exc.IntegrityError, match="only ever added to") as caught, db.transaction() as session:
+        session.execute(text(statement))
+    assert isinstance(caught.value.orig, psycopg.errors.RestrictViolation)
+    with db.transaction() as session:
+        assert len(entries(session)) == 1
+
+
+class TestActors:
+    def test_a_command_is_its_users_doing(self, owner: Owner) -> None:
+        def act(_: Session) -> None:
+            with of_commands.transaction() as session:
+                keys.create(session, owner, name="ci")
+
+        assert [entry.actor for entry in written(act)] == [f"cli:{pwd.getpwuid(os.getuid()).pw_name}"]
+
+    def test_a_user_without_a_name_is_known_by_their_number(self, owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+
+        def act(_: Session) -> None:
+            with of_commands.transaction() as session:
+                keys.create(session, owner, name="ci")
+
+        assert [entry.actor for entry in written(act)] == ["cli:uid 4000000"]
+
+    def test_whoever_works_on_the_database_itself_is_known_by_their_role(self, owner: Owner, database: str) -> None:
+        def act(_: Session) -> None:
+            with psycopg.connect(database) as connection:
+                connection.execute("UPDATE prices SET valid_to = now() WHERE model = 'bge-reranker-v2'")
+
+        assert {entry.actor for entry in written(act)} == {"database:xalen"}
+
+    def test_the_keys_of_up_are_the_systems_doing(self, database: str, tmp_path: Any) -> None:
+        path = tmp_path / "credentials.toml"
+        with db.transaction() as session:
+            made = credentials.keys(session, path)
+        credentials.write(path, credentials.Credentials("http://x", made["test_key"], "xln_live_gone"))
+        with db.transaction() as session:
+            again = credentials.keys(session, path)
+            assert {entry.actor for entry in entries(session)} == {"system"}
+        assert again["test_key"] == made["test_key"]
+        assert again["live_key"] != made["live_key"]
+
+    def test_a_name_lasts_for_one_transaction(self, owner: Owner) -> None:
+        with db.transaction() as session:
+            audit.sign(session, "cli:somebody")
+        assert [entry.actor for entry in written(lambda session: keys.create(session, owner, name="ci"))] == ["system"]
+
+    def test_every_route_that_changes_these_is_its_keys_doing(self, api: Api) -> None:
+        admin = Api(api.port, new_key(scopes=Scope))
+        with db.transaction() as session:
+            me = ids.render("key", accounts.authenticate(session, admin.key).key_id)
+            known = len(entries(session))
+        body = {"name": "nightly", "cron": "0 3 * * *", "endpoint": "/v1/chat/completions", "inbox": {}}
+        schedule = f"/v1/schedules/{admin.ask('POST', '/v1/schedules', body).json['id']}"
+        key = f"/v1/api_keys/{admin.ask('POST', '/v1/api_keys', {'name': 'ci'}).json['id']}"
+        asked = [
+            ("PATCH", schedule, {"name": "weekly"}),
+            ("POST", f"{schedule}/pause", None),
+            ("POST", f"{schedule}/resume", None),
+            ("DELETE", schedule, None),
+            ("POST", f"{key}/rotate", None),
+            ("DELETE", key, None),
+        ]
+        for method, path, sent in asked:
+            assert admin.ask(method, path, sent).status == 200
+        with db.transaction() as session:
+            found = entries(session)[known:]
+        assert [entry.action for entry in found] == [
+            "schedule.created",
+            "key.created",
+            *["schedule.changed"] * 4,
+            "key.created",
+            "key.changed",
+            "key.changed",
+        ]
+        assert {entry.actor for entry in found} == {me}
+
+
+def test_the_log_is_read_by_time_and_by_what_was_changed(owner: Owner) -> None:
+    with db.transaction() as session:
+        made = [keys.create(session, owner, name=str(number))[0] for number in range(3)]
+    with db.transaction() as session:
+        assert [entry.after for entry in audit.entries(session, limit=2)] == [
+            {"name": "1", "scopes": made[1].scopes},
+            {"name": "2", "scopes": made[2].scopes},
+        ]
+        [entry] = audit.entries(session, object_id=ids.render("key", made[0].id), limit=9)
+        assert (entry.after or {})["name"] == "0"
+        assert audit.entries(session, since=datetime.now(UTC) + timedelta(hours=1), limit=9) == []
+        assert len(audit.entries(session, since=datetime.now(UTC) - timedelta(hours=1), limit=9)) == 9

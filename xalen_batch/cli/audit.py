@@ -1,0 +1,76 @@
+"""`audit`: who changed keys, prices, schedules and invoices, for the operator."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from xalen_batch.cli import clock, database
+from xalen_batch.cli.options import Json, examples
+from xalen_batch.cli.output import counted, grid, pairs, print_json, say, show
+
+commands = typer.Typer()
+
+
+@commands.command(
+    rich_help_panel="Operators",
+    epilog=examples(
+        "xalen-batch audit",
+        "xalen-batch audit --since 24h",
+        "xalen-batch audit --since 2026-11-01 --json",
+        "xalen-batch audit --of key_0192…",
+    ),
+)
+def audit(
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="Only from then on: `24h`, `7d`, or a time, UTC.")] = None,
+    of: Annotated[str | None, typer.Option(metavar="ID", help="Only changes of this key, price, schedule or invoice.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The latest so many.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Show who made, changed or ended which key, price, schedule or invoice: the latest changes, the last one at the end."""
+    start = None if since is None else _start(since)
+    with database.transaction() as session:
+        from xalen_batch import audit, ids
+
+        found: list[dict[str, Any]] = [
+            {
+                "at": entry.at.astimezone(UTC).isoformat(),
+                "actor": entry.actor,
+                "action": entry.action,
+                "object_id": entry.object_id,
+                "account_id": entry.account_id and ids.render("acct", entry.account_id),
+                "livemode": entry.livemode,
+                "before": entry.before,
+                "after": entry.after,
+            }
+            for entry in audit.entries(session, since=start, object_id=of, limit=limit)
+        ]
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (clock.utc(datetime.fromisoformat(entry["at"]).timestamp()), entry["actor"], entry["action"], entry["object_id"], _change(entry))
+        for entry in found
+    ]
+    show(grid(("at", "who", "what", "of", "change"), rows))
+    if len(found) == limit:
+        say(f"Only the latest {counted(limit, 'change')} are shown; --limit shows more.", style="dim")
+
+
+def _start(text: str) -> datetime:
+    if text[-1:] in clock.LENGTHS:
+        return datetime.now(UTC) - clock.duration(text, "--since")
+    start = datetime.fromisoformat(clock.moment(text, "--since"))
+    return start if start.tzinfo else start.replace(tzinfo=UTC)
+
+
+def _change(entry: dict[str, Any]) -> str:
+    """`name=nightly`, `status=active → paused`: what is, or what was and is."""
+    before, after = entry["before"] or {}, entry["after"] or {}
+    if not before:
+        return pairs({name: _plain(value) for name, value in after.items()})
+    return pairs({name: f"{_plain(before.get(name))} → {_plain(after.get(name))}" for name in {**before, **after}})
+
+
+def _plain(value: Any) -> str:
+    return "-" if value is None else ",".join(map(str, value)) if isinstance(value, list) else str(value)
