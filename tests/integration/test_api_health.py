@@ -10,6 +10,9 @@ from tests.integration.conftest import Api
 from xalen_batch.api import health
 
 PATHS = {
+    "/v1/api_keys",
+    "/v1/api_keys/{key_id}",
+    "/v1/api_keys/{key_id}/rotate",
     "/v1/files",
     "/v1/files/{file_id}",
     "/v1/files/{file_id}/content",
