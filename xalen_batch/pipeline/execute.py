@@ -157,6 +157,10 @@ class Slot:
         is_done = self._recorded + len(rows) == self._run.count
         self._flush(rows, TaskState.DONE if is_done else TaskState.PENDING, pause=None if is_done else self._run.lane.circuit.pause)
 
+    def _blame(self, to: TaskState) -> int:
+        # A suspect that is handed back has not taken this worker down.
+        return -1 if self._run.claim.is_suspect and to is TaskState.PENDING else 0
+
     def _flush(self, rows: list[Row], to: TaskState, pause: float | None = None) -> Recorded:
         claim = self._run.claim
         is_retry = False
@@ -165,7 +169,7 @@ class Slot:
                 if is_retry and rows and record.is_recorded(rows[0]):
                     recorded = Recorded(is_stale=to is not TaskState.RUNNING, goes_on=True)
                 else:
-                    recorded = record.record(claim.key, claim.fence, rows, to=to, pause=pause)
+                    recorded = record.record(claim.key, claim.fence, rows, to=to, pause=pause, blame=self._blame(to))
                 break
             except db.AWAY:
                 # The outcomes are paid for: hold them until the database is back. If that takes longer
