@@ -2,15 +2,16 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from uuid import UUID
 
 import pytest
 from sqlalchemy import func, select, update
 
 from tests.integration import test_engine
-from tests.integration.test_engine import a_batch, a_claim, answers, chat_lines, expire_leases, lines_of, read, run_to_end
+from tests.integration.test_engine import a_batch, a_claim, answers, chat_lines, expire_leases, lines_of, read
 from tests.integration.test_engine_races import wait_until
 from tests.outcome import assert_whole
 from xalen_batch import batches, db
@@ -39,9 +40,10 @@ def losses_of(batch_id: UUID) -> list[int]:
         return list(session.scalars(select(Task.losses).where(Task.batch_id == batch_id, Task.state != TaskState.DONE).order_by(Task.seq)))
 
 
-def suspect(batch_id: UUID) -> None:
+def suspect(batch_id: UUID) -> UUID:
     with db.transaction() as session:
         session.execute(update(Task).where(Task.batch_id == batch_id).values(losses=SUSPECT_LOSSES))
+    return batch_id
 
 
 def run_alone(held: Claim) -> None:
@@ -70,8 +72,7 @@ def test_a_line_that_kills_whoever_runs_it_fails_alone(count: int) -> None:
 
 
 def test_a_suspect_is_not_blamed_for_a_loss_before_it_was_run() -> None:
-    batch_id = a_batch(chat_lines(1))
-    suspect(batch_id)
+    batch_id = suspect(a_batch(chat_lines(1)))
     for _ in range(10):
         assert a_claim().is_suspect
         lose_workers()
@@ -80,19 +81,18 @@ def test_a_suspect_is_not_blamed_for_a_loss_before_it_was_run() -> None:
 
 def test_a_suspect_whose_worker_lives_to_hand_it_back_is_not_blamed(engine: Engine, configure: Callable[..., None]) -> None:
     configure(shutdown_grace=0.1, flush_interval=0.05, lease=30)
-    batch_id = a_batch(chat_lines(1, metadata={"simulate": "hang"}))
-    suspect(batch_id)
-    with run_in_slot(old(engine)) as slot:
+    batch_id = suspect(a_batch(chat_lines(1, metadata={"simulate": "hang"})))
+    with ThreadPoolExecutor(1) as slots:
+        slot = slots.submit(old(engine).drain)
         wait_until(lambda: losses_of(batch_id) == [SUSPECT_LOSSES + 1])
         engine.stop()
-        slot.join(10)
+        slot.result(20)
     assert losses_of(batch_id) == [SUSPECT_LOSSES]
     assert read(batch_id).status == "in_progress"
 
 
 def test_a_process_that_may_die_young_takes_no_suspect(engine: Engine) -> None:
-    batch_id = a_batch(chat_lines(1))
-    suspect(batch_id)
+    batch_id = suspect(a_batch(chat_lines(1)))
     engine.drain()
     assert test_engine.read_states(batch_id) == {"pending"}
     old(engine).drain()
@@ -104,19 +104,6 @@ def old(engine: Engine) -> Engine:
     return engine
 
 
-class run_in_slot:  # noqa: N801
-    def __init__(self, engine: Engine) -> None:
-        self.thread = threading.Thread(target=engine.drain)
-
-    def __enter__(self) -> threading.Thread:
-        self.thread.start()
-        return self.thread
-
-    def __exit__(self, *_: object) -> None:
-        self.thread.join(20)
-        assert not self.thread.is_alive()
-
-
 class Gates:
     """Backends that answer when they are told to, and know who was in flight with whom."""
 
@@ -124,6 +111,12 @@ class Gates:
         self.in_flight: set[str] = set()
         self.beside: list[frozenset[str]] = []
         self.open = threading.Event()
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *_: object) -> None:
+        self.open.set()
 
     async def send(self, backend: SimulatedBackend, request: Request) -> Outcome:
         batch = request.request_id.split("_")[1][:32]
@@ -139,19 +132,20 @@ really = SimulatedBackend.send
 
 
 @pytest.fixture
-def gates(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gates]:
+def gates(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Gates:
     gates = Gates()
     monkeypatch.setattr(SimulatedBackend, "send", lambda backend, request: gates.send(backend, request))
-    yield gates
-    gates.open.set()
+    # No slot but those of the test.
+    monkeypatch.setattr(engine, "wake", lambda: None)
+    return gates
 
 
 def test_nothing_is_in_flight_beside_a_suspect(engine: Engine, gates: Gates) -> None:
-    before, suspected = a_batch(chat_lines(1)), a_batch(chat_lines(1))
-    with ThreadPoolExecutor(3) as slots:
+    before = a_batch(chat_lines(1))
+    with ThreadPoolExecutor(3) as slots, gates:
         first = slots.submit(old(engine)._run_next)
         wait_until(lambda: gates.in_flight == {before.hex})
-        suspect(suspected)
+        suspected = suspect(a_batch(chat_lines(1)))
         second = slots.submit(engine._run_next)
         wait_until(lambda: test_engine.read_states(suspected) == {"running"})
         after = a_batch(chat_lines(1))
@@ -160,17 +154,19 @@ def test_nothing_is_in_flight_beside_a_suspect(engine: Engine, gates: Gates) -> 
         gates.open.set()
         assert first.result(20)
         assert second.result(20)
-    assert run_to_end(engine, after).completed == 1
-    assert gates.beside[:3] == [{before.hex}, {suspected.hex}, {after.hex}]
-    assert run_to_end(engine, suspected).completed == 1
+        assert engine._run_next()
+    assert gates.beside == [{before.hex}, {suspected.hex}, {after.hex}]
+    for batch_id in (before, suspected, after):
+        finalize.run(batch_id)
+        assert assert_whole(batch_id, 1).completed == 1
 
 
 def test_a_suspect_that_waits_for_its_turn_goes_back_when_its_batch_is_cancelled(engine: Engine, gates: Gates) -> None:
-    before, suspected = a_batch(chat_lines(1)), a_batch(chat_lines(1))
-    with ThreadPoolExecutor(2) as slots:
+    before = a_batch(chat_lines(1))
+    with ThreadPoolExecutor(2) as slots, gates:
         first = slots.submit(old(engine)._run_next)
         wait_until(lambda: gates.in_flight == {before.hex})
-        suspect(suspected)
+        suspected = suspect(a_batch(chat_lines(1)))
         second = slots.submit(engine._run_next)
         wait_until(lambda: test_engine.read_states(suspected) == {"running"})
         with db.transaction() as session:
@@ -184,8 +180,7 @@ def test_a_suspect_that_waits_for_its_turn_goes_back_when_its_batch_is_cancelled
 
 
 def test_parts_of_a_suspect_have_places_of_their_own() -> None:
-    batch_id = a_batch(chat_lines(20))
-    suspect(batch_id)
+    batch_id = suspect(a_batch(chat_lines(20)))
     held = a_claim()
     run_alone(held)
     record.record(held.key, held.fence, answers(held)[:3])
@@ -197,5 +192,5 @@ def test_parts_of_a_suspect_have_places_of_their_own() -> None:
         assert session.scalar(select(func.sum(Task.lines)).where(Task.batch_id == batch_id)) == 20
     assert tasks[0] == (0, 3, SUSPECT_LOSSES + 1, "done")
     assert {task.losses for task in tasks[1:]} == {SUSPECT_LOSSES}
-    for task, following in zip(tasks[1:], tasks[2:], strict=False):
+    for task, following in pairwise(tasks[1:]):
         assert task.seq + task.lines == following.seq
