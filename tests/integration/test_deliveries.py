@@ -14,14 +14,15 @@ from sqlalchemy import select
 
 from tests import factories
 from tests.integration import test_engine
-from tests.integration.test_engine import read
+from tests.integration.test_engine import a_batch, a_claim, answers, chat_lines, read
 from tests.integration.test_engine_races import wait_until
 from tests.outcome import assert_whole
 from xalen_batch import broker, db, ids, tasks
 from xalen_batch.broker import Job, Message
 from xalen_batch.models import Invoice, Result
-from xalen_batch.pipeline import recover
+from xalen_batch.pipeline import record, recover
 from xalen_batch.pipeline.engine import Engine
+from xalen_batch.states import TaskState
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 engine = test_engine.engine
@@ -122,3 +123,17 @@ def test_messages_that_come_five_times_in_any_order_end_a_batch_as_none_do(
 
     wait_until(sweep)
     assert outcome(five) == outcome(none)
+
+
+def test_the_tick_finds_ended_batches_whose_last_message_was_lost_however_many_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = {a_batch(chat_lines(1)) for _ in range(3)}
+    monkeypatch.setattr(broker, "publish", lambda messages: None)
+    for _ in ended:
+        held = a_claim()
+        record.record(held.key, held.fence, answers(held), to=TaskState.DONE)
+    # What a poll does where more batches run than it looks through.
+    assert len(recover.due(ended_among=1)) == 1
+    sent: list[Message] = []
+    monkeypatch.setattr(broker, "publish", sent.extend)
+    recover.tick()
+    assert {message.id for message in sent if message.job is Job.FINALIZE} == {id.hex for id in ended}
