@@ -18,7 +18,7 @@ from xalen_batch.config import MiB, settings
 from xalen_batch.pipeline import claim as claims
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim
-from xalen_batch.pipeline.execute import HEARTBEAT, Run, Slot
+from xalen_batch.pipeline.execute import Run, Slot, heartbeat
 from xalen_batch.states import TaskState
 
 logger = log.get(__name__)
@@ -132,7 +132,10 @@ class Engine:
             return True
 
     def _claim(self) -> tuple[Claim | None, Run | None]:
-        """Take the next task, and start its lines, but those of a suspect. Raises claims.Unreadable and _Unusable for a task that was handed back."""
+        """Take the next task, and start its lines, but not those of a suspect.
+
+        Raises claims.Unreadable and _Unusable for a task that was handed back.
+        """
         with self._claiming:
             if self._is_trying or not self._has_memory:
                 return None, None
@@ -157,7 +160,7 @@ class Engine:
             self._quiet_until = 0.0
 
     def _is_alone(self, claim: Claim) -> bool:
-        """Wait until nothing else runs here, and note the loss of this process, before it can happen. False: it is not to be run any more."""
+        """Wait until nothing else runs here, and note the loss of this process before it can happen. False: it is not to be run any more."""
         while True:
             self._run_over.clear()
             blame = int(not self._runs)
@@ -169,7 +172,7 @@ class Engine:
                 return False
             if blame:
                 return True
-            self._run_over.wait(HEARTBEAT)
+            self._run_over.wait(heartbeat())
 
     def _started(self, claim: Claim) -> Run:
         """A run whose lines are on their way. Raises _Unusable."""
