@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ColumnElement, ForeignKey, Index, func, literal_column, select, text, tuple_, update
+from sqlalchemy import CheckConstraint, ColumnElement, ForeignKey, Index, case, func, literal_column, select, text, tuple_, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from xalen_batch.models.base import Base
@@ -44,7 +44,7 @@ class Task(Base):
     lease_until: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
     worker: Mapped[str | None]
-    # Claims so far, and how many of them ended with a lost worker.
+    # Claims so far, and how many of them ended with a lost worker (of a suspect: with one that ran nothing else).
     attempts: Mapped[int] = mapped_column(server_default="0")
     losses: Mapped[int] = mapped_column(server_default="0")
 
@@ -62,8 +62,8 @@ class Task(Base):
         return self.batch_id, self.seq
 
 
-# A task whose worker was lost this often is cut into single lines, of which each process runs one at
-# a time; a single line that is lost once more fails alone, so that a poison line spares its neighbours.
+# A task whose worker was lost this often is suspect: a process runs it with nothing beside it, so that a poison line spares its
+# neighbours (pipeline/blame.py). From then on `losses` is raised before it is run, and lowered when the worker lives to hand it back.
 SUSPECT_LOSSES = 2
 
 
@@ -115,7 +115,8 @@ def advance(
 
 
 def reclaim(session: Session, limit: int = 100) -> Sequence[Task]:
-    """Running → pending for tasks whose lease ran out; each has lost a worker once more."""
+    """Running → pending for tasks whose lease ran out. Each has lost a worker once more; of a suspect that is on record if it was run."""
+    losses = case((Task.losses < SUSPECT_LOSSES, Task.losses + 1), else_=Task.losses)
     lost = (
         select(Task.batch_id, Task.seq)
         .where(has_state(TaskState.RUNNING), Task.lease_until < func.now())
@@ -125,7 +126,7 @@ def reclaim(session: Session, limit: int = 100) -> Sequence[Task]:
     return session.scalars(
         update(Task)
         .where(tuple_(Task.batch_id, Task.seq).in_(lost))
-        .values(state=TaskState.PENDING, lease_until=None, losses=Task.losses + 1, fence=Task.fence + 1)
+        .values(state=TaskState.PENDING, lease_until=None, losses=losses, fence=Task.fence + 1)
         .returning(Task)
         .execution_options(synchronize_session=False, populate_existing=True)
     ).all()

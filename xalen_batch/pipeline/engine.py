@@ -18,7 +18,7 @@ from xalen_batch.config import MiB, settings
 from xalen_batch.pipeline import claim as claims
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim
-from xalen_batch.pipeline.execute import Run, Slot
+from xalen_batch.pipeline.execute import Run, Slot, heartbeat
 from xalen_batch.states import TaskState
 
 logger = log.get(__name__)
@@ -48,8 +48,11 @@ class Engine:
         self._slots = threading.BoundedSemaphore(settings().worker_slots)
         # One slot claims at a time: the next knows what room is left.
         self._claiming = threading.Lock()
-        # Held by the one slot that runs a suspect: a line that may kill this process.
-        self._suspect = threading.Lock()
+        # A slot has a suspect, whose lines may kill this process: until it is over, nothing else is claimed.
+        self._is_trying = False
+        # A process that dies young for reasons of its own must not do so with a suspect.
+        self._may_try_from = time.monotonic() + settings().lease / 2
+        self._run_over = threading.Event()
         self._lanes: dict[claims.Lane, Lane] = {}
         self._runs: set[Run] = set()
         self._quiet_until = 0.0
@@ -112,45 +115,75 @@ class Engine:
         await registry.close_all()
 
     def _run_next(self) -> bool:
-        with_suspects = self._suspect.acquire(blocking=False)
         try:
-            run = self._claim(with_suspects)
-            if with_suspects and not (run and run.claim.is_suspect):
-                self._suspect.release()
-                with_suspects = False
-            if run is None:
+            claim, run = self._claim()
+            if claim is None:
                 self._quiet_until = time.monotonic() + QUIET_AFTER_NOTHING
                 return False
-            self._follow(run)
+            if run is None:
+                self._try(claim)
+            else:
+                self._follow(run)
             return True
         except _Unusable:
             return True
         except claims.Unreadable:
             # The next task may be of another file.
             return True
-        finally:
-            if with_suspects:
-                self._suspect.release()
 
-    def _claim(self, with_suspects: bool) -> Run | None:
-        """Take the next task, and start its lines. Raises claims.Unreadable and _Unusable for a task that was handed back."""
+    def _claim(self) -> tuple[Claim | None, Run | None]:
+        """Take the next task, and start its lines, but not those of a suspect.
+
+        Raises claims.Unreadable and _Unusable for a task that was handed back.
+        """
         with self._claiming:
-            # What runs has room to be recorded; the poll asks again.
-            if not self._has_memory or disk.Store.DATABASE in disk.short():
-                return None
-            claim = claims.claim(self._rooms(), with_suspects=with_suspects)
+            # While a disk is short what runs has room to be recorded; the poll asks again.
+            if self._is_trying or not self._has_memory or disk.Store.DATABASE in disk.short():
+                return None, None
+            claim = claims.claim(self._rooms(), with_suspects=time.monotonic() >= self._may_try_from)
             if claim is None:
-                return None
-            try:
-                run = self._on_loop(self._start(claim)).result()
-            except Exception as error:
-                # No line was sent, so none is to blame: the catalog here does not know the model, or not where it runs.
-                logger.error("backend.unusable", model=claim.model, **log.cause(error))
-                record.record(claim.key, claim.fence, [], to=TaskState.PENDING, pause=UNUSABLE_PAUSE)
-                raise _Unusable from error
+                return None, None
+            if claim.is_suspect:
+                self._is_trying = True
+                return claim, None
+            run = self._started(claim)
         if self._may_find:
             self.wake()
-        return run
+        return claim, run
+
+    def _try(self, claim: Claim) -> None:
+        """Run a suspect with nothing else in flight here, so that it is to blame if this process is lost, and no neighbour is."""
+        try:
+            if self._is_alone(claim):
+                self._follow(self._started(claim))
+        finally:
+            self._is_trying = False
+            self._quiet_until = 0.0
+
+    def _is_alone(self, claim: Claim) -> bool:
+        """Wait until nothing else runs here, and note the loss of this process before it can happen. False: it is not to be run any more."""
+        while True:
+            self._run_over.clear()
+            blame = int(not self._runs)
+            recorded = record.record(claim.key, claim.fence, [], blame=blame)
+            if recorded.is_stale:
+                return False
+            if not recorded.goes_on:
+                record.record(claim.key, claim.fence, [], to=TaskState.PENDING, blame=-blame)
+                return False
+            if blame:
+                return True
+            self._run_over.wait(heartbeat())
+
+    def _started(self, claim: Claim) -> Run:
+        """A run whose lines are on their way. Raises _Unusable."""
+        try:
+            return self._on_loop(self._start(claim)).result()
+        except Exception as error:
+            # No line was sent, so none is to blame: the catalog here does not know the model, or not where it runs.
+            logger.error("backend.unusable", model=claim.model, **log.cause(error))
+            record.record(claim.key, claim.fence, [], to=TaskState.PENDING, pause=UNUSABLE_PAUSE, blame=-int(claim.is_suspect))
+            raise _Unusable from error
 
     async def _start(self, claim: Claim) -> Run:
         lane = self._lanes.get(claim.lane)
@@ -184,6 +217,7 @@ class Engine:
         finally:
             self._loop.call_soon_threadsafe(run.cut)
             self._runs.discard(run)
+            self._run_over.set()
 
     def _rooms(self) -> dict[claims.Lane, int]:
         return {key: lane.room for key, lane in list(self._lanes.items())}

@@ -22,7 +22,7 @@ from xalen_batch.states import TaskState
 logger = log.get(__name__)
 
 FLUSH_BYTES = 4 * MiB
-# A task that records nothing still extends its lease, and looks whether its batch goes on, this often.
+# A task that records nothing still extends its lease, and looks whether its batch goes on, this often at least.
 HEARTBEAT = 2.0
 DATABASE_RETRY = 1.0
 
@@ -108,6 +108,11 @@ def _size(outcome: Ended) -> int:
     return len(outcome.body) if isinstance(outcome, Answered | Refused) else 0
 
 
+def heartbeat() -> float:
+    """Seconds; several in a lease, however short it is."""
+    return min(HEARTBEAT, settings().lease / 4)
+
+
 class Slot:
     """Follows one run from its thread until the task has ended, is handed back, or belongs to someone else."""
 
@@ -126,7 +131,7 @@ class Slot:
         A stop (the worker's, the batch's, or that of its execution window) lets requests in flight
         finish: the worker's for its grace, then they are cut off.
         """
-        heartbeat = time.monotonic() + HEARTBEAT
+        due = time.monotonic() + heartbeat()
         while True:
             outcomes = self._run.take()
             if self._run.is_over:
@@ -136,14 +141,14 @@ class Slot:
             left = self._seconds_left()
             if left is not None and left <= 0:
                 self._cut()
-            if not rows and time.monotonic() < heartbeat:
+            if not rows and time.monotonic() < due:
                 continue
             recorded = self._flush(rows, TaskState.RUNNING)
             if recorded.is_stale:
                 return
             if not recorded.goes_on:
                 self._stop()
-            heartbeat = time.monotonic() + HEARTBEAT
+            due = time.monotonic() + heartbeat()
             on_flush()
 
     def _rows(self, outcomes: Outcomes) -> list[Row]:
@@ -157,6 +162,10 @@ class Slot:
         is_done = self._recorded + len(rows) == self._run.count
         self._flush(rows, TaskState.DONE if is_done else TaskState.PENDING, pause=None if is_done else self._run.lane.circuit.pause)
 
+    def _blame(self, to: TaskState) -> int:
+        # A suspect that is handed back has not taken this worker down.
+        return -1 if self._run.claim.is_suspect and to is TaskState.PENDING else 0
+
     def _flush(self, rows: list[Row], to: TaskState, pause: float | None = None) -> Recorded:
         claim = self._run.claim
         is_retry = False
@@ -165,7 +174,7 @@ class Slot:
                 if is_retry and rows and record.is_recorded(rows[0]):
                     recorded = Recorded(is_stale=to is not TaskState.RUNNING, goes_on=True)
                 else:
-                    recorded = record.record(claim.key, claim.fence, rows, to=to, pause=pause)
+                    recorded = record.record(claim.key, claim.fence, rows, to=to, pause=pause, blame=self._blame(to))
                 break
             except db.AWAY:
                 # The outcomes are paid for: hold them until the database is back. If that takes longer

@@ -120,14 +120,22 @@ class Recorded:
 
 
 def record(
-    key: tuple[UUID, int], fence: int, rows: Sequence[Row], *, to: TaskState = TaskState.RUNNING, pause: float | None = None
+    key: tuple[UUID, int],
+    fence: int,
+    rows: Sequence[Row],
+    *,
+    to: TaskState = TaskState.RUNNING,
+    pause: float | None = None,
+    blame: int = 0,
 ) -> Recorded:
     """One transaction: check the fence, move the counters and the lease, insert results with their charges.
 
-    `to`: RUNNING keeps the lease, DONE ends the task, PENDING hands it back for `pause` seconds.
+    `to`: RUNNING keeps the lease, DONE ends the task, PENDING hands it back for `pause` seconds. `blame`: 1 notes the loss of
+    this worker, which is about to run a suspect, before it can happen; -1 takes that back.
     """
     with db.transaction() as session:
-        batch = task_rows.advance(session, key, fence, to=to, lease=settings().lease, pause=pause, counts=counts(rows))
+        moved = counts(rows) | ({"losses": blame} if blame else {})
+        batch = task_rows.advance(session, key, fence, to=to, lease=settings().lease, pause=pause, counts=moved)
         if batch is None:
             return Recorded(is_stale=True, goes_on=False)
         insert(session, rows)

@@ -19,7 +19,8 @@ from xalen_batch.models import Batch, File, IdempotencyKey, Result, Task
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.batches import roll_window, window_is_open
 from xalen_batch.models.tasks import SUSPECT_LOSSES, has_state
-from xalen_batch.pipeline import fairness, finalize, record
+from xalen_batch.pipeline import blame, fairness, finalize, record
+from xalen_batch.pipeline.blame import Verdict
 from xalen_batch.schedules import fire
 from xalen_batch.states import MAY_START, TERMINAL, BatchStatus, LineError, TaskState
 from xalen_batch.windows import ExecutionWindow
@@ -30,7 +31,10 @@ logger = log.get(__name__)
 LOST_AFTER = timedelta(seconds=2)
 # An upload without a row is either being written or was left by a crash.
 ORPHAN_AFTER = timedelta(hours=6)
-WORKER_LOST = "The worker that ran this request was lost each of the {losses} times it was tried. It was not billed."
+WORKER_LOST = (
+    f"{blame.ALONE_LOSSES} workers in a row were lost while this request was the only one that they ran. It was not billed. "
+    "Submitting it as it is will most likely fail again."
+)
 VALIDATED_AT_ONCE = 50
 SWEEP_LOCK = 7261957
 # Execution windows that one look rolls on; the rest stay closed until the next.
@@ -84,19 +88,20 @@ def _sparing_others(during: str) -> Iterator[None]:
 
 def _take_back(session: Session, task: Task) -> None:
     logger.warning("task.worker_lost", batch_id=task.batch_id.hex, task=task.seq, worker=task.worker, losses=task.losses)
-    if task.losses < SUSPECT_LOSSES:
+    found = blame.verdict(task.losses, task.lines)
+    if found is Verdict.AGAIN:
         return
     batch = session.get_one(Batch, task.batch_id, with_for_update=True)
-    if task.losses > SUSPECT_LOSSES and task.lines == 1:
-        rows = finalize.unrun(session, batch, task, LineError.WORKER_LOST, WORKER_LOST.format(losses=task.losses))
+    if found is Verdict.FAIL:
+        rows = finalize.unrun(session, batch, task, LineError.WORKER_LOST, WORKER_LOST)
         if task_rows.end(session, task, record.counts(rows)):
             record.insert(session, rows)
-    elif task.lines > 1:
-        _cut_into_lines(session, task)
+    else:
+        _cut(session, task)
 
 
-def _cut_into_lines(session: Session, task: Task) -> None:
-    """Give each line without a result a task of its own; the task itself keeps those that have one."""
+def _cut(session: Session, task: Task) -> None:
+    """Put its lines without a result into smaller tasks, each as suspect as it was; the task itself keeps those that have one."""
     spans = list(jsonl.unpack(task.line_index))
     ended = set(
         session.scalars(select(Result.line_no).where(Result.batch_id == task.batch_id, Result.line_no.in_([s.line_no for s in spans])))
@@ -111,20 +116,22 @@ def _cut_into_lines(session: Session, task: Task) -> None:
     )
     # Behind all places that a task holds.
     free = session.scalar(select(func.max(Task.seq + func.greatest(Task.lines, 1))).where(Task.batch_id == task.batch_id)) or 0
-    single = [
-        {
-            "batch_id": task.batch_id,
-            "seq": free + n,
-            "model": task.model,
-            "lines": 1,
-            "line_index": jsonl.pack([span]),
-            "losses": task.losses,
-        }
-        for n, span in enumerate(left)
-    ]
+    smaller = []
+    for part in blame.parts(left):
+        smaller.append(
+            {
+                "batch_id": task.batch_id,
+                "seq": free,
+                "model": task.model,
+                "lines": len(part),
+                "line_index": jsonl.pack(part),
+                "losses": SUSPECT_LOSSES,
+            }
+        )
+        free += len(part)
     # None is left where the worker was lost between recording the last line and ending the task.
-    if single:
-        session.execute(insert(Task), single)
+    if smaller:
+        session.execute(insert(Task), smaller)
     task_rows.end(session, task, {})
 
 

@@ -21,9 +21,9 @@ from sqlalchemy.orm import Session
 from xalen_batch import storage
 from xalen_batch.accounts import Owner
 from xalen_batch.config import settings
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.errors import InvalidRequest, Unavailable
 from xalen_batch.models import Schedule, ScheduleRun
-from xalen_batch.schedules import drops, templates
+from xalen_batch.schedules import drops, patience, templates
 from xalen_batch.schedules.definition import Source
 from xalen_batch.schedules.drops import Folder, Found
 from xalen_batch.schedules.templates import Moment
@@ -55,8 +55,11 @@ class Gone(Exception):
 
 
 def check(owner: Owner, source: Source) -> None:
-    """InvalidRequest for a source that could never be read: a path that leads out of where it may lie, a wrong placeholder."""
-    _place(owner, source, SOME_MOMENT)
+    """InvalidRequest for a source that could never be read: a path that leads out of where it may lie, a wrong placeholder. Unavailable."""
+    try:
+        patience.look(_share(source), lambda: _place(owner, source, SOME_MOMENT))
+    except TimeoutError:
+        raise Unavailable("The place of this source does not answer right now. Send the request again in a few seconds.") from None
     _filled(source.pattern, "source.pattern", SOME_MOMENT)
     if source.ready_marker is not None:
         _steps(source.ready_marker, "source.ready_marker", SOME_MOMENT)
@@ -72,18 +75,25 @@ def find(session: Session, schedule: Schedule, source: Source, moment: Moment) -
 
     NotReady without the marker; InvalidRequest if they cannot be read, or are too many or too large for one batch; storage.AWAY.
     """
-    place = _place(Owner(schedule.account_id, schedule.livemode), source, moment)
+    owner = Owner(schedule.account_id, schedule.livemode)
     pattern = _filled(source.pattern, "source.pattern", moment)
     marker = source.ready_marker and "/".join(_steps(source.ready_marker, "source.ready_marker", moment))
+    place, files = patience.look(_share(source), lambda: _listed(owner, source, moment, marker))
     with _named(place):
-        if marker and not place.folder.has(marker):
-            raise NotReady(f"There is no {marker[:SHOWN_VALUE]!r} in {place.name[:SHOWN_VALUE]!r} yet.")
-        objects = [found for found in place.folder.files() if found.path != marker and fnmatchcase(found.path, pattern)]
+        objects = [found for found in files if found.path != marker and fnmatchcase(found.path, pattern)]
         manifest = [_entry(place, found) for found in objects]
         if not source.repeat:
             manifest = _new(session, schedule, manifest)
         _check_size(manifest)
     return manifest
+
+
+def _listed(owner: Owner, source: Source, moment: Moment, marker: str | None) -> tuple["_Place", list[Found]]:
+    place = _place(owner, source, moment)
+    with _named(place):
+        if marker and not place.folder.has(marker):
+            raise NotReady(f"There is no {marker[:SHOWN_VALUE]!r} in {place.name[:SHOWN_VALUE]!r} yet.")
+        return place, place.folder.files()
 
 
 def take(session: Session, schedule: Schedule, run: ScheduleRun, manifest: Sequence[dict[str, Any]]) -> None:
@@ -99,9 +109,12 @@ def chunks(owner: Owner, source: Source, manifest: Sequence[dict[str, Any]]) -> 
 
     Gone, at once or after some of its bytes, for one that is not as it was pinned. storage.AWAY.
     """
+    share = _share(source)
     for entry in manifest:
+        read = _read(owner, source, entry)
         try:
-            yield from _read(owner, source, entry)
+            while (chunk := patience.look(share, lambda read=read: next(read, None))) is not None:  # type: ignore[misc]
+                yield chunk
         except PermissionError:
             raise Gone(entry["path"], "cannot be read: permission denied") from None
         except OSError as error:
@@ -181,6 +194,13 @@ def _local(folder: str, moment: Moment) -> _Place:
 def _own(owner: Owner) -> Folder:
     """What an account has of the server's storage for others to put objects into."""
     return Folder(Path(os.path.realpath(storage.folder())), ("drop", owner.account_id.hex, "live" if owner.livemode else "test"))
+
+
+def _share(source: Source) -> Path:
+    """What hangs together with a source: the drop root that its folder is written below, or the server's storage."""
+    if source.folder is None:
+        return storage.folder()
+    return next((root for root in settings().drop_roots if Path(source.folder).is_relative_to(root)), Path(source.folder))
 
 
 def _roots() -> list[Path]:

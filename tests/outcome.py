@@ -1,0 +1,59 @@
+"""What must be so of every batch that has ended, whatever happened to it on its way."""
+
+import json
+from decimal import localcontext
+from uuid import UUID
+
+from sqlalchemy import func, or_, select
+
+from xalen_batch import db, money, results
+from xalen_batch.billing import invoices, reconcile
+from xalen_batch.models import Batch, Invoice, Result, Task
+from xalen_batch.models.files import FilePart
+from xalen_batch.states import BatchStatus, LineError, TaskState
+
+
+def assert_whole(batch_id: UUID, lines: int | None = None, *, is_proven: bool = False) -> Batch:
+    """It has one end, and each of its lines one; counts, files, charges and invoice say the same; nobody holds any of it any more.
+
+    `lines`: how many it has; None: as many as its `total`. `is_proven`: the caller has every batch reconciled.
+    """
+    with db.transaction() as session:
+        batch = session.get_one(Batch, batch_id)
+        rows = session.execute(
+            select(Result.line_no, Result.custom_id, Result.amount, Result.error_code).where(Result.batch_id == batch_id)
+        ).all()
+        invoiced = session.scalar(select(func.count()).select_from(Invoice).where(Invoice.batch_id == batch_id))
+        held = session.scalars(
+            select(Task.seq).where(Task.batch_id == batch_id, or_(Task.state != TaskState.DONE, Task.lease_until.is_not(None)))
+        ).all()
+    assert BatchStatus(batch.status).is_terminal
+    assert batch.lease_until is None
+    if not is_proven:
+        assert_reconciled()
+    if batch.status == BatchStatus.FAILED:
+        assert (rows, invoiced, held) == ([], 0, [])
+        assert batch.errors
+        return batch
+    assert (invoiced, held) == (1, [])
+    if lines is not None:
+        assert batch.total == lines
+    assert len(rows) == len({row.custom_id for row in rows}) == batch.total == batch.completed + batch.failed
+    charges = [row.amount for row in rows if row.amount is not None]
+    with localcontext(money.EXACT), db.transaction() as session:
+        assert invoices.of_batch(session, batch).total == sum(charges)
+    written = {part: [json.loads(line)["custom_id"] for line in results.lines(batch_id, part)] for part in FilePart}
+    in_order = [row.custom_id for row in sorted(rows)]
+    assert written[FilePart.OUTPUT] == [name for name in in_order if name not in set(written[FilePart.ERROR])]
+    assert (len(written[FilePart.OUTPUT]), len(written[FilePart.ERROR])) == (batch.completed, batch.failed)
+    assert len(charges) == batch.completed
+    codes = {row.error_code for row in rows}
+    assert (LineError.BATCH_CANCELLED in codes) <= (batch.status == BatchStatus.CANCELLED)
+    assert (LineError.BATCH_EXPIRED in codes) == (batch.status == BatchStatus.EXPIRED)
+    return batch
+
+
+def assert_reconciled() -> None:
+    """Everything that is billed, in all batches, is what the results come to."""
+    with db.transaction() as session:
+        assert list(reconcile.differences(session)) == []
