@@ -1,11 +1,14 @@
 """The API as one application, and the server that runs it."""
 
+import signal
+
 import uvicorn
 from fastapi import FastAPI
 
 from xalen_batch import __version__, log, memory
 from xalen_batch.api import batches, billing, docs, errors, estimates, files, health, inbox, models, partial, schedule_runs, schedules
 from xalen_batch.api.middleware import BodyLimit, RequestContext
+from xalen_batch.api.pace import BodyPace, HeadPace
 from xalen_batch.api.schemas import ErrorObject
 from xalen_batch.config import settings
 
@@ -32,6 +35,7 @@ def create_app() -> FastAPI:
     docs.install(app)
     errors.install(app)
     app.add_middleware(BodyLimit, most=_most_bytes)
+    app.add_middleware(BodyPace)
     app.add_middleware(RequestContext)
     return app
 
@@ -49,6 +53,9 @@ def _most_bytes(method: str, path: str) -> int | None:
 def serve(host: str, port: int) -> None:
     """Run the API until SIGTERM or SIGINT, then let open requests finish within the grace."""
     log.configure()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal once more when the grace is over, which would end us before the last requests are answered.
+        signal.signal(number, lambda *_: None)
     app = create_app()
     memory.settle()
     uvicorn.run(
@@ -56,7 +63,7 @@ def serve(host: str, port: int) -> None:
         host=host,
         port=port,
         loop="uvloop",
-        http="httptools",
+        http=HeadPace,
         log_config=None,
         access_log=False,
         server_header=False,
