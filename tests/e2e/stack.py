@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import signal
 import subprocess
 import tempfile
@@ -208,5 +207,4 @@ class Stack:
 def running() -> Iterator[Stack]:
     # A short path: sockets live in it.
     with tempfile.TemporaryDirectory(prefix="xalen-stack-") as folder, ExitStack() as parts:
-        os.chmod(folder, 0o755)
         yield Stack(Path(folder), parts)

@@ -19,7 +19,7 @@ KIND, BODY = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", bytes(20
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "PATIENCE", 0.5)
+    monkeypatch.setattr(pace, "PATIENCE", 1.0)
 
 
 def connect(api: Api) -> socket.socket:
@@ -61,7 +61,7 @@ def test_an_upload_that_stalls_is_given_up_and_leaves_nothing(api: Api) -> None:
     before = set(left())
     with connect(api) as client:
         client.sendall(head(api) + BODY[:10_000])
-        assert "10,000 bytes in 0.5 s" in refused(rest(client))
+        assert "10,000 bytes in 1 s" in refused(rest(client))
     assert set(left()) == before
 
 
@@ -102,10 +102,11 @@ def test_a_json_body_that_stalls_is_given_up_too(api: Api) -> None:
 
 
 def test_an_answer_that_takes_longer_than_a_body_may_is_waited_for(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "PATIENCE", 3.0)
     create = files.create
 
     def create_slowly(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(2 * pace.PATIENCE)
+        time.sleep(1.2 * pace.PATIENCE)
         return create(*args, **kwargs)
 
     monkeypatch.setattr(files, "create", create_slowly)
@@ -116,7 +117,7 @@ def test_an_answer_that_takes_longer_than_a_body_may_is_waited_for(api: Api, mon
 def test_headers_that_do_not_come_to_an_end_are_given_up(api: Api, sent: bytes) -> None:
     with connect(api) as client:
         client.sendall(sent)
-        assert "headers did not come within 0.5 s" in refused(rest(client))
+        assert "headers did not come within 1 s" in refused(rest(client))
 
 
 def test_headers_that_drip_are_given_up(api: Api) -> None:
@@ -156,13 +157,14 @@ def test_empty_lines_are_no_request(api: Api) -> None:
         assert closed
 
 
-def test_a_connection_may_rest_between_requests_and_its_next_one_has_the_same_time(api: Api) -> None:
+def test_a_connection_may_rest_between_requests_and_its_next_one_has_the_same_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "PATIENCE", 3.0)
     request = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
     with connect(api) as client:
         for _ in range(2):
             client.sendall(request)
             assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
-            time.sleep(2 * pace.PATIENCE)
+            time.sleep(1.2 * pace.PATIENCE)
         client.sendall(request[:-2])
         refused(rest(client))
 
