@@ -1,27 +1,25 @@
 """Alembic's entry: runs under `xalen-batch migrate`, which names the database."""
 
 from alembic import context
-from sqlalchemy import create_engine, text
+from sqlalchemy import NullPool, create_engine, text
 
 from xalen_batch import db
 from xalen_batch.models import Base
 
 
 def run() -> None:
-    engine = create_engine(context.config.get_main_option("sqlalchemy.url") or db.url())
+    # Without a pool a migration that fails leaves no session behind, which would keep its lock.
+    engine = create_engine(context.config.get_main_option("sqlalchemy.url") or db.url(), poolclass=NullPool)
     with engine.connect() as connection:
+        connection.execute(text("SET statement_timeout = 0"))
+        # Two migrations at once: the second waits here, then finds nothing to do.
+        connection.execute(text("SELECT pg_advisory_lock(7261956)"))
         # A migration that cannot get its lock fails fast instead of queueing every query behind it.
         connection.execute(text("SET lock_timeout = '5s'"))
-        # Two migrations at once: the second waits here, then finds nothing to do.
-        connection.execute(text("SET statement_timeout = 0"))
-        connection.execute(text("SELECT pg_advisory_lock(7261956)"))
         connection.commit()
         context.configure(connection=connection, target_metadata=Base.metadata, compare_type=True, compare_server_default=False)
         with context.begin_transaction():
             context.run_migrations()
-        connection.execute(text("SELECT pg_advisory_unlock(7261956)"))
-        connection.commit()
-    engine.dispose()
 
 
 run()

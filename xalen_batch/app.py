@@ -1,5 +1,6 @@
 """The API as one application, and the server that runs it."""
 
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from xalen_batch.api import (
     schedules,
 )
 from xalen_batch.api.middleware import BodyLimit, RateHeaders, RequestContext
+from xalen_batch.api.pace import BodyPace, HeadPace
 from xalen_batch.api.schemas import ErrorObject
 from xalen_batch.config import settings
 
@@ -50,6 +52,7 @@ def create_app() -> FastAPI:
     docs.install(app)
     errors.install(app)
     app.add_middleware(BodyLimit, most=_most_bytes)
+    app.add_middleware(BodyPace)
     app.add_middleware(RateHeaders)
     app.add_middleware(RequestContext)
     return app
@@ -73,6 +76,9 @@ def forwarding(proxies: Sequence[str]) -> dict[str, Any]:
 def serve(host: str, port: int) -> None:
     """Run the API until SIGTERM or SIGINT, then let open requests finish within the grace."""
     log.configure()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal once more when the grace is over, which would end us before the last requests are answered.
+        signal.signal(number, lambda *_: None)
     app = create_app()
     memory.settle()
     uvicorn.run(
@@ -80,7 +86,7 @@ def serve(host: str, port: int) -> None:
         host=host,
         port=port,
         loop="uvloop",
-        http="httptools",
+        http=HeadPace,
         log_config=None,
         access_log=False,
         server_header=False,

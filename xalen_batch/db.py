@@ -4,16 +4,19 @@ Messages collected in a transaction leave after its commit. What a crash loses i
 sweep sends again.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
 from select import POLLIN, poll
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import psycopg
+from psycopg.abc import PQGen
+from psycopg.rows import TupleRow
 from sqlalchemy import Engine, create_engine, event, func, select, text
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import InvalidatePoolError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
@@ -22,11 +25,18 @@ from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
 from xalen_batch.errors import ConfigError
 
-STATEMENT_TIMEOUT_MS = 60_000
+RV = TypeVar("RV")
+
+STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 15_000
+# A server that says nothing for longer than any statement may take is not there any more, or cannot be reached; seconds.
+SILENCE = 35.0
 
 # A database that is gone, overloaded or full, or no free connection to it. COPY raises psycopg's own errors.
 AWAY = (OperationalError, TimeoutError, psycopg.OperationalError)
+# SQLSTATEs of a server that is not, or no longer, the one to speak to, which drivers take for errors of ours: one that only reads
+# since another was promoted, and one that ended our session while we were frozen in a transaction.
+NOT_HERE = frozenset({"25006", "25P03", "25P04"})
 
 
 def url() -> str:
@@ -63,11 +73,43 @@ def engine() -> Engine:
             " -c xalen.actor=system",
         },
     )
+    event.listen(made, "do_connect", _connect)
     event.listen(made, "checkout", _refuse_if_closed)
+    event.listen(made, "handle_error", _tell_away)
     return made
 
 
-def _refuse_if_closed(connection: psycopg.Connection, record: object, proxy: object) -> None:
+class _Connection(psycopg.Connection[TupleRow]):
+    """One that gives up on a server which has fallen silent: what keepalives see is its host, which may well be there."""
+
+    is_patient = False
+
+    def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
+        if self.is_patient:
+            return super().wait(gen, *args, **kwargs)
+        deadline = time.monotonic() + SILENCE
+        try:
+            return super().wait(gen, *args, **({"timeout": SILENCE} | kwargs))
+        except psycopg.OperationalError:
+            if time.monotonic() >= deadline:
+                # Else it would be waited for again, to roll back.
+                self.pgconn.finish()
+            raise
+
+
+def _connect(dialect: object, record: object, args: list[Any], options: dict[str, Any]) -> psycopg.Connection[TupleRow]:
+    return _Connection.connect(*args, **options)
+
+
+def _tell_away(context: ExceptionContext) -> None:
+    # Every connection is made anew then: addresses may name another server by now.
+    if getattr(context.original_exception, "sqlstate", None) in NOT_HERE:
+        context.is_disconnect = True
+        raise OperationalError(context.statement, None, context.original_exception, hide_parameters=True)
+
+
+def _refuse_if_closed(connection: _Connection, record: object, proxy: object) -> None:
+    connection.is_patient = False
     # A server that closes an idle connection can be heard doing it, so only one that was heard is pinged: a system
     # call in the place of a round trip before each transaction. The pool then connects anew.
     heard = poll()
@@ -106,6 +148,12 @@ def enqueue(session: Session, job: Job, id: str | None = None) -> None:
     message = Message(job, id)
     if message not in messages:
         messages.append(message)
+
+
+def take_time(session: Session) -> None:
+    """Let each statement of this transaction take as long as it needs."""
+    session.execute(text("SET LOCAL statement_timeout = 0"))
+    cast(_Connection, driver(session)).is_patient = True
 
 
 def now(session: Session) -> datetime:

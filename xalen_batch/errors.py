@@ -7,6 +7,7 @@ XalenError
 ├── Forbidden               403
 ├── NotFound                404
 ├── MethodNotAllowed        405
+├── RequestTimeout          408
 ├── TooLarge                413
 ├── TooManyRequests         429
 ├── ServerError             500
@@ -70,6 +71,12 @@ class MethodNotAllowed(XalenError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class RequestTimeout(XalenError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
 
 
 class TooLarge(XalenError):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e import processes
+from tests.e2e import processes, stack
 from tests.e2e.processes import System
 
 # Live keys run on simulated models too, so that no server has to be there.
@@ -24,3 +24,10 @@ def running_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]
     catalog.write_text(CATALOG, "utf-8")
     with processes.up(folder / "data", catalog=catalog, tick_interval=2, poll_interval=0.2) as system:
         yield system
+
+
+@pytest.fixture(scope="package")
+def services() -> Iterator[stack.Stack]:
+    """The services behind proxies. A test that fails something heals it again."""
+    with stack.running() as running:
+        yield running

@@ -1,9 +1,52 @@
-"""The database edge: connections that the server closed, and sessions that only read."""
+"""The database edge: connections that the server closed, servers that fall silent or only read, and sessions that only read."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
 
 import psycopg
+import pytest
 from sqlalchemy import text
+from sqlalchemy.engine import make_url
 
-from xalen_batch import db
+from tests.conftest import Stores, forget
+from tests.fault_proxy import FaultProxy
+from xalen_batch import db, embedded
+
+
+@pytest.fixture
+def proxy(stores: Stores, database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """What `db` reaches the database through."""
+    folder = stores.database_url.partition("host=")[2].partition("&")[0]
+    direct = make_url(database)
+    db.engine().dispose()
+    with FaultProxy(Path(unquote(folder)) / f".s.PGSQL.{embedded.POSTGRES_PORT}") as proxy:
+        through = direct.set(host="127.0.0.1", port=proxy.port, query={})
+        monkeypatch.setenv("XALEN_DATABASE_URL", through.render_as_string(hide_password=False))
+        forget()
+        yield proxy
+        db.engine().dispose()
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.fixture
+def read_only(database: str) -> Iterator[None]:
+    """The server as it is after another was promoted, until the test's end."""
+    with psycopg.connect(database, autocommit=True) as server:
+        name = server.info.dbname
+        server.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        db.engine().dispose()
+        yield
+        server.execute("SET default_transaction_read_only = off")
+        server.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+        db.engine().dispose()
+
+
+def write() -> None:
+    with db.transaction() as session:
+        session.execute(text("DELETE FROM workers"))
 
 
 def test_an_idle_connection_that_the_server_closed_is_replaced_unnoticed(database: str) -> None:
@@ -25,3 +68,57 @@ def test_a_session_that_only_reads_is_in_no_transaction_and_the_next_one_is(data
     with db.transaction() as session:
         (same, first), (_, second) = session.execute(later).one(), session.execute(later).one()
         assert (same, first) == (pid, second)
+
+
+def test_a_server_that_falls_silent_is_given_up_and_reached_again_when_it_speaks(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "SILENCE", 0.5)
+    write()
+    proxy.black_hole()
+    begun = time.monotonic()
+    with pytest.raises(db.AWAY):
+        write()
+    # Once, and not again for what would end the transaction.
+    assert time.monotonic() - begun < 20
+    proxy.heal()
+    write()
+
+
+def test_a_transaction_that_may_take_its_time_is_waited_for(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "SILENCE", 0.3)
+    with db.transaction() as session:
+        db.take_time(session)
+        session.execute(text("SELECT pg_sleep(1)"))
+    with pytest.raises(db.AWAY), db.transaction() as session:
+        session.execute(text("SELECT pg_sleep(1)"))
+
+
+def test_a_new_connection_to_a_silent_server_is_given_up_too(proxy: FaultProxy) -> None:
+    proxy.black_hole()
+    with pytest.raises(db.AWAY):
+        write()
+    proxy.heal()
+    write()
+
+
+def test_a_server_that_only_reads_is_away_and_its_connections_are_not_kept(read_only: None, database: str) -> None:
+    with pytest.raises(db.AWAY):
+        write()
+    with psycopg.connect(database, autocommit=True) as server:
+        server.execute("SET default_transaction_read_only = off")
+        server.execute(f'ALTER DATABASE "{server.info.dbname}" RESET default_transaction_read_only')
+    write()
+
+
+def test_a_session_that_the_server_ended_in_mid_transaction_is_away(database: str) -> None:
+    def sleep_in_a_transaction() -> None:
+        with db.transaction() as session:
+            session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 50"))
+            session.execute(text("SELECT 1"))
+            time.sleep(1)
+            session.execute(text("SELECT 1"))
+
+    with pytest.raises(db.AWAY):
+        sleep_in_a_transaction()
+    write()

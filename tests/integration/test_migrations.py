@@ -5,6 +5,7 @@ from alembic import command
 from alembic.util import CommandError
 from sqlalchemy import create_engine, func, select, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 
 from tests.conftest import Stores, forget
 from xalen_batch import db, schema
@@ -66,5 +67,16 @@ class TestMigrations:
                 text("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'")
             ).all()
         assert left == []
+        schema.migrate()
+        assert schema.is_current()
+
+    def test_one_that_cannot_have_its_lock_gives_up_before_everyone_waits_behind_it(self, stores: Stores) -> None:
+        schema.migrate()
+        command.downgrade(schema.alembic(), "-1")
+        with db.engine().connect() as holder:
+            tables = holder.scalars(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).all()
+            holder.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE"))
+            with pytest.raises(OperationalError, match="lock timeout"):
+                schema.migrate()
         schema.migrate()
         assert schema.is_current()

@@ -26,6 +26,9 @@ ASYNC_ROOMS = (
     "api/uploads.py",
     "api/inbox.py",
     "api/middleware.py",
+    "api/pace.py",
+    # Threads are what a probe must not wait for.
+    "api/health.py",
 )
 
 

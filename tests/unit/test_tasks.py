@@ -29,6 +29,16 @@ def test_a_crash_is_told_with_its_place_and_without_its_words() -> None:
     assert "prompt" not in repr(event)
 
 
+def test_a_store_that_is_away_is_no_crash() -> None:
+    def away(batch_id: str) -> None:
+        raise OSError("no route to host")
+
+    with capture_logs() as events:
+        reported(away)("0" * 32)
+    (event,) = events
+    assert (event["event"], event["log_level"], event["job"], event["error"]) == ("job.postponed", "warning", "away", "OSError")
+
+
 def test_a_cause_names_the_innermost_places_first() -> None:
     with pytest.raises(ValueError, match="secret") as raised:
         job("")

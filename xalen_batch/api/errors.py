@@ -6,25 +6,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
 
-import obstore.exceptions
-import psycopg
-import sqlalchemy.exc
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, RootModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from xalen_batch import log
+from xalen_batch import db, log, storage
 from xalen_batch.api import deps
-from xalen_batch.errors import InvalidRequest, MethodNotAllowed, NotFound, ServerError, TooLarge, Unauthenticated, Unavailable, XalenError
+from xalen_batch.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    RequestTimeout,
+    ServerError,
+    StorageFull,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    XalenError,
+)
 from xalen_batch.schedules.definition import Definition
 
 logger = log.get(__name__)
 
 SHOWN_VALUE = 100
 # A database that is away or overloaded, and object storage that does not do what it should.
-AWAY = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.TimeoutError, psycopg.OperationalError, obstore.exceptions.BaseError)
+AWAY = (*db.AWAY, *storage.AWAY)
 EXPECTED: tuple[type[Exception], ...] = (XalenError, RequestValidationError, HTTPException, ClientDisconnect, *AWAY)
 
 
@@ -38,6 +46,9 @@ def answer(request: Request, error: Exception) -> Response:
     """The response that tells the caller about an error."""
     known = translate(request, error)
     headers = dict(getattr(error, "headers", None) or {})
+    if isinstance(known, RequestTimeout):
+        # What may still come of this request is no other one.
+        headers["connection"] = "close"
     if isinstance(known, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     if known.retry_after is not None:
@@ -59,6 +70,11 @@ def translate(request: Request, error: Exception) -> XalenError:
             return _http(request, error)
         case ClientDisconnect():
             return InvalidRequest("The connection was closed before the request was complete.")
+        case _ if isinstance(error, storage.AWAY) and storage.is_full(error):
+            logger.error("api.storage_full")
+            return StorageFull(
+                "There is no room left to store this. Nothing of it was kept: send it again later, or ask whoever runs the server."
+            )
         case _ if isinstance(error, AWAY):
             logger.warning("api.unavailable", error=type(error).__name__)
             return Unavailable("The service cannot reach one of its stores right now. Send the request again in a few seconds.")
@@ -74,6 +90,8 @@ def _http(request: Request, error: HTTPException) -> XalenError:
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         return MethodNotAllowed(f"Method not allowed: {asked}. Use {allowed}.")
+    if error.status_code == 408:
+        return RequestTimeout(error.detail)
     if error.status_code == 413:
         return TooLarge(f"{error.detail} Send less at once, or upload a file.", code="request_too_large")
     return InvalidRequest("The body cannot be read. Send one JSON object with `content-type: application/json`.")

@@ -1,8 +1,9 @@
-"""Whether this process lives, and whether it can work."""
+"""Whether this process lives, and whether it can work. Answered beside the threads of the routes, which may all be waiting for a store."""
 
+import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -51,15 +52,15 @@ OPTIONAL = frozenset({"redis", "disk"})
 
 
 @router.get("/livez")
-def livez() -> dict[str, str]:
+async def livez() -> dict[str, str]:
     """This process answers."""
     return {"status": "ok"}
 
 
 @router.get("/readyz")
-def readyz(response: Response) -> dict[str, Any]:
+async def readyz(response: Response) -> dict[str, Any]:
     """Each store, checked now. 503 when the API cannot work; `degraded` when work is only slower."""
-    checks = _run()
+    checks = await _run()
     failed = {name for name, check in checks.items() if check["status"] != "ok"}
     is_ready = failed <= OPTIONAL
     response.status_code = 200 if is_ready else 503
@@ -68,28 +69,37 @@ def readyz(response: Response) -> dict[str, Any]:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    # A check that hangs keeps its thread; later ones then time out in the queue, and nothing piles up.
-    return ThreadPoolExecutor(max_workers=2 * len(CHECKS), thread_name_prefix="health")
+    return ThreadPoolExecutor(max_workers=len(CHECKS), thread_name_prefix="health")
 
 
-def _run() -> dict[str, dict[str, Any]]:
-    running = {name: _threads().submit(_timed, check) for name, check in CHECKS.items()}
-    wait(running.values(), timeout=CHECK_SECONDS)
-    return {name: _outcome(check) for name, check in running.items()}
+# One that hangs keeps its thread, and is not asked again before it has answered.
+_asked: dict[str, Future[float | Exception]] = {}
 
 
-def _timed(check: Callable[[], None]) -> float:
+async def _run() -> dict[str, dict[str, Any]]:
+    for name, check in CHECKS.items():
+        if name not in _asked or _asked[name].done():
+            _asked[name] = _threads().submit(_timed, check)
+    asked = dict(_asked)
+    await asyncio.wait([asyncio.wrap_future(check) for check in asked.values()], timeout=CHECK_SECONDS)
+    return {name: _outcome(check) for name, check in asked.items()}
+
+
+def _timed(check: Callable[[], None]) -> float | Exception:
+    """Milliseconds that it took, or why it failed."""
     started = time.perf_counter()
-    check()
+    try:
+        check()
+    except Exception as error:
+        return error
     return round((time.perf_counter() - started) * 1000, 1)
 
 
-def _outcome(check: Future[float]) -> dict[str, Any]:
+def _outcome(check: Future[float | Exception]) -> dict[str, Any]:
     if not check.done():
-        check.cancel()
         return {"status": "failed", "error": f"no answer within {CHECK_SECONDS:g} s"}
-    error = check.exception()
-    if error is None:
-        return {"status": "ok", "ms": check.result()}
+    found = check.result()
+    if not isinstance(found, Exception):
+        return {"status": "ok", "ms": found}
     # The kind only: messages of drivers can hold addresses and user names.
-    return {"status": "failed", "error": str(error) if isinstance(error, ConfigError | StorageFull) else type(error).__name__}
+    return {"status": "failed", "error": str(found) if isinstance(found, ConfigError | StorageFull) else type(found).__name__}

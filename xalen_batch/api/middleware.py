@@ -1,5 +1,6 @@
 """What surrounds every request: its id, one line in the log, what is left of its account's rate, and an answer even when the code fails."""
 
+import asyncio
 import math
 import time
 import uuid
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xalen_batch import log
 from xalen_batch.api import errors, throttle
+from xalen_batch.errors import Unavailable
 
 logger = log.get(__name__)
 
@@ -22,7 +24,7 @@ QUIET = frozenset({"/livez", "/readyz"})
 
 
 class RequestContext:
-    """Names each request, logs it once, and turns a crash into the envelope of a 500."""
+    """Names each request, logs it once, and turns a crash into the envelope of a 500, a stop of the server into that of a 503."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -45,6 +47,11 @@ class RequestContext:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self.app(scope, receive, send_named)
+            except asyncio.CancelledError:
+                # The server stops, and this request has had its grace.
+                if status == CLIENT_CLOSED:
+                    stopping = Unavailable("The server is stopping. Send the request again in a few seconds.")
+                    await errors.answer(Request(scope), stopping)(scope, receive, send_named)
             except Exception as error:
                 logger.error("api.crashed", method=scope["method"], route=_route(scope), **log.cause(error))
                 # Once an answer has begun, all that is left is to break the connection off.

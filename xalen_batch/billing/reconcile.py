@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from xalen_batch import ids
+from xalen_batch import db, ids
 
 ROWS_AT_A_TIME = 500
 
@@ -31,7 +31,7 @@ def differences(session: Session) -> Iterator[Difference]:
     Call it first in its transaction: all of it then sees one moment, while batches run on.
     """
     session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-    session.execute(text("SET LOCAL statement_timeout = 0"))
+    db.take_time(session)
     for check in CHECKS:
         yield from map(_difference, session.execute(text(check), execution_options={"yield_per": ROWS_AT_A_TIME}))
 

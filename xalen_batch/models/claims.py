@@ -38,6 +38,8 @@ _OF_QUEUE = """
     AND (b.window_closes_at IS NULL OR (b.window_opens_at <= now() AND now() < b.window_closes_at))
 """
 _OPEN_FOR = column("open_for", Float)
+# By name: a migration may add others under a worker that does not know them.
+_COLUMNS = ", ".join(f"t.{column.name}" for column in Task.__table__.columns)
 # Whatever is looked at here is looked up in an index in the order in which it is wanted, and LATERAL … LIMIT keeps it so: a join
 # that the planner may turn round would sort, or read tasks by the hundred thousand. What the planner can make use of is not bound
 # where it sees it, but comes through `lanes` and `bound`: a plan for these values then looks no better to it than one for any values,
@@ -115,7 +117,7 @@ _CLAIM = text(
         lines = p.taken, line_index = substring(t.line_index FROM 1 FOR CAST(:span * p.taken AS int))
     FROM picked p WHERE t.batch_id = p.batch_id AND t.seq = p.seq
     -- The interval that was looked at above: one statement sees one state, though another may just have been put in its place.
-    RETURNING t.*, EXTRACT(EPOCH FROM (SELECT b.window_closes_at FROM batches b WHERE b.id = t.batch_id) - now())::float AS open_for
+    RETURNING {_COLUMNS}, EXTRACT(EPOCH FROM (SELECT b.window_closes_at FROM batches b WHERE b.id = t.batch_id) - now())::float AS open_for
     """
 ).columns(*Task.__table__.columns, _OPEN_FOR)
 

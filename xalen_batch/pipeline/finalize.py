@@ -25,6 +25,8 @@ MESSAGES = {
     LineError.BATCH_CANCELLED: "The batch was cancelled before this request was run. It was not billed.",
     LineError.BATCH_EXPIRED: "The batch's completion window passed before this request was run. It was not billed; submit it again.",
 }
+FILE_LOST = "Its input file was lost, and its custom_id with it."
+LOST_NAME = "line {} of the lost input file"
 
 
 def run(batch_id: UUID) -> None:
@@ -86,16 +88,23 @@ def _end_open_tasks(batch: Batch) -> None:
 
 
 def unrun(session: Session, batch: Batch, task: Task, code: LineError, message: str) -> list[record.Row]:
-    """An error row for each line of a task that has no result yet."""
+    """An error row for each line of a task that has no result yet. Where the input file is lost, nobody knows its custom id any more."""
     spans = list(jsonl.unpack(task.line_index))
     ended = set(
         session.scalars(select(Result.line_no).where(Result.batch_id == batch.id, Result.line_no.in_([span.line_no for span in spans])))
     )
     left = [span for span in spans if span.line_no not in ended]
-    raw = storage.ranges(storage.key(batch.input_file_id), [s.offset for s in left], [s.length for s in left])
+    try:
+        raw = storage.ranges(storage.key(batch.input_file_id), [s.offset for s in left], [s.length for s in left])
+        names = [jsonl.input_line(line).custom_id for line in raw]
+    except FileNotFoundError:
+        # The batch ends all the same.
+        logger.error("file.lost", batch_id=batch.id.hex, file_id=batch.input_file_id.hex)
+        names = [LOST_NAME.format(span.line_no) for span in left]
+        message = f"{message} {FILE_LOST}"
     return [
-        record.unanswered(record.Line(batch.id, span.line_no, task.model, jsonl.input_line(line).custom_id), code, message)
-        for span, line in zip(left, raw, strict=True)
+        record.unanswered(record.Line(batch.id, span.line_no, task.model, name), code, message)
+        for span, name in zip(left, names, strict=True)
     ]
 
 

@@ -1,0 +1,210 @@
+"""The services by themselves, as on several machines, each store and the model server behind a proxy that can fail it."""
+
+import http.client
+import json
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import openai
+import psycopg
+from alembic import command
+from openai.types import Batch
+from sqlalchemy import URL, NullPool, create_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
+
+from tests import factories
+from tests.e2e import processes
+from tests.fault_proxy import FaultProxy
+from xalen_batch import embedded, schema
+from xalen_batch.billing import prices, reconcile
+
+LINES = 400
+ENDED = ("completed", "failed", "expired", "cancelled")
+CATALOG = """\
+[models.mistral-small-3-1.backend]
+kind = "openai"
+base_url = "http://127.0.0.1:{port}/v1"
+max_in_flight = 8
+"""
+SETTINGS = {
+    "lease": 4,
+    "poll_interval": 0.2,
+    "tick_interval": 2,
+    "task_lines": 50,
+    "flush_interval": 0.2,
+    "request_timeout": 3,
+    "connect_timeout": 2,
+    "retry_base": 0.1,
+    "retry_cap": 1,
+    "circuit_pause": 1,
+    # A fault here lasts as long as its test needs, so that attempts are no measure.
+    "max_attempts": 1_000,
+    "pool_size": 10,
+}
+
+
+class Answer(NamedTuple):
+    status: int
+    retry_after: str | None
+    body: Any
+    seconds: float
+
+    @property
+    def is_come_back_later(self) -> bool:
+        """503 in the envelope, with the time after which to ask again."""
+        return self.status == 503 and int(self.retry_after or 0) > 0 and self.body["error"]["code"] == "service_unavailable"
+
+
+class Stack:
+    """`database`, `redis` and `backend` are the proxies; `env` is what the services run with."""
+
+    def __init__(self, folder: Path, running: ExitStack) -> None:
+        self.folder = folder
+        self.database_name = "postgres"
+        self._running = running
+        self.postgres = embedded.Postgres(folder / "postgres", folder / "postgres.log", connections=40)
+        self.valkey = embedded.Valkey(folder / "valkey", folder / "valkey.log")
+        self.database = running.enter_context(FaultProxy(self.postgres.sockets / f".s.PGSQL.{embedded.POSTGRES_PORT}"))
+        self.redis = running.enter_context(FaultProxy(self.valkey.sockets / "valkey.sock"))
+        self.model_port = processes.free_port()
+        self.backend = running.enter_context(FaultProxy(("127.0.0.1", self.model_port)))
+        self.port = processes.free_port()
+        for store in (self.postgres, self.valkey):
+            store.start()
+            running.callback(store.stop)
+        catalog = folder / "catalog.toml"
+        catalog.write_text(CATALOG.format(port=self.backend.port), "utf-8")
+        password = (self.postgres.folder / "password").read_text("ascii")
+        self.settings: dict[str, object] = {
+            **SETTINGS,
+            "catalog": catalog,
+            "data_dir": folder / "data",
+            "database_url": f"postgresql://{embedded.USER}:{password}@127.0.0.1:{self.database.port}/postgres",
+            "redis_url": f"redis://127.0.0.1:{self.redis.port}/0",
+            "host": "127.0.0.1",
+            "port": self.port,
+        }
+        # Here, as far as it can be: on a busy machine each process takes its time to start.
+        migrations = schema.alembic()
+        migrations.set_main_option("sqlalchemy.url", self.url().render_as_string(hide_password=False).replace("%", "%%"))
+        command.upgrade(migrations, "head")
+        with self.session() as session:
+            prices.sync(session)
+            self.key = factories.key(session, livemode=True)
+            session.commit()
+        self.start("simulate", "--port", str(self.model_port), "--latency-ms", "100")
+        self.api = self.start("api")
+        self.worker = self.start("worker")
+        self.wait_until_ready()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def env(self, **settings: object) -> dict[str, str]:
+        return processes.environment(**{**self.settings, **settings})
+
+    def client(self, *, retries: int = 20, timeout: float = 120) -> openai.OpenAI:
+        """As any client does, it comes back when it is told to, or when nobody listens."""
+        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=self.key, max_retries=retries, timeout=timeout)
+
+    def ask(self, method: str, path: str, body: Any = None) -> Answer:
+        """One plain request, sent once."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        begun = time.monotonic()
+        headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            answer = connection.getresponse()
+            return Answer(answer.status, answer.getheader("retry-after"), json.loads(answer.read()), time.monotonic() - begun)
+        finally:
+            connection.close()
+
+    def start(self, *arguments: str, **settings: object) -> subprocess.Popen[bytes]:
+        """One of the services, until the end of the test run or until it is stopped."""
+        log = self.folder / f"{arguments[0]}.log"
+        return self._running.enter_context(processes.command(*arguments, log=log, env=self.env(**settings)))
+
+    def wait_until_ready(self) -> None:
+        log = self.folder / "api.log"
+        processes.wait_until(
+            lambda: processes.answers(f"{self.address}/readyz"), timeout=processes.START_TIMEOUT, process=self.api, log=log
+        )
+
+    def direct(self) -> psycopg.Connection:
+        """A session with the database past the proxy."""
+        return psycopg.connect(self.postgres.url, dbname=self.database_name, autocommit=True)
+
+    def url(self) -> URL:
+        return make_url(self.postgres.url).set(drivername="postgresql+psycopg", database=self.database_name)
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """The same, for the product's own code."""
+        with create_engine(self.url(), poolclass=NullPool).connect() as connection, Session(connection) as session:
+            yield session
+
+    def upload(self, lines: int = LINES, client: openai.OpenAI | None = None) -> str:
+        content = factories.jsonl([factories.chat_line(f"line-{n}", f"Where is parcel {n}?") for n in range(lines)])
+        return (client or self.client()).files.create(file=("lines.jsonl", content), purpose="batch").id
+
+    def submit(self, lines: int = LINES) -> Batch:
+        return self.client().batches.create(
+            input_file_id=self.upload(lines), endpoint="/v1/chat/completions", completion_window="24h"
+        )  # fmt: skip
+
+    def submit_and_wait_for_some(self) -> Batch:
+        batch = self.submit()
+        self.wait_for(batch, lambda b: b.request_counts is not None and b.request_counts.completed >= LINES / 20, timeout=120)
+        return batch
+
+    def wait_for(self, batch: Batch, happened: Callable[[Batch], bool], *, timeout: float) -> Batch:
+        client, found = self.client(), [batch]
+
+        def look() -> bool:
+            found[0] = client.batches.retrieve(batch.id)
+            counts = found[0].request_counts
+            assert counts is None or counts.completed + counts.failed <= counts.total or not counts.total
+            return happened(found[0])
+
+        processes.wait_until(look, timeout=timeout, log=self.folder / "worker.log")
+        return found[0]
+
+    def is_done(self, batch: Batch, *, lines: int = LINES, timeout: float = 240) -> None:
+        """It ends by itself: completed, each line once in its output and once on its invoice, and no lease is left."""
+        ended = self.wait_for(batch, lambda b: b.status in ENDED, timeout=timeout)
+        counts = ended.request_counts
+        assert counts is not None
+        assert (ended.status, counts.completed, counts.failed, counts.total) == ("completed", lines, 0, lines)
+        assert ended.output_file_id is not None
+        client = self.client()
+        output = [json.loads(line) for line in client.files.content(ended.output_file_id).content.splitlines()]
+        assert Counter(line["custom_id"] for line in output) == Counter(f"line-{n}" for n in range(lines))
+        invoice = client.get(f"/batches/{batch.id}/invoice", cast_to=dict)
+        billed = {line["component"]: int(line["quantity"]) for line in invoice["lines"] if line["kind"] == "usage"}
+        assert billed["input"] == sum(line["response"]["body"]["usage"]["prompt_tokens"] for line in output)
+        assert billed["output"] == sum(line["response"]["body"]["usage"]["completion_tokens"] for line in output)
+        with self.session() as proof:
+            assert list(reconcile.differences(proof)) == []
+        with self.direct() as session:
+            open_tasks = "SELECT count(*) FROM tasks WHERE batch_id = %s AND state <> 'done'"
+            assert session.execute(open_tasks, [batch.id.removeprefix("batch_")]).fetchone() == (0,)
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+
+
+@contextmanager
+def running() -> Iterator[Stack]:
+    # A short path: sockets live in it.
+    with tempfile.TemporaryDirectory(prefix="xalen-stack-") as folder, ExitStack() as parts:
+        yield Stack(Path(folder), parts)

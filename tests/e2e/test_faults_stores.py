@@ -1,0 +1,174 @@
+"""A store that goes, hangs, fills up or can hardly be reached costs time: nobody restarts anything, and each line is there once."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+
+from tests.e2e import processes
+from tests.e2e.stack import Stack
+from tests.fault_proxy import FaultProxy
+
+
+@pytest.fixture(autouse=True)
+def _healed(services: Stack) -> Iterator[None]:
+    yield
+    services.database.heal()
+    services.redis.heal()
+    services.wait_until_ready()
+
+
+def wait_for_word(stack: Stack, word: str, seen: int = 0) -> None:
+    """Until the worker has written it once more than it had."""
+    log = stack.folder / "worker.log"
+    processes.wait_until(lambda: log.read_text("utf-8", "replace").count(word) > seen, timeout=120, log=log)
+
+
+def words(stack: Stack, word: str) -> int:
+    return (stack.folder / "worker.log").read_text("utf-8", "replace").count(word)
+
+
+def wait_for_come_back_later(stack: Stack, method: str = "GET", path: str = "/v1/batches", body: object = None) -> None:
+    """Until the API says so. What it says until then is an answer, or the same."""
+
+    def look() -> bool:
+        answer = stack.ask(method, path, body)
+        assert answer.status < 500 or answer.is_come_back_later, answer
+        return answer.status == 503
+
+    processes.wait_until(look, timeout=120, process=stack.api)
+
+
+class TestRedis:
+    @pytest.mark.parametrize("fault", [FaultProxy.refuse, FaultProxy.black_hole, FaultProxy.reset])
+    def test_a_batch_runs_without_redis_and_no_call_waits_for_it(self, services: Stack, fault: Callable[[FaultProxy], None]) -> None:
+        fault(services.redis)
+        assert services.ask("GET", "/readyz").body["status"] == "degraded"
+        batch = services.submit()
+        # A loaded machine makes any one call slow; Redis would make all of them.
+        assert min(services.ask("POST", f"/v1/batches/{services.submit(1).id}/cancel").seconds for _ in range(4)) < 2
+        services.is_done(batch)
+
+    def test_a_redis_that_was_killed_and_is_back_empty(self, services: Stack) -> None:
+        batch = services.submit_and_wait_for_some()
+        assert services.valkey.process is not None
+        services.kill(services.valkey.process)
+        shutil.rmtree(services.valkey.folder / "appendonlydir")
+        services.valkey.start()
+        services.is_done(batch)
+        services.wait_until_ready()
+        assert services.ask("GET", "/readyz").body["status"] == "ok"
+
+
+class TestPostgres:
+    def test_stopped_immediately_in_mid_batch(self, services: Stack) -> None:
+        batch = services.submit_and_wait_for_some()
+        assert services.postgres.process is not None
+        os.kill(services.postgres.process.pid, signal.SIGQUIT)
+        services.postgres.process.wait(30)
+        try:
+            wait_for_come_back_later(services)
+            assert services.ask("GET", "/readyz").status == 503
+        finally:
+            services.postgres.start()
+        services.is_done(batch)
+
+    def test_its_connections_are_exhausted(self, services: Stack) -> None:
+        batch = services.submit_and_wait_for_some()
+        held: list[psycopg.Connection] = []
+
+        def take_all() -> bool:
+            # Those that the services had are taken too, as they end.
+            services.database.break_connections()
+            try:
+                while True:
+                    held.append(services.direct())
+            except psycopg.OperationalError:
+                return services.ask("GET", "/v1/batches").is_come_back_later
+
+        try:
+            processes.wait_until(take_all, timeout=120)
+        finally:
+            for connection in held:
+                connection.close()
+        services.is_done(batch)
+
+    def test_a_lock_of_ten_seconds(self, services: Stack) -> None:
+        batch = services.submit_and_wait_for_some()
+        with services.direct() as locker:
+            with locker.transaction():
+                locker.execute("LOCK TABLE batches IN ACCESS EXCLUSIVE MODE")
+                assert services.ask("GET", "/livez").status == 200
+                locker.execute("SELECT pg_sleep(10)")
+            answer = services.ask("GET", "/v1/batches")
+            assert answer.status == 200
+        services.is_done(batch)
+
+    def test_a_lock_for_longer_than_anyone_waits(self, services: Stack) -> None:
+        batch = services.submit_and_wait_for_some()
+        with services.direct() as locker, locker.transaction():
+            locker.execute("LOCK TABLE batches IN ACCESS EXCLUSIVE MODE")
+            wait_for_come_back_later(services)
+        services.is_done(batch)
+
+    def test_silence(self, services: Stack) -> None:
+        batch = services.submit_and_wait_for_some()
+        services.database.black_hole()
+        wait_for_come_back_later(services)
+        assert min(services.ask("GET", "/livez").seconds for _ in range(5)) < 2
+        checks = services.ask("GET", "/readyz").body["checks"]
+        assert (checks["database"]["status"], checks["redis"]["status"]) == ("failed", "ok")
+        services.database.heal()
+        services.is_done(batch)
+
+    def test_it_only_reads_until_another_server_is_promoted(self, services: Stack) -> None:
+        batch = services.submit_and_wait_for_some()
+        seen = words(services, "poll.failed")
+        nothing = {"input_file_id": "file-none", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        with services.direct() as session:
+            session.execute("ALTER DATABASE postgres SET default_transaction_read_only = on")
+            services.database.break_connections()
+            wait_for_come_back_later(services, "POST", "/v1/batches", nothing)
+            wait_for_word(services, "poll.failed", seen)
+            session.execute("SET default_transaction_read_only = off")
+            session.execute("ALTER DATABASE postgres RESET default_transaction_read_only")
+        services.is_done(batch)
+
+    def test_its_disk_is_full(self, services: Stack) -> None:
+        # PostgreSQL's own SQLSTATE, raised where a result is written.
+        batch = services.submit_and_wait_for_some()
+        seen = words(services, "database.unreachable")
+        with services.direct() as session:
+            session.execute(
+                "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
+                " $$ BEGIN RAISE 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$"
+            )
+            session.execute("CREATE TRIGGER full_disk BEFORE INSERT ON results FOR EACH ROW EXECUTE FUNCTION full_disk()")
+            try:
+                wait_for_word(services, "database.unreachable", seen)
+            finally:
+                session.execute("DROP FUNCTION full_disk CASCADE")
+        services.is_done(batch)
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            FaultProxy.reset,
+            lambda proxy: proxy.delay(0.5),
+            lambda proxy: proxy.slices(1),
+            lambda proxy: proxy.cut_after(3_000),
+            lambda proxy: proxy.cut_after(1),
+        ],
+        ids=["reset", "500 ms", "slices of a byte", "cut after 3000 bytes", "cut after a byte"],
+    )
+    def test_a_bad_network(self, services: Stack, fault: Callable[[FaultProxy], None]) -> None:
+        batch = services.submit_and_wait_for_some()
+        fault(services.database)
+        for _ in range(5):
+            answer = services.ask("GET", "/v1/batches")
+            assert answer.status == 200 or answer.is_come_back_later, answer
+        services.database.heal()
+        services.is_done(batch)

@@ -1,0 +1,111 @@
+"""What an operator does to a system that is at work: migrate it, restore it from a backup; and clocks that jump meanwhile."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+from sqlalchemy.engine import make_url
+
+from tests.e2e import processes
+from tests.e2e.stack import LINES, Stack
+from xalen_batch import embedded
+
+# A process whose wall clock jumps by an hour, to and fro, every second. Its monotonic clock goes on, as a real one does.
+JUMPING = """
+import sys, threading, time
+from datetime import UTC, datetime, timedelta
+import time_machine
+from xalen_batch.cli.main import app
+
+def jump():
+    by = timedelta(hours=int(sys.argv.pop()))
+    while True:
+        to = time_machine.travel(datetime.now(UTC) + by, tick=True)
+        to.start()
+        threading.Event().wait(1)
+        to.stop()
+        by = -by
+
+threading.Thread(target=jump, daemon=True).start()
+threading.Event().wait(0.1)
+app()
+"""
+
+
+def test_migrating_again_in_mid_batch(services: Stack) -> None:
+    batch = services.submit_and_wait_for_some()
+    for _ in range(2):
+        subprocess.run([processes.COMMAND, "migrate"], env=services.env(), check=True, timeout=300)
+    services.is_done(batch)
+
+
+def test_a_backup_restored_in_mid_batch_goes_on_to_the_end(services: Stack, tmp_path: Path) -> None:
+    batch = services.submit_and_wait_for_some()
+    backup = tmp_path / "backup.dump"
+    subprocess.run([embedded.postgres_binaries() / "pg_dump", "-Fc", "-f", backup, services.postgres.url], check=True, timeout=120)
+    services.is_done(batch)
+    with services.direct() as session:
+        session.execute("DROP DATABASE IF EXISTS restored WITH (FORCE)")
+        session.execute("CREATE DATABASE restored")
+    url = make_url(services.postgres.url).set(database="restored").render_as_string(hide_password=False)
+    subprocess.run([embedded.postgres_binaries() / "pg_restore", "--no-owner", "-d", url, backup], check=True, timeout=120)
+    billed = "SELECT line_no, body, amount FROM results WHERE batch_id = %s ORDER BY line_no"
+    id = batch.id.removeprefix("batch_")
+    with psycopg.connect(url) as session:
+        then = session.execute(billed, [id]).fetchall()
+    assert 0 < len(then) < LINES
+
+    restored = copy.copy(services)
+    restored.port = processes.free_port()
+    through = make_url(str(services.settings["database_url"])).set(database="restored").render_as_string(hide_password=False)
+    restored.settings = services.settings | {
+        "database_url": through,
+        "redis_url": f"redis://127.0.0.1:{services.redis.port}/1",
+        "port": restored.port,
+    }
+    restored.database_name = "restored"
+    restored.api, restored.worker = restored.start("api"), restored.start("worker")
+    try:
+        restored.wait_until_ready()
+        restored.is_done(batch)
+        with psycopg.connect(url) as session:
+            now = {row[0]: row for row in session.execute(billed, [id]).fetchall()}
+        assert len(now) == LINES
+        assert [now[row[0]] for row in then] == then
+    finally:
+        for process in (restored.api, restored.worker):
+            processes.stop(process)
+
+
+def test_clocks_that_jump_by_an_hour(services: Stack) -> None:
+    processes.stop(services.worker)
+    jumping = []
+    try:
+        for hours in (1, -1):
+            with (services.folder / "worker.log").open("ab") as log:
+                jumping.append(
+                    subprocess.Popen(
+                        [sys.executable, "-c", JUMPING, "worker", str(hours)],
+                        env=services.env(),
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                    )
+                )
+        batches = [services.submit() for _ in range(2)]
+        for batch in batches:
+            services.is_done(batch)
+        assert [process.poll() for process in jumping] == [None, None]
+        log_of_worker = (services.folder / "worker.log").read_text("utf-8", "replace")
+        assert "slot.crashed" not in log_of_worker
+        with services.direct() as session:
+            ids = [batch.id.removeprefix("batch_") for batch in batches]
+            losses = session.execute("SELECT sum(losses) FROM tasks WHERE batch_id = ANY(%s::uuid[])", [ids]).fetchone()
+        assert losses == (0,)
+    finally:
+        for process in jumping:
+            processes.stop(process)
+        services.worker = services.start("worker")

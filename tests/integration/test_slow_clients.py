@@ -1,0 +1,188 @@
+"""Clients that stall keep nothing for long: neither a connection nor an upload."""
+
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+
+from tests.integration.conftest import Api, multipart
+from xalen_batch import files
+from xalen_batch.api import pace
+from xalen_batch.config import settings
+
+KIND, BODY = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", bytes(200_000)))
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "PATIENCE", 1.0)
+
+
+def connect(api: Api) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", api.port), timeout=30)
+
+
+def head(api: Api, path: str = "/v1/files", kind: str = KIND, length: int = len(BODY)) -> bytes:
+    named = f"authorization: Bearer {api.key}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n"
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\n{named}\r\n".encode()
+
+
+def rest(client: socket.socket) -> bytes:
+    """All that comes until the connection ends."""
+    found = b""
+    try:
+        while part := client.recv(65_536):
+            found += part
+    except ConnectionResetError:
+        pass
+    return found
+
+
+def refused(answer: bytes) -> str:
+    """The message of a 408 after which the connection was closed."""
+    top, _, body = answer.partition(b"\r\n\r\n")
+    assert top.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in top.lower()
+    error = json.loads(body)["error"]
+    assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "request_timeout", None)
+    message: str = error["message"]
+    return message
+
+
+def left() -> list[Path]:
+    return [path for path in Path(urlparse(settings().storage).path, "input").glob("**/*") if path.is_file()]
+
+
+def test_an_upload_that_stalls_is_given_up_and_leaves_nothing(api: Api) -> None:
+    before = set(left())
+    with connect(api) as client:
+        client.sendall(head(api) + BODY[:10_000])
+        assert "10,000 bytes in 1 s" in refused(rest(client))
+    assert set(left()) == before
+
+
+def test_a_byte_now_and_then_is_no_upload(api: Api) -> None:
+    with connect(api) as client:
+        client.sendall(head(api))
+        client.settimeout(0.05)
+        answer = b""
+        for byte in BODY[:200]:
+            client.sendall(bytes([byte]))
+            try:
+                answer = client.recv(65_536)
+                break
+            except TimeoutError:
+                continue
+        client.settimeout(30)
+        refused(answer + rest(client))
+
+
+def test_a_slow_upload_that_goes_on_is_taken(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "PATIENCE", 2.0)
+    monkeypatch.setattr(pace, "LEAST_BYTES", 10)
+    begun = time.monotonic()
+    with connect(api) as client:
+        client.sendall(head(api))
+        step = len(BODY) // 12 + 1
+        for start in range(0, len(BODY), step):
+            client.sendall(BODY[start : start + step])
+            time.sleep(0.25)
+        assert time.monotonic() - begun > pace.PATIENCE
+        assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_json_body_that_stalls_is_given_up_too(api: Api) -> None:
+    with connect(api) as client:
+        client.sendall(head(api, "/v1/batches", "application/json", 1_000) + b'{"input_file_id": ')
+        refused(rest(client))
+
+
+def test_an_answer_that_takes_longer_than_a_body_may_is_waited_for(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "PATIENCE", 3.0)
+    create = files.create
+
+    def create_slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(1.2 * pace.PATIENCE)
+        return create(*args, **kwargs)
+
+    monkeypatch.setattr(files, "create", create_slowly)
+    assert api.ask("POST", "/v1/files", BODY, headers={"content-type": KIND}).status == 200
+
+
+@pytest.mark.parametrize("sent", [b"GET /livez HTTP/1.1\r\nhost: x\r\nx-slow: ", b"GET /livez HTTP/1.1\r\nhost: x\r\n", b"G"])
+def test_headers_that_do_not_come_to_an_end_are_given_up(api: Api, sent: bytes) -> None:
+    with connect(api) as client:
+        client.sendall(sent)
+        assert "headers did not come within 1 s" in refused(rest(client))
+
+
+def test_headers_that_drip_are_given_up(api: Api) -> None:
+    with connect(api) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nx-slow: ")
+        answer = b""
+        client.settimeout(0.05)
+        for _ in range(400):
+            try:
+                client.sendall(b"x")
+                answer = client.recv(65_536)
+                break
+            except TimeoutError:
+                continue
+        refused(answer)
+
+
+def test_a_connection_that_says_nothing_is_closed_without_a_word(api: Api) -> None:
+    with connect(api) as client:
+        assert rest(client) == b""
+
+
+def test_empty_lines_are_no_request(api: Api) -> None:
+    with connect(api) as client:
+        client.settimeout(0.05)
+        closed = False
+        for _ in range(400):
+            try:
+                client.sendall(b"\r\n")
+                closed = client.recv(1) == b""
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                closed = True
+            if closed:
+                break
+        assert closed
+
+
+def test_a_connection_may_rest_between_requests_and_its_next_one_has_the_same_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "PATIENCE", 3.0)
+    request = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
+    with connect(api) as client:
+        for _ in range(2):
+            client.sendall(request)
+            assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
+            time.sleep(1.2 * pace.PATIENCE)
+        client.sendall(request[:-2])
+        refused(rest(client))
+
+
+def test_a_body_that_goes_on_after_its_answer_keeps_nothing(api: Api) -> None:
+    with connect(api) as client:
+        client.sendall(head(api).replace(b"Bearer", b"Nobody"))
+        assert client.recv(65_536).startswith(b"HTTP/1.1 401 ")
+        client.settimeout(0.05)
+        closed = False
+        for _ in range(400):
+            try:
+                client.sendall(b"x")
+                closed = client.recv(65_536) == b""
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                closed = True
+            if closed:
+                break
+        assert closed
