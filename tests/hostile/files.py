@@ -182,14 +182,28 @@ def _custom_ids() -> Iterator[HostileFile]:
     yield HostileFile("custom_id of 1 MB", line("x" * 1_000_000), wrong)
     yield HostileFile("custom_id with a NUL", line("a\0"), wrong)
     odd = ("x" * 512, "😀" * 512, "\x1b[2J\x1b]8;;http://e.org\x07", "\u202egpj.exe", "a\nb\r\n", "\u2028", "é", "e\u0301")
-    rest = (" a ", "=1+1", "../../etc/passwd", "'; DROP TABLE results; --", "<script>", "__proto__", "[red]", "\ufeff", "\uffff", "%00", "null")
+    rest = (
+        " a ",
+        "=1+1",
+        "../../etc/passwd",
+        "'; DROP TABLE results; --",
+        "<script>",
+        "__proto__",
+        "[red]",
+        "\ufeff",
+        "\uffff",
+        "%00",
+        "null",
+    )
     yield HostileFile("custom_ids that are odd", lines(*odd, *rest), lines=dict.fromkeys((*odd, *rest), 200))
     yield HostileFile(
         "the same custom_id at both ends",
         lines("a", *map(str, range(2000)), "a"),
         (("duplicate_custom_id", 2002),),
     )
-    yield HostileFile("the same custom_id, once by its codes", lines("a") + GOOD.replace(b'"a"', rb'"\u0061"'), (("duplicate_custom_id", 2),))
+    yield HostileFile(
+        "the same custom_id, once by its codes", lines("a") + GOOD.replace(b'"a"', rb'"\u0061"'), (("duplicate_custom_id", 2),)
+    )
     yield HostileFile("custom_ids that differ in case and blanks", lines("a", "A", "a "), lines={"a": 200, "A": 200, "a ": 200})
 
 
@@ -198,7 +212,17 @@ def _addresses() -> Iterator[HostileFile]:
     for method in ("GET", "post", "POST ", "TRACE", 1, ["POST"]):
         yield HostileFile(f"method {method}", line(method=method), (("invalid_method", 1),))
     yield HostileFile("no url", line(url=...), (("missing_required_parameter", 1),))
-    odd = ("/v1/embeddings", "https://api.openai.com/v1/chat/completions", "//v1/chat/completions", f"{CHAT}/", f"{CHAT}?a=1", "/v1/x/..", "", 1, {})
+    odd = (
+        "/v1/embeddings",
+        "https://api.openai.com/v1/chat/completions",
+        "//v1/chat/completions",
+        f"{CHAT}/",
+        f"{CHAT}?a=1",
+        "/v1/x/..",
+        "",
+        1,
+        {},
+    )
     for url in odd:
         yield HostileFile(f"url {url!r}", line(url=url), (("url_mismatch", 1),))
     yield HostileFile("a line of another endpoint", lines("b") + rerank(), (("url_mismatch", 2),))
@@ -244,14 +268,12 @@ def _rankings() -> Iterator[HostileFile]:
     for name, values in fields.items():
         for value in values:
             yield HostileFile(f"rerank's {name} {value}", rerank(**{name: value}), wrong, endpoint=RERANK)
-    yield HostileFile("a ranking of odd documents", rerank(documents=["", "\0", "\u202e", "😀" * 1000], top_n=99), lines=RUNS, endpoint=RERANK)
+    yield HostileFile(
+        "a ranking of odd documents", rerank(documents=["", "\0", "\u202e", "😀" * 1000], top_n=99), lines=RUNS, endpoint=RERANK
+    )
     for name, content in {"no JSON": "Hello", "a list": "[1]", "no documents": '{"query":"q"}', "deep": "[" * 10_000}.items():
         asked = body(model=RERANK_MODEL, messages=[{"role": "user", "content": content}])
         yield HostileFile(f"a chat with the reranker, {name}", asked, lines={"a": 400})
 
 
-FILES = [
-    case
-    for cases in (_encodings, _line_ends, _json, _sizes, _custom_ids, _addresses, _bodies, _rankings)
-    for case in cases()
-]
+FILES = [case for cases in (_encodings, _line_ends, _json, _sizes, _custom_ids, _addresses, _bodies, _rankings) for case in cases()]
