@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from xalen_batch import __version__, log, memory
 from xalen_batch.api import batches, billing, docs, errors, estimates, files, health, inbox, models, partial, schedule_runs, schedules
 from xalen_batch.api.middleware import BodyLimit, RequestContext
+from xalen_batch.api.protocol import BoundedHttp
 from xalen_batch.api.schemas import ErrorObject
 from xalen_batch.config import settings
 
@@ -56,7 +57,9 @@ def serve(host: str, port: int) -> None:
         host=host,
         port=port,
         loop="uvloop",
-        http="httptools",
+        http=BoundedHttp,
+        # There is nothing here to upgrade to, whatever happens to be installed.
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -17,8 +17,21 @@ from xalen_batch.pipeline.scan import GoodLine, _Reader, scan
 MODELS = catalog.read(None)
 PRICES = {id: {"input": "0.02", "output": "0.04"} for id in MODELS}
 CODES = frozenset(
-    "invalid_encoding empty_file too_many_tasks line_too_long invalid_json_line missing_required_parameter invalid_custom_id "
-    "duplicate_custom_id invalid_method url_mismatch model_not_found invalid_request context_length_exceeded".split()
+    [
+        "invalid_encoding",
+        "empty_file",
+        "too_many_tasks",
+        "line_too_long",
+        "invalid_json_line",
+        "missing_required_parameter",
+        "invalid_custom_id",
+        "duplicate_custom_id",
+        "invalid_method",
+        "url_mismatch",
+        "model_not_found",
+        "invalid_request",
+        "context_length_exceeded",
+    ]
 )
 LONGEST_MESSAGE = 600
 HALF = Decimal("0.5")
@@ -101,7 +114,7 @@ def _good(line: GoodLine, content: bytes) -> None:
     assert "\0" not in line.custom_id
     assert 0 < len(line.custom_id.encode()) <= 4 * bodies.MAX_CUSTOM_ID
     body = bytes(sent.body)
-    assert json.loads(body, parse_constant=_refuse) == orjson.loads(body) == line.body
+    assert json.loads(body, parse_constant=_refuse, parse_int=_whole) == orjson.loads(body) == line.body
     assert line.body["model"] == line.model
     assert b"\n" not in body
     if not MODELS[line.model].is_reranker:
@@ -109,6 +122,12 @@ def _good(line: GoodLine, content: bytes) -> None:
     answered = jsonl.output_line(request_id="req_1", custom_id=line.custom_id, status_code=200, body=b"{}")
     assert answered.count(b"\n") == 1
     assert json.loads(answered)["custom_id"] == line.custom_id
+
+
+def _whole(digits: str) -> int | float:
+    """A whole number as most parsers read it: one that 64 bits cannot hold is a float."""
+    value = int(digits)
+    return value if -(2**63) <= value < 2**64 else float(value)
 
 
 def _refuse(name: str) -> None:
