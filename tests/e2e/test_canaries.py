@@ -183,10 +183,10 @@ def test_no_canary_is_written_anywhere_but_in_the_stores(
                 for model in (CHAT_MODEL, RERANK_MODEL)
             )
         )
-        settings = dict(
-            database_url=database_url, redis_url=redis_url, catalog=catalog, log_level="debug", poll_interval=0.2, tick_interval=1,
-            max_attempts=2, retry_base=0.05, retry_cap=0.1,
-        )  # fmt: skip
+        settings: dict[str, object] = {
+            "database_url": database_url, "redis_url": redis_url, "catalog": catalog, "log_level": "debug",
+            "poll_interval": 0.2, "tick_interval": 1, "max_attempts": 2, "retry_base": 0.05, "retry_cap": 0.1,
+        }  # fmt: skip
         system = running.enter_context(processes.up(data, **settings))
         written += [data / "up.log"]
         use(system.base_url, system.live_key)
@@ -211,7 +211,7 @@ def test_no_canary_is_written_anywhere_but_in_the_stores(
         worker_log = data / "logs" / "worker.log"
         processes.wait_until(lambda: "onnection" in worker_log.read_text("utf-8", "replace"), timeout=30)
         # A database that refuses the password, asked by each part.
-        refused = dict(settings, database_url=database_url.replace(canary("database-password"), canary("wrong-password")))
+        refused = settings | {"database_url": database_url.replace(canary("database-password"), canary("wrong-password"))}
         port = processes.free_port()
         log = tmp_path / "refused.log"
         written.append(log)
@@ -221,9 +221,9 @@ def test_no_canary_is_written_anywhere_but_in_the_stores(
                 openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=canary("refused-key"), max_retries=0).files.list()
             assert unavailable.value.status_code == 503
         # An error whose detail PostgreSQL itself could quote.
+        twice = "INSERT INTO accounts (id, name) SELECT gen_random_uuid(), %s FROM generate_series(1, 2)"
         with psycopg.connect(database_url, autocommit=True) as connection, pytest.raises(psycopg.errors.UniqueViolation):
-            for _ in range(2):
-                connection.execute("INSERT INTO accounts (id, name) VALUES (gen_random_uuid(), %s)", [canary("account-name")])
+            connection.execute(twice, [canary("account-name")])
         for name in ("credentials.toml", "run.toml"):
             assert stat.S_IMODE((data / name).stat().st_mode) == 0o600
         secrets = [system.live_key.encode(), system.test_key.encode()]

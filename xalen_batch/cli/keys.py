@@ -9,7 +9,7 @@ import typer
 from xalen_batch.cli import database
 from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import grid, print_json, say, show
+from xalen_batch.cli.output import grid, print_json, print_line, say, show
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -59,7 +59,7 @@ def create(
     if as_json:
         print_json({"id": key_id, "secret": secret, "account": account, "livemode": mode is Mode.LIVE})
         return
-    typer.echo(secret)
+    print_line(secret)
     say(f"{key_id} of account {account!r}, {mode} mode. Keep the secret: it is stored nowhere and not shown again.")
 
 
