@@ -35,6 +35,11 @@ lint: install ## Check format, style, types and the direction of imports
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
+audit: install ## Look the locked packages up among known vulnerabilities; ends with 1 if one is there, with 3 if that could not be found out
+	@requirements=$$(mktemp) && trap 'rm -f "$$requirements"' EXIT && \
+	.tools/bin/uv export --locked --quiet --all-extras --no-emit-project --format requirements.txt --output-file "$$requirements" --python .tools/bin/python >/dev/null && \
+	.venv/bin/python -m tests.audit --requirement "$$requirements" --require-hashes --disable-pip --format json --progress-spinner off
+
 clean: ## Remove what install, demo and test have made in the checkout; data in .xalen stays
 	rm -rf .venv .tools .demo .bench .fuzz .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis dist tests/clients/*/.venv tests/clients/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
