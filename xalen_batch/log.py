@@ -28,7 +28,7 @@ def _without_words(_: object, __: str, event: structlog.typing.EventDict) -> str
     raised = event.pop("exc_info", None)
     error = raised[1] if isinstance(raised, tuple) else sys.exc_info()[1] if raised is True else raised
     if isinstance(error, BaseException):
-        event |= {"event": str(event["event"]).partition("\n")[0], **cause(error)}
+        event.update(event=str(event["event"]).partition("\n")[0], **cause(error))
     return event
 
 
