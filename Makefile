@@ -1,6 +1,6 @@
 # The verbs of the repository. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint clean
+.PHONY: help install demo test fuzz bench lint audit clean
 SHELL := /bin/sh
 
 UV_VERSION := 0.13.9
@@ -23,6 +23,9 @@ demo: install ## Start everything, run the example batches for both models, show
 test: install ## Run all tests, against a real PostgreSQL and a real Valkey
 	@.venv/bin/python -m pytest
 
+fuzz: install ## Fuzz the reader of input files, guided by coverage, for SECONDS=600; what it learns stays in .fuzz
+	@.venv/bin/python -m tests.fuzz --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1)
+
 bench: .venv/.bench ## Measure against what users would write instead; SCENARIOS="zero-latency heavy-tail" for some, BENCH=--help for the options
 	@.venv/bin/python -m benchmarks $(BENCH) $(SCENARIOS)
 
@@ -32,8 +35,13 @@ lint: install ## Check format, style, types and the direction of imports
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
+audit: install ## Look the locked packages up among known vulnerabilities; ends with 1 if one is there, with 3 if that could not be found out
+	@requirements=$$(mktemp) && trap 'rm -f "$$requirements"' EXIT && \
+	.tools/bin/uv export --locked --quiet --all-extras --no-emit-project --format requirements.txt --output-file "$$requirements" --python .tools/bin/python >/dev/null && \
+	.venv/bin/python -m tests.audit --requirement "$$requirements" --require-hashes --disable-pip --format json --progress-spinner off
+
 clean: ## Remove what install, demo and test have made in the checkout; data in .xalen stays
-	rm -rf .venv .tools .demo .bench .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis dist tests/clients/*/.venv tests/clients/node/node_modules
+	rm -rf .venv .tools .demo .bench .fuzz .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis dist tests/clients/*/.venv tests/clients/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml uv.lock .tools/.uv-$(UV_VERSION)

@@ -25,7 +25,8 @@ from xalen_batch.api import (
     schedules,
 )
 from xalen_batch.api.middleware import BodyLimit, RateHeaders, RequestContext
-from xalen_batch.api.pace import BodyPace, HeadPace
+from xalen_batch.api.pace import BodyPace
+from xalen_batch.api.protocol import BoundedHttp
 from xalen_batch.api.schemas import ErrorObject
 from xalen_batch.config import settings
 
@@ -86,7 +87,9 @@ def serve(host: str, port: int) -> None:
         host=host,
         port=port,
         loop="uvloop",
-        http=HeadPace,
+        http=BoundedHttp,
+        # There is nothing here to upgrade to, whatever happens to be installed.
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -146,7 +146,8 @@ class Postgres(Server):
             self._initialise(binaries)
         _give(self.folder, self.sockets)
         settings = {"listen_addresses": "", "unix_socket_directories": f'"{self.sockets}"', "unix_socket_permissions": "0700"}
-        settings |= {"max_connections": str(self.connections), "log_timezone": "UTC", "timezone": "UTC"}
+        # Terse: the detail of an error quotes the row.
+        settings |= {"max_connections": str(self.connections), "log_timezone": "UTC", "timezone": "UTC", "log_error_verbosity": "terse"}
         if not self.durable:
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]

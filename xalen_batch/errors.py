@@ -9,7 +9,9 @@ XalenError
 ├── MethodNotAllowed        405
 ├── RequestTimeout          408
 ├── TooLarge                413
+├── UnsupportedMediaType    415
 ├── TooManyRequests         429
+├── HeadTooLarge            431
 ├── ServerError             500
 ├── Unavailable             503
 └── StorageFull             507
@@ -85,6 +87,12 @@ class TooLarge(XalenError):
     code = "file_too_large"
 
 
+class UnsupportedMediaType(XalenError):
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_content_encoding"
+
+
 class TooManyRequests(XalenError):
     """More than the caller may have just now. `retry_after`: seconds until it is worth asking again."""
 
@@ -95,6 +103,12 @@ class TooManyRequests(XalenError):
     def __init__(self, message: str, *, retry_after: float, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message, param=param, code=code)
         self.retry_after = retry_after
+
+
+class HeadTooLarge(XalenError):
+    status = 431
+    type = "invalid_request_error"
+    code = "request_head_too_large"
 
 
 class ServerError(XalenError):

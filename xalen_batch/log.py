@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import cast
@@ -22,6 +23,20 @@ def cause(error: BaseException) -> dict[str, str]:
     return {"error": type(error).__name__, "at": " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames[-4:]))}
 
 
+def _without_words(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """A library's exception as `cause` has it. What it says beside the first line quotes the exception again."""
+    raised = event.pop("exc_info", None)
+    error = raised[1] if isinstance(raised, tuple) else sys.exc_info()[1] if raised is True else raised
+    if isinstance(error, BaseException):
+        event.update(event=str(event["event"]).partition("\n")[0], **cause(error))
+    return event
+
+
+def _thread_crashed(raised: threading.ExceptHookArgs) -> None:
+    if raised.exc_value is not None:
+        get(__name__).error("thread.crashed", thread=raised.thread and raised.thread.name, **cause(raised.exc_value))
+
+
 def configure() -> None:
     """Send our events and the libraries' to stderr in one format. Called by each entry point."""
     level = logging.getLevelNamesMapping()[settings().log_level.upper()]
@@ -30,12 +45,12 @@ def configure() -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        _without_words,
     ]
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if settings().log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     structlog.configure(
         processors=[
@@ -55,5 +70,8 @@ def configure() -> None:
     )
     logging.root.handlers = [handler]
     logging.root.setLevel(level)
+    threading.excepthook = _thread_crashed
+    # It tells, byte by byte, what is wrong with a form; who sent the form is told.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     for noisy in ("celery.worker.strategy", "celery.app.trace", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))

@@ -15,7 +15,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 COMMAND = Path(sys.executable).with_name("xalen-batch")
-START_TIMEOUT = 90.0
+START_TIMEOUT = 240.0
 STOP_TIMEOUT = 60.0
 
 
@@ -81,7 +81,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def answers(url: str) -> bool:
     """Whether a GET is answered with 200."""
     try:
-        with urlopen(url, timeout=2) as answer:
+        with urlopen(url, timeout=10) as answer:
             return bool(answer.status == 200)
     except (HTTPError, URLError, OSError):
         return False

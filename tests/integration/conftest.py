@@ -14,7 +14,7 @@ import uvicorn
 
 from tests import factories
 from xalen_batch import app, db
-from xalen_batch.api.pace import HeadPace
+from xalen_batch.api.protocol import BoundedHttp
 
 Json = dict[str, Any]
 
@@ -87,7 +87,7 @@ def multipart(*parts: tuple[str, str | None, bytes]) -> tuple[str, bytes]:
 def port(stores: object) -> Iterator[int]:
     """Where the API listens, in a thread of this process, so that a test can change its settings."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app.create_app(), loop="uvloop", http=HeadPace, log_config=None, access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app.create_app(), loop="uvloop", http=BoundedHttp, ws="none", log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     yield listening.getsockname()[1]

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -9,12 +10,15 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import redis
 from typer.testing import CliRunner
 
 from tests.conftest import Stores, forget
-from xalen_batch import storage
+from tests.e2e.processes import wait_until
+from xalen_batch import embedded, storage
+from xalen_batch.cli import passwords
 from xalen_batch.cli.main import app
 
 Doctor = Callable[[], tuple[int, dict[str, Any]]]
@@ -42,7 +46,8 @@ def test_a_sound_installation_passes(doctor: Doctor, valkey: redis.Redis) -> Non
     code, checks = doctor()
     assert code == 0
     assert {
-        checks[name]["status"] for name in ("python", "data folder", "database", "migrations", "redis", "storage", "disk space", "catalog")
+        checks[name]["status"]
+        for name in ("python", "data folder", "database", "migrations", "redis", "passwords", "storage", "disk space", "catalog")
     } == {"ok"}
     # No model server runs here: live lines would wait, and nothing else is wrong.
     assert checks["backend of mistral-small-3-1"]["status"] == "warning"
@@ -79,6 +84,27 @@ def test_a_data_folder_that_others_can_read_is_named(doctor: Doctor, tmp_path: P
     code, checks = doctor()
     assert code == 1
     assert "chmod 700" in checks["data folder"]["detail"]
+
+
+@pytest.mark.parametrize("name", ["credentials.toml", "run.toml"])
+def test_a_file_of_secrets_that_others_can_read_is_named(doctor: Doctor, tmp_path: Path, name: str) -> None:
+    (tmp_path / "data" / name).write_text("")
+    (tmp_path / "data" / name).chmod(0o640)
+    code, checks = doctor()
+    assert (code, checks["data folder"]["status"]) == (1, "failed")
+    assert f"chmod 600 {tmp_path / 'data' / name}" in checks["data folder"]["detail"]
+
+
+def test_uploads_that_others_can_read_are_a_warning(doctor: Doctor, stores: Stores) -> None:
+    folder = storage.folder()
+    storage.store()
+    folder.chmod(0o755)
+    try:
+        code, checks = doctor()
+    finally:
+        folder.chmod(0o700)
+    assert (code, checks["storage"]["status"]) == (0, "warning")
+    assert f"chmod 700 {folder}" in checks["storage"]["detail"]
 
 
 @pytest.fixture
@@ -237,3 +263,71 @@ def test_a_key_that_no_header_can_carry_is_named_and_not_shown(backend: Look, mo
     status, detail = backend("http://127.0.0.1:1/v1")
     assert (status, "secret" in detail) == ("failed", False)
     assert KEY in detail
+
+
+@contextmanager
+def on_tcp(tmp_path: Path, *options: str) -> Iterator[int]:
+    """A Valkey on a port of the loopback."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port: int = free.getsockname()[1]
+    arguments = [
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--dir",
+        str(tmp_path),
+        "--appendonly",
+        "yes",
+        "--maxmemory-policy",
+        "noeviction",
+    ]
+    with subprocess.Popen([str(embedded._valkey_binary()), *arguments, *options], stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, timeout=30, process=process)
+            yield port
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("password", "status", "words"),
+    [
+        ("", "warning", "Redis asks for no password: set its requirepass"),
+        ("redis", "warning", "The password in XALEN_REDIS_URL is short, or one that anybody would try first."),
+        ("changeme", "warning", "one that anybody would try first"),
+        ("8f1c0a77d2e94b35", "ok", "asked for"),
+    ],
+)
+def test_a_redis_that_anybody_may_enter_is_a_warning(
+    doctor: Doctor, otherwise: Callable[..., None], tmp_path: Path, password: str, status: str, words: str
+) -> None:
+    with on_tcp(tmp_path, *(["--requirepass", password] if password else [])) as port:
+        otherwise(redis_url=f"redis://:{password}@127.0.0.1:{port}/0" if password else f"redis://127.0.0.1:{port}/0")
+        code, checks = doctor()
+    assert (code, checks["redis"]["status"], checks["passwords"]["status"]) == (0, "ok", status), checks["passwords"]
+    assert words in checks["passwords"]["detail"]
+    assert not password or password == "redis" or password not in json.dumps(checks)
+
+
+@pytest.mark.parametrize(
+    ("url", "asks", "words"),
+    [
+        ("postgresql://xalen:8f1c0a77d2e94b35@db/xalen", True, None),
+        ("postgresql://xalen:xalen@db/xalen", True, "one that anybody would try first"),
+        ("postgresql://xalen:Postgres@db/xalen", True, "one that anybody would try first"),
+        ("postgresql://xalen@db/xalen", True, "one that anybody would try first"),
+        ("postgresql://xalen:8f1c0a77d2e94b35@db/xalen", False, "lets anyone in from here"),
+        ("postgresql://xalen@/xalen?host=%2Frun%2Fpostgresql", False, None),
+    ],
+)
+def test_a_postgresql_that_anybody_may_enter_is_a_warning(monkeypatch: pytest.MonkeyPatch, url: str, asks: bool, words: str | None) -> None:
+    def connect(*_: object, **__: object) -> Any:
+        if asks:
+            raise psycopg.OperationalError("password authentication failed")
+        return closing(socket.socket()).thing
+
+    monkeypatch.setattr(psycopg, "connect", connect)
+    found = passwords.of_database(url)
+    assert found is None if words is None else words in str(found)
+    assert "8f1c0a77d2e94b35" not in str(found)

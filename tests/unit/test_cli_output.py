@@ -1,11 +1,15 @@
 """What is printed cannot steer a terminal, and shows money as it came."""
 
+import io
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.progress import Progress, TextColumn
+from rich.text import Text
 
 from xalen_batch.cli import batch_view, output
 from xalen_batch.cli.invoices import print_invoice
@@ -106,3 +110,53 @@ def test_no_color_leaves_no_escape_sequence(monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setenv("NO_COLOR", "1")
     Console(force_terminal=True, markup=False).print("text", style="red")
     assert "\x1b[31m" not in capsys.readouterr().out
+
+
+LINK = "\x1b]8;;http://e.org\x07click\x1b]8;;\x07"
+TRICKS = [
+    LINK,
+    "\x1b[31mred",
+    "\x9b2J",
+    "\u202egpj.exe",
+    "a\rb",
+    "[red]x[/red]",
+    "[link=http://e.org]x[/link]",
+    ":smile:",
+    "\u2028",
+    "\x07",
+]
+
+
+@pytest.mark.parametrize("text", TRICKS)
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_console_prints_nothing_that_steers_a_terminal_even_where_it_was_forgotten(text: str, is_terminal: bool) -> None:
+    written = io.StringIO()
+    console = output.SafeConsole(file=written, force_terminal=is_terminal, width=200, markup=False, emoji=False, highlight=False)
+    console.print(f"before {text} after\nnext", soft_wrap=True)
+    console.print(Text(f"before {text} after"))
+    with Progress(TextColumn("{task.description}", markup=False), console=console) as bar:
+        bar.add_task(text)
+    printed = written.getvalue()
+    # What is left is Rich's: colours, the cursor, the line that is drawn again.
+    ours = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed).replace("\r", "")
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e]", ours)
+    assert "\x1b]8" not in printed
+    assert "\x1b[31m" not in printed
+    assert "\x1b[2J" not in printed
+    for shown in ("[red]x[/red]", "[link=http://e.org]x[/link]", ":smile:"):
+        assert (shown in ours) is (text == shown)
+    assert "\nnext" in ours
+
+
+def test_an_id_from_a_server_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_line(f"batch_{HOSTILE}")
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert "\x1b" not in printed
+
+
+def test_json_is_ascii_without_controls(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_json({HOSTILE: [HOSTILE, LINK]})
+    printed = capsys.readouterr().out
+    assert printed.isascii()
+    assert printed.replace("\n", "").isprintable()

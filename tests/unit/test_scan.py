@@ -70,6 +70,10 @@ BROKEN = [
     (b'{"custom_id":"b",' + GOOD[1:], "invalid_json_line", None, "'custom_id' is there twice"),
     (GOOD.replace(b'"body"', b'"body":{},"body"'), "invalid_json_line", None, "'body' is there twice"),
     (GOOD.replace(b'"model"', b'"model":"gpt","model"'), "invalid_json_line", None, "'model' is there twice"),
+    (GOOD.replace(b'"model"', rb'"mod\u0065l":"gpt","model"'), "invalid_json_line", None, "'model' is there twice"),
+    (GOOD.replace(b'"messages"', b'"messages":[],"messages"'), "invalid_json_line", None, "'messages' is there twice"),
+    (GOOD.replace(b'"messages"', b'"seed":' + b"9" * 400 + b',"messages"'), "invalid_json_line", None, "too large"),
+    (GOOD.replace(b'"messages"', b'"max_tokens":' + b"9" * 400 + b',"messages"'), "invalid_json_line", None, "too large"),
     (changed(custom_id=...), "missing_required_parameter", "custom_id", "request-1"),
     (changed(custom_id=7), "invalid_custom_id", "custom_id", "It is 7."),
     (changed(custom_id=""), "invalid_custom_id", "custom_id", "1 to 512 characters"),
@@ -193,6 +197,15 @@ def test_more_lines_than_a_batch_may_have_is_one_error_that_ends_the_reading(mon
     found = read(jsonl([chat_line(str(number)) for number in range(5)]))
     assert [getattr(line, "code", "good") for line in found] == ["good", "good", "too_many_tasks"]
     assert "Split it" in found[-1].message
+
+
+def test_a_file_of_blank_lines_is_not_read_for_ever(monkeypatch):
+    monkeypatch.setattr("xalen_batch.pipeline.scan.settings", lambda: Limits(max_batch_lines=5))
+    line = orjson.dumps(chat_line("a")) + b"\n"
+    (fault,) = read(b"\n" * 50 + line)
+    assert (fault.code, fault.line) == ("too_many_tasks", 50)
+    assert "Remove the blank lines" in fault.message
+    assert [getattr(found, "code", "good") for found in read(b"\n" * 48 + line)] == ["good"]
 
 
 def test_a_line_that_is_too_long_is_an_error_and_the_next_one_is_read(monkeypatch):

@@ -24,6 +24,7 @@ from xalen_batch.errors import (
     TooLarge,
     Unauthenticated,
     Unavailable,
+    UnsupportedMediaType,
     XalenError,
 )
 from xalen_batch.schedules.definition import Definition
@@ -66,8 +67,10 @@ def translate(request: Request, error: Exception) -> XalenError:
             return error
         case RequestValidationError():
             return deps.refusal(request) or _invalid(error.errors(), _asked(request))
+        case HTTPException(status_code=404 | 405):
+            return _no_route(request, error)
         case HTTPException():
-            return _http(request, error)
+            return deps.refusal(request) or _unreadable(error)
         case ClientDisconnect():
             return InvalidRequest("The connection was closed before the request was complete.")
         case _ if isinstance(error, storage.AWAY) and storage.is_full(error):
@@ -83,17 +86,22 @@ def translate(request: Request, error: Exception) -> XalenError:
     )
 
 
-def _http(request: Request, error: HTTPException) -> XalenError:
+def _no_route(request: Request, error: HTTPException) -> XalenError:
     asked = f"{request.method} {request.url.path[:SHOWN_VALUE]}"
     if error.status_code == 404:
         return NotFound(f"Unknown request URL: {asked}. See /docs for what there is.", code="unknown_url")
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        return MethodNotAllowed(f"Method not allowed: {asked}. Use {allowed}.")
+    allowed = (error.headers or {}).get("Allow", "another method")
+    return MethodNotAllowed(f"Method not allowed: {asked}. Use {allowed}.")
+
+
+def _unreadable(error: HTTPException) -> XalenError:
+    """What is wrong with a body that nobody has looked into."""
     if error.status_code == 408:
         return RequestTimeout(error.detail)
     if error.status_code == 413:
         return TooLarge(f"{error.detail} Send less at once, or upload a file.", code="request_too_large")
+    if error.status_code == 415:
+        return UnsupportedMediaType(f"{error.detail} Send the body as it is, without Content-Encoding.", param="Content-Encoding")
     return InvalidRequest("The body cannot be read. Send one JSON object with `content-type: application/json`.")
 
 
@@ -108,7 +116,7 @@ def _invalid(errors: Sequence[Mapping[str, Any]], shape: type[BaseModel]) -> Inv
     """The first thing that is wrong: which field, what it holds, what it should be. A misspelt name comes before what it leaves missing."""
     error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     where = [str(step) for step in error["loc"][1:]]
-    param = ".".join(where) or None
+    param = ".".join(where)[: 2 * SHOWN_VALUE] or None
     if error["type"] == "json_invalid":
         reason = error["ctx"]["error"]
         return InvalidRequest(f"The body is not valid JSON: {reason} at character {where[0]}. Send one JSON object.", code="invalid_json")

@@ -11,7 +11,6 @@ from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey
 from xalen_batch.api.responses import stored
 from xalen_batch.api.schedule_schemas import RequestsObject
 from xalen_batch.db import transaction
-from xalen_batch.errors import InvalidRequest
 from xalen_batch.pipeline.collect import collect
 from xalen_batch.schedules import registry
 
@@ -49,8 +48,6 @@ BODY: dict[str, Any] = {
 
 async def whole(request: Request, caller: BriefSubmitter) -> bytes:
     """The body of a known caller, as it was sent; bounded by the middleware."""
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise InvalidRequest("Compressed bodies are not supported. Send the requests without Content-Encoding.", param="Content-Encoding")
     return await request.body()
 
 

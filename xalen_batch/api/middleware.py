@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 
 import structlog
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -90,25 +90,28 @@ class RateHeaders:
 
 
 class BodyLimit:
-    """Refuses request bodies of more bytes than `most` says for a method and path; None is no limit."""
+    """Refuses bodies of more bytes than `most` says for a method and path (None is no limit), and compressed ones, which could become more."""
 
     def __init__(self, app: ASGIApp, *, most: Callable[[str, str], int | None]) -> None:
         self.app = app
         self.most = most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        most = self.most(scope["method"], scope["path"]) if scope["type"] == "http" else None
-        if most is None:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        left = most
+        most = self.most(scope["method"], scope["path"])
+        encoding = Headers(scope=scope).get("content-encoding", "identity")
+        received = 0
 
         async def receive_bounded() -> Message:
-            nonlocal left
+            nonlocal received
+            # An HTTPException passes through the framework's own handling of broken bodies.
+            if encoding.lower() != "identity":
+                raise HTTPException(415, f"Content-Encoding {encoding[:40]!r} is not supported.")
             message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                # An HTTPException passes through the framework's own handling of broken bodies.
+            received += len(message.get("body", b""))
+            if most is not None and received > most:
                 raise HTTPException(413, f"The request body has more than {most:,} bytes, the most for this endpoint.")
             return message
 

@@ -1,15 +1,13 @@
-"""Clients that send a request too slowly to be meant: they would keep a connection, and an upload, for ever."""
+"""Clients that send a request too slowly to be meant: they would keep a connection, and an upload, for ever.
+
+Heads have the same patience, where they are parsed (`protocol.py`).
+"""
 
 import asyncio
-import json
 import time
-from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-from xalen_batch.errors import RequestTimeout
 
 # A request's head has to be there within so many seconds, and of its body so many bytes in each such time.
 PATIENCE = 60.0
@@ -52,47 +50,3 @@ class BodyPace:
             return await receive()
 
         await self.app(scope, receive_in_time, send)
-
-
-class HeadPace(HttpToolsProtocol):
-    """uvicorn's protocol, which ends a connection whose next request does not have its head in time."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._late: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        self._expect_head()
-
-    def data_received(self, data: bytes) -> None:
-        if self._late is None and (self.cycle is None or self.cycle.response_complete):
-            self._expect_head()
-        super().data_received(data)
-
-    def on_headers_complete(self) -> None:
-        self._forget()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._forget()
-        super().connection_lost(exc)
-
-    def _expect_head(self) -> None:
-        self._late = self.loop.call_later(PATIENCE, self._end)
-
-    def _forget(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-    def _end(self) -> None:
-        if self.transport.is_closing():
-            return
-        # Who has said nothing is told nothing.
-        if self.scope is not None:
-            error = RequestTimeout(f"The request's headers did not come within {PATIENCE:g} s. Send them at once.")
-            body = json.dumps(error.body()).encode()
-            head = f"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-            self.transport.write(head.encode() + body)
-        self.transport.close()

@@ -88,8 +88,6 @@ async def _store(request: Request, caller: Caller) -> Upload:
 
 
 def _boundary(request: Request) -> bytes:
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise InvalidRequest("Compressed uploads are not supported. Send the file without Content-Encoding.", param="file")
     kind, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary or len(boundary) > 256:

@@ -76,7 +76,9 @@ def _checks() -> Iterator[Check]:
     found = _check("database", _database)
     yield found
     yield _check("migrations", partial(_migrations, has_database=found.status == "ok"))
-    yield _check("redis", _redis)
+    queue = _check("redis", _redis)
+    yield queue
+    yield _check("passwords", partial(_passwords, has_stores=found.status == "ok" and queue.status in ("ok", "warning")))
     yield _check("storage", _storage)
     yield _check("disk space", _disk_space)
     yield _check("catalog", _catalog)
@@ -107,9 +109,10 @@ def _data_folder() -> str:
         raise Wrong(f"{folder} cannot be read and written by this user.")
     if stat.S_IMODE(folder.stat().st_mode) & stat.S_IRWXO:
         raise Wrong(f"{folder} is open to every user of this machine: chmod 700 {folder}")
-    secret = folder / "credentials.toml"
-    if secret.exists() and stat.S_IMODE(secret.stat().st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
-        raise Wrong(f"{secret} holds keys that others can read: chmod 600 {secret}")
+    for name, what in (("credentials.toml", "keys"), ("run.toml", "passwords")):
+        secret = folder / name
+        if secret.exists() and stat.S_IMODE(secret.stat().st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
+            raise Wrong(f"{secret} holds {what} that others can read: chmod 600 {secret}")
     return str(folder.absolute())
 
 
@@ -176,6 +179,20 @@ def _redis() -> str:
     return name
 
 
+def _passwords(has_stores: bool) -> str:
+    if not has_stores:
+        raise Skipped("not checked: a store is missing")
+    from xalen_batch import broker, db
+    from xalen_batch.cli import passwords
+
+    addresses = db.url().replace("+psycopg", "", 1), broker.url()
+    if findings := [finding for finding in (passwords.of_database(addresses[0]), passwords.of_redis(addresses[1])) if finding]:
+        raise Doubtful(" ".join(findings))
+    return (
+        "local sockets, no password needed" if all(map(passwords.is_local_socket, addresses)) else "asked for, and none that is tried first"
+    )
+
+
 def _storage() -> str:
     from xalen_batch import storage
     from xalen_batch.config import settings
@@ -183,6 +200,8 @@ def _storage() -> str:
     if not storage.folder().exists():
         raise Doubtful(f"{storage.folder()} is not there. `xalen-batch up` and `xalen-batch api` make it.")
     storage.check()
+    if stat.S_IMODE(storage.folder().stat().st_mode) & stat.S_IRWXO:
+        raise Doubtful(f"{storage.folder()} holds uploads that every user of this machine can read: chmod 700 {storage.folder()}")
     return settings().storage
 
 
@@ -237,6 +256,10 @@ def _backend(model: "Model") -> str:
         raise Doubtful(f"{url} {finding} {WAITING if status == 401 else REFUSED}")
     if status >= 500:
         raise Doubtful(f"{url} answers with status {status}; its log tells why.{unset}")
+    if key and urlsplit(url).scheme == "http" and urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise Doubtful(
+            f"{url} answers, and the key in {config.api_key_env} goes there unencrypted. Use https:// where others share the network."
+        )
     # Any other status will do: a reranking server need not list its models.
     return f"{url} answers.{unset}" if unset else url
 

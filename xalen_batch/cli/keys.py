@@ -8,7 +8,7 @@ import typer
 
 from xalen_batch.cli import clock, database
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import grid, print_json, safe, say, show
+from xalen_batch.cli.output import grid, print_json, print_line, say, show
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -64,9 +64,9 @@ def _show_secret(key: "ApiKey", secret: str, account: str, as_json: bool) -> Non
     if as_json:
         print_json({"id": key_id, "secret": secret, "account": account, "livemode": key.livemode})
         return
-    typer.echo(secret)
+    print_line(secret)
     mode = Mode.LIVE if key.livemode else Mode.TEST
-    say(f"{key_id} of account {safe(account)!r}, {mode} mode. Keep the secret: it is stored nowhere and not shown again.")
+    say(f"{key_id} of account {account!r}, {mode} mode. Keep the secret: it is stored nowhere and not shown again.")
 
 
 def _moment_to_come(text: str) -> datetime:

@@ -8,15 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
-
-# No markup, emoji or highlighting: text that came from a user is never more than text.
-# A table fits itself to a terminal, and is never folded into a pipe.
-WIDE = 10_000
-STDOUT = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDE)
-STDERR = Console(stderr=True, markup=False, emoji=False, highlight=False, width=None if sys.stderr.isatty() else WIDE)
 
 # Control characters, bidirectional overrides, line separators, lone surrogates.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -25,6 +20,29 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 def safe(value: object) -> str:
     """Text of a user's on one line, with whatever could steer a terminal shown as its escape (`\\x1b`)."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), str(value))
+
+
+class SafeConsole(Console):
+    """Prints no text that steers the terminal, whoever forgot to make it safe; what Rich itself steers it with passes."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or not _UNSAFE.search(segment.text):
+                yield segment
+            else:
+                yield Segment("\n".join(map(safe, segment.text.split("\n"))), segment.style)
+
+
+# No markup, emoji or highlighting: text that came from a user is never more than text.
+# A table fits itself to a terminal, and is never folded into a pipe.
+WIDE = 10_000
+STDOUT = SafeConsole(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDE)
+STDERR = SafeConsole(stderr=True, markup=False, emoji=False, highlight=False, width=None if sys.stderr.isatty() else WIDE)
+
+
+def print_line(value: object) -> None:
+    """A value alone on its line of stdout, for a script to take."""
+    sys.stdout.write(f"{safe(value)}\n")
 
 
 def say(text: str, style: str | None = None) -> None:

@@ -12,7 +12,7 @@ from xalen_batch.cli import batch_view, inputs, progress, windows
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
-from xalen_batch.cli.output import print_json, safe, say
+from xalen_batch.cli.output import print_json, print_line, safe, say
 
 Window = Annotated[str, typer.Option(help="Time until the batch must have ended: whole hours or days, `1h` to `7d`.")]
 Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A note kept with the batch; give it up to 16 times.")]
@@ -50,7 +50,7 @@ def submit(
     if as_json:
         print_json(batch)
     else:
-        typer.echo(batch["id"])
+        print_line(batch["id"])
 
 
 @contextmanager

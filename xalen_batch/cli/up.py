@@ -9,7 +9,7 @@ import typer
 
 from xalen_batch.cli.connection import DEFAULT_DATA_DIR
 from xalen_batch.cli.options import examples
-from xalen_batch.cli.output import say
+from xalen_batch.cli.output import STDERR, say
 
 if TYPE_CHECKING:
     from xalen_batch.credentials import Credentials
@@ -54,9 +54,12 @@ def up(
 
 
 def _welcome(ready: "Credentials", data_dir: Path) -> None:
+    saved = data_dir / "credentials.toml"
+    # A key is shown to a person; anything else that listens keeps what it hears.
+    key = ready.test_key if STDERR.is_terminal else "xln_test_…"
     say(f"\nXALEN Batch is ready at {ready.base_url}\n", "bold green")
-    say(f'    from openai import OpenAI\n    client = OpenAI(base_url="{ready.base_url}", api_key="{ready.test_key}")\n')
-    say(f"That is a test key: its answers are simulated, and nothing is payable. The live key is in {data_dir / 'credentials.toml'}.")
+    say(f'    from openai import OpenAI\n    client = OpenAI(base_url="{ready.base_url}", api_key="{key}")\n')
+    say(f"Answers to the test key are simulated, and nothing of it is payable. It and the live key are in {saved}.")
     if data_dir.absolute() != DEFAULT_DATA_DIR.absolute():
         say(f"For other commands, in another terminal: export XALEN_DATA_DIR={shlex.quote(str(data_dir.absolute()))}")
     say(f"Documentation of the API: {ready.base_url.removesuffix('/v1')}/docs. Logs: {data_dir / 'logs'}. Ctrl-C stops everything.")

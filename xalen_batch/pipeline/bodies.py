@@ -17,7 +17,9 @@ from xalen_batch.pipeline.faults import quoted
 MAX_CUSTOM_ID = 512
 ROLES = ("developer", "system", "user", "assistant", "tool", "function")
 
-Count = Annotated[int, Meta(ge=1)]
+# Not every parser reads a longer whole number as one.
+LEAST_INT, MOST_INT = -(2**63), 2**63 - 1
+Count = Annotated[int, Meta(ge=1, le=MOST_INT)]
 
 
 class Part(Struct):
@@ -84,7 +86,7 @@ class UsualChat(ChatRequest, forbid_unknown_fields=True):
     """What nearly every chat request is: nothing in it goes unread, so what passes here has no fault of form."""
 
     messages: Annotated[list[UsualMessage], Meta(min_length=1)]  # type: ignore[assignment]  # narrower
-    seed: int | None = None
+    seed: Annotated[int, Meta(ge=LEAST_INT, le=MOST_INT)] | None = None
     user: str | None = None
     stop: str | list[str] | None = None
     response_format: UsualFormat | None = None

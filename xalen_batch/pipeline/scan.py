@@ -31,8 +31,12 @@ FOREIGN = {
     b"{\x00": "UTF-16LE",
     b"\x00{": "UTF-16BE",
 }
-# Keys of which a line usually has one each; what has more may have one of them twice.
-KEYS = re.compile(rb'"(?:custom_id|body|model)"')
+# Keys that say what is run, of which a line usually has one each; what has more may have one of them twice.
+KEYS = re.compile(rb'"(?:custom_id|body|model|messages|query|documents)"')
+# A letter or `_` written as its code, which nobody does: it may hide such a key.
+HIDDEN_LETTER = re.compile(rb"\\u00[4-7]")
+# Lines that a file may have for each request that a batch may have. Blank ones cost time too.
+LINES_PER_REQUEST = 10
 COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
 
 
@@ -78,7 +82,11 @@ def scan(chunks: Iterable[bytes], *, endpoint: str | None, models: Mapping[str, 
     limits, reader, count = settings(), _Reader(endpoint, models), 0
     for span, raw in jsonl.lines(chain([head[start:]], stream), longest=limits.max_line_bytes, start=start):
         if raw is not None and not raw.strip(b" \t\r"):
-            continue
+            if span.line_no < limits.max_batch_lines * LINES_PER_REQUEST:
+                continue
+            message = f"The file has {span.line_no:,} lines, most of them blank. Remove the blank lines."
+            yield Fault("too_many_tasks", message, span.line_no)
+            return
         count += 1
         if count > limits.max_batch_lines:
             message = f"The file has more than {limits.max_batch_lines:,} requests, the most of one batch. Split it into several files."
@@ -233,7 +241,7 @@ def _hidden(raw: bytes, line: int) -> Fault | None:
 def _has_more_keys(raw: bytes) -> bool:
     """Whether a line may have a key twice."""
     found = KEYS.findall(raw)
-    return not len(found) == len(set(found)) == 3
+    return len(found) != len(set(found)) or (b"\\u00" in raw and HIDDEN_LETTER.search(raw) is not None)
 
 
 def _missing(param: str, line: int, remedy: str) -> Fault:

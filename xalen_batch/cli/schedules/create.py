@@ -9,7 +9,7 @@ from xalen_batch.cli import clock, windows
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import ApiError
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
-from xalen_batch.cli.output import print_json, safe, say
+from xalen_batch.cli.output import print_json, print_line, safe, say
 from xalen_batch.cli.schedules import request, view
 from xalen_batch.cli.schedules.options import CRON_HELP, WHEN, Cron, Given, takes_given
 
@@ -70,7 +70,7 @@ def create(
     if as_json:
         print_json(schedule)
     else:
-        typer.echo(schedule["id"])
+        print_line(schedule["id"])
     say(f"{safe(schedule['name'])} is schedule {schedule['id']}.")
     _say_next(client, schedule)
 

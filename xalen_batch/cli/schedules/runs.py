@@ -12,7 +12,7 @@ from xalen_batch.cli.batch_view import say_errors, say_outcome, succeeded
 from xalen_batch.cli.client import PAGE, Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, Timeout, examples
-from xalen_batch.cli.output import counted, figure, print_json, safe, say
+from xalen_batch.cli.output import counted, figure, print_json, print_line, safe, say
 from xalen_batch.cli.schedules import view
 from xalen_batch.cli.watch import follow
 from xalen_batch.states import RunState
@@ -81,7 +81,7 @@ def run(
     if started["state"] == "failed" and started["batch_id"] is None:
         raise Failed(f"{started['id']} could not begin: {view.words_of(started)}")
     if started["batch_id"] and not as_json:
-        typer.echo(started["batch_id"])
+        print_line(started["batch_id"])
     _say_state(started)
     batch = _followed(client, started, deadline) if wait else None
     if as_json:

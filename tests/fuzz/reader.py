@@ -1,0 +1,134 @@
+"""What has to hold for any bytes that a reader of input files is given."""
+
+import json
+import zlib
+from collections.abc import Iterator
+from decimal import Decimal
+
+import orjson
+
+from xalen_batch import catalog, jsonl
+from xalen_batch.catalog import ENDPOINTS
+from xalen_batch.pipeline import bodies, prefix
+from xalen_batch.pipeline.estimate import estimate
+from xalen_batch.pipeline.faults import Fault
+from xalen_batch.pipeline.scan import GoodLine, _Reader, scan
+
+MODELS = catalog.read(None)
+PRICES = {id: {"input": "0.02", "output": "0.04"} for id in MODELS}
+CODES = frozenset(
+    [
+        "invalid_encoding",
+        "empty_file",
+        "too_many_tasks",
+        "line_too_long",
+        "invalid_json_line",
+        "missing_required_parameter",
+        "invalid_custom_id",
+        "duplicate_custom_id",
+        "invalid_method",
+        "url_mismatch",
+        "model_not_found",
+        "invalid_request",
+        "context_length_exceeded",
+    ]
+)
+LONGEST_MESSAGE = 600
+HALF = Decimal("0.5")
+
+
+def check(content: bytes) -> None:
+    """Read a file's bytes in every way that there is. AssertionError, or whatever else is raised, is a bug."""
+    _lines(content)
+    # Mostly the endpoint that the first line names, so that it is worth while to name another.
+    endpoint = ENDPOINTS[0] if zlib.crc32(content) % 4 == 0 else None
+    whole = list(scan([content], endpoint=endpoint, models=MODELS))
+    assert whole, "a file is good or has a fault"
+    assert whole == list(scan(pieces(content), endpoint=endpoint, models=MODELS)), "it depends on how the bytes arrive"
+    for found in whole:
+        if isinstance(found, Fault):
+            _fault(found)
+        else:
+            _good(found, content)
+    estimate([content], endpoint=endpoint, models=MODELS, prices=PRICES, discount_rate=HALF).render()
+
+
+def pieces(content: bytes) -> Iterator[bytes]:
+    """The bytes in pieces whose sizes depend on them alone, so that every input is read again in the same way."""
+    state = zlib.crc32(content)
+    at = 0
+    while at < len(content):
+        state = (state * 1_103_515_245 + 12_345) & 0x7FFF_FFFF
+        size = 1 + (state >> 16) % (3, 40, 4000)[state % 3]
+        yield content[at : at + size]
+        at += size
+
+
+def _lines(content: bytes) -> None:
+    found = list(jsonl.lines([content], longest=len(content)))
+    assert found == list(jsonl.lines(pieces(content), longest=len(content)))
+    assert list(jsonl.unpack(jsonl.pack(span for span, _ in found))) == [span for span, _ in found]
+    at = 0
+    for number, (span, raw) in enumerate(found, 1):
+        assert span.line_no == number
+        assert span.offset == at
+        assert content[span.offset : span.offset + span.length] == raw
+        at = span.offset + span.length
+        end = content[at : at + 2]
+        at += 2 if end == b"\r\n" else 1 if end[:1] == b"\n" else len(end)
+    assert at == len(content), "bytes that are in no line"
+    for span, raw in found:
+        short, long = (_Reader(ENDPOINTS[0], MODELS) for _ in range(2))
+        usual = short._usual(span, raw or b"")
+        if usual is not None:
+            _alike(usual, long._any(span, raw or b""))
+
+
+def _alike(usual: GoodLine, any_: GoodLine | Fault) -> None:
+    """The short way takes nothing that the long way does not take, and reads it alike."""
+    assert isinstance(any_, GoodLine), any_
+    assert (usual.custom_id, usual.model, usual.endpoint, usual.body, usual.prompt) == (
+        any_.custom_id, any_.model, any_.endpoint, any_.body, any_.prompt,
+    )  # fmt: skip
+    assert isinstance(usual.request, bodies.ChatRequest)
+    assert isinstance(any_.request, bodies.ChatRequest)
+    assert (usual.request.choices, usual.request.longest_answer) == (any_.request.choices, any_.request.longest_answer)
+
+
+def _fault(fault: Fault) -> None:
+    assert fault.code in CODES, fault
+    assert fault.line is None or fault.line >= 1
+    for text in (fault.message, fault.param or ""):
+        assert len(text) <= LONGEST_MESSAGE, len(text)
+        assert text.isprintable(), text
+        assert "\0" not in text.encode().decode()
+
+
+def _good(line: GoodLine, content: bytes) -> None:
+    """A good line is what the worker will read by its span, what any JSON parser reads alike, and what a row can hold."""
+    span = line.span
+    raw = content[span.offset : span.offset + span.length]
+    assert raw == line.raw
+    sent = jsonl.input_line(raw)
+    assert sent.custom_id == line.custom_id
+    assert "\0" not in line.custom_id
+    assert 0 < len(line.custom_id.encode()) <= 4 * bodies.MAX_CUSTOM_ID
+    body = bytes(sent.body)
+    assert json.loads(body, parse_constant=_refuse, parse_int=_whole) == orjson.loads(body) == line.body
+    assert line.body["model"] == line.model
+    assert b"\n" not in body
+    if not MODELS[line.model].is_reranker:
+        prefix.marks(line.prompt)
+    answered = jsonl.output_line(request_id="req_1", custom_id=line.custom_id, status_code=200, body=b"{}")
+    assert answered.count(b"\n") == 1
+    assert json.loads(answered)["custom_id"] == line.custom_id
+
+
+def _whole(digits: str) -> int | float:
+    """A whole number as most parsers read it: one that 64 bits cannot hold is a float."""
+    value = int(digits)
+    return value if -(2**63) <= value < 2**64 else float(value)
+
+
+def _refuse(name: str) -> None:
+    raise AssertionError(f"{name} passed")
