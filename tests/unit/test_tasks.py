@@ -5,6 +5,7 @@ from typing import cast
 
 import pytest
 from celery import Celery
+from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from xalen_batch import log
@@ -27,6 +28,15 @@ def test_a_crash_is_told_with_its_place_and_without_its_words() -> None:
     assert (event["event"], event["log_level"], event["job"], event["error"]) == ("job.crashed", "error", "job", "ValueError")
     assert "test_tasks.py" in event["at"]
     assert "prompt" not in repr(event)
+
+
+def test_a_database_that_is_away_is_no_crash() -> None:
+    def find_it_gone() -> None:
+        raise OperationalError("SELECT 1", {}, ConnectionResetError())
+
+    with capture_logs() as events:
+        reported(find_it_gone)()
+    assert events == [{"event": "database.unreachable", "log_level": "warning", "during": "find_it_gone"}]
 
 
 def test_a_cause_names_the_innermost_places_first() -> None:
