@@ -1,6 +1,6 @@
 # The verbs of the repository. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint clean
+.PHONY: help install demo test bench chaos lint clean
 SHELL := /bin/sh
 
 UV_VERSION := 0.13.9
@@ -26,6 +26,9 @@ test: install ## Run all tests, against a real PostgreSQL and a real Valkey
 bench: .venv/.bench ## Measure against what users would write instead; SCENARIOS="zero-latency heavy-tail" for some, BENCH=--help for the options
 	@.venv/bin/python -m benchmarks $(BENCH) $(SCENARIOS)
 
+chaos: install ## Kill, freeze, cut off and empty everything at random, and look for a line that is lost or billed twice; SEED=17 RUNS=1 for one run
+	@.venv/bin/python -m tests.chaos --seed $(or $(SEED),1) --runs $(or $(RUNS),500) $(if $(PUBLISH),--publish)
+
 lint: install ## Check format, style, types and the direction of imports
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
@@ -33,7 +36,7 @@ lint: install ## Check format, style, types and the direction of imports
 	@.venv/bin/lint-imports
 
 clean: ## Remove what install, demo and test have made in the checkout; data in .xalen stays
-	rm -rf .venv .tools .demo .bench .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis dist tests/clients/*/.venv tests/clients/node/node_modules
+	rm -rf .venv .tools .demo .bench .chaos .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis dist tests/clients/*/.venv tests/clients/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml uv.lock .tools/.uv-$(UV_VERSION)

@@ -7,7 +7,8 @@ not at all, whatever dies in between.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -125,3 +126,16 @@ def listing(prefix: str) -> Iterator[tuple[str, datetime]]:
     for page in obstore.list(store(), prefix):
         for item in page:
             yield item["path"], item["last_modified"]
+
+
+def unfinished(prefix: str) -> Iterator[tuple[str, datetime]]:
+    """Names under a prefix of what writers began and have not ended, with the time of their last byte. `listing` hides them."""
+    for path in (folder() / prefix).glob("*#*"):
+        # One that has just ended is gone.
+        with suppress(FileNotFoundError):
+            yield f"{prefix}/{path.name}", datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+
+def discard(name: str) -> None:
+    """Remove one of `unfinished`; one that is gone already is fine."""
+    (folder() / name).unlink(missing_ok=True)

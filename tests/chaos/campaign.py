@@ -2,13 +2,14 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 from tests.chaos.forks import ROOT
 from tests.chaos.plan import plan
 from tests.chaos.run import Outcome, Run
-from tests.chaos.system import SHORT, System
+from tests.chaos.system import System
 
 # What failing seeds leave, for whoever looks into them.
 KEPT = ROOT / ".chaos"
@@ -19,12 +20,11 @@ RUNS_OF_A_SYSTEM = 25
 class Campaign:
     """`with Campaign() as campaign: campaign.run(17)`."""
 
-    def __init__(self, say: Callable[[str], None] = lambda words: None) -> None:
-        self._say = say
+    def __init__(self) -> None:
         self._system: System | None = None
         self._runs = 0
 
-    def __enter__(self) -> "Campaign":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -32,20 +32,24 @@ class Campaign:
 
     def run(self, seed: int) -> Outcome:
         """Its outcome; where something is wrong the logs are kept, and the next run gets a new system."""
-        if self._runs >= RUNS_OF_A_SYSTEM:
-            self._stop()
-        system = self._system or self._start()
-        self._runs += 1
-        outcome = Run(system, plan(seed)).run()
-        if not outcome.is_good:
+        chosen = plan(seed)
+        system = self.system(chosen.settings)
+        outcome = Run(system, chosen).run()
+        if outcome.wrong:
             self._keep(system, outcome)
             self._stop()
         return outcome
 
-    def _start(self) -> System:
-        folder = Path(tempfile.mkdtemp(prefix="xalen-chaos-"))
-        self._system = System(folder, SHORT).__enter__()
-        self._runs = 0
+    def system(self, settings: Mapping[str, object]) -> System:
+        """One with these settings that is ready for a run."""
+        if self._runs >= RUNS_OF_A_SYSTEM or (self._system is not None and self._system.settings != settings):
+            self._stop()
+        self._runs += 1
+        return self._system or self._start(settings)
+
+    def _start(self, settings: Mapping[str, object]) -> System:
+        self._system = System(Path(tempfile.mkdtemp(prefix="xalen-chaos-")), settings).__enter__()
+        self._runs = 1
         return self._system
 
     def _stop(self) -> None:

@@ -30,7 +30,7 @@ POINTS = {
     "split: before its commit": Point("worker", f"{PIPELINE}.validate:_decide", "after", 2),
     "split: after its commit": Point("worker", f"{PIPELINE}.validate:run", "after", 2),
     "claim: after its commit": Point("worker", f"{PIPELINE}.claim:_read", "before", 6),
-    "execute: answered, not recorded": Point("worker", "xalen_batch.backends.openai:OpenAIBackend.send", "after", 60),
+    "execute: answered, not recorded": Point("worker", "xalen_batch.backends.openai:OpenAIBackend.send", "after", 30),
     "record: before its commit": Point("worker", f"{PIPELINE}.record:insert", "after", 8),
     "record: after its commit": Point("worker", f"{PIPELINE}.record:record", "after", 12),
     "record: last line in, end not named": Point("worker", f"{PIPELINE}.record:_name_next", "before", 4),

@@ -66,6 +66,17 @@ def wrong(connection: psycopg.Connection, run: str, deliveries: Sequence[Deliver
     return found
 
 
+def lost_and_doubled(deliveries: Iterable[Delivery]) -> tuple[int, int]:
+    """Lines that the client ordered and did not get, and lines that it got more than once."""
+    lost = doubled = 0
+    for delivery in deliveries:
+        wanted = Counter(_ordered(delivery))
+        delivered = Counter(line["custom_id"] for line in (*delivery.output, *delivery.errors))
+        lost += (wanted - delivered).total()
+        doubled += (delivered - wanted).total()
+    return lost, doubled
+
+
 def given_up(deliveries: Iterable[Delivery]) -> Counter[str]:
     """Lines that failed although the model would have answered them, by the reason that the client was given."""
     return Counter(
@@ -109,10 +120,7 @@ def _ended(delivery: Delivery, batch: Row) -> Iterator[str]:
 
 
 def _each_line_once(delivery: Delivery, results: Sequence[Row]) -> Iterator[str]:
-    wanted = delivery.order.custom_ids
-    if delivery.batch["status"] == "cancelled" and delivery.batch["in_progress_at"] is None:
-        # Cancelled before its file was read: it has no lines.
-        wanted = []
+    wanted = _ordered(delivery)
     place = {custom_id: number for number, custom_id in enumerate(wanted)}
     delivered = [line["custom_id"] for line in (*delivery.output, *delivery.errors)]
     yield from _differences("lines of the files", Counter(wanted), Counter(delivered))
@@ -123,6 +131,12 @@ def _each_line_once(delivery: Delivery, results: Sequence[Row]) -> Iterator[str]
             yield f"the {name} file is not in the order of the input"
     good = {row["custom_id"] for row in results if row["status_code"] is not None and row["status_code"] < 300}
     yield from _differences("lines of the output file", Counter(good), Counter(line["custom_id"] for line in delivery.output))
+
+
+def _ordered(delivery: Delivery) -> list[str]:
+    """The custom ids that have to come back. A batch that is cancelled before its file was read has no lines."""
+    is_unread = delivery.batch.get("status") == "cancelled" and delivery.batch["in_progress_at"] is None
+    return [] if is_unread else delivery.order.custom_ids
 
 
 def _differences(what: str, wanted: Counter[str], found: Counter[str]) -> Iterator[str]:

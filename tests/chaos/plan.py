@@ -5,19 +5,21 @@ machine meets them at the same places, though never at the same instruction.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests import factories
 from tests.chaos.crash_points import POINTS
 from tests.chaos.faults import NETWORK, STORMS, Fault
-from tests.chaos.system import LINKS, WORKERS
+from tests.chaos.system import DEFAULT, LINKS, SHORT, WORKERS
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from xalen_batch.catalog import CHAT, RERANK
 
 # So many seeds in a row meet every fault that there is.
 ROUND = 20
+EVERY = 50
+MOST_KILLS = 30
 REFUSED_SHARE = 0.06
 REFUSALS = ("status=400", "status=404", "status=422")
 
@@ -47,9 +49,12 @@ class Act:
 
 @dataclass(frozen=True)
 class Plan:
+    """`settings`: of the system that it is for."""
+
     seed: int
     orders: tuple[Order, ...]
-    acts: tuple[Act, ...] = field(default=())
+    acts: tuple[Act, ...] = ()
+    settings: Mapping[str, object] = field(default_factory=lambda: SHORT)
 
     @property
     def lines(self) -> int:
@@ -61,13 +66,31 @@ class Plan:
 
 
 def plan(seed: int) -> Plan:
+    """Most seeds mix all faults. Of every fifty one kills a worker at the product's own lease, and one kills workers all the time."""
     dice = random.Random(seed)
+    if seed % EVERY == 0:
+        return killed_as_installed(seed, dice)
+    if seed % EVERY == EVERY // 2:
+        return killed_all_the_time(seed, dice)
     dealt = [_timed(kind, on, dice) for kind, on in _dealt(seed)]
     if dice.random() < 0.5:
         dealt.append(_timed("kill -9", dice.choice(WORKERS), dice))
     acts = [Act(_moment(fault, dice), (fault,)) for fault in dealt]
     acts.sort(key=lambda act: act.at)
     return Plan(seed, tuple(orders(seed, dice)), tuple(_overlapped(acts, dice)))
+
+
+def killed_as_installed(seed: int, dice: random.Random) -> Plan:
+    """A worker killed in mid-batch, with the settings that a user has who set none."""
+    ordered = (_order(seed, "chat", CHAT, 300, dice), _order(seed, "rerank", RERANK, 200, dice))
+    return Plan(seed, ordered, (Act(dice.uniform(0.2, 0.5), (Fault("kill -9", dice.choice(WORKERS)),)),), DEFAULT)
+
+
+def killed_all_the_time(seed: int, dice: random.Random) -> Plan:
+    """Thirty kills of workers in one batch."""
+    kills = [Fault("kill -9", dice.choice(WORKERS), dice.uniform(0, 0.5)) for _ in range(MOST_KILLS)]
+    acts = [Act(0.9 * number / MOST_KILLS, (kill,)) for number, kill in enumerate(kills)]
+    return Plan(seed, (_order(seed, "chat", CHAT, 900, dice),), tuple(acts))
 
 
 def every_fault() -> list[tuple[str, str]]:
@@ -88,7 +111,7 @@ def every_fault() -> list[tuple[str, str]]:
 def _dealt(seed: int) -> list[tuple[str, str]]:
     """A hand of cards from a shuffled pack that `ROUND` seeds share."""
     pack = every_fault()
-    round_, turn = divmod(seed, ROUND)
+    round_, turn = divmod(seed - 1, ROUND)
     random.Random(f"round {round_}").shuffle(pack)
     return pack[turn::ROUND]
 

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import psycopg
 
 from tests.chaos import leftovers, logged, oracle
-from tests.chaos.drive import Client
+from tests.chaos.drive import Client, Delivery
 from tests.chaos.faults import KINDS, PROCESSES, Fault
 from tests.chaos.plan import Act, Plan
 from tests.chaos.system import System
@@ -35,18 +35,13 @@ class Outcome:
     lines: int = 0
     calls: int = 0
     repeated: int = 0
+    lost: int = 0
+    doubled: int = 0
     given_up: dict[str, int] = field(default_factory=dict)
     unanswered: int = 0
     recovery: float = 0.0
     seconds: float = 0.0
     wrong: list[str] = field(default_factory=list)
-
-    @property
-    def is_good(self) -> bool:
-        return not self.wrong
-
-    def as_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 class Run:
@@ -58,6 +53,7 @@ class Run:
         self.outcome = Outcome(plan.seed, system.lease, batches=len(plan.orders), lines=plan.lines)
         self._first_call = system.calls.stat().st_size if system.calls.exists() else 0
         self._read_logs = logged.Reader(system)
+        self.calls = oracle.Calls()
         self._clients = [Client(system.base_url, system.key, f"run-{plan.seed}", order) for order in plan.orders]
         self._crashing: list[Fault] = []
 
@@ -134,15 +130,20 @@ class Run:
         while not self._is_over:
             self._raise_the_dead()
             time.sleep(LOOK)
-        ended = [client.delivery.ended_at for client in self._clients if client.delivery.ended_at is not None]
+        ended = [delivery.ended_at for delivery in self.deliveries if delivery.ended_at is not None]
         self.outcome.recovery = max(0.0, max(ended, default=healed) - healed)
         if self.outcome.recovery > BOUND:
             self.outcome.wrong.append(f"it took {self.outcome.recovery:.1f} s to recover, and may take {BOUND:.0f}")
 
+    @property
+    def deliveries(self) -> list[Delivery]:
+        return [client.delivery for client in self._clients]
+
     def _judge(self) -> None:
-        deliveries = [client.delivery for client in self._clients]
-        calls = oracle.read_calls(self._system.calls, self._first_call)
+        deliveries = self.deliveries
+        calls = self.calls = oracle.read_calls(self._system.calls, self._first_call)
         self.outcome.calls, self.outcome.repeated = calls.asked.total(), calls.repeated
+        self.outcome.lost, self.outcome.doubled = oracle.lost_and_doubled(deliveries)
         self.outcome.given_up = dict(oracle.given_up(deliveries))
         self.outcome.unanswered = sum(delivery.unanswered for delivery in deliveries)
         wrong = self.outcome.wrong

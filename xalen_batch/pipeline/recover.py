@@ -200,7 +200,7 @@ def _expire_files(session: Session) -> None:
 
 
 def _delete_orphans() -> None:
-    """Remove stored uploads that no file row stands for: a crash came between writing and committing."""
+    """Remove stored uploads that no file row stands for, and halves of some: a crash came while they were written, or before the commit."""
     horizon = datetime.now(UTC) - ORPHAN_AFTER
     old: Sequence[str] = [key for key, written in storage.listing("input") if written < horizon]
     for start in range(0, len(old), 1000):
@@ -211,3 +211,7 @@ def _delete_orphans() -> None:
             if id not in known:
                 storage.delete(key)
                 logger.warning("file.orphan_deleted", key=key)
+    for name, written in storage.unfinished("input"):
+        if written < horizon:
+            storage.discard(name)
+            logger.warning("file.unfinished_deleted", key=name)
