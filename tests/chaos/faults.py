@@ -14,6 +14,8 @@ from tests.fault_proxy import FaultProxy
 
 # Workers let requests in flight finish; the issue allows half a minute.
 GRACE = 30.0
+# A killed process is gone at once, and a busy machine takes its time.
+DEATH = 10.0
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,16 @@ class Fault:
 
 @contextmanager
 def killed(system: System, fault: Fault) -> Iterator[None]:
-    names = list(PROCESSES) if fault.on == "all" else [fault.on]
-    for name in names:
-        system.parts[name].is_wanted = False
-        system.parts[name].send(signal.SIGKILL)
+    parts = [system.parts[name] for name in (PROCESSES if fault.on == "all" else (fault.on,))]
+    for part in parts:
+        part.send(signal.SIGKILL)
+    for part in parts:
+        part.end(signal.SIGKILL, DEATH)
     try:
         yield
     finally:
-        for name in names:
-            system.parts[name].start()
+        for part in parts:
+            part.start()
 
 
 @contextmanager
