@@ -104,7 +104,6 @@ class Run:
                 point = part.fired.read_text("utf-8").rpartition(" ")[0]
                 self.outcome.fired.append(point)
                 self.outcome.kills += 1
-                part.fired.unlink()
             else:
                 self.outcome.wrong.append(f"{part.name} ended by itself, with {part.exit_code}")
             part.start()

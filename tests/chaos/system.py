@@ -70,6 +70,7 @@ class Part:
         """Start it, unless it runs."""
         self.is_wanted = True
         if not self.is_running:
+            self.fired.unlink(missing_ok=True)
             self.pid = self._forks.start(self._arguments, self._env, self.log, self.log)
 
     @property
