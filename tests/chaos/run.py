@@ -12,6 +12,7 @@ from tests.chaos.drive import Client, Delivery
 from tests.chaos.faults import KINDS, PROCESSES, Fault
 from tests.chaos.plan import Act, Plan
 from tests.chaos.system import System
+from xalen_batch.errors import ConfigError
 
 # Everything ends within this, counted from the moment that the last fault is healed.
 BOUND = 65.0
@@ -55,7 +56,7 @@ class Run:
         self._read_logs = logged.Reader(system)
         self.calls = oracle.Calls()
         self._clients = [Client(system.base_url, system.key, f"run-{plan.seed}", order) for order in plan.orders]
-        self._crashing: list[Fault] = []
+        self._is_crashing = False
 
     def run(self) -> Outcome:
         started = time.monotonic()
@@ -65,7 +66,7 @@ class Run:
             for act in self._plan.acts:
                 self._wait_for(act)
                 self._perform(act, until_the_end)
-            self._until(lambda: self._is_over or not self._crashing, timeout=LONGEST_WAIT)
+            self._until(lambda: self._is_over or not self._is_crashing, timeout=LONGEST_WAIT)
         self._raise_the_dead()
         healed = time.monotonic()
         self._finish(healed)
@@ -77,15 +78,21 @@ class Run:
         self._until(lambda: self._is_over or self._progress >= act.at, timeout=LONGEST_WAIT)
 
     def _perform(self, act: Act, until_the_end: ExitStack) -> None:
-        with ExitStack() as now:
-            for fault in act.faults:
-                self.outcome.faults.append(f"{fault.kind}: {fault.on}")
-                self.outcome.kills += _kills(fault)
-                (until_the_end if fault.is_crash_point else now).enter_context(KINDS[fault.kind](self._system, fault))
-                if fault.is_crash_point:
-                    self._crashing.append(fault)
-            hold = max((fault.hold for fault in act.faults if not fault.is_crash_point), default=0.0)
-            self._until(lambda: False, timeout=hold)
+        try:
+            with ExitStack() as now:
+                for fault in act.faults:
+                    self._begin(fault, until_the_end if fault.is_crash_point else now)
+                hold = max((fault.hold for fault in act.faults if not fault.is_crash_point), default=0.0)
+                self._until(lambda: False, timeout=hold)
+        except (AssertionError, ConfigError) as error:
+            # A process that did not leave when it was told to, or a store that did not start again.
+            self.outcome.wrong.append(f"after {', '.join(map(str, act.faults))}: {error}")
+
+    def _begin(self, fault: Fault, until: ExitStack) -> None:
+        self.outcome.faults.append(f"{fault.kind}: {fault.on}")
+        self.outcome.kills += _kills(fault)
+        until.enter_context(KINDS[fault.kind](self._system, fault))
+        self._is_crashing |= fault.is_crash_point
 
     def _until(self, happened: Callable[[], bool], *, timeout: float) -> None:
         """Watch over the processes until something is so, or for that time."""
