@@ -19,6 +19,7 @@ from xalen_batch.broker import Job
 from xalen_batch.errors import NotCancellable
 from xalen_batch.models import Batch, Invoice, Result, Task
 from xalen_batch.models.files import FilePart
+from xalen_batch.models.tasks import reclaim
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
 from xalen_batch.pipeline.engine import Engine
 from xalen_batch.states import TaskState
@@ -186,6 +187,38 @@ def test_a_poison_line_fails_alone() -> None:
     assert (batch.status, batch.completed, batch.failed) == ("completed", 2, 1)
     (line,) = lines_of(batch_id, FilePart.ERROR)
     assert (line["custom_id"], line["response"], line["error"]["code"]) == ("line-1", None, "worker_lost")
+
+
+def test_lines_are_not_to_blame_for_workers_that_were_only_away() -> None:
+    """A database out of reach for longer than a lease, a freeze, a partition: as often as it may be, nobody died of the lines."""
+    batch_id = a_batch(chat_lines(3))
+    for _ in range(5):
+        away = a_claim()
+        expire_leases()
+        recover.due()
+        # Back again, it finds that it was given up for lost.
+        assert record.record(away.key, away.fence, answers(away)).is_stale
+    held = a_claim()
+    assert len(held.lines) == 3
+    record.record(held.key, held.fence, answers(held), to=TaskState.DONE)
+    finalize.run(batch_id)
+    batch = read(batch_id)
+    assert (batch.status, batch.completed, batch.failed) == ("completed", 3, 0)
+
+
+def test_a_worker_that_is_back_clears_no_loss_but_its_own() -> None:
+    batch_id = a_batch(chat_lines(1))
+    for _ in range(2):
+        a_claim()
+        expire_leases()
+        recover.due()
+    away = a_claim()
+    expire_leases()
+    with db.transaction() as session:
+        assert [task.losses for task in reclaim(session)] == [3]
+    record.record(away.key, away.fence, answers(away))
+    with db.transaction() as session:
+        assert session.scalar(select(Task.losses).where(Task.batch_id == batch_id)) == 2
 
 
 def test_workers_lost_after_the_last_line_was_recorded_leave_nothing_to_do() -> None:

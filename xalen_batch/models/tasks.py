@@ -44,7 +44,7 @@ class Task(Base):
     lease_until: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
     worker: Mapped[str | None]
-    # Claims so far, and how many of them ended with a lost worker.
+    # Claims so far, and how many of them ended with a worker that was lost and has not been heard of since.
     attempts: Mapped[int] = mapped_column(server_default="0")
     losses: Mapped[int] = mapped_column(server_default="0")
 
@@ -129,6 +129,16 @@ def reclaim(session: Session, limit: int = 100) -> Sequence[Task]:
         .returning(Task)
         .execution_options(synchronize_session=False, populate_existing=True)
     ).all()
+
+
+def acquit(session: Session, key: tuple[UUID, int], fence: int) -> None:
+    """The worker with this fence was given up for lost, and is there: that loss says nothing about the lines, and counts no more."""
+    session.execute(
+        update(Task)
+        .where(Task.batch_id == key[0], Task.seq == key[1], Task.fence > fence, Task.losses > 0, ~has_state(TaskState.DONE))
+        .values(losses=Task.losses - 1)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def end(session: Session, task: Task, counts: Mapping[str, int]) -> bool:

@@ -129,6 +129,7 @@ def record(
     with db.transaction() as session:
         batch = task_rows.advance(session, key, fence, to=to, lease=settings().lease, pause=pause, counts=counts(rows))
         if batch is None:
+            task_rows.acquit(session, key, fence)
             return Recorded(is_stale=True, goes_on=False)
         insert(session, rows)
     if to is not TaskState.RUNNING:
