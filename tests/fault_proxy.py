@@ -9,7 +9,6 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -90,9 +89,9 @@ class Link:
 
     def reset(self) -> None:
         for end in self._ends:
-            # One that the other side has reset is closed already.
-            with suppress(OSError):
-                end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
+            if end.transport.is_closing():
+                continue
+            end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
             end.transport.abort()
 
 

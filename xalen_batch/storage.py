@@ -6,6 +6,8 @@ not at all, whatever dies in between.
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -28,6 +30,8 @@ NEAR = 32 * 1024
 
 # Storage that is gone or does not do what it should.
 AWAY = (OSError, BaseError)
+# No space, a quota that is used up, a file larger than one may be.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def key(file_id: UUID) -> str:
@@ -55,6 +59,12 @@ def store() -> ObjectStore:
     for path in reversed(missing):
         path.mkdir(mode=0o700, exist_ok=True)
     return LocalStore(folder())
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there was no room for what was written. The store hands on the system's number in its words alone."""
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return (int(said[1]) if said else getattr(error, "errno", None)) in FULL
 
 
 def check() -> None:
@@ -128,14 +138,13 @@ def listing(prefix: str) -> Iterator[tuple[str, datetime]]:
             yield item["path"], item["last_modified"]
 
 
-def unfinished(prefix: str) -> Iterator[tuple[str, datetime]]:
-    """Names under a prefix of what writers began and have not ended, with the time of their last byte. `listing` hides them."""
+def delete_unfinished(prefix: str, *, before: datetime) -> list[str]:
+    """Remove what writers left that were killed in the midst of an object: what nobody has written to since then. Its names."""
+    gone = []
     for path in (folder() / prefix).glob("*#*"):
-        # One that has just ended is gone.
+        # Its writer may just be through with it.
         with suppress(FileNotFoundError):
-            yield f"{prefix}/{path.name}", datetime.fromtimestamp(path.stat().st_mtime, UTC)
-
-
-def discard(name: str) -> None:
-    """Remove one of `unfinished`; one that is gone already is fine."""
-    (folder() / name).unlink(missing_ok=True)
+            if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
+                path.unlink()
+                gone.append(path.name)
+    return gone

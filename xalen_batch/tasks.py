@@ -12,7 +12,7 @@ from uuid import UUID
 
 from celery import Celery
 
-from xalen_batch import db, log
+from xalen_batch import db, log, storage
 from xalen_batch.broker import Job
 from xalen_batch.pipeline import finalize, recover, validate
 from xalen_batch.pipeline.engine import Engine
@@ -32,8 +32,8 @@ def reported(body: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any) -> None:
         try:
             body(*args)
-        except db.AWAY:
-            logger.warning("database.unreachable", during=body.__name__)
+        except (*db.AWAY, *storage.AWAY) as error:
+            logger.warning("job.postponed", job=body.__name__, args=args, error=type(error).__name__)
         except Exception as error:
             logger.error("job.crashed", job=body.__name__, args=args, **log.cause(error))
 

@@ -5,7 +5,6 @@ from typing import cast
 
 import pytest
 from celery import Celery
-from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from xalen_batch import log
@@ -30,13 +29,14 @@ def test_a_crash_is_told_with_its_place_and_without_its_words() -> None:
     assert "prompt" not in repr(event)
 
 
-def test_a_database_that_is_away_is_no_crash() -> None:
-    def find_it_gone() -> None:
-        raise OperationalError("SELECT 1", {}, ConnectionResetError())
+def test_a_store_that_is_away_is_no_crash() -> None:
+    def away(batch_id: str) -> None:
+        raise OSError("no route to host")
 
     with capture_logs() as events:
-        reported(find_it_gone)()
-    assert events == [{"event": "database.unreachable", "log_level": "warning", "during": "find_it_gone"}]
+        reported(away)("0" * 32)
+    (event,) = events
+    assert (event["event"], event["log_level"], event["job"], event["error"]) == ("job.postponed", "warning", "away", "OSError")
 
 
 def test_a_cause_names_the_innermost_places_first() -> None:

@@ -28,7 +28,7 @@ logger = log.get(__name__)
 
 # A fresh batch has a message of its own under way; only one that waits longer is sent again.
 LOST_AFTER = timedelta(seconds=2)
-# An upload without a row is either being written or was left by a crash.
+# An upload without a row is either being written, and then not this old (its client may not stall), or was left by a crash.
 ORPHAN_AFTER = timedelta(hours=6)
 WORKER_LOST = "The worker that ran this request was lost each of the {losses} times it was tried. It was not billed."
 VALIDATED_AT_ONCE = 50
@@ -200,8 +200,10 @@ def _expire_files(session: Session) -> None:
 
 
 def _delete_orphans() -> None:
-    """Remove stored uploads that no file row stands for, and halves of some: a crash came while they were written, or before the commit."""
+    """Remove stored uploads that no file row stands for: a crash came while one was written, or between writing and committing."""
     horizon = datetime.now(UTC) - ORPHAN_AFTER
+    for name in storage.delete_unfinished("input", before=horizon):
+        logger.warning("file.unfinished_deleted", name=name)
     old: Sequence[str] = [key for key, written in storage.listing("input") if written < horizon]
     for start in range(0, len(old), 1000):
         keys = {key: id for key in old[start : start + 1000] if (id := storage.file_id(key))}
@@ -211,7 +213,3 @@ def _delete_orphans() -> None:
             if id not in known:
                 storage.delete(key)
                 logger.warning("file.orphan_deleted", key=key)
-    for name, written in storage.unfinished("input"):
-        if written < horizon:
-            storage.discard(name)
-            logger.warning("file.unfinished_deleted", key=name)
