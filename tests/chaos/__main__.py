@@ -9,6 +9,7 @@ oracle when all is over. Exit 1 when it found something in any run.
 """
 
 import argparse
+import json
 import sys
 import time
 
@@ -26,7 +27,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1, help="the first seed (default: 1)")
     parser.add_argument("--runs", type=int, default=500, help="how many seeds from there on (default: 500)")
-    parser.add_argument("--publish", action="store_true", help="also write docs/reliability.md and tests/chaos/results.json")
+    parser.add_argument(
+        "--publish", action="store_true", help="also renew these seeds in tests/chaos/results.json, and the figures in docs/reliability.md"
+    )
     return parser.parse_args(given)
 
 
@@ -49,8 +52,9 @@ def main() -> int:
         _print(report.text(outcomes))
         _print(f"\n{time.monotonic() - started:.0f} s. All of it is in {KEPT.name}/results.json.")
         if chosen.publish:
-            publish(PAGE, {"chaos": report.markdown(outcomes)})
-            write_json(RESULTS, report.as_json(outcomes))
+            published = report.merged(json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}, outcomes)
+            publish(PAGE, {"chaos": report.markdown(published)})
+            write_json(RESULTS, report.as_json(published))
     return int(any(outcome.wrong for outcome in outcomes) or len(outcomes) < chosen.runs)
 
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from urllib.request import Request, urlopen
 
 from tests.chaos.crash_points import POINTS
-from tests.chaos.system import WORKERS, System
+from tests.chaos.system import WORKERS, Part, System
+from tests.e2e.processes import wait_until
 from tests.fault_proxy import FaultProxy
 
 # Workers let requests in flight finish; the issue allows half a minute.
 GRACE = 30.0
 # A killed process is gone at once, and a busy machine takes its time.
 DEATH = 10.0
+BUSIEST = "the busiest worker"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Fault:
 
 @contextmanager
 def killed(system: System, fault: Fault) -> Iterator[None]:
-    parts = [system.parts[name] for name in (PROCESSES if fault.on == "all" else (fault.on,))]
+    parts = (
+        [_busiest(system)] if fault.on == BUSIEST else [system.parts[name] for name in (PROCESSES if fault.on == "all" else (fault.on,))]
+    )
     for part in parts:
         part.send(signal.SIGKILL)
     for part in parts:
@@ -49,6 +53,22 @@ def killed(system: System, fault: Fault) -> Iterator[None]:
     finally:
         for part in parts:
             part.start()
+
+
+def _busiest(system: System) -> Part:
+    """The worker that holds the most tasks; one that holds none would leave nothing to recover."""
+    found: list[Part] = []
+
+    def look() -> bool:
+        with system.connect() as connection:
+            row = connection.execute(
+                "SELECT worker FROM tasks WHERE state = 'running' AND worker IS NOT NULL GROUP BY worker ORDER BY count(*) DESC, worker"
+            ).fetchone()
+        found[:] = [part for part in system.parts.values() if row and row[0].endswith(f":{part.pid}")]
+        return bool(found)
+
+    wait_until(look, timeout=GRACE)
+    return found[0]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests import factories
 from tests.chaos.crash_points import POINTS
-from tests.chaos.faults import NETWORK, STORMS, Fault
+from tests.chaos.faults import BUSIEST, NETWORK, STORMS, Fault
 from tests.chaos.system import DEFAULT, LINKS, SHORT, WORKERS
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from xalen_batch.catalog import CHAT, RERANK
@@ -83,7 +83,7 @@ def plan(seed: int) -> Plan:
 def killed_as_installed(seed: int, dice: random.Random) -> Plan:
     """A worker killed in mid-batch, with the settings that a user has who set none."""
     ordered = (_order(seed, "chat", CHAT, 300, dice), _order(seed, "rerank", RERANK, 200, dice))
-    return Plan(seed, ordered, (Act(dice.uniform(0.2, 0.5), (Fault("kill -9", dice.choice(WORKERS)),)),), DEFAULT)
+    return Plan(seed, ordered, (Act(dice.uniform(0.2, 0.5), (Fault("kill -9", BUSIEST),)),), DEFAULT)
 
 
 def killed_all_the_time(seed: int, dice: random.Random) -> Plan:

@@ -88,13 +88,19 @@ def as_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
+def merged(published: dict[str, Any], now: Sequence[Outcome]) -> list[Outcome]:
+    """What was published, with these seeds renewed, in the order of their seeds."""
+    by_seed = {run["seed"]: Outcome(**run) for run in published.get("runs", ())} | {outcome.seed: outcome for outcome in now}
+    return [by_seed[seed] for seed in sorted(by_seed)]
+
+
 def markdown(outcomes: Sequence[Outcome]) -> str:
     seeds = [outcome.seed for outcome in outcomes]
     figures = [f"| {name} | {_number(value)} |" for name, value in summary(outcomes).items()]
     faults = [f"| {name} | {count:,} | {wrong} |" for name, count, wrong in by_fault(outcomes)]
     return "\n".join(
         [
-            f"Seeds {min(seeds)} to {max(seeds)}, on {machine.in_words(machine.description())}.",
+            f"{len(seeds)} seeds from {min(seeds)} to {max(seeds)}, on {machine.in_words(machine.description())}.",
             "",
             "| What | Seen |",
             "|---|---|",

@@ -38,6 +38,12 @@ def test_a_wrong_run_says_how_to_run_it_again() -> None:
     assert report.as_json([GOOD, WRONG])["runs"][1]["wrong"] == ["a line is missing"]
 
 
+def test_publishing_renews_the_seeds_that_ran() -> None:
+    published = report.as_json([GOOD, WRONG])
+    renewed = report.merged(published, [Outcome(seed=50, lease=60.0, recovery=60.5)])
+    assert [(outcome.seed, outcome.wrong, outcome.recovery) for outcome in renewed] == [(3, [], 4.2), (50, [], 60.5)]
+
+
 def test_the_page_gets_the_figures_between_its_markers(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- bench:chaos -->\nof last year\n<!-- /bench:chaos -->\nafter\n", "utf-8")
