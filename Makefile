@@ -1,6 +1,6 @@
 # The verbs of the repository. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz bench lint audit clean
+.PHONY: help install demo test fuzz chaos bench lint audit clean
 SHELL := /bin/sh
 
 UV_VERSION := 0.13.9
@@ -29,6 +29,9 @@ fuzz: install ## Fuzz the reader of input files, guided by coverage, for SECONDS
 bench: .venv/.bench ## Measure against what users would write instead; SCENARIOS="zero-latency heavy-tail" for some, BENCH=--help for the options
 	@.venv/bin/python -m benchmarks $(BENCH) $(SCENARIOS)
 
+chaos: install ## Kill, freeze, cut off and empty everything at random, and look for a line that is lost or billed twice; SEED=17 RUNS=1 for one run
+	@.venv/bin/python -m tests.chaos --seed $(or $(SEED),1) --runs $(or $(RUNS),500) $(if $(PUBLISH),--publish)
+
 lint: install ## Check format, style, types and the direction of imports
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
@@ -41,7 +44,7 @@ audit: install ## Look the locked packages up among known vulnerabilities; ends 
 	.venv/bin/python -m tests.audit --requirement "$$requirements" --require-hashes --disable-pip --format json --progress-spinner off
 
 clean: ## Remove what install, demo and test have made in the checkout; data in .xalen stays
-	rm -rf .venv .tools .demo .bench .fuzz .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis dist tests/clients/*/.venv tests/clients/node/node_modules
+	rm -rf .venv .tools .demo .bench .chaos .fuzz .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis dist tests/clients/*/.venv tests/clients/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml uv.lock .tools/.uv-$(UV_VERSION)

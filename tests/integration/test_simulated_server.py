@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Coroutine, Iterator
@@ -134,6 +135,30 @@ def test_a_signal_ends_it_cleanly_after_the_answers_in_flight(end: signal.Signal
             while more := connection.recv(65_536):
                 received += more
         assert [status for status, _ in answers(received)] == [200, 200]
+        assert process.wait(10) == 0
+        assert process.stderr.read() == ""
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_an_answer_whose_client_has_gone_is_dropped_in_silence() -> None:
+    process = subprocess.Popen([sys.executable, "-c", SERVE, "300"], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        port = int(process.stderr.readline().split("127.0.0.1:")[1].split("/")[0])
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as gone:
+            gone.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" + post(BODY) * 2)
+            gone.recv(65_536)
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # Asked later, answered later: by then those of the other were due.
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as other:
+            other.sendall(post(BODY) + b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            received = b""
+            while more := other.recv(65_536):
+                received += more
+        assert [status for status, _ in answers(received)] == [200, 200]
+        process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         assert process.stderr.read() == ""
     finally:

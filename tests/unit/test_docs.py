@@ -47,7 +47,7 @@ def test_a_variable_that_is_named_exists(page: Path) -> None:
     assert set(re.findall(r"\bXALEN_[A-Z_]+\b", page.read_text("utf-8"))) <= known
 
 
-@pytest.mark.parametrize("verb", ["install", "demo", "test", "lint"])
+@pytest.mark.parametrize("verb", ["install", "demo", "test", "lint", "bench", "chaos"])
 def test_a_verb_that_is_shown_is_in_the_makefile(verb: str) -> None:
     assert re.search(rf"^{verb}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
 
@@ -63,3 +63,8 @@ def test_the_performance_page_has_a_place_for_each_scenario() -> None:
     page = (ROOT / "docs/performance.md").read_text("utf-8")
     places = re.findall(r"<!-- bench:([\w-]+) -->\n.*?<!-- /bench:\1 -->", page, re.DOTALL)
     assert sorted(places) == sorted(["machine", "targets", *(name for name in ALL if name != "celery-pools")])
+
+
+def test_the_reliability_page_has_a_place_for_the_campaign() -> None:
+    page = (ROOT / "docs/reliability.md").read_text("utf-8")
+    assert re.findall(r"<!-- bench:([\w-]+) -->\n.*?<!-- /bench:\1 -->", page, re.DOTALL) == ["chaos"]

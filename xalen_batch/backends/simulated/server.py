@@ -177,6 +177,8 @@ class Connection(asyncio.Protocol):
             self._end(slot, reply, keep_alive)
 
     def _end(self, slot: Slot, reply: Answer, keep_alive: bool) -> None:
+        if self._transport.is_closing():
+            return
         if reply.ending == "reset":
             self.abort()
             return

@@ -1,0 +1,129 @@
+"""Where a process of the product can be made to die: between two named steps, by its own SIGKILL.
+
+`run(["worker"])` is `xalen-batch worker` (or api, or beat) with these functions wrapped. The product knows nothing of it.
+A process dies when the file that CHAOS_ARMED names holds `point occurrence`, and it reaches that point for that time since.
+"""
+
+import importlib
+import inspect
+import os
+import signal
+import threading
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+
+class Point(NamedTuple):
+    """`module:name`, and on which side of it. `most`: the latest occurrence that a small batch reaches."""
+
+    role: Literal["worker", "api"]
+    function: str
+    side: Literal["before", "after"]
+    most: int
+
+
+PIPELINE = "xalen_batch.pipeline"
+POINTS = {
+    "validate: file read": Point("worker", f"{PIPELINE}.validate:_read", "after", 2),
+    "split: before its commit": Point("worker", f"{PIPELINE}.validate:_decide", "after", 2),
+    "split: after its commit": Point("worker", f"{PIPELINE}.validate:run", "after", 2),
+    "claim: after its commit": Point("worker", f"{PIPELINE}.claim:_read", "before", 6),
+    "execute: answered, not recorded": Point("worker", "xalen_batch.backends.openai:OpenAIBackend.send", "after", 30),
+    "record: before its commit": Point("worker", f"{PIPELINE}.record:insert", "after", 8),
+    "record: after its commit": Point("worker", f"{PIPELINE}.record:record", "after", 12),
+    "record: last line in, end not named": Point("worker", f"{PIPELINE}.record:_name_next", "before", 4),
+    "finalize: leased": Point("worker", f"{PIPELINE}.finalize:_complete", "before", 2),
+    "finalize: open lines ended": Point("worker", f"{PIPELINE}.finalize:_end_open_tasks", "after", 1),
+    "finalize: invoice made": Point("worker", "xalen_batch.billing.invoices:issue", "after", 2),
+    "finalize: before its commit": Point("worker", f"{PIPELINE}.finalize:_complete", "after", 2),
+    "finalize: after its commit": Point("worker", f"{PIPELINE}.finalize:run", "after", 3),
+    "recover: before its commit": Point("worker", f"{PIPELINE}.recover:_take_back", "after", 1),
+    "upload: stored, no row": Point("api", "xalen_batch.api.uploads:_store", "after", 2),
+    "upload: before its commit": Point("api", "xalen_batch.files:create", "after", 2),
+    "create: before its commit": Point("api", "xalen_batch.batches:create", "after", 2),
+    "create: after its commit, not answered": Point("api", "xalen_batch.broker:publish", "before", 4),
+    "cancel: before its commit": Point("api", "xalen_batch.batches:cancel", "after", 1),
+}
+
+
+class Trigger:
+    """Counts how often the armed point was reached since it was armed, and kills this process when it is time."""
+
+    def __init__(self, armed: Path) -> None:
+        self._armed = armed
+        self._since: tuple[int, str] | None = None
+        self._reached = 0
+        self._lock = threading.Lock()
+
+    def reached(self, point: str) -> None:
+        with self._lock:
+            try:
+                wanted, _, occurrence = self._armed.read_text("utf-8").rpartition(" ")
+                since = (self._armed.stat().st_mtime_ns, wanted)
+            except FileNotFoundError:
+                return
+            if wanted != point:
+                return
+            if since != self._since:
+                self._since, self._reached = since, 0
+            self._reached += 1
+            if self._reached >= int(occurrence):
+                self._armed.rename(self._armed.with_suffix(".fired"))
+                os.kill(os.getpid(), signal.SIGKILL)
+                # Signals come when they come: nothing more happens here.
+                threading.Event().wait()
+
+
+def resolve(function: str) -> tuple[Any, str]:
+    """What holds a named function, and its name there. Raises AttributeError or ImportError where the product has it no more."""
+    module, _, path = function.partition(":")
+    *above, name = path.split(".")
+    holder = importlib.import_module(module)
+    for step in above:
+        holder = getattr(holder, step)
+    if not callable(getattr(holder, name)):
+        raise AttributeError(f"{function} is no function")
+    return holder, name
+
+
+def install(role: str, trigger: Trigger) -> None:
+    """Wrap the functions of this role's points; a name that is gone is an error."""
+    for name, point in POINTS.items():
+        if point.role == role:
+            holder, attribute = resolve(point.function)
+            setattr(holder, attribute, _wrapped(getattr(holder, attribute), name, point.side, trigger.reached))
+
+
+def _wrapped(function: Callable[..., Any], name: str, side: str, reached: Callable[[str], None]) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        async def run_async(*args: Any, **kwargs: Any) -> Any:
+            if side == "before":
+                reached(name)
+            returned = await function(*args, **kwargs)
+            if side == "after":
+                reached(name)
+            return returned
+
+        return run_async
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if side == "before":
+            reached(name)
+        returned = function(*args, **kwargs)
+        if side == "after":
+            reached(name)
+        return returned
+
+    return run
+
+
+def run(arguments: list[str]) -> None:
+    install(arguments[0], Trigger(Path(os.environ["CHAOS_ARMED"])))
+    from xalen_batch.cli.main import app
+
+    app(arguments)

@@ -1,0 +1,125 @@
+"""Processes of the product that are there at once: one parent has everything imported, and forks whatever is started.
+
+    python -m tests.chaos.forks
+
+Importing the product takes seconds, and the campaign starts a process every few. What a fork then runs is the product's
+own command, in a session, an environment and a log of its own. The parent reads a JSON object a line on stdin and answers
+each with one: `{"run": […], "env": {…}, "out": PATH, "err": PATH}` with a process id, a process id with its exit code, or null.
+"""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.chaos import crash_points, model_server
+from xalen_batch.processes import dying_with_parent
+
+ROOT = Path(__file__).parents[2]
+# What the commands import when they run.
+IMPORTED_EARLY = (
+    "xalen_batch.cli.main",
+    "xalen_batch.app",
+    "xalen_batch.worker",
+    "xalen_batch.schema",
+    "celery.worker.consumer",
+    "celery.beat",
+)
+
+
+class Forks:
+    """The parent, from outside. To be used by one thread, and gone with it."""
+
+    def __init__(self, marker: str) -> None:
+        self._parent = subprocess.Popen(
+            # Python ignores the option; it names the installation in `ps`, and to whoever looks for leftovers.
+            [sys.executable, "-X", marker, "-m", "tests.chaos.forks"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=dying_with_parent(signal.SIGKILL),
+        )
+        self.pid = self._parent.pid
+
+    def start(self, arguments: list[str], env: Mapping[str, str], out: Path, err: Path) -> int:
+        """Run one of `PROGRAMS` with its arguments; its process id."""
+        return int(self._ask({"run": arguments, "env": dict(env), "out": str(out), "err": str(err)}))
+
+    def exit_code(self, pid: int) -> int | None:
+        """Minus the signal for one that was killed; None while it runs."""
+        code: int | None = self._ask(pid)
+        return code
+
+    def close(self) -> None:
+        assert self._parent.stdin is not None
+        self._parent.stdin.close()
+        self._parent.wait(10)
+
+    def _ask(self, request: object) -> Any:
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        self._parent.stdin.write(json.dumps(request).encode() + b"\n")
+        self._parent.stdin.flush()
+        return json.loads(self._parent.stdout.readline())
+
+
+def command(arguments: list[str]) -> None:
+    from xalen_batch.cli.main import app
+
+    app(arguments)
+
+
+PROGRAMS = {"xalen-batch": command, "crash-points": crash_points.run, "model-server": model_server.run}
+
+
+def _become(request: dict[str, Any]) -> None:
+    """In the fork: what a process that is started afresh would be."""
+    os.setsid()
+    if dies := dying_with_parent(signal.SIGKILL):
+        dies()
+    for number, path in ((1, request["out"]), (2, request["err"])):
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(opened, number)
+        os.close(opened)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.environ.clear()
+    os.environ.update(request["env"])
+
+
+def main() -> None:
+    for module in IMPORTED_EARLY:
+        importlib.import_module(module)
+    ended: dict[int, int] = {}
+    # Unbuffered: a fork must not have what is not read yet.
+    requests, answers = os.fdopen(os.dup(0), "rb", buffering=0), os.dup(1)
+    while line := requests.readline():
+        request = json.loads(line)
+        if isinstance(request, int):
+            if request not in ended:
+                pid, status = os.waitpid(request, os.WNOHANG)
+                if pid:
+                    ended[pid] = os.waitstatus_to_exitcode(status)
+            os.write(answers, json.dumps(ended.get(request)).encode() + b"\n")
+            continue
+        pid = os.fork()
+        if pid == 0:
+            requests.close()
+            os.close(answers)
+            _become(request)
+            program, *arguments = request["run"]
+            # From here it ends as any process does, out of this module's last line.
+            PROGRAMS[program](arguments)
+            return
+        os.write(answers, json.dumps(pid).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

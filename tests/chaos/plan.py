@@ -1,0 +1,182 @@
+"""From a seed to a plan: which batches are driven, and what is done to the system meanwhile.
+
+The same seed is always the same plan. When its faults come is told in shares of the work that is done, so a slow
+machine meets them at the same places, though never at the same instruction.
+"""
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests import factories
+from tests.chaos.crash_points import POINTS
+from tests.chaos.faults import BUSIEST, NETWORK, STORMS, Fault
+from tests.chaos.system import DEFAULT, LINKS, SHORT, WORKERS
+from tests.factories import CHAT_MODEL, RERANK_MODEL
+from xalen_batch.catalog import CHAT, RERANK
+
+# So many seeds in a row meet every fault that there is.
+ROUND = 20
+EVERY = 50
+MOST_KILLS = 30
+REFUSED_SHARE = 0.06
+REFUSALS = ("status=400", "status=404", "status=422")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A batch to be: its lines, which of them the model refuses, and the share of them after which it is cancelled."""
+
+    name: str
+    endpoint: str
+    lines: tuple[dict[str, Any], ...]
+    refused: frozenset[str] = frozenset()
+    cancel_at: float | None = None
+
+    @property
+    def custom_ids(self) -> list[str]:
+        return [line["custom_id"] for line in self.lines]
+
+
+@dataclass(frozen=True)
+class Act:
+    """Faults that begin together, when that share of all lines has ended."""
+
+    at: float
+    faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`settings`: of the system that it is for."""
+
+    seed: int
+    orders: tuple[Order, ...]
+    acts: tuple[Act, ...] = ()
+    settings: Mapping[str, object] = field(default_factory=lambda: SHORT)
+
+    @property
+    def lines(self) -> int:
+        return sum(len(order.lines) for order in self.orders)
+
+    @property
+    def faults(self) -> list[Fault]:
+        return [fault for act in self.acts for fault in act.faults]
+
+
+def plan(seed: int) -> Plan:
+    """Most seeds mix all faults. Of every fifty one kills a worker at the product's own lease, and one kills workers all the time."""
+    dice = random.Random(seed)
+    if seed % EVERY == 0:
+        return killed_as_installed(seed, dice)
+    if seed % EVERY == EVERY // 2:
+        return killed_all_the_time(seed, dice)
+    dealt = [_timed(kind, on, dice) for kind, on in _dealt(seed)]
+    if dice.random() < 0.5:
+        dealt.append(_timed("kill -9", dice.choice(WORKERS), dice))
+    acts = [Act(_moment(fault, dice), (fault,)) for fault in dealt]
+    acts.sort(key=lambda act: act.at)
+    return Plan(seed, tuple(orders(seed, dice)), tuple(_overlapped(acts, dice)))
+
+
+def killed_as_installed(seed: int, dice: random.Random) -> Plan:
+    """A worker killed in mid-batch, with the settings that a user has who set none."""
+    ordered = (_order(seed, "chat", CHAT, 300, dice), _order(seed, "rerank", RERANK, 200, dice))
+    return Plan(seed, ordered, (Act(dice.uniform(0.2, 0.5), (Fault("kill -9", BUSIEST),)),), DEFAULT)
+
+
+def killed_all_the_time(seed: int, dice: random.Random) -> Plan:
+    """Thirty kills of workers in one batch."""
+    kills = [Fault("kill -9", dice.choice(WORKERS), dice.uniform(0, 0.5)) for _ in range(MOST_KILLS)]
+    acts = [Act(0.9 * number / MOST_KILLS, (kill,)) for number, kill in enumerate(kills)]
+    return Plan(seed, (_order(seed, "chat", CHAT, 900, dice),), tuple(acts))
+
+
+def every_fault() -> list[tuple[str, str]]:
+    """Each kind of fault with each that it can be on."""
+    return [
+        *(("kill -9", name) for name in ("api", *WORKERS, "beat", "all")),
+        *(("freeze", name) for name in WORKERS),
+        ("rolling restart", "all"),
+        ("Valkey killed, back empty", "valkey"),
+        ("Valkey frozen", "valkey"),
+        *(("PostgreSQL stopped", number) for number in ("SIGKILL", "SIGQUIT")),
+        *(("network", f"{link}: {how}") for link in LINKS for how in NETWORK),
+        *(("storm", name) for name in STORMS),
+        *(("crash point", name) for name in POINTS),
+    ]
+
+
+def _dealt(seed: int) -> list[tuple[str, str]]:
+    """A hand of cards from a shuffled pack that `ROUND` seeds share."""
+    pack = every_fault()
+    round_, turn = divmod(seed - 1, ROUND)
+    random.Random(f"round {round_}").shuffle(pack)
+    return pack[turn::ROUND]
+
+
+def _timed(kind: str, on: str, dice: random.Random) -> Fault:
+    if kind == "crash point":
+        return Fault(kind, on, dice.randint(1, POINTS[on].most))
+    if kind == "freeze":
+        # Past its lease.
+        return Fault(kind, on, dice.uniform(4, 5))
+    if kind == "rolling restart":
+        return Fault(kind, on)
+    return Fault(kind, on, dice.uniform(0.2, 2.5))
+
+
+def _moment(fault: Fault, dice: random.Random) -> float:
+    # What happens in the first moments of a batch has to be lain in wait for.
+    is_early = fault.is_crash_point or dice.random() < 0.2
+    return 0.0 if is_early else dice.uniform(0.0, 0.8)
+
+
+def _overlapped(acts: list[Act], dice: random.Random) -> Iterator[Act]:
+    """Some faults together with the one before; a restart in good order alone, since it has a promise of its own."""
+    waiting: Act | None = None
+    for act in acts:
+        is_alone = any(fault.kind == "rolling restart" for fault in act.faults)
+        if waiting is not None and not is_alone and dice.random() < 0.25:
+            waiting = Act(waiting.at, (*waiting.faults, *act.faults))
+            continue
+        if waiting is not None:
+            yield waiting
+        waiting = act
+        if is_alone:
+            yield waiting
+            waiting = None
+    if waiting is not None:
+        yield waiting
+
+
+def orders(seed: int, dice: random.Random) -> Iterator[Order]:
+    """Four batches: chat, rerank, both models in one, and a small one. Some lines are refused; some batches are cancelled."""
+    yield _order(seed, "chat", CHAT, dice.randint(120, 200), dice)
+    yield _order(seed, "rerank", RERANK, dice.randint(80, 160), dice)
+    cancel_at = dice.uniform(0.1, 0.6) if dice.random() < 0.6 else None
+    yield _order(seed, "mixed", CHAT, dice.randint(60, 100), dice, cancel_at)
+    yield _order(seed, "small", dice.choice((CHAT, RERANK)), dice.randint(1, 6), dice, 0.0 if dice.random() < 0.3 else None)
+
+
+def _order(seed: int, name: str, endpoint: str, count: int, dice: random.Random, cancel_at: float | None = None) -> Order:
+    lines, refused = [], set()
+    for number in range(1, count + 1):
+        token = f"run-{seed}-{name}-{number}"
+        refusal = dice.choice(REFUSALS) if dice.random() < REFUSED_SHARE else None
+        if refusal:
+            refused.add(token)
+        lines.append(_line(token, endpoint, refusal, is_reranked=name == "mixed" and number % 2 == 0 and not refusal))
+    return Order(name, endpoint, tuple(lines), frozenset(refused), cancel_at)
+
+
+def _line(token: str, endpoint: str, refusal: str | None, *, is_reranked: bool) -> dict[str, Any]:
+    if endpoint == RERANK:
+        asked = {"simulate": refusal} if refusal else {}
+        return factories.rerank_line(token, f"Where is parcel {token}?", **asked)
+    if is_reranked:
+        query = f'{{"query": "Where is parcel {token}?", "documents": ["It is on its way.", "It came back."]}}'
+        return factories.chat_line(token, query, model=RERANK_MODEL)
+    asked = {"metadata": {"simulate": refusal}} if refusal else {}
+    return factories.chat_line(token, f"Where is parcel {token}?", model=CHAT_MODEL, **asked)

@@ -1,0 +1,169 @@
+"""One run: a plan's batches are driven while its faults come, and when all is over the oracle is asked."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+
+import psycopg
+
+from tests.chaos import leftovers, logged, oracle
+from tests.chaos.drive import Client, Delivery
+from tests.chaos.faults import KINDS, PROCESSES, Fault
+from tests.chaos.plan import Act, Plan
+from tests.chaos.system import System
+from xalen_batch.errors import ConfigError
+
+# Everything ends within this, counted from the moment that the last fault is healed.
+BOUND = 65.0
+# After which a run is given up; a system that is only late is told from one that stands still.
+PATIENCE = 180.0
+# The next faults come when so much time has passed, also where no line ends meanwhile.
+LONGEST_WAIT = 3.0
+LOOK = 0.05
+
+
+@dataclass
+class Outcome:
+    """`recovery`: seconds from the end of the last fault until the last batch had ended."""
+
+    seed: int
+    lease: float
+    faults: list[str] = field(default_factory=list)
+    fired: list[str] = field(default_factory=list)
+    kills: int = 0
+    batches: int = 0
+    lines: int = 0
+    calls: int = 0
+    repeated: int = 0
+    lost: int = 0
+    doubled: int = 0
+    given_up: dict[str, int] = field(default_factory=dict)
+    unanswered: int = 0
+    recovery: float = 0.0
+    seconds: float = 0.0
+    wrong: list[str] = field(default_factory=list)
+
+
+class Run:
+    """A plan on a system that is ready and stands idle."""
+
+    def __init__(self, system: System, plan: Plan) -> None:
+        self._system = system
+        self._plan = plan
+        self.outcome = Outcome(plan.seed, system.lease, batches=len(plan.orders), lines=plan.lines)
+        self._first_call = system.calls.stat().st_size if system.calls.exists() else 0
+        self._read_logs = logged.Reader(system)
+        self.calls = oracle.Calls()
+        self._clients = [Client(system.base_url, system.key, f"run-{plan.seed}", order) for order in plan.orders]
+        self._is_crashing = False
+
+    def run(self) -> Outcome:
+        started = time.monotonic()
+        for client in self._clients:
+            client.start()
+        with ExitStack() as until_the_end:
+            for act in self._plan.acts:
+                self._wait_for(act)
+                self._perform(act, until_the_end)
+            self._until(lambda: self._is_over or not self._is_crashing, timeout=LONGEST_WAIT)
+        self._raise_the_dead()
+        healed = time.monotonic()
+        self._finish(healed)
+        self._judge()
+        self.outcome.seconds = time.monotonic() - started
+        return self.outcome
+
+    def _wait_for(self, act: Act) -> None:
+        self._until(lambda: self._is_over or self._progress >= act.at, timeout=LONGEST_WAIT)
+
+    def _perform(self, act: Act, until_the_end: ExitStack) -> None:
+        try:
+            with ExitStack() as now:
+                for fault in act.faults:
+                    self._begin(fault, until_the_end if fault.is_crash_point else now)
+                hold = max((fault.hold for fault in act.faults if not fault.is_crash_point), default=0.0)
+                self._until(lambda: False, timeout=hold)
+        except (AssertionError, ConfigError) as error:
+            # A process that did not leave when it was told to, or a store that did not start again.
+            self.outcome.wrong.append(f"after {', '.join(map(str, act.faults))}: {error}")
+
+    def _begin(self, fault: Fault, until: ExitStack) -> None:
+        self.outcome.faults.append(f"{fault.kind}: {fault.on}")
+        self.outcome.kills += _kills(fault)
+        until.enter_context(KINDS[fault.kind](self._system, fault))
+        self._is_crashing |= fault.is_crash_point
+
+    def _until(self, happened: Callable[[], bool], *, timeout: float) -> None:
+        """Watch over the processes until something is so, or for that time."""
+        deadline = time.monotonic() + timeout
+        while not happened() and time.monotonic() < deadline:
+            self._raise_the_dead()
+            time.sleep(LOOK)
+        self._raise_the_dead()
+
+    def _raise_the_dead(self) -> None:
+        """Start again what crashed at its point, as a supervisor would; whatever else has ended by itself should not have."""
+        for part in self._system.parts.values():
+            if not part.is_wanted or part.is_running:
+                continue
+            if part.fired.exists():
+                point = part.fired.read_text("utf-8").rpartition(" ")[0]
+                self.outcome.fired.append(point)
+                self.outcome.kills += 1
+            else:
+                self.outcome.wrong.append(f"{part.name} ended by itself, with {part.exit_code}")
+            part.start()
+
+    @property
+    def _is_over(self) -> bool:
+        return not any(client.is_alive() for client in self._clients)
+
+    @property
+    def _progress(self) -> float:
+        """The share of all lines that has ended; 0 while nobody can say."""
+        with suppress(psycopg.Error), self._system.connect() as connection:
+            row = connection.execute(
+                "SELECT coalesce(sum(completed + failed), 0) FROM tasks WHERE batch_id IN (SELECT id FROM batches WHERE metadata ->> 'run' = %s)",
+                [f"run-{self._plan.seed}"],
+            ).fetchone()
+            return float(row[0]) / self._plan.lines if row else 0.0
+        return 0.0
+
+    def _finish(self, healed: float) -> None:
+        for client in self._clients:
+            client.deadline = healed + PATIENCE
+        while not self._is_over:
+            self._raise_the_dead()
+            time.sleep(LOOK)
+        ended = [delivery.ended_at for delivery in self.deliveries if delivery.ended_at is not None]
+        self.outcome.recovery = max(0.0, max(ended, default=healed) - healed)
+        if self.outcome.recovery > BOUND:
+            self.outcome.wrong.append(f"it took {self.outcome.recovery:.1f} s to recover, and may take {BOUND:.0f}")
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        return [client.delivery for client in self._clients]
+
+    def _judge(self) -> None:
+        deliveries = self.deliveries
+        calls = self.calls = oracle.read_calls(self._system.calls, self._first_call)
+        self.outcome.calls, self.outcome.repeated = calls.asked.total(), calls.repeated
+        self.outcome.lost, self.outcome.doubled = oracle.lost_and_doubled(deliveries)
+        self.outcome.given_up = dict(oracle.given_up(deliveries))
+        self.outcome.unanswered = sum(delivery.unanswered for delivery in deliveries)
+        wrong = self.outcome.wrong
+        with self._system.connect() as connection:
+            wrong += oracle.wrong(connection, f"run-{self._plan.seed}", deliveries, calls)
+        code, found, words = self._system.command("reconcile", "--json")
+        if (code, found.strip()) != (0, "[]"):
+            wrong.append(f"reconcile ended with {code} and found {found.strip()[:500]} {words.strip()[:500]}")
+        wrong += leftovers.left(self._system)
+        wrong += self._read_logs.errors()
+
+
+def _kills(fault: Fault) -> int:
+    """How many processes a fault kills at once. Crash points are counted when they fire."""
+    if fault.kind == "kill -9":
+        return len(PROCESSES) if fault.on == "all" else 1
+    return int(fault.kind == "Valkey killed, back empty" or fault.kind == "PostgreSQL stopped")

@@ -1,0 +1,233 @@
+"""The whole product as separate processes, each of which can be killed, frozen, continued and started again.
+
+PostgreSQL and Valkey are the embedded ones; every other process reaches them, and the model server, through fault
+proxies of its own. A folder holds all of it, and nothing is left when the system is closed.
+"""
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+import psycopg
+
+from tests.chaos.forks import Forks
+from tests.e2e.processes import answers, environment, free_port, wait_until
+from tests.factories import CHAT_MODEL, RERANK_MODEL
+from tests.fault_proxy import FaultProxy
+from xalen_batch import embedded
+from xalen_batch.processes import last_words
+
+START_TIMEOUT = 120.0
+STOP_TIMEOUT = 60.0
+WORKERS = ("worker-1", "worker-2")
+# The network between: workers and the model server; everyone and Valkey; api, and each worker, and PostgreSQL.
+LINKS = ("models", "valkey", "postgres-api", "postgres-worker-1", "postgres-worker-2")
+
+# A night in seconds: everything that the product waits for, shorter in proportion.
+SHORT: Mapping[str, object] = {
+    "lease": 3,
+    "tick_interval": 2,
+    "poll_interval": 0.2,
+    "flush_interval": 0.2,
+    "task_lines": 40,
+    "shutdown_grace": 5,
+    "request_timeout": 8,
+    "connect_timeout": 2,
+    "retry_base": 0.1,
+    "retry_cap": 1,
+    "circuit_pause": 1,
+    # What the campaign does to the backend is no reason to give a line up.
+    "max_attempts": 40,
+}
+# As it is installed: what is published of a killed worker holds for these.
+DEFAULT: Mapping[str, object] = {}
+# No worker takes every line at once, so that there is a middle of a batch to be killed in.
+LATENCY_MS = {CHAT_MODEL: 200, RERANK_MODEL: 100}
+MAX_IN_FLIGHT = 12
+
+
+class Part:
+    """One process of the product, or the model server."""
+
+    def __init__(self, name: str, arguments: list[str], folder: Path, env: Mapping[str, str], forks: Forks) -> None:
+        self.name = name
+        self.log = folder / "logs" / f"{name}.log"
+        # Where `crash_points` looks for what to do, and says that it did it.
+        self.armed = folder / "armed" / name
+        self.fired = self.armed.with_suffix(".fired")
+        self._arguments = arguments
+        self._env = {**env, "CHAOS_ARMED": str(self.armed)}
+        self._forks = forks
+        self.pid: int | None = None
+        # Whether it is down because someone wanted it to be.
+        self.is_wanted = False
+
+    def start(self) -> None:
+        """Start it, unless it runs."""
+        self.is_wanted = True
+        if not self.is_running:
+            self.fired.unlink(missing_ok=True)
+            self.pid = self._forks.start(self._arguments, self._env, self.log, self.log)
+
+    @property
+    def is_running(self) -> bool:
+        return self.pid is not None and self.exit_code is None
+
+    @property
+    def exit_code(self) -> int | None:
+        return None if self.pid is None else self._forks.exit_code(self.pid)
+
+    def send(self, number: signal.Signals) -> None:
+        if self.pid is not None and self.is_running:
+            os.kill(self.pid, number)
+
+    def end(self, number: signal.Signals, timeout: float) -> None:
+        """Send a signal and wait until the process is gone. Raises AssertionError if it is not within that time."""
+        self.is_wanted = False
+        self.send(number)
+        wait_until(lambda: not self.is_running, timeout=timeout)
+
+
+class System:
+    """`with System(folder) as system:`; it is ready inside. `settings`: XALEN_… by their names without the prefix."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, object] = SHORT) -> None:
+        self.folder = folder
+        self.settings = dict(settings)
+        for name in ("logs", "armed", "data"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        self.files = folder / "data" / "files"
+        self.calls = folder / "calls.log"
+        self.postgres = embedded.Postgres(folder / "postgres", folder / "logs" / "postgres.log")
+        self.valkey = embedded.Valkey(folder / "valkey", folder / "logs" / "valkey.log")
+        self._models_port = free_port()
+        self.port = free_port()
+        self.proxies: dict[str, FaultProxy] = {}
+        self.parts: dict[str, Part] = {}
+        self._closing = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as starting:
+            self._start(starting)
+            self._closing = starting.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def models_address(self) -> str:
+        """The model server itself, past the proxy."""
+        return f"http://127.0.0.1:{self._models_port}"
+
+    @property
+    def lease(self) -> float:
+        return float(str(self.settings.get("lease", 60)))
+
+    @property
+    def is_ready(self) -> bool:
+        return answers(f"http://127.0.0.1:{self.port}/readyz") and all(part.is_running for part in self.parts.values())
+
+    def connect(self) -> psycopg.Connection:
+        """A connection of our own to PostgreSQL, past the proxies."""
+        return psycopg.connect(self.postgres.url, connect_timeout=2)
+
+    def command(self, *arguments: str, timeout: float = 120) -> tuple[int, str, str]:
+        """`xalen-batch …` on the stores: its exit code, what it said on stdout, and on stderr."""
+        out, err = self.folder / "out", self.folder / "err"
+        for path in (out, err):
+            path.unlink(missing_ok=True)
+        pid = self.forks.start(["xalen-batch", *arguments], self._environment(self.postgres.url), out, err)
+        wait_until(lambda: self.forks.exit_code(pid) is not None, timeout=timeout)
+        return self.forks.exit_code(pid) or 0, out.read_text("utf-8"), err.read_text("utf-8")
+
+    def wait_until_ready(self, timeout: float = START_TIMEOUT) -> None:
+        try:
+            wait_until(lambda: self.is_ready, timeout=timeout)
+        except AssertionError:
+            words = {name: (part.exit_code, last_words(part.log)) for name, part in self.parts.items()}
+            raise AssertionError(f"not ready within {timeout:.0f} s: {words}") from None
+
+    def processes(self) -> dict[int, str]:
+        """What runs of this installation now: command lines by process id."""
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = entry.read_bytes()
+            except OSError:
+                continue
+            if os.fsencode(marker(self.folder)) in words or os.fsencode(str(self.postgres.folder)) in words:
+                found[int(entry.parent.name)] = words.replace(b"\0", b" ").decode("utf-8", "replace").strip()
+        return found
+
+    def _start(self, closing: ExitStack) -> None:
+        self.forks = Forks(marker(self.folder))
+        closing.callback(self.forks.close)
+        for store in (self.postgres, self.valkey):
+            closing.callback(store.stop)
+            store.start()
+        targets = dict.fromkeys(LINKS, self.postgres.sockets / f".s.PGSQL.{embedded.POSTGRES_PORT}")
+        targets |= {"models": ("127.0.0.1", self._models_port), "valkey": self.valkey.sockets / "valkey.sock"}
+        self.proxies = {name: closing.enter_context(FaultProxy(target)) for name, target in targets.items()}
+        (self.folder / "catalog.toml").write_text(self._catalog(), "utf-8")
+        for arguments in (("migrate",), ("keys", "create", "--account", "chaos", "--mode", "live", "--json")):
+            code, said, why = self.command(*arguments)
+            if code:
+                raise AssertionError(f"xalen-batch {arguments[0]} failed: {why}")
+        self.key: str = json.loads(said)["secret"]
+        self._add("models", "model-server", str(self._models_port), str(self.calls), link="")
+        self._add("api", "crash-points", "api", link="postgres-api")
+        for name in WORKERS:
+            self._add(name, "crash-points", "worker", link=f"postgres-{name}")
+        self._add("beat", "crash-points", "beat", link="postgres-api")
+        for part in self.parts.values():
+            closing.callback(self._end, part)
+            part.start()
+        self.wait_until_ready()
+
+    def _add(self, name: str, *arguments: str, link: str) -> None:
+        url = f"postgresql://{self._through(link)}" if link else self.postgres.url
+        self.parts[name] = Part(name, list(arguments), self.folder, self._environment(url), self.forks)
+
+    def _through(self, link: str) -> str:
+        password = (self.postgres.folder / "password").read_text("ascii")
+        return f"{embedded.USER}:{password}@127.0.0.1:{self.proxies[link].port}/postgres"
+
+    def _environment(self, database_url: str) -> dict[str, str]:
+        return environment(
+            **self.settings,
+            database_url=database_url,
+            redis_url=f"redis://127.0.0.1:{self.proxies['valkey'].port}/0" if self.proxies else self.valkey.url,
+            data_dir=self.folder / "data",
+            catalog=self.folder / "catalog.toml",
+            port=self.port,
+            log_format="json",
+            pool_size=20,
+        )
+
+    def _catalog(self) -> str:
+        return "\n".join(
+            f"[models.{model}]\nlatency_ms = {latency}\n[models.{model}.backend]\nkind = 'openai'\n"
+            f"base_url = 'http://127.0.0.1:{self.proxies['models'].port}/v1'\nmodel = '{model}'\nmax_in_flight = {MAX_IN_FLIGHT}\n"
+            for model, latency in LATENCY_MS.items()
+        )
+
+    def _end(self, part: Part) -> None:
+        part.send(signal.SIGCONT)
+        try:
+            part.end(signal.SIGTERM, STOP_TIMEOUT)
+        except AssertionError:
+            part.end(signal.SIGKILL, 10.0)
+            raise AssertionError(f"{part.name} did not stop within {STOP_TIMEOUT:.0f} s") from None
+
+
+def marker(folder: Path) -> str:
+    return f"data_dir={folder}"
