@@ -3,18 +3,15 @@
 import http.client
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import redis
 import uvicorn
 
 from tests.integration.conftest import Api
-from xalen_batch import allowance, app, key_secrets
-from xalen_batch.allowance import Allowance
-from xalen_batch.api import deps
+from xalen_batch import app, key_secrets
+from xalen_batch.api.allowances import UNKNOWN_PROCESSES
 
 MOST = 5
 
@@ -70,56 +67,12 @@ def test_every_route_counts_and_counts_once(api: Api) -> None:
     assert status("POST", "/v1/batches", b"{") == 429
 
 
-def test_processes_count_together_and_redis_forgets(valkey: redis.Redis, stores: object) -> None:
-    one, other = Allowance("test"), Allowance("test")
-    assert [one.take("a", 2), other.take("a", 2)] == [0, 0]
-    assert 0 < one.take("a", 2) <= 30
-    assert one.take("b", 2) == 0
-    assert Allowance("another").take("a", 2) == 0
-    [kept] = list(valkey.scan_iter("xalen:allowance:test:a"))
-    assert 0 < int(str(valkey.pttl(kept))) <= 60_000
-
-
-def test_one_comes_back_after_its_share_of_a_minute(valkey: redis.Redis, stores: object) -> None:
-    took = Allowance("test")
-    started = time.monotonic()
-    assert [took.take("a", 600) for _ in range(600)].count(0) == 600
-    while took.take("a", 600):
-        time.sleep(0.01)
-    # Ten a second come back, so one was there a tenth of a second after the first was taken, or that much later.
-    assert time.monotonic() - started >= 0.1
-
-
-class TestRedisAway:
-    @pytest.fixture(autouse=True)
-    def _away(self, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        configure(redis_url=f"redis://127.0.0.1:{port}/0", failed_auth_per_minute=MOST)
-        monkeypatch.setattr(deps, "_failures", Allowance("failed-authentication"))
-
-    def test_each_process_counts_alone(self, api: Api) -> None:
-        assert failures(api, MOST + 1) == [401] * MOST + [429]
-        assert failures(api, 1, key="") == [200]
-
-    def test_a_redis_that_hangs_costs_a_moment_and_not_each_request(self, api: Api, configure: Callable[..., None]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            configure(redis_url=f"redis://127.0.0.1:{silent.getsockname()[1]}/0", failed_auth_per_minute=1000)
-            asked = 0
-            took = Allowance("test")
-            started = time.monotonic()
-            while time.monotonic() - started < 1.0:
-                assert took.take("a", 1_000_000) == 0
-                asked += 1
-        # A quarter of a second for the first; the others do not wait.
-        assert asked > 100
-
-    def test_a_process_forgets_names_before_they_fill_its_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(allowance, "MOST_NAMES", 10)
-        took = Allowance("test")
-        assert [took.take(str(number), 1) for number in range(50)] == [0] * 50
-        assert len(took._whole) == 10
-        assert took.take("49", 1) > 0
+def test_without_redis_a_process_goes_by_its_share(api: Api, configure: Callable[..., None]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    configure(redis_url=f"redis://127.0.0.1:{port}/0", failed_auth_per_minute=MOST * UNKNOWN_PROCESSES)
+    assert failures(api, MOST + 1) == [401] * MOST + [429]
+    assert failures(api, 1, key="") == [200]
 
 
 @pytest.fixture

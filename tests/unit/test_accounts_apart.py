@@ -10,7 +10,7 @@ OWNED = {table.name for table in Base.metadata.sorted_tables if set(table.column
 POINTERS = [
     (table, key)
     for table in Base.metadata.sorted_tables
-    for key in table.foreign_key_constraints
+    for key in sorted(table.foreign_key_constraints, key=lambda key: key.column_keys)
     if table.name in OWNED and key.referred_table.name in OWNED
 ]
 

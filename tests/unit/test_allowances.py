@@ -109,6 +109,22 @@ class TestWithoutRedis:
             assert asked.call_count == 1
 
 
+def test_what_is_had_by_the_minute_comes_back_by_the_minute() -> None:
+    with time_machine.travel(START, tick=False) as clock:
+        shared = allowances_of(fakeredis.FakeServer())
+        assert [shared.draw("a", 5, 60).wait for _ in range(6)] == [0, 0, 0, 0, 0, pytest.approx(12)]
+        clock.move_to(START + 13)
+        assert shared.draw("a", 5, 60).wait == 0
+
+
+def test_a_process_forgets_buckets_before_they_fill_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allowances, "MOST_OWN", 10)
+    alone = Allowances(None)
+    for number in range(50):
+        assert alone.draw(str(number), 1).wait == 0
+    assert list(alone._own) == [str(number) for number in range(40, 50)]
+
+
 def test_settings_without_redis_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allowances, "_of", lambda url: Allowances(None))
     assert allowances.draw("a", 10).limit == 10

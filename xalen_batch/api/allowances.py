@@ -1,6 +1,6 @@
-"""An account's requests per second: a bucket in Redis that all API processes draw from, and one process's own while Redis is away.
+"""How often something may be had: a bucket in Redis that all API processes draw from, and one process's own while Redis is away.
 
-A bucket holds a second's worth (FEWEST at least), is full at first, and fills steadily. Who finds it empty is told when to come back, each a little
+A bucket holds what may be had at once (FEWEST at least), is full at first, and fills steadily. Who finds it empty is told when to come back, each a little
 later than the one before, so that clients which do as they are told find room (docs/decisions/0020).
 """
 
@@ -31,11 +31,13 @@ FEWEST = 2
 LIVE_FOR = 60
 # A process that has never reached Redis takes itself for one of so many.
 UNKNOWN_PROCESSES = 4
+# Buckets of a process's own; beyond that those that were asked for first are forgotten.
+MOST_OWN = 10_000
 AWAY = (redis.RedisError, OSError)
 
 
 class Draw(NamedTuple):
-    """What came of asking for one request. Seconds: `wait` until it is worth asking again (0: it was granted), `reset` until the bucket is full."""
+    """What came of asking for one. Seconds: `wait` until it is worth asking again (0: it was granted), `reset` until the bucket is full."""
 
     limit: int
     remaining: int
@@ -106,24 +108,23 @@ class Allowances:
         connect = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, "retry": Retry(NoBackoff(), 0)}
         self._script = redis.Redis.from_url(url, **connect).register_script(DRAW) if url else None
 
-    def draw(self, name: str, limit: int) -> Draw:
-        """One request of whoever is named. Never raises, and waits for Redis no longer than PATIENCE."""
+    def draw(self, name: str, limit: int, seconds: float = 1.0) -> Draw:
+        """One for whoever is named, of so many in so many seconds. Never raises, and waits for Redis no longer than PATIENCE."""
         if self._script is not None and self._may_ask():
             try:
-                draw = self._shared(name, limit)
+                draw = self._shared(name, limit, seconds)
             except AWAY as error:
                 self._leave(error)
             else:
                 self._return()
                 return draw
-        return self._alone(name, limit)
+        return self._alone(name, limit, seconds)
 
-    def _shared(self, name: str, limit: int) -> Draw:
+    def _shared(self, name: str, limit: int, seconds: float) -> Draw:
         assert self._script is not None
-        keys = [f"xalen:requests:{name}", "xalen:requests"]
-        remaining, wait, reset, self._processes = cast(
-            list[int], self._script(keys, [limit, max(FEWEST, limit), LONGEST_WAIT, self._id, LIVE_FOR])
-        )
+        keys = [f"xalen:allowances:{name}", "xalen:allowances"]
+        asked: list[float | str] = [limit / seconds, max(FEWEST, limit), LONGEST_WAIT, self._id, LIVE_FOR]
+        remaining, wait, reset, self._processes = cast(list[int], self._script(keys, asked))
         return Draw(limit, min(limit, remaining), wait / 1e6, reset / 1e6)
 
     def _may_ask(self) -> bool:
@@ -148,13 +149,15 @@ class Allowances:
                 self._retry_at = 0.0
                 self._own.clear()
 
-    def _alone(self, name: str, limit: int) -> Draw:
-        now, rate = time.monotonic(), limit / self._processes
+    def _alone(self, name: str, limit: int, seconds: float) -> Draw:
+        now, share = time.monotonic(), limit / self._processes
         with self._lock:
             bucket = self._own.get(name)
-            if bucket is None or bucket.rate != rate:
-                size = max(FEWEST, rate)
-                bucket = self._own[name] = OwnBucket(rate, size, now, size)
+            if bucket is None or bucket.rate != share / seconds:
+                if len(self._own) >= MOST_OWN:
+                    del self._own[next(iter(self._own))]
+                size = max(FEWEST, share)
+                bucket = self._own[name] = OwnBucket(share / seconds, size, now, size)
             return bucket.draw(limit, now)
 
 
@@ -163,7 +166,7 @@ def _of(url: str | None) -> Allowances:
     return Allowances(url)
 
 
-def draw(name: str, limit: int) -> Draw:
-    """One request of whoever is named, in a second that allows so many."""
+def draw(name: str, limit: int, seconds: float = 1.0) -> Draw:
+    """One for whoever is named, of so many in so many seconds."""
     url = settings().redis_url
-    return _of(url and url.get_secret_value()).draw(name, limit)
+    return _of(url and url.get_secret_value()).draw(name, limit, seconds)

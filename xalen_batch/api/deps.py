@@ -18,8 +18,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import accounts, db, log
 from xalen_batch.accounts import Caller, Scope
-from xalen_batch.allowance import Allowance
-from xalen_batch.api import throttle
+from xalen_batch.api import allowances, throttle
 from xalen_batch.config import settings
 from xalen_batch.errors import Forbidden, TooManyRequests, Unauthenticated, XalenError
 
@@ -33,7 +32,6 @@ Shown = BaseModel | dict[str, Any] | Response
 
 # By routes, and by the dependencies of those that hold no session.
 _scopes: dict[object, Scope] = {}
-_failures = Allowance("failed-authentication")
 WITHOUT_ADDRESS = "local"
 
 
@@ -95,7 +93,7 @@ def _counted(request: Request) -> Iterator[None]:
         yield
     except Unauthenticated:
         address = _address(request)
-        wait = _failures.take(address, settings().failed_auth_per_minute)
+        wait = allowances.draw(f"failures:{address}", settings().failed_auth_per_minute, seconds=60).wait
         if not wait:
             raise
         logger.warning("authentication.limited", address=address)

@@ -26,7 +26,7 @@ def admit(session: Session, owner: Owner) -> None:
     limit = _limit(session, owner)
     if limit is None:
         return
-    draw = allowances.draw(f"{owner.account_id.hex}:{'live' if owner.livemode else 'test'}", limit)
+    draw = allowances.draw(f"requests:{owner.account_id.hex}:{'live' if owner.livemode else 'test'}", limit)
     if (draws := _draws.get()) is not None:
         draws[:] = [draw]
     if draw.wait:
