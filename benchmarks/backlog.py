@@ -12,12 +12,12 @@ WITH accounts AS (
     INSERT INTO accounts (id, name, virtual_time) SELECT {_ID.format("n")}, 'account-' || n, n FROM generate_series(1, CAST(:accounts AS int)) n
 ), file AS (
     INSERT INTO files (id, account_id, livemode, purpose, filename, bytes)
-    VALUES ({_ID.format("1")}, {_ID.format("1")}, false, 'batch', 'input.jsonl', 0)
+    SELECT {_ID.format("n")}, {_ID.format("n")}, false, 'batch', 'input.jsonl', 0 FROM generate_series(1, CAST(:accounts AS int)) n
 ), batches AS (
     INSERT INTO batches (id, account_id, livemode, endpoint, completion_window, status, input_file_id, model, price_snapshot, discount_rate,
                          expires_at)
-    SELECT {_ID.format("n")}, {_ID.format("1 + n % CAST(:working AS int)")}, false, '/v1/chat/completions', '24h', 'in_progress', {_ID.format("1")},
-           :model, '{{}}', 0.5, now() + interval '24 hours' + n * interval '1 millisecond'
+    SELECT {_ID.format("n")}, {_ID.format("1 + n % CAST(:working AS int)")}, false, '/v1/chat/completions', '24h', 'in_progress',
+           {_ID.format("1 + n % CAST(:working AS int)")}, :model, '{{}}', 0.5, now() + interval '24 hours' + n * interval '1 millisecond'
     FROM generate_series(1, CAST(:batches AS int)) n
 )
 INSERT INTO tasks (batch_id, seq, model, lines, line_index)

@@ -141,7 +141,7 @@ class TestOfASchedule:
         one, schedule, _ = self.made(api, "nightly")
         other, *_ = self.made(api, "other")
         with db.transaction() as session:
-            session.execute(update(Batch).values(schedule_id=ids.parse("sched", schedule)))
+            session.execute(update(Batch).values(schedule_id=ids.parse("sched", schedule), run_id=None))
         path = f"/v1/batches?schedule_id={schedule}&limit=1"
         page = api.ask("GET", path).json
         assert ([batch["id"] for batch in page["data"]], page["has_more"]) == ([other], True)

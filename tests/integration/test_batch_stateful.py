@@ -16,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import delete, func, select, update
 
 from tests import factories
 from tests.billing import REFUSED
+from tests.conftest import empty
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.outcome import assert_whole
 from xalen_batch import batches, broker, catalog, db, files, idempotency, ids
@@ -30,7 +31,6 @@ from xalen_batch.broker import Job, Message
 from xalen_batch.catalog import CHAT
 from xalen_batch.errors import InvalidRequest, NotCancellable
 from xalen_batch.models import Batch, Invoice, InvoiceLine, Price, Result, Task
-from xalen_batch.models.base import Base
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
 from xalen_batch.pipeline.record import Ended
 from xalen_batch.pipeline.split import Split
@@ -97,8 +97,7 @@ class Life(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         with db.transaction() as session:
-            session.execute(text(f"TRUNCATE {', '.join(table.name for table in Base.metadata.sorted_tables)}"))
-            prices.sync(session)
+            empty(session)
             self.owner = factories.caller(session)
 
     # What callers do.

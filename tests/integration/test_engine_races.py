@@ -241,7 +241,7 @@ def test_a_library_that_logs_an_error_shows_where_and_no_variables(capfd: pytest
     ])  # fmt: skip
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"XALEN_LOG_FORMAT": log_format})
     written = capfd.readouterr().err
-    assert "in fail" in written
+    assert "<string>:5 fail" in written
     assert "my secret" not in written
 
 
