@@ -1,4 +1,7 @@
-"""Workers killed with -9, at random and at named points, frozen, or taken down by a line: nothing is lost, and nothing is there twice."""
+"""Workers killed with -9 at random, frozen, or taken down by a line: nothing is lost, and nothing is there twice.
+
+Workers that die at named points are the campaign's (tests/chaos/crash_points.py).
+"""
 
 import logging
 import os
@@ -18,7 +21,6 @@ import pytest
 from sqlalchemy import func, select
 
 from tests import factories
-from tests.e2e.doomed import POINTS
 from tests.e2e.processes import wait_until
 from tests.outcome import assert_whole
 from xalen_batch import db
@@ -26,7 +28,7 @@ from xalen_batch.broker import Job
 from xalen_batch.models import Batch, Result, Task
 from xalen_batch.models.tasks import SUSPECT_LOSSES
 from xalen_batch.pipeline.blame import ALONE_LOSSES
-from xalen_batch.states import TERMINAL, BatchStatus, TaskState
+from xalen_batch.states import TERMINAL, TaskState
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 
@@ -63,11 +65,11 @@ def start(tmp_path: Path, configure: Callable[..., None]) -> Callable[..., "cont
     configure(lease=LEASE, poll_interval=POLL, tick_interval=2, flush_interval=0.1, task_lines=40, catalog=catalog)
 
     @contextmanager
-    def run(number: int = 1, point: str = "") -> Iterator[Workers]:
+    def run(number: int) -> Iterator[Workers]:
         calls = tmp_path / "calls"
         with (tmp_path / "workers.log").open("wb") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.e2e.doomed", str(calls), str(number), *([point] if point else [])],
+                [sys.executable, "-m", "tests.e2e.doomed", str(calls), str(number)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
             )  # fmt: skip
         assert process.stdin is not None
@@ -124,33 +126,6 @@ def test_a_worker_killed_thirty_times_in_one_batch(start: Callable[..., "context
     assert (batch.status, batch.completed, batch.failed) == ("completed", lines, 0)
     assert len(called) == lines
     logging.getLogger(__name__).info("%d kills, %d lines, %d calls more than lines", KILLS, lines, called.total() - lines)
-
-
-@pytest.mark.parametrize("point", POINTS)
-def test_a_worker_killed_at_a_named_point(start: Callable[..., "contextmanager[Workers]"], point: str) -> None:
-    lines = 60
-    with start(1, point) as workers:
-        doomed = workers.pid()
-        batch_id = submit(lines)
-        # It is replaced as soon as it has killed itself.
-        workers.pid()
-        died = time.monotonic()
-        left = lines - recorded(batch_id)
-        if point in ("reading", "split"):
-            wait_until(lambda: status(batch_id) != BatchStatus.VALIDATING, timeout=LEASE + BUSY)
-        elif left:
-            wait_until(lambda: recorded(batch_id) > lines - left, timeout=LEASE + BUSY)
-        took = time.monotonic() - died
-        wait_for_end(batch_id)
-        called = workers.called()
-        first = workers.called(doomed)
-    batch = assert_whole(batch_id, lines)
-    assert (batch.status, batch.completed, batch.failed) == ("completed", lines, 0)
-    # Once more at most, and only what the one that died had sent.
-    assert len(called) == lines
-    assert all(times <= 2 for times in called.values())
-    assert {request for request, times in called.items() if times > 1} <= set(first)
-    logging.getLogger(__name__).info("killed when %s: on its way again after %.1f s of a lease of %.0f s", point, took, LEASE)
 
 
 def test_a_line_that_kills_its_worker_fails_alone(start: Callable[..., "contextmanager[Workers]"]) -> None:
