@@ -119,9 +119,12 @@ def configure() -> Iterator[Callable[..., None]]:
         def change(**values: object) -> None:
             for name, value in values.items():
                 patch.setenv(f"XALEN_{name.upper()}", str(value))
-            config.settings.cache_clear()
-            catalog.models.cache_clear()
+            _read_again()
 
         yield change
-    config.settings.cache_clear()
-    catalog.models.cache_clear()
+    _read_again()
+
+
+def _read_again() -> None:
+    for cached in (config.settings, catalog.models, storage.store):
+        cached.cache_clear()

@@ -184,7 +184,7 @@ def crash_point(system: System, fault: Fault) -> Iterator[None]:
     """Every process of the point's role will die at it, once each, at most."""
     parts = [system.parts[name] for name in (WORKERS if POINTS[fault.on].role == "worker" else ("api",))]
     for part in parts:
-        part.fired.unlink(missing_ok=True)
+        # What tells of an earlier point stays until its process is started again: it may not have been seen dead yet.
         part.armed.with_suffix(".new").write_text(f"{fault.on} {fault.hold:.0f}", "utf-8")
         part.armed.with_suffix(".new").rename(part.armed)
     try:

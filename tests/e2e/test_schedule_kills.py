@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
@@ -47,7 +47,9 @@ def pids(out: IO[bytes], number: int) -> list[int]:
 
 
 @pytest.mark.usefixtures("valkey")
-def test_every_instant_has_one_run_and_every_run_one_batch(clock: Clock, tmp_path: Path) -> None:
+def test_every_instant_has_one_run_and_every_run_one_batch(clock: Clock, configure: Callable[..., None], tmp_path: Path) -> None:
+    # Nothing ends here, and none is to wait for that.
+    configure(quota_open_batches="none")
     with db.transaction() as session:
         owner = factories.caller(session)
         file = ids.render("file", factories.input_file(session, owner, [factories.chat_line("a")]).id)

@@ -45,10 +45,8 @@ def test_a_sound_installation_passes(doctor: Doctor, valkey: redis.Redis) -> Non
     storage.store()
     code, checks = doctor()
     assert code == 0
-    assert {
-        checks[name]["status"]
-        for name in ("python", "data folder", "database", "migrations", "redis", "passwords", "storage", "disk space", "catalog")
-    } == {"ok"}
+    sound = ("python", "data folder", "database", "migrations", "redis", "passwords", "storage", "disk space", "catalog")
+    assert [checks[name] for name in sound if checks[name]["status"] != "ok"] == []
     # No model server runs here: live lines would wait, and nothing else is wrong.
     assert checks["backend of mistral-small-3-1"]["status"] == "warning"
 
