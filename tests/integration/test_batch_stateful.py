@@ -94,13 +94,16 @@ class Life(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(broker, "publish", self.messages.extend)
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(lines=st.integers(1, 7), mixed=st.booleans(), is_validated=st.booleans())
+    def begin(self, lines: int, mixed: bool, is_validated: bool) -> None:
         with db.transaction() as session:
             empty(session)
             self.owner = factories.caller(session)
+        self.create(lines, mixed, 1, None)
+        if is_validated:
+            self.run(self.messages.pop(), None)
 
-    # What callers do.
+    # What callers, prices and deadlines do.
 
     @precondition(lambda self: len(self.known) < 3)
     @rule(lines=st.integers(1, 7), mixed=st.booleans(), is_bad=st.integers(0, 4), key=st.sampled_from([None, "a", "b"]))
@@ -132,10 +135,21 @@ class Life(RuleBasedStateMachine):
         if made:
             self.known[id] = Known(self.owner, lines, frozen, is_bad or not frozen)
 
+    # One rule for all that disturbs a batch: as rules of their own they would be most of the steps, and few batches would ever run.
     @precondition(lambda self: self.known)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), how=st.sampled_from(["prices", "delete", "cancel", "deadline"]))
+    def meddle(self, data: st.DataObject, how: str) -> None:
         id = self.some_batch(data)
+        if how == "prices":
+            self.change_prices(data.draw(st.sampled_from(["0.02", "0.03", "7", None])))
+        elif how == "delete":
+            self.delete_file(id)
+        elif how == "cancel":
+            self.cancel(id)
+        else:
+            self.pass_deadline(id)
+
+    def cancel(self, id: UUID) -> None:
         with db.transaction() as session:
             batch = session.get_one(Batch, id)
             if self.is_cancellable(batch.status):
@@ -148,11 +162,8 @@ class Life(RuleBasedStateMachine):
     def is_cancellable(self, status: str) -> bool:
         return status in ("validating", "in_progress", "cancelling")
 
-    @precondition(lambda self: self.known)
-    @rule(data=st.data())
-    def delete_file(self, data: st.DataObject) -> None:
+    def delete_file(self, id: UUID) -> None:
         """Its input, which a batch that has not ended keeps."""
-        id = self.some_batch(data)
         with db.transaction() as session:
             batch = session.get_one(Batch, id)
             name = ids.render("file", batch.input_file_id)
@@ -164,10 +175,7 @@ class Life(RuleBasedStateMachine):
             if file.deleted_at is None:
                 files.delete(session, self.owner, name)
 
-    # What time and the world do.
-
-    @rule(usd=st.sampled_from(["0.02", "7", None]))
-    def change_price(self, usd: str | None) -> None:
+    def change_prices(self, usd: str | None) -> None:
         """New ones are for new batches; None: nothing has a price any more."""
         with db.transaction() as session:
             session.execute(update(Price).where(Price.valid_to.is_(None)).values(valid_to=func.clock_timestamp()))
@@ -175,19 +183,34 @@ class Life(RuleBasedStateMachine):
                 for model in catalog.models().values():
                     prices._open(session, model.id, "input", False, Decimal(usd), session.scalar(select(func.clock_timestamp())))
 
-    @precondition(lambda self: self.known)
-    @rule(data=st.data())
-    def pass_deadline(self, data: st.DataObject) -> None:
-        id = self.some_batch(data)
+    def pass_deadline(self, id: UUID) -> None:
         with db.transaction() as session:
             session.execute(update(Batch).where(Batch.id == id).values(expires_at=func.now() - timedelta(seconds=1)))
         self.known[id].is_overdue = True
 
+    # What time and the world do.
+
+    @precondition(lambda self: self.workers)
     @rule(is_all=st.booleans(), data=st.data())
     def end_leases(self, is_all: bool, data: st.DataObject) -> None:
         """Whoever holds them may be dead, or only frozen."""
-        owners = [worker for worker in self.workers if worker.is_owner]
-        lost = owners if is_all or not owners else [data.draw(st.sampled_from(owners))]
+        owners = self.owners
+        self.lose(owners if is_all or not owners else [data.draw(st.sampled_from(owners))])
+
+    @precondition(lambda self: self.owners)
+    @rule(data=st.data(), ends=st.lists(ENDS, min_size=7, max_size=7))
+    def freeze(self, data: st.DataObject, ends: list[Ended]) -> None:
+        """A worker stands still until its lease has ended and another one may have its task; then it goes on as if nothing was."""
+        worker = data.draw(st.sampled_from(self.owners))
+        self.lose([worker])
+        self.take()
+        assert self.write(worker, worker.left, ends, TaskState.DONE).is_stale
+
+    @property
+    def owners(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.is_owner]
+
+    def lose(self, lost: list[Worker]) -> None:
         past = func.now() - timedelta(seconds=1)
         with db.transaction() as session:
             for worker in lost:
@@ -211,7 +234,7 @@ class Life(RuleBasedStateMachine):
     # What workers do.
 
     @precondition(lambda self: self.messages)
-    @rule(data=st.data(), times=st.integers(0, 2), dies=st.sampled_from([None, None, None, "between", "uncommitted", "midway"]))
+    @rule(data=st.data(), times=st.sampled_from([1, 1, 2, 0]), dies=st.sampled_from([None, None, None, "between", "uncommitted", "midway"]))
     def deliver(self, data: st.DataObject, times: int, dies: str | None) -> None:
         """A message comes, in whatever order, lost (0) or doubled (2); who takes it may be killed at it."""
         message = self.messages.pop(data.draw(st.integers(0, len(self.messages) - 1)))
@@ -233,10 +256,15 @@ class Life(RuleBasedStateMachine):
                 jobs[message.job](UUID(hex=message.id))
             self.learn()
         elif message.job is Job.EXECUTE:
-            self.claim()
+            self.take()
 
-    @rule()
-    def claim(self) -> None:
+    @precondition(lambda self: any(known.statuses[-1] == BatchStatus.IN_PROGRESS for known in self.known.values()))
+    @rule(tasks=st.integers(1, 3))
+    def work(self, tasks: int) -> None:
+        for _ in range(tasks):
+            self.take()
+
+    def take(self) -> None:
         held = claim.claim({}, with_suspects=True)
         if held is None:
             return
@@ -256,20 +284,23 @@ class Life(RuleBasedStateMachine):
         lines = data.draw(st.permutations(worker.left))
         if how != "ends":
             lines = lines[: data.draw(st.integers(0, len(lines)))]
+        to = {"ends": TaskState.DONE, "hands back": TaskState.PENDING}.get(how, TaskState.RUNNING)
+        with killed("uncommitted" if how == "dies" and lines else None):
+            recorded = self.write(worker, lines, ends, to)
+            assert recorded.is_stale != worker.is_owner
+            worker.is_owner &= to is TaskState.RUNNING
+
+    def write(self, worker: Worker, lines: Sequence[claim.Line], ends: Sequence[Ended], to: TaskState) -> record.Recorded:
         held = worker.held
         rows = [
             record.row(record.Line(held.batch_id, line.line_no, held.model, line.custom_id), end, held.tariff)
             for line, end in zip(lines, ends, strict=False)
         ]
-        to = {"ends": TaskState.DONE, "hands back": TaskState.PENDING}.get(how, TaskState.RUNNING)
-        with killed("uncommitted" if how == "dies" and rows else None) as is_killed:
-            recorded = record.record(held.key, held.fence, rows, to=to, blame=-int(held.is_suspect and to is TaskState.PENDING))
-            assert recorded.is_stale != worker.is_owner
-        if is_killed or not worker.is_owner:
-            return
-        worker.done |= {row.line.line_no for row in rows}
-        worker.is_owner = to is TaskState.RUNNING
-        self.known[held.batch_id].ended |= {row.line.line_no: row.amount for row in rows}
+        recorded = record.record(held.key, held.fence, rows, to=to, blame=-int(held.is_suspect and to is TaskState.PENDING))
+        if not recorded.is_stale:
+            worker.done |= {row.line.line_no for row in rows}
+            self.known[held.batch_id].ended |= {row.line.line_no: row.amount for row in rows}
+        return recorded
 
     # What is true all the time.
 
@@ -363,14 +394,7 @@ class Life(RuleBasedStateMachine):
         self.learn()
         while (held := claim.claim({}, with_suspects=True)) is not None:
             worker = Worker(held)
-            rows = [
-                record.row(
-                    record.Line(held.batch_id, line.line_no, held.model, line.custom_id), Answered(200, b"{}", Usage(10, 1)), held.tariff
-                )
-                for line in worker.left
-            ]
-            assert not record.record(held.key, held.fence, rows, to=TaskState.DONE).is_stale
-            self.known[held.batch_id].ended |= {row.line.line_no: row.amount for row in rows}
+            assert not self.write(worker, worker.left, [Answered(200, b"{}", Usage(10, 1))] * len(worker.left), TaskState.DONE).is_stale
         for message in due:
             self.run(message, None)
         self.a_status_moves_only_along_its_edges()
