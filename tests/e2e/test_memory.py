@@ -39,8 +39,8 @@ def test_a_large_upload_does_not_grow_the_api(running_system: System) -> None:
 
 
 def run_batch(client: openai.OpenAI, lines: int) -> int:
-    """Run a batch of so many 16 kB lines; the size of its file."""
-    content = factories.jsonl([factories.chat_line(f"line-{n}", "Where is my parcel? " * 800, max_tokens=1) for n in range(lines)])
+    """Run a batch of so many 16 kB lines, mostly blanks, which cost the simulated model little; the size of its file."""
+    content = factories.jsonl([factories.chat_line(f"line-{n}", "Where is my parcel?" + " " * 16_000, max_tokens=1) for n in range(lines)])
     file = client.files.create(file=("lines.jsonl", content), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
     wait_until(lambda: client.batches.retrieve(batch.id).status == "completed", timeout=120)

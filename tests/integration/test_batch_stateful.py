@@ -225,6 +225,9 @@ class Life(RuleBasedStateMachine):
 
     @rule(is_tick=st.booleans())
     def sweep(self, is_tick: bool) -> None:
+        with db.transaction() as session:
+            # However fast this machine is, old enough to be taken for lost.
+            session.execute(update(Batch).values(created_at=Batch.created_at - recover.LOST_AFTER))
         if is_tick:
             recover.tick()
         else:
@@ -386,8 +389,7 @@ class Life(RuleBasedStateMachine):
             session.execute(update(Task).where(Task.state == TaskState.RUNNING).values(lease_until=past))
             session.execute(update(Task).values(not_before=None))
             session.execute(update(Batch).where(Batch.lease_until.is_not(None)).values(lease_until=past))
-            # Old enough for the sweep to send it again.
-            session.execute(update(Batch).values(created_at=Batch.created_at - timedelta(seconds=10)))
+            session.execute(update(Batch).values(created_at=Batch.created_at - recover.LOST_AFTER))
         for worker in self.workers:
             worker.is_owner = False
         due = recover.due()

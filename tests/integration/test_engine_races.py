@@ -75,7 +75,8 @@ def test_answers_are_held_while_the_database_cannot_take_them(
 
     monkeypatch.setattr(record, "insert", insert)
     batch = run_to_end(engine, a_batch(chat_lines(3)), timeout=10)
-    assert (calls, batch.completed) == (2, 3)
+    assert calls > 1
+    assert batch.completed == 3
 
 
 def unreadable(*_: object) -> list[bytes]:
