@@ -1,14 +1,17 @@
 """Clients that stall keep nothing for long: neither a connection nor an upload."""
 
 import json
+import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import pytest
 
+from tests.e2e.processes import wait_until
 from tests.integration.conftest import Api, multipart
 from xalen_batch import files
 from xalen_batch.api import pace
@@ -189,3 +192,53 @@ def test_a_body_that_goes_on_after_its_answer_keeps_nothing(api: Api) -> None:
             if closed:
                 break
         assert closed
+
+
+# More than the kernel's buffers take from the API on a client's behalf.
+ANSWER = 24 * 1024 * 1024
+
+
+@pytest.fixture
+def reader(api: Api) -> Iterator[socket.socket]:
+    """A client that has asked for a large file, with little room of its own for it."""
+    file = api.upload(bytes(ANSWER))
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        client.settimeout(30)
+        client.connect(("127.0.0.1", api.port))
+        request = f"GET /v1/files/{file['id']}/content HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {api.key}\r\n\r\n"
+        client.sendall(request.encode())
+        yield client
+
+
+def test_a_download_that_nobody_reads_is_given_up(api: Api, reader: socket.socket) -> None:
+    port = reader.getsockname()[1]
+    wait_until(lambda: port in served(api), timeout=10)
+    # The API's end of it is gone, however much the kernel still holds for the client.
+    wait_until(lambda: port not in served(api), timeout=10)
+    found = rest(reader)
+    assert found.startswith(b"HTTP/1.1 200 ")
+    assert f"content-length: {ANSWER}\r\n".encode() in found
+    assert len(found) < ANSWER
+
+
+def test_a_slow_download_that_goes_on_is_served_to_its_end(reader: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "PATIENCE", 0.5)
+    begun, read = time.monotonic(), 0
+    while read < ANSWER:
+        part = reader.recv(256 * 1024)
+        assert part
+        read += len(part)
+        time.sleep(0.01)
+    assert time.monotonic() - begun > 2 * pace.PATIENCE
+
+
+def served(api: Api) -> set[int]:
+    """Ports of clients that a socket of this process is connected to the API's port for."""
+    own = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+    found = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, *_, inode = line.split()[:10]
+        if int(local.rpartition(":")[2], 16) == api.port and f"socket:[{inode}]" in own:
+            found.add(int(remote.rpartition(":")[2], 16))
+    return found

@@ -1,6 +1,6 @@
 """Clients that send a request too slowly to be meant: they would keep a connection, and an upload, for ever.
 
-Heads have the same patience, where they are parsed (`protocol.py`).
+Heads, and the reading of answers, have the same patience where they are parsed and written (`protocol.py`).
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import time
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# A request's head has to be there within so many seconds, and of its body so many bytes in each such time.
+# A request's head has to be there within so many seconds, and of its body, and of its answer, so many bytes in each such time.
 PATIENCE = 60.0
 LEAST_BYTES = 16 * 1024
 

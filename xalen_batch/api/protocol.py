@@ -1,4 +1,5 @@
-"""HTTP on a connection, with bounds: the parser keeps what comes before a request is whole, and would keep it for ever."""
+"""HTTP on a connection, with bounds: the parser keeps what comes before a request is whole, and the transport what a client does not
+read, and both would for ever."""
 
 import json
 import uuid
@@ -16,13 +17,16 @@ MOST_OVERHEAD = 64 * 1024
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Answers what is no HTTP in the API's envelope too, and ends connections whose next head is too long or does not come in time."""
+    """Answers what is no HTTP in the API's envelope too, and ends connections whose next head is too long or does not come in time,
+    or whose client reads too little of an answer."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._overhead = 0
         self._is_too_large = False
         self._late: TimerHandle | None = None
+        self._unread = 0
+        self._stalled: TimerHandle | None = None
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(cast(Any, transport))
@@ -30,7 +34,18 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
+        # Which resumes writing.
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self._late is None and (self.cycle is None or self.cycle.response_complete):
@@ -64,6 +79,18 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         self._late = self.loop.call_later(pace.PATIENCE, self._give_up)
+
+    def _expect_reading(self) -> None:
+        self._unread = self.transport.get_write_buffer_size()
+        self._stalled = self.loop.call_later(pace.PATIENCE, self._look_at_reading)
+
+    def _look_at_reading(self) -> None:
+        # Nothing is added meanwhile: whoever writes waits.
+        if self._unread - self.transport.get_write_buffer_size() < pace.LEAST_BYTES:
+            # Closing would wait until it is read.
+            self.transport.abort()
+        else:
+            self._expect_reading()
 
     def _forget(self) -> None:
         if self._late is not None:
