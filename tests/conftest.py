@@ -4,6 +4,7 @@ Unit tests ask for nothing here, and start nothing.
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,9 +76,11 @@ def stores(_clean_environment: None) -> Iterator[Stores]:
 
 @pytest.fixture
 def database(stores: Stores) -> str:
-    """An empty database, but for the catalog's prices, behind `db.transaction()`; its URL."""
+    """An empty database, but for the catalog's prices, behind `db.transaction()`, and no stored file; its URL."""
     with db.transaction() as session:
         empty(session)
+    for folder in (stores.data_dir / "files").glob("*"):
+        shutil.rmtree(folder)
     return stores.database_url
 
 

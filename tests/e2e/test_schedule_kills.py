@@ -26,7 +26,7 @@ from xalen_batch.models import Batch, Schedule, ScheduleRun
 from xalen_batch.schedules import fire
 
 # Read when the module is, since a test sees no setting of the developer's own.
-KILLS = int(os.environ.get("XALEN_TEST_KILLS", "150"))
+KILLS = int(os.environ.get("XALEN_TEST_KILLS", "50"))
 SCHEDULES = 10
 TICKERS = 6
 # The longer the campaign, the slower the clock: nothing ends here, and thousands of unended runs would fall behind it.

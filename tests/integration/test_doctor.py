@@ -41,7 +41,9 @@ def doctor(stores: Stores, configure: Callable[..., None], tmp_path: Path) -> Do
     return run
 
 
-def test_a_sound_installation_passes(doctor: Doctor, valkey: redis.Redis) -> None:
+def test_a_sound_installation_passes(doctor: Doctor, configure: Callable[..., None], valkey: redis.Redis, tmp_path: Path) -> None:
+    # A folder that no other test has made, as it likes.
+    configure(storage_url=(tmp_path / "data" / "files").as_uri())
     storage.store()
     code, checks = doctor()
     assert code == 0
