@@ -241,7 +241,8 @@ def _hidden(raw: bytes, line: int) -> Fault | None:
 def _has_more_keys(raw: bytes) -> bool:
     """Whether a line may have a key twice."""
     found = KEYS.findall(raw)
-    return len(found) != len(set(found)) or (b"\\u00" in raw and HIDDEN_LETTER.search(raw) is not None)
+    # One byte is found ten times as fast as four.
+    return len(found) != len(set(found)) or (b"\\" in raw and HIDDEN_LETTER.search(raw) is not None)
 
 
 def _missing(param: str, line: int, remedy: str) -> Fault:
