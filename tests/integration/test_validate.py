@@ -199,3 +199,58 @@ def test_an_account_that_was_away_starts_level_with_those_at_work():
 
 def test_an_unknown_batch_is_nothing_to_do():
     validate.run(factories.ids.new())
+
+
+def lease_of(batch: Batch) -> timedelta:
+    with db.transaction() as session:
+        left = session.scalar(select(Batch.lease_until - func.now()).where(Batch.id == batch.id))
+        assert left is not None
+        return left
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_file_that_kills_its_worker_again_and_again_is_left_alone_for_longer_and_given_up_at_the_deadline(monkeypatch):
+    batch = submit([chat_line("a")])
+
+    def killed(*_):
+        raise Killed
+
+    leases = []
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "chunks", killed)
+        for _ in range(12):
+            with pytest.raises(Killed):
+                validate.run(batch.id)
+            leases.append(round(lease_of(batch) / timedelta(seconds=60)))
+            with db.transaction() as session:
+                session.execute(update(Batch).values(lease_until=func.now() - timedelta(seconds=1)))
+    assert leases == [1, 1, 1, 1, 2, 4, 8, 16, 32, 64, 64, 64]
+    with db.transaction() as session:
+        session.execute(update(Batch).values(expires_at=func.now()))
+    validate.run(batch.id)
+    found = reread(batch)
+    assert found.status == BatchStatus.FAILED
+    assert [(error["code"], error["param"]) for error in found.errors] == [("file_not_readable", "input_file_id")]
+    assert "12 workers began" in found.errors[0]["message"]
+
+
+def test_who_fails_and_lives_is_followed_at_the_usual_time(monkeypatch):
+    batch = submit([chat_line("a")], fence=9)
+
+    def away(*_):
+        raise OSError("stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "chunks", away)
+        with pytest.raises(OSError, match="stale"):
+            validate.run(batch.id)
+    assert lease_of(batch) < timedelta(seconds=61)
+
+
+def test_a_file_that_is_read_at_last_is_fine_though_its_deadline_is_over():
+    batch = submit([chat_line("a")], fence=2, expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    validate.run(batch.id)
+    assert reread(batch).status == BatchStatus.IN_PROGRESS

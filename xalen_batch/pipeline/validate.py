@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from math import ceil
 from typing import Any
 from uuid import UUID
@@ -29,6 +30,10 @@ EXTEND_EVERY = 10.0
 LINES_PER_LOOK = 64
 # Hints for a new batch: one for so many lines, since each wakes a worker process, which then fills its slots by itself.
 LINES_PER_HINT, MOST_HINTS = 200, 8
+# Workers that a file may be lost with as fast as leases end; each further one has it for twice as long as the one before, up to
+# about an hour. So a file that kills whoever reads it does that some thirty times a day, and no more after its batch's deadline.
+USUAL_ATTEMPTS = 4
+MOST_DOUBLINGS = 6
 
 FILE_GONE = Fault("file_not_found", "The input file is gone: it was deleted or it expired. Upload it again.", param="input_file_id")
 
@@ -55,10 +60,10 @@ class _Lease:
             raise _LeaseLost
         return batch
 
-    def extend(self) -> None:
-        """Raises _LeaseLost."""
+    def extend(self, attempt: int | None = None) -> None:
+        """`attempt`: as if it were that one. Raises _LeaseLost."""
         with db.transaction() as session:
-            statement = update(Batch).where(self.holds).values(lease_until=_lease_end()).returning(Batch.id)
+            statement = update(Batch).where(self.holds).values(lease_until=_lease_end(attempt or self.fence)).returning(Batch.id)
             if session.execute(statement).one_or_none() is None:
                 raise _LeaseLost
 
@@ -79,11 +84,12 @@ def run(batch_id: UUID) -> None:
     started = time.monotonic()
     with db.transaction() as session:
         batch, lease = _take(session, batch_id)
+        fault = _given_up(batch, db.now(session)) if batch else None
     if batch is None:
         return
     owner = Owner(batch.account_id, batch.livemode)
     try:
-        fault = _assemble(batch, lease, owner)
+        fault = fault or _assemble(batch, lease, owner)
         found = _read(batch, lease) if fault is None else _Found(faults=Faults([fault]))
         with db.transaction() as session:
             # Before the batch: whoever has that lock must not wait for this one.
@@ -91,6 +97,11 @@ def run(batch_id: UUID) -> None:
             _decide(session, lease, found)
     except _LeaseLost:
         return
+    except Exception:
+        # This file has not killed its worker, and need not wait for as long as one that does.
+        with suppress(*db.AWAY, _LeaseLost):
+            lease.extend(1)
+        raise
     if found.faults:
         logger.info("batch.rejected", batch_id=batch_id.hex, errors=found.faults.count)
         return
@@ -106,15 +117,28 @@ def _take(session: Session, batch_id: UUID) -> tuple[Batch | None, _Lease]:
             Batch.status == BatchStatus.VALIDATING,
             or_(Batch.lease_until.is_(None), Batch.lease_until < func.now()),
         )
-        .values(lease_until=_lease_end(), fence=Batch.fence + 1)
+        .values(lease_until=_lease_end(Batch.fence + 1), fence=Batch.fence + 1)
         .returning(Batch)
         .execution_options(synchronize_session=False)
     ).one_or_none()
     return batch, _Lease(batch_id, batch.fence if batch else 0)
 
 
-def _lease_end() -> ColumnElement[Any]:
-    return func.clock_timestamp() + timedelta(seconds=settings().lease)
+def _lease_end(attempt: int | ColumnElement[int]) -> ColumnElement[Any]:
+    """`attempt`: from 1."""
+    doublings = func.least(func.greatest(attempt - USUAL_ATTEMPTS, 0), MOST_DOUBLINGS)
+    return func.clock_timestamp() + timedelta(seconds=settings().lease) * func.power(2, doublings)
+
+
+def _given_up(batch: Batch, now: datetime) -> Fault | None:
+    """Why a file is not read once more: nobody came to its end in all the time that its batch had."""
+    if batch.fence <= USUAL_ATTEMPTS or batch.expires_at > now:
+        return None
+    message = (
+        f"The file was not read to its end within the completion window: {batch.fence - 1} workers began, and none came through. "
+        "Split it into several files and upload them again, or ask the operator, whose workers' logs tell more."
+    )
+    return Fault("file_not_readable", message, param="input_file_id")
 
 
 def _assemble(batch: Batch, lease: _Lease, owner: Owner) -> Fault | None:
