@@ -23,7 +23,7 @@ demo: install ## Start everything, run the example batches for both models, show
 	@.venv/bin/python examples/demo.py
 
 test: install ## Run all tests, against real PostgreSQLs and Valkeys, in three processes; what failed there is run again alone, and has to pass
-	@.venv/bin/python -m pytest -n 3 --dist load --maxschedchunk 3 || \
+	@.venv/bin/python -m pytest -n 3 --dist worksteal || \
 	{ test $$? -eq 1 && .venv/bin/python -m pytest --last-failed --last-failed-no-failures none; }
 
 fuzz: install ## Fuzz the reader of input files, guided by coverage, for SECONDS=600; what it learns stays in .fuzz

@@ -1,4 +1,4 @@
-"""One campaign for all seeds of a test process: its system is used again while it is well."""
+"""One campaign for all seeds of a test process: its system is used again while it is well, and gone before other tests run."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 from tests.chaos.campaign import Campaign
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def campaign() -> Iterator[Campaign]:
     with Campaign() as campaign:
         yield campaign
