@@ -136,7 +136,7 @@ def _done(cli: Cli, batch_id: str) -> int:
 
 
 def test_what_a_running_batch_has_is_read_and_a_cancel_keeps_it(cli: Cli) -> None:
-    batch_id = cli.submit([chat_line("quick-1"), chat_line("quick-2"), chat_line("slow", **slow(20))])
+    batch_id = cli.submit([chat_line("quick-1"), chat_line("quick-2"), chat_line("slow", **slow(30))])
     waited = cli("watch", batch_id, "--timeout", "0.1")
     assert waited.returncode == 5
     assert b"The batch goes on" in waited.stderr
