@@ -225,3 +225,15 @@ class TestDisk:
         disk._short.cache_clear()
         assert create(api, file["id"])[0] == 200
         assert api.ask("GET", "/readyz", key=None).json["status"] == "ok"
+
+    def test_an_upload_on_its_way_is_given_up_when_the_disk_gets_short(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = stored()
+        looks = iter(range(20))
+        monkeypatch.setattr(disk, "LOOK_EVERY", 1e-9)
+        monkeypatch.setattr(disk, "free", lambda folder: disk.GiB if next(looks, None) is not None else disk.GiB - 1)
+        with pytest.raises(openai.InternalServerError) as refusal:
+            api.client.files.create(file=bytes(8 << 20), purpose="batch")
+        assert (refusal.value.status_code, refusal.value.code) == (507, "storage_full")
+        assert next(looks, None) is None, "the disk was short from the start"
+        assert stored() == before
+        assert api.ask("GET", "/v1/files").json["data"] == []

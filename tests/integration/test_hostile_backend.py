@@ -1,7 +1,11 @@
-"""A model server that misbehaves at a whole batch: what failed is billed nothing, and the worker neither grows nor stops."""
+"""A model server that misbehaves at a whole batch: what failed is billed nothing, and the worker neither grows nor stops.
+
+XALEN_TEST_OUTAGE has the server broken for so many seconds.
+"""
 
 import asyncio
 import gzip
+import os
 import resource
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +27,7 @@ from xalen_batch.pipeline.engine import Engine
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 
 MiB = 1024 * 1024
+OUTAGE = float(os.environ.get("XALEN_TEST_OUTAGE", "3"))
 # Packed once: the server would be at it for longer than it answers.
 BOMB = gzip.compress(bytes(64 * MiB), 1)
 CATALOG = '[models.mistral-small-3-1.backend]\nkind = "openai"\nbase_url = "{}"\nmax_in_flight = 8\n'
@@ -148,12 +153,28 @@ def test_a_backend_that_is_broken_and_comes_back(engine: Engine, server: Hostile
 
     server.answer = answer
     batch = live_batch(20)
-    timer = threading.Timer(3, heal)
+    timer = threading.Timer(OUTAGE, heal)
     timer.start()
-    ended = run_to_end(engine, batch.id, timeout=120)
+    ended = run_to_end(engine, batch.id, timeout=OUTAGE + 120)
     assert (ended.status, ended.completed, ended.failed) == ("completed", 20, 0)
     # It was left alone meanwhile: 20 lines without a pause would have asked many hundred times.
-    assert len(server.seen) < 300
+    assert len(server.seen) < 100 * OUTAGE
+
+
+def test_an_answer_that_takes_longer_than_the_lease_is_asked_for_once(
+    engine: Engine, server: Hostile, configure: Callable[..., None]
+) -> None:
+    configure(lease=1.5)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(4)
+        await reply(hostile.GOOD)(writer)
+
+    server.answer = answer
+    batch = live_batch(3)
+    ended = run_to_end(engine, batch.id, timeout=60)
+    assert (ended.status, ended.completed, ended.failed) == ("completed", 3, 0)
+    assert len(server.seen) == 3
 
 
 @pytest.mark.parametrize("count", ["-1", "1e308", "1" + "0" * 400, '"12"', "null", "[]", "NaN", "1.5", "true"])
