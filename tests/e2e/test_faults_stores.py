@@ -15,6 +15,7 @@ import pytest
 
 from tests.e2e import processes
 from tests.e2e.stack import Stack
+from tests.fault_proxy import FaultProxy
 
 OUTAGE = float(os.environ.get("XALEN_TEST_OUTAGE", "0"))
 # How Redis is away.
