@@ -8,7 +8,7 @@ from benchmarks.scenarios.scenario import Results, Scenario, found
 from benchmarks.stage import Stage
 from benchmarks.system import Shape
 
-PER_MINUTE, LINES = 12_000, 2_000
+PER_MINUTE, LINES = 12_000, 1_500
 BACKEND = Options(latency=0.1, requests_per_minute=PER_MINUTE)
 TOLD, UNTOLD = "xalen-batch, limit in the catalog", "xalen-batch, limit unknown"
 
@@ -29,4 +29,4 @@ def _read(results: Results) -> Iterator[Figure]:
             yield Figure(f"{name}: refused with 429, per line", ours.more("mock_refused") / ours.samples[0].lines, "")
 
 
-SCENARIOS = [Scenario("rate-limit", "2,000 lines on a backend that allows 12,000 requests a minute", _contenders, _read, runs=1)]
+SCENARIOS = [Scenario("rate-limit", "1,500 lines on a backend that allows 12,000 requests a minute", _contenders, _read, runs=1)]

@@ -54,7 +54,7 @@ def _mock(results: Results) -> Iterator[Figure]:
 
 
 def _zero(stage: Stage) -> list[Contender]:
-    options, counts = Options(), _Counts(client=25_000, aiohttp=6_000, cookbook=1_500, celery=600, litellm=300)
+    options, counts = Options(), _Counts(client=25_000, aiohttp=6_000, cookbook=1_500, celery=400, litellm=300)
     kept = stage.reference(KEPT, "kept_client", stage.chats(50_000), options, count=counts.client, in_flight=USUAL.in_flight // 2, rounds=1)
     return [*_all(stage, options, 50_000, counts), kept]
 
@@ -71,7 +71,7 @@ def _read_zero(results: Results) -> Iterator[Figure]:
 
 def _at_120(stage: Stage) -> list[Contender]:
     options = Options(latency=0.12)
-    return _all(stage, options, 50_000, _Counts(client=10_000, aiohttp=6_000, cookbook=1_500, celery=600, litellm=400))
+    return _all(stage, options, 50_000, _Counts(client=10_000, aiohttp=6_000, cookbook=1_500, celery=400, litellm=400))
 
 
 def _read_120(results: Results) -> Iterator[Figure]:
@@ -110,7 +110,7 @@ def _pools(stage: Stage) -> list[Contender]:
 SCENARIOS = [
     Scenario("zero-latency", "50,000 lines, a backend that answers at once: all that is left is CPU", _zero, _read_zero, runs=2),
     Scenario("latency-120", "50,000 lines at 120 ms: the share of what in-flight / latency allows", _at_120, _read_120, runs=2),
-    Scenario("latency-30", "20,000 lines at 30 ms", _at_30, _read_30, runs=2),
+    Scenario("latency-30", "20,000 lines at 30 ms", _at_30, _read_30, runs=1),
     Scenario(
         "celery-pools", "one Celery task per line on each pool, to keep the best", _pools, lambda _: iter(()), runs=1, is_default=False
     ),
