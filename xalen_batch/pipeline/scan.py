@@ -135,7 +135,7 @@ class _Reader:
         model = self.models.get(chat.model)
         if found.url != self.endpoint or model is None or self.endpoint not in model.endpoints:
             return None
-        if chat.stream or len(raw) > model.context_window or custom_id in self.seen or "\x00" in custom_id or _has_more_keys(raw):
+        if chat.stream or len(raw) > model.context_window or custom_id in self.seen or "\x00" in custom_id or has_more_keys(raw):
             return None
         self.seen[custom_id] = span.line_no
         return GoodLine(span, custom_id, self.endpoint, model.id, raw, chat)
@@ -230,7 +230,7 @@ def _hidden(raw: bytes, line: int) -> Fault | None:
     brackets = len(raw) - len(raw.replace(b"[", b"").replace(b"{", b""))
     if brackets > diagnose.MAX_DEPTH and diagnose.is_too_deep(raw):
         return diagnose.diagnose(raw, line)
-    if not _has_more_keys(raw):
+    if not has_more_keys(raw):
         return None
     if key := diagnose.twice(raw):
         message = f"The key {quoted(key)} is there twice, and which one counts is anyone's guess. Remove one."
@@ -238,7 +238,7 @@ def _hidden(raw: bytes, line: int) -> Fault | None:
     return None
 
 
-def _has_more_keys(raw: bytes) -> bool:
+def has_more_keys(raw: bytes) -> bool:
     """Whether a line may have a key twice."""
     found = KEYS.findall(raw)
     # One byte is found ten times as fast as four.

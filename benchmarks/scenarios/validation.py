@@ -1,0 +1,73 @@
+"""Where the time of validation goes: its steps one by one, each over the same file of 200 MB, on one core."""
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+from benchmarks.lines import CHAT, Input
+from benchmarks.samples import Contender, Figure, Sample
+from benchmarks.scenarios.scenario import Results, Scenario, cpu_ratio, found
+from benchmarks.stage import Stage
+from xalen_batch import catalog, jsonl
+from xalen_batch.pipeline import bodies, prefix, scan
+from xalen_batch.pipeline.scan import GoodLine
+from xalen_batch.pipeline.split import Split
+from xalen_batch.storage import READ_CHUNK
+
+LONGEST_LINE = 1 << 20
+ALL, READ, CUT, DECODED, KEYS = "all of it", "reading", "and cutting into lines", "and a typed decode", "and the look for doubled keys"
+CHECKED, JSON = "and all other checks", "json.loads of each line"
+
+
+def _chunks(input_: Input) -> Iterator[bytes]:
+    with input_.path.open("rb", buffering=0) as file:
+        while chunk := file.read(READ_CHUNK):
+            yield chunk
+
+
+def _lines(input_: Input) -> Iterator[bytes]:
+    return (raw for _, raw in jsonl.lines(_chunks(input_), longest=LONGEST_LINE) if raw is not None)
+
+
+def _checked(input_: Input) -> Iterator[GoodLine]:
+    return (line for line in scan.scan(_chunks(input_), endpoint=CHAT, models=catalog.models()) if isinstance(line, GoodLine))
+
+
+def _split(input_: Input) -> Iterator[object]:
+    split = Split()
+    for line in _checked(input_):
+        split.add(line.model, line.span, prefix.marks(line.prompt))
+    yield from split.slices()
+
+
+def _contender(name: str, input_: Input, step: Callable[[Input], Iterable[object]]) -> Contender:
+    def run() -> Sample:
+        started, used = time.perf_counter(), time.process_time()
+        deque(step(input_), maxlen=0)
+        return Sample(input_.lines, time.perf_counter() - started, {"process-1": time.process_time() - used})
+
+    return Contender(name, run)
+
+
+def _contenders(stage: Stage) -> list[Contender]:
+    input_ = stage.chats(50_000, 4_000)
+    steps: dict[str, Callable[[Input], Iterable[object]]] = {
+        ALL: _split,
+        READ: _chunks,
+        CUT: _lines,
+        DECODED: lambda given: map(bodies.usual_line, _lines(given)),
+        KEYS: lambda given: ((bodies.usual_line(raw), scan.has_more_keys(raw)) for raw in _lines(given)),
+        CHECKED: _checked,
+        JSON: lambda given: map(json.loads, _lines(given)),
+    }
+    return [_contender(name, input_, step) for name, step in steps.items()]
+
+
+def _read(results: Results) -> Iterator[Figure]:
+    yield from cpu_ratio(results, ALL, JSON)
+    if ours := found(results, ALL):
+        yield Figure("CPU per line", ours.cpu_per_line, "µs")
+
+
+SCENARIOS = [Scenario("validation", "the steps of validating 50,000 lines of 4 KB, on one core", _contenders, _read, is_default=False)]
