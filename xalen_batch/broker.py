@@ -77,6 +77,8 @@ def celery() -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # A Redis that is full, or a replica, answers with an error: it is as good as away, and no reason to end.
+        broker_channel_error_retry=True,
         broker_transport_options={
             "socket_connect_timeout": 1.0,
             # Must outlast the consumer's blocking pop.

@@ -16,7 +16,7 @@ from typing import Any
 
 from celery import bootsteps, signals
 from celery.apps.worker import Worker
-from celery.exceptions import SecurityWarning
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from celery.worker.components import Pool
 
 from xalen_batch import broker, db, ids, log, memory, tasks
@@ -94,7 +94,7 @@ class Poll:
 
 
 class StopEngine(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Stops the engine before Celery waits for its pool, also when it gives up by itself, as on a Redis that is full."""
+    """Stops the engine before Celery waits for its pool, also when it gives up by itself, as on a message that is not ours."""
 
     requires = (Pool,)
 
@@ -108,6 +108,8 @@ def run_worker() -> None:
     log.configure()
     # Celery warns of root because of pickle; only JSON is accepted here, and ids are all it carries.
     warnings.simplefilter("ignore", SecurityWarning)
+    # At each loss of the connection, of a default that is set here.
+    warnings.simplefilter("ignore", CPendingDeprecationWarning)
     app = broker.celery()
     app.steps["worker"].add(StopEngine)
     worker: Worker = app.Worker(

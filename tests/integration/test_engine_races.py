@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from tests.integration.conftest import Api, multipart
 from tests.integration.hostile import hostile
 from tests.integration.test_engine import a_batch, a_claim, chat_lines, expire_leases, read, read_states, run_to_end
 from tests.integration.test_openai_backend import backend_at
-from xalen_batch import catalog, db, files, storage
+from xalen_batch import broker, catalog, db, files, storage
 from xalen_batch.backends import openai
 from xalen_batch.backends.contract import Outcome, Request, Retryable
 from xalen_batch.broker import Job, Message
@@ -202,22 +203,45 @@ def test_a_form_around_a_file_is_bounded(api: Api) -> None:
     assert api.ask("POST", "/v1/files", body, headers={"content-type": kind}).status == 413
 
 
+@contextmanager
+def worker(log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker process, gone in the end."""
+    env = os.environ | {f"XALEN_{name.upper()}": value for name, value in settings.items()}
+    with log.open("wb") as out:
+        process = subprocess.Popen([Path(sys.executable).with_name("xalen-batch"), "worker"], stdout=out, stderr=out, env=env)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_worker_whose_consumer_gave_up_ends_though_its_slots_are_at_work(valkey: redis.Redis, tmp_path: Path) -> None:
     batch_id = a_batch(chat_lines(3, metadata={"simulate": "hang"}))
-    log = tmp_path / "log"
-    env = os.environ | {"XALEN_SHUTDOWN_GRACE": "0"}
-    with log.open("wb") as out:
-        worker = subprocess.Popen([Path(sys.executable).with_name("xalen-batch"), "worker"], stdout=out, stderr=out, env=env)
-    try:
+    with worker(tmp_path / "log", shutdown_grace="0") as process:
         wait_until(lambda: read_states(batch_id) == {"running"})
-        # A message arrives and Redis is full at once: Celery cannot note that it took it, and gives up.
-        valkey.pipeline().rpush("xalen_batch", "x").config_set("maxmemory", 1).execute()
-        assert worker.wait(timeout=15) != 0
+        # No message of ours: Celery gives up.
+        valkey.rpush("xalen_batch", "x")
+        assert process.wait(timeout=15) != 0
         assert read_states(batch_id) == {"pending"}
-    finally:
-        valkey.config_set("maxmemory", 0)
-        worker.kill()
-        worker.wait()
+
+
+def test_a_redis_that_refuses_to_be_written_to_stops_no_worker(valkey: redis.Redis, tmp_path: Path) -> None:
+    held = a_batch(chat_lines(3, metadata={"simulate": "hang"}))
+    log = tmp_path / "log"
+    with worker(log, poll_interval="0.2") as process:
+        wait_until(lambda: read_states(held) == {"running"})
+        # As after a failover, and as one does whose disk is full.
+        valkey.replicaof("127.0.0.1", "1")
+        try:
+            wait_until(lambda: "ReadOnlyError" in log.read_text("utf-8"))
+            following = a_batch(chat_lines(3))
+            wait_until(lambda: read_states(following) == {"done"})
+            assert (process.poll(), read_states(held)) == (None, {"running"})
+        finally:
+            valkey.replicaof("NO", "ONE")
+        broker.celery().send_task(Job.EXECUTE.value)
+        wait_until(lambda: valkey.llen("xalen_batch") == 0)
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
