@@ -150,10 +150,10 @@ def publish(messages: Iterable[Message]) -> None:
 
 
 def ping(timeout: float = 1.0) -> dict[str, Any]:
-    """The server's answer to PING, and its INFO, for health checks. Raises `redis.RedisError`."""
+    """The server's INFO, for health checks, once it has taken a write: a replica, or one that is full, answers all else. Raises `redis.RedisError`."""
     url = settings().redis_url
     if url is None:
         raise redis.ConnectionError("XALEN_REDIS_URL is not set")
     with redis.Redis.from_url(url.get_secret_value(), socket_timeout=timeout, socket_connect_timeout=timeout) as client:
-        client.ping()
+        client.set(f"{QUEUE}.health", "ok", px=1_000)
         return dict(client.info())

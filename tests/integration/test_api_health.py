@@ -5,6 +5,7 @@ import re
 import threading
 
 import pytest
+import redis
 
 from tests.integration.conftest import Api
 from xalen_batch.api import health
@@ -49,6 +50,17 @@ def test_ready_when_every_store_answers(api: Api) -> None:
     assert {name: check["status"] for name, check in answer.json["checks"].items()} == dict.fromkeys(
         ["database", "migrations", "redis", "storage", "disk"], "ok"
     )
+
+
+def test_with_a_redis_that_cannot_be_written_to_it_is_degraded_and_ready(api: Api, valkey: redis.Redis) -> None:
+    valkey.replicaof("127.0.0.1", "1")
+    try:
+        answer = api.ask("GET", "/readyz", key=None)
+    finally:
+        valkey.replicaof("NO", "ONE")
+    assert (answer.status, answer.json["status"]) == (200, "degraded")
+    assert answer.json["checks"]["redis"] == {"status": "failed", "error": "ReadOnlyError"}
+    assert api.ask("GET", "/readyz", key=None).json["status"] == "ok"
 
 
 def test_without_redis_it_is_degraded_and_ready(api: Api, configure: object) -> None:

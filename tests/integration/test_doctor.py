@@ -70,6 +70,17 @@ def test_a_redis_that_evicts_is_named_with_its_remedy(doctor: Doctor, valkey: re
     assert "maxmemory-policy to noeviction" in checks["redis"]["detail"]
 
 
+def test_a_redis_that_cannot_be_written_to_is_named_with_its_remedy(doctor: Doctor, valkey: redis.Redis) -> None:
+    valkey.replicaof("127.0.0.1", "1")
+    try:
+        code, checks = doctor()
+    finally:
+        valkey.replicaof("NO", "ONE")
+    assert (code, checks["redis"]["status"]) == (1, "failed")
+    assert "It answers and cannot be written to" in checks["redis"]["detail"]
+    assert "the primary" in checks["redis"]["detail"]
+
+
 def test_a_redis_that_forgets_is_a_warning(doctor: Doctor, valkey: redis.Redis) -> None:
     valkey.config_set("appendonly", "no")
     try:

@@ -167,6 +167,9 @@ def _redis() -> str:
         raise Wrong("XALEN_REDIS_URL is not set. Set it to a Redis or Valkey server, or use `xalen-batch up`, which starts its own.")
     try:
         server = broker.ping()
+    except redis.ResponseError as error:
+        refused = f"It answers and cannot be written to: {_first_line(error)}"
+        raise Wrong(f"{refused}. Set XALEN_REDIS_URL to the primary, or make room for it.") from error
     except redis.RedisError as error:
         raise Wrong(f"It does not answer: {_first_line(error)}. {_remedy('XALEN_REDIS_URL')}") from error
     except (ValueError, TypeError):
