@@ -22,7 +22,7 @@ def running_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]
     folder = tmp_path_factory.mktemp("system")
     catalog = folder / "catalog.toml"
     catalog.write_text(CATALOG, "utf-8")
-    with processes.up(folder / "data", catalog=catalog, tick_interval=2, poll_interval=0.2) as system:
+    with processes.up(folder / "data", catalog=catalog, tick_interval=2) as system:
         yield system
 
 

@@ -36,7 +36,7 @@ max_in_flight = 8
 """
 SETTINGS = {
     "lease": 4,
-    "poll_interval": 0.2,
+    "poll_interval": 0.5,
     "tick_interval": 2,
     "task_lines": 50,
     "flush_interval": 0.2,

@@ -78,20 +78,25 @@ def test_a_second_ctrl_c_does_not_wait_for_a_worker_that_does_not_end(data_dir: 
     assert of_folder(data_dir) == {}
 
 
-def test_it_says_how_to_use_it_on_stderr_and_nothing_on_stdout(data_dir: Path) -> None:
+def test_it_takes_the_next_free_port_and_says_how_to_use_it_on_stderr_and_nothing_on_stdout(data_dir: Path) -> None:
     out, err = data_dir.with_name("out"), data_dir.with_name("err")
-    with out.open("wb") as stdout, err.open("wb") as stderr:
+    # If the default port cannot be taken here, someone else has it already.
+    taken = closing(socket.create_server(("127.0.0.1", 8080))) if ports.is_free("127.0.0.1", 8080) else nullcontext()
+    with taken, out.open("wb") as stdout, err.open("wb") as stderr:
         process = subprocess.Popen(
-            [processes.COMMAND, "up", "--data-dir", str(data_dir), "--port", str(processes.free_port())],
+            [processes.COMMAND, "up", "--data-dir", str(data_dir)],
             env=processes.environment(), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True,
         )  # fmt: skip
-    try:
-        processes.wait_until(lambda: "Ctrl-C stops" in err.read_text(), timeout=60, process=process, log=err)
-    finally:
-        processes.stop(process)
+        try:
+            processes.wait_until(lambda: "Ctrl-C stops" in err.read_text(), timeout=60, process=process, log=err)
+        finally:
+            processes.stop(process)
     credentials = tomllib.loads((data_dir / "credentials.toml").read_text())
+    base_url = credentials["base_url"]
+    assert base_url != "http://127.0.0.1:8080/v1"
+    assert f"Port 8080 is taken; using {base_url.split(':')[2].removesuffix('/v1')}." in err.read_text()
     assert "from openai import OpenAI\n" in err.read_text()
-    assert f'client = OpenAI(base_url="{credentials["base_url"]}", api_key="xln_test_…")\n' in err.read_text()
+    assert f'client = OpenAI(base_url="{base_url}", api_key="xln_test_…")\n' in err.read_text()
     assert str(data_dir / "credentials.toml") in err.read_text()
     # What is no terminal may keep what it hears.
     assert not [key for key in ("test_key", "live_key") if credentials[key] in err.read_text()]
@@ -143,17 +148,6 @@ def test_a_crashed_part_is_started_again(data_dir: Path) -> None:
                 lambda name=name, old=old: any(name in line and pid not in old for pid, line in of_folder(data_dir).items()), timeout=30
             )
         processes.wait_until(lambda: processes.answers(f"{system.address}/readyz"), timeout=30)
-
-
-def test_another_port_is_found_when_the_default_one_is_taken(data_dir: Path) -> None:
-    # If it cannot be taken here, someone else has it already.
-    with closing(socket.create_server(("127.0.0.1", 8080))) if ports.is_free("127.0.0.1", 8080) else nullcontext():
-        log = data_dir.with_name("up.log")
-        with processes.command("up", "--data-dir", str(data_dir), log=log, env=processes.environment()) as process:
-            processes.wait_until(lambda: "ready at" in log.read_text(), timeout=60, process=process, log=log)
-            base_url = tomllib.loads((data_dir / "credentials.toml").read_text())["base_url"]
-            assert base_url != "http://127.0.0.1:8080/v1"
-            assert f"Port 8080 is taken; using {base_url.split(':')[2].removesuffix('/v1')}." in log.read_text()
 
 
 @pytest.mark.parametrize("way", ["option", "setting"])
