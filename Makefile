@@ -52,7 +52,7 @@ clean: ## Remove what install, demo and test have made in the checkout; data in 
 
 .venv/.installed: pyproject.toml uv.lock .tools/.uv-$(UV_VERSION)
 	.tools/bin/uv sync --locked --quiet --python .tools/bin/python
-	@.venv/bin/python -m compileall -q xalen_batch migrations tests examples benchmarks
+	@.venv/bin/python -m compileall -q -x '/(\.venv|node_modules)/' xalen_batch migrations tests examples benchmarks
 	@touch $@
 
 .venv/.bench: .venv/.installed

@@ -78,7 +78,7 @@ def test_a_redis_that_cannot_be_written_to_is_named_with_its_remedy(doctor: Doct
         valkey.replicaof("NO", "ONE")
     assert (code, checks["redis"]["status"]) == (1, "failed")
     assert "It answers and cannot be written to" in checks["redis"]["detail"]
-    assert "the primary" in checks["redis"]["detail"]
+    assert "to a primary" in checks["redis"]["detail"]
 
 
 def test_a_redis_that_forgets_is_a_warning(doctor: Doctor, valkey: redis.Redis) -> None:

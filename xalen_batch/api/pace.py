@@ -9,7 +9,7 @@ import time
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# A request's head has to be there within so many seconds, and of its body, and of its answer, so many bytes in each such time.
+# A request's head has to be there within so many seconds, and of its body so many bytes in each such time; and some of its answer taken.
 PATIENCE = 60.0
 LEAST_BYTES = 16 * 1024
 

@@ -2,6 +2,7 @@
 read, and both would for ever."""
 
 import json
+import socket
 import uuid
 from asyncio import BaseTransport, TimerHandle
 from http import HTTPStatus
@@ -18,34 +19,22 @@ MOST_OVERHEAD = 64 * 1024
 
 class BoundedHttp(HttpToolsProtocol):
     """Answers what is no HTTP in the API's envelope too, and ends connections whose next head is too long or does not come in time,
-    or whose client reads too little of an answer."""
+    or whose client reads nothing of an answer."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._overhead = 0
         self._is_too_large = False
         self._late: TimerHandle | None = None
-        self._unread = 0
-        self._stalled: TimerHandle | None = None
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(cast(Any, transport))
+        _give_up_unread(transport)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
-        # Which resumes writing.
         super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._expect_reading()
-
-    def resume_writing(self) -> None:
-        if self._stalled is not None:
-            self._stalled.cancel()
-            self._stalled = None
-        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self._late is None and (self.cycle is None or self.cycle.response_complete):
@@ -80,18 +69,6 @@ class BoundedHttp(HttpToolsProtocol):
     def _expect_head(self) -> None:
         self._late = self.loop.call_later(pace.PATIENCE, self._give_up)
 
-    def _expect_reading(self) -> None:
-        self._unread = self.transport.get_write_buffer_size()
-        self._stalled = self.loop.call_later(pace.PATIENCE, self._look_at_reading)
-
-    def _look_at_reading(self) -> None:
-        # Nothing is added meanwhile: whoever writes waits.
-        if self._unread - self.transport.get_write_buffer_size() < pace.LEAST_BYTES:
-            # Closing would wait until it is read.
-            self.transport.abort()
-        else:
-            self._expect_reading()
-
     def _forget(self) -> None:
         if self._late is not None:
             self._late.cancel()
@@ -116,3 +93,14 @@ class BoundedHttp(HttpToolsProtocol):
             )
             self.transport.write((head + content).encode("ascii"))
         self.transport.close()
+
+
+def _give_up_unread(transport: BaseTransport) -> None:
+    """Have the kernel end a connection whose client takes nothing of what waits for it.
+
+    Only the kernel knows what a client has read, also of the last of an answer that it holds itself. Elsewhere than on Linux it
+    does not offer that.
+    """
+    accepted = transport.get_extra_info("socket")
+    if hasattr(socket, "TCP_USER_TIMEOUT") and accepted is not None and accepted.family in (socket.AF_INET, socket.AF_INET6):
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(pace.PATIENCE * 1000))

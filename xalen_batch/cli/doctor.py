@@ -168,8 +168,8 @@ def _redis() -> str:
     try:
         server = broker.ping()
     except redis.ResponseError as error:
-        refused = f"It answers and cannot be written to: {_first_line(error)}"
-        raise Wrong(f"{refused}. Set XALEN_REDIS_URL to the primary, or make room for it.") from error
+        remedies = "Set XALEN_REDIS_URL to a primary that has room, with a user that may do all and a database that it has."
+        raise Wrong(f"It answers and cannot be written to: {_first_line(error)}. {remedies}") from error
     except redis.RedisError as error:
         raise Wrong(f"It does not answer: {_first_line(error)}. {_remedy('XALEN_REDIS_URL')}") from error
     except (ValueError, TypeError):

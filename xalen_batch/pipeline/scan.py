@@ -241,8 +241,8 @@ def _hidden(raw: bytes, line: int) -> Fault | None:
 def has_more_keys(raw: bytes) -> bool:
     """Whether a line may have a key twice."""
     found = KEYS.findall(raw)
-    # One byte is found ten times as fast as four.
-    return len(found) != len(set(found)) or (b"\\" in raw and HIDDEN_LETTER.search(raw) is not None)
+    # One byte is found ten times as fast as four, and those sooner than a pattern.
+    return len(found) != len(set(found)) or (b"\\" in raw and b"\\u00" in raw and HIDDEN_LETTER.search(raw) is not None)
 
 
 def _missing(param: str, line: int, remedy: str) -> Fault:
