@@ -74,7 +74,8 @@ def celery() -> Celery:
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
         worker_enable_remote_control=False,
-        worker_cancel_long_running_tasks_on_connection_loss=False,
+        # Of those that acknowledge late, and ours do not: left unset, it is warned of at each loss.
+        worker_cancel_long_running_tasks_on_connection_loss=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         # A Redis that is full, or a replica, answers with an error: it is as good as away, and no reason to end.

@@ -16,8 +16,9 @@ from typing import Any
 
 from celery import bootsteps, signals
 from celery.apps.worker import Worker
-from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
+from celery.exceptions import SecurityWarning
 from celery.worker.components import Pool
+from celery.worker.consumer import Consumer
 
 from xalen_batch import broker, db, ids, log, memory, tasks
 from xalen_batch.broker import Job, Message
@@ -30,6 +31,7 @@ logger = log.get(__name__)
 
 # Threads beside the slots, so that validating and finalizing never wait for a task to end.
 SPARE_THREADS = 4
+RECONNECT_PAUSE = 1.0
 
 
 class Poll:
@@ -93,6 +95,14 @@ class Poll:
         self._jobs[message.job](*message.args)
 
 
+class PatientConsumer(Consumer):  # type: ignore[misc]
+    """Comes back to a Redis that refuses it once a second; Celery would at once, and log each time."""
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        super().on_connection_error_after_connected(exc)
+        time.sleep(RECONNECT_PAUSE)
+
+
 class StopEngine(bootsteps.StartStopStep):  # type: ignore[misc]
     """Stops the engine before Celery waits for its pool, also when it gives up by itself, as on a message that is not ours."""
 
@@ -108,12 +118,11 @@ def run_worker() -> None:
     log.configure()
     # Celery warns of root because of pickle; only JSON is accepted here, and ids are all it carries.
     warnings.simplefilter("ignore", SecurityWarning)
-    # At each loss of the connection, of a default that is set here.
-    warnings.simplefilter("ignore", CPendingDeprecationWarning)
     app = broker.celery()
     app.steps["worker"].add(StopEngine)
     worker: Worker = app.Worker(
         pool="threads",
+        consumer_cls=PatientConsumer,
         concurrency=settings().worker_slots + SPARE_THREADS,
         hostname=f"worker-{os.getpid()}@{socket.gethostname()}",
         without_gossip=True,

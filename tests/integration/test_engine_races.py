@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -226,20 +227,36 @@ def test_a_worker_whose_consumer_gave_up_ends_though_its_slots_are_at_work(valke
         assert read_states(batch_id) == {"pending"}
 
 
-def test_a_redis_that_refuses_to_be_written_to_stops_no_worker(valkey: redis.Redis, tmp_path: Path) -> None:
+def become_a_replica(valkey: redis.Redis) -> None:
+    """As after a failover."""
+    valkey.replicaof("127.0.0.1", "1")
+
+
+def fill(valkey: redis.Redis) -> None:
+    valkey.config_set("maxmemory", 1)
+
+
+@pytest.mark.parametrize(("refuse", "error"), [(become_a_replica, "ReadOnlyError"), (fill, "OutOfMemoryError")])
+def test_a_redis_that_refuses_to_be_written_to_stops_no_worker(
+    valkey: redis.Redis, tmp_path: Path, refuse: Callable[[redis.Redis], None], error: str
+) -> None:
     held = a_batch(chat_lines(3, metadata={"simulate": "hang"}))
     log = tmp_path / "log"
     with worker(log, poll_interval="0.2") as process:
         wait_until(lambda: read_states(held) == {"running"})
-        # As after a failover, and as one does whose disk is full.
-        valkey.replicaof("127.0.0.1", "1")
+        # A message is there when it wakes up: it can be taken from a Redis that is full, and not noted.
+        process.send_signal(signal.SIGSTOP)
+        broker.celery().send_task(Job.EXECUTE.value)
+        refuse(valkey)
+        process.send_signal(signal.SIGCONT)
         try:
-            wait_until(lambda: "ReadOnlyError" in log.read_text("utf-8"))
+            wait_until(lambda: error in log.read_text("utf-8"))
             following = a_batch(chat_lines(3))
             wait_until(lambda: read_states(following) == {"done"})
             assert (process.poll(), read_states(held)) == (None, {"running"})
         finally:
             valkey.replicaof("NO", "ONE")
+            valkey.config_set("maxmemory", 0)
         broker.celery().send_task(Job.EXECUTE.value)
         wait_until(lambda: valkey.llen("xalen_batch") == 0)
 
