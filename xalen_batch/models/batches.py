@@ -128,6 +128,8 @@ class Batch(Base):
     # Who validates or finalizes it, until when (as tasks have, for the steps of a whole batch).
     fence: Mapped[int] = mapped_column(server_default="0")
     lease_until: Mapped[datetime | None]
+    # Workers that began to validate it and were not heard of again; the one that is at it now is among them.
+    losses: Mapped[int] = mapped_column(server_default="0")
 
     def move(self, session: Session, to: BatchStatus) -> bool:
         """Move this batch on from the status it was read with. False: someone else moved it first.

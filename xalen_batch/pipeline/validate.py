@@ -30,9 +30,9 @@ EXTEND_EVERY = 10.0
 LINES_PER_LOOK = 64
 # Hints for a new batch: one for so many lines, since each wakes a worker process, which then fills its slots by itself.
 LINES_PER_HINT, MOST_HINTS = 200, 8
-# Workers that a file may be lost with as fast as leases end; each further one has it for twice as long as the one before, up to
+# Workers that may be lost with a file as fast as leases end; each further one has it for twice as long as the one before, up to
 # about an hour. So a file that kills whoever reads it does that some thirty times a day, and no more after its batch's deadline.
-USUAL_ATTEMPTS = 4
+USUAL_LOSSES = 4
 MOST_DOUBLINGS = 6
 
 FILE_GONE = Fault("file_not_found", "The input file is gone: it was deleted or it expired. Upload it again.", param="input_file_id")
@@ -44,10 +44,11 @@ class _LeaseLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Lease:
-    """The right to validate a batch, for as long as its fence stands."""
+    """The right to validate a batch, for as long as its fence stands. `losses`: should this worker be lost too."""
 
     batch_id: UUID
     fence: int
+    losses: int
 
     @property
     def holds(self) -> ColumnElement[bool]:
@@ -60,11 +61,17 @@ class _Lease:
             raise _LeaseLost
         return batch
 
-    def extend(self, attempt: int | None = None) -> None:
-        """`attempt`: as if it were that one. Raises _LeaseLost."""
+    def extend(self) -> None:
+        """Raises _LeaseLost."""
+        self._set(lease_until=_lease_end(self.losses))
+
+    def survive(self) -> None:
+        """This worker has failed and lives: whoever is next has the file as if it had not been. Raises _LeaseLost."""
+        self._set(losses=Batch.losses - 1, lease_until=_lease_end(1))
+
+    def _set(self, **values: Any) -> None:
         with db.transaction() as session:
-            statement = update(Batch).where(self.holds).values(lease_until=_lease_end(attempt or self.fence)).returning(Batch.id)
-            if session.execute(statement).one_or_none() is None:
+            if session.execute(update(Batch).where(self.holds).values(values).returning(Batch.id)).one_or_none() is None:
                 raise _LeaseLost
 
 
@@ -98,9 +105,8 @@ def run(batch_id: UUID) -> None:
     except _LeaseLost:
         return
     except Exception:
-        # This file has not killed its worker, and need not wait for as long as one that does.
         with suppress(*db.AWAY, _LeaseLost):
-            lease.extend(1)
+            lease.survive()
         raise
     if found.faults:
         logger.info("batch.rejected", batch_id=batch_id.hex, errors=found.faults.count)
@@ -117,25 +123,24 @@ def _take(session: Session, batch_id: UUID) -> tuple[Batch | None, _Lease]:
             Batch.status == BatchStatus.VALIDATING,
             or_(Batch.lease_until.is_(None), Batch.lease_until < func.now()),
         )
-        .values(lease_until=_lease_end(Batch.fence + 1), fence=Batch.fence + 1)
+        .values(lease_until=_lease_end(Batch.losses + 1), fence=Batch.fence + 1, losses=Batch.losses + 1)
         .returning(Batch)
         .execution_options(synchronize_session=False)
     ).one_or_none()
-    return batch, _Lease(batch_id, batch.fence if batch else 0)
+    return batch, _Lease(batch_id, batch.fence, batch.losses) if batch else _Lease(batch_id, 0, 0)
 
 
-def _lease_end(attempt: int | ColumnElement[int]) -> ColumnElement[Any]:
-    """`attempt`: from 1."""
-    doublings = func.least(func.greatest(attempt - USUAL_ATTEMPTS, 0), MOST_DOUBLINGS)
+def _lease_end(losses: int | ColumnElement[int]) -> ColumnElement[Any]:
+    doublings = func.least(func.greatest(losses - USUAL_LOSSES, 0), MOST_DOUBLINGS)
     return func.clock_timestamp() + timedelta(seconds=settings().lease) * func.power(2, doublings)
 
 
 def _given_up(batch: Batch, now: datetime) -> Fault | None:
     """Why a file is not read once more: nobody came to its end in all the time that its batch had."""
-    if batch.fence <= USUAL_ATTEMPTS or batch.expires_at > now:
+    if batch.losses <= USUAL_LOSSES or batch.expires_at > now:
         return None
     message = (
-        f"The file was not read to its end within the completion window: {batch.fence - 1} workers began, and none came through. "
+        f"The file was not read to its end within the completion window: {batch.losses - 1} workers were lost while they read it. "
         "Split it into several files and upload them again, or ask the operator, whose workers' logs tell more."
     )
     return Fault("file_not_readable", message, param="input_file_id")
