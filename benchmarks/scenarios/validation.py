@@ -16,8 +16,8 @@ from xalen_batch.pipeline.split import Split
 from xalen_batch.storage import READ_CHUNK
 
 LONGEST_LINE = 1 << 20
-ALL, READ, CUT, DECODED, KEYS = "all of it", "reading", "and cutting into lines", "and a typed decode", "and the look for doubled keys"
-CHECKED, JSON = "and all other checks", "json.loads of each line"
+READ, CUT, DECODED, KEYS = "reading", "and cutting into lines", "and a typed decode", "and the look for doubled keys"
+CHECKED, ALL, JSON = "and all other checks", "all of it, the running order too", "json.loads of each line"
 
 
 def _chunks(input_: Input) -> Iterator[bytes]:
@@ -53,12 +53,12 @@ def _contender(name: str, input_: Input, step: Callable[[Input], Iterable[object
 def _contenders(stage: Stage) -> list[Contender]:
     input_ = stage.chats(50_000, 4_000)
     steps: dict[str, Callable[[Input], Iterable[object]]] = {
-        ALL: _split,
         READ: _chunks,
         CUT: _lines,
         DECODED: lambda given: map(bodies.usual_line, _lines(given)),
         KEYS: lambda given: ((bodies.usual_line(raw), scan.has_more_keys(raw)) for raw in _lines(given)),
         CHECKED: _checked,
+        ALL: _split,
         JSON: lambda given: map(json.loads, _lines(given)),
     }
     return [_contender(name, input_, step) for name, step in steps.items()]
