@@ -9,7 +9,7 @@ from benchmarks.lines import CHAT, Input
 from benchmarks.samples import Contender, Figure, Sample
 from benchmarks.scenarios.scenario import Results, Scenario, cpu_ratio, found
 from benchmarks.stage import Stage
-from xalen_batch import catalog, jsonl
+from xalen_batch import catalog, jsonl, memory
 from xalen_batch.pipeline import bodies, prefix, scan
 from xalen_batch.pipeline.scan import GoodLine
 from xalen_batch.pipeline.split import Split
@@ -51,6 +51,8 @@ def _contender(name: str, input_: Input, step: Callable[[Input], Iterable[object
 
 
 def _contenders(stage: Stage) -> list[Contender]:
+    # As in a worker: how often Python looks for cycles would count among the steps.
+    memory.settle()
     input_ = stage.chats(50_000, 4_000)
     steps: dict[str, Callable[[Input], Iterable[object]]] = {
         READ: _chunks,
