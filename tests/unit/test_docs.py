@@ -16,6 +16,13 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md"), ROOT / "docker-compose.yml"])
 # Read by the command line, not by the settings.
 CLIENT_VARIABLES = {"XALEN_BASE_URL", "XALEN_API_KEY", "XALEN_DEBUG"}
+# Of tests that can go on for longer.
+TEST_VARIABLES = {
+    name
+    for folder in ("integration", "e2e")
+    for path in (ROOT / "tests" / folder).glob("test_*.py")
+    for name in re.findall(r'environ\.get\("(XALEN_TEST_\w+)"', path.read_text("utf-8"))
+}
 SHOWN = re.compile(r"(?:docker compose exec \w+ )?(?:\.venv/bin/)?xalen-batch (?P<arguments>.+)")
 
 
@@ -43,7 +50,7 @@ def test_the_readme_shows_commands() -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_variable_that_is_named_exists(page: Path) -> None:
-    known = {f"XALEN_{field.upper()}" for field in Settings.model_fields} | CLIENT_VARIABLES
+    known = {f"XALEN_{field.upper()}" for field in Settings.model_fields} | CLIENT_VARIABLES | TEST_VARIABLES
     assert set(re.findall(r"\bXALEN_[A-Z_]+\b", page.read_text("utf-8"))) <= known
 
 
