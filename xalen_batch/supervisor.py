@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -126,7 +125,6 @@ class Supervisor:
         self._workers = [Child("worker" if workers == 1 else f"worker-{n}", "worker", data_dir) for n in range(1, workers + 1)]
         self._signals = 0
         self._is_starting = True
-        self._woken = threading.Event()
 
     @property
     def _children(self) -> list[Child]:
@@ -200,7 +198,8 @@ class Supervisor:
         while not self._signals:
             for watch in watches:
                 watch.look()
-            self._woken.wait(LOOK_INTERVAL)
+            # No event that the handler sets: it would wait for ever for a lock that this thread holds while it enters the wait.
+            time.sleep(LOOK_INTERVAL)
 
     def _stop(self) -> None:
         if any(child.is_running for child in self._children):
@@ -235,7 +234,6 @@ class Supervisor:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
-        self._woken.set()
         if self._is_starting:
             self._is_starting = False
             raise _Interrupted

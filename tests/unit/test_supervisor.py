@@ -1,0 +1,26 @@
+"""The supervisor hears a signal whenever it comes."""
+
+import subprocess
+import sys
+
+# Looks follow each other without a pause, and each signal comes at another moment of one.
+HEARS = """\
+import random, signal
+from pathlib import Path
+from xalen_batch import supervisor
+supervisor.LOOK_INTERVAL = 1e-5
+watching = supervisor.Supervisor(Path("data"), "127.0.0.1", 1, print)
+watching._front = watching._workers = []
+watching._is_starting = False
+signal.signal(signal.SIGALRM, watching._on_signal)
+for _ in range(2_000):
+    watching._signals = 0
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 1e-3))
+    watching._watch()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+def test_a_signal_is_heard_whatever_the_supervisor_is_at() -> None:
+    # One that is not heard is waited for for ever.
+    assert subprocess.run([sys.executable, "-c", HEARS], timeout=60, check=False).returncode == 0
