@@ -109,7 +109,7 @@ def _pools(stage: Stage) -> list[Contender]:
 
 SCENARIOS = [
     Scenario("zero-latency", "50,000 lines, a backend that answers at once: all that is left is CPU", _zero, _read_zero, runs=2),
-    Scenario("latency-120", "50,000 lines at 120 ms: the share of what in-flight / latency allows", _at_120, _read_120, runs=2),
+    Scenario("latency-120", "50,000 lines at 120 ms: the share of what in-flight / latency allows", _at_120, _read_120, runs=1),
     Scenario("latency-30", "20,000 lines at 30 ms", _at_30, _read_30, runs=1),
     Scenario(
         "celery-pools", "one Celery task per line on each pool, to keep the best", _pools, lambda _: iter(()), runs=1, is_default=False
