@@ -221,19 +221,17 @@ def test_the_last_of_a_download_that_nobody_reads_is_given_up(api: Api, reader: 
 def served(api: Api) -> set[int]:
     """Ports of clients that a socket of this process is connected to the API's port for."""
     own = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
-    found = set()
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, local, remote, _, *_, inode = line.split()[:10]
-        if int(local.rpartition(":")[2], 16) == api.port and f"socket:[{inode}]" in own:
-            found.add(int(remote.rpartition(":")[2], 16))
-    return found
+    return {port for port, _, inode in connections(api) if f"socket:[{inode}]" in own}
 
 
 def queued(api: Api) -> set[int]:
     """Ports of clients for whom bytes of the API wait in the kernel, whoever has the connection."""
-    found = set()
+    return {port for port, waiting, _ in connections(api) if waiting}
+
+
+def connections(api: Api) -> Iterator[tuple[int, int, str]]:
+    """Of each connection to the API, at its end: the client's port, bytes that wait to be sent or acknowledged, and the inode."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, local, remote, _, queues, *_ = line.split()[:10]
-        if int(local.rpartition(":")[2], 16) == api.port and int(queues.partition(":")[0], 16):
-            found.add(int(remote.rpartition(":")[2], 16))
-    return found
+        _, local, remote, _, queues, *_, inode = line.split()[:10]
+        if int(local.rpartition(":")[2], 16) == api.port:
+            yield int(remote.rpartition(":")[2], 16), int(queues.partition(":")[0], 16), inode
