@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -69,12 +69,23 @@ class Lane:
     """Made and used on the event loop; `unfinished`, `limit` and `room` may be read from any thread.
 
     `ceiling`: most requests in flight at the backend, over all worker processes; each takes an equal share.
-    `rates`: how fast it may be asked, None where nothing limits that.
+    `rates`: how fast it may be asked, None where nothing limits that. `on_room`: called on the loop when there is room again.
     """
 
-    def __init__(self, backend: Backend, ceiling: int, name: str = "", *, workers: int = 1, rates: Rates | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        ceiling: int,
+        name: str = "",
+        *,
+        workers: int = 1,
+        rates: Rates | None = None,
+        on_room: Callable[[], object] = lambda: None,
+    ) -> None:
         self.backend = backend
         self._rates = rates
+        self._on_room = on_room
+        self._was_full = False
         self.circuit = Circuit(name)
         self.unfinished = 0
         self._ceiling = ceiling
@@ -114,6 +125,7 @@ class Lane:
         """Send these lines behind all that are here."""
         self.unfinished += len(lines)
         self._waiting.extend(_Entry(work, line) for line in lines)
+        self._was_full = not self.room
         self._fill()
 
     def stop(self, work: Work) -> None:
@@ -235,6 +247,9 @@ class Lane:
     def _over(self, entry: _Entry, outcome: Ended | NotRun) -> None:
         self.unfinished -= 1
         entry.work.over(entry.line, outcome)
+        if self._was_full and self.room:
+            self._was_full = False
+            self._on_room()
 
 
 def _share(ceiling: int, workers: int) -> int:

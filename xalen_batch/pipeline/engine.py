@@ -24,8 +24,8 @@ from xalen_batch.states import TaskState
 logger = log.get(__name__)
 T = TypeVar("T")
 
-# After a claim that found nothing, flushes do not wake more slots for this long; hints and polls do.
-QUIET_AFTER_NOTHING = 0.25
+# After a claim that found nothing, or filled all lanes, a slot does not look for more by itself for this long; hints and polls do.
+QUIET = 0.25
 # Requests and answers that one process holds at a time; from there on it claims nothing, however long its lines are.
 MOST_BYTES = 48 * MiB
 # How long a task is left alone whose backend cannot be made here.
@@ -118,7 +118,7 @@ class Engine:
         try:
             claim, run = self._claim()
             if claim is None:
-                self._quiet_until = time.monotonic() + QUIET_AFTER_NOTHING
+                self._quiet_until = time.monotonic() + QUIET
                 return False
             if run is None:
                 self._try(claim)
@@ -147,8 +147,10 @@ class Engine:
                 self._is_trying = True
                 return claim, None
             run = self._started(claim)
-        if self._may_find:
+        if self._has_room:
             self.wake()
+        else:
+            self._quiet_until = time.monotonic() + QUIET
         return claim, run
 
     def _try(self, claim: Claim) -> None:
@@ -206,7 +208,8 @@ class Engine:
                 tokens_per_minute=config.tokens_per_minute,
                 workers=lambda: self._workers,
             )
-        return Lane(registry.backend_for(model, is_live), config.max_in_flight, model.id, workers=self._workers, rates=rates)
+        backend = registry.backend_for(model, is_live)
+        return Lane(backend, config.max_in_flight, model.id, workers=self._workers, rates=rates, on_room=self.wake)
 
     def _follow(self, run: Run) -> None:
         def on_loop(act: Callable[[], None]) -> Callable[[], object]:
@@ -223,16 +226,20 @@ class Engine:
         return {key: lane.room for key, lane in list(self._lanes.items())}
 
     @property
+    def _has_room(self) -> bool:
+        return any(lane.room for lane in list(self._lanes.values()))
+
+    @property
     def _may_find(self) -> bool:
         """Whether another claim is worth its cost: a lane has room, or nobody has looked of late."""
-        return any(lane.room for lane in list(self._lanes.values())) or time.monotonic() >= self._quiet_until
+        return self._has_room or time.monotonic() >= self._quiet_until
 
     @property
     def _has_memory(self) -> bool:
         return sum(run.size for run in list(self._runs)) < MOST_BYTES
 
     def _wake_if_room(self) -> None:
-        if time.monotonic() >= self._quiet_until and self._has_memory and any(lane.room for lane in list(self._lanes.values())):
+        if time.monotonic() >= self._quiet_until and self._has_memory and self._has_room:
             self.wake()
 
     def _seconds_left(self) -> float | None:
