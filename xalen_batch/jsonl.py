@@ -12,6 +12,7 @@ from xalen_batch.ids import line_id, request_id
 
 _ENTRY = struct.Struct("<IQI")
 SPAN_BYTES = _ENTRY.size
+CR = 0x0D
 
 
 class Span(NamedTuple):
@@ -36,37 +37,89 @@ def unpack(index: bytes | bytearray) -> Iterator[Span]:
     return map(Span._make, _ENTRY.iter_unpack(index))
 
 
-def lines(chunks: Iterable[bytes], *, longest: int, start: int = 0) -> Iterator[tuple[Span, bytes | None]]:
-    """The lines of a stream of bytes, however it is cut into chunks, without their line ends.
+class Block(NamedTuple):
+    """Lines that follow each other, one at least. `data` holds them all, and begins at `start` in the object.
 
-    A line of more than `longest` bytes comes as None and is never held as a whole. `start`: how
+    `data` is None for a single line that was too long to be held.
+    """
+
+    spans: list[Span]
+    data: bytes | None
+    start: int
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Where in `data` the lines begin, and where they end."""
+        first, last = self.spans[0], self.spans[-1]
+        return first.offset - self.start, last.offset + last.length - self.start
+
+    def line(self, span: Span) -> bytes:
+        """The bytes of one of its lines, without its line end."""
+        begin = span.offset - self.start
+        return (self.data or b"")[begin : begin + span.length]
+
+    def parts(self, most: int) -> "Iterator[Block]":
+        """The same lines, in so many blocks at most."""
+        size = -(-len(self.spans) // most)
+        for first in range(0, len(self.spans), size):
+            yield Block(self.spans[first : first + size], self.data, self.start)
+
+
+def blocks(chunks: Iterable[bytes], *, longest: int, start: int = 0) -> Iterator[Block]:
+    """The lines of a stream of bytes, however it is cut into chunks: about a chunk's worth at a time.
+
+    A line of more than `longest` bytes that is in no chunk whole is a block of its own, and never held. `start`: how
     many bytes of the object come before the stream. A last line without a newline is a line.
     """
     number, offset, size = 1, start, 0
     # What the chunks before have of the line that goes on.
     held: list[bytes] = []
     for chunk in chunks:
-        *ended, rest = chunk.split(b"\n")
-        for part in ended:
-            size += len(part)
-            if held and size <= longest:
-                part = b"".join((*held, part))
-            yield _line(number, offset, size, part if size <= longest else None)
-            number, offset, size = number + 1, offset + size + 1, 0
-            held.clear()
-        size += len(rest)
+        begin = chunk.find(b"\n") + 1 if size else 0
+        if begin:
+            size += begin - 1
+            held.append(chunk[: begin - 1])
+            yield _block(number, offset, size, held if size <= longest else None)
+            number, offset, size, held = number + 1, offset + size + 1, 0, []
+        if not size and (spans := _spans(chunk, begin, number, offset, longest)):
+            yield Block(spans, chunk, offset - begin)
+            end = chunk.rfind(b"\n") + 1
+            number, offset, begin = number + len(spans), offset + end - begin, end
+        size += len(chunk) - begin
         if size > longest:
             held.clear()
-        elif rest:
-            held.append(rest)
+        else:
+            held.append(chunk[begin:])
     if size:
-        yield _line(number, offset, size, b"".join(held) if size <= longest else None)
+        yield _block(number, offset, size, held if size <= longest else None)
 
 
-def _line(number: int, offset: int, size: int, raw: bytes | None) -> tuple[Span, bytes | None]:
-    if raw is None or not raw.endswith(b"\r"):
-        return Span(number, offset, size), raw
-    return Span(number, offset, size - 1), raw[:-1]
+def _block(number: int, offset: int, size: int, held: list[bytes] | None) -> Block:
+    """One line that came in pieces."""
+    if held is None:
+        return Block([Span(number, offset, size)], None, offset)
+    data = b"".join(held)
+    return Block([Span(number, offset, size - data.endswith(b"\r"))], data, offset)
+
+
+def _spans(chunk: bytes, begin: int, number: int, offset: int, longest: int) -> list[Span]:
+    """The lines that end in a chunk, from the one that begins at `begin`."""
+    spans: list[Span] = []
+    find, ends = chunk.find, offset - begin
+    while (end := find(b"\n", begin)) >= 0:
+        length = end - begin
+        if 0 < length <= longest and chunk[end - 1] == CR:
+            length -= 1
+        spans.append(Span(number, begin + ends, length))
+        number, begin = number + 1, end + 1
+    return spans
+
+
+def lines(chunks: Iterable[bytes], *, longest: int) -> Iterator[tuple[Span, bytes | None]]:
+    """The lines of a stream, without their line ends, as `blocks` finds them; None for one of more than `longest` bytes."""
+    for block in blocks(chunks, longest=longest):
+        for span in block.spans:
+            yield span, None if span.length > longest else block.line(span)
 
 
 def lengths(index: bytes) -> Iterator[int]:

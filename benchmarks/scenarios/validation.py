@@ -9,14 +9,15 @@ from benchmarks.lines import CHAT, Input
 from benchmarks.samples import Contender, Figure, Sample
 from benchmarks.scenarios.scenario import Results, Scenario, cpu_ratio, found
 from benchmarks.stage import Stage
-from xalen_batch import catalog, jsonl, memory
-from xalen_batch.pipeline import bodies, prefix, scan
+from xalen_batch import catalog, memory
+from xalen_batch.jsonl import Block, blocks, lines
+from xalen_batch.pipeline import bodies, scan
 from xalen_batch.pipeline.scan import GoodLine
 from xalen_batch.pipeline.split import Split
 from xalen_batch.storage import READ_CHUNK
 
 LONGEST_LINE = 1 << 20
-READ, CUT, DECODED, KEYS = "reading", "and cutting into lines", "and a typed decode", "and the look for doubled keys"
+READ, CUT, DECODED, KEYS = "reading", "and finding the lines", "and a typed decode", "and the look for doubled keys"
 CHECKED, ALL, JSON = "and all other checks", "all of it, the running order too", "json.loads of each line"
 
 
@@ -26,8 +27,26 @@ def _chunks(input_: Input) -> Iterator[bytes]:
             yield chunk
 
 
-def _lines(input_: Input) -> Iterator[bytes]:
-    return (raw for _, raw in jsonl.lines(_chunks(input_), longest=LONGEST_LINE) if raw is not None)
+def _blocks(input_: Input) -> Iterator[Block]:
+    return blocks(_chunks(input_), longest=LONGEST_LINE)
+
+
+def _decoded(input_: Input) -> Iterator[Block]:
+    for block in _blocks(input_):
+        if block.data is not None:
+            begin, end = block.ends
+            bodies.usual_lines(memoryview(block.data)[begin:end])
+        yield block
+
+
+def _with_keys(input_: Input) -> Iterator[object]:
+    for block in _decoded(input_):
+        if block.data is not None:
+            yield scan.CHAT_KEYS.findall(block.data, *block.ends)
+
+
+def _parsed(input_: Input) -> Iterator[object]:
+    return (json.loads(raw) for _, raw in lines(_chunks(input_), longest=LONGEST_LINE) if raw is not None)
 
 
 def _checked(input_: Input) -> Iterator[GoodLine]:
@@ -37,7 +56,7 @@ def _checked(input_: Input) -> Iterator[GoodLine]:
 def _split(input_: Input) -> Iterator[object]:
     split = Split()
     for line in _checked(input_):
-        split.add(line.model, line.span, prefix.marks(line.prompt))
+        split.add(line.model, line.span, line.prompt)
     yield from split.slices()
 
 
@@ -56,12 +75,12 @@ def _contenders(stage: Stage) -> list[Contender]:
     input_ = stage.chats(50_000, 4_000)
     steps: dict[str, Callable[[Input], Iterable[object]]] = {
         READ: _chunks,
-        CUT: _lines,
-        DECODED: lambda given: map(bodies.usual_line, _lines(given)),
-        KEYS: lambda given: ((bodies.usual_line(raw), scan.has_more_keys(raw)) for raw in _lines(given)),
+        CUT: _blocks,
+        DECODED: _decoded,
+        KEYS: _with_keys,
         CHECKED: _checked,
         ALL: _split,
-        JSON: lambda given: map(json.loads, _lines(given)),
+        JSON: _parsed,
     }
     return [_contender(name, input_, step) for name, step in steps.items()]
 

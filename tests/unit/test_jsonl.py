@@ -43,7 +43,25 @@ def test_a_line_that_is_too_long_is_never_held():
 
 
 def test_offsets_count_from_the_start_of_the_object():
-    assert list(jsonl.lines([b"a\nb"], longest=9, start=3)) == [(Span(1, 3, 1), b"a"), (Span(2, 5, 1), b"b")]
+    first, second = jsonl.blocks([b"a\nb"], longest=9, start=3)
+    assert (first.spans, first.line(first.spans[0])) == ([Span(1, 3, 1)], b"a")
+    assert (second.spans, second.line(second.spans[0])) == ([Span(2, 5, 1)], b"b")
+
+
+def test_a_chunk_of_whole_lines_is_one_block_and_is_not_copied():
+    chunk = b"a\nbc\r\n\nd\n"
+    (block,) = jsonl.blocks([chunk], longest=9)
+    assert block.data is chunk
+    assert block.ends == (0, len(chunk) - 1)
+    assert [block.line(span) for span in block.spans] == [b"a", b"bc", b"", b"d"]
+
+
+@given(st.integers(1, 40), st.integers(1, 20))
+def test_the_parts_of_a_block_are_its_lines(lines, most):
+    (block,) = jsonl.blocks([b"".join(b"%d\n" % n for n in range(lines))], longest=9)
+    parts = list(block.parts(most))
+    assert len(parts) <= most
+    assert [part.line(span) for part in parts for span in part.spans] == [b"%d" % n for n in range(lines)]
 
 
 @given(st.lists(st.builds(Span, st.integers(1, 2**32 - 1), st.integers(0, 2**63), st.integers(0, 2**32 - 1))))

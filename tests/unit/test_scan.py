@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, jsonl, rerank_line
 from tests.unit.test_jsonl import cut
 from xalen_batch import catalog
-from xalen_batch import jsonl as spans
 from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.jsonl import Block, Span, input_line
 from xalen_batch.pipeline.faults import Fault
 from xalen_batch.pipeline.scan import GoodLine, _Reader, scan
 
@@ -162,7 +162,7 @@ def test_a_bom_crlf_blank_lines_and_a_missing_last_newline_are_fine():
 def test_odd_json_that_every_parser_reads_alike_is_taken(text):
     (line,) = read(with_body(text))
     assert isinstance(line, GoodLine)
-    assert spans.input_line(with_body(text)).custom_id == "good"
+    assert input_line(with_body(text)).custom_id == "good"
 
 
 def test_a_custom_id_used_twice_names_both_lines():
@@ -244,7 +244,7 @@ def test_whatever_json_a_line_is_it_is_good_or_a_fault_and_a_good_one_can_be_rea
     content = json.dumps({**chat_line("a"), "body": value}).encode()
     (found,) = read(content)
     if isinstance(found, GoodLine):
-        assert spans.input_line(content).custom_id == found.custom_id
+        assert input_line(content).custom_id == found.custom_id
 
 
 @given(st.binary(min_size=1, max_size=200))
@@ -264,8 +264,9 @@ def test_every_code_is_in_the_guide():
 def both(raw: bytes) -> tuple[object, object]:
     """A line read the short way, where it goes that way, and the long way."""
     short, long = (_Reader(CHAT, catalog.read(None)) for _ in range(2))
-    span = spans.Span(1, 0, len(raw))
-    return short._usual(span, raw), long._any(span, raw)
+    block = Block([Span(1, 0, len(raw))], raw, 0)
+    usual = short._usual(block)
+    return usual and usual[0], long._any(block, block.spans[0], raw)
 
 
 def test_a_usual_line_goes_the_short_way_and_is_read_alike() -> None:
@@ -302,3 +303,61 @@ def test_what_goes_the_short_way_is_good_the_long_way(line: Any, body: Any, mess
     for sent in (raw, raw[: cut[0]] + cut[1] + raw[cut[0] :]):
         usual, any_ = both(sent)
         assert usual is None or isinstance(any_, GoodLine), any_
+
+
+ODD = [
+    # Lines that do not go the short way, the code of the fault in each, None where it is good.
+    (changed(custom_id="7"), "duplicate_custom_id"),
+    (changed(custom_id="a\x00"), "invalid_custom_id"),
+    (GOOD.replace(b'"model"', b'"model":"gpt","model"'), "invalid_json_line"),
+    (GOOD.replace(b'"model"', rb'"mod\u0065l":"gpt","model"'), "invalid_json_line"),
+    (GOOD[:-1], "invalid_json_line"),
+    (GOOD + GOOD, "invalid_json_line"),
+    (changed(url="/v1/embeddings"), "url_mismatch"),
+    (changed(body={**chat_line("a")["body"], "model": "gpt"}), "model_not_found"),
+    (changed(body={**chat_line("a")["body"], "stream": True}), "invalid_request"),
+    (orjson.dumps(chat_line("a", "model")), None),
+    (orjson.dumps(chat_line("a", "x", tools=[{"type": "function", "function": {"name": "f"}}])), None),
+    (b"  " + orjson.dumps(chat_line("a")) + b" ", None),
+]
+
+
+@pytest.mark.parametrize(("odd", "code"), ODD)
+@pytest.mark.parametrize("place", [0, 20, 69])
+def test_one_odd_line_is_read_as_it_would_be_alone_and_its_neighbours_are_good(odd, code, place):
+    lines = [orjson.dumps(chat_line(str(number), f"text {number}")) for number in range(7, 76)]
+    lines.insert(place, odd)
+    content = b"\n".join(lines) + b"\n"
+    found = read(content)
+    # A line that is used twice is a fault where it is used again.
+    at = 1 if code == "duplicate_custom_id" and not place else place
+    assert [getattr(line, "code", None) for line in found] == [code if number == at else None for number in range(70)]
+    assert [line.line if isinstance(line, Fault) else line.span.line_no for line in found] == list(range(1, 71))
+    assert [line.raw for line in found if isinstance(line, GoodLine)] == [
+        line for number, line in enumerate(lines) if number != at or not code
+    ]
+
+
+ONE, TWO, THREE = (orjson.dumps(chat_line(name)) for name in ("one", "two", "three"))
+
+
+@pytest.mark.parametrize(
+    ("content", "codes"),
+    [
+        # As many values as lines, but not one on each.
+        (ONE + b" " + TWO + b"\n" + THREE.replace(b",", b",\n", 1), ["invalid_json_line"] * 3),
+        (ONE + TWO + b"\n" + b"\n".join(THREE.rsplit(b"}", 1)) + b"}", ["invalid_json_line"] * 3),
+        (ONE + TWO + b"\n" + THREE.replace(b'"body":', b'"body":\n'), ["invalid_json_line"] * 3),
+        (ONE + TWO + b"\n\n" + THREE, ["invalid_json_line", None]),
+    ],
+)
+def test_a_line_that_is_not_one_value_is_no_line(content, codes):
+    assert [getattr(line, "code", None) for line in read(content + b"\n")] == codes
+
+
+def test_an_id_of_another_part_of_the_file_is_known():
+    lines = [orjson.dumps(chat_line(str(number % 60))) + b"\n" for number in range(61)]
+    *good, fault = scan([b"".join(lines[:30]), b"".join(lines[30:])], endpoint=CHAT, models=catalog.read(None))
+    assert all(isinstance(line, GoodLine) for line in good)
+    assert isinstance(fault, Fault)
+    assert "line 1 and again on line 61" in fault.message

@@ -10,8 +10,10 @@ from xalen_batch.jsonl import Span
 from xalen_batch.pipeline import split
 from xalen_batch.pipeline.split import Split
 
-# Model, length, and the one mark of a line that begins as others do.
-LINES = st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), st.integers(1, 200), st.sampled_from([None, 7, 8])), min_size=1, max_size=300)
+# Model, length, and the letter with which a line begins as others do.
+LINES = st.lists(
+    st.tuples(st.sampled_from(["a", "b", "c"]), st.integers(1, 200), st.sampled_from([None, "x", "y"])), min_size=1, max_size=300
+)
 
 
 @dataclass
@@ -26,10 +28,10 @@ def _limits(monkeypatch):
 
 
 def slices(lines):
-    """Slices of lines given as (model, length), or as (model, length, mark)."""
+    """Slices of lines given as (model, length), or as (model, length, letter)."""
     whole, offset = Split(), 0
-    for number, (model, length, *mark) in enumerate(lines, start=1):
-        whole.add(model, Span(number, offset, length), [m for m in mark if m])
+    for number, (model, length, *letter) in enumerate(lines, start=1):
+        whole.add(model, Span(number, offset, length), [each * 300 for each in letter if each])
         offset += length + 1
     return list(whole.slices())
 
@@ -45,10 +47,10 @@ def test_each_line_is_in_one_task_of_its_model_in_running_order_and_within_the_l
         cut = slices(lines)
     assert sorted(span.line_no for slice in cut for span in slice.spans) == list(range(1, len(lines) + 1))
     for name in {model for model, *_ in lines}:
-        of_model = [(number, mark) for number, (model, _, mark) in enumerate(lines, start=1) if model == name]
-        first = {mark: number for number, mark in reversed(of_model)}
+        of_model = [(number, letter) for number, (model, _, letter) in enumerate(lines, start=1) if model == name]
+        first = {letter: number for number, letter in reversed(of_model)}
         assert numbers(cut, name) == [
-            number for number, mark in sorted(of_model, key=lambda line: (first[line[1]] if line[1] else line[0], line[0]))
+            number for number, letter in sorted(of_model, key=lambda line: (first[line[1]] if line[1] else line[0], line[0]))
         ]
     for slice in cut:
         assert 1 <= len(slice.spans) <= task_lines
@@ -84,5 +86,5 @@ def test_models_take_turns():
 
 
 def test_lines_that_begin_alike_are_grouped_within_their_model():
-    cut = slices([("a", 9, 7), ("b", 9, 7), ("a", 9, 8), ("b", 9, None), ("a", 9, 7), ("b", 9, 7)])
+    cut = slices([("a", 9, "x"), ("b", 9, "x"), ("a", 9, "y"), ("b", 9, None), ("a", 9, "x"), ("b", 9, "x")])
     assert (numbers(cut, "a"), numbers(cut, "b")) == ([1, 5, 3], [2, 6, 4])

@@ -67,11 +67,11 @@ class ChatRequest(Struct):
         return self.max_completion_tokens or self.max_tokens
 
 
-class UsualFormat(Struct, forbid_unknown_fields=True):
+class UsualFormat(Struct, forbid_unknown_fields=True, gc=False):
     type: Literal["text", "json_object"]
 
 
-class UsualMessage(Message, forbid_unknown_fields=True):
+class UsualMessage(Message, forbid_unknown_fields=True, gc=False):
     """Written text and nothing else."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -82,7 +82,7 @@ class UsualMessage(Message, forbid_unknown_fields=True):
     audio: None = None
 
 
-class UsualChat(ChatRequest, forbid_unknown_fields=True):
+class UsualChat(ChatRequest, forbid_unknown_fields=True, gc=False):
     """What nearly every chat request is: nothing in it goes unread, so what passes here has no fault of form."""
 
     messages: Annotated[list[UsualMessage], Meta(min_length=1)]  # type: ignore[assignment]  # narrower
@@ -92,14 +92,15 @@ class UsualChat(ChatRequest, forbid_unknown_fields=True):
     response_format: UsualFormat | None = None
 
 
-class UsualLine(Struct, forbid_unknown_fields=True):
+class UsualLine(Struct, forbid_unknown_fields=True, gc=False):
     custom_id: Annotated[str, Meta(min_length=1, max_length=MAX_CUSTOM_ID)]
     method: Literal["POST"]
     url: str
     body: UsualChat
 
 
-usual_line = msgspec.json.Decoder(UsualLine).decode
+# All values that there are in some bytes, without regard to lines.
+usual_lines = msgspec.json.Decoder(UsualLine).decode_lines
 
 
 class Document(Struct):

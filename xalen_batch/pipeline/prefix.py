@@ -6,7 +6,7 @@ Two prompts with the same checksum by chance cost a place in the order, and noth
 """
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 from zlib import crc32
@@ -19,6 +19,7 @@ LEAST = 256
 MOST_MARKS = 24
 # Of a mark's bits, those by which lines are known to begin alike before they are arranged.
 FIRST_BITS = 20
+LAST_BITS = (1 << FIRST_BITS) - 1
 
 
 def _places() -> Iterator[int]:
@@ -32,28 +33,44 @@ def _places() -> Iterator[int]:
 PLACES = tuple(_places())
 
 
-def prompt(body: Mapping[str, Any]) -> list[bytes]:
-    """What a chat request has the model read, in pieces and in the order in which it is read: the tools, then each message."""
+# What the model reads, in pieces: text, or JSON as bytes.
+Prompt = Sequence[str | bytes]
+
+
+def prompt(body: Mapping[str, Any]) -> Prompt:
+    """What a chat request has the model read, in the order in which it is read: the tools, then each message."""
     tools = body.get("tools")
     contents = [(message, message.get("content")) for message in body["messages"]]
-    messages = [content.encode() if isinstance(content, str) else orjson.dumps(message) for message, content in contents]
+    messages = [content if isinstance(content, str) else orjson.dumps(message) for message, content in contents]
     return [orjson.dumps(tools), *messages] if tools else messages
 
 
-def marks(pieces: Iterable[bytes]) -> Iterator[int]:
-    """The marks of a prompt, 32 bits each, made as they are asked for; none where it is shorter than `LEAST`.
+def first_mark(prompt: Prompt) -> int | None:
+    """The first of its marks, for a fraction of what all of them cost; None where there is none."""
+    text = b""
+    for piece in prompt:
+        # No character has less than a byte.
+        head = _bytes(piece[:LEAST])
+        text = text + head if text else head
+        if len(text) >= LEAST:
+            return crc32(text[:LEAST])
+    return None
+
+
+def marks(prompt: Prompt) -> Iterator[int]:
+    """The marks of a prompt, 32 bits each; none where it is shorter than `LEAST`.
 
     They are at `PLACES` of each piece, and at the end of each piece that another follows, if `LEAST` bytes lie behind the mark
     before. So what two prompts share is seen if it is half as long as what comes before it in its piece.
     A mark depends on nothing behind it.
     """
-    return islice(_marks(pieces), MOST_MARKS)
+    return islice(_marks(prompt), MOST_MARKS)
 
 
-def _marks(pieces: Iterable[bytes]) -> Iterator[int]:
+def _marks(prompt: Prompt) -> Iterator[int]:
     chain = 0
     rest = b""
-    for piece in pieces:
+    for piece in map(_bytes, prompt):
         if len(rest) >= LEAST:
             chain = crc32(rest, chain)
             yield chain
@@ -69,6 +86,10 @@ def _marks(pieces: Iterable[bytes]) -> Iterator[int]:
         rest = text[begin:]
 
 
+def _bytes(piece: str | bytes) -> bytes:
+    return piece.encode() if isinstance(piece, str) else piece
+
+
 class Starts:
     """How many lines begin: their marks, held as 4 bytes each. Lines are numbered from 0, as they are added."""
 
@@ -78,18 +99,19 @@ class Starts:
         # A byte for the last bits of each first mark so far. What another had set costs a line the making of all its marks.
         self._seen = bytearray(1 << FIRST_BITS)
 
-    def add(self, marks: Iterable[int]) -> None:
+    def add(self, prompt: Prompt) -> None:
         """Of a line that begins like none before it the first mark is all that is made: most of what long prompts cost.
 
         So the first line of a group may part from those that go on as it does, once in a group.
         """
-        following = iter(marks)
-        if (first := next(following, None)) is not None:
-            self._marks.append(first)
-            place = first & (len(self._seen) - 1)
+        first = first_mark(prompt)
+        if first is not None:
+            place = first & LAST_BITS
             if self._seen[place]:
-                self._marks.extend(following)
-            self._seen[place] = True
+                self._marks.extend(marks(prompt))
+            else:
+                self._marks.append(first)
+                self._seen[place] = True
         self._begins.append(len(self._marks))
 
     def running_order(self) -> list[int]:

@@ -1,6 +1,6 @@
 """Reading an input file: every line is either good, or a fault that says what to do.
 
-The file is read as a stream, one line in memory at a time.
+The file is read as a stream: a chunk of it is in memory at a time, or one long line.
 """
 
 import difflib
@@ -12,13 +12,15 @@ from typing import Any, NamedTuple, cast
 import msgspec
 import orjson
 
-from xalen_batch import jsonl
 from xalen_batch.catalog import ENDPOINTS, Endpoint, Model
 from xalen_batch.config import settings
+from xalen_batch.jsonl import Block, Span, blocks
 from xalen_batch.pipeline import bodies, context, diagnose, prefix
 from xalen_batch.pipeline.bodies import MAX_CUSTOM_ID, Misfit, Request, UsualChat
 from xalen_batch.pipeline.faults import Fault, quoted
+from xalen_batch.pipeline.prefix import Prompt
 
+TOO_MANY = "too_many_tasks"
 UTF8_BOM = b"\xef\xbb\xbf"
 # First bytes of what is not UTF-8 text; longer ones first, since one begins like another.
 FOREIGN = {
@@ -33,22 +35,33 @@ FOREIGN = {
 }
 # Keys that say what is run, of which a line usually has one each; what has more may have one of them twice.
 KEYS = re.compile(rb'"(?:custom_id|body|model|messages|query|documents)"')
+# Those that a usual chat line has: one each, or more.
+CHAT_KEYS = re.compile(rb'"(?:custom_id|body|model|messages)"')
+EACH_CHAT_KEY = 4
+OPENING, CLOSING = b"{}"
 # A letter or `_` written as its code, which nobody does: it may hide such a key.
 HIDDEN_LETTER = re.compile(rb"\\u00[4-7]")
+# Of lines that do not all go the short way, so many parts are tried alone.
+PARTS = 16
 # Lines that a file may have for each request that a batch may have. Blank ones cost time too.
 LINES_PER_REQUEST = 10
 COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
 
 
 class GoodLine(NamedTuple):
-    """A line that can run: as it is, and what is looked at in its request, typed."""
+    """A line that can run, and what is looked at in its request, typed."""
 
-    span: jsonl.Span
+    span: Span
     custom_id: str
     endpoint: Endpoint
     model: str
-    raw: bytes
     request: Request
+    block: Block
+
+    @property
+    def raw(self) -> bytes:
+        """The line as it is."""
+        return self.block.line(self.span)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -57,10 +70,10 @@ class GoodLine(NamedTuple):
         return body
 
     @property
-    def prompt(self) -> list[bytes]:
-        """What a chat model reads, in pieces."""
+    def prompt(self) -> Prompt:
+        """What a chat model reads."""
         if isinstance(self.request, UsualChat):
-            return [message.content.encode() for message in self.request.messages]
+            return [message.content for message in self.request.messages]
         return prefix.prompt(self.body)
 
 
@@ -79,21 +92,13 @@ def scan(chunks: Iterable[bytes], *, endpoint: str | None, models: Mapping[str, 
         yield fault
         return
     start = len(UTF8_BOM) if head.startswith(UTF8_BOM) else 0
-    limits, reader, count = settings(), _Reader(endpoint, models), 0
-    for span, raw in jsonl.lines(chain([head[start:]], stream), longest=limits.max_line_bytes, start=start):
-        if raw is not None and not raw.strip(b" \t\r"):
-            if span.line_no < limits.max_batch_lines * LINES_PER_REQUEST:
-                continue
-            message = f"The file has {span.line_no:,} lines, most of them blank. Remove the blank lines."
-            yield Fault("too_many_tasks", message, span.line_no)
-            return
-        count += 1
-        if count > limits.max_batch_lines:
-            message = f"The file has more than {limits.max_batch_lines:,} requests, the most of one batch. Split it into several files."
-            yield Fault("too_many_tasks", message, span.line_no)
-            return
-        yield too_long(span, limits.max_line_bytes) if raw is None else reader.read(span, raw)
-    if not count:
+    reader = _Reader(endpoint, models)
+    for block in blocks(chain([head[start:]], stream), longest=reader.longest, start=start):
+        for found in reader.read(block):
+            yield found
+            if isinstance(found, Fault) and found.code == TOO_MANY:
+                return
+    if not reader.count:
         yield Fault("empty_file", "The file has no requests. Write one JSON object on each line.")
 
 
@@ -108,39 +113,81 @@ def _foreign(head: bytes) -> Fault | None:
     return None
 
 
-def too_long(span: jsonl.Span, limit: int) -> Fault:
+def too_long(span: Span, limit: int) -> Fault:
     """A line of more than `limit` bytes."""
     message = f"The line has {span.length:,} bytes; the most is {limit:,}. Shorten the request, or refer to large content by URL."
     return Fault("line_too_long", message, span.line_no)
 
 
 class _Reader:
-    """Checks line after line of one file; knows the ids it has seen."""
+    """Checks line after line of one file; knows how many there were, and the ids it has seen."""
 
     def __init__(self, endpoint: str | None, models: Mapping[str, Model]) -> None:
         self.endpoint = endpoint
         self.models = models
         self.seen: dict[str, int] = {}
+        self.count = 0
+        limits = settings()
+        self.longest, self._most = limits.max_line_bytes, limits.max_batch_lines
 
-    def read(self, span: jsonl.Span, raw: bytes) -> GoodLine | Fault:
-        return self._usual(span, raw) or self._any(span, raw)
+    def read(self, block: Block) -> Iterator[GoodLine | Fault]:
+        """Every line that is not blank. Behind a fault that says TOO_MANY nothing is to be read."""
+        if usual := self._usual(block):
+            self.count += len(usual)
+            yield from usual
+        elif len(block.spans) > 1:
+            for part in block.parts(PARTS):
+                yield from self.read(part)
+        elif found := self._single(block, block.spans[0]):
+            yield found
 
-    def _usual(self, span: jsonl.Span, raw: bytes) -> GoodLine | None:
-        """A good line of the form that most have, at a third of the cost; None for all others, good or not."""
+    def _usual(self, block: Block) -> list[GoodLine] | None:
+        """Good lines of the form that most have, at a fraction of the cost; None where one is of another form, good or not."""
+        data, spans, count = block.data, block.spans, len(block.spans)
+        if data is None or self.count + count > self._most:
+            return None
+        begin, end = block.ends
         try:
-            found = bodies.usual_line(raw)
+            values = bodies.usual_lines(memoryview(data)[begin:end])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
-        chat, custom_id = found.body, found.custom_id
-        model = self.models.get(chat.model)
-        if found.url != self.endpoint or model is None or self.endpoint not in model.endpoints:
+        # A value that goes on on the next line is none here: within it, no `}` is followed by `{`.
+        if count > 1 and not _all_in_braces(block):
             return None
-        if chat.stream or len(raw) > model.context_window or custom_id in self.seen or "\x00" in custom_id or has_more_keys(raw):
+        # So each line has a value at least, and each value each key: as many as that are one value in each line, and one key in that.
+        if len(CHAT_KEYS.findall(data, begin, end)) != EACH_CHAT_KEY * count or _hides_letters(data, begin, end):
             return None
-        self.seen[custom_id] = span.line_no
-        return GoodLine(span, custom_id, self.endpoint, model.id, raw, chat)
+        endpoint, longest = cast(Endpoint, self.endpoint), max(span.length for span in spans)
+        models = [self.models.get(name) for name in {value.body.model for value in values}]
+        if any(model is None or endpoint not in model.endpoints or longest > model.context_window for model in models):
+            return None
+        if longest > self.longest or any(value.url != endpoint or value.body.stream for value in values):
+            return None
+        ids = [value.custom_id for value in values]
+        if len(set(ids)) != count or not self.seen.keys().isdisjoint(ids) or "\x00" in "".join(ids):
+            return None
+        self.seen.update(zip(ids, (span.line_no for span in spans), strict=True))
+        return [
+            GoodLine(span, value.custom_id, endpoint, value.body.model, value.body, block)
+            for span, value in zip(spans, values, strict=True)
+        ]
 
-    def _any(self, span: jsonl.Span, raw: bytes) -> GoodLine | Fault:
+    def _single(self, block: Block, span: Span) -> GoodLine | Fault | None:
+        """Any line; None for a blank one."""
+        is_long = block.data is None or span.length > self.longest
+        raw = b"" if is_long else block.line(span)
+        if not (is_long or raw.strip(b" \t\r")):
+            if span.line_no < self._most * LINES_PER_REQUEST:
+                return None
+            message = f"The file has {span.line_no:,} lines, most of them blank. Remove the blank lines."
+            return Fault(TOO_MANY, message, span.line_no)
+        self.count += 1
+        if self.count > self._most:
+            message = f"The file has more than {self._most:,} requests, the most of one batch. Split it into several files."
+            return Fault(TOO_MANY, message, span.line_no)
+        return too_long(span, self.longest) if is_long else self._any(block, span, raw)
+
+    def _any(self, block: Block, span: Span, raw: bytes) -> GoodLine | Fault:
         line = span.line_no
         try:
             value = orjson.loads(raw)
@@ -149,10 +196,12 @@ class _Reader:
         if not isinstance(value, dict):
             hint = "Each line must be an object with custom_id, method, url and body."
             return Fault("invalid_json_line", f"The line is {_kind(value)}, not an object. {hint}", line)
-        if fault := _hidden(raw, line):
+        if fault := _hidden(raw, line) or self._id(value, line) or self._address(value, line) or self._model(value, line):
             return fault
-        found = self._id(value, line) or self._address(value, line) or self._model(value, line)
-        return found or self._request(value, span, raw)
+        request = self._request(value, line, len(raw))
+        if isinstance(request, Fault):
+            return request
+        return GoodLine(span, value["custom_id"], cast(Endpoint, self.endpoint), request.model, request, block)
 
     def _id(self, value: dict[str, Any], line: int) -> Fault | None:
         custom_id = value.get("custom_id")
@@ -202,19 +251,17 @@ class _Reader:
             return Fault("model_not_found", f"{serves} {instead}", line, "body.model")
         return None
 
-    def _request(self, value: dict[str, Any], span: jsonl.Span, raw: bytes) -> GoodLine | Fault:
-        body, line = value["body"], span.line_no
-        endpoint = cast(Endpoint, self.endpoint)
-        request = bodies.fit(body, endpoint)
+    def _request(self, value: dict[str, Any], line: int, size: int) -> Request | Fault:
+        """`size`: the line's, in bytes."""
+        request = bodies.fit(value["body"], cast(Endpoint, self.endpoint))
         if isinstance(request, Misfit):
             return Fault("invalid_request", request.message, line, request.param)
         if request.stream:
             message = "A batch has no stream to send. Leave stream out, or set it to false."
             return Fault("invalid_request", message, line, "body.stream")
-        model = self.models[request.model]
-        if excess := context.overflow(request, model, len(raw)):
+        if excess := context.overflow(request, self.models[request.model], size):
             return Fault("context_length_exceeded", excess.message, line, excess.param)
-        return GoodLine(span, value["custom_id"], endpoint, model.id, raw, request)
+        return request
 
     def _serving(self) -> list[str]:
         return [model.id for model in self.models.values() if self.endpoint in model.endpoints]
@@ -230,7 +277,8 @@ def _hidden(raw: bytes, line: int) -> Fault | None:
     brackets = len(raw) - len(raw.replace(b"[", b"").replace(b"{", b""))
     if brackets > diagnose.MAX_DEPTH and diagnose.is_too_deep(raw):
         return diagnose.diagnose(raw, line)
-    if not has_more_keys(raw):
+    found = KEYS.findall(raw)
+    if len(found) == len(set(found)) and not _hides_letters(raw, 0, len(raw)):
         return None
     if key := diagnose.twice(raw):
         message = f"The key {quoted(key)} is there twice, and which one counts is anyone's guess. Remove one."
@@ -238,11 +286,18 @@ def _hidden(raw: bytes, line: int) -> Fault | None:
     return None
 
 
-def has_more_keys(raw: bytes) -> bool:
-    """Whether a line may have a key twice."""
-    found = KEYS.findall(raw)
+def _all_in_braces(block: Block) -> bool:
+    data, start = block.data or b"", block.start
+    return all(
+        length and data[offset - start] == OPENING and data[offset - start + length - 1] == CLOSING for _, offset, length in block.spans
+    )
+
+
+def _hides_letters(raw: bytes, begin: int, end: int) -> bool:
     # One byte is found ten times as fast as four, and those sooner than a pattern.
-    return len(found) != len(set(found)) or (b"\\" in raw and b"\\u00" in raw and HIDDEN_LETTER.search(raw) is not None)
+    if raw.find(b"\\", begin, end) < 0 or raw.find(b"\\u00", begin, end) < 0:
+        return False
+    return HIDDEN_LETTER.search(raw, begin, end) is not None
 
 
 def _missing(param: str, line: int, remedy: str) -> Fault:

@@ -4,7 +4,7 @@ The lines have a running order (`prefix`): tasks follow it, and so do the lines 
 the same, since results are read by their line numbers.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import ceil
 from uuid import UUID
@@ -16,7 +16,7 @@ from xalen_batch import jsonl
 from xalen_batch.config import settings
 from xalen_batch.jsonl import Span
 from xalen_batch.models import Task
-from xalen_batch.pipeline.prefix import Starts
+from xalen_batch.pipeline.prefix import Prompt, Starts
 
 # A small batch is cut in this many tasks, so that it spreads over the workers; but a claim and its
 # first transaction cost as much as some requests, so a task has a few lines at least.
@@ -61,11 +61,11 @@ class Split:
     _by_model: dict[str, _Lines] = field(default_factory=dict)
     lines: int = 0
 
-    def add(self, model: str, span: Span, marks: Iterable[int] = ()) -> None:
-        """`marks`: of the line's prompt, as `prefix.marks` makes them; without any it runs where it is in the file."""
+    def add(self, model: str, span: Span, prompt: Prompt = ()) -> None:
+        """`prompt`: what makes its place in the running order; without one the line runs where it is in the file."""
         lines = self._by_model.get(model) or self._by_model.setdefault(model, _Lines())
         lines.packed += jsonl.entry(span)
-        lines.starts.add(marks)
+        lines.starts.add(prompt)
         self.lines += 1
 
     @property

@@ -17,7 +17,7 @@ from xalen_batch.accounts import Owner
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, ScheduleRun
-from xalen_batch.pipeline import fairness, prefix
+from xalen_batch.pipeline import fairness
 from xalen_batch.pipeline.assemble import Assembled, assemble, traced
 from xalen_batch.pipeline.faults import Fault, Faults, over_quota, unpriced
 from xalen_batch.pipeline.scan import GoodLine, scan
@@ -174,7 +174,7 @@ def _read(batch: Batch, lease: _Lease) -> _Found:
             else:
                 found.tokens += quotas.tokens_of(line.span.length)
                 # A reranker reads each pair on its own, and has no prefix cache.
-                found.split.add(line.model, line.span, () if models[line.model].is_reranker else prefix.marks(line.prompt))
+                found.split.add(line.model, line.span, () if models[line.model].is_reranker else line.prompt)
     except FileNotFoundError:
         found.faults = Faults([FILE_GONE])
     for model in found.split.models:
