@@ -1,5 +1,6 @@
 """The engine on a real database: every line ends once, and is charged once, whatever goes wrong."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -14,12 +15,15 @@ from sqlalchemy import func, select, update
 from tests import factories
 from xalen_batch import batches, db, results
 from xalen_batch.accounts import Caller
-from xalen_batch.backends.contract import Answered, Usage
+from xalen_batch.backends import registry
+from xalen_batch.backends.contract import Answered, Request, Usage
+from xalen_batch.backends.lane import Lane
 from xalen_batch.broker import Job
 from xalen_batch.errors import NotCancellable
 from xalen_batch.models import Batch, Invoice, Result, Task
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
+from xalen_batch.pipeline import engine as engines
 from xalen_batch.pipeline.engine import Engine
 from xalen_batch.states import TaskState
 
@@ -301,3 +305,37 @@ def test_a_stopping_engine_gives_its_tasks_back(engine: Engine, configure: Calla
 def read_states(batch_id: UUID) -> set[str]:
     with db.transaction() as session:
         return set(session.scalars(select(Task.state).where(Task.batch_id == batch_id)))
+
+
+def test_more_is_claimed_while_lines_still_wait_whatever_the_flush_interval(
+    engine: Engine, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else wakes the engine: no hint, no poll, no flush, no end of a task."""
+    configure(task_lines=10, flush_interval=30, lease=300)
+    arrived: list[str] = []
+    may_answer, goes_on = threading.Event(), threading.Event()
+
+    class Model:
+        async def send(self, request: Request) -> Answered:
+            while not may_answer.is_set():
+                await asyncio.sleep(0.002)
+            arrived.append(request.request_id)
+            if len(arrived) == 10:
+                # The last of the first task is answered once a line of the second has come.
+                while len(arrived) == 10:
+                    await asyncio.sleep(0.002)
+                goes_on.set()
+            return Answered(200, b"{}", Usage(1, 1))
+
+        async def close(self) -> None:
+            return
+
+    monkeypatch.setattr(registry, "backend_for", lambda *_: Model())
+    monkeypatch.setattr(engines, "Lane", lambda backend, limit, name, **options: Lane(backend, 3, name, **options))
+    a_batch(chat_lines(30))
+    engine.wake()
+    while not engine._quiet_until:
+        # Until its slot has left off looking for more.
+        threading.Event().wait(0.005)
+    may_answer.set()
+    assert goes_on.wait(10)

@@ -326,6 +326,21 @@ def test_a_lane_has_room_until_a_full_limit_waits_behind_those_in_flight() -> No
     run(main)
 
 
+def test_a_lane_asks_for_more_once_while_some_lines_still_wait() -> None:
+    async def main() -> None:
+        asked: list[int] = []
+        lane = Lane(Script(OK), 10, on_room=lambda: asked.append(lane.unfinished))
+        await Lines(40).run(lane)
+        assert asked == [14]
+        # What leaves room as it comes is followed by a look anyway.
+        await Lines(3).run(lane)
+        assert asked == [14]
+        await Lines(20).run(lane)
+        assert asked == [14, 14]
+
+    run(main)
+
+
 def test_a_busy_backend_gets_fewer_requests_and_is_not_taken_for_broken(configure: Callable[..., None]) -> None:
     configure(retry_base=0.001, retry_cap=0.001, circuit_failures=4, circuit_pause=60)
 

@@ -159,9 +159,6 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        # Written at once, and not when all answers that came together have been seen to: else requests would go out in bursts,
-        # be answered in bursts, and wait for each other every time.
-        self._transport.set_write_buffer_limits(high=0)
         self.is_open = True
 
     def connection_lost(self, error: Exception | None) -> None:
