@@ -85,8 +85,12 @@ class Concurrency:
             # Rest is no measure.
             self._begin()
         self.in_flight += 1
+        is_full = self.in_flight >= self.limit
+        if is_full and not self._full:
+            # The way there is no measure either.
+            self._begin()
         self._started += 1
-        self._full += self.in_flight >= self.limit
+        self._full += is_full
         return self._cuts
 
     def ended(self, token: int, verdict: Verdict) -> None:
