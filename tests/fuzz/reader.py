@@ -125,7 +125,7 @@ def _good(line: GoodLine, content: bytes) -> None:
     assert line.body["model"] == line.model
     assert b"\n" not in body
     if not MODELS[line.model].is_reranker:
-        assert len(list(prefix.marks(line.prompt))) <= prefix.MOST_MARKS
+        assert len(prefix.marks(line.prompt)) <= prefix.MOST_MARKS
     answered = jsonl.output_line(request_id="req_1", custom_id=line.custom_id, status_code=200, body=b"{}")
     assert answered.count(b"\n") == 1
     assert json.loads(answered)["custom_id"] == line.custom_id

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xalen_batch.pipeline import prefix
 from xalen_batch.pipeline.prefix import LEAST, MOST_MARKS, PLACES, Starts, first_mark, marks, prompt
 
 
@@ -22,7 +21,7 @@ def chat(*contents, **body):
 
 
 def marks_of(body) -> list[int]:
-    return list(marks(prompt(body)))
+    return marks(prompt(body))
 
 
 def order(*bodies) -> list[int]:
@@ -128,7 +127,7 @@ def test_what_is_shared_is_seen_if_it_is_half_as_long_as_what_comes_before_it(be
 
 @given(st.lists(TEXT, max_size=5))
 def test_the_first_mark_alone_is_the_first_of_all(pieces):
-    assert first_mark(pieces) == next(marks(pieces), None)
+    assert [first_mark(pieces)] == (marks(pieces)[:1] or [None])
     assert first_mark([piece.encode() for piece in pieces]) == first_mark(pieces)
 
 
@@ -156,14 +155,22 @@ def test_each_line_is_there_once_and_those_that_begin_alike_are_neighbours(lines
             assert places == list(range(places[0], places[0] + len(places))) if places else depth > 1
 
 
-def test_what_begins_like_no_other_line_is_read_no_further(monkeypatch):
-    read = []
-    monkeypatch.setattr(prefix, "marks", lambda prompt: read.append(prompt) or marks(prompt))
+def test_what_begins_like_no_other_line_is_read_no_further():
     starts = Starts()
-    lines = pieces(10, 11, 12), pieces(20, 21, 22), pieces(10, 11, 13)
-    for line in lines:
+    for line in (pieces(10, 11, 12), pieces(20, 21, 22), pieces(10, 11, 13)):
         starts.add(line)
-    assert read == [lines[2]]
+    assert list(starts._marks) == [first_mark(pieces(10)), first_mark(pieces(20)), *marks(pieces(10, 11, 13))]
+
+
+@given(st.lists(st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=4), max_size=20), st.sampled_from([10, LEAST, 700]))
+def test_a_first_message_that_is_read_once_for_all_lines_changes_no_mark(lines, size):
+    starts, seen, expected = Starts(), set(), []
+    for line in lines:
+        prompt = [text("system", size), *pieces(*line)]
+        starts.add(prompt)
+        expected += marks(prompt) if first_mark(prompt) in seen else marks(prompt)[:1]
+        seen.add(first_mark(prompt))
+    assert list(starts._marks) == expected
 
 
 @given(st.lists(st.lists(st.integers(0, 999), max_size=5), unique_by=lambda line: line[0] if line else object(), max_size=40))

@@ -7,7 +7,7 @@ Two prompts with the same checksum by chance cost a place in the order, and noth
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
@@ -57,33 +57,44 @@ def first_mark(prompt: Prompt) -> int | None:
     return None
 
 
-def marks(prompt: Prompt) -> Iterator[int]:
+def marks(prompt: Prompt) -> list[int]:
     """The marks of a prompt, 32 bits each; none where it is shorter than `LEAST`.
 
     They are at `PLACES` of each piece, and at the end of each piece that another follows, if `LEAST` bytes lie behind the mark
     before. So what two prompts share is seen if it is half as long as what comes before it in its piece.
     A mark depends on nothing behind it.
     """
-    return islice(_marks(prompt), MOST_MARKS)
+    return _Read().then(prompt).marks
 
 
-def _marks(prompt: Prompt) -> Iterator[int]:
-    chain = 0
-    rest = b""
-    for piece in map(_bytes, prompt):
-        if len(rest) >= LEAST:
-            chain = crc32(rest, chain)
-            yield chain
-            rest = b""
-        text = rest + piece if rest else piece
-        size, begin = len(text), 0
-        for end in PLACES:
-            if end > size:
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A prompt up to the end of a piece: its marks so far, and the bytes behind the last of them."""
+
+    marks: list[int] = field(default_factory=list)
+    rest: bytes = b""
+
+    def then(self, pieces: Prompt) -> "_Read":
+        """The same prompt, so many pieces further."""
+        marks, rest = self.marks.copy(), self.rest
+        chain = marks[-1] if marks else 0
+        for piece in pieces:
+            if len(marks) >= MOST_MARKS:
                 break
-            chain = crc32(text[begin:end], chain)
-            yield chain
-            begin = end
-        rest = text[begin:]
+            if len(rest) >= LEAST:
+                chain = crc32(rest, chain)
+                marks.append(chain)
+                rest = b""
+            text = rest + _bytes(piece) if rest else _bytes(piece)
+            size, begin = len(text), 0
+            for end in PLACES:
+                if end > size:
+                    break
+                chain = crc32(text[begin:end], chain)
+                marks.append(chain)
+                begin = end
+            rest = text[begin:]
+        return _Read(marks[:MOST_MARKS], rest)
 
 
 def _bytes(piece: str | bytes) -> bytes:
@@ -98,21 +109,31 @@ class Starts:
         self._begins = array("I", [0])
         # A byte for the last bits of each first mark so far. What another had set costs a line the making of all its marks.
         self._seen = bytearray(1 << FIRST_BITS)
+        # Mostly all lines have the same first message: that of the last line of which all marks were made.
+        self._opening: str | bytes | None = None
+        self._opened = _Read()
 
     def add(self, prompt: Prompt) -> None:
         """Of a line that begins like none before it the first mark is all that is made: most of what long prompts cost.
 
         So the first line of a group may part from those that go on as it does, once in a group.
         """
-        first = first_mark(prompt)
-        if first is not None:
+        if prompt and prompt[0] == self._opening:
+            self._marks.extend(self._opened.then(prompt[1:]).marks)
+        elif (first := first_mark(prompt)) is not None:
             place = first & LAST_BITS
             if self._seen[place]:
-                self._marks.extend(marks(prompt))
+                self._read(prompt)
             else:
                 self._marks.append(first)
                 self._seen[place] = True
         self._begins.append(len(self._marks))
+
+    def _read(self, prompt: Prompt) -> None:
+        opened = _Read().then(prompt[:1])
+        self._marks.extend(opened.then(prompt[1:]).marks)
+        if opened.marks:
+            self._opening, self._opened = prompt[0], opened
 
     def running_order(self) -> list[int]:
         """Each line once: those that begin alike together, and in each such group those that go on alike.
@@ -126,14 +147,17 @@ class Starts:
     def _arrange(self, lines: list[int], depth: int, order: list[int]) -> None:
         """Append lines that have their first `depth` marks in common."""
         marks, begins = self._marks, self._begins
+        # Behind its last mark a line is a group of its own.
+        names = [marks[begins[line] + depth] if begins[line] + depth < begins[line + 1] else ~line for line in lines]
+        distinct = len(set(names))
+        if distinct == len(lines):
+            order.extend(lines)
+            return
+        if distinct == 1:
+            self._arrange(lines, depth + 1, order)
+            return
         groups: dict[int, list[int]] = {}
-        for line in lines:
-            place = begins[line] + depth
-            # Behind its last mark a line is a group of its own.
-            group = marks[place] if place < begins[line + 1] else ~line
-            groups.setdefault(group, []).append(line)
+        for name, line in zip(names, lines, strict=True):
+            groups.setdefault(name, []).append(line)
         for alike in groups.values():
-            if len(alike) == 1:
-                order.append(alike[0])
-            else:
-                self._arrange(alike, depth + 1, order)
+            self._arrange(alike, depth + 1, order)
