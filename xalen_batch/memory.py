@@ -5,9 +5,9 @@ import gc
 import sys
 from contextlib import suppress
 
-# Of malloc.h. Each thread would get an arena of its own, which keeps the most that the thread ever had.
+# Of malloc.h. Each thread would get an arena of its own, which keeps the most that the thread ever had; Python runs one thread at a time anyway.
 M_ARENA_MAX = -8
-ARENAS = 2
+ARENAS = 1
 
 # Objects more than at the last look, before Python looks for cycles among them: lines come by the thousand
 # and leave none, and the default of 700 is a look at every few of them. Sessions and connections do leave some, with
