@@ -12,6 +12,8 @@ from xalen_batch.ids import line_id, request_id
 
 _ENTRY = struct.Struct("<IQI")
 SPAN_BYTES = _ENTRY.size
+# The 16 bytes of an index for one line: its number, offset and length.
+entry = _ENTRY.pack
 CR = 0x0D
 
 
@@ -25,12 +27,7 @@ class Span(NamedTuple):
 
 def pack(spans: Iterable[Span]) -> bytes:
     """Spans as 16 bytes each, for a task's `line_index`."""
-    return b"".join(entry(span) for span in spans)
-
-
-def entry(span: Span) -> bytes:
-    """One span's 16 bytes of an index."""
-    return _ENTRY.pack(*span)
+    return b"".join(entry(*span) for span in spans)
 
 
 def unpack(index: bytes | bytearray) -> Iterator[Span]:

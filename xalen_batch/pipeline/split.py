@@ -64,7 +64,7 @@ class Split:
     def add(self, model: str, span: Span, prompt: Prompt = ()) -> None:
         """`prompt`: what makes its place in the running order; without one the line runs where it is in the file."""
         lines = self._by_model.get(model) or self._by_model.setdefault(model, _Lines())
-        lines.packed += jsonl.entry(span)
+        lines.packed += jsonl.entry(*span)
         lines.starts.add(prompt)
         self.lines += 1
 

@@ -166,15 +166,18 @@ def _assemble(batch: Batch, lease: _Lease, owner: Owner) -> Fault | None:
 def _read(batch: Batch, lease: _Lease) -> _Found:
     """Read the whole file, in no transaction. Raises _LeaseLost."""
     found, models = _Found(), catalog.models()
+    # They read each pair on its own, and have no prefix cache.
+    rerankers = {model.id for model in models.values() if model.is_reranker}
+    split, tokens = found.split, 0
     chunks = storage.chunks(storage.key(batch.input_file_id))
     try:
         for line in _extending(lease, scan(chunks, endpoint=batch.endpoint, models=models)):
             if isinstance(line, Fault):
                 found.faults.add(line)
             else:
-                found.tokens += quotas.tokens_of(line.span.length)
-                # A reranker reads each pair on its own, and has no prefix cache.
-                found.split.add(line.model, line.span, () if models[line.model].is_reranker else line.prompt)
+                tokens += quotas.tokens_of(line.span.length)
+                split.add(line.model, line.span, () if line.model in rerankers else line.prompt)
+        found.tokens = tokens
     except FileNotFoundError:
         found.faults = Faults([FILE_GONE])
     for model in found.split.models:
