@@ -55,12 +55,6 @@ class Block(NamedTuple):
         begin = span.offset - self.start
         return (self.data or b"")[begin : begin + span.length]
 
-    def parts(self, most: int) -> "Iterator[Block]":
-        """The same lines, in so many blocks at most."""
-        size = -(-len(self.spans) // most)
-        for first in range(0, len(self.spans), size):
-            yield Block(self.spans[first : first + size], self.data, self.start)
-
 
 def blocks(chunks: Iterable[bytes], *, longest: int, start: int = 0) -> Iterator[Block]:
     """The lines of a stream of bytes, however it is cut into chunks: about a chunk's worth at a time.

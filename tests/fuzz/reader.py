@@ -13,7 +13,7 @@ from xalen_batch.jsonl import Block
 from xalen_batch.pipeline import bodies, prefix
 from xalen_batch.pipeline.estimate import estimate
 from xalen_batch.pipeline.faults import Fault
-from xalen_batch.pipeline.scan import GoodLine, _Reader, scan
+from xalen_batch.pipeline.scan import GoodLine, _Reader, _usual_values, scan
 
 MODELS = catalog.read(None)
 PRICES = {id: {"input": "0.02", "output": "0.04"} for id in MODELS}
@@ -82,8 +82,9 @@ def _lines(content: bytes) -> None:
     for span, raw in found:
         short, long = (_Reader(ENDPOINTS[0], MODELS) for _ in range(2))
         block = Block([span], content, 0)
-        for usual in short._usual(block) or []:
-            _alike(usual, long._any(block, span, raw or b""))
+        for value in _usual_values(block) or []:
+            if usual := short._usual(block, span, value):
+                _alike(usual, long._any(block, span, raw or b""))
 
 
 def _told(found: GoodLine | Fault) -> object:

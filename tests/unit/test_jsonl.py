@@ -56,14 +56,6 @@ def test_a_chunk_of_whole_lines_is_one_block_and_is_not_copied():
     assert [block.line(span) for span in block.spans] == [b"a", b"bc", b"", b"d"]
 
 
-@given(st.integers(1, 40), st.integers(1, 20))
-def test_the_parts_of_a_block_are_its_lines(lines, most):
-    (block,) = jsonl.blocks([b"".join(b"%d\n" % n for n in range(lines))], longest=9)
-    parts = list(block.parts(most))
-    assert len(parts) <= most
-    assert [part.line(span) for part in parts for span in part.spans] == [b"%d" % n for n in range(lines)]
-
-
 @given(st.lists(st.builds(Span, st.integers(1, 2**32 - 1), st.integers(0, 2**63), st.integers(0, 2**32 - 1))))
 def test_packed_spans_unpack_to_themselves_at_sixteen_bytes_each(spans):
     packed = jsonl.pack(spans)

@@ -16,7 +16,7 @@ from xalen_batch.catalog import ENDPOINTS, Endpoint, Model
 from xalen_batch.config import settings
 from xalen_batch.jsonl import Block, Span, blocks
 from xalen_batch.pipeline import bodies, context, diagnose, prefix
-from xalen_batch.pipeline.bodies import MAX_CUSTOM_ID, Misfit, Request, UsualChat
+from xalen_batch.pipeline.bodies import MAX_CUSTOM_ID, Misfit, Request, UsualChat, UsualLine
 from xalen_batch.pipeline.faults import Fault, quoted
 from xalen_batch.pipeline.prefix import Prompt
 
@@ -41,8 +41,6 @@ EACH_CHAT_KEY = 4
 OPENING, CLOSING = b"{}"
 # A letter or `_` written as its code, which nobody does: it may hide such a key.
 HIDDEN_LETTER = re.compile(rb"\\u00[4-7]")
-# Of lines that do not all go the short way, so many parts are tried alone.
-PARTS = 16
 # Lines that a file may have for each request that a batch may have. Blank ones cost time too.
 LINES_PER_REQUEST = 10
 COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
@@ -132,45 +130,25 @@ class _Reader:
 
     def read(self, block: Block) -> Iterator[GoodLine | Fault]:
         """Every line that is not blank. Behind a fault that says TOO_MANY nothing is to be read."""
-        if usual := self._usual(block):
-            self.count += len(usual)
-            yield from usual
-        elif len(block.spans) > 1:
-            for part in block.parts(PARTS):
-                yield from self.read(part)
-        elif found := self._single(block, block.spans[0]):
-            yield found
+        values = _usual_values(block)
+        for number, span in enumerate(block.spans):
+            usual = self._usual(block, span, values[number]) if values else None
+            if found := usual or self._single(block, span):
+                yield found
 
-    def _usual(self, block: Block) -> list[GoodLine] | None:
-        """Good lines of the form that most have, at a fraction of the cost; None where one is of another form, good or not."""
-        data, spans, count = block.data, block.spans, len(block.spans)
-        if data is None or self.count + count > self._most:
+    def _usual(self, block: Block, span: Span, value: UsualLine) -> GoodLine | None:
+        """A good line of the form that most have, at a fraction of the cost; None for all others, good or not."""
+        chat, custom_id = value.body, value.custom_id
+        model = self.models.get(chat.model)
+        if value.url != self.endpoint or model is None or self.endpoint not in model.endpoints or chat.stream:
             return None
-        begin, end = block.ends
-        try:
-            values = bodies.usual_lines(memoryview(data)[begin:end])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        if span.length > model.context_window or span.length > self.longest or self.count >= self._most:
             return None
-        # A value that goes on on the next line is none here: within it, no `}` is followed by `{`.
-        if count > 1 and not _all_in_braces(block):
+        if custom_id in self.seen or "\x00" in custom_id:
             return None
-        # So each line has a value at least, and each value each key: as many as that are one value in each line, and one key in that.
-        if len(CHAT_KEYS.findall(data, begin, end)) != EACH_CHAT_KEY * count or _hides_letters(data, begin, end):
-            return None
-        endpoint, longest = cast(Endpoint, self.endpoint), max(span.length for span in spans)
-        models = [self.models.get(name) for name in {value.body.model for value in values}]
-        if any(model is None or endpoint not in model.endpoints or longest > model.context_window for model in models):
-            return None
-        if longest > self.longest or any(value.url != endpoint or value.body.stream for value in values):
-            return None
-        ids = [value.custom_id for value in values]
-        if len(set(ids)) != count or not self.seen.keys().isdisjoint(ids) or "\x00" in "".join(ids):
-            return None
-        self.seen.update(zip(ids, (span.line_no for span in spans), strict=True))
-        return [
-            GoodLine(span, value.custom_id, endpoint, value.body.model, value.body, block)
-            for span, value in zip(spans, values, strict=True)
-        ]
+        self.seen[custom_id] = span.line_no
+        self.count += 1
+        return GoodLine(span, custom_id, self.endpoint, chat.model, chat, block)
 
     def _single(self, block: Block, span: Span) -> GoodLine | Fault | None:
         """Any line; None for a blank one."""
@@ -181,6 +159,10 @@ class _Reader:
                 return None
             message = f"The file has {span.line_no:,} lines, most of them blank. Remove the blank lines."
             return Fault(TOO_MANY, message, span.line_no)
+        # It may be a neighbour that is of another form.
+        values = _usual_values(Block([span], block.data, block.start)) if len(block.spans) > 1 else None
+        if values and (usual := self._usual(block, span, values[0])):
+            return usual
         self.count += 1
         if self.count > self._most:
             message = f"The file has more than {self._most:,} requests, the most of one batch. Split it into several files."
@@ -284,6 +266,25 @@ def _hidden(raw: bytes, line: int) -> Fault | None:
         message = f"The key {quoted(key)} is there twice, and which one counts is anyone's guess. Remove one."
         return Fault("invalid_json_line", message, line)
     return None
+
+
+def _usual_values(block: Block) -> list[UsualLine] | None:
+    """What is on each line, where all have the form that most have: nothing in them goes unread, and no key is there twice."""
+    data, count = block.data, len(block.spans)
+    if data is None:
+        return None
+    begin, end = block.ends
+    try:
+        values = bodies.usual_lines(memoryview(data)[begin:end])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    # A value that goes on on the next line is none here: within it, no `}` is followed by `{`.
+    if count > 1 and not _all_in_braces(block):
+        return None
+    # So each line has a value at least, and each value each key: as many as that are one value in each line, and one key in that.
+    if len(CHAT_KEYS.findall(data, begin, end)) != EACH_CHAT_KEY * count or _hides_letters(data, begin, end):
+        return None
+    return values
 
 
 def _all_in_braces(block: Block) -> bool:
