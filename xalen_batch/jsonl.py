@@ -15,6 +15,8 @@ SPAN_BYTES = _ENTRY.size
 # The 16 bytes of an index for one line: its number, offset and length.
 entry = _ENTRY.pack
 CR = 0x0D
+# Most lines of a block: where a short one is takes fifty times its own room.
+BLOCK_LINES = 1_000
 
 
 class Span(NamedTuple):
@@ -57,7 +59,7 @@ class Block(NamedTuple):
 
 
 def blocks(chunks: Iterable[bytes], *, longest: int, start: int = 0) -> Iterator[Block]:
-    """The lines of a stream of bytes, however it is cut into chunks: about a chunk's worth at a time.
+    """The lines of a stream of bytes, however it is cut into chunks: a chunk's worth at a time, or `BLOCK_LINES`.
 
     A line of more than `longest` bytes that is in no chunk whole is a block of its own, and never held. `start`: how
     many bytes of the object come before the stream. A last line without a newline is a line.
@@ -72,9 +74,9 @@ def blocks(chunks: Iterable[bytes], *, longest: int, start: int = 0) -> Iterator
             held.append(chunk[: begin - 1])
             yield _block(number, offset, size, held if size <= longest else None)
             number, offset, size, held = number + 1, offset + size + 1, 0, []
-        if not size and (spans := _spans(chunk, begin, number, offset, longest)):
+        while not size and (spans := _spans(chunk, begin, number, offset, longest)):
             yield Block(spans, chunk, offset - begin)
-            end = chunk.rfind(b"\n") + 1
+            end = chunk.find(b"\n", begin + spans[-1].offset + spans[-1].length - offset) + 1
             number, offset, begin = number + len(spans), offset + end - begin, end
         size += len(chunk) - begin
         if size > longest:
@@ -94,10 +96,10 @@ def _block(number: int, offset: int, size: int, held: list[bytes] | None) -> Blo
 
 
 def _spans(chunk: bytes, begin: int, number: int, offset: int, longest: int) -> list[Span]:
-    """The lines that end in a chunk, from the one that begins at `begin`."""
+    """Lines that end in a chunk, from the one that begins at `begin`, but no more than a block has."""
     spans: list[Span] = []
     find, ends = chunk.find, offset - begin
-    while (end := find(b"\n", begin)) >= 0:
+    while len(spans) < BLOCK_LINES and (end := find(b"\n", begin)) >= 0:
         length = end - begin
         if 0 < length <= longest and chunk[end - 1] == CR:
             length -= 1

@@ -56,6 +56,16 @@ def test_a_chunk_of_whole_lines_is_one_block_and_is_not_copied():
     assert [block.line(span) for span in block.spans] == [b"a", b"bc", b"", b"d"]
 
 
+@pytest.mark.parametrize("line", [b"\n", b"1\r\n"])
+def test_a_chunk_of_many_short_lines_is_many_blocks_since_a_place_takes_more_room_than_a_short_line(line):
+    chunk = line * 2_500
+    found = list(jsonl.blocks([chunk, chunk], longest=9))
+    assert max(len(block.spans) for block in found) == jsonl.BLOCK_LINES
+    assert [span for block in found for span in block.spans] == [
+        Span(number + 1, number * len(line), len(line.rstrip())) for number in range(5_000)
+    ]
+
+
 @given(st.lists(st.builds(Span, st.integers(1, 2**32 - 1), st.integers(0, 2**63), st.integers(0, 2**32 - 1))))
 def test_packed_spans_unpack_to_themselves_at_sixteen_bytes_each(spans):
     packed = jsonl.pack(spans)
