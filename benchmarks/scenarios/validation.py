@@ -42,7 +42,7 @@ def _decoded(input_: Input) -> Iterator[Block]:
 def _with_keys(input_: Input) -> Iterator[object]:
     for block in _decoded(input_):
         if block.data is not None:
-            yield scan.CHAT_KEYS.findall(block.data, *block.ends)
+            yield scan.KEYS.findall(block.data, *block.ends)
 
 
 def _parsed(input_: Input) -> Iterator[object]:

@@ -334,8 +334,9 @@ def test_more_is_claimed_while_lines_still_wait_whatever_the_flush_interval(
     monkeypatch.setattr(engines, "Lane", lambda backend, limit, name, **options: Lane(backend, 3, name, **options))
     a_batch(chat_lines(30))
     engine.wake()
-    while not engine._quiet_until:
-        # Until its slot has left off looking for more.
+    # Once its slot has left off looking for more.
+    deadline = datetime.now(UTC) + timedelta(seconds=10)
+    while not engine._quiet_until and datetime.now(UTC) < deadline:
         threading.Event().wait(0.005)
     may_answer.set()
     assert goes_on.wait(10)

@@ -35,9 +35,8 @@ FOREIGN = {
 }
 # Keys that say what is run, of which a line usually has one each; what has more may have one of them twice.
 KEYS = re.compile(rb'"(?:custom_id|body|model|messages|query|documents)"')
-# Those that a usual chat line has: one each, or more.
-CHAT_KEYS = re.compile(rb'"(?:custom_id|body|model|messages)"')
-EACH_CHAT_KEY = 4
+# Those of them that every chat line has.
+CHAT_KEYS = 4
 OPENING, CLOSING = b"{}"
 # A letter or `_` written as its code, which nobody does: it may hide such a key.
 HIDDEN_LETTER = re.compile(rb"\\u00[4-7]")
@@ -282,7 +281,7 @@ def _usual_values(block: Block) -> list[UsualLine] | None:
     if count > 1 and not _all_in_braces(block):
         return None
     # So each line has a value at least, and each value each key: as many as that are one value in each line, and one key in that.
-    if len(CHAT_KEYS.findall(data, begin, end)) != EACH_CHAT_KEY * count or _hides_letters(data, begin, end):
+    if len(KEYS.findall(data, begin, end)) != CHAT_KEYS * count or _hides_letters(data, begin, end):
         return None
     return values
 
