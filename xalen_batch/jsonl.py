@@ -36,6 +36,13 @@ def unpack(index: bytes | bytearray) -> Iterator[Span]:
     return map(Span._make, _ENTRY.iter_unpack(index))
 
 
+def renumber(index: bytes | bytearray, by: int) -> bytes:
+    """The same index, with `by` added to every line's number."""
+    # An entry begins with its number, so all of them are the digits of one large number, and one addition does it.
+    added = entry(by, 0, 0) * (len(index) // SPAN_BYTES)
+    return (int.from_bytes(index, "little") + int.from_bytes(added, "little")).to_bytes(len(index), "little")
+
+
 class Block(NamedTuple):
     """Lines that follow each other, one at least. `data` holds them all, and begins at `start` in the object.
 
@@ -115,7 +122,7 @@ def lines(chunks: Iterable[bytes], *, longest: int) -> Iterator[tuple[Span, byte
             yield span, None if span.length > longest else block.line(span)
 
 
-def lengths(index: bytes) -> Iterator[int]:
+def lengths(index: bytes | bytearray) -> Iterator[int]:
     """The length of each line in an index."""
     return (length for _, _, length in _ENTRY.iter_unpack(index))
 

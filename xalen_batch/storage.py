@@ -92,12 +92,17 @@ def write(key: str, chunks: Iterable[bytes]) -> None:
             out.write(chunk)
 
 
-def chunks(key: str, start: int = 0) -> Iterator[bytes]:
-    """An object's bytes from an offset on, a MiB at a time. `FileNotFoundError` if it is gone, or goes meanwhile."""
-    size = obstore.head(store(), key)["size"]
+def size(key: str) -> int:
+    """An object's bytes. `FileNotFoundError` if it is gone."""
+    return int(obstore.head(store(), key)["size"])
+
+
+def chunks(key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    """An object's bytes from an offset on, or up to another, a MiB at a time. `FileNotFoundError` if it is gone, or goes meanwhile."""
+    end = size(key) if end is None else end
     # The store's own stream costs ten times the CPU.
-    for begin in range(start, size, READ_CHUNK):
-        yield bytes(obstore.get_range(store(), key, start=begin, end=min(size, begin + READ_CHUNK)))
+    for begin in range(start, end, READ_CHUNK):
+        yield bytes(obstore.get_range(store(), key, start=begin, end=min(end, begin + READ_CHUNK)))
 
 
 def ranges(key: str, offsets: Sequence[int], lengths: Sequence[int]) -> list[bytes]:

@@ -58,7 +58,7 @@ class Child:
         self._pid_file = data_dir / "run" / f"{name}.pid"
         # Python ignores the option; it names the installation in `ps`, and to whoever looks for leftovers.
         self._marker = f"data_dir={data_dir}"
-        self._argv = [sys.executable, "-X", self._marker, "-m", "xalen_batch.cli.main", command]
+        self._argv = [sys.executable, "-X", self._marker, "-m", "xalen_batch.cli.entry", command]
 
     def start(self) -> None:
         processes.end_leftover(self._pid_file, self._marker, (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))

@@ -12,6 +12,7 @@ from benchmarks.stage import Stage
 from xalen_batch import catalog, memory
 from xalen_batch.jsonl import Block, blocks, lines
 from xalen_batch.pipeline import bodies, scan
+from xalen_batch.pipeline.prefix import Marker
 from xalen_batch.pipeline.scan import GoodLine
 from xalen_batch.pipeline.split import Split
 from xalen_batch.storage import READ_CHUNK
@@ -54,9 +55,9 @@ def _checked(input_: Input) -> Iterator[GoodLine]:
 
 
 def _split(input_: Input) -> Iterator[object]:
-    split = Split()
+    split, marker = Split(), Marker()
     for line in _checked(input_):
-        split.add(line.model, line.span, line.prompt)
+        split.add(line.model, line.span, marker.marks(line.prompt))
     yield from split.slices()
 
 

@@ -13,7 +13,7 @@ from xalen_batch.jsonl import Block
 from xalen_batch.pipeline import bodies, prefix
 from xalen_batch.pipeline.estimate import estimate
 from xalen_batch.pipeline.faults import Fault
-from xalen_batch.pipeline.scan import GoodLine, _Reader, _usual_values, scan
+from xalen_batch.pipeline.scan import GoodLine, Reader, _usual_values, scan
 
 MODELS = catalog.read(None)
 PRICES = {id: {"input": "0.02", "output": "0.04"} for id in MODELS}
@@ -80,7 +80,7 @@ def _lines(content: bytes) -> None:
         at += 2 if end == b"\r\n" else 1 if end[:1] == b"\n" else len(end)
     assert at == len(content), "bytes that are in no line"
     for span, raw in found:
-        short, long = (_Reader(ENDPOINTS[0], MODELS) for _ in range(2))
+        short, long = (Reader(ENDPOINTS[0], MODELS) for _ in range(2))
         block = Block([span], content, 0)
         for value in _usual_values(block) or []:
             if usual := short._usual(block, span, value):

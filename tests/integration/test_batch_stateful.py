@@ -33,7 +33,6 @@ from xalen_batch.errors import InvalidRequest, NotCancellable
 from xalen_batch.models import Batch, Invoice, InvoiceLine, Price, Result, Task
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
 from xalen_batch.pipeline.record import Ended
-from xalen_batch.pipeline.split import Split
 from xalen_batch.states import BATCH_MOVES, BatchStatus, LineError, TaskState
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
@@ -447,17 +446,13 @@ def killed(where: str | None) -> Iterator[list[bool]]:
 
         return run
 
-    def one_and_die(lease: Any, lines: Sequence[Any]) -> Iterator[Any]:
-        yield next(iter(lines))
-        die()
-
     with pytest.MonkeyPatch.context() as patch:
         if where == "uncommitted":
             patch.setattr(record, "insert", then_die(record.insert))
-            patch.setattr(Split, "insert", then_die(Split.insert))
+            patch.setattr(validate, "_insert", then_die(validate._insert))
             patch.setattr(invoices, "issue", then_die(invoices.issue))
         elif where == "midway":
-            patch.setattr(validate, "_extending", one_and_die)
+            patch.setattr(validate, "_extending", lambda lease: die)
             patch.setattr(finalize, "_totals", die)
         elif where == "between":
             patch.setattr(validate, "_assemble", die)

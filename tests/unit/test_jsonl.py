@@ -29,6 +29,15 @@ def test_any_chunking_gives_the_same_lines_and_every_span_slices_back_to_its_lin
     assert [span.line_no for span, _ in read] == list(range(1, len(read) + 1))
 
 
+@given(
+    st.lists(st.builds(Span, st.integers(1, 1 << 31), st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 32) - 1)), max_size=9),
+    st.integers(0, (1 << 31) - 1),
+)
+def test_numbers_of_an_index_are_moved_and_nothing_else(spans, by):
+    moved = jsonl.unpack(jsonl.renumber(jsonl.pack(spans), by))
+    assert list(moved) == [Span(number + by, offset, length) for number, offset, length in spans]
+
+
 def test_a_line_that_is_too_long_comes_without_its_bytes_and_the_next_ones_are_read():
     read = list(jsonl.lines([b"ab\n" + b"x" * 50, b"x" * 50 + b"\ncd"], longest=60))
     assert read == [(Span(1, 0, 2), b"ab"), (Span(2, 3, 100), None), (Span(3, 104, 2), b"cd")]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xalen_batch.pipeline.prefix import LEAST, MOST_MARKS, PLACES, Starts, first_mark, marks, prompt
+from xalen_batch.pipeline.prefix import LEAST, MOST_MARKS, PLACES, Marker, Starts, first_mark, marks, prompt
 
 
 def text(name: str, size: int) -> str:
@@ -24,11 +24,15 @@ def marks_of(body) -> list[int]:
     return marks(prompt(body))
 
 
+def starts_of(prompts) -> Starts:
+    marker, starts = Marker(), Starts()
+    for each in prompts:
+        starts.add(marker.marks(each))
+    return starts
+
+
 def order(*bodies) -> list[int]:
-    starts = Starts()
-    for body in bodies:
-        starts.add(prompt(body))
-    return starts.running_order()
+    return starts_of(prompt(body) for body in bodies).running_order()
 
 
 def shared(one, other) -> int:
@@ -141,10 +145,7 @@ LINES = st.lists(st.lists(st.sampled_from([0, 1, 2, 3]), max_size=5), max_size=6
 
 @given(LINES)
 def test_each_line_is_there_once_and_those_that_begin_alike_are_neighbours(lines):
-    starts = Starts()
-    for line in lines:
-        starts.add(pieces(*line))
-    found = starts.running_order()
+    found = starts_of(pieces(*line) for line in lines).running_order()
     assert sorted(found) == list(range(len(lines)))
     firsts = {line[0]: number for number, line in reversed(list(enumerate(lines))) if line}
     for depth in range(1, 6):
@@ -156,26 +157,35 @@ def test_each_line_is_there_once_and_those_that_begin_alike_are_neighbours(lines
 
 
 def test_what_begins_like_no_other_line_is_read_no_further():
-    starts = Starts()
-    for line in (pieces(10, 11, 12), pieces(20, 21, 22), pieces(10, 11, 13)):
-        starts.add(line)
-    assert list(starts._marks) == [first_mark(pieces(10)), first_mark(pieces(20)), *marks(pieces(10, 11, 13))]
+    marker = Marker()
+    made = [marker.marks(pieces(*line)) for line in ((10, 11, 12), (20, 21, 22), (10, 11, 13))]
+    assert [mark for line in made for mark in line] == [first_mark(pieces(10)), first_mark(pieces(20)), *marks(pieces(10, 11, 13))]
 
 
 @given(st.lists(st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=4), max_size=20), st.sampled_from([10, LEAST, 700]))
 def test_a_first_message_that_is_read_once_for_all_lines_changes_no_mark(lines, size):
-    starts, seen, expected = Starts(), set(), []
+    marker, seen = Marker(), set()
     for line in lines:
         prompt = [text("system", size), *pieces(*line)]
-        starts.add(prompt)
-        expected += marks(prompt) if first_mark(prompt) in seen else marks(prompt)[:1]
+        assert list(marker.marks(prompt)) == (marks(prompt) if first_mark(prompt) in seen else marks(prompt)[:1])
         seen.add(first_mark(prompt))
-    assert list(starts._marks) == expected
 
 
 @given(st.lists(st.lists(st.integers(0, 999), max_size=5), unique_by=lambda line: line[0] if line else object(), max_size=40))
 def test_lines_that_share_nothing_stay_in_order(lines):
-    starts = Starts()
-    for line in lines:
-        starts.add(pieces(*line))
-    assert starts.running_order() == list(range(len(lines)))
+    assert starts_of(pieces(*line) for line in lines).running_order() == list(range(len(lines)))
+
+
+@given(LINES, st.lists(st.integers(0, 60), max_size=4))
+def test_lines_that_were_added_elsewhere_are_arranged_as_if_they_had_been_added_here(lines, places):
+    marker = Marker()
+    made = [marker.marks(pieces(*line)) for line in lines]
+    whole, joined, ends = Starts(), Starts(), sorted({*places, len(made)})
+    for each in made:
+        whole.add(each)
+    for begin, end in zip([0, *ends], ends, strict=False):
+        part = Starts()
+        for each in made[begin:end]:
+            part.add(each)
+        joined.extend(part)
+    assert joined.running_order() == whole.running_order()

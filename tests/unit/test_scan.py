@@ -17,7 +17,7 @@ from xalen_batch import catalog
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.jsonl import Block, Span, input_line
 from xalen_batch.pipeline.faults import Fault
-from xalen_batch.pipeline.scan import GoodLine, _Reader, _usual_values, scan
+from xalen_batch.pipeline.scan import GoodLine, Reader, _usual_values, scan
 
 GOOD = orjson.dumps(chat_line("good"))
 
@@ -263,7 +263,7 @@ def test_every_code_is_in_the_guide():
 
 def both(raw: bytes) -> tuple[object, object]:
     """A line read the short way, where it goes that way, and the long way."""
-    short, long = (_Reader(CHAT, catalog.read(None)) for _ in range(2))
+    short, long = (Reader(CHAT, catalog.read(None)) for _ in range(2))
     block = Block([Span(1, 0, len(raw))], raw, 0)
     values = _usual_values(block)
     return values and short._usual(block, block.spans[0], values[0]), long._any(block, block.spans[0], raw)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from xalen_batch.jsonl import Span
 from xalen_batch.pipeline import split
+from xalen_batch.pipeline.prefix import Marker
 from xalen_batch.pipeline.split import Split
 
 # Model, length, and the letter with which a line begins as others do.
@@ -27,13 +28,17 @@ def _limits(monkeypatch):
     monkeypatch.setattr(split, "settings", Limits)
 
 
-def slices(lines):
-    """Slices of lines given as (model, length), or as (model, length, letter)."""
-    whole, offset = Split(), 0
+def whole(lines):
+    """Lines given as (model, length), or as (model, length, letter)."""
+    made, marker, offset = Split(), Marker(), 0
     for number, (model, length, *letter) in enumerate(lines, start=1):
-        whole.add(model, Span(number, offset, length), [each * 300 for each in letter if each])
+        made.add(model, Span(number, offset, length), marker.marks([each * 300 for each in letter if each]))
         offset += length + 1
-    return list(whole.slices())
+    return made
+
+
+def slices(lines):
+    return list(whole(lines).slices())
 
 
 def numbers(cut, model):
@@ -88,3 +93,17 @@ def test_models_take_turns():
 def test_lines_that_begin_alike_are_grouped_within_their_model():
     cut = slices([("a", 9, "x"), ("b", 9, "x"), ("a", 9, "y"), ("b", 9, None), ("a", 9, "x"), ("b", 9, "x")])
     assert (numbers(cut, "a"), numbers(cut, "b")) == ([1, 5, 3], [2, 6, 4])
+
+
+@given(LINES, st.integers(0, 300), st.integers(0, 5))
+def test_what_was_read_apart_is_cut_as_if_it_had_been_read_at_once(lines, place, blank_lines):
+    """The lines behind a place, with blank ones before them, numbered as if the file began there."""
+    at_once, apart, rest, offset = Split(), Split(), Split(), 0
+    for number, (model, length, _) in enumerate(lines, start=1):
+        is_behind = number > place
+        at_once.add(model, Span(number + blank_lines * is_behind, offset, length))
+        (rest if is_behind else apart).add(model, Span(number - place * is_behind, offset, length))
+        offset += length + 1
+    apart.extend(rest, lines_before=min(place, len(lines)) + blank_lines)
+    assert list(apart.slices()) == list(at_once.slices())
+    assert (apart.models, apart.lines, sorted(apart.lengths())) == (at_once.models, len(lines), sorted(length for _, length, _ in lines))

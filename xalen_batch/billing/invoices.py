@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import case, func, insert, literal, select
 from sqlalchemy.dialects import postgresql
@@ -23,6 +23,20 @@ class Mismatch(Exception):
     """An invoice's lines do not sum to the charges of its results: a bug of ours, so nothing is issued."""
 
 
+class _Outcome(NamedTuple):
+    """Results of one model that ended alike, in sum.
+
+    `reason`: the code that the requests ended with, or the HTTP status that they were refused with; None: they succeeded.
+    """
+
+    model: str
+    reason: str | None
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    charged: Decimal
+
+
 @money.exact
 def issue(session: Session, batch: Batch) -> Invoice:
     """Make the batch's invoice from its results, or return the one there is. Runs in the transaction that ends the batch.
@@ -32,9 +46,10 @@ def issue(session: Session, batch: Batch) -> Invoice:
     issued = _find(session, batch)
     if issued is not None:
         return issued
-    lines = [*_usage_lines(session, batch), *_not_billed_lines(session, batch)]
+    outcomes = _outcomes(session, batch)
+    lines = [*_usage_lines(batch, outcomes), *_not_billed_lines(outcomes)]
     total = sum((line.amount for line in lines), ZERO)
-    charged = session.execute(select(func.coalesce(func.sum(Result.amount), 0)).where(Result.batch_id == batch.id)).scalar_one()
+    charged = sum((outcome.charged for outcome in outcomes), ZERO)
     if total != charged:
         logger.error("invoice.mismatch", batch_id=batch.id.hex, invoiced=str(total), charged=str(charged))
         raise Mismatch(f"batch {batch.id}: the invoice's lines sum to {total}, the charges of its results to {charged}")
@@ -99,11 +114,27 @@ def store(session: Session, invoice: Invoice, lines: Sequence[InvoiceLine]) -> b
     return True
 
 
-def _usage_lines(session: Session, batch: Batch) -> Iterator[InvoiceLine]:
+def _outcomes(session: Session, batch: Batch) -> list[_Outcome]:
+    """All of a batch's results, which are read once: there may be a million of them."""
+    reason = case(
+        (Result.amount.is_not(None), None),
+        (Result.error_code.is_not(None), Result.error_code),
+        else_=func.concat(literal("http_"), Result.status_code),
+    )
+    ended = select(
+        Result.model, reason.label("reason"), Result.input_tokens, Result.output_tokens, func.coalesce(Result.amount, 0).label("amount")
+    )
+    each = ended.where(Result.batch_id == batch.id).subquery().c
+    sums = select(each.model, each.reason, func.count(), func.sum(each.input_tokens), func.sum(each.output_tokens), func.sum(each.amount))
+    rows = session.execute(sums.group_by(each.model, each.reason).order_by(each.model, each.reason))
+    return [_Outcome(model, why, requests, int(read), int(written), charged) for model, why, requests, read, written, charged in rows]
+
+
+def _usage_lines(batch: Batch, outcomes: Sequence[_Outcome]) -> Iterator[InvoiceLine]:
     """A line per model and component, the discount on all of them, and what had no price."""
     gross = ZERO
     unpriced = []
-    for model, component, tokens in _usage(session, batch):
+    for model, component, tokens in _usage(outcomes):
         price = batch.price_snapshot.get(model, {}).get(component)
         if price is None:
             logger.warning("usage.unpriced", batch_id=batch.id.hex, model=model, component=component, tokens=tokens)
@@ -121,16 +152,12 @@ def _usage_lines(session: Session, batch: Batch) -> Iterator[InvoiceLine]:
     yield from unpriced
 
 
-def _usage(session: Session, batch: Batch) -> Iterator[tuple[str, str, int]]:
+def _usage(outcomes: Sequence[_Outcome]) -> Iterator[tuple[str, str, int]]:
     """(model, component, tokens) over the lines that succeeded; components that were not used are left out."""
-    sums = session.execute(
-        select(Result.model, func.sum(Result.input_tokens), func.sum(Result.output_tokens))
-        .where(Result.batch_id == batch.id, Result.amount.is_not(None))
-        .group_by(Result.model)
-        .order_by(Result.model)
-    )
-    for model, *tokens in sums:
-        yield from ((model, component, int(count)) for component, count in zip(("input", "output"), tokens, strict=True) if count)
+    for outcome in outcomes:
+        if outcome.reason is None:
+            used = (("input", outcome.input_tokens), ("output", outcome.output_tokens))
+            yield from ((outcome.model, component, tokens) for component, tokens in used if tokens)
 
 
 def _usage_line(model: str, component: str, tokens: int, price: Decimal) -> InvoiceLine:
@@ -157,24 +184,18 @@ def _unpriced_line(model: str, component: str, tokens: int) -> InvoiceLine:
     )
 
 
-def _not_billed_lines(session: Session, batch: Batch) -> Iterator[InvoiceLine]:
-    """A line per model and reason: the code a request ended with, or the HTTP status it was refused with."""
-    reason = case((Result.error_code.is_not(None), Result.error_code), else_=func.concat(literal("http_"), Result.status_code))
-    failed = select(Result.model, reason.label("reason")).where(Result.batch_id == batch.id, Result.amount.is_(None)).subquery()
-    counts = session.execute(
-        select(failed.c.model, failed.c.reason, func.count())
-        .group_by(failed.c.model, failed.c.reason)
-        .order_by(failed.c.model, failed.c.reason)
-    )
-    for model, why, requests in counts:
-        yield InvoiceLine(
-            kind="not_billed",
-            description=f"{model}, requests that did not succeed",
-            model=model,
-            quantity=Decimal(requests),
-            reason=why,
-            amount=ZERO,
-        )
+def _not_billed_lines(outcomes: Sequence[_Outcome]) -> Iterator[InvoiceLine]:
+    """A line per model and reason."""
+    for outcome in outcomes:
+        if outcome.reason is not None:
+            yield InvoiceLine(
+                kind="not_billed",
+                description=f"{outcome.model}, requests that did not succeed",
+                model=outcome.model,
+                quantity=Decimal(outcome.requests),
+                reason=outcome.reason,
+                amount=ZERO,
+            )
 
 
 @money.exact

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xalen_batch.config import settings
-from xalen_batch.quotas import Excess
 
 QUOTED_CHARACTERS = 60
 
@@ -53,11 +52,6 @@ class Faults:
 
 def unpriced(model: str) -> Fault:
     return Fault("model_not_priced", f"{model} has no price in force, and nothing runs unpriced. Name another model.", param="body.model")
-
-
-def over_quota(excess: Excess) -> Fault:
-    """What the file holds is more than its account has room for now."""
-    return Fault(excess.fault_code, excess.message)
 
 
 def quoted(value: object) -> str:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from xalen_batch import db, ids, jsonl, log, storage
 from xalen_batch.billing import invoices
 from xalen_batch.config import settings
-from xalen_batch.models import Batch, File, Result, Task
+from xalen_batch.models import Batch, File, Invoice, Result, Task
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import record
@@ -133,18 +133,18 @@ def _complete(session: Session, batch: Batch) -> None:
     for name, value in totals.items():
         setattr(batch, name, value)
     invoice = invoices.issue(session, batch)
-    end = _end_status(session, batch)
+    end = _end_status(batch, invoice)
     batch.move(session, end)
     logger.info(
         "batch.finalized", batch_id=batch.id.hex, status=end.value, completed=batch.completed, failed=batch.failed, total=str(invoice.total)
     )
 
 
-def _end_status(session: Session, batch: Batch) -> BatchStatus:
+def _end_status(batch: Batch, invoice: Invoice) -> BatchStatus:
     if batch.status == BatchStatus.CANCELLING:
         return BatchStatus.CANCELLED
-    has_expired = select(Result.line_no).where(Result.batch_id == batch.id, Result.error_code == LineError.BATCH_EXPIRED).exists()
-    return BatchStatus.EXPIRED if session.scalar(select(has_expired)) else BatchStatus.COMPLETED
+    has_expired = any(line.reason == LineError.BATCH_EXPIRED for line in invoice.lines)
+    return BatchStatus.EXPIRED if has_expired else BatchStatus.COMPLETED
 
 
 def _output_file(session: Session, batch: Batch, part: FilePart, size: int) -> UUID | None:

@@ -101,39 +101,52 @@ def _bytes(piece: str | bytes) -> bytes:
     return piece.encode() if isinstance(piece, str) else piece
 
 
-class Starts:
-    """How many lines begin: their marks, held as 4 bytes each. Lines are numbered from 0, as they are added."""
+class Marker:
+    """Makes the marks of one line after the other, and no more of them than can matter."""
 
     def __init__(self) -> None:
-        self._marks = array("I")
-        self._begins = array("I", [0])
         # A byte for the last bits of each first mark so far. What another had set costs a line the making of all its marks.
         self._seen = bytearray(1 << FIRST_BITS)
         # Mostly all lines have the same first message: that of the last line of which all marks were made.
         self._opening: str | bytes | None = None
         self._opened = _Read()
 
-    def add(self, prompt: Prompt) -> None:
+    def marks(self, prompt: Prompt) -> Sequence[int]:
         """Of a line that begins like none before it the first mark is all that is made: most of what long prompts cost.
 
         So the first line of a group may part from those that go on as it does, once in a group.
         """
         if prompt and prompt[0] == self._opening:
-            self._marks.extend(self._opened.then(prompt[1:]).marks)
-        elif (first := first_mark(prompt)) is not None:
-            place = first & LAST_BITS
-            if self._seen[place]:
-                self._read(prompt)
-            else:
-                self._marks.append(first)
-                self._seen[place] = True
-        self._begins.append(len(self._marks))
-
-    def _read(self, prompt: Prompt) -> None:
+            return self._opened.then(prompt[1:]).marks
+        first = first_mark(prompt)
+        if first is None:
+            return ()
+        place = first & LAST_BITS
+        if not self._seen[place]:
+            self._seen[place] = True
+            return (first,)
         opened = _Read().then(prompt[:1])
-        self._marks.extend(opened.then(prompt[1:]).marks)
         if opened.marks:
             self._opening, self._opened = prompt[0], opened
+        return opened.then(prompt[1:]).marks
+
+
+class Starts:
+    """How many lines begin: their marks, held as 4 bytes each. Lines are numbered from 0, as they are added."""
+
+    def __init__(self) -> None:
+        self._marks = array("I")
+        self._begins = array("I", [0])
+
+    def add(self, marks: Sequence[int]) -> None:
+        self._marks.extend(marks)
+        self._begins.append(len(self._marks))
+
+    def extend(self, others: "Starts") -> None:
+        """Add lines that were numbered from 0 elsewhere."""
+        before = len(self._marks)
+        self._marks.extend(others._marks)
+        self._begins.extend(before + begin for begin in others._begins[1:])
 
     def running_order(self) -> list[int]:
         """Each line once: those that begin alike together, and in each such group those that go on alike.

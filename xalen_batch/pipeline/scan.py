@@ -89,13 +89,10 @@ def scan(chunks: Iterable[bytes], *, endpoint: str | None, models: Mapping[str, 
         yield fault
         return
     start = len(UTF8_BOM) if head.startswith(UTF8_BOM) else 0
-    reader = _Reader(endpoint, models)
-    for block in blocks(chain([head[start:]], stream), longest=reader.longest, start=start):
-        for found in reader.read(block):
-            yield found
-            if isinstance(found, Fault) and found.code == TOO_MANY:
-                return
-    if not reader.count:
+    found = None
+    for found in Reader(endpoint, models).read(chain([head[start:]], stream), start=start):
+        yield found
+    if found is None:
         yield Fault("empty_file", "The file has no requests. Write one JSON object on each line.")
 
 
@@ -116,19 +113,28 @@ def too_long(span: Span, limit: int) -> Fault:
     return Fault("line_too_long", message, span.line_no)
 
 
-class _Reader:
-    """Checks line after line of one file; knows how many there were, and the ids it has seen."""
+class Reader:
+    """Checks line after line of a file; knows the ids it has seen, how many requests there were, and the number of the last line."""
 
     def __init__(self, endpoint: str | None, models: Mapping[str, Model]) -> None:
         self.endpoint = endpoint
         self.models = models
         self.seen: dict[str, int] = {}
-        self.count = 0
+        self.count = self.last_line = 0
         limits = settings()
         self.longest, self._most = limits.max_line_bytes, limits.max_batch_lines
 
-    def read(self, block: Block) -> Iterator[GoodLine | Fault]:
-        """Every line that is not blank. Behind a fault that says TOO_MANY nothing is to be read."""
+    def read(self, chunks: Iterable[bytes], *, start: int = 0) -> Iterator[GoodLine | Fault]:
+        """Every line that is not blank. `start`: where in the file the chunks begin; lines are numbered from there."""
+        for block in blocks(chunks, longest=self.longest, start=start):
+            for found in self.block(block):
+                yield found
+                if isinstance(found, Fault) and found.code == TOO_MANY:
+                    return
+            self.last_line = block.spans[-1].line_no
+
+    def block(self, block: Block) -> Iterator[GoodLine | Fault]:
+        """Every line of it that is not blank. Behind a fault that says TOO_MANY nothing is to be read."""
         values = _usual_values(block)
         for number, span in enumerate(block.spans):
             usual = self._usual(block, span, values[number]) if values else None

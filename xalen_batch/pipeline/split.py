@@ -4,19 +4,14 @@ The lines have a running order (`prefix`): tasks follow it, and so do the lines 
 the same, since results are read by their line numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from uuid import UUID
-
-from sqlalchemy import insert
-from sqlalchemy.orm import Session
 
 from xalen_batch import jsonl
 from xalen_batch.config import settings
 from xalen_batch.jsonl import Span
-from xalen_batch.models import Task
-from xalen_batch.pipeline.prefix import Prompt, Starts
+from xalen_batch.pipeline.prefix import Starts
 
 # A small batch is cut in this many tasks, so that it spreads over the workers; but a claim and its
 # first transaction cost as much as some requests, so a task has a few lines at least.
@@ -48,6 +43,10 @@ class _Lines:
     packed: bytearray = field(default_factory=bytearray)
     starts: Starts = field(default_factory=Starts)
 
+    def extend(self, others: "_Lines", lines_before: int) -> None:
+        self.packed += jsonl.renumber(others.packed, lines_before)
+        self.starts.extend(others.starts)
+
     def ordered(self) -> bytes:
         """The same index, in running order."""
         packed, size = bytes(self.packed), jsonl.SPAN_BYTES
@@ -61,12 +60,22 @@ class Split:
     _by_model: dict[str, _Lines] = field(default_factory=dict)
     lines: int = 0
 
-    def add(self, model: str, span: Span, prompt: Prompt = ()) -> None:
-        """`prompt`: what makes its place in the running order; without one the line runs where it is in the file."""
-        lines = self._by_model.get(model) or self._by_model.setdefault(model, _Lines())
+    def add(self, model: str, span: Span, marks: Sequence[int] = ()) -> None:
+        """`marks`: what makes its place in the running order; without any the line runs where it is in the file."""
+        lines = self._of(model)
         lines.packed += jsonl.entry(*span)
-        lines.starts.add(prompt)
+        lines.starts.add(marks)
         self.lines += 1
+
+    def extend(self, others: "Split", lines_before: int) -> None:
+        """Add what comes next in the file, `lines_before` lines behind its beginning, where it was read as if it began there."""
+        for model, lines in others._by_model.items():
+            self._of(model).extend(lines, lines_before)
+        self.lines += others.lines
+
+    def lengths(self) -> Iterator[int]:
+        """The bytes of each line, in no order."""
+        return (length for lines in self._by_model.values() for length in jsonl.lengths(lines.packed))
 
     @property
     def models(self) -> list[str]:
@@ -87,23 +96,8 @@ class Split:
                     still.append((model, cuts))
             waiting = still
 
-    def insert(self, session: Session, batch_id: UUID) -> None:
-        """Write the tasks of a batch.
-
-        A task's `seq` is its place, and it has all the places up to the next task: whoever cuts it in two numbers the second half so.
-        """
-        rows = [
-            {
-                "batch_id": batch_id,
-                "seq": slice.place,
-                "model": slice.model,
-                "lines": slice.lines,
-                "line_index": slice.index,
-            }
-            for slice in self.slices()
-        ]
-        if rows:
-            session.execute(insert(Task), rows)
+    def _of(self, model: str) -> _Lines:
+        return self._by_model.get(model) or self._by_model.setdefault(model, _Lines())
 
 
 def task_lines(lines: int) -> int:

@@ -1,33 +1,34 @@
 """Validate: read a batch's file once, refuse it whole with every fault named, or cut it into tasks that run."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from xalen_batch import catalog, db, disk, log, quotas, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
-from xalen_batch.models import Batch, ScheduleRun
-from xalen_batch.pipeline import fairness
+from xalen_batch.models import Batch, ScheduleRun, Task
+from xalen_batch.pipeline import fairness, reading
 from xalen_batch.pipeline.assemble import Assembled, assemble, traced
-from xalen_batch.pipeline.faults import Fault, Faults, over_quota, unpriced
-from xalen_batch.pipeline.scan import GoodLine, scan
+from xalen_batch.pipeline.faults import Fault, Faults, unpriced
+from xalen_batch.pipeline.reading import Reading
 from xalen_batch.pipeline.split import Split
+from xalen_batch.quotas import Excess
 from xalen_batch.states import BatchStatus
 
 logger = log.get(__name__)
 
 EXTEND_EVERY = 10.0
-LINES_PER_LOOK = 64
 # Hints for a new batch: one for so many lines, since each wakes a worker process, which then fills its slots by itself.
 LINES_PER_HINT, MOST_HINTS = 200, 8
 # Workers that may be lost with a file as fast as leases end; each further one has it for twice as long as the one before, up to
@@ -75,15 +76,6 @@ class _Lease:
                 raise _LeaseLost
 
 
-@dataclass
-class _Found:
-    """What reading the file came to."""
-
-    split: Split = field(default_factory=Split)
-    faults: Faults = field(default_factory=Faults)
-    tokens: int = 0
-
-
 def run(batch_id: UUID) -> None:
     """Move a batch from validating to in_progress or failed. Does nothing when someone else has it, or had, or while a disk is short."""
     if disk.short():
@@ -97,12 +89,16 @@ def run(batch_id: UUID) -> None:
     owner = Owner(batch.account_id, batch.livemode)
     try:
         fault = fault or _assemble(batch, lease, owner)
-        found = _read(batch, lease) if fault is None else _Found(faults=Faults([fault]))
+        found = _read(batch, lease) if fault is None else Reading(faults=Faults([fault]))
         with db.transaction() as session:
             # Before the batch: whoever has that lock must not wait for this one.
             quotas.lock(session, owner)
             _decide(session, lease, found)
     except _LeaseLost:
+        return
+    except BrokenProcessPool:
+        # As if the worker had been lost: whoever is next has the file when the lease ends.
+        logger.error("validation.reader_lost", batch_id=batch_id.hex)
         return
     except Exception:
         with suppress(*db.AWAY, _LeaseLost):
@@ -160,62 +156,73 @@ def _assemble(batch: Batch, lease: _Lease, owner: Owner) -> Fault | None:
             return None
         # Its row says that it has no bytes. While the lease holds, so that nobody else has put them there again.
         storage.delete(storage.key(found.file_id))
-    return over_quota(excess)
+    return _over_quota(excess)
 
 
-def _read(batch: Batch, lease: _Lease) -> _Found:
-    """Read the whole file, in no transaction. Raises _LeaseLost."""
-    found, models = _Found(), catalog.models()
-    # They read each pair on its own, and have no prefix cache.
-    rerankers = {model.id for model in models.values() if model.is_reranker}
-    split, tokens = found.split, 0
-    chunks = storage.chunks(storage.key(batch.input_file_id))
+def _read(batch: Batch, lease: _Lease) -> Reading:
+    """Read the whole file, in no transaction. Raises _LeaseLost, BrokenProcessPool."""
+    key, models = storage.key(batch.input_file_id), catalog.models()
     try:
-        for line in _extending(lease, scan(chunks, endpoint=batch.endpoint, models=models)):
-            if isinstance(line, Fault):
-                found.faults.add(line)
-            else:
-                tokens += quotas.tokens_of(line.span.length)
-                split.add(line.model, line.span, () if line.model in rerankers else line.prompt)
-        found.tokens = tokens
+        found = reading.read(key, endpoint=batch.endpoint, models=models, meanwhile=_extending(lease))
     except FileNotFoundError:
-        found.faults = Faults([FILE_GONE])
+        return Reading(faults=Faults([FILE_GONE]))
     for model in found.split.models:
         if not batch.price_snapshot.get(model):
             found.faults.add(unpriced(model))
     return found
 
 
-def _extending(lease: _Lease, lines: Iterable[GoodLine | Fault]) -> Iterator[GoodLine | Fault]:
+def _extending(lease: _Lease) -> Callable[[], None]:
+    """What extends the lease where that is due, however often it is called."""
     pause = min(EXTEND_EVERY, settings().lease / 3)
     due = time.monotonic() + pause
-    for number, line in enumerate(lines):
-        # A line takes microseconds: the clock need not be asked at each.
-        if number % LINES_PER_LOOK == 0 and time.monotonic() >= due:
+
+    def extend() -> None:
+        nonlocal due
+        if time.monotonic() >= due:
             lease.extend()
             due = time.monotonic() + pause
-        yield line
+
+    return extend
 
 
-def _decide(session: Session, lease: _Lease, found: _Found) -> None:
+def _decide(session: Session, lease: _Lease, found: Reading) -> None:
     """Fail the batch, or give it its tasks and start it: whole, or not at all. Raises _LeaseLost."""
     # The lock keeps a cancel out until this commits.
     batch = lease.take(session)
+    split, tokens = found.split, sum(map(quotas.tokens_of, found.split.lengths()))
     if not found.faults:
-        excess = quotas.admit_lines(session, Owner(batch.account_id, batch.livemode), lines=found.split.lines, tokens=found.tokens)
-        found.faults = Faults([over_quota(excess)] if excess else [])
+        excess = quotas.admit_lines(session, Owner(batch.account_id, batch.livemode), lines=split.lines, tokens=tokens)
+        found.faults = Faults([_over_quota(excess)] if excess else [])
     if found.faults:
         run = None if batch.run_id is None else session.get_one(ScheduleRun, batch.run_id)
         faults = found.faults if run is None or not run.manifest else traced(found.faults, run.manifest)
         batch.errors = faults.render()
         batch.move(session, BatchStatus.FAILED)
         return
-    models = found.split.models
-    batch.total, batch.enqueued_tokens = found.split.lines, found.tokens
-    batch.model = models[0] if len(models) == 1 else None
-    found.split.insert(session, batch.id)
+    batch.total, batch.enqueued_tokens = split.lines, tokens
+    batch.model = split.models[0] if len(split.models) == 1 else None
+    _insert(session, batch.id, split)
     fairness.forget_idle_time(session, batch.account_id)
     batch.move(session, BatchStatus.IN_PROGRESS)
     db.enqueue(session, Job.EXECUTE)
     for number in range(1, min(MOST_HINTS, ceil(batch.total / LINES_PER_HINT))):
         db.enqueue(session, Job.EXECUTE, str(number))
+
+
+def _insert(session: Session, batch_id: UUID, split: Split) -> None:
+    """Write the tasks of a batch.
+
+    A task's `seq` is its place, and it has all the places up to the next task: whoever cuts it in two numbers the second half so.
+    """
+    rows = [
+        {"batch_id": batch_id, "seq": slice.place, "model": slice.model, "lines": slice.lines, "line_index": slice.index}
+        for slice in split.slices()
+    ]
+    if rows:
+        session.execute(insert(Task), rows)
+
+
+def _over_quota(excess: Excess) -> Fault:
+    """What the file holds is more than its account has room for now."""
+    return Fault(excess.fault_code, excess.message)
