@@ -18,7 +18,7 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
 from xalen_batch import catalog, db, storage
 from xalen_batch.catalog import CHAT
 from xalen_batch.models import Batch, Task
-from xalen_batch.pipeline import reading, validate
+from xalen_batch.pipeline import pieces, reading, validate
 from xalen_batch.pipeline.reading import Reading
 from xalen_batch.states import BatchStatus
 
@@ -198,7 +198,7 @@ def test_a_process_that_dies_with_a_file_counts_as_a_lost_worker_and_the_next_on
 ) -> None:
     configure(lease=30)
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "_read_piece", _die)
+        patch.setattr(pieces, "read", _die)
         validate.run(batch)
     found = reread(batch)
     assert (found.status, found.losses) == (BatchStatus.VALIDATING, 1)

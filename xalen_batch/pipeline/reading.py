@@ -5,23 +5,20 @@ piece only good lines are told. Where one is not, the whole file is read once mo
 with a line may lie in lines far before it, and is said in one place.
 """
 
-import gc
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from xalen_batch import log, storage
 from xalen_batch.catalog import Model
 from xalen_batch.config import MiB, settings
+from xalen_batch.pipeline import pieces
 from xalen_batch.pipeline.faults import Fault, Faults
-from xalen_batch.pipeline.prefix import Marker
-from xalen_batch.pipeline.scan import LINES_PER_REQUEST, GoodLine, Reader, scan
+from xalen_batch.pipeline.pieces import Gathered, Piece
+from xalen_batch.pipeline.scan import LINES_PER_REQUEST, scan
 from xalen_batch.pipeline.split import Split
 
 logger = log.get(__name__)
@@ -36,37 +33,16 @@ LINES_PER_LOOK = 64
 SECONDS_PER_LOOK = 0.5
 
 
+# What `pieces.read` is told: the file, where in it, the batch's endpoint, the models that there are.
+_Place = tuple[str, int, int, str, Mapping[str, Model]]
+
+
 @dataclass
 class Reading:
     """What reading a file came to. With a fault, what else there is is not all of it."""
 
     split: Split = field(default_factory=Split)
     faults: Faults = field(default_factory=Faults)
-
-
-class _Gathered:
-    """Good lines on their way into a split."""
-
-    def __init__(self, models: Mapping[str, Model]) -> None:
-        self.split = Split()
-        self._marker = Marker()
-        # They read each pair on its own, and have no prefix cache.
-        self._rerankers = {model.id for model in models.values() if model.is_reranker}
-
-    def add(self, line: GoodLine) -> None:
-        self.split.add(line.model, line.span, () if line.model in self._rerankers else self._marker.marks(line.prompt))
-
-
-# A piece's file and where it begins and ends, the batch's endpoint, the models that there are.
-_Place = tuple[str, int, int, str, Mapping[str, Model]]
-
-
-class _Piece(NamedTuple):
-    """Good lines, read as if the file began with them. `lines`: with the blank ones."""
-
-    split: Split
-    custom_ids: list[str]
-    lines: int
 
 
 def read(key: str, *, endpoint: str, models: Mapping[str, Model], meanwhile: Callable[[], None]) -> Reading:
@@ -81,7 +57,7 @@ def read(key: str, *, endpoint: str, models: Mapping[str, Model], meanwhile: Cal
 
 
 def _whole(key: str, endpoint: str, models: Mapping[str, Model], meanwhile: Callable[[], None]) -> Reading:
-    gathered, faults = _Gathered(models), Faults()
+    gathered, faults = Gathered(models), Faults()
     for number, line in enumerate(scan(storage.chunks(key), endpoint=endpoint, models=models)):
         # A line takes microseconds.
         if number % LINES_PER_LOOK == 0:
@@ -97,8 +73,8 @@ def _in_pieces(key: str, endpoint: str, models: Mapping[str, Model], meanwhile: 
     """None: a line is at fault, or there are too many or none, or no process can be had."""
     split, custom_ids, lines = Split(), set[str](), 0
     most = settings().max_batch_lines
-    with _submitted([(key, begin, end, endpoint, models) for begin, end in _cuts(key)]) as pieces:
-        for future in pieces:
+    with _submitted([(key, begin, end, endpoint, models) for begin, end in _cuts(key)]) as futures:
+        for future in futures:
             while not wait([future], SECONDS_PER_LOOK).done:
                 meanwhile()
             if (piece := future.result()) is None:
@@ -108,7 +84,7 @@ def _in_pieces(key: str, endpoint: str, models: Mapping[str, Model], meanwhile: 
             lines += piece.lines
             if not 0 < len(custom_ids) == split.lines <= most or lines >= most * LINES_PER_REQUEST:
                 return None
-    return split if pieces else None
+    return split if futures else None
 
 
 def _cuts(key: str) -> Iterator[tuple[int, int]]:
@@ -131,16 +107,16 @@ def _line_end(key: str, place: int, size: int) -> int:
 
 
 @contextmanager
-def _submitted(pieces: Sequence[_Place]) -> Iterator[Sequence[Future[_Piece | None]]]:
+def _submitted(places: Sequence[_Place]) -> Iterator[Sequence[Future[Piece | None]]]:
     """The pieces as they are being read; none where the machine does not let us have processes. On leaving, what is left is not read."""
     readers = None
     try:
         try:
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([__name__])
-            number = min(settings().validation_processes, len(pieces))
-            readers = ProcessPoolExecutor(number, context, initializer=_begin, initargs=(dict(os.environ),))
-            futures = [readers.submit(_read_piece, *piece) for piece in pieces]
+            context.set_forkserver_preload([pieces.__name__])
+            number = min(settings().validation_processes, len(places))
+            readers = ProcessPoolExecutor(number, context, initializer=pieces.begin, initargs=(dict(os.environ),))
+            futures = [readers.submit(pieces.read, *place) for place in places]
         except (OSError, NotImplementedError) as error:
             # There may be no place for a socket or a semaphore, such as a writable /tmp or /dev/shm.
             logger.warning("validation.no_processes", **log.cause(error))
@@ -149,34 +125,3 @@ def _submitted(pieces: Sequence[_Place]) -> Iterator[Sequence[Future[_Piece | No
     finally:
         if readers:
             readers.shutdown(wait=False, cancel_futures=True)
-
-
-def _begin(environment: Mapping[str, str]) -> None:
-    """Of a process that reads: the settings of its worker, and its end."""
-    os.environ.clear()
-    os.environ.update(environment)
-    # Ctrl-C in a terminal is for the worker, which lets this end what it has begun.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_worker, daemon=True).start()
-    # Good lines leave no cycles, and a look for some would copy all memory that it shares with other processes.
-    gc.disable()
-
-
-def _end_with_worker() -> None:
-    """However the worker dies: nobody else would tell a process that waits for pieces."""
-    if worker := multiprocessing.parent_process():
-        worker.join()
-        os._exit(1)
-
-
-def _read_piece(key: str, begin: int, end: int, endpoint: str, models: Mapping[str, Model]) -> _Piece | None:
-    """None: there is something here that whoever reads the whole file has to look at, or it cannot be read."""
-    reader, gathered = Reader(endpoint, models), _Gathered(models)
-    try:
-        for line in reader.read(storage.chunks(key, begin, end), start=begin):
-            if isinstance(line, Fault):
-                return None
-            gathered.add(line)
-    except storage.AWAY:
-        return None
-    return _Piece(gathered.split, list(reader.seen), reader.last_line)
