@@ -73,11 +73,10 @@ def _in_pieces(key: str, endpoint: str, models: Mapping[str, Model], meanwhile: 
     """None: a line is at fault, or there are too many or none, or no process can be had."""
     split, custom_ids, lines = Split(), set[str](), 0
     most = settings().max_batch_lines
-    with _submitted([(key, begin, end, endpoint, models) for begin, end in _cuts(key)]) as futures:
-        for future in futures:
-            while not wait([future], SECONDS_PER_LOOK).done:
-                meanwhile()
-            if (piece := future.result()) is None:
+    places = [(key, begin, end, endpoint, models) for begin, end in _cuts(key)]
+    with _submitted(places) as futures:
+        for piece in _pieces(places, futures, meanwhile):
+            if piece is None:
                 return None
             split.extend(piece.split, lines_before=lines)
             custom_ids.update(piece.custom_ids)
@@ -85,6 +84,19 @@ def _in_pieces(key: str, endpoint: str, models: Mapping[str, Model], meanwhile: 
             if not 0 < len(custom_ids) == split.lines <= most or lines >= most * LINES_PER_REQUEST:
                 return None
     return split if futures else None
+
+
+def _pieces(places: Sequence[_Place], futures: Sequence[Future[Piece | None]], meanwhile: Callable[[], None]) -> Iterator[Piece | None]:
+    """Each piece, in order. While the processes start, until the first one is back, this one reads too, from the end."""
+    own: list[Piece | None] = []
+    while futures and not futures[0].done() and futures[-1 - len(own)].cancel():
+        own.append(pieces.read(*places[-1 - len(own)]))
+        meanwhile()
+    for future in futures[: len(futures) - len(own)]:
+        while not wait([future], SECONDS_PER_LOOK).done:
+            meanwhile()
+        yield future.result()
+    yield from reversed(own)
 
 
 def _cuts(key: str) -> Iterator[tuple[int, int]]:
