@@ -122,7 +122,7 @@ def lines(chunks: Iterable[bytes], *, longest: int) -> Iterator[tuple[Span, byte
             yield span, None if span.length > longest else block.line(span)
 
 
-def lengths(index: bytes | bytearray) -> Iterator[int]:
+def lengths(index: bytes) -> Iterator[int]:
     """The length of each line in an index."""
     return (length for _, _, length in _ENTRY.iter_unpack(index))
 

@@ -23,8 +23,6 @@ from xalen_batch.models.batches import OPEN
 LOCK = 7261958
 # Seconds after which it is worth asking again: other batches of the account may have ended.
 RETRY_AFTER = 5.0
-# Bytes of a line that count as a token.
-BYTES_PER_TOKEN = 4
 
 
 class Quota(StrEnum):
@@ -150,11 +148,6 @@ def reset(session: Session, owner: Owner, quota: Quota) -> None:
     """Let the settings' limit hold again."""
     mine = (AccountQuota.account_id == owner.account_id, AccountQuota.livemode == owner.livemode, AccountQuota.name == quota)
     session.execute(delete(AccountQuota).where(*mine))
-
-
-def tokens_of(size: int) -> int:
-    """Input tokens that a line of so many bytes counts as."""
-    return -(-size // BYTES_PER_TOKEN)
 
 
 def _excess(limits: Limits, held: Mapping[Quota, int], asked: Mapping[Quota, int]) -> Excess | None:

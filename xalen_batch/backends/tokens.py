@@ -37,7 +37,15 @@ PER_PAIR = 4
 # A picture at the resolution models usually take.
 PER_IMAGE = 1024
 
+# Bytes of an input line that count as a token of an account's quota.
+BYTES_PER_TOKEN = 4
+
 PieceCounter = Callable[[str], int]
+
+
+def enqueued(size: int) -> int:
+    """Input tokens that a line of so many bytes counts as, of those that an account may have in open batches."""
+    return -(-size // BYTES_PER_TOKEN)
 
 
 def count(text: str) -> int:

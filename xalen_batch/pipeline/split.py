@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from xalen_batch import jsonl
+from xalen_batch.backends import tokens
 from xalen_batch.config import settings
 from xalen_batch.jsonl import Span
 from xalen_batch.pipeline.prefix import Starts
@@ -49,8 +50,11 @@ class _Lines:
 
     def ordered(self) -> bytes:
         """The same index, in running order."""
-        packed, size = bytes(self.packed), jsonl.SPAN_BYTES
-        return b"".join(packed[line * size : (line + 1) * size] for line in self.starts.running_order())
+        packed, size, order = bytes(self.packed), jsonl.SPAN_BYTES, self.starts.running_order()
+        # Mostly no line begins like another, or all do.
+        if order == list(range(len(order))):
+            return packed
+        return b"".join(packed[line * size : (line + 1) * size] for line in order)
 
 
 @dataclass
@@ -59,6 +63,8 @@ class Split:
 
     _by_model: dict[str, _Lines] = field(default_factory=dict)
     lines: int = 0
+    # What the lines count as while they wait or run (`tokens.enqueued`).
+    tokens: int = 0
 
     def add(self, model: str, span: Span, marks: Sequence[int] = ()) -> None:
         """`marks`: what makes its place in the running order; without any the line runs where it is in the file."""
@@ -66,16 +72,14 @@ class Split:
         lines.packed += jsonl.entry(*span)
         lines.starts.add(marks)
         self.lines += 1
+        self.tokens += tokens.enqueued(span.length)
 
     def extend(self, others: "Split", lines_before: int) -> None:
         """Add what comes next in the file, `lines_before` lines behind its beginning, where it was read as if it began there."""
         for model, lines in others._by_model.items():
             self._of(model).extend(lines, lines_before)
         self.lines += others.lines
-
-    def lengths(self) -> Iterator[int]:
-        """The bytes of each line, in no order."""
-        return (length for lines in self._by_model.values() for length in jsonl.lengths(lines.packed))
+        self.tokens += others.tokens
 
     @property
     def models(self) -> list[str]:

@@ -190,9 +190,9 @@ def _decide(session: Session, lease: _Lease, found: Reading) -> None:
     """Fail the batch, or give it its tasks and start it: whole, or not at all. Raises _LeaseLost."""
     # The lock keeps a cancel out until this commits.
     batch = lease.take(session)
-    split, tokens = found.split, sum(map(quotas.tokens_of, found.split.lengths()))
+    split = found.split
     if not found.faults:
-        excess = quotas.admit_lines(session, Owner(batch.account_id, batch.livemode), lines=split.lines, tokens=tokens)
+        excess = quotas.admit_lines(session, Owner(batch.account_id, batch.livemode), lines=split.lines, tokens=split.tokens)
         found.faults = Faults([_over_quota(excess)] if excess else [])
     if found.faults:
         run = None if batch.run_id is None else session.get_one(ScheduleRun, batch.run_id)
@@ -200,7 +200,7 @@ def _decide(session: Session, lease: _Lease, found: Reading) -> None:
         batch.errors = faults.render()
         batch.move(session, BatchStatus.FAILED)
         return
-    batch.total, batch.enqueued_tokens = split.lines, tokens
+    batch.total, batch.enqueued_tokens = split.lines, split.tokens
     batch.model = split.models[0] if len(split.models) == 1 else None
     _insert(session, batch.id, split)
     fairness.forget_idle_time(session, batch.account_id)
