@@ -3,8 +3,11 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -15,12 +18,14 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from tests import factories
+from tests.e2e.processes import wait_until
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
 from xalen_batch import catalog, db, storage
 from xalen_batch.catalog import CHAT
 from xalen_batch.models import Batch, Task
 from xalen_batch.pipeline import pieces, reading, validate
 from xalen_batch.pipeline.reading import Reading
+from xalen_batch.processes import is_running
 from xalen_batch.states import BatchStatus
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -219,3 +224,15 @@ def _die(*_: object) -> None:
     # The worker may read pieces too, and lives.
     if multiprocessing.parent_process():
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_processes_end_with_their_worker_however_it_dies(tmp_path: Path) -> None:
+    def are_running() -> list[str]:
+        return [pid for pid in os.listdir(tmp_path) if is_running(int(pid), "")]
+
+    with subprocess.Popen([sys.executable, "-m", "tests.integration.sitting", tmp_path], cwd=Path(__file__).parents[2]) as worker:
+        try:
+            wait_until(lambda: len(are_running()) == 2, timeout=60, process=worker)
+        finally:
+            worker.kill()
+    wait_until(lambda: not are_running(), timeout=20)
