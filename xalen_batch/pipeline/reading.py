@@ -26,7 +26,7 @@ logger = log.get(__name__)
 # Reading so much takes some ten times as long as starting the processes.
 LARGE_BYTES = 16 * MiB
 # The same on every machine: where a piece begins decides a little about the running order.
-PIECE_BYTES = 4 * MiB
+PIECE_BYTES = 8 * MiB
 # A line mostly ends in so many bytes.
 LOOK_BYTES = 16 * 1024
 LINES_PER_LOOK = 64
