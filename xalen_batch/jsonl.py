@@ -11,6 +11,7 @@ import orjson
 from xalen_batch.ids import line_id, request_id
 
 _ENTRY = struct.Struct("<IQI")
+_LENGTH = struct.Struct("<12xI")
 SPAN_BYTES = _ENTRY.size
 # The 16 bytes of an index for one line: its number, offset and length.
 entry = _ENTRY.pack
@@ -124,7 +125,7 @@ def lines(chunks: Iterable[bytes], *, longest: int) -> Iterator[tuple[Span, byte
 
 def lengths(index: bytes) -> Iterator[int]:
     """The length of each line in an index."""
-    return (length for _, _, length in _ENTRY.iter_unpack(index))
+    return (length for (length,) in _LENGTH.iter_unpack(index))
 
 
 class InputLine(msgspec.Struct):

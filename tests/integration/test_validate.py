@@ -54,6 +54,15 @@ def test_a_good_file_becomes_tasks_that_cover_each_line_once(hints):
     assert hints == [Message(Job.EXECUTE)]
 
 
+def test_where_lines_are_is_stored_as_it_is():
+    """Compressing it takes longer than writing it."""
+    batch = submit([chat_line(str(number)) for number in range(8_000)])
+    validate.run(batch.id)
+    with db.transaction() as session:
+        stored = session.scalars(select(func.pg_column_size(Task.line_index)).where(Task.batch_id == batch.id)).all()
+    assert stored == [16_000] * 8
+
+
 def test_a_large_batch_wakes_several_workers(hints):
     batch = submit([chat_line(str(number)) for number in range(450)])
     validate.run(batch.id)

@@ -37,7 +37,7 @@ class Task(Base):
     model: Mapped[str]
     state: Mapped[str] = mapped_column(server_default=TaskState.PENDING.value)
     lines: Mapped[int]
-    # (line number, byte offset, length) of each line, as `jsonl.pack` makes it.
+    # (line number, byte offset, length) of each line, as `jsonl.pack` makes it; stored as it is (migration 0008).
     line_index: Mapped[bytes]
 
     fence: Mapped[int] = mapped_column(server_default="0")

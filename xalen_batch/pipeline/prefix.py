@@ -153,8 +153,12 @@ class Starts:
 
         Groups come in the order of their first lines, and what begins like no other line stays where it is among them.
         """
+        lines = list(range(len(self._begins) - 1))
+        # No mark is there twice: no line begins like another.
+        if len(set(self._marks)) == len(self._marks):
+            return lines
         order: list[int] = []
-        self._arrange(list(range(len(self._begins) - 1)), 0, order)
+        self._arrange(lines, 0, order)
         return order
 
     def _arrange(self, lines: list[int], depth: int, order: list[int]) -> None:

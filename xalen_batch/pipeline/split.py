@@ -4,8 +4,10 @@ The lines have a running order (`prefix`): tasks follow it, and so do the lines 
 the same, since results are read by their line numbers.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import ceil
 
 from xalen_batch import jsonl
@@ -110,13 +112,11 @@ def task_lines(lines: int) -> int:
 
 
 def _cut(index: bytes) -> Iterator[bytes]:
-    size = jsonl.SPAN_BYTES
-    most_lines, most_bytes = task_lines(len(index) // size), settings().task_bytes
-    begin = held = 0
-    for number, length in enumerate(jsonl.lengths(index)):
-        if number > begin and (number - begin == most_lines or held + length > most_bytes):
-            yield index[begin * size : number * size]
-            begin, held = number, 0
-        held += length
-    if index:
-        yield index[begin * size :]
+    size, lengths = jsonl.SPAN_BYTES, list(jsonl.lengths(index))
+    most_lines, most_bytes = task_lines(len(lengths)), settings().task_bytes
+    begin = 0
+    while begin < len(lengths):
+        held = list(accumulate(lengths[begin : begin + most_lines]))
+        end = begin + max(1, bisect_right(held, most_bytes))
+        yield index[begin * size : end * size]
+        begin = end
