@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     worker_slots: int = Field(32, gt=0, description="Tasks that one worker process overlaps on its event loop.")
     worker_processes: int = Field(1, gt=0, description="Worker processes that `xalen-batch up` starts.")
     validation_processes: int = Field(
-        2, ge=0, description="Processes in which a worker reads an input file of more than 16 MiB. 0: it reads them itself."
+        2, ge=0, description="Processes in which a worker reads an input file of more than 16 MiB. 0: it reads it by itself."
     )
     task_lines: int = Field(1_000, gt=0, description="Most lines in one task; a worker takes as many of them as it has room for.")
     task_bytes: int = Field(4 * MiB, gt=0, description="Most input bytes in one task (one longer line still makes a task).")

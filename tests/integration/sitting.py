@@ -1,4 +1,4 @@
-"""A process that has a file read by others who never come to an end.
+"""A process that has others wait for pieces to read.
 
     python -m tests.integration.sitting FOLDER
 
@@ -8,22 +8,25 @@ Each of them leaves a file in FOLDER, named by its process id.
 import os
 import sys
 import threading
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from xalen_batch.pipeline import pieces, reading
+from xalen_batch.pipeline import pieces
+from xalen_batch.pipeline.readers import Readers
+
+serve = pieces.serve
 
 
-def sit(folder: str, *_: Any) -> None:
+def noted(connection: Connection, environment: dict[str, str], folder: str, models: Any) -> None:
     Path(folder, str(os.getpid())).touch()
-    threading.Event().wait()
+    serve(connection, environment, folder, models)
 
 
 if __name__ == "__main__":
     # By its name elsewhere: `__main__` is another module in the processes.
     from tests.integration import sitting
 
-    pieces.read = sitting.sit  # type: ignore[assignment]
-    place = (sys.argv[1], 0, 0, "", {})
-    with reading._submitted([place, place]) as futures:
-        futures[0].result()
+    pieces.serve = sitting.noted
+    with Readers(2, sys.argv[1], {}):
+        threading.Event().wait()

@@ -5,32 +5,30 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
-from uuid import UUID
+from typing import Any, Self
 
 import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select
 
-from tests import factories
 from tests.e2e.processes import wait_until
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
-from xalen_batch import catalog, db, storage
+from xalen_batch import catalog, storage
 from xalen_batch.catalog import CHAT
-from xalen_batch.models import Batch, Task
-from xalen_batch.pipeline import pieces, reading, validate
+from xalen_batch.pipeline import pieces, reading
+from xalen_batch.pipeline.pieces import Piece, Place
+from xalen_batch.pipeline.readers import Readers
 from xalen_batch.pipeline.reading import Reading
 from xalen_batch.processes import is_running
-from xalen_batch.states import BatchStatus
-
-pytestmark = pytest.mark.usefixtures("database")
 
 KEY = "input/00000000000000000000000000000001"
+read_whole = reading._whole
 
 
 @pytest.fixture(autouse=True)
@@ -42,14 +40,27 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def whole(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The files that were read from their beginning."""
-    read, keys = reading._whole, []
+    keys = []
 
     def watched(key: str, *args: Any) -> Reading:
         keys.append(key)
-        return read(key, *args)
+        return read_whole(key, *args)
 
     monkeypatch.setattr(reading, "_whole", watched)
     return keys
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> list[Place]:
+    """The pieces that are read here."""
+    read_piece, places = pieces.read_piece, []
+
+    def noted(place: Place, *args: Any) -> Piece | None:
+        places.append(place)
+        return read_piece(place, *args)
+
+    monkeypatch.setattr(pieces, "read_piece", noted)
+    return places
 
 
 def line(custom_id: str, content: str = "Where is my parcel?", **body: Any) -> bytes:
@@ -68,9 +79,10 @@ def told(found: Reading) -> tuple[Any, ...]:
 
 def from_the_beginning(content: bytes) -> Reading:
     storage.write(KEY, [content])
-    return reading._whole(KEY, CHAT, catalog.models(), lambda: None)
+    return read_whole(KEY, CHAT, catalog.models(), lambda: None)
 
 
+GOOD_FILE = b"\n".join(line(f"r{n}") for n in range(90))
 SYSTEMS = [name * 400 for name in ("Be brief. ", "Be kind. ")]
 GOOD = st.builds(
     lambda system, size, model: lambda n: orjson.dumps(
@@ -101,22 +113,40 @@ def unordered(found: Reading) -> tuple[Any, ...]:
     return (faults, models, lines, spans) if not faults else (faults,)
 
 
-def test_a_good_file_is_read_once_and_in_pieces(whole: list[str]) -> None:
+class Present(Readers):
+    """Readers who are all there from the beginning, and are waited for."""
+
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def back(self, todo: deque[Place], timeout: float) -> dict[Place, Piece | None]:
+        return super().back(todo, 60)
+
+
+def test_a_good_file_is_read_once_by_others_and_in_pieces(monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]) -> None:
+    monkeypatch.setattr(reading, "Readers", Present)
     content = b"\n".join(line(f"r{n}") for n in range(500))
     found = read(content)
-    assert len(list(reading._cuts(KEY))) > 50
-    assert whole == []
+    assert len(list(reading._places(KEY))) > 50
+    assert (own, whole) == ([], [])
     assert told(found) == told(from_the_beginning(content))
+
+
+def test_a_fault_ends_the_reading_in_pieces_at_once(monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]) -> None:
+    monkeypatch.setattr(Readers, "_start", lambda _: None)
+    assert read(GOOD_FILE + b"\n[").faults.count == 1
+    assert (len(own), whole) == (1, [KEY])
 
 
 def test_the_pieces_of_a_file_are_whole_lines_and_all_of_it() -> None:
     content = b"\n".join([line("a"), line("b", "long " * 10_000), b"", line("c"), *(line(f"r{n}") for n in range(30))])
     storage.write(KEY, [content])
-    cuts = list(reading._cuts(KEY))
-    assert len(cuts) > 5
-    assert [begin for begin, _ in cuts] == [0, *(end for _, end in cuts[:-1])]
-    assert cuts[-1][1] == len(content)
-    assert all(content[end - 1 : end] == b"\n" for _, end in cuts[:-1])
+    places = list(reading._places(KEY))
+    assert len(places) > 5
+    assert [place.begin for place in places] == [0, *(place.end for place in places[:-1])]
+    assert places[-1].end == len(content)
+    assert all(content[place.end - 1 : place.end] == b"\n" for place in places[:-1])
 
 
 def test_an_id_that_is_twice_in_pieces_far_apart_is_named_with_both_lines(whole: list[str]) -> None:
@@ -143,34 +173,80 @@ def test_a_file_without_requests_says_so() -> None:
     assert [fault.code for fault in read(b" \n" * 900).faults.kept] == ["empty_file"]
 
 
-def test_a_file_that_goes_while_it_is_read_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuts = reading._cuts
+def test_a_byte_order_mark_is_no_reason_to_read_a_file_twice(whole: list[str]) -> None:
+    assert read(b"\xef\xbb\xbf" + b"\n".join(line(f"r{n}") for n in range(90))).split.lines == 90
+    assert whole == []
 
-    def then_gone(key: str) -> Iterator[tuple[int, int]]:
-        yield from list(cuts(key))
+
+def test_a_file_that_goes_while_it_is_read_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = reading._places
+
+    def then_gone(key: str) -> Iterator[Place]:
+        yield from list(places(key))
         storage.delete(key)
 
-    monkeypatch.setattr(reading, "_cuts", then_gone)
+    monkeypatch.setattr(reading, "_places", then_gone)
     with pytest.raises(FileNotFoundError):
-        read(b"\n".join(line(f"r{n}") for n in range(90)))
+        read(GOOD_FILE)
 
 
-def test_without_processes_the_worker_reads_by_itself(
-    monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None], whole: list[str]
-) -> None:
-    def refused(*_: object, **__: object) -> None:
+def test_without_processes_all_pieces_are_read_here(monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]) -> None:
+    def refused(*_: object) -> None:
         raise FileNotFoundError("No usable temporary directory found")
 
-    content = line("a") + b"\n" + line("b")
-    with monkeypatch.context() as patch:
-        patch.setattr(reading, "ProcessPoolExecutor", refused)
-        assert read(content).split.lines == 2
+    monkeypatch.setattr(multiprocessing, "get_context", refused)
+    assert told(read(GOOD_FILE)) == told(from_the_beginning(GOOD_FILE))
+    assert own == list(reading._places(KEY))[::-1]
+
+
+def test_who_wants_no_processes_has_none(configure: Callable[..., None], own: list[Place], whole: list[str]) -> None:
     configure(validation_processes=0)
-    assert read(content).split.lines == 2
-    assert whole == [KEY, KEY]
+    assert read(GOOD_FILE).split.lines == 90
+    assert (own, whole) == ([], [KEY])
 
 
-def test_a_lease_is_extended_while_others_read_and_its_loss_ends_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+class Scripted(Readers):
+    """Readers of whom one takes the first piece, and then does what the test says."""
+
+    then: Callable[[deque[Place], Place], dict[Place, Piece | None]]
+    _has: Place | None = None
+
+    def _start(self) -> None:
+        pass
+
+    def give(self, todo: deque[Place]) -> None:
+        self._has = self._has or todo.popleft()
+
+    def back(self, todo: deque[Place], timeout: float) -> dict[Place, Piece | None]:
+        # Only when nothing else is left is it waited for.
+        assert bool(timeout) is not bool(todo)
+        assert self._has
+        return {} if todo else type(self).then(todo, self._has)
+
+
+def test_a_piece_that_was_lost_is_read_here(monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]) -> None:
+    def lose(todo: deque[Place], place: Place) -> dict[Place, Piece | None]:
+        todo.append(place)
+        return {}
+
+    monkeypatch.setattr(Scripted, "then", lose, raising=False)
+    monkeypatch.setattr(reading, "Readers", Scripted)
+    assert told(read(GOOD_FILE)) == told(from_the_beginning(GOOD_FILE))
+    assert sorted(own) == list(reading._places(KEY))
+    assert whole == []
+
+
+def test_whoever_never_comes_back_with_a_piece_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]
+) -> None:
+    monkeypatch.setattr(Scripted, "then", lambda todo, place: {}, raising=False)
+    monkeypatch.setattr(reading, "Readers", Scripted)
+    assert told(read(GOOD_FILE)) == told(from_the_beginning(GOOD_FILE))
+    assert sorted(own) == list(reading._places(KEY))[1:]
+    assert whole == [KEY]
+
+
+def test_a_lease_is_kept_by_what_is_read_and_its_loss_ends_the_reading(own: list[Place]) -> None:
     class Lost(Exception):
         pass
 
@@ -178,57 +254,32 @@ def test_a_lease_is_extended_while_others_read_and_its_loss_ends_the_reading(mon
 
     def lost() -> None:
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 20:
             raise Lost
 
-    monkeypatch.setattr(reading, "SECONDS_PER_LOOK", 0.0)
     with pytest.raises(Lost):
-        read(b"\n".join(line(f"r{n}") for n in range(20_000)), meanwhile=lost)
+        read(b"\n".join(line(f"r{n}") for n in range(2_000)), meanwhile=lost)
+    assert len(own) <= 20
 
 
-@pytest.fixture
-def batch() -> UUID:
-    with db.transaction() as session:
-        caller = factories.caller(session)
-        lines = [chat_line(str(n)) for n in range(4_000)]
-        return factories.batch(session, caller, factories.input_file(session, caller, lines)).id
+def test_processes_that_die_are_told_of_and_the_file_is_read_all_the_same(monkeypatch: pytest.MonkeyPatch, whole: list[str]) -> None:
+    monkeypatch.setattr(pieces, "serve", _die)
+    lost = threading.Event()
+    monkeypatch.setattr(Readers, "_lost", lambda *_: lost.set())
+    content = b"\n".join(line(f"r{n}") for n in range(4_000))
+    while not lost.is_set():
+        assert read(content).split.lines == 4_000
+    assert whole == []
 
 
-def reread(batch_id: UUID) -> Batch:
-    with db.transaction() as session:
-        return session.get_one(Batch, batch_id)
-
-
-def test_a_process_that_dies_with_a_file_counts_as_a_lost_worker_and_the_next_one_reads_it(
-    batch: UUID, monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None]
-) -> None:
-    configure(lease=30)
-    with monkeypatch.context() as patch:
-        patch.setattr(pieces, "read", _die)
-        validate.run(batch)
-    found = reread(batch)
-    assert (found.status, found.losses) == (BatchStatus.VALIDATING, 1)
-    assert found.lease_until is not None
-    assert found.lease_until > found.created_at + timedelta(seconds=29)
-    validate.run(batch)
-    assert reread(batch).status == BatchStatus.VALIDATING
-    with db.transaction() as session:
-        session.get_one(Batch, batch).lease_until = datetime.now(found.created_at.tzinfo)
-    validate.run(batch)
-    assert reread(batch).status == BatchStatus.IN_PROGRESS
-    with db.transaction() as session:
-        assert sum(session.scalars(select(Task.lines).where(Task.batch_id == batch))) == 4_000
-
-
-def _die(*_: object) -> None:
-    # The worker may read pieces too, and lives.
-    if multiprocessing.parent_process():
-        os.kill(os.getpid(), signal.SIGKILL)
+def _die(connection: Connection, *_: object) -> None:
+    connection.recv()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_the_processes_end_with_their_worker_however_it_dies(tmp_path: Path) -> None:
     def are_running() -> list[str]:
-        return [pid for pid in os.listdir(tmp_path) if is_running(int(pid), "")]
+        return [pid for pid in os.listdir(tmp_path) if is_running(int(pid), "multiprocessing")]
 
     with subprocess.Popen([sys.executable, "-m", "tests.integration.sitting", tmp_path], cwd=Path(__file__).parents[2]) as worker:
         try:

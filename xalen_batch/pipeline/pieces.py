@@ -1,11 +1,11 @@
-"""What a process does that reads pieces of files. It starts anew for a large file: what is imported here makes the first one wait."""
+"""Pieces of a large file, and what a process does that reads them. It starts anew for each file, so it is to import little."""
 
 import gc
-import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from xalen_batch import storage
@@ -29,6 +29,14 @@ class Gathered:
         self.split.add(line.model, line.span, () if line.model in self._rerankers else self._marker.marks(line.prompt))
 
 
+class Place(NamedTuple):
+    """Where a piece is: the file's key, and where in it the piece begins and ends, both between two lines."""
+
+    key: str
+    begin: int
+    end: int
+
+
 class Piece(NamedTuple):
     """Good lines, read as if the file began with them. `lines`: with the blank ones."""
 
@@ -37,29 +45,25 @@ class Piece(NamedTuple):
     lines: int
 
 
-def begin(environment: Mapping[str, str]) -> None:
-    """Of a process that reads: the settings of its worker, and its end."""
+def serve(connection: Connection, environment: Mapping[str, str], endpoint: str, models: Mapping[str, Model]) -> None:
+    """Read each place that comes, and send what came of it, until the worker is gone or has enough."""
+    # The settings of the worker, wherever the fork server is from.
     os.environ.clear()
     os.environ.update(environment)
     # Ctrl-C in a terminal is for the worker, which lets this end what it has begun.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_worker, daemon=True).start()
     # Good lines leave no cycles, and a look for some would copy all memory that it shares with other processes.
     gc.disable()
+    with suppress(EOFError, OSError):
+        while True:
+            connection.send(read_piece(connection.recv(), endpoint, models))
 
 
-def _end_with_worker() -> None:
-    """However the worker dies: nobody else would tell a process that waits for pieces."""
-    if worker := multiprocessing.parent_process():
-        worker.join()
-        os._exit(1)
-
-
-def read(key: str, start: int, end: int, endpoint: str, models: Mapping[str, Model]) -> Piece | None:
+def read_piece(place: Place, endpoint: str, models: Mapping[str, Model]) -> Piece | None:
     """None: there is something here that whoever reads the whole file has to look at, or it cannot be read."""
     reader, gathered = Reader(endpoint, models), Gathered(models)
     try:
-        for line in reader.read(storage.chunks(key, start, end), start=start):
+        for line in reader.read(storage.chunks(*place), start=place.begin):
             if isinstance(line, Fault):
                 return None
             gathered.add(line)

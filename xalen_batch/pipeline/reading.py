@@ -5,23 +5,19 @@ piece only good lines are told. Where one is not, the whole file is read once mo
 with a line may lie in lines far before it, and is said in one place.
 """
 
-import multiprocessing
-import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from xalen_batch import log, storage
+from xalen_batch import storage
 from xalen_batch.catalog import Model
 from xalen_batch.config import MiB, settings
 from xalen_batch.pipeline import pieces
 from xalen_batch.pipeline.faults import Fault, Faults
-from xalen_batch.pipeline.pieces import Gathered, Piece
-from xalen_batch.pipeline.scan import LINES_PER_REQUEST, scan
+from xalen_batch.pipeline.pieces import Gathered, Piece, Place
+from xalen_batch.pipeline.readers import Readers
+from xalen_batch.pipeline.scan import LINES_PER_REQUEST, UTF8_BOM, scan
 from xalen_batch.pipeline.split import Split
-
-logger = log.get(__name__)
 
 # Reading so much takes some ten times as long as starting the processes.
 LARGE_BYTES = 16 * MiB
@@ -30,11 +26,8 @@ PIECE_BYTES = 8 * MiB
 # A line mostly ends in so many bytes.
 LOOK_BYTES = 16 * 1024
 LINES_PER_LOOK = 64
-SECONDS_PER_LOOK = 0.5
-
-
-# What `pieces.read` is told: the file, where in it, the batch's endpoint, the models that there are.
-_Place = tuple[str, int, int, str, Mapping[str, Model]]
+# Seconds for a piece, which takes a tenth of one. Beyond that the worker reads by itself: its lease runs out if that hangs as well.
+PATIENCE = 30.0
 
 
 @dataclass
@@ -46,9 +39,9 @@ class Reading:
 
 
 def read(key: str, *, endpoint: str, models: Mapping[str, Model], meanwhile: Callable[[], None]) -> Reading:
-    """Read a whole file. `meanwhile` is called now and then; what it raises ends the work.
+    """Read a whole file. `meanwhile` is called whenever some of it has been read; what it raises ends the work.
 
-    `FileNotFoundError` if the file is gone; `BrokenProcessPool` if a process was lost that read it.
+    `FileNotFoundError` if the file is gone.
     """
     split = None
     if settings().validation_processes and storage.size(key) > LARGE_BYTES:
@@ -70,41 +63,64 @@ def _whole(key: str, endpoint: str, models: Mapping[str, Model], meanwhile: Call
 
 
 def _in_pieces(key: str, endpoint: str, models: Mapping[str, Model], meanwhile: Callable[[], None]) -> Split | None:
-    """None: a line is at fault, or there are too many or none, or no process can be had."""
-    split, custom_ids, lines = Split(), set[str](), 0
-    most = settings().max_batch_lines
-    places = [(key, begin, end, endpoint, models) for begin, end in _cuts(key)]
-    with _submitted(places) as futures:
-        for piece in _pieces(places, futures, meanwhile):
-            if piece is None:
+    """None: a line is at fault, or there are too many or none, or nothing moves."""
+    places = list(_places(key))
+    todo, joined = deque(places), _Joined(places)
+    with Readers(min(settings().validation_processes, len(places)), endpoint, models) as readers:
+        are_there = False
+        while not joined.is_whole:
+            readers.give(todo)
+            # Until the first of them is through with a piece, this one reads as well, from the end.
+            found = readers.back(todo, PATIENCE if are_there or not todo else 0)
+            are_there = are_there or bool(found)
+            if not found and todo:
+                place = todo.pop()
+                found = {place: pieces.read_piece(place, endpoint, models)}
+            if not found or not joined.add(found):
                 return None
-            split.extend(piece.split, lines_before=lines)
-            custom_ids.update(piece.custom_ids)
-            lines += piece.lines
-            if not 0 < len(custom_ids) == split.lines <= most or lines >= most * LINES_PER_REQUEST:
-                return None
-    return split if futures else None
-
-
-def _pieces(places: Sequence[_Place], futures: Sequence[Future[Piece | None]], meanwhile: Callable[[], None]) -> Iterator[Piece | None]:
-    """Each piece, in order. While the processes start, until the first one is back, this one reads too, from the end."""
-    own: list[Piece | None] = []
-    while futures and not futures[0].done() and futures[-1 - len(own)].cancel():
-        own.append(pieces.read(*places[-1 - len(own)]))
-        meanwhile()
-    for future in futures[: len(futures) - len(own)]:
-        while not wait([future], SECONDS_PER_LOOK).done:
             meanwhile()
-        yield future.result()
-    yield from reversed(own)
+    return joined.split if joined.split.lines else None
 
 
-def _cuts(key: str) -> Iterator[tuple[int, int]]:
-    """Where the pieces of a file begin and end: between two lines."""
-    begin, size = 0, storage.size(key)
+class _Joined:
+    """Pieces that come in any order, joined in the file's."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.split = Split()
+        self._left = deque(places)
+        self._found: dict[Place, Piece] = {}
+        self._custom_ids = set[str]()
+        self._lines = 0
+        self._most = settings().max_batch_lines
+
+    @property
+    def is_whole(self) -> bool:
+        return not self._left
+
+    def add(self, found: Mapping[Place, Piece | None]) -> bool:
+        """False: the file as a whole is not good."""
+        for place, piece in found.items():
+            if piece is None:
+                return False
+            self._found[place] = piece
+        while self._left and (piece := self._found.pop(self._left[0], None)):
+            self._left.popleft()
+            self.split.extend(piece.split, lines_before=self._lines)
+            self._custom_ids.update(piece.custom_ids)
+            self._lines += piece.lines
+            if not len(self._custom_ids) == self.split.lines <= self._most or self._lines >= self._most * LINES_PER_REQUEST:
+                return False
+        return True
+
+
+def _places(key: str) -> Iterator[Place]:
+    """The pieces of a file: whole lines, and all of them."""
+    size = storage.size(key)
+    (head,) = storage.ranges(key, [0], [min(size, len(UTF8_BOM))])
+    begin = len(UTF8_BOM) if head == UTF8_BOM else 0
     while begin < size:
         end = _line_end(key, begin + PIECE_BYTES - 1, size)
-        yield begin, end
+        yield Place(key, begin, end)
         begin = end
 
 
@@ -116,24 +132,3 @@ def _line_end(key: str, place: int, size: int) -> int:
             return place + end + 1
         place += len(near)
     return size
-
-
-@contextmanager
-def _submitted(places: Sequence[_Place]) -> Iterator[Sequence[Future[Piece | None]]]:
-    """The pieces as they are being read; none where the machine does not let us have processes. On leaving, what is left is not read."""
-    readers = None
-    try:
-        try:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([pieces.__name__])
-            number = min(settings().validation_processes, len(places))
-            readers = ProcessPoolExecutor(number, context, initializer=pieces.begin, initargs=(dict(os.environ),))
-            futures = [readers.submit(pieces.read, *place) for place in places]
-        except (OSError, NotImplementedError) as error:
-            # There may be no place for a socket or a semaphore, such as a writable /tmp or /dev/shm.
-            logger.warning("validation.no_processes", **log.cause(error))
-            futures = []
-        yield futures
-    finally:
-        if readers:
-            readers.shutdown(wait=False, cancel_futures=True)

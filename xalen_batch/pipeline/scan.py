@@ -127,13 +127,13 @@ class Reader:
     def read(self, chunks: Iterable[bytes], *, start: int = 0) -> Iterator[GoodLine | Fault]:
         """Every line that is not blank. `start`: where in the file the chunks begin; lines are numbered from there."""
         for block in blocks(chunks, longest=self.longest, start=start):
-            for found in self.block(block):
+            for found in self.check(block):
                 yield found
                 if isinstance(found, Fault) and found.code == TOO_MANY:
                     return
             self.last_line = block.spans[-1].line_no
 
-    def block(self, block: Block) -> Iterator[GoodLine | Fault]:
+    def check(self, block: Block) -> Iterator[GoodLine | Fault]:
         """Every line of it that is not blank. Behind a fault that says TOO_MANY nothing is to be read."""
         values = _usual_values(block)
         for number, span in enumerate(block.spans):

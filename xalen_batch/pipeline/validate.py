@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -96,10 +95,6 @@ def run(batch_id: UUID) -> None:
             _decide(session, lease, found)
     except _LeaseLost:
         return
-    except BrokenProcessPool:
-        # As if the worker had been lost: whoever is next has the file when the lease ends.
-        logger.error("validation.reader_lost", batch_id=batch_id.hex)
-        return
     except Exception:
         with suppress(*db.AWAY, _LeaseLost):
             lease.survive()
@@ -160,7 +155,7 @@ def _assemble(batch: Batch, lease: _Lease, owner: Owner) -> Fault | None:
 
 
 def _read(batch: Batch, lease: _Lease) -> Reading:
-    """Read the whole file, in no transaction. Raises _LeaseLost, BrokenProcessPool."""
+    """Read the whole file, in no transaction. Raises _LeaseLost."""
     key, models = storage.key(batch.input_file_id), catalog.models()
     try:
         found = reading.read(key, endpoint=batch.endpoint, models=models, meanwhile=_extending(lease))
