@@ -120,9 +120,6 @@ class Present(Readers):
         self._start()
         return self
 
-    def back(self, todo: deque[Place], timeout: float) -> dict[Place, Piece | None]:
-        return super().back(todo, 60)
-
 
 def test_a_good_file_is_read_once_by_others_and_in_pieces(monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]) -> None:
     monkeypatch.setattr(reading, "Readers", Present)
@@ -208,25 +205,28 @@ def test_who_wants_no_processes_has_none(configure: Callable[..., None], own: li
 class Scripted(Readers):
     """Readers of whom one takes the first piece, and then does what the test says."""
 
-    then: Callable[[deque[Place], Place], dict[Place, Piece | None]]
-    _has: Place | None = None
+    then: Callable[["Scripted", deque[Place]], dict[Place, Piece | None] | None]
 
     def _start(self) -> None:
-        pass
+        self.has: list[Place] = []
 
     def give(self, todo: deque[Place]) -> None:
-        self._has = self._has or todo.popleft()
+        if len(todo) == len(list(reading._places(KEY))):
+            self.has.append(todo.popleft())
 
-    def back(self, todo: deque[Place], timeout: float) -> dict[Place, Piece | None]:
-        # Only when nothing else is left is it waited for.
-        assert bool(timeout) is not bool(todo)
-        assert self._has
-        return {} if todo else type(self).then(todo, self._has)
+    @property
+    def are_busy(self) -> bool:
+        return bool(self.has)
+
+    def back(self, todo: deque[Place], timeout: float) -> dict[Place, Piece | None] | None:
+        assert timeout == reading.PATIENCE
+        return type(self).then(self, todo)
 
 
 def test_a_piece_that_was_lost_is_read_here(monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]) -> None:
-    def lose(todo: deque[Place], place: Place) -> dict[Place, Piece | None]:
-        todo.append(place)
+    def lose(readers: Scripted, todo: deque[Place]) -> dict[Place, Piece | None]:
+        todo.append(readers.has.pop())
+        monkeypatch.setattr(Scripted, "give", lambda *_: None)
         return {}
 
     monkeypatch.setattr(Scripted, "then", lose, raising=False)
@@ -239,11 +239,19 @@ def test_a_piece_that_was_lost_is_read_here(monkeypatch: pytest.MonkeyPatch, own
 def test_whoever_never_comes_back_with_a_piece_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]
 ) -> None:
-    monkeypatch.setattr(Scripted, "then", lambda todo, place: {}, raising=False)
+    monkeypatch.setattr(Scripted, "then", lambda readers, todo: None, raising=False)
     monkeypatch.setattr(reading, "Readers", Scripted)
     assert told(read(GOOD_FILE)) == told(from_the_beginning(GOOD_FILE))
-    assert sorted(own) == list(reading._places(KEY))[1:]
-    assert whole == [KEY]
+    assert (own, whole) == ([], [KEY])
+
+
+def test_a_piece_that_takes_too_long_is_nothing() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    with Scripted(1, CHAT, {}) as readers:
+        readers._busy[ours] = Place(KEY, 0, 1)
+        assert Readers.back(readers, deque(), 0.01) is None
+        theirs.send(None)
+        assert Readers.back(readers, deque(), 60) == {Place(KEY, 0, 1): None}
 
 
 def test_a_lease_is_kept_by_what_is_read_and_its_loss_ends_the_reading(own: list[Place]) -> None:

@@ -15,6 +15,8 @@ from xalen_batch.pipeline.pieces import Piece, Place
 
 logger = log.get(__name__)
 
+AT_ONCE = 0.1
+
 
 class Readers:
     """So many processes, of which each reads one piece after the other. They come one by one, and are gone on leaving.
@@ -31,8 +33,10 @@ class Readers:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        # The fork server of a worker's first large file takes half a second to start.
-        threading.Thread(target=self._start, name="readers", daemon=True).start()
+        start = threading.Thread(target=self._start, name="readers", daemon=True)
+        start.start()
+        # Mostly they are there at once. The fork server of a worker's first large file takes half a second to come.
+        start.join(AT_ONCE)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,6 +45,10 @@ class Readers:
             self._is_over = True
             for connection in (*self._idle, *self._busy):
                 connection.close()
+
+    @property
+    def are_busy(self) -> bool:
+        return bool(self._busy)
 
     def give(self, todo: deque[Place]) -> None:
         """Hand out what is to be read, from the front, to those that have nothing to do."""
@@ -53,10 +61,11 @@ class Readers:
             else:
                 self._busy[connection] = todo.popleft()
 
-    def back(self, todo: deque[Place], timeout: float) -> dict[Place, Piece | None]:
-        """What has been read, as soon as something has; nothing if that takes too long. What a lost process had is to be read again."""
+    def back(self, todo: deque[Place], timeout: float) -> dict[Place, Piece | None] | None:
+        """What has been read, as soon as something has; None if that takes too long. What a lost process had is to be read again."""
         found: dict[Place, Piece | None] = {}
-        for connection in wait(list(self._busy), timeout) if self._busy else ():
+        ready = wait(list(self._busy), timeout)
+        for connection in ready:
             assert isinstance(connection, Connection)
             place = self._busy.pop(connection)
             try:
@@ -66,7 +75,7 @@ class Readers:
                 self._lost(connection)
             else:
                 self._idle.append(connection)
-        return found
+        return found if ready else None
 
     def _lost(self, connection: Connection) -> None:
         logger.error("reading.process_lost")

@@ -67,16 +67,15 @@ def _in_pieces(key: str, endpoint: str, models: Mapping[str, Model], meanwhile: 
     places = list(_places(key))
     todo, joined = deque(places), _Joined(places)
     with Readers(min(settings().validation_processes, len(places)), endpoint, models) as readers:
-        are_there = False
         while not joined.is_whole:
             readers.give(todo)
-            # Until the first of them is through with a piece, this one reads as well, from the end.
-            found = readers.back(todo, PATIENCE if are_there or not todo else 0)
-            are_there = are_there or bool(found)
-            if not found and todo:
+            if readers.are_busy:
+                found = readers.back(todo, PATIENCE)
+            else:
+                # They have not come yet, or are lost.
                 place = todo.pop()
                 found = {place: pieces.read_piece(place, endpoint, models)}
-            if not found or not joined.add(found):
+            if found is None or not joined.add(found):
                 return None
             meanwhile()
     return joined.split if joined.split.lines else None
