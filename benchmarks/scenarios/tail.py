@@ -30,6 +30,8 @@ def _read(results: Results) -> Iterator[Figure]:
         # The longest answer of all is as long for everyone, and ours has five times as many lines before it.
         ratio = ours.more("body_rate") / one.more("body_rate")
         yield Figure("throughput until the last 2 % of lines, against one slot per worker", ratio, target=at_least(8))
+        full = USUAL.in_flight / one.more("mock_mean_in_flight")
+        yield Figure("what a limit that is always full would be, against the requests that one slot has in flight", full)
     yield from times_faster(results, OURS, LOOP)
 
 
