@@ -25,6 +25,9 @@ MOST_SYSTEMS = 2
 CELERY_POOL: tuple[celery_pool.Pool, int] = ("gevent", 100)
 FEWEST_LINES = 40
 WARM_UP_LINES = 400
+# Lines, and bytes of a line: just large enough.
+LARGE_FILE = 2_200, 8_000
+LARGE_FILES = 4
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Stage:
     def chats(self, count: int, line_bytes: int = 1000) -> Input:
         return lines.chats(self.folder, self.scaled(count), line_bytes)
 
-    def system(self, shape: Shape = USUAL) -> System:
+    def system(self, shape: Shape = USUAL, *, has_read_large_files: bool = True) -> System:
         """The running system of this shape; the one that was not used for longest makes way for a new one."""
         if shape in self._systems:
             self._systems[shape] = self._systems.pop(shape)
@@ -59,6 +62,9 @@ class Stage:
             self._systems[shape] = (stack, started)
             # The first batch of a process loads code and opens connections; that is not what is measured.
             batches.run(started, self.mock, lines.chats(self.folder, WARM_UP_LINES), Options())
+            if has_read_large_files and self.scale == 1:
+                # Nor is the start of the processes that read large files, once in each worker: several at once reach them all.
+                batches.run(started, self.mock, lines.chats(self.folder, *LARGE_FILE), Options(), times=LARGE_FILES)
         return self._systems[shape][1]
 
     def ours(

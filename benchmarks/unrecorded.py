@@ -8,29 +8,38 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from xalen_batch import supervisor
+# Nothing else: the processes that read large files import this module as well.
 from xalen_batch.cli.entry import main as cli
-
-
-class _Child(supervisor.Child):
-    def __init__(self, name: str, command: str, data_dir: Path) -> None:
-        super().__init__(name, command, data_dir)
-        if command == "worker":
-            self._argv = [sys.executable, "-X", self._marker, "-m", "benchmarks.unrecorded", "worker"]
 
 
 def _write_nothing(session: object, rows: Sequence[object]) -> None:
     return
 
 
+def _record_nothing() -> None:
+    from xalen_batch.pipeline import record
+
+    record.insert  # noqa: B018 - an AttributeError here says that the write has another name by now
+    record.insert = _write_nothing
+
+
+def _start_such_workers() -> None:
+    from xalen_batch import supervisor
+
+    class Child(supervisor.Child):
+        def __init__(self, name: str, command: str, data_dir: Path) -> None:
+            super().__init__(name, command, data_dir)
+            if command == "worker":
+                self._argv = [sys.executable, "-X", self._marker, "-m", "benchmarks.unrecorded", "worker"]
+
+    supervisor.Child = Child  # type: ignore[misc]
+
+
 def main() -> None:
     if sys.argv[1:] == ["worker"]:
-        from xalen_batch.pipeline import record
-
-        record.insert  # noqa: B018 - an AttributeError here says that the write has another name by now
-        record.insert = _write_nothing
+        _record_nothing()
     else:
-        supervisor.Child = _Child  # type: ignore[misc]
+        _start_such_workers()
     cli()
 
 
