@@ -62,7 +62,7 @@ class Stage:
             self._systems[shape] = (stack, started)
             # The first batch of a process loads code and opens connections; that is not what is measured.
             batches.run(started, self.mock, lines.chats(self.folder, WARM_UP_LINES), Options())
-            if has_read_large_files and self.scale == 1:
+            if has_read_large_files and self.scale == 1 and not shape.requests_per_minute:
                 # Nor is the start of the processes that read large files, once in each worker: several at once reach them all.
                 batches.run(started, self.mock, lines.chats(self.folder, *LARGE_FILE), Options(), times=LARGE_FILES)
         return self._systems[shape][1]
