@@ -28,7 +28,7 @@ from xalen_batch.pipeline.reading import Reading
 from xalen_batch.processes import is_running
 
 KEY = "input/00000000000000000000000000000001"
-read_whole = reading._whole
+read_whole, serve = reading._whole, pieces.serve
 
 
 @pytest.fixture(autouse=True)
@@ -283,6 +283,24 @@ def test_processes_that_die_are_told_of_and_the_file_is_read_all_the_same(monkey
 def _die(connection: Connection, *_: object) -> None:
     connection.recv()
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_bug_is_told_of_by_the_worker_and_nothing_of_a_line_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], own: list[Place], whole: list[str]
+) -> None:
+    monkeypatch.setattr(reading, "Readers", Present)
+    monkeypatch.setattr(pieces, "serve", _fail)
+    assert read(GOOD_FILE).split.lines == 90
+    assert (own, whole) == ([], [KEY])
+    assert "parcel" not in capfd.readouterr().err
+
+
+def _fail(*told: Any) -> None:
+    def fail(place: Place, *_: object) -> None:
+        raise ValueError("Where is my parcel?")
+
+    pieces.read_piece = fail  # type: ignore[assignment]
+    serve(*told)
 
 
 def test_the_processes_end_with_their_worker_however_it_dies(tmp_path: Path) -> None:

@@ -56,7 +56,13 @@ def serve(connection: Connection, environment: Mapping[str, str], endpoint: str,
     gc.disable()
     with suppress(EOFError, OSError):
         while True:
-            connection.send(read_piece(connection.recv(), endpoint, models))
+            place = connection.recv()
+            try:
+                piece = read_piece(place, endpoint, models)
+            except Exception:
+                # A bug, which the worker will meet as well: it can tell of it without the words of a line.
+                piece = None
+            connection.send(piece)
 
 
 def read_piece(place: Place, endpoint: str, models: Mapping[str, Model]) -> Piece | None:
