@@ -32,7 +32,8 @@ read_whole, serve = reading._whole, pieces.serve
 
 
 @pytest.fixture(autouse=True)
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_pieces(monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None], tmp_path: Path) -> None:
+    configure(storage_url=tmp_path.as_uri())
     monkeypatch.setattr(reading, "LARGE_BYTES", 0)
     monkeypatch.setattr(reading, "PIECE_BYTES", 1_000)
 
@@ -304,10 +305,13 @@ def _fail(*told: Any) -> None:
 
 
 def test_the_processes_end_with_their_worker_however_it_dies(tmp_path: Path) -> None:
-    def are_running() -> list[str]:
-        return [pid for pid in os.listdir(tmp_path) if is_running(int(pid), "multiprocessing")]
+    folder = tmp_path / "running"
+    folder.mkdir()
 
-    with subprocess.Popen([sys.executable, "-m", "tests.integration.sitting", tmp_path], cwd=Path(__file__).parents[2]) as worker:
+    def are_running() -> list[str]:
+        return [pid for pid in os.listdir(folder) if is_running(int(pid), "multiprocessing")]
+
+    with subprocess.Popen([sys.executable, "-m", "tests.integration.sitting", folder], cwd=Path(__file__).parents[2]) as worker:
         try:
             wait_until(lambda: len(are_running()) == 2, timeout=60, process=worker)
         finally:
