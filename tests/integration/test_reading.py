@@ -16,6 +16,7 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from tests.e2e.processes import wait_until
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
@@ -291,9 +292,11 @@ def test_a_bug_is_told_of_by_the_worker_and_nothing_of_a_line_is_printed(
 ) -> None:
     monkeypatch.setattr(reading, "Readers", Present)
     monkeypatch.setattr(pieces, "serve", _fail)
-    assert read(GOOD_FILE).split.lines == 90
+    with capture_logs() as events:
+        assert read(GOOD_FILE).split.lines == 90
     assert (own, whole) == ([], [KEY])
-    assert "parcel" not in capfd.readouterr().err
+    assert {(event["event"], event["error"]) for event in events} == {("reading.crashed", "ValueError")}
+    assert "parcel" not in f"{events}{capfd.readouterr().err}"
 
 
 def _fail(*told: Any) -> None:

@@ -45,6 +45,12 @@ class Piece(NamedTuple):
     lines: int
 
 
+class Crash(NamedTuple):
+    """A bug was met, and this is what `log.cause` tells of it. The worker reads the file by itself."""
+
+    cause: dict[str, str]
+
+
 def serve(connection: Connection, environment: Mapping[str, str], endpoint: str, models: Mapping[str, Model]) -> None:
     """Read each place that comes, and send what came of it, until the worker is gone or has enough."""
     # The settings of the worker, wherever the fork server is from.
@@ -58,11 +64,13 @@ def serve(connection: Connection, environment: Mapping[str, str], endpoint: str,
         while True:
             place = connection.recv()
             try:
-                piece = read_piece(place, endpoint, models)
-            except Exception:
-                # A bug, which the worker will meet as well: it can tell of it without the words of a line.
-                piece = None
-            connection.send(piece)
+                came: Piece | Crash | None = read_piece(place, endpoint, models)
+            except Exception as error:
+                # Told of without the words of a line, as the worker does; that it has to be imported is no matter here.
+                from xalen_batch import log
+
+                came = Crash(log.cause(error))
+            connection.send(came)
 
 
 def read_piece(place: Place, endpoint: str, models: Mapping[str, Model]) -> Piece | None:

@@ -11,7 +11,7 @@ from typing import Self
 from xalen_batch import log
 from xalen_batch.catalog import Model
 from xalen_batch.pipeline import pieces
-from xalen_batch.pipeline.pieces import Piece, Place
+from xalen_batch.pipeline.pieces import Crash, Piece, Place
 
 logger = log.get(__name__)
 
@@ -69,12 +69,15 @@ class Readers:
             assert isinstance(connection, Connection)
             place = self._busy.pop(connection)
             try:
-                found[place] = connection.recv()
+                came = connection.recv()
             except (EOFError, OSError):
                 todo.append(place)
                 self._lost(connection)
-            else:
-                self._idle.append(connection)
+                continue
+            if isinstance(came, Crash):
+                logger.error("reading.crashed", **came.cause)
+            found[place] = None if isinstance(came, Crash) else came
+            self._idle.append(connection)
         return found if ready else None
 
     def _lost(self, connection: Connection) -> None:
