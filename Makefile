@@ -1,6 +1,6 @@
 # The verbs of the repository. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz chaos bench lint audit clean
+.PHONY: help install demo test attack fuzz chaos bench lint audit clean
 SHELL := /bin/sh
 
 UV_VERSION := 0.13.9
@@ -25,6 +25,9 @@ demo: install ## Start everything, run the example batches for both models, show
 test: install ## Run all tests, against real PostgreSQLs and Valkeys, in three processes; what failed there is run again alone, and has to pass
 	@.venv/bin/python -m pytest -n 3 --dist worksteal || \
 	{ test $$? -eq 1 && .venv/bin/python -m pytest --last-failed --last-failed-no-failures none; }
+
+attack: install ## Attack a system as greedy callers, tenants and hostile model servers; ATTACKS="estimates" for some, SMALL=1 as CI does
+	@.venv/bin/python -m tests.attack $(if $(SMALL),--small) $(ATTACKS)
 
 fuzz: install ## Fuzz the reader of input files, guided by coverage, for SECONDS=600; what it learns stays in .fuzz
 	@.venv/bin/python -m tests.fuzz --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1)

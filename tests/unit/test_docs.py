@@ -54,7 +54,7 @@ def test_a_variable_that_is_named_exists(page: Path) -> None:
     assert set(re.findall(r"\bXALEN_[A-Z_]+\b", page.read_text("utf-8"))) <= known
 
 
-@pytest.mark.parametrize("verb", ["install", "demo", "test", "lint", "bench", "chaos"])
+@pytest.mark.parametrize("verb", ["install", "demo", "test", "lint", "bench", "chaos", "attack"])
 def test_a_verb_that_is_shown_is_in_the_makefile(verb: str) -> None:
     assert re.search(rf"^{verb}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
 
