@@ -12,6 +12,7 @@ import pytest
 
 from tests.e2e.processes import COMMAND, System, environment, hear_ctrl_c, wait_until
 from tests.factories import chat_line, jsonl, rerank_line
+from tests.unit.fake_api import serving
 
 TIMEOUT = 60
 TEMPLATE = str(Path(__file__).parents[2] / "examples/nightly-tickets.template.jsonl")
@@ -28,7 +29,12 @@ class Cli:
 
     def __init__(self, system: System, folder: Path) -> None:
         self.folder = folder
+        self.base_url = system.base_url
         self.env = environment(data_dir=system.data_dir) | {"NO_COLOR": "1"}
+
+    def with_key(self, secret: str) -> dict[str, str]:
+        """The variables of another key of this system."""
+        return {"XALEN_BASE_URL": self.base_url, "XALEN_API_KEY": secret}
 
     def __call__(self, *arguments: str, stdin: bytes | None = None, **extra: str) -> subprocess.CompletedProcess[bytes]:
         command = [str(COMMAND), *arguments]
@@ -89,7 +95,7 @@ def test_what_run_leaves_is_of_its_own_run(cli: Cli) -> None:
 
 def test_a_key_without_the_scope_billing_still_runs_to_success(cli: Cli) -> None:
     made = cli.json("keys", "create", "--account", "no-billing", "--scopes", "submit,read")
-    done = cli("run", cli.file([chat_line("a")]), XALEN_API_KEY=made["secret"])
+    done = cli("run", cli.file([chat_line("a")]), **cli.with_key(made["secret"]))
     assert done.returncode == 0, done.stderr.decode()
     assert b"invoice: not shown" in done.stderr
 
@@ -197,13 +203,13 @@ def test_live_and_test_mode_never_meet(cli: Cli) -> None:
 
 def test_a_key_is_made_used_and_revoked(cli: Cli) -> None:
     made = cli.json("keys", "create", "--account", "acme", "--name", "nightly", "--scopes", "read")
-    assert cli("list", "--api-key", made["secret"]).returncode == 0
-    assert cli("submit", cli.file([chat_line("a")]), XALEN_API_KEY=made["secret"]).returncode == 4
+    assert cli("list", "--base-url", cli.base_url, "--api-key", made["secret"]).returncode == 0
+    assert cli("submit", cli.file([chat_line("a")]), **cli.with_key(made["secret"])).returncode == 4
     listed = cli("keys", "list").stdout.decode()
     assert made["id"] in listed
     assert made["secret"] not in listed
     assert cli("keys", "revoke", made["id"]).returncode == 0
-    assert cli("list", "--api-key", made["secret"]).returncode == 4
+    assert cli("list", "--base-url", cli.base_url, "--api-key", made["secret"]).returncode == 4
 
 
 def test_models_and_prices_are_listed(cli: Cli) -> None:
@@ -226,10 +232,25 @@ def rerank_chat(custom_id: str) -> dict[str, Any]:
 
 
 def test_a_wrong_key_exits_4_and_no_server_exits_1(cli: Cli) -> None:
-    assert cli("list", "--api-key", "xln_test_wrong").returncode == 4
-    nobody = cli("list", "--base-url", "http://127.0.0.1:9/v1")
+    assert cli("list", "--base-url", cli.base_url, "--api-key", "xln_test_wrong").returncode == 4
+    nobody = cli("list", "--base-url", "http://127.0.0.1:9/v1", "--api-key", "xln_test_wrong")
     assert nobody.returncode == 1
     assert nobody.stderr.startswith(b"Error: No answer from http://127.0.0.1:9")
+
+
+def test_a_saved_key_and_a_file_go_to_no_stranger(cli: Cli) -> None:
+    file = cli.file([chat_line("a")])
+    with serving() as stranger:
+        stranger.answers = [(200, {}, b"{}")] * 10
+        # The address and key of another service belong to its own clients.
+        done = cli("run", file, OPENAI_BASE_URL=stranger.base_url, OPENAI_API_KEY="sk-of-another-service")
+        assert done.returncode == 0, done.stderr.decode()
+        for command in (["run", file], ["list"], ["submit", file, "--live"]):
+            refused = cli(*command, OPENAI_BASE_URL=stranger.base_url)
+            assert refused.returncode == 4
+            assert b"Error: OPENAI_BASE_URL decides where the API is" in refused.stderr
+        assert cli("list", "--base-url", stranger.base_url).returncode == 4
+        assert stranger.requests == []
 
 
 def schedule(cli: Cli, *options: str) -> str:
@@ -288,9 +309,9 @@ def test_requests_are_added_all_day_and_run_together(cli: Cli) -> None:
 
 def test_a_key_that_may_only_submit_adds_to_an_inbox(cli: Cli) -> None:
     secret = cli.json("keys", "create", "--account", "inbox", "--scopes", "submit")["secret"]
-    done = cli("schedules", "create", "night", "--cron", "@daily", "--inbox", "--endpoint", "/v1/rerank", XALEN_API_KEY=secret)
+    done = cli("schedules", "create", "night", "--cron", "@daily", "--inbox", "--endpoint", "/v1/rerank", **cli.with_key(secret))
     assert done.returncode == 0, done.stderr.decode()
-    added = cli("schedules", "add", done.stdout.decode().strip(), cli.file([rerank_line("a")]), XALEN_API_KEY=secret)
+    added = cli("schedules", "add", done.stdout.decode().strip(), cli.file([rerank_line("a")]), **cli.with_key(secret))
     assert added.returncode == 0, added.stderr.decode()
     assert re.search(rb"They run in [^:]+: [0-9-]+ 00:00 UTC", added.stderr)
 

@@ -1,7 +1,8 @@
 """The client against a real server on the loopback: retries, streams, refusals, and what is never sent."""
 
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,23 @@ def test_redirects_are_not_followed(api: Api, client: Client) -> None:
     assert len(api.requests) == 1
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("method", ["GET", "POST", "upload"])
+def test_neither_key_nor_file_follows_a_redirect(status: int, method: str, api: Api, client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(BODY)
+    send = {"GET": lambda: client.get("/models"), "POST": lambda: client.post("/batches", {}), "upload": lambda: upload(client, path)}
+    with serving() as stranger:
+        api.answers = [(status, {"location": f"{stranger.base_url}/files"}, b"")]
+        with pytest.raises(ApiError, match=rf"redirects to http://127.0.0.1, and nothing was sent there \[HTTP {status}\]"):
+            send[method]()
+        assert stranger.requests == []
+
+
+def upload(client: Client, path: Path) -> Any:
+    return client.upload(path, "in.jsonl", lambda *_: None)
+
+
 def test_a_page_that_is_not_json_is_no_answer(api: Api, client: Client) -> None:
     api.answers = [_ok(b"<html>")]
     with pytest.raises(ApiError, match="did not answer in JSON"):
@@ -156,6 +174,27 @@ def test_proxies_are_not_used_for_this_machine(api: Api, monkeypatch: pytest.Mon
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     api.answers = [_ok()]
     assert Client(Connection(api.base_url, KEY)).get("/models") == {"id": "x"}
+
+
+@pytest.mark.parametrize(("scheme", "asked"), [("http", []), ("https", ["CONNECT"])])
+def test_a_proxy_gets_no_key(scheme: str, asked: list[str], api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{scheme}_proxy", api.base_url.removesuffix("/v1"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr("socket.getaddrinfo", _only_loopback(socket.getaddrinfo))
+    api.answers = [_error(403)]
+    with pytest.raises(Unreachable):
+        Client(Connection(f"{scheme}://server.example/v1", KEY)).get("/models")
+    assert [method for method, *_ in api.requests] == asked
+    assert KEY not in str(api.requests)
+
+
+def _only_loopback(resolve: Callable[..., Any]) -> Callable[..., Any]:
+    def look_up(host: str, *arguments: Any, **named: Any) -> Any:
+        if host != "127.0.0.1":
+            raise socket.gaierror(socket.EAI_NONAME, "no such host")
+        return resolve(host, *arguments, **named)
+
+    return look_up
 
 
 def test_a_server_never_reached_fails_at_once() -> None:

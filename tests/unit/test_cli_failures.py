@@ -100,7 +100,7 @@ def _interrupted(step: str, arguments: list[str], folder: Path) -> subprocess.Co
         "import os, signal, sys\n"
         "from xalen_batch.cli import client, main\n"
         f"client.Client.{step} = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
-        f"main.app({[*arguments, '--api-key', 'xln_test_x']!r})\n"
+        f"main.app({[*arguments, '--base-url', 'http://127.0.0.1:9', '--api-key', 'xln_test_x']!r})\n"
     )
     environment = {**os.environ, "XALEN_DATA_DIR": str(folder)}
     return subprocess.run(

@@ -13,7 +13,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 from urllib.request import Request
 from uuid import uuid4
 
@@ -40,7 +40,7 @@ class Client:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._opener = transport.opener(urlsplit(connection.base_url).hostname)
+        self._opener = transport.opener(connection.base_url)
         self._has_reached = False
 
     def get(self, path: str, **query: str | int | None) -> Json:
@@ -151,7 +151,7 @@ class Client:
         except HTTPError as error:
             self._has_reached = True
             with error:
-                raise _failure(error) from None
+                raise self._redirect(error) or _failure(error) from None
         except (OSError, HTTPException) as error:
             raise self._unreachable(error.reason if isinstance(error, URLError) else error) from error
         self._has_reached = True
@@ -168,6 +168,16 @@ class Client:
             raise self._unreachable(error) from error
         if size is not None and seen < size:
             raise self._unreachable("the connection ended in the middle of the answer")
+
+    def _redirect(self, error: HTTPError) -> ApiError | None:
+        if not 300 <= error.code < 400:
+            return None
+        target = urlsplit(urljoin(error.url, error.headers.get("location", "")))
+        return ApiError(
+            error.code,
+            f"{self.connection.base_url} redirects to {target.scheme}://{target.hostname or ''}, and nothing was sent there [HTTP {error.code}]. "
+            "If the API is there, give its address with the key that belongs to it.",
+        )
 
     def _unreachable(self, reason: object) -> Unreachable:
         address = urlsplit(self.connection.base_url)

@@ -1,16 +1,22 @@
-"""Where the API is and which key opens it: options, then the environment, then `credentials.toml`."""
+"""Where the API is and which key opens it: options, then the environment, then `credentials.toml`.
+
+A key goes to the address that its own source gives, and to no other (docs/decisions/0029).
+"""
 
 import os
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from xalen_batch.cli.failures import AUTH, Failed
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8080/v1"
 TEST_PREFIX, LIVE_PREFIX = "xln_test_", "xln_live_"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,16 @@ class Connection:
 
     base_url: str
     key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One place that may name an address, a key, or both, and what the two are called there."""
+
+    address_name: str
+    key_name: str
+    base_url: str | None
+    key: str | None = field(repr=False)
 
 
 DEFAULT_DATA_DIR = Path(".xalen")
@@ -30,27 +46,87 @@ def data_dir() -> Path:
 
 
 def find(base_url: str | None, api_key: str | None, live: bool) -> Connection:
-    """The connection to use; Failed (exit 4) when there is no key."""
-    environment = os.environ
-    saved = _credentials()
-    base_url = base_url or environment.get("XALEN_BASE_URL") or environment.get("OPENAI_BASE_URL") or saved.get("base_url")
-    key = api_key or environment.get("XALEN_API_KEY") or _own_key(environment.get("OPENAI_API_KEY"))
-    if key is None:
-        key = saved.get("live_key" if live else "test_key")
-    elif live and key.startswith(TEST_PREFIX):
-        raise Failed("--live was asked for, but the key in force is a test key. Unset it, or give a live one with --api-key.", AUTH)
-    if not key:
+    """The connection to use. Failed (exit 4) without a key, or where key and address come from two sources."""
+    sources = _sources(base_url, api_key, os.environ, _credentials(), live=live)
+    if not sources:
         raise Failed(
-            f"No API key: {data_dir() / 'credentials.toml'} has none. Start `xalen-batch up` in this folder, "
-            "set XALEN_DATA_DIR to the folder on which it runs, or set XALEN_API_KEY (and XALEN_BASE_URL).",
+            f"No API key: {data_dir() / 'credentials.toml'} has none. Start `xalen-batch up` in this folder, set XALEN_DATA_DIR to the "
+            "folder on which it runs, or set XALEN_API_KEY and XALEN_BASE_URL. OPENAI_API_KEY counts if it begins with `xln_`.",
             AUTH,
         )
-    return Connection(_normal(base_url or DEFAULT_BASE_URL), key)
+    found = choose(sources)
+    if live and found.key.startswith(TEST_PREFIX):
+        raise Failed("--live was asked for, but the key in force is a test key. Unset it, or give a live one.", AUTH)
+    return found
 
 
-def _own_key(key: str | None) -> str | None:
-    """OPENAI_API_KEY where it is one of ours: the key of another service must not leave for this one."""
-    return key if key and key.startswith((TEST_PREFIX, LIVE_PREFIX)) else None
+def is_configured(base_url: str | None, api_key: str | None) -> bool:
+    """Whether an option or the environment names a server; `credentials.toml` only remembers one."""
+    return bool(_sources(base_url, api_key, os.environ, {}, live=False))
+
+
+def _sources(
+    base_url: str | None, api_key: str | None, environment: Mapping[str, str], saved: Mapping[str, Any], *, live: bool
+) -> list[Source]:
+    """Every source that names an address or a key, the one that decides first."""
+    openai_key = environment.get("OPENAI_API_KEY")
+    # The pair of another service: neither its key nor its address is meant for this command.
+    is_foreign = bool(openai_key) and not str(openai_key).strip().startswith((TEST_PREFIX, LIVE_PREFIX))
+    openai = (None, None) if is_foreign else (environment.get("OPENAI_BASE_URL"), openai_key)
+    file = str(data_dir() / "credentials.toml")
+    saved_key = saved.get("live_key" if live else "test_key")
+    found = [
+        Source("--base-url", "--api-key", _text(base_url), _text(api_key)),
+        Source("XALEN_BASE_URL", "XALEN_API_KEY", _text(environment.get("XALEN_BASE_URL")), _text(environment.get("XALEN_API_KEY"))),
+        Source("OPENAI_BASE_URL", "OPENAI_API_KEY", *map(_text, openai)),
+        Source(f"base_url in {file}", file, _text(saved.get("base_url")) if saved_key else None, _text(saved_key)),
+    ]
+    return [source for source in found if source.base_url or source.key]
+
+
+def choose(sources: Sequence[Source]) -> Connection:
+    """The key and the address of the first source, or the first address with the key that another source gives for it.
+
+    Failed where that would send a key to an address that its own source does not name.
+    """
+    first, *others = sources
+    address = first.base_url and _normal(first.base_url, first.address_name)
+    if not address:
+        raise Failed(_without_address(first, others), AUTH)
+    if first.key:
+        return Connection(address, _checked(first.key, first.key_name))
+    for other in others:
+        if other.key and other.base_url and _identity(other.base_url) == _identity(address):
+            # By the spelling of the key's own source: [::1] may be another user's server than 127.0.0.1.
+            return Connection(_normal(other.base_url, other.address_name), _checked(other.key, other.key_name))
+    raise Failed(_without_key(first, address, others), AUTH)
+
+
+def _without_address(first: Source, others: Sequence[Source]) -> str:
+    known = next((other for other in others if other.base_url), None)
+    such = f" ({known.address_name} has {_shown(known.base_url)}, if that is the one)" if known else f", such as {DEFAULT_BASE_URL}"
+    return f"{first.key_name} gives a key and {first.address_name} no address: set {first.address_name} to the server of that key{such}."
+
+
+def _without_key(first: Source, address: str, others: Sequence[Source]) -> str:
+    elsewhere = "".join(
+        f" The key of {other.key_name} is sent to {_shown(other.base_url) if other.base_url else other.address_name} alone."
+        for other in others
+        if other.key
+    )
+    remedy = f"Set {first.key_name} to a key of that server, or "
+    remedy += "leave --base-url out." if first.address_name.startswith("--") else f"unset {first.address_name}."
+    return f"{first.address_name} decides where the API is, {address}, and no key was given for it.{elsewhere} {remedy}"
+
+
+def _text(value: object) -> str | None:
+    return str(value).strip() or None if value is not None else None
+
+
+def _checked(key: str, name: str) -> str:
+    if key.isascii() and key.isprintable() and " " not in key:
+        return key
+    raise Failed(f"The key of {name} has characters that no key has. Copy it once more.", AUTH)
 
 
 def _credentials() -> dict[str, Any]:
@@ -63,9 +139,37 @@ def _credentials() -> dict[str, Any]:
         raise Failed(f"{path} cannot be read: {error}") from error
 
 
-def _normal(base_url: str) -> str:
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Failed(f"{base_url} is not an address of an API. It looks like {DEFAULT_BASE_URL}")
-    stripped = base_url.rstrip("/")
-    return stripped if parts.path.strip("/") else f"{stripped}/v1"
+def _normal(base_url: str, name: str) -> str:
+    parts = _parsed(base_url)
+    if parts is None:
+        # It may hold a password.
+        shown = "" if "@" in base_url else f": {base_url!r}"
+        raise Failed(f"{name} is not an address of an API{shown}. It looks like {DEFAULT_BASE_URL}")
+    if "@" in parts.netloc:
+        raise Failed(f"{name} has a user name or password in it. Leave them out: the API knows you by your key alone.")
+    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v1", "", ""))
+
+
+def _parsed(base_url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(base_url)
+        is_whole = parts.scheme in PORTS and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return None
+    # urlsplit drops some blanks, and browsers read a backslash as a slash: what is ambiguous is no address.
+    is_plain = base_url.isprintable() and not set(base_url) & set(" \\?#")
+    return parts if is_whole and is_plain else None
+
+
+def _identity(base_url: str) -> tuple[str, str, int, str] | None:
+    """What two spellings of one address have in common."""
+    parts = _parsed(base_url)
+    if parts is None or not parts.hostname:
+        return None
+    host = "loopback" if parts.hostname in LOOPBACK else parts.hostname
+    return parts.scheme, host, parts.port or PORTS[parts.scheme], parts.path.rstrip("/") or "/v1"
+
+
+def _shown(base_url: str | None) -> str:
+    parts = _parsed(base_url or "")
+    return base_url or "" if parts and "@" not in parts.netloc else "an address that is not valid"

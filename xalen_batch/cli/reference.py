@@ -108,8 +108,9 @@ def settings() -> str:
         f"# Settings\n\n{NOTE}",
         "Environment variables, read once when a process starts. Durations are in seconds, sizes in bytes.",
         "\n".join(("| Variable | Default | What it sets |", "|---|---|---|", *rows)),
-        "Commands that talk to the API also read `XALEN_BASE_URL` and `XALEN_API_KEY`, else `OPENAI_BASE_URL` and "
-        "`OPENAI_API_KEY` (a key of another service is not used), else `credentials.toml` in `XALEN_DATA_DIR`. "
+        "Commands that talk to the API also read `XALEN_BASE_URL` and `XALEN_API_KEY`, else `OPENAI_BASE_URL` and `OPENAI_API_KEY` "
+        "(both are ignored while the key belongs to another service), else `credentials.toml` in `XALEN_DATA_DIR`. An address and its "
+        "key come from one of these pairs: a key is sent to no address that another pair names. "
         "`XALEN_DEBUG=1` lets a command show where an unexpected error happened.",
     )
     return "\n\n".join(parts) + "\n"

@@ -4,18 +4,20 @@ from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request, build_opener
 from uuid import uuid4
 
+from xalen_batch.cli.connection import LOOPBACK
 from xalen_batch.cli.progress import Moved
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-
-def opener(host: str | None) -> OpenerDirector:
-    """Opens URLs through the environment's proxies, but for this machine's own."""
+def opener(base_url: str) -> OpenerDirector:
+    """Opens URLs below an address. Only TLS goes through the environment's proxies: of plain HTTP they would read the key."""
     handlers = [_Http(), _Https(), _NoRedirect()]
-    return build_opener(*handlers, ProxyHandler({})) if host in LOOPBACK else build_opener(*handlers)
+    parts = urlsplit(base_url)
+    is_direct = parts.scheme == "http" or parts.hostname in LOOPBACK
+    return build_opener(*handlers, ProxyHandler({})) if is_direct else build_opener(*handlers)
 
 
 class _PatientConnection(HTTPConnection):
@@ -44,7 +46,7 @@ class _Https(HTTPSHandler):
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """A key goes where it was meant to go, and nowhere else."""
+    """urllib would send the key on to wherever a redirect points. The answer, 3xx, is an error instead."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
