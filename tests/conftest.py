@@ -96,7 +96,7 @@ def empty(session: Session) -> None:
     else:
         session.execute(text("; ".join(f"DELETE FROM {name}" for name in names)))
     session.execute(text("SET LOCAL session_replication_role = origin"))
-    prices.sync(session)
+    prices.fill(session)
 
 
 @pytest.fixture

@@ -64,6 +64,16 @@ def create(session: Session, name: str) -> Account:
     return account
 
 
+def may_simulate(session: Session, account_id: UUID) -> bool:
+    """Whether live keys of the account may have answers of models that the catalog calls simulated."""
+    return bool(session.scalar(select(Account.simulated_live).where(Account.id == account_id)))
+
+
+def let_simulate(session: Session, account_id: UUID, is_allowed: bool) -> None:
+    """Set that. Batches that exist keep what they were created with."""
+    session.execute(update(Account).where(Account.id == account_id).values(simulated_live=is_allowed))
+
+
 # Made once: each request asks this.
 _BY_HASH = select(
     ApiKey.id,

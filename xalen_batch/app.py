@@ -23,6 +23,7 @@ from xalen_batch.api import (
     partial,
     schedule_runs,
     schedules,
+    terms,
 )
 from xalen_batch.api.middleware import BodyLimit, RateHeaders, RequestContext
 from xalen_batch.api.pace import BodyPace
@@ -48,7 +49,7 @@ def create_app() -> FastAPI:
         strict_content_type=False,
         responses={"4XX": {"model": ErrorObject}},
     )
-    for room in (files, batches, partial, estimates, billing, schedules, schedule_runs, inbox, models, keys, limits, health):
+    for room in (files, batches, partial, estimates, billing, schedules, schedule_runs, inbox, models, keys, limits, terms, health):
         app.include_router(room.router)
     docs.install(app)
     errors.install(app)

@@ -1,7 +1,7 @@
 """Batches, as their owner creates and sees them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -9,17 +9,18 @@ from uuid import UUID
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import catalog, db, disk, files, ids, log, paging, quotas, windows
+from xalen_batch import accounts, catalog, db, disk, files, ids, log, paging, quotas, windows
 from xalen_batch.accounts import Owner
 from xalen_batch.billing import prices
 from xalen_batch.broker import Job
-from xalen_batch.catalog import Endpoint
+from xalen_batch.catalog import Endpoint, Model
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest, NotCancellable, NotFound
 from xalen_batch.files import Purpose
 from xalen_batch.models import Batch, File, ScheduleRun, Task
 from xalen_batch.paging import Order, Page
 from xalen_batch.states import BATCH_MOVES, MAY_START, BatchStatus
+from xalen_batch.terms import Terms
 from xalen_batch.windows import ExecutionWindow
 
 logger = log.get(__name__)
@@ -70,16 +71,17 @@ def create(
     execution_window: ExecutionWindow | None = None,
     run: ScheduleRun | None = None,
 ) -> Batch:
-    """A batch on its way to validation, at the prices and the discount of this moment.
+    """A batch on its way to validation, on the terms and at the discount of this moment.
 
     `output_expires_after`: seconds from the creation of the output files. `run`: the schedule's run that it is.
-    InvalidRequest if its execution window is not open before it expires, TooManyRequests if the account may have no more,
+    InvalidRequest if no model of the endpoint may be named or its execution window is not open before it expires, TooManyRequests if the account may have no more,
     StorageFull while a disk is short.
     """
     disk.refuse_if_full()
     completion = timedelta(seconds=completion_seconds(completion_window))
     interval = None if execution_window is None else _first_interval(session, execution_window, completion)
     file = input_file(session, owner, input_file_id, is_ready=run is None)
+    frozen = _agreed(session, owner, endpoint)
     quotas.admit_batch(session, owner)
     batch = Batch(
         id=ids.new(),
@@ -90,7 +92,8 @@ def create(
         input_file_id=file.id,
         output_expires_after=output_expires_after,
         meta=dict(metadata or {}),
-        price_snapshot=prices_in_force(session, livemode=owner.livemode, endpoint=endpoint),
+        price_snapshot=frozen.prices,
+        backends=frozen.backends if owner.livemode else None,
         discount_rate=settings().batch_discount,
         expires_at=func.now() + completion,
         execution_window=execution_window and execution_window.model_dump(mode="json"),
@@ -125,13 +128,40 @@ def input_file(session: Session, owner: Owner, public_id: str, *, param: str = "
     return file
 
 
-def prices_in_force(session: Session, *, livemode: bool, endpoint: Endpoint | None = None) -> dict[str, dict[str, str]]:
-    """What a batch created now would pay, {model: {component: "USD per million tokens"}}, for the models of an endpoint or all.
+def terms(batch: Batch) -> Terms:
+    """The terms that were frozen in a batch."""
+    found = {model: kind for model in batch.price_snapshot.keys() | (batch.backends or {}) if (kind := batch.backend_of(model))}
+    return Terms(batch.price_snapshot, found)
 
-    A model without any price is not in it: validation refuses the lines that name it.
-    """
-    models = [model.id for model in catalog.models().values() if endpoint is None or endpoint in model.endpoints]
-    return prices.snapshot(session, livemode=livemode, models=models)
+
+def offered(session: Session, owner: Owner, endpoint: Endpoint | None = None) -> Terms:
+    """The terms of a batch created now, for the models of an endpoint or all."""
+    models = _serving(endpoint)
+    frozen = prices.snapshot(session, livemode=owner.livemode, models=[model.id for model in models])
+    return Terms(frozen, _backends(session, owner, models))
+
+
+def _agreed(session: Session, owner: Owner, endpoint: Endpoint) -> Terms:
+    """`offered`; InvalidRequest where no model of the endpoint may be named, so that no file has to be read to find out."""
+    found = offered(session, owner, endpoint)
+    refusals = [found.refusal(model.id) for model in _serving(endpoint)]
+    if refusals and (first := refusals[0]) and all(refusals):
+        raise InvalidRequest(first.message, param="endpoint", code=first.code)
+    return found
+
+
+def _serving(endpoint: Endpoint | None) -> list[Model]:
+    return [model for model in catalog.models().values() if endpoint is None or endpoint in model.endpoints]
+
+
+def _backends(session: Session, owner: Owner, models: Iterable[Model]) -> dict[str, str]:
+    """What would answer each model. Test keys get the simulated model; live keys what the catalog says in so many letters."""
+    if not owner.livemode:
+        return {model.id: "simulated" for model in models}
+    found = {model.id: model.backend.kind for model in models}
+    if "simulated" in found.values() and not accounts.may_simulate(session, owner.account_id):
+        found = {model: kind for model, kind in found.items() if kind != "simulated"}
+    return {model: kind for model, kind in found.items() if kind}
 
 
 def get(session: Session, owner: Owner, public_id: str) -> Batch:

@@ -2,13 +2,14 @@
 
 import tomllib
 from collections.abc import Mapping
+from copy import deepcopy
 from decimal import Decimal
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xalen_batch.config import settings
 from xalen_batch.errors import ConfigError
@@ -17,7 +18,7 @@ Endpoint = Literal["/v1/chat/completions", "/v1/rerank"]
 CHAT: Endpoint = "/v1/chat/completions"
 RERANK: Endpoint = "/v1/rerank"
 ENDPOINTS: tuple[Endpoint, ...] = (CHAT, RERANK)
-Component = Literal["input", "output"]
+Kind = Literal["openai", "simulated"]
 
 
 class _Table(BaseModel):
@@ -32,16 +33,35 @@ class ListPrice(_Table):
 
 
 class BackendConfig(_Table):
-    """Where a model runs for live keys."""
+    """Where a model runs for live keys. Without `kind` and `base_url` it runs nowhere, and live batches that name it are refused."""
 
-    kind: Literal["openai", "simulated"] = "simulated"
-    base_url: str | None = None
+    kind: Kind | None = Field(
+        None, description="`openai`, which base_url means by itself: any OpenAI-compatible server. `simulated`: made-up answers."
+    )
+    base_url: str | None = Field(None, description="Address of the model server, such as http://host:8000/v1.")
     api_key_env: str | None = Field(None, description="Environment variable that holds the backend's key.")
     model: str | None = Field(None, description="The model's name at the backend; the catalog's id if unset.")
     rerank_api: Literal["jina", "cohere", "tei"] = Field("jina", description="Shape of the backend's rerank endpoint.")
     max_in_flight: int = Field(64, gt=0, description="Most requests in flight at the backend, over all workers.")
     requests_per_minute: int | None = Field(None, gt=0, description="Most requests per minute, over all worker processes.")
     tokens_per_minute: int | None = Field(None, gt=0, description="Most tokens per minute, read and written, over all worker processes.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_of_address(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("base_url") and given.get("kind") is None:
+            return {**given, "kind": "openai"}
+        return given
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> "BackendConfig":
+        if self.base_url == "":
+            raise ValueError("base_url is empty. Set it to the server's address, such as http://host:8000/v1, or leave it out.")
+        if self.kind == "simulated" and self.base_url:
+            raise ValueError('kind = "simulated" has no server, and base_url names one. Remove one of the two.')
+        if self.kind == "openai" and not self.base_url:
+            raise ValueError('kind = "openai" needs the base_url of its server, such as http://host:8000/v1.')
+        return self
 
 
 class Model(_Table):
@@ -66,10 +86,18 @@ def parse(*documents: Mapping[str, Any]) -> dict[str, Model]:
     merged: dict[str, Any] = {}
     for document in documents:
         _merge(merged, document.get("models", {}))
+    return {id: _model(id, table) for id, table in merged.items()}
+
+
+def _model(id: str, table: Any) -> Model:
     try:
-        return {id: Model(id=id, **table) for id, table in merged.items()}
-    except (ValidationError, TypeError) as error:
-        raise ConfigError(f"The model catalog is not valid: {error}") from error
+        return Model(id=id, **table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ("models", id, *first["loc"])))
+        raise ConfigError(f"The model catalog is not valid: {place}: {first['msg'].removeprefix('Value error, ')}") from error
+    except TypeError as error:
+        raise ConfigError(f"The model catalog is not valid: models.{id}: {error}") from error
 
 
 def _merge(into: dict[str, Any], extra: Mapping[str, Any]) -> None:
@@ -77,7 +105,7 @@ def _merge(into: dict[str, Any], extra: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping) and isinstance(into.get(name), dict):
             _merge(into[name], value)
         else:
-            into[name] = dict(value) if isinstance(value, Mapping) else value
+            into[name] = deepcopy(value)
 
 
 def read(path: Path | None) -> dict[str, Model]:
@@ -89,6 +117,12 @@ def read(path: Path | None) -> dict[str, Model]:
         return parse(built_in, tomllib.loads(path.read_text("utf-8")))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"XALEN_CATALOG names {path}, which cannot be read: {error}") from error
+
+
+def source() -> str:
+    """Where the catalog in force comes from, in words."""
+    path = settings().catalog
+    return "the built-in catalog (XALEN_CATALOG names no file)" if path is None else f"{path} over the built-in catalog"
 
 
 @cache

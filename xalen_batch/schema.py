@@ -30,10 +30,13 @@ def alembic() -> Config:
 
 
 def migrate() -> None:
-    """Run every migration that is missing, then bring the prices in line with the catalog. Safe to repeat, and at once."""
+    """Run every migration that is missing. Safe to repeat, and at once.
+
+    Changes no price: only an empty price table gets the catalog's, so that a new installation can run something.
+    """
     command.upgrade(alembic(), "head")
     with db.transaction() as session:
-        prices.sync(session)
+        prices.fill(session)
 
 
 @cache

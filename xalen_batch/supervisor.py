@@ -20,6 +20,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from xalen_batch import catalog, credentials, data_folder, db, embedded, log, ports, processes, schema, storage
+from xalen_batch.billing import prices
 from xalen_batch.config import settings
 from xalen_batch.credentials import Credentials
 from xalen_batch.errors import ConfigError
@@ -148,6 +149,7 @@ class Supervisor:
         self._start_stores()
         self._say("Preparing the database …")
         schema.migrate()
+        self._tell_of_prices()
         ready = self._credentials()
         db.engine().dispose()
         self._say("Starting the API, beat and workers …")
@@ -156,6 +158,17 @@ class Supervisor:
             child.start()
         self._wait_until_ready()
         return ready
+
+    def _tell_of_prices(self) -> None:
+        """A restart moves no money: an edited catalog's prices hold once the operator puts them in force."""
+        with db.reading() as session:
+            changes = prices.differences(session)
+        if changes:
+            models = ", ".join(sorted({change.model for change in changes}))
+            self._say(
+                f"Prices in force differ from the catalog's ({models}), and new batches pay those in force. "
+                "`xalen-batch prices sync`, with the same XALEN_CATALOG, shows the differences and applies them."
+            )
 
     def _credentials(self) -> Credentials:
         path = self._data_dir / "credentials.toml"

@@ -97,7 +97,7 @@ class Stack:
         migrations.set_main_option("sqlalchemy.url", self.url().render_as_string(hide_password=False).replace("%", "%%"))
         command.upgrade(migrations, "head")
         with self.session() as session:
-            prices.sync(session)
+            prices.fill(session)
             self.key = factories.key(session, livemode=True)
             session.commit()
         self.start("simulate", "--port", str(self.model_port), "--latency-ms", "100")

@@ -14,9 +14,10 @@ from xalen_batch.pipeline import bodies, prefix
 from xalen_batch.pipeline.estimate import estimate
 from xalen_batch.pipeline.faults import Fault
 from xalen_batch.pipeline.scan import GoodLine, Reader, _usual_values, scan
+from xalen_batch.terms import Terms
 
 MODELS = catalog.read(None)
-PRICES = {id: {"input": "0.02", "output": "0.04"} for id in MODELS}
+TERMS = Terms({id: {"input": "0.02", "output": "0.04"} for id in MODELS}, dict.fromkeys(MODELS, "openai"))
 CODES = frozenset(
     [
         "invalid_encoding",
@@ -52,7 +53,7 @@ def check(content: bytes) -> None:
             _fault(found)
         else:
             _good(found, content)
-    estimate([content], endpoint=endpoint, models=MODELS, prices=PRICES, discount_rate=HALF).render()
+    estimate([content], endpoint=endpoint, models=MODELS, terms=TERMS, discount_rate=HALF).render()
 
 
 def pieces(content: bytes) -> Iterator[bytes]:

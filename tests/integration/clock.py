@@ -63,7 +63,7 @@ def installed() -> Iterator[Clock]:
         clock.set(LONG_AGO)
         with db.transaction() as session:
             session.execute(text("TRUNCATE prices"))
-            prices.sync(session)
+            prices.fill(session)
         yield clock
     finally:
         with server.connect() as connection:

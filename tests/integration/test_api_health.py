@@ -28,6 +28,7 @@ PATHS = {
     "/v1/batches/{batch_id}/errors",
     "/v1/statements/{month}",
     "/v1/limits",
+    "/v1/terms",
     "/v1/schedules",
     "/v1/schedules/preview",
     "/v1/schedules/{schedule_id}",

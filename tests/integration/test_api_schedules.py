@@ -388,7 +388,10 @@ def test_another_account_the_other_mode_and_no_such_id_are_404(api: Api, method:
     assert get(Api(api.port, mine), path(schedule)) == schedule
 
 
-def test_a_schedule_fires_in_its_own_mode(api: Api, clock: Clock) -> None:
+def test_a_schedule_fires_in_its_own_mode(api: Api, clock: Clock, configure: Callable[..., None], tmp_path: Path) -> None:
+    catalog = tmp_path / "catalog.toml"
+    catalog.write_text('[models.mistral-small-3-1.backend]\nbase_url = "http://127.0.0.1:9/v1"\n', "utf-8")
+    configure(catalog=catalog)
     with db.transaction() as session:
         live = Api(api.port, factories.key(session, livemode=True))
     file = live.upload(factories.jsonl([LINE]))["id"]

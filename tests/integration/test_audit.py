@@ -23,6 +23,8 @@ from xalen_batch.cli import database as of_commands
 from xalen_batch.models import ApiKey, AuditEntry, Schedule
 from xalen_batch.schedules import fire, registry
 
+CLOSED = "UPDATE prices SET valid_to = now() WHERE model = 'bge-reranker-v2' AND livemode"
+
 Entry = tuple[str, str, dict[str, Any] | None, dict[str, Any] | None]
 
 
@@ -141,22 +143,38 @@ class TestSchedules:
 
 
 class TestMoney:
-    def test_a_price_that_changes_is_closed_and_another_opened(self, database: str) -> None:
-        def dearer(session: Session) -> None:
-            session.execute(text("UPDATE prices SET valid_to = now() WHERE model = 'bge-reranker-v2' AND livemode"))
-
-        [closed] = written(dearer)
-        opened = written(prices.sync)
-        assert (closed.action, closed.before, set(closed.after or {})) == ("price.changed", None, {"valid_to"})
-        [entry] = opened
-        assert (entry.action, entry.livemode, entry.account_id) == ("price.created", True, None)
+    def test_a_price_that_ends_is_closed_and_another_one_is_created_later(self, database: str) -> None:
+        [closed] = written(lambda session: session.execute(text(CLOSED)))
+        [created] = written(lambda session: prices.sync(session, prices.differences(session)))
         # As text: a number in JSON would be read as a float.
-        assert (entry.after or {}) | {"valid_from": ""} == {
-            "model": "bge-reranker-v2",
-            "component": "input",
-            "usd_per_million": "0.003",
-            "valid_from": "",
-        }
+        price = {"model": "bge-reranker-v2", "component": "input", "usd_per_million": "0.003"}
+        assert (closed.action, closed.livemode, closed.before) == ("price.closed", True, price)
+        assert set(closed.after or {}) == {"model", "component", "valid_to"}
+        assert (created.action, created.livemode, created.account_id, created.before) == ("price.created", True, None, None)
+        assert (created.after or {}) | {"valid_from": ""} == price | {"valid_from": ""}
+
+    def test_a_price_that_changes_is_one_entry_with_both_prices(self, database: str) -> None:
+        def dearer(session: Session) -> None:
+            audit.sign(session, "cli:alice")
+            session.execute(text(CLOSED))
+            session.execute(
+                text(
+                    "INSERT INTO prices (id, model, component, livemode, usd_per_million) "
+                    "VALUES (gen_random_uuid(), 'bge-reranker-v2', 'input', true, 0.0300)"
+                )
+            )
+
+        [entry] = written(dearer)
+        key = {"model": "bge-reranker-v2", "component": "input"}
+        assert (entry.actor, entry.action, entry.livemode) == ("cli:alice", "price.changed", True)
+        assert entry.before == key | {"usd_per_million": "0.003"}
+        assert (entry.after or {}) | {"valid_from": ""} == key | {"usd_per_million": "0.0300", "valid_from": ""}
+
+    def test_leave_for_simulated_answers_is_logged(self, owner: Owner) -> None:
+        [entry] = written(lambda session: accounts.let_simulate(session, owner.account_id, True))
+        assert (entry.action, entry.before, entry.after) == ("account.changed", {"simulated_live": False}, {"simulated_live": True})
+        assert entry.object_id == ids.render("acct", owner.account_id)
+        assert written(lambda session: accounts.let_simulate(session, owner.account_id, True)) == []
 
     def test_an_invoice_is_logged_when_its_batch_ends_and_once(self, owner: Owner) -> None:
         with db.transaction() as session:
@@ -194,7 +212,8 @@ STATEMENTS = {
     "UPDATE schedules SET definition = jsonb_set(definition, '{metadata}', '{\"a\": \"b\"}')": "schedule.changed",
     "DELETE FROM schedules": "schedule.deleted",
     "INSERT INTO prices (id, model, component, livemode, usd_per_million) VALUES (gen_random_uuid(), 'm', 'input', true, 1)": "price.created",
-    "UPDATE prices SET valid_to = now() WHERE model = 'bge-reranker-v2' AND livemode": "price.changed",
+    CLOSED: "price.closed",
+    "UPDATE accounts SET simulated_live = true": "account.changed",
     "INSERT INTO invoices (id, account_id, livemode, month, currency, total) VALUES (gen_random_uuid(), :account, true, '2026-01-01', 'USD', 1)": (
         "invoice.created"
     ),
@@ -212,7 +231,7 @@ def test_every_table_of_these_nouns_has_the_trigger(database: str) -> None:
         found = session.scalars(
             text("SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'audited' AND tgenabled = 'O' ORDER BY 1")
         ).all()
-    assert found == ["api_keys", "invoices", "prices", "schedules"]
+    assert found == ["accounts", "api_keys", "invoices", "prices", "schedules"]
 
 
 def test_a_change_that_is_rolled_back_leaves_no_entry(owner: Owner) -> None:

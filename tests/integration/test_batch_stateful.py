@@ -4,7 +4,7 @@ XALEN_TEST_STATEFUL asks for a longer campaign: so many examples, of twice as ma
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -59,7 +59,7 @@ class Known:
 
     owner: Any
     lines: int
-    prices: dict[str, dict[str, str]]
+    prices: Mapping[str, Mapping[str, str]]
     # Lines that cannot pass validation.
     is_bad: bool
     statuses: list[str] = field(default_factory=lambda: [BatchStatus.VALIDATING.value])
@@ -123,16 +123,21 @@ class Life(RuleBasedStateMachine):
             made.append(batch.id)
             return batch.id.bytes
 
+        with db.reading() as session:
+            frozen = batches.offered(session, self.owner, CHAT).prices
+        if not frozen and key not in self.by_key:
+            with pytest.raises(InvalidRequest, match="has no price"), db.transaction() as session:
+                idempotency.once(session, self.owner, key, route="POST /v1/batches", fingerprint=b"same", create=make)
+            return
         with db.transaction() as session:
             answer = idempotency.once(session, self.owner, key, route="POST /v1/batches", fingerprint=b"same", create=make)
-            frozen = batches.prices_in_force(session, livemode=False, endpoint=CHAT)
         id = UUID(bytes=answer.body)
         assert answer.is_replay == (not made)
         assert id == self.by_key.get(key, id) if key else made == [id]
         if key:
             self.by_key[key] = id
         if made:
-            self.known[id] = Known(self.owner, lines, frozen, is_bad or not frozen)
+            self.known[id] = Known(self.owner, lines, frozen, is_bad)
 
     # One rule for all that disturbs a batch: as rules of their own they would be most of the steps, and few batches would ever run.
     @precondition(lambda self: self.known)
@@ -180,7 +185,8 @@ class Life(RuleBasedStateMachine):
             session.execute(update(Price).where(Price.valid_to.is_(None)).values(valid_to=func.clock_timestamp()))
             if usd is not None:
                 for model in catalog.models().values():
-                    prices._open(session, model.id, "input", False, Decimal(usd), session.scalar(select(func.clock_timestamp())))
+                    change = prices.Change(model.id, "input", False, None, Decimal(usd))
+                    prices._open(session, change, Decimal(usd), session.scalar(select(func.clock_timestamp())))
 
     def pass_deadline(self, id: UUID) -> None:
         with db.transaction() as session:

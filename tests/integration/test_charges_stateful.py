@@ -65,7 +65,7 @@ class Deliveries(RuleBasedStateMachine):
         lines = [factories.chat_line(f"line-{number}", PROMPT, model=models[number % 2]) for number in range(1, LINES + 1)]
         with db.transaction() as session:
             session.execute(delete(Task))  # what an example that failed has left
-            prices.sync(session)
+            prices.sync(session, prices.differences(session))
             caller = factories.caller(session, livemode=livemode)
             self.batch_id = factories.batch(session, caller, factories.input_file(session, caller, lines)).id
         validate.run(self.batch_id)

@@ -24,6 +24,7 @@ from xalen_batch.schedules import inbox, runs
 from xalen_batch.schedules.inbox import Added
 from xalen_batch.schedules.runs import Trigger
 from xalen_batch.states import RunState
+from xalen_batch.terms import Terms
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -337,7 +338,7 @@ class TestCollecting:
     def test_a_model_without_a_price_is_refused_now_and_not_tonight(
         self, send: Callable[..., Added], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(collecting.batches, "prices_in_force", lambda *_, **__: {CHAT_MODEL: {"input": "1"}})
+        monkeypatch.setattr(collecting.batches, "offered", lambda *_: Terms({CHAT_MODEL: {"input": "1"}}, {CHAT_MODEL: "simulated"}))
         with pytest.raises(InvalidRequest, match=f"Request 2 .*{RERANK_MODEL} has no price") as refused:
             send([chat_line("a"), chat_line("b", model=RERANK_MODEL)])
         assert (refused.value.code, refused.value.param) == ("model_not_priced", "[1].body.model")

@@ -41,7 +41,7 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def model_at(base_url: str | None, id: str = "mistral-small-3-1", **backend: Any) -> Model:
     model = catalog.read(None)[id]
-    return model.model_copy(update={"backend": model.backend.model_copy(update={"base_url": base_url, **backend})})
+    return model.model_copy(update={"backend": model.backend.model_copy(update={"kind": "openai", "base_url": base_url, **backend})})
 
 
 @contextlib.asynccontextmanager

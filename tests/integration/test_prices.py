@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from tests.billing import Ran, running
 from tests.factories import CHAT_MODEL, RERANK_MODEL
-from xalen_batch import db, ids
+from xalen_batch import db, ids, schema
 from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import invoices, prices
 from xalen_batch.models import Price
@@ -25,6 +25,13 @@ MODELS = [CHAT_MODEL, RERANK_MODEL]
 Reprice = Callable[[str], int]
 
 
+def sync(session: Session) -> int:
+    """Put the catalog's prices in force; the number of changes."""
+    changes = prices.differences(session)
+    prices.sync(session, changes)
+    return len(changes)
+
+
 @pytest.fixture
 def reprice(configure: Callable[..., None], tmp_path: Path) -> Reprice:
     """Sync a catalog that has these TOML lines in its [models.mistral-small-3-1]; returns the number of changes."""
@@ -34,7 +41,7 @@ def reprice(configure: Callable[..., None], tmp_path: Path) -> Reprice:
         file.write_text(f"[models.{CHAT_MODEL}]\n{lines}\n")
         configure(catalog=file)
         with db.transaction() as session:
-            return prices.sync(session)
+            return sync(session)
 
     return change
 
@@ -56,12 +63,12 @@ def test_a_model_without_a_price_is_not_in_the_snapshot() -> None:
 def test_a_second_sync_changes_nothing() -> None:
     with db.transaction() as session:
         before = prices.history(session)
-        assert prices.sync(session) == 0
+        assert sync(session) == 0
         assert prices.history(session) == before
 
 
 def test_a_changed_price_closes_one_row_and_opens_another(reprice: Reprice, session: Session) -> None:
-    assert reprice('price = { input = "0.025" }') == 4
+    assert reprice('price = { input = "0.025" }') == 2
     assert snapshot(livemode=True)[CHAT_MODEL] == {"input": "0.025", "output": "0.04"}
     old, new = session.scalars(
         select(Price).where(Price.model == CHAT_MODEL, Price.component == "input", Price.livemode).order_by(Price.valid_from)
@@ -81,29 +88,62 @@ def test_a_price_that_left_the_catalog_is_closed(configure: Callable[..., None],
     )
     configure(catalog=file)
     with db.transaction() as session:
-        assert prices.sync(session) == 4
+        assert sync(session) == 4
         assert prices.snapshot(session, livemode=False, models=["extra"]) == {"extra": {"input": "1", "output": "2"}}
     file.write_text(file.read_text().replace(', output = "2"', ""))
     configure(catalog=file)
     with db.transaction() as session:
-        assert prices.sync(session) == 2
+        assert sync(session) == 2
     assert snapshot(models=["extra"]) == {"extra": {"input": "1"}}
 
 
-def test_many_processes_may_sync_at_once(configure: Callable[..., None], tmp_path: Path) -> None:
+def test_of_many_syncs_at_once_one_changes_the_prices(configure: Callable[..., None], tmp_path: Path) -> None:
     file = tmp_path / "catalog.toml"
     file.write_text(f'[models.{CHAT_MODEL}]\nprice = {{ input = "7", output = "8" }}\n')
     configure(catalog=file)
+    with db.reading() as session:
+        changes = prices.differences(session)
+    assert len(changes) == 4
 
-    def sync(_: int) -> int:
-        with db.transaction() as session:
-            return prices.sync(session)
+    def change(_: int) -> bool:
+        try:
+            with db.transaction() as session:
+                prices.sync(session, changes)
+        except prices.Outdated:
+            return False
+        return True
 
     with ThreadPoolExecutor(8) as pool:
-        assert sorted(pool.map(sync, range(16))) == [0] * 15 + [8]
+        assert sorted(pool.map(change, range(16))) == [False] * 15 + [True]
     with db.transaction() as session:
         is_open = Price.valid_to.is_(None)
         assert session.scalar(select(func.count()).where(is_open)) == 6
+
+
+def test_changes_that_were_not_shown_are_not_made(reprice: Reprice, session: Session) -> None:
+    shown = prices.differences(session)
+    reprice('price = { input = "9" }')
+    with pytest.raises(prices.Outdated, match="nothing was done"):
+        prices.sync(session, [*shown, prices.Change(CHAT_MODEL, "input", True, Decimal("0.02"), Decimal("5"))])
+    assert snapshot(livemode=True)[CHAT_MODEL]["input"] == "9"
+
+
+def test_migrating_changes_no_price(configure: Callable[..., None], tmp_path: Path, session: Session) -> None:
+    before = [(price.id, price.valid_to) for price in prices.history(session)]
+    file = tmp_path / "catalog.toml"
+    file.write_text(f'[models.{CHAT_MODEL}]\nprice = {{ input = "7" }}\n')
+    configure(catalog=file)
+    schema.migrate()
+    with db.reading() as later:
+        assert [(price.id, price.valid_to) for price in prices.history(later)] == before
+
+
+def test_an_empty_table_is_filled_once(configure: Callable[..., None], session: Session) -> None:
+    prices.fill(session)
+    assert len(prices.history(session)) == 6
+    session.execute(update(Price).values(valid_to=func.clock_timestamp()))
+    prices.fill(session)
+    assert prices.unpriced(session) == sorted(MODELS)
 
 
 def test_a_price_change_leaves_a_batch_that_exists_alone(reprice: Reprice) -> None:

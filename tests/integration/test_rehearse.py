@@ -13,6 +13,7 @@ from xalen_batch.accounts import Caller
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.pipeline import rehearse as rehearsing
 from xalen_batch.pipeline.rehearse import rehearse
+from xalen_batch.terms import Terms
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -100,7 +101,7 @@ def test_the_file_must_be_there_for_this_owner_and_be_an_input(caller: Caller, f
 def test_an_endpoint_a_model_and_a_price_must_fit(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal(caller, input_file_id=upload(caller, [rerank_line("a")])).code == "url_mismatch"
     assert refusal(caller, template_file_id=upload(caller, b"\n")).code == "empty_file"
-    monkeypatch.setattr(rehearsing.batches, "prices_in_force", lambda *_, **__: {CHAT_MODEL: {"input": "1"}})
+    monkeypatch.setattr(rehearsing.batches, "offered", lambda *_: Terms({CHAT_MODEL: {"input": "1"}}, {CHAT_MODEL: "simulated"}))
     error = refusal(caller, input_file_id=upload(caller, [chat_line("a"), chat_line("b", model=RERANK_MODEL)]))
     assert (error.code, RERANK_MODEL in error.message) == ("model_not_priced", True)
 

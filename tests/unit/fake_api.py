@@ -1,10 +1,30 @@
 """An HTTP server on the loopback that answers as it is told, for tests of the command line."""
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+CHAT, RERANK = "/v1/chat/completions", "/v1/rerank"
+
+
+def model(id: str, *endpoints: str, answered_by: str | None = "simulated", **price: str) -> dict[str, Any]:
+    """A model as GET /v1/terms shows it."""
+    return {"id": id, "endpoints": list(endpoints), "context_window": 8192, "price": price, "answered_by": answered_by}
+
+
+TERMS: dict[str, Any] = {
+    "object": "terms",
+    "livemode": False,
+    "currency": "USD",
+    "batch_discount": "0.5",
+    "max_file_bytes": 1_000_000,
+    "max_batch_lines": 1_000,
+    "max_line_bytes": 100_000,
+    "models": [model("mistral-small-3-1", CHAT, input="0.02", output="0.04"), model("bge-reranker-v2", RERANK, CHAT, input="0.003")],
+}
 
 
 class Api(ThreadingHTTPServer):
@@ -17,6 +37,8 @@ class Api(ThreadingHTTPServer):
         self.answers: list[tuple[int, dict[str, str], bytes]] = []
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.reads_bodies = True
+        # What it says at GET /v1/terms, which takes no answer from the list and is not remembered. None: that is answered 404.
+        self.terms: dict[str, Any] | None = TERMS
 
     @property
     def base_url(self) -> str:
@@ -28,12 +50,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         length = int(self.headers.get("content-length", 0)) if self.server.reads_bodies else 0
+        if self.path == "/v1/terms":
+            self._tell_terms()
+            return
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.requests.append((self.command, self.path, headers, self.rfile.read(length)))
         status, sent, body = self.server.answers.pop(0)
         self.send_response(status)
         for name, value in ({"content-length": str(len(body))} | sent).items():
             self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _tell_terms(self) -> None:
+        body = json.dumps(self.server.terms or {"error": {"message": "There is no such route.", "code": "not_found"}}).encode()
+        self.send_response(200 if self.server.terms else 404)
+        self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 

@@ -1,7 +1,9 @@
 """Which backend a model runs on."""
 
 import asyncio
+import tomllib
 from collections.abc import Callable
+from importlib import resources
 
 import pytest
 
@@ -11,10 +13,18 @@ from xalen_batch.backends.openai import OpenAIBackend
 from xalen_batch.backends.registry import backend_for
 from xalen_batch.backends.rerank_chat import RerankChat
 from xalen_batch.backends.simulated.backend import SimulatedBackend
+from xalen_batch.catalog import Model
 from xalen_batch.errors import ConfigError
 
-MODELS = catalog.read(None)
+SERVERS = {id: {"backend": {"base_url": "http://127.0.0.1:9/v1"}} for id in ("mistral-small-3-1", "bge-reranker-v2")}
+BUILT_IN = tomllib.loads(resources.files("xalen_batch").joinpath("catalog.toml").read_text("utf-8"))
+MODELS = catalog.parse(BUILT_IN, {"models": SERVERS})
 MISTRAL, BGE = MODELS["mistral-small-3-1"], MODELS["bge-reranker-v2"]
+
+
+def mistral(**backend: object) -> Model:
+    """With this backend in the operator's file."""
+    return catalog.parse(BUILT_IN, {"models": {"mistral-small-3-1": {"backend": backend}}})["mistral-small-3-1"]
 
 
 def on_loop(check: Callable[[], None]) -> None:
@@ -31,8 +41,7 @@ def test_test_mode_is_always_simulated_and_live_mode_is_what_the_catalog_says() 
     def check() -> None:
         assert isinstance(backend_for(MISTRAL, False), SimulatedBackend)
         assert isinstance(backend_for(MISTRAL, True), OpenAIBackend)
-        simulated = MISTRAL.model_copy(update={"backend": MISTRAL.backend.model_copy(update={"kind": "simulated"})})
-        assert isinstance(backend_for(simulated, True), SimulatedBackend)
+        assert isinstance(backend_for(mistral(kind="simulated"), True), SimulatedBackend)
 
     on_loop(check)
 
@@ -65,7 +74,39 @@ def test_closing_forgets_them() -> None:
     asyncio.run(main())
 
 
-def test_a_live_model_without_an_address_is_the_operators_error() -> None:
-    broken = MISTRAL.model_copy(update={"backend": MISTRAL.backend.model_copy(update={"base_url": None})})
-    with pytest.raises(ConfigError, match="base_url"):
-        backend_for(broken, True)
+def test_a_model_that_ships_has_no_live_backend() -> None:
+    for model in catalog.read(None).values():
+        assert model.backend.kind is None
+        with pytest.raises(ConfigError, match="base_url"):
+            backend_for(model, True)
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind"),
+    [
+        ({}, None),
+        ({"max_in_flight": 8}, None),
+        ({"base_url": "http://h/v1"}, "openai"),
+        ({"base_url": "http://h/v1", "kind": "openai"}, "openai"),
+        ({"kind": "simulated"}, "simulated"),
+    ],
+)
+def test_only_the_word_makes_a_live_backend_simulated(backend: dict[str, object], kind: str | None) -> None:
+    assert mistral(**backend).backend.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"),
+    [
+        ({"base_url": "http://h/v1", "kind": "simulated"}, 'kind = "simulated" has no server, and base_url names one'),
+        ({"kind": "openai"}, 'kind = "openai" needs the base_url'),
+        ({"base_url": ""}, "base_url is empty"),
+        ({"kind": "Simulated"}, "backend.kind: Input should be 'openai' or 'simulated'"),
+        ({"base_ulr": "http://h/v1"}, "backend.base_ulr: Extra inputs are not permitted"),
+    ],
+)
+def test_a_backend_that_contradicts_itself_is_an_error_with_its_place(backend: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        mistral(**backend)
+    assert str(refused.value).startswith("The model catalog is not valid: models.mistral-small-3-1.backend")
+    assert words in str(refused.value)

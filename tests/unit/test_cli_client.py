@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.factories import chat_line, jsonl
-from tests.unit.fake_api import Api, serving
+from tests.unit.fake_api import CHAT, TERMS, Api, model, serving
 from xalen_batch.cli import client as client_module
 from xalen_batch.cli.client import Client
 from xalen_batch.cli.connection import Connection
@@ -293,12 +293,49 @@ def test_submit_prints_the_id_alone_on_stdout(api: Api, tmp_path: Path) -> None:
     assert b'"completion_window": "7d", "metadata": {"k": "v"}' in api.requests[1][3]
 
 
-def test_a_model_that_only_the_server_has_is_left_to_the_server(api: Api, tmp_path: Path) -> None:
+def test_a_file_is_checked_by_the_servers_models(api: Api, tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(jsonl([chat_line("a", model="new-model")]))
-    api.answers = [_ok(b'{"data": [{"id": "new-model"}]}'), _ok(b'{"id": "file-1"}'), _ok(_batch("validating"))]
+    refused = _run(api, "submit", str(path))
+    assert (refused.exit_code, api.requests) == (1, [])
+    assert "in.jsonl:1: model_not_found" in refused.stderr
+    api.terms = {**TERMS, "models": [model("new-model", CHAT, input="1")]}
+    api.answers = [_ok(b'{"id": "file-1"}'), _ok(_batch("validating"))]
     assert _run(api, "submit", str(path)).exit_code == 0
-    api.answers = [_ok(b'{"data": [{"id": "mistral-small-3-1"}]}')]
+    assert b'"endpoint": "/v1/chat/completions"' in api.requests[1][3]
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        (
+            {"models": [model("mistral-small-3-1", CHAT, answered_by=None, input="1")]},
+            "model_has_no_backend: mistral-small-3-1 has no live",
+        ),
+        ({"models": [model("mistral-small-3-1", CHAT)]}, "model_not_priced: mistral-small-3-1 has no price in force"),
+        ({"max_batch_lines": 1}, "too_many_tasks"),
+        ({"max_file_bytes": 100}, "file_too_large"),
+        ({"max_line_bytes": 10}, "line_too_long"),
+    ],
+)
+def test_what_the_server_would_refuse_is_not_uploaded(api: Api, tmp_path: Path, terms: dict[str, Any], words: str) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(jsonl([chat_line("a"), chat_line("b")]))
+    api.terms = TERMS | terms
+    refused = _run(api, "submit", str(path))
+    assert (refused.exit_code, api.requests) == (1, [])
+    assert words in refused.stderr
+
+
+def test_a_server_that_does_not_tell_its_models_decides_by_itself(api: Api, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(jsonl([chat_line("a", model="new-model")]))
+    api.terms = None
+    api.answers = [_ok(b'{"id": "file-1"}'), _ok(_batch("validating"))]
+    assert _run(api, "submit", str(path)).exit_code == 0
+    # Not `auto`, which no server knows.
+    assert b'"endpoint": "/v1/chat/completions"' in api.requests[1][3]
+    path.write_bytes(jsonl([chat_line("a"), chat_line("a")]))
     assert _run(api, "submit", str(path)).exit_code == 1
 
 

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.factories import chat_line, jsonl
+from tests.unit.fake_api import serving
 from xalen_batch.cli import entry, server
 from xalen_batch.cli.failures import ApiError, Failed, describe
 from xalen_batch.cli.main import app
@@ -94,13 +95,15 @@ def test_a_reader_that_leaves_early_is_not_an_error_message(tmp_path: Path) -> N
     assert result.stderr == ""
 
 
-def _interrupted(step: str, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def _interrupted(
+    step: str, arguments: list[str], folder: Path, base_url: str = "http://127.0.0.1:9/v1"
+) -> subprocess.CompletedProcess[str]:
     """A command that gets Ctrl-C in a step of the client."""
     code = (
         "import os, signal, sys\n"
         "from xalen_batch.cli import client, main\n"
         f"client.Client.{step} = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
-        f"main.app({[*arguments, '--base-url', 'http://127.0.0.1:9', '--api-key', 'xln_test_x']!r})\n"
+        f"main.app({[*arguments, '--base-url', base_url, '--api-key', 'xln_test_x']!r})\n"
     )
     environment = {**os.environ, "XALEN_DATA_DIR": str(folder)}
     return subprocess.run(
@@ -120,7 +123,8 @@ def test_ctrl_c_while_waiting_exits_130_and_tells_how_to_go_on(tmp_path: Path) -
 def test_ctrl_c_before_the_batch_says_that_nothing_runs(command: str, step: str, tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(jsonl([chat_line("a")]))
-    result = _interrupted(step, [command, str(path)], tmp_path)
+    with serving() as api:
+        result = _interrupted(step, [command, str(path)], tmp_path, api.base_url)
     assert (result.returncode, result.stderr) == (130, "Stopped before the batch was submitted; nothing runs.\n")
 
 

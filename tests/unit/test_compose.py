@@ -36,8 +36,8 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def test_the_parts_are_services() -> None:
-    assert set(SERVICES) == {"postgres", "valkey", "migrate", "api", "worker", "beat"}
-    assert set(OURS) == {"migrate", "api", "worker", "beat"}
+    assert set(SERVICES) == {"postgres", "valkey", "migrate", "prices", "api", "worker", "beat"}
+    assert set(OURS) == {"migrate", "prices", "api", "worker", "beat"}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -104,9 +104,12 @@ def test_services_wait_for_what_they_need() -> None:
     for name in ("api", "worker", "beat"):
         assert SERVICES[name]["depends_on"] == {
             "migrate": {"condition": "service_completed_successfully"},
+            "prices": {"condition": "service_completed_successfully"},
             "postgres": {"condition": "service_healthy"},
             "valkey": {"condition": "service_healthy"},
         }
+    assert SERVICES["prices"]["command"] == ["prices", "sync", "--yes"]
+    assert SERVICES["prices"]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
     for name in ("postgres", "valkey", "api"):
         assert "healthcheck" in SERVICES[name]
 

@@ -11,12 +11,19 @@ from xalen_batch import catalog
 from xalen_batch.backends import tokens
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.pipeline import estimate as estimates
+from xalen_batch.terms import Terms
 
 PRICES = {CHAT_MODEL: {"input": "0.02", "output": "0.04"}, RERANK_MODEL: {"input": "0.003"}}
 
 
 def estimate(content: bytes, endpoint=CHAT, prices=PRICES, discount_rate=Decimal("0.5")):
-    return estimates.estimate([content], endpoint=endpoint, models=catalog.read(None), prices=prices, discount_rate=discount_rate)
+    return estimates.estimate(
+        [content],
+        endpoint=endpoint,
+        models=catalog.read(None),
+        terms=Terms(prices, dict.fromkeys(prices, "openai")),
+        discount_rate=discount_rate,
+    )
 
 
 def share(found, model=CHAT_MODEL):

@@ -38,7 +38,7 @@ LINES = tuple(Line(number, f"line-{number}", Request(CHAT, b"{}", f"req_{number}
 
 def a_run(count: int) -> Run:
     tariff = Tariff({"input": "0.02", "output": "0.04"}, Decimal("0.5"))
-    claim = Claim((ids.new(), 0), 1, (MODEL, False), tariff, is_suspect=False, lines=LINES[:count])
+    claim = Claim((ids.new(), 0), 1, (MODEL, False), "simulated", tariff, is_suspect=False, lines=LINES[:count])
     run = Run(claim, Lane(SimulatedBackend(models()[MODEL]), 1))
     run._is_due = Waited()
     return run

@@ -19,12 +19,12 @@ def create_estimate(body: EstimateRequest, caller: BriefReader) -> dict[str, Any
     """Lines, tokens and cost per model at batch price, and every faulty line. Runs and bills nothing."""
     with transaction() as session:
         file = batches.input_file(session, caller, body.input_file_id)
-        prices = batches.prices_in_force(session, livemode=caller.livemode, endpoint=body.endpoint)
+        offered = batches.offered(session, caller, body.endpoint)
     # No transaction is held while the file is read.
     return estimate(
         storage.chunks(storage.key(file.id)),
         endpoint=body.endpoint,
         models=catalog.models(),
-        prices=prices,
+        terms=offered,
         discount_rate=settings().batch_discount,
     ).render()

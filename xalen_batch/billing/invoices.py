@@ -140,7 +140,7 @@ def _usage_lines(batch: Batch, outcomes: Sequence[_Outcome]) -> Iterator[Invoice
             logger.warning("usage.unpriced", batch_id=batch.id.hex, model=model, component=component, tokens=tokens)
             unpriced.append(_unpriced_line(model, component, tokens))
         else:
-            line = _usage_line(model, component, tokens, Decimal(price))
+            line = _usage_line(model, component, tokens, Decimal(price), answered_by=batch.backend_of(model))
             gross += line.amount
             yield line
     yield InvoiceLine(
@@ -160,7 +160,7 @@ def _usage(outcomes: Sequence[_Outcome]) -> Iterator[tuple[str, str, int]]:
             yield from ((outcome.model, component, tokens) for component, tokens in used if tokens)
 
 
-def _usage_line(model: str, component: str, tokens: int, price: Decimal) -> InvoiceLine:
+def _usage_line(model: str, component: str, tokens: int, price: Decimal, *, answered_by: str | None) -> InvoiceLine:
     return InvoiceLine(
         kind="usage",
         description=f"{model}, {component} tokens",
@@ -168,6 +168,7 @@ def _usage_line(model: str, component: str, tokens: int, price: Decimal) -> Invo
         component=component,
         quantity=Decimal(tokens),
         unit_price=price,
+        answered_by=answered_by,
         amount=money.gross(tokens, price),
     )
 
@@ -237,5 +238,6 @@ def _render_line(line: InvoiceLine) -> dict[str, Any]:
         "quantity": None if line.quantity is None else f"{line.quantity:f}",
         "unit_price": None if line.unit_price is None else money.render(line.unit_price),
         "reason": line.reason,
+        "answered_by": line.answered_by,
         "amount": money.render(line.amount),
     }

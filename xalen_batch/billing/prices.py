@@ -1,8 +1,9 @@
-"""List prices over time: the catalog says what holds from now on, the table remembers what held when."""
+"""List prices over time. The table says what holds and what held when; a sync moves it to the catalog's prices."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
+from typing import NamedTuple
 
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.orm import Session
@@ -15,39 +16,83 @@ logger = log.get(__name__)
 SYNC_LOCK = 7261958
 
 Snapshot = dict[str, dict[str, str]]
+Key = tuple[str, str, bool]
 
 
-def sync(session: Session) -> int:
-    """Make the catalog's prices those in force, in both modes: close what changed or went, open what is new.
+class Change(NamedTuple):
+    """One price that the catalog gives otherwise than the table: USD per million tokens, None where it has none."""
 
-    Returns the number of prices closed and opened; 0 when nothing had changed.
+    model: str
+    component: str
+    livemode: bool
+    old: Decimal | None
+    new: Decimal | None
+
+
+class Outdated(Exception):
+    """The prices or the catalog are not what they were when the changes were shown."""
+
+
+def differences(session: Session) -> list[Change]:
+    """What a sync would change, in both modes, by model."""
+    listed, rows = _listed(), _open_rows(session)
+    found = [
+        Change(*key, old=rows[key].usd_per_million if key in rows else None, new=listed.get(key)) for key in sorted(rows.keys() | listed)
+    ]
+    return [change for change in found if change.old != change.new]
+
+
+def closings(changes: Iterable[Change], *, named: Collection[str] = ()) -> list[Change]:
+    """The changes that would leave a model component without a price, but for models that are named."""
+    return [change for change in changes if change.new is None and change.model not in named]
+
+
+def sync(session: Session, changes: Sequence[Change]) -> None:
+    """Make changes that `differences` gave: close the old prices, open the new ones. Batches that exist keep theirs.
+
+    Outdated, and nothing is changed, unless they are all there is to change.
     """
+    # Serializes syncs: each compares with what the one before it committed.
     session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": SYNC_LOCK})
+    if differences(session) != list(changes):
+        raise Outdated("Prices or catalog changed meanwhile, and nothing was done: look at the differences once more.")
     # Read behind the lock: now() may lie before the start of a price that another process opened meanwhile.
     at = session.execute(select(func.clock_timestamp())).scalar_one()
-    missing = _listed()
-    changes = 0
-    for price in session.scalars(select(Price).where(Price.valid_to.is_(None))).all():
-        key = (price.model, price.component, price.livemode)
-        if missing.get(key) == price.usd_per_million:
-            del missing[key]
-        else:
-            _close(session, price, at)
-            changes += 1
-    for (model, component, livemode), usd_per_million in missing.items():
-        _open(session, model, component, livemode, usd_per_million, at)
-        changes += 1
-    return changes
+    rows = _open_rows(session)
+    for change in changes:
+        if change.old is not None:
+            _close(session, rows[change[:3]], at)
+        if change.new is not None:
+            _open(session, change, change.new, at)
 
 
-def _listed() -> dict[tuple[str, str, bool], Decimal]:
-    """The catalog's prices by (model, component, livemode)."""
+def fill(session: Session) -> None:
+    """Give an empty table the catalog's prices; do nothing to one that has ever had a price."""
+    session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": SYNC_LOCK})
+    if session.scalar(select(Price.id).limit(1)) is None:
+        sync(session, differences(session))
+
+
+def unpriced(session: Session) -> list[str]:
+    """The catalog's models that have no price in force in one of the modes: batches that name them are refused."""
+    rows = _open_rows(session)
+    priced = [{key[0] for key in rows if key[2] is livemode} for livemode in (False, True)]
+    return sorted(model for model in catalog.models() if not all(model in models for models in priced))
+
+
+def _listed() -> dict[Key, Decimal]:
     return {
         (model.id, component, livemode): price
         for model in catalog.models().values()
-        for component, price in (("input", model.price.input), ("output", model.price.output))
+        for component, price in model.price
         if price is not None
         for livemode in (False, True)
+    }
+
+
+def _open_rows(session: Session) -> dict[Key, Price]:
+    return {
+        (price.model, price.component, price.livemode): price for price in session.scalars(select(Price).where(Price.valid_to.is_(None)))
     }
 
 
@@ -56,13 +101,10 @@ def _close(session: Session, price: Price, at: datetime) -> None:
     logger.info("price.closed", model=price.model, component=price.component, livemode=price.livemode)
 
 
-def _open(session: Session, model: str, component: str, livemode: bool, usd_per_million: Decimal, at: datetime) -> None:
-    session.execute(
-        insert(Price).values(
-            id=ids.new(), model=model, component=component, livemode=livemode, usd_per_million=usd_per_million, valid_from=at
-        )
-    )
-    logger.info("price.opened", model=model, component=component, livemode=livemode, usd_per_million=str(usd_per_million))
+def _open(session: Session, change: Change, price: Decimal, at: datetime) -> None:
+    row = {"model": change.model, "component": change.component, "livemode": change.livemode, "usd_per_million": price}
+    session.execute(insert(Price).values(id=ids.new(), valid_from=at, **row))
+    logger.info("price.opened", **(row | {"usd_per_million": str(price)}))
 
 
 def in_force(session: Session, *, livemode: bool, at: datetime | None = None) -> dict[str, dict[str, Decimal]]:

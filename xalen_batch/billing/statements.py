@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import exists, select, text
 from sqlalchemy.orm import Session
 
 from xalen_batch import ids, log, money
@@ -104,15 +104,26 @@ def _lines(session: Session, month: Invoice) -> list[InvoiceLine]:
 
 def _description(invoice: Any) -> str:
     words = f"Batch {ids.render('batch', invoice.batch_id)}, {invoice.issued_at.astimezone(UTC):%Y-%m-%d}"
-    return words if invoice.schedule_name is None else f"{words}, schedule {invoice.schedule_name}"
+    words += "" if invoice.schedule_name is None else f", schedule {invoice.schedule_name}"
+    # In test mode all answers are.
+    return f"{words}, simulated answers" if invoice.livemode and invoice.is_simulated else words
 
 
 def _invoices(session: Session, month: Invoice) -> Sequence[Any]:
     assert month.month is not None
     start = datetime(month.month.year, month.month.month, 1, tzinfo=UTC)
     end = (start + timedelta(days=32)).replace(day=1)
+    is_simulated = exists().where(InvoiceLine.invoice_id == Invoice.id, InvoiceLine.answered_by == "simulated")
     return session.execute(
-        select(Invoice.id, Invoice.batch_id, Invoice.total, Invoice.issued_at, Invoice.schedule_name)
+        select(
+            Invoice.id,
+            Invoice.batch_id,
+            Invoice.total,
+            Invoice.issued_at,
+            Invoice.schedule_name,
+            Invoice.livemode,
+            is_simulated.label("is_simulated"),
+        )
         .where(
             Invoice.account_id == month.account_id,
             Invoice.livemode == month.livemode,

@@ -9,7 +9,7 @@ from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.keys import Mode
 from xalen_batch.cli.limits import NAMES
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import figure, grid, print_json, show
+from xalen_batch.cli.output import figure, grid, print_json, safe, say, show
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -22,8 +22,8 @@ NUMBER = "a number, `none` for no limit, or `default` for that of the settings"
 
 commands = typer.Typer(
     no_args_is_help=True,
-    help="Set what an account may hold (operators).",
-    epilog=examples("xalen-batch accounts limits acme --open-batches 500"),
+    help="Set what an account may hold and have (operators).",
+    epilog=examples("xalen-batch accounts limits acme --open-batches 500", "xalen-batch accounts simulation acme --allow"),
 )
 
 
@@ -92,6 +92,36 @@ def limits(
         for name, standing in one["quotas"].items()
     ]
     show(grid(("mode", "limit of", "used", "limit", "set by"), rows, right=("used", "limit")))
+
+
+@commands.command(
+    epilog=examples(
+        "xalen-batch accounts simulation acme",
+        "xalen-batch accounts simulation acme --allow",
+        "xalen-batch accounts simulation acme --forbid",
+    )
+)
+def simulation(
+    account: Annotated[str, typer.Argument(metavar="NAME", help="The account's name.")],
+    allow: Annotated[
+        bool | None, typer.Option("--allow/--forbid", help="Whether new live batches may name them; they are billed as any other.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show or set whether an account's live keys may have the answers of models that the catalog calls simulated (operators)."""
+    with database.transaction() as session:
+        from xalen_batch import accounts
+
+        owner = _owner(session, account, Mode.LIVE)
+        if allow is not None:
+            accounts.let_simulate(session, owner.account_id, allow)
+        is_allowed = accounts.may_simulate(session, owner.account_id)
+    if as_json:
+        print_json({"account": account, "simulated_live": is_allowed})
+    elif is_allowed:
+        say(f"Live batches of {safe(account)} may name simulated models. Their invoices say so, and are payable.", style="yellow")
+    else:
+        say(f"Live batches of {safe(account)} that name a simulated model are refused.")
 
 
 def _owner(session: "Session", name: str, mode: Mode) -> "Owner":

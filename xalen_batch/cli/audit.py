@@ -9,6 +9,8 @@ from xalen_batch.cli import clock, database
 from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import counted, grid, pairs, print_json, say, show
 
+MODES = {None: "-", False: "test", True: "live"}
+
 commands = typer.Typer()
 
 
@@ -49,10 +51,17 @@ def audit(
         print_json(found)
         return
     rows = [
-        (clock.utc(datetime.fromisoformat(entry["at"]).timestamp()), entry["actor"], entry["action"], entry["object_id"], _change(entry))
+        (
+            clock.utc(datetime.fromisoformat(entry["at"]).timestamp()),
+            entry["actor"],
+            entry["action"],
+            entry["object_id"],
+            MODES[entry["livemode"]],
+            _change(entry),
+        )
         for entry in found
     ]
-    show(grid(("at", "who", "what", "of", "change"), rows))
+    show(grid(("at", "who", "what", "of", "mode", "change"), rows))
     if len(found) == limit:
         say(f"Only the latest {counted(limit, 'change')} are shown; --limit shows more.", style="dim")
 
@@ -69,7 +78,11 @@ def _change(entry: dict[str, Any]) -> str:
     before, after = entry["before"] or {}, entry["after"] or {}
     if not before:
         return pairs({name: _plain(value) for name, value in after.items()})
-    return pairs({name: f"{_plain(before.get(name))} → {_plain(after.get(name))}" for name in {**before, **after}})
+    return pairs({name: _moved(before.get(name), after.get(name)) for name in {**before, **after}})
+
+
+def _moved(before: Any, after: Any) -> str:
+    return _plain(after) if before == after else f"{_plain(before)} → {_plain(after)}"
 
 
 def _plain(value: Any) -> str:

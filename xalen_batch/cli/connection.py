@@ -60,8 +60,13 @@ def find(base_url: str | None, api_key: str | None, live: bool) -> Connection:
     return found
 
 
-def is_configured(base_url: str | None, api_key: str | None) -> bool:
-    """Whether an option or the environment names a server; `credentials.toml` only remembers one."""
+def is_known(base_url: str | None, api_key: str | None, live: bool) -> bool:
+    """Whether anything names a server: an option, the environment, or `credentials.toml`."""
+    return bool(_sources(base_url, api_key, os.environ, _credentials(), live=live))
+
+
+def is_asked_for(base_url: str | None, api_key: str | None) -> bool:
+    """Whether an option or the environment names a server. `credentials.toml` only remembers one, which may not run now."""
     return bool(_sources(base_url, api_key, os.environ, {}, live=False))
 
 

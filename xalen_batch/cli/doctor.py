@@ -32,6 +32,13 @@ EARLY = 5
 WAITING = "Live requests to this model wait until that is put right."
 REFUSED = "Live requests to this model fail until that is put right."
 
+# By the kind of a backend that is no server.
+NO_SERVER = {
+    None: "The catalog names no server: live batches of this model are refused. Set base_url in [models.{}.backend].",
+    "simulated": 'kind = "simulated" in [models.{}.backend]: live keys of accounts that `xalen-batch accounts simulation` allows get '
+    "simulated answers, and pay for them. Live batches of all others are refused.",
+}
+
 
 @dataclass(frozen=True)
 class Check:
@@ -82,7 +89,8 @@ def _checks() -> Iterator[Check]:
     yield _check("storage", _storage)
     yield _check("disk space", _disk_space)
     yield _check("catalog", _catalog)
-    for model in _live_models():
+    yield _check("prices", partial(_prices, has_database=found.status == "ok"))
+    for model in _models():
         yield _check(f"backend of {model.id}", partial(_backend, model))
 
 
@@ -226,15 +234,34 @@ def _disk_space() -> str:
 def _catalog() -> str:
     from xalen_batch import catalog
 
-    return ", ".join(catalog.models())
+    return f"{', '.join(catalog.models())}, of {catalog.source()}"
 
 
-def _live_models() -> "list[Model]":
+def _prices(has_database: bool) -> str:
+    if not has_database:
+        raise Skipped("not checked: no database")
+    from xalen_batch import db, schema
+    from xalen_batch.billing import prices
+
+    if not schema.is_current():
+        raise Skipped("not checked: the database needs a migration")
+    with db.reading() as session:
+        unpriced, changes = prices.unpriced(session), prices.differences(session)
+    remedy = "`xalen-batch prices sync` shows the differences and puts the catalog's prices in force."
+    if unpriced:
+        raise Doubtful(f"Batches that name {', '.join(unpriced)} are refused, for want of a price in force. {remedy}")
+    if changes:
+        models = ", ".join(sorted({change.model for change in changes}))
+        raise Doubtful(f"Prices in force differ from the catalog's ({models}); new batches pay those in force. {remedy}")
+    return "those of the catalog"
+
+
+def _models() -> "list[Model]":
     from xalen_batch import catalog
     from xalen_batch.errors import ConfigError
 
     try:
-        return [model for model in catalog.models().values() if model.backend.kind == "openai"]
+        return list(catalog.models().values())
     except ConfigError:
         # The catalog's own check tells.
         return []
@@ -242,6 +269,8 @@ def _live_models() -> "list[Model]":
 
 def _backend(model: "Model") -> str:
     config = model.backend
+    if config.kind != "openai":
+        raise Doubtful(NO_SERVER[config.kind].format(model.id))
     url = config.base_url or ""
     if not _is_address(url):
         raise Wrong(f"base_url of models.{model.id}.backend in the catalog is {url or 'not set'}. It looks like http://host:8000/v1.")

@@ -1,5 +1,6 @@
 """Input files on their way in: opened or read from stdin, and checked before anything leaves this machine."""
 
+import json
 import os
 import shutil
 import sys
@@ -15,6 +16,7 @@ from xalen_batch.cli import progress
 from xalen_batch.cli.failures import INTERRUPTED, Failed
 
 if TYPE_CHECKING:
+    from xalen_batch.cli.rules import Rules
     from xalen_batch.pipeline.estimate import Estimate
     from xalen_batch.pipeline.faults import Faults
 
@@ -50,48 +52,62 @@ def name_of(file: Path) -> str:
     return "stdin.jsonl" if file == STDIN else file.name
 
 
-def checked(path: Path, endpoint: str) -> tuple[str | None, "Faults"]:
-    """The endpoint of a file, and everything that is wrong with it: needs no server. Much faster than an estimate."""
-    from xalen_batch import catalog
-    from xalen_batch.pipeline.faults import Fault, Faults
+def checked(path: Path, endpoint: str, rules: "Rules") -> tuple[str | None, "Faults"]:
+    """The endpoint of a file, and everything that is wrong with it. Much faster than an estimate."""
+    from xalen_batch.pipeline.faults import Fault, Faults, refused
     from xalen_batch.pipeline.scan import scan
 
-    found, faults = _named(endpoint), Faults()
+    found, faults, models = _named(endpoint), Faults(), set[str]()
     with progress.transfer("checking") as moved:
-        for line in scan(_chunks(path, moved), endpoint=found, models=catalog.models()):
+        for line in scan(_chunks(path, moved), endpoint=found, models=rules.models, limits=rules.limits):
             if isinstance(line, Fault):
                 faults.add(line)
             else:
                 found = line.endpoint
-    _check_size(path, faults)
+                models.add(line.model)
+    for model in sorted(models):
+        if fault := refused(model, rules.terms):
+            faults.add(fault)
+    _check_size(path, faults, rules)
     return found, faults
 
 
-def estimated(path: Path, endpoint: str) -> "Estimate":
-    """Everything that is wrong with a file, and what it would cost: needs no server."""
-    from xalen_batch import catalog
-    from xalen_batch.config import settings
+def estimated(path: Path, endpoint: str, rules: "Rules") -> "Estimate":
+    """Everything that is wrong with a file, and what it would cost."""
     from xalen_batch.pipeline.estimate import estimate
 
-    models = catalog.models()
-    prices = {model.id: {component: str(price) for component, price in model.price if price is not None} for model in models.values()}
     with progress.transfer("estimating") as moved:
         result = estimate(
-            _chunks(path, moved), endpoint=_named(endpoint), models=models, prices=prices, discount_rate=settings().batch_discount
+            _chunks(path, moved),
+            endpoint=_named(endpoint),
+            models=rules.models,
+            terms=rules.terms,
+            discount_rate=rules.discount_rate,
+            limits=rules.limits,
         )
-    _check_size(path, result.faults)
+    _check_size(path, result.faults, rules)
     return result
+
+
+def first_url(path: Path) -> str | None:
+    """The endpoint that the first line asks for, whatever else is in it."""
+    with path.open("rb") as lines:
+        first = next((line for line in lines if line.strip()), b"")
+    try:
+        url = json.loads(first)["url"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return url if isinstance(url, str) else None
 
 
 def _named(endpoint: str) -> str | None:
     return None if endpoint == AUTO else endpoint
 
 
-def _check_size(path: Path, faults: "Faults") -> None:
-    from xalen_batch.config import settings
+def _check_size(path: Path, faults: "Faults", rules: "Rules") -> None:
     from xalen_batch.pipeline.faults import Fault
 
-    size, limit = path.stat().st_size, settings().max_file_bytes
+    size, limit = path.stat().st_size, rules.limits.max_file_bytes
     if size > limit:
         faults.add(Fault("file_too_large", f"The file has {size:,} bytes; the most is {limit:,}. Split it into several files."))
 

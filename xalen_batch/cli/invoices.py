@@ -36,6 +36,8 @@ def print_invoice(found: dict[str, Any], console: Console = STDOUT) -> None:
     console.print(f"Invoice {found['id']} of {found['batch_id']}{_mode(found)}", style="bold", soft_wrap=True)
     if schedule := found.get("schedule"):
         console.print(f"Schedule {safe(schedule['name'])} ({schedule['id']})", soft_wrap=True)
+    if found["livemode"] and (simulated := sorted({line["model"] for line in found["lines"] if line.get("answered_by") == "simulated"})):
+        console.print(f"Answers of {', '.join(map(safe, simulated))} were simulated.", style="yellow", soft_wrap=True)
     table = grid(INVOICE, map(_invoice_row, found["lines"]), right=INVOICE[2:])
     table.add_section()
     table.add_row("total", "", "", found["currency"], found["total"])

@@ -19,6 +19,7 @@ from xalen_batch.cli import (
     keys,
     limits,
     models,
+    prices,
     run,
     schedules,
     server,
@@ -76,7 +77,7 @@ app = typer.Typer(
 for part in (run, submit, watch, batches, validate, invoices, limits, models, up, doctor, audit, server):
     app.add_typer(part.commands)
 app.add_typer(schedules.commands, name="schedules")
-app.add_typer(models.prices, name="prices", rich_help_panel="Operators")
+app.add_typer(prices.commands, name="prices", rich_help_panel="Operators")
 app.add_typer(keys.commands, name="keys", rich_help_panel="Operators")
 app.add_typer(accounts.commands, name="accounts", rich_help_panel="Operators")
 

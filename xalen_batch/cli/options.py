@@ -6,11 +6,16 @@ import typer
 
 BaseUrl = Annotated[
     str | None,
-    typer.Option(help="Where the API is; needs --api-key, unless it is the saved address. Else XALEN_BASE_URL, OPENAI_BASE_URL, credentials.toml.", rich_help_panel="Connection"),
+    typer.Option(
+        help="Where the API is; needs --api-key, unless it is the saved address. Else XALEN_BASE_URL, OPENAI_BASE_URL, credentials.toml.",
+        rich_help_panel="Connection",
+    ),
 ]
 ApiKey = Annotated[
     str | None,
-    typer.Option(help="Your key, for the server of --base-url. Else XALEN_API_KEY, OPENAI_API_KEY, credentials.toml.", rich_help_panel="Connection"),
+    typer.Option(
+        help="Your key, for the server of --base-url. Else XALEN_API_KEY, OPENAI_API_KEY, credentials.toml.", rich_help_panel="Connection"
+    ),
 ]
 Live = Annotated[bool, typer.Option("--live", help="Use the live key of credentials.toml, not the test key.", rich_help_panel="Connection")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; an error is words on stderr all the same.")]

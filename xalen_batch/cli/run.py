@@ -55,8 +55,8 @@ def run(
         raise typer.BadParameter("with --json, stdout is taken: name a file.", param_hint="--output")
     with inputs.opened(file) as path:
         with before_submission():
-            checked = check(path, inputs.name_of(file), endpoint)
             client = connect(base_url, api_key, live)
+            checked = check(client, path, inputs.name_of(file), endpoint)
         batch = follow(client, create(client, checked, window, hours, notes)["id"], timeout)
         invoice = _delivered(client, batch, target)
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xalen_batch.cli import batch_view, inputs, progress, windows
+from xalen_batch.cli import batch_view, inputs, progress, rules, windows
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
@@ -44,8 +44,8 @@ def submit(
     notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone)
     with inputs.opened(file) as path:
         with before_submission():
-            checked = check(path, inputs.name_of(file), endpoint)
             client = connect(base_url, api_key, live)
+            checked = check(client, path, inputs.name_of(file), endpoint)
         batch = create(client, checked, window, hours, notes)
     if as_json:
         print_json(batch)
@@ -64,21 +64,23 @@ def before_submission() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Checked:
-    """A file that may be sent. `errors`: models that the catalog on this machine lacks; the server may have them."""
+    """A file that may be sent."""
 
     path: Path
     name: str
     endpoint: str
-    errors: list[dict[str, Any]]
 
 
-def check(path: Path, name: str, endpoint: str) -> Checked:
-    """Look at a file before anything leaves this machine. Failed, every error said, if a batch would refuse it."""
-    found, faults = inputs.checked(path, endpoint)
+def check(client: Client, path: Path, name: str, endpoint: str) -> Checked:
+    """Look at a file before it leaves this machine, by the server's models and limits. Failed, every error said, if it would be refused."""
+    servers = rules.of_server(client)
+    found, faults = inputs.checked(path, endpoint, servers or rules.local())
     errors = faults.render()
-    if any(error["code"] != "model_not_found" for error in errors):
-        raise _refused(name, errors)
-    return Checked(path, name, found or endpoint, errors)
+    # The server may have models that the catalog on this machine lacks.
+    if errors and (servers or any(error["code"] != "model_not_found" for error in errors)):
+        batch_view.print_line_errors(errors, name)
+        raise Failed(f"{name} has errors, so nothing was submitted. `xalen-batch validate --all` shows every one.")
+    return Checked(path, name, found or inputs.first_url(path) or endpoint)
 
 
 def create(client: Client, checked: Checked, window: str, hours: dict[str, Any] | None, metadata: dict[str, str]) -> dict[str, Any]:
@@ -96,23 +98,9 @@ def create(client: Client, checked: Checked, window: str, hours: dict[str, Any] 
 
 
 def upload(client: Client, checked: Checked) -> dict[str, Any]:
-    """Send a file that has been looked at. Failed if the server, too, lacks a model that it names."""
-    if checked.errors and not _knows_more(client):
-        raise _refused(checked.name, checked.errors)
+    """Send a file that has been looked at."""
     with progress.transfer("uploading") as moved:
         return client.upload(checked.path, checked.name, moved)
-
-
-def _refused(name: str, errors: list[dict[str, Any]]) -> Failed:
-    batch_view.print_line_errors(errors, name)
-    return Failed(f"{name} has errors, so nothing was submitted. `xalen-batch validate --all` shows every one.")
-
-
-def _knows_more(client: Client) -> bool:
-    """Whether the server has models that the catalog on this machine lacks."""
-    from xalen_batch import catalog
-
-    return any(model["id"] not in catalog.models() for model in client.get("/models")["data"])
 
 
 def parse_metadata(entries: list[str] | None) -> dict[str, str]:

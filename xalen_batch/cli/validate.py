@@ -1,13 +1,14 @@
-"""`validate`: what a batch would refuse, and what it would cost, with no server at all."""
+"""`validate`: what a batch would refuse, and what it would cost, by the server's models and prices where there is a server."""
 
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xalen_batch.cli import batch_view, inputs
-from xalen_batch.cli.failures import ERROR
-from xalen_batch.cli.options import Json, examples
+from xalen_batch.cli import batch_view, connection, inputs, rules
+from xalen_batch.cli.client import connect
+from xalen_batch.cli.failures import ERROR, Failed, Unreachable
+from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
 from xalen_batch.cli.output import STDOUT, counted, figure, grid, print_json, say, show
 
 if TYPE_CHECKING:
@@ -29,17 +30,50 @@ def validate(
     file: inputs.InputFile,
     endpoint: inputs.Endpoint = inputs.AUTO,
     show_all: Annotated[bool, typer.Option("--all", help=f"Show every error, not only the first {batch_view.SHOWN_ERRORS}.")] = False,
+    is_local: Annotated[bool, typer.Option("--local", help="Ask no server: use the catalog and the settings on this machine.")] = False,
     as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
 ) -> None:
-    """Check a file and estimate its cost. Needs no server; exit 1 if a batch would refuse it."""
+    """Check a file and estimate its cost; exit 1 if a batch would refuse it. Nothing of the file leaves this machine.
+
+    Uses the models, prices and limits of the server that the connection names, else those on this machine, and says which.
+    """
     with inputs.opened(file) as path:
-        estimate = inputs.estimated(path, endpoint)
+        used = rules.local() if is_local else _asked(base_url, api_key, live)
+        estimate = inputs.estimated(path, endpoint, used)
     if as_json:
-        print_json(estimate.render())
+        print_json(estimate.render() | {"checked_with": used.source})
     else:
         _print(estimate, inputs.name_of(file), show_all)
+        _say_source(used)
     if not estimate.is_valid:
         raise typer.Exit(ERROR)
+
+
+def _asked(base_url: str | None, api_key: str | None, live: bool) -> rules.Rules:
+    """The server's rules; those on this machine where no server is known, or the one remembered does not run."""
+    if not connection.is_known(base_url, api_key, live):
+        return rules.local()
+    client = connect(base_url, api_key, live)
+    try:
+        found = rules.of_server(client)
+    except Unreachable as error:
+        if connection.is_asked_for(base_url, api_key):
+            raise Failed(f"{error} With --local, no server is asked.") from None
+        say(f"{error} Going on without it.", style="yellow")
+        return rules.local()
+    if found is None:
+        say(f"{client.connection.base_url} does not tell this key its models and prices. Going on without them.", style="yellow")
+    return found or rules.local()
+
+
+def _say_source(used: rules.Rules) -> None:
+    if used.is_servers:
+        say(f"Checked with the {used.source}.")
+    else:
+        say(f"Checked with {used.source}. No server was asked: one may have other models, prices and limits.", style="yellow")
 
 
 def _print(estimate: "Estimate", name: str, show_all: bool) -> None:

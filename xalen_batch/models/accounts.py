@@ -18,6 +18,8 @@ class Account(Base):
     # Fair claiming: lines served so far over weight; the account with the least goes next.
     weight: Mapped[int] = mapped_column(server_default="1")
     virtual_time: Mapped[float] = mapped_column(server_default="0")
+    # Live batches may name models that the catalog calls simulated. The operator's word (docs/decisions/0029).
+    simulated_live: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

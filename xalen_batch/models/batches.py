@@ -102,6 +102,9 @@ class Batch(Base):
     # Frozen at creation: {model: {component: "USD per million tokens"}}; no key, no price.
     price_snapshot: Mapped[dict[str, Any]]
     discount_rate: Mapped[Decimal]
+    # Frozen too: {model: "openai" or "simulated"}, what its lines are sent to; a model that is not in it is refused. Null in test
+    # mode, where every model is simulated, and in batches from before this column.
+    backends: Mapped[dict[str, str] | None]
 
     # Of all its lines, as quotas count them; 0 until it is validated.
     enqueued_tokens: Mapped[int] = mapped_column(server_default="0")
@@ -130,6 +133,12 @@ class Batch(Base):
     lease_until: Mapped[datetime | None]
     # Workers that began to validate it and were not heard of again; the one that is at it now is among them.
     losses: Mapped[int] = mapped_column(server_default="0")
+
+    def backend_of(self, model: str) -> str | None:
+        """What the lines of a model are sent to: "openai" or "simulated". None: the batch may not name it."""
+        if not self.livemode:
+            return "simulated"
+        return "openai" if self.backends is None else self.backends.get(model)
 
     def move(self, session: Session, to: BatchStatus) -> bool:
         """Move this batch on from the status it was read with. False: someone else moved it first.

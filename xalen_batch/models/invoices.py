@@ -59,6 +59,8 @@ class InvoiceLine(Base):
     # USD per million tokens of a usage line; the rate of a discount line.
     unit_price: Mapped[Decimal | None]
     reason: Mapped[str | None]
+    # What wrote the answers of a usage line: "openai", a model server, or "simulated". Null on lines from before this column.
+    answered_by: Mapped[str | None]
     # Of a statement's line: the batch invoice it stands for.
     source_invoice_id: Mapped[UUID | None] = mapped_column(ForeignKey("invoices.id"))
     amount: Mapped[Decimal]

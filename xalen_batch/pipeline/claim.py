@@ -52,6 +52,8 @@ class Claim:
     key: tuple[UUID, int]
     fence: int
     lane: Lane
+    # What its batch sends the lines to: "openai" or "simulated", whatever the catalog says by now.
+    backend: str | None
     tariff: Tariff
     is_suspect: bool
     lines: tuple[Line, ...]
@@ -100,6 +102,7 @@ def claim(rooms: Mapping[Lane, int], *, with_suspects: bool) -> Claim | None:
         key=task.key,
         fence=task.fence,
         lane=(task.model, batch.livemode),
+        backend=batch.backend_of(task.model),
         tariff=Tariff(batch.price_snapshot[task.model], batch.discount_rate),
         is_suspect=task.losses >= SUSPECT_LOSSES,
         lines=lines,

@@ -13,7 +13,7 @@ from xalen_batch.accounts import Owner
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Schedule
 from xalen_batch.pipeline import diagnose
-from xalen_batch.pipeline.faults import Fault, Faults, quoted, unpriced
+from xalen_batch.pipeline.faults import Fault, Faults, quoted, refused
 from xalen_batch.pipeline.scan import UTF8_BOM, scan
 from xalen_batch.schedules import inbox
 from xalen_batch.schedules.definition import Definition
@@ -46,13 +46,13 @@ def collect(session: Session, owner: Owner, schedule: Schedule, body: bytes, kin
     definition = Definition.model_validate(schedule.definition)
     _refuse_if_never_run(schedule, definition)
     sent = _Body(body, "Line {number}", "") if kind == "jsonl" else _of_json(body)
-    prices = batches.prices_in_force(session, livemode=owner.livemode, endpoint=definition.endpoint)
+    offered = batches.offered(session, owner, definition.endpoint)
     faults, lines = Faults(), list[tuple[str, bytes]]()
     for line in scan([sent.content], endpoint=definition.endpoint, models=catalog.models()):
         if isinstance(line, Fault):
             faults.add(line)
-        elif not prices.get(line.model):
-            faults.add(replace(unpriced(line.model), line=line.span.line_no))
+        elif fault := refused(line.model, offered):
+            faults.add(replace(fault, line=line.span.line_no))
         else:
             raw = sent.content[line.span.offset : line.span.offset + line.span.length]
             lines.append((line.custom_id, _on_one_line(raw)))

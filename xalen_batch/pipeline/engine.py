@@ -32,6 +32,10 @@ MOST_BYTES = 48 * MiB
 UNUSABLE_PAUSE = 15.0
 
 
+class _BackendChanged(Exception):
+    """The catalog has another kind of backend for the model than the batch was created with."""
+
+
 class _Unusable(Exception):
     """The backend of the claimed task cannot be made here, and the task was handed back."""
 
@@ -182,15 +186,20 @@ class Engine:
         try:
             return self._on_loop(self._start(claim)).result()
         except Exception as error:
-            # No line was sent, so none is to blame: the catalog here does not know the model, or not where it runs.
+            # No line was sent, so none is to blame: the catalog here does not know the model, or not where it runs, or names a
+            # backend of another kind than the batch was created with.
             logger.error("backend.unusable", model=claim.model, **log.cause(error))
             record.record(claim.key, claim.fence, [], to=TaskState.PENDING, pause=UNUSABLE_PAUSE, blame=-int(claim.is_suspect))
             raise _Unusable from error
 
     async def _start(self, claim: Claim) -> Run:
+        model, is_live = catalog.models()[claim.model], claim.lane[1]
+        if (kind := registry.kind_for(model, is_live)) != claim.backend:
+            logger.error("backend.changed", batch_id=claim.batch_id.hex, model=model.id, created_with=claim.backend, catalog_has=kind)
+            raise _BackendChanged
         lane = self._lanes.get(claim.lane)
         if lane is None:
-            lane = self._lanes[claim.lane] = self._lane(catalog.models()[claim.model], is_live=claim.lane[1])
+            lane = self._lanes[claim.lane] = self._lane(model, is_live=is_live)
         run = Run(claim, lane)
         self._runs.add(run)
         # A stop from here on finds it there.

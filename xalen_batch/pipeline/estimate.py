@@ -16,11 +16,13 @@ from typing import Any
 from xalen_batch import money
 from xalen_batch.backends import tokens
 from xalen_batch.catalog import Model
+from xalen_batch.config import Settings
 from xalen_batch.pipeline import bodies
 from xalen_batch.pipeline.bodies import ChatRequest, RerankRequest
 from xalen_batch.pipeline.context import LEAST_SHARE
-from xalen_batch.pipeline.faults import Fault, Faults, unpriced
+from xalen_batch.pipeline.faults import Fault, Faults, refused
 from xalen_batch.pipeline.scan import GoodLine, scan
+from xalen_batch.terms import Terms
 
 EXPECTED_ANSWER = 256
 
@@ -137,28 +139,31 @@ def estimate(
     *,
     endpoint: str | None,
     models: Mapping[str, Model],
-    prices: Mapping[str, Mapping[str, str]],
+    terms: Terms,
     discount_rate: Decimal,
+    limits: Settings | None = None,
 ) -> Estimate:
-    """Read a file as a batch would, without running it. `prices`: {model: {component: "USD per million tokens"}}.
+    """Read a file as a batch on these terms would, without running it.
 
-    `endpoint` None: the first line's url is taken for the whole file, as `Estimate.endpoint` then tells.
+    `endpoint` None: the first line's url is taken for the whole file, as `Estimate.endpoint` then tells. `limits` None: the settings'.
     """
     result = Estimate(endpoint, discount_rate)
-    not_priced: set[str] = set()
-    for line in scan(chunks, endpoint=endpoint, models=models):
+    not_offered: dict[str, Fault] = {}
+    for line in scan(chunks, endpoint=endpoint, models=models, limits=limits):
         if isinstance(line, Fault):
             result.faults.add(line)
             continue
         result.endpoint = line.endpoint
         if line.model not in result.models:
-            if not prices.get(line.model):
-                not_priced.add(line.model)
+            if line.model in not_offered:
                 continue
-            result.models[line.model] = ModelEstimate(models[line.model], prices[line.model], discount_rate)
+            if fault := refused(line.model, terms):
+                not_offered[line.model] = fault
+                continue
+            result.models[line.model] = ModelEstimate(models[line.model], terms.prices[line.model], discount_rate)
         result.models[line.model].add(line)
-    for model in sorted(not_priced):
-        result.faults.add(unpriced(model))
+    for _, fault in sorted(not_offered.items()):
+        result.faults.add(fault)
     return result
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xalen_batch.config import settings
+from xalen_batch.terms import Terms
 
 QUOTED_CHARACTERS = 60
 
@@ -50,8 +51,10 @@ class Faults:
         return shown
 
 
-def unpriced(model: str) -> Fault:
-    return Fault("model_not_priced", f"{model} has no price in force, and nothing runs unpriced. Name another model.", param="body.model")
+def refused(model: str, terms: Terms) -> Fault | None:
+    """Why a batch on these terms may not name a model."""
+    refusal = terms.refusal(model)
+    return None if refusal is None else Fault(refusal.code, refusal.message, param="body.model")
 
 
 def quoted(value: object) -> str:

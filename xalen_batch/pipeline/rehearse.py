@@ -1,6 +1,6 @@
 """Rehearse: read what a schedule will run, before it is made or changed, as its next run would: no night is to fail for a typo."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from uuid import UUID
 
@@ -10,11 +10,12 @@ from xalen_batch.cron import zone
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.pipeline import assemble
 from xalen_batch.pipeline.assemble import Unfit
-from xalen_batch.pipeline.faults import Fault, Faults, unpriced
+from xalen_batch.pipeline.faults import Fault, Faults, refused
 from xalen_batch.pipeline.scan import scan
 from xalen_batch.schedules import sources, templates
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.templates import Moment
+from xalen_batch.terms import Terms
 
 NO_RUN = ids.render("run", UUID(int=0))
 
@@ -31,9 +32,9 @@ def rehearse(owner: Owner, definition: Definition, now: datetime) -> None:
     param = definition.file_param
     with db.transaction() as session:
         file = batches.input_file(session, owner, definition.file_id, param=param)
-        prices = batches.prices_in_force(session, livemode=owner.livemode, endpoint=definition.endpoint)
+        offered = batches.offered(session, owner, definition.endpoint)
     try:
-        faults = _read(storage.chunks(storage.key(file.id)), definition, prices, now)
+        faults = _read(storage.chunks(storage.key(file.id)), definition, offered, now)
     except FileNotFoundError:
         message = f"{param}: the content of {definition.file_id} is gone. Upload it again and send its new id."
         raise InvalidRequest(message, param=param, code="file_not_found") from None
@@ -45,7 +46,7 @@ def rehearse(owner: Owner, definition: Definition, now: datetime) -> None:
         raise InvalidRequest(f"{param}: {where}: {first.message}{others}", param=param, code=first.code)
 
 
-def _read(chunks: Iterable[bytes], definition: Definition, prices: Mapping[str, object], now: datetime) -> Faults:
+def _read(chunks: Iterable[bytes], definition: Definition, offered: Terms, now: datetime) -> Faults:
     faults, models = Faults(), set[str]()
     content = _unfilled(chunks, faults) if definition.template_file_id is None else _rendered(chunks, definition, faults, now)
     for line in scan(content, endpoint=definition.endpoint, models=catalog.models()):
@@ -54,8 +55,8 @@ def _read(chunks: Iterable[bytes], definition: Definition, prices: Mapping[str, 
         else:
             models.add(line.model)
     for model in sorted(models):
-        if not prices.get(model):
-            faults.add(unpriced(model))
+        if fault := refused(model, offered):
+            faults.add(fault)
     return faults
 
 

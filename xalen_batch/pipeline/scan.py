@@ -13,7 +13,7 @@ import msgspec
 import orjson
 
 from xalen_batch.catalog import ENDPOINTS, Endpoint, Model
-from xalen_batch.config import settings
+from xalen_batch.config import Settings, settings
 from xalen_batch.jsonl import Block, Span, blocks
 from xalen_batch.pipeline import bodies, context, diagnose, prefix
 from xalen_batch.pipeline.bodies import MAX_CUSTOM_ID, Misfit, Request, UsualChat, UsualLine
@@ -74,10 +74,12 @@ class GoodLine(NamedTuple):
         return prefix.prompt(self.body)
 
 
-def scan(chunks: Iterable[bytes], *, endpoint: str | None, models: Mapping[str, Model]) -> Iterator[GoodLine | Fault]:
+def scan(
+    chunks: Iterable[bytes], *, endpoint: str | None, models: Mapping[str, Model], limits: Settings | None = None
+) -> Iterator[GoodLine | Fault]:
     """Every line that is not blank, in order; a fault without a line is about the file and ends it.
 
-    `endpoint` None: the first line's url is taken for the whole file.
+    `endpoint` None: the first line's url is taken for the whole file. `limits` None: those of the settings.
     """
     stream = iter(chunks)
     head = b""
@@ -90,7 +92,7 @@ def scan(chunks: Iterable[bytes], *, endpoint: str | None, models: Mapping[str, 
         return
     start = len(UTF8_BOM) if head.startswith(UTF8_BOM) else 0
     found = None
-    for found in Reader(endpoint, models).read(chain([head[start:]], stream), start=start):
+    for found in Reader(endpoint, models, limits).read(chain([head[start:]], stream), start=start):
         yield found
     if found is None:
         yield Fault("empty_file", "The file has no requests. Write one JSON object on each line.")
@@ -116,12 +118,12 @@ def too_long(span: Span, limit: int) -> Fault:
 class Reader:
     """Checks line after line of a file; knows the ids it has seen, how many requests there were, and the number of the last line."""
 
-    def __init__(self, endpoint: str | None, models: Mapping[str, Model]) -> None:
+    def __init__(self, endpoint: str | None, models: Mapping[str, Model], limits: Settings | None = None) -> None:
         self.endpoint = endpoint
         self.models = models
         self.seen: dict[str, int] = {}
         self.count = self.last_line = 0
-        limits = settings()
+        limits = limits or settings()
         self.longest, self._most = limits.max_line_bytes, limits.max_batch_lines
 
     def read(self, chunks: Iterable[bytes], *, start: int = 0) -> Iterator[GoodLine | Fault]:

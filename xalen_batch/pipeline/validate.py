@@ -12,14 +12,14 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from xalen_batch import catalog, db, disk, log, quotas, storage
+from xalen_batch import batches, catalog, db, disk, log, quotas, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, ScheduleRun, Task
 from xalen_batch.pipeline import fairness, reading
 from xalen_batch.pipeline.assemble import Assembled, assemble, traced
-from xalen_batch.pipeline.faults import Fault, Faults, unpriced
+from xalen_batch.pipeline.faults import Fault, Faults, refused
 from xalen_batch.pipeline.reading import Reading
 from xalen_batch.pipeline.split import Split
 from xalen_batch.quotas import Excess
@@ -161,9 +161,10 @@ def _read(batch: Batch, lease: _Lease) -> Reading:
         found = reading.read(key, endpoint=batch.endpoint, models=models, meanwhile=_extending(lease))
     except FileNotFoundError:
         return Reading(faults=Faults([FILE_GONE]))
+    terms = batches.terms(batch)
     for model in found.split.models:
-        if not batch.price_snapshot.get(model):
-            found.faults.add(unpriced(model))
+        if fault := refused(model, terms):
+            found.faults.add(fault)
     return found
 
 

@@ -113,7 +113,7 @@ def send_file(client: Client, given: Given) -> Sent:
 
 def _upload(client: Client, path: Path, name: str, given: Given) -> tuple[str, dict[str, Any]]:
     if given.file:
-        checked = submit.check(path, name, given.endpoint or inputs.AUTO)
+        checked = submit.check(client, path, name, given.endpoint or inputs.AUTO)
         return checked.endpoint, submit.upload(client, checked)
     # Filled in as its next run would be, it is checked by the server.
     with path.open("rb") as lines:

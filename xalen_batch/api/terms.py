@@ -1,0 +1,63 @@
+"""/v1/terms"""
+
+from typing import Literal, Self
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from sqlalchemy.orm import Session
+
+from xalen_batch import batches, catalog, money
+from xalen_batch.accounts import Caller, Scope
+from xalen_batch.api.deps import calling
+from xalen_batch.config import settings
+from xalen_batch.terms import Terms
+
+router = APIRouter(prefix="/v1/terms", tags=["extensions"])
+
+
+class ModelTerms(BaseModel):
+    id: str
+    endpoints: list[str]
+    context_window: int = Field(description="Tokens.")
+    price: dict[str, str] = Field(description="USD per million tokens, list price, by component. A model without any is refused.")
+    answered_by: Literal["openai", "simulated"] | None = Field(
+        description="What its lines would be sent to: a model server, or the simulated model. Null: batches that name it are refused."
+    )
+
+    @classmethod
+    def of(cls, model: catalog.Model, terms: Terms) -> Self:
+        return cls(
+            id=model.id,
+            endpoints=list(model.endpoints),
+            context_window=model.context_window,
+            price=dict(terms.prices.get(model.id, {})),
+            answered_by=terms.backends.get(model.id),
+        )
+
+
+class TermsObject(BaseModel):
+    """What a batch created now would run on, cost and be held to, for the calling account in the mode of its key."""
+
+    object: Literal["terms"] = "terms"
+    livemode: bool
+    currency: str = money.CURRENCY
+    batch_discount: str = Field(description="Share of the list price that is taken off.")
+    max_file_bytes: int
+    max_batch_lines: int
+    max_line_bytes: int
+    models: list[ModelTerms]
+
+
+@router.get("")
+@calling(Scope.READ)
+def get_terms(session: Session, caller: Caller) -> TermsObject:
+    """Models, prices and limits of a batch created now: what a client needs to check a file and to know its cost before it uploads it."""
+    offered, config = batches.offered(session, caller), settings()
+    return TermsObject(
+        livemode=caller.livemode,
+        batch_discount=str(config.batch_discount),
+        max_file_bytes=config.max_file_bytes,
+        max_batch_lines=config.max_batch_lines,
+        max_line_bytes=config.max_line_bytes,
+        models=[ModelTerms.of(model, offered) for model in catalog.models().values()],
+    )

@@ -1,0 +1,147 @@
+"""`prices`: list prices of the catalog on this machine, and of the database over time."""
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xalen_batch.cli import database
+from xalen_batch.cli.failures import ERROR, USAGE, Failed
+from xalen_batch.cli.options import Json, examples
+from xalen_batch.cli.output import counted, grid, moment, print_json, say, show
+
+if TYPE_CHECKING:
+    from xalen_batch.billing.prices import Change
+
+UNIT = "USD per 1M tokens, list price; a batch costs less (XALEN_BATCH_DISCOUNT)"
+
+commands = typer.Typer(help="List prices: of the catalog, or (operators) of the database over time.", epilog=examples("xalen-batch prices"))
+
+
+@commands.callback(invoke_without_command=True)
+def catalog_prices(context: typer.Context, as_json: Json = False) -> None:
+    """List prices of the catalog on this machine; `list` and `sync` work on the database (operators)."""
+    if context.invoked_subcommand is not None:
+        return
+    from xalen_batch import catalog
+
+    found = {model.id: model.price.model_dump(mode="json") for model in catalog.models().values()}
+    if as_json:
+        print_json(found)
+        return
+    rows = [(id, price["input"] or "-", price["output"] or "-") for id, price in found.items()]
+    show(grid(("model", "input", "output"), rows, right=("input", "output")))
+    say(UNIT, style="dim")
+
+
+@commands.command("list", epilog=examples("xalen-batch prices list", "xalen-batch prices list --model bge-reranker-v2 --json"))
+def list_prices(model: Annotated[str | None, typer.Option(help="Only this model.")] = None, as_json: Json = False) -> None:
+    """List every price the database has had, with its time (operators)."""
+    with database.transaction() as session:
+        from xalen_batch import money
+        from xalen_batch.billing import prices
+
+        rows: list[dict[str, Any]] = [
+            {
+                "model": price.model,
+                "component": price.component,
+                "livemode": price.livemode,
+                "usd_per_million": money.render(price.usd_per_million),
+                "valid_from": price.valid_from.isoformat(timespec="seconds"),
+                "valid_to": price.valid_to and price.valid_to.isoformat(timespec="seconds"),
+            }
+            for price in prices.history(session)
+            if model in (None, price.model)
+        ]
+    if as_json:
+        print_json(rows)
+        return
+    cells = [
+        (
+            row["model"],
+            row["component"],
+            "live" if row["livemode"] else "test",
+            row["usd_per_million"],
+            _at(row["valid_from"]),
+            _at(row["valid_to"]) if row["valid_to"] else "now",
+        )
+        for row in rows
+    ]
+    show(grid(("model", "component", "mode", "USD per 1M", "from", "to"), cells, right=("USD per 1M",)))
+
+
+def _at(iso: str) -> str:
+    return moment(int(datetime.fromisoformat(iso).timestamp()))
+
+
+@commands.command(
+    epilog=examples(
+        "xalen-batch prices sync",
+        "XALEN_CATALOG=catalog.toml xalen-batch prices sync --yes",
+        "XALEN_CATALOG=catalog.toml xalen-batch prices sync --close old-model",
+    )
+)
+def sync(
+    is_yes: Annotated[bool, typer.Option("--yes", help="Change them without asking.")] = False,
+    close: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL", help="End prices of this model that the catalog does not have; may be repeated.")
+    ] = None,
+) -> None:
+    """Show how prices in force differ from the catalog on this machine, and put the catalog's in force (operators).
+
+    Batches that exist keep theirs. Exit 2, and nothing is changed, without --yes where nobody can be asked, and where a price would
+    end whose model --close does not name: the catalog may be another one than the server's.
+    """
+    with database.transaction() as session:
+        from xalen_batch import catalog
+        from xalen_batch.billing import prices
+
+        changes, source = prices.differences(session), catalog.source()
+    ending = {change.model for change in prices.closings(changes)}
+    if strangers := sorted(set(close or []) - ending):
+        raise Failed(f"--close {strangers[0]}: no price of it would end. Leave it out.", USAGE)
+    if not changes:
+        say(f"The prices are those of {source}.")
+        return
+    _show(changes)
+    if missing := sorted(ending - set(close or [])):
+        options = " ".join(f"--close {model}" for model in missing)
+        raise Failed(
+            f"Nothing was changed. Prices of {', '.join(missing)} are in force and not in {source}. Name the server's catalog in "
+            f"XALEN_CATALOG; or, if they are to end: xalen-batch prices sync {options}",
+            USAGE,
+        )
+    if not is_yes and not _is_agreed(len(changes), source):
+        say("Nothing was changed.")
+        raise typer.Exit(ERROR)
+    with database.transaction() as session:
+        try:
+            prices.sync(session, changes)
+        except prices.Outdated as error:
+            raise Failed(str(error)) from None
+    say(f"{counted(len(changes), 'price')} changed, to those of {source}. `xalen-batch audit` has them.")
+
+
+def _show(changes: "Sequence[Change]") -> None:
+    rows = [
+        (change.model, change.component, "live" if change.livemode else "test", _price(change.old), _price(change.new))
+        for change in changes
+    ]
+    show(grid(("model", "component", "mode", "in force", "in the catalog"), rows, right=("in force", "in the catalog")))
+    say("USD per 1M tokens", style="dim")
+
+
+def _price(price: Any) -> str:
+    return "-" if price is None else f"{price:f}"
+
+
+def _is_agreed(changes: int, source: str) -> bool:
+    if not _has_terminal():
+        raise Failed("Nothing was changed: there is no terminal to ask on. Run it again with --yes to change the prices.", USAGE)
+    return typer.confirm(f"Change {counted(changes, 'price')} to those of {source}?", err=True)
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty()

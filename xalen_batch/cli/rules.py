@@ -1,0 +1,81 @@
+"""What a file is checked by on this machine: the models, prices and limits of the server it goes to, or of the catalog here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from xalen_batch.cli.client import Client
+from xalen_batch.cli.failures import ApiError
+
+if TYPE_CHECKING:
+    from xalen_batch.catalog import Model
+    from xalen_batch.config import Settings
+    from xalen_batch.terms import Terms
+
+LIMITS = ("max_file_bytes", "max_batch_lines", "max_line_bytes")
+# A key without the scope `read`, and a server from before the route.
+NOT_TOLD = (403, 404)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """`source` says in words where they come from. `is_servers`: the server would refuse what these refuse."""
+
+    source: str
+    is_servers: bool
+    models: "Mapping[str, Model]"
+    terms: "Terms"
+    discount_rate: Decimal
+    limits: "Settings"
+
+
+def of_server(client: Client) -> Rules | None:
+    """The server's own, for this key. None: it does not tell them."""
+    from xalen_batch.config import settings
+    from xalen_batch.terms import Terms
+
+    try:
+        told = client.get("/terms")
+    except ApiError as error:
+        if error.status in NOT_TOLD:
+            return None
+        raise
+    models = told["models"]
+    backends = {model["id"]: model["answered_by"] for model in models if model["answered_by"]}
+    return Rules(
+        source=f"models and prices of {client.connection.base_url}, in {'live' if told['livemode'] else 'test'} mode",
+        is_servers=True,
+        models={model["id"]: _model(model) for model in models},
+        terms=Terms({model["id"]: model["price"] for model in models}, backends),
+        discount_rate=Decimal(told["batch_discount"]),
+        limits=settings().model_copy(update={name: told[name] for name in LIMITS}),
+    )
+
+
+def local() -> Rules:
+    """Those of the catalog and the settings on this machine."""
+    from xalen_batch import catalog
+    from xalen_batch.config import settings
+    from xalen_batch.terms import Terms
+
+    models = catalog.models()
+    prices = {model.id: {component: str(price) for component, price in model.price if price is not None} for model in models.values()}
+    return Rules(
+        source=catalog.source(),
+        is_servers=False,
+        models=models,
+        terms=Terms(prices, dict.fromkeys(models, "simulated")),
+        discount_rate=settings().batch_discount,
+        limits=settings(),
+    )
+
+
+def _model(told: dict[str, Any]) -> "Model":
+    """As much of a model as its server tells, and a check of requests needs."""
+    from xalen_batch.catalog import ListPrice, Model
+
+    return Model(
+        id=told["id"], name=told["id"], owned_by="", category="", parameters="", price=ListPrice(),
+        context_window=told["context_window"], endpoints=tuple(told["endpoints"]),
+    )  # fmt: skip

@@ -1,0 +1,46 @@
+"""The terms of a batch: what its lines cost and what answers them, frozen in it when it is created (docs/decisions/0029)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a batch may not name a model."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """`prices`: {model: {component: "USD per million tokens"}}; `backends`: {model: "openai" or "simulated"}.
+
+    A batch runs lines of the models that are in both.
+    """
+
+    prices: Mapping[str, Mapping[str, str]]
+    backends: Mapping[str, str]
+
+    def refusal(self, model: str) -> Refusal | None:
+        """None: a batch may name the model."""
+        if not self.prices.get(model):
+            return Refusal("model_not_priced", _no_price(model))
+        if model not in self.backends:
+            return Refusal("model_has_no_backend", _no_backend(model))
+        return None
+
+
+def _no_backend(model: str) -> str:
+    return (
+        f"{model} has no live backend. Use a test key, whose answers are simulated, or ask the operator, who sets base_url in "
+        f"[models.{model}.backend] of the file that XALEN_CATALOG names, or lets this account's live keys have the simulated answers of "
+        'kind = "simulated" there: `xalen-batch accounts simulation NAME --allow`.'
+    )
+
+
+def _no_price(model: str) -> str:
+    return (
+        f"{model} has no price in force, and nothing runs unpriced. Name another model, or ask the operator, who puts the catalog's prices "
+        "in force: `xalen-batch prices sync`."
+    )
