@@ -110,6 +110,8 @@ def median_seconds(act: Callable[[], object], times: int) -> float:
 def running(folder: Path, *, settings: Mapping[str, object], catalog: str, checkout: Path | None = None) -> Iterator[System]:
     """Start `up` and stop it in good order. `checkout`: another checkout with its own `.venv`, to be attacked instead of this one."""
     command = Path(sys.executable).with_name("xalen-batch") if checkout is None else checkout.absolute() / ".venv/bin/xalen-batch"
+    # The parts are started with `python -m`, which imports from the working directory first.
+    where = folder if checkout is None else checkout
     data_dir, model_port, port = folder / "data", free_port(), free_port()
     data_dir.mkdir(parents=True)
     chosen = dict(settings)
@@ -119,8 +121,14 @@ def running(folder: Path, *, settings: Mapping[str, object], catalog: str, check
     env, log = environment(**chosen, data_dir=data_dir), folder / "up.log"
     with log.open("ab") as out:
         process = subprocess.Popen(
-            [command, "up", "--port", str(port)], env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )  # fmt: skip
+            [command, "up", "--port", str(port)],
+            cwd=where,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
     try:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), timeout=START_TIMEOUT, process=process, log=log)
         keys = tomllib.loads((data_dir / "credentials.toml").read_text("utf-8"))
