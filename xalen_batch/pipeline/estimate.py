@@ -106,13 +106,13 @@ class Estimate:
     models: dict[str, ModelEstimate] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
     # Models that lines name and that have no price.
-    unpriced: set[str] = field(default_factory=set)
+    without_price: set[str] = field(default_factory=set)
 
     def add(self, line: GoodLine, models: Mapping[str, Model], prices: Prices) -> None:
         self.endpoint = line.endpoint
         if line.model not in self.models:
             if not prices.get(line.model):
-                self.unpriced.add(line.model)
+                self.without_price.add(line.model)
                 return
             self.models[line.model] = ModelEstimate(models[line.model], prices[line.model], self.discount_rate)
         self.models[line.model].add(line)
@@ -125,11 +125,11 @@ class Estimate:
                 self.models[name].extend(share)
             else:
                 self.models[name] = share
-        self.unpriced |= other.unpriced
+        self.without_price |= other.without_price
 
     def end(self) -> None:
         """All lines have been added."""
-        for model in sorted(self.unpriced):
+        for model in sorted(self.without_price):
             self.faults.add(unpriced(model))
 
     @property

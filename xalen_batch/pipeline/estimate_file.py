@@ -6,18 +6,36 @@ from decimal import Decimal
 from functools import partial
 
 from xalen_batch import storage
-from xalen_batch.catalog import Model
-from xalen_batch.pipeline import pieces
+from xalen_batch.catalog import Endpoint, Model
+from xalen_batch.config import settings
+from xalen_batch.pipeline import apart, pieces
 from xalen_batch.pipeline.estimate import Estimate, Prices, estimate
 from xalen_batch.pipeline.pieces import Piece, Place
+from xalen_batch.pipeline.readers import Readers
+from xalen_batch.pipeline.reading import LARGE_BYTES, in_pieces, places_of
 from xalen_batch.pipeline.scan import Reader
+
+
+def estimate_file(
+    key: str,
+    *,
+    endpoint: Endpoint | None,
+    models: Mapping[str, Model],
+    prices: Prices,
+    discount_rate: Decimal,
+) -> Estimate:
+    """As `estimate`, of a file in storage. storage.AWAY; Unavailable if it takes too long."""
+    work, size, processes = Estimating(endpoint, models, prices, discount_rate), storage.size(key), settings().validation_processes
+    if processes > 1 and size > LARGE_BYTES and (found := work.in_pieces(key, processes)):
+        return found
+    return apart.run(partial(work.whole, key), size=size)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimating:
     """The work of an estimate, on a piece of a file or on all of it."""
 
-    endpoint: str | None
+    endpoint: Endpoint | None
     models: Mapping[str, Model]
     prices: Prices
     discount_rate: Decimal
@@ -26,6 +44,15 @@ class Estimating:
         found = Estimate(self.endpoint, self.discount_rate)
         add = partial(found.add, models=self.models, prices=self.prices)
         return pieces.read_lines(place, Reader(self.endpoint, self.models), add, found)
+
+    def in_pieces(self, key: str, processes: int) -> Estimate | None:
+        """None unless all lines are good."""
+        found, places = Estimate(self.endpoint, self.discount_rate), list(places_of(key))
+        with Readers(min(processes, len(places)), self, niceness=apart.NICENESS, patience=apart.START) as readers:
+            if not in_pieces(places, self, readers, lambda content, _: found.extend(content)):
+                return None
+        found.end()
+        return found
 
     def whole(self, key: str) -> Estimate:
         return estimate(
