@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import audit, db, idempotency
 from xalen_batch.accounts import Caller, Scope
+from xalen_batch.api import long_work
 from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey, calling
 from xalen_batch.api.responses import stored
 from xalen_batch.api.schedule_schemas import Changes, DeletedSchedule, PauseRequest, PreviewObject, PreviewRequest, ScheduleObject
@@ -34,6 +35,11 @@ Count = Annotated[int, Query(ge=1, le=100, description="How many of the next ins
 @router.post("", response_model=ScheduleObject)
 def create_schedule(body: Definition, caller: BriefSubmitter, key: IdempotencyKey = None) -> Response:
     """Run something again and again. What it reads is checked now as its next run would read it."""
+    with long_work.admitted(caller):
+        return _created(body, caller, key)
+
+
+def _created(body: Definition, caller: Caller, key: str | None) -> Response:
     route, fingerprint = f"POST {PATH}", hashlib.sha256(orjson.dumps(body.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).digest()
     with db.transaction() as session:
         answer = idempotency.kept(session, caller, key, route=route, fingerprint=fingerprint)
@@ -65,7 +71,7 @@ def list_schedules(
 
 
 @router.post("/preview")
-@calling(Scope.READ)
+@calling(Scope.READ, is_long=True)
 def preview(session: Session, caller: Caller, body: PreviewRequest, count: Count = 10) -> PreviewObject:
     """When a schedule would fire, before it is made. Saves nothing."""
     definition = Definition(name="preview", endpoint=CHAT, inbox=Inbox(), **body.model_dump())
@@ -84,6 +90,11 @@ def get_schedule(session: Session, caller: Caller, schedule_id: str) -> Schedule
 @router.patch("/{schedule_id}")
 def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> ScheduleObject:
     """Replace the fields that are sent. What has run keeps what it ran with; a run that waits too."""
+    with long_work.admitted(caller):
+        return _changed(body, caller, schedule_id)
+
+
+def _changed(body: Changes, caller: Caller, schedule_id: str) -> ScheduleObject:
     rehearsed: Any = None
     while True:
         with db.transaction() as session:
@@ -131,7 +142,7 @@ def resume_schedule(session: Session, caller: Caller, schedule_id: str) -> Sched
 
 
 @router.get("/{schedule_id}/preview")
-@calling(Scope.READ)
+@calling(Scope.READ, is_long=True)
 def preview_schedule(session: Session, caller: Caller, schedule_id: str, count: Count = 10) -> PreviewObject:
     """When it fires next, or would if it were not paused."""
     schedule = registry.get(session, caller, schedule_id)

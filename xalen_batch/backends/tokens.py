@@ -34,13 +34,7 @@ PIECES = re.compile(
 # text is counted by its runs: each kind is a bit of its own. Letters come in pieces of 8, punctuation in pieces of 2.
 _LETTER, _MARK, _SINGLE = 1, 2, 4
 _KINDS = bytes(
-    _LETTER
-    if chr(byte).isalpha()
-    else _MARK
-    if chr(byte) in string.punctuation
-    else 0
-    if chr(byte).isspace()
-    else _SINGLE
+    _LETTER if chr(byte).isalpha() else _MARK if chr(byte) in string.punctuation else 0 if chr(byte).isspace() else _SINGLE
     for byte in range(128)
 ).ljust(256, b"\0")
 _MORE_LETTERS, _MORE_MARKS, _MORE_SINGLES = bytes([_LETTER]) * 8, bytes([_MARK]) * 2, bytes([_SINGLE])

@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from xalen_batch import storage
 from xalen_batch.config import settings
@@ -53,10 +53,10 @@ def _apart(work: Callable[[], T]) -> T | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Once:
-    work: Callable[[], object]
+class _Once(Generic[T]):
+    work: Callable[[], T]
 
-    def __call__(self, _: tuple[()]) -> object:
+    def __call__(self, _: tuple[()]) -> T | None:
         try:
             return self.work()
         except storage.AWAY:

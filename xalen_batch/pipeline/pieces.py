@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from xalen_batch import storage
-from xalen_batch.catalog import Endpoint, Model
+from xalen_batch.catalog import Model
 from xalen_batch.pipeline.faults import Fault
 from xalen_batch.pipeline.prefix import Marker
 from xalen_batch.pipeline.scan import GoodLine, Reader
@@ -49,7 +49,7 @@ class Piece(NamedTuple, Generic[T]):
     content: T
     custom_ids: list[str]
     lines: int
-    endpoint: Endpoint | None
+    endpoint: str | None
 
 
 class Crash(NamedTuple):
@@ -62,7 +62,7 @@ class Crash(NamedTuple):
 class Splitting:
     """The work of validation: a piece's lines as a `Split`."""
 
-    endpoint: Endpoint
+    endpoint: str
     models: Mapping[str, Model]
 
     def __call__(self, place: Place) -> Piece[Split] | None:
@@ -92,7 +92,7 @@ def serve(connection: Connection, environment: Mapping[str, str], niceness: int,
             connection.send(result)
 
 
-def read_piece(place: Place, endpoint: Endpoint, models: Mapping[str, Model]) -> Piece[Split] | None:
+def read_piece(place: Place, endpoint: str, models: Mapping[str, Model]) -> Piece[Split] | None:
     """None as of `read_lines`."""
     gathered = Gathered(models)
     return read_lines(place, Reader(endpoint, models), gathered.add, gathered.split)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from xalen_batch import storage
-from xalen_batch.catalog import Endpoint, Model
+from xalen_batch.catalog import Model
 from xalen_batch.config import MiB, settings
 from xalen_batch.pipeline.faults import Fault, Faults
 from xalen_batch.pipeline.pieces import Gathered, Piece, Place, Splitting
@@ -40,7 +40,7 @@ class Reading:
     faults: Faults = field(default_factory=Faults)
 
 
-def read(key: str, *, endpoint: Endpoint, models: Mapping[str, Model], meanwhile: Callable[[], None]) -> Reading:
+def read(key: str, *, endpoint: str, models: Mapping[str, Model], meanwhile: Callable[[], None]) -> Reading:
     """Read a whole file. `meanwhile` is called whenever some of it has been read; what it raises ends the work.
 
     `FileNotFoundError` if the file is gone.
@@ -54,7 +54,7 @@ def read(key: str, *, endpoint: Endpoint, models: Mapping[str, Model], meanwhile
     return _whole(key, endpoint, models, meanwhile)
 
 
-def _whole(key: str, endpoint: Endpoint, models: Mapping[str, Model], meanwhile: Callable[[], None]) -> Reading:
+def _whole(key: str, endpoint: str, models: Mapping[str, Model], meanwhile: Callable[[], None]) -> Reading:
     gathered, faults = Gathered(models), Faults()
     for number, line in enumerate(scan(storage.chunks(key), endpoint=endpoint, models=models)):
         # A line takes microseconds.
@@ -101,7 +101,7 @@ class _Joined(Generic[T]):
         self._left = deque(places)
         self._found: dict[Place, Piece[T]] = {}
         self._custom_ids = set[str]()
-        self._endpoints = set[Endpoint]()
+        self._endpoints = set[str]()
         self.requests = self._lines = 0
         self._most = settings().max_batch_lines
 
