@@ -49,6 +49,7 @@ def create_app() -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         strict_content_type=False,
+        lifespan=health.leaving_connections,
         responses={"4XX": {"model": ErrorObject}},
     )
     for room in (files, batches, partial, estimates, billing, schedules, schedule_runs, inbox, models, keys, limits, health):

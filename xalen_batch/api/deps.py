@@ -35,7 +35,9 @@ _scopes: dict[object, Scope] = {}
 WITHOUT_ADDRESS = "local"
 
 
-def calling(scope: Scope, *, is_long: bool = False) -> Callable[[Callable[Concatenate[Session, Caller, Asked], Shown]], Callable[..., Response]]:
+def calling(
+    scope: Scope, *, is_long: bool = False
+) -> Callable[[Callable[Concatenate[Session, Caller, Asked], Shown]], Callable[..., Response]]:
     """A route that is given a session and who calls, if their key has the scope. It has committed before its answer leaves.
 
     A route that changes something has one transaction, one that only reads none. Session, caller and the answer's JSON

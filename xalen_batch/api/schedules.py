@@ -35,11 +35,6 @@ Count = Annotated[int, Query(ge=1, le=100, description="How many of the next ins
 @router.post("", response_model=ScheduleObject)
 def create_schedule(body: Definition, caller: BriefSubmitter, key: IdempotencyKey = None) -> Response:
     """Run something again and again. What it reads is checked now as its next run would read it."""
-    with long_work.admitted(caller):
-        return _created(body, caller, key)
-
-
-def _created(body: Definition, caller: Caller, key: str | None) -> Response:
     route, fingerprint = f"POST {PATH}", hashlib.sha256(orjson.dumps(body.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).digest()
     with db.transaction() as session:
         answer = idempotency.kept(session, caller, key, route=route, fingerprint=fingerprint)
@@ -90,11 +85,6 @@ def get_schedule(session: Session, caller: Caller, schedule_id: str) -> Schedule
 @router.patch("/{schedule_id}")
 def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> ScheduleObject:
     """Replace the fields that are sent. What has run keeps what it ran with; a run that waits too."""
-    with long_work.admitted(caller):
-        return _changed(body, caller, schedule_id)
-
-
-def _changed(body: Changes, caller: Caller, schedule_id: str) -> ScheduleObject:
     rehearsed: Any = None
     while True:
         with db.transaction() as session:
@@ -153,8 +143,9 @@ def preview_schedule(session: Session, caller: Caller, schedule_id: str, count: 
 
 def _rehearse(caller: Caller, definition: Definition, now: datetime) -> None:
     """Refuse what cannot work. No transaction is held while files are read."""
-    definition.check(now)
-    rehearse(caller, definition, now)
+    with long_work.admitted(caller):
+        definition.check(now)
+        rehearse(caller, definition, now)
 
 
 def _read_by(definition: Definition) -> Any:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.forkserver import ensure_running
 from typing import Generic, Self, TypeVar
 
@@ -52,6 +52,7 @@ class Readers(Generic[A, T]):
         self._number = number
         self._told = (niceness, work)
         self._patience = patience
+        self._processes: dict[Connection, ForkServerProcess] = {}
         self._idle: deque[Connection] = deque()
         self._busy: dict[Connection, A] = {}
         self._is_over = False
@@ -65,11 +66,10 @@ class Readers(Generic[A, T]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        # At the end of its connection a process ends, once it is through with its piece.
         with self._lock:
             self._is_over = True
             for connection in (*self._idle, *self._busy):
-                connection.close()
+                self._end(connection)
 
     @property
     def are_busy(self) -> bool:
@@ -110,7 +110,15 @@ class Readers(Generic[A, T]):
 
     def _lost(self, connection: Connection) -> None:
         logger.error("reading.process_lost")
+        self._end(connection)
+
+    def _end(self, connection: Connection) -> None:
         connection.close()
+        # An idle one ends with its connection, a busy one would do its work first, which may have no end.
+        process = self._processes.pop(connection, None)
+        if process is not None and process.is_alive():
+            process.kill()
+            process.join()
 
     def _start(self) -> None:
         try:
@@ -122,14 +130,15 @@ class Readers(Generic[A, T]):
                 with _starting:
                     process.start()
                 theirs.close()
-                self._add(ours)
+                self._add(ours, process)
         except (OSError, EOFError, RuntimeError) as error:
             # There may be no place for a socket, such as a writable /tmp, or no room for another process.
             logger.warning("reading.no_processes", **log.cause(error))
 
-    def _add(self, connection: Connection) -> None:
+    def _add(self, connection: Connection, process: ForkServerProcess) -> None:
         with self._lock:
+            self._processes[connection] = process
             if self._is_over:
-                connection.close()
+                self._end(connection)
             else:
                 self._idle.append(connection)
