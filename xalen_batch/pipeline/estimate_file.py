@@ -1,5 +1,6 @@
 """Estimate a stored file, in processes of its own: beside the requests of others, and a large one on several cores."""
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -15,6 +16,8 @@ from xalen_batch.pipeline.readers import Readers
 from xalen_batch.pipeline.reading import LARGE_BYTES, in_pieces, places_of
 from xalen_batch.pipeline.scan import Reader
 
+_in_pieces = threading.Lock()
+
 
 def estimate_file(
     key: str,
@@ -26,8 +29,14 @@ def estimate_file(
 ) -> Estimate:
     """As `estimate`, of a file in storage. storage.AWAY; Unavailable if it takes too long."""
     work, size, processes = Estimating(endpoint, models, prices, discount_rate), storage.size(key), settings().validation_processes
-    if processes > 1 and size > LARGE_BYTES and (found := work.in_pieces(key, processes)):
-        return found
+    # Several estimates at once use the cores as they are, with a process each.
+    if processes > 1 and size > LARGE_BYTES and _in_pieces.acquire(blocking=False):
+        try:
+            found = work.in_pieces(key, processes)
+        finally:
+            _in_pieces.release()
+        if found is not None:
+            return found
     return apart.run(partial(work.whole, key), size=size)
 
 
