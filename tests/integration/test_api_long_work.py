@@ -1,4 +1,4 @@
-"""Requests that take long are bounded, by account and in all; short ones and `/readyz` never wait for them."""
+"""Requests that take long are bounded, by account and in all; short ones never wait for them."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,9 +11,8 @@ import psycopg
 import pytest
 
 from tests import factories
-from tests.e2e.processes import wait_until
 from tests.integration.conftest import Answer, Api, new_key
-from xalen_batch import accounts, db, ids
+from xalen_batch import accounts, db
 from xalen_batch.accounts import Owner
 from xalen_batch.api import estimates, long_work
 from xalen_batch.api.long_work import admitted
@@ -181,18 +180,3 @@ def test_requests_whose_schedule_has_another_endpoint_by_now_are_to_be_sent_agai
         answer = api.ask("POST", f"{nightly}/requests", factories.chat_line("a"))
     assert (answer.status, "retry-after" in answer.headers) == (503, True)
     assert api.ask("GET", nightly).json["inbox"]["pending"] == 0
-
-
-def test_readiness_needs_no_connection_of_the_routes(api: Api, nightly: str, database: str) -> None:
-    """Every thread that runs routes holds a connection, and waits for a row."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    asked = settings().pool_size + 5
-    with psycopg.connect(database, autocommit=True) as other, ThreadPoolExecutor(asked) as pool:
-        with other.transaction():
-            other.execute("SELECT 1 FROM schedules WHERE id = %s FOR UPDATE", [ids.parse("sched", nightly.rpartition("/")[2])])
-            answers = [pool.submit(api.ask, "POST", f"{nightly}/pause") for _ in range(asked)]
-            with psycopg.connect(database, autocommit=True) as looking:
-                wait_until(lambda: looking.execute(waiting).fetchone() >= (settings().pool_size - 2,), timeout=30)
-            ready = api.ask("GET", "/readyz", key=None)
-        assert {answer.result().status for answer in answers} == {200}
-    assert (ready.status, ready.json["checks"]["database"]["status"]) == (200, "ok")
