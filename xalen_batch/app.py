@@ -1,6 +1,7 @@
 """The API as one application, and the server that runs it."""
 
 import signal
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,11 +31,13 @@ from xalen_batch.api.pace import BodyPace
 from xalen_batch.api.protocol import BoundedHttp
 from xalen_batch.api.schemas import ErrorObject
 from xalen_batch.config import settings
+from xalen_batch.pipeline import readers
 
 DESCRIPTION = """Batch inference behind the OpenAI Files and Batches API: point the OpenAI client's `base_url` here.
 What is tagged *extensions* or *schedules* is ours and leaves OpenAI's shapes as they are."""
 # Longer than clients keep an idle connection, so that it is never the server who closes it under a request.
 KEEP_ALIVE = 75
+SWITCH_INTERVAL = 0.001
 
 
 def create_app() -> FastAPI:
@@ -47,6 +50,7 @@ def create_app() -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         strict_content_type=False,
+        lifespan=health.leaving_connections,
         responses={"4XX": {"model": ErrorObject}},
     )
     for room in (files, batches, partial, estimates, billing, schedules, schedule_runs, inbox, models, keys, limits, terms, health):
@@ -82,6 +86,10 @@ def serve(host: str, port: int) -> None:
         # uvicorn raises the signal once more when the grace is over, which would end us before the last requests are answered.
         signal.signal(number, lambda *_: None)
     app = create_app()
+    if settings().validation_processes:
+        readers.prepare()
+    # A thread that computes gives way to others after so many seconds; Python's own 5 ms are longer than a short request takes.
+    sys.setswitchinterval(SWITCH_INTERVAL)
     memory.settle()
     uvicorn.run(
         app,

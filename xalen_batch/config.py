@@ -56,6 +56,13 @@ class Settings(BaseSettings):
     ] = ()
     pool_size: int = Field(40, gt=0, description="Most database connections of one process.")
 
+    long_requests: int = Field(
+        12,
+        gt=0,
+        description="Most requests that take long (estimates, changes of schedules, large inbox bodies) at a time of one API process.",
+    )
+    long_requests_per_account: int = Field(4, gt=0, description="Most of them of one account; others have the rest.")
+
     # Quotas of an account in one mode, unless an operator gave it others (docs/limits.md)
     quota_open_batches: int | None = Field(1_000, ge=0, description="Most batches of an account that have not ended; `none`: no limit.")
     quota_enqueued_lines: int | None = Field(5_000_000, ge=0, description="Most lines in those batches; `none`: no limit.")
@@ -86,7 +93,9 @@ class Settings(BaseSettings):
     worker_slots: int = Field(32, gt=0, description="Tasks that one worker process overlaps on its event loop.")
     worker_processes: int = Field(1, gt=0, description="Worker processes that `xalen-batch up` starts.")
     validation_processes: int = Field(
-        2, ge=0, description="Processes in which a worker reads an input file of more than 16 MiB. 0: it reads it by itself."
+        2,
+        ge=0,
+        description="Processes in which a worker, or the API for an estimate, reads an input file of more than 16 MiB. 0: it reads it by itself.",
     )
     task_lines: int = Field(1_000, gt=0, description="Most lines in one task; a worker takes as many of them as it has room for.")
     task_bytes: int = Field(4 * MiB, gt=0, description="Most input bytes in one task (one longer line still makes a task).")

@@ -17,7 +17,7 @@ from xalen_batch.accounts import Caller, Owner, Scope
 from xalen_batch.backends.contract import Usage
 from xalen_batch.models import Base, Batch, File, IdempotencyKey, Result
 from xalen_batch.models.files import FilePart
-from xalen_batch.pipeline.collect import collect
+from xalen_batch.pipeline.collect import check, collect
 from xalen_batch.schedules import by_hand
 
 # In everything that the neighbour has: where it is found, something has leaked.
@@ -128,7 +128,7 @@ def _belongings(session: Session, caller: Caller) -> dict[Kind, str]:
         session, caller, name=CANARY, template_file_id=ids.render("file", template.id), metadata={"note": CANARY}, overlap="allow"
     )
     inbox = factories.schedule(session, caller, name=CANARY, inbox={})
-    collect(session, caller, inbox, json.dumps(line).encode(), "json")
+    collect(session, caller, inbox, check(caller, inbox, json.dumps(line).encode(), "json"))
     run = by_hand.run_now(session, schedule)
     for route in ("POST /v1/files", "POST /v1/batches", "POST /v1/schedules"):
         session.execute(

@@ -18,9 +18,9 @@ from xalen_batch.pipeline.readers import Readers
 serve = pieces.serve
 
 
-def noted(connection: Connection, environment: dict[str, str], folder: str, models: Any) -> None:
+def noted(connection: Connection, environment: dict[str, str], niceness: int, folder: Any) -> None:
     Path(folder, str(os.getpid())).touch()
-    serve(connection, environment, folder, models)
+    serve(connection, environment, niceness, folder)
 
 
 if __name__ == "__main__":
@@ -28,5 +28,5 @@ if __name__ == "__main__":
     from tests.integration import sitting
 
     pieces.serve = sitting.noted
-    with Readers(2, sys.argv[1], {}):
+    with Readers[Any, Any](2, sys.argv[1]):  # type: ignore[arg-type]
         threading.Event().wait()

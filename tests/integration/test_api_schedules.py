@@ -19,7 +19,7 @@ from xalen_batch.api import schedules as routes
 from xalen_batch.billing import invoices
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.models import Batch, Invoice
-from xalen_batch.schedules import fire
+from xalen_batch.schedules import fire, sources
 from xalen_batch.states import BatchStatus
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -325,6 +325,17 @@ def test_files_are_read_in_no_transaction_and_what_others_change_meanwhile_is_ke
     assert (changed["input_file_id"], changed["name"], changed["endpoint"]) == (file, "Other", RERANK)
     # The creation, the change, the one meanwhile, and the change once more: the endpoint is another now.
     assert seen == [0] * 4
+
+
+def test_a_sources_folder_is_looked_at_in_no_transaction_and_only_when_the_source_changes(
+    api: Api, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(sources, "check", lambda *_: seen.append(in_transaction()))
+    schedule = create(api, source={"prefix": "in"})
+    api.ask("PATCH", path(schedule), {"name": "Other", "cron": "0 3 * * *"})
+    assert api.ask("PATCH", path(schedule), {"source": {"prefix": "other"}}).json["source"]["prefix"] == "other"
+    assert seen == [0, 0]
 
 
 def test_a_file_that_a_schedule_uses_cannot_be_deleted(api: Api, clock: Clock) -> None:

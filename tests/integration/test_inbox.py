@@ -19,7 +19,6 @@ from xalen_batch.accounts import Owner
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import InboxRequest, Schedule, ScheduleRun
 from xalen_batch.pipeline import collect as collecting
-from xalen_batch.pipeline.collect import collect
 from xalen_batch.schedules import inbox, runs
 from xalen_batch.schedules.inbox import Added
 from xalen_batch.schedules.runs import Trigger
@@ -274,8 +273,9 @@ class TestCollecting:
     @pytest.fixture
     def send(self, owner: Owner, schedule: Schedule) -> Iterator[Callable[..., Added]]:
         def send(body: Any, kind: Any = "json", to: Schedule = schedule) -> Added:
+            sent = collecting.check(owner, to, body if isinstance(body, bytes) else json.dumps(body).encode(), kind)
             with db.transaction() as session:
-                return collect(session, owner, to, body if isinstance(body, bytes) else json.dumps(body).encode(), kind)
+                return collecting.collect(session, owner, to, sent)
 
         return send
 

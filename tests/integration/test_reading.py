@@ -23,7 +23,7 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
 from xalen_batch import catalog, storage
 from xalen_batch.catalog import CHAT
 from xalen_batch.pipeline import pieces, reading
-from xalen_batch.pipeline.pieces import Piece, Place
+from xalen_batch.pipeline.pieces import Piece, Place, Splitting
 from xalen_batch.pipeline.readers import Readers
 from xalen_batch.pipeline.reading import Reading
 from xalen_batch.processes import is_running
@@ -127,7 +127,7 @@ def test_a_good_file_is_read_once_by_others_and_in_pieces(monkeypatch: pytest.Mo
     monkeypatch.setattr(reading, "Readers", Present)
     content = b"\n".join(line(f"r{n}") for n in range(500))
     found = read(content)
-    assert len(list(reading._places(KEY))) > 50
+    assert len(list(reading.places_of(KEY))) > 50
     assert (own, whole) == ([], [])
     assert told(found) == told(from_the_beginning(content))
 
@@ -141,7 +141,7 @@ def test_a_fault_ends_the_reading_in_pieces_at_once(monkeypatch: pytest.MonkeyPa
 def test_the_pieces_of_a_file_are_whole_lines_and_all_of_it() -> None:
     content = b"\n".join([line("a"), line("b", "long " * 10_000), b"", line("c"), *(line(f"r{n}") for n in range(30))])
     storage.write(KEY, [content])
-    places = list(reading._places(KEY))
+    places = list(reading.places_of(KEY))
     assert len(places) > 5
     assert [place.begin for place in places] == [0, *(place.end for place in places[:-1])]
     assert places[-1].end == len(content)
@@ -178,13 +178,13 @@ def test_a_byte_order_mark_is_no_reason_to_read_a_file_twice(whole: list[str]) -
 
 
 def test_a_file_that_goes_while_it_is_read_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    places = reading._places
+    places = reading.places_of
 
     def then_gone(key: str) -> Iterator[Place]:
         yield from list(places(key))
         storage.delete(key)
 
-    monkeypatch.setattr(reading, "_places", then_gone)
+    monkeypatch.setattr(reading, "places_of", then_gone)
     with pytest.raises(FileNotFoundError):
         read(GOOD_FILE)
 
@@ -195,7 +195,7 @@ def test_without_processes_all_pieces_are_read_here(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(multiprocessing, "get_context", refused)
     assert told(read(GOOD_FILE)) == told(from_the_beginning(GOOD_FILE))
-    assert own == list(reading._places(KEY))[::-1]
+    assert own == list(reading.places_of(KEY))[::-1]
 
 
 def test_who_wants_no_processes_has_none(configure: Callable[..., None], own: list[Place], whole: list[str]) -> None:
@@ -213,7 +213,7 @@ class Scripted(Readers):
         self.has: list[Place] = []
 
     def give(self, todo: deque[Place]) -> None:
-        if len(todo) == len(list(reading._places(KEY))):
+        if len(todo) == len(list(reading.places_of(KEY))):
             self.has.append(todo.popleft())
 
     @property
@@ -234,7 +234,7 @@ def test_a_piece_that_was_lost_is_read_here(monkeypatch: pytest.MonkeyPatch, own
     monkeypatch.setattr(Scripted, "then", lose, raising=False)
     monkeypatch.setattr(reading, "Readers", Scripted)
     assert told(read(GOOD_FILE)) == told(from_the_beginning(GOOD_FILE))
-    assert sorted(own) == list(reading._places(KEY))
+    assert sorted(own) == list(reading.places_of(KEY))
     assert whole == []
 
 
@@ -249,7 +249,7 @@ def test_whoever_never_comes_back_with_a_piece_is_not_waited_for(
 
 def test_a_piece_that_takes_too_long_is_nothing() -> None:
     ours, theirs = multiprocessing.Pipe()
-    with Scripted(1, CHAT, {}) as readers:
+    with Scripted(1, Splitting(CHAT, {})) as readers:
         readers._busy[ours] = Place(KEY, 0, 1)
         assert Readers.back(readers, deque(), 0.01) is None
         theirs.send(None)

@@ -8,6 +8,14 @@ from xalen_batch import catalog
 from xalen_batch.backends import tokens
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=200)
+# Characters of every kind that `PIECES` tells apart, so that runs of them meet.
+KINDS = st.text(st.sampled_from("aZé1٣!_. \t\n\r\x00\x1c\x7f\xa0я中😀\ud800\u3000"), max_size=60)
+RUNS = st.lists(st.tuples(st.sampled_from("a1! \n\té"), st.integers(1, 20)), max_size=12).map(lambda runs: "".join(c * n for c, n in runs))
+
+
+@given(st.one_of(TEXTS, KINDS, RUNS))
+def test_runs_count_as_many_tokens_as_the_pattern_finds(text: str) -> None:
+    assert tokens.count(text) == len(tokens.PIECES.findall(text))
 
 
 @given(TEXTS)

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Annotated, Any, Concatenate, ParamSpec
@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import accounts, db, log
 from xalen_batch.accounts import Caller, Scope
-from xalen_batch.api import allowances, throttle
+from xalen_batch.api import allowances, long_work, throttle
 from xalen_batch.config import settings
 from xalen_batch.errors import Forbidden, TooManyRequests, Unauthenticated, XalenError
 
@@ -35,12 +35,14 @@ _scopes: dict[object, Scope] = {}
 WITHOUT_ADDRESS = "local"
 
 
-def calling(scope: Scope) -> Callable[[Callable[Concatenate[Session, Caller, Asked], Shown]], Callable[..., Response]]:
+def calling(
+    scope: Scope, *, is_long: bool = False
+) -> Callable[[Callable[Concatenate[Session, Caller, Asked], Shown]], Callable[..., Response]]:
     """A route that is given a session and who calls, if their key has the scope. It has committed before its answer leaves.
 
     A route that changes something has one transaction, one that only reads none. Session, caller and the answer's JSON
     are all made in the thread that runs the route: as dependencies of FastAPI each would be a thread's errand of its
-    own, which costs more than the work.
+    own, which costs more than the work. `is_long`: it counts among its account's requests that take long.
     """
     begin = db.reading if scope in (Scope.READ, Scope.BILLING) else db.transaction
 
@@ -49,7 +51,9 @@ def calling(scope: Scope) -> Callable[[Callable[Concatenate[Session, Caller, Ask
         def run(request: Request, credentials: Credentials, *args: Asked.args, **asked: Asked.kwargs) -> Response:
             with _counted(request), begin() as session:
                 secret = None if credentials is None else credentials.credentials
-                return _rendered(route(session, _authenticate(session, secret, scope), *args, **asked))
+                caller = _authenticate(session, secret, scope)
+                with long_work.admitted(caller) if is_long else nullcontext():
+                    return _rendered(route(session, caller, *args, **asked))
 
         run.__signature__ = _asking(route)  # type: ignore[attr-defined]
         _scopes[run] = scope

@@ -5,11 +5,12 @@ from typing import Any
 from fastapi import APIRouter
 
 from xalen_batch import batches, catalog, storage
+from xalen_batch.api import long_work
 from xalen_batch.api.deps import BriefReader
 from xalen_batch.api.schemas import EstimateRequest
 from xalen_batch.config import settings
 from xalen_batch.db import transaction
-from xalen_batch.pipeline.estimate import estimate
+from xalen_batch.pipeline.estimate_file import estimate_file
 
 router = APIRouter(prefix="/v1/batches", tags=["extensions"])
 
@@ -17,14 +18,16 @@ router = APIRouter(prefix="/v1/batches", tags=["extensions"])
 @router.post("/estimate")
 def create_estimate(body: EstimateRequest, caller: BriefReader) -> dict[str, Any]:
     """Lines, tokens and cost per model at batch price, and every faulty line. Runs and bills nothing."""
-    with transaction() as session:
-        file = batches.input_file(session, caller, body.input_file_id)
-        offered = batches.offered(session, caller, body.endpoint)
-    # No transaction is held while the file is read.
-    return estimate(
-        storage.chunks(storage.key(file.id)),
-        endpoint=body.endpoint,
-        models=catalog.models(),
-        terms=offered,
-        discount_rate=settings().batch_discount,
-    ).render()
+    with long_work.admitted(caller):
+        with transaction() as session:
+            file = batches.input_file(session, caller, body.input_file_id)
+            offered = batches.offered(session, caller, body.endpoint)
+        # No transaction is held while the file is read.
+        found = estimate_file(
+            storage.key(file.id),
+            endpoint=body.endpoint,
+            models=catalog.models(),
+            terms=offered,
+            discount_rate=settings().batch_discount,
+        )
+    return found.render()

@@ -2,20 +2,25 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
 
 import obstore
-from fastapi import APIRouter, Response
+from anyio import to_thread
+from fastapi import APIRouter, FastAPI, Response
 
 from xalen_batch import broker, db, disk, schema, storage
+from xalen_batch.config import settings
 from xalen_batch.errors import ConfigError, StorageFull
 
 router = APIRouter(tags=["health"])
 
 CHECK_SECONDS = 1.0
+# Of the database: one for a ping, one for a look at the schema.
+CONNECTIONS = 2
 
 
 def _database() -> None:
@@ -49,6 +54,14 @@ CHECKS: dict[str, Callable[[], None]] = {
 }
 # Redis carries hints only: without it work goes on, later. While a disk is short, what is there can be read and what runs is recorded.
 OPTIONAL = frozenset({"redis", "disk"})
+
+
+@asynccontextmanager
+async def leaving_connections(_: FastAPI) -> AsyncIterator[None]:
+    """A server's life, with fewer threads for routes than the pool has connections, so that a check never waits for a route's."""
+    threads = to_thread.current_default_thread_limiter()
+    threads.total_tokens = max(1, min(threads.total_tokens, settings().pool_size - CONNECTIONS))
+    yield
 
 
 @router.get("/livez")

@@ -1,17 +1,19 @@
 """/v1/schedules/{id}/requests: lines that wait for a schedule's next run."""
 
 import hashlib
-from typing import Annotated, Any, Literal
+from contextlib import nullcontext
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 
-from xalen_batch import idempotency
-from xalen_batch.api import schedules
+from xalen_batch import db, idempotency
+from xalen_batch.api import long_work, schedules
 from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey
 from xalen_batch.api.responses import stored
 from xalen_batch.api.schedule_schemas import RequestsObject
-from xalen_batch.db import transaction
-from xalen_batch.pipeline.collect import collect
+from xalen_batch.pipeline import apart
+from xalen_batch.pipeline import collect as collecting
+from xalen_batch.pipeline.collect_lines import Kind
 from xalen_batch.schedules import registry
 
 PATH = f"{schedules.PATH}/{{schedule_id}}/requests"
@@ -63,19 +65,25 @@ def add_requests(
 
     What was answered is there. A line that waits already, word for word, is known and not added again.
     """
-    kind = _kind(content_type or "")
-    with transaction() as session:
+    kind, route = _kind(content_type or ""), f"POST {PATH}"
+    fingerprint = hashlib.sha256(f"{schedule_id}\n{kind}\n".encode() + body).digest()
+    with db.reading() as session:
+        if answer := idempotency.kept(session, caller, key, route=route, fingerprint=fingerprint):
+            return stored(answer)
+        schedule = registry.get(session, caller, schedule_id)
+    with long_work.admitted(caller) if len(body) > apart.SMALL_BYTES else nullcontext():
+        sent = collecting.check(caller, schedule, body, kind)
+    with db.transaction() as session:
 
         def create() -> bytes:
-            schedule = registry.keep(session, caller, schedule_id)
-            added = collect(session, caller, schedule, body, kind)
-            return RequestsObject.of(schedule, added).model_dump_json().encode()
+            kept = registry.keep(session, caller, schedule_id)
+            added = collecting.collect(session, caller, kept, sent)
+            return RequestsObject.of(kept, added).model_dump_json().encode()
 
-        fingerprint = hashlib.sha256(f"{schedule_id}\n{kind}\n".encode() + body).digest()
-        return stored(idempotency.once(session, caller, key, route=f"POST {PATH}", fingerprint=fingerprint, create=create))
+        return stored(idempotency.once(session, caller, key, route=route, fingerprint=fingerprint, create=create))
 
 
-def _kind(content_type: str) -> Literal["json", "jsonl"]:
+def _kind(content_type: str) -> Kind:
     """Whether a body is one JSON value, or one on each line."""
     kind = content_type.partition(";")[0].strip().lower()
     is_lines = kind == "text/plain" or any(name in kind for name in ("jsonl", "json-lines", "ndjson"))

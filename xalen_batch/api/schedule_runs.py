@@ -40,7 +40,7 @@ def list_runs(
 
 
 @router.post("/run", response_model=RunObject)
-@calling(Scope.SUBMIT)
+@calling(Scope.SUBMIT, is_long=True)
 def run_schedule(
     session: Session, caller: Caller, schedule_id: str, body: RunRequest | None = None, key: IdempotencyKey = None
 ) -> Response:
@@ -58,7 +58,7 @@ def run_schedule(
 
 
 @router.post("/backfill", response_model=ListObject[RunObject])
-@calling(Scope.SUBMIT)
+@calling(Scope.SUBMIT, is_long=True)
 def backfill_schedule(session: Session, caller: Caller, body: BackfillRequest, schedule_id: str, key: IdempotencyKey = None) -> Response:
     """Run its past instants of a time that never ran, one after another; those that were missed or skipped too."""
 

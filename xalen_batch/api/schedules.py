@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import audit, db, idempotency
 from xalen_batch.accounts import Caller, Scope
+from xalen_batch.api import long_work
 from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey, calling
 from xalen_batch.api.responses import stored
 from xalen_batch.api.schedule_schemas import Changes, DeletedSchedule, PauseRequest, PreviewObject, PreviewRequest, ScheduleObject
@@ -65,7 +66,7 @@ def list_schedules(
 
 
 @router.post("/preview")
-@calling(Scope.READ)
+@calling(Scope.READ, is_long=True)
 def preview(session: Session, caller: Caller, body: PreviewRequest, count: Count = 10) -> PreviewObject:
     """When a schedule would fire, before it is made. Saves nothing."""
     definition = Definition(name="preview", endpoint=CHAT, inbox=Inbox(), **body.model_dump())
@@ -131,7 +132,7 @@ def resume_schedule(session: Session, caller: Caller, schedule_id: str) -> Sched
 
 
 @router.get("/{schedule_id}/preview")
-@calling(Scope.READ)
+@calling(Scope.READ, is_long=True)
 def preview_schedule(session: Session, caller: Caller, schedule_id: str, count: Count = 10) -> PreviewObject:
     """When it fires next, or would if it were not paused."""
     schedule = registry.get(session, caller, schedule_id)
@@ -142,8 +143,9 @@ def preview_schedule(session: Session, caller: Caller, schedule_id: str, count: 
 
 def _rehearse(caller: Caller, definition: Definition, now: datetime) -> None:
     """Refuse what cannot work. No transaction is held while files are read."""
-    definition.check(now)
-    rehearse(caller, definition, now)
+    with long_work.admitted(caller):
+        definition.check(now)
+        rehearse(caller, definition, now)
 
 
 def _read_by(definition: Definition) -> Any:

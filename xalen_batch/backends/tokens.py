@@ -8,6 +8,7 @@ Korean, and too low on emoji. It never passes `most`, the exact upper bound of a
 """
 
 import re
+import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import islice
@@ -29,6 +30,17 @@ PIECES = re.compile(
     r"|[^\w\s]"
 )
 
+# The same by counting. No piece has ASCII and other characters, and only these three have several of one kind, so ASCII
+# text is counted by its runs: each kind is a bit of its own. Letters come in pieces of 8, punctuation in pieces of 2.
+_LETTER, _MARK, _SINGLE = 1, 2, 4
+_KINDS = bytes(
+    _LETTER if chr(byte).isalpha() else _MARK if chr(byte) in string.punctuation else 0 if chr(byte).isspace() else _SINGLE
+    for byte in range(128)
+).ljust(256, b"\0")
+_MORE_LETTERS, _MORE_MARKS, _MORE_SINGLES = bytes([_LETTER]) * 8, bytes([_MARK]) * 2, bytes([_SINGLE])
+_NOT_ASCII = b" " * 128 + bytes(range(128, 256))
+_NEWLINES, _TABS, _SPACES = re.compile(r"\n+[ \t]*"), re.compile(r"\t+"), re.compile(r" {2,}")
+
 # What a chat template adds: role and separators of a message, and the answer's opening.
 PER_MESSAGE = 4
 PER_CHAT = 3
@@ -49,8 +61,27 @@ def enqueued(size: int) -> int:
 
 
 def count(text: str) -> int:
-    """Estimated tokens of a text."""
-    return len(PIECES.findall(text))
+    """Estimated tokens of a text: matches of `PIECES`, counted at a fraction of the cost of finding them."""
+    data = text.encode("utf-8", "surrogatepass")
+    kinds = int.from_bytes(data.translate(_KINDS), "little")
+    # Characters of the same kind as the one before. What is left of `kinds` without them are the first of each run.
+    more = kinds & kinds << 8
+    inside = more.to_bytes(len(data) + 1, "little")
+    pieces = (kinds ^ more).bit_count() + inside.count(_MORE_LETTERS) + inside.count(_MORE_MARKS) + inside.count(_MORE_SINGLES)
+    if not text.isascii():
+        foreign = b" ".join(data.translate(_NOT_ASCII).split())
+        pieces += len(PIECES.findall(foreign.decode("utf-8", "surrogatepass")))
+    return pieces + _blanks(text)
+
+
+def _blanks(text: str) -> int:
+    # Newlines take the blanks behind them. `\r` is no piece, and keeps apart what was around them.
+    text, found = _NEWLINES.subn("\r", text) if "\n" in text else (text, 0)
+    if "\t" in text:
+        found += len(_TABS.findall(text))
+    if "  " in text:
+        found += len(_SPACES.findall(text))
+    return found
 
 
 def most(text: str) -> int:

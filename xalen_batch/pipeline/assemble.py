@@ -14,14 +14,13 @@ from uuid import UUID
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, files, ids, jsonl, log, storage
+from xalen_batch import db, files, ids, log, storage
 from xalen_batch.accounts import Owner
-from xalen_batch.config import MiB, settings
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.config import MiB
 from xalen_batch.models import Batch, File, ScheduleRun
 from xalen_batch.pipeline.faults import Fault, Faults
-from xalen_batch.pipeline.scan import too_long
-from xalen_batch.schedules import inbox, sources, starting, templates
+from xalen_batch.pipeline.fill import Unfit, capped, rendered
+from xalen_batch.schedules import inbox, sources, starting
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.templates import Moment
 
@@ -33,14 +32,6 @@ NOT_READY = Fault(
     "file_not_ready", "The input file has no content: it is the input of another batch, which has not begun.", param="input_file_id"
 )
 INBOX_GONE = Fault("inbox_not_found", "The requests of this run are not in the inbox any more. Send them again.", param="inbox")
-
-
-class Unfit(Exception):
-    """What keeps a file from being put together."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.message)
-        self.fault = fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,31 +90,6 @@ def assemble(batch: Batch, extend: Callable[[], None]) -> Assembled | Fault | No
     except Unfit as unfit:
         return unfit.fault
     return Assembled(file.id, run.id, size, digest.digest(), manifest)
-
-
-def rendered(chunks: Iterable[bytes], moment: Moment, refuse: Callable[[Fault], None]) -> Iterator[bytes]:
-    """The lines of a template with its placeholders replaced; one that cannot be is refused, and comes as it is unless that raises."""
-    for span, raw in jsonl.lines(chunks, longest=settings().max_line_bytes):
-        if raw is None:
-            refuse(too_long(span, settings().max_line_bytes))
-            yield b"\n"
-            continue
-        try:
-            yield from templates.render([raw + b"\n"], moment)
-        except InvalidRequest as error:
-            refuse(Fault(error.code or "invalid_placeholder", error.message, span.line_no))
-            yield raw + b"\n"
-
-
-def capped(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes. Unfit for more than one batch can have."""
-    size, most = 0, settings().max_file_bytes
-    for chunk in chunks:
-        size += len(chunk)
-        if size > most:
-            remedy = "Split it over several schedules, or shorten its lines."
-            raise Unfit(Fault("file_too_large", f"What the run reads has more than {most:,} bytes, the most of one batch. {remedy}"))
-        yield chunk
 
 
 def traced(faults: Faults, manifest: Sequence[dict[str, Any]]) -> Faults:

@@ -1,67 +1,48 @@
 """Collect: requests for a schedule's inbox, each checked as it arrives as the line of an upload is."""
 
-import re
-from dataclasses import dataclass, replace
-from typing import Literal
-
-import msgspec
-import orjson
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, catalog, disk, ids, quotas
+from xalen_batch import batches, catalog, db, disk, ids, quotas
 from xalen_batch.accounts import Owner
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.errors import InvalidRequest, Unavailable
 from xalen_batch.models import Schedule
-from xalen_batch.pipeline import diagnose
-from xalen_batch.pipeline.faults import Fault, Faults, quoted, refused
-from xalen_batch.pipeline.scan import UTF8_BOM, scan
+from xalen_batch.pipeline import apart
+from xalen_batch.pipeline.collect_lines import Checking, Kind, Sent
 from xalen_batch.schedules import inbox
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.states import ScheduleStatus
 
-SHAPES = 'Send one request, a list of them, or {"requests": [...]}; or, as application/jsonl, one on each line.'
 
-# A string, also one that is not closed, is kept; the blanks between strings go.
-_STRING_OR_BLANKS = re.compile(rb'("[^"\\]*+(?:\\.[^"\\]*+)*+"?)|[ \t\r\n]++', re.DOTALL)
-_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+def check(owner: Owner, schedule: Schedule, body: bytes, kind: Kind) -> Sent:
+    """The requests of a body. InvalidRequest with the first fault, and the number of the others.
+
+    A large body is read in a process of its own, and takes a second: no transaction is open. Unavailable if it takes too long.
+    """
+    definition = Definition.model_validate(schedule.definition)
+    _refuse_if_never_run(schedule, definition)
+    with db.reading() as session:
+        offered = batches.offered(session, owner, definition.endpoint)
+    sent = apart.run(Checking(body, kind, definition.endpoint, catalog.models(), offered), size=len(body))
+    if isinstance(sent, InvalidRequest):
+        raise sent
+    return sent
 
 
-@dataclass(frozen=True, slots=True)
-class _Body:
-    """What was sent, as JSONL. `name` and `param` point at a request, by its {number} or {index}; empty where there is but one."""
+def collect(session: Session, owner: Owner, schedule: Schedule, sent: Sent) -> inbox.Added:
+    """Put requests that have been checked into a schedule's inbox: all of them, or none.
 
-    content: bytes
-    name: str
-    param: str
-
-
-def collect(session: Session, owner: Owner, schedule: Schedule, body: bytes, kind: Literal["json", "jsonl"]) -> inbox.Added:
-    """Put the requests of a body into a schedule's inbox: all of them, or none and InvalidRequest with what is wrong with the first.
-
-    TooManyRequests if its account has no room for their bytes in files, StorageFull while a disk is short.
-    The caller keeps the schedule from being deleted meanwhile.
+    TooManyRequests if its account has no room for their bytes in files, StorageFull while a disk is short, Unavailable if the
+    schedule has another endpoint since they were checked. The caller keeps the schedule from being deleted meanwhile.
     """
     disk.refuse_if_full()
     definition = Definition.model_validate(schedule.definition)
     _refuse_if_never_run(schedule, definition)
-    sent = _Body(body, "Line {number}", "") if kind == "jsonl" else _of_json(body)
-    offered = batches.offered(session, owner, definition.endpoint)
-    faults, lines = Faults(), list[tuple[str, bytes]]()
-    for line in scan([sent.content], endpoint=definition.endpoint, models=catalog.models()):
-        if isinstance(line, Fault):
-            faults.add(line)
-        elif fault := refused(line.model, offered):
-            faults.add(replace(fault, line=line.span.line_no))
-        else:
-            raw = sent.content[line.span.offset : line.span.offset + line.span.length]
-            lines.append((line.custom_id, _on_one_line(raw)))
-    if faults:
-        raise _refusal(faults, sent)
+    if definition.endpoint != sent.endpoint:
+        raise Unavailable("The schedule's endpoint was changed while these requests were checked. Send them again.")
     # Counted when they are in a file; as of now, since whoever fills an inbox must not wait for a run that seals it.
-    if excess := quotas.bytes_excess(session, owner, len(sent.content)):
+    if excess := quotas.bytes_excess(session, owner, sent.size):
         raise excess.refusal()
-    return inbox.add(session, schedule, lines)
+    return inbox.add(session, schedule, sent.lines)
 
 
 def _refuse_if_never_run(schedule: Schedule, definition: Definition) -> None:
@@ -70,51 +51,3 @@ def _refuse_if_never_run(schedule: Schedule, definition: Definition) -> None:
         raise InvalidRequest(f"Schedule {name} has no inbox to send requests to. Create one with `inbox`.", code="no_inbox")
     if schedule.status == ScheduleStatus.ENDED:
         raise InvalidRequest(f"Schedule {name} has ended: nothing would run them. Give it a later ends_at.", code="schedule_ended")
-
-
-def _of_json(body: bytes) -> _Body:
-    """A request, a list of them, or an object with a list of them, each on a line of its own."""
-    text = body.removeprefix(UTF8_BOM).strip(b" \t\r\n")
-    try:
-        if text.startswith(b"["):
-            requests, param = _items(text), "[{index}]"
-        elif "requests" in (fields := _fields(text)) and "custom_id" not in fields:
-            if text.count(b'"requests"') > 1 and (key := diagnose.twice(text)):
-                raise InvalidRequest(
-                    f"The key {quoted(key)} is there twice, and which one counts is anyone's guess. Remove one.", param=key
-                )
-            requests, param = _items(fields["requests"]), "requests[{index}]"
-        else:
-            return _Body(_on_one_line(text), "", "")
-    except RecursionError:
-        raise InvalidRequest("The body is nested too deeply. Flatten it.", code="invalid_json") from None
-    except (msgspec.DecodeError, ValueError) as error:
-        raise InvalidRequest(f"The body cannot be read: {error}. {SHAPES}", code="invalid_json") from None
-    if not requests:
-        raise InvalidRequest(f"There is no request in the body. {SHAPES}", param="requests")
-    return _Body(b"\n".join(_on_one_line(bytes(request)) for request in requests), "Request {number}", param)
-
-
-def _on_one_line(raw: bytes) -> bytes:
-    """JSON without the blanks that mean nothing: one request has one form, however it was indented."""
-    return _STRING_OR_BLANKS.sub(rb"\1", raw)
-
-
-def _refusal(faults: Faults, sent: _Body) -> InvalidRequest:
-    """What is wrong with the first request that has a fault, where it is, and how many others have one."""
-    fault = faults.kept[0]
-    message, param = fault.message, fault.param
-    if fault.line is not None:
-        where = sent.name.format(number=f"{fault.line:,}") + _custom_id(sent.content.split(b"\n")[fault.line - 1])
-        message = f"{where.strip()}: {message}" if where else message
-        param = ".".join(step for step in (sent.param.format(index=fault.line - 1), fault.param) if step) or None
-    others = f" In all {faults.count:,} requests have errors; none was added." if faults.count > 1 else ""
-    return InvalidRequest(message + others, param=param, code=fault.code)
-
-
-def _custom_id(line: bytes) -> str:
-    try:
-        value = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return ""
-    return f" (custom_id {quoted(value['custom_id'])})" if isinstance(value, dict) and value.get("custom_id") else ""

@@ -8,7 +8,7 @@ Pure: needs no server, no database and no account. The figures rest on three ass
   as long as the request allows, or as the context window has room for.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -18,7 +18,7 @@ from xalen_batch.backends import tokens
 from xalen_batch.catalog import Model
 from xalen_batch.config import Settings
 from xalen_batch.pipeline import bodies
-from xalen_batch.pipeline.bodies import ChatRequest, RerankRequest
+from xalen_batch.pipeline.bodies import ChatRequest, RerankRequest, UsualChat
 from xalen_batch.pipeline.context import LEAST_SHARE
 from xalen_batch.pipeline.faults import Fault, Faults, refused
 from xalen_batch.pipeline.scan import GoodLine, scan
@@ -40,6 +40,14 @@ class ModelEstimate:
     output_tokens: int = 0
     max_output_tokens: int = 0
 
+    def extend(self, other: "ModelEstimate") -> None:
+        """Add the same model's share of other lines."""
+        self.lines += other.lines
+        self.input_tokens += other.input_tokens
+        self.max_input_tokens += other.max_input_tokens
+        self.output_tokens += other.output_tokens
+        self.max_output_tokens += other.max_output_tokens
+
     def add(self, line: GoodLine) -> None:
         self.lines += 1
         ranking = _ranking(line.request, self.model)
@@ -47,12 +55,12 @@ class ModelEstimate:
             self.input_tokens += tokens.count_rerank(ranking.query, ranking.texts)
             self.max_input_tokens += tokens.count_rerank(ranking.query, ranking.texts, counter=tokens.most)
         elif isinstance(line.request, ChatRequest) and not self.model.is_reranker:
-            self._add_chat(line.request, line.body)
+            self._add_chat(line.request, *_prompt(line))
 
-    def _add_chat(self, chat: ChatRequest, body: Mapping[str, Any]) -> None:
+    def _add_chat(self, chat: ChatRequest, messages: Sequence[Any], tools: Any) -> None:
         window = self.model.context_window
-        counted = tokens.count_chat(body["messages"], tools=body.get("tools"))
-        most = tokens.count_chat(body["messages"], tools=body.get("tools"), counter=tokens.most)
+        counted = tokens.count_chat(messages, tools=tools)
+        most = tokens.count_chat(messages, tools=tools, counter=tokens.most)
         # The less input there is, the more room an answer has.
         room = max(window - int(counted * LEAST_SHARE), 1)
         longest = min(chat.longest_answer or room, window)
@@ -97,6 +105,34 @@ class Estimate:
     discount_rate: Decimal
     models: dict[str, ModelEstimate] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
+    # Models that lines name and the terms refuse, each with its fault.
+    refused: dict[str, Fault] = field(default_factory=dict)
+
+    def add(self, line: GoodLine, models: Mapping[str, Model], terms: Terms) -> None:
+        self.endpoint = line.endpoint
+        if line.model not in self.models:
+            if line.model in self.refused:
+                return
+            if fault := refused(line.model, terms):
+                self.refused[line.model] = fault
+                return
+            self.models[line.model] = ModelEstimate(models[line.model], terms.prices[line.model], self.discount_rate)
+        self.models[line.model].add(line)
+
+    def extend(self, other: "Estimate") -> None:
+        """Add the lines that come next in the file; none of either has a fault."""
+        self.endpoint = other.endpoint or self.endpoint
+        for name, share in other.models.items():
+            if name in self.models:
+                self.models[name].extend(share)
+            else:
+                self.models[name] = share
+        self.refused |= other.refused
+
+    def end(self) -> None:
+        """All lines have been added."""
+        for _, fault in sorted(self.refused.items()):
+            self.faults.add(fault)
 
     @property
     def is_valid(self) -> bool:
@@ -148,23 +184,21 @@ def estimate(
     `endpoint` None: the first line's url is taken for the whole file, as `Estimate.endpoint` then tells. `limits` None: the settings'.
     """
     result = Estimate(endpoint, discount_rate)
-    not_offered: dict[str, Fault] = {}
     for line in scan(chunks, endpoint=endpoint, models=models, limits=limits):
         if isinstance(line, Fault):
             result.faults.add(line)
-            continue
-        result.endpoint = line.endpoint
-        if line.model not in result.models:
-            if line.model in not_offered:
-                continue
-            if fault := refused(line.model, terms):
-                not_offered[line.model] = fault
-                continue
-            result.models[line.model] = ModelEstimate(models[line.model], terms.prices[line.model], discount_rate)
-        result.models[line.model].add(line)
-    for _, fault in sorted(not_offered.items()):
-        result.faults.add(fault)
+        else:
+            result.add(line, models, terms)
+    result.end()
     return result
+
+
+def _prompt(line: GoodLine) -> tuple[Sequence[Any], Any]:
+    """The messages and the tools of a chat."""
+    if isinstance(line.request, UsualChat):
+        return [{"content": message.content} for message in line.request.messages], None
+    body = line.body
+    return body["messages"], body.get("tools")
 
 
 def _ranking(request: ChatRequest | RerankRequest, model: Model) -> RerankRequest | None:

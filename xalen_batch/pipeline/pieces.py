@@ -1,12 +1,13 @@
-"""Pieces of a large file, and what a process does that reads them. It starts anew for each file, so it is to import little."""
+"""Pieces of a large file, and the process that reads them. It starts anew for each file, so this imports little."""
 
 import gc
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from xalen_batch import storage
 from xalen_batch.catalog import Model
@@ -14,6 +15,8 @@ from xalen_batch.pipeline.faults import Fault
 from xalen_batch.pipeline.prefix import Marker
 from xalen_batch.pipeline.scan import GoodLine, Reader
 from xalen_batch.pipeline.split import Split
+
+T = TypeVar("T")
 
 
 class Gathered:
@@ -37,50 +40,71 @@ class Place(NamedTuple):
     end: int
 
 
-class Piece(NamedTuple):
-    """Good lines, read as if the file began with them. `lines`: with the blank ones."""
+class Piece(NamedTuple, Generic[T]):
+    """What was made of good lines, read as if the file began with them. `lines` counts the blank ones too.
 
-    split: Split
+    `endpoint`: what they ask for; None if none was given and no line names one.
+    """
+
+    content: T
     custom_ids: list[str]
     lines: int
+    endpoint: str | None
 
 
 class Crash(NamedTuple):
-    """A bug was met, and this is what `log.cause` tells of it. The worker reads the file by itself."""
+    """A bug was met; `cause` is what `log.cause` says of it. The process that asked does the work itself."""
 
     cause: dict[str, str]
 
 
-def serve(connection: Connection, environment: Mapping[str, str], endpoint: str, models: Mapping[str, Model]) -> None:
-    """Read each place that comes, and send what came of it, until the worker is gone or has enough."""
-    # The settings of the worker, wherever the fork server is from.
+@dataclass(frozen=True, slots=True)
+class Splitting:
+    """The work of validation: a piece's lines as a `Split`."""
+
+    endpoint: str
+    models: Mapping[str, Model]
+
+    def __call__(self, place: Place) -> Piece[Split] | None:
+        return read_piece(place, self.endpoint, self.models)
+
+
+def serve(connection: Connection, environment: Mapping[str, str], niceness: int, work: Callable[[Any], Any]) -> None:
+    """Do the work for each argument that arrives, and send its result, until the connection ends."""
+    # The settings of the process that asks, wherever the fork server is from.
     os.environ.clear()
     os.environ.update(environment)
-    # Ctrl-C in a terminal is for the worker, which lets this end what it has begun.
+    os.nice(niceness)
+    # Ctrl-C in a terminal is for the process that asks, which lets this end what it has begun.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Good lines leave no cycles, and a look for some would copy all memory that it shares with other processes.
     gc.disable()
     with suppress(EOFError, OSError):
         while True:
-            place = connection.recv()
+            argument = connection.recv()
             try:
-                came: Piece | Crash | None = read_piece(place, endpoint, models)
+                result = work(argument)
             except Exception as error:
-                # Told of without the words of a line, as the worker does; that it has to be imported is no matter here.
+                # Its message may quote a line. That logging has to be imported does not matter here.
                 from xalen_batch import log
 
-                came = Crash(log.cause(error))
-            connection.send(came)
+                result = Crash(log.cause(error))
+            connection.send(result)
 
 
-def read_piece(place: Place, endpoint: str, models: Mapping[str, Model]) -> Piece | None:
-    """None: there is something here that whoever reads the whole file has to look at, or it cannot be read."""
-    reader, gathered = Reader(endpoint, models), Gathered(models)
+def read_piece(place: Place, endpoint: str, models: Mapping[str, Model]) -> Piece[Split] | None:
+    """None as of `read_lines`."""
+    gathered = Gathered(models)
+    return read_lines(place, Reader(endpoint, models), gathered.add, gathered.split)
+
+
+def read_lines(place: Place, reader: Reader, add: Callable[[GoodLine], None], content: T) -> Piece[T] | None:
+    """Add a piece's lines to its content. None if a line has a fault, which only a reading of the whole file can tell, or storage fails."""
     try:
         for line in reader.read(storage.chunks(*place), start=place.begin):
             if isinstance(line, Fault):
                 return None
-            gathered.add(line)
+            add(line)
     except storage.AWAY:
         return None
-    return Piece(gathered.split, list(reader.seen), reader.last_line)
+    return Piece(content, list(reader.seen), reader.last_line, reader.endpoint)

@@ -1,57 +1,82 @@
-"""Processes that read pieces of a file for a worker: on several cores, and beside the lines of others that run in this one."""
+"""Processes that read for another: on several cores, and without the interpreter's lock of the process that asks."""
 
 import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import Self
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.forkserver import ensure_running
+from typing import Generic, Self, TypeVar
 
 from xalen_batch import log
-from xalen_batch.catalog import Model
 from xalen_batch.pipeline import pieces
-from xalen_batch.pipeline.pieces import Crash, Piece, Place
+from xalen_batch.pipeline.pieces import Crash
 
 logger = log.get(__name__)
 
+A = TypeVar("A")
+T = TypeVar("T")
+
 AT_ONCE = 0.1
+# What the fork server imports, so that its processes need not.
+PRELOADED = [f"xalen_batch.pipeline.{name}" for name in ("pieces", "estimate_file", "rehearse_file", "collect_lines")]
+
+# `multiprocessing` keeps its children in one set, and threads may start some at once.
+_starting = threading.Lock()
 
 
-class Readers:
-    """So many processes, of which each reads one piece after the other. They come one by one, and are gone on leaving.
+def prepare() -> None:
+    """Start the fork server, so that the first to ask need not wait half a second for it."""
+    with suppress(OSError):
+        _context()
+        ensure_running()
 
-    A process may be lost at any time, or never come: whoever asks has to be ready to read by itself.
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+class Readers(Generic[A, T]):
+    """Up to `number` processes; each does `work` for one argument after the other. They start one by one, and end on leaving.
+
+    A process may be lost at any time, or never start: the caller has to be ready to do the work itself.
+    `patience`: seconds that entering waits for the first of them.
     """
 
-    def __init__(self, number: int, endpoint: str, models: Mapping[str, Model]) -> None:
+    def __init__(self, number: int, work: Callable[[A], T], *, niceness: int = 0, patience: float = AT_ONCE) -> None:
         self._number = number
-        self._told = (endpoint, models)
+        self._told = (niceness, work)
+        self._patience = patience
+        self._processes: dict[Connection, ForkServerProcess] = {}
         self._idle: deque[Connection] = deque()
-        self._busy: dict[Connection, Place] = {}
+        self._busy: dict[Connection, A] = {}
         self._is_over = False
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         start = threading.Thread(target=self._start, name="readers", daemon=True)
         start.start()
-        # Mostly they are there at once. The fork server of a worker's first large file takes half a second to come.
-        start.join(AT_ONCE)
+        # Mostly they are there at once. The fork server of a process's first large file takes half a second to start.
+        start.join(self._patience)
         return self
 
     def __exit__(self, *_: object) -> None:
-        # At the end of its connection a process ends, once it is through with its piece.
         with self._lock:
             self._is_over = True
             for connection in (*self._idle, *self._busy):
-                connection.close()
+                self._end(connection)
 
     @property
     def are_busy(self) -> bool:
         return bool(self._busy)
 
-    def give(self, todo: deque[Place]) -> None:
-        """Hand out what is to be read, from the front, to those that have nothing to do."""
+    def give(self, todo: deque[A]) -> None:
+        """Hand out arguments, from the front, to idle processes."""
         while todo and self._idle:
             connection = self._idle.popleft()
             try:
@@ -61,47 +86,59 @@ class Readers:
             else:
                 self._busy[connection] = todo.popleft()
 
-    def back(self, todo: deque[Place], timeout: float) -> dict[Place, Piece | None] | None:
-        """What has been read, as soon as something has; None if that takes too long. What a lost process had is to be read again."""
-        found: dict[Place, Piece | None] = {}
+    def back(self, todo: deque[A], timeout: float) -> dict[A, T | None] | None:
+        """Results, as soon as there is one; None after `timeout` seconds. A result is None after a crash.
+
+        The argument of a lost process is put back at the end of `todo`.
+        """
+        found: dict[A, T | None] = {}
         ready = wait(list(self._busy), timeout)
         for connection in ready:
             assert isinstance(connection, Connection)
-            place = self._busy.pop(connection)
+            argument = self._busy.pop(connection)
             try:
                 came = connection.recv()
             except (EOFError, OSError):
-                todo.append(place)
+                todo.append(argument)
                 self._lost(connection)
                 continue
             if isinstance(came, Crash):
                 logger.error("reading.crashed", **came.cause)
-            found[place] = None if isinstance(came, Crash) else came
+            found[argument] = None if isinstance(came, Crash) else came
             self._idle.append(connection)
         return found if ready else None
 
     def _lost(self, connection: Connection) -> None:
         logger.error("reading.process_lost")
+        self._end(connection)
+
+    def _end(self, connection: Connection) -> None:
         connection.close()
+        # An idle one ends with its connection, a busy one would do its work first, which may have no end.
+        process = self._processes.pop(connection, None)
+        if process is not None and process.is_alive():
+            process.kill()
+            process.join()
 
     def _start(self) -> None:
         try:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([pieces.__name__])
+            context = _context()
             for _ in range(self._number):
                 ours, theirs = context.Pipe()
                 # A daemon: whoever exits does not wait for it.
                 process = context.Process(target=pieces.serve, args=(theirs, dict(os.environ), *self._told), daemon=True)
-                process.start()
+                with _starting:
+                    process.start()
                 theirs.close()
-                self._add(ours)
+                self._add(ours, process)
         except (OSError, EOFError, RuntimeError) as error:
             # There may be no place for a socket, such as a writable /tmp, or no room for another process.
             logger.warning("reading.no_processes", **log.cause(error))
 
-    def _add(self, connection: Connection) -> None:
+    def _add(self, connection: Connection, process: ForkServerProcess) -> None:
         with self._lock:
+            self._processes[connection] = process
             if self._is_over:
-                connection.close()
+                self._end(connection)
             else:
                 self._idle.append(connection)

@@ -1,23 +1,25 @@
-"""Reading a batch's input file: what is wrong with it, or where its lines are and how they begin.
+"""Reading a batch's input file: its faults, or where its lines are and how they begin.
 
-A large file is read in pieces, by processes of their own: on several cores, and while the lines of others run in this one. Of a
-piece only good lines are told. Where one is not, the whole file is read once more from its beginning: what is wrong
-with a line may lie in lines far before it, and is said in one place.
+A large file is read in pieces, by processes of their own: on several cores, and while the lines of others run in this one. A
+piece yields only good lines. Where one is not, the whole file is read once more from its beginning: a line's fault may depend on
+lines far before it, and is worded in one place.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from xalen_batch import storage
 from xalen_batch.catalog import Model
 from xalen_batch.config import MiB, settings
-from xalen_batch.pipeline import pieces
 from xalen_batch.pipeline.faults import Fault, Faults
-from xalen_batch.pipeline.pieces import Gathered, Piece, Place
+from xalen_batch.pipeline.pieces import Gathered, Piece, Place, Splitting
 from xalen_batch.pipeline.readers import Readers
 from xalen_batch.pipeline.scan import LINES_PER_REQUEST, UTF8_BOM, scan
 from xalen_batch.pipeline.split import Split
+
+T = TypeVar("T")
 
 # Reading so much takes some ten times as long as starting the processes.
 LARGE_BYTES = 16 * MiB
@@ -43,10 +45,13 @@ def read(key: str, *, endpoint: str, models: Mapping[str, Model], meanwhile: Cal
 
     `FileNotFoundError` if the file is gone.
     """
-    split = None
-    if settings().validation_processes and storage.size(key) > LARGE_BYTES:
-        split = _in_pieces(key, endpoint, models, meanwhile)
-    return Reading(split) if split else _whole(key, endpoint, models, meanwhile)
+    processes = settings().validation_processes
+    if processes and storage.size(key) > LARGE_BYTES:
+        split, places = Split(), list(places_of(key))
+        with Readers(min(processes, len(places)), Splitting(endpoint, models)) as readers:
+            if in_pieces(places, Splitting(endpoint, models), readers, split.extend, meanwhile):
+                return Reading(split)
+    return _whole(key, endpoint, models, meanwhile)
 
 
 def _whole(key: str, endpoint: str, models: Mapping[str, Model], meanwhile: Callable[[], None]) -> Reading:
@@ -62,41 +67,49 @@ def _whole(key: str, endpoint: str, models: Mapping[str, Model], meanwhile: Call
     return Reading(gathered.split, faults)
 
 
-def _in_pieces(key: str, endpoint: str, models: Mapping[str, Model], meanwhile: Callable[[], None]) -> Split | None:
-    """None: a line is at fault, or there are too many or none, or nothing moves."""
-    places = list(_places(key))
-    todo, joined = deque(places), _Joined(places)
-    with Readers(min(settings().validation_processes, len(places)), endpoint, models) as readers:
-        while not joined.is_whole:
-            readers.give(todo)
-            if readers.are_busy:
-                found = readers.back(todo, PATIENCE)
-            else:
-                # They have not come yet, or are lost.
-                place = todo.pop()
-                found = {place: pieces.read_piece(place, endpoint, models)}
-            if found is None or not joined.add(found):
-                return None
-            meanwhile()
-    return joined.split if joined.split.lines else None
+def in_pieces(
+    places: Sequence[Place],
+    work: Callable[[Place], Piece[T] | None],
+    readers: Readers[Place, Piece[T] | None],
+    extend: Callable[[T, int], None],
+    meanwhile: Callable[[], None] = lambda: None,
+) -> bool:
+    """Call `extend` with what was made of each piece and the number of lines before it, in file order.
+
+    False, with some of them missing, unless the file as a whole is good and every piece is read in time. `meanwhile`: as of `read`.
+    """
+    todo, joined = deque(places), _Joined(places, extend)
+    while not joined.is_whole:
+        readers.give(todo)
+        if readers.are_busy:
+            found = readers.back(todo, PATIENCE)
+        else:
+            # They have not started yet, or are lost.
+            place = todo.pop()
+            found = {place: work(place)}
+        if found is None or not joined.add(found):
+            return False
+        meanwhile()
+    return joined.requests > 0
 
 
-class _Joined:
+class _Joined(Generic[T]):
     """Pieces that come in any order, joined in the file's."""
 
-    def __init__(self, places: Sequence[Place]) -> None:
-        self.split = Split()
+    def __init__(self, places: Sequence[Place], extend: Callable[[T, int], None]) -> None:
+        self._extend = extend
         self._left = deque(places)
-        self._found: dict[Place, Piece] = {}
+        self._found: dict[Place, Piece[T]] = {}
         self._custom_ids = set[str]()
-        self._lines = 0
+        self._endpoints = set[str]()
+        self.requests = self._lines = 0
         self._most = settings().max_batch_lines
 
     @property
     def is_whole(self) -> bool:
         return not self._left
 
-    def add(self, found: Mapping[Place, Piece | None]) -> bool:
+    def add(self, found: Mapping[Place, Piece[T] | None]) -> bool:
         """False: the file as a whole is not good."""
         for place, piece in found.items():
             if piece is None:
@@ -104,15 +117,23 @@ class _Joined:
             self._found[place] = piece
         while self._left and (piece := self._found.pop(self._left[0], None)):
             self._left.popleft()
-            self.split.extend(piece.split, lines_before=self._lines)
+            self._extend(piece.content, self._lines)
             self._custom_ids.update(piece.custom_ids)
+            self.requests += len(piece.custom_ids)
             self._lines += piece.lines
-            if not len(self._custom_ids) == self.split.lines <= self._most or self._lines >= self._most * LINES_PER_REQUEST:
+            if piece.endpoint:
+                self._endpoints.add(piece.endpoint)
+            if not self._is_good():
                 return False
         return True
 
+    def _is_good(self) -> bool:
+        """Whether no id is there twice, all ask for one endpoint, and there are not too many lines."""
+        is_small = self.requests <= self._most and self._lines < self._most * LINES_PER_REQUEST
+        return is_small and len(self._custom_ids) == self.requests and len(self._endpoints) <= 1
 
-def _places(key: str) -> Iterator[Place]:
+
+def places_of(key: str) -> Iterator[Place]:
     """The pieces of a file: whole lines, and all of them."""
     size = storage.size(key)
     (head,) = storage.ranges(key, [0], [min(size, len(UTF8_BOM))])

@@ -10,7 +10,7 @@ from xalen_batch.accounts import Owner
 from xalen_batch.errors import InvalidRequest, NotFound
 from xalen_batch.models import Schedule
 from xalen_batch.paging import Page
-from xalen_batch.schedules import fire, inbox, runs, sources
+from xalen_batch.schedules import fire, inbox, runs
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.states import RunState, ScheduleStatus
 
@@ -150,8 +150,6 @@ def _refuse_to_strand(session: Session, schedule: Schedule, param: str) -> None:
 
 def _define(session: Session, owner: Owner, schedule: Schedule, definition: Definition, now: datetime) -> None:
     definition.check(now)
-    if definition.source is not None:
-        sources.check(owner, definition.source)
     schedule.name = definition.name
     schedule.definition = definition.model_dump(mode="json")
     # Looked at while it is still the schedule's: one that is past its time is kept by that alone.

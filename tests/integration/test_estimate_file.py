@@ -1,0 +1,172 @@
+"""An estimate of a stored file comes to the same in pieces, in another process and in this one."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, rerank_line
+from xalen_batch import catalog, storage
+from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.errors import Unavailable
+from xalen_batch.pipeline import apart, estimate_file, readers, reading
+from xalen_batch.pipeline.estimate import estimate
+from xalen_batch.pipeline.estimate_file import Estimating
+from xalen_batch.pipeline.readers import Readers
+from xalen_batch.terms import Terms
+
+KEY = "input/00000000000000000000000000000001"
+PRICES = {CHAT_MODEL: {"input": "0.02", "output": "0.04"}, RERANK_MODEL: {"input": "0.003"}}
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None], tmp_path: Path) -> None:
+    configure(storage_url=tmp_path.as_uri())
+    monkeypatch.setattr(estimate_file, "LARGE_BYTES", 0)
+    monkeypatch.setattr(reading, "PIECE_BYTES", 1_000)
+
+
+def asked(endpoint: str | None, prices: dict[str, dict[str, str]]) -> dict[str, Any]:
+    return {
+        "endpoint": endpoint,
+        "models": catalog.models(),
+        "terms": Terms(prices, dict.fromkeys(prices, "openai")),
+        "discount_rate": Decimal("0.5"),
+    }
+
+
+CHATS = st.builds(
+    lambda size, model, limit: lambda n: chat_line(f"r{n}", "x y" * size, model=model, max_tokens=limit),
+    st.integers(1, 300), st.sampled_from([CHAT_MODEL, CHAT_MODEL, RERANK_MODEL]), st.integers(1, 9_000),
+)  # fmt: skip
+TOOLS = st.just(lambda n: chat_line(f"r{n}", tools=[{"type": "function", "function": {"name": "look_up"}}]))
+ODD = st.sampled_from(
+    [b"", b" ", b"[", b"\xff", chat_line("twice"), chat_line("r0"), chat_line("s", stream=True), rerank_line("rank")]
+).map(lambda line: lambda n: line)
+LINES = st.one_of(st.lists(st.one_of(CHATS, TOOLS), max_size=40), st.lists(st.one_of(CHATS, CHATS, CHATS, TOOLS, ODD), max_size=40))
+
+
+class Here(Readers[Any, Any]):
+    """Readers of whom none starts: the pieces are read by the process that asks, as others would."""
+
+    def _start(self) -> None:
+        pass
+
+
+@given(
+    lines=LINES,
+    begins_with=st.sampled_from([b"", b"", b"\xef\xbb\xbf"]),
+    ends_with=st.sampled_from([b"", b"\n", b"\n\n"]),
+    endpoint=st.sampled_from([CHAT, None, RERANK]),
+    prices=st.sampled_from([PRICES, {CHAT_MODEL: PRICES[CHAT_MODEL]}, {}]),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_in_pieces_or_at_once_is_the_same(lines, begins_with, ends_with, endpoint, prices) -> None:
+    made = [make(n) for n, make in enumerate(lines)]
+    content = begins_with + b"\n".join(line if isinstance(line, bytes) else orjson.dumps(line) for line in made) + ends_with
+    storage.write(KEY, [content])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate_file, "Readers", Here)
+        found = estimate_file.estimate_file(KEY, **asked(endpoint, prices))
+    expected = estimate([content], **asked(endpoint, prices))
+    assert found.render() == expected.render()
+    assert list(found.models) == list(expected.models)
+
+
+def test_good_pieces_are_read_by_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write(KEY, [b"\n".join(orjson.dumps(chat_line(f"r{n}")) for n in range(90))])
+
+    def refused(*_: object) -> None:
+        raise AssertionError("a piece was read by the process that asks")
+
+    monkeypatch.setattr(Estimating, "__call__", refused)
+    assert estimate_file.estimate_file(KEY, **asked(CHAT, PRICES)).lines == 90
+
+
+def test_an_id_that_is_twice_in_pieces_far_apart_is_named_with_both_lines() -> None:
+    lines = [chat_line("same"), *(chat_line(f"r{n}") for n in range(60)), chat_line("same")]
+    storage.write(KEY, [b"\n".join(map(orjson.dumps, lines))])
+    (fault,) = estimate_file.estimate_file(KEY, **asked(None, PRICES)).faults.kept
+    assert (fault.line, fault.code) == (62, "duplicate_custom_id")
+    assert "line 1 and again on line 62" in fault.message
+
+
+class TestApart:
+    def test_large_work_is_done_by_a_nicer_process_and_small_work_here(self) -> None:
+        assert apart.run(os.getpid, size=apart.SMALL_BYTES) == os.getpid()
+        assert apart.run(os.getpid, size=apart.SMALL_BYTES + 1) != os.getpid()
+        assert apart.run(niceness, size=apart.SMALL_BYTES + 1) == min(19, niceness() + apart.NICENESS)
+
+    def test_without_processes_it_is_done_here(self, monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None]) -> None:
+        configure(validation_processes=0)
+        assert apart.run(os.getpid, size=apart.SMALL_BYTES + 1) == os.getpid()
+        configure(validation_processes=2)
+
+        def refused(*_: object) -> None:
+            raise FileNotFoundError("No usable temporary directory found")
+
+        monkeypatch.setattr(multiprocessing, "get_context", refused)
+        with capture_logs() as events:
+            assert apart.run(os.getpid, size=apart.SMALL_BYTES + 1) == os.getpid()
+        assert [event["event"] for event in events] == ["reading.no_processes"]
+
+    def test_what_a_process_was_lost_with_is_done_here(self) -> None:
+        with capture_logs() as events:
+            assert apart.run(Mortal(os.getpid()), size=apart.SMALL_BYTES + 1) == os.getpid()
+        assert [event["event"] for event in events] == ["reading.process_lost"]
+
+    def test_a_file_that_is_gone_is_told_as_such(self) -> None:
+        storage.write(KEY, [b"x" * (apart.SMALL_BYTES + 1)])
+        storage.delete(KEY)
+        with pytest.raises(FileNotFoundError):
+            apart.run(Size(KEY), size=apart.SMALL_BYTES + 1)
+
+    def test_work_without_an_end_is_given_up_and_its_process_ended(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(apart, "PATIENCE", 0.5)
+        with pytest.raises(Unavailable, match=r"Reading took more than 0\.5 s"):
+            apart.run(endless, size=apart.SMALL_BYTES + 1)
+        assert multiprocessing.active_children() == []
+
+
+def niceness() -> int:
+    return os.nice(0)
+
+
+class Mortal:
+    """Work that only the process `home` survives."""
+
+    def __init__(self, home: int) -> None:
+        self.home = home
+
+    def __call__(self) -> int:
+        if os.getpid() != self.home:
+            os._exit(1)
+        return self.home
+
+
+class Size:
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __call__(self) -> int:
+        return storage.size(self.key)
+
+
+def endless() -> None:
+    threading.Event().wait()
+
+
+def test_reading_processes_import_no_database() -> None:
+    loaded = f"import sys, {', '.join(readers.PRELOADED)}; print('sqlalchemy' in sys.modules or 'psycopg' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "False\n"
