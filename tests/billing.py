@@ -20,9 +20,9 @@ REFUSED = Refused(400, b'{"error":{"message":"no","type":"invalid_request_error"
 
 
 class Ran(NamedTuple):
-    """How a line ended. A `LineError`: without an answer."""
+    """How a line ended. A `Usage`: with an answer that is of no interest; a `LineError`: without an answer."""
 
-    outcome: Usage | Refused | LineError
+    outcome: Usage | Answered | Refused | LineError
     model: str = CHAT_MODEL
 
 
@@ -53,9 +53,9 @@ def running(session: Session, lines: Sequence[Ran], caller: Caller | None = None
 def _row(batch: Batch, number: int, line: Ran) -> record.Row:
     name = record.Line(batch.id, number, line.model, f"line-{number}")
     match line.outcome:
-        case Usage() as usage:
-            tariff = Tariff(batch.price_snapshot.get(line.model, {}), batch.discount_rate)
-            return record.row(name, Answered(200, b"{}", usage), tariff)
+        case Usage() | Answered() as outcome:
+            answered = outcome if isinstance(outcome, Answered) else Answered(200, b"{}", outcome)
+            return record.row(name, answered, Tariff(batch.price_snapshot.get(line.model, {}), batch.discount_rate))
         case Refused() as refused:
             return record.row(name, refused, Tariff({}, Decimal(0)))
         case code:

@@ -32,7 +32,10 @@ LONGEST_WINDOW = 7 * UNITS["d"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a batch is: lines, and the tokens of those that succeeded."""
+    """How far a batch is: lines, and the tokens of those that succeeded.
+
+    `counted_…`: of the billed tokens, those that we counted ourselves. None while it runs: its invoice is made of them.
+    """
 
     total: int = 0
     completed: int = 0
@@ -41,6 +44,8 @@ class Progress:
     cached_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    counted_input_tokens: int | None = None
+    counted_output_tokens: int | None = None
 
     @property
     def done(self) -> int:
@@ -198,10 +203,14 @@ def page(
 
 def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]:
     """How far each batch is: the sum over its tasks while it runs, its own columns at the end."""
-    names = Progress.__slots__
-    found = {batch.id: Progress(*(getattr(batch, name) for name in names)) for batch in batches if BatchStatus(batch.status).is_terminal}
+    found = {
+        batch.id: Progress(*(getattr(batch, name) for name in Progress.__slots__))
+        for batch in batches
+        if BatchStatus(batch.status).is_terminal
+    }
     running = [batch.id for batch in batches if batch.id not in found]
     if running:
+        names = [name for name in Progress.__slots__ if not name.startswith("counted")]
         sums = (func.coalesce(func.sum(Task.lines if name == "total" else getattr(Task, name)), 0) for name in names)
         rows = session.execute(select(Task.batch_id, *sums).where(Task.batch_id.in_(running)).group_by(Task.batch_id))
         found |= {row[0]: Progress(*map(int, row[1:])) for row in rows}

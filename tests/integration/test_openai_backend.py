@@ -239,12 +239,13 @@ class TestRerank:
     }
 
     @pytest.mark.parametrize(
-        ("api", "answer", "tokens"),
+        ("api", "answer", "tokens", "stated"),
         [
             (
                 "jina",
                 {"results": [{"index": 0, "relevance_score": 0.1}, {"index": 1, "relevance_score": 0.9}], "usage": {"total_tokens": 21}},
                 21,
+                {"xalen": {"usage_source": "reported", "usage_reported": {"total_tokens": 21}}},
             ),
             (
                 "cohere",
@@ -253,16 +254,22 @@ class TestRerank:
                     "meta": {"tokens": {"input_tokens": 22}},
                 },
                 22,
+                {"meta": {"tokens": {"input_tokens": 22}}, "xalen": {"usage_source": "reported", "usage_reported": None}},
             ),
-            ("tei", [{"index": 1, "score": 0.9}, {"index": 0, "score": 0.1}], None),
+            (
+                "tei",
+                [{"index": 1, "score": 0.9}, {"index": 0, "score": 0.1}],
+                None,
+                {"xalen": {"usage_source": "counted", "usage_reported": None}},
+            ),
         ],
     )
-    def test_every_shape_becomes_ours(self, api: str, answer: Any, tokens: int | None) -> None:
+    def test_every_shape_becomes_ours(self, api: str, answer: Any, tokens: int | None, stated: dict[str, Any]) -> None:
         outcome, server = rank(reply(orjson.dumps(answer)), api)
         assert isinstance(outcome, Answered)
         body = orjson.loads(outcome.body)
         read = outcome.usage.input_tokens
-        assert body == {**self.EXPECTED, "usage": {"prompt_tokens": read, "total_tokens": read}}
+        assert body == {**self.EXPECTED, "usage": {"prompt_tokens": read, "total_tokens": read}, **stated}
         assert (read == tokens) if tokens else (outcome.usage.counted and read > 0)
         assert server.seen[0].head.startswith("POST /v1/rerank ")
 

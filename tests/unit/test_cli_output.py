@@ -72,6 +72,18 @@ def test_an_invoice_shows_the_amounts_of_the_api_and_grouped_tokens(capsys: pyte
     for text in ("1.22406954", "-0.61203477", "61,203,477", "0.02 per 1M", "Batch discount, 50 %", "USD"):
         assert text in printed
     assert "not payable" not in printed
+    assert "counted" not in printed
+
+
+def test_counted_tokens_are_marked_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    found = _invoice()
+    found["lines"].insert(1, found["lines"][0] | {"quantity": "8", "reason": "usage_counted", "amount": "0.00000016"})
+    print_invoice(found)
+    printed = capsys.readouterr().out
+    assert "input, counted" in printed
+    assert "the model backend reported no usable usage" in printed
+    usage = {"input_tokens": 30, "input_tokens_details": {"cached_tokens": 0, "counted_tokens": 8}, "output_tokens_details": None}
+    assert "counted_input_tokens=8" in _printed({"id": "batch_1", "usage": usage}, capsys)
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 lines"), (1, "1 line"), (1_234, "1,234 lines")])

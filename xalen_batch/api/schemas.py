@@ -82,12 +82,17 @@ class RequestCounts(BaseModel):
     failed: int
 
 
+COUNTED = "Extension: billed tokens that were counted here, since the backend reported no usable usage; null until the batch has ended."
+
+
 class InputTokensDetails(BaseModel):
     cached_tokens: int
+    counted_tokens: int | None = Field(description=COUNTED)
 
 
 class OutputTokensDetails(BaseModel):
     reasoning_tokens: int
+    counted_tokens: int | None = Field(description=COUNTED)
 
 
 class BatchUsage(BaseModel):
@@ -233,8 +238,10 @@ def _error(error: dict[str, Any]) -> BatchError:
 def _usage(progress: Progress) -> BatchUsage:
     return BatchUsage(
         input_tokens=progress.input_tokens,
-        input_tokens_details=InputTokensDetails(cached_tokens=progress.cached_tokens),
+        input_tokens_details=InputTokensDetails(cached_tokens=progress.cached_tokens, counted_tokens=progress.counted_input_tokens),
         output_tokens=progress.output_tokens,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=progress.reasoning_tokens),
+        output_tokens_details=OutputTokensDetails(
+            reasoning_tokens=progress.reasoning_tokens, counted_tokens=progress.counted_output_tokens
+        ),
         total_tokens=progress.input_tokens + progress.output_tokens,
     )

@@ -21,7 +21,7 @@ class Request(Struct, frozen=True, gc=False):
 
 
 class Usage(Struct, frozen=True, gc=False):
-    """Tokens of one answer; never negative. `counted`: by us, since the backend gave nothing usable."""
+    """Tokens of one answer; never negative. `counted`: by us, since the backend reported no usable numbers."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -31,7 +31,7 @@ class Usage(Struct, frozen=True, gc=False):
 
 
 class Answered(Struct, frozen=True, gc=False):
-    """A 2xx whose body is one JSON object, on one line (it becomes part of a JSONL line). Billed."""
+    """A 2xx whose body is one JSON object on one line (it becomes part of a JSONL line). Billed by `usage`, which the body states."""
 
     status: int
     body: bytes

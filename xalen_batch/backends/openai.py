@@ -12,7 +12,7 @@ import msgspec
 from xalen_batch import __version__, log
 from xalen_batch.backends.clients.choose import client_for
 from xalen_batch.backends.clients.contract import AnswerTooLong, Client, Limits, NoReply, NotConnected, TimedOut
-from xalen_batch.backends.contract import Answered, Outcome, Request, Retryable
+from xalen_batch.backends.contract import Outcome, Request, Retryable
 from xalen_batch.backends.outcomes import outcome_of
 from xalen_batch.backends.rerank_api import Unusable, from_backend, to_backend
 from xalen_batch.catalog import CHAT, Model
@@ -77,15 +77,7 @@ class OpenAIBackend:
             return Retryable(str(unusable), reply.status)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return Retryable("The backend's answer is not valid JSON.", reply.status)
-        outcome = outcome_of(reply._replace(body=msgspec.json.encode(ranking)), request)
-        return _with_usage(outcome, ranking) if isinstance(outcome, Answered) else outcome
-
-
-def _with_usage(outcome: Answered, ranking: dict[str, object]) -> Answered:
-    """The answer with the usage that it is billed by, in our shape whatever the server's was."""
-    read = outcome.usage.input_tokens
-    shown = {key: value for key, value in ranking.items() if key != "meta"} | {"usage": {"prompt_tokens": read, "total_tokens": read}}
-    return Answered(outcome.status, msgspec.json.encode(shown), outcome.usage)
+        return outcome_of(reply._replace(body=msgspec.json.encode(ranking)), request)
 
 
 def _client(model: Model, url: str) -> Client:

@@ -11,7 +11,7 @@ import orjson
 
 from xalen_batch.backends.clients.contract import Reply
 from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable
-from xalen_batch.backends.usage import usage_of, usual_usage
+from xalen_batch.backends.usage import stating, usage_of, usual_usage
 from xalen_batch.catalog import CHAT, RERANK
 
 # 401: the key is the operator's, not the user's; lines wait behind the circuit until it is right again.
@@ -56,7 +56,8 @@ def _answered(reply: Reply, request: Request) -> Outcome:
     if not isinstance(answer.get(part), list):
         # Some gateways answer 200 with an error inside; nobody is billed for that.
         return Retryable(f"The backend's answer has no `{part}`.", reply.status)
-    return Answered(reply.status, one_line(reply.body), usage_of(answer, len(reply.body), request))
+    usage = usage_of(answer, len(reply.body), request)
+    return Answered(reply.status, one_line(stating(reply.body, answer, usage, request)), usage)
 
 
 def one_line(body: bytes) -> bytes:

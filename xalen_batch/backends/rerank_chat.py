@@ -12,6 +12,7 @@ import orjson
 
 from xalen_batch.backends.contract import Answered, Backend, Outcome, Refused, Request
 from xalen_batch.backends.outcomes import envelope
+from xalen_batch.backends.usage import EXTENSION
 from xalen_batch.catalog import CHAT, RERANK
 
 SHAPE = '{"query": "…", "documents": ["…", "…"], "top_n": 3}'
@@ -70,8 +71,7 @@ def to_chat(answer: Answered, request: Request) -> bytes:
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": usage.input_tokens, "completion_tokens": 0, "total_tokens": usage.input_tokens},
     }
-    if "system_fingerprint" in ranking:
-        completion["system_fingerprint"] = ranking["system_fingerprint"]
+    completion |= {key: ranking[key] for key in ("system_fingerprint", EXTENSION) if key in ranking}
     return orjson.dumps(completion)
 
 

@@ -1,6 +1,8 @@
-"""What an answer is billed by. The backend's word is taken only where it can be true.
+"""The usage that an answer is billed by, and how the answer's body states it.
 
-Anything else (missing, null, a string, a bool, a fraction, negative, absurd) and we count the tokens ourselves.
+A backend's usage is trusted only if it can be true. Otherwise (missing, null, a string, a bool, a fraction, negative,
+more tokens than bytes) we count the tokens ourselves. Either way `response.body.usage` of the output line holds the billed
+numbers, so a customer can recompute the invoice from the output file (decision 0031).
 """
 
 from collections.abc import Mapping
@@ -19,6 +21,8 @@ TEMPLATE_ALLOWANCE = 2_048
 IMAGE_ALLOWANCE = 16_384
 PAIR_ALLOWANCE = 16
 ANSWER_ALLOWANCE = 256
+# The key beside `usage` that says where replaced numbers come from.
+EXTENSION = "xalen"
 
 
 def usage_of(answer: Mapping[str, Any], size: int, request: Request) -> Usage:
@@ -44,23 +48,28 @@ class _ChatUsage(msgspec.Struct):
 class _ChatAnswer(msgspec.Struct):
     choices: list[msgspec.Raw]
     usage: _ChatUsage
+    xalen: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 _chat_answer = msgspec.json.Decoder(_ChatAnswer).decode
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def usual_usage(body: bytes, request: Request) -> Usage | None:
-    """The usage of a chat's answer, if that is sound and says it in OpenAI's own form; None sends it the long way.
+    """The usage of a chat completion in OpenAI's form, if it can be true; None: `usage_of` has to decide.
 
-    Nearly every answer is of this form, and this reads no more of it than is billed.
+    Nearly every answer has this form, and this decodes only the billed fields.
     """
     try:
         # What is skipped is checked to be JSON, but not to be UTF-8.
         if not body.isascii():
             str(body, "utf-8")
-        said = _chat_answer(body).usage
+        answer = _chat_answer(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    if answer.xalen is not msgspec.UNSET:
+        return None
+    said = answer.usage
     read, written = said.prompt_tokens, said.completion_tokens
     cached = said.prompt_tokens_details.cached_tokens if said.prompt_tokens_details else 0
     reasoning = said.completion_tokens_details.reasoning_tokens if said.completion_tokens_details else 0
@@ -68,6 +77,53 @@ def usual_usage(body: bytes, request: Request) -> Usage | None:
         return None
     usage = Usage(read, written, cached, reasoning)
     return usage if _is_possible(usage, len(body), request) else None
+
+
+def stating(body: bytes, answer: Mapping[str, Any], usage: Usage, request: Request) -> bytes:
+    """The body of an answer, decoded as `answer`, with its billed usage under the standard keys.
+
+    A body that states the billed usage stays as it is. Otherwise `usage` is replaced, and the key `xalen` beside it says
+    whether the numbers were `counted` by us or `reported` by the backend in another form, and what the backend sent as `usage`.
+    An `xalen` of the backend's own is removed: only we say where numbers come from.
+    """
+    is_stated = not usage.counted and _states(_table(answer.get("usage")), usage, request)
+    if is_stated and EXTENSION not in answer:
+        return body
+    # Raw values: what is not replaced keeps its bytes.
+    fields: dict[str, Any] = _fields(body)
+    fields.pop(EXTENSION, None)
+    if not is_stated:
+        source = "counted" if usage.counted else "reported"
+        fields[EXTENSION] = {"usage_source": source, "usage_reported": fields.get("usage")}
+        fields["usage"] = _standard(usage, request)
+    return msgspec.json.encode(fields)
+
+
+def _states(table: Mapping[str, Any], usage: Usage, request: Request) -> bool:
+    """Whether a reported usage has the billed numbers under the standard keys; details that are absent are 0."""
+    if request.endpoint == RERANK and "completion_tokens" not in table:
+        # Jina's shape has no output tokens.
+        table = {**table, "completion_tokens": 0}
+    stated = (
+        _tokens(table, "prompt_tokens"),
+        _tokens(table, "completion_tokens"),
+        _table(table.get("prompt_tokens_details")).get("cached_tokens") or 0,
+        _table(table.get("completion_tokens_details")).get("reasoning_tokens") or 0,
+    )
+    return stated == (usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens)
+
+
+def _standard(usage: Usage, request: Request) -> dict[str, Any]:
+    """A usage as OpenAI writes it; for a rerank as Jina does, which has no output tokens."""
+    if request.endpoint == RERANK:
+        return {"prompt_tokens": usage.input_tokens, "total_tokens": usage.input_tokens}
+    total = usage.input_tokens + usage.output_tokens
+    standard: dict[str, Any] = {"prompt_tokens": usage.input_tokens, "completion_tokens": usage.output_tokens, "total_tokens": total}
+    if usage.cached_tokens:
+        standard["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    if usage.reasoning_tokens:
+        standard["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return standard
 
 
 def _chat_usage(body: Mapping[str, Any]) -> Usage | None:

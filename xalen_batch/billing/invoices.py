@@ -9,6 +9,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from xalen_batch import ids, log, money
+from xalen_batch.billing.charges import USAGE_COUNTED
 from xalen_batch.errors import NotFound
 from xalen_batch.models import Batch, Invoice, InvoiceLine, Result, ScheduleRun
 from xalen_batch.states import BatchStatus
@@ -24,13 +25,15 @@ class Mismatch(Exception):
 
 
 class _Outcome(NamedTuple):
-    """Results of one model that ended alike, in sum.
+    """Sums over the results of one model that ended alike.
 
     `reason`: the code that the requests ended with, or the HTTP status that they were refused with; None: they succeeded.
+    `is_counted`: their tokens were counted by us, since the backend reported no usable usage.
     """
 
     model: str
     reason: str | None
+    is_counted: bool
     requests: int
     input_tokens: int
     output_tokens: int
@@ -74,6 +77,15 @@ def of_batch(session: Session, batch: Batch) -> Invoice:
     if batch.status == BatchStatus.FAILED:
         raise NotFound(f"Batch {name} failed validation: nothing ran and nothing is billed, so it has no invoice.")
     raise NotFound(f"Batch {name} is {batch.status}; its invoice is issued when it ends.")
+
+
+def counted_tokens(invoice: Invoice) -> dict[str, int]:
+    """{component: tokens} of a batch's invoice that were counted by us."""
+    counted = dict.fromkeys(("input", "output"), 0)
+    for line in invoice.lines:
+        if line.reason == USAGE_COUNTED and line.component is not None:
+            counted[line.component] += int(line.quantity or 0)
+    return counted
 
 
 def _find(session: Session, batch: Batch) -> Invoice | None:
@@ -122,25 +134,34 @@ def _outcomes(session: Session, batch: Batch) -> list[_Outcome]:
         else_=func.concat(literal("http_"), Result.status_code),
     )
     ended = select(
-        Result.model, reason.label("reason"), Result.input_tokens, Result.output_tokens, func.coalesce(Result.amount, 0).label("amount")
+        Result.model,
+        reason.label("reason"),
+        func.coalesce(Result.flag.contains(USAGE_COUNTED), False).label("is_counted"),
+        Result.input_tokens,
+        Result.output_tokens,
+        func.coalesce(Result.amount, 0).label("amount"),
     )
     each = ended.where(Result.batch_id == batch.id).subquery().c
-    sums = select(each.model, each.reason, func.count(), func.sum(each.input_tokens), func.sum(each.output_tokens), func.sum(each.amount))
-    rows = session.execute(sums.group_by(each.model, each.reason).order_by(each.model, each.reason))
-    return [_Outcome(model, why, requests, int(read), int(written), charged) for model, why, requests, read, written, charged in rows]
+    kind = (each.model, each.reason, each.is_counted)
+    sums = select(*kind, func.count(), func.sum(each.input_tokens), func.sum(each.output_tokens), func.sum(each.amount))
+    rows = session.execute(sums.group_by(*kind).order_by(*kind))
+    return [
+        _Outcome(model, why, is_counted, requests, int(read), int(written), charged)
+        for model, why, is_counted, requests, read, written, charged in rows
+    ]
 
 
 def _usage_lines(batch: Batch, outcomes: Sequence[_Outcome]) -> Iterator[InvoiceLine]:
-    """A line per model and component, the discount on all of them, and what had no price."""
+    """A line per model and component (another for tokens that we counted), the discount on them, and tokens without a price."""
     gross = ZERO
     unpriced = []
-    for model, component, tokens in _usage(outcomes):
-        price = batch.price_snapshot.get(model, {}).get(component)
+    for used in _usage(outcomes):
+        price = batch.price_snapshot.get(used.model, {}).get(used.component)
         if price is None:
-            logger.warning("usage.unpriced", batch_id=batch.id.hex, model=model, component=component, tokens=tokens)
-            unpriced.append(_unpriced_line(model, component, tokens))
+            logger.warning("usage.unpriced", batch_id=batch.id.hex, model=used.model, component=used.component, tokens=used.tokens)
+            unpriced.append(_unpriced_line(used))
         else:
-            line = _usage_line(model, component, tokens, Decimal(price), answered_by=batch.backend_of(model))
+            line = _usage_line(used, Decimal(price), answered_by=batch.backend_of(used.model))
             gross += line.amount
             yield line
     yield InvoiceLine(
@@ -152,34 +173,48 @@ def _usage_lines(batch: Batch, outcomes: Sequence[_Outcome]) -> Iterator[Invoice
     yield from unpriced
 
 
-def _usage(outcomes: Sequence[_Outcome]) -> Iterator[tuple[str, str, int]]:
-    """(model, component, tokens) over the lines that succeeded; components that were not used are left out."""
+class _Used(NamedTuple):
+    """Tokens of one component of one model."""
+
+    model: str
+    component: str
+    tokens: int
+    is_counted: bool
+
+    @property
+    def description(self) -> str:
+        return f"{self.model}, {self.component} tokens{' counted by xalen-batch' if self.is_counted else ''}"
+
+
+def _usage(outcomes: Sequence[_Outcome]) -> Iterator[_Used]:
+    """The tokens of the lines that succeeded; components without any are left out."""
     for outcome in outcomes:
         if outcome.reason is None:
-            used = (("input", outcome.input_tokens), ("output", outcome.output_tokens))
-            yield from ((outcome.model, component, tokens) for component, tokens in used if tokens)
+            components = (("input", outcome.input_tokens), ("output", outcome.output_tokens))
+            yield from (_Used(outcome.model, component, tokens, outcome.is_counted) for component, tokens in components if tokens)
 
 
-def _usage_line(model: str, component: str, tokens: int, price: Decimal, *, answered_by: str | None) -> InvoiceLine:
+def _usage_line(used: _Used, price: Decimal, *, answered_by: str | None) -> InvoiceLine:
     return InvoiceLine(
         kind="usage",
-        description=f"{model}, {component} tokens",
-        model=model,
-        component=component,
-        quantity=Decimal(tokens),
+        description=used.description,
+        model=used.model,
+        component=used.component,
+        quantity=Decimal(used.tokens),
         unit_price=price,
+        reason=USAGE_COUNTED if used.is_counted else None,
         answered_by=answered_by,
-        amount=money.gross(tokens, price),
+        amount=money.gross(used.tokens, price),
     )
 
 
-def _unpriced_line(model: str, component: str, tokens: int) -> InvoiceLine:
+def _unpriced_line(used: _Used) -> InvoiceLine:
     return InvoiceLine(
         kind="not_billed",
-        description=f"{model}, {component} tokens that have no price",
-        model=model,
-        component=component,
-        quantity=Decimal(tokens),
+        description=f"{used.description} that have no price",
+        model=used.model,
+        component=used.component,
+        quantity=Decimal(used.tokens),
         reason=NO_PRICE,
         amount=ZERO,
     )

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import ids, log, money
 from xalen_batch.billing import invoices
+from xalen_batch.billing.charges import USAGE_COUNTED
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Invoice, InvoiceLine
 
@@ -94,7 +95,13 @@ def _issue(session: Session, account_id: UUID, livemode: bool, month: date) -> b
 def _lines(session: Session, month: Invoice) -> list[InvoiceLine]:
     """A line for each batch invoice of the month, and the rounding that makes them sum to whole cents."""
     lines = [
-        InvoiceLine(kind="batch", description=_description(invoice), source_invoice_id=invoice.id, amount=invoice.total)
+        InvoiceLine(
+            kind="batch",
+            description=_description(invoice),
+            source_invoice_id=invoice.id,
+            reason=USAGE_COUNTED if invoice.has_counted else None,
+            amount=invoice.total,
+        )
         for invoice in _invoices(session, month)
     ]
     exact = sum((line.amount for line in lines), ZERO)
@@ -113,6 +120,7 @@ def _invoices(session: Session, month: Invoice) -> Sequence[Any]:
     assert month.month is not None
     start = datetime(month.month.year, month.month.month, 1, tzinfo=UTC)
     end = (start + timedelta(days=32)).replace(day=1)
+    has_counted = exists().where(InvoiceLine.invoice_id == Invoice.id, InvoiceLine.reason == USAGE_COUNTED)
     is_simulated = exists().where(InvoiceLine.invoice_id == Invoice.id, InvoiceLine.answered_by == "simulated")
     return session.execute(
         select(
@@ -123,6 +131,7 @@ def _invoices(session: Session, month: Invoice) -> Sequence[Any]:
             Invoice.schedule_name,
             Invoice.livemode,
             is_simulated.label("is_simulated"),
+            has_counted.label("has_counted"),
         )
         .where(
             Invoice.account_id == month.account_id,
@@ -162,5 +171,6 @@ def _render_line(line: InvoiceLine) -> dict[str, Any]:
         "kind": line.kind,
         "description": line.description,
         "invoice_id": None if line.source_invoice_id is None else ids.render("inv", line.source_invoice_id),
+        "reason": line.reason,
         "amount": money.render(line.amount),
     }

@@ -89,13 +89,23 @@ def _fields(batch: dict[str, Any]) -> Iterator[tuple[str, object]]:
         elif name == "request_counts":
             yield name, pairs({key: figure(count) for key, count in value.items()})
         elif name == "usage" and value:
-            yield name, pairs({key: figure(count) for key, count in value.items() if isinstance(count, int)})
+            yield name, pairs({key: figure(count) for key, count in _usage(value)})
         elif name == "metadata":
             yield name, pairs(value) if value else "-"
         elif name == "execution_window" and value:
             yield name, windows.shown(value)
         else:
             yield name, "-" if value is None else value
+
+
+def _usage(usage: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """The token counts of a batch, and how many of them the server counted itself, if it did."""
+    for key, value in usage.items():
+        if isinstance(value, int):
+            yield key, value
+    for part in ("input", "output"):
+        if tokens := (usage.get(f"{part}_tokens_details") or {}).get("counted_tokens"):
+            yield f"counted_{part}_tokens", tokens
 
 
 def _lines_of(batch: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """`invoice`, `statement`, `reconcile`: what was used and what it costs, with amounts exactly as the API wrote them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -13,6 +13,8 @@ from xalen_batch.cli.failures import ERROR
 from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, examples
 from xalen_batch.cli.output import STDOUT, counted, figure, grid, print_json, safe, say, show
 
+# The `reason` of lines whose tokens the server counted.
+COUNTED = "usage_counted"
 INVOICE = ("item", "component", "quantity", "unit price", "amount")
 
 commands = typer.Typer()
@@ -42,18 +44,29 @@ def print_invoice(found: dict[str, Any], console: Console = STDOUT) -> None:
     table.add_section()
     table.add_row("total", "", "", found["currency"], found["total"])
     show(table, console)
+    _say_counted(found["lines"], console)
 
 
 def _invoice_row(line: dict[str, Any]) -> tuple[str, ...]:
     quantity, amount = _quantity(line["quantity"]), line["amount"]
     match line["kind"]:
         case "usage":
-            return line["model"], line["component"], quantity, f"{line['unit_price']} per 1M", amount
+            return line["model"], _component(line), quantity, f"{line['unit_price']} per 1M", amount
         case "not_billed" if line["component"] is None:
             return line["description"], line["reason"], f"{quantity} request{'' if quantity == '1' else 's'}", "not billed", amount
         case "not_billed":
             return line["model"], line["component"], quantity, f"not billed: {line['reason']}", amount
     return line["description"], "", "", "", amount
+
+
+def _component(line: dict[str, Any]) -> str:
+    return f"{line['component']}, counted" if line["reason"] == COUNTED else str(line["component"])
+
+
+def _say_counted(lines: Iterable[dict[str, Any]], console: Console) -> None:
+    """What a mark on some of the lines means."""
+    if any(line.get("reason") == COUNTED for line in lines):
+        console.print("counted: the model backend reported no usable usage, so xalen-batch counted the tokens.", soft_wrap=True)
 
 
 def _quantity(quantity: str | None) -> str:
@@ -82,10 +95,15 @@ def statement(
         print_json(found)
         return
     STDOUT.print(f"Statement {found['month']}, {found['status']}{_mode(found)}", style="bold", soft_wrap=True)
-    table = grid(("item", "amount"), [(line["description"], line["amount"]) for line in found["lines"]], right=("amount",))
+    table = grid(("item", "amount"), map(_statement_row, found["lines"]), right=("amount",))
     table.add_section()
     table.add_row(f"total {found['currency']}", found["total"])
     show(table)
+    _say_counted(found["lines"], STDOUT)
+
+
+def _statement_row(line: dict[str, Any]) -> tuple[str, str]:
+    return f"{line['description']}{', counted' if line.get('reason') == COUNTED else ''}", line["amount"]
 
 
 def _month(text: str | None) -> str:

@@ -117,6 +117,9 @@ class Batch(Base):
     cached_tokens: Mapped[int] = mapped_column(server_default="0")
     output_tokens: Mapped[int] = mapped_column(server_default="0")
     reasoning_tokens: Mapped[int] = mapped_column(server_default="0")
+    # Of the billed tokens, those that we counted ourselves; null before the batch ends, and where it ended before they were noted.
+    counted_input_tokens: Mapped[int | None]
+    counted_output_tokens: Mapped[int | None]
 
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime]

@@ -58,6 +58,7 @@ class InvoiceLine(Base):
     quantity: Mapped[Decimal | None] = mapped_column(Numeric)
     # USD per million tokens of a usage line; the rate of a discount line.
     unit_price: Mapped[Decimal | None]
+    # Of a not_billed line: why. `usage_counted` on a usage line: its tokens were counted by us; on a statement's line: some of its batch were.
     reason: Mapped[str | None]
     # What wrote the answers of a usage line: "openai", a model server, or "simulated". Null on lines from before this column.
     answered_by: Mapped[str | None]

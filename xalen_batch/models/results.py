@@ -34,9 +34,10 @@ class Result(Base):
     amount: Mapped[Decimal | None]
     model: Mapped[str]
     custom_id: Mapped[str]
-    # Null, or what someone should look at (billing/charges.py): tokens counted by us, tokens that have no price.
+    # Null, or reasons to check the charge (billing/charges.py): tokens counted by us, tokens that have no price.
     flag: Mapped[str | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
-    # The backend's answer as it came: bytes, since \u0000 is legal JSON that jsonb refuses. Null once erased.
+    # The backend's answer, with the billed usage in it (backends/usage.py): bytes, since \u0000 is legal JSON that jsonb refuses.
+    # Null once erased.
     body: Mapped[bytes | None]

@@ -133,6 +133,8 @@ def _complete(session: Session, batch: Batch) -> None:
     for name, value in totals.items():
         setattr(batch, name, value)
     invoice = invoices.issue(session, batch)
+    counted = invoices.counted_tokens(invoice)
+    batch.counted_input_tokens, batch.counted_output_tokens = counted["input"], counted["output"]
     end = _end_status(batch, invoice)
     batch.move(session, end)
     logger.info(
