@@ -2,15 +2,17 @@
 
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import insert, text
 from sqlalchemy.orm import Session
 
 from tests import billing, factories
+from tests.integration import isolation
 from tests.integration.isolation import IDEMPOTENCY_KEY, OTHER_PARAMETERS, Actor, Kind, Request
 from xalen_batch import accounts, db, ids, keys, results, storage
 from xalen_batch.accounts import Caller, Owner, Scope
@@ -194,6 +196,30 @@ def rows() -> set[str]:
 def nowhere(id: str) -> str:
     """An id of the same kind that nobody has."""
     return id[:-32] + UUID(int=ids.new().int ^ 1).hex
+
+
+def filled(request: Request, own: Mapping[str, str]) -> Request:
+    """A request whose path is of the caller's own things, where nothing else stands in it."""
+    given = dict(request.parameters)
+    missing = [name for name in own if f"{{{name}}}" in request.path and name not in given]
+    return Request(
+        request.method,
+        request.path,
+        request.where,
+        (*request.parameters, *((name, own[name]) for name in missing)),
+        request.body,
+        request.headers,
+    )
+
+
+def scope_of(neighbour: Neighbour, client: Client, method: str, path: str, operation: Mapping[str, Any]) -> Scope:
+    """The one scope that lets a key in, found by trying each of them on what nobody has."""
+    request = next(isolation.requests(method, path, operation))
+    nothing = dict.fromkeys(("file_id", "batch_id", "schedule_id", "key_id", "model_id", "month"), "nothing")
+    statuses = {scope: client.ask(filled(request, nothing), secret).status for scope, secret in neighbour.single.items()}
+    [right] = [scope for scope, status in statuses.items() if status != 403]
+    assert statuses[right] != 401
+    return right
 
 
 def connect(port: int) -> Iterator[Client]:

@@ -69,7 +69,7 @@ def test_a_route_that_cannot_be_called_is_noticed() -> None:
 def test_a_route_shows_and_changes_nothing_of_a_neighbours(
     neighbour: Neighbour, client: Client, method: str, path: str, operation: dict[str, Any]
 ) -> None:
-    scope = _scope(neighbour, client, method, path, operation)
+    scope = neighbours.scope_of(neighbour, client, method, path, operation)
     before, of_neighbour = neighbours.rows(), neighbour.rows()
     cases = list(isolation.cases(method, path, operation))
     assert _problems(neighbour, client, [case for case in cases if not case.actor.is_valid], scope) == []
@@ -91,10 +91,10 @@ def _problem(neighbour: Neighbour, client: Client, case: Case, scope: Scope) -> 
     id = None if case.kind is None else neighbour.ids[case.kind]
     request = case.request
     if case.actor.is_valid and not (request.where or "").startswith("path."):
-        request = _filled(request, neighbour.own[case.actor])
+        request = neighbours.filled(request, neighbour.own[case.actor])
     asked = request if id is None else request.with_id(id)
     if not case.actor.is_valid:
-        asked = _filled(asked, neighbour.own[Actor.OTHER_ACCOUNT])
+        asked = neighbours.filled(asked, neighbour.own[Actor.OTHER_ACCOUNT])
     answer = client.ask(asked, neighbour.secret_of(case.actor, scope))
     if leaked := neighbour.leaks(answer, case.actor, id):
         return f"{answer.status} shows {leaked}"
@@ -120,35 +120,11 @@ def _problem_of_valid_key(neighbour: Neighbour, client: Client, case: Case, requ
     return None if answer.masked(id) == nobodys.masked(other) else f"{answer.body[:200]}, of nobody's id: {nobodys.body[:200]}"
 
 
-def _filled(request: Request, own: Mapping[str, str]) -> Request:
-    """A request whose path is of the caller's own things, where nothing else stands in it."""
-    given = dict(request.parameters)
-    missing = [name for name in own if f"{{{name}}}" in request.path and name not in given]
-    return Request(
-        request.method,
-        request.path,
-        request.where,
-        (*request.parameters, *((name, own[name]) for name in missing)),
-        request.body,
-        request.headers,
-    )
-
-
-def _scope(neighbour: Neighbour, client: Client, method: str, path: str, operation: Mapping[str, Any]) -> Scope:
-    """The one scope that lets a key in, found by trying each of them on what nobody has."""
-    request = next(isolation.requests(method, path, operation))
-    nothing = dict.fromkeys(("file_id", "batch_id", "schedule_id", "key_id", "model_id", "month"), "nothing")
-    statuses = {scope: client.ask(_filled(request, nothing), secret).status for scope, secret in neighbour.single.items()}
-    [right] = [scope for scope, status in statuses.items() if status != 403]
-    assert statuses[right] != 401
-    return right
-
-
 def _asked_by_their_owner(neighbour: Neighbour, client: Client, method: str, path: str, operation: Mapping[str, Any]) -> Iterator[int]:
     for request in isolation.requests(method, path, operation):
         for kind in Kind if request.where else [None]:
             asked = request if kind is None else request.with_id(neighbour.ids[kind])
-            answer = client.ask(_filled(asked, isolation.OTHER_PARAMETERS), neighbour.secret)
+            answer = client.ask(neighbours.filled(asked, isolation.OTHER_PARAMETERS), neighbour.secret)
             assert answer.status < 500, answer.body
             yield answer.status
 

@@ -19,6 +19,10 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
 
 
 class TestAdd:
+    def test_a_key_that_may_not_read_is_told_what_was_accepted(self, api: Api) -> None:
+        api.answers = [ok({"schedule_id": "sched_1", "accepted": 1, "known": 0, "pending": None, "next_fire_at": None})]
+        assert said(run(api, "add", "sched_1", "-", input=b"{}\n")) == "1 request accepted."
+
     def test_lines_go_in_pieces_each_with_a_key_of_its_own(self, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(add, "PIECE_LINES", 2)
         answer = {"schedule_id": "sched_1", "accepted": 1, "known": 1, "pending": 1234, "next_fire_at": 4132081800}

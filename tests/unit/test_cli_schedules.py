@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tests.factories import chat_line, jsonl
 from tests.unit.fake_api import Api, serving
-from tests.unit.schedule_answers import PREVIEW, SCHEDULE, SOURCE, body, error, file, listed, ok, run, said
+from tests.unit.schedule_answers import PREVIEW, RUN, SCHEDULE, SOURCE, body, error, file, listed, ok, run, said
 from xalen_batch.cli import client as client_module
 from xalen_batch.cli.main import app
 from xalen_batch.cli.schedules import options
@@ -267,3 +267,15 @@ def test_batches_of_a_schedule_are_listed(api: Api) -> None:
 def test_the_policies_are_those_of_the_server() -> None:
     for name in ("Overlap", "Misfire", "OnEmpty"):
         assert get_args(getattr(options, name)) == get_args(getattr(definition, name))
+
+
+def test_a_key_that_may_not_read_is_told_what_it_may_see(api: Api) -> None:
+    hidden = dict.fromkeys(SCHEDULE) | {"id": "sched_1", "object": "schedule", "status": "paused"}
+    waits = dict.fromkeys(RUN) | {"id": "run_1", "object": "schedule.run", "schedule_id": "sched_1", "state": "waiting"}
+    api.answers = [ok(hidden), ok(hidden | {"status": "active"}), ok(waits), listed(waits)]
+    assert said(run(api, "pause", "sched_1")).startswith("sched_1 is paused;")
+    assert said(run(api, "resume", "sched_1")) == "sched_1 is active."
+    assert said(run(api, "run", "sched_1")).startswith("run_1 is waiting.")
+    result = run(api, "backfill", "sched_1", "--from", "2026-11-01", "--to", "2026-11-08")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert said(result).startswith("1 run.")

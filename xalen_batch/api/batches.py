@@ -12,7 +12,7 @@ from xalen_batch import batches, db, idempotency, ids
 from xalen_batch.accounts import Caller, Scope
 from xalen_batch.api.deps import IdempotencyKey, calling
 from xalen_batch.api.responses import stored
-from xalen_batch.api.schemas import BatchObject, BatchRequest, ListObject, listing
+from xalen_batch.api.schemas import BatchObject, BatchRequest, ListObject
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch
 
@@ -58,7 +58,7 @@ def list_batches(
             f"schedule_id: {schedule_id[:100]!r} is not the id of a schedule. Send one such as `sched_…`.", param="schedule_id"
         )
     page = batches.page(session, caller, limit=limit, after=after, schedule_id=schedule)
-    return listing(page, _shown(session, page.data))
+    return ListObject[BatchObject].of(_shown(session, page.data), page.has_more)
 
 
 @router.get("/{batch_id}")

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import accounts, db, log
 from xalen_batch.accounts import Caller, Scope
-from xalen_batch.api import allowances, long_work, throttle
+from xalen_batch.api import allowances, long_work, scopes, throttle
 from xalen_batch.config import settings
 from xalen_batch.errors import Forbidden, TooManyRequests, Unauthenticated, XalenError
 
@@ -53,7 +53,7 @@ def calling(
                 secret = None if credentials is None else credentials.credentials
                 caller = _authenticate(session, secret, scope)
                 with long_work.admitted(caller) if is_long else nullcontext():
-                    return _rendered(route(session, caller, *args, **asked))
+                    return _rendered(route(session, caller, *args, **asked), caller)
 
         run.__signature__ = _asking(route)  # type: ignore[attr-defined]
         _scopes[run] = scope
@@ -130,10 +130,10 @@ def _asking(route: Callable[..., Shown]) -> inspect.Signature:
     )
 
 
-def _rendered(shown: Shown) -> Response:
+def _rendered(shown: Shown, caller: Caller) -> Response:
     if isinstance(shown, Response):
         return shown
-    content = shown.model_dump_json() if isinstance(shown, BaseModel) else orjson.dumps(shown)
+    content = scopes.render(shown, caller.scopes) if isinstance(shown, BaseModel) else orjson.dumps(shown)
     return Response(content, media_type="application/json")
 
 

@@ -9,7 +9,7 @@ from xalen_batch import files, idempotency, results, storage
 from xalen_batch.accounts import Caller, Scope
 from xalen_batch.api.deps import BriefReader, IdempotencyKey, calling
 from xalen_batch.api.responses import download, stored
-from xalen_batch.api.schemas import DeletedFile, FileObject, ListObject, listing
+from xalen_batch.api.schemas import DeletedFile, FileObject, ListObject
 from xalen_batch.api.uploads import Received
 from xalen_batch.db import transaction
 from xalen_batch.fields import LONGEST_LIFE, SHORTEST_LIFE
@@ -79,7 +79,7 @@ def list_files(
 ) -> ListObject[FileObject]:
     """Files, newest first unless `order` says otherwise."""
     page = files.page(session, caller, purpose=purpose, limit=limit, order=order, after=after)
-    return listing(page, [FileObject.of(file) for file in page.data])
+    return ListObject[FileObject].of([FileObject.of(file) for file in page.data], page.has_more)
 
 
 @router.get("/{file_id}")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from xalen_batch import db, idempotency
 from xalen_batch.api import long_work, schedules
 from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey
-from xalen_batch.api.responses import stored
+from xalen_batch.api.responses import stored_for
 from xalen_batch.api.schedule_schemas import RequestsObject
 from xalen_batch.pipeline import apart
 from xalen_batch.pipeline import collect as collecting
@@ -69,7 +69,7 @@ def add_requests(
     fingerprint = hashlib.sha256(f"{schedule_id}\n{kind}\n".encode() + body).digest()
     with db.reading() as session:
         if answer := idempotency.kept(session, caller, key, route=route, fingerprint=fingerprint):
-            return stored(answer)
+            return stored_for(caller, answer, RequestsObject)
         schedule = registry.get(session, caller, schedule_id)
     with long_work.admitted(caller) if len(body) > apart.SMALL_BYTES else nullcontext():
         sent = collecting.check(caller, schedule, body, kind)
@@ -80,7 +80,8 @@ def add_requests(
             added = collecting.collect(session, caller, kept, sent)
             return RequestsObject.of(kept, added).model_dump_json().encode()
 
-        return stored(idempotency.once(session, caller, key, route=route, fingerprint=fingerprint, create=create))
+        answer = idempotency.once(session, caller, key, route=route, fingerprint=fingerprint, create=create)
+        return stored_for(caller, answer, RequestsObject)
 
 
 def _kind(content_type: str) -> Kind:

@@ -13,7 +13,7 @@ from xalen_batch import db, keys
 from xalen_batch.accounts import Caller, Scope
 from xalen_batch.api.deps import calling
 from xalen_batch.api.key_schemas import DeletedKey, KeyObject, KeyRequest, NewKeyObject, RotationRequest
-from xalen_batch.api.schemas import ListObject, listing
+from xalen_batch.api.schemas import ListObject
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import ApiKey
 
@@ -30,7 +30,7 @@ def list_keys(
 ) -> ListObject[KeyObject]:
     """Keys that can be used, newest first; never a secret."""
     page = keys.page(session, caller, limit=limit, after=after)
-    return listing(page, [KeyObject.of(key) for key in page.data])
+    return ListObject[KeyObject].of([KeyObject.of(key) for key in page.data], page.has_more)
 
 
 @router.post("", response_model=NewKeyObject)

@@ -11,9 +11,9 @@ from xalen_batch import idempotency
 from xalen_batch.accounts import Caller, Scope
 from xalen_batch.api import schedules
 from xalen_batch.api.deps import IdempotencyKey, calling
-from xalen_batch.api.responses import stored
+from xalen_batch.api.responses import stored_for
 from xalen_batch.api.schedule_schemas import BackfillRequest, RunObject, RunRequest
-from xalen_batch.api.schemas import ListObject, listing
+from xalen_batch.api.schemas import ListObject
 from xalen_batch.models import ScheduleRun
 from xalen_batch.schedules import by_hand, registry, runs
 from xalen_batch.schedules.definition import Definition
@@ -36,7 +36,7 @@ def list_runs(
     """What became of its instants, newest first; of a deleted schedule too."""
     schedule = registry.past(session, caller, schedule_id)
     page = runs.page(session, schedule.id, state=state, limit=limit, after=after)
-    return listing(page, _shown(session, page.data))
+    return ListObject[RunObject].of(_shown(session, page.data), page.has_more)
 
 
 @router.post("/run", response_model=RunObject)
@@ -54,7 +54,8 @@ def run_schedule(
 
     asked = b"" if body is None else orjson.dumps(body.model_dump(mode="json"))
     fingerprint = hashlib.sha256(schedule_id.encode() + asked).digest()
-    return stored(idempotency.once(session, caller, key, route=f"POST {PATH}/run", fingerprint=fingerprint, create=create))
+    answer = idempotency.once(session, caller, key, route=f"POST {PATH}/run", fingerprint=fingerprint, create=create)
+    return stored_for(caller, answer, RunObject)
 
 
 @router.post("/backfill", response_model=ListObject[RunObject])
@@ -69,7 +70,8 @@ def backfill_schedule(session: Session, caller: Caller, body: BackfillRequest, s
         return ListObject[RunObject].of(_shown(session, found), has_more=False).model_dump_json().encode()
 
     fingerprint = hashlib.sha256(schedule_id.encode() + orjson.dumps(body.model_dump(mode="json"))).digest()
-    return stored(idempotency.once(session, caller, key, route=f"POST {PATH}/backfill", fingerprint=fingerprint, create=create))
+    answer = idempotency.once(session, caller, key, route=f"POST {PATH}/backfill", fingerprint=fingerprint, create=create)
+    return stored_for(caller, answer, ListObject[RunObject])
 
 
 def _shown(session: Session, found: list[ScheduleRun]) -> list[RunObject]:

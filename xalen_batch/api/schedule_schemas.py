@@ -11,6 +11,7 @@ from pydantic_core import CoreSchema
 from xalen_batch import ids, money
 from xalen_batch.accounts import Owner
 from xalen_batch.api.schemas import Identified
+from xalen_batch.api.scopes import Scoped
 from xalen_batch.cron import zone
 from xalen_batch.fields import ExpiresAfter, Text, Time
 from xalen_batch.models import Schedule, ScheduleRun
@@ -22,8 +23,12 @@ from xalen_batch.states import RunState, ScheduleStatus
 from xalen_batch.windows import ExecutionWindow
 
 
-class RunObject(Identified):
+class RunObject(Identified, Scoped):
     """One instant of a schedule, and what became of it."""
+
+    # A key that started it must be able to cancel it.
+    always = frozenset({"id", "object", "schedule_id", "state", "batch_id"})
+    priced = frozenset({"cost"})
 
     object: Literal["schedule.run"] = "schedule.run"
     schedule_id: str
@@ -39,7 +44,9 @@ class RunObject(Identified):
     reason: str | None = Field(description="Why it is in its state, as a code.", examples=["overlap"])
     message: str | None = Field(description="The same in words.")
     batch_id: str | None
-    cost: str | None = Field(description="Exact USD, once its batch has an invoice.", examples=["0.80485307"])
+    cost: str | None = Field(
+        description="Exact USD, once its batch has an invoice; null for a key without the scope `billing`.", examples=["0.80485307"]
+    )
     manifest: list[dict[str, Any]] | None = Field(description="Of a source: the objects it reads, in order.")
 
     @classmethod
@@ -89,8 +96,10 @@ class InboxObject(BaseModel):
     pending: int = Field(description="Requests that wait for the next run.")
 
 
-class ScheduleObject(Identified):
+class ScheduleObject(Identified, Scoped):
     """When, what and how as they are in force, how it stands, and its latest runs."""
+
+    always = frozenset({"id", "object", "status"})
 
     object: Literal["schedule"] = "schedule"
     name: str
@@ -255,8 +264,10 @@ class PreviewObject(BaseModel):
         )
 
 
-class RequestsObject(BaseModel):
+class RequestsObject(Scoped):
     """What became of requests that were sent to an inbox."""
+
+    always = frozenset({"object", "schedule_id", "accepted", "known"})
 
     object: Literal["schedule.requests"] = "schedule.requests"
     schedule_id: str

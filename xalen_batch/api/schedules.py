@@ -14,11 +14,11 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import audit, db, idempotency
 from xalen_batch.accounts import Caller, Scope
-from xalen_batch.api import long_work
+from xalen_batch.api import long_work, scopes
 from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey, calling
 from xalen_batch.api.responses import stored
 from xalen_batch.api.schedule_schemas import Changes, DeletedSchedule, PauseRequest, PreviewObject, PreviewRequest, ScheduleObject
-from xalen_batch.api.schemas import ListObject, listing
+from xalen_batch.api.schemas import ListObject
 from xalen_batch.catalog import CHAT
 from xalen_batch.models import Schedule
 from xalen_batch.pipeline.rehearse import rehearse
@@ -62,7 +62,7 @@ def list_schedules(
 ) -> ListObject[ScheduleObject]:
     """Schedules, newest first."""
     page = registry.page(session, caller, status=status, limit=limit, after=after)
-    return listing(page, _shown(session, page.data))
+    return ListObject[ScheduleObject].of(_shown(session, page.data), page.has_more)
 
 
 @router.post("/preview")
@@ -82,8 +82,8 @@ def get_schedule(session: Session, caller: Caller, schedule_id: str) -> Schedule
     return _shown(session, [registry.get(session, caller, schedule_id)])[0]
 
 
-@router.patch("/{schedule_id}")
-def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> ScheduleObject:
+@router.patch("/{schedule_id}", response_model=ScheduleObject)
+def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> Response:
     """Replace the fields that are sent. What has run keeps what it ran with; a run that waits too."""
     rehearsed: Any = None
     while True:
@@ -94,7 +94,7 @@ def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> 
             definition = _merged(schedule.definition, body.root)
             if _read_by(definition) in (_read_by(Definition.model_validate(schedule.definition)), rehearsed):
                 registry.change(session, caller, schedule, definition)
-                return _shown(session, [schedule])[0]
+                return Response(scopes.render(_shown(session, [schedule])[0], caller.scopes), media_type="application/json")
             now = db.now(session)
         _rehearse(caller, definition, now)
         rehearsed = _read_by(definition)

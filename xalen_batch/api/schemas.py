@@ -6,11 +6,11 @@ from typing import Any, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, Field
 
 from xalen_batch import batches, catalog, files, ids
+from xalen_batch.api.scopes import Scoped
 from xalen_batch.batches import Progress
 from xalen_batch.catalog import Endpoint
 from xalen_batch.fields import ExpiresAfter, Metadata, Text
 from xalen_batch.models import Batch, File
-from xalen_batch.paging import Page
 from xalen_batch.windows import ExecutionWindow
 
 
@@ -139,7 +139,10 @@ class ExecutionWindowObject(BaseModel):
         )
 
 
-class BatchObject(Identified):
+class BatchObject(Identified, Scoped):
+    # What OpenAI's own type requires, so that its clients can parse the answer to a cancel whatever the key may see.
+    always = frozenset({"id", "object", "endpoint", "input_file_id", "completion_window", "status", "created_at"})
+
     object: Literal["batch"] = "batch"
     endpoint: str
     model: str | None
@@ -221,10 +224,6 @@ class BatchRequest(BaseModel):
 class EstimateRequest(BaseModel):
     input_file_id: Text = Field(description="A file uploaded with the purpose `batch`.")
     endpoint: Endpoint | None = Field(None, description="The endpoint a batch would name. Unset: that of the file's first line.")
-
-
-def listing(page: Page[Any], data: list[T]) -> ListObject[T]:
-    return ListObject[T].of(data, page.has_more)
 
 
 def _seconds(time: datetime | None) -> int | None:

@@ -58,7 +58,12 @@ def add(
     if as_json:
         print_json(added)
     known = f", {figure(added['known'])} known already" if added["known"] else ""
-    say(f"{counted(added['accepted'], 'request')} accepted{known}; {figure(added['pending'])} pending. {_when(client, added)}")
+    accepted = f"{counted(added['accepted'], 'request')} accepted{known}"
+    if added["pending"] is None:
+        # A key that may add need not be one that may read.
+        say(f"{accepted}.")
+    else:
+        say(f"{accepted}; {figure(added['pending'])} pending. {_when(client, added)}")
 
 
 def _sent(client: Client, schedule_id: str, path: Path, name: str) -> dict[str, Any]:
@@ -128,7 +133,7 @@ def _when(client: Client, added: dict[str, Any]) -> str:
     if fires is None:
         return f"The schedule is paused or has ended; `xalen-batch schedules run {id}` runs them."
     local = ""
-    # A key that may add need not be one that may read.
+    # The requests are accepted, whatever this asks in vain.
     with suppress(Failed):
         local = f"{clock.local(client.get(f'/schedules/{id}')['next_fire_local'])}, "
     return f"They run {clock.until(fires)}: {local}{clock.utc(fires)}."

@@ -9,7 +9,7 @@ from xalen_batch.cli import clock
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import ApiError, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
-from xalen_batch.cli.output import counted, print_json, safe, say
+from xalen_batch.cli.output import counted, print_json, say
 from xalen_batch.cli.schedules import view
 
 commands = typer.Typer()
@@ -30,9 +30,9 @@ def pause(
     if as_json:
         print_json(schedule)
     if _is_over(client, schedule):
-        say(f"{safe(schedule['name'])} is {schedule['status']}. {view.HAS_ENDED.format(id=schedule_id)}", style="yellow")
+        say(f"{view.name_of(schedule)} is {schedule['status']}. {view.HAS_ENDED.format(id=schedule_id)}", style="yellow")
     else:
-        say(f"{safe(schedule['name'])} is {schedule['status']}; `xalen-batch schedules resume {schedule_id}` lets it fire again.")
+        say(f"{view.name_of(schedule)} is {schedule['status']}; `xalen-batch schedules resume {schedule_id}` lets it fire again.")
 
 
 def _is_over(client: Client, schedule: dict[str, Any]) -> bool:
@@ -50,10 +50,10 @@ def resume(schedule_id: ScheduleId, as_json: Json = False, base_url: BaseUrl = N
     if as_json:
         print_json(schedule)
     if schedule["status"] == "ended":
-        say(f"{safe(schedule['name'])} does not fire. {view.HAS_ENDED.format(id=schedule_id)}", style="yellow")
+        say(f"{view.name_of(schedule)} does not fire. {view.HAS_ENDED.format(id=schedule_id)}", style="yellow")
         return
     fires = f", and fires next {clock.local(schedule['next_fire_local'])} ({clock.utc(schedule['next_fire_at'])})"
-    say(f"{safe(schedule['name'])} is {schedule['status']}{fires if schedule['next_fire_at'] else ''}.")
+    say(f"{view.name_of(schedule)} is {schedule['status']}{fires if schedule['next_fire_at'] else ''}.")
 
 
 @commands.command(

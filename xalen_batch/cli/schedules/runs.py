@@ -149,7 +149,8 @@ def backfill(
     made = client.post(f"/schedules/{schedule_id}/backfill", body)["data"]
     if as_json:
         print_json({"object": "list", "data": made})
-    elif made:
+    elif made and made[0]["scheduled_for"] is not None:
+        # Null for a key that may not read.
         view.runs_of(made)
     if made:
         say(f"{counted(len(made), 'run')}. `xalen-batch schedules runs {schedule_id}` shows how they go on.")

@@ -200,6 +200,11 @@ def row_of_run(run: dict[str, Any]) -> tuple[Text, ...]:
     )
 
 
+def name_of(schedule: dict[str, Any]) -> str:
+    """Its name; its id for a key that may change it but not read it."""
+    return safe(schedule["name"] or schedule["id"])
+
+
 def words_of(run: dict[str, Any]) -> str | None:
     """What a run has to say, with the command in it where the API names a field of its batch."""
     message: str | None = run["message"]
