@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from tests.waiting import PATIENCE
+
 T = TypeVar("T")
 
 # A port of 127.0.0.1 or another host, or the path of a Unix socket.
@@ -199,13 +201,13 @@ class FaultProxy:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=PATIENCE)
 
     def _call(self, function: Callable[[], T]) -> T:
         async def call() -> T:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(timeout=10)
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(timeout=PATIENCE)
 
 
 def _bound(port: int) -> socket.socket:

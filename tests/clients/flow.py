@@ -30,7 +30,7 @@ def jsonl(lines: Iterable[dict[str, Any]]) -> bytes:
 
 def wait(client: OpenAI, batch_id: str) -> Any:
     """The batch once it has ended. Any: the asserts say which of its optional fields are there."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while (batch := client.batches.retrieve(batch_id)).status not in ENDED:
         assert time.monotonic() < deadline, batch
         time.sleep(0.1)

@@ -5,14 +5,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
+
+from tests.waiting import wait_until
 
 COMMAND = Path(sys.executable).with_name("xalen-batch")
 START_TIMEOUT = 240.0
@@ -85,19 +86,6 @@ def answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (HTTPError, URLError, OSError):
         return False
-
-
-def wait_until(
-    happened: Callable[[], bool], *, timeout: float, process: subprocess.Popen[bytes] | None = None, log: Path | None = None
-) -> None:
-    """Look until something is so; AssertionError with the log's end when the time or the process is over."""
-    deadline = time.monotonic() + timeout
-    while not happened():
-        ended = process is not None and process.poll() is not None
-        if ended or time.monotonic() > deadline:
-            words = log.read_text("utf-8", "replace")[-3000:] if log else ""
-            raise AssertionError(f"{'the process ended' if ended else f'not within {timeout:.0f} s'}\n{words}")
-        time.sleep(0.05)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def test_each_instant_fires_once_with_three_beats_that_are_killed(clock: Clock, 
             # In the middle of whatever it does.
             beats[0].kill()
             beats = [*beats[1:], start("beat", tick_interval=0.5)]
-            processes.wait_until(lambda number=number: runs() >= number * SCHEDULES, timeout=120, log=tmp_path / "beat.log")
+            processes.wait_until(lambda number=number: runs() >= number * SCHEDULES, log=tmp_path / "beat.log")
     with db.transaction() as session:
         fired = session.execute(select(ScheduleRun.schedule_id, ScheduleRun.scheduled_for)).all()
         batches = session.scalar(select(func.count()).select_from(Batch))

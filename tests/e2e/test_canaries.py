@@ -93,7 +93,7 @@ def valkey(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
             return False
 
     try:
-        processes.wait_until(answers, timeout=30, process=process, log=folder / "valkey.log")
+        processes.wait_until(answers, process=process, log=folder / "valkey.log")
         yield url, process
     finally:
         processes.stop(process)
@@ -216,7 +216,7 @@ def test_no_canary_is_written_anywhere_but_in_the_stores(
         batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
         processes.wait_until(lambda: client.batches.retrieve(batch.id).status == "completed", timeout=240)
         worker_log = data / "logs" / "worker.log"
-        processes.wait_until(lambda: "onnection" in worker_log.read_text("utf-8", "replace"), timeout=30)
+        processes.wait_until(lambda: "onnection" in worker_log.read_text("utf-8", "replace"))
         # A database that refuses the password, asked by each part.
         refused = settings | {"database_url": database_url.replace(canary("database-password"), canary("wrong-password"))}
         other = processes.free_port()

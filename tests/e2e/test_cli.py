@@ -147,7 +147,7 @@ def test_what_a_running_batch_has_is_read_and_a_cancel_keeps_it(cli: Cli) -> Non
     assert waited.returncode == 5
     assert b"The batch goes on" in waited.stderr
     assert cli("results", batch_id).returncode == 1
-    wait_until(lambda: _done(cli, batch_id) >= 2, timeout=30)
+    wait_until(lambda: _done(cli, batch_id) >= 2)
     partial = cli("results", batch_id, "--partial")
     assert [json.loads(line)["custom_id"] for line in partial.stdout.splitlines()] == ["quick-1", "quick-2"]
     assert b"2 lines that succeeded so far, of 3 in the batch" in partial.stderr
@@ -273,7 +273,7 @@ def test_a_template_is_tried_now_and_filled_in_for_nights_that_were(cli: Cli) ->
 
     made = cli.json("schedules", "backfill", id, "--from", "2026-11-01", "--to", "2026-11-04")["data"]
     assert [run["scheduled_local"][:10] for run in made] == ["2026-11-01", "2026-11-02", "2026-11-03"]
-    wait_until(lambda: len(cli.json("schedules", "runs", id, "--state", "succeeded")["data"]) == 4, timeout=60)
+    wait_until(lambda: len(cli.json("schedules", "runs", id, "--state", "succeeded")["data"]) == 4)
     runs = {run["scheduled_local"][:10]: run for run in cli.json("schedules", "runs", id)["data"]}
     assert b'"custom_id":"auto-reply-refund-2026-11-01"' in cli("results", runs["2026-11-01"]["batch_id"]).stdout
     nothing = cli("schedules", "backfill", id, "--from", "2026-11-01", "--to", "2026-11-04")

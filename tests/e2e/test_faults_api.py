@@ -44,7 +44,7 @@ def half_an_upload(stack: Stack, port: int) -> socket.socket:
     named = f"authorization: Bearer {stack.key}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n"
     before = inputs(stack)
     sending.sendall(f"POST /v1/files HTTP/1.1\r\nhost: x\r\n{named}\r\n".encode() + body[: 12 * MiB])
-    processes.wait_until(lambda: bool(inputs(stack) - before), timeout=60)
+    processes.wait_until(lambda: bool(inputs(stack) - before))
     return sending
 
 
@@ -79,7 +79,7 @@ class TestKilled:
         answered: dict[str, str | None] = {}
         with ThreadPoolExecutor(8) as clients:
             asked = {key: clients.submit(create, first, key) for key in keys}
-            processes.wait_until(lambda: sum(call.done() for call in asked.values()) >= 10, timeout=60)
+            processes.wait_until(lambda: sum(call.done() for call in asked.values()) >= 10)
             services.kill(services.api)
             answered = {key: call.result() for key, call in asked.items()}
         assert None in answered.values(), "it was killed too late"
@@ -125,14 +125,14 @@ class TestStopped:
             for _ in range(4):
                 clients.submit(ask)
             try:
-                processes.wait_until(lambda: len(answers) > 10, timeout=60)
+                processes.wait_until(lambda: len(answers) > 10)
                 begun = time.monotonic()
                 services.api.send_signal(signal.SIGTERM)
                 services.api.wait(60)
                 stopped_in = time.monotonic() - begun
                 restart(services)
                 count = len(answers)
-                processes.wait_until(lambda: len(answers) > count + 10, timeout=60)
+                processes.wait_until(lambda: len(answers) > count + 10)
             finally:
                 over.set()
         assert stopped_in < 30

@@ -44,7 +44,7 @@ def _healed(services: Stack) -> Iterator[None]:
 def wait_for_word(stack: Stack, word: str, seen: int = 0) -> None:
     """Until the worker has written it once more than it had."""
     log = stack.folder / "worker.log"
-    processes.wait_until(lambda: log.read_text("utf-8", "replace").count(word) > seen, timeout=120, log=log)
+    processes.wait_until(lambda: log.read_text("utf-8", "replace").count(word) > seen, log=log)
 
 
 def words(stack: Stack, word: str) -> int:
@@ -59,7 +59,7 @@ def wait_for_come_back_later(stack: Stack, method: str = "GET", path: str = "/v1
         assert answer.status < 500 or answer.is_come_back_later, answer
         return answer.status == 503
 
-    processes.wait_until(look, timeout=120, process=stack.api)
+    processes.wait_until(look, process=stack.api)
 
 
 class TestRedis:
@@ -115,7 +115,7 @@ class TestPostgres:
                 return services.ask("GET", "/v1/batches").is_come_back_later
 
         try:
-            processes.wait_until(take_all, timeout=120)
+            processes.wait_until(take_all)
         finally:
             for connection in held:
                 connection.close()

@@ -43,7 +43,7 @@ def run_batch(client: openai.OpenAI, lines: int) -> int:
     content = factories.jsonl([factories.chat_line(f"line-{n}", "Where is my parcel?" + " " * 16_000, max_tokens=1) for n in range(lines)])
     file = client.files.create(file=("lines.jsonl", content), purpose="batch")
     batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
-    wait_until(lambda: client.batches.retrieve(batch.id).status == "completed", timeout=120)
+    wait_until(lambda: client.batches.retrieve(batch.id).status == "completed")
     client.files.delete(file.id)
     return len(content)
 

@@ -72,7 +72,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_worker_that_does_not_end(data_dir: 
         worker = next(pid for pid, line in of_folder(data_dir).items() if line.endswith("worker "))
         os.kill(worker, signal.SIGSTOP)
         system.process.send_signal(signal.SIGINT)
-        processes.wait_until(lambda: "Stopping" in (data_dir / "up.log").read_text(), timeout=30)
+        processes.wait_until(lambda: "Stopping" in (data_dir / "up.log").read_text())
         system.process.send_signal(signal.SIGINT)
         assert system.process.wait(60) == 0
     assert of_folder(data_dir) == {}
@@ -88,7 +88,7 @@ def test_it_takes_the_next_free_port_and_says_how_to_use_it_on_stderr_and_nothin
             env=processes.environment(), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True,
         )  # fmt: skip
         try:
-            processes.wait_until(lambda: "Ctrl-C stops" in err.read_text(), timeout=60, process=process, log=err)
+            processes.wait_until(lambda: "Ctrl-C stops" in err.read_text(), process=process, log=err)
         finally:
             processes.stop(process)
     credentials = tomllib.loads((data_dir / "credentials.toml").read_text())
@@ -119,11 +119,11 @@ def test_a_killed_start_leaves_no_process_and_the_next_has_the_data_and_finishes
             batch = api.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
         os.kill(system.process.pid, signal.SIGKILL)
         system.process.wait()
-    processes.wait_until(lambda: of_folder(data_dir) == {}, timeout=30)
+    processes.wait_until(lambda: of_folder(data_dir) == {})
     with processes.up(data_dir, lease=5, tick_interval=1, poll_interval=0.2) as again, client(again) as api:
         assert again.test_key == system.test_key
         assert api.files.content(file.id).content == lines
-        processes.wait_until(lambda: api.batches.retrieve(batch.id).status == "completed", timeout=60)
+        processes.wait_until(lambda: api.batches.retrieve(batch.id).status == "completed")
         counts = api.batches.retrieve(batch.id).request_counts
         assert counts is not None
         assert (counts.completed, counts.failed, counts.total) == (300, 0, 300)
@@ -147,7 +147,7 @@ def test_a_crashed_part_is_started_again(data_dir: Path) -> None:
             processes.wait_until(
                 lambda name=name, old=old: any(name in line and pid not in old for pid, line in of_folder(data_dir).items()), timeout=30
             )
-        processes.wait_until(lambda: processes.answers(f"{system.address}/readyz"), timeout=30)
+        processes.wait_until(lambda: processes.answers(f"{system.address}/readyz"))
 
 
 @pytest.mark.parametrize("way", ["option", "setting"])

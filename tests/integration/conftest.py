@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 
 from tests import factories
+from tests.waiting import PATIENCE
 from xalen_batch import app, db
 from xalen_batch.api.protocol import BoundedHttp
 
@@ -56,7 +57,7 @@ class Api:
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
             sent.setdefault("content-type", "application/json")
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request(method, path, body, sent)
             answer = connection.getresponse()
@@ -92,7 +93,7 @@ def port(stores: object) -> Iterator[int]:
     thread.start()
     yield listening.getsockname()[1]
     server.should_exit = True
-    thread.join(timeout=10)
+    thread.join(timeout=PATIENCE)
     listening.close()
 
 

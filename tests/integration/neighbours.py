@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from tests import billing, factories
 from tests.integration import isolation
 from tests.integration.isolation import IDEMPOTENCY_KEY, OTHER_PARAMETERS, Actor, Kind, Request
+from tests.waiting import PATIENCE
 from xalen_batch import accounts, db, ids, keys, results, storage
 from xalen_batch.accounts import Caller, Owner, Scope
 from xalen_batch.backends.contract import Usage
@@ -40,7 +41,7 @@ class Client:
     """One connection to the API."""
 
     def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
 
     def ask(self, request: Request, secret: str | None) -> Answer:
         method, address, body, headers = request.encoded()

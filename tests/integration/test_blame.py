@@ -12,8 +12,8 @@ from sqlalchemy import func, select, update
 
 from tests.integration import test_engine
 from tests.integration.test_engine import a_batch, a_claim, answers, chat_lines, expire_leases, lines_of, read
-from tests.integration.test_engine_races import wait_until
 from tests.outcome import assert_whole
+from tests.waiting import wait_until
 from xalen_batch import batches, db
 from xalen_batch.backends.contract import Outcome, Request
 from xalen_batch.backends.simulated.backend import SimulatedBackend

@@ -63,13 +63,14 @@ def test_an_absent_queue_is_no_error(configure: Callable[..., None]) -> None:
         broker.publish([Message(Job.EXECUTE)] * 50)
 
 
-def test_a_hanging_queue_delays_a_publisher_less_than_two_seconds(configure: Callable[..., None]) -> None:
+def test_a_hanging_queue_delays_a_publisher_once(configure: Callable[..., None]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         configure(redis_url=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
         forget()
         started = time.monotonic()
         broker.publish([Message(Job.EXECUTE)] * 50)
-        assert time.monotonic() - started < 2
+        # Half a second for each of them would be 25.
+        assert time.monotonic() - started < 12
 
 
 def test_a_queue_that_is_back_is_used_again(valkey: redis.Redis, configure: Callable[..., None]) -> None:

@@ -15,8 +15,8 @@ from sqlalchemy import select
 from tests import factories
 from tests.integration import test_engine
 from tests.integration.test_engine import a_batch, a_claim, answers, chat_lines, read
-from tests.integration.test_engine_races import wait_until
 from tests.outcome import assert_whole
+from tests.waiting import wait_until
 from xalen_batch import broker, db, ids, tasks
 from xalen_batch.broker import Job, Message
 from xalen_batch.models import Invoice, Result

@@ -16,7 +16,7 @@ import redis
 from typer.testing import CliRunner
 
 from tests.conftest import Stores, forget
-from tests.e2e.processes import wait_until
+from tests.waiting import wait_until
 from xalen_batch import embedded, storage
 from xalen_batch.cli import passwords
 from xalen_batch.cli.main import app
@@ -295,7 +295,7 @@ def on_tcp(tmp_path: Path, *options: str) -> Iterator[int]:
     ]
     with subprocess.Popen([str(embedded._valkey_binary()), *arguments, *options], stdout=subprocess.DEVNULL) as process:
         try:
-            wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, timeout=30, process=process)
+            wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, process=process)
             yield port
         finally:
             process.terminate()

@@ -22,6 +22,7 @@ from tests import factories
 from tests.billing import REFUSED
 from tests.integration.test_engine import read
 from tests.outcome import assert_reconciled, assert_whole
+from tests.waiting import PATIENCE
 from xalen_batch import batches, db
 from xalen_batch.backends.contract import Answered, Usage
 from xalen_batch.errors import NotCancellable
@@ -107,7 +108,7 @@ def race(pool: ThreadPoolExecutor, racers: list[Callable[[], None]], dice: rando
     dice.shuffle(racers)
 
     def run(racer: Callable[[], None], delay: float) -> None:
-        barrier.wait(20)
+        barrier.wait(PATIENCE)
         # Up to about as long as a transaction takes, so that each gets to be first.
         threading.Event().wait(delay)
         racer()

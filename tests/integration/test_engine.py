@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from tests import factories
+from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, results
 from xalen_batch.accounts import Caller
 from xalen_batch.backends import registry
@@ -59,11 +61,11 @@ def chat_lines(count: int, **body: object) -> list[dict]:
     return [factories.chat_line(f"line-{n}", f"Where is parcel {n}?", **body) for n in range(count)]
 
 
-def run_to_end(engine: Engine, batch_id: UUID, timeout: float = 30) -> Batch:
+def run_to_end(engine: Engine, batch_id: UUID, timeout: float = PATIENCE) -> Batch:
     """Drive the engine by the poll alone, as a worker without a broker does."""
     over = threading.Event()
-    deadline = datetime.now(UTC) + timedelta(seconds=timeout)
-    while datetime.now(UTC) < deadline:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
         batch = read(batch_id)
         if batch.status in ("completed", "cancelled", "expired", "failed"):
             return batch
@@ -296,7 +298,7 @@ def test_a_stopping_engine_gives_its_tasks_back(engine: Engine, configure: Calla
     while read_states(batch_id) != {"running"}:
         threading.Event().wait(0.01)
     engine.stop()
-    drain.join(10)
+    drain.join(PATIENCE)
     assert not drain.is_alive()
     assert read_states(batch_id) == {"pending"}
     assert charged(batch_id) == 0
@@ -335,8 +337,6 @@ def test_more_is_claimed_while_lines_still_wait_whatever_the_flush_interval(
     a_batch(chat_lines(30))
     engine.wake()
     # Once its slot has left off looking for more.
-    deadline = datetime.now(UTC) + timedelta(seconds=10)
-    while not engine._quiet_until and datetime.now(UTC) < deadline:
-        threading.Event().wait(0.005)
+    wait_until(lambda: engine._quiet_until)
     may_answer.set()
-    assert goes_on.wait(10)
+    assert goes_on.wait(PATIENCE)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -28,6 +27,7 @@ from tests.integration.conftest import Api, multipart
 from tests.integration.hostile import hostile
 from tests.integration.test_engine import a_batch, a_claim, chat_lines, expire_leases, read, read_states, run_to_end
 from tests.integration.test_openai_backend import backend_at
+from tests.waiting import PATIENCE, wait_until
 from xalen_batch import broker, catalog, db, files, storage
 from xalen_batch.backends import openai
 from xalen_batch.backends.contract import Outcome, Request, Retryable
@@ -76,7 +76,7 @@ def test_answers_are_held_while_the_database_cannot_take_them(
         (fails if calls == 1 else copy)(session, rows)
 
     monkeypatch.setattr(record, "insert", insert)
-    batch = run_to_end(engine, a_batch(chat_lines(3)), timeout=10)
+    batch = run_to_end(engine, a_batch(chat_lines(3)))
     assert calls > 1
     assert batch.completed == 3
 
@@ -120,8 +120,8 @@ def test_the_poll_outlives_any_error(configure: Callable[..., None], monkeypatch
     poll = Poll({}, lambda *_: True, lambda _: None)
     poll.start()
     try:
-        assert looks.acquire(timeout=5)
-        assert looks.acquire(timeout=5)
+        assert looks.acquire(timeout=PATIENCE)
+        assert looks.acquire(timeout=PATIENCE)
     finally:
         poll.stop()
 
@@ -141,7 +141,7 @@ def test_work_that_waits_for_a_thread_is_named_once(configure: Callable[..., Non
 
     def look(times: int) -> None:
         for _ in range(times):
-            assert looks.acquire(timeout=5)
+            assert looks.acquire(timeout=PATIENCE)
 
     monkeypatch.setattr(recover, "due", due)
     poll = Poll({Job.VALIDATE: str}, spawn, lambda _: None)
@@ -223,7 +223,7 @@ def test_a_worker_whose_consumer_gave_up_ends_though_its_slots_are_at_work(valke
         wait_until(lambda: read_states(batch_id) == {"running"})
         # No message of ours: Celery gives up.
         valkey.rpush("xalen_batch", "x")
-        assert process.wait(timeout=15) != 0
+        assert process.wait(timeout=PATIENCE) != 0
         assert read_states(batch_id) == {"pending"}
 
 
@@ -259,13 +259,6 @@ def test_a_redis_that_refuses_to_be_written_to_stops_no_worker(
             valkey.config_set("maxmemory", 0)
         broker.celery().send_task(Job.EXECUTE.value)
         wait_until(lambda: valkey.llen("xalen_batch") == 0)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])

@@ -20,6 +20,7 @@ from tests.integration import clock as clocks
 from tests.integration import test_engine
 from tests.integration.clock import Clock
 from tests.integration.test_engine import a_batch, a_claim, answers, charged, chat_lines, lines_of, read, read_states, run_to_end
+from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, ids
 from xalen_batch.backends import registry
 from xalen_batch.backends.contract import Answered, Outcome, Request, Usage
@@ -31,6 +32,7 @@ from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
 from xalen_batch.pipeline import engine as engines
 from xalen_batch.pipeline.engine import Engine
+from xalen_batch.pipeline.execute import Run
 from xalen_batch.states import TaskState
 from xalen_batch.windows import ExecutionWindow
 
@@ -95,13 +97,6 @@ def claimed() -> claim.Claim | None:
 def interval_of(batch_id: UUID) -> tuple[datetime | None, datetime | None]:
     batch = read(batch_id)
     return batch.window_opens_at, batch.window_closes_at
-
-
-def until(is_so: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.005)
 
 
 class Model:
@@ -187,11 +182,11 @@ class TestClaim:
             with db.transaction() as session:
                 session.get_one(Account, read(batch_id).account_id, with_for_update=True)
                 late = pool.submit(a_claim)
-                until(is_waiting)
-                until(lambda: not is_open(batch_id))
+                wait_until(is_waiting)
+                wait_until(lambda: not is_open(batch_id))
                 recover.due()
                 assert is_open(batch_id)
-            closes_at = late.result(10).closes_at
+            closes_at = late.result(PATIENCE).closes_at
         assert closes_at is not None
         assert closes_at <= time.monotonic()
 
@@ -304,11 +299,11 @@ class TestClosing:
         set_window(batch_id, opens=-HOUR, closes=timedelta(seconds=0.5))
         drain = threading.Thread(target=engine.drain)
         drain.start()
-        until(lambda: len(model.sent) == 3)
-        until(lambda: not is_open(batch_id))
+        wait_until(lambda: len(model.sent) == 3)
+        wait_until(lambda: not is_open(batch_id))
         assert read_states(batch_id) == {"running"}
         model.may_answer.set()
-        drain.join(10)
+        drain.join(PATIENCE)
         assert not drain.is_alive()
         assert (looks[0], sum(looks)) == (True, 1)
         assert len(looks) <= 3
@@ -325,18 +320,28 @@ class TestClosing:
         assert len({request_id for _, request_id in model.sent}) == len(model.sent) == 10
         assert charged(batch_id) == 10 * answers_charge()
 
-    def test_no_line_is_started_after_the_moment_it_closes(self, engine: Engine, model: Model) -> None:
-        model.seconds, closes_in = 0.002, 0.4
+    def test_no_line_is_started_after_the_moment_it_closes(self, engine: Engine, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        closes_in = 0.4
+        stopped: dict[Run, float] = {}
+        stop = Run.stop
+
+        def noted(run: Run) -> None:
+            stopped.setdefault(run, time.monotonic())
+            stop(run)
+
+        monkeypatch.setattr(Run, "stop", noted)
         model.may_answer.set()
         batch_id = a_batch(chat_lines(1_500))
-        set_window(batch_id, opens=-HOUR, closes=timedelta(seconds=closes_in))
-        # Measured after the window was set, this is no earlier than it closes.
-        closed_at = time.monotonic() + closes_in
-        engine.drain()
-        until(lambda: not is_open(batch_id) and read_states(batch_id) <= {"pending", "done"})
+        while not model.sent:
+            # A busy machine may take longer than the window to begin. However long it is, three at a time cannot be through in it.
+            model.seconds = closes_in / 200
+            set_window(batch_id, opens=-HOUR, closes=timedelta(seconds=closes_in))
+            engine.drain()
+            wait_until(lambda: not is_open(batch_id) and read_states(batch_id) <= {"pending", "done"})
+            closes_in *= 4
         night = len(model.sent)
-        assert 0 < night < 1_500
-        assert max(at for at, _ in model.sent) <= closed_at + 0.05
+        assert night < 1_500
+        assert max(at for at, _ in model.sent) <= max(stopped.values())
         assert read(batch_id).status == "in_progress"
         open_window(batch_id)
         batch = run_to_end(engine, batch_id)
@@ -368,12 +373,12 @@ class TestClosing:
         open_window(batch_id)
         drain = threading.Thread(target=engine.drain)
         drain.start()
-        until(lambda: len(model.sent) == 3)
+        wait_until(lambda: len(model.sent) == 3)
         close_window(batch_id)
         held = held_task(batch_id)
-        until(lambda: held_task(batch_id).lease_until > held.lease_until)
+        wait_until(lambda: held_task(batch_id).lease_until > held.lease_until)
         model.may_answer.set()
-        drain.join(10)
+        drain.join(PATIENCE)
         assert len(model.sent) == 3
         assert read_states(batch_id) == {"pending"}
 

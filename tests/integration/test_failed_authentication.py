@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 
 from tests.integration.conftest import Api
+from tests.waiting import PATIENCE
 from xalen_batch import app, key_secrets
 from xalen_batch.api.allowances import UNKNOWN_PROCESSES
 
@@ -91,7 +92,7 @@ def proxied(stores: object, database: str, valkey: object) -> Iterator[Callable[
         running.append((server, thread))
 
         def fail(forwarded_for: str) -> int:
-            connection = http.client.HTTPConnection("127.0.0.1", listening.getsockname()[1], timeout=30)
+            connection = http.client.HTTPConnection("127.0.0.1", listening.getsockname()[1], timeout=PATIENCE)
             connection.request("GET", "/v1/files", headers={"x-forwarded-for": forwarded_for})
             status = connection.getresponse().status
             connection.close()
@@ -102,7 +103,7 @@ def proxied(stores: object, database: str, valkey: object) -> Iterator[Callable[
     yield start  # type: ignore[misc]
     for server, thread in running:
         server.should_exit = True
-        thread.join(timeout=10)
+        thread.join(timeout=PATIENCE)
 
 
 class TestProxies:

@@ -103,7 +103,7 @@ def test_a_black_hole_accepts_and_says_nothing_and_what_it_kept_arrives_when_it_
     with connect(proxy) as old:
         assert said(old, b"a") == b"a"
         proxy.black_hole()
-        with connect(proxy, timeout=0.3) as new:
+        with connect(proxy) as new:
             for client in (old, new):
                 client.settimeout(0.3)
                 client.sendall(b"b")

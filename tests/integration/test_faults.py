@@ -21,6 +21,7 @@ from tests.fault_proxy import FaultProxy
 from tests.integration.conftest import Api, multipart
 from tests.integration.test_assemble import caller, check_runs, expire_lease, fire, made, reread, small  # noqa: F401  # fixtures too
 from tests.integration.test_engine import a_batch, a_claim, answers, charged, chat_lines, engine, expire_leases, lines_of, run_to_end  # noqa: F401  # a fixture
+from tests.waiting import wait_until
 from xalen_batch import batches, broker, db, ids, schema, storage
 from xalen_batch.accounts import Caller
 from xalen_batch.api import health
@@ -191,9 +192,7 @@ class TestADatabaseThatIsAway:
             waiting = [clients.submit(api.ask, "GET", "/v1/batches") for _ in range(60)]
             is_waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
             with psycopg.connect(database, autocommit=True) as watcher:
-                deadline = time.monotonic() + 30
-                while watcher.execute(is_waiting).fetchone() != (threads,) and time.monotonic() < deadline:
-                    time.sleep(0.02)
+                wait_until(lambda: watcher.execute(is_waiting).fetchone() == (threads,))
             assert api.ask("GET", "/livez", key=None).status == 200
             ready = api.ask("GET", "/readyz", key=None)
             # Every thread holds a connection, and two are left for the checks.

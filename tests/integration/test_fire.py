@@ -12,6 +12,7 @@ from sqlalchemy import func, select, text
 from tests import factories
 from tests.integration import clock as clocks
 from tests.integration.clock import Clock
+from tests.waiting import PATIENCE
 from xalen_batch import batches, db, ids, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.errors import InvalidRequest
@@ -126,7 +127,7 @@ class TestOnTime:
 
             def tick(at_once: threading.Barrier = at_once, failures: list[BaseException] = failures) -> None:
                 try:
-                    at_once.wait(timeout=20)
+                    at_once.wait(timeout=PATIENCE)
                     fire.run()
                 except BaseException as error:
                     failures.append(error)
@@ -135,7 +136,7 @@ class TestOnTime:
             for ticker in tickers:
                 ticker.start()
             for ticker in tickers:
-                ticker.join(timeout=60)
+                ticker.join(timeout=PATIENCE)
             assert failures == []
         for id in schedules:
             assert [run.scheduled_for for run in runs_of(id)] == [NOON + timedelta(minutes=5 * n) for n in range(1, 5)]

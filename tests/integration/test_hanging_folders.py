@@ -10,8 +10,8 @@ import pytest
 from tests import factories
 from tests.integration import test_fire
 from tests.integration.clock import Clock
-from tests.integration.test_engine_races import wait_until
 from tests.integration.test_fire import NIGHT, made, runs_of
+from tests.waiting import wait_until
 from xalen_batch.accounts import Owner
 from xalen_batch.schedules import drops, fire, patience
 

@@ -19,6 +19,7 @@ from tests import factories
 from tests.integration import hostile
 from tests.integration.hostile import Answer, Hostile, raw, reply
 from tests.integration.test_engine import a_batch, charged, chat_lines, lines_of, run_to_end
+from tests.waiting import PATIENCE
 from xalen_batch import db
 from xalen_batch.models import Batch, Invoice, Result
 from xalen_batch.models.files import FilePart
@@ -55,10 +56,10 @@ def server() -> Iterator[Hostile]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(PATIENCE)
     yield found[0]
     loop.call_soon_threadsafe(over.set)
-    thread.join(10)
+    thread.join(PATIENCE)
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_every_line_fails_is_billed_nothing_and_memory_is_flat(engine: Engine, s
     server.answer = answer
     batch = live_batch(8)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ended = run_to_end(engine, batch.id, timeout=120)
+    ended = run_to_end(engine, batch.id)
     assert (ended.status, ended.completed, ended.failed) == ("completed", 0, 8)
     assert (charged(batch.id), invoiced(batch)) == (0, 0)
     errors = lines_of(batch.id, FilePart.ERROR)
@@ -133,7 +134,7 @@ def test_a_storm_of_429_delays_and_fails_nothing(engine: Engine, server: Hostile
 
     server.answer = storm
     batch = live_batch(40)
-    ended = run_to_end(engine, batch.id, timeout=120)
+    ended = run_to_end(engine, batch.id)
     # More refusals than a line has attempts: being told to wait is not one.
     assert (ended.status, ended.completed, ended.failed) == ("completed", 40, 0)
     assert len(server.seen) == 100
@@ -155,7 +156,7 @@ def test_a_backend_that_is_broken_and_comes_back(engine: Engine, server: Hostile
     batch = live_batch(20)
     timer = threading.Timer(OUTAGE, heal)
     timer.start()
-    ended = run_to_end(engine, batch.id, timeout=OUTAGE + 120)
+    ended = run_to_end(engine, batch.id)
     assert (ended.status, ended.completed, ended.failed) == ("completed", 20, 0)
     # It was left alone meanwhile: 20 lines without a pause would have asked many hundred times.
     assert len(server.seen) < 100 * max(OUTAGE, 1)
@@ -172,7 +173,7 @@ def test_an_answer_that_takes_longer_than_the_lease_is_asked_for_once(
 
     server.answer = answer
     batch = live_batch(3)
-    ended = run_to_end(engine, batch.id, timeout=60)
+    ended = run_to_end(engine, batch.id)
     assert (ended.status, ended.completed, ended.failed) == ("completed", 3, 0)
     assert len(server.seen) == 3
 
@@ -184,7 +185,7 @@ def test_a_usage_that_cannot_be_is_not_billed_as_it_is_said(engine: Engine, serv
         b'"usage":{"prompt_tokens":%b,"completion_tokens":%b}}' % (count.encode(), count.encode())
     )
     batch = live_batch(3)
-    ended = run_to_end(engine, batch.id, timeout=60)
+    ended = run_to_end(engine, batch.id)
     assert ended.status == "completed"
     with db.transaction() as session:
         rows = session.scalars(select(Result).where(Result.batch_id == batch.id)).all()

@@ -10,9 +10,9 @@ from uuid import UUID
 import pytest
 from sqlalchemy import func, select
 
-from tests.e2e.processes import wait_until
 from tests.hostile.files import CATALOG, FILES, HostileFile
 from tests.integration.conftest import Api
+from tests.waiting import wait_until
 from xalen_batch import db
 from xalen_batch.broker import Job
 from xalen_batch.models import Batch, Invoice, Result

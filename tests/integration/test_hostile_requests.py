@@ -14,6 +14,7 @@ from sqlalchemy import text
 from tests import factories
 from tests.hostile.requests import END, FILE_NAMES, PURPOSE, REQUESTS, HostileRequest, part
 from tests.integration.conftest import Api
+from tests.waiting import PATIENCE
 from xalen_batch import db, ids
 from xalen_batch.config import settings
 from xalen_batch.models import Base
@@ -40,7 +41,7 @@ class Hostile(NamedTuple):
 
 def exchange(port: int, sent: bytes, method: str = "GET") -> Answer:
     """Send bytes, and read the answer; a server may have closed before it has read all."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
         with suppress(ConnectionError):
             connection.sendall(sent)
         response = http.client.HTTPResponse(connection, method=method)
@@ -176,7 +177,7 @@ def test_a_wrong_body_is_not_asked_for_before_it_is_known_who_sends_it(api: Api)
 
 def test_a_second_request_on_the_connection_is_answered_after_the_first(api: Api) -> None:
     asked = f"GET /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {api.key}\r\n\r\n".encode()
-    with socket.create_connection(("127.0.0.1", api.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", api.port), timeout=PATIENCE) as connection:
         connection.sendall(asked * 50 + b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         received = b""
         while chunk := connection.recv(65_536):

@@ -9,12 +9,13 @@ import pytest
 
 from tests.integration import hostile
 from tests.integration.hostile import GOOD, Answer, Hostile, raw, reply
+from tests.waiting import PATIENCE
 from xalen_batch.backends.clients.choose import client_for
 from xalen_batch.backends.clients.contract import AnswerTooLong, Client, Limits, NoReply, NotConnected, Reply, TimedOut
 from xalen_batch.backends.clients.full import FullClient
 from xalen_batch.backends.clients.plain import HEAD_BYTES, PlainClient
 
-LIMITS = Limits(request_timeout=5, connect_timeout=2, answer_bytes=1024 * 1024)
+LIMITS = Limits(request_timeout=PATIENCE, connect_timeout=PATIENCE, answer_bytes=1024 * 1024)
 Make = Callable[[str, Limits], Client]
 
 
@@ -36,7 +37,7 @@ def play(make: Make, act: Callable[[Client, Hostile], Awaitable[None]], limits: 
     """Run `act` with a client of a server that misbehaves as told, and return that server."""
 
     async def main() -> Hostile:
-        async with hostile.hostile() as server, asyncio.timeout(20):
+        async with hostile.hostile() as server, asyncio.timeout(PATIENCE):
             client = make(server.base_url, limits)
             try:
                 await act(client, server)
@@ -222,7 +223,7 @@ def test_an_answer_beyond_the_cap_is_not_read(make: Make, answer: Answer) -> Non
 @pytest.mark.parametrize("answer", [hostile.never, hostile.drip, hostile.drip_head])
 def test_the_total_time_is_bounded(make: Make, answer: Answer) -> None:
     with pytest.raises(TimedOut):
-        ask(make, answer, limits=Limits(0.3, 2, 1024))
+        ask(make, answer, limits=Limits(1, PATIENCE, 1024))
 
 
 def test_each_request_has_a_time_of_its_own() -> None:
@@ -233,7 +234,7 @@ def test_each_request_has_a_time_of_its_own() -> None:
         first = asyncio.create_task(client.post("/x", b"{}", "req_1"))
         while not server.seen:
             await asyncio.sleep(0)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1)
 
         async def soon(writer: asyncio.StreamWriter) -> None:
             with pytest.raises(TimedOut):
@@ -243,7 +244,7 @@ def test_each_request_has_a_time_of_its_own() -> None:
         server.answer = soon
         assert (await client.post("/x", b"{}", "req_2")).body == GOOD
 
-    play(plain, act, Limits(0.5, 2, 1024))
+    play(plain, act, Limits(2, PATIENCE, 1024))
 
 
 def test_nobody_listens(make: Make) -> None:

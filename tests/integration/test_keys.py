@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from tests import factories
 from tests.integration.conftest import Api, new_key
+from tests.waiting import PATIENCE
 from xalen_batch import accounts, db, ids, key_secrets, keys
 from xalen_batch.accounts import Owner
 from xalen_batch.errors import InvalidRequest, NotFound
@@ -119,7 +120,7 @@ class TestRotation:
             with db.reading() as watching:
                 while not watching.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")):
                     time.sleep(0.02)
-        other.join(timeout=30)
+        other.join(timeout=PATIENCE)
         assert [error.message for error in failures] == [f"Key {public_id} is revoked: it cannot be rotated. Make a new one."]
         with db.transaction() as session:
             assert len(keys.every(session)) == 1

@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration import hostile
 from tests.integration.hostile import Answer, Hostile, raw, reply
+from tests.waiting import PATIENCE
 from xalen_batch import catalog, config
 from xalen_batch.backends import registry
 from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable, Usage
@@ -32,10 +33,17 @@ RERANK_BODY = orjson.dumps(
 def _short_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XALEN_REQUEST_TIMEOUT", "0.5")
+    monkeypatch.setenv("XALEN_REQUEST_TIMEOUT", str(PATIENCE))
     monkeypatch.setenv("XALEN_ANSWER_MAX_BYTES", str(1024 * 1024))
     config.settings.cache_clear()
     yield
+    config.settings.cache_clear()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A total time that is soon over: for requests that get no answer."""
+    monkeypatch.setenv("XALEN_REQUEST_TIMEOUT", "1")
     config.settings.cache_clear()
 
 
@@ -153,7 +161,7 @@ class TestBrokenConnections:
         assert "connection" in outcome.reason
 
     @pytest.mark.parametrize("answer", [hostile.never, hostile.drip, hostile.drip_head])
-    def test_total_timeout_covers_head_and_body(self, answer: Answer) -> None:
+    def test_total_timeout_covers_head_and_body(self, answer: Answer, impatient: None) -> None:
         assert retried(ask(answer)[0]).is_timeout
 
     def test_nobody_listens(self) -> None:
@@ -188,9 +196,7 @@ class TestBrokenConnections:
 
 class TestAnswers:
     @pytest.mark.parametrize("answer", [hostile.huge, hostile.gzip_bomb])
-    def test_too_long_is_cut_off_in_little_memory(self, answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("XALEN_REQUEST_TIMEOUT", "10")
-        config.settings.cache_clear()
+    def test_too_long_is_cut_off_in_little_memory(self, answer: Answer) -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         outcome = retried(ask(answer)[0])
         assert outcome.reason == "The backend's answer is longer than 1048576 bytes."
@@ -311,7 +317,11 @@ class TestAgainstTheSimulatedServer:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
 
-    def test_both_models_answer_and_faults_become_outcomes(self) -> None:
+    def test_both_models_answer_and_faults_become_outcomes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # What the one request that hangs takes.
+        monkeypatch.setenv("XALEN_REQUEST_TIMEOUT", "5")
+        config.settings.cache_clear()
+
         async def main() -> list[Outcome]:
             simulator = Simulator(latency_ms=0)
             server = await listen(simulator, "127.0.0.1", 0)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import factories
+from tests.waiting import PATIENCE
 from xalen_batch import db
 from xalen_batch.broker import Job
 from xalen_batch.pipeline import recover
@@ -32,8 +33,8 @@ def test_a_batch_whose_message_was_lost_is_found_and_run(
     poll = Poll({Job.VALIDATE: lambda id: started.put((Job.VALIDATE, id))}, spawn, shares.append)
     poll.start()
     try:
-        assert started.get(timeout=10) == (Job.VALIDATE, batch.id.hex)
-        started.get(timeout=10)
+        assert started.get(timeout=PATIENCE) == (Job.VALIDATE, batch.id.hex)
+        started.get(timeout=PATIENCE)
         assert (tmp_path / "alive").exists()
         assert shares[0] == 1
     finally:

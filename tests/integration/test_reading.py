@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from tests.e2e.processes import wait_until
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
+from tests.waiting import wait_until
 from xalen_batch import catalog, storage
 from xalen_batch.catalog import CHAT
 from xalen_batch.pipeline import pieces, reading
@@ -316,7 +316,7 @@ def test_the_processes_end_with_their_worker_however_it_dies(tmp_path: Path) -> 
 
     with subprocess.Popen([sys.executable, "-m", "tests.integration.sitting", folder], cwd=Path(__file__).parents[2]) as worker:
         try:
-            wait_until(lambda: len(are_running()) == 2, timeout=60, process=worker)
+            wait_until(lambda: len(are_running()) == 2, process=worker)
         finally:
             worker.kill()
-    wait_until(lambda: not are_running(), timeout=20)
+    wait_until(lambda: not are_running())

@@ -1,6 +1,5 @@
 """Schedules where several things happen at once, or something happens every time."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -14,6 +13,7 @@ from tests import factories
 from tests.integration import test_fire
 from tests.integration.clock import Clock
 from tests.integration.test_fire import DAY, NIGHT, NOON, batches_of, change, end_batch, get, made, runs_of, states
+from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, files, ids
 from xalen_batch.accounts import Owner
 from xalen_batch.errors import InvalidRequest
@@ -274,10 +274,8 @@ def edit_by_id(owner: Owner, schedule_id: UUID, **fields: Any) -> None:
 
 def wait_for_one_that_waits() -> None:
     """Until a connection waits for another's lock."""
-    deadline = time.monotonic() + 20
     with db.engine().connect() as connection:
-        while not connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
-            assert time.monotonic() < deadline
+        wait_until(lambda: connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
 
 
 class TestInbox:
@@ -310,7 +308,7 @@ class TestInbox:
                 inbox.add(session, schedule, [("a", b'{"n":2}')])
                 firing = pool.submit(fire.run)
                 wait_for_one_that_waits()
-            firing.result(timeout=30)
+            firing.result(timeout=PATIENCE)
         _, second = runs_of(id)
         assert second.state == "running"
         assert sorted(lines_of(id)) == [("a", second.id), ("b", second.id)]
@@ -327,7 +325,7 @@ class TestInbox:
                 changing = pool.submit(edit_by_id, owner, id, inbox=None, input_file_id=file)
                 wait_for_one_that_waits()
                 assert inbox.add(session, schedule, [("a", b"{}")]).known == 1
-            changing.result(timeout=30)
+            changing.result(timeout=PATIENCE)
         assert states(id) == ["running"]
         assert get(id).definition["input_file_id"] == file
 

@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 
+from tests.waiting import PATIENCE
 from xalen_batch import catalog
 from xalen_batch.backends.simulated.server import Simulator, close, listen
 
@@ -127,7 +128,7 @@ def test_a_signal_ends_it_cleanly_after_the_answers_in_flight(end: signal.Signal
     try:
         assert process.stderr is not None
         port = int(process.stderr.readline().split("127.0.0.1:")[1].split("/")[0])
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
             # Both arrive at once, so the first answer says that the second request is in flight.
             connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" + post(BODY))
             received = connection.recv(65_536)
@@ -135,7 +136,7 @@ def test_a_signal_ends_it_cleanly_after_the_answers_in_flight(end: signal.Signal
             while more := connection.recv(65_536):
                 received += more
         assert [status for status, _ in answers(received)] == [200, 200]
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
         assert process.stderr.read() == ""
     finally:
         process.kill()
@@ -147,19 +148,19 @@ def test_an_answer_whose_client_has_gone_is_dropped_in_silence() -> None:
     try:
         assert process.stderr is not None
         port = int(process.stderr.readline().split("127.0.0.1:")[1].split("/")[0])
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as gone:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as gone:
             gone.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" + post(BODY) * 2)
             gone.recv(65_536)
             gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         # Asked later, answered later: by then those of the other were due.
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as other:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as other:
             other.sendall(post(BODY) + b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
             received = b""
             while more := other.recv(65_536):
                 received += more
         assert [status for status, _ in answers(received)] == [200, 200]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
         assert process.stderr.read() == ""
     finally:
         process.kill()

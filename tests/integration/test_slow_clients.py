@@ -11,8 +11,8 @@ from urllib.parse import urlparse
 
 import pytest
 
-from tests.e2e.processes import wait_until
 from tests.integration.conftest import Api, multipart
+from tests.waiting import PATIENCE, wait_until
 from xalen_batch import files
 from xalen_batch.api import pace
 from xalen_batch.config import settings
@@ -26,7 +26,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def connect(api: Api) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", api.port), timeout=30)
+    return socket.create_connection(("127.0.0.1", api.port), timeout=PATIENCE)
 
 
 def head(api: Api, path: str = "/v1/files", kind: str = KIND, length: int = len(BODY)) -> bytes:
@@ -188,9 +188,9 @@ def reader(api: Api) -> Iterator[socket.socket]:
 
 def test_a_download_that_nobody_reads_is_given_up(api: Api, reader: socket.socket) -> None:
     port = reader.getsockname()[1]
-    wait_until(lambda: port in served(api), timeout=10)
+    wait_until(lambda: port in served(api))
     # The API's end of it is gone, however much the kernel still holds for the client.
-    wait_until(lambda: port not in served(api), timeout=10)
+    wait_until(lambda: port not in served(api))
     found = rest(reader)
     assert found.startswith(b"HTTP/1.1 200 ")
     assert f"content-length: {ANSWER}\r\n".encode() in found
@@ -214,7 +214,7 @@ def test_the_last_of_a_download_that_nobody_reads_is_given_up(api: Api, reader: 
         read += len(reader.recv(256 * 1024))
     port = reader.getsockname()[1]
     # The answer is over for the API, and its end is with the kernel.
-    wait_until(lambda: port not in queued(api), timeout=20)
+    wait_until(lambda: port not in queued(api))
     assert read < ANSWER
 
 

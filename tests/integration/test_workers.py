@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
+from tests.waiting import PATIENCE
 from xalen_batch import db
 from xalen_batch.models import Worker, workers
 
@@ -73,7 +74,7 @@ def test_workers_that_start_and_renew_at_once_do_not_wait_for_each_other() -> No
     together = threading.Barrier(8)
 
     def live(number: int) -> int:
-        together.wait(timeout=10)
+        together.wait(timeout=PATIENCE)
         for _ in range(20):
             count = seen(f"worker-{number}")
             set_back(f"dead-{number}", timedelta(hours=1))

@@ -7,6 +7,7 @@ import pytest
 from celery import Celery
 from structlog.testing import capture_logs
 
+from tests.waiting import PATIENCE
 from xalen_batch import log
 from xalen_batch.broker import Job
 from xalen_batch.pipeline.engine import Engine
@@ -51,16 +52,16 @@ def test_one_thread_of_a_process_fires(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run() -> None:
         begun.set()
-        fired.append(go_on.wait(timeout=10))
+        fired.append(go_on.wait(timeout=PATIENCE))
 
     monkeypatch.setattr(fire, "run", run)
     fire_schedules = register(Celery("test"), cast(Engine, None))[Job.FIRE]
     first = threading.Thread(target=fire_schedules)
     first.start()
-    assert begun.wait(timeout=10)
+    assert begun.wait(timeout=PATIENCE)
     fire_schedules()
     assert fired == []
     go_on.set()
-    first.join(timeout=10)
+    first.join(timeout=PATIENCE)
     fire_schedules()
     assert fired == [True, True]

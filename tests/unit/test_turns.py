@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.waiting import PATIENCE
 from xalen_batch.turns import Turns
 
 
@@ -33,13 +34,13 @@ def test_what_comes_while_all_are_busy_is_left_to_them_and_waits_once() -> None:
 
     def run(id: str) -> None:
         started.set()
-        go.wait(10)
+        go.wait(PATIENCE)
         ran.append(id)
 
     turns = Turns(run, 1)
     with ThreadPoolExecutor(1) as pool:
         busy = pool.submit(turns.take, "a")
-        started.wait(10)
+        started.wait(PATIENCE)
         for id in ("b", "c", "b"):
             turns.take(id)
         assert ran == []
