@@ -206,9 +206,10 @@ def _money(connection: psycopg.Connection, delivery: Delivery, batch: Row, resul
         yield f"its invoices are {[str(invoice['total']) for invoice in invoices]}, and its lines cost {total}"
     if Decimal(delivery.invoice.get("total", "-1")) != total:
         yield f"the client was billed {delivery.invoice.get('total')}, and its lines cost {total}"
-    billed = Counter(
-        {(line["model"], line["component"]): int(line["quantity"]) for line in delivery.invoice.get("lines", ()) if line["kind"] == "usage"}
-    )
+    billed: Counter[tuple[str, str]] = Counter()
+    for line in delivery.invoice.get("lines", ()):
+        if line["kind"] == "usage":
+            billed[line["model"], line["component"]] += int(line["quantity"])
     if +billed != +tokens:
         yield f"the invoice is over {dict(billed)} tokens, and its lines used {dict(tokens)}"
 

@@ -107,10 +107,19 @@ def _states(table: Mapping[str, Any], usage: Usage, request: Request) -> bool:
     stated = (
         _tokens(table, "prompt_tokens"),
         _tokens(table, "completion_tokens"),
-        _table(table.get("prompt_tokens_details")).get("cached_tokens") or 0,
-        _table(table.get("completion_tokens_details")).get("reasoning_tokens") or 0,
+        _stated_detail(table.get("prompt_tokens_details"), "cached_tokens"),
+        _stated_detail(table.get("completion_tokens_details"), "reasoning_tokens"),
     )
     return stated == (usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens)
+
+
+def _stated_detail(details: Any, name: str) -> int | None:
+    """A number in the details of a usage; 0 if it is absent or null, None if a strict client could not parse it."""
+    if details is None:
+        return 0
+    if not isinstance(details, dict):
+        return None
+    return 0 if details.get(name) is None else _tokens(details, name)
 
 
 def _standard(usage: Usage, request: Request) -> dict[str, Any]:
