@@ -7,13 +7,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import hypothesis
 import pytest
 import redis
-from sqlalchemy import text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session
 
 from xalen_batch import broker, catalog, config, db, embedded, schema, storage
@@ -29,7 +31,10 @@ LARGE = 4 * 1024 * 1024
 
 
 class Stores(NamedTuple):
+    """`database_url` is the serving role's, as in production: a right that `migrate` forgets to grant fails tests."""
+
     database_url: str
+    owner_url: str
     redis_url: str
     data_dir: Path
 
@@ -58,9 +63,11 @@ def stores(_clean_environment: None) -> Iterator[Stores]:
         postgres = embedded.Postgres(root / "postgres", root / "postgres.log", durable=False)
         valkey = embedded.Valkey(root / "valkey", root / "valkey.log")
         try:
-            found = Stores(postgres.start(), valkey.start(), root / "data")
-            patch.setenv("XALEN_DATABASE_URL", found.database_url)
-            patch.setenv("XALEN_REDIS_URL", found.redis_url)
+            for server in (postgres, valkey):
+                server.start()
+                for name, value in server.variables.items():
+                    patch.setenv(name, value)
+            found = Stores(postgres.url, postgres.owner_url, valkey.url, root / "data")
             patch.setenv("XALEN_DATA_DIR", str(found.data_dir))
             patch.setenv("XALEN_STORAGE_URL", (found.data_dir / "files").as_uri())
             # A fast machine would meet the usual one in tests of other things.
@@ -71,6 +78,7 @@ def stores(_clean_environment: None) -> Iterator[Stores]:
         finally:
             if db.engine.cache_info().currsize:
                 db.engine().dispose()
+            _owner_engine.cache_clear()
             forget()
             valkey.stop()
             postgres.stop()
@@ -79,26 +87,38 @@ def stores(_clean_environment: None) -> Iterator[Stores]:
 @pytest.fixture
 def database(stores: Stores) -> str:
     """An empty database, but for the catalog's prices, behind `db.transaction()`, and no stored file; its URL."""
-    with db.transaction() as session:
-        empty(session)
+    empty()
     for folder in (stores.data_dir / "files").glob("*"):
         shutil.rmtree(folder)
     return stores.database_url
 
 
-def empty(session: Session) -> None:
+def empty() -> None:
     """Leave nothing in the database but the catalog's prices."""
     names = [table.name for table in Base.metadata.sorted_tables]
-    size = session.scalar(text(f"SELECT {' + '.join(f'pg_relation_size({name!r})' for name in names)}"))
-    # Triggers refuse it for the audit log, as they should.
-    session.execute(text("SET LOCAL session_replication_role = replica"))
-    if size > LARGE:
-        # It makes every file of every table and index anew: ten times the time of deleting the few rows that most tests leave.
-        session.execute(text(f"TRUNCATE {', '.join(names)}"))
-    else:
-        session.execute(text("; ".join(f"DELETE FROM {name}" for name in names)))
-    session.execute(text("SET LOCAL session_replication_role = origin"))
-    prices.fill(session)
+    with as_owner() as session:
+        size = session.scalar(text(f"SELECT {' + '.join(f'pg_relation_size({name!r})' for name in names)}"))
+        # Triggers refuse it for the audit log, as they should.
+        session.execute(text("SET LOCAL session_replication_role = replica"))
+        if size > LARGE:
+            # It makes every file of every table and index anew: ten times the time of deleting the few rows that most tests leave.
+            session.execute(text(f"TRUNCATE {', '.join(names)}"))
+        else:
+            session.execute(text("; ".join(f"DELETE FROM {name}" for name in names)))
+        session.execute(text("SET LOCAL session_replication_role = origin"))
+        prices.fill(session)
+
+
+@contextmanager
+def as_owner() -> Iterator[Session]:
+    """A transaction of the role that owns the tables: for statements that the serving role is refused."""
+    with Session(_owner_engine(db.owner_url()), expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+@cache
+def _owner_engine(url: str) -> Engine:
+    return create_engine(url, pool_size=1, connect_args={"options": "-c timezone=UTC -c xalen.actor=system"})
 
 
 @pytest.fixture

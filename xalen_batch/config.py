@@ -24,6 +24,11 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="PostgreSQL, `postgresql://user:password@host/name`. Unset: `xalen-batch up` starts its own."
     )
+    migrate_database_url: SecretStr | None = Field(
+        None,
+        description="The same database as the role that owns its tables, for `xalen-batch migrate` and `up` alone. Unset: the role of "
+        "`XALEN_DATABASE_URL` owns them (docs/security.md).",
+    )
     redis_url: SecretStr | None = Field(
         None, description="Redis or Valkey, `redis://:password@host:6379/0`. Unset: `xalen-batch up` starts its own."
     )
@@ -124,7 +129,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe event that is written.")
     log_format: Literal["console", "json"] = Field("console", description="How an event is written.")
 
-    @field_validator("database_url")
+    @field_validator("database_url", "migrate_database_url")
     @classmethod
     def _is_postgresql(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgresql+psycopg://", "postgres://")):

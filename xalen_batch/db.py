@@ -15,7 +15,8 @@ from typing import Any, TypeVar, cast
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
-from sqlalchemy import Engine, create_engine, event, func, select, text
+from pydantic import SecretStr
+from sqlalchemy import Engine, create_engine, event, func, make_url, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import InvalidatePoolError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
@@ -41,10 +42,29 @@ NOT_HERE = frozenset({"25006", "25P03", "25P04"})
 
 def url() -> str:
     """The database's address in SQLAlchemy's spelling."""
+    return _spelled(_serving())
+
+
+def owner_url() -> str:
+    """The address of the role that owns the tables, in SQLAlchemy's spelling. Only migrations use it."""
+    return _spelled(settings().migrate_database_url or _serving())
+
+
+def credentials() -> tuple[str, str]:
+    """The role that serves, and its password."""
+    address = make_url(url())
+    return str(address.username or ""), str(address.password or "")
+
+
+def _serving() -> SecretStr:
     value = settings().database_url
     if value is None:
         raise ConfigError("XALEN_DATABASE_URL is not set. Set it to a PostgreSQL server, or use `xalen-batch up`, which starts its own.")
-    _, _, rest = value.get_secret_value().partition("://")
+    return value
+
+
+def _spelled(address: SecretStr) -> str:
+    _, _, rest = address.get_secret_value().partition("://")
     return f"postgresql+psycopg://{rest}"
 
 

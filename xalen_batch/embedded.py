@@ -32,15 +32,15 @@ from xalen_batch.processes import Step
 START_TIMEOUT = 120.0  # crash recovery of a large database takes its time
 SOCKET_PATH_MAX = 100  # the kernel's limit is 104 on macOS, 108 on Linux
 POSTGRES_PORT = 5432  # part of the socket's name; nothing listens on it
-USER = "xalen"
+OWNER = "xalen"  # the superuser that initdb makes, who migrates
+SERVING = "xalen_serve"  # what the API, beat and workers connect as (docs/decisions/0030)
 NOBODY = 65534
 
 
 class Server(ABC):
-    """One server process on one folder: start() gives its URL, stop() leaves no process."""
+    """One server process on one folder: `variables` name it once start() has returned, stop() leaves no process."""
 
     name: ClassVar[str]
-    variable: ClassVar[str]
     stopping: ClassVar[tuple[Step, ...]]
     # A signal that makes the server leave by itself, in good order, should its parent be killed.
     orphaned: ClassVar[signal.Signals]
@@ -57,6 +57,11 @@ class Server(ABC):
 
     @property
     @abstractmethod
+    def variables(self) -> dict[str, str]:
+        """The settings that name this server."""
+
+    @property
+    @abstractmethod
     def pid_file(self) -> Path: ...
 
     @abstractmethod
@@ -66,7 +71,7 @@ class Server(ABC):
     @abstractmethod
     def answers(self) -> bool: ...
 
-    def start(self) -> str:
+    def start(self) -> None:
         """Start the server and wait until it answers. Raises ConfigError with the reason in its own words."""
         deadline = time.monotonic() + START_TIMEOUT
         try:
@@ -84,7 +89,6 @@ class Server(ABC):
                 time.sleep(0.5)
         except OSError as error:
             raise self.failure(str(error)) from error
-        return self.url
 
     def _launch(self, command: list[str], deadline: float) -> bool:
         with self.log.open("ab") as out:
@@ -118,7 +122,6 @@ class Postgres(Server):
     """`durable=False` trades the data's safety in a crash for speed: for tests."""
 
     name = "PostgreSQL"
-    variable = "XALEN_DATABASE_URL"
     # SIGINT ends its sessions and checkpoints; SIGQUIT leaves recovery to the next start.
     stopping = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 5.0))
     orphaned = signal.SIGINT
@@ -135,8 +138,21 @@ class Postgres(Server):
 
     @property
     def url(self) -> str:
-        password = (self.folder / "password").read_text("ascii")
-        return f"postgresql://{USER}:{password}@/postgres?host={quote(str(self.sockets), safe='')}&port={POSTGRES_PORT}"
+        """As the serving role, which `schema.migrate` makes."""
+        return self._address(SERVING, "serve_password")
+
+    @property
+    def owner_url(self) -> str:
+        """As the role that owns the tables."""
+        return self._address(OWNER, "password")
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {"XALEN_DATABASE_URL": self.url, "XALEN_MIGRATE_DATABASE_URL": self.owner_url}
+
+    def _address(self, role: str, name: str) -> str:
+        password = (self.folder / name).read_text("ascii")
+        return f"postgresql://{role}:{password}@/postgres?host={quote(str(self.sockets), safe='')}&port={POSTGRES_PORT}"
 
     def prepare(self) -> list[str]:
         binaries = postgres_binaries()
@@ -144,6 +160,9 @@ class Postgres(Server):
             left.unlink()
         if not self.data.exists():
             self._initialise(binaries)
+        # A folder of a version before the serving role has none.
+        if not (self.folder / "serve_password").exists():
+            self._write_password("serve_password")
         _give(self.folder, self.sockets)
         settings = {"listen_addresses": "", "unix_socket_directories": f'"{self.sockets}"', "unix_socket_permissions": "0700"}
         # Terse: the detail of an error quotes the row.
@@ -154,16 +173,14 @@ class Postgres(Server):
         return [*_unprivileged(), str(binaries / "postgres"), "-D", str(self.data), "-p", str(POSTGRES_PORT), *options]
 
     def _initialise(self, binaries: Path) -> None:
-        password = self.folder / "password"
-        password.touch(mode=0o600)
-        password.write_text(secrets.token_hex(24), "ascii")
+        password = self._write_password("password")
         # Renamed when it is whole: a start that was killed half-way begins anew.
         making = self.folder / "data.new"
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(mode=0o700)
         _give(making, password)
         run = subprocess.run(
-            [*_unprivileged(), str(binaries / "initdb"), "-D", str(making), "-U", USER, "-A", "scram-sha-256", f"--pwfile={password}",
+            [*_unprivileged(), str(binaries / "initdb"), "-D", str(making), "-U", OWNER, "-A", "scram-sha-256", f"--pwfile={password}",
              "-E", "UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions",
              *([] if self.durable else ["--no-sync"])],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment(),
@@ -173,9 +190,18 @@ class Postgres(Server):
             raise self.failure(run.stderr.strip() or f"initdb ended with {run.returncode}")
         making.rename(self.data)
 
+    def _write_password(self, name: str) -> Path:
+        """A new random password in a file of this user's alone, whole or not at all."""
+        path, new = self.folder / name, self.folder / f"{name}.new"
+        new.unlink(missing_ok=True)
+        new.touch(mode=0o600)
+        new.write_text(secrets.token_hex(24), "ascii")
+        new.replace(path)
+        return path
+
     def answers(self) -> bool:
         try:
-            psycopg.connect(self.url, connect_timeout=2).close()
+            psycopg.connect(self.owner_url, connect_timeout=2).close()
         except psycopg.OperationalError:
             return False
         return True
@@ -183,7 +209,6 @@ class Postgres(Server):
 
 class Valkey(Server):
     name = "Valkey"
-    variable = "XALEN_REDIS_URL"
     stopping = ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0))
     orphaned = signal.SIGTERM
 
@@ -194,6 +219,10 @@ class Valkey(Server):
     @property
     def url(self) -> str:
         return f"unix://{self.sockets / 'valkey.sock'}"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {"XALEN_REDIS_URL": self.url}
 
     def prepare(self) -> list[str]:
         return [

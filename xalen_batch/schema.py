@@ -4,13 +4,16 @@ import logging
 from functools import cache
 from pathlib import Path
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from xalen_batch import db
+from xalen_batch import db, rights
 from xalen_batch.billing import prices
+
+CONNECT_TIMEOUT = 5
 
 # Alembic announces its context whenever the revision is looked up, which every readiness check does.
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -30,13 +33,24 @@ def alembic() -> Config:
 
 
 def migrate() -> None:
-    """Run every migration that is missing. Safe to repeat, and at once.
+    """Run every migration that is missing, then grant the serving role its rights. Safe to repeat, and at once.
 
     Changes no price: only an empty price table gets the catalog's, so that a new installation can run something.
+    ConfigError if the role does not own the tables, or the serving role is missing and cannot be made.
     """
+    with _as_owner() as connection:
+        rights.refuse_unless_owner(connection)
     command.upgrade(alembic(), "head")
+    # Behind all migrations: whatever tables and triggers they made are in force for the serving role.
+    with _as_owner() as connection:
+        rights.grant(connection, *db.credentials())
     with db.transaction() as session:
         prices.fill(session)
+
+
+def _as_owner() -> psycopg.Connection:
+    """A connection of its own, whose transaction ends with its block."""
+    return psycopg.connect(db.owner_url().replace("+psycopg", "", 1), connect_timeout=CONNECT_TIMEOUT)
 
 
 @cache

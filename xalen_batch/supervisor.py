@@ -65,7 +65,7 @@ class Child:
         processes.end_leftover(self._pid_file, self._marker, (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                self._argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                self._argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_serving_environment(),
                 # A Ctrl-C in the terminal is for the supervisor, which stops the parts in order.
                 start_new_session=True, preexec_fn=processes.dying_with_parent(signal.SIGKILL),
             )  # fmt: skip
@@ -188,7 +188,8 @@ class Supervisor:
             self._stores.append(embedded.Valkey(self._data_dir / "valkey", logs / "valkey.log"))
         for store in self._stores:
             self._say(f"Starting {store.name} …")
-            export({store.variable: store.start()})
+            store.start()
+            export(store.variables)
         urls = {"database_url": settings().database_url, "redis_url": settings().redis_url}
         known = {name: url.get_secret_value() for name, url in urls.items() if url is not None}
         credentials.write_private(
@@ -284,6 +285,11 @@ def export(values: Mapping[str, str]) -> None:
     """Settings for this process and the ones that it starts: the environment is the one place they are read from."""
     os.environ.update(values)
     settings.cache_clear()
+
+
+def _serving_environment() -> dict[str, str]:
+    """This process's environment without the address of the role that owns the tables, which only migrations use."""
+    return {name: value for name, value in os.environ.items() if name != "XALEN_MIGRATE_DATABASE_URL"}
 
 
 def _missing(url: str) -> str:

@@ -66,9 +66,12 @@ def _database() -> Iterator[None]:
     log.configure()
     with TemporaryDirectory(prefix="xalen-bench-") as folder:
         server = embedded.Postgres(Path(folder) / "postgres", Path(folder) / "postgres.log", durable=False)
-        before = os.environ.get("XALEN_DATABASE_URL")
+        before = {name: value for name, value in os.environ.items() if name.endswith("DATABASE_URL")}
         try:
-            os.environ["XALEN_DATABASE_URL"] = server.start()
+            server.start()
+            # The owner serves here: it fills the tables and analyses them.
+            os.environ["XALEN_DATABASE_URL"] = server.owner_url
+            os.environ.pop("XALEN_MIGRATE_DATABASE_URL", None)
             config.settings.cache_clear()
             db.engine.cache_clear()
             schema.migrate()
@@ -79,8 +82,7 @@ def _database() -> Iterator[None]:
             server.stop()
             logging.disable(logging.NOTSET)
             os.environ.pop("XALEN_DATABASE_URL")
-            if before is not None:
-                os.environ["XALEN_DATABASE_URL"] = before
+            os.environ.update(before)
             config.settings.cache_clear()
             db.engine.cache_clear()
 

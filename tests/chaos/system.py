@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 import psycopg
+from sqlalchemy.engine import make_url
 
 from tests.chaos.forks import Forks
 from tests.e2e.processes import answers, environment, free_port, wait_until
@@ -138,14 +139,15 @@ class System:
 
     def connect(self) -> psycopg.Connection:
         """A connection of our own to PostgreSQL, past the proxies."""
-        return psycopg.connect(self.postgres.url, connect_timeout=2)
+        return psycopg.connect(self.postgres.owner_url, connect_timeout=2)
 
     def command(self, *arguments: str, timeout: float = 120) -> tuple[int, str, str]:
         """`xalen-batch …` on the stores: its exit code, what it said on stdout, and on stderr."""
         out, err = self.folder / "out", self.folder / "err"
         for path in (out, err):
             path.unlink(missing_ok=True)
-        pid = self.forks.start(["xalen-batch", *arguments], self._environment(self.postgres.url), out, err)
+        env = self._environment(self.postgres.url, migrate_database_url=self.postgres.owner_url)
+        pid = self.forks.start(["xalen-batch", *arguments], env, out, err)
         wait_until(lambda: self.forks.exit_code(pid) is not None, timeout=timeout)
         return self.forks.exit_code(pid) or 0, out.read_text("utf-8"), err.read_text("utf-8")
 
@@ -194,16 +196,17 @@ class System:
         self.wait_until_ready()
 
     def _add(self, name: str, *arguments: str, link: str) -> None:
-        url = f"postgresql://{self._through(link)}" if link else self.postgres.url
+        url = self._through(link) if link else self.postgres.url
         self.parts[name] = Part(name, list(arguments), self.folder, self._environment(url), self.forks)
 
     def _through(self, link: str) -> str:
-        password = (self.postgres.folder / "password").read_text("ascii")
-        return f"{embedded.USER}:{password}@127.0.0.1:{self.proxies[link].port}/postgres"
+        through = make_url(self.postgres.url).set(host="127.0.0.1", port=self.proxies[link].port, query={})
+        return through.render_as_string(hide_password=False)
 
-    def _environment(self, database_url: str) -> dict[str, str]:
+    def _environment(self, database_url: str, **more: object) -> dict[str, str]:
         return environment(
             **self.settings,
+            **more,
             database_url=database_url,
             redis_url=f"redis://127.0.0.1:{self.proxies['valkey'].port}/0" if self.proxies else self.valkey.url,
             data_dir=self.folder / "data",

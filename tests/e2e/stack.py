@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from tests import factories
 from tests.e2e import processes
 from tests.fault_proxy import FaultProxy
-from xalen_batch import embedded, schema
+from xalen_batch import embedded, rights, schema
 from xalen_batch.billing import prices, reconcile
 
 LINES = 400
@@ -82,12 +82,12 @@ class Stack:
             running.callback(store.stop)
         catalog = folder / "catalog.toml"
         catalog.write_text(CATALOG.format(port=self.backend.port), "utf-8")
-        password = (self.postgres.folder / "password").read_text("ascii")
+        through = make_url(self.postgres.url).set(host="127.0.0.1", port=self.database.port, query={})
         self.settings: dict[str, object] = {
             **SETTINGS,
             "catalog": catalog,
             "data_dir": folder / "data",
-            "database_url": f"postgresql://{embedded.USER}:{password}@127.0.0.1:{self.database.port}/postgres",
+            "database_url": through.render_as_string(hide_password=False),
             "redis_url": f"redis://127.0.0.1:{self.redis.port}/0",
             "host": "127.0.0.1",
             "port": self.port,
@@ -96,6 +96,8 @@ class Stack:
         migrations = schema.alembic()
         migrations.set_main_option("sqlalchemy.url", self.url().render_as_string(hide_password=False).replace("%", "%%"))
         command.upgrade(migrations, "head")
+        with self.direct() as connection, connection.transaction():
+            rights.grant(connection, str(through.username), str(through.password))
         with self.session() as session:
             prices.fill(session)
             self.key = factories.key(session, livemode=True)
@@ -141,10 +143,10 @@ class Stack:
 
     def direct(self) -> psycopg.Connection:
         """A session with the database past the proxy."""
-        return psycopg.connect(self.postgres.url, dbname=self.database_name, autocommit=True)
+        return psycopg.connect(self.postgres.owner_url, dbname=self.database_name, autocommit=True)
 
     def url(self) -> URL:
-        return make_url(self.postgres.url).set(drivername="postgresql+psycopg", database=self.database_name)
+        return make_url(self.postgres.owner_url).set(drivername="postgresql+psycopg", database=self.database_name)
 
     @contextmanager
     def session(self) -> Iterator[Session]:

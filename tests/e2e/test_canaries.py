@@ -103,8 +103,8 @@ def valkey(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 def database_url(stores: Stores, database: str) -> Iterator[str]:
     """A user of the tests' PostgreSQL whose password is a canary."""
     password = canary("database-password")
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE canary LOGIN SUPERUSER PASSWORD '{password}'")
+    with psycopg.connect(stores.owner_url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE canary LOGIN PASSWORD '{password}' IN ROLE {embedded.SERVING}")
         yield re.sub("//[^@]*@", f"//canary:{password}@", database)
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'canary'")
         connection.execute("DROP ROLE canary")

@@ -37,19 +37,19 @@ app()
 def test_migrating_again_in_mid_batch(services: Stack) -> None:
     batch = services.submit_and_wait_for_some()
     for _ in range(2):
-        subprocess.run([processes.COMMAND, "migrate"], env=services.env(), check=True, timeout=300)
+        subprocess.run([processes.COMMAND, "migrate"], env=services.env(migrate_database_url=services.postgres.owner_url), check=True, timeout=300)
     services.is_done(batch)
 
 
 def test_a_backup_restored_in_mid_batch_goes_on_to_the_end(services: Stack, tmp_path: Path) -> None:
     batch = services.submit_and_wait_for_some()
     backup = tmp_path / "backup.dump"
-    subprocess.run([embedded.postgres_binaries() / "pg_dump", "-Fc", "-f", backup, services.postgres.url], check=True, timeout=120)
+    subprocess.run([embedded.postgres_binaries() / "pg_dump", "-Fc", "-f", backup, services.postgres.owner_url], check=True, timeout=120)
     services.is_done(batch)
     with services.direct() as session:
         session.execute("DROP DATABASE IF EXISTS restored WITH (FORCE)")
         session.execute("CREATE DATABASE restored")
-    url = make_url(services.postgres.url).set(database="restored").render_as_string(hide_password=False)
+    url = make_url(services.postgres.owner_url).set(database="restored").render_as_string(hide_password=False)
     subprocess.run([embedded.postgres_binaries() / "pg_restore", "--no-owner", "-d", url, backup], check=True, timeout=120)
     billed = "SELECT line_no, body, amount FROM results WHERE batch_id = %s ORDER BY line_no"
     id = batch.id.removeprefix("batch_")

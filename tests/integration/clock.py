@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import create_engine, text
 
+from tests.conftest import as_owner
 from xalen_batch import db
 from xalen_batch.billing import prices
 
@@ -51,17 +52,19 @@ class Clock:
 @contextmanager
 def installed() -> Iterator[Clock]:
     """The clock, in force for every connection made to the settings' database meanwhile."""
-    server = create_engine(db.url(), isolation_level="AUTOCOMMIT")
+    server = create_engine(db.owner_url(), isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
         name = connection.scalar(text("SELECT current_database()"))
         connection.execute(text(FUNCTIONS))
+        serving, _ = db.credentials()
+        connection.execute(text(f"GRANT USAGE ON SCHEMA clock TO {serving}; GRANT SELECT, UPDATE ON clock.shift TO {serving}"))
         connection.execute(text(f'ALTER DATABASE "{name}" SET search_path = clock, public, pg_catalog'))
     db.engine().dispose()
     try:
         clock = Clock()
         # Prices hold from the moment they are told of, which must come before any that a test stands in.
         clock.set(LONG_AGO)
-        with db.transaction() as session:
+        with as_owner() as session:
             session.execute(text("TRUNCATE prices"))
             prices.fill(session)
         yield clock

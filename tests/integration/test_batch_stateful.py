@@ -95,8 +95,8 @@ class Life(RuleBasedStateMachine):
 
     @initialize(lines=st.integers(1, 7), mixed=st.booleans(), is_validated=st.booleans())
     def begin(self, lines: int, mixed: bool, is_validated: bool) -> None:
+        empty()
         with db.transaction() as session:
-            empty(session)
             self.owner = factories.caller(session)
         self.create(lines, mixed, 1, None)
         if is_validated:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from benchmarks import backlog
 from tests import factories
+from tests.conftest import as_owner
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.integration import plans
 from xalen_batch import db
@@ -168,7 +169,8 @@ def test_claims_follow_the_rule_until_nothing_is_left(session: Session, seed: in
 
 
 def a_backlog(**sizes: int) -> None:
-    with db.transaction() as session:
+    # Only an owner may analyse tables.
+    with as_owner() as session:
         backlog.fill(session, **sizes)
 
 
@@ -204,6 +206,11 @@ class TestAmongManyTasks:
         assert plans.pages(plan) < 600
 
 
+def analyze() -> None:
+    with as_owner() as session:
+        session.execute(text("ANALYZE tasks, batches"))
+
+
 class TestInABatchOfManyTasks:
     @pytest.fixture(autouse=True)
     def backlog(self, database: str) -> None:
@@ -213,7 +220,7 @@ class TestInABatchOfManyTasks:
         with db.transaction() as session:
             session.execute(update(Batch).values(model=None))
             session.execute(update(Task).where(Task.seq == 4_999 * backlog.LINES).values(model=RERANK_MODEL))
-            session.execute(text("ANALYZE tasks, batches"))
+        analyze()
         (plan,) = plans.of(lambda session: claim(session, {(CHAT_MODEL, False): 0}))
         assert plan["Actual Rows"] == 1
         assert plans.pages(plan) < 100
@@ -221,7 +228,7 @@ class TestInABatchOfManyTasks:
     def test_what_is_due_is_found_without_the_tasks_that_are_done(self) -> None:
         with db.transaction() as session:
             session.execute(update(Task).where(Task.seq > 0).values(state=TaskState.DONE))
-            session.execute(text("ANALYZE tasks, batches"))
+        analyze()
         # Entries of the index for tasks that have just ended are dropped by who meets them first.
         plans.of(is_any_running)
         looks = (reclaim, partial(recover._batches_due, ended_among=None), recover._tasks_due, is_any_running)

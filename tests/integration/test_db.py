@@ -32,9 +32,9 @@ def proxy(stores: Stores, database: str, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 @pytest.fixture
-def read_only(database: str) -> Iterator[None]:
+def read_only(stores: Stores, database: str) -> Iterator[None]:
     """The server as it is after another was promoted, until the test's end."""
-    with psycopg.connect(database, autocommit=True) as server:
+    with psycopg.connect(stores.owner_url, autocommit=True) as server:
         name = server.info.dbname
         server.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
         db.engine().dispose()

@@ -163,7 +163,7 @@ def test_what_is_watched_is_the_folder_of_the_files_and_the_database_that_up_sta
     assert set(disk._folders()) == {Store.FILES}
     ours = embedded.Postgres(tmp_path / "postgres", tmp_path / "log")
     (tmp_path / "postgres").mkdir()
-    (tmp_path / "postgres" / "password").write_text("secret")
+    (tmp_path / "postgres" / "serve_password").write_text("secret")
     configure(data_dir=tmp_path, database_url=ours.url)
     assert settings().database_url == SecretStr(ours.url)
     assert disk._folders() == {Store.FILES: Path(stores.data_dir / "files"), Store.DATABASE: tmp_path / "postgres"}

@@ -19,7 +19,9 @@ from xalen_batch import embedded
 root = Path(sys.argv[1])
 postgres = embedded.Postgres(root / "postgres", root / "postgres.log", durable=False)
 valkey = embedded.Valkey(root / "valkey", root / "valkey.log")
-print(postgres.start(), valkey.start(), postgres.process.pid, valkey.process.pid, flush=True)
+postgres.start()
+valkey.start()
+print(postgres.owner_url, valkey.url, postgres.process.pid, valkey.process.pid, flush=True)
 signal.pause()
 """
 
@@ -38,6 +40,12 @@ def valkey(tmp_path: Path) -> Iterator[embedded.Valkey]:
     server.stop()
 
 
+def started(server: embedded.Server) -> str:
+    """An address at which the server has answered, without a schema."""
+    server.start()
+    return server.owner_url if isinstance(server, embedded.Postgres) else server.url
+
+
 def write(url: str, value: str) -> None:
     with psycopg.connect(url) as connection:
         connection.execute("CREATE TABLE IF NOT EXISTS kept (value text)")
@@ -50,18 +58,18 @@ def read(url: str) -> list[str]:
 
 
 def test_postgresql_keeps_its_data_and_its_address_over_a_restart(postgres: embedded.Postgres) -> None:
-    url = postgres.start()
+    url = started(postgres)
     write(url, "here")
     postgres.stop()
-    assert postgres.start() == url
+    assert started(postgres) == url
     assert read(url) == ["here"]
 
 
 def test_valkey_keeps_its_queues_over_a_restart(valkey: embedded.Valkey) -> None:
-    with redis.Redis.from_url(valkey.start()) as client:
+    with redis.Redis.from_url(started(valkey)) as client:
         client.rpush("queue", "hint")
     valkey.stop()
-    with redis.Redis.from_url(valkey.start()) as client:
+    with redis.Redis.from_url(started(valkey)) as client:
         assert client.lrange("queue", 0, -1) == [b"hint"]
         assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
 
@@ -75,13 +83,13 @@ def test_stopping_leaves_no_process(postgres: embedded.Postgres, valkey: embedde
 
 
 def test_postgresql_refuses_a_wrong_password_and_listens_on_no_port(postgres: embedded.Postgres) -> None:
-    url = postgres.start()
+    url = started(postgres)
     password = (postgres.folder / "password").read_text()
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(url.replace(password, "wrong"))
     with psycopg.connect(url) as connection:
         assert connection.execute("SHOW listen_addresses").fetchone() == ("",)
-    assert (postgres.folder / "password").stat().st_mode & 0o777 == 0o600
+    assert {(postgres.folder / name).stat().st_mode & 0o777 for name in ("password", "serve_password")} == {0o600}
 
 
 def test_sockets_are_private(postgres: embedded.Postgres, valkey: embedded.Valkey) -> None:
@@ -104,7 +112,7 @@ def test_a_long_folder_gets_a_short_private_socket_that_goes_when_it_stops(tmp_p
 def test_a_folder_with_blanks_and_quotes_in_its_name_works(tmp_path: Path) -> None:
     server = embedded.Postgres(tmp_path / "it's a folder, 100%", tmp_path / "log", durable=False)
     try:
-        write(server.start(), "here")
+        write(started(server), "here")
     finally:
         server.stop()
 
@@ -118,8 +126,8 @@ def test_servers_go_with_a_parent_that_was_killed_and_start_again_with_their_dat
         with redis.Redis.from_url(redis_url) as client:
             client.rpush("queue", "hint")
         parent.kill()
-    assert read(postgres.start()) == ["here"]
-    with redis.Redis.from_url(valkey.start()) as client:
+    assert read(started(postgres)) == ["here"]
+    with redis.Redis.from_url(started(valkey)) as client:
         assert client.lrange("queue", 0, -1) == [b"hint"]
 
 
@@ -137,10 +145,10 @@ def test_a_server_still_running_on_the_folder_is_stopped_first(
 def test_a_killed_durable_postgresql_has_lost_nothing(tmp_path: Path) -> None:
     server = embedded.Postgres(tmp_path / "postgres", tmp_path / "postgres.log")
     try:
-        write(server.start(), "here")
+        write(started(server), "here")
         os.kill(server.process.pid, signal.SIGKILL)
         server.process.wait()
-        assert read(server.start()) == ["here"]
+        assert read(started(server)) == ["here"]
     finally:
         server.stop()
 
@@ -169,7 +177,7 @@ def test_a_half_made_database_is_made_anew(postgres: embedded.Postgres) -> None:
     half = postgres.folder / "data.new"
     half.mkdir(parents=True)
     (half / "PG_VERSION").write_text("18\n")
-    write(postgres.start(), "here")
+    write(started(postgres), "here")
 
 
 def test_a_platform_without_binaries_is_told_what_to_set(postgres: embedded.Postgres, monkeypatch: pytest.MonkeyPatch) -> None:

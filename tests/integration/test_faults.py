@@ -17,6 +17,7 @@ import redis
 from alembic import command
 from sqlalchemy import func, text
 
+from tests.conftest import Stores, as_owner
 from tests.fault_proxy import FaultProxy
 from tests.integration.conftest import Api, multipart
 from tests.integration.test_assemble import caller, check_runs, expire_lease, fire, made, reread, small  # noqa: F401  # fixtures too
@@ -168,7 +169,7 @@ class TestRedisThatHangs:
 
 class TestADatabaseThatIsAway:
     def test_a_full_disk_is_503_with_a_time_to_come_back(self, api: Api) -> None:
-        with db.transaction() as session:
+        with as_owner() as session:
             session.execute(
                 text(
                     "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
@@ -181,13 +182,13 @@ class TestADatabaseThatIsAway:
             answer = api.ask("POST", "/v1/files", body, headers={"content-type": kind})
             assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "service_unavailable", "5")
         finally:
-            with db.transaction() as session:
+            with as_owner() as session:
                 session.execute(text("DROP FUNCTION full_disk CASCADE"))
         assert api.upload()["object"] == "file"
 
-    def test_health_is_answered_while_every_thread_waits_for_it(self, api: Api, database: str) -> None:
+    def test_health_is_answered_while_every_thread_waits_for_it(self, api: Api, stores: Stores, database: str) -> None:
         threads = settings().pool_size - health.CONNECTIONS
-        with psycopg.connect(database) as locker, ThreadPoolExecutor(60) as clients:
+        with psycopg.connect(stores.owner_url) as locker, ThreadPoolExecutor(60) as clients:
             locker.execute("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE")
             waiting = [clients.submit(api.ask, "GET", "/v1/batches") for _ in range(60)]
             is_waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
@@ -239,11 +240,11 @@ def added_columns() -> Iterator[None]:
     names = [table.name for table in Base.metadata.sorted_tables]
     for name in names:
         # One at a time, as what runs has locks of its own.
-        with db.transaction() as session:
+        with as_owner() as session:
             session.execute(text(f"ALTER TABLE {name} ADD COLUMN of_a_later_version int"))
     try:
         yield
     finally:
         for name in names:
-            with db.transaction() as session:
+            with as_owner() as session:
                 session.execute(text(f"ALTER TABLE {name} DROP COLUMN of_a_later_version"))

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 from alembic import command
 from alembic.util import CommandError
-from sqlalchemy import create_engine, func, select, text
+from sqlalchemy import NullPool, create_engine, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 
@@ -15,12 +15,12 @@ from xalen_batch.models import Price
 @pytest.fixture
 def empty_database(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Another database on the same server, with nothing in it, as the one in the settings."""
-    server = create_engine(db.url(), isolation_level="AUTOCOMMIT")
+    server = create_engine(db.owner_url(), isolation_level="AUTOCOMMIT")
     name = "migrations"
     with server.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
-    url = make_url(stores.database_url).set(database=name).render_as_string(hide_password=False)
-    monkeypatch.setenv("XALEN_DATABASE_URL", url)
+    for variable, address in (("XALEN_DATABASE_URL", stores.database_url), ("XALEN_MIGRATE_DATABASE_URL", stores.owner_url)):
+        monkeypatch.setenv(variable, make_url(address).set(database=name).render_as_string(hide_password=False))
     db.engine().dispose()
     forget()
     yield
@@ -73,7 +73,8 @@ class TestMigrations:
     def test_one_that_cannot_have_its_lock_gives_up_before_everyone_waits_behind_it(self, stores: Stores) -> None:
         schema.migrate()
         command.downgrade(schema.alembic(), "-1")
-        with db.engine().connect() as holder:
+        owner = create_engine(db.owner_url(), poolclass=NullPool)
+        with owner.connect() as holder:
             tables = holder.scalars(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).all()
             holder.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE"))
             with pytest.raises(OperationalError, match="lock timeout"):

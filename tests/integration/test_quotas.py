@@ -8,10 +8,12 @@ from threading import Barrier
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from sqlalchemy import func, insert, select, text, update
 
 from tests import factories
+from tests.conftest import Stores
 from tests.factories import chat_line
 from tests.integration import plans
 from xalen_batch import batches, db, files, ids, quotas, storage
@@ -320,7 +322,7 @@ class TestSchedules:
             assert session.scalars(select(InboxRequest.run_id).where(InboxRequest.schedule_id == id)).all() == [None]
 
 
-def test_counting_looks_only_at_what_is_open_and_adds_files_up_in_their_index(caller: Caller, file_id: str) -> None:
+def test_counting_looks_only_at_what_is_open_and_adds_files_up_in_their_index(stores: Stores, caller: Caller, file_id: str) -> None:
     with db.transaction() as session:
         some = session.get_one(File, ids.parse("file", file_id))
         made = reread(create(caller, file_id))
@@ -328,8 +330,8 @@ def test_counting_looks_only_at_what_is_open_and_adds_files_up_in_their_index(ca
         session.execute(insert(Batch), [row | {"id": ids.new(), "status": "in_progress" if n < 100 else "completed"} for n in range(5_000)])
         one = {name: getattr(some, name) for name in ("account_id", "livemode", "purpose", "filename", "size")}
         session.execute(insert(File), [one | {"id": ids.new(), "livemode": n >= 2_000} for n in range(20_000)])
-    with db.engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE batches, files"))
+    with psycopg.connect(stores.owner_url, autocommit=True) as owner:
+        owner.execute("VACUUM ANALYZE batches, files")
     counted, added = plans.of(lambda session: quotas.held(session, caller))
     assert {"batches", "files"}.isdisjoint(plans.scanned(counted) | plans.scanned(added))
     assert plans.pages(counted) < 150

@@ -7,6 +7,7 @@ from sqlalchemy import text
 
 from tests import factories
 from tests.billing import REFUSED, Ran, ended, running
+from tests.conftest import as_owner
 from tests.factories import RERANK_MODEL
 from xalen_batch import db, ids
 from xalen_batch.backends.contract import Usage
@@ -33,7 +34,7 @@ def differences() -> list[Difference]:
 
 def corrupt(statement: str, **values: object) -> None:
     """Change what the triggers refuse to change."""
-    with db.transaction() as session:
+    with as_owner() as session:
         session.execute(text("SET LOCAL session_replication_role = replica"))
         cursor = session.connection().execute(text(statement), values)
         assert cursor.rowcount
@@ -133,10 +134,11 @@ def test_a_statement_that_does_not_agree_is_found(statement: str, corruption: st
 
 def test_a_charge_without_a_success_is_found(batch: Batch) -> None:
     # The table's own check refuses such a row, so it goes first; the transaction is rolled back.
-    with db.engine().connect() as connection:
-        connection.execute(text("ALTER TABLE results DROP CONSTRAINT ck_results_charged_iff_succeeded"))
-        connection.execute(text("UPDATE results SET amount = 1 WHERE line_no = 4"))
-        found = connection.execute(text(reconcile.CHECKS[0])).all()
+    with as_owner() as session:
+        session.execute(text("ALTER TABLE results DROP CONSTRAINT ck_results_charged_iff_succeeded"))
+        session.execute(text("UPDATE results SET amount = 1 WHERE line_no = 4"))
+        found = session.execute(text(reconcile.CHECKS[0])).all()
+        session.rollback()
     assert [(row.what, row.expected, row.found) for row in found] == [("charge of line 4", None, 1)]
 
 

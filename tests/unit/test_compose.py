@@ -83,8 +83,52 @@ def test_images_are_pinned() -> None:
 def test_the_image_runs_as_a_user_without_rights() -> None:
     last_stage = DOCKERFILE.rsplit("FROM ", 1)[1]
     assert re.search(r"^USER (?!root)\w+$", last_stage, re.MULTILINE)
+
+
+# Of the stores, what their entrypoints do as root before they become the user of their server: `chown`, entering that user's folders,
+# changing the mode of the data folder, and setting user and group.
+CAPABILITIES = {"postgres": {"CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"}, "valkey": {"CHOWN", "DAC_OVERRIDE", "SETGID", "SETUID"}}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_has_only_the_rights_that_it_needs(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert set(service.get("cap_add", [])) == CAPABILITIES.get(name, set())
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["read_only"] is True
+    assert "/tmp" in service["tmpfs"]
+    assert not {"privileged", "network_mode", "pid", "ipc", "userns_mode", "devices"} & set(service)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_has_a_bound_of_memory_and_processes(name: str) -> None:
+    service = SERVICES[name]
+    assert re.fullmatch(r"\d+[mg]|\$\{\w+:-\d+[mg]\}", service["mem_limit"])
+    assert 0 < service["pids_limit"] <= 1024
+
+
+def test_valkey_is_full_before_it_is_killed() -> None:
+    command = SERVICES["valkey"]["command"]
+    most = int(command[command.index("--maxmemory") + 1].removesuffix("mb"))
+    # A rewrite of its log forks: pages that change meanwhile are there twice.
+    assert 2 * most <= int(SERVICES["valkey"]["mem_limit"].removesuffix("m"))
+    # Through a shell the entrypoint would not become another user.
+    assert command[0] == "valkey-server"
+
+
+def test_only_migrate_knows_the_owner_of_the_tables() -> None:
+    addresses = {name: service["environment"].get("XALEN_MIGRATE_DATABASE_URL", "") for name, service in OURS.items()}
+    assert {name for name, address in addresses.items() if address} == {"migrate"}
+    owner = re.match(r"postgresql://(\w+):\$\{POSTGRES_PASSWORD:", addresses["migrate"])
+    assert owner is not None
+    assert owner[1] == SERVICES["postgres"]["environment"]["POSTGRES_USER"]
     for service in OURS.values():
-        assert service["cap_drop"] == ["ALL"]
+        serving = re.match(r"postgresql://(\w+):\$\{SERVE_PASSWORD:", service["environment"]["XALEN_DATABASE_URL"])
+        assert serving is not None
+        assert serving[1] != owner[1]
+        if service is not OURS["migrate"]:
+            assert "POSTGRES_PASSWORD" not in "".join(strings(service))
 
 
 def test_volumes_are_named_and_shared_where_files_are() -> None:

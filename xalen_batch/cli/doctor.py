@@ -26,6 +26,8 @@ commands = typer.Typer()
 
 BACKEND_TIMEOUT = 3.0
 OLDEST_POSTGRESQL = 14
+# A finding names this many of the rights that differ.
+MOST_NAMED = 5
 # It is told before new work stops: when there is less than so many times the floor.
 EARLY = 5
 # A backend that is away is no fault of the installation: nothing is lost, and test keys need none.
@@ -83,6 +85,7 @@ def _checks() -> Iterator[Check]:
     found = _check("database", _database)
     yield found
     yield _check("migrations", partial(_migrations, has_database=found.status == "ok"))
+    yield _check("rights", partial(_rights, has_database=found.status == "ok"))
     queue = _check("redis", _redis)
     yield queue
     yield _check("passwords", partial(_passwords, has_stores=found.status == "ok" and queue.status in ("ok", "warning")))
@@ -161,6 +164,25 @@ def _migrations(has_database: bool) -> str:
     if found != needed:
         raise Wrong(f"The database is at {found or 'no revision'}, and {needed} is needed: xalen-batch migrate")
     return f"at {found}"
+
+
+def _rights(has_database: bool) -> str:
+    if not has_database:
+        raise Skipped("not checked: no database")
+    from xalen_batch import db, rights, schema
+
+    if not schema.is_current():
+        raise Skipped("not checked: the migrations come first")
+    with db.reading() as session:
+        found = rights.look(session)
+    if found.excess:
+        raise Doubtful(
+            f"The role {found.role} {', '.join(found.excess[:MOST_NAMED])}: what serves could switch off the triggers that guard invoices and "
+            "the audit log. Let another role own the tables: set XALEN_MIGRATE_DATABASE_URL (docs/security.md)."
+        )
+    if found.missing:
+        raise Wrong(f"The role {found.role} lacks {', '.join(found.missing[:MOST_NAMED])}: xalen-batch migrate")
+    return f"{found.role} owns nothing"
 
 
 def _redis() -> str:
