@@ -18,7 +18,7 @@ import redis
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session
 
-from xalen_batch import broker, catalog, config, db, embedded, schema, storage
+from xalen_batch import broker, catalog, config, db, embedded, marks, schema, storage
 from xalen_batch.billing import prices
 from xalen_batch.models import Base
 
@@ -41,7 +41,17 @@ class Stores(NamedTuple):
 
 def forget() -> None:
     """Have everything that is read from the settings once be read again."""
-    for cached in (config.settings, catalog.models, db.engine, broker.celery, broker._publisher, storage.store):
+    for cached in (
+        config.settings,
+        catalog.models,
+        catalog.fingerprint,
+        marks.identity,
+        marks._is_here,
+        db.engine,
+        broker.celery,
+        broker._publisher,
+        storage.store,
+    ):
         cached.cache_clear()
 
 
@@ -74,6 +84,8 @@ def stores(_clean_environment: None) -> Iterator[Stores]:
             patch.setenv("XALEN_QUOTA_REQUESTS_PER_SECOND", "1000000")
             forget()
             schema.migrate()
+            storage.store()
+            marks.place()
             yield found
         finally:
             if db.engine.cache_info().currsize:
@@ -88,14 +100,14 @@ def stores(_clean_environment: None) -> Iterator[Stores]:
 def database(stores: Stores) -> str:
     """An empty database, but for the catalog's prices, behind `db.transaction()`, and no stored file; its URL."""
     empty()
-    for folder in (stores.data_dir / "files").glob("*"):
+    for folder in (stores.data_dir / "files").glob("*/"):
         shutil.rmtree(folder)
     return stores.database_url
 
 
 def empty() -> None:
-    """Leave nothing in the database but the catalog's prices."""
-    names = [table.name for table in Base.metadata.sorted_tables]
+    """Leave nothing in the database but the catalog's prices, and the mark of the store."""
+    names = [table.name for table in Base.metadata.sorted_tables if table.name != "store_mark"]
     with as_owner() as session:
         size = session.scalar(text(f"SELECT {' + '.join(f'pg_relation_size({name!r})' for name in names)}"))
         # Triggers refuse it for the audit log, as they should.
@@ -151,5 +163,5 @@ def configure() -> Iterator[Callable[..., None]]:
 
 
 def _read_again() -> None:
-    for cached in (config.settings, catalog.models, storage.store):
+    for cached in (config.settings, catalog.models, catalog.fingerprint, marks._is_here, storage.store):
         cached.cache_clear()

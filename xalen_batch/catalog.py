@@ -1,5 +1,7 @@
 """What models exist, what they cost, which endpoints they serve and where they run."""
 
+import hashlib
+import json
 import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
@@ -64,6 +66,10 @@ class BackendConfig(_Table):
         return self
 
 
+# Fields of a model that only people read.
+_FOR_PEOPLE = {"name", "owned_by", "category", "parameters"}
+
+
 class Model(_Table):
     id: str
     name: str
@@ -123,6 +129,13 @@ def source() -> str:
     """Where the catalog in force comes from, in words."""
     path = settings().catalog
     return "the built-in catalog (XALEN_CATALOG names no file)" if path is None else f"{path} over the built-in catalog"
+
+
+@cache
+def fingerprint() -> str:
+    """The same in two processes whose catalogs send requests to the same places at the same prices."""
+    told = {id: model.model_dump(mode="json", exclude=_FOR_PEOPLE) for id, model in sorted(models().items())}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @cache

@@ -8,7 +8,7 @@ import sqlalchemy
 from sqlalchemy import ColumnElement, Select, Text, cast, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from xalen_batch import ids, paging, quotas, storage
+from xalen_batch import ids, marks, paging, quotas, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest, NotFound
@@ -143,7 +143,8 @@ def erase(session: Session, file: File) -> None:
         run = select(Batch.run_id).where(Batch.input_file_id == file.id)
         session.execute(sqlalchemy.delete(InboxRequest).where(InboxRequest.run_id.in_(run)).execution_options(synchronize_session=False))
     if file.batch_id is None:
-        # Before the commit: should that fail, the file is still there to be deleted again.
+        # Before the commit: should that fail, the file is still there to be deleted again. Where the store is away its bytes would stay.
+        marks.confirm()
         storage.delete(storage.key(file.id))
     else:
         session.execute(

@@ -34,6 +34,8 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "prices": (*APPEND_ONLY, "UPDATE (valid_to)"),
     # Erasing an output file erases the answers and keeps the charges.
     "results": (*APPEND_ONLY, "UPDATE (body)"),
+    # Whether it was written into the store is all that changes.
+    "store_mark": (*READ_ONLY, "UPDATE (placed_at)"),
     "account_quotas": DELETING,
     "consumed_objects": DELETING,
     "idempotency_keys": DELETING,
@@ -100,9 +102,7 @@ def _guard_triggers(connection: psycopg.Connection, schema: str) -> None:
     functions = "SELECT proname FROM pg_proc WHERE prorettype = 'trigger'::regtype AND pronamespace = %s::regnamespace"
     for function in _owned(connection, schema, f"{functions} AND pg_get_userbyid(proowner) = current_user"):
         names = {"function": sql.Identifier(schema, function), "schema": sql.Identifier(schema)}
-        connection.execute(
-            sql.SQL("ALTER FUNCTION {function}() SECURITY DEFINER SET search_path = {schema}, pg_temp").format(**names)
-        )
+        connection.execute(sql.SQL("ALTER FUNCTION {function}() SECURITY DEFINER SET search_path = {schema}, pg_temp").format(**names))
         connection.execute(sql.SQL("REVOKE EXECUTE ON FUNCTION {function}() FROM PUBLIC").format(**names))
 
 

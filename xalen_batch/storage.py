@@ -7,6 +7,7 @@ not at all, whatever dies in between.
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -27,6 +28,9 @@ from xalen_batch.errors import ConfigError
 READ_CHUNK = 1 * MiB
 # Reading across a gap of so many bytes costs as much as a second read.
 NEAR = 32 * 1024
+
+# The object that tells which database a store belongs to (marks.py).
+MARK = "store.id"
 
 # Storage that is gone or does not do what it should.
 AWAY = (OSError, BaseError)
@@ -126,6 +130,34 @@ def ranges(key: str, offsets: Sequence[int], lengths: Sequence[int]) -> list[byt
             held = bytes(buffer)
         found.append(held[offset - begin : offset - begin + length])
     return found
+
+
+def look(key: str | None) -> tuple[UUID | None, bool]:
+    """The store's mark, None if it holds none, and whether it holds an object. `OSError` if its folder cannot be read.
+
+    Both are seen through one handle of the folder: a disk that is mounted there meanwhile shows neither.
+    """
+    handle = os.open(folder(), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return _mark(handle), key is not None and _is_there(key, handle)
+    finally:
+        os.close(handle)
+
+
+def _mark(handle: int) -> UUID | None:
+    try:
+        with open(os.open(MARK, os.O_RDONLY, dir_fd=handle), encoding="ascii") as file:
+            return UUID(file.read(64).strip())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _is_there(key: str, handle: int) -> bool:
+    try:
+        os.stat(key, dir_fd=handle)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def delete(key: str) -> None:

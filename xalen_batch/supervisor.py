@@ -19,7 +19,7 @@ from typing import Protocol
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from xalen_batch import catalog, credentials, data_folder, db, embedded, log, ports, processes, schema, storage
+from xalen_batch import catalog, credentials, data_folder, db, embedded, log, marks, ports, processes, schema, storage
 from xalen_batch.billing import prices
 from xalen_batch.config import settings
 from xalen_batch.credentials import Credentials
@@ -150,6 +150,7 @@ class Supervisor:
         self._say("Preparing the database …")
         schema.migrate()
         self._tell_of_prices()
+        _mark_store()
         ready = self._credentials()
         db.engine().dispose()
         self._say("Starting the API, beat and workers …")
@@ -279,6 +280,14 @@ def up(*, data_dir: Path, host: str, port: int, is_port_asked: bool, say: Say, o
         export({"XALEN_DATA_DIR": str(data_dir), "XALEN_HOST": host, "XALEN_PORT": str(chosen)})
         storage.check()
         Supervisor(data_dir, host, chosen, say).run(on_ready)
+
+
+def _mark_store() -> None:
+    storage.store()
+    try:
+        marks.place()
+    except marks.Elsewhere as error:
+        raise ConfigError(str(error)) from error
 
 
 def export(values: Mapping[str, str]) -> None:

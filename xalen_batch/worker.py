@@ -11,8 +11,10 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 from celery import bootsteps, signals
 from celery.apps.worker import Worker
@@ -20,7 +22,7 @@ from celery.exceptions import SecurityWarning
 from celery.worker.components import Pool
 from celery.worker.consumer import Consumer
 
-from xalen_batch import broker, db, ids, log, memory, tasks
+from xalen_batch import broker, catalog, db, ids, log, memory, storage, tasks
 from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
 from xalen_batch.models import workers
@@ -32,6 +34,8 @@ logger = log.get(__name__)
 # Threads beside the slots, so that validating and finalizing never wait for a task to end.
 SPARE_THREADS = 4
 RECONNECT_PAUSE = 1.0
+# Seconds that the first look at the storage folder gets to answer.
+FIRST_LOOK = 0.5
 
 
 class Poll:
@@ -47,6 +51,7 @@ class Poll:
         self._worker_id = f"{socket.gethostname()}:{os.getpid()}:{ids.new().hex}"
         # What waits for a thread is due at every look; it waits there once.
         self._waiting: set[Message] = set()
+        self._sight = Sight()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="poll", daemon=True)
 
@@ -74,7 +79,7 @@ class Poll:
 
     def _look(self) -> None:
         with db.transaction() as session:
-            alive = workers.seen(session, self._worker_id)
+            alive = workers.seen(session, self._worker_id, store=self._sight.mark, catalog=catalog.fingerprint())
         self._share(alive)
         for message in recover.due():
             self.name(message)
@@ -93,6 +98,26 @@ class Poll:
     def _begin(self, message: Message) -> None:
         self._waiting.discard(message)
         self._jobs[message.job](*message.args)
+
+
+class Sight:
+    """The mark that this process sees in its storage folder. A disk that hangs holds up one thread, and never the poll."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sight")
+        self._look: Future[tuple[UUID | None, bool]] | None = None
+
+    @property
+    def mark(self) -> UUID | None:
+        """What was seen since this was asked before; None: no mark, or no answer yet."""
+        look = self._look
+        if look is not None and not look.done():
+            return None
+        self._look = self._thread.submit(storage.look, None)
+        if look is None:
+            wait([self._look], timeout=FIRST_LOOK)
+            look = self._look
+        return None if not look.done() or look.exception() else look.result()[0]
 
 
 class PatientConsumer(Consumer):  # type: ignore[misc]

@@ -37,7 +37,9 @@ app()
 def test_migrating_again_in_mid_batch(services: Stack) -> None:
     batch = services.submit_and_wait_for_some()
     for _ in range(2):
-        subprocess.run([processes.COMMAND, "migrate"], env=services.env(migrate_database_url=services.postgres.owner_url), check=True, timeout=300)
+        subprocess.run(
+            [processes.COMMAND, "migrate"], env=services.env(migrate_database_url=services.postgres.owner_url), check=True, timeout=300
+        )
     services.is_done(batch)
 
 

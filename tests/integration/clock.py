@@ -66,6 +66,7 @@ def installed() -> Iterator[Clock]:
         clock.set(LONG_AGO)
         with as_owner() as session:
             session.execute(text("TRUNCATE prices"))
+        with db.transaction() as session:
             prices.fill(session)
         yield clock
     finally:

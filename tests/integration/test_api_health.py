@@ -49,7 +49,7 @@ def test_ready_when_every_store_answers(api: Api) -> None:
     answer = api.ask("GET", "/readyz", key=None)
     assert (answer.status, answer.json["status"]) == (200, "ok")
     assert {name: check["status"] for name, check in answer.json["checks"].items()} == dict.fromkeys(
-        ["database", "migrations", "redis", "storage", "disk"], "ok"
+        ["database", "migrations", "redis", "storage", "disk", "workers"], "ok"
     )
 
 

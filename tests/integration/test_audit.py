@@ -35,7 +35,9 @@ def entries(session: Session, but: str = "price") -> list[AuditEntry]:
     return [entry for entry in audit.entries(session, limit=1000) if not entry.action.startswith(but)]
 
 
-def written(act: Callable[[Session], object], transaction: Callable[[], AbstractContextManager[Session]] = db.transaction) -> list[AuditEntry]:
+def written(
+    act: Callable[[Session], object], transaction: Callable[[], AbstractContextManager[Session]] = db.transaction
+) -> list[AuditEntry]:
     """What one transaction adds to the log."""
     with transaction() as session:
         known = {entry.id for entry in audit.entries(session, limit=1000)}

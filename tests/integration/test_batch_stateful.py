@@ -20,7 +20,7 @@ from sqlalchemy import delete, func, select, update
 
 from tests import factories
 from tests.billing import REFUSED
-from tests.conftest import empty
+from tests.conftest import as_owner, empty
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.outcome import assert_whole
 from xalen_batch import batches, broker, catalog, db, files, idempotency, ids
@@ -386,7 +386,7 @@ class Life(RuleBasedStateMachine):
             self.an_invoice_never_changes()
         finally:
             self.patch.undo()
-            with db.transaction() as session:
+            with as_owner() as session:
                 session.execute(delete(Task))
 
     def end_all(self) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from tests import factories
 from tests.billing import REFUSED
+from tests.conftest import as_owner
 from xalen_batch import batches, db, money
 from xalen_batch.backends.contract import Answered, Refused, Usage
 from xalen_batch.billing import invoices, prices, reconcile
@@ -63,8 +64,9 @@ class Deliveries(RuleBasedStateMachine):
     def submit(self, mixed: bool, livemode: bool) -> None:
         models = [factories.CHAT_MODEL, factories.RERANK_MODEL if mixed else factories.CHAT_MODEL]
         lines = [factories.chat_line(f"line-{number}", PROMPT, model=models[number % 2]) for number in range(1, LINES + 1)]
-        with db.transaction() as session:
+        with as_owner() as session:
             session.execute(delete(Task))  # what an example that failed has left
+        with db.transaction() as session:
             prices.sync(session, prices.differences(session))
             caller = factories.caller(session, livemode=livemode)
             self.batch_id = factories.batch(session, caller, factories.input_file(session, caller, lines)).id

@@ -102,10 +102,10 @@ def test_a_new_connection_to_a_silent_server_is_given_up_too(proxy: FaultProxy) 
     write()
 
 
-def test_a_server_that_only_reads_is_away_and_its_connections_are_not_kept(read_only: None, database: str) -> None:
+def test_a_server_that_only_reads_is_away_and_its_connections_are_not_kept(read_only: None, stores: Stores) -> None:
     with pytest.raises(db.AWAY):
         write()
-    with psycopg.connect(database, autocommit=True) as server:
+    with psycopg.connect(stores.owner_url, autocommit=True) as server:
         server.execute("SET default_transaction_read_only = off")
         server.execute(f'ALTER DATABASE "{server.info.dbname}" RESET default_transaction_read_only')
     write()

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from tests.billing import Ran, running
+from tests.conftest import as_owner
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from xalen_batch import db, ids, schema
 from xalen_batch.backends.contract import Usage
@@ -162,13 +163,13 @@ def test_the_database_refuses_overlapping_prices(session: Session) -> None:
 
 
 @pytest.mark.parametrize("values", [{"usd_per_million": 1}, {"model": "x"}, {"valid_from": func.now()}, {"livemode": True}])
-def test_the_database_refuses_to_change_a_price(session: Session, values: dict[str, object]) -> None:
-    with pytest.raises(IntegrityError, match="never changed but to close"), session.begin_nested():
+def test_the_database_refuses_to_change_a_price(database: str, values: dict[str, object]) -> None:
+    with pytest.raises(IntegrityError, match="never changed but to close"), as_owner() as session:
         session.execute(update(Price).where(~Price.livemode).values(values))
 
 
-def test_the_database_refuses_to_delete_a_price(session: Session) -> None:
-    with pytest.raises(IntegrityError, match="never deleted"), session.begin_nested():
+def test_the_database_refuses_to_delete_a_price(database: str) -> None:
+    with pytest.raises(IntegrityError, match="never deleted"), as_owner() as session:
         session.execute(delete(Price))
 
 

@@ -1,6 +1,6 @@
 """The serving role on a real database: it can do its work, and nothing to the tables or the triggers that guard them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -169,7 +169,7 @@ class TestMigrating:
         db.engine().dispose()
         monkeypatch.setenv("XALEN_MIGRATE_DATABASE_URL", db.url().replace("+psycopg", ""))
         forget()
-        with pytest.raises(ConfigError, match="xalen_serve does not own the tables .* xalen does.* XALEN_MIGRATE_DATABASE_URL"):
+        with pytest.raises(ConfigError, match=r"xalen_serve does not own the tables .* xalen does.* XALEN_MIGRATE_DATABASE_URL"):
             schema.migrate()
 
     def test_an_owner_that_is_no_superuser_grants_to_a_role_made_by_hand(self, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ class TestMigrating:
             server.execute(f"ALTER DATABASE {name} OWNER TO plain_owner")
             try:
                 use(monkeypatch, owner=("plain_owner", "owning"), serving=("plain_server", "serving"))
-                with pytest.raises(ConfigError, match="plain_server .* plain_owner may not make it.*CREATE ROLE plain_server LOGIN"):
+                with pytest.raises(ConfigError, match=r"plain_server .* plain_owner may not make it.*CREATE ROLE plain_server LOGIN"):
                     schema.migrate()
                 server.execute("CREATE ROLE plain_server LOGIN PASSWORD 'serving'")
                 schema.migrate()

@@ -87,7 +87,10 @@ def test_the_image_runs_as_a_user_without_rights() -> None:
 
 # Of the stores, what their entrypoints do as root before they become the user of their server: `chown`, entering that user's folders,
 # changing the mode of the data folder, and setting user and group.
-CAPABILITIES = {"postgres": {"CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"}, "valkey": {"CHOWN", "DAC_OVERRIDE", "SETGID", "SETUID"}}
+CAPABILITIES = {
+    "postgres": {"CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"},
+    "valkey": {"CHOWN", "DAC_OVERRIDE", "SETGID", "SETUID"},
+}
 
 
 @pytest.mark.parametrize("name", SERVICES)

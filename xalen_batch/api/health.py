@@ -12,7 +12,7 @@ import obstore
 from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Response
 
-from xalen_batch import broker, db, disk, schema, storage
+from xalen_batch import broker, db, disk, marks, schema, storage
 from xalen_batch.config import settings
 from xalen_batch.errors import ConfigError, StorageFull
 
@@ -37,7 +37,15 @@ def _redis() -> None:
 
 
 def _storage() -> None:
+    storage.store()
+    marks.place()
     obstore.put(storage.store(), "health/readyz", b"ok")
+
+
+def _workers() -> None:
+    with db.reading() as session:
+        if found := marks.differences(session):
+            raise ConfigError("; ".join(found))
 
 
 def _disk() -> None:
@@ -51,9 +59,11 @@ CHECKS: dict[str, Callable[[], None]] = {
     "redis": _redis,
     "storage": _storage,
     "disk": _disk,
+    "workers": _workers,
 }
 # Redis carries hints only: without it work goes on, later. While a disk is short, what is there can be read and what runs is recorded.
-OPTIONAL = frozenset({"redis", "disk"})
+# A worker that sees other files than this process claims nothing; the others go on.
+OPTIONAL = frozenset({"redis", "disk", "workers"})
 
 
 @asynccontextmanager
@@ -114,5 +124,7 @@ def _outcome(check: Future[float | Exception]) -> dict[str, Any]:
     found = check.result()
     if not isinstance(found, Exception):
         return {"status": "ok", "ms": found}
+    if isinstance(found, marks.Elsewhere):
+        return {"status": "failed", "error": "this process does not see the store of the database; `xalen-batch doctor` there tells why"}
     # The kind only: messages of drivers can hold addresses and user names.
     return {"status": "failed", "error": str(found) if isinstance(found, ConfigError | StorageFull) else type(found).__name__}

@@ -14,7 +14,7 @@ from fastapi import Depends, Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from xalen_batch import db, disk, ids, quotas, storage
+from xalen_batch import db, disk, ids, marks, quotas, storage
 from xalen_batch.accounts import Caller
 from xalen_batch.api.deps import BriefSubmitter
 from xalen_batch.api.forms import Form, too_large
@@ -49,8 +49,10 @@ async def receive(request: Request, caller: BriefSubmitter) -> AsyncIterator[Upl
     """Store the upload of a known caller; what its route then refuses is removed again."""
     if (least := _length(request) - FORM_ROOM) > 0:
         await asyncio.to_thread(_refuse_if_over_quota, caller, least)
+    await asyncio.to_thread(marks.place)
     upload = await _store(request, caller)
     try:
+        await asyncio.to_thread(marks.confirm_kept, storage.key(upload.id))
         yield upload
     except sqlalchemy.exc.OperationalError:
         # The commit may have happened: the sweep removes the bytes if it has not.

@@ -90,6 +90,8 @@ def _checks() -> Iterator[Check]:
     yield queue
     yield _check("passwords", partial(_passwords, has_stores=found.status == "ok" and queue.status in ("ok", "warning")))
     yield _check("storage", _storage)
+    yield _check("store mark", partial(_store_mark, has_database=found.status == "ok"))
+    yield _check("workers", partial(_workers, has_database=found.status == "ok"))
     yield _check("disk space", _disk_space)
     yield _check("catalog", _catalog)
     yield _check("prices", partial(_prices, has_database=found.status == "ok"))
@@ -167,12 +169,9 @@ def _migrations(has_database: bool) -> str:
 
 
 def _rights(has_database: bool) -> str:
-    if not has_database:
-        raise Skipped("not checked: no database")
-    from xalen_batch import db, rights, schema
+    _skip_without_schema(has_database)
+    from xalen_batch import db, rights
 
-    if not schema.is_current():
-        raise Skipped("not checked: the migrations come first")
     with db.reading() as session:
         found = rights.look(session)
     if found.excess:
@@ -236,6 +235,47 @@ def _storage() -> str:
     if stat.S_IMODE(storage.folder().stat().st_mode) & stat.S_IRWXO:
         raise Doubtful(f"{storage.folder()} holds uploads that every user of this machine can read: chmod 700 {storage.folder()}")
     return settings().storage
+
+
+def _store_mark(has_database: bool) -> str:
+    _skip_without_schema(has_database)
+    from xalen_batch import marks, storage
+
+    if not storage.folder().exists():
+        raise Skipped("not checked: the storage folder is not there")
+    try:
+        marks.confirm()
+    except marks.Unplaced as finding:
+        raise Skipped(f"not checked: {finding}") from finding
+    except marks.Elsewhere as finding:
+        raise Wrong(str(finding)) from finding
+    return "the store of this database"
+
+
+def _workers(has_database: bool) -> str:
+    _skip_without_schema(has_database)
+    from xalen_batch import catalog, db, marks
+    from xalen_batch.errors import ConfigError
+    from xalen_batch.models import workers
+
+    try:
+        catalog.models()
+    except ConfigError:
+        raise Skipped("not checked: no catalog") from None
+    with db.reading() as session:
+        differences, count = marks.differences(session), len(workers.live(session))
+    if differences:
+        raise Doubtful(f"{'; '.join(differences[:MOST_NAMED])}.")
+    return f"{count} alive" if count else "none alive"
+
+
+def _skip_without_schema(has_database: bool) -> None:
+    if not has_database:
+        raise Skipped("not checked: no database")
+    from xalen_batch import schema
+
+    if not schema.is_current():
+        raise Skipped("not checked: the migrations come first")
 
 
 def _disk_space() -> str:

@@ -7,6 +7,7 @@ from xalen_batch.models.batches import Batch
 from xalen_batch.models.files import File
 from xalen_batch.models.idempotency import IdempotencyKey
 from xalen_batch.models.invoices import Invoice, InvoiceLine
+from xalen_batch.models.marks import StoreMark
 from xalen_batch.models.prices import Price
 from xalen_batch.models.quotas import AccountQuota
 from xalen_batch.models.results import Result
@@ -31,6 +32,7 @@ __all__ = [
     "Result",
     "Schedule",
     "ScheduleRun",
+    "StoreMark",
     "Task",
     "Worker",
 ]

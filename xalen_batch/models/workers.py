@@ -1,6 +1,8 @@
 """Workers: the worker processes that are alive, as the database saw them last."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from sqlalchemy import delete, func, literal_column, select
 from sqlalchemy.dialects.postgresql import insert
@@ -24,22 +26,32 @@ class Worker(Base):
     # Of one process: whoever starts again is another.
     id: Mapped[str] = mapped_column(primary_key=True)
     seen_at: Mapped[datetime]
+    # The mark of the store that it sees; null: none, or not this second.
+    store: Mapped[UUID | None]
+    # What its catalog comes to (`catalog.fingerprint`); null: a version that does not tell.
+    catalog: Mapped[str | None]
 
 
-def seen(session: Session, worker_id: str) -> int:
-    """Note that this worker process is alive; how many are, itself included: seen within the last five seconds by PostgreSQL's clock.
+def seen(session: Session, worker_id: str, *, store: UUID | None = None, catalog: str | None = None) -> int:
+    """Note that this worker process is alive, and what it sees; how many are, itself included: seen within the last five seconds.
 
     Rows of workers that were killed go here too: never one that another session has locked, so nobody waits for anybody.
     """
     now = func.clock_timestamp()
-    row = insert(Worker).values(id=worker_id, seen_at=now)
+    row = insert(Worker).values(id=worker_id, seen_at=now, store=store, catalog=catalog)
+    told = {"seen_at": row.excluded.seen_at, "store": row.excluded.store, "catalog": row.excluded.catalog}
     is_new = session.scalar(
         # `xmax` of a row that was inserted is 0.
-        row.on_conflict_do_update(index_elements=[Worker.id], set_={"seen_at": row.excluded.seen_at}).returning(literal_column("xmax = 0"))
+        row.on_conflict_do_update(index_elements=[Worker.id], set_=told).returning(literal_column("xmax = 0"))
     )
     if is_new:
         _remove_old(session)
     return session.scalar(select(func.count()).where(Worker.seen_at > now - LIVE_FOR)) or 0
+
+
+def live(session: Session) -> Sequence[Worker]:
+    """The worker processes that were seen within the last five seconds."""
+    return session.scalars(select(Worker).where(Worker.seen_at > func.clock_timestamp() - LIVE_FOR).order_by(Worker.id)).all()
 
 
 def gone(session: Session, worker_id: str) -> None:

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, files, ids, log, storage
+from xalen_batch import db, files, ids, log, marks, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.config import MiB
 from xalen_batch.models import Batch, File, ScheduleRun
@@ -89,6 +89,7 @@ def assemble(batch: Batch, extend: Callable[[], None]) -> Assembled | Fault | No
         storage.write(storage.key(file.id), counted())
     except Unfit as unfit:
         return unfit.fault
+    marks.confirm_kept(storage.key(file.id))
     return Assembled(file.id, run.id, size, digest.digest(), manifest)
 
 
@@ -122,6 +123,8 @@ def _content(batch: Batch, run: ScheduleRun, definition: Definition, manifest: S
         else:
             yield from inbox.chunks(run.id)
     except sources.Gone as gone:
+        if definition.source is not None:
+            sources.confirm(definition.source)
         remedy = "Leave objects as they are until their batch runs; put it there again, and a later run takes it."
         raise Unfit(Fault("source_changed", f"Object {gone}. {remedy}", param="source")) from None
     except inbox.Gone:
@@ -133,9 +136,12 @@ def _template(public_id: str, moment: Moment) -> Iterator[bytes]:
         raise Unfit(fault)
 
     file_id = ids.parse("file", public_id)
+    if file_id is None:
+        return
     try:
-        yield from rendered(storage.chunks(storage.key(file_id)) if file_id else (), moment, refuse)
+        yield from rendered(storage.chunks(storage.key(file_id)), moment, refuse)
     except FileNotFoundError:
+        marks.confirm_gone(storage.key(file_id))
         message = f"The template {public_id} is gone: it was deleted. Upload it again and give the schedule its new id."
         raise Unfit(Fault("file_not_found", message, param="template_file_id")) from None
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from xalen_batch import catalog, db, disk, log
+from xalen_batch import catalog, db, disk, log, marks
 from xalen_batch.backends import registry
 from xalen_batch.backends.lane import Lane
 from xalen_batch.backends.rates import Rates
@@ -141,8 +141,9 @@ class Engine:
         Raises claims.Unreadable and _Unusable for a task that was handed back.
         """
         with self._claiming:
-            # While a disk is short what runs has room to be recorded; the poll asks again.
-            if self._is_trying or not self._has_memory or disk.Store.DATABASE in disk.short():
+            # While a disk is short what runs has room to be recorded; the poll asks again. Without the store there are no lines to read,
+            # and a claimed task would wait here that another worker can run.
+            if self._is_trying or not self._has_memory or disk.Store.DATABASE in disk.short() or not marks.is_here():
                 return None, None
             claim = claims.claim(self._rooms(), with_suspects=time.monotonic() >= self._may_try_from)
             if claim is None:

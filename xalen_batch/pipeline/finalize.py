@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, ids, jsonl, log, storage
+from xalen_batch import db, ids, jsonl, log, marks, storage
 from xalen_batch.billing import invoices
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, File, Invoice, Result, Task
@@ -98,6 +98,7 @@ def unrun(session: Session, batch: Batch, task: Task, code: LineError, message: 
         raw = storage.ranges(storage.key(batch.input_file_id), [s.offset for s in left], [s.length for s in left])
         names = [jsonl.input_line(line).custom_id for line in raw]
     except FileNotFoundError:
+        marks.confirm_gone(storage.key(batch.input_file_id))
         # The batch ends all the same.
         logger.error("file.lost", batch_id=batch.id.hex, file_id=batch.input_file_id.hex)
         names = [LOST_NAME.format(span.line_no) for span in left]

@@ -11,7 +11,7 @@ from functools import cache
 from sqlalchemy import Select, delete, func, insert, select, text, true, update
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, files, jsonl, log, storage
+from xalen_batch import db, files, jsonl, log, marks, storage
 from xalen_batch.billing import statements
 from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
@@ -208,6 +208,8 @@ def _expire_files(session: Session) -> None:
 
 def _delete_orphans() -> None:
     """Remove stored uploads that no file row stands for: a crash came while one was written, or between writing and committing."""
+    # What another database's folder holds is not ours to remove.
+    marks.confirm()
     horizon = datetime.now(UTC) - ORPHAN_AFTER
     for name in storage.delete_unfinished("input", before=horizon):
         logger.warning("file.unfinished_deleted", name=name)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from xalen_batch import batches, catalog, db, ids, storage
+from xalen_batch import batches, catalog, db, ids, marks, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.cron import zone
 from xalen_batch.errors import InvalidRequest
@@ -33,6 +33,7 @@ def rehearse(owner: Owner, definition: Definition, now: datetime) -> None:
     try:
         faults = apart.run(_work(definition, file.id, offered, now), size=storage.size(storage.key(file.id)))
     except FileNotFoundError:
+        marks.confirm_gone(storage.key(file.id))
         message = f"{param}: the content of {definition.file_id} is gone. Upload it again and send its new id."
         raise InvalidRequest(message, param=param, code="file_not_found") from None
     if faults:

@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, catalog, db, disk, log, quotas, storage
+from xalen_batch import batches, catalog, db, disk, log, marks, quotas, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
@@ -76,8 +76,11 @@ class _Lease:
 
 
 def run(batch_id: UUID) -> None:
-    """Move a batch from validating to in_progress or failed. Does nothing when someone else has it, or had, or while a disk is short."""
-    if disk.short():
+    """Move a batch from validating to in_progress or failed.
+
+    Does nothing when another worker has the batch, or had, while a disk is short, or where this process does not see the store.
+    """
+    if disk.short() or not marks.is_here():
         return
     started = time.monotonic()
     with db.transaction() as session:
@@ -155,11 +158,12 @@ def _assemble(batch: Batch, lease: _Lease, owner: Owner) -> Fault | None:
 
 
 def _read(batch: Batch, lease: _Lease) -> Reading:
-    """Read the whole file, in no transaction. Raises _LeaseLost."""
+    """Read the whole file, in no transaction. Raises _LeaseLost, and Elsewhere while the store is away."""
     key, models = storage.key(batch.input_file_id), catalog.models()
     try:
         found = reading.read(key, endpoint=batch.endpoint, models=models, meanwhile=_extending(lease))
     except FileNotFoundError:
+        marks.confirm_gone(key)
         return Reading(faults=Faults([FILE_GONE]))
     terms = batches.terms(batch)
     for model in found.split.models:

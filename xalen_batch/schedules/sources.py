@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from xalen_batch import storage
+from xalen_batch import marks, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest, Unavailable
@@ -89,11 +89,19 @@ def find(session: Session, schedule: Schedule, source: Source, moment: Moment) -
 
 
 def _listed(owner: Owner, source: Source, moment: Moment, marker: str | None) -> tuple["_Place", list[Found]]:
+    # Nothing is missing in a store that is away.
+    confirm(source)
     place = _place(owner, source, moment)
     with _named(place):
         if marker and not place.folder.has(marker):
             raise NotReady(f"There is no {marker[:SHOWN_VALUE]!r} in {place.name[:SHOWN_VALUE]!r} yet.")
         return place, place.folder.files()
+
+
+def confirm(source: Source) -> None:
+    """Raise marks.Elsewhere if a source lies in the store and the store is away."""
+    if source.folder is None:
+        marks.confirm()
 
 
 def take(session: Session, schedule: Schedule, run: ScheduleRun, manifest: Sequence[dict[str, Any]]) -> None:

@@ -1,0 +1,157 @@
+"""Marks: whether this process sees the store of its database, and whether the workers agree with it.
+
+The store holds the database's id in an object. A folder without it (another data folder, a mount point whose disk is away) counts as
+storage that is away: work waits for it, and no missing object there is taken for a lost one (docs/decisions/0032).
+"""
+
+import time
+from functools import cache, lru_cache
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from xalen_batch import catalog, db, log, storage
+from xalen_batch.models import File, StoreMark, workers
+
+logger = log.get(__name__)
+
+LOOK_EVERY = 1.0
+# Stored files of which one has to be in a folder before an existing database takes it for its store.
+LOOKED_FOR = 100
+
+
+class Elsewhere(OSError):
+    """The storage folder is not this database's store. One of storage.AWAY: what needs it waits."""
+
+
+class Unplaced(Elsewhere):
+    """No API process has marked the store yet."""
+
+
+@cache
+def identity() -> UUID:
+    """The mark that the store has to hold. Unplaced until an API process has placed it; it never changes afterwards."""
+    with db.reading() as session:
+        id, placed_at = session.execute(select(StoreMark.id, StoreMark.placed_at)).one()._tuple()
+    if placed_at is None:
+        raise Unplaced("The store of this database is not marked yet: the API marks it when it starts.")
+    return id
+
+
+def place() -> None:
+    """Mark the folder as this database's store unless one is marked already; then confirm that this process sees it. Raises Elsewhere.
+
+    For API processes, who write uploads there. A worker that is set up wrongly must not mark its own folder.
+    """
+    try:
+        confirm()
+        return
+    except Unplaced:
+        pass
+    with db.transaction() as session:
+        # Another process may be at it. NOWAIT, since it holds the lock while it waits for the disk.
+        mark = session.scalars(select(StoreMark).with_for_update(nowait=True)).one()
+        if mark.placed_at is None:
+            _refuse_another_store(session, mark.id)
+            # Before the commit: a crash between the two leaves this database's own mark, and the next attempt finds it.
+            storage.write(storage.MARK, [f"{mark.id}\n".encode()])
+            mark.placed_at = session.scalar(select(func.now()))
+            logger.info("store.marked", mark=str(mark.id), folder=str(storage.folder()))
+    confirm()
+
+
+def confirm() -> None:
+    """Raise Elsewhere unless this process sees the store."""
+    _holds(None)
+
+
+def confirm_gone(key: str) -> None:
+    """Raise Elsewhere unless the store is there and lacks the object: only then is it lost."""
+    if _holds(key):
+        raise Elsewhere(f"The storage folder {storage.folder()} was away for a moment.")
+
+
+def confirm_kept(key: str) -> None:
+    """Raise Elsewhere unless an object that was just written is in the store: it may have been away meanwhile."""
+    if not _holds(key):
+        raise Elsewhere(f"The storage folder {storage.folder()} was away while it was written to.")
+
+
+def is_here() -> bool:
+    """Whether this process sees the store, looked at once a second at most. Changes are logged."""
+    return _is_here(int(time.monotonic() / LOOK_EVERY))
+
+
+def differences(session: Session) -> list[str]:
+    """Live workers that see another store or read another catalog than this process, in words."""
+    expected = session.execute(select(StoreMark.id, StoreMark.placed_at)).one()
+    found = []
+    for worker in workers.live(session):
+        # A worker of an older version tells neither.
+        if worker.catalog is None:
+            continue
+        host, pid, _ = worker.id.rsplit(":", 2)
+        if expected.placed_at is not None and worker.store != expected.id:
+            found.append(f"worker {host}:{pid} does not see the store of this database; compare its XALEN_STORAGE_URL and XALEN_DATA_DIR")
+        if worker.catalog != catalog.fingerprint():
+            found.append(f"worker {host}:{pid} has another catalog than this process; compare their XALEN_CATALOG")
+    return found
+
+
+def _holds(key: str | None) -> bool:
+    """Whether the store holds an object. Raises Elsewhere for a folder that is not the store."""
+    expected = identity()
+    try:
+        found, is_there = storage.look(key)
+    except OSError as error:
+        raise Elsewhere(f"The storage folder {storage.folder()} cannot be read: {error.strerror}.") from error
+    if found == expected:
+        return is_there
+    raise Elsewhere(
+        f"The storage folder {storage.folder()} is not the store of this database: {_told(found)}. Mount the store there, or correct "
+        f"XALEN_STORAGE_URL. To go on with this folder in its place, write {expected} into {storage.MARK} there."
+    )
+
+
+def _refuse_another_store(session: Session, id: UUID) -> None:
+    """Raise Elsewhere unless the folder can be this database's: it holds files of it, or nobody's."""
+    found, _ = storage.look(None)
+    is_stored = (File.batch_id.is_(None), File.deleted_at.is_(None), File.sha256.is_not(None))
+    known = session.scalars(select(File.id).where(*is_stored).order_by(File.id.desc()).limit(LOOKED_FOR)).all()
+    if known:
+        if not any(storage.look(storage.key(file_id))[1] for file_id in known):
+            raise Elsewhere(
+                f"The storage folder {storage.folder()} holds none of the last {len(known):,} files of this database. "
+                "Mount the store there, or correct XALEN_STORAGE_URL."
+            )
+    elif found not in (None, id):
+        raise Elsewhere(
+            f"The storage folder {storage.folder()} is the store of another database. Correct XALEN_STORAGE_URL, "
+            f"or remove {storage.MARK} there if nothing else uses it."
+        )
+
+
+def _told(found: UUID | None) -> str:
+    return "it holds no mark" if found is None else "it holds another database's mark"
+
+
+_was_here = True
+
+
+@lru_cache(maxsize=1)
+def _is_here(_: int) -> bool:
+    global _was_here
+    reason = ""
+    try:
+        confirm()
+    except Elsewhere as error:
+        reason = str(error)
+    now = not reason
+    if now != _was_here:
+        _was_here = now
+        if now:
+            logger.warning("store.here")
+        else:
+            logger.error("store.elsewhere", reason=reason)
+    return now
