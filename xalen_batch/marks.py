@@ -33,9 +33,10 @@ class Unplaced(Elsewhere):
 def identity() -> UUID:
     """The mark that the store has to hold. Unplaced until an API process has placed it; it never changes afterwards."""
     with db.reading() as session:
-        id, placed_at = session.execute(select(StoreMark.id, StoreMark.placed_at)).one()._tuple()
-    if placed_at is None:
+        mark = session.execute(select(StoreMark.id, StoreMark.placed_at)).one()
+    if mark.placed_at is None:
         raise Unplaced("The store of this database is not marked yet: the API marks it when it starts.")
+    id: UUID = mark.id
     return id
 
 
