@@ -65,6 +65,17 @@ def test_postgresql_keeps_its_data_and_its_address_over_a_restart(postgres: embe
     assert read(url) == ["here"]
 
 
+def test_a_folder_of_a_version_without_a_serving_role_gets_its_password_once(postgres: embedded.Postgres) -> None:
+    started(postgres)
+    postgres.stop()
+    (postgres.folder / "serve_password").unlink()
+    started(postgres)
+    url = postgres.url
+    postgres.stop()
+    started(postgres)
+    assert postgres.url == url != postgres.owner_url
+
+
 def test_valkey_keeps_its_queues_over_a_restart(valkey: embedded.Valkey) -> None:
     with redis.Redis.from_url(started(valkey)) as client:
         client.rpush("queue", "hint")
