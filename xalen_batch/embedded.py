@@ -38,7 +38,7 @@ NOBODY = 65534
 
 
 class Server(ABC):
-    """One server process on one folder: `variables` name it once start() has returned, stop() leaves no process."""
+    """One server process on one folder: start() gives the address for services, stop() leaves no process."""
 
     name: ClassVar[str]
     stopping: ClassVar[tuple[Step, ...]]
@@ -71,7 +71,7 @@ class Server(ABC):
     @abstractmethod
     def answers(self) -> bool: ...
 
-    def start(self) -> None:
+    def start(self) -> str:
         """Start the server and wait until it answers. Raises ConfigError with the reason in its own words."""
         deadline = time.monotonic() + START_TIMEOUT
         try:
@@ -89,6 +89,7 @@ class Server(ABC):
                 time.sleep(0.5)
         except OSError as error:
             raise self.failure(str(error)) from error
+        return self.url
 
     def _launch(self, command: list[str], deadline: float) -> bool:
         with self.log.open("ab") as out:

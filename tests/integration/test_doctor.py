@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import Stores, forget
 from tests.waiting import wait_until
-from xalen_batch import embedded, storage
+from xalen_batch import embedded, marks, storage
 from xalen_batch.cli import passwords
 from xalen_batch.cli.main import app
 
@@ -45,9 +45,11 @@ def test_a_sound_installation_passes(doctor: Doctor, configure: Callable[..., No
     # A folder that no other test has made, as it likes.
     configure(storage_url=(tmp_path / "data" / "files").as_uri())
     storage.store()
+    (storage.folder() / storage.MARK).write_text(str(marks.identity()))
     code, checks = doctor()
     assert code == 0
-    sound = ("python", "data folder", "database", "migrations", "redis", "passwords", "storage", "disk space", "catalog")
+    sound = ("python", "data folder", "database", "migrations", "rights", "redis", "passwords", "storage", "store mark", "workers")
+    sound += ("disk space", "catalog")
     assert [checks[name] for name in sound if checks[name]["status"] != "ok"] == []
     # No model server runs here: live lines would wait, and nothing else is wrong.
     assert checks["backend of mistral-small-3-1"]["status"] == "warning"

@@ -328,7 +328,7 @@ class TestTelling:
         assert (answer.status, answer.json["status"]) == (200, "degraded")
         assert told in answer.json["checks"]["workers"]["error"]
         assert "near-host" not in answer.body.decode()
-        code, checks = doctor()
+        _, checks = doctor()
         assert checks["workers"]["status"] == "warning"
         assert told in checks["workers"]["detail"]
 

@@ -3,19 +3,20 @@
 import os
 import platform
 import stat
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import typer
 
-from xalen_batch.cli import connection, database
-from xalen_batch.cli.failures import ERROR, describe
+from xalen_batch.cli import connection, database, installation
+from xalen_batch.cli.failures import ERROR
+from xalen_batch.cli.findings import Check, Doubtful, Skipped, Wrong, check
 from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import grid, print_json, show
 
@@ -26,8 +27,6 @@ commands = typer.Typer()
 
 BACKEND_TIMEOUT = 3.0
 OLDEST_POSTGRESQL = 14
-# A finding names this many of the rights that differ.
-MOST_NAMED = 5
 # It is told before new work stops: when there is less than so many times the floor.
 EARLY = 5
 # A backend that is away is no fault of the installation: nothing is lost, and test keys need none.
@@ -40,25 +39,6 @@ NO_SERVER = {
     "simulated": 'kind = "simulated" in [models.{}.backend]: live keys of accounts that `xalen-batch accounts simulation` allows get '
     "simulated answers, and pay for them. Live batches of all others are refused.",
 }
-
-
-@dataclass(frozen=True)
-class Check:
-    name: str
-    status: Literal["ok", "warning", "failed", "skipped"]
-    detail: str
-
-
-class Wrong(Exception):
-    """A check's finding: what is wrong, and what to do."""
-
-
-class Doubtful(Wrong):
-    """It works, and should be better."""
-
-
-class Skipped(Wrong):
-    """Not looked at, because what it needs is missing; that is another check's finding."""
 
 
 @commands.command(rich_help_panel="Server", epilog=examples("xalen-batch doctor", "xalen-batch doctor --json"))
@@ -75,39 +55,28 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _checks() -> Iterator[Check]:
-    yield _check("python", _python)
-    yield _check("data folder", _data_folder)
-    settings = _check("settings", _settings)
+    yield check("python", _python)
+    yield check("data folder", _data_folder)
+    settings = check("settings", _settings)
     yield settings
     if settings.status == "failed":
         # Every other check reads them.
         return
-    found = _check("database", _database)
+    found = check("database", _database)
     yield found
-    yield _check("migrations", partial(_migrations, has_database=found.status == "ok"))
-    yield _check("rights", partial(_rights, has_database=found.status == "ok"))
-    queue = _check("redis", _redis)
+    yield check("migrations", partial(_migrations, has_database=found.status == "ok"))
+    yield check("rights", partial(installation.rights, has_database=found.status == "ok"))
+    queue = check("redis", _redis)
     yield queue
-    yield _check("passwords", partial(_passwords, has_stores=found.status == "ok" and queue.status in ("ok", "warning")))
-    yield _check("storage", _storage)
-    yield _check("store mark", partial(_store_mark, has_database=found.status == "ok"))
-    yield _check("workers", partial(_workers, has_database=found.status == "ok"))
-    yield _check("disk space", _disk_space)
-    yield _check("catalog", _catalog)
-    yield _check("prices", partial(_prices, has_database=found.status == "ok"))
+    yield check("passwords", partial(_passwords, has_stores=found.status == "ok" and queue.status in ("ok", "warning")))
+    yield check("storage", _storage)
+    yield check("store mark", partial(installation.store_mark, has_database=found.status == "ok"))
+    yield check("workers", partial(installation.workers, has_database=found.status == "ok"))
+    yield check("disk space", _disk_space)
+    yield check("catalog", _catalog)
+    yield check("prices", partial(_prices, has_database=found.status == "ok"))
     for model in _models():
-        yield _check(f"backend of {model.id}", partial(_backend, model))
-
-
-def _check(name: str, look: Callable[[], str]) -> Check:
-    try:
-        return Check(name, "ok", look())
-    except Skipped as finding:
-        return Check(name, "skipped", str(finding))
-    except Doubtful as finding:
-        return Check(name, "warning", str(finding))
-    except Exception as error:
-        return Check(name, "failed", str(error) if isinstance(error, Wrong) else describe(error))
+        yield check(f"backend of {model.id}", partial(_backend, model))
 
 
 def _python() -> str:
@@ -168,22 +137,6 @@ def _migrations(has_database: bool) -> str:
     return f"at {found}"
 
 
-def _rights(has_database: bool) -> str:
-    _skip_without_schema(has_database)
-    from xalen_batch import db, rights
-
-    with db.reading() as session:
-        found = rights.look(session)
-    if found.excess:
-        raise Doubtful(
-            f"The role {found.role} {', '.join(found.excess[:MOST_NAMED])}: what serves could switch off the triggers that guard invoices and "
-            "the audit log. Let another role own the tables: set XALEN_MIGRATE_DATABASE_URL (docs/security.md)."
-        )
-    if found.missing:
-        raise Wrong(f"The role {found.role} lacks {', '.join(found.missing[:MOST_NAMED])}: xalen-batch migrate")
-    return f"{found.role} owns nothing"
-
-
 def _redis() -> str:
     import redis
 
@@ -235,47 +188,6 @@ def _storage() -> str:
     if stat.S_IMODE(storage.folder().stat().st_mode) & stat.S_IRWXO:
         raise Doubtful(f"{storage.folder()} holds uploads that every user of this machine can read: chmod 700 {storage.folder()}")
     return settings().storage
-
-
-def _store_mark(has_database: bool) -> str:
-    _skip_without_schema(has_database)
-    from xalen_batch import marks, storage
-
-    if not storage.folder().exists():
-        raise Skipped("not checked: the storage folder is not there")
-    try:
-        marks.confirm()
-    except marks.Unplaced as finding:
-        raise Skipped(f"not checked: {finding}") from finding
-    except marks.Elsewhere as finding:
-        raise Wrong(str(finding)) from finding
-    return "the store of this database"
-
-
-def _workers(has_database: bool) -> str:
-    _skip_without_schema(has_database)
-    from xalen_batch import catalog, db, marks
-    from xalen_batch.errors import ConfigError
-    from xalen_batch.models import workers
-
-    try:
-        catalog.models()
-    except ConfigError:
-        raise Skipped("not checked: no catalog") from None
-    with db.reading() as session:
-        differences, count = marks.differences(session), len(workers.live(session))
-    if differences:
-        raise Doubtful(f"{'; '.join(differences[:MOST_NAMED])}.")
-    return f"{count} alive" if count else "none alive"
-
-
-def _skip_without_schema(has_database: bool) -> None:
-    if not has_database:
-        raise Skipped("not checked: no database")
-    from xalen_batch import schema
-
-    if not schema.is_current():
-        raise Skipped("not checked: the migrations come first")
 
 
 def _disk_space() -> str:

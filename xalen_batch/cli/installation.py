@@ -1,0 +1,63 @@
+"""Checks of `doctor` for what the processes of an installation have to agree on: rights, the store and the catalog."""
+
+from xalen_batch.cli.findings import Doubtful, Skipped, Wrong
+
+# A finding names this many of the differences.
+MOST_NAMED = 5
+
+
+def rights(has_database: bool) -> str:
+    _skip_without_schema(has_database)
+    from xalen_batch import db, rights
+
+    with db.reading() as session:
+        found = rights.look(session)
+    if found.excess:
+        raise Doubtful(
+            f"The role {found.role} {', '.join(found.excess[:MOST_NAMED])}: what serves could switch off the triggers that guard invoices and "
+            "the audit log. Let another role own the tables: set XALEN_MIGRATE_DATABASE_URL (docs/security.md)."
+        )
+    if found.missing:
+        raise Wrong(f"The role {found.role} lacks {', '.join(found.missing[:MOST_NAMED])}: xalen-batch migrate")
+    return f"{found.role} owns nothing"
+
+
+def store_mark(has_database: bool) -> str:
+    _skip_without_schema(has_database)
+    from xalen_batch import marks, storage
+
+    if not storage.folder().exists():
+        raise Skipped("not checked: the storage folder is not there")
+    try:
+        marks.confirm()
+    except marks.Unplaced as finding:
+        raise Skipped(f"not checked: {finding}") from finding
+    except marks.Elsewhere as finding:
+        raise Wrong(str(finding)) from finding
+    return "the store of this database"
+
+
+def workers(has_database: bool) -> str:
+    _skip_without_schema(has_database)
+    from xalen_batch import catalog, db, marks
+    from xalen_batch.errors import ConfigError
+    from xalen_batch.models import workers
+
+    try:
+        catalog.models()
+    except ConfigError:
+        raise Skipped("not checked: no catalog") from None
+    with db.reading() as session:
+        differences, count = marks.differences(session), len(workers.live(session))
+    if differences:
+        raise Doubtful(f"{'; '.join(differences[:MOST_NAMED])}.")
+    return f"{count} alive" if count else "none alive"
+
+
+def _skip_without_schema(has_database: bool) -> None:
+    if not has_database:
+        raise Skipped("not checked: no database")
+    from xalen_batch import schema
+
+    if not schema.is_current():
+        raise Skipped("not checked: the migrations come first")
