@@ -143,16 +143,21 @@ _was_here = True
 @lru_cache(maxsize=1)
 def _is_here(_: int) -> bool:
     global _was_here
-    reason = ""
+    found = _difference()
+    now = found is None
+    if now and not _was_here:
+        logger.warning("store.here")
+    elif found is not None and _was_here:
+        # A worker of a new installation may start before the API has marked the store.
+        tell = logger.warning if isinstance(found, Unplaced) else logger.error
+        tell("store.elsewhere", reason=str(found))
+    _was_here = now
+    return now
+
+
+def _difference() -> Elsewhere | None:
     try:
         confirm()
     except Elsewhere as error:
-        reason = str(error)
-    now = not reason
-    if now != _was_here:
-        _was_here = now
-        if now:
-            logger.warning("store.here")
-        else:
-            logger.error("store.elsewhere", reason=reason)
-    return now
+        return error
+    return None

@@ -27,7 +27,6 @@ FORBIDDEN = {
     "add a rule": "CREATE RULE mine AS ON INSERT TO {0} DO INSTEAD NOTHING",
     "empty it": "TRUNCATE {0} CASCADE",
     "drop it": "DROP TABLE {0} CASCADE",
-    "give rights on it away": "GRANT SELECT ON {0} TO PUBLIC",
     "become its owner": "SET ROLE xalen",
 }
 
@@ -41,15 +40,27 @@ def serving(stores: Stores) -> Iterator[psycopg.Connection]:
 
 
 @pytest.mark.parametrize("statement", FORBIDDEN.values(), ids=FORBIDDEN)
+def test_a_table_and_its_triggers_are_the_owners(serving: psycopg.Connection, statement: str) -> None:
+    assert [table for table in TABLES if is_allowed(serving, statement.format(table))] == []
+
+
 @pytest.mark.parametrize("table", TABLES)
-def test_a_table_and_its_triggers_are_the_owners(serving: psycopg.Connection, table: str, statement: str) -> None:
-    if "GRANT" in statement:
-        # PostgreSQL only warns of a GRANT that grants nothing.
-        serving.execute(statement.format(table))
-        assert serving.execute("SELECT has_table_privilege('pg_monitor', %s, 'SELECT')", [table]).fetchone() == (False,)
-        return
-    with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        serving.execute(statement.format(table))
+def test_rights_cannot_be_handed_on(serving: psycopg.Connection, table: str) -> None:
+    # PostgreSQL only warns of a GRANT that grants nothing.
+    serving.execute(f"GRANT SELECT ON {table} TO pg_monitor")
+    assert serving.execute("SELECT has_table_privilege('pg_monitor', %s, 'SELECT')", [table]).fetchone() == (False,)
+
+
+def is_allowed(serving: psycopg.Connection, statement: str) -> bool:
+    """Whether it runs, or fails for another reason than that the role lacks the right; it is undone."""
+    try:
+        with serving.transaction(force_rollback=True):
+            serving.execute(statement)
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+    except psycopg.Error:
+        return True
+    return True
 
 
 @pytest.mark.parametrize("statement", ["UPDATE {0} SET {1} = {1}", "DELETE FROM {0}"])
