@@ -34,7 +34,7 @@ class Stores(NamedTuple):
     """`database_url` is the serving role's, as in production: a right that `migrate` forgets to grant fails tests."""
 
     database_url: str
-    owner_url: str
+    migrate_database_url: str
     redis_url: str
     data_dir: Path
 

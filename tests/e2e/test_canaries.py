@@ -23,7 +23,7 @@ from tests import factories
 from tests.conftest import Stores
 from tests.e2e import processes
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, jsonl, rerank_line
-from xalen_batch import db, embedded
+from xalen_batch import db, embedded, storage
 
 CANARY = re.compile(rb"c4nary-[a-z0-9-]+")
 
@@ -103,7 +103,7 @@ def valkey(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 def database_url(stores: Stores, database: str) -> Iterator[str]:
     """A user of the tests' PostgreSQL whose password is a canary."""
     password = canary("database-password")
-    with psycopg.connect(stores.owner_url, autocommit=True) as connection:
+    with psycopg.connect(stores.migrate_database_url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE canary LOGIN PASSWORD '{password}' IN ROLE {embedded.SERVING}")
         yield re.sub("//[^@]*@", f"//canary:{password}@", database)
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'canary'")
@@ -188,6 +188,7 @@ def test_no_canary_is_written_anywhere_but_in_the_stores(
         )
         settings: dict[str, object] = {
             "database_url": database_url, "redis_url": redis_url, "catalog": catalog, "log_level": "debug",
+            "storage_url": storage.folder().as_uri(),
             "poll_interval": 0.2, "tick_interval": 1, "max_attempts": 2, "retry_base": 0.05, "retry_cap": 0.1,
         }  # fmt: skip
         env = processes.environment(**settings, data_dir=data)

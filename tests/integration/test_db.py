@@ -34,7 +34,7 @@ def proxy(stores: Stores, database: str, monkeypatch: pytest.MonkeyPatch) -> Ite
 @pytest.fixture
 def read_only(stores: Stores, database: str) -> Iterator[None]:
     """The server as it is after another was promoted, until the test's end."""
-    with psycopg.connect(stores.owner_url, autocommit=True) as server:
+    with psycopg.connect(stores.migrate_database_url, autocommit=True) as server:
         name = server.info.dbname
         server.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
         db.engine().dispose()
@@ -105,7 +105,7 @@ def test_a_new_connection_to_a_silent_server_is_given_up_too(proxy: FaultProxy) 
 def test_a_server_that_only_reads_is_away_and_its_connections_are_not_kept(read_only: None, stores: Stores) -> None:
     with pytest.raises(db.AWAY):
         write()
-    with psycopg.connect(stores.owner_url, autocommit=True) as server:
+    with psycopg.connect(stores.migrate_database_url, autocommit=True) as server:
         server.execute("SET default_transaction_read_only = off")
         server.execute(f'ALTER DATABASE "{server.info.dbname}" RESET default_transaction_read_only')
     write()

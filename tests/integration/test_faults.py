@@ -188,7 +188,7 @@ class TestADatabaseThatIsAway:
 
     def test_health_is_answered_while_every_thread_waits_for_it(self, api: Api, stores: Stores, database: str) -> None:
         threads = settings().pool_size - health.CONNECTIONS
-        with psycopg.connect(stores.owner_url) as locker, ThreadPoolExecutor(60) as clients:
+        with psycopg.connect(stores.migrate_database_url) as locker, ThreadPoolExecutor(60) as clients:
             locker.execute("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE")
             waiting = [clients.submit(api.ask, "GET", "/v1/batches") for _ in range(60)]
             is_waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"

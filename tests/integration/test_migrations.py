@@ -19,7 +19,7 @@ def empty_database(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     name = "migrations"
     with server.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
-    for variable, address in (("XALEN_DATABASE_URL", stores.database_url), ("XALEN_MIGRATE_DATABASE_URL", stores.owner_url)):
+    for variable, address in (("XALEN_DATABASE_URL", stores.database_url), ("XALEN_MIGRATE_DATABASE_URL", stores.migrate_database_url)):
         monkeypatch.setenv(variable, make_url(address).set(database=name).render_as_string(hide_password=False))
     db.engine().dispose()
     forget()

@@ -330,7 +330,7 @@ def test_counting_looks_only_at_what_is_open_and_adds_files_up_in_their_index(st
         session.execute(insert(Batch), [row | {"id": ids.new(), "status": "in_progress" if n < 100 else "completed"} for n in range(5_000)])
         one = {name: getattr(some, name) for name in ("account_id", "livemode", "purpose", "filename", "size")}
         session.execute(insert(File), [one | {"id": ids.new(), "livemode": n >= 2_000} for n in range(20_000)])
-    with psycopg.connect(stores.owner_url, autocommit=True) as owner:
+    with psycopg.connect(stores.migrate_database_url, autocommit=True) as owner:
         owner.execute("VACUUM ANALYZE batches, files")
     counted, added = plans.of(lambda session: quotas.held(session, caller))
     assert {"batches", "files"}.isdisjoint(plans.scanned(counted) | plans.scanned(added))

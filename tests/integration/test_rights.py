@@ -185,7 +185,7 @@ class TestMigrating:
 
     def test_an_owner_that_is_no_superuser_grants_to_a_role_made_by_hand(self, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
         name = make_url(db.owner_url()).database
-        with psycopg.connect(stores.owner_url, autocommit=True) as server:
+        with psycopg.connect(stores.migrate_database_url, autocommit=True) as server:
             server.execute("CREATE ROLE plain_owner LOGIN PASSWORD 'owning'")
             server.execute(f"ALTER DATABASE {name} OWNER TO plain_owner")
             try:
@@ -199,7 +199,7 @@ class TestMigrating:
             finally:
                 db.engine().dispose()
                 server.execute(f"ALTER DATABASE {name} OWNER TO xalen")
-                with psycopg.connect(stores.owner_url, dbname=name) as inside:
+                with psycopg.connect(stores.migrate_database_url, dbname=name) as inside:
                     inside.execute("DROP OWNED BY plain_owner, plain_server CASCADE")
                     inside.execute("DROP ROLE IF EXISTS plain_server, plain_owner")
 
