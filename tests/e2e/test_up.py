@@ -187,12 +187,12 @@ def test_settings_that_cannot_work_are_told_before_anything_starts(
 def test_what_does_not_get_ready_is_stopped_and_the_check_that_failed_is_named(data_dir: Path) -> None:
     # The folder of the storage becomes a file when everything before has gone well.
     breaking = (
-        "import sys\n"
+        "import shutil, sys\n"
         "from pathlib import Path\n"
-        "from xalen_batch import schema, supervisor\n"
+        "from xalen_batch import marks, supervisor\n"
         "from xalen_batch.cli.main import app\n"
-        "files, migrate = Path(sys.argv[3]) / 'files', schema.migrate\n"
-        "schema.migrate = lambda: (migrate(), files.rmdir(), files.write_text(''))\n"
+        "files, place = Path(sys.argv[3]) / 'files', marks.place\n"
+        "marks.place = lambda: (place(), shutil.rmtree(files), files.write_text(''))\n"
         "supervisor.READY_TIMEOUT = 30\n"
         "app()\n"
     )
