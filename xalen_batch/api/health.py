@@ -19,8 +19,8 @@ from xalen_batch.errors import ConfigError, StorageFull
 router = APIRouter(tags=["health"])
 
 CHECK_SECONDS = 1.0
-# Of the database: one for a ping, one for a look at the schema.
-CONNECTIONS = 2
+# Of the database: for a ping, the schema, the store's mark and the workers.
+CONNECTIONS = 4
 
 
 def _database() -> None:
