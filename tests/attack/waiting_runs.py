@@ -22,8 +22,8 @@ CATALOG = ""
 
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "mistral-small-3-1", "messages": []}}
 LINE["body"]["messages"] = [{"role": "user", "content": "Where is my parcel?"}]  # type: ignore[index]
-BACKFILLS = {Size.SMALL: 4, Size.FULL: 21}
-SCHEDULES = {Size.SMALL: 20, Size.FULL: 500}
+BACKFILLS = {Size.SMALL: 3, Size.FULL: 21}
+SCHEDULES = {Size.SMALL: 8, Size.FULL: 500}
 # Seconds before the other account's fire within which the schedule must have been made, at the latest and at the earliest.
 SOONEST, LATEST = 3, 9
 

@@ -138,6 +138,7 @@ def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRu
     due = policies.sort_out([(instant, now - delay - instant) for instant in come], definition)
     _record_missed(session, schedule, due.missed, now)
     schedule.aim(definition.next_fire(schedule.id, come[-1]))
+    turn.is_behind = schedule.next_fire_at is not None and schedule.next_fire_at <= now
     for instant in due.run:
         # One that fails may pause the schedule; what had come by then still runs.
         for run in runs.record(session, [runs.blank(schedule, instant, Trigger.SCHEDULE, RunState.WAITING)]):

@@ -19,6 +19,8 @@ class Turn:
     moved: int = 0
     # Whether a run was left for the next turn.
     is_cut: bool = False
+    # Whether instants that have come are still to be recorded.
+    is_behind: bool = False
 
     def take(self) -> bool:
         """Use up one attempt. False: none is left."""
@@ -31,4 +33,4 @@ class Turn:
     @property
     def has_more(self) -> bool:
         """Whether another turn would get on with it at once. A turn that moved nothing waits for something else."""
-        return self.is_cut and self.moved > 0 and self.refusal is None
+        return self.refusal is None and (self.is_behind or (self.is_cut and self.moved > 0))
