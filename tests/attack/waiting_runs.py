@@ -1,15 +1,13 @@
 """One account piles up runs that wait and schedules that are due; its own requests and another account's schedule must not wait for them."""
 
-import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.attack.system import Figure, Size, System
+from tests.wire import Client
 
 SETTINGS: Mapping[str, object] = {
     "schedule_min_interval": 60,
@@ -20,63 +18,26 @@ SETTINGS: Mapping[str, object] = {
 }
 CATALOG = ""
 
-LINE = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "mistral-small-3-1", "messages": []}}
-LINE["body"]["messages"] = [{"role": "user", "content": "Where is my parcel?"}]  # type: ignore[index]
+EVERY_MINUTE = {"cron": "* * * * *", "overlap": "allow"}
 BACKFILLS = {Size.SMALL: 3, Size.FULL: 21}
 SCHEDULES = {Size.SMALL: 8, Size.FULL: 500}
 # Seconds before the other account's fire within which the schedule must have been made, at the latest and at the earliest.
 SOONEST, LATEST = 3, 9
 
 
-class Client:
-    """One account over HTTP, with the duration of each of its requests."""
-
-    def __init__(self, system: System, key: str) -> None:
-        self._url, self._key = system.base_url, key
-        self.seconds: list[float] = []
-
-    def ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        """The answer's JSON, that of an error too."""
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"authorization": f"Bearer {self._key}", "content-type": "application/json"}
-        begun = time.perf_counter()
-        try:
-            with urllib.request.urlopen(urllib.request.Request(self._url + path, data, headers, method=method), timeout=300) as answer:
-                found: dict[str, Any] = json.load(answer)
-        except urllib.error.HTTPError as error:
-            found = json.load(error)
-        self.seconds.append(time.perf_counter() - begun)
-        return found
-
-    def upload(self) -> str:
-        form = (
-            b'--edge\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
-            b'--edge\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n'
-            + json.dumps(LINE).encode()
-            + b"\r\n--edge--\r\n"
-        )
-        headers = {"authorization": f"Bearer {self._key}", "content-type": "multipart/form-data; boundary=edge"}
-        with urllib.request.urlopen(urllib.request.Request(f"{self._url}/files", form, headers), timeout=60) as answer:
-            return str(json.load(answer)["id"])
-
-    def schedule(self, file_id: str, **fields: Any) -> dict[str, Any]:
-        body = {"name": "s", "cron": "* * * * *", "endpoint": "/v1/chat/completions", "input_file_id": file_id, "overlap": "allow"}
-        return self.ask("POST", "/schedules", body | fields)
-
-
 def attack(system: System, size: Size) -> Iterator[Figure]:
-    greedy, other = Client(system, system.new_account("greedy")), Client(system, system.new_account("other"))
+    greedy, other = (Client(system.base_url, system.new_account(name)) for name in ("greedy", "other"))
     file_id, others_file = greedy.upload(), other.upload()
     now = datetime.now(UTC)
     window = {"start": f"{now + timedelta(hours=3):%H:%M}", "end": f"{now + timedelta(hours=4):%H:%M}"}
-    piled = greedy.schedule(file_id, cron="*/5 * * * *", execution_window=window)["id"]
+    piled = greedy.schedule(file_id, cron="*/5 * * * *", overlap="allow", execution_window=window)["id"]
     backfills = [
         {"from": f"{now - timedelta(minutes=490 * (n + 1)):%Y-%m-%dT%H:%M}", "to": f"{now - timedelta(minutes=490 * n):%Y-%m-%dT%H:%M}"}
         for n in range(BACKFILLS[size])
     ]
     # Runs of the minute for each of them, which wait as well.
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: greedy.schedule(file_id, execution_window=window), range(SCHEDULES[size])))
+        list(pool.map(lambda _: greedy.schedule(file_id, **EVERY_MINUTE, execution_window=window), range(SCHEDULES[size])))
     for times in backfills:
         greedy.ask("POST", f"/schedules/{piled}/backfill", times)
     watched, delay = _soon(other, others_file, size)
@@ -95,8 +56,8 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
 def _soon(other: Client, file_id: str, size: Size) -> tuple[dict[str, Any], int]:
     """A schedule that fires within seconds, and its jitter: FULL at a minute, when the greedy ones fire; SMALL does not wait for one."""
     if size is Size.FULL:
-        return other.schedule(file_id), 0
+        return other.schedule(file_id, **EVERY_MINUTE), 0
     while True:
-        made = other.schedule(file_id, jitter=59)
+        made = other.schedule(file_id, **EVERY_MINUTE, jitter=59)
         if SOONEST <= made["next_fire_at"] - time.time() <= LATEST:
             return made, int(other.ask("GET", f"/schedules/{made['id']}/preview")["jitter_delay"])

@@ -319,7 +319,7 @@ class TestErasure:
 
     def test_a_batch_that_is_cancelled_is_its_keys_doing(self, api: Api) -> None:
         file = api.upload(factories.jsonl([factories.chat_line("a")]))
-        body = {"input_file_id": file["id"], "endpoint": factories.CHAT, "completion_window": "24h"}
+        body = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         batch = api.ask("POST", "/v1/batches", body).json
         with db.transaction() as session:
             me = ids.render("key", accounts.authenticate(session, api.key).key_id)

@@ -12,6 +12,7 @@ from tests.integration.conftest import Answer, Api, multipart, new_key
 from xalen_batch import app, config, db, ids
 from xalen_batch.accounts import Scope, authenticate
 from xalen_batch.api import allowances, throttle
+from xalen_batch.catalog import CHAT
 from xalen_batch.quotas import Quota
 
 Configure = Callable[..., None]
@@ -47,7 +48,7 @@ CHANGES: dict[Quota, dict[str, int]] = {}
 
 
 def _schedule(given: Given) -> dict[str, Any]:
-    return {"name": "nightly", "cron": "30 2 * * *", "endpoint": factories.CHAT, "input_file_id": given.file_id}
+    return {"name": "nightly", "cron": "30 2 * * *", "endpoint": CHAT, "input_file_id": given.file_id}
 
 
 def _yesterday(_: Given) -> dict[str, str]:
@@ -56,7 +57,7 @@ def _yesterday(_: Given) -> dict[str, str]:
 
 
 def _batch(given: Given) -> dict[str, str]:
-    return {"input_file_id": given.file_id, "endpoint": factories.CHAT, "completion_window": "24h"}
+    return {"input_file_id": given.file_id, "endpoint": CHAT, "completion_window": "24h"}
 
 
 BOUNDS: dict[Route, Bound] = {

@@ -15,7 +15,7 @@ from xalen_batch.accounts import Caller
 from xalen_batch.broker import Job, Message
 from xalen_batch.errors import TooManyRequests, Unavailable
 from xalen_batch.models import Batch, Schedule, ScheduleRun
-from xalen_batch.schedules import by_hand, due, fire, registry, sources, starting
+from xalen_batch.schedules import by_hand, due, fire, meeting, registry, runs, sources
 from xalen_batch.schedules.rotation import Due
 from xalen_batch.schedules.sources import NotReady
 from xalen_batch.schedules.turn import STARTS_AT_ONCE, Turn
@@ -86,7 +86,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[UUID]:
         found.append(owner.account_id)
         admit(session, owner)
 
-    monkeypatch.setattr(starting.quotas, "admit_batch", admit_batch)
+    monkeypatch.setattr(quotas, "admit_batch", admit_batch)
     return found
 
 
@@ -143,21 +143,21 @@ class TestATurn:
         for second in range(3):
             with db.transaction() as session:
                 schedule = session.get_one(Schedule, id, with_for_update=True)
-                unended = fire.runs.unended(session, schedule)
-                fire.meeting.start_waiting(session, schedule, unended, now + timedelta(seconds=second), Turn())
+                unended = runs.unended(session, schedule)
+                meeting.start_waiting(session, schedule, unended, now + timedelta(seconds=second), Turn())
         assert len(set(tried)) == len(tried) == 3 * STARTS_AT_ONCE
 
     def test_many_runs_that_end_at_once_are_ended_some_at_a_time_and_none_is_taken_for_running(
         self, caller: Caller, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(fire.runs, "ENDED_AT_ONCE", 2)
+        monkeypatch.setattr(runs, "ENDED_AT_ONCE", 2)
         id = made(caller)
         pile_up(id, 5)
         fire.run()
         with db.transaction() as session:
             session.execute(update(Batch).values(status="completed", total=1, completed=1))
             schedule = session.get_one(Schedule, id, with_for_update=True)
-            assert fire.runs.unended(session, schedule) == []
+            assert runs.unended(session, schedule) == []
         assert counts(id) == {"succeeded": 2, "running": 3}
 
 
