@@ -8,7 +8,6 @@ down_revision = "0008"
 branch_labels = None
 depends_on = None
 
-# Sorted, so that two transactions lock the tallies of several accounts in one order.
 TALLY = """
 CREATE FUNCTION tally(account uuid, live boolean, what text, more bigint) RETURNS void LANGUAGE sql AS $$
     INSERT INTO account_tallies AS kept (account_id, livemode, name, amount) VALUES (account, live, what, more)
@@ -16,7 +15,8 @@ CREATE FUNCTION tally(account uuid, live boolean, what text, more bigint) RETURN
 $$
 """
 
-# TG_ARGV[0]: 1 for rows that came, -1 for rows that went. One tally of each kind and account for a statement of any number of rows.
+# TG_ARGV[0]: 1 for inserted rows, -1 for deleted ones. One update of each tally for a statement of any number of rows, sorted,
+# so that two transactions lock the tallies of several accounts in one order.
 TALLY_INBOX = """
 CREATE FUNCTION tally_inbox() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -47,7 +47,7 @@ BEGIN
 END $$
 """
 
-# Each after its lock on the table, which waits for writers and keeps new ones out until the counts are in.
+# CREATE TRIGGER has locked the tables by then, which keeps writers out until the counts are in.
 COUNT_INBOX = """
 INSERT INTO account_tallies (account_id, livemode, name, amount)
 SELECT account_id, livemode, each.name, sum(each.amount)
@@ -190,12 +190,13 @@ def upgrade() -> None:
     )
     for function in FUNCTIONS.values():
         op.execute(function)
-    for trigger in AUDITED:
-        op.execute(trigger)
     for trigger in TRIGGERS:
         op.execute(trigger)
     op.execute(COUNT_INBOX)
     op.execute(COUNT_KEYS)
+    # Last, as their locks on the busiest tables last until the commit.
+    for trigger in AUDITED:
+        op.execute(trigger)
 
 
 def downgrade() -> None:
