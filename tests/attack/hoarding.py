@@ -9,7 +9,7 @@ from tests.attack.system import Figure, Size, System
 from tests.wire import Client
 
 CAPS = {"api_keys": 8, "schedules": 8, "files": 8, "inbox_requests": 8, "waiting_runs": 8, "idempotency_keys": 8}
-STORAGE_BYTES = 1_000_000
+STORAGE_BYTES = 600_000
 CHANGES_PER_MINUTE = 120
 SETTINGS: Mapping[str, object] = {
     **{f"quota_{name}": most for name, most in CAPS.items()},
@@ -38,9 +38,9 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
         times = {"from": f"{now - timedelta(days=number + 2):%Y-%m-%dT12:00}", "to": f"{now - timedelta(days=number + 1):%Y-%m-%dT12:00}"}
         return greedy.status("POST", f"/schedules/{piled}/backfill", times)
 
-    def fill(number: int, size: int = 1, key: str | None = None) -> int:
+    def fill(number: int, key: str | None = None) -> int:
         headers = {} if key is None else {"idempotency-key": key}
-        return greedy.status("POST", f"/schedules/{inbox}/requests", greedy.line(f"{number}-{size}", "x" * size), headers)
+        return greedy.status("POST", f"/schedules/{inbox}/requests", greedy.line(f"{number}"), headers)
 
     makers: dict[str, tuple[int, Callable[[int], int]]] = {
         # What there is already: a key, two schedules, a file. The same request again and again is one in the inbox.
@@ -54,8 +54,12 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
     for name, (held, make) in makers.items():
         made = _made(make, CAPS[name] - held + BEYOND[size])
         yield Figure(f"{name} made beyond the cap of {CAPS[name]}", max(0, held + made - CAPS[name]), 0)
-    system.run("accounts", "limits", "greedy", "--inbox-requests", "none")
-    made = _made(lambda number: fill(number, LARGE), STORAGE_BYTES // LARGE + BEYOND[size])
+    heavy = Client(system.base_url, system.new_account("heavy"))
+    large = heavy.schedule(None, **nightly)["id"]
+    made = _made(
+        lambda number: heavy.status("POST", f"/schedules/{large}/requests", heavy.line(f"{number}", "x" * LARGE)),
+        STORAGE_BYTES // LARGE + BEYOND[size],
+    )
     yield Figure(f"inbox bytes beyond a quota of {STORAGE_BYTES:,} bytes", max(0, made * LARGE - STORAGE_BYTES), 0)
     begun = time.monotonic()
     made = _made(lambda number: greedy.status("POST", f"/schedules/{piled}/pause", {"note": f"{number}"}), 2 * CHANGES_PER_MINUTE)
