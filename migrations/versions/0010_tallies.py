@@ -96,24 +96,6 @@ BEGIN
     RETURN NULL;
 END $$
 """
-AUDIT_ACCOUNT = """
-CREATE FUNCTION audit_account() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE
-    changed accounts := CASE WHEN TG_OP = 'DELETE' THEN OLD ELSE NEW END;
-    was jsonb := CASE WHEN TG_OP <> 'INSERT' THEN jsonb_build_object('name', OLD.name, 'weight', OLD.weight::text) END;
-    became jsonb := CASE WHEN TG_OP <> 'DELETE' THEN jsonb_build_object('name', NEW.name, 'weight', NEW.weight::text) END;
-BEGIN
-    IF was IS DISTINCT FROM became THEN
-        PERFORM audit(
-            'account.' || CASE TG_OP WHEN 'INSERT' THEN 'created' WHEN 'UPDATE' THEN 'changed' ELSE 'deleted' END,
-            public_id('acct', changed.id), changed.id, NULL,
-            (SELECT jsonb_object_agg(key, value) FROM jsonb_each(was) WHERE became IS NULL OR value <> became -> key),
-            (SELECT jsonb_object_agg(key, value) FROM jsonb_each(became) WHERE was IS NULL OR value <> was -> key)
-        );
-    END IF;
-    RETURN NULL;
-END $$
-"""
 AUDIT_FILE = """
 CREATE FUNCTION audit_file() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -152,7 +134,8 @@ END $$
 """
 AUDITED = [
     "CREATE TRIGGER audited AFTER INSERT OR DELETE OR UPDATE ON account_quotas FOR EACH ROW EXECUTE FUNCTION audit_limit()",
-    "CREATE TRIGGER audited AFTER INSERT OR DELETE OR UPDATE OF name, weight ON accounts FOR EACH ROW EXECUTE FUNCTION audit_account()",
+    "CREATE TRIGGER audited_row AFTER INSERT OR DELETE OR UPDATE OF name, weight ON accounts"
+    " FOR EACH ROW EXECUTE FUNCTION write_audit('account', 'acct', 'name', 'weight')",
     "CREATE TRIGGER audited AFTER UPDATE OF deleted_at ON files FOR EACH ROW"
     " WHEN (OLD.deleted_at IS NULL AND NEW.deleted_at IS NOT NULL) EXECUTE FUNCTION audit_file()",
     "CREATE TRIGGER audited_whole AFTER DELETE ON files FOR EACH ROW WHEN (OLD.deleted_at IS NULL) EXECUTE FUNCTION audit_file()",
@@ -171,7 +154,6 @@ FUNCTIONS = {
     "public_id(text, uuid)": PUBLIC_ID,
     "audit(text, text, uuid, boolean, jsonb, jsonb)": AUDIT,
     "audit_limit()": AUDIT_LIMIT,
-    "audit_account()": AUDIT_ACCOUNT,
     "audit_file()": AUDIT_FILE,
     "audit_cancel()": AUDIT_CANCEL,
     "audit_answers()": AUDIT_ANSWERS,
