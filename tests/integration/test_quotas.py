@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 from uuid import UUID
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session
 from tests import factories
 from tests.factories import chat_line
 from tests.integration import plans
-from xalen_batch import batches, db, files, idempotency, ids, quotas, storage
+from xalen_batch import accounts, batches, db, files, idempotency, ids, quotas, storage
 from xalen_batch.accounts import Caller, Owner
 from xalen_batch.errors import TooManyRequests
 from xalen_batch.models import Batch, File, IdempotencyKey, InboxRequest, Schedule, ScheduleRun
@@ -119,10 +120,13 @@ class TestOpenBatches:
                 assert session.get_one(Batch, batch.id).move(session, status)
         create(caller, file_id)
 
-    def test_each_account_and_mode_has_its_own(self, caller: Caller, file_id: str, configure: Configure) -> None:
-        configure(quota_open_batches=1)
+    def test_each_account_and_mode_has_its_own(self, caller: Caller, file_id: str, configure: Configure, tmp_path: Path) -> None:
+        # A live batch is refused unless the catalog and the account both let it be simulated.
+        (tmp_path / "catalog.toml").write_text(f'[models.{factories.CHAT_MODEL}.backend]\nkind = "simulated"\n')
+        configure(quota_open_batches=1, catalog=tmp_path / "catalog.toml")
         create(caller, file_id)
         with db.transaction() as session:
+            accounts.let_simulate(session, caller.account_id, True)
             live, other = Caller(caller.account_id, True, caller.scopes, caller.key_id), factories.caller(session)
         for owner in (live, other):
             create(owner, uploaded(owner, 1))
