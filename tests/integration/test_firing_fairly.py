@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from tests import factories
+from tests.waiting import PATIENCE
 from xalen_batch import batches, db, ids, quotas
 from xalen_batch.accounts import Caller
 from xalen_batch.broker import Job, Message
@@ -194,17 +195,17 @@ class TestAccounts:
         def hold(session: Any, owner: Any, **options: Any) -> Batch:
             if options["run"].schedule_id == held:
                 holding.set()
-                assert go_on.wait(timeout=20)
+                assert go_on.wait(timeout=PATIENCE)
             return create(session, owner, **options)
 
         monkeypatch.setattr(batches, "create", hold)
         one = threading.Thread(target=fire.run)
         one.start()
-        assert holding.wait(timeout=20)
+        assert holding.wait(timeout=PATIENCE)
         fire.run()
         assert (counts(held), counts(others)) == ({}, {"running": 1})
         go_on.set()
-        one.join(timeout=20)
+        one.join(timeout=PATIENCE)
         assert counts(held) == {"running": 1}
 
 
