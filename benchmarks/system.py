@@ -106,6 +106,7 @@ def running(shape: Shape, model_server: str, folder: Path | None = None) -> Iter
             "worker_processes": str(shape.workers),
             "max_file_bytes": str(1 << 30),
             "quota_requests_per_second": "none",
+            "quota_changes_per_minute": "none",
             **dict(shape.settings),
         }
         with (root / "up.log").open("wb") as log:

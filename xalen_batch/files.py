@@ -15,6 +15,7 @@ from xalen_batch.errors import InvalidRequest, NotFound
 from xalen_batch.models import Batch, File, InboxRequest, Result, Schedule, ScheduleRun
 from xalen_batch.models.files import FilePart
 from xalen_batch.paging import Order, Page
+from xalen_batch.quotas import Quota
 from xalen_batch.states import OPEN_RUNS, TERMINAL, BatchStatus, RunState
 
 
@@ -46,10 +47,9 @@ def create(
 ) -> File:
     """An upload whose bytes are in storage already; without `sha256`, the input of a schedule's run, which is still to be put together.
 
-    `expires_after`: seconds; a batch input has a default. TooManyRequests if the account may keep no more bytes.
+    `expires_after`: seconds; a batch input has a default. TooManyRequests if the account may keep no more files or bytes.
     """
-    if size:
-        quotas.admit_bytes(session, owner, size)
+    quotas.admit(session, owner, {Quota.FILES: 1} | ({Quota.STORAGE_BYTES: size} if size else {}))
     life = expires_after if expires_after is not None else settings().file_retention if purpose == Purpose.BATCH else None
     file = File(
         id=id,

@@ -7,9 +7,11 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from xalen_batch import quotas
 from xalen_batch.accounts import Caller
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import IdempotencyKey
+from xalen_batch.quotas import Quota
 
 MAX_KEY = 255
 
@@ -27,23 +29,23 @@ def once(session: Session, caller: Caller, key: str | None, *, route: str, finge
 
     The key is claimed in the transaction that creates: of two requests at once the second waits
     here until the first has committed, and then replays it, or has failed, and then creates.
-    Raises InvalidRequest (`idempotency_key_reused`) if the key was used for another request.
+    Raises InvalidRequest (`idempotency_key_reused`) if the key was used for another request, and
+    TooManyRequests if the account has too many keys that are kept.
     """
     if key is None:
         return Answer(create(), is_replay=False)
     _check(key)
-    row = {"account_id": caller.account_id, "livemode": caller.livemode, "key": key}
-    claimed = session.execute(
-        insert(IdempotencyKey)
-        .values(**row, route=route, fingerprint=fingerprint, answer=b"")
-        .on_conflict_do_nothing()
-        .returning(IdempotencyKey.key)
-    ).one_or_none()
-    if claimed is not None:
-        body = create()
-        session.execute(update(IdempotencyKey).where(*_mine(caller, key)).values(answer=body).execution_options(synchronize_session=False))
-        return Answer(body, is_replay=False)
-    return _replay(session.scalars(select(IdempotencyKey).where(*_mine(caller, key))).one(), route, fingerprint)
+    while not _claim(session, caller, key, route, fingerprint):
+        known = session.scalars(select(IdempotencyKey).where(*_mine(caller, key))).one_or_none()
+        if known is not None:
+            return _replay(known, route, fingerprint)
+        # The sweep has deleted it since it was in the way: claim it again.
+    # Without the account's lock, which comes later: requests under way at once may pass the limit by their number.
+    if excess := quotas.excess(session, caller, {Quota.IDEMPOTENCY_KEYS: 1}):
+        raise excess.refusal()
+    body = create()
+    session.execute(update(IdempotencyKey).where(*_mine(caller, key)).values(answer=body).execution_options(synchronize_session=False))
+    return Answer(body, is_replay=False)
 
 
 def kept(session: Session, caller: Caller, key: str | None, *, route: str, fingerprint: bytes) -> Answer | None:
@@ -53,6 +55,18 @@ def kept(session: Session, caller: Caller, key: str | None, *, route: str, finge
     _check(key)
     known = session.scalars(select(IdempotencyKey).where(*_mine(caller, key))).one_or_none()
     return None if known is None else _replay(known, route, fingerprint)
+
+
+def _claim(session: Session, caller: Caller, key: str, route: str, fingerprint: bytes) -> bool:
+    """Whether the key is this transaction's now. Waits for another transaction that claims it."""
+    row = {"account_id": caller.account_id, "livemode": caller.livemode, "key": key}
+    claimed = session.execute(
+        insert(IdempotencyKey)
+        .values(**row, route=route, fingerprint=fingerprint, answer=b"")
+        .on_conflict_do_nothing()
+        .returning(IdempotencyKey.key)
+    )
+    return claimed.one_or_none() is not None
 
 
 def _check(key: str) -> None:

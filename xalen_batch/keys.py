@@ -7,11 +7,12 @@ from uuid import UUID
 from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, ids, key_secrets, paging
+from xalen_batch import db, ids, key_secrets, paging, quotas
 from xalen_batch.accounts import ORDINARY, Owner, Scope
 from xalen_batch.errors import InvalidRequest, NotFound
 from xalen_batch.models import ApiKey
 from xalen_batch.paging import Page
+from xalen_batch.quotas import Quota
 
 # How long a key may still be used beside the one that takes its place.
 OVERLAP = timedelta(hours=24)
@@ -27,12 +28,13 @@ def create(
     expires_at: datetime | None = None,
     rotated_from: UUID | None = None,
 ) -> tuple[ApiKey, str]:
-    """A new key and its secret, which can be shown only now."""
+    """A new key and its secret, which can be shown only now. TooManyRequests if the account has too many that can be used."""
     wanted = list(dict.fromkeys(scopes))
     if unknown := set(wanted) - set(Scope):
         raise InvalidRequest(f"scopes: {', '.join(sorted(unknown))} is no scope. Choose among {', '.join(Scope)}.", param="scopes")
     if not wanted:
         raise InvalidRequest(f"scopes: a key needs at least one. Choose among {', '.join(Scope)}.", param="scopes")
+    quotas.admit(session, owner, {Quota.API_KEYS: 1})
     secret = key_secrets.new(owner.livemode)
     key = ApiKey(
         id=ids.new(),
@@ -71,11 +73,10 @@ def rotate(session: Session, key: ApiKey, overlap: timedelta = OVERLAP) -> tuple
         raise InvalidRequest(f"Key {ids.render('key', key.id)} is {state}: it cannot be rotated. Make a new one.", param="key_id")
     expires_at = None if key.expires_at is None else now + (key.expires_at - key.created_at)
     owner = Owner(key.account_id, key.livemode)
-    new, secret = create(session, owner, name=key.name, scopes=key.scopes, expires_at=expires_at, rotated_from=key.id)
-    # Never later than it would have been.
+    # Never later than it would have been. Before the new key is counted: without an overlap it takes the place of the old one.
     key.expires_at = now + overlap if key.expires_at is None else min(key.expires_at, now + overlap)
     session.flush()
-    return new, secret
+    return create(session, owner, name=key.name, scopes=key.scopes, expires_at=expires_at, rotated_from=key.id)
 
 
 def revoke(session: Session, key: ApiKey) -> None:

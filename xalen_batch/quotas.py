@@ -1,23 +1,25 @@
 """Quotas: how much of the service an account may hold at a time, in one mode (docs/decisions/0020).
 
-What it holds is counted from the rows themselves whenever it is asked for, so it neither drifts nor leaks: whatever ends a batch or
-deletes a file gives its share back in that same commit. Who wants more counts and takes under a lock of the account's own, so that
-of many at once exactly as many get something as there is room for.
+Usage is counted from the rows themselves, so it neither drifts nor leaks: whatever ends a batch or deletes a file gives its share
+back in the same commit. What has too many rows to count is tallied by triggers, in the transaction that changes them (0028). Callers
+count and insert under a per-account advisory lock, so concurrent requests cannot exceed a limit.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, bindparam, delete, func, select, text
+from sqlalchemy import ColumnElement, Select, bindparam, delete, func, or_, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Mapped, Session
 
 from xalen_batch.accounts import Owner
 from xalen_batch.config import settings
 from xalen_batch.errors import TooManyRequests
-from xalen_batch.models import AccountQuota, Batch, File
+from xalen_batch.models import AccountQuota, AccountTally, ApiKey, Batch, File, Schedule, ScheduleRun
 from xalen_batch.models.batches import OPEN
+from xalen_batch.models.quotas import Tally
+from xalen_batch.states import RunState
 
 # The first half of the key of the lock.
 LOCK = 7261958
@@ -26,18 +28,27 @@ RETRY_AFTER = 5.0
 
 
 class Quota(StrEnum):
-    """What an account may hold. Batches, lines and tokens are those of batches that have not ended."""
+    """What an account may hold, and how fast it may ask. Batches, lines and tokens are those of batches that have not ended."""
 
     OPEN_BATCHES = "open_batches"
     ENQUEUED_LINES = "enqueued_lines"
     ENQUEUED_TOKENS = "enqueued_tokens"
+    FILES = "files"
     STORAGE_BYTES = "storage_bytes"
+    SCHEDULES = "schedules"
+    WAITING_RUNS = "waiting_runs"
+    INBOX_REQUESTS = "inbox_requests"
+    API_KEYS = "api_keys"
+    IDEMPOTENCY_KEYS = "idempotency_keys"
     REQUESTS_PER_SECOND = "requests_per_second"
+    CHANGES_PER_MINUTE = "changes_per_minute"
 
 
 # None: no limit.
 Limits = Mapping[Quota, int | None]
 ENQUEUED = (Quota.OPEN_BATCHES, Quota.ENQUEUED_LINES, Quota.ENQUEUED_TOKENS)
+# Counted in Redis (api/throttle.py), not from rows.
+RATES = (Quota.REQUESTS_PER_SECOND, Quota.CHANGES_PER_MINUTE)
 
 # What a batch fails with that was made while there was room, and does not fit now that it is read. OpenAI's code where it has one.
 FAULTS = {
@@ -51,7 +62,16 @@ _WORDS = {
     Quota.OPEN_BATCHES: ("open batches", _WAIT),
     Quota.ENQUEUED_LINES: ("lines in open batches", _WAIT),
     Quota.ENQUEUED_TOKENS: ("input tokens in open batches", _WAIT),
-    Quota.STORAGE_BYTES: ("bytes in files", "Delete files that are not needed any more, and send it again."),
+    Quota.FILES: ("files", "Delete files that are not needed any more, and send it again."),
+    Quota.STORAGE_BYTES: (
+        "bytes in files and inboxes",
+        "Delete files that are not needed any more, or run the schedules whose inboxes are full, and send it again.",
+    ),
+    Quota.SCHEDULES: ("schedules", "Delete schedules that are not needed any more, and send it again."),
+    Quota.WAITING_RUNS: ("schedule runs that wait to start", "Wait until some have started, and send it again."),
+    Quota.INBOX_REQUESTS: ("requests in inboxes", "Wait until schedules have run, or run one now, and send it again."),
+    Quota.API_KEYS: ("API keys that can be used", "Revoke keys that are not needed any more, and send it again."),
+    Quota.IDEMPOTENCY_KEYS: ("kept idempotency keys", "Send it without an Idempotency-Key, or wait until older ones are forgotten."),
 }
 
 
@@ -93,8 +113,8 @@ def given(session: Session, owner: Owner) -> dict[Quota, int | None]:
 
 
 def held(session: Session, owner: Owner) -> dict[Quota, int]:
-    """What the account has, as other transactions have committed it. Requests are counted elsewhere (api/throttle.py)."""
-    return _enqueued(session, owner) | _stored(session, owner)
+    """What the account has, as other transactions have committed it. The RATES are not in it."""
+    return _enqueued(session, owner) | {quota: _counted(session, owner, quota) for quota in _COUNTS}
 
 
 def admit_batch(session: Session, owner: Owner) -> None:
@@ -110,25 +130,29 @@ def admit_lines(session: Session, owner: Owner, *, lines: int, tokens: int) -> E
     return _excess(limits(session, owner), _enqueued(session, owner), asked)
 
 
-def admit_bytes(session: Session, owner: Owner, size: int) -> None:
-    """Let this transaction keep a file of so many bytes. TooManyRequests if there is no room for it."""
+def admit(session: Session, owner: Owner, asked: Mapping[Quota, int]) -> None:
+    """Let this transaction take so much more of each quota, of those that `excess` knows. TooManyRequests if there is no room for one."""
     lock(session, owner)
-    if excess := bytes_excess(session, owner, size):
-        raise excess.refusal()
+    if found := excess(session, owner, asked):
+        raise found.refusal()
 
 
-def bytes_excess(session: Session, owner: Owner, size: int) -> Excess | None:
-    """What is against keeping so many bytes more. Without the account's lock it is true of this moment alone."""
+def excess(session: Session, owner: Owner, asked: Mapping[Quota, int], *, is_recorded: bool = False) -> Excess | None:
+    """The first excess if so much more were taken. Without the account's lock it is true of this moment alone.
+
+    `is_recorded`: this transaction has written its rows already, so the counts have them.
+    """
     found = limits(session, owner)
-    if found[Quota.STORAGE_BYTES] is None:
-        return None
-    return _excess(found, _stored(session, owner), {Quota.STORAGE_BYTES: size})
+    # What has no limit is not counted.
+    limited = {quota: more for quota, more in asked.items() if found[quota] is not None}
+    held = {quota: _counted(session, owner, quota) - is_recorded * more for quota, more in limited.items()}
+    return _excess(found, held, limited)
 
 
 def lock(session: Session, owner: Owner) -> None:
     """Nobody else takes more for this account before this transaction ends.
 
-    It comes before the locks of batches: who has one of those must not wait for this.
+    Lock order: the row of a schedule, then this, then the rows of batches and tallies.
     """
     session.execute(_LOCK, {"lock": LOCK, "owner": f"{owner.account_id} {owner.livemode}"})
 
@@ -162,15 +186,15 @@ def _enqueued(session: Session, owner: Owner) -> dict[Quota, int]:
     return dict(zip(ENQUEUED, map(int, session.execute(_ENQUEUED, _of(owner)).one()), strict=True))
 
 
-def _stored(session: Session, owner: Owner) -> dict[Quota, int]:
-    return {Quota.STORAGE_BYTES: int(session.execute(_STORED, _of(owner)).scalar_one())}
+def _counted(session: Session, owner: Owner, quota: Quota) -> int:
+    return int(session.execute(_COUNTS[quota], _of(owner)).scalar_one())
 
 
 def _of(owner: Owner) -> dict[str, object]:
     return {"account_id": owner.account_id, "livemode": owner.livemode}
 
 
-def _is_of_owner(table: type[AccountQuota] | type[Batch] | type[File]) -> ColumnElement[bool]:
+def _is_of_owner(table: type[AccountQuota | AccountTally | ApiKey | Batch | File | Schedule]) -> ColumnElement[bool]:
     return (table.account_id == bindparam("account_id")) & (table.livemode == bindparam("livemode"))
 
 
@@ -182,4 +206,26 @@ def _sum(column: Mapped[int]) -> ColumnElement[int]:
 _LOCK = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:owner))")
 _GIVEN = select(AccountQuota.name, AccountQuota.most).where(_is_of_owner(AccountQuota))
 _ENQUEUED = select(func.count(), _sum(Batch.total), _sum(Batch.enqueued_tokens)).where(_is_of_owner(Batch), text(OPEN))
-_STORED = select(_sum(File.size)).where(_is_of_owner(File), File.deleted_at.is_(None))
+
+
+def _tally(name: Tally) -> Select[int]:
+    return select(_sum(AccountTally.amount)).where(_is_of_owner(AccountTally), AccountTally.name == name)
+
+
+_KEPT = _is_of_owner(File) & File.deleted_at.is_(None)
+_COUNTS: Mapping[Quota, Select[int]] = {
+    Quota.FILES: select(func.count()).select_from(File).where(_KEPT),
+    Quota.STORAGE_BYTES: select(
+        select(_sum(File.size)).where(_KEPT).scalar_subquery() + _tally(Tally.INBOX_BYTES).scalar_subquery(),
+    ),
+    Quota.SCHEDULES: select(func.count()).select_from(Schedule).where(_is_of_owner(Schedule), Schedule.deleted_at.is_(None)),
+    Quota.WAITING_RUNS: select(func.count())
+    .select_from(ScheduleRun)
+    .join(Schedule, Schedule.id == ScheduleRun.schedule_id)
+    .where(_is_of_owner(Schedule), Schedule.deleted_at.is_(None), ScheduleRun.state == RunState.WAITING),
+    Quota.INBOX_REQUESTS: _tally(Tally.INBOX_REQUESTS),
+    Quota.API_KEYS: select(func.count())
+    .select_from(ApiKey)
+    .where(_is_of_owner(ApiKey), ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())),
+    Quota.IDEMPOTENCY_KEYS: _tally(Tally.IDEMPOTENCY_KEYS),
+}

@@ -26,8 +26,9 @@ DELETING = (*CHANGING, "DELETE")
 # A table that is not named here is CHANGING: rows are added and changed, and marked as deleted rather than deleted.
 RIGHTS: Mapping[str, Sequence[str]] = {
     "alembic_version": READ_ONLY,
-    # Triggers write it with the owner's rights.
+    # Triggers write these two with the owner's rights.
     "audit_log": READ_ONLY,
+    "account_tallies": READ_ONLY,
     "invoices": APPEND_ONLY,
     "invoice_lines": APPEND_ONLY,
     # A price is closed and another one opened.

@@ -23,6 +23,8 @@ logger = log.get(__name__)
 
 # Batches that one process validates at a time: one may wait for the database while another is read.
 VALIDATIONS = 2
+# Threads of one process that fire schedules: while one waits for a folder that hangs, another fires those of other accounts.
+FIRINGS = 2
 
 
 def reported(body: Callable[..., None]) -> Callable[..., None]:
@@ -42,7 +44,7 @@ def reported(body: Callable[..., None]) -> Callable[..., None]:
 
 def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
     """Make each job a Celery task of its name. The tasks are returned too, to be called without the broker."""
-    is_firing = threading.Lock()
+    firings = threading.BoundedSemaphore(FIRINGS)
 
     # Each holds what it knows of up to fifty thousand lines, and more than one is no faster.
     @reported
@@ -68,12 +70,12 @@ def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
     @app.task(name=Job.FIRE.value)
     @reported
     def fire_schedules() -> None:
-        # Every poll names it while a thousand schedules are due; one thread of a process is at it.
-        if is_firing.acquire(blocking=False):
+        # Every poll names it while a thousand schedules are due.
+        if firings.acquire(blocking=False):
             try:
                 fire.run()
             finally:
-                is_firing.release()
+                firings.release()
 
     @app.task(name=Job.TICK.value)
     @reported

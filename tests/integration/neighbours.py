@@ -132,7 +132,7 @@ def _belongings(session: Session, caller: Caller) -> dict[Kind, str]:
         session, caller, name=CANARY, template_file_id=ids.render("file", template.id), metadata={"note": CANARY}, overlap="allow"
     )
     inbox = factories.schedule(session, caller, name=CANARY, inbox={})
-    collect(session, caller, inbox, check(caller, inbox, json.dumps(line).encode(), "json"))
+    collect(session, inbox, check(caller, inbox, json.dumps(line).encode(), "json"))
     run = by_hand.run_now(session, schedule)
     for route in ("POST /v1/files", "POST /v1/batches", "POST /v1/schedules"):
         session.execute(

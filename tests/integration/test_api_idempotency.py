@@ -4,9 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
+from sqlalchemy.orm import Session
 
+from tests import factories
 from tests.integration.conftest import Answer, Api, multipart, new_key
-from xalen_batch import ids, storage
+from xalen_batch import db, idempotency, ids, storage
+from xalen_batch.accounts import Caller
+from xalen_batch.models import IdempotencyKey
 
 KEY = {"idempotency-key": "nightly-1"}
 REQUEST = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
@@ -89,3 +94,29 @@ def test_many_at_once_create_one(api: Api, kind: str) -> None:
     assert len({answer.body for answer in answers}) == 1
     assert sum("idempotent-replayed" not in answer.headers for answer in answers) == 1
     assert len(api.ask("GET", f"/v1/{'files' if kind == 'file' else 'batches'}").json["data"]) == (2 if kind == "file" else 1)
+
+
+def test_a_key_that_the_sweep_deletes_between_the_conflict_and_the_look_is_claimed_again(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def once(session: Session, caller: Caller, answer: bytes) -> idempotency.Answer:
+        return idempotency.once(session, caller, "nightly-1", route="POST /", fingerprint=b"", create=lambda: answer)
+
+    with db.transaction() as session:
+        caller = factories.caller(session)
+        once(session, caller, b"first")
+    claim, claims = idempotency._claim, []
+
+    def then_swept(*arguments: Any) -> bool:
+        claims.append(claim(*arguments))
+        if len(claims) == 1:
+            with db.transaction() as sweep:
+                sweep.execute(delete(IdempotencyKey))
+        return claims[-1]
+
+    monkeypatch.setattr(idempotency, "_claim", then_swept)
+    with db.transaction() as session:
+        assert once(session, caller, b"second") == idempotency.Answer(b"second", is_replay=False)
+    assert claims == [False, True]
+    with db.transaction() as session:
+        assert once(session, caller, b"third") == idempotency.Answer(b"second", is_replay=True)

@@ -53,13 +53,23 @@ class TestWhatIsTold:
         used = found.pop("requests_per_second")
         assert used == {"used": 200 - used["free"], "limit": 200, "free": used["free"]}
         assert used["used"] >= 1
+        used = found.pop("changes_per_minute")
+        # An upload and a batch, as far as their share has not come back yet; looking takes none.
+        assert used == {"used": 1_000 - used["free"], "limit": 1_000, "free": used["free"]}
+        assert 0 <= used["used"] <= 2
         assert found == {
             "object": "limits",
             "livemode": False,
             "open_batches": {"used": 1, "limit": 3, "free": 2},
             "enqueued_lines": {"used": 0, "limit": 5_000_000, "free": 5_000_000},
             "enqueued_tokens": {"used": 0, "limit": None, "free": None},
+            "files": {"used": 1, "limit": 100_000, "free": 99_999},
             "storage_bytes": {"used": len(LINES), "limit": 1_000, "free": 1_000 - len(LINES)},
+            "schedules": {"used": 0, "limit": 1_000, "free": 1_000},
+            "waiting_runs": {"used": 0, "limit": 1_000, "free": 1_000},
+            "inbox_requests": {"used": 0, "limit": 1_000_000, "free": 1_000_000},
+            "api_keys": {"used": 1, "limit": 100, "free": 99},
+            "idempotency_keys": {"used": 0, "limit": 1_000_000, "free": 1_000_000},
         }
 
     def test_what_is_over_a_limit_that_was_lowered_is_not_free_by_less_than_nothing(self, api: Api) -> None:

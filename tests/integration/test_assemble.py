@@ -24,6 +24,7 @@ from xalen_batch.pipeline import assemble, recover, validate
 from xalen_batch.pipeline.assemble import Assembled
 from xalen_batch.schedules import inbox, runs, sources, starting
 from xalen_batch.schedules.runs import Trigger
+from xalen_batch.schedules.turn import Turn
 from xalen_batch.states import BatchStatus, RunState
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -81,7 +82,7 @@ def fire(schedule: Schedule) -> Batch:
         run = ScheduleRun(**runs.blank(schedule, NIGHT, Trigger.SCHEDULE, RunState.WAITING))
         session.add(run)
         session.flush()
-        starting.start(session, session.get_one(Schedule, schedule.id), run, NIGHT)
+        starting.start(session, session.get_one(Schedule, schedule.id), run, NIGHT, Turn())
         assert run.state == RunState.RUNNING, run.message
         return session.scalars(select(Batch).where(Batch.run_id == run.id)).one()
 

@@ -1,4 +1,4 @@
-"""The audit log: every change of a key, a price, a schedule or an invoice is in it, by whom, and stays there."""
+"""The audit log: every change that a caller or an operator can make is in it, by whom, and stays there."""
 
 import os
 import pwd
@@ -7,22 +7,26 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import psycopg.errors
 import pytest
 import sqlalchemy.exc
 from sqlalchemy import text
 from sqlalchemy.orm import Session
+from typer.testing import CliRunner
 
 from tests import billing, factories
 from tests.conftest import as_owner
 from tests.integration.conftest import Api, new_key
-from xalen_batch import accounts, audit, credentials, db, ids, keys
+from xalen_batch import accounts, audit, credentials, db, files, ids, keys
 from xalen_batch.accounts import Owner, Scope
 from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import invoices, prices, statements
 from xalen_batch.cli import database as of_commands
-from xalen_batch.models import ApiKey, AuditEntry, Schedule
+from xalen_batch.cli.main import app
+from xalen_batch.models import Account, ApiKey, AuditEntry, Base, Batch, Schedule
+from xalen_batch.pipeline import recover
 from xalen_batch.schedules import fire, registry
 
 CLOSED = "UPDATE prices SET valid_to = now() WHERE model = 'bge-reranker-v2' AND livemode"
@@ -75,7 +79,7 @@ class TestKeys:
         assert (entry.account_id, entry.livemode, entry.object_id[:4]) == (owner.account_id, False, "key_")
 
     def test_rotated(self, key: ApiKey) -> None:
-        made, old = written(lambda session: keys.rotate(session, session.get_one(ApiKey, key.id), timedelta()))
+        old, made = written(lambda session: keys.rotate(session, session.get_one(ApiKey, key.id), timedelta()))
         assert (made.action, made.after) == ("key.created", {"name": "ci", "scopes": ["read"], "rotated_from": str(key.id)})
         assert (old.action, old.object_id, old.before) == ("key.changed", ids.render("key", key.id), None)
         assert old.after is not None
@@ -232,12 +236,104 @@ def test_no_statement_changes_anything_without_an_entry(owner: Owner, key: ApiKe
     assert [entry.action for entry in found] == [STATEMENTS[statement]]
 
 
-def test_every_table_of_these_nouns_has_the_trigger(database: str) -> None:
+# Why a table has no trigger of the log.
+NOT_AUDITED = {
+    "account_tallies": "sums that triggers keep",
+    "audit_log": "the log itself",
+    "consumed_objects": "written by firing: what a run took, which its own row tells",
+    "idempotency_keys": "answers kept for a replay; what was made is logged",
+    "inbox_requests": "users' own lines; they go into a file, or with their schedule, whose deletion is logged",
+    "invoice_lines": "written with their invoice, and never changed",
+    "store_mark": "the id of the store, which nothing changes",
+    "schedule_runs": "a record of what ran and why, which nothing deletes",
+    "tasks": "the progress of a batch",
+    "workers": "who is alive",
+}
+
+
+def test_every_table_has_the_trigger_or_a_reason(database: str) -> None:
     with db.transaction() as session:
-        found = session.scalars(
-            text("SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'audited' AND tgenabled = 'O' ORDER BY 1")
-        ).all()
-    assert found == ["accounts", "api_keys", "invoices", "prices", "schedules"]
+        found = session.scalars(text("SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'audited' AND tgenabled = 'O'")).all()
+    assert set(found).isdisjoint(NOT_AUDITED)
+    assert set(found) | set(NOT_AUDITED) == set(Base.metadata.tables)
+
+
+class TestOperators:
+    def test_an_account_is_made_and_changed(self, database: str) -> None:
+        [made] = written(lambda session: accounts.create(session, "acme"))
+        assert seen([made]) == [("system", "account.created", None, {"name": "acme", "weight": "1"})]
+        assert (made.object_id[:5], made.account_id, made.livemode) == ("acct_", None, None)
+        [changed] = written(lambda session: session.execute(text("UPDATE accounts SET weight = 5, virtual_time = 7")))
+        assert seen([changed]) == [("system", "account.changed", {"weight": "1"}, {"weight": "5"})]
+        assert written(lambda session: session.execute(text("UPDATE accounts SET virtual_time = 8"))) == []
+
+    def test_a_limit_is_given_changed_and_taken_back_by_the_user_of_the_command(self, owner: Owner) -> None:
+        def limits(*options: str) -> list[AuditEntry]:
+            with db.reading() as session:
+                name = session.get_one(Account, owner.account_id).name
+
+            def run(_: Session) -> None:
+                result = CliRunner().invoke(app, ["accounts", "limits", name, "--mode", "test", *options])
+                assert result.exit_code == 0, result.output
+
+            return written(run)
+
+        me = f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
+        [given] = limits("--open-batches", "5")
+        assert seen([given]) == [(me, "limit.changed", None, {"open_batches": "5"})]
+        assert (given.object_id, given.account_id, given.livemode) == (ids.render("acct", owner.account_id), owner.account_id, False)
+        assert seen(limits("--open-batches", "none")) == [(me, "limit.changed", {"open_batches": "5"}, {"open_batches": "none"})]
+        assert limits("--open-batches", "none") == []
+        assert seen(limits("--open-batches", "default")) == [(me, "limit.changed", {"open_batches": "none"}, None)]
+
+
+class TestErasure:
+    @pytest.fixture
+    def batch(self, owner: Owner) -> Batch:
+        """A batch with two answers and an error, each part a file."""
+        with db.transaction() as session:
+            caller = accounts.authenticate(session, keys.create(session, owner, name="test")[1])
+        return billing.ended([billing.Ran(Usage(1, 1)), billing.Ran(Usage(1, 1)), billing.Ran(billing.REFUSED)], caller)
+
+    def test_an_output_file_that_its_owner_deletes(self, owner: Owner, batch: Batch) -> None:
+        def act(session: Session) -> None:
+            audit.sign(session, "key_1")
+            files.delete(session, owner, ids.render("file", batch.output_file_id or UUID(int=0)))
+
+        answers, file = written(act)
+        name = ids.render("batch", batch.id)
+        assert seen([answers]) == [("key_1", "answers.erased", {"lines": "2"}, None)]
+        assert (answers.object_id, answers.account_id, answers.livemode) == (name, owner.account_id, False)
+        assert (file.actor, file.action, file.after) == ("key_1", "file.deleted", None)
+        assert (file.object_id, file.account_id) == (ids.render("file", batch.output_file_id or UUID(int=0)), owner.account_id)
+        assert {key: (file.before or {})[key] for key in ("purpose", "batch_id")} == {"purpose": "batch_output", "batch_id": name}
+
+    def test_files_that_expire(self, batch: Batch) -> None:
+        with db.transaction() as session:
+            session.execute(text("UPDATE files SET expires_at = now() - interval '1 second'"))
+        found = written(lambda _: recover.tick())
+        assert {entry.actor for entry in found} == {"system"}
+        assert sorted(entry.action for entry in found) == ["answers.erased"] * 2 + ["file.deleted"] * 3
+        assert sorted(entry.before["lines"] for entry in found if entry.before and "lines" in entry.before) == ["1", "2"]
+
+    @pytest.mark.parametrize(
+        ("statement", "lines"),
+        [("UPDATE results SET body = NULL", "3"), ("DELETE FROM results", "3"), ("UPDATE results SET flag = 'x'", None)],
+    )
+    def test_whatever_statement_erases_them(self, batch: Batch, statement: str, lines: str | None) -> None:
+        entries = written(lambda session: session.execute(text(statement)), as_owner)
+        found = [entry for entry in entries if entry.action == "answers.erased"]
+        assert [entry.before for entry in found] == ([] if lines is None else [{"lines": lines}])
+
+    def test_a_batch_that_is_cancelled_is_its_keys_doing(self, api: Api) -> None:
+        file = api.upload(factories.jsonl([factories.chat_line("a")]))
+        body = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        batch = api.ask("POST", "/v1/batches", body).json
+        with db.transaction() as session:
+            me = ids.render("key", accounts.authenticate(session, api.key).key_id)
+        [entry] = written(lambda _: api.ask("POST", f"/v1/batches/{batch['id']}/cancel"))
+        assert seen([entry]) == [(me, "batch.cancelled", {"status": "validating"}, {"status": "cancelling"})]
+        assert entry.object_id == batch["id"]
 
 
 def test_a_change_that_is_rolled_back_leaves_no_entry(owner: Owner) -> None:
@@ -257,7 +353,7 @@ def test_the_log_is_only_ever_added_to(owner: Owner, key: ApiKey, statement: str
         session.execute(text(statement))
     assert isinstance(caught.value.orig, psycopg.errors.RestrictViolation)
     with db.transaction() as session:
-        assert len(entries(session)) == 1
+        assert [entry.action for entry in entries(session)] == ["account.created", "key.created"]
 
 
 class TestActors:
@@ -324,8 +420,8 @@ class TestActors:
             "schedule.created",
             "key.created",
             *["schedule.changed"] * 4,
-            "key.created",
             "key.changed",
+            "key.created",
             "key.changed",
         ]
         assert {entry.actor for entry in found} == {me}

@@ -45,8 +45,15 @@ def test_numbers_none_and_default_in_one_mode(acme: Owner) -> None:
 
 def test_the_table_is_for_people() -> None:
     shown = CliRunner().invoke(app, ["accounts", "limits", "acme", "--enqueued-tokens", "none"]).stdout
-    [row] = [line.split() for line in shown.splitlines() if line.startswith("live") and "storage" not in line and "bytes in files" in line]
-    assert row == ["live", "bytes", "in", "files", "0", "107,374,182,400", "settings"]
+    [row] = [line.split() for line in shown.splitlines() if line.startswith("live") and "bytes in files" in line]
+    assert row == ["live", "bytes", "in", "files", "and", "inboxes", "0", "107,374,182,400", "settings"]
+
+
+@pytest.mark.parametrize("quota", Quota)
+def test_every_quota_is_shown_and_can_be_set(quota: Quota) -> None:
+    [live] = limits("--mode", "live", f"--{quota.replace('_', '-')}", "7")
+    assert set(live["quotas"]) == set(Quota)
+    assert live["quotas"][quota]["limit"] == 7
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,7 @@ class TestCollecting:
         def send(body: Any, kind: Any = "json", to: Schedule = schedule) -> Added:
             sent = collecting.check(owner, to, body if isinstance(body, bytes) else json.dumps(body).encode(), kind)
             with db.transaction() as session:
-                return collecting.collect(session, owner, to, sent)
+                return collecting.collect(session, to, sent)
 
         return send
 

@@ -81,3 +81,24 @@ class TestMigrations:
                 schema.migrate()
         schema.migrate()
         assert schema.is_current()
+
+
+@pytest.mark.usefixtures("empty_database")
+def test_what_was_there_before_the_tallies_is_in_them() -> None:
+    command.upgrade(schema.alembic(), "0008")
+    with create_engine(db.owner_url(), poolclass=NullPool).begin() as owner:
+        owner.execute(text(BEFORE_TALLIES))
+    schema.migrate()
+    with db.transaction() as session:
+        found = dict(session.execute(text("SELECT name, amount FROM account_tallies")).all())
+    assert found == {"inbox_requests": 2, "inbox_bytes": 7, "idempotency_keys": 1}
+
+
+BEFORE_TALLIES = """
+INSERT INTO accounts (id, name) VALUES ('00000000-0000-0000-0000-000000000001', 'acme');
+INSERT INTO schedules (id, account_id, livemode, name, definition, status)
+    SELECT '00000000-0000-0000-0000-000000000002', id, true, 'nightly', '{}', 'ended' FROM accounts;
+INSERT INTO inbox_requests (id, schedule_id, custom_id, line)
+    SELECT gen_random_uuid(), id, line, line::bytea FROM schedules, unnest(ARRAY['a', 'bcde']) AS line;
+INSERT INTO idempotency_keys (account_id, livemode, key, route, fingerprint, answer) SELECT id, true, 'k', '', '', '' FROM accounts;
+"""

@@ -4,25 +4,27 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy.orm import Session
 
 from tests import factories
 from tests.conftest import Stores
 from tests.factories import chat_line
 from tests.integration import plans
-from xalen_batch import batches, db, files, ids, quotas, storage
+from xalen_batch import accounts, batches, db, files, idempotency, ids, quotas, storage
 from xalen_batch.accounts import Caller, Owner
 from xalen_batch.errors import TooManyRequests
-from xalen_batch.models import Batch, File, InboxRequest, ScheduleRun
+from xalen_batch.models import Batch, File, IdempotencyKey, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.pipeline import finalize, recover, validate
 from xalen_batch.quotas import Quota
-from xalen_batch.schedules import fire, inbox
+from xalen_batch.schedules import fire, inbox, runs
 from xalen_batch.states import BatchStatus, RunState
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -120,10 +122,13 @@ class TestOpenBatches:
                 assert session.get_one(Batch, batch.id).move(session, status)
         create(caller, file_id)
 
-    def test_each_account_and_mode_has_its_own(self, caller: Caller, file_id: str, configure: Configure) -> None:
-        configure(quota_open_batches=1)
+    def test_each_account_and_mode_has_its_own(self, caller: Caller, file_id: str, configure: Configure, tmp_path: Path) -> None:
+        # A live batch is refused unless the catalog and the account both let it be simulated.
+        (tmp_path / "catalog.toml").write_text(f'[models.{factories.CHAT_MODEL}.backend]\nkind = "simulated"\n')
+        configure(quota_open_batches=1, catalog=tmp_path / "catalog.toml")
         create(caller, file_id)
         with db.transaction() as session:
+            accounts.let_simulate(session, caller.account_id, True)
             live, other = Caller(caller.account_id, True, caller.scopes, caller.key_id), factories.caller(session)
         for owner in (live, other):
             create(owner, uploaded(owner, 1))
@@ -303,13 +308,27 @@ class TestSchedules:
         assert (run.state, run.reason) == (RunState.FAILED, "line_limit_exceeded")
         assert "limit is 2 lines in open batches" in (run.message or "")
 
-    def test_requests_that_have_no_room_in_a_file_wait_in_the_inbox_for_the_next_run(self, caller: Caller, configure: Configure) -> None:
+    def test_requests_are_counted_when_they_arrive_and_always_fit_into_their_file(self, caller: Caller, configure: Configure) -> None:
         id = self.due(caller, inbox={})
+        line = json.dumps(chat_line("a")).encode()
         with db.transaction() as session:
-            schedule = session.get_one(type(factories.schedule(session, caller)), id)
-            inbox.add(session, schedule, [("a", json.dumps(chat_line("a")).encode())])
+            inbox.add(session, session.get_one(Schedule, id), [("a", line)])
+        assert (held(caller)[Quota.INBOX_REQUESTS], held(caller)[Quota.STORAGE_BYTES]) == (1, len(line) + 1)
         fire.run()
+        # Lower than what is held already.
         configure(quota_storage_bytes=10)
+        with db.transaction() as session:
+            batch = session.scalars(select(Batch).where(Batch.schedule_id == id)).one()
+        validate.run(batch.id)
+        assert reread(batch).status == BatchStatus.IN_PROGRESS
+        assert (held(caller)[Quota.INBOX_REQUESTS], held(caller)[Quota.STORAGE_BYTES]) == (0, len(line) + 1)
+
+    def test_what_a_run_puts_together_beyond_its_quota_fails_it_and_leaves_no_bytes(
+        self, caller: Caller, file_id: str, configure: Configure
+    ) -> None:
+        id = self.due(caller, template_file_id=file_id)
+        fire.run()
+        configure(quota_storage_bytes=held(caller)[Quota.STORAGE_BYTES] + 10)
         with db.transaction() as session:
             batch = session.scalars(select(Batch).where(Batch.schedule_id == id)).one()
         validate.run(batch.id)
@@ -318,8 +337,91 @@ class TestSchedules:
             next(storage.chunks(storage.key(batch.input_file_id)))
         fire.run()
         assert (self.run_of(id).state, self.run_of(id).reason) == (RunState.FAILED, "storage_limit_exceeded")
+
+
+class TestTallies:
+    """What triggers add up is what there is, whatever adds or removes rows, also in many transactions at once."""
+
+    @staticmethod
+    def schedule(caller: Caller) -> Schedule:
         with db.transaction() as session:
-            assert session.scalars(select(InboxRequest.run_id).where(InboxRequest.schedule_id == id)).all() == [None]
+            return factories.schedule(session, caller)
+
+    @staticmethod
+    def told(caller: Caller) -> tuple[int, int]:
+        found = held(caller)
+        return found[Quota.INBOX_REQUESTS], found[Quota.STORAGE_BYTES]
+
+    @staticmethod
+    def there(caller: Caller) -> tuple[int, int]:
+        with db.reading() as session:
+            rows = select(func.count(), func.coalesce(func.sum(func.octet_length(InboxRequest.line) + 1), 0)).join(
+                Schedule, Schedule.id == InboxRequest.schedule_id
+            )
+            number, size = session.execute(rows.where(Schedule.account_id == caller.account_id)).one()
+            return number, int(size)
+
+    def test_of_many_at_once_exactly_as_many_requests_are_accepted_as_the_limit_says(self, caller: Caller, configure: Configure) -> None:
+        configure(quota_inbox_requests=7)
+        schedules = [self.schedule(caller) for _ in range(2)]
+
+        def add(number: int) -> str:
+            try:
+                with db.transaction() as session:
+                    inbox.add(session, session.get_one(Schedule, schedules[number % 2].id), [(f"{number}", b"x" * number)])
+            except TooManyRequests as error:
+                return str(error.code)
+            return "added"
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sorted(pool.map(add, range(20))) == ["added"] * 7 + ["inbox_requests_limit"] * 13
+        assert self.told(caller) == self.there(caller)
+        assert self.told(caller)[0] == 7
+
+    def test_what_is_sealed_unsealed_and_discarded_is_counted_for_as_long_as_it_is_there(self, caller: Caller) -> None:
+        schedule = self.schedule(caller)
+        with db.transaction() as session:
+            inbox.add(session, session.get_one(Schedule, schedule.id), [(f"{n}", b"x" * n) for n in range(5)])
+        assert self.told(caller) == self.there(caller) == (5, 15)
+        with db.transaction() as session:
+            locked = session.get_one(Schedule, schedule.id)
+            [run] = runs.record(session, [runs.blank(locked, datetime.now(UTC), runs.Trigger.MANUAL, RunState.WAITING)])
+            assert inbox.seal(session, locked, run) == 5
+        assert self.told(caller) == (5, 15)
+        with db.transaction() as session:
+            inbox.unseal(session, run)
+        assert self.told(caller) == self.there(caller) == (5, 15)
+        with db.transaction() as session:
+            assert inbox.discard(session, schedule.id) == 5
+        assert self.told(caller) == self.there(caller) == (0, 0)
+
+    def test_a_request_that_waits_already_takes_no_room(self, caller: Caller, configure: Configure) -> None:
+        configure(quota_inbox_requests=1)
+        schedule = self.schedule(caller)
+        for accepted in (1, 0):
+            with db.transaction() as session:
+                assert inbox.add(session, session.get_one(Schedule, schedule.id), [("a", b"x")]).accepted == accepted
+
+    def test_an_idempotency_key_counts_from_its_commit_until_it_is_forgotten(self, caller: Caller) -> None:
+        def claim(session: Session, key: str) -> None:
+            idempotency.once(session, caller, key, route="POST /", fingerprint=b"", create=lambda: b"{}")
+
+        with db.transaction() as session:
+            claim(session, "a")
+            session.rollback()
+        with db.transaction() as session:
+            claim(session, "b")
+            claim(session, "c")
+        assert held(caller)[Quota.IDEMPOTENCY_KEYS] == 2
+        with db.transaction() as session:
+            session.execute(delete(IdempotencyKey).where(IdempotencyKey.key == "b"))
+        assert held(caller)[Quota.IDEMPOTENCY_KEYS] == 1
+
+    def test_requests_under_way_with_a_key_each_do_not_wait_for_each_other(self, caller: Caller) -> None:
+        with db.transaction() as one, db.transaction() as other:
+            other.execute(text("SET LOCAL lock_timeout = '1s'"))
+            for session, key in ((one, "a"), (other, "b")):
+                idempotency.once(session, caller, key, route="POST /", fingerprint=b"", create=lambda: b"{}")
 
 
 def test_counting_looks_only_at_what_is_open_and_adds_files_up_in_their_index(stores: Stores, caller: Caller, file_id: str) -> None:
@@ -332,8 +434,8 @@ def test_counting_looks_only_at_what_is_open_and_adds_files_up_in_their_index(st
         session.execute(insert(File), [one | {"id": ids.new(), "livemode": n >= 2_000} for n in range(20_000)])
     with psycopg.connect(stores.migrate_database_url, autocommit=True) as owner:
         owner.execute("VACUUM ANALYZE batches, files")
-    counted, added = plans.of(lambda session: quotas.held(session, caller))
-    assert {"batches", "files"}.isdisjoint(plans.scanned(counted) | plans.scanned(added))
+    counted, numbered, added, *_ = plans.of(lambda session: quotas.held(session, caller))
+    assert {"batches", "files"}.isdisjoint(plans.scanned(counted) | plans.scanned(numbered) | plans.scanned(added))
     assert plans.pages(counted) < 150
     assert plans.pages(added) < 150
     with db.reading() as session:

@@ -19,7 +19,7 @@ from xalen_batch.accounts import Owner
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, InboxRequest, Schedule
 from xalen_batch.pipeline import recover
-from xalen_batch.schedules import by_hand, fire, inbox, registry
+from xalen_batch.schedules import by_hand, due, fire, inbox, registry
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.sources import NotReady
 from xalen_batch.states import BatchStatus
@@ -40,7 +40,7 @@ def edit(owner: Owner, schedule_id: UUID, **fields: Any) -> None:
 
 def is_due() -> bool:
     with db.transaction() as session:
-        return fire.is_due(session)
+        return due.is_any(session)
 
 
 def delayed(owner: Owner) -> tuple[UUID, timedelta]:

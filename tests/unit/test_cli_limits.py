@@ -9,7 +9,9 @@ from typer.testing import CliRunner, Result
 
 from tests.unit.fake_api import Api, serving
 from xalen_batch.cli import client
+from xalen_batch.cli.limits import NAMES
 from xalen_batch.cli.main import app
+from xalen_batch.quotas import Quota
 
 FOUND: dict[str, Any] = {
     "object": "limits",
@@ -40,6 +42,10 @@ def test_a_table_for_people_with_none_where_there_is_no_limit(api: Api) -> None:
     assert ["open batches", "3", "1,000", "997"] in rows
     assert ["input tokens in them", "9,000,000", "none", "none"] in rows
     assert api.requests[0][:2] == ("GET", "/v1/limits")
+
+
+def test_every_quota_has_words() -> None:
+    assert set(NAMES) == set(Quota)
 
 
 def test_json_as_it_came(api: Api) -> None:

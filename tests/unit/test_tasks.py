@@ -12,7 +12,7 @@ from xalen_batch import log
 from xalen_batch.broker import Job
 from xalen_batch.pipeline.engine import Engine
 from xalen_batch.schedules import fire
-from xalen_batch.tasks import register, reported
+from xalen_batch.tasks import FIRINGS, register, reported
 
 PROMPT = "the user's secret prompt"
 
@@ -46,22 +46,24 @@ def test_a_cause_names_the_innermost_places_first() -> None:
     assert log.cause(raised.value)["at"].split(" < ")[0].endswith(" job")
 
 
-def test_one_thread_of_a_process_fires(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go_on = threading.Event(), threading.Event()
+def test_a_process_fires_in_so_many_threads_and_one_more_leaves_it_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
     fired: list[bool] = []
 
     def run() -> None:
-        begun.set()
+        begun.release()
         fired.append(go_on.wait(timeout=PATIENCE))
 
     monkeypatch.setattr(fire, "run", run)
     fire_schedules = register(Celery("test"), cast(Engine, None))[Job.FIRE]
-    first = threading.Thread(target=fire_schedules)
-    first.start()
-    assert begun.wait(timeout=PATIENCE)
+    threads = [threading.Thread(target=fire_schedules) for _ in range(FIRINGS)]
+    for thread in threads:
+        thread.start()
+        assert begun.acquire(timeout=PATIENCE)
     fire_schedules()
     assert fired == []
     go_on.set()
-    first.join(timeout=PATIENCE)
+    for thread in threads:
+        thread.join(timeout=PATIENCE)
     fire_schedules()
-    assert fired == [True, True]
+    assert fired == [True] * (FIRINGS + 1)

@@ -45,19 +45,19 @@ class Draw(NamedTuple):
     reset: float
 
 
-# KEYS: the bucket, the processes. ARGV: rate, size, longest wait, this process, how long one is live.
+# KEYS: the bucket, the processes. ARGV: rate, size, longest wait, this process, how long one is live, how many to take (0 or 1).
 # `promised`: requests that were told to come back and have their places, paid off at the rate.
 DRAW = """
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
-local rate, size = tonumber(ARGV[1]), tonumber(ARGV[2])
+local rate, size, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[6])
 local kept = redis.call('HMGET', KEYS[1], 'at', 'level', 'promised')
 local filled = rate * math.max(0, now - (tonumber(kept[1]) or now))
 local level = math.min(size, (tonumber(kept[2]) or size) + filled)
 local promised = math.max(0, (tonumber(kept[3]) or 0) - filled)
 local wait = 0
-if level >= 1 then
-  level = level - 1
+if level >= cost then
+  level = level - cost
 else
   wait = math.min(tonumber(ARGV[3]), (1 - level + promised) / rate)
   promised = math.min(promised + 1, rate * tonumber(ARGV[3]))
@@ -81,14 +81,14 @@ class OwnBucket:
     level: float
     promised: float = 0.0
 
-    def draw(self, limit: int, now: float) -> Draw:
+    def draw(self, limit: int, now: float, cost: int = 1) -> Draw:
         """`now`: seconds of a clock that only goes forward."""
         filled, self.at = self.rate * (now - self.at), now
         self.level = min(self.size, self.level + filled)
         self.promised = max(0.0, self.promised - filled)
         wait = 0.0
-        if self.level >= 1:
-            self.level -= 1
+        if self.level >= cost:
+            self.level -= cost
         else:
             wait = min(LONGEST_WAIT, (1 - self.level + self.promised) / self.rate)
             self.promised = min(self.promised + 1, self.rate * LONGEST_WAIT)
@@ -108,22 +108,22 @@ class Allowances:
         connect = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, "retry": Retry(NoBackoff(), 0)}
         self._script = redis.Redis.from_url(url, **connect).register_script(DRAW) if url else None
 
-    def draw(self, name: str, limit: int, seconds: float = 1.0) -> Draw:
-        """One for whoever is named, of so many in so many seconds. Never raises, and waits for Redis no longer than PATIENCE."""
+    def draw(self, name: str, limit: int, seconds: float = 1.0, cost: int = 1) -> Draw:
+        """Take `cost` (0 only looks) from a named bucket of `limit` per `seconds`. Never raises, and waits for Redis no longer than PATIENCE."""
         if self._script is not None and self._may_ask():
             try:
-                draw = self._shared(name, limit, seconds)
+                draw = self._shared(name, limit, seconds, cost)
             except AWAY as error:
                 self._leave(error)
             else:
                 self._return()
                 return draw
-        return self._alone(name, limit, seconds)
+        return self._alone(name, limit, seconds, cost)
 
-    def _shared(self, name: str, limit: int, seconds: float) -> Draw:
+    def _shared(self, name: str, limit: int, seconds: float, cost: int) -> Draw:
         assert self._script is not None
         keys = [f"xalen:allowances:{name}", "xalen:allowances"]
-        asked: list[float | str] = [limit / seconds, max(FEWEST, limit), LONGEST_WAIT, self._id, LIVE_FOR]
+        asked: list[float | str] = [limit / seconds, max(FEWEST, limit), LONGEST_WAIT, self._id, LIVE_FOR, cost]
         remaining, wait, reset, self._processes = cast(list[int], self._script(keys, asked))
         return Draw(limit, min(limit, remaining), wait / 1e6, reset / 1e6)
 
@@ -149,7 +149,7 @@ class Allowances:
                 self._retry_at = 0.0
                 self._own.clear()
 
-    def _alone(self, name: str, limit: int, seconds: float) -> Draw:
+    def _alone(self, name: str, limit: int, seconds: float, cost: int) -> Draw:
         now, share = time.monotonic(), limit / self._processes
         with self._lock:
             bucket = self._own.get(name)
@@ -158,7 +158,7 @@ class Allowances:
                     del self._own[next(iter(self._own))]
                 size = max(FEWEST, share)
                 bucket = self._own[name] = OwnBucket(share / seconds, size, now, size)
-            return bucket.draw(limit, now)
+            return bucket.draw(limit, now, cost)
 
 
 @cache
@@ -166,7 +166,7 @@ def _of(url: str | None) -> Allowances:
     return Allowances(url)
 
 
-def draw(name: str, limit: int, seconds: float = 1.0) -> Draw:
-    """One for whoever is named, of so many in so many seconds."""
+def draw(name: str, limit: int, seconds: float = 1.0, cost: int = 1) -> Draw:
+    """Take `cost` (0 only looks) from a named bucket of `limit` per `seconds`."""
     url = settings().redis_url
-    return _of(url and url.get_secret_value()).draw(name, limit, seconds)
+    return _of(url and url.get_secret_value()).draw(name, limit, seconds, cost)

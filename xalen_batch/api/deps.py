@@ -44,7 +44,8 @@ def calling(
     are all made in the thread that runs the route: as dependencies of FastAPI each would be a thread's errand of its
     own, which costs more than the work. `is_long`: it counts among its account's requests that take long.
     """
-    begin = db.reading if scope in (Scope.READ, Scope.BILLING) else db.transaction
+    is_change = scope not in (Scope.READ, Scope.BILLING)
+    begin = db.transaction if is_change else db.reading
 
     def decorate(route: Callable[Concatenate[Session, Caller, Asked], Shown]) -> Callable[..., Response]:
         @wraps(route)
@@ -52,6 +53,8 @@ def calling(
             with _counted(request), begin() as session:
                 secret = None if credentials is None else credentials.credentials
                 caller = _authenticate(session, secret, scope)
+                if is_change and request.method != "GET":
+                    throttle.admit_change(session, caller)
                 with long_work.admitted(caller) if is_long else nullcontext():
                     return _rendered(route(session, caller, *args, **asked), caller)
 

@@ -77,7 +77,7 @@ def add_requests(
 
         def create() -> bytes:
             kept = registry.keep(session, caller, schedule_id)
-            added = collecting.collect(session, caller, kept, sent)
+            added = collecting.collect(session, kept, sent)
             return RequestsObject.of(kept, added).model_dump_json().encode()
 
         answer = idempotency.once(session, caller, key, route=route, fingerprint=fingerprint, create=create)

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from xalen_batch import quotas
 from xalen_batch.accounts import Caller, Scope
 from xalen_batch.api import throttle
+from xalen_batch.api.allowances import Draw
 from xalen_batch.api.deps import calling
 
 router = APIRouter(prefix="/v1/limits", tags=["extensions"])
@@ -25,6 +26,11 @@ class Standing(BaseModel):
     def of(cls, used: int, limit: int | None) -> Self:
         return cls(used=used, limit=limit, free=None if limit is None else max(0, limit - used))
 
+    @classmethod
+    def drawn(cls, draw: Draw | None) -> Self:
+        """Of a rate: what is taken out of its bucket now."""
+        return cls.of(0, None) if draw is None else cls.of(draw.limit - draw.remaining, draw.limit)
+
 
 class LimitsObject(BaseModel):
     """The quotas of the calling account, in the mode of its key."""
@@ -34,8 +40,15 @@ class LimitsObject(BaseModel):
     open_batches: Standing = Field(description="Batches that have not ended.")
     enqueued_lines: Standing = Field(description="Lines of those, once they are validated.")
     enqueued_tokens: Standing = Field(description="Input tokens of those: one for four bytes of a line.")
-    storage_bytes: Standing = Field(description="Bytes of files that are not deleted, output files too.")
+    files: Standing = Field(description="Files that are not deleted, output files too.")
+    storage_bytes: Standing = Field(description="Bytes of those, and of the requests in inboxes.")
+    schedules: Standing = Field(description="Schedules that are not deleted.")
+    waiting_runs: Standing = Field(description="Runs of those that wait to start.")
+    inbox_requests: Standing = Field(description="Requests that wait for a schedule's next run, or for its input file.")
+    api_keys: Standing = Field(description="API keys that can be used.")
+    idempotency_keys: Standing = Field(description="Idempotency keys whose answers are kept.")
     requests_per_second: Standing = Field(description="Requests to this API, this one included.")
+    changes_per_minute: Standing = Field(description="Those that make, change or delete something, inbox requests excepted.")
 
 
 @router.get("")
@@ -43,7 +56,10 @@ class LimitsObject(BaseModel):
 def get_limits(session: Session, caller: Caller) -> LimitsObject:
     """What the account may hold at a time, what it does hold, and what is free."""
     limits, held = quotas.limits(session, caller), quotas.held(session, caller)
-    draw = throttle.current()
     standings = {quota.value: Standing.of(used, limits[quota]) for quota, used in held.items()}
-    requests = Standing.of(0, None) if draw is None else Standing.of(draw.limit - draw.remaining, draw.limit)
-    return LimitsObject(livemode=caller.livemode, requests_per_second=requests, **standings)
+    return LimitsObject(
+        livemode=caller.livemode,
+        requests_per_second=Standing.drawn(throttle.current()),
+        changes_per_minute=Standing.drawn(throttle.changes(session, caller)),
+        **standings,
+    )

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import audit, db, idempotency
 from xalen_batch.accounts import Caller, Scope
-from xalen_batch.api import long_work, scopes
+from xalen_batch.api import long_work, scopes, throttle
 from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey, calling
 from xalen_batch.api.responses import stored
 from xalen_batch.api.schedule_schemas import Changes, DeletedSchedule, PauseRequest, PreviewObject, PreviewRequest, ScheduleObject
@@ -37,6 +37,7 @@ def create_schedule(body: Definition, caller: BriefSubmitter, key: IdempotencyKe
     """Run something again and again. What it reads is checked now as its next run would read it."""
     route, fingerprint = f"POST {PATH}", hashlib.sha256(orjson.dumps(body.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).digest()
     with db.transaction() as session:
+        throttle.admit_change(session, caller)
         answer = idempotency.kept(session, caller, key, route=route, fingerprint=fingerprint)
         now = db.now(session)
     if answer is not None:
@@ -86,6 +87,8 @@ def get_schedule(session: Session, caller: Caller, schedule_id: str) -> Schedule
 def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> Response:
     """Replace the fields that are sent. What has run keeps what it ran with; a run that waits too."""
     rehearsed: Any = None
+    with db.reading() as session:
+        throttle.admit_change(session, caller)
     while True:
         with db.transaction() as session:
             audit.sign(session, caller.actor)

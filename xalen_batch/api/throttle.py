@@ -1,4 +1,4 @@
-"""The throttle: lets an account's requests per second pass, and remembers for the answer how many are left."""
+"""The throttle: an account's requests per second and changes per minute, each a token bucket; remembers what is left for the answer."""
 
 import time
 from contextvars import ContextVar
@@ -10,29 +10,52 @@ from xalen_batch.accounts import Owner
 from xalen_batch.api import allowances
 from xalen_batch.api.allowances import Draw
 from xalen_batch.errors import TooManyRequests
-from xalen_batch.quotas import Quota
+from xalen_batch.quotas import Limits, Quota
 
 # How long a process goes by a limit that it has read.
 KNOWN_FOR = 5.0
 MOST_KNOWN = 10_000
 
-_limits: dict[Owner, tuple[float, int | None]] = {}
+MINUTE = 60.0
+
+_limits: dict[Owner, tuple[float, Limits]] = {}
 # A holder for each request: what threads put into it is seen there, what they set themselves is not.
 _draws: ContextVar[list[Draw] | None] = ContextVar("draws", default=None)
 
 
 def admit(session: Session, owner: Owner) -> None:
     """Let a request of this account pass. TooManyRequests if it is one too many for this second."""
-    limit = _limit(session, owner)
+    limit = _limits_of(session, owner)[Quota.REQUESTS_PER_SECOND]
     if limit is None:
         return
-    draw = allowances.draw(f"requests:{owner.account_id.hex}:{'live' if owner.livemode else 'test'}", limit)
+    draw = allowances.draw(_bucket("requests", owner), limit)
     if (draws := _draws.get()) is not None:
         draws[:] = [draw]
     if draw.wait:
         raise TooManyRequests(
             f"The account's limit is {limit:,} requests per second. Send this one again when `retry-after` is over.", retry_after=draw.wait
         )
+
+
+def admit_change(session: Session, owner: Owner) -> None:
+    """Let a request pass that makes, changes or deletes something. TooManyRequests if it is one too many for this minute."""
+    limit = _limits_of(session, owner)[Quota.CHANGES_PER_MINUTE]
+    if limit is None:
+        return
+    draw = allowances.draw(_bucket("changes", owner), limit, MINUTE)
+    if draw.wait:
+        raise TooManyRequests(
+            f"The account's limit is {limit:,} requests per minute that make, change or delete something. "
+            "Send this one again when `retry-after` is over.",
+            retry_after=draw.wait,
+            code=f"{Quota.CHANGES_PER_MINUTE}_limit",
+        )
+
+
+def changes(session: Session, owner: Owner) -> Draw | None:
+    """What is left of this minute's changes, without taking one. None: they have no limit."""
+    limit = _limits_of(session, owner)[Quota.CHANGES_PER_MINUTE]
+    return None if limit is None else allowances.draw(_bucket("changes", owner), limit, MINUTE, cost=0)
 
 
 def begin() -> list[Draw]:
@@ -47,13 +70,17 @@ def current() -> Draw | None:
     return next(iter(_draws.get() or ()), None)
 
 
-def _limit(session: Session, owner: Owner) -> int | None:
+def _bucket(of: str, owner: Owner) -> str:
+    return f"{of}:{owner.account_id.hex}:{'live' if owner.livemode else 'test'}"
+
+
+def _limits_of(session: Session, owner: Owner) -> Limits:
     key = Owner(owner.account_id, owner.livemode)
-    until, limit = _limits.get(key, (0.0, None))
+    until, limits = _limits.get(key, (0.0, {}))
     now = time.monotonic()
     if now >= until:
         if len(_limits) >= MOST_KNOWN:
             _limits.clear()
-        limit = quotas.limits(session, owner)[Quota.REQUESTS_PER_SECOND]
-        _limits[key] = now + KNOWN_FOR, limit
-    return limit
+        limits = quotas.limits(session, owner)
+        _limits[key] = now + KNOWN_FOR, limits
+    return limits

@@ -16,12 +16,14 @@ from python_multipart.multipart import parse_options_header
 
 from xalen_batch import db, disk, ids, marks, quotas, storage
 from xalen_batch.accounts import Caller
+from xalen_batch.api import throttle
 from xalen_batch.api.deps import BriefSubmitter
 from xalen_batch.api.forms import Form, too_large
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.fields import LONGEST_LIFE, SHORTEST_LIFE
 from xalen_batch.files import UPLOAD_PURPOSES
+from xalen_batch.quotas import Quota
 
 # What the form around the file may take: part headers and the other fields.
 FORM_ROOM = 1024 * 1024
@@ -47,8 +49,7 @@ class Upload:
 
 async def receive(request: Request, caller: BriefSubmitter) -> AsyncIterator[Upload]:
     """Store the upload of a known caller; what its route then refuses is removed again."""
-    if (least := _length(request) - FORM_ROOM) > 0:
-        await asyncio.to_thread(_refuse_if_over_quota, caller, least)
+    await asyncio.to_thread(_refuse_if_over_quota, caller, max(0, _length(request) - FORM_ROOM))
     await asyncio.to_thread(marks.place)
     upload = await _store(request, caller)
     try:
@@ -110,9 +111,10 @@ def _check_length(request: Request) -> None:
 
 
 def _refuse_if_over_quota(caller: Caller, least: int) -> None:
-    """TooManyRequests before a byte is taken of a large file that there is no room for. Others are refused when they are there."""
+    """TooManyRequests before a byte is taken: by the rate of changes, or of a file that has `least` bytes for which there is no room."""
     with db.reading() as session:
-        if excess := quotas.bytes_excess(session, caller, least):
+        throttle.admit_change(session, caller)
+        if excess := quotas.excess(session, caller, {Quota.FILES: 1} | ({Quota.STORAGE_BYTES: least} if least else {})):
             raise excess.refusal()
 
 

@@ -55,9 +55,19 @@ def limits(
     ] = None,
     enqueued_lines: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most lines in those batches.")] = None,
     enqueued_tokens: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most input tokens in those batches.")] = None,
-    storage_bytes: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most bytes in files.")] = None,
+    files: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most files.")] = None,
+    storage_bytes: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most bytes in files and inboxes.")] = None,
+    schedules: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most schedules.")] = None,
+    waiting_runs: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most schedule runs that wait to start.")] = None,
+    inbox_requests: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most requests in inboxes.")] = None,
+    api_keys: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most API keys that can be used.")] = None,
+    idempotency_keys: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most idempotency keys kept.")] = None,
     requests_per_second: Annotated[
         str | None, typer.Option(metavar="N", callback=_rate, help="Most API requests in a second; in force within five.")
+    ] = None,
+    changes_per_minute: Annotated[
+        str | None,
+        typer.Option(metavar="N", callback=_rate, help="Most of them in a minute that change something; in force within five seconds."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -66,8 +76,15 @@ def limits(
         "open_batches": open_batches,
         "enqueued_lines": enqueued_lines,
         "enqueued_tokens": enqueued_tokens,
+        "files": files,
         "storage_bytes": storage_bytes,
+        "schedules": schedules,
+        "waiting_runs": waiting_runs,
+        "inbox_requests": inbox_requests,
+        "api_keys": api_keys,
+        "idempotency_keys": idempotency_keys,
         "requests_per_second": requests_per_second,
+        "changes_per_minute": changes_per_minute,
     }
     modes = [mode] if mode else list(Mode)
     with database.transaction() as session:

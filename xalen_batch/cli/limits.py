@@ -12,8 +12,15 @@ NAMES = {
     "open_batches": "open batches",
     "enqueued_lines": "lines in them",
     "enqueued_tokens": "input tokens in them",
-    "storage_bytes": "bytes in files",
+    "files": "files",
+    "storage_bytes": "bytes in files and inboxes",
+    "schedules": "schedules",
+    "waiting_runs": "runs that wait to start",
+    "inbox_requests": "requests in inboxes",
+    "api_keys": "API keys",
+    "idempotency_keys": "idempotency keys",
     "requests_per_second": "requests per second",
+    "changes_per_minute": "changes per minute",
 }
 COLUMNS = ("limit of", "used", "limit", "free")
 

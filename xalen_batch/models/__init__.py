@@ -9,7 +9,7 @@ from xalen_batch.models.idempotency import IdempotencyKey
 from xalen_batch.models.invoices import Invoice, InvoiceLine
 from xalen_batch.models.marks import StoreMark
 from xalen_batch.models.prices import Price
-from xalen_batch.models.quotas import AccountQuota
+from xalen_batch.models.quotas import AccountQuota, AccountTally
 from xalen_batch.models.results import Result
 from xalen_batch.models.schedules import ConsumedObject, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.models.tasks import Task
@@ -18,6 +18,7 @@ from xalen_batch.models.workers import Worker
 __all__ = [
     "Account",
     "AccountQuota",
+    "AccountTally",
     "ApiKey",
     "AuditEntry",
     "Base",

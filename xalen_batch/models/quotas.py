@@ -1,5 +1,6 @@
-"""Quotas that an operator gave to an account in the place of the settings'."""
+"""Quotas that an operator gave to an account in the place of the settings', and tallies of what has too many rows to count."""
 
+from enum import StrEnum
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, ForeignKey
@@ -20,3 +21,23 @@ class AccountQuota(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     # Null: no limit.
     most: Mapped[int | None]
+
+
+class Tally(StrEnum):
+    """What triggers add up for an account in one mode, in the transaction that changes the rows (migration 0010)."""
+
+    INBOX_REQUESTS = "inbox_requests"
+    INBOX_BYTES = "inbox_bytes"
+    IDEMPOTENCY_KEYS = "idempotency_keys"
+
+
+class AccountTally(Base):
+    """How much of something an account has in one mode. Only triggers write it."""
+
+    __tablename__ = "account_tallies"
+
+    account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), primary_key=True)
+    livemode: Mapped[bool] = mapped_column(primary_key=True)
+    # A `Tally`.
+    name: Mapped[str] = mapped_column(primary_key=True)
+    amount: Mapped[int]

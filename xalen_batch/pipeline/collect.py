@@ -2,7 +2,7 @@
 
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, catalog, db, disk, ids, quotas
+from xalen_batch import batches, catalog, db, disk, ids
 from xalen_batch.accounts import Owner
 from xalen_batch.errors import InvalidRequest, Unavailable
 from xalen_batch.models import Schedule
@@ -28,10 +28,10 @@ def check(owner: Owner, schedule: Schedule, body: bytes, kind: Kind) -> Sent:
     return sent
 
 
-def collect(session: Session, owner: Owner, schedule: Schedule, sent: Sent) -> inbox.Added:
+def collect(session: Session, schedule: Schedule, sent: Sent) -> inbox.Added:
     """Put requests that have been checked into a schedule's inbox: all of them, or none.
 
-    TooManyRequests if its account has no room for their bytes in files, StorageFull while a disk is short, Unavailable if the
+    TooManyRequests if its account has no room for them or their bytes, StorageFull while a disk is short, Unavailable if the
     schedule has another endpoint since they were checked. The caller keeps the schedule from being deleted meanwhile.
     """
     disk.refuse_if_full()
@@ -39,9 +39,6 @@ def collect(session: Session, owner: Owner, schedule: Schedule, sent: Sent) -> i
     _refuse_if_never_run(schedule, definition)
     if definition.endpoint != sent.endpoint:
         raise Unavailable("The schedule's endpoint was changed while these requests were checked. Send them again.")
-    # Counted when they are in a file; as of now, since whoever fills an inbox must not wait for a run that seals it.
-    if excess := quotas.bytes_excess(session, owner, sent.size):
-        raise excess.refusal()
     return inbox.add(session, schedule, sent.lines)
 
 

@@ -26,11 +26,10 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Sent(NamedTuple):
-    """Requests that have been checked for an endpoint: the custom_id and the line of each, and their bytes together."""
+    """Requests that have been checked for an endpoint: the custom_id and the line of each."""
 
     endpoint: Endpoint
     lines: list[tuple[str, bytes]]
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class Checking:
                 lines.append((line.custom_id, _on_one_line(raw)))
         if faults:
             raise _refusal(faults, sent)
-        return Sent(self.endpoint, lines, len(sent.content))
+        return Sent(self.endpoint, lines)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from xalen_batch.models.batches import roll_window, window_is_open
 from xalen_batch.models.tasks import SUSPECT_LOSSES, has_state
 from xalen_batch.pipeline import blame, fairness, finalize, record
 from xalen_batch.pipeline.blame import Verdict
-from xalen_batch.schedules import fire
+from xalen_batch.schedules import due as due_schedules
 from xalen_batch.states import MAY_START, TERMINAL, BatchStatus, LineError, TaskState
 from xalen_batch.windows import ExecutionWindow
 
@@ -188,7 +188,7 @@ def _claimable() -> Select[tuple[int]]:
 
 
 def _schedules_due(session: Session) -> list[Message]:
-    return [Message(Job.FIRE)] if fire.is_due(session) else []
+    return [Message(Job.FIRE)] if due_schedules.is_any(session) else []
 
 
 def _expire_files(session: Session) -> None:

@@ -22,7 +22,8 @@ from xalen_batch.pipeline.assemble import Assembled, assemble, traced
 from xalen_batch.pipeline.faults import Fault, Faults, refused
 from xalen_batch.pipeline.reading import Reading
 from xalen_batch.pipeline.split import Split
-from xalen_batch.quotas import Excess
+from xalen_batch.quotas import Excess, Quota
+from xalen_batch.schedules import inbox
 from xalen_batch.states import BatchStatus
 
 logger = log.get(__name__)
@@ -148,7 +149,9 @@ def _assemble(batch: Batch, lease: _Lease, owner: Owner) -> Fault | None:
     with db.transaction() as session:
         quotas.lock(session, owner)
         lease.take(session)
-        excess = quotas.bytes_excess(session, owner, found.size)
+        # Requests of an inbox were counted when they arrived.
+        grown = found.size - inbox.size(session, found.run_id)
+        excess = quotas.excess(session, owner, {Quota.STORAGE_BYTES: grown}) if grown > 0 else None
         if excess is None:
             found.count(session)
             return None

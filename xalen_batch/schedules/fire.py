@@ -1,4 +1,4 @@
-"""Fire: bring schedules up to date, each in one transaction that any number of processes may try at once.
+"""Fire: bring schedules up to date, each in short transactions that any number of processes may try at once.
 
 The schedule's row is locked, or left to whoever has it; the unique key of an instant refuses a second
 firing; the batch is made in the transaction that records the run and moves the next fire on. What is
@@ -7,27 +7,31 @@ slow, putting a run's input file together, is left to the validation of its batc
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from functools import cache
 from itertools import takewhile
 from uuid import UUID
 
 from pydantic import ValidationError
-from sqlalchemy import Subquery, func, or_, select, union
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from xalen_batch import db, log
-from xalen_batch.errors import InvalidRequest
-from xalen_batch.models import Batch, Schedule, ScheduleRun
+from xalen_batch.errors import InvalidRequest, Unavailable
+from xalen_batch.models import Schedule, ScheduleRun
+from xalen_batch.schedules import due as due_schedules
 from xalen_batch.schedules import meeting, policies, runs
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.policies import Miss
+from xalen_batch.schedules.rotation import Due, Rotation
 from xalen_batch.schedules.runs import Trigger
-from xalen_batch.states import TERMINAL, RunState, ScheduleStatus
+from xalen_batch.schedules.turn import Turn
+from xalen_batch.states import RunState, ScheduleStatus
 
 logger = log.get(__name__)
 
 # Instants recorded as missed in one transaction.
 MISSED_AT_ONCE = 1_000
+# Such transactions' worth of instants that a request records itself.
+TURNS_OF_A_REQUEST = 10
 MICROSECOND = timedelta(microseconds=1)
 # The most that new rules of a zone make a fire earlier than the old ones had it.
 LONGEST_SHIFT = timedelta(hours=3)
@@ -41,75 +45,68 @@ MISSED = {
 }
 
 
-def is_due(session: Session) -> bool:
-    """Whether any schedule has something to do."""
-    return session.execute(select(_due().c.id).limit(1)).first() is not None
-
-
 def run() -> None:
-    """Bring every schedule up to date that has something to do. One that fails holds up no other."""
-    with db.transaction() as session:
-        due = session.scalars(select(_due().c.id)).all()
-    for schedule_id in due:
+    """Bring every schedule up to date that has something to do; accounts take turns. One schedule that fails holds up no other."""
+    rotation = Rotation(_read)
+    while (due := rotation.next()) is not None:
+        turn = rotation.turn(due)
         try:
             with db.transaction() as session:
-                _advance(session, schedule_id)
+                is_mine = _advance(session, due, turn)
         except (InvalidRequest, ValidationError) as error:
-            _pause_unreadable(schedule_id, error)
+            _pause_unreadable(due.id, error)
         except Exception as error:
             if isinstance(error, db.AWAY):
                 # Raises if it is away for all of them; else it was too slow for this one alone.
                 db.ping()
-            logger.error("schedule.crashed", schedule_id=schedule_id.hex, **log.cause(error))
+            logger.error("schedule.crashed", schedule_id=due.id.hex, **log.cause(error))
+        else:
+            if is_mine:
+                rotation.end(due, turn)
+            else:
+                rotation.leave(due.owner)
 
 
-def bring_up_to_date(session: Session, schedule: Schedule) -> None:
-    """Do all that is due for a schedule whose row is locked, as it is defined now."""
-    _do_due(session, schedule)
-    while schedule.next_fire_at is not None and schedule.next_fire_at <= db.now(session):
-        _do_due(session, schedule)
+def bring_up_to_date(session: Session, schedule: Schedule, turn: Turn | None = None) -> None:
+    """Record all instants of a locked schedule that have come, as it is defined now, and start what the turn has attempts for.
 
-
-# Made once: every worker asks every second, and putting it together costs more than asking.
-@cache
-def _due() -> Subquery:
-    """Ids of schedules that fire, or have a run that ends, or one that waits and is held up by none of ours."""
-    fires = select(Schedule.id).where(Schedule.next_fire_at <= func.now())
-    running = aliased(ScheduleRun)
-    is_busy = select(running.id).where(running.schedule_id == ScheduleRun.schedule_id, running.state == RunState.RUNNING).exists()
-    waits = (
-        select(ScheduleRun.schedule_id)
-        .join(Schedule, Schedule.id == ScheduleRun.schedule_id)
-        .where(
-            ScheduleRun.state == RunState.WAITING,
-            or_(ScheduleRun.trigger != Trigger.SCHEDULE, Schedule.status != ScheduleStatus.PAUSED),
-            or_(ScheduleRun.definition["overlap"].astext == "allow", ~is_busy),
-        )
+    Unavailable if nothing fired it for so long that recording takes more than a request may: the firing goes on with it meanwhile.
+    """
+    turn = turn or Turn()
+    for _ in range(TURNS_OF_A_REQUEST):
+        _do_due(session, schedule, turn)
+        if schedule.next_fire_at is None or schedule.next_fire_at > db.now(session):
+            return
+    raise Unavailable(
+        "Nothing fired this schedule for a long time, and its instants are being recorded. Send the request again in a moment."
     )
-    ends = (
-        select(ScheduleRun.schedule_id)
-        .join(Batch, Batch.run_id == ScheduleRun.id)
-        .where(ScheduleRun.state == RunState.RUNNING, Batch.status.in_(TERMINAL))
-    )
-    return union(fires, waits, ends).subquery()
 
 
-def _advance(session: Session, schedule_id: UUID) -> None:
-    free = select(Schedule).where(Schedule.id == schedule_id).with_for_update(skip_locked=True, key_share=True)
+def _read() -> list[Due]:
+    with db.reading() as session:
+        return due_schedules.read(session)
+
+
+def _advance(session: Session, due: Due, turn: Turn) -> bool:
+    """Do a schedule's turn. False: another worker is at its account."""
+    if not due_schedules.take(session, due.owner):
+        return False
+    free = select(Schedule).where(Schedule.id == due.id).with_for_update(skip_locked=True, key_share=True)
     schedule = session.scalars(free).one_or_none()
     if schedule is not None:
-        _do_due(session, schedule)
+        _do_due(session, schedule, turn)
+    return True
 
 
-def _do_due(session: Session, schedule: Schedule) -> None:
-    """Of a long absence, some of the instants."""
+def _do_due(session: Session, schedule: Schedule, turn: Turn) -> None:
+    """End runs, start some that wait, and record instants: of a long absence MISSED_AT_ONCE."""
     next_fire_at = schedule.next_fire_at
     unended = runs.unended(session, schedule)
     if schedule.deleted_at is None:
         now = db.now(session)
-        meeting.start_waiting(session, schedule, unended, now)
+        meeting.start_waiting(session, schedule, unended, now, turn)
         if schedule.status != ScheduleStatus.PAUSED:
-            _fire_due(session, schedule, unended, now)
+            _fire_due(session, schedule, unended, now, turn)
         elif next_fire_at is not None and next_fire_at <= now:
             _miss_due(session, schedule, next_fire_at, now)
 
@@ -124,7 +121,7 @@ def _pause_unreadable(schedule_id: UUID, error: InvalidRequest | ValidationError
             logger.error("schedule.unreadable", schedule_id=schedule_id.hex)
 
 
-def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRun], now: datetime) -> None:
+def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRun], now: datetime, turn: Turn) -> None:
     """Record every instant that has come, begin those to run, and move the next fire on."""
     if schedule.next_fire_at is None or schedule.next_fire_at > now:
         return
@@ -141,11 +138,14 @@ def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRu
     due = policies.sort_out([(instant, now - delay - instant) for instant in come], definition)
     _record_missed(session, schedule, due.missed, now)
     schedule.aim(definition.next_fire(schedule.id, come[-1]))
+    turn.is_behind = schedule.next_fire_at is not None and schedule.next_fire_at <= now
     for instant in due.run:
         # One that fails may pause the schedule; what had come by then still runs.
         for run in runs.record(session, [runs.blank(schedule, instant, Trigger.SCHEDULE, RunState.WAITING)]):
-            meeting.begin(session, schedule, run, unended, now, is_made_up=len(due.run) > 1)
+            meeting.begin(session, schedule, run, unended, now, turn, is_made_up=len(due.run) > 1)
             unended = [*unended, run]
+            if run.state == RunState.WAITING and (refusal := runs.refuse_to_wait(session, schedule, new=1)):
+                runs.end(session, schedule, run, RunState.SKIPPED, refusal.code, refusal.message)
     if schedule.status == ScheduleStatus.ENDED:
         logger.info("schedule.ended", schedule_id=schedule.id.hex)
     session.flush()

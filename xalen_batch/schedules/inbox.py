@@ -13,10 +13,12 @@ import psycopg
 from sqlalchemy import delete, func, select, text
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, ids
+from xalen_batch import db, ids, quotas
+from xalen_batch.accounts import Owner
 from xalen_batch.config import MiB, settings
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import InboxRequest, Schedule, ScheduleRun
+from xalen_batch.quotas import Quota
 
 SHOWN_VALUE = 100
 PAGE_ROWS = 2_000
@@ -72,16 +74,21 @@ class Added:
 def add(session: Session, schedule: Schedule, lines: Sequence[tuple[str, bytes]]) -> Added:
     """Put (custom_id, line of JSON) into a schedule's inbox, all or none. What is there with the same bytes is known.
 
-    InvalidRequest for a custom_id that is there with other bytes, and when more would wait than one batch can have.
+    InvalidRequest for a custom_id that is there with other bytes, and when more would wait than one batch can have;
+    TooManyRequests when the account has no room for more requests, or for their bytes. Takes the account's lock.
     """
     left = dict(lines)
     if len(left) < len(lines):
         raise ValueError("a custom_id is there twice")
-    accepted = 0
+    owner = Owner(schedule.account_id, schedule.livemode)
+    # Before the rows: their trigger locks the account's tally.
+    quotas.lock(session, owner)
+    accepted, size = 0, 0
     while left:
-        accepted += len(new := _insert(session, schedule, left))
+        new = _insert(session, schedule, left)
+        accepted, size = accepted + len(new), size + sum(len(left[custom_id]) + 1 for custom_id in new)
         left = {custom_id: line for custom_id, line in left.items() if custom_id not in new}
-        # What was in the way and is there no more has just been sealed: what was sent is for the next run.
+        # A conflicting row that vanished was assigned to a run; retry, for the next run.
         for custom_id in _known(session, schedule, left):
             del left[custom_id]
     waiting = pending(session, [schedule.id])[schedule.id]
@@ -91,6 +98,9 @@ def add(session: Session, schedule: Schedule, lines: Sequence[tuple[str, bytes]]
             f"the most of one batch is {settings().max_batch_lines:,}. Send them after its next run, or run the schedule now.",
             code="inbox_full",
         )
+    asked = {Quota.INBOX_REQUESTS: accepted, Quota.STORAGE_BYTES: size}
+    if accepted and (excess := quotas.excess(session, owner, asked, is_recorded=True)):
+        raise excess.refusal()
     return Added(accepted, len(lines) - accepted, waiting)
 
 
@@ -101,6 +111,12 @@ def pending(session: Session, schedule_ids: Sequence[UUID]) -> dict[UUID, int]:
     )
     counts = dict(session.execute(waiting.group_by(InboxRequest.schedule_id)).all())
     return {schedule_id: counts.get(schedule_id, 0) for schedule_id in schedule_ids}
+
+
+def size(session: Session, run_id: UUID) -> int:
+    """Bytes of the requests that a run has sealed, each with its newline."""
+    sealed = select(func.coalesce(func.sum(func.octet_length(InboxRequest.line) + 1), 0)).where(InboxRequest.run_id == run_id)
+    return int(session.execute(sealed).scalar_one())
 
 
 def seal(session: Session, schedule: Schedule, run: ScheduleRun) -> int:

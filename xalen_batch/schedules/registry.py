@@ -5,11 +5,12 @@ from datetime import datetime, timedelta
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, db, ids, log, paging
+from xalen_batch import batches, db, ids, log, paging, quotas
 from xalen_batch.accounts import Owner
 from xalen_batch.errors import InvalidRequest, NotFound
 from xalen_batch.models import Schedule
 from xalen_batch.paging import Page
+from xalen_batch.quotas import Quota
 from xalen_batch.schedules import fire, inbox, runs
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.states import RunState, ScheduleStatus
@@ -20,7 +21,8 @@ MOST_NOTE = 500
 
 
 def create(session: Session, owner: Owner, definition: Definition) -> Schedule:
-    """A schedule that fires from now on. InvalidRequest for one that could never work."""
+    """A schedule that fires from now on. InvalidRequest for one that could never work, TooManyRequests for one too many."""
+    quotas.admit(session, owner, {Quota.SCHEDULES: 1})
     now = db.now(session)
     schedule = Schedule(
         id=ids.new(),

@@ -13,8 +13,12 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased, defer
 
 from xalen_batch import batches, db, ids, log, paging, quotas
+from xalen_batch.accounts import Owner
+from xalen_batch.config import settings
+from xalen_batch.errors import TooManyRequests
 from xalen_batch.models import Batch, ConsumedObject, Invoice, Schedule, ScheduleRun
 from xalen_batch.paging import Page
+from xalen_batch.quotas import Quota
 from xalen_batch.schedules import inbox
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.states import OPEN_RUNS, TERMINAL, BatchStatus, RunState, ScheduleStatus
@@ -23,6 +27,8 @@ logger = log.get(__name__)
 
 # How many of a schedule's latest runs are told with it.
 RECENT = 14
+# Runs that one transaction brings to their ends.
+ENDED_AT_ONCE = 100
 
 
 class Trigger(StrEnum):
@@ -44,23 +50,39 @@ class Outcome:
 
 
 def unended(session: Session, schedule: Schedule) -> list[ScheduleRun]:
-    """A schedule's runs that have not ended, the oldest instant first. Those whose batches have ended are ended here."""
+    """A schedule's runs that have not ended, the oldest instant first.
+
+    Runs whose batches have ended are ended here, ENDED_AT_ONCE of them; the rest have their turn later, and are in the list no more.
+    """
     rows = (
-        select(ScheduleRun, Batch)
+        select(ScheduleRun, Batch.status)
         .outerjoin(Batch, Batch.run_id == ScheduleRun.id)
         .where(ScheduleRun.schedule_id == schedule.id, ScheduleRun.state.in_(OPEN_RUNS))
         .order_by(ScheduleRun.scheduled_for)
+        .options(defer(ScheduleRun.manifest))
     )
     found = session.execute(rows).all()
-    for run, batch in found:
-        if run.state == RunState.RUNNING and batch.status in TERMINAL:
-            end(session, schedule, run, *_verdict(batch))
-            if batch.status == BatchStatus.FAILED:
-                # Nothing of them has run: the next run takes them again, and requests that are in no file.
-                session.execute(delete(ConsumedObject).where(ConsumedObject.schedule_id == schedule.id, ConsumedObject.run_id == run.id))
-                if schedule.deleted_at is None:
-                    inbox.unseal(session, run)
-    return [run for run, _ in found if run.state in OPEN_RUNS]
+    over = [run for run, status in found if run.state == RunState.RUNNING and status in TERMINAL]
+    _end_with_batches(session, schedule, over[:ENDED_AT_ONCE])
+    ended = {run.id for run in over}
+    return [run for run, _ in found if run.id not in ended]
+
+
+def _end_with_batches(session: Session, schedule: Schedule, over: Sequence[ScheduleRun]) -> None:
+    if not over:
+        return
+    rows = select(Batch).where(Batch.run_id.in_([run.id for run in over])).options(defer(Batch.price_snapshot))
+    of_runs = {batch.run_id: batch for batch in session.scalars(rows)}
+    for run in over:
+        batch = of_runs[run.id]
+        end(session, schedule, run, *_verdict(batch))
+        if batch.status == BatchStatus.FAILED:
+            # Nothing of them has run: the next run takes them again, and requests that are in no file.
+            session.execute(delete(ConsumedObject).where(ConsumedObject.schedule_id == schedule.id, ConsumedObject.run_id == run.id))
+            if schedule.deleted_at is None:
+                # Lock order: the account's lock before its tally of the inbox, which this changes.
+                quotas.lock(session, Owner(schedule.account_id, schedule.livemode))
+                inbox.unseal(session, run)
 
 
 def _verdict(batch: Batch) -> tuple[RunState, str | None, str | None]:
@@ -116,6 +138,27 @@ def _pause_if_failing(schedule: Schedule, now: datetime) -> None:
     note = f"{schedule.failures} runs in a row failed." if schedule.failures > 1 else "A run failed."
     schedule.pause(now, f"{note} Paused by pause_on_failure: {most}.")
     logger.warning("schedule.paused", schedule_id=schedule.id.hex, failures=schedule.failures)
+
+
+def refuse_to_wait(session: Session, schedule: Schedule, *, new: int) -> TooManyRequests | None:
+    """Why `new` runs that were just recorded may not wait: too many of the schedule do, or of its account. None: they may.
+
+    Takes the account's lock.
+    """
+    session.flush()
+    owner = Owner(schedule.account_id, schedule.livemode)
+    quotas.lock(session, owner)
+    if excess := quotas.excess(session, owner, {Quota.WAITING_RUNS: new}, is_recorded=True):
+        return excess.refusal()
+    of_schedule = select(func.count()).where(ScheduleRun.schedule_id == schedule.id, ScheduleRun.state == RunState.WAITING)
+    held, most = session.execute(of_schedule).scalar_one() - new, settings().schedule_waiting_runs
+    if held + new <= most:
+        return None
+    message = (
+        f"Schedule {ids.render('sched', schedule.id)} has {held:,} runs that wait to start, and this would add {new:,}; the most is {most:,}. "
+        "Wait until some have started, or pause the schedule and find out why they wait: GET /v1/schedules/{id}/runs?state=waiting."
+    )
+    return TooManyRequests(message, retry_after=quotas.RETRY_AFTER, code=f"{Quota.WAITING_RUNS}_limit")
 
 
 def page(session: Session, schedule_id: UUID, *, state: RunState | None, limit: int, after: str | None) -> Page[ScheduleRun]:

@@ -15,22 +15,36 @@ from xalen_batch.schedules import inbox, policies, runs, sources
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.sources import NotReady
 from xalen_batch.schedules.templates import Moment
+from xalen_batch.schedules.turn import Turn
 from xalen_batch.states import RunState
 
 logger = log.get(__name__)
 
+NOT_READY = "not_ready"
 UNREACHABLE = "storage_unreachable"
+# Reasons for which a run waits that say nothing about the runs behind it.
+OF_ITS_SOURCE = frozenset({NOT_READY, UNREACHABLE})
 
 
 class _Empty(Exception):
     """There is nothing to run."""
 
 
-def start(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime) -> None:
-    """Make the batch of a waiting run; or end the run with the reason why not; or let it wait for its source."""
+def start(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime, turn: Turn) -> None:
+    """Make the batch of a waiting run; or end the run with the reason why not; or let it wait: for its source, for room, or for the next turn."""
+    if not turn.take():
+        return
     definition = Definition.model_validate(run.definition)
+    if turn.refusal is None:
+        _attempt(session, schedule, run, definition, now, turn)
+    else:
+        _refused(session, schedule, run, definition, now, turn.refusal)
+    turn.moved += run.state != RunState.WAITING
+
+
+def _attempt(session: Session, schedule: Schedule, run: ScheduleRun, definition: Definition, now: datetime, turn: Turn) -> None:
     try:
-        # Whatever fails leaves nothing but the run itself.
+        # A savepoint: a failed attempt leaves nothing but the run itself.
         with session.begin_nested():
             # Before anything is listed or sealed for it: a run that waits for room is looked at every second.
             quotas.admit_batch(session, _owner(schedule))
@@ -50,13 +64,11 @@ def start(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime)
     except _Empty as error:
         _end_empty(session, schedule, run, definition, "empty", str(error))
     except NotReady as error:
-        if not _waits(session, run, now, definition, "not_ready", str(error)):
-            _end_empty(session, schedule, run, definition, "not_ready", f"{error} The run waited for {definition.catch_up_window}.")
+        if not _waits(session, run, now, definition, NOT_READY, str(error)):
+            _end_empty(session, schedule, run, definition, NOT_READY, f"{error} The run waited for {definition.catch_up_window}.")
     except (TooManyRequests, StorageFull) as error:
-        # Never without a code.
-        if not _waits(session, run, now, definition, str(error.code), error.message):
-            message = f"{error.message} The run waited for {definition.catch_up_window}."
-            runs.end(session, schedule, run, RunState.FAILED, error.code, message)
+        turn.refusal = error
+        _refused(session, schedule, run, definition, now, error)
     except storage.AWAY as error:
         if run.reason != UNREACHABLE:
             logger.warning("storage.unreachable", during="fire", schedule_id=schedule.id.hex, error=type(error).__name__)
@@ -76,6 +88,16 @@ def start(session: Session, schedule: Schedule, run: ScheduleRun, now: datetime)
         logger.info(
             "schedule.fired", schedule_id=schedule.id.hex, run_id=run.id.hex, batch_id=batch.id.hex, trigger=run.trigger, lag=runs.lag(run)
         )
+
+
+def _refused(
+    session: Session, schedule: Schedule, run: ScheduleRun, definition: Definition, now: datetime, error: TooManyRequests | StorageFull
+) -> None:
+    """Let a run wait for room, or fail it when it has waited for as long as it may."""
+    # Neither error is without a code.
+    if not _waits(session, run, now, definition, str(error.code), error.message):
+        message = f"{error.message} The run waited for {definition.catch_up_window}."
+        runs.end(session, schedule, run, RunState.FAILED, error.code, message)
 
 
 def moment(run: ScheduleRun, definition: Definition) -> Moment:

@@ -1,0 +1,63 @@
+"""One account piles up runs that wait and schedules that are due; its own requests and another account's schedule must not wait for them."""
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tests.attack.system import Figure, Size, System
+from tests.wire import Client
+
+SETTINGS: Mapping[str, object] = {
+    "schedule_min_interval": 60,
+    # Batches of runs stay open, since their window is closed; with few of them, runs wait early.
+    "quota_open_batches": 20,
+    "quota_changes_per_minute": "none",
+    "quota_requests_per_second": "none",
+}
+CATALOG = ""
+
+EVERY_MINUTE = {"cron": "* * * * *", "overlap": "allow"}
+BACKFILLS = {Size.SMALL: 3, Size.FULL: 21}
+SCHEDULES = {Size.SMALL: 8, Size.FULL: 500}
+# Seconds before the other account's fire within which the schedule must have been made, at the latest and at the earliest.
+SOONEST, LATEST = 3, 9
+
+
+def attack(system: System, size: Size) -> Iterator[Figure]:
+    greedy, other = (Client(system.base_url, system.new_account(name)) for name in ("greedy", "other"))
+    file_id, others_file = greedy.upload(), other.upload()
+    now = datetime.now(UTC)
+    window = {"start": f"{now + timedelta(hours=3):%H:%M}", "end": f"{now + timedelta(hours=4):%H:%M}"}
+    piled = greedy.schedule(file_id, cron="*/5 * * * *", overlap="allow", execution_window=window)["id"]
+    backfills = [
+        {"from": f"{now - timedelta(minutes=490 * (n + 1)):%Y-%m-%dT%H:%M}", "to": f"{now - timedelta(minutes=490 * n):%Y-%m-%dT%H:%M}"}
+        for n in range(BACKFILLS[size])
+    ]
+    # Runs of the minute for each of them, which wait as well.
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: greedy.schedule(file_id, **EVERY_MINUTE, execution_window=window), range(SCHEDULES[size])))
+    for times in backfills:
+        greedy.ask("POST", f"/schedules/{piled}/backfill", times)
+    watched, delay = _soon(other, others_file, size)
+    greedy.seconds.clear()
+    until = watched["next_fire_at"] + 30
+    run: dict[str, Any] | None = None
+    while run is None and time.time() < until:
+        greedy.ask("POST", f"/schedules/{piled}/run")
+        greedy.ask("POST", f"/schedules/{piled}/backfill", backfills[0])
+        run = next((run for run in other.ask("GET", f"/schedules/{watched['id']}/runs")["data"] if run["fired_at"]), None)
+    late = time.time() - watched["next_fire_at"] if run is None else run["lag"] - delay
+    yield Figure("slowest POST of the account with waiting runs, s", max(greedy.seconds), 2)
+    yield Figure("another account's schedule fired late, s", late, 3)
+
+
+def _soon(other: Client, file_id: str, size: Size) -> tuple[dict[str, Any], int]:
+    """A schedule that fires within seconds, and its jitter: FULL at a minute, when the greedy ones fire; SMALL does not wait for one."""
+    if size is Size.FULL:
+        return other.schedule(file_id, **EVERY_MINUTE), 0
+    while True:
+        made = other.schedule(file_id, **EVERY_MINUTE, jitter=59)
+        if SOONEST <= made["next_fire_at"] - time.time() <= LATEST:
+            return made, int(other.ask("GET", f"/schedules/{made['id']}/preview")["jitter_delay"])
