@@ -91,7 +91,7 @@ close_window = partial(set_window, opens=HOUR, closes=2 * HOUR)
 
 
 def claimed() -> claim.Claim | None:
-    return claim.claim({}, with_suspects=True)
+    return claim.claim([], with_suspects=True)
 
 
 def interval_of(batch_id: UUID) -> tuple[datetime | None, datetime | None]:
