@@ -24,6 +24,9 @@ class FairQueue(Generic[E]):
     def __init__(self) -> None:
         self._waiting: dict[UUID, deque[E]] = {}
         self._in_flight: Counter[UUID] = Counter()
+        # When each account was last served, counted in requests.
+        self._served: dict[UUID, int] = {}
+        self._requests = 0
         # Accounts whose last request was answered.
         self._answered: set[UUID] = set()
 
@@ -43,13 +46,14 @@ class FairQueue(Generic[E]):
         able = [account for account in self._waiting if account in self._answered or self._in_flight[account] < free]
         if free <= 0 or not able:
             return None
-        account = min(able, key=self._in_flight.__getitem__)
         # Of accounts with equally many, the one that was served longest ago is first.
-        waiting = self._waiting.pop(account)
-        entry = waiting.popleft()
-        if waiting:
-            self._waiting[account] = waiting
+        account = min(able, key=lambda account: (self._in_flight[account], self._served.get(account, 0)))
+        entry = self._waiting[account].popleft()
+        if not self._waiting[account]:
+            del self._waiting[account]
         self._in_flight[account] += 1
+        self._requests += 1
+        self._served[account] = self._requests
         return entry
 
     def ended(self, entry: E, *, is_answered: bool | None) -> None:
@@ -84,3 +88,4 @@ class FairQueue(Generic[E]):
     def forget(self, account: UUID) -> None:
         """It has no lines here any more."""
         self._answered.discard(account)
+        self._served.pop(account, None)

@@ -143,30 +143,32 @@ class Lane:
 
     def _fill(self) -> None:
         while (entry := self._next()) is not None:
-            self._pumps[asyncio.create_task(self._pump(entry))] = None
+            pump = asyncio.create_task(self._pump(entry))
+            self._pumps[pump] = None
+            pump.add_done_callback(self._pump_ended)
+
+    def _pump_ended(self, pump: asyncio.Task[None]) -> None:
+        del self._pumps[pump]
+        self._fill()
 
     async def _pump(self, entry: Entry | None) -> None:
         """Send line after line, until none may be sent or the limit has fallen."""
         me = asyncio.current_task()
         assert me is not None
-        try:
-            while entry is not None:
-                self._pumps[me] = entry
-                await self._run(entry)
-                self._pumps[me] = None
-                entry = self._next()
-                if len(self._pumps) < self.limit:
-                    self._fill()
-        finally:
-            del self._pumps[me]
-            self._fill()
+        while entry is not None:
+            self._pumps[me] = entry
+            await self._run(entry)
+            self._pumps[me] = None
+            entry = self._next()
+            if len(self._pumps) < self.limit:
+                self._fill()
 
     async def _run(self, entry: Entry) -> None:
         outcome = None
         try:
             outcome = await self._send(entry)
         finally:
-            self._waiting.ended(entry, is_answered=None if outcome is None else not isinstance(outcome, Retryable))
+            self._waiting.ended(entry, is_answered=_is_answered(outcome))
             if outcome is None:
                 self._over(entry, NOT_RUN)
         if isinstance(outcome, Retryable):
@@ -265,6 +267,13 @@ class Lane:
 def _share(ceiling: int, workers: int) -> int:
     # More workers than requests: each may send one all the same.
     return max(1, ceiling // workers)
+
+
+def _is_answered(outcome: Outcome | None) -> bool | None:
+    """None: it does not tell, as the backend was busy or the request was not sent or cut off."""
+    if isinstance(outcome, Retryable):
+        return None if outcome.is_overload else False
+    return None if outcome is None else True
 
 
 def _used(outcome: Outcome | None) -> int | None:
