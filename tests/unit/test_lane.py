@@ -381,12 +381,13 @@ def test_a_busy_backend_gets_fewer_requests_and_is_not_taken_for_broken(configur
     run(main)
 
 
-def test_a_line_refused_although_it_was_alone_is_the_next_to_be_tried(configure: Callable[..., None]) -> None:
+def test_a_line_refused_although_it_was_alone_is_the_next_of_its_account_to_be_tried(configure: Callable[..., None]) -> None:
     configure(retry_base=1000, retry_cap=1000)
 
     async def main() -> None:
         backend = Script(BUSY, OK)
-        first, second, lane = Lines(3), Lines(2), Lane(backend, 1)
+        first, lane = Lines(3), Lane(backend, 1)
+        second = Lines(2, source=Source(first.source.account_id, ids.new()))
         first.start(lane)
         second.start(lane)
         await until(lambda: backend.sent == 1 and backend.in_flight == 0)
@@ -399,6 +400,20 @@ def test_a_line_refused_although_it_was_alone_is_the_next_to_be_tried(configure:
         await until(second.is_over.is_set)
         assert list(second.outcomes.values()) == [OK, OK]
         assert list(first.outcomes.values()) == [NotRun()] * 3
+
+    run(main)
+
+
+def test_a_line_refused_although_it_was_alone_holds_up_no_other_account(configure: Callable[..., None]) -> None:
+    configure(retry_base=1000, retry_cap=1000)
+
+    async def main() -> None:
+        lane, first = Lane(Script(BUSY, OK), 1), Lines(3)
+        first.start(lane)
+        assert await Lines(2).run(lane) == [OK, OK]
+        assert first.outcomes == {}
+        first.is_stopped = True
+        lane.stop(first)
 
     run(main)
 

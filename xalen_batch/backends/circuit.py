@@ -200,9 +200,10 @@ class Circuit:
         if self._until is not None:
             self._tried.add(source)
             return
-        is_row = record.failures >= settings().circuit_failures and not self._has_witness(self._records.values(), record, record.began)
-        if is_row or (record.budget < 0 and not self._has_witness(self._records.values(), record, record.whole)):
-            self._broken_since = record.began if is_row else self._sent
+        is_row = record.failures >= settings().circuit_failures
+        since = record.began if is_row else record.whole
+        if (is_row or record.budget < 0) and not self._has_witness(self._records.values(), record, since):
+            self._broken_since = since if is_row else self._sent
             self._open(reason)
 
     def answered_since(self, request: int) -> bool:

@@ -5,7 +5,7 @@ backend than one whose requests are quick.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Container, Hashable, Iterable
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
@@ -39,11 +39,15 @@ class FairQueue(Generic[E]):
         """Before all of the same account: it came before them."""
         self._waiting.setdefault(entry.account_id, deque()).appendleft(entry)
 
-    def next(self, limit: int) -> E | None:
-        """Of `limit` requests in flight at most. None: no line may be sent now."""
+    def next(self, limit: int, held: Container[UUID] = ()) -> E | None:
+        """Of `limit` requests in flight at most, and not of an account that is held. None: no line may be sent now."""
         free = limit - self._in_flight.total()
         # Until it is answered, an account gets half of what the others leave: all of its requests may hang.
-        able = [account for account in self._waiting if account in self._answered or self._in_flight[account] < free]
+        able = [
+            account
+            for account in self._waiting
+            if account not in held and (account in self._answered or self._in_flight[account] < free)
+        ]
         if free <= 0 or not able:
             return None
         # Of accounts with equally many, the one that was served longest ago is first.

@@ -52,8 +52,10 @@ class Lane:
         self._concurrency = Concurrency(_share(ceiling, workers), clock)
         self._waiting: FairQueue[Entry] = FairQueue()
         self._pausing: dict[Entry, asyncio.TimerHandle] = {}
-        # Refused although it was the only one in flight: nothing is sent until its pause is over.
-        self._refused: Entry | None = None
+        # By account, a line that was refused although it was the only one in flight: until its pause is over, the account sends nothing.
+        self._refused: dict[UUID, Entry] = {}
+        # Accounts for which only the backend says that it is busy.
+        self._doubted: set[UUID] = set()
         # What each pump sends now.
         self._pumps: dict[asyncio.Task[None], Entry | None] = {}
 
@@ -139,7 +141,7 @@ class Lane:
             self._over(entry, NOT_RUN)
 
     def _next(self) -> Entry | None:
-        return None if self._refused is not None else self._waiting.next(self.limit)
+        return self._waiting.next(self.limit, self._refused)
 
     def _fill(self) -> None:
         while (entry := self._next()) is not None:
@@ -204,9 +206,18 @@ class Lane:
             self._concurrency.ended(token, self._verdict(source, outcome))
             if self._rates is not None:
                 self._rates.settle(expected, _used(outcome))
-        if not isinstance(outcome, Retryable) and self.circuit.succeeded(source, number, is_answer=isinstance(outcome, Answered)):
-            self._on_room()
+        if not isinstance(outcome, Retryable):
+            self._succeeded(source, number, outcome)
         return outcome
+
+    def _succeeded(self, source: Source, number: int, outcome: Outcome) -> None:
+        self._doubted.discard(source.account_id)
+        is_witness = not self.circuit.holds(source)
+        if self.circuit.succeeded(source, number, is_answer=isinstance(outcome, Answered)):
+            if is_witness:
+                # Those that were refused are to blame, and not the load.
+                self._concurrency.restart()
+            self._on_room()
 
     def _failed(self, entry: Entry, outcome: Retryable) -> None:
         source = entry.work.source
@@ -225,7 +236,7 @@ class Lane:
             self._over(entry, NOT_RUN)
         else:
             if is_refused:
-                self._refused = entry
+                self._refused[entry.account_id] = entry
             pause = pause_before_retry(outcome, entry.attempts)
             self._pausing[entry] = asyncio.get_running_loop().call_later(pause, self._again, entry)
 
@@ -237,8 +248,8 @@ class Lane:
         self._fill()
 
     def _goes_on(self, entry: Entry) -> None:
-        if self._refused is entry:
-            self._refused = None
+        if self._refused.get(entry.account_id) is entry:
+            del self._refused[entry.account_id]
 
     def _is_held(self, entry: Entry) -> bool:
         return self.circuit.holds(entry.work.source) and not entry.is_probe
@@ -246,8 +257,14 @@ class Lane:
     def _verdict(self, source: Source, outcome: Outcome | None) -> Verdict:
         if isinstance(outcome, Answered | Refused):
             return Verdict.GOOD
-        is_busy = outcome is not None and (outcome.is_overload or outcome.is_timeout)
-        return Verdict.BUSY if is_busy and not self.circuit.is_doubted(source) else Verdict.BROKEN
+        if outcome is None or not (outcome.is_overload or outcome.is_timeout):
+            return Verdict.BROKEN
+        if not self.circuit.is_doubted(source):
+            return Verdict.BUSY
+        if source.account_id not in self._doubted:
+            self._doubted.add(source.account_id)
+            self._concurrency.restart()
+        return Verdict.BROKEN
 
     def _over(self, entry: Entry, outcome: Ended | NotRun) -> None:
         account = entry.account_id
@@ -255,13 +272,16 @@ class Lane:
         self._of_account[account] -= 1
         if not self._of_account[account]:
             del self._of_account[account]
-            self._waiting.forget(account)
         if entry.is_probe:
             self.circuit.probe_over(is_spent=isinstance(outcome, Exhausted))
         entry.work.over(entry.line, outcome)
         if account in self._full and self._room_of(account):
             self._full.discard(account)
             self._on_room()
+        if account not in self._of_account:
+            self._waiting.forget(account)
+            self._full.discard(account)
+            self._doubted.discard(account)
 
 
 def _share(ceiling: int, workers: int) -> int:
