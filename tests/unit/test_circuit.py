@@ -140,11 +140,13 @@ def test_a_brownout_for_everybody_opens_it_and_one_sources_does_not(configure: C
     configure(circuit_failures=1_000_000, circuit_pause=PAUSE)
     for others_fail in (True, False):
         backend, (first, second) = Backend(), (source(), source())
+        held = set()
         for _ in range(int(RETRY_ALLOWANCE) * 2):
             for one in (first, second):
                 backend.fail(one, int(one is first or others_fail))
+                held |= set(filter(backend.circuit.holds, (first, second)))
                 backend.answer(one)
-        assert (backend.state is not State.CLOSED) == others_fail
+        assert held == ({first, second} if others_fail else set())
 
 
 def test_while_it_is_open_another_source_is_tried_at_once_with_one_line(backend: Backend) -> None:

@@ -86,6 +86,11 @@ class _Record:
     answered: int = -1
     answered_at: float = 0.0
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether most of its requests are answered."""
+        return self.budget > RETRY_ALLOWANCE / 2
+
 
 class Circuit:
     """Changed on the event loop only; `opening`, `pause_of` and `state` may be read from any thread."""
@@ -219,12 +224,11 @@ class Circuit:
         """Whether another of these sources, which does not fail much itself, was answered since then."""
         recent = self._clock() - TESTIMONY
         return any(
-            other is not record and other.answered > since and other.answered_at > recent and other.budget > RETRY_ALLOWANCE / 2
-            for other in records
+            other is not record and other.answered > since and other.answered_at > recent and other.is_sound for other in records
         )
 
     def _open(self, reason: str) -> None:
-        self._tried = {source for source, record in self._records.items() if record.failures}
+        self._tried = {source for source, record in self._records.items() if record.failures or not record.is_sound}
         self._opened_at = self._clock()
         self._reason = reason
         self._rest()
