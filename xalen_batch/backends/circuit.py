@@ -223,9 +223,7 @@ class Circuit:
     def _has_witness(self, records: Iterable[_Record], record: _Record, since: int) -> bool:
         """Whether another of these sources, which does not fail much itself, was answered since then."""
         recent = self._clock() - TESTIMONY
-        return any(
-            other is not record and other.answered > since and other.answered_at > recent and other.is_sound for other in records
-        )
+        return any(other is not record and other.answered > since and other.answered_at > recent and other.is_sound for other in records)
 
     def _open(self, reason: str) -> None:
         self._tried = {source for source, record in self._records.items() if record.failures or not record.is_sound}

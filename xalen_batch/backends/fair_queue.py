@@ -44,9 +44,7 @@ class FairQueue(Generic[E]):
         free = limit - self._in_flight.total()
         # Until it is answered, an account gets half of what the others leave: all of its requests may hang.
         able = [
-            account
-            for account in self._waiting
-            if account not in held and (account in self._answered or self._in_flight[account] < free)
+            account for account in self._waiting if account not in held and (account in self._answered or self._in_flight[account] < free)
         ]
         if free <= 0 or not able:
             return None

@@ -13,7 +13,6 @@ from xalen_batch import jsonl
 from xalen_batch.models.tasks import SUSPECT_LOSSES, Task
 
 
-
 @dataclass(frozen=True, slots=True)
 class Room:
     """How many lines a worker has room for. A field that is None matches any value; of the rooms that match a task, the least holds."""
