@@ -74,7 +74,7 @@ def test_what_may_be_the_setups_fault_keeps_the_backends_words_until_others_are_
     assert outcome.refusal is not None
     assert outcome.refusal.status == status
     assert orjson.loads(outcome.refusal.body)["error"]["message"] == "no"
-    assert not (outcome.is_failed_attempt or outcome.is_unreachable or outcome.is_overload)
+    assert (outcome.is_failed_attempt, outcome.is_unreachable, outcome.is_overload) == (False, False, False)
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308, 401, 402, 407])

@@ -129,7 +129,7 @@ def _settings(configure: Callable[..., None]) -> None:
     configure(circuit_failures=20, circuit_pause=15, circuit_patience=3_600, retry_base=0.5, retry_cap=30, max_attempts=5)
 
 
-@pytest.mark.parametrize("begins", [0.0, 2.0, 40.0])
+@pytest.mark.parametrize("begins", [0.0, 20.0])
 @pytest.mark.parametrize("accounts", [1, 4])
 @pytest.mark.parametrize("kind", MEETS)
 def test_another_accounts_lines_take_at_most_three_times_as_long_as_alone(kind: str, accounts: int, begins: float) -> None:
@@ -177,8 +177,7 @@ def test_a_lines_own_404_ends_it_with_the_backends_words_while_others_are_answer
     virtual_time.run(main)
 
 
-@pytest.mark.parametrize("down", ["500", "401", "404", "503"])
-@pytest.mark.parametrize("accounts", [1, 3, 10])
+@pytest.mark.parametrize(("down", "accounts"), [("500", 1), ("500", 10), ("401", 3), ("404", 3), ("503", 3)])
 def test_an_outage_of_half_an_hour_costs_no_line_and_work_goes_on_soon_after(down: str, accounts: int) -> None:
     async def main() -> None:
         backend = Backend(down=MEETS[down][1])
@@ -198,12 +197,14 @@ def test_an_outage_of_half_an_hour_costs_no_line_and_work_goes_on_soon_after(dow
     virtual_time.run(main)
 
 
-def test_a_batch_that_can_never_succeed_ends_though_it_is_alone() -> None:
+def test_a_batch_that_can_never_succeed_ends_though_it_is_alone(configure: Callable[..., None]) -> None:
+    configure(circuit_failures=20, circuit_pause=15, circuit_patience=600)
+
     async def main() -> None:
-        batch = Batch(a_lane(Backend()), 5_000, "500")
+        batch = Batch(a_lane(Backend()), 2_000, "500")
         seconds = await run(batch, until=lambda: batch.ended_at is not None, every=1)
-        assert batch.failed == 5_000
-        assert 3_600 < seconds < 3_600 + 3_600
+        assert batch.failed == 2_000
+        assert 600 < seconds < 600 + 2_400
 
     virtual_time.run(main)
 
