@@ -10,7 +10,7 @@ import pytest
 from xalen_batch import ids
 from xalen_batch.backends.circuit import Opening, Source, State
 from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable, Usage
-from xalen_batch.backends.lane import Lane, pause_before_retry
+from xalen_batch.backends.lane import BACKLOG, Lane, pause_before_retry
 from xalen_batch.backends.rates import Rates, estimate
 from xalen_batch.backends.work import Ended, Exhausted, NotRun
 from xalen_batch.catalog import CHAT
@@ -516,5 +516,25 @@ def test_a_line_whose_turn_comes_when_the_backend_is_left_alone_goes_back(config
         await until(work.is_over.is_set)
         assert work.outcomes == {0: NotRun()}
         assert (backend.sent, gate.settled) == (0, [(estimate(b"{}", CHAT), None)])
+
+    run(main)
+
+
+def test_accounts_take_turns_at_a_rate_and_do_not_wait_behind_all_of_another() -> None:
+    async def main() -> None:
+        gate, backend = Gate(), Script(OK)
+        lane, first, second = Lane(backend, 40, rates=cast(Rates, gate)), Lines(10), Lines(2)
+        gate.wait = BACKLOG + 0.01
+        first.start(lane)
+        second.start(lane)
+        assert gate.turns == []
+        gate.wait = 0.0
+        await until(lambda: len(gate.turns) > 4)
+        for _ in range(4):
+            gate.let_pass()
+        await until(second.is_over.is_set)
+        first.is_stopped = True
+        lane.stop(first)
+        await until(first.is_over.is_set)
 
     run(main)

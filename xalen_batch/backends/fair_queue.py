@@ -30,6 +30,9 @@ class FairQueue(Generic[E]):
         # Accounts whose last request was answered.
         self._answered: set[UUID] = set()
 
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
     def add(self, entries: Iterable[E]) -> None:
         """Behind all of the same account."""
         for entry in entries:

@@ -56,6 +56,7 @@ class Lane:
         self._refused: dict[UUID, Entry] = {}
         # Accounts for which only the backend says that it is busy.
         self._doubted: set[UUID] = set()
+        self._refill: asyncio.TimerHandle | None = None
         # What each pump sends now.
         self._pumps: dict[asyncio.Task[None], Entry | None] = {}
 
@@ -141,7 +142,16 @@ class Lane:
             self._over(entry, NOT_RUN)
 
     def _next(self) -> Entry | None:
+        if self._rates is not None and self._rates.wait > BACKLOG:
+            # Only a few wait for the rate, first come, first served; the others wait here, where accounts take turns.
+            if self._waiting and self._refill is None:
+                self._refill = asyncio.get_running_loop().call_later(self._rates.wait - BACKLOG, self._again_by_rate)
+            return None
         return self._waiting.next(self.limit, self._refused)
+
+    def _again_by_rate(self) -> None:
+        self._refill = None
+        self._fill()
 
     def _fill(self) -> None:
         while (entry := self._next()) is not None:
