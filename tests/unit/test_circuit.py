@@ -179,6 +179,18 @@ def test_after_a_few_accounts_have_tried_it_nobody_does_until_the_pause_is_over(
     assert backend.circuit.opening == Opening(1)
 
 
+def test_accounts_that_failed_while_others_were_answered_keep_nobody_from_trying(backend: Backend) -> None:
+    known = [source() for _ in range(10)]
+    for one in known:
+        backend.fail(one)
+    backend.answer(source())
+    backend.now = TESTIMONY + 1
+    for one in known:
+        backend.fail(one, FAILURES)
+    assert backend.state is State.OPEN
+    assert backend.circuit.opening.lines == 1
+
+
 def test_the_first_answer_to_another_source_closes_it(backend: Backend) -> None:
     failing = source()
     backend.fail(failing, FAILURES)

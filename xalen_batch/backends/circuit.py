@@ -134,7 +134,9 @@ class Circuit:
             return None
         tried = list(self._tried)
         accounts = Counter(source.account_id for source in tried)
-        is_crowded = len(accounts) >= TRIED_ACCOUNTS
+        # A source that has failed since before the last answer says nothing of the backend.
+        fresh = {source.account_id for source in tried if (record := self._records.get(source)) and record.began >= self._answered}
+        is_crowded = len(fresh) >= TRIED_ACCOUNTS
         is_half_open = self._clock() >= until and not self._probing
         if is_half_open and not (is_crowded and self._clock() < until + HEAD_START * settings().circuit_pause):
             return Opening(self.width)
@@ -209,7 +211,7 @@ class Circuit:
         since = record.began if is_row else record.whole
         if (is_row or record.budget < 0) and not self._has_witness(self._records.values(), record, since):
             self._broken_since = since if is_row else self._sent
-            self._open(reason)
+            self._open(source, reason)
 
     def answered_since(self, request: int) -> bool:
         """Whether the backend has answered anybody's request that was sent after this one."""
@@ -225,8 +227,11 @@ class Circuit:
         recent = self._clock() - TESTIMONY
         return any(other is not record and other.answered > since and other.answered_at > recent and other.is_sound for other in records)
 
-    def _open(self, reason: str) -> None:
-        self._tried = {source for source, record in self._records.items() if record.failures or not record.is_sound}
+    def _open(self, by: Source, reason: str) -> None:
+        self._tried = {by}
+        for source, record in self._records.items():
+            if (record.failures and record.began >= self._answered) or not record.is_sound:
+                self._tried.add(source)
         self._opened_at = self._clock()
         self._reason = reason
         self._rest()
