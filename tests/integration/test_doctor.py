@@ -25,6 +25,8 @@ Doctor = Callable[[], tuple[int, dict[str, Any]]]
 
 MODEL = "mistral-small-3-1"
 KEY = "MISTRAL_API_KEY"
+# The model's name at its backend.
+SERVED = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
 
 
 @pytest.fixture
@@ -258,10 +260,10 @@ def test_a_backend_that_answers(backend: Look, monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     ("names", "status", "words"),
     [
-        ([MODEL, "another"], "ok", "/v1"),
-        ([f"{MODEL}:latest"], "ok", "/v1"),
+        ([SERVED, "another"], "ok", "/v1"),
+        ([f"{SERVED}:latest"], "ok", "/v1"),
         ([], "ok", "/v1"),
-        (["mistral-small", "another"], "warning", f"does not list {MODEL}, the name that requests carry. It has mistral-small, another. "),
+        (["mistral-small", "another"], "warning", f"does not list {SERVED}, the name that requests carry. It has mistral-small, another. "),
         ([f"model-{n}" for n in range(12)], "warning", "model-9 and 2 more"),
     ],
 )

@@ -67,8 +67,9 @@ class Lane:
 
     @property
     def room(self) -> int:
-        """How many more lines of some account should be claimed for this backend; 0: a claim is not worth its cost."""
-        return max(self.rooms().values())
+        """How many more lines of an account that is here should be claimed; 0: a claim is not worth its cost. Others come with a hint."""
+        rooms = self.rooms()
+        return max((rooms[account] for account in rooms if account is not None), default=rooms[None])
 
     def rooms(self) -> Mapping[UUID | None, int]:
         """How many more lines should be claimed of each account that has lines here, and (None) of one that has none.
