@@ -142,8 +142,15 @@ class Settings(BaseSettings):
     retry_base: float = Field(0.5, gt=0, description="First retry's longest pause; doubles per attempt, full jitter.")
     retry_cap: float = Field(30.0, gt=0, description="Longest pause before a retry that the backend did not ask for.")
     retry_after_cap: float = Field(120.0, gt=0, description="Longest `Retry-After` that is obeyed as it is.")
-    circuit_failures: int = Field(20, gt=0, description="Failures in a row after which a backend is left alone for a while.")
+    circuit_failures: int = Field(
+        20, gt=0, description="Failures of a batch in a row after which its backend is left alone for a while, unless others are answered."
+    )
     circuit_pause: float = Field(15.0, gt=0, description="How long such a backend is left alone.")
+    circuit_patience: float = Field(
+        4 * 3_600.0,
+        ge=0,
+        description="How long a backend that answers nothing but failures costs no line. After that lines fail, few at first.",
+    )
 
     # Logs
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe event that is written.")

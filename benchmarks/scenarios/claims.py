@@ -31,10 +31,10 @@ def _contenders(stage: Stage) -> list[Contender]:
 def _measure(claims: int, *, batches: int, tasks: int, accounts: int) -> Sample:
     with _database():
         from xalen_batch import db
-        from xalen_batch.models.claims import claim
+        from xalen_batch.models.claims import Room, claim
         from xalen_batch.pipeline import recover
 
-        def take(rooms: dict[tuple[str, bool], int]) -> float:
+        def take(*rooms: Room) -> float:
             started = time.perf_counter()
             with db.transaction() as session:
                 claim(session, worker="bench", lease=600, rooms=rooms, room=backlog.LINES, with_suspects=True)
@@ -48,9 +48,9 @@ def _measure(claims: int, *, batches: int, tasks: int, accounts: int) -> Sample:
         with db.transaction() as session:
             backlog.fill(session, batches=batches, tasks=tasks, accounts=accounts)
         for _ in range(FIRST):
-            take({})
-        taken = [take({}) for _ in range(claims)]
-        passed = [take({(backlog.CHAT_MODEL, False): 0}) for _ in range(claims // 5)]
+            take()
+        taken = [take() for _ in range(claims)]
+        passed = [take(Room(0, backlog.CHAT_MODEL, False)) for _ in range(claims // 5)]
         looks = [look() for _ in range(FIRST)]
     more = {"claim_ms": median(taken) * 1e3, "full_lane_ms": median(passed) * 1e3, "due_ms": median(looks) * 1e3}
     return Sample(claims, sum(taken), more={name: round(value, 3) for name, value in more.items()})

@@ -25,7 +25,7 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.outcome import assert_whole
 from xalen_batch import batches, broker, catalog, db, files, idempotency, ids
 from xalen_batch.backends.contract import Answered, Retryable, Usage
-from xalen_batch.backends.lane import Exhausted
+from xalen_batch.backends.work import Exhausted
 from xalen_batch.billing import invoices, prices
 from xalen_batch.broker import Job, Message
 from xalen_batch.catalog import CHAT
@@ -273,7 +273,7 @@ class Life(RuleBasedStateMachine):
             self.take()
 
     def take(self) -> None:
-        held = claim.claim({}, with_suspects=True)
+        held = claim.claim([], with_suspects=True)
         if held is None:
             return
         known = self.known[held.batch_id]
@@ -400,7 +400,7 @@ class Life(RuleBasedStateMachine):
             worker.is_owner = False
         due = recover.due()
         self.learn()
-        while (held := claim.claim({}, with_suspects=True)) is not None:
+        while (held := claim.claim([], with_suspects=True)) is not None:
             worker = Worker(held)
             assert not self.write(worker, worker.left, [Answered(200, b"{}", Usage(10, 1))] * len(worker.left), TaskState.DONE).is_stale
         for message in due:

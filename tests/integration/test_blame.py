@@ -55,7 +55,7 @@ def test_a_line_that_kills_whoever_runs_it_fails_alone(count: int) -> None:
     batch_id = a_batch(chat_lines(count))
     poison = count // 2 + 1
     killed = 0
-    while (held := claim.claim({}, with_suspects=True)) is not None:
+    while (held := claim.claim([], with_suspects=True)) is not None:
         if held.is_suspect:
             run_alone(held)
         if any(line.line_no == poison for line in held.lines):

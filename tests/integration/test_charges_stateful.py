@@ -74,7 +74,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule()
     def claim(self) -> None:
-        held = claim.claim({}, with_suspects=True)
+        held = claim.claim([], with_suspects=True)
         if held is not None:
             assert held.batch_id == self.batch_id
             assert not {line.line_no for line in held.lines} & set(self.charged)
@@ -165,7 +165,7 @@ class Deliveries(RuleBasedStateMachine):
         if not hasattr(self, "batch_id"):
             return
         self.expire()
-        while (held := claim.claim({}, with_suspects=True)) is not None:
+        while (held := claim.claim([], with_suspects=True)) is not None:
             worker = Worker(held)
             self.record(worker, [worker.row(line, Answered(200, b"{}", Usage(10, 1))) for line in worker.left], TaskState.DONE)
         finalize.run(self.batch_id)

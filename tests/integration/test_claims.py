@@ -1,6 +1,7 @@
 """The claim: which task is next, whoever claims beside it, and what it takes to find it among very many."""
 
 import random
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.integration import plans
 from xalen_batch import db
 from xalen_batch.models import Account, Batch, Task, claims
+from xalen_batch.models.claims import Room
 from xalen_batch.models.tasks import SUSPECT_LOSSES, advance, has_any, reclaim
 from xalen_batch.pipeline import recover
 from xalen_batch.states import TaskState
@@ -26,11 +28,10 @@ pytestmark = pytest.mark.usefixtures("database")
 
 ROOM = 3
 HOUR = timedelta(hours=1)
-Rooms = dict[tuple[str, bool], int]
 
 
-def claim(session: Session, rooms: Rooms | None = None, *, with_suspects: bool = True) -> Task | None:
-    found = claims.claim(session, worker="w", lease=60, rooms=rooms or {}, room=ROOM, with_suspects=with_suspects)
+def claim(session: Session, *rooms: Room, with_suspects: bool = True) -> Task | None:
+    found = claims.claim(session, worker="w", lease=60, rooms=rooms, room=ROOM, with_suspects=with_suspects)
     return None if found is None else found[0]
 
 
@@ -47,9 +48,16 @@ class Waiting:
     losses: int
     is_paused: bool
 
-    @property
-    def lane(self) -> tuple[str, bool]:
-        return self.model, self.batch.livemode
+    def room(self, rooms: Sequence[Room]) -> int:
+        """Lines of it that may be taken: the least of the rooms that match it."""
+        return min((room.lines for room in rooms if matches(room, self.model, self.batch, self.batch.id)), default=ROOM)
+
+
+def matches(room: Room, model: str, batch: Batch, batch_id: UUID | None) -> bool:
+    wanted = (room.model, room.livemode, room.account_id, room.batch_id)
+    return all(
+        value is None or value == found for value, found in zip(wanted, (model, batch.livemode, batch.account_id, batch_id), strict=True)
+    )
 
 
 @dataclass
@@ -59,7 +67,7 @@ class Rule:
     waiting: list[Waiting] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
 
-    def next(self, rooms: Rooms, *, with_suspects: bool) -> tuple[UUID, int, int] | None:
+    def next(self, rooms: Sequence[Room], *, with_suspects: bool) -> tuple[UUID, int, int] | None:
         """The batch and the seq of the next task, and how many of its lines are taken."""
         now = datetime.now(UTC)
         found = [
@@ -69,7 +77,7 @@ class Rule:
             and task.batch.expires_at > now
             and (task.batch.window_closes_at is None or task.batch.window_opens_at <= now < task.batch.window_closes_at)
             and not task.is_paused
-            and rooms.get(task.lane, ROOM) > 0
+            and task.room(rooms) > 0
             and (with_suspects or task.losses < SUSPECT_LOSSES)
         ]
         if not found:
@@ -81,7 +89,7 @@ class Rule:
                 *(task.batch.expires_at, task.batch.id, task.seq),
             ),
         )
-        taken = task.lines if task.completed else min(task.lines, rooms.get(task.lane, ROOM))
+        taken = task.lines if task.completed else min(task.lines, task.room(rooms))
         task.account.virtual_time += taken / task.account.weight
         self.waiting.remove(task)
         if taken < task.lines:
@@ -89,14 +97,14 @@ class Rule:
             self.waiting.append(rest)
         return task.batch.id, task.seq, taken
 
-    def first_deadline(self, account: Account, rooms: Rooms) -> datetime:
-        """Of the account's batches, but for those whose one lane is full."""
+    def first_deadline(self, account: Account, rooms: Sequence[Room]) -> datetime:
+        """Of the account's batches, but for those whose one queue is full."""
         return min(
             batch.expires_at
             for batch in self.batches
             if batch.account_id == account.id
             and batch.status == "in_progress"
-            and (batch.model is None or rooms.get((batch.model, batch.livemode), ROOM) > 0)
+            and not any(room.lines == 0 and matches(room, batch.model or "", batch, None) for room in rooms)
         )
 
 
@@ -156,12 +164,16 @@ def test_claims_follow_the_rule_until_nothing_is_left(session: Session, seed: in
     session.expunge_all()
     lanes = [(model, is_live) for model in (CHAT_MODEL, RERANK_MODEL) for is_live in (False, True)]
     while True:
-        rooms = {lane: chance.choice([0, 1, 4]) for lane in lanes if chance.random() < 0.5}
+        rooms = [Room(chance.choice([0, 1, 4]), model, is_live) for model, is_live in lanes if chance.random() < 0.5]
+        # Of an account in a lane, of an account anywhere, and of a batch.
+        for batch in chance.sample(rule.batches, k=min(len(rule.batches), chance.choice([0, 0, 1, 2]))):
+            lane = chance.choice([*lanes, (None, None)])
+            rooms.append(Room(chance.choice([0, 1]), *lane, batch.account_id, chance.choice([None, batch.id])))
         with_suspects = chance.random() < 0.5
         expected = rule.next(rooms, with_suspects=with_suspects)
-        task = claim(session, rooms, with_suspects=with_suspects)
+        task = claim(session, *rooms, with_suspects=with_suspects)
         assert (task and (task.batch_id, task.seq, task.lines)) == expected
-        if expected is None and rooms == {} and with_suspects:
+        if expected is None and not rooms and with_suspects:
             break
     session.expire_all()
     for account in {id(task.account): task.account for task in rule.waiting}.values():
@@ -180,7 +192,7 @@ def test_claims_at_once_go_on_to_the_next_task_of_the_same_account(tasks: int) -
 
     def take(_: int) -> Task | None:
         with db.transaction() as session:
-            return claims.claim(session, worker="w", lease=60, rooms={}, room=backlog.LINES, with_suspects=True)[0]
+            return claims.claim(session, worker="w", lease=60, rooms=[], room=backlog.LINES, with_suspects=True)[0]
 
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(take, range(12)))
@@ -201,7 +213,7 @@ class TestAmongManyTasks:
         assert plans.pages(plan) < 600
 
     def test_a_full_lane_is_passed_over_without_a_look_at_its_tasks(self) -> None:
-        (plan,) = plans.of(lambda session: claim(session, {(CHAT_MODEL, False): 0}))
+        (plan,) = plans.of(lambda session: claim(session, Room(0, CHAT_MODEL, False)))
         assert plans.looked_into(plan) == {"batches"}
         assert plans.pages(plan) < 600
 
@@ -221,7 +233,7 @@ class TestInABatchOfManyTasks:
             session.execute(update(Batch).values(model=None))
             session.execute(update(Task).where(Task.seq == 4_999 * backlog.LINES).values(model=RERANK_MODEL))
         analyze()
-        (plan,) = plans.of(lambda session: claim(session, {(CHAT_MODEL, False): 0}))
+        (plan,) = plans.of(lambda session: claim(session, Room(0, CHAT_MODEL, False)))
         assert plan["Actual Rows"] == 1
         assert plans.pages(plan) < 100
 

@@ -25,6 +25,8 @@ Doctor = Callable[[], tuple[int, dict[str, Any]]]
 
 MODEL = "mistral-small-3-1"
 KEY = "MISTRAL_API_KEY"
+# The model's name at its backend.
+SERVED = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
 
 
 @pytest.fixture
@@ -196,13 +198,15 @@ def test_the_table_is_data_and_goes_to_stdout(doctor: Doctor) -> None:
 
 
 @contextmanager
-def server(status: int) -> Iterator[str]:
+def server(status: int, body: bytes = b"") -> Iterator[str]:
     """The `base_url` of a model server that answers everything so."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
+            self.send_header("content-length", str(len(body)))
             self.end_headers()
+            self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             """Keep quiet."""
@@ -242,7 +246,7 @@ Look = Callable[[str], tuple[str, str]]
         (200, "", "ok", f"answers. {KEY}, which is to hold its key, is not set."),
         (401, "", "warning", f"asks for a key. {KEY}, which is to hold its key, is not set. Live requests to this model wait"),
         (401, "secret-word", "warning", f"refuses the key in {KEY}. Live requests to this model wait"),
-        (403, "secret-word", "warning", f"refuses the key in {KEY}. Live requests to this model fail"),
+        (403, "secret-word", "warning", f"refuses the key in {KEY}. Live requests to this model wait"),
         (500, "secret-word", "warning", "answers with status 500"),
     ],
 )
@@ -253,6 +257,32 @@ def test_a_backend_that_answers(backend: Look, monkeypatch: pytest.MonkeyPatch, 
     assert found == status
     assert words in detail
     assert "secret-word" not in detail
+
+
+@pytest.mark.parametrize(
+    ("names", "status", "words"),
+    [
+        ([SERVED, "another"], "ok", "/v1"),
+        ([f"{SERVED}:latest"], "ok", "/v1"),
+        ([], "ok", "/v1"),
+        (["mistral-small", "another"], "warning", f"does not list {SERVED}, the name that requests carry. It has mistral-small, another. "),
+        ([f"model-{n}" for n in range(12)], "warning", "model-9 and 2 more"),
+    ],
+)
+def test_the_models_that_a_backend_lists_are_compared_with_the_catalogs_name(
+    backend: Look, names: list[str], status: str, words: str
+) -> None:
+    with server(200, json.dumps({"object": "list", "data": [{"id": name} for name in names]}).encode()) as base_url:
+        found, detail = backend(base_url)
+    assert found == status
+    assert words in detail
+    assert status == "ok" or f"Set models.{MODEL}.backend.model in the catalog" in detail
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"data":[1]}', b'{"data":null}', b'{"data":[{}]}', b"[" * 100_000])
+def test_a_listing_that_is_none_is_no_finding(backend: Look, body: bytes) -> None:
+    with server(200, body) as base_url:
+        assert backend(base_url)[0] == "ok"
 
 
 def test_a_backend_that_is_away_and_its_missing_key_are_both_said(backend: Look, monkeypatch: pytest.MonkeyPatch) -> None:

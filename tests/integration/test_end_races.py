@@ -97,7 +97,7 @@ def a_task_in_flight(caller: factories.Caller, file: factories.File) -> Claim:
     with db.transaction() as session:
         batch_id = factories.batch(session, caller, file).id
     validate.run(batch_id)
-    held = claim.claim({}, with_suspects=True)
+    held = claim.claim([], with_suspects=True)
     assert held is not None
     assert (held.batch_id, len(held.lines)) == (batch_id, LINES)
     return held
@@ -121,7 +121,7 @@ def race(pool: ThreadPoolExecutor, racers: list[Callable[[], None]], dice: rando
 def ended(batch_id: UUID) -> Batch:
     """Brought to its end by whoever looks next, if none of the racers has."""
     if read(batch_id).status not in TERMINAL:
-        held = claim.claim({}, with_suspects=True)
+        held = claim.claim([], with_suspects=True)
         if held is not None:
             answer(held)
         finalize.run(batch_id)

@@ -23,6 +23,7 @@ from xalen_batch.backends.lane import Lane
 from xalen_batch.broker import Job
 from xalen_batch.errors import NotCancellable
 from xalen_batch.models import Batch, Invoice, Result, Task
+from xalen_batch.models.claims import Room
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
 from xalen_batch.pipeline import engine as engines
@@ -107,7 +108,7 @@ def answers(held: claim.Claim) -> list[record.Row]:
 
 
 def a_claim() -> claim.Claim:
-    held = claim.claim({}, with_suspects=True)
+    held = claim.claim([], with_suspects=True)
     assert held is not None
     return held
 
@@ -198,7 +199,7 @@ def test_cancel_keeps_and_bills_what_finished(engine: Engine) -> None:
     record.record(held.key, held.fence, answers(held)[:2])
     with db.transaction() as session:
         assert batches.cancel(session, session.get_one(Batch, batch_id)).status == "cancelling"
-    assert claim.claim({}, with_suspects=True) is None
+    assert claim.claim([], with_suspects=True) is None
     finalize.run(batch_id)
     assert read(batch_id).status == "cancelling"
     assert not record.record(held.key, held.fence, answers(held)[2:3]).goes_on
@@ -247,7 +248,7 @@ def test_an_overdue_batch_expires_with_what_finished(engine: Engine) -> None:
 
 def test_finalizing_twice_at_once_issues_one_invoice() -> None:
     batch_id = a_batch(chat_lines(2))
-    while (held := claim.claim({}, with_suspects=True)) is not None:
+    while (held := claim.claim([], with_suspects=True)) is not None:
         record.record(held.key, held.fence, answers(held), to=TaskState.DONE)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(finalize.run, [batch_id] * 8))
@@ -276,15 +277,15 @@ def test_two_claimers_never_get_the_same_task(configure: Callable[..., None]) ->
 
 def test_a_busy_backend_is_passed_over() -> None:
     a_batch(chat_lines(5))
-    assert claim.claim({(factories.CHAT_MODEL, False): 0}, with_suspects=True) is None
-    assert claim.claim({(factories.CHAT_MODEL, True): 0}, with_suspects=True) is not None
+    assert claim.claim([Room(0, factories.CHAT_MODEL, False)], with_suspects=True) is None
+    assert claim.claim([Room(0, factories.CHAT_MODEL, True)], with_suspects=True) is not None
 
 
 def test_a_task_handed_back_waits_for_its_pause() -> None:
     a_batch([factories.chat_line("only")])
     held = a_claim()
     record.record(held.key, held.fence, [], to=TaskState.PENDING, pause=3600)
-    assert claim.claim({}, with_suspects=True) is None
+    assert claim.claim([], with_suspects=True) is None
     with db.transaction() as session:
         session.execute(update(Task).values(not_before=func.now()))
     assert a_claim().key == held.key

@@ -91,7 +91,7 @@ close_window = partial(set_window, opens=HOUR, closes=2 * HOUR)
 
 
 def claimed() -> claim.Claim | None:
-    return claim.claim({}, with_suspects=True)
+    return claim.claim([], with_suspects=True)
 
 
 def interval_of(batch_id: UUID) -> tuple[datetime | None, datetime | None]:
@@ -120,10 +120,10 @@ class Model:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Model:
-    """In the place of the simulated one, with three requests in flight at most."""
+    """In the place of the simulated one, with three requests in flight at most before the first is answered."""
     model = Model()
     monkeypatch.setattr(registry, "backend_for", lambda *_: model)
-    monkeypatch.setattr(engines, "Lane", lambda backend, limit, name, **options: Lane(backend, 3, name, **options))
+    monkeypatch.setattr(engines, "Lane", lambda backend, limit, name, **options: Lane(backend, 5, name, **options))
     return model
 
 

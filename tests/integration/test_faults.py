@@ -224,7 +224,7 @@ class TestAnotherVersionsMigration:
         db.engine().dispose()
         for _ in range(8):
             # As in a process that has run for long: the statement is prepared on the connection.
-            assert claim.claim({}, with_suspects=True) is None
+            assert claim.claim([], with_suspects=True) is None
         batch_id = a_batch(chat_lines(30), execution_window=window, **soon)
         with added_columns():
             held = a_claim()

@@ -8,8 +8,9 @@ import pytest
 
 from xalen_batch import ids
 from xalen_batch.backends.contract import Answered, Request, Usage
-from xalen_batch.backends.lane import NOT_RUN, Lane
+from xalen_batch.backends.lane import Lane
 from xalen_batch.backends.simulated.backend import SimulatedBackend
+from xalen_batch.backends.work import NOT_RUN
 from xalen_batch.billing.charges import Tariff
 from xalen_batch.catalog import CHAT, models
 from xalen_batch.pipeline import execute
@@ -38,7 +39,7 @@ LINES = tuple(Line(number, f"line-{number}", Request(CHAT, b"{}", f"req_{number}
 
 def a_run(count: int) -> Run:
     tariff = Tariff({"input": "0.02", "output": "0.04"}, Decimal("0.5"))
-    claim = Claim((ids.new(), 0), 1, (MODEL, False), "simulated", tariff, is_suspect=False, lines=LINES[:count])
+    claim = Claim((ids.new(), 0), 1, ids.new(), (MODEL, False), "simulated", tariff, is_suspect=False, lines=LINES[:count])
     run = Run(claim, Lane(SimulatedBackend(models()[MODEL]), 1))
     run._is_due = Waited()
     return run

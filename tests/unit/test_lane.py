@@ -7,10 +7,12 @@ from typing import Any, cast
 
 import pytest
 
-from xalen_batch.backends.circuit import Circuit
+from xalen_batch import ids
+from xalen_batch.backends.circuit import Opening, Source, State
 from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable, Usage
-from xalen_batch.backends.lane import Ended, Exhausted, Lane, NotRun, pause_before_retry
+from xalen_batch.backends.lane import BACKLOG, Lane, pause_before_retry
 from xalen_batch.backends.rates import Rates, estimate
+from xalen_batch.backends.work import Ended, Exhausted, NotRun
 from xalen_batch.catalog import CHAT
 
 OK = Answered(200, b"{}", Usage(1, 1))
@@ -33,6 +35,7 @@ class Lines:
 
     count: int = 1
     is_stopped: bool = False
+    source: Source = field(default_factory=lambda: Source(ids.new(), ids.new()))
     outcomes: dict[int, Ended | NotRun] = field(default_factory=dict)
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -54,7 +57,7 @@ class Lines:
 
 
 class Script:
-    """A backend that answers as told, one outcome after the other, the last for ever."""
+    """A backend that answers as told, one outcome after the other, the last for ever. Behind the gate from the second request on."""
 
     def __init__(self, *outcomes: Outcome, gate: asyncio.Event | None = None) -> None:
         self.outcomes = list(outcomes)
@@ -69,7 +72,7 @@ class Script:
         self.order.append(request.request_id)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        if self.gate is not None:
+        if self.gate is not None and self.sent > 1:
             await self.gate.wait()
         await asyncio.sleep(0)
         self.in_flight -= 1
@@ -170,13 +173,53 @@ def test_no_more_requests_than_the_limit_are_in_flight() -> None:
     run(main)
 
 
-def test_lines_are_sent_in_the_order_in_which_they_came() -> None:
+def test_lines_of_an_account_are_sent_in_the_order_in_which_they_came() -> None:
     async def main() -> None:
         backend = Script(OK)
-        first, second, lane = Lines(3), Lines(2), Lane(backend, 1)
+        first, lane = Lines(3), Lane(backend, 1)
         first.start(lane)
-        await second.run(lane)
+        await Lines(2, source=Source(first.source.account_id, ids.new())).run(lane)
         assert backend.order == ["req_0", "req_1", "req_2", "req_0", "req_1"]
+
+    run(main)
+
+
+def test_accounts_take_turns() -> None:
+    async def main() -> None:
+        backend = Script(OK)
+        first, lane = Lines(3), Lane(backend, 1)
+        first.start(lane)
+        await Lines(2).run(lane)
+        await until(first.is_over.is_set)
+        assert backend.order == ["req_0", "req_0", "req_1", "req_1", "req_2"]
+
+    run(main)
+
+
+def test_an_account_without_an_answer_leaves_half_of_the_requests_to_others() -> None:
+    class Hanging(Script):
+        async def send(self, request: Request) -> Outcome:
+            return await super().send(request) if request.body == b"quick" else await asyncio.Event().wait()
+
+    @dataclass(frozen=True)
+    class Quick(Line):
+        @property
+        def request(self) -> Request:
+            return Request(CHAT, b"quick", f"quick_{self.number}")
+
+    async def main() -> None:
+        lane = Lane(Hanging(OK), 16)
+        hanging, quick = Lines(1_000), Lines(100)
+        hanging.start(lane)
+        assert lane.rooms()[None] == 32
+        assert lane.rooms()[hanging.source.account_id] == 0
+        lane.add(quick, [Quick(number) for number in range(100)])
+        await until(quick.is_over.is_set)
+        assert list(quick.outcomes.values()) == [OK] * 100
+        hanging.is_stopped = True
+        lane.stop(hanging)
+        lane.cut(hanging)
+        await until(hanging.is_over.is_set)
 
     run(main)
 
@@ -275,36 +318,15 @@ def test_a_broken_backend_is_left_alone_and_its_lines_go_back_unrun(configure: C
 
     async def main() -> None:
         backend = Script(BROKEN)
-        lane = Lane(backend, 1)
-        assert await Lines(1).run(lane) == [Exhausted(BROKEN, 3)]
-        assert await Lines(4).run(lane) == [NotRun()] * 4
+        lane, source = Lane(backend, 1), Lines().source
+        assert await Lines(1, source=source).run(lane) == [Exhausted(BROKEN, 3)]
+        assert await Lines(4, source=source).run(lane) == [NotRun()] * 4
         assert backend.sent == 4
-        assert 0 < lane.circuit.pause <= 60
-        assert lane.room == 0
+        assert 0 < lane.circuit.pause_of(source) <= 60
+        # One line of another batch may try, and none of this one.
+        assert lane.circuit.opening == Opening(1, frozenset({source}))
 
     run(main)
-
-
-def test_success_between_failures_keeps_the_circuit_closed(configure: Callable[..., None]) -> None:
-    configure(circuit_failures=3)
-    circuit = Circuit()
-    for _ in range(50):
-        circuit.failed()
-        circuit.failed()
-        circuit.succeeded()
-        for _ in range(20):
-            circuit.sent()
-    assert circuit.pause == 0
-
-
-def test_retries_beyond_their_budget_open_the_circuit(configure: Callable[..., None]) -> None:
-    configure(circuit_failures=1_000_000)
-    circuit = Circuit()
-    for _ in range(1_000):
-        circuit.sent()
-        circuit.failed()
-        circuit.succeeded()
-    assert circuit.pause > 0
 
 
 @pytest.mark.parametrize(("asked", "least", "most"), [(None, 0, 0.001), (7, 7, 7.001), (10_000, 120, 120.001)])
@@ -315,13 +337,17 @@ def test_the_pause_is_what_the_backend_asked_for_within_reason(asked: float | No
 
 def test_a_lane_has_room_until_a_full_limit_waits_behind_those_in_flight() -> None:
     async def main() -> None:
-        lane = Lane(Script(OK), 10)
+        gate = asyncio.Event()
+        lane = Lane(Script(OK, gate=gate), 10)
         assert lane.room == 20
-        lane.unfinished = 14
+        work = Lines(15).start(lane)
+        await until(lambda: lane.unfinished == 14)
         assert lane.room == 6
         # Less than half of what should wait is missing: not worth a claim.
-        lane.unfinished = 15
+        lane.add(work, [Line(15)])
         assert lane.room == 0
+        gate.set()
+        await until(lambda: lane.unfinished == 0)
 
     run(main)
 
@@ -345,22 +371,23 @@ def test_a_busy_backend_gets_fewer_requests_and_is_not_taken_for_broken(configur
     configure(retry_base=0.001, retry_cap=0.001, circuit_failures=4, circuit_pause=60)
 
     async def main() -> None:
-        backend = Script(*[BUSY] * 30, OK)
+        backend = Script(OK, *[BUSY] * 30, OK)
         lane = Lane(backend, 64)
         assert lane.limit == 32
         assert await Lines(100).run(lane) == [OK] * 100
         assert lane.limit < 32
-        assert lane.circuit.pause == 0
+        assert lane.circuit.state is State.CLOSED
 
     run(main)
 
 
-def test_a_line_refused_although_it_was_alone_is_the_next_to_be_tried(configure: Callable[..., None]) -> None:
+def test_a_line_refused_although_it_was_alone_is_the_next_of_its_account_to_be_tried(configure: Callable[..., None]) -> None:
     configure(retry_base=1000, retry_cap=1000)
 
     async def main() -> None:
         backend = Script(BUSY, OK)
-        first, second, lane = Lines(3), Lines(2), Lane(backend, 1)
+        first, lane = Lines(3), Lane(backend, 1)
+        second = Lines(2, source=Source(first.source.account_id, ids.new()))
         first.start(lane)
         second.start(lane)
         await until(lambda: backend.sent == 1 and backend.in_flight == 0)
@@ -373,6 +400,20 @@ def test_a_line_refused_although_it_was_alone_is_the_next_to_be_tried(configure:
         await until(second.is_over.is_set)
         assert list(second.outcomes.values()) == [OK, OK]
         assert list(first.outcomes.values()) == [NotRun()] * 3
+
+    run(main)
+
+
+def test_a_line_refused_although_it_was_alone_holds_up_no_other_account(configure: Callable[..., None]) -> None:
+    configure(retry_base=1000, retry_cap=1000)
+
+    async def main() -> None:
+        lane, first = Lane(Script(BUSY, OK), 1), Lines(3)
+        first.start(lane)
+        assert await Lines(2).run(lane) == [OK, OK]
+        assert first.outcomes == {}
+        first.is_stopped = True
+        lane.stop(first)
 
     run(main)
 
@@ -418,7 +459,7 @@ class Gate:
 def test_a_line_is_sent_when_its_rate_allows_and_its_tokens_are_settled_by_its_usage() -> None:
     async def main() -> None:
         gate, backend = Gate(), Script(OK, BROKEN, OK)
-        work, lane = Lines(2), Lane(backend, 2, rates=cast(Rates, gate))
+        work, lane = Lines(2), Lane(backend, 4, rates=cast(Rates, gate))
         work.start(lane)
         await until(lambda: len(gate.turns) == 2)
         assert backend.sent == 0
@@ -439,7 +480,7 @@ def test_a_line_is_sent_when_its_rate_allows_and_its_tokens_are_settled_by_its_u
 def test_a_stop_does_not_wait_for_a_rate() -> None:
     async def main() -> None:
         gate, backend = Gate(), Script(OK)
-        work, lane = Lines(3), Lane(backend, 2, rates=cast(Rates, gate))
+        work, lane = Lines(3), Lane(backend, 4, rates=cast(Rates, gate))
         work.start(lane)
         await until(lambda: len(gate.turns) == 2)
         work.is_stopped = True
@@ -470,10 +511,30 @@ def test_a_line_whose_turn_comes_when_the_backend_is_left_alone_goes_back(config
         work, lane = Lines(1), Lane(backend, 1, rates=cast(Rates, gate))
         work.start(lane)
         await until(lambda: len(gate.turns) == 1)
-        lane.circuit.failed()
+        lane.circuit.failed(work.source)
         gate.let_pass()
         await until(work.is_over.is_set)
         assert work.outcomes == {0: NotRun()}
         assert (backend.sent, gate.settled) == (0, [(estimate(b"{}", CHAT), None)])
+
+    run(main)
+
+
+def test_accounts_take_turns_at_a_rate_and_do_not_wait_behind_all_of_another() -> None:
+    async def main() -> None:
+        gate, backend = Gate(), Script(OK)
+        lane, first, second = Lane(backend, 40, rates=cast(Rates, gate)), Lines(10), Lines(2)
+        gate.wait = BACKLOG + 0.01
+        first.start(lane)
+        second.start(lane)
+        assert gate.turns == []
+        gate.wait = 0.0
+        await until(lambda: len(gate.turns) > 4)
+        for _ in range(4):
+            gate.let_pass()
+        await until(second.is_over.is_set)
+        first.is_stopped = True
+        lane.stop(first)
+        await until(first.is_over.is_set)
 
     run(main)

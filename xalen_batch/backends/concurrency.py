@@ -50,7 +50,7 @@ class Concurrency:
     def __init__(self, ceiling: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._ceiling = ceiling
-        self.limit = min(ceiling, max(FEW, int(ceiling * START)))
+        self.limit = self._start
         self.in_flight = 0
         # Good answers a second, in the last round.
         self.goodput = 0.0
@@ -78,6 +78,17 @@ class Concurrency:
         self._ceiling = ceiling
         self._base = self._wall = None
         self._move(ceiling if was_there else min(self.limit, ceiling))
+
+    @property
+    def _start(self) -> int:
+        return min(self._ceiling, max(FEW, int(self._ceiling * START)))
+
+    def restart(self) -> None:
+        """Forget what refusals taught: they were not about load."""
+        self._cuts += 1
+        self._base = self._wall = None
+        self._factor, self._hold, self._held_until = LEAP, FIRST_HOLD, 0.0
+        self._move(max(self.limit, self._start))
 
     def started(self) -> int:
         """A request goes out. Returns what `ended` has to be given for it."""

@@ -47,11 +47,11 @@ class Refused(Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Retryable:
-    """Worth another attempt: 401 (our key, not the user's fault), 408, 409, 425, 429, 5xx, a timeout, a broken connection, an answer that is none.
+    """No answer, and another attempt may get one. `backends/outcomes.py` says which statuses are what.
 
-    `status` is the HTTP status where there was one. `retry_after` is the backend's own wish in
-    seconds. `is_overload`: the backend is there and busy (429, 503), as opposed to broken.
-    `is_unreachable`: it cannot be used at all, as no connection is had or our key is refused.
+    `status` is the HTTP status where there was one. `retry_after` is the backend's own wish in seconds. `is_overload`: the
+    backend is there and busy. `is_unreachable`: no request can succeed until the operator acts (no connection, a refused key).
+    `refusal`: what the line ends with if the backend answers other lines meanwhile; until then the operator's setup is to blame.
     """
 
     reason: str
@@ -60,11 +60,12 @@ class Retryable:
     is_timeout: bool = False
     is_overload: bool = False
     is_unreachable: bool = False
+    refusal: Refused | None = None
 
     @property
     def is_failed_attempt(self) -> bool:
-        """Whether the line itself may be why: not if the backend was busy or away for any line."""
-        return not (self.is_overload or self.is_unreachable)
+        """Whether the line itself may be to blame: not if the backend was busy, away or set up wrongly for any line."""
+        return not (self.is_overload or self.is_unreachable or self.refusal)
 
 
 Outcome = Answered | Refused | Retryable

@@ -1,72 +1,29 @@
-"""One backend as one worker process uses it: a queue of lines, and as many pumps as it may have requests in flight."""
+"""One backend as one worker process uses it: a fair queue of lines, and as many pumps as it may have requests in flight."""
 
 import asyncio
 import random
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from uuid import UUID
 
 from xalen_batch import log
-from xalen_batch.backends.circuit import Circuit
+from xalen_batch.backends.circuit import Circuit, Source
 from xalen_batch.backends.concurrency import Concurrency, Verdict
-from xalen_batch.backends.contract import Answered, Backend, Outcome, Refused, Request, Retryable
+from xalen_batch.backends.contract import Answered, Backend, Outcome, Refused, Retryable
+from xalen_batch.backends.fair_queue import FairQueue
 from xalen_batch.backends.rates import Rates, estimate
+from xalen_batch.backends.work import NOT_RUN, Ended, Entry, Exhausted, Line, NotRun, Work
 from xalen_batch.config import settings
 
 logger = log.get(__name__)
 
-# Lines for so many seconds wait behind those in flight, so that the pipe stays full while more are claimed.
+# Lines for this many seconds wait behind those in flight, so that the pipe stays full while more are claimed.
 BACKLOG = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Exhausted:
-    """The line used up its attempts; `last` is what the last one met."""
-
-    last: Retryable
-    attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class NotRun:
-    """The line has no outcome and goes back to its task: its work was stopped, or the backend is broken."""
-
-
-Ended = Answered | Refused | Exhausted
-NOT_RUN = NotRun()
-
-
-class Line(Protocol):
-    """What a lane needs to know of a line."""
-
-    @property
-    def request(self) -> Request: ...
-
-
-class Work(Protocol):
-    """Lines that came together and go on together. Called on the event loop."""
-
-    is_stopped: bool
-
-    def over(self, line: Any, outcome: Ended | NotRun) -> None:
-        """Called once for each line."""
-        ...
-
-
-@dataclass(eq=False, slots=True)
-class _Entry:
-    """A line on its way through a lane."""
-
-    work: Work
-    line: Line
-    attempts: int = 0
-    failed: int = 0
-    is_sent: bool = False
-
-
 class Lane:
-    """Made and used on the event loop; `unfinished`, `limit` and `room` may be read from any thread.
+    """Made and used on the event loop; `unfinished`, `limit`, `room`, `rooms` and the circuit's state may be read from any thread.
 
     `ceiling`: most requests in flight at the backend, over all worker processes; each takes an equal share.
     `rates`: how fast it may be asked, None where nothing limits that. `on_room`: called on the loop when there is room again.
@@ -81,22 +38,27 @@ class Lane:
         workers: int = 1,
         rates: Rates | None = None,
         on_room: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backend = backend
         self._rates = rates
         self._on_room = on_room
-        self._was_full = False
-        self.circuit = Circuit(name)
+        self.circuit = Circuit(name, clock)
         self.unfinished = 0
+        self._of_account: Counter[UUID] = Counter()
+        # Accounts that had no room when they were last looked at.
+        self._full: set[UUID] = set()
         self._ceiling = ceiling
-        self._concurrency = Concurrency(_share(ceiling, workers))
-        # FIFO: the lines of the task that was claimed first are sent first.
-        self._waiting: deque[_Entry] = deque()
-        self._pausing: dict[_Entry, asyncio.TimerHandle] = {}
-        # Refused although it was the only one: until it is tried again, nothing else is.
-        self._refused: _Entry | None = None
+        self._concurrency = Concurrency(_share(ceiling, workers), clock)
+        self._waiting: FairQueue[Entry] = FairQueue()
+        self._pausing: dict[Entry, asyncio.TimerHandle] = {}
+        # By account, a line that was refused although it was the only one in flight: until its pause is over, the account sends nothing.
+        self._refused: dict[UUID, Entry] = {}
+        # Accounts for which only the backend says that it is busy.
+        self._doubted: set[UUID] = set()
+        self._refill: asyncio.TimerHandle | None = None
         # What each pump sends now.
-        self._pumps: dict[asyncio.Task[None], _Entry | None] = {}
+        self._pumps: dict[asyncio.Task[None], Entry | None] = {}
 
     @property
     def limit(self) -> int:
@@ -105,16 +67,20 @@ class Lane:
 
     @property
     def room(self) -> int:
-        """How many more lines should be claimed for this backend; 0 while there are enough, or while it is left alone.
+        """How many more lines of an account that is here should be claimed; 0: a claim is not worth its cost. Others come with a hint."""
+        rooms = self.rooms()
+        return max((rooms[account] for account in rooms if account is not None), default=rooms[None])
+
+    def rooms(self) -> Mapping[UUID | None, int]:
+        """How many more lines should be claimed of each account that has lines here, and (None) of one that has none.
 
         Enough wait behind those in flight that the pipe stays full while a task is claimed, and not more, so
         that later claims can still be fair. A claim is worth its cost when half of them are gone.
         """
-        if self.circuit.pause or (self._rates is not None and self._rates.wait > BACKLOG):
-            return 0
-        backlog = max(self.limit, int(self._concurrency.goodput * BACKLOG))
-        missing = self.limit + backlog - self.unfinished
-        return missing if 2 * missing > backlog else 0
+        opening = self.circuit.opening
+        if opening is not None:
+            return {None: opening.lines}
+        return {account: self._room_of(account) for account in (None, *self._of_account)}
 
     def share(self, workers: int) -> None:
         """So many worker processes use the backend now, this one included."""
@@ -122,22 +88,26 @@ class Lane:
         self._fill()
 
     def add(self, work: Work, lines: Sequence[Line]) -> None:
-        """Send these lines behind all that are here."""
+        """Send these lines behind all of their account that are here."""
+        source = work.source
         self.unfinished += len(lines)
-        self._waiting.extend(_Entry(work, line) for line in lines)
-        self._was_full = not self.room
+        self._of_account[source.account_id] += len(lines)
+        entries = [Entry(work, line) for line in lines]
+        if self.circuit.holds(source):
+            probes = self.circuit.probe(source, len(lines))
+            for entry in entries[:probes]:
+                entry.is_probe = True
+            for entry in entries[probes:]:
+                self._over(entry, NOT_RUN)
+            entries = entries[:probes]
+        self._waiting.add(entries)
+        if not self._room_of(source.account_id):
+            self._full.add(source.account_id)
         self._fill()
 
     def stop(self, work: Work) -> None:
         """Give back at once those lines of a stopped work that are not in flight."""
-        for entry in [entry for entry in self._pausing if entry.work is work]:
-            self._pausing.pop(entry).cancel()
-            self._over(entry, NOT_RUN)
-            self._goes_on(entry)
-        stopped = [entry for entry in self._waiting if entry.work is work]
-        self._waiting = deque(entry for entry in self._waiting if entry.work is not work)
-        for entry in stopped:
-            self._over(entry, NOT_RUN)
+        self._give_back(lambda entry: entry.work is work)
         # Those that wait for their rate.
         self._cancel(work, is_sent=False)
         self._fill()
@@ -151,105 +121,178 @@ class Lane:
         if self._rates is not None:
             await self._rates.close()
 
+    def _room_of(self, account: UUID | None) -> int:
+        if self._rates is not None and self._rates.wait > BACKLOG:
+            return 0
+        lines = sum(lines for other, lines in list(self._of_account.items()) if other == account or self._waiting.is_answered(other))
+        backlog = max(self.limit, int(self._concurrency.goodput * BACKLOG))
+        missing = self.limit + backlog - lines
+        return missing if 2 * missing > backlog else 0
+
     def _cancel(self, work: Work, *, is_sent: bool) -> None:
         for pump, entry in list(self._pumps.items()):
             if entry is not None and entry.work is work and entry.is_sent is is_sent:
                 pump.cancel()
 
-    def _fill(self) -> None:
-        if self._refused is not None:
-            return
-        for _ in range(min(self.limit - len(self._pumps), len(self._waiting))):
-            self._pumps[asyncio.create_task(self._pump())] = None
+    def _give_back(self, is_wanted: Callable[[Entry], bool]) -> None:
+        pausing = [entry for entry in self._pausing if is_wanted(entry)]
+        for entry in pausing:
+            self._pausing.pop(entry).cancel()
+            self._goes_on(entry)
+        for entry in pausing + self._waiting.take(is_wanted):
+            self._over(entry, NOT_RUN)
 
-    async def _pump(self) -> None:
-        """Send line after line, until none waits or the limit has fallen."""
+    def _next(self) -> Entry | None:
+        if self._rates is not None and self._rates.wait > BACKLOG:
+            # Only a few wait for the rate, first come, first served; the others wait here, where accounts take turns.
+            if self._waiting and self._refill is None:
+                self._refill = asyncio.get_running_loop().call_later(self._rates.wait - BACKLOG, self._again_by_rate)
+            return None
+        return self._waiting.next(self.limit, self._refused)
+
+    def _again_by_rate(self) -> None:
+        self._refill = None
+        self._fill()
+
+    def _fill(self) -> None:
+        while (entry := self._next()) is not None:
+            pump = asyncio.create_task(self._pump(entry))
+            self._pumps[pump] = None
+            pump.add_done_callback(self._pump_ended)
+
+    def _pump_ended(self, pump: asyncio.Task[None]) -> None:
+        del self._pumps[pump]
+        self._fill()
+
+    async def _pump(self, entry: Entry | None) -> None:
+        """Send line after line, until none may be sent or the limit has fallen."""
         me = asyncio.current_task()
         assert me is not None
+        while entry is not None:
+            self._pumps[me] = entry
+            await self._run(entry)
+            self._pumps[me] = None
+            entry = self._next()
+            if len(self._pumps) < self.limit:
+                self._fill()
+
+    async def _run(self, entry: Entry) -> None:
+        outcome = None
         try:
-            while len(self._pumps) <= self.limit and (entry := self._next()) is not None:
-                self._pumps[me] = entry
-                await self._send(entry)
-                self._pumps[me] = None
-                if len(self._pumps) < self.limit:
-                    self._fill()
+            outcome = await self._send(entry)
         finally:
-            cut = self._pumps.pop(me)
-            if cut is not None:
-                self._over(cut, NOT_RUN)
-            self._fill()
+            self._waiting.ended(entry, is_answered=_is_answered(outcome))
+            if outcome is None:
+                self._over(entry, NOT_RUN)
+        if isinstance(outcome, Retryable):
+            self._failed(entry, outcome)
+        elif outcome is not None:
+            self._over(entry, outcome)
 
-    def _next(self) -> _Entry | None:
-        while self._waiting and self._refused is None:
-            entry = self._waiting.popleft()
-            if not (entry.work.is_stopped or self.circuit.pause):
-                return entry
-            self._over(entry, NOT_RUN)
-        return None
-
-    async def _send(self, entry: _Entry) -> None:
-        request = entry.line.request
+    async def _send(self, entry: Entry) -> Outcome | None:
+        """One request. None: it was not sent, as its work was stopped or its source is held."""
+        request, source = entry.line.request, entry.work.source
+        if entry.work.is_stopped or self._is_held(entry):
+            return None
         expected = 0
         if self._rates is not None:
             expected = estimate(request.body, request.endpoint)
             await self._rates.admit(expected)
-            if self.circuit.pause:
-                # It opened while this one waited.
+            if self._is_held(entry):
+                # The circuit opened while this one waited.
                 self._rates.settle(expected, None)
-                self._over(entry, NOT_RUN)
-                return
+                return None
         entry.attempts += 1
         entry.is_sent = True
-        self.circuit.sent()
+        number = self.circuit.sent(source)
+        entry.first = entry.first or number
         token, outcome = self._concurrency.started(), None
         try:
             outcome = await self.backend.send(request)
         except Exception as error:
-            # A bug of ours: the line fails, its neighbours go on.
+            # A bug of ours: it costs this line its attempts, and its neighbours go on.
             logger.error("line.crashed", request_id=request.request_id, **log.cause(error))
-            self._over(entry, Exhausted(Retryable(f"an internal error ({type(error).__name__})"), attempts=1))
-            return
+            outcome = Retryable(f"an internal error ({type(error).__name__})")
         finally:
-            self._concurrency.ended(token, _verdict(outcome))
+            self._concurrency.ended(token, self._verdict(source, outcome))
             if self._rates is not None:
                 self._rates.settle(expected, _used(outcome))
         if not isinstance(outcome, Retryable):
-            self.circuit.succeeded()
-            self._over(entry, outcome)
-            return
-        is_refused = outcome.is_overload and self.limit == 1
-        if is_refused or not outcome.is_overload:
-            # A backend that is busy gets fewer; one that is too busy for one at a time is as good as broken.
-            self.circuit.failed()
-        entry.failed += outcome.is_failed_attempt
-        if entry.failed >= settings().max_attempts:
-            self._over(entry, Exhausted(outcome, entry.failed))
+            self._succeeded(source, number, outcome)
+        return outcome
+
+    def _succeeded(self, source: Source, number: int, outcome: Outcome) -> None:
+        self._doubted.discard(source.account_id)
+        is_witness = not self.circuit.holds(source)
+        if self.circuit.succeeded(source, number, is_answer=isinstance(outcome, Answered)):
+            if is_witness:
+                # Those that were refused are to blame, and not the load.
+                self._concurrency.restart()
+            self._on_room()
+
+    def _failed(self, entry: Entry, outcome: Retryable) -> None:
+        source = entry.work.source
+        # A backend that is busy gets fewer requests; one that is too busy for one at a time is as good as broken.
+        is_refused = outcome.is_overload and self.limit == 1 and not self.circuit.is_doubted(source)
+        self.circuit.failed(source, outcome.reason, is_broken=is_refused or not outcome.is_overload)
+        if self.circuit.holds(source):
+            self._give_back(lambda other: other.work.source == source and not other.is_probe)
+        is_own = outcome.is_failed_attempt or (outcome.refusal is not None and self.circuit.answered_since(entry.first))
+        entry.failed += is_own
+        if self.circuit.holds(source) and not (entry.is_probe and is_own and not self.circuit.is_patient):
+            self._over(entry, NOT_RUN)
+        elif entry.failed >= settings().max_attempts:
+            self._over(entry, outcome.refusal or Exhausted(outcome, entry.failed))
         elif entry.work.is_stopped:
             self._over(entry, NOT_RUN)
         else:
             if is_refused:
-                self._refused = entry
+                self._refused[entry.account_id] = entry
             pause = pause_before_retry(outcome, entry.attempts)
             self._pausing[entry] = asyncio.get_running_loop().call_later(pause, self._again, entry)
 
-    def _again(self, entry: _Entry) -> None:
+    def _again(self, entry: Entry) -> None:
         del self._pausing[entry]
         entry.is_sent = False
-        # It came before all that wait.
-        self._waiting.appendleft(entry)
+        self._waiting.again(entry)
         self._goes_on(entry)
         self._fill()
 
-    def _goes_on(self, entry: _Entry) -> None:
-        if self._refused is entry:
-            self._refused = None
+    def _goes_on(self, entry: Entry) -> None:
+        if self._refused.get(entry.account_id) is entry:
+            del self._refused[entry.account_id]
 
-    def _over(self, entry: _Entry, outcome: Ended | NotRun) -> None:
+    def _is_held(self, entry: Entry) -> bool:
+        return self.circuit.holds(entry.work.source) and not entry.is_probe
+
+    def _verdict(self, source: Source, outcome: Outcome | None) -> Verdict:
+        if isinstance(outcome, Answered | Refused):
+            return Verdict.GOOD
+        if outcome is None or not (outcome.is_overload or outcome.is_timeout):
+            return Verdict.BROKEN
+        if not self.circuit.is_doubted(source):
+            return Verdict.BUSY
+        if source.account_id not in self._doubted:
+            self._doubted.add(source.account_id)
+            self._concurrency.restart()
+        return Verdict.BROKEN
+
+    def _over(self, entry: Entry, outcome: Ended | NotRun) -> None:
+        account = entry.account_id
         self.unfinished -= 1
+        self._of_account[account] -= 1
+        if not self._of_account[account]:
+            del self._of_account[account]
+        if entry.is_probe:
+            self.circuit.probe_over(is_spent=isinstance(outcome, Exhausted))
         entry.work.over(entry.line, outcome)
-        if self._was_full and self.room:
-            self._was_full = False
+        if account in self._full and self._room_of(account):
+            self._full.discard(account)
             self._on_room()
+        if account not in self._of_account:
+            self._waiting.forget(account)
+            self._full.discard(account)
+            self._doubted.discard(account)
 
 
 def _share(ceiling: int, workers: int) -> int:
@@ -257,10 +300,11 @@ def _share(ceiling: int, workers: int) -> int:
     return max(1, ceiling // workers)
 
 
-def _verdict(outcome: Outcome | None) -> Verdict:
-    if isinstance(outcome, Answered | Refused):
-        return Verdict.GOOD
-    return Verdict.BUSY if outcome is not None and (outcome.is_overload or outcome.is_timeout) else Verdict.BROKEN
+def _is_answered(outcome: Outcome | None) -> bool | None:
+    """None: it does not tell, as the backend was busy or the request was not sent or cut off."""
+    if isinstance(outcome, Retryable):
+        return None if outcome.is_overload else False
+    return None if outcome is None else True
 
 
 def _used(outcome: Outcome | None) -> int | None:

@@ -2,9 +2,10 @@
 
 import email.utils
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -14,12 +15,41 @@ from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, R
 from xalen_batch.backends.usage import stating, usage_of, usual_usage
 from xalen_batch.catalog import CHAT, RERANK
 
-# 401: the key is the operator's, not the user's; lines wait behind the circuit until it is right again.
-RETRYABLE = frozenset({401, 408, 409, 425, 429})
-OVERLOAD = frozenset({429, 503})
+# docs/backends.md has these as a table.
+# The request's own fault: the line ends with the backend's words.
+OF_THE_LINE = frozenset({400, 413, 414, 416, 422, 431, 451})
+# Load: the line waits and is sent again, however often.
+BUSY = frozenset({429, 503, 529})
+TIMEOUTS = frozenset({408, 504, 524})
+# A failed attempt, as is every 5xx that is not elsewhere.
+ATTEMPT = frozenset({408, 409, 423, 424, 425, 499})
+# The key or the bill: no request can succeed until the operator acts.
+OF_THE_OPERATOR = frozenset({401, 402, 407})
+# 5xx that say what the server will never do; with them all 4xx that are not above. The setup is wrong, or, if others are answered, the line.
+NOT_SERVED = frozenset({501, 505})
 LONGEST_MESSAGE = 500
+# Characters of a message in which a cause is looked for.
+MOST_READ = 2_000
 _NO_ERROR = {"message": "The model backend refused the request.", "type": None, "param": None, "code": None}
 _TYPES = {403: "permission_error", 404: "not_found_error"}
+# `code` or `type` of an error that says that the hosted account has nothing left to spend. It comes as 429 or 403.
+_UNPAID = frozenset(
+    {
+        "insufficient_quota",
+        "credit_balance_exhausted",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "organization_spend_limit_exceeded",
+        "organization_usage_limit_exceeded",
+        "project_spend_limit_exceeded",
+    }
+)
+# `code` or `type` of an error that says that there is no such model, and the words of servers that have neither.
+_NO_MODEL = frozenset({"model_not_found", "invalid_model", "model_not_available", "model_not_exist"})
+_NO_MODEL_WORDS = re.compile(
+    r"\bmodel:?\s+(?:\S+\s+)?(?:is |was |does |could )?not\s+(?:be )?(?:found|exist)|\binvalid model(?: name|:|$)", re.IGNORECASE
+)
+_CODE = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 
 
 def outcome_of(reply: Reply, request: Request) -> Outcome:
@@ -27,18 +57,66 @@ def outcome_of(reply: Reply, request: Request) -> Outcome:
     status = reply.status
     if 200 <= status < 300:
         return _answered(reply, request)
-    if 400 <= status < 500 and status not in RETRYABLE:
-        return Refused(status, refusal(status, reply.body))
     if 300 <= status < 400:
-        return Retryable(f"The backend redirects ({status}); redirects are not followed.", status)
+        return Retryable(f"The backend redirects ({status}); redirects are not followed.", status, is_unreachable=True)
+    error = _Error.of(reply.body) if 400 <= status < 500 else _Error()
+    if status in OF_THE_OPERATOR or error.is_unpaid:
+        return Retryable(f"The backend answered {status}{error.shown}.", status, is_unreachable=True)
+    if error.is_no_model:
+        reason = f"The backend does not know the model by the catalog's name ({status}{error.shown}); `xalen-batch doctor` compares them."
+        return Retryable(reason, status, refusal=_refused(reply))
+    if status in OF_THE_LINE:
+        return _refused(reply)
+    if status in NOT_SERVED or (400 <= status < 500 and status not in ATTEMPT | BUSY):
+        return Retryable(f"The backend answered {status}{error.shown}.", status, refusal=_refused(reply))
     return Retryable(
         f"The backend answered {status}.",
         status,
         retry_after=retry_after(reply.header),
-        is_timeout=status in (408, 504),
-        is_overload=status in OVERLOAD,
-        is_unreachable=status == 401,
+        is_timeout=status in TIMEOUTS,
+        is_overload=status in BUSY,
     )
+
+
+def _refused(reply: Reply) -> Refused:
+    return Refused(reply.status, refusal(reply.status, reply.body))
+
+
+class _Error(NamedTuple):
+    """What an error's body says of its cause: as OpenAI writes it, or at the top level, as older vLLM does."""
+
+    code: str = ""
+    type: str = ""
+    param: str = ""
+    message: str = ""
+
+    @classmethod
+    def of(cls, body: bytes) -> "_Error":
+        try:
+            answer = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return cls()
+        if not isinstance(answer, dict):
+            return cls()
+        error = answer.get("error")
+        error = error if isinstance(error, dict) else answer
+        code, type_, param = (value if isinstance(value := error.get(name), str) else "" for name in ("code", "type", "param"))
+        return cls(code, type_, param, _said(answer)[:MOST_READ])
+
+    @property
+    def is_unpaid(self) -> bool:
+        return not _UNPAID.isdisjoint((self.code, self.type))
+
+    @property
+    def is_no_model(self) -> bool:
+        """The request's `model` is the catalog's word and not the user's, so an error about it is no fault of the line."""
+        named = not _NO_MODEL.isdisjoint((self.code, self.type)) or self.param == "model"
+        return named or _NO_MODEL_WORDS.search(self.message) is not None
+
+    @property
+    def shown(self) -> str:
+        """The code, for a log. A message can quote the request."""
+        return f", {self.code}" if _CODE.fullmatch(self.code) else ""
 
 
 def _answered(reply: Reply, request: Request) -> Outcome:
@@ -100,11 +178,14 @@ def _message(status: int, body: bytes, answer: Any) -> str:
 
 
 def _said(answer: Any) -> str:
-    """The message of the error shapes in use: `{error}`, `{message}`, `{detail}`; otherwise the JSON itself."""
+    """The message of the error shapes in use: `{error}`, `{message}`, `{detail}`, each a text or `{error}` again; otherwise the JSON."""
     if isinstance(answer, Mapping):
         for key in ("error", "message", "detail"):
-            if isinstance(answer.get(key), str):
-                return str(answer[key])
+            value = answer.get(key)
+            if isinstance(value, Mapping):
+                value = value.get("message") or value.get("error")
+            if isinstance(value, str):
+                return value
     return answer if isinstance(answer, str) else msgspec.json.encode(answer).decode()
 
 

@@ -1,5 +1,6 @@
 """`doctor`: what this installation needs, checked one by one."""
 
+import json
 import os
 import platform
 import stat
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 BACKEND_TIMEOUT = 3.0
+LONGEST_LISTING = 4 * 1024 * 1024
+# Of a backend's models, so many are named, each cut to so many characters.
+MOST_NAMES, LONGEST_NAME = 10, 80
 OLDEST_POSTGRESQL = 14
 # It is told before new work stops: when there is less than so many times the floor.
 EARLY = 5
 # A backend that is away is no fault of the installation: nothing is lost, and test keys need none.
 WAITING = "Live requests to this model wait until that is put right."
-REFUSED = "Live requests to this model fail until that is put right."
 
 # By the kind of a backend that is no server.
 NO_SERVER = {
@@ -251,7 +254,7 @@ def _backend(model: "Model") -> str:
     key = os.environ.get(config.api_key_env, "").strip() if config.api_key_env else ""
     unset = f" {config.api_key_env}, which is to hold its key, is not set." if config.api_key_env and not key else ""
     try:
-        status = _status(Request(f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else {}))
+        status, listing = _listing(Request(f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else {}))
     except (OSError, HTTPException) as error:
         raise Doubtful(f"{url} cannot be reached: {_reason(error)}.{unset} {WAITING}") from error
     except ValueError:
@@ -259,13 +262,14 @@ def _backend(model: "Model") -> str:
         raise Wrong(f"The key in {config.api_key_env} has characters that no HTTP header can carry.") from None
     if status in (401, 403):
         finding = f"refuses the key in {config.api_key_env}." if key else f"asks for a key.{unset or ' The catalog names no api_key_env.'}"
-        raise Doubtful(f"{url} {finding} {WAITING if status == 401 else REFUSED}")
+        raise Doubtful(f"{url} {finding} {WAITING}")
     if status >= 500:
         raise Doubtful(f"{url} answers with status {status}; its log tells why.{unset}")
     if key and urlsplit(url).scheme == "http" and urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
         raise Doubtful(
             f"{url} answers, and the key in {config.api_key_env} goes there unencrypted. Use https:// where others share the network."
         )
+    _has_model(model, url, listing)
     # Any other status will do: a reranking server need not list its models.
     return f"{url} answers.{unset}" if unset else url
 
@@ -278,13 +282,33 @@ def _is_address(url: str) -> bool:
         return False
 
 
-def _status(asked: Request) -> int:
+def _listing(asked: Request) -> tuple[int, bytes]:
+    """The status, and of a 200 as much of the body as any listing has."""
     try:
         with urlopen(asked, timeout=BACKEND_TIMEOUT) as answer:
-            return int(answer.status)
+            return int(answer.status), answer.read(LONGEST_LISTING)
     except HTTPError as error:
         with error:
-            return error.code
+            return error.code, b""
+
+
+def _has_model(model: "Model", url: str, listing: bytes) -> None:
+    """Raises Doubtful where a server lists its models, and not by the name that requests carry."""
+    try:
+        names = [str(entry["id"]) for entry in json.loads(listing)["data"]]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return
+    sent = model.backend.model or model.id
+    # Ollama takes a name without its tag for the latest.
+    if not names or sent in names or f"{sent}:latest" in names:
+        return
+    shown = ", ".join(name[:LONGEST_NAME] for name in names[:MOST_NAMES]) + (
+        f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    )
+    raise Doubtful(
+        f"{url} does not list {sent}, the name that requests carry. It has {shown}. Set models.{model.id}.backend.model in the catalog "
+        f"to one of them; a server that refuses the name makes live requests wait."
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,9 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from uuid import UUID
 
 from sqlalchemy import Float, column, select, text
 from sqlalchemy.orm import Session
@@ -10,9 +12,25 @@ from sqlalchemy.orm import Session
 from xalen_batch import jsonl
 from xalen_batch.models.tasks import SUSPECT_LOSSES, Task
 
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many lines a worker has room for. A field that is None matches any value; of the rooms that match a task, the least holds."""
+
+    lines: int
+    model: str | None = None
+    livemode: bool | None = None
+    account_id: UUID | None = None
+    batch_id: UUID | None = None
+
+
+_MATCHES = """
+    (l.model IS NULL OR l.model = {0}.model) AND (l.livemode IS NULL OR l.livemode = {1}.livemode)
+    AND (l.account_id IS NULL OR l.account_id = {1}.account_id)
+"""
 # For the batch `b`: of each model that it has tasks of and whose lane is not full, the first task that may be claimed now. Where
 # lines name several models, the index leads from each to the next, so that tasks for a full lane are not read.
-_FIRST_TASKS = """
+_FIRST_TASKS = f"""
     WITH RECURSIVE models AS (
         SELECT * FROM (
             SELECT t.model FROM tasks t WHERE b.model IS NULL AND t.state = 'pending' AND t.batch_id = b.id ORDER BY t.model LIMIT 1
@@ -28,7 +46,7 @@ _FIRST_TASKS = """
           AND (t.not_before IS NULL OR t.not_before <= now()) AND t.losses < (SELECT losses FROM bound)
         ORDER BY t.seq LIMIT 1
     ) f
-    WHERE NOT EXISTS (SELECT FROM full_lanes l WHERE l.model = m.model AND l.livemode = b.livemode)
+    WHERE NOT EXISTS (SELECT FROM full_rooms l WHERE {_MATCHES.format("m", "b")} AND (l.batch_id IS NULL OR l.batch_id = b.id))
     ORDER BY f.seq
 """
 # Batches of the queue `q` that may run now, in the order of their deadlines.
@@ -42,16 +60,16 @@ _OPEN_FOR = column("open_for", Float)
 _COLUMNS = ", ".join(f"t.{column.name}" for column in Task.__table__.columns)
 # Whatever is looked at here is looked up in an index in the order in which it is wanted, and LATERAL … LIMIT keeps it so: a join
 # that the planner may turn round would sort, or read tasks by the hundred thousand. What the planner can make use of is not bound
-# where it sees it, but comes through `lanes` and `bound`: a plan for these values then looks no better to it than one for any values,
+# where it sees it, but comes through `rooms` and `bound`: a plan for these values then looks no better to it than one for any values,
 # which is made once for a connection. Making it takes longer than running it.
 _CLAIM = text(
     f"""
-    WITH RECURSIVE lanes AS MATERIALIZED (
-        SELECT * FROM jsonb_to_recordset(CAST(:lanes AS jsonb)) AS l (model text, livemode bool, room int)
+    WITH RECURSIVE rooms AS MATERIALIZED (
+        SELECT * FROM jsonb_to_recordset(CAST(:rooms AS jsonb)) AS l (model text, livemode bool, account_id uuid, batch_id uuid, lines int)
     ), bound AS MATERIALIZED (
         SELECT CAST(:losses AS bigint) AS losses
-    ), full_lanes AS MATERIALIZED (
-        SELECT model, livemode FROM lanes WHERE room = 0
+    ), full_rooms AS MATERIALIZED (
+        SELECT * FROM rooms WHERE lines = 0
     ), queues AS (
         -- A queue is the batches of one account, mode and model; those of several models are a queue too, named ''. From each
         -- queue the index leads to the next: as many steps as there are queues, however long they are, and none to an idle account.
@@ -67,7 +85,7 @@ _CLAIM = text(
         ) n
     ), served AS MATERIALIZED (
         SELECT q.* FROM queues q
-        WHERE NOT EXISTS (SELECT FROM full_lanes l WHERE l.model = q.model AND l.livemode = q.livemode)
+        WHERE NOT EXISTS (SELECT FROM full_rooms l WHERE {_MATCHES.format("q", "q")} AND l.batch_id IS NULL)
     ), turns AS MATERIALIZED (
         SELECT q.account_id FROM served q JOIN accounts a ON a.id = q.account_id
         GROUP BY q.account_id, a.virtual_time
@@ -76,7 +94,9 @@ _CLAIM = text(
         SELECT t.*, h.account_id,
                -- Lines that have a result are counted in their own task, so such a one is taken whole.
                CASE WHEN t.completed + t.failed > 0 THEN t.lines
-                    ELSE LEAST(t.lines, COALESCE((SELECT room FROM lanes l WHERE l.model = t.model AND l.livemode = h.livemode), CAST(:room AS int)))
+                    ELSE LEAST(t.lines, COALESCE((
+                        SELECT min(l.lines) FROM rooms l WHERE {_MATCHES.format("t", "h")} AND (l.batch_id IS NULL OR l.batch_id = t.batch_id)
+                    ), CAST(:room AS int)))
                END AS taken
         FROM turns
         -- The account's queues, by the deadlines of their first batches that have something to give.
@@ -123,13 +143,13 @@ _CLAIM = text(
 
 
 def claim(
-    session: Session, *, worker: str, lease: float, rooms: Mapping[tuple[str, bool], int], room: int, with_suspects: bool
+    session: Session, *, worker: str, lease: float, rooms: Sequence[Room], room: int, with_suspects: bool
 ) -> tuple[Task, float | None] | None:
-    """Pending → running for the fair next task whose lane has room here. None: there is none.
+    """Pending → running for the fair next task that there is room for here. None: there is none.
 
     The account with the least virtual time goes first (of those that stand level, the one whose first batch is due next), in it
     the batch with the next deadline, in it the task with the least `seq`.
-    `rooms`: lines that each lane of this worker has room for, `room`: that of a lane that is not there yet.
+    `room`: lines to take where none of `rooms` matches, as of a lane that is not there yet.
     Of a task with more lines than that the first are taken; the others become a task of their own, in their place.
     With it comes for how many seconds its batch's execution window is open, from the moment at which this
     transaction began; null where there is no window.
@@ -140,7 +160,7 @@ def claim(
         {
             "worker": worker,
             "lease": lease,
-            "lanes": json.dumps([{"model": model, "livemode": is_live, "room": lines} for (model, is_live), lines in rooms.items()]),
+            "rooms": json.dumps([asdict(room) for room in rooms], default=str),
             "room": room,
             "span": jsonl.SPAN_BYTES,
             "losses": sys.maxsize if with_suspects else SUSPECT_LOSSES,

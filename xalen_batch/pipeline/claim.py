@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 from uuid import UUID
@@ -51,6 +51,7 @@ class Claim:
 
     key: tuple[UUID, int]
     fence: int
+    account_id: UUID
     lane: Lane
     # What its batch sends the lines to: "openai" or "simulated", whatever the catalog says by now.
     backend: str | None
@@ -69,8 +70,8 @@ class Claim:
         return self.lane[0]
 
 
-def claim(rooms: Mapping[Lane, int], *, with_suspects: bool) -> Claim | None:
-    """The fair next task, as many of its lines as its lane has room for here, in one transaction.
+def claim(rooms: Sequence[claims.Room], *, with_suspects: bool) -> Claim | None:
+    """The fair next task, as many of its lines as there is room for here, in one transaction.
 
     None: nothing to do. Raises Unreadable.
     """
@@ -101,6 +102,7 @@ def claim(rooms: Mapping[Lane, int], *, with_suspects: bool) -> Claim | None:
     return Claim(
         key=task.key,
         fence=task.fence,
+        account_id=batch.account_id,
         lane=(task.model, batch.livemode),
         backend=batch.backend_of(task.model),
         tariff=Tariff(batch.price_snapshot[task.model], batch.discount_rate),

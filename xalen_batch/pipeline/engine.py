@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from xalen_batch.backends.lane import Lane
 from xalen_batch.backends.rates import Rates
 from xalen_batch.catalog import Model
 from xalen_batch.config import MiB, settings
+from xalen_batch.models.claims import Room
 from xalen_batch.pipeline import claim as claims
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim
@@ -28,6 +30,8 @@ T = TypeVar("T")
 QUIET = 0.25
 # Requests and answers that one process holds at a time; from there on it claims nothing, however long its lines are.
 MOST_BYTES = 48 * MiB
+# Of the slots that other accounts leave, an account gets this share: one account never takes the last slot.
+SLOT_SHARE = 3 / 4
 # How long a task is left alone whose backend cannot be made here.
 UNUSABLE_PAUSE = 15.0
 
@@ -232,8 +236,19 @@ class Engine:
             self._runs.discard(run)
             self._run_over.set()
 
-    def _rooms(self) -> dict[claims.Lane, int]:
-        return {key: lane.room for key, lane in list(self._lanes.items())}
+    def _rooms(self) -> list[Room]:
+        """What the claim has to fit: the room of each lane, of each account in it, and of each account in the slots."""
+        found = []
+        for (model, livemode), lane in list(self._lanes.items()):
+            found += [Room(lines, model, livemode, account) for account, lines in lane.rooms().items()]
+            if (opening := lane.circuit.opening) is not None:
+                found += [Room(0, model, livemode, account, batch) for account, batch in opening.passed_over]
+        slots = Counter(run.source.account_id for run in list(self._runs))
+        for account, taken in slots.items():
+            others = slots.total() - taken
+            if taken >= max(1, int(SLOT_SHARE * (settings().worker_slots - others))):
+                found.append(Room(0, account_id=account))
+        return found
 
     @property
     def _has_room(self) -> bool:

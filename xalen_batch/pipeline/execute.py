@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from xalen_batch import db, log
+from xalen_batch.backends.circuit import Source
 from xalen_batch.backends.contract import Answered, Refused
-from xalen_batch.backends.lane import Ended, Lane, NotRun
+from xalen_batch.backends.lane import Lane
+from xalen_batch.backends.work import Ended, NotRun
 from xalen_batch.config import MiB, settings
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim, Line
@@ -37,6 +39,7 @@ class Run:
         # A line is let go of when it is over, and not when all are.
         self.claim = replace(claim, lines=())
         self.count = len(claim.lines)
+        self.source = Source(claim.account_id, claim.batch_id)
         self.lane = lane
         self.is_stopped = False
         self._lines = claim.lines
@@ -160,7 +163,8 @@ class Slot:
 
     def _leave(self, rows: list[Row]) -> None:
         is_done = self._recorded + len(rows) == self._run.count
-        self._flush(rows, TaskState.DONE if is_done else TaskState.PENDING, pause=None if is_done else self._run.lane.circuit.pause)
+        pause = None if is_done else self._run.lane.circuit.pause_of(self._run.source)
+        self._flush(rows, TaskState.DONE if is_done else TaskState.PENDING, pause=pause)
 
     def _blame(self, to: TaskState) -> int:
         # A suspect that is handed back has not taken this worker down.

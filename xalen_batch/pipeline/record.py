@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import db, jsonl, log
 from xalen_batch.backends.contract import Answered, Refused, Retryable, Usage
-from xalen_batch.backends.lane import Exhausted
+from xalen_batch.backends.work import Ended, Exhausted
 from xalen_batch.billing.charges import Tariff
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
@@ -25,7 +25,6 @@ from xalen_batch.states import BatchStatus, LineError, TaskState
 
 logger = log.get(__name__)
 
-Ended = Answered | Refused | Exhausted
 NO_USAGE = Usage()
 
 

@@ -1,0 +1,63 @@
+"""What goes through a lane: lines that came together as one work, and what they come back with."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+from xalen_batch.backends.circuit import Source
+from xalen_batch.backends.contract import Answered, Refused, Request, Retryable
+
+
+@dataclass(frozen=True, slots=True)
+class Exhausted:
+    """The line used up its attempts; `last` is what the last one met."""
+
+    last: Retryable
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotRun:
+    """The line has no outcome and goes back to its task: its work was stopped, or the backend is broken."""
+
+
+Ended = Answered | Refused | Exhausted
+NOT_RUN = NotRun()
+
+
+class Line(Protocol):
+    """What a lane needs to know of a line."""
+
+    @property
+    def request(self) -> Request: ...
+
+
+class Work(Protocol):
+    """Lines that came together and go on together. Called on the event loop."""
+
+    is_stopped: bool
+
+    @property
+    def source(self) -> Source: ...
+
+    def over(self, line: Any, outcome: Ended | NotRun) -> None:
+        """Called once for each line."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """A line on its way through a lane."""
+
+    work: Work
+    line: Line
+    is_probe: bool = False
+    attempts: int = 0
+    failed: int = 0
+    # The number of its first request.
+    first: int = 0
+    is_sent: bool = False
+
+    @property
+    def account_id(self) -> UUID:
+        return self.work.source.account_id
