@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.e2e.processes import wait_until
 from tests.integration.conftest import Api, multipart, new_key
+from tests.waiting import wait_until
 from xalen_batch import accounts, app, db, ids, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.api import batches, budget, files, middleware, responses, schedules, uploads
