@@ -23,7 +23,6 @@ from xalen_batch.config import MiB
 from xalen_batch.idempotency import Answer
 
 T = TypeVar("T", bound=Identified)
-Page = Callable[[Session, int, str | None], ListObject[T]]
 
 JSON = "application/json"
 # Bytes that a stream holds for a client who does not read: a piece of about 1 MiB, and what the connection was given.
@@ -99,7 +98,15 @@ def download(chunks: Iterator[bytes], filename: str, *, size: int | None = None,
     )
 
 
-def listed(session: Session, caller: Caller, page: Page[T], *, limit: int, after: str | None, portion: int) -> Response:
+def listed(
+    session: Session,
+    caller: Caller,
+    page: Callable[[Session, int, str | None], ListObject[T]],
+    *,
+    limit: int,
+    after: str | None,
+    portion: int,
+) -> Response:
     """A list of at most `limit` objects behind the id `after`, made of no more than `portion` of them at a time.
 
     `page`: a session, how many, and the id before them. The first portion is read with `session`, which is not kept.
@@ -113,7 +120,9 @@ def listed(session: Session, caller: Caller, page: Page[T], *, limit: int, after
 class _List(Generic[T]):
     """The bytes of a ListObject, a portion of its objects at a time."""
 
-    def __init__(self, first: ListObject[T], caller: Caller, page: Page[T], limit: int, portion: int) -> None:
+    def __init__(
+        self, first: ListObject[T], caller: Caller, page: Callable[[Session, int, str | None], ListObject[T]], limit: int, portion: int
+    ) -> None:
         self._first: ListObject[T] | None = first
         self._scopes = caller.scopes
         self._page = page
