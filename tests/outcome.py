@@ -42,7 +42,7 @@ def assert_whole(batch_id: UUID, lines: int | None = None, *, is_proven: bool = 
     charges = [row.amount for row in rows if row.amount is not None]
     with localcontext(money.EXACT), db.transaction() as session:
         assert invoices.of_batch(session, batch).total == sum(charges)
-    written = {part: [json.loads(line)["custom_id"] for line in results.lines(batch_id, part)] for part in FilePart}
+    written = {part: [json.loads(line)["custom_id"] for line in b"".join(results.chunks(batch_id, part)).splitlines()] for part in FilePart}
     in_order = [row.custom_id for row in sorted(rows)]
     assert written[FilePart.OUTPUT] == [name for name in in_order if name not in set(written[FilePart.ERROR])]
     assert (len(written[FilePart.OUTPUT]), len(written[FilePart.ERROR])) == (batch.completed, batch.failed)

@@ -26,7 +26,8 @@ from xalen_batch.api import (
     schedules,
     terms,
 )
-from xalen_batch.api.middleware import BodyLimit, RateHeaders, RequestContext
+from xalen_batch.api.bodies import Bodies
+from xalen_batch.api.middleware import AnswerSlices, RateHeaders, RequestContext
 from xalen_batch.api.pace import BodyPace
 from xalen_batch.api.protocol import BoundedHttp
 from xalen_batch.api.schemas import ErrorObject
@@ -46,6 +47,8 @@ def create_app() -> FastAPI:
         title="xalen-batch",
         version=__version__,
         description=DESCRIPTION,
+        # Both are ours (docs.py).
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -57,7 +60,8 @@ def create_app() -> FastAPI:
         app.include_router(room.router)
     docs.install(app)
     errors.install(app)
-    app.add_middleware(BodyLimit, most=_most_bytes)
+    app.add_middleware(AnswerSlices)
+    app.add_middleware(Bodies, most=_most_bytes)
     app.add_middleware(BodyPace)
     app.add_middleware(RateHeaders)
     app.add_middleware(RequestContext)

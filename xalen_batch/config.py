@@ -44,6 +44,12 @@ class Settings(BaseSettings):
     max_reported_errors: int = Field(1_000, gt=0, description="Validation errors kept for one batch.")
     max_json_bytes: int = Field(1 * MiB, gt=0, description="Largest JSON request body of the API.")
     max_inbox_bytes: int = Field(16 * MiB, gt=0, description="Largest body of requests sent to a schedule's inbox.")
+    held_bytes: int = Field(
+        256 * MiB,
+        gt=0,
+        description="Most bytes of request bodies, and again of answers that clients have not read, that one API process holds; "
+        "an account may hold a quarter of those that are free. At least five times the largest body.",
+    )
     file_retention: int = Field(30 * 86_400, gt=0, description="Life of a batch input file that names no other.")
     idempotency_retention: int = Field(7 * 86_400, ge=86_400, description="How long an Idempotency-Key replays its answer.")
     failed_auth_per_minute: int = Field(
@@ -59,6 +65,9 @@ class Settings(BaseSettings):
             description="Addresses or networks, separated by commas, of proxies whose `X-Forwarded-For` tells the client's address. Empty: none."
         ),
     ] = ()
+    max_connections: int = Field(
+        800, gt=0, description="Most open connections of one API process. At that many, the one that has rested longest makes way."
+    )
     pool_size: int = Field(40, gt=0, description="Most database connections of one process.")
 
     long_requests: int = Field(
@@ -198,6 +207,14 @@ class Settings(BaseSettings):
             except ValueError:
                 raise ValueError(f"{proxy} is neither an address nor a network, such as 10.0.0.7 or 10.0.0.0/24") from None
         return proxies
+
+    @field_validator("held_bytes")
+    @classmethod
+    def _has_room(cls, value: int, others: ValidationInfo) -> int:
+        largest = max(others.data.get("max_inbox_bytes", 0), others.data.get("max_json_bytes", 0))
+        if value < 5 * largest:
+            raise ValueError(f"must be at least {5 * largest}, five times the largest body (max_inbox_bytes, max_json_bytes)")
+        return value
 
     @field_validator("drop_roots", "trusted_proxies", mode="before")
     @classmethod

@@ -138,17 +138,16 @@ class InputLine(msgspec.Struct):
 input_line = msgspec.json.Decoder(InputLine).decode
 
 
+# What ends an output line, behind its answer.
+ANSWER_END = b'},"error":null}\n'
+_OUTPUT_LINE = b'{"id":"batch_%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b' + ANSWER_END
+
+
 def output_line(*, request_id: str, custom_id: str, status_code: int, body: bytes) -> bytes:
     """A line that was answered: `body` is the backend's JSON object as bytes on one line."""
     request = request_id.encode()
     # The line's id is `ids.line_id`.
-    return b'{"id":"batch_%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b},"error":null}\n' % (
-        request,
-        orjson.dumps(custom_id),
-        status_code,
-        request,
-        body,
-    )
+    return _OUTPUT_LINE % (request, orjson.dumps(custom_id), status_code, request, body)
 
 
 def error_line(*, id: str, custom_id: str, code: str, message: str) -> bytes:

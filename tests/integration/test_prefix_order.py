@@ -50,7 +50,7 @@ def run_order(batch_id: UUID) -> list[tuple[int, str]]:
 
 
 def read(batch_id: UUID, part: FilePart) -> list[str]:
-    return [json.loads(line)["custom_id"] for line in results.lines(batch_id, part)]
+    return [json.loads(line)["custom_id"] for line in b"".join(results.chunks(batch_id, part)).splitlines()]
 
 
 def test_lines_run_document_by_document_and_the_output_is_in_the_order_of_the_input() -> None:

@@ -94,7 +94,7 @@ def invoice_of(batch: Batch) -> dict[str, Any]:
 @given(st.lists(st.one_of(st.builds(answered, MODELS, USAGES), st.builds(Ran, st.just(REFUSED), MODELS)), max_size=10))
 def test_the_output_file_and_the_price_list_make_the_invoice(ran: list[Ran]) -> None:
     batch, models = ended(ran), [line.model for line in ran]
-    lines = list(results.lines(batch.id, FilePart.OUTPUT))
+    lines = b"".join(results.chunks(batch.id, FilePart.OUTPUT)).splitlines()
     tokens, counted = used(lines, models), used(lines, models, only_counted=True)
     invoice = invoice_of(batch)
     assert cost(tokens) == Decimal(invoice["total"])

@@ -7,11 +7,12 @@ from decimal import Decimal, localcontext
 from typing import Any
 from uuid import UUID
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from tests import factories
@@ -54,10 +55,9 @@ def an_invoice(caller: Caller, total: str, issued_at: datetime = IN_MARCH) -> UU
 
 
 def read(caller: Caller, month: date = MARCH) -> dict[str, Any]:
-    """As a GET does it: any write would be refused."""
-    with db.transaction() as session:
-        session.execute(text("SET TRANSACTION READ ONLY"))
-        return statements.statement(session, account_id=caller.account_id, livemode=caller.livemode, month=month)
+    """As a GET does it."""
+    found: dict[str, Any] = json.loads(b"".join(statements.pieces(caller, month)))
+    return found
 
 
 def issue_due() -> int:
@@ -200,3 +200,45 @@ def test_what_is_no_month_is_refused_with_the_remedy(text: str) -> None:
 
 def test_a_month_is_its_first_day() -> None:
     assert statements.parse_month("2026-11") == date(2026, 11, 1)
+
+
+@pytest.mark.parametrize("is_issued", [False, True])
+def test_a_statement_is_the_same_bytes_whether_it_is_read_at_once_or_in_pieces(monkeypatch: pytest.MonkeyPatch, is_issued: bool) -> None:
+    caller = a_caller()
+    # Two are issued at the same moment.
+    for total, day in (("0.001", 3), ("1.239", 3), ("2", 4), ("0.0004", 5)):
+        an_invoice(caller, total, datetime(2026, 3, day, tzinfo=UTC))
+    if is_issued:
+        with db.transaction() as session:
+            statements.issue_due(session)
+    whole = b"".join(statements.pieces(caller, MARCH))
+    found = orjson.loads(whole)
+    # The keys in their order, and no blanks.
+    assert orjson.dumps(found) == whole
+    assert list(found) == [
+        *[
+            "id",
+            "object",
+            "status",
+            "month",
+            "livemode",
+            "payable",
+            "account_id",
+            "currency",
+            "issued_at",
+            "lines",
+            "exact_total",
+            "rounding",
+            "total",
+        ]
+    ]
+    assert (found["status"], len(found["lines"]), found["exact_total"], found["total"]) == (
+        "issued" if is_issued else "draft",
+        5,
+        "3.2404",
+        "3.24",
+    )
+    # Pages that end before, at and behind the last line.
+    for lines in (1, 2, 3, 4, 5, 6):
+        monkeypatch.setattr(statements, "PAGE_LINES", lines)
+        assert b"".join(statements.pieces(caller, MARCH)) == whole

@@ -25,6 +25,8 @@ ASYNC_ROOMS = (
     "pipeline/engine.py",
     "api/uploads.py",
     "api/inbox.py",
+    "api/bodies.py",
+    "api/responses.py",
     "api/middleware.py",
     "api/pace.py",
     # Threads are what a probe must not wait for.

@@ -11,12 +11,14 @@ from sqlalchemy.orm import Session
 from xalen_batch import batches, db, idempotency, ids
 from xalen_batch.accounts import Caller, Scope
 from xalen_batch.api.deps import IdempotencyKey, calling
-from xalen_batch.api.responses import stored
+from xalen_batch.api.responses import listed, stored
 from xalen_batch.api.schemas import BatchObject, BatchRequest, ListObject
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch
 
 PATH = "/v1/batches"
+# Batches of a list that are read and rendered at a time: the errors of each may take some 300 KB.
+PORTION = 10
 router = APIRouter(prefix=PATH, tags=["batches"])
 
 
@@ -42,7 +44,7 @@ def create_batch(session: Session, caller: Caller, body: BatchRequest, key: Idem
     return stored(idempotency.once(session, caller, key, route=f"POST {PATH}", fingerprint=fingerprint, create=create))
 
 
-@router.get("")
+@router.get("", response_model=ListObject[BatchObject])
 @calling(Scope.READ)
 def list_batches(
     session: Session,
@@ -50,15 +52,19 @@ def list_batches(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
     schedule_id: Annotated[str | None, Query(description="Only batches that this schedule made, `sched_…`.")] = None,
-) -> ListObject[BatchObject]:
+) -> Response:
     """Batches, newest first."""
     schedule = None if schedule_id is None else ids.parse("sched", schedule_id)
     if schedule is None and schedule_id is not None:
         raise InvalidRequest(
             f"schedule_id: {schedule_id[:100]!r} is not the id of a schedule. Send one such as `sched_…`.", param="schedule_id"
         )
-    page = batches.page(session, caller, limit=limit, after=after, schedule_id=schedule)
-    return ListObject[BatchObject].of(_shown(session, page.data), page.has_more)
+
+    def page(session: Session, limit: int, after: str | None) -> ListObject[BatchObject]:
+        found = batches.page(session, caller, limit=limit, after=after, schedule_id=schedule)
+        return ListObject[BatchObject].of(_shown(session, found.data), found.has_more)
+
+    return listed(session, caller, page, limit=limit, after=after, portion=PORTION)
 
 
 @router.get("/{batch_id}")

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from sqlalchemy.orm import Session
 
 from xalen_batch import batches
 from xalen_batch.accounts import Caller, Scope
-from xalen_batch.api.deps import calling
+from xalen_batch.api.deps import BriefBiller, calling
+from xalen_batch.api.responses import Stream
 from xalen_batch.billing import invoices, statements
 
 router = APIRouter(prefix="/v1", tags=["extensions"])
@@ -20,9 +21,7 @@ def get_invoice(session: Session, caller: Caller, batch_id: str) -> dict[str, An
     return invoices.render(invoices.of_batch(session, batches.get(session, caller, batch_id)))
 
 
-@router.get("/statements/{month}")
-@calling(Scope.BILLING)
-def get_statement(session: Session, caller: Caller, month: str) -> dict[str, Any]:
+@router.get("/statements/{month}", response_model=dict[str, Any])
+def get_statement(caller: BriefBiller, month: str) -> Response:
     """The sum of the batch invoices of a month, `2026-11`, rounded once; a draft until the month is over."""
-    first_day = statements.parse_month(month)
-    return statements.statement(session, account_id=caller.account_id, livemode=caller.livemode, month=first_day)
+    return Stream(statements.pieces(caller, statements.parse_month(month)))

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from ipaddress import IPv6Address, IPv6Network, ip_address
@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import accounts, db, log
 from xalen_batch.accounts import Caller, Scope
-from xalen_batch.api import allowances, long_work, scopes, throttle
+from xalen_batch.api import allowances, budget, long_work, scopes, throttle
 from xalen_batch.config import settings
 from xalen_batch.errors import Forbidden, TooManyRequests, Unauthenticated, XalenError
 
@@ -32,6 +32,8 @@ Shown = BaseModel | dict[str, Any] | Response
 
 # By routes, and by the dependencies of those that hold no session.
 _scopes: dict[object, Scope] = {}
+# Where an ASGI scope has the caller of its request, once admitted.
+CALLER = "xalen.caller"
 WITHOUT_ADDRESS = "local"
 
 
@@ -52,7 +54,7 @@ def calling(
         def run(request: Request, credentials: Credentials, *args: Asked.args, **asked: Asked.kwargs) -> Response:
             with _counted(request), begin() as session:
                 secret = None if credentials is None else credentials.credentials
-                caller = _authenticate(session, secret, scope)
+                caller = _authenticate(request, session, secret, scope)
                 if is_change and request.method != "GET":
                     throttle.admit_change(session, caller)
                 with long_work.admitted(caller) if is_long else nullcontext():
@@ -65,15 +67,21 @@ def calling(
     return decorate
 
 
+def caller_of(scope: Mapping[str, Any]) -> Caller | None:
+    """The caller of a request, from its ASGI scope. None: not admitted yet, or the route asks for no key."""
+    caller: Caller | None = scope.get(CALLER)
+    return caller
+
+
 def refusal(request: Request) -> XalenError | None:
-    """Why its caller may not call a route: they are told that before what is wrong with their request. None if they may."""
+    """The error of a caller who may not call a route, which comes before any error of the request. None if they may."""
     scope = _scope(request)
-    if scope is None:
+    if scope is None or caller_of(request.scope) is not None:
         return None
     kind, secret = get_authorization_scheme_param(request.headers.get("authorization"))
     try:
         with _counted(request), db.reading() as session:
-            _authenticate(session, secret if kind.lower() == "bearer" else None, scope)
+            _authenticate(request, session, secret if kind.lower() == "bearer" else None, scope)
     except (Unauthenticated, Forbidden, TooManyRequests) as error:
         return error
     return None
@@ -145,23 +153,28 @@ def calling_briefly(scope: Scope) -> Callable[[Request, Credentials], Caller]:
 
     def caller(request: Request, credentials: Credentials) -> Caller:
         with _counted(request), db.reading() as session:
-            return _authenticate(session, None if credentials is None else credentials.credentials, scope)
+            return _authenticate(request, session, None if credentials is None else credentials.credentials, scope)
 
     _scopes[caller] = scope
     return caller
 
 
-def _authenticate(session: Session, secret: str | None, scope: Scope) -> Caller:
+def _authenticate(request: Request, session: Session, secret: str | None, scope: Scope) -> Caller:
+    """Who calls. Asked again once a body has come, whose key may have been revoked meanwhile; a request counts once."""
     if not secret:
         raise Unauthenticated("No API key was provided. Send one as `Authorization: Bearer xln_test_…`.")
     caller = accounts.authenticate(session, secret)
-    throttle.admit(session, caller)
+    if caller_of(request.scope) is None:
+        throttle.admit(session, caller)
+        budget.answers.refuse_if_over(caller)
     caller.require(scope)
+    request.scope[CALLER] = caller
     return caller
 
 
 BriefSubmitter = Annotated[Caller, Depends(calling_briefly(Scope.SUBMIT))]
 BriefReader = Annotated[Caller, Depends(calling_briefly(Scope.READ))]
+BriefBiller = Annotated[Caller, Depends(calling_briefly(Scope.BILLING))]
 IdempotencyKey = Annotated[
     str | None,
     Header(alias="Idempotency-Key", description="The same key with the same request creates one object, however often it is sent."),

@@ -37,6 +37,14 @@ AWAY = (*db.AWAY, *storage.AWAY)
 EXPECTED: tuple[type[Exception], ...] = (XalenError, RequestValidationError, HTTPException, ClientDisconnect, *AWAY)
 
 
+class Refused(HTTPException):
+    """An error of ours from within the reading of a body, where the framework lets HTTPExceptions alone pass."""
+
+    def __init__(self, error: XalenError) -> None:
+        super().__init__(error.status, error.message)
+        self.error = error
+
+
 def install(app: FastAPI) -> None:
     """Answer what is expected to fail with `answer`; the middleware does the same for what is not."""
     for kind in EXPECTED:
@@ -65,6 +73,8 @@ def translate(request: Request, error: Exception) -> XalenError:
     match error:
         case XalenError():
             return error
+        case Refused():
+            return error.error
         case RequestValidationError():
             return deps.refusal(request) or _invalid(error.errors(), _asked(request))
         case HTTPException(status_code=404 | 405):

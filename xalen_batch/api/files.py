@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from xalen_batch import files, idempotency, results, storage
 from xalen_batch.accounts import Caller, Scope
 from xalen_batch.api.deps import BriefReader, IdempotencyKey, calling
-from xalen_batch.api.responses import download, stored
+from xalen_batch.api.responses import download, listed, stored
 from xalen_batch.api.schemas import DeletedFile, FileObject, ListObject
 from xalen_batch.api.uploads import Received
 from xalen_batch.db import transaction
@@ -18,6 +18,8 @@ from xalen_batch.models.files import FilePart
 from xalen_batch.paging import Order
 
 PATH = "/v1/files"
+# Files of a list that are read and rendered at a time: about 1 KB each.
+PORTION = 500
 router = APIRouter(prefix=PATH, tags=["files"])
 
 FORM: dict[str, Any] = {
@@ -67,7 +69,7 @@ def create_file(upload: Received, key: IdempotencyKey = None) -> Response:
     return stored(answer)
 
 
-@router.get("")
+@router.get("", response_model=ListObject[FileObject])
 @calling(Scope.READ)
 def list_files(
     session: Session,
@@ -76,10 +78,14 @@ def list_files(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Order = "desc",
     after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
-) -> ListObject[FileObject]:
+) -> Response:
     """Files, newest first unless `order` says otherwise."""
-    page = files.page(session, caller, purpose=purpose, limit=limit, order=order, after=after)
-    return ListObject[FileObject].of([FileObject.of(file) for file in page.data], page.has_more)
+
+    def page(session: Session, limit: int, after: str | None) -> ListObject[FileObject]:
+        found = files.page(session, caller, purpose=purpose, limit=limit, order=order, after=after)
+        return ListObject[FileObject].of([FileObject.of(file) for file in found.data], found.has_more)
+
+    return listed(session, caller, page, limit=limit, after=after, portion=PORTION)
 
 
 @router.get("/{file_id}")

@@ -48,8 +48,17 @@ BODY: dict[str, Any] = {
 }
 
 
-async def whole(request: Request, caller: BriefSubmitter) -> bytes:
-    """The body of a known caller, as it was sent; bounded by the middleware."""
+def addressed(caller: BriefSubmitter, schedule_id: str, key: IdempotencyKey = None) -> None:
+    """Refuse what no schedule of the caller's could take, before any of it is read. A request sent again may get its old answer."""
+    with db.reading() as session:
+        if key is not None:
+            registry.past(session, caller, schedule_id)
+        else:
+            collecting.refuse_if_never_run(registry.get(session, caller, schedule_id))
+
+
+async def whole(request: Request, _: Annotated[None, Depends(addressed)]) -> bytes:
+    """The body as it was sent, of a caller and for a schedule that are known; bounded by the middleware."""
     return await request.body()
 
 

@@ -4,22 +4,23 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import Callable
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xalen_batch import log
-from xalen_batch.api import errors, throttle
+from xalen_batch.api import budget, deps, errors, throttle
+from xalen_batch.api.responses import STREAM_HOLDS
 from xalen_batch.errors import Unavailable
 
 logger = log.get(__name__)
 
 # What a proxy in front of us would log for a client that went away.
 CLIENT_CLOSED = 499
+# Most bytes that are handed to a connection at once.
+SLICE = 256 * 1024
 QUIET = frozenset({"/livez", "/readyz"})
 
 
@@ -89,33 +90,34 @@ class RateHeaders:
         await self.app(scope, receive, send_with_headers)
 
 
-class BodyLimit:
-    """Refuses bodies of more bytes than `most` says for a method and path (None is no limit), and compressed ones, which could become more."""
+class AnswerSlices:
+    """Hands long answers to the connection a slice at a time, each when the client has taken those before.
 
-    def __init__(self, app: ASGIApp, *, most: Callable[[str, str], int | None]) -> None:
+    The connection then holds one slice; the answer itself is in its account's budget until its last slice has left.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.most = most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        most = self.most(scope["method"], scope["path"])
-        encoding = Headers(scope=scope).get("content-encoding", "identity")
-        received = 0
+        async def send_slices(message: Message) -> None:
+            body = message.get("body", b"")
+            if len(body) <= SLICE:
+                await send(message)
+                return
+            is_last = not message.get("more_body", False)
+            owner = deps.caller_of(scope)
+            # A stream has counted for its pieces already.
+            held = len(body) if is_last else max(0, len(body) - STREAM_HOLDS)
+            budget.answers.add(owner, held)
+            try:
+                for start in range(0, len(body), SLICE):
+                    end = start + SLICE
+                    await send({**message, "body": bytes(body[start:end]), "more_body": end < len(body) or not is_last})
+            finally:
+                budget.answers.give_back(owner, held)
 
-        async def receive_bounded() -> Message:
-            nonlocal received
-            # An HTTPException passes through the framework's own handling of broken bodies.
-            if encoding.lower() != "identity":
-                raise HTTPException(415, f"Content-Encoding {encoding[:40]!r} is not supported.")
-            message = await receive()
-            received += len(message.get("body", b""))
-            if most is not None and received > most:
-                raise HTTPException(413, f"The request body has more than {most:,} bytes, the most for this endpoint.")
-            return message
-
-        await self.app(scope, receive_bounded, send)
+        await self.app(scope, receive, send_slices)
 
 
 def _route(scope: Scope) -> str:

@@ -2,6 +2,7 @@
 read, and both would for ever."""
 
 import json
+import math
 import socket
 import uuid
 from asyncio import BaseTransport, TimerHandle
@@ -11,10 +12,13 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from xalen_batch.api import pace
-from xalen_batch.errors import HeadTooLarge, InvalidRequest, RequestTimeout, XalenError
+from xalen_batch.config import settings
+from xalen_batch.errors import HeadTooLarge, InvalidRequest, RequestTimeout, Unavailable, XalenError
 
 # Bytes that bring neither a request's head to its end nor any of its body: long URLs and headers, trailers, chunk extensions.
 MOST_OVERHEAD = 64 * 1024
+# Requests that may wait on a connection behind the one that is being answered. The few clients that pipeline send fewer.
+MOST_PIPELINED = 64
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -25,23 +29,51 @@ class BoundedHttp(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._overhead = 0
         self._is_too_large = False
+        self._is_ahead = False
+        self._rested_at = 0.0
         self._late: TimerHandle | None = None
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(cast(Any, transport))
         _give_up_unread(transport)
+        self._rested_at = self.loop.time()
+        if len(self.connections) > settings().max_connections and not self._make_way():
+            self._refuse(Unavailable("The server has as many connections as it may. Send the request again in a few seconds."))
+            return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
         super().connection_lost(exc)
 
+    @property
+    def _is_resting(self) -> bool:
+        """Whether no request is being answered: one may be about to come."""
+        return self._late is not None or self.timeout_keep_alive_task is not None
+
+    def _make_way(self) -> bool:
+        """Close the connection that has rested longest. False: every other one has a request that is being answered."""
+        resting = [other for other in self.connections if isinstance(other, BoundedHttp) and other._is_resting]
+        if not resting:
+            return False
+        longest = min(resting, key=lambda other: other._rested_at)
+        longest._forget()
+        longest.transport.close()
+        self.connections.discard(longest)
+        return True
+
     def data_received(self, data: bytes) -> None:
         if self._late is None and (self.cycle is None or self.cycle.response_complete):
             self._expect_head()
         self._overhead += len(data)
         super().data_received(data)
-        if self._is_too_large or self._overhead > MOST_OVERHEAD:
+        if self._is_ahead:
+            self._refuse(
+                InvalidRequest(
+                    f"More than {MOST_PIPELINED} requests wait on this connection. Read their answers first.", code="invalid_http"
+                )
+            )
+        elif self._is_too_large or self._overhead > MOST_OVERHEAD:
             self._refuse(
                 HeadTooLarge(f"The request's head has more than {MOST_OVERHEAD:,} bytes. Send shorter headers, and data in the body.")
             )
@@ -51,17 +83,31 @@ class BoundedHttp(HttpToolsProtocol):
         self._overhead = 0
         # It may have come in one piece.
         self._is_too_large = len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MOST_OVERHEAD
-        if not self._is_too_large:
+        # The parser reads on to the end of what has come: of short requests that can be thousands.
+        self._is_ahead = self._is_ahead or len(self.pipeline) >= MOST_PIPELINED
+        if self._is_welcome:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._overhead = 0
-        if not self._is_too_large:
+        if self._is_welcome:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._is_too_large:
+        if self._is_welcome:
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self._rested_at = self.loop.time()
+        if not self.pipeline:
+            # The rest of a body that was refused unread would stay for as long as the connection rests.
+            self.cycle.body = bytearray()
+        super().on_response_complete()
+
+    @property
+    def _is_welcome(self) -> bool:
+        """Whether the request that the parser is at will be answered."""
+        return not (self._is_too_large or self._is_ahead)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(InvalidRequest(f"{msg} Let an HTTP client build it.", code="invalid_http"))
@@ -89,10 +135,14 @@ class BoundedHttp(HttpToolsProtocol):
             content = json.dumps(error.body())
             head = (
                 f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"
-                f"content-length: {len(content)}\r\nx-request-id: req_{uuid.uuid4().hex}\r\nconnection: close\r\n\r\n"
+                f"content-length: {len(content)}\r\n{_pause(error)}x-request-id: req_{uuid.uuid4().hex}\r\nconnection: close\r\n\r\n"
             )
             self.transport.write((head + content).encode("ascii"))
         self.transport.close()
+
+
+def _pause(error: XalenError) -> str:
+    return "" if error.retry_after is None else f"retry-after: {math.ceil(error.retry_after)}\r\n"
 
 
 def _give_up_unread(transport: BaseTransport) -> None:

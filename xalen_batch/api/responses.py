@@ -1,16 +1,36 @@
-"""Answers that are not a plain object: a stored body, and bytes to download."""
+"""Answers that are not a plain object: a stored body, and what is streamed as its client takes it."""
 
-from collections.abc import Iterator, Mapping
-from itertools import chain
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Generic, TypeVar
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
+import orjson
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from sqlalchemy.orm import Session
+from starlette.types import Receive, Scope, Send
 
-from xalen_batch.accounts import Caller
-from xalen_batch.api import scopes
+from xalen_batch import db
+from xalen_batch.accounts import Caller, Owner
+from xalen_batch.api import budget, deps, scopes
+from xalen_batch.api.schemas import Identified, ListObject
+from xalen_batch.config import MiB
 from xalen_batch.idempotency import Answer
+
+T = TypeVar("T", bound=Identified)
+
+JSON = "application/json"
+# Bytes that a stream holds for a client who does not read: a piece of about 1 MiB, and what the connection was given.
+STREAM_HOLDS = 3 * MiB // 2
+# Pieces that are read at a time in this process, and for one account. The threads of short requests stay free, however
+# slow a store is; and an account that reads many streams at once takes no more turns of another's.
+THREADS = 16
+THREADS_PER_ACCOUNT = 4
 
 
 def stored(answer: Answer) -> Response:
@@ -28,19 +48,108 @@ def stored_for(caller: Caller, answer: Answer, kind: type[BaseModel]) -> Respons
 
 def _stored(answer: Answer, body: bytes) -> Response:
     headers = {"idempotent-replayed": "true"} if answer.is_replay else None
-    return Response(body, headers=headers, media_type="application/json")
+    return Response(body, headers=headers, media_type=JSON)
+
+
+class Stream(StreamingResponse):
+    """Pieces from their source, of about 1 MiB at most, each read when the client has taken the one before.
+
+    Counts in its account's budget of answers until the last piece is handed over or the client is gone.
+    TooManyRequests or Unavailable where it does not fit, and any error of the first piece, still become an answer.
+    """
+
+    def __init__(self, pieces: Iterator[bytes], *, headers: Mapping[str, str] | None = None, media_type: str = JSON) -> None:
+        super().__init__((), headers=headers, media_type=media_type)
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        owner = deps.caller_of(scope)
+        self._turn = _turns.setdefault(budget.key(owner), asyncio.Semaphore(THREADS_PER_ACCOUNT))
+        with budget.answers.holding(owner, STREAM_HOLDS):
+            self.body_iterator = self._from(await self._next())
+            await super().__call__(scope, receive, send)
+
+    async def _from(self, piece: bytes) -> AsyncIterator[bytes]:
+        while piece:
+            yield piece
+            piece = await self._next()
+
+    async def _next(self) -> bytes:
+        async with self._turn:
+            return await asyncio.get_running_loop().run_in_executor(_threads(), next, self._pieces, b"")
+
+
+# By account and mode, for as long as a stream of theirs goes on.
+_turns: WeakValueDictionary[Owner | None, asyncio.Semaphore] = WeakValueDictionary()
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="stream")
 
 
 def download(chunks: Iterator[bytes], filename: str, *, size: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
     """Bytes as they come from their source, whatever the client says it accepts. `size`: in bytes, where known."""
-    # The first chunk is fetched now, while an error can still become an answer.
-    first = next(chunks, b"")
     known = {"content-length": str(size)} if size is not None else {}
-    return StreamingResponse(
-        chain([first], chunks),
+    return Stream(
+        chunks,
         headers={"content-disposition": _attachment(filename), "x-content-type-options": "nosniff", **known, **(headers or {})},
         media_type="application/octet-stream",
     )
+
+
+def listed(
+    session: Session,
+    caller: Caller,
+    page: Callable[[Session, int, str | None], ListObject[T]],
+    *,
+    limit: int,
+    after: str | None,
+    portion: int,
+) -> Response:
+    """A list of at most `limit` objects behind the id `after`, made of no more than `portion` of them at a time.
+
+    `page`: a session, how many, and the id before them. The first portion is read with `session`, which is not kept.
+    """
+    first = page(session, min(limit, portion), after)
+    if limit <= portion or not first.has_more:
+        return Response(scopes.render(first, caller.scopes), media_type=JSON)
+    return Stream(iter(_List(first, caller, page, limit, portion).read, b""))
+
+
+class _List(Generic[T]):
+    """The bytes of a ListObject, a portion of its objects at a time."""
+
+    def __init__(
+        self, first: ListObject[T], caller: Caller, page: Callable[[Session, int, str | None], ListObject[T]], limit: int, portion: int
+    ) -> None:
+        self._first: ListObject[T] | None = first
+        self._scopes = caller.scopes
+        self._page = page
+        self._left = limit
+        self._portion = portion
+        self._ids = {"first_id": first.first_id, "last_id": first.last_id}
+
+    def read(self) -> bytes:
+        """The next piece; empty at the end."""
+        if not self._left:
+            return b""
+        opening = b'{"object":"list","data":[' if self._first else b","
+        found = self._next()
+        self._left = self._left - len(found.data) if found.has_more else 0
+        content = opening + b",".join(scopes.render(item, self._scopes) for item in found.data) if found.data else b""
+        if self._left:
+            return content
+        return content + b"]," + orjson.dumps({**self._ids, "has_more": found.has_more})[1:]
+
+    def _next(self) -> ListObject[T]:
+        if (found := self._first) is not None:
+            self._first = None
+            return found
+        with db.reading() as session:
+            found = self._page(session, min(self._left, self._portion), self._ids["last_id"])
+        self._ids["last_id"] = found.last_id or self._ids["last_id"]
+        return found
 
 
 def _attachment(filename: str) -> str:

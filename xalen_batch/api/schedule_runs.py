@@ -11,7 +11,7 @@ from xalen_batch import idempotency
 from xalen_batch.accounts import Caller, Scope
 from xalen_batch.api import schedules
 from xalen_batch.api.deps import IdempotencyKey, calling
-from xalen_batch.api.responses import stored_for
+from xalen_batch.api.responses import listed, stored_for
 from xalen_batch.api.schedule_schemas import BackfillRequest, RunObject, RunRequest
 from xalen_batch.api.schemas import ListObject
 from xalen_batch.models import ScheduleRun
@@ -23,7 +23,7 @@ PATH = f"{schedules.PATH}/{{schedule_id}}"
 router = APIRouter(prefix=PATH, tags=["schedules"])
 
 
-@router.get("/runs")
+@router.get("/runs", response_model=ListObject[RunObject])
 @calling(Scope.READ)
 def list_runs(
     session: Session,
@@ -32,11 +32,15 @@ def list_runs(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
     state: RunState | None = None,
-) -> ListObject[RunObject]:
+) -> Response:
     """What became of its instants, newest first; of a deleted schedule too."""
     schedule = registry.past(session, caller, schedule_id)
-    page = runs.page(session, schedule.id, state=state, limit=limit, after=after)
-    return ListObject[RunObject].of(_shown(session, page.data), page.has_more)
+
+    def page(session: Session, limit: int, after: str | None) -> ListObject[RunObject]:
+        found = runs.page(session, schedule.id, state=state, limit=limit, after=after)
+        return ListObject[RunObject].of(_shown(session, found.data), found.has_more)
+
+    return listed(session, caller, page, limit=limit, after=after, portion=schedules.PORTION)
 
 
 @router.post("/run", response_model=RunObject)

@@ -16,7 +16,7 @@ from xalen_batch import audit, db, idempotency
 from xalen_batch.accounts import Caller, Scope
 from xalen_batch.api import long_work, scopes, throttle
 from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey, calling
-from xalen_batch.api.responses import stored
+from xalen_batch.api.responses import listed, stored
 from xalen_batch.api.schedule_schemas import Changes, DeletedSchedule, PauseRequest, PreviewObject, PreviewRequest, ScheduleObject
 from xalen_batch.api.schemas import ListObject
 from xalen_batch.catalog import CHAT
@@ -27,6 +27,8 @@ from xalen_batch.schedules.definition import WHAT, Definition, Inbox
 from xalen_batch.states import ScheduleStatus
 
 PATH = "/v1/schedules"
+# Schedules of a list that are read and rendered at a time: the manifest of a last run may be long.
+PORTION = 10
 router = APIRouter(prefix=PATH, tags=["schedules"])
 
 Count = Annotated[int, Query(ge=1, le=100, description="How many of the next instants.")]
@@ -52,7 +54,7 @@ def create_schedule(body: Definition, caller: BriefSubmitter, key: IdempotencyKe
         return stored(idempotency.once(session, caller, key, route=route, fingerprint=fingerprint, create=create))
 
 
-@router.get("")
+@router.get("", response_model=ListObject[ScheduleObject])
 @calling(Scope.READ)
 def list_schedules(
     session: Session,
@@ -60,10 +62,14 @@ def list_schedules(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
     status: ScheduleStatus | None = None,
-) -> ListObject[ScheduleObject]:
+) -> Response:
     """Schedules, newest first."""
-    page = registry.page(session, caller, status=status, limit=limit, after=after)
-    return ListObject[ScheduleObject].of(_shown(session, page.data), page.has_more)
+
+    def page(session: Session, limit: int, after: str | None) -> ListObject[ScheduleObject]:
+        found = registry.page(session, caller, status=status, limit=limit, after=after)
+        return ListObject[ScheduleObject].of(_shown(session, found.data), found.has_more)
+
+    return listed(session, caller, page, limit=limit, after=after, portion=PORTION)
 
 
 @router.post("/preview")

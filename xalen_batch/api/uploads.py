@@ -16,7 +16,7 @@ from python_multipart.multipart import parse_options_header
 
 from xalen_batch import db, disk, ids, marks, quotas, storage
 from xalen_batch.accounts import Caller
-from xalen_batch.api import throttle
+from xalen_batch.api import budget, throttle
 from xalen_batch.api.deps import BriefSubmitter
 from xalen_batch.api.forms import Form, too_large
 from xalen_batch.config import settings
@@ -27,6 +27,8 @@ from xalen_batch.quotas import Quota
 
 # What the form around the file may take: part headers and the other fields.
 FORM_ROOM = 1024 * 1024
+# Bytes that an upload holds while it arrives: the buffer of its writer, and what the connection has.
+UPLOAD_HOLDS = storage.WRITE_BUFFER + 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ async def receive(request: Request, caller: BriefSubmitter) -> AsyncIterator[Upl
     """Store the upload of a known caller; what its route then refuses is removed again."""
     await asyncio.to_thread(_refuse_if_over_quota, caller, max(0, _length(request) - FORM_ROOM))
     await asyncio.to_thread(marks.place)
-    upload = await _store(request, caller)
+    with budget.bodies.holding(caller, UPLOAD_HOLDS):
+        upload = await _store(request, caller)
     try:
         await asyncio.to_thread(marks.confirm_kept, storage.key(upload.id))
         yield upload

@@ -1,15 +1,17 @@
 """The statement of a month: what an account pays. It sums batch invoices and rounds once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import exists, select, text
-from sqlalchemy.orm import Session
+import orjson
+from sqlalchemy import exists, select, text, tuple_
+from sqlalchemy.orm import Session, lazyload
 
-from xalen_batch import ids, log, money
+from xalen_batch import db, ids, log, money
+from xalen_batch.accounts import Owner
 from xalen_batch.billing import invoices
 from xalen_batch.billing.charges import USAGE_COUNTED
 from xalen_batch.errors import InvalidRequest
@@ -20,6 +22,8 @@ logger = log.get(__name__)
 ZERO = Decimal(0)
 # Statements issued in one transaction.
 AT_ONCE = 500
+# Lines of a statement that are read and rendered at a time.
+PAGE_LINES = 1_000
 
 
 def parse_month(month: str) -> date:
@@ -33,18 +37,66 @@ def parse_month(month: str) -> date:
     return first
 
 
-def statement(session: Session, *, account_id: UUID, livemode: bool, month: date) -> dict[str, Any]:
-    """The statement of a month (its first day, UTC) as the API shows it: the issued one, or a draft. Writes nothing.
+def pieces(owner: Owner, month: date) -> Iterator[bytes]:
+    """The statement of a month (its first day, UTC) as JSON: the issued one, or a draft. Writes nothing.
 
-    An invoice belongs to the month it was issued in.
+    An invoice belongs to the month it was issued in. Each piece is read on its own and kept nowhere, so that neither
+    memory nor a transaction grows with the month; the totals are those of the lines that were read.
     """
-    issued = session.scalars(
-        select(Invoice).where(Invoice.account_id == account_id, Invoice.livemode == livemode, Invoice.month == month)
+    return iter(_Reader(owner, month).read, b"")
+
+
+class _Reader:
+    """The place in a statement where the next piece begins, and the sums of the lines before it."""
+
+    def __init__(self, owner: Owner, month: date) -> None:
+        self._statement = Invoice(account_id=owner.account_id, livemode=owner.livemode, month=month, currency=money.CURRENCY)
+        self._after: Any = None
+        self._sums = {"batch": ZERO, "rounding": ZERO}
+        self._is_over = False
+
+    @money.exact
+    def read(self) -> bytes:
+        """The next piece; empty at the end."""
+        if self._is_over:
+            return b""
+        is_first = self._after is None
+        with db.reading() as session:
+            if is_first:
+                self._statement = _issued(session, self._statement) or self._statement
+            lines = self._lines(session)
+        for line in lines:
+            self._sums[line.kind] += line.amount
+        shown = b",".join(orjson.dumps(_render_line(line)) for line in lines)
+        opening = orjson.dumps(_head(self._statement))[:-1] + b',"lines":[' if is_first else b","
+        content = opening + shown if is_first or shown else b""
+        return content + b"]," + orjson.dumps(_totals(**self._sums))[1:] if self._is_over else content
+
+    def _lines(self, session: Session) -> list[InvoiceLine]:
+        """The next lines, with the rounding behind the last."""
+        if self._statement.id is not None:
+            lines = _issued_lines(session, self._statement, self._after or 0)
+            self._is_over, self._after = len(lines) < PAGE_LINES, lines and lines[-1].position
+            return lines
+        invoices = _invoices(session, self._statement, self._after, PAGE_LINES)
+        lines = [_line(invoice) for invoice in invoices]
+        self._is_over = len(lines) < PAGE_LINES
+        self._after = invoices and (invoices[-1].issued_at, invoices[-1].id)
+        return [*lines, _rounding(self._sums["batch"] + _sum(lines))] if self._is_over else lines
+
+
+def _issued(session: Session, statement: Invoice) -> Invoice | None:
+    """The statement of that month as it was issued, without its lines."""
+    return session.scalars(
+        select(Invoice)
+        .where(Invoice.account_id == statement.account_id, Invoice.livemode == statement.livemode, Invoice.month == statement.month)
+        .options(lazyload(Invoice.lines))
     ).one_or_none()
-    if issued is not None:
-        return _render(issued, issued.lines)
-    draft = Invoice(account_id=account_id, livemode=livemode, month=month, currency=money.CURRENCY)
-    return _render(draft, _lines(session, draft))
+
+
+def _issued_lines(session: Session, statement: Invoice, after: int) -> list[InvoiceLine]:
+    lines = select(InvoiceLine).where(InvoiceLine.invoice_id == statement.id, InvoiceLine.position > after)
+    return list(session.scalars(lines.order_by(InvoiceLine.position).limit(PAGE_LINES)))
 
 
 # The hour of grace lets transactions land that were open when the month ended. Months are issued in
@@ -84,7 +136,7 @@ def issue_due(session: Session) -> int:
 def _issue(session: Session, account_id: UUID, livemode: bool, month: date) -> bool:
     invoice = Invoice(account_id=account_id, livemode=livemode, month=month)
     lines = _lines(session, invoice)
-    invoice.total = sum((line.amount for line in lines), ZERO)
+    invoice.total = _sum(lines)
     is_new = invoices.store(session, invoice, lines)
     if is_new:
         logger.info("statement.issued", account_id=account_id.hex, livemode=livemode, month=f"{month:%Y-%m}", total=str(invoice.total))
@@ -94,19 +146,26 @@ def _issue(session: Session, account_id: UUID, livemode: bool, month: date) -> b
 @money.exact
 def _lines(session: Session, month: Invoice) -> list[InvoiceLine]:
     """A line for each batch invoice of the month, and the rounding that makes them sum to whole cents."""
-    lines = [
-        InvoiceLine(
-            kind="batch",
-            description=_description(invoice),
-            source_invoice_id=invoice.id,
-            reason=USAGE_COUNTED if invoice.has_counted else None,
-            amount=invoice.total,
-        )
-        for invoice in _invoices(session, month)
-    ]
-    exact = sum((line.amount for line in lines), ZERO)
-    lines.append(InvoiceLine(kind="rounding", description="Rounding to whole cents", amount=money.payable(exact) - exact))
-    return lines
+    lines = [_line(invoice) for invoice in _invoices(session, month)]
+    return [*lines, _rounding(_sum(lines))]
+
+
+def _line(invoice: Any) -> InvoiceLine:
+    return InvoiceLine(
+        kind="batch",
+        description=_description(invoice),
+        source_invoice_id=invoice.id,
+        reason=USAGE_COUNTED if invoice.has_counted else None,
+        amount=invoice.total,
+    )
+
+
+def _rounding(exact: Decimal) -> InvoiceLine:
+    return InvoiceLine(kind="rounding", description="Rounding to whole cents", amount=money.payable(exact) - exact)
+
+
+def _sum(lines: Sequence[InvoiceLine]) -> Decimal:
+    return sum((line.amount for line in lines), ZERO)
 
 
 def _description(invoice: Any) -> str:
@@ -116,13 +175,14 @@ def _description(invoice: Any) -> str:
     return f"{words}, simulated answers" if invoice.livemode and invoice.is_simulated else words
 
 
-def _invoices(session: Session, month: Invoice) -> Sequence[Any]:
+def _invoices(session: Session, month: Invoice, after: tuple[datetime, UUID] | None = None, limit: int | None = None) -> Sequence[Any]:
+    """Batch invoices of a month by the time of their issue; those behind that time and id."""
     assert month.month is not None
     start = datetime(month.month.year, month.month.month, 1, tzinfo=UTC)
     end = (start + timedelta(days=32)).replace(day=1)
     has_counted = exists().where(InvoiceLine.invoice_id == Invoice.id, InvoiceLine.reason == USAGE_COUNTED)
     is_simulated = exists().where(InvoiceLine.invoice_id == Invoice.id, InvoiceLine.answered_by == "simulated")
-    return session.execute(
+    found = (
         select(
             Invoice.id,
             Invoice.batch_id,
@@ -141,29 +201,32 @@ def _invoices(session: Session, month: Invoice) -> Sequence[Any]:
             Invoice.issued_at < end,
         )
         .order_by(Invoice.issued_at, Invoice.id)
-    ).all()
+        .limit(limit)
+    )
+    if after is not None:
+        found = found.where(tuple_(Invoice.issued_at, Invoice.id) > after)
+    return session.execute(found).all()
 
 
-@money.exact
-def _render(invoice: Invoice, lines: Sequence[InvoiceLine]) -> dict[str, Any]:
-    exact = sum((line.amount for line in lines if line.kind == "batch"), ZERO)
-    rounding = sum((line.amount for line in lines if line.kind == "rounding"), ZERO)
-    is_issued = invoice.id is not None
+def _head(statement: Invoice) -> dict[str, Any]:
+    """What comes before the lines."""
+    is_issued = statement.id is not None
     return {
-        "id": ids.render("inv", invoice.id) if is_issued else None,
+        "id": ids.render("inv", statement.id) if is_issued else None,
         "object": "statement",
         "status": "issued" if is_issued else "draft",
-        "month": f"{invoice.month:%Y-%m}",
-        "livemode": invoice.livemode,
-        "payable": invoice.livemode and is_issued,
-        "account_id": ids.render("acct", invoice.account_id),
-        "currency": invoice.currency,
-        "issued_at": int(invoice.issued_at.timestamp()) if is_issued else None,
-        "lines": [_render_line(line) for line in lines],
-        "exact_total": money.render(exact),
-        "rounding": money.render(rounding),
-        "total": money.render(exact + rounding),
+        "month": f"{statement.month:%Y-%m}",
+        "livemode": statement.livemode,
+        "payable": statement.livemode and is_issued,
+        "account_id": ids.render("acct", statement.account_id),
+        "currency": statement.currency,
+        "issued_at": int(statement.issued_at.timestamp()) if is_issued else None,
     }
+
+
+def _totals(*, batch: Decimal, rounding: Decimal) -> dict[str, str]:
+    """What comes behind the lines."""
+    return {"exact_total": money.render(batch), "rounding": money.render(rounding), "total": money.render(batch + rounding)}
 
 
 def _render_line(line: InvoiceLine) -> dict[str, Any]:

@@ -18,8 +18,7 @@ def check(owner: Owner, schedule: Schedule, body: bytes, kind: Kind) -> Sent:
 
     A large body is read in a process of its own, and takes a second: no transaction is open. Unavailable if it takes too long.
     """
-    definition = Definition.model_validate(schedule.definition)
-    _refuse_if_never_run(schedule, definition)
+    definition = refuse_if_never_run(schedule)
     with db.reading() as session:
         offered = batches.offered(session, owner, definition.endpoint)
     sent = apart.run(Checking(body, kind, definition.endpoint, catalog.models(), offered), size=len(body))
@@ -35,16 +34,18 @@ def collect(session: Session, schedule: Schedule, sent: Sent) -> inbox.Added:
     schedule has another endpoint since they were checked. The caller keeps the schedule from being deleted meanwhile.
     """
     disk.refuse_if_full()
-    definition = Definition.model_validate(schedule.definition)
-    _refuse_if_never_run(schedule, definition)
+    definition = refuse_if_never_run(schedule)
     if definition.endpoint != sent.endpoint:
         raise Unavailable("The schedule's endpoint was changed while these requests were checked. Send them again.")
     return inbox.add(session, schedule, sent.lines)
 
 
-def _refuse_if_never_run(schedule: Schedule, definition: Definition) -> None:
+def refuse_if_never_run(schedule: Schedule) -> Definition:
+    """What a schedule runs. InvalidRequest if it has no inbox, or will not fire again."""
+    definition = Definition.model_validate(schedule.definition)
     name = ids.render("sched", schedule.id)
     if definition.inbox is None:
         raise InvalidRequest(f"Schedule {name} has no inbox to send requests to. Create one with `inbox`.", code="no_inbox")
     if schedule.status == ScheduleStatus.ENDED:
         raise InvalidRequest(f"Schedule {name} has ended: nothing would run them. Give it a later ends_at.", code="schedule_ended")
+    return definition
