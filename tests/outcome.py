@@ -55,5 +55,5 @@ def assert_whole(batch_id: UUID, lines: int | None = None, *, is_proven: bool = 
 
 def assert_reconciled() -> None:
     """Everything that is billed, in all batches, is what the results come to."""
-    with db.transaction() as session:
+    with db.snapshot() as session:
         assert list(reconcile.differences(session)) == []

@@ -162,6 +162,18 @@ def reading() -> Iterator[Session]:
         yield session
 
 
+@contextmanager
+def snapshot() -> Iterator[Session]:
+    """A read-only transaction in which every statement sees the same moment, and may take as long as it needs.
+
+    REPEATABLE READ is chosen before the first statement: PostgreSQL takes the snapshot there, and refuses a later change.
+    """
+    with Session(engine(), expire_on_commit=False) as session:
+        session.connection(execution_options={"isolation_level": "REPEATABLE READ", "postgresql_readonly": True})
+        take_time(session)
+        yield session
+
+
 def enqueue(session: Session, job: Job, id: str | None = None) -> None:
     """Name the next job; it is published after the commit, once however often it is named."""
     messages: list[Message] = session.info.setdefault("messages", [])

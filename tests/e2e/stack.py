@@ -195,6 +195,7 @@ class Stack:
         assert billed["input"] == sum(line["response"]["body"]["usage"]["prompt_tokens"] for line in output)
         assert billed["output"] == sum(line["response"]["body"]["usage"]["completion_tokens"] for line in output)
         with self.session() as proof:
+            proof.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             assert list(reconcile.differences(proof)) == []
         with self.direct() as session:
             open_tasks = "SELECT count(*) FROM tasks WHERE batch_id = %s AND state <> 'done'"

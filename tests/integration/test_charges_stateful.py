@@ -178,7 +178,7 @@ class Deliveries(RuleBasedStateMachine):
         assert len(found) == batch.total == LINES
         with localcontext(money.EXACT):
             assert invoice.total == sum(amount for amount in found.values() if amount is not None)
-        with db.transaction() as session:
+        with db.snapshot() as session:
             assert list(reconcile.differences(session)) == []
 
 

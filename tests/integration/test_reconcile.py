@@ -9,6 +9,7 @@ from tests import factories
 from tests.billing import REFUSED, Ran, ended, running
 from tests.conftest import as_owner
 from tests.factories import RERANK_MODEL
+from tests.integration import plans
 from xalen_batch import db, ids
 from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import reconcile, statements
@@ -28,7 +29,7 @@ LINES = [
 
 
 def differences() -> list[Difference]:
-    with db.transaction() as session:
+    with db.snapshot() as session:
         return list(reconcile.differences(session))
 
 
@@ -144,9 +145,53 @@ def test_a_charge_without_a_success_is_found(batch: Batch) -> None:
 
 def test_it_sees_one_moment_while_batches_run_on(batch: Batch) -> None:
     corrupt("UPDATE results SET amount = 1 WHERE line_no = 1")
-    with db.transaction() as session:
+    with db.snapshot() as session:
         found = reconcile.differences(session)
         assert next(found).what == "charge of line 1"
         corrupt("DELETE FROM invoices")
         assert "number of invoices" not in {difference.what for difference in found}
     assert "number of invoices" in {difference.what for difference in differences()}
+
+
+def test_a_transaction_that_sees_several_moments_is_refused(batch: Batch) -> None:
+    with db.transaction() as session, pytest.raises(RuntimeError, match="this transaction is read committed"):
+        list(reconcile.differences(session))
+
+
+def copied(batches: int) -> None:
+    """So many more batches like the one there is, each with its input file and its invoice."""
+    with db.transaction() as session:
+        session.execute(text("SET LOCAL session_replication_role = replica"))
+        session.execute(
+            text(
+                "INSERT INTO batches SELECT (jsonb_populate_record(batch, jsonb_build_object('id', gen_random_uuid()))).*"
+                " FROM batches AS batch, generate_series(1, :batches)"
+            ),
+            {"batches": batches},
+        )
+        session.execute(
+            text(
+                "INSERT INTO invoices SELECT (jsonb_populate_record("
+                "   invoice, jsonb_build_object('id', gen_random_uuid(), 'batch_id', batch.id))).*"
+                " FROM batches AS batch, invoices AS invoice WHERE batch.id <> invoice.batch_id"
+            )
+        )
+
+
+BATCHES = 1_000
+
+
+@pytest.mark.parametrize("check", [name for name in vars(reconcile) if vars(reconcile)[name] in reconcile.CHECKS])
+def test_the_work_of_a_check_grows_with_what_is_stored_and_not_with_its_square(batch: Batch, check: str) -> None:
+    copied(BATCHES)
+    corrupt("UPDATE invoices SET issued_at = '2026-03-31 23:59:59.999999Z'")
+    with db.transaction() as session:
+        assert statements.issue_due(session) == 1
+    with db.transaction() as session:
+        session.connection(execution_options={"isolation_level": "AUTOCOMMIT"}).execute(text("ANALYZE"))
+    (plan,) = plans.of(lambda session: session.execute(text(getattr(reconcile, check))))
+    rows = [
+        (node["Actual Rows"] + node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Join Filter", 0)) * node["Actual Loops"]
+        for node in plans.nodes(plan)
+    ]
+    assert max(rows) < 20 * BATCHES

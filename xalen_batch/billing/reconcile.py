@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, ids
+from xalen_batch import ids
 
 ROWS_AT_A_TIME = 500
 
@@ -26,12 +26,14 @@ class Difference(NamedTuple):
 
 
 def differences(session: Session) -> Iterator[Difference]:
-    """Every difference there is; none is what should be. Memory stays bounded.
+    """Every difference there is; an empty iterator is what should be. Memory stays bounded.
 
-    Call it first in its transaction: all of it then sees one moment, while batches run on.
+    The session's transaction is REPEATABLE READ (`db.snapshot`): all checks then see one moment, while batches run on.
+    Raises RuntimeError for any other, because two moments differ wherever a batch ended between them.
     """
-    session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-    db.take_time(session)
+    isolation = session.scalar(text("SHOW transaction_isolation"))
+    if isolation != "repeatable read":
+        raise RuntimeError(f"reconcile needs a snapshot of the database, and this transaction is {isolation}")
     for check in CHECKS:
         yield from map(_difference, session.execute(text(check), execution_options={"yield_per": ROWS_AT_A_TIME}))
 
@@ -150,20 +152,21 @@ _NOT_BILLED = """
     WHERE invoice.batch_id IS NOT NULL AND failed.requests <> listed.requests
 """
 
+# Plain joins, which PostgreSQL hashes. A LATERAL look-up for each batch scanned all invoice lines each time.
 _OWNERS = """
     SELECT 'batch' AS kind, batch.id, 'account and mode of the ' || other.what AS what,
         concat(batch.account_id, CASE WHEN batch.livemode THEN ' live' ELSE ' test' END) AS expected,
         concat(other.account_id, CASE WHEN other.livemode THEN ' live' ELSE ' test' END) AS found
-    FROM batches AS batch
-    CROSS JOIN LATERAL (
-        SELECT 'invoice', account_id, livemode FROM invoices WHERE batch_id = batch.id
-        UNION ALL SELECT 'input file', account_id, livemode FROM files WHERE id = batch.input_file_id
-        UNION ALL SELECT 'statement', statement.account_id, statement.livemode
-            FROM invoices AS invoice
-            JOIN invoice_lines AS line ON line.source_invoice_id = invoice.id
+    FROM (
+        SELECT 'invoice', batch_id, account_id, livemode FROM invoices WHERE batch_id IS NOT NULL
+        UNION ALL SELECT 'input file', owned.id, file.account_id, file.livemode
+            FROM batches AS owned JOIN files AS file ON file.id = owned.input_file_id
+        UNION ALL SELECT 'statement', invoice.batch_id, statement.account_id, statement.livemode
+            FROM invoice_lines AS line
+            JOIN invoices AS invoice ON invoice.id = line.source_invoice_id
             JOIN invoices AS statement ON statement.id = line.invoice_id
-            WHERE invoice.batch_id = batch.id
-    ) AS other (what, account_id, livemode)
+    ) AS other (what, batch_id, account_id, livemode)
+    JOIN batches AS batch ON batch.id = other.batch_id
     WHERE (other.account_id, other.livemode) <> (batch.account_id, batch.livemode)
 """
 

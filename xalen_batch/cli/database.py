@@ -45,6 +45,16 @@ def transaction() -> Iterator["Session"]:
         yield session
 
 
+@contextmanager
+def snapshot() -> Iterator["Session"]:
+    """The database as it is at one moment, to be read for as long as that takes."""
+    find()
+    from xalen_batch import db
+
+    with db.snapshot() as session:
+        yield session
+
+
 def _user() -> str:
     """The user of the operating system, by the process and not by the environment."""
     try:

@@ -131,7 +131,7 @@ def reconcile(as_json: Json = False) -> None:
 
 
 def _differences() -> Iterator[dict[str, str]]:
-    with database.transaction() as session:
+    with database.snapshot() as session:
         from xalen_batch.billing import reconcile
 
         for difference in reconcile.differences(session):
