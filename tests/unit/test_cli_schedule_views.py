@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from tests.unit.fake_api import Api, serving
 from tests.unit.schedule_answers import PREVIEW, RUN, SCHEDULE, SOURCE, listed, ok, run
 from xalen_batch import states
 from xalen_batch.cli import clock, output
 from xalen_batch.cli.schedules import view
+from xalen_batch.cli.stacked import stacked
 
 HOSTILE = "\x1b[2Jnight\u202e"
 LONG = "0" * 32
@@ -62,7 +64,7 @@ class TestShown:
         self, width: int, layouts: Any, row: Any, capsys: pytest.CaptureFixture[str]
     ) -> None:
         console = Console(width=width, force_terminal=True, no_color=True, color_system=None)
-        output.show(view.stacked(layouts, [row], right=("lag", "cost USD"), console=console), console)
+        output.show(stacked(layouts, [row], right=("lag", "cost USD"), folded=view.FOLDED, console=console), console)
         printed = capsys.readouterr().out
         for cell in row:
             assert cell.plain in printed
@@ -70,8 +72,8 @@ class TestShown:
 
     def test_a_long_name_is_folded_and_not_what_is_beside_it(self, capsys: pytest.CaptureFixture[str]) -> None:
         console = Console(width=80, force_terminal=True, no_color=True, color_system=None)
-        row = (view.Text("night " * 30), *ROW[1:])
-        output.show(view.stacked(view.SCHEDULES, [row], console=console), console)
+        row = (Text("night " * 30), *ROW[1:])
+        output.show(stacked(view.SCHEDULES, [row], folded=view.FOLDED, console=console), console)
         printed = capsys.readouterr().out
         for cell in ROW[1:]:
             assert cell.plain in printed

@@ -7,8 +7,14 @@ import typer
 
 from xalen_batch.cli import clock, database
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import counted, grid, pairs, print_json, say, show
+from xalen_batch.cli.output import counted, pairs, print_json, say, show
+from xalen_batch.cli.stacked import Layout, stacked
 
+ENTRIES: tuple[Layout, ...] = (
+    (("at",), ("who",), ("what",), ("of",), ("mode",), ("change",)),
+    (("at", "who"), ("what", "of", "mode"), ("change",)),
+    (("at", "who", "what", "of", "mode", "change"),),
+)
 MODES = {None: "-", False: "test", True: "live"}
 
 commands = typer.Typer()
@@ -61,7 +67,7 @@ def audit(
         )
         for entry in found
     ]
-    show(grid(("at", "who", "what", "of", "mode", "change"), rows))
+    show(stacked(ENTRIES, rows, folded=("who", "change")))
     if len(found) == limit:
         say(f"Only the latest {counted(limit, 'change')} are shown; --limit shows more.", style="dim")
 

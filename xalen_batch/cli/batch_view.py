@@ -7,6 +7,7 @@ from rich.console import Console
 
 from xalen_batch.cli import windows
 from xalen_batch.cli.output import STDERR, counted, fields, figure, grid, moment, pairs, safe, say, show
+from xalen_batch.cli.stacked import Layout, stacked
 
 SHOWN_ERRORS = 20
 MOMENTS = (
@@ -21,6 +22,11 @@ MOMENTS = (
     "cancelled_at",
 )
 STYLES = {"completed": "green", "failed": "red", "expired": "red", "cancelled": "yellow"}
+BATCHES: tuple[Layout, ...] = (
+    (("id",), ("status",), ("lines",), ("failed",), ("endpoint",), ("created",)),
+    (("id", "endpoint"), ("status", "created"), ("lines", "failed")),
+    (("id", "endpoint", "created"), ("status", "lines", "failed")),
+)
 
 
 def succeeded(batch: dict[str, Any]) -> bool:
@@ -57,7 +63,7 @@ def print_line_errors(errors: Sequence[dict[str, Any]], name: str, *, shown: int
 
 
 def table_of(batches: Sequence[dict[str, Any]]) -> None:
-    """Batches, one a line."""
+    """Batches, the newest first."""
     rows = [
         (
             batch["id"],
@@ -69,7 +75,7 @@ def table_of(batches: Sequence[dict[str, Any]]) -> None:
         )
         for batch in batches
     ]
-    show(grid(("id", "status", "lines", "failed", "endpoint", "created"), rows, right=("lines", "failed")))
+    show(stacked(BATCHES, rows, right=("lines", "failed")))
 
 
 def details(batch: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ import typer
 
 from xalen_batch.cli import clock, database
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import grid, print_json, print_line, say, show
+from xalen_batch.cli.output import print_json, print_line, say, show
+from xalen_batch.cli.stacked import Layout, stacked
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -19,6 +20,11 @@ commands = typer.Typer(
     no_args_is_help=True,
     help="Make, list, rotate and revoke API keys (operators).",
     epilog=examples("xalen-batch keys create --account acme", "xalen-batch keys rotate key_0192…"),
+)
+KEYS: tuple[Layout, ...] = (
+    (("id",), ("key",), ("account",), ("name",), ("scopes",), ("last used",), ("state",)),
+    (("id", "key"), ("account", "name"), ("scopes", "last used", "state")),
+    (("id", "key", "account", "name", "scopes", "last used", "state"),),
 )
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="The key's id, `key_…`, from `keys list`.")]
 
@@ -122,7 +128,7 @@ def list_keys(as_json: Json = False) -> None:
         (key["id"], f"{key['prefix']}…", key["account"], key["name"], ",".join(key["scopes"]), _day(key["last_used_at"]), _state(key))
         for key in found
     ]
-    show(grid(("id", "key", "account", "name", "scopes", "last used", "state"), rows))
+    show(stacked(KEYS, rows, folded=("account", "name", "scopes")))
 
 
 @commands.command(

@@ -1,15 +1,15 @@
 """How schedules, their runs and their fires are shown to people."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from xalen_batch.cli import clock, windows
 from xalen_batch.cli.output import STDERR, STDOUT, counted, fields, grid, pairs, safe, say, show
+from xalen_batch.cli.stacked import Layout, names_of, stacked
 from xalen_batch.states import OPEN_RUNS
 
 # Of each state: the mark in a sparkline, the letter where the terminal has no such mark, and the colour.
@@ -24,10 +24,7 @@ MARKS = {
 }
 UNKNOWN = ("?", "?", "")
 STATUSES = {"active": "green", "paused": "yellow", "ended": "dim"}
-# What is shown in one cell of a terminal, one above the other; in a pipe each has a column.
 DATES = "dates of"
-# The widest layout is first; the cells of a row are in its order.
-Layout = Sequence[Sequence[str]]
 SCHEDULES: tuple[Layout, ...] = (
     (("name", "id"), ("when", "time zone"), ("next fire", "UTC"), ("latest runs", "last result"), ("state",)),
     (("name", "id"), ("when", "time zone"), ("next fire", "UTC"), ("latest runs", "last result", "state")),
@@ -41,15 +38,13 @@ RUNS: tuple[Layout, ...] = (
     (("scheduled for", DATES, "batch", "state", "trigger", "reason", "fired", "lag", "cost USD"),),
 )
 HAS_ENDED = "It has ended: no fire is left. `xalen-batch schedules edit {id} --clear ends` (or --ends TIME) lets it fire again."
-FOLDED, NARROWEST = {"name", "when"}, 20
-# Columns that a table sets between two of its own.
-BETWEEN = 3
+FOLDED = {"name", "when"}
 FIRES = ("local time", "UTC", "in")
 
 
 def table_of(schedules: Sequence[dict[str, Any]]) -> None:
     """Schedules, and on stderr what the marks mean."""
-    show(stacked(SCHEDULES, map(row_of, schedules)))
+    show(stacked(SCHEDULES, map(row_of, schedules), folded=FOLDED))
     say_legend(STDOUT)
 
 
@@ -67,49 +62,6 @@ def row_of(schedule: dict[str, Any]) -> tuple[Text, ...]:
         Text("-") if last is None else _result(last),
         Text(schedule["status"], STATUSES.get(schedule["status"], "")),
     )
-
-
-def stacked(layouts: Sequence[Layout], rows: Iterable[Sequence[Text]], *, right: Sequence[str] = (), console: Console = STDOUT) -> Table:
-    """A table whose columns each hold several cells: one above the other on a terminal, side by side in a pipe.
-
-    `rows` have a cell for each name of the first of the layouts, in its order. The first layout that a terminal has room for is taken,
-    and else the last: of the cells, only those of FOLDED are folded, so that ids can be copied.
-    """
-    names = _names(layouts[0])
-    if not console.is_terminal:
-        return grid(names, rows, right=right)
-    cells = [dict(zip(names, row, strict=True)) for row in rows]
-    found = [(layout, _widths(layout, cells, folded=True)) for layout in layouts]
-    layout, widths = next(((layout, widths) for layout, widths in found if _whole(widths) <= console.width), found[-1])
-    spare = max(console.width - _whole(widths), 0)
-    table = grid(["\n".join(column) for column in layout], (), right=["\n".join(column) for column in layout if set(column) <= set(right)])
-    for shown, least, most in zip(table.columns, widths, _widths(layout, cells, folded=False), strict=True):
-        shown.width = min(most, least + spare)
-        spare -= shown.width - least
-    for row in cells:
-        table.add_row(*(Text("\n").join([row[name] for name in column]) for column in layout))
-        table.add_section()
-    return table
-
-
-def _names(layout: Layout) -> list[str]:
-    return [name for column in layout for name in column]
-
-
-def _widths(layout: Layout, rows: Sequence[Mapping[str, Text]], *, folded: bool) -> list[int]:
-    """How wide each column is, and where it is folded, as narrow as it may be."""
-    return [
-        max(
-            len(name) if row is None else min(row[name].cell_len, NARROWEST if folded and name in FOLDED else row[name].cell_len)
-            for name in column
-            for row in (None, *rows)
-        )
-        for column in layout
-    ]
-
-
-def _whole(widths: Sequence[int]) -> int:
-    return sum(widths) + BETWEEN * (len(widths) - 1)
 
 
 def sparkline(runs: Iterable[dict[str, Any]], console: Console = STDOUT) -> Text:
@@ -176,7 +128,7 @@ def runs_of(runs: Sequence[dict[str, Any]]) -> None:
     """Runs, and below them why some are as they are."""
     layouts, rows = RUNS, [row_of_run(run) for run in runs]
     if not any(run["as_of"] for run in runs):
-        place = _names(RUNS[0]).index(DATES)
+        place = names_of(RUNS[0]).index(DATES)
         layouts = tuple([[name for name in column if name != DATES] for column in layout] for layout in RUNS)
         rows = [(*row[:place], *row[place + 1 :]) for row in rows]
     show(stacked(layouts, rows, right=("lag", "cost USD")))

@@ -1,0 +1,75 @@
+"""Tables that fit a terminal without splitting an id: a narrow terminal gets several cells of a row in one column."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from xalen_batch.cli.output import STDOUT, grid, safe
+
+# The columns of a table, each with the names of the cells that it shows one above the other.
+Layout = Sequence[Sequence[str]]
+# A cell that may be folded is folded between words, and never to fewer characters than this.
+NARROWEST = 20
+# Characters of the longest word that is kept whole: `rotated_from=key_…` with its id.
+LONGEST_WORD = 56
+# Characters that a table puts between two columns.
+BETWEEN = 3
+
+
+def stacked(
+    layouts: Sequence[Layout],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Collection[str] = (),
+    folded: Collection[str] = (),
+    console: Console = STDOUT,
+) -> Table:
+    """A table in the first of these layouts that the console has room for, or else in the last; in a pipe a column for each cell.
+
+    Layouts go from the widest to the narrowest. `rows` have a cell for each name of the first layout, in its order; a cell
+    that is no `Text` is made safe. `right`: names of figures. Only the cells named in `folded` are folded, between words, so
+    that every id can be copied.
+    """
+    names, texts = names_of(layouts[0]), [[cell if isinstance(cell, Text) else Text(safe(cell)) for cell in row] for row in rows]
+    if not console.is_terminal:
+        return grid(names, texts, right=tuple(right))
+    cells = [dict(zip(names, row, strict=True)) for row in texts]
+    found = [(layout, _widths(layout, cells, folded)) for layout in layouts]
+    layout, widths = next(((layout, widths) for layout, widths in found if _whole(widths) <= console.width), found[-1])
+    spare = max(console.width - _whole(widths), 0)
+    table = grid(["\n".join(column) for column in layout], (), right=["\n".join(column) for column in layout if set(column) <= set(right)])
+    for shown, least, most in zip(table.columns, widths, _widths(layout, cells, ()), strict=True):
+        shown.width = min(most, least + spare)
+        spare -= shown.width - least
+    for row in cells:
+        table.add_row(*(Text("\n").join([row[name] for name in column]) for column in layout))
+        if len(layout) < len(names):
+            table.add_section()
+    return table
+
+
+def names_of(layout: Layout) -> list[str]:
+    """Every cell's name, in the order of the layout."""
+    return [name for column in layout for name in column]
+
+
+def _widths(layout: Layout, rows: Sequence[Mapping[str, Text]], folded: Collection[str]) -> list[int]:
+    """The width of each column in characters; a cell of `folded` counts with its longest word."""
+    return [
+        max(len(name) if row is None else _width(row[name], name in folded) for name in column for row in (None, *rows))
+        for column in layout
+    ]
+
+
+def _width(cell: Text, may_fold: bool) -> int:
+    if not may_fold:
+        return cell.cell_len
+    words = [cell_len(word) for word in cell.plain.split()]
+    return min(cell.cell_len, max([NARROWEST, *(length for length in words if length <= LONGEST_WORD)]))
+
+
+def _whole(widths: Sequence[int]) -> int:
+    return sum(widths) + BETWEEN * (len(widths) - 1)
