@@ -1,5 +1,6 @@
 """Help texts, examples and the reference pages: what is written about the commands is so."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
+from xalen_batch import __version__
 from xalen_batch.cli import reference
 from xalen_batch.cli.main import app
 
@@ -36,7 +38,7 @@ def _command(path: tuple[str, ...]) -> Any:
 
 def _examples() -> list[str]:
     epilogs = [ROOT.epilog, *(_command(path).epilog for path in _paths(ROOT))]
-    lines = [line.strip() for epilog in epilogs for line in (epilog or "").splitlines()]
+    lines = [line.strip() for epilog in epilogs for line in re.sub(r" \\\n +", " ", epilog or "").splitlines()]
     return sorted({line for line in lines if "xalen-batch " in line})
 
 
@@ -46,6 +48,27 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...]) -> None:
     assert result.exit_code == 0
     assert "Examples:" in result.stdout
     assert f"xalen-batch {' '.join(path)}" in result.stdout
+
+
+@pytest.mark.parametrize("path", _paths(ROOT), ids=" ".join)
+def test_an_example_can_be_pasted_from_a_terminal_of_80_columns(path: tuple[str, ...]) -> None:
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(app, [*path, "--help"]).stdout
+    epilog = _command(path).epilog or ""
+    for line in epilog.splitlines()[2:]:
+        assert line in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["run", "-h"], ["keys", "create", "-h"]], ids=" ".join)
+def test_h_is_help(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0
+    assert "Usage: " in result.stdout
+
+
+def test_the_version_is_printed_as_people_ask_for_it() -> None:
+    for arguments in (["--version"], ["version"]):
+        assert CliRunner().invoke(app, arguments).stdout == f"{__version__}\n"
 
 
 @pytest.mark.parametrize("line", _examples())

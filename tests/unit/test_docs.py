@@ -33,6 +33,7 @@ def commands() -> Iterator[tuple[str, str]]:
         shell = "\n".join(
             re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if page.suffix == ".md" else re.findall(r"^# (.*)", text, re.MULTILINE)
         )
+        shell = re.sub(r" \\\n +", " ", shell)
         for command in re.split(r"\n|&&|\|", re.sub(r" #.*| [<>] \S+", "", shell)):
             if match := SHOWN.fullmatch(command.strip(" )")):
                 yield page.relative_to(ROOT).as_posix(), match["arguments"]

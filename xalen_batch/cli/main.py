@@ -4,11 +4,12 @@ Nothing heavy is imported here: what a command needs, it imports when it runs.
 """
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from xalen_batch import __version__
 from xalen_batch.cli import (
     accounts,
     audit,
@@ -30,7 +31,7 @@ from xalen_batch.cli import (
 )
 from xalen_batch.cli.failures import ERROR, INTERRUPTED, TIMED_OUT
 from xalen_batch.cli.options import examples
-from xalen_batch.cli.output import safe, say
+from xalen_batch.cli.output import print_line, safe, say
 
 
 class Commands(TyperGroup):
@@ -71,6 +72,7 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Batch inference behind the OpenAI Files and Batches API.",
     epilog=examples("xalen-batch up", "xalen-batch run requests.jsonl", "xalen-batch run --help"),
 )
@@ -82,8 +84,16 @@ app.add_typer(keys.commands, name="keys", rich_help_panel="Operators")
 app.add_typer(accounts.commands, name="accounts", rich_help_panel="Operators")
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print_line(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")] = False,
+) -> None:
     # User text may hold what the terminal's encoding lacks.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -1,8 +1,17 @@
 """Options that many commands share, and the examples at the end of each help text."""
 
+import re
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
+
+# Of a line of an example: 80 columns less the help text's own margins.
+WIDEST = 76
+CONTINUED = " \\"
+_WORD = r"""(?:[^\s"']|"[^"]*"|'[^']*')+"""
+# The command's name with its arguments, each option with its value, and the next command with its operator.
+PARTS = re.compile(rf"{_WORD}(?: (?!-|&&|\|){_WORD})*")
 
 BaseUrl = Annotated[
     str | None,
@@ -40,5 +49,18 @@ Timeout = Annotated[float | None, typer.Option(min=0, help="Stop waiting after t
 
 
 def examples(*commands: str) -> str:
-    """An epilog that keeps its lines."""
-    return "\b\n" + "\n".join(("Examples:", *(f"  {command}" for command in commands)))
+    """An epilog that keeps its lines. A long command goes on behind a backslash, so that it can be pasted from 80 columns."""
+    return "\b\n" + "\n".join(("Examples:", *(f"  {line}" for command in commands for line in _lines(command))))
+
+
+def _lines(command: str) -> Iterator[str]:
+    """The command in lines of at most WIDEST characters, broken before an option or operator, never inside quotes."""
+    first, *rest = PARTS.findall(command)
+    line = first
+    for part in rest:
+        if len(line) + len(part) + len(CONTINUED) >= WIDEST:
+            yield line + CONTINUED
+            line = f"    {part}"
+        else:
+            line = f"{line} {part}"
+    yield line

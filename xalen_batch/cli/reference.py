@@ -93,7 +93,7 @@ def _panel(param: Any) -> str | None:
 
 def _examples(command: Any) -> str:
     lines = command.epilog.replace("\b", "").strip().splitlines()
-    return "\n".join(line.strip() for line in lines[1:])
+    return "\n".join(line.removeprefix("  ") for line in lines[1:])
 
 
 def settings() -> str:
