@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from xalen_batch.cli import audit, batch_view, keys, output
+from xalen_batch.cli import audit, batch_view, files, keys, output
 from xalen_batch.cli.stacked import Layout, names_of, stacked
 
 LONG = "0123456789abcdef" * 2
@@ -15,10 +15,21 @@ BATCH = (f"batch_{LONG}", "in_progress", "50,000/50,000", "50,000", "/v1/chat/co
 KEY = (
     f"key_{LONG}", "xln_test_0192…", "the logistics department", "nightly tickets", "submit,read,billing,admin", "2026-11-28", "revoked"
 )  # fmt: skip
-ENTRY = ("2026-11-28 19:30:00 UTC", "cli:operator", "api_key.rotated", f"key_{LONG}", "live", f"name=up rotated_from=key_{LONG} scopes=read")
+ENTRY = (
+    "2026-11-28 19:30:00 UTC",
+    "cli:operator",
+    "api_key.rotated",
+    f"key_{LONG}",
+    "live",
+    f"name=up rotated_from=key_{LONG} scopes=read",
+)
+FILE = (
+    f"file-{LONG}", "support-tickets.jsonl", "209,715,200", "batch_output", "2026-11-28 19:30:00 UTC", "2026-12-28 19:30:00 UTC"
+)  # fmt: skip
 LISTS = [
     (batch_view.BATCHES, BATCH, ()),
     (keys.KEYS, KEY, ("account", "name", "scopes")),
+    (files.FILES, FILE, ("name",)),
     (audit.ENTRIES, ENTRY, ("who", "change")),
 ]
 
@@ -31,7 +42,7 @@ def printed(layouts: Sequence[Layout], row: Sequence[object], folded: Sequence[s
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120, 160, 240])
-@pytest.mark.parametrize(("layouts", "row", "folded"), LISTS, ids=["list", "keys list", "audit"])
+@pytest.mark.parametrize(("layouts", "row", "folded"), LISTS, ids=["list", "keys list", "files list", "audit"])
 def test_no_word_of_a_row_is_split_and_no_line_is_too_long(
     layouts: Sequence[Layout], row: Sequence[str], folded: Sequence[str], width: int
 ) -> None:
@@ -41,7 +52,7 @@ def test_no_word_of_a_row_is_split_and_no_line_is_too_long(
     assert max(map(len, shown.splitlines())) <= width
 
 
-@pytest.mark.parametrize(("layouts", "row", "folded"), LISTS, ids=["list", "keys list", "audit"])
+@pytest.mark.parametrize(("layouts", "row", "folded"), LISTS, ids=["list", "keys list", "files list", "audit"])
 def test_every_layout_has_every_cell(layouts: Sequence[Layout], row: Sequence[str], folded: Sequence[str]) -> None:
     names = names_of(layouts[0])
     assert len(names) == len(row)

@@ -47,16 +47,18 @@ class Client:
         """A JSON object."""
         return self._retried(lambda: self._json(self._request(_address(path, query))))
 
-    def first(self, limit: int, path: str, **query: str | int | None) -> list[Json]:
-        """The first objects of a list, page after page."""
+    def listing(self, limit: int, path: str, **query: str | int | None) -> Json:
+        """The first objects of a list, page after page, as one list object with `data` and `has_more`."""
         found: list[Json] = []
-        after = None
-        while len(found) < limit:
-            page = self.get(path, limit=min(PAGE, limit - len(found)), after=after, **query)
+        page: Json = {"has_more": True, "last_id": None}
+        while page["has_more"] and len(found) < limit:
+            page = self.get(path, limit=min(PAGE, limit - len(found)), after=page["last_id"], **query)
             found += page["data"]
-            if not page["has_more"]:
-                break
-            after = page["last_id"]
+        return {"object": "list", "data": found, "has_more": page["has_more"]}
+
+    def first(self, limit: int, path: str, **query: str | int | None) -> list[Json]:
+        """The objects of `listing` alone."""
+        found: list[Json] = self.listing(limit, path, **query)["data"]
         return found
 
     def post(self, path: str, body: Json | None = None, **query: str | int | None) -> Json:

@@ -16,6 +16,7 @@ from xalen_batch.cli import (
     batches,
     doctor,
     failures,
+    files,
     invoices,
     keys,
     limits,
@@ -78,6 +79,7 @@ app = typer.Typer(
 )
 for part in (run, submit, watch, batches, validate, invoices, limits, models, up, doctor, audit, server):
     app.add_typer(part.commands)
+app.add_typer(files.commands, name="files")
 app.add_typer(schedules.commands, name="schedules")
 app.add_typer(prices.commands, name="prices", rich_help_panel="Operators")
 app.add_typer(keys.commands, name="keys", rich_help_panel="Operators")

@@ -1,0 +1,142 @@
+"""`files`: what has been uploaded, and what batches have made of it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xalen_batch.cli import download, inputs, progress
+from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.failures import Failed
+from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
+from xalen_batch.cli.output import counted, fields, figure, moment, print_json, print_line, say
+from xalen_batch.cli.output import show as show_table
+from xalen_batch.cli.stacked import Layout, stacked
+
+FILES: tuple[Layout, ...] = (
+    (("id",), ("name",), ("bytes",), ("purpose",), ("created",), ("expires",)),
+    (("id", "name"), ("created", "expires"), ("bytes", "purpose")),
+    (("id", "name", "created", "expires"), ("bytes", "purpose")),
+)
+
+commands = typer.Typer(
+    no_args_is_help=True,
+    help="Upload, list, show, download and delete files.",
+    epilog=examples("xalen-batch files upload requests.jsonl", "xalen-batch files list"),
+)
+
+
+def _file_id(text: str) -> str:
+    if not text.startswith("file-"):
+        raise typer.BadParameter(f"{text!r} is not the id of a file, `file-…`. `xalen-batch files list` shows those there are.")
+    return text
+
+
+def _file_ids(texts: list[str]) -> list[str]:
+    return [_file_id(text) for text in texts]
+
+
+FileId = Annotated[str, typer.Argument(metavar="ID", help="The file, `file-…`.", callback=_file_id)]
+FileIds = Annotated[list[str], typer.Argument(metavar="ID…", help="The files, `file-…`.", callback=_file_ids)]
+
+
+@commands.command(epilog=examples("xalen-batch files upload requests.jsonl", "id=$(make-requests | xalen-batch files upload -)"))
+def upload(file: inputs.InputFile, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+    """Upload a file as batch input and print its id. Nothing is checked or run: `submit` does that."""
+    client = connect(base_url, api_key, live)
+    with inputs.opened(file) as path, progress.transfer("uploading") as moved:
+        made = client.upload(path, inputs.name_of(file), moved)
+    if as_json:
+        print_json(made)
+    else:
+        print_line(made["id"])
+
+
+@commands.command(
+    "list",
+    epilog=examples(
+        "xalen-batch files list", "xalen-batch files list --purpose batch_output", "xalen-batch files list --json | jq -r .data[0].id"
+    ),
+)
+def list_files(
+    limit: Annotated[int, typer.Option(min=1, help="Most files to show, the newest first.")] = 20,
+    purpose: Annotated[str | None, typer.Option(help="Only of this purpose: `batch` for inputs, `batch_output` for results.")] = None,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
+    """List your files, the newest first."""
+    found = connect(base_url, api_key, live).listing(limit, "/files", purpose=purpose)
+    if as_json:
+        print_json(found)
+    elif found["data"]:
+        show_table(stacked(FILES, [_row(file) for file in found["data"]], right=("bytes",), folded=("name",)))
+        if found["has_more"]:
+            say(f"Only the newest {counted(limit, 'file')} are shown; --limit shows more.", style="dim")
+    else:
+        say("No files yet. `xalen-batch files upload FILE` makes one." if purpose is None else f"No file has the purpose {purpose}.")
+
+
+@commands.command(epilog=examples("xalen-batch files show file-0192…", "xalen-batch files show file-0192… --json"))
+def show(file_id: FileId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+    """Show every field of a file."""
+    file = connect(base_url, api_key, live).get(f"/files/{file_id}")
+    if as_json:
+        print_json(file)
+    else:
+        show_table(fields((name, _shown(name, value)) for name, value in file.items() if name != "object"))
+
+
+@commands.command(
+    "download",
+    epilog=examples("xalen-batch files download file-0192… -o requests.jsonl", "xalen-batch files download file-0192… | head -1"),
+)
+def download_file(
+    file_id: FileId,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write it; `-` is stdout.")] = download.STDOUT,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
+    """Download a file's bytes as they are."""
+    download.check_target(output)
+    client = connect(base_url, api_key, live)
+    with progress.transfer("downloading") as moved, download.writer(output) as out:
+        client.download(f"/files/{file_id}/content", out.write, moved, is_fixed=True)
+
+
+@commands.command(epilog=examples("xalen-batch files delete file-0192…", "xalen-batch files delete file-0192… file-0193…"))
+def delete(file_ids: FileIds, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+    """Delete files. Of an output file that erases the answers, never what they cost."""
+    client = connect(base_url, api_key, live)
+    deleted = [_delete(client, file_id) for file_id in dict.fromkeys(file_ids)]
+    if as_json:
+        print_json({"object": "list", "data": deleted, "has_more": False})
+
+
+def _delete(client: Client, file_id: str) -> dict[str, Any]:
+    try:
+        deleted = client.delete(f"/files/{file_id}")
+    except Failed as error:
+        # Files named before it are gone: the message names the one that is not.
+        raise Failed(f"{file_id}: {error}", error.exit_code) from error
+    say(f"{file_id} is deleted.")
+    return deleted
+
+
+def _row(file: dict[str, Any]) -> tuple[object, ...]:
+    return (
+        file["id"],
+        file["filename"],
+        figure(file["bytes"]),
+        file["purpose"],
+        moment(file["created_at"]),
+        moment(file["expires_at"]),
+    )
+
+
+def _shown(name: str, value: Any) -> object:
+    if name.endswith("_at"):
+        return moment(value)
+    return "-" if value is None else figure(value)
