@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 GOOD = b'{"id":"x","object":"chat.completion","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}'
 MiB = 1024 * 1024
+# Many times what a client and the kernel's buffers may take of an answer that does not end.
+MOST_ENDLESS = 128 * MiB
 
 
 class Seen(NamedTuple):
@@ -82,6 +84,38 @@ async def gzip_bomb(writer: asyncio.StreamWriter) -> None:
     await reply(packed, content_encoding="gzip")(writer)
 
 
+# Ways to answer that never end: the bytes before, and those that are repeated.
+ENDLESS = {
+    "a status line": (b"HTTP/1.1 200 ", b"O" * 1000),
+    "spaces before the status line": (b"", b"\r\n" * 500),
+    "a header": (b"HTTP/1.1 200 OK\r\nx-a: ", b"a" * 1000),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"x-a: b\r\n" * 100),
+    "1xx answers": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 40),
+    "1xx answers with headers": (b"", b"HTTP/1.1 103 Early Hints\r\nlink: </a>; rel=preload\r\n\r\n" * 20),
+    "a chunk's size": (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"0" * 1000),
+    "a chunk extension": (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1;x=", b"a" * 1000),
+    "chunk extensions": (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"1;x=" + b"a" * 1000 + b"\r\nb\r\n"),
+    "a trailer": (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nx-a: ", b"a" * 1000),
+    "trailers": (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n", b"x-a: b\r\n" * 100),
+    "answers": (b"", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}" * 25),
+}
+
+
+def endless(way: str) -> Answer:
+    """One of ENDLESS, for as long as somebody reads it, at most MOST_ENDLESS bytes."""
+    begin, piece = ENDLESS[way]
+    piece *= 64 * 1024 // len(piece)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(begin)
+        for _ in range(MOST_ENDLESS // len(piece)):
+            writer.write(piece)
+            await writer.drain()
+        raise AssertionError(f"{MOST_ENDLESS} bytes of {way} were read")
+
+    return answer
+
+
 class Hostile:
     """Answers every request with `answer`, and remembers what was asked."""
 
@@ -89,6 +123,7 @@ class Hostile:
         self.answer: Answer = reply(GOOD)
         self.seen: list[Seen] = []
         self.port = 0
+        self.failures: list[AssertionError] = []
 
     @property
     def base_url(self) -> str:
@@ -100,7 +135,11 @@ class Hostile:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 lengths = [line.split(":")[1] for line in head.split("\r\n") if line.lower().startswith("content-length:")]
                 self.seen.append(Seen(head, await reader.readexactly(int(lengths[0]) if lengths else 0)))
-                await self.answer(writer)
+                try:
+                    await self.answer(writer)
+                except AssertionError as failure:
+                    self.failures.append(failure)
+                    break
                 await writer.drain()
         writer.close()
 

@@ -14,7 +14,11 @@ import httptools
 
 from xalen_batch.backends.clients.contract import AnswerTooLong, Limits, NoReply, NotConnected, Reply, TimedOut
 
+# Most bytes of an answer beside its body: status lines, headers, 1xx answers, chunk sizes and extensions, trailers.
 HEAD_BYTES = 64 * 1024
+# A body in small chunks may have this many bytes around each of its own.
+FRAMING_PER_BYTE = 16
+MOST_HEADERS = 256
 # Up to this size, copying a body behind its head is cheaper than a second write.
 COPIED_BYTES = 64 * 1024
 # How often those that wait are looked at, as a share of the timeout; and at least so often, in seconds.
@@ -138,12 +142,19 @@ class _Connection(asyncio.Protocol):
         self._answer: asyncio.Future[Reply] | None = None
         self._transport: asyncio.Transport | None = None
         self.is_open = False
+        # Since the request was sent, 1xx answers included.
+        self._received = 0
         self._clear()
 
     def send(self, head: bytes, body: bytes) -> asyncio.Future[Reply]:
         """Send a request. Its answer ends with NoReply or _Stale where there is none; the connection is closed then."""
         transport = cast(asyncio.Transport, self._transport)
         answer = self._answer = self._loop.create_future()
+        self._received = 0
+        if not self.is_open:
+            # The server closed it, or sent an answer, between the connect and this request.
+            self._fail(_Stale())
+            return answer
         if len(body) <= COPIED_BYTES:
             transport.write(head + body)
         else:
@@ -187,27 +198,40 @@ class _Connection(asyncio.Protocol):
         if self._answer is None:
             if self._began:
                 self.abort(NoReply("it sent more than the answer"))
-        elif not self._has_head and self._received > HEAD_BYTES:
-            self.abort(NoReply("the head of its answer does not end"))
+        elif self._received - self._size > HEAD_BYTES + FRAMING_PER_BYTE * self._size:
+            self.abort(NoReply("its answer has too many bytes around its body" if self._has_head else "the head of its answer does not end"))
 
     def on_message_begin(self) -> None:
         self._began = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._has_head:
+            # A trailer; nothing here reads one.
+            return
         name = name.lower()
         self._headers[name] = value
         if name in (b"content-length", b"transfer-encoding"):
             self._frames = True
+        if len(self._headers) > MOST_HEADERS:
+            self.abort(NoReply(f"its answer has more than {MOST_HEADERS} headers"))
 
     def on_headers_complete(self) -> None:
         self._has_head = True
+        if int(self._headers.get(b"content-length", 0)) > self._longest:
+            self.abort(AnswerTooLong())
 
     def on_body(self, part: bytes) -> None:
         self._size += len(part)
         if self._size > self._longest:
             self.abort(AnswerTooLong())
+        elif not self._body:
+            # Most answers come in one part, which needs no copy.
+            self._body = part
         else:
-            self._body.append(part)
+            # One buffer, because a list of parts costs many times the bytes of small ones.
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += part
 
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() < 200:
@@ -224,7 +248,7 @@ class _Connection(asyncio.Protocol):
         answer, headers = self._answer, self._headers
         if answer is None or answer.done():
             return
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        body = bytes(self._body)
         try:
             if encoding := headers.get(b"content-encoding"):
                 body = _decompressed(body, encoding, self._longest)
@@ -242,8 +266,8 @@ class _Connection(asyncio.Protocol):
 
     def _clear(self) -> None:
         self._headers: dict[bytes, bytes] = {}
-        self._body: list[bytes] = []
-        self._received = self._size = 0
+        self._body: bytes | bytearray = b""
+        self._size = 0
         self._began = self._has_head = self._frames = False
 
 
