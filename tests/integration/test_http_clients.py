@@ -248,7 +248,8 @@ def test_an_answer_without_end_is_given_up_after_a_bounded_number_of_bytes(make:
 @pytest.mark.parametrize("way", SKIPPED_BY_FULL)
 def test_what_the_kept_library_skips_without_end_takes_its_time_and_no_memory(way: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(TimedOut):
+    # It times out, or sees the end of MOST_ENDLESS bytes on a fast machine.
+    with pytest.raises(NoReply):
         ask(full, hostile.endless(way), limits=Limits(0.3, 2, 1024 * 1024))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024
 
