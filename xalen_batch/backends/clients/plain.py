@@ -199,7 +199,9 @@ class _Connection(asyncio.Protocol):
             if self._began:
                 self.abort(NoReply("it sent more than the answer"))
         elif self._received - self._size > HEAD_BYTES + FRAMING_PER_BYTE * self._size:
-            self.abort(NoReply("its answer has too many bytes around its body" if self._has_head else "the head of its answer does not end"))
+            self.abort(
+                NoReply("its answer has too many bytes around its body" if self._has_head else "the head of its answer does not end")
+            )
 
     def on_message_begin(self) -> None:
         self._began = True
