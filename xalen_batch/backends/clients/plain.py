@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from xalen_batch.backends.buffer import READ_BYTES, Buffer
 from xalen_batch.backends.clients.contract import AnswerTooLong, Limits, NoReply, NotConnected, Reply, TimedOut
 
 # Most bytes of an answer beside its body: status lines, headers, 1xx answers, chunk sizes and extensions, trailers.
@@ -31,10 +32,13 @@ _INFLATE = 32 + zlib.MAX_WBITS
 class PlainClient:
     """`url`: http://host[:port][/path]. A connection that was kept open and turns out dead is replaced by a new one, once."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], limits: Limits) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], limits: Limits, buffer: Buffer) -> None:
         parts = urlsplit(url)
         self._host, self._port, self._root = parts.hostname or "", parts.port or 80, parts.path.rstrip("/")
         self._limits = limits
+        self._buffer = buffer
+        # Each connection's bytes are parsed before the next is read.
+        self._read = memoryview(bytearray(READ_BYTES))
         # Nobody asked for a compressed answer; one that comes all the same is understood.
         fixed = {"host": parts.netloc, "accept-encoding": "identity", **headers}
         self._fixed = "".join(f"{name}: {value}\r\n" for name, value in fixed.items()).encode("latin-1")
@@ -67,6 +71,8 @@ class PlainClient:
                 raise
             finally:
                 del self._waiting[connection]
+                if connection.buffered:
+                    self._buffer.ended(connection)
             connection = await self._connect(deadline)
         if connection.is_open:
             self._idle.append(connection)
@@ -95,7 +101,7 @@ class PlainClient:
         try:
             async with asyncio.timeout_at(min(deadline, self._loop.time() + self._limits.connect_timeout)):
                 _, connection = await self._loop.create_connection(
-                    lambda: _Connection(self._loop, self._limits.answer_bytes), self._host, self._port
+                    lambda: _Connection(self._loop, self._limits.answer_bytes, self._buffer, self._read), self._host, self._port
                 )
         except (OSError, TimeoutError, UnicodeError) as error:
             raise NotConnected(str(error)) from error
@@ -107,6 +113,9 @@ class PlainClient:
         for connection, deadline in list(self._waiting.items()):
             if deadline > now:
                 break
+            if deadline + connection.paused_for(now) > now:
+                # It waited for us.
+                continue
             connection.abort(TimedOut("no answer in time"))
         pause = min(LOOK_AT_LEAST, self._limits.request_timeout / LOOKS_PER_TIMEOUT)
         self._looking = self._loop.call_later(pause, self._look) if self._waiting else None
@@ -116,41 +125,56 @@ class _Stale(Exception):
     """The connection ended before the first byte of an answer."""
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(asyncio.BufferedProtocol):
     """One request at a time, and its answer. httptools calls the on_… methods."""
 
     __slots__ = (
         "_answer",
         "_began",
         "_body",
+        "_buffer",
         "_frames",
         "_has_head",
         "_headers",
         "_longest",
         "_loop",
         "_parser",
+        "_paused_at",
+        "_paused_seconds",
+        "_read",
         "_received",
         "_size",
         "_transport",
+        "buffered",
         "is_open",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, longest: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, longest: int, buffer: Buffer, read: memoryview) -> None:
         self._loop = loop
         self._longest = longest
+        self._buffer = buffer
+        self._read = read
+        self._paused_at: float | None = None
+        self._paused_seconds = 0.0
         self._parser = httptools.HttpResponseParser(self)
         self._answer: asyncio.Future[Reply] | None = None
         self._transport: asyncio.Transport | None = None
         self.is_open = False
         # Since the request was sent, 1xx answers included.
         self._received = 0
-        self._clear()
+        # Bytes of the body that the buffer knows of.
+        self.buffered = 0
+        self._headers: dict[bytes, bytes] = {}
+        self._body: bytes | bytearray = b""
+        self._size = 0
+        self._began = self._has_head = self._frames = False
 
     def send(self, head: bytes, body: bytes) -> asyncio.Future[Reply]:
         """Send a request. Its answer ends with NoReply or _Stale where there is none; the connection is closed then."""
         transport = cast(asyncio.Transport, self._transport)
         answer = self._answer = self._loop.create_future()
-        self._received = 0
+        self._received = self.buffered = 0
+        self._paused_seconds = 0.0
         if not self.is_open:
             # The server closed it, or sent an answer, between the connect and this request.
             self._fail(_Stale())
@@ -184,14 +208,32 @@ class _Connection(asyncio.Protocol):
         else:
             self._fail(NoReply("it broke off in the middle of the answer"))
 
-    def data_received(self, data: bytes) -> None:
+    def pause(self) -> None:
+        self._paused_at = self._loop.time()
+        if self.is_open:
+            cast(asyncio.Transport, self._transport).pause_reading()
+
+    def resume(self) -> None:
+        self._paused_seconds = self.paused_for(self._loop.time())
+        self._paused_at = None
+        if self.is_open:
+            cast(asyncio.Transport, self._transport).resume_reading()
+
+    def paused_for(self, now: float) -> float:
+        """Seconds of this request in which its answer was not read, because the buffer was full."""
+        return self._paused_seconds + (0.0 if self._paused_at is None else now - self._paused_at)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._read
+
+    def buffer_updated(self, count: int) -> None:
         if self._answer is None:
             # Nobody asked: the next answer could not be told from this.
             self.abort(NoReply("it sent what nobody asked for"))
             return
-        self._received += len(data)
+        self._received += count
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._read[:count])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.abort(NoReply(f"its answer is not HTTP ({type(error).__name__})"))
             return
@@ -202,6 +244,10 @@ class _Connection(asyncio.Protocol):
             self.abort(
                 NoReply("its answer has too many bytes around its body" if self._has_head else "the head of its answer does not end")
             )
+        elif self._size > self.buffered:
+            # Not for an answer that one read has brought whole, as most are.
+            arrived, self.buffered = self._size - self.buffered, self._size
+            self._buffer.arrived(self, arrived)
 
     def on_message_begin(self) -> None:
         self._began = True
@@ -267,8 +313,8 @@ class _Connection(asyncio.Protocol):
             answer.set_exception(reason)
 
     def _clear(self) -> None:
-        self._headers: dict[bytes, bytes] = {}
-        self._body: bytes | bytearray = b""
+        self._headers = {}
+        self._body = b""
         self._size = 0
         self._began = self._has_head = self._frames = False
 
