@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from tests.hostile.answers import ENDLESS
 from tests.integration import hostile
 from tests.integration.hostile import GOOD, Answer, Hostile, raw, reply
 from xalen_batch.backends.buffer import Buffer
@@ -228,7 +229,7 @@ SKIPPED_BY_FULL = ("1xx answers", "1xx answers with headers", "a chunk's size")
 
 
 @pytest.mark.parametrize(
-    ("make", "way"), [(plain, way) for way in hostile.ENDLESS] + [(full, way) for way in hostile.ENDLESS if way not in SKIPPED_BY_FULL]
+    ("make", "way"), [(plain, way) for way in ENDLESS] + [(full, way) for way in ENDLESS if way not in SKIPPED_BY_FULL]
 )
 def test_an_answer_without_end_is_given_up_after_a_bounded_number_of_bytes(make: Make, way: str) -> None:
     async def act(client: Client, server: Hostile) -> None:
