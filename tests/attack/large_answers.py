@@ -25,6 +25,7 @@ max_in_flight = 256
 # The default of XALEN_WORKER_BYTES, and what a worker takes without any answer.
 BOUND = 268 + 150
 SECONDS = 300
+LATENCY = 2.0
 
 
 def attack(system: System, size: Size) -> Iterator[Figure]:
@@ -95,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         answer = self.server.answer
+        # As a model does, it takes the same time for one as for many; then all that are in flight arrive at once.
+        time.sleep(LATENCY)
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(answer)))
