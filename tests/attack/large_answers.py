@@ -1,8 +1,10 @@
 """A model server answers every line with as many bytes as an answer may have; the worker holds a bounded number of them.
 
-The small size has answers of 4 MiB, the full size 400 of 4.5 MB, and then answers at the cap (`XALEN_ANSWER_MAX_BYTES`).
+The small size has compressed answers, which arrive all at once however busy the machine is. The full size has 400 of 4.5 MB as they are, too,
+and those at the cap (`XALEN_ANSWER_MAX_BYTES`).
 """
 
+import gzip
 import json
 import threading
 import time
@@ -29,11 +31,13 @@ LATENCY = 2.0
 
 
 def attack(system: System, size: Size) -> Iterator[Figure]:
-    loads = {"4 MiB": (60, 4 * MiB)} if size is Size.SMALL else {"4.5 MB": (400, 4_500_000), "8 MiB": (300, 8 * MiB)}
+    small = {"8 MiB, compressed": (120, 8 * MiB)}
+    loads = small if size is Size.SMALL else {"4.5 MB": (400, 4_500_000), "8 MiB": (300, 8 * MiB), "8 MiB, compressed": (300, 8 * MiB)}
     with _model_server(system.model_port) as server:
         client = openai.OpenAI(base_url=system.base_url, api_key=system.live_key)
         for name, (count, length) in loads.items():
-            server.answer = _answer(length)
+            server.is_compressed = "compressed" in name
+            server.answer = gzip.compress(_answer(length)) if server.is_compressed else _answer(length)
             system.forget_peak("worker")
             begun = time.monotonic()
             failed = _run(client, count)
@@ -76,6 +80,7 @@ class _ModelServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
     answer = b""
+    is_compressed = False
 
     def __enter__(self) -> "_ModelServer":
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -100,6 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(LATENCY)
         self.send_response(200)
         self.send_header("content-type", "application/json")
+        if self.server.is_compressed:
+            self.send_header("content-encoding", "gzip")
         self.send_header("content-length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)

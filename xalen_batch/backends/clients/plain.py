@@ -6,7 +6,7 @@ open, and nothing else: no TLS, no proxy, no redirect, no cookie. What is parsed
 
 import asyncio
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -27,6 +27,7 @@ LOOKS_PER_TIMEOUT = 20
 LOOK_AT_LEAST = 1.0
 # gzip and zlib streams, told apart by their first bytes.
 _INFLATE = 32 + zlib.MAX_WBITS
+INFLATED_AT_A_TIME = 4 * 1024
 
 
 class PlainClient:
@@ -61,6 +62,8 @@ class PlainClient:
                 self._look()
             try:
                 reply = await connection.send(head, body)
+                if connection.encoding:
+                    reply = reply._replace(body=await self._inflated(connection, reply.body))
                 break
             except _Stale as error:
                 if connection is not kept:
@@ -77,6 +80,21 @@ class PlainClient:
         if connection.is_open:
             self._idle.append(connection)
         return reply
+
+    async def _inflated(self, connection: "_Connection", body: bytes) -> bytes:
+        """The body of an answer that came compressed. Its bytes arrive as they are inflated, within the buffer as any others."""
+        try:
+            found = bytearray()
+            for part in _inflate(body, connection.encoding):
+                found += part
+                if len(found) > self._limits.answer_bytes:
+                    raise AnswerTooLong
+                connection.count(len(part))
+                await connection.go_on()
+            return bytes(found)
+        except NoReply as reason:
+            connection.abort(reason)
+            raise
 
     async def close(self) -> None:
         if self._looking is not None:
@@ -145,7 +163,9 @@ class _Connection(asyncio.BufferedProtocol):
         "_received",
         "_size",
         "_transport",
+        "_went_on",
         "buffered",
+        "encoding",
         "is_open",
     )
 
@@ -155,6 +175,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._buffer = buffer
         self._read = read
         self._paused_at: float | None = None
+        self._went_on: asyncio.Future[None] | None = None
+        self.encoding = b""
         self._paused_seconds = 0.0
         self._parser = httptools.HttpResponseParser(self)
         self._answer: asyncio.Future[Reply] | None = None
@@ -216,12 +238,25 @@ class _Connection(asyncio.BufferedProtocol):
     def resume(self) -> None:
         self._paused_seconds = self.paused_for(self._loop.time())
         self._paused_at = None
+        if self._went_on is not None and not self._went_on.done():
+            self._went_on.set_result(None)
         if self.is_open:
             cast(asyncio.Transport, self._transport).resume_reading()
 
     def paused_for(self, now: float) -> float:
         """Seconds of this request in which its answer was not read, because the buffer was full."""
         return self._paused_seconds + (0.0 if self._paused_at is None else now - self._paused_at)
+
+    async def go_on(self) -> None:
+        """Wait while the answer is paused."""
+        if self._paused_at is not None:
+            self._went_on = self._loop.create_future()
+            await self._went_on
+
+    def count(self, arrived: int) -> None:
+        """Tell the buffer of bytes that are here."""
+        self.buffered += arrived
+        self._buffer.arrived(self, arrived)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._read
@@ -246,8 +281,7 @@ class _Connection(asyncio.BufferedProtocol):
             )
         elif self._size > self.buffered:
             # Not for an answer that one read has brought whole, as most are.
-            arrived, self.buffered = self._size - self.buffered, self._size
-            self._buffer.arrived(self, arrived)
+            self.count(self._size - self.buffered)
 
     def on_message_begin(self) -> None:
         self._began = True
@@ -296,14 +330,8 @@ class _Connection(asyncio.BufferedProtocol):
         answer, headers = self._answer, self._headers
         if answer is None or answer.done():
             return
-        body = bytes(self._body)
-        try:
-            if encoding := headers.get(b"content-encoding"):
-                body = _decompressed(body, encoding, self._longest)
-        except NoReply as reason:
-            self.abort(reason)
-            return
-        answer.set_result(Reply(self._parser.get_status_code(), body, _Headers(headers).get))
+        self.encoding = headers.get(b"content-encoding", b"")
+        answer.set_result(Reply(self._parser.get_status_code(), bytes(self._body), _Headers(headers).get))
         self._answer = None
         self._clear()
 
@@ -330,20 +358,22 @@ class _Headers:
         return None if value is None else value.decode("latin-1")
 
 
-def _decompressed(body: bytes, encoding: bytes, longest: int) -> bytes:
-    """What a server compressed unasked. Raises AnswerTooLong, and NoReply for what cannot be read."""
+def _inflate(body: bytes, encoding: bytes) -> Iterator[bytes]:
+    """What a server compressed unasked, in parts of at most READ_BYTES. Raises NoReply for what cannot be read."""
     encoding = encoding.strip().lower()
     if encoding == b"identity":
-        return body
+        yield body
+        return
     if encoding not in (b"gzip", b"x-gzip", b"deflate"):
         raise NoReply("its answer has an encoding that it was not asked for")
     inflate = zlib.decompressobj(_INFLATE)
     try:
-        found = inflate.decompress(body, longest + 1)
+        for begin in range(0, len(body), INFLATED_AT_A_TIME):
+            rest = body[begin : begin + INFLATED_AT_A_TIME]
+            while rest and not inflate.eof:
+                yield inflate.decompress(rest, READ_BYTES)
+                rest = inflate.unconsumed_tail
     except zlib.error as error:
         raise NoReply("its answer is not compressed as it says") from error
-    if len(found) > longest:
-        raise AnswerTooLong
     if not inflate.eof:
         raise NoReply("its compressed answer is cut off")
-    return found
