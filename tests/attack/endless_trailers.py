@@ -20,7 +20,9 @@ base_url = "http://127.0.0.1:{port}/v1"
 model = "mistral-small-3-1"
 max_in_flight = 1
 """
-BOUND = 50
+BOUND = 10
+# Until a worker has taken the line.
+START_SECONDS = 30
 PIECE = 1024 * 1024
 LINE = {
     "custom_id": "a", "method": "POST", "url": "/v1/chat/completions",
@@ -34,10 +36,11 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
     for way in ways:
         before = system.rss("worker")
         system.forget_peak("worker")
-        deadline = time.monotonic() + seconds
-        with _Flood(system.model_port, way):
+        with _Flood(system.model_port, way) as flood:
             file = client.files.create(file=("line.jsonl", json.dumps(LINE).encode()), purpose="batch")
             batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+            flood.began.wait(START_SECONDS)
+            deadline = time.monotonic() + seconds
             while batch.status != "completed" and time.monotonic() < deadline:
                 time.sleep(0.1)
                 batch = client.batches.retrieve(batch.id)
@@ -54,6 +57,7 @@ class _Flood:
         self._piece = piece * (PIECE // len(piece))
         self._listening = socket.create_server(("127.0.0.1", port))
         self._is_over = threading.Event()
+        self.began = threading.Event()
 
     def __enter__(self) -> "_Flood":
         threading.Thread(target=self._accept, daemon=True).start()
@@ -74,6 +78,7 @@ class _Flood:
     def _flood(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
             connection.recv(64 * 1024)
+            self.began.set()
             connection.sendall(self._begin)
             while not self._is_over.is_set():
                 connection.sendall(self._piece)
