@@ -14,6 +14,8 @@ SETTINGS: Mapping[str, object] = {}
 CATALOG = ""
 HUGE = 100 * 1024 * 1024
 SECONDS = 20
+# Each costs the time in which a worker is started again.
+MOST_ENDED = 3
 LINE = {
     "custom_id": "a", "method": "POST", "url": "/v1/chat/completions",
     "body": {"model": "mistral-small-3-1", "messages": [{"role": "user", "content": "Hello"}]},
@@ -23,8 +25,12 @@ LINE = {
 def attack(system: System, size: Size) -> Iterator[Figure]:
     messages = [*BROKEN.values(), *OPTIONS.values()]
     with redis.Redis.from_url(system.redis_url) as queue:
-        ended = sum(_ends_a_worker(system, queue, message) for message in messages)
-        yield Figure(f"Messages that ended a worker, of {len(messages)}", ended, 0)
+        ended = 0
+        for message in messages:
+            ended += _ends_a_worker(system, queue, message)
+            if ended == MOST_ENDED:
+                break
+        yield Figure(f"Messages that ended a worker, of {len(messages)}, counted up to {MOST_ENDED}", ended, 0)
         if size is Size.FULL:
             before = system.rss("worker")
             _take(queue, b'{"x": "' + b"x" * HUGE + b'"}')

@@ -12,14 +12,16 @@ import pytest
 from tests.hostile.answers import ENDLESS
 from tests.integration import hostile
 from tests.integration.hostile import GOOD, Answer, Hostile, raw, reply
-from xalen_batch.backends.buffer import Buffer
 from tests.waiting import PATIENCE
+from xalen_batch.backends.buffer import READ_BYTES, Buffer
 from xalen_batch.backends.clients.choose import client_for
+from xalen_batch.backends.clients.connection import HEAD_BYTES, Connection
 from xalen_batch.backends.clients.contract import AnswerTooLong, Client, Limits, NoReply, NotConnected, Reply, TimedOut
 from xalen_batch.backends.clients.full import FullClient
-from xalen_batch.backends.clients.plain import HEAD_BYTES, PlainClient, _Connection
+from xalen_batch.backends.clients.plain import PlainClient
 
 LIMITS = Limits(request_timeout=PATIENCE, connect_timeout=PATIENCE, answer_bytes=1024 * 1024)
+LIMITS_IN_A_HURRY = Limits(request_timeout=0.5, connect_timeout=PATIENCE, answer_bytes=1024 * 1024)
 Make = Callable[[str, Limits], Client]
 
 
@@ -295,7 +297,7 @@ def test_a_server_that_answers_or_closes_before_the_request_is_sent_is_noticed(s
     class Slow(PlainClient):
         """The request is sent when the connection has ended already."""
 
-        async def _connect(self, deadline: float) -> _Connection:
+        async def _connect(self, deadline: float) -> Connection:
             connection = await super()._connect(deadline)
             while connection.is_open:
                 await asyncio.sleep(0)
@@ -314,6 +316,50 @@ def test_a_server_that_answers_or_closes_before_the_request_is_sent_is_noticed(s
             await client.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_answers_that_come_together_are_read_within_the_buffer(make: Make, is_compressed: bool) -> None:
+    most, size, count = 300_000, 1_000_000, 8
+    body = b" " * size
+    held: list[int] = []
+
+    async def act(client: Client, server: Hostile) -> None:
+        server.answer = reply(gzip.compress(body), content_encoding="gzip") if is_compressed else reply(body)
+        buffer: Buffer = client._buffer  # type: ignore[attr-defined]
+        buffer.most = most
+
+        async def ask_and_record() -> None:
+            assert len((await client.post("/x", b"{}", "r")).body) == size
+            buffer.answered(size)
+            held.append(buffer.held)
+            await asyncio.sleep(0.01)
+            held.append(buffer.held)
+            buffer.recorded(size)
+
+        await asyncio.gather(*(ask_and_record() for _ in range(count)))
+        assert buffer.held == 0
+
+    play(make, act)
+    # Each may have been read once more before it was paused, and one is read to its end.
+    assert max(held) <= most + count * 2 * READ_BYTES + size
+
+
+def test_the_time_in_which_an_answer_is_not_read_is_not_its_requests(make: Make) -> None:
+    async def act(client: Client, server: Hostile) -> None:
+        server.answer = reply(b" " * 1_000_000)
+        buffer: Buffer = client._buffer  # type: ignore[attr-defined]
+        buffer.most = 100_000
+        buffer.answered(100_000)
+        asked = asyncio.create_task(client.post("/x", b"{}", "r"))
+        while not buffer._paused:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(3 * LIMITS_IN_A_HURRY.request_timeout)
+        assert not asked.done()
+        buffer.recorded(100_000)
+        assert len((await asked).body) == 1_000_000
+
+    play(make, act, LIMITS_IN_A_HURRY)
 
 
 @pytest.mark.parametrize("answer", [hostile.never, hostile.drip, hostile.drip_head])
