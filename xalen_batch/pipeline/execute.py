@@ -25,7 +25,7 @@ from xalen_batch.states import TaskState
 logger = log.get(__name__)
 
 # A flush records answers until it passes this many bytes.
-FLUSH_BYTES = 4 * MiB
+FLUSH_BYTES = 16 * MiB
 LARGE_ANSWER = 1 * MiB
 _large_flushes = threading.BoundedSemaphore(2)
 # A task that records nothing still extends its lease, and looks whether its batch goes on, this often at least.

@@ -13,6 +13,8 @@ HEAD_BYTES = 64 * 1024
 # A body in small chunks may have this many bytes around each of its own.
 FRAMING_PER_BYTE = 16
 MOST_HEADERS = 256
+# Parts of a body that are smaller are put together.
+WHOLE_PART = 16 * 1024
 # Up to this size, copying a body behind its head is cheaper than a second write.
 COPIED_BYTES = 64 * 1024
 
@@ -27,7 +29,6 @@ class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_answer",
         "_began",
-        "_body",
         "_buffer",
         "_frames",
         "_has_head",
@@ -35,6 +36,7 @@ class Connection(asyncio.BufferedProtocol):
         "_longest",
         "_loop",
         "_parser",
+        "_parts",
         "_paused_at",
         "_paused_seconds",
         "_read",
@@ -65,7 +67,7 @@ class Connection(asyncio.BufferedProtocol):
         # Bytes of the body that the buffer knows of.
         self.buffered = 0
         self._headers: dict[bytes, bytes] = {}
-        self._body: bytes | bytearray = b""
+        self._parts: list[bytes | bytearray] = []
         self._size = 0
         self._began = self._has_head = self._frames = False
 
@@ -184,14 +186,14 @@ class Connection(asyncio.BufferedProtocol):
         self._size += len(part)
         if self._size > self._longest:
             self.abort(AnswerTooLong())
-        elif not self._body:
-            # Most answers come in one part, which needs no copy.
-            self._body = part
+        elif self._parts and len(self._parts[-1]) < WHOLE_PART:
+            # A list of small parts costs many times their bytes.
+            last = self._parts[-1]
+            if isinstance(last, bytes):
+                last = self._parts[-1] = bytearray(last)
+            last += part
         else:
-            # One buffer, because a list of parts costs many times the bytes of small ones.
-            if isinstance(self._body, bytes):
-                self._body = bytearray(self._body)
-            self._body += part
+            self._parts.append(part)
 
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() < 200:
@@ -209,7 +211,7 @@ class Connection(asyncio.BufferedProtocol):
         if answer is None or answer.done():
             return
         self.encoding = headers.get(b"content-encoding", b"")
-        answer.set_result(Reply(self._parser.get_status_code(), bytes(self._body), _Headers(headers).get))
+        answer.set_result(Reply(self._parser.get_status_code(), b"".join(self._parts), _Headers(headers).get))
         self._answer = None
         self._clear()
 
@@ -220,7 +222,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _clear(self) -> None:
         self._headers = {}
-        self._body = b""
+        self._parts = []
         self._size = 0
         self._began = self._has_head = self._frames = False
 
