@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
-from xalen_batch import db, log
+from xalen_batch import db, log, memory
 from xalen_batch.backends.circuit import Source
 from xalen_batch.backends.contract import Answered, Refused
 from xalen_batch.backends.lane import Lane
@@ -26,6 +26,8 @@ logger = log.get(__name__)
 
 # A flush records answers until it passes this many bytes.
 FLUSH_BYTES = 16 * MiB
+# After a flush of this many bytes of answers their pages go back to the system.
+GIVEN_BACK = 4 * MiB
 LARGE_ANSWER = 1 * MiB
 _large_flushes = threading.BoundedSemaphore(2)
 # A task that records nothing still extends its lease, and looks whether its batch goes on, this often at least.
@@ -172,6 +174,8 @@ class Slot:
         while (size := self._record_next(on_flush)) is not None:
             if size:
                 self._on_loop(self._run.recorded, size)
+            if size >= GIVEN_BACK:
+                memory.give_back()
             left = self._seconds_left()
             if left is not None and left <= 0:
                 self._on_loop(self._run.cut)
