@@ -55,6 +55,8 @@ class Run:
         self._outcomes: Outcomes = []
         # Bytes of answers, each written by one side only: of those that came, and of those that were taken.
         self._came = self._taken = 0
+        # Bytes of those that were taken last.
+        self.taken_size = 0
         # Bytes of answers that the lane's buffer counts for this run; on the event loop.
         self._unrecorded = 0
         self._is_left = False
@@ -129,6 +131,7 @@ class Run:
         # What the loop adds meanwhile is behind these.
         del self._outcomes[: len(taken)]
         self._taken += size
+        self.taken_size = size
         if self._is_flush:
             self._is_due.set()
         return taken
@@ -138,9 +141,13 @@ class Run:
         return len(self._outcomes) >= self._most_lines or self._came - self._taken >= FLUSH_BYTES
 
 
-def _turn(rows: Sequence[Row]) -> AbstractContextManager[object]:
+def _turn(size: int, rows: Sequence[Row]) -> AbstractContextManager[object]:
     """A row is copied whole on its way into the database; slots with large ones wait for each other."""
-    return _large_flushes if any(row.body is not None and len(row.body) >= LARGE_ANSWER for row in rows) else nullcontext()
+    return (
+        _large_flushes
+        if size >= LARGE_ANSWER and any(row.body is not None and len(row.body) >= LARGE_ANSWER for row in rows)
+        else nullcontext()
+    )
 
 
 def _size(outcome: Ended) -> int:
@@ -195,7 +202,7 @@ class Slot:
             self._on_loop(self._run.stop)
         self._heartbeat_at = time.monotonic() + heartbeat()
         on_flush()
-        return sum(_size(outcome) for _, _, outcome in outcomes)
+        return self._run.taken_size
 
     def _rows(self, outcomes: Outcomes) -> list[Row]:
         claim = self._run.claim
@@ -221,7 +228,7 @@ class Slot:
                 if is_retry and rows and record.is_recorded(rows[0]):
                     recorded = Recorded(is_stale=to is not TaskState.RUNNING, goes_on=True)
                 else:
-                    with _turn(rows):
+                    with _turn(self._run.taken_size, rows):
                         recorded = record.record(claim.key, claim.fence, rows, to=to, pause=pause, blame=self._blame(to))
                 break
             except db.AWAY:
