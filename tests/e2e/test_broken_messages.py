@@ -11,6 +11,7 @@ from tests import factories
 from tests.conftest import Stores
 from tests.e2e import processes
 from tests.hostile.messages import BROKEN, OPTIONS, QUEUE, SECRET
+from tests.waiting import wait_until
 from xalen_batch import broker, db
 from xalen_batch.broker import Job, Message
 from xalen_batch.models import Batch
@@ -22,7 +23,7 @@ def log(stores: Stores, valkey: redis.Redis, database: str, tmp_path: Path) -> I
     log = tmp_path / "worker.log"
     env = processes.environment(**stores._asdict(), poll_interval=3_600, tick_interval=3_600, log_format="json")
     with processes.command("worker", log=log, env=env) as process:
-        processes.wait_until(lambda: bool(valkey.smembers(f"_kombu.binding.{QUEUE}")), timeout=60, process=process, log=log)
+        wait_until(lambda: bool(valkey.smembers(f"_kombu.binding.{QUEUE}")), process=process, log=log)
         yield log
         assert process.poll() is None, "the worker ended"
 
@@ -42,7 +43,7 @@ def test_a_worker_survives_every_message_and_takes_its_own(log: Path, valkey: re
         with db.transaction() as session:
             return session.get_one(Batch, batch_id).status == "completed"
 
-    processes.wait_until(is_completed, timeout=60, log=log)
+    wait_until(is_completed, log=log)
     assert valkey.llen(QUEUE) == 0
     words = log.read_text("utf-8")
     assert "message.dropped" in words
@@ -56,7 +57,7 @@ def test_keys_of_another_type_do_not_end_a_worker(log: Path, valkey: redis.Redis
     valkey.set(QUEUE, "of another type")
     valkey.zadd("unacked_index", {"poison": 0})
     valkey.hset("unacked", "poison", "no JSON")
-    processes.wait_until(lambda: "ResponseError" in log.read_text("utf-8"), timeout=60, log=log)
+    wait_until(lambda: "ResponseError" in log.read_text("utf-8"), log=log)
     valkey.delete(QUEUE)
     broker.publish([Message(Job.TICK)])
-    processes.wait_until(lambda: valkey.llen(QUEUE) == 0, timeout=60, log=log)
+    wait_until(lambda: valkey.llen(QUEUE) == 0, log=log)

@@ -4,7 +4,9 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from sqlalchemy import func, select, text
@@ -14,6 +16,7 @@ from tests.integration import hostile
 from tests.integration.hostile import GOOD, Hostile
 from tests.integration.test_engine import a_batch, chat_lines, run_to_end
 from tests.integration.test_hostile_backend import server  # noqa: F401  # a fixture
+from tests.waiting import PATIENCE
 from xalen_batch import db
 from xalen_batch.backends.buffer import READ_BYTES, Buffer
 from xalen_batch.models import Result
@@ -71,15 +74,42 @@ def together(server: Hostile, count: int) -> None:  # noqa: F811
     server.answer = answer
 
 
-def a_live_batch() -> object:
+def a_live_batch() -> UUID:
     with db.transaction() as session:
         caller = factories.caller(session, livemode=True)
     return a_batch(chat_lines(LINES), caller)
 
 
+@contextmanager
+def recording_waits(held: list[int], at_least: float) -> Iterator[None]:
+    """Nothing can be recorded for so many seconds, and until no further byte has arrived for one."""
+    is_locked, is_left = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with db.transaction() as session:
+            session.execute(text("LOCK TABLE results IN SHARE MODE"))
+            is_locked.set()
+            is_left.wait(at_least)
+            seen = -1
+            while not is_left.is_set() and (not held or seen != len(held)):
+                seen = len(held)
+                is_left.wait(1)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        assert is_locked.wait(PATIENCE)
+        yield
+    finally:
+        is_left.set()
+        holder.join()
+
+
 def test_answers_at_the_cap_are_held_within_the_budget(engine: Engine, server: Hostile, held: list[int]) -> None:  # noqa: F811
     together(server, AT_ONCE)
-    batch = run_to_end(engine, a_live_batch(), timeout=60)
+    batch_id = a_live_batch()
+    with recording_waits(held, at_least=0):
+        batch = run_to_end(engine, batch_id, timeout=PATIENCE)
     assert (batch.completed, batch.failed, len(server.seen)) == (LINES, 0, LINES)
     with db.transaction() as session:
         assert session.scalar(select(func.sum(func.length(Result.body))).where(Result.batch_id == batch.id)) == LINES * CAP
@@ -90,28 +120,14 @@ def test_answers_at_the_cap_are_held_within_the_budget(engine: Engine, server: H
 
 
 def test_answers_that_wait_for_the_database_are_not_timed_out(
-    engine: Engine, server: Hostile, configure: Callable[..., None], held: list[int]  # noqa: F811
-) -> None:  # fmt: skip
+    engine: Engine,
+    server: Hostile,  # noqa: F811
+    configure: Callable[..., None],
+    held: list[int],
+) -> None:
     together(server, AT_ONCE)
-    configure(request_timeout=1)
+    configure(request_timeout=4)
     batch_id = a_live_batch()
-    is_locked, is_over = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with db.transaction() as session:
-            session.execute(text("LOCK TABLE results IN SHARE MODE"))
-            is_locked.set()
-            is_over.wait(30)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert is_locked.wait(10)
-    release = threading.Timer(3, is_over.set)
-    release.start()
-    try:
-        batch = run_to_end(engine, batch_id, timeout=60)
-    finally:
-        is_over.set()
-        holder.join()
-        release.cancel()
+    with recording_waits(held, at_least=6):
+        batch = run_to_end(engine, batch_id, timeout=PATIENCE)
     assert (batch.completed, batch.failed, len(server.seen)) == (LINES, 0, LINES)
