@@ -85,7 +85,8 @@ def celery() -> Celery:
             # Must outlast the consumer's blocking pop.
             "socket_timeout": 10.0,
             "socket_keepalive": True,
-            "visibility_timeout": 3600,
+            # No copy of a message that a worker has taken: one that is lost costs a moment, and a broken copy would stay for ever.
+            "ack_emulation": False,
         },
         beat_schedule={
             "tick": {"task": Job.TICK.value, "schedule": settings().tick_interval, "options": {"expires": settings().tick_interval}}
@@ -148,6 +149,10 @@ def publish(messages: Iterable[Message]) -> None:
         except (kombu.exceptions.OperationalError, redis.RedisError, OSError) as error:
             _quiet_until = time.monotonic() + PAUSE_AFTER_FAILURE
             logger.warning("broker.unreachable", job=message.job.value, error=type(error).__name__)
+        except Exception as error:
+            # kombu reads its routes from Redis, and fails on broken ones. The change that the hint is about is committed.
+            _quiet_until = time.monotonic() + PAUSE_AFTER_FAILURE
+            logger.error("broker.crashed", job=message.job.value, **log.cause(error))
 
 
 def ping(timeout: float = 1.0) -> dict[str, Any]:

@@ -136,6 +136,12 @@ class Settings(BaseSettings):
     lease: float = Field(60.0, gt=1, description="How long a silent worker keeps its task.")
     poll_interval: float = Field(1.0, gt=0, description="Pause between a worker's looks into the database for work.")
     tick_interval: float = Field(15.0, gt=0, description="Pause between two sweeps sent by beat.")
+    worker_bytes: int = Field(
+        256 * MiB,
+        ge=32 * MiB,
+        description="Most bytes of requests and answers that one worker process holds: a half for answers, which are read more slowly while "
+        "it is used up, a quarter for requests, the rest for copies of them (docs/limits.md).",
+    )
     flush_lines: int = Field(1_000, gt=0, description="Outcomes that a task records in one transaction, at most.")
     flush_interval: float = Field(0.5, gt=0, description="Longest time an outcome waits to be recorded.")
     health_file: Path | None = Field(

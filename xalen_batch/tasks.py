@@ -43,7 +43,7 @@ def reported(body: Callable[..., None]) -> Callable[..., None]:
 
 
 def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
-    """Make each job a Celery task of its name. The tasks are returned too, to be called without the broker."""
+    """Make each job a Celery task of its name, and leave no other. The tasks are returned too, to be called without the broker."""
     firings = threading.BoundedSemaphore(FIRINGS)
 
     # Each holds what it knows of up to fifty thousand lines, and more than one is no faster.
@@ -82,4 +82,7 @@ def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
     def tick() -> None:
         recover.tick()
 
+    # Celery's own, such as celery.starmap, run what a message says.
+    for name in app.tasks.keys() - set(Job):
+        app.tasks.unregister(name)
     return {Job.VALIDATE: validate_batch, Job.EXECUTE: execute, Job.FINALIZE: finalize_batch, Job.FIRE: fire_schedules, Job.TICK: tick}

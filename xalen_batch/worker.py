@@ -20,9 +20,8 @@ from celery import bootsteps, signals
 from celery.apps.worker import Worker
 from celery.exceptions import SecurityWarning
 from celery.worker.components import Pool
-from celery.worker.consumer import Consumer
 
-from xalen_batch import broker, catalog, db, ids, log, memory, storage, tasks
+from xalen_batch import broker, catalog, consumer, db, ids, log, memory, storage, tasks
 from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
 from xalen_batch.models import workers
@@ -33,7 +32,6 @@ logger = log.get(__name__)
 
 # Threads beside the slots, so that validating and finalizing never wait for a task to end.
 SPARE_THREADS = 4
-RECONNECT_PAUSE = 1.0
 # Seconds that the first look at the storage folder gets to answer.
 FIRST_LOOK = 0.5
 
@@ -120,16 +118,8 @@ class Sight:
         return None if not look.done() or look.exception() else look.result()[0]
 
 
-class PatientConsumer(Consumer):  # type: ignore[misc]
-    """Comes back to a Redis that refuses it once a second; Celery would at once, and log each time."""
-
-    def on_connection_error_after_connected(self, exc: Exception) -> None:
-        super().on_connection_error_after_connected(exc)
-        time.sleep(RECONNECT_PAUSE)
-
-
 class StopEngine(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Stops the engine before Celery waits for its pool, also when it gives up by itself, as on a message that is not ours."""
+    """Stops the engine before Celery waits for its pool, also when Celery gives up by itself."""
 
     requires = (Pool,)
 
@@ -143,11 +133,12 @@ def run_worker() -> None:
     log.configure()
     # Celery warns of root because of pickle; only JSON is accepted here, and ids are all it carries.
     warnings.simplefilter("ignore", SecurityWarning)
+    consumer.install()
     app = broker.celery()
     app.steps["worker"].add(StopEngine)
     worker: Worker = app.Worker(
         pool="threads",
-        consumer_cls=PatientConsumer,
+        consumer_cls=consumer.PatientConsumer,
         concurrency=settings().worker_slots + SPARE_THREADS,
         hostname=f"worker-{os.getpid()}@{socket.gethostname()}",
         without_gossip=True,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import uvloop
 
 from benchmarks.references.script import Work, main
+from xalen_batch.backends.buffer import Buffer
 from xalen_batch.backends.clients.contract import Client, Limits
 from xalen_batch.backends.clients.plain import PlainClient
 
@@ -13,7 +14,7 @@ LIMITS = Limits(request_timeout=600, connect_timeout=10, answer_bytes=8 << 20)
 
 
 async def _run(work: Work) -> int:
-    return await run(work, PlainClient(work.url, {"content-type": "application/json"}, LIMITS))
+    return await run(work, PlainClient(work.url, {"content-type": "application/json"}, LIMITS, Buffer()))
 
 
 async def run(work: Work, client: Client) -> int:

@@ -8,8 +8,12 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
 
+from tests.hostile.answers import ENDLESS
+
 GOOD = b'{"id":"x","object":"chat.completion","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}'
 MiB = 1024 * 1024
+# Many times what a client and the kernel's buffers may take of an answer that does not end.
+MOST_ENDLESS = 128 * MiB
 
 
 class Seen(NamedTuple):
@@ -82,6 +86,21 @@ async def gzip_bomb(writer: asyncio.StreamWriter) -> None:
     await reply(packed, content_encoding="gzip")(writer)
 
 
+def endless(way: str) -> Answer:
+    """One of ENDLESS, for as long as somebody reads it, at most MOST_ENDLESS bytes."""
+    begin, piece = ENDLESS[way]
+    piece *= 64 * 1024 // len(piece)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(begin)
+        for _ in range(MOST_ENDLESS // len(piece)):
+            writer.write(piece)
+            await writer.drain()
+        raise AssertionError(f"{MOST_ENDLESS} bytes of {way} were read")
+
+    return answer
+
+
 class Hostile:
     """Answers every request with `answer`, and remembers what was asked."""
 
@@ -89,6 +108,7 @@ class Hostile:
         self.answer: Answer = reply(GOOD)
         self.seen: list[Seen] = []
         self.port = 0
+        self.failures: list[AssertionError] = []
 
     @property
     def base_url(self) -> str:
@@ -100,7 +120,11 @@ class Hostile:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 lengths = [line.split(":")[1] for line in head.split("\r\n") if line.lower().startswith("content-length:")]
                 self.seen.append(Seen(head, await reader.readexactly(int(lengths[0]) if lengths else 0)))
-                await self.answer(writer)
+                try:
+                    await self.answer(writer)
+                except AssertionError as failure:
+                    self.failures.append(failure)
+                    break
                 await writer.drain()
         writer.close()
 

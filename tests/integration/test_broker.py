@@ -99,3 +99,16 @@ def test_a_worker_keeps_what_it_can_run_itself(valkey: redis.Redis, monkeypatch:
     assert kept == [finalize, execute, execute]
     # What another process is to run goes to the queue, and what has no thread here.
     assert queued(valkey) == [("batch.execute", ["1"]), ("batch.validate", ["2" * 32]), ("batch.execute", [])]
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"no separators", b"a\x06\x16b\x06\x16c\x06\x16d\x06\x16e"])
+def test_broken_routes_in_redis_are_no_error(valkey: redis.Redis, spoilt: bytes) -> None:
+    """The change that a hint is about is committed by then."""
+    broker.publish([Message(Job.EXECUTE)])
+    valkey.sadd(f"_kombu.binding.{QUEUE}", spoilt)
+    forget()
+    broker.publish([Message(Job.EXECUTE)])
+    valkey.delete(f"_kombu.binding.{QUEUE}")
+    valkey.set(f"_kombu.binding.{QUEUE}", b"of another type")
+    forget()
+    broker.publish([Message(Job.EXECUTE)])

@@ -205,11 +205,13 @@ def test_a_form_around_a_file_is_bounded(api: Api) -> None:
 
 
 @contextmanager
-def worker(log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker process, gone in the end."""
+def worker(log: Path, *command: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker process, by another command than its own where one is given, gone in the end."""
     env = os.environ | {f"XALEN_{name.upper()}": value for name, value in settings.items()}
     with log.open("wb") as out:
-        process = subprocess.Popen([Path(sys.executable).with_name("xalen-batch"), "worker"], stdout=out, stderr=out, env=env)
+        process = subprocess.Popen(
+            command or [Path(sys.executable).with_name("xalen-batch"), "worker"], stdout=out, stderr=out, env=env
+        )  # fmt: skip
     try:
         yield process
     finally:
@@ -219,9 +221,15 @@ def worker(log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_worker_whose_consumer_gave_up_ends_though_its_slots_are_at_work(valkey: redis.Redis, tmp_path: Path) -> None:
     batch_id = a_batch(chat_lines(3, metadata={"simulate": "hang"}))
-    with worker(tmp_path / "log", shutdown_grace="0") as process:
+    # A bug of ours in the consumer, at one message: Celery gives up.
+    program = "\n".join([
+        "from xalen_batch import consumer, worker",
+        "parse = consumer.parse",
+        "consumer.parse = lambda raw: 1 / 0 if raw == b'x' else parse(raw)",
+        "worker.run_worker()",
+    ])  # fmt: skip
+    with worker(tmp_path / "log", sys.executable, "-c", program, shutdown_grace="0") as process:
         wait_until(lambda: read_states(batch_id) == {"running"})
-        # No message of ours: Celery gives up.
         valkey.rpush("xalen_batch", "x")
         assert process.wait(timeout=PATIENCE) != 0
         assert read_states(batch_id) == {"pending"}
@@ -236,7 +244,7 @@ def fill(valkey: redis.Redis) -> None:
     valkey.config_set("maxmemory", 1)
 
 
-@pytest.mark.parametrize(("refuse", "error"), [(become_a_replica, "ReadOnlyError"), (fill, "OutOfMemoryError")])
+@pytest.mark.parametrize(("refuse", "error"), [(become_a_replica, "ReadOnlyError"), (fill, "")])
 def test_a_redis_that_refuses_to_be_written_to_stops_no_worker(
     valkey: redis.Redis, tmp_path: Path, refuse: Callable[[redis.Redis], None], error: str
 ) -> None:
@@ -244,7 +252,7 @@ def test_a_redis_that_refuses_to_be_written_to_stops_no_worker(
     log = tmp_path / "log"
     with worker(log, poll_interval="0.2") as process:
         wait_until(lambda: read_states(held) == {"running"})
-        # A message is there when it wakes up: it can be taken from a Redis that is full, and not noted.
+        # A message is there when it wakes up: it can be taken from a Redis that is full, and not from a replica.
         process.send_signal(signal.SIGSTOP)
         broker.celery().send_task(Job.EXECUTE.value)
         refuse(valkey)

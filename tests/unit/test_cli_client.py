@@ -76,6 +76,15 @@ def test_a_post_keeps_its_idempotency_key_over_retries(api: Api, client: Client)
     assert keys[0] == keys[1] != keys[2]
 
 
+def test_an_answer_that_is_kept_in_memory_has_a_longest(api: Api, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "MOST_JSON", 100)
+    api.answers = [_ok(b'{"id": "x"}' + b" " * 90), _ok(b"x" * 101)]
+    with pytest.raises(Failed, match="more than 100 bytes"):
+        client.get("/models")
+    with pytest.raises(Failed, match="more than 100 bytes"):
+        client.first_line("/files/1/content")
+
+
 def test_a_change_and_a_deletion_are_tried_again(api: Api, client: Client) -> None:
     api.answers = [_error(503), _ok(), _error(503), _ok()]
     assert client.patch("/schedules/1", {"a": None}) == {"id": "x"}

@@ -82,18 +82,60 @@ def test_the_last_line_ends_the_waiting() -> None:
     run = a_run(2)
     run.over(LINES[0], ANSWER)
     run.over(LINES[1], NOT_RUN)
-    assert run.is_over
+    assert not run.is_over
     assert run.take() == [(1, "line-1", ANSWER)]
+    assert run.is_over
     assert waits(run) == []
 
 
-def test_its_size_is_what_is_held_of_requests_that_are_not_over_and_of_answers_not_taken() -> None:
-    run = a_run(3)
-    assert run.size == 3 * len(b"{}")
-    run.over(LINES[0], Answered(200, b"x" * 100, Usage()))
-    assert run.size == 2 * len(b"{}") + 100
-    run.over(LINES[1], NOT_RUN)
-    assert run.size == len(b"{}") + 100
+def test_a_flush_takes_no_more_bytes_or_lines_than_it_may(monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None]) -> None:
+    monkeypatch.setattr(execute, "FLUSH_BYTES", 100)
+    configure(flush_lines=4)
+    run = a_run(8)
+    for line in LINES[:3]:
+        run.over(line, Answered(200, b"x" * 60, Usage()))
+    for line in LINES[3:8]:
+        run.over(line, ANSWER)
+    assert [len(run.take()) for _ in range(3)] == [2, 4, 2]
+    assert run.is_over
+    assert waits(run) == []
+
+
+def test_a_flush_that_leaves_another_does_not_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "FLUSH_BYTES", 100)
+    run = a_run(8)
+    for line in LINES[:4]:
+        run.over(line, Answered(200, b"x" * 60, Usage()))
     run.take()
-    run.over(LINES[2], NOT_RUN)
-    assert run.size == 0
+    assert run._is_due.is_set()
+    run.take()
+    assert not run._is_due.is_set()
+
+
+def test_requests_are_held_until_they_are_over_and_answers_until_they_are_recorded() -> None:
+    run = a_run(3)
+    assert (run.waiting, run.lane.buffer.held) == (3 * len(b"{}"), 0)
+    run.over(LINES[0], Answered(200, b"x" * 100, Usage()))
+    run.over(LINES[1], NOT_RUN)
+    assert (run.waiting, run.lane.buffer.held) == (len(b"{}"), 100)
+    run.take()
+    assert run.lane.buffer.held == 100
+    run.recorded(100)
+    assert run.lane.buffer.held == 0
+
+
+def test_what_nobody_takes_any_more_is_not_held() -> None:
+    run = a_run(2)
+    run.over(LINES[0], Answered(200, b"x" * 100, Usage()))
+    run.leave()
+    run.over(LINES[1], Answered(200, b"x" * 100, Usage()))
+    assert (run.waiting, run.lane.buffer.held) == (0, 0)
+
+
+def test_a_full_buffer_is_reason_enough_to_record() -> None:
+    run = a_run(3)
+    run.lane.buffer.most = 100
+    run.over(LINES[0], Answered(200, b"x" * 99, Usage()))
+    assert not run._is_due.is_set()
+    run.over(LINES[1], Answered(200, b"x", Usage()))
+    assert run._is_due.is_set()

@@ -67,3 +67,10 @@ def test_a_process_fires_in_so_many_threads_and_one_more_leaves_it_to_them(monke
         thread.join(timeout=PATIENCE)
     fire_schedules()
     assert fired == [True] * (FIRINGS + 1)
+
+
+def test_no_task_is_registered_but_ours() -> None:
+    app = Celery("test")
+    register(app, cast(Engine, None))
+    app.finalize()
+    assert set(app.tasks) == set(Job)

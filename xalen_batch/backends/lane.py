@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from uuid import UUID
 
 from xalen_batch import log
+from xalen_batch.backends.buffer import Buffer
 from xalen_batch.backends.circuit import Circuit, Source
 from xalen_batch.backends.concurrency import Concurrency, Verdict
 from xalen_batch.backends.contract import Answered, Backend, Outcome, Refused, Retryable
@@ -26,7 +27,8 @@ class Lane:
     """Made and used on the event loop; `unfinished`, `limit`, `room`, `rooms` and the circuit's state may be read from any thread.
 
     `ceiling`: most requests in flight at the backend, over all worker processes; each takes an equal share.
-    `rates`: how fast it may be asked, None where nothing limits that. `on_room`: called on the loop when there is room again.
+    `rates`: how fast it may be asked, None where nothing limits that. `buffer`: the bytes of its answers. `on_room`: called on the
+    loop when there is room again.
     """
 
     def __init__(
@@ -37,10 +39,12 @@ class Lane:
         *,
         workers: int = 1,
         rates: Rates | None = None,
+        buffer: Buffer | None = None,
         on_room: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backend = backend
+        self.buffer = buffer or Buffer()
         self._rates = rates
         self._on_room = on_room
         self.circuit = Circuit(name, clock)
@@ -77,6 +81,8 @@ class Lane:
         Enough wait behind those in flight that the pipe stays full while a task is claimed, and not more, so
         that later claims can still be fair. A claim is worth its cost when half of them are gone.
         """
+        if self.buffer.is_full:
+            return dict.fromkeys((None, *self._of_account), 0)
         opening = self.circuit.opening
         if opening is not None:
             return {None: opening.lines}

@@ -10,6 +10,7 @@ import os
 import msgspec
 
 from xalen_batch import __version__, log
+from xalen_batch.backends.buffer import Buffer
 from xalen_batch.backends.clients.choose import client_for
 from xalen_batch.backends.clients.contract import AnswerTooLong, Client, Limits, NoReply, NotConnected, TimedOut
 from xalen_batch.backends.contract import Outcome, Request, Retryable
@@ -27,7 +28,7 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 class OpenAIBackend:
     """One model on one server, with a connection pool of its own."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, buffer: Buffer | None = None) -> None:
         config = model.backend
         if not config.base_url:
             raise ConfigError(
@@ -36,7 +37,7 @@ class OpenAIBackend:
         self._model = model
         # The server's own name for it, or None where it is the catalog's id, which requests carry already.
         self._rename = config.model if config.model != model.id else None
-        self._client = _client(model, config.base_url.rstrip("/"))
+        self._client = _client(model, config.base_url.rstrip("/"), buffer or Buffer())
 
     async def send(self, request: Request) -> Outcome:
         """Run one request within the settings' total timeout. Raises nothing but CancelledError."""
@@ -66,13 +67,13 @@ class OpenAIBackend:
 
     async def _rerank(self, request: Request) -> Outcome:
         config = self._model.backend
-        body = msgspec.json.decode(request.body)
-        sent = to_backend(config.rerank_api, body, config.model or self._model.id)
+        sent = to_backend(config.rerank_api, msgspec.json.decode(request.body), config.model or self._model.id)
         reply = await self._client.post("/rerank", sent, request.request_id)
         if not 200 <= reply.status < 300 or not reply.body:
             return outcome_of(reply, request)
         try:
-            ranking = from_backend(msgspec.json.decode(reply.body), request, body)
+            # The request is read again: as objects it takes many times its bytes, and it may be in flight for minutes.
+            ranking = from_backend(msgspec.json.decode(reply.body), request, msgspec.json.decode(request.body))
         except Unusable as unusable:
             return Retryable(str(unusable), reply.status)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -80,7 +81,7 @@ class OpenAIBackend:
         return outcome_of(reply._replace(body=msgspec.json.encode(ranking)), request)
 
 
-def _client(model: Model, url: str) -> Client:
+def _client(model: Model, url: str, buffer: Buffer) -> Client:
     config = model.backend
     headers = {"content-type": "application/json", "accept": "application/json", "user-agent": f"xalen-batch/{__version__}"}
     key = os.environ.get(config.api_key_env, "").strip() if config.api_key_env else ""
@@ -89,4 +90,4 @@ def _client(model: Model, url: str) -> Client:
     if key:
         headers["authorization"] = f"Bearer {key}"
     limits = Limits(settings().request_timeout, settings().connect_timeout, settings().answer_max_bytes)
-    return client_for(url, headers, limits, connections=config.max_in_flight)
+    return client_for(url, headers, limits, buffer, connections=config.max_in_flight)

@@ -1,5 +1,6 @@
 """Which backend a model runs on. Used on a worker's event loop only, so that no two are made at once."""
 
+from xalen_batch.backends.buffer import Buffer
 from xalen_batch.backends.contract import Backend
 from xalen_batch.backends.openai import OpenAIBackend
 from xalen_batch.backends.rerank_chat import RerankChat
@@ -15,8 +16,11 @@ def kind_for(model: Model, livemode: bool) -> Kind | None:
     return model.backend.kind if livemode else "simulated"
 
 
-def backend_for(model: Model, livemode: bool) -> Backend:
-    """The one backend of a model in a mode. Raises ConfigError where the catalog's entry has none or cannot work."""
+def backend_for(model: Model, livemode: bool, buffer: Buffer | None = None) -> Backend:
+    """The one backend of a model in a mode. `buffer` bounds its answers; a backend that is there already keeps its own.
+
+    Raises ConfigError where the catalog's entry has none or cannot work.
+    """
     kind = kind_for(model, livemode)
     if kind is None:
         raise ConfigError(
@@ -25,7 +29,7 @@ def backend_for(model: Model, livemode: bool) -> Backend:
     is_simulated = kind == "simulated"
     backend = _made.get((model, is_simulated))
     if backend is None:
-        made: Backend = SimulatedBackend(model) if is_simulated else OpenAIBackend(model)
+        made: Backend = SimulatedBackend(model) if is_simulated else OpenAIBackend(model, buffer)
         backend = _made[model, is_simulated] = RerankChat(made) if model.is_reranker else made
     return backend
 

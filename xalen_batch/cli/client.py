@@ -29,6 +29,8 @@ Headers = Mapping[str, str]
 CHUNK = 256 * 1024
 # Objects of a list that are asked for at once.
 PAGE = 100
+# Longest JSON object, and longest first line of a file, that are taken from a server; ours are far below.
+MOST_JSON = 64 * 1024 * 1024
 # A silence, not a request, may last this long.
 TIMEOUT = 60.0
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -122,7 +124,7 @@ class Client:
         def read() -> bytes:
             with closing(self._open(self._request(path))) as response:
                 found = b""
-                for chunk in self._chunks(response):
+                for chunk in self._bounded(response):
                     found = (found + chunk).lstrip()
                     if b"\n" in found:
                         break
@@ -138,7 +140,7 @@ class Client:
 
     def _json(self, request: Request) -> Json:
         with closing(self._open(request)) as response:
-            body = b"".join(self._chunks(response))
+            body = b"".join(self._bounded(response))
         try:
             value = json.loads(body)
         except ValueError:
@@ -158,6 +160,15 @@ class Client:
             raise self._unreachable(error.reason if isinstance(error, URLError) else error) from error
         self._has_reached = True
         return response
+
+    def _bounded(self, response: HTTPResponse) -> Iterator[bytes]:
+        """The chunks of a body that is kept in memory; Failed when there are too many."""
+        size = 0
+        for chunk in self._chunks(response):
+            size += len(chunk)
+            if size > MOST_JSON:
+                raise Failed(f"{self.connection.base_url} sent more than {MOST_JSON} bytes. Is it the address of this API?")
+            yield chunk
 
     def _chunks(self, response: HTTPResponse) -> Iterator[bytes]:
         """A body in pieces; Unreachable when it ends early."""

@@ -12,10 +12,11 @@ import uvloop
 
 from xalen_batch import catalog, db, disk, log, marks
 from xalen_batch.backends import registry
+from xalen_batch.backends.buffer import Buffers
 from xalen_batch.backends.lane import Lane
 from xalen_batch.backends.rates import Rates
 from xalen_batch.catalog import Model
-from xalen_batch.config import MiB, settings
+from xalen_batch.config import settings
 from xalen_batch.models.claims import Room
 from xalen_batch.pipeline import claim as claims
 from xalen_batch.pipeline import record
@@ -28,8 +29,9 @@ T = TypeVar("T")
 
 # After a claim that found nothing, or filled all lanes, a slot does not look for more by itself for this long; hints and polls do.
 QUIET = 0.25
-# Requests and answers that one process holds at a time; from there on it claims nothing, however long its lines are.
-MOST_BYTES = 48 * MiB
+# Of the bytes that a process may hold: a half is for answers; a quarter for requests, since a backend may need them in another form,
+# which is in memory beside the first while a request is in flight.
+ANSWERS_SHARE, REQUESTS_SHARE = 1 / 2, 1 / 4
 # Of the slots that other accounts leave, an account gets this share: one account never takes the last slot.
 SLOT_SHARE = 3 / 4
 # How long a task is left alone whose backend cannot be made here.
@@ -62,6 +64,8 @@ class Engine:
         self._may_try_from = time.monotonic() + settings().lease / 2
         self._run_over = threading.Event()
         self._lanes: dict[claims.Lane, Lane] = {}
+        self._buffers = Buffers(int(settings().worker_bytes * ANSWERS_SHARE))
+        self._most_requests = int(settings().worker_bytes * REQUESTS_SHARE)
         self._runs: set[Run] = set()
         self._quiet_until = 0.0
         self._workers = 1
@@ -222,17 +226,15 @@ class Engine:
                 tokens_per_minute=config.tokens_per_minute,
                 workers=lambda: self._workers,
             )
-        backend = registry.backend_for(model, is_live)
-        return Lane(backend, config.max_in_flight, model.id, workers=self._workers, rates=rates, on_room=self.wake)
+        buffer = self._buffers.add()
+        backend = registry.backend_for(model, is_live, buffer)
+        return Lane(backend, config.max_in_flight, model.id, workers=self._workers, rates=rates, buffer=buffer, on_room=self.wake)
 
     def _follow(self, run: Run) -> None:
-        def on_loop(act: Callable[[], None]) -> Callable[[], object]:
-            return lambda: self._loop.call_soon_threadsafe(act)
-
         try:
-            Slot(run, stop=on_loop(run.stop), cut=on_loop(run.cut), seconds_left=self._seconds_left).follow(self._wake_if_room)
+            Slot(run, self._loop.call_soon_threadsafe, seconds_left=self._seconds_left).follow(self._wake_if_room)
         finally:
-            self._loop.call_soon_threadsafe(run.cut)
+            self._loop.call_soon_threadsafe(run.leave)
             self._runs.discard(run)
             self._run_over.set()
 
@@ -261,7 +263,7 @@ class Engine:
 
     @property
     def _has_memory(self) -> bool:
-        return sum(run.size for run in list(self._runs)) < MOST_BYTES
+        return sum(run.waiting for run in list(self._runs)) < self._most_requests
 
     def _wake_if_room(self) -> None:
         if time.monotonic() >= self._quiet_until and self._has_memory and self._has_room:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import orjson
 from msgspec import Struct
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from xalen_batch import db, jsonl, log
@@ -181,7 +182,10 @@ _TYPES = ["uuid", "int8", "int8", "int8", "int8", "int8", "int2", "numeric", "te
 def is_recorded(row: Row) -> bool:
     """Whether a flush whose commit was cut off did reach the database: it has all its rows or none."""
     with db.transaction() as session:
-        return session.get(Result, (row.line.batch_id, row.line.line_no)) is not None
+        return (
+            session.scalar(select(Result.line_no).where(Result.batch_id == row.line.batch_id, Result.line_no == row.line.line_no))
+            is not None
+        )
 
 
 def _name_next(batch_id: UUID, status: str) -> None:

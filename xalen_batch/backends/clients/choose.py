@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from xalen_batch.backends.buffer import Buffer
 from xalen_batch.backends.clients.contract import Client, Limits
 from xalen_batch.backends.clients.full import FullClient
 from xalen_batch.backends.clients.plain import PlainClient
 
 
-def client_for(url: str, headers: Mapping[str, str], limits: Limits, *, connections: int) -> Client:
+def client_for(url: str, headers: Mapping[str, str], limits: Limits, buffer: Buffer, *, connections: int) -> Client:
     """A client for a server's root. `connections`: how many idle ones are worth keeping.
 
     Plain HTTP without a proxy takes the cheap way; everything else the kept library.
@@ -18,8 +19,8 @@ def client_for(url: str, headers: Mapping[str, str], limits: Limits, *, connecti
     parts, is_near = urlsplit(url), is_loopback(url)
     has_proxy = not is_near and {"http", "all"} & getproxies().keys() and not proxy_bypass(parts.hostname or "")
     if parts.scheme == "http" and not (has_proxy or parts.username or parts.query):
-        return PlainClient(url, headers, limits)
-    return FullClient(url, headers, limits, is_direct=is_near, connections=connections)
+        return PlainClient(url, headers, limits, buffer)
+    return FullClient(url, headers, limits, buffer, is_direct=is_near, connections=connections)
 
 
 def is_loopback(url: str) -> bool:

@@ -1,5 +1,10 @@
-"""The client for TLS and proxies: pyreqwest (docs/decisions/0003)."""
+"""The client for TLS and proxies: pyreqwest (docs/decisions/0003).
 
+Its parser bounds heads, trailers and chunk extensions. It skips 1xx answers and leading zeros of a chunk's size without
+counting them; these take no memory, and the request's total time ends them.
+"""
+
+import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -7,30 +12,39 @@ from pyreqwest.client import ClientBuilder
 from pyreqwest.exceptions import ConnectError, PyreqwestError, RequestTimeoutError
 from pyreqwest.response import Response
 
+from xalen_batch.backends.buffer import Buffer
 from xalen_batch.backends.clients.contract import AnswerTooLong, Limits, NoReply, NotConnected, Reply, TimedOut
 
 
 class FullClient:
     """Any URL that a model server can have. The standard proxy variables are honoured unless `is_direct`."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], limits: Limits, *, is_direct: bool, connections: int) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], limits: Limits, buffer: Buffer, *, is_direct: bool, connections: int) -> None:
         builder = (
             ClientBuilder()
             .default_headers(dict(headers))
             .follow_redirects(False)
-            .timeout(timedelta(seconds=limits.request_timeout))
             .connect_timeout(timedelta(seconds=limits.connect_timeout))
             .pool_max_idle_per_host(connections)
         )
         self._client = (builder.no_proxy() if is_direct else builder).build()
         self._url = url
-        self._longest = limits.answer_bytes
+        self._limits = limits
+        self._buffer = buffer
 
     async def post(self, path: str, body: bytes, request_id: str) -> Reply:
         request = self._client.post(self._url + path).header("x-request-id", request_id).body_bytes(body)
         try:
-            async with request.build_streamed() as response:
-                return Reply(response.status, await self._read(response), response.get_header)
+            async with asyncio.timeout(self._limits.request_timeout) as time_left:
+                answer = _Arriving(time_left)
+                try:
+                    async with request.build_streamed() as response:
+                        reply = Reply(response.status, await self._read(response, answer), response.get_header)
+                finally:
+                    self._buffer.ended(answer)
+                return reply
+        except TimeoutError as error:
+            raise TimedOut("no answer in time") from error
         except RequestTimeoutError as error:
             raise TimedOut(error.message) from error
         except ConnectError as error:
@@ -41,11 +55,34 @@ class FullClient:
     async def close(self) -> None:
         await self._client.close()
 
-    async def _read(self, response: Response) -> bytes:
-        reader, parts, size = response.body_reader, [], 0
+    async def _read(self, response: Response, answer: "_Arriving") -> bytes:
+        # One buffer, because a list of parts costs many times the bytes of small ones.
+        reader, body = response.body_reader, bytearray()
         while (chunk := await reader.read_chunk()) is not None:
-            parts.append(chunk.to_bytes())
-            size += len(parts[-1])
-            if size > self._longest:
+            body += chunk.to_bytes()
+            if len(body) > self._limits.answer_bytes:
                 raise AnswerTooLong
-        return b"".join(parts)
+            self._buffer.arrived(answer, len(chunk))
+            await answer.may_go_on.wait()
+        return bytes(body)
+
+
+class _Arriving:
+    """An answer, to the buffer. Its request's time stands still while it is paused."""
+
+    def __init__(self, time_left: asyncio.Timeout) -> None:
+        self.may_go_on = asyncio.Event()
+        self.may_go_on.set()
+        self._time_left = time_left
+        self._seconds_left = 0.0
+
+    def pause(self) -> None:
+        self.may_go_on.clear()
+        if not self._time_left.expired():
+            self._seconds_left = (self._time_left.when() or 0.0) - asyncio.get_running_loop().time()
+            self._time_left.reschedule(None)
+
+    def resume(self) -> None:
+        self.may_go_on.set()
+        if not self._time_left.expired():
+            self._time_left.reschedule(asyncio.get_running_loop().time() + self._seconds_left)

@@ -1,0 +1,80 @@
+"""Whoever reaches Redis puts messages on the queue that are not ours; no worker ends, and none runs what they say."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+
+import openai
+import redis
+
+from tests.attack.system import MB, Figure, Size, System
+from tests.hostile.messages import BROKEN, OPTIONS, QUEUE
+
+SETTINGS: Mapping[str, object] = {}
+CATALOG = ""
+HUGE = 100 * 1024 * 1024
+SECONDS = 20
+# Each costs the time in which a worker is started again.
+MOST_ENDED = 3
+LINE = {
+    "custom_id": "a", "method": "POST", "url": "/v1/chat/completions",
+    "body": {"model": "mistral-small-3-1", "messages": [{"role": "user", "content": "Hello"}]},
+}  # fmt: skip
+
+
+def attack(system: System, size: Size) -> Iterator[Figure]:
+    messages = [*BROKEN.values(), *OPTIONS.values()]
+    with redis.Redis.from_url(system.redis_url) as queue:
+        ended = 0
+        for message in messages:
+            ended += _ends_a_worker(system, queue, message)
+            if ended == MOST_ENDED:
+                break
+        yield Figure(f"Messages that ended a worker, of {len(messages)}, counted up to {MOST_ENDED}", ended, 0)
+        if size is Size.FULL:
+            before = system.rss("worker")
+            _take(queue, b'{"x": "' + b"x" * HUGE + b'"}')
+            yield Figure("Worker's memory 1 s after a message of 100 MiB, MB", (_later(system) - before) / MB, 60)
+    words = system.log("worker")
+    yield Figure("Tasks of Celery's own that ran", words.count("Task celery."), 0)
+    yield Figure("Seconds until a batch is completed after it", _seconds_for_a_batch(system), SECONDS)
+
+
+def _ends_a_worker(system: System, queue: redis.Redis, message: bytes) -> bool:
+    """Put a message on the queue; whether the worker that took it is another process afterwards."""
+    before = system.pid("worker")
+    _take(queue, message)
+    return _pid(system) != before
+
+
+def _take(queue: redis.Redis, message: bytes) -> None:
+    """Put a message on the queue, and one more, and wait until both are taken: the first has been dealt with then."""
+    for sent in (message, BROKEN["an unknown task"]):
+        queue.lpush(QUEUE, sent)
+        deadline = time.monotonic() + SECONDS
+        while queue.llen(QUEUE) and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+
+def _pid(system: System) -> int:
+    """A worker that ended is started again by its supervisor, and its file written again."""
+    try:
+        return system.pid("worker")
+    except (OSError, ValueError):
+        return 0
+
+
+def _later(system: System) -> int:
+    time.sleep(1)
+    return system.rss("worker")
+
+
+def _seconds_for_a_batch(system: System) -> float:
+    client = openai.OpenAI(base_url=system.base_url, api_key=system.test_key)
+    begun = time.monotonic()
+    file = client.files.create(file=("line.jsonl", json.dumps(LINE).encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    while batch.status != "completed" and time.monotonic() < begun + 3 * SECONDS:
+        time.sleep(0.05)
+        batch = client.batches.retrieve(batch.id)
+    return time.monotonic() - begun
