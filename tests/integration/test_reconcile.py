@@ -160,7 +160,7 @@ def test_a_transaction_that_sees_several_moments_is_refused(batch: Batch) -> Non
 
 def copied(batches: int) -> None:
     """So many more batches like the one there is, each with its input file and its invoice."""
-    with db.transaction() as session:
+    with as_owner() as session:
         session.execute(text("SET LOCAL session_replication_role = replica"))
         session.execute(
             text(
@@ -187,8 +187,8 @@ def test_the_work_of_a_check_grows_with_what_is_stored_and_not_with_its_square(b
     corrupt("UPDATE invoices SET issued_at = '2026-03-31 23:59:59.999999Z'")
     with db.transaction() as session:
         assert statements.issue_due(session) == 1
-    with db.transaction() as session:
-        session.connection(execution_options={"isolation_level": "AUTOCOMMIT"}).execute(text("ANALYZE"))
+    with as_owner() as session:
+        session.execute(text("ANALYZE"))
     (plan,) = plans.of(lambda session: session.execute(text(getattr(reconcile, check))))
     rows = [
         (node["Actual Rows"] + node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Join Filter", 0)) * node["Actual Loops"]
