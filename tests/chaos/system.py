@@ -41,6 +41,7 @@ SHORT: Mapping[str, object] = {
     "retry_base": 0.1,
     "retry_cap": 1,
     "circuit_pause": 1,
+    "circuit_patience": 2,
     # What the campaign does to the backend is no reason to give a line up.
     "max_attempts": 40,
 }

@@ -24,6 +24,7 @@ MEETS = {
     "503 with a long wish": (0.001, Retryable("HTTP 503", 503, retry_after=100, is_overload=True)),
     "401": (0.001, Retryable("HTTP 401", 401, is_unreachable=True)),
     "404": (0.001, Retryable("HTTP 404", 404, refusal=NOT_FOUND)),
+    "explained 404": (0.001, Retryable("HTTP 404", 404, refusal=NOT_FOUND, may_be_own=True)),
     "timeouts": (600.0, Retryable("timeout", is_timeout=True)),
     "slow failures": (5.0, Retryable("HTTP 500", 500)),
 }
@@ -173,6 +174,18 @@ def test_a_lines_own_404_ends_it_with_the_backends_words_while_others_are_answer
         other.is_stopped = True
         lane.stop(other)
         lane.cut(other)
+
+    virtual_time.run(main)
+
+
+@pytest.mark.parametrize("refused", [2, 100])
+def test_the_last_lines_of_a_lone_batch_end_when_the_model_server_explains_its_404(refused: int) -> None:
+    async def main() -> None:
+        lane = a_lane(Backend())
+        good, last = Batch(lane, 50), Batch(lane, refused, "explained 404")
+        last.source = good.source
+        await run(good, last, until=lambda: last.ended_at is not None, most=600, every=0.5)
+        assert (good.answered, last.failed) == (50, refused)
 
     virtual_time.run(main)
 

@@ -21,6 +21,7 @@ A probe that fails is handed back, so an outage costs no line. Once `circuit_pat
 to the end of their attempts, and each round has twice as many: a batch that can never succeed ends with its lines failed.
 """
 
+import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
@@ -106,6 +107,9 @@ class Circuit:
         # None: closed.
         self._until: float | None = None
         self._opened_at = 0.0
+        # When the backend last answered anybody, and whether that vouches for its setup while the circuit is not closed.
+        self._answered_at = -math.inf
+        self._is_vouched = False
         # An answer to a later request closes the circuit.
         self._broken_since = 0
         self._tried: set[Source] = set()
@@ -124,7 +128,16 @@ class Circuit:
     @property
     def is_patient(self) -> bool:
         """Whether probes that fail are handed back, as the backend may only be away for a while."""
-        return self._until is None or self._clock() < self._opened_at + settings().circuit_patience
+        patience = min(TESTIMONY, settings().circuit_patience) if self._is_vouched else settings().circuit_patience
+        return self._until is None or self._clock() < self._opened_at + patience
+
+    @property
+    def is_vouched(self) -> bool:
+        """Whether an answer of the last TESTIMONY seconds shows that the backend is set up rightly.
+
+        A refusal that the model server explains (403, 404 …) is then the line's own.
+        """
+        return self._is_vouched if self._until is not None else self._clock() - self._answered_at <= TESTIMONY
 
     @property
     def opening(self) -> Opening | None:
@@ -185,14 +198,14 @@ class Circuit:
             if is_answer:
                 record.answered, record.answered_at = max(record.answered, request), self._clock()
         if is_answer:
-            self._answered = max(self._answered, request)
+            self._answered, self._answered_at = max(self._answered, request), self._clock()
         if self._until is None or request <= self._broken_since:
             return False
         self._close()
         return True
 
-    def failed(self, source: Source, reason: str = "", *, is_broken: bool = True) -> None:
-        """The backend gave no answer. `is_broken`: as opposed to being busy."""
+    def failed(self, source: Source, reason: str = "", *, is_broken: bool = True, may_be_own: bool = False) -> None:
+        """The backend gave no answer. `is_broken`: as opposed to being busy. `may_be_own`: or the line is to blame."""
         record = _of(self._records, source)
         for row in (record, _of(self._accounts, source.account_id)):
             if not row.bad:
@@ -211,6 +224,7 @@ class Circuit:
         since = record.began if is_row else record.whole
         if (is_row or record.budget < 0) and not self._has_witness(self._records.values(), record, since):
             self._broken_since = since if is_row else self._sent
+            self._is_vouched = may_be_own and self.is_vouched
             self._open(source, reason)
 
     def answered_since(self, request: int) -> bool:

@@ -51,7 +51,8 @@ class Retryable:
 
     `status` is the HTTP status where there was one. `retry_after` is the backend's own wish in seconds. `is_overload`: the
     backend is there and busy. `is_unreachable`: no request can succeed until the operator acts (no connection, a refused key).
-    `refusal`: what the line ends with if the backend answers other lines meanwhile; until then the operator's setup is to blame.
+    `refusal`: what the line ends with if the backend answers other lines; else the operator's setup is to blame.
+    `may_be_own`: the refusal is a JSON error as model servers write it, and does not name the model, so the line may be to blame.
     """
 
     reason: str
@@ -61,6 +62,7 @@ class Retryable:
     is_overload: bool = False
     is_unreachable: bool = False
     refusal: Refused | None = None
+    may_be_own: bool = False
 
     @property
     def is_failed_attempt(self) -> bool:

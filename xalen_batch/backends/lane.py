@@ -211,7 +211,8 @@ class Lane:
         entry.attempts += 1
         entry.is_sent = True
         number = self.circuit.sent(source)
-        entry.first = entry.first or number
+        if not entry.first:
+            entry.first, entry.first_at = number, asyncio.get_running_loop().time()
         token, outcome = self._concurrency.started(), None
         try:
             outcome = await self.backend.send(request)
@@ -240,10 +241,13 @@ class Lane:
         source = entry.work.source
         # A backend that is busy gets fewer requests; one that is too busy for one at a time is as good as broken.
         is_refused = outcome.is_overload and self.limit == 1 and not self.circuit.is_doubted(source)
-        self.circuit.failed(source, outcome.reason, is_broken=is_refused or not outcome.is_overload)
+        self.circuit.failed(source, outcome.reason, is_broken=is_refused or not outcome.is_overload, may_be_own=outcome.may_be_own)
         if self.circuit.holds(source):
             self._give_back(lambda other: other.work.source == source and not other.is_probe)
         is_own = outcome.is_failed_attempt or (outcome.refusal is not None and self.circuit.answered_since(entry.first))
+        if outcome.may_be_own and not is_own:
+            # Else the last lines of a batch would wait for answers that nobody asks for any more.
+            is_own = self.circuit.is_vouched or asyncio.get_running_loop().time() - entry.first_at > settings().circuit_patience
         entry.failed += is_own
         if self.circuit.holds(source) and not (entry.is_probe and is_own and not self.circuit.is_patient):
             self._over(entry, NOT_RUN)
@@ -290,7 +294,7 @@ class Lane:
         if not self._of_account[account]:
             del self._of_account[account]
         if entry.is_probe:
-            self.circuit.probe_over(is_spent=isinstance(outcome, Exhausted))
+            self.circuit.probe_over(is_spent=isinstance(outcome, Exhausted | Refused))
         entry.work.over(entry.line, outcome)
         if account in self._full and self._room_of(account):
             self._full.discard(account)

@@ -68,7 +68,9 @@ def outcome_of(reply: Reply, request: Request) -> Outcome:
     if status in OF_THE_LINE:
         return _refused(reply)
     if status in NOT_SERVED or (400 <= status < 500 and status not in ATTEMPT | BUSY):
-        return Retryable(f"The backend answered {status}{error.shown}.", status, refusal=_refused(reply))
+        # A proxy that has lost its server answers 404, too, in plain text or HTML.
+        is_told = bool(error.code or error.type)
+        return Retryable(f"The backend answered {status}{error.shown}.", status, refusal=_refused(reply), may_be_own=is_told)
     return Retryable(
         f"The backend answered {status}.",
         status,

@@ -54,8 +54,9 @@ class Entry:
     is_probe: bool = False
     attempts: int = 0
     failed: int = 0
-    # The number of its first request.
+    # The number of its first request, and when that was sent, by the event loop's clock.
     first: int = 0
+    first_at: float = 0.0
     is_sent: bool = False
 
     @property
