@@ -44,6 +44,7 @@ def reported(body: Callable[..., None]) -> Callable[..., None]:
 
 def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
     """Make each job a Celery task of its name, and leave no other. The tasks are returned too, to be called without the broker."""
+    # Not shared: Celery would put shared tasks, which hold this engine, into every app that is made later in the process.
     firings = threading.BoundedSemaphore(FIRINGS)
 
     # Each holds what it knows of up to fifty thousand lines, and more than one is no faster.
@@ -53,21 +54,21 @@ def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
 
     validations = Turns(validate_next, VALIDATIONS)
 
-    @app.task(name=Job.VALIDATE.value)
+    @app.task(name=Job.VALIDATE.value, shared=False)
     def validate_batch(batch_id: str) -> None:
         validations.take(batch_id)
 
-    @app.task(name=Job.EXECUTE.value)
+    @app.task(name=Job.EXECUTE.value, shared=False)
     @reported
     def execute(hint: str | None = None) -> None:
         engine.drain()
 
-    @app.task(name=Job.FINALIZE.value)
+    @app.task(name=Job.FINALIZE.value, shared=False)
     @reported
     def finalize_batch(batch_id: str) -> None:
         finalize.run(UUID(hex=batch_id))
 
-    @app.task(name=Job.FIRE.value)
+    @app.task(name=Job.FIRE.value, shared=False)
     @reported
     def fire_schedules() -> None:
         # Every poll names it while a thousand schedules are due.
@@ -77,7 +78,7 @@ def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
             finally:
                 firings.release()
 
-    @app.task(name=Job.TICK.value)
+    @app.task(name=Job.TICK.value, shared=False)
     @reported
     def tick() -> None:
         recover.tick()

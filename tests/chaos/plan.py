@@ -21,7 +21,7 @@ ROUND = 20
 EVERY = 50
 MOST_KILLS = 30
 REFUSED_SHARE = 0.06
-REFUSALS = ("status=400", "status=404", "status=422")
+REFUSALS = ("status=400", "status=413", "status=422")
 
 
 @dataclass(frozen=True)
