@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xalen_batch.cli import download, inputs, progress
+from xalen_batch.cli import download, inputs, progress, uploads
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
@@ -44,8 +44,8 @@ FileIds = Annotated[list[str], typer.Argument(metavar="ID…", help="The files, 
 def upload(file: inputs.InputFile, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
     """Upload a file as batch input and print its id. Nothing is checked or run: `submit` does that."""
     client = connect(base_url, api_key, live)
-    with inputs.opened(file) as path, progress.transfer("uploading") as moved:
-        made = client.upload(path, inputs.name_of(file), moved)
+    with inputs.opened(file) as path:
+        made = uploads.send(client, path, inputs.name_of(file))
     if as_json:
         print_json(made)
     else:

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from xalen_batch.cli import batch_view, download, inputs, invoices, windows
+from xalen_batch.cli.batch_options import AUTO, Endpoint, Metadata, Window, parse_metadata
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, ApiError, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, Timeout, examples
 from xalen_batch.cli.output import STDERR, STDOUT, print_json, say
-from xalen_batch.cli.submit import Metadata, Window, before_submission, check, create, parse_metadata
+from xalen_batch.cli.submit import before_submission, check, create
 from xalen_batch.cli.watch import follow
 
 RESULTS = ".results.jsonl"
@@ -35,7 +36,7 @@ commands = typer.Typer()
 def run(
     file: inputs.InputFile,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help=OUTPUT_HELP)] = None,
-    endpoint: inputs.Endpoint = inputs.AUTO,
+    endpoint: Endpoint = AUTO,
     window: Window = "24h",
     execution_window: windows.Hours = None,
     timezone: windows.Timezone = None,
@@ -47,7 +48,7 @@ def run(
     live: Live = False,
 ) -> None:
     """Submit a file, watch it, download its results and show its invoice. Exit 3 if not every line succeeded."""
-    notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone)
+    notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone, window)
     target = output or default_target(file)
     for written in (target, errors_target(target)) if target != download.STDOUT else ():
         download.check_target(written, file)
@@ -56,7 +57,7 @@ def run(
     with inputs.opened(file) as path:
         with before_submission():
             client = connect(base_url, api_key, live)
-            checked = check(client, path, inputs.name_of(file), endpoint)
+            checked = check(client, path, file, endpoint)
         batch = follow(client, create(client, checked, window, hours, notes)["id"], timeout)
         invoice = _delivered(client, batch, target)
     if as_json:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xalen_batch.cli import batch_view, connection, inputs, rules
+from xalen_batch.cli.batch_options import AUTO, Endpoint
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.failures import ERROR, Failed, Unreachable
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
@@ -28,7 +29,7 @@ commands = typer.Typer()
 )
 def validate(
     file: inputs.InputFile,
-    endpoint: inputs.Endpoint = inputs.AUTO,
+    endpoint: Endpoint = AUTO,
     show_all: Annotated[bool, typer.Option("--all", help=f"Show every error, not only the first {batch_view.SHOWN_ERRORS}.")] = False,
     is_local: Annotated[bool, typer.Option("--local", help="Ask no server: use the catalog and the settings on this machine.")] = False,
     as_json: Json = False,

@@ -65,7 +65,7 @@ def create(
     clock.say_zone(given.timezone)
     client = connect(base_url, api_key, live)
     sent = request.send_file(client, given)
-    with request.removing(client, sent):
+    with request.deleted_if_refused(client, sent):
         schedule = client.post("/schedules", body | sent.body)
     if as_json:
         print_json(schedule)
@@ -108,7 +108,7 @@ def edit(
     sent = request.send_file(client, given)
     if not body | sent.body:
         raise typer.BadParameter("nothing is to be changed. Give an option with its new value.")
-    with request.removing(client, sent):
+    with request.deleted_if_refused(client, sent):
         schedule = client.patch(f"/schedules/{schedule_id}", body | sent.body)
     if as_json:
         print_json(schedule)

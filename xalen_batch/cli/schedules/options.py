@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from xalen_batch.cli.batch_options import check_catch_up, check_endpoint, check_window
+
 WHAT, WHEN, HOW = "What it runs (one of the first seven)", "When", "How"
 
 Overlap = Literal["skip", "buffer_one", "allow", "cancel_previous"]
@@ -29,8 +31,8 @@ def _what(help: str, *, metavar: str | None = None) -> Any:
     return typer.Option(metavar=metavar, help=help, rich_help_panel=WHAT)
 
 
-def _how(help: str, *, metavar: str | None = None, min: int | None = None, max: int | None = None) -> Any:
-    return typer.Option(metavar=metavar, help=help, rich_help_panel=HOW, min=min, max=max)
+def _how(help: str, *, metavar: str, callback: Any = None, min: int | None = None, max: int | None = None) -> Any:
+    return typer.Option(metavar=metavar, help=help, rich_help_panel=HOW, callback=callback, min=min, max=max)
 
 
 FILE_HELP = "Upload this file, and run it as it is every time; `-` is stdin."
@@ -73,8 +75,8 @@ class Given:
     starts: Starts = None
     ends: Ends = None
     jitter: Jitter = None
-    endpoint: Annotated[str | None, _how(ENDPOINT_HELP, metavar="/v1/…")] = None
-    window: Annotated[str | None, _how(WINDOW_HELP, metavar="WINDOW")] = None
+    endpoint: Annotated[str | None, _how(ENDPOINT_HELP, metavar="/v1/…", callback=check_endpoint)] = None
+    window: Annotated[str | None, _how(WINDOW_HELP, metavar="TIME", callback=check_window)] = None
     metadata: Annotated[list[str] | None, _how(METADATA_HELP, metavar="KEY=VALUE")] = None
     execution_window: Annotated[str | None, _how(EXECUTION_HELP, metavar="HOURS")] = None
     overlap: Annotated[Overlap | None, _how(OVERLAP_HELP, metavar="POLICY")] = None
@@ -82,7 +84,7 @@ class Given:
     misfire_limit: Annotated[int | None, _how("With `--misfire all`, the most of them; 10 if not given.", metavar="N", min=1, max=100)] = (
         None
     )
-    catch_up: Annotated[str | None, _how(CATCH_UP_HELP, metavar="WINDOW")] = None
+    catch_up: Annotated[str | None, _how(CATCH_UP_HELP, metavar="TIME", callback=check_catch_up)] = None
     pause_on_failure: Annotated[int | None, _how("Pause after so many failed runs in a row.", metavar="N", min=1, max=1000)] = None
 
 
