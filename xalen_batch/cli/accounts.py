@@ -9,7 +9,7 @@ from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.keys import Mode
 from xalen_batch.cli.limits import NAMES
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import figure, grid, print_json, safe, say, show
+from xalen_batch.cli.output import figure, grid, print_json, print_list, safe, say, show
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -95,7 +95,7 @@ def limits(
             {"account": account, "livemode": of is Mode.LIVE, "quotas": _standings(session, owner)} for of, owner in owners.items()
         ]
     if as_json:
-        print_json(found)
+        print_list(found)
         return
     rows = [
         (

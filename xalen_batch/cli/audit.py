@@ -7,7 +7,7 @@ import typer
 
 from xalen_batch.cli import clock, database
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import counted, pairs, print_json, say, show
+from xalen_batch.cli.output import pairs, print_list, say_more, show
 from xalen_batch.cli.stacked import Layout, stacked
 
 ENTRIES: tuple[Layout, ...] = (
@@ -51,10 +51,11 @@ def audit(
                 "before": entry.before,
                 "after": entry.after,
             }
-            for entry in audit.entries(session, since=start, object_id=of, limit=limit)
+            for entry in audit.entries(session, since=start, object_id=of, limit=limit + 1)
         ]
+    has_more, found = len(found) > limit, found[-limit:]
     if as_json:
-        print_json(found)
+        print_list(found, has_more=has_more)
         return
     rows = [
         (
@@ -68,8 +69,8 @@ def audit(
         for entry in found
     ]
     show(stacked(ENTRIES, rows, folded=("who", "change")))
-    if len(found) == limit:
-        say(f"Only the latest {counted(limit, 'change')} are shown; --limit shows more.", style="dim")
+    if has_more:
+        say_more(limit)
 
 
 def _start(text: str) -> datetime:

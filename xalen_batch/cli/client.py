@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urljoin, urlsplit
 from urllib.request import Request
@@ -37,6 +37,13 @@ PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 LONGEST_PAUSE = 120.0
 
 
+class Listing(NamedTuple):
+    """The first objects of a list, and whether it may have more."""
+
+    data: list[Json]
+    has_more: bool
+
+
 class Client:
     """Every method raises ApiError, Unreachable, or Failed."""
 
@@ -49,19 +56,15 @@ class Client:
         """A JSON object."""
         return self._retried(lambda: self._json(self._request(_address(path, query))))
 
-    def listing(self, limit: int, path: str, **query: str | int | None) -> Json:
-        """The first objects of a list, page after page, as one list object with `data` and `has_more`."""
+    def listing(self, limit: int, path: str, keep: Callable[[Json], bool] | None = None, **query: str | int | None) -> Listing:
+        """The first objects of a list, page after page; with `keep`, the first that it is true of."""
         found: list[Json] = []
         page: Json = {"has_more": True, "last_id": None}
         while page["has_more"] and len(found) < limit:
-            page = self.get(path, limit=min(PAGE, limit - len(found)), after=page["last_id"], **query)
-            found += page["data"]
-        return {"object": "list", "data": found, "has_more": page["has_more"]}
-
-    def first(self, limit: int, path: str, **query: str | int | None) -> list[Json]:
-        """The objects of `listing` alone."""
-        found: list[Json] = self.listing(limit, path, **query)["data"]
-        return found
+            size = PAGE if keep else min(PAGE, limit - len(found))
+            page = self.get(path, limit=size, after=page["last_id"], **query)
+            found += filter(keep, page["data"]) if keep else page["data"]
+        return Listing(found[:limit], page["has_more"] or len(found) > limit)
 
     def post(self, path: str, body: Json | None = None, **query: str | int | None) -> Json:
         """A JSON object. Its Idempotency-Key makes a repeated POST harmless."""

@@ -9,7 +9,7 @@ from xalen_batch.cli import download, inputs, progress, uploads
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
-from xalen_batch.cli.output import counted, fields, figure, moment, print_json, print_line, say
+from xalen_batch.cli.output import fields, figure, moment, print_json, print_line, print_list, say, say_more
 from xalen_batch.cli.output import show as show_table
 from xalen_batch.cli.stacked import Layout, stacked
 
@@ -67,13 +67,13 @@ def list_files(
     live: Live = False,
 ) -> None:
     """List your files, the newest first."""
-    found = connect(base_url, api_key, live).listing(limit, "/files", purpose=purpose)
+    files, has_more = connect(base_url, api_key, live).listing(limit, "/files", purpose=purpose)
     if as_json:
-        print_json(found)
-    elif found["data"]:
-        show_table(stacked(FILES, [_row(file) for file in found["data"]], right=("bytes",), folded=("name",)))
-        if found["has_more"]:
-            say(f"Only the newest {counted(limit, 'file')} are shown; --limit shows more.", style="dim")
+        print_list(files, has_more=has_more)
+    elif files:
+        show_table(stacked(FILES, map(_row, files), right=("bytes",), folded=("name",)))
+        if has_more:
+            say_more(len(files))
     else:
         say("No files yet. `xalen-batch files upload FILE` makes one." if purpose is None else f"No file has the purpose {purpose}.")
 
@@ -94,7 +94,9 @@ def show(file_id: FileId, as_json: Json = False, base_url: BaseUrl = None, api_k
 )
 def download_file(
     file_id: FileId,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write it; `-` is stdout.")] = download.STDOUT,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write, whole or not at all; `-` is stdout.")
+    ] = download.STDOUT,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
@@ -112,7 +114,7 @@ def delete(file_ids: FileIds, as_json: Json = False, base_url: BaseUrl = None, a
     client = connect(base_url, api_key, live)
     deleted = [_delete(client, file_id) for file_id in dict.fromkeys(file_ids)]
     if as_json:
-        print_json({"object": "list", "data": deleted, "has_more": False})
+        print_list(deleted)
 
 
 def _delete(client: Client, file_id: str) -> dict[str, Any]:

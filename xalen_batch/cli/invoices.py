@@ -11,7 +11,7 @@ from xalen_batch.cli import database
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.failures import ERROR
 from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, examples
-from xalen_batch.cli.output import STDOUT, counted, figure, grid, print_json, safe, say, show
+from xalen_batch.cli.output import STDOUT, counted, figure, grid, print_json, print_list, safe, say, show
 
 # The `reason` of lines whose tokens the server counted.
 COUNTED = "usage_counted"
@@ -120,7 +120,7 @@ def reconcile(as_json: Json = False) -> None:
     """Derive every charge, invoice and count again from the results. Exit 1 on any difference (operators)."""
     differences = list(_differences())
     if as_json:
-        print_json(differences)
+        print_list(differences)
     elif differences:
         headers = list(differences[0])
         show(grid(headers, [[difference[name] for name in headers] for difference in differences]))

@@ -8,7 +8,7 @@ import typer
 
 from xalen_batch.cli import clock, database
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import print_json, print_line, say, show
+from xalen_batch.cli.output import print_json, print_line, print_list, say, show
 from xalen_batch.cli.stacked import Layout, stacked
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def list_keys(as_json: Json = False) -> None:
             for key in keys.every(session)
         ]
     if as_json:
-        print_json(found)
+        print_list(found)
         return
     rows = [
         (key["id"], f"{key['prefix']}…", key["account"], key["name"], ",".join(key["scopes"]), _day(key["last_used_at"]), _state(key))

@@ -7,7 +7,7 @@ import typer
 
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
-from xalen_batch.cli.output import figure, grid, print_json, say, show
+from xalen_batch.cli.output import figure, grid, print_list, say, show
 
 commands = typer.Typer()
 
@@ -29,7 +29,7 @@ def models(
     if as_json:
         of_model = {model["id"]: model for model in terms["models"]}
         found = client.get("/models")
-        print_json(found | {"data": [model | of_model.get(model["id"], {}) for model in found["data"]]})
+        print_list([model | of_model.get(model["id"], {}) for model in found["data"]])
         return
     rows = [
         (
@@ -51,7 +51,7 @@ def _local_models(as_json: bool) -> None:
 
     found = catalog.models().values()
     if as_json:
-        print_json([model.model_dump(mode="json", exclude={"backend"}) for model in found])
+        print_list([model.model_dump(mode="json", exclude={"backend"}) for model in found])
         return
     rows = [
         (

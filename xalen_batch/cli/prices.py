@@ -10,7 +10,7 @@ import typer
 from xalen_batch.cli import database
 from xalen_batch.cli.failures import ERROR, USAGE, Failed
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import counted, grid, moment, print_json, say, show
+from xalen_batch.cli.output import counted, grid, moment, print_list, say, show
 
 if TYPE_CHECKING:
     from xalen_batch.billing.prices import Change
@@ -27,11 +27,11 @@ def catalog_prices(context: typer.Context, as_json: Json = False) -> None:
         return
     from xalen_batch import catalog
 
-    found = {model.id: model.price.model_dump(mode="json") for model in catalog.models().values()}
+    found = [{"model": model.id} | model.price.model_dump(mode="json") for model in catalog.models().values()]
     if as_json:
-        print_json(found)
+        print_list(found)
         return
-    rows = [(id, price["input"] or "-", price["output"] or "-") for id, price in found.items()]
+    rows = [(price["model"], price["input"] or "-", price["output"] or "-") for price in found]
     show(grid(("model", "input", "output"), rows, right=("input", "output")))
     say(UNIT, style="dim")
 
@@ -56,7 +56,7 @@ def list_prices(model: Annotated[str | None, typer.Option(help="Only this model.
             if model in (None, price.model)
         ]
     if as_json:
-        print_json(rows)
+        print_list(rows)
         return
     cells = [
         (
@@ -81,6 +81,7 @@ def _at(iso: str) -> str:
         "xalen-batch prices sync",
         "XALEN_CATALOG=catalog.toml xalen-batch prices sync --yes",
         "XALEN_CATALOG=catalog.toml xalen-batch prices sync --close old-model",
+        "xalen-batch prices sync --yes --json",
     )
 )
 def sync(
@@ -88,6 +89,7 @@ def sync(
     close: Annotated[
         list[str] | None, typer.Option(metavar="MODEL", help="End prices of this model that the catalog does not have; may be repeated.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Show how prices in force differ from the catalog on this machine, and put the catalog's in force (operators).
 
@@ -103,9 +105,12 @@ def sync(
     if strangers := sorted(set(close or []) - ending):
         raise Failed(f"--close {strangers[0]}: no price of it would end. Leave it out.", USAGE)
     if not changes:
+        if as_json:
+            print_list([])
         say(f"The prices are those of {source}.")
         return
-    _show(changes)
+    if not as_json:
+        _show(changes)
     if missing := sorted(ending - set(close or [])):
         options = " ".join(f"--close {model}" for model in missing)
         raise Failed(
@@ -121,6 +126,8 @@ def sync(
             prices.sync(session, changes)
         except prices.Outdated as error:
             raise Failed(str(error)) from None
+    if as_json:
+        print_list([_rendered(change) for change in changes])
     say(f"{counted(len(changes), 'price')} changed, to those of {source}. `xalen-batch audit` has them.")
 
 
@@ -131,6 +138,12 @@ def _show(changes: "Sequence[Change]") -> None:
     ]
     show(grid(("model", "component", "mode", "in force", "in the catalog"), rows, right=("in force", "in the catalog")))
     say("USD per 1M tokens", style="dim")
+
+
+def _rendered(change: "Change") -> dict[str, Any]:
+    """Prices in USD per 1M tokens, as strings; None where the model has none."""
+    old, new = (None if price is None else _price(price) for price in (change.old, change.new))
+    return {"model": change.model, "component": change.component, "livemode": change.livemode, "old": old, "new": new}
 
 
 def _price(price: Any) -> str:

@@ -12,7 +12,7 @@ from xalen_batch.cli.batch_view import say_errors, say_outcome, succeeded
 from xalen_batch.cli.client import PAGE, Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, Timeout, examples
-from xalen_batch.cli.output import counted, figure, print_json, print_line, safe, say
+from xalen_batch.cli.output import counted, figure, print_json, print_line, print_list, safe, say, say_more
 from xalen_batch.cli.schedules import view
 from xalen_batch.cli.watch import follow
 from xalen_batch.states import RunState
@@ -44,11 +44,13 @@ def runs(
     live: Live = False,
 ) -> None:
     """List what became of every time it fired, and why; of a deleted schedule too."""
-    found = connect(base_url, api_key, live).first(limit, f"/schedules/{schedule_id}/runs", state=state)
+    found, has_more = connect(base_url, api_key, live).listing(limit, f"/schedules/{schedule_id}/runs", state=state)
     if as_json:
-        print_json({"object": "list", "data": found})
+        print_list(found, has_more=has_more)
     elif found:
         view.runs_of(found)
+        if has_more:
+            say_more(len(found))
     else:
         say(f"No runs yet. `xalen-batch schedules preview {schedule_id}` shows when it fires." if state is None else f"No run is {state}.")
 
@@ -148,7 +150,7 @@ def backfill(
     client = connect(base_url, api_key, live)
     made = client.post(f"/schedules/{schedule_id}/backfill", body)["data"]
     if as_json:
-        print_json({"object": "list", "data": made})
+        print_list(made)
     elif made and made[0]["scheduled_for"] is not None:
         # Null for a key that may not read.
         view.runs_of(made)
@@ -173,7 +175,7 @@ def _say_failed(client: Client, schedule_id: str, start: str, end: str) -> None:
     with suppress(Failed):
         found = [
             run
-            for run in client.first(MOST_COUNTED, f"/schedules/{schedule_id}/runs", state="failed")
+            for run in client.listing(MOST_COUNTED, f"/schedules/{schedule_id}/runs", state="failed").data
             if run["trigger"] != "manual" and _is_between(run, start, end)
         ]
     if found:

@@ -6,7 +6,7 @@ import typer
 
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
-from xalen_batch.cli.output import print_json, say
+from xalen_batch.cli.output import print_json, print_list, say, say_more
 from xalen_batch.cli.schedules import view
 from xalen_batch.states import ScheduleStatus
 
@@ -27,12 +27,13 @@ def list_schedules(
     live: Live = False,
 ) -> None:
     """List schedules: when each fires next, and how its latest runs ended, the newest run last."""
-    client = connect(base_url, api_key, live)
-    found = client.first(limit, "/schedules", status=status)
+    found, has_more = connect(base_url, api_key, live).listing(limit, "/schedules", status=status)
     if as_json:
-        print_json({"object": "list", "data": found})
+        print_list(found, has_more=has_more)
     elif found:
         view.table_of(found)
+        if has_more:
+            say_more(len(found))
     else:
         say("No schedules yet. `xalen-batch schedules create` makes one." if status is None else f"No schedule is {status}.")
 
