@@ -17,8 +17,8 @@ from urllib.parse import urlencode, urljoin, urlsplit
 from urllib.request import Request
 from uuid import uuid4
 
-from xalen_batch.cli import transport
-from xalen_batch.cli.connection import Connection, find
+from xalen_batch.cli import addresses, transport
+from xalen_batch.cli.connection import LOOPBACK, Connection, find
 from xalen_batch.cli.failures import ApiError, Failed, Unreachable
 from xalen_batch.cli.progress import Moved
 
@@ -158,7 +158,7 @@ class Client:
         except HTTPError as error:
             self._has_reached = True
             with error:
-                raise self._redirect(error) or _failure(error) from None
+                raise self._redirect(error) or _failure(error, self.connection.base_url) from None
         except (OSError, HTTPException) as error:
             raise self._unreachable(error.reason if isinstance(error, URLError) else error) from error
         self._has_reached = True
@@ -196,9 +196,13 @@ class Client:
         )
 
     def _unreachable(self, reason: object) -> Unreachable:
-        address = urlsplit(self.connection.base_url)
+        base_url = self.connection.base_url
+        if not self._has_reached and (message := addresses.wrong_scheme(base_url, reason)):
+            return Unreachable(message)
+        address = urlsplit(base_url)
         words = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-        return Unreachable(f"No answer from {address.scheme}://{address.netloc}: {words}. Is `xalen-batch up` running there?")
+        remedy = "Is `xalen-batch up` running there?" if address.hostname in LOOPBACK else "Check the address, and that the server runs."
+        return Unreachable(f"No answer from {address.scheme}://{address.netloc}: {words}. {remedy}")
 
     def _retried(self, send: Callable[[], T]) -> T:
         """Repeat on 408, 409, 429, 5xx and broken connections; a server never reached fails at once."""
@@ -227,16 +231,17 @@ def _address(path: str, query: Mapping[str, str | int | None]) -> str:
     return f"{path}?{urlencode(given)}" if given else path
 
 
-def _failure(error: HTTPError) -> ApiError:
+def _failure(error: HTTPError, base_url: str) -> ApiError:
     """The API's error envelope as one line, with the request id that support will ask for."""
-    code = None
+    code, message = None, None
     try:
         told = json.loads(error.read(CHUNK))["error"]
         message, code = str(told["message"]), told.get("code")
         if told.get("param"):
             message += f" (param: {told['param']})"
     except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError):
-        message = "The answer is not in this API's shape. Is the address right?"
+        pass
+    message = (message or "The answer is not in this API's shape.") + addresses.hint(base_url, error.code, message, code)
     request_id = error.headers.get("x-request-id")
     wait = error.headers.get("retry-after", "")
     return ApiError(
