@@ -1,5 +1,6 @@
 """`audit`: who changed keys, prices, schedules and invoices, for the operator."""
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -13,8 +14,10 @@ from xalen_batch.cli.stacked import Layout, stacked
 ENTRIES: tuple[Layout, ...] = (
     (("at",), ("who",), ("what",), ("of",), ("mode",), ("change",)),
     (("at", "who"), ("what", "of", "mode"), ("change",)),
-    (("at", "who", "what", "of", "mode", "change"),),
+    (("at", "who", "what", "mode"), ("of", "change")),
 )
+# A time as the log has it, to the microsecond.
+UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
 MODES = {None: "-", False: "test", True: "live"}
 
 commands = typer.Typer()
@@ -93,4 +96,8 @@ def _moved(before: Any, after: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    return "-" if value is None else ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return f"{datetime.fromisoformat(value):%Y-%m-%dT%H:%M:%SZ}" if UTC_TIME.fullmatch(str(value)) else str(value)

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from xalen_batch.cli import windows
-from xalen_batch.cli.output import STDERR, counted, fields, figure, grid, moment, pairs, safe, say, show
+from xalen_batch.cli.output import STDERR, STDOUT, counted, fields, figure, moment, pairs, safe, say, show
 from xalen_batch.cli.stacked import Layout, stacked
 
 SHOWN_ERRORS = 20
@@ -82,8 +82,7 @@ def details(batch: dict[str, Any]) -> None:
     """Every field of one batch."""
     show(fields(_fields(batch)))
     if errors := batch_errors(batch):
-        rows = [(error["line"] or "-", error["code"], error["param"] or "-", error["message"]) for error in errors]
-        show(grid(("line", "code", "param", "message"), rows, right=("line",)))
+        print_line_errors(errors, batch["input_file_id"], shown=None, console=STDOUT)
 
 
 def _fields(batch: dict[str, Any]) -> Iterator[tuple[str, object]]:

@@ -24,7 +24,6 @@ commands = typer.Typer(
 KEYS: tuple[Layout, ...] = (
     (("id",), ("key",), ("account",), ("name",), ("scopes",), ("last used",), ("state",)),
     (("id", "key"), ("account", "name"), ("scopes", "last used", "state")),
-    (("id", "key", "account", "name", "scopes", "last used", "state"),),
 )
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="The key's id, `key_…`, from `keys list`.")]
 

@@ -7,7 +7,17 @@ import typer
 
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
-from xalen_batch.cli.output import figure, grid, print_list, say, show
+from xalen_batch.cli.output import figure, print_list, say, show
+from xalen_batch.cli.stacked import Layout, stacked
+
+MODELS: tuple[Layout, ...] = (
+    (("id",), ("context",), ("endpoints",), ("input",), ("output",), ("answered by",)),
+    (("id", "answered by"), ("endpoints",), ("context",), ("input",), ("output",)),
+)
+CATALOG: tuple[Layout, ...] = (
+    (("id",), ("name",), ("size",), ("context",), ("latency",), ("endpoints",), ("live backend",)),
+    (("id", "name"), ("endpoints", "live backend"), ("size", "context", "latency")),
+)
 
 commands = typer.Typer()
 
@@ -42,7 +52,7 @@ def models(
         )
         for model in terms["models"]
     ]
-    show(grid(("id", "context", "endpoints", "input", "output", "answered by"), rows, right=("context", "input", "output")))
+    show(stacked(MODELS, rows, right=("context", "input", "output"), folded=("endpoints", "answered by")))
     say(f"USD per 1M tokens, list price; a batch costs {Decimal(terms['batch_discount']):.0%} less.", style="dim")
 
 
@@ -58,11 +68,11 @@ def _local_models(as_json: bool) -> None:
             model.id,
             model.name,
             model.parameters,
-            model.context_window,
+            figure(model.context_window),
             f"{model.latency_ms} ms",
             ", ".join(model.endpoints),
             model.backend.kind or "-",
         )
         for model in found
     ]
-    show(grid(("id", "name", "size", "context", "latency", "endpoints", "live backend"), rows, right=("size", "context", "latency")))
+    show(stacked(CATALOG, rows, right=("size", "context", "latency"), folded=("name", "endpoints")))

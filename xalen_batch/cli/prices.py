@@ -11,11 +11,17 @@ from xalen_batch.cli import database
 from xalen_batch.cli.failures import ERROR, USAGE, Failed
 from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import counted, grid, moment, print_list, say, show
+from xalen_batch.cli.stacked import Layout, stacked
 
 if TYPE_CHECKING:
     from xalen_batch.billing.prices import Change
 
 UNIT = "USD per 1M tokens, list price; a batch costs less (XALEN_BATCH_DISCOUNT)"
+
+PRICES: tuple[Layout, ...] = (
+    (("model",), ("component",), ("mode",), ("USD per 1M",), ("from",), ("to",)),
+    (("model", "component"), ("mode",), ("USD per 1M",), ("from", "to")),
+)
 
 commands = typer.Typer(help="List prices: of the catalog, or (operators) of the database over time.", epilog=examples("xalen-batch prices"))
 
@@ -69,7 +75,7 @@ def list_prices(model: Annotated[str | None, typer.Option(help="Only this model.
         )
         for row in rows
     ]
-    show(grid(("model", "component", "mode", "USD per 1M", "from", "to"), cells, right=("USD per 1M",)))
+    show(stacked(PRICES, cells, right=("USD per 1M",)))
 
 
 def _at(iso: str) -> str:
