@@ -6,6 +6,7 @@ import typer
 
 from xalen_batch.cli import database
 from xalen_batch.cli.failures import Failed
+from xalen_batch.cli.group import Group
 from xalen_batch.cli.keys import Mode
 from xalen_batch.cli.limits import NAMES
 from xalen_batch.cli.options import Json, examples
@@ -21,6 +22,7 @@ NONE, DEFAULT = "none", "default"
 NUMBER = "a number, `none` for no limit, or `default` for that of the settings"
 
 commands = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     help="Set what an account may hold and have (operators).",
     epilog=examples("xalen-batch accounts limits acme --open-batches 500", "xalen-batch accounts simulation acme --allow"),

@@ -33,12 +33,14 @@ commands = typer.Typer()
     ),
 )
 def audit(
-    since: Annotated[str | None, typer.Option(metavar="TIME", help="Only from then on: `24h`, `7d`, or a time, UTC.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only changes since then: `24h`, `7d`, or a time in UTC such as 2026-11-01.")
+    ] = None,
     of: Annotated[str | None, typer.Option(metavar="ID", help="Only changes of this key, price, schedule or invoice.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The latest so many.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most changes to show, the newest.")] = 100,
     as_json: Json = False,
 ) -> None:
-    """Show who made, changed or ended which key, price, schedule or invoice: the latest changes, the last one at the end."""
+    """Show who changed keys, prices, schedules and invoices, and when; the newest change last."""
     start = None if since is None else _start(since)
     with database.transaction() as session:
         from xalen_batch import audit, ids

@@ -29,7 +29,7 @@ commands = typer.Typer()
     ),
 )
 def list_batches(
-    limit: Annotated[int, typer.Option(min=1, help="Most batches to show, the newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most batches to show, the newest first.")] = 20,
     status: Annotated[BatchStatus | None, typer.Option(metavar="STATUS", help=STATUS_HELP)] = None,
     schedule: OfSchedule = None,
     as_json: Json = False,
@@ -47,14 +47,16 @@ def list_batches(
         if has_more:
             say_more(len(batches))
     elif schedule is not None:
-        say(f"No batch of {schedule}{f' is {status}' if status else ' yet'}. `xalen-batch schedules runs {schedule}` shows every run.")
+        say(
+            f"No batch of {schedule}{f' has the status {status}' if status else ' yet'}. `xalen-batch schedules runs {schedule}` shows every run."
+        )
     else:
-        say("No batches yet. `xalen-batch run FILE` makes one." if status is None else f"No batch is {status}.")
+        say("No batches yet. `xalen-batch run FILE` makes one." if status is None else f"No batch has the status {status}.")
 
 
 @commands.command(epilog=examples("xalen-batch show batch_0192…", "xalen-batch show batch_0192… --json"))
 def show(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
-    """Show every field of a batch, and what its validation refused."""
+    """Show every field of a batch, and its validation errors."""
     client = connect(base_url, api_key, live)
     batch = client.get(f"/batches/{batch_id}")
     if as_json:
@@ -90,7 +92,7 @@ def results(
     if status not in ENDED and not partial:
         raise Failed(f"The batch is {status}. `xalen-batch watch {batch_id}` waits for its end; --partial reads what is there.")
     if status == "failed":
-        raise Failed(f"{batch_id} failed validation, so nothing was run. `xalen-batch show {batch_id}` names what is wrong.")
+        raise Failed(f"{batch_id} failed validation, so nothing was run. `xalen-batch show {batch_id}` names the errors.")
     is_ended, ending = status in ENDED, "failed" if errors else "succeeded"
     if as_json and output == download.STDOUT:
         delivered = download.print_lines(client, batch_id, errors=errors, is_ended=is_ended)
@@ -107,7 +109,7 @@ def results(
 
 @commands.command(epilog=examples("xalen-batch cancel batch_0192…", "xalen-batch cancel batch_0192… && xalen-batch watch batch_0192…"))
 def cancel(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
-    """Cancel a batch. What has finished is kept, delivered and billed."""
+    """Cancel a batch. Lines that have finished are kept, delivered and billed."""
     client = connect(base_url, api_key, live)
     batch = client.post(f"/batches/{batch_id}/cancel")
     if as_json:

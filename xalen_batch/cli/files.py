@@ -8,6 +8,7 @@ import typer
 from xalen_batch.cli import download, inputs, progress, uploads
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import Failed
+from xalen_batch.cli.group import Group
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
 from xalen_batch.cli.output import fields, figure, moment, print_json, print_line, print_list, say, say_more
 from xalen_batch.cli.output import show as show_table
@@ -20,6 +21,7 @@ FILES: tuple[Layout, ...] = (
 )
 
 commands = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     help="Upload, list, show, download and delete files.",
     epilog=examples("xalen-batch files upload requests.jsonl", "xalen-batch files list"),
@@ -28,7 +30,7 @@ commands = typer.Typer(
 
 def _file_id(text: str) -> str:
     if not text.startswith("file-"):
-        raise typer.BadParameter(f"{text!r} is not the id of a file, `file-…`. `xalen-batch files list` shows those there are.")
+        raise typer.BadParameter(f"{text!r} is not the id of a file, `file-…`. `xalen-batch files list` shows the ids.")
     return text
 
 
@@ -59,8 +61,10 @@ def upload(file: inputs.InputFile, as_json: Json = False, base_url: BaseUrl = No
     ),
 )
 def list_files(
-    limit: Annotated[int, typer.Option(min=1, help="Most files to show, the newest first.")] = 20,
-    purpose: Annotated[str | None, typer.Option(help="Only of this purpose: `batch` for inputs, `batch_output` for results.")] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most files to show, the newest first.")] = 20,
+    purpose: Annotated[
+        str | None, typer.Option(metavar="PURPOSE", help="Only of this purpose: `batch` for inputs, `batch_output` for results.")
+    ] = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,

@@ -94,7 +94,7 @@ def statement(
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Show what a month comes to: its batch invoices, rounded once. A draft until the month is over."""
+    """Show the statement of a month: its batch invoices, rounded once. A draft until the month is over."""
     wanted = _month(month)
     client = connect(base_url, api_key, live)
     found = client.get(f"/statements/{wanted}")

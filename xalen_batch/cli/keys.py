@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xalen_batch.cli import clock, database
+from xalen_batch.cli.group import Group
 from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import print_json, print_line, print_list, say, show
 from xalen_batch.cli.stacked import Layout, stacked
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from xalen_batch.models import Account, ApiKey
 
 commands = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     help="Make, list, rotate and revoke API keys (operators).",
     epilog=examples("xalen-batch keys create --account acme", "xalen-batch keys rotate key_0192…"),
@@ -40,14 +42,14 @@ class Mode(StrEnum):
     )
 )
 def create(
-    account: Annotated[str, typer.Option(help="The account's name; one that is new is made.")],
-    mode: Annotated[Mode, typer.Option(help="Test keys run on the simulated backend and are never billed.")] = Mode.TEST,
-    name: Annotated[str, typer.Option(help="What the key is for.")] = "cli",
+    account: Annotated[str, typer.Option(metavar="NAME", help="The account's name; one that is new is made.")],
+    mode: Annotated[Mode, typer.Option(help="Test keys run on simulated models and are never billed.")] = Mode.TEST,
+    name: Annotated[str, typer.Option(metavar="TEXT", help="What the key is for.")] = "cli",
     scopes: Annotated[
-        str | None, typer.Option(help="Comma-separated, of submit, read, billing and admin; all but admin unless given.")
+        str | None, typer.Option(metavar="SCOPES", help="Comma-separated: submit, read, billing, admin. If not given: all but admin.")
     ] = None,
     expires: Annotated[
-        str | None, typer.Option(metavar="TIME", help="When its use ends, UTC: `2027-12-31` or `2027-12-31T18:00:00`.")
+        str | None, typer.Option(metavar="TIME", help="When the key expires, UTC: `2027-12-31` or `2027-12-31T18:00:00`.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -138,7 +140,7 @@ def list_keys(as_json: Json = False) -> None:
 def rotate(
     key_id: KeyId,
     overlap: Annotated[
-        str, typer.Option(metavar="TIME", help="How long the old key may still be used: `30m`, `24h`, `7d`, or `0`; at most 30d.")
+        str, typer.Option(metavar="TIME", help="How long the old key still works: `30m`, `24h`, `7d`, or `0`; at most 30d.")
     ] = "24h",
     as_json: Json = False,
 ) -> None:

@@ -24,13 +24,13 @@ commands = typer.Typer()
 
 @commands.command(epilog=examples("xalen-batch models", "xalen-batch models --local", "xalen-batch models --json"))
 def models(
-    local: Annotated[bool, typer.Option("--local", help="The catalog on this machine; needs no server.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="List the catalog on this machine; needs no server.")] = False,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """List the models that the API serves: what they cost, and what answers a key of this mode."""
+    """List the models of the API with their prices, and what answers a key of this mode."""
     if local:
         _local_models(as_json)
         return

@@ -9,6 +9,7 @@ import typer
 
 from xalen_batch.cli import database
 from xalen_batch.cli.failures import ERROR, USAGE, Failed
+from xalen_batch.cli.group import Group
 from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import counted, grid, moment, print_list, say, show
 from xalen_batch.cli.stacked import Layout, stacked
@@ -23,7 +24,9 @@ PRICES: tuple[Layout, ...] = (
     (("model", "component"), ("mode",), ("USD per 1M",), ("from", "to")),
 )
 
-commands = typer.Typer(help="List prices: of the catalog, or (operators) of the database over time.", epilog=examples("xalen-batch prices"))
+commands = typer.Typer(
+    cls=Group, help="List prices: of the catalog, or (operators) of the database over time.", epilog=examples("xalen-batch prices")
+)
 
 
 @commands.callback(invoke_without_command=True)
@@ -43,8 +46,8 @@ def catalog_prices(context: typer.Context, as_json: Json = False) -> None:
 
 
 @commands.command("list", epilog=examples("xalen-batch prices list", "xalen-batch prices list --model bge-reranker-v2 --json"))
-def list_prices(model: Annotated[str | None, typer.Option(help="Only this model.")] = None, as_json: Json = False) -> None:
-    """List every price the database has had, with its time (operators)."""
+def list_prices(model: Annotated[str | None, typer.Option(metavar="MODEL", help="Only this model.")] = None, as_json: Json = False) -> None:
+    """List every price in the database, past and present, with its time (operators)."""
     with database.transaction() as session:
         from xalen_batch import money
         from xalen_batch.billing import prices
@@ -93,7 +96,7 @@ def _at(iso: str) -> str:
 def sync(
     is_yes: Annotated[bool, typer.Option("--yes", help="Change them without asking.")] = False,
     close: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL", help="End prices of this model that the catalog does not have; may be repeated.")
+        list[str] | None, typer.Option(metavar="MODEL", help="End the prices of this model that the catalog lacks; may be repeated.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -18,9 +18,7 @@ RESULTS = ".results.jsonl"
 ERRORS = ".errors.jsonl"
 FORBIDDEN = 403
 OUTPUT_HELP = (
-    "Where the results go. Lines that failed go beside them, in .errors.jsonl. If not given: beside FILE, in .results.jsonl; "
-    "for stdin, stdout. With `-`, stdout holds the results alone, the invoice goes to stderr, and `results ID --errors` has what failed. "
-    "If no line succeeded, the results of an earlier run are kept."
+    "File of the results; failed lines go to .errors.jsonl beside it. If not given: .results.jsonl beside FILE; for stdin, stdout."
 )
 
 commands = typer.Typer()
@@ -47,7 +45,11 @@ def run(
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Submit a file, watch it, download its results and show its invoice. Exit 3 if not every line succeeded."""
+    """Submit a file, watch the batch, download its results and show its invoice. Exit 3 if not every line succeeded.
+
+    With `--output -`, stdout holds the results alone: the invoice goes to stderr, and `results ID --errors` prints the failed lines.
+    If no line succeeds, the results of an earlier run are kept.
+    """
     notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone, window)
     target = output or default_target(file)
     for written in (target, errors_target(target)) if target != download.STDOUT else ():

@@ -11,8 +11,8 @@ from xalen_batch.cli import clock
 from xalen_batch.cli.batch_options import usage_error
 from xalen_batch.cli.output import safe, say
 
-HOURS_HELP = 'Start lines only in these hours, such as "22:00-06:00" or, on some days alone, "22:00-06:00 mon-fri" or "mon,wed".'
-ZONE_HELP = "Whose clock the execution window is on. If not given: this machine's where it is known by name, else UTC."
+HOURS_HELP = 'Start lines only in these hours: "22:00-06:00", or on some days "22:00-06:00 mon-fri".'
+ZONE_HELP = "Time zone of the execution window, such as Europe/Berlin. If not given: this machine's, or UTC if its name is unknown."
 Hours = Annotated[str | None, typer.Option("--execution-window", metavar="HOURS", help=HOURS_HELP)]
 Timezone = Annotated[str | None, typer.Option("--timezone", metavar="ZONE", help=ZONE_HELP)]
 

@@ -19,7 +19,7 @@ commands = typer.Typer()
     "list", epilog=examples("xalen-batch schedules list", "xalen-batch schedules list --status paused --json | jq -r '.data[].id'")
 )
 def list_schedules(
-    limit: Annotated[int, typer.Option(min=1, help="Most schedules to show, the newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most schedules to show, the newest first.")] = 50,
     status: Annotated[ScheduleStatus | None, typer.Option(metavar="STATUS", help=STATUS_HELP)] = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
@@ -35,7 +35,11 @@ def list_schedules(
         if has_more:
             say_more(len(found))
     else:
-        say("No schedules yet. `xalen-batch schedules create` makes one." if status is None else f"No schedule is {status}.")
+        say(
+            "No schedules yet. `xalen-batch schedules create --help` shows how to make one."
+            if status is None
+            else f"No schedule has the status {status}."
+        )
 
 
 @commands.command(
