@@ -68,11 +68,13 @@ def test_a_rotation_as_json(made: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("rotate", "{id}", "--overlap", "31d"), 1, "between 0 and 30 days"),
+        (("rotate", "{id}", "--overlap", "31d"), 2, "between 0 and 30 days"),
         (("rotate", "{id}", "--overlap", "soon"), 2, "is no length of time"),
         (("rotate", "key_1"), 1, "No such API key: key_1"),
         (("revoke", f"key_{'0' * 32}"), 1, "No such API key"),
-        (("create", "--account", "acme", "--scopes", "root"), 1, "root is no scope"),
+        (("create", "--account", "acme", "--scopes", "root"), 2, "root is no scope"),
+        (("create", "--account", "acme", "--scopes", ","), 2, "Choose among submit"),
+        (("rotate", "xln_live_secret"), 2, "is not the id of a key, `key_…`"),
     ],
 )
 def test_what_cannot_be_done_is_explained_and_changes_nothing(
@@ -118,6 +120,8 @@ class TestAudit:
 
     def test_it_is_cut_by_time_and_number(self, made: dict[str, Any]) -> None:
         assert answer("audit", "--since", "2999-01-01") == {"object": "list", "data": [], "has_more": False}
+        empty = run("audit", "--since", "2999-01-01")
+        assert (empty.stdout, empty.stderr) == ("", "No change matches --since and --of.\n")
         everything = answer("audit", "--since", "24h")
         assert everything == answer("audit", "--since", "2020-01-01")
         assert answer("audit", "--limit", "1") == {"object": "list", "data": everything["data"][-1:], "has_more": True}

@@ -8,7 +8,7 @@ import typer
 
 from xalen_batch.cli import clock, database
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import pairs, print_list, say_more, show
+from xalen_batch.cli.output import pairs, print_list, say, say_more, show
 from xalen_batch.cli.stacked import Layout, stacked
 
 ENTRIES: tuple[Layout, ...] = (
@@ -61,6 +61,9 @@ def audit(
     has_more, found = len(found) > limit, found[-limit:]
     if as_json:
         print_list(found, has_more=has_more)
+        return
+    if not found:
+        say("No changes yet." if since is None and of is None else "No change matches --since and --of.")
         return
     rows = [
         (

@@ -1,5 +1,6 @@
 """Options of a batch, each checked before anything is sent: a value that no server takes is a usage error (exit 2)."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -18,7 +19,8 @@ def usage_error(option: str | None = None) -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        raise typer.BadParameter(error.message.removeprefix(f"{error.param}: "), param_hint=option or f"--{error.param}") from None
+        message = re.sub(r"^[a-z_.]+: ", "", error.message)
+        raise typer.BadParameter(message, param_hint=option or f"--{error.param}") from None
 
 
 def check_window(text: str | None) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xalen_batch.cli import clock, database
+from xalen_batch.cli.batch_options import usage_error
 from xalen_batch.cli.group import Group
 from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import print_json, print_line, print_list, say, show
@@ -27,7 +28,15 @@ KEYS: tuple[Layout, ...] = (
     (("id",), ("key",), ("account",), ("name",), ("scopes",), ("last used",), ("state",)),
     (("id", "key"), ("account", "name"), ("scopes", "last used", "state")),
 )
-KeyId = Annotated[str, typer.Argument(metavar="ID", help="The key's id, `key_…`, from `keys list`.")]
+
+
+def _key_id(text: str) -> str:
+    if not text.startswith("key_"):
+        raise typer.BadParameter(f"{text!r} is not the id of a key, `key_…`. `xalen-batch keys list` shows the ids.")
+    return text
+
+
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="The key, `key_…`.", callback=_key_id)]
 
 
 class Mode(StrEnum):
@@ -60,7 +69,8 @@ def create(
         from xalen_batch.accounts import ORDINARY, Owner
 
         owner = Owner(_account(session, account).id, livemode=mode is Mode.LIVE)
-        key, secret = keys.create(session, owner, name=name, scopes=scopes.split(",") if scopes else ORDINARY, expires_at=expires_at)
+        with usage_error():
+            key, secret = keys.create(session, owner, name=name, scopes=scopes.split(",") if scopes else ORDINARY, expires_at=expires_at)
     _show_secret(key, secret, account, as_json)
 
 
@@ -125,6 +135,9 @@ def list_keys(as_json: Json = False) -> None:
     if as_json:
         print_list(found)
         return
+    if not found:
+        say("No keys yet. `xalen-batch keys create --account NAME` makes one.")
+        return
     rows = [
         (key["id"], f"{key['prefix']}…", key["account"], key["name"], ",".join(key["scopes"]), _day(key["last_used_at"]), _state(key))
         for key in found
@@ -153,6 +166,8 @@ def rotate(
         from xalen_batch import keys
         from xalen_batch.models import Account
 
+        with usage_error("--overlap"):
+            keys.check_overlap(length)
         old = keys.lock(session, key_id)
         new, secret = keys.rotate(session, old, length)
         account = session.get_one(Account, old.account_id).name

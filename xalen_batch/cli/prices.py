@@ -67,6 +67,9 @@ def list_prices(model: Annotated[str | None, typer.Option(metavar="MODEL", help=
     if as_json:
         print_list(rows)
         return
+    if not rows:
+        say("No prices yet. `xalen-batch migrate` puts the catalog's in force." if model is None else f"{model} has had no price.")
+        return
     cells = [
         (
             row["model"],
@@ -112,7 +115,7 @@ def sync(
         changes, source = prices.differences(session), catalog.source()
     ending = {change.model for change in prices.closings(changes)}
     if strangers := sorted(set(close or []) - ending):
-        raise Failed(f"--close {strangers[0]}: no price of it would end. Leave it out.", USAGE)
+        raise Failed(f"--close {strangers[0]}: that would end no price. Leave it out.", USAGE)
     if not changes:
         if as_json:
             print_list([])

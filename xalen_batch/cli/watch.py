@@ -49,9 +49,10 @@ def follow(client: Client, batch_id: str, timeout: float | None) -> dict[str, An
     pause = FIRST_PAUSE
     told = None
     try:
+        # Before the bar, which would stay on the screen above the error of a batch that is not there.
+        batch = client.get(f"/batches/{batch_id}")
         with progress.batch() as view:
             while True:
-                batch = client.get(f"/batches/{batch_id}")
                 view.update(batch)
                 if batch["status"] in ENDED:
                     return batch
@@ -62,5 +63,6 @@ def follow(client: Client, batch_id: str, timeout: float | None) -> dict[str, An
                     raise Failed(f"Waited {timeout:g} s. The batch goes on; `xalen-batch watch {batch_id}` waits again.", TIMED_OUT)
                 time.sleep(pause)
                 pause = min(pause * 1.1, LONGEST_PAUSE)
+                batch = client.get(f"/batches/{batch_id}")
     except KeyboardInterrupt:
         raise Failed(f"No longer watching. The batch goes on; `xalen-batch watch {batch_id}` resumes.", INTERRUPTED) from None

@@ -7,7 +7,7 @@ import typer
 
 from xalen_batch.cli import clock
 from xalen_batch.cli.client import Client, connect
-from xalen_batch.cli.failures import ApiError, Failed
+from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
 from xalen_batch.cli.output import counted, print_json, say
 from xalen_batch.cli.schedules import view
@@ -71,12 +71,7 @@ def delete(
 ) -> None:
     """Delete a schedule. Its runs, batches and invoices stay."""
     client = connect(base_url, api_key, live)
-    try:
-        deleted = client.delete(f"/schedules/{schedule_id}", discard_requests="true" if discard_requests else None)
-    except ApiError as error:
-        if error.code == "inbox_not_empty":
-            raise Failed(f"{error} With this command: --discard-requests.") from None
-        raise
+    deleted = client.delete(f"/schedules/{schedule_id}", discard_requests="true" if discard_requests else None)
     if as_json:
         print_json(deleted)
     lost = counted(deleted["discarded_requests"], "request")
