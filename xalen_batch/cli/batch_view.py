@@ -10,6 +10,7 @@ from xalen_batch.cli.output import STDERR, STDOUT, counted, fields, figure, mome
 from xalen_batch.cli.stacked import Layout, stacked
 
 SHOWN_ERRORS = 20
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 MOMENTS = (
     "created_at",
     "in_progress_at",

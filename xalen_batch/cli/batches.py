@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from xalen_batch.cli import batch_view, download
+from xalen_batch.cli.batch_view import ENDED
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, OfSchedule, examples
 from xalen_batch.cli.output import counted, figure, print_json, print_list, say, say_more
-from xalen_batch.cli.watch import ENDED
 from xalen_batch.states import BatchStatus
 
 RESULTS_JSON = "Print one list object in place of JSON Lines; with --output, what was written to the file."

@@ -6,13 +6,12 @@ from typing import Any
 import typer
 
 from xalen_batch.cli import progress, windows
-from xalen_batch.cli.batch_view import say_errors, say_outcome, succeeded
+from xalen_batch.cli.batch_view import ENDED, say_errors, say_outcome, succeeded
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, Timeout, examples
 from xalen_batch.cli.output import print_json
 
-ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
 
 commands = typer.Typer()
