@@ -250,6 +250,15 @@ def test_watch_tells_by_its_exit_code_how_the_batch_ended(status: str, failed: i
     assert _run(api, "watch", "batch_1").exit_code == code
 
 
+def test_in_a_pipe_watch_says_each_status_once_and_the_outcome_last(api: Api) -> None:
+    api.answers = [_ok(_batch(status)) for status in ("validating", "in_progress", "in_progress", "completed")]
+    assert _run(api, "watch", "batch_1").stderr.splitlines() == [
+        "batch_1 validating 2/2 lines, 0 failed",
+        "batch_1 in_progress 2/2 lines, 0 failed",
+        "batch_1 completed: 2 of 2 lines succeeded",
+    ]
+
+
 def test_watch_gives_up_with_5_and_says_that_the_batch_goes_on(api: Api) -> None:
     api.answers = [_ok(_batch("in_progress"))]
     result = _run(api, "watch", "batch_1", "--timeout", "0")

@@ -8,7 +8,7 @@ import typer
 
 from xalen_batch.cli import clock, database
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import pairs, print_list, say, say_more, show
+from xalen_batch.cli.output import moment, pairs, print_list, say, say_more, show
 from xalen_batch.cli.stacked import Layout, stacked
 
 ENTRIES: tuple[Layout, ...] = (
@@ -67,7 +67,7 @@ def audit(
         return
     rows = [
         (
-            clock.utc(datetime.fromisoformat(entry["at"]).timestamp()),
+            moment(int(datetime.fromisoformat(entry["at"]).timestamp())),
             entry["actor"],
             entry["action"],
             entry["object_id"],

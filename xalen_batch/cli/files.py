@@ -126,7 +126,7 @@ def _delete(client: Client, file_id: str) -> dict[str, Any]:
         deleted = client.delete(f"/files/{file_id}")
     except Failed as error:
         # Files named before it are gone: the message names the one that is not.
-        raise Failed(f"{file_id}: {error}", error.exit_code) from error
+        raise Failed(str(error) if file_id in str(error) else f"{file_id}: {error}", error.exit_code) from error
     say(f"{file_id} is deleted.")
     return deleted
 
