@@ -41,23 +41,7 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Show who changed keys, prices, schedules and invoices, and when; the newest change last."""
-    start = None if since is None else _start(since)
-    with database.transaction() as session:
-        from xalen_batch import audit, ids
-
-        found: list[dict[str, Any]] = [
-            {
-                "at": entry.at.astimezone(UTC).isoformat(),
-                "actor": entry.actor,
-                "action": entry.action,
-                "object_id": entry.object_id,
-                "account_id": entry.account_id and ids.render("acct", entry.account_id),
-                "livemode": entry.livemode,
-                "before": entry.before,
-                "after": entry.after,
-            }
-            for entry in audit.entries(session, since=start, object_id=of, limit=limit + 1)
-        ]
+    found = _entries(None if since is None else _start(since), of, limit + 1)
     has_more, found = len(found) > limit, found[-limit:]
     if as_json:
         print_list(found, has_more=has_more)
@@ -79,6 +63,26 @@ def audit(
     show(stacked(ENTRIES, rows, folded=("who", "change")))
     if has_more:
         say_more(limit)
+
+
+def _entries(since: datetime | None, object_id: str | None, limit: int) -> list[dict[str, Any]]:
+    """The latest changes, the newest last, as `--json` prints them."""
+    with database.transaction() as session:
+        from xalen_batch import audit, ids
+
+        return [
+            {
+                "at": entry.at.astimezone(UTC).isoformat(),
+                "actor": entry.actor,
+                "action": entry.action,
+                "object_id": entry.object_id,
+                "account_id": entry.account_id and ids.render("acct", entry.account_id),
+                "livemode": entry.livemode,
+                "before": entry.before,
+                "after": entry.after,
+            }
+            for entry in audit.entries(session, since=since, object_id=object_id, limit=limit)
+        ]
 
 
 def _start(text: str) -> datetime:

@@ -107,7 +107,7 @@ def _print(estimate: "Estimate", name: str, show_all: bool) -> None:
             style="green",
         )
     else:
-        say(f"{name} has {counted(found['error_count'], 'error')}; a batch of it would run nothing.", style="red")
+        say(f"{name} has {counted(found['error_count'], 'error')}; the API would refuse a batch of it.", style="red")
 
 
 def _totals(models: list[dict[str, Any]]) -> list[str]:
