@@ -62,6 +62,23 @@ def test_what_will_not_pass_is_not_tried_again(status: int, api: Api, client: Cl
     assert str(failed.value) == f"Told so. (param: p) [HTTP {status}, request req_7]"
 
 
+def test_what_the_server_says_about_trying_again_counts_more_than_the_status(api: Api, client: Client) -> None:
+    api.answers = [_error(409, **{"x-should-retry": "false"})]
+    with pytest.raises(ApiError, match="Told so"):
+        client.get("/models")
+    api.answers = [_error(400, **{"x-should-retry": "true"}), _ok()]
+    assert client.get("/models") == {"id": "x"}
+
+
+def test_a_long_pause_is_explained(api: Api, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(client_module.time, "sleep", slept.append)
+    api.answers = [_error(429, **{"retry-after": "30"}), _error(429, **{"retry-after": "1"}), _ok()]
+    assert client.get("/models") == {"id": "x"}
+    assert slept == [30.0, 1.0]
+    assert capsys.readouterr().err == "Told so. (param: p) [HTTP 429] Trying again in 30 s.\n"
+
+
 def test_a_wait_beyond_patience_is_not_waited_for(api: Api, client: Client) -> None:
     api.answers = [_error(429, **{"retry-after": "3600"})]
     with pytest.raises(ApiError, match="Told so"):

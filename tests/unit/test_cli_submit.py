@@ -131,6 +131,13 @@ def test_an_upload_that_cannot_be_deleted_is_named_with_the_command_that_deletes
     assert "`xalen-batch files delete file-1` deletes it" in result.stderr
 
 
+def test_a_conflict_that_stays_one_is_a_refusal(api: Api, path: Path) -> None:
+    status, headers, body = error(409)
+    api.answers = [ok({"id": "file-1"}), (status, headers | {"x-should-retry": "false"}, body), ok({})]
+    assert call(api, "submit", path).exit_code == 1
+    assert sent(api)[2:] == [("DELETE", "/v1/files/file-1")]
+
+
 @pytest.mark.parametrize("status", [409, 500, 503])
 def test_the_upload_stays_where_the_batch_may_have_been_made(status: int, api: Api, path: Path) -> None:
     api.answers = [ok({"id": "file-1"}), error(status)]

@@ -20,6 +20,7 @@ from uuid import uuid4
 from xalen_batch.cli import addresses, transport
 from xalen_batch.cli.connection import LOOPBACK, Connection, find
 from xalen_batch.cli.failures import ApiError, Failed, Unreachable
+from xalen_batch.cli.output import safe, say
 from xalen_batch.cli.progress import Moved
 
 T = TypeVar("T")
@@ -35,6 +36,8 @@ MOST_JSON = 64 * 1024 * 1024
 TIMEOUT = 60.0
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 LONGEST_PAUSE = 120.0
+# A pause of so many seconds is explained.
+SILENCE = 3.0
 
 
 class Listing(NamedTuple):
@@ -205,18 +208,22 @@ class Client:
         return Unreachable(f"No answer from {address.scheme}://{address.netloc}: {words}. {remedy}")
 
     def _retried(self, send: Callable[[], T]) -> T:
-        """Repeat on 408, 409, 429, 5xx and broken connections; a server never reached fails at once."""
+        """Repeat on 408, 409, 429, 5xx and broken connections, unless the server says not to; one never reached fails at once."""
         for pause in PAUSES:
             wait = pause * random.uniform(0.5, 1)
             try:
                 return send()
-            except Unreachable:
+            except Unreachable as error:
                 if not self._has_reached:
                     raise
+                reason = str(error)
             except ApiError as error:
                 wait = wait if error.retry_after is None else error.retry_after
-                if (error.status not in (408, 409, 429) and error.status < 500) or wait > LONGEST_PAUSE:
+                if not error.may_pass or wait > LONGEST_PAUSE:
                     raise
+                reason = str(error)
+            if wait >= SILENCE:
+                say(f"{safe(reason)} Trying again in {wait:.0f} s.", style="yellow")
             time.sleep(wait)
         return send()
 
@@ -243,10 +250,11 @@ def _failure(error: HTTPError, base_url: str) -> ApiError:
         pass
     message = (message or "The answer is not in this API's shape.") + addresses.hint(base_url, error.code, message, code)
     request_id = error.headers.get("x-request-id")
-    wait = error.headers.get("retry-after", "")
+    wait, should_retry = error.headers.get("retry-after", ""), error.headers.get("x-should-retry")
     return ApiError(
         error.code,
         f"{message} [HTTP {error.code}{f', request {request_id}' if request_id else ''}]",
         code=code,
         retry_after=float(wait) if wait.replace(".", "", 1).isdigit() else None,
+        should_retry=should_retry == "true" if should_retry in ("true", "false") else None,
     )

@@ -9,7 +9,7 @@ from xalen_batch.cli import progress
 from xalen_batch.cli.client import Client
 from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed, Unreachable
 
-# After these the request may have been carried out; any other 4xx means that it was not.
+# After these the request may have been carried out, unless the API says not to repeat it; any other 4xx means that it was not.
 UNSURE = (408, 409)
 
 
@@ -33,7 +33,7 @@ def deleted_if_refused(client: Client, file_id: str | None, name: str, unsure: s
     except Unreachable as error:
         raise Failed(f"{error} {unsure}{_stays(file_id)}", error.exit_code) from error
     except ApiError as error:
-        if error.status in UNSURE or error.status >= 500:
+        if (error.status in UNSURE and error.may_pass) or error.status >= 500:
             raise Failed(f"{error} {unsure}{_stays(file_id)}", error.exit_code) from error
         if file_id is None:
             raise
