@@ -112,3 +112,13 @@ def test_an_address_without_a_scheme_is_a_usage_error_that_adds_it(given: str, p
     result = limits(given)
     assert result.exit_code == 2
     assert f"'{given}'. It looks like {proposed}\n" in result.stderr
+
+
+@pytest.mark.parametrize(("is_tls", "words"), [(True, "speaks https, not http. Use https://"), (False, "Is the address right?")])
+def test_a_400_of_a_proxy_that_wanted_tls_names_the_https_address(
+    is_tls: bool, words: str, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # nginx answers plain HTTP on its TLS port so; any other 400 in HTML is just not this API's.
+    monkeypatch.setattr(addresses, "is_tls_server", lambda _: is_tls)
+    api.answers = [(400, {}, b"<html>The plain HTTP request was sent to HTTPS port</html>")]
+    assert words in limits(api.base_url).stderr

@@ -276,6 +276,15 @@ def test_in_a_pipe_watch_says_each_status_once_and_the_outcome_last(api: Api) ->
     ]
 
 
+def test_watch_names_the_command_that_shows_what_did_not_succeed(api: Api) -> None:
+    api.answers = [_ok(_batch("completed", request_counts={"total": 2, "completed": 1, "failed": 1}))]
+    assert "`xalen-batch results batch_1 --errors`" in _run(api, "watch", "batch_1").stderr
+    for number, is_cut in ((20, False), (21, True)):
+        errors = {"data": [{"line": n, "code": "c", "message": "m", "param": None} for n in range(number)]}
+        api.answers = [_ok(_batch("failed", errors=errors, request_counts={"total": 0, "completed": 0, "failed": 0}))]
+        assert ("`xalen-batch show batch_1` shows every error." in _run(api, "watch", "batch_1").stderr) is is_cut
+
+
 def test_watch_gives_up_with_5_and_says_that_the_batch_goes_on(api: Api) -> None:
     api.answers = [_ok(_batch("in_progress"))]
     result = _run(api, "watch", "batch_1", "--timeout", "0")

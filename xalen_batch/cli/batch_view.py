@@ -45,9 +45,11 @@ def say_outcome(batch: dict[str, Any]) -> None:
 
 
 def say_errors(batch: dict[str, Any]) -> None:
-    """What validation refused, on stderr."""
+    """Its validation errors on stderr: the first of them, and the command that shows the rest."""
     if errors := batch_errors(batch):
         print_line_errors(errors, batch["input_file_id"])
+    if len(errors) > SHOWN_ERRORS:
+        say(f"`xalen-batch show {batch['id']}` shows every error.")
 
 
 def batch_errors(batch: dict[str, Any]) -> list[dict[str, Any]]:

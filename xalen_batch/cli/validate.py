@@ -107,7 +107,8 @@ def _print(estimate: "Estimate", name: str, show_all: bool) -> None:
             style="green",
         )
     else:
-        say(f"{name} has {counted(found['error_count'], 'error')}; the API would refuse a batch of it.", style="red")
+        hidden = "" if shown is None or found["error_count"] <= shown else " --all shows every error."
+        say(f"{name} has {counted(found['error_count'], 'error')}; the API would refuse a batch of it.{hidden}", style="red")
 
 
 def _totals(models: list[dict[str, Any]]) -> list[str]:

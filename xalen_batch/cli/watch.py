@@ -10,7 +10,7 @@ from xalen_batch.cli.batch_view import ENDED, say_errors, say_outcome, succeeded
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, Timeout, examples
-from xalen_batch.cli.output import print_json
+from xalen_batch.cli.output import print_json, say
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
 
@@ -36,6 +36,8 @@ def watch(
     batch = follow(client, batch_id, timeout)
     say_errors(batch)
     say_outcome(batch)
+    if batch["status"] != "failed" and batch["request_counts"]["failed"]:
+        say(f"`xalen-batch results {batch_id} --errors` prints the lines that did not.")
     if as_json:
         print_json(batch)
     if not succeeded(batch):
