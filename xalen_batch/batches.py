@@ -1,6 +1,5 @@
 """Batches, as their owner creates and sees them."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,10 +24,6 @@ from xalen_batch.windows import ExecutionWindow
 
 logger = log.get(__name__)
 
-HOUR = 3_600
-UNITS = {"h": HOUR, "d": 24 * HOUR}
-LONGEST_WINDOW = 7 * UNITS["d"]
-
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -52,18 +47,6 @@ class Progress:
         return self.completed + self.failed
 
 
-def completion_seconds(window: str) -> int:
-    """Seconds in a completion window, `1h` to `7d`. InvalidRequest for anything else."""
-    match = re.fullmatch(r"([1-9][0-9]{0,2})([hd])", window, re.ASCII)
-    seconds = int(match[1]) * UNITS[match[2]] if match else 0
-    if not HOUR <= seconds <= LONGEST_WINDOW:
-        raise InvalidRequest(
-            f"completion_window: {window[:100]!r} is no window. Send `24h`, or whole hours or days from `1h` to `7d`.",
-            param="completion_window",
-        )
-    return seconds
-
-
 def create(
     session: Session,
     owner: Owner,
@@ -83,7 +66,7 @@ def create(
     StorageFull while a disk is short.
     """
     disk.refuse_if_full()
-    completion = timedelta(seconds=completion_seconds(completion_window))
+    completion = windows.completion(completion_window)
     interval = None if execution_window is None else _first_interval(session, execution_window, completion)
     file = input_file(session, owner, input_file_id, is_ready=run is None)
     frozen = _agreed(session, owner, endpoint)

@@ -28,9 +28,10 @@ def _plausible(time: datetime) -> datetime:
 STORABLE = AfterValidator(_storable)
 Text = Annotated[str, STORABLE]
 Time = Annotated[datetime, AfterValidator(_plausible)]
-MetadataKey = Annotated[str, StringConstraints(max_length=64), STORABLE]
-MetadataValue = Annotated[str, StringConstraints(max_length=512), STORABLE]
-Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+LONGEST_KEY, LONGEST_VALUE, MOST_NOTES = 64, 512, 16
+MetadataKey = Annotated[str, StringConstraints(max_length=LONGEST_KEY), STORABLE]
+MetadataValue = Annotated[str, StringConstraints(max_length=LONGEST_VALUE), STORABLE]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MOST_NOTES)]
 
 
 class ExpiresAfter(BaseModel):

@@ -52,14 +52,19 @@ def create(
     return key, secret
 
 
+def check_overlap(overlap: timedelta) -> None:
+    """InvalidRequest for an overlap that is negative or longer than LONGEST_OVERLAP."""
+    if not timedelta() <= overlap <= LONGEST_OVERLAP:
+        raise InvalidRequest(f"overlap: it must be between 0 and {LONGEST_OVERLAP.days} days.", param="overlap_seconds")
+
+
 def rotate(session: Session, key: ApiKey, overlap: timedelta = OVERLAP) -> tuple[ApiKey, str]:
     """A new key in the place of a locked one, and its secret; the old one expires after the overlap.
 
     It has the account, mode, name and scopes of the old one, and as long a life if that has an end.
     InvalidRequest for a key that can be used no more, or was rotated already.
     """
-    if not timedelta() <= overlap <= LONGEST_OVERLAP:
-        raise InvalidRequest(f"overlap: it must be between 0 and {LONGEST_OVERLAP.days} days.", param="overlap_seconds")
+    check_overlap(overlap)
     successor = session.scalar(select(ApiKey.id).where(ApiKey.rotated_from == key.id))
     if successor is not None:
         raise InvalidRequest(

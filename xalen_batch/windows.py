@@ -1,4 +1,4 @@
-"""Execution windows: the hours of the day in which a batch's lines may be started."""
+"""Windows of time: a batch's completion window, a schedule's catch-up window, and the hours of the day in which lines may be started."""
 
 import re
 from collections.abc import Iterator
@@ -16,6 +16,34 @@ WEEK: tuple[Day, ...] = get_args(Day)
 TIME = re.compile("([01][0-9]|2[0-3]):[0-5][0-9]")
 ONE_DAY = timedelta(days=1)
 ONE_HOUR = timedelta(hours=1)
+UNITS = {"m": timedelta(minutes=1), "h": ONE_HOUR, "d": ONE_DAY}
+SHORTEST_COMPLETION, LONGEST_COMPLETION = ONE_HOUR, 7 * ONE_DAY
+LONGEST_CATCH_UP = 30 * ONE_DAY
+
+
+def completion(text: str) -> timedelta:
+    """The length of a completion window, `1h` to `7d`. InvalidRequest for anything else."""
+    match = re.fullmatch(r"([1-9][0-9]{0,2})([hd])", text, re.ASCII)
+    length = int(match[1]) * UNITS[match[2]] if match else timedelta()
+    if not SHORTEST_COMPLETION <= length <= LONGEST_COMPLETION:
+        raise InvalidRequest(
+            f"completion_window: {text[:100]!r} is not a completion window. Send `24h`, or whole hours or days from `1h` to `7d`.",
+            param="completion_window",
+        )
+    return length
+
+
+def catch_up(text: str) -> timedelta:
+    """The length of a catch-up window, `1m` to `30d`. InvalidRequest for anything else."""
+    match = re.fullmatch(r"([1-9][0-9]{0,4})([mhd])", text, re.ASCII)
+    length = int(match[1]) * UNITS[match[2]] if match else timedelta()
+    if not timedelta() < length <= LONGEST_CATCH_UP:
+        raise InvalidRequest(
+            f"catch_up_window: {text[:100]!r} is not a catch-up window. Send minutes, hours or days, such as `30m`, `12h` or `7d`; "
+            "the most is `30d`.",
+            param="catch_up_window",
+        )
+    return length
 
 
 def _time(text: str) -> str:

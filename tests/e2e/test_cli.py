@@ -214,8 +214,8 @@ def test_a_key_is_made_used_and_revoked(cli: Cli) -> None:
 
 def test_models_and_prices_are_listed(cli: Cli) -> None:
     assert [model["id"] for model in cli.json("models")["data"]] == ["mistral-small-3-1", "bge-reranker-v2"]
-    assert cli.json("prices")["bge-reranker-v2"] == {"input": "0.003", "output": None}
-    assert {price["model"] for price in cli.json("prices", "list")} == {"mistral-small-3-1", "bge-reranker-v2"}
+    assert {"model": "bge-reranker-v2", "input": "0.003", "output": None} in cli.json("prices")["data"]
+    assert {price["model"] for price in cli.json("prices", "list")["data"]} == {"mistral-small-3-1", "bge-reranker-v2"}
     assert re.search(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC +now", cli("prices", "list").stdout)
     assert cli("prices", "sync").returncode == 0
 
@@ -313,7 +313,7 @@ def test_a_key_that_may_only_submit_adds_to_an_inbox(cli: Cli) -> None:
     assert done.returncode == 0, done.stderr.decode()
     added = cli("schedules", "add", done.stdout.decode().strip(), cli.file([rerank_line("a")]), **cli.with_key(secret))
     assert added.returncode == 0, added.stderr.decode()
-    assert re.search(rb"They run in [^:]+: [0-9-]+ 00:00 UTC", added.stderr)
+    assert added.stderr == b"1 request accepted.\n"
 
 
 def test_a_schedule_is_edited_paused_resumed_and_deleted(cli: Cli) -> None:

@@ -22,7 +22,7 @@ def acme(database: str) -> Owner:
 def limits(*options: str) -> Any:
     result = CliRunner().invoke(app, ["accounts", "limits", "acme", *options, "--json"])
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    return json.loads(result.stdout)["data"]
 
 
 def test_without_options_it_shows_both_modes() -> None:

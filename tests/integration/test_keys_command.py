@@ -51,7 +51,7 @@ def test_a_rotated_key_is_printed_once_with_the_end_of_the_old_one(made: dict[st
     assert scopes(secret) == scopes(made["secret"]) == {"read", "admin"}
     assert f"{made['id']} expires 20" in result.stderr
     assert secret not in result.stderr
-    listed = answer("keys", "list")
+    listed = answer("keys", "list")["data"]
     assert [(key["name"], key["rotated_from"]) for key in listed] == [("ci", None), ("ci", made["id"])]
     assert 0 < listed[0]["expires_at"] - listed[1]["created_at"] <= 1800
     assert listed[0]["last_used_at"] is not None
@@ -68,11 +68,13 @@ def test_a_rotation_as_json(made: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("rotate", "{id}", "--overlap", "31d"), 1, "between 0 and 30 days"),
+        (("rotate", "{id}", "--overlap", "31d"), 2, "between 0 and 30 days"),
         (("rotate", "{id}", "--overlap", "soon"), 2, "is no length of time"),
         (("rotate", "key_1"), 1, "No such API key: key_1"),
         (("revoke", f"key_{'0' * 32}"), 1, "No such API key"),
-        (("create", "--account", "acme", "--scopes", "root"), 1, "root is no scope"),
+        (("create", "--account", "acme", "--scopes", "root"), 2, "root is no scope"),
+        (("create", "--account", "acme", "--scopes", ","), 2, "Choose among submit"),
+        (("rotate", "xln_live_secret"), 2, "is not the id of a key, `key_…`"),
     ],
 )
 def test_what_cannot_be_done_is_explained_and_changes_nothing(
@@ -80,7 +82,7 @@ def test_what_cannot_be_done_is_explained_and_changes_nothing(
 ) -> None:
     result = run("keys", *(argument.replace("{id}", made["id"]) for argument in arguments))
     assert (result.exit_code, words in " ".join(result.stderr.split())) == (code, True), result.stderr
-    assert len(answer("keys", "list")) == 1
+    assert len(answer("keys", "list")["data"]) == 1
 
 
 def test_a_revoked_key_is_refused(made: dict[str, Any]) -> None:
@@ -92,7 +94,7 @@ def test_a_revoked_key_is_refused(made: dict[str, Any]) -> None:
 class TestAudit:
     def test_it_shows_who_did_what(self, made: dict[str, Any]) -> None:
         run("keys", "revoke", made["id"])
-        created, revoked = answer("audit", "--of", made["id"])
+        created, revoked = answer("audit", "--of", made["id"])["data"]
         me = f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
         assert [entry["actor"] for entry in (created, revoked)] == [me, me]
         assert created | {"at": "", "account_id": ""} == {
@@ -117,11 +119,14 @@ class TestAudit:
         assert "scopes=read,admin → read" in run("audit", "--of", made["id"]).stdout
 
     def test_it_is_cut_by_time_and_number(self, made: dict[str, Any]) -> None:
-        assert answer("audit", "--since", "2999-01-01") == []
+        assert answer("audit", "--since", "2999-01-01") == {"object": "list", "data": [], "has_more": False}
+        empty = run("audit", "--since", "2999-01-01")
+        assert (empty.stdout, empty.stderr) == ("", "No change matches --since and --of.\n")
         everything = answer("audit", "--since", "24h")
         assert everything == answer("audit", "--since", "2020-01-01")
-        assert answer("audit", "--limit", "1") == everything[-1:]
-        assert "Only the latest 1 change " in run("audit", "--limit", "1").stderr
+        assert answer("audit", "--limit", "1") == {"object": "list", "data": everything["data"][-1:], "has_more": True}
+        assert not answer("audit", "--limit", str(len(everything["data"])))["has_more"]
+        assert "These are the newest 1. --limit shows more." in run("audit", "--limit", "1").stderr
         assert run("audit", "--since", "yesterday").exit_code == 2
 
     def test_names_steer_no_terminal(self, database: str) -> None:

@@ -15,8 +15,7 @@ from xalen_batch.api.responses import download
 from xalen_batch.api.schedule_schemas import RunObject, ScheduleObject
 from xalen_batch.api.schemas import BatchObject, FileObject
 from xalen_batch.app import create_app
-from xalen_batch.batches import Progress, completion_seconds
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.batches import Progress
 from xalen_batch.models import Batch, File, Schedule, ScheduleRun
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.runs import Outcome, Trigger
@@ -175,18 +174,6 @@ def test_the_description_of_a_change_is_that_of_a_schedule_with_nothing_required
     assert schemas["Changes"]["properties"] == schemas["Definition"]["properties"]
     assert (schemas["Changes"]["required"], schemas["Definition"]["required"]) == ([], ["name", "cron", "endpoint"])
     assert set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(described))) <= set(schemas)
-
-
-@pytest.mark.parametrize(("window", "seconds"), [("1h", 3600), ("24h", 86_400), ("1d", 86_400), ("7d", 604_800), ("168h", 604_800)])
-def test_a_window_is_hours_or_days(window: str, seconds: int) -> None:
-    assert completion_seconds(window) == seconds
-
-
-@pytest.mark.parametrize("window", ["", "24", "0h", "00h", "30m", "8d", "169h", "1.5h", "-1h", "24H", "24h\n", " 24h", "٢٤h", "9999h"])
-def test_any_other_window_is_refused(window: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        completion_seconds(window)
-    assert caught.value.param == "completion_window"
 
 
 @pytest.mark.parametrize("name", ['a".jsonl', "a\\b", "../a", "ü.jsonl", "☕", "a; filename=b"])

@@ -62,6 +62,23 @@ def test_what_will_not_pass_is_not_tried_again(status: int, api: Api, client: Cl
     assert str(failed.value) == f"Told so. (param: p) [HTTP {status}, request req_7]"
 
 
+def test_what_the_server_says_about_trying_again_counts_more_than_the_status(api: Api, client: Client) -> None:
+    api.answers = [_error(409, **{"x-should-retry": "false"})]
+    with pytest.raises(ApiError, match="Told so"):
+        client.get("/models")
+    api.answers = [_error(400, **{"x-should-retry": "true"}), _ok()]
+    assert client.get("/models") == {"id": "x"}
+
+
+def test_a_long_pause_is_explained(api: Api, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(client_module.time, "sleep", slept.append)
+    api.answers = [_error(429, **{"retry-after": "30"}), _error(429, **{"retry-after": "1"}), _ok()]
+    assert client.get("/models") == {"id": "x"}
+    assert slept == [30.0, 1.0]
+    assert capsys.readouterr().err == "Told so. (param: p) [HTTP 429] Trying again in 30 s.\n"
+
+
 def test_a_wait_beyond_patience_is_not_waited_for(api: Api, client: Client) -> None:
     api.answers = [_error(429, **{"retry-after": "3600"})]
     with pytest.raises(ApiError, match="Told so"):
@@ -212,7 +229,7 @@ def test_a_server_never_reached_fails_at_once() -> None:
 
 
 def test_a_server_without_tls_is_not_spoken_to_over_https(api: Api) -> None:
-    with pytest.raises(Unreachable, match="No answer from https:"):
+    with pytest.raises(Unreachable, match="speaks http, not https"):
         Client(Connection(api.base_url.replace("http://", "https://"), KEY)).get("/models")
 
 
@@ -248,6 +265,24 @@ def _batch(status: str, **fields: Any) -> bytes:
 def test_watch_tells_by_its_exit_code_how_the_batch_ended(status: str, failed: int, code: int, api: Api) -> None:
     api.answers = [_ok(_batch(status, request_counts={"total": 2, "completed": 2 - failed, "failed": failed}))]
     assert _run(api, "watch", "batch_1").exit_code == code
+
+
+def test_in_a_pipe_watch_says_each_status_once_and_the_outcome_last(api: Api) -> None:
+    api.answers = [_ok(_batch(status)) for status in ("validating", "in_progress", "in_progress", "completed")]
+    assert _run(api, "watch", "batch_1").stderr.splitlines() == [
+        "batch_1 validating 2/2 lines, 0 failed",
+        "batch_1 in_progress 2/2 lines, 0 failed",
+        "batch_1 completed: 2 of 2 lines succeeded",
+    ]
+
+
+def test_watch_names_the_command_that_shows_what_did_not_succeed(api: Api) -> None:
+    api.answers = [_ok(_batch("completed", request_counts={"total": 2, "completed": 1, "failed": 1}))]
+    assert "`xalen-batch results batch_1 --errors`" in _run(api, "watch", "batch_1").stderr
+    for number, is_cut in ((20, False), (21, True)):
+        errors = {"data": [{"line": n, "code": "c", "message": "m", "param": None} for n in range(number)]}
+        api.answers = [_ok(_batch("failed", errors=errors, request_counts={"total": 0, "completed": 0, "failed": 0}))]
+        assert ("`xalen-batch show batch_1` shows every error." in _run(api, "watch", "batch_1").stderr) is is_cut
 
 
 def test_watch_gives_up_with_5_and_says_that_the_batch_goes_on(api: Api) -> None:

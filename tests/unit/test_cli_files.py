@@ -71,7 +71,7 @@ def test_the_list_shows_the_newest_and_says_that_there_are_more(api: Api) -> Non
     row = result.stdout.splitlines()[-1]
     for text in ("file-1", "tickets \\x1b[2J.jsonl", "1,234,567", "2026-11-27 17:20:00 UTC"):
         assert text in row
-    assert "Only the newest 1 file" in result.stderr
+    assert "These are the newest 1. --limit shows more." in result.stderr
 
 
 def test_json_of_a_list_has_the_pages_together(api: Api) -> None:

@@ -59,6 +59,12 @@ def test_an_example_can_be_pasted_from_a_terminal_of_80_columns(path: tuple[str,
     assert max(map(len, shown.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("path", [(), *_paths(ROOT)], ids=lambda path: " ".join(path) or "xalen-batch")
+def test_help_writes_words_and_no_types_of_the_language(path: tuple[str, ...]) -> None:
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*path, "--help"]).stdout
+    assert re.findall(r"<(?:bool|str|int|float|path|list)\b[^>]*>", shown) == []
+
+
 @pytest.mark.parametrize("arguments", [["-h"], ["run", "-h"], ["keys", "create", "-h"]], ids=" ".join)
 def test_h_is_help(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)

@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 
 from tests.factories import chat_line, jsonl
 from xalen_batch.cli import download
+from xalen_batch.cli.batch_options import parse_metadata
 from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.main import app
 from xalen_batch.cli.run import default_target, errors_target
-from xalen_batch.cli.submit import parse_metadata
 
 
 @pytest.mark.parametrize(

@@ -233,10 +233,14 @@ def test_what_is_no_id_of_a_schedule_is_not_asked_for(command: str, api: Api) ->
 
 
 def test_a_pause_keeps_its_note_and_a_deletion_names_the_option_that_discards(api: Api) -> None:
-    api.answers = [ok(SCHEDULE | {"status": "paused"}), error(400, code="inbox_not_empty"), ok({"discarded_requests": 2})]
+    api.answers = [
+        ok(SCHEDULE | {"status": "paused"}),
+        error(400, "Delete it with `discard_requests=true`."),
+        ok({"discarded_requests": 2}),
+    ]
     assert "`xalen-batch schedules resume sched_1`" in said(run(api, "pause", "sched_1", "--note", "why"))
     assert body(api, 0) == {"note": "why"}
-    assert "--discard-requests" in run(api, "delete", "sched_1").stderr
+    assert "Delete it with `--discard-requests`." in run(api, "delete", "sched_1").stderr
     assert "2 requests with it" in run(api, "delete", "sched_1", "--discard-requests").stderr
     assert api.requests[2][:2] == ("DELETE", "/v1/schedules/sched_1?discard_requests=true")
 

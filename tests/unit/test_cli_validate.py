@@ -61,7 +61,9 @@ def test_twenty_errors_are_shown_unless_all_are_asked_for(tmp_path: Path) -> Non
     path = _file(tmp_path, [chat_line("same") for _ in range(31)])
     assert _validate(path).stdout.count("duplicate_custom_id") == 20
     assert "10 more errors" in _validate(path).stdout
+    assert "--all shows every error." in _validate(path).stderr
     assert _validate(path, "--all").stdout.count("duplicate_custom_id") == 30
+    assert "--all" not in _validate(path, "--all").stderr
 
 
 def test_a_dash_reads_stdin() -> None:

@@ -102,7 +102,9 @@ class TestSubmit:
         return body(api, 1), said(result)
 
     def test_hours_are_sent_on_the_clock_that_was_named(self, api: Api, tmp_path: Path) -> None:
-        request, told = self.sent(api, tmp_path, "--execution-window", "22:00-06:00 mon-fri", "--timezone", "Europe/Berlin")
+        request, told = self.sent(
+            api, tmp_path, "--execution-window", "22:00-06:00 mon-fri", "--timezone", "Europe/Berlin", "--window", "3d"
+        )
         assert request["execution_window"] == {**WINDOW, "days": ALL[:5]}
         assert "Time zone" not in told
 

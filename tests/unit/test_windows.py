@@ -1,4 +1,4 @@
-"""Execution windows: when they are open, also on the nights when clocks change, and which are refused."""
+"""Windows of time: which are refused; and when an execution window is open, also on the nights when clocks change."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise
@@ -12,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from xalen_batch import windows
 from xalen_batch.api import errors
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.windows import WEEK, ExecutionWindow, refuse_if_never_open
@@ -215,3 +216,15 @@ def test_the_completion_window_that_a_refusal_names_is_the_smallest_that_is_acce
 
 def test_a_batch_that_starts_while_it_is_open_is_accepted_however_little_is_left() -> None:
     refuse_if_never_open(WEEKEND, berlin("2026-10-26 05:59:59"), timedelta(hours=1))
+
+
+@pytest.mark.parametrize(("window", "seconds"), [("1h", 3600), ("24h", 86_400), ("1d", 86_400), ("7d", 604_800), ("168h", 604_800)])
+def test_a_window_is_hours_or_days(window: str, seconds: int) -> None:
+    assert windows.completion(window) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("window", ["", "24", "0h", "00h", "30m", "8d", "169h", "1.5h", "-1h", "24H", "24h\n", " 24h", "٢٤h", "9999h"])
+def test_any_other_window_is_refused(window: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        windows.completion(window)
+    assert caught.value.param == "completion_window"

@@ -6,10 +6,11 @@ import typer
 
 from xalen_batch.cli import database
 from xalen_batch.cli.failures import Failed
+from xalen_batch.cli.group import Group
 from xalen_batch.cli.keys import Mode
 from xalen_batch.cli.limits import NAMES
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import figure, grid, print_json, safe, say, show
+from xalen_batch.cli.output import figure, grid, print_json, print_list, safe, say, show
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -21,6 +22,7 @@ NONE, DEFAULT = "none", "default"
 NUMBER = "a number, `none` for no limit, or `default` for that of the settings"
 
 commands = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     help="Set what an account may hold and have (operators).",
     epilog=examples("xalen-batch accounts limits acme --open-batches 500", "xalen-batch accounts simulation acme --allow"),
@@ -95,7 +97,7 @@ def limits(
             {"account": account, "livemode": of is Mode.LIVE, "quotas": _standings(session, owner)} for of, owner in owners.items()
         ]
     if as_json:
-        print_json(found)
+        print_list(found)
         return
     rows = [
         (

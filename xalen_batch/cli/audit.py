@@ -1,5 +1,6 @@
 """`audit`: who changed keys, prices, schedules and invoices, for the operator."""
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -7,14 +8,16 @@ import typer
 
 from xalen_batch.cli import clock, database
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import counted, pairs, print_json, say, show
+from xalen_batch.cli.output import moment, pairs, print_list, say, say_more, show
 from xalen_batch.cli.stacked import Layout, stacked
 
 ENTRIES: tuple[Layout, ...] = (
     (("at",), ("who",), ("what",), ("of",), ("mode",), ("change",)),
     (("at", "who"), ("what", "of", "mode"), ("change",)),
-    (("at", "who", "what", "of", "mode", "change"),),
+    (("at", "who", "what", "mode"), ("of", "change")),
 )
+# A time as the log has it, to the microsecond.
+UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
 MODES = {None: "-", False: "test", True: "live"}
 
 commands = typer.Typer()
@@ -30,17 +33,44 @@ commands = typer.Typer()
     ),
 )
 def audit(
-    since: Annotated[str | None, typer.Option(metavar="TIME", help="Only from then on: `24h`, `7d`, or a time, UTC.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only changes since then: `24h`, `7d`, or a time in UTC such as 2026-11-01.")
+    ] = None,
     of: Annotated[str | None, typer.Option(metavar="ID", help="Only changes of this key, price, schedule or invoice.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The latest so many.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most changes to show, the newest.")] = 100,
     as_json: Json = False,
 ) -> None:
-    """Show who made, changed or ended which key, price, schedule or invoice: the latest changes, the last one at the end."""
-    start = None if since is None else _start(since)
+    """Show who changed keys, prices, schedules and invoices, and when; the newest change last."""
+    found = _entries(None if since is None else _start(since), of, limit + 1)
+    has_more, found = len(found) > limit, found[-limit:]
+    if as_json:
+        print_list(found, has_more=has_more)
+        return
+    if not found:
+        say("No changes yet." if since is None and of is None else "No change matches --since and --of.")
+        return
+    rows = [
+        (
+            moment(int(datetime.fromisoformat(entry["at"]).timestamp())),
+            entry["actor"],
+            entry["action"],
+            entry["object_id"],
+            MODES[entry["livemode"]],
+            _change(entry),
+        )
+        for entry in found
+    ]
+    show(stacked(ENTRIES, rows, folded=("who", "change")))
+    if has_more:
+        say_more(limit)
+
+
+def _entries(since: datetime | None, object_id: str | None, limit: int) -> list[dict[str, Any]]:
+    """The latest changes, the newest last, as `--json` prints them."""
     with database.transaction() as session:
         from xalen_batch import audit, ids
 
-        found: list[dict[str, Any]] = [
+        return [
             {
                 "at": entry.at.astimezone(UTC).isoformat(),
                 "actor": entry.actor,
@@ -51,25 +81,8 @@ def audit(
                 "before": entry.before,
                 "after": entry.after,
             }
-            for entry in audit.entries(session, since=start, object_id=of, limit=limit)
+            for entry in audit.entries(session, since=since, object_id=object_id, limit=limit)
         ]
-    if as_json:
-        print_json(found)
-        return
-    rows = [
-        (
-            clock.utc(datetime.fromisoformat(entry["at"]).timestamp()),
-            entry["actor"],
-            entry["action"],
-            entry["object_id"],
-            MODES[entry["livemode"]],
-            _change(entry),
-        )
-        for entry in found
-    ]
-    show(stacked(ENTRIES, rows, folded=("who", "change")))
-    if len(found) == limit:
-        say(f"Only the latest {counted(limit, 'change')} are shown; --limit shows more.", style="dim")
 
 
 def _start(text: str) -> datetime:
@@ -92,4 +105,8 @@ def _moved(before: Any, after: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    return "-" if value is None else ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return f"{datetime.fromisoformat(value):%Y-%m-%dT%H:%M:%SZ}" if UTC_TIME.fullmatch(str(value)) else str(value)

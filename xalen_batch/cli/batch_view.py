@@ -6,10 +6,11 @@ from typing import Any
 from rich.console import Console
 
 from xalen_batch.cli import windows
-from xalen_batch.cli.output import STDERR, counted, fields, figure, grid, moment, pairs, safe, say, show
+from xalen_batch.cli.output import STDERR, STDOUT, counted, fields, figure, moment, pairs, safe, say, show
 from xalen_batch.cli.stacked import Layout, stacked
 
 SHOWN_ERRORS = 20
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 MOMENTS = (
     "created_at",
     "in_progress_at",
@@ -44,9 +45,11 @@ def say_outcome(batch: dict[str, Any]) -> None:
 
 
 def say_errors(batch: dict[str, Any]) -> None:
-    """What validation refused, on stderr."""
+    """Its validation errors on stderr: the first of them, and the command that shows the rest."""
     if errors := batch_errors(batch):
         print_line_errors(errors, batch["input_file_id"])
+    if len(errors) > SHOWN_ERRORS:
+        say(f"`xalen-batch show {batch['id']}` shows every error.")
 
 
 def batch_errors(batch: dict[str, Any]) -> list[dict[str, Any]]:
@@ -82,8 +85,7 @@ def details(batch: dict[str, Any]) -> None:
     """Every field of one batch."""
     show(fields(_fields(batch)))
     if errors := batch_errors(batch):
-        rows = [(error["line"] or "-", error["code"], error["param"] or "-", error["message"]) for error in errors]
-        show(grid(("line", "code", "param", "message"), rows, right=("line",)))
+        print_line_errors(errors, batch["input_file_id"], shown=None, console=STDOUT)
 
 
 def _fields(batch: dict[str, Any]) -> Iterator[tuple[str, object]]:

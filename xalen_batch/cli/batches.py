@@ -1,18 +1,19 @@
 """`list`, `show`, `results`, `cancel`: batches that exist."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from xalen_batch.cli import batch_view, download
-from xalen_batch.cli.client import PAGE, Client, connect
+from xalen_batch.cli.batch_view import ENDED
+from xalen_batch.cli.client import connect
 from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, OfSchedule, examples
-from xalen_batch.cli.output import counted, figure, print_json, say
-from xalen_batch.cli.watch import ENDED
+from xalen_batch.cli.output import counted, figure, print_json, print_list, say, say_more
 from xalen_batch.states import BatchStatus
 
+RESULTS_JSON = "Print one list object in place of JSON Lines; with --output, what was written to the file."
 STATUS_HELP = f"Only batches in this status: {', '.join(BatchStatus)}."
 
 commands = typer.Typer()
@@ -28,7 +29,7 @@ commands = typer.Typer()
     ),
 )
 def list_batches(
-    limit: Annotated[int, typer.Option(min=1, help="Most batches to show, the newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most batches to show, the newest first.")] = 20,
     status: Annotated[BatchStatus | None, typer.Option(metavar="STATUS", help=STATUS_HELP)] = None,
     schedule: OfSchedule = None,
     as_json: Json = False,
@@ -37,35 +38,25 @@ def list_batches(
     live: Live = False,
 ) -> None:
     """List your batches, the newest first."""
-    client = connect(base_url, api_key, live)
-    batches = _newest(client, limit, status, schedule)
+    keep = None if status is None else lambda batch: batch["status"] == status
+    batches, has_more = connect(base_url, api_key, live).listing(limit, "/batches", keep, schedule_id=schedule)
     if as_json:
-        print_json({"object": "list", "data": batches})
+        print_list(batches, has_more=has_more)
     elif batches:
         batch_view.table_of(batches)
+        if has_more:
+            say_more(len(batches))
     elif schedule is not None:
-        say(f"No batch of {schedule}{f' is {status}' if status else ' yet'}. `xalen-batch schedules runs {schedule}` shows every run.")
+        say(
+            f"No batch of {schedule}{f' has the status {status}' if status else ' yet'}. `xalen-batch schedules runs {schedule}` shows every run."
+        )
     else:
-        say("No batches yet. `xalen-batch run FILE` makes one." if status is None else f"No batch is {status}.")
-
-
-def _newest(client: Client, limit: int, status: BatchStatus | None, schedule: str | None) -> list[dict[str, Any]]:
-    if status is None:
-        return client.first(limit, "/batches", schedule_id=schedule)
-    found: list[dict[str, Any]] = []
-    after = None
-    while len(found) < limit:
-        page = client.get("/batches", limit=PAGE, after=after, schedule_id=schedule)
-        found += [batch for batch in page["data"] if batch["status"] == status]
-        if not page["has_more"]:
-            break
-        after = page["last_id"]
-    return found[:limit]
+        say("No batches yet. `xalen-batch run FILE` makes one." if status is None else f"No batch has the status {status}.")
 
 
 @commands.command(epilog=examples("xalen-batch show batch_0192…", "xalen-batch show batch_0192… --json"))
 def show(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
-    """Show every field of a batch, and what its validation refused."""
+    """Show every field of a batch, and its validation errors."""
     client = connect(base_url, api_key, live)
     batch = client.get(f"/batches/{batch_id}")
     if as_json:
@@ -79,13 +70,17 @@ def show(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, api
         "xalen-batch results batch_0192… -o out.jsonl",
         "xalen-batch results batch_0192… --errors",
         "xalen-batch results batch_0192… --partial | head",
+        "xalen-batch results batch_0192… --json | jq -r '.data[].response.body.choices[0].message.content'",
     )
 )
 def results(
     batch_id: BatchId,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write them; `-` is stdout.")] = download.STDOUT,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write, whole or not at all; `-` is stdout.")
+    ] = download.STDOUT,
     errors: Annotated[bool, typer.Option("--errors", help="The lines that failed, in place of those that succeeded.")] = False,
-    partial: Annotated[bool, typer.Option("--partial", help="What is there already, of a batch that still runs.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="The lines that have ended so far, of a batch that still runs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=RESULTS_JSON)] = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
@@ -97,19 +92,24 @@ def results(
     if status not in ENDED and not partial:
         raise Failed(f"The batch is {status}. `xalen-batch watch {batch_id}` waits for its end; --partial reads what is there.")
     if status == "failed":
-        raise Failed(f"{batch_id} failed validation, so nothing was run. `xalen-batch show {batch_id}` names what is wrong.")
-    lines, headers = download.fetch(client, batch_id, output, errors=errors, is_ended=status in ENDED)
-    ending = "failed" if errors else "succeeded"
-    if headers.get("x-batch-complete") == "false":
-        total = figure(int(headers["x-batch-lines-total"]))
-        say(f"Not complete: {counted(lines, 'line')} that {ending} so far, of {total} in the batch.", style="yellow")
-    elif not lines:
+        raise Failed(f"{batch_id} failed validation, so nothing was run. `xalen-batch show {batch_id}` names the errors.")
+    is_ended, ending = status in ENDED, "failed" if errors else "succeeded"
+    if as_json and output == download.STDOUT:
+        delivered = download.print_lines(client, batch_id, errors=errors, is_ended=is_ended)
+    else:
+        delivered = download.fetch(client, batch_id, output, errors=errors, is_ended=is_ended)
+    if as_json and output != download.STDOUT:
+        print_json({"batch_id": batch_id, "output": str(output), "lines": delivered.lines, "is_complete": delivered.is_complete})
+    if not delivered.is_complete:
+        total = figure(int(delivered.headers["x-batch-lines-total"]))
+        say(f"Not complete: {counted(delivered.lines, 'line')} that {ending} so far, of {total} in the batch.", style="yellow")
+    elif not delivered.lines:
         say(f"No line of {batch_id} {ending}.")
 
 
 @commands.command(epilog=examples("xalen-batch cancel batch_0192…", "xalen-batch cancel batch_0192… && xalen-batch watch batch_0192…"))
 def cancel(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
-    """Cancel a batch. What has finished is kept, delivered and billed."""
+    """Cancel a batch. Lines that have finished are kept, delivered and billed."""
     client = connect(base_url, api_key, live)
     batch = client.post(f"/batches/{batch_id}/cancel")
     if as_json:

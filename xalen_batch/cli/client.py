@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urljoin, urlsplit
 from urllib.request import Request
 from uuid import uuid4
 
-from xalen_batch.cli import transport
-from xalen_batch.cli.connection import Connection, find
+from xalen_batch.cli import addresses, transport
+from xalen_batch.cli.connection import LOOPBACK, Connection, find
 from xalen_batch.cli.failures import ApiError, Failed, Unreachable
+from xalen_batch.cli.output import safe, say
 from xalen_batch.cli.progress import Moved
 
 T = TypeVar("T")
@@ -35,6 +36,15 @@ MOST_JSON = 64 * 1024 * 1024
 TIMEOUT = 60.0
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 LONGEST_PAUSE = 120.0
+# A pause of so many seconds is explained.
+SILENCE = 3.0
+
+
+class Listing(NamedTuple):
+    """The first objects of a list, and whether it may have more."""
+
+    data: list[Json]
+    has_more: bool
 
 
 class Client:
@@ -49,19 +59,15 @@ class Client:
         """A JSON object."""
         return self._retried(lambda: self._json(self._request(_address(path, query))))
 
-    def listing(self, limit: int, path: str, **query: str | int | None) -> Json:
-        """The first objects of a list, page after page, as one list object with `data` and `has_more`."""
+    def listing(self, limit: int, path: str, keep: Callable[[Json], bool] | None = None, **query: str | int | None) -> Listing:
+        """The first objects of a list, page after page; with `keep`, the first that it is true of."""
         found: list[Json] = []
         page: Json = {"has_more": True, "last_id": None}
         while page["has_more"] and len(found) < limit:
-            page = self.get(path, limit=min(PAGE, limit - len(found)), after=page["last_id"], **query)
-            found += page["data"]
-        return {"object": "list", "data": found, "has_more": page["has_more"]}
-
-    def first(self, limit: int, path: str, **query: str | int | None) -> list[Json]:
-        """The objects of `listing` alone."""
-        found: list[Json] = self.listing(limit, path, **query)["data"]
-        return found
+            size = PAGE if keep else min(PAGE, limit - len(found))
+            page = self.get(path, limit=size, after=page["last_id"], **query)
+            found += filter(keep, page["data"]) if keep else page["data"]
+        return Listing(found[:limit], page["has_more"] or len(found) > limit)
 
     def post(self, path: str, body: Json | None = None, **query: str | int | None) -> Json:
         """A JSON object. Its Idempotency-Key makes a repeated POST harmless."""
@@ -155,7 +161,7 @@ class Client:
         except HTTPError as error:
             self._has_reached = True
             with error:
-                raise self._redirect(error) or _failure(error) from None
+                raise self._redirect(error) or _failure(error, self.connection.base_url) from None
         except (OSError, HTTPException) as error:
             raise self._unreachable(error.reason if isinstance(error, URLError) else error) from error
         self._has_reached = True
@@ -193,23 +199,31 @@ class Client:
         )
 
     def _unreachable(self, reason: object) -> Unreachable:
-        address = urlsplit(self.connection.base_url)
+        base_url = self.connection.base_url
+        if not self._has_reached and (message := addresses.wrong_scheme(base_url, reason)):
+            return Unreachable(message)
+        address = urlsplit(base_url)
         words = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-        return Unreachable(f"No answer from {address.scheme}://{address.netloc}: {words}. Is `xalen-batch up` running there?")
+        remedy = "Is `xalen-batch up` running there?" if address.hostname in LOOPBACK else "Check the address, and that the server runs."
+        return Unreachable(f"No answer from {address.scheme}://{address.netloc}: {words}. {remedy}")
 
     def _retried(self, send: Callable[[], T]) -> T:
-        """Repeat on 408, 409, 429, 5xx and broken connections; a server never reached fails at once."""
+        """Repeat on 408, 409, 429, 5xx and broken connections, unless the server says not to; one never reached fails at once."""
         for pause in PAUSES:
             wait = pause * random.uniform(0.5, 1)
             try:
                 return send()
-            except Unreachable:
+            except Unreachable as error:
                 if not self._has_reached:
                     raise
+                reason = str(error)
             except ApiError as error:
                 wait = wait if error.retry_after is None else error.retry_after
-                if (error.status not in (408, 409, 429) and error.status < 500) or wait > LONGEST_PAUSE:
+                if not error.may_pass or wait > LONGEST_PAUSE:
                     raise
+                reason = str(error)
+            if wait >= SILENCE:
+                say(f"{safe(reason)} Trying again in {wait:.0f} s.", style="yellow")
             time.sleep(wait)
         return send()
 
@@ -224,21 +238,23 @@ def _address(path: str, query: Mapping[str, str | int | None]) -> str:
     return f"{path}?{urlencode(given)}" if given else path
 
 
-def _failure(error: HTTPError) -> ApiError:
+def _failure(error: HTTPError, base_url: str) -> ApiError:
     """The API's error envelope as one line, with the request id that support will ask for."""
-    code = None
+    code, message = None, None
     try:
         told = json.loads(error.read(CHUNK))["error"]
         message, code = str(told["message"]), told.get("code")
         if told.get("param"):
             message += f" (param: {told['param']})"
     except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError):
-        message = "The answer is not in this API's shape. Is the address right?"
+        pass
+    message = (message or "The answer is not in this API's shape.") + addresses.hint(base_url, error.code, message, code)
     request_id = error.headers.get("x-request-id")
-    wait = error.headers.get("retry-after", "")
+    wait, should_retry = error.headers.get("retry-after", ""), error.headers.get("x-should-retry")
     return ApiError(
         error.code,
         f"{message} [HTTP {error.code}{f', request {request_id}' if request_id else ''}]",
         code=code,
         retry_after=float(wait) if wait.replace(".", "", 1).isdigit() else None,
+        should_retry=should_retry == "true" if should_retry in ("true", "false") else None,
     )

@@ -4,6 +4,7 @@ A key goes to the address that its own source gives, and to no other (docs/decis
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from xalen_batch.cli.failures import AUTH, Failed
+from xalen_batch.cli.failures import AUTH, ERROR, USAGE, Failed
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8080/v1"
 TEST_PREFIX, LIVE_PREFIX = "xln_test_", "xln_live_"
@@ -149,10 +150,16 @@ def _normal(base_url: str, name: str) -> str:
     if parts is None:
         # It may hold a password.
         shown = "" if "@" in base_url else f": {base_url!r}"
-        raise Failed(f"{name} is not an address of an API{shown}. It looks like {DEFAULT_BASE_URL}")
+        looks = f"http://{base_url}" if "://" not in base_url and _parsed(f"http://{base_url}") else DEFAULT_BASE_URL
+        raise Failed(f"{name} is not an address of an API{shown}. It looks like {looks}", USAGE if name.startswith("--") else ERROR)
     if "@" in parts.netloc:
         raise Failed(f"{name} has a user name or password in it. Leave them out: the API knows you by your key alone.")
-    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v1", "", ""))
+    return urlunsplit((parts.scheme, parts.netloc, _path(parts), "", ""))
+
+
+def _path(parts: SplitResult) -> str:
+    """The path of an address with one slash for several and none at its end; `/v1` if there is none."""
+    return re.sub("/+", "/", parts.path).rstrip("/") or "/v1"
 
 
 def _parsed(base_url: str) -> SplitResult | None:
@@ -172,7 +179,7 @@ def _identity(base_url: str) -> tuple[str, str, int, str] | None:
     if parts is None or not parts.hostname:
         return None
     host = "loopback" if parts.hostname in LOOPBACK else parts.hostname
-    return parts.scheme, host, parts.port or PORTS[parts.scheme], parts.path.rstrip("/") or "/v1"
+    return parts.scheme, host, parts.port or PORTS[parts.scheme], _path(parts)
 
 
 def _shown(base_url: str | None) -> str:

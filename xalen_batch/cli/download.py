@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -19,6 +19,11 @@ class Delivered(NamedTuple):
 
     lines: int
     headers: Mapping[str, str]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no more lines of the batch are to come."""
+        return self.headers.get("x-batch-complete") != "false"
 
 
 @contextmanager
@@ -51,13 +56,38 @@ def check_target(target: Path, source: Path | None = None) -> None:
 
 def fetch(client: Client, batch_id: str, target: Path, *, errors: bool, is_ended: bool) -> Delivered:
     """Write a batch's lines that succeeded, or those that failed, to `target`."""
-    part, lines = "errors" if errors else "output", 0
-    with progress.transfer(part) as moved, writer(target) as out:
+    lines = 0
+    with writer(target) as out:
 
         def write(piece: bytes) -> None:
             nonlocal lines
             out.write(piece)
             lines += piece.count(b"\n")
 
-        headers = client.download(f"/batches/{batch_id}/{part}", write, moved, is_fixed=is_ended)
+        headers = _receive(client, batch_id, write, errors=errors, is_ended=is_ended)
     return Delivered(lines, headers)
+
+
+def print_lines(client: Client, batch_id: str, *, errors: bool, is_ended: bool) -> Delivered:
+    """Print a batch's lines that succeeded, or those that failed, as a list object on stdout; each is printed as it comes."""
+    lines, rest = 0, b""
+    with writer(STDOUT) as out:
+        out.write(b'{"object": "list", "data": [')
+
+        def write(piece: bytes) -> None:
+            nonlocal lines, rest
+            *whole, rest = (rest + piece).split(b"\n")
+            for line in filter(None, whole):
+                out.write((b",\n" if lines else b"\n") + line)
+                lines += 1
+
+        headers = _receive(client, batch_id, write, errors=errors, is_ended=is_ended)
+        delivered = Delivered(lines, headers)
+        out.write(b'], "has_more": %s}\n' % (b"false" if delivered.is_complete else b"true"))
+    return delivered
+
+
+def _receive(client: Client, batch_id: str, write: Callable[[bytes], None], *, errors: bool, is_ended: bool) -> Mapping[str, str]:
+    part = "errors" if errors else "output"
+    with progress.transfer(part) as moved:
+        return client.download(f"/batches/{batch_id}/{part}", write, moved, is_fixed=is_ended)

@@ -23,13 +23,20 @@ class Failed(Exception):
 
 
 class ApiError(Failed):
-    """The API's answer was an error, with a code if it has one. `retry_after` is what it asked for, in seconds."""
+    """The API's answer was an error, with a code if it has one.
 
-    def __init__(self, status: int, message: str, *, code: str | None = None, retry_after: float | None = None) -> None:
+    `retry_after`: the pause that it asks for, in seconds. `may_pass`: whether the same request may succeed later, by the answer's
+    header `x-should-retry`, else by its status.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, retry_after: float | None = None, should_retry: bool | None = None
+    ) -> None:
         super().__init__(message, AUTH if status in (401, 403) else ERROR)
         self.status = status
         self.code = code
         self.retry_after = retry_after
+        self.may_pass = (status in (408, 409, 429) or status >= 500) if should_retry is None else should_retry
 
 
 class Unreachable(Failed):

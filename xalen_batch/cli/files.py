@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from xalen_batch.cli import download, inputs, progress
+from xalen_batch.cli import download, inputs, progress, uploads
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import Failed
+from xalen_batch.cli.group import Group
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
-from xalen_batch.cli.output import counted, fields, figure, moment, print_json, print_line, say
+from xalen_batch.cli.output import fields, figure, moment, print_json, print_line, print_list, say, say_more
 from xalen_batch.cli.output import show as show_table
 from xalen_batch.cli.stacked import Layout, stacked
 
@@ -20,6 +21,7 @@ FILES: tuple[Layout, ...] = (
 )
 
 commands = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     help="Upload, list, show, download and delete files.",
     epilog=examples("xalen-batch files upload requests.jsonl", "xalen-batch files list"),
@@ -28,7 +30,7 @@ commands = typer.Typer(
 
 def _file_id(text: str) -> str:
     if not text.startswith("file-"):
-        raise typer.BadParameter(f"{text!r} is not the id of a file, `file-…`. `xalen-batch files list` shows those there are.")
+        raise typer.BadParameter(f"{text!r} is not the id of a file, `file-…`. `xalen-batch files list` shows the ids.")
     return text
 
 
@@ -44,8 +46,8 @@ FileIds = Annotated[list[str], typer.Argument(metavar="ID…", help="The files, 
 def upload(file: inputs.InputFile, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
     """Upload a file as batch input and print its id. Nothing is checked or run: `submit` does that."""
     client = connect(base_url, api_key, live)
-    with inputs.opened(file) as path, progress.transfer("uploading") as moved:
-        made = client.upload(path, inputs.name_of(file), moved)
+    with inputs.opened(file) as path:
+        made = uploads.send(client, path, inputs.name_of(file))
     if as_json:
         print_json(made)
     else:
@@ -59,21 +61,23 @@ def upload(file: inputs.InputFile, as_json: Json = False, base_url: BaseUrl = No
     ),
 )
 def list_files(
-    limit: Annotated[int, typer.Option(min=1, help="Most files to show, the newest first.")] = 20,
-    purpose: Annotated[str | None, typer.Option(help="Only of this purpose: `batch` for inputs, `batch_output` for results.")] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most files to show, the newest first.")] = 20,
+    purpose: Annotated[
+        str | None, typer.Option(metavar="PURPOSE", help="Only of this purpose: `batch` for inputs, `batch_output` for results.")
+    ] = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
     """List your files, the newest first."""
-    found = connect(base_url, api_key, live).listing(limit, "/files", purpose=purpose)
+    files, has_more = connect(base_url, api_key, live).listing(limit, "/files", purpose=purpose)
     if as_json:
-        print_json(found)
-    elif found["data"]:
-        show_table(stacked(FILES, [_row(file) for file in found["data"]], right=("bytes",), folded=("name",)))
-        if found["has_more"]:
-            say(f"Only the newest {counted(limit, 'file')} are shown; --limit shows more.", style="dim")
+        print_list(files, has_more=has_more)
+    elif files:
+        show_table(stacked(FILES, map(_row, files), right=("bytes",), folded=("name",)))
+        if has_more:
+            say_more(len(files))
     else:
         say("No files yet. `xalen-batch files upload FILE` makes one." if purpose is None else f"No file has the purpose {purpose}.")
 
@@ -94,7 +98,9 @@ def show(file_id: FileId, as_json: Json = False, base_url: BaseUrl = None, api_k
 )
 def download_file(
     file_id: FileId,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write it; `-` is stdout.")] = download.STDOUT,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write, whole or not at all; `-` is stdout.")
+    ] = download.STDOUT,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
@@ -112,7 +118,7 @@ def delete(file_ids: FileIds, as_json: Json = False, base_url: BaseUrl = None, a
     client = connect(base_url, api_key, live)
     deleted = [_delete(client, file_id) for file_id in dict.fromkeys(file_ids)]
     if as_json:
-        print_json({"object": "list", "data": deleted, "has_more": False})
+        print_list(deleted)
 
 
 def _delete(client: Client, file_id: str) -> dict[str, Any]:
@@ -120,7 +126,7 @@ def _delete(client: Client, file_id: str) -> dict[str, Any]:
         deleted = client.delete(f"/files/{file_id}")
     except Failed as error:
         # Files named before it are gone: the message names the one that is not.
-        raise Failed(f"{file_id}: {error}", error.exit_code) from error
+        raise Failed(str(error) if file_id in str(error) else f"{file_id}: {error}", error.exit_code) from error
     say(f"{file_id} is deleted.")
     return deleted
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xalen_batch.cli import progress
+from xalen_batch.cli.batch_options import AUTO
 from xalen_batch.cli.failures import INTERRUPTED, Failed
 
 if TYPE_CHECKING:
@@ -24,10 +25,6 @@ STDIN = Path("-")
 CHUNK = 1024 * 1024
 
 InputFile = Annotated[Path, typer.Argument(metavar="FILE", help="The requests, JSON Lines; `-` is stdin.", allow_dash=True)]
-Endpoint = Annotated[
-    str, typer.Option(help="The endpoint that every line asks for; `auto` takes it from the first line.", metavar="auto|/v1/…")
-]
-AUTO = "auto"
 
 
 @contextmanager

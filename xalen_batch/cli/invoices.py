@@ -11,11 +11,20 @@ from xalen_batch.cli import database
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.failures import ERROR
 from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, examples
-from xalen_batch.cli.output import STDOUT, counted, figure, grid, print_json, safe, say, show
+from xalen_batch.cli.output import STDOUT, counted, figure, print_json, print_list, safe, say, show
+from xalen_batch.cli.stacked import Layout, stacked
 
 # The `reason` of lines whose tokens the server counted.
 COUNTED = "usage_counted"
-INVOICE = ("item", "component", "quantity", "unit price", "amount")
+INVOICE: tuple[Layout, ...] = (
+    (("item",), ("component",), ("quantity",), ("unit price",), ("amount",)),
+    (("item", "component"), ("quantity", "unit price"), ("amount",)),
+)
+STATEMENT: tuple[Layout, ...] = ((("item",), ("amount",)),)
+DIFFERENCES: tuple[Layout, ...] = (
+    (("where",), ("what",), ("expected",), ("found",)),
+    (("where", "what"), ("expected", "found")),
+)
 
 commands = typer.Typer()
 
@@ -40,10 +49,8 @@ def print_invoice(found: dict[str, Any], console: Console = STDOUT) -> None:
         console.print(f"Schedule {safe(schedule['name'])} ({schedule['id']})", soft_wrap=True)
     if found["livemode"] and (simulated := sorted({line["model"] for line in found["lines"] if line.get("answered_by") == "simulated"})):
         console.print(f"Answers of {', '.join(map(safe, simulated))} were simulated.", style="yellow", soft_wrap=True)
-    table = grid(INVOICE, map(_invoice_row, found["lines"]), right=INVOICE[2:])
-    table.add_section()
-    table.add_row("total", "", "", found["currency"], found["total"])
-    show(table, console)
+    rows = [*map(_invoice_row, found["lines"]), ("total", "", "", found["currency"], found["total"])]
+    show(stacked(INVOICE, rows, right=("quantity", "unit price", "amount"), folded=("item",), has_total=True, console=console), console)
     _say_counted(found["lines"], console)
 
 
@@ -87,7 +94,7 @@ def statement(
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Show what a month comes to: its batch invoices, rounded once. A draft until the month is over."""
+    """Show the statement of a month: its batch invoices, rounded once. A draft until the month is over."""
     wanted = _month(month)
     client = connect(base_url, api_key, live)
     found = client.get(f"/statements/{wanted}")
@@ -95,10 +102,8 @@ def statement(
         print_json(found)
         return
     STDOUT.print(f"Statement {found['month']}, {found['status']}{_mode(found)}", style="bold", soft_wrap=True)
-    table = grid(("item", "amount"), map(_statement_row, found["lines"]), right=("amount",))
-    table.add_section()
-    table.add_row(f"total {found['currency']}", found["total"])
-    show(table)
+    rows = [*map(_statement_row, found["lines"]), (f"total {found['currency']}", found["total"])]
+    show(stacked(STATEMENT, rows, right=("amount",), folded=("item",), has_total=True))
     _say_counted(found["lines"], STDOUT)
 
 
@@ -120,10 +125,9 @@ def reconcile(as_json: Json = False) -> None:
     """Derive every charge, invoice and count again from the results. Exit 1 on any difference (operators)."""
     differences = list(_differences())
     if as_json:
-        print_json(differences)
+        print_list(differences)
     elif differences:
-        headers = list(differences[0])
-        show(grid(headers, [[difference[name] for name in headers] for difference in differences]))
+        show(stacked(DIFFERENCES, [tuple(difference.values()) for difference in differences], folded=("what", "expected", "found")))
     if differences:
         say(f"{counted(len(differences), 'difference')}.", style="red")
         raise typer.Exit(ERROR)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xalen_batch.cli import clock, database
+from xalen_batch.cli.batch_options import usage_error
+from xalen_batch.cli.group import Group
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import print_json, print_line, say, show
+from xalen_batch.cli.output import print_json, print_line, print_list, say, show
 from xalen_batch.cli.stacked import Layout, stacked
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from xalen_batch.models import Account, ApiKey
 
 commands = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     help="Make, list, rotate and revoke API keys (operators).",
     epilog=examples("xalen-batch keys create --account acme", "xalen-batch keys rotate key_0192…"),
@@ -24,9 +27,16 @@ commands = typer.Typer(
 KEYS: tuple[Layout, ...] = (
     (("id",), ("key",), ("account",), ("name",), ("scopes",), ("last used",), ("state",)),
     (("id", "key"), ("account", "name"), ("scopes", "last used", "state")),
-    (("id", "key", "account", "name", "scopes", "last used", "state"),),
 )
-KeyId = Annotated[str, typer.Argument(metavar="ID", help="The key's id, `key_…`, from `keys list`.")]
+
+
+def _key_id(text: str) -> str:
+    if not text.startswith("key_"):
+        raise typer.BadParameter(f"{text!r} is not the id of a key, `key_…`. `xalen-batch keys list` shows the ids.")
+    return text
+
+
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="The key, `key_…`.", callback=_key_id)]
 
 
 class Mode(StrEnum):
@@ -41,14 +51,14 @@ class Mode(StrEnum):
     )
 )
 def create(
-    account: Annotated[str, typer.Option(help="The account's name; one that is new is made.")],
-    mode: Annotated[Mode, typer.Option(help="Test keys run on the simulated backend and are never billed.")] = Mode.TEST,
-    name: Annotated[str, typer.Option(help="What the key is for.")] = "cli",
+    account: Annotated[str, typer.Option(metavar="NAME", help="The account's name; one that is new is made.")],
+    mode: Annotated[Mode, typer.Option(help="Test keys run on simulated models and are never billed.")] = Mode.TEST,
+    name: Annotated[str, typer.Option(metavar="TEXT", help="What the key is for.")] = "cli",
     scopes: Annotated[
-        str | None, typer.Option(help="Comma-separated, of submit, read, billing and admin; all but admin unless given.")
+        str | None, typer.Option(metavar="SCOPES", help="Comma-separated: submit, read, billing, admin. If not given: all but admin.")
     ] = None,
     expires: Annotated[
-        str | None, typer.Option(metavar="TIME", help="When its use ends, UTC: `2027-12-31` or `2027-12-31T18:00:00`.")
+        str | None, typer.Option(metavar="TIME", help="When the key expires, UTC: `2027-12-31` or `2027-12-31T18:00:00`.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -59,7 +69,8 @@ def create(
         from xalen_batch.accounts import ORDINARY, Owner
 
         owner = Owner(_account(session, account).id, livemode=mode is Mode.LIVE)
-        key, secret = keys.create(session, owner, name=name, scopes=scopes.split(",") if scopes else ORDINARY, expires_at=expires_at)
+        with usage_error():
+            key, secret = keys.create(session, owner, name=name, scopes=scopes.split(",") if scopes else ORDINARY, expires_at=expires_at)
     _show_secret(key, secret, account, as_json)
 
 
@@ -122,7 +133,10 @@ def list_keys(as_json: Json = False) -> None:
             for key in keys.every(session)
         ]
     if as_json:
-        print_json(found)
+        print_list(found)
+        return
+    if not found:
+        say("No keys yet. `xalen-batch keys create --account NAME` makes one.")
         return
     rows = [
         (key["id"], f"{key['prefix']}…", key["account"], key["name"], ",".join(key["scopes"]), _day(key["last_used_at"]), _state(key))
@@ -139,7 +153,7 @@ def list_keys(as_json: Json = False) -> None:
 def rotate(
     key_id: KeyId,
     overlap: Annotated[
-        str, typer.Option(metavar="TIME", help="How long the old key may still be used: `30m`, `24h`, `7d`, or `0`; at most 30d.")
+        str, typer.Option(metavar="TIME", help="How long the old key still works: `30m`, `24h`, `7d`, or `0`; at most 30d.")
     ] = "24h",
     as_json: Json = False,
 ) -> None:
@@ -152,6 +166,8 @@ def rotate(
         from xalen_batch import keys
         from xalen_batch.models import Account
 
+        with usage_error("--overlap"):
+            keys.check_overlap(length)
         old = keys.lock(session, key_id)
         new, secret = keys.rotate(session, old, length)
         account = session.get_one(Account, old.account_id).name

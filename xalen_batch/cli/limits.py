@@ -29,7 +29,7 @@ commands = typer.Typer()
 
 @commands.command(epilog=examples("xalen-batch limits", "xalen-batch limits --live", "xalen-batch limits --json | jq .open_batches.free"))
 def limits(as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
-    """Show the quotas of your account: used, limit and free."""
+    """Show your account's quotas: used, limit and free."""
     found = connect(base_url, api_key, live).get("/limits")
     if as_json:
         print_json(found)

@@ -7,7 +7,6 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from xalen_batch import __version__
 from xalen_batch.cli import (
@@ -31,11 +30,12 @@ from xalen_batch.cli import (
     watch,
 )
 from xalen_batch.cli.failures import ERROR, INTERRUPTED, TIMED_OUT
+from xalen_batch.cli.group import Group
 from xalen_batch.cli.options import examples
 from xalen_batch.cli.output import print_line, safe, say
 
 
-class Commands(TyperGroup):
+class Commands(Group):
     """Turns every exception into one clear line on stderr and an exit code. XALEN_DEBUG=1 lets them through."""
 
     def make_context(self, *args: Any, **extra: Any) -> Any:

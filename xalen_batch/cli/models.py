@@ -7,20 +7,30 @@ import typer
 
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
-from xalen_batch.cli.output import figure, grid, print_json, say, show
+from xalen_batch.cli.output import figure, print_list, say, show
+from xalen_batch.cli.stacked import Layout, stacked
+
+MODELS: tuple[Layout, ...] = (
+    (("id",), ("context",), ("endpoints",), ("input",), ("output",), ("answered by",)),
+    (("id", "answered by"), ("endpoints",), ("context",), ("input",), ("output",)),
+)
+CATALOG: tuple[Layout, ...] = (
+    (("id",), ("name",), ("size",), ("context",), ("latency",), ("endpoints",), ("live backend",)),
+    (("id", "name"), ("endpoints", "live backend"), ("size", "context", "latency")),
+)
 
 commands = typer.Typer()
 
 
 @commands.command(epilog=examples("xalen-batch models", "xalen-batch models --local", "xalen-batch models --json"))
 def models(
-    local: Annotated[bool, typer.Option("--local", help="The catalog on this machine; needs no server.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="List the catalog on this machine; needs no server.")] = False,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """List the models that the API serves: what they cost, and what answers a key of this mode."""
+    """List the models of the API with their prices, and what answers a key of this mode."""
     if local:
         _local_models(as_json)
         return
@@ -29,7 +39,7 @@ def models(
     if as_json:
         of_model = {model["id"]: model for model in terms["models"]}
         found = client.get("/models")
-        print_json(found | {"data": [model | of_model.get(model["id"], {}) for model in found["data"]]})
+        print_list([model | of_model.get(model["id"], {}) for model in found["data"]])
         return
     rows = [
         (
@@ -42,7 +52,7 @@ def models(
         )
         for model in terms["models"]
     ]
-    show(grid(("id", "context", "endpoints", "input", "output", "answered by"), rows, right=("context", "input", "output")))
+    show(stacked(MODELS, rows, right=("context", "input", "output"), folded=("endpoints", "answered by")))
     say(f"USD per 1M tokens, list price; a batch costs {Decimal(terms['batch_discount']):.0%} less.", style="dim")
 
 
@@ -51,18 +61,18 @@ def _local_models(as_json: bool) -> None:
 
     found = catalog.models().values()
     if as_json:
-        print_json([model.model_dump(mode="json", exclude={"backend"}) for model in found])
+        print_list([model.model_dump(mode="json", exclude={"backend"}) for model in found])
         return
     rows = [
         (
             model.id,
             model.name,
             model.parameters,
-            model.context_window,
+            figure(model.context_window),
             f"{model.latency_ms} ms",
             ", ".join(model.endpoints),
             model.backend.kind or "-",
         )
         for model in found
     ]
-    show(grid(("id", "name", "size", "context", "latency", "endpoints", "live backend"), rows, right=("size", "context", "latency")))
+    show(stacked(CATALOG, rows, right=("size", "context", "latency"), folded=("name", "endpoints")))

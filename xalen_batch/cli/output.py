@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,9 +50,19 @@ def say(text: str, style: str | None = None) -> None:
     STDERR.print(text, style=style, soft_wrap=True)
 
 
-def print_json(value: object) -> None:
-    """One JSON document on stdout, in ASCII."""
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on stdout, in ASCII."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def print_list(data: Sequence[Mapping[str, Any]], *, has_more: bool = False) -> None:
+    """Objects on stdout as the one JSON object that stands for a list, as in the API. `has_more`: not all of them are in it."""
+    print_json({"object": "list", "data": data, "has_more": has_more})
+
+
+def say_more(number: int) -> None:
+    """That a list stops at its --limit, on stderr."""
+    say(f"These are the newest {figure(number)}. --limit shows more.", style="dim")
 
 
 def grid(headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> Table:

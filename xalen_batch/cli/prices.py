@@ -9,15 +9,24 @@ import typer
 
 from xalen_batch.cli import database
 from xalen_batch.cli.failures import ERROR, USAGE, Failed
+from xalen_batch.cli.group import Group
 from xalen_batch.cli.options import Json, examples
-from xalen_batch.cli.output import counted, grid, moment, print_json, say, show
+from xalen_batch.cli.output import counted, grid, moment, print_list, say, show
+from xalen_batch.cli.stacked import Layout, stacked
 
 if TYPE_CHECKING:
     from xalen_batch.billing.prices import Change
 
 UNIT = "USD per 1M tokens, list price; a batch costs less (XALEN_BATCH_DISCOUNT)"
 
-commands = typer.Typer(help="List prices: of the catalog, or (operators) of the database over time.", epilog=examples("xalen-batch prices"))
+PRICES: tuple[Layout, ...] = (
+    (("model",), ("component",), ("mode",), ("USD per 1M",), ("from",), ("to",)),
+    (("model", "component"), ("mode",), ("USD per 1M",), ("from", "to")),
+)
+
+commands = typer.Typer(
+    cls=Group, help="List prices: of the catalog, or (operators) of the database over time.", epilog=examples("xalen-batch prices")
+)
 
 
 @commands.callback(invoke_without_command=True)
@@ -27,18 +36,18 @@ def catalog_prices(context: typer.Context, as_json: Json = False) -> None:
         return
     from xalen_batch import catalog
 
-    found = {model.id: model.price.model_dump(mode="json") for model in catalog.models().values()}
+    found = [{"model": model.id} | model.price.model_dump(mode="json") for model in catalog.models().values()]
     if as_json:
-        print_json(found)
+        print_list(found)
         return
-    rows = [(id, price["input"] or "-", price["output"] or "-") for id, price in found.items()]
+    rows = [(price["model"], price["input"] or "-", price["output"] or "-") for price in found]
     show(grid(("model", "input", "output"), rows, right=("input", "output")))
     say(UNIT, style="dim")
 
 
 @commands.command("list", epilog=examples("xalen-batch prices list", "xalen-batch prices list --model bge-reranker-v2 --json"))
-def list_prices(model: Annotated[str | None, typer.Option(help="Only this model.")] = None, as_json: Json = False) -> None:
-    """List every price the database has had, with its time (operators)."""
+def list_prices(model: Annotated[str | None, typer.Option(metavar="MODEL", help="Only this model.")] = None, as_json: Json = False) -> None:
+    """List every price in the database, past and present, with its time (operators)."""
     with database.transaction() as session:
         from xalen_batch import money
         from xalen_batch.billing import prices
@@ -56,7 +65,10 @@ def list_prices(model: Annotated[str | None, typer.Option(help="Only this model.
             if model in (None, price.model)
         ]
     if as_json:
-        print_json(rows)
+        print_list(rows)
+        return
+    if not rows:
+        say("No prices yet. `xalen-batch migrate` puts the catalog's in force." if model is None else f"{model} has had no price.")
         return
     cells = [
         (
@@ -69,7 +81,7 @@ def list_prices(model: Annotated[str | None, typer.Option(help="Only this model.
         )
         for row in rows
     ]
-    show(grid(("model", "component", "mode", "USD per 1M", "from", "to"), cells, right=("USD per 1M",)))
+    show(stacked(PRICES, cells, right=("USD per 1M",)))
 
 
 def _at(iso: str) -> str:
@@ -81,13 +93,15 @@ def _at(iso: str) -> str:
         "xalen-batch prices sync",
         "XALEN_CATALOG=catalog.toml xalen-batch prices sync --yes",
         "XALEN_CATALOG=catalog.toml xalen-batch prices sync --close old-model",
+        "xalen-batch prices sync --yes --json",
     )
 )
 def sync(
     is_yes: Annotated[bool, typer.Option("--yes", help="Change them without asking.")] = False,
     close: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL", help="End prices of this model that the catalog does not have; may be repeated.")
+        list[str] | None, typer.Option(metavar="MODEL", help="End the prices of this model that the catalog lacks; may be repeated.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Show how prices in force differ from the catalog on this machine, and put the catalog's in force (operators).
 
@@ -101,11 +115,14 @@ def sync(
         changes, source = prices.differences(session), catalog.source()
     ending = {change.model for change in prices.closings(changes)}
     if strangers := sorted(set(close or []) - ending):
-        raise Failed(f"--close {strangers[0]}: no price of it would end. Leave it out.", USAGE)
+        raise Failed(f"--close {strangers[0]}: that would end no price. Leave it out.", USAGE)
     if not changes:
+        if as_json:
+            print_list([])
         say(f"The prices are those of {source}.")
         return
-    _show(changes)
+    if not as_json:
+        _show(changes)
     if missing := sorted(ending - set(close or [])):
         options = " ".join(f"--close {model}" for model in missing)
         raise Failed(
@@ -121,6 +138,8 @@ def sync(
             prices.sync(session, changes)
         except prices.Outdated as error:
             raise Failed(str(error)) from None
+    if as_json:
+        print_list([_rendered(change) for change in changes])
     say(f"{counted(len(changes), 'price')} changed, to those of {source}. `xalen-batch audit` has them.")
 
 
@@ -131,6 +150,12 @@ def _show(changes: "Sequence[Change]") -> None:
     ]
     show(grid(("model", "component", "mode", "in force", "in the catalog"), rows, right=("in force", "in the catalog")))
     say("USD per 1M tokens", style="dim")
+
+
+def _rendered(change: "Change") -> dict[str, Any]:
+    """Prices in USD per 1M tokens, as strings; None where the model has none."""
+    old, new = (None if price is None else _price(price) for price in (change.old, change.new))
+    return {"model": change.model, "component": change.component, "livemode": change.livemode, "old": old, "new": new}
 
 
 def _price(price: Any) -> str:

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 from rich.progress import TransferSpeedColumn as Speed
 
 from xalen_batch.cli import windows
+from xalen_batch.cli.batch_view import ENDED
 from xalen_batch.cli.output import STDERR, figure, say
 
 Counts = dict[str, int]
@@ -85,6 +86,9 @@ class _Lines:
         self._said_at = 0.0
 
     def update(self, batch: dict[str, Any]) -> None:
+        if batch["status"] in ENDED:
+            # The outcome is said in a line of its own.
+            return
         if batch["status"] == self._status and time.monotonic() - self._said_at < LINE_EVERY:
             return
         self._status, self._said_at = batch["status"], time.monotonic()

@@ -34,8 +34,9 @@ def commands() -> str:
     shared = {param.name: param for _, command in found for param in command.params if _panel(param) == CONNECTION}
     parts = [
         f"# Commands\n\n{NOTE}",
-        "Data goes to stdout, progress and messages to stderr; `--json` prints JSON. A command that cannot do its work leaves stdout "
-        "empty, with `--json` too: one line on stderr says why, and the exit code which kind of error it is. `NO_COLOR` is honoured. "
+        "Data goes to stdout, progress and messages to stderr. `--json` prints one JSON object; a list is "
+        '`{"object": "list", "data": […], "has_more": …}`. '
+        "A command that cannot do its work leaves stdout empty, with `--json` too: one line on stderr says why, and the exit code which kind of error it is. `NO_COLOR` is honoured. "
         "`xalen-batch --install-completion` teaches your shell to complete commands and options.",
         EXIT_CODES,
         "## Options of every command that talks to the API\n\n" + _table(list(shared.values())),

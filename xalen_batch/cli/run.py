@@ -6,20 +6,19 @@ from typing import Annotated, Any
 import typer
 
 from xalen_batch.cli import batch_view, download, inputs, invoices, windows
+from xalen_batch.cli.batch_options import AUTO, Endpoint, Metadata, Window, parse_metadata
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, ApiError, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, Timeout, examples
 from xalen_batch.cli.output import STDERR, STDOUT, print_json, say
-from xalen_batch.cli.submit import Metadata, Window, before_submission, check, create, parse_metadata
+from xalen_batch.cli.submit import before_submission, check, create
 from xalen_batch.cli.watch import follow
 
 RESULTS = ".results.jsonl"
 ERRORS = ".errors.jsonl"
 FORBIDDEN = 403
 OUTPUT_HELP = (
-    "Where the results go. Lines that failed go beside them, in .errors.jsonl. If not given: beside FILE, in .results.jsonl; "
-    "for stdin, stdout. With `-`, stdout holds the results alone, the invoice goes to stderr, and `results ID --errors` has what failed. "
-    "If no line succeeded, the results of an earlier run are kept."
+    "File of the results; failed lines go to .errors.jsonl beside it. If not given: .results.jsonl beside FILE; for stdin, stdout."
 )
 
 commands = typer.Typer()
@@ -35,7 +34,7 @@ commands = typer.Typer()
 def run(
     file: inputs.InputFile,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help=OUTPUT_HELP)] = None,
-    endpoint: inputs.Endpoint = inputs.AUTO,
+    endpoint: Endpoint = AUTO,
     window: Window = "24h",
     execution_window: windows.Hours = None,
     timezone: windows.Timezone = None,
@@ -46,8 +45,12 @@ def run(
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Submit a file, watch it, download its results and show its invoice. Exit 3 if not every line succeeded."""
-    notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone)
+    """Submit a file, watch the batch, download its results and show its invoice. Exit 3 if not every line succeeded.
+
+    With `--output -`, stdout holds the results alone: the invoice goes to stderr, and `results ID --errors` prints the failed lines.
+    If no line succeeds, the results of an earlier run are kept.
+    """
+    notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone, window)
     target = output or default_target(file)
     for written in (target, errors_target(target)) if target != download.STDOUT else ():
         download.check_target(written, file)
@@ -56,7 +59,7 @@ def run(
     with inputs.opened(file) as path:
         with before_submission():
             client = connect(base_url, api_key, live)
-            checked = check(client, path, inputs.name_of(file), endpoint)
+            checked = check(client, path, file, endpoint)
         batch = follow(client, create(client, checked, window, hours, notes)["id"], timeout)
         invoice = _delivered(client, batch, target)
     if as_json:

@@ -14,8 +14,8 @@ PANEL = "Server"
 
 @commands.command(rich_help_panel=PANEL, epilog=examples("xalen-batch api", "xalen-batch api --host 0.0.0.0 --port 8080"))
 def api(
-    host: Annotated[str | None, typer.Option(help="Address to listen on. Else XALEN_HOST.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on. Else XALEN_PORT.")] = None,
+    host: Annotated[str | None, typer.Option(metavar="HOST", help="Address to listen on. If not given: XALEN_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Port to listen on. If not given: XALEN_PORT.")] = None,
 ) -> None:
     """Serve the HTTP API."""
     from xalen_batch import app
@@ -26,7 +26,7 @@ def api(
 
 @commands.command(rich_help_panel=PANEL, epilog=examples("xalen-batch worker", "XALEN_WORKER_SLOTS=64 xalen-batch worker"))
 def worker() -> None:
-    """Run tasks. Start one for each core, on any number of machines."""
+    """Run tasks. Start one worker for each core, on any number of machines."""
     from xalen_batch.worker import run_worker
 
     run_worker()
@@ -34,7 +34,7 @@ def worker() -> None:
 
 @commands.command(rich_help_panel=PANEL, epilog=examples("xalen-batch beat"))
 def beat() -> None:
-    """Send the tick that sweeps and fires what is due. Any number may run, or none."""
+    """Send the tick that starts sweeps and due schedules. Any number may run, or none."""
     from xalen_batch.worker import run_beat
 
     run_beat()
@@ -61,12 +61,14 @@ def migrate() -> None:
     ),
 )
 def simulate(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 9000,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    latency_ms: Annotated[int | None, typer.Option(min=0, help="Time of every answer; the catalog's if not given.")] = None,
-    fault_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of the requests that meet the fault.")] = 0.0,
-    fault: Annotated[str, typer.Option(help="What they meet: status=N, hang, reset, truncate, html, empty, no_usage …")] = "status=503",
-    seed: Annotated[int, typer.Option(help="Chooses which requests those are.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port to listen on; 0 takes a free one.")] = 9000,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
+    latency_ms: Annotated[int | None, typer.Option(min=0, metavar="MS", help="Time of every answer. If not given: the catalog's.")] = None,
+    fault_rate: Annotated[float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of the requests that get the fault.")] = 0.0,
+    fault: Annotated[
+        str, typer.Option(metavar="FAULT", help="The fault: status=N, hang, reset, truncate, html, empty, no_usage …")
+    ] = "status=503",
+    seed: Annotated[int, typer.Option(metavar="N", help="Chooses the requests that get it.")] = 0,
 ) -> None:
     """Serve the catalog's models, simulated, as an OpenAI-compatible model server."""
     from xalen_batch.backends.simulated import server

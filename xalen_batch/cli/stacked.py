@@ -25,28 +25,33 @@ def stacked(
     *,
     right: Collection[str] = (),
     folded: Collection[str] = (),
+    has_total: bool = False,
     console: Console = STDOUT,
 ) -> Table:
-    """A table in the first of these layouts that the console has room for, or else in the last; in a pipe a column for each cell.
+    """A table in the first of these layouts that the console has room for, or else in one column; in a pipe a column for each cell.
 
     Layouts go from the widest to the narrowest. `rows` have a cell for each name of the first layout, in its order; a cell
     that is no `Text` is made safe. `right`: names of figures. Only the cells named in `folded` are folded, between words, so
-    that every id can be copied.
+    that every id can be copied. `has_total`: the last row sums up the others, and is set apart.
     """
     names, texts = names_of(layouts[0]), [[cell if isinstance(cell, Text) else Text(safe(cell)) for cell in row] for row in rows]
     if not console.is_terminal:
-        return grid(names, texts, right=tuple(right))
+        table = grid(names, texts[:-1] if has_total else texts, right=tuple(right))
+        if has_total:
+            table.add_section()
+            table.add_row(*texts[-1])
+        return table
     cells = [dict(zip(names, row, strict=True)) for row in texts]
-    found = [(layout, _widths(layout, cells, folded)) for layout in layouts]
+    found = [(layout, _widths(layout, cells, folded)) for layout in (*layouts, [names])]
     layout, widths = next(((layout, widths) for layout, widths in found if _whole(widths) <= console.width), found[-1])
     spare = max(console.width - _whole(widths), 0)
     table = grid(["\n".join(column) for column in layout], (), right=["\n".join(column) for column in layout if set(column) <= set(right)])
     for shown, least, most in zip(table.columns, widths, _widths(layout, cells, ()), strict=True):
         shown.width = min(most, least + spare)
         spare -= shown.width - least
-    for row in cells:
+    for number, row in enumerate(cells, 1):
         table.add_row(*(Text("\n").join([row[name] for name in column]) for column in layout))
-        if len(layout) < len(names):
+        if len(layout) < len(names) or (has_total and number == len(cells) - 1):
             table.add_section()
     return table
 

@@ -1,21 +1,20 @@
 """`submit`: a file becomes a batch."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from xalen_batch.cli import batch_view, inputs, progress, rules, windows
+from xalen_batch.cli import batch_view, inputs, rules, uploads, windows
+from xalen_batch.cli.batch_options import AUTO, Endpoint, Metadata, Window, parse_metadata
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
-from xalen_batch.cli.output import print_json, print_line, safe, say
-
-Window = Annotated[str, typer.Option(help="Time until the batch must have ended: whole hours or days, `1h` to `7d`.")]
-Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A note kept with the batch; give it up to 16 times.")]
+from xalen_batch.cli.output import counted, print_json, print_line, safe, say
 
 commands = typer.Typer()
 
@@ -24,13 +23,13 @@ commands = typer.Typer()
     epilog=examples(
         "xalen-batch submit requests.jsonl",
         "xalen-batch submit requests.jsonl --window 7d --metadata team=search",
-        'xalen-batch submit requests.jsonl --execution-window "22:00-06:00 mon-fri" --timezone Europe/Berlin',
+        'xalen-batch submit requests.jsonl --window 3d --execution-window "22:00-06:00 mon-fri" --timezone Europe/Berlin',
         "id=$(make-requests | xalen-batch submit -) && xalen-batch watch $id",
     )
 )
 def submit(
     file: inputs.InputFile,
-    endpoint: inputs.Endpoint = inputs.AUTO,
+    endpoint: Endpoint = AUTO,
     window: Window = "24h",
     execution_window: windows.Hours = None,
     timezone: windows.Timezone = None,
@@ -41,11 +40,11 @@ def submit(
     live: Live = False,
 ) -> None:
     """Submit a file and print the new batch's id."""
-    notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone)
+    notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone, window)
     with inputs.opened(file) as path:
         with before_submission():
             client = connect(base_url, api_key, live)
-            checked = check(client, path, inputs.name_of(file), endpoint)
+            checked = check(client, path, file, endpoint)
         batch = create(client, checked, window, hours, notes)
     if as_json:
         print_json(batch)
@@ -71,41 +70,36 @@ class Checked:
     endpoint: str
 
 
-def check(client: Client, path: Path, name: str, endpoint: str) -> Checked:
-    """Look at a file before it leaves this machine, by the server's models and limits. Failed, every error said, if it would be refused."""
-    servers = rules.of_server(client)
+def check(client: Client, path: Path, file: Path, endpoint: str) -> Checked:
+    """Validate a file by the server's models and limits before it leaves this machine. Failed, with its errors said, if it is invalid.
+
+    `path` has the content of `file`, which is how the user named it.
+    """
+    servers, name = rules.of_server(client), inputs.name_of(file)
     found, faults = inputs.checked(path, endpoint, servers or rules.local())
     errors = faults.render()
     # The server may have models that the catalog on this machine lacks.
     if errors and (servers or any(error["code"] != "model_not_found" for error in errors)):
         batch_view.print_line_errors(errors, name)
-        raise Failed(f"{name} has errors, so nothing was submitted. `xalen-batch validate --all` shows every one.")
+        raise Failed(f"{safe(name)} has {counted(faults.count, 'error')}, so nothing was submitted.{_hint(file, faults.count)}")
     return Checked(path, name, found or inputs.first_url(path) or endpoint)
+
+
+def _hint(file: Path, errors: int) -> str:
+    """The command that shows the errors that were left out, if any were."""
+    if errors <= batch_view.SHOWN_ERRORS:
+        return ""
+    of_stdin = " with the same input" if file == inputs.STDIN else ""
+    return f" `xalen-batch validate --all {shlex.quote(str(file))}`{of_stdin} shows every one."
 
 
 def create(client: Client, checked: Checked, window: str, hours: dict[str, Any] | None, metadata: dict[str, str]) -> dict[str, Any]:
     """Upload the file and make a batch of it, whose lines start in certain hours alone if any are given."""
     with before_submission():
-        file = upload(client, checked)
+        file = uploads.send(client, checked.path, checked.name)
     request = {"input_file_id": file["id"], "endpoint": checked.endpoint, "completion_window": window, "metadata": metadata}
     request |= {} if hours is None else {"execution_window": hours}
-    try:
+    with uploads.deleted_if_refused(client, file["id"], safe(checked.name), "The batch may have been made: `xalen-batch list` tells."):
         batch = client.post("/batches", request)
-    except KeyboardInterrupt:
-        raise Failed("Stopped. The batch may have been made: `xalen-batch list` tells.", INTERRUPTED) from None
     say(f"{safe(checked.name)} is batch {batch['id']}.")
     return batch
-
-
-def upload(client: Client, checked: Checked) -> dict[str, Any]:
-    """Send a file that has been looked at."""
-    with progress.transfer("uploading") as moved:
-        return client.upload(checked.path, checked.name, moved)
-
-
-def parse_metadata(entries: list[str] | None) -> dict[str, str]:
-    """`KEY=VALUE` entries as a mapping."""
-    for entry in entries or []:
-        if "=" not in entry or entry.startswith("="):
-            raise typer.BadParameter(f"{entry!r} is not KEY=VALUE.", param_hint="--metadata")
-    return dict(entry.split("=", 1) for entry in entries or [])

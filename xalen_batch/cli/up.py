@@ -27,16 +27,20 @@ commands = typer.Typer()
 )
 def up(
     data_dir: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Where everything is kept. Else XALEN_DATA_DIR, or .xalen.")
+        Path | None,
+        typer.Option(file_okay=False, metavar="FOLDER", help="Where everything is kept. If not given: XALEN_DATA_DIR, or .xalen."),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port of the API. Else XALEN_PORT, or a free one from 8080 on.")
+        int | None,
+        typer.Option(min=0, max=65535, metavar="PORT", help="Port of the API. If not given: XALEN_PORT, or a free one from 8080 on."),
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address the API listens on. Else XALEN_HOST, or 127.0.0.1.")] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="HOST", help="Address the API listens on. If not given: XALEN_HOST, or 127.0.0.1.")
+    ] = None,
 ) -> None:
     """Start PostgreSQL, Valkey, the API, beat and workers on this machine, and keep them running until Ctrl-C.
 
-    A database or Redis that XALEN_DATABASE_URL or XALEN_REDIS_URL names is used instead of an own one.
+    If XALEN_DATABASE_URL or XALEN_REDIS_URL is set, that server is used and none is started.
     """
     from xalen_batch import supervisor
     from xalen_batch.config import settings

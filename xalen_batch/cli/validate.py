@@ -1,20 +1,26 @@
 """`validate`: what a batch would refuse, and what it would cost, by the server's models and prices where there is a server."""
 
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xalen_batch.cli import batch_view, connection, inputs, rules
+from xalen_batch.cli.batch_options import AUTO, Endpoint
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.failures import ERROR, Failed, Unreachable
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
-from xalen_batch.cli.output import STDOUT, counted, figure, grid, print_json, say, show
+from xalen_batch.cli.output import STDOUT, counted, figure, print_json, say, show
+from xalen_batch.cli.stacked import Layout, stacked
 
 if TYPE_CHECKING:
     from xalen_batch.pipeline.estimate import Estimate
 
-FIGURES = ("lines", "tokens in", "tokens out", "tokens out, at most", "USD", "USD, at most")
+FIGURES = ("lines", "tokens in", "tokens out", "at most", "USD", "USD at most")
+ESTIMATE: tuple[Layout, ...] = (
+    (("model",), *((figure,) for figure in FIGURES)),
+    (("model",), ("lines", "tokens in"), ("tokens out", "at most"), ("USD", "USD at most")),
+)
 
 commands = typer.Typer()
 
@@ -28,7 +34,7 @@ commands = typer.Typer()
 )
 def validate(
     file: inputs.InputFile,
-    endpoint: inputs.Endpoint = inputs.AUTO,
+    endpoint: Endpoint = AUTO,
     show_all: Annotated[bool, typer.Option("--all", help=f"Show every error, not only the first {batch_view.SHOWN_ERRORS}.")] = False,
     is_local: Annotated[bool, typer.Option("--local", help="Ask no server: use the catalog and the settings on this machine.")] = False,
     as_json: Json = False,
@@ -93,12 +99,17 @@ def _print(estimate: "Estimate", name: str, show_all: bool) -> None:
         for share in found["models"]
     ]
     if rows:
-        rows.append(("total", figure(found["lines"]), "", "", "", found["expected_cost"], found["max_cost"]))
-        show(grid(("model", *FIGURES), rows, right=FIGURES))
+        rows.append(("total", figure(found["lines"]), *_totals(found["models"]), found["expected_cost"], found["max_cost"]))
+        show(stacked(ESTIMATE, rows, right=FIGURES))
     if estimate.is_valid:
         say(
             f"{name} is valid for {found['endpoint']}. Costs are at batch price, {Decimal(found['discount_rate']):.0%} off the list price.",
             style="green",
         )
     else:
-        say(f"{name} has {counted(found['error_count'], 'error')}; a batch of it would run nothing.", style="red")
+        hidden = "" if shown is None or found["error_count"] <= shown else " --all shows every error."
+        say(f"{name} has {counted(found['error_count'], 'error')}; the API would refuse a batch of it.{hidden}", style="red")
+
+
+def _totals(models: list[dict[str, Any]]) -> list[str]:
+    return [figure(sum(model[name] for model in models)) for name in ("input_tokens", "expected_output_tokens", "max_output_tokens")]

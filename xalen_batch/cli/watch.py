@@ -6,13 +6,12 @@ from typing import Any
 import typer
 
 from xalen_batch.cli import progress, windows
-from xalen_batch.cli.batch_view import say_errors, say_outcome, succeeded
+from xalen_batch.cli.batch_view import ENDED, say_errors, say_outcome, succeeded
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, Timeout, examples
-from xalen_batch.cli.output import print_json
+from xalen_batch.cli.output import print_json, say
 
-ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
 
 commands = typer.Typer()
@@ -37,6 +36,8 @@ def watch(
     batch = follow(client, batch_id, timeout)
     say_errors(batch)
     say_outcome(batch)
+    if batch["status"] != "failed" and batch["request_counts"]["failed"]:
+        say(f"`xalen-batch results {batch_id} --errors` prints the lines that did not.")
     if as_json:
         print_json(batch)
     if not succeeded(batch):
@@ -49,9 +50,10 @@ def follow(client: Client, batch_id: str, timeout: float | None) -> dict[str, An
     pause = FIRST_PAUSE
     told = None
     try:
+        # Before the bar, which would stay on the screen above the error of a batch that is not there.
+        batch = client.get(f"/batches/{batch_id}")
         with progress.batch() as view:
             while True:
-                batch = client.get(f"/batches/{batch_id}")
                 view.update(batch)
                 if batch["status"] in ENDED:
                     return batch
@@ -62,5 +64,6 @@ def follow(client: Client, batch_id: str, timeout: float | None) -> dict[str, An
                     raise Failed(f"Waited {timeout:g} s. The batch goes on; `xalen-batch watch {batch_id}` waits again.", TIMED_OUT)
                 time.sleep(pause)
                 pause = min(pause * 1.1, LONGEST_PAUSE)
+                batch = client.get(f"/batches/{batch_id}")
     except KeyboardInterrupt:
         raise Failed(f"No longer watching. The batch goes on; `xalen-batch watch {batch_id}` resumes.", INTERRUPTED) from None

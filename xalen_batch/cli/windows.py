@@ -2,15 +2,17 @@
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
 from xalen_batch.cli import clock
+from xalen_batch.cli.batch_options import usage_error
 from xalen_batch.cli.output import safe, say
 
-HOURS_HELP = 'Start lines only in these hours, such as "22:00-06:00" or, on some days alone, "22:00-06:00 mon-fri" or "mon,wed".'
-ZONE_HELP = "Whose clock the execution window is on. If not given: this machine's where it is known by name, else UTC."
+HOURS_HELP = 'Start lines only in these hours: "22:00-06:00", or on some days "22:00-06:00 mon-fri".'
+ZONE_HELP = "Time zone of the execution window, such as Europe/Berlin. If not given: this machine's, or UTC if its name is unknown."
 Hours = Annotated[str | None, typer.Option("--execution-window", metavar="HOURS", help=HOURS_HELP)]
 Timezone = Annotated[str | None, typer.Option("--timezone", metavar="ZONE", help=ZONE_HELP)]
 
@@ -34,15 +36,26 @@ def parse_window(text: str, timezone: str | None) -> dict[str, Any]:
     return window
 
 
-def asked_for(hours: str | None, timezone: str | None) -> dict[str, Any] | None:
-    """What a batch's two options ask for; which zone is taken is said on stderr where none was given."""
+def asked_for(hours: str | None, timezone: str | None, completion: str) -> dict[str, Any] | None:
+    """The execution window of a batch from its options; a usage error if it does not open within the completion window, by this clock.
+
+    Says on stderr which zone is taken where none was given.
+    """
     if hours is None:
         if timezone is not None:
             raise typer.BadParameter("it is the clock of an execution window: give --execution-window too.", param_hint="--timezone")
         return None
     window = parse_window(hours, clock.zone_or_machines(timezone))
+    _refuse_if_never_open(window, completion)
     clock.say_zone(timezone)
     return window
+
+
+def _refuse_if_never_open(window: dict[str, Any], completion: str) -> None:
+    from xalen_batch import windows
+
+    with usage_error("--execution-window / --window"):
+        windows.refuse_if_never_open(windows.ExecutionWindow(**window), datetime.now(UTC), windows.completion(completion))
 
 
 def described(window: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """What a user defines as a schedule: when, what and how. The same shape is sent, stored, and kept by every run."""
 
 import hashlib
-import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import islice
@@ -10,7 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from xalen_batch import batches, windows
+from xalen_batch import windows
 from xalen_batch.catalog import Endpoint
 from xalen_batch.config import settings
 from xalen_batch.cron import Cron, zone
@@ -19,8 +18,6 @@ from xalen_batch.fields import STORABLE, ExpiresAfter, Metadata, Text, Time
 from xalen_batch.windows import ExecutionWindow
 
 WHAT = ("input_file_id", "template_file_id", "source", "inbox")
-CATCH_UP_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
-LONGEST_CATCH_UP = timedelta(days=30)
 # Fires that are held against the execution window: more than a year of nights, so both clock changes.
 REHEARSED_FIRES = 400
 
@@ -133,14 +130,7 @@ class Definition(BaseModel):
 
     @property
     def catch_up(self) -> timedelta:
-        match = re.fullmatch(r"([1-9][0-9]{0,4})([mhd])", self.catch_up_window, re.ASCII)
-        length = timedelta(**{CATCH_UP_UNITS[match[2]]: int(match[1])}) if match else timedelta()
-        if not timedelta() < length <= LONGEST_CATCH_UP:
-            raise InvalidRequest(
-                f"catch_up_window: {self.catch_up_window[:100]!r} is no window. Send minutes, hours or days, such as `30m`, `12h` or `7d`; the most is `30d`.",
-                param="catch_up_window",
-            )
-        return length
+        return windows.catch_up(self.catch_up_window)
 
     def instant(self, time: datetime) -> datetime:
         """A time as the user wrote it; without an offset it is on the schedule's clock."""
@@ -192,7 +182,7 @@ class Definition(BaseModel):
             raise InvalidRequest(f"jitter: {self.jitter} s is not less than the {_minutes(gap)} between two fires.", param="jitter")
 
     def _check_how(self, now: datetime) -> None:
-        seconds = batches.completion_seconds(self.completion_window)
+        completion = windows.completion(self.completion_window)
         if self.catch_up and self.misfire == "all" and self.overlap == "cancel_previous":
             raise InvalidRequest(
                 "overlap: with `misfire: all`, `cancel_previous` would let each run that is made up for cancel the one before. Send `allow` or `buffer_one`.",
@@ -201,7 +191,7 @@ class Definition(BaseModel):
         if self.execution_window is not None:
             for instant in islice(self.fires(now), REHEARSED_FIRES):
                 for delay in {0, self.jitter}:
-                    windows.refuse_if_never_open(self.execution_window, instant + timedelta(seconds=delay), timedelta(seconds=seconds))
+                    windows.refuse_if_never_open(self.execution_window, instant + timedelta(seconds=delay), completion)
 
 
 def _minutes(length: timedelta) -> str:

@@ -51,7 +51,7 @@ def add(
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Put requests into the inbox of a schedule: they run when it fires. Those that wait there already are not added again."""
+    """Put requests into a schedule's inbox for its next run. A request that already waits there is not added again."""
     client = connect(base_url, api_key, live)
     with inputs.opened(file) as path:
         added = _sent(client, schedule_id, path, inputs.name_of(file))

@@ -14,7 +14,7 @@ from xalen_batch.cli.schedules import request, view
 from xalen_batch.cli.schedules.options import CRON_HELP, WHEN, Cron, Given, takes_given
 
 SHOWN_FIRES = 3
-NAME_HELP = "What people call it, such as `tickets`; it need not be the only one of that name."
+NAME_HELP = "The schedule's name, such as `tickets`; two schedules may share one."
 
 commands = typer.Typer()
 
@@ -65,7 +65,7 @@ def create(
     clock.say_zone(given.timezone)
     client = connect(base_url, api_key, live)
     sent = request.send_file(client, given)
-    with request.removing(client, sent):
+    with request.deleted_if_refused(client, sent):
         schedule = client.post("/schedules", body | sent.body)
     if as_json:
         print_json(schedule)
@@ -86,15 +86,15 @@ def create(
 def edit(
     schedule_id: ScheduleId,
     given: Given,
-    name: Annotated[str | None, typer.Option(help="Another name.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Another name.")] = None,
     cron: Annotated[str | None, typer.Option(metavar="EXPRESSION", help=CRON_HELP, rich_help_panel=WHEN)] = None,
-    clear: Annotated[list[Clearable] | None, typer.Option(metavar="NAME", help=f"Go without: {', '.join(Clearable)}.")] = None,
+    clear: Annotated[list[Clearable] | None, typer.Option(metavar="NAME", help=f"Remove a setting: {', '.join(Clearable)}.")] = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Change what is given and leave the rest. Runs that have begun or ended keep what they ran with."""
+    """Change the given settings of a schedule and leave the rest. Runs that have begun keep their settings."""
     cleared = _cleared(clear or [], given)
     request.chosen(given)
     client = connect(base_url, api_key, live)
@@ -108,7 +108,7 @@ def edit(
     sent = request.send_file(client, given)
     if not body | sent.body:
         raise typer.BadParameter("nothing is to be changed. Give an option with its new value.")
-    with request.removing(client, sent):
+    with request.deleted_if_refused(client, sent):
         schedule = client.patch(f"/schedules/{schedule_id}", body | sent.body)
     if as_json:
         print_json(schedule)

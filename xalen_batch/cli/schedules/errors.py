@@ -4,9 +4,9 @@ import re
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from xalen_batch.cli.failures import Failed
+from xalen_batch.cli.group import Group
 
 OPTIONS = {
     "input_file_id": "--file",
@@ -39,7 +39,7 @@ _FIELD = re.compile(
 )
 
 
-class Schedules(TyperGroup):
+class Schedules(Group):
     """Names the option where the API names a field, and an expression that should have been quoted."""
 
     def invoke(self, ctx: Any) -> Any:

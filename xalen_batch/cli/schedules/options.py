@@ -8,20 +8,24 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-WHAT, WHEN, HOW = "What it runs (one of the first seven)", "When", "How"
+from xalen_batch.cli.batch_options import check_catch_up, check_endpoint, check_window
+
+WHAT, WHEN, HOW = "What it runs: one of --file to --inbox", "When", "How"
 
 Overlap = Literal["skip", "buffer_one", "allow", "cancel_previous"]
 Misfire = Literal["latest", "all", "none"]
 OnEmpty = Literal["skip", "fail"]
 
 CRON_HELP = 'Five fields (minute, hour, day of month, month, day of week), quoted: "30 2 * * *"; or `@daily` and the like.'
-ZONE_HELP = "Whose clock counts, such as `Europe/Berlin`. Of what is new, if not given: this machine's where it is known by name, else UTC."
+ZONE_HELP = (
+    "Time zone of the schedule, such as `Europe/Berlin`. For a new one, if not given: this machine's, or UTC if its name is unknown."
+)
 
 Cron = Annotated[str, typer.Option("--cron", metavar="EXPRESSION", help=CRON_HELP, rich_help_panel=WHEN)]
 Timezone = Annotated[str | None, typer.Option("--timezone", metavar="ZONE", help=ZONE_HELP, rich_help_panel=WHEN)]
-Starts = Annotated[str | None, typer.Option("--starts", metavar="TIME", help="No fire before this time.", rich_help_panel=WHEN)]
-Ends = Annotated[str | None, typer.Option("--ends", metavar="TIME", help="No fire from this time on.", rich_help_panel=WHEN)]
-JITTER_HELP = "Fire up to so many seconds late, always by the same amount, so that not everything starts at once."
+Starts = Annotated[str | None, typer.Option("--starts", metavar="TIME", help="Do not fire before this time.", rich_help_panel=WHEN)]
+Ends = Annotated[str | None, typer.Option("--ends", metavar="TIME", help="Do not fire from this time on.", rich_help_panel=WHEN)]
+JITTER_HELP = "Fire up to this many seconds late, always by the same amount, so that schedules do not start all at once."
 Jitter = Annotated[int | None, typer.Option("--jitter", metavar="SECONDS", min=0, max=900, help=JITTER_HELP, rich_help_panel=WHEN)]
 
 
@@ -29,21 +33,21 @@ def _what(help: str, *, metavar: str | None = None) -> Any:
     return typer.Option(metavar=metavar, help=help, rich_help_panel=WHAT)
 
 
-def _how(help: str, *, metavar: str | None = None, min: int | None = None, max: int | None = None) -> Any:
-    return typer.Option(metavar=metavar, help=help, rich_help_panel=HOW, min=min, max=max)
+def _how(help: str, *, metavar: str, callback: Any = None, min: int | None = None, max: int | None = None) -> Any:
+    return typer.Option(metavar=metavar, help=help, rich_help_panel=HOW, callback=callback, min=min, max=max)
 
 
-FILE_HELP = "Upload this file, and run it as it is every time; `-` is stdin."
-TEMPLATE_HELP = "Upload this file, and fill in its placeholders, such as `{{scheduled_date-1d}}`, for every run; `-` is stdin."
-PREFIX_HELP = "Run what is new below this place in the server's storage, in your account's drop prefix; may hold placeholders."
-FOLDER_HELP = "Run what is new in this folder on the server, below one of its drop roots; may hold placeholders."
-ENDPOINT_HELP = "What every line asks for. Of a file it is taken from the first line if not given."
+FILE_HELP = "Upload this file and run it unchanged every time; `-` is stdin."
+TEMPLATE_HELP = "Upload this file and fill in its placeholders, such as `{{scheduled_date-1d}}`, for every run; `-` is stdin."
+PREFIX_HELP = "Run the new objects below this prefix of your account's drop area in the server's storage; may hold placeholders."
+FOLDER_HELP = "Run the new files in this folder on the server, below one of its drop roots; may hold placeholders."
+ENDPOINT_HELP = "The endpoint of every line. If not given: that of the file's first line."
 WINDOW_HELP = "Time until each batch must have ended: whole hours or days, `1h` to `7d`; 24h if not given."
 METADATA_HELP = "A note kept with every batch; give it up to 16 times."
-EXECUTION_HELP = 'Start lines only in these hours of the schedule\'s zone, such as "22:00-06:00" or "22:00-06:00 mon-fri".'
-OVERLAP_HELP = "If the run before has not ended: `skip` (if not given), `buffer_one`, `allow` or `cancel_previous`."
-MISFIRE_HELP = "Of the fires that nothing was there to fire, make up for the `latest` (if not given), `all` or `none`."
-CATCH_UP_HELP = "How old a fire may be to be made up for, such as `30m`, `12h` or `7d`; 12h if not given."
+EXECUTION_HELP = 'Start lines only in these hours of the time zone: "22:00-06:00", or "22:00-06:00 mon-fri".'
+OVERLAP_HELP = "While the previous run has not ended: `skip` (if not given), `buffer_one`, `allow` or `cancel_previous`."
+MISFIRE_HELP = "Of the fires missed while the service was down, make up for the `latest` (if not given), `all` or `none`."
+CATCH_UP_HELP = "Age up to which a missed fire is made up for, such as `30m`, `12h` or `7d`; 12h if not given."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,39 +55,39 @@ class Given:
     """What was given; None: not given, so the server's default, or what the schedule says already."""
 
     file: Annotated[Path | None, _what(FILE_HELP, metavar="PATH")] = None
-    file_id: Annotated[str | None, _what("Run this uploaded file as it is every time.", metavar="FILE-ID")] = None
+    file_id: Annotated[str | None, _what("Run this uploaded file unchanged every time.", metavar="FILE-ID")] = None
     template: Annotated[Path | None, _what(TEMPLATE_HELP, metavar="PATH")] = None
     template_id: Annotated[str | None, _what("Fill in the placeholders of this uploaded file.", metavar="FILE-ID")] = None
     prefix: Annotated[str | None, _what(PREFIX_HELP, metavar="PREFIX")] = None
     folder: Annotated[str | None, _what(FOLDER_HELP, metavar="FOLDER")] = None
-    inbox: Annotated[bool, typer.Option("--inbox", help="Run what `schedules add` has sent since the last run.", rich_help_panel=WHAT)] = (
-        False
-    )
-    pattern: Annotated[str | None, _what("Which names below a prefix or folder; `*.jsonl` if not given.", metavar="GLOB")] = None
+    inbox: Annotated[
+        bool, typer.Option("--inbox", help="Run the requests that `schedules add` has put in since the last run.", rich_help_panel=WHAT)
+    ] = False
+    pattern: Annotated[str | None, _what("Names to take below the prefix or folder; `*.jsonl` if not given.", metavar="GLOB")] = None
     ready_marker: Annotated[
-        str | None, _what("Wait for an object of this name below the prefix or folder, as long as fires are made up for.", metavar="NAME")
+        str | None, _what("Wait for an object of this name below the prefix or folder, for as long as the catch-up window.", metavar="NAME")
     ] = None
     on_empty: Annotated[
-        OnEmpty | None, _what("What a run becomes that finds nothing: skipped, if not given, or failed.", metavar="skip|fail")
+        OnEmpty | None, _what("What to do without input: `skip` the run (if not given) or `fail` it.", metavar="skip|fail")
     ] = None
     repeat: Annotated[
-        bool | None, typer.Option("--repeat/--no-repeat", help="Take objects again that a run has taken.", rich_help_panel=WHAT)
+        bool | None, typer.Option("--repeat/--no-repeat", help="Take objects again that an earlier run has taken.", rich_help_panel=WHAT)
     ] = None
     timezone: Timezone = None
     starts: Starts = None
     ends: Ends = None
     jitter: Jitter = None
-    endpoint: Annotated[str | None, _how(ENDPOINT_HELP, metavar="/v1/…")] = None
-    window: Annotated[str | None, _how(WINDOW_HELP, metavar="WINDOW")] = None
+    endpoint: Annotated[str | None, _how(ENDPOINT_HELP, metavar="/v1/…", callback=check_endpoint)] = None
+    window: Annotated[str | None, _how(WINDOW_HELP, metavar="TIME", callback=check_window)] = None
     metadata: Annotated[list[str] | None, _how(METADATA_HELP, metavar="KEY=VALUE")] = None
     execution_window: Annotated[str | None, _how(EXECUTION_HELP, metavar="HOURS")] = None
     overlap: Annotated[Overlap | None, _how(OVERLAP_HELP, metavar="POLICY")] = None
     misfire: Annotated[Misfire | None, _how(MISFIRE_HELP, metavar="POLICY")] = None
-    misfire_limit: Annotated[int | None, _how("With `--misfire all`, the most of them; 10 if not given.", metavar="N", min=1, max=100)] = (
-        None
-    )
-    catch_up: Annotated[str | None, _how(CATCH_UP_HELP, metavar="WINDOW")] = None
-    pause_on_failure: Annotated[int | None, _how("Pause after so many failed runs in a row.", metavar="N", min=1, max=1000)] = None
+    misfire_limit: Annotated[
+        int | None, _how("With `--misfire all`, the most fires to make up for; 10 if not given.", metavar="N", min=1, max=100)
+    ] = None
+    catch_up: Annotated[str | None, _how(CATCH_UP_HELP, metavar="TIME", callback=check_catch_up)] = None
+    pause_on_failure: Annotated[int | None, _how("Pause after this many failed runs in a row.", metavar="N", min=1, max=1000)] = None
 
 
 def takes_given(command: Callable[..., None]) -> Callable[..., None]:

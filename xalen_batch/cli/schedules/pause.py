@@ -7,7 +7,7 @@ import typer
 
 from xalen_batch.cli import clock
 from xalen_batch.cli.client import Client, connect
-from xalen_batch.cli.failures import ApiError, Failed
+from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
 from xalen_batch.cli.output import counted, print_json, say
 from xalen_batch.cli.schedules import view
@@ -18,13 +18,13 @@ commands = typer.Typer()
 @commands.command(epilog=examples('xalen-batch schedules pause sched_0192… --note "prices are wrong, asked Jo"'))
 def pause(
     schedule_id: ScheduleId,
-    note: Annotated[str | None, typer.Option(help="Why; shown with the schedule.")] = None,
+    note: Annotated[str | None, typer.Option(metavar="TEXT", help="The reason; shown with the schedule.")] = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Fire no more until it is resumed. What would have fired meanwhile is not made up for."""
+    """Pause a schedule: it does not fire until it is resumed, and fires meanwhile are not made up for."""
     client = connect(base_url, api_key, live)
     schedule = client.post(f"/schedules/{schedule_id}/pause", {"note": note})
     if as_json:
@@ -45,7 +45,7 @@ def _is_over(client: Client, schedule: dict[str, Any]) -> bool:
 
 @commands.command(epilog=examples("xalen-batch schedules resume sched_0192…"))
 def resume(schedule_id: ScheduleId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
-    """Fire again, from the next time on; failures until now no longer count for --pause-on-failure."""
+    """Resume a paused schedule from its next time on. Earlier failures no longer count for --pause-on-failure."""
     schedule = connect(base_url, api_key, live).post(f"/schedules/{schedule_id}/resume")
     if as_json:
         print_json(schedule)
@@ -62,21 +62,16 @@ def resume(schedule_id: ScheduleId, as_json: Json = False, base_url: BaseUrl = N
 def delete(
     schedule_id: ScheduleId,
     discard_requests: Annotated[
-        bool, typer.Option("--discard-requests", help="Also if requests wait in its inbox; they are lost.")
+        bool, typer.Option("--discard-requests", help="Delete it although requests wait in its inbox; they are lost.")
     ] = False,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Fire no more. Its runs, batches and invoices stay."""
+    """Delete a schedule. Its runs, batches and invoices stay."""
     client = connect(base_url, api_key, live)
-    try:
-        deleted = client.delete(f"/schedules/{schedule_id}", discard_requests="true" if discard_requests else None)
-    except ApiError as error:
-        if error.code == "inbox_not_empty":
-            raise Failed(f"{error} With this command: --discard-requests.") from None
-        raise
+    deleted = client.delete(f"/schedules/{schedule_id}", discard_requests="true" if discard_requests else None)
     if as_json:
         print_json(deleted)
     lost = counted(deleted["discarded_requests"], "request")

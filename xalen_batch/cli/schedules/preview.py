@@ -30,13 +30,13 @@ def preview(
     starts: Starts = None,
     ends: Ends = None,
     jitter: Jitter = None,
-    count: Annotated[int, typer.Option(min=1, max=100, help="How many fires.")] = 10,
+    count: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="How many fires to show.")] = 10,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Show the next fires of a schedule, or of an expression that is no schedule yet; also where clocks change between them."""
+    """Show the next fires of a schedule or of a cron expression, and the clock changes between them."""
     if schedule_id is None:
         found = connect(base_url, api_key, live).post("/schedules/preview", _expression(cron, timezone, starts, ends, jitter), count=count)
     elif any(value is not None for value in (cron, timezone, starts, ends, jitter)):

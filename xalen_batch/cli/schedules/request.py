@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from xalen_batch.cli import clock, inputs, progress, submit, windows
+from xalen_batch.cli import clock, inputs, submit, uploads, windows
+from xalen_batch.cli.batch_options import AUTO, parse_metadata, usage_error
 from xalen_batch.cli.client import Client
-from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed
+from xalen_batch.cli.failures import INTERRUPTED, Failed
 from xalen_batch.cli.output import safe
 from xalen_batch.cli.schedules.options import Given
 
@@ -46,12 +47,9 @@ def chosen(given: Given) -> str | None:
 def check_when(cron: str, timezone: str) -> None:
     """A usage error for what is no cron expression or no zone."""
     from xalen_batch.cron import Cron
-    from xalen_batch.errors import InvalidRequest
 
-    try:
+    with usage_error():
         Cron.parse(cron, timezone)
-    except InvalidRequest as error:
-        raise typer.BadParameter(error.message.removeprefix(f"{error.param}: "), param_hint=f"--{error.param}") from None
 
 
 def plain(given: Given, timezone: str) -> dict[str, Any]:
@@ -61,7 +59,7 @@ def plain(given: Given, timezone: str) -> dict[str, Any]:
         if time is not None:
             body[f"{name}_at"] = clock.moment(time, option(name))
     if given.metadata:
-        body["metadata"] = submit.parse_metadata(given.metadata)
+        body["metadata"] = parse_metadata(given.metadata)
     if given.execution_window is not None:
         body["execution_window"] = windows.parse_window(given.execution_window, timezone)
     return body
@@ -102,7 +100,7 @@ def send_file(client: Client, given: Given) -> Sent:
     path = given.file or given.template
     if path is not None:
         with before_request(), inputs.opened(path) as opened:
-            endpoint, file = _upload(client, opened, inputs.name_of(path), given)
+            endpoint, file = _upload(client, opened, path, given)
         id = file["id"]
         return Sent({WHAT["file" if given.file else "template"]: id, "endpoint": endpoint}, id, inputs.name_of(path))
     if id := given.file_id or given.template_id:
@@ -111,16 +109,17 @@ def send_file(client: Client, given: Given) -> Sent:
     return Sent()
 
 
-def _upload(client: Client, path: Path, name: str, given: Given) -> tuple[str, dict[str, Any]]:
+def _upload(client: Client, path: Path, file: Path, given: Given) -> tuple[str, dict[str, Any]]:
+    """The endpoint of a file and the API's file object. `path` has the content of `file`."""
+    name = inputs.name_of(file)
     if given.file:
-        checked = submit.check(client, path, name, given.endpoint or inputs.AUTO)
-        return checked.endpoint, submit.upload(client, checked)
-    # Filled in as its next run would be, it is checked by the server.
+        endpoint = submit.check(client, path, file, given.endpoint or AUTO).endpoint
+        return endpoint, uploads.send(client, path, name)
+    # The server fills a template in as its next run would and validates that.
     with path.open("rb") as lines:
         number, line = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (1, b""))
     endpoint = given.endpoint or _endpoint(line, name, number)
-    with progress.transfer("uploading") as moved:
-        return endpoint, client.upload(path, name, moved)
+    return endpoint, uploads.send(client, path, name)
 
 
 def _endpoint(line: bytes, name: str, number: int = 1) -> str:
@@ -147,16 +146,8 @@ def before_request() -> Iterator[None]:
         raise Failed("Stopped; no schedule was made or changed.", INTERRUPTED) from None
 
 
-@contextmanager
-def removing(client: Client, sent: Sent) -> Iterator[None]:
-    """A file that was uploaded for a request that is then refused is removed again."""
-    try:
-        yield
-    except ApiError as error:
-        if sent.uploaded is None:
-            raise
-        with suppress(Failed):
-            client.delete(f"/files/{sent.uploaded}")
-        raise Failed(str(error).replace(sent.uploaded, sent.name), error.exit_code) from None
-    except KeyboardInterrupt:
-        raise Failed("Stopped. It may have been done all the same: `xalen-batch schedules list` tells.", INTERRUPTED) from None
+def deleted_if_refused(client: Client, sent: Sent) -> AbstractContextManager[None]:
+    """Around the request that makes or changes a schedule: a file uploaded for it is deleted again when it is refused."""
+    return uploads.deleted_if_refused(
+        client, sent.uploaded, sent.name, "It may have been done all the same: `xalen-batch schedules list` tells."
+    )

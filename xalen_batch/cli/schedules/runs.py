@@ -12,14 +12,14 @@ from xalen_batch.cli.batch_view import say_errors, say_outcome, succeeded
 from xalen_batch.cli.client import PAGE, Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, Timeout, examples
-from xalen_batch.cli.output import counted, figure, print_json, print_line, safe, say
+from xalen_batch.cli.output import counted, figure, print_json, print_line, print_list, safe, say, say_more
 from xalen_batch.cli.schedules import view
 from xalen_batch.cli.watch import follow
 from xalen_batch.states import RunState
 
 STATE_HELP = f"Only runs in this state: {', '.join(RunState)}."
-WAIT_HELP = "Watch its batch to the end, as `watch` does: exit 3 if it did not fully succeed, or if the run was skipped."
-FOR_HELP = "Run it with the dates of this time, such as a night that failed: 2026-11-20T02:30 on the schedule's clock."
+WAIT_HELP = "Follow its batch to the end: exit 3 if a line did not succeed or the run was skipped."
+FOR_HELP = "Fill in the dates of this time, on the schedule's clock: 2026-11-20T02:30 repeats that night."
 # Failed runs that are looked through to tell how many of a time there are.
 MOST_COUNTED = 500
 LOOK_EVERY = 1.0
@@ -36,21 +36,27 @@ commands = typer.Typer()
 )
 def runs(
     schedule_id: ScheduleId,
-    limit: Annotated[int, typer.Option(min=1, help="Most runs to show, the newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most runs to show, the newest first.")] = 20,
     state: Annotated[RunState | None, typer.Option(metavar="STATE", help=STATE_HELP)] = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """List what became of every time it fired, and why; of a deleted schedule too."""
-    found = connect(base_url, api_key, live).first(limit, f"/schedules/{schedule_id}/runs", state=state)
+    """List the runs of a schedule, also of a deleted one: when each fired, its state, and why."""
+    found, has_more = connect(base_url, api_key, live).listing(limit, f"/schedules/{schedule_id}/runs", state=state)
     if as_json:
-        print_json({"object": "list", "data": found})
+        print_list(found, has_more=has_more)
     elif found:
         view.runs_of(found)
+        if has_more:
+            say_more(len(found))
     else:
-        say(f"No runs yet. `xalen-batch schedules preview {schedule_id}` shows when it fires." if state is None else f"No run is {state}.")
+        say(
+            f"No runs yet. `xalen-batch schedules preview {schedule_id}` shows when it fires."
+            if state is None
+            else f"No run has the state {state}."
+        )
 
 
 @commands.command(
@@ -71,7 +77,10 @@ def run(
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Run it now and print the batch's id; when it fires next stays as it is. With --wait --json: the run and its batch."""
+    """Run a schedule now and print the batch's id. When it fires next stays as it is.
+
+    With --wait --json, the run and its batch are printed when the batch has ended.
+    """
     body = None if time_for is None else {"as_of": clock.moment(time_for, "--for")}
     client = connect(base_url, api_key, live)
     started = client.post(f"/schedules/{schedule_id}/run", body)
@@ -136,19 +145,19 @@ def _followed(client: Client, started: dict[str, Any], deadline: float | None) -
 def backfill(
     schedule_id: ScheduleId,
     start: Annotated[str, typer.Option("--from", metavar="TIME", help="The first time; a date is its midnight on the schedule's clock.")],
-    end: Annotated[str, typer.Option("--to", metavar="TIME", help="The end, which itself is not run: a date leaves out that day.")],
+    end: Annotated[str, typer.Option("--to", metavar="TIME", help="The end, which is not run itself: a date leaves out that day.")],
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Run the past times that never ran, were missed or skipped, one after another; those that have run are left alone."""
+    """Run the past times of a schedule that never ran, were missed or skipped, one after another. Times that have run are left out."""
     body = {"from": clock.moment(start, "--from"), "to": clock.moment(end, "--to")}
     _check_order(body["from"], body["to"])
     client = connect(base_url, api_key, live)
     made = client.post(f"/schedules/{schedule_id}/backfill", body)["data"]
     if as_json:
-        print_json({"object": "list", "data": made})
+        print_list(made)
     elif made and made[0]["scheduled_for"] is not None:
         # Null for a key that may not read.
         view.runs_of(made)
@@ -173,7 +182,7 @@ def _say_failed(client: Client, schedule_id: str, start: str, end: str) -> None:
     with suppress(Failed):
         found = [
             run
-            for run in client.first(MOST_COUNTED, f"/schedules/{schedule_id}/runs", state="failed")
+            for run in client.listing(MOST_COUNTED, f"/schedules/{schedule_id}/runs", state="failed").data
             if run["trigger"] != "manual" and _is_between(run, start, end)
         ]
     if found:

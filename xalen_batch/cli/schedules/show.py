@@ -6,7 +6,7 @@ import typer
 
 from xalen_batch.cli.client import connect
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
-from xalen_batch.cli.output import print_json, say
+from xalen_batch.cli.output import print_json, print_list, say, say_more
 from xalen_batch.cli.schedules import view
 from xalen_batch.states import ScheduleStatus
 
@@ -19,7 +19,7 @@ commands = typer.Typer()
     "list", epilog=examples("xalen-batch schedules list", "xalen-batch schedules list --status paused --json | jq -r '.data[].id'")
 )
 def list_schedules(
-    limit: Annotated[int, typer.Option(min=1, help="Most schedules to show, the newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most schedules to show, the newest first.")] = 50,
     status: Annotated[ScheduleStatus | None, typer.Option(metavar="STATUS", help=STATUS_HELP)] = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
@@ -27,14 +27,19 @@ def list_schedules(
     live: Live = False,
 ) -> None:
     """List schedules: when each fires next, and how its latest runs ended, the newest run last."""
-    client = connect(base_url, api_key, live)
-    found = client.first(limit, "/schedules", status=status)
+    found, has_more = connect(base_url, api_key, live).listing(limit, "/schedules", status=status)
     if as_json:
-        print_json({"object": "list", "data": found})
+        print_list(found, has_more=has_more)
     elif found:
         view.table_of(found)
+        if has_more:
+            say_more(len(found))
     else:
-        say("No schedules yet. `xalen-batch schedules create` makes one." if status is None else f"No schedule is {status}.")
+        say(
+            "No schedules yet. `xalen-batch schedules create --help` shows how to make one."
+            if status is None
+            else f"No schedule has the status {status}."
+        )
 
 
 @commands.command(

@@ -29,13 +29,11 @@ SCHEDULES: tuple[Layout, ...] = (
     (("name", "id"), ("when", "time zone"), ("next fire", "UTC"), ("latest runs", "last result"), ("state",)),
     (("name", "id"), ("when", "time zone"), ("next fire", "UTC"), ("latest runs", "last result", "state")),
     (("name", "id", "when", "time zone"), ("next fire", "UTC", "latest runs", "last result", "state")),
-    (("name", "id", "when", "time zone", "next fire", "UTC", "latest runs", "last result", "state"),),
 )
 RUNS: tuple[Layout, ...] = (
     (("scheduled for", DATES), ("fired",), ("lag",), ("state", "trigger"), ("batch", "reason"), ("cost USD",)),
     (("scheduled for", DATES, "fired"), ("state", "trigger", "lag"), ("batch", "reason", "cost USD")),
     (("scheduled for", DATES, "fired", "lag"), ("batch", "state", "trigger", "reason", "cost USD")),
-    (("scheduled for", DATES, "batch", "state", "trigger", "reason", "fired", "lag", "cost USD"),),
 )
 HAS_ENDED = "It has ended: no fire is left. `xalen-batch schedules edit {id} --clear ends` (or --ends TIME) lets it fire again."
 FOLDED = {"name", "when"}
