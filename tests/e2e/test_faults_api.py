@@ -145,7 +145,7 @@ class TestStopped:
         services.is_done(batch)
 
     def test_what_was_sent_before_it_stopped_listening_is_answered(self, services: Stack) -> None:
-        port, api = another(services)
+        port, api = another(services, long_requests=24, long_requests_per_account=24)
         kept = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(4)]
         for connection in kept:
             assert ask(connection, services.key)[0] == 200
