@@ -31,6 +31,7 @@ from xalen_batch.api.middleware import AnswerSlices, RateHeaders, RequestContext
 from xalen_batch.api.pace import BodyPace
 from xalen_batch.api.protocol import BoundedHttp
 from xalen_batch.api.schemas import ErrorObject
+from xalen_batch.api.stopping import GracefulServer
 from xalen_batch.config import settings
 from xalen_batch.pipeline import readers
 
@@ -53,7 +54,7 @@ def create_app() -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         strict_content_type=False,
-        lifespan=health.leaving_connections,
+        lifespan=health.lifespan,
         responses={"4XX": {"model": ErrorObject}},
     )
     for room in (files, batches, partial, estimates, billing, schedules, schedule_runs, inbox, models, keys, limits, terms, health):
@@ -84,7 +85,7 @@ def forwarding(proxies: Sequence[str]) -> dict[str, Any]:
 
 
 def serve(host: str, port: int) -> None:
-    """Run the API until SIGTERM or SIGINT, then let open requests finish within the grace."""
+    """Run the API until SIGTERM or SIGINT; then answer the requests that have come, within the grace."""
     log.configure()
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal once more when the grace is over, which would end us before the last requests are answered.
@@ -95,7 +96,7 @@ def serve(host: str, port: int) -> None:
     # A thread that computes gives way to others after so many seconds; Python's own 5 ms are longer than a short request takes.
     sys.setswitchinterval(SWITCH_INTERVAL)
     memory.settle()
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -110,3 +111,4 @@ def serve(host: str, port: int) -> None:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=round(settings().shutdown_grace),
     )
+    GracefulServer(config).run()

@@ -71,6 +71,8 @@ _FOR_PEOPLE = {"name", "owned_by", "category", "parameters"}
 
 
 class Model(_Table):
+    """One entry of the catalog; docs/catalog.md has the meaning of every field."""
+
     id: str
     name: str
     owned_by: str

@@ -147,7 +147,15 @@ class Settings(BaseSettings):
     health_file: Path | None = Field(
         None, description="File that a worker touches whenever it has looked into the database, for health checks."
     )
-    shutdown_grace: float = Field(20.0, ge=0, description="Time that requests in flight get to finish when a worker stops.")
+    shutdown_grace: float = Field(
+        20.0, ge=0, description="Time that requests in flight get to finish when the API or a worker stops: of clients, and to models."
+    )
+    shutdown_delay: float = Field(
+        0.0,
+        ge=0,
+        description="Time for which a stopping API still takes connections while `/readyz` answers 503. For balancers that check health: "
+        "longer than they need to notice.",
+    )
 
     # Requests to model backends
     request_timeout: float = Field(600.0, gt=0, description="Total time of one request to a backend.")

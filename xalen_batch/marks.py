@@ -50,6 +50,8 @@ def place() -> None:
         return
     except Unplaced:
         pass
+    # Nothing is in it yet, so its folder may be missing, too.
+    storage.store()
     with db.transaction() as session:
         # Another process may be at it. NOWAIT, since it holds the lock while it waits for the disk.
         mark = session.scalars(select(StoreMark).with_for_update(nowait=True)).one()

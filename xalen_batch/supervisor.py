@@ -227,7 +227,7 @@ class Supervisor:
 
     def _end(self, children: Sequence[Child]) -> None:
         running = [child.process for child in children if child.process is not None]
-        deadline = time.monotonic() + settings().shutdown_grace + PATIENCE
+        deadline = time.monotonic() + settings().shutdown_delay + settings().shutdown_grace + PATIENCE
         for process in running:
             process.terminate()
         while any(process.poll() is None for process in running):

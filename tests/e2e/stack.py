@@ -119,10 +119,14 @@ class Stack:
         return openai.OpenAI(base_url=f"{self.address}/v1", api_key=self.key, max_retries=retries, timeout=timeout)
 
     def ask(self, method: str, path: str, body: Any = None) -> Answer:
-        """One plain request, sent once."""
+        """One plain request, sent once. ConnectionRefusedError: it was not sent."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         begun = time.monotonic()
         headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
+        try:
+            connection.connect()
+        except ConnectionResetError as error:
+            raise ConnectionRefusedError("reset in its handshake") from error
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             answer = connection.getresponse()

@@ -102,6 +102,11 @@ class TestPlacing:
         assert storage.look(None) == (unplaced, False)
         assert placed()
 
+    def test_the_first_upload_of_an_installation_makes_the_folder(self, unplaced: UUID, api: Api, other: Path) -> None:
+        other.rmdir()
+        assert api.upload()["object"] == "file"
+        assert storage.look(None) == (unplaced, False)
+
     def test_processes_at_once_leave_one_mark(self, unplaced: UUID) -> None:
         def place(_: int) -> bool:
             try:

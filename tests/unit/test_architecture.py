@@ -31,6 +31,8 @@ ASYNC_ROOMS = (
     "api/pace.py",
     # Threads are what a probe must not wait for.
     "api/health.py",
+    # uvicorn's own shutdown is a coroutine.
+    "api/stopping.py",
 )
 
 

@@ -161,6 +161,27 @@ def test_services_wait_for_what_they_need() -> None:
         assert "healthcheck" in SERVICES[name]
 
 
+# Seconds beside the settings' own: a worker records its last answers and gives its tasks back; PostgreSQL and Valkey write what they hold.
+LEAST_TO_STOP = {"api": 15, "worker": 15, "beat": 5, "postgres": 60, "valkey": 30}
+
+
+@pytest.mark.parametrize("name", LEAST_TO_STOP)
+def test_a_service_is_killed_later_than_it_stops_by_itself(name: str) -> None:
+    settings = Settings(**{
+        key.removeprefix("XALEN_").lower(): value
+        for key, value in SERVICES[name]["environment"].items()
+        if key.startswith("XALEN_SHUTDOWN_")
+    })  # fmt: skip
+    own = {"api": settings.shutdown_delay + settings.shutdown_grace, "worker": settings.shutdown_grace}.get(name, 0)
+    assert int(SERVICES[name]["stop_grace_period"].removesuffix("s")) >= own + LEAST_TO_STOP[name]
+
+
+def test_the_grace_periods_are_those_of_the_page() -> None:
+    page = (ROOT / "docs/faults.md").read_text("utf-8")
+    periods = dict(re.findall(r"^\| `(\w+)` \|.* \| (\d+s) \|$", page, re.MULTILINE))
+    assert periods == {name: SERVICES[name]["stop_grace_period"] for name in LEAST_TO_STOP}
+
+
 def test_the_example_catalog_is_one() -> None:
     models = catalog.read(ROOT / "examples/catalog.toml")
     assert {model.backend.kind for model in models.values()} == {"openai"}

@@ -1,7 +1,9 @@
 """What the pages show exists: every command and option parses, every setting is one."""
 
+import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.scenarios import ALL
+from xalen_batch import catalog
 from xalen_batch.cli.main import app
 from xalen_batch.config import Settings
 
@@ -65,6 +68,46 @@ def test_every_page_is_reached_from_the_index() -> None:
     linked = {target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", index)}
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     assert pages - {"index.md"} <= linked
+
+
+CATALOG_PAGE = (ROOT / "docs/catalog.md").read_text("utf-8")
+CATALOG_FIELDS = {
+    "A model": {name: field for name, field in catalog.Model.model_fields.items() if name != "id"},
+    "Its price": catalog.ListPrice.model_fields,
+    "Its backend": catalog.BackendConfig.model_fields,
+}
+
+
+@pytest.mark.parametrize("section", CATALOG_FIELDS)
+def test_the_catalog_page_has_every_field_and_its_default(section: str) -> None:
+    _, _, text = CATALOG_PAGE.partition(f"## {section}\n")
+    rows = dict(re.findall(r"^\| `(\w+)` \| .*? \| (.*?) \| ", text.partition("\n## ")[0], re.MULTILINE))
+    assert rows.keys() == CATALOG_FIELDS[section].keys()
+    for name, field in CATALOG_FIELDS[section].items():
+        told = rows[name]
+        if field.is_required():
+            assert told == "required", name
+        elif field.default is None or isinstance(field.default, catalog.BackendConfig):
+            assert told == "the ID" or told.startswith("none"), name
+        else:
+            assert told == f"`{json.dumps(field.default)}`", name
+
+
+SERVERS = ["vLLM", "SGLang", "llama.cpp", "Ollama", "Text Embeddings Inference", "A hosted API", "Simulated"]
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_an_example_of_a_catalog_is_one(server: str) -> None:
+    example = re.search(rf"^{re.escape(server)}.*:\n```toml\n((?:.*\n)*?)```", CATALOG_PAGE, re.MULTILINE)
+    assert example is not None
+    document = tomllib.loads(example[1])
+    shipped = tomllib.loads((ROOT / "xalen_batch/catalog.toml").read_text("utf-8"))
+    models = catalog.parse(shipped, document)
+    assert all(models[id].backend.kind == ("simulated" if server == "Simulated" else "openai") for id in document["models"])
+
+
+def test_every_example_of_a_catalog_is_tested() -> None:
+    assert CATALOG_PAGE.count("```toml\n") == len(SERVERS)
 
 
 def test_the_performance_page_has_a_place_for_each_scenario() -> None:

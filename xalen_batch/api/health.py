@@ -10,7 +10,7 @@ from typing import Any
 
 import obstore
 from anyio import to_thread
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 
 from xalen_batch import broker, db, disk, marks, schema, storage
 from xalen_batch.config import settings
@@ -67,11 +67,14 @@ OPTIONAL = frozenset({"redis", "disk", "workers"})
 
 
 @asynccontextmanager
-async def leaving_connections(_: FastAPI) -> AsyncIterator[None]:
-    """A server's life, with fewer threads for routes than the pool has connections, so that a check never waits for a route's."""
+async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, asyncio.Event]]:
+    """A server's life. Its state has `stopping`, set as soon as the server is told to stop.
+
+    Routes get fewer threads than the pool has connections, so that a check never waits for a route's.
+    """
     threads = to_thread.current_default_thread_limiter()
     threads.total_tokens = max(1, min(threads.total_tokens, settings().pool_size - CONNECTIONS))
-    yield
+    yield {"stopping": asyncio.Event()}
 
 
 @router.get("/livez")
@@ -81,9 +84,11 @@ async def livez() -> dict[str, str]:
 
 
 @router.get("/readyz")
-async def readyz(response: Response) -> dict[str, Any]:
-    """Each store, checked now. 503 when the API cannot work; `degraded` when work is only slower."""
+async def readyz(request: Request, response: Response) -> dict[str, Any]:
+    """Each store, checked now. 503 when the API cannot work or is stopping; `degraded` when work is only slower."""
     checks = await _run()
+    if request.state.stopping.is_set():
+        checks["server"] = {"status": "failed", "error": "the server is stopping"}
     failed = {name for name, check in checks.items() if check["status"] != "ok"}
     is_ready = failed <= OPTIONAL
     response.status_code = 200 if is_ready else 503

@@ -19,6 +19,8 @@ from xalen_batch.errors import HeadTooLarge, InvalidRequest, RequestTimeout, Una
 MOST_OVERHEAD = 64 * 1024
 # Requests that may wait on a connection behind the one that is being answered. The few clients that pipeline send fewer.
 MOST_PIPELINED = 64
+# Seconds in which a connection without a request may still send one while the server stops: it may be under way.
+LAST_CALL = 1.0
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -87,6 +89,9 @@ class BoundedHttp(HttpToolsProtocol):
         self._is_ahead = self._is_ahead or len(self.pipeline) >= MOST_PIPELINED
         if self._is_welcome:
             super().on_headers_complete()
+            if self.app_state["stopping"].is_set():
+                # The answer says `connection: close`.
+                self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._overhead = 0
@@ -108,6 +113,14 @@ class BoundedHttp(HttpToolsProtocol):
     def _is_welcome(self) -> bool:
         """Whether the request that the parser is at will be answered."""
         return not (self._is_too_large or self._is_ahead)
+
+    def shutdown(self) -> None:
+        """Closes the connection after its request, or after LAST_CALL if it has none."""
+        if self.cycle is None or self.cycle.response_complete:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(LAST_CALL, self.timeout_keep_alive_handler)
+        else:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(InvalidRequest(f"{msg} Let an HTTP client build it.", code="invalid_http"))
