@@ -20,7 +20,7 @@ from xalen_batch.models import Invoice, InvoiceLine
 logger = log.get(__name__)
 
 ZERO = Decimal(0)
-# Statements issued in one transaction.
+# Statements that are looked up at a time.
 AT_ONCE = 500
 # Lines of a statement that are read and rendered at a time.
 PAGE_LINES = 1_000
@@ -123,23 +123,26 @@ _DUE = text("""
 """)
 
 
-def issue_due(session: Session) -> int:
-    """Issue the next statement of every account and mode that has a month over with invoices in it; returns how many.
-
-    May run anywhere, at once: a month has one statement. Call it again for what is left.
-    """
-    due = session.execute(_DUE, {"at_once": AT_ONCE}).all()
-    return sum(_issue(session, row.account_id, row.livemode, row.month) for row in due)
+def due(session: Session) -> Sequence[Any]:
+    """The next statement (`account_id`, `livemode`, `month`) of each account and mode that has invoices in a month that is over."""
+    return session.execute(_DUE, {"at_once": AT_ONCE}).all()
 
 
 @money.exact
-def _issue(session: Session, account_id: UUID, livemode: bool, month: date) -> bool:
-    invoice = Invoice(account_id=account_id, livemode=livemode, month=month)
+def issue(session: Session, due: Any) -> bool:
+    """Issue one of `due`. False: it is issued already. May run anywhere, at once: a month has one statement."""
+    invoice = Invoice(account_id=due.account_id, livemode=due.livemode, month=due.month)
     lines = _lines(session, invoice)
     invoice.total = _sum(lines)
     is_new = invoices.store(session, invoice, lines)
     if is_new:
-        logger.info("statement.issued", account_id=account_id.hex, livemode=livemode, month=f"{month:%Y-%m}", total=str(invoice.total))
+        logger.info(
+            "statement.issued",
+            account_id=due.account_id.hex,
+            livemode=due.livemode,
+            month=f"{due.month:%Y-%m}",
+            total=str(invoice.total),
+        )
     return is_new
 
 
