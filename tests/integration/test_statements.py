@@ -242,3 +242,9 @@ def test_a_statement_is_the_same_bytes_whether_it_is_read_at_once_or_in_pieces(m
     for lines in (1, 2, 3, 4, 5, 6):
         monkeypatch.setattr(statements, "PAGE_LINES", lines)
         assert b"".join(statements.pieces(caller, MARCH)) == whole
+
+
+@pytest.mark.parametrize("month", ["1000-01", "9999-12"])
+def test_the_first_and_the_last_month_are_empty_drafts(month: str) -> None:
+    found = json.loads(b"".join(statements.pieces(a_caller(), statements.parse_month(month))))
+    assert (found["status"], found["month"], found["total"]) == ("draft", month, "0.00")

@@ -1,13 +1,13 @@
 """The statement of a month: what an account pays. It sums batch invoices and rounds once."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 import orjson
-from sqlalchemy import exists, select, text, tuple_
+from sqlalchemy import DateTime, exists, func, literal, select, text, tuple_
 from sqlalchemy.orm import Session, lazyload
 
 from xalen_batch import db, ids, log, money
@@ -181,8 +181,9 @@ def _description(invoice: Any) -> str:
 def _invoices(session: Session, month: Invoice, after: tuple[datetime, UUID] | None = None, limit: int | None = None) -> Sequence[Any]:
     """Batch invoices of a month by the time of their issue; those behind that time and id."""
     assert month.month is not None
-    start = datetime(month.month.year, month.month.month, 1, tzinfo=UTC)
-    end = (start + timedelta(days=32)).replace(day=1)
+    start = literal(datetime(month.month.year, month.month.month, 1, tzinfo=UTC), DateTime(timezone=True))
+    # PostgreSQL's calendar goes on behind 9999, where Python's ends.
+    end = start + func.make_interval(0, 1)
     has_counted = exists().where(InvoiceLine.invoice_id == Invoice.id, InvoiceLine.reason == USAGE_COUNTED)
     is_simulated = exists().where(InvoiceLine.invoice_id == Invoice.id, InvoiceLine.answered_by == "simulated")
     found = (
