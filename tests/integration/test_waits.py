@@ -17,9 +17,11 @@ from tests.integration.conftest import Api, new_key
 from tests.waiting import wait_until
 from xalen_batch import catalog, db, disk, ids, marks
 from xalen_batch.billing import prices
+from xalen_batch.cli import installation
+from xalen_batch.cli.findings import Doubtful
 from xalen_batch.models import Batch, workers
 from xalen_batch.models.workers import Reason, Wait
-from xalen_batch.pipeline import recover, validate
+from xalen_batch.pipeline import finalize, recover, validate
 from xalen_batch.pipeline.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -72,6 +74,17 @@ def test_one_that_runs_waits_for_nothing(api: Api) -> None:
     id = a_batch(api)
     assert waiting(api, id) is None
     assert api.ask("POST", f"/v1/batches/{id}/cancel").json["waiting"] is None
+
+
+def test_one_that_is_cancelled_before_it_is_validated_has_no_lines(api: Api) -> None:
+    file = api.upload(factories.jsonl([chat_line("a")]))
+    body = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    id = api.ask("POST", "/v1/batches", body).json["id"]
+    api.ask("POST", f"/v1/batches/{id}/cancel")
+    finalize.run(ids.parse("batch", id) or uuid4())
+    found = api.ask("GET", f"/v1/batches/{id}").json
+    assert (found["status"], found["output_file_id"], found["error_file_id"], found["waiting"]) == ("cancelled", None, None, None)
+    assert (found["request_counts"]["total"], found["request_counts"]["failed"]) == (0, 0)
 
 
 def test_without_a_worker(api: Api) -> None:
@@ -138,6 +151,15 @@ class TestCatalog:
         found = waiting(api, id) or {}
         assert (found["reason"], found["model"]) == ("model_missing", CHAT_MODEL)
         assert CHAT_MODEL in found["message"]
+
+    def test_doctor_names_it(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+        a_worker()
+        a_batch(api)
+        assert installation.open_batches(has_database=True) == "1 open, none waits"
+        left = {name: model for name, model in catalog.models().items() if name != CHAT_MODEL}
+        monkeypatch.setattr(catalog, "models", lambda: left)
+        with pytest.raises(Doubtful, match=rf"Waiting: 1\. The catalog no longer has the model {CHAT_MODEL}"):
+            installation.open_batches(has_database=True)
 
     def test_of_several_models_the_one_that_waits_is_named(
         self, api: Api, use: Callable[[str], None], monkeypatch: pytest.MonkeyPatch

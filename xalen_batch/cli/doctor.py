@@ -75,6 +75,7 @@ def _checks() -> Iterator[Check]:
     yield check("storage", _storage)
     yield check("store mark", partial(installation.store_mark, has_database=found.status == "ok"))
     yield check("workers", partial(installation.workers, has_database=found.status == "ok"))
+    yield check("open batches", partial(installation.open_batches, has_database=found.status == "ok"))
     yield check("disk space", _disk_space)
     yield check("catalog", _catalog)
     yield check("prices", partial(_prices, has_database=found.status == "ok"))
