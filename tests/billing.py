@@ -11,6 +11,7 @@ from tests.factories import CHAT_MODEL
 from xalen_batch import db
 from xalen_batch.accounts import Caller
 from xalen_batch.backends.contract import Answered, Refused, Usage
+from xalen_batch.billing import statements
 from xalen_batch.billing.charges import Tariff
 from xalen_batch.models import Batch, Task
 from xalen_batch.pipeline import finalize, record
@@ -69,3 +70,8 @@ def ended(lines: Sequence[Ran], caller: Caller | None = None, **columns: Any) ->
     finalize.run(batch.id)
     with db.transaction() as session:
         return session.get_one(Batch, batch.id)
+
+
+def issue_due(session: Session) -> int:
+    """Issue the next statement of every account that has one due; how many were issued here."""
+    return sum(statements.issue(session, due) for due in statements.due(session))

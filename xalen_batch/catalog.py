@@ -84,6 +84,10 @@ class Model(_Table):
     price: ListPrice
     backend: BackendConfig = BackendConfig()
 
+    def kind_in(self, livemode: bool) -> Kind | None:
+        """What its lines are sent to: the simulated model in test mode, what the catalog says in live mode. None: it says nothing."""
+        return self.backend.kind if livemode else "simulated"
+
     @property
     def is_reranker(self) -> bool:
         return RERANK in self.endpoints

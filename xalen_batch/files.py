@@ -5,15 +5,14 @@ from enum import StrEnum
 from uuid import UUID
 
 import sqlalchemy
-from sqlalchemy import ColumnElement, Select, Text, cast, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, Text, cast, func, or_, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import ids, marks, paging, quotas, storage
+from xalen_batch import erasure, ids, marks, paging, quotas, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest, NotFound
-from xalen_batch.models import Batch, File, InboxRequest, Result, Schedule, ScheduleRun
-from xalen_batch.models.files import FilePart
+from xalen_batch.models import Batch, File, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.paging import Order, Page
 from xalen_batch.quotas import Quota
 from xalen_batch.states import OPEN_RUNS, TERMINAL, BatchStatus, RunState
@@ -137,7 +136,7 @@ def delete(session: Session, owner: Owner, public_id: str) -> File:
 
 
 def erase(session: Session, file: File) -> None:
-    """Remove a file's bytes and hide it. The caller has locked the row."""
+    """Remove a file's bytes and hide it. The caller has locked the row. Of a large output file the sweep erases most answers later."""
     if not is_ready(file):
         # What it would have been made of.
         run = select(Batch.run_id).where(Batch.input_file_id == file.id)
@@ -147,12 +146,7 @@ def erase(session: Session, file: File) -> None:
         marks.confirm()
         storage.delete(storage.key(file.id))
     else:
-        session.execute(
-            update(Result)
-            .where(Result.batch_id == file.batch_id, _shown(file), Result.body.is_not(None))
-            .values(body=None)
-            .execution_options(synchronize_session=False)
-        )
+        erasure.begin(session, file)
     file.deleted_at = session.scalar(select(func.now()))
     session.flush()
 
@@ -194,8 +188,3 @@ def _one(session: Session, owner: Owner, public_id: str, rows: Select[File]) -> 
     if file is None:
         raise NotFound(f"No such File object: {public_id[:100]}", param="file_id")
     return file
-
-
-def _shown(file: File) -> ColumnElement[bool]:
-    is_answered = Result.status_code.is_not(None) & (Result.status_code < 300)
-    return is_answered if file.part == FilePart.OUTPUT else ~is_answered

@@ -39,6 +39,7 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "store_mark": (*READ_ONLY, "UPDATE (placed_at)"),
     "account_quotas": DELETING,
     "consumed_objects": DELETING,
+    "erasures": DELETING,
     "idempotency_keys": DELETING,
     "inbox_requests": DELETING,
     "workers": DELETING,

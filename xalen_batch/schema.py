@@ -1,6 +1,7 @@
 """The database's schema: bringing it up to date, and knowing whether it is."""
 
 import logging
+from enum import Enum
 from functools import cache
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 
 from xalen_batch import db, rights
 from xalen_batch.billing import prices
+from xalen_batch.errors import ConfigError
 
 CONNECT_TIMEOUT = 5
 
@@ -36,11 +39,21 @@ def migrate() -> None:
     """Run every migration that is missing, then grant the serving role its rights. Safe to repeat, and at once.
 
     Changes no price: only an empty price table gets the catalog's, so that a new installation can run something.
-    ConfigError if the role does not own the tables, or the serving role is missing and cannot be made.
+    ConfigError if the role does not own the tables, the serving role is missing and cannot be made, or a newer version has migrated.
     """
     with _as_owner() as connection:
         rights.refuse_unless_owner(connection)
-    command.upgrade(alembic(), "head")
+    try:
+        command.upgrade(alembic(), "head")
+    except CommandError as error:
+        with _as_owner() as connection:
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        if row is None or _age(row[0]) is not Age.NEWER:
+            raise
+        raise ConfigError(
+            f"{newer(row[0])} Nothing was changed. Run `xalen-batch migrate` of the newer version; "
+            "to go back to this version for good, restore a backup that it made."
+        ) from error
     # Behind all migrations: whatever tables and triggers they made are in force for the serving role.
     with _as_owner() as connection:
         rights.grant(connection, *db.credentials())
@@ -51,6 +64,14 @@ def migrate() -> None:
 def _as_owner() -> psycopg.Connection:
     """A connection of its own, whose transaction ends with its block."""
     return psycopg.connect(db.owner_url().replace("+psycopg", "", 1), connect_timeout=CONNECT_TIMEOUT)
+
+
+class Age(Enum):
+    """A database's schema, seen from this version. Migrations only add, so that older processes work with a newer one (rolling upgrade)."""
+
+    BEHIND = "behind"
+    CURRENT = "current"
+    NEWER = "newer"
 
 
 @cache
@@ -65,5 +86,27 @@ def found() -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
 
 
-def is_current() -> bool:
-    return found() == needed()
+def age() -> Age:
+    return _age(found())
+
+
+def is_usable() -> bool:
+    """Whether this version can work with the database's schema."""
+    return age() is not Age.BEHIND
+
+
+def newer(revision: str | None) -> str:
+    """What is said of a database that is ahead of this version."""
+    return f"The database is at revision {revision}, which a newer version of xalen-batch made; this one knows {needed()} and what is before it."
+
+
+def _age(revision: str | None) -> Age:
+    if revision == needed():
+        return Age.CURRENT
+    return Age.BEHIND if revision is None or revision in _known() else Age.NEWER
+
+
+@cache
+def _known() -> frozenset[str]:
+    """The revisions that this package can migrate to."""
+    return frozenset(script.revision for script in ScriptDirectory.from_config(alembic()).walk_revisions())

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
@@ -25,6 +25,7 @@ from xalen_batch import broker, catalog, consumer, db, ids, log, memory, storage
 from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
 from xalen_batch.models import workers
+from xalen_batch.models.workers import Wait
 from xalen_batch.pipeline import recover
 from xalen_batch.pipeline.engine import Engine
 
@@ -39,13 +40,20 @@ FIRST_LOOK = 0.5
 class Poll:
     """Looks into the database for due work, and runs it on the worker's own pool. `spawn` tells whether the pool took it.
 
-    Each look also notes that this process is alive; `share` is told how many are.
+    Each look also notes that this process is alive, and what its work waits for (`waits`); `share` is told how many are alive.
     """
 
-    def __init__(self, jobs: dict[Job, Callable[..., Any]], spawn: Callable[..., bool], share: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        jobs: dict[Job, Callable[..., Any]],
+        spawn: Callable[..., bool],
+        share: Callable[[int], None],
+        waits: Callable[[], Sequence[Wait]],
+    ) -> None:
         self._jobs = jobs
         self._spawn = spawn
         self._share = share
+        self._waits = waits
         self._worker_id = f"{socket.gethostname()}:{os.getpid()}:{ids.new().hex}"
         # What waits for a thread is due at every look; it waits there once.
         self._waiting: set[Message] = set()
@@ -77,7 +85,7 @@ class Poll:
 
     def _look(self) -> None:
         with db.transaction() as session:
-            alive = workers.seen(session, self._worker_id, store=self._sight.mark, catalog=catalog.fingerprint())
+            alive = workers.seen(session, self._worker_id, store=self._sight.mark, catalog=catalog.fingerprint(), waits=self._waits())
         self._share(alive)
         for message in recover.due():
             self.name(message)
@@ -157,7 +165,7 @@ def run_worker() -> None:
         return True
 
     engine = Engine(spawn)
-    poll = Poll(tasks.register(app, engine), spawn, engine.share)
+    poll = Poll(tasks.register(app, engine), spawn, engine.share, engine.waits)
     broker.keep(poll.name)
 
     def stop(*_: Any, **__: Any) -> None:

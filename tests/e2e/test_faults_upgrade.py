@@ -43,6 +43,33 @@ def test_migrating_again_in_mid_batch(services: Stack) -> None:
     services.is_done(batch)
 
 
+def test_a_newer_version_migrates_in_mid_batch(services: Stack) -> None:
+    def set_revision(revision: str) -> str:
+        with services.direct() as session:
+            row = session.execute("SELECT version_num FROM alembic_version").fetchone()
+            session.execute("UPDATE alembic_version SET version_num = %s", [revision])
+        assert row is not None
+        return str(row[0])
+
+    batch = services.submit_and_wait_for_some()
+    ours = set_revision("9999")
+    try:
+        services.wait_until_ready()
+        migration = subprocess.run(
+            [processes.COMMAND, "migrate"],
+            env=services.env(migrate_database_url=services.postgres.owner_url),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert migration.returncode == 1
+        assert "at revision 9999, which a newer version of xalen-batch made" in " ".join(migration.stderr.split())
+        assert "Traceback" not in migration.stderr
+        services.is_done(batch)
+    finally:
+        set_revision(ours)
+
+
 def test_a_backup_restored_in_mid_batch_goes_on_to_the_end(services: Stack, tmp_path: Path) -> None:
     batch = services.submit_and_wait_for_some()
     backup = tmp_path / "backup.dump"

@@ -22,7 +22,7 @@ from tests.integration.conftest import Api, new_key
 from xalen_batch import accounts, audit, credentials, db, files, ids, keys
 from xalen_batch.accounts import Owner, Scope
 from xalen_batch.backends.contract import Usage
-from xalen_batch.billing import invoices, prices, statements
+from xalen_batch.billing import invoices, prices
 from xalen_batch.cli import database as of_commands
 from xalen_batch.cli.main import app
 from xalen_batch.models import Account, ApiKey, AuditEntry, Base, Batch, Schedule
@@ -204,10 +204,10 @@ class TestMoney:
         with as_owner() as session:
             session.execute(text("SET LOCAL session_replication_role = replica"))
             session.execute(text("UPDATE invoices SET issued_at = '2026-01-15'"))
-        [entry] = written(statements.issue_due)
+        [entry] = written(billing.issue_due)
         assert (entry.action, entry.account_id) == ("invoice.created", batch.account_id)
         assert (entry.after or {})["month"] == "2026-01-01"
-        assert written(statements.issue_due) == []
+        assert written(billing.issue_due) == []
 
 
 # Whatever writes to a table of these nouns, by whatever way: the triggers see it.
@@ -244,6 +244,7 @@ NOT_AUDITED = {
     "idempotency_keys": "answers kept for a replay; what was made is logged",
     "inbox_requests": "users' own lines; they go into a file, or with their schedule, whose deletion is logged",
     "invoice_lines": "written with their invoice, and never changed",
+    "erasures": "how far the erasing of a deleted file's answers is, each step of which is logged",
     "store_mark": "the id of the store, which nothing changes",
     "schedule_runs": "a record of what ran and why, which nothing deletes",
     "tasks": "the progress of a batch",

@@ -117,7 +117,7 @@ def test_the_poll_outlives_any_error(configure: Callable[..., None], monkeypatch
         raise ValueError("a bug")
 
     monkeypatch.setattr(recover, "due", due)
-    poll = Poll({}, lambda *_: True, lambda _: None)
+    poll = Poll({}, lambda *_: True, lambda _: None, list)
     poll.start()
     try:
         assert looks.acquire(timeout=PATIENCE)
@@ -144,7 +144,7 @@ def test_work_that_waits_for_a_thread_is_named_once(configure: Callable[..., Non
             assert looks.acquire(timeout=PATIENCE)
 
     monkeypatch.setattr(recover, "due", due)
-    poll = Poll({Job.VALIDATE: str}, spawn, lambda _: None)
+    poll = Poll({Job.VALIDATE: str}, spawn, lambda _: None, list)
     poll.start()
     try:
         look(5)

@@ -29,7 +29,7 @@ from xalen_batch.api import health
 from xalen_batch.config import settings
 from xalen_batch.models import Base, Batch
 from xalen_batch.models.files import FilePart
-from xalen_batch.pipeline import claim, finalize, record, recover, validate
+from xalen_batch.pipeline import claim, finalize, record, recover, sweeps, validate
 from xalen_batch.pipeline.engine import Engine
 from xalen_batch.states import TaskState
 
@@ -118,14 +118,15 @@ class TestALostFile:
 
 
 class TestLeftovers:
-    def test_what_a_killed_upload_wrote_goes_and_a_running_one_stays(self, database: str) -> None:
+    def test_what_a_killed_upload_wrote_goes_and_a_running_one_stays(self, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sweeps.ORPHANS, "rest", 0.0)
         storage.write("input/kept", [b"{}"])
         folder = storage.folder() / "input"
         old, fresh = folder / f"{ids.new().hex}#1", folder / f"{ids.new().hex}#2"
         for path in (old, fresh):
             path.write_bytes(b"half a f")
         assert old.name not in [Path(key).name for key, _ in storage.listing("input")]
-        long_ago = (datetime.now(UTC) - recover.ORPHAN_AFTER - timedelta(minutes=1)).timestamp()
+        long_ago = (datetime.now(UTC) - sweeps.ORPHAN_AFTER - timedelta(minutes=1)).timestamp()
         os.utime(old, (long_ago, long_ago))
         recover.tick()
         assert (old.exists(), fresh.exists()) == (False, True)

@@ -74,12 +74,14 @@ class TestOfASchedule:
         assert (refused.value.code, refused.value.param) == ("file_in_use", "file_id")
         file.expires_at = datetime.now(UTC) - timedelta(days=1)
         session.flush()
-        recover._expire_files(session)
+        session.commit()
+        recover.tick()
         assert files.get(session, caller, public(file)).deleted_at is None
         registry.delete(session, caller, ids.render("sched", schedule.id), discard_requests=False)
         with pytest.raises(NotFound):
             files.get(session, caller, public(file))
-        recover._expire_files(session)
+        session.commit()
+        recover.tick()
         session.refresh(file)
         assert file.deleted_at is not None
 

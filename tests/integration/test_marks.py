@@ -20,7 +20,7 @@ from tests.integration.test_doctor import Doctor, doctor  # noqa: F401  # a fixt
 from tests.integration.test_engine import engine  # noqa: F401  # a fixture
 from xalen_batch import catalog, db, files, marks, storage, worker
 from xalen_batch.models import Batch, File, Task, workers
-from xalen_batch.pipeline import finalize, reading, recover, validate
+from xalen_batch.pipeline import finalize, reading, recover, sweeps, validate
 from xalen_batch.pipeline.engine import Engine
 from xalen_batch.states import BatchStatus
 
@@ -257,7 +257,8 @@ class TestRunning:
             names = session.scalars(text("SELECT custom_id FROM results ORDER BY line_no")).all()
             assert (session.get_one(Batch, batch.id).status, names) == (BatchStatus.EXPIRED, ["0", "1"])
 
-    def test_another_installations_files_are_no_orphans(self, other: Path) -> None:
+    def test_another_installations_files_are_no_orphans(self, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sweeps.ORPHANS, "rest", 0.0)
         theirs = other / storage.key(uuid4())
         theirs.parent.mkdir()
         theirs.write_bytes(b"theirs")

@@ -9,7 +9,9 @@ from sqlalchemy.exc import OperationalError
 
 from tests.conftest import Stores, forget
 from xalen_batch import db, schema
+from xalen_batch.errors import ConfigError
 from xalen_batch.models import Price
+from xalen_batch.schema import Age
 
 
 @pytest.fixture
@@ -35,9 +37,23 @@ def empty_database(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.mark.usefixtures("empty_database")
 class TestMigrations:
     def test_an_empty_database_is_not_current_until_it_is_migrated(self) -> None:
-        assert not schema.is_current()
+        assert schema.age() is Age.BEHIND
         schema.migrate()
-        assert schema.is_current()
+        assert schema.age() is Age.CURRENT
+
+    def test_one_that_a_newer_version_migrated_is_used_and_left_alone(self) -> None:
+        schema.migrate()
+        with create_engine(db.owner_url(), poolclass=NullPool).begin() as owner:
+            owner.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        assert (schema.age(), schema.is_usable()) == (Age.NEWER, True)
+        with pytest.raises(ConfigError, match=r"at revision 9999, which a newer version .* Run `xalen-batch migrate` of the newer version"):
+            schema.migrate()
+        assert schema.found() == "9999"
+
+    def test_one_that_is_behind_is_not_usable(self) -> None:
+        schema.migrate()
+        command.downgrade(schema.alembic(), "-1")
+        assert (schema.age(), schema.is_usable()) == (Age.BEHIND, False)
 
     def test_the_catalogs_prices_are_there_after_migrating(self) -> None:
         schema.migrate()
@@ -68,7 +84,7 @@ class TestMigrations:
             ).all()
         assert left == []
         schema.migrate()
-        assert schema.is_current()
+        assert schema.age() is Age.CURRENT
 
     def test_one_that_cannot_have_its_lock_gives_up_before_everyone_waits_behind_it(self, stores: Stores) -> None:
         schema.migrate()
@@ -80,7 +96,7 @@ class TestMigrations:
             with pytest.raises(OperationalError, match="lock timeout"):
                 schema.migrate()
         schema.migrate()
-        assert schema.is_current()
+        assert schema.age() is Age.CURRENT
 
 
 @pytest.mark.usefixtures("empty_database")

@@ -12,7 +12,7 @@ import pytest
 
 from tests import factories
 from xalen_batch import db, ids, storage
-from xalen_batch.pipeline import recover
+from xalen_batch.pipeline import recover, sweeps
 
 # A process that is gone in the middle of an upload of several parts.
 CUT_OFF = """
@@ -35,6 +35,12 @@ def age(path: Path, hours: float) -> None:
 def of(file_id: UUID) -> list[Path]:
     """All that is in storage of one file, whole or not."""
     return sorted((storage.folder() / "input").glob(f"{file_id.hex}*"))
+
+
+@pytest.fixture(autouse=True)
+def every_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walk at every tick, instead of once an hour."""
+    monkeypatch.setattr(sweeps.ORPHANS, "rest", 0.0)
 
 
 @pytest.fixture

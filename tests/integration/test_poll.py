@@ -30,7 +30,7 @@ def test_a_batch_whose_message_was_lost_is_found_and_run(
         return True
 
     shares: list[int] = []
-    poll = Poll({Job.VALIDATE: lambda id: started.put((Job.VALIDATE, id))}, spawn, shares.append)
+    poll = Poll({Job.VALIDATE: lambda id: started.put((Job.VALIDATE, id))}, spawn, shares.append, list)
     poll.start()
     try:
         assert started.get(timeout=PATIENCE) == (Job.VALIDATE, batch.id.hex)

@@ -5,14 +5,14 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from tests import factories
+from tests import billing, factories
 from tests.billing import REFUSED, Ran, ended, running
 from tests.conftest import as_owner
 from tests.factories import RERANK_MODEL
 from tests.integration import plans
 from xalen_batch import db, ids
 from xalen_batch.backends.contract import Usage
-from xalen_batch.billing import reconcile, statements
+from xalen_batch.billing import reconcile
 from xalen_batch.billing.reconcile import Difference
 from xalen_batch.models import Batch
 from xalen_batch.states import BatchStatus, LineError
@@ -51,7 +51,7 @@ def statement(batch: Batch) -> str:
     """The id of an issued statement with this batch on it."""
     corrupt("UPDATE invoices SET issued_at = '2026-03-31 23:59:59.999999Z'")
     with db.transaction() as session:
-        assert statements.issue_due(session) == 1
+        assert billing.issue_due(session) == 1
         (id,) = session.execute(text("SELECT id FROM invoices WHERE month IS NOT NULL")).scalars()
     return ids.render("inv", UUID(str(id)))
 
@@ -186,7 +186,7 @@ def test_the_work_of_a_check_grows_with_what_is_stored_and_not_with_its_square(b
     copied(BATCHES)
     corrupt("UPDATE invoices SET issued_at = '2026-03-31 23:59:59.999999Z'")
     with db.transaction() as session:
-        assert statements.issue_due(session) == 1
+        assert billing.issue_due(session) == 1
     with as_owner() as session:
         session.execute(text("ANALYZE"))
     (plan,) = plans.of(lambda session: session.execute(text(getattr(reconcile, check))))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from tests import factories
+from tests import billing, factories
 from tests.billing import Ran, ended
 from tests.conftest import as_owner
 from tests.factories import RERANK_MODEL
@@ -62,7 +62,7 @@ def read(caller: Caller, month: date = MARCH) -> dict[str, Any]:
 
 def issue_due() -> int:
     with db.transaction() as session:
-        return statements.issue_due(session)
+        return billing.issue_due(session)
 
 
 def test_chat_and_rerank_batches_on_one_statement() -> None:
@@ -210,7 +210,7 @@ def test_a_statement_is_the_same_bytes_whether_it_is_read_at_once_or_in_pieces(m
         an_invoice(caller, total, datetime(2026, 3, day, tzinfo=UTC))
     if is_issued:
         with db.transaction() as session:
-            statements.issue_due(session)
+            billing.issue_due(session)
     whole = b"".join(statements.pieces(caller, MARCH))
     found = orjson.loads(whole)
     # The keys in their order, and no blanks.
@@ -242,3 +242,9 @@ def test_a_statement_is_the_same_bytes_whether_it_is_read_at_once_or_in_pieces(m
     for lines in (1, 2, 3, 4, 5, 6):
         monkeypatch.setattr(statements, "PAGE_LINES", lines)
         assert b"".join(statements.pieces(caller, MARCH)) == whole
+
+
+@pytest.mark.parametrize("month", ["1000-01", "9999-12"])
+def test_the_first_and_the_last_month_are_empty_drafts(month: str) -> None:
+    found = json.loads(b"".join(statements.pieces(a_caller(), statements.parse_month(month))))
+    assert (found["status"], found["month"], found["total"]) == ("draft", month, "0.00")

@@ -44,7 +44,7 @@ def test_a_batch_in_every_status_is_the_clients_batch(status: BatchStatus) -> No
     stamped = {} if status == BatchStatus.VALIDATING else {f"{status.value}_at": NOW}
     errors = [{"code": "empty_file", "message": "no lines", "line": None, "param": None}] if status == BatchStatus.FAILED else None
     shown = BatchObject.of(batch(status=status.value, errors=errors, **stamped), Progress(), NOW).model_dump()
-    assert set(shown) == {*ClientBatch.model_fields, "schedule_id", "run_id", "execution_window"}
+    assert set(shown) == {*ClientBatch.model_fields, "schedule_id", "run_id", "execution_window", "waiting"}
     read = ClientBatch.model_validate(shown, strict=True)
     assert read.status == status
     assert all(getattr(read, name) == int(NOW.timestamp()) for name in stamped)

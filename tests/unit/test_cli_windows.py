@@ -134,6 +134,19 @@ class TestWaiting:
         assert said(result).count("waits for its execution window, 22:00\u201306:00 Europe/Berlin.") == 2
         assert "It opens Fri 2100-12-10 22:00 +01:00 (2100-12-10 21:00 UTC), in " in said(result)
 
+    def test_watch_says_once_which_backend_is_down_and_when_it_goes_on(self, api: Api) -> None:
+        runs = {**BATCH, "execution_window": None}
+        down = {**runs, "waiting": {"reason": "backend_unavailable", "model": "m", "since": OPENS, "message": "No answer."}}
+        api.answers = [ok(each) for each in (runs, down, down, {**down, "waiting": None}, DONE)]
+        told = said(run(api, "watch", "batch_1"))
+        assert told.count("batch_1 waits. No answer. Since 2100-12-10 21:00 UTC.") == 1
+        assert told.count("batch_1 goes on.") == 1
+
+    def test_show_says_what_it_waits_for(self, api: Api) -> None:
+        api.answers = [ok({**BATCH, "waiting": {"reason": "no_worker", "model": None, "since": None, "message": "No worker is running."}})]
+        (line,) = [line for line in run(api, "show", "batch_1").stdout.splitlines() if line.startswith("waiting")]
+        assert line.split(maxsplit=1)[1].strip() == "No worker is running."
+
     def test_watch_says_if_it_opens_too_late(self, api: Api) -> None:
         api.answers = [ok({**BATCH, "expires_at": OPENS - 60}), ok(DONE)]
         result = run(api, "watch", "batch_1")

@@ -8,7 +8,7 @@ import orjson
 from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, db, idempotency, ids
+from xalen_batch import batches, db, idempotency, ids, waits
 from xalen_batch.accounts import Caller, Scope
 from xalen_batch.api.deps import IdempotencyKey, calling
 from xalen_batch.api.responses import listed, stored
@@ -82,6 +82,7 @@ def cancel_batch(session: Session, caller: Caller, batch_id: str) -> BatchObject
 
 def _shown(session: Session, found: Sequence[Batch]) -> list[BatchObject]:
     progress = batches.progress(session, found)
-    # Asked only for who needs it: each question is a round trip.
+    waiting = waits.of(session, found)
+    # Only a batch with an execution window needs the time, and asking costs a round trip.
     now = db.now(session) if any(batch.execution_window for batch in found) else None
-    return [BatchObject.of(batch, progress[batch.id], now) for batch in found]
+    return [BatchObject.of(batch, progress[batch.id], now, waiting.get(batch.id)) for batch in found]

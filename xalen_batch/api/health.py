@@ -28,7 +28,7 @@ def _database() -> None:
 
 
 def _migrations() -> None:
-    if not schema.is_current():
+    if not schema.is_usable():
         raise ConfigError("the database does not have this version's schema; run `xalen-batch migrate`")
 
 

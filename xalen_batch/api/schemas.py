@@ -11,6 +11,7 @@ from xalen_batch.batches import Progress
 from xalen_batch.catalog import Endpoint
 from xalen_batch.fields import ExpiresAfter, Metadata, Text
 from xalen_batch.models import Batch, File
+from xalen_batch.waits import Reason, Wait
 from xalen_batch.windows import ExecutionWindow
 
 
@@ -139,6 +140,19 @@ class ExecutionWindowObject(BaseModel):
         )
 
 
+class WaitingObject(BaseModel):
+    """What a batch waits for, in a sentence. Other reasons may be added."""
+
+    reason: Reason
+    model: str | None = Field(description="The model whose lines wait; null: all lines do.")
+    since: int | None = Field(description="Unix seconds; null where that is not known.")
+    message: str
+
+    @classmethod
+    def of(cls, wait: Wait | None) -> Self | None:
+        return None if wait is None else cls(reason=wait.reason, model=wait.model, since=_seconds(wait.since), message=wait.message)
+
+
 class BatchObject(Identified, Scoped):
     # What OpenAI's own type requires, so that its clients can parse the answer to a cancel whatever the key may see.
     always = frozenset({"id", "object", "endpoint", "input_file_id", "completion_window", "status", "created_at"})
@@ -167,9 +181,10 @@ class BatchObject(Identified, Scoped):
     schedule_id: str | None
     run_id: str | None
     execution_window: ExecutionWindowObject | None
+    waiting: WaitingObject | None = Field(description="Extension: what keeps its lines from running at this moment; null: nothing does.")
 
     @classmethod
-    def of(cls, batch: Batch, progress: Progress, now: datetime | None) -> Self:
+    def of(cls, batch: Batch, progress: Progress, now: datetime | None, waiting: Wait | None = None) -> Self:
         """`now`: by the clock of PostgreSQL, which opens and closes execution windows; for a batch that has one."""
         return cls(
             id=ids.render("batch", batch.id),
@@ -196,6 +211,7 @@ class BatchObject(Identified, Scoped):
             schedule_id=batch.schedule_id and ids.render("sched", batch.schedule_id),
             run_id=batch.run_id and ids.render("run", batch.run_id),
             execution_window=ExecutionWindowObject.of(batch, now),
+            waiting=WaitingObject.of(waiting),
         )
 
 

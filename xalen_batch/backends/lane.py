@@ -14,6 +14,7 @@ from xalen_batch.backends.concurrency import Concurrency, Verdict
 from xalen_batch.backends.contract import Answered, Backend, Outcome, Refused, Retryable
 from xalen_batch.backends.fair_queue import FairQueue
 from xalen_batch.backends.rates import Rates, estimate
+from xalen_batch.backends.silence import Silence
 from xalen_batch.backends.work import NOT_RUN, Ended, Entry, Exhausted, Line, NotRun, Work
 from xalen_batch.config import settings
 
@@ -24,7 +25,7 @@ BACKLOG = 0.5
 
 
 class Lane:
-    """Made and used on the event loop; `unfinished`, `limit`, `room`, `rooms` and the circuit's state may be read from any thread.
+    """Made and used on the event loop; `unfinished`, `limit`, `room`, `rooms`, `silence` and the circuit's state may be read from any thread.
 
     `ceiling`: most requests in flight at the backend, over all worker processes; each takes an equal share.
     `rates`: how fast it may be asked, None where nothing limits that. `buffer`: the bytes of its answers. `on_room`: called on the
@@ -48,6 +49,7 @@ class Lane:
         self._rates = rates
         self._on_room = on_room
         self.circuit = Circuit(name, clock)
+        self.silence = Silence(clock)
         self.unfinished = 0
         self._of_account: Counter[UUID] = Counter()
         # Accounts that had no room when they were last looked at.
@@ -225,6 +227,7 @@ class Lane:
             if self._rates is not None:
                 self._rates.settle(expected, _used(outcome))
         if not isinstance(outcome, Retryable):
+            self.silence.over()
             self._succeeded(source, number, outcome)
         return outcome
 
@@ -239,6 +242,7 @@ class Lane:
 
     def _failed(self, entry: Entry, outcome: Retryable) -> None:
         source = entry.work.source
+        self.silence.failed(outcome.reason)
         # A backend that is busy gets fewer requests; one that is too busy for one at a time is as good as broken.
         is_refused = outcome.is_overload and self.limit == 1 and not self.circuit.is_doubted(source)
         self.circuit.failed(source, outcome.reason, is_broken=is_refused or not outcome.is_overload, may_be_own=outcome.may_be_own)

@@ -5,15 +5,10 @@ from xalen_batch.backends.contract import Backend
 from xalen_batch.backends.openai import OpenAIBackend
 from xalen_batch.backends.rerank_chat import RerankChat
 from xalen_batch.backends.simulated.backend import SimulatedBackend
-from xalen_batch.catalog import Kind, Model
+from xalen_batch.catalog import Model
 from xalen_batch.errors import ConfigError
 
 _made: dict[tuple[Model, bool], Backend] = {}
-
-
-def kind_for(model: Model, livemode: bool) -> Kind | None:
-    """What a model's lines are sent to: the simulated model in test mode, what the catalog says in live mode. None: it says nothing."""
-    return model.backend.kind if livemode else "simulated"
 
 
 def backend_for(model: Model, livemode: bool, buffer: Buffer | None = None) -> Backend:
@@ -21,7 +16,7 @@ def backend_for(model: Model, livemode: bool, buffer: Buffer | None = None) -> B
 
     Raises ConfigError where the catalog's entry has none or cannot work.
     """
-    kind = kind_for(model, livemode)
+    kind = model.kind_in(livemode)
     if kind is None:
         raise ConfigError(
             f"The catalog's models.{model.id}.backend has no base_url. Set it to the server's address, as in http://host:8000/v1."

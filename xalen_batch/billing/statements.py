@@ -1,13 +1,13 @@
 """The statement of a month: what an account pays. It sums batch invoices and rounds once."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 import orjson
-from sqlalchemy import exists, select, text, tuple_
+from sqlalchemy import DateTime, exists, func, literal, select, text, tuple_
 from sqlalchemy.orm import Session, lazyload
 
 from xalen_batch import db, ids, log, money
@@ -20,7 +20,7 @@ from xalen_batch.models import Invoice, InvoiceLine
 logger = log.get(__name__)
 
 ZERO = Decimal(0)
-# Statements issued in one transaction.
+# Statements that are looked up at a time.
 AT_ONCE = 500
 # Lines of a statement that are read and rendered at a time.
 PAGE_LINES = 1_000
@@ -123,23 +123,26 @@ _DUE = text("""
 """)
 
 
-def issue_due(session: Session) -> int:
-    """Issue the next statement of every account and mode that has a month over with invoices in it; returns how many.
-
-    May run anywhere, at once: a month has one statement. Call it again for what is left.
-    """
-    due = session.execute(_DUE, {"at_once": AT_ONCE}).all()
-    return sum(_issue(session, row.account_id, row.livemode, row.month) for row in due)
+def due(session: Session) -> Sequence[Any]:
+    """The next statement (`account_id`, `livemode`, `month`) of each account and mode that has invoices in a month that is over."""
+    return session.execute(_DUE, {"at_once": AT_ONCE}).all()
 
 
 @money.exact
-def _issue(session: Session, account_id: UUID, livemode: bool, month: date) -> bool:
-    invoice = Invoice(account_id=account_id, livemode=livemode, month=month)
+def issue(session: Session, due: Any) -> bool:
+    """Issue one of `due`. False: it is issued already. May run anywhere, at once: a month has one statement."""
+    invoice = Invoice(account_id=due.account_id, livemode=due.livemode, month=due.month)
     lines = _lines(session, invoice)
     invoice.total = _sum(lines)
     is_new = invoices.store(session, invoice, lines)
     if is_new:
-        logger.info("statement.issued", account_id=account_id.hex, livemode=livemode, month=f"{month:%Y-%m}", total=str(invoice.total))
+        logger.info(
+            "statement.issued",
+            account_id=due.account_id.hex,
+            livemode=due.livemode,
+            month=f"{due.month:%Y-%m}",
+            total=str(invoice.total),
+        )
     return is_new
 
 
@@ -178,8 +181,9 @@ def _description(invoice: Any) -> str:
 def _invoices(session: Session, month: Invoice, after: tuple[datetime, UUID] | None = None, limit: int | None = None) -> Sequence[Any]:
     """Batch invoices of a month by the time of their issue; those behind that time and id."""
     assert month.month is not None
-    start = datetime(month.month.year, month.month.month, 1, tzinfo=UTC)
-    end = (start + timedelta(days=32)).replace(day=1)
+    start = literal(datetime(month.month.year, month.month.month, 1, tzinfo=UTC), DateTime(timezone=True))
+    # PostgreSQL's calendar goes on behind 9999, where Python's ends.
+    end = start + func.make_interval(0, 1)
     has_counted = exists().where(InvoiceLine.invoice_id == Invoice.id, InvoiceLine.reason == USAGE_COUNTED)
     is_simulated = exists().where(InvoiceLine.invoice_id == Invoice.id, InvoiceLine.answered_by == "simulated")
     found = (

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from xalen_batch.cli import windows
+from xalen_batch.cli import waits, windows
 from xalen_batch.cli.output import STDERR, STDOUT, counted, fields, figure, moment, pairs, safe, say, show
 from xalen_batch.cli.stacked import Layout, stacked
 
@@ -102,6 +102,8 @@ def _fields(batch: dict[str, Any]) -> Iterator[tuple[str, object]]:
             yield name, pairs(value) if value else "-"
         elif name == "execution_window" and value:
             yield name, windows.shown(value)
+        elif name == "waiting" and value:
+            yield name, waits.shown(value)
         else:
             yield name, "-" if value is None else value
 

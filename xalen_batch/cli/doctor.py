@@ -75,6 +75,7 @@ def _checks() -> Iterator[Check]:
     yield check("storage", _storage)
     yield check("store mark", partial(installation.store_mark, has_database=found.status == "ok"))
     yield check("workers", partial(installation.workers, has_database=found.status == "ok"))
+    yield check("open batches", partial(installation.open_batches, has_database=found.status == "ok"))
     yield check("disk space", _disk_space)
     yield check("catalog", _catalog)
     yield check("prices", partial(_prices, has_database=found.status == "ok"))
@@ -134,9 +135,11 @@ def _migrations(has_database: bool) -> str:
         raise Skipped("not checked: no database")
     from xalen_batch import schema
 
-    found, needed = schema.found(), schema.needed()
-    if found != needed:
-        raise Wrong(f"The database is at {found or 'no revision'}, and {needed} is needed: xalen-batch migrate")
+    found, age = schema.found(), schema.age()
+    if age is schema.Age.BEHIND:
+        raise Wrong(f"The database is at {found or 'no revision'}, and {schema.needed()} is needed: xalen-batch migrate")
+    if age is schema.Age.NEWER:
+        raise Doubtful(f"{schema.newer(found)} Both work during an upgrade; then start the newer version here too.")
     return f"at {found}"
 
 
@@ -220,7 +223,7 @@ def _prices(has_database: bool) -> str:
     from xalen_batch import db, schema
     from xalen_batch.billing import prices
 
-    if not schema.is_current():
+    if not schema.is_usable():
         raise Skipped("not checked: the database needs a migration")
     with db.reading() as session:
         unpriced, changes = prices.unpriced(session), prices.differences(session)

@@ -4,6 +4,8 @@ from xalen_batch.cli.findings import Doubtful, Skipped, Wrong
 
 # A finding names this many of the differences.
 MOST_NAMED = 5
+# Open batches that are looked at, the oldest first.
+MOST_BATCHES = 1_000
 
 
 def rights(has_database: bool) -> str:
@@ -54,10 +56,34 @@ def workers(has_database: bool) -> str:
     return f"{count} alive" if count else "none alive"
 
 
+def open_batches(has_database: bool) -> str:
+    _skip_without_schema(has_database)
+    from collections import Counter
+
+    from sqlalchemy import select
+
+    from xalen_batch import catalog, db, waits
+    from xalen_batch.errors import ConfigError
+    from xalen_batch.models import Batch
+    from xalen_batch.states import MAY_START
+
+    try:
+        catalog.models()
+    except ConfigError:
+        raise Skipped("not checked: no catalog") from None
+    with db.reading() as session:
+        some = session.scalars(select(Batch).where(Batch.status.in_(MAY_START)).order_by(Batch.id).limit(MOST_BATCHES)).all()
+        found = waits.of(session, some).values()
+    counts = Counter(wait.message for wait in found if wait.reason is not waits.Reason.EXECUTION_WINDOW)
+    if counts:
+        raise Doubtful(" ".join(f"Waiting: {number:,}. {message}" for message, number in counts.most_common(MOST_NAMED)))
+    return f"{len(some):,} open, none waits" if some else "none open"
+
+
 def _skip_without_schema(has_database: bool) -> None:
     if not has_database:
         raise Skipped("not checked: no database")
     from xalen_batch import schema
 
-    if not schema.is_current():
+    if not schema.is_usable():
         raise Skipped("not checked: the migrations come first")

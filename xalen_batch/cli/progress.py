@@ -76,7 +76,7 @@ class _Bar:
         done, total = counts["completed"] + counts["failed"], counts["total"]
         rate = self._rate.per_second(done) if total else 0.0
         detail = f"{figure(done)}/{figure(total)} · {rate:,.0f}/s · {figure(counts['failed'])} failed" if total else ""
-        status = batch["status"] if windows.waits_until(batch) is None else "waiting"
+        status = batch["status"] if windows.waits_until(batch) is None and not batch.get("waiting") else "waiting"
         self._bar.update(self._task, description=status, total=total or None, completed=done, detail=detail)
 
 

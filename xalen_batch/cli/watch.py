@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from xalen_batch.cli import progress, windows
+from xalen_batch.cli import progress, waits
 from xalen_batch.cli.batch_view import ENDED, say_errors, say_outcome, succeeded
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
@@ -48,7 +48,7 @@ def follow(client: Client, batch_id: str, timeout: float | None) -> dict[str, An
     """The batch at its end. Failed (exit 5, 130) when the time is over or on Ctrl-C; the batch goes on either way."""
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = FIRST_PAUSE
-    told = None
+    told = waits.Told()
     try:
         # Before the bar, which would stay on the screen above the error of a batch that is not there.
         batch = client.get(f"/batches/{batch_id}")
@@ -57,9 +57,7 @@ def follow(client: Client, batch_id: str, timeout: float | None) -> dict[str, An
                 view.update(batch)
                 if batch["status"] in ENDED:
                     return batch
-                if (opening := windows.waits_until(batch)) not in (None, told):
-                    windows.say_waiting(batch)
-                    told = opening
+                told.update(batch)
                 if deadline is not None and time.monotonic() + pause > deadline:
                     raise Failed(f"Waited {timeout:g} s. The batch goes on; `xalen-batch watch {batch_id}` waits again.", TIMED_OUT)
                 time.sleep(pause)

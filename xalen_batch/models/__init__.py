@@ -4,6 +4,7 @@ from xalen_batch.models.accounts import Account, ApiKey
 from xalen_batch.models.audit import AuditEntry
 from xalen_batch.models.base import Base
 from xalen_batch.models.batches import Batch
+from xalen_batch.models.erasures import Erasure
 from xalen_batch.models.files import File
 from xalen_batch.models.idempotency import IdempotencyKey
 from xalen_batch.models.invoices import Invoice, InvoiceLine
@@ -24,6 +25,7 @@ __all__ = [
     "Base",
     "Batch",
     "ConsumedObject",
+    "Erasure",
     "File",
     "IdempotencyKey",
     "InboxRequest",

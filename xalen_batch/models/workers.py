@@ -1,7 +1,10 @@
 """Workers: the worker processes that are alive, as the database saw them last."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import delete, func, literal_column, select
@@ -17,6 +20,25 @@ KEPT_FOR = timedelta(minutes=1)
 REMOVED_AT_ONCE = 100
 
 
+class Reason(StrEnum):
+    """What work can wait for in a worker process."""
+
+    BACKEND = "backend"
+    STORAGE = "storage"
+    DISK = "disk"
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """`seconds`: for how long, at the row's `seen_at`; so no reader compares two clocks. `message`: what the backend did last."""
+
+    reason: Reason | str
+    seconds: float
+    message: str = ""
+    model: str | None = None
+    livemode: bool | None = None
+
+
 class Worker(Base):
     """`seen_at` is in no index, and there is room on the page: a row that is renewed every second moves in place (HOT)."""
 
@@ -30,19 +52,31 @@ class Worker(Base):
     store: Mapped[UUID | None]
     # What its catalog comes to (`catalog.fingerprint`); null: a version that does not tell.
     catalog: Mapped[str | None]
+    # Its `Wait`s; null: none, or a version that does not tell.
+    waits: Mapped[list[dict[str, Any]] | None]
+
+    @property
+    def waiting(self) -> list[tuple[datetime, Wait]]:
+        """What work waits for there, and since when. A newer version may give fields and reasons that are unknown here."""
+        found = [Wait(**{name: told[name] for name in told.keys() & Wait.__slots__}) for told in self.waits or ()]
+        return [(self.seen_at - timedelta(seconds=wait.seconds), wait) for wait in found]
 
 
-def seen(session: Session, worker_id: str, *, store: UUID | None = None, catalog: str | None = None) -> int:
-    """Note that this worker process is alive, and what it sees; how many are, itself included: seen within the last five seconds.
+def seen(session: Session, worker_id: str, *, store: UUID | None = None, catalog: str | None = None, waits: Sequence[Wait] = ()) -> int:
+    """Note that this worker process is alive, what it sees and what its work waits for.
+
+    Returns how many are alive, itself included: seen within the last five seconds.
 
     Rows of workers that were killed go here too: never one that another session has locked, so nobody waits for anybody.
     """
     now = func.clock_timestamp()
-    row = insert(Worker).values(id=worker_id, seen_at=now, store=store, catalog=catalog)
-    told = {"seen_at": row.excluded.seen_at, "store": row.excluded.store, "catalog": row.excluded.catalog}
+    told = {"seen_at": now, "store": store, "catalog": catalog, "waits": [asdict(wait) for wait in waits] or None}
+    row = insert(Worker).values(id=worker_id, **told)
     is_new = session.scalar(
         # `xmax` of a row that was inserted is 0.
-        row.on_conflict_do_update(index_elements=[Worker.id], set_=told).returning(literal_column("xmax = 0"))
+        row.on_conflict_do_update(index_elements=[Worker.id], set_={name: row.excluded[name] for name in told}).returning(
+            literal_column("xmax = 0")
+        )
     )
     if is_new:
         _remove_old(session)

@@ -17,6 +17,7 @@ from xalen_batch.backends.lane import Lane
 from xalen_batch.backends.rates import Rates
 from xalen_batch.catalog import Model
 from xalen_batch.config import settings
+from xalen_batch.models import workers
 from xalen_batch.models.claims import Room
 from xalen_batch.pipeline import claim as claims
 from xalen_batch.pipeline import record
@@ -38,8 +39,8 @@ SLOT_SHARE = 3 / 4
 UNUSABLE_PAUSE = 15.0
 
 
-class _BackendChanged(Exception):
-    """The catalog has another kind of backend for the model than the batch was created with."""
+class _NotInCatalog(Exception):
+    """The catalog lacks the model, or has another kind of backend for it than the batch was created with. It is logged already."""
 
 
 class _Unusable(Exception):
@@ -69,6 +70,9 @@ class Engine:
         self._runs: set[Run] = set()
         self._quiet_until = 0.0
         self._workers = 1
+        # Why nothing is claimed at all, and since when; and since when no backend can be made for a model.
+        self._held: tuple[workers.Reason, float] | None = None
+        self._unusable: dict[claims.Lane, float] = {}
         self._stop_at: float | None = None
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="backends", daemon=True)
@@ -99,15 +103,38 @@ class Engine:
         finally:
             self._slots.release()
 
-    def share(self, workers: int) -> None:
-        """So many worker processes are alive now, this one included: each lane has its share of what its backend may get."""
-        if workers != self._workers:
-            self._workers = workers
+    def share(self, alive: int) -> None:
+        """Give each lane its share of what its backend may get, for this number of live worker processes, this one included."""
+        if alive != self._workers:
+            self._workers = alive
             self._loop.call_soon_threadsafe(self._share)
 
     def _share(self) -> None:
         for lane in self._lanes.values():
             lane.share(self._workers)
+
+    def waits(self) -> list[workers.Wait]:
+        """What work waits for in this process, as its row tells it to others."""
+        now, found = time.monotonic(), []
+        if (held := self._held) is not None:
+            found.append(workers.Wait(held[0], now - held[1]))
+        for (model, livemode), since in list(self._unusable.items()):
+            found.append(workers.Wait(workers.Reason.BACKEND, now - since, "The catalog's entry cannot be used.", model, livemode))
+        for (model, livemode), lane in list(self._lanes.items()):
+            if (silence := lane.silence.told) is not None:
+                found.append(workers.Wait(workers.Reason.BACKEND, silence.seconds, silence.reason, model, livemode))
+        return found
+
+    def _is_held(self) -> bool:
+        """Whether this process may claim nothing, as a disk is short or the store is away."""
+        reason = None
+        if disk.Store.DATABASE in disk.short():
+            reason = workers.Reason.DISK
+        elif not marks.is_here():
+            reason = workers.Reason.STORAGE
+        if reason is None or self._held is None or self._held[0] is not reason:
+            self._held = None if reason is None else (reason, time.monotonic())
+        return reason is not None
 
     def stop(self) -> None:
         """Claim nothing more, start no line; requests in flight have the settings' grace from now on."""
@@ -151,7 +178,7 @@ class Engine:
         with self._claiming:
             # While a disk is short what runs has room to be recorded; the poll asks again. Without the store there are no lines to read,
             # and a claimed task would wait here that another worker can run.
-            if self._is_trying or not self._has_memory or disk.Store.DATABASE in disk.short() or not marks.is_here():
+            if self._is_trying or not self._has_memory or self._is_held():
                 return None, None
             claim = claims.claim(self._rooms(), with_suspects=time.monotonic() >= self._may_try_from)
             if claim is None:
@@ -195,20 +222,25 @@ class Engine:
         try:
             return self._on_loop(self._start(claim)).result()
         except Exception as error:
-            # No line was sent, so none is to blame: the catalog here does not know the model, or not where it runs, or names a
-            # backend of another kind than the batch was created with.
-            logger.error("backend.unusable", model=claim.model, **log.cause(error))
+            # No line was sent, so none is to blame.
+            if not isinstance(error, _NotInCatalog):
+                self._unusable.setdefault(claim.lane, time.monotonic())
+                logger.error("backend.unusable", batch_id=claim.batch_id.hex, model=claim.model, **log.cause(error))
             record.record(claim.key, claim.fence, [], to=TaskState.PENDING, pause=UNUSABLE_PAUSE, blame=-int(claim.is_suspect))
             raise _Unusable from error
 
     async def _start(self, claim: Claim) -> Run:
-        model, is_live = catalog.models()[claim.model], claim.lane[1]
-        if (kind := registry.kind_for(model, is_live)) != claim.backend:
+        model, is_live = catalog.models().get(claim.model), claim.lane[1]
+        if model is None:
+            logger.error("model.missing", batch_id=claim.batch_id.hex, model=claim.model, catalog=catalog.source())
+            raise _NotInCatalog
+        if (kind := model.kind_in(is_live)) != claim.backend:
             logger.error("backend.changed", batch_id=claim.batch_id.hex, model=model.id, created_with=claim.backend, catalog_has=kind)
-            raise _BackendChanged
+            raise _NotInCatalog
         lane = self._lanes.get(claim.lane)
         if lane is None:
             lane = self._lanes[claim.lane] = self._lane(model, is_live=is_live)
+        self._unusable.pop(claim.lane, None)
         run = Run(claim, lane)
         self._runs.add(run)
         # A stop from here on finds it there.

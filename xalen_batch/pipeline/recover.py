@@ -3,40 +3,34 @@
 Everything here may run any number of times, anywhere, at once.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import cache
 
-from sqlalchemy import Select, delete, func, insert, select, text, true, update
+from sqlalchemy import Select, func, insert, select, true, update
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, files, jsonl, log, marks, storage
-from xalen_batch.billing import statements
+from xalen_batch import db, jsonl, log
 from xalen_batch.broker import Job, Message
-from xalen_batch.config import settings
-from xalen_batch.models import Batch, File, IdempotencyKey, Result, Task
+from xalen_batch.models import Batch, Result, Task
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.batches import roll_window, window_is_open
 from xalen_batch.models.tasks import SUSPECT_LOSSES, has_state
-from xalen_batch.pipeline import blame, fairness, finalize, record
+from xalen_batch.pipeline import blame, fairness, finalize, record, sweeps
 from xalen_batch.pipeline.blame import Verdict
+from xalen_batch.pipeline.sweeps import apart
 from xalen_batch.schedules import due as due_schedules
-from xalen_batch.states import MAY_START, TERMINAL, BatchStatus, LineError, TaskState
+from xalen_batch.states import MAY_START, BatchStatus, LineError, TaskState
 from xalen_batch.windows import ExecutionWindow
 
 logger = log.get(__name__)
 
 # A fresh batch has a message of its own under way; only one that waits longer is sent again.
 LOST_AFTER = timedelta(seconds=2)
-# An upload without a row is either being written, and then not this old (its client may not stall), or was left by a crash.
-ORPHAN_AFTER = timedelta(hours=6)
 WORKER_LOST = (
     f"{blame.ALONE_LOSSES} workers in a row were lost while this request was the only one that they ran. It was not billed. "
     "Submitting it as it is will most likely fail again."
 )
 VALIDATED_AT_ONCE = 50
-SWEEP_LOCK = 7261957
 # Execution windows that one look rolls on; the rest stay closed until the next.
 ROLLED_AT_ONCE = 1_000
 # Whoever ends the last task of a batch names its finalizing. Should that be lost where many batches run, the next tick finds it.
@@ -51,39 +45,25 @@ def due(*, ended_among: int | None = ENDED_AMONG) -> list[Message]:
     with db.transaction() as session:
         for task in sorted(task_rows.reclaim(session), key=lambda task: task.key):
             # Without its file a suspect cannot be failed: it is claimable once more.
-            with _sparing_others("reclaim"), session.begin_nested():
+            with apart("reclaim", batch_id=task.batch_id.hex), session.begin_nested():
                 _take_back(session, task)
         _roll_windows(session)
         return [*_batches_due(session, ended_among), *_tasks_due(session), *_schedules_due(session)]
 
 
 def tick() -> None:
-    """What beat sends every few seconds: hints for all that is due, and the housekeeping."""
-    with db.transaction() as session:
-        is_mine = session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": SWEEP_LOCK})
-        if is_mine:
-            session.execute(
-                delete(IdempotencyKey).where(IdempotencyKey.created_at < func.now() - timedelta(seconds=settings().idempotency_retention))
-            )
-            statements.issue_due(session)
-            _expire_files(session)
-    if is_mine:
-        with _sparing_others("orphans"):
-            _delete_orphans()
-    messages = due(ended_among=None)
-    with db.transaction() as session:
+    """What beat sends every few seconds: hints for all that is due, then the housekeeping (`sweeps.py`)."""
+    # Without the database this raises once, instead of an error in each sweep.
+    db.ping()
+    with apart("hints"):
+        messages = due(ended_among=None)
+        with db.transaction() as session:
+            for message in messages:
+                db.enqueue(session, message.job, message.id)
+    with apart("fairness"), db.transaction() as session:
         fairness.forget_waiting_time(session)
-        for message in messages:
-            db.enqueue(session, message.job, message.id)
-
-
-@contextmanager
-def _sparing_others(during: str) -> Iterator[None]:
-    """One file that storage fails on is tried again next time, and holds up nothing else."""
-    try:
-        yield
-    except storage.AWAY as error:
-        logger.warning("storage.unreachable", during=during, error=type(error).__name__)
+    for sweep in sweeps.ALL:
+        sweep.run()
 
 
 def _take_back(session: Session, task: Task) -> None:
@@ -189,36 +169,3 @@ def _claimable() -> Select[tuple[int]]:
 
 def _schedules_due(session: Session) -> list[Message]:
     return [Message(Job.FIRE)] if due_schedules.is_any(session) else []
-
-
-def _expire_files(session: Session) -> None:
-    """Delete files past their time; an input file that a batch or a schedule still needs waits for it."""
-    is_needed = select(Batch.id).where(Batch.input_file_id == File.id, Batch.status.not_in(TERMINAL)).exists()
-    expired = session.scalars(
-        select(File)
-        .where(File.deleted_at.is_(None), File.expires_at <= func.now(), ~is_needed, ~files.has_schedule())
-        .limit(100)
-        .with_for_update(skip_locked=True)
-    ).all()
-    for file in expired:
-        with _sparing_others("expire"), session.begin_nested():
-            files.erase(session, file)
-            logger.info("file.expired", file_id=file.id.hex)
-
-
-def _delete_orphans() -> None:
-    """Remove stored uploads that no file row stands for: a crash came while one was written, or between writing and committing."""
-    # What another database's folder holds is not ours to remove.
-    marks.confirm()
-    horizon = datetime.now(UTC) - ORPHAN_AFTER
-    for name in storage.delete_unfinished("input", before=horizon):
-        logger.warning("file.unfinished_deleted", name=name)
-    old: Sequence[str] = [key for key, written in storage.listing("input") if written < horizon]
-    for start in range(0, len(old), 1000):
-        keys = {key: id for key in old[start : start + 1000] if (id := storage.file_id(key))}
-        with db.transaction() as session:
-            known = set(session.scalars(select(File.id).where(File.id.in_(keys.values()), File.deleted_at.is_(None))))
-        for key, id in keys.items():
-            if id not in known:
-                storage.delete(key)
-                logger.warning("file.orphan_deleted", key=key)

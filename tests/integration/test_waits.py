@@ -1,0 +1,224 @@
+"""What a batch waits for: said by the API in a sentence, from what workers and the catalog say."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import update
+from structlog.testing import capture_logs
+
+from tests import factories
+from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
+from tests.integration.conftest import Api, new_key
+from tests.waiting import wait_until
+from xalen_batch import catalog, db, disk, ids, marks
+from xalen_batch.billing import prices
+from xalen_batch.cli import installation
+from xalen_batch.cli.findings import Doubtful
+from xalen_batch.models import Batch, workers
+from xalen_batch.models.workers import Reason, Wait
+from xalen_batch.pipeline import finalize, recover, validate
+from xalen_batch.pipeline.engine import Engine
+
+pytestmark = pytest.mark.usefixtures("database")
+
+SECOND = (
+    '[models.second]\nname = "Second"\nowned_by = "x"\ncategory = "compact"\nparameters = "1B"\ncontext_window = 8192\n'
+    'endpoints = ["/v1/chat/completions"]\nprice = { input = "1", output = "2" }\n'
+)
+DOWN = Wait(Reason.BACKEND, 90.0, "No connection to the backend could be made.", CHAT_MODEL, False)
+
+
+@pytest.fixture
+def use(configure: Callable[..., None], tmp_path: Path) -> Callable[[str], None]:
+    """Put a catalog in force over the built-in one."""
+
+    def use(text: str) -> None:
+        (tmp_path / "catalog.toml").write_text(text)
+        configure(catalog=tmp_path / "catalog.toml")
+
+    return use
+
+
+@pytest.fixture
+def live(api: Api) -> Api:
+    return Api(api.port, new_key(livemode=True))
+
+
+def a_worker(name: str = "host:1:a", *waits: Wait, **sees: Any) -> None:
+    """A live worker that sees the store, unless told otherwise."""
+    with db.transaction() as session:
+        workers.seen(session, name, waits=waits, **({"store": marks.identity(), "catalog": catalog.fingerprint()} | sees))
+
+
+def a_batch(api: Api, *lines: dict[str, Any]) -> str:
+    file = api.upload(factories.jsonl(list(lines) or [chat_line("a")]))
+    body = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    id: str = api.ask("POST", "/v1/batches", body).json["id"]
+    validate.run(ids.parse("batch", id) or uuid4())
+    return id
+
+
+def waiting(api: Api, id: str) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = api.ask("GET", f"/v1/batches/{id}").json["waiting"]
+    assert api.ask("GET", "/v1/batches").json["data"][0]["waiting"] == found
+    return found
+
+
+def test_one_that_runs_waits_for_nothing(api: Api) -> None:
+    a_worker()
+    id = a_batch(api)
+    assert waiting(api, id) is None
+    assert api.ask("POST", f"/v1/batches/{id}/cancel").json["waiting"] is None
+
+
+def test_one_that_is_cancelled_before_it_is_validated_has_no_lines(api: Api) -> None:
+    file = api.upload(factories.jsonl([chat_line("a")]))
+    body = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    id = api.ask("POST", "/v1/batches", body).json["id"]
+    api.ask("POST", f"/v1/batches/{id}/cancel")
+    finalize.run(ids.parse("batch", id) or uuid4())
+    found = api.ask("GET", f"/v1/batches/{id}").json
+    assert (found["status"], found["output_file_id"], found["error_file_id"], found["waiting"]) == ("cancelled", None, None, None)
+    assert (found["request_counts"]["total"], found["request_counts"]["failed"]) == (0, 0)
+
+
+def test_without_a_worker(api: Api) -> None:
+    found = waiting(api, a_batch(api))
+    assert found == {"reason": "no_worker", "model": None, "since": None, "message": "No worker is running. It goes on when one starts."}
+
+
+def test_a_backend_that_does_not_answer_is_named_with_its_last_error_and_since_when(api: Api) -> None:
+    a_worker()
+    a_worker("host:2:b", DOWN)
+    found = waiting(api, a_batch(api)) or {}
+    assert (found["reason"], found["model"]) == ("backend_unavailable", CHAT_MODEL)
+    assert "No connection to the backend could be made." in found["message"]
+    assert 80 < datetime.now(UTC).timestamp() - found["since"] < 180
+
+
+@pytest.mark.parametrize("wait", [Wait(Reason.BACKEND, 9.0, "x", CHAT_MODEL, True), Wait(Reason.BACKEND, 9.0, "x", RERANK_MODEL, False)])
+def test_the_backend_of_another_model_or_mode_is_no_matter(api: Api, wait: Wait) -> None:
+    a_worker("host:1:a", wait)
+    assert waiting(api, a_batch(api)) is None
+
+
+def test_a_disk_that_is_short(api: Api) -> None:
+    a_worker("host:1:a", Wait(Reason.DISK, 5.0))
+    found = waiting(api, a_batch(api)) or {}
+    assert found["reason"] == "disk_short"
+    assert found["since"] is not None
+    a_worker("host:2:b")
+    assert waiting(api, found_id(api)) is None
+
+
+def found_id(api: Api) -> str:
+    id: str = api.ask("GET", "/v1/batches").json["data"][0]["id"]
+    return id
+
+
+@pytest.mark.parametrize("store", [None, uuid4()])
+def test_storage_that_no_worker_sees(api: Api, store: object) -> None:
+    id = a_batch(api)
+    a_worker("host:1:a", Wait(Reason.STORAGE, 5.0), store=store)
+    found = waiting(api, id) or {}
+    assert (found["reason"], found["since"] is None) == ("storage_unavailable", False)
+    a_worker("host:2:b")
+    assert waiting(api, id) is None
+
+
+def test_an_execution_window_that_is_closed(api: Api) -> None:
+    a_worker()
+    id = a_batch(api)
+    opens = datetime.now(UTC) + timedelta(hours=3)
+    window = {"start": "22:00", "end": "06:00", "days": ["mon"], "timezone": "UTC"}
+    with db.transaction() as session:
+        session.execute(update(Batch).values(execution_window=window, window_opens_at=opens, window_closes_at=opens + timedelta(hours=8)))
+    found = waiting(api, id) or {}
+    assert (found["reason"], found["message"]) == ("execution_window", f"Its execution window opens {opens:%Y-%m-%d %H:%M} UTC.")
+
+
+class TestCatalog:
+    def test_a_model_that_left_it_is_named(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+        a_worker()
+        id = a_batch(api)
+        left = {name: model for name, model in catalog.models().items() if name != CHAT_MODEL}
+        monkeypatch.setattr(catalog, "models", lambda: left)
+        found = waiting(api, id) or {}
+        assert (found["reason"], found["model"]) == ("model_missing", CHAT_MODEL)
+        assert CHAT_MODEL in found["message"]
+
+    def test_doctor_names_it(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+        a_worker()
+        a_batch(api)
+        assert installation.open_batches(has_database=True) == "1 open, none waits"
+        left = {name: model for name, model in catalog.models().items() if name != CHAT_MODEL}
+        monkeypatch.setattr(catalog, "models", lambda: left)
+        with pytest.raises(Doubtful, match=rf"Waiting: 1\. The catalog no longer has the model {CHAT_MODEL}"):
+            installation.open_batches(has_database=True)
+
+    def test_of_several_models_the_one_that_waits_is_named(
+        self, api: Api, use: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        use(SECOND)
+        with db.transaction() as session:
+            prices.sync(session, prices.differences(session))
+        a_worker()
+        id = a_batch(api, chat_line("a"), chat_line("b", model="second"))
+        assert waiting(api, id) is None
+        left = {name: model for name, model in catalog.models().items() if name != "second"}
+        monkeypatch.setattr(catalog, "models", lambda: left)
+        assert (waiting(api, id) or {})["model"] == "second"
+
+
+class TestEngine:
+    @pytest.fixture
+    def engine(self, configure: Callable[..., None]) -> Iterator[Engine]:
+        configure(flush_interval=0.05, retry_base=0.01, retry_cap=0.02)
+        with ThreadPoolExecutor(8) as pool:
+            engine = Engine(pool.submit)
+            yield engine
+            engine.stop()
+            pool.shutdown(wait=True)
+            engine.close()
+
+    def test_a_server_that_is_not_there_is_told_before_the_line_has_failed(
+        self, live: Api, use: Callable[[str], None], engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("xalen_batch.backends.silence.TOLD_AFTER", 0.0)
+        use(f'[models."{CHAT_MODEL}".backend]\nbase_url = "http://127.0.0.1:1/v1"\n')
+        id = a_batch(live)
+        engine.wake()
+        wait_until(engine.waits)
+        [wait] = engine.waits()
+        assert (wait.reason, wait.model, wait.livemode) == (Reason.BACKEND, CHAT_MODEL, True)
+        a_worker("host:1:a", wait)
+        found = waiting(live, id) or {}
+        assert found["reason"] == "backend_unavailable"
+        assert "127.0.0.1" not in found["message"]
+
+    def test_a_model_that_is_missing_is_logged_by_its_name(self, api: Api, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        id = a_batch(api)
+        left = {name: model for name, model in catalog.models().items() if name != CHAT_MODEL}
+        monkeypatch.setattr(catalog, "models", lambda: left)
+        with capture_logs() as logs:
+            engine.drain()
+        [entry] = [entry for entry in logs if entry["log_level"] == "error"]
+        assert (entry["event"], entry["model"], entry["batch_id"]) == ("model.missing", CHAT_MODEL, (ids.parse("batch", id) or uuid4()).hex)
+        assert recover.due() == []
+
+    @pytest.mark.parametrize("reason", [Reason.DISK, Reason.STORAGE])
+    def test_what_keeps_it_from_claiming_is_told_until_it_is_over(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch, reason: Reason
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "short", lambda: {disk.Store.DATABASE: None} if reason is Reason.DISK else {})
+            patch.setattr(marks, "is_here", lambda: reason is not Reason.STORAGE)
+            engine.drain()
+            assert [wait.reason for wait in engine.waits()] == [reason]
+        engine.drain()
+        assert engine.waits() == []
