@@ -79,7 +79,7 @@ def test_a_status_is_never_written_in_plain_sql_outside_models() -> None:
 
 
 def test_every_job_has_exactly_one_body() -> None:
-    named = re.findall(r"@app\.task\(name=Job\.(\w+)\.value\)", SOURCES["tasks.py"])
+    named = re.findall(r"@app\.task\(name=Job\.(\w+)\.value, shared=False\)", SOURCES["tasks.py"])
     assert sorted(named) == sorted(job.name for job in Job)
 
 
