@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos import crash_points, model_server
+from xalen_batch.pipeline import sweeps
 from xalen_batch.processes import dying_with_parent
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +98,8 @@ def _become(request: dict[str, Any]) -> None:
 def main() -> None:
     for module in IMPORTED_EARLY:
         importlib.import_module(module)
+    # `leftovers` waits for a walk through the store, which otherwise begins once an hour.
+    sweeps.ORPHANS.rest = 0.0
     ended: dict[int, int] = {}
     # Unbuffered: a fork must not have what is not read yet.
     requests, answers = os.fdopen(os.dup(0), "rb", buffering=0), os.dup(1)
