@@ -3,6 +3,7 @@
 Unit tests ask for nothing here, and start nothing.
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import hypothesis
 import pytest
 import redis
+import structlog
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session
 
@@ -63,6 +65,24 @@ def _clean_environment() -> Iterator[None]:
             if name.startswith(("XALEN_", "OPENAI_")):
                 patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _uncached_loggers() -> Iterator[None]:
+    """A logger that structlog cached keeps the configuration of an earlier test, and `capture_logs` would miss its events."""
+    with pytest.MonkeyPatch.context() as patch:
+        configure = structlog.configure
+        patch.setattr(structlog, "configure", lambda **given: configure(**given | {"cache_logger_on_first_use": False}))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_log_handlers() -> Iterator[None]:
+    """A handler that a test configures writes to that test's captured stderr, which is closed after it."""
+    handlers, level = logging.root.handlers.copy(), logging.root.level
+    yield
+    logging.root.handlers = handlers
+    logging.root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
