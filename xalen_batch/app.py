@@ -27,7 +27,7 @@ from xalen_batch.api import (
     terms,
 )
 from xalen_batch.api.bodies import Bodies
-from xalen_batch.api.middleware import AnswerSlices, RateHeaders, RequestContext
+from xalen_batch.api.middleware import AnswerSlices, Paths, RateHeaders, RequestContext
 from xalen_batch.api.pace import BodyPace
 from xalen_batch.api.protocol import BoundedHttp
 from xalen_batch.api.schemas import ErrorObject
@@ -65,6 +65,7 @@ def create_app() -> FastAPI:
     app.add_middleware(BodyPace)
     app.add_middleware(RateHeaders)
     app.add_middleware(RequestContext)
+    app.add_middleware(Paths)
     return app
 
 
