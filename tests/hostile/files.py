@@ -216,7 +216,6 @@ def _addresses() -> Iterator[HostileFile]:
         "/v1/embeddings",
         "https://api.openai.com/v1/chat/completions",
         "//v1/chat/completions",
-        f"{CHAT}/",
         f"{CHAT}?a=1",
         "/v1/x/..",
         "",

@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import obstore
 from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Response
+from pydantic import BaseModel
 
 from xalen_batch import broker, db, disk, marks, schema, storage
+from xalen_batch.api.description import PUBLIC
 from xalen_batch.config import settings
 from xalen_batch.errors import ConfigError, StorageFull
 
@@ -66,6 +68,26 @@ CHECKS: dict[str, Callable[[], None]] = {
 OPTIONAL = frozenset({"redis", "disk", "workers"})
 
 
+class Alive(BaseModel):
+    status: Literal["ok"]
+
+
+class Check(BaseModel):
+    """One store: `ms` if it is ok, `error` if it failed."""
+
+    status: Literal["ok", "failed"]
+    ms: float | None = None
+    error: str | None = None
+
+
+class Readiness(BaseModel):
+    status: Literal["ok", "degraded", "unavailable"]
+    checks: dict[str, Check]
+
+
+UNREADY: dict[int | str, dict[str, Any]] = {503: {"model": Readiness, "description": "The API cannot work: a store that it needs failed."}}
+
+
 @asynccontextmanager
 async def leaving_connections(_: FastAPI) -> AsyncIterator[None]:
     """A server's life, with fewer threads for routes than the pool has connections, so that a check never waits for a route's."""
@@ -74,13 +96,13 @@ async def leaving_connections(_: FastAPI) -> AsyncIterator[None]:
     yield
 
 
-@router.get("/livez")
-async def livez() -> dict[str, str]:
+@router.get("/livez", openapi_extra=PUBLIC)
+async def livez() -> Alive:
     """This process answers."""
-    return {"status": "ok"}
+    return Alive(status="ok")
 
 
-@router.get("/readyz")
+@router.get("/readyz", response_model=Readiness, response_model_exclude_unset=True, openapi_extra=PUBLIC, responses=UNREADY)
 async def readyz(response: Response) -> dict[str, Any]:
     """Each store, checked now. 503 when the API cannot work; `degraded` when work is only slower."""
     checks = await _run()
