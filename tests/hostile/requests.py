@@ -208,7 +208,7 @@ def _bodies() -> Iterator[HostileRequest]:
 def _ids() -> Iterator[HostileRequest]:
     unknown = "unknown_url"
     for path, code in {
-        "a/b": unknown, "{file}/x": unknown, "{file}/": unknown, "a%2Fb": unknown, "..": None, "%2e%2e": None, "%2e%2e%2f%2e%2e%2fetc%2fpasswd": unknown,
+        "a/b": unknown, "{file}/x": unknown, "a%2Fb": unknown, "..": None, "%2e%2e": None, "%2e%2e%2f%2e%2e%2fetc%2fpasswd": unknown,
         "%00": None, "{file}%00": None, "{file}%0a": None, "%20{file}": None, "%2500": None, "%ff%fe": None, "%ED%A0%80": None, "FILE": None,
         "{batch}": None, "{their_file}": None, "{live_file}": None, "file-": None, "file-" + "0" * 32: None, "file-" + "A" * 32: None,
         "file-" + "%EF%BC%91" * 32: None, "f" * 10_000: None, "'%20OR%201=1--": None, "{{file}}": None, "%7Bfile%7D": None, "<script>": None,
