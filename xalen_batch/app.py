@@ -12,6 +12,7 @@ from xalen_batch import __version__, log, memory
 from xalen_batch.api import (
     batches,
     billing,
+    description,
     docs,
     errors,
     estimates,
@@ -27,10 +28,9 @@ from xalen_batch.api import (
     terms,
 )
 from xalen_batch.api.bodies import Bodies
-from xalen_batch.api.middleware import AnswerSlices, RateHeaders, RequestContext
+from xalen_batch.api.middleware import AnswerSlices, Paths, RateHeaders, RequestContext
 from xalen_batch.api.pace import BodyPace
 from xalen_batch.api.protocol import BoundedHttp
-from xalen_batch.api.schemas import ErrorObject
 from xalen_batch.api.stopping import GracefulServer
 from xalen_batch.config import settings
 from xalen_batch.pipeline import readers
@@ -55,7 +55,10 @@ def create_app() -> FastAPI:
         redirect_slashes=False,
         strict_content_type=False,
         lifespan=health.lifespan,
-        responses={"4XX": {"model": ErrorObject}},
+        servers=description.SERVERS,
+        license_info=description.LICENSE,
+        generate_unique_id_function=description.operation_id,
+        responses=description.ERRORS,
     )
     for room in (files, batches, partial, estimates, billing, schedules, schedule_runs, inbox, models, keys, limits, terms, health):
         app.include_router(room.router)
@@ -66,6 +69,7 @@ def create_app() -> FastAPI:
     app.add_middleware(BodyPace)
     app.add_middleware(RateHeaders)
     app.add_middleware(RequestContext)
+    app.add_middleware(Paths)
     return app
 
 

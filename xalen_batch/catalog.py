@@ -9,9 +9,9 @@ from decimal import Decimal
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from xalen_batch.config import settings
 from xalen_batch.errors import ConfigError
@@ -20,7 +20,18 @@ Endpoint = Literal["/v1/chat/completions", "/v1/rerank"]
 CHAT: Endpoint = "/v1/chat/completions"
 RERANK: Endpoint = "/v1/rerank"
 ENDPOINTS: tuple[Endpoint, ...] = (CHAT, RERANK)
+# Spellings in the files of other servers: Azure OpenAI and vLLM leave out `/v1`, Cohere's rerank has version 2.
+_SPELLINGS: Mapping[str, Endpoint] = {CHAT: CHAT, "/chat/completions": CHAT, RERANK: RERANK, "/rerank": RERANK, "/v2/rerank": RERANK}
 Kind = Literal["openai", "simulated"]
+
+
+def endpoint_of(url: object) -> Endpoint | None:
+    """The endpoint that a url names, in any spelling of it; None: no endpoint of ours."""
+    return _SPELLINGS.get(url.rstrip("/")) if isinstance(url, str) else None
+
+
+# An endpoint in a request: any spelling is accepted, and the canonical one is kept.
+NamedEndpoint = Annotated[Endpoint, BeforeValidator(lambda url: endpoint_of(url) or url)]
 
 
 class _Table(BaseModel):

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints, WithJsonSchema
 
 EARLIEST_YEAR, LATEST_YEAR = 1970, 2999
 DAY = 86_400
@@ -27,7 +27,8 @@ def _plausible(time: datetime) -> datetime:
 # After constraints of length, not before them: they are of what is left when blanks are stripped.
 STORABLE = AfterValidator(_storable)
 Text = Annotated[str, STORABLE]
-Time = Annotated[datetime, AfterValidator(_plausible)]
+# A local time without an offset, a date and Unix seconds are times too, so the description cannot say `date-time`.
+Time = Annotated[datetime, AfterValidator(_plausible), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}]})]
 LONGEST_KEY, LONGEST_VALUE, MOST_NOTES = 64, 512, 16
 MetadataKey = Annotated[str, StringConstraints(max_length=LONGEST_KEY), STORABLE]
 MetadataValue = Annotated[str, StringConstraints(max_length=LONGEST_VALUE), STORABLE]

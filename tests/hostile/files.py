@@ -103,7 +103,7 @@ def _encodings() -> Iterator[HostileFile]:
 
 
 def _line_ends() -> Iterator[HostileFile]:
-    yield HostileFile("no bytes", b"", (("empty_file", None),))
+    yield HostileFile("one blank", b" ", (("empty_file", None),))
     yield HostileFile("blank lines alone", b"\n \r\n\t\n\n", (("empty_file", None),))
     yield HostileFile("600,000 blank lines before a good one", b"\n" * 600_000 + GOOD, (("too_many_tasks", 500_000),))
     yield HostileFile("CR LF, and blank lines between", GOOD + b"\r\n\r\n \n" + line("b") + b"\r\n", lines={"a": 200, "b": 200})
@@ -216,7 +216,6 @@ def _addresses() -> Iterator[HostileFile]:
         "/v1/embeddings",
         "https://api.openai.com/v1/chat/completions",
         "//v1/chat/completions",
-        f"{CHAT}/",
         f"{CHAT}?a=1",
         "/v1/x/..",
         "",

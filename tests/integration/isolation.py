@@ -20,7 +20,7 @@ from xalen_batch.catalog import CHAT
 
 DESCRIPTION: dict[str, Any] = create_app().openapi()
 # Routes that ask for no key. Whatever is not here must.
-PUBLIC = {"/livez", "/readyz", "/docs", "/docs/assets", "/openapi.json"}
+PUBLIC = {"/", "/v1", "/livez", "/readyz", "/docs", "/docs/assets", "/openapi.json"}
 # A value of what a body must have, by the name of its field.
 VALUES: dict[str, Any] = {
     "endpoint": CHAT,

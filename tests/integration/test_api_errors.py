@@ -47,12 +47,12 @@ def test_missing_scope_is_403(api: Api, scope: str, method: str, path: str) -> N
 
 
 def test_unknown_route_is_404_and_wrong_method_405(api: Api) -> None:
-    for path in ("/v1/nothing", "/", "/v1/files/", "/v1/files/file-1/nothing"):
+    for path in ("/v1/nothing", "/nothing", "/v1/files/file-1/nothing"):
         answer = api.ask("GET", path)
         assert (answer.status, answer.error["type"], answer.error["code"]) == (404, "not_found_error", "unknown_url"), path
     answer = api.ask("PUT", "/v1/files")
     assert (answer.status, answer.error["type"]) == (405, "invalid_request_error")
-    assert "allow" in answer.headers
+    assert answer.headers["allow"] == "GET, HEAD, POST"
 
 
 @pytest.mark.parametrize("id", ["batch_1", "batch_" + "0" * 32, "%00", "%ff", "'; DROP TABLE batches", "b" * 3000])

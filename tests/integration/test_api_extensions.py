@@ -1,20 +1,32 @@
 """What OpenAI does not have: partial results, estimates, invoices and statements over HTTP."""
 
 import json
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 import pytest
+from pydantic import BaseModel
 from sqlalchemy import insert, text, update
 
 from tests import factories
-from tests.integration.conftest import Api
+from tests.integration.conftest import Answer, Api
 from xalen_batch import db, ids, jsonl
-from xalen_batch.models import Batch, File, Result, Task
+from xalen_batch.api.limits import LimitsObject
+from xalen_batch.api.money_schemas import EstimateObject, InvoiceObject, StatementObject
+from xalen_batch.api.terms import TermsObject
+from xalen_batch.billing import invoices
+from xalen_batch.models import Batch, File, Invoice, InvoiceLine, Result, Task
 from xalen_batch.models.files import FilePart
 
 REQUEST = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
 BODY = b'{"choices":[]}'
+
+
+def assert_shape(kind: type[BaseModel], answer: Answer) -> None:
+    """Every field that is described is there with its type, at every depth, and no other."""
+    assert kind.model_validate_json(answer.body, strict=True).model_dump(mode="json") == answer.json
 
 
 @pytest.fixture
@@ -103,6 +115,30 @@ def test_a_deleted_output_file_takes_its_lines_with_it(api: Api, batch_id: str) 
     assert api.ask("GET", f"/v1/files/{file_id}/content").status == 404
     assert api.ask("GET", f"/v1/batches/{batch_id}/output").status == 404
     assert api.ask("GET", f"/v1/batches/{batch_id}").json["output_file_id"] == file_id
+
+
+def test_money_and_limits_have_the_shapes_that_are_described(api: Api, batch_id: str) -> None:
+    end(batch_id)
+    with db.transaction() as session:
+        batch = session.get_one(Batch, uuid(batch_id))
+        usage = InvoiceLine(
+            kind="usage", description="m, input tokens", model="m", component="input", quantity=Decimal(30), unit_price=Decimal("0.02"),
+            answered_by="simulated", amount=Decimal("0.0000006"),
+        )  # fmt: skip
+        discount = InvoiceLine(kind="discount", description="Batch discount", unit_price=Decimal("0.5"), amount=Decimal("-0.0000003"))
+        total = usage.amount + discount.amount
+        header = Invoice(account_id=batch.account_id, livemode=batch.livemode, batch_id=batch.id, total=total)
+        invoices.store(session, header, [usage, discount])
+    invoice = api.ask("GET", f"/v1/batches/{batch_id}/invoice")
+    assert_shape(InvoiceObject, invoice)
+    month = f"{datetime.fromtimestamp(invoice.json['issued_at'], UTC):%Y-%m}"
+    statement = api.ask("GET", f"/v1/statements/{month}")
+    assert_shape(StatementObject, statement)
+    assert [line["kind"] for line in statement.json["lines"]] == ["batch", "rounding"]
+    file = api.upload(factories.jsonl([factories.chat_line("a"), factories.chat_line("a")]))["id"]
+    assert_shape(EstimateObject, api.ask("POST", "/v1/batches/estimate", {"input_file_id": file}))
+    assert_shape(LimitsObject, api.ask("GET", "/v1/limits"))
+    assert_shape(TermsObject, api.ask("GET", "/v1/terms"))
 
 
 def test_an_invoice_is_404_before_the_end(api: Api, batch_id: str) -> None:

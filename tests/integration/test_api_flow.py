@@ -36,6 +36,19 @@ def test_file_is_created_listed_read_and_deleted(api: Api) -> None:
         client.files.retrieve(file.id)
 
 
+@pytest.mark.parametrize(
+    ("spelling", "endpoint"), [("/chat/completions", "/v1/chat/completions"), ("/v2/rerank", "/v1/rerank"), ("/rerank", "/v1/rerank")]
+)
+def test_the_batch_shows_the_canonical_endpoint_of_a_spelling(api: Api, spelling: str, endpoint: str) -> None:
+    file = api.upload(LINES)["id"]
+    batch = api.ask("POST", "/v1/batches", {"input_file_id": file, "endpoint": spelling, "completion_window": "24h"})
+    assert (batch.status, batch.json["endpoint"]) == (200, endpoint)
+    estimate = api.ask("POST", "/v1/batches/estimate", {"input_file_id": file, "endpoint": spelling})
+    assert (estimate.status, estimate.json["endpoint"]) == (200, endpoint)
+    schedule = {"name": "nightly", "cron": "@daily", "endpoint": spelling, "inbox": {}}
+    assert api.ask("POST", "/v1/schedules", schedule).json["endpoint"] == endpoint
+
+
 def test_batch_is_created_listed_and_cancelled(api: Api) -> None:
     client = api.client
     file = client.files.create(file=LINES, purpose="batch")

@@ -49,10 +49,20 @@ def test_bytes_come_back_as_they_were(api: Api) -> None:
     assert answer.headers["content-type"] == "application/octet-stream"
 
 
-def test_an_empty_file_is_a_file(api: Api) -> None:
-    file = api.upload(b"")
-    assert file["bytes"] == 0
-    assert api.ask("GET", f"/v1/files/{file['id']}/content").body == b""
+def test_an_empty_file_is_refused_and_leaves_nothing_behind(api: Api) -> None:
+    kind, body = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", b""))
+    answer = api.ask("POST", "/v1/files", body, headers={"content-type": kind})
+    assert (answer.status, answer.error["param"], answer.error["code"]) == (400, "file", "empty_file")
+    assert stored() == 0
+
+
+def test_too_many_form_fields_are_not_called_a_large_file(api: Api) -> None:
+    fields = [(f"field{number}", None, b"x") for number in range(20_000)]
+    kind, body = multipart(*fields, ("purpose", None, b"batch"), ("file", "a.jsonl", b"{}\n"))
+    answer = api.ask("POST", "/v1/files", body, headers={"content-type": kind})
+    assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+    assert answer.error["message"].startswith("The form has more than 100 fields.")
+    assert stored() == 0
 
 
 @pytest.mark.parametrize(

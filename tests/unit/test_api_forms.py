@@ -64,6 +64,18 @@ def test_limits_hold_while_bytes_arrive() -> None:
         ('name="file"; filename=""', "upload"),
         ('name="file"; filename="\u2603 a.jsonl"', "\u2603 a.jsonl"),
         ('name="file"; filename="a\u202e\x07b"', "ab"),
+        ("name=\"file\"; filename*=UTF-8''na%C3%AFve.jsonl", "naïve.jsonl"),
+        ('name="file"; filename="naive.jsonl"; filename*=utf-8\'fr\'na%C3%AFve.jsonl', "naïve.jsonl"),
+        ("name=\"file\";FILENAME*=iso-8859-1''na%EFve.jsonl;x=1", "naïve.jsonl"),
+        ("name=\"file\"; filename*=UTF-8''a%0d%0ab%00%ff", "ab\ufffd"),
+        ('name="file"; filename="a.jsonl"; filename*=klingon\'\'b%20c.jsonl', "a.jsonl"),
+        ('name="file"; filename="a.jsonl"; filename*=nonsense', "a.jsonl"),
+        ('name="file"; filename="a; filename*=UTF-8\'\'b"', "a; filename*=UTF-8''b"),
+        ('name="file"; filename="say %22hello%22.jsonl"', 'say "hello".jsonl'),
+        ('name="file"; filename="=?UTF-8?Q?na=C3=AFve.jsonl?="', "naïve.jsonl"),
+        ('name="file"; filename="=?UTF-8?B?bmHDr3ZlLmpzb25s?="', "naïve.jsonl"),
+        ('name="file"; filename="=?klingon?Q?a?="', "=?klingon?Q?a?="),
+        ('name="file"; filename="=?UTF-8?B?x?="', "=?UTF-8?B?x?="),
     ],
 )
 def test_a_filename_is_whatever_can_be_shown(head: str, filename: str) -> None:

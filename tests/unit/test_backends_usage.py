@@ -70,8 +70,9 @@ def test_more_tokens_than_bytes_are_not_believed() -> None:
     assert chat({"prompt_tokens": 12, "completion_tokens": 9_000}) == COUNTED
 
 
-def test_a_picture_may_be_many_tokens() -> None:
-    part = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+@pytest.mark.parametrize("kind", tokens.MEDIA)
+def test_a_picture_or_a_recording_may_be_many_tokens(kind: str) -> None:
+    part = {"type": kind, kind: {"url": "https://example.com/a"}}
     asked = Request(CHAT, orjson.dumps({"messages": [{"role": "user", "content": [part]}]}), "r")
     assert billed({"choices": CHOICES, "usage": {"prompt_tokens": 9_000, "completion_tokens": 7}}, asked) == Usage(9_000, 7)
 

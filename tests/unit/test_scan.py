@@ -16,6 +16,7 @@ from tests.unit.test_jsonl import cut
 from xalen_batch import catalog
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.jsonl import Block, Span, input_line
+from xalen_batch.pipeline.bodies import UsualChat
 from xalen_batch.pipeline.faults import Fault
 from xalen_batch.pipeline.scan import GoodLine, Reader, _usual_values, scan
 
@@ -183,6 +184,27 @@ def test_the_first_lines_url_is_taken_where_no_endpoint_is_given():
     first, second = read(content, None)
     assert (first.endpoint, second.code) == (RERANK, "url_mismatch")
     assert only_fault(changed(url="/v1/embeddings"), None).message.startswith("url must be one of")
+
+
+@pytest.mark.parametrize("url", ["/chat/completions", "/v1/chat/completions/", CHAT])
+@pytest.mark.parametrize("endpoint", [CHAT, None])
+def test_every_spelling_of_the_chat_endpoint_is_a_usual_line(url, endpoint):
+    lines = [chat_line("a") | {"url": url}, chat_line("b"), chat_line("c") | {"url": url}]
+    good = list(read(jsonl(lines), endpoint))
+    assert [line.endpoint for line in good] == [CHAT] * 3
+    assert all(isinstance(line.request, UsualChat) for line in good[1:])
+
+
+@pytest.mark.parametrize("url", ["/rerank", "/v2/rerank", "/v2/rerank/", RERANK])
+@pytest.mark.parametrize("endpoint", [RERANK, None])
+def test_every_spelling_of_the_rerank_endpoint_means_the_same(url, endpoint):
+    good = list(read(jsonl([rerank_line("a") | {"url": url}, rerank_line("b")]), endpoint))
+    assert [line.endpoint for line in good] == [RERANK, RERANK]
+
+
+@pytest.mark.parametrize("url", ["/v2/chat/completions", "/v3/rerank", "chat/completions", "//rerank", "/", ""])
+def test_a_url_that_no_server_uses_is_no_spelling(url):
+    assert only_fault(changed(url=url)).code == "url_mismatch"
 
 
 def test_a_model_that_does_not_serve_the_endpoint_says_which_ones_it_serves():

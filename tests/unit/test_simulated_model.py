@@ -172,6 +172,17 @@ class TestChat:
     def test_refuses_what_a_real_server_refuses(self, body: dict[str, Any], expected: tuple[int, str | None, str | None]) -> None:
         assert error(ask(**body)) == expected
 
+    def test_an_answer_ends_before_its_first_stop_sequence(self) -> None:
+        messages = [
+            {"role": "system", "content": "Summarize in one sentence."},
+            {"role": "user", "content": "The parcel never arrived here."},
+        ]
+        for stop in ("never", ["here", "never"], ["never", [], "", 3]):
+            body = orjson.loads(ask(messages=messages, stop=stop).body)
+            (choice,) = body["choices"]
+            assert (choice["message"]["content"], choice["finish_reason"]) == ("The parcel ", "stop")
+            assert body["usage"]["completion_tokens"] == tokens.count("The parcel ")
+
     def test_refuses_an_endpoint_that_the_model_does_not_serve(self) -> None:
         assert answer(MISTRAL, Request(RERANK, b'{"query":"q","documents":["a"]}', "r")).status == 404
 

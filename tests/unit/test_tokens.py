@@ -60,6 +60,28 @@ def test_a_chat_counts_text_parts_pictures_tools_and_the_template() -> None:
     assert tokens.count_chat([{"role": "user", "content": ""}], counter=len) == bare
 
 
+@pytest.mark.parametrize(
+    ("part", "counted"),
+    [
+        ({"type": "input_audio", "input_audio": {"data": "A" * 4 * 1024 * 1024, "format": "wav"}}, 3 * 1024),
+        ({"type": "input_audio", "input_audio": {"data": "A" * 100, "format": "mp3"}}, 1),
+        ({"type": "audio_url", "audio_url": {"url": "https://example.com/a.mp3"}}, 1),
+        (
+            {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64," + "A" * 400_000}},
+            5 * tokens.PER_IMAGE,
+        ),
+        ({"type": "file", "file": {"file_id": "file-1"}}, tokens.PER_IMAGE),
+        ({"type": "video_url", "video_url": {"url": "data:video/mp4;base64," + "A" * 1_000_000}}, 12 * tokens.PER_IMAGE),
+        ({"type": "image_url", "image_url": None}, tokens.PER_IMAGE),
+        ({"type": "file", "file": 3}, tokens.PER_IMAGE),
+    ],
+)
+def test_media_count_by_their_kind_and_not_as_text(part: dict[str, object], counted: int) -> None:
+    bare = tokens.count_chat([{"role": "user", "content": ""}])
+    assert tokens.count_chat([{"role": "user", "content": [part]}]) == bare + counted
+    assert tokens.count_chat([{"role": "user", "content": [part]}], counter=tokens.most) == bare + counted
+
+
 @pytest.mark.parametrize("messages", [[None], ["x"], [{"content": 3}], [{"content": [None, 1, {"text": 2}]}], [{}]])
 def test_messages_that_are_none_do_not_raise(messages: list[object]) -> None:
     assert tokens.count_chat(messages) > 0

@@ -69,7 +69,7 @@ def list_batches(
 
 @router.get("/{batch_id}")
 @calling(Scope.READ)
-def get_batch(session: Session, caller: Caller, batch_id: str) -> BatchObject:
+def retrieve_batch(session: Session, caller: Caller, batch_id: str) -> BatchObject:
     return _shown(session, [batches.get(session, caller, batch_id)])[0]
 
 

@@ -1,17 +1,24 @@
-"""The API's own pages: its description, and Swagger UI over it, from files that come with the package."""
+"""The API's own pages: what this server is, its description, and Swagger UI over it, from files that come with the package."""
 
+import html
 import json
 from functools import cache
 from pathlib import Path
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
+
+from xalen_batch.api import paths
 
 ASSETS = Path(__file__).parent / "assets"
 PATH = "/docs/assets"
 DESCRIPTION = "/openapi.json"
+PAGE = """<!doctype html><title>{name}</title><p>{name} {version}: {description}
+The base_url of a client is <code>{base_url}</code>. See the <a href="/docs">documentation</a>
+and the <a href="/openapi.json">OpenAPI description</a>.</p>
+"""
 
 
 def install(app: FastAPI) -> None:
@@ -34,6 +41,25 @@ def install(app: FastAPI) -> None:
     @app.get(DESCRIPTION, include_in_schema=False)
     def openapi() -> Response:
         return Response(description(), media_type="application/json")
+
+    @app.get("/", include_in_schema=False)
+    @app.get(paths.VERSION, include_in_schema=False)
+    def root(request: Request) -> Response:
+        origin = str(request.base_url).rstrip("/")
+        about = {
+            "object": "service",
+            "name": app.title,
+            "version": app.version,
+            "description": "Batch inference behind the OpenAI Files and Batches API.",
+            "base_url": f"{origin}{paths.VERSION}",
+            "docs": f"{origin}/docs",
+            "openapi": f"{origin}{DESCRIPTION}",
+        }
+        headers = {"vary": "accept"}
+        if "text/html" not in request.headers.get("accept", ""):
+            return JSONResponse(about, headers=headers)
+        shown = {name: html.escape(value) for name, value in about.items()}
+        return HTMLResponse(PAGE.format_map(shown), headers=headers)
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:

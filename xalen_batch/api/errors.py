@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from xalen_batch import db, log, storage
-from xalen_batch.api import deps
+from xalen_batch.api import deps, paths
 from xalen_batch.errors import (
     InvalidRequest,
     MethodNotAllowed,
@@ -55,6 +55,9 @@ def answer(request: Request, error: Exception) -> Response:
     """The response that tells the caller about an error."""
     known = translate(request, error)
     headers = dict(getattr(error, "headers", None) or {})
+    if isinstance(known, MethodNotAllowed):
+        # The framework names the methods of the first route of this path only.
+        headers["Allow"] = ", ".join(paths.allowed(request))
     if isinstance(known, RequestTimeout):
         # What may still come of this request is no other one.
         headers["connection"] = "close"
@@ -97,11 +100,10 @@ def translate(request: Request, error: Exception) -> XalenError:
 
 
 def _no_route(request: Request, error: HTTPException) -> XalenError:
-    asked = f"{request.method} {request.url.path[:SHOWN_VALUE]}"
+    asked = f"{paths.method(request.scope)} {request.url.path[:SHOWN_VALUE]}"
     if error.status_code == 404:
-        return NotFound(f"Unknown request URL: {asked}. See /docs for what there is.", code="unknown_url")
-    allowed = (error.headers or {}).get("Allow", "another method")
-    return MethodNotAllowed(f"Method not allowed: {asked}. Use {allowed}.")
+        return NotFound(f"Unknown request URL: {asked}. {paths.hint(request)}", code="unknown_url")
+    return MethodNotAllowed(f"Method not allowed: {asked}. Use {' or '.join(paths.allowed(request))}.")
 
 
 def _unreadable(error: HTTPException) -> XalenError:

@@ -1,12 +1,13 @@
 """Extension: what a file would cost, and everything that is wrong with it, before a batch is created."""
 
-from typing import Any
-
-from fastapi import APIRouter
+import orjson
+from fastapi import APIRouter, Response
 
 from xalen_batch import batches, catalog, storage
 from xalen_batch.api import long_work
 from xalen_batch.api.deps import BriefReader
+from xalen_batch.api.money_schemas import EstimateObject
+from xalen_batch.api.responses import JSON
 from xalen_batch.api.schemas import EstimateRequest
 from xalen_batch.config import settings
 from xalen_batch.db import transaction
@@ -15,8 +16,8 @@ from xalen_batch.pipeline.estimate_file import estimate_file
 router = APIRouter(prefix="/v1/batches", tags=["extensions"])
 
 
-@router.post("/estimate")
-def create_estimate(body: EstimateRequest, caller: BriefReader) -> dict[str, Any]:
+@router.post("/estimate", response_model=EstimateObject)
+def create_estimate(body: EstimateRequest, caller: BriefReader) -> Response:
     """Lines, tokens and cost per model at batch price, and every faulty line. Runs and bills nothing."""
     with long_work.admitted(caller):
         with transaction() as session:
@@ -30,4 +31,4 @@ def create_estimate(body: EstimateRequest, caller: BriefReader) -> dict[str, Any
             terms=offered,
             discount_rate=settings().batch_discount,
         )
-    return found.render()
+    return Response(orjson.dumps(found.render()), media_type=JSON)

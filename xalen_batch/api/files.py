@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from xalen_batch import files, idempotency, results, storage
 from xalen_batch.accounts import Caller, Scope
 from xalen_batch.api.deps import BriefReader, IdempotencyKey, calling
+from xalen_batch.api.description import content
 from xalen_batch.api.responses import download, listed, stored
 from xalen_batch.api.schemas import DeletedFile, FileObject, ListObject
 from xalen_batch.api.uploads import Received
@@ -90,12 +91,12 @@ def list_files(
 
 @router.get("/{file_id}")
 @calling(Scope.READ)
-def get_file(session: Session, caller: Caller, file_id: str) -> FileObject:
+def retrieve_file(session: Session, caller: Caller, file_id: str) -> FileObject:
     return FileObject.of(files.get(session, caller, file_id))
 
 
-@router.get("/{file_id}/content", response_class=Response)
-def get_content(caller: BriefReader, file_id: str) -> Response:
+@router.get("/{file_id}/content", response_class=Response, responses=content("The bytes of the file."))
+def download_file(caller: BriefReader, file_id: str) -> Response:
     """The bytes of an upload, or the lines of an output or error file in the order of the input."""
     with transaction() as session:
         file = files.get(session, caller, file_id)

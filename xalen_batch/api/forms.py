@@ -1,6 +1,10 @@
 """A multipart form as it arrives: the file's bytes pass through, the other fields are kept."""
 
+import re
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from python_multipart.multipart import parse_options_header
 
@@ -11,6 +15,10 @@ if TYPE_CHECKING:
 
 MAX_FIELD_BYTES = 64 * 1024
 MAX_FILENAME = 255
+MAX_FIELDS = 100
+# RFC 5987: `filename*=UTF-8''na%C3%AFve.jsonl`, which requests and aiohttp send for names that are not ASCII.
+_EXTENDED = re.compile(r"""(?<![^\s;])filename\*\s*=\s*([\w-]+)'[^']*'([^\s;"]+)""", re.IGNORECASE)
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 class Form:
@@ -26,7 +34,7 @@ class Form:
         self.is_complete = False
         self._max_file_bytes = max_file_bytes
         self._pending: list[bytes] = []
-        self._field_bytes = 0
+        self._field_bytes = self._parts = 0
         self._header = b""
         self._value = b""
         self._disposition = b""
@@ -61,13 +69,18 @@ class Form:
         self._header = self._value = b""
 
     def _on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        self._disposition = b""
+        disposition, self._disposition = self._disposition, b""
+        _, options = parse_options_header(disposition)
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
         if self._name == "file":
             if self.filename is not None:
                 raise InvalidRequest("The form has two parts named `file`. Upload one file at a time.", param="file")
-            self.filename = _clean(options.get(b"filename", b"").decode("utf-8", "replace"))
+            self.filename = _clean(_extended(disposition) or _plain(options.get(b"filename", b"").decode("utf-8", "replace")))
+            return
+        self._parts += 1
+        if self._parts > MAX_FIELDS:
+            message = f"The form has more than {MAX_FIELDS} fields. Send `file`, `purpose` and `expires_after` only."
+            raise TooLarge(message, code="request_too_large")
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._name == "file":
@@ -92,6 +105,25 @@ class Form:
 
 def too_large(limit: int) -> TooLarge:
     return TooLarge(f"The file is larger than {limit:,} bytes. Split it into several files.", param="file")
+
+
+def _extended(disposition: bytes) -> str | None:
+    """The file name in the extended form (RFC 5987), which goes before the plain one; None: there is none that can be read."""
+    found = _EXTENDED.search(_QUOTED.sub('""', disposition.decode("utf-8", "replace")))
+    try:
+        return unquote(found[2], encoding=found[1], errors="replace") if found else None
+    except LookupError:
+        return None
+
+
+def _plain(filename: str) -> str:
+    """A file name as browsers escape it (`%22` for a quotation mark), or as Spring encodes it (RFC 2047)."""
+    if not (filename.startswith("=?") and filename.endswith("?=")):
+        return filename.replace("%22", '"')
+    try:
+        return str(make_header(decode_header(filename)))
+    except (HeaderParseError, LookupError, ValueError):
+        return filename
 
 
 def _clean(filename: str) -> str:

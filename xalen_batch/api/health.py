@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import obstore
 from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Request, Response
+from pydantic import BaseModel
 
 from xalen_batch import broker, db, disk, marks, schema, storage
+from xalen_batch.api.description import PUBLIC
 from xalen_batch.config import settings
 from xalen_batch.errors import ConfigError, StorageFull
 
@@ -66,6 +68,26 @@ CHECKS: dict[str, Callable[[], None]] = {
 OPTIONAL = frozenset({"redis", "disk", "workers"})
 
 
+class Alive(BaseModel):
+    status: Literal["ok"]
+
+
+class Check(BaseModel):
+    """One store: `ms` if it is ok, `error` if it failed."""
+
+    status: Literal["ok", "failed"]
+    ms: float | None = None
+    error: str | None = None
+
+
+class Readiness(BaseModel):
+    status: Literal["ok", "degraded", "unavailable"]
+    checks: dict[str, Check]
+
+
+UNREADY: dict[int | str, dict[str, Any]] = {503: {"model": Readiness, "description": "The API cannot work: a store that it needs failed."}}
+
+
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, asyncio.Event]]:
     """A server's life. Its state has `stopping`, set as soon as the server is told to stop.
@@ -77,13 +99,13 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, asyncio.Event]]:
     yield {"stopping": asyncio.Event()}
 
 
-@router.get("/livez")
-async def livez() -> dict[str, str]:
+@router.get("/livez", openapi_extra=PUBLIC)
+async def livez() -> Alive:
     """This process answers."""
-    return {"status": "ok"}
+    return Alive(status="ok")
 
 
-@router.get("/readyz")
+@router.get("/readyz", response_model=Readiness, response_model_exclude_unset=True, openapi_extra=PUBLIC, responses=UNREADY)
 async def readyz(request: Request, response: Response) -> dict[str, Any]:
     """Each store, checked now. 503 when the API cannot work or is stopping; `degraded` when work is only slower."""
     checks = await _run()

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, one line in the log, what is left of its account's rate, and an answer even when the code fails."""
+"""What surrounds every request: its normal path, its id, one line in the log, what is left of its account's rate, and an answer even when the code fails."""
 
 import asyncio
 import math
@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xalen_batch import log
-from xalen_batch.api import budget, deps, errors, throttle
+from xalen_batch.api import budget, deps, errors, paths, throttle
 from xalen_batch.api.responses import STREAM_HOLDS
 from xalen_batch.errors import Unavailable
 
@@ -22,6 +22,28 @@ CLIENT_CLOSED = 499
 # Most bytes that are handed to a connection at once.
 SLICE = 256 * 1024
 QUIET = frozenset({"/livez", "/readyz"})
+
+
+class Paths:
+    """Removes repeated and trailing slashes from the path, and runs HEAD as the GET whose body the server does not send.
+
+    Outermost, so that the log, the admission of bodies and the routes all see the same path.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            method = scope["method"]
+            # A copy: the server reads HEAD in its own scope, and sends no body for it.
+            scope = {
+                **scope,
+                "path": paths.normal(scope["path"]),
+                "method": "GET" if method == "HEAD" else method,
+                paths.SENT_METHOD: method,
+            }
+        await self.app(scope, receive, send)
 
 
 class RequestContext:
@@ -54,7 +76,7 @@ class RequestContext:
                     stopping = Unavailable("The server is stopping. Send the request again in a few seconds.")
                     await errors.answer(Request(scope), stopping)(scope, receive, send_named)
             except Exception as error:
-                logger.error("api.crashed", method=scope["method"], route=_route(scope), **log.cause(error))
+                logger.error("api.crashed", method=paths.method(scope), route=_route(scope), **log.cause(error))
                 # Once an answer has begun, all that is left is to break the connection off.
                 if status == CLIENT_CLOSED:
                     await errors.answer(Request(scope), error)(scope, receive, send_named)
@@ -62,7 +84,7 @@ class RequestContext:
                 write = logger.debug if scope["path"] in QUIET else logger.info
                 write(
                     "api.request",
-                    method=scope["method"],
+                    method=paths.method(scope),
                     route=_route(scope),
                     status=status,
                     ms=round((time.perf_counter() - started) * 1000, 1),

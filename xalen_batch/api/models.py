@@ -17,7 +17,7 @@ def list_models(caller: BriefReader) -> ListObject[ModelObject]:
 
 
 @router.get("/{model_id:path}")
-def get_model(caller: BriefReader, model_id: str) -> ModelObject:
+def retrieve_model(caller: BriefReader, model_id: str) -> ModelObject:
     model = catalog.models().get(model_id)
     if model is None:
         raise NotFound(

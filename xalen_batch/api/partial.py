@@ -5,6 +5,7 @@ from fastapi import APIRouter, Response
 from xalen_batch import batches, files, ids, results
 from xalen_batch.accounts import Caller
 from xalen_batch.api.deps import BriefReader
+from xalen_batch.api.description import content
 from xalen_batch.api.responses import download
 from xalen_batch.batches import Progress
 from xalen_batch.db import transaction
@@ -13,16 +14,17 @@ from xalen_batch.models.files import FilePart
 from xalen_batch.states import BatchStatus
 
 router = APIRouter(prefix="/v1/batches", tags=["extensions"])
+LINES = content("Lines as JSON, one on each; headers say how many of the batch are done.")
 
 
-@router.get("/{batch_id}/output", response_class=Response)
-def get_output(caller: BriefReader, batch_id: str) -> Response:
+@router.get("/{batch_id}/output", response_class=Response, responses=LINES)
+def get_batch_output(caller: BriefReader, batch_id: str) -> Response:
     """The lines that succeeded so far, in the order of the input; headers say how far it goes."""
     return _read(caller, batch_id, FilePart.OUTPUT)
 
 
-@router.get("/{batch_id}/errors", response_class=Response)
-def get_errors(caller: BriefReader, batch_id: str) -> Response:
+@router.get("/{batch_id}/errors", response_class=Response, responses=LINES)
+def get_batch_errors(caller: BriefReader, batch_id: str) -> Response:
     """The lines that failed so far, in the order of the input; headers say how far it goes."""
     return _read(caller, batch_id, FilePart.ERROR)
 

@@ -21,6 +21,8 @@ MOST_OVERHEAD = 64 * 1024
 MOST_PIPELINED = 64
 # Seconds in which a connection without a request may still send one while the server stops: it may be under way.
 LAST_CALL = 1.0
+# The first byte of a TLS handshake, which begins no HTTP request.
+TLS_HANDSHAKE = 0x16
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -67,6 +69,11 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._late is None and (self.cycle is None or self.cycle.response_complete):
             self._expect_head()
+        if self.scope is None and data[0] == TLS_HANDSHAKE:
+            self._refuse(
+                InvalidRequest("This port speaks http, and the client sent TLS. Use http:// in its base_url.", code="invalid_http")
+            )
+            return
         self._overhead += len(data)
         super().data_received(data)
         if self._is_ahead:

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from xalen_batch import db
 from xalen_batch.accounts import Caller, Owner
-from xalen_batch.api import budget, deps, scopes
+from xalen_batch.api import budget, deps, paths, scopes
 from xalen_batch.api.schemas import Identified, ListObject
 from xalen_batch.config import MiB
 from xalen_batch.idempotency import Answer
@@ -63,6 +63,10 @@ class Stream(StreamingResponse):
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if paths.method(scope) == "HEAD":
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body"})
+            return
         owner = deps.caller_of(scope)
         self._turn = _turns.setdefault(budget.key(owner), asyncio.Semaphore(THREADS_PER_ACCOUNT))
         with budget.answers.holding(owner, STREAM_HOLDS):

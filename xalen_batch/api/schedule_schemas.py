@@ -23,6 +23,12 @@ from xalen_batch.states import RunState, ScheduleStatus
 from xalen_batch.windows import ExecutionWindow
 
 
+class ManifestEntry(BaseModel):
+    path: str
+    size: int = Field(description="Bytes.")
+    version: str = Field(description="Changes whenever the object does.")
+
+
 class RunObject(Identified, Scoped):
     """One instant of a schedule, and what became of it."""
 
@@ -47,7 +53,7 @@ class RunObject(Identified, Scoped):
     cost: str | None = Field(
         description="Exact USD, once its batch has an invoice; null for a key without the scope `billing`.", examples=["0.80485307"]
     )
-    manifest: list[dict[str, Any]] | None = Field(description="Of a source: the objects it reads, in order.")
+    manifest: list[ManifestEntry] | None = Field(description="Of a source: the objects it reads, in order.")
 
     @classmethod
     def of(cls, run: ScheduleRun, outcome: Outcome) -> Self:
@@ -71,7 +77,7 @@ class RunObject(Identified, Scoped):
             message=message,
             batch_id=outcome.batch_id and ids.render("batch", outcome.batch_id),
             cost=None if outcome.cost is None else money.render(outcome.cost),
-            manifest=run.manifest,
+            manifest=None if run.manifest is None else [ManifestEntry(**entry) for entry in run.manifest],
         )
 
 

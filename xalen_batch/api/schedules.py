@@ -74,7 +74,7 @@ def list_schedules(
 
 @router.post("/preview")
 @calling(Scope.READ, is_long=True)
-def preview(session: Session, caller: Caller, body: PreviewRequest, count: Count = 10) -> PreviewObject:
+def preview_definition(session: Session, caller: Caller, body: PreviewRequest, count: Count = 10) -> PreviewObject:
     """When a schedule would fire, before it is made. Saves nothing."""
     definition = Definition(name="preview", endpoint=CHAT, inbox=Inbox(), **body.model_dump())
     now = db.now(session)

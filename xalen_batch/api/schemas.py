@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from xalen_batch import batches, catalog, files, ids
 from xalen_batch.api.scopes import Scoped
 from xalen_batch.batches import Progress
-from xalen_batch.catalog import Endpoint
+from xalen_batch.catalog import NamedEndpoint
 from xalen_batch.fields import ExpiresAfter, Metadata, Text
 from xalen_batch.models import Batch, File
 from xalen_batch.waits import Reason, Wait
@@ -230,7 +230,7 @@ class BatchRequest(BaseModel):
     """Null stands for anything optional; fields that other gateways add are ignored."""
 
     input_file_id: Text = Field(description="A file uploaded with the purpose `batch`.")
-    endpoint: Endpoint = Field(description="What every line of the file asks for.")
+    endpoint: NamedEndpoint = Field(description="The endpoint of every line. Other spellings, such as `/chat/completions`, mean the same.")
     completion_window: Text = Field(description="`24h`. Extension: whole hours or days, `1h` to `7d`.", examples=["24h"])
     metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
@@ -239,7 +239,7 @@ class BatchRequest(BaseModel):
 
 class EstimateRequest(BaseModel):
     input_file_id: Text = Field(description="A file uploaded with the purpose `batch`.")
-    endpoint: Endpoint | None = Field(None, description="The endpoint a batch would name. Unset: that of the file's first line.")
+    endpoint: NamedEndpoint | None = Field(None, description="The endpoint a batch would name. Unset: that of the file's first line.")
 
 
 def _seconds(time: datetime | None) -> int | None:

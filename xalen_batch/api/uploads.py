@@ -20,7 +20,7 @@ from xalen_batch.api import budget, throttle
 from xalen_batch.api.deps import BriefSubmitter
 from xalen_batch.api.forms import Form, too_large
 from xalen_batch.config import settings
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.errors import InvalidRequest, TooLarge
 from xalen_batch.fields import LONGEST_LIFE, SHORTEST_LIFE
 from xalen_batch.files import UPLOAD_PURPOSES
 from xalen_batch.quotas import Quota
@@ -86,7 +86,10 @@ async def _store(request: Request, caller: Caller) -> Upload:
             except FormParserError as error:
                 raise InvalidRequest(f"The multipart body is broken: {error}. Let your HTTP client build it.") from error
             if received - form.size > FORM_ROOM:
-                raise too_large(settings().max_file_bytes)
+                raise TooLarge(
+                    f"The form around the file takes more than {FORM_ROOM:,} bytes. Send the file's content as the part `file`.",
+                    code="request_too_large",
+                )
             for data in form.take():
                 digest.update(data)
                 await out.write(data)
@@ -126,6 +129,8 @@ def _upload(id: UUID, caller: Caller, form: Form, sha256: bytes) -> Upload:
         raise InvalidRequest("The multipart body ends before its closing boundary. Upload the file again.")
     if form.filename is None:
         raise InvalidRequest("Missing required parameter: `file`. Send the file as a part of that name.", param="file")
+    if not form.size:
+        raise InvalidRequest("The file is empty. Send one JSON object on each line.", param="file", code="empty_file")
     return Upload(id, caller, _purpose(form), form.filename, form.size, sha256, _expires_after(form))
 
 

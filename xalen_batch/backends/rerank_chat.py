@@ -84,6 +84,10 @@ def problem_of(asked: dict[str, Any]) -> str | None:
         return "`documents` must be a list of texts or of objects with `text`"
     if top_n is not None and (not isinstance(top_n, int) or isinstance(top_n, bool) or top_n < 1):
         return "`top_n` must be a whole number of at least 1"
+    if not isinstance(asked.get("return_documents"), bool | None):
+        return "`return_documents` must be true or false"
+    if asked.get("stream") is not None and asked["stream"] is not False:
+        return "`stream` must be left out, or false: a batch has no stream"
     return None
 
 

@@ -49,6 +49,14 @@ PER_PAIR = 4
 # A picture at the resolution models usually take.
 PER_IMAGE = 1024
 
+# A recording at a usual bit rate: 16 KB and about as many tokens a second.
+BYTES_PER_AUDIO_TOKEN = 1024
+# A document or a film counts as one picture for each of its parts of this size: about a page, or a frame that is looked at.
+BYTES_PER_PICTURE = 64 * 1024
+AUDIO, PICTURES = ("input_audio", "audio_url"), ("file", "video_url")
+# The keys of content parts that hold no text, but media in base64 or where they lie.
+MEDIA = ("image_url", *AUDIO, *PICTURES)
+
 # Bytes of an input line that count as a token of an account's quota.
 BYTES_PER_TOKEN = 4
 
@@ -126,11 +134,21 @@ def _count_value(value: Any, counter: PieceCounter) -> int:
 
 def _count_part(part: Any, counter: PieceCounter) -> int:
     if isinstance(part, Mapping):
-        if "image_url" in part:
-            return PER_IMAGE
+        if (media := next((kind for kind in MEDIA if kind in part), None)) is not None:
+            return _count_media(media, part[media])
         if isinstance(part.get("text"), str):
             return counter(part["text"])
     return _count_value(part, counter)
+
+
+def _count_media(kind: str, media: Any) -> int:
+    """Tokens of a picture, a sound, a document or a film; of what is only named by a URL or an id as of a small one."""
+    texts = media.values() if isinstance(media, Mapping) else [media]
+    # Base64 has four characters for three bytes.
+    size = max((len(text) * 3 // 4 for text in texts if isinstance(text, str)), default=0)
+    if kind in AUDIO:
+        return max(1, size // BYTES_PER_AUDIO_TOKEN)
+    return PER_IMAGE * (1 + size // BYTES_PER_PICTURE) if kind in PICTURES else PER_IMAGE
 
 
 @cache

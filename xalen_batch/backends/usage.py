@@ -16,9 +16,9 @@ from xalen_batch.catalog import RERANK
 
 ABSURD = 10_000_000
 # No byte-level tokenizer makes more tokens than there are bytes; templates and default system
-# prompts add some of their own, and a picture is many tokens behind a short address.
+# prompts add some of their own, and a picture or a recording is many tokens behind a short address.
 TEMPLATE_ALLOWANCE = 2_048
-IMAGE_ALLOWANCE = 16_384
+MEDIA_ALLOWANCE = 16_384
 PAIR_ALLOWANCE = 16
 ANSWER_ALLOWANCE = 256
 # The key beside `usage` that says where replaced numbers come from.
@@ -165,7 +165,8 @@ def _is_possible(usage: Usage, size: int, request: Request) -> bool:
     if request.endpoint == RERANK:
         query, documents = _pairs(request)
         return usage.input_tokens <= bound + len(documents) * (tokens.most(query) + PAIR_ALLOWANCE)
-    return usage.input_tokens <= bound + IMAGE_ALLOWANCE * request.body.count(b'"image_url"')
+    media = sum(request.body.count(f'"{kind}"'.encode()) for kind in tokens.MEDIA)
+    return usage.input_tokens <= bound + MEDIA_ALLOWANCE * media
 
 
 def _chat_count(answer: Mapping[str, Any], request: Request) -> Usage:

@@ -45,9 +45,9 @@ def check_catch_up(text: str | None) -> str | None:
 
 def check_endpoint(text: str | None) -> str | None:
     """Refuse an endpoint that no batch can name."""
-    from xalen_batch.catalog import ENDPOINTS
+    from xalen_batch.catalog import ENDPOINTS, endpoint_of
 
-    if text is not None and text not in ENDPOINTS:
+    if text is not None and endpoint_of(text) is None:
         raise typer.BadParameter(f"{text[:100]!r} is not an endpoint. Give {' or '.join(ENDPOINTS)}.", param_hint="--endpoint")
     return text
 

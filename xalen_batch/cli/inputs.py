@@ -98,7 +98,10 @@ def first_url(path: Path) -> str | None:
 
 
 def _named(endpoint: str) -> str | None:
-    return None if endpoint == AUTO else endpoint
+    """The canonical endpoint of an option; None: that of the first line."""
+    from xalen_batch.catalog import endpoint_of
+
+    return None if endpoint == AUTO else endpoint_of(endpoint) or endpoint
 
 
 def _check_size(path: Path, faults: "Faults", rules: "Rules") -> None:

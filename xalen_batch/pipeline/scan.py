@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import msgspec
 import orjson
 
-from xalen_batch.catalog import ENDPOINTS, Endpoint, Model
+from xalen_batch.catalog import ENDPOINTS, Endpoint, Model, endpoint_of
 from xalen_batch.config import Settings, settings
 from xalen_batch.jsonl import Block, Span, blocks
 from xalen_batch.pipeline import bodies, context, diagnose, prefix
@@ -147,7 +147,10 @@ class Reader:
         """A good line of the form that most have, at a fraction of the cost; None for all others, good or not."""
         chat, custom_id = value.body, value.custom_id
         model = self.models.get(chat.model)
-        if value.url != self.endpoint or model is None or self.endpoint not in model.endpoints or chat.stream:
+        # The canonical spelling, which nearly every line has, costs one comparison.
+        if value.url != self.endpoint and endpoint_of(value.url) != self.endpoint:
+            return None
+        if self.endpoint is None or model is None or self.endpoint not in model.endpoints or chat.stream:
             return None
         if span.length > model.context_window or span.length > self.longest or self.count >= self._most:
             return None
@@ -214,9 +217,9 @@ class Reader:
             return Fault("invalid_method", f"method must be POST. It is {quoted(method)}.", line, "method")
         if url is None:
             return _missing("url", line, f"Set it to {self.endpoint or ENDPOINTS[0]}.")
-        if self.endpoint is None and url in ENDPOINTS:
-            self.endpoint = url
-        if url != self.endpoint:
+        named = endpoint_of(url)
+        self.endpoint = self.endpoint or named
+        if named is None or named != self.endpoint:
             wanted = f"the batch's endpoint, {self.endpoint}" if self.endpoint else f"one of {', '.join(ENDPOINTS)}"
             return Fault("url_mismatch", f"url must be {wanted}. It is {quoted(url)}.", line, "url")
         return None

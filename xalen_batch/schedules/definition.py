@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from xalen_batch import windows
-from xalen_batch.catalog import Endpoint
+from xalen_batch.catalog import NamedEndpoint
 from xalen_batch.config import settings
 from xalen_batch.cron import Cron, zone
 from xalen_batch.errors import InvalidRequest
@@ -77,7 +77,7 @@ class Definition(BaseModel):
     source: Source | None = None
     inbox: Inbox | None = None
 
-    endpoint: Endpoint = Field(description="What every line asks for.")
+    endpoint: NamedEndpoint = Field(description="The endpoint of every line. Other spellings, such as `/chat/completions`, mean the same.")
     completion_window: Text = Field("24h", description="Of each batch: whole hours or days, `1h` to `7d`.")
     metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None

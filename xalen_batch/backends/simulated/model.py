@@ -28,7 +28,9 @@ from xalen_batch.catalog import CHAT, RERANK, Model
 FINGERPRINT = "simulated"
 CREATED = 1_742_169_600  # 2025-03-17
 SPREAD = 0.2
-MOST_CHOICES = 16
+MOST_CHOICES = 128
+# Parameters that validation accepts and the simulated models do not follow: they neither sample nor are they anyone's account.
+IGNORED = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "user"})
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 
 Ending = Literal["whole", "truncated", "reset", "hang"]
@@ -107,13 +109,13 @@ def _chatted(model: Model, body: dict[str, Any], digest: bytes) -> dict[str, Any
     messages = _messages(body)
     _check_parameters(body)
     read = tokens.count_chat(messages, tools=body.get("tools"))
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    limit = _whole(body.get("max_completion_tokens") or body.get("max_tokens"))
     _check_context(model, read, limit or 0)
     system = "\n".join(_content(message) for message in messages if message["role"] in ("system", "developer"))
     user = next((_content(message) for message in reversed(messages) if message["role"] == "user"), "")
     choices, written = [], 0
-    for index in range(body.get("n") or 1):
-        full = _written(Prompt(system, user, int.from_bytes(digest[1:5], "big") + index), body)
+    for index in range(_whole(body.get("n")) or 1):
+        full = _stopped(_written(Prompt(system, user, int.from_bytes(digest[1:5], "big") + index), body), body.get("stop"))
         shown = full if limit is None else tokens.cut(full, limit)
         written += tokens.count(shown)
         choices.append(
@@ -159,7 +161,9 @@ def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise _Refusal(f"messages[{index}] must be an object with a known `role`.", param=f"messages[{index}].role")
-        if not isinstance(message.get("content"), str | list | None) or (message["role"] == "user" and not message.get("content")):
+        if not isinstance(message.get("content"), str | list | None) or (
+            message["role"] == "user" and message.get("content") in (None, [])
+        ):
             raise _Refusal(f"messages[{index}].content must be a text or a list of parts.", param=f"messages[{index}].content")
     return messages
 
@@ -171,12 +175,27 @@ def _check_parameters(body: dict[str, Any]) -> None:
             raise _Refusal(f"`{name}` must be between {low} and {high}.", param=name, code="invalid_value")
     for name, most in (("max_tokens", None), ("max_completion_tokens", None), ("n", MOST_CHOICES)):
         value = body.get(name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1 or (most and value > most)):
+        if value is not None and ((whole := _whole(value)) is None or whole < 1 or (most and whole > most)):
             raise _Refusal(
                 f"`{name}` must be a whole number of at least 1{f' and at most {most}' if most else ''}.", param=name, code="invalid_value"
             )
     if body.get("stream"):
         raise _Refusal("The simulated models do not stream.", param="stream")
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number in any spelling of JSON, such as 2.0; None: no whole number."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _stopped(text: str, stop: Any) -> str:
+    """The text before the first of its stop sequences: a string, or a list of them."""
+    for sequence in [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []:
+        if isinstance(sequence, str) and sequence:
+            text = text.partition(sequence)[0]
+    return text
 
 
 def _content(message: dict[str, Any]) -> str:
@@ -199,7 +218,7 @@ def _ranked(model: Model, body: dict[str, Any], digest: bytes) -> dict[str, Any]
             param="documents",
         )
     ranked = sorted(enumerate(relevance(query, texts)), key=lambda pair: (-pair[1], pair[0]))
-    results: list[dict[str, Any]] = [{"index": index, "relevance_score": score} for index, score in ranked[: body.get("top_n")]]
+    results: list[dict[str, Any]] = [{"index": index, "relevance_score": score} for index, score in ranked[: _whole(body.get("top_n"))]]
     if body.get("return_documents"):
         for result in results:
             result["document"] = {"text": texts[result["index"]]}

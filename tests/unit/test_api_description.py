@@ -1,0 +1,61 @@
+"""The description of the API: short names, every error, every content."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from xalen_batch import app
+
+DESCRIPTION = app.create_app().openapi()
+OPERATIONS = {operation["operationId"]: operation for methods in DESCRIPTION["paths"].values() for operation in methods.values()}
+OPENAI = {
+    "createFile", "listFiles", "retrieveFile", "downloadFile", "deleteFile", "createBatch", "listBatches", "retrieveBatch",
+    "cancelBatch", "listModels", "retrieveModel",
+}  # fmt: skip
+UNREADY = {"livez", "readyz"}
+
+
+def test_operations_have_openais_names_and_no_two_the_same() -> None:
+    assert set(OPERATIONS) >= OPENAI
+    assert len(OPERATIONS) == sum(map(len, DESCRIPTION["paths"].values()))
+    assert all(name.isalpha() and name[0].islower() and len(name) < 30 for name in OPERATIONS)
+
+
+def test_it_names_the_server_and_who_needs_a_key() -> None:
+    assert DESCRIPTION["servers"] == [{"url": "/", "description": "This server"}]
+    assert {name for name, operation in OPERATIONS.items() if not operation["security"]} == UNREADY
+
+
+@pytest.mark.parametrize("name", sorted(set(OPERATIONS) - UNREADY))
+def test_every_operation_has_its_errors_in_the_envelope(name: str) -> None:
+    answers = OPERATIONS[name]["responses"]
+    errors = {status: answer for status, answer in answers.items() if status != "200"}
+    assert set(errors) == {"400", "401", "403", "404", "429", "4XX", "500", "503", "5XX"}
+    for answer in errors.values():
+        assert answer["content"] == {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorObject"}}}
+        assert answer["description"]
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+def test_no_answer_is_without_a_shape(name: str) -> None:
+    ((kind, media),) = OPERATIONS[name]["responses"]["200"]["content"].items()
+    if name in ("downloadFile", "getBatchOutput", "getBatchErrors"):
+        assert (kind, media["schema"]) == ("application/octet-stream", {"type": "string", "format": "binary"})
+        return
+    assert kind == "application/json"
+    for schema in _schemas(media["schema"]):
+        assert schema.get("properties") or schema["additionalProperties"]["type"] == "string", schema
+
+
+def _schemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The objects of an answer, those inside others too."""
+    if "$ref" in schema:
+        yield from _schemas(DESCRIPTION["components"]["schemas"][schema["$ref"].rpartition("/")[2]])
+        return
+    if schema.get("type") == "object" and "$ref" not in (schema.get("additionalProperties") or {}):
+        yield schema
+    inner = [*schema.get("properties", {}).values(), *schema.get("anyOf", []), schema.get("items"), schema.get("additionalProperties")]
+    for part in inner:
+        if isinstance(part, dict):
+            yield from _schemas(part)

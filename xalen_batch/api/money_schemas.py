@@ -1,0 +1,101 @@
+"""The wire's shapes of estimates, invoices and statements, for the API's description: their services render them themselves.
+
+Amounts are USD, exact, as strings such as `0.0000123`.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from xalen_batch.api.schemas import BatchErrors
+
+Amount = str
+
+
+class ModelEstimateObject(BaseModel):
+    model: str
+    lines: int
+    input_tokens: int
+    max_input_tokens: int
+    expected_output_tokens: int
+    max_output_tokens: int
+    expected_cost: Amount
+    max_cost: Amount
+
+
+class EstimateObject(BaseModel):
+    """What a file would cost at batch price, and its faulty lines. Lines and costs are those of the good lines."""
+
+    object: Literal["batch.estimate"]
+    valid: bool = Field(description="Whether a batch of this file would run.")
+    endpoint: str | None = Field(description="The endpoint of the file's first line, if the request named none.")
+    lines: int
+    error_count: int = Field(description="All faults; `errors` lists the first of them.")
+    errors: BatchErrors
+    models: list[ModelEstimateObject]
+    currency: str
+    discount_rate: str = Field(description="Share of the list price that is taken off.")
+    expected_cost: Amount
+    max_cost: Amount
+
+
+class InvoiceSchedule(BaseModel):
+    id: str
+    name: str | None = Field(description="The name that the schedule had when its run was made.")
+
+
+class InvoiceLineObject(BaseModel):
+    kind: Literal["usage", "discount", "not_billed"]
+    description: str
+    model: str | None
+    component: Literal["input", "output"] | None
+    quantity: str | None = Field(description="Tokens of a component; requests, if `component` is null.")
+    unit_price: str | None = Field(description="USD per million tokens; of a discount its rate.")
+    reason: str | None = Field(description="Why the line is not billed, or `usage_counted` for tokens that were counted by xalen-batch.")
+    answered_by: str | None = Field(description="`openai` (a model server) or `simulated`.")
+    amount: Amount
+
+
+class InvoiceObject(BaseModel):
+    """The invoice of a batch that has ended: exact, never rounded, never changed."""
+
+    id: str
+    object: Literal["invoice"]
+    status: Literal["issued"]
+    livemode: bool
+    payable: bool = Field(description="Whether it is real money; the month's statement is what is paid.")
+    account_id: str
+    batch_id: str
+    schedule: InvoiceSchedule | None
+    currency: str
+    issued_at: int
+    lines: list[InvoiceLineObject]
+    subtotal: Amount
+    discount: Amount
+    total: Amount
+
+
+class StatementLineObject(BaseModel):
+    kind: Literal["batch", "rounding"]
+    description: str
+    invoice_id: str | None
+    reason: str | None = Field(description="`usage_counted` if the invoice has tokens that were counted by xalen-batch.")
+    amount: Amount
+
+
+class StatementObject(BaseModel):
+    """The sum of a month's batch invoices, rounded once."""
+
+    id: str | None = Field(description="Null for a draft.")
+    object: Literal["statement"]
+    status: Literal["issued", "draft"]
+    month: str = Field(examples=["2026-11"])
+    livemode: bool
+    payable: bool
+    account_id: str
+    currency: str
+    issued_at: int | None
+    lines: list[StatementLineObject]
+    exact_total: Amount
+    rounding: Amount
+    total: Amount
