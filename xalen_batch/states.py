@@ -34,6 +34,9 @@ TERMINAL = frozenset(status for status in BatchStatus if status.is_terminal)
 # Those in which lines are started, now or later.
 MAY_START = frozenset({BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS})
 
+# Those that start no further line and end by themselves, once the lines in flight have.
+ENDING = frozenset({BatchStatus.CANCELLING, BatchStatus.FINALIZING})
+
 
 class TaskState(StrEnum):
     PENDING = "pending"  # claimable, from `not_before` on
@@ -59,6 +62,10 @@ class LineError(StrEnum):
     BACKEND_UNAVAILABLE = "backend_unavailable"
     BAD_ANSWER = "bad_answer"
     WORKER_LOST = "worker_lost"
+
+
+# Of lines that nobody ran before their batch ended: they neither completed nor failed.
+UNRUN = frozenset({LineError.BATCH_EXPIRED, LineError.BATCH_CANCELLED})
 
 
 class ScheduleStatus(StrEnum):

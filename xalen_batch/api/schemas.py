@@ -80,6 +80,8 @@ class RequestCounts(BaseModel):
     total: int
     completed: int
     failed: int
+    cancelled: int = Field(description="Extension: lines that were not run before the batch was cancelled.")
+    expired: int = Field(description="Extension: lines that were not run before the completion window passed.")
 
 
 COUNTED = "Extension: billed tokens that were counted here, since the backend reported no usable usage; null until the batch has ended."
@@ -190,7 +192,7 @@ class BatchObject(Identified, Scoped):
             expired_at=_seconds(batch.expired_at),
             cancelling_at=_seconds(batch.cancelling_at),
             cancelled_at=_seconds(batch.cancelled_at),
-            request_counts=RequestCounts(total=progress.total, completed=progress.completed, failed=progress.failed),
+            request_counts=RequestCounts(**{name: getattr(progress, name) for name in RequestCounts.model_fields}),
             usage=_usage(progress),
             metadata=batch.meta,
             schedule_id=batch.schedule_id and ids.render("sched", batch.schedule_id),

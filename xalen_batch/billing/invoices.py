@@ -88,6 +88,11 @@ def counted_tokens(invoice: Invoice) -> dict[str, int]:
     return counted
 
 
+def not_billed(invoice: Invoice, reason: str) -> int:
+    """The number of a batch's requests that ended with a code, or with `http_` and a status."""
+    return sum(int(line.quantity or 0) for line in invoice.lines if line.kind == "not_billed" and line.reason == reason)
+
+
 def _find(session: Session, batch: Batch) -> Invoice | None:
     return session.scalars(select(Invoice).where(Invoice.batch_id == batch.id)).one_or_none()
 

@@ -208,7 +208,7 @@ class Client:
                     raise
             except ApiError as error:
                 wait = wait if error.retry_after is None else error.retry_after
-                if (error.status not in (408, 409, 429) and error.status < 500) or wait > LONGEST_PAUSE:
+                if error.is_final or (error.status not in (408, 409, 429) and error.status < 500) or wait > LONGEST_PAUSE:
                     raise
             time.sleep(wait)
         return send()
@@ -241,4 +241,5 @@ def _failure(error: HTTPError) -> ApiError:
         f"{message} [HTTP {error.code}{f', request {request_id}' if request_id else ''}]",
         code=code,
         retry_after=float(wait) if wait.replace(".", "", 1).isdigit() else None,
+        is_final=error.headers.get("x-should-retry") == "false",
     )

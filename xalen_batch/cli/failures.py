@@ -23,13 +23,16 @@ class Failed(Exception):
 
 
 class ApiError(Failed):
-    """The API's answer was an error, with a code if it has one. `retry_after` is what it asked for, in seconds."""
+    """The API's answer was an error, with a code if it has one. `retry_after`: seconds; `is_final`: it asks not to be sent the same again."""
 
-    def __init__(self, status: int, message: str, *, code: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, retry_after: float | None = None, is_final: bool = False
+    ) -> None:
         super().__init__(message, AUTH if status in (401, 403) else ERROR)
         self.status = status
         self.code = code
         self.retry_after = retry_after
+        self.is_final = is_final
 
 
 class Unreachable(Failed):

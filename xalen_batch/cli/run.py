@@ -105,7 +105,7 @@ def _deliver_results(client: Client, batch: dict[str, Any], target: Path) -> Non
 
 
 def _deliver_errors(client: Client, batch: dict[str, Any], target: Path) -> None:
-    has_errors = batch["request_counts"]["failed"] > 0
+    has_errors = batch_view.unsuccessful(batch) > 0
     if target == download.STDOUT:
         if has_errors:
             say(f"errors:  xalen-batch results {batch['id']} --errors")
