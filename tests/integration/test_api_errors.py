@@ -101,6 +101,32 @@ def test_a_wrong_value_is_400_and_named(api: Api, change: dict[str, Any], param:
     assert api.ask("GET", "/v1/batches").json["data"] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("inputFileId", "input_file_id"),
+        ("completionWindow", "completion_window"),
+        ("expires_after_seconds", "output_expires_after.seconds"),
+        ("output_expires_after[seconds]", "output_expires_after.seconds"),
+        ("expires_after", "output_expires_after"),
+        ("execution-window", "execution_window"),
+        ("meta_data", "metadata"),
+    ],
+)
+def test_a_known_field_under_another_spelling_is_never_ignored(api: Api, name: str, meant: str) -> None:
+    answer = api.ask("POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST, name: 3600})
+    assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "unknown_parameter", name)
+    assert f"`{meant}`" in answer.error["message"]
+    assert api.ask("GET", "/v1/batches").json["data"] == []
+
+
+def test_fields_of_other_gateways_are_ignored_and_whole_numbers_have_any_spelling(api: Api) -> None:
+    extra = {"model": "x", "custom_llm_provider": "openai", "priority": 1, "service_tier": "flex", "name": "night", "user": "u"}
+    life = {"anchor": "created_at", "seconds": 3600.0}
+    answer = api.ask("POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST, **extra, "output_expires_after": life})
+    assert answer.status == 200
+
+
 def test_a_missing_value_is_400_and_named(api: Api) -> None:
     answer = api.ask("POST", "/v1/batches", REQUEST)
     assert answer.error == {

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -27,6 +27,7 @@ from xalen_batch.errors import (
     UnsupportedMediaType,
     XalenError,
 )
+from xalen_batch.fields import paths
 from xalen_batch.schedules.definition import Definition
 
 logger = log.get(__name__)
@@ -147,18 +148,10 @@ def _invalid(errors: Sequence[Mapping[str, Any]], shape: type[BaseModel]) -> Inv
 
 def _instead(name: str, shape: type[BaseModel]) -> str:
     """What may have been meant by the name of a field that there is not."""
-    known = list(_fields(shape))
+    known = list(paths(shape))
     close = get_close_matches(name, [path.rpartition(".")[2] for path in known], n=2, cutoff=0.7)
     meant = " or ".join(f"`{path}`" for path in known if path.rpartition(".")[2] in close)
     return f"Did you mean {meant}?" if meant else "Remove it; /docs says what there is."
-
-
-def _fields(model: type[BaseModel], above: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield above + name
-        for kind in get_args(field.annotation):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _fields(kind, f"{above}{name}.")
 
 
 def _shown(value: object) -> str:

@@ -9,7 +9,7 @@ from xalen_batch import batches, catalog, files, ids
 from xalen_batch.api.scopes import Scoped
 from xalen_batch.batches import Progress
 from xalen_batch.catalog import Endpoint
-from xalen_batch.fields import ExpiresAfter, Metadata, Text
+from xalen_batch.fields import ExpiresAfter, Lenient, Metadata, Text
 from xalen_batch.models import Batch, File
 from xalen_batch.windows import ExecutionWindow
 
@@ -212,8 +212,8 @@ class ModelObject(Identified):
         return cls(id=model.id, owned_by=model.owned_by)
 
 
-class BatchRequest(BaseModel):
-    """Null stands for anything optional; fields that other gateways add are ignored."""
+class BatchRequest(Lenient):
+    """Null stands for anything optional; fields that other gateways add are ignored, other spellings of these are refused."""
 
     input_file_id: Text = Field(description="A file uploaded with the purpose `batch`.")
     endpoint: Endpoint = Field(description="What every line of the file asks for.")
@@ -223,7 +223,7 @@ class BatchRequest(BaseModel):
     execution_window: ExecutionWindow | None = Field(None, description="Extension: hours in which its lines may be started.")
 
 
-class EstimateRequest(BaseModel):
+class EstimateRequest(Lenient):
     input_file_id: Text = Field(description="A file uploaded with the purpose `batch`.")
     endpoint: Endpoint | None = Field(None, description="The endpoint a batch would name. Unset: that of the file's first line.")
 
