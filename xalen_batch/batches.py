@@ -19,7 +19,7 @@ from xalen_batch.errors import InvalidRequest, NotCancellable, NotFound
 from xalen_batch.files import Purpose
 from xalen_batch.models import Batch, File, ScheduleRun, Task
 from xalen_batch.paging import Order, Page
-from xalen_batch.states import BATCH_MOVES, MAY_START, BatchStatus, TaskState
+from xalen_batch.states import BATCH_MOVES, MAY_START, BatchStatus, OnInvalid, TaskState
 from xalen_batch.terms import Terms
 from xalen_batch.windows import ExecutionWindow
 
@@ -78,6 +78,7 @@ def create(
     metadata: Mapping[str, str] | None = None,
     output_expires_after: int | None = None,
     execution_window: ExecutionWindow | None = None,
+    on_invalid: OnInvalid = OnInvalid.FAIL,
     run: ScheduleRun | None = None,
 ) -> Batch:
     """A batch on its way to validation, on the terms and at the discount of this moment.
@@ -100,6 +101,7 @@ def create(
         completion_window=completion_window,
         input_file_id=file.id,
         output_expires_after=output_expires_after,
+        on_invalid=on_invalid,
         meta=dict(metadata or {}),
         price_snapshot=frozen.prices,
         backends=frozen.backends if owner.livemode else None,

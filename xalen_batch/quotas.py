@@ -205,7 +205,7 @@ def _sum(column: Mapped[int]) -> ColumnElement[int]:
 # Made once: every upload and every new batch asks. Statements of their own, since each is to see what the one that had the lock before did.
 _LOCK = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:owner))")
 _GIVEN = select(AccountQuota.name, AccountQuota.most).where(_is_of_owner(AccountQuota))
-_ENQUEUED = select(func.count(), _sum(Batch.total), _sum(Batch.enqueued_tokens)).where(_is_of_owner(Batch), text(OPEN))
+_ENQUEUED = select(func.count(), _sum(Batch.total - Batch.failed), _sum(Batch.enqueued_tokens)).where(_is_of_owner(Batch), text(OPEN))
 
 
 def _tally(name: Tally) -> Select[int]:

@@ -38,6 +38,13 @@ MAY_START = frozenset({BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS})
 ENDING = frozenset({BatchStatus.CANCELLING, BatchStatus.FINALIZING})
 
 
+class OnInvalid(StrEnum):
+    """What invalid lines of an input file do to their batch."""
+
+    FAIL = "fail"  # nothing runs
+    SKIP = "skip"  # they end in the error file, and the other lines run
+
+
 class TaskState(StrEnum):
     PENDING = "pending"  # claimable, from `not_before` on
     RUNNING = "running"  # one worker holds its fence until `lease_until`

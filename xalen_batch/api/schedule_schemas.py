@@ -127,6 +127,7 @@ class ScheduleObject(Identified, Scoped):
     metadata: dict[str, str]
     output_expires_after: ExpiresAfter | None
     execution_window: ExecutionWindow | None
+    on_invalid: str
     overlap: str
     misfire: str
     misfire_limit: int
@@ -168,6 +169,7 @@ class ScheduleObject(Identified, Scoped):
             metadata=definition.metadata or {},
             output_expires_after=definition.output_expires_after,
             execution_window=definition.execution_window,
+            on_invalid=definition.on_invalid,
             overlap=definition.overlap,
             misfire=definition.misfire,
             misfire_limit=definition.misfire_limit,

@@ -11,6 +11,7 @@ from xalen_batch.batches import Progress
 from xalen_batch.catalog import Endpoint
 from xalen_batch.fields import ExpiresAfter, Lenient, Metadata, Text
 from xalen_batch.models import Batch, File
+from xalen_batch.states import OnInvalid
 from xalen_batch.windows import ExecutionWindow
 
 
@@ -169,6 +170,7 @@ class BatchObject(Identified, Scoped):
     schedule_id: str | None
     run_id: str | None
     execution_window: ExecutionWindowObject | None
+    on_invalid: str
 
     @classmethod
     def of(cls, batch: Batch, progress: Progress, now: datetime | None) -> Self:
@@ -198,6 +200,7 @@ class BatchObject(Identified, Scoped):
             schedule_id=batch.schedule_id and ids.render("sched", batch.schedule_id),
             run_id=batch.run_id and ids.render("run", batch.run_id),
             execution_window=ExecutionWindowObject.of(batch, now),
+            on_invalid=batch.on_invalid,
         )
 
 
@@ -212,6 +215,12 @@ class ModelObject(Identified):
         return cls(id=model.id, owned_by=model.owned_by)
 
 
+ON_INVALID = (
+    "Extension: what invalid lines do. `fail`, the default: the batch fails and nothing runs. `skip`: they end in the error file, not billed, "
+    "and the other lines run."
+)
+
+
 class BatchRequest(Lenient):
     """Null stands for anything optional; fields that other gateways add are ignored, other spellings of these are refused."""
 
@@ -221,6 +230,7 @@ class BatchRequest(Lenient):
     metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
     execution_window: ExecutionWindow | None = Field(None, description="Extension: hours in which its lines may be started.")
+    on_invalid: OnInvalid | None = Field(None, description=ON_INVALID)
 
 
 class EstimateRequest(Lenient):

@@ -231,8 +231,9 @@ def _not_billed_lines(outcomes: Sequence[_Outcome]) -> Iterator[InvoiceLine]:
         if outcome.reason is not None:
             yield InvoiceLine(
                 kind="not_billed",
-                description=f"{outcome.model}, requests that did not succeed",
-                model=outcome.model,
+                # A line that validation skipped has no model.
+                description=f"{outcome.model or 'Invalid lines'}, requests that did not succeed",
+                model=outcome.model or None,
                 quantity=Decimal(outcome.requests),
                 reason=outcome.reason,
                 amount=ZERO,

@@ -10,7 +10,7 @@ from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, ApiError, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, Timeout, examples
 from xalen_batch.cli.output import STDERR, STDOUT, print_json, say
-from xalen_batch.cli.submit import Metadata, Window, before_submission, check, create, parse_metadata
+from xalen_batch.cli.submit import Metadata, OnInvalid, Window, before_submission, check, create, parse_metadata
 from xalen_batch.cli.watch import follow
 
 RESULTS = ".results.jsonl"
@@ -40,6 +40,7 @@ def run(
     execution_window: windows.Hours = None,
     timezone: windows.Timezone = None,
     metadata: Metadata = None,
+    on_invalid: OnInvalid = None,
     timeout: Timeout = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
@@ -56,7 +57,7 @@ def run(
     with inputs.opened(file) as path:
         with before_submission():
             client = connect(base_url, api_key, live)
-            checked = check(client, path, inputs.name_of(file), endpoint)
+            checked = check(client, path, inputs.name_of(file), endpoint, on_invalid)
         batch = follow(client, create(client, checked, window, hours, notes)["id"], timeout)
         invoice = _delivered(client, batch, target)
     if as_json:

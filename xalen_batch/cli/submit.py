@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,9 +12,16 @@ from xalen_batch.cli import batch_view, inputs, progress, rules, windows
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
-from xalen_batch.cli.output import print_json, print_line, safe, say
+from xalen_batch.cli.output import counted, print_json, print_line, safe, say
+
+if TYPE_CHECKING:
+    from xalen_batch.pipeline.faults import Faults
 
 Window = Annotated[str, typer.Option(help="Time until the batch must have ended: whole hours or days, `1h` to `7d`.")]
+ON_INVALID_HELP = (
+    "What invalid lines do: `fail` (if not given), so that nothing runs, or `skip`, so that the others run and they end in the error file."
+)
+OnInvalid = Annotated[Literal["fail", "skip"] | None, typer.Option("--on-invalid", metavar="fail|skip", help=ON_INVALID_HELP)]
 Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A note kept with the batch; give it up to 16 times.")]
 
 commands = typer.Typer()
@@ -35,6 +42,7 @@ def submit(
     execution_window: windows.Hours = None,
     timezone: windows.Timezone = None,
     metadata: Metadata = None,
+    on_invalid: OnInvalid = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
@@ -45,7 +53,7 @@ def submit(
     with inputs.opened(file) as path:
         with before_submission():
             client = connect(base_url, api_key, live)
-            checked = check(client, path, inputs.name_of(file), endpoint)
+            checked = check(client, path, inputs.name_of(file), endpoint, on_invalid)
         batch = create(client, checked, window, hours, notes)
     if as_json:
         print_json(batch)
@@ -64,14 +72,15 @@ def before_submission() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Checked:
-    """A file that may be sent."""
+    """A file that may be sent. `on_invalid`: None is the server's default."""
 
     path: Path
     name: str
     endpoint: str
+    on_invalid: str | None = None
 
 
-def check(client: Client, path: Path, name: str, endpoint: str) -> Checked:
+def check(client: Client, path: Path, name: str, endpoint: str, on_invalid: str | None = None) -> Checked:
     """Look at a file before it leaves this machine, by the server's models and limits. Failed, every error said, if it would be refused."""
     servers = rules.of_server(client)
     found, faults = inputs.checked(path, endpoint, servers or rules.local())
@@ -79,8 +88,19 @@ def check(client: Client, path: Path, name: str, endpoint: str) -> Checked:
     # The server may have models that the catalog on this machine lacks.
     if errors and (servers or any(error["code"] != "model_not_found" for error in errors)):
         batch_view.print_line_errors(errors, name)
-        raise Failed(f"{name} has errors, so nothing was submitted. `xalen-batch validate --all` shows every one.")
-    return Checked(path, name, found or inputs.first_url(path) or endpoint)
+        if on_invalid != "skip" or not faults.are_of_lines:
+            raise Failed(
+                f"{name} has errors, so nothing was submitted. `xalen-batch validate --all` shows every one.{_other_lines(faults)}"
+            )
+        say(
+            f"{counted(faults.count, 'invalid line')} of {safe(name)} will be skipped; the error file will hold the reasons.",
+            style="yellow",
+        )
+    return Checked(path, name, found or inputs.first_url(path) or endpoint, on_invalid)
+
+
+def _other_lines(faults: "Faults") -> str:
+    return " --on-invalid skip runs the other lines." if faults.are_of_lines else ""
 
 
 def create(client: Client, checked: Checked, window: str, hours: dict[str, Any] | None, metadata: dict[str, str]) -> dict[str, Any]:
@@ -89,6 +109,7 @@ def create(client: Client, checked: Checked, window: str, hours: dict[str, Any] 
         file = upload(client, checked)
     request = {"input_file_id": file["id"], "endpoint": checked.endpoint, "completion_window": window, "metadata": metadata}
     request |= {} if hours is None else {"execution_window": hours}
+    request |= {} if checked.on_invalid is None else {"on_invalid": checked.on_invalid}
     try:
         batch = client.post("/batches", request)
     except KeyboardInterrupt:

@@ -114,6 +114,7 @@ class Batch(Base):
     # Fixed at the end; while the batch runs, its tasks hold the counts.
     total: Mapped[int] = mapped_column(server_default="0")
     completed: Mapped[int] = mapped_column(server_default="0")
+    # While it runs: the invalid lines that were skipped, which no quota counts.
     failed: Mapped[int] = mapped_column(server_default="0")
     # Lines that nobody ran before the batch was cancelled or expired. Null before the batch ends, and in batches that ended before
     # these columns, whose `failed` includes them.

@@ -12,6 +12,7 @@ WHAT, WHEN, HOW = "What it runs (one of the first seven)", "When", "How"
 
 Overlap = Literal["skip", "buffer_one", "allow", "cancel_previous"]
 Misfire = Literal["latest", "all", "none"]
+OnInvalid = Literal["fail", "skip"]
 OnEmpty = Literal["skip", "fail"]
 
 CRON_HELP = 'Five fields (minute, hour, day of month, month, day of week), quoted: "30 2 * * *"; or `@daily` and the like.'
@@ -41,6 +42,9 @@ ENDPOINT_HELP = "What every line asks for. Of a file it is taken from the first 
 WINDOW_HELP = "Time until each batch must have ended: whole hours or days, `1h` to `7d`; 24h if not given."
 METADATA_HELP = "A note kept with every batch; give it up to 16 times."
 EXECUTION_HELP = 'Start lines only in these hours of the schedule\'s zone, such as "22:00-06:00" or "22:00-06:00 mon-fri".'
+ON_INVALID_HELP = (
+    "What invalid lines do to their batch: `fail` it (if not given), or `skip`: they end in its error file, and the others run."
+)
 OVERLAP_HELP = "If the run before has not ended: `skip` (if not given), `buffer_one`, `allow` or `cancel_previous`."
 MISFIRE_HELP = "Of the fires that nothing was there to fire, make up for the `latest` (if not given), `all` or `none`."
 CATCH_UP_HELP = "How old a fire may be to be made up for, such as `30m`, `12h` or `7d`; 12h if not given."
@@ -77,6 +81,7 @@ class Given:
     window: Annotated[str | None, _how(WINDOW_HELP, metavar="WINDOW")] = None
     metadata: Annotated[list[str] | None, _how(METADATA_HELP, metavar="KEY=VALUE")] = None
     execution_window: Annotated[str | None, _how(EXECUTION_HELP, metavar="HOURS")] = None
+    on_invalid: Annotated[OnInvalid | None, _how(ON_INVALID_HELP, metavar="fail|skip")] = None
     overlap: Annotated[Overlap | None, _how(OVERLAP_HELP, metavar="POLICY")] = None
     misfire: Annotated[Misfire | None, _how(MISFIRE_HELP, metavar="POLICY")] = None
     misfire_limit: Annotated[int | None, _how("With `--misfire all`, the most of them; 10 if not given.", metavar="N", min=1, max=100)] = (

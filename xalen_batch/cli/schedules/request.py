@@ -28,7 +28,7 @@ WHAT = {
 OF_SOURCE = ("pattern", "ready_marker", "repeat")
 # Options whose field has another name.
 RENAMED = {"window": "completion_window", "catch_up": "catch_up_window"}
-PLAIN = ("timezone", "jitter", "endpoint", "window", "overlap", "misfire", "misfire_limit", "catch_up", "pause_on_failure")
+PLAIN = ("timezone", "jitter", "endpoint", "window", "on_invalid", "overlap", "misfire", "misfire_limit", "catch_up", "pause_on_failure")
 
 
 def option(name: str) -> str:
@@ -113,7 +113,7 @@ def send_file(client: Client, given: Given) -> Sent:
 
 def _upload(client: Client, path: Path, name: str, given: Given) -> tuple[str, dict[str, Any]]:
     if given.file:
-        checked = submit.check(client, path, name, given.endpoint or inputs.AUTO)
+        checked = submit.check(client, path, name, given.endpoint or inputs.AUTO, given.on_invalid)
         return checked.endpoint, submit.upload(client, checked)
     # Filled in as its next run would be, it is checked by the server.
     with path.open("rb") as lines:
