@@ -301,7 +301,7 @@ def test_requests_are_added_all_day_and_run_together(cli: Cli) -> None:
     assert b"in.jsonl:2 (custom_id 'bad')" in refused.stderr
 
     found = cli.json("schedules", "run", id, "--wait")
-    assert found["batch"]["request_counts"] == {"total": 1_501, "completed": 1_501, "failed": 0}
+    assert found["batch"]["request_counts"] == {"total": 1_501, "completed": 1_501, "failed": 0, "cancelled": 0, "expired": 0}
     empty = cli("schedules", "run", id, "--wait")
     assert (empty.returncode, empty.stdout) == (3, b"")
     assert b"No request had arrived" in empty.stderr
