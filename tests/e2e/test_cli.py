@@ -138,7 +138,7 @@ def test_list_shows_the_newest_first_and_filters_by_status(cli: Cli) -> None:
 
 def _done(cli: Cli, batch_id: str) -> int:
     counts = cli.json("show", batch_id)["request_counts"]
-    return int(counts["completed"] + counts["failed"])
+    return int(counts["completed"] + counts["failed"] + counts["cancelled"] + counts["expired"])
 
 
 def test_what_a_running_batch_has_is_read_and_a_cancel_keeps_it(cli: Cli) -> None:
