@@ -1,6 +1,7 @@
 """What must be so of every batch that has ended, whatever happened to it on its way."""
 
 import json
+from collections import Counter
 from decimal import localcontext
 from uuid import UUID
 
@@ -38,16 +39,20 @@ def assert_whole(batch_id: UUID, lines: int | None = None, *, is_proven: bool = 
     assert (invoiced, held) == (1, [])
     if lines is not None:
         assert batch.total == lines
-    assert len(rows) == len({row.custom_id for row in rows}) == batch.total == batch.completed + batch.failed
+    assert len(rows) == len({row.custom_id for row in rows}) == batch.total
+    unrun = (batch.cancelled or 0) + (batch.expired or 0)
+    assert batch.completed + batch.failed + unrun == batch.total
     charges = [row.amount for row in rows if row.amount is not None]
     with localcontext(money.EXACT), db.transaction() as session:
         assert invoices.of_batch(session, batch).total == sum(charges)
     written = {part: [json.loads(line)["custom_id"] for line in b"".join(results.chunks(batch_id, part)).splitlines()] for part in FilePart}
     in_order = [row.custom_id for row in sorted(rows)]
     assert written[FilePart.OUTPUT] == [name for name in in_order if name not in set(written[FilePart.ERROR])]
-    assert (len(written[FilePart.OUTPUT]), len(written[FilePart.ERROR])) == (batch.completed, batch.failed)
+    assert (len(written[FilePart.OUTPUT]), len(written[FilePart.ERROR])) == (batch.completed, batch.failed + unrun)
     assert len(charges) == batch.completed
     codes = {row.error_code for row in rows}
+    ended_with = Counter(row.error_code for row in rows)
+    assert (batch.cancelled, batch.expired) == (ended_with[LineError.BATCH_CANCELLED], ended_with[LineError.BATCH_EXPIRED])
     assert (LineError.BATCH_CANCELLED in codes) <= (batch.status == BatchStatus.CANCELLED)
     assert (LineError.BATCH_EXPIRED in codes) == (batch.status == BatchStatus.EXPIRED)
     return batch

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import ColumnElement, Select, case, func, select
 from sqlalchemy.orm import Session
 
 from xalen_batch import accounts, catalog, db, disk, files, ids, log, paging, quotas, windows
@@ -18,7 +18,7 @@ from xalen_batch.errors import InvalidRequest, NotCancellable, NotFound
 from xalen_batch.files import Purpose
 from xalen_batch.models import Batch, File, ScheduleRun, Task
 from xalen_batch.paging import Order, Page
-from xalen_batch.states import BATCH_MOVES, MAY_START, BatchStatus
+from xalen_batch.states import BATCH_MOVES, MAY_START, BatchStatus, OnInvalid, TaskState
 from xalen_batch.terms import Terms
 from xalen_batch.windows import ExecutionWindow
 
@@ -29,12 +29,15 @@ logger = log.get(__name__)
 class Progress:
     """How far a batch is: lines, and the tokens of those that succeeded.
 
+    `cancelled`, `expired`: lines that nobody ran before the batch was cancelled or its completion window passed.
     `counted_…`: of the billed tokens, those that we counted ourselves. None while it runs: its invoice is made of them.
     """
 
     total: int = 0
     completed: int = 0
     failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
@@ -44,7 +47,8 @@ class Progress:
 
     @property
     def done(self) -> int:
-        return self.completed + self.failed
+        """Lines that have ended."""
+        return self.completed + self.failed + self.cancelled + self.expired
 
 
 def create(
@@ -57,6 +61,7 @@ def create(
     metadata: Mapping[str, str] | None = None,
     output_expires_after: int | None = None,
     execution_window: ExecutionWindow | None = None,
+    on_invalid: OnInvalid = OnInvalid.FAIL,
     run: ScheduleRun | None = None,
 ) -> Batch:
     """A batch on its way to validation, on the terms and at the discount of this moment.
@@ -79,6 +84,7 @@ def create(
         completion_window=completion_window,
         input_file_id=file.id,
         output_expires_after=output_expires_after,
+        on_invalid=on_invalid,
         meta=dict(metadata or {}),
         price_snapshot=frozen.prices,
         backends=frozen.backends if owner.livemode else None,
@@ -162,15 +168,22 @@ def get(session: Session, owner: Owner, public_id: str) -> Batch:
 
 
 def cancel(session: Session, batch: Batch) -> Batch:
-    """Start no further line; what has finished is kept, delivered and billed. Raises NotCancellable for one that ended."""
-    while batch.status != BatchStatus.CANCELLING:
+    """Start no further line; what has finished is kept, delivered and billed. A batch that was cancelled stays as it is.
+
+    Raises NotCancellable for a batch that ended otherwise, or whose completion window has passed.
+    """
+    while batch.status not in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):
         if BatchStatus.CANCELLING not in BATCH_MOVES[BatchStatus(batch.status)]:
-            raise NotCancellable(f"Batch {ids.render('batch', batch.id)} is {batch.status} and cannot be cancelled any more.")
+            name = ids.render("batch", batch.id)
+            raise NotCancellable(
+                f"Batch {name} is {batch.status}: none of its lines is left to cancel. Its status does not change any more."
+            )
         if batch.move(session, BatchStatus.CANCELLING):
             logger.info("batch.cancelling", batch_id=batch.id.hex)
         else:
             session.refresh(batch)
-    db.enqueue(session, Job.FINALIZE, batch.id.hex)
+    if batch.status == BatchStatus.CANCELLING:
+        db.enqueue(session, Job.FINALIZE, batch.id.hex)
     return batch
 
 
@@ -186,18 +199,30 @@ def page(
 
 def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]:
     """How far each batch is: the sum over its tasks while it runs, its own columns at the end."""
-    found = {
-        batch.id: Progress(*(getattr(batch, name) for name in Progress.__slots__))
-        for batch in batches
-        if BatchStatus(batch.status).is_terminal
-    }
-    running = [batch.id for batch in batches if batch.id not in found]
+    found = {batch.id: _ended(batch) for batch in batches if BatchStatus(batch.status).is_terminal}
+    running = {batch.id: batch for batch in batches if batch.id not in found}
     if running:
-        names = [name for name in Progress.__slots__ if not name.startswith("counted")]
-        sums = (func.coalesce(func.sum(Task.lines if name == "total" else getattr(Task, name)), 0) for name in names)
-        rows = session.execute(select(Task.batch_id, *sums).where(Task.batch_id.in_(running)).group_by(Task.batch_id))
-        found |= {row[0]: Progress(*map(int, row[1:])) for row in rows}
+        sums = {name: func.sum(getattr(Task, name)) for name in OF_TASKS}
+        sums |= {"total": func.sum(Task.lines), "unrun": func.sum(_unrun_lines())}
+        columns = (func.coalesce(column, 0).label(name) for name, column in sums.items())
+        for row in session.execute(select(Task.batch_id, *columns).where(Task.batch_id.in_(running)).group_by(Task.batch_id)):
+            counts = {name: int(getattr(row, name)) for name in sums}
+            unrun = "cancelled" if running[row.batch_id].status == BatchStatus.CANCELLING else "expired"
+            found[row.batch_id] = Progress(**{unrun: counts.pop("unrun")}, **counts)
     return {batch.id: found.get(batch.id, Progress()) for batch in batches}
+
+
+OF_TASKS = ("completed", "failed", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+
+
+def _ended(batch: Batch) -> Progress:
+    counts = {name: getattr(batch, name) for name in Progress.__slots__}
+    # A batch that ended before these were counted has them in `failed`.
+    return Progress(**counts | {name: counts[name] or 0 for name in ("cancelled", "expired")})
+
+
+def _unrun_lines() -> ColumnElement[int]:
+    return case((Task.state == TaskState.DONE, Task.lines - Task.completed - Task.failed), else_=0)
 
 
 def interval(batch: Batch, now: datetime) -> tuple[datetime, datetime] | None:

@@ -2,12 +2,14 @@
 
 XalenError
 ├── InvalidRequest          400
-│   └── NotCancellable      400
 ├── Unauthenticated         401
 ├── Forbidden               403
 ├── NotFound                404
 ├── MethodNotAllowed        405
 ├── RequestTimeout          408
+├── Conflict                409
+│   ├── NotCancellable      409
+│   └── FileBusy            409
 ├── TooLarge                413
 ├── UnsupportedMediaType    415
 ├── TooManyRequests         429
@@ -28,6 +30,8 @@ class XalenError(Exception):
     type: ClassVar[str] = "server_error"
     code: str | None = None
     retry_after: float | None = None
+    # Answered as `x-should-retry`, which OpenAI's clients obey; None leaves it to their own rules, by the status.
+    should_retry: ClassVar[bool | None] = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -44,11 +48,6 @@ class XalenError(Exception):
 class InvalidRequest(XalenError):
     status = 400
     type = "invalid_request_error"
-
-
-class NotCancellable(InvalidRequest):
-    # 400, not 409: the SDKs retry a 409.
-    code = "batch_not_cancellable"
 
 
 class Unauthenticated(XalenError):
@@ -79,6 +78,28 @@ class RequestTimeout(XalenError):
     status = 408
     type = "invalid_request_error"
     code = "request_timeout"
+
+
+class Conflict(XalenError):
+    """The request is right, and the object's state does not allow it."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
+class NotCancellable(Conflict):
+    # OpenAI's clients repeat a 409 otherwise, and this one stays.
+    should_retry = False
+    code = "batch_not_cancellable"
+
+
+class FileBusy(Conflict):
+    """A batch that is about to end still reads the file: deleting it works moments later."""
+
+    should_retry = True
+    code = "file_in_use"
+    retry_after = 2.0
 
 
 class TooLarge(XalenError):

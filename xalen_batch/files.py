@@ -11,11 +11,11 @@ from sqlalchemy.orm import Session
 from xalen_batch import erasure, ids, marks, paging, quotas, storage
 from xalen_batch.accounts import Owner
 from xalen_batch.config import settings
-from xalen_batch.errors import InvalidRequest, NotFound
+from xalen_batch.errors import FileBusy, InvalidRequest, NotFound
 from xalen_batch.models import Batch, File, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.paging import Order, Page
 from xalen_batch.quotas import Quota
-from xalen_batch.states import OPEN_RUNS, TERMINAL, BatchStatus, RunState
+from xalen_batch.states import ENDING, OPEN_RUNS, TERMINAL, BatchStatus, RunState
 
 
 class Purpose(StrEnum):
@@ -104,7 +104,7 @@ def page(session: Session, owner: Owner, *, purpose: str | None, limit: int, ord
 def delete(session: Session, owner: Owner, public_id: str) -> File:
     """Erase a file's bytes: of an output file the answers, never what they cost.
 
-    InvalidRequest while a batch that has not ended reads the file, or a schedule.
+    InvalidRequest while a batch that has not ended reads the file, or a schedule; FileBusy if that batch is about to end.
     """
     file = _one(session, owner, public_id, _visible(owner).with_for_update())
     schedule = session.scalars(select(Schedule).where(Schedule.file_id == file.id, Schedule.deleted_at.is_(None)).limit(1)).one_or_none()
@@ -123,16 +123,24 @@ def delete(session: Session, owner: Owner, public_id: str) -> File:
             param="file_id",
             code="file_in_use",
         )
-    batch_id = session.scalar(select(Batch.id).where(Batch.input_file_id == file.id, Batch.status.not_in(TERMINAL)).limit(1))
-    if batch_id is not None:
-        name = ids.render("batch", batch_id)
-        raise InvalidRequest(
-            f"File {public_id} is the input of batch {name}, which has not ended. Cancel the batch or wait for its end, then delete the file.",
-            param="file_id",
-            code="file_in_use",
-        )
+    _refuse_if_read(session, file)
     erase(session, file)
     return file
+
+
+def _refuse_if_read(session: Session, file: File) -> None:
+    """A batch that is ending reads the custom ids of the lines that were not run; FileBusy is for that moment."""
+    reading = select(Batch.id, Batch.status).where(Batch.input_file_id == file.id, Batch.status.not_in(TERMINAL))
+    # One that runs on before one that is about to end.
+    found = session.execute(reading.order_by(Batch.status.in_(ENDING)).limit(1)).one_or_none()
+    if found is None:
+        return
+    read = f"File {ids.render('file', file.id)} is the input of batch {ids.render('batch', found.id)}, which"
+    if found.status in ENDING:
+        raise FileBusy(f"{read} is {found.status} and reads it until it ends. Send the request again in a few seconds.", param="file_id")
+    raise InvalidRequest(
+        f"{read} has not ended. Cancel the batch or wait for its end, then delete the file.", param="file_id", code="file_in_use"
+    )
 
 
 def erase(session: Session, file: File) -> None:

@@ -138,25 +138,43 @@ class InputLine(msgspec.Struct):
 input_line = msgspec.json.Decoder(InputLine).decode
 
 
+BREAKS = "\x85\u2028\u2029"
+# Characters that JSON strings may hold unescaped and at which `str.splitlines` cuts all the same; of the others at which it does
+# (\n, \r, \v, \f and \x1c to \x1e) JSON itself asks for escapes. Each UTF-8 sequence begins with a lead byte, so none is found within
+# another character, and valid JSON has them inside strings alone.
+LINE_BREAKS = {char.encode(): f"\\u{ord(char):04x}".encode() for char in BREAKS}
+
+
+def escaped(json: bytes) -> bytes:
+    """The same JSON value, with no character in it at which a client's `text.splitlines()` would cut. Costs a scan or two where there is none."""
+    # Both lead bytes are rare in most scripts, and one byte is found many times as fast as three.
+    if json.isascii() or (json.find(b"\xc2") < 0 and json.find(b"\xe2") < 0):
+        return json
+    for raw, escape in LINE_BREAKS.items():
+        json = json.replace(raw, escape)
+    return json
+
+
+def has_line_break(*texts: str | None) -> bool:
+    """Whether `escaped` would change any of the texts."""
+    return any(not text.isascii() and any(char in text for char in BREAKS) for text in texts if text)
+
+
 # What ends an output line, behind its answer.
 ANSWER_END = b'},"error":null}\n'
 _OUTPUT_LINE = b'{"id":"batch_%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b' + ANSWER_END
 
 
-def output_line(*, request_id: str, custom_id: str, status_code: int, body: bytes) -> bytes:
-    """A line that was answered: `body` is the backend's JSON object as bytes on one line."""
+def output_line(*, request_id: str, custom_id: bytes, status_code: int, body: bytes) -> bytes:
+    """A line that was answered: `custom_id` is JSON, `body` the backend's JSON object as bytes on one line."""
     request = request_id.encode()
     # The line's id is `ids.line_id`.
-    return _OUTPUT_LINE % (request, orjson.dumps(custom_id), status_code, request, body)
+    return _OUTPUT_LINE % (request, custom_id, status_code, request, body)
 
 
-def error_line(*, id: str, custom_id: str, code: str, message: str) -> bytes:
-    """A line that ended without any answer."""
-    return b'{"id":"%b","custom_id":%b,"response":null,"error":%b}\n' % (
-        id.encode(),
-        orjson.dumps(custom_id),
-        orjson.dumps({"code": code, "message": message}),
-    )
+def error_line(*, id: str, custom_id: bytes, error: bytes) -> bytes:
+    """A line that ended without any answer: `custom_id` and `error` are JSON."""
+    return b'{"id":"%b","custom_id":%b,"response":null,"error":%b}\n' % (id.encode(), custom_id, error)
 
 
 def result_line(
@@ -167,27 +185,43 @@ def result_line(
     body: bytes | None,
     error_code: str | None,
     error_message: str | None,
+    is_escaped: bool | None = None,
 ) -> bytes:
-    """The output or error file's line of a recorded result. The same columns always give the same bytes."""
+    """The output or error file's line of a recorded result. The same columns always give the same bytes.
+
+    `is_escaped`: the custom id and the error are rendered through `escaped`; the body is stored as it is rendered.
+    """
+    name = _json(custom_id, is_escaped)
     if status_code is None:
-        return error_line(id=line_id(batch_id, line_no), custom_id=custom_id, code=error_code or "", message=error_message or "")
+        error = _json({"code": error_code or "", "message": error_message or ""}, is_escaped)
+        return error_line(id=line_id(batch_id, line_no), custom_id=name, error=error)
     return output_line(
         request_id=request_id(batch_id, line_no),
-        custom_id=custom_id,
+        custom_id=name,
         status_code=status_code,
         body=body or b"null",
     )
 
 
+def _json(value: str | dict[str, str], is_escaped: bool | None) -> bytes:
+    return escaped(orjson.dumps(value)) if is_escaped else orjson.dumps(value)
+
+
 def result_size(
-    line_no: int, custom_id: str, status_code: int | None, body: bytes | None, error_code: str | None, error_message: str | None
+    line_no: int,
+    custom_id: str,
+    status_code: int | None,
+    body: bytes | None,
+    error_code: str | None,
+    error_message: str | None,
+    is_escaped: bool | None = None,
 ) -> int:
     """The length of `result_line`, whatever the batch, without making it: every line is counted when it is recorded."""
     if status_code is None:
-        return len(result_line(_ANY, line_no, custom_id, None, None, error_code, error_message))
+        return len(result_line(_ANY, line_no, custom_id, None, None, error_code, error_message, is_escaped))
     # Both ids carry the line number, in six hex digits or more.
     longer = 2 * max(0, (line_no.bit_length() + 3) // 4 - 6)
-    return _FRAME + longer + len(orjson.dumps(custom_id)) + len(body or b"null")
+    return _FRAME + longer + len(_json(custom_id, is_escaped)) + len(body or b"null")
 
 
 _ANY = UUID(int=0)

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, Select, bindparam, delete, func, or_, select, text
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, bindparam, delete, func, or_, select, text
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Mapped, Session
+from sqlalchemy.orm import Session
 
 from xalen_batch.accounts import Owner
 from xalen_batch.config import settings
@@ -198,14 +198,14 @@ def _is_of_owner(table: type[AccountQuota | AccountTally | ApiKey | Batch | File
     return (table.account_id == bindparam("account_id")) & (table.livemode == bindparam("livemode"))
 
 
-def _sum(column: Mapped[int]) -> ColumnElement[int]:
+def _sum(column: SQLColumnExpression[int]) -> ColumnElement[int]:
     return func.coalesce(func.sum(column), 0)
 
 
 # Made once: every upload and every new batch asks. Statements of their own, since each is to see what the one that had the lock before did.
 _LOCK = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:owner))")
 _GIVEN = select(AccountQuota.name, AccountQuota.most).where(_is_of_owner(AccountQuota))
-_ENQUEUED = select(func.count(), _sum(Batch.total), _sum(Batch.enqueued_tokens)).where(_is_of_owner(Batch), text(OPEN))
+_ENQUEUED = select(func.count(), _sum(Batch.total - Batch.failed), _sum(Batch.enqueued_tokens)).where(_is_of_owner(Batch), text(OPEN))
 
 
 def _tally(name: Tally) -> Select[int]:

@@ -22,11 +22,11 @@ _PARTS = {FilePart.OUTPUT: _ANSWERED, FilePart.ERROR: f"NOT ({_ANSWERED})"}
 # The length of an answer is known without reading it, so a page ends at its bytes however long its answers are. An
 # answer that is read in pieces counts as a whole page, so it has its page alone.
 _PAGE = """
-    SELECT line_no, custom_id, status_code, substr(body, 1, %(piece)s), error_code, error_message FROM (
+    SELECT line_no, custom_id, status_code, substr(body, 1, %(piece)s), error_code, error_message, is_escaped FROM (
         SELECT *, sum(CASE WHEN octet_length(body) > %(piece)s THEN %(bytes)s ELSE coalesce(octet_length(body), 0) END)
             OVER (ORDER BY line_no) AS bytes
         FROM (
-            SELECT line_no, custom_id, status_code, body, error_code, error_message FROM results
+            SELECT line_no, custom_id, status_code, body, error_code, error_message, is_escaped FROM results
             WHERE batch_id = %(batch_id)s AND line_no > %(after)s AND {part}
             ORDER BY line_no LIMIT %(rows)s
         ) AS rows

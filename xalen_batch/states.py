@@ -34,6 +34,16 @@ TERMINAL = frozenset(status for status in BatchStatus if status.is_terminal)
 # Those in which lines are started, now or later.
 MAY_START = frozenset({BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS})
 
+# Those that start no further line and end by themselves, once the lines in flight have.
+ENDING = frozenset({BatchStatus.CANCELLING, BatchStatus.FINALIZING})
+
+
+class OnInvalid(StrEnum):
+    """What invalid lines of an input file do to their batch."""
+
+    FAIL = "fail"  # nothing runs
+    SKIP = "skip"  # they end in the error file, and the other lines run
+
 
 class TaskState(StrEnum):
     PENDING = "pending"  # claimable, from `not_before` on
@@ -59,6 +69,10 @@ class LineError(StrEnum):
     BACKEND_UNAVAILABLE = "backend_unavailable"
     BAD_ANSWER = "bad_answer"
     WORKER_LOST = "worker_lost"
+
+
+# Of lines that nobody ran before their batch ended: they neither completed nor failed.
+UNRUN = frozenset({LineError.BATCH_EXPIRED, LineError.BATCH_CANCELLED})
 
 
 class ScheduleStatus(StrEnum):

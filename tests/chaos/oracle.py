@@ -23,6 +23,8 @@ PER_TOKEN = Decimal("0.000001")
 NET = Decimal("0.5")
 # How a line may end that the model would have answered: given up by a rule, told to the client, and not billed.
 GIVEN_UP = frozenset({"backend_unavailable", "bad_answer", "request_timeout", "worker_lost"})
+# Lines that nobody ran: they are neither completed nor failed.
+UNRUN = frozenset({"batch_cancelled", "batch_expired"})
 SHOWN = 5
 
 Row = dict[str, Any]
@@ -147,7 +149,8 @@ def _differences(what: str, wanted: Counter[str], found: Counter[str]) -> Iterat
 
 def _counts(connection: psycopg.Connection, delivery: Delivery, batch: Row, results: Sequence[Row]) -> Iterator[str]:
     good = sum(row["amount"] is not None for row in results)
-    counted = (len(results), good, len(results) - good)
+    unrun = sum(row["error_code"] in UNRUN for row in results)
+    counted = (len(results), good, len(results) - good - unrun)
     tasks = _rows(
         connection,
         "SELECT coalesce(sum(lines), 0) AS total, coalesce(sum(completed), 0) AS completed, coalesce(sum(failed), 0) AS failed"

@@ -85,7 +85,7 @@ def complete(client: OpenAI) -> dict[str, Any]:
     (refused,) = [json.loads(text) for text in client.files.content(batch.error_file_id).text.splitlines()]
     assert (refused["custom_id"], refused["response"]["status_code"]) == ("b", 400)
     assert refused["response"]["body"]["error"]["message"]
-    raises(openai.BadRequestError, lambda: client.batches.cancel(batch.id), "batch_not_cancellable")
+    raises(openai.ConflictError, lambda: client.batches.cancel(batch.id), "batch_not_cancellable")
     return {"batch": batch.id, "usage": batch.usage.total_tokens}
 
 

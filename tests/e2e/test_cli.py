@@ -138,7 +138,7 @@ def test_list_shows_the_newest_first_and_filters_by_status(cli: Cli) -> None:
 
 def _done(cli: Cli, batch_id: str) -> int:
     counts = cli.json("show", batch_id)["request_counts"]
-    return int(counts["completed"] + counts["failed"])
+    return int(counts["completed"] + counts["failed"] + counts["cancelled"] + counts["expired"])
 
 
 def test_what_a_running_batch_has_is_read_and_a_cancel_keeps_it(cli: Cli) -> None:
@@ -301,7 +301,7 @@ def test_requests_are_added_all_day_and_run_together(cli: Cli) -> None:
     assert b"in.jsonl:2 (custom_id 'bad')" in refused.stderr
 
     found = cli.json("schedules", "run", id, "--wait")
-    assert found["batch"]["request_counts"] == {"total": 1_501, "completed": 1_501, "failed": 0}
+    assert found["batch"]["request_counts"] == {"total": 1_501, "completed": 1_501, "failed": 0, "cancelled": 0, "expired": 0}
     empty = cli("schedules", "run", id, "--wait")
     assert (empty.returncode, empty.stdout) == (3, b"")
     assert b"No request had arrived" in empty.stderr

@@ -4,6 +4,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from decimal import Decimal
+from uuid import UUID
 
 import orjson
 
@@ -128,8 +129,9 @@ def _good(line: GoodLine, content: bytes) -> None:
     assert b"\n" not in body
     if not MODELS[line.model].is_reranker:
         assert len(prefix.marks(line.prompt)) <= prefix.MOST_MARKS
-    answered = jsonl.output_line(request_id="req_1", custom_id=line.custom_id, status_code=200, body=b"{}")
-    assert answered.count(b"\n") == 1
+    is_escaped = jsonl.has_line_break(line.custom_id)
+    answered = jsonl.result_line(UUID(int=1), 1, line.custom_id, 200, b"{}", None, None, is_escaped)
+    assert len(answered.decode().splitlines()) == 1
     assert json.loads(answered)["custom_id"] == line.custom_id
 
 

@@ -3,7 +3,7 @@
 import socket
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import openai
 import pytest
@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from tests.integration.conftest import Api, new_key
 from xalen_batch import batches, config, db
+from xalen_batch.pipeline import finalize
 
 REQUEST = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
@@ -100,6 +101,32 @@ def test_a_wrong_value_is_400_and_named(api: Api, change: dict[str, Any], param:
     assert api.ask("GET", "/v1/batches").json["data"] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("inputFileId", "input_file_id"),
+        ("completionWindow", "completion_window"),
+        ("expires_after_seconds", "output_expires_after.seconds"),
+        ("output_expires_after[seconds]", "output_expires_after.seconds"),
+        ("expires_after", "output_expires_after"),
+        ("execution-window", "execution_window"),
+        ("meta_data", "metadata"),
+    ],
+)
+def test_a_known_field_under_another_spelling_is_never_ignored(api: Api, name: str, meant: str) -> None:
+    answer = api.ask("POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST, name: 3600})
+    assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "unknown_parameter", name)
+    assert f"`{meant}`" in answer.error["message"]
+    assert api.ask("GET", "/v1/batches").json["data"] == []
+
+
+def test_fields_of_other_gateways_are_ignored_and_whole_numbers_have_any_spelling(api: Api) -> None:
+    extra = {"model": "x", "custom_llm_provider": "openai", "priority": 1, "service_tier": "flex", "name": "night", "user": "u"}
+    life = {"anchor": "created_at", "seconds": 3600.0}
+    answer = api.ask("POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST, **extra, "output_expires_after": life})
+    assert answer.status == 200
+
+
 def test_a_missing_value_is_400_and_named(api: Api) -> None:
     answer = api.ask("POST", "/v1/batches", REQUEST)
     assert answer.error == {
@@ -143,14 +170,36 @@ def test_a_file_of_another_purpose_is_no_input(api: Api) -> None:
     assert "purpose `batch`" in answer.error["message"]
 
 
-def test_cancel_takes_any_body_and_an_ended_batch_is_400(api: Api) -> None:
+def test_cancel_takes_any_body_and_any_number_of_times(api: Api) -> None:
     batch = api.ask("POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST}).json["id"]
     for body in (None, b"", b"not json", b"[" * 5000):
         assert api.ask("POST", f"/v1/batches/{batch}/cancel", body, headers={"content-type": "application/json"}).status == 200
     with db.transaction() as session:
         session.execute(text("UPDATE batches SET status = 'cancelled'"))
     answer = api.ask("POST", f"/v1/batches/{batch}/cancel")
-    assert (answer.status, answer.error["code"]) == (400, "batch_not_cancellable")
+    assert (answer.status, answer.json["status"]) == (200, "cancelled")
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "expired", "finalizing"])
+def test_cancel_after_any_other_end_is_409_and_not_repeated(api: Api, status: str) -> None:
+    batch = api.ask("POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST}).json["id"]
+    with db.transaction() as session:
+        session.execute(text(f"UPDATE batches SET status = '{status}'"))
+    answer = api.ask("POST", f"/v1/batches/{batch}/cancel")
+    assert (answer.status, answer.error["code"], answer.headers["x-should-retry"]) == (409, "batch_not_cancellable", "false")
+    with pytest.raises(openai.ConflictError):
+        api.client.with_options(max_retries=2).batches.cancel(batch)
+
+
+def test_an_input_is_deleted_once_its_cancelled_batch_has_ended(api: Api) -> None:
+    file = api.upload()["id"]
+    batch = api.ask("POST", "/v1/batches", {"input_file_id": file, **REQUEST}).json["id"]
+    api.ask("POST", f"/v1/batches/{batch}/cancel")
+    answer = api.ask("DELETE", f"/v1/files/{file}")
+    assert (answer.status, answer.error["code"], answer.headers["x-should-retry"]) == (409, "file_in_use", "true")
+    assert float(answer.headers["retry-after"]) > 0
+    finalize.run(UUID(hex=batch.removeprefix("batch_")))
+    assert api.ask("DELETE", f"/v1/files/{file}").json["deleted"] is True
 
 
 def test_a_bug_is_a_500_without_its_trace(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_results_are_read_in_order_while_the_batch_runs(api: Api, batch_id: str)
 
 def test_progress_and_usage_are_live(api: Api, batch_id: str) -> None:
     batch = api.ask("GET", f"/v1/batches/{batch_id}").json
-    assert batch["request_counts"] == {"total": 10, "completed": 3, "failed": 1}
+    assert batch["request_counts"] == {"total": 10, "completed": 3, "failed": 1, "cancelled": 0, "expired": 0}
     assert (batch["usage"]["input_tokens"], batch["usage"]["output_tokens"], batch["usage"]["total_tokens"]) == (30, 6, 36)
 
 

@@ -11,7 +11,7 @@ from tests import factories
 from tests.integration.conftest import Api, new_key
 
 LINES = factories.jsonl([factories.chat_line("a"), factories.chat_line("b")])
-EXTENSIONS: dict[type[BaseModel], set[str]] = {Batch: {"schedule_id", "run_id", "execution_window", "waiting"}}
+EXTENSIONS: dict[type[BaseModel], set[str]] = {Batch: {"schedule_id", "run_id", "execution_window", "on_invalid", "waiting"}}
 
 
 def check(kind: type[BaseModel], answer: dict[str, Any]) -> None:

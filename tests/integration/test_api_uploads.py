@@ -91,9 +91,38 @@ def test_expiry_is_taken_from_the_form(api: Api) -> None:
     assert file.expires_at == file.created_at + 3600
 
 
+def test_expiry_may_be_one_field_in_json(api: Api) -> None:
+    kind, body = multipart(
+        ("file", "a", b"{}"), ("purpose", None, b"batch"), ("expires_after", None, b'{"anchor": "created_at", "seconds": 3600.0}')
+    )
+    file = api.ask("POST", "/v1/files", body, headers={"content-type": kind}).json
+    assert file["expires_at"] == file["created_at"] + 3600
+
+
 @pytest.mark.parametrize(
     ("parts", "param"),
     [
+        *(
+            ([("file", "a", b"{}"), ("purpose", None, b"batch"), (name, None, value)], name)
+            for name, value in (
+                ("expires_after", b"3600"),
+                ("expires_after", b'{"anchor": "created_at"}'),
+                ("expires_after", b'{"anchor": "created_at", "seconds": 3600, "second": 1}'),
+                ("expires_after.seconds", b"3600"),
+                ("expires_after_seconds", b"3600"),
+                ("expiresAfter[seconds]", b"3600"),
+                ("Purpose", b"batch"),
+            )
+        ),
+        (
+            [
+                ("file", "a", b"{}"),
+                ("purpose", None, b"batch"),
+                ("expires_after", None, b'{"anchor": "created_at", "seconds": 3600}'),
+                ("expires_after[seconds]", None, b"7200"),
+            ],
+            "expires_after",
+        ),
         ([("purpose", None, b"batch")], "file"),
         ([("file", "a", b"{}")], "purpose"),
         ([("file", "a", b"{}"), ("purpose", None, b"batch_output")], "purpose"),

@@ -29,7 +29,7 @@ from xalen_batch.backends.work import Exhausted
 from xalen_batch.billing import invoices, prices
 from xalen_batch.broker import Job, Message
 from xalen_batch.catalog import CHAT
-from xalen_batch.errors import InvalidRequest, NotCancellable
+from xalen_batch.errors import FileBusy, InvalidRequest, NotCancellable
 from xalen_batch.models import Batch, Invoice, InvoiceLine, Price, Result, Task
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
 from xalen_batch.pipeline.record import Ended
@@ -164,7 +164,7 @@ class Life(RuleBasedStateMachine):
                     batches.cancel(session, batch)
 
     def is_cancellable(self, status: str) -> bool:
-        return status in ("validating", "in_progress", "cancelling")
+        return status in ("validating", "in_progress", "cancelling", "cancelled")
 
     def delete_file(self, id: UUID) -> None:
         """Its input, which a batch that has not ended keeps."""
@@ -172,7 +172,7 @@ class Life(RuleBasedStateMachine):
             batch = session.get_one(Batch, id)
             name = ids.render("file", batch.input_file_id)
             if not BatchStatus(batch.status).is_terminal:
-                with pytest.raises(InvalidRequest):
+                with pytest.raises((InvalidRequest, FileBusy)):
                     files.delete(session, self.owner, name)
                 return
             file = session.get_one(factories.File, batch.input_file_id)

@@ -84,7 +84,9 @@ def test_a_batch_has_one_end_whoever_comes_first() -> None:
             race(pool, [partial(racer, held) for racer in racers], dice)
             batch = ended(held.batch_id)
             # What had succeeded is kept and billed, whatever the end.
-            assert batch.completed == batch.failed == 1 or (batch.completed, batch.failed) == (0, LINES)
+            unsuccessful = batch.total - batch.completed
+            assert batch.completed == unsuccessful == 1 or (batch.completed, unsuccessful) == (0, LINES)
+            assert batch.failed == batch.completed
             assert (batch.status == "completed") <= (batch.completed == 1)
             ends[batch.status] += 1
     assert_reconciled()

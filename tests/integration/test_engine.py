@@ -14,15 +14,17 @@ import pytest
 from sqlalchemy import func, select, update
 
 from tests import factories
+from tests.outcome import assert_whole
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, results
 from xalen_batch.accounts import Caller
 from xalen_batch.backends import registry
-from xalen_batch.backends.contract import Answered, Request, Usage
+from xalen_batch.backends.contract import Answered, Refused, Request, Usage
 from xalen_batch.backends.lane import Lane
+from xalen_batch.batches import Progress
 from xalen_batch.broker import Job
 from xalen_batch.errors import NotCancellable
-from xalen_batch.models import Batch, Invoice, Result, Task
+from xalen_batch.models import Batch, File, Invoice, Result, Task
 from xalen_batch.models.claims import Room
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
@@ -206,20 +208,65 @@ def test_cancel_keeps_and_bills_what_finished(engine: Engine) -> None:
     record.record(held.key, held.fence, [], to=TaskState.PENDING)
     finalize.run(batch_id)
     batch = read(batch_id)
-    assert (batch.status, batch.completed, batch.failed) == ("cancelled", 3, 22)
+    assert (batch.status, batch.completed, batch.failed, batch.cancelled, batch.expired) == ("cancelled", 3, 0, 22, 0)
     assert charged(batch_id) == 3 * Decimal("0.00002")
     errors = lines_of(batch_id, FilePart.ERROR)
     assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
     assert len(errors) + len(lines_of(batch_id, FilePart.OUTPUT)) == 25
 
 
-def test_cancelling_twice_is_fine_and_after_the_end_is_refused(engine: Engine) -> None:
-    batch_id = a_batch(chat_lines(2))
-    for _ in range(2):
-        with db.transaction() as session:
-            batches.cancel(session, session.get_one(Batch, batch_id))
+def test_no_character_of_an_answer_or_id_cuts_a_line_and_sizes_are_exact(engine: Engine) -> None:
+    cut = "\x85 \u2028 \u2029 \x0b\x0c\x1c\x1d\x1e\r\n"
+    batch_id = a_batch([factories.chat_line(f"{n}{cut}") for n in range(30)])
+    held = a_claim()
+    body = json.dumps({"text": cut}, ensure_ascii=False).encode()
+    outcomes = [Answered(200, body, Usage(1_000, 500)), Refused(400, body)]
+    rows = [
+        record.row(record.Line(batch_id, line.line_no, held.model, line.custom_id), outcome, held.tariff)
+        for line, outcome in zip(held.lines, outcomes, strict=False)
+    ]
+    record.record(held.key, held.fence, rows, to=TaskState.PENDING)
+    with db.transaction() as session:
+        batches.cancel(session, session.get_one(Batch, batch_id))
     finalize.run(batch_id)
-    with db.transaction() as session, pytest.raises(NotCancellable, match="cancelled"):
+    batch = assert_whole(batch_id, 30)
+    for part, file_id, count in ((FilePart.OUTPUT, batch.output_file_id, 1), (FilePart.ERROR, batch.error_file_id, 29)):
+        content = b"".join(results.chunks(batch_id, part))
+        with db.transaction() as session:
+            assert session.get_one(File, file_id).size == len(content)
+        read = [json.loads(line) for line in content.decode().splitlines()]
+        assert len(read) == count
+        assert all(line["custom_id"].endswith(cut) for line in read)
+        assert [line["response"]["body"]["text"] for line in read if line["response"]] == [cut]
+
+
+def test_lines_that_an_older_process_counted_as_failed_end_as_cancelled(engine: Engine) -> None:
+    batch_id = a_batch(chat_lines(25))
+    with db.transaction() as session:
+        batches.cancel(session, session.get_one(Batch, batch_id))
+        assert batches.progress(session, [session.get_one(Batch, batch_id)])[batch_id].done == 0
+    finalize._end_open_tasks(read(batch_id))
+    with db.transaction() as session:
+        batch = session.get_one(Batch, batch_id)
+        assert batches.progress(session, [batch])[batch_id] == Progress(total=25, cancelled=25)
+        session.execute(update(Task).where(Task.seq == 0).values(failed=Task.lines))
+    finalize.run(batch_id)
+    assert assert_whole(batch_id, 25).cancelled == 25
+
+
+def test_cancelling_again_is_fine_also_after_the_end(engine: Engine) -> None:
+    batch_id = a_batch(chat_lines(2))
+    for status in ("cancelling", "cancelling", "cancelled", "cancelled"):
+        if status == "cancelled":
+            finalize.run(batch_id)
+        with db.transaction() as session:
+            assert batches.cancel(session, session.get_one(Batch, batch_id)).status == status
+
+
+def test_a_batch_that_completed_is_not_cancelled(engine: Engine) -> None:
+    batch_id = a_batch(chat_lines(2))
+    run_to_end(engine, batch_id)
+    with db.transaction() as session, pytest.raises(NotCancellable, match="completed"):
         batches.cancel(session, session.get_one(Batch, batch_id))
 
 
@@ -243,7 +290,7 @@ def test_an_overdue_batch_expires_with_what_finished(engine: Engine) -> None:
     batch = run_to_end(engine, batch_id)
     assert (batch.status, batch.completed) == ("expired", len(held.lines))
     assert {line["error"]["code"] for line in lines_of(batch_id, FilePart.ERROR)} == {"batch_expired"}
-    assert batch.completed + batch.failed == batch.total == 12
+    assert (batch.failed, batch.expired, batch.cancelled) == (0, 12 - len(held.lines), 0)
 
 
 def test_finalizing_twice_at_once_issues_one_invoice() -> None:

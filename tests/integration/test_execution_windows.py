@@ -425,7 +425,7 @@ class TestEnd:
         with db.transaction() as session:
             session.execute(update(Batch).values(expires_at=func.now()))
         batch = run_to_end(engine, batch_id)
-        assert (batch.status, batch.completed, batch.failed) == ("expired", 4, 8)
+        assert (batch.status, batch.completed, batch.expired) == ("expired", 4, 8)
         assert {line["error"]["code"] for line in lines_of(batch_id, FilePart.ERROR)} == {"batch_expired"}
         assert charged(batch_id) == 4 * answers_charge()
 
@@ -436,7 +436,7 @@ class TestEnd:
             batches.cancel(session, session.get_one(Batch, batch_id))
         finalize.run(batch_id)
         batch = read(batch_id)
-        assert (batch.status, batch.failed) == ("cancelled", 3)
+        assert (batch.status, batch.cancelled) == ("cancelled", 3)
 
 
 class TestCreation:

@@ -111,7 +111,7 @@ class TestALostFile:
         finalize.run(batch_id)
         with db.transaction() as session:
             ended = session.get_one(Batch, batch_id)
-        assert (ended.status, ended.failed, charged(batch_id)) == ("cancelled", 3, 0)
+        assert (ended.status, ended.cancelled, charged(batch_id)) == ("cancelled", 3, 0)
         lines = lines_of(batch_id, FilePart.ERROR)
         assert [line["custom_id"] for line in lines] == [f"line {n} of the lost input file" for n in (1, 2, 3)]
         assert all("Its input file was lost" in line["error"]["message"] for line in lines)

@@ -12,7 +12,7 @@ from tests.integration.conftest import Api
 from xalen_batch import accounts, db, files, ids, storage
 from xalen_batch.accounts import Caller
 from xalen_batch.api.schemas import FileObject
-from xalen_batch.errors import InvalidRequest, NotFound
+from xalen_batch.errors import FileBusy, InvalidRequest, NotFound
 from xalen_batch.models import File, Result
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import recover
@@ -62,6 +62,23 @@ def test_the_input_of_an_open_batch_stays(session: Session, caller: Caller) -> N
     with pytest.raises(InvalidRequest, match=ids.render("batch", batch.id)):
         files.delete(session, caller, public(file))
     session.execute(text("UPDATE batches SET status = 'failed'"))
+    files.delete(session, caller, public(file))
+
+
+@pytest.mark.parametrize("status", ["cancelling", "finalizing"])
+def test_the_input_of_a_batch_that_is_about_to_end_is_free_moments_later(session: Session, caller: Caller, status: str) -> None:
+    file = factories.input_file(session, caller, b"{}")
+    ending = factories.batch(session, caller, file, status=status)
+    running = factories.batch(session, caller, file)
+    with pytest.raises(InvalidRequest, match=ids.render("batch", running.id)):
+        files.delete(session, caller, public(file))
+    running.status = "failed"
+    session.flush()
+    with pytest.raises(FileBusy, match=f"{ids.render('batch', ending.id)}, which is {status}") as refused:
+        files.delete(session, caller, public(file))
+    assert refused.value.retry_after
+    ending.status = "cancelled"
+    session.flush()
     files.delete(session, caller, public(file))
 
 

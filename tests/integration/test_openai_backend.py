@@ -288,7 +288,8 @@ class TestRerank:
         ],
     )
     def test_every_server_is_asked_in_its_own_shape(self, api: str, sent: dict[str, Any]) -> None:
-        body = {"model": "bge-reranker-v2", "query": "q", "documents": ["a", {"text": "b"}], "top_n": 1, "return_documents": True}
+        # `top_n` as some clients spell a whole number.
+        body = {"model": "bge-reranker-v2", "query": "q", "documents": ["a", {"text": "b"}], "top_n": 1.0, "return_documents": True}
         answer = [{"index": 0, "score": 0.2}, {"index": 1, "score": 0.8}]
         outcome, server = rank(reply(orjson.dumps(answer)), api, orjson.dumps(body))
         assert orjson.loads(server.seen[0].body) == sent

@@ -44,9 +44,9 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The files that were read from their beginning."""
     keys = []
 
-    def watched(key: str, *args: Any) -> Reading:
+    def watched(key: str, *args: Any, **options: Any) -> Reading:
         keys.append(key)
-        return read_whole(key, *args)
+        return read_whole(key, *args, **options)
 
     monkeypatch.setattr(reading, "_whole", watched)
     return keys

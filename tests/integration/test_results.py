@@ -85,6 +85,13 @@ def test_a_long_answer_is_the_same_bytes_in_pieces_as_whole(batch_id: UUID, monk
         assert b"".join(chunks) == jsonl.result_line(batch_id, status, f"line \u2028 {status}", status, body, None, None)
 
 
+def test_a_line_recorded_by_an_older_process_keeps_the_bytes_that_were_counted(batch_id: UUID) -> None:
+    record(batch_id, {1: b'{"text":"\xe2\x80\xa8"}'})
+    (line,) = lines(batch_id, FilePart.OUTPUT)
+    assert line.count("\u2028".encode()) == 2
+    assert len(line) == jsonl.result_size(1, "line \u2028 1", 200, b'{"text":"\xe2\x80\xa8"}', None, None)
+
+
 def test_an_answer_that_is_erased_while_it_is_read_breaks_the_file_off(batch_id: UUID) -> None:
     record(batch_id, {1: answer(2 * results.PIECE_BYTES)})
     chunks = results.chunks(batch_id, FilePart.OUTPUT)

@@ -92,6 +92,15 @@ def test_a_bad_file_fails_whole_with_every_line_named(hints):
     assert not hints
 
 
+def test_a_batch_of_which_other_lines_could_run_says_how():
+    batch = submit([chat_line("a"), chat_line("a")])
+    validate.run(batch.id)
+    assert reread(batch).errors[0]["message"].endswith(validate.OTHER_LINES)
+    nothing = submit(b"x\n")
+    validate.run(nothing.id)
+    assert validate.OTHER_LINES not in reread(nothing).errors[0]["message"]
+
+
 def test_errors_beyond_the_limit_are_told_by_their_number(configure):
     configure(max_reported_errors=3)
     batch = submit(b"x\n" * 10)

@@ -53,6 +53,7 @@ SCHEDULE: dict[str, Any] = {
     "endpoint": "/v1/chat/completions",
     "metadata": {},
     "execution_window": None,
+    "on_invalid": "fail",
     "failures": 0,
     "run_counts": {"succeeded": 1, "failed": 0, "cancelled": 0, "skipped": 0, "missed": 0},
     "recent_runs": [{"id": "run_1", "scheduled_for": 1795570200, "state": state} for state in states.RunState],

@@ -33,6 +33,7 @@ def batch(**columns: object) -> Batch:
         "input_file_id": ids.new(),
         "discount_rate": Decimal("0.5"),
         "meta": {},
+        "on_invalid": "fail",
         "created_at": NOW,
         "expires_at": NOW,
     }
@@ -44,7 +45,7 @@ def test_a_batch_in_every_status_is_the_clients_batch(status: BatchStatus) -> No
     stamped = {} if status == BatchStatus.VALIDATING else {f"{status.value}_at": NOW}
     errors = [{"code": "empty_file", "message": "no lines", "line": None, "param": None}] if status == BatchStatus.FAILED else None
     shown = BatchObject.of(batch(status=status.value, errors=errors, **stamped), Progress(), NOW).model_dump()
-    assert set(shown) == {*ClientBatch.model_fields, "schedule_id", "run_id", "execution_window", "waiting"}
+    assert set(shown) == {*ClientBatch.model_fields, "schedule_id", "run_id", "execution_window", "on_invalid", "waiting"}
     read = ClientBatch.model_validate(shown, strict=True)
     assert read.status == status
     assert all(getattr(read, name) == int(NOW.timestamp()) for name in stamped)
@@ -158,7 +159,8 @@ def test_a_schedule_has_every_key_in_every_status(status: ScheduleStatus) -> Non
                 "inbox",
                 "endpoint",
             ),
-            *("completion_window", "metadata", "output_expires_after", "execution_window", "overlap", "misfire", "misfire_limit"),
+            *("completion_window", "metadata", "output_expires_after", "execution_window", "on_invalid", "overlap", "misfire"),
+            "misfire_limit",
             *("catch_up_window", "pause_on_failure", "failures", "run_counts", "recent_runs", "last_run", "created_at", "updated_at"),
         }
     )

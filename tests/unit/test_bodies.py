@@ -1,5 +1,6 @@
 """What a body must look like at each endpoint, and where it says that it does not."""
 
+import orjson
 import pytest
 
 from xalen_batch.catalog import CHAT, RERANK
@@ -33,6 +34,7 @@ def rerank(**values):
         chat({"role": "user", "content": ""}),
         chat(n=2, max_tokens=1, temperature=2, top_p=0.5, stream=False, presence_penalty=-2, seed=7, anything={"a": [1]}),
         chat(n=None, max_tokens=None, temperature=None, stream=None),
+        chat(n=2.0, max_tokens=256.0, max_completion_tokens=1e2),
     ],
 )
 def test_chats_that_fit(body):
@@ -61,6 +63,9 @@ def test_chats_that_fit(body):
         (chat(max_tokens=0), "body.max_tokens", ">= 1"),
         (chat(max_tokens="5"), "body.max_tokens", "got `string`"),
         (chat(max_completion_tokens=1.5), "body.max_completion_tokens", "whole number"),
+        (chat(max_tokens=0.0), "body.max_tokens", ">= 1"),
+        (chat(max_tokens=1e300), "body.max_tokens", ""),
+        (chat(n=129.0), "body.n", "<= 128"),
         (chat(temperature=2.1), "body.temperature", "<= 2"),
         (chat(temperature="warm"), "body.temperature", "number"),
         (chat(top_p=-0.1), "body.top_p", ">= 0"),
@@ -75,8 +80,16 @@ def test_chats_that_do_not_fit_say_where(body, param, message):
     assert found.message.endswith((".", "]."))
 
 
+def test_a_whole_number_is_read_as_one_in_every_spelling():
+    found = bodies.fit(orjson.loads(b'{"model":"m","messages":[{"role":"user","content":"x"}],"n":2.0,"max_tokens":1e2}'), CHAT)
+    assert isinstance(found, ChatRequest)
+    assert (found.choices, found.longest_answer) == (2, 100)
+    assert all(type(value) is int for value in (found.n, found.max_tokens))
+
+
 @pytest.mark.parametrize(
-    "body", [rerank(), rerank(documents=["a", {"text": "b", "id": 3}], top_n=9, return_documents=True), rerank(top_n=None)]
+    "body",
+    [rerank(), rerank(documents=["a", {"text": "b", "id": 3}], top_n=9, return_documents=True), rerank(top_n=None), rerank(top_n=2.0)],
 )
 def test_reranks_that_fit(body):
     assert isinstance(bodies.fit(body, RERANK), RerankRequest)

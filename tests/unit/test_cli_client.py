@@ -337,6 +337,39 @@ def test_submit_prints_the_id_alone_on_stdout(api: Api, tmp_path: Path) -> None:
     assert b'"completion_window": "7d", "metadata": {"k": "v"}' in api.requests[1][3]
 
 
+def test_invalid_lines_are_named_and_skipped_if_that_is_asked_for(api: Api, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(jsonl([chat_line("a"), chat_line("a"), chat_line("b", messages=[])]))
+    refused = _run(api, "submit", str(path))
+    assert (refused.exit_code, api.requests) == (1, [])
+    assert "--on-invalid skip runs the other lines." in refused.stderr
+    api.answers = [_ok(b'{"id": "file-1"}'), _ok(_batch("validating"))]
+    result = _run(api, "submit", str(path), "--on-invalid", "skip")
+    assert (result.exit_code, result.stdout) == (0, "batch_1\n")
+    assert "in.jsonl:2: duplicate_custom_id" in result.stderr
+    assert "2 invalid lines of in.jsonl will be skipped" in result.stderr
+    assert b'"on_invalid": "skip"' in api.requests[1][3]
+
+
+def test_a_file_with_a_fault_of_its_own_is_not_sent_even_so(api: Api, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"")
+    assert _run(api, "submit", str(path), "--on-invalid", "skip").exit_code == 1
+    assert api.requests == []
+
+
+def test_a_final_conflict_is_not_repeated(api: Api) -> None:
+    api.answers = [(409, {"x-should-retry": "false"}, b'{"error": {"message": "It is completed.", "code": "batch_not_cancellable"}}')]
+    assert _run(api, "cancel", "batch_1").exit_code == 1
+    assert len(api.requests) == 1
+
+
+def test_the_outcome_names_lines_that_nobody_ran(api: Api) -> None:
+    counts = {"total": 9, "completed": 2, "failed": 1, "cancelled": 6, "expired": 0}
+    api.answers = [_ok(_batch("cancelled", request_counts=counts))]
+    assert "cancelled: 2 of 9 lines succeeded, 1 failed, 6 cancelled" in _run(api, "watch", "batch_1").stderr
+
+
 def test_a_file_is_checked_by_the_servers_models(api: Api, tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(jsonl([chat_line("a", model="new-model")]))

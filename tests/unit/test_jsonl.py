@@ -3,6 +3,7 @@
 import json
 from uuid import uuid4
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,17 +83,36 @@ def test_packed_spans_unpack_to_themselves_at_sixteen_bytes_each(spans):
     assert len(packed) == len(spans) * jsonl.SPAN_BYTES
 
 
-@pytest.mark.parametrize("custom_id", ["a", 'quote " and \\', "line\nbreak", "ünïcode 😀", "\u2028"])
-def test_output_lines_are_one_line_of_json_whatever_the_custom_id(custom_id):
-    answered = jsonl.output_line(request_id="req_1", custom_id=custom_id, status_code=200, body=b'{"a":1}')
-    refused = jsonl.error_line(id="batch_req_1", custom_id=custom_id, code="batch_expired", message="too late")
+# Every character at which `str.splitlines` cuts.
+CUTS = [char for char in map(chr, range(0x3000)) if len(f"a{char}b".splitlines()) == 2]
+EVERY_CUT = "a".join(CUTS) + "\r\n"
+
+
+@pytest.mark.parametrize("custom_id", ["a", 'quote " and \\', "line\nbreak", "ünïcode 😀", "\\\u2028", *CUTS, EVERY_CUT])
+def test_output_lines_are_one_line_of_json_whatever_they_hold(custom_id):
+    batch = ids.new()
+    message = f"too late for {custom_id}"
+    is_escaped = jsonl.has_line_break(custom_id, message)
+    body = jsonl.escaped(orjson.dumps({"a": custom_id}))
+    answered = jsonl.result_line(batch, 1, custom_id, 200, body, None, None, is_escaped)
+    refused = jsonl.result_line(batch, 1, custom_id, None, None, "batch_expired", message, is_escaped)
     for raw in (answered, refused):
         assert raw.endswith(b"\n")
-        assert raw.count(b"\n") == 1
-    response = {"status_code": 200, "request_id": "req_1", "body": {"a": 1}}
-    assert json.loads(answered) == {"id": "batch_req_1", "custom_id": custom_id, "response": response, "error": None}
-    error = {"code": "batch_expired", "message": "too late"}
-    assert json.loads(refused) == {"id": "batch_req_1", "custom_id": custom_id, "response": None, "error": error}
+        assert raw.decode().splitlines(keepends=True) == [raw.decode()]
+    line_id, request_id = ids.line_id(batch, 1), ids.request_id(batch, 1)
+    response = {"status_code": 200, "request_id": request_id, "body": {"a": custom_id}}
+    assert json.loads(answered) == {"id": line_id, "custom_id": custom_id, "response": response, "error": None}
+    error = {"code": "batch_expired", "message": message}
+    assert json.loads(refused) == {"id": line_id, "custom_id": custom_id, "response": None, "error": error}
+
+
+def test_only_what_cuts_a_line_is_escaped():
+    # U+2027 and U+0084 are one bit away, and the bytes of U+0085 stand within no other character.
+    for text in ("ascii", "ünï 😀", "\u2027\u202a\x84\x86", "腅"):
+        raw = orjson.dumps(text)
+        assert jsonl.escaped(raw) is raw or jsonl.escaped(raw) == raw
+        assert not jsonl.has_line_break(text, None)
+    assert jsonl.escaped(orjson.dumps("x\x85y\u2028z\u2029")) == b'"x\\u0085y\\u2028z\\u2029"'
 
 
 @given(
@@ -101,10 +121,12 @@ def test_output_lines_are_one_line_of_json_whatever_the_custom_id(custom_id):
     st.one_of(st.none(), st.sampled_from([200, 404, 500])),
     st.one_of(st.none(), st.binary(max_size=50)),
     st.text(max_size=20),
+    st.booleans(),
 )
-def test_the_size_of_a_line_is_known_without_making_it(line_no, custom_id, status, body, message):
-    line = jsonl.result_line(uuid4(), line_no, custom_id, status, body, "bad_answer", message)
-    assert jsonl.result_size(line_no, custom_id, status, body, "bad_answer", message) == len(line)
+def test_the_size_of_a_line_is_known_without_making_it(line_no, custom_id, status, body, message, is_escaped):
+    custom_id += "\x85" * is_escaped
+    line = jsonl.result_line(uuid4(), line_no, custom_id, status, body, "bad_answer", message, is_escaped)
+    assert jsonl.result_size(line_no, custom_id, status, body, "bad_answer", message, is_escaped) == len(line)
 
 
 @pytest.mark.parametrize("status", [200, 404, None])

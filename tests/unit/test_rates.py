@@ -313,6 +313,7 @@ def test_a_redis_that_is_away_from_the_start_is_found_when_it_comes() -> None:
         (b'{"messages": [], "max_tokens": 100}', 100),
         (b'{"messages": [], "max_completion_tokens": 7, "max_tokens": 100, "n": 3}', 21),
         (b'{"messages": []}', TYPICAL_ANSWER),
+        (b'{"messages": [], "max_tokens": 1e2, "n": 2.0}', 200),
         (b'{"messages": [], "n": 2}', 2 * TYPICAL_ANSWER),
         (b'{"max_tokens": "many"}', TYPICAL_ANSWER),
         (b"\xff", TYPICAL_ANSWER),

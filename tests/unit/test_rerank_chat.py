@@ -43,6 +43,12 @@ def test_the_last_user_message_is_the_rerank_request() -> None:
     assert orjson.loads(body) == {**RANKING, "model": "bge-reranker-v2"}
 
 
+def test_a_whole_number_is_one_in_every_spelling() -> None:
+    body = to_rerank(chat(orjson.dumps({**RANKING, "top_n": 1.0}).decode()))
+    assert isinstance(body, bytes)
+    assert b'"top_n":1,' in body
+
+
 def test_text_parts_are_joined() -> None:
     text = orjson.dumps(RANKING).decode()
     body = to_rerank(chat([{"type": "text", "text": text[:10]}, {"type": "text", "text": text[10:]}]))

@@ -63,6 +63,10 @@ class TestChat:
         assert body["choices"][0]["finish_reason"] == "length"
         assert body["usage"]["completion_tokens"] == tokens.count(body["choices"][0]["message"]["content"]) == 5
 
+    def test_reads_whole_numbers_in_every_spelling(self) -> None:
+        body = orjson.loads(ask(n=2.0, max_tokens=5.0).body)
+        assert [len(body["choices"]), body["usage"]["completion_tokens"]] == [2, 10]
+
     def test_gives_n_choices(self) -> None:
         body = orjson.loads(ask(n=3).body)
         assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]

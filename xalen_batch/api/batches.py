@@ -15,6 +15,7 @@ from xalen_batch.api.responses import listed, stored
 from xalen_batch.api.schemas import BatchObject, BatchRequest, ListObject
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch
+from xalen_batch.states import OnInvalid
 
 PATH = "/v1/batches"
 # Batches of a list that are read and rendered at a time: the errors of each may take some 300 KB.
@@ -37,10 +38,11 @@ def create_batch(session: Session, caller: Caller, body: BatchRequest, key: Idem
             metadata=body.metadata,
             output_expires_after=None if body.output_expires_after is None else body.output_expires_after.seconds,
             execution_window=body.execution_window,
+            on_invalid=body.on_invalid or OnInvalid.FAIL,
         )
         return _shown(session, [batch])[0].model_dump_json().encode()
 
-    fingerprint = hashlib.sha256(orjson.dumps(body.model_dump(), option=orjson.OPT_SORT_KEYS)).digest()
+    fingerprint = hashlib.sha256(orjson.dumps(body.model_dump(exclude=_unsaid(body)), option=orjson.OPT_SORT_KEYS)).digest()
     return stored(idempotency.once(session, caller, key, route=f"POST {PATH}", fingerprint=fingerprint, create=create))
 
 
@@ -78,6 +80,11 @@ def retrieve_batch(session: Session, caller: Caller, batch_id: str) -> BatchObje
 def cancel_batch(session: Session, caller: Caller, batch_id: str) -> BatchObject:
     """Start no further line. What has finished is kept, delivered and billed. Any body is ignored."""
     return _shown(session, [batches.cancel(session, batches.get(session, caller, batch_id))])[0]
+
+
+def _unsaid(body: BatchRequest) -> set[str]:
+    """Fields younger than stored idempotency keys, where they say nothing: a repeated request has the fingerprint that it had before."""
+    return {"on_invalid"} if body.on_invalid in (None, OnInvalid.FAIL) else set()
 
 
 def _shown(session: Session, found: Sequence[Batch]) -> list[BatchObject]:

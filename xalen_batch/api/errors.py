@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -12,7 +12,7 @@ from pydantic import BaseModel, RootModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from xalen_batch import db, log, storage
+from xalen_batch import db, fields, log, storage
 from xalen_batch.api import deps, paths
 from xalen_batch.errors import (
     InvalidRequest,
@@ -67,6 +67,8 @@ def answer(request: Request, error: Exception) -> Response:
         headers["retry-after"] = str(math.ceil(known.retry_after))
         # OpenAI's clients look at this one first.
         headers["retry-after-ms"] = str(math.ceil(known.retry_after * 1000))
+    if known.should_retry is not None:
+        headers["x-should-retry"] = str(known.should_retry).lower()
     # ASCII, so that what cannot be UTF-8 (a lone surrogate in a value that is shown) can still be answered.
     return Response(json.dumps(known.body()), known.status, headers, "application/json")
 
@@ -147,18 +149,10 @@ def _invalid(errors: Sequence[Mapping[str, Any]], shape: type[BaseModel]) -> Inv
 
 def _instead(name: str, shape: type[BaseModel]) -> str:
     """What may have been meant by the name of a field that there is not."""
-    known = list(_fields(shape))
+    known = list(fields.paths(shape))
     close = get_close_matches(name, [path.rpartition(".")[2] for path in known], n=2, cutoff=0.7)
     meant = " or ".join(f"`{path}`" for path in known if path.rpartition(".")[2] in close)
     return f"Did you mean {meant}?" if meant else "Remove it; /docs says what there is."
-
-
-def _fields(model: type[BaseModel], above: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield above + name
-        for kind in get_args(field.annotation):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _fields(kind, f"{above}{name}.")
 
 
 def _shown(value: object) -> str:

@@ -133,6 +133,7 @@ class ScheduleObject(Identified, Scoped):
     metadata: dict[str, str]
     output_expires_after: ExpiresAfter | None
     execution_window: ExecutionWindow | None
+    on_invalid: str
     overlap: str
     misfire: str
     misfire_limit: int
@@ -174,6 +175,7 @@ class ScheduleObject(Identified, Scoped):
             metadata=definition.metadata or {},
             output_expires_after=definition.output_expires_after,
             execution_window=definition.execution_window,
+            on_invalid=definition.on_invalid,
             overlap=definition.overlap,
             misfire=definition.misfire,
             misfire_limit=definition.misfire_limit,

@@ -159,7 +159,7 @@ def _rehearse(caller: Caller, definition: Definition, now: datetime) -> None:
 
 def _read_by(definition: Definition) -> Any:
     """What decides whether the input of a run is good."""
-    return definition.model_dump(include={*WHAT, "endpoint"})
+    return definition.model_dump(include={*WHAT, "endpoint", "on_invalid"})
 
 
 def _merged(before: dict[str, Any], changes: dict[str, Any]) -> Definition:

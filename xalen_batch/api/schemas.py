@@ -9,8 +9,9 @@ from xalen_batch import batches, catalog, files, ids
 from xalen_batch.api.scopes import Scoped
 from xalen_batch.batches import Progress
 from xalen_batch.catalog import NamedEndpoint
-from xalen_batch.fields import ExpiresAfter, Metadata, Text
+from xalen_batch.fields import ExpiresAfter, Lenient, Metadata, Text
 from xalen_batch.models import Batch, File
+from xalen_batch.states import OnInvalid
 from xalen_batch.waits import Reason, Wait
 from xalen_batch.windows import ExecutionWindow
 
@@ -81,6 +82,8 @@ class RequestCounts(BaseModel):
     total: int
     completed: int
     failed: int
+    cancelled: int = Field(description="Extension: lines that were not run before the batch was cancelled.")
+    expired: int = Field(description="Extension: lines that were not run before the completion window passed.")
 
 
 COUNTED = "Extension: billed tokens that were counted here, since the backend reported no usable usage; null until the batch has ended."
@@ -181,6 +184,7 @@ class BatchObject(Identified, Scoped):
     schedule_id: str | None
     run_id: str | None
     execution_window: ExecutionWindowObject | None
+    on_invalid: str
     waiting: WaitingObject | None = Field(description="Extension: what keeps its lines from running at this moment; null: nothing does.")
 
     @classmethod
@@ -205,12 +209,13 @@ class BatchObject(Identified, Scoped):
             expired_at=_seconds(batch.expired_at),
             cancelling_at=_seconds(batch.cancelling_at),
             cancelled_at=_seconds(batch.cancelled_at),
-            request_counts=RequestCounts(total=progress.total, completed=progress.completed, failed=progress.failed),
+            request_counts=RequestCounts(**{name: getattr(progress, name) for name in RequestCounts.model_fields}),
             usage=_usage(progress),
             metadata=batch.meta,
             schedule_id=batch.schedule_id and ids.render("sched", batch.schedule_id),
             run_id=batch.run_id and ids.render("run", batch.run_id),
             execution_window=ExecutionWindowObject.of(batch, now),
+            on_invalid=batch.on_invalid,
             waiting=WaitingObject.of(waiting),
         )
 
@@ -226,8 +231,14 @@ class ModelObject(Identified):
         return cls(id=model.id, owned_by=model.owned_by)
 
 
-class BatchRequest(BaseModel):
-    """Null stands for anything optional; fields that other gateways add are ignored."""
+ON_INVALID = (
+    "Extension: what invalid lines do. `fail`, the default: the batch fails and nothing runs. `skip`: they end in the error file, not billed, "
+    "and the other lines run."
+)
+
+
+class BatchRequest(Lenient):
+    """Null stands for anything optional; fields that other gateways add are ignored, other spellings of these are refused."""
 
     input_file_id: Text = Field(description="A file uploaded with the purpose `batch`.")
     endpoint: NamedEndpoint = Field(description="The endpoint of every line. Other spellings, such as `/chat/completions`, mean the same.")
@@ -235,9 +246,10 @@ class BatchRequest(BaseModel):
     metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
     execution_window: ExecutionWindow | None = Field(None, description="Extension: hours in which its lines may be started.")
+    on_invalid: OnInvalid | None = Field(None, description=ON_INVALID)
 
 
-class EstimateRequest(BaseModel):
+class EstimateRequest(Lenient):
     input_file_id: Text = Field(description="A file uploaded with the purpose `batch`.")
     endpoint: NamedEndpoint | None = Field(None, description="The endpoint a batch would name. Unset: that of the file's first line.")
 

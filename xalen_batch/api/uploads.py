@@ -11,6 +11,7 @@ from uuid import UUID
 import python_multipart
 import sqlalchemy.exc
 from fastapi import Depends, Request
+from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
@@ -21,12 +22,13 @@ from xalen_batch.api.deps import BriefSubmitter
 from xalen_batch.api.forms import Form, too_large
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest, TooLarge
-from xalen_batch.fields import LONGEST_LIFE, SHORTEST_LIFE
+from xalen_batch.fields import LONGEST_LIFE, SHORTEST_LIFE, ExpiresAfter, meant, misspelt
 from xalen_batch.files import UPLOAD_PURPOSES
 from xalen_batch.quotas import Quota
 
 # What the form around the file may take: part headers and the other fields.
 FORM_ROOM = 1024 * 1024
+FIELDS = frozenset({"file", "purpose", "expires_after", "expires_after[anchor]", "expires_after[seconds]"})
 # Bytes that an upload holds while it arrives: the buffer of its writer, and what the connection has.
 UPLOAD_HOLDS = storage.WRITE_BUFFER + 512 * 1024
 
@@ -147,6 +149,18 @@ def _purpose(form: Form) -> str:
 
 
 def _expires_after(form: Form) -> int | None:
+    """Seconds, from the form's two fields or, as some clients send it, from one that holds an object in JSON."""
+    for name in form.fields.keys() - FIELDS:
+        if field := meant(name, FIELDS):
+            raise misspelt(name, field)
+    if text := form.fields.get("expires_after"):
+        if form.fields.keys() & {"expires_after[anchor]", "expires_after[seconds]"}:
+            raise InvalidRequest("The form says twice when the file expires. Send `expires_after` once.", param="expires_after")
+        try:
+            return ExpiresAfter.model_validate_json(text).seconds
+        except ValidationError:
+            wanted = f'{{"anchor": "created_at", "seconds": {SHORTEST_LIFE}}}, or the fields `expires_after[anchor]` and `expires_after[seconds]`'
+            raise InvalidRequest(f"Invalid `expires_after`: {text!r:.100}. Send {wanted}.", param="expires_after") from None
     anchor, seconds = form.fields.get("expires_after[anchor]", ""), form.fields.get("expires_after[seconds]", "")
     if not anchor and not seconds:
         return None

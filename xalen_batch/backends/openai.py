@@ -6,6 +6,7 @@ except on the way to this machine itself.
 """
 
 import os
+from typing import Any
 
 import msgspec
 
@@ -16,6 +17,7 @@ from xalen_batch.backends.clients.contract import AnswerTooLong, Client, Limits,
 from xalen_batch.backends.contract import Outcome, Request, Retryable
 from xalen_batch.backends.outcomes import outcome_of
 from xalen_batch.backends.rerank_api import Unusable, from_backend, to_backend
+from xalen_batch.backends.whole import whole
 from xalen_batch.catalog import CHAT, Model
 from xalen_batch.config import settings
 from xalen_batch.errors import ConfigError
@@ -67,18 +69,22 @@ class OpenAIBackend:
 
     async def _rerank(self, request: Request) -> Outcome:
         config = self._model.backend
-        sent = to_backend(config.rerank_api, msgspec.json.decode(request.body), config.model or self._model.id)
+        sent = to_backend(config.rerank_api, _asked(request), config.model or self._model.id)
         reply = await self._client.post("/rerank", sent, request.request_id)
         if not 200 <= reply.status < 300 or not reply.body:
             return outcome_of(reply, request)
         try:
             # The request is read again: as objects it takes many times its bytes, and it may be in flight for minutes.
-            ranking = from_backend(msgspec.json.decode(reply.body), request, msgspec.json.decode(request.body))
+            ranking = from_backend(msgspec.json.decode(reply.body), request, _asked(request))
         except Unusable as unusable:
             return Retryable(str(unusable), reply.status)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return Retryable("The backend's answer is not valid JSON.", reply.status)
         return outcome_of(reply._replace(body=msgspec.json.encode(ranking)), request)
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    return whole(msgspec.json.decode(request.body))
 
 
 def _client(model: Model, url: str, buffer: Buffer) -> Client:

@@ -38,7 +38,8 @@ class _Length(msgspec.Struct):
     max_completion_tokens: int | None = None
 
 
-_length = msgspec.json.Decoder(_Length)
+# Not strict: 256.0 is the whole number 256.
+_length = msgspec.json.Decoder(_Length, strict=False)
 
 
 def estimate(body: bytes, endpoint: Endpoint) -> int:

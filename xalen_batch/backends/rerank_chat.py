@@ -13,6 +13,7 @@ import orjson
 from xalen_batch.backends.contract import Answered, Backend, Outcome, Refused, Request
 from xalen_batch.backends.outcomes import envelope
 from xalen_batch.backends.usage import EXTENSION
+from xalen_batch.backends.whole import whole
 from xalen_batch.catalog import CHAT, RERANK
 
 SHAPE = '{"query": "…", "documents": ["…", "…"], "top_n": 3}'
@@ -54,6 +55,7 @@ def to_rerank(body: bytes) -> bytes | Refused:
         return _refused("the message is not JSON")
     if not isinstance(asked, dict):
         return _refused("the message is not a JSON object")
+    asked = whole(asked)
     problem = problem_of(asked)
     return _refused(problem) if problem else msgspec.json.encode({**asked, "model": chat.get("model")})
 

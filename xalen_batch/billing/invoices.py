@@ -88,6 +88,11 @@ def counted_tokens(invoice: Invoice) -> dict[str, int]:
     return counted
 
 
+def not_billed(invoice: Invoice, reason: str) -> int:
+    """The number of a batch's requests that ended with a code, or with `http_` and a status."""
+    return sum(int(line.quantity or 0) for line in invoice.lines if line.kind == "not_billed" and line.reason == reason)
+
+
 def _find(session: Session, batch: Batch) -> Invoice | None:
     return session.scalars(select(Invoice).where(Invoice.batch_id == batch.id)).one_or_none()
 
@@ -226,8 +231,9 @@ def _not_billed_lines(outcomes: Sequence[_Outcome]) -> Iterator[InvoiceLine]:
         if outcome.reason is not None:
             yield InvoiceLine(
                 kind="not_billed",
-                description=f"{outcome.model}, requests that did not succeed",
-                model=outcome.model,
+                # A line that validation skipped has no model.
+                description=f"{outcome.model or 'Invalid lines'}, requests that did not succeed",
+                model=outcome.model or None,
                 quantity=Decimal(outcome.requests),
                 reason=outcome.reason,
                 amount=ZERO,

@@ -67,11 +67,14 @@ _ORPHANS = """
     GROUP BY batch_id
 """
 
+# `cancelled` and `expired` are null in batches that ended before they were counted; their `failed` includes them.
 _COUNTS = """
     SELECT 'batch' AS kind, batch.id, counter.what, counter.expected, counter.found
     FROM batches AS batch
     CROSS JOIN LATERAL (
-        SELECT count(*) AS total, count(amount) AS completed, count(*) - count(amount) AS failed,
+        SELECT count(*) AS total, count(amount) AS completed, count(*) - count(amount) AS unsuccessful,
+            count(*) FILTER (WHERE error_code = 'batch_cancelled') AS cancelled,
+            count(*) FILTER (WHERE error_code = 'batch_expired') AS expired,
             coalesce(sum(input_tokens), 0) AS input_tokens, coalesce(sum(cached_tokens), 0) AS cached_tokens,
             coalesce(sum(output_tokens), 0) AS output_tokens, coalesce(sum(reasoning_tokens), 0) AS reasoning_tokens
         FROM results WHERE batch_id = batch.id
@@ -79,7 +82,9 @@ _COUNTS = """
     CROSS JOIN LATERAL (VALUES
         ('number of lines', batch.total, line.total),
         ('completed', line.completed, batch.completed),
-        ('failed', line.failed, batch.failed),
+        ('failed', line.unsuccessful - coalesce(batch.cancelled, 0) - coalesce(batch.expired, 0), batch.failed),
+        ('cancelled', line.cancelled, coalesce(batch.cancelled, line.cancelled)),
+        ('expired', line.expired, coalesce(batch.expired, line.expired)),
         ('input_tokens', line.input_tokens, batch.input_tokens),
         ('cached_tokens', line.cached_tokens, batch.cached_tokens),
         ('output_tokens', line.output_tokens, batch.output_tokens),

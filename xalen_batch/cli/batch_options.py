@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -67,6 +67,10 @@ Endpoint = Annotated[
     ),
 ]
 Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A note kept with the batch; give it up to 16 times.")]
+ON_INVALID_HELP = (
+    "What invalid lines do: `fail` (if not given), so that nothing runs, or `skip`, so that the others run and they end in the error file."
+)
+OnInvalid = Annotated[Literal["fail", "skip"] | None, typer.Option("--on-invalid", metavar="fail|skip", help=ON_INVALID_HELP)]
 
 
 def parse_metadata(entries: list[str] | None) -> dict[str, str]:

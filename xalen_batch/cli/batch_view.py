@@ -11,6 +11,8 @@ from xalen_batch.cli.stacked import Layout, stacked
 
 SHOWN_ERRORS = 20
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+# Counts of lines that nobody ran, in servers that have them.
+UNRUN = ("cancelled", "expired")
 MOMENTS = (
     "created_at",
     "in_progress_at",
@@ -35,12 +37,22 @@ def succeeded(batch: dict[str, Any]) -> bool:
     return bool(batch["status"] == "completed" and batch["request_counts"]["failed"] == 0)
 
 
+def unsuccessful(batch: dict[str, Any]) -> int:
+    """Lines that ended without success, which are those of its error file."""
+    counts = batch["request_counts"]
+    return ended_lines(counts) - int(counts["completed"])
+
+
+def ended_lines(counts: dict[str, int]) -> int:
+    """Lines that have ended, one way or another."""
+    return sum(counts.get(how, 0) for how in ("completed", "failed", *UNRUN))
+
+
 def say_outcome(batch: dict[str, Any]) -> None:
     """How it ended, in one line on stderr."""
     counts = batch["request_counts"]
     text = f"{batch['id']} {batch['status']}: {figure(counts['completed'])} of {figure(counts['total'])} lines succeeded"
-    if counts["failed"]:
-        text += f", {figure(counts['failed'])} did not"
+    text += "".join(f", {figure(counts[how])} {how}" for how in ("failed", *UNRUN) if counts.get(how))
     say(text, style=STYLES.get(batch["status"]) if succeeded(batch) or batch["status"] != "completed" else "yellow")
 
 
@@ -120,4 +132,4 @@ def _usage(usage: dict[str, Any]) -> Iterator[tuple[str, int]]:
 
 def _lines_of(batch: dict[str, Any]) -> str:
     counts = batch["request_counts"]
-    return f"{figure(counts['completed'] + counts['failed'])}/{figure(counts['total'])}"
+    return f"{figure(ended_lines(counts))}/{figure(counts['total'])}"

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import TransferSpeedColumn as Speed
 
-from xalen_batch.cli import windows
+from xalen_batch.cli import batch_view, windows
 from xalen_batch.cli.batch_view import ENDED
 from xalen_batch.cli.output import STDERR, figure, say
 
@@ -73,7 +73,7 @@ class _Bar:
 
     def update(self, batch: dict[str, Any]) -> None:
         counts: Counts = batch["request_counts"]
-        done, total = counts["completed"] + counts["failed"], counts["total"]
+        done, total = batch_view.ended_lines(counts), counts["total"]
         rate = self._rate.per_second(done) if total else 0.0
         detail = f"{figure(done)}/{figure(total)} · {rate:,.0f}/s · {figure(counts['failed'])} failed" if total else ""
         status = batch["status"] if windows.waits_until(batch) is None and not batch.get("waiting") else "waiting"
@@ -93,7 +93,7 @@ class _Lines:
             return
         self._status, self._said_at = batch["status"], time.monotonic()
         counts: Counts = batch["request_counts"]
-        done, total = counts["completed"] + counts["failed"], counts["total"]
+        done, total = batch_view.ended_lines(counts), counts["total"]
         say(
             f"{batch['id']} {self._status}" + (f" {figure(done)}/{figure(total)} lines, {figure(counts['failed'])} failed" if total else "")
         )

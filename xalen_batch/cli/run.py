@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from xalen_batch.cli import batch_view, download, inputs, invoices, windows
-from xalen_batch.cli.batch_options import AUTO, Endpoint, Metadata, Window, parse_metadata
+from xalen_batch.cli.batch_options import AUTO, Endpoint, Metadata, OnInvalid, Window, parse_metadata
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, ApiError, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, Timeout, examples
@@ -39,6 +39,7 @@ def run(
     execution_window: windows.Hours = None,
     timezone: windows.Timezone = None,
     metadata: Metadata = None,
+    on_invalid: OnInvalid = None,
     timeout: Timeout = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
@@ -59,7 +60,7 @@ def run(
     with inputs.opened(file) as path:
         with before_submission():
             client = connect(base_url, api_key, live)
-            checked = check(client, path, file, endpoint)
+            checked = check(client, path, file, endpoint, on_invalid)
         batch = follow(client, create(client, checked, window, hours, notes)["id"], timeout)
         invoice = _delivered(client, batch, target)
     if as_json:
@@ -108,7 +109,7 @@ def _deliver_results(client: Client, batch: dict[str, Any], target: Path) -> Non
 
 
 def _deliver_errors(client: Client, batch: dict[str, Any], target: Path) -> None:
-    has_errors = batch["request_counts"]["failed"] > 0
+    has_errors = batch_view.unsuccessful(batch) > 0
     if target == download.STDOUT:
         if has_errors:
             say(f"errors:  xalen-batch results {batch['id']} --errors")

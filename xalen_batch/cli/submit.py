@@ -5,16 +5,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from xalen_batch.cli import batch_view, inputs, rules, uploads, windows
-from xalen_batch.cli.batch_options import AUTO, Endpoint, Metadata, Window, parse_metadata
+from xalen_batch.cli.batch_options import AUTO, Endpoint, Metadata, OnInvalid, Window, parse_metadata
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
 from xalen_batch.cli.output import counted, print_json, print_line, safe, say
+
+if TYPE_CHECKING:
+    from xalen_batch.pipeline.faults import Faults
 
 commands = typer.Typer()
 
@@ -34,6 +37,7 @@ def submit(
     execution_window: windows.Hours = None,
     timezone: windows.Timezone = None,
     metadata: Metadata = None,
+    on_invalid: OnInvalid = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
@@ -44,7 +48,7 @@ def submit(
     with inputs.opened(file) as path:
         with before_submission():
             client = connect(base_url, api_key, live)
-            checked = check(client, path, file, endpoint)
+            checked = check(client, path, file, endpoint, on_invalid)
         batch = create(client, checked, window, hours, notes)
     if as_json:
         print_json(batch)
@@ -63,15 +67,16 @@ def before_submission() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Checked:
-    """A file that may be sent."""
+    """A file that may be sent. `on_invalid`: None is the server's default."""
 
     path: Path
     name: str
     endpoint: str
+    on_invalid: str | None = None
 
 
-def check(client: Client, path: Path, file: Path, endpoint: str) -> Checked:
-    """Validate a file by the server's models and limits before it leaves this machine. Failed, with its errors said, if it is invalid.
+def check(client: Client, path: Path, file: Path, endpoint: str, on_invalid: str | None = None) -> Checked:
+    """Validate a file by the server's models and limits before it leaves this machine. Failed, with its errors said, if it would be refused.
 
     `path` has the content of `file`, which is how the user named it.
     """
@@ -81,8 +86,19 @@ def check(client: Client, path: Path, file: Path, endpoint: str) -> Checked:
     # The server may have models that the catalog on this machine lacks.
     if errors and (servers or any(error["code"] != "model_not_found" for error in errors)):
         batch_view.print_line_errors(errors, name)
-        raise Failed(f"{safe(name)} has {counted(faults.count, 'error')}, so nothing was submitted.{_hint(file, faults.count)}")
-    return Checked(path, name, found or inputs.first_url(path) or endpoint)
+        if on_invalid != "skip" or not faults.are_of_lines:
+            raise Failed(
+                f"{safe(name)} has {counted(faults.count, 'error')}, so nothing was submitted.{_hint(file, faults.count)}{_other_lines(faults)}"
+            )
+        say(
+            f"{counted(faults.count, 'invalid line')} of {safe(name)} will be skipped; the error file will hold the reasons.",
+            style="yellow",
+        )
+    return Checked(path, name, found or inputs.first_url(path) or endpoint, on_invalid)
+
+
+def _other_lines(faults: "Faults") -> str:
+    return " --on-invalid skip runs the other lines." if faults.are_of_lines else ""
 
 
 def _hint(file: Path, errors: int) -> str:
@@ -99,6 +115,7 @@ def create(client: Client, checked: Checked, window: str, hours: dict[str, Any] 
         file = uploads.send(client, checked.path, checked.name)
     request = {"input_file_id": file["id"], "endpoint": checked.endpoint, "completion_window": window, "metadata": metadata}
     request |= {} if hours is None else {"execution_window": hours}
+    request |= {} if checked.on_invalid is None else {"on_invalid": checked.on_invalid}
     with uploads.deleted_if_refused(client, file["id"], safe(checked.name), "The batch may have been made: `xalen-batch list` tells."):
         batch = client.post("/batches", request)
     say(f"{safe(checked.name)} is batch {batch['id']}.")

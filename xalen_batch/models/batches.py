@@ -87,6 +87,8 @@ class Batch(Base):
     output_expires_after: Mapped[int | None]
     # The one model all lines name; null while unknown, and where lines name several.
     model: Mapped[str | None]
+    # What an invalid line does: "fail" the batch before anything runs, or "skip": it ends in the error file, and the others run.
+    on_invalid: Mapped[str] = mapped_column(server_default="fail")
     meta: Mapped[dict[str, str]] = mapped_column("metadata", server_default=text("'{}'"))
     errors: Mapped[list[dict[str, Any]] | None]
 
@@ -112,7 +114,12 @@ class Batch(Base):
     # Fixed at the end; while the batch runs, its tasks hold the counts.
     total: Mapped[int] = mapped_column(server_default="0")
     completed: Mapped[int] = mapped_column(server_default="0")
+    # While it runs: the invalid lines that were skipped, which no quota counts.
     failed: Mapped[int] = mapped_column(server_default="0")
+    # Lines that nobody ran before the batch was cancelled or expired. Null before the batch ends, and in batches that ended before
+    # these columns, whose `failed` includes them.
+    cancelled: Mapped[int | None]
+    expired: Mapped[int | None]
     input_tokens: Mapped[int] = mapped_column(server_default="0")
     cached_tokens: Mapped[int] = mapped_column(server_default="0")
     output_tokens: Mapped[int] = mapped_column(server_default="0")

@@ -36,6 +36,9 @@ class Result(Base):
     custom_id: Mapped[str]
     # Null, or reasons to check the charge (billing/charges.py): tokens counted by us, tokens that have no price.
     flag: Mapped[str | None]
+    # True: its output line escapes the line breaks in `custom_id` and `error_message` (`jsonl.escaped`). Null where they have none, and
+    # in rows from before this column: their lines keep the bytes that their file's size was announced with.
+    is_escaped: Mapped[bool | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
     # The backend's answer, with the billed usage in it (backends/usage.py): bytes, since \u0000 is legal JSON that jsonb refuses.

@@ -48,6 +48,7 @@ class Task(Base):
     attempts: Mapped[int] = mapped_column(server_default="0")
     losses: Mapped[int] = mapped_column(server_default="0")
 
+    # Of a task that is done, lines in neither were run by nobody: their batch was cancelled or expired.
     completed: Mapped[int] = mapped_column(server_default="0")
     failed: Mapped[int] = mapped_column(server_default="0")
     input_tokens: Mapped[int] = mapped_column(server_default="0")

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 
 from xalen_batch.backends import rerank_chat
 from xalen_batch.backends.contract import Refused
+from xalen_batch.backends.whole import whole
 from xalen_batch.catalog import RERANK, Endpoint
 from xalen_batch.pipeline.faults import quoted
 
@@ -132,6 +133,7 @@ class Misfit(NamedTuple):
 
 def fit(body: dict[str, Any], endpoint: Endpoint) -> Request | Misfit:
     """The body, typed where it is looked at, or what is wrong with it."""
+    body = whole(body)
     try:
         if endpoint == RERANK:
             return msgspec.convert(body, RerankRequest)

@@ -7,16 +7,26 @@ from xalen_batch.config import settings
 from xalen_batch.terms import Terms
 
 QUOTED_CHARACTERS = 60
+TOO_MANY = "too_many_tasks"
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One entry of a batch's `errors`. `line` counts from 1; None: the file as a whole. `param` is a path in the line."""
+    """One entry of a batch's `errors`. `line` counts from 1; None: the file as a whole. `param` is a path in the line.
+
+    `custom_id`: the line's own, where it can be read and no line before has it.
+    """
 
     code: str
     message: str
     line: int | None = None
     param: str | None = None
+    custom_id: str | None = None
+
+    @property
+    def is_of_line(self) -> bool:
+        """Whether the other lines could run without this one."""
+        return self.line is not None and self.code != TOO_MANY
 
     def render(self) -> dict[str, Any]:
         return {"code": self.code, "line": self.line, "message": self.message, "param": self.param}
@@ -34,6 +44,11 @@ class Faults:
             self.kept.append(fault)
         else:
             self.unlisted += 1
+
+    @property
+    def are_of_lines(self) -> bool:
+        """Whether there are some, and none is of the file as a whole."""
+        return bool(self.kept) and all(fault.is_of_line for fault in self.kept)
 
     @property
     def count(self) -> int:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from xalen_batch import db, ids, jsonl, log, marks, storage
 from xalen_batch.billing import invoices
 from xalen_batch.config import settings
-from xalen_batch.models import Batch, File, Invoice, Result, Task
+from xalen_batch.models import Batch, File, Result, Task
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import record
@@ -109,7 +109,7 @@ def unrun(session: Session, batch: Batch, task: Task, code: LineError, message: 
     ]
 
 
-COUNTERS = ("completed", "failed", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "output_bytes", "error_bytes")
+COUNTERS = ("completed", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "output_bytes", "error_bytes")
 
 
 def _totals(session: Session, batch: Batch) -> dict[str, int]:
@@ -134,20 +134,23 @@ def _complete(session: Session, batch: Batch) -> None:
     for name, value in totals.items():
         setattr(batch, name, value)
     invoice = invoices.issue(session, batch)
+    batch.cancelled, batch.expired = (
+        invoices.not_billed(invoice, reason) for reason in (LineError.BATCH_CANCELLED, LineError.BATCH_EXPIRED)
+    )
+    # Not the sum over the tasks: a process of the version before counts lines that nobody ran as failed.
+    batch.failed = batch.total - batch.completed - batch.cancelled - batch.expired
     counted = invoices.counted_tokens(invoice)
     batch.counted_input_tokens, batch.counted_output_tokens = counted["input"], counted["output"]
-    end = _end_status(batch, invoice)
+    end = _end_status(batch)
     batch.move(session, end)
-    logger.info(
-        "batch.finalized", batch_id=batch.id.hex, status=end.value, completed=batch.completed, failed=batch.failed, total=str(invoice.total)
-    )
+    counts = {name: getattr(batch, name) for name in ("completed", "failed", "cancelled", "expired")}
+    logger.info("batch.finalized", batch_id=batch.id.hex, status=end.value, **counts, total=str(invoice.total))
 
 
-def _end_status(batch: Batch, invoice: Invoice) -> BatchStatus:
+def _end_status(batch: Batch) -> BatchStatus:
     if batch.status == BatchStatus.CANCELLING:
         return BatchStatus.CANCELLED
-    has_expired = any(line.reason == LineError.BATCH_EXPIRED for line in invoice.lines)
-    return BatchStatus.EXPIRED if has_expired else BatchStatus.COMPLETED
+    return BatchStatus.EXPIRED if batch.expired else BatchStatus.COMPLETED
 
 
 def _output_file(session: Session, batch: Batch, part: FilePart, size: int) -> UUID | None:

@@ -7,7 +7,8 @@ lines far before it, and is worded in one place.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from typing import Generic, TypeVar
 
 from xalen_batch import storage
@@ -34,16 +35,20 @@ PATIENCE = 30.0
 
 @dataclass
 class Reading:
-    """What reading a file came to. With a fault, what else there is is not all of it."""
+    """What reading a file came to. With a fault, what else there is is not all of it.
+
+    `skipped`: the faults of lines that are left out, each with a custom id that no other line of the file has.
+    """
 
     split: Split = field(default_factory=Split)
     faults: Faults = field(default_factory=Faults)
+    skipped: Sequence[Fault] = ()
 
 
-def read(key: str, *, endpoint: str, models: Mapping[str, Model], meanwhile: Callable[[], None]) -> Reading:
+def read(key: str, *, endpoint: str, models: Mapping[str, Model], skips: bool = False, meanwhile: Callable[[], None]) -> Reading:
     """Read a whole file. `meanwhile` is called whenever some of it has been read; what it raises ends the work.
 
-    `FileNotFoundError` if the file is gone.
+    `skips`: invalid lines are left out, unless the file itself has a fault or no line is good. FileNotFoundError if the file is gone.
     """
     processes = settings().validation_processes
     if processes and storage.size(key) > LARGE_BYTES:
@@ -51,20 +56,37 @@ def read(key: str, *, endpoint: str, models: Mapping[str, Model], meanwhile: Cal
         with Readers(min(processes, len(places)), Splitting(endpoint, models)) as readers:
             if in_pieces(places, Splitting(endpoint, models), readers, split.extend, meanwhile):
                 return Reading(split)
-    return _whole(key, endpoint, models, meanwhile)
+    return _whole(key, endpoint, models, meanwhile, skips=skips)
 
 
-def _whole(key: str, endpoint: str, models: Mapping[str, Model], meanwhile: Callable[[], None]) -> Reading:
-    gathered, faults = Gathered(models), Faults()
+def _whole(key: str, endpoint: str, models: Mapping[str, Model], meanwhile: Callable[[], None], *, skips: bool = False) -> Reading:
+    gathered, faults, skipped, custom_ids = Gathered(models), Faults(), list[Fault](), set[str]()
     for number, line in enumerate(scan(storage.chunks(key), endpoint=endpoint, models=models)):
         # A line takes microseconds.
         if number % LINES_PER_LOOK == 0:
             meanwhile()
-        if isinstance(line, Fault):
-            faults.add(line)
-        else:
+        if line.custom_id is not None:
+            custom_ids.add(line.custom_id)
+        if not isinstance(line, Fault):
             gathered.add(line)
-    return Reading(gathered.split, faults)
+        elif skips and line.is_of_line:
+            skipped.append(line)
+        else:
+            faults.add(line)
+    if not gathered.split.lines:
+        for fault in skipped:
+            faults.add(fault)
+    return Reading(gathered.split, faults, [_named(fault, custom_ids) for fault in skipped])
+
+
+def _named(fault: Fault, taken: set[str]) -> Fault:
+    """The fault with its line's custom id, else with one that is made of the line's number."""
+    if fault.custom_id is not None:
+        return fault
+    name = f"line-{fault.line}"
+    made_up = next(found for found in chain([name], (f"{name}-{number}" for number in count(2))) if found not in taken)
+    taken.add(made_up)
+    return replace(fault, custom_id=made_up)
 
 
 def in_pieces(

@@ -22,7 +22,7 @@ from xalen_batch.broker import Job
 from xalen_batch.config import settings
 from xalen_batch.models import Result
 from xalen_batch.models import tasks as task_rows
-from xalen_batch.states import BatchStatus, LineError, TaskState
+from xalen_batch.states import UNRUN, BatchStatus, LineError, TaskState
 
 logger = log.get(__name__)
 
@@ -51,9 +51,17 @@ class Row(Struct, frozen=True, gc=False):
     flag: str | None = None
 
     @property
+    def is_escaped(self) -> bool | None:
+        """True where its custom id or error holds a character that output lines escape; else None, which takes no room in the row."""
+        return jsonl.has_line_break(self.line.custom_id, self.error_message) or None
+
+    @property
     def size(self) -> int:
         """Bytes that the line adds to the output or error file."""
-        return jsonl.result_size(self.line.line_no, self.line.custom_id, self.status_code, self.body, self.error_code, self.error_message)
+        line = self.line
+        return jsonl.result_size(
+            line.line_no, line.custom_id, self.status_code, self.body, self.error_code, self.error_message, self.is_escaped
+        )
 
 
 def row(line: Line, outcome: Ended, tariff: Tariff) -> Row:
@@ -61,9 +69,9 @@ def row(line: Line, outcome: Ended, tariff: Tariff) -> Row:
     match outcome:
         case Answered(status, body, usage):
             charge = tariff.charge(usage)
-            return Row(line, status, body, usage=usage, amount=charge.amount, flag=charge.flag)
+            return Row(line, status, jsonl.escaped(body), usage=usage, amount=charge.amount, flag=charge.flag)
         case Refused(status, body):
-            return Row(line, status, body)
+            return Row(line, status, jsonl.escaped(body))
         case Exhausted(last, attempts):
             return _exhausted(line, last, attempts)
 
@@ -77,7 +85,7 @@ def _exhausted(line: Line, last: Retryable, attempts: int) -> Row:
     if last.status < 400:
         return unanswered(line, LineError.BAD_ANSWER, message)
     body = {"error": {"message": message, "type": "server_error", "param": None, "code": LineError.BACKEND_UNAVAILABLE.value}}
-    return Row(line, last.status, orjson.dumps(body))
+    return Row(line, last.status, jsonl.escaped(orjson.dumps(body)))
 
 
 def unanswered(line: Line, code: LineError, message: str) -> Row:
@@ -86,11 +94,12 @@ def unanswered(line: Line, code: LineError, message: str) -> Row:
 
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:
-    """What these rows add to their task's counters."""
-    completed = output_bytes = error_bytes = read = cached = written = reasoning = 0
+    """What these rows add to their task's counters. Lines that nobody ran are in none of them but `error_bytes`."""
+    completed = failed = output_bytes = error_bytes = read = cached = written = reasoning = 0
     for row in rows:
         if row.amount is None:
             error_bytes += row.size
+            failed += row.error_code not in UNRUN
             continue
         usage = row.usage
         completed += 1
@@ -101,7 +110,7 @@ def counts(rows: Sequence[Row]) -> dict[str, int]:
         reasoning += usage.reasoning_tokens
     return {
         "completed": completed,
-        "failed": len(rows) - completed,
+        "failed": failed,
         "output_bytes": output_bytes,
         "error_bytes": error_bytes,
         "input_tokens": read,
@@ -167,6 +176,7 @@ def insert(session: Session, rows: Sequence[Row]) -> None:
                     row.flag,
                     row.error_code,
                     row.error_message,
+                    row.is_escaped,
                     row.body,
                 )
             )
@@ -174,9 +184,9 @@ def insert(session: Session, rows: Sequence[Row]) -> None:
 
 _COPY = (
     "COPY results (batch_id, line_no, input_tokens, cached_tokens, output_tokens, reasoning_tokens, status_code, amount,"
-    " model, custom_id, flag, error_code, error_message, body) FROM STDIN (FORMAT BINARY)"
+    " model, custom_id, flag, error_code, error_message, is_escaped, body) FROM STDIN (FORMAT BINARY)"
 )
-_TYPES = ["uuid", "int8", "int8", "int8", "int8", "int8", "int2", "numeric", "text", "text", "text", "text", "text", "bytea"]
+_TYPES = ["uuid", "int8", "int8", "int8", "int8", "int8", "int2", "numeric", "text", "text", "text", "text", "text", "bool", "bytea"]
 
 
 def is_recorded(row: Row) -> bool:

@@ -12,6 +12,7 @@ from xalen_batch.pipeline.rehearse_file import Rehearsal
 from xalen_batch.schedules import sources
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.templates import Moment
+from xalen_batch.states import OnInvalid
 from xalen_batch.terms import Terms
 
 NO_RUN = ids.render("run", UUID(int=0))
@@ -36,7 +37,7 @@ def rehearse(owner: Owner, definition: Definition, now: datetime) -> None:
         marks.confirm_gone(storage.key(file.id))
         message = f"{param}: the content of {definition.file_id} is gone. Upload it again and send its new id."
         raise InvalidRequest(message, param=param, code="file_not_found") from None
-    if faults:
+    if faults and not (definition.on_invalid == OnInvalid.SKIP and faults.are_of_lines):
         first = faults.kept[0]
         where = definition.file_id if first.line is None else f"line {first.line:,} of {definition.file_id}"
         more = faults.count - 1

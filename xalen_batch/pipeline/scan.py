@@ -6,6 +6,7 @@ The file is read as a stream: a chunk of it is in memory at a time, or one long 
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple, cast
 
@@ -17,10 +18,9 @@ from xalen_batch.config import Settings, settings
 from xalen_batch.jsonl import Block, Span, blocks
 from xalen_batch.pipeline import bodies, context, diagnose, prefix
 from xalen_batch.pipeline.bodies import MAX_CUSTOM_ID, Misfit, Request, UsualChat, UsualLine
-from xalen_batch.pipeline.faults import Fault, quoted
+from xalen_batch.pipeline.faults import TOO_MANY, Fault, quoted
 from xalen_batch.pipeline.prefix import Prompt
 
-TOO_MANY = "too_many_tasks"
 UTF8_BOM = b"\xef\xbb\xbf"
 # First bytes of what is not UTF-8 text; longer ones first, since one begins like another.
 FOREIGN = {
@@ -188,11 +188,11 @@ class Reader:
         if not isinstance(value, dict):
             hint = "Each line must be an object with custom_id, method, url and body."
             return Fault("invalid_json_line", f"The line is {_kind(value)}, not an object. {hint}", line)
-        if fault := _hidden(raw, line) or self._id(value, line) or self._address(value, line) or self._model(value, line):
+        if fault := _hidden(raw, line) or self._id(value, line):
             return fault
-        request = self._request(value, line, len(raw))
+        request = self._address(value, line) or self._model(value, line) or self._request(value, line, len(raw))
         if isinstance(request, Fault):
-            return request
+            return replace(request, custom_id=value["custom_id"])
         return GoodLine(span, value["custom_id"], cast(Endpoint, self.endpoint), request.model, request, block)
 
     def _id(self, value: dict[str, Any], line: int) -> Fault | None:

@@ -1,7 +1,7 @@
 """Validate: read a batch's file once, refuse it whole with every fault named, or cut it into tasks that run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,14 +17,14 @@ from xalen_batch.accounts import Owner
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, ScheduleRun, Task
-from xalen_batch.pipeline import fairness, reading
+from xalen_batch.pipeline import fairness, reading, record
 from xalen_batch.pipeline.assemble import Assembled, assemble, traced
 from xalen_batch.pipeline.faults import Fault, Faults, refused
 from xalen_batch.pipeline.reading import Reading
 from xalen_batch.pipeline.split import Split
 from xalen_batch.quotas import Excess, Quota
 from xalen_batch.schedules import inbox
-from xalen_batch.states import BatchStatus
+from xalen_batch.states import BatchStatus, OnInvalid, TaskState
 
 logger = log.get(__name__)
 
@@ -37,6 +37,10 @@ USUAL_LOSSES = 4
 MOST_DOUBLINGS = 6
 
 FILE_GONE = Fault("file_not_found", "The input file is gone: it was deleted or it expired. Upload it again.", param="input_file_id")
+
+
+# Behind the first error of a batch of which other lines could run.
+OTHER_LINES = ' With `on_invalid: "skip"`, the other lines run.'
 
 
 class _LeaseLost(Exception):
@@ -107,7 +111,8 @@ def run(batch_id: UUID) -> None:
         logger.info("batch.rejected", batch_id=batch_id.hex, errors=found.faults.count)
         return
     elapsed = round((time.monotonic() - started) * 1000)
-    logger.info("batch.validated", batch_id=batch_id.hex, lines=found.split.lines, models=found.split.models, ms=elapsed)
+    lines = {"lines": found.split.lines, "skipped": len(found.skipped)}
+    logger.info("batch.validated", batch_id=batch_id.hex, **lines, models=found.split.models, ms=elapsed)
 
 
 def _take(session: Session, batch_id: UUID) -> tuple[Batch | None, _Lease]:
@@ -164,7 +169,8 @@ def _read(batch: Batch, lease: _Lease) -> Reading:
     """Read the whole file, in no transaction. Raises _LeaseLost, and Elsewhere while the store is away."""
     key, models = storage.key(batch.input_file_id), catalog.models()
     try:
-        found = reading.read(key, endpoint=batch.endpoint, models=models, meanwhile=_extending(lease))
+        skips = batch.on_invalid == OnInvalid.SKIP
+        found = reading.read(key, endpoint=batch.endpoint, models=models, skips=skips, meanwhile=_extending(lease))
     except FileNotFoundError:
         marks.confirm_gone(key)
         return Reading(faults=Faults([FILE_GONE]))
@@ -197,15 +203,19 @@ def _decide(session: Session, lease: _Lease, found: Reading) -> None:
     if not found.faults:
         excess = quotas.admit_lines(session, Owner(batch.account_id, batch.livemode), lines=split.lines, tokens=split.tokens)
         found.faults = Faults([_over_quota(excess)] if excess else [])
+    run = None if batch.run_id is None else session.get_one(ScheduleRun, batch.run_id)
+    manifest = [] if run is None else run.manifest or []
     if found.faults:
-        run = None if batch.run_id is None else session.get_one(ScheduleRun, batch.run_id)
-        faults = found.faults if run is None or not run.manifest else traced(found.faults, run.manifest)
-        batch.errors = faults.render()
+        batch.errors = traced(found.faults, manifest).render()
+        if batch.on_invalid == OnInvalid.FAIL and split.lines and found.faults.are_of_lines:
+            batch.errors[0]["message"] += OTHER_LINES
         batch.move(session, BatchStatus.FAILED)
         return
-    batch.total, batch.enqueued_tokens = split.lines, split.tokens
+    batch.total, batch.failed, batch.enqueued_tokens = split.lines + len(found.skipped), len(found.skipped), split.tokens
     batch.model = split.models[0] if len(split.models) == 1 else None
     _insert(session, batch.id, split)
+    if found.skipped:
+        _skip(session, batch.id, split.lines, traced(Faults(list(found.skipped)), manifest).kept)
     fairness.forget_idle_time(session, batch.account_id)
     batch.move(session, BatchStatus.IN_PROGRESS)
     db.enqueue(session, Job.EXECUTE)
@@ -224,6 +234,22 @@ def _insert(session: Session, batch_id: UUID, split: Split) -> None:
     ]
     if rows:
         session.execute(insert(Task), rows)
+
+
+def _skip(session: Session, batch_id: UUID, place: int, faults: Sequence[Fault]) -> None:
+    """Record invalid lines as failed. They are a task that is done from its beginning, so counts and sizes are sums over tasks as ever."""
+    rows = [
+        record.Row(
+            # A line that is not valid names no model for sure.
+            record.Line(batch_id, fault.line or 0, "", fault.custom_id or ""),
+            error_code=fault.code,
+            error_message=f"{fault.param}: {fault.message}" if fault.param else fault.message,
+        )
+        for fault in faults
+    ]
+    done = {"batch_id": batch_id, "seq": place, "model": "", "state": TaskState.DONE, "lines": len(rows), "line_index": b""}
+    session.execute(insert(Task), [done | {name: value for name, value in record.counts(rows).items() if value}])
+    record.insert(session, rows)
 
 
 def _over_quota(excess: Excess) -> Fault:

@@ -15,6 +15,7 @@ from xalen_batch.config import settings
 from xalen_batch.cron import Cron, zone
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.fields import STORABLE, ExpiresAfter, Metadata, Text, Time
+from xalen_batch.states import OnInvalid
 from xalen_batch.windows import ExecutionWindow
 
 WHAT = ("input_file_id", "template_file_id", "source", "inbox")
@@ -82,6 +83,7 @@ class Definition(BaseModel):
     metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
     execution_window: ExecutionWindow | None = None
+    on_invalid: OnInvalid = Field(OnInvalid.FAIL, description="What invalid lines do to their batch: it fails, or they are skipped.")
 
     overlap: Overlap = Field("skip", description="When it fires while its run before has not ended.")
     misfire: Misfire = Field("latest", description="Which instants are made up for that nothing was there to fire.")

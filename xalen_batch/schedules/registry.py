@@ -13,7 +13,7 @@ from xalen_batch.paging import Page
 from xalen_batch.quotas import Quota
 from xalen_batch.schedules import fire, inbox, runs
 from xalen_batch.schedules.definition import Definition
-from xalen_batch.states import RunState, ScheduleStatus
+from xalen_batch.states import OnInvalid, RunState, ScheduleStatus
 
 logger = log.get(__name__)
 
@@ -153,7 +153,9 @@ def _refuse_to_strand(session: Session, schedule: Schedule, param: str) -> None:
 def _define(session: Session, owner: Owner, schedule: Schedule, definition: Definition, now: datetime) -> None:
     definition.check(now)
     schedule.name = definition.name
-    schedule.definition = definition.model_dump(mode="json")
+    # A process of the version before refuses fields that it does not know.
+    unsaid = {"on_invalid"} if definition.on_invalid == OnInvalid.FAIL else set[str]()
+    schedule.definition = definition.model_dump(mode="json", exclude=unsaid)
     # Looked at while it is still the schedule's: one that is past its time is kept by that alone.
     file = definition.file_id and batches.input_file(session, owner, definition.file_id, param=definition.file_param)
     schedule.file_id = file.id if file else None

@@ -97,7 +97,7 @@ def _verdict(batch: Batch) -> tuple[RunState, str | None, str | None]:
         case BatchStatus.FAILED:
             return RunState.FAILED, "batch_failed", f"{name} did not pass validation; its `errors` name every line."
         case BatchStatus.EXPIRED:
-            left = batch.failed
+            left = batch.total - batch.completed
             return (
                 RunState.FAILED,
                 "batch_expired",

@@ -57,6 +57,7 @@ def _attempt(session: Session, schedule: Schedule, run: ScheduleRun, definition:
                 metadata=definition.metadata,
                 output_expires_after=None if definition.output_expires_after is None else definition.output_expires_after.seconds,
                 execution_window=definition.execution_window,
+                on_invalid=definition.on_invalid,
                 run=run,
             )
     except (InvalidRequest, NotFound) as error:

@@ -81,7 +81,7 @@ async function complete() {
   assert.equal(JSON.parse(answered[1].response.body.choices[0].message.content).results[0].index, 0);
   const [refused] = parse(await text(batch.error_file_id));
   assert.deepEqual([refused.custom_id, refused.response.status_code], ["b", 400]);
-  await rejects(OpenAI.BadRequestError, () => client.batches.cancel(batch.id), "batch_not_cancellable");
+  await rejects(OpenAI.ConflictError, () => client.batches.cancel(batch.id), "batch_not_cancellable");
   return { batch: batch.id, usage: batch.usage.total_tokens };
 }
 

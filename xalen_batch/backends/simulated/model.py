@@ -23,6 +23,7 @@ from xalen_batch.backends.simulated.faults import USAGES, Attempts, Fault
 from xalen_batch.backends.simulated.prompt import Prompt
 from xalen_batch.backends.simulated.ranking import relevance
 from xalen_batch.backends.simulated.writing import write
+from xalen_batch.backends.whole import whole
 from xalen_batch.catalog import CHAT, RERANK, Model
 
 FINGERPRINT = "simulated"
@@ -81,7 +82,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
         raise _Refusal("The request body is not valid JSON.", code="invalid_json") from error
     if not isinstance(value, dict):
         raise _Refusal("The request body is not a JSON object.", code="invalid_json")
-    return value
+    return whole(value)
 
 
 def _asked_fault(body: dict[str, Any], request: Request) -> Fault:

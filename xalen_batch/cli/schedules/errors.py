@@ -17,6 +17,7 @@ OPTIONS = {
     "completion_window": "--window",
     "catch_up_window": "--catch-up",
     "execution_window": "--execution-window",
+    "on_invalid": "--on-invalid",
     "misfire_limit": "--misfire-limit",
     "pause_on_failure": "--pause-on-failure",
     "ready_marker": "--ready-marker",

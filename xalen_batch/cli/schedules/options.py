@@ -14,6 +14,7 @@ WHAT, WHEN, HOW = "What it runs: one of --file to --inbox", "When", "How"
 
 Overlap = Literal["skip", "buffer_one", "allow", "cancel_previous"]
 Misfire = Literal["latest", "all", "none"]
+OnInvalid = Literal["fail", "skip"]
 OnEmpty = Literal["skip", "fail"]
 
 CRON_HELP = 'Five fields (minute, hour, day of month, month, day of week), quoted: "30 2 * * *"; or `@daily` and the like.'
@@ -45,6 +46,9 @@ ENDPOINT_HELP = "The endpoint of every line. If not given: that of the file's fi
 WINDOW_HELP = "Time until each batch must have ended: whole hours or days, `1h` to `7d`; 24h if not given."
 METADATA_HELP = "A note kept with every batch; give it up to 16 times."
 EXECUTION_HELP = 'Start lines only in these hours of the time zone: "22:00-06:00", or "22:00-06:00 mon-fri".'
+ON_INVALID_HELP = (
+    "What invalid lines do to their batch: `fail` it (if not given), or `skip`: they end in its error file, and the others run."
+)
 OVERLAP_HELP = "While the previous run has not ended: `skip` (if not given), `buffer_one`, `allow` or `cancel_previous`."
 MISFIRE_HELP = "Of the fires missed while the service was down, make up for the `latest` (if not given), `all` or `none`."
 CATCH_UP_HELP = "Age up to which a missed fire is made up for, such as `30m`, `12h` or `7d`; 12h if not given."
@@ -81,6 +85,7 @@ class Given:
     window: Annotated[str | None, _how(WINDOW_HELP, metavar="TIME", callback=check_window)] = None
     metadata: Annotated[list[str] | None, _how(METADATA_HELP, metavar="KEY=VALUE")] = None
     execution_window: Annotated[str | None, _how(EXECUTION_HELP, metavar="HOURS")] = None
+    on_invalid: Annotated[OnInvalid | None, _how(ON_INVALID_HELP, metavar="fail|skip")] = None
     overlap: Annotated[Overlap | None, _how(OVERLAP_HELP, metavar="POLICY")] = None
     misfire: Annotated[Misfire | None, _how(MISFIRE_HELP, metavar="POLICY")] = None
     misfire_limit: Annotated[

@@ -29,7 +29,7 @@ WHAT = {
 OF_SOURCE = ("pattern", "ready_marker", "repeat")
 # Options whose field has another name.
 RENAMED = {"window": "completion_window", "catch_up": "catch_up_window"}
-PLAIN = ("timezone", "jitter", "endpoint", "window", "overlap", "misfire", "misfire_limit", "catch_up", "pause_on_failure")
+PLAIN = ("timezone", "jitter", "endpoint", "window", "on_invalid", "overlap", "misfire", "misfire_limit", "catch_up", "pause_on_failure")
 
 
 def option(name: str) -> str:
@@ -113,8 +113,8 @@ def _upload(client: Client, path: Path, file: Path, given: Given) -> tuple[str, 
     """The endpoint of a file and the API's file object. `path` has the content of `file`."""
     name = inputs.name_of(file)
     if given.file:
-        endpoint = submit.check(client, path, file, given.endpoint or AUTO).endpoint
-        return endpoint, uploads.send(client, path, name)
+        checked = submit.check(client, path, file, given.endpoint or AUTO, given.on_invalid)
+        return checked.endpoint, uploads.send(client, path, name)
     # The server fills a template in as its next run would and validates that.
     with path.open("rb") as lines:
         number, line = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (1, b""))
