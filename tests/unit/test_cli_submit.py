@@ -158,4 +158,4 @@ def test_the_hint_names_the_file_as_the_shell_takes_it_where_errors_were_left_ou
 def test_there_is_no_hint_where_every_error_was_shown(api: Api, path: Path) -> None:
     path.write_bytes(jsonl([chat_line("a"), chat_line("a")]))
     result = call(api, "submit", path)
-    assert "in.jsonl has 1 error, so nothing was submitted.\n" in result.stderr
+    assert "in.jsonl has 1 error, so nothing was submitted. --on-invalid skip runs the other lines.\n" in result.stderr
