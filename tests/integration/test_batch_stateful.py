@@ -352,7 +352,7 @@ class Life(RuleBasedStateMachine):
             counted = batches.progress(session, found)
         for id, known in self.known.items():
             charged = sum(amount is not None for amount in known.ended.values())
-            assert (counted[id].completed, counted[id].failed) == (charged, len(known.ended) - charged)
+            assert (counted[id].completed, counted[id].done) == (charged, len(known.ended))
 
     @invariant()
     def prices_stay_frozen(self) -> None:
