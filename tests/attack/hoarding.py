@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from tests.attack.system import Figure, Size, System
 from tests.wire import Client
+from xalen_batch.api.allowances import UNKNOWN_PROCESSES
 
 CAPS = {"api_keys": 8, "schedules": 8, "files": 8, "inbox_requests": 8, "waiting_runs": 8, "idempotency_keys": 8}
 STORAGE_BYTES = 600_000
@@ -63,8 +64,8 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
     yield Figure(f"inbox bytes beyond a quota of {STORAGE_BYTES:,} bytes", max(0, made * LARGE - STORAGE_BYTES), 0)
     begun = time.monotonic()
     made = _made(lambda number: greedy.status("POST", f"/schedules/{piled}/pause", {"note": f"{number}"}), 2 * CHANGES_PER_MINUTE)
-    # A minute's worth at once, and what comes back meanwhile.
-    allowed = CHANGES_PER_MINUTE * (1 + (time.monotonic() - begun) / 60)
+    # A minute's worth at once, what comes back meanwhile, and the most that the API allows by itself while Redis is late (one of four parts).
+    allowed = CHANGES_PER_MINUTE * (1 + (time.monotonic() - begun) / 60 + 1 / UNKNOWN_PROCESSES)
     yield Figure(f"changes made, as a share of what {CHANGES_PER_MINUTE} a minute allow", made / allowed, 1)
 
 

@@ -21,8 +21,8 @@ CATALOG = ""
 EVERY_MINUTE = {"cron": "* * * * *", "overlap": "allow"}
 BACKFILLS = {Size.SMALL: 3, Size.FULL: 21}
 SCHEDULES = {Size.SMALL: 8, Size.FULL: 500}
-# Seconds before the other account's fire within which the schedule must have been made, at the latest and at the earliest.
-SOONEST, LATEST = 3, 9
+# Seconds before the other account's fire at which SMALL begins to ask; FULL asks for the whole minute.
+BEFORE_FIRE = 5
 
 
 def attack(system: System, size: Size) -> Iterator[Figure]:
@@ -40,7 +40,10 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
         list(pool.map(lambda _: greedy.schedule(file_id, **EVERY_MINUTE, execution_window=window), range(SCHEDULES[size])))
     for times in backfills:
         greedy.ask("POST", f"/schedules/{piled}/backfill", times)
-    watched, delay = _soon(other, others_file, size)
+    # It fires at a minute, when the schedules of the greedy one fire.
+    watched = other.schedule(others_file, **EVERY_MINUTE)
+    if size is Size.SMALL:
+        time.sleep(max(0.0, watched["next_fire_at"] - time.time() - BEFORE_FIRE))
     greedy.seconds.clear()
     until = watched["next_fire_at"] + 30
     run: dict[str, Any] | None = None
@@ -48,16 +51,6 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
         greedy.ask("POST", f"/schedules/{piled}/run")
         greedy.ask("POST", f"/schedules/{piled}/backfill", backfills[0])
         run = next((run for run in other.ask("GET", f"/schedules/{watched['id']}/runs")["data"] if run["fired_at"]), None)
-    late = time.time() - watched["next_fire_at"] if run is None else run["lag"] - delay
+    late = time.time() - watched["next_fire_at"] if run is None else run["lag"]
     yield Figure("slowest POST of the account with waiting runs, s", max(greedy.seconds), 2)
     yield Figure("another account's schedule fired late, s", late, 3)
-
-
-def _soon(other: Client, file_id: str, size: Size) -> tuple[dict[str, Any], int]:
-    """A schedule that fires within seconds, and its jitter: FULL at a minute, when the greedy ones fire; SMALL does not wait for one."""
-    if size is Size.FULL:
-        return other.schedule(file_id, **EVERY_MINUTE), 0
-    while True:
-        made = other.schedule(file_id, **EVERY_MINUTE, jitter=59)
-        if SOONEST <= made["next_fire_at"] - time.time() <= LATEST:
-            return made, int(other.ask("GET", f"/schedules/{made['id']}/preview")["jitter_delay"])

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,6 +141,7 @@ class TestRequestsPerSecond:
     ) -> None:
         # A busy machine is no Redis that is away.
         monkeypatch.setattr(allowances, "PATIENCE", 10.0)
+        monkeypatch.setattr(allowances, "_of", cache(allowances.Allowances))
         configure(quota_requests_per_second=2)
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{api.port}/v1", api_key=api.key)
         refused = []
@@ -191,6 +193,7 @@ class TestWithoutRedis:
     ) -> None:
         # A busy machine is no Redis that is away.
         monkeypatch.setattr(allowances, "PATIENCE", 10.0)
+        monkeypatch.setattr(allowances, "_of", cache(allowances.Allowances))
         assert api.ask("GET", "/v1/models").status == 200
         mine = allowances._of(server.url)
         server.stop()
