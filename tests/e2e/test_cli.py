@@ -155,7 +155,10 @@ def test_what_a_running_batch_has_is_read_and_a_cancel_keeps_it(cli: Cli) -> Non
     assert cli("cancel", batch_id).returncode == 0
     assert cli("watch", batch_id).returncode == 3
     assert cli.json("show", batch_id)["status"] == "cancelled"
-    refused = cli("cancel", batch_id)
+    again = cli("cancel", batch_id)
+    assert again.returncode == 0
+    assert f"is cancelled. Finished lines are kept and billed; `xalen-batch results {batch_id}` downloads" in again.stderr.decode()
+    refused = cli("cancel", f"batch_{'0' * 32}")
     assert refused.returncode == 1
     assert b"request req_" in refused.stderr
 

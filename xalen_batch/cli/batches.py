@@ -115,4 +115,5 @@ def cancel(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, a
     if as_json:
         print_json(batch)
     else:
-        say(f"{batch['id']} is {batch['status']}. Finished lines are kept and billed; `xalen-batch watch {batch['id']}` waits for the end.")
+        then = "results {id}` downloads them." if batch["status"] in ENDED else "watch {id}` waits for the end."
+        say(f"{batch['id']} is {batch['status']}. Finished lines are kept and billed; `xalen-batch {then.format(id=batch['id'])}")

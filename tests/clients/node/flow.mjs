@@ -74,7 +74,7 @@ async function complete() {
   assert.equal(created.expires_at, created.created_at + 86_400);
   const batch = await wait(created.id);
   assert.equal(batch.status, "completed");
-  assert.deepEqual(batch.request_counts, { total: 3, completed: 2, failed: 1 });
+  assert.deepEqual(batch.request_counts, { total: 3, completed: 2, failed: 1, cancelled: 0, expired: 0 });
   assert.ok(batch.usage.total_tokens > 0);
   const answered = parse(await text(batch.output_file_id));
   assert.deepEqual(answered.map((answer) => answer.custom_id), ["a", "c"]);
