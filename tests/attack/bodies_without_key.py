@@ -1,7 +1,6 @@
 """Strangers send bodies without a key, a tenant sends some to an inbox that does not exist and stalls uploads: the API keeps few bytes."""
 
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from http.client import HTTPConnection
@@ -36,15 +35,6 @@ def fill(clients: list[socket.socket], length: int) -> None:
                 left -= client.send(block[:left])
 
 
-def settled(system: System) -> int:
-    """The API's resident bytes once they change no more."""
-    before, now = -1, system.rss("api")
-    while abs(now - before) > MB:
-        time.sleep(1.0)
-        before, now = now, system.rss("api")
-    return now
-
-
 def pipelined(system: System, clients: int) -> list[socket.socket]:
     """Connections on each of which thousands of requests were sent at once."""
     opened = []
@@ -68,17 +58,17 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
         connection.close()
 
     alone = median_seconds(short, 15)
-    before = settled(system)
+    before = system.settled("api")
     connections, bodies, pipes = (100, 15, 10) if size is Size.SMALL else (200, 30, 20)
     with ExitStack() as opened:
         clients = [opened.enter_context(begin(system, "/v1/batches", MiB)) for _ in range(connections)]
         fill(clients, MiB)
-        yield Figure(f"API memory grown by {connections} bodies of 1 MiB without a key, MB", (settled(system) - before) / MB, 60)
+        yield Figure(f"API memory grown by {connections} bodies of 1 MiB without a key, MB", (system.settled("api") - before) / MB, 60)
         yield Figure("another account's GET beside them, times its time alone", median_seconds(short, 15) / alone, 3)
     with ExitStack() as opened:
         clients = [opened.enter_context(begin(system, NOWHERE, 16 * MiB, system.test_key)) for _ in range(bodies)]
         fill(clients, 16 * MiB)
-        grown = (settled(system) - before) / MB
+        grown = (system.settled("api") - before) / MB
         yield Figure(f"API memory grown by {bodies} bodies of 16 MiB for an inbox that does not exist, MB", grown, 60)
     with ExitStack() as opened:
         clients = [opened.enter_context(begin(system, "/v1/files", 4 * MiB, system.test_key, FORM)) for _ in range(connections)]
@@ -86,14 +76,14 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
             with suppress(OSError):
                 client.sendall(PART)
         fill(clients, 7 * MiB // 2)
-        grown = (settled(system) - before) / MB
+        grown = (system.settled("api") - before) / MB
         yield Figure(f"API memory grown by {connections} uploads that stall before 4 MiB, MB", grown, 120)
     system.forget_peak("api")
     resting = system.rss("api")
     with ExitStack() as opened:
         for client in pipelined(system, pipes):
             opened.enter_context(client)
-        settled(system)
+        system.settled("api")
         grown = (system.peak("api") - resting) / MB
         yield Figure(f"API memory grown at most by {pipes} connections full of pipelined requests, MB", grown, 60)
-    yield Figure("API memory grown after all have closed, MB", (settled(system) - before) / MB, 60)
+    yield Figure("API memory grown after all have closed, MB", (system.settled("api") - before) / MB, 60)

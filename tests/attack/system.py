@@ -90,6 +90,14 @@ class System:
         """Let `peak` begin at what is resident now."""
         Path(f"/proc/{self.pid(part)}/clear_refs").write_text("5", "ascii")
 
+    def settled(self, part: str) -> int:
+        """Resident bytes of a part once they change no more."""
+        before, now = -1, self.rss(part)
+        while abs(now - before) > MB:
+            time.sleep(1.0)
+            before, now = now, self.rss(part)
+        return now
+
     def _memory(self, part: str, name: str) -> int:
         status = Path(f"/proc/{self.pid(part)}/status").read_text("ascii")
         line = next(line for line in status.splitlines() if line.startswith(name))

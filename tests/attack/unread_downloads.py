@@ -89,15 +89,6 @@ def ask(system: System, path: str, key: str) -> socket.socket:
     return client
 
 
-def settled(system: System) -> int:
-    """The API's resident bytes once they change no more."""
-    before, now = -1, system.rss("api")
-    while abs(now - before) > MB:
-        time.sleep(1.0)
-        before, now = now, system.rss("api")
-    return now
-
-
 def attack(system: System, size: Size) -> Iterator[Figure]:
     lines, rounds = (8, (80,)) if size is Size.SMALL else (28, (100, 200))
     with model_server(system.model_port):
@@ -110,12 +101,12 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
             raise RuntimeError("the neighbour's download was cut short")
 
     alone = median_seconds(download, 9)
-    before = settled(system)
+    before = system.settled("api")
     for sockets in rounds:
         with ExitStack() as opened:
             for _ in range(sockets):
                 opened.enter_context(ask(system, f"/v1/batches/{batch_id}/output", system.live_key))
-            held = settled(system)
+            held = system.settled("api")
             yield Figure(f"API memory grown by {sockets} unread downloads, MB", (held - before) / MB, 150)
             yield Figure("another account's download beside them, times its time alone", median_seconds(download, 9) / alone, 3)
-        yield Figure(f"API memory grown after the {sockets} have closed, MB", (settled(system) - before) / MB, LEFT_MB)
+        yield Figure(f"API memory grown after the {sockets} have closed, MB", (system.settled("api") - before) / MB, LEFT_MB)

@@ -41,14 +41,10 @@ def store_mark(has_database: bool) -> str:
 
 def workers(has_database: bool) -> str:
     _skip_without_schema(has_database)
-    from xalen_batch import catalog, db, marks
-    from xalen_batch.errors import ConfigError
+    from xalen_batch import db, marks
     from xalen_batch.models import workers
 
-    try:
-        catalog.models()
-    except ConfigError:
-        raise Skipped("not checked: no catalog") from None
+    _skip_without_catalog()
     with db.reading() as session:
         differences, count = marks.differences(session), len(workers.live(session))
     if differences:
@@ -62,15 +58,11 @@ def open_batches(has_database: bool) -> str:
 
     from sqlalchemy import select
 
-    from xalen_batch import catalog, db, waits
-    from xalen_batch.errors import ConfigError
+    from xalen_batch import db, waits
     from xalen_batch.models import Batch
     from xalen_batch.states import MAY_START
 
-    try:
-        catalog.models()
-    except ConfigError:
-        raise Skipped("not checked: no catalog") from None
+    _skip_without_catalog()
     with db.reading() as session:
         some = session.scalars(select(Batch).where(Batch.status.in_(MAY_START)).order_by(Batch.id).limit(MOST_BATCHES)).all()
         found = waits.of(session, some).values()
@@ -87,3 +79,13 @@ def _skip_without_schema(has_database: bool) -> None:
 
     if not schema.is_usable():
         raise Skipped("not checked: the migrations come first")
+
+
+def _skip_without_catalog() -> None:
+    from xalen_batch import catalog
+    from xalen_batch.errors import ConfigError
+
+    try:
+        catalog.models()
+    except ConfigError:
+        raise Skipped("not checked: no catalog") from None
