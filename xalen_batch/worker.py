@@ -68,7 +68,7 @@ class Poll:
                     next_tick = time.monotonic() + settings().tick_interval
                     self.name(Message(Job.TICK))
             except db.AWAY as error:
-                logger.warning("poll.failed", error=type(error).__name__)
+                logger.warning("poll.failed", error=type(error).__name__, reason=db.trouble(error))
             except Exception as error:
                 logger.error("poll.crashed", **log.cause(error))
             self._stopped.wait(settings().poll_interval)

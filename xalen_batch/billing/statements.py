@@ -139,7 +139,7 @@ def _issue(session: Session, account_id: UUID, livemode: bool, month: date) -> b
     invoice.total = _sum(lines)
     is_new = invoices.store(session, invoice, lines)
     if is_new:
-        logger.info("statement.issued", account_id=account_id.hex, livemode=livemode, month=f"{month:%Y-%m}", total=str(invoice.total))
+        logger.info("statement.issued", account_id=account_id, livemode=livemode, month=f"{month:%Y-%m}", total=str(invoice.total))
     return is_new
 
 

@@ -90,9 +90,9 @@ class Engine:
         try:
             while not self.is_stopping and self._run_next() and self._may_find:
                 pass
-        except db.AWAY:
+        except db.AWAY as error:
             # The poll comes back to it; a task that was claimed returns when its lease ends.
-            logger.warning("database.unreachable", during="claim")
+            logger.warning(db.trouble(error), during="claim")
         except Exception as error:
             # A bug of ours: the task comes back when its lease ends, and its lines are tried alone in the end.
             logger.error("slot.crashed", **log.cause(error))
@@ -204,7 +204,7 @@ class Engine:
     async def _start(self, claim: Claim) -> Run:
         model, is_live = catalog.models()[claim.model], claim.lane[1]
         if (kind := registry.kind_for(model, is_live)) != claim.backend:
-            logger.error("backend.changed", batch_id=claim.batch_id.hex, model=model.id, created_with=claim.backend, catalog_has=kind)
+            logger.error("backend.changed", batch_id=claim.batch_id, model=model.id, created_with=claim.backend, catalog_has=kind)
             raise _BackendChanged
         lane = self._lanes.get(claim.lane)
         if lane is None:
@@ -227,8 +227,16 @@ class Engine:
                 workers=lambda: self._workers,
             )
         buffer = self._buffers.add()
-        backend = registry.backend_for(model, is_live, buffer)
-        return Lane(backend, config.max_in_flight, model.id, workers=self._workers, rates=rates, buffer=buffer, on_room=self.wake)
+        return Lane(
+            registry.backend_for(model, is_live, buffer),
+            config.max_in_flight,
+            model.id,
+            workers=self._workers,
+            rates=rates,
+            buffer=buffer,
+            latency=model.latency_ms / 1000 or None,
+            on_room=self.wake,
+        )
 
     def _follow(self, run: Run) -> None:
         try:

@@ -87,7 +87,7 @@ def _sparing_others(during: str) -> Iterator[None]:
 
 
 def _take_back(session: Session, task: Task) -> None:
-    logger.warning("task.worker_lost", batch_id=task.batch_id.hex, task=task.seq, worker=task.worker, losses=task.losses)
+    logger.warning("task.worker_lost", batch_id=task.batch_id, task=task.seq, worker=task.worker, losses=task.losses)
     found = blame.verdict(task.losses, task.lines)
     if found is Verdict.AGAIN:
         return
@@ -145,10 +145,10 @@ def _roll_windows(session: Session) -> None:
             opens_at, closes_at = ExecutionWindow.model_validate(window).interval(now)
         except Exception as error:
             # Its batch starts nothing and expires, and holds up no other.
-            logger.error("window.unreadable", batch_id=batch_id.hex, **log.cause(error))
+            logger.error("window.unreadable", batch_id=batch_id, **log.cause(error))
             continue
         if roll_window(session, batch_id, closed_at=closed_at, opens_at=opens_at, closes_at=closes_at):
-            logger.info("window.closed", batch_id=batch_id.hex, opens_at=opens_at.isoformat())
+            logger.info("window.closed", batch_id=batch_id, opens_at=opens_at.isoformat())
 
 
 def _batches_due(session: Session, ended_among: int | None) -> list[Message]:
@@ -203,7 +203,7 @@ def _expire_files(session: Session) -> None:
     for file in expired:
         with _sparing_others("expire"), session.begin_nested():
             files.erase(session, file)
-            logger.info("file.expired", file_id=file.id.hex)
+            logger.info("file.expired", file_id=file.id)
 
 
 def _delete_orphans() -> None:
