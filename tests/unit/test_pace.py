@@ -72,7 +72,7 @@ def test_later_failures_of_a_kind_are_one_event_for_each_interval(run: Callable[
 
     run(main)
     counts = [event["count"] for event in named(events, "backend.failing")]
-    assert counts[0] == 1 and sum(counts) == 200
+    assert (counts[0], sum(counts)) == (1, 200)
     assert len(counts) <= 4
 
 
