@@ -55,6 +55,15 @@ _OF_QUEUE = """
     AND b.expires_at > now()
     AND (b.window_closes_at IS NULL OR (b.window_opens_at <= now() AND now() < b.window_closes_at))
 """
+# The queues of the account in `turns`, each with its first batch of those for which a condition holds, by their deadlines.
+_QUEUES = f"""
+    SELECT q.account_id, q.livemode, q.model, turns.rotates_next, first.expires_at, first.id FROM served q CROSS JOIN LATERAL (
+        SELECT b.expires_at, b.id FROM batches b CROSS JOIN LATERAL ({_FIRST_TASKS} LIMIT 1) t
+        WHERE {_OF_QUEUE} AND {{}} ORDER BY b.expires_at, b.id LIMIT 1
+    ) first
+    WHERE q.account_id = turns.account_id
+    ORDER BY first.expires_at, first.id
+"""
 _OPEN_FOR = column("open_for", Float)
 # By name: a migration may add others under a worker that does not know them.
 _COLUMNS = ", ".join(f"t.{column.name}" for column in Task.__table__.columns)
@@ -103,24 +112,12 @@ _CLAIM = text(
                     ), CAST(:room AS int)))
                END AS taken
         FROM turns
-        -- The account's queues, by the deadlines of their first batches that have something to give: in a turn of the rotation the
-        -- first behind the last one's batch, and if all of those are locked, the first of all.
+        -- The account's queues, by the deadlines of their first batches that have something to give: in a turn of the rotation those
+        -- behind the batch that it served last. If other claims have just locked all of these, it begins anew, with all batches.
         CROSS JOIN LATERAL (
-            SELECT q.account_id, q.livemode, q.model, turns.rotates_next, first.expires_at, first.id FROM served q CROSS JOIN LATERAL (
-                (
-                    SELECT b.expires_at, b.id, false AS is_wrapped FROM batches b CROSS JOIN LATERAL ({_FIRST_TASKS} LIMIT 1) t
-                    WHERE {_OF_QUEUE} AND (b.expires_at, b.id) > (turns.after_deadline, turns.after_id)
-                    ORDER BY b.expires_at, b.id LIMIT 1
-                )
-                UNION ALL
-                (
-                    SELECT b.expires_at, b.id, true FROM batches b CROSS JOIN LATERAL ({_FIRST_TASKS} LIMIT 1) t
-                    WHERE turns.rotates_next AND {_OF_QUEUE}
-                    ORDER BY b.expires_at, b.id LIMIT 1
-                )
-            ) first
-            WHERE q.account_id = turns.account_id
-            ORDER BY first.is_wrapped, first.expires_at, first.id
+            ({_QUEUES.format("(b.expires_at, b.id) > (turns.after_deadline, turns.after_id)")})
+            UNION ALL
+            ({_QUEUES.format("turns.rotates_next")})
         ) h
         -- From there on, the first task that no other claim has just locked.
         CROSS JOIN LATERAL (

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, log
+from xalen_batch import accounts, db, log
 from xalen_batch.errors import InvalidRequest, Unavailable
 from xalen_batch.models import Schedule, ScheduleRun
 from xalen_batch.schedules import due as due_schedules
@@ -100,10 +100,10 @@ def _advance(session: Session, due: Due, turn: Turn) -> bool:
 
 
 def _do_due(session: Session, schedule: Schedule, turn: Turn) -> None:
-    """End runs, start some that wait, and record instants: of a long absence MISSED_AT_ONCE."""
+    """End runs, start some that wait, and record instants: of a long absence MISSED_AT_ONCE. Of a disabled account, only end runs."""
     next_fire_at = schedule.next_fire_at
     unended = runs.unended(session, schedule)
-    if schedule.deleted_at is None:
+    if schedule.deleted_at is None and accounts.is_enabled(session, schedule.account_id):
         now = db.now(session)
         meeting.start_waiting(session, schedule, unended, now, turn)
         if schedule.status != ScheduleStatus.PAUSED:
