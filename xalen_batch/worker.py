@@ -131,6 +131,7 @@ def run_worker() -> None:
     """Run a worker in the foreground until SIGTERM or SIGINT; then let requests in flight finish."""
     memory.settle()
     log.configure()
+    catalog.warn_of_unknown_settings()
     # Celery warns of root because of pickle; only JSON is accepted here, and ids are all it carries.
     warnings.simplefilter("ignore", SecurityWarning)
     consumer.install()
@@ -177,6 +178,7 @@ def run_worker() -> None:
 def run_beat() -> None:
     """Send the tick every few seconds, in the foreground. Any number of beats may run, or none."""
     log.configure()
+    catalog.warn_of_unknown_settings()
     app = broker.celery()
     # The one entry never changes, so what beat would remember between starts is not worth a file.
     app.Beat(scheduler_cls="celery.beat:Scheduler", loglevel=settings().log_level.upper(), quiet=True).run()

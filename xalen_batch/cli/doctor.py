@@ -102,10 +102,14 @@ def _data_folder() -> str:
 
 
 def _settings() -> str:
+    from xalen_batch import catalog
     from xalen_batch.config import Settings
 
     # Not the cached ones: the address of a running `up` is yet to come into the environment.
     Settings()
+    if unknown := catalog.unknown_settings():
+        names = ", ".join(f"{name} (did you mean {meant}?)" if meant else name for name, meant in unknown.items())
+        raise Doubtful(f"Nothing reads {names}: correct the name, or unset it. docs/reference/settings.md lists every setting.")
     return "valid"
 
 
