@@ -10,7 +10,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from xalen_batch import db, rights
+from xalen_batch import db, needs, rights
 from xalen_batch.billing import prices
 
 CONNECT_TIMEOUT = 5
@@ -36,10 +36,13 @@ def migrate() -> None:
     """Run every migration that is missing, then grant the serving role its rights. Safe to repeat, and at once.
 
     Changes no price: only an empty price table gets the catalog's, so that a new installation can run something.
-    ConfigError if the role does not own the tables, or the serving role is missing and cannot be made.
+    ConfigError if the role does not own the tables, the database lacks what migrations need, or the serving role is missing and cannot
+    be made.
     """
     with _as_owner() as connection:
         rights.refuse_unless_owner(connection)
+        if _revision(connection) != needed():
+            needs.refuse_unless_met(connection)
     command.upgrade(alembic(), "head")
     # Behind all migrations: whatever tables and triggers they made are in force for the serving role.
     with _as_owner() as connection:
@@ -51,6 +54,20 @@ def migrate() -> None:
 def _as_owner() -> psycopg.Connection:
     """A connection of its own, whose transaction ends with its block."""
     return psycopg.connect(db.owner_url().replace("+psycopg", "", 1), connect_timeout=CONNECT_TIMEOUT)
+
+
+def lacks() -> list[str]:
+    """What the database lacks for what is still to be migrated, and for what was; a sentence each."""
+    with _as_owner() as connection:
+        return needs.missing(needs.look(connection), is_migrated=_revision(connection) == needed())
+
+
+def _revision(connection: psycopg.Connection) -> str | None:
+    """The revision as the owner sees it; the serving role may not be there yet."""
+    if connection.execute("SELECT to_regclass('alembic_version')").fetchone() == (None,):
+        return None
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return None if row is None else str(row[0])
 
 
 @cache
