@@ -52,6 +52,8 @@ def refuse_unless_met(connection: psycopg.Connection) -> None:
 
 def look(connection: psycopg.Connection) -> Found:
     """What the connection's role finds."""
+    # From a database without an encoding text comes as bytes otherwise.
+    connection.execute("SET LOCAL client_encoding TO 'UTF8'")
     with connection.cursor(row_factory=class_row(Found)) as cursor:
         [found] = cursor.execute(_LOOK).fetchall()
         return found

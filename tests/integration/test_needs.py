@@ -28,7 +28,7 @@ def poor(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     run(
         "CREATE ROLE {role} LOGIN PASSWORD 'visitor'",
-        "CREATE DATABASE {database} ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0",
+        "CREATE DATABASE {database} ENCODING 'SQL_ASCII' LOCALE_PROVIDER 'libc' LOCALE 'C' TEMPLATE template0",
         "REVOKE CREATE ON DATABASE {database} FROM PUBLIC",
     )
     address = make_url(stores.migrate_database_url).set(database=NAME)
