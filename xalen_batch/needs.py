@@ -5,8 +5,6 @@ from typing import NamedTuple
 import psycopg
 from psycopg.rows import class_row
 
-from xalen_batch.errors import ConfigError
-
 OLDEST_POSTGRESQL = 14
 # Prices have no two periods that overlap: an exclusion constraint of this extension (a contrib module).
 EXTENSION = "btree_gist"
@@ -42,12 +40,6 @@ _LOOK = f"""
            -- It is trusted: who may create in the database may make it, and need not be a superuser.
            has_database_privilege(current_database(), 'CREATE') AS may_make_extension
 """
-
-
-def refuse_unless_met(connection: psycopg.Connection) -> None:
-    """ConfigError that names all that is missing for a migration, each with its remedy."""
-    if lacks := missing(look(connection)):
-        raise ConfigError(f"The database cannot be migrated, and nothing was changed. {' '.join(lacks)}")
 
 
 def look(connection: psycopg.Connection) -> Found:
