@@ -167,7 +167,7 @@ def cancel(session: Session, batch: Batch) -> Batch:
         if BatchStatus.CANCELLING not in BATCH_MOVES[BatchStatus(batch.status)]:
             raise NotCancellable(f"Batch {ids.render('batch', batch.id)} is {batch.status} and cannot be cancelled any more.")
         if batch.move(session, BatchStatus.CANCELLING):
-            logger.info("batch.cancelling", batch_id=batch.id.hex)
+            logger.info("batch.cancelling", batch_id=batch.id)
         else:
             session.refresh(batch)
     db.enqueue(session, Job.FINALIZE, batch.id.hex)

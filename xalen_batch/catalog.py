@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
@@ -13,8 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from xalen_batch.config import settings
+from xalen_batch import complaints, log
+from xalen_batch.config import Settings, settings
 from xalen_batch.errors import ConfigError
+
+logger = log.get(__name__)
 
 Endpoint = Literal["/v1/chat/completions", "/v1/rerank"]
 CHAT: Endpoint = "/v1/chat/completions"
@@ -118,9 +122,15 @@ def _model(id: str, table: Any) -> Model:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, ("models", id, *first["loc"])))
-        raise ConfigError(f"The model catalog is not valid: {place}: {first['msg'].removeprefix('Value error, ')}") from error
-    except TypeError as error:
-        raise ConfigError(f"The model catalog is not valid: models.{id}: {error}") from error
+        raise ConfigError(f"The model catalog is not valid: {place}: {complaints.of_field(first, _shape(first['loc']))}") from error
+    except TypeError:
+        raise ConfigError(f"The model catalog is not valid: models.{id}: it is not a table of fields, [models.{id}].") from None
+
+
+def _shape(place: tuple[int | str, ...]) -> type[BaseModel]:
+    """The table that a field stands in."""
+    tables: dict[str, type[BaseModel]] = {"price": ListPrice, "backend": BackendConfig}
+    return tables.get(str(place[0]), Model) if len(place) > 1 else Model
 
 
 def _merge(into: dict[str, Any], extra: Mapping[str, Any]) -> None:
@@ -140,6 +150,22 @@ def read(path: Path | None) -> dict[str, Model]:
         return parse(built_in, tomllib.loads(path.read_text("utf-8")))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"XALEN_CATALOG names {path}, which cannot be read: {error}") from error
+
+
+def unknown_settings() -> dict[str, str | None]:
+    """Variables of the environment with our prefix that nothing reads, each with the name that was probably meant."""
+    try:
+        keys = {model.backend.api_key_env for model in models().values()} - {None}
+    except ConfigError:
+        # Which variables hold backends' keys is not known; whoever needs the catalog tells what is wrong with it.
+        keys = set()
+    return complaints.unknown_settings(os.environ, [*Settings.model_fields, *map(str, keys)])
+
+
+def warn_of_unknown_settings() -> None:
+    """Log them, once at the start of a process. A misspelt setting has no effect, and nothing else tells."""
+    for name, meant in unknown_settings().items():
+        logger.warning("setting.unknown", name=name, meant=meant)
 
 
 def source() -> str:

@@ -104,10 +104,10 @@ def run(batch_id: UUID) -> None:
             lease.survive()
         raise
     if found.faults:
-        logger.info("batch.rejected", batch_id=batch_id.hex, errors=found.faults.count)
+        logger.info("batch.rejected", batch_id=batch_id, errors=found.faults.count)
         return
     elapsed = round((time.monotonic() - started) * 1000)
-    logger.info("batch.validated", batch_id=batch_id.hex, lines=found.split.lines, models=found.split.models, ms=elapsed)
+    logger.info("batch.validated", batch_id=batch_id, lines=found.split.lines, models=found.split.models, ms=elapsed)
 
 
 def _take(session: Session, batch_id: UUID) -> tuple[Batch | None, _Lease]:
