@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from xalen_batch import complaints, log
 from xalen_batch.config import Settings, settings
@@ -99,6 +99,13 @@ class Model(_Table):
     price: ListPrice
     backend: BackendConfig = BackendConfig()
 
+    @field_validator("endpoints", mode="after")
+    @classmethod
+    def _any_endpoint(cls, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+        if not endpoints:
+            raise ValueError(f"[] names no endpoint. List {', '.join(map(repr, ENDPOINTS))} or both.")
+        return endpoints
+
     def kind_in(self, livemode: bool) -> Kind | None:
         """What its lines are sent to: the simulated model in test mode, what the catalog says in live mode. None: it says nothing."""
         return self.backend.kind if livemode else "simulated"
@@ -108,23 +115,44 @@ class Model(_Table):
         return RERANK in self.endpoints
 
 
+class _Document(_Table):
+    """A catalog file: models by id, and nothing else, since anything else would have no effect."""
+
+    models: dict[str, dict[str, Any]] = {}
+
+
 def parse(*documents: Mapping[str, Any]) -> dict[str, Model]:
-    """Catalog documents, later ones over earlier ones, as models by id."""
+    """Catalog documents, later ones over earlier ones, as models by id. ConfigError for one that is not valid."""
     merged: dict[str, Any] = {}
     for document in documents:
-        _merge(merged, document.get("models", {}))
+        _merge(merged, _tables(document))
     return {id: _model(id, table) for id, table in merged.items()}
 
 
-def _model(id: str, table: Any) -> Model:
+def _tables(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The fields that a document sets, by the model's id."""
+    try:
+        return _Document.model_validate(document).models
+    except ValidationError as error:
+        first = error.errors()[0]
+        words = complaints.of_field(first, _Document)
+        raise _invalid(first["loc"], f"{words}{'' if words[-1] in '.?' else '.'} Each model is a table, [models.ID].") from error
+
+
+def _model(id: str, table: Mapping[str, Any]) -> Model:
+    if not id:
+        raise _invalid(("models",), "a model's id is empty. Name it as requests do, [models.ID].")
+    if "id" in table:
+        raise _invalid(("models", id, "id"), f"there is no such field. The id is the table's name, [models.{id}].")
     try:
         return Model(id=id, **table)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, ("models", id, *first["loc"])))
-        raise ConfigError(f"The model catalog is not valid: {place}: {complaints.of_field(first, _shape(first['loc']))}") from error
-    except TypeError:
-        raise ConfigError(f"The model catalog is not valid: models.{id}: it is not a table of fields, [models.{id}].") from None
+        raise _invalid(("models", id, *first["loc"]), complaints.of_field(first, _shape(first["loc"]))) from error
+
+
+def _invalid(place: tuple[int | str, ...], words: str) -> ConfigError:
+    return ConfigError(f"The model catalog is not valid: {'.'.join(map(str, place))}: {words}")
 
 
 def _shape(place: tuple[int | str, ...]) -> type[BaseModel]:
@@ -147,9 +175,10 @@ def read(path: Path | None) -> dict[str, Model]:
     if path is None:
         return parse(built_in)
     try:
-        return parse(built_in, tomllib.loads(path.read_text("utf-8")))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"XALEN_CATALOG names {path}, which cannot be read: {error}") from error
+    return parse(built_in, document)
 
 
 def unknown_settings() -> dict[str, str | None]:
