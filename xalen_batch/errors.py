@@ -11,6 +11,7 @@ XalenError
 ├── TooLarge                413
 ├── UnsupportedMediaType    415
 ├── TooManyRequests         429
+│   └── OverLimit           429
 ├── HeadTooLarge            431
 ├── ServerError             500
 ├── Unavailable             503
@@ -28,6 +29,8 @@ class XalenError(Exception):
     type: ClassVar[str] = "server_error"
     code: str | None = None
     retry_after: float | None = None
+    # Answered as `x-should-retry`, which OpenAI's clients obey; None leaves it to their own rules, by the status.
+    should_retry: ClassVar[bool | None] = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -103,6 +106,15 @@ class TooManyRequests(XalenError):
     def __init__(self, message: str, *, retry_after: float, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message, param=param, code=code)
         self.retry_after = retry_after
+
+
+class OverLimit(TooManyRequests):
+    """The request alone asks for more than the limit, so no wait makes room for it."""
+
+    should_retry = False
+
+    def __init__(self, message: str, *, code: str) -> None:
+        XalenError.__init__(self, message, code=code)
 
 
 class HeadTooLarge(XalenError):

@@ -67,6 +67,8 @@ def answer(request: Request, error: Exception) -> Response:
         headers["retry-after"] = str(math.ceil(known.retry_after))
         # OpenAI's clients look at this one first.
         headers["retry-after-ms"] = str(math.ceil(known.retry_after * 1000))
+    if known.should_retry is not None:
+        headers["x-should-retry"] = str(known.should_retry).lower()
     # ASCII, so that what cannot be UTF-8 (a lone surrogate in a value that is shown) can still be answered.
     return Response(json.dumps(known.body()), known.status, headers, "application/json")
 
