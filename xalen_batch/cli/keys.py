@@ -145,7 +145,7 @@ def list_keys(as_json: Json = False) -> None:
         print_list(found)
         return
     if not found:
-        say("No keys yet. `xalen-batch keys create --account NAME` makes one.")
+        say("No keys yet. `xalen-batch keys create --account NAME --create-account` makes one.")
         return
     rows = [
         (
