@@ -8,7 +8,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from xalen_batch import __version__, log, memory
+from xalen_batch import __version__, catalog, log, memory
 from xalen_batch.api import (
     batches,
     billing,
@@ -91,6 +91,7 @@ def forwarding(proxies: Sequence[str]) -> dict[str, Any]:
 def serve(host: str, port: int) -> None:
     """Run the API until SIGTERM or SIGINT; then answer the requests that have come, within the grace."""
     log.configure()
+    catalog.warn_of_unknown_settings()
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal once more when the grace is over, which would end us before the last requests are answered.
         signal.signal(number, lambda *_: None)

@@ -179,7 +179,7 @@ def cancel(session: Session, batch: Batch) -> Batch:
                 f"Batch {name} is {batch.status}: none of its lines is left to cancel. Its status does not change any more."
             )
         if batch.move(session, BatchStatus.CANCELLING):
-            logger.info("batch.cancelling", batch_id=batch.id.hex)
+            logger.info("batch.cancelling", batch_id=batch.id)
         else:
             session.refresh(batch)
     if batch.status == BatchStatus.CANCELLING:

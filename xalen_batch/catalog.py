@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
@@ -11,10 +12,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from xalen_batch.config import settings
+from xalen_batch import complaints, log
+from xalen_batch.config import Settings, settings
 from xalen_batch.errors import ConfigError
+
+logger = log.get(__name__)
 
 Endpoint = Literal["/v1/chat/completions", "/v1/rerank"]
 CHAT: Endpoint = "/v1/chat/completions"
@@ -95,6 +99,13 @@ class Model(_Table):
     price: ListPrice
     backend: BackendConfig = BackendConfig()
 
+    @field_validator("endpoints", mode="after")
+    @classmethod
+    def _any_endpoint(cls, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+        if not endpoints:
+            raise ValueError(f"[] names no endpoint. List {', '.join(map(repr, ENDPOINTS))} or both.")
+        return endpoints
+
     def kind_in(self, livemode: bool) -> Kind | None:
         """What its lines are sent to: the simulated model in test mode, what the catalog says in live mode. None: it says nothing."""
         return self.backend.kind if livemode else "simulated"
@@ -104,23 +115,50 @@ class Model(_Table):
         return RERANK in self.endpoints
 
 
+class _Document(_Table):
+    """A catalog file: models by id, and nothing else, since anything else would have no effect."""
+
+    models: dict[str, dict[str, Any]] = {}
+
+
 def parse(*documents: Mapping[str, Any]) -> dict[str, Model]:
-    """Catalog documents, later ones over earlier ones, as models by id."""
+    """Catalog documents, later ones over earlier ones, as models by id. ConfigError for one that is not valid."""
     merged: dict[str, Any] = {}
     for document in documents:
-        _merge(merged, document.get("models", {}))
+        _merge(merged, _tables(document))
     return {id: _model(id, table) for id, table in merged.items()}
 
 
-def _model(id: str, table: Any) -> Model:
+def _tables(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The fields that a document sets, by the model's id."""
+    try:
+        return _Document.model_validate(document).models
+    except ValidationError as error:
+        first = error.errors()[0]
+        words = complaints.of_field(first, _Document)
+        raise _invalid(first["loc"], f"{words}{'' if words[-1] in '.?' else '.'} Each model is a table, [models.ID].") from error
+
+
+def _model(id: str, table: Mapping[str, Any]) -> Model:
+    if not id:
+        raise _invalid(("models",), "a model's id is empty. Name it as requests do, [models.ID].")
+    if "id" in table:
+        raise _invalid(("models", id, "id"), f"there is no such field. The id is the table's name, [models.{id}].")
     try:
         return Model(id=id, **table)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, ("models", id, *first["loc"])))
-        raise ConfigError(f"The model catalog is not valid: {place}: {first['msg'].removeprefix('Value error, ')}") from error
-    except TypeError as error:
-        raise ConfigError(f"The model catalog is not valid: models.{id}: {error}") from error
+        raise _invalid(("models", id, *first["loc"]), complaints.of_field(first, _shape(first["loc"]))) from error
+
+
+def _invalid(place: tuple[int | str, ...], words: str) -> ConfigError:
+    return ConfigError(f"The model catalog is not valid: {'.'.join(map(str, place))}: {words}")
+
+
+def _shape(place: tuple[int | str, ...]) -> type[BaseModel]:
+    """The table that a field stands in."""
+    tables: dict[str, type[BaseModel]] = {"price": ListPrice, "backend": BackendConfig}
+    return tables.get(str(place[0]), Model) if len(place) > 1 else Model
 
 
 def _merge(into: dict[str, Any], extra: Mapping[str, Any]) -> None:
@@ -137,9 +175,26 @@ def read(path: Path | None) -> dict[str, Model]:
     if path is None:
         return parse(built_in)
     try:
-        return parse(built_in, tomllib.loads(path.read_text("utf-8")))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"XALEN_CATALOG names {path}, which cannot be read: {error}") from error
+    return parse(built_in, document)
+
+
+def unknown_settings() -> dict[str, str | None]:
+    """Variables of the environment with our prefix that nothing reads, each with the name that was probably meant."""
+    try:
+        keys = {model.backend.api_key_env for model in models().values()} - {None}
+    except ConfigError:
+        # Which variables hold backends' keys is not known; whoever needs the catalog tells what is wrong with it.
+        keys = set()
+    return complaints.unknown_settings(os.environ, [*Settings.model_fields, *map(str, keys)])
+
+
+def warn_of_unknown_settings() -> None:
+    """Log them, once at the start of a process. A misspelt setting has no effect, and nothing else tells."""
+    for name, meant in unknown_settings().items():
+        logger.warning("setting.unknown", name=name, meant=meant)
 
 
 def source() -> str:

@@ -17,7 +17,7 @@ GiB = 1024 * MiB
 class Settings(BaseSettings):
     """What an operator can change. Durations are seconds, sizes are bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="XALEN_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="XALEN_", extra="ignore", frozen=True, allow_inf_nan=False)
 
     # Where things are
     data_dir: Path = Field(Path(".xalen"), description="Folder of the embedded stores, the uploaded files and `credentials.toml`.")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from enum import StrEnum
 from functools import cache
 from select import POLLIN, poll
 from typing import Any, TypeVar, cast
@@ -38,6 +39,40 @@ AWAY = (OperationalError, TimeoutError, psycopg.OperationalError)
 # SQLSTATEs of a server that is not, or no longer, the one to speak to, which drivers take for errors of ours: one that only reads
 # since another was promoted, and one that ended our session while we were frozen in a transaction.
 NOT_HERE = frozenset({"25006", "25P03", "25P04"})
+
+
+class Trouble(StrEnum):
+    """Why a transaction failed that may succeed later, as the name of the event that logs it."""
+
+    # Another transaction changed or locked the same rows; PostgreSQL rolled this one back (40001, 40P01). Worth a retry at once.
+    CONFLICT = "database.conflict"
+    # A statement or a lock took longer than it may (57014, 55P03).
+    TIMEOUT = "database.timeout"
+    # The server has no disk, memory or connection left (class 53).
+    EXHAUSTED = "database.exhausted"
+    # This process has no free connection.
+    POOL = "database.pool_exhausted"
+    UNREACHABLE = "database.unreachable"
+
+
+_TROUBLES = {
+    "40001": Trouble.CONFLICT,
+    "40P01": Trouble.CONFLICT,
+    "55P03": Trouble.TIMEOUT,
+    "57014": Trouble.TIMEOUT,
+    "53000": Trouble.EXHAUSTED,
+    "53100": Trouble.EXHAUSTED,
+    "53200": Trouble.EXHAUSTED,
+    "53300": Trouble.EXHAUSTED,
+    "53400": Trouble.EXHAUSTED,
+}
+
+
+def trouble(error: Exception) -> Trouble:
+    """What an error among AWAY says of the database."""
+    if isinstance(error, TimeoutError):
+        return Trouble.POOL
+    return _TROUBLES.get(str(getattr(getattr(error, "orig", error), "sqlstate", None)), Trouble.UNREACHABLE)
 
 
 def url() -> str:

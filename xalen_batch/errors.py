@@ -13,6 +13,7 @@ XalenError
 ├── TooLarge                413
 ├── UnsupportedMediaType    415
 ├── TooManyRequests         429
+│   └── OverLimit           429
 ├── HeadTooLarge            431
 ├── ServerError             500
 ├── Unavailable             503
@@ -124,6 +125,15 @@ class TooManyRequests(XalenError):
     def __init__(self, message: str, *, retry_after: float, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message, param=param, code=code)
         self.retry_after = retry_after
+
+
+class OverLimit(TooManyRequests):
+    """The request alone asks for more than the limit, so no wait makes room for it."""
+
+    should_retry = False
+
+    def __init__(self, message: str, *, code: str) -> None:
+        XalenError.__init__(self, message, code=code)
 
 
 class HeadTooLarge(XalenError):

@@ -17,6 +17,8 @@ NOUNS: dict[Kind, str] = {
     "run": "run",
 }
 SEPARATOR: dict[str, str] = {"file": "-"}
+# What the fields of a log event are ids of, by the noun of their name: `batch_id`, `input_file_id`.
+FIELDS: dict[str, Kind] = {noun: kind for kind, noun in NOUNS.items()}
 
 
 def new() -> UUID:
@@ -27,6 +29,12 @@ def new() -> UUID:
 def render(kind: Kind, value: UUID) -> str:
     """`batch_0192…`, `file-0192…`."""
     return f"{kind}{SEPARATOR.get(kind, '_')}{value.hex}"
+
+
+def shown(field: str, value: UUID) -> str:
+    """The public id of an object whose kind a field is named after: `batch_id`, `input_file_id`. Of another field the UUID's text."""
+    kind = FIELDS.get(field.removesuffix("_id").rpartition("_")[2]) if field.endswith("_id") else None
+    return str(value) if kind is None else render(kind, value)
 
 
 def parse(kind: Kind, text: str) -> UUID | None:

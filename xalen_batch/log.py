@@ -6,14 +6,16 @@ import threading
 import traceback
 from pathlib import Path
 from typing import cast
+from uuid import UUID
 
 import structlog
 
+from xalen_batch import ids
 from xalen_batch.config import settings
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:
-    """A logger; `log.info("batch.finalized", batch_id=…)`."""
+    """A logger; `log.info("batch.finalized", batch_id=batch.id)`. A UUID is written as its public id, `batch_…`."""
     return cast(structlog.stdlib.BoundLogger, structlog.get_logger(name))
 
 
@@ -32,6 +34,12 @@ def _without_words(_: object, __: str, event: structlog.typing.EventDict) -> str
     return event
 
 
+def _with_public_ids(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Render each UUID as the id that users have, so that the id of an API answer finds its log lines. The field's name tells its kind."""
+    event.update({field: ids.shown(field, value) for field, value in event.items() if isinstance(value, UUID)})
+    return event
+
+
 def _thread_crashed(raised: threading.ExceptHookArgs) -> None:
     if raised.exc_value is not None:
         get(__name__).error("thread.crashed", thread=raised.thread and raised.thread.name, **cause(raised.exc_value))
@@ -46,6 +54,7 @@ def configure() -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _without_words,
+        _with_public_ids,
     ]
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch.accounts import Owner
 from xalen_batch.config import settings
-from xalen_batch.errors import TooManyRequests
+from xalen_batch.errors import OverLimit, TooManyRequests
 from xalen_batch.models import AccountQuota, AccountTally, ApiKey, Batch, File, Schedule, ScheduleRun
 from xalen_batch.models.batches import OPEN
 from xalen_batch.models.quotas import Tally
@@ -87,7 +87,7 @@ class Excess:
     @property
     def message(self) -> str:
         noun, remedy = _WORDS[self.quota]
-        if self.asked > self.limit:
+        if self.is_final:
             remedy = "That is more than the limit itself: send less at once, or ask the operator for a higher limit."
         return (
             f"The account's limit is {self.limit:,} {noun}. It has {self.held:,}, and this would add {self.asked:,}. "
@@ -95,11 +95,17 @@ class Excess:
         )
 
     @property
+    def is_final(self) -> bool:
+        """Whether it would not fit an account that holds nothing either."""
+        return self.asked > self.limit
+
+    @property
     def fault_code(self) -> str:
         return FAULTS[self.quota]
 
     def refusal(self) -> TooManyRequests:
-        return TooManyRequests(self.message, retry_after=RETRY_AFTER, code=f"{self.quota}_limit")
+        code = f"{self.quota}_limit"
+        return OverLimit(self.message, code=code) if self.is_final else TooManyRequests(self.message, retry_after=RETRY_AFTER, code=code)
 
 
 def limits(session: Session, owner: Owner) -> dict[Quota, int | None]:

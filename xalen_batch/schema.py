@@ -12,7 +12,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from xalen_batch import db, rights
+from xalen_batch import db, needs, rights
 from xalen_batch.billing import prices
 from xalen_batch.errors import ConfigError
 
@@ -39,19 +39,23 @@ def migrate() -> None:
     """Run every migration that is missing, then grant the serving role its rights. Safe to repeat, and at once.
 
     Changes no price: only an empty price table gets the catalog's, so that a new installation can run something.
-    ConfigError if the role does not own the tables, the serving role is missing and cannot be made, or a newer version has migrated.
+    ConfigError if the role does not own the tables, the database lacks what migrations need, the serving role is missing and cannot be
+    made, or a newer version has migrated.
     """
     with _as_owner() as connection:
         rights.refuse_unless_owner(connection)
+        # A database that is up to date needs less, but its revision is only asked for where something is missing: others may lock it.
+        if (lacking := needs.missing(needs.look(connection))) and _age(_revision(connection)) is Age.BEHIND:
+            raise ConfigError(f"The database cannot be migrated, and nothing was changed. {' '.join(lacking)}")
     try:
         command.upgrade(alembic(), "head")
     except CommandError as error:
         with _as_owner() as connection:
-            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        if row is None or _age(row[0]) is not Age.NEWER:
+            revision = _revision(connection)
+        if _age(revision) is not Age.NEWER:
             raise
         raise ConfigError(
-            f"{newer(row[0])} Nothing was changed. Run `xalen-batch migrate` of the newer version; "
+            f"{newer(revision)} Nothing was changed. Run `xalen-batch migrate` of the newer version; "
             "to go back to this version for good, restore a backup that it made."
         ) from error
     # Behind all migrations: whatever tables and triggers they made are in force for the serving role.
@@ -72,6 +76,21 @@ class Age(Enum):
     BEHIND = "behind"
     CURRENT = "current"
     NEWER = "newer"
+
+
+def lacks() -> list[str]:
+    """What the database lacks for what is still to be migrated, and for what was; a sentence each."""
+    with _as_owner() as connection:
+        return needs.missing(needs.look(connection), is_migrated=_age(_revision(connection)) is not Age.BEHIND)
+
+
+def _revision(connection: psycopg.Connection) -> str | None:
+    """The revision as the owner sees it; the serving role may not be there yet."""
+    connection.execute("SET LOCAL lock_timeout = '5s'")
+    if connection.execute("SELECT to_regclass('alembic_version')").fetchone() == (None,):
+        return None
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return None if row is None else str(row[0])
 
 
 @cache

@@ -265,6 +265,7 @@ def up(*, data_dir: Path, host: str, port: int, is_port_asked: bool, say: Say, o
     the folder is in use by another supervisor, the port is taken, or a part does not start.
     """
     log.configure()
+    catalog.warn_of_unknown_settings()
     # The person at the terminal is told by `say`; what the parts do is in their logs.
     logging.root.setLevel(max(logging.root.level, logging.WARNING))
     data_dir = data_dir.absolute()

@@ -5,7 +5,7 @@ someone else has done it, so a message may come late, twice or never.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 from uuid import UUID
@@ -34,12 +34,22 @@ def reported(body: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any) -> None:
         try:
             body(*args)
-        except (*db.AWAY, *storage.AWAY) as error:
-            logger.warning("job.postponed", job=body.__name__, args=args, error=type(error).__name__)
+        except db.AWAY as error:
+            logger.warning("job.postponed", job=body.__name__, **_about(args), error=type(error).__name__, reason=db.trouble(error))
+        except storage.AWAY as error:
+            logger.warning("job.postponed", job=body.__name__, **_about(args), error=type(error).__name__, reason="storage.unreachable")
         except Exception as error:
-            logger.error("job.crashed", job=body.__name__, args=args, **log.cause(error))
+            logger.error("job.crashed", job=body.__name__, **_about(args), **log.cause(error))
 
     return run
+
+
+def _about(args: Sequence[Any]) -> dict[str, Any]:
+    """What a message names: the id of a batch. Anything else is not ours, and not for a log."""
+    try:
+        return {"batch_id": UUID(hex=args[0])} if args else {}
+    except (ValueError, TypeError, AttributeError):
+        return {"batch_id": None}
 
 
 def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:

@@ -76,7 +76,7 @@ class Poll:
                     next_tick = time.monotonic() + settings().tick_interval
                     self.name(Message(Job.TICK))
             except db.AWAY as error:
-                logger.warning("poll.failed", error=type(error).__name__)
+                logger.warning("poll.failed", error=type(error).__name__, reason=db.trouble(error))
             except Exception as error:
                 logger.error("poll.crashed", **log.cause(error))
             self._stopped.wait(settings().poll_interval)
@@ -139,6 +139,7 @@ def run_worker() -> None:
     """Run a worker in the foreground until SIGTERM or SIGINT; then let requests in flight finish."""
     memory.settle()
     log.configure()
+    catalog.warn_of_unknown_settings()
     # Celery warns of root because of pickle; only JSON is accepted here, and ids are all it carries.
     warnings.simplefilter("ignore", SecurityWarning)
     consumer.install()
@@ -185,6 +186,7 @@ def run_worker() -> None:
 def run_beat() -> None:
     """Send the tick every few seconds, in the foreground. Any number of beats may run, or none."""
     log.configure()
+    catalog.warn_of_unknown_settings()
     app = broker.celery()
     # The one entry never changes, so what beat would remember between starts is not worth a file.
     app.Beat(scheduler_cls="celery.beat:Scheduler", loglevel=settings().log_level.upper(), quiet=True).run()

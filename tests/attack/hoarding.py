@@ -27,7 +27,7 @@ LARGE = 100_000
 
 
 def attack(system: System, size: Size) -> Iterator[Figure]:
-    made_key = system.run("keys", "create", "--account", "greedy", "--scopes", "submit,read,admin", "--json")
+    made_key = system.run("keys", "create", "--account", "greedy", "--create-account", "--scopes", "submit,read,admin", "--json")
     greedy = Client(system.base_url, json.loads(made_key)["secret"])
     file_id = greedy.upload()
     nightly = {"cron": "30 2 * * *", "overlap": "allow"}

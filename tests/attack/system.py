@@ -63,7 +63,7 @@ class System:
 
     def new_account(self, name: str, mode: str = "test") -> str:
         """A key with every scope of a new account."""
-        return str(json.loads(self.run("keys", "create", "--account", name, "--mode", mode, "--json"))["secret"])
+        return str(json.loads(self.run("keys", "create", "--account", name, "--create-account", "--mode", mode, "--json"))["secret"])
 
     def run(self, *arguments: str) -> str:
         """What a command of the operator prints on stdout."""

@@ -181,7 +181,7 @@ class System:
         targets |= {"models": ("127.0.0.1", self._models_port), "valkey": self.valkey.sockets / "valkey.sock"}
         self.proxies = {name: closing.enter_context(FaultProxy(target)) for name, target in targets.items()}
         (self.folder / "catalog.toml").write_text(self._catalog(), "utf-8")
-        for arguments in (("migrate",), ("keys", "create", "--account", "chaos", "--mode", "live", "--json")):
+        for arguments in (("migrate",), ("keys", "create", "--account", "chaos", "--create-account", "--mode", "live", "--json")):
             code, said, why = self.command(*arguments)
             if code:
                 raise AssertionError(f"xalen-batch {arguments[0]} failed: {why}")

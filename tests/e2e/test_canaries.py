@@ -202,7 +202,7 @@ def test_no_canary_is_written_anywhere_but_in_the_stores(
         for command in (
             ["doctor"],
             ["keys", "list"],
-            ["keys", "create", "--account", canary("account")],
+            ["keys", "create", "--create-account", "--account", canary("account")],
             ["reconcile"],
             ["list", "--live"],
         ):

@@ -94,7 +94,7 @@ def test_what_run_leaves_is_of_its_own_run(cli: Cli) -> None:
 
 
 def test_a_key_without_the_scope_billing_still_runs_to_success(cli: Cli) -> None:
-    made = cli.json("keys", "create", "--account", "no-billing", "--scopes", "submit,read")
+    made = cli.json("keys", "create", "--account", "no-billing", "--create-account", "--scopes", "submit,read")
     done = cli("run", cli.file([chat_line("a")]), **cli.with_key(made["secret"]))
     assert done.returncode == 0, done.stderr.decode()
     assert b"invoice: not shown" in done.stderr
@@ -205,7 +205,7 @@ def test_live_and_test_mode_never_meet(cli: Cli) -> None:
 
 
 def test_a_key_is_made_used_and_revoked(cli: Cli) -> None:
-    made = cli.json("keys", "create", "--account", "acme", "--name", "nightly", "--scopes", "read")
+    made = cli.json("keys", "create", "--account", "acme", "--create-account", "--name", "nightly", "--scopes", "read")
     assert cli("list", "--base-url", cli.base_url, "--api-key", made["secret"]).returncode == 0
     assert cli("submit", cli.file([chat_line("a")]), **cli.with_key(made["secret"])).returncode == 4
     listed = cli("keys", "list").stdout.decode()
@@ -311,7 +311,7 @@ def test_requests_are_added_all_day_and_run_together(cli: Cli) -> None:
 
 
 def test_a_key_that_may_only_submit_adds_to_an_inbox(cli: Cli) -> None:
-    secret = cli.json("keys", "create", "--account", "inbox", "--scopes", "submit")["secret"]
+    secret = cli.json("keys", "create", "--account", "inbox", "--create-account", "--scopes", "submit")["secret"]
     done = cli("schedules", "create", "night", "--cron", "@daily", "--inbox", "--endpoint", "/v1/rerank", **cli.with_key(secret))
     assert done.returncode == 0, done.stderr.decode()
     added = cli("schedules", "add", done.stdout.decode().strip(), cli.file([rerank_line("a")]), **cli.with_key(secret))

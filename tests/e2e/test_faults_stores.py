@@ -165,7 +165,7 @@ class TestPostgres:
     def test_its_disk_is_full(self, services: Stack) -> None:
         # PostgreSQL's own SQLSTATE, raised where a result is written.
         batch = services.submit_and_wait_for_some()
-        seen = words(services, "database.unreachable")
+        seen = words(services, "database.exhausted")
         with services.direct() as session:
             session.execute(
                 "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
@@ -173,7 +173,7 @@ class TestPostgres:
             )
             session.execute("CREATE TRIGGER full_disk BEFORE INSERT ON results FOR EACH ROW EXECUTE FUNCTION full_disk()")
             try:
-                wait_for_word(services, "database.unreachable", seen)
+                wait_for_word(services, "database.exhausted", seen)
             finally:
                 session.execute("DROP FUNCTION full_disk CASCADE")
         services.is_done(batch)

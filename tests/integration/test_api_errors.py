@@ -3,14 +3,17 @@
 import socket
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID, uuid4
 
 import openai
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from tests.integration.conftest import Api, new_key
 from xalen_batch import batches, config, db
+from xalen_batch.api import middleware
+from xalen_batch.models import ApiKey
 from xalen_batch.pipeline import finalize
 
 REQUEST = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
@@ -242,3 +245,19 @@ def test_a_stranger_is_refused_before_they_are_told_what_is_wrong_with_their_req
         answer = api.ask(method, path, body, headers={"content-type": "application/json"}, key=None)
         assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
         assert api.ask(method, path, body, headers={"content-type": "application/json"}).status == 400
+
+
+@pytest.mark.parametrize(("scope", "status"), [("read", 200), ("billing", 403)])
+def test_the_log_names_account_and_key_of_a_request_let_in_or_not(
+    api: Api, monkeypatch: pytest.MonkeyPatch, scope: str, status: int
+) -> None:
+    logger = Mock()
+    monkeypatch.setattr(middleware, "logger", logger)
+    secret = new_key(scopes=[scope])
+    assert api.ask("GET", "/v1/files", key=secret).status == status
+    assert api.ask("GET", "/v1/files", key="xln_test_" + "0" * 32).status == 401
+    with db.reading() as session:
+        key = session.execute(select(ApiKey).order_by(ApiKey.id.desc()).limit(1)).scalar_one()
+    named, unnamed = (call.kwargs for call in logger.info.call_args_list)
+    assert (named["status"], named["account_id"], named["livemode"], named["key_id"]) == (status, key.account_id, False, key.id)
+    assert (unnamed["status"], "account_id" in unnamed) == (401, False)

@@ -119,6 +119,24 @@ class TestRefusals:
         assert stored() == before
         assert limits(api)["storage_bytes"]["used"] == 0
 
+    def test_a_client_sends_what_alone_is_over_a_limit_once(self, api: Api, configure: Configure) -> None:
+        configure(quota_storage_bytes=1_000)
+        client, answers = api.client.with_options(max_retries=2), list[int]()
+        client._client.event_hooks["response"].append(lambda answer: answers.append(answer.status_code))
+        with pytest.raises(openai.RateLimitError) as refusal:
+            client.files.create(file=b"x" * 2_000, purpose="batch")
+        assert answers == [429]
+        assert refusal.value.response.headers["x-should-retry"] == "false"
+        assert "retry-after" not in refusal.value.response.headers
+
+    def test_what_fits_when_something_else_is_gone_may_be_sent_again(self, api: Api, configure: Configure) -> None:
+        configure(quota_storage_bytes=2_500)
+        api.upload(b"x" * 1_000)
+        with pytest.raises(openai.RateLimitError) as refusal:
+            api.client.files.create(file=b"x" * 2_000, purpose="batch")
+        assert refusal.value.response.headers["retry-after"] == "5"
+        assert "x-should-retry" not in refusal.value.response.headers
+
     def test_requests_for_an_inbox_are_refused_while_files_have_no_room(self, api: Api, configure: Configure) -> None:
         with db.transaction() as session:
             schedule = factories.schedule(session, authenticate(session, api.key))

@@ -80,10 +80,17 @@ CALLS: dict[str, tuple[list[str], list[Any]]] = {
     "keys revoke": (["KEY"], []),
     "accounts limits": (["acme"], []),
     "accounts simulation": (["acme"], []),
+    "accounts list": ([], []),
+    "accounts create": (["acme-eu"], []),
+    "accounts rename": (["acme", "acme-eu"], []),
+    "accounts weight": (["acme"], []),
+    "accounts disable": (["acme"], []),
+    "accounts enable": (["acme"], []),
+    "accounts usage": ([], []),
 }  # fmt: skip
 LISTS = {
     *("list", "results", "models", "files list", "files delete", "schedules list", "schedules runs", "schedules backfill"),
-    *("reconcile", "audit", "prices", "prices list", "prices sync", "keys list", "accounts limits"),
+    *("reconcile", "audit", "prices", "prices list", "prices sync", "keys list", "accounts limits", "accounts list", "accounts usage"),
 }
 
 

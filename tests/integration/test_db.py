@@ -1,18 +1,24 @@
 """The database edge: connections that the server closed, servers that fall silent or only read, and sessions that only read."""
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
+from uuid import UUID
 
 import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
 
+from tests import factories
 from tests.conftest import Stores, forget
 from tests.fault_proxy import FaultProxy
+from tests.waiting import PATIENCE
 from xalen_batch import db, embedded
+from xalen_batch.db import Trouble
 
 
 @pytest.fixture
@@ -122,3 +128,55 @@ def test_a_session_that_the_server_ended_in_mid_transaction_is_away(database: st
     with pytest.raises(db.AWAY):
         sleep_in_a_transaction()
     write()
+
+
+def _account() -> UUID:
+    with db.transaction() as session:
+        return factories.account(session).id
+
+
+def _fails(session: Session, statement: str) -> Trouble:
+    with pytest.raises(db.AWAY) as raised:
+        session.execute(text(statement))
+    return db.trouble(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("statement", "trouble"),
+    [
+        ("SELECT pg_sleep(5)", Trouble.TIMEOUT),
+        ("SELECT id FROM accounts FOR UPDATE NOWAIT", Trouble.TIMEOUT),
+        ("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$", Trouble.CONFLICT),
+        ("DO $$ BEGIN RAISE SQLSTATE '53100'; END $$", Trouble.EXHAUSTED),
+        ("DO $$ BEGIN RAISE SQLSTATE '57P01'; END $$", Trouble.UNREACHABLE),
+    ],
+)
+def test_a_transaction_that_fails_is_named_after_its_cause(database: str, statement: str, trouble: Trouble) -> None:
+    _account()
+    with psycopg.connect(database) as other, db.transaction() as session:
+        other.execute("SELECT id FROM accounts FOR UPDATE")
+        session.execute(text("SET LOCAL statement_timeout = 20"))
+        assert _fails(session, statement) is trouble
+        session.rollback()
+
+
+def test_a_deadlock_is_a_conflict_and_not_a_database_that_is_away(database: str) -> None:
+    first, second = _account(), _account()
+    found: list[Trouble] = []
+    meet = threading.Barrier(2)
+
+    def lock(one: UUID, other: UUID) -> None:
+        try:
+            with db.transaction() as session:
+                session.execute(text("SELECT FROM accounts WHERE id = :id FOR UPDATE"), {"id": one})
+                meet.wait(PATIENCE)
+                session.execute(text("SELECT FROM accounts WHERE id = :id FOR UPDATE"), {"id": other})
+        except db.AWAY as error:
+            found.append(db.trouble(error))
+
+    threads = [threading.Thread(target=lock, args=pair) for pair in ((first, second), (second, first))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert found == [Trouble.CONFLICT]

@@ -183,6 +183,13 @@ def test_settings_that_are_not_valid_are_said_once_and_nothing_else_is_looked_at
     assert "XALEN_STORAGE_URL" in checks["settings"]["detail"]
 
 
+def test_a_misspelt_setting_is_a_warning_with_the_name_that_was_meant(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XALEN_WORKER_SLOT", "8")
+    _, checks = doctor()
+    assert checks["settings"]["status"] == "warning"
+    assert "XALEN_WORKER_SLOT (did you mean XALEN_WORKER_SLOTS?)" in checks["settings"]["detail"]
+
+
 def test_a_storage_that_cannot_be_written_is_named(doctor: Doctor, otherwise: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     otherwise(storage_url=(tmp_path / "taken").as_uri())

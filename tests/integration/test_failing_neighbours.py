@@ -91,6 +91,7 @@ def test_a_model_that_the_backend_does_not_know_makes_everybody_wait_and_is_logg
         run_to_end(engine, batches[0], timeout=3)
     opened = [fields for event, fields in logged if event == "backend.circuit_opened"]
     assert opened
+    assert opened[0]["status"] == 404
     assert "does not know the model by the catalog's name (404, model_not_found)" in str(opened[0]["reason"])
     # The operator gives the model that name.
     server.answer = reply(GOOD)

@@ -14,7 +14,7 @@ from tests.waiting import PATIENCE
 from xalen_batch import batches, db, ids, quotas
 from xalen_batch.accounts import Caller
 from xalen_batch.broker import Job, Message
-from xalen_batch.errors import TooManyRequests, Unavailable
+from xalen_batch.errors import OverLimit, TooManyRequests, Unavailable
 from xalen_batch.models import Batch, Schedule, ScheduleRun
 from xalen_batch.schedules import by_hand, due, fire, meeting, registry, runs, sources
 from xalen_batch.schedules.rotation import Due
@@ -246,6 +246,14 @@ class TestRequests:
         with pytest.raises(TooManyRequests):
             locked(id, by_hand.run_now)
         assert counts(id) == {"waiting": 102}
+
+    def test_a_backfill_of_more_runs_than_may_ever_wait_is_not_to_be_tried_again(self, caller: Caller, configure: Configure) -> None:
+        configure(quota_open_batches=0, quota_waiting_runs=4)
+        id, now = made(caller), datetime.now(UTC)
+        with pytest.raises(OverLimit) as refused:
+            locked(id, lambda session, schedule: by_hand.backfill(session, schedule, now - 5 * DAY, now))
+        assert (refused.value.code, refused.value.should_retry, refused.value.retry_after) == ("waiting_runs_limit", False, None)
+        assert "more than the limit itself" in refused.value.message
 
     def test_an_instant_beyond_the_cap_is_skipped_with_the_reason_and_can_be_backfilled(self, caller: Caller, configure: Configure) -> None:
         configure(quota_open_batches=0, quota_waiting_runs=0)

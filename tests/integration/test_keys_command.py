@@ -29,7 +29,9 @@ def answer(*arguments: str) -> Any:
 
 @pytest.fixture
 def made(database: str) -> dict[str, Any]:
-    found: dict[str, Any] = answer("keys", "create", "--account", "acme", "--mode", "live", "--name", "ci", "--scopes", "read,admin")
+    found: dict[str, Any] = answer(
+        "keys", "create", "--account", "acme", "--create-account", "--mode", "live", "--name", "ci", "--scopes", "read,admin"
+    )
     return found
 
 

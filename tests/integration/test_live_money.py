@@ -176,7 +176,7 @@ class TestBackends:
         with capture_logs() as logs:
             engine.drain()
         [entry] = [entry for entry in logs if entry["event"] == "backend.changed"]
-        assert (entry["batch_id"], entry["created_with"]) == (id.hex, "openai" if before == ON_A_SERVER else "simulated")
+        assert (entry["batch_id"], entry["created_with"]) == (id, "openai" if before == ON_A_SERVER else "simulated")
         with db.transaction() as session:
             [task] = session.scalars(select(Task)).all()
             assert (task.state, task.not_before is not None) == (TaskState.PENDING, True)

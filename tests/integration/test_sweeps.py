@@ -111,7 +111,7 @@ class TestEachOnItsOwn:
             recover.tick()
         assert (is_deleted(stuck), is_deleted(other)) == (False, True)
         [told] = [entry for entry in logs if entry["event"] == "sweep.postponed"]
-        assert (told["sweep"], told["file_id"], told["error"]) == ("expired files", stuck.id.hex, "PermissionError")
+        assert (told["sweep"], told["file_id"], told["error"]) == ("expired files", stuck.id, "PermissionError")
 
     def test_a_statement_that_cannot_be_issued_holds_up_no_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
         stuck, other = ids.new(), ids.new()
@@ -128,7 +128,7 @@ class TestEachOnItsOwn:
         with capture_logs() as logs:
             sweeps.STATEMENTS.run()
         assert issued == [other]
-        assert {entry["account_id"] for entry in logs if entry["event"] == "sweep.failed"} == {stuck.hex}
+        assert {entry["account_id"] for entry in logs if entry["event"] == "sweep.failed"} == {stuck}
 
 
 class TestSteps:

@@ -208,7 +208,7 @@ class TestEngine:
         with capture_logs() as logs:
             engine.drain()
         [entry] = [entry for entry in logs if entry["log_level"] == "error"]
-        assert (entry["event"], entry["model"], entry["batch_id"]) == ("model.missing", CHAT_MODEL, (ids.parse("batch", id) or uuid4()).hex)
+        assert (entry["event"], entry["model"], entry["batch_id"]) == ("model.missing", CHAT_MODEL, ids.parse("batch", id))
         assert recover.due() == []
 
     @pytest.mark.parametrize("reason", [Reason.DISK, Reason.STORAGE])

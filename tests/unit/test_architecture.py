@@ -78,6 +78,24 @@ def test_a_status_is_never_written_in_plain_sql_outside_models() -> None:
     assert {name for name in written if not name.startswith("models/")} == set()
 
 
+LOG_CALLS = ("debug", "info", "warning", "error", "critical", "exception")
+
+
+def logged(name: str) -> Iterator[tuple[int, str]]:
+    """The values of the fields of each log call of a file, with their lines."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOG_CALLS:
+            yield from ((keyword.value.lineno, ast.unparse(keyword.value)) for keyword in node.keywords)
+
+
+def test_a_log_call_leaves_the_rendering_of_ids_to_the_log() -> None:
+    # `x.hex`, `str(x.id)`: digits that no user has seen.
+    spelled = re.compile(r"\.hex\b|\bstr\([\w.]+_id\)|ids\.render")
+    assert [f"{name}:{line}" for name in SOURCES for line, value in logged(name) if spelled.search(value)] == []
+    # Fields that are gathered before the call.
+    assert [f"{name}: {found}" for name in SOURCES for found in re.findall(r'"\w+_id": [\w.]+\.hex', SOURCES[name])] == []
+
+
 def test_every_job_has_exactly_one_body() -> None:
     named = re.findall(r"@app\.task\(name=Job\.(\w+)\.value, shared=False\)", SOURCES["tasks.py"])
     assert sorted(named) == sorted(job.name for job in Job)

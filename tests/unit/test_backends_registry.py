@@ -101,8 +101,8 @@ def test_only_the_word_makes_a_live_backend_simulated(backend: dict[str, object]
         ({"base_url": "http://h/v1", "kind": "simulated"}, 'kind = "simulated" has no server, and base_url names one'),
         ({"kind": "openai"}, 'kind = "openai" needs the base_url'),
         ({"base_url": ""}, "base_url is empty"),
-        ({"kind": "Simulated"}, "backend.kind: Input should be 'openai' or 'simulated'"),
-        ({"base_ulr": "http://h/v1"}, "backend.base_ulr: Extra inputs are not permitted"),
+        ({"kind": "Simulated"}, "backend.kind: 'Simulated' is not one of 'openai' or 'simulated'"),
+        ({"base_ulr": "http://h/v1"}, "backend.base_ulr: there is no such field. Did you mean base_url?"),
     ],
 )
 def test_a_backend_that_contradicts_itself_is_an_error_with_its_place(backend: dict[str, object], words: str) -> None:

@@ -1,20 +1,28 @@
 """However a command ends, it ends in one readable line and the right exit code."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from tests.factories import chat_line, jsonl
 from tests.unit.fake_api import serving
+from xalen_batch import catalog
 from xalen_batch.cli import entry, server
 from xalen_batch.cli.failures import ApiError, Failed, describe
 from xalen_batch.cli.main import app
+from xalen_batch.config import Settings
 from xalen_batch.errors import ConfigError, InvalidRequest
 
 
@@ -65,17 +73,84 @@ def test_auth_has_an_exit_code_of_its_own(status: int, code: int) -> None:
 
 
 def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from xalen_batch.config import Settings
-
     monkeypatch.setenv("XALEN_PORT", "http")
     with pytest.raises(ValueError, match="port") as wrong:
         Settings()
     assert describe(wrong.value).startswith("A setting is not valid. XALEN_PORT: ")
 
 
-def test_a_wrong_setting_and_a_wrong_option_are_told_without_the_words_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    from xalen_batch.config import Settings
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("PORT", "http", "XALEN_PORT: 'http' is not a whole number. Allowed: at least 0 and at most 65535. Without it: 8080."),
+        ("PORT", "99999", "XALEN_PORT: '99999' must be at most 65535. Allowed: at least 0 and at most 65535. Without it: 8080."),
+        ("LEASE", "inf", "XALEN_LEASE: 'inf' is not a finite number. Allowed: more than 1. Without it: 60.0."),
+        ("LOG_LEVEL", "loud", "XALEN_LOG_LEVEL: 'loud' is not one of 'debug', 'info', 'warning' or 'error'. Without it: info."),
+        ("BATCH_DISCOUNT", "half", "XALEN_BATCH_DISCOUNT: 'half' is not a number. Allowed: at least 0 and at most 1. Without it: 0.5."),
+        ("STORAGE_URL", "s3://b", "XALEN_STORAGE_URL: 's3://b': must be a local folder"),
+        ("DATABASE_URL", "mysql://u:secret@h", "XALEN_DATABASE_URL: must be a PostgreSQL address"),
+        ("TRUSTED_PROXIES", "nginx", "nginx is neither an address nor a network"),
+    ],
+)
+def test_a_wrong_setting_is_a_sentence_with_its_value_and_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(f"XALEN_{name}", value)
+    with pytest.raises(ValidationError) as wrong:
+        Settings()
+    said = describe(wrong.value)
+    assert words in said
+    assert "secret" not in said
+    assert not re.search(r"Input should|Value error|pydantic|type=", said)
 
+
+NUMBERS = [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_among_the_settings_is_refused_in_our_words(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"XALEN_{name.upper()}", "-7")
+    with pytest.raises(ValidationError) as wrong:
+        Settings()
+    assert re.match(rf"A setting is not valid\. XALEN_{name.upper()}: '-7' must be (more than|at least) ", describe(wrong.value))
+
+
+def test_a_misspelt_setting_is_found_with_the_name_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XALEN_WORKER_SLOT", "8")
+    monkeypatch.setenv("xalen_dabase_url", "x")
+    monkeypatch.setenv("XALEN_QQQQQQ", "x")
+    monkeypatch.setenv("XALEN_BASE_URL", "http://h")
+    found = {name: meant for name, meant in catalog.unknown_settings().items() if not name.startswith("XALEN_TEST_")}
+    assert found == {"XALEN_WORKER_SLOT": "XALEN_WORKER_SLOTS", "xalen_dabase_url": "XALEN_DATABASE_URL", "XALEN_QQQQQQ": None}
+    with capture_logs() as events:
+        catalog.warn_of_unknown_settings()
+    told = {event["name"]: event["meant"] for event in events if event["event"] == "setting.unknown"}
+    assert told["XALEN_WORKER_SLOT"] == "XALEN_WORKER_SLOTS"
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"context_window": "big"}, "models.mistral-small-3-1.context_window: 'big' is not a whole number"),
+        ({"context_window": 0}, "models.mistral-small-3-1.context_window: 0 must be more than 0"),
+        ({"backend": {"base_urll": "http://h"}}, "backend.base_urll: there is no such field. Did you mean base_url?"),
+        ({"contxt_window": 1}, "contxt_window: there is no such field. Did you mean context_window?"),
+        ({"backend": {"rerank_api": "x"}}, "backend.rerank_api: 'x' is not one of 'jina', 'cohere' or 'tei'"),
+        ({"price": {"input": "-1"}}, "price.input: '-1' must be at least 0"),
+    ],
+)
+def test_an_error_of_the_catalog_is_a_sentence(table: dict[str, Any], words: str) -> None:
+    built_in = tomllib.loads(resources.files("xalen_batch").joinpath("catalog.toml").read_text("utf-8"))
+    with pytest.raises(ConfigError) as wrong:
+        catalog.parse(built_in, {"models": {"mistral-small-3-1": table}})
+    assert words in str(wrong.value)
+    with pytest.raises(ConfigError, match=r"models\.new\.name: is missing"):
+        catalog.parse({"models": {"new": {}}})
+    with pytest.raises(ConfigError, match="it is not a table of fields"):
+        catalog.parse({"models": {"new": 1}})
+
+
+def test_a_wrong_setting_and_a_wrong_option_are_told_without_the_words_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XALEN_DATABASE_URL", "mysql://h/d")
     with pytest.raises(ValueError, match="Value error") as wrong:
         Settings()

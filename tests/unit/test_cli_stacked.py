@@ -7,13 +7,13 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from xalen_batch.cli import audit, batch_view, files, invoices, keys, models, output, prices, validate
+from xalen_batch.cli import audit, batch_view, files, invoices, keys, models, output, prices, roster, usage, validate
 from xalen_batch.cli.stacked import Layout, names_of, stacked
 
 LONG = "0123456789abcdef" * 2
 BATCH = (f"batch_{LONG}", "in_progress", "50,000/50,000", "50,000", "/v1/chat/completions", "2026-11-28 19:30:00 UTC")
 KEY = (
-    f"key_{LONG}", "xln_test_0192…", "the logistics department", "nightly tickets", "submit,read,billing,admin", "2026-11-28", "revoked"
+    f"key_{LONG}", "xln_test_0192…", "test", "the logistics department", "nightly tickets", "submit,read,billing,admin", "2026-11-28", "revoked"
 )  # fmt: skip
 ENTRY = (
     "2026-11-28 19:30:00 UTC",
@@ -30,10 +30,14 @@ MODEL = ("a-model-with-a-long-name", "131,072", "/v1/rerank, /v1/chat/completion
 LOCAL = ("a-model-with-a-long-name", "BGE Reranker v2", "568M", "8,192", "30 ms", "/v1/rerank, /v1/chat/completions", "simulated")
 PRICE = ("a-model-with-a-long-name", "cached_input", "live", "0.0000001", "2026-11-28 19:30:00 UTC", "2026-11-29 19:30:00 UTC")
 ESTIMATE = ("a-model-with-a-long-name", "50,000", "1,000,000,000", "100,000,000", "6,000,000,000", "1234.00000005", "12345.00000005")
+ACCOUNT = (f"acct_{LONG}", "the logistics department", "1,000", "100", "500", "disabled 2026-11-28")
+USED = ("the logistics department", "live", "1,000", "6,000,000,000", "100,000,000", "12345.00000005", "500", "12345.00000005")
 CHARGE = ("a-model-with-a-long-name, requests that did not succeed", "output, counted", "1,000,000,000", "0.003 per 1M", "-12345.00000005")
 LISTS = [
     (batch_view.BATCHES, BATCH, ()),
     (keys.KEYS, KEY, ("account", "name", "scopes")),
+    (roster.ACCOUNTS, ACCOUNT, ("name",)),
+    (usage.COLUMNS, USED, ("account",)),
     (files.FILES, FILE, ("name",)),
     (audit.ENTRIES, ENTRY, ("who", "change")),
     (models.MODELS, MODEL, ("endpoints", "answered by")),
@@ -45,8 +49,8 @@ LISTS = [
     (invoices.DIFFERENCES, (f"batch_{LONG}", "requests listed as not billed", "0.0000000012", "0.0000000013"), ("what",)),
 ]
 COMMANDS = [
-    *("list", "keys list", "files list", "audit", "models", "models --local", "prices list", "validate", "invoice", "statement"),
-    "reconcile",
+    *("list", "keys list", "accounts list", "accounts usage", "files list", "audit", "models", "models --local", "prices list", "validate"),
+    *("invoice", "statement", "reconcile"),
 ]
 
 

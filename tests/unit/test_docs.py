@@ -119,3 +119,10 @@ def test_the_performance_page_has_a_place_for_each_scenario() -> None:
 def test_the_reliability_page_has_a_place_for_the_campaign() -> None:
     page = (ROOT / "docs/reliability.md").read_text("utf-8")
     assert re.findall(r"<!-- bench:([\w-]+) -->\n.*?<!-- /bench:\1 -->", page, re.DOTALL) == ["chaos"]
+
+
+def test_events_of_the_page_of_logs_are_events_of_the_code() -> None:
+    code = "\n".join(path.read_text("utf-8") for path in (ROOT / "xalen_batch").rglob("*.py"))
+    shown = set(re.findall(r"`((?:backend|database|job|poll|schedule|api)\.\w+)`", (ROOT / "docs/logs.md").read_text("utf-8")))
+    assert len(shown) >= 10
+    assert {event for event in shown if f'"{event}"' not in code} == set()

@@ -173,13 +173,39 @@ def test_no_more_requests_than_the_limit_are_in_flight() -> None:
     run(main)
 
 
-def test_lines_of_an_account_are_sent_in_the_order_in_which_they_came() -> None:
+def test_lines_of_a_batch_are_sent_in_the_order_in_which_they_came() -> None:
     async def main() -> None:
         backend = Script(OK)
         first, lane = Lines(3), Lane(backend, 1)
         first.start(lane)
-        await Lines(2, source=Source(first.source.account_id, ids.new())).run(lane)
+        await Lines(2, source=first.source).run(lane)
         assert backend.order == ["req_0", "req_1", "req_2", "req_0", "req_1"]
+
+    run(main)
+
+
+def test_batches_of_an_account_take_turns() -> None:
+    async def main() -> None:
+        backend = Script(OK)
+        first, lane = Lines(5), Lane(backend, 1)
+        first.start(lane)
+        await Lines(2, source=Source(first.source.account_id, ids.new())).run(lane)
+        assert backend.order[:4] == ["req_0", "req_0", "req_1", "req_1"]
+        await until(first.is_over.is_set)
+
+    run(main)
+
+
+def test_batches_of_an_account_get_no_more_turns_than_another_account() -> None:
+    async def main() -> None:
+        backend = Script(OK)
+        lane, account = Lane(backend, 1), ids.new()
+        for _ in range(5):
+            Lines(4, source=Source(account, ids.new())).start(lane)
+        await Lines(3).run(lane)
+        # The other account's third line goes out as the sixth of all.
+        assert len(backend.order) <= 7
+        await until(lambda: not lane.unfinished)
 
     run(main)
 

@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from uuid import UUID
 
 import pytest
 import structlog
@@ -87,3 +88,14 @@ def test_a_task_of_an_event_loop_that_nobody_asks_says_no_more(said: Callable[[]
     found = [line for line in said() if line["event"] == "Task exception was never retrieved"]
     assert [line["error"] for line in found] == ["RuntimeError"]
     assert CANARY not in str(found)
+
+
+def test_ids_are_written_as_users_have_them(said: Callable[[], list[dict[str, str]]]) -> None:
+    one = UUID(int=1)
+    kinds = ("batch_id", "input_file_id", "schedule_id", "run_id", "account_id", "key_id", "invoice_id", "other")
+    log.get("x").info("thing.done", **dict.fromkeys(kinds, one))
+    (found,) = said()
+    assert [found[kind] for kind in kinds] == [
+        *(f"{prefix}{one.hex}" for prefix in ("batch_", "file-", "sched_", "run_", "acct_", "key_", "inv_")),
+        str(one),
+    ]

@@ -2,6 +2,7 @@
 
 import threading
 from typing import cast
+from uuid import UUID
 
 import pytest
 from celery import Celery
@@ -38,6 +39,15 @@ def test_a_store_that_is_away_is_no_crash() -> None:
         reported(away)("0" * 32)
     (event,) = events
     assert (event["event"], event["log_level"], event["job"], event["error"]) == ("job.postponed", "warning", "away", "OSError")
+    assert (event["reason"], event["batch_id"]) == ("storage.unreachable", UUID(int=0))
+
+
+def test_an_argument_that_is_no_id_is_not_logged() -> None:
+    with capture_logs() as events:
+        reported(job)("a prompt")
+    (event,) = events
+    assert event["batch_id"] is None
+    assert "prompt" not in repr(event)
 
 
 def test_a_cause_names_the_innermost_places_first() -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from functools import wraps
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Annotated, Any, Concatenate, ParamSpec
+from uuid import UUID
 
 import orjson
 from fastapi import Depends, Header, Request, Response
@@ -34,6 +35,8 @@ Shown = BaseModel | dict[str, Any] | Response
 _scopes: dict[object, Scope] = {}
 # Where an ASGI scope has the caller of its request, once admitted.
 CALLER = "xalen.caller"
+# And whose key it came with, admitted or not.
+IDENTIFIED = "xalen.identified"
 WITHOUT_ADDRESS = "local"
 
 
@@ -71,6 +74,12 @@ def caller_of(scope: Mapping[str, Any]) -> Caller | None:
     """The caller of a request, from its ASGI scope. None: not admitted yet, or the route asks for no key."""
     caller: Caller | None = scope.get(CALLER)
     return caller
+
+
+def identity_of(scope: Mapping[str, Any]) -> dict[str, UUID | bool]:
+    """The account, mode and key of a request as fields of a log event; empty if it came without a valid key."""
+    caller: Caller | None = scope.get(IDENTIFIED)
+    return {} if caller is None else {"account_id": caller.account_id, "livemode": caller.livemode, "key_id": caller.key_id}
 
 
 def refusal(request: Request) -> XalenError | None:
@@ -164,6 +173,7 @@ def _authenticate(request: Request, session: Session, secret: str | None, scope:
     if not secret:
         raise Unauthenticated("No API key was provided. Send one as `Authorization: Bearer xln_test_…`.")
     caller = accounts.authenticate(session, secret)
+    request.scope[IDENTIFIED] = caller
     if caller_of(request.scope) is None:
         throttle.admit(session, caller)
         budget.answers.refuse_if_over(caller)

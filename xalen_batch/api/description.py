@@ -12,7 +12,7 @@ _ERRORS: dict[int | str, str] = {
     401: "There is no valid API key.",
     403: "The key lacks the scope that the route needs.",
     404: "No such object.",
-    429: "A quota is full, or requests come too fast; `retry-after` says when to send it again.",
+    429: "A quota is full, or requests come too fast; `retry-after` says when to send it again; `x-should-retry: false`, that no wait helps.",
     "4XX": "Another error of the request.",
     500: "A fault of the server, which is logged.",
     503: "A store of the server is away; `retry-after` says when to send it again.",

@@ -93,8 +93,12 @@ def translate(request: Request, error: Exception) -> XalenError:
             return StorageFull(
                 "There is no room left to store this. Nothing of it was kept: send it again later, or ask whoever runs the server."
             )
+        case _ if isinstance(error, db.AWAY) and db.trouble(error) is db.Trouble.CONFLICT:
+            logger.warning("api.unavailable", error=type(error).__name__, reason=db.Trouble.CONFLICT)
+            return Unavailable("Other requests were changing the same objects, and nothing was changed by this one. Send it again.")
         case _ if isinstance(error, AWAY):
-            logger.warning("api.unavailable", error=type(error).__name__)
+            reason = db.trouble(error) if isinstance(error, db.AWAY) else "storage.unreachable"
+            logger.warning("api.unavailable", error=type(error).__name__, reason=reason)
             return Unavailable("The service cannot reach one of its stores right now. Send the request again in a few seconds.")
     return ServerError(
         "Something failed on our side, and it has been logged. Send the request again; if it keeps failing, report its x-request-id."

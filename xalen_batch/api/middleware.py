@@ -88,6 +88,7 @@ class RequestContext:
                     route=_route(scope),
                     status=status,
                     ms=round((time.perf_counter() - started) * 1000, 1),
+                    **deps.identity_of(scope),
                 )
 
 

@@ -113,7 +113,9 @@ class Circuit:
         # An answer to a later request closes the circuit.
         self._broken_since = 0
         self._tried: set[Source] = set()
+        # What the failure said that opened it.
         self._reason = ""
+        self._status: int | None = None
         # Probes under way, and whether one of this round ran out of its attempts.
         self._probing = 0
         self._is_spent = False
@@ -204,8 +206,13 @@ class Circuit:
         self._close()
         return True
 
-    def failed(self, source: Source, reason: str = "", *, is_broken: bool = True, may_be_own: bool = False) -> None:
-        """The backend gave no answer. `is_broken`: as opposed to being busy. `may_be_own`: or the line is to blame."""
+    def failed(
+        self, source: Source, reason: str = "", status: int | None = None, *, is_broken: bool = True, may_be_own: bool = False
+    ) -> None:
+        """The backend gave no answer. `is_broken`: as opposed to being busy. `may_be_own`: or the line is to blame.
+
+        `reason` and `status` are logged if this opens the circuit.
+        """
         record = _of(self._records, source)
         for row in (record, _of(self._accounts, source.account_id)):
             if not row.bad:
@@ -225,7 +232,7 @@ class Circuit:
         if (is_row or record.budget < 0) and not self._has_witness(self._records.values(), record, since):
             self._broken_since = since if is_row else self._sent
             self._is_vouched = may_be_own and self.is_vouched
-            self._open(source, reason)
+            self._open(source, reason, status)
 
     def answered_since(self, request: int) -> bool:
         """Whether the backend has answered anybody's request that was sent after this one."""
@@ -241,20 +248,28 @@ class Circuit:
         recent = self._clock() - TESTIMONY
         return any(other is not record and other.answered > since and other.answered_at > recent and other.is_sound for other in records)
 
-    def _open(self, by: Source, reason: str) -> None:
+    def _open(self, by: Source, reason: str, status: int | None) -> None:
         self._tried = {by}
         for source, record in self._records.items():
             if (record.failures and record.began >= self._answered) or not record.is_sound:
                 self._tried.add(source)
         self._opened_at = self._clock()
-        self._reason = reason
+        self._reason, self._status = reason, status
         self._rest()
 
     def _rest(self) -> None:
         self._until = self._clock() + settings().circuit_pause
         self._is_spent = False
         sources = {"accounts": len({source.account_id for source in self._tried}), "batches": len(self._tried)}
-        logger.warning("backend.circuit_opened", backend=self._name, pause=settings().circuit_pause, reason=self._reason, **sources)
+        logger.warning(
+            "backend.circuit_opened",
+            backend=self._name,
+            pause=settings().circuit_pause,
+            status=self._status,
+            reason=self._reason,
+            open_for=round(self._clock() - self._opened_at, 1),
+            **sources,
+        )
 
     def _close(self) -> None:
         logger.info("backend.circuit_closed", backend=self._name, seconds=round(self._clock() - self._opened_at, 1))

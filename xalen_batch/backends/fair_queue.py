@@ -1,7 +1,8 @@
-"""The lines that wait in a lane: one FIFO for each account, and the account with the fewest requests in flight is next.
+"""The lines that wait in a lane: accounts take turns, and in each account its batches do.
 
-Fairness is by requests in flight, and not by requests sent, so an account whose requests hang or take long gets no more of the
-backend than one whose requests are quick.
+The turn is of the account, and in it of the batch, with the fewest requests in flight. Fairness is by requests in flight, and not by
+requests sent, so an account whose requests hang or take long gets no more of the backend than one whose requests are quick. A batch
+of few lines is done soon, whatever its account has claimed before it.
 """
 
 from collections import Counter, deque
@@ -9,64 +10,122 @@ from collections.abc import Callable, Container, Hashable, Iterable
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
+from xalen_batch.backends.circuit import Source
+
 
 class Queued(Hashable, Protocol):
     @property
-    def account_id(self) -> UUID: ...
+    def source(self) -> Source: ...
 
 
 E = TypeVar("E", bound=Queued)
+
+
+class _Turns:
+    """Whose turn it is: of those with equally few requests in flight, the one that was served longest ago."""
+
+    def __init__(self) -> None:
+        self.in_flight: Counter[UUID] = Counter()
+        # When each was last served, counted in requests.
+        self._served: dict[UUID, int] = {}
+        self._requests = 0
+
+    def next(self, able: Iterable[UUID]) -> UUID:
+        return min(able, key=lambda id: (self.in_flight[id], self._served.get(id, 0)))
+
+    def serve(self, id: UUID) -> None:
+        self.in_flight[id] += 1
+        self._requests += 1
+        self._served[id] = self._requests
+
+    def ended(self, id: UUID) -> None:
+        self.in_flight[id] -= 1
+        if not self.in_flight[id]:
+            del self.in_flight[id]
+
+    def forget(self, id: UUID) -> None:
+        self._served.pop(id, None)
+
+
+class _Account(Generic[E]):
+    """The lines of one account that wait: a FIFO for each batch."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[UUID, deque[E]] = {}
+        self.turns = _Turns()
+
+    def of(self, entry: E) -> deque[E]:
+        return self.waiting.setdefault(entry.source.batch_id, deque())
+
+    def next(self) -> E:
+        batch = self.turns.next(self.waiting)
+        entry = self.waiting[batch].popleft()
+        self.turns.serve(batch)
+        if not self.waiting[batch]:
+            del self.waiting[batch]
+        return entry
+
+    def ended(self, batch: UUID) -> None:
+        self.turns.ended(batch)
+        if batch not in self.waiting and not self.turns.in_flight[batch]:
+            self.turns.forget(batch)
+
+    def take(self, is_wanted: Callable[[E], bool]) -> list[E]:
+        taken: list[E] = []
+        for batch, waiting in list(self.waiting.items()):
+            found = [entry for entry in waiting if is_wanted(entry)]
+            if not found:
+                continue
+            taken += found
+            if len(found) == len(waiting):
+                del self.waiting[batch]
+            else:
+                self.waiting[batch] = deque(entry for entry in waiting if not is_wanted(entry))
+        return taken
 
 
 class FairQueue(Generic[E]):
     """`next` takes an entry, which is in flight from then on until `ended`."""
 
     def __init__(self) -> None:
-        self._waiting: dict[UUID, deque[E]] = {}
-        self._in_flight: Counter[UUID] = Counter()
-        # When each account was last served, counted in requests.
-        self._served: dict[UUID, int] = {}
-        self._requests = 0
+        self._accounts: dict[UUID, _Account[E]] = {}
+        self._turns = _Turns()
         # Accounts whose last request was answered.
         self._answered: set[UUID] = set()
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return any(account.waiting for account in self._accounts.values())
 
     def add(self, entries: Iterable[E]) -> None:
-        """Behind all of the same account."""
+        """Behind all of the same batch."""
         for entry in entries:
-            self._waiting.setdefault(entry.account_id, deque()).append(entry)
+            self._of(entry).append(entry)
 
     def again(self, entry: E) -> None:
-        """Before all of the same account: it came before them."""
-        self._waiting.setdefault(entry.account_id, deque()).appendleft(entry)
+        """Before all of the same batch: it came before them."""
+        self._of(entry).appendleft(entry)
 
     def next(self, limit: int, held: Container[UUID] = ()) -> E | None:
         """Of `limit` requests in flight at most, and not of an account that is held. None: no line may be sent now."""
-        free = limit - self._in_flight.total()
+        in_flight = self._turns.in_flight
+        free = limit - in_flight.total()
         # Until it is answered, an account gets half of what the others leave: all of its requests may hang.
         able = [
-            account for account in self._waiting if account not in held and (account in self._answered or self._in_flight[account] < free)
+            id
+            for id, account in self._accounts.items()
+            if account.waiting and id not in held and (id in self._answered or in_flight[id] < free)
         ]
         if free <= 0 or not able:
             return None
-        # Of accounts with equally many, the one that was served longest ago is first.
-        account = min(able, key=lambda account: (self._in_flight[account], self._served.get(account, 0)))
-        entry = self._waiting[account].popleft()
-        if not self._waiting[account]:
-            del self._waiting[account]
-        self._in_flight[account] += 1
-        self._requests += 1
-        self._served[account] = self._requests
-        return entry
+        account = self._turns.next(able)
+        self._turns.serve(account)
+        return self._accounts[account].next()
 
     def ended(self, entry: E, *, is_answered: bool | None) -> None:
         """The request is over. None: it was not sent, or cut off."""
-        account = entry.account_id
-        self._in_flight[account] -= 1
-        if not self._in_flight[account]:
-            del self._in_flight[account]
+        account, batch = entry.source
+        self._turns.ended(account)
+        self._accounts[account].ended(batch)
         if is_answered:
             self._answered.add(account)
         elif is_answered is False:
@@ -78,19 +137,13 @@ class FairQueue(Generic[E]):
 
     def take(self, is_wanted: Callable[[E], bool]) -> list[E]:
         """Remove the waiting entries of which this is true."""
-        taken: list[E] = []
-        for account, waiting in list(self._waiting.items()):
-            found = [entry for entry in waiting if is_wanted(entry)]
-            if found:
-                taken += found
-                kept = deque(entry for entry in waiting if not is_wanted(entry))
-                if kept:
-                    self._waiting[account] = kept
-                else:
-                    del self._waiting[account]
-        return taken
+        return [entry for account in self._accounts.values() for entry in account.take(is_wanted)]
 
     def forget(self, account: UUID) -> None:
         """It has no lines here any more."""
         self._answered.discard(account)
-        self._served.pop(account, None)
+        self._accounts.pop(account, None)
+        self._turns.forget(account)
+
+    def _of(self, entry: E) -> deque[E]:
+        return self._accounts.setdefault(entry.source.account_id, _Account()).of(entry)

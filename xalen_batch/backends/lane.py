@@ -13,6 +13,7 @@ from xalen_batch.backends.circuit import Circuit, Source
 from xalen_batch.backends.concurrency import Concurrency, Verdict
 from xalen_batch.backends.contract import Answered, Backend, Outcome, Refused, Retryable
 from xalen_batch.backends.fair_queue import FairQueue
+from xalen_batch.backends.pace import Pace
 from xalen_batch.backends.rates import Rates, estimate
 from xalen_batch.backends.silence import Silence
 from xalen_batch.backends.work import NOT_RUN, Ended, Entry, Exhausted, Line, NotRun, Work
@@ -29,7 +30,7 @@ class Lane:
 
     `ceiling`: most requests in flight at the backend, over all worker processes; each takes an equal share.
     `rates`: how fast it may be asked, None where nothing limits that. `buffer`: the bytes of its answers. `on_room`: called on the
-    loop when there is room again.
+    loop when there is room again. `latency`: seconds of a usual answer; one that takes many times as long is logged.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Lane:
         workers: int = 1,
         rates: Rates | None = None,
         buffer: Buffer | None = None,
+        latency: float | None = None,
         on_room: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -57,6 +59,7 @@ class Lane:
         self._ceiling = ceiling
         self._concurrency = Concurrency(_share(ceiling, workers), clock)
         self._waiting: FairQueue[Entry] = FairQueue()
+        self._pace = Pace(name, lambda: self.unfinished - self._concurrency.in_flight, latency)
         self._pausing: dict[Entry, asyncio.TimerHandle] = {}
         # By account, a line that was refused although it was the only one in flight: until its pause is over, the account sends nothing.
         self._refused: dict[UUID, Entry] = {}
@@ -126,6 +129,7 @@ class Lane:
 
     async def close(self) -> None:
         """Give back what it may still send. Nothing may be on its way any more."""
+        self._pace.close()
         if self._rates is not None:
             await self._rates.close()
 
@@ -215,7 +219,7 @@ class Lane:
         number = self.circuit.sent(source)
         if not entry.first:
             entry.first, entry.first_at = number, asyncio.get_running_loop().time()
-        token, outcome = self._concurrency.started(), None
+        token, timed, outcome = self._concurrency.started(), self._pace.started(), None
         try:
             outcome = await self.backend.send(request)
         except Exception as error:
@@ -224,6 +228,7 @@ class Lane:
             outcome = Retryable(f"an internal error ({type(error).__name__})")
         finally:
             self._concurrency.ended(token, self._verdict(source, outcome))
+            self._pace.ended(timed, source, outcome)
             if self._rates is not None:
                 self._rates.settle(expected, _used(outcome))
         if not isinstance(outcome, Retryable):
@@ -245,7 +250,8 @@ class Lane:
         self.silence.failed(outcome.reason)
         # A backend that is busy gets fewer requests; one that is too busy for one at a time is as good as broken.
         is_refused = outcome.is_overload and self.limit == 1 and not self.circuit.is_doubted(source)
-        self.circuit.failed(source, outcome.reason, is_broken=is_refused or not outcome.is_overload, may_be_own=outcome.may_be_own)
+        is_broken = is_refused or not outcome.is_overload
+        self.circuit.failed(source, outcome.reason, outcome.status, is_broken=is_broken, may_be_own=outcome.may_be_own)
         if self.circuit.holds(source):
             self._give_back(lambda other: other.work.source == source and not other.is_probe)
         is_own = outcome.is_failed_attempt or (outcome.refusal is not None and self.circuit.answered_since(entry.first))

@@ -60,5 +60,9 @@ class Entry:
     is_sent: bool = False
 
     @property
+    def source(self) -> Source:
+        return self.work.source
+
+    @property
     def account_id(self) -> UUID:
         return self.work.source.account_id

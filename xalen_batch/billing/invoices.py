@@ -54,7 +54,7 @@ def issue(session: Session, batch: Batch) -> Invoice:
     total = sum((line.amount for line in lines), ZERO)
     charged = sum((outcome.charged for outcome in outcomes), ZERO)
     if total != charged:
-        logger.error("invoice.mismatch", batch_id=batch.id.hex, invoiced=str(total), charged=str(charged))
+        logger.error("invoice.mismatch", batch_id=batch.id, invoiced=str(total), charged=str(charged))
         raise Mismatch(f"batch {batch.id}: the invoice's lines sum to {total}, the charges of its results to {charged}")
     header = Invoice(
         account_id=batch.account_id,
@@ -163,7 +163,7 @@ def _usage_lines(batch: Batch, outcomes: Sequence[_Outcome]) -> Iterator[Invoice
     for used in _usage(outcomes):
         price = batch.price_snapshot.get(used.model, {}).get(used.component)
         if price is None:
-            logger.warning("usage.unpriced", batch_id=batch.id.hex, model=used.model, component=used.component, tokens=used.tokens)
+            logger.warning("usage.unpriced", batch_id=batch.id, model=used.model, component=used.component, tokens=used.tokens)
             unpriced.append(_unpriced_line(used))
         else:
             line = _usage_line(used, Decimal(price), answered_by=batch.backend_of(used.model))

@@ -138,7 +138,7 @@ def issue(session: Session, due: Any) -> bool:
     if is_new:
         logger.info(
             "statement.issued",
-            account_id=due.account_id.hex,
+            account_id=due.account_id,
             livemode=due.livemode,
             month=f"{due.month:%Y-%m}",
             total=str(invoice.total),

@@ -1,11 +1,10 @@
-"""`accounts`: what the operator sets for an account."""
+"""`accounts`: its commands, and what the operator sets for an account: limits, and leave for simulated answers."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xalen_batch.cli import database
-from xalen_batch.cli.failures import Failed
+from xalen_batch.cli import database, roster, usage
 from xalen_batch.cli.group import Group
 from xalen_batch.cli.keys import Mode
 from xalen_batch.cli.limits import NAMES
@@ -24,9 +23,13 @@ NUMBER = "a number, `none` for no limit, or `default` for that of the settings"
 commands = typer.Typer(
     cls=Group,
     no_args_is_help=True,
-    help="Set what an account may hold and have (operators).",
-    epilog=examples("xalen-batch accounts limits acme --open-batches 500", "xalen-batch accounts simulation acme --allow"),
+    help="List, make, rename, weigh and disable accounts, and set what they may hold (operators).",
+    epilog=examples(
+        "xalen-batch accounts list", "xalen-batch accounts usage --month 2026-11", "xalen-batch accounts limits acme --open-batches 500"
+    ),
 )
+for part in (roster, usage):
+    commands.add_typer(part.commands)
 
 
 def _number(text: str | None) -> str | None:
@@ -144,15 +147,10 @@ def simulation(
 
 
 def _owner(session: "Session", name: str, mode: Mode) -> "Owner":
-    from sqlalchemy import select
-
+    from xalen_batch import accounts
     from xalen_batch.accounts import Owner
-    from xalen_batch.models import Account
 
-    account_id = session.scalar(select(Account.id).where(Account.name == name))
-    if account_id is None:
-        raise Failed(f"There is no account named {name!r}. `xalen-batch keys list` shows the accounts that have keys.")
-    return Owner(account_id, mode is Mode.LIVE)
+    return Owner(accounts.named(session, name).id, mode is Mode.LIVE)
 
 
 def _set(session: "Session", owner: "Owner", given: dict[str, str]) -> None:

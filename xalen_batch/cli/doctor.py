@@ -30,7 +30,6 @@ BACKEND_TIMEOUT = 3.0
 LONGEST_LISTING = 4 * 1024 * 1024
 # Of a backend's models, so many are named, each cut to so many characters.
 MOST_NAMES, LONGEST_NAME = 10, 80
-OLDEST_POSTGRESQL = 14
 # It is told before new work stops: when there is less than so many times the floor.
 EARLY = 5
 # A backend that is away is no fault of the installation: nothing is lost, and test keys need none.
@@ -67,6 +66,7 @@ def _checks() -> Iterator[Check]:
         return
     found = check("database", _database)
     yield found
+    yield check("database needs", partial(installation.database_needs, has_database=found.status == "ok"))
     yield check("migrations", partial(_migrations, has_database=found.status == "ok"))
     yield check("rights", partial(installation.rights, has_database=found.status == "ok"))
     queue = check("redis", _redis)
@@ -103,10 +103,14 @@ def _data_folder() -> str:
 
 
 def _settings() -> str:
+    from xalen_batch import catalog
     from xalen_batch.config import Settings
 
     # Not the cached ones: the address of a running `up` is yet to come into the environment.
     Settings()
+    if unknown := catalog.unknown_settings():
+        names = ", ".join(f"{name} (did you mean {meant}?)" if meant else name for name, meant in unknown.items())
+        raise Doubtful(f"Nothing reads {names}: correct the name, or unset it. docs/reference/settings.md lists every setting.")
     return "valid"
 
 
@@ -125,8 +129,6 @@ def _database() -> str:
     except (SQLAlchemyError, ValueError):
         # What the libraries say here can quote the password.
         raise Wrong("XALEN_DATABASE_URL cannot be used. It looks like postgresql://user:password@host:5432/name.") from None
-    if int(str(version).partition(".")[0]) < OLDEST_POSTGRESQL:
-        raise Wrong(f"PostgreSQL {version} is too old; {OLDEST_POSTGRESQL} or later is needed.")
     return f"PostgreSQL {version}"
 
 

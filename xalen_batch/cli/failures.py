@@ -47,14 +47,15 @@ def describe(error: Exception) -> str:
     """An error in one line, for people. Called only on the way out, so it may import what it needs."""
     from pydantic import ValidationError
 
+    from xalen_batch import complaints
+    from xalen_batch.config import Settings
     from xalen_batch.errors import ConfigError, XalenError
 
     match error:
         case Failed() | ConfigError() | XalenError():
             return str(error)
         case ValidationError(title="Settings"):
-            problems = (f"XALEN_{'_'.join(map(str, problem['loc'])).upper()}: {plain(problem['msg'])}" for problem in error.errors())
-            return f"A setting is not valid. {'; '.join(problems)}"
+            return f"A setting is not valid. {complaints.of_settings(error, Settings)}"
         case OSError(strerror=str(reason), filename=str(name)):
             return f"{name}: {reason}"
         case OSError(strerror=str(reason)):

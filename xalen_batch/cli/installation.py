@@ -8,6 +8,22 @@ MOST_NAMED = 5
 MOST_BATCHES = 1_000
 
 
+def database_needs(has_database: bool) -> str:
+    if not has_database:
+        raise Skipped("not checked: no database")
+    import psycopg
+
+    from xalen_batch import schema
+
+    try:
+        lacks = schema.lacks()
+    except psycopg.Error as error:
+        raise Wrong(f"The role that owns the tables cannot connect: {str(error).partition(chr(10))[0]}") from error
+    if lacks:
+        raise Wrong(" ".join(lacks))
+    return "version, encoding, extension and rights will do"
+
+
 def rights(has_database: bool) -> str:
     _skip_without_schema(has_database)
     from xalen_batch import db, rights

@@ -5,12 +5,15 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from xalen_batch.cli import clock, database
 from xalen_batch.cli.batch_options import usage_error
+from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.group import Group
 from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import print_json, print_line, print_list, say, show
+from xalen_batch.cli.roster import new_name
 from xalen_batch.cli.stacked import Layout, stacked
 
 if TYPE_CHECKING:
@@ -22,11 +25,11 @@ commands = typer.Typer(
     cls=Group,
     no_args_is_help=True,
     help="Make, list, rotate and revoke API keys (operators).",
-    epilog=examples("xalen-batch keys create --account acme", "xalen-batch keys rotate key_0192…"),
+    epilog=examples("xalen-batch keys create --account acme --create-account", "xalen-batch keys rotate key_0192…"),
 )
 KEYS: tuple[Layout, ...] = (
-    (("id",), ("key",), ("account",), ("name",), ("scopes",), ("last used",), ("state",)),
-    (("id", "key"), ("account", "name"), ("scopes", "last used", "state")),
+    (("id",), ("key",), ("mode",), ("account",), ("name",), ("scopes",), ("last used",), ("state",)),
+    (("id", "key"), ("mode", "account", "name"), ("scopes", "last used", "state")),
 )
 
 
@@ -46,12 +49,12 @@ class Mode(StrEnum):
 
 @commands.command(
     epilog=examples(
-        "xalen-batch keys create --account acme --mode test",
+        "xalen-batch keys create --account acme --mode test --create-account",
         "xalen-batch keys create --account acme --mode live --scopes submit,read --expires 2027-12-31",
     )
 )
 def create(
-    account: Annotated[str, typer.Option(metavar="NAME", help="The account's name; one that is new is made.")],
+    account: Annotated[str, typer.Option(metavar="NAME", help="The account's name, from `accounts list`.")],
     mode: Annotated[Mode, typer.Option(help="Test keys run on simulated models and are never billed.")] = Mode.TEST,
     name: Annotated[str, typer.Option(metavar="TEXT", help="What the key is for.")] = "cli",
     scopes: Annotated[
@@ -60,6 +63,9 @@ def create(
     expires: Annotated[
         str | None, typer.Option(metavar="TIME", help="When the key expires, UTC: `2027-12-31` or `2027-12-31T18:00:00`.")
     ] = None,
+    create_account: Annotated[
+        bool, typer.Option("--create-account", help="Make the account first, if there is none of that name.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a key. Its secret is printed now and never again."""
@@ -68,7 +74,7 @@ def create(
         from xalen_batch import keys
         from xalen_batch.accounts import ORDINARY, Owner
 
-        owner = Owner(_account(session, account).id, livemode=mode is Mode.LIVE)
+        owner = Owner(_account(session, account, may_create=create_account).id, livemode=mode is Mode.LIVE)
         with usage_error():
             key, secret = keys.create(session, owner, name=name, scopes=scopes.split(",") if scopes else ORDINARY, expires_at=expires_at)
     _show_secret(key, secret, account, as_json)
@@ -97,13 +103,16 @@ def _moment_to_come(text: str) -> datetime:
     return moment
 
 
-def _account(session: "Session", name: str) -> "Account":
-    from sqlalchemy import select
-
+def _account(session: "Session", name: str, *, may_create: bool) -> "Account":
     from xalen_batch import accounts
-    from xalen_batch.models import Account
+    from xalen_batch.errors import NotFound
 
-    return session.scalars(select(Account).where(Account.name == name)).one_or_none() or accounts.create(session, name)
+    try:
+        return accounts.named(session, name)
+    except NotFound as error:
+        if may_create:
+            return accounts.create(session, new_name(name))
+        raise Failed(f"{error} To make it now, add --create-account.") from None
 
 
 @commands.command("list", epilog=examples("xalen-batch keys list", "xalen-batch keys list --json"))
@@ -136,10 +145,13 @@ def list_keys(as_json: Json = False) -> None:
         print_list(found)
         return
     if not found:
-        say("No keys yet. `xalen-batch keys create --account NAME` makes one.")
+        say("No keys yet. `xalen-batch keys create --account NAME --create-account` makes one.")
         return
     rows = [
-        (key["id"], f"{key['prefix']}…", key["account"], key["name"], ",".join(key["scopes"]), _day(key["last_used_at"]), _state(key))
+        (
+            *(key["id"], f"{key['prefix']}…", _mode(key), key["account"], key["name"]),
+            *(",".join(key["scopes"]), _day(key["last_used_at"]), _state(key)),
+        )
         for key in found
     ]
     show(stacked(KEYS, rows, folded=("account", "name", "scopes")))
@@ -187,6 +199,11 @@ def revoke(key_id: KeyId, as_json: Json = False) -> None:
         print_json({"id": key_id, "revoked_at": _seconds(key.revoked_at)})
         return
     say(f"{key_id} is revoked.")
+
+
+def _mode(key: dict[str, Any]) -> Text:
+    """Live keys spend money: they stand out, by colour where there is one and by capitals everywhere."""
+    return Text("LIVE", style="bold red") if key["livemode"] else Text("test", style="dim")
 
 
 def _seconds(moment: datetime | None) -> int | None:

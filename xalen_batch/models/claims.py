@@ -55,6 +55,15 @@ _OF_QUEUE = """
     AND b.expires_at > now()
     AND (b.window_closes_at IS NULL OR (b.window_opens_at <= now() AND now() < b.window_closes_at))
 """
+# The queues of the account in `turns`, each with its first batch of those for which a condition holds, by their deadlines.
+_QUEUES = f"""
+    SELECT q.account_id, q.livemode, q.model, turns.rotates_next, first.expires_at, first.id FROM served q CROSS JOIN LATERAL (
+        SELECT b.expires_at, b.id FROM batches b CROSS JOIN LATERAL ({_FIRST_TASKS} LIMIT 1) t
+        WHERE {_OF_QUEUE} AND {{}} ORDER BY b.expires_at, b.id LIMIT 1
+    ) first
+    WHERE q.account_id = turns.account_id
+    ORDER BY first.expires_at, first.id
+"""
 _OPEN_FOR = column("open_for", Float)
 # By name: a migration may add others under a worker that does not know them.
 _COLUMNS = ", ".join(f"t.{column.name}" for column in Task.__table__.columns)
@@ -87,11 +96,15 @@ _CLAIM = text(
         SELECT q.* FROM queues q
         WHERE NOT EXISTS (SELECT FROM full_rooms l WHERE {_MATCHES.format("q", "q")} AND l.batch_id IS NULL)
     ), turns AS MATERIALIZED (
-        SELECT q.account_id FROM served q JOIN accounts a ON a.id = q.account_id
-        GROUP BY q.account_id, a.virtual_time
+        -- `after_deadline`, `after_id`: in this turn, batches behind this place come first.
+        SELECT q.account_id, a.rotates_next,
+               CASE WHEN a.rotates_next THEN coalesce(a.rotated_deadline, '-infinity') ELSE '-infinity' END AS after_deadline,
+               coalesce(a.rotated_batch_id, a.id) AS after_id
+        FROM served q JOIN accounts a ON a.id = q.account_id
+        GROUP BY q.account_id, a.id
         ORDER BY a.virtual_time, min(q.expires_at), q.account_id
     ), picked AS (
-        SELECT t.*, h.account_id,
+        SELECT t.*, h.account_id, h.rotates_next,
                -- Lines that have a result are counted in their own task, so such a one is taken whole.
                CASE WHEN t.completed + t.failed > 0 THEN t.lines
                     ELSE LEAST(t.lines, COALESCE((
@@ -99,18 +112,16 @@ _CLAIM = text(
                     ), CAST(:room AS int)))
                END AS taken
         FROM turns
-        -- The account's queues, by the deadlines of their first batches that have something to give.
+        -- The account's queues, by the deadlines of their first batches that have something to give: in a turn of the rotation those
+        -- behind the batch that it served last. If other claims have just locked all of these, it begins anew, with all batches.
         CROSS JOIN LATERAL (
-            SELECT q.account_id, q.livemode, q.model, first.expires_at, first.id FROM served q CROSS JOIN LATERAL (
-                SELECT b.expires_at, b.id FROM batches b CROSS JOIN LATERAL ({_FIRST_TASKS} LIMIT 1) t
-                WHERE {_OF_QUEUE} ORDER BY b.expires_at, b.id LIMIT 1
-            ) first
-            WHERE q.account_id = turns.account_id
-            ORDER BY first.expires_at, first.id
+            ({_QUEUES.format("(b.expires_at, b.id) > (turns.after_deadline, turns.after_id)")})
+            UNION ALL
+            ({_QUEUES.format("turns.rotates_next")})
         ) h
         -- From there on, the first task that no other claim has just locked.
         CROSS JOIN LATERAL (
-            SELECT t.* FROM (SELECT h.account_id, h.livemode, h.model) q, batches b
+            SELECT t.*, b.expires_at AS deadline FROM (SELECT h.account_id, h.livemode, h.model) q, batches b
             CROSS JOIN LATERAL ({_FIRST_TASKS}) f
             CROSS JOIN LATERAL (
                 SELECT * FROM tasks t
@@ -124,7 +135,10 @@ _CLAIM = text(
         ) t
         LIMIT 1
     ), charged AS (
-        UPDATE accounts a SET virtual_time = a.virtual_time + p.taken::float / a.weight
+        UPDATE accounts a
+        SET virtual_time = a.virtual_time + p.taken::float / a.weight, rotates_next = NOT p.rotates_next,
+            rotated_deadline = CASE WHEN p.rotates_next THEN p.deadline ELSE a.rotated_deadline END,
+            rotated_batch_id = CASE WHEN p.rotates_next THEN p.batch_id ELSE a.rotated_batch_id END
         FROM picked p WHERE a.id = p.account_id
     ), rest AS (
         INSERT INTO tasks (batch_id, seq, model, lines, line_index, losses)
@@ -147,8 +161,9 @@ def claim(
 ) -> tuple[Task, float | None] | None:
     """Pending → running for the fair next task that there is room for here. None: there is none.
 
-    The account with the least virtual time goes first (of those that stand level, the one whose first batch is due next), in it
-    the batch with the next deadline, in it the task with the least `seq`.
+    The account with the least virtual time goes first (of those that stand level, the one whose first batch is due next). Its turns
+    alternate: one for the batch with the next deadline, one for a round robin over all its batches in the order of their deadlines.
+    In the batch, the task with the least `seq`.
     `room`: lines to take where none of `rooms` matches, as of a lane that is not there yet.
     Of a task with more lines than that the first are taken; the others become a task of their own, in their place.
     With it comes for how many seconds its batch's execution window is open, from the moment at which this

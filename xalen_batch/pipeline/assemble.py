@@ -56,7 +56,7 @@ class Assembled:
         if self.manifest is not None:
             session.execute(update(ScheduleRun).where(ScheduleRun.id == self.run_id).values(manifest=self.manifest))
         inbox.forget(session, self.run_id)
-        logger.info("file.assembled", file_id=self.file_id.hex, run_id=self.run_id.hex, bytes=self.size)
+        logger.info("file.assembled", file_id=self.file_id, run_id=self.run_id, bytes=self.size)
 
 
 def assemble(batch: Batch, extend: Callable[[], None]) -> Assembled | Fault | None:

@@ -96,7 +96,7 @@ def claim(rooms: Sequence[claims.Room], *, with_suspects: bool) -> Claim | None:
         lines = tuple(_read(batch, spans))
     except storage.AWAY as error:
         # No worker is lost by this, and no line is to blame.
-        logger.warning("storage.unreachable", during="claim", batch_id=batch.id.hex, task=task.seq, error=type(error).__name__)
+        logger.warning("storage.unreachable", during="claim", batch_id=batch.id, task=task.seq, error=type(error).__name__)
         record.record(task.key, task.fence, [], to=TaskState.PENDING, pause=STORAGE_PAUSE)
         raise Unreadable from error
     return Claim(

@@ -94,9 +94,9 @@ class Engine:
         try:
             while not self.is_stopping and self._run_next() and self._may_find:
                 pass
-        except db.AWAY:
+        except db.AWAY as error:
             # The poll comes back to it; a task that was claimed returns when its lease ends.
-            logger.warning("database.unreachable", during="claim")
+            logger.warning(db.trouble(error), during="claim")
         except Exception as error:
             # A bug of ours: the task comes back when its lease ends, and its lines are tried alone in the end.
             logger.error("slot.crashed", **log.cause(error))
@@ -225,17 +225,17 @@ class Engine:
             # No line was sent, so none is to blame.
             if not isinstance(error, _NotInCatalog):
                 self._unusable.setdefault(claim.lane, time.monotonic())
-                logger.error("backend.unusable", batch_id=claim.batch_id.hex, model=claim.model, **log.cause(error))
+                logger.error("backend.unusable", batch_id=claim.batch_id, model=claim.model, **log.cause(error))
             record.record(claim.key, claim.fence, [], to=TaskState.PENDING, pause=UNUSABLE_PAUSE, blame=-int(claim.is_suspect))
             raise _Unusable from error
 
     async def _start(self, claim: Claim) -> Run:
         model, is_live = catalog.models().get(claim.model), claim.lane[1]
         if model is None:
-            logger.error("model.missing", batch_id=claim.batch_id.hex, model=claim.model, catalog=catalog.source())
+            logger.error("model.missing", batch_id=claim.batch_id, model=claim.model, catalog=catalog.source())
             raise _NotInCatalog
         if (kind := model.kind_in(is_live)) != claim.backend:
-            logger.error("backend.changed", batch_id=claim.batch_id.hex, model=model.id, created_with=claim.backend, catalog_has=kind)
+            logger.error("backend.changed", batch_id=claim.batch_id, model=model.id, created_with=claim.backend, catalog_has=kind)
             raise _NotInCatalog
         lane = self._lanes.get(claim.lane)
         if lane is None:
@@ -259,8 +259,16 @@ class Engine:
                 workers=lambda: self._workers,
             )
         buffer = self._buffers.add()
-        backend = registry.backend_for(model, is_live, buffer)
-        return Lane(backend, config.max_in_flight, model.id, workers=self._workers, rates=rates, buffer=buffer, on_room=self.wake)
+        return Lane(
+            registry.backend_for(model, is_live, buffer),
+            config.max_in_flight,
+            model.id,
+            workers=self._workers,
+            rates=rates,
+            buffer=buffer,
+            latency=model.latency_ms / 1000 or None,
+            on_room=self.wake,
+        )
 
     def _follow(self, run: Run) -> None:
         try:

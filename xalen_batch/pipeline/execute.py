@@ -231,16 +231,16 @@ class Slot:
                     with _turn(self._run.taken_size, rows):
                         recorded = record.record(claim.key, claim.fence, rows, to=to, pause=pause, blame=self._blame(to))
                 break
-            except db.AWAY:
+            except db.AWAY as error:
                 # The outcomes are paid for: hold them until the database is back. If that takes longer
                 # than the lease, the fence refuses them.
                 left = self._seconds_left()
                 if left is not None and left <= 0:
                     raise
-                logger.warning("database.unreachable", during="record", batch_id=claim.batch_id.hex, task=claim.key[1])
+                logger.warning(db.trouble(error), during="record", batch_id=claim.batch_id, task=claim.key[1])
                 is_retry = True
                 time.sleep(DATABASE_RETRY)
         if recorded.is_stale:
-            logger.warning("task.stale", batch_id=claim.batch_id.hex, task=claim.key[1], fence=claim.fence, dropped=len(rows))
+            logger.warning("task.stale", batch_id=claim.batch_id, task=claim.key[1], fence=claim.fence, dropped=len(rows))
         self._recorded += len(rows)
         return recorded

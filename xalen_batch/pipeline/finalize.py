@@ -100,7 +100,7 @@ def unrun(session: Session, batch: Batch, task: Task, code: LineError, message: 
     except FileNotFoundError:
         marks.confirm_gone(storage.key(batch.input_file_id))
         # The batch ends all the same.
-        logger.error("file.lost", batch_id=batch.id.hex, file_id=batch.input_file_id.hex)
+        logger.error("file.lost", batch_id=batch.id, file_id=batch.input_file_id)
         names = [LOST_NAME.format(span.line_no) for span in left]
         message = f"{message} {FILE_LOST}"
     return [
@@ -144,7 +144,7 @@ def _complete(session: Session, batch: Batch) -> None:
     end = _end_status(batch)
     batch.move(session, end)
     counts = {name: getattr(batch, name) for name in ("completed", "failed", "cancelled", "expired")}
-    logger.info("batch.finalized", batch_id=batch.id.hex, status=end.value, **counts, total=str(invoice.total))
+    logger.info("batch.finalized", batch_id=batch.id, status=end.value, **counts, total=str(invoice.total))
 
 
 def _end_status(batch: Batch) -> BatchStatus:

@@ -45,7 +45,7 @@ def due(*, ended_among: int | None = ENDED_AMONG) -> list[Message]:
     with db.transaction() as session:
         for task in sorted(task_rows.reclaim(session), key=lambda task: task.key):
             # Without its file a suspect cannot be failed: it is claimable once more.
-            with apart("reclaim", batch_id=task.batch_id.hex), session.begin_nested():
+            with apart("reclaim", batch_id=task.batch_id), session.begin_nested():
                 _take_back(session, task)
         _roll_windows(session)
         return [*_batches_due(session, ended_among), *_tasks_due(session), *_schedules_due(session)]
@@ -67,7 +67,7 @@ def tick() -> None:
 
 
 def _take_back(session: Session, task: Task) -> None:
-    logger.warning("task.worker_lost", batch_id=task.batch_id.hex, task=task.seq, worker=task.worker, losses=task.losses)
+    logger.warning("task.worker_lost", batch_id=task.batch_id, task=task.seq, worker=task.worker, losses=task.losses)
     found = blame.verdict(task.losses, task.lines)
     if found is Verdict.AGAIN:
         return
@@ -125,10 +125,10 @@ def _roll_windows(session: Session) -> None:
             opens_at, closes_at = ExecutionWindow.model_validate(window).interval(now)
         except Exception as error:
             # Its batch starts nothing and expires, and holds up no other.
-            logger.error("window.unreadable", batch_id=batch_id.hex, **log.cause(error))
+            logger.error("window.unreadable", batch_id=batch_id, **log.cause(error))
             continue
         if roll_window(session, batch_id, closed_at=closed_at, opens_at=opens_at, closes_at=closes_at):
-            logger.info("window.closed", batch_id=batch_id.hex, opens_at=opens_at.isoformat())
+            logger.info("window.closed", batch_id=batch_id, opens_at=opens_at.isoformat())
 
 
 def _batches_due(session: Session, ended_among: int | None) -> list[Message]:

@@ -34,12 +34,13 @@ ORPHAN_AFTER = timedelta(hours=6)
 
 
 @contextmanager
-def apart(sweep: str, **ids: str) -> Iterator[None]:
+def apart(sweep: str, **ids: UUID | str) -> Iterator[None]:
     """Log an error of one step instead of raising it: the sweep tries that step again later and goes on with the others."""
     try:
         yield
     except (*db.AWAY, *storage.AWAY) as error:
-        logger.warning("sweep.postponed", sweep=sweep, error=type(error).__name__, **ids)
+        reason = db.trouble(error) if isinstance(error, db.AWAY) else "storage.unreachable"
+        logger.warning("sweep.postponed", sweep=sweep, error=type(error).__name__, reason=reason, **ids)
     except Exception as error:
         logger.error("sweep.failed", sweep=sweep, **ids, **log.cause(error))
 
@@ -98,7 +99,7 @@ def _issue_statements() -> Iterator[None]:
         with db.reading() as session:
             found = statements.due(session)
         for due in found:
-            with apart("statements", account_id=due.account_id.hex), db.transaction() as session:
+            with apart("statements", account_id=due.account_id), db.transaction() as session:
                 issued += statements.issue(session, due)
             yield
         # One that fails stays due; another walk tries it again.
@@ -119,11 +120,11 @@ def _expire_files() -> Iterator[None]:
         for expires_at, id in found:
             # Behind a file that fails, the walk goes on with the next.
             after = (expires_at, id)
-            with apart("expired files", file_id=id.hex), db.transaction() as session:
+            with apart("expired files", file_id=id), db.transaction() as session:
                 file = session.scalars(select(File).where(File.id == id, *is_expired).with_for_update(skip_locked=True)).one_or_none()
                 if file is not None:
                     files.erase(session, file)
-                    logger.info("file.expired", file_id=id.hex)
+                    logger.info("file.expired", file_id=id)
             yield
         if not found:
             return

@@ -108,11 +108,11 @@ def run(batch_id: UUID) -> None:
             lease.survive()
         raise
     if found.faults:
-        logger.info("batch.rejected", batch_id=batch_id.hex, errors=found.faults.count)
+        logger.info("batch.rejected", batch_id=batch_id, errors=found.faults.count)
         return
     elapsed = round((time.monotonic() - started) * 1000)
     lines = {"lines": found.split.lines, "skipped": len(found.skipped)}
-    logger.info("batch.validated", batch_id=batch_id.hex, **lines, models=found.split.models, ms=elapsed)
+    logger.info("batch.validated", batch_id=batch_id, **lines, models=found.split.models, ms=elapsed)
 
 
 def _take(session: Session, batch_id: UUID) -> tuple[Batch | None, _Lease]:

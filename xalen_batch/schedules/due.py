@@ -8,7 +8,7 @@ from sqlalchemy import Select, bindparam, func, literal, or_, select, union_all
 from sqlalchemy.orm import Session, aliased
 
 from xalen_batch.accounts import Owner
-from xalen_batch.models import Batch, Schedule, ScheduleRun
+from xalen_batch.models import Account, Batch, Schedule, ScheduleRun
 from xalen_batch.schedules.rotation import Due
 from xalen_batch.schedules.runs import Trigger
 from xalen_batch.states import TERMINAL, RunState, ScheduleStatus
@@ -56,9 +56,13 @@ def _all() -> Select[UUID, UUID, bool, bool]:
 
 
 def _kinds() -> tuple[Select[*tuple[Any, ...]], ...]:
-    """Schedules that fire; that have a run which waits, and which neither a pause nor a run of the schedule holds up; that have one that ends."""
+    """Schedules that fire; that have a run which waits, and which neither a pause nor a run of the schedule holds up; that have one that ends.
+
+    Of a disabled account only the last kind.
+    """
+    is_enabled = ~select(Account.id).where(Account.id == Schedule.account_id, Account.disabled_at.is_not(None)).exists()
     fires = select(Schedule.id.label("id"), Schedule.next_fire_at.label("since"), literal(False).label("only_waits")).where(
-        Schedule.next_fire_at <= func.now()
+        Schedule.next_fire_at <= func.now(), is_enabled
     )
     running = aliased(ScheduleRun)
     is_busy = select(running.id).where(running.schedule_id == ScheduleRun.schedule_id, running.state == RunState.RUNNING).exists()
@@ -70,6 +74,7 @@ def _kinds() -> tuple[Select[*tuple[Any, ...]], ...]:
             ScheduleRun.state == RunState.WAITING,
             or_(ScheduleRun.trigger != Trigger.SCHEDULE, Schedule.status != ScheduleStatus.PAUSED),
             or_(ScheduleRun.definition["overlap"].astext == "allow", ~is_busy),
+            is_enabled,
         )
     )
     ends = (

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, log
+from xalen_batch import accounts, db, log
 from xalen_batch.errors import InvalidRequest, Unavailable
 from xalen_batch.models import Schedule, ScheduleRun
 from xalen_batch.schedules import due as due_schedules
@@ -55,11 +55,12 @@ def run() -> None:
                 is_mine = _advance(session, due, turn)
         except (InvalidRequest, ValidationError) as error:
             _pause_unreadable(due.id, error)
+        except db.AWAY as error:
+            # Raises if it is away for all of them; else the next look takes this one.
+            db.ping()
+            logger.warning("schedule.postponed", schedule_id=due.id, reason=db.trouble(error))
         except Exception as error:
-            if isinstance(error, db.AWAY):
-                # Raises if it is away for all of them; else it was too slow for this one alone.
-                db.ping()
-            logger.error("schedule.crashed", schedule_id=due.id.hex, **log.cause(error))
+            logger.error("schedule.crashed", schedule_id=due.id, **log.cause(error))
         else:
             if is_mine:
                 rotation.end(due, turn)
@@ -99,10 +100,10 @@ def _advance(session: Session, due: Due, turn: Turn) -> bool:
 
 
 def _do_due(session: Session, schedule: Schedule, turn: Turn) -> None:
-    """End runs, start some that wait, and record instants: of a long absence MISSED_AT_ONCE."""
+    """End runs, start some that wait, and record instants: of a long absence MISSED_AT_ONCE. Of a disabled account, only end runs."""
     next_fire_at = schedule.next_fire_at
     unended = runs.unended(session, schedule)
-    if schedule.deleted_at is None:
+    if schedule.deleted_at is None and accounts.is_enabled(session, schedule.account_id):
         now = db.now(session)
         meeting.start_waiting(session, schedule, unended, now, turn)
         if schedule.status != ScheduleStatus.PAUSED:
@@ -118,7 +119,7 @@ def _pause_unreadable(schedule_id: UUID, error: InvalidRequest | ValidationError
         if schedule.status == ScheduleStatus.ACTIVE:
             problem = error.message if isinstance(error, InvalidRequest) else "its definition is none any more."
             schedule.pause(db.now(session), f"It cannot fire: {problem} Change the schedule, then resume it.")
-            logger.error("schedule.unreadable", schedule_id=schedule_id.hex)
+            logger.error("schedule.unreadable", schedule_id=schedule_id)
 
 
 def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRun], now: datetime, turn: Turn) -> None:
@@ -147,7 +148,7 @@ def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRu
             if run.state == RunState.WAITING and (refusal := runs.refuse_to_wait(session, schedule, new=1)):
                 runs.end(session, schedule, run, RunState.SKIPPED, refusal.code, refusal.message)
     if schedule.status == ScheduleStatus.ENDED:
-        logger.info("schedule.ended", schedule_id=schedule.id.hex)
+        logger.info("schedule.ended", schedule_id=schedule.id)
     session.flush()
 
 
@@ -189,7 +190,7 @@ def _record_missed(session: Session, schedule: Schedule, missed: Sequence[tuple[
         schedule.count(RunState.MISSED, len(recorded))
         logger.warning(
             "schedule.run_missed",
-            schedule_id=schedule.id.hex,
+            schedule_id=schedule.id,
             number=len(recorded),
             first=min(run.scheduled_for for run in recorded).isoformat(),
             last=max(run.scheduled_for for run in recorded).isoformat(),

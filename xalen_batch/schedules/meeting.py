@@ -93,7 +93,7 @@ def _cancel(session: Session, schedule: Schedule, run: ScheduleRun) -> None:
         inbox.unseal(session, run)
     except NotCancellable:
         # It has just ended, or is about to.
-        logger.info("schedule.previous_ended", schedule_id=schedule.id.hex, run_id=run.id.hex)
+        logger.info("schedule.previous_ended", schedule_id=schedule.id, run_id=run.id)
 
 
 def _named(run: ScheduleRun) -> str:

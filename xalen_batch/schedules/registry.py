@@ -103,7 +103,7 @@ def pause(session: Session, schedule: Schedule, note: str | None) -> None:
     if note is not None or schedule.status != ScheduleStatus.PAUSED:
         schedule.pause(db.now(session), note)
     session.flush()
-    logger.info("schedule.paused", schedule_id=schedule.id.hex)
+    logger.info("schedule.paused", schedule_id=schedule.id)
 
 
 def resume(session: Session, schedule: Schedule) -> None:
@@ -113,7 +113,7 @@ def resume(session: Session, schedule: Schedule) -> None:
         schedule.aim(Definition.model_validate(schedule.definition).next_fire(schedule.id, now))
         schedule.failures = 0
         session.flush()
-        logger.info("schedule.resumed", schedule_id=schedule.id.hex)
+        logger.info("schedule.resumed", schedule_id=schedule.id)
 
 
 def delete(session: Session, owner: Owner, public_id: str, *, discard_requests: bool) -> int:
@@ -137,7 +137,7 @@ def delete(session: Session, owner: Owner, public_id: str, *, discard_requests: 
     schedule.deleted_at = db.now(session)
     schedule.next_fire_at = None
     session.flush()
-    logger.info("schedule.deleted", schedule_id=schedule.id.hex, discarded=discarded)
+    logger.info("schedule.deleted", schedule_id=schedule.id, discarded=discarded)
     return discarded
 
 

@@ -118,7 +118,7 @@ def end(
     """Bring a run to its end, count it, and pause its schedule after too many failures in a row."""
     now = db.now(session)
     run.move(schedule, to, now, reason=reason, message=message)
-    fields = {"schedule_id": schedule.id.hex, "run_id": run.id.hex, "scheduled_for": run.scheduled_for.isoformat(), "reason": reason}
+    fields = {"schedule_id": schedule.id, "run_id": run.id, "scheduled_for": run.scheduled_for.isoformat(), "reason": reason}
     if to is RunState.SUCCEEDED:
         schedule.failures = 0
         logger.info("schedule.run_succeeded", **fields)
@@ -137,7 +137,7 @@ def _pause_if_failing(schedule: Schedule, now: datetime) -> None:
         return
     note = f"{schedule.failures} runs in a row failed." if schedule.failures > 1 else "A run failed."
     schedule.pause(now, f"{note} Paused by pause_on_failure: {most}.")
-    logger.warning("schedule.paused", schedule_id=schedule.id.hex, failures=schedule.failures)
+    logger.warning("schedule.paused", schedule_id=schedule.id, failures=schedule.failures)
 
 
 def refuse_to_wait(session: Session, schedule: Schedule, *, new: int) -> TooManyRequests | None:

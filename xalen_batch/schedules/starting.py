@@ -72,7 +72,7 @@ def _attempt(session: Session, schedule: Schedule, run: ScheduleRun, definition:
         _refused(session, schedule, run, definition, now, error)
     except storage.AWAY as error:
         if run.reason != UNREACHABLE:
-            logger.warning("storage.unreachable", during="fire", schedule_id=schedule.id.hex, error=type(error).__name__)
+            logger.warning("storage.unreachable", during="fire", schedule_id=schedule.id, error=type(error).__name__)
         message = "The server's storage does not answer."
         if not _waits(session, run, now, definition, UNREACHABLE, message):
             message = f"{message} The run waited for {definition.catch_up_window}."
@@ -81,14 +81,12 @@ def _attempt(session: Session, schedule: Schedule, run: ScheduleRun, definition:
         raise
     except Exception as error:
         # A bug of ours: the run fails, and those after it have their turn.
-        logger.error("schedule.run_crashed", schedule_id=schedule.id.hex, run_id=run.id.hex, **log.cause(error))
+        logger.error("schedule.run_crashed", schedule_id=schedule.id, run_id=run.id, **log.cause(error))
         message = f"The server met an internal error ({type(error).__name__}) when it started the run; its log has the details."
         runs.end(session, schedule, run, RunState.FAILED, "internal_error", message)
     else:
         run.move(schedule, RunState.RUNNING, now)
-        logger.info(
-            "schedule.fired", schedule_id=schedule.id.hex, run_id=run.id.hex, batch_id=batch.id.hex, trigger=run.trigger, lag=runs.lag(run)
-        )
+        logger.info("schedule.fired", schedule_id=schedule.id, run_id=run.id, batch_id=batch.id, trigger=run.trigger, lag=runs.lag(run))
 
 
 def _refused(
