@@ -54,10 +54,12 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
 
 
 def _soon(other: Client, file_id: str, size: Size) -> tuple[dict[str, Any], int]:
-    """A schedule that fires within seconds, and its jitter: FULL at a minute, when the greedy ones fire; SMALL does not wait for one."""
+    """A schedule that fires within seconds, and its jitter: FULL at a minute, when the greedy ones fire; SMALL seconds after one."""
     if size is Size.FULL:
         return other.schedule(file_id, **EVERY_MINUTE), 0
     while True:
+        # Its first instant is the next full minute, and its jitter comes on top: tries before that only fill the account's limit.
+        time.sleep(max(0.0, 60 - time.time() % 60 - LATEST))
         made = other.schedule(file_id, **EVERY_MINUTE, jitter=59)
         if SOONEST <= made["next_fire_at"] - time.time() <= LATEST:
             return made, int(other.ask("GET", f"/schedules/{made['id']}/preview")["jitter_delay"])
