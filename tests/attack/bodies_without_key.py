@@ -64,7 +64,7 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
         clients = [opened.enter_context(begin(system, "/v1/batches", MiB)) for _ in range(connections)]
         fill(clients, MiB)
         yield Figure(f"API memory grown by {connections} bodies of 1 MiB without a key, MB", (system.settled("api") - before) / MB, 60)
-        yield Figure("another account's GET beside them, times its time alone", median_seconds(short, 15) / alone, 3)
+        yield Figure("another account's GET beside them, times its time alone", median_seconds(short, 15) / alone, size.times(3.0))
     with ExitStack() as opened:
         clients = [opened.enter_context(begin(system, NOWHERE, 16 * MiB, system.test_key)) for _ in range(bodies)]
         fill(clients, 16 * MiB)

@@ -47,7 +47,7 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
     for thread in asked:
         thread.result()
 
-    yield Figure("another account's GET beside 30 estimates, times its time alone", beside / alone, 2.0)
+    yield Figure("another account's GET beside 30 estimates, times its time alone", beside / alone, size.times(2.0))
     yield Figure("times that /readyz was not 200", ready.total() - ready[200], 0)
     yield Figure("refusals of the other account's estimate", admitted != 200, 0)
     yield Figure("estimates answered neither 200 nor 429", statuses.total() - statuses[200] - statuses[429], 0)

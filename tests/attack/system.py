@@ -24,6 +24,10 @@ class Size(StrEnum):
     SMALL = "small"
     FULL = "full"
 
+    def times(self, full: float) -> float:
+        """How many times its time alone another account's request may take. Other tests run beside SMALL, so there only a stall exceeds it."""
+        return full if self is Size.FULL else 10.0
+
 
 class Figure(NamedTuple):
     """What an attack measured. The system holds while `value` is at most `bound`; the name says the unit."""

@@ -108,5 +108,7 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
                 opened.enter_context(ask(system, f"/v1/batches/{batch_id}/output", system.live_key))
             held = system.settled("api")
             yield Figure(f"API memory grown by {sockets} unread downloads, MB", (held - before) / MB, 150)
-            yield Figure("another account's download beside them, times its time alone", median_seconds(download, 9) / alone, 3)
+            yield Figure(
+                "another account's download beside them, times its time alone", median_seconds(download, 9) / alone, size.times(3.0)
+            )
         yield Figure(f"API memory grown after the {sockets} have closed, MB", (system.settled("api") - before) / MB, LEFT_MB)

@@ -99,7 +99,7 @@ class Client(threading.Thread):
     def _cancel(self, batch_id: str) -> None:
         try:
             self._sdk.batches.cancel(batch_id)
-        except openai.BadRequestError:
+        except openai.ConflictError:
             # It ended first.
             if self._sdk.batches.retrieve(batch_id).status not in TERMINAL:
                 raise

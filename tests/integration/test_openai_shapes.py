@@ -13,7 +13,7 @@ from xalen_batch.models import Batch as BatchRow
 from xalen_batch.pipeline import validate
 
 # Ours, beside what the client knows.
-EXTENSIONS = {"schedule_id", "run_id", "execution_window", "waiting"}
+EXTENSIONS = {"schedule_id", "run_id", "execution_window", "on_invalid", "waiting"}
 # What the client knows and OpenAI's own description of the answers does not have.
 UNDESCRIBED = {"shutdown_date"}
 LIST = {"object", "data", "first_id", "last_id", "has_more"}

@@ -118,6 +118,19 @@ def test_a_slow_backend_is_a_warning_within_one_interval(run: Callable[..., None
     assert max(found["median_ms"], found["oldest_ms"]) == pytest.approx(min(1000 * seconds, 30_000), rel=0.01)
 
 
+def test_a_backend_that_stays_slow_is_one_warning_until_it_was_fast_again(run: Callable[..., None], events: Events) -> None:
+    async def main() -> None:
+        of = Pace("chat", lambda: 1, expected=0.1)
+        for seconds in (2.0, 2.0, 0.1, 2.0):
+            await asyncio.gather(send(of, OK, seconds), asyncio.sleep(INTERVAL))
+        await asyncio.sleep(0.1)
+        of.close()
+
+    run(main)
+    found = [event["event"] for event in named(events, "backend.pace", "backend.slow")]
+    assert found == ["backend.slow", "backend.pace", "backend.pace", "backend.slow"]
+
+
 def test_a_lane_that_rests_says_nothing(run: Callable[..., None], events: Events) -> None:
     async def main() -> None:
         of = Pace("chat", lambda: 0)

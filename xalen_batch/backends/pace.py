@@ -4,8 +4,8 @@ Events, of one backend in one worker process:
 
     backend.failing   the first failure of a kind (status and reason) at once, later ones counted, one event for each INTERVAL
     backend.pace      every INTERVAL while lines run: requests answered and failed, in flight and waiting, and their times
-    backend.slow      the same at level warning, when the median answer or the oldest request in flight takes SLOW times the
-                      catalog's `latency_ms`
+    backend.slow      the same at level warning, once, when the median answer or the oldest request in flight begins to take
+                      SLOW times the catalog's `latency_ms`; `backend.pace` goes on
 
 A reason names a status and an error code, never words of a request or an answer.
 """
@@ -54,6 +54,7 @@ class Pace:
         self._told: set[Kind] = set()
         self._in_flight: dict[int, float] = {}
         self._number = 0
+        self._is_slow = False
         self._timer: asyncio.TimerHandle | None = None
 
     def started(self) -> int:
@@ -116,9 +117,10 @@ class Pace:
         median = statistics.median(answers) if answers else 0.0
         oldest = max((now - since for since in self._in_flight.values()), default=0.0)
         is_slow = self._expected is not None and max(median, oldest) > SLOW * self._expected
-        write = logger.warning if is_slow else logger.info
+        has_slowed, self._is_slow = is_slow and not self._is_slow, is_slow
+        write = logger.warning if has_slowed else logger.info
         write(
-            "backend.slow" if is_slow else "backend.pace",
+            "backend.slow" if has_slowed else "backend.pace",
             backend=self._name,
             answered=len(answers),
             failed=self._sample.failed,
