@@ -15,7 +15,7 @@ from xalen_batch.pipeline.readers import Readers
 T = TypeVar("T")
 
 # Below the API, the database and the workers, which answer and run the lines of others.
-NICENESS = 10
+NICENESS = 15
 # Seconds until the first process is there; a fork server takes half a second to start.
 START = 10.0
 # Seconds. The largest file takes a few.
