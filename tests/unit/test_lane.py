@@ -35,7 +35,7 @@ class Lines:
 
     count: int = 1
     is_stopped: bool = False
-    source: Source = field(default_factory=lambda: Source(ids.new(), ids.new()))
+    source: Source = field(default_factory=lambda: Source.of(ids.new(), ids.new()))
     outcomes: dict[int, Ended | NotRun] = field(default_factory=dict)
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
 

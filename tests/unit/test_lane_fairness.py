@@ -65,7 +65,7 @@ class Batch:
     lane: Lane
     lines: int
     kind: str = "good"
-    source: Source = field(default_factory=lambda: Source(ids.new(), ids.new()))
+    source: Source = field(default_factory=lambda: Source.of(ids.new(), ids.new()))
     is_stopped: bool = False
     in_lane: int = 0
     not_before: float = 0.0

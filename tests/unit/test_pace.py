@@ -14,7 +14,7 @@ from xalen_batch.backends.circuit import Source
 from xalen_batch.backends.contract import Answered, Outcome, Retryable, Usage
 from xalen_batch.backends.pace import INTERVAL, MOST_KINDS, Pace
 
-SOURCE = Source(ids.new(), ids.new())
+SOURCE = Source.of(ids.new(), ids.new())
 OK = Answered(200, b"{}", Usage(1, 1))
 BROKEN = Retryable("The backend answered 500.", 500)
 AWAY = Retryable("No connection to the backend could be made.", is_unreachable=True)

@@ -27,10 +27,10 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 from uuid import UUID
 
-from xalen_batch import log
+from xalen_batch import ids, log
 from xalen_batch.config import settings
 
 logger = log.get(__name__)
@@ -53,10 +53,17 @@ REMEMBERED = 1_000
 
 
 class Source(NamedTuple):
-    """Whose lines succeed or fail together, as far as the circuit knows."""
+    """Account and batch of a line. Lines of one source succeed or fail together, as far as the circuit knows.
 
-    account_id: UUID
-    batch_id: UUID
+    Both are public ids: each line looks its source up 40 times, and a str caches its hash, which a UUID does not.
+    """
+
+    account_id: str
+    batch_id: str
+
+    @classmethod
+    def of(cls, account_id: UUID, batch_id: UUID) -> Self:
+        return cls(ids.render("acct", account_id), ids.render("batch", batch_id))
 
 
 class State(Enum):
@@ -69,7 +76,7 @@ class Opening(NamedTuple):
     """What may be claimed while the circuit is not closed: `lines` at most, and none of `passed_over` (a batch, or all of an account)."""
 
     lines: int
-    passed_over: frozenset[tuple[UUID, UUID | None]] = frozenset()
+    passed_over: frozenset[tuple[str, str | None]] = frozenset()
 
 
 @dataclass(slots=True)
@@ -101,7 +108,7 @@ class Circuit:
         self._clock = clock
         self._records: OrderedDict[Source, _Record] = OrderedDict()
         # By account, for how busy the backend is: an account may have any number of batches.
-        self._accounts: OrderedDict[UUID, _Record] = OrderedDict()
+        self._accounts: OrderedDict[str, _Record] = OrderedDict()
         self._sent = 0
         self._answered = -1
         # None: closed.
@@ -195,12 +202,17 @@ class Circuit:
 
         `is_answer`: as opposed to a refusal, which a server may send whose model is broken.
         """
+        now = self._clock()
         for record in (_of(self._records, source), _of(self._accounts, source.account_id)):
             record.bad = record.failures = 0
             if is_answer:
-                record.answered, record.answered_at = max(record.answered, request), self._clock()
+                record.answered_at = now
+                if request > record.answered:
+                    record.answered = request
         if is_answer:
-            self._answered, self._answered_at = max(self._answered, request), self._clock()
+            self._answered_at = now
+            if request > self._answered:
+                self._answered = request
         if self._until is None or request <= self._broken_since:
             return False
         self._close()
@@ -281,8 +293,11 @@ class Circuit:
 
 
 def _of(records: OrderedDict[K, _Record], key: K) -> _Record:
-    record = records.setdefault(key, _Record())
-    records.move_to_end(key)
-    if len(records) > REMEMBERED:
-        records.popitem(last=False)
+    record = records.get(key)
+    if record is None:
+        record = records[key] = _Record()
+        if len(records) > REMEMBERED:
+            records.popitem(last=False)
+    else:
+        records.move_to_end(key)
     return record

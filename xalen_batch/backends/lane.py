@@ -5,7 +5,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from uuid import UUID
 
 from xalen_batch import log
 from xalen_batch.backends.buffer import Buffer
@@ -49,22 +48,23 @@ class Lane:
         self.backend = backend
         self.buffer = buffer or Buffer()
         self._rates = rates
+        self._clock = clock
         self._on_room = on_room
         self.circuit = Circuit(name, clock)
         self.silence = Silence(clock)
         self.unfinished = 0
-        self._of_account: Counter[UUID] = Counter()
+        self._of_account: Counter[str] = Counter()
         # Accounts that had no room when they were last looked at.
-        self._full: set[UUID] = set()
+        self._full: set[str] = set()
         self._ceiling = ceiling
         self._concurrency = Concurrency(_share(ceiling, workers), clock)
         self._waiting: FairQueue[Entry] = FairQueue()
         self._pace = Pace(name, lambda: self.unfinished - self._concurrency.in_flight, latency)
         self._pausing: dict[Entry, asyncio.TimerHandle] = {}
         # By account, a line that was refused although it was the only one in flight: until its pause is over, the account sends nothing.
-        self._refused: dict[UUID, Entry] = {}
+        self._refused: dict[str, Entry] = {}
         # Accounts for which only the backend says that it is busy.
-        self._doubted: set[UUID] = set()
+        self._doubted: set[str] = set()
         self._refill: asyncio.TimerHandle | None = None
         # What each pump sends now.
         self._pumps: dict[asyncio.Task[None], Entry | None] = {}
@@ -80,7 +80,7 @@ class Lane:
         rooms = self.rooms()
         return max((rooms[account] for account in rooms if account is not None), default=rooms[None])
 
-    def rooms(self) -> Mapping[UUID | None, int]:
+    def rooms(self) -> Mapping[str | None, int]:
         """How many more lines should be claimed of each account that has lines here, and (None) of one that has none.
 
         Enough wait behind those in flight that the pipe stays full while a task is claimed, and not more, so
@@ -111,7 +111,7 @@ class Lane:
             for entry in entries[probes:]:
                 self._over(entry, NOT_RUN)
             entries = entries[:probes]
-        self._waiting.add(entries)
+        self._waiting.add(source, entries)
         if not self._room_of(source.account_id):
             self._full.add(source.account_id)
         self._fill()
@@ -133,7 +133,7 @@ class Lane:
         if self._rates is not None:
             await self._rates.close()
 
-    def _room_of(self, account: UUID | None) -> int:
+    def _room_of(self, account: str | None) -> int:
         if self._rates is not None and self._rates.wait > BACKLOG:
             return 0
         lines = sum(lines for other, lines in list(self._of_account.items()) if other == account or self._waiting.is_answered(other))
@@ -218,7 +218,7 @@ class Lane:
         entry.is_sent = True
         number = self.circuit.sent(source)
         if not entry.first:
-            entry.first, entry.first_at = number, asyncio.get_running_loop().time()
+            entry.first, entry.first_at = number, self._clock()
         token, timed, outcome = self._concurrency.started(), self._pace.started(), None
         try:
             outcome = await self.backend.send(request)
@@ -257,7 +257,7 @@ class Lane:
         is_own = outcome.is_failed_attempt or (outcome.refusal is not None and self.circuit.answered_since(entry.first))
         if outcome.may_be_own and not is_own:
             # Else the last lines of a batch would wait for answers that nobody asks for any more.
-            is_own = self.circuit.is_vouched or asyncio.get_running_loop().time() - entry.first_at > settings().circuit_patience
+            is_own = self.circuit.is_vouched or self._clock() - entry.first_at > settings().circuit_patience
         entry.failed += is_own
         if self.circuit.holds(source) and not (entry.is_probe and is_own and not self.circuit.is_patient):
             self._over(entry, NOT_RUN)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from typing import Any, Protocol
-from uuid import UUID
 
 from xalen_batch.backends.circuit import Source
 from xalen_batch.backends.contract import Answered, Refused, Request, Retryable
@@ -54,7 +53,7 @@ class Entry:
     is_probe: bool = False
     attempts: int = 0
     failed: int = 0
-    # The number of its first request, and when that was sent, by the event loop's clock.
+    # The number of its first request, and when that was sent, by the lane's clock.
     first: int = 0
     first_at: float = 0.0
     is_sent: bool = False
@@ -64,5 +63,5 @@ class Entry:
         return self.work.source
 
     @property
-    def account_id(self) -> UUID:
+    def account_id(self) -> str:
         return self.work.source.account_id

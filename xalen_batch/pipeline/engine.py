@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
+from uuid import UUID
 
 import uvloop
 
-from xalen_batch import catalog, db, disk, log, marks
+from xalen_batch import catalog, db, disk, ids, log, marks
 from xalen_batch.backends import registry
 from xalen_batch.backends.buffer import Buffers
 from xalen_batch.backends.lane import Lane
@@ -282,14 +283,14 @@ class Engine:
         """What the claim has to fit: the room of each lane, of each account in it, and of each account in the slots."""
         found = []
         for (model, livemode), lane in list(self._lanes.items()):
-            found += [Room(lines, model, livemode, account) for account, lines in lane.rooms().items()]
+            found += [Room(lines, model, livemode, _uuid("acct", account)) for account, lines in lane.rooms().items()]
             if (opening := lane.circuit.opening) is not None:
-                found += [Room(0, model, livemode, account, batch) for account, batch in opening.passed_over]
+                found += [Room(0, model, livemode, _uuid("acct", account), _uuid("batch", batch)) for account, batch in opening.passed_over]
         slots = Counter(run.source.account_id for run in list(self._runs))
         for account, taken in slots.items():
             others = slots.total() - taken
             if taken >= max(1, int(SLOT_SHARE * (settings().worker_slots - others))):
-                found.append(Room(0, account_id=account))
+                found.append(Room(0, account_id=_uuid("acct", account)))
         return found
 
     @property
@@ -314,3 +315,7 @@ class Engine:
 
     def _on_loop(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+
+def _uuid(kind: ids.Kind, public_id: str | None) -> UUID | None:
+    return None if public_id is None else ids.parse(kind, public_id)

@@ -45,7 +45,7 @@ class Run:
         # A line is let go of when it is over, and not when all are.
         self.claim = replace(claim, lines=())
         self.count = len(claim.lines)
-        self.source = Source(claim.account_id, claim.batch_id)
+        self.source = Source.of(claim.account_id, claim.batch_id)
         self.lane = lane
         self.is_stopped = False
         # Bytes of requests that are not over.
