@@ -12,6 +12,7 @@ from xalen_batch.config import MiB
 from xalen_batch.models.files import FilePart
 
 PAGE_ROWS = 2_000
+FIRST_ROWS = 50
 PAGE_BYTES = 1 * MiB
 # A longer answer is read in pieces of this length: a connection to PostgreSQL keeps a buffer as long as the longest row.
 PIECE_BYTES = 256 * 1024
@@ -53,16 +54,19 @@ class _Reader:
         self._line_no = 0
         # Bytes of that line's answer that were read, while it may go on.
         self._read = 0
+        # Most rows of the next page. PostgreSQL sums the lengths of all of them, also of those that do not fit.
+        self._rows = FIRST_ROWS
 
     def read(self) -> bytes:
         """The next chunk; empty at the end."""
         return self._piece() if self._read else self._page()
 
     def _page(self) -> bytes:
-        place = {"after": self._line_no, "rows": PAGE_ROWS, "bytes": PAGE_BYTES}
+        place = {"after": self._line_no, "rows": self._rows, "bytes": PAGE_BYTES}
         rows = self._ask(psycopg.sql.SQL(_PAGE).format(part=psycopg.sql.SQL(_PARTS[self._part])), **place)
         if not rows:
             return b""
+        self._rows = min(PAGE_ROWS, max(FIRST_ROWS, 2 * len(rows)))
         content = b"".join([jsonl.result_line(self._batch_id, *row) for row in rows])
         self._line_no, _, _, body, *_ = rows[-1]
         if len(body or b"") < PIECE_BYTES:

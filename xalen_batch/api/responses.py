@@ -25,8 +25,8 @@ from xalen_batch.idempotency import Answer
 T = TypeVar("T", bound=Identified)
 
 JSON = "application/json"
-# Bytes that a stream holds for a client who does not read: a piece of about 1 MiB, and what the connection was given.
-STREAM_HOLDS = 3 * MiB // 2
+# Bytes that a stream holds for a client who does not read: a piece of about 1 MiB, the next one, and what the connection was given.
+STREAM_HOLDS = 5 * MiB // 2
 # Pieces that are read at a time in this process, and for one account. The threads of short requests stay free, however
 # slow a store is; and an account that reads many streams at once takes no more turns of another's.
 THREADS = 16
@@ -52,7 +52,7 @@ def _stored(answer: Answer, body: bytes) -> Response:
 
 
 class Stream(StreamingResponse):
-    """Pieces from their source, of about 1 MiB at most, each read when the client has taken the one before.
+    """Pieces from their source, of about 1 MiB at most, each read while the client takes the one before.
 
     Counts in its account's budget of answers until the last piece is handed over or the client is gone.
     TooManyRequests or Unavailable where it does not fit, and any error of the first piece, still become an answer.
@@ -75,8 +75,14 @@ class Stream(StreamingResponse):
 
     async def _from(self, piece: bytes) -> AsyncIterator[bytes]:
         while piece:
-            yield piece
-            piece = await self._next()
+            coming = asyncio.ensure_future(self._next())
+            try:
+                yield piece
+                piece = await coming
+            finally:
+                # The client may be gone before an error is there: reading it keeps asyncio from logging it.
+                if not coming.cancel() and not coming.cancelled():
+                    coming.exception()
 
     async def _next(self) -> bytes:
         async with self._turn:
