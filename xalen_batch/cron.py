@@ -5,19 +5,17 @@ of clock changes depends on how a field is spelled, and misses fires where a zon
 """
 
 import re
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from difflib import get_close_matches
-from functools import cache
 from heapq import heappop, heappush
 from itertools import pairwise
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
 
 from xalen_batch.errors import InvalidRequest
+from xalen_batch.timezones import met, shown, zone
 
 LONGEST_EXPRESSION = 200
 NICKNAMES = {
@@ -44,9 +42,6 @@ FIVE_FIELDS = "five fields (minute, hour, day of month, month, day of week), suc
 # Whether an expression ever fires is the same from any day on: leap years and weekdays repeat within the 50 years that cronsim looks.
 SOME_DAY = datetime(2001, 1, 1)  # noqa: DTZ001
 MINUTES_OF_DAY = 1_440
-LONGEST_ZONE = 64
-# What a folder of zone files may hold besides zones: this machine's own, and placeholders.
-NO_ZONES = {"localtime", "posixrules", "Factory"}
 SHOWN_VALUE = 100
 
 
@@ -76,7 +71,7 @@ class Cron:
             # In an hour that will be repeated, times that are past are still to come again.
             again = local.replace(fold=1).astimezone(UTC) - local.replace(fold=0).astimezone(UTC)
             walls = _walls(self.expression, local.replace(tzinfo=None, fold=0) - max(again, timedelta()))
-            meets = _shown if len(walls.hours) == 24 else _met
+            meets = shown if len(walls.hours) == 24 else met
             last, ahead = instant, list[datetime]()
             for wall in walls:
                 moments = meets(wall, self.zone)
@@ -103,52 +98,6 @@ class Cron:
         walls = _walls(self.expression, SOME_DAY)
         times = sorted(60 * hour + minute for hour in walls.hours for minute in walls.minutes)
         return timedelta(minutes=min(later - earlier for earlier, later in pairwise([*times, times[0] + MINUTES_OF_DAY])))
-
-
-def zone(name: str) -> ZoneInfo:
-    """The time zone of an IANA name. InvalidRequest for anything else."""
-    if name not in _zone_names():
-        raise InvalidRequest(
-            f"timezone: {name[:SHOWN_VALUE]!r} is no IANA time zone. Write one such as {similar_zones(name)}.", param="timezone"
-        )
-    return ZoneInfo(name)
-
-
-def similar_zones(name: str) -> str:
-    """Names of zones that are close to a wrong one, or else examples, for a message."""
-    by_alias = {alias.lower(): known for known in sorted(_zone_names()) for alias in (known, known.split("/")[-1])}
-    if exact := by_alias.get(name.strip().replace(" ", "_").lower()):
-        return f"`{exact}`"
-    close = get_close_matches(name[:LONGEST_ZONE].strip().replace(" ", "_").lower(), by_alias, n=3, cutoff=0.75)
-    found = dict.fromkeys(by_alias[alias] for alias in close) or ["Europe/Berlin", "America/New_York", "UTC"]
-    return ", ".join(f"`{known}`" for known in found)
-
-
-def reached(wall: datetime, zone: ZoneInfo) -> datetime:
-    """When, in UTC, a zone's clock shows a (naive) wall time for the first time, or else skips past it: the end of the gap."""
-    if shown := _shown(wall, zone):
-        return shown[0]
-    # Of a wall time in a gap, fold=1 is the reading of the clock as it is afterwards, and lies before the change (PEP 495).
-    before, after = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (1, 0))
-    changed = after.astimezone(zone).utcoffset()
-
-    def is_after(second: int) -> bool:
-        return (before + timedelta(seconds=second)).astimezone(zone).utcoffset() == changed
-
-    return before + timedelta(seconds=bisect_left(range(int((after - before).total_seconds())), True, key=is_after))
-
-
-def _shown(wall: datetime, zone: ZoneInfo) -> list[datetime]:
-    """The moments at which a clock shows a wall time: one; two where it is repeated; none where it is skipped."""
-    readings = {wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1)}
-    return sorted(moment for moment in readings if moment.astimezone(zone).replace(tzinfo=None, fold=0) == wall)
-
-
-def _met(wall: datetime, zone: ZoneInfo) -> list[datetime]:
-    """The one moment for a wall time; none on a day that the zone's calendar leaves out, as Pacific/Apia's 30 December 2011."""
-    moment = reached(wall, zone)
-    before, after = ((moment - pause).astimezone(zone).date() for pause in (timedelta(seconds=1), timedelta()))
-    return [] if before < wall.date() < after else [moment]
 
 
 def _walls(expression: str, start: datetime) -> CronSim:
@@ -228,8 +177,3 @@ def _fires(expression: str) -> bool:
         return next(_walls(expression, SOME_DAY), None) is not None
     except Exception:  # Whatever cronsim trips over, the expression is at fault.
         return False
-
-
-@cache
-def _zone_names() -> frozenset[str]:
-    return frozenset(available_timezones() - NO_ZONES)

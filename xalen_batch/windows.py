@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from xalen_batch import cron
+from xalen_batch import timezones
 from xalen_batch.errors import InvalidRequest
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
@@ -61,9 +61,9 @@ def _week_order(days: list[Day]) -> list[Day]:
 
 def _zone(name: str) -> str:
     try:
-        cron.zone(name)
+        timezones.zone(name)
     except InvalidRequest as error:
-        raise ValueError(f"should be an IANA time zone such as {cron.similar_zones(name)}") from error
+        raise ValueError(f"should be an IANA time zone such as {timezones.similar_zones(name)}") from error
     return name
 
 
@@ -96,13 +96,13 @@ class ExecutionWindow(BaseModel):
 
     def intervals(self, at: datetime) -> Iterator[tuple[datetime, datetime]]:
         """The interval of `interval`, and those after it: ascending and disjoint, though one may open as another closes."""
-        zone = cron.zone(self.timezone)
+        zone = timezones.zone(self.timezone)
         start, end = time.fromisoformat(self.start), time.fromisoformat(self.end)
         day = at.astimezone(zone).date() - ONE_DAY
         while True:
             if WEEK[day.weekday()] in self.days:
-                opens = cron.reached(datetime.combine(day, start), zone)
-                closes = cron.reached(datetime.combine(day if start < end else day + ONE_DAY, end), zone)
+                opens = timezones.reached(datetime.combine(day, start), zone)
+                closes = timezones.reached(datetime.combine(day if start < end else day + ONE_DAY, end), zone)
                 if opens < closes and at < closes:
                     yield opens, closes
             day += ONE_DAY
@@ -122,7 +122,7 @@ def refuse_if_never_open(window: ExecutionWindow, start: datetime, completion: t
     wait = opens - start
     if wait < completion:
         return
-    zone = cron.zone(window.timezone)
+    zone = timezones.zone(window.timezone)
 
     def local(moment: datetime) -> str:
         there = moment.astimezone(zone)

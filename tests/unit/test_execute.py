@@ -7,10 +7,9 @@ from decimal import Decimal
 import pytest
 
 from xalen_batch import ids
-from xalen_batch.backends.contract import Answered, Request, Usage
+from xalen_batch.backends.contract import NOT_RUN, Answered, Request, Usage
 from xalen_batch.backends.lane import Lane
 from xalen_batch.backends.simulated.backend import SimulatedBackend
-from xalen_batch.backends.work import NOT_RUN
 from xalen_batch.billing.charges import Tariff
 from xalen_batch.catalog import CHAT, models
 from xalen_batch.pipeline import execute

@@ -9,10 +9,9 @@ import pytest
 
 from xalen_batch import ids
 from xalen_batch.backends.circuit import Opening, Source, State
-from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable, Usage
+from xalen_batch.backends.contract import Answered, Ended, Exhausted, NotRun, Outcome, Refused, Request, Retryable, Usage
 from xalen_batch.backends.lane import BACKLOG, Lane, pause_before_retry
 from xalen_batch.backends.rates import Rates, estimate
-from xalen_batch.backends.work import Ended, Exhausted, NotRun
 from xalen_batch.catalog import CHAT
 
 OK = Answered(200, b"{}", Usage(1, 1))

@@ -10,9 +10,8 @@ import pytest
 from tests.unit import virtual_time
 from xalen_batch import ids
 from xalen_batch.backends.circuit import Source, State
-from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable, Usage
+from xalen_batch.backends.contract import Answered, Ended, Exhausted, NotRun, Outcome, Refused, Request, Retryable, Usage
 from xalen_batch.backends.lane import Lane
-from xalen_batch.backends.work import Ended, Exhausted, NotRun
 from xalen_batch.catalog import CHAT
 
 OK = Answered(200, b"{}", Usage(1, 1))

@@ -12,7 +12,6 @@ from xalen_batch import ids, money
 from xalen_batch.accounts import Owner
 from xalen_batch.api.schemas import Identified
 from xalen_batch.api.scopes import Scoped
-from xalen_batch.cron import zone
 from xalen_batch.fields import ExpiresAfter, Text, Time
 from xalen_batch.models import Schedule, ScheduleRun
 from xalen_batch.schedules import runs, sources
@@ -20,6 +19,7 @@ from xalen_batch.schedules.definition import Definition, OnEmpty, Source
 from xalen_batch.schedules.inbox import Added
 from xalen_batch.schedules.runs import Outcome, Trigger
 from xalen_batch.states import RunState, ScheduleStatus
+from xalen_batch.timezones import zone
 from xalen_batch.windows import ExecutionWindow
 
 

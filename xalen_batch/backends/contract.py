@@ -73,6 +73,23 @@ class Retryable:
 Outcome = Answered | Refused | Retryable
 
 
+@dataclass(frozen=True, slots=True)
+class Exhausted:
+    """The line used up its attempts; `last` is what the last one met."""
+
+    last: Retryable
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotRun:
+    """The line has no outcome and goes back to its task: its work was stopped, or the backend is broken."""
+
+
+Ended = Answered | Refused | Exhausted
+NOT_RUN = NotRun()
+
+
 class Backend(Protocol):
     """A place where one model runs. Made and used on a worker's event loop."""
 

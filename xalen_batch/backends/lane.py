@@ -10,12 +10,12 @@ from xalen_batch import log
 from xalen_batch.backends.buffer import Buffer
 from xalen_batch.backends.circuit import Circuit, Source
 from xalen_batch.backends.concurrency import Concurrency, Verdict
-from xalen_batch.backends.contract import Answered, Backend, Outcome, Refused, Retryable
+from xalen_batch.backends.contract import NOT_RUN, Answered, Backend, Ended, Exhausted, NotRun, Outcome, Refused, Retryable
 from xalen_batch.backends.fair_queue import FairQueue
 from xalen_batch.backends.pace import Pace
 from xalen_batch.backends.rates import Rates, estimate
 from xalen_batch.backends.silence import Silence
-from xalen_batch.backends.work import NOT_RUN, Ended, Entry, Exhausted, Line, NotRun, Work
+from xalen_batch.backends.work import Entry, Line, Work
 from xalen_batch.config import settings
 
 logger = log.get(__name__)

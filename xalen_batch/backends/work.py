@@ -4,24 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from xalen_batch.backends.circuit import Source
-from xalen_batch.backends.contract import Answered, Refused, Request, Retryable
-
-
-@dataclass(frozen=True, slots=True)
-class Exhausted:
-    """The line used up its attempts; `last` is what the last one met."""
-
-    last: Retryable
-    attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class NotRun:
-    """The line has no outcome and goes back to its task: its work was stopped, or the backend is broken."""
-
-
-Ended = Answered | Refused | Exhausted
-NOT_RUN = NotRun()
+from xalen_batch.backends.contract import Ended, NotRun, Request
 
 
 class Line(Protocol):

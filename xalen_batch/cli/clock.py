@@ -44,8 +44,8 @@ def say_zone(timezone: str | None) -> None:
 
 
 def _is_zone(name: str) -> bool:
-    from xalen_batch.cron import zone
     from xalen_batch.errors import InvalidRequest
+    from xalen_batch.timezones import zone
 
     try:
         zone(name)

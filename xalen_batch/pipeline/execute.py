@@ -13,9 +13,8 @@ from dataclasses import replace
 
 from xalen_batch import db, log, memory
 from xalen_batch.backends.circuit import Source
-from xalen_batch.backends.contract import Answered, Refused
+from xalen_batch.backends.contract import Answered, Ended, NotRun, Refused
 from xalen_batch.backends.lane import Lane
-from xalen_batch.backends.work import Ended, NotRun
 from xalen_batch.config import MiB, settings
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim, Line

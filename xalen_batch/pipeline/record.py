@@ -15,8 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from xalen_batch import db, jsonl, log
-from xalen_batch.backends.contract import Answered, Refused, Retryable, Usage
-from xalen_batch.backends.work import Ended, Exhausted
+from xalen_batch.backends.contract import Answered, Ended, Exhausted, Refused, Retryable, Usage
 from xalen_batch.billing.charges import Tariff
 from xalen_batch.broker import Job
 from xalen_batch.config import settings

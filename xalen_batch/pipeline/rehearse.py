@@ -5,7 +5,6 @@ from uuid import UUID
 
 from xalen_batch import batches, catalog, db, ids, marks, storage
 from xalen_batch.accounts import Owner
-from xalen_batch.cron import zone
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.pipeline import apart
 from xalen_batch.pipeline.rehearse_file import Rehearsal
@@ -14,6 +13,7 @@ from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.templates import Moment
 from xalen_batch.states import OnInvalid
 from xalen_batch.terms import Terms
+from xalen_batch.timezones import zone
 
 NO_RUN = ids.render("run", UUID(int=0))
 

@@ -8,7 +8,6 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import batches, ids, log, quotas
 from xalen_batch.accounts import Owner
-from xalen_batch.cron import zone
 from xalen_batch.errors import NotCancellable
 from xalen_batch.models import Batch, Schedule, ScheduleRun
 from xalen_batch.schedules import inbox, policies, runs
@@ -18,6 +17,7 @@ from xalen_batch.schedules.runs import Trigger
 from xalen_batch.schedules.starting import OF_ITS_SOURCE, start
 from xalen_batch.schedules.turn import STARTS_AT_ONCE, Turn
 from xalen_batch.states import OPEN_RUNS, RunState, ScheduleStatus
+from xalen_batch.timezones import zone
 
 logger = log.get(__name__)
 

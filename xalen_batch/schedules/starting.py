@@ -7,7 +7,6 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import batches, db, files, ids, log, quotas, storage
 from xalen_batch.accounts import Owner
-from xalen_batch.cron import zone
 from xalen_batch.errors import InvalidRequest, NotFound, StorageFull, TooManyRequests
 from xalen_batch.files import Purpose
 from xalen_batch.models import Schedule, ScheduleRun
@@ -17,6 +16,7 @@ from xalen_batch.schedules.sources import NotReady
 from xalen_batch.schedules.templates import Moment
 from xalen_batch.schedules.turn import Turn
 from xalen_batch.states import RunState
+from xalen_batch.timezones import zone
 
 logger = log.get(__name__)
 
