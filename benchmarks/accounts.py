@@ -7,8 +7,8 @@ from xalen_batch.cli import database
 
 def main() -> None:
     with database.transaction() as session:
-        from xalen_batch import accounts, keys
-        from xalen_batch.accounts import Owner
+        from xalen_batch.accounts import accounts, keys
+        from xalen_batch.accounts.accounts import Owner
 
         for name in sys.argv[1:]:
             account = accounts.create(session, name)

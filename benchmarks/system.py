@@ -19,7 +19,7 @@ from urllib.request import urlopen
 from benchmarks import consumption
 from benchmarks.client import Client
 from benchmarks.lines import CHAT_MODEL, RERANK_MODEL
-from xalen_batch.processes import dying_with_parent
+from xalen_batch.standalone.processes import dying_with_parent
 
 COMMAND = str(Path(sys.executable).with_name("xalen-batch"))
 START_TIMEOUT = 90.0

@@ -24,7 +24,7 @@ def _record_nothing() -> None:
 
 
 def _start_such_workers() -> None:
-    from xalen_batch import supervisor
+    from xalen_batch.standalone import supervisor
 
     class Child(supervisor.Child):
         def __init__(self, name: str, command: str, data_dir: Path) -> None:

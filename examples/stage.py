@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from xalen_batch.processes import dying_with_parent
+from xalen_batch.standalone.processes import dying_with_parent
 
 COMMAND = Path(sys.executable).with_name("xalen-batch")
 MODELS = ("mistral-small-3-1", "bge-reranker-v2")

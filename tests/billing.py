@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from tests import factories
 from tests.factories import CHAT_MODEL
 from xalen_batch import db
-from xalen_batch.accounts import Caller
+from xalen_batch.accounts.accounts import Caller
 from xalen_batch.backends.contract import Answered, Refused, Usage
 from xalen_batch.billing import statements
 from xalen_batch.billing.charges import Tariff

@@ -20,9 +20,11 @@ import structlog
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session
 
-from xalen_batch import broker, catalog, config, db, embedded, marks, schema, storage
+from xalen_batch import broker, catalog, config, db, migrate, storage
 from xalen_batch.billing import prices
 from xalen_batch.models import Base
+from xalen_batch.standalone import stores as embedded
+from xalen_batch.storage import marks
 
 # How long an example takes is the machine's business.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -103,7 +105,7 @@ def stores(_clean_environment: None) -> Iterator[Stores]:
             # A fast machine would meet the usual one in tests of other things.
             patch.setenv("XALEN_QUOTA_REQUESTS_PER_SECOND", "1000000")
             forget()
-            schema.migrate()
+            migrate.migrate()
             storage.store()
             marks.place()
             yield found

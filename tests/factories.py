@@ -10,12 +10,13 @@ from typing import Any
 import obstore
 from sqlalchemy.orm import Session
 
-from xalen_batch import accounts, ids, keys, storage
-from xalen_batch.accounts import Caller, Owner
+from xalen_batch import ids, storage
+from xalen_batch.accounts import accounts, keys
+from xalen_batch.accounts.accounts import Caller, Owner
 from xalen_batch.billing import prices
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.models import Account, Batch, File, Schedule
-from xalen_batch.schedules import registry
+from xalen_batch.schedules import schedules
 from xalen_batch.schedules.definition import Definition
 
 CHAT_MODEL = "mistral-small-3-1"
@@ -118,4 +119,4 @@ def definition(**fields: Any) -> Definition:
 
 
 def schedule(session: Session, owner: Owner, **fields: Any) -> Schedule:
-    return registry.create(session, owner, definition(**fields))
+    return schedules.create(session, owner, definition(**fields))

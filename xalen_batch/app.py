@@ -27,13 +27,13 @@ from xalen_batch.api import (
     schedules,
     terms,
 )
-from xalen_batch.api.bodies import Bodies
-from xalen_batch.api.middleware import AnswerSlices, Paths, RateHeaders, RequestContext
-from xalen_batch.api.pace import BodyPace
-from xalen_batch.api.protocol import BoundedHttp
-from xalen_batch.api.stopping import GracefulServer
+from xalen_batch.api.http.bodies import Bodies
+from xalen_batch.api.http.middleware import AnswerSlices, Paths, RateHeaders, RequestContext
+from xalen_batch.api.http.pace import BodyPace
+from xalen_batch.api.http.protocol import BoundedHttp
+from xalen_batch.api.http.stopping import GracefulServer
 from xalen_batch.config import settings
-from xalen_batch.pipeline import readers
+from xalen_batch.validation import pool
 
 DESCRIPTION = """Batch inference behind the OpenAI Files and Batches API: point the OpenAI client's `base_url` here.
 What is tagged *extensions* or *schedules* is ours and leaves OpenAI's shapes as they are."""
@@ -97,7 +97,7 @@ def serve(host: str, port: int) -> None:
         signal.signal(number, lambda *_: None)
     app = create_app()
     if settings().validation_processes:
-        readers.prepare()
+        pool.prepare()
     # A thread that computes gives way to others after so many seconds; Python's own 5 ms are longer than a short request takes.
     sys.setswitchinterval(SWITCH_INTERVAL)
     memory.settle()

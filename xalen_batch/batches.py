@@ -8,8 +8,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, case, func, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import accounts, catalog, db, disk, files, ids, log, paging, quotas, windows
-from xalen_batch.accounts import Owner
+from xalen_batch import catalog, db, disk, files, ids, log, paging, windows
+from xalen_batch.accounts import accounts, quotas
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.billing import prices
 from xalen_batch.broker import Job
 from xalen_batch.catalog import Endpoint, Model

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
-from xalen_batch import db, embedded, log, storage
+from xalen_batch import db, log, storage
 from xalen_batch.config import GiB, settings
 from xalen_batch.errors import StorageFull
+from xalen_batch.standalone import stores
 
 logger = log.get(__name__)
 
@@ -80,5 +81,5 @@ def _short(_: int) -> dict[Store, Space]:
 def _folders() -> dict[Store, Path]:
     postgres = settings().data_dir.absolute() / "postgres"
     has_database = settings().database_url is not None
-    is_embedded = has_database and make_url(db.url()).query.get("host") == str(embedded.socket_folder(postgres))
+    is_embedded = has_database and make_url(db.url()).query.get("host") == str(stores.socket_folder(postgres))
     return {Store.FILES: storage.folder()} | ({Store.DATABASE: postgres} if is_embedded else {})

@@ -8,14 +8,16 @@ import sqlalchemy
 from sqlalchemy import ColumnElement, Select, Text, cast, func, or_, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import erasure, ids, marks, paging, quotas, storage
-from xalen_batch.accounts import Owner
+from xalen_batch import erasure, ids, paging, storage
+from xalen_batch.accounts import quotas
+from xalen_batch.accounts.accounts import Owner
+from xalen_batch.accounts.quotas import Quota
 from xalen_batch.config import settings
 from xalen_batch.errors import FileBusy, InvalidRequest, NotFound
 from xalen_batch.models import Batch, File, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.paging import Order, Page
-from xalen_batch.quotas import Quota
 from xalen_batch.states import ENDING, OPEN_RUNS, TERMINAL, BatchStatus, RunState
+from xalen_batch.storage import marks
 
 
 class Purpose(StrEnum):

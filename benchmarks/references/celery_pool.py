@@ -16,7 +16,7 @@ from benchmarks.mock.options import Options
 from benchmarks.mock.process import Mock
 from benchmarks.references import process
 from benchmarks.samples import Sample
-from xalen_batch.embedded import Valkey
+from xalen_batch.standalone.stores import Valkey
 
 Pool = Literal["gevent", "prefork", "threads"]
 

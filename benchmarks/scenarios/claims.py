@@ -31,7 +31,7 @@ def _contenders(stage: Stage) -> list[Contender]:
 def _measure(claims: int, *, batches: int, tasks: int, accounts: int) -> Sample:
     with _database():
         from xalen_batch import db
-        from xalen_batch.models.claims import Room, claim
+        from xalen_batch.models.next_task import Room, claim
         from xalen_batch.pipeline import recover
 
         def take(*rooms: Room) -> float:
@@ -59,13 +59,14 @@ def _measure(claims: int, *, batches: int, tasks: int, accounts: int) -> Sample:
 @contextmanager
 def _database() -> Iterator[None]:
     """A new PostgreSQL with the product's tables, behind `db.transaction()` of this process."""
-    from xalen_batch import config, db, embedded, log, schema
+    from xalen_batch import config, db, log, migrate
+    from xalen_batch.standalone import stores
 
     # Its events are no part of the report.
     logging.disable(logging.INFO)
     log.configure()
     with TemporaryDirectory(prefix="xalen-bench-") as folder:
-        server = embedded.Postgres(Path(folder) / "postgres", Path(folder) / "postgres.log", durable=False)
+        server = stores.Postgres(Path(folder) / "postgres", Path(folder) / "postgres.log", durable=False)
         before = {name: value for name, value in os.environ.items() if name.endswith("DATABASE_URL")}
         try:
             server.start()
@@ -74,7 +75,7 @@ def _database() -> Iterator[None]:
             os.environ.pop("XALEN_MIGRATE_DATABASE_URL", None)
             config.settings.cache_clear()
             db.engine.cache_clear()
-            schema.migrate()
+            migrate.migrate()
             yield
         finally:
             if db.engine.cache_info().currsize:

@@ -11,11 +11,12 @@ from benchmarks.scenarios.scenario import Results, Scenario, cpu_ratio, found
 from benchmarks.stage import Stage
 from xalen_batch import catalog, memory
 from xalen_batch.jsonl import Block, blocks, lines
-from xalen_batch.pipeline import bodies, scan
-from xalen_batch.pipeline.prefix import Marker
-from xalen_batch.pipeline.scan import GoodLine
-from xalen_batch.pipeline.split import Split
 from xalen_batch.storage import READ_CHUNK
+from xalen_batch.validation import bodies
+from xalen_batch.validation import lines as scan
+from xalen_batch.validation.lines import GoodLine
+from xalen_batch.validation.prefix_order import Marker
+from xalen_batch.validation.split import Split
 
 LONGEST_LINE = 1 << 20
 READ, CUT, DECODED, KEYS = "reading", "and finding the lines", "and a typed decode", "and the look for doubled keys"

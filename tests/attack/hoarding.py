@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from tests.attack.system import Figure, Size, System
 from tests.wire import Client
-from xalen_batch.api.allowances import UNKNOWN_PROCESSES
+from xalen_batch.ratelimit.allowances import UNKNOWN_PROCESSES
 
 CAPS = {"api_keys": 8, "schedules": 8, "files": 8, "inbox_requests": 8, "waiting_runs": 8, "idempotency_keys": 8}
 STORAGE_BYTES = 600_000

@@ -19,15 +19,15 @@ from typing import Any
 
 from tests.chaos import crash_points, model_server
 from xalen_batch.pipeline import sweeps
-from xalen_batch.processes import dying_with_parent
+from xalen_batch.standalone.processes import dying_with_parent
 
 ROOT = Path(__file__).parents[2]
 # What the commands import when they run.
 IMPORTED_EARLY = (
     "xalen_batch.cli.main",
     "xalen_batch.app",
-    "xalen_batch.worker",
-    "xalen_batch.schema",
+    "xalen_batch.worker.process",
+    "xalen_batch.migrate",
     "celery.worker.consumer",
     "celery.beat",
 )

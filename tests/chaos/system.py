@@ -19,8 +19,8 @@ from tests.chaos.forks import Forks
 from tests.e2e.processes import answers, environment, free_port, wait_until
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.fault_proxy import FaultProxy
-from xalen_batch import embedded
-from xalen_batch.processes import last_words
+from xalen_batch.standalone import stores
+from xalen_batch.standalone.processes import last_words
 
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 60.0
@@ -104,8 +104,8 @@ class System:
             (folder / name).mkdir(parents=True, exist_ok=True)
         self.files = folder / "data" / "files"
         self.calls = folder / "calls.log"
-        self.postgres = embedded.Postgres(folder / "postgres", folder / "logs" / "postgres.log")
-        self.valkey = embedded.Valkey(folder / "valkey", folder / "logs" / "valkey.log")
+        self.postgres = stores.Postgres(folder / "postgres", folder / "logs" / "postgres.log")
+        self.valkey = stores.Valkey(folder / "valkey", folder / "logs" / "valkey.log")
         self._models_port = free_port()
         self.port = free_port()
         self.proxies: dict[str, FaultProxy] = {}
@@ -177,7 +177,7 @@ class System:
         for store in (self.postgres, self.valkey):
             closing.callback(store.stop)
             store.start()
-        targets = dict.fromkeys(LINKS, self.postgres.sockets / f".s.PGSQL.{embedded.POSTGRES_PORT}")
+        targets = dict.fromkeys(LINKS, self.postgres.sockets / f".s.PGSQL.{stores.POSTGRES_PORT}")
         targets |= {"models": ("127.0.0.1", self._models_port), "valkey": self.valkey.sockets / "valkey.sock"}
         self.proxies = {name: closing.enter_context(FaultProxy(target)) for name, target in targets.items()}
         (self.folder / "catalog.toml").write_text(self._catalog(), "utf-8")

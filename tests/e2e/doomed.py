@@ -12,9 +12,9 @@ import select
 import signal
 import sys
 
-from xalen_batch import worker
 from xalen_batch.backends.contract import Outcome, Request
 from xalen_batch.backends.simulated.backend import SimulatedBackend
+from xalen_batch.worker import process
 
 
 def die() -> None:
@@ -39,7 +39,7 @@ def spawn(calls: str) -> None:
     if pid == 0:
         os.close(sys.stdin.fileno())
         note_calls(calls)
-        worker.run_worker()
+        process.run_worker()
         os._exit(0)
     sys.stdout.write(f"{pid}\n")
     sys.stdout.flush()

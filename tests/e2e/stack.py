@@ -23,8 +23,9 @@ from sqlalchemy.orm import Session
 from tests import factories
 from tests.e2e import processes
 from tests.fault_proxy import FaultProxy
-from xalen_batch import embedded, rights, schema
+from xalen_batch import migrate, rights
 from xalen_batch.billing import prices, reconcile
+from xalen_batch.standalone import stores
 
 LINES = 400
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -70,9 +71,9 @@ class Stack:
         self.folder = folder
         self.database_name = "postgres"
         self._running = running
-        self.postgres = embedded.Postgres(folder / "postgres", folder / "postgres.log", connections=40)
-        self.valkey = embedded.Valkey(folder / "valkey", folder / "valkey.log")
-        self.database = running.enter_context(FaultProxy(self.postgres.sockets / f".s.PGSQL.{embedded.POSTGRES_PORT}"))
+        self.postgres = stores.Postgres(folder / "postgres", folder / "postgres.log", connections=40)
+        self.valkey = stores.Valkey(folder / "valkey", folder / "valkey.log")
+        self.database = running.enter_context(FaultProxy(self.postgres.sockets / f".s.PGSQL.{stores.POSTGRES_PORT}"))
         self.redis = running.enter_context(FaultProxy(self.valkey.sockets / "valkey.sock"))
         self.model_port = processes.free_port()
         self.backend = running.enter_context(FaultProxy(("127.0.0.1", self.model_port)))
@@ -93,7 +94,7 @@ class Stack:
             "port": self.port,
         }
         # Here, as far as it can be: on a busy machine each process takes its time to start.
-        migrations = schema.alembic()
+        migrations = migrate.alembic()
         migrations.set_main_option("sqlalchemy.url", self.url().render_as_string(hide_password=False).replace("%", "%%"))
         command.upgrade(migrations, "head")
         with self.direct() as connection, connection.transaction():

@@ -23,7 +23,8 @@ from tests import factories
 from tests.conftest import Stores
 from tests.e2e import processes
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, jsonl, rerank_line
-from xalen_batch import db, embedded, storage
+from xalen_batch import db, storage
+from xalen_batch.standalone import stores as embedded
 
 CANARY = re.compile(rb"c4nary-[a-z0-9-]+")
 

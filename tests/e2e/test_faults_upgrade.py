@@ -10,7 +10,7 @@ from sqlalchemy.engine import make_url
 
 from tests.e2e import processes
 from tests.e2e.stack import LINES, Stack
-from xalen_batch import embedded
+from xalen_batch.standalone import stores
 
 # A process whose wall clock jumps by an hour, to and fro, every second. Its monotonic clock goes on, as a real one does.
 JUMPING = """
@@ -73,13 +73,13 @@ def test_a_newer_version_migrates_in_mid_batch(services: Stack) -> None:
 def test_a_backup_restored_in_mid_batch_goes_on_to_the_end(services: Stack, tmp_path: Path) -> None:
     batch = services.submit_and_wait_for_some()
     backup = tmp_path / "backup.dump"
-    subprocess.run([embedded.postgres_binaries() / "pg_dump", "-Fc", "-f", backup, services.postgres.owner_url], check=True, timeout=120)
+    subprocess.run([stores.postgres_binaries() / "pg_dump", "-Fc", "-f", backup, services.postgres.owner_url], check=True, timeout=120)
     services.is_done(batch)
     with services.direct() as session:
         session.execute("DROP DATABASE IF EXISTS restored WITH (FORCE)")
         session.execute("CREATE DATABASE restored")
     url = make_url(services.postgres.owner_url).set(database="restored").render_as_string(hide_password=False)
-    subprocess.run([embedded.postgres_binaries() / "pg_restore", "--no-owner", "-d", url, backup], check=True, timeout=120)
+    subprocess.run([stores.postgres_binaries() / "pg_restore", "--no-owner", "-d", url, backup], check=True, timeout=120)
     billed = "SELECT line_no, body, amount FROM results WHERE batch_id = %s ORDER BY line_no"
     id = batch.id.removeprefix("batch_")
     with psycopg.connect(url) as session:

@@ -17,7 +17,7 @@ from openai import OpenAI
 from tests.e2e import processes
 from tests.e2e.processes import System
 from tests.factories import chat_line, jsonl
-from xalen_batch import ports
+from xalen_batch.standalone import ports
 
 
 @pytest.fixture
@@ -189,7 +189,8 @@ def test_what_does_not_get_ready_is_stopped_and_the_check_that_failed_is_named(d
     breaking = (
         "import shutil, sys\n"
         "from pathlib import Path\n"
-        "from xalen_batch import marks, supervisor\n"
+        "from xalen_batch.storage import marks\n"
+        "from xalen_batch.standalone import supervisor\n"
         "from xalen_batch.cli.main import app\n"
         "files, place = Path(sys.argv[3]) / 'files', marks.place\n"
         "marks.place = lambda: (place(), shutil.rmtree(files), files.write_text(''))\n"

@@ -27,7 +27,7 @@ from xalen_batch import db
 from xalen_batch.broker import Job
 from xalen_batch.models import Batch, Result, Task
 from xalen_batch.models.tasks import SUSPECT_LOSSES
-from xalen_batch.pipeline.blame import ALONE_LOSSES
+from xalen_batch.pipeline.poison import ALONE_LOSSES
 from xalen_batch.states import TERMINAL, TaskState
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")

@@ -11,11 +11,11 @@ import orjson
 from xalen_batch import catalog, jsonl
 from xalen_batch.catalog import ENDPOINTS
 from xalen_batch.jsonl import Block
-from xalen_batch.pipeline import bodies, prefix
-from xalen_batch.pipeline.estimate import estimate
-from xalen_batch.pipeline.faults import Fault
-from xalen_batch.pipeline.scan import GoodLine, Reader, _usual_values, scan
 from xalen_batch.terms import Terms
+from xalen_batch.validation import bodies, prefix_order
+from xalen_batch.validation.errors import Fault
+from xalen_batch.validation.estimate import estimate
+from xalen_batch.validation.lines import GoodLine, Reader, _usual_values, scan
 
 MODELS = catalog.read(None)
 TERMS = Terms({id: {"input": "0.02", "output": "0.04"} for id in MODELS}, dict.fromkeys(MODELS, "openai"))
@@ -128,7 +128,7 @@ def _good(line: GoodLine, content: bytes) -> None:
     assert line.body["model"] == line.model
     assert b"\n" not in body
     if not MODELS[line.model].is_reranker:
-        assert len(prefix.marks(line.prompt)) <= prefix.MOST_MARKS
+        assert len(prefix_order.marks(line.prompt)) <= prefix_order.MOST_MARKS
     is_escaped = jsonl.has_line_break(line.custom_id)
     answered = jsonl.result_line(UUID(int=1), 1, line.custom_id, 200, b"{}", None, None, is_escaped)
     assert len(answered.decode().splitlines()) == 1

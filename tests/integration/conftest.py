@@ -15,7 +15,7 @@ import uvicorn
 from tests import factories
 from tests.waiting import PATIENCE
 from xalen_batch import app, db
-from xalen_batch.api.protocol import BoundedHttp
+from xalen_batch.api.http.protocol import BoundedHttp
 
 Json = dict[str, Any]
 

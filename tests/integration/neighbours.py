@@ -16,13 +16,14 @@ from tests.conftest import as_owner
 from tests.integration import isolation
 from tests.integration.isolation import IDEMPOTENCY_KEY, OTHER_PARAMETERS, Actor, Kind, Request
 from tests.waiting import PATIENCE
-from xalen_batch import accounts, db, ids, keys, results, storage
-from xalen_batch.accounts import Caller, Owner, Scope
+from xalen_batch import db, ids, results, storage
+from xalen_batch.accounts import accounts, keys
+from xalen_batch.accounts.accounts import Caller, Owner, Scope
 from xalen_batch.backends.contract import Usage
 from xalen_batch.models import Base, Batch, File, IdempotencyKey, Result
 from xalen_batch.models.files import FilePart
-from xalen_batch.pipeline.collect import check, collect
-from xalen_batch.schedules import by_hand
+from xalen_batch.schedules import manual
+from xalen_batch.schedules.collect import check, collect
 
 # In everything that the neighbour has: where it is found, something has leaked.
 CANARY = "canary-7f3a9c"
@@ -133,7 +134,7 @@ def _belongings(session: Session, caller: Caller) -> dict[Kind, str]:
     )
     inbox = factories.schedule(session, caller, name=CANARY, inbox={})
     collect(session, inbox, check(caller, inbox, json.dumps(line).encode(), "json"))
-    run = by_hand.run_now(session, schedule)
+    run = manual.run_now(session, schedule)
     for route in ("POST /v1/files", "POST /v1/batches", "POST /v1/schedules"):
         session.execute(
             insert(IdempotencyKey).values(

@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from xalen_batch.pipeline import pieces
-from xalen_batch.pipeline.readers import Readers
+from xalen_batch.validation import pieces
+from xalen_batch.validation.pool import Readers
 
 serve = pieces.serve
 

@@ -7,8 +7,9 @@ from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
 from tests import factories
-from xalen_batch import accounts, db, key_secrets, keys
-from xalen_batch.accounts import ORDINARY, Caller, Owner, Scope
+from xalen_batch import db
+from xalen_batch.accounts import accounts, keys, secrets
+from xalen_batch.accounts.accounts import ORDINARY, Caller, Owner, Scope
 from xalen_batch.errors import Forbidden, InvalidRequest, Unauthenticated
 from xalen_batch.models import ApiKey
 
@@ -22,7 +23,7 @@ def test_a_key_stands_for_its_account_in_its_mode(session: Session, livemode: bo
 def test_a_key_from_before_there_was_a_checksum_stays_valid(session: Session) -> None:
     key, _ = keys.create(session, Owner(factories.account(session).id, False), name="old")
     old = "xln_test_" + "a" * 32
-    key.hash = key_secrets.digest(old)
+    key.hash = secrets.digest(old)
     session.flush()
     assert accounts.authenticate(session, old).key_id == key.id
 
@@ -32,7 +33,7 @@ def test_a_key_that_differs_in_its_last_random_digit_is_unknown(session: Session
     digits = secret[9:41]
     other = digits[:-1] + ("a" if digits[-1] != "a" else "b")
     with pytest.raises(Unauthenticated, match="no such key"):
-        accounts.authenticate(session, secret[:9] + other + key_secrets.checksum(other))
+        accounts.authenticate(session, secret[:9] + other + secrets.checksum(other))
 
 
 def test_a_revoked_key_and_an_expired_one_are_refused(session: Session) -> None:

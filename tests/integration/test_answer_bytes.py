@@ -21,7 +21,7 @@ from tests.waiting import PATIENCE
 from xalen_batch import db
 from xalen_batch.backends.buffer import READ_BYTES, Buffer
 from xalen_batch.models import Result
-from xalen_batch.pipeline.engine import ANSWERS_SHARE, Engine
+from xalen_batch.worker.engine import ANSWERS_SHARE, Engine
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 

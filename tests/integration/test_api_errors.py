@@ -12,7 +12,7 @@ from sqlalchemy import select, text
 
 from tests.integration.conftest import Api, new_key
 from xalen_batch import batches, config, db
-from xalen_batch.api import middleware
+from xalen_batch.api.http import middleware
 from xalen_batch.models import ApiKey
 from xalen_batch.pipeline import finalize
 

@@ -81,14 +81,14 @@ def test_a_check_that_hangs_does_not_hang_the_answer(api: Api, monkeypatch: pyte
 
 
 def test_a_schema_that_is_behind_is_not_ready(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xalen_batch.schema.is_usable", lambda: False)
+    monkeypatch.setattr("xalen_batch.migrate.is_usable", lambda: False)
     answer = api.ask("GET", "/readyz", key=None)
     assert answer.status == 503
     assert "xalen-batch migrate" in answer.json["checks"]["migrations"]["error"]
 
 
 def test_a_schema_of_a_newer_version_is_ready(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xalen_batch.schema.found", lambda: "9999")
+    monkeypatch.setattr("xalen_batch.migrate.found", lambda: "9999")
     answer = api.ask("GET", "/readyz", key=None)
     assert answer.json["checks"]["migrations"]["status"] == "ok"
 

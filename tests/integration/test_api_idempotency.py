@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 
 from tests import factories
 from tests.integration.conftest import Answer, Api, multipart, new_key
-from xalen_batch import db, idempotency, ids, storage
-from xalen_batch.accounts import Caller
+from xalen_batch import db, ids, storage
+from xalen_batch.accounts.accounts import Caller
+from xalen_batch.api import idempotency
 from xalen_batch.models import IdempotencyKey
 
 KEY = {"idempotency-key": "nightly-1"}

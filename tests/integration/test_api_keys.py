@@ -7,8 +7,9 @@ import pytest
 
 from tests import factories
 from tests.integration.conftest import Api, new_key
-from xalen_batch import accounts, db, ids, keys
-from xalen_batch.accounts import Owner
+from xalen_batch import db, ids
+from xalen_batch.accounts import accounts, keys
+from xalen_batch.accounts.accounts import Owner
 
 PATH = "/v1/api_keys"
 

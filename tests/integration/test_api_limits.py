@@ -13,10 +13,12 @@ import redis
 
 from tests import factories
 from tests.integration.conftest import Api, Json
-from xalen_batch import db, disk, embedded, quotas
-from xalen_batch.accounts import Owner, authenticate
-from xalen_batch.api import allowances, throttle
-from xalen_batch.quotas import Quota
+from xalen_batch import db, disk
+from xalen_batch.accounts import quotas
+from xalen_batch.accounts.accounts import Owner, authenticate
+from xalen_batch.accounts.quotas import Quota
+from xalen_batch.ratelimit import account, allowances
+from xalen_batch.standalone import stores
 
 LINES = factories.jsonl([factories.chat_line("a")])
 Configure = Callable[..., None]
@@ -25,7 +27,7 @@ Configure = Callable[..., None]
 @pytest.fixture(autouse=True)
 def forgotten() -> None:
     """What the API's process knows from the test before."""
-    throttle._limits.clear()
+    account._limits.clear()
     allowances._of.cache_clear()
 
 
@@ -77,7 +79,7 @@ class TestWhatIsTold:
         api.upload(LINES)
         with db.transaction() as session:
             quotas.change(session, owner(api), {Quota.STORAGE_BYTES: 1, Quota.REQUESTS_PER_SECOND: None})
-        throttle._limits.clear()
+        account._limits.clear()
         found = limits(api)
         assert found["storage_bytes"] == {"used": len(LINES), "limit": 1, "free": 0}
         assert found["requests_per_second"] == {"used": 0, "limit": None, "free": None}
@@ -91,7 +93,7 @@ class TestWhatIsTold:
             assert 0 < int(answer.headers["x-ratelimit-reset-requests"].removesuffix("ms")) <= 1_000
         assert "x-ratelimit-limit-requests" not in api.ask("GET", "/v1/models", key=None).headers
         configure(quota_requests_per_second="none")
-        throttle._limits.clear()
+        account._limits.clear()
         assert "x-ratelimit-limit-requests" not in api.ask("GET", "/v1/models").headers
 
 
@@ -198,8 +200,8 @@ class TestRequestsPerSecond:
 
 
 @pytest.fixture
-def server(tmp_path: Path, configure: Configure) -> Iterator[embedded.Valkey]:
-    server = embedded.Valkey(tmp_path / "valkey", tmp_path / "valkey.log")
+def server(tmp_path: Path, configure: Configure) -> Iterator[stores.Valkey]:
+    server = stores.Valkey(tmp_path / "valkey", tmp_path / "valkey.log")
     configure(redis_url=server.start(), quota_requests_per_second=100)
     yield server
     server.stop()
@@ -207,7 +209,7 @@ def server(tmp_path: Path, configure: Configure) -> Iterator[embedded.Valkey]:
 
 class TestWithoutRedis:
     def test_requests_pass_while_redis_is_gone_and_it_is_asked_again_when_it_is_back(
-        self, api: Api, server: embedded.Valkey, monkeypatch: pytest.MonkeyPatch
+        self, api: Api, server: stores.Valkey, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # A busy machine is no Redis that is away.
         monkeypatch.setattr(allowances, "PATIENCE", 10.0)
@@ -223,7 +225,7 @@ class TestWithoutRedis:
         assert api.ask("GET", "/v1/models").status == 200
         assert mine._retry_at == 0
 
-    def test_a_redis_that_hangs_holds_one_request_up_and_for_a_moment_only(self, api: Api, server: embedded.Valkey) -> None:
+    def test_a_redis_that_hangs_holds_one_request_up_and_for_a_moment_only(self, api: Api, server: stores.Valkey) -> None:
         assert api.ask("GET", "/v1/models").status == 200
         mine = allowances._of(server.url)
         waits = []

@@ -12,15 +12,16 @@ import pytest
 
 from tests import factories
 from tests.integration.conftest import Answer, Api, new_key
-from xalen_batch import accounts, db
-from xalen_batch.accounts import Owner
+from xalen_batch import db
+from xalen_batch.accounts import accounts
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.api import estimates, long_work
 from xalen_batch.api.long_work import admitted
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.config import settings
 from xalen_batch.errors import TooManyRequests
-from xalen_batch.pipeline import apart
-from xalen_batch.pipeline import collect as collecting
+from xalen_batch.schedules import collect as collecting
+from xalen_batch.validation import apart
 
 Configure = Callable[..., None]
 NIGHTLY = {"name": "Nightly", "cron": "30 2 * * *", "endpoint": CHAT, "inbox": {}}

@@ -14,7 +14,8 @@ from tests import factories
 from tests.integration import clock as clocks
 from tests.integration.clock import Clock
 from tests.integration.conftest import Answer, Api, new_key
-from xalen_batch import accounts, db, ids, storage
+from xalen_batch import db, ids, storage
+from xalen_batch.accounts import accounts
 from xalen_batch.api import schedules as routes
 from xalen_batch.billing import invoices
 from xalen_batch.catalog import CHAT, RERANK

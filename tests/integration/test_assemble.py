@@ -17,12 +17,12 @@ from sqlalchemy import func, select, update
 from tests import factories
 from tests.factories import chat_line
 from xalen_batch import batches, db, files, ids, jsonl, storage
-from xalen_batch.accounts import Caller
+from xalen_batch.accounts.accounts import Caller
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, File, InboxRequest, Schedule, ScheduleRun, Task
-from xalen_batch.pipeline import assemble, recover, validate
-from xalen_batch.pipeline.assemble import Assembled
-from xalen_batch.schedules import inbox, runs, sources, starting
+from xalen_batch.pipeline import recover, validate
+from xalen_batch.schedules import assemble, inbox, runs, sources, start
+from xalen_batch.schedules.assemble import Assembled
 from xalen_batch.schedules.runs import Trigger
 from xalen_batch.schedules.turn import Turn
 from xalen_batch.states import BatchStatus, RunState
@@ -82,7 +82,7 @@ def fire(schedule: Schedule) -> Batch:
         run = ScheduleRun(**runs.blank(schedule, NIGHT, Trigger.SCHEDULE, RunState.WAITING))
         session.add(run)
         session.flush()
-        starting.start(session, session.get_one(Schedule, schedule.id), run, NIGHT, Turn())
+        start.start(session, session.get_one(Schedule, schedule.id), run, NIGHT, Turn())
         assert run.state == RunState.RUNNING, run.message
         return session.scalars(select(Batch).where(Batch.run_id == run.id)).one()
 

@@ -19,15 +19,17 @@ from typer.testing import CliRunner
 from tests import billing, factories
 from tests.conftest import as_owner
 from tests.integration.conftest import Api, new_key
-from xalen_batch import accounts, audit, credentials, db, files, ids, keys
-from xalen_batch.accounts import Owner, Scope
+from xalen_batch import db, files, ids
+from xalen_batch.accounts import accounts, audit, keys
+from xalen_batch.accounts.accounts import Owner, Scope
 from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import invoices, prices
 from xalen_batch.cli import database as of_commands
 from xalen_batch.cli.main import app
 from xalen_batch.models import Account, ApiKey, AuditEntry, Base, Batch, Schedule
 from xalen_batch.pipeline import recover
-from xalen_batch.schedules import fire, registry
+from xalen_batch.schedules import fire, schedules
+from xalen_batch.standalone import credentials
 
 CLOSED = "UPDATE prices SET valid_to = now() WHERE model = 'bge-reranker-v2' AND livemode"
 
@@ -122,17 +124,17 @@ class TestSchedules:
     def test_changed(self, owner: Owner, schedule: Schedule, change: dict[str, Any], before: Any, after: Any) -> None:
         def act(session: Session) -> None:
             fields = {"name": "nightly", "metadata": {"note": "a user's words"}} | change
-            locked = registry.lock(session, owner, ids.render("sched", schedule.id))
-            registry.change(session, owner, locked, factories.definition(**fields))
+            locked = schedules.lock(session, owner, ids.render("sched", schedule.id))
+            schedules.change(session, owner, locked, factories.definition(**fields))
 
         assert seen(written(act)) == [("system", "schedule.changed", before, after)]
         assert written(act) == []
 
     def test_paused_resumed_and_deleted(self, owner: Owner, schedule: Schedule) -> None:
         public_id = ids.render("sched", schedule.id)
-        [paused] = written(lambda session: registry.pause(session, registry.lock(session, owner, public_id), "a user's words"))
-        [resumed] = written(lambda session: registry.resume(session, registry.lock(session, owner, public_id)))
-        [deleted] = written(lambda session: registry.delete(session, owner, public_id, discard_requests=False))
+        [paused] = written(lambda session: schedules.pause(session, schedules.lock(session, owner, public_id), "a user's words"))
+        [resumed] = written(lambda session: schedules.resume(session, schedules.lock(session, owner, public_id)))
+        [deleted] = written(lambda session: schedules.delete(session, owner, public_id, discard_requests=False))
         assert {paused.object_id, resumed.object_id, deleted.object_id} == {public_id}
         assert (paused.before, paused.after) == ({"status": "active"}, {"status": "paused"})
         assert (resumed.before, resumed.after) == ({"status": "paused"}, {"status": "active"})
@@ -143,7 +145,7 @@ class TestSchedules:
             session.execute(text("UPDATE schedules SET next_fire_at = now() - interval '1 second'"))
 
         def act(session: Session) -> None:
-            fire.bring_up_to_date(session, registry.lock(session, owner, ids.render("sched", schedule.id)))
+            fire.bring_up_to_date(session, schedules.lock(session, owner, ids.render("sched", schedule.id)))
 
         assert written(act) == []
         with db.transaction() as session:

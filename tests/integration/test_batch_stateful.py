@@ -23,7 +23,8 @@ from tests.billing import REFUSED
 from tests.conftest import as_owner, empty
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.outcome import assert_whole
-from xalen_batch import batches, broker, catalog, db, files, idempotency, ids
+from xalen_batch import batches, broker, catalog, db, files, ids
+from xalen_batch.api import idempotency
 from xalen_batch.backends.contract import Answered, Exhausted, Retryable, Usage
 from xalen_batch.billing import invoices, prices
 from xalen_batch.broker import Job, Message

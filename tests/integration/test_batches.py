@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from tests import factories
 from xalen_batch import batches, ids
-from xalen_batch.accounts import Caller
+from xalen_batch.accounts.accounts import Caller
 from xalen_batch.batches import Progress
 from xalen_batch.broker import Job, Message
 from xalen_batch.errors import InvalidRequest, NotFound

@@ -21,10 +21,10 @@ from xalen_batch.models import Batch, Task
 from xalen_batch.models.files import FilePart
 from xalen_batch.models.tasks import SUSPECT_LOSSES
 from xalen_batch.pipeline import claim, finalize, record, recover
-from xalen_batch.pipeline.blame import ALONE_LOSSES
 from xalen_batch.pipeline.claim import Claim
-from xalen_batch.pipeline.engine import Engine
+from xalen_batch.pipeline.poison import ALONE_LOSSES
 from xalen_batch.states import TaskState
+from xalen_batch.worker.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 engine = test_engine.engine

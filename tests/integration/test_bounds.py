@@ -10,10 +10,10 @@ import pytest
 from tests import factories
 from tests.integration.conftest import Answer, Api, multipart, new_key
 from xalen_batch import app, config, db, ids
-from xalen_batch.accounts import Scope, authenticate
-from xalen_batch.api import allowances, throttle
+from xalen_batch.accounts.accounts import Scope, authenticate
+from xalen_batch.accounts.quotas import Quota
 from xalen_batch.catalog import CHAT
-from xalen_batch.quotas import Quota
+from xalen_batch.ratelimit import account, allowances
 
 Configure = Callable[..., None]
 Route = tuple[str, str]
@@ -111,7 +111,7 @@ WITH_KEY = [
 
 @pytest.fixture
 def admin(api: Api) -> Api:
-    throttle._limits.clear()
+    account._limits.clear()
     allowances._of.cache_clear()
     return Api(api.port, new_key(scopes=list(Scope)))
 

@@ -18,8 +18,8 @@ from tests.conftest import as_owner
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.integration import plans
 from xalen_batch import db
-from xalen_batch.models import Account, Batch, Task, claims
-from xalen_batch.models.claims import Room
+from xalen_batch.models import Account, Batch, Task, next_task
+from xalen_batch.models.next_task import Room
 from xalen_batch.models.tasks import SUSPECT_LOSSES, advance, has_any, reclaim
 from xalen_batch.pipeline import recover
 from xalen_batch.states import TaskState
@@ -31,7 +31,7 @@ HOUR = timedelta(hours=1)
 
 
 def claim(session: Session, *rooms: Room, with_suspects: bool = True) -> Task | None:
-    found = claims.claim(session, worker="w", lease=60, rooms=rooms, room=ROOM, with_suspects=with_suspects)
+    found = next_task.claim(session, worker="w", lease=60, rooms=rooms, room=ROOM, with_suspects=with_suspects)
     return None if found is None else found[0]
 
 
@@ -220,7 +220,7 @@ def test_claims_at_once_go_on_to_the_next_task_of_the_same_account(tasks: int) -
 
     def take(_: int) -> Task | None:
         with db.transaction() as session:
-            return claims.claim(session, worker="w", lease=60, rooms=[], room=backlog.LINES, with_suspects=True)[0]
+            return next_task.claim(session, worker="w", lease=60, rooms=[], room=backlog.LINES, with_suspects=True)[0]
 
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(take, range(12)))

@@ -7,10 +7,11 @@ import pytest
 from typer.testing import CliRunner
 
 from tests import factories
-from xalen_batch import db, quotas
-from xalen_batch.accounts import Owner
+from xalen_batch import db
+from xalen_batch.accounts import quotas
+from xalen_batch.accounts.accounts import Owner
+from xalen_batch.accounts.quotas import Quota
 from xalen_batch.cli.main import app
-from xalen_batch.quotas import Quota
 
 
 @pytest.fixture(autouse=True)

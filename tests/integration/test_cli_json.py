@@ -14,8 +14,9 @@ from tests import factories
 from tests.factories import chat_line, jsonl
 from tests.unit.fake_api import Api, serving
 from tests.unit.schedule_answers import PREVIEW, RUN, SCHEDULE, ok
-from xalen_batch import db, ids, keys
-from xalen_batch.accounts import Owner
+from xalen_batch import db, ids
+from xalen_batch.accounts import keys
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.cli import client
 from xalen_batch.cli.main import app
 

@@ -13,8 +13,9 @@ from typer.testing import CliRunner, Result
 from tests import billing, factories
 from tests.integration.conftest import Api
 from tests.integration.test_audit import entries
-from xalen_batch import accounts, db, ids
-from xalen_batch.accounts import Caller
+from xalen_batch import db, ids
+from xalen_batch.accounts import accounts
+from xalen_batch.accounts.accounts import Caller
 from xalen_batch.backends.contract import Usage
 from xalen_batch.cli.main import app
 from xalen_batch.models import Account, Batch, Invoice, Schedule

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from xalen_batch import data_folder
 from xalen_batch.errors import ConfigError
+from xalen_batch.standalone import data_folder
 
 
 def mode(path: Path) -> int:

@@ -17,8 +17,9 @@ from tests import factories
 from tests.conftest import Stores, forget
 from tests.fault_proxy import FaultProxy
 from tests.waiting import PATIENCE
-from xalen_batch import db, embedded
+from xalen_batch import db
 from xalen_batch.db import Trouble
+from xalen_batch.standalone import stores as embedded
 
 
 @pytest.fixture

@@ -17,12 +17,13 @@ from tests.integration import test_engine
 from tests.integration.test_engine import a_batch, a_claim, answers, chat_lines, read
 from tests.outcome import assert_whole
 from tests.waiting import wait_until
-from xalen_batch import broker, db, ids, tasks
+from xalen_batch import broker, db, ids
 from xalen_batch.broker import Job, Message
 from xalen_batch.models import Invoice, Result
 from xalen_batch.pipeline import record, recover
-from xalen_batch.pipeline.engine import Engine
 from xalen_batch.states import TaskState
+from xalen_batch.worker import tasks
+from xalen_batch.worker.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 engine = test_engine.engine

@@ -15,16 +15,17 @@ from structlog.testing import capture_logs
 
 from tests import factories
 from tests.conftest import Stores
-from xalen_batch import batches, db, disk, embedded, ids
+from xalen_batch import batches, db, disk, ids
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
 from xalen_batch.disk import GiB, Store
 from xalen_batch.errors import StorageFull
 from xalen_batch.models import Batch, ScheduleRun, Task
 from xalen_batch.pipeline import finalize, recover, validate
-from xalen_batch.pipeline.engine import Engine
 from xalen_batch.schedules import fire
+from xalen_batch.standalone import stores as embedded
 from xalen_batch.states import RunState
+from xalen_batch.worker.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 

@@ -17,9 +17,11 @@ from typer.testing import CliRunner
 
 from tests.conftest import Stores, forget
 from tests.waiting import wait_until
-from xalen_batch import embedded, marks, storage
+from xalen_batch import storage
 from xalen_batch.cli import passwords
 from xalen_batch.cli.main import app
+from xalen_batch.standalone import stores
+from xalen_batch.storage import marks
 
 Doctor = Callable[[], tuple[int, dict[str, Any]]]
 
@@ -332,7 +334,7 @@ def on_tcp(tmp_path: Path, *options: str) -> Iterator[int]:
         "--maxmemory-policy",
         "noeviction",
     ]
-    with subprocess.Popen([str(embedded._valkey_binary()), *arguments, *options], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen([str(stores._valkey_binary()), *arguments, *options], stdout=subprocess.DEVNULL) as process:
         try:
             wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, process=process)
             yield port

@@ -17,20 +17,20 @@ from tests import factories
 from tests.outcome import assert_whole
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, results
-from xalen_batch.accounts import Caller
+from xalen_batch.accounts.accounts import Caller
 from xalen_batch.backends import registry
 from xalen_batch.backends.contract import Answered, Refused, Request, Usage
-from xalen_batch.backends.lane import Lane
 from xalen_batch.batches import Progress
 from xalen_batch.broker import Job
 from xalen_batch.errors import NotCancellable
 from xalen_batch.models import Batch, File, Invoice, Result, Task
-from xalen_batch.models.claims import Room
 from xalen_batch.models.files import FilePart
+from xalen_batch.models.next_task import Room
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
-from xalen_batch.pipeline import engine as engines
-from xalen_batch.pipeline.engine import Engine
 from xalen_batch.states import TaskState
+from xalen_batch.worker import engine as engines
+from xalen_batch.worker.engine import Engine
+from xalen_batch.worker.lane import Lane
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 

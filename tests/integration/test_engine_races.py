@@ -35,9 +35,9 @@ from xalen_batch.broker import Job, Message
 from xalen_batch.catalog import CHAT
 from xalen_batch.models import Batch, Task
 from xalen_batch.pipeline import claim, finalize, record, recover
-from xalen_batch.pipeline import engine as engines
-from xalen_batch.pipeline.engine import Engine
-from xalen_batch.worker import Poll
+from xalen_batch.worker import engine as engines
+from xalen_batch.worker.engine import Engine
+from xalen_batch.worker.process import Poll
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 engine = test_engine.engine
@@ -223,10 +223,10 @@ def test_a_worker_whose_consumer_gave_up_ends_though_its_slots_are_at_work(valke
     batch_id = a_batch(chat_lines(3, metadata={"simulate": "hang"}))
     # A bug of ours in the consumer, at one message: Celery gives up.
     program = "\n".join([
-        "from xalen_batch import consumer, worker",
+        "from xalen_batch.worker import consumer, process",
         "parse = consumer.parse",
         "consumer.parse = lambda raw: 1 / 0 if raw == b'x' else parse(raw)",
-        "worker.run_worker()",
+        "process.run_worker()",
     ])  # fmt: skip
     with worker(tmp_path / "log", sys.executable, "-c", program, shutdown_grace="0") as process:
         wait_until(lambda: read_states(batch_id) == {"running"})

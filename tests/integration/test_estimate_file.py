@@ -20,11 +20,11 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, rerank_line
 from xalen_batch import catalog, storage
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.errors import Unavailable
-from xalen_batch.pipeline import apart, estimate_file, readers, reading
-from xalen_batch.pipeline.estimate import estimate
-from xalen_batch.pipeline.estimate_file import Estimating
-from xalen_batch.pipeline.readers import Readers
 from xalen_batch.terms import Terms
+from xalen_batch.validation import apart, estimate_file, pool, read
+from xalen_batch.validation.estimate import estimate
+from xalen_batch.validation.estimate_file import Estimating
+from xalen_batch.validation.pool import Readers
 
 KEY = "input/00000000000000000000000000000001"
 PRICES = {CHAT_MODEL: {"input": "0.02", "output": "0.04"}, RERANK_MODEL: {"input": "0.003"}}
@@ -34,7 +34,7 @@ PRICES = {CHAT_MODEL: {"input": "0.02", "output": "0.04"}, RERANK_MODEL: {"input
 def _small_pieces(monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None], tmp_path: Path) -> None:
     configure(storage_url=tmp_path.as_uri())
     monkeypatch.setattr(estimate_file, "LARGE_BYTES", 0)
-    monkeypatch.setattr(reading, "PIECE_BYTES", 1_000)
+    monkeypatch.setattr(read, "PIECE_BYTES", 1_000)
 
 
 def asked(endpoint: str | None, prices: dict[str, dict[str, str]]) -> dict[str, Any]:
@@ -168,5 +168,5 @@ def endless() -> None:
 
 
 def test_reading_processes_import_no_database() -> None:
-    loaded = f"import sys, {', '.join(readers.PRELOADED)}; print('sqlalchemy' in sys.modules or 'psycopg' in sys.modules)"
+    loaded = f"import sys, {', '.join(pool.PRELOADED)}; print('sqlalchemy' in sys.modules or 'psycopg' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "False\n"

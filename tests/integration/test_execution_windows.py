@@ -24,17 +24,17 @@ from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, ids
 from xalen_batch.backends import registry
 from xalen_batch.backends.contract import Answered, Outcome, Request, Usage
-from xalen_batch.backends.lane import Lane
 from xalen_batch.broker import Job, Message
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Account, Batch, Task
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
-from xalen_batch.pipeline import engine as engines
-from xalen_batch.pipeline.engine import Engine
-from xalen_batch.pipeline.execute import Run
 from xalen_batch.states import TaskState
 from xalen_batch.windows import ExecutionWindow
+from xalen_batch.worker import engine as engines
+from xalen_batch.worker.engine import Engine
+from xalen_batch.worker.execute import Run
+from xalen_batch.worker.lane import Lane
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 engine = test_engine.engine

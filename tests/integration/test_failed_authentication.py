@@ -11,8 +11,9 @@ import uvicorn
 
 from tests.integration.conftest import Api
 from tests.waiting import PATIENCE
-from xalen_batch import app, key_secrets
-from xalen_batch.api.allowances import UNKNOWN_PROCESSES
+from xalen_batch import app
+from xalen_batch.accounts import secrets
+from xalen_batch.ratelimit.allowances import UNKNOWN_PROCESSES
 
 MOST = 5
 
@@ -46,7 +47,7 @@ def test_valid_keys_and_missing_scopes_use_up_nothing(api: Api) -> None:
     assert failures(api, 1) == [401]
 
 
-@pytest.mark.parametrize("key", [None, "", "xln_test_short", key_secrets.new(False)], ids=["none", "empty", "cut", "unknown"])
+@pytest.mark.parametrize("key", [None, "", "xln_test_short", secrets.new(False)], ids=["none", "empty", "cut", "unknown"])
 def test_every_way_to_fail_counts(api: Api, key: str | None) -> None:
     headers = {"authorization": f"Bearer {key}"} if key == "" else None
     found = [api.ask("GET", "/v1/files", key=key or None, headers=headers).status for _ in range(MOST + 1)]

@@ -12,9 +12,9 @@ from tests.integration.hostile import GOOD, Hostile, reply
 from tests.integration.test_engine import a_batch, chat_lines, lines_of, read, run_to_end
 from tests.integration.test_hostile_backend import engine, server
 from xalen_batch import db
-from xalen_batch.backends import circuit
 from xalen_batch.models.files import FilePart
-from xalen_batch.pipeline.engine import Engine
+from xalen_batch.worker import circuit_breaker
+from xalen_batch.worker.engine import Engine
 
 __all__ = ["engine", "server"]
 
@@ -54,7 +54,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Logged:
 
         info = warning
 
-    monkeypatch.setattr(circuit, "logger", Logger())
+    monkeypatch.setattr(circuit_breaker, "logger", Logger())
     return found
 
 

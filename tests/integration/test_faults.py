@@ -23,15 +23,15 @@ from tests.integration.conftest import Api, multipart
 from tests.integration.test_assemble import caller, check_runs, expire_lease, fire, made, reread, small  # noqa: F401  # fixtures too
 from tests.integration.test_engine import a_batch, a_claim, answers, charged, chat_lines, engine, expire_leases, lines_of, run_to_end  # noqa: F401  # a fixture
 from tests.waiting import wait_until
-from xalen_batch import batches, broker, db, ids, schema, storage
-from xalen_batch.accounts import Caller
+from xalen_batch import batches, broker, db, ids, migrate, storage
+from xalen_batch.accounts.accounts import Caller
 from xalen_batch.api import health
 from xalen_batch.config import settings
 from xalen_batch.models import Base, Batch
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import claim, finalize, record, recover, sweeps, validate
-from xalen_batch.pipeline.engine import Engine
 from xalen_batch.states import TaskState
+from xalen_batch.worker.engine import Engine
 
 MiB = 1024 * 1024
 
@@ -210,8 +210,8 @@ class TestAnotherVersionsMigration:
         batch_id = a_batch(chat_lines(30))
         held = a_claim()
         record.record(held.key, held.fence, answers(held)[:5])
-        command.downgrade(schema.alembic(), "-1")
-        schema.migrate()
+        command.downgrade(migrate.alembic(), "-1")
+        migrate.migrate()
         before = charged(batch_id)
         assert before > 0
         expire_leases()

@@ -9,14 +9,15 @@ from sqlalchemy.orm import Session
 
 from tests import factories
 from tests.integration.conftest import Api
-from xalen_batch import accounts, db, files, ids, storage
-from xalen_batch.accounts import Caller
+from xalen_batch import db, files, ids, storage
+from xalen_batch.accounts import accounts
+from xalen_batch.accounts.accounts import Caller
 from xalen_batch.api.schemas import FileObject
 from xalen_batch.errors import FileBusy, InvalidRequest, NotFound
 from xalen_batch.models import File, Result
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import recover
-from xalen_batch.schedules import registry
+from xalen_batch.schedules import schedules
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ class TestOfASchedule:
         session.commit()
         recover.tick()
         assert files.get(session, caller, public(file)).deleted_at is None
-        registry.delete(session, caller, ids.render("sched", schedule.id), discard_requests=False)
+        schedules.delete(session, caller, ids.render("sched", schedule.id), discard_requests=False)
         with pytest.raises(NotFound):
             files.get(session, caller, public(file))
         session.commit()
@@ -123,7 +124,7 @@ class TestOfASchedule:
     def test_a_file_that_a_schedule_no_longer_reads_may_go(self, session: Session, caller: Caller) -> None:
         old, new = (factories.input_file(session, caller, [factories.chat_line("a")]) for _ in range(2))
         schedule = factories.schedule(session, caller, input_file_id=public(old))
-        registry.change(session, caller, schedule, factories.definition(input_file_id=public(new)))
+        schedules.change(session, caller, schedule, factories.definition(input_file_id=public(new)))
         files.delete(session, caller, public(old))
         with pytest.raises(InvalidRequest):
             files.delete(session, caller, public(new))

@@ -14,11 +14,11 @@ from tests.integration import clock as clocks
 from tests.integration.clock import Clock
 from tests.waiting import PATIENCE
 from xalen_batch import batches, db, ids, storage
-from xalen_batch.accounts import Owner
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, File, Schedule, ScheduleRun
 from xalen_batch.pipeline import validate
-from xalen_batch.schedules import by_hand, due, fire, registry, runs, sources
+from xalen_batch.schedules import due, fire, manual, runs, schedules, sources
 from xalen_batch.schedules.definition import Definition, Source
 from xalen_batch.states import BatchStatus
 
@@ -305,7 +305,7 @@ class TestEnds:
         schedule = get(id)
         assert (schedule.status, schedule.failures, schedule.next_fire_at) == ("paused", 2, None)
         assert "pause_on_failure" in (schedule.pause_note or "")
-        change(id, registry.resume)
+        change(id, schedules.resume)
         assert (get(id).status, get(id).failures, get(id).next_fire_at) == ("active", 0, NIGHT + 4 * DAY)
 
 
@@ -360,27 +360,27 @@ def _away(*_: Any) -> None:
 class TestByHand:
     def test_a_manual_run_leaves_the_next_fire_alone(self, clock: Clock, owner: Owner) -> None:
         id = made(owner)
-        run = change(id, by_hand.run_now)
+        run = change(id, manual.run_now)
         assert (run.trigger, run.state) == ("manual", "running")
         assert get(id).next_fire_at == NIGHT
         with pytest.raises(InvalidRequest, match="had not ended"):
-            change(id, by_hand.run_now)
+            change(id, manual.run_now)
         assert states(id) == ["running"]
 
     def test_a_paused_schedule_fires_nothing_and_can_be_run_by_hand(self, clock: Clock, owner: Owner) -> None:
         id = made(owner)
-        change(id, lambda session, schedule: registry.pause(session, schedule, "migration"))
+        change(id, lambda session, schedule: schedules.pause(session, schedule, "migration"))
         clock.set(NIGHT)
         fire.run()
         assert states(id) == []
-        assert change(id, by_hand.run_now).state == "running"
+        assert change(id, manual.run_now).state == "running"
         assert (get(id).status, get(id).pause_note) == ("paused", "migration")
 
     def test_an_instant_that_came_before_a_pause_or_an_edit_is_fired_by_the_old_definition(self, clock: Clock, owner: Owner) -> None:
         paused, edited = made(owner), made(owner)
         clock.set(NIGHT + timedelta(seconds=1))
-        change(paused, lambda session, schedule: registry.pause(session, schedule, None))
-        change(edited, lambda session, schedule: registry.change(session, owner, schedule, _later(schedule)))
+        change(paused, lambda session, schedule: schedules.pause(session, schedule, None))
+        change(edited, lambda session, schedule: schedules.change(session, owner, schedule, _later(schedule)))
         assert states(paused) == states(edited) == ["running"]
         assert runs_of(edited)[0].definition["cron"] == "30 2 * * *"
         assert get(edited).next_fire_at == NIGHT + timedelta(hours=1)
@@ -390,7 +390,7 @@ class TestByHand:
         clock.set(NIGHT + DAY + timedelta(hours=1))
         fire.run()
         assert states(id) == ["missed", "missed"]
-        found = change(id, lambda session, schedule: by_hand.backfill(session, schedule, NIGHT - 2 * DAY, NIGHT + timedelta(hours=1)))
+        found = change(id, lambda session, schedule: manual.backfill(session, schedule, NIGHT - 2 * DAY, NIGHT + timedelta(hours=1)))
         assert [run.scheduled_for for run in found] == [NIGHT - 2 * DAY, NIGHT - DAY, NIGHT]
         assert states(id) == ["running", "waiting", "waiting", "missed"]
         for _ in range(3):
@@ -398,15 +398,15 @@ class TestByHand:
             fire.run()
         assert states(id) == ["succeeded", "succeeded", "succeeded", "missed"]
         assert {run.trigger for run in runs_of(id)[:3]} == {"backfill"}
-        assert change(id, lambda session, schedule: by_hand.backfill(session, schedule, NIGHT - 2 * DAY, NIGHT + DAY)) == []
+        assert change(id, lambda session, schedule: manual.backfill(session, schedule, NIGHT - 2 * DAY, NIGHT + DAY)) == []
         assert len(batches_of(id)) == 3
 
     def test_a_backfill_is_bounded_and_must_find_something(self, clock: Clock, owner: Owner) -> None:
         id = made(owner, cron="0 * * * *")
         with pytest.raises(InvalidRequest, match="more than 100 instants"):
-            change(id, lambda session, schedule: by_hand.backfill(session, schedule, NOON - 10 * DAY, NOON))
+            change(id, lambda session, schedule: manual.backfill(session, schedule, NOON - 10 * DAY, NOON))
         with pytest.raises(InvalidRequest, match="no instant"):
-            change(id, lambda session, schedule: by_hand.backfill(session, schedule, NOON + timedelta(minutes=1), NOON + DAY))
+            change(id, lambda session, schedule: manual.backfill(session, schedule, NOON + timedelta(minutes=1), NOON + DAY))
 
     def test_deleting_keeps_runs_and_batches_and_starts_nothing_more(self, clock: Clock, owner: Owner) -> None:
         id = made(owner, overlap="buffer_one")
@@ -414,7 +414,7 @@ class TestByHand:
             clock.set(night)
             fire.run()
         with db.transaction() as session:
-            registry.delete(session, owner, ids.render("sched", id), discard_requests=False)
+            schedules.delete(session, owner, ids.render("sched", id), discard_requests=False)
         assert [(run.state, run.reason) for run in runs_of(id)] == [("running", None), ("skipped", "schedule_deleted")]
         end_batch(id)
         clock.set(NIGHT + 2 * DAY)
@@ -442,10 +442,10 @@ def test_a_schedule_that_has_ended_can_be_given_another_name_and_a_later_end(clo
     fire.run()
     before = Definition.model_validate(get(id).definition)
     renamed = before.model_copy(update={"name": "last night"})
-    change(id, lambda session, schedule: registry.change(session, owner, schedule, renamed))
+    change(id, lambda session, schedule: schedules.change(session, owner, schedule, renamed))
     assert (get(id).name, get(id).status) == ("last night", "ended")
     longer = Definition.model_validate(before.model_dump(mode="json") | {"ends_at": None})
-    change(id, lambda session, schedule: registry.change(session, owner, schedule, longer))
+    change(id, lambda session, schedule: schedules.change(session, owner, schedule, longer))
     assert (get(id).status, get(id).next_fire_at) == ("active", NIGHT + DAY)
 
 
@@ -460,8 +460,8 @@ def test_a_schedule_in_a_zone_that_is_gone_pauses_and_can_be_mended(clock: Clock
     assert (get(id).status, states(other)) == ("paused", ["running"])
     assert "Europe/Atlantis" in (get(id).pause_note or "")
     mended = Definition.model_validate(get(id).definition | {"timezone": "Europe/Athens"})
-    change(id, lambda session, schedule: registry.change(session, owner, schedule, mended))
-    change(id, registry.resume)
+    change(id, lambda session, schedule: schedules.change(session, owner, schedule, mended))
+    change(id, schedules.resume)
     assert get(id).next_fire_at == NIGHT + DAY - timedelta(hours=1)
 
 
@@ -473,7 +473,7 @@ def test_a_night_that_failed_is_run_again_with_its_own_dates(clock: Clock, owner
     fire.run()
     end_batch(id, BatchStatus.FAILED)
     clock.set(NIGHT + timedelta(hours=23))
-    run = change(id, lambda session, schedule: by_hand.run_now(session, schedule, NIGHT))
+    run = change(id, lambda session, schedule: manual.run_now(session, schedule, NIGHT))
     with db.transaction() as session:
         name = session.scalar(select(File.filename).join(Batch, Batch.input_file_id == File.id).where(Batch.run_id == run.id))
     assert (run.trigger, run.as_of, name) == ("manual", NIGHT, "nightly-2026-11-25.jsonl")

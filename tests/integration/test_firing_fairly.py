@@ -11,12 +11,13 @@ from sqlalchemy import func, select, update
 
 from tests import factories
 from tests.waiting import PATIENCE
-from xalen_batch import batches, db, ids, quotas
-from xalen_batch.accounts import Caller
+from xalen_batch import batches, db, ids
+from xalen_batch.accounts import quotas
+from xalen_batch.accounts.accounts import Caller
 from xalen_batch.broker import Job, Message
 from xalen_batch.errors import OverLimit, TooManyRequests, Unavailable
 from xalen_batch.models import Batch, Schedule, ScheduleRun
-from xalen_batch.schedules import by_hand, due, fire, meeting, registry, runs, sources
+from xalen_batch.schedules import due, fire, manual, overlap, runs, schedules, sources
 from xalen_batch.schedules.rotation import Due
 from xalen_batch.schedules.sources import NotReady
 from xalen_batch.schedules.turn import STARTS_AT_ONCE, Turn
@@ -145,7 +146,7 @@ class TestATurn:
             with db.transaction() as session:
                 schedule = session.get_one(Schedule, id, with_for_update=True)
                 unended = runs.unended(session, schedule)
-                meeting.start_waiting(session, schedule, unended, now + timedelta(seconds=second), Turn())
+                overlap.start_waiting(session, schedule, unended, now + timedelta(seconds=second), Turn())
         assert len(set(tried)) == len(tried) == 3 * STARTS_AT_ONCE
 
     def test_many_runs_that_end_at_once_are_ended_some_at_a_time_and_none_is_taken_for_running(
@@ -213,7 +214,7 @@ class TestRequests:
     def test_a_run_by_hand_starts_itself_alone_whatever_waits(self, caller: Caller, attempts: list[UUID]) -> None:
         id = made(caller)
         pile_up(id, 30)
-        run = locked(id, by_hand.run_now)
+        run = locked(id, manual.run_now)
         assert run.state == RunState.RUNNING
         assert counts(id) == {"running": 1, "waiting": 30}
         # Once before anything is sealed for it, once where the batch is made.
@@ -223,7 +224,7 @@ class TestRequests:
         id, now = made(caller), datetime.now(UTC)
         with db.transaction() as session:
             schedule = session.get_one(Schedule, id, with_for_update=True)
-            found = by_hand.backfill(session, schedule, now - 5 * DAY, now)
+            found = manual.backfill(session, schedule, now - 5 * DAY, now)
             assert Message(Job.FIRE, None) in session.info["messages"]
         assert len(found) == 5
         assert counts(id) == {"running": 1, "waiting": 4}
@@ -238,20 +239,20 @@ class TestRequests:
         with db.transaction() as session:
             session.execute(update(ScheduleRun).values(scheduled_for=ScheduleRun.scheduled_for - 100 * DAY))
         with pytest.raises(TooManyRequests) as refused:
-            locked(id, lambda session, schedule: by_hand.backfill(session, schedule, now - 5 * DAY, now))
+            locked(id, lambda session, schedule: manual.backfill(session, schedule, now - 5 * DAY, now))
         assert refused.value.code == "waiting_runs_limit"
         assert "has 100" in refused.value.message
         for _ in range(2):
-            locked(id, by_hand.run_now)
+            locked(id, manual.run_now)
         with pytest.raises(TooManyRequests):
-            locked(id, by_hand.run_now)
+            locked(id, manual.run_now)
         assert counts(id) == {"waiting": 102}
 
     def test_a_backfill_of_more_runs_than_may_ever_wait_is_not_to_be_tried_again(self, caller: Caller, configure: Configure) -> None:
         configure(quota_open_batches=0, quota_waiting_runs=4)
         id, now = made(caller), datetime.now(UTC)
         with pytest.raises(OverLimit) as refused:
-            locked(id, lambda session, schedule: by_hand.backfill(session, schedule, now - 5 * DAY, now))
+            locked(id, lambda session, schedule: manual.backfill(session, schedule, now - 5 * DAY, now))
         assert (refused.value.code, refused.value.should_retry, refused.value.retry_after) == ("waiting_runs_limit", False, None)
         assert "more than the limit itself" in refused.value.message
 
@@ -266,7 +267,7 @@ class TestRequests:
         assert "The account's limit is 0 schedule runs that wait to start" in (run.message or "")
         configure(quota_open_batches=1, quota_waiting_runs=1)
         now = datetime.now(UTC)
-        assert len(locked(id, lambda session, schedule: by_hand.backfill(session, schedule, run.scheduled_for, now))) == 1
+        assert len(locked(id, lambda session, schedule: manual.backfill(session, schedule, run.scheduled_for, now))) == 1
         assert counts(id) == {"running": 1}
 
     def test_an_absence_too_long_for_a_request_is_left_to_the_firing(
@@ -280,6 +281,6 @@ class TestRequests:
             schedule.next_fire_at = (datetime.now(UTC) - 3 * DAY).replace(minute=0, second=0, microsecond=0)
             schedule.updated_at = schedule.next_fire_at
         with pytest.raises(Unavailable, match="Send the request again"):
-            locked(id, lambda session, schedule: registry.pause(session, schedule, None))
+            locked(id, lambda session, schedule: schedules.pause(session, schedule, None))
         fire.run()
-        locked(id, lambda session, schedule: registry.pause(session, schedule, None))
+        locked(id, lambda session, schedule: schedules.pause(session, schedule, None))

@@ -12,8 +12,8 @@ from tests.integration import test_fire
 from tests.integration.clock import Clock
 from tests.integration.test_fire import NIGHT, made, runs_of
 from tests.waiting import wait_until
-from xalen_batch.accounts import Owner
-from xalen_batch.schedules import drops, fire, patience
+from xalen_batch.accounts.accounts import Owner
+from xalen_batch.schedules import fire, folders, timeout
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 clock, owner = test_fire.clock, test_fire.owner
@@ -27,9 +27,9 @@ def test_a_folder_that_hangs_holds_up_no_other_schedule(
     (drop / "a.jsonl").write_bytes(factories.jsonl([factories.chat_line("a")]))
     configure(drop_roots=drop)
     back, looks = threading.Event(), []
-    files = drops.Folder.files
+    files = folders.Folder.files
 
-    def hang(folder: drops.Folder) -> list[drops.Found]:
+    def hang(folder: folders.Folder) -> list[folders.Found]:
         looks.append(folder)
         back.wait(120)
         return files(folder)
@@ -38,9 +38,9 @@ def test_a_folder_that_hangs_holds_up_no_other_schedule(
     healthy = made(owner)
     clock.set(NIGHT)
     with monkeypatch.context() as patch:
-        patch.setattr(drops.Folder, "files", hang)
+        patch.setattr(folders.Folder, "files", hang)
         # Long enough for a busy machine to begin the look that hangs.
-        patch.setattr(patience, "PATIENCE", 1.0)
+        patch.setattr(timeout, "PATIENCE", 1.0)
         try:
             fire.run()
             fire.run()
@@ -50,7 +50,7 @@ def test_a_folder_that_hangs_holds_up_no_other_schedule(
             assert len(looks) == 1
         finally:
             back.set()
-    wait_until(lambda: not patience._hanging[drop].is_alive())
+    wait_until(lambda: not timeout._hanging[drop].is_alive())
     fire.run()
     assert [told(id) for id in hanging] == [("running", None)] * 3
 

@@ -12,9 +12,11 @@ import pytest
 
 from tests.integration.conftest import Api, multipart, new_key
 from tests.waiting import wait_until
-from xalen_batch import accounts, app, db, ids, storage
-from xalen_batch.accounts import Owner
-from xalen_batch.api import batches, budget, files, middleware, responses, schedules, uploads
+from xalen_batch import app, db, ids, storage
+from xalen_batch.accounts import accounts
+from xalen_batch.accounts.accounts import Owner
+from xalen_batch.api import batches, files, schedules, uploads
+from xalen_batch.api.http import budget, middleware, responses
 from xalen_batch.config import MiB
 
 SCHEDULE = {"name": "s", "cron": "0 0 1 1 *", "endpoint": "/v1/chat/completions"}

@@ -23,7 +23,7 @@ from tests.waiting import PATIENCE
 from xalen_batch import db
 from xalen_batch.models import Batch, Invoice, Result
 from xalen_batch.models.files import FilePart
-from xalen_batch.pipeline.engine import Engine
+from xalen_batch.worker.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 

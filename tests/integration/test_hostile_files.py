@@ -17,8 +17,8 @@ from xalen_batch import db
 from xalen_batch.broker import Job
 from xalen_batch.models import Batch, Invoice, Result
 from xalen_batch.pipeline import finalize, recover, validate
-from xalen_batch.pipeline.engine import Engine
 from xalen_batch.states import TERMINAL
+from xalen_batch.worker.engine import Engine
 
 RUN = {Job.VALIDATE: validate.run, Job.FINALIZE: finalize.run}
 

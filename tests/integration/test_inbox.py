@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 from tests import factories
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
 from xalen_batch import db, ids
-from xalen_batch.accounts import Owner
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import InboxRequest, Schedule, ScheduleRun
-from xalen_batch.pipeline import collect as collecting
+from xalen_batch.schedules import collect as collecting
 from xalen_batch.schedules import inbox, runs
 from xalen_batch.schedules.inbox import Added
 from xalen_batch.schedules.runs import Trigger

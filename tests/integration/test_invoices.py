@@ -24,7 +24,7 @@ from xalen_batch.backends.contract import Refused, Usage
 from xalen_batch.billing import invoices
 from xalen_batch.errors import NotFound
 from xalen_batch.models import Batch, Invoice, InvoiceLine, Result, ScheduleRun
-from xalen_batch.schedules import registry, runs
+from xalen_batch.schedules import runs, schedules
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.runs import Trigger
 from xalen_batch.states import BatchStatus, LineError, RunState
@@ -192,8 +192,8 @@ def test_the_invoice_of_a_schedules_batch_names_the_schedule_as_it_was_called_wh
 
     def rename(name: str) -> None:
         with db.transaction() as session:
-            locked = registry.lock(session, caller, ids.render("sched", schedule.id))
-            registry.change(session, caller, locked, Definition.model_validate({**locked.definition, "name": name}))
+            locked = schedules.lock(session, caller, ids.render("sched", schedule.id))
+            schedules.change(session, caller, locked, Definition.model_validate({**locked.definition, "name": name}))
 
     rename("Called otherwise meanwhile")
     with db.transaction() as session:
@@ -201,7 +201,7 @@ def test_the_invoice_of_a_schedules_batch_names_the_schedule_as_it_was_called_wh
     assert json.loads(issued)["schedule"] == {"id": ids.render("sched", schedule.id), "name": "Nightly digest"}
     rename("Called otherwise afterwards")
     with db.transaction() as session:
-        registry.delete(session, caller, ids.render("sched", schedule.id), discard_requests=False)
+        schedules.delete(session, caller, ids.render("sched", schedule.id), discard_requests=False)
         assert json.dumps(invoices.render(invoices.of_batch(session, batch))) == issued
         assert json.dumps(invoices.render(invoices.issue(session, batch))) == issued
 

@@ -23,7 +23,7 @@ from tests.integration.isolation import IDEMPOTENCY_KEY, OTHER_PARAMETERS, Actor
 from tests.integration.neighbours import Answer, Client, Neighbour
 from xalen_batch import api as rooms
 from xalen_batch import app, db
-from xalen_batch.accounts import Scope
+from xalen_batch.accounts.accounts import Scope
 
 ROUTES = list(isolation.operations())
 REFUSED = {Actor.REVOKED: 401, Actor.EXPIRED: 401, Actor.NO_KEY: 401, Actor.WRONG_KEY: 401, Actor.WRONG_SCOPE: 403}

@@ -15,8 +15,10 @@ from sqlalchemy.orm import Session
 from tests import factories
 from tests.integration.conftest import Api, new_key
 from tests.waiting import PATIENCE
-from xalen_batch import accounts, db, ids, key_secrets, keys
-from xalen_batch.accounts import Owner
+from xalen_batch import db, ids
+from xalen_batch.accounts import accounts, keys
+from xalen_batch.accounts import secrets as key_secrets
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.errors import InvalidRequest, NotFound
 from xalen_batch.models import ApiKey
 

@@ -10,8 +10,9 @@ from typer.testing import CliRunner, Result
 
 from tests import factories
 from tests.integration.test_audit import entries
-from xalen_batch import accounts, db, ids, keys
-from xalen_batch.accounts import Owner
+from xalen_batch import db, ids
+from xalen_batch.accounts import accounts, keys
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.cli.main import app
 
 HOSTILE = "evil\x1b[2J\x1b]0;owned\x07\u202eeman"

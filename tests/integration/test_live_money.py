@@ -19,17 +19,18 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
 from tests.integration.conftest import Api
 from tests.integration.test_engine import run_to_end
 from tests.unit.fake_api import serving
-from xalen_batch import accounts, db, ids, keys
-from xalen_batch.accounts import Caller
+from xalen_batch import db, ids
+from xalen_batch.accounts import accounts, keys
+from xalen_batch.accounts.accounts import Caller
 from xalen_batch.cli import prices as of_prices
 from xalen_batch.cli.invoices import print_invoice
 from xalen_batch.cli.main import app
 from xalen_batch.models import Account, AuditEntry, Batch, InvoiceLine, Price, Task
 from xalen_batch.models import Result as ResultRow
 from xalen_batch.pipeline import validate
-from xalen_batch.pipeline.engine import Engine
+from xalen_batch.standalone.supervisor import Supervisor
 from xalen_batch.states import TaskState
-from xalen_batch.supervisor import Supervisor
+from xalen_batch.worker.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 

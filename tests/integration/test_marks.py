@@ -19,11 +19,14 @@ from tests.conftest import as_owner
 from tests.integration.conftest import Api, multipart
 from tests.integration.test_doctor import Doctor, doctor  # noqa: F401  # a fixture
 from tests.integration.test_engine import engine  # noqa: F401  # a fixture
-from xalen_batch import catalog, db, files, marks, storage, worker
+from xalen_batch import catalog, db, files, storage
 from xalen_batch.models import Batch, File, Task, workers
-from xalen_batch.pipeline import finalize, reading, recover, sweeps, validate
-from xalen_batch.pipeline.engine import Engine
+from xalen_batch.pipeline import finalize, recover, sweeps, validate
 from xalen_batch.states import BatchStatus
+from xalen_batch.storage import marks
+from xalen_batch.validation import read as reading
+from xalen_batch.worker import process
+from xalen_batch.worker.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -362,7 +365,7 @@ class TestTelling:
 
 class TestSight:
     def test_a_worker_sees_the_mark(self) -> None:
-        assert worker.Sight().mark == marks.identity()
+        assert process.Sight().mark == marks.identity()
 
     def test_a_disk_that_hangs_does_not_hold_up_the_poll(self, monkeypatch: pytest.MonkeyPatch) -> None:
         released, asked = threading.Event(), []
@@ -373,8 +376,8 @@ class TestSight:
             return marks.identity(), False
 
         monkeypatch.setattr(storage, "look", hang)
-        monkeypatch.setattr(worker, "FIRST_LOOK", 0.01)
-        sight = worker.Sight()
+        monkeypatch.setattr(process, "FIRST_LOOK", 0.01)
+        sight = process.Sight()
         assert [sight.mark for _ in range(3)] == [None] * 3
         assert len(asked) == 1
         released.set()

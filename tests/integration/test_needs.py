@@ -8,7 +8,7 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 
 from tests.conftest import Stores, forget
-from xalen_batch import needs, schema
+from xalen_batch import migrate, needs
 from xalen_batch.errors import ConfigError
 from xalen_batch.needs import Found
 
@@ -45,7 +45,7 @@ def poor(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_all_that_a_database_lacks_is_said_at_once_and_nothing_is_changed(poor: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        schema.migrate()
+        migrate.migrate()
     said = str(refused.value)
     for words in (
         f"The database {NAME} has the encoding SQL_ASCII",
@@ -54,12 +54,12 @@ def test_all_that_a_database_lacks_is_said_at_once_and_nothing_is_changed(poor: 
     ):
         assert words in said
     with psycopg.connect(poor) as connection:
-        assert schema.lacks() == needs.missing(needs.look(connection))
+        assert migrate.lacks() == needs.missing(needs.look(connection))
         assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
 
 
 def test_the_tests_own_database_has_what_it_needs(database: str) -> None:
-    assert schema.lacks() == []
+    assert migrate.lacks() == []
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tests.waiting import PATIENCE
 from xalen_batch import db
 from xalen_batch.broker import Job
 from xalen_batch.pipeline import recover
-from xalen_batch.worker import Poll
+from xalen_batch.worker.process import Poll
 
 
 @pytest.mark.usefixtures("database")

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from tests.billing import Ran, running
 from tests.conftest import as_owner
 from tests.factories import CHAT_MODEL, RERANK_MODEL
-from xalen_batch import db, ids, schema
+from xalen_batch import db, ids, migrate
 from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import invoices, prices
 from xalen_batch.models import Price
@@ -134,7 +134,7 @@ def test_migrating_changes_no_price(configure: Callable[..., None], tmp_path: Pa
     file = tmp_path / "catalog.toml"
     file.write_text(f'[models.{CHAT_MODEL}]\nprice = {{ input = "7" }}\n')
     configure(catalog=file)
-    schema.migrate()
+    migrate.migrate()
     with db.reading() as later:
         assert [(price.id, price.valid_to) for price in prices.history(later)] == before
 

@@ -12,9 +12,9 @@ import redis
 
 from tests.conftest import Stores
 from tests.waiting import PATIENCE
-from xalen_batch import embedded
-from xalen_batch.backends.buckets import HOLD, Limit
-from xalen_batch.backends.rates import RETRY, Rates
+from xalen_batch.ratelimit.backend import RETRY, Rates
+from xalen_batch.ratelimit.buckets import HOLD, Limit
+from xalen_batch.standalone import stores
 
 PER_MINUTE = 6_000
 RATE = Limit(PER_MINUTE).rate
@@ -22,7 +22,7 @@ RATE = Limit(PER_MINUTE).rate
 PROCESS = f"""
 import asyncio, time
 import uvloop
-from xalen_batch.backends.rates import Rates
+from xalen_batch.ratelimit.backend import Rates
 
 async def main():
     rates = Rates("shared", requests_per_minute={PER_MINUTE}, tokens_per_minute=None, workers=lambda: 2)
@@ -60,14 +60,14 @@ def test_processes_together_stay_within_the_limit(stores: Stores, valkey: redis.
 
 
 @pytest.fixture
-def server(tmp_path: Path, configure: Callable[..., None]) -> Iterator[embedded.Valkey]:
-    server = embedded.Valkey(tmp_path / "valkey", tmp_path / "valkey.log")
+def server(tmp_path: Path, configure: Callable[..., None]) -> Iterator[stores.Valkey]:
+    server = stores.Valkey(tmp_path / "valkey", tmp_path / "valkey.log")
     configure(redis_url=server.start())
     yield server
     server.stop()
 
 
-def test_a_server_that_goes_leaves_each_its_share_and_is_used_again_when_it_is_back(server: embedded.Valkey) -> None:
+def test_a_server_that_goes_leaves_each_its_share_and_is_used_again_when_it_is_back(server: stores.Valkey) -> None:
     async def main() -> None:
         sent: list[float] = []
 
@@ -109,7 +109,7 @@ def test_a_server_that_goes_leaves_each_its_share_and_is_used_again_when_it_is_b
     asyncio.run(main())
 
 
-def test_a_server_that_does_not_answer_is_not_waited_for(server: embedded.Valkey) -> None:
+def test_a_server_that_does_not_answer_is_not_waited_for(server: stores.Valkey) -> None:
     async def main() -> None:
         rates = Rates("model", requests_per_minute=PER_MINUTE, tokens_per_minute=None, workers=lambda: 2)
         await rates.admit(1)
@@ -126,7 +126,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(server: embedded.Valkey
     asyncio.run(main())
 
 
-def test_tokens_that_were_not_used_reach_the_other_processes(server: embedded.Valkey) -> None:
+def test_tokens_that_were_not_used_reach_the_other_processes(server: stores.Valkey) -> None:
     async def main() -> None:
         one, other = (Rates("model", requests_per_minute=None, tokens_per_minute=60_000, workers=lambda: 2) for _ in range(2))
         await one.admit(50_000)

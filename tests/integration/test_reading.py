@@ -22,11 +22,12 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
 from tests.waiting import wait_until
 from xalen_batch import catalog, storage
 from xalen_batch.catalog import CHAT
-from xalen_batch.pipeline import pieces, reading
-from xalen_batch.pipeline.pieces import Piece, Place, Splitting
-from xalen_batch.pipeline.readers import Readers
-from xalen_batch.pipeline.reading import Reading
-from xalen_batch.processes import is_running
+from xalen_batch.standalone.processes import is_running
+from xalen_batch.validation import pieces
+from xalen_batch.validation import read as reading
+from xalen_batch.validation.pieces import Piece, Place, Splitting
+from xalen_batch.validation.pool import Readers
+from xalen_batch.validation.read import Reading
 
 KEY = "input/00000000000000000000000000000001"
 read_whole, serve = reading._whole, pieces.serve

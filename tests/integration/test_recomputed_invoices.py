@@ -17,7 +17,8 @@ from tests import factories
 from tests.billing import REFUSED, Ran, ended
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.integration.conftest import Api
-from xalen_batch import accounts, db, ids, results
+from xalen_batch import db, ids, results
+from xalen_batch.accounts import accounts
 from xalen_batch.backends.clients.contract import Reply
 from xalen_batch.backends.contract import Answered, Request
 from xalen_batch.backends.outcomes import outcome_of

@@ -11,10 +11,11 @@ from sqlalchemy.exc import ProgrammingError
 from tests import billing
 from tests.conftest import Stores, as_owner, forget
 from tests.integration.test_migrations import empty_database  # noqa: F401  # a fixture
-from xalen_batch import db, embedded, rights, schema
+from xalen_batch import db, migrate, rights
 from xalen_batch.backends.contract import Usage
 from xalen_batch.errors import ConfigError
 from xalen_batch.models import Base
+from xalen_batch.standalone import stores
 
 TABLES = rights.tables()
 GUARDED = ("audit_log", "invoices", "invoice_lines")
@@ -114,7 +115,7 @@ def test_every_trigger_function_acts_as_its_owner_on_a_fixed_path(database: str)
                 "SELECT proname, prosecdef, proconfig, has_function_privilege(:role, oid, 'EXECUTE') FROM pg_proc"
                 " WHERE prorettype = 'trigger'::regtype AND pronamespace = 'public'::regnamespace ORDER BY 1"
             ),
-            {"role": embedded.SERVING},
+            {"role": stores.SERVING},
         ).all()
     assert {"refuse_change", "write_audit"} <= {row[0] for row in found}
     assert {(is_definer, *configuration, may_execute) for _, is_definer, configuration, may_execute in found} == {
@@ -125,7 +126,7 @@ def test_every_trigger_function_acts_as_its_owner_on_a_fixed_path(database: str)
 class TestLooking:
     def test_the_serving_role_has_what_it_needs_and_no_more(self, database: str) -> None:
         with db.transaction() as session:
-            assert rights.look(session) == rights.Found(embedded.SERVING, [], [])
+            assert rights.look(session) == rights.Found(stores.SERVING, [], [])
 
     def test_a_role_that_owns_the_tables_is_told_apart(self, database: str) -> None:
         with as_owner() as session:
@@ -145,8 +146,8 @@ class TestLooking:
     def test_each_right_that_differs_is_named(self, database: str, change: str, excess: list[str], missing: list[str]) -> None:
         with as_owner() as session:
             session.execute(text(change))
-            session.execute(text(f"SET LOCAL ROLE {embedded.SERVING}"))
-            assert rights.look(session) == rights.Found(embedded.SERVING, excess, missing)
+            session.execute(text(f"SET LOCAL ROLE {stores.SERVING}"))
+            assert rights.look(session) == rights.Found(stores.SERVING, excess, missing)
             session.rollback()
 
 
@@ -158,32 +159,32 @@ class TestMigrating:
             db.engine().dispose()
             patch.setenv("XALEN_DATABASE_URL", db.owner_url().replace("+psycopg", ""))
             forget()
-            schema.migrate()
+            migrate.migrate()
             with db.transaction() as session:
                 assert "owns the tables" in rights.look(session).excess
             db.engine().dispose()
         forget()
         with pytest.raises(ProgrammingError), db.transaction() as session:
             session.execute(text("SELECT * FROM batches"))
-        schema.migrate()
+        migrate.migrate()
         with db.transaction() as session:
-            assert rights.look(session) == rights.Found(embedded.SERVING, [], [])
+            assert rights.look(session) == rights.Found(stores.SERVING, [], [])
 
     def test_a_right_too_many_is_taken_back(self) -> None:
-        schema.migrate()
+        migrate.migrate()
         with psycopg.connect(db.owner_url().replace("+psycopg", "")) as owner:
-            owner.execute(f"GRANT ALL ON audit_log TO {embedded.SERVING}")
-        schema.migrate()
+            owner.execute(f"GRANT ALL ON audit_log TO {stores.SERVING}")
+        migrate.migrate()
         with db.transaction() as session:
             assert rights.look(session).excess == []
 
     def test_the_serving_role_alone_cannot_migrate_and_is_told_what_can(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        schema.migrate()
+        migrate.migrate()
         db.engine().dispose()
         monkeypatch.setenv("XALEN_MIGRATE_DATABASE_URL", db.url().replace("+psycopg", ""))
         forget()
         with pytest.raises(ConfigError, match=r"xalen_serve does not own the tables .* xalen does.* XALEN_MIGRATE_DATABASE_URL"):
-            schema.migrate()
+            migrate.migrate()
 
     def test_an_owner_that_is_no_superuser_grants_to_a_role_made_by_hand(self, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
         name = make_url(db.owner_url()).database
@@ -193,9 +194,9 @@ class TestMigrating:
             try:
                 use(monkeypatch, owner=("plain_owner", "owning"), serving=("plain_server", "serving"))
                 with pytest.raises(ConfigError, match=r"plain_server .* plain_owner may not make it.*CREATE ROLE plain_server LOGIN"):
-                    schema.migrate()
+                    migrate.migrate()
                 server.execute("CREATE ROLE plain_server LOGIN PASSWORD 'serving'")
-                schema.migrate()
+                migrate.migrate()
                 with db.transaction() as session:
                     assert rights.look(session) == rights.Found("plain_server", [], [])
             finally:
@@ -208,7 +209,7 @@ class TestMigrating:
     def test_a_password_of_any_characters_is_one(self, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
         use(monkeypatch, owner=None, serving=("o'dd\" role", "it's; -- % a:pass@word"))
         try:
-            schema.migrate()
+            migrate.migrate()
             with db.transaction() as session:
                 assert rights.look(session) == rights.Found("o'dd\" role", [], [])
         finally:

@@ -15,11 +15,11 @@ from tests.integration.clock import Clock
 from tests.integration.test_fire import DAY, NIGHT, NOON, batches_of, change, end_batch, get, made, runs_of, states
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, files, ids
-from xalen_batch.accounts import Owner
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, InboxRequest, Schedule
 from xalen_batch.pipeline import recover
-from xalen_batch.schedules import by_hand, due, fire, inbox, registry
+from xalen_batch.schedules import due, fire, inbox, manual, schedules
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.sources import NotReady
 from xalen_batch.states import BatchStatus
@@ -33,7 +33,7 @@ HOUR = timedelta(hours=1)
 
 def edit(owner: Owner, schedule_id: UUID, **fields: Any) -> None:
     def act(session: Any, schedule: Schedule) -> None:
-        registry.change(session, owner, schedule, Definition.model_validate(schedule.definition | fields))
+        schedules.change(session, owner, schedule, Definition.model_validate(schedule.definition | fields))
 
     change(schedule_id, act)
 
@@ -167,7 +167,7 @@ class TestBusy:
         fire.run()
         assert (get(id).status, states(id)) == ("paused", ["failed", "waiting", "waiting"])
         assert not is_due()
-        change(id, registry.resume)
+        change(id, schedules.resume)
         assert is_due()
         fire.run()
         assert states(id) == ["failed", "running", "waiting"]
@@ -176,11 +176,11 @@ class TestBusy:
         id = made(owner, misfire="all", catch_up_window="7d", overlap="buffer_one")
         clock.set(NIGHT + 2 * DAY + HOUR)
         fire.run()
-        change(id, lambda session, schedule: registry.pause(session, schedule, None))
+        change(id, lambda session, schedule: schedules.pause(session, schedule, None))
         end_batch(id)
         fire.run()
         assert states(id) == ["succeeded", "waiting", "waiting"]
-        assert change(id, by_hand.run_now).state == "running"
+        assert change(id, manual.run_now).state == "running"
 
 
 class TestAbsence:
@@ -202,7 +202,7 @@ class TestAbsence:
         if by == "edit":
             edit(owner, id, name="renamed")
         else:
-            change(id, lambda session, schedule: registry.pause(session, schedule, None))
+            change(id, lambda session, schedule: schedules.pause(session, schedule, None))
         assert len(runs_of(id)) == 30 * 96
         assert states(id)[-1] == "running"
 
@@ -268,8 +268,8 @@ def lines_of(schedule_id: UUID) -> list[tuple[str, UUID | None]]:
 def edit_by_id(owner: Owner, schedule_id: UUID, **fields: Any) -> None:
     """As the API does."""
     with db.transaction() as session:
-        schedule = registry.lock(session, owner, ids.render("sched", schedule_id))
-        registry.change(session, owner, schedule, Definition.model_validate(schedule.definition | fields))
+        schedule = schedules.lock(session, owner, ids.render("sched", schedule_id))
+        schedules.change(session, owner, schedule, Definition.model_validate(schedule.definition | fields))
 
 
 def wait_for_one_that_waits() -> None:
@@ -304,7 +304,7 @@ class TestInbox:
         clock.set(NIGHT + DAY)
         with ThreadPoolExecutor() as pool:
             with db.transaction() as session:
-                schedule = registry.keep(session, owner, ids.render("sched", id))
+                schedule = schedules.keep(session, owner, ids.render("sched", id))
                 inbox.add(session, schedule, [("a", b'{"n":2}')])
                 firing = pool.submit(fire.run)
                 wait_for_one_that_waits()
@@ -321,7 +321,7 @@ class TestInbox:
         clock.set(NIGHT)
         with ThreadPoolExecutor() as pool:
             with db.transaction() as session:
-                schedule = registry.keep(session, owner, ids.render("sched", id))
+                schedule = schedules.keep(session, owner, ids.render("sched", id))
                 changing = pool.submit(edit_by_id, owner, id, inbox=None, input_file_id=file)
                 wait_for_one_that_waits()
                 assert inbox.add(session, schedule, [("a", b"{}")]).known == 1
@@ -370,7 +370,7 @@ class TestPatience:
 
         monkeypatch.setattr("xalen_batch.schedules.sources.find", find)
         clock.set(NIGHT + 20 * HOUR)
-        change(id, lambda session, schedule: by_hand.backfill(session, schedule, NIGHT, NIGHT + HOUR))
+        change(id, lambda session, schedule: manual.backfill(session, schedule, NIGHT, NIGHT + HOUR))
         assert states(id) == ["waiting"]
 
 
@@ -393,7 +393,7 @@ class TestStorage:
             raise OSError("gone")
 
         monkeypatch.setattr("xalen_batch.schedules.sources.find", away)
-        monkeypatch.setattr("xalen_batch.schedules.starting.logger.warning", lambda event, **_: told.append(event))
+        monkeypatch.setattr("xalen_batch.schedules.start.logger.warning", lambda event, **_: told.append(event))
         for seconds in range(3):
             clock.set(NIGHT + timedelta(seconds=seconds))
             fire.run()

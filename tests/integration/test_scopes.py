@@ -18,8 +18,9 @@ from tests import billing, factories
 from tests.integration import isolation, neighbours
 from tests.integration.isolation import DESCRIPTION, OTHER_PARAMETERS, Kind, Request
 from tests.integration.neighbours import CANARY, Answer, Client, Neighbour
-from xalen_batch import accounts, db, ids
-from xalen_batch.accounts import Scope
+from xalen_batch import db, ids
+from xalen_batch.accounts import accounts
+from xalen_batch.accounts.accounts import Scope
 from xalen_batch.api import money_schemas
 from xalen_batch.api import scopes as scoped
 from xalen_batch.api.schedule_schemas import RunObject

@@ -10,18 +10,20 @@ from sqlalchemy import select
 from tests import factories
 from tests.factories import RERANK_MODEL, chat_line
 from tests.outcome import assert_whole
-from xalen_batch import batches, db, ids, quotas, results
+from xalen_batch import batches, db, ids, results
+from xalen_batch.accounts import quotas
+from xalen_batch.accounts.quotas import Quota
 from xalen_batch.backends.contract import Answered, Usage
 from xalen_batch.billing import invoices
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, File, Schedule
 from xalen_batch.models.files import FilePart
-from xalen_batch.pipeline import claim, finalize, reading, record, validate
-from xalen_batch.pipeline.rehearse import rehearse
-from xalen_batch.quotas import Quota
-from xalen_batch.schedules import by_hand
+from xalen_batch.pipeline import claim, finalize, record, validate
+from xalen_batch.schedules import manual
 from xalen_batch.schedules.definition import Definition
+from xalen_batch.schedules.preflight import rehearse
 from xalen_batch.states import TaskState
+from xalen_batch.validation import read as reading
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 
@@ -161,7 +163,7 @@ def test_a_schedule_takes_such_a_file_and_its_batch_skips() -> None:
     with pytest.raises(InvalidRequest, match="no requests"):
         rehearse(caller, definition.model_copy(update={"input_file_id": ids.render("file", bad.id)}), NOW)
     with db.transaction() as session:
-        by_hand.run_now(session, session.get_one(Schedule, schedule_id))
+        manual.run_now(session, session.get_one(Schedule, schedule_id))
         batch = session.scalars(select(Batch).where(Batch.schedule_id == schedule_id)).one()
     validate.run(batch.id)
     assert (read(batch.id).status, len(errors(batch.id))) == ("in_progress", 1)

@@ -14,7 +14,7 @@ import pytest
 from tests.integration.conftest import Api, multipart
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import files
-from xalen_batch.api import pace
+from xalen_batch.api.http import pace
 from xalen_batch.config import settings
 
 KIND, BODY = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", bytes(200_000)))

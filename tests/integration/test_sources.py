@@ -14,10 +14,10 @@ from sqlalchemy.orm import Session
 
 from tests import factories
 from xalen_batch import ids, storage
-from xalen_batch.accounts import Caller, Owner
+from xalen_batch.accounts.accounts import Caller, Owner
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import ConsumedObject, Schedule, ScheduleRun
-from xalen_batch.schedules import drops, runs, sources
+from xalen_batch.schedules import folders, runs, sources
 from xalen_batch.schedules.definition import Source
 from xalen_batch.schedules.runs import Trigger
 from xalen_batch.schedules.sources import Gone, NotReady
@@ -309,7 +309,7 @@ class TestNothingLeadsOut:
         own = put(home(caller) / "in", "a.jsonl", b"public\n")
         schedule, source = made(session, caller, prefix="in")
         manifest = sources.find(session, schedule, source, NIGHT)
-        assert drops.version(secret.stat()) == drops.version(own.stat())
+        assert folders.version(secret.stat()) == folders.version(own.stat())
         own.parent.rename(own.parent.with_name("was"))
         own.parent.symlink_to(secret.parent)
         with pytest.raises(Gone):
@@ -381,7 +381,7 @@ class TestLimits:
     def test_a_folder_with_too_many_names_is_refused_with_the_remedy(
         self, session: Session, caller: Caller, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(drops, "MOST_NAMES", 3)
+        monkeypatch.setattr(folders, "MOST_NAMES", 3)
         for number in range(3):
             put(home(caller) / "in", f"deep/{number}.txt")
         schedule, source = made(session, caller, prefix="in")
@@ -390,7 +390,7 @@ class TestLimits:
         assert refused.value.code == "source_too_large"
 
     def test_folders_end_somewhere(self, session: Session, caller: Caller) -> None:
-        put(home(caller) / "in", "a/" * drops.DEEPEST + "x.jsonl")
+        put(home(caller) / "in", "a/" * folders.DEEPEST + "x.jsonl")
         schedule, source = made(session, caller, prefix="in")
         with pytest.raises(InvalidRequest, match="deep"):
             sources.find(session, schedule, source, NIGHT)
@@ -448,12 +448,12 @@ class TestLimits:
     def test_ten_thousand_objects_are_taken_and_known(self, session: Session, caller: Caller) -> None:
         place = home(caller) / "in"
         place.mkdir()
-        for number in range(drops.MOST_NAMES):
+        for number in range(folders.MOST_NAMES):
             (place / f"{number}.jsonl").touch()
         schedule, source = made(session, caller, prefix="in")
         manifest = sources.find(session, schedule, source, NIGHT)
         sources.take(session, schedule, begin(session, schedule), manifest)
-        assert len(manifest) == drops.MOST_NAMES
+        assert len(manifest) == folders.MOST_NAMES
         assert sources.find(session, schedule, source, NIGHT) == []
 
 

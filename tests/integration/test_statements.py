@@ -20,7 +20,7 @@ from tests.billing import Ran, ended
 from tests.conftest import as_owner
 from tests.factories import RERANK_MODEL
 from xalen_batch import db, ids, money
-from xalen_batch.accounts import Caller
+from xalen_batch.accounts.accounts import Caller
 from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import invoices, statements
 from xalen_batch.errors import InvalidRequest

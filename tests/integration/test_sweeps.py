@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from tests import billing, factories
 from xalen_batch import db, erasure, files, ids, storage
-from xalen_batch.accounts import Caller, Owner
+from xalen_batch.accounts.accounts import Caller, Owner
 from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import statements
 from xalen_batch.errors import NotFound

@@ -10,8 +10,9 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
 from xalen_batch import batches, broker, db, jsonl, storage
 from xalen_batch.broker import Job, Message
 from xalen_batch.models import Account, Batch, Task
-from xalen_batch.pipeline import reading, validate
+from xalen_batch.pipeline import validate
 from xalen_batch.states import BatchStatus
+from xalen_batch.validation import read
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -188,7 +189,7 @@ def test_a_validation_whose_fence_is_stale_writes_nothing(monkeypatch):
 def test_a_long_reading_extends_its_lease_and_stops_when_it_is_lost(monkeypatch):
     batch = submit([chat_line(str(number)) for number in range(3)])
     monkeypatch.setattr(validate, "EXTEND_EVERY", 0.0)
-    monkeypatch.setattr(reading, "LINES_PER_LOOK", 1)
+    monkeypatch.setattr(read, "LINES_PER_LOOK", 1)
     ends = []
     extend = validate._Lease.extend
 

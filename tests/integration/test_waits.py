@@ -15,14 +15,15 @@ from tests import factories
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
 from tests.integration.conftest import Api, new_key
 from tests.waiting import wait_until
-from xalen_batch import catalog, db, disk, ids, marks
+from xalen_batch import catalog, db, disk, ids
 from xalen_batch.billing import prices
 from xalen_batch.cli import installation
 from xalen_batch.cli.findings import Doubtful
 from xalen_batch.models import Batch, workers
 from xalen_batch.models.workers import Reason, Wait
 from xalen_batch.pipeline import finalize, recover, validate
-from xalen_batch.pipeline.engine import Engine
+from xalen_batch.storage import marks
+from xalen_batch.worker.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -189,7 +190,7 @@ class TestEngine:
     def test_a_server_that_is_not_there_is_told_before_the_line_has_failed(
         self, live: Api, use: Callable[[str], None], engine: Engine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("xalen_batch.backends.silence.TOLD_AFTER", 0.0)
+        monkeypatch.setattr("xalen_batch.worker.silence.TOLD_AFTER", 0.0)
         use(f'[models."{CHAT_MODEL}".backend]\nbase_url = "http://127.0.0.1:1/v1"\n')
         id = a_batch(live)
         engine.wake()

@@ -11,8 +11,8 @@ import time_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xalen_batch.api import allowances
-from xalen_batch.api.allowances import FEWEST, LONGEST_WAIT, RETRY, UNKNOWN_PROCESSES, Allowances, OwnBucket
+from xalen_batch.ratelimit import allowances
+from xalen_batch.ratelimit.allowances import FEWEST, LONGEST_WAIT, RETRY, UNKNOWN_PROCESSES, Allowances, OwnBucket
 
 # Early, so that a float has room for the microseconds' fractions.
 START = 5_000.0

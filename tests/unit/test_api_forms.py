@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from python_multipart import MultipartParser
 
-from xalen_batch.api.forms import Form
+from xalen_batch.api.http.forms import Form
 from xalen_batch.errors import InvalidRequest, TooLarge
 
 BOUNDARY = b"edge"

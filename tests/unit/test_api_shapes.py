@@ -11,7 +11,7 @@ from openai.types import Batch as ClientBatch
 from openai.types import FileObject as ClientFile
 
 from xalen_batch import ids
-from xalen_batch.api.responses import download
+from xalen_batch.api.http.responses import download
 from xalen_batch.api.schedule_schemas import RunObject, ScheduleObject
 from xalen_batch.api.schemas import BatchObject, FileObject
 from xalen_batch.app import create_app

@@ -21,18 +21,13 @@ STATUS = ("status", "state")
 # Where requests are fanned out or bytes stream in; everything else is plain `def`.
 ASYNC_ROOMS = (
     "backends/",
-    "pipeline/execute.py",
-    "pipeline/engine.py",
+    "worker/",
+    "ratelimit/",
+    "api/http/",
     "api/uploads.py",
     "api/inbox.py",
-    "api/bodies.py",
-    "api/responses.py",
-    "api/middleware.py",
-    "api/pace.py",
     # Threads are what a probe must not wait for.
     "api/health.py",
-    # uvicorn's own shutdown is a coroutine.
-    "api/stopping.py",
 )
 
 
@@ -97,13 +92,13 @@ def test_a_log_call_leaves_the_rendering_of_ids_to_the_log() -> None:
 
 
 def test_every_job_has_exactly_one_body() -> None:
-    named = re.findall(r"@app\.task\(name=Job\.(\w+)\.value, shared=False\)", SOURCES["tasks.py"])
+    named = re.findall(r"@app\.task\(name=Job\.(\w+)\.value, shared=False\)", SOURCES["worker/tasks.py"])
     assert sorted(named) == sorted(job.name for job in Job)
 
 
 def test_nobody_imports_the_tasks_but_the_worker() -> None:
-    importers = {name for name in SOURCES if "xalen_batch.tasks" in set(imports(name))}
-    assert {name for name in importers if name != "worker.py" and not name.startswith("cli/")} == set()
+    importers = {name for name in SOURCES if "xalen_batch.worker.tasks" in set(imports(name))}
+    assert {name for name in importers if name != "worker/process.py" and not name.startswith("cli/")} == set()
 
 
 def test_nobody_imports_the_tests_or_the_examples() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xalen_batch.models.tasks import SUSPECT_LOSSES
-from xalen_batch.pipeline.blame import ALONE_LOSSES, PARTS, Verdict, parts, verdict
+from xalen_batch.pipeline.poison import ALONE_LOSSES, PARTS, Verdict, parts, verdict
 
 
 @dataclass(eq=False)

@@ -4,8 +4,8 @@ import orjson
 import pytest
 
 from xalen_batch.catalog import CHAT, RERANK
-from xalen_batch.pipeline import bodies
-from xalen_batch.pipeline.bodies import ChatRequest, Misfit, RerankRequest
+from xalen_batch.validation import bodies
+from xalen_batch.validation.bodies import ChatRequest, Misfit, RerankRequest
 
 HELLO = {"role": "user", "content": "Hello"}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}

@@ -11,8 +11,8 @@ import time_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xalen_batch.backends import buckets
-from xalen_batch.backends.buckets import Ask, Limit, Limits, OwnBucket, SharedBucket
+from xalen_batch.ratelimit import buckets
+from xalen_batch.ratelimit.buckets import Ask, Limit, Limits, OwnBucket, SharedBucket
 
 # Early, so that a float has room for the microseconds' fractions.
 START = 5_000.0

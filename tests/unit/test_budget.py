@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xalen_batch import memory
-from xalen_batch.accounts import Caller, Owner
-from xalen_batch.api.budget import Budget
+from xalen_batch.accounts.accounts import Caller, Owner
+from xalen_batch.api.http.budget import Budget
 from xalen_batch.config import MiB, Settings
 from xalen_batch.errors import TooManyRequests, Unavailable
 

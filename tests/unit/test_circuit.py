@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from xalen_batch import ids
-from xalen_batch.backends.circuit import DOUBT, RETRY_ALLOWANCE, TESTIMONY, Circuit, Opening, Source, State
+from xalen_batch.worker.circuit_breaker import DOUBT, RETRY_ALLOWANCE, TESTIMONY, Circuit, Opening, Source, State
 
 FAILURES, PAUSE, PATIENCE = 4, 15.0, 3_600.0
 

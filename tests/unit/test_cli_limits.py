@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.unit.fake_api import Api, serving
+from xalen_batch.accounts.quotas import Quota
 from xalen_batch.cli import client
 from xalen_batch.cli.limits import NAMES
 from xalen_batch.cli.main import app
-from xalen_batch.quotas import Quota
 
 FOUND: dict[str, Any] = {
     "object": "limits",

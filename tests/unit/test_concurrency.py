@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from xalen_batch.backends.concurrency import Concurrency, Verdict
+from xalen_batch.worker.concurrency import Concurrency, Verdict
 
 
 @dataclass

@@ -9,9 +9,9 @@ from structlog.testing import capture_logs
 
 from tests.hostile import messages
 from tests.hostile.messages import BATCH, BROKEN, OPTIONS, SECRET
-from xalen_batch import consumer
 from xalen_batch.broker import Job, Message
-from xalen_batch.consumer import Malformed, for_celery, parse
+from xalen_batch.worker import consumer
+from xalen_batch.worker.consumer import Malformed, for_celery, parse
 
 
 @pytest.mark.parametrize("raw", BROKEN.values(), ids=BROKEN)

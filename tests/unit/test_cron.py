@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from xalen_batch.cron import Cron
 from xalen_batch.errors import InvalidRequest
+from xalen_batch.schedules.cron import Cron
 from xalen_batch.timezones import zone
 
 

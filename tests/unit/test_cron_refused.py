@@ -2,8 +2,8 @@
 
 import pytest
 
-from xalen_batch.cron import Cron
 from xalen_batch.errors import InvalidRequest
+from xalen_batch.schedules.cron import Cron
 
 FIVE = "Write five fields (minute, hour, day of month, month, day of week), such as `30 2 * * *` for every night at 02:30."
 

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from xalen_batch.cron import Cron
+from xalen_batch.schedules.cron import Cron
 
 ZONES = [
     "UTC",

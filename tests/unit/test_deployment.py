@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from xalen_batch.api.pace import PATIENCE
+from xalen_batch.api.http.pace import PATIENCE
 from xalen_batch.cli.main import app
 from xalen_batch.errors import Unavailable
 

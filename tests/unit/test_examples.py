@@ -12,9 +12,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from xalen_batch import catalog
-from xalen_batch.pipeline.scan import GoodLine, scan
 from xalen_batch.schedules import templates
 from xalen_batch.schedules.templates import Moment
+from xalen_batch.validation.lines import GoodLine, scan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 URLS = {

@@ -8,13 +8,13 @@ import pytest
 
 from xalen_batch import ids
 from xalen_batch.backends.contract import NOT_RUN, Answered, Request, Usage
-from xalen_batch.backends.lane import Lane
 from xalen_batch.backends.simulated.backend import SimulatedBackend
 from xalen_batch.billing.charges import Tariff
 from xalen_batch.catalog import CHAT, models
-from xalen_batch.pipeline import execute
 from xalen_batch.pipeline.claim import Claim, Line
-from xalen_batch.pipeline.execute import Run
+from xalen_batch.worker import execute
+from xalen_batch.worker.execute import Run
+from xalen_batch.worker.lane import Lane
 
 MODEL = "mistral-small-3-1"
 ANSWER = Answered(200, b"{}", Usage(1, 1))

@@ -7,13 +7,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 # A reader with a bug that one of the seeds shows, wherever the fuzzer can run or only the seeds can be read.
 WITH_A_BUG = """\
-from xalen_batch.pipeline import diagnose
-reason = diagnose._reason
+from xalen_batch.validation import json_errors
+reason = json_errors._reason
 def broken(raw, text):
     if "Infinity" in text:
         raise KeyError(text)
     return reason(raw, text)
-diagnose._reason = broken
+json_errors._reason = broken
 import sys
 from tests.fuzz.__main__ import main
 sys.argv = ["fuzz", *sys.argv[1:]]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xalen_batch import accounts, key_secrets
+from xalen_batch.accounts import accounts, secrets
 from xalen_batch.errors import Unauthenticated
 
 # A key as `new` makes them, written down: what a scanner has been taught must hold for good.
@@ -16,32 +16,32 @@ KNOWN = "xln_test_0123456789ABCDEFGHIJKLMNOPQRSTUV1ggZdL"
 
 @pytest.mark.parametrize(("livemode", "prefix"), [(False, "xln_test_"), (True, "xln_live_")])
 def test_a_new_key_has_a_prefix_random_digits_and_their_checksum(livemode: bool, prefix: str) -> None:
-    made = {key_secrets.new(livemode) for _ in range(100)}
+    made = {secrets.new(livemode) for _ in range(100)}
     assert len(made) == 100
     for secret in made:
         assert re.fullmatch(prefix + "[0-9A-Za-z]{38}", secret)
-        assert key_secrets.is_possible(secret)
-        assert key_secrets.shown(secret) == secret[:13]
+        assert secrets.is_possible(secret)
+        assert secrets.shown(secret) == secret[:13]
 
 
 def test_the_checksum_is_crc32_in_base_62() -> None:
     digits = KNOWN[9:41]
     value = 0
     for digit in KNOWN[41:]:
-        value = value * 62 + key_secrets.BASE62.index(digit)
+        value = value * 62 + secrets.BASE62.index(digit)
     assert value == zlib.crc32(digits.encode())
-    assert key_secrets.is_possible(KNOWN)
+    assert secrets.is_possible(KNOWN)
 
 
-@given(st.integers(0, 37), st.sampled_from(key_secrets.BASE62))
+@given(st.integers(0, 37), st.sampled_from(secrets.BASE62))
 def test_a_key_with_one_digit_mistyped_is_none(place: int, digit: str) -> None:
     at = len("xln_test_") + place
     mistyped = KNOWN[:at] + digit + KNOWN[at + 1 :]
-    assert key_secrets.is_possible(mistyped) == (mistyped == KNOWN)
+    assert secrets.is_possible(mistyped) == (mistyped == KNOWN)
 
 
 def test_a_key_that_is_older_than_the_checksum_can_still_be_one() -> None:
-    assert key_secrets.is_possible("xln_live_" + "a" * 32)
+    assert secrets.is_possible("xln_live_" + "a" * 32)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_key_that_is_older_than_the_checksum_can_still_be_one() -> None:
     ],
 )
 def test_what_has_not_the_form_of_a_key_is_none(text: str) -> None:
-    assert not key_secrets.is_possible(text)
+    assert not secrets.is_possible(text)
 
 
 class NoDatabase:
@@ -86,6 +86,6 @@ def test_a_key_is_looked_up_by_its_hash_and_nothing_of_the_key_itself_reaches_th
     with pytest.raises(StopIteration):
         accounts.authenticate(Database(), KNOWN)  # type: ignore[arg-type]
     [(statement, values)] = asked
-    assert values == {"hash": key_secrets.digest(KNOWN)}
-    assert len(key_secrets.digest(KNOWN)) == 32
+    assert values == {"hash": secrets.digest(KNOWN)}
+    assert len(secrets.digest(KNOWN)) == 32
     assert statement.endswith("WHERE api_keys.hash = :hash")

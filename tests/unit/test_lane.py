@@ -8,11 +8,11 @@ from typing import Any, cast
 import pytest
 
 from xalen_batch import ids
-from xalen_batch.backends.circuit import Opening, Source, State
 from xalen_batch.backends.contract import Answered, Ended, Exhausted, NotRun, Outcome, Refused, Request, Retryable, Usage
-from xalen_batch.backends.lane import BACKLOG, Lane, pause_before_retry
-from xalen_batch.backends.rates import Rates, estimate
 from xalen_batch.catalog import CHAT
+from xalen_batch.ratelimit.backend import Rates, estimate
+from xalen_batch.worker.circuit_breaker import Opening, Source, State
+from xalen_batch.worker.lane import BACKLOG, Lane, pause_before_retry
 
 OK = Answered(200, b"{}", Usage(1, 1))
 BROKEN = Retryable("HTTP 500", status=500)

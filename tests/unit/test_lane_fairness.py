@@ -9,10 +9,10 @@ import pytest
 
 from tests.unit import virtual_time
 from xalen_batch import ids
-from xalen_batch.backends.circuit import Source, State
 from xalen_batch.backends.contract import Answered, Ended, Exhausted, NotRun, Outcome, Refused, Request, Retryable, Usage
-from xalen_batch.backends.lane import Lane
 from xalen_batch.catalog import CHAT
+from xalen_batch.worker.circuit_breaker import Source, State
+from xalen_batch.worker.lane import Lane
 
 OK = Answered(200, b"{}", Usage(1, 1))
 LATENCY = 0.1

@@ -9,10 +9,10 @@ from structlog.testing import capture_logs
 
 from tests.unit.virtual_time import VirtualLoop
 from xalen_batch import ids
-from xalen_batch.backends import pace
-from xalen_batch.backends.circuit import Source
 from xalen_batch.backends.contract import Answered, Outcome, Retryable, Usage
-from xalen_batch.backends.pace import INTERVAL, MOST_KINDS, Pace
+from xalen_batch.worker import pace
+from xalen_batch.worker.circuit_breaker import Source
+from xalen_batch.worker.pace import INTERVAL, MOST_KINDS, Pace
 
 SOURCE = Source.of(ids.new(), ids.new())
 OK = Answered(200, b"{}", Usage(1, 1))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xalen_batch.schedules.definition import Definition
-from xalen_batch.schedules.policies import ON_TIME, Meeting, Miss, meet, sort_out
+from xalen_batch.schedules.misfire import ON_TIME, Meeting, Miss, meet, sort_out
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xalen_batch.pipeline.prefix import LEAST, MOST_MARKS, PLACES, Marker, Starts, first_mark, marks, prompt
+from xalen_batch.validation.prefix_order import LEAST, MOST_MARKS, PLACES, Marker, Starts, first_mark, marks, prompt
 
 
 def text(name: str, size: int) -> str:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.unit.virtual_time import Server, run
-from xalen_batch.backends.buckets import HOLD, Limit
-from xalen_batch.backends.rates import RETRY, TYPICAL_ANSWER, Rates, estimate
 from xalen_batch.catalog import CHAT, RERANK, BackendConfig
+from xalen_batch.ratelimit.backend import RETRY, TYPICAL_ANSWER, Rates, estimate
+from xalen_batch.ratelimit.buckets import HOLD, Limit
 
 TOLERANCE = 1e-3
 

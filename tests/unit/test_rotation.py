@@ -3,7 +3,7 @@
 from uuid import UUID, uuid4
 
 from xalen_batch import ids
-from xalen_batch.accounts import Owner
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.errors import TooManyRequests
 from xalen_batch.schedules.rotation import READ_EVERY, REST, Due, Rotation
 from xalen_batch.schedules.turn import Turn

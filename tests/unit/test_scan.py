@@ -16,9 +16,9 @@ from tests.unit.test_jsonl import cut
 from xalen_batch import catalog
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.jsonl import Block, Span, input_line
-from xalen_batch.pipeline.bodies import UsualChat
-from xalen_batch.pipeline.faults import Fault
-from xalen_batch.pipeline.scan import GoodLine, Reader, _usual_values, scan
+from xalen_batch.validation.bodies import UsualChat
+from xalen_batch.validation.errors import Fault
+from xalen_batch.validation.lines import GoodLine, Reader, _usual_values, scan
 
 GOOD = orjson.dumps(chat_line("good"))
 
@@ -215,14 +215,14 @@ def test_a_model_that_does_not_serve_the_endpoint_says_which_ones_it_serves():
 
 
 def test_more_lines_than_a_batch_may_have_is_one_error_that_ends_the_reading(monkeypatch):
-    monkeypatch.setattr("xalen_batch.pipeline.scan.settings", lambda: Limits(max_batch_lines=2))
+    monkeypatch.setattr("xalen_batch.validation.lines.settings", lambda: Limits(max_batch_lines=2))
     found = read(jsonl([chat_line(str(number)) for number in range(5)]))
     assert [getattr(line, "code", "good") for line in found] == ["good", "good", "too_many_tasks"]
     assert "Split it" in found[-1].message
 
 
 def test_a_file_of_blank_lines_is_not_read_for_ever(monkeypatch):
-    monkeypatch.setattr("xalen_batch.pipeline.scan.settings", lambda: Limits(max_batch_lines=5))
+    monkeypatch.setattr("xalen_batch.validation.lines.settings", lambda: Limits(max_batch_lines=5))
     line = orjson.dumps(chat_line("a")) + b"\n"
     (fault,) = read(b"\n" * 50 + line)
     assert (fault.code, fault.line) == ("too_many_tasks", 50)
@@ -231,7 +231,7 @@ def test_a_file_of_blank_lines_is_not_read_for_ever(monkeypatch):
 
 
 def test_a_line_that_is_too_long_is_an_error_and_the_next_one_is_read(monkeypatch):
-    monkeypatch.setattr("xalen_batch.pipeline.scan.settings", lambda: Limits(max_line_bytes=200))
+    monkeypatch.setattr("xalen_batch.validation.lines.settings", lambda: Limits(max_line_bytes=200))
     found = read(jsonl([chat_line("a", "x" * 300), chat_line("b")]))
     assert [getattr(line, "code", "good") for line in found] == ["line_too_long", "good"]
     assert found[0].line == 1
@@ -276,7 +276,7 @@ def test_no_bytes_break_the_reading(content):
 
 def test_every_code_is_in_the_guide():
     root = Path(__file__).parents[2]
-    source = "".join(path.read_text("utf-8") for path in (root / "xalen_batch" / "pipeline").glob("*.py"))
+    source = "".join(path.read_text("utf-8") for room in ("validation", "pipeline") for path in (root / "xalen_batch" / room).glob("*.py"))
     codes = set(re.findall(r'Fault\(\s*"(\w+)"', source))
     assert len(codes) > 10
     guide = (root / "docs" / "validation.md").read_text("utf-8")

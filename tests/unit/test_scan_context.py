@@ -7,8 +7,8 @@ import pytest
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, jsonl, rerank_line
 from xalen_batch import catalog
 from xalen_batch.backends import tokens
-from xalen_batch.pipeline.faults import Fault
-from xalen_batch.pipeline.scan import GoodLine, scan
+from xalen_batch.validation.errors import Fault
+from xalen_batch.validation.lines import GoodLine, scan
 
 CHAT_WINDOW = 131_072
 RERANK_WINDOW = 8_192

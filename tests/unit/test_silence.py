@@ -1,6 +1,6 @@
 """Since when a backend has not answered."""
 
-from xalen_batch.backends.silence import TOLD_AFTER, Silence
+from xalen_batch.worker.silence import TOLD_AFTER, Silence
 
 
 def test_it_is_told_from_the_first_failure_on_with_the_last_one_until_there_is_an_answer() -> None:

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xalen_batch.jsonl import Span
-from xalen_batch.pipeline import split
-from xalen_batch.pipeline.prefix import Marker
-from xalen_batch.pipeline.split import Split
+from xalen_batch.validation import split
+from xalen_batch.validation.prefix_order import Marker
+from xalen_batch.validation.split import Split
 
 # Model, length, and the letter with which a line begins as others do.
 LINES = st.lists(

@@ -7,7 +7,7 @@ import sys
 HEARS = """\
 import random, signal
 from pathlib import Path
-from xalen_batch import supervisor
+from xalen_batch.standalone import supervisor
 supervisor.LOOK_INTERVAL = 1e-5
 watching = supervisor.Supervisor(Path("data"), "127.0.0.1", 1, print)
 watching._front = watching._workers = []

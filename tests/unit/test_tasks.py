@@ -11,9 +11,9 @@ from structlog.testing import capture_logs
 from tests.waiting import PATIENCE
 from xalen_batch import log
 from xalen_batch.broker import Job
-from xalen_batch.pipeline.engine import Engine
 from xalen_batch.schedules import fire
-from xalen_batch.tasks import FIRINGS, register, reported
+from xalen_batch.worker.engine import Engine
+from xalen_batch.worker.tasks import FIRINGS, register, reported
 
 PROMPT = "the user's secret prompt"
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.waiting import PATIENCE
-from xalen_batch.turns import Turns
+from xalen_batch.worker.turns import Turns
 
 
 def test_all_run_and_no_more_than_may_at_a_time() -> None:

@@ -15,8 +15,8 @@ from xalen_batch import catalog
 from xalen_batch.backends.contract import Request
 from xalen_batch.backends.simulated.model import IGNORED, answer
 from xalen_batch.catalog import CHAT, RERANK
-from xalen_batch.pipeline import bodies
-from xalen_batch.pipeline.bodies import Misfit
+from xalen_batch.validation import bodies
+from xalen_batch.validation.bodies import Misfit
 
 MODELS = catalog.read(None)
 MISTRAL, BGE = MODELS["mistral-small-3-1"], MODELS["bge-reranker-v2"]

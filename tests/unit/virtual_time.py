@@ -8,8 +8,8 @@ from unittest import mock
 
 import redis
 
-from xalen_batch.backends import rates
-from xalen_batch.backends.buckets import Ask, Grant, Limits, OwnBucket
+from xalen_batch.ratelimit import backend
+from xalen_batch.ratelimit.buckets import Ask, Grant, Limits, OwnBucket
 
 
 class Selector(selectors.DefaultSelector):
@@ -70,5 +70,5 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], server: Server | None = N
         async def close(self) -> None:
             return
 
-    with mock.patch.object(rates, "SharedBucket", Bucket), asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with mock.patch.object(backend, "SharedBucket", Bucket), asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(main())

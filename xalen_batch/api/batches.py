@@ -8,10 +8,11 @@ import orjson
 from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, db, idempotency, ids, waits
-from xalen_batch.accounts import Caller, Scope
+from xalen_batch import batches, db, ids, waits
+from xalen_batch.accounts.accounts import Caller, Scope
+from xalen_batch.api import idempotency
 from xalen_batch.api.deps import IdempotencyKey, calling
-from xalen_batch.api.responses import listed, stored
+from xalen_batch.api.http.responses import listed, stored
 from xalen_batch.api.schemas import BatchObject, BatchRequest, ListObject
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch

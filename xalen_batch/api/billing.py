@@ -6,10 +6,10 @@ from fastapi import APIRouter, Response
 from sqlalchemy.orm import Session
 
 from xalen_batch import batches
-from xalen_batch.accounts import Caller, Scope
+from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api.deps import BriefBiller, calling
+from xalen_batch.api.http.responses import Stream
 from xalen_batch.api.money_schemas import InvoiceObject, StatementObject
-from xalen_batch.api.responses import Stream
 from xalen_batch.billing import invoices, statements
 
 router = APIRouter(prefix="/v1", tags=["extensions"])

@@ -17,11 +17,14 @@ from fastapi.security.utils import get_authorization_scheme_param
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from xalen_batch import accounts, db, log
-from xalen_batch.accounts import Caller, Scope
-from xalen_batch.api import allowances, budget, long_work, scopes, throttle
+from xalen_batch import db, log
+from xalen_batch.accounts import accounts
+from xalen_batch.accounts.accounts import Caller, Scope
+from xalen_batch.api import long_work, scopes
+from xalen_batch.api.http import budget
 from xalen_batch.config import settings
 from xalen_batch.errors import Forbidden, TooManyRequests, Unauthenticated, XalenError
+from xalen_batch.ratelimit import account, allowances
 
 logger = log.get(__name__)
 
@@ -59,7 +62,7 @@ def calling(
                 secret = None if credentials is None else credentials.credentials
                 caller = _authenticate(request, session, secret, scope)
                 if is_change and request.method != "GET":
-                    throttle.admit_change(session, caller)
+                    account.admit_change(session, caller)
                 with long_work.admitted(caller) if is_long else nullcontext():
                     return _rendered(route(session, caller, *args, **asked), caller)
 
@@ -175,7 +178,7 @@ def _authenticate(request: Request, session: Session, secret: str | None, scope:
     caller = accounts.authenticate(session, secret)
     request.scope[IDENTIFIED] = caller
     if caller_of(request.scope) is None:
-        throttle.admit(session, caller)
+        account.admit(session, caller)
         budget.answers.refuse_if_over(caller)
     caller.require(scope)
     request.scope[CALLER] = caller

@@ -10,7 +10,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 
-from xalen_batch.api import paths
+from xalen_batch.api.http import paths
 
 ASSETS = Path(__file__).parent / "assets"
 PATH = "/docs/assets"

@@ -13,7 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from xalen_batch import db, fields, log, storage
-from xalen_batch.api import deps, paths
+from xalen_batch.api import deps
+from xalen_batch.api.http import paths
 from xalen_batch.errors import (
     InvalidRequest,
     MethodNotAllowed,

@@ -5,11 +5,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import files, idempotency, results, storage
-from xalen_batch.accounts import Caller, Scope
+from xalen_batch import files, results, storage
+from xalen_batch.accounts.accounts import Caller, Scope
+from xalen_batch.api import idempotency
 from xalen_batch.api.deps import BriefReader, IdempotencyKey, calling
 from xalen_batch.api.description import content
-from xalen_batch.api.responses import download, listed, stored
+from xalen_batch.api.http.responses import download, listed, stored
 from xalen_batch.api.schemas import DeletedFile, FileObject, ListObject
 from xalen_batch.api.uploads import Received
 from xalen_batch.db import transaction

@@ -13,10 +13,11 @@ from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import BaseModel
 
-from xalen_batch import broker, db, disk, marks, schema, storage
+from xalen_batch import broker, db, disk, migrate, storage
 from xalen_batch.api.description import PUBLIC
 from xalen_batch.config import settings
 from xalen_batch.errors import ConfigError, StorageFull
+from xalen_batch.storage import marks
 
 router = APIRouter(tags=["health"])
 
@@ -30,7 +31,7 @@ def _database() -> None:
 
 
 def _migrations() -> None:
-    if not schema.is_usable():
+    if not migrate.is_usable():
         raise ConfigError("the database does not have this version's schema; run `xalen-batch migrate`")
 
 

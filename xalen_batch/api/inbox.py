@@ -6,15 +6,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 
-from xalen_batch import db, idempotency
-from xalen_batch.api import long_work, schedules
+from xalen_batch import db
+from xalen_batch.api import idempotency, long_work, schedules
 from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey
-from xalen_batch.api.responses import stored_for
+from xalen_batch.api.http.responses import stored_for
 from xalen_batch.api.schedule_schemas import RequestsObject
-from xalen_batch.pipeline import apart
-from xalen_batch.pipeline import collect as collecting
-from xalen_batch.pipeline.collect_lines import Kind
-from xalen_batch.schedules import registry
+from xalen_batch.schedules import collect as collecting
+from xalen_batch.schedules import schedules as registry
+from xalen_batch.schedules.collect_lines import Kind
+from xalen_batch.validation import apart
 
 PATH = f"{schedules.PATH}/{{schedule_id}}/requests"
 router = APIRouter(prefix=schedules.PATH, tags=["schedules"])

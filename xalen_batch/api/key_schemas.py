@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from xalen_batch import ids
-from xalen_batch.accounts import ORDINARY, Scope
+from xalen_batch.accounts.accounts import ORDINARY, Scope
+from xalen_batch.accounts.keys import LONGEST_OVERLAP, OVERLAP
 from xalen_batch.api.schemas import Identified
 from xalen_batch.fields import STORABLE, Time
-from xalen_batch.keys import LONGEST_OVERLAP, OVERLAP
 from xalen_batch.models import ApiKey
 
 

@@ -9,8 +9,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, keys
-from xalen_batch.accounts import Caller, Scope
+from xalen_batch import db
+from xalen_batch.accounts import keys
+from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api.deps import calling
 from xalen_batch.api.key_schemas import DeletedKey, KeyObject, KeyRequest, NewKeyObject, RotationRequest
 from xalen_batch.api.schemas import ListObject

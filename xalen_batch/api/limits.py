@@ -6,11 +6,11 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
-from xalen_batch import quotas
-from xalen_batch.accounts import Caller, Scope
-from xalen_batch.api import throttle
-from xalen_batch.api.allowances import Draw
+from xalen_batch.accounts import quotas
+from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api.deps import calling
+from xalen_batch.ratelimit import account
+from xalen_batch.ratelimit.allowances import Draw
 
 router = APIRouter(prefix="/v1/limits", tags=["extensions"])
 
@@ -59,7 +59,7 @@ def get_limits(session: Session, caller: Caller) -> LimitsObject:
     standings = {quota.value: Standing.of(used, limits[quota]) for quota, used in held.items()}
     return LimitsObject(
         livemode=caller.livemode,
-        requests_per_second=Standing.drawn(throttle.current()),
-        changes_per_minute=Standing.drawn(throttle.changes(session, caller)),
+        requests_per_second=Standing.drawn(account.current()),
+        changes_per_minute=Standing.drawn(account.changes(session, caller)),
         **standings,
     )

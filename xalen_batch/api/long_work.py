@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
-from xalen_batch.accounts import Owner
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.config import settings
 from xalen_batch.errors import TooManyRequests
 

@@ -3,10 +3,10 @@
 from fastapi import APIRouter, Response
 
 from xalen_batch import batches, files, ids, results
-from xalen_batch.accounts import Caller
+from xalen_batch.accounts.accounts import Caller
 from xalen_batch.api.deps import BriefReader
 from xalen_batch.api.description import content
-from xalen_batch.api.responses import download
+from xalen_batch.api.http.responses import download
 from xalen_batch.batches import Progress
 from xalen_batch.db import transaction
 from xalen_batch.models import Batch, File

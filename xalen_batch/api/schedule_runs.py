@@ -7,15 +7,15 @@ import orjson
 from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import idempotency
-from xalen_batch.accounts import Caller, Scope
-from xalen_batch.api import schedules
+from xalen_batch.accounts.accounts import Caller, Scope
+from xalen_batch.api import idempotency, schedules
 from xalen_batch.api.deps import IdempotencyKey, calling
-from xalen_batch.api.responses import listed, stored_for
+from xalen_batch.api.http.responses import listed, stored_for
 from xalen_batch.api.schedule_schemas import BackfillRequest, RunObject, RunRequest
 from xalen_batch.api.schemas import ListObject
 from xalen_batch.models import ScheduleRun
-from xalen_batch.schedules import by_hand, registry, runs
+from xalen_batch.schedules import manual, runs
+from xalen_batch.schedules import schedules as registry
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.states import RunState
 
@@ -53,7 +53,7 @@ def run_schedule(
     def create() -> bytes:
         schedule = registry.lock(session, caller, schedule_id)
         as_of = None if body is None or body.as_of is None else Definition.model_validate(schedule.definition).instant(body.as_of)
-        run = by_hand.run_now(session, schedule, as_of)
+        run = manual.run_now(session, schedule, as_of)
         return _shown(session, [run])[0].model_dump_json().encode()
 
     asked = b"" if body is None else orjson.dumps(body.model_dump(mode="json"))
@@ -70,7 +70,7 @@ def backfill_schedule(session: Session, caller: Caller, body: BackfillRequest, s
     def create() -> bytes:
         schedule = registry.lock(session, caller, schedule_id)
         definition = Definition.model_validate(schedule.definition)
-        found = by_hand.backfill(session, schedule, definition.instant(body.start_at), definition.instant(body.end_at))
+        found = manual.backfill(session, schedule, definition.instant(body.start_at), definition.instant(body.end_at))
         return ListObject[RunObject].of(_shown(session, found), has_more=False).model_dump_json().encode()
 
     fingerprint = hashlib.sha256(schedule_id.encode() + orjson.dumps(body.model_dump(mode="json"))).digest()

@@ -9,7 +9,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from xalen_batch import ids, money
-from xalen_batch.accounts import Owner
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.api.schemas import Identified
 from xalen_batch.api.scopes import Scoped
 from xalen_batch.fields import ExpiresAfter, Text, Time

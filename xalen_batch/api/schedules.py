@@ -12,18 +12,20 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from xalen_batch import audit, db, idempotency
-from xalen_batch.accounts import Caller, Scope
-from xalen_batch.api import long_work, scopes, throttle
+from xalen_batch import db
+from xalen_batch.accounts import audit
+from xalen_batch.accounts.accounts import Caller, Scope
+from xalen_batch.api import idempotency, long_work, scopes
 from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey, calling
-from xalen_batch.api.responses import listed, stored
+from xalen_batch.api.http.responses import listed, stored
 from xalen_batch.api.schedule_schemas import Changes, DeletedSchedule, PauseRequest, PreviewObject, PreviewRequest, ScheduleObject
 from xalen_batch.api.schemas import ListObject
 from xalen_batch.catalog import CHAT
 from xalen_batch.models import Schedule
-from xalen_batch.pipeline.rehearse import rehearse
-from xalen_batch.schedules import inbox, registry, runs
+from xalen_batch.ratelimit import account
+from xalen_batch.schedules import inbox, runs, schedules
 from xalen_batch.schedules.definition import WHAT, Definition, Inbox
+from xalen_batch.schedules.preflight import rehearse
 from xalen_batch.states import ScheduleStatus
 
 PATH = "/v1/schedules"
@@ -39,7 +41,7 @@ def create_schedule(body: Definition, caller: BriefSubmitter, key: IdempotencyKe
     """Run something again and again. What it reads is checked now as its next run would read it."""
     route, fingerprint = f"POST {PATH}", hashlib.sha256(orjson.dumps(body.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).digest()
     with db.transaction() as session:
-        throttle.admit_change(session, caller)
+        account.admit_change(session, caller)
         answer = idempotency.kept(session, caller, key, route=route, fingerprint=fingerprint)
         now = db.now(session)
     if answer is not None:
@@ -49,7 +51,7 @@ def create_schedule(body: Definition, caller: BriefSubmitter, key: IdempotencyKe
         audit.sign(session, caller.actor)
 
         def create() -> bytes:
-            return _shown(session, [registry.create(session, caller, body)])[0].model_dump_json().encode()
+            return _shown(session, [schedules.create(session, caller, body)])[0].model_dump_json().encode()
 
         return stored(idempotency.once(session, caller, key, route=route, fingerprint=fingerprint, create=create))
 
@@ -66,7 +68,7 @@ def list_schedules(
     """Schedules, newest first."""
 
     def page(session: Session, limit: int, after: str | None) -> ListObject[ScheduleObject]:
-        found = registry.page(session, caller, status=status, limit=limit, after=after)
+        found = schedules.page(session, caller, status=status, limit=limit, after=after)
         return ListObject[ScheduleObject].of(_shown(session, found.data), found.has_more)
 
     return listed(session, caller, page, limit=limit, after=after, portion=PORTION)
@@ -86,7 +88,7 @@ def preview_definition(session: Session, caller: Caller, body: PreviewRequest, c
 @router.get("/{schedule_id}")
 @calling(Scope.READ)
 def get_schedule(session: Session, caller: Caller, schedule_id: str) -> ScheduleObject:
-    return _shown(session, [registry.get(session, caller, schedule_id)])[0]
+    return _shown(session, [schedules.get(session, caller, schedule_id)])[0]
 
 
 @router.patch("/{schedule_id}", response_model=ScheduleObject)
@@ -94,15 +96,15 @@ def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> 
     """Replace the fields that are sent. What has run keeps what it ran with; a run that waits too."""
     rehearsed: Any = None
     with db.reading() as session:
-        throttle.admit_change(session, caller)
+        account.admit_change(session, caller)
     while True:
         with db.transaction() as session:
             audit.sign(session, caller.actor)
             # Merged under the lock: of two changes at once, neither takes the other back.
-            schedule = registry.lock(session, caller, schedule_id)
+            schedule = schedules.lock(session, caller, schedule_id)
             definition = _merged(schedule.definition, body.root)
             if _read_by(definition) in (_read_by(Definition.model_validate(schedule.definition)), rehearsed):
-                registry.change(session, caller, schedule, definition)
+                schedules.change(session, caller, schedule, definition)
                 return Response(scopes.render(_shown(session, [schedule])[0], caller.scopes), media_type="application/json")
             now = db.now(session)
         _rehearse(caller, definition, now)
@@ -118,7 +120,7 @@ def delete_schedule(
     discard_requests: Annotated[bool, Query(description="Also when requests wait in its inbox, which are lost then.")] = False,
 ) -> DeletedSchedule:
     """Fire it no more. Its runs, batches and invoices stay."""
-    discarded = registry.delete(session, caller, schedule_id, discard_requests=discard_requests)
+    discarded = schedules.delete(session, caller, schedule_id, discard_requests=discard_requests)
     return DeletedSchedule(id=schedule_id, discarded_requests=discarded)
 
 
@@ -126,8 +128,8 @@ def delete_schedule(
 @calling(Scope.SUBMIT)
 def pause_schedule(session: Session, caller: Caller, schedule_id: str, body: PauseRequest | None = None) -> ScheduleObject:
     """Fire it no more until it is resumed. Instants that pass meanwhile are not made up for; what runs goes on."""
-    schedule = registry.lock(session, caller, schedule_id)
-    registry.pause(session, schedule, None if body is None else body.note)
+    schedule = schedules.lock(session, caller, schedule_id)
+    schedules.pause(session, schedule, None if body is None else body.note)
     return _shown(session, [schedule])[0]
 
 
@@ -135,8 +137,8 @@ def pause_schedule(session: Session, caller: Caller, schedule_id: str, body: Pau
 @calling(Scope.SUBMIT)
 def resume_schedule(session: Session, caller: Caller, schedule_id: str) -> ScheduleObject:
     """Fire it again, from its next instant on. Any body is ignored."""
-    schedule = registry.lock(session, caller, schedule_id)
-    registry.resume(session, schedule)
+    schedule = schedules.lock(session, caller, schedule_id)
+    schedules.resume(session, schedule)
     return _shown(session, [schedule])[0]
 
 
@@ -144,7 +146,7 @@ def resume_schedule(session: Session, caller: Caller, schedule_id: str) -> Sched
 @calling(Scope.READ, is_long=True)
 def preview_schedule(session: Session, caller: Caller, schedule_id: str, count: Count = 10) -> PreviewObject:
     """When it fires next, or would if it were not paused."""
-    schedule = registry.get(session, caller, schedule_id)
+    schedule = schedules.get(session, caller, schedule_id)
     definition = Definition.model_validate(schedule.definition)
     instants = islice(definition.fires(db.now(session)), count)
     return PreviewObject.of(definition, instants, int(definition.delay(schedule.id).total_seconds()))

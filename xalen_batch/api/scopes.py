@@ -13,7 +13,7 @@ from pydantic import BaseModel, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from xalen_batch.accounts import Scope
+from xalen_batch.accounts.accounts import Scope
 
 # What a JSON schema says to people.
 WORDS = ("title", "description", "examples")

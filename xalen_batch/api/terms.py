@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from xalen_batch import batches, catalog, money
-from xalen_batch.accounts import Caller, Scope
+from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api.deps import calling
 from xalen_batch.config import settings
 from xalen_batch.terms import Terms

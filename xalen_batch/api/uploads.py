@@ -15,16 +15,19 @@ from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from xalen_batch import db, disk, ids, marks, quotas, storage
-from xalen_batch.accounts import Caller
-from xalen_batch.api import budget, throttle
+from xalen_batch import db, disk, ids, storage
+from xalen_batch.accounts import quotas
+from xalen_batch.accounts.accounts import Caller
+from xalen_batch.accounts.quotas import Quota
 from xalen_batch.api.deps import BriefSubmitter
-from xalen_batch.api.forms import Form, too_large
+from xalen_batch.api.http import budget
+from xalen_batch.api.http.forms import Form, too_large
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest, TooLarge
 from xalen_batch.fields import LONGEST_LIFE, SHORTEST_LIFE, ExpiresAfter, meant, misspelt
 from xalen_batch.files import UPLOAD_PURPOSES
-from xalen_batch.quotas import Quota
+from xalen_batch.ratelimit import account
+from xalen_batch.storage import marks
 
 # What the form around the file may take: part headers and the other fields.
 FORM_ROOM = 1024 * 1024
@@ -121,7 +124,7 @@ def _check_length(request: Request) -> None:
 def _refuse_if_over_quota(caller: Caller, least: int) -> None:
     """TooManyRequests before a byte is taken: by the rate of changes, or of a file that has `least` bytes for which there is no room."""
     with db.reading() as session:
-        throttle.admit_change(session, caller)
+        account.admit_change(session, caller)
         if excess := quotas.excess(session, caller, {Quota.FILES: 1} | ({Quota.STORAGE_BYTES: least} if least else {})):
             raise excess.refusal()
 

@@ -11,7 +11,7 @@ from sqlalchemy import DateTime, exists, func, literal, select, text, tuple_
 from sqlalchemy.orm import Session, lazyload
 
 from xalen_batch import db, ids, log, money
-from xalen_batch.accounts import Owner
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.billing import invoices
 from xalen_batch.billing.charges import USAGE_COUNTED
 from xalen_batch.errors import InvalidRequest

@@ -14,7 +14,7 @@ from xalen_batch.cli.output import figure, grid, print_json, print_list, safe, s
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from xalen_batch.accounts import Owner
+    from xalen_batch.accounts.accounts import Owner
 
 # What an option may say in the place of a number.
 NONE, DEFAULT = "none", "default"
@@ -132,7 +132,7 @@ def simulation(
 ) -> None:
     """Show or set whether an account's live keys may have the answers of models that the catalog calls simulated (operators)."""
     with database.transaction() as session:
-        from xalen_batch import accounts
+        from xalen_batch.accounts import accounts
 
         owner = _owner(session, account, Mode.LIVE)
         if allow is not None:
@@ -147,15 +147,15 @@ def simulation(
 
 
 def _owner(session: "Session", name: str, mode: Mode) -> "Owner":
-    from xalen_batch import accounts
-    from xalen_batch.accounts import Owner
+    from xalen_batch.accounts import accounts
+    from xalen_batch.accounts.accounts import Owner
 
     return Owner(accounts.named(session, name).id, mode is Mode.LIVE)
 
 
 def _set(session: "Session", owner: "Owner", given: dict[str, str]) -> None:
-    from xalen_batch import quotas
-    from xalen_batch.quotas import Quota
+    from xalen_batch.accounts import quotas
+    from xalen_batch.accounts.quotas import Quota
 
     for name, value in given.items():
         if value == DEFAULT:
@@ -165,7 +165,7 @@ def _set(session: "Session", owner: "Owner", given: dict[str, str]) -> None:
 
 
 def _standings(session: "Session", owner: "Owner") -> dict[str, dict[str, Any]]:
-    from xalen_batch import quotas
+    from xalen_batch.accounts import quotas
 
     held, own = quotas.held(session, owner), quotas.given(session, owner)
     return {

@@ -68,7 +68,8 @@ def audit(
 def _entries(since: datetime | None, object_id: str | None, limit: int) -> list[dict[str, Any]]:
     """The latest changes, the newest last, as `--json` prints them."""
     with database.transaction() as session:
-        from xalen_batch import audit, ids
+        from xalen_batch import ids
+        from xalen_batch.accounts import audit
 
         return [
             {

@@ -38,7 +38,8 @@ def find() -> None:
 def transaction() -> Iterator["Session"]:
     """A unit of work on the database; it commits at the end. The audit log says who ran the command."""
     find()
-    from xalen_batch import audit, db
+    from xalen_batch import db
+    from xalen_batch.accounts import audit
 
     with db.transaction() as session:
         audit.sign(session, f"cli:{_user()}")

@@ -135,13 +135,13 @@ def _database() -> str:
 def _migrations(has_database: bool) -> str:
     if not has_database:
         raise Skipped("not checked: no database")
-    from xalen_batch import schema
+    from xalen_batch import migrate
 
-    found, age = schema.found(), schema.age()
-    if age is schema.Age.BEHIND:
-        raise Wrong(f"The database is at {found or 'no revision'}, and {schema.needed()} is needed: xalen-batch migrate")
-    if age is schema.Age.NEWER:
-        raise Doubtful(f"{schema.newer(found)} Both work during an upgrade; then start the newer version here too.")
+    found, age = migrate.found(), migrate.age()
+    if age is migrate.Age.BEHIND:
+        raise Wrong(f"The database is at {found or 'no revision'}, and {migrate.needed()} is needed: xalen-batch migrate")
+    if age is migrate.Age.NEWER:
+        raise Doubtful(f"{migrate.newer(found)} Both work during an upgrade; then start the newer version here too.")
     return f"at {found}"
 
 
@@ -222,10 +222,10 @@ def _catalog() -> str:
 def _prices(has_database: bool) -> str:
     if not has_database:
         raise Skipped("not checked: no database")
-    from xalen_batch import db, schema
+    from xalen_batch import db, migrate
     from xalen_batch.billing import prices
 
-    if not schema.is_usable():
+    if not migrate.is_usable():
         raise Skipped("not checked: the database needs a migration")
     with db.reading() as session:
         unpriced, changes = prices.unpriced(session), prices.differences(session)

@@ -18,8 +18,8 @@ from xalen_batch.cli.failures import INTERRUPTED, Failed
 
 if TYPE_CHECKING:
     from xalen_batch.cli.rules import Rules
-    from xalen_batch.pipeline.estimate import Estimate
-    from xalen_batch.pipeline.faults import Faults
+    from xalen_batch.validation.errors import Faults
+    from xalen_batch.validation.estimate import Estimate
 
 STDIN = Path("-")
 CHUNK = 1024 * 1024
@@ -51,8 +51,8 @@ def name_of(file: Path) -> str:
 
 def checked(path: Path, endpoint: str, rules: "Rules") -> tuple[str | None, "Faults"]:
     """The endpoint of a file, and everything that is wrong with it. Much faster than an estimate."""
-    from xalen_batch.pipeline.faults import Fault, Faults, refused
-    from xalen_batch.pipeline.scan import scan
+    from xalen_batch.validation.errors import Fault, Faults, refused
+    from xalen_batch.validation.lines import scan
 
     found, faults, models = _named(endpoint), Faults(), set[str]()
     with progress.transfer("checking") as moved:
@@ -71,7 +71,7 @@ def checked(path: Path, endpoint: str, rules: "Rules") -> tuple[str | None, "Fau
 
 def estimated(path: Path, endpoint: str, rules: "Rules") -> "Estimate":
     """Everything that is wrong with a file, and what it would cost."""
-    from xalen_batch.pipeline.estimate import estimate
+    from xalen_batch.validation.estimate import estimate
 
     with progress.transfer("estimating") as moved:
         result = estimate(
@@ -105,7 +105,7 @@ def _named(endpoint: str) -> str | None:
 
 
 def _check_size(path: Path, faults: "Faults", rules: "Rules") -> None:
-    from xalen_batch.pipeline.faults import Fault
+    from xalen_batch.validation.errors import Fault
 
     size, limit = path.stat().st_size, rules.limits.max_file_bytes
     if size > limit:

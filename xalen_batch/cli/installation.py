@@ -13,10 +13,10 @@ def database_needs(has_database: bool) -> str:
         raise Skipped("not checked: no database")
     import psycopg
 
-    from xalen_batch import schema
+    from xalen_batch import migrate
 
     try:
-        lacks = schema.lacks()
+        lacks = migrate.lacks()
     except psycopg.Error as error:
         raise Wrong(f"The role that owns the tables cannot connect: {str(error).partition(chr(10))[0]}") from error
     if lacks:
@@ -42,7 +42,8 @@ def rights(has_database: bool) -> str:
 
 def store_mark(has_database: bool) -> str:
     _skip_without_schema(has_database)
-    from xalen_batch import marks, storage
+    from xalen_batch import storage
+    from xalen_batch.storage import marks
 
     if not storage.folder().exists():
         raise Skipped("not checked: the storage folder is not there")
@@ -57,8 +58,9 @@ def store_mark(has_database: bool) -> str:
 
 def workers(has_database: bool) -> str:
     _skip_without_schema(has_database)
-    from xalen_batch import db, marks
+    from xalen_batch import db
     from xalen_batch.models import workers
+    from xalen_batch.storage import marks
 
     _skip_without_catalog()
     with db.reading() as session:
@@ -91,9 +93,9 @@ def open_batches(has_database: bool) -> str:
 def _skip_without_schema(has_database: bool) -> None:
     if not has_database:
         raise Skipped("not checked: no database")
-    from xalen_batch import schema
+    from xalen_batch import migrate
 
-    if not schema.is_usable():
+    if not migrate.is_usable():
         raise Skipped("not checked: the migrations come first")
 
 

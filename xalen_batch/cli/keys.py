@@ -71,8 +71,8 @@ def create(
     """Make a key. Its secret is printed now and never again."""
     expires_at = None if expires is None else _moment_to_come(expires)
     with database.transaction() as session:
-        from xalen_batch import keys
-        from xalen_batch.accounts import ORDINARY, Owner
+        from xalen_batch.accounts import keys
+        from xalen_batch.accounts.accounts import ORDINARY, Owner
 
         owner = Owner(_account(session, account, may_create=create_account).id, livemode=mode is Mode.LIVE)
         with usage_error():
@@ -104,7 +104,7 @@ def _moment_to_come(text: str) -> datetime:
 
 
 def _account(session: "Session", name: str, *, may_create: bool) -> "Account":
-    from xalen_batch import accounts
+    from xalen_batch.accounts import accounts
     from xalen_batch.errors import NotFound
 
     try:
@@ -121,7 +121,8 @@ def list_keys(as_json: Json = False) -> None:
     with database.transaction() as session:
         from sqlalchemy import select
 
-        from xalen_batch import ids, keys
+        from xalen_batch import ids
+        from xalen_batch.accounts import keys
         from xalen_batch.models import Account
 
         names = {account.id: account.name for account in session.scalars(select(Account))}
@@ -175,7 +176,7 @@ def rotate(
     """
     length = clock.duration(overlap, "--overlap")
     with database.transaction() as session:
-        from xalen_batch import keys
+        from xalen_batch.accounts import keys
         from xalen_batch.models import Account
 
         with usage_error("--overlap"):
@@ -191,7 +192,7 @@ def rotate(
 def revoke(key_id: KeyId, as_json: Json = False) -> None:
     """Refuse a key from now on."""
     with database.transaction() as session:
-        from xalen_batch import keys
+        from xalen_batch.accounts import keys
 
         key = keys.lock(session, key_id)
         keys.revoke(session, key)

@@ -38,7 +38,7 @@ NewName = Annotated[str, typer.Argument(metavar="NAME", callback=new_name, help=
 def list_accounts(as_json: Json = False) -> None:
     """List every account with its weight, its usable keys and its open batches (operators)."""
     with database.transaction() as session:
-        from xalen_batch import accounts
+        from xalen_batch.accounts import accounts
 
         keys, open_batches = _usable_keys(session), _open_batches(session)
         found = [
@@ -63,7 +63,7 @@ def create(
 ) -> None:
     """Make an account. `keys create` then makes its keys (operators)."""
     with database.transaction() as session:
-        from xalen_batch import accounts
+        from xalen_batch.accounts import accounts
 
         account = accounts.create(session, name)
         accounts.weigh(session, account, weight)
@@ -74,7 +74,7 @@ def create(
 def rename(name: Name, new: NewName, as_json: Json = False) -> None:
     """Give an account another name. Its keys, batches and invoices stay with it (operators)."""
     with database.transaction() as session:
-        from xalen_batch import accounts
+        from xalen_batch.accounts import accounts
 
         account = accounts.named(session, name)
         accounts.rename(session, account, new)
@@ -95,7 +95,7 @@ def weight(
     for one of an account with weight 1.
     """
     with database.transaction() as session:
-        from xalen_batch import accounts
+        from xalen_batch.accounts import accounts
 
         account = accounts.named(session, name)
         if number is not None:
@@ -114,7 +114,7 @@ def disable(
     """Refuse an account's keys with 403 and start no run of its schedules. Open batches go on unless cancelled (operators)."""
     cancelled = 0
     with database.transaction() as session:
-        from xalen_batch import accounts
+        from xalen_batch.accounts import accounts
 
         account = accounts.named(session, name)
         accounts.disable(session, account)
@@ -128,7 +128,7 @@ def disable(
 def enable(name: Name, as_json: Json = False) -> None:
     """Accept a disabled account's keys again. Its schedules go on by their misfire policy (operators)."""
     with database.transaction() as session:
-        from xalen_batch import accounts
+        from xalen_batch.accounts import accounts
 
         account = accounts.named(session, name)
         accounts.enable(session, account)

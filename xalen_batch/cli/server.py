@@ -27,7 +27,7 @@ def api(
 @commands.command(rich_help_panel=PANEL, epilog=examples("xalen-batch worker", "XALEN_WORKER_SLOTS=64 xalen-batch worker"))
 def worker() -> None:
     """Run tasks. Start one worker for each core, on any number of machines."""
-    from xalen_batch.worker import run_worker
+    from xalen_batch.worker.process import run_worker
 
     run_worker()
 
@@ -35,7 +35,7 @@ def worker() -> None:
 @commands.command(rich_help_panel=PANEL, epilog=examples("xalen-batch beat"))
 def beat() -> None:
     """Send the tick that starts sweeps and due schedules. Any number may run, or none."""
-    from xalen_batch.worker import run_beat
+    from xalen_batch.worker.process import run_beat
 
     run_beat()
 
@@ -45,7 +45,8 @@ def beat() -> None:
 )
 def migrate() -> None:
     """Bring the database's schema and prices up to date. Safe to repeat."""
-    from xalen_batch import log, schema
+    from xalen_batch import log
+    from xalen_batch import migrate as schema
 
     log.configure()
     schema.migrate()

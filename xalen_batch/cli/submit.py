@@ -17,7 +17,7 @@ from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
 from xalen_batch.cli.output import counted, print_json, print_line, safe, say
 
 if TYPE_CHECKING:
-    from xalen_batch.pipeline.faults import Faults
+    from xalen_batch.validation.errors import Faults
 
 commands = typer.Typer()
 

@@ -12,7 +12,7 @@ from xalen_batch.cli.options import examples
 from xalen_batch.cli.output import STDERR, say
 
 if TYPE_CHECKING:
-    from xalen_batch.credentials import Credentials
+    from xalen_batch.standalone.credentials import Credentials
 
 commands = typer.Typer()
 
@@ -42,8 +42,8 @@ def up(
 
     If XALEN_DATABASE_URL or XALEN_REDIS_URL is set, that server is used and none is started.
     """
-    from xalen_batch import supervisor
     from xalen_batch.config import settings
+    from xalen_batch.standalone import supervisor
 
     folder = data_dir or settings().data_dir
     supervisor.up(

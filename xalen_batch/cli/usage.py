@@ -41,7 +41,7 @@ def usage(
     """
     wanted, this = _month(month), datetime.now(UTC).date().replace(day=1)
     with database.snapshot() as session:
-        from xalen_batch import accounts
+        from xalen_batch.accounts import accounts
         from xalen_batch.billing.usage import of_month
 
         name = None if account is None else accounts.named(session, account).name

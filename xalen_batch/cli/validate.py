@@ -14,7 +14,7 @@ from xalen_batch.cli.output import STDOUT, counted, figure, print_json, say, sho
 from xalen_batch.cli.stacked import Layout, stacked
 
 if TYPE_CHECKING:
-    from xalen_batch.pipeline.estimate import Estimate
+    from xalen_batch.validation.estimate import Estimate
 
 FIGURES = ("lines", "tokens in", "tokens out", "at most", "USD", "USD at most")
 ESTIMATE: tuple[Layout, ...] = (

@@ -53,7 +53,7 @@ class Batch(Base):
         ),
         # What quotas count.
         Index("ix_batches_account_id_livemode_open", "account_id", "livemode", postgresql_where=text(OPEN)),
-        # What a claim looks through (models/claims.py): queues, and in each its batches by their deadlines.
+        # What a claim looks through (models/next_task.py): queues, and in each its batches by their deadlines.
         Index(
             "ix_batches_claimable",
             "account_id",

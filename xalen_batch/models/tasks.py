@@ -64,7 +64,7 @@ class Task(Base):
 
 
 # A task whose worker was lost this often is suspect: a process runs it with nothing beside it, so that a poison line spares its
-# neighbours (pipeline/blame.py). From then on `losses` is raised before it is run, and lowered when the worker lives to hand it back.
+# neighbours (pipeline/poison.py). From then on `losses` is raised before it is run, and lowered when the worker lives to hand it back.
 SUSPECT_LOSSES = 2
 
 

@@ -18,7 +18,7 @@ from xalen_batch.billing.charges import Tariff
 from xalen_batch.catalog import Endpoint
 from xalen_batch.config import settings
 from xalen_batch.ids import request_id
-from xalen_batch.models import Batch, Result, Task, claims
+from xalen_batch.models import Batch, Result, Task, next_task
 from xalen_batch.models.tasks import SUSPECT_LOSSES
 from xalen_batch.pipeline import record
 from xalen_batch.states import TaskState
@@ -70,7 +70,7 @@ class Claim:
         return self.lane[0]
 
 
-def claim(rooms: Sequence[claims.Room], *, with_suspects: bool) -> Claim | None:
+def claim(rooms: Sequence[next_task.Room], *, with_suspects: bool) -> Claim | None:
     """The fair next task, as many of its lines as there is room for here, in one transaction.
 
     None: nothing to do. Raises Unreadable.
@@ -78,7 +78,7 @@ def claim(rooms: Sequence[claims.Room], *, with_suspects: bool) -> Claim | None:
     with db.transaction() as session:
         # Looked at before the database looks at its own, so that the window closes here no later than there.
         now = time.monotonic()
-        found = claims.claim(
+        found = next_task.claim(
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease=settings().lease,

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, ids, jsonl, log, marks, storage
+from xalen_batch import db, ids, jsonl, log, storage
 from xalen_batch.billing import invoices
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, File, Result, Task
@@ -18,6 +18,7 @@ from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import record
 from xalen_batch.states import BatchStatus, LineError, TaskState
+from xalen_batch.storage import marks
 
 logger = log.get(__name__)
 

@@ -15,8 +15,8 @@ from xalen_batch.models import Batch, Result, Task
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.batches import roll_window, window_is_open
 from xalen_batch.models.tasks import SUSPECT_LOSSES, has_state
-from xalen_batch.pipeline import blame, fairness, finalize, record, sweeps
-from xalen_batch.pipeline.blame import Verdict
+from xalen_batch.pipeline import fairness, finalize, poison, record, sweeps
+from xalen_batch.pipeline.poison import Verdict
 from xalen_batch.pipeline.sweeps import apart
 from xalen_batch.schedules import due as due_schedules
 from xalen_batch.states import MAY_START, BatchStatus, LineError, TaskState
@@ -27,7 +27,7 @@ logger = log.get(__name__)
 # A fresh batch has a message of its own under way; only one that waits longer is sent again.
 LOST_AFTER = timedelta(seconds=2)
 WORKER_LOST = (
-    f"{blame.ALONE_LOSSES} workers in a row were lost while this request was the only one that they ran. It was not billed. "
+    f"{poison.ALONE_LOSSES} workers in a row were lost while this request was the only one that they ran. It was not billed. "
     "Submitting it as it is will most likely fail again."
 )
 VALIDATED_AT_ONCE = 50
@@ -68,7 +68,7 @@ def tick() -> None:
 
 def _take_back(session: Session, task: Task) -> None:
     logger.warning("task.worker_lost", batch_id=task.batch_id, task=task.seq, worker=task.worker, losses=task.losses)
-    found = blame.verdict(task.losses, task.lines)
+    found = poison.verdict(task.losses, task.lines)
     if found is Verdict.AGAIN:
         return
     batch = session.get_one(Batch, task.batch_id, with_for_update=True)
@@ -97,7 +97,7 @@ def _cut(session: Session, task: Task) -> None:
     # Behind all places that a task holds.
     free = session.scalar(select(func.max(Task.seq + func.greatest(Task.lines, 1))).where(Task.batch_id == task.batch_id)) or 0
     smaller = []
-    for part in blame.parts(left):
+    for part in poison.parts(left):
         smaller.append(
             {
                 "batch_id": task.batch_id,

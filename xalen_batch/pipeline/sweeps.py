@@ -15,11 +15,12 @@ from uuid import UUID
 
 from sqlalchemy import delete, func, select, tuple_
 
-from xalen_batch import db, erasure, files, log, marks, storage
+from xalen_batch import db, erasure, files, log, storage
 from xalen_batch.billing import statements
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, File, IdempotencyKey
 from xalen_batch.states import TERMINAL
+from xalen_batch.storage import marks
 
 logger = log.get(__name__)
 

@@ -12,19 +12,22 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, catalog, db, disk, log, marks, quotas, storage
-from xalen_batch.accounts import Owner
+from xalen_batch import batches, catalog, db, disk, log, storage
+from xalen_batch.accounts import quotas
+from xalen_batch.accounts.accounts import Owner
+from xalen_batch.accounts.quotas import Excess, Quota
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, ScheduleRun, Task
-from xalen_batch.pipeline import fairness, reading, record
-from xalen_batch.pipeline.assemble import Assembled, assemble, traced
-from xalen_batch.pipeline.faults import Fault, Faults, refused
-from xalen_batch.pipeline.reading import Reading
-from xalen_batch.pipeline.split import Split
-from xalen_batch.quotas import Excess, Quota
+from xalen_batch.pipeline import fairness, record
 from xalen_batch.schedules import inbox
+from xalen_batch.schedules.assemble import Assembled, assemble, traced
 from xalen_batch.states import BatchStatus, OnInvalid, TaskState
+from xalen_batch.storage import marks
+from xalen_batch.validation import read
+from xalen_batch.validation.errors import Fault, Faults, refused
+from xalen_batch.validation.read import Reading
+from xalen_batch.validation.split import Split
 
 logger = log.get(__name__)
 
@@ -170,7 +173,7 @@ def _read(batch: Batch, lease: _Lease) -> Reading:
     key, models = storage.key(batch.input_file_id), catalog.models()
     try:
         skips = batch.on_invalid == OnInvalid.SKIP
-        found = reading.read(key, endpoint=batch.endpoint, models=models, skips=skips, meanwhile=_extending(lease))
+        found = read.read(key, endpoint=batch.endpoint, models=models, skips=skips, meanwhile=_extending(lease))
     except FileNotFoundError:
         marks.confirm_gone(key)
         return Reading(faults=Faults([FILE_GONE]))

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from xalen_batch import windows
 from xalen_batch.catalog import NamedEndpoint
 from xalen_batch.config import settings
-from xalen_batch.cron import Cron
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.fields import STORABLE, ExpiresAfter, Metadata, Text, Time
+from xalen_batch.schedules.cron import Cron
 from xalen_batch.states import OnInvalid
 from xalen_batch.timezones import zone
 from xalen_batch.windows import ExecutionWindow

@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import Select, bindparam, func, literal, or_, select, union_all
 from sqlalchemy.orm import Session, aliased
 
-from xalen_batch.accounts import Owner
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.models import Account, Batch, Schedule, ScheduleRun
 from xalen_batch.schedules.rotation import Due
 from xalen_batch.schedules.runs import Trigger

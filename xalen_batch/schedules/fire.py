@@ -14,13 +14,14 @@ from pydantic import ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import accounts, db, log
+from xalen_batch import db, log
+from xalen_batch.accounts import accounts
 from xalen_batch.errors import InvalidRequest, Unavailable
 from xalen_batch.models import Schedule, ScheduleRun
 from xalen_batch.schedules import due as due_schedules
-from xalen_batch.schedules import meeting, policies, runs
+from xalen_batch.schedules import misfire, overlap, runs
 from xalen_batch.schedules.definition import Definition
-from xalen_batch.schedules.policies import Miss
+from xalen_batch.schedules.misfire import Miss
 from xalen_batch.schedules.rotation import Due, Rotation
 from xalen_batch.schedules.runs import Trigger
 from xalen_batch.schedules.turn import Turn
@@ -105,7 +106,7 @@ def _do_due(session: Session, schedule: Schedule, turn: Turn) -> None:
     unended = runs.unended(session, schedule)
     if schedule.deleted_at is None and accounts.is_enabled(session, schedule.account_id):
         now = db.now(session)
-        meeting.start_waiting(session, schedule, unended, now, turn)
+        overlap.start_waiting(session, schedule, unended, now, turn)
         if schedule.status != ScheduleStatus.PAUSED:
             _fire_due(session, schedule, unended, now, turn)
         elif next_fire_at is not None and next_fire_at <= now:
@@ -136,14 +137,14 @@ def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRu
     if not come:
         schedule.aim(definition.next_fire(schedule.id, now - delay))
         return
-    due = policies.sort_out([(instant, now - delay - instant) for instant in come], definition)
+    due = misfire.sort_out([(instant, now - delay - instant) for instant in come], definition)
     _record_missed(session, schedule, due.missed, now)
     schedule.aim(definition.next_fire(schedule.id, come[-1]))
     turn.is_behind = schedule.next_fire_at is not None and schedule.next_fire_at <= now
     for instant in due.run:
         # One that fails may pause the schedule; what had come by then still runs.
         for run in runs.record(session, [runs.blank(schedule, instant, Trigger.SCHEDULE, RunState.WAITING)]):
-            meeting.begin(session, schedule, run, unended, now, turn, is_made_up=len(due.run) > 1)
+            overlap.begin(session, schedule, run, unended, now, turn, is_made_up=len(due.run) > 1)
             unended = [*unended, run]
             if run.state == RunState.WAITING and (refusal := runs.refuse_to_wait(session, schedule, new=1)):
                 runs.end(session, schedule, run, RunState.SKIPPED, refusal.code, refusal.message)
@@ -174,7 +175,7 @@ def _come(definition: Definition, first: datetime, now: datetime) -> list[dateti
     """The instants from `first` to now. Of a long absence only those that are too old come at first, some at a time."""
     instants: list[datetime] = []
     for instant in takewhile(lambda instant: instant <= now, definition.fires(first - MICROSECOND)):
-        if len(instants) >= MISSED_AT_ONCE and policies.is_too_old(now - instants[-1], definition):
+        if len(instants) >= MISSED_AT_ONCE and misfire.is_too_old(now - instants[-1], definition):
             break
         instants.append(instant)
     return instants

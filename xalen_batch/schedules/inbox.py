@@ -13,12 +13,13 @@ import psycopg
 from sqlalchemy import delete, func, select, text
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, ids, quotas
-from xalen_batch.accounts import Owner
+from xalen_batch import db, ids
+from xalen_batch.accounts import quotas
+from xalen_batch.accounts.accounts import Owner
+from xalen_batch.accounts.quotas import Quota
 from xalen_batch.config import MiB, settings
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import InboxRequest, Schedule, ScheduleRun
-from xalen_batch.quotas import Quota
 
 SHOWN_VALUE = 100
 PAGE_ROWS = 2_000

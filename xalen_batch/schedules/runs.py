@@ -12,13 +12,14 @@ from sqlalchemy import delete, func, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased, defer
 
-from xalen_batch import batches, db, ids, log, paging, quotas
-from xalen_batch.accounts import Owner
+from xalen_batch import batches, db, ids, log, paging
+from xalen_batch.accounts import quotas
+from xalen_batch.accounts.accounts import Owner
+from xalen_batch.accounts.quotas import Quota
 from xalen_batch.config import settings
 from xalen_batch.errors import TooManyRequests
 from xalen_batch.models import Batch, ConsumedObject, Invoice, Schedule, ScheduleRun
 from xalen_batch.paging import Page
-from xalen_batch.quotas import Quota
 from xalen_batch.schedules import inbox
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.states import OPEN_RUNS, TERMINAL, BatchStatus, RunState, ScheduleStatus

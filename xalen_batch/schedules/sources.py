@@ -18,15 +18,16 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from xalen_batch import marks, storage
-from xalen_batch.accounts import Owner
+from xalen_batch import storage
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest, Unavailable
 from xalen_batch.models import Schedule, ScheduleRun
-from xalen_batch.schedules import drops, patience, templates
+from xalen_batch.schedules import folders, templates, timeout
 from xalen_batch.schedules.definition import Source
-from xalen_batch.schedules.drops import Folder, Found
+from xalen_batch.schedules.folders import Folder, Found
 from xalen_batch.schedules.templates import Moment
+from xalen_batch.storage import marks
 
 SHOWN_VALUE = 100
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -57,7 +58,7 @@ class Gone(Exception):
 def check(owner: Owner, source: Source) -> None:
     """InvalidRequest for a source that could never be read: a path that leads out of where it may lie, a wrong placeholder. Unavailable."""
     try:
-        patience.look(_share(source), lambda: _place(owner, source, SOME_MOMENT))
+        timeout.look(_share(source), lambda: _place(owner, source, SOME_MOMENT))
     except TimeoutError:
         raise Unavailable("The place of this source does not answer right now. Send the request again in a few seconds.") from None
     _filled(source.pattern, "source.pattern", SOME_MOMENT)
@@ -78,7 +79,7 @@ def find(session: Session, schedule: Schedule, source: Source, moment: Moment) -
     owner = Owner(schedule.account_id, schedule.livemode)
     pattern = _filled(source.pattern, "source.pattern", moment)
     marker = source.ready_marker and "/".join(_steps(source.ready_marker, "source.ready_marker", moment))
-    place, files = patience.look(_share(source), lambda: _listed(owner, source, moment, marker))
+    place, files = timeout.look(_share(source), lambda: _listed(owner, source, moment, marker))
     with _named(place):
         objects = [found for found in files if found.path != marker and fnmatchcase(found.path, pattern)]
         manifest = [_entry(place, found) for found in objects]
@@ -121,12 +122,12 @@ def chunks(owner: Owner, source: Source, manifest: Sequence[dict[str, Any]]) -> 
     for entry in manifest:
         read = _read(owner, source, entry)
         try:
-            while (chunk := patience.look(share, lambda read=read: next(read, None))) is not None:  # type: ignore[misc]
+            while (chunk := timeout.look(share, lambda read=read: next(read, None))) is not None:  # type: ignore[misc]
                 yield chunk
         except PermissionError:
             raise Gone(entry["path"], "cannot be read: permission denied") from None
         except OSError as error:
-            if error.errno not in drops.NOT_THERE:
+            if error.errno not in folders.NOT_THERE:
                 raise
             raise Gone(entry["path"], "is gone") from None
 
@@ -147,7 +148,7 @@ def _read(owner: Owner, source: Source, entry: dict[str, Any]) -> Iterator[bytes
 
 
 def _check_version(file: FileIO, entry: dict[str, Any]) -> None:
-    if drops.version(os.fstat(file.fileno())) != entry["version"]:
+    if folders.version(os.fstat(file.fileno())) != entry["version"]:
         raise Gone(entry["path"], "has changed since the run took it")
 
 

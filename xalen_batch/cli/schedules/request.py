@@ -46,7 +46,7 @@ def chosen(given: Given) -> str | None:
 
 def check_when(cron: str, timezone: str) -> None:
     """A usage error for what is no cron expression or no zone."""
-    from xalen_batch.cron import Cron
+    from xalen_batch.schedules.cron import Cron
 
     with usage_error():
         Cron.parse(cron, timezone)

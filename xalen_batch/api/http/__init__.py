@@ -1,0 +1,1 @@
+"""HTTP below the routes: the protocol with its bounds, bodies, forms, answers, and what surrounds every request."""

@@ -1,0 +1,51 @@
+"""Collect: requests for a schedule's inbox, each checked as it arrives as the line of an upload is."""
+
+from sqlalchemy.orm import Session
+
+from xalen_batch import batches, catalog, db, disk, ids
+from xalen_batch.accounts.accounts import Owner
+from xalen_batch.errors import InvalidRequest, Unavailable
+from xalen_batch.models import Schedule
+from xalen_batch.schedules import inbox
+from xalen_batch.schedules.collect_lines import Checking, Kind, Sent
+from xalen_batch.schedules.definition import Definition
+from xalen_batch.states import ScheduleStatus
+from xalen_batch.validation import apart
+
+
+def check(owner: Owner, schedule: Schedule, body: bytes, kind: Kind) -> Sent:
+    """The requests of a body. InvalidRequest with the first fault, and the number of the others.
+
+    A large body is read in a process of its own, and takes a second: no transaction is open. Unavailable if it takes too long.
+    """
+    definition = refuse_if_never_run(schedule)
+    with db.reading() as session:
+        offered = batches.offered(session, owner, definition.endpoint)
+    sent = apart.run(Checking(body, kind, definition.endpoint, catalog.models(), offered), size=len(body))
+    if isinstance(sent, InvalidRequest):
+        raise sent
+    return sent
+
+
+def collect(session: Session, schedule: Schedule, sent: Sent) -> inbox.Added:
+    """Put requests that have been checked into a schedule's inbox: all of them, or none.
+
+    TooManyRequests if its account has no room for them or their bytes, StorageFull while a disk is short, Unavailable if the
+    schedule has another endpoint since they were checked. The caller keeps the schedule from being deleted meanwhile.
+    """
+    disk.refuse_if_full()
+    definition = refuse_if_never_run(schedule)
+    if definition.endpoint != sent.endpoint:
+        raise Unavailable("The schedule's endpoint was changed while these requests were checked. Send them again.")
+    return inbox.add(session, schedule, sent.lines)
+
+
+def refuse_if_never_run(schedule: Schedule) -> Definition:
+    """What a schedule runs. InvalidRequest if it has no inbox, or will not fire again."""
+    definition = Definition.model_validate(schedule.definition)
+    name = ids.render("sched", schedule.id)
+    if definition.inbox is None:
+        raise InvalidRequest(f"Schedule {name} has no inbox to send requests to. Create one with `inbox`.", code="no_inbox")
+    if schedule.status == ScheduleStatus.ENDED:
+        raise InvalidRequest(f"Schedule {name} has ended: nothing would run them. Give it a later ends_at.", code="schedule_ended")
+    return definition

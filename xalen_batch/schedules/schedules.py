@@ -1,0 +1,174 @@
+"""The schedules of an account: made, read, changed, paused and deleted. What has run keeps what it ran with."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from xalen_batch import batches, db, ids, log, paging
+from xalen_batch.accounts import quotas
+from xalen_batch.accounts.accounts import Owner
+from xalen_batch.accounts.quotas import Quota
+from xalen_batch.errors import InvalidRequest, NotFound
+from xalen_batch.models import Schedule
+from xalen_batch.paging import Page
+from xalen_batch.schedules import fire, inbox, runs
+from xalen_batch.schedules.definition import Definition
+from xalen_batch.states import OnInvalid, RunState, ScheduleStatus
+
+logger = log.get(__name__)
+
+MOST_NOTE = 500
+
+
+def create(session: Session, owner: Owner, definition: Definition) -> Schedule:
+    """A schedule that fires from now on. InvalidRequest for one that could never work, TooManyRequests for one too many."""
+    quotas.admit(session, owner, {Quota.SCHEDULES: 1})
+    now = db.now(session)
+    schedule = Schedule(
+        id=ids.new(),
+        account_id=owner.account_id,
+        livemode=owner.livemode,
+        run_counts={},
+        failures=0,
+        updated_at=now,
+        created_at=now,
+    )
+    definition.check_to_come(now)
+    _define(session, owner, schedule, definition, now)
+    schedule.aim(definition.next_fire(schedule.id, now))
+    session.add(schedule)
+    session.flush()
+    return schedule
+
+
+def get(session: Session, owner: Owner, public_id: str) -> Schedule:
+    """NotFound if there is none, or none any more, for this owner."""
+    return _one(session, public_id, _visible(owner).where(Schedule.deleted_at.is_(None)))
+
+
+def past(session: Session, owner: Owner, public_id: str) -> Schedule:
+    """As `get`, and one that was deleted too: its runs stay."""
+    return _one(session, public_id, _visible(owner))
+
+
+def lock(session: Session, owner: Owner, public_id: str) -> Schedule:
+    """As `get`; nobody fires or changes it before this transaction ends. Requests may still arrive in its inbox."""
+    return _one(session, public_id, _visible(owner).where(Schedule.deleted_at.is_(None)).with_for_update(key_share=True))
+
+
+def keep(session: Session, owner: Owner, public_id: str) -> Schedule:
+    """As `get`; nobody deletes it before this transaction ends. It may fire meanwhile."""
+    return _one(session, public_id, _visible(owner).where(Schedule.deleted_at.is_(None)).with_for_update(read=True, key_share=True))
+
+
+def page(session: Session, owner: Owner, *, status: ScheduleStatus | None = None, limit: int, after: str | None) -> Page[Schedule]:
+    """Schedules, the newest first."""
+    rows = _visible(owner).where(Schedule.deleted_at.is_(None))
+    if status is not None:
+        rows = rows.where(Schedule.status == status)
+    return paging.page(session, rows, Schedule.id, "sched", limit=limit, order="desc", after=after)
+
+
+def change(session: Session, owner: Owner, schedule: Schedule, definition: Definition) -> None:
+    """Give a locked schedule another definition. Instants that have come are fired by the old one first.
+
+    InvalidRequest if requests wait in its inbox that could not be run by the new one.
+    """
+    before = Definition.model_validate(schedule.definition)
+    may_strand = before.inbox is not None and (definition.inbox is None or definition.endpoint != before.endpoint)
+    if may_strand:
+        # Waits for requests that are arriving, and keeps others out; before a run seals one that they wait for.
+        session.execute(select(Schedule.id).where(Schedule.id == schedule.id).with_for_update())
+    fire.bring_up_to_date(session, schedule)
+    if may_strand:
+        _refuse_to_strand(session, schedule, "inbox" if definition.inbox is None else "endpoint")
+    now = db.now(session)
+    if definition.when != before.when:
+        definition.check_to_come(now)
+    pending = schedule.next_fire_at and schedule.next_fire_at - before.delay(schedule.id)
+    _define(session, owner, schedule, definition, now)
+    if schedule.status != ScheduleStatus.PAUSED:
+        # An instant that has come, and waits for the schedule's jitter alone, is still to be fired.
+        after = now if pending is None or pending > now else pending - timedelta(microseconds=1)
+        schedule.aim(definition.next_fire(schedule.id, after))
+    schedule.updated_at = now
+    session.flush()
+
+
+def pause(session: Session, schedule: Schedule, note: str | None) -> None:
+    """Fire a locked schedule no more until it is resumed. Instants that pass meanwhile are not made up for."""
+    if note is not None and len(note) > MOST_NOTE:
+        raise InvalidRequest(f"note: it has {len(note):,} characters; the most is {MOST_NOTE}. Shorten it.", param="note")
+    fire.bring_up_to_date(session, schedule)
+    if note is not None or schedule.status != ScheduleStatus.PAUSED:
+        schedule.pause(db.now(session), note)
+    session.flush()
+    logger.info("schedule.paused", schedule_id=schedule.id)
+
+
+def resume(session: Session, schedule: Schedule) -> None:
+    """Fire a locked schedule again, from the next instant on; its failures are forgiven."""
+    if schedule.status == ScheduleStatus.PAUSED:
+        now = db.now(session)
+        schedule.aim(Definition.model_validate(schedule.definition).next_fire(schedule.id, now))
+        schedule.failures = 0
+        session.flush()
+        logger.info("schedule.resumed", schedule_id=schedule.id)
+
+
+def delete(session: Session, owner: Owner, public_id: str, *, discard_requests: bool) -> int:
+    """Fire it no more. Its runs, batches and invoices stay. Returns how many requests its inbox lost.
+
+    InvalidRequest while requests wait in its inbox, unless they are to be discarded.
+    """
+    # Waits for requests that are arriving, and keeps others out.
+    schedule = _one(session, public_id, _visible(owner).where(Schedule.deleted_at.is_(None)).with_for_update())
+    waiting = inbox.pending(session, [schedule.id]).get(schedule.id, 0)
+    if waiting and not discard_requests:
+        raise InvalidRequest(
+            f"{waiting:,} request{' waits' if waiting == 1 else 's wait'} in the inbox of {public_id}. Run it first, or delete it with discard_requests=true.",
+            param="discard_requests",
+            code="inbox_not_empty",
+        )
+    for run in runs.unended(session, schedule):
+        if run.state == RunState.WAITING:
+            runs.end(session, schedule, run, RunState.SKIPPED, "schedule_deleted", "Its schedule was deleted before it started.")
+    discarded = inbox.discard(session, schedule.id) if waiting else 0
+    schedule.deleted_at = db.now(session)
+    schedule.next_fire_at = None
+    session.flush()
+    logger.info("schedule.deleted", schedule_id=schedule.id, discarded=discarded)
+    return discarded
+
+
+def _refuse_to_strand(session: Session, schedule: Schedule, param: str) -> None:
+    if waiting := inbox.pending(session, [schedule.id])[schedule.id]:
+        raise InvalidRequest(
+            f"{param}: {waiting:,} request{' waits' if waiting == 1 else 's wait'} in its inbox. Run it first, then change it.",
+            param=param,
+            code="inbox_not_empty",
+        )
+
+
+def _define(session: Session, owner: Owner, schedule: Schedule, definition: Definition, now: datetime) -> None:
+    definition.check(now)
+    schedule.name = definition.name
+    # A process of the version before refuses fields that it does not know.
+    unsaid = {"on_invalid"} if definition.on_invalid == OnInvalid.FAIL else set[str]()
+    schedule.definition = definition.model_dump(mode="json", exclude=unsaid)
+    # Looked at while it is still the schedule's: one that is past its time is kept by that alone.
+    file = definition.file_id and batches.input_file(session, owner, definition.file_id, param=definition.file_param)
+    schedule.file_id = file.id if file else None
+
+
+def _visible(owner: Owner) -> Select[Schedule]:
+    return select(Schedule).where(Schedule.account_id == owner.account_id, Schedule.livemode == owner.livemode)
+
+
+def _one(session: Session, public_id: str, rows: Select[Schedule]) -> Schedule:
+    id = ids.parse("sched", public_id)
+    schedule = None if id is None else session.scalars(rows.where(Schedule.id == id)).one_or_none()
+    if schedule is None:
+        raise NotFound(f"No such Schedule object: {public_id[:100]}", param="schedule_id")
+    return schedule

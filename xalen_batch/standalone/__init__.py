@@ -1,0 +1,1 @@
+"""`xalen-batch up`: everything on one machine, its stores, processes and files."""

@@ -1,0 +1,75 @@
+"""`credentials.toml`: what the first start makes, so that the CLI and the examples find the API and a key by themselves."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from xalen_batch.accounts import accounts, audit
+from xalen_batch.accounts import keys as api_keys
+from xalen_batch.accounts.accounts import Owner, Scope
+from xalen_batch.errors import ConfigError, Unauthenticated
+from xalen_batch.models import Account
+
+ACCOUNT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    base_url: str
+    test_key: str = field(repr=False)
+    live_key: str = field(repr=False)
+
+
+def keys(session: Session, path: Path) -> dict[str, str]:
+    """`test_key` and `live_key`: the file's, or new ones where those do not open this database."""
+    found = _read(path)
+    working = {name: _working(session, found.get(name)) for name in ("test_key", "live_key")}
+    # What is made is not the doing of the keys that were tried.
+    audit.sign(session, audit.SYSTEM)
+    return {name: secret or _new(session, livemode=name == "live_key") for name, secret in working.items()}
+
+
+def write(path: Path, credentials: Credentials) -> None:
+    write_private(path, "# Written by `xalen-batch up`. Whoever has these keys can submit batches in your name.", asdict(credentials))
+
+
+def write_private(path: Path, comment: str, values: Mapping[str, str]) -> None:
+    """Replace a TOML file in one step; only its owner may read it."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
+        out.write(f"{comment}\n{tomli_w.dumps(values)}")
+        out.flush()
+        os.fsync(out.fileno())
+    new.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. Repair it, or remove it to get new keys.") from error
+
+
+def _working(session: Session, secret: Any) -> str | None:
+    try:
+        accounts.authenticate(session, str(secret))
+    except Unauthenticated:
+        return None
+    return str(secret)
+
+
+def _new(session: Session, *, livemode: bool) -> str:
+    account = session.scalar(select(Account).where(Account.name == ACCOUNT)) or accounts.create(session, ACCOUNT)
+    # Whoever can read the file can read the database's password beside it: nothing is gained by a key that may do less.
+    _, secret = api_keys.create(session, Owner(account.id, livemode), name="up", scopes=Scope)
+    return secret

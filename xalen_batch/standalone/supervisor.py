@@ -1,0 +1,317 @@
+"""Everything on one machine: the stores, then the API, beat and workers, under one process that watches them.
+
+The parts are the same commands that run as separate services elsewhere. They find the stores by
+their environment, start in the order in which they need each other, and stop in the reverse one.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from xalen_batch import catalog, db, log, migrate, storage
+from xalen_batch.billing import prices
+from xalen_batch.config import settings
+from xalen_batch.errors import ConfigError
+from xalen_batch.standalone import credentials, data_folder, ports, processes, stores
+from xalen_batch.standalone.credentials import Credentials
+from xalen_batch.storage import marks
+
+logger = log.get(__name__)
+
+READY_TIMEOUT = 60.0
+LOOK_INTERVAL = 0.2
+PATIENCE = 10.0  # beyond the grace that requests in flight get
+BACKOFF_CAP = 30.0
+HEALTHY_AFTER = 60.0
+SPARE_CONNECTIONS = 20
+
+Say = Callable[[str], None]
+
+
+class Part(Protocol):
+    """What is watched: a store or a child."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None: ...
+
+    def start(self) -> object: ...
+
+
+class Child:
+    """One of our own commands as a process; Linux kills it should this process be killed."""
+
+    def __init__(self, name: str, command: str, data_dir: Path) -> None:
+        self.name = name
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = data_dir / "logs" / f"{name}.log"
+        self._pid_file = data_dir / "run" / f"{name}.pid"
+        # Python ignores the option; it names the installation in `ps`, and to whoever looks for leftovers.
+        self._marker = f"data_dir={data_dir}"
+        self._argv = [sys.executable, "-X", self._marker, "-m", "xalen_batch.cli.entry", command]
+
+    def start(self) -> None:
+        processes.end_leftover(self._pid_file, self._marker, (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                self._argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_serving_environment(),
+                # A Ctrl-C in the terminal is for the supervisor, which stops the parts in order.
+                start_new_session=True, preexec_fn=processes.dying_with_parent(signal.SIGKILL),
+            )  # fmt: skip
+        self._pid_file.write_text(str(self.process.pid), "ascii")
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def last_words(self) -> str:
+        return f"{processes.last_words(self.log)} Its log is {self.log}."
+
+    def forget(self) -> None:
+        self._pid_file.unlink(missing_ok=True)
+
+
+class Watch:
+    """Starts a part again when it has ended, later each time unless it had run well for a while."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self._crashes = 0
+        self._started = time.monotonic()
+        self._due: float | None = None
+
+    def look(self) -> None:
+        process, now = self.part.process, time.monotonic()
+        if process is not None and process.poll() is None:
+            return
+        if self._due is None:
+            self._crashes = 0 if now - self._started > HEALTHY_AFTER else self._crashes + 1
+            pause = min(BACKOFF_CAP, 0.5 * 2**self._crashes)
+            self._due = now + pause
+            logger.error("part.ended", part=self.part.name, exit_code=process and process.returncode, restart_in=pause)
+        elif now >= self._due:
+            self._due, self._started = None, now
+            try:
+                self.part.start()
+            except ConfigError as error:
+                logger.error("part.not_started", part=self.part.name, reason=str(error))
+            else:
+                logger.warning("part.restarted", part=self.part.name)
+
+
+class Supervisor:
+    """`run()` returns after a clean stop; ConfigError when something could not be started."""
+
+    def __init__(self, data_dir: Path, host: str, port: int, say: Say) -> None:
+        self._data_dir = data_dir
+        self._host = host
+        self._port = port
+        self._say = say
+        self._running = data_dir / "run.toml"
+        self._stores: list[stores.Server] = []
+        self._front = [Child("api", "api", data_dir), Child("beat", "beat", data_dir)]
+        workers = settings().worker_processes
+        self._workers = [Child("worker" if workers == 1 else f"worker-{n}", "worker", data_dir) for n in range(1, workers + 1)]
+        self._signals = 0
+        self._is_starting = True
+
+    @property
+    def _children(self) -> list[Child]:
+        return [*self._workers, *self._front]
+
+    def run(self, on_ready: Callable[[Credentials], None]) -> None:
+        with self._signals_handled():
+            try:
+                ready = self._start()
+                self._is_starting = False
+                if not self._signals:
+                    on_ready(ready)
+                    self._watch()
+            except _Interrupted:
+                pass
+            finally:
+                self._is_starting = False
+                self._stop()
+
+    def _start(self) -> Credentials:
+        self._start_stores()
+        self._say("Preparing the database …")
+        migrate.migrate()
+        self._tell_of_prices()
+        _mark_store()
+        ready = self._credentials()
+        db.engine().dispose()
+        self._say("Starting the API, beat and workers …")
+        for child in self._children:
+            processes.rotate(child.log)
+            child.start()
+        self._wait_until_ready()
+        return ready
+
+    def _tell_of_prices(self) -> None:
+        """A restart moves no money: an edited catalog's prices hold once the operator puts them in force."""
+        with db.reading() as session:
+            changes = prices.differences(session)
+        if changes:
+            models = ", ".join(sorted({change.model for change in changes}))
+            self._say(
+                f"Prices in force differ from the catalog's ({models}), and new batches pay those in force. "
+                "`xalen-batch prices sync`, with the same XALEN_CATALOG, shows the differences and applies them."
+            )
+
+    def _credentials(self) -> Credentials:
+        path = self._data_dir / "credentials.toml"
+        with db.transaction() as session:
+            keys = credentials.keys(session, path)
+        # After the commit: a key in the file always works.
+        ready = Credentials(ports.base_url(self._host, self._port), **keys)
+        credentials.write(path, ready)
+        return ready
+
+    def _start_stores(self) -> None:
+        logs = self._data_dir / "logs"
+        if settings().database_url is None:
+            connections = settings().pool_size * (len(self._workers) + 1) + SPARE_CONNECTIONS
+            self._stores.append(stores.Postgres(self._data_dir / "postgres", logs / "postgres.log", connections=connections))
+        if settings().redis_url is None:
+            self._stores.append(stores.Valkey(self._data_dir / "valkey", logs / "valkey.log"))
+        for store in self._stores:
+            self._say(f"Starting {store.name} …")
+            store.start()
+            export(store.variables)
+        urls = {"database_url": settings().database_url, "redis_url": settings().redis_url}
+        known = {name: url.get_secret_value() for name, url in urls.items() if url is not None}
+        credentials.write_private(
+            self._running, "# Where `up` has its stores, for the commands that work on them. A killed `up` leaves it behind.", known
+        )
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT
+        while missing := _missing(f"{ports.address(self._host, self._port)}/readyz"):
+            if ended := next((child for child in self._children if not child.is_running), None):
+                raise ConfigError(f"The {ended.name} did not start: {ended.last_words}")
+            if time.monotonic() > deadline:
+                api = self._front[0]
+                raise ConfigError(f"Not ready within {READY_TIMEOUT:.0f} s: {missing}. The {api.name} said: {api.last_words}")
+            time.sleep(0.1)
+
+    def _watch(self) -> None:
+        parts: list[Part] = [*self._stores, *self._children]
+        watches = [Watch(part) for part in parts]
+        while not self._signals:
+            for watch in watches:
+                watch.look()
+            # No event that the handler sets: it would wait for ever for a lock that this thread holds while it enters the wait.
+            time.sleep(LOOK_INTERVAL)
+
+    def _stop(self) -> None:
+        if any(child.is_running for child in self._children):
+            self._say("Stopping; requests in flight may finish. Ctrl-C again does not wait for them.")
+        self._end(self._front)
+        self._end(self._workers)
+        self._running.unlink(missing_ok=True)
+        for store in reversed(self._stores):
+            store.stop()
+
+    def _end(self, children: Sequence[Child]) -> None:
+        running = [child.process for child in children if child.process is not None]
+        deadline = time.monotonic() + settings().shutdown_delay + settings().shutdown_grace + PATIENCE
+        for process in running:
+            process.terminate()
+        while any(process.poll() is None for process in running):
+            if self._signals > 1 or time.monotonic() > deadline:
+                for process in running:
+                    process.kill()
+            time.sleep(0.02)
+        for child in children:
+            child.forget()
+
+    @contextmanager
+    def _signals_handled(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._is_starting:
+            self._is_starting = False
+            raise _Interrupted
+
+
+class _Interrupted(BaseException):
+    """Someone wants the start to end; not an error, so nothing that handles errors may swallow it."""
+
+
+def up(*, data_dir: Path, host: str, port: int, is_port_asked: bool, say: Say, on_ready: Callable[[Credentials], None]) -> None:
+    """Run everything in the foreground until SIGINT or SIGTERM.
+
+    A taken port is replaced by the next free one unless it was asked for. Raises ConfigError when
+    the folder is in use by another supervisor, the port is taken, or a part does not start.
+    """
+    log.configure()
+    catalog.warn_of_unknown_settings()
+    # The person at the terminal is told by `say`; what the parts do is in their logs.
+    logging.root.setLevel(max(logging.root.level, logging.WARNING))
+    data_dir = data_dir.absolute()
+    # What is wrong with the settings is told before anything is made or started.
+    catalog.models()
+    if not data_dir.exists():
+        ports.choose(host, port, is_asked=is_port_asked)
+    data_folder.make(data_dir)
+    with data_folder.locked(data_dir):
+        chosen = ports.choose(host, port, is_asked=is_port_asked)
+        if chosen != port:
+            say(f"Port {port} is taken; using {chosen}.")
+        export({"XALEN_DATA_DIR": str(data_dir), "XALEN_HOST": host, "XALEN_PORT": str(chosen)})
+        storage.check()
+        Supervisor(data_dir, host, chosen, say).run(on_ready)
+
+
+def _mark_store() -> None:
+    storage.store()
+    try:
+        marks.place()
+    except marks.Elsewhere as error:
+        raise ConfigError(str(error)) from error
+
+
+def export(values: Mapping[str, str]) -> None:
+    """Settings for this process and the ones that it starts: the environment is the one place they are read from."""
+    os.environ.update(values)
+    settings.cache_clear()
+
+
+def _serving_environment() -> dict[str, str]:
+    """This process's environment without the address of the role that owns the tables, which only migrations use."""
+    return {name: value for name, value in os.environ.items() if name != "XALEN_MIGRATE_DATABASE_URL"}
+
+
+def _missing(url: str) -> str:
+    """What keeps the API from being ready, in words; empty when it is."""
+    try:
+        with urlopen(url, timeout=2):
+            return ""
+    except HTTPError as error:
+        checks = json.load(error).get("checks", {})
+        failed = (f"{name} failed ({check['error']})" for name, check in checks.items() if check["status"] != "ok")
+        return "; ".join(failed) or f"the API answers {error.code}"
+    except OSError as error:
+        return f"the API does not answer ({getattr(error, 'reason', error)})"

@@ -1,0 +1,208 @@
+"""Estimate: what a file would cost before it is submitted, and everything that is wrong with it.
+
+Pure: needs no server, no database and no account. The figures rest on three assumptions:
+
+- input tokens are counted by `backends.tokens.count`, an estimate;
+- the expected answer has EXPECTED_ANSWER tokens, or the request's own limit where that is less;
+- the maximum takes a token for every byte of input, which no byte-level tokenizer exceeds, and answers
+  as long as the request allows, or as the context window has room for.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from xalen_batch import money
+from xalen_batch.backends import tokens
+from xalen_batch.catalog import Model
+from xalen_batch.config import Settings
+from xalen_batch.terms import Terms
+from xalen_batch.validation import bodies
+from xalen_batch.validation.bodies import ChatRequest, RerankRequest, UsualChat
+from xalen_batch.validation.context_window import LEAST_SHARE
+from xalen_batch.validation.errors import Fault, Faults, refused
+from xalen_batch.validation.lines import GoodLine, scan
+
+EXPECTED_ANSWER = 256
+
+
+@dataclass
+class ModelEstimate:
+    """One model's share of a file: tokens, and their price with the batch discount taken off."""
+
+    model: Model
+    price: Mapping[str, str]
+    discount_rate: Decimal
+    lines: int = 0
+    input_tokens: int = 0
+    max_input_tokens: int = 0
+    output_tokens: int = 0
+    max_output_tokens: int = 0
+
+    def extend(self, other: "ModelEstimate") -> None:
+        """Add the same model's share of other lines."""
+        self.lines += other.lines
+        self.input_tokens += other.input_tokens
+        self.max_input_tokens += other.max_input_tokens
+        self.output_tokens += other.output_tokens
+        self.max_output_tokens += other.max_output_tokens
+
+    def add(self, line: GoodLine) -> None:
+        self.lines += 1
+        ranking = _ranking(line.request, self.model)
+        if ranking:
+            self.input_tokens += tokens.count_rerank(ranking.query, ranking.texts)
+            self.max_input_tokens += tokens.count_rerank(ranking.query, ranking.texts, counter=tokens.most)
+        elif isinstance(line.request, ChatRequest) and not self.model.is_reranker:
+            self._add_chat(line.request, *_prompt(line))
+
+    def _add_chat(self, chat: ChatRequest, messages: Sequence[Any], tools: Any) -> None:
+        window = self.model.context_window
+        counted = tokens.count_chat(messages, tools=tools)
+        most = tokens.count_chat(messages, tools=tools, counter=tokens.most)
+        # The less input there is, the more room an answer has.
+        room = max(window - int(counted * LEAST_SHARE), 1)
+        longest = min(chat.longest_answer or room, window)
+        self.input_tokens += min(counted, window)
+        self.max_input_tokens += min(most, window)
+        self.output_tokens += chat.choices * min(longest, EXPECTED_ANSWER)
+        self.max_output_tokens += chat.choices * longest
+
+    @property
+    def expected_cost(self) -> Decimal:
+        return self._cost(self.input_tokens, self.output_tokens)
+
+    @property
+    def max_cost(self) -> Decimal:
+        return self._cost(self.max_input_tokens, self.max_output_tokens)
+
+    @money.exact
+    def _cost(self, read: int, written: int) -> Decimal:
+        # Usage on a component without a price is never billed.
+        counts = {"input": read, "output": written}
+        gross = sum((money.gross(counts[component], Decimal(price)) for component, price in self.price.items()), Decimal(0))
+        return gross + money.discount(gross, self.discount_rate)
+
+    def render(self) -> dict[str, Any]:
+        return {
+            "model": self.model.id,
+            "lines": self.lines,
+            "input_tokens": self.input_tokens,
+            "max_input_tokens": self.max_input_tokens,
+            "expected_output_tokens": self.output_tokens,
+            "max_output_tokens": self.max_output_tokens,
+            "expected_cost": money.render(self.expected_cost),
+            "max_cost": money.render(self.max_cost),
+        }
+
+
+@dataclass
+class Estimate:
+    """The good lines by model, and every fault. Costs are USD, exact."""
+
+    endpoint: str | None
+    discount_rate: Decimal
+    models: dict[str, ModelEstimate] = field(default_factory=dict)
+    faults: Faults = field(default_factory=Faults)
+    # Models that lines name and the terms refuse, each with its fault.
+    refused: dict[str, Fault] = field(default_factory=dict)
+
+    def add(self, line: GoodLine, models: Mapping[str, Model], terms: Terms) -> None:
+        self.endpoint = line.endpoint
+        if line.model not in self.models:
+            if line.model in self.refused:
+                return
+            if fault := refused(line.model, terms):
+                self.refused[line.model] = fault
+                return
+            self.models[line.model] = ModelEstimate(models[line.model], terms.prices[line.model], self.discount_rate)
+        self.models[line.model].add(line)
+
+    def extend(self, other: "Estimate") -> None:
+        """Add the lines that come next in the file; none of either has a fault."""
+        self.endpoint = other.endpoint or self.endpoint
+        for name, share in other.models.items():
+            if name in self.models:
+                self.models[name].extend(share)
+            else:
+                self.models[name] = share
+        self.refused |= other.refused
+
+    def end(self) -> None:
+        """All lines have been added."""
+        for _, fault in sorted(self.refused.items()):
+            self.faults.add(fault)
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether a batch of this file would run."""
+        return not self.faults
+
+    @property
+    def lines(self) -> int:
+        return sum(share.lines for share in self.models.values())
+
+    @property
+    @money.exact
+    def expected_cost(self) -> Decimal:
+        return sum((share.expected_cost for share in self.models.values()), Decimal(0))
+
+    @property
+    @money.exact
+    def max_cost(self) -> Decimal:
+        return sum((share.max_cost for share in self.models.values()), Decimal(0))
+
+    def render(self) -> dict[str, Any]:
+        """For the API and `--json`: money as strings. `lines` and costs are of the good lines alone."""
+        return {
+            "object": "batch.estimate",
+            "valid": self.is_valid,
+            "endpoint": self.endpoint,
+            "lines": self.lines,
+            "error_count": self.faults.count,
+            "errors": {"object": "list", "data": self.faults.render()},
+            "models": [share.render() for share in self.models.values()],
+            "currency": money.CURRENCY,
+            "discount_rate": str(self.discount_rate),
+            "expected_cost": money.render(self.expected_cost),
+            "max_cost": money.render(self.max_cost),
+        }
+
+
+def estimate(
+    chunks: Iterable[bytes],
+    *,
+    endpoint: str | None,
+    models: Mapping[str, Model],
+    terms: Terms,
+    discount_rate: Decimal,
+    limits: Settings | None = None,
+) -> Estimate:
+    """Read a file as a batch on these terms would, without running it.
+
+    `endpoint` None: the first line's url is taken for the whole file, as `Estimate.endpoint` then tells. `limits` None: the settings'.
+    """
+    result = Estimate(endpoint, discount_rate)
+    for line in scan(chunks, endpoint=endpoint, models=models, limits=limits):
+        if isinstance(line, Fault):
+            result.faults.add(line)
+        else:
+            result.add(line, models, terms)
+    result.end()
+    return result
+
+
+def _prompt(line: GoodLine) -> tuple[Sequence[Any], Any]:
+    """The messages and the tools of a chat."""
+    if isinstance(line.request, UsualChat):
+        return [{"content": message.content} for message in line.request.messages], None
+    body = line.body
+    return body["messages"], body.get("tools")
+
+
+def _ranking(request: ChatRequest | RerankRequest, model: Model) -> RerankRequest | None:
+    """The query and documents of a request to a reranker, by either endpoint."""
+    if isinstance(request, RerankRequest):
+        return request
+    return bodies.ranking(request) if model.is_reranker else None

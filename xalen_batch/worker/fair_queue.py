@@ -1,0 +1,154 @@
+"""The lines that wait in a lane: accounts take turns, and in each account its batches do.
+
+The turn is of the account, and in it of the batch, with the fewest requests in flight. Fairness is by requests in flight, and not by
+requests sent, so an account whose requests hang or take long gets no more of the backend than one whose requests are quick. A batch
+of few lines is done soon, whatever its account has claimed before it.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Container, Hashable, Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from xalen_batch.worker.circuit_breaker import Source
+
+
+class Queued(Hashable, Protocol):
+    @property
+    def source(self) -> Source: ...
+
+
+E = TypeVar("E", bound=Queued)
+
+
+class _Turns:
+    """Whose turn it is: of those with equally few requests in flight, the one that was served longest ago."""
+
+    def __init__(self) -> None:
+        self.in_flight: Counter[str] = Counter()
+        self.total_in_flight = 0
+        # When each was last served, counted in requests.
+        self._served: dict[str, int] = {}
+        self._requests = 0
+
+    def next(self, able: Iterable[str]) -> str:
+        ids = list(able)
+        return ids[0] if len(ids) == 1 else min(ids, key=lambda id: (self.in_flight[id], self._served.get(id, 0)))
+
+    def serve(self, id: str) -> None:
+        self.in_flight[id] += 1
+        self.total_in_flight += 1
+        self._requests += 1
+        self._served[id] = self._requests
+
+    def ended(self, id: str) -> None:
+        self.in_flight[id] -= 1
+        self.total_in_flight -= 1
+        if not self.in_flight[id]:
+            del self.in_flight[id]
+
+    def forget(self, id: str) -> None:
+        self._served.pop(id, None)
+
+
+class _Account(Generic[E]):
+    """The lines of one account that wait: a FIFO for each batch."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, deque[E]] = {}
+        self.turns = _Turns()
+
+    def of(self, batch: str) -> deque[E]:
+        return self.waiting.setdefault(batch, deque())
+
+    def next(self) -> E:
+        batch = self.turns.next(self.waiting)
+        entry = self.waiting[batch].popleft()
+        self.turns.serve(batch)
+        if not self.waiting[batch]:
+            del self.waiting[batch]
+        return entry
+
+    def ended(self, batch: str) -> None:
+        self.turns.ended(batch)
+        if batch not in self.waiting and not self.turns.in_flight[batch]:
+            self.turns.forget(batch)
+
+    def take(self, is_wanted: Callable[[E], bool]) -> list[E]:
+        taken: list[E] = []
+        for batch, waiting in list(self.waiting.items()):
+            found = [entry for entry in waiting if is_wanted(entry)]
+            if not found:
+                continue
+            taken += found
+            if len(found) == len(waiting):
+                del self.waiting[batch]
+            else:
+                self.waiting[batch] = deque(entry for entry in waiting if not is_wanted(entry))
+        return taken
+
+
+class FairQueue(Generic[E]):
+    """`next` takes an entry, which is in flight from then on until `ended`."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, _Account[E]] = {}
+        self._turns = _Turns()
+        # Accounts whose last request was answered.
+        self._answered: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return any(account.waiting for account in self._accounts.values())
+
+    def add(self, source: Source, entries: Sequence[E]) -> None:
+        """Entries of one batch, behind all that it has here."""
+        if entries:
+            self._of(source).extend(entries)
+
+    def again(self, entry: E) -> None:
+        """Before all of the same batch: it came before them."""
+        self._of(entry.source).appendleft(entry)
+
+    def next(self, limit: int, held: Container[str] = ()) -> E | None:
+        """Of `limit` requests in flight at most, and not of an account that is held. None: no line may be sent now."""
+        in_flight = self._turns.in_flight
+        free = limit - self._turns.total_in_flight
+        if free <= 0:
+            return None
+        # Until it is answered, an account gets half of what the others leave: all of its requests may hang.
+        able = [
+            id
+            for id, account in self._accounts.items()
+            if account.waiting and id not in held and (id in self._answered or in_flight[id] < free)
+        ]
+        if not able:
+            return None
+        account = self._turns.next(able)
+        self._turns.serve(account)
+        return self._accounts[account].next()
+
+    def ended(self, entry: E, *, is_answered: bool | None) -> None:
+        """The request is over. None: it was not sent, or cut off."""
+        account, batch = entry.source
+        self._turns.ended(account)
+        self._accounts[account].ended(batch)
+        if is_answered:
+            self._answered.add(account)
+        elif is_answered is False:
+            self._answered.discard(account)
+
+    def is_answered(self, account: str) -> bool:
+        """Whether the backend answered its last request."""
+        return account in self._answered
+
+    def take(self, is_wanted: Callable[[E], bool]) -> list[E]:
+        """Remove the waiting entries of which this is true."""
+        return [entry for account in self._accounts.values() for entry in account.take(is_wanted)]
+
+    def forget(self, account: str) -> None:
+        """It has no lines here any more."""
+        self._answered.discard(account)
+        self._accounts.pop(account, None)
+        self._turns.forget(account)
+
+    def _of(self, source: Source) -> deque[E]:
+        return self._accounts.setdefault(source.account_id, _Account()).of(source.batch_id)
