@@ -27,7 +27,7 @@ PAUSE_AFTER_FAILURE = 2.0
 
 
 class Job(StrEnum):
-    """The background jobs by name. `tasks.py` has exactly one Celery task for each."""
+    """The background jobs by name. `worker/tasks.py` has exactly one Celery task for each."""
 
     VALIDATE = "batch.validate"
     EXECUTE = "batch.execute"
