@@ -8,7 +8,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from xalen_batch import __version__, catalog, log, memory
+from xalen_batch import __version__, catalog, db, log, memory, migrate, storage
 from xalen_batch.api import (
     batches,
     billing,
@@ -33,7 +33,10 @@ from xalen_batch.api.http.pace import BodyPace
 from xalen_batch.api.http.protocol import BoundedHttp
 from xalen_batch.api.http.stopping import GracefulServer
 from xalen_batch.config import settings
+from xalen_batch.storage import marks
 from xalen_batch.validation import pool
+
+logger = log.get(__name__)
 
 DESCRIPTION = """Batch inference behind the OpenAI Files and Batches API: point the OpenAI client's `base_url` here.
 What is tagged *extensions* or *schedules* is ours and leaves OpenAI's shapes as they are."""
@@ -101,6 +104,7 @@ def serve(host: str, port: int) -> None:
     # A thread that computes gives way to others after so many seconds; Python's own 5 ms are longer than a short request takes.
     sys.setswitchinterval(SWITCH_INTERVAL)
     memory.settle()
+    _mark_store()
     config = uvicorn.Config(
         app,
         host=host,
@@ -117,3 +121,12 @@ def serve(host: str, port: int) -> None:
         timeout_graceful_shutdown=round(settings().shutdown_grace),
     )
     GracefulServer(config).run()
+
+
+def _mark_store() -> None:
+    """Mark the store of a new installation, so that its workers see it before the first upload. Uploads and `/readyz` try again."""
+    try:
+        if migrate.is_usable():
+            marks.place()
+    except (*storage.AWAY, *db.AWAY) as error:
+        logger.warning("store.not_marked", error=type(error).__name__)

@@ -19,7 +19,7 @@ from tests.conftest import as_owner
 from tests.integration.conftest import Api, multipart
 from tests.integration.test_doctor import Doctor, doctor  # noqa: F401  # a fixture
 from tests.integration.test_engine import engine  # noqa: F401  # a fixture
-from xalen_batch import catalog, db, files, storage
+from xalen_batch import app, catalog, db, files, storage
 from xalen_batch.models import Batch, File, Task, workers
 from xalen_batch.pipeline import finalize, recover, sweeps, validate
 from xalen_batch.states import BatchStatus
@@ -97,6 +97,13 @@ def placed() -> bool:
         return bool(session.scalar(text("SELECT placed_at IS NOT NULL FROM store_mark")))
 
 
+def serve(patch: pytest.MonkeyPatch) -> None:
+    """Start the API in this process, without what changes the process itself."""
+    for module, name in ((app.signal, "signal"), (app.memory, "settle"), (app.pool, "prepare"), (app.sys, "setswitchinterval")):
+        patch.setattr(module, name, lambda *_: None)
+    app.serve("127.0.0.1", 0)
+
+
 class TestPlacing:
     def test_the_first_api_process_marks_an_empty_folder(self, unplaced: UUID) -> None:
         with pytest.raises(marks.Unplaced):
@@ -105,6 +112,24 @@ class TestPlacing:
         marks.confirm()
         assert storage.look(None) == (unplaced, False)
         assert placed()
+
+    def test_an_api_that_starts_marks_a_new_store_before_any_request(
+        self, unplaced: UUID, other: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other.rmdir()
+        seen: list[bool] = []
+        monkeypatch.setattr(app.GracefulServer, "run", lambda _: seen.append(placed()))
+        serve(monkeypatch)
+        assert seen == [True]
+
+    def test_an_api_starts_where_the_store_is_of_another_database(
+        self, unplaced: UUID, other: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (other / storage.MARK).write_text(f"{uuid4()}\n")
+        started: list[bool] = []
+        monkeypatch.setattr(app.GracefulServer, "run", lambda _: started.append(True))
+        serve(monkeypatch)
+        assert (started, placed()) == ([True], False)
 
     def test_the_first_upload_of_an_installation_makes_the_folder(self, unplaced: UUID, api: Api, other: Path) -> None:
         other.rmdir()

@@ -14,13 +14,17 @@ def database_needs(has_database: bool) -> str:
     import psycopg
 
     from xalen_batch import migrate
+    from xalen_batch.config import settings
 
     try:
         lacks = migrate.lacks()
     except psycopg.Error as error:
         raise Wrong(f"The role that owns the tables cannot connect: {str(error).partition(chr(10))[0]}") from error
     if lacks:
-        raise Wrong(" ".join(lacks))
+        other = (
+            "" if settings().migrate_database_url else " If another role owns the tables, name it in XALEN_MIGRATE_DATABASE_URL instead."
+        )
+        raise Wrong(" ".join(lacks) + other)
     return "version, encoding, extension and rights will do"
 
 
