@@ -103,6 +103,23 @@ def test_a_data_folder_that_others_can_read_is_named(doctor: Doctor, tmp_path: P
     assert "chmod 700" in checks["data folder"]["detail"]
 
 
+def test_the_stores_of_a_running_up_are_found(doctor: Doctor, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = f"database_url = '{stores.database_url}'\nredis_url = '{stores.redis_url}'\n"
+    (tmp_path / "data" / "run.toml").write_text(written)
+    (tmp_path / "data" / "run.toml").chmod(0o600)
+    # Empty: the command fills them in, and the patch takes that back.
+    for name in ("XALEN_DATABASE_URL", "XALEN_REDIS_URL"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    forget()
+    try:
+        _, checks = doctor()
+        assert [checks[name]["status"] for name in ("database", "redis")] == ["ok", "ok"]
+    finally:
+        monkeypatch.undo()
+        forget()
+
+
 @pytest.mark.parametrize("name", ["credentials.toml", "run.toml"])
 def test_a_file_of_secrets_that_others_can_read_is_named(doctor: Doctor, tmp_path: Path, name: str) -> None:
     (tmp_path / "data" / name).write_text("")

@@ -3,6 +3,7 @@
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 
@@ -79,11 +80,26 @@ def _entries(since: datetime | None, object_id: str | None, limit: int) -> list[
                 "object_id": entry.object_id,
                 "account_id": entry.account_id and ids.render("acct", entry.account_id),
                 "livemode": entry.livemode,
-                "before": entry.before,
-                "after": entry.after,
+                "before": _public(entry.before),
+                "after": _public(entry.after),
             }
             for entry in audit.entries(session, since=since, object_id=object_id, limit=limit)
         ]
+
+
+def _public(values: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The columns of a row as the audit log keeps them, with ids as users have them."""
+    from xalen_batch import ids
+
+    def shown(name: str, value: Any) -> Any:
+        if not (name.endswith("_id") and isinstance(value, str)):
+            return value
+        try:
+            return ids.shown(name, UUID(value))
+        except ValueError:
+            return value
+
+    return values and {name: shown(name, value) for name, value in values.items()}
 
 
 def _start(text: str) -> datetime:

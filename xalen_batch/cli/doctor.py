@@ -5,6 +5,7 @@ import os
 import platform
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from http.client import HTTPException
@@ -16,7 +17,7 @@ from urllib.request import Request, urlopen
 import typer
 
 from xalen_batch.cli import connection, database, installation
-from xalen_batch.cli.failures import ERROR
+from xalen_batch.cli.failures import ERROR, Failed
 from xalen_batch.cli.findings import Check, Doubtful, Skipped, Wrong, check
 from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import grid, print_json, show
@@ -108,6 +109,9 @@ def _settings() -> str:
 
     # Not the cached ones: the address of a running `up` is yet to come into the environment.
     Settings()
+    # The names of the catalog's keys are settings too. Reading it caches the settings, so the address of a running `up` comes first.
+    with suppress(Failed):
+        database.find()
     if unknown := catalog.unknown_settings():
         names = ", ".join(f"{name} (did you mean {meant}?)" if meant else name for name, meant in unknown.items())
         raise Doubtful(f"Nothing reads {names}: correct the name, or unset it. docs/reference/settings.md lists every setting.")

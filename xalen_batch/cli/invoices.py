@@ -44,7 +44,8 @@ def invoice(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, 
 
 def print_invoice(found: dict[str, Any], console: Console = STDOUT) -> None:
     """Model, component, quantity, unit price and amount of each line, then the total."""
-    console.print(f"Invoice {found['id']} of {found['batch_id']}{_mode(found)}", style="bold", soft_wrap=True)
+    console.print(f"Invoice {found['id']}{_mode(found)}", style="bold", soft_wrap=True)
+    console.print(f"Batch {found['batch_id']}", soft_wrap=True)
     if schedule := found.get("schedule"):
         console.print(f"Schedule {safe(schedule['name'])} ({schedule['id']})", soft_wrap=True)
     if found["livemode"] and (simulated := sorted({line["model"] for line in found["lines"] if line.get("answered_by") == "simulated"})):
