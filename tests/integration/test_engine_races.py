@@ -26,7 +26,7 @@ from tests.integration import test_engine
 from tests.integration.conftest import Api, multipart
 from tests.integration.hostile import hostile
 from tests.integration.test_engine import a_batch, a_claim, chat_lines, expire_leases, read, read_states, run_to_end
-from tests.integration.test_openai_backend import backend_at
+from tests.integration.backends import backend_at
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import broker, catalog, db, files, storage
 from xalen_batch.backends import openai
