@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from tests import factories
 from tests.integration import hostile, hostile_backend
-from tests.integration.test_engine import a_batch, charged, chat_lines, lines_of, run_to_end
+from tests.integration.engines import a_batch, charged, chat_lines, lines_of, run_to_end
 from tests.integration.hostile import Answer, Hostile, MiB, raw, reply
 from xalen_batch import db
 from xalen_batch.models import Batch, Invoice, Result

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from tests import factories
 from tests.conftest import as_owner
 from tests.integration.conftest import Api, Doctor, multipart
-from tests.integration.test_engine import engine  # noqa: F401  # a fixture
+from tests.integration.engines import engine  # noqa: F401  # a fixture
 from xalen_batch import app, catalog, db, files, storage
 from xalen_batch.models import Batch, File, Task, workers
 from xalen_batch.pipeline import finalize, recover, sweeps, validate
