@@ -23,6 +23,10 @@ from xalen_batch import app, db
 from xalen_batch.api.http.protocol import BoundedHttp
 from xalen_batch.cli.main import app as command_line
 
+# pytest rewrites asserts in test and conftest files only.
+# A plain assert does not show the compared values.
+pytest.register_assert_rewrite(*(f"tests.integration.{module}" for module in ("assembling", "engines", "firing", "hostile_backend")))
+
 Json = dict[str, Any]
 Doctor = Callable[[], tuple[int, dict[str, Any]]]
 
