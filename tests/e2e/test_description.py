@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.processes import System
-from tests.e2e.test_sdks import CLIENTS, install, node, run
+from tests.e2e.sdks import CLIENTS, install, node, run
 
 
 @pytest.fixture

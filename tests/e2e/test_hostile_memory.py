@@ -9,7 +9,7 @@ from tests import factories
 from tests.conftest import Stores
 from tests.e2e import processes
 from tests.hostile.requests import END, FORM, MiB, part
-from tests.integration.test_hostile_requests import exchange
+from tests.integration.exchanges import exchange
 from xalen_batch import db
 
 GROWTH = 64 * MiB

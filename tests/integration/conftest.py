@@ -1,23 +1,34 @@
-"""The API on a real socket, for tests that speak HTTP to it."""
+"""The API on a real socket, an empty database, and runs of `doctor`."""
 
 import http.client
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 import uvicorn
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+from typer.testing import CliRunner
 
 from tests import factories
+from tests.conftest import Stores, forget
 from tests.waiting import PATIENCE
 from xalen_batch import app, db
 from xalen_batch.api.http.protocol import BoundedHttp
+from xalen_batch.cli.main import app as command_line
+
+# pytest rewrites asserts in test and conftest files only.
+# A plain assert does not show the compared values.
+pytest.register_assert_rewrite(*(f"tests.integration.{module}" for module in ("assembling", "engines", "firing", "hostile_backend")))
 
 Json = dict[str, Any]
+Doctor = Callable[[], tuple[int, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -107,3 +118,37 @@ def new_key(**options: Any) -> str:
     """The key of a new account."""
     with db.transaction() as session:
         return factories.key(session, **options)
+
+
+@pytest.fixture
+def empty_database(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Another database on the same server, with nothing in it, as the one in the settings."""
+    server = create_engine(db.owner_url(), isolation_level="AUTOCOMMIT")
+    name = "migrations"
+    with server.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    for variable, address in (("XALEN_DATABASE_URL", stores.database_url), ("XALEN_MIGRATE_DATABASE_URL", stores.migrate_database_url)):
+        monkeypatch.setenv(variable, make_url(address).set(database=name).render_as_string(hide_password=False))
+    db.engine().dispose()
+    forget()
+    yield
+    db.engine().dispose()
+    monkeypatch.undo()
+    forget()
+    with server.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name}"))
+    server.dispose()
+
+
+@pytest.fixture
+def doctor(stores: Stores, configure: Callable[..., None], tmp_path: Path) -> Doctor:
+    """Runs it; its exit code, and each check by name."""
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o700)
+    configure(data_dir=folder)
+
+    def run() -> tuple[int, dict[str, Any]]:
+        result = CliRunner().invoke(command_line, ["doctor", "--json"])
+        return result.exit_code, {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+
+    return run

@@ -14,9 +14,9 @@ from sqlalchemy import func, select, text
 from tests import factories
 from tests.conftest import as_owner
 from tests.integration import hostile
+from tests.integration.engines import a_batch, chat_lines, run_to_end
 from tests.integration.hostile import GOOD, Hostile
-from tests.integration.test_engine import a_batch, chat_lines, run_to_end
-from tests.integration.test_hostile_backend import server  # noqa: F401  # a fixture
+from tests.integration.hostile_backend import server  # noqa: F401  # a fixture
 from tests.waiting import PATIENCE
 from xalen_batch import db
 from xalen_batch.backends.buffer import READ_BYTES, Buffer

@@ -2,108 +2,35 @@
 
 import errno
 import hashlib
-import json
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import obstore
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, update
 
 from tests import factories
 from tests.factories import chat_line
-from xalen_batch import batches, db, files, ids, jsonl, storage
+from tests.integration import assembling
+from tests.integration.assembling import check_runs, expire_lease, fire, home, made, reread, schedule, sealed, stored, template
+from xalen_batch import batches, db, files, ids, storage
 from xalen_batch.accounts.accounts import Caller
 from xalen_batch.errors import InvalidRequest
-from xalen_batch.models import Batch, File, InboxRequest, Schedule, ScheduleRun, Task
+from xalen_batch.models import Batch, File
 from xalen_batch.pipeline import recover, validate
-from xalen_batch.schedules import assemble, inbox, runs, sources, start
+from xalen_batch.schedules import assemble, inbox, sources
 from xalen_batch.schedules.assemble import Assembled
-from xalen_batch.schedules.runs import Trigger
-from xalen_batch.schedules.turn import Turn
-from xalen_batch.states import BatchStatus, RunState
+from xalen_batch.states import BatchStatus
 
 pytestmark = pytest.mark.usefixtures("database")
-
-# 02:30 in Berlin.
-NIGHT = datetime(2026, 11, 25, 1, 30, tzinfo=UTC)
-TEMPLATE = "daily-{{scheduled_date-1d}}-"
+caller, small = assembling.caller, assembling.small
 
 
 class Died(BaseException):
     """The end of a process, as far as the code that runs in it can tell."""
-
-
-@pytest.fixture
-def caller(database: str) -> Caller:
-    with db.transaction() as session:
-        return factories.caller(session)
-
-
-def home(caller: Caller) -> Path:
-    place = storage.folder() / "drop" / caller.account_id.hex / "test" / "in"
-    place.mkdir(parents=True, exist_ok=True)
-    return place
-
-
-def template(caller: Caller, lines: Any) -> str:
-    with db.transaction() as session:
-        return ids.render("file", factories.input_file(session, caller, lines).id)
-
-
-def made(caller: Caller, kind: str, ids_of_lines: Iterable[str]) -> Schedule:
-    """A schedule whose next run reads lines of these custom_ids."""
-    names = list(ids_of_lines)
-    if kind == "template":
-        return schedule(
-            caller, template_file_id=template(caller, [chat_line(TEMPLATE + name, "Since {{scheduled_date}}") for name in names])
-        )
-    if kind == "source":
-        for name in names:
-            (home(caller) / f"{name}.jsonl").write_bytes(factories.jsonl([chat_line(name)]).rstrip(b"\n"))
-        return schedule(caller, source={"prefix": "in"})
-    with db.transaction() as session:
-        of_inbox = factories.schedule(session, caller)
-        inbox.add(session, of_inbox, [(name, json.dumps(chat_line(name)).encode()) for name in names])
-        return of_inbox
-
-
-def schedule(caller: Caller, **what: Any) -> Schedule:
-    with db.transaction() as session:
-        return factories.schedule(session, caller, **what)
-
-
-def fire(schedule: Schedule) -> Batch:
-    with db.transaction() as session:
-        run = ScheduleRun(**runs.blank(schedule, NIGHT, Trigger.SCHEDULE, RunState.WAITING))
-        session.add(run)
-        session.flush()
-        start.start(session, session.get_one(Schedule, schedule.id), run, NIGHT, Turn())
-        assert run.state == RunState.RUNNING, run.message
-        return session.scalars(select(Batch).where(Batch.run_id == run.id)).one()
-
-
-def reread(batch: Batch) -> tuple[Batch, File]:
-    with db.transaction() as session:
-        return session.get_one(Batch, batch.id), session.get_one(File, batch.input_file_id)
-
-
-def stored(batch: Batch) -> bytes:
-    return b"".join(storage.chunks(storage.key(batch.input_file_id)))
-
-
-def expire_lease() -> None:
-    with db.transaction() as session:
-        session.execute(update(Batch).values(lease_until=func.now() - timedelta(seconds=1)))
-
-
-def sealed() -> int:
-    with db.transaction() as session:
-        return session.scalar(select(func.count()).select_from(InboxRequest)) or 0
 
 
 def fault(batch: Batch) -> dict[str, Any]:
@@ -117,33 +44,11 @@ def fault(batch: Batch) -> dict[str, Any]:
     return error
 
 
-def check_runs(batch: Batch, custom_ids: Iterable[str]) -> None:
-    """The batch runs, its file's row says what its bytes are, and its tasks find each line where it is."""
-    found, file = reread(batch)
-    assert (found.status, found.errors) == (BatchStatus.IN_PROGRESS, None)
-    content = stored(batch)
-    assert (file.size, file.sha256) == (len(content), hashlib.sha256(content).digest())
-    with db.transaction() as session:
-        indexes = session.scalars(select(Task.line_index).where(Task.batch_id == batch.id).order_by(Task.seq)).all()
-    spans = sorted(span for index in indexes for span in jsonl.unpack(index))
-    raws = storage.ranges(storage.key(file.id), [span.offset for span in spans], [span.length for span in spans])
-    assert [jsonl.input_line(raw).custom_id for raw in raws] == list(custom_ids)
-    assert sealed() == 0
-
-
 KINDS = ("template", "source", "inbox")
 
 
 def expected(kind: str, names: Iterable[str]) -> list[str]:
     return [f"daily-2026-11-24-{name}" if kind == "template" else name for name in names]
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is read and written a line or so at a time, so that there is a between."""
-    monkeypatch.setattr(assemble, "WRITTEN_AT_ONCE", 1)
-    monkeypatch.setattr(inbox, "PAGE_ROWS", 1)
-    monkeypatch.setattr(storage, "READ_CHUNK", 100)
 
 
 @pytest.mark.parametrize("kind", KINDS)

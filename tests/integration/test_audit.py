@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from tests import billing, factories
 from tests.conftest import as_owner
+from tests.integration.audit_log import entries
 from tests.integration.conftest import Api, new_key
 from xalen_batch import db, files, ids
 from xalen_batch.accounts import accounts, audit, keys
@@ -34,11 +35,6 @@ from xalen_batch.standalone import credentials
 CLOSED = "UPDATE prices SET valid_to = now() WHERE model = 'bge-reranker-v2' AND livemode"
 
 Entry = tuple[str, str, dict[str, Any] | None, dict[str, Any] | None]
-
-
-def entries(session: Session, but: str = "price") -> list[AuditEntry]:
-    session.flush()
-    return [entry for entry in audit.entries(session, limit=1000) if not entry.action.startswith(but)]
 
 
 def written(

@@ -10,8 +10,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import func, select, update
 
-from tests.integration import test_engine
-from tests.integration.test_engine import a_batch, a_claim, answers, chat_lines, expire_leases, lines_of, read
+from tests.integration import engines
+from tests.integration.engines import a_batch, a_claim, answers, chat_lines, expire_leases, lines_of, read, read_states
 from tests.outcome import assert_whole
 from tests.waiting import wait_until
 from xalen_batch import batches, db
@@ -27,7 +27,7 @@ from xalen_batch.states import TaskState
 from xalen_batch.worker.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
-engine = test_engine.engine
+engine = engines.engine
 
 
 def lose_workers() -> None:
@@ -94,9 +94,9 @@ def test_a_suspect_whose_worker_lives_to_hand_it_back_is_not_blamed(engine: Engi
 def test_a_process_that_may_die_young_takes_no_suspect(engine: Engine) -> None:
     batch_id = suspect(a_batch(chat_lines(1)))
     engine.drain()
-    assert test_engine.read_states(batch_id) == {"pending"}
+    assert read_states(batch_id) == {"pending"}
     old(engine).drain()
-    assert test_engine.read_states(batch_id) == {"done"}
+    assert read_states(batch_id) == {"done"}
 
 
 def old(engine: Engine) -> Engine:
@@ -147,10 +147,10 @@ def test_nothing_is_in_flight_beside_a_suspect(engine: Engine, gates: Gates) -> 
         wait_until(lambda: gates.in_flight == {before.hex})
         suspected = suspect(a_batch(chat_lines(1)))
         second = slots.submit(engine._run_next)
-        wait_until(lambda: test_engine.read_states(suspected) == {"running"})
+        wait_until(lambda: read_states(suspected) == {"running"})
         after = a_batch(chat_lines(1))
         assert not engine._run_next()
-        assert test_engine.read_states(after) == {"pending"}
+        assert read_states(after) == {"pending"}
         gates.open.set()
         assert first.result(20)
         assert second.result(20)
@@ -168,7 +168,7 @@ def test_a_suspect_that_waits_for_its_turn_goes_back_when_its_batch_is_cancelled
         wait_until(lambda: gates.in_flight == {before.hex})
         suspected = suspect(a_batch(chat_lines(1)))
         second = slots.submit(engine._run_next)
-        wait_until(lambda: test_engine.read_states(suspected) == {"running"})
+        wait_until(lambda: read_states(suspected) == {"running"})
         with db.transaction() as session:
             batches.cancel(session, session.get_one(Batch, suspected))
         assert second.result(20)

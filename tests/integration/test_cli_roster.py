@@ -11,8 +11,8 @@ from sqlalchemy import select
 from typer.testing import CliRunner, Result
 
 from tests import billing, factories
+from tests.integration.audit_log import entries
 from tests.integration.conftest import Api
-from tests.integration.test_audit import entries
 from xalen_batch import db, ids
 from xalen_batch.accounts import accounts
 from xalen_batch.accounts.accounts import Caller

@@ -13,8 +13,8 @@ from celery import Celery
 from sqlalchemy import select
 
 from tests import factories
-from tests.integration import test_engine
-from tests.integration.test_engine import a_batch, a_claim, answers, chat_lines, read
+from tests.integration import engines
+from tests.integration.engines import a_batch, a_claim, answers, chat_lines, read
 from tests.outcome import assert_whole
 from tests.waiting import wait_until
 from xalen_batch import broker, db, ids
@@ -26,7 +26,7 @@ from xalen_batch.worker import tasks
 from xalen_batch.worker.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
-engine = test_engine.engine
+engine = engines.engine
 
 LINES = 60
 TIMES = 5

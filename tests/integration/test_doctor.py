@@ -16,6 +16,7 @@ import redis
 from typer.testing import CliRunner
 
 from tests.conftest import Stores, forget
+from tests.integration.conftest import Doctor
 from tests.waiting import wait_until
 from xalen_batch import storage
 from xalen_batch.cli import passwords
@@ -23,26 +24,10 @@ from xalen_batch.cli.main import app
 from xalen_batch.standalone import stores
 from xalen_batch.storage import marks
 
-Doctor = Callable[[], tuple[int, dict[str, Any]]]
-
 MODEL = "mistral-small-3-1"
 KEY = "MISTRAL_API_KEY"
 # The model's name at its backend.
 SERVED = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
-
-
-@pytest.fixture
-def doctor(stores: Stores, configure: Callable[..., None], tmp_path: Path) -> Doctor:
-    """Runs it; its exit code, and each check by name."""
-    folder = tmp_path / "data"
-    folder.mkdir(mode=0o700)
-    configure(data_dir=folder)
-
-    def run() -> tuple[int, dict[str, Any]]:
-        result = CliRunner().invoke(app, ["doctor", "--json"])
-        return result.exit_code, {check["name"]: check for check in json.loads(result.stdout)["checks"]}
-
-    return run
 
 
 def test_a_sound_installation_passes(doctor: Doctor, configure: Callable[..., None], valkey: redis.Redis, tmp_path: Path) -> None:

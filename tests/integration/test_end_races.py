@@ -20,7 +20,7 @@ from sqlalchemy import func, update
 
 from tests import factories
 from tests.billing import REFUSED
-from tests.integration.test_engine import read
+from tests.integration.engines import read
 from tests.outcome import assert_reconciled, assert_whole
 from tests.waiting import PATIENCE
 from xalen_batch import batches, db

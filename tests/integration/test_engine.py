@@ -3,17 +3,17 @@
 import asyncio
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from uuid import UUID
 
 import pytest
 from sqlalchemy import func, select, update
 
 from tests import factories
+from tests.integration import engines
+from tests.integration.engines import a_batch, a_claim, answers, charged, chat_lines, expire_leases, lines_of, read, read_states, run_to_end
 from tests.outcome import assert_whole
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, results
@@ -28,91 +28,17 @@ from xalen_batch.models.files import FilePart
 from xalen_batch.models.next_task import Room
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
 from xalen_batch.states import TaskState
-from xalen_batch.worker import engine as engines
+from xalen_batch.worker import engine as worker_engine
 from xalen_batch.worker.engine import Engine
 from xalen_batch.worker.lane import Lane
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
-
-
-@pytest.fixture
-def engine(configure: Callable[..., None]) -> Iterator[Engine]:
-    configure(task_lines=10, flush_interval=0.05, lease=30)
-    with ThreadPoolExecutor(16) as pool:
-        engine = Engine(pool.submit)
-        yield engine
-        engine.stop()
-        pool.shutdown(wait=True)
-        engine.close()
+engine = engines.engine
 
 
 def a_caller() -> Caller:
     with db.transaction() as session:
         return factories.caller(session)
-
-
-def a_batch(lines: list[dict], caller: Caller | None = None, **columns: object) -> UUID:
-    """A batch that is split and ready to run."""
-    with db.transaction() as session:
-        caller = caller or factories.caller(session)
-        batch_id = factories.batch(session, caller, factories.input_file(session, caller, lines), **columns).id
-    validate.run(batch_id)
-    return batch_id
-
-
-def chat_lines(count: int, **body: object) -> list[dict]:
-    return [factories.chat_line(f"line-{n}", f"Where is parcel {n}?", **body) for n in range(count)]
-
-
-def run_to_end(engine: Engine, batch_id: UUID, timeout: float = PATIENCE) -> Batch:
-    """Drive the engine by the poll alone, as a worker without a broker does."""
-    over = threading.Event()
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        batch = read(batch_id)
-        if batch.status in ("completed", "cancelled", "expired", "failed"):
-            return batch
-        for message in recover.due():
-            if message.job is Job.FINALIZE:
-                finalize.run(UUID(hex=message.id))
-            elif message.job is Job.EXECUTE:
-                engine.wake()
-        over.wait(0.02)
-    raise AssertionError(f"the batch is still {batch.status}")
-
-
-def read(batch_id: UUID) -> Batch:
-    with db.transaction() as session:
-        return session.get_one(Batch, batch_id)
-
-
-def lines_of(batch_id: UUID, part: FilePart) -> list[dict]:
-    return [json.loads(line) for line in b"".join(results.chunks(batch_id, part)).splitlines()]
-
-
-def expire_leases() -> None:
-    with db.transaction() as session:
-        session.execute(update(Task).where(Task.state == TaskState.RUNNING).values(lease_until=func.now() - timedelta(seconds=1)))
-
-
-def charged(batch_id: UUID) -> Decimal:
-    with db.transaction() as session:
-        return session.scalar(select(func.coalesce(func.sum(Result.amount), 0)).where(Result.batch_id == batch_id))
-
-
-def answers(held: claim.Claim) -> list[record.Row]:
-    return [
-        record.row(
-            record.Line(held.batch_id, line.line_no, held.model, line.custom_id), Answered(200, b"{}", Usage(1_000, 500)), held.tariff
-        )
-        for line in held.lines
-    ]
-
-
-def a_claim() -> claim.Claim:
-    held = claim.claim([], with_suspects=True)
-    assert held is not None
-    return held
 
 
 def test_a_batch_runs_to_its_files_counts_and_invoice(engine: Engine) -> None:
@@ -352,11 +278,6 @@ def test_a_stopping_engine_gives_its_tasks_back(engine: Engine, configure: Calla
     assert charged(batch_id) == 0
 
 
-def read_states(batch_id: UUID) -> set[str]:
-    with db.transaction() as session:
-        return set(session.scalars(select(Task.state).where(Task.batch_id == batch_id)))
-
-
 def test_more_is_claimed_while_lines_still_wait_whatever_the_flush_interval(
     engine: Engine, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,7 +302,7 @@ def test_more_is_claimed_while_lines_still_wait_whatever_the_flush_interval(
             return
 
     monkeypatch.setattr(registry, "backend_for", lambda *_: Model())
-    monkeypatch.setattr(engines, "Lane", lambda backend, limit, name, **options: Lane(backend, 3, name, **options))
+    monkeypatch.setattr(worker_engine, "Lane", lambda backend, limit, name, **options: Lane(backend, 3, name, **options))
     a_batch(chat_lines(30))
     engine.wake()
     # Once its slot has left off looking for more.

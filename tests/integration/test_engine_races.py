@@ -22,11 +22,11 @@ from sqlalchemy.orm import Session
 from structlog.testing import capture_logs
 
 from tests import factories
-from tests.integration import test_engine
+from tests.integration import engines
+from tests.integration.backends import backend_at
 from tests.integration.conftest import Api, multipart
+from tests.integration.engines import a_batch, a_claim, chat_lines, expire_leases, read, read_states, run_to_end
 from tests.integration.hostile import hostile
-from tests.integration.test_engine import a_batch, a_claim, chat_lines, expire_leases, read, read_states, run_to_end
-from tests.integration.test_openai_backend import backend_at
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import broker, catalog, db, files, storage
 from xalen_batch.backends import openai
@@ -35,12 +35,12 @@ from xalen_batch.broker import Job, Message
 from xalen_batch.catalog import CHAT
 from xalen_batch.models import Batch, Task
 from xalen_batch.pipeline import claim, finalize, record, recover
-from xalen_batch.worker import engine as engines
+from xalen_batch.worker import engine as worker_engine
 from xalen_batch.worker.engine import Engine
 from xalen_batch.worker.process import Poll
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
-engine = test_engine.engine
+engine = engines.engine
 
 
 class SlowRows(list[record.Row]):
@@ -192,7 +192,7 @@ def test_a_worker_that_does_not_know_a_model_blames_no_line(
     batch_id = a_batch(chat_lines(25))
     with monkeypatch.context() as old:
         old.setattr(catalog, "models", dict)
-        old.setattr(engines, "UNUSABLE_PAUSE", 0.1)
+        old.setattr(worker_engine, "UNUSABLE_PAUSE", 0.1)
         engine.drain()
         assert read_states(batch_id) == {"pending"}
     assert run_to_end(engine, batch_id).completed == 25

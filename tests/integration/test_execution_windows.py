@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -17,9 +18,9 @@ from sqlalchemy import func, select, text, update
 
 from tests import factories
 from tests.integration import clock as clocks
-from tests.integration import test_engine
+from tests.integration import engines
 from tests.integration.clock import Clock
-from tests.integration.test_engine import a_batch, a_claim, answers, charged, chat_lines, lines_of, read, read_states, run_to_end
+from tests.integration.engines import a_batch, a_claim, answers, charged, chat_lines, lines_of, read, read_states, run_to_end
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, ids
 from xalen_batch.backends import registry
@@ -31,13 +32,13 @@ from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
 from xalen_batch.states import TaskState
 from xalen_batch.windows import ExecutionWindow
-from xalen_batch.worker import engine as engines
+from xalen_batch.worker import engine as worker_engine
 from xalen_batch.worker.engine import Engine
 from xalen_batch.worker.execute import Run
 from xalen_batch.worker.lane import Lane
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
-engine = test_engine.engine
+engine = engines.engine
 
 NIGHTS = ExecutionWindow(start="22:00", end="06:00", timezone="Europe/Berlin")
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -123,7 +124,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Model:
     """In the place of the simulated one, with three requests in flight at most before the first is answered."""
     model = Model()
     monkeypatch.setattr(registry, "backend_for", lambda *_: model)
-    monkeypatch.setattr(engines, "Lane", lambda backend, limit, name, **options: Lane(backend, 5, name, **options))
+    monkeypatch.setattr(worker_engine, "Lane", lambda backend, limit, name, **options: Lane(backend, 5, name, **options))
     return model
 
 
@@ -395,7 +396,7 @@ class TestClosing:
 
 def answers_charge() -> Any:
     """What one line of `answers` and of `Model` costs."""
-    return test_engine.Decimal("0.00002")
+    return Decimal("0.00002")
 
 
 def is_open(batch_id: UUID) -> bool:

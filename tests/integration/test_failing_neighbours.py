@@ -8,9 +8,9 @@ from uuid import UUID
 import pytest
 
 from tests import factories
+from tests.integration.engines import a_batch, chat_lines, lines_of, read, run_to_end
 from tests.integration.hostile import GOOD, Hostile, reply
-from tests.integration.test_engine import a_batch, chat_lines, lines_of, read, run_to_end
-from tests.integration.test_hostile_backend import engine, server
+from tests.integration.hostile_backend import engine, server
 from xalen_batch import db
 from xalen_batch.models.files import FilePart
 from xalen_batch.worker import circuit_breaker

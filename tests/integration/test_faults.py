@@ -19,9 +19,9 @@ from sqlalchemy import func, text
 
 from tests.conftest import Stores, as_owner
 from tests.fault_proxy import FaultProxy
+from tests.integration.assembling import caller, check_runs, expire_lease, fire, made, reread, small  # noqa: F401  # fixtures too
 from tests.integration.conftest import Api, multipart
-from tests.integration.test_assemble import caller, check_runs, expire_lease, fire, made, reread, small  # noqa: F401  # fixtures too
-from tests.integration.test_engine import a_batch, a_claim, answers, charged, chat_lines, engine, expire_leases, lines_of, run_to_end  # noqa: F401  # a fixture
+from tests.integration.engines import a_batch, a_claim, answers, charged, chat_lines, engine, expire_leases, lines_of, run_to_end  # noqa: F401  # a fixture
 from tests.waiting import wait_until
 from xalen_batch import batches, broker, db, ids, migrate, storage
 from xalen_batch.accounts.accounts import Caller

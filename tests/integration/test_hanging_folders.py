@@ -8,15 +8,15 @@ from uuid import UUID
 import pytest
 
 from tests import factories
-from tests.integration import test_fire
+from tests.integration import firing
 from tests.integration.clock import Clock
-from tests.integration.test_fire import NIGHT, made, runs_of
+from tests.integration.firing import NIGHT, made, runs_of
 from tests.waiting import wait_until
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.schedules import fire, folders, timeout
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
-clock, owner = test_fire.clock, test_fire.owner
+clock, owner = firing.clock, firing.owner
 
 
 def test_a_folder_that_hangs_holds_up_no_other_schedule(

@@ -8,30 +8,26 @@ import gzip
 import os
 import resource
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import select
 
 from tests import factories
-from tests.integration import hostile
-from tests.integration.hostile import Answer, Hostile, raw, reply
-from tests.integration.test_engine import a_batch, charged, chat_lines, lines_of, run_to_end
-from tests.waiting import PATIENCE
+from tests.integration import hostile, hostile_backend
+from tests.integration.engines import a_batch, charged, chat_lines, lines_of, run_to_end
+from tests.integration.hostile import Answer, Hostile, MiB, raw, reply
 from xalen_batch import db
 from xalen_batch.models import Batch, Invoice, Result
 from xalen_batch.models.files import FilePart
 from xalen_batch.worker.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
+engine, server = hostile_backend.engine, hostile_backend.server
 
-MiB = 1024 * 1024
 OUTAGE = float(os.environ.get("XALEN_TEST_OUTAGE", "3"))
 # Packed once: the server would be at it for longer than it answers.
 BOMB = gzip.compress(bytes(64 * MiB), 1)
-CATALOG = '[models.mistral-small-3-1.backend]\nkind = "openai"\nbase_url = "{}"\nmax_in_flight = 8\n'
 
 
 async def ten_mib(writer: asyncio.StreamWriter) -> None:
@@ -40,42 +36,6 @@ async def ten_mib(writer: asyncio.StreamWriter) -> None:
     for _ in range(10):
         writer.write(b" " * MiB)
         await writer.drain()
-
-
-@pytest.fixture
-def server() -> Iterator[Hostile]:
-    """It runs in a thread of its own, so that only the worker's side is the test's."""
-    loop, ready, over = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-    found: list[Hostile] = []
-
-    async def main() -> None:
-        async with hostile.hostile() as made:
-            found.append(made)
-            ready.set()
-            await over.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
-    thread.start()
-    assert ready.wait(PATIENCE)
-    yield found[0]
-    loop.call_soon_threadsafe(over.set)
-    thread.join(PATIENCE)
-
-
-@pytest.fixture
-def engine(server: Hostile, configure: Callable[..., None], tmp_path: Path) -> Iterator[Engine]:
-    catalog = tmp_path / "catalog.toml"
-    catalog.write_text(CATALOG.format(server.base_url), "utf-8")
-    configure(
-        catalog=catalog, flush_interval=0.05, lease=30, request_timeout=20, answer_max_bytes=MiB,
-        retry_base=0.01, retry_cap=0.05, circuit_pause=0.1, max_attempts=2,
-    )  # fmt: skip
-    with ThreadPoolExecutor(16) as pool:
-        engine = Engine(pool.submit)
-        yield engine
-        engine.stop()
-        pool.shutdown(wait=True)
-        engine.close()
 
 
 def live_batch(count: int) -> Batch:

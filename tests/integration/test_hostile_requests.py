@@ -3,7 +3,6 @@
 import http.client
 import json
 import socket
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlparse
@@ -14,6 +13,7 @@ from sqlalchemy import text
 from tests import factories
 from tests.hostile.requests import END, FILE_NAMES, PURPOSE, REQUESTS, HostileRequest, part
 from tests.integration.conftest import Api
+from tests.integration.exchanges import Answer, exchange
 from tests.waiting import PATIENCE
 from xalen_batch import db, ids
 from xalen_batch.config import settings
@@ -21,12 +21,6 @@ from xalen_batch.models import Base
 
 # Rows that answering anybody may touch: when a key was last used.
 UNTOUCHED = [table.name for table in Base.metadata.sorted_tables if table.name != "api_keys"]
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: list[tuple[str, str]]
-    body: bytes
 
 
 class Hostile(NamedTuple):
@@ -37,16 +31,6 @@ class Hostile(NamedTuple):
 
     def send(self, request: HostileRequest) -> Answer:
         return exchange(self.api.port, request.render(self.names), request.method)
-
-
-def exchange(port: int, sent: bytes, method: str = "GET") -> Answer:
-    """Send bytes, and read the answer; a server may have closed before it has read all."""
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
-        with suppress(ConnectionError):
-            connection.sendall(sent)
-        response = http.client.HTTPResponse(connection, method=method)
-        response.begin()
-        return Answer(response.status, response.getheaders(), response.read())
 
 
 @pytest.fixture

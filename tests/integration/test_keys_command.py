@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests import factories
-from tests.integration.test_audit import entries
+from tests.integration.audit_log import entries
 from xalen_batch import db, ids
 from xalen_batch.accounts import accounts, keys
 from xalen_batch.accounts.accounts import Owner

@@ -17,7 +17,7 @@ from tests import factories
 from tests.conftest import as_owner
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
 from tests.integration.conftest import Api
-from tests.integration.test_engine import run_to_end
+from tests.integration.engines import run_to_end
 from tests.unit.fake_api import serving
 from xalen_batch import db, ids
 from xalen_batch.accounts import accounts, keys

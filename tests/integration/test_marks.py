@@ -16,9 +16,8 @@ from structlog.testing import capture_logs
 
 from tests import factories
 from tests.conftest import as_owner
-from tests.integration.conftest import Api, multipart
-from tests.integration.test_doctor import Doctor, doctor  # noqa: F401  # a fixture
-from tests.integration.test_engine import engine  # noqa: F401  # a fixture
+from tests.integration.conftest import Api, Doctor, multipart
+from tests.integration.engines import engine  # noqa: F401  # a fixture
 from xalen_batch import app, catalog, db, files, storage
 from xalen_batch.models import Batch, File, Task, workers
 from xalen_batch.pipeline import finalize, recover, sweeps, validate
@@ -352,7 +351,7 @@ class TestTelling:
     def test_readyz_and_doctor_name_the_worker_that_differs(
         self,
         api: Api,
-        doctor: Doctor,  # noqa: F811
+        doctor: Doctor,
         sees: dict[str, Any],
         told: str,
     ) -> None:
@@ -371,7 +370,7 @@ class TestTelling:
         a_worker("old-host:1:c")
         assert api.ask("GET", "/readyz", key=None).json["status"] == "ok"
 
-    def test_doctor_names_a_folder_that_is_not_the_store(self, doctor: Doctor, other: Path) -> None:  # noqa: F811
+    def test_doctor_names_a_folder_that_is_not_the_store(self, doctor: Doctor, other: Path) -> None:
         code, checks = doctor()
         assert (code, checks["store mark"]["status"]) == (1, "failed")
         assert f"{other} is not the store of this database" in checks["store mark"]["detail"]

@@ -1,37 +1,14 @@
-from collections.abc import Iterator
-
 import pytest
 from alembic import command
 from alembic.util import CommandError
 from sqlalchemy import NullPool, create_engine, func, select, text
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 
-from tests.conftest import Stores, forget
+from tests.conftest import Stores
 from xalen_batch import db, migrate
 from xalen_batch.errors import ConfigError
 from xalen_batch.migrate import Age
 from xalen_batch.models import Price
-
-
-@pytest.fixture
-def empty_database(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Another database on the same server, with nothing in it, as the one in the settings."""
-    server = create_engine(db.owner_url(), isolation_level="AUTOCOMMIT")
-    name = "migrations"
-    with server.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    for variable, address in (("XALEN_DATABASE_URL", stores.database_url), ("XALEN_MIGRATE_DATABASE_URL", stores.migrate_database_url)):
-        monkeypatch.setenv(variable, make_url(address).set(database=name).render_as_string(hide_password=False))
-    db.engine().dispose()
-    forget()
-    yield
-    db.engine().dispose()
-    monkeypatch.undo()
-    forget()
-    with server.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name}"))
-    server.dispose()
 
 
 @pytest.mark.usefixtures("empty_database")

@@ -1,23 +1,23 @@
 """The backend of OpenAI-compatible servers, against real sockets: every way of misbehaving becomes an outcome."""
 
 import asyncio
-import contextlib
 import resource
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 import orjson
 import pytest
 
 from tests.integration import hostile
+from tests.integration.backends import backend_at, model_at
 from tests.integration.hostile import Answer, Hostile, raw, reply
 from tests.waiting import PATIENCE
-from xalen_batch import catalog, config
+from xalen_batch import config
 from xalen_batch.backends import registry
 from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable, Usage
 from xalen_batch.backends.openai import OpenAIBackend
 from xalen_batch.backends.simulated.server import Simulator, close, listen
-from xalen_batch.catalog import CHAT, RERANK, Model
+from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.errors import ConfigError
 
 T = TypeVar("T")
@@ -45,20 +45,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A total time that is soon over: for requests that get no answer."""
     monkeypatch.setenv("XALEN_REQUEST_TIMEOUT", "1")
     config.settings.cache_clear()
-
-
-def model_at(base_url: str | None, id: str = "mistral-small-3-1", **backend: Any) -> Model:
-    model = catalog.read(None)[id]
-    return model.model_copy(update={"backend": model.backend.model_copy(update={"kind": "openai", "base_url": base_url, **backend})})
-
-
-@contextlib.asynccontextmanager
-async def backend_at(base_url: str, id: str = "mistral-small-3-1", **backend: Any) -> AsyncIterator[OpenAIBackend]:
-    made = OpenAIBackend(model_at(base_url, id, **backend))
-    try:
-        yield made
-    finally:
-        await made.close()
 
 
 def ask(answer: Answer, request: Request | None = None, **backend: Any) -> tuple[Outcome, Hostile]:

@@ -10,7 +10,6 @@ from sqlalchemy.exc import ProgrammingError
 
 from tests import billing
 from tests.conftest import Stores, as_owner, forget
-from tests.integration.test_migrations import empty_database  # noqa: F401  # a fixture
 from xalen_batch import db, migrate, rights
 from xalen_batch.backends.contract import Usage
 from xalen_batch.errors import ConfigError

@@ -10,9 +10,9 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 
 from tests import factories
-from tests.integration import test_fire
+from tests.integration import firing
 from tests.integration.clock import Clock
-from tests.integration.test_fire import DAY, NIGHT, NOON, batches_of, change, end_batch, get, made, runs_of, states
+from tests.integration.firing import DAY, NIGHT, NOON, batches_of, change, end_batch, get, made, runs_of, states
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, files, ids
 from xalen_batch.accounts.accounts import Owner
@@ -25,7 +25,7 @@ from xalen_batch.schedules.sources import NotReady
 from xalen_batch.states import BatchStatus
 
 pytestmark = pytest.mark.usefixtures("database")
-clock, owner = test_fire.clock, test_fire.owner
+clock, owner = firing.clock, firing.owner
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)

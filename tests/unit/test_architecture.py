@@ -31,14 +31,16 @@ ASYNC_ROOMS = (
 )
 
 
-def imports(name: str) -> Iterator[str]:
+def imports(tree: ast.Module) -> Iterator[str]:
     """Modules that a file imports, `from a import b` as `a` and `a.b`."""
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # None in `from . import b`.
+            module = node.module or ""
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def files_where(holds: str) -> set[str]:
@@ -97,12 +99,22 @@ def test_every_job_has_exactly_one_body() -> None:
 
 
 def test_nobody_imports_the_tasks_but_the_worker() -> None:
-    importers = {name for name in SOURCES if "xalen_batch.worker.tasks" in set(imports(name))}
+    importers = {name for name in SOURCES if "xalen_batch.worker.tasks" in set(imports(TREES[name]))}
     assert {name for name in importers if name != "worker/process.py" and not name.startswith("cli/")} == set()
 
 
 def test_nobody_imports_the_tests_or_the_examples() -> None:
-    assert not [name for name in SOURCES for module in imports(name) if module.split(".")[0] in ("tests", "examples")]
+    assert not [name for name in SOURCES for module in imports(TREES[name]) if module.split(".")[0] in ("tests", "examples")]
+
+
+def test_nobody_imports_a_test_file() -> None:
+    # Skip tests/clients: its environments hold thousands of files.
+    folders = [path for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "clients"]
+    paths = [*(ROOT / "tests").glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    # Compare with file names: a function may be named `test_…` too.
+    tests = {path.stem for path in paths if path.stem.startswith("test_")}
+    imported = {path.relative_to(ROOT).as_posix(): set(imports(ast.parse(path.read_text("utf-8")))) for path in sorted(paths)}
+    assert [(name, module) for name, modules in imported.items() for module in sorted(modules) if module.rpartition(".")[2] in tests] == []
 
 
 @pytest.mark.parametrize("name", SOURCES)

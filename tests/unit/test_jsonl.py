@@ -8,16 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.chunks import cut
 from xalen_batch import ids, jsonl
 from xalen_batch.jsonl import Span
 
 LINES = st.lists(st.binary(max_size=30).map(lambda raw: raw.replace(b"\n", b" ").rstrip(b"\r")), min_size=1, max_size=20)
-
-
-def cut(content: bytes, places: list[int]) -> list[bytes]:
-    """A content as chunks that end at these places."""
-    ends = sorted({min(place, len(content)) for place in places} | {len(content)})
-    return [content[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 @given(LINES, st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.lists(st.integers(0, 700), max_size=30))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, jsonl, rerank_line
-from tests.unit.test_jsonl import cut
+from tests.unit.chunks import cut
 from xalen_batch import catalog
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.jsonl import Block, Span, input_line
