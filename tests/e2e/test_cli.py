@@ -287,6 +287,8 @@ def test_a_template_is_tried_now_and_filled_in_for_nights_that_were(cli: Cli) ->
     assert b'"custom_id":"auto-reply-refund-2026-11-02"' in cli("results", again.stdout.decode().strip()).stdout
     assert b"Mon 2026-11-02 02:30 +01:00" in cli("schedules", "runs", id, "--limit", "1").stdout
 
+    # A run ends a moment after its batch, for which `--wait` waits.
+    wait_until(lambda: len(cli.json("schedules", "runs", id, "--state", "succeeded")["data"]) == 5)
     shown = cli("schedules", "list").stdout.decode()
     assert re.search(rf"{id} .* ✓✓✓✓✓ +succeeded +active", shown)
 

@@ -169,7 +169,8 @@ def test_a_frozen_worker_that_wakes_up_writes_nothing(start: Callable[..., "cont
     assert held, "it held nothing when it was frozen"
     assert (batch.status, batch.completed, charged) == ("completed", lines, lines)
     assert len(called) == lines
-    assert all(times <= 2 for times in called.values())
+    # By the frozen worker, by the other one, and once more by the first if its request timed out before it learned of its old fence.
+    assert all(times <= 3 for times in called.values())
     assert {request for request, times in called.items() if times > 1} <= set(first)
     logging.getLogger(__name__).info("%d calls made twice of %d", called.total() - lines, lines)
 
