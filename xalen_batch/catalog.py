@@ -186,7 +186,7 @@ def unknown_settings() -> dict[str, str | None]:
     try:
         keys = {model.backend.api_key_env for model in models().values()} - {None}
     except ConfigError:
-        # Which variables hold backends' keys is not known; whoever needs the catalog tells what is wrong with it.
+        # An invalid catalog names no variables of keys. Its error is reported by the command that needs the catalog.
         keys = set()
     return complaints.unknown_settings(os.environ, [*Settings.model_fields, *map(str, keys)])
 

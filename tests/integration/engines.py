@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
 from uuid import UUID
@@ -28,6 +29,13 @@ from xalen_batch.worker.engine import Engine
 @pytest.fixture
 def engine(configure: Callable[..., None]) -> Iterator[Engine]:
     configure(task_lines=10, flush_interval=0.05, lease=30)
+    with running() as engine:
+        yield engine
+
+
+@contextmanager
+def running() -> Iterator[Engine]:
+    """An engine with the settings in force, on threads of its own."""
     with ThreadPoolExecutor(16) as pool:
         engine = Engine(pool.submit)
         yield engine

@@ -3,12 +3,11 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.integration import hostile
+from tests.integration import engines, hostile
 from tests.integration.hostile import Hostile, MiB
 from tests.waiting import PATIENCE
 from xalen_batch.worker.engine import Engine
@@ -44,9 +43,5 @@ def engine(server: Hostile, configure: Callable[..., None], tmp_path: Path) -> I
         catalog=catalog, flush_interval=0.05, lease=30, request_timeout=20, answer_max_bytes=MiB,
         retry_base=0.01, retry_cap=0.05, circuit_pause=0.1, max_attempts=2,
     )  # fmt: skip
-    with ThreadPoolExecutor(16) as pool:
-        engine = Engine(pool.submit)
+    with engines.running() as engine:
         yield engine
-        engine.stop()
-        pool.shutdown(wait=True)
-        engine.close()

@@ -1,6 +1,5 @@
 """Disks that run short: new work waits, what runs is recorded, and all goes on by itself when there is room."""
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -15,13 +14,13 @@ from structlog.testing import capture_logs
 
 from tests import factories
 from tests.conftest import Stores
+from tests.integration import engines
 from xalen_batch import batches, db, disk, ids
-from xalen_batch.broker import Job
 from xalen_batch.config import settings
 from xalen_batch.disk import GiB, Store
 from xalen_batch.errors import StorageFull
 from xalen_batch.models import Batch, ScheduleRun, Task
-from xalen_batch.pipeline import finalize, recover, validate
+from xalen_batch.pipeline import validate
 from xalen_batch.schedules import fire
 from xalen_batch.standalone import stores as embedded
 from xalen_batch.states import RunState
@@ -81,21 +80,6 @@ def attempts(batch_id: UUID) -> int:
         return sum(session.scalars(select(Task.attempts).where(Task.batch_id == batch_id)))
 
 
-def run(engine: Engine, batch_id: UUID) -> None:
-    """Drive the engine by the poll, as a worker without a broker does, until the batch has ended."""
-    pause = threading.Event()
-    for _ in range(3_000):
-        if status(batch_id) == "completed":
-            return
-        for message in recover.due():
-            if message.job is Job.FINALIZE:
-                finalize.run(UUID(hex=message.id))
-            elif message.job is Job.EXECUTE:
-                engine.wake()
-        pause.wait(0.02)
-    raise AssertionError(f"the batch is still {status(batch_id)}")
-
-
 def test_nothing_is_claimed_while_the_databases_disk_is_short_and_it_goes_on_by_itself(engine: Engine, disks: Disks) -> None:
     batch_id = a_batch(25)
     validate.run(batch_id)
@@ -104,7 +88,7 @@ def test_nothing_is_claimed_while_the_databases_disk_is_short_and_it_goes_on_by_
         engine.drain()
     assert attempts(batch_id) == 0
     disks.set(Store.DATABASE, GiB)
-    run(engine, batch_id)
+    assert engines.run_to_end(engine, batch_id).status == "completed"
     assert attempts(batch_id) > 0
 
 
@@ -112,7 +96,7 @@ def test_batches_run_while_only_the_files_disk_is_short(engine: Engine, disks: D
     batch_id = a_batch(5)
     validate.run(batch_id)
     disks.set(Store.FILES, 0)
-    run(engine, batch_id)
+    assert engines.run_to_end(engine, batch_id).status == "completed"
 
 
 @pytest.mark.parametrize("store", list(Store))

@@ -17,7 +17,6 @@ from tests.integration.engines import a_batch, a_claim, answers, charged, chat_l
 from tests.outcome import assert_whole
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, results
-from xalen_batch.accounts.accounts import Caller
 from xalen_batch.backends import registry
 from xalen_batch.backends.contract import Answered, Refused, Request, Usage
 from xalen_batch.batches import Progress
@@ -34,11 +33,6 @@ from xalen_batch.worker.lane import Lane
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 engine = engines.engine
-
-
-def a_caller() -> Caller:
-    with db.transaction() as session:
-        return factories.caller(session)
 
 
 def test_a_batch_runs_to_its_files_counts_and_invoice(engine: Engine) -> None:

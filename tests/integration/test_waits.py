@@ -1,7 +1,6 @@
 """What a batch waits for: said by the API in a sentence, from what workers and the catalog say."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from structlog.testing import capture_logs
 
 from tests import factories
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
+from tests.integration import engines
 from tests.integration.conftest import Api, new_key
 from tests.waiting import wait_until
 from xalen_batch import catalog, db, disk, ids
@@ -180,12 +180,8 @@ class TestEngine:
     @pytest.fixture
     def engine(self, configure: Callable[..., None]) -> Iterator[Engine]:
         configure(flush_interval=0.05, retry_base=0.01, retry_cap=0.02)
-        with ThreadPoolExecutor(8) as pool:
-            engine = Engine(pool.submit)
+        with engines.running() as engine:
             yield engine
-            engine.stop()
-            pool.shutdown(wait=True)
-            engine.close()
 
     def test_a_server_that_is_not_there_is_told_before_the_line_has_failed(
         self, live: Api, use: Callable[[str], None], engine: Engine, monkeypatch: pytest.MonkeyPatch

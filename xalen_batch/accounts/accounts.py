@@ -72,7 +72,7 @@ def every(session: Session) -> Sequence[Account]:
 
 
 def named(session: Session, name: str) -> Account:
-    """NotFound, with a name that is spelt alike, if there is none."""
+    """The account of this name. Raises NotFound, which suggests the closest name."""
     account = session.scalars(select(Account).where(Account.name == name)).one_or_none()
     if account is None:
         close = get_close_matches(name, session.scalars(select(Account.name)).all(), n=1)

@@ -36,7 +36,7 @@ MOST_JSON = 64 * 1024 * 1024
 TIMEOUT = 60.0
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 LONGEST_PAUSE = 120.0
-# A pause of so many seconds is explained.
+# Seconds. A longer pause between two attempts is explained on stderr.
 SILENCE = 3.0
 
 

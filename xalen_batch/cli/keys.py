@@ -63,9 +63,7 @@ def create(
     expires: Annotated[
         str | None, typer.Option(metavar="TIME", help="When the key expires, UTC: `2027-12-31` or `2027-12-31T18:00:00`.")
     ] = None,
-    create_account: Annotated[
-        bool, typer.Option("--create-account", help="Make the account first, if there is none of that name.")
-    ] = False,
+    create_account: Annotated[bool, typer.Option("--create-account", help="Create the account first if its name is new.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make a key. Its secret is printed now and never again."""

@@ -108,7 +108,7 @@ def too_large(limit: int) -> TooLarge:
 
 
 def _extended(disposition: bytes) -> str | None:
-    """The file name in the extended form (RFC 5987), which goes before the plain one; None: there is none that can be read."""
+    """The file name in the extended form (RFC 5987), which takes precedence over the plain one; None if it is missing or malformed."""
     found = _EXTENDED.search(_QUOTED.sub('""', disposition.decode("utf-8", "replace")))
     try:
         return unquote(found[2], encoding=found[1], errors="replace") if found else None

@@ -1,4 +1,4 @@
-"""What surrounds every request: its normal path, its id, one line in the log, what is left of its account's rate, and an answer even when the code fails."""
+"""What surrounds every request: path normalisation, the request id, one log line, rate limit headers, and a 500 in the envelope after a crash."""
 
 import asyncio
 import math

@@ -36,7 +36,7 @@ class GracefulServer(uvicorn.Server):
 
 
 def _drain(listening: socket.socket) -> list[socket.socket]:
-    """Accept the connections that wait, and close the socket as soon as there are none: the kernel resets one that comes in between."""
+    """Accept every connection in the listen backlog, then close the socket. The kernel resets a connection that arrives in between."""
     accepted = []
     with listening:
         listening.setblocking(False)
