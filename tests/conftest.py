@@ -152,7 +152,7 @@ def as_owner() -> Iterator[Session]:
 
 @cache
 def _owner_engine(url: str) -> Engine:
-    return create_engine(url, pool_size=1, connect_args={"options": "-c timezone=UTC -c xalen.actor=system"})
+    return create_engine(url, pool_size=1, connect_args={"options": "-c timezone=UTC -c xalen.actor=system -c lock_timeout=60s"})
 
 
 @pytest.fixture
