@@ -1,1 +1,3 @@
-"""How fast xalen-batch is, what that costs, and what the alternatives do on the same machine: `make bench`."""
+"""How fast xalen-batch is, what that costs, and what the alternatives do on the same machine: `make
+bench`.
+"""

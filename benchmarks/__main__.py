@@ -1,4 +1,5 @@
-"""How fast xalen-batch is, what that costs, and what users would write instead does on the same machine.
+"""How fast xalen-batch is, what that costs, and what users would write instead does on the same
+machine.
 
     python -m benchmarks                             the default set, under ten minutes on two cores
     python -m benchmarks zero-latency heavy-tail     these alone
@@ -8,8 +9,8 @@
     python -m benchmarks --publish                   and write docs/performance.md, its plot and its result file
     make bench SCENARIOS="zero-latency heavy-tail"   with what it needs installed first
 
-Everyone runs in turn on the same mock model server. Every run is checked: all lines once, in order, billed to the
-last digit. Wrong answers end it with exit 1; a missed target does not.
+Everyone runs in turn on the same mock model server. Every run is checked: all lines once, in order,
+billed to the last digit. Wrong answers end it with exit 1; a missed target does not.
 """
 
 import argparse
@@ -32,19 +33,45 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="which; the default set if none is named")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "scenarios", nargs="*", metavar="SCENARIO", help="which; the default set if none is named"
+    )
     parser.add_argument("--list", action="store_true", help="list the scenarios")
     parser.add_argument("--full", action="store_true", help="all scenarios, also the long ones")
-    parser.add_argument("--runs", type=int, help="interleaved runs of each; slow references may run fewer (default: by scenario, 1 to 3)")
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the size, one run each")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        help=(
+            "interleaved runs of each; slow references may run fewer (default: by scenario, 1 to 3)"
+        ),
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a hundredth of the size, one run each"
+    )
     parser.add_argument("--scale", type=float, default=None, help=argparse.SUPPRESS)
-    parser.add_argument("--no-peers", action="store_true", help="leave out Celery per line and LiteLLM, which are installed apart")
-    parser.add_argument("--output", type=Path, default=OUTPUT / "results", help="folder of the result file, plot and tables")
+    parser.add_argument(
+        "--no-peers",
+        action="store_true",
+        help="leave out Celery per line and LiteLLM, which are installed apart",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=OUTPUT / "results",
+        help="folder of the result file, plot and tables",
+    )
     parser.add_argument(
         "--publish",
         action="store_true",
-        help="also renew these scenarios in docs/performance.md and benchmarks/results.json, and the plot if all are there",
+        help=(
+            "also renew these scenarios in docs/performance.md and benchmarks/results.json, and the"
+            " plot if all are there"
+        ),
     )
     chosen = parser.parse_args(given)
     if unknown := [name for name in chosen.scenarios if name not in ALL]:
@@ -59,9 +86,13 @@ def main() -> int:
     chosen = arguments()
     if chosen.list:
         for scenario in ALL.values():
-            _print(f"{scenario.name:14} {'' if scenario.is_default else '(long) '}{scenario.summary}")
+            _print(
+                f"{scenario.name:14} {'' if scenario.is_default else '(long) '}{scenario.summary}"
+            )
         return 0
-    names = chosen.scenarios or [name for name, scenario in ALL.items() if scenario.is_default or chosen.full]
+    names = chosen.scenarios or [
+        name for name, scenario in ALL.items() if scenario.is_default or chosen.full
+    ]
     started = time.monotonic()
     _say(f"on {machine.in_words(machine.description())}")
     outcomes: list[Outcome] = []
@@ -77,9 +108,15 @@ def main() -> int:
             return 130
     if chosen.scale >= 1:
         _print(report.targets_text(outcomes))
-    _print(f"\nOn {machine.in_words(machine.description())}; {time.monotonic() - started:.0f} s in all.")
+    _print(
+        f"\nOn {machine.in_words(machine.description())}; {time.monotonic() - started:.0f} s in"
+        " all."
+    )
     if chosen.scale < 1:
-        _print(f"These sizes are {chosen.scale:g} of the real ones: they show that it works, and say nothing about speed.")
+        _print(
+            f"These sizes are {chosen.scale:g} of the real ones: they show that it works, and say"
+            " nothing about speed."
+        )
     _write(outcomes, chosen)
     return 0
 
@@ -92,18 +129,30 @@ def _measured(stage: Stage, name: str, chosen: argparse.Namespace) -> Outcome:
 
 
 def _write(outcomes: list[Outcome], chosen: argparse.Namespace) -> None:
-    content, parts, picture = report.as_json(outcomes, scale=chosen.scale), report.markdown(outcomes), plot.bars(outcomes)
+    content, parts, picture = (
+        report.as_json(outcomes, scale=chosen.scale),
+        report.markdown(outcomes),
+        plot.bars(outcomes),
+    )
     folder: Path = chosen.output
     report.write_json(folder / "results.json", content)
     (folder / "throughput.svg").write_text(picture, "utf-8")
-    (folder / "tables.md").write_text("\n\n".join(f"## {name}\n{part}" for name, part in parts.items()) + "\n", "utf-8")
+    (folder / "tables.md").write_text(
+        "\n\n".join(f"## {name}\n{part}" for name, part in parts.items()) + "\n", "utf-8"
+    )
     _say(f"results.json, throughput.svg and tables.md are in {folder}")
     if chosen.publish:
-        published = report.merged(json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}, content)
+        published = report.merged(
+            json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}, content
+        )
         report.write_json(RESULTS, published)
-        if {name for name, scenario in ALL.items() if scenario.is_default} <= {outcome.scenario for outcome in outcomes}:
+        if {name for name, scenario in ALL.items() if scenario.is_default} <= {
+            outcome.scenario for outcome in outcomes
+        }:
             PLOT.write_text(picture, "utf-8")
-        for homeless in report.publish(PAGE, {**parts, "targets": report.targets_markdown(published)}):
+        for homeless in report.publish(
+            PAGE, {**parts, "targets": report.targets_markdown(published)}
+        ):
             _say(f"{PAGE.name} has no place for {homeless}")
 
 

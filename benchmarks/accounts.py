@@ -1,4 +1,6 @@
-"""Live keys of new accounts in the running system that XALEN_DATA_DIR names: `python -m benchmarks.accounts NAME…`."""
+"""Live keys of new accounts in the running system that XALEN_DATA_DIR names: `python -m
+benchmarks.accounts NAME…`.
+"""
 
 import sys
 

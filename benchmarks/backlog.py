@@ -1,4 +1,6 @@
-"""A backlog: batches in progress whose tasks all wait, made in the database itself, by the million in seconds."""
+"""A backlog: batches in progress whose tasks all wait, made in the database itself, by the million
+in seconds.
+"""
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -27,7 +29,15 @@ FROM generate_series(0, CAST(:batches AS int) * CAST(:size AS int) - 1) n
 
 
 def fill(session: Session, *, batches: int, tasks: int, accounts: int, idle: int = 0) -> None:
-    """Into an empty database: `tasks` in each of so many batches of so many accounts, in turn, and accounts that have none."""
-    values = {"accounts": accounts + idle, "working": accounts, "batches": batches, "size": tasks, "model": CHAT_MODEL}
+    """Into an empty database: `tasks` in each of so many batches of so many accounts, in turn, and
+    accounts that have none.
+    """
+    values = {
+        "accounts": accounts + idle,
+        "working": accounts,
+        "batches": batches,
+        "size": tasks,
+        "model": CHAT_MODEL,
+    }
     session.execute(text(_FILL), values)
     session.execute(text("ANALYZE"))

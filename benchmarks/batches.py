@@ -1,4 +1,6 @@
-"""Running input files through xalen-batch, from the upload to the invoice, and checking what came of it."""
+"""Running input files through xalen-batch, from the upload to the invoice, and checking what came
+of it.
+"""
 
 import time
 from typing import Any
@@ -18,7 +20,9 @@ BODY_SHARE = 0.98
 
 
 def run(system: System, mock: Mock, input_: Input, options: Options, *, times: int = 1) -> Sample:
-    """Upload a file and run `times` batches over it at once; the time is that from the upload to the last invoice."""
+    """Upload a file and run `times` batches over it at once; the time is that from the upload to
+    the last invoice.
+    """
     mock.become(options)
     system.reset_peaks()
     with system.client() as client:
@@ -33,13 +37,25 @@ def run(system: System, mock: Mock, input_: Input, options: Options, *, times: i
         cpu = consumption.used_since(before, system.cpu())
         stats = mock.stats()
         lines = input_.lines * times
-        more = {"upload_seconds": uploaded - started, "validate_seconds": validated - uploaded, **service(stats)}
+        more = {
+            "upload_seconds": uploaded - started,
+            "validate_seconds": validated - uploaded,
+            **service(stats),
+        }
         _verify(client, system, batches, invoices, stats, input_)
-    return Sample(lines, ended - started, cpu, system.peaks(), {name: round(value, 4) for name, value in more.items()})
+    return Sample(
+        lines,
+        ended - started,
+        cpu,
+        system.peaks(),
+        {name: round(value, 4) for name, value in more.items()},
+    )
 
 
 def service(stats: Stats) -> dict[str, float]:
-    """What the mock server saw: its CPU a request, how many requests it had inside, and answers a second before the tail."""
+    """What the mock server saw: its CPU a request, how many requests it had inside, and answers a
+    second before the tail.
+    """
     in_flight, rate = _before_tail(stats)
     return {
         "mock_cpu_us": stats.cpu_seconds / max(1, stats.requests) * 1e6,
@@ -51,7 +67,9 @@ def service(stats: Stats) -> dict[str, float]:
 
 
 def _before_tail(stats: Stats) -> tuple[float, float]:
-    """Mean requests in flight, and answers a second, from the first request until all but the last lines were answered."""
+    """Mean requests in flight, and answers a second, from the first request until all but the last
+    lines were answered.
+    """
     inside = [entry for entry in stats.timeline if entry[2] <= BODY_SHARE * stats.answered]
     if len(inside) < 2 or stats.first_request is None:
         return 0.0, 0.0
@@ -67,7 +85,12 @@ def _wait_for_start(client: Client, batch_id: str) -> float:
 
 
 def _verify(
-    client: Client, system: System, batches: list[dict[str, Any]], invoices: list[dict[str, Any]], stats: Stats, input_: Input
+    client: Client,
+    system: System,
+    batches: list[dict[str, Any]],
+    invoices: list[dict[str, Any]],
+    stats: Stats,
+    input_: Input,
 ) -> None:
     for batch in batches:
         check_counts(batch, input_.lines)

@@ -1,4 +1,6 @@
-"""The API as the harness uses it: plain HTTP on one kept connection, little CPU beside what is measured."""
+"""The API as the harness uses it: plain HTTP on one kept connection, little CPU beside what is
+measured.
+"""
 
 import http.client
 import json
@@ -18,7 +20,10 @@ OFTEN, SELDOM = 0.05, 1.0
 
 
 class Client:
-    """`address`: the API's root, without /v1. Raises RuntimeError for an answer that is no success."""
+    """`address`: the API's root, without /v1.
+
+    Raises RuntimeError for an answer that is no success.
+    """
 
     def __init__(self, address: str, key: str) -> None:
         url = urlsplit(address)
@@ -57,7 +62,9 @@ class Client:
         return self.ask("GET", f"/v1/batches/{batch_id}/invoice")
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        headers = self._headers if body is None else {**self._headers, "content-type": "application/json"}
+        headers = (
+            self._headers if body is None else {**self._headers, "content-type": "application/json"}
+        )
         self._connection.request(method, path, None if body is None else json.dumps(body), headers)
         return self._read()
 
@@ -73,7 +80,10 @@ class Client:
             if seen != last:
                 moved, last = now, seen
             elif now - moved > patience:
-                raise RuntimeError(f"{batch_id} is {batch['status']} and has not moved for {patience:.0f} s: {batch['request_counts']}")
+                raise RuntimeError(
+                    f"{batch_id} is {batch['status']} and has not moved for {patience:.0f} s:"
+                    f" {batch['request_counts']}"
+                )
             time.sleep(min(SELDOM, max(OFTEN, _time_left(batch, now - started) / 3)))
         return batch
 

@@ -16,7 +16,11 @@ def cpu_seconds(pid: int, *, with_ended_children: bool = False) -> float:
     with_ended_children: and that of the children it has waited for, such as PostgreSQL's sessions.
     """
     fields = _stat(pid)
-    wanted = (_USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM) if with_ended_children else (_USER, _SYSTEM)
+    wanted = (
+        (_USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM)
+        if with_ended_children
+        else (_USER, _SYSTEM)
+    )
     return sum(int(fields[number]) for number in wanted) / TICKS if fields else 0.0
 
 

@@ -1,4 +1,6 @@
-"""Packages that only a reference needs, each in an environment of its own under `.bench`, made on first use."""
+"""Packages that only a reference needs, each in an environment of its own under `.bench`, made on
+first use.
+"""
 
 import shutil
 import subprocess
@@ -15,7 +17,10 @@ class Unavailable(Exception):
 
 
 def python_with(name: str, *requirements: str, say: Callable[[str], None]) -> Path:
-    """The interpreter of the environment that has these packages. Unavailable where they cannot be had."""
+    """The interpreter of the environment that has these packages.
+
+    Unavailable where they cannot be had.
+    """
     folder = OUTPUT / name
     python, uv = folder / "bin" / "python", ROOT / ".tools" / "bin" / "uv"
     if python.exists():
@@ -32,6 +37,8 @@ def python_with(name: str, *requirements: str, say: Callable[[str], None]) -> Pa
     for command in commands:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise Unavailable(f"{' and '.join(requirements)} could not be installed: {done.stderr.strip()[-300:]}")
+            raise Unavailable(
+                f"{' and '.join(requirements)} could not be installed: {done.stderr.strip()[-300:]}"
+            )
     made.rename(folder)
     return python

@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/firing_lag.py [--schedules 1000] [--workers 1] [--json]
 
-Starts everything on a folder of its own, makes the schedules through the API, waits for their minutes and
-reads the lag of every run: seconds from the instant to the commit-to-be of its batch. Takes about five minutes.
+Starts everything on a folder of its own, makes the schedules through the API, waits for their
+minutes and reads the lag of every run: seconds from the instant to the commit-to-be of its batch.
+Takes about five minutes.
 """
 
 import argparse
@@ -31,7 +32,10 @@ LINE = {
     "custom_id": "a",
     "method": "POST",
     "url": "/v1/chat/completions",
-    "body": {"model": "mistral-small-3-1", "messages": [{"role": "user", "content": "Where is my parcel?"}]},
+    "body": {
+        "model": "mistral-small-3-1",
+        "messages": [{"role": "user", "content": "Where is my parcel?"}],
+    },
 }
 
 
@@ -47,16 +51,27 @@ class Lags:
     @classmethod
     def of(cls, lags: list[float]) -> "Lags":
         ordered = sorted(lags)
-        return cls(len(ordered), statistics.median(ordered), ordered[int(0.99 * (len(ordered) - 1))], ordered[-1])
+        return cls(
+            len(ordered),
+            statistics.median(ordered),
+            ordered[int(0.99 * (len(ordered) - 1))],
+            ordered[-1],
+        )
 
 
 @contextmanager
 def system(workers: int) -> Iterator[openai.OpenAI]:
     with tempfile.TemporaryDirectory(prefix="xalen-bench-") as folder:
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("XALEN_", "OPENAI_"))}
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("XALEN_", "OPENAI_"))
+        }
         command = [COMMAND, "up", "--data-dir", folder, "--port", "18461"]
         with (Path(folder) / "up.log").open("wb") as log:
-            process = subprocess.Popen(command, env=env | {"XALEN_WORKER_PROCESSES": str(workers)}, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                command, env=env | {"XALEN_WORKER_PROCESSES": str(workers)}, stdout=log, stderr=log
+            )
         try:
             wait_until_ready("http://127.0.0.1:18461/readyz")
             keys = tomllib.loads((Path(folder) / "credentials.toml").read_text("utf-8"))
@@ -81,15 +96,23 @@ def measure(client: openai.OpenAI, file_id: str, number: int) -> Lags:
     """Make so many schedules for one minute, and read how late each fired."""
     room = timedelta(seconds=70 + number / 40)
     at = (datetime.now(UTC) + room).replace(second=0, microsecond=0)
-    body = {"cron": f"{at:%M %H} * * *", "endpoint": "/v1/chat/completions", "input_file_id": file_id}
+    body = {
+        "cron": f"{at:%M %H} * * *",
+        "endpoint": "/v1/chat/completions",
+        "input_file_id": file_id,
+    }
 
     def make(n: int) -> str:
-        return str(client.post("/schedules", body={"name": f"s{n}", **body}, cast_to=dict[str, Any])["id"])
+        return str(
+            client.post("/schedules", body={"name": f"s{n}", **body}, cast_to=dict[str, Any])["id"]
+        )
 
     with ThreadPoolExecutor(8) as pool:
         schedules = list(pool.map(make, range(number)))
     if datetime.now(UTC) >= at:
-        raise SystemExit("making the schedules took longer than their minute was away; ask for fewer")
+        raise SystemExit(
+            "making the schedules took longer than their minute was away; ask for fewer"
+        )
     time.sleep((at - datetime.now(UTC)).total_seconds())
     lags = [read(client, schedule, at) for schedule in schedules]
     return Lags.of(lags)
@@ -106,22 +129,32 @@ def read(client: openai.OpenAI, schedule: str, at: datetime) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--schedules", type=int, default=1000, help="how many are due at the same minute")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--schedules", type=int, default=1000, help="how many are due at the same minute"
+    )
     parser.add_argument("--workers", type=int, default=1, help="worker processes")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with system(options.workers) as client:
-        file = client.files.create(file=("one.jsonl", json.dumps(LINE).encode() + b"\n"), purpose="batch")
+        file = client.files.create(
+            file=("one.jsonl", json.dumps(LINE).encode() + b"\n"), purpose="batch"
+        )
         alone = measure(client, file.id, 1)
         together = measure(client, file.id, options.schedules)
     if options.json:
-        sys.stdout.write(json.dumps({"alone": alone.__dict__, "together": together.__dict__}, indent=2) + "\n")
+        sys.stdout.write(
+            json.dumps({"alone": alone.__dict__, "together": together.__dict__}, indent=2) + "\n"
+        )
         return
     sys.stdout.write("schedules   median     p99   worst   (seconds late)\n")
     for lags in (alone, together):
         sys.stdout.write(f"{lags.runs:9,} {lags.median:8.2f} {lags.p99:7.2f} {lags.worst:7.2f}\n")
-    sys.stdout.write(f"each of {together.runs:,} adds {1000 * together.worst / together.runs:.1f} ms\n")
+    sys.stdout.write(
+        f"each of {together.runs:,} adds {1000 * together.worst / together.runs:.1f} ms\n"
+    )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,12 @@ def chats(folder: Path, lines: int, line_bytes: int = 1000) -> Input:
     """Chat requests of so many bytes a line, each with another prompt."""
     frame = len(_line(CHAT, 0, _chat("")))
     prompt = _repeated(max(20, line_bytes - frame - 9))
-    return _written(folder / f"chats-{lines}-{line_bytes}.jsonl", lines, CHAT, lambda n: _chat(f"{n:08} {prompt}"))
+    return _written(
+        folder / f"chats-{lines}-{line_bytes}.jsonl",
+        lines,
+        CHAT,
+        lambda n: _chat(f"{n:08} {prompt}"),
+    )
 
 
 def rankings(folder: Path, lines: int, documents: int = 100, document_bytes: int = 100) -> Input:
@@ -48,7 +53,9 @@ def rankings(folder: Path, lines: int, documents: int = 100, document_bytes: int
     return _written(folder / f"rankings-{lines}-{documents}.jsonl", lines, RERANK, body)
 
 
-def shared_prefixes(folder: Path, lines: int, prefixes: int = 100, prefix_bytes: int = 2048) -> Input:
+def shared_prefixes(
+    folder: Path, lines: int, prefixes: int = 100, prefix_bytes: int = 2048
+) -> Input:
     """Chat requests with one of a few long beginnings each, in an order that mixes them."""
     order = [n % prefixes for n in range(lines)]
     random.Random(1).shuffle(order)
@@ -57,7 +64,10 @@ def shared_prefixes(folder: Path, lines: int, prefixes: int = 100, prefix_bytes:
         start = f"document {order[n]:06}: " + _repeated(prefix_bytes - 17)
         return {
             "model": CHAT_MODEL,
-            "messages": [{"role": "system", "content": start}, {"role": "user", "content": f"question {n:08}: {_repeated(180)}"}],
+            "messages": [
+                {"role": "system", "content": start},
+                {"role": "user", "content": f"question {n:08}: {_repeated(180)}"},
+            ],
         }
 
     return _written(folder / f"prefixes-{lines}-{prefixes}.jsonl", lines, CHAT, body)
@@ -73,7 +83,9 @@ def bodies(path: Path, first: int, last: int) -> list[bytes]:
         return [json.dumps(json.loads(line)["body"]).encode() for line in islice(file, first, last)]
 
 
-def _written(path: Path, lines: int, endpoint: str, body: Callable[[int], dict[str, object]]) -> Input:
+def _written(
+    path: Path, lines: int, endpoint: str, body: Callable[[int], dict[str, object]]
+) -> Input:
     if not path.exists():
         unfinished = path.with_suffix(".part")
         with unfinished.open("wb", buffering=1 << 20) as file:
@@ -83,7 +95,10 @@ def _written(path: Path, lines: int, endpoint: str, body: Callable[[int], dict[s
 
 
 def _line(endpoint: str, n: int, body: dict[str, object]) -> bytes:
-    return json.dumps({"custom_id": f"r{n}", "method": "POST", "url": endpoint, "body": body}).encode() + b"\n"
+    return (
+        json.dumps({"custom_id": f"r{n}", "method": "POST", "url": endpoint, "body": body}).encode()
+        + b"\n"
+    )
 
 
 def _chat(prompt: str) -> dict[str, object]:

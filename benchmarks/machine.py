@@ -18,8 +18,8 @@ def description() -> dict[str, str | int]:
 
 def in_words(machine: dict[str, str | int]) -> str:
     return (
-        f"{machine['cores']} cores ({machine['cpu']}), {machine['ram_gib']} GiB, {machine['system']} {machine['kernel']}, "
-        f"Python {machine['python']}"
+        f"{machine['cores']} cores ({machine['cpu']}), {machine['ram_gib']} GiB,"
+        f" {machine['system']} {machine['kernel']}, Python {machine['python']}"
     )
 
 

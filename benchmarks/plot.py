@@ -1,4 +1,6 @@
-"""The plot: throughput by contender as bars on a logarithmic scale, as SVG, with nothing to install."""
+"""The plot: throughput by contender as bars on a logarithmic scale, as SVG, with nothing to
+install.
+"""
 
 import math
 from collections.abc import Sequence
@@ -24,17 +26,28 @@ def bars(outcomes: Sequence[Outcome]) -> str:
             length = BARS * (math.log10(measured.rate) - low) / max(1, high - low)
             colour = OURS if name.startswith("xalen-batch") else OTHER
             shapes.append(_text(LEFT - 8, y + 11, name, anchor="end"))
-            shapes.append(f'<rect x="{LEFT}" y="{y}" width="{max(1.0, length):.1f}" height="{ROW - 6}" fill="{colour}"/>')
+            shapes.append(
+                f'<rect x="{LEFT}" y="{y}" width="{max(1.0, length):.1f}" height="{ROW - 6}"'
+                f' fill="{colour}"/>'
+            )
             shapes.append(_text(LEFT + length + 6, y + 11, f"{measured.rate:,.0f}"))
             y += ROW
     height = y + 40
-    note = _text(20, height - 14, "Lines a second, logarithmic; medians of interleaved runs on the same mock server.")
+    note = _text(
+        20,
+        height - 14,
+        "Lines a second, logarithmic; medians of interleaved runs on the same mock server.",
+    )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        f'font-family="system-ui, sans-serif" font-size="12" role="img" aria-label="Throughput by contender">\n'
-        f'<rect width="{WIDTH}" height="{height}" fill="{PAPER}"/>\n' + "\n".join([*shapes, note]) + "\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}"'
+        f' height="{height}" font-family="system-ui, sans-serif" font-size="12" role="img"'
+        f' aria-label="Throughput by contender">\n<rect width="{WIDTH}" height="{height}"'
+        f' fill="{PAPER}"/>\n' + "\n".join([*shapes, note]) + "\n</svg>\n"
     )
 
 
 def _text(x: float, y: float, words: str, *, anchor: str = "start", weight: str = "normal") -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}" fill="{INK}" text-anchor="{anchor}" font-weight="{weight}">{escape(words)}</text>'
+    return (
+        f'<text x="{x:.0f}" y="{y:.0f}" fill="{INK}" text-anchor="{anchor}"'
+        f' font-weight="{weight}">{escape(words)}</text>'
+    )

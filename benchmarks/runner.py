@@ -1,4 +1,6 @@
-"""Runs a scenario: rounds in which everyone takes a turn, so that a machine that slows down slows all alike."""
+"""Runs a scenario: rounds in which everyone takes a turn, so that a machine that slows down slows
+all alike.
+"""
 
 import time
 from collections.abc import Callable
@@ -10,14 +12,19 @@ from benchmarks.stage import Stage
 
 
 def run(scenario: Scenario, stage: Stage, runs: int, say: Callable[[str], None]) -> Outcome:
-    """All rounds. Wrong answers of anyone end it (`verification.Wrong`); who is not installed is named as missing."""
+    """All rounds.
+
+    Wrong answers of anyone end it (`verification.Wrong`); who is not installed is named as missing.
+    """
     started = time.perf_counter()
     contenders = scenario.contenders(stage)
     samples: dict[str, list[Sample]] = {}
     missing: dict[str, str] = {}
     for round_ in range(runs):
         for contender in contenders:
-            if contender.name in missing or (contender.rounds is not None and round_ >= contender.rounds):
+            if contender.name in missing or (
+                contender.rounds is not None and round_ >= contender.rounds
+            ):
                 continue
             try:
                 sample = contender.run()
@@ -25,8 +32,16 @@ def run(scenario: Scenario, stage: Stage, runs: int, say: Callable[[str], None])
                 missing[contender.name] = str(reason)
                 continue
             samples.setdefault(contender.name, []).append(sample)
-            say(f"{scenario.name} {round_ + 1}/{runs}  {contender.name}: {sample.lines:,} lines in {sample.seconds:.2f} s")
+            say(
+                f"{scenario.name} {round_ + 1}/{runs}  {contender.name}: {sample.lines:,} lines in"
+                f" {sample.seconds:.2f} s"
+            )
     measured = {name: Measured(name, taken) for name, taken in samples.items()}
     return Outcome(
-        scenario.name, scenario.summary, measured, list(scenario.read(measured)), missing, round(time.perf_counter() - started, 1)
+        scenario.name,
+        scenario.summary,
+        measured,
+        list(scenario.read(measured)),
+        missing,
+        round(time.perf_counter() - started, 1),
     )

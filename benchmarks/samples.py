@@ -8,7 +8,11 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Sample:
-    """One run. `cpu`: seconds by process; `peaks`: resident bytes by process; `more`: what only this scenario looks at."""
+    """One run.
+
+    `cpu`: seconds by process; `peaks`: resident bytes by process; `more`: what only this scenario
+    looks at.
+    """
 
     lines: int
     seconds: float
@@ -51,7 +55,12 @@ class Measured:
 
     def peak(self, role: str) -> int:
         """The highest of any run: a peak's median hides it."""
-        return max(bytes_ for sample in self.samples for name, bytes_ in sample.peaks.items() if name.startswith(role))
+        return max(
+            bytes_
+            for sample in self.samples
+            for name, bytes_ in sample.peaks.items()
+            if name.startswith(role)
+        )
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -60,7 +69,12 @@ class Measured:
             "lines_per_second": round(self.rate, 1),
             "cpu_us_per_line": round(self.cpu_per_line, 1),
             "runs": [
-                {"seconds": round(s.seconds, 3), "cpu_seconds": dict(s.cpu), "peak_rss_bytes": dict(s.peaks), **s.more}
+                {
+                    "seconds": round(s.seconds, 3),
+                    "cpu_seconds": dict(s.cpu),
+                    "peak_rss_bytes": dict(s.peaks),
+                    **s.more,
+                }
                 for s in self.samples
             ],
         }

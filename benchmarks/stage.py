@@ -40,7 +40,9 @@ class Stage:
     scale: float = 1.0
     with_peers: bool = True
     _systems: dict[Shape, tuple[ExitStack, System]] = field(default_factory=dict)
-    _celery: dict[tuple[celery_pool.Pool, int], tuple[ExitStack, celery_pool.Workers]] = field(default_factory=dict)
+    _celery: dict[tuple[celery_pool.Pool, int], tuple[ExitStack, celery_pool.Workers]] = field(
+        default_factory=dict
+    )
 
     def scaled(self, count: int) -> int:
         """So many lines at full size."""
@@ -50,7 +52,9 @@ class Stage:
         return lines.chats(self.folder, self.scaled(count), line_bytes)
 
     def system(self, shape: Shape = USUAL, *, has_read_large_files: bool = True) -> System:
-        """The running system of this shape; the one that was not used for longest makes way for a new one."""
+        """The running system of this shape; the one that was not used for longest makes way for a
+        new one.
+        """
         if shape in self._systems:
             self._systems[shape] = self._systems.pop(shape)
         else:
@@ -60,15 +64,29 @@ class Stage:
             stack = ExitStack()
             started = stack.enter_context(system.running(shape, self.mock.base_url))
             self._systems[shape] = (stack, started)
-            # The first batch of a process loads code and opens connections; that is not what is measured.
+            # The first batch of a process loads code and opens connections; that is not what is
+            # measured.
             batches.run(started, self.mock, lines.chats(self.folder, WARM_UP_LINES), Options())
             if has_read_large_files and self.scale == 1 and not shape.requests_per_minute:
-                # Nor is the start of the processes that read large files, once in each worker: several at once reach them all.
-                batches.run(started, self.mock, lines.chats(self.folder, *LARGE_FILE), Options(), times=LARGE_FILES)
+                # Nor is the start of the processes that read large files, once in each worker:
+                # several at once reach them all.
+                batches.run(
+                    started,
+                    self.mock,
+                    lines.chats(self.folder, *LARGE_FILE),
+                    Options(),
+                    times=LARGE_FILES,
+                )
         return self._systems[shape][1]
 
     def ours(
-        self, input_: Input, options: Options, shape: Shape = USUAL, *, name: str = "xalen-batch", rounds: int | None = None
+        self,
+        input_: Input,
+        options: Options,
+        shape: Shape = USUAL,
+        *,
+        name: str = "xalen-batch",
+        rounds: int | None = None,
     ) -> Contender:
         """xalen-batch from the upload to the invoice."""
 
@@ -91,7 +109,14 @@ class Stage:
     ) -> Contender:
         """A reference in this environment, over the first `count` lines of the input."""
         run = partial(
-            references.run, module, self.mock, input_, options, lines=self.scaled(count), in_flight=in_flight, processes=processes
+            references.run,
+            module,
+            self.mock,
+            input_,
+            options,
+            lines=self.scaled(count),
+            in_flight=in_flight,
+            processes=processes,
         )
         return Contender(name, run, rounds)
 
@@ -121,10 +146,14 @@ class Stage:
 
         return Contender(f"Celery, a task per line ({chosen[0]} {chosen[1]})", run, rounds)
 
-    def litellm(self, input_: Input, options: Options, *, count: int, rounds: int | None = 1) -> Contender:
+    def litellm(
+        self, input_: Input, options: Options, *, count: int, rounds: int | None = 1
+    ) -> Contender:
         def run() -> Sample:
             self._need_peers()
-            python = environments.python_with(f"litellm-{LITELLM}", f"litellm=={LITELLM}", say=self.say)
+            python = environments.python_with(
+                f"litellm-{LITELLM}", f"litellm=={LITELLM}", say=self.say
+            )
             return references.run(
                 "litellm_router", self.mock, input_, options, lines=self.scaled(count), in_flight=256, python=str(python),
                 env={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"},
@@ -150,7 +179,10 @@ class Stage:
 @contextmanager
 def opened(say: Callable[[str], None], *, scale: float, with_peers: bool) -> Iterator[Stage]:
     """A stage with its mock server; what was started on it is stopped at the end."""
-    with tempfile.TemporaryDirectory(prefix="xalen-bench-inputs-") as folder, mock_process.running() as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="xalen-bench-inputs-") as folder,
+        mock_process.running() as server,
+    ):
         stage = Stage(server, Path(folder), say, scale, with_peers)
         try:
             yield stage

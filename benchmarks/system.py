@@ -1,4 +1,6 @@
-"""xalen-batch as it is run: `xalen-batch up` with its own PostgreSQL and Valkey, on a folder that goes afterwards."""
+"""xalen-batch as it is run: `xalen-batch up` with its own PostgreSQL and Valkey, on a folder that
+goes afterwards.
+"""
 
 import os
 import shutil
@@ -48,7 +50,10 @@ USUAL = Shape()
 
 @dataclass
 class System:
-    """A running system. `cpu()` and `peaks()` are by process: api, beat, worker-1, …, postgres, valkey, up."""
+    """A running system.
+
+    `cpu()` and `peaks()` are by process: api, beat, worker-1, …, postgres, valkey, up.
+    """
 
     shape: Shape
     folder: Path
@@ -66,8 +71,13 @@ class System:
             client.close()
 
     def cpu(self) -> dict[str, float]:
-        """CPU seconds so far. PostgreSQL's are those of all its processes, also of those that have ended."""
-        return {role: consumption.tree_cpu_seconds(pid) for role, pid in self.roles.items()} | {"up": consumption.cpu_seconds(self.pid)}
+        """CPU seconds so far.
+
+        PostgreSQL's are those of all its processes, also of those that have ended.
+        """
+        return {role: consumption.tree_cpu_seconds(pid) for role, pid in self.roles.items()} | {
+            "up": consumption.cpu_seconds(self.pid)
+        }
 
     def reset_peaks(self) -> None:
         for role in self._watched:
@@ -95,7 +105,9 @@ class System:
 
 @contextmanager
 def running(shape: Shape, model_server: str, folder: Path | None = None) -> Iterator[System]:
-    """Start a system whose two models run on `model_server` (ends in /v1); all of it is gone at the end."""
+    """Start a system whose two models run on `model_server` (ends in /v1); all of it is gone at the
+    end.
+    """
     root = Path(tempfile.mkdtemp(prefix="xalen-bench-", dir=folder))
     try:
         catalog = root / "catalog.toml"
@@ -132,7 +144,11 @@ def running(shape: Shape, model_server: str, folder: Path | None = None) -> Iter
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
     """This process's environment with these settings and no others."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("XALEN_", "OPENAI_"))}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("XALEN_", "OPENAI_"))
+    }
     return inherited | {f"XALEN_{name.upper()}": value for name, value in settings.items()}
 
 
@@ -141,17 +157,28 @@ def _program(shape: Shape) -> list[str]:
 
 
 def _catalog(base_url: str, shape: Shape) -> str:
-    table = '[models.{model}.backend]\nkind = "openai"\nbase_url = "{url}"\nmodel = "{model}"\nmax_in_flight = {in_flight}\n'
+    table = (
+        '[models.{model}.backend]\nkind = "openai"\nbase_url = "{url}"\nmodel ='
+        ' "{model}"\nmax_in_flight = {in_flight}\n'
+    )
     if shape.requests_per_minute:
         table += f"requests_per_minute = {shape.requests_per_minute}\n"
-    return "\n".join(table.format(model=model, url=base_url, in_flight=shape.in_flight) for model in (CHAT_MODEL, RERANK_MODEL))
+    return "\n".join(
+        table.format(model=model, url=base_url, in_flight=shape.in_flight)
+        for model in (CHAT_MODEL, RERANK_MODEL)
+    )
 
 
 def _roles(data: Path) -> dict[str, int]:
     """The process of each part, by the pid files that `up` keeps."""
     parts = {file.stem: file for file in sorted((data / "run").glob("*.pid"))}
-    stores = {"postgres": data / "postgres" / "data" / "postmaster.pid", "valkey": next((data / "valkey").glob("*.pid"))}
-    return {role: int(file.read_text("ascii").split()[0]) for role, file in {**parts, **stores}.items()}
+    stores = {
+        "postgres": data / "postgres" / "data" / "postmaster.pid",
+        "valkey": next((data / "valkey").glob("*.pid")),
+    }
+    return {
+        role: int(file.read_text("ascii").split()[0]) for role, file in {**parts, **stores}.items()
+    }
 
 
 def _free_port() -> int:
@@ -171,7 +198,9 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -
         except (URLError, OSError):
             pass
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the system did not start:\n{log.read_text('utf-8', 'replace')[-3000:]}")
+            raise RuntimeError(
+                f"the system did not start:\n{log.read_text('utf-8', 'replace')[-3000:]}"
+            )
         time.sleep(0.05)
 
 

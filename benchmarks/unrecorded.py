@@ -1,7 +1,8 @@
-"""`xalen-batch` whose workers do not write results: what durability costs is the difference to the real one.
+"""`xalen-batch` whose workers do not write results: what durability costs is the difference to the
+real one.
 
-Everything else stays: claims, the guarded UPDATE of the task, the counters, the lease, the invoice (over no
-results). For the benchmarks alone, hence outside the package.
+Everything else stays: claims, the guarded UPDATE of the task, the counters, the lease, the invoice
+(over no results). For the benchmarks alone, hence outside the package.
 """
 
 import sys
@@ -30,7 +31,14 @@ def _start_such_workers() -> None:
         def __init__(self, name: str, command: str, data_dir: Path) -> None:
             super().__init__(name, command, data_dir)
             if command == "worker":
-                self._argv = [sys.executable, "-X", self._marker, "-m", "benchmarks.unrecorded", "worker"]
+                self._argv = [
+                    sys.executable,
+                    "-X",
+                    self._marker,
+                    "-m",
+                    "benchmarks.unrecorded",
+                    "worker",
+                ]
 
     supervisor.Child = Child  # type: ignore[misc]
 

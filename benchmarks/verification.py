@@ -34,18 +34,26 @@ def expect(holds: bool, message: str) -> None:
 def check_counts(batch: dict[str, Any], lines: int) -> None:
     expect(batch["status"] == "completed", f"the batch is {batch['status']}: {batch.get('errors')}")
     counts = batch["request_counts"]
-    expect(counts == {**counts, "total": lines, "completed": lines, "failed": 0}, f"{lines} lines became {counts}")
+    expect(
+        counts == {**counts, "total": lines, "completed": lines, "failed": 0},
+        f"{lines} lines became {counts}",
+    )
 
 
 def check_answered(stats: Stats, lines: int) -> None:
     """Each line was answered once: none was left out, none was sent again after its answer."""
-    expect(stats.answered == lines, f"the mock server answered {stats.answered} requests for {lines} lines")
+    expect(
+        stats.answered == lines,
+        f"the mock server answered {stats.answered} requests for {lines} lines",
+    )
 
 
 def check_invoices(invoices: list[dict[str, Any]], stats: Stats, endpoint: str) -> None:
     """The invoices' totals are what the mock server's usage costs, to the last digit."""
     price = read(None)[CHAT_MODEL if endpoint == CHAT else RERANK_MODEL].price
-    gross = stats.input_tokens * (price.input or Decimal(0)) + stats.output_tokens * (price.output or Decimal(0))
+    gross = stats.input_tokens * (price.input or Decimal(0)) + stats.output_tokens * (
+        price.output or Decimal(0)
+    )
     due = gross / 1_000_000 * (1 - DISCOUNT)
     billed = sum(Decimal(invoice["total"]) for invoice in invoices)
     expect(billed == due, f"billed {billed}, and the usage costs {due}")

@@ -22,7 +22,15 @@ from openai import OpenAI
 from openai.types import Batch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 from stage import Failed, Stage, last_lines, running
@@ -52,12 +60,18 @@ class Job:
 
 def main() -> int:
     options = parse_arguments()
-    console = Console(highlight=False, record=options.record is not None, width=None if sys.stdout.isatty() else WIDTH)
+    console = Console(
+        highlight=False,
+        record=options.record is not None,
+        width=None if sys.stdout.isatty() else WIDTH,
+    )
     # A terminated demo stops what it has started, as one that is interrupted does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     try:
-        with running(options.folder.absolute(), lambda text: console.print(f"[dim]{text} …[/]")) as stage:
+        with running(
+            options.folder.absolute(), lambda text: console.print(f"[dim]{text} …[/]")
+        ) as stage:
             perform(stage, console, options.folder)
         tell_what_next(console, options.folder, time.monotonic() - began)
     except (Failed, openai.OpenAIError) as error:
@@ -68,15 +82,23 @@ def main() -> int:
         return 130
     if options.record:
         # Fonts are the reader's own: a picture fetches nothing.
-        picture = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="make demo"), flags=re.DOTALL)
+        picture = re.sub(
+            r"@font-face \{.*?\}\s*", "", console.export_svg(title="make demo"), flags=re.DOTALL
+        )
         options.record.write_text(picture, "utf-8")
     return 0
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Run the example batches for both models and show results and invoices.")
-    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="where everything is kept; emptied first")
-    parser.add_argument("--record", type=Path, metavar="SVG", help="save what the terminal showed as a picture")
+    parser = argparse.ArgumentParser(
+        description="Run the example batches for both models and show results and invoices."
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path(".demo"), help="where everything is kept; emptied first"
+    )
+    parser.add_argument(
+        "--record", type=Path, metavar="SVG", help="save what the terminal showed as a picture"
+    )
     return parser.parse_args()
 
 
@@ -101,7 +123,10 @@ def submit(client: OpenAI, path: Path) -> Job:
     """Upload a file and create its batch; the endpoint is the one that its lines name."""
     endpoint = json.loads(path.read_text("utf-8").partition("\n")[0])["url"]
     file = client.files.create(file=path, purpose="batch")
-    return Job(path, client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h"))
+    return Job(
+        path,
+        client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h"),
+    )
 
 
 def watch(client: OpenAI, jobs: Sequence[Job], console: Console, log: Path) -> None:
@@ -110,7 +135,10 @@ def watch(client: OpenAI, jobs: Sequence[Job], console: Console, log: Path) -> N
     with bars(jobs, live=console.is_terminal) as (progress, rows):
         while any(job.batch.status not in ENDED for job in jobs):
             if time.monotonic() > deadline:
-                raise Failed(f"The batches have not ended after {PATIENCE:.0f} s. The end of {log}:\n{last_lines(log)}")
+                raise Failed(
+                    f"The batches have not ended after {PATIENCE:.0f} s. The end of"
+                    f" {log}:\n{last_lines(log)}"
+                )
             time.sleep(POLL)
             for job, row in zip(jobs, rows, strict=True):
                 job.batch = client.batches.retrieve(job.batch.id)
@@ -118,12 +146,18 @@ def watch(client: OpenAI, jobs: Sequence[Job], console: Console, log: Path) -> N
         console.print(progress.get_renderable())
     for job in jobs:
         if job.batch.status != "completed":
-            raise Failed(f"{job.name} is {job.batch.status}: {job.batch.errors}. The end of {log}:\n{last_lines(log)}")
+            raise Failed(
+                f"{job.name} is {job.batch.status}: {job.batch.errors}. The end of"
+                f" {log}:\n{last_lines(log)}"
+            )
 
 
 @contextmanager
 def bars(jobs: Sequence[Job], *, live: bool) -> Iterator[tuple[Progress, list[Any]]]:
-    """A bar for each batch. They move on a console of their own, so that a recording has only their last state."""
+    """A bar for each batch.
+
+    They move on a console of their own, so that a recording has only their last state.
+    """
     columns = (
         SpinnerColumn(finished_text="[green]✓[/]"),
         TextColumn("{task.description}"),
@@ -133,7 +167,9 @@ def bars(jobs: Sequence[Job], *, live: bool) -> Iterator[tuple[Progress, list[An
         TextColumn("{task.fields[detail]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(highlight=False), transient=True, disable=not live) as progress:
+    with Progress(
+        *columns, console=Console(highlight=False), transient=True, disable=not live
+    ) as progress:
         yield progress, [progress.add_task(job.name, total=None, detail="") for job in jobs]
 
 
@@ -150,7 +186,10 @@ def draw(progress: Progress, row: Any, batch: Batch) -> None:
 
 def download(client: OpenAI, job: Job, results: Path) -> None:
     """The output file and, where lines failed, the error file."""
-    for file_id, name in ((job.batch.output_file_id, output_name(job)), (job.batch.error_file_id, error_name(job))):
+    for file_id, name in (
+        (job.batch.output_file_id, output_name(job)),
+        (job.batch.error_file_id, error_name(job)),
+    ):
         if file_id:
             client.files.content(file_id).write_to_file(results / name)
 
@@ -174,7 +213,14 @@ def read(path: Path) -> Iterator[Json]:
 
 
 def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
-    made = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    made = Table(
+        title=f"\n{title}",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+    )
     for column in columns:
         is_figure = column in right
         made.add_column(column, justify="right" if is_figure else "left", no_wrap=is_figure)
@@ -202,11 +248,21 @@ def show_labels(job: Job, results: Path, console: Console) -> None:
 def show_passages(job: Job, results: Path, console: Console) -> None:
     """Searches beside the passage that the reranker put first."""
     asked = requests(job)
-    shown = table("BGE Reranker v2: which passage answers a search", "search", "best passage", "score", right=["score"])
+    shown = table(
+        "BGE Reranker v2: which passage answers a search",
+        "search",
+        "best passage",
+        "score",
+        right=["score"],
+    )
     for line, _ in zip(read(results / output_name(job)), range(SHOWN), strict=False):
         body = asked[line["custom_id"]]
         best = line["response"]["body"]["results"][0]
-        shown.add_row(one_line(body["query"]), one_line(body["documents"][best["index"]]), f"{best['relevance_score']:.3f}")
+        shown.add_row(
+            one_line(body["query"]),
+            one_line(body["documents"][best["index"]]),
+            f"{best['relevance_score']:.3f}",
+        )
     console.print(shown)
 
 
@@ -215,7 +271,11 @@ def show_failures(job: Job, results: Path, console: Console) -> None:
     shown = table("Requests that failed, and are not billed", "request", "status", "reason")
     for line in read(results / error_name(job)):
         answer = line["response"]
-        shown.add_row(line["custom_id"], str(answer["status_code"]), one_line(answer["body"]["error"]["message"]))
+        shown.add_row(
+            line["custom_id"],
+            str(answer["status_code"]),
+            one_line(answer["body"]["error"]["message"]),
+        )
     console.print(shown)
 
 
@@ -223,12 +283,26 @@ def show_invoices(client: OpenAI, jobs: Sequence[Job], results: Path, console: C
     """What each batch costs, exactly; how the last one comes about; and what the month comes to."""
     invoices = {job.name: fetch(client, f"/batches/{job.batch.id}/invoice") for job in jobs}
     money = ["list price", "discount", "total"]
-    shown = table("Invoices, USD, exact", "batch", "billed requests", *money, right=["billed requests", *money])
+    shown = table(
+        "Invoices, USD, exact",
+        "batch",
+        "billed requests",
+        *money,
+        right=["billed requests", *money],
+    )
     for job in jobs:
         invoice = invoices[job.name]
         counts = job.batch.request_counts
-        shown.add_row(job.name, str(counts and counts.completed), invoice["subtotal"], invoice["discount"], f"[bold]{invoice['total']}[/]")
-        (results / f"{job.name}.invoice.json").write_text(json.dumps(invoice, indent=2) + "\n", "utf-8")
+        shown.add_row(
+            job.name,
+            str(counts and counts.completed),
+            invoice["subtotal"],
+            invoice["discount"],
+            f"[bold]{invoice['total']}[/]",
+        )
+        (results / f"{job.name}.invoice.json").write_text(
+            json.dumps(invoice, indent=2) + "\n", "utf-8"
+        )
     console.print(shown)
     show_invoice(invoices[jobs[-1].name], jobs[-1].name, console)
     show_statement(fetch(client, f"/statements/{datetime.now(UTC):%Y-%m}"), console)
@@ -243,7 +317,13 @@ def show_invoice(invoice: Json, name: str, console: Console) -> None:
     figures = ["quantity", "per 1M", "amount"]
     shown = table(f"The invoice of {name}, line by line", "item", "reason", *figures, right=figures)
     for line in invoice["lines"]:
-        shown.add_row(line["description"], line["reason"] or "", line["quantity"] or "", line["unit_price"] or "", line["amount"])
+        shown.add_row(
+            line["description"],
+            line["reason"] or "",
+            line["quantity"] or "",
+            line["unit_price"] or "",
+            line["amount"],
+        )
     shown.add_section()
     shown.add_row("total", "", "", invoice["currency"], f"[bold]{invoice['total']}[/]")
     console.print(shown)
@@ -252,7 +332,10 @@ def show_invoice(invoice: Json, name: str, console: Console) -> None:
 def show_statement(statement: Json, console: Console) -> None:
     """What the month comes to: exact sums of its batches, and the one line that rounds."""
     shown = table(
-        f"The statement of {statement['month']}, a {statement['status']} until the month is over", "item", "amount", right=["amount"]
+        f"The statement of {statement['month']}, a {statement['status']} until the month is over",
+        "item",
+        "amount",
+        right=["amount"],
     )
     for line in statement["lines"]:
         shown.add_row(line["description"], line["amount"])
@@ -262,10 +345,21 @@ def show_statement(statement: Json, console: Console) -> None:
 
 
 def tell_what_next(console: Console, folder: Path, seconds: float) -> None:
-    console.print(f"\nDone in {seconds:.0f} s; nothing runs any more. Results and invoices are in [bold]{folder / 'results'}[/]. Next:")
-    console.print("  .venv/bin/xalen-batch up                                    [dim]the same, to stay[/]")
-    console.print("  .venv/bin/xalen-batch run examples/support-tickets.jsonl    [dim]submit, watch, download, invoice in one go[/]")
-    console.print("  .venv/bin/xalen-batch validate examples/invalid.jsonl       [dim]what is wrong with a file, line by line[/]")
+    console.print(
+        f"\nDone in {seconds:.0f} s; nothing runs any more. Results and invoices are in"
+        f" [bold]{folder / 'results'}[/]. Next:"
+    )
+    console.print(
+        "  .venv/bin/xalen-batch up                                    [dim]the same, to stay[/]"
+    )
+    console.print(
+        "  .venv/bin/xalen-batch run examples/support-tickets.jsonl    [dim]submit, watch,"
+        " download, invoice in one go[/]"
+    )
+    console.print(
+        "  .venv/bin/xalen-batch validate examples/invalid.jsonl       [dim]what is wrong with a"
+        " file, line by line[/]"
+    )
 
 
 if __name__ == "__main__":

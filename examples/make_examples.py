@@ -14,14 +14,21 @@ HERE = Path(__file__).parent
 CHAT_MODEL = "mistral-small-3-1"
 RERANK_MODEL = "bge-reranker-v2"
 LABELS = ("billing", "technical", "account", "shipping", "refund", "feedback")
-CLASSIFY = f"Classify the customer's support ticket into exactly one of: {', '.join(LABELS)}. Answer with the label only."
+CLASSIFY = (
+    f"Classify the customer's support ticket into exactly one of: {', '.join(LABELS)}. Answer with"
+    " the label only."
+)
 SUMMARIZE = "Summarize the customer's support ticket for the next agent in one sentence."
 # Placeholders, which every night fills in with its own dates.
 AUTO_REPLY = (
-    "Halden, a smart-home shop, works through last night's support tickets. Purchases made since {{scheduled_date-30d:%d %B %Y}} "
-    "can be returned. Write the automatic reply for the topic that is named, in at most three sentences."
+    "Halden, a smart-home shop, works through last night's support tickets. Purchases made since"
+    " {{scheduled_date-30d:%d %B %Y}} can be returned. Write the automatic reply for the topic that"
+    " is named, in at most three sentences."
 )
-CAME = "The ticket came on {{scheduled_date-1d:%A, %d %B %Y}}; a person answers by {{scheduled_date+1d:%A}}."
+CAME = (
+    "The ticket came on {{scheduled_date-1d:%A, %d %B %Y}}; a person answers by"
+    " {{scheduled_date+1d:%A}}."
+)
 TICKETS = 300
 SEARCHES = 300
 # English tickets outnumber the other languages, as they do in the shop.
@@ -66,7 +73,8 @@ def amount(cents: int, language: str) -> str:
 def searches(count: int) -> list[tuple[str, list[str]]]:
     """Customers' searches, each with 8 to 12 passages of the help centre, the right one among them."""
     passages = {
-        article["id"]: f"{article['title']}. {article['text']}" for article in json.loads((HERE / "help-centre.json").read_text("utf-8"))
+        article["id"]: f"{article['title']}. {article['text']}"
+        for article in json.loads((HERE / "help-centre.json").read_text("utf-8"))
     }
     questions = tomllib.loads((HERE / "sources/questions.toml").read_text("utf-8"))
     asked = [(question, article) for article, texts in questions.items() for question in texts]
@@ -99,13 +107,21 @@ def line(custom_id: str, url: str, body: Json) -> Json:
 def support_tickets() -> Iterator[Json]:
     """Every ticket to be given a label by Mistral Small 3.1."""
     for number, text in enumerate(tickets(TICKETS), 1):
-        yield line(f"ticket-{number:04d}", "/v1/chat/completions", chat(CHAT_MODEL, text, CLASSIFY, max_tokens=8, temperature=0))
+        yield line(
+            f"ticket-{number:04d}",
+            "/v1/chat/completions",
+            chat(CHAT_MODEL, text, CLASSIFY, max_tokens=8, temperature=0),
+        )
 
 
 def help_centre_rerank() -> Iterator[Json]:
     """Every search with its passages to be ranked by BGE Reranker v2."""
     for number, (query, documents) in enumerate(searches(SEARCHES), 1):
-        yield line(f"search-{number:04d}", "/v1/rerank", {"model": RERANK_MODEL, "query": query, "documents": documents, "top_n": 3})
+        yield line(
+            f"search-{number:04d}",
+            "/v1/rerank",
+            {"model": RERANK_MODEL, "query": query, "documents": documents, "top_n": 3},
+        )
 
 
 def mixed_models() -> Iterator[Json]:
@@ -114,10 +130,14 @@ def mixed_models() -> Iterator[Json]:
     for number, text in enumerate(tickets(30), 1):
         yield line(f"summary-{number:02d}", url, chat(CHAT_MODEL, text, SUMMARIZE, max_tokens=60))
     for number, (query, documents) in enumerate(searches(24), 1):
-        question = json.dumps({"query": query, "documents": documents, "top_n": 3}, ensure_ascii=False)
+        question = json.dumps(
+            {"query": query, "documents": documents, "top_n": 3}, ensure_ascii=False
+        )
         yield line(f"ranked-{number:02d}", url, chat(RERANK_MODEL, question))
     for number, text in enumerate(tickets(33)[30:], 1):
-        yield line(f"too-long-{number}", url, chat(CHAT_MODEL, text, SUMMARIZE, max_tokens=TOO_MANY_TOKENS))
+        yield line(
+            f"too-long-{number}", url, chat(CHAT_MODEL, text, SUMMARIZE, max_tokens=TOO_MANY_TOKENS)
+        )
     for number, (query, _) in enumerate(searches(27)[24:], 1):
         yield line(f"no-passages-{number}", url, chat(RERANK_MODEL, query))
 
@@ -125,7 +145,9 @@ def mixed_models() -> Iterator[Json]:
 def nightly_tickets() -> Iterator[Json]:
     """A template for a schedule: every night the automatic replies of the day, one a topic."""
     for label in LABELS:
-        body = chat(CHAT_MODEL, f"Topic: {label}. {CAME}", AUTO_REPLY, max_tokens=120) | {"user": "{{run_id}}"}
+        body = chat(CHAT_MODEL, f"Topic: {label}. {CAME}", AUTO_REPLY, max_tokens=120) | {
+            "user": "{{run_id}}"
+        }
         yield line(f"auto-reply-{label}-" + "{{scheduled_date}}", "/v1/chat/completions", body)
 
 

@@ -1,4 +1,6 @@
-"""What the demo runs on: a model server for each model, and `xalen-batch up`, in a folder of its own."""
+"""What the demo runs on: a model server for each model, and `xalen-batch up`, in a folder of its
+own.
+"""
 
 import fcntl
 import os
@@ -51,7 +53,9 @@ def running(folder: Path, say: Say) -> Iterator[Stage]:
         for model in MODELS:
             say(f"Starting a simulated model server for {model}")
             port = free_port()
-            process = stack.enter_context(started("simulate", "--port", str(port), log=folder / f"{model}.log", lock=lock))
+            process = stack.enter_context(
+                started("simulate", "--port", str(port), log=folder / f"{model}.log", lock=lock)
+            )
             wait_for(f"http://127.0.0.1:{port}/health", process, folder / f"{model}.log")
             servers[model] = f"http://127.0.0.1:{port}/v1"
         catalog = folder / "catalog.toml"
@@ -60,7 +64,16 @@ def running(folder: Path, say: Say) -> Iterator[Stage]:
         data_dir, port = folder / "data", free_port()
         settings = {"XALEN_CATALOG": str(catalog), "XALEN_FLUSH_INTERVAL": "0.3"}
         process = stack.enter_context(
-            started("up", "--data-dir", str(data_dir), "--port", str(port), log=folder / "up.log", lock=lock, settings=settings)
+            started(
+                "up",
+                "--data-dir",
+                str(data_dir),
+                "--port",
+                str(port),
+                log=folder / "up.log",
+                lock=lock,
+                settings=settings,
+            )
         )
         wait_for(f"http://127.0.0.1:{port}/readyz", process, folder / "up.log")
         credentials = tomllib.loads((data_dir / "credentials.toml").read_text("utf-8"))
@@ -70,7 +83,9 @@ def running(folder: Path, say: Say) -> Iterator[Stage]:
 
 @contextmanager
 def emptied(folder: Path) -> Iterator[int]:
-    """The folder with nothing in it but a lock, which whoever is started inherits: no two demos share a folder."""
+    """The folder with nothing in it but a lock, which whoever is started inherits: no two demos
+    share a folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         take(lock.fileno(), folder)
@@ -97,12 +112,19 @@ def take(lock: int, folder: Path) -> None:
 
 def catalog_of(servers: dict[str, str]) -> str:
     """A model catalog that says where the two models run."""
-    table = '[models.{model}.backend]\nkind = "openai"\nbase_url = "{url}"\nmodel = "{model}"\nmax_in_flight = {in_flight}\n'
-    return "\n".join(table.format(model=model, url=url, in_flight=IN_FLIGHT) for model, url in servers.items())
+    table = (
+        '[models.{model}.backend]\nkind = "openai"\nbase_url = "{url}"\nmodel ='
+        ' "{model}"\nmax_in_flight = {in_flight}\n'
+    )
+    return "\n".join(
+        table.format(model=model, url=url, in_flight=IN_FLIGHT) for model, url in servers.items()
+    )
 
 
 @contextmanager
-def started(*arguments: str, log: Path, lock: int, settings: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def started(
+    *arguments: str, log: Path, lock: int, settings: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """`xalen-batch …` with these settings and no others, stopped at the end."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("XALEN_")}
     with log.open("wb") as out:
@@ -113,7 +135,8 @@ def started(*arguments: str, log: Path, lock: int, settings: dict[str, str] | No
             stdout=out,
             stderr=out,
             pass_fds=[lock],
-            # Ctrl-C is for the demo, which stops things in order. Should it be killed, they stop by themselves.
+            # Ctrl-C is for the demo, which stops things in order. Should it be killed, they stop by
+            # themselves.
             start_new_session=True,
             preexec_fn=dying_with_parent(signal.SIGTERM),
         )
@@ -133,7 +156,10 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Ask until a server answers 200. Raises Failed with its last words when it has ended or takes too long."""
+    """Ask until a server answers 200.
+
+    Raises Failed with its last words when it has ended or takes too long.
+    """
     deadline = time.monotonic() + START_TIMEOUT
     while not is_up(url):
         if process.poll() is not None or time.monotonic() > deadline:

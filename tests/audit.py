@@ -1,7 +1,9 @@
-"""`make audit`: the locked packages, with their hashes, against the database of known vulnerabilities.
+"""`make audit`: the locked packages, with their hashes, against the database of known
+vulnerabilities.
 
-Ends with 0 if every package was looked up and none is known to be vulnerable, 1 if one is, and 3 (INCONCLUSIVE) if the service
-cannot be reached or does not know a package: then nothing has been shown.
+Ends with 0 if every package was looked up and none is known to be vulnerable, 1 if one is, and 3
+(INCONCLUSIVE) if the service cannot be reached or does not know a package: then nothing has been
+shown.
 """
 
 import json
@@ -20,17 +22,25 @@ def main() -> int:
         found: list[dict[str, Any]] = json.loads(ran.stdout)["dependencies"]
     except (ValueError, KeyError, TypeError):
         last = ran.stderr.strip().splitlines()[-1:] or [f"pip-audit ended with {ran.returncode}"]
-        return end(INCONCLUSIVE, f"Not audited: the vulnerability service is not reachable from here. {last[0]}")
+        return end(
+            INCONCLUSIVE,
+            f"Not audited: the vulnerability service is not reachable from here. {last[0]}",
+        )
     vulnerable = [(package, problem) for package in found for problem in package.get("vulns", ())]
     for package, problem in vulnerable:
-        fixed = f"; fixed in {', '.join(problem['fix_versions'])}" if problem.get("fix_versions") else ""
+        fixed = (
+            f"; fixed in {', '.join(problem['fix_versions'])}"
+            if problem.get("fix_versions")
+            else ""
+        )
         sys.stdout.write(f"{package['name']} {package['version']}: {problem['id']}{fixed}\n")
     if vulnerable:
         return end(VULNERABLE, f"{len(vulnerable)} known vulnerabilities in {len(found)} packages.")
     if skipped := [package for package in found if "skip_reason" in package]:
         return end(
             INCONCLUSIVE,
-            f"Not audited: the service said nothing about {len(skipped)} of {len(found)} packages. {skipped[0]['skip_reason']}",
+            f"Not audited: the service said nothing about {len(skipped)} of {len(found)} packages."
+            f" {skipped[0]['skip_reason']}",
         )
     if not found:
         return end(INCONCLUSIVE, "Not audited: there was nothing to audit.")

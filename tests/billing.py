@@ -1,4 +1,6 @@
-"""Batches whose lines have ended, for tests of what they cost; their results go through the product's own record."""
+"""Batches whose lines have ended, for tests of what they cost; their results go through the
+product's own record.
+"""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -17,24 +19,45 @@ from xalen_batch.models import Batch, Task
 from xalen_batch.pipeline import finalize, record
 from xalen_batch.states import BatchStatus, LineError, TaskState
 
-REFUSED = Refused(400, b'{"error":{"message":"no","type":"invalid_request_error","param":null,"code":null}}')
+REFUSED = Refused(
+    400, b'{"error":{"message":"no","type":"invalid_request_error","param":null,"code":null}}'
+)
 
 
 class Ran(NamedTuple):
-    """How a line ended. A `Usage`: with an answer that is of no interest; a `LineError`: without an answer."""
+    """How a line ended.
+
+    A `Usage`: with an answer that is of no interest; a `LineError`: without an answer.
+    """
 
     outcome: Usage | Answered | Refused | LineError
     model: str = CHAT_MODEL
 
 
-def running(session: Session, lines: Sequence[Ran], caller: Caller | None = None, *, livemode: bool = False, **columns: Any) -> Batch:
+def running(
+    session: Session,
+    lines: Sequence[Ran],
+    caller: Caller | None = None,
+    *,
+    livemode: bool = False,
+    **columns: Any,
+) -> Batch:
     """A batch all of whose lines have ended, and that nobody has finalized."""
     caller = caller or factories.caller(session, livemode=livemode)
     batch = factories.batch(
-        session, caller, factories.input_file(session, caller, b""), status=BatchStatus.IN_PROGRESS.value, total=len(lines), **columns
+        session,
+        caller,
+        factories.input_file(session, caller, b""),
+        status=BatchStatus.IN_PROGRESS.value,
+        total=len(lines),
+        **columns,
     )
     for seq, model in enumerate(sorted({line.model for line in lines})):
-        rows = [_row(batch, number, line) for number, line in enumerate(lines, start=1) if line.model == model]
+        rows = [
+            _row(batch, number, line)
+            for number, line in enumerate(lines, start=1)
+            if line.model == model
+        ]
         session.add(
             Task(
                 batch_id=batch.id,
@@ -56,7 +79,11 @@ def _row(batch: Batch, number: int, line: Ran) -> record.Row:
     match line.outcome:
         case Usage() | Answered() as outcome:
             answered = outcome if isinstance(outcome, Answered) else Answered(200, b"{}", outcome)
-            return record.row(name, answered, Tariff(batch.price_snapshot.get(line.model, {}), batch.discount_rate))
+            return record.row(
+                name,
+                answered,
+                Tariff(batch.price_snapshot.get(line.model, {}), batch.discount_rate),
+            )
         case Refused() as refused:
             return record.row(name, refused, Tariff({}, Decimal(0)))
         case code:

@@ -1,4 +1,5 @@
-"""One real PostgreSQL and one real Valkey for the whole run, started from the package's own binaries.
+"""One real PostgreSQL and one real Valkey for the whole run, started from the package's own
+binaries.
 
 Unit tests ask for nothing here, and start nothing.
 """
@@ -35,7 +36,9 @@ LARGE = 4 * 1024 * 1024
 
 
 class Stores(NamedTuple):
-    """`database_url` is the serving role's, as in production: a right that `migrate` forgets to grant fails tests."""
+    """`database_url` is the serving role's, as in production: a right that `migrate` forgets to
+    grant fails tests.
+    """
 
     database_url: str
     migrate_database_url: str
@@ -71,16 +74,24 @@ def _clean_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _uncached_loggers() -> Iterator[None]:
-    """A logger that structlog cached keeps the configuration of an earlier test, and `capture_logs` would miss its events."""
+    """A logger that structlog cached keeps the configuration of an earlier test, and `capture_logs`
+    would miss its events.
+    """
     with pytest.MonkeyPatch.context() as patch:
         configure = structlog.configure
-        patch.setattr(structlog, "configure", lambda **given: configure(**given | {"cache_logger_on_first_use": False}))
+        patch.setattr(
+            structlog,
+            "configure",
+            lambda **given: configure(**given | {"cache_logger_on_first_use": False}),
+        )
         yield
 
 
 @pytest.fixture(autouse=True)
 def _own_log_handlers() -> Iterator[None]:
-    """A handler that a test configures writes to that test's captured stderr, which is closed after it."""
+    """A handler that a test configures writes to that test's captured stderr, which is closed after
+    it.
+    """
     handlers, level = logging.root.handlers.copy(), logging.root.level
     yield
     logging.root.handlers = handlers
@@ -90,7 +101,10 @@ def _own_log_handlers() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def stores(_clean_environment: None) -> Iterator[Stores]:
     """The servers' addresses, in the environment too; the database is built by the migrations."""
-    with tempfile.TemporaryDirectory(prefix="xalen-tests-") as folder, pytest.MonkeyPatch.context() as patch:
+    with (
+        tempfile.TemporaryDirectory(prefix="xalen-tests-") as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         root = Path(folder)
         postgres = embedded.Postgres(root / "postgres", root / "postgres.log", durable=False)
         valkey = embedded.Valkey(root / "valkey", root / "valkey.log")
@@ -120,7 +134,9 @@ def stores(_clean_environment: None) -> Iterator[Stores]:
 
 @pytest.fixture
 def database(stores: Stores) -> str:
-    """An empty database, but for the catalog's prices, behind `db.transaction()`, and no stored file; its URL."""
+    """An empty database, but for the catalog's prices, behind `db.transaction()`, and no stored
+    file; its URL.
+    """
     empty()
     for folder in (stores.data_dir / "files").glob("*/"):
         shutil.rmtree(folder)
@@ -131,11 +147,14 @@ def empty() -> None:
     """Leave nothing in the database but the catalog's prices, and the mark of the store."""
     names = [table.name for table in Base.metadata.sorted_tables if table.name != "store_mark"]
     with as_owner() as session:
-        size = session.scalar(text(f"SELECT {' + '.join(f'pg_relation_size({name!r})' for name in names)}"))
+        size = session.scalar(
+            text(f"SELECT {' + '.join(f'pg_relation_size({name!r})' for name in names)}")
+        )
         # Triggers refuse it for the audit log, as they should.
         session.execute(text("SET LOCAL session_replication_role = replica"))
         if size > LARGE:
-            # It makes every file of every table and index anew: ten times the time of deleting the few rows that most tests leave.
+            # It makes every file of every table and index anew: ten times the time of deleting the
+            # few rows that most tests leave.
             session.execute(text(f"TRUNCATE {', '.join(names)}"))
         else:
             session.execute(text("; ".join(f"DELETE FROM {name}" for name in names)))
@@ -145,14 +164,20 @@ def empty() -> None:
 
 @contextmanager
 def as_owner() -> Iterator[Session]:
-    """A transaction of the role that owns the tables: for statements that the serving role is refused."""
+    """A transaction of the role that owns the tables: for statements that the serving role is
+    refused.
+    """
     with Session(_owner_engine(db.owner_url()), expire_on_commit=False) as session, session.begin():
         yield session
 
 
 @cache
 def _owner_engine(url: str) -> Engine:
-    return create_engine(url, pool_size=1, connect_args={"options": "-c timezone=UTC -c xalen.actor=system -c lock_timeout=60s"})
+    return create_engine(
+        url,
+        pool_size=1,
+        connect_args={"options": "-c timezone=UTC -c xalen.actor=system -c lock_timeout=60s"},
+    )
 
 
 @pytest.fixture
@@ -185,5 +210,11 @@ def configure() -> Iterator[Callable[..., None]]:
 
 
 def _read_again() -> None:
-    for cached in (config.settings, catalog.models, catalog.fingerprint, marks._is_here, storage.store):
+    for cached in (
+        config.settings,
+        catalog.models,
+        catalog.fingerprint,
+        marks._is_here,
+        storage.store,
+    ):
         cached.cache_clear()

@@ -1,4 +1,6 @@
-"""Rows for tests, made the way the product makes them; each argument that matters to a test can be given."""
+"""Rows for tests, made the way the product makes them; each argument that matters to a test can be
+given.
+"""
 
 import hashlib
 import json
@@ -29,9 +31,13 @@ def account(session: Session, name: str | None = None) -> Account:
     return made
 
 
-def key(session: Session, of: Account | None = None, *, livemode: bool = False, **options: Any) -> str:
+def key(
+    session: Session, of: Account | None = None, *, livemode: bool = False, **options: Any
+) -> str:
     """A new key's secret."""
-    _, secret = keys.create(session, Owner((of or account(session)).id, livemode), name="test", **options)
+    _, secret = keys.create(
+        session, Owner((of or account(session)).id, livemode), name="test", **options
+    )
     return secret
 
 
@@ -43,7 +49,9 @@ def jsonl(lines: Sequence[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
 
 
-def input_file(session: Session, caller: Caller, lines: Sequence[dict[str, Any]] | bytes, **columns: Any) -> File:
+def input_file(
+    session: Session, caller: Caller, lines: Sequence[dict[str, Any]] | bytes, **columns: Any
+) -> File:
     """An uploaded file, its bytes in storage."""
     content = lines if isinstance(lines, bytes) else jsonl(lines)
     file = File(
@@ -75,7 +83,9 @@ def batch(session: Session, caller: Caller, file: File, **columns: Any) -> Batch
             "endpoint": CHAT,
             "completion_window": "24h",
             "input_file_id": file.id,
-            "price_snapshot": prices.snapshot(session, livemode=caller.livemode, models=[CHAT_MODEL, RERANK_MODEL]),
+            "price_snapshot": prices.snapshot(
+                session, livemode=caller.livemode, models=[CHAT_MODEL, RERANK_MODEL]
+            ),
             "discount_rate": Decimal("0.5"),
             "expires_at": datetime.now(UTC) + timedelta(hours=24),
             **columns,
@@ -87,7 +97,9 @@ def batch(session: Session, caller: Caller, file: File, **columns: Any) -> Batch
     return made
 
 
-def chat_line(custom_id: str, content: str = "Where is my parcel?", *, model: str = CHAT_MODEL, **body: Any) -> dict[str, Any]:
+def chat_line(
+    custom_id: str, content: str = "Where is my parcel?", *, model: str = CHAT_MODEL, **body: Any
+) -> dict[str, Any]:
     return {
         "custom_id": custom_id,
         "method": "POST",
@@ -114,7 +126,9 @@ def definition(**fields: Any) -> Definition:
     """A nightly schedule in Berlin; `inbox={}` unless it is said what it runs."""
     what = {} if {"input_file_id", "template_file_id", "source"} & set(fields) else {"inbox": {}}
     return Definition.model_validate(
-        {"name": "nightly", "cron": "30 2 * * *", "timezone": "Europe/Berlin", "endpoint": CHAT} | what | fields
+        {"name": "nightly", "cron": "30 2 * * *", "timezone": "Europe/Berlin", "endpoint": CHAT}
+        | what
+        | fields
     )
 
 

@@ -1,7 +1,9 @@
-"""A TCP proxy that misbehaves when it is told to: what a network does to two processes that speak through it.
+"""A TCP proxy that misbehaves when it is told to: what a network does to two processes that speak
+through it.
 
-It listens on a free loopback port, in a thread of the test process, and forwards to one address. Its faults are
-switched while it runs; each takes the place of the one before, and holds for open connections as for new ones.
+It listens on a free loopback port, in a thread of the test process, and forwards to one address.
+Its faults are switched while it runs; each takes the place of the one before, and holds for open
+connections as for new ones.
 """
 
 import asyncio
@@ -27,7 +29,9 @@ RST_ON_CLOSE = struct.pack("ii", 1, 0)
 class Faults:
     delay: float = 0.0  # seconds that each chunk waits, either way
     slice: int = CHUNK  # most bytes that are sent at a time, either way
-    cut_after: int | None = None  # bytes of answers that a connection still carries before it is closed
+    cut_after: int | None = (
+        None  # bytes of answers that a connection still carries before it is closed
+    )
     is_silent: bool = False
     is_resetting: bool = False
 
@@ -47,13 +51,21 @@ class Link:
                 self.reset()
                 return
             target = self._proxy.target
-            opening = asyncio.open_unix_connection(target) if isinstance(target, Path) else asyncio.open_connection(*target)
+            opening = (
+                asyncio.open_unix_connection(target)
+                if isinstance(target, Path)
+                else asyncio.open_connection(*target)
+            )
             answers, out = await opening
             self._ends.append(out)
             for end in self._ends:
                 if end.get_extra_info("socket").family != socket.AF_UNIX:
-                    end.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await asyncio.gather(self._pump(reader, out), self._pump(answers, self._ends[0], are_answers=True))
+                    end.get_extra_info("socket").setsockopt(
+                        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+                    )
+            await asyncio.gather(
+                self._pump(reader, out), self._pump(answers, self._ends[0], are_answers=True)
+            )
         except OSError:
             self.reset()
         finally:
@@ -61,7 +73,9 @@ class Link:
             for end in self._ends:
                 end.close()
 
-    async def _pump(self, source: asyncio.StreamReader, to: asyncio.StreamWriter, *, are_answers: bool = False) -> None:
+    async def _pump(
+        self, source: asyncio.StreamReader, to: asyncio.StreamWriter, *, are_answers: bool = False
+    ) -> None:
         while chunk := await source.read(CHUNK):
             await asyncio.sleep(self._proxy.faults.delay)
             while chunk:
@@ -93,12 +107,16 @@ class Link:
         for end in self._ends:
             if end.transport.is_closing():
                 continue
-            end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
+            end.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE
+            )
             end.transport.abort()
 
 
 class FaultProxy:
-    """`with FaultProxy(("127.0.0.1", 5432)) as proxy: connect to proxy.port; proxy.black_hole(); …; proxy.heal()`."""
+    """`with FaultProxy(("127.0.0.1", 5432)) as proxy: connect to proxy.port; proxy.black_hole(); …;
+    proxy.heal()`.
+    """
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -107,12 +125,15 @@ class FaultProxy:
         self.passes.set()
         self.accepted = 0
         self._links: set[Link] = set()
-        # It holds the port while nobody listens: a connection is refused then, and nobody else can take the port.
+        # It holds the port while nobody listens: a connection is refused then, and nobody else can
+        # take the port.
         self._holder = _bound(0)
         self.port: int = self._holder.getsockname()[1]
         self._server: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="fault-proxy", daemon=True
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -177,7 +198,9 @@ class FaultProxy:
 
     async def _listen(self) -> None:
         if self._server is None:
-            self._server = await asyncio.start_server(self._serve, sock=_bound(self.port), limit=CHUNK)
+            self._server = await asyncio.start_server(
+                self._serve, sock=_bound(self.port), limit=CHUNK
+            )
 
     async def _serve(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         self.accepted += 1

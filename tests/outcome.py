@@ -15,18 +15,27 @@ from xalen_batch.states import BatchStatus, LineError, TaskState
 
 
 def assert_whole(batch_id: UUID, lines: int | None = None, *, is_proven: bool = False) -> Batch:
-    """It has one end, and each of its lines one; counts, files, charges and invoice say the same; nobody holds any of it any more.
+    """It has one end, and each of its lines one; counts, files, charges and invoice say the same;
+    nobody holds any of it any more.
 
-    `lines`: how many it has; None: as many as its `total`. `is_proven`: the caller has every batch reconciled.
+    `lines`: how many it has; None: as many as its `total`. `is_proven`: the caller has every batch
+    reconciled.
     """
     with db.transaction() as session:
         batch = session.get_one(Batch, batch_id)
         rows = session.execute(
-            select(Result.line_no, Result.custom_id, Result.amount, Result.error_code).where(Result.batch_id == batch_id)
+            select(Result.line_no, Result.custom_id, Result.amount, Result.error_code).where(
+                Result.batch_id == batch_id
+            )
         ).all()
-        invoiced = session.scalar(select(func.count()).select_from(Invoice).where(Invoice.batch_id == batch_id))
+        invoiced = session.scalar(
+            select(func.count()).select_from(Invoice).where(Invoice.batch_id == batch_id)
+        )
         held = session.scalars(
-            select(Task.seq).where(Task.batch_id == batch_id, or_(Task.state != TaskState.DONE, Task.lease_until.is_not(None)))
+            select(Task.seq).where(
+                Task.batch_id == batch_id,
+                or_(Task.state != TaskState.DONE, Task.lease_until.is_not(None)),
+            )
         ).all()
     assert BatchStatus(batch.status).is_terminal
     assert batch.lease_until is None
@@ -45,14 +54,28 @@ def assert_whole(batch_id: UUID, lines: int | None = None, *, is_proven: bool = 
     charges = [row.amount for row in rows if row.amount is not None]
     with localcontext(money.EXACT), db.transaction() as session:
         assert invoices.of_batch(session, batch).total == sum(charges)
-    written = {part: [json.loads(line)["custom_id"] for line in b"".join(results.chunks(batch_id, part)).splitlines()] for part in FilePart}
+    written = {
+        part: [
+            json.loads(line)["custom_id"]
+            for line in b"".join(results.chunks(batch_id, part)).splitlines()
+        ]
+        for part in FilePart
+    }
     in_order = [row.custom_id for row in sorted(rows)]
-    assert written[FilePart.OUTPUT] == [name for name in in_order if name not in set(written[FilePart.ERROR])]
-    assert (len(written[FilePart.OUTPUT]), len(written[FilePart.ERROR])) == (batch.completed, batch.failed + unrun)
+    assert written[FilePart.OUTPUT] == [
+        name for name in in_order if name not in set(written[FilePart.ERROR])
+    ]
+    assert (len(written[FilePart.OUTPUT]), len(written[FilePart.ERROR])) == (
+        batch.completed,
+        batch.failed + unrun,
+    )
     assert len(charges) == batch.completed
     codes = {row.error_code for row in rows}
     ended_with = Counter(row.error_code for row in rows)
-    assert (batch.cancelled, batch.expired) == (ended_with[LineError.BATCH_CANCELLED], ended_with[LineError.BATCH_EXPIRED])
+    assert (batch.cancelled, batch.expired) == (
+        ended_with[LineError.BATCH_CANCELLED],
+        ended_with[LineError.BATCH_EXPIRED],
+    )
     assert (LineError.BATCH_CANCELLED in codes) <= (batch.status == BatchStatus.CANCELLED)
     assert (LineError.BATCH_EXPIRED in codes) == (batch.status == BatchStatus.EXPIRED)
     return batch

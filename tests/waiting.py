@@ -1,6 +1,7 @@
 """Waiting for something that has to happen.
 
-PATIENCE says nothing about speed: a test that passes never waits that long, however slow or busy the machine is.
+PATIENCE says nothing about speed: a test that passes never waits that long, however slow or busy
+the machine is.
 """
 
 import subprocess
@@ -20,11 +21,16 @@ def wait_until(
     log: Path | None = None,
     every: float = 0.02,
 ) -> None:
-    """Look every so many seconds until something is so. AssertionError, with the log's end, when the time or the process is over."""
+    """Look every so many seconds until something is so.
+
+    AssertionError, with the log's end, when the time or the process is over.
+    """
     deadline = time.monotonic() + timeout
     while not happened():
         ended = process is not None and process.poll() is not None
         if ended or time.monotonic() > deadline:
             words = log.read_text("utf-8", "replace")[-3000:] if log else ""
-            raise AssertionError(f"{'the process ended' if ended else f'not within {timeout:.0f} s'}\n{words}")
+            raise AssertionError(
+                f"{'the process ended' if ended else f'not within {timeout:.0f} s'}\n{words}"
+            )
         time.sleep(every)

@@ -24,7 +24,9 @@ class Client:
         """The answer's JSON, that of an error too."""
         return self._send(method, path, body, {})[1]
 
-    def status(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> int:
+    def status(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> int:
         return self._send(method, path, body, headers or {})[0]
 
     def upload(self) -> str:
@@ -49,15 +51,29 @@ class Client:
     def form(cls) -> Raw:
         """The upload of a file with one line."""
         part = b'--edge\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
-        file = b'--edge\r\nContent-Disposition: form-data; name="file"; filename="input.jsonl"\r\n\r\n'
-        return "multipart/form-data; boundary=edge", part + file + json.dumps(cls.line("a")).encode() + b"\r\n--edge--\r\n"
+        file = (
+            b'--edge\r\nContent-Disposition: form-data; name="file"; filename="input.jsonl"\r\n\r\n'
+        )
+        return (
+            "multipart/form-data; boundary=edge",
+            part + file + json.dumps(cls.line("a")).encode() + b"\r\n--edge--\r\n",
+        )
 
-    def _send(self, method: str, path: str, body: Any, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:
-        kind, content = body if isinstance(body, tuple) else ("application/json", None if body is None else json.dumps(body).encode())
+    def _send(
+        self, method: str, path: str, body: Any, headers: dict[str, str]
+    ) -> tuple[int, dict[str, Any]]:
+        kind, content = (
+            body
+            if isinstance(body, tuple)
+            else ("application/json", None if body is None else json.dumps(body).encode())
+        )
         sent = {"authorization": f"Bearer {self._key}", "content-type": kind, **headers}
         begun = time.perf_counter()
         try:
-            with urllib.request.urlopen(urllib.request.Request(self._url + path, content, sent, method=method), timeout=TIMEOUT) as answer:
+            with urllib.request.urlopen(
+                urllib.request.Request(self._url + path, content, sent, method=method),
+                timeout=TIMEOUT,
+            ) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)

@@ -40,13 +40,17 @@ logger = log.get(__name__)
 
 DESCRIPTION = """Batch inference behind the OpenAI Files and Batches API: point the OpenAI client's `base_url` here.
 What is tagged *extensions* or *schedules* is ours and leaves OpenAI's shapes as they are."""
-# Longer than clients keep an idle connection, so that it is never the server who closes it under a request.
+# Longer than clients keep an idle connection, so that it is never the server who closes it under a
+# request.
 KEEP_ALIVE = 75
 SWITCH_INTERVAL = 0.001
 
 
 def create_app() -> FastAPI:
-    """Every route, the error envelope, request ids and health. Opens nothing until the first request."""
+    """Every route, the error envelope, request ids and health.
+
+    Opens nothing until the first request.
+    """
     app = FastAPI(
         title="xalen-batch",
         version=__version__,
@@ -63,7 +67,21 @@ def create_app() -> FastAPI:
         generate_unique_id_function=description.operation_id,
         responses=description.ERRORS,
     )
-    for room in (files, batches, partial, estimates, billing, schedules, schedule_runs, inbox, models, keys, limits, terms, health):
+    for room in (
+        files,
+        batches,
+        partial,
+        estimates,
+        billing,
+        schedules,
+        schedule_runs,
+        inbox,
+        models,
+        keys,
+        limits,
+        terms,
+        health,
+    ):
         app.include_router(room.router)
     docs.install(app)
     errors.install(app)
@@ -87,21 +105,27 @@ def _most_bytes(method: str, path: str) -> int | None:
 
 
 def forwarding(proxies: Sequence[str]) -> dict[str, Any]:
-    """The server's options by which these proxies, and nobody else, are believed about a client's address."""
+    """The server's options by which these proxies, and nobody else, are believed about a client's
+    address.
+    """
     return {"proxy_headers": bool(proxies), "forwarded_allow_ips": list(proxies)}
 
 
 def serve(host: str, port: int) -> None:
-    """Run the API until SIGTERM or SIGINT; then answer the requests that have come, within the grace."""
+    """Run the API until SIGTERM or SIGINT; then answer the requests that have come, within the
+    grace.
+    """
     log.configure()
     catalog.warn_of_unknown_settings()
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn raises the signal once more when the grace is over, which would end us before the last requests are answered.
+        # uvicorn raises the signal once more when the grace is over, which would end us before the
+        # last requests are answered.
         signal.signal(number, lambda *_: None)
     app = create_app()
     if settings().validation_processes:
         pool.prepare()
-    # A thread that computes gives way to others after so many seconds; Python's own 5 ms are longer than a short request takes.
+    # A thread that computes gives way to others after so many seconds; Python's own 5 ms are longer
+    # than a short request takes.
     sys.setswitchinterval(SWITCH_INTERVAL)
     memory.settle()
     _mark_store()
@@ -124,7 +148,10 @@ def serve(host: str, port: int) -> None:
 
 
 def _mark_store() -> None:
-    """Mark the store of a new installation, so that its workers see it before the first upload. Uploads and `/readyz` try again."""
+    """Mark the store of a new installation, so that its workers see it before the first upload.
+
+    Uploads and `/readyz` try again.
+    """
     try:
         if migrate.is_usable():
             marks.place()

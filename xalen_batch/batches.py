@@ -30,8 +30,9 @@ logger = log.get(__name__)
 class Progress:
     """How far a batch is: lines, and the tokens of those that succeeded.
 
-    `cancelled`, `expired`: lines that nobody ran before the batch was cancelled or its completion window passed.
-    `counted_…`: of the billed tokens, those that we counted ourselves. None while it runs: its invoice is made of them.
+    `cancelled`, `expired`: lines that nobody ran before the batch was cancelled or its completion
+    window passed. `counted_…`: of the billed tokens, those that we counted ourselves. None while it
+    runs: its invoice is made of them.
     """
 
     total: int = 0
@@ -67,13 +68,16 @@ def create(
 ) -> Batch:
     """A batch on its way to validation, on the terms and at the discount of this moment.
 
-    `output_expires_after`: seconds from the creation of the output files. `run`: the schedule's run that it is.
-    InvalidRequest if no model of the endpoint may be named or its execution window is not open before it expires, TooManyRequests if the account may have no more,
-    StorageFull while a disk is short.
+    `output_expires_after`: seconds from the creation of the output files. `run`: the schedule's run
+    that it is. InvalidRequest if no model of the endpoint may be named or its execution window is
+    not open before it expires, TooManyRequests if the account may have no more, StorageFull while a
+    disk is short.
     """
     disk.refuse_if_full()
     completion = windows.completion(completion_window)
-    interval = None if execution_window is None else _first_interval(session, execution_window, completion)
+    interval = (
+        None if execution_window is None else _first_interval(session, execution_window, completion)
+    )
     file = input_file(session, owner, input_file_id, is_ready=run is None)
     frozen = _agreed(session, owner, endpoint)
     quotas.admit_batch(session, owner)
@@ -103,20 +107,33 @@ def create(
     return batch
 
 
-def input_file(session: Session, owner: Owner, public_id: str, *, param: str = "input_file_id", is_ready: bool = True) -> File:
-    """The file a batch is to read, kept from deletion until this transaction ends. InvalidRequest if it cannot be one.
+def input_file(
+    session: Session,
+    owner: Owner,
+    public_id: str,
+    *,
+    param: str = "input_file_id",
+    is_ready: bool = True,
+) -> File:
+    """The file a batch is to read, kept from deletion until this transaction ends. InvalidRequest
+    if it cannot be one.
 
-    `is_ready`: it must have its content, which the input of a schedule's run gets when its batch is validated.
+    `is_ready`: it must have its content, which the input of a schedule's run gets when its batch is
+    validated.
     """
     try:
         file = files.lock(session, owner, public_id)
     except NotFound:
         raise InvalidRequest(
-            f"{param}: there is no file {public_id[:100]!r}. Upload one with purpose `batch` and send its id.", param=param
+            f"{param}: there is no file {public_id[:100]!r}. Upload one with purpose `batch` and"
+            " send its id.",
+            param=param,
         ) from None
     if file.purpose != Purpose.BATCH:
         raise InvalidRequest(
-            f"{param}: file {public_id} has the purpose `{file.purpose}`. Upload it again with purpose `batch`.", param=param
+            f"{param}: file {public_id} has the purpose `{file.purpose}`. Upload it again with"
+            " purpose `batch`.",
+            param=param,
         )
     if is_ready:
         files.refuse_if_not_ready(session, file, param=param)
@@ -125,19 +142,27 @@ def input_file(session: Session, owner: Owner, public_id: str, *, param: str = "
 
 def terms(batch: Batch) -> Terms:
     """The terms that were frozen in a batch."""
-    found = {model: kind for model in batch.price_snapshot.keys() | (batch.backends or {}) if (kind := batch.backend_of(model))}
+    found = {
+        model: kind
+        for model in batch.price_snapshot.keys() | (batch.backends or {})
+        if (kind := batch.backend_of(model))
+    }
     return Terms(batch.price_snapshot, found)
 
 
 def offered(session: Session, owner: Owner, endpoint: Endpoint | None = None) -> Terms:
     """The terms of a batch created now, for the models of an endpoint or all."""
     models = _serving(endpoint)
-    frozen = prices.snapshot(session, livemode=owner.livemode, models=[model.id for model in models])
+    frozen = prices.snapshot(
+        session, livemode=owner.livemode, models=[model.id for model in models]
+    )
     return Terms(frozen, _backends(session, owner, models))
 
 
 def _agreed(session: Session, owner: Owner, endpoint: Endpoint) -> Terms:
-    """`offered`; InvalidRequest where no model of the endpoint may be named, so that no file has to be read to find out."""
+    """`offered`; InvalidRequest where no model of the endpoint may be named, so that no file has to
+    be read to find out.
+    """
     found = offered(session, owner, endpoint)
     refusals = [found.refusal(model.id) for model in _serving(endpoint)]
     if refusals and (first := refusals[0]) and all(refusals):
@@ -146,11 +171,18 @@ def _agreed(session: Session, owner: Owner, endpoint: Endpoint) -> Terms:
 
 
 def _serving(endpoint: Endpoint | None) -> list[Model]:
-    return [model for model in catalog.models().values() if endpoint is None or endpoint in model.endpoints]
+    return [
+        model
+        for model in catalog.models().values()
+        if endpoint is None or endpoint in model.endpoints
+    ]
 
 
 def _backends(session: Session, owner: Owner, models: Iterable[Model]) -> dict[str, str]:
-    """What would answer each model. Test keys get the simulated model; live keys what the catalog says in so many letters."""
+    """What would answer each model.
+
+    Test keys get the simulated model; live keys what the catalog says in so many letters.
+    """
     if not owner.livemode:
         return {model.id: "simulated" for model in models}
     found = {model.id: model.backend.kind for model in models}
@@ -162,14 +194,17 @@ def _backends(session: Session, owner: Owner, models: Iterable[Model]) -> dict[s
 def get(session: Session, owner: Owner, public_id: str) -> Batch:
     """NotFound if there is none for this owner."""
     id = ids.parse("batch", public_id)
-    batch = None if id is None else session.scalars(_visible(owner).where(Batch.id == id)).one_or_none()
+    batch = (
+        None if id is None else session.scalars(_visible(owner).where(Batch.id == id)).one_or_none()
+    )
     if batch is None:
         raise NotFound(f"No such Batch object: {public_id[:100]}", param="batch_id")
     return batch
 
 
 def cancel(session: Session, batch: Batch) -> Batch:
-    """Start no further line; what has finished is kept, delivered and billed. A batch that was cancelled stays as it is.
+    """Start no further line; what has finished is kept, delivered and billed. A batch that was
+    cancelled stays as it is.
 
     Raises NotCancellable for a batch that ended otherwise, or whose completion window has passed.
     """
@@ -177,7 +212,8 @@ def cancel(session: Session, batch: Batch) -> Batch:
         if BatchStatus.CANCELLING not in BATCH_MOVES[BatchStatus(batch.status)]:
             name = ids.render("batch", batch.id)
             raise NotCancellable(
-                f"Batch {name} is {batch.status}: none of its lines is left to cancel. Its status does not change any more."
+                f"Batch {name} is {batch.status}: none of its lines is left to cancel. Its status"
+                " does not change any more."
             )
         if batch.move(session, BatchStatus.CANCELLING):
             logger.info("batch.cancelling", batch_id=batch.id)
@@ -189,7 +225,13 @@ def cancel(session: Session, batch: Batch) -> Batch:
 
 
 def page(
-    session: Session, owner: Owner, *, limit: int, order: Order = "desc", after: str | None, schedule_id: UUID | None = None
+    session: Session,
+    owner: Owner,
+    *,
+    limit: int,
+    order: Order = "desc",
+    after: str | None,
+    schedule_id: UUID | None = None,
 ) -> Page[Batch]:
     """Batches in the order of creation; with `schedule_id` those that a schedule made."""
     rows = _visible(owner)
@@ -206,14 +248,27 @@ def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]
         sums = {name: func.sum(getattr(Task, name)) for name in OF_TASKS}
         sums |= {"total": func.sum(Task.lines), "unrun": func.sum(_unrun_lines())}
         columns = (func.coalesce(column, 0).label(name) for name, column in sums.items())
-        for row in session.execute(select(Task.batch_id, *columns).where(Task.batch_id.in_(running)).group_by(Task.batch_id)):
+        for row in session.execute(
+            select(Task.batch_id, *columns)
+            .where(Task.batch_id.in_(running))
+            .group_by(Task.batch_id)
+        ):
             counts = {name: int(getattr(row, name)) for name in sums}
-            unrun = "cancelled" if running[row.batch_id].status == BatchStatus.CANCELLING else "expired"
+            unrun = (
+                "cancelled" if running[row.batch_id].status == BatchStatus.CANCELLING else "expired"
+            )
             found[row.batch_id] = Progress(**{unrun: counts.pop("unrun")}, **counts)
     return {batch.id: found.get(batch.id, Progress()) for batch in batches}
 
 
-OF_TASKS = ("completed", "failed", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+OF_TASKS = (
+    "completed",
+    "failed",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+)
 
 
 def _ended(batch: Batch) -> Progress:
@@ -227,8 +282,15 @@ def _unrun_lines() -> ColumnElement[int]:
 
 
 def interval(batch: Batch, now: datetime) -> tuple[datetime, datetime] | None:
-    """When the execution window opens and closes that is open at a moment, or opens next. None: no line waits for one."""
-    if batch.window_opens_at is None or batch.window_closes_at is None or batch.status not in MAY_START:
+    """When the execution window opens and closes that is open at a moment, or opens next.
+
+    None: no line waits for one.
+    """
+    if (
+        batch.window_opens_at is None
+        or batch.window_closes_at is None
+        or batch.status not in MAY_START
+    ):
         return None
     if now < batch.window_closes_at:
         return batch.window_opens_at, batch.window_closes_at
@@ -236,11 +298,15 @@ def interval(batch: Batch, now: datetime) -> tuple[datetime, datetime] | None:
     return ExecutionWindow.model_validate(batch.execution_window).interval(now)
 
 
-def _first_interval(session: Session, window: ExecutionWindow, completion: timedelta) -> tuple[datetime, datetime]:
+def _first_interval(
+    session: Session, window: ExecutionWindow, completion: timedelta
+) -> tuple[datetime, datetime]:
     now = db.now(session)
     windows.refuse_if_never_open(window, now, completion)
     return window.interval(now)
 
 
 def _visible(owner: Owner) -> Select[Batch]:
-    return select(Batch).where(Batch.account_id == owner.account_id, Batch.livemode == owner.livemode)
+    return select(Batch).where(
+        Batch.account_id == owner.account_id, Batch.livemode == owner.livemode
+    )

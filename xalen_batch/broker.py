@@ -43,7 +43,10 @@ class Message:
 
     @property
     def is_for_anyone(self) -> bool:
-        """Whether the process that names it can as well run it. A hint with a number is for another; others are spread by the queue."""
+        """Whether the process that names it can as well run it.
+
+        A hint with a number is for another; others are spread by the queue.
+        """
         return self.job is Job.FINALIZE or (self.job is Job.EXECUTE and self.id is None)
 
     @property
@@ -55,7 +58,10 @@ def url() -> str:
     """Redis's address, with its password. Raises ConfigError where none is set."""
     found = settings().redis_url
     if found is None:
-        raise ConfigError("XALEN_REDIS_URL is not set. Set it to a Redis or Valkey server, or use `xalen-batch up`, which starts its own.")
+        raise ConfigError(
+            "XALEN_REDIS_URL is not set. Set it to a Redis or Valkey server, or use `xalen-batch"
+            " up`, which starts its own."
+        )
     return found.get_secret_value()
 
 
@@ -78,18 +84,24 @@ def celery() -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        # A Redis that is full, or a replica, answers with an error: it is as good as away, and no reason to end.
+        # A Redis that is full, or a replica, answers with an error: it is as good as away, and no
+        # reason to end.
         broker_channel_error_retry=True,
         broker_transport_options={
             "socket_connect_timeout": 1.0,
             # Must outlast the consumer's blocking pop.
             "socket_timeout": 10.0,
             "socket_keepalive": True,
-            # No copy of a message that a worker has taken: one that is lost costs a moment, and a broken copy would stay for ever.
+            # No copy of a message that a worker has taken: one that is lost costs a moment, and a
+            # broken copy would stay for ever.
             "ack_emulation": False,
         },
         beat_schedule={
-            "tick": {"task": Job.TICK.value, "schedule": settings().tick_interval, "options": {"expires": settings().tick_interval}}
+            "tick": {
+                "task": Job.TICK.value,
+                "schedule": settings().tick_interval,
+                "options": {"expires": settings().tick_interval},
+            }
         },
         beat_max_loop_interval=5,
         timezone="UTC",
@@ -122,7 +134,9 @@ def broker_url(url: str) -> str:
     """Celery's spelling of a Redis address: `unix:///path` becomes `redis+socket:///path`."""
     if url.startswith("unix://"):
         path, _, query = url.removeprefix("unix://").partition("?")
-        return f"redis+socket://{path}" + (f"?{query.replace('db=', 'virtual_host=')}" if query else "")
+        return f"redis+socket://{path}" + (
+            f"?{query.replace('db=', 'virtual_host=')}" if query else ""
+        )
     return url
 
 
@@ -131,7 +145,10 @@ _keeper: Callable[[Message], bool] | None = None
 
 
 def keep(run: Callable[[Message], bool]) -> None:
-    """In a worker: run messages here that anyone may run, instead of sending them round by Redis. `run` says whether it took one."""
+    """In a worker: run messages here that anyone may run, instead of sending them round by Redis.
+
+    `run` says whether it took one.
+    """
     global _keeper
     _keeper = run
 
@@ -150,16 +167,21 @@ def publish(messages: Iterable[Message]) -> None:
             _quiet_until = time.monotonic() + PAUSE_AFTER_FAILURE
             logger.warning("broker.unreachable", job=message.job.value, error=type(error).__name__)
         except Exception as error:
-            # kombu reads its routes from Redis, and fails on broken ones. The change that the hint is about is committed.
+            # kombu reads its routes from Redis, and fails on broken ones. The change that the hint
+            # is about is committed.
             _quiet_until = time.monotonic() + PAUSE_AFTER_FAILURE
             logger.error("broker.crashed", job=message.job.value, **log.cause(error))
 
 
 def ping(timeout: float = 1.0) -> dict[str, Any]:
-    """The server's INFO, for health checks, once it has taken a write: a replica, or one that is full, answers all else. Raises `redis.RedisError`."""
+    """The server's INFO, for health checks, once it has taken a write: a replica, or one that is
+    full, answers all else. Raises `redis.RedisError`.
+    """
     url = settings().redis_url
     if url is None:
         raise redis.ConnectionError("XALEN_REDIS_URL is not set")
-    with redis.Redis.from_url(url.get_secret_value(), socket_timeout=timeout, socket_connect_timeout=timeout) as client:
+    with redis.Redis.from_url(
+        url.get_secret_value(), socket_timeout=timeout, socket_connect_timeout=timeout
+    ) as client:
         client.set(f"{QUEUE}.health", "ok", px=1_000)
         return dict(client.info())

@@ -12,7 +12,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from xalen_batch import complaints, log
 from xalen_batch.config import Settings, settings
@@ -24,8 +32,15 @@ Endpoint = Literal["/v1/chat/completions", "/v1/rerank"]
 CHAT: Endpoint = "/v1/chat/completions"
 RERANK: Endpoint = "/v1/rerank"
 ENDPOINTS: tuple[Endpoint, ...] = (CHAT, RERANK)
-# Spellings in the files of other servers: Azure OpenAI and vLLM leave out `/v1`, Cohere's rerank has version 2.
-_SPELLINGS: Mapping[str, Endpoint] = {CHAT: CHAT, "/chat/completions": CHAT, RERANK: RERANK, "/rerank": RERANK, "/v2/rerank": RERANK}
+# Spellings in the files of other servers: Azure OpenAI and vLLM leave out `/v1`, Cohere's rerank
+# has version 2.
+_SPELLINGS: Mapping[str, Endpoint] = {
+    CHAT: CHAT,
+    "/chat/completions": CHAT,
+    RERANK: RERANK,
+    "/rerank": RERANK,
+    "/v2/rerank": RERANK,
+}
 Kind = Literal["openai", "simulated"]
 
 
@@ -50,18 +65,41 @@ class ListPrice(_Table):
 
 
 class BackendConfig(_Table):
-    """Where a model runs for live keys. Without `kind` and `base_url` it runs nowhere, and live batches that name it are refused."""
+    """Where a model runs for live keys.
+
+    Without `kind` and `base_url` it runs nowhere, and live batches that name it are refused.
+    """
 
     kind: Kind | None = Field(
-        None, description="`openai`, which base_url means by itself: any OpenAI-compatible server. `simulated`: made-up answers."
+        None,
+        description=(
+            "`openai`, which base_url means by itself: any OpenAI-compatible server. `simulated`:"
+            " made-up answers."
+        ),
     )
-    base_url: str | None = Field(None, description="Address of the model server, such as http://host:8000/v1.")
-    api_key_env: str | None = Field(None, description="Environment variable that holds the backend's key.")
-    model: str | None = Field(None, description="The model's name at the backend; the catalog's id if unset.")
-    rerank_api: Literal["jina", "cohere", "tei"] = Field("jina", description="Shape of the backend's rerank endpoint.")
-    max_in_flight: int = Field(64, gt=0, description="Most requests in flight at the backend, over all workers.")
-    requests_per_minute: int | None = Field(None, gt=0, description="Most requests per minute, over all worker processes.")
-    tokens_per_minute: int | None = Field(None, gt=0, description="Most tokens per minute, read and written, over all worker processes.")
+    base_url: str | None = Field(
+        None, description="Address of the model server, such as http://host:8000/v1."
+    )
+    api_key_env: str | None = Field(
+        None, description="Environment variable that holds the backend's key."
+    )
+    model: str | None = Field(
+        None, description="The model's name at the backend; the catalog's id if unset."
+    )
+    rerank_api: Literal["jina", "cohere", "tei"] = Field(
+        "jina", description="Shape of the backend's rerank endpoint."
+    )
+    max_in_flight: int = Field(
+        64, gt=0, description="Most requests in flight at the backend, over all workers."
+    )
+    requests_per_minute: int | None = Field(
+        None, gt=0, description="Most requests per minute, over all worker processes."
+    )
+    tokens_per_minute: int | None = Field(
+        None,
+        gt=0,
+        description="Most tokens per minute, read and written, over all worker processes.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -73,11 +111,18 @@ class BackendConfig(_Table):
     @model_validator(mode="after")
     def _one_meaning(self) -> "BackendConfig":
         if self.base_url == "":
-            raise ValueError("base_url is empty. Set it to the server's address, such as http://host:8000/v1, or leave it out.")
+            raise ValueError(
+                "base_url is empty. Set it to the server's address, such as http://host:8000/v1, or"
+                " leave it out."
+            )
         if self.kind == "simulated" and self.base_url:
-            raise ValueError('kind = "simulated" has no server, and base_url names one. Remove one of the two.')
+            raise ValueError(
+                'kind = "simulated" has no server, and base_url names one. Remove one of the two.'
+            )
         if self.kind == "openai" and not self.base_url:
-            raise ValueError('kind = "openai" needs the base_url of its server, such as http://host:8000/v1.')
+            raise ValueError(
+                'kind = "openai" needs the base_url of its server, such as http://host:8000/v1.'
+            )
         return self
 
 
@@ -103,11 +148,15 @@ class Model(_Table):
     @classmethod
     def _any_endpoint(cls, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
         if not endpoints:
-            raise ValueError(f"[] names no endpoint. List {', '.join(map(repr, ENDPOINTS))} or both.")
+            raise ValueError(
+                f"[] names no endpoint. List {', '.join(map(repr, ENDPOINTS))} or both."
+            )
         return endpoints
 
     def kind_in(self, livemode: bool) -> Kind | None:
-        """What its lines are sent to: the simulated model in test mode, what the catalog says in live mode. None: it says nothing."""
+        """What its lines are sent to: the simulated model in test mode, what the catalog says in
+        live mode. None: it says nothing.
+        """
         return self.backend.kind if livemode else "simulated"
 
     @property
@@ -122,7 +171,10 @@ class _Document(_Table):
 
 
 def parse(*documents: Mapping[str, Any]) -> dict[str, Model]:
-    """Catalog documents, later ones over earlier ones, as models by id. ConfigError for one that is not valid."""
+    """Catalog documents, later ones over earlier ones, as models by id.
+
+    ConfigError for one that is not valid.
+    """
     merged: dict[str, Any] = {}
     for document in documents:
         _merge(merged, _tables(document))
@@ -136,19 +188,27 @@ def _tables(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     except ValidationError as error:
         first = error.errors()[0]
         words = complaints.of_field(first, _Document)
-        raise _invalid(first["loc"], f"{words}{'' if words[-1] in '.?' else '.'} Each model is a table, [models.ID].") from error
+        raise _invalid(
+            first["loc"],
+            f"{words}{'' if words[-1] in '.?' else '.'} Each model is a table, [models.ID].",
+        ) from error
 
 
 def _model(id: str, table: Mapping[str, Any]) -> Model:
     if not id:
         raise _invalid(("models",), "a model's id is empty. Name it as requests do, [models.ID].")
     if "id" in table:
-        raise _invalid(("models", id, "id"), f"there is no such field. The id is the table's name, [models.{id}].")
+        raise _invalid(
+            ("models", id, "id"),
+            f"there is no such field. The id is the table's name, [models.{id}].",
+        )
     try:
         return Model(id=id, **table)
     except ValidationError as error:
         first = error.errors()[0]
-        raise _invalid(("models", id, *first["loc"]), complaints.of_field(first, _shape(first["loc"]))) from error
+        raise _invalid(
+            ("models", id, *first["loc"]), complaints.of_field(first, _shape(first["loc"]))
+        ) from error
 
 
 def _invalid(place: tuple[int | str, ...], words: str) -> ConfigError:
@@ -171,7 +231,9 @@ def _merge(into: dict[str, Any], extra: Mapping[str, Any]) -> None:
 
 def read(path: Path | None) -> dict[str, Model]:
     """The built-in catalog with the operator's file over it."""
-    built_in = tomllib.loads(resources.files("xalen_batch").joinpath("catalog.toml").read_text("utf-8"))
+    built_in = tomllib.loads(
+        resources.files("xalen_batch").joinpath("catalog.toml").read_text("utf-8")
+    )
     if path is None:
         return parse(built_in)
     try:
@@ -182,17 +244,23 @@ def read(path: Path | None) -> dict[str, Model]:
 
 
 def unknown_settings() -> dict[str, str | None]:
-    """Variables of the environment with our prefix that nothing reads, each with the name that was probably meant."""
+    """Variables of the environment with our prefix that nothing reads, each with the name that was
+    probably meant.
+    """
     try:
         keys = {model.backend.api_key_env for model in models().values()} - {None}
     except ConfigError:
-        # An invalid catalog names no variables of keys. Its error is reported by the command that needs the catalog.
+        # An invalid catalog names no variables of keys. Its error is reported by the command that
+        # needs the catalog.
         keys = set()
     return complaints.unknown_settings(os.environ, [*Settings.model_fields, *map(str, keys)])
 
 
 def warn_of_unknown_settings() -> None:
-    """Log them, once at the start of a process. A misspelt setting has no effect, and nothing else tells."""
+    """Log them, once at the start of a process.
+
+    A misspelt setting has no effect, and nothing else tells.
+    """
     for name, meant in unknown_settings().items():
         logger.warning("setting.unknown", name=name, meant=meant)
 
@@ -200,13 +268,20 @@ def warn_of_unknown_settings() -> None:
 def source() -> str:
     """Where the catalog in force comes from, in words."""
     path = settings().catalog
-    return "the built-in catalog (XALEN_CATALOG names no file)" if path is None else f"{path} over the built-in catalog"
+    return (
+        "the built-in catalog (XALEN_CATALOG names no file)"
+        if path is None
+        else f"{path} over the built-in catalog"
+    )
 
 
 @cache
 def fingerprint() -> str:
     """The same in two processes whose catalogs send requests to the same places at the same prices."""
-    told = {id: model.model_dump(mode="json", exclude=_FOR_PEOPLE) for id, model in sorted(models().items())}
+    told = {
+        id: model.model_dump(mode="json", exclude=_FOR_PEOPLE)
+        for id, model in sorted(models().items())
+    }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,6 @@
-"""Errors in what an operator wrote, settings and the model catalog, as sentences: the field, its value and what is allowed."""
+"""Errors in what an operator wrote, settings and the model catalog, as sentences: the field, its
+value and what is allowed.
+"""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -30,33 +32,65 @@ _IS_NOT = {
 
 
 def of_settings(error: ValidationError, shape: type[BaseModel]) -> str:
-    """Each wrong variable with its value, unless that is secret, what is allowed, and what holds without it."""
-    return " ".join(f"{PREFIX}{str(problem['loc'][0]).upper()}: {_of_setting(problem, shape)}" for problem in error.errors())
+    """Each wrong variable with its value, unless that is secret, what is allowed, and what holds
+    without it.
+    """
+    return " ".join(
+        f"{PREFIX}{str(problem['loc'][0]).upper()}: {_of_setting(problem, shape)}"
+        for problem in error.errors()
+    )
 
 
 def of_field(problem: Mapping[str, Any], shape: type[BaseModel] | None = None) -> str:
-    """One error of a validation without its place. `shape`: where the misspelt name of a field is looked for."""
+    """One error of a validation without its place.
+
+    `shape`: where the misspelt name of a field is looked for.
+    """
     value, kind, bounds = problem["input"], str(problem["type"]), problem.get("ctx", {})
     if kind == "missing":
         return "is missing"
     if kind == "extra_forbidden":
-        return f"there is no such field.{_meant(str(problem['loc'][-1]), shape.model_fields if shape else ())}"
+        return (
+            "there is no such"
+            f" field.{_meant(str(problem['loc'][-1]), shape.model_fields if shape else ())}"
+        )
     if kind in ("value_error", "assertion_error"):
         return str(problem["msg"]).removeprefix("Value error, ")
     if kind == "literal_error":
         return f"{_shown(value)} is not one of {bounds['expected']}"
-    for name, words in (("gt", "more than"), ("ge", "at least"), ("lt", "less than"), ("le", "at most")):
+    for name, words in (
+        ("gt", "more than"),
+        ("ge", "at least"),
+        ("lt", "less than"),
+        ("le", "at most"),
+    ):
         if name in bounds:
             return f"{_shown(value)} must be {words} {bounds[name]}"
-    words = next((words for beginning, words in _IS_NOT.items() if kind.startswith(beginning)), "cannot be used")
+    words = next(
+        (words for beginning, words in _IS_NOT.items() if kind.startswith(beginning)),
+        "cannot be used",
+    )
     return f"{_shown(value)} {words}"
 
 
 def unknown_settings(environment: Iterable[str], known: Iterable[str]) -> dict[str, str | None]:
-    """Variables with our prefix that name no setting, each with the name that was probably meant. `known`: fields, and other variables."""
-    names = {name.upper() if name.upper().startswith(PREFIX) else f"{PREFIX}{name.upper()}" for name in known} | OTHERS
-    wrong = [name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in names]
-    return {name: next(iter(get_close_matches(name.upper(), names, n=1, cutoff=0.7)), None) for name in sorted(wrong)}
+    """Variables with our prefix that name no setting, each with the name that was probably meant.
+
+    `known`: fields, and other variables.
+    """
+    names = {
+        name.upper() if name.upper().startswith(PREFIX) else f"{PREFIX}{name.upper()}"
+        for name in known
+    } | OTHERS
+    wrong = [
+        name
+        for name in environment
+        if name.upper().startswith(PREFIX) and name.upper() not in names
+    ]
+    return {
+        name: next(iter(get_close_matches(name.upper(), names, n=1, cutoff=0.7)), None)
+        for name in sorted(wrong)
+    }
 
 
 def _of_setting(problem: Mapping[str, Any], shape: type[BaseModel]) -> str:
@@ -78,7 +112,12 @@ def _allowed(field: FieldInfo) -> str:
     bounds = [
         f"{words} {value}"
         for rule in field.metadata
-        for kind, name, words in ((Gt, "gt", "more than"), (Ge, "ge", "at least"), (Lt, "lt", "less than"), (Le, "le", "at most"))
+        for kind, name, words in (
+            (Gt, "gt", "more than"),
+            (Ge, "ge", "at least"),
+            (Lt, "lt", "less than"),
+            (Le, "le", "at most"),
+        )
         if isinstance(rule, kind) and (value := getattr(rule, name)) is not None
     ]
     allowed = f"Allowed: {' and '.join(bounds)}. " if bounds else ""

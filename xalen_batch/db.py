@@ -31,20 +31,24 @@ RV = TypeVar("RV")
 
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 15_000
-# A server that says nothing for longer than any statement may take is not there any more, or cannot be reached; seconds.
+# A server that says nothing for longer than any statement may take is not there any more, or cannot
+# be reached; seconds.
 SILENCE = 35.0
 
-# A database that is gone, overloaded or full, or no free connection to it. COPY raises psycopg's own errors.
+# A database that is gone, overloaded or full, or no free connection to it. COPY raises psycopg's
+# own errors.
 AWAY = (OperationalError, TimeoutError, psycopg.OperationalError)
-# SQLSTATEs of a server that is not, or no longer, the one to speak to, which drivers take for errors of ours: one that only reads
-# since another was promoted, and one that ended our session while we were frozen in a transaction.
+# SQLSTATEs of a server that is not, or no longer, the one to speak to, which drivers take for
+# errors of ours: one that only reads since another was promoted, and one that ended our session
+# while we were frozen in a transaction.
 NOT_HERE = frozenset({"25006", "25P03", "25P04"})
 
 
 class Trouble(StrEnum):
     """Why a transaction failed that may succeed later, as the name of the event that logs it."""
 
-    # Another transaction changed or locked the same rows; PostgreSQL rolled this one back (40001, 40P01). Worth a retry at once.
+    # Another transaction changed or locked the same rows; PostgreSQL rolled this one back (40001,
+    # 40P01). Worth a retry at once.
     CONFLICT = "database.conflict"
     # A statement or a lock took longer than it may (57014, 55P03).
     TIMEOUT = "database.timeout"
@@ -72,7 +76,9 @@ def trouble(error: Exception) -> Trouble:
     """What an error among AWAY says of the database."""
     if isinstance(error, TimeoutError):
         return Trouble.POOL
-    return _TROUBLES.get(str(getattr(getattr(error, "orig", error), "sqlstate", None)), Trouble.UNREACHABLE)
+    return _TROUBLES.get(
+        str(getattr(getattr(error, "orig", error), "sqlstate", None)), Trouble.UNREACHABLE
+    )
 
 
 def url() -> str:
@@ -81,7 +87,10 @@ def url() -> str:
 
 
 def owner_url() -> str:
-    """The address of the role that owns the tables, in SQLAlchemy's spelling. Only migrations use it."""
+    """The address of the role that owns the tables, in SQLAlchemy's spelling.
+
+    Only migrations use it.
+    """
     return _spelled(settings().migrate_database_url or _serving())
 
 
@@ -94,7 +103,10 @@ def credentials() -> tuple[str, str]:
 def _serving() -> SecretStr:
     value = settings().database_url
     if value is None:
-        raise ConfigError("XALEN_DATABASE_URL is not set. Set it to a PostgreSQL server, or use `xalen-batch up`, which starts its own.")
+        raise ConfigError(
+            "XALEN_DATABASE_URL is not set. Set it to a PostgreSQL server, or use `xalen-batch up`,"
+            " which starts its own."
+        )
     return value
 
 
@@ -111,21 +123,27 @@ def engine() -> Engine:
         pool_size=settings().pool_size,
         max_overflow=0,
         pool_timeout=10,
-        # Bound values are users' prompts and answers; an error message must not carry them into a log.
+        # Bound values are users' prompts and answers; an error message must not carry them into a
+        # log.
         hide_parameters=True,
         connect_args={
             "connect_timeout": 5,
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
-            # Keepalives do not cover what was sent and never acknowledged: a host that vanished in mid-query.
+            # Keepalives do not cover what was sent and never acknowledged: a host that vanished in
+            # mid-query.
             "tcp_user_timeout": 25_000,
-            # Every query here is short: compiling one takes longer than running it. What they look up is in memory, or on a disk
-            # without arms, where PostgreSQL's own guess (4) makes it read tables from end to end instead.
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} -c idle_in_transaction_session_timeout=60000 -c timezone=UTC"
-            " -c jit=off -c random_page_cost=1.1"
-            # Who changes something, until a transaction says otherwise (audit.py).
-            " -c xalen.actor=system",
+            # Every query here is short: compiling one takes longer than running it. What they look
+            # up is in memory, or on a disk without arms, where PostgreSQL's own guess (4) makes it
+            # read tables from end to end instead.
+            "options": (
+                f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} -c"
+                " idle_in_transaction_session_timeout=60000 -c timezone=UTC"
+                " -c jit=off -c random_page_cost=1.1"
+                # Who changes something, until a transaction says otherwise (audit.py).
+                " -c xalen.actor=system"
+            ),
         },
     )
     event.listen(made, "do_connect", _connect)
@@ -135,7 +153,9 @@ def engine() -> Engine:
 
 
 class _Connection(psycopg.Connection[TupleRow]):
-    """One that gives up on a server which has fallen silent: what keepalives see is its host, which may well be there."""
+    """One that gives up on a server which has fallen silent: what keepalives see is its host, which
+    may well be there.
+    """
 
     is_patient = False
 
@@ -152,7 +172,9 @@ class _Connection(psycopg.Connection[TupleRow]):
             raise
 
 
-def _connect(dialect: object, record: object, args: list[Any], options: dict[str, Any]) -> psycopg.Connection[TupleRow]:
+def _connect(
+    dialect: object, record: object, args: list[Any], options: dict[str, Any]
+) -> psycopg.Connection[TupleRow]:
     return _Connection.connect(*args, **options)
 
 
@@ -160,13 +182,16 @@ def _tell_away(context: ExceptionContext) -> None:
     # Every connection is made anew then: addresses may name another server by now.
     if getattr(context.original_exception, "sqlstate", None) in NOT_HERE:
         context.is_disconnect = True
-        raise OperationalError(context.statement, None, context.original_exception, hide_parameters=True)
+        raise OperationalError(
+            context.statement, None, context.original_exception, hide_parameters=True
+        )
 
 
 def _refuse_if_closed(connection: _Connection, record: object, proxy: object) -> None:
     connection.is_patient = False
-    # A server that closes an idle connection can be heard doing it, so only one that was heard is pinged: a system
-    # call in the place of a round trip before each transaction. The pool then connects anew.
+    # A server that closes an idle connection can be heard doing it, so only one that was heard is
+    # pinged: a system call in the place of a round trip before each transaction. The pool then
+    # connects anew.
     heard = poll()
     heard.register(connection.fileno(), POLLIN)
     try:
@@ -190,7 +215,8 @@ def transaction() -> Iterator[Session]:
 def reading() -> Iterator[Session]:
     """A session that only reads, and keeps no lock: each of its statements is a transaction.
 
-    It sees what it would in one (each statement what is committed when it begins), without the round trips of BEGIN and COMMIT.
+    It sees what it would in one (each statement what is committed when it begins), without the
+    round trips of BEGIN and COMMIT.
     """
     with Session(engine(), expire_on_commit=False) as session:
         session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
@@ -199,12 +225,16 @@ def reading() -> Iterator[Session]:
 
 @contextmanager
 def snapshot() -> Iterator[Session]:
-    """A read-only transaction in which every statement sees the same moment, and may take as long as it needs.
+    """A read-only transaction in which every statement sees the same moment, and may take as long
+    as it needs.
 
-    REPEATABLE READ is chosen before the first statement: PostgreSQL takes the snapshot there, and refuses a later change.
+    REPEATABLE READ is chosen before the first statement: PostgreSQL takes the snapshot there, and
+    refuses a later change.
     """
     with Session(engine(), expire_on_commit=False) as session:
-        session.connection(execution_options={"isolation_level": "REPEATABLE READ", "postgresql_readonly": True})
+        session.connection(
+            execution_options={"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        )
         take_time(session)
         yield session
 

@@ -1,7 +1,9 @@
-"""Disk space: whether the disks that fill with work have room for more; looked at once a second at most.
+"""Disk space: whether the disks that fill with work have room for more; looked at once a second at
+most.
 
-Only of what is on this machine can that be known: the local folder of the files, and the PostgreSQL that `xalen-batch up` starts.
-New work stops while there is still room for what runs to be recorded, and goes on by itself when there is room again.
+Only of what is on this machine can that be known: the local folder of the files, and the PostgreSQL
+that `xalen-batch up` starts. New work stops while there is still room for what runs to be recorded,
+and goes on by itself when there is room again.
 """
 
 import shutil
@@ -38,13 +40,19 @@ class Space:
 
     @property
     def message(self) -> str:
-        return f"The disk of the {self.store} has {self.free / GiB:.2f} GiB left; below {settings().min_free_bytes / GiB:.2f} GiB no new work is taken."
+        return (
+            f"The disk of the {self.store} has {self.free / GiB:.2f} GiB left; below"
+            f" {settings().min_free_bytes / GiB:.2f} GiB no new work is taken."
+        )
 
 
 def refuse_if_full() -> None:
     """StorageFull while any store is short of space."""
     if shortage := next(iter(short().values()), None):
-        raise StorageFull(f"{shortage.message} Nothing was stored. Send it again later, or have the operator free space.")
+        raise StorageFull(
+            f"{shortage.message} Nothing was stored. Send it again later, or have the operator free"
+            " space."
+        )
 
 
 def short() -> dict[Store, Space]:
@@ -58,7 +66,9 @@ def spaces() -> list[Space]:
 
 
 def free(folder: Path) -> int:
-    """Bytes that this user may still write; of a folder that is not there, those of the one it will be made in."""
+    """Bytes that this user may still write; of a folder that is not there, those of the one it will
+    be made in.
+    """
     return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
@@ -73,7 +83,11 @@ def _short(_: int) -> dict[Store, Space]:
     for space in found:
         if space.store in now.keys() ^ _was_short:
             tell = logger.error if space.store in now else logger.warning
-            tell("disk.short" if space.store in now else "disk.has_room", store=space.store.value, free=space.free)
+            tell(
+                "disk.short" if space.store in now else "disk.has_room",
+                store=space.store.value,
+                free=space.free,
+            )
     _was_short = set(now)
     return now
 
@@ -81,5 +95,7 @@ def _short(_: int) -> dict[Store, Space]:
 def _folders() -> dict[Store, Path]:
     postgres = settings().data_dir.absolute() / "postgres"
     has_database = settings().database_url is not None
-    is_embedded = has_database and make_url(db.url()).query.get("host") == str(stores.socket_folder(postgres))
+    is_embedded = has_database and make_url(db.url()).query.get("host") == str(
+        stores.socket_folder(postgres)
+    )
     return {Store.FILES: storage.folder()} | ({Store.DATABASE: postgres} if is_embedded else {})

@@ -1,7 +1,8 @@
-"""Erasure: remove the answers that a deleted output file showed, a bounded number of lines in a transaction.
+"""Erasure: remove the answers that a deleted output file showed, a bounded number of lines in a
+transaction.
 
-The file's row says deleted from the first transaction on, so nobody can read what is still to be erased. The row in `erasures`
-keeps the position: a crash costs the current step only.
+The file's row says deleted from the first transaction on, so nobody can read what is still to be
+erased. The row in `erasures` keeps the position: a crash costs the current step only.
 """
 
 from sqlalchemy import ColumnElement, delete, func, select, update
@@ -15,7 +16,10 @@ LINES_AT_ONCE = 1_000
 
 
 def begin(session: Session, file: File) -> None:
-    """Erase the first lines of an output file. The sweep erases the others (`pipeline/sweeps.py`)."""
+    """Erase the first lines of an output file.
+
+    The sweep erases the others (`pipeline/sweeps.py`).
+    """
     erasure = Erasure(file_id=file.id, line_no=0)
     session.add(erasure)
     session.flush()
@@ -27,7 +31,9 @@ def go_on(session: Session) -> bool:
 
     SKIP LOCKED: any number of sweeps may erase at once, each another file.
     """
-    erasure = session.scalars(select(Erasure).order_by(Erasure.file_id).limit(1).with_for_update(skip_locked=True)).one_or_none()
+    erasure = session.scalars(
+        select(Erasure).order_by(Erasure.file_id).limit(1).with_for_update(skip_locked=True)
+    ).one_or_none()
     if erasure is None:
         return False
     _step(session, erasure, session.get_one(File, erasure.file_id))
@@ -36,7 +42,13 @@ def go_on(session: Session) -> bool:
 
 def _step(session: Session, erasure: Erasure, file: File) -> None:
     is_next = (Result.batch_id == file.batch_id, Result.line_no > erasure.line_no)
-    lines = select(Result.line_no).where(*is_next).order_by(Result.line_no).limit(LINES_AT_ONCE).subquery()
+    lines = (
+        select(Result.line_no)
+        .where(*is_next)
+        .order_by(Result.line_no)
+        .limit(LINES_AT_ONCE)
+        .subquery()
+    )
     count, last = session.execute(select(func.count(), func.max(lines.c.line_no))).one()
     if count:
         session.execute(
@@ -46,7 +58,11 @@ def _step(session: Session, erasure: Erasure, file: File) -> None:
             .execution_options(synchronize_session=False)
         )
     if count < LINES_AT_ONCE:
-        session.execute(delete(Erasure).where(Erasure.file_id == file.id).execution_options(synchronize_session=False))
+        session.execute(
+            delete(Erasure)
+            .where(Erasure.file_id == file.id)
+            .execution_options(synchronize_session=False)
+        )
         session.expunge(erasure)
     else:
         erasure.line_no = last

@@ -31,7 +31,8 @@ class XalenError(Exception):
     type: ClassVar[str] = "server_error"
     code: str | None = None
     retry_after: float | None = None
-    # Answered as `x-should-retry`, which OpenAI's clients obey; None leaves it to their own rules, by the status.
+    # Answered as `x-should-retry`, which OpenAI's clients obey; None leaves it to their own rules,
+    # by the status.
     should_retry: ClassVar[bool | None] = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
@@ -43,7 +44,14 @@ class XalenError(Exception):
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """The envelope that every endpoint answers errors in, all four keys present."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
 
 
 class InvalidRequest(XalenError):
@@ -116,13 +124,18 @@ class UnsupportedMediaType(XalenError):
 
 
 class TooManyRequests(XalenError):
-    """More than the caller may have just now. `retry_after`: seconds until it is worth asking again."""
+    """More than the caller may have just now.
+
+    `retry_after`: seconds until it is worth asking again.
+    """
 
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str, *, retry_after: float, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after: float, param: str | None = None, code: str | None = None
+    ) -> None:
         super().__init__(message, param=param, code=code)
         self.retry_after = retry_after
 

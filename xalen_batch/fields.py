@@ -1,15 +1,26 @@
-"""Types of what users send, wherever they send it: text that a column can hold, notes, lives of files."""
+"""Types of what users send, wherever they send it: text that a column can hold, notes, lives of
+files.
+"""
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
 
 from xalen_batch.errors import InvalidRequest
 
-# How alike two names are, of 1, that differ by a slip of the finger; and letters from which a part of a name stands for all of it.
+# How alike two names are, of 1, that differ by a slip of the finger; and letters from which a part
+# of a name stands for all of it.
 SAME_NAME, LONG_NAME = 0.9, 9
 EARLIEST_YEAR, LATEST_YEAR = 1970, 2999
 DAY = 86_400
@@ -33,8 +44,13 @@ def _plausible(time: datetime) -> datetime:
 # After constraints of length, not before them: they are of what is left when blanks are stripped.
 STORABLE = AfterValidator(_storable)
 Text = Annotated[str, STORABLE]
-# A local time without an offset, a date and Unix seconds are times too, so the description cannot say `date-time`.
-Time = Annotated[datetime, AfterValidator(_plausible), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}]})]
+# A local time without an offset, a date and Unix seconds are times too, so the description cannot
+# say `date-time`.
+Time = Annotated[
+    datetime,
+    AfterValidator(_plausible),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number"}]}),
+]
 LONGEST_KEY, LONGEST_VALUE, MOST_NOTES = 64, 512, 16
 MetadataKey = Annotated[str, StringConstraints(max_length=LONGEST_KEY), STORABLE]
 MetadataValue = Annotated[str, StringConstraints(max_length=LONGEST_VALUE), STORABLE]
@@ -42,7 +58,8 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MOST_NOT
 
 
 def meant(name: str, known: Iterable[str]) -> str | None:
-    """The known field that an unknown name is another spelling of: `inputFileId`, `expires_after.seconds`, `completion_windw`.
+    """The known field that an unknown name is another spelling of: `inputFileId`,
+    `expires_after.seconds`, `completion_windw`.
 
     None for a name that is like none, such as the fields that other gateways add.
     """
@@ -58,7 +75,9 @@ def _letters(name: str) -> str:
 
 
 class Lenient(BaseModel):
-    """A request whose unknown fields are ignored, since OpenAI's clients and gateways send some; those that misspell a known one are refused."""
+    """A request whose unknown fields are ignored, since OpenAI's clients and gateways send some;
+    those that misspell a known one are refused.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -88,4 +107,8 @@ class ExpiresAfter(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     anchor: Literal["created_at"]
-    seconds: int = Field(ge=SHORTEST_LIFE, le=LONGEST_LIFE, description="Counted from the creation of the output file.")
+    seconds: int = Field(
+        ge=SHORTEST_LIFE,
+        le=LONGEST_LIFE,
+        description="Counted from the creation of the output file.",
+    )

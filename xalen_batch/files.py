@@ -21,7 +21,10 @@ from xalen_batch.storage import marks
 
 
 class Purpose(StrEnum):
-    """OpenAI's purposes. Every upload is kept and served; only `batch` can be the input of a batch."""
+    """OpenAI's purposes.
+
+    Every upload is kept and served; only `batch` can be the input of a batch.
+    """
 
     BATCH = "batch"
     BATCH_OUTPUT = "batch_output"
@@ -46,12 +49,20 @@ def create(
     sha256: bytes | None,
     expires_after: int | None = None,
 ) -> File:
-    """An upload whose bytes are in storage already; without `sha256`, the input of a schedule's run, which is still to be put together.
+    """An upload whose bytes are in storage already; without `sha256`, the input of a schedule's
+    run, which is still to be put together.
 
-    `expires_after`: seconds; a batch input has a default. TooManyRequests if the account may keep no more files or bytes.
+    `expires_after`: seconds; a batch input has a default. TooManyRequests if the account may keep
+    no more files or bytes.
     """
     quotas.admit(session, owner, {Quota.FILES: 1} | ({Quota.STORAGE_BYTES: size} if size else {}))
-    life = expires_after if expires_after is not None else settings().file_retention if purpose == Purpose.BATCH else None
+    life = (
+        expires_after
+        if expires_after is not None
+        else settings().file_retention
+        if purpose == Purpose.BATCH
+        else None
+    )
     file = File(
         id=id,
         account_id=owner.account_id,
@@ -73,7 +84,10 @@ def get(session: Session, owner: Owner, public_id: str) -> File:
 
 
 def is_ready(file: File) -> bool:
-    """Whether it has its content. The input of a schedule's run has none until its batch is validated."""
+    """Whether it has its content.
+
+    The input of a schedule's run has none until its batch is validated.
+    """
     return file.sha256 is not None or file.batch_id is not None
 
 
@@ -81,11 +95,18 @@ def refuse_if_not_ready(session: Session, file: File, *, param: str) -> None:
     """InvalidRequest for a file that has no content yet."""
     if is_ready(file):
         return
-    batch = session.scalars(select(Batch).where(Batch.input_file_id == file.id).order_by(Batch.id).limit(1)).one_or_none()
+    batch = session.scalars(
+        select(Batch).where(Batch.input_file_id == file.id).order_by(Batch.id).limit(1)
+    ).one_or_none()
     is_over = batch is None or batch.status in TERMINAL
-    when = "Its batch ended before that: it never will be." if is_over else "Try again when its batch is in_progress."
+    when = (
+        "Its batch ended before that: it never will be."
+        if is_over
+        else "Try again when its batch is in_progress."
+    )
     raise InvalidRequest(
-        f"File {ids.render('file', file.id)} is the input of a schedule's run, and is not put together yet. {when}",
+        f"File {ids.render('file', file.id)} is the input of a schedule's run, and is not put"
+        f" together yet. {when}",
         param=param,
         code="file_not_ready",
     )
@@ -93,10 +114,20 @@ def refuse_if_not_ready(session: Session, file: File, *, param: str) -> None:
 
 def lock(session: Session, owner: Owner, public_id: str) -> File:
     """As `get`, and nobody deletes the file before this transaction ends."""
-    return _one(session, owner, public_id, _visible(owner).with_for_update(read=True, key_share=True))
+    return _one(
+        session, owner, public_id, _visible(owner).with_for_update(read=True, key_share=True)
+    )
 
 
-def page(session: Session, owner: Owner, *, purpose: str | None, limit: int, order: Order, after: str | None) -> Page[File]:
+def page(
+    session: Session,
+    owner: Owner,
+    *,
+    purpose: str | None,
+    limit: int,
+    order: Order,
+    after: str | None,
+) -> Page[File]:
     rows = _visible(owner)
     if purpose is not None:
         rows = rows.where(File.purpose == purpose)
@@ -106,22 +137,27 @@ def page(session: Session, owner: Owner, *, purpose: str | None, limit: int, ord
 def delete(session: Session, owner: Owner, public_id: str) -> File:
     """Erase a file's bytes: of an output file the answers, never what they cost.
 
-    InvalidRequest while a batch that has not ended reads the file, or a schedule; FileBusy if that batch is about to end.
+    InvalidRequest while a batch that has not ended reads the file, or a schedule; FileBusy if that
+    batch is about to end.
     """
     file = _one(session, owner, public_id, _visible(owner).with_for_update())
-    schedule = session.scalars(select(Schedule).where(Schedule.file_id == file.id, Schedule.deleted_at.is_(None)).limit(1)).one_or_none()
+    schedule = session.scalars(
+        select(Schedule).where(Schedule.file_id == file.id, Schedule.deleted_at.is_(None)).limit(1)
+    ).one_or_none()
     if schedule is not None:
         name = f"{ids.render('sched', schedule.id)} ({schedule.name[:100]!r})"
         raise InvalidRequest(
-            f"File {public_id} is what schedule {name} runs. Delete the schedule or give it another file, then delete the file.",
+            f"File {public_id} is what schedule {name} runs. Delete the schedule or give it another"
+            " file, then delete the file.",
             param="file_id",
             code="file_in_use",
         )
     run_id = session.scalar(_starting().where(_named(ids.render("file", file.id))).limit(1))
     if run_id is not None:
         raise InvalidRequest(
-            f"File {public_id} is what {ids.render('run', run_id)} of a schedule reads, which has not started. Wait until its batch is in_progress, "
-            "or cancel it, then delete the file.",
+            f"File {public_id} is what {ids.render('run', run_id)} of a schedule reads, which has"
+            " not started. Wait until its batch is in_progress, or cancel it, then delete the"
+            " file.",
             param="file_id",
             code="file_in_use",
         )
@@ -131,28 +167,49 @@ def delete(session: Session, owner: Owner, public_id: str) -> File:
 
 
 def _refuse_if_read(session: Session, file: File) -> None:
-    """A batch that is ending reads the custom ids of the lines that were not run; FileBusy is for that moment."""
-    reading = select(Batch.id, Batch.status).where(Batch.input_file_id == file.id, Batch.status.not_in(TERMINAL))
+    """A batch that is ending reads the custom ids of the lines that were not run; FileBusy is for
+    that moment.
+    """
+    reading = select(Batch.id, Batch.status).where(
+        Batch.input_file_id == file.id, Batch.status.not_in(TERMINAL)
+    )
     # One that runs on before one that is about to end.
     found = session.execute(reading.order_by(Batch.status.in_(ENDING)).limit(1)).one_or_none()
     if found is None:
         return
-    read = f"File {ids.render('file', file.id)} is the input of batch {ids.render('batch', found.id)}, which"
+    read = (
+        f"File {ids.render('file', file.id)} is the input of batch {ids.render('batch', found.id)},"
+        " which"
+    )
     if found.status in ENDING:
-        raise FileBusy(f"{read} is {found.status} and reads it until it ends. Send the request again in a few seconds.", param="file_id")
+        raise FileBusy(
+            f"{read} is {found.status} and reads it until it ends. Send the request again in a few"
+            " seconds.",
+            param="file_id",
+        )
     raise InvalidRequest(
-        f"{read} has not ended. Cancel the batch or wait for its end, then delete the file.", param="file_id", code="file_in_use"
+        f"{read} has not ended. Cancel the batch or wait for its end, then delete the file.",
+        param="file_id",
+        code="file_in_use",
     )
 
 
 def erase(session: Session, file: File) -> None:
-    """Remove a file's bytes and hide it. The caller has locked the row. Of a large output file the sweep erases most answers later."""
+    """Remove a file's bytes and hide it.
+
+    The caller has locked the row. Of a large output file the sweep erases most answers later.
+    """
     if not is_ready(file):
         # What it would have been made of.
         run = select(Batch.run_id).where(Batch.input_file_id == file.id)
-        session.execute(sqlalchemy.delete(InboxRequest).where(InboxRequest.run_id.in_(run)).execution_options(synchronize_session=False))
+        session.execute(
+            sqlalchemy.delete(InboxRequest)
+            .where(InboxRequest.run_id.in_(run))
+            .execution_options(synchronize_session=False)
+        )
     if file.batch_id is None:
-        # Before the commit: should that fail, the file is still there to be deleted again. Where the store is away its bytes would stay.
+        # Before the commit: should that fail, the file is still there to be deleted again. Where
+        # the store is away its bytes would stay.
         marks.confirm()
         storage.delete(storage.key(file.id))
     else:
@@ -162,8 +219,12 @@ def erase(session: Session, file: File) -> None:
 
 
 def has_schedule() -> ColumnElement[bool]:
-    """Whether a schedule reads a file, or a run by what its schedule said before: then it neither goes nor expires."""
-    schedules = select(Schedule.id).where(Schedule.file_id == File.id, Schedule.deleted_at.is_(None))
+    """Whether a schedule reads a file, or a run by what its schedule said before: then it neither
+    goes nor expires.
+    """
+    schedules = select(Schedule.id).where(
+        Schedule.file_id == File.id, Schedule.deleted_at.is_(None)
+    )
     public_id = func.concat("file-", func.replace(cast(File.id, Text), "-", ""))
     return or_(schedules.exists(), _starting().where(_named(public_id)).exists())
 
@@ -173,13 +234,21 @@ def _starting() -> Select[UUID]:
     return (
         select(ScheduleRun.id)
         .outerjoin(Batch, Batch.run_id == ScheduleRun.id)
-        .where(ScheduleRun.state.in_(OPEN_RUNS), or_(ScheduleRun.state == RunState.WAITING, Batch.status == BatchStatus.VALIDATING))
+        .where(
+            ScheduleRun.state.in_(OPEN_RUNS),
+            or_(ScheduleRun.state == RunState.WAITING, Batch.status == BatchStatus.VALIDATING),
+        )
     )
 
 
 def _named(public_id: str | ColumnElement[str]) -> ColumnElement[bool]:
     """Whether a run reads the file of this id."""
-    return or_(*(ScheduleRun.definition[name].astext == public_id for name in ("input_file_id", "template_file_id")))
+    return or_(
+        *(
+            ScheduleRun.definition[name].astext == public_id
+            for name in ("input_file_id", "template_file_id")
+        )
+    )
 
 
 def _visible(owner: Owner) -> Select[File]:

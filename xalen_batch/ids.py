@@ -32,8 +32,13 @@ def render(kind: Kind, value: UUID) -> str:
 
 
 def shown(field: str, value: UUID) -> str:
-    """The public id of an object whose kind a field is named after: `batch_id`, `input_file_id`. Of another field the UUID's text."""
-    kind = FIELDS.get(field.removesuffix("_id").rpartition("_")[2]) if field.endswith("_id") else None
+    """The public id of an object whose kind a field is named after: `batch_id`, `input_file_id`.
+
+    Of another field the UUID's text.
+    """
+    kind = (
+        FIELDS.get(field.removesuffix("_id").rpartition("_")[2]) if field.endswith("_id") else None
+    )
     return str(value) if kind is None else render(kind, value)
 
 

@@ -21,7 +21,9 @@ BLOCK_LINES = 1_000
 
 
 class Span(NamedTuple):
-    """Where a line is: its number from 1 (blank lines count), the offset of its first byte, its length in bytes."""
+    """Where a line is: its number from 1 (blank lines count), the offset of its first byte, its
+    length in bytes.
+    """
 
     line_no: int
     offset: int
@@ -39,13 +41,17 @@ def unpack(index: bytes | bytearray) -> Iterator[Span]:
 
 def renumber(index: bytes | bytearray, by: int) -> bytes:
     """The same index, with `by` added to every line's number."""
-    # An entry begins with its number, so all of them are the digits of one large number, and one addition does it.
+    # An entry begins with its number, so all of them are the digits of one large number, and one
+    # addition does it.
     added = entry(by, 0, 0) * (len(index) // SPAN_BYTES)
-    return (int.from_bytes(index, "little") + int.from_bytes(added, "little")).to_bytes(len(index), "little")
+    return (int.from_bytes(index, "little") + int.from_bytes(added, "little")).to_bytes(
+        len(index), "little"
+    )
 
 
 class Block(NamedTuple):
-    """Lines that follow each other, one at least. `data` holds them all, and begins at `start` in the object.
+    """Lines that follow each other, one at least. `data` holds them all, and begins at `start` in
+    the object.
 
     `data` is None for a single line that was too long to be held.
     """
@@ -67,10 +73,12 @@ class Block(NamedTuple):
 
 
 def blocks(chunks: Iterable[bytes], *, longest: int, start: int = 0) -> Iterator[Block]:
-    """The lines of a stream of bytes, however it is cut into chunks: a chunk's worth at a time, or `BLOCK_LINES`.
+    """The lines of a stream of bytes, however it is cut into chunks: a chunk's worth at a time, or
+    `BLOCK_LINES`.
 
-    A line of more than `longest` bytes that is in no chunk whole is a block of its own, and never held. `start`: how
-    many bytes of the object come before the stream. A last line without a newline is a line.
+    A line of more than `longest` bytes that is in no chunk whole is a block of its own, and never
+    held. `start`: how many bytes of the object come before the stream. A last line without a
+    newline is a line.
     """
     number, offset, size = 1, start, 0
     # What the chunks before have of the line that goes on.
@@ -117,7 +125,9 @@ def _spans(chunk: bytes, begin: int, number: int, offset: int, longest: int) -> 
 
 
 def lines(chunks: Iterable[bytes], *, longest: int) -> Iterator[tuple[Span, bytes | None]]:
-    """The lines of a stream, without their line ends, as `blocks` finds them; None for one of more than `longest` bytes."""
+    """The lines of a stream, without their line ends, as `blocks` finds them; None for one of more
+    than `longest` bytes.
+    """
     for block in blocks(chunks, longest=longest):
         for span in block.spans:
             yield span, None if span.length > longest else block.line(span)
@@ -139,14 +149,17 @@ input_line = msgspec.json.Decoder(InputLine).decode
 
 
 BREAKS = "\x85\u2028\u2029"
-# Characters that JSON strings may hold unescaped and at which `str.splitlines` cuts all the same; of the others at which it does
-# (\n, \r, \v, \f and \x1c to \x1e) JSON itself asks for escapes. Each UTF-8 sequence begins with a lead byte, so none is found within
-# another character, and valid JSON has them inside strings alone.
+# Characters that JSON strings may hold unescaped and at which `str.splitlines` cuts all the same;
+# of the others at which it does (\n, \r, \v, \f and \x1c to \x1e) JSON itself asks for escapes.
+# Each UTF-8 sequence begins with a lead byte, so none is found within another character, and valid
+# JSON has them inside strings alone.
 LINE_BREAKS = {char.encode(): f"\\u{ord(char):04x}".encode() for char in BREAKS}
 
 
 def escaped(json: bytes) -> bytes:
-    """The same JSON value, with no character in it at which a client's `text.splitlines()` would cut. Costs a scan or two where there is none."""
+    """The same JSON value, with no character in it at which a client's `text.splitlines()` would
+    cut. Costs a scan or two where there is none.
+    """
     # Both lead bytes are rare in most scripts, and one byte is found many times as fast as three.
     if json.isascii() or (json.find(b"\xc2") < 0 and json.find(b"\xe2") < 0):
         return json
@@ -157,16 +170,23 @@ def escaped(json: bytes) -> bytes:
 
 def has_line_break(*texts: str | None) -> bool:
     """Whether `escaped` would change any of the texts."""
-    return any(not text.isascii() and any(char in text for char in BREAKS) for text in texts if text)
+    return any(
+        not text.isascii() and any(char in text for char in BREAKS) for text in texts if text
+    )
 
 
 # What ends an output line, behind its answer.
 ANSWER_END = b'},"error":null}\n'
-_OUTPUT_LINE = b'{"id":"batch_%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b' + ANSWER_END
+_OUTPUT_LINE = (
+    b'{"id":"batch_%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b'
+    + ANSWER_END
+)
 
 
 def output_line(*, request_id: str, custom_id: bytes, status_code: int, body: bytes) -> bytes:
-    """A line that was answered: `custom_id` is JSON, `body` the backend's JSON object as bytes on one line."""
+    """A line that was answered: `custom_id` is JSON, `body` the backend's JSON object as bytes on
+    one line.
+    """
     request = request_id.encode()
     # The line's id is `ids.line_id`.
     return _OUTPUT_LINE % (request, custom_id, status_code, request, body)
@@ -174,7 +194,11 @@ def output_line(*, request_id: str, custom_id: bytes, status_code: int, body: by
 
 def error_line(*, id: str, custom_id: bytes, error: bytes) -> bytes:
     """A line that ended without any answer: `custom_id` and `error` are JSON."""
-    return b'{"id":"%b","custom_id":%b,"response":null,"error":%b}\n' % (id.encode(), custom_id, error)
+    return b'{"id":"%b","custom_id":%b,"response":null,"error":%b}\n' % (
+        id.encode(),
+        custom_id,
+        error,
+    )
 
 
 def result_line(
@@ -187,9 +211,11 @@ def result_line(
     error_message: str | None,
     is_escaped: bool | None = None,
 ) -> bytes:
-    """The output or error file's line of a recorded result. The same columns always give the same bytes.
+    """The output or error file's line of a recorded result. The same columns always give the same
+    bytes.
 
-    `is_escaped`: the custom id and the error are rendered through `escaped`; the body is stored as it is rendered.
+    `is_escaped`: the custom id and the error are rendered through `escaped`; the body is stored as
+    it is rendered.
     """
     name = _json(custom_id, is_escaped)
     if status_code is None:
@@ -216,9 +242,13 @@ def result_size(
     error_message: str | None,
     is_escaped: bool | None = None,
 ) -> int:
-    """The length of `result_line`, whatever the batch, without making it: every line is counted when it is recorded."""
+    """The length of `result_line`, whatever the batch, without making it: every line is counted
+    when it is recorded.
+    """
     if status_code is None:
-        return len(result_line(_ANY, line_no, custom_id, None, None, error_code, error_message, is_escaped))
+        return len(
+            result_line(_ANY, line_no, custom_id, None, None, error_code, error_message, is_escaped)
+        )
     # Both ids carry the line number, in six hex digits or more.
     longer = 2 * max(0, (line_no.bit_length() + 3) // 4 - 6)
     return _FRAME + longer + len(_json(custom_id, is_escaped)) + len(body or b"null")

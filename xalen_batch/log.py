@@ -15,34 +15,64 @@ from xalen_batch.config import settings
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:
-    """A logger; `log.info("batch.finalized", batch_id=batch.id)`. A UUID is written as its public id, `batch_…`."""
+    """A logger; `log.info("batch.finalized", batch_id=batch.id)`.
+
+    A UUID is written as its public id, `batch_…`.
+    """
     return cast(structlog.stdlib.BoundLogger, structlog.get_logger(name))
 
 
 def cause(error: BaseException) -> dict[str, str]:
-    """What an unexpected error was and where, as fields. Never its message, which may quote a prompt or an answer."""
+    """What an unexpected error was and where, as fields.
+
+    Never its message, which may quote a prompt or an answer.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    return {"error": type(error).__name__, "at": " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames[-4:]))}
+    return {
+        "error": type(error).__name__,
+        "at": " < ".join(
+            f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames[-4:])
+        ),
+    }
 
 
-def _without_words(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """A library's exception as `cause` has it. What it says beside the first line quotes the exception again."""
+def _without_words(
+    _: object, __: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """A library's exception as `cause` has it.
+
+    What it says beside the first line quotes the exception again.
+    """
     raised = event.pop("exc_info", None)
-    error = raised[1] if isinstance(raised, tuple) else sys.exc_info()[1] if raised is True else raised
+    error = (
+        raised[1] if isinstance(raised, tuple) else sys.exc_info()[1] if raised is True else raised
+    )
     if isinstance(error, BaseException):
         event.update(event=str(event["event"]).partition("\n")[0], **cause(error))
     return event
 
 
-def _with_public_ids(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Render each UUID as the id that users have, so that the id of an API answer finds its log lines. The field's name tells its kind."""
-    event.update({field: ids.shown(field, value) for field, value in event.items() if isinstance(value, UUID)})
+def _with_public_ids(
+    _: object, __: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Render each UUID as the id that users have, so that the id of an API answer finds its log
+    lines. The field's name tells its kind.
+    """
+    event.update(
+        {
+            field: ids.shown(field, value)
+            for field, value in event.items()
+            if isinstance(value, UUID)
+        }
+    )
     return event
 
 
 def _thread_crashed(raised: threading.ExceptHookArgs) -> None:
     if raised.exc_value is not None:
-        get(__name__).error("thread.crashed", thread=raised.thread and raised.thread.name, **cause(raised.exc_value))
+        get(__name__).error(
+            "thread.crashed", thread=raised.thread and raised.thread.name, **cause(raised.exc_value)
+        )
 
 
 def configure() -> None:
@@ -74,7 +104,8 @@ def configure() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
     logging.root.handlers = [handler]

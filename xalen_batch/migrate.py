@@ -18,7 +18,8 @@ from xalen_batch.errors import ConfigError
 
 CONNECT_TIMEOUT = 5
 
-# Alembic announces its context whenever the revision is looked up, which every readiness check does.
+# Alembic announces its context whenever the revision is looked up, which every readiness check
+# does.
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
@@ -36,17 +37,24 @@ def alembic() -> Config:
 
 
 def migrate() -> None:
-    """Run every migration that is missing, then grant the serving role its rights. Safe to repeat, and at once.
+    """Run every migration that is missing, then grant the serving role its rights. Safe to repeat,
+    and at once.
 
-    Changes no price: only an empty price table gets the catalog's, so that a new installation can run something.
-    ConfigError if the role does not own the tables, the database lacks what migrations need, the serving role is missing and cannot be
-    made, or a newer version has migrated.
+    Changes no price: only an empty price table gets the catalog's, so that a new installation can
+    run something. ConfigError if the role does not own the tables, the database lacks what
+    migrations need, the serving role is missing and cannot be made, or a newer version has
+    migrated.
     """
     with _as_owner() as connection:
         rights.refuse_unless_owner(connection)
-        # A database that is up to date needs less, but its revision is only asked for where something is missing: others may lock it.
-        if (lacking := needs.missing(needs.look(connection))) and _age(_revision(connection)) is Age.BEHIND:
-            raise ConfigError(f"The database cannot be migrated, and nothing was changed. {' '.join(lacking)}")
+        # A database that is up to date needs less, but its revision is only asked for where
+        # something is missing: others may lock it.
+        if (lacking := needs.missing(needs.look(connection))) and _age(
+            _revision(connection)
+        ) is Age.BEHIND:
+            raise ConfigError(
+                f"The database cannot be migrated, and nothing was changed. {' '.join(lacking)}"
+            )
     try:
         command.upgrade(alembic(), "head")
     except CommandError as error:
@@ -55,10 +63,11 @@ def migrate() -> None:
         if _age(revision) is not Age.NEWER:
             raise
         raise ConfigError(
-            f"{newer(revision)} Nothing was changed. Run `xalen-batch migrate` of the newer version; "
-            "to go back to this version for good, restore a backup that it made."
+            f"{newer(revision)} Nothing was changed. Run `xalen-batch migrate` of the newer"
+            " version; to go back to this version for good, restore a backup that it made."
         ) from error
-    # Behind all migrations: whatever tables and triggers they made are in force for the serving role.
+    # Behind all migrations: whatever tables and triggers they made are in force for the serving
+    # role.
     with _as_owner() as connection:
         rights.grant(connection, *db.credentials())
     with db.transaction() as session:
@@ -67,11 +76,16 @@ def migrate() -> None:
 
 def _as_owner() -> psycopg.Connection:
     """A connection of its own, whose transaction ends with its block."""
-    return psycopg.connect(db.owner_url().replace("+psycopg", "", 1), connect_timeout=CONNECT_TIMEOUT)
+    return psycopg.connect(
+        db.owner_url().replace("+psycopg", "", 1), connect_timeout=CONNECT_TIMEOUT
+    )
 
 
 class Age(Enum):
-    """A database's schema, seen from this version. Migrations only add, so that older processes work with a newer one (rolling upgrade)."""
+    """A database's schema, seen from this version.
+
+    Migrations only add, so that older processes work with a newer one (rolling upgrade).
+    """
 
     BEHIND = "behind"
     CURRENT = "current"
@@ -81,7 +95,9 @@ class Age(Enum):
 def lacks() -> list[str]:
     """What the database lacks for what is still to be migrated, and for what was; a sentence each."""
     with _as_owner() as connection:
-        return needs.missing(needs.look(connection), is_migrated=_age(_revision(connection)) is not Age.BEHIND)
+        return needs.missing(
+            needs.look(connection), is_migrated=_age(_revision(connection)) is not Age.BEHIND
+        )
 
 
 def _revision(connection: psycopg.Connection) -> str | None:
@@ -116,7 +132,10 @@ def is_usable() -> bool:
 
 def newer(revision: str | None) -> str:
     """What is said of a database that is ahead of this version."""
-    return f"The database is at revision {revision}, which a newer version of xalen-batch made; this one knows {needed()} and what is before it."
+    return (
+        f"The database is at revision {revision}, which a newer version of xalen-batch made; this"
+        f" one knows {needed()} and what is before it."
+    )
 
 
 def _age(revision: str | None) -> Age:
@@ -128,4 +147,6 @@ def _age(revision: str | None) -> Age:
 @cache
 def _known() -> frozenset[str]:
     """The revisions that this package can migrate to."""
-    return frozenset(script.revision for script in ScriptDirectory.from_config(alembic()).walk_revisions())
+    return frozenset(
+        script.revision for script in ScriptDirectory.from_config(alembic()).walk_revisions()
+    )

@@ -1,7 +1,17 @@
 """Exact money: Decimal in a context that refuses to lose a digit, and one function that rounds."""
 
 from collections.abc import Callable
-from decimal import ROUND_HALF_UP, Context, Decimal, DivisionByZero, FloatOperation, Inexact, InvalidOperation, Overflow, localcontext
+from decimal import (
+    ROUND_HALF_UP,
+    Context,
+    Decimal,
+    DivisionByZero,
+    FloatOperation,
+    Inexact,
+    InvalidOperation,
+    Overflow,
+    localcontext,
+)
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -12,7 +22,9 @@ CURRENCY = "USD"
 MINOR_UNIT = Decimal("0.01")
 PER_MILLION = Decimal("0.000001")
 
-EXACT = Context(prec=100, traps=[Inexact, FloatOperation, InvalidOperation, DivisionByZero, Overflow])
+EXACT = Context(
+    prec=100, traps=[Inexact, FloatOperation, InvalidOperation, DivisionByZero, Overflow]
+)
 
 
 def exact(function: Callable[P, R]) -> Callable[P, R]:
@@ -39,7 +51,10 @@ def discount(amount: Decimal, rate: Decimal) -> Decimal:
 
 
 def payable(amount: Decimal) -> Decimal:
-    """The amount in the currency's minor unit, half up. Nothing else in the product rounds money."""
+    """The amount in the currency's minor unit, half up.
+
+    Nothing else in the product rounds money.
+    """
     with localcontext(Context(prec=100, rounding=ROUND_HALF_UP)):
         return amount.quantize(MINOR_UNIT)
 

@@ -1,4 +1,6 @@
-"""What a database has to offer before it can be migrated, looked at in one query and told in one message."""
+"""What a database has to offer before it can be migrated, looked at in one query and told in one
+message.
+"""
 
 from typing import NamedTuple
 
@@ -6,12 +8,16 @@ import psycopg
 from psycopg.rows import class_row
 
 OLDEST_POSTGRESQL = 14
-# Prices have no two periods that overlap: an exclusion constraint of this extension (a contrib module).
+# Prices have no two periods that overlap: an exclusion constraint of this extension (a contrib
+# module).
 EXTENSION = "btree_gist"
 
 
 class Found(NamedTuple):
-    """What a role finds. `schema`: where its tables go; None if its search_path names none that exists."""
+    """What a role finds.
+
+    `schema`: where its tables go; None if its search_path names none that exists.
+    """
 
     version: int
     version_name: str
@@ -52,10 +58,15 @@ def look(connection: psycopg.Connection) -> Found:
 
 
 def missing(found: Found, *, is_migrated: bool = False) -> list[str]:
-    """A sentence for each need that is not met. `is_migrated`: without the rights that only a migration needs."""
+    """A sentence for each need that is not met.
+
+    `is_migrated`: without the rights that only a migration needs.
+    """
     lacks = []
     if found.version < OLDEST_POSTGRESQL:
-        lacks.append(f"PostgreSQL {found.version_name} is too old: {OLDEST_POSTGRESQL} or later is needed.")
+        lacks.append(
+            f"PostgreSQL {found.version_name} is too old: {OLDEST_POSTGRESQL} or later is needed."
+        )
     if found.encoding != "UTF8":
         lacks.append(
             f"The database {found.database} has the encoding {found.encoding}: make another one, "
@@ -66,21 +77,30 @@ def missing(found: Found, *, is_migrated: bool = False) -> list[str]:
     if found.is_read_only:
         lacks.append("The server only reads: name its primary in XALEN_DATABASE_URL.")
     if found.schema is None:
-        lacks.append(f"The search_path of {found.role} names no schema that exists: CREATE SCHEMA AUTHORIZATION {found.role}.")
+        lacks.append(
+            f"The search_path of {found.role} names no schema that exists: CREATE SCHEMA"
+            f" AUTHORIZATION {found.role}."
+        )
     elif not found.may_create:
         lacks.append(
-            f"The role {found.role} may create no tables in the schema {found.schema}: {_grant(f'SCHEMA {found.schema}', found.role)}"
+            f"The role {found.role} may create no tables in the schema {found.schema}:"
+            f" {_grant(f'SCHEMA {found.schema}', found.role)}"
         )
     if not found.may_make_functions:
         lacks.append(
-            f"The role {found.role} may write no functions and triggers in plpgsql: GRANT USAGE ON LANGUAGE plpgsql TO {found.role}."
+            f"The role {found.role} may write no functions and triggers in plpgsql: GRANT USAGE ON"
+            f" LANGUAGE plpgsql TO {found.role}."
         )
     if not found.has_extension and not found.is_extension_available:
-        lacks.append(f"The server has no extension {EXTENSION}: install PostgreSQL's contrib modules, for example postgresql-contrib.")
+        lacks.append(
+            f"The server has no extension {EXTENSION}: install PostgreSQL's contrib modules, for"
+            " example postgresql-contrib."
+        )
     elif not found.has_extension and not found.may_make_extension:
         lacks.append(
-            f"The role {found.role} may not make the extension {EXTENSION}: {_grant(f'DATABASE {found.database}', found.role)} "
-            f"Or run CREATE EXTENSION {EXTENSION} as a superuser."
+            f"The role {found.role} may not make the extension {EXTENSION}:"
+            f" {_grant(f'DATABASE {found.database}', found.role)} Or run CREATE EXTENSION"
+            f" {EXTENSION} as a superuser."
         )
     return lacks
 

@@ -38,7 +38,9 @@ def page(
         last = ids.parse(kind, after)
         if last is None:
             raise InvalidRequest(
-                f"after: {after[:100]!r} is not the id of a {ids.NOUNS[kind]}. Send the last id of the page before.", param="after"
+                f"after: {after[:100]!r} is not the id of a {ids.NOUNS[kind]}. Send the last id of"
+                " the page before.",
+                param="after",
             )
         rows = rows.where(id < last if order == "desc" else id > last)
     found = list(session.scalars(rows.order_by(_ordered(id, order)).limit(limit + 1)))

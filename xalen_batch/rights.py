@@ -1,7 +1,9 @@
-"""Rights: what the serving role may do to each table. The migrating role owns the tables and grants these rights.
+"""Rights: what the serving role may do to each table. The migrating role owns the tables and grants
+these rights.
 
-`api`, `worker` and `beat` connect as the serving role. Only an owner or a superuser can disable a trigger, drop or truncate a table, so a
-process that serves cannot pass by the triggers that guard invoices and the audit log (docs/decisions/0030).
+`api`, `worker` and `beat` connect as the serving role. Only an owner or a superuser can disable a
+trigger, drop or truncate a table, so a process that serves cannot pass by the triggers that guard
+invoices and the audit log (docs/decisions/0030).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +25,8 @@ APPEND_ONLY = ("SELECT", "INSERT")
 CHANGING = ("SELECT", "INSERT", "UPDATE")
 DELETING = (*CHANGING, "DELETE")
 
-# A table that is not named here is CHANGING: rows are added and changed, and marked as deleted rather than deleted.
+# A table that is not named here is CHANGING: rows are added and changed, and marked as deleted
+# rather than deleted.
 RIGHTS: Mapping[str, Sequence[str]] = {
     "alembic_version": READ_ONLY,
     # Triggers write these two with the owner's rights.
@@ -59,26 +62,33 @@ def tables() -> list[str]:
 
 
 def refuse_unless_owner(connection: psycopg.Connection) -> None:
-    """ConfigError if another role owns this database's tables: a migration would fail half-way through its statements."""
+    """ConfigError if another role owns this database's tables: a migration would fail half-way
+    through its statements.
+    """
     found = connection.execute(
-        "SELECT tableowner, current_user FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'alembic_version'"
-        " AND NOT pg_has_role(current_user, tableowner, 'MEMBER')"
+        "SELECT tableowner, current_user FROM pg_tables WHERE schemaname = current_schema() AND"
+        " tablename = 'alembic_version' AND NOT pg_has_role(current_user, tableowner, 'MEMBER')"
     ).fetchone()
     if found is not None:
         owner, user = found
         raise ConfigError(
-            f"The role {user} does not own the tables of this database, {owner} does. "
-            f"Set XALEN_MIGRATE_DATABASE_URL to the address with {owner}, for `xalen-batch migrate` alone."
+            f"The role {user} does not own the tables of this database, {owner} does. Set"
+            f" XALEN_MIGRATE_DATABASE_URL to the address with {owner}, for `xalen-batch migrate`"
+            " alone."
         )
 
 
 def grant(connection: psycopg.Connection, role: str, password: str) -> None:
-    """Bring the serving role's rights in line with this module, as the owner, in one transaction. Safe to repeat.
+    """Bring the serving role's rights in line with this module, as the owner, in one transaction.
+    Safe to repeat.
 
     A role that is missing is made, with this password. ConfigError if it cannot be made.
     """
     connection.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])
-    schema, owner = connection.execute("SELECT current_schema(), current_user").fetchone() or ("public", "")
+    schema, owner = connection.execute("SELECT current_schema(), current_user").fetchone() or (
+        "public",
+        "",
+    )
     _guard_triggers(connection, schema)
     if role == owner:
         return
@@ -89,23 +99,44 @@ def grant(connection: psycopg.Connection, role: str, password: str) -> None:
         names["table"] = sql.Identifier(schema, table)
         connection.execute(sql.SQL("REVOKE ALL ON TABLE {table} FROM {role}").format(**names))
         privileges = sql.SQL(", ").join(map(sql.SQL, of(table)))
-        connection.execute(sql.SQL("GRANT {privileges} ON TABLE {table} TO {role}").format(privileges=privileges, **names))
+        connection.execute(
+            sql.SQL("GRANT {privileges} ON TABLE {table} TO {role}").format(
+                privileges=privileges, **names
+            )
+        )
     # pg_dump reads them.
-    for sequence in _owned(connection, schema, "SELECT relname FROM pg_class WHERE relkind = 'S' AND relnamespace = %s::regnamespace"):
+    for sequence in _owned(
+        connection,
+        schema,
+        "SELECT relname FROM pg_class WHERE relkind = 'S' AND relnamespace = %s::regnamespace",
+    ):
         names["sequence"] = sql.Identifier(schema, sequence)
         connection.execute(sql.SQL("GRANT SELECT ON SEQUENCE {sequence} TO {role}").format(**names))
 
 
 def _guard_triggers(connection: psycopg.Connection, schema: str) -> None:
-    """Let every trigger function act with its owner's rights, on tables that the caller's search_path cannot replace.
+    """Let every trigger function act with its owner's rights, on tables that the caller's
+    search_path cannot replace.
 
-    Without EXECUTE the serving role cannot put such a function on a table of its own, to write audit rows of its choice.
+    Without EXECUTE the serving role cannot put such a function on a table of its own, to write
+    audit rows of its choice.
     """
-    functions = "SELECT proname FROM pg_proc WHERE prorettype = 'trigger'::regtype AND pronamespace = %s::regnamespace"
-    for function in _owned(connection, schema, f"{functions} AND pg_get_userbyid(proowner) = current_user"):
+    functions = (
+        "SELECT proname FROM pg_proc WHERE prorettype = 'trigger'::regtype AND pronamespace ="
+        " %s::regnamespace"
+    )
+    for function in _owned(
+        connection, schema, f"{functions} AND pg_get_userbyid(proowner) = current_user"
+    ):
         names = {"function": sql.Identifier(schema, function), "schema": sql.Identifier(schema)}
-        connection.execute(sql.SQL("ALTER FUNCTION {function}() SECURITY DEFINER SET search_path = {schema}, pg_temp").format(**names))
-        connection.execute(sql.SQL("REVOKE EXECUTE ON FUNCTION {function}() FROM PUBLIC").format(**names))
+        connection.execute(
+            sql.SQL(
+                "ALTER FUNCTION {function}() SECURITY DEFINER SET search_path = {schema}, pg_temp"
+            ).format(**names)
+        )
+        connection.execute(
+            sql.SQL("REVOKE EXECUTE ON FUNCTION {function}() FROM PUBLIC").format(**names)
+        )
 
 
 def _owned(connection: psycopg.Connection, schema: str, query: str) -> list[str]:
@@ -115,15 +146,28 @@ def _owned(connection: psycopg.Connection, schema: str, query: str) -> list[str]
 def _make(connection: psycopg.Connection, role: str, password: str, owner: str) -> None:
     if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role]).fetchone():
         return
-    remedy = f"Have it made (CREATE ROLE {role} LOGIN PASSWORD '…'), then run `xalen-batch migrate` again."
+    remedy = (
+        f"Have it made (CREATE ROLE {role} LOGIN PASSWORD '…'), then run `xalen-batch migrate`"
+        " again."
+    )
     if not password:
-        raise ConfigError(f"The role {role} of XALEN_DATABASE_URL does not exist, and the address has no password for it. {remedy}")
+        raise ConfigError(
+            f"The role {role} of XALEN_DATABASE_URL does not exist, and the address has no password"
+            f" for it. {remedy}"
+        )
     # The server's log may show the statement, so it gets the verifier and not the password.
-    verifier = connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
+    verifier = connection.pgconn.encrypt_password(
+        password.encode(), role.encode(), b"scram-sha-256"
+    ).decode()
     try:
-        connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), verifier))
+        connection.execute(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), verifier)
+        )
     except psycopg.errors.InsufficientPrivilege:
-        raise ConfigError(f"The role {role} of XALEN_DATABASE_URL does not exist, and {owner} may not make it. {remedy}") from None
+        raise ConfigError(
+            f"The role {role} of XALEN_DATABASE_URL does not exist, and {owner} may not make it."
+            f" {remedy}"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +182,27 @@ class Found:
 def look(session: Session) -> Found:
     """Compare the connected role's rights with what `migrate` grants."""
     role, *flags = session.execute(text(_ROLE)).one()
-    names = ("is a superuser", "may make roles", "owns the tables", "may make objects in their schema")
+    names = (
+        "is a superuser",
+        "may make roles",
+        "owns the tables",
+        "may make objects in their schema",
+    )
     excess = [name for name, flag in zip(names, flags, strict=True) if flag]
-    held = {(row.table, row.privilege) for row in session.execute(text(_HELD), {"tables": tables(), "privileges": list(GRANTABLE)})}
+    held = {
+        (row.table, row.privilege)
+        for row in session.execute(text(_HELD), {"tables": tables(), "privileges": list(GRANTABLE)})
+    }
     granted = {(table, privilege) for table in tables() for privilege in of(table)}
     if not excess:
         excess = [f"may {privilege} {table}" for table, privilege in sorted(held - granted)]
     whole = {(table, privilege) for table, privilege in granted if privilege in GRANTABLE}
-    missing = [f"{privilege} on {table}" for table, privilege in sorted(whole - held | set(_columns_missing(session, granted - whole)))]
+    missing = [
+        f"{privilege} on {table}"
+        for table, privilege in sorted(
+            whole - held | set(_columns_missing(session, granted - whole))
+        )
+    ]
     return Found(role, excess, missing)
 
 

@@ -1,4 +1,6 @@
-"""The terms of a batch: what its lines cost and what answers them, frozen in it when it is created (docs/decisions/0029)."""
+"""The terms of a batch: what its lines cost and what answers them, frozen in it when it is created
+(docs/decisions/0029).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """`prices`: {model: {component: "USD per million tokens"}}; `backends`: {model: "openai" or "simulated"}.
+    """`prices`: {model: {component: "USD per million tokens"}}; `backends`: {model: "openai" or
+    "simulated"}.
 
     A batch runs lines of the models that are in both.
     """
@@ -33,14 +36,15 @@ class Terms:
 
 def _no_backend(model: str) -> str:
     return (
-        f"{model} has no live backend. Use a test key, whose answers are simulated, or ask the operator, who sets base_url in "
-        f"[models.{model}.backend] of the file that XALEN_CATALOG names, or lets this account's live keys have the simulated answers of "
-        'kind = "simulated" there: `xalen-batch accounts simulation NAME --allow`.'
+        f"{model} has no live backend. Use a test key, whose answers are simulated, or ask the"
+        f" operator, who sets base_url in [models.{model}.backend] of the file that XALEN_CATALOG"
+        " names, or lets this account's live keys have the simulated answers of kind ="
+        ' "simulated" there: `xalen-batch accounts simulation NAME --allow`.'
     )
 
 
 def _no_price(model: str) -> str:
     return (
-        f"{model} has no price in force, and nothing runs unpriced. Name another model, or ask the operator, who puts the catalog's prices "
-        "in force: `xalen-batch prices sync`."
+        f"{model} has no price in force, and nothing runs unpriced. Name another model, or ask the"
+        " operator, who puts the catalog's prices in force: `xalen-batch prices sync`."
     )

@@ -1,7 +1,9 @@
-"""Waits: what a batch that has not ended waits for, in a sentence. Found when it is read, and stored nowhere.
+"""Waits: what a batch that has not ended waits for, in a sentence. Found when it is read, and
+stored nowhere.
 
-Worker processes write into their rows once a second what their work waits for (models/workers.py); the catalog and the batch's own
-row say the rest. A sentence names no address and no key: it is for the batch's owner.
+Worker processes write into their rows once a second what their work waits for (models/workers.py);
+the catalog and the batch's own row say the rest. A sentence names no address and no key: it is for
+the batch's owner.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +36,10 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """`model`: the one whose lines wait; None: all lines do. `since`: None where it is not known."""
+    """`model`: the one whose lines wait; None: all lines do.
+
+    `since`: None where it is not known.
+    """
 
     reason: Reason
     message: str
@@ -43,13 +48,18 @@ class Wait:
 
 
 def of(session: Session, batches: Sequence[Batch]) -> dict[UUID, Wait]:
-    """The first reason found for each batch that waits. Two queries while any batch is open, and one more for batches of several models."""
+    """The first reason found for each batch that waits.
+
+    Two queries while any batch is open, and one more for batches of several models.
+    """
     waiting = [batch for batch in batches if batch.status in MAY_START]
     if not waiting:
         return {}
     system = _System.look(session)
     found = {}
-    models = _open_models(session, [batch for batch in waiting if batch.status == BatchStatus.IN_PROGRESS])
+    models = _open_models(
+        session, [batch for batch in waiting if batch.status == BatchStatus.IN_PROGRESS]
+    )
     for batch in waiting:
         if wait := next(_waits(batch, system, models.get(batch.id, ())), None):
             found[batch.id] = wait
@@ -58,7 +68,9 @@ def of(session: Session, batches: Sequence[Batch]) -> dict[UUID, Wait]:
 
 @dataclass(frozen=True, slots=True)
 class _System:
-    """The live workers at a moment, by PostgreSQL's clock, and the mark of the store that each has to see (None: not placed yet)."""
+    """The live workers at a moment, by PostgreSQL's clock, and the mark of the store that each has
+    to see (None: not placed yet).
+    """
 
     now: datetime
     mark: UUID | None
@@ -66,25 +78,54 @@ class _System:
 
     @classmethod
     def look(cls, session: Session) -> "_System":
-        row = session.execute(select(StoreMark.id, StoreMark.placed_at, func.clock_timestamp())).one()
+        row = session.execute(
+            select(StoreMark.id, StoreMark.placed_at, func.clock_timestamp())
+        ).one()
         return cls(row[2], None if row[1] is None else row[0], workers.live(session))
 
     def since(self, reason: workers.Reason) -> datetime | None:
         """Since when all workers wait for it that say so; None where none does."""
-        return min((since for worker in self.alive for since, wait in worker.waiting if wait.reason == reason), default=None)
+        return min(
+            (
+                since
+                for worker in self.alive
+                for since, wait in worker.waiting
+                if wait.reason == reason
+            ),
+            default=None,
+        )
 
 
 def _waits(batch: Batch, system: _System, models: Sequence[str]) -> Iterator[Wait]:
-    if batch.status == BatchStatus.IN_PROGRESS and batch.window_opens_at and system.now < batch.window_opens_at:
-        yield Wait(Reason.EXECUTION_WINDOW, f"Its execution window opens {batch.window_opens_at:%Y-%m-%d %H:%M} UTC.")
+    if (
+        batch.status == BatchStatus.IN_PROGRESS
+        and batch.window_opens_at
+        and system.now < batch.window_opens_at
+    ):
+        yield Wait(
+            Reason.EXECUTION_WINDOW,
+            f"Its execution window opens {batch.window_opens_at:%Y-%m-%d %H:%M} UTC.",
+        )
     if not system.alive:
         yield Wait(Reason.NO_WORKER, "No worker is running. It goes on when one starts.")
     # A worker of an older version tells neither store nor catalog.
-    elif system.mark is not None and all(worker.catalog and worker.store != system.mark for worker in system.alive):
+    elif system.mark is not None and all(
+        worker.catalog and worker.store != system.mark for worker in system.alive
+    ):
         since = system.since(workers.Reason.STORAGE)
-        yield Wait(Reason.STORAGE_UNAVAILABLE, "No worker can read the stored files. It goes on when the storage is back.", since=since)
-    elif all(any(wait.reason == workers.Reason.DISK for _, wait in worker.waiting) for worker in system.alive):
-        message = "The disk of the database is nearly full, so no new line is started. It goes on when there is space again."
+        yield Wait(
+            Reason.STORAGE_UNAVAILABLE,
+            "No worker can read the stored files. It goes on when the storage is back.",
+            since=since,
+        )
+    elif all(
+        any(wait.reason == workers.Reason.DISK for _, wait in worker.waiting)
+        for worker in system.alive
+    ):
+        message = (
+            "The disk of the database is nearly full, so no new line is started. It goes on when"
+            " there is space again."
+        )
         yield Wait(Reason.DISK_SHORT, message, since=system.since(workers.Reason.DISK))
     for model in models:
         yield from _of_model(batch, system, model)
@@ -95,39 +136,52 @@ def _of_model(batch: Batch, system: _System, model: str) -> Iterator[Wait]:
     if config is None:
         yield Wait(
             Reason.MODEL_MISSING,
-            f"The catalog no longer has the model {model}. Its lines run when the operator puts it back; until the batch expires they wait.",
+            f"The catalog no longer has the model {model}. Its lines run when the operator puts it"
+            " back; until the batch expires they wait.",
             model,
         )
     elif (kind := config.kind_in(batch.livemode)) != agreed:
         yield Wait(
             Reason.BACKEND_CHANGED,
-            f"The batch was created when {model} was answered by {_named(agreed)}; the catalog has {_named(kind)} now. "
-            "Cancel the batch and submit it again, or have the operator change the catalog back.",
+            f"The batch was created when {model} was answered by {_named(agreed)}; the catalog has"
+            f" {_named(kind)} now. Cancel the batch and submit it again, or have the operator"
+            " change the catalog back.",
             model,
         )
     told = [
         (since, wait.message)
         for worker in system.alive
         for since, wait in worker.waiting
-        if (wait.reason, wait.model, wait.livemode) == (workers.Reason.BACKEND, model, batch.livemode)
+        if (wait.reason, wait.model, wait.livemode)
+        == (workers.Reason.BACKEND, model, batch.livemode)
     ]
     if told:
         since, last = min(told)
-        message = f"No line of {model} was answered lately. {last} Lines are sent again until the backend answers or the batch expires."
+        message = (
+            f"No line of {model} was answered lately. {last} Lines are sent again until the backend"
+            " answers or the batch expires."
+        )
         yield Wait(Reason.BACKEND_UNAVAILABLE, message, model, since)
 
 
 def _named(kind: str | None) -> str:
-    return {"openai": "a model server", "simulated": "the simulated model"}.get(kind or "", "no backend")
+    return {"openai": "a model server", "simulated": "the simulated model"}.get(
+        kind or "", "no backend"
+    )
 
 
 def _open_models(session: Session, batches: Sequence[Batch]) -> dict[UUID, list[str]]:
-    """The models of lines that have not ended. A batch of one model tells it itself, without a query."""
+    """The models of lines that have not ended.
+
+    A batch of one model tells it itself, without a query.
+    """
     found = {batch.id: [batch.model] for batch in batches if batch.model is not None}
     several = [batch.id for batch in batches if batch.model is None]
     if several:
         is_open = (Task.batch_id.in_(several), has_state(TaskState.PENDING, TaskState.RUNNING))
-        for batch_id, model in session.execute(select(Task.batch_id, Task.model).where(*is_open).distinct().order_by(Task.model)):
+        for batch_id, model in session.execute(
+            select(Task.batch_id, Task.model).where(*is_open).distinct().order_by(Task.model)
+        ):
             models = found.setdefault(batch_id, [])
             if len(models) < MOST_MODELS:
                 models.append(model)

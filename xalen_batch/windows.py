@@ -1,4 +1,6 @@
-"""Windows of time: a batch's completion window, a schedule's catch-up window, and the hours of the day in which lines may be started."""
+"""Windows of time: a batch's completion window, a schedule's catch-up window, and the hours of the
+day in which lines may be started.
+"""
 
 import re
 from collections.abc import Iterator
@@ -27,7 +29,8 @@ def completion(text: str) -> timedelta:
     length = int(match[1]) * UNITS[match[2]] if match else timedelta()
     if not SHORTEST_COMPLETION <= length <= LONGEST_COMPLETION:
         raise InvalidRequest(
-            f"completion_window: {text[:100]!r} is not a completion window. Send `24h`, or whole hours or days from `1h` to `7d`.",
+            f"completion_window: {text[:100]!r} is not a completion window. Send `24h`, or whole"
+            " hours or days from `1h` to `7d`.",
             param="completion_window",
         )
     return length
@@ -39,8 +42,8 @@ def catch_up(text: str) -> timedelta:
     length = int(match[1]) * UNITS[match[2]] if match else timedelta()
     if not timedelta() < length <= LONGEST_CATCH_UP:
         raise InvalidRequest(
-            f"catch_up_window: {text[:100]!r} is not a catch-up window. Send minutes, hours or days, such as `30m`, `12h` or `7d`; "
-            "the most is `30d`.",
+            f"catch_up_window: {text[:100]!r} is not a catch-up window. Send minutes, hours or"
+            " days, such as `30m`, `12h` or `7d`; the most is `30d`.",
             param="catch_up_window",
         )
     return length
@@ -63,7 +66,9 @@ def _zone(name: str) -> str:
     try:
         timezones.zone(name)
     except InvalidRequest as error:
-        raise ValueError(f"should be an IANA time zone such as {timezones.similar_zones(name)}") from error
+        raise ValueError(
+            f"should be an IANA time zone such as {timezones.similar_zones(name)}"
+        ) from error
     return name
 
 
@@ -71,38 +76,55 @@ Time = Annotated[str, AfterValidator(_time)]
 
 
 class ExecutionWindow(BaseModel):
-    """Hours in which lines may be started, on the wall clock of a zone. One that wraps midnight belongs to the day on which it opens.
+    """Hours in which lines may be started, on the wall clock of a zone. One that wraps midnight
+    belongs to the day on which it opens.
 
-    A start or end that a clock change skips is the end of the gap, one that is repeated is the first of the two; what a change leaves
-    nothing of is no window.
+    A start or end that a clock change skips is the end of the gap, one that is repeated is the
+    first of the two; what a change leaves nothing of is no window.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     start: Time = Field(description="From this time on.", examples=["22:00"])
-    end: Time = Field(description="Until just before this time; on the next day if it is earlier than `start`.", examples=["06:00"])
-    days: Annotated[list[Day], AfterValidator(_week_order)] = Field(list(WEEK), description="Those on which it opens.")
-    timezone: Annotated[str, AfterValidator(_zone)] = Field("UTC", description="IANA name of the zone whose clock counts.")
+    end: Time = Field(
+        description="Until just before this time; on the next day if it is earlier than `start`.",
+        examples=["06:00"],
+    )
+    days: Annotated[list[Day], AfterValidator(_week_order)] = Field(
+        list(WEEK), description="Those on which it opens."
+    )
+    timezone: Annotated[str, AfterValidator(_zone)] = Field(
+        "UTC", description="IANA name of the zone whose clock counts."
+    )
 
     @model_validator(mode="after")
     def _lasts(self) -> Self:
         if self.start == self.end:
-            raise ValueError(f"should end at another time than it starts, `{self.start}`; send none to run at any time")
+            raise ValueError(
+                f"should end at another time than it starts, `{self.start}`; send none to run at"
+                " any time"
+            )
         return self
 
     def interval(self, at: datetime) -> tuple[datetime, datetime]:
-        """When it opens and closes, in UTC: the interval that contains an aware instant (opens <= at < closes), else the next."""
+        """When it opens and closes, in UTC: the interval that contains an aware instant (opens <=
+        at < closes), else the next.
+        """
         return next(self.intervals(at))
 
     def intervals(self, at: datetime) -> Iterator[tuple[datetime, datetime]]:
-        """The interval of `interval`, and those after it: ascending and disjoint, though one may open as another closes."""
+        """The interval of `interval`, and those after it: ascending and disjoint, though one may
+        open as another closes.
+        """
         zone = timezones.zone(self.timezone)
         start, end = time.fromisoformat(self.start), time.fromisoformat(self.end)
         day = at.astimezone(zone).date() - ONE_DAY
         while True:
             if WEEK[day.weekday()] in self.days:
                 opens = timezones.reached(datetime.combine(day, start), zone)
-                closes = timezones.reached(datetime.combine(day if start < end else day + ONE_DAY, end), zone)
+                closes = timezones.reached(
+                    datetime.combine(day if start < end else day + ONE_DAY, end), zone
+                )
                 if opens < closes and at < closes:
                     yield opens, closes
             day += ONE_DAY
@@ -112,12 +134,25 @@ class ExecutionWindow(BaseModel):
         text = f"{self.start}–{self.end} {self.timezone}"
         if len(self.days) == len(WEEK):
             return text
-        runs = [[day for _, day in run] for _, run in groupby(enumerate(self.days), lambda item: WEEK.index(item[1]) - item[0])]
-        return ", ".join([text, *(run[0] if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)])
+        runs = [
+            [day for _, day in run]
+            for _, run in groupby(enumerate(self.days), lambda item: WEEK.index(item[1]) - item[0])
+        ]
+        return ", ".join(
+            [text, *(run[0] if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)]
+        )
 
 
-def refuse_if_never_open(window: ExecutionWindow, start: datetime, completion: timedelta, *, param: str = "execution_window") -> None:
-    """InvalidRequest, with the arithmetic, when no moment of a window lies between an aware start and the end of the completion window."""
+def refuse_if_never_open(
+    window: ExecutionWindow,
+    start: datetime,
+    completion: timedelta,
+    *,
+    param: str = "execution_window",
+) -> None:
+    """InvalidRequest, with the arithmetic, when no moment of a window lies between an aware start
+    and the end of the completion window.
+    """
     opens, _ = window.interval(start)
     wait = opens - start
     if wait < completion:
@@ -129,9 +164,11 @@ def refuse_if_never_open(window: ExecutionWindow, start: datetime, completion: t
         return f"{WEEK[there.weekday()]} {there.isoformat(' ', 'minutes')}"
 
     raise InvalidRequest(
-        f"{param}: {window.describe()} is not open before the batch expires. From its start at {local(start)}, a completion window of "
-        f"{_length(completion)} lasts until {local(start + completion)}, but the execution window next opens at {local(opens)}, "
-        f"{_length(wait)} after the start. Send a completion window of at least {wait // ONE_HOUR + 1}h, or hours that come sooner.",
+        f"{param}: {window.describe()} is not open before the batch expires. From its start at"
+        f" {local(start)}, a completion window of {_length(completion)} lasts until"
+        f" {local(start + completion)}, but the execution window next opens at {local(opens)},"
+        f" {_length(wait)} after the start. Send a completion window of at least"
+        f" {wait // ONE_HOUR + 1}h, or hours that come sooner.",
         param=param,
     )
 

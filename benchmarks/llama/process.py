@@ -16,7 +16,13 @@ SERVER = Path(__file__).with_name("server.py")
 def running(say: Callable[[str], None]) -> Iterator[str]:
     """A new server, with nothing in its cache; its base URL, which ends in /v1."""
     python = environments.python_with(f"llama-{VERSION}", *PACKAGES, say=say)
-    process = subprocess.Popen([python, SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        [python, SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     try:

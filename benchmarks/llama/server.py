@@ -1,4 +1,5 @@
-"""llama.cpp's own server on a free port, until stdin closes. Runs where xllamacpp and gguf are installed, and imports nothing of ours.
+"""llama.cpp's own server on a free port, until stdin closes. Runs where xllamacpp and gguf are
+installed, and imports nothing of ours.
 
 The model is made here: two layers of random weights, and each byte is a token.
 """
@@ -13,7 +14,10 @@ import xllamacpp
 
 SLOTS, CONTEXT, ANSWER_TOKENS = 4, 4096, 4
 WIDTH, LAYERS, HEADS, INNER = 64, 2, 4, 128
-CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor"
+    " %}assistant:"
+)
 
 
 def main() -> None:
@@ -51,7 +55,9 @@ def _write_model(path: Path) -> None:
     random = numpy.random.default_rng(1)
 
     def add(name: str, *shape: int) -> None:
-        writer.add_tensor(f"{name}.weight", (random.standard_normal(shape) * 0.05).astype(numpy.float32))
+        writer.add_tensor(
+            f"{name}.weight", (random.standard_normal(shape) * 0.05).astype(numpy.float32)
+        )
 
     def add_norm(name: str) -> None:
         writer.add_tensor(f"{name}.weight", numpy.ones(WIDTH, numpy.float32))

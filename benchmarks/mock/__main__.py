@@ -1,4 +1,5 @@
-"""A mock model server of the benchmarks: chat completions and rankings at 13 to 28 µs of CPU a request.
+"""A mock model server of the benchmarks: chat completions and rankings at 13 to 28 µs of CPU a
+request.
 
     python -m benchmarks.mock --port 9000 --latency 0.12
     python -m benchmarks.mock --latency 0.12 --sigma 1                    a heavy tail, lognormal around that median
@@ -6,7 +7,8 @@
     python -m benchmarks.mock --latency 0.05 --doubles-at 32              slower the more it serves, as a batching server is
     python -m benchmarks.mock --prefix-blocks 4096 --token-latency 1e-4   a prefix cache
 
-GET /stats tells what it did. POST /control changes options ({"latency": 0.03}), and {"reset": true} starts the count anew.
+GET /stats tells what it did. POST /control changes options ({"latency": 0.03}), and {"reset": true}
+starts the count anew.
 """
 
 import argparse
@@ -21,11 +23,20 @@ from benchmarks.mock.server import serve
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=0, help="0: a free one; it is printed on stdout")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--port", type=int, default=0, help="0: a free one; it is printed on stdout"
+    )
     for field in msgspec.structs.fields(Options):
         kind = int if field.type in (int, int | None) else float
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=f"default: {field.default}")
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            default=field.default,
+            help=f"default: {field.default}",
+        )
     given = vars(parser.parse_args())
     port = given.pop("port")
 

@@ -33,7 +33,12 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def is_immediate(self) -> bool:
         """Whether every request is answered the moment it has arrived."""
-        return not self.latency and self.slots is None and self.requests_per_minute is None and self.prefix_blocks is None
+        return (
+            not self.latency
+            and self.slots is None
+            and self.requests_per_minute is None
+            and self.prefix_blocks is None
+        )
 
 
 def changed(options: Options, changes: dict[str, Any]) -> Options:

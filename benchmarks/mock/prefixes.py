@@ -34,7 +34,10 @@ class PrefixCache:
         self._known: OrderedDict[int, None] = OrderedDict()
 
     def read(self, body: bytes) -> Read:
-        """Look a request's prompt up, and keep it. A block counts as cached only behind cached blocks."""
+        """Look a request's prompt up, and keep it.
+
+        A block counts as cached only behind cached blocks.
+        """
         text = "\n".join(str(message.content) for message in _chat(body).messages).encode()
         known, cached, chain, is_hit = self._known, 0, 0, True
         for start in range(0, len(text) - BLOCK + 1, BLOCK):

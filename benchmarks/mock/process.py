@@ -1,4 +1,6 @@
-"""The mock model server as the harness uses it: started, told what to do, asked what it did, stopped."""
+"""The mock model server as the harness uses it: started, told what to do, asked what it did,
+stopped.
+"""
 
 import http.client
 import subprocess
@@ -46,7 +48,9 @@ class Mock:
 @contextmanager
 def running(options: Options | None = None) -> Iterator[Mock]:
     """A mock server on a free port, in a process of its own, ended at the end."""
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.mock"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.mock"], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout is not None
         port = process.stdout.readline()

@@ -1,7 +1,7 @@
 """The server: one event loop, answers ready before they are asked for, and a count of all it did.
 
-A request at 0 ms is parsed and answered in one callback. Everything else (latency, a limit, a prefix
-cache) goes through `Service`, which knows how many requests are inside at any moment.
+A request at 0 ms is parsed and answered in one callback. Everything else (latency, a limit, a
+prefix cache) goes through `Service`, which knows how many requests are inside at any moment.
 """
 
 import asyncio
@@ -66,12 +66,16 @@ class Service:
         self.is_immediate = options.is_immediate
         self.chat_answer = answers.chat(options.answer_bytes)
         self._written = answers.completion_tokens(options.answer_bytes)
-        self._cache = PrefixCache(options.prefix_blocks) if options.prefix_blocks is not None else None
+        self._cache = (
+            PrefixCache(options.prefix_blocks) if options.prefix_blocks is not None else None
+        )
         self.reads_chats = self._cache is not None
         self._draws = _lognormal(options) if options.sigma else None
         self._allowed, self._filled = 0.0, time.perf_counter()
         self._serving = getattr(self, "_serving", 0)
-        self._waiting: deque[tuple[Connection, bytes, float, int]] = getattr(self, "_waiting", deque())
+        self._waiting: deque[tuple[Connection, bytes, float, int]] = getattr(
+            self, "_waiting", deque()
+        )
         self._serve_waiting()
 
     def reset(self) -> None:
@@ -109,7 +113,12 @@ class Service:
             return
         self.stats.cached_tokens += read.cached
         answer = answers.chat(self.options.answer_bytes, read.prompt, read.cached)
-        self._admit(connection, answer, (read.prompt - read.cached) * self.options.token_latency, read.prompt)
+        self._admit(
+            connection,
+            answer,
+            (read.prompt - read.cached) * self.options.token_latency,
+            read.prompt,
+        )
 
     def rerank(self, connection: "Connection", body: bytes) -> None:
         try:
@@ -117,16 +126,35 @@ class Service:
         except (msgspec.DecodeError, UnicodeDecodeError):
             connection.send(answers.error(400, "no rerank request"))
             return
-        self._admit(connection, answers.rerank(documents), 0.0, documents * answers.TOKENS_PER_DOCUMENT, written=0)
+        self._admit(
+            connection,
+            answers.rerank(documents),
+            0.0,
+            documents * answers.TOKENS_PER_DOCUMENT,
+            written=0,
+        )
 
-    def _admit(self, connection: "Connection", answer: bytes, extra: float, read: int, written: int | None = None) -> None:
+    def _admit(
+        self,
+        connection: "Connection",
+        answer: bytes,
+        extra: float,
+        read: int,
+        written: int | None = None,
+    ) -> None:
         stats, options = self.stats, self.options
         stats.requests += 1
-        if options.requests_per_minute is not None and not self._is_allowed(options.requests_per_minute / 60):
+        if options.requests_per_minute is not None and not self._is_allowed(
+            options.requests_per_minute / 60
+        ):
             stats.refused += 1
             connection.send(answers.too_many(options.retry_after))
             return
-        if options.slots is not None and self._serving >= options.slots and len(self._waiting) >= options.queue:
+        if (
+            options.slots is not None
+            and self._serving >= options.slots
+            and len(self._waiting) >= options.queue
+        ):
             stats.refused += 1
             connection.send(answers.too_many(options.retry_after))
             return
@@ -194,7 +222,9 @@ class Service:
         self._count(0)
         stats = self.stats
         if stats.requests and len(stats.timeline) < MOST_SAMPLES:
-            stats.timeline.append((self._moved - self._started, stats.in_flight, stats.answered, stats.busy_seconds))
+            stats.timeline.append(
+                (self._moved - self._started, stats.in_flight, stats.answered, stats.busy_seconds)
+            )
         self._loop.call_later(SAMPLE_INTERVAL, self._sample)
 
 
@@ -254,12 +284,19 @@ class Connection(asyncio.Protocol):
 
 
 def _operate(service: Service, path: bytes, body: bytes) -> bytes:
-    """`GET /stats`, and `POST /control` with options to change and `{"reset": true}`; both answer with the stats."""
+    """`GET /stats`, and `POST /control` with options to change and `{"reset": true}`; both answer
+    with the stats.
+    """
     if path == b"/control":
         try:
             changes = msgspec.json.decode(body or b"{}", type=dict[str, msgspec.Raw])
             wants_reset = bytes(changes.pop("reset", b"false")) == b"true"
-            service.apply(changed(service.options, {name: msgspec.json.decode(value) for name, value in changes.items()}))
+            service.apply(
+                changed(
+                    service.options,
+                    {name: msgspec.json.decode(value) for name, value in changes.items()},
+                )
+            )
         except msgspec.ValidationError as error:
             return answers.error(400, str(error))
         if wants_reset:

@@ -1,1 +1,3 @@
-"""What users write or take instead, each in a process of its own: see `script.py` for what they share."""
+"""What users write or take instead, each in a process of its own: see `script.py` for what they
+share.
+"""

@@ -1,4 +1,7 @@
-"""The aiohttp loop that appends each answer to a JSONL file: what a careful script does. No retries, no resuming, no bill."""
+"""The aiohttp loop that appends each answer to a JSONL file: what a careful script does.
+
+No retries, no resuming, no bill.
+"""
 
 import asyncio
 import json
@@ -12,7 +15,9 @@ from benchmarks.references.script import Work, main
 async def _run(work: Work) -> int:
     limit = asyncio.Semaphore(work.in_flight)
     with work.out.open("a", encoding="utf-8") as out:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=work.in_flight)) as session:
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=work.in_flight)
+        ) as session:
 
             async def ask(number: int, request: dict[str, Any]) -> bool:
                 async with limit, session.post(work.url, json=request) as response:

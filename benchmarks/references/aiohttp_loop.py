@@ -1,4 +1,7 @@
-"""An ordinary aiohttp loop as people write it: a semaphore, `json=`, `.json()`. Nothing is stored."""
+"""An ordinary aiohttp loop as people write it: a semaphore, `json=`, `.json()`.
+
+Nothing is stored.
+"""
 
 import asyncio
 from typing import Any
@@ -10,7 +13,9 @@ from benchmarks.references.script import Work, main
 
 async def _run(work: Work) -> int:
     limit = asyncio.Semaphore(work.in_flight)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=work.in_flight)) as session:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=work.in_flight)
+    ) as session:
 
         async def ask(request: dict[str, Any]) -> bool:
             async with limit, session.post(work.url, json=request) as response:

@@ -27,11 +27,20 @@ class Workers:
     pids: dict[str, int]
 
     def run(self, mock: Mock, input_: Input, options: Options, *, lines: int) -> Sample:
-        """One task per line; the CPU is that of the sender, the worker with its children, and Valkey."""
+        """One task per line; the CPU is that of the sender, the worker with its children, and
+        Valkey.
+        """
         before = self._cpu()
-        sample = process.run("celery_lines", mock, input_, options, lines=lines, in_flight=1, env=self.env)
+        sample = process.run(
+            "celery_lines", mock, input_, options, lines=lines, in_flight=1, env=self.env
+        )
         used = consumption.used_since(before, self._cpu())
-        return Sample(sample.lines, sample.seconds, {"sender": sum(sample.cpu.values()), **used}, more=sample.more)
+        return Sample(
+            sample.lines,
+            sample.seconds,
+            {"sender": sum(sample.cpu.values()), **used},
+            more=sample.more,
+        )
 
     def _cpu(self) -> dict[str, float]:
         return {role: consumption.tree_cpu_seconds(pid) for role, pid in self.pids.items()}
@@ -45,7 +54,10 @@ def running(pool: Pool, concurrency: int) -> Iterator[Workers]:
         url = valkey.start()
         try:
             socket = next(Path(folder).glob("*.sock"))
-            env = {"LINES_BROKER": url.replace("unix://", "redis+socket://"), "LINES_SOCKET": str(socket)}
+            env = {
+                "LINES_BROKER": url.replace("unix://", "redis+socket://"),
+                "LINES_SOCKET": str(socket),
+            }
             command = [
                 sys.executable,
                 "-m",

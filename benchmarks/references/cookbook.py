@@ -1,8 +1,10 @@
-"""The shape of the OpenAI cookbook's `api_request_parallel_processor.py`, which many pipelines started from.
+"""The shape of the OpenAI cookbook's `api_request_parallel_processor.py`, which many pipelines
+started from.
 
-Mirrored: one main loop that takes the next request, keeps account of requests and tokens a minute, starts a task for it
-and then sleeps 1 ms; one aiohttp session for each request; a queue of retries; the file opened anew for each result.
-Left out, in its favour: counting tokens (here a length is divided by four), and logging. The limits are set so that they never bind.
+Mirrored: one main loop that takes the next request, keeps account of requests and tokens a minute,
+starts a task for it and then sleeps 1 ms; one aiohttp session for each request; a queue of retries;
+the file opened anew for each result. Left out, in its favour: counting tokens (here a length is
+divided by four), and logging. The limits are set so that they never bind.
 """
 
 import asyncio
@@ -37,9 +39,14 @@ class _Request:
     attempts_left: int = ATTEMPTS
     errors: list[str] = field(default_factory=list)
 
-    async def call(self, url: str, retries: "asyncio.Queue[_Request]", out: Path, progress: _Progress) -> None:
+    async def call(
+        self, url: str, retries: "asyncio.Queue[_Request]", out: Path, progress: _Progress
+    ) -> None:
         try:
-            async with aiohttp.ClientSession() as session, session.post(url, json=self.body) as response:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.post(url, json=self.body) as response,
+            ):
                 answer = await response.json()
             if "error" in answer:
                 raise ValueError(answer["error"])
@@ -60,7 +67,9 @@ class _Request:
 async def _run(work: Work) -> int:
     retries: asyncio.Queue[_Request] = asyncio.Queue()
     progress = _Progress()
-    waiting = (_Request(n, body, len(work.bodies[n]) // 4) for n, body in enumerate(work.requests()))
+    waiting = (
+        _Request(n, body, len(work.bodies[n]) // 4) for n, body in enumerate(work.requests())
+    )
     requests, tokens, last = REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE, time.time()
     next_request: _Request | None = None
     is_over = False

@@ -1,4 +1,7 @@
-"""The ceiling: our own HTTP client in a bare loop. Bytes go out as they are, answers are read and dropped, nothing is stored."""
+"""The ceiling: our own HTTP client in a bare loop.
+
+Bytes go out as they are, answers are read and dropped, nothing is stored.
+"""
 
 import asyncio
 from collections.abc import Iterator
@@ -14,7 +17,9 @@ LIMITS = Limits(request_timeout=600, connect_timeout=10, answer_bytes=8 << 20)
 
 
 async def _run(work: Work) -> int:
-    return await run(work, PlainClient(work.url, {"content-type": "application/json"}, LIMITS, Buffer()))
+    return await run(
+        work, PlainClient(work.url, {"content-type": "application/json"}, LIMITS, Buffer())
+    )
 
 
 async def run(work: Work, client: Client) -> int:

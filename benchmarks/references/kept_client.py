@@ -1,4 +1,6 @@
-"""The HTTP client that we use for TLS and proxies, pyreqwest, in the same bare loop: what one of our own is worth."""
+"""The HTTP client that we use for TLS and proxies, pyreqwest, in the same bare loop: what one of
+our own is worth.
+"""
 
 import uvloop
 
@@ -10,7 +12,10 @@ from xalen_batch.backends.clients.full import FullClient
 
 async def _run(work: Work) -> int:
     headers = {"content-type": "application/json"}
-    return await run(work, FullClient(work.url, headers, LIMITS, Buffer(), is_direct=True, connections=work.in_flight))
+    return await run(
+        work,
+        FullClient(work.url, headers, LIMITS, Buffer(), is_direct=True, connections=work.in_flight),
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""LiteLLM's Router over one OpenAI-compatible server, `acompletion` behind a semaphore. Runs in an environment of its own."""
+"""LiteLLM's Router over one OpenAI-compatible server, `acompletion` behind a semaphore.
+
+Runs in an environment of its own.
+"""
 
 import asyncio
 from typing import Any
@@ -11,7 +14,11 @@ from benchmarks.references.script import Work, main
 
 async def _run(work: Work) -> int:
     litellm.suppress_debug_info = True
-    settings = {"model": "openai/mistral-small-3-1", "api_base": work.url.removesuffix("/chat/completions"), "api_key": "none"}
+    settings = {
+        "model": "openai/mistral-small-3-1",
+        "api_base": work.url.removesuffix("/chat/completions"),
+        "api_key": "none",
+    }
     router = Router(model_list=[{"model_name": "mistral-small-3-1", "litellm_params": settings}])
     limit = asyncio.Semaphore(work.in_flight)
 

@@ -1,4 +1,6 @@
-"""References as the harness runs them: started beforehand, let go together, and checked against the mock server's count."""
+"""References as the harness runs them: started beforehand, let go together, and checked against the
+mock server's count.
+"""
 
 import json
 import os
@@ -36,7 +38,12 @@ def run(
     mock.become(options)
     work = Input(input_.path, min(lines, input_.lines), input_.endpoint)
     out = input_.path.with_name("reference.jsonl")
-    started = [_start(module, mock, work, work.part(n, processes), in_flight // processes, out, python, env) for n in range(processes)]
+    started = [
+        _start(
+            module, mock, work, work.part(n, processes), in_flight // processes, out, python, env
+        )
+        for n in range(processes)
+    ]
     try:
         for process in started:
             expect(_line(process) == "ready", f"{module} did not start")
@@ -60,16 +67,50 @@ def run(
     stats = mock.stats()
     check_answered(stats, work.lines)
     cpu = {f"process-{n}": round(report["cpu_seconds"], 3) for n, report in enumerate(reports, 1)}
-    return Sample(work.lines, seconds, cpu, more={name: round(value, 4) for name, value in service(stats).items()})
+    return Sample(
+        work.lines,
+        seconds,
+        cpu,
+        more={name: round(value, 4) for name, value in service(stats).items()},
+    )
 
 
 def _start(
-    module: str, mock: Mock, work: Input, part: tuple[int, int], in_flight: int, out: Path, python: str, env: Mapping[str, str] | None
+    module: str,
+    mock: Mock,
+    work: Input,
+    part: tuple[int, int],
+    in_flight: int,
+    out: Path,
+    python: str,
+    env: Mapping[str, str] | None,
 ) -> "subprocess.Popen[str]":
-    command = [python, "-m", f"benchmarks.references.{module}", "--url", f"{mock.base_url}/chat/completions", "--lines", str(work.path)]
-    numbers = ["--first", str(part[0]), "--last", str(part[1]), "--in-flight", str(in_flight), "--out", str(out)]
+    command = [
+        python,
+        "-m",
+        f"benchmarks.references.{module}",
+        "--url",
+        f"{mock.base_url}/chat/completions",
+        "--lines",
+        str(work.path),
+    ]
+    numbers = [
+        "--first",
+        str(part[0]),
+        "--last",
+        str(part[1]),
+        "--in-flight",
+        str(in_flight),
+        "--out",
+        str(out),
+    ]
     return subprocess.Popen(
-        [*command, *numbers], cwd=ROOT, env={**os.environ, **(env or {})}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, *numbers],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 

@@ -1,4 +1,5 @@
-"""A reference as a process: it loads its lines, says that it is ready, waits for the word, and reports.
+"""A reference as a process: it loads its lines, says that it is ready, waits for the word, and
+reports.
 
 Only the standard library is used here, so that a reference can live in an environment of its own.
 """
@@ -17,7 +18,9 @@ from benchmarks.lines import bodies
 
 @dataclass(frozen=True)
 class Work:
-    """url: of chat completions, on the mock server. bodies: requests as JSON. out: where results may be written."""
+    """url: of chat completions, on the mock server. bodies: requests as JSON. out: where results
+    may be written.
+    """
 
     url: str
     bodies: list[bytes]

@@ -18,6 +18,19 @@ from benchmarks.scenarios.scenario import Scenario
 
 ALL: dict[str, Scenario] = {
     scenario.name: scenario
-    for room in (throughput, tail, volume, validation, shapes, prefixes, llama, durability, sharing, saturation, rates, claims)
+    for room in (
+        throughput,
+        tail,
+        volume,
+        validation,
+        shapes,
+        prefixes,
+        llama,
+        durability,
+        sharing,
+        saturation,
+        rates,
+        claims,
+    )
     for scenario in room.SCENARIOS
 }

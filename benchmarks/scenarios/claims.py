@@ -1,4 +1,7 @@
-"""Does a claim take longer the more waits? The claim alone, on a PostgreSQL of its own, with a thousand tasks and with a million."""
+"""Does a claim take longer the more waits?
+
+The claim alone, on a PostgreSQL of its own, with a thousand tasks and with a million.
+"""
 
 import logging
 import os
@@ -24,7 +27,12 @@ def _contenders(stage: Stage) -> list[Contender]:
     claims = stage.scaled(CLAIMS)
     return [
         Contender(FEW, lambda: _measure(claims, batches=20, tasks=50, accounts=10)),
-        Contender(MILLION, lambda: _measure(claims, batches=stage.scaled(20_000), tasks=50, accounts=stage.scaled(200))),
+        Contender(
+            MILLION,
+            lambda: _measure(
+                claims, batches=stage.scaled(20_000), tasks=50, accounts=stage.scaled(200)
+            ),
+        ),
     ]
 
 
@@ -37,7 +45,14 @@ def _measure(claims: int, *, batches: int, tasks: int, accounts: int) -> Sample:
         def take(*rooms: Room) -> float:
             started = time.perf_counter()
             with db.transaction() as session:
-                claim(session, worker="bench", lease=600, rooms=rooms, room=backlog.LINES, with_suspects=True)
+                claim(
+                    session,
+                    worker="bench",
+                    lease=600,
+                    rooms=rooms,
+                    room=backlog.LINES,
+                    with_suspects=True,
+                )
             return time.perf_counter() - started
 
         def look() -> float:
@@ -52,7 +67,11 @@ def _measure(claims: int, *, batches: int, tasks: int, accounts: int) -> Sample:
         taken = [take() for _ in range(claims)]
         passed = [take(Room(0, backlog.CHAT_MODEL, False)) for _ in range(claims // 5)]
         looks = [look() for _ in range(FIRST)]
-    more = {"claim_ms": median(taken) * 1e3, "full_lane_ms": median(passed) * 1e3, "due_ms": median(looks) * 1e3}
+    more = {
+        "claim_ms": median(taken) * 1e3,
+        "full_lane_ms": median(passed) * 1e3,
+        "due_ms": median(looks) * 1e3,
+    }
     return Sample(claims, sum(taken), more={name: round(value, 3) for name, value in more.items()})
 
 
@@ -66,8 +85,12 @@ def _database() -> Iterator[None]:
     logging.disable(logging.INFO)
     log.configure()
     with TemporaryDirectory(prefix="xalen-bench-") as folder:
-        server = stores.Postgres(Path(folder) / "postgres", Path(folder) / "postgres.log", durable=False)
-        before = {name: value for name, value in os.environ.items() if name.endswith("DATABASE_URL")}
+        server = stores.Postgres(
+            Path(folder) / "postgres", Path(folder) / "postgres.log", durable=False
+        )
+        before = {
+            name: value for name, value in os.environ.items() if name.endswith("DATABASE_URL")
+        }
         try:
             server.start()
             # The owner serves here: it fills the tables and analyses them.
@@ -92,16 +115,26 @@ def _read(results: Results) -> Iterator[Figure]:
     few, million = found(results, FEW), found(results, MILLION)
     if few and million:
         yield Figure(
-            "time of a claim, a million tasks against a thousand", million.more("claim_ms") / few.more("claim_ms"), target=at_most(5)
+            "time of a claim, a million tasks against a thousand",
+            million.more("claim_ms") / few.more("claim_ms"),
+            target=at_most(5),
         )
         yield Figure("a claim with a million tasks", million.more("claim_ms"), "ms")
         yield Figure("a claim with a thousand tasks", few.more("claim_ms"), "ms")
-        yield Figure("passing over a full lane of a million tasks", million.more("full_lane_ms"), "ms")
-        yield Figure("a worker's look for what is due, a million tasks", million.more("due_ms"), "ms")
+        yield Figure(
+            "passing over a full lane of a million tasks", million.more("full_lane_ms"), "ms"
+        )
+        yield Figure(
+            "a worker's look for what is due, a million tasks", million.more("due_ms"), "ms"
+        )
 
 
 SCENARIOS = [
     Scenario(
-        "claims", "300 claims with 1,000 tasks waiting, and with 1,000,000 in 20,000 batches of 200 accounts", _contenders, _read, runs=1
+        "claims",
+        "300 claims with 1,000 tasks waiting, and with 1,000,000 in 20,000 batches of 200 accounts",
+        _contenders,
+        _read,
+        runs=1,
     )
 ]

@@ -1,4 +1,6 @@
-"""What it costs to have every result on disk: the pipeline as it is against the same without the write of results."""
+"""What it costs to have every result on disk: the pipeline as it is against the same without the
+write of results.
+"""
 
 from collections.abc import Iterator
 
@@ -25,4 +27,12 @@ def _read(results: Results) -> Iterator[Figure]:
         yield Figure("CPU per line, all processes", ours.cpu_per_line, "µs")
 
 
-SCENARIOS = [Scenario("durability", "20,000 lines at no latency, with and without the write of results", _contenders, _read, runs=2)]
+SCENARIOS = [
+    Scenario(
+        "durability",
+        "20,000 lines at no latency, with and without the write of results",
+        _contenders,
+        _read,
+        runs=2,
+    )
+]

@@ -23,17 +23,26 @@ LINES, LINES_PER_PREFIX, IN_FLIGHT = 400, 10, 4
 def _contenders(stage: Stage) -> list[Contender]:
     count = stage.scaled(LINES)
     input_ = lines.shared_prefixes(stage.folder, count, max(2, count // LINES_PER_PREFIX))
-    return [Contender(OURS, lambda: _ours(stage, input_)), Contender(LOOP, lambda: _loop(stage, input_))]
+    return [
+        Contender(OURS, lambda: _ours(stage, input_)),
+        Contender(LOOP, lambda: _loop(stage, input_)),
+    ]
 
 
 def _ours(stage: Stage, input_: Input) -> Sample:
-    with process.running(stage.say) as server, system.running(Shape(in_flight=IN_FLIGHT), server) as ours, ours.client() as client:
+    with (
+        process.running(stage.say) as server,
+        system.running(Shape(in_flight=IN_FLIGHT), server) as ours,
+        ours.client() as client,
+    ):
         started = time.perf_counter()
         batch = client.wait(client.create(client.upload(input_.path), input_.endpoint))
         seconds = time.perf_counter() - started
     check_counts(batch, input_.lines)
     usage = batch["usage"]
-    return _sample(input_, seconds, usage["input_tokens"], usage["input_tokens_details"]["cached_tokens"])
+    return _sample(
+        input_, seconds, usage["input_tokens"], usage["input_tokens_details"]["cached_tokens"]
+    )
 
 
 def _loop(stage: Stage, input_: Input) -> Sample:
@@ -42,7 +51,9 @@ def _loop(stage: Stage, input_: Input) -> Sample:
         started = time.perf_counter()
         usages = list(pool.map(lambda body: _ask(server, body), bodies))
         seconds = time.perf_counter() - started
-    return _sample(input_, seconds, sum(read for read, _ in usages), sum(cached for _, cached in usages))
+    return _sample(
+        input_, seconds, sum(read for read, _ in usages), sum(cached for _, cached in usages)
+    )
 
 
 def _ask(server: str, body: bytes) -> tuple[int, int]:
@@ -50,7 +61,9 @@ def _ask(server: str, body: bytes) -> tuple[int, int]:
     url = urlsplit(server)
     connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=600)
     try:
-        connection.request("POST", f"{url.path}/chat/completions", body, {"content-type": "application/json"})
+        connection.request(
+            "POST", f"{url.path}/chat/completions", body, {"content-type": "application/json"}
+        )
         answer = connection.getresponse()
         said = answer.read()
     finally:
@@ -61,7 +74,11 @@ def _ask(server: str, body: bytes) -> tuple[int, int]:
 
 
 def _sample(input_: Input, seconds: float, read: int, cached: int) -> Sample:
-    return Sample(input_.lines, seconds, more={"computed_tokens": float(read - cached), "cached_share": round(cached / read, 4)})
+    return Sample(
+        input_.lines,
+        seconds,
+        more={"computed_tokens": float(read - cached), "cached_share": round(cached / read, 4)},
+    )
 
 
 def _read(results: Results) -> Iterator[Figure]:

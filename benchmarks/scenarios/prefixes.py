@@ -1,4 +1,6 @@
-"""A backend with a prefix cache: lines that begin alike, mixed in the file, and how much of them is computed again."""
+"""A backend with a prefix cache: lines that begin alike, mixed in the file, and how much of them is
+computed again.
+"""
 
 from collections.abc import Iterator
 
@@ -24,7 +26,9 @@ def _contenders(stage: Stage) -> list[Contender]:
     def ours() -> Sample:
         return _with_tokens(stage, batches.run(stage.system(), stage.mock, input_, backend))
 
-    loop = stage.reference(LOOP, "http_client", input_, backend, count=LINES, in_flight=512, processes=2)
+    loop = stage.reference(
+        LOOP, "http_client", input_, backend, count=LINES, in_flight=512, processes=2
+    )
     return [Contender(OURS, ours), Contender(LOOP, lambda: _with_tokens(stage, loop.run()))]
 
 
@@ -40,12 +44,21 @@ def _with_tokens(stage: Stage, sample: Sample) -> Sample:
 def _read(results: Results) -> Iterator[Figure]:
     ours, loop = found(results, OURS), found(results, LOOP)
     if ours and loop:
-        yield Figure("prompt tokens computed, against the file's order", ours.more("computed_tokens") / loop.more("computed_tokens"))
+        yield Figure(
+            "prompt tokens computed, against the file's order",
+            ours.more("computed_tokens") / loop.more("computed_tokens"),
+        )
         yield Figure("share of prompt tokens from the cache", ours.more("cached_share"), "")
         yield Figure("the same in the file's order", loop.more("cached_share"), "")
     yield from times_faster(results, OURS, LOOP)
 
 
 SCENARIOS = [
-    Scenario("prefix-cache", "5,000 lines with 200 long beginnings, mixed, on a backend with a prefix cache", _contenders, _read, runs=1)
+    Scenario(
+        "prefix-cache",
+        "5,000 lines with 200 long beginnings, mixed, on a backend with a prefix cache",
+        _contenders,
+        _read,
+        runs=1,
+    )
 ]

@@ -1,4 +1,6 @@
-"""A backend that allows so many requests a minute: told of it in the catalog, we use what it allows and are refused nothing."""
+"""A backend that allows so many requests a minute: told of it in the catalog, we use what it allows
+and are refused nothing.
+"""
 
 from collections.abc import Iterator
 
@@ -25,8 +27,22 @@ def _read(results: Results) -> Iterator[Figure]:
     for name in (TOLD, UNTOLD):
         if ours := found(results, name):
             share = ours.more("body_rate") * 60 / PER_MINUTE
-            yield Figure(f"{name}: share of the allowed rate, until the last 2 % of lines", share, "")
-            yield Figure(f"{name}: refused with 429, per line", ours.more("mock_refused") / ours.samples[0].lines, "")
+            yield Figure(
+                f"{name}: share of the allowed rate, until the last 2 % of lines", share, ""
+            )
+            yield Figure(
+                f"{name}: refused with 429, per line",
+                ours.more("mock_refused") / ours.samples[0].lines,
+                "",
+            )
 
 
-SCENARIOS = [Scenario("rate-limit", "1,500 lines on a backend that allows 12,000 requests a minute", _contenders, _read, runs=1)]
+SCENARIOS = [
+    Scenario(
+        "rate-limit",
+        "1,500 lines on a backend that allows 12,000 requests a minute",
+        _contenders,
+        _read,
+        runs=1,
+    )
+]

@@ -1,4 +1,6 @@
-"""A backend that takes so many requests and refuses the rest: does the number in flight find its place, and follow it?"""
+"""A backend that takes so many requests and refuses the rest: does the number in flight find its
+place, and follow it?
+"""
 
 import threading
 import time
@@ -15,7 +17,11 @@ from benchmarks.system import Shape
 
 SLOTS, LATENCY = 64, 0.1
 BACKEND = Options(latency=LATENCY, slots=SLOTS, queue=SLOTS // 2)
-ADAPTIVE, FIXED, FOLLOWING = "left alone, at most 512", "fixed at", "following: 64, then 128, then 32 slots"
+ADAPTIVE, FIXED, FOLLOWING = (
+    "left alone, at most 512",
+    "fixed at",
+    "following: 64, then 128, then 32 slots",
+)
 FIXED_AT = (SLOTS, SLOTS + SLOTS // 2)
 STEPS = ((0.0, 64), (6.0, 128), (12.0, 32))
 SETTLING = 3.0
@@ -23,8 +29,15 @@ SETTLING = 3.0
 
 def _contenders(stage: Stage) -> list[Contender]:
     input_ = stage.chats(5_000)
-    fixed = [stage.ours(input_, BACKEND, Shape(in_flight=limit), name=f"{FIXED} {limit}", rounds=1) for limit in FIXED_AT]
-    return [stage.ours(input_, BACKEND, name=ADAPTIVE), Contender(FOLLOWING, lambda: _follow(stage), 1), *fixed]
+    fixed = [
+        stage.ours(input_, BACKEND, Shape(in_flight=limit), name=f"{FIXED} {limit}", rounds=1)
+        for limit in FIXED_AT
+    ]
+    return [
+        stage.ours(input_, BACKEND, name=ADAPTIVE),
+        Contender(FOLLOWING, lambda: _follow(stage), 1),
+        *fixed,
+    ]
 
 
 def _follow(stage: Stage) -> Sample:
@@ -51,27 +64,54 @@ def _follow(stage: Stage) -> Sample:
 
 
 def _fullness(stats: Stats) -> dict[str, float]:
-    """Share of the slots kept busy in each step, from `SETTLING` seconds on; a step that the run did not reach has none."""
+    """Share of the slots kept busy in each step, from `SETTLING` seconds on; a step that the run
+    did not reach has none.
+    """
     ends = [*(at for at, _ in STEPS[1:]), (stats.last_answer or 0.0) - 1.0]
     found = {}
     for (begin, slots), end in zip(STEPS, ends, strict=True):
         inside = [entry for entry in stats.timeline if begin + SETTLING <= entry[0] <= end]
         if len(inside) > 10:
-            found[f"full_at_{slots}"] = round(mean(min(entry[1], slots) for entry in inside) / slots, 3)
+            found[f"full_at_{slots}"] = round(
+                mean(min(entry[1], slots) for entry in inside) / slots, 3
+            )
     return found
 
 
 def _read(results: Results) -> Iterator[Figure]:
-    adaptive, fixed = found(results, ADAPTIVE), [measured for name, measured in results.items() if name.startswith(FIXED)]
+    adaptive, fixed = (
+        found(results, ADAPTIVE),
+        [measured for name, measured in results.items() if name.startswith(FIXED)],
+    )
     if adaptive and fixed:
         best = max(fixed, key=lambda measured: measured.rate)
-        yield Figure(f"throughput against the best fixed setting ({best.name})", adaptive.rate / best.rate, target=at_least(0.9))
+        yield Figure(
+            f"throughput against the best fixed setting ({best.name})",
+            adaptive.rate / best.rate,
+            target=at_least(0.9),
+        )
         yield Figure("requests in flight, mean", adaptive.more("mock_mean_in_flight"), "")
-        yield Figure("refused with 429, per line", adaptive.more("mock_refused") / adaptive.samples[0].lines, "")
+        yield Figure(
+            "refused with 429, per line",
+            adaptive.more("mock_refused") / adaptive.samples[0].lines,
+            "",
+        )
     if following := found(results, FOLLOWING):
         for name, value in following.samples[0].more.items():
             if name.startswith("full_at_"):
-                yield Figure(f"slots kept busy after the change to {name.removeprefix('full_at_')}", value, "")
+                yield Figure(
+                    f"slots kept busy after the change to {name.removeprefix('full_at_')}",
+                    value,
+                    "",
+                )
 
 
-SCENARIOS = [Scenario("saturation", "a backend with 64 slots that answers 429 beyond; then the slots change", _contenders, _read, runs=1)]
+SCENARIOS = [
+    Scenario(
+        "saturation",
+        "a backend with 64 slots that answers 429 beyond; then the slots change",
+        _contenders,
+        _read,
+        runs=1,
+    )
+]

@@ -29,14 +29,22 @@ def found(results: Results, start: str) -> Measured | None:
     return next((measured for name, measured in results.items() if name.startswith(start)), None)
 
 
-def times_faster(results: Results, ours: str, other: str, target: Target | None = None) -> Iterator[Figure]:
+def times_faster(
+    results: Results, ours: str, other: str, target: Target | None = None
+) -> Iterator[Figure]:
     mine, theirs = found(results, ours), found(results, other)
     if mine and theirs:
         yield Figure(f"throughput against {theirs.name}", mine.rate / theirs.rate, target=target)
 
 
-def cpu_ratio(results: Results, ours: str, other: str, target: Target | None = None) -> Iterator[Figure]:
+def cpu_ratio(
+    results: Results, ours: str, other: str, target: Target | None = None
+) -> Iterator[Figure]:
     mine, theirs = found(results, ours), found(results, other)
     if mine and theirs and theirs.cpu_per_line:
         whose = ", all our processes" if len(mine.samples[0].cpu) > 1 else f" of {mine.name}"
-        yield Figure(f"CPU per line{whose}, against {theirs.name}", mine.cpu_per_line / theirs.cpu_per_line, target=target)
+        yield Figure(
+            f"CPU per line{whose}, against {theirs.name}",
+            mine.cpu_per_line / theirs.cpu_per_line,
+            target=target,
+        )

@@ -1,4 +1,6 @@
-"""Lines of other shapes: many small batches, long prompts, rankings, and the times around the run of a batch."""
+"""Lines of other shapes: many small batches, long prompts, rankings, and the times around the run
+of a batch.
+"""
 
 import subprocess
 import time
@@ -40,7 +42,9 @@ def _small(stage: Stage) -> list[Contender]:
 
         def submit(count: int) -> list[str]:
             with system.client() as client:
-                return [client.create(client.upload(input_.path), input_.endpoint) for _ in range(count)]
+                return [
+                    client.create(client.upload(input_.path), input_.endpoint) for _ in range(count)
+                ]
 
         with ThreadPoolExecutor(CLIENTS) as pool:
             shares = [number * (n + 1) // CLIENTS - number * n // CLIENTS for n in range(CLIENTS)]
@@ -55,15 +59,26 @@ def _small(stage: Stage) -> list[Contender]:
                 check_counts(batch, SMALL_LINES)
             stats = mock.stats()
             check_answered(stats, number * SMALL_LINES)
-            check_invoices([client.invoice(batch_id) for batch_id in created], stats, input_.endpoint)
-        return Sample(number * SMALL_LINES, seconds, cpu, more={"submit_seconds": round(submitted - started, 3), "batches": float(number)})
+            check_invoices(
+                [client.invoice(batch_id) for batch_id in created], stats, input_.endpoint
+            )
+        return Sample(
+            number * SMALL_LINES,
+            seconds,
+            cpu,
+            more={"submit_seconds": round(submitted - started, 3), "batches": float(number)},
+        )
 
     return [Contender(OURS, run)]
 
 
 def _read_small(results: Results) -> Iterator[Figure]:
     if ours := found(results, OURS):
-        yield Figure("batches a second, from the first upload to the last end", ours.more("batches") / ours.seconds, "/s")
+        yield Figure(
+            "batches a second, from the first upload to the last end",
+            ours.more("batches") / ours.seconds,
+            "/s",
+        )
         yield Figure("CPU per batch, all processes", ours.cpu_per_line * SMALL_LINES / 1000, "ms")
 
 
@@ -71,7 +86,15 @@ def _long(stage: Stage) -> list[Contender]:
     input_, options = stage.chats(10_000, 10_000), Options(answer_bytes=2_000)
     return [
         stage.ours(input_, options),
-        stage.reference("aiohttp loop, 2 processes", "aiohttp_loop", input_, options, count=6_000, in_flight=512, processes=2),
+        stage.reference(
+            "aiohttp loop, 2 processes",
+            "aiohttp_loop",
+            input_,
+            options,
+            count=6_000,
+            in_flight=512,
+            processes=2,
+        ),
     ]
 
 
@@ -102,7 +125,14 @@ def _first(stage: Stage) -> list[Contender]:
                 ends.append(time.perf_counter() - started)
                 firsts.append(first or ends[-1])
                 check_counts(batch, FIRST_LINES)
-        return Sample(FIRST_LINES, median(ends), more={"first_seconds": round(median(firsts), 4), "slowest_seconds": round(max(ends), 4)})
+        return Sample(
+            FIRST_LINES,
+            median(ends),
+            more={
+                "first_seconds": round(median(firsts), 4),
+                "slowest_seconds": round(max(ends), 4),
+            },
+        )
 
     return [Contender(OURS, run)]
 
@@ -123,12 +153,19 @@ def _checked(stage: Stage) -> list[Contender]:
             before, started = system.cpu(), time.perf_counter()
             said = client.ask("POST", "/v1/batches/estimate", {"input_file_id": file_id})
             seconds = time.perf_counter() - started
-        expect(said["lines"] == input_.lines, f"{input_.lines} lines were estimated as {said['lines']}")
+        expect(
+            said["lines"] == input_.lines, f"{input_.lines} lines were estimated as {said['lines']}"
+        )
         return Sample(input_.lines, seconds, consumption.used_since(before, system.cpu()))
 
     def validate(file: Input) -> Sample:
         started = time.perf_counter()
-        subprocess.run([COMMAND, "validate", str(file.path), "--json"], env=environment({}), stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(
+            [COMMAND, "validate", str(file.path), "--json"],
+            env=environment({}),
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
         return Sample(file.lines, time.perf_counter() - started)
 
     one = lines.chats(stage.folder, 1)
@@ -148,6 +185,8 @@ SCENARIOS = [
     Scenario("small-batches", "500 batches of 20 lines, four clients", _small, _read_small, runs=1),
     Scenario("long-prompts", "10,000 lines of 10 KB, answers of 2 KB", _long, _rate, runs=1),
     Scenario("rerank", "5,000 rankings of 100 documents each", _rerank, _rate, runs=1),
-    Scenario("first-result", "a batch of 10 lines on a system at rest", _first, _read_first, runs=1),
+    Scenario(
+        "first-result", "a batch of 10 lines on a system at rest", _first, _read_first, runs=1
+    ),
     Scenario("estimate", "estimate and validate 50,000 lines", _checked, _read_checked, runs=1),
 ]

@@ -48,7 +48,10 @@ def _tenants(stage: Stage) -> list[Contender]:
         cpu = consumption.used_since(before, system.cpu())
         return Sample(total, median(times), cpu, more={"slowest_seconds": round(max(times), 3)})
 
-    return [Contender(ALONE, lambda: run(is_beside=False)), Contender(BESIDE, lambda: run(is_beside=True))]
+    return [
+        Contender(ALONE, lambda: run(is_beside=False)),
+        Contender(BESIDE, lambda: run(is_beside=True)),
+    ]
 
 
 def _wait_until_running(batch_of: Any, batch_id: str) -> None:
@@ -80,8 +83,14 @@ def _small_ones(system: System, keys: list[str], small: Input) -> list[float]:
 def _read_tenants(results: Results) -> Iterator[Figure]:
     alone, beside = found(results, ALONE), found(results, BESIDE)
     if alone and beside:
-        yield Figure("a small account's time beside the giant, against alone", beside.seconds / alone.seconds, target=at_most(2))
-        yield Figure("the slowest small account beside the giant", beside.more("slowest_seconds"), "s")
+        yield Figure(
+            "a small account's time beside the giant, against alone",
+            beside.seconds / alone.seconds,
+            target=at_most(2),
+        )
+        yield Figure(
+            "the slowest small account beside the giant", beside.more("slowest_seconds"), "s"
+        )
         yield Figure("a small account's time alone", alone.seconds, "s")
 
 
@@ -96,10 +105,26 @@ def _workers(stage: Stage) -> list[Contender]:
 def _read_workers(results: Results) -> Iterator[Figure]:
     one, two = found(results, ONE), found(results, TWO)
     if one and two:
-        yield Figure("throughput of two worker processes against one, 256 in flight each", two.rate / one.rate, target=at_least(1.8))
+        yield Figure(
+            "throughput of two worker processes against one, 256 in flight each",
+            two.rate / one.rate,
+            target=at_least(1.8),
+        )
 
 
 SCENARIOS = [
-    Scenario("tenants", "20 accounts with 50 lines beside one with 100,000, at 30 ms", _tenants, _read_tenants, runs=1),
-    Scenario("workers", "20,000 lines at 120 ms with one worker process and with two", _workers, _read_workers, runs=1),
+    Scenario(
+        "tenants",
+        "20 accounts with 50 lines beside one with 100,000, at 30 ms",
+        _tenants,
+        _read_tenants,
+        runs=1,
+    ),
+    Scenario(
+        "workers",
+        "20,000 lines at 120 ms with one worker process and with two",
+        _workers,
+        _read_workers,
+        runs=1,
+    ),
 ]

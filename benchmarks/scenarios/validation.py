@@ -1,4 +1,6 @@
-"""Where the time of validation goes: its steps one by one, each over the same file of 200 MB, on one core."""
+"""Where the time of validation goes: its steps one by one, each over the same file of 200 MB, on
+one core.
+"""
 
 import json
 import time
@@ -19,8 +21,17 @@ from xalen_batch.validation.prefix_order import Marker
 from xalen_batch.validation.split import Split
 
 LONGEST_LINE = 1 << 20
-READ, CUT, DECODED, KEYS = "reading", "and finding the lines", "and a typed decode", "and the look for doubled keys"
-CHECKED, ALL, JSON = "and all other checks", "all of it, the running order too", "json.loads of each line"
+READ, CUT, DECODED, KEYS = (
+    "reading",
+    "and finding the lines",
+    "and a typed decode",
+    "and the look for doubled keys",
+)
+CHECKED, ALL, JSON = (
+    "and all other checks",
+    "all of it, the running order too",
+    "json.loads of each line",
+)
 
 
 def _chunks(input_: Input) -> Iterator[bytes]:
@@ -48,11 +59,19 @@ def _with_keys(input_: Input) -> Iterator[object]:
 
 
 def _parsed(input_: Input) -> Iterator[object]:
-    return (json.loads(raw) for _, raw in lines(_chunks(input_), longest=LONGEST_LINE) if raw is not None)
+    return (
+        json.loads(raw)
+        for _, raw in lines(_chunks(input_), longest=LONGEST_LINE)
+        if raw is not None
+    )
 
 
 def _checked(input_: Input) -> Iterator[GoodLine]:
-    return (line for line in scan.scan(_chunks(input_), endpoint=CHAT, models=catalog.models()) if isinstance(line, GoodLine))
+    return (
+        line
+        for line in scan.scan(_chunks(input_), endpoint=CHAT, models=catalog.models())
+        if isinstance(line, GoodLine)
+    )
 
 
 def _split(input_: Input) -> Iterator[object]:
@@ -66,7 +85,9 @@ def _contender(name: str, input_: Input, step: Callable[[Input], Iterable[object
     def run() -> Sample:
         started, used = time.perf_counter(), time.process_time()
         deque(step(input_), maxlen=0)
-        return Sample(input_.lines, time.perf_counter() - started, {"process-1": time.process_time() - used})
+        return Sample(
+            input_.lines, time.perf_counter() - started, {"process-1": time.process_time() - used}
+        )
 
     return Contender(name, run)
 
@@ -93,4 +114,12 @@ def _read(results: Results) -> Iterator[Figure]:
         yield Figure("CPU per line", ours.cpu_per_line, "µs")
 
 
-SCENARIOS = [Scenario("validation", "the steps of validating 50,000 lines of 4 KB, on one core", _contenders, _read, is_default=False)]
+SCENARIOS = [
+    Scenario(
+        "validation",
+        "the steps of validating 50,000 lines of 4 KB, on one core",
+        _contenders,
+        _read,
+        is_default=False,
+    )
+]

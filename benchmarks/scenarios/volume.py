@@ -26,7 +26,13 @@ def _big(stage: Stage) -> list[Contender]:
     def run() -> Sample:
         sample = batches.run(stage.system(), stage.mock, input_, Options())
         speed = input_.size / MB / sample.more["upload_seconds"]
-        return Sample(sample.lines, sample.seconds, sample.cpu, sample.peaks, {**sample.more, "upload_mb_per_second": round(speed, 1)})
+        return Sample(
+            sample.lines,
+            sample.seconds,
+            sample.cpu,
+            sample.peaks,
+            {**sample.more, "upload_mb_per_second": round(speed, 1)},
+        )
 
     return [Contender(OURS, run)]
 
@@ -35,7 +41,12 @@ def _read_big(results: Results) -> Iterator[Figure]:
     if ours := found(results, OURS):
         yield Figure("from the upload to the invoice", ours.seconds, "s", at_most(8))
         yield Figure("upload", ours.more("upload_mb_per_second"), "MB/s", at_least(200))
-        yield Figure("validate and split, from the batch's creation", ours.more("validate_seconds"), "s", at_most(1.5))
+        yield Figure(
+            "validate and split, from the batch's creation",
+            ours.more("validate_seconds"),
+            "s",
+            at_most(1.5),
+        )
 
 
 def _download(stage: Stage) -> list[Contender]:
@@ -57,7 +68,10 @@ def _download(stage: Stage) -> list[Contender]:
         check_output(path, input_)
         path.unlink()
         return Sample(
-            input_.lines, seconds, {"api": round(used, 3)}, more={"mb_per_second": round(size / MB / seconds, 1), "mb": round(size / MB, 1)}
+            input_.lines,
+            seconds,
+            {"api": round(used, 3)},
+            more={"mb_per_second": round(size / MB / seconds, 1), "mb": round(size / MB, 1)},
         )
 
     return [Contender(OURS, run)]
@@ -65,7 +79,9 @@ def _download(stage: Stage) -> list[Contender]:
 
 def _read_download(results: Results) -> Iterator[Figure]:
     if ours := found(results, OURS):
-        yield Figure("download of an output file", ours.more("mb_per_second"), "MB/s", at_least(100))
+        yield Figure(
+            "download of an output file", ours.more("mb_per_second"), "MB/s", at_least(100)
+        )
         yield Figure("its size", ours.more("mb"), "MB")
 
 
@@ -91,15 +107,38 @@ def _million(stage: Stage) -> list[Contender]:
 def _read_million(results: Results) -> Iterator[Figure]:
     few, batch, million = (found(results, name) for name in (FEW, BATCH, MILLION))
     if few and batch and million:
-        yield Figure("CPU per line, a million against 50,000", million.cpu_per_line / batch.cpu_per_line, target=at_most(1.1))
+        yield Figure(
+            "CPU per line, a million against 50,000",
+            million.cpu_per_line / batch.cpu_per_line,
+            target=at_most(1.1),
+        )
         yield Figure("throughput, a million against 50,000", million.rate / batch.rate)
         for role in ("api", "worker"):
-            yield Figure(f"peak memory of {role}, growth from 1,000 lines", (million.peak(role) - few.peak(role)) / MB, "MB", at_most(50))
-            yield Figure(f"peak memory of {role}, a million lines", million.peak(role) / MB, "MB", at_most(250))
+            yield Figure(
+                f"peak memory of {role}, growth from 1,000 lines",
+                (million.peak(role) - few.peak(role)) / MB,
+                "MB",
+                at_most(50),
+            )
+            yield Figure(
+                f"peak memory of {role}, a million lines",
+                million.peak(role) / MB,
+                "MB",
+                at_most(250),
+            )
 
 
 SCENARIOS = [
-    Scenario("big-file", "50,000 lines of 4 KB, a file of 200 MB, no latency", _big, _read_big, runs=2),
+    Scenario(
+        "big-file", "50,000 lines of 4 KB, a file of 200 MB, no latency", _big, _read_big, runs=2
+    ),
     Scenario("download", "an output file of 200 MB", _download, _read_download),
-    Scenario("million", "1,000,000 lines in 20 batches; memory from 1,000 lines on", _million, _read_million, runs=1, is_default=False),
+    Scenario(
+        "million",
+        "1,000,000 lines in 20 batches; memory from 1,000 lines on",
+        _million,
+        _read_million,
+        runs=1,
+        is_default=False,
+    ),
 ]

@@ -18,10 +18,18 @@ def upgrade() -> None:
         postgresql_with={"fillfactor": "50"},
     )
     op.create_index(
-        "ix_tasks_open", "tasks", ["state", "batch_id", "model", "seq"], unique=False, postgresql_where=sa.text("state <> 'done'")
+        "ix_tasks_open",
+        "tasks",
+        ["state", "batch_id", "model", "seq"],
+        unique=False,
+        postgresql_where=sa.text("state <> 'done'"),
     )
-    op.drop_index("ix_tasks_running", table_name="tasks", postgresql_where=sa.text("state = 'running'"))
-    op.drop_index("ix_tasks_pending", table_name="tasks", postgresql_where=sa.text("state = 'pending'"))
+    op.drop_index(
+        "ix_tasks_running", table_name="tasks", postgresql_where=sa.text("state = 'running'")
+    )
+    op.drop_index(
+        "ix_tasks_pending", table_name="tasks", postgresql_where=sa.text("state = 'pending'")
+    )
     op.create_index(
         "ix_batches_claimable",
         "batches",
@@ -34,7 +42,9 @@ def upgrade() -> None:
         "batches",
         ["window_closes_at"],
         unique=False,
-        postgresql_where=sa.text("status IN ('validating', 'in_progress') AND window_closes_at IS NOT NULL"),
+        postgresql_where=sa.text(
+            "status IN ('validating', 'in_progress') AND window_closes_at IS NOT NULL"
+        ),
     )
 
 
@@ -42,10 +52,28 @@ def downgrade() -> None:
     op.drop_index(
         "ix_batches_window_closes_at",
         table_name="batches",
-        postgresql_where=sa.text("status IN ('validating', 'in_progress') AND window_closes_at IS NOT NULL"),
+        postgresql_where=sa.text(
+            "status IN ('validating', 'in_progress') AND window_closes_at IS NOT NULL"
+        ),
     )
-    op.drop_index("ix_batches_claimable", table_name="batches", postgresql_where=sa.text("status = 'in_progress'"))
-    op.create_index("ix_tasks_pending", "tasks", ["batch_id", "seq"], unique=False, postgresql_where=sa.text("state = 'pending'"))
-    op.create_index("ix_tasks_running", "tasks", ["lease_until"], unique=False, postgresql_where=sa.text("state = 'running'"))
+    op.drop_index(
+        "ix_batches_claimable",
+        table_name="batches",
+        postgresql_where=sa.text("status = 'in_progress'"),
+    )
+    op.create_index(
+        "ix_tasks_pending",
+        "tasks",
+        ["batch_id", "seq"],
+        unique=False,
+        postgresql_where=sa.text("state = 'pending'"),
+    )
+    op.create_index(
+        "ix_tasks_running",
+        "tasks",
+        ["lease_until"],
+        unique=False,
+        postgresql_where=sa.text("state = 'running'"),
+    )
     op.drop_index("ix_tasks_open", table_name="tasks", postgresql_where=sa.text("state <> 'done'"))
     op.drop_table("workers")

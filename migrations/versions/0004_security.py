@@ -9,8 +9,8 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
-# A row as it is logged: every field of a schedule's definition, and the columns that are named, numbers as text so
-# that none loses a digit.
+# A row as it is logged: every field of a schedule's definition, and the columns that are named,
+# numbers as text so that none loses a digit.
 AUDIT_FIELDS = """
 CREATE FUNCTION audit_fields(of jsonb, shown text[]) RETURNS jsonb LANGUAGE sql IMMUTABLE AS $$
     SELECT coalesce(jsonb_object_agg(key, value), '{}')
@@ -22,7 +22,8 @@ CREATE FUNCTION audit_fields(of jsonb, shown text[]) RETURNS jsonb LANGUAGE sql 
 $$
 """
 
-# What is in one and not the same in the other. A field of users' text shows that it is one, not what it says.
+# What is in one and not the same in the other. A field of users' text shows that it is one, not
+# what it says.
 AUDIT_DIFFERENCE = """
 CREATE FUNCTION audit_difference(of jsonb, other jsonb, shown text[]) RETURNS jsonb LANGUAGE sql IMMUTABLE AS $$
     SELECT jsonb_object_agg(key, CASE WHEN key = ANY (shown) THEN value ELSE '"…"' END)
@@ -61,23 +62,52 @@ AUDITED = {
         ("name", "scopes", "expires_at", "revoked_at"),
         ("name", "scopes", "expires_at", "revoked_at", "rotated_from"),
     ),
-    "prices": ("price", "price", ("valid_to",), ("model", "component", "usd_per_million", "valid_from", "valid_to")),
+    "prices": (
+        "price",
+        "price",
+        ("valid_to",),
+        ("model", "component", "usd_per_million", "valid_from", "valid_to"),
+    ),
     "schedules": (
         "schedule",
         "sched",
         ("name", "definition", "status", "deleted_at"),
         (
-            *("name", "status", "deleted_at", "cron", "timezone", "starts_at", "ends_at", "jitter", "input_file_id", "template_file_id"),
-            *("endpoint", "completion_window", "overlap", "misfire", "misfire_limit", "catch_up_window", "pause_on_failure"),
+            *(
+                "name",
+                "status",
+                "deleted_at",
+                "cron",
+                "timezone",
+                "starts_at",
+                "ends_at",
+                "jitter",
+                "input_file_id",
+                "template_file_id",
+            ),
+            *(
+                "endpoint",
+                "completion_window",
+                "overlap",
+                "misfire",
+                "misfire_limit",
+                "catch_up_window",
+                "pause_on_failure",
+            ),
         ),
     ),
-    "invoices": ("invoice", "inv", ("total",), ("batch_id", "month", "schedule_name", "currency", "total")),
+    "invoices": (
+        "invoice",
+        "inv",
+        ("total",),
+        ("batch_id", "month", "schedule_name", "currency", "total"),
+    ),
 }
 
 OWNER = ["account_id", "livemode"]
 POINTED_AT = ("api_keys", "files", "schedules")
-# (table, its column, the table it points at, the column behind that table's id): before and after this migration
-# the first column is a foreign key to an id; now the rest must agree too.
+# (table, its column, the table it points at, the column behind that table's id): before and after
+# this migration the first column is a foreign key to an id; now the rest must agree too.
 POINTERS = [
     ("batches", "input_file_id", "files", OWNER),
     ("batches", "output_file_id", "files", OWNER),
@@ -98,7 +128,9 @@ def upgrade() -> None:
     op.create_table(
         "audit_log",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
+        ),
         sa.Column("actor", sa.Text(), nullable=False),
         sa.Column("action", sa.Text(), nullable=False),
         sa.Column("object_id", sa.Text(), nullable=False),
@@ -114,23 +146,41 @@ def upgrade() -> None:
     for table, (kind, prefix, columns, shown) in AUDITED.items():
         arguments = ", ".join(f"'{argument}'" for argument in (kind, prefix, *shown))
         op.execute(
-            f"CREATE TRIGGER audited AFTER INSERT OR DELETE OR UPDATE OF {', '.join(columns)} ON {table} "
-            f"FOR EACH ROW EXECUTE FUNCTION write_audit({arguments})"
+            f"CREATE TRIGGER audited AFTER INSERT OR DELETE OR UPDATE OF {', '.join(columns)} ON"
+            f" {table} FOR EACH ROW EXECUTE FUNCTION write_audit({arguments})"
         )
     refuse = "EXECUTE FUNCTION refuse_change('the audit log is only ever added to')"
-    op.execute(f"CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON audit_log FOR EACH ROW {refuse}")
-    op.execute(f"CREATE TRIGGER append_only_whole BEFORE TRUNCATE ON audit_log FOR EACH STATEMENT {refuse}")
+    op.execute(
+        f"CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON audit_log FOR EACH ROW {refuse}"
+    )
+    op.execute(
+        f"CREATE TRIGGER append_only_whole BEFORE TRUNCATE ON audit_log FOR EACH STATEMENT {refuse}"
+    )
 
     for table in POINTED_AT:
-        op.create_unique_constraint(op.f(f"uq_{table}_id_account_id_livemode"), table, ["id", *OWNER])
+        op.create_unique_constraint(
+            op.f(f"uq_{table}_id_account_id_livemode"), table, ["id", *OWNER]
+        )
     op.create_foreign_key(
-        op.f("fk_api_keys_rotated_from_account_id_livemode"), "api_keys", "api_keys", ["rotated_from", *OWNER], ["id", *OWNER]
+        op.f("fk_api_keys_rotated_from_account_id_livemode"),
+        "api_keys",
+        "api_keys",
+        ["rotated_from", *OWNER],
+        ["id", *OWNER],
     )
     op.drop_index("ix_schedule_runs_schedule_id_id", table_name="schedule_runs")
-    op.create_unique_constraint(op.f("uq_schedule_runs_schedule_id_id"), "schedule_runs", ["schedule_id", "id"])
+    op.create_unique_constraint(
+        op.f("uq_schedule_runs_schedule_id_id"), "schedule_runs", ["schedule_id", "id"]
+    )
     for table, column, target, rest in POINTERS:
         op.drop_constraint(op.f(f"fk_{table}_{column}"), table, type_="foreignkey")
-        op.create_foreign_key(op.f(f"fk_{table}_{column}_{'_'.join(rest)}"), table, target, [column, *rest], ["id", *rest])
+        op.create_foreign_key(
+            op.f(f"fk_{table}_{column}_{'_'.join(rest)}"),
+            table,
+            target,
+            [column, *rest],
+            ["id", *rest],
+        )
 
 
 def downgrade() -> None:
@@ -138,12 +188,18 @@ def downgrade() -> None:
         op.drop_constraint(op.f(f"fk_{table}_{column}_{'_'.join(rest)}"), table, type_="foreignkey")
         op.create_foreign_key(op.f(f"fk_{table}_{column}"), table, target, [column], ["id"])
     op.drop_constraint(op.f("uq_schedule_runs_schedule_id_id"), "schedule_runs", type_="unique")
-    op.create_index("ix_schedule_runs_schedule_id_id", "schedule_runs", ["schedule_id", "id"], unique=False)
+    op.create_index(
+        "ix_schedule_runs_schedule_id_id", "schedule_runs", ["schedule_id", "id"], unique=False
+    )
     op.drop_column("api_keys", "rotated_from")
     for table in reversed(POINTED_AT):
         op.drop_constraint(op.f(f"uq_{table}_id_account_id_livemode"), table, type_="unique")
     for table in AUDITED:
         op.execute(f"DROP TRIGGER audited ON {table}")
-    for function in ("write_audit()", "audit_difference(jsonb, jsonb, text[])", "audit_fields(jsonb, text[])"):
+    for function in (
+        "write_audit()",
+        "audit_difference(jsonb, jsonb, text[])",
+        "audit_fields(jsonb, text[])",
+    ):
         op.execute(f"DROP FUNCTION {function}")
     op.drop_table("audit_log")

@@ -20,11 +20,21 @@ def upgrade() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("most", sa.BigInteger(), nullable=True),
         sa.CheckConstraint("most >= 0", name=op.f("ck_account_quotas_not_negative")),
-        sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_account_quotas_account_id")),
+        sa.ForeignKeyConstraint(
+            ["account_id"], ["accounts.id"], name=op.f("fk_account_quotas_account_id")
+        ),
         sa.PrimaryKeyConstraint("account_id", "livemode", "name", name=op.f("pk_account_quotas")),
     )
-    op.add_column("batches", sa.Column("enqueued_tokens", sa.BigInteger(), server_default="0", nullable=False))
-    op.create_index("ix_batches_account_id_livemode_open", "batches", ["account_id", "livemode"], unique=False, postgresql_where=OPEN)
+    op.add_column(
+        "batches", sa.Column("enqueued_tokens", sa.BigInteger(), server_default="0", nullable=False)
+    )
+    op.create_index(
+        "ix_batches_account_id_livemode_open",
+        "batches",
+        ["account_id", "livemode"],
+        unique=False,
+        postgresql_where=OPEN,
+    )
     op.drop_index("ix_files_account_id_livemode_id", table_name="files", postgresql_where=KEPT)
     op.create_index(
         "ix_files_account_id_livemode_id",
@@ -38,7 +48,15 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_index("ix_files_account_id_livemode_id", table_name="files", postgresql_where=KEPT)
-    op.create_index("ix_files_account_id_livemode_id", "files", ["account_id", "livemode", "id"], unique=False, postgresql_where=KEPT)
-    op.drop_index("ix_batches_account_id_livemode_open", table_name="batches", postgresql_where=OPEN)
+    op.create_index(
+        "ix_files_account_id_livemode_id",
+        "files",
+        ["account_id", "livemode", "id"],
+        unique=False,
+        postgresql_where=KEPT,
+    )
+    op.drop_index(
+        "ix_batches_account_id_livemode_open", table_name="batches", postgresql_where=OPEN
+    )
     op.drop_column("batches", "enqueued_tokens")
     op.drop_table("account_quotas")

@@ -1,4 +1,6 @@
-"""validation: how many workers were lost with a batch's file, apart from those that failed and lived"""
+"""validation: how many workers were lost with a batch's file, apart from those that failed and
+lived
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +12,9 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("batches", sa.Column("losses", sa.BigInteger(), server_default="0", nullable=False))
+    op.add_column(
+        "batches", sa.Column("losses", sa.BigInteger(), server_default="0", nullable=False)
+    )
 
 
 def downgrade() -> None:

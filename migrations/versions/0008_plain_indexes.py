@@ -1,4 +1,6 @@
-"""tasks: where the lines are is stored as it is; compressing it cost more than writing it, at each claim that cuts a task too"""
+"""tasks: where the lines are is stored as it is; compressing it cost more than writing it, at each
+claim that cuts a task too
+"""
 
 from alembic import op
 

@@ -1,4 +1,6 @@
-"""tallies and more of the audit log: what has too many rows to count is added up by triggers; limits, accounts, files and answers leave a trace"""
+"""tallies and more of the audit log: what has too many rows to count is added up by triggers;
+limits, accounts, files and answers leave a trace
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,8 +17,9 @@ CREATE FUNCTION tally(account uuid, live boolean, what text, more bigint) RETURN
 $$
 """
 
-# TG_ARGV[0]: 1 for inserted rows, -1 for deleted ones. One update of each tally for a statement of any number of rows, sorted,
-# so that two transactions lock the tallies of several accounts in one order.
+# TG_ARGV[0]: 1 for inserted rows, -1 for deleted ones. One update of each tally for a statement of
+# any number of rows, sorted, so that two transactions lock the tallies of several accounts in one
+# order.
 TALLY_INBOX = """
 CREATE FUNCTION tally_inbox() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -61,12 +64,24 @@ SELECT account_id, livemode, 'idempotency_keys', count(*) FROM idempotency_keys 
 """
 
 TRIGGERS = [
-    "CREATE TRIGGER tallied_new AFTER INSERT ON inbox_requests REFERENCING NEW TABLE AS moved FOR EACH STATEMENT EXECUTE FUNCTION tally_inbox('1')",
-    "CREATE TRIGGER tallied_old AFTER DELETE ON inbox_requests REFERENCING OLD TABLE AS moved FOR EACH STATEMENT EXECUTE FUNCTION tally_inbox('-1')",
-    # Deferred: a request claims its key first and commits last, and would keep the account's other requests waiting for the tally meanwhile.
-    "CREATE CONSTRAINT TRIGGER tallied_new AFTER INSERT ON idempotency_keys DEFERRABLE INITIALLY DEFERRED"
-    " FOR EACH ROW EXECUTE FUNCTION tally_idempotency_key()",
-    "CREATE TRIGGER tallied_old AFTER DELETE ON idempotency_keys REFERENCING OLD TABLE AS moved FOR EACH STATEMENT EXECUTE FUNCTION tally_forgotten_keys()",
+    (
+        "CREATE TRIGGER tallied_new AFTER INSERT ON inbox_requests REFERENCING NEW TABLE AS moved"
+        " FOR EACH STATEMENT EXECUTE FUNCTION tally_inbox('1')"
+    ),
+    (
+        "CREATE TRIGGER tallied_old AFTER DELETE ON inbox_requests REFERENCING OLD TABLE AS moved"
+        " FOR EACH STATEMENT EXECUTE FUNCTION tally_inbox('-1')"
+    ),
+    # Deferred: a request claims its key first and commits last, and would keep the account's other
+    # requests waiting for the tally meanwhile.
+    (
+        "CREATE CONSTRAINT TRIGGER tallied_new AFTER INSERT ON idempotency_keys DEFERRABLE"
+        " INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION tally_idempotency_key()"
+    ),
+    (
+        "CREATE TRIGGER tallied_old AFTER DELETE ON idempotency_keys REFERENCING OLD TABLE AS moved"
+        " FOR EACH STATEMENT EXECUTE FUNCTION tally_forgotten_keys()"
+    ),
 ]
 
 # The public id of a row, as `ids.render` writes it.
@@ -82,7 +97,8 @@ CREATE FUNCTION audit(act text, object text, account uuid, live boolean, was jso
     )
 $$
 """
-# A limit is a quota of an account and mode: {quota: number, or "none"}; null where the settings' limit holds.
+# A limit is a quota of an account and mode: {quota: number, or "none"}; null where the settings'
+# limit holds.
 AUDIT_LIMIT = """
 CREATE FUNCTION audit_limit() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
@@ -133,17 +149,34 @@ BEGIN
 END $$
 """
 AUDITED = [
-    "CREATE TRIGGER audited AFTER INSERT OR DELETE OR UPDATE ON account_quotas FOR EACH ROW EXECUTE FUNCTION audit_limit()",
-    "CREATE TRIGGER audited_row AFTER INSERT OR DELETE OR UPDATE OF name, weight ON accounts"
-    " FOR EACH ROW EXECUTE FUNCTION write_audit('account', 'acct', 'name', 'weight')",
-    "CREATE TRIGGER audited AFTER UPDATE OF deleted_at ON files FOR EACH ROW"
-    " WHEN (OLD.deleted_at IS NULL AND NEW.deleted_at IS NOT NULL) EXECUTE FUNCTION audit_file()",
-    "CREATE TRIGGER audited_whole AFTER DELETE ON files FOR EACH ROW WHEN (OLD.deleted_at IS NULL) EXECUTE FUNCTION audit_file()",
-    "CREATE TRIGGER audited AFTER UPDATE OF status ON batches FOR EACH ROW"
-    " WHEN (NEW.status = 'cancelling' AND OLD.status <> 'cancelling') EXECUTE FUNCTION audit_cancel()",
-    "CREATE TRIGGER audited AFTER UPDATE ON results REFERENCING OLD TABLE AS was NEW TABLE AS became"
-    " FOR EACH STATEMENT EXECUTE FUNCTION audit_answers()",
-    "CREATE TRIGGER audited_whole AFTER DELETE ON results REFERENCING OLD TABLE AS was FOR EACH STATEMENT EXECUTE FUNCTION audit_answers()",
+    (
+        "CREATE TRIGGER audited AFTER INSERT OR DELETE OR UPDATE ON account_quotas FOR EACH ROW"
+        " EXECUTE FUNCTION audit_limit()"
+    ),
+    (
+        "CREATE TRIGGER audited_row AFTER INSERT OR DELETE OR UPDATE OF name, weight ON accounts"
+        " FOR EACH ROW EXECUTE FUNCTION write_audit('account', 'acct', 'name', 'weight')"
+    ),
+    (
+        "CREATE TRIGGER audited AFTER UPDATE OF deleted_at ON files FOR EACH ROW WHEN"
+        " (OLD.deleted_at IS NULL AND NEW.deleted_at IS NOT NULL) EXECUTE FUNCTION audit_file()"
+    ),
+    (
+        "CREATE TRIGGER audited_whole AFTER DELETE ON files FOR EACH ROW WHEN (OLD.deleted_at IS"
+        " NULL) EXECUTE FUNCTION audit_file()"
+    ),
+    (
+        "CREATE TRIGGER audited AFTER UPDATE OF status ON batches FOR EACH ROW WHEN (NEW.status ="
+        " 'cancelling' AND OLD.status <> 'cancelling') EXECUTE FUNCTION audit_cancel()"
+    ),
+    (
+        "CREATE TRIGGER audited AFTER UPDATE ON results REFERENCING OLD TABLE AS was NEW TABLE AS"
+        " became FOR EACH STATEMENT EXECUTE FUNCTION audit_answers()"
+    ),
+    (
+        "CREATE TRIGGER audited_whole AFTER DELETE ON results REFERENCING OLD TABLE AS was FOR EACH"
+        " STATEMENT EXECUTE FUNCTION audit_answers()"
+    ),
 ]
 
 FUNCTIONS = {
@@ -167,7 +200,9 @@ def upgrade() -> None:
         sa.Column("livemode", sa.Boolean(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("amount", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_account_tallies_account_id")),
+        sa.ForeignKeyConstraint(
+            ["account_id"], ["accounts.id"], name=op.f("fk_account_tallies_account_id")
+        ),
         sa.PrimaryKeyConstraint("account_id", "livemode", "name", name=op.f("pk_account_tallies")),
     )
     for function in FUNCTIONS.values():
@@ -184,7 +219,9 @@ def upgrade() -> None:
 def downgrade() -> None:
     for trigger in [*TRIGGERS, *AUDITED]:
         words = trigger.split()
-        op.execute(f"DROP TRIGGER {words[words.index('TRIGGER') + 1]} ON {words[words.index('ON') + 1]}")
+        op.execute(
+            f"DROP TRIGGER {words[words.index('TRIGGER') + 1]} ON {words[words.index('ON') + 1]}"
+        )
     for signature in reversed(FUNCTIONS):
         op.execute(f"DROP FUNCTION {signature}")
     op.drop_table("account_tallies")

@@ -1,4 +1,6 @@
-"""live money: what answers a live batch and who allowed simulated answers; price changes in the audit log with their model and both prices"""
+"""live money: what answers a live batch and who allowed simulated answers; price changes in the
+audit log with their model and both prices
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,8 +11,8 @@ down_revision = "0009"
 branch_labels = None
 depends_on = None
 
-# A price that is inserted where another one ended is a change, and one that ended without that is closed. The second is only known
-# when the transaction ends, so its trigger is deferred.
+# A price that is inserted where another one ended is a change, and one that ended without that is
+# closed. The second is only known when the transaction ends, so its trigger is deferred.
 WRITE_PRICE_AUDIT = """
 CREATE FUNCTION write_price_audit() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
@@ -43,13 +45,24 @@ BEGIN
     RETURN NULL;
 END $$
 """
-DELETED = "write_audit('price', 'price', 'model', 'component', 'usd_per_million', 'valid_from', 'valid_to')"
-AUDITED_BEFORE = "CREATE TRIGGER audited AFTER INSERT OR DELETE OR UPDATE OF valid_to ON prices FOR EACH ROW EXECUTE FUNCTION " + DELETED
+DELETED = (
+    "write_audit('price', 'price', 'model', 'component', 'usd_per_million', 'valid_from',"
+    " 'valid_to')"
+)
+AUDITED_BEFORE = (
+    "CREATE TRIGGER audited AFTER INSERT OR DELETE OR UPDATE OF valid_to ON prices FOR EACH ROW"
+    " EXECUTE FUNCTION " + DELETED
+)
 
 
 def upgrade() -> None:
-    op.add_column("accounts", sa.Column("simulated_live", sa.Boolean(), server_default=sa.text("false"), nullable=False))
-    op.add_column("batches", sa.Column("backends", postgresql.JSONB(astext_type=sa.Text()), nullable=True))
+    op.add_column(
+        "accounts",
+        sa.Column("simulated_live", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+    )
+    op.add_column(
+        "batches", sa.Column("backends", postgresql.JSONB(astext_type=sa.Text()), nullable=True)
+    )
     op.add_column("invoice_lines", sa.Column("answered_by", sa.Text(), nullable=True))
     op.execute(
         "CREATE TRIGGER audited AFTER UPDATE OF simulated_live ON accounts FOR EACH ROW "
@@ -57,12 +70,19 @@ def upgrade() -> None:
     )
     op.execute(WRITE_PRICE_AUDIT)
     op.execute("DROP TRIGGER audited ON prices")
-    op.execute("CREATE TRIGGER audited AFTER INSERT ON prices FOR EACH ROW EXECUTE FUNCTION write_price_audit()")
     op.execute(
-        "CREATE CONSTRAINT TRIGGER audited_end AFTER UPDATE OF valid_to ON prices DEFERRABLE INITIALLY DEFERRED "
-        "FOR EACH ROW WHEN (OLD.valid_to IS NULL AND NEW.valid_to IS NOT NULL) EXECUTE FUNCTION write_price_audit()"
+        "CREATE TRIGGER audited AFTER INSERT ON prices FOR EACH ROW EXECUTE FUNCTION"
+        " write_price_audit()"
     )
-    op.execute(f"CREATE TRIGGER audited_delete AFTER DELETE ON prices FOR EACH ROW EXECUTE FUNCTION {DELETED}")
+    op.execute(
+        "CREATE CONSTRAINT TRIGGER audited_end AFTER UPDATE OF valid_to ON prices DEFERRABLE"
+        " INITIALLY DEFERRED FOR EACH ROW WHEN (OLD.valid_to IS NULL AND NEW.valid_to IS NOT NULL)"
+        " EXECUTE FUNCTION write_price_audit()"
+    )
+    op.execute(
+        "CREATE TRIGGER audited_delete AFTER DELETE ON prices FOR EACH ROW EXECUTE FUNCTION"
+        f" {DELETED}"
+    )
 
 
 def downgrade() -> None:

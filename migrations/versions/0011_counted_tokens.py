@@ -1,4 +1,6 @@
-"""batches: how many of the billed tokens we counted ourselves; null for batches that ended before this"""
+"""batches: how many of the billed tokens we counted ourselves; null for batches that ended before
+this
+"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,6 @@
-"""erasures and waits: deleted output files whose answers are still erased in steps, and what each worker waits for"""
+"""erasures and waits: deleted output files whose answers are still erased in steps, and what each
+worker waits for
+"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -19,13 +19,23 @@ from tests.attack.system import Figure, Size
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m tests.attack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(attacks.names())} (default: all)")
+    parser = argparse.ArgumentParser(
+        "python -m tests.attack",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(attacks.names())} (default: all)"
+    )
     parser.add_argument("--small", action="store_true", help="with as little as shows the bound")
-    parser.add_argument("--checkout", type=Path, metavar="DIR", help="attack the system of this checkout")
+    parser.add_argument(
+        "--checkout", type=Path, metavar="DIR", help="attack the system of this checkout"
+    )
     chosen = parser.parse_args(given)
     if unknown := sorted(set(chosen.names) - set(attacks.names())):
-        parser.error(f"there is no attack {', '.join(unknown)}; choose from {', '.join(attacks.names())}")
+        parser.error(
+            f"there is no attack {', '.join(unknown)}; choose from {', '.join(attacks.names())}"
+        )
     return chosen
 
 
@@ -41,12 +51,19 @@ def main() -> int:
                 broken += not figure.holds
                 _print(_line(figure))
         _print(f"  ({time.monotonic() - begun:.0f} s)")
-    _print(f"\n{broken} figures are over their bounds." if broken else "\nEvery figure is within its bound.")
+    _print(
+        f"\n{broken} figures are over their bounds."
+        if broken
+        else "\nEvery figure is within its bound."
+    )
     return int(broken > 0)
 
 
 def _line(figure: Figure) -> str:
-    return f"  {'ok  ' if figure.holds else 'OVER'} {figure.name}: {figure.value:,.6g} (at most {figure.bound:,.6g})"
+    return (
+        f"  {'ok  ' if figure.holds else 'OVER'} {figure.name}: {figure.value:,.6g} (at most"
+        f" {figure.bound:,.6g})"
+    )
 
 
 def _print(words: str) -> None:

@@ -1,4 +1,6 @@
-"""The attacks: the modules of `tests/attack` that have a function `attack`, each against a system of its own."""
+"""The attacks: the modules of `tests/attack` that have a function `attack`, each against a system
+of its own.
+"""
 
 import importlib
 import inspect
@@ -14,7 +16,11 @@ FRAME = frozenset({"__init__", "__main__", "attacks", "system"})
 
 def names() -> list[str]:
     """Every attack, in alphabetical order, as it is named on the command line."""
-    return sorted(path.stem.replace("_", "-") for path in Path(__file__).parent.glob("*.py") if path.stem not in FRAME)
+    return sorted(
+        path.stem.replace("_", "-")
+        for path in Path(__file__).parent.glob("*.py")
+        if path.stem not in FRAME
+    )
 
 
 def purpose(name: str) -> str:
@@ -25,7 +31,9 @@ def purpose(name: str) -> str:
 def run(name: str, folder: Path, size: Size, *, checkout: Path | None = None) -> Iterator[Figure]:
     """Start a system in the folder, attack it, and yield each figure as it is measured."""
     module = _module(name)
-    with system.running(folder, settings=module.SETTINGS, catalog=module.CATALOG, checkout=checkout) as attacked:
+    with system.running(
+        folder, settings=module.SETTINGS, catalog=module.CATALOG, checkout=checkout
+    ) as attacked:
         yield from module.attack(attacked, size)
 
 

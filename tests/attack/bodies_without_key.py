@@ -1,4 +1,6 @@
-"""Strangers send bodies without a key, a tenant sends some to an inbox that does not exist and stalls uploads: the API keeps few bytes."""
+"""Strangers send bodies without a key, a tenant sends some to an inbox that does not exist and
+stalls uploads: the API keeps few bytes.
+"""
 
 import socket
 from collections.abc import Iterator, Mapping
@@ -16,11 +18,16 @@ PART = b'--edge\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n
 NOWHERE = "/v1/schedules/sched_00000000000000000000000000/requests"
 
 
-def begin(system: System, path: str, length: int, key: str = "", kind: str = "application/json") -> socket.socket:
+def begin(
+    system: System, path: str, length: int, key: str = "", kind: str = "application/json"
+) -> socket.socket:
     """A connection with a request's head whose body is still to come."""
     client = socket.create_connection(("127.0.0.1", system.port), timeout=60)
     named = f"authorization: Bearer {key}\r\n" if key else ""
-    client.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\n{named}content-type: {kind}\r\ncontent-length: {length}\r\n\r\n".encode())
+    client.sendall(
+        f"POST {path} HTTP/1.1\r\nhost: x\r\n{named}content-type: {kind}\r\ncontent-length:"
+        f" {length}\r\n\r\n".encode()
+    )
     return client
 
 
@@ -61,23 +68,45 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
     before = system.settled("api")
     connections, bodies, pipes = (100, 15, 10) if size is Size.SMALL else (200, 30, 20)
     with ExitStack() as opened:
-        clients = [opened.enter_context(begin(system, "/v1/batches", MiB)) for _ in range(connections)]
+        clients = [
+            opened.enter_context(begin(system, "/v1/batches", MiB)) for _ in range(connections)
+        ]
         fill(clients, MiB)
-        yield Figure(f"API memory grown by {connections} bodies of 1 MiB without a key, MB", (system.settled("api") - before) / MB, 60)
-        yield Figure("another account's GET beside them, times its time alone", median_seconds(short, 15) / alone, size.times(3.0))
+        yield Figure(
+            f"API memory grown by {connections} bodies of 1 MiB without a key, MB",
+            (system.settled("api") - before) / MB,
+            60,
+        )
+        yield Figure(
+            "another account's GET beside them, times its time alone",
+            median_seconds(short, 15) / alone,
+            size.times(3.0),
+        )
     with ExitStack() as opened:
-        clients = [opened.enter_context(begin(system, NOWHERE, 16 * MiB, system.test_key)) for _ in range(bodies)]
+        clients = [
+            opened.enter_context(begin(system, NOWHERE, 16 * MiB, system.test_key))
+            for _ in range(bodies)
+        ]
         fill(clients, 16 * MiB)
         grown = (system.settled("api") - before) / MB
-        yield Figure(f"API memory grown by {bodies} bodies of 16 MiB for an inbox that does not exist, MB", grown, 60)
+        yield Figure(
+            f"API memory grown by {bodies} bodies of 16 MiB for an inbox that does not exist, MB",
+            grown,
+            60,
+        )
     with ExitStack() as opened:
-        clients = [opened.enter_context(begin(system, "/v1/files", 4 * MiB, system.test_key, FORM)) for _ in range(connections)]
+        clients = [
+            opened.enter_context(begin(system, "/v1/files", 4 * MiB, system.test_key, FORM))
+            for _ in range(connections)
+        ]
         for client in clients:
             with suppress(OSError):
                 client.sendall(PART)
         fill(clients, 7 * MiB // 2)
         grown = (system.settled("api") - before) / MB
-        yield Figure(f"API memory grown by {connections} uploads that stall before 4 MiB, MB", grown, 120)
+        yield Figure(
+            f"API memory grown by {connections} uploads that stall before 4 MiB, MB", grown, 120
+        )
     system.forget_peak("api")
     resting = system.rss("api")
     with ExitStack() as opened:
@@ -85,5 +114,11 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
             opened.enter_context(client)
         system.settled("api")
         grown = (system.peak("api") - resting) / MB
-        yield Figure(f"API memory grown at most by {pipes} connections full of pipelined requests, MB", grown, 60)
-    yield Figure("API memory grown after all have closed, MB", (system.settled("api") - before) / MB, 60)
+        yield Figure(
+            f"API memory grown at most by {pipes} connections full of pipelined requests, MB",
+            grown,
+            60,
+        )
+    yield Figure(
+        "API memory grown after all have closed, MB", (system.settled("api") - before) / MB, 60
+    )

@@ -1,4 +1,6 @@
-"""Whoever reaches Redis puts messages on the queue that are not ours; no worker ends, and none runs what they say."""
+"""Whoever reaches Redis puts messages on the queue that are not ours; no worker ends, and none runs
+what they say.
+"""
 
 import json
 import time
@@ -30,14 +32,24 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
             ended += _ends_a_worker(system, queue, message)
             if ended == MOST_ENDED:
                 break
-        yield Figure(f"Messages that ended a worker, of {len(messages)}, counted up to {MOST_ENDED}", ended, 0)
+        yield Figure(
+            f"Messages that ended a worker, of {len(messages)}, counted up to {MOST_ENDED}",
+            ended,
+            0,
+        )
         if size is Size.FULL:
             before = system.rss("worker")
             _take(queue, b'{"x": "' + b"x" * HUGE + b'"}')
-            yield Figure("Worker's memory 1 s after a message of 100 MiB, MB", (_later(system) - before) / MB, 60)
+            yield Figure(
+                "Worker's memory 1 s after a message of 100 MiB, MB",
+                (_later(system) - before) / MB,
+                60,
+            )
     words = system.log("worker")
     yield Figure("Tasks of Celery's own that ran", words.count("Task celery."), 0)
-    yield Figure("Seconds until a batch is completed after it", _seconds_for_a_batch(system), SECONDS)
+    yield Figure(
+        "Seconds until a batch is completed after it", _seconds_for_a_batch(system), SECONDS
+    )
 
 
 def _ends_a_worker(system: System, queue: redis.Redis, message: bytes) -> bool:
@@ -48,7 +60,9 @@ def _ends_a_worker(system: System, queue: redis.Redis, message: bytes) -> bool:
 
 
 def _take(queue: redis.Redis, message: bytes) -> None:
-    """Put a message on the queue, and one more, and wait until both are taken: the first has been dealt with then."""
+    """Put a message on the queue, and one more, and wait until both are taken: the first has been
+    dealt with then.
+    """
     for sent in (message, BROKEN["an unknown task"]):
         queue.lpush(QUEUE, sent)
         deadline = time.monotonic() + SECONDS
@@ -73,7 +87,9 @@ def _seconds_for_a_batch(system: System) -> float:
     client = openai.OpenAI(base_url=system.base_url, api_key=system.test_key)
     begun = time.monotonic()
     file = client.files.create(file=("line.jsonl", json.dumps(LINE).encode()), purpose="batch")
-    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
     while batch.status != "completed" and time.monotonic() < begun + 3 * SECONDS:
         time.sleep(0.05)
         batch = client.batches.retrieve(batch.id)

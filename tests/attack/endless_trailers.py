@@ -1,4 +1,6 @@
-"""A model server sends bytes without end around its answers, such as trailers; a worker's client keeps none of them."""
+"""A model server sends bytes without end around its answers, such as trailers; a worker's client
+keeps none of them.
+"""
 
 import json
 import socket
@@ -12,7 +14,12 @@ import openai
 from tests.attack.system import MB, Figure, Size, System
 from tests.hostile.answers import ENDLESS
 
-SETTINGS: Mapping[str, object] = {"max_attempts": 2, "retry_base": 0.1, "retry_cap": 0.2, "circuit_pause": 0.2}
+SETTINGS: Mapping[str, object] = {
+    "max_attempts": 2,
+    "retry_base": 0.1,
+    "retry_cap": 0.2,
+    "circuit_pause": 0.2,
+}
 CATALOG = """\
 [models.mistral-small-3-1.backend]
 kind = "openai"
@@ -31,20 +38,30 @@ LINE = {
 
 
 def attack(system: System, size: Size) -> Iterator[Figure]:
-    ways, seconds = (("a trailer", "trailers"), 2.0) if size is Size.SMALL else (tuple(ENDLESS), 7.0)
+    ways, seconds = (
+        (("a trailer", "trailers"), 2.0) if size is Size.SMALL else (tuple(ENDLESS), 7.0)
+    )
     client = openai.OpenAI(base_url=system.base_url, api_key=system.live_key)
     for way in ways:
         before = system.rss("worker")
         system.forget_peak("worker")
         with _Flood(system.model_port, way) as flood:
-            file = client.files.create(file=("line.jsonl", json.dumps(LINE).encode()), purpose="batch")
-            batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+            file = client.files.create(
+                file=("line.jsonl", json.dumps(LINE).encode()), purpose="batch"
+            )
+            batch = client.batches.create(
+                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
             flood.began.wait(START_SECONDS)
             deadline = time.monotonic() + seconds
             while batch.status != "completed" and time.monotonic() < deadline:
                 time.sleep(0.1)
                 batch = client.batches.retrieve(batch.id)
-            yield Figure(f"Worker's memory grown by {way} without end, MB", (system.peak("worker") - before) / MB, BOUND)
+            yield Figure(
+                f"Worker's memory grown by {way} without end, MB",
+                (system.peak("worker") - before) / MB,
+                BOUND,
+            )
         if batch.status != "completed":
             client.batches.cancel(batch.id)
 

@@ -1,4 +1,6 @@
-"""An account sends lines that the model fails, or never answers: another account's lines take at most three times as long as alone."""
+"""An account sends lines that the model fails, or never answers: another account's lines take at
+most three times as long as alone.
+"""
 
 import json
 import time
@@ -18,16 +20,27 @@ ENDED = ("completed", "failed", "expired", "cancelled")
 LINES = {Size.SMALL: (1_500, 1_000, 30.0), Size.FULL: (20_000, 2_000, 120.0)}
 # Of the lines without an answer, in how many batches they come.
 HANGING, BATCHES = 400, 40
-FAULTS = {"fail with 500": "status=500", "fail with 503": "status=503", "are refused with 401": "status=401", "are never answered": "hang"}
+FAULTS = {
+    "fail with 500": "status=500",
+    "fail with 503": "status=503",
+    "are refused with 401": "status=401",
+    "are never answered": "hang",
+}
 
 
 def attack(system: System, size: Size) -> Iterator[Figure]:
     failing, lines, longest = LINES[size]
-    other = openai.OpenAI(base_url=system.base_url, api_key=system.new_account("other"), max_retries=3)
+    other = openai.OpenAI(
+        base_url=system.base_url, api_key=system.new_account("other"), max_retries=3
+    )
     _seconds(other, 100, longest)
     alone = _seconds(other, lines, longest)
-    for number, (what, fault) in enumerate(list(FAULTS.items())[: 1 if size is Size.SMALL else None]):
-        hostile = openai.OpenAI(base_url=system.base_url, api_key=system.new_account(f"hostile-{number}"), max_retries=3)
+    for number, (what, fault) in enumerate(
+        list(FAULTS.items())[: 1 if size is Size.SMALL else None]
+    ):
+        hostile = openai.OpenAI(
+            base_url=system.base_url, api_key=system.new_account(f"hostile-{number}"), max_retries=3
+        )
         count, batches = (HANGING, BATCHES) if fault == "hang" else (failing, 1)
         begun = [_submit(hostile, count // batches, fault) for _ in range(batches)]
         _wait_until_they_fail(hostile, begun[0])
@@ -35,17 +48,36 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
         for batch in begun:
             with suppress(openai.ConflictError):
                 hostile.batches.cancel(batch.id)
-        name = f"time of {lines:,} lines beside {count:,} of another account that {what}, of their time alone ({alone:.1f} s)"
+        name = (
+            f"time of {lines:,} lines beside {count:,} of another account that {what}, of their"
+            f" time alone ({alone:.1f} s)"
+        )
         yield Figure(name, beside / alone, 3)
 
 
 def _submit(client: openai.OpenAI, lines: int, fault: str | None = None) -> Batch:
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "Where is the parcel?"}], "max_tokens": 8}
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Where is the parcel?"}],
+        "max_tokens": 8,
+    }
     if fault is not None:
         body["metadata"] = {"simulate": fault}
-    asked = [{"custom_id": f"line-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body} for number in range(lines)]
-    file = client.files.create(file=("lines.jsonl", "\n".join(map(json.dumps, asked)).encode()), purpose="batch")
-    return client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    asked = [
+        {
+            "custom_id": f"line-{number}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": body,
+        }
+        for number in range(lines)
+    ]
+    file = client.files.create(
+        file=("lines.jsonl", "\n".join(map(json.dumps, asked)).encode()), purpose="batch"
+    )
+    return client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
 
 
 def _seconds(client: openai.OpenAI, lines: int, longest: float) -> float:

@@ -1,4 +1,6 @@
-"""One account makes keys, schedules, files, inbox requests and waiting runs until it is refused; each kind must be refused at its cap."""
+"""One account makes keys, schedules, files, inbox requests and waiting runs until it is refused;
+each kind must be refused at its cap.
+"""
 
 import json
 import time
@@ -9,7 +11,14 @@ from tests.attack.system import Figure, Size, System
 from tests.wire import Client
 from xalen_batch.ratelimit.allowances import UNKNOWN_PROCESSES
 
-CAPS = {"api_keys": 8, "schedules": 8, "files": 8, "inbox_requests": 8, "waiting_runs": 8, "idempotency_keys": 8}
+CAPS = {
+    "api_keys": 8,
+    "schedules": 8,
+    "files": 8,
+    "inbox_requests": 8,
+    "waiting_runs": 8,
+    "idempotency_keys": 8,
+}
 STORAGE_BYTES = 600_000
 CHANGES_PER_MINUTE = 120
 SETTINGS: Mapping[str, object] = {
@@ -27,7 +36,16 @@ LARGE = 100_000
 
 
 def attack(system: System, size: Size) -> Iterator[Figure]:
-    made_key = system.run("keys", "create", "--account", "greedy", "--create-account", "--scopes", "submit,read,admin", "--json")
+    made_key = system.run(
+        "keys",
+        "create",
+        "--account",
+        "greedy",
+        "--create-account",
+        "--scopes",
+        "submit,read,admin",
+        "--json",
+    )
     greedy = Client(system.base_url, json.loads(made_key)["secret"])
     file_id = greedy.upload()
     nightly = {"cron": "30 2 * * *", "overlap": "allow"}
@@ -36,37 +54,62 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
     now = datetime.now(UTC)
 
     def backfill(number: int) -> int:
-        times = {"from": f"{now - timedelta(days=number + 2):%Y-%m-%dT12:00}", "to": f"{now - timedelta(days=number + 1):%Y-%m-%dT12:00}"}
+        times = {
+            "from": f"{now - timedelta(days=number + 2):%Y-%m-%dT12:00}",
+            "to": f"{now - timedelta(days=number + 1):%Y-%m-%dT12:00}",
+        }
         return greedy.status("POST", f"/schedules/{piled}/backfill", times)
 
     def fill(number: int, key: str | None = None) -> int:
         headers = {} if key is None else {"idempotency-key": key}
-        return greedy.status("POST", f"/schedules/{inbox}/requests", greedy.line(f"{number}"), headers)
+        return greedy.status(
+            "POST", f"/schedules/{inbox}/requests", greedy.line(f"{number}"), headers
+        )
 
     makers: dict[str, tuple[int, Callable[[int], int]]] = {
-        # What there is already: a key, two schedules, a file. The same request again and again is one in the inbox.
+        # What there is already: a key, two schedules, a file. The same request again and again is
+        # one in the inbox.
         "idempotency_keys": (0, lambda number: fill(0, key=f"{number}")),
         "waiting_runs": (0, backfill),
         "api_keys": (1, lambda number: greedy.status("POST", "/api_keys", {"name": "more"})),
-        "schedules": (2, lambda number: greedy.status("POST", "/schedules", greedy.definition(file_id, **nightly))),
+        "schedules": (
+            2,
+            lambda number: greedy.status(
+                "POST", "/schedules", greedy.definition(file_id, **nightly)
+            ),
+        ),
         "inbox_requests": (1, lambda number: fill(number + 1)),
         "files": (1, lambda number: greedy.status("POST", "/files", greedy.form())),
     }
     for name, (held, make) in makers.items():
         made = _made(make, CAPS[name] - held + BEYOND[size])
-        yield Figure(f"{name} made beyond the cap of {CAPS[name]}", max(0, held + made - CAPS[name]), 0)
+        yield Figure(
+            f"{name} made beyond the cap of {CAPS[name]}", max(0, held + made - CAPS[name]), 0
+        )
     heavy = Client(system.base_url, system.new_account("heavy"))
     large = heavy.schedule(None, **nightly)["id"]
     made = _made(
-        lambda number: heavy.status("POST", f"/schedules/{large}/requests", heavy.line(f"{number}", "x" * LARGE)),
+        lambda number: heavy.status(
+            "POST", f"/schedules/{large}/requests", heavy.line(f"{number}", "x" * LARGE)
+        ),
         STORAGE_BYTES // LARGE + BEYOND[size],
     )
-    yield Figure(f"inbox bytes beyond a quota of {STORAGE_BYTES:,} bytes", max(0, made * LARGE - STORAGE_BYTES), 0)
+    yield Figure(
+        f"inbox bytes beyond a quota of {STORAGE_BYTES:,} bytes",
+        max(0, made * LARGE - STORAGE_BYTES),
+        0,
+    )
     begun = time.monotonic()
-    made = _made(lambda number: greedy.status("POST", f"/schedules/{piled}/pause", {"note": f"{number}"}), 2 * CHANGES_PER_MINUTE)
-    # A minute's worth at once, what comes back meanwhile, and the most that the API allows by itself while Redis is late (one of four parts).
+    made = _made(
+        lambda number: greedy.status("POST", f"/schedules/{piled}/pause", {"note": f"{number}"}),
+        2 * CHANGES_PER_MINUTE,
+    )
+    # A minute's worth at once, what comes back meanwhile, and the most that the API allows by
+    # itself while Redis is late (one of four parts).
     allowed = CHANGES_PER_MINUTE * (1 + (time.monotonic() - begun) / 60 + 1 / UNKNOWN_PROCESSES)
-    yield Figure(f"changes made, as a share of what {CHANGES_PER_MINUTE} a minute allow", made / allowed, 1)
+    yield Figure(
+        f"changes made, as a share of what {CHANGES_PER_MINUTE} a minute allow", made / allowed, 1
+    )
 
 
 def _made(make: Callable[[int], int], most: int) -> int:

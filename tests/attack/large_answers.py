@@ -1,7 +1,8 @@
-"""A model server answers every line with as many bytes as an answer may have; the worker holds a bounded number of them.
+"""A model server answers every line with as many bytes as an answer may have; the worker holds a
+bounded number of them.
 
-The small size has compressed answers, which arrive all at once however busy the machine is. The full size has 400 of 4.5 MB as they are, too,
-and those at the cap (`XALEN_ANSWER_MAX_BYTES`).
+The small size has compressed answers, which arrive all at once however busy the machine is. The
+full size has 400 of 4.5 MB as they are, too, and those at the cap (`XALEN_ANSWER_MAX_BYTES`).
 """
 
 import gzip
@@ -32,30 +33,58 @@ LATENCY = 2.0
 
 def attack(system: System, size: Size) -> Iterator[Figure]:
     small = {"8 MiB, compressed": (120, 8 * MiB)}
-    loads = small if size is Size.SMALL else {"4.5 MB": (400, 4_500_000), "8 MiB": (300, 8 * MiB), "8 MiB, compressed": (300, 8 * MiB)}
+    loads = (
+        small
+        if size is Size.SMALL
+        else {
+            "4.5 MB": (400, 4_500_000),
+            "8 MiB": (300, 8 * MiB),
+            "8 MiB, compressed": (300, 8 * MiB),
+        }
+    )
     with _model_server(system.model_port) as server:
         client = openai.OpenAI(base_url=system.base_url, api_key=system.live_key)
         for name, (count, length) in loads.items():
             server.is_compressed = "compressed" in name
-            server.answer = gzip.compress(_answer(length)) if server.is_compressed else _answer(length)
+            server.answer = (
+                gzip.compress(_answer(length)) if server.is_compressed else _answer(length)
+            )
             system.forget_peak("worker")
             begun = time.monotonic()
             failed = _run(client, count)
-            yield Figure(f"Worker's peak memory, {count} answers of {name}, MB", system.peak("worker") / MB, BOUND)
+            yield Figure(
+                f"Worker's peak memory, {count} answers of {name}, MB",
+                system.peak("worker") / MB,
+                BOUND,
+            )
             yield Figure(f"Lines without their answer, of {count} of {name}", failed, 0)
-            yield Figure(f"Seconds for {count} answers of {name}", time.monotonic() - begun, SECONDS)
+            yield Figure(
+                f"Seconds for {count} answers of {name}", time.monotonic() - begun, SECONDS
+            )
 
 
 def _run(client: openai.OpenAI, count: int) -> int:
     """Run a batch; how many lines have not succeeded."""
     lines = [
-        {"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions", "body": {"model": "mistral-small-3-1", "messages": [_HELLO]}}
+        {
+            "custom_id": str(n),
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": "mistral-small-3-1", "messages": [_HELLO]},
+        }
         for n in range(count)
     ]
-    file = client.files.create(file=("lines.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
-    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    file = client.files.create(
+        file=("lines.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch"
+    )
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
     deadline = time.monotonic() + SECONDS
-    while batch.status not in ("completed", "failed", "expired", "cancelled") and time.monotonic() < deadline:
+    while (
+        batch.status not in ("completed", "failed", "expired", "cancelled")
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.2)
         batch = client.batches.retrieve(batch.id)
     return count - (batch.request_counts.completed if batch.request_counts else 0)
@@ -101,7 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         answer = self.server.answer
-        # As a model does, it takes the same time for one as for many; then all that are in flight arrive at once.
+        # As a model does, it takes the same time for one as for many; then all that are in flight
+        # arrive at once.
         time.sleep(LATENCY)
         self.send_response(200)
         self.send_header("content-type", "application/json")

@@ -25,12 +25,18 @@ class Size(StrEnum):
     FULL = "full"
 
     def times(self, full: float) -> float:
-        """How many times its time alone another account's request may take. Other tests run beside SMALL, so there only a stall exceeds it."""
+        """How many times its time alone another account's request may take.
+
+        Other tests run beside SMALL, so there only a stall exceeds it.
+        """
         return full if self is Size.FULL else 10.0
 
 
 class Figure(NamedTuple):
-    """What an attack measured. The system holds while `value` is at most `bound`; the name says the unit."""
+    """What an attack measured.
+
+    The system holds while `value` is at most `bound`; the name says the unit.
+    """
 
     name: str
     value: float
@@ -67,7 +73,20 @@ class System:
 
     def new_account(self, name: str, mode: str = "test") -> str:
         """A key with every scope of a new account."""
-        return str(json.loads(self.run("keys", "create", "--account", name, "--create-account", "--mode", mode, "--json"))["secret"])
+        return str(
+            json.loads(
+                self.run(
+                    "keys",
+                    "create",
+                    "--account",
+                    name,
+                    "--create-account",
+                    "--mode",
+                    mode,
+                    "--json",
+                )
+            )["secret"]
+        )
 
     def run(self, *arguments: str) -> str:
         """What a command of the operator prints on stdout."""
@@ -119,9 +138,18 @@ def median_seconds(act: Callable[[], object], times: int) -> float:
 
 
 @contextmanager
-def running(folder: Path, *, settings: Mapping[str, object], catalog: str, checkout: Path | None = None) -> Iterator[System]:
-    """Start `up` and stop it in good order. `checkout`: another checkout with its own `.venv`, to be attacked instead of this one."""
-    command = Path(sys.executable).with_name("xalen-batch") if checkout is None else checkout.absolute() / ".venv/bin/xalen-batch"
+def running(
+    folder: Path, *, settings: Mapping[str, object], catalog: str, checkout: Path | None = None
+) -> Iterator[System]:
+    """Start `up` and stop it in good order.
+
+    `checkout`: another checkout with its own `.venv`, to be attacked instead of this one.
+    """
+    command = (
+        Path(sys.executable).with_name("xalen-batch")
+        if checkout is None
+        else checkout.absolute() / ".venv/bin/xalen-batch"
+    )
     # The parts are started with `python -m`, which imports from the working directory first.
     where = folder if checkout is None else checkout
     data_dir, model_port, port = folder / "data", free_port(), free_port()
@@ -142,8 +170,21 @@ def running(folder: Path, *, settings: Mapping[str, object], catalog: str, check
             start_new_session=True,
         )
     try:
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), timeout=START_TIMEOUT, process=process, log=log)
+        wait_until(
+            lambda: answers(f"http://127.0.0.1:{port}/readyz"),
+            timeout=START_TIMEOUT,
+            process=process,
+            log=log,
+        )
         keys = tomllib.loads((data_dir / "credentials.toml").read_text("utf-8"))
-        yield System(f"http://127.0.0.1:{port}/v1", keys["test_key"], keys["live_key"], data_dir, model_port, command, env)
+        yield System(
+            f"http://127.0.0.1:{port}/v1",
+            keys["test_key"],
+            keys["live_key"],
+            data_dir,
+            model_port,
+            command,
+            env,
+        )
     finally:
         stop(process)

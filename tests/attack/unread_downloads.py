@@ -1,4 +1,6 @@
-"""One account opens downloads of long answers and reads none: the API's memory, and the downloads of others, stay bounded."""
+"""One account opens downloads of long answers and reads none: the API's memory, and the downloads
+of others, stay bounded.
+"""
 
 import json
 import socket
@@ -36,7 +38,13 @@ class Answers(BaseHTTPRequestHandler):
         {
             "id": "x",
             "object": "chat.completion",
-            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "x" * ANSWER}}],
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": "stop",
+                    "message": {"role": "assistant", "content": "x" * ANSWER},
+                }
+            ],
             "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
         }
     ).encode()
@@ -70,7 +78,9 @@ def a_batch(system: System, lines: int) -> str:
     client = openai.OpenAI(base_url=system.base_url, api_key=system.live_key)
     content = jsonl([chat_line(f"line-{number}") for number in range(lines)])
     file = client.files.create(file=("input.jsonl", content), purpose="batch")
-    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
     while batch.status not in ("completed", "failed", "expired"):
         time.sleep(0.2)
         batch = client.batches.retrieve(batch.id)
@@ -85,7 +95,9 @@ def ask(system: System, path: str, key: str) -> socket.socket:
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVES)
     client.settimeout(60)
     client.connect(("127.0.0.1", system.port))
-    client.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n".encode())
+    client.sendall(
+        f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n".encode()
+    )
     return client
 
 
@@ -93,7 +105,9 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
     lines, rounds = (8, (80,)) if size is Size.SMALL else (28, (100, 200))
     with model_server(system.model_port):
         batch_id = a_batch(system, lines)
-    neighbour = openai.OpenAI(base_url=system.base_url, api_key=system.new_account("neighbour"), max_retries=0)
+    neighbour = openai.OpenAI(
+        base_url=system.base_url, api_key=system.new_account("neighbour"), max_retries=0
+    )
     file = neighbour.files.create(file=("input.jsonl", bytes(8_000_000)), purpose="batch")
 
     def download() -> None:
@@ -107,8 +121,16 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
             for _ in range(sockets):
                 opened.enter_context(ask(system, f"/v1/batches/{batch_id}/output", system.live_key))
             held = system.settled("api")
-            yield Figure(f"API memory grown by {sockets} unread downloads, MB", (held - before) / MB, 150)
             yield Figure(
-                "another account's download beside them, times its time alone", median_seconds(download, 9) / alone, size.times(3.0)
+                f"API memory grown by {sockets} unread downloads, MB", (held - before) / MB, 150
             )
-        yield Figure(f"API memory grown after the {sockets} have closed, MB", (system.settled("api") - before) / MB, LEFT_MB)
+            yield Figure(
+                "another account's download beside them, times its time alone",
+                median_seconds(download, 9) / alone,
+                size.times(3.0),
+            )
+        yield Figure(
+            f"API memory grown after the {sockets} have closed, MB",
+            (system.settled("api") - before) / MB,
+            LEFT_MB,
+        )

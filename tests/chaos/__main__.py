@@ -1,11 +1,12 @@
-"""Whether anything that can happen to one machine loses a line, bills one twice, or stops the system for good.
+"""Whether anything that can happen to one machine loses a line, bills one twice, or stops the
+system for good.
 
     make chaos                    500 runs, from seed 1
     make chaos SEED=17 RUNS=1     that one again
     make chaos RUNS=60 PUBLISH=1  and write docs/reliability.md
 
-Each run drives batches through the SDK while a seed decides what is killed, frozen, cut off and emptied, and asks one
-oracle when all is over. Exit 1 when it found something in any run.
+Each run drives batches through the SDK while a seed decides what is killed, frozen, cut off and
+emptied, and asks one oracle when all is over. Exit 1 when it found something in any run.
 """
 
 import argparse
@@ -24,11 +25,22 @@ RESULTS = ROOT / "tests" / "chaos" / "results.json"
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tests.chaos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seed", type=int, default=1, help="the first seed (default: 1)")
-    parser.add_argument("--runs", type=int, default=500, help="how many seeds from there on (default: 500)")
     parser.add_argument(
-        "--publish", action="store_true", help="also renew these seeds in tests/chaos/results.json, and the figures in docs/reliability.md"
+        "--runs", type=int, default=500, help="how many seeds from there on (default: 500)"
+    )
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help=(
+            "also renew these seeds in tests/chaos/results.json, and the figures in"
+            " docs/reliability.md"
+        ),
     )
     return parser.parse_args(given)
 
@@ -52,7 +64,9 @@ def main() -> int:
         _print(report.text(outcomes))
         _print(f"\n{time.monotonic() - started:.0f} s. All of it is in {KEPT.name}/results.json.")
         if chosen.publish:
-            published = report.merged(json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}, outcomes)
+            published = report.merged(
+                json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}, outcomes
+            )
             publish(PAGE, {"chaos": report.markdown(published)})
             write_json(RESULTS, report.as_json(published))
     return int(any(outcome.wrong for outcome in outcomes) or len(outcomes) < chosen.runs)

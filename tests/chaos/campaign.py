@@ -31,7 +31,9 @@ class Campaign:
         self._stop()
 
     def run(self, seed: int) -> Outcome:
-        """Its outcome; where something is wrong the logs are kept, and the next run gets a new system."""
+        """Its outcome; where something is wrong the logs are kept, and the next run gets a new
+        system.
+        """
         chosen = plan(seed)
         system = self.system(chosen.settings)
         outcome = Run(system, chosen).run()
@@ -42,7 +44,9 @@ class Campaign:
 
     def system(self, settings: Mapping[str, object]) -> System:
         """One with these settings that is ready for a run."""
-        if self._runs >= RUNS_OF_A_SYSTEM or (self._system is not None and self._system.settings != settings):
+        if self._runs >= RUNS_OF_A_SYSTEM or (
+            self._system is not None and self._system.settings != settings
+        ):
             self._stop()
         self._runs += 1
         return self._system or self._start(settings)
@@ -75,4 +79,7 @@ class Campaign:
 def advice(outcome: Outcome) -> str:
     """What to do about a run in which something was wrong."""
     wrong = "\n".join(f"  {words}" for words in outcome.wrong)
-    return f"seed {outcome.seed}:\n{wrong}\nreplay it with: make chaos SEED={outcome.seed} RUNS=1\nits logs are in {KEPT.name}/seed-{outcome.seed}"
+    return (
+        f"seed {outcome.seed}:\n{wrong}\nreplay it with: make chaos SEED={outcome.seed} RUNS=1\nits"
+        f" logs are in {KEPT.name}/seed-{outcome.seed}"
+    )

@@ -1,4 +1,6 @@
-"""One campaign for all seeds of a test process: its system is used again while it is well, and gone before other tests run."""
+"""One campaign for all seeds of a test process: its system is used again while it is well, and gone
+before other tests run.
+"""
 
 from collections.abc import Iterator
 

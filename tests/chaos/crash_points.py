@@ -1,7 +1,8 @@
 """Where a process of the product can be made to die: between two named steps, by its own SIGKILL.
 
-`run(["worker"])` is `xalen-batch worker` (or api, or beat) with these functions wrapped. The product knows nothing of it.
-A process dies when the file that CHAOS_ARMED names holds `point occurrence`, and it reaches that point for that time since.
+`run(["worker"])` is `xalen-batch worker` (or api, or beat) with these functions wrapped. The
+product knows nothing of it. A process dies when the file that CHAOS_ARMED names holds `point
+occurrence`, and it reaches that point for that time since.
 """
 
 import importlib
@@ -16,7 +17,10 @@ from typing import Any, Literal, NamedTuple
 
 
 class Point(NamedTuple):
-    """`module:name`, and on which side of it. `most`: the latest occurrence that a small batch reaches."""
+    """`module:name`, and on which side of it.
+
+    `most`: the latest occurrence that a small batch reaches.
+    """
 
     role: Literal["worker", "api"]
     function: str
@@ -30,12 +34,18 @@ POINTS = {
     "split: before its commit": Point("worker", f"{PIPELINE}.validate:_decide", "after", 2),
     "split: after its commit": Point("worker", f"{PIPELINE}.validate:run", "after", 2),
     "claim: after its commit": Point("worker", f"{PIPELINE}.claim:_read", "before", 6),
-    "execute: answered, not recorded": Point("worker", "xalen_batch.backends.openai:OpenAIBackend.send", "after", 30),
+    "execute: answered, not recorded": Point(
+        "worker", "xalen_batch.backends.openai:OpenAIBackend.send", "after", 30
+    ),
     "record: before its commit": Point("worker", f"{PIPELINE}.record:insert", "after", 8),
     "record: after its commit": Point("worker", f"{PIPELINE}.record:record", "after", 12),
-    "record: last line in, end not named": Point("worker", f"{PIPELINE}.record:_name_next", "before", 4),
+    "record: last line in, end not named": Point(
+        "worker", f"{PIPELINE}.record:_name_next", "before", 4
+    ),
     "finalize: leased": Point("worker", f"{PIPELINE}.finalize:_complete", "before", 2),
-    "finalize: open lines ended": Point("worker", f"{PIPELINE}.finalize:_end_open_tasks", "after", 1),
+    "finalize: open lines ended": Point(
+        "worker", f"{PIPELINE}.finalize:_end_open_tasks", "after", 1
+    ),
     "finalize: invoice made": Point("worker", "xalen_batch.billing.invoices:issue", "after", 2),
     "finalize: before its commit": Point("worker", f"{PIPELINE}.finalize:_complete", "after", 2),
     "finalize: after its commit": Point("worker", f"{PIPELINE}.finalize:run", "after", 3),
@@ -43,13 +53,17 @@ POINTS = {
     "upload: stored, no row": Point("api", "xalen_batch.api.uploads:_store", "after", 2),
     "upload: before its commit": Point("api", "xalen_batch.files:create", "after", 2),
     "create: before its commit": Point("api", "xalen_batch.batches:create", "after", 2),
-    "create: after its commit, not answered": Point("api", "xalen_batch.broker:publish", "before", 4),
+    "create: after its commit, not answered": Point(
+        "api", "xalen_batch.broker:publish", "before", 4
+    ),
     "cancel: before its commit": Point("api", "xalen_batch.batches:cancel", "after", 1),
 }
 
 
 class Trigger:
-    """Counts how often the armed point was reached since it was armed, and kills this process when it is time."""
+    """Counts how often the armed point was reached since it was armed, and kills this process when
+    it is time.
+    """
 
     def __init__(self, armed: Path) -> None:
         self._armed = armed
@@ -77,7 +91,10 @@ class Trigger:
 
 
 def resolve(function: str) -> tuple[Any, str]:
-    """What holds a named function, and its name there. Raises AttributeError or ImportError where the product has it no more."""
+    """What holds a named function, and its name there.
+
+    Raises AttributeError or ImportError where the product has it no more.
+    """
     module, _, path = function.partition(":")
     *above, name = path.split(".")
     holder = importlib.import_module(module)
@@ -93,10 +110,16 @@ def install(role: str, trigger: Trigger) -> None:
     for name, point in POINTS.items():
         if point.role == role:
             holder, attribute = resolve(point.function)
-            setattr(holder, attribute, _wrapped(getattr(holder, attribute), name, point.side, trigger.reached))
+            setattr(
+                holder,
+                attribute,
+                _wrapped(getattr(holder, attribute), name, point.side, trigger.reached),
+            )
 
 
-def _wrapped(function: Callable[..., Any], name: str, side: str, reached: Callable[[str], None]) -> Callable[..., Any]:
+def _wrapped(
+    function: Callable[..., Any], name: str, side: str, reached: Callable[[str], None]
+) -> Callable[..., Any]:
     if inspect.iscoroutinefunction(function):
 
         @wraps(function)

@@ -1,7 +1,8 @@
-"""A client of the campaign: one batch through the official SDK, from the upload to the invoice, whatever happens meanwhile.
+"""A client of the campaign: one batch through the official SDK, from the upload to the invoice,
+whatever happens meanwhile.
 
-It does what any client should: it sends again what was not answered, with the same Idempotency-Key, and it waits when
-it is told to. An answer that no client should have to expect is written down.
+It does what any client should: it sends again what was not answered, with the same Idempotency-Key,
+and it waits when it is told to. An answer that no client should have to expect is written down.
 """
 
 import json
@@ -36,7 +37,8 @@ class Delivery:
     output: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
     invoice: dict[str, Any] = field(default_factory=dict)
-    # Answers that are nobody's fault but the server's: anything but an object, a 503 with Retry-After, or no connection.
+    # Answers that are nobody's fault but the server's: anything but an object, a 503 with
+    # Retry-After, or no connection.
     unexpected: list[str] = field(default_factory=list)
     ended_at: float | None = None  # monotonic
     unanswered: int = 0
@@ -49,7 +51,9 @@ class Client(threading.Thread):
         super().__init__(name=f"client-{order.name}", daemon=True)
         self.delivery = Delivery(run, order)
         self.deadline: float | None = None
-        self._sdk = openai.OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=REQUEST_TIMEOUT)
+        self._sdk = openai.OpenAI(
+            base_url=base_url, api_key=key, max_retries=0, timeout=REQUEST_TIMEOUT
+        )
 
     def run(self) -> None:
         try:
@@ -67,7 +71,9 @@ class Client(threading.Thread):
         name = f"{delivery.run}-{order.name}"
         file = self._insist(
             lambda: self._sdk.files.create(
-                file=(f"{name}.jsonl", content), purpose="batch", extra_headers={"Idempotency-Key": f"upload-{name}"}
+                file=(f"{name}.jsonl", content),
+                purpose="batch",
+                extra_headers={"Idempotency-Key": f"upload-{name}"},
             )
         )
         batch = self._insist(
@@ -82,7 +88,12 @@ class Client(threading.Thread):
         batch_id, is_cancelled = batch.id, False
         while batch.status not in TERMINAL:
             counts = batch.request_counts
-            if order.cancel_at is not None and not is_cancelled and counts and counts.completed >= order.cancel_at * len(order.lines):
+            if (
+                order.cancel_at is not None
+                and not is_cancelled
+                and counts
+                and counts.completed >= order.cancel_at * len(order.lines)
+            ):
                 self._insist(lambda: self._cancel(batch_id))
                 is_cancelled = True
             if self.deadline is not None and time.monotonic() > self.deadline:
@@ -94,7 +105,9 @@ class Client(threading.Thread):
         delivery.output = self._lines(batch.output_file_id)
         delivery.errors = self._lines(batch.error_file_id)
         if batch.status != "failed":
-            delivery.invoice = self._insist(lambda: self._sdk.get(f"/batches/{batch.id}/invoice", cast_to=dict))  # type: ignore[type-var]
+            delivery.invoice = self._insist(
+                lambda: self._sdk.get(f"/batches/{batch.id}/invoice", cast_to=dict)
+            )  # type: ignore[type-var]
 
     def _cancel(self, batch_id: str) -> None:
         try:
@@ -107,7 +120,10 @@ class Client(threading.Thread):
     def _lines(self, file_id: str | None) -> list[dict[str, Any]]:
         if file_id is None:
             return []
-        return [json.loads(line) for line in self._insist(lambda: self._sdk.files.content(file_id).content).splitlines()]
+        return [
+            json.loads(line)
+            for line in self._insist(lambda: self._sdk.files.content(file_id).content).splitlines()
+        ]
 
     def _insist(self, ask: Callable[[], T]) -> T:
         """Ask until it is answered. Raises TooLate."""
@@ -120,7 +136,10 @@ class Client(threading.Thread):
             except openai.APIStatusError as error:
                 retry_after = error.response.headers.get("retry-after")
                 if error.status_code != 503 or retry_after is None:
-                    self.delivery.unexpected.append(f"{error.request.method} {error.request.url.path}: {error.status_code} {error.message}")
+                    self.delivery.unexpected.append(
+                        f"{error.request.method} {error.request.url.path}: {error.status_code}"
+                        f" {error.message}"
+                    )
                     raise
                 self.delivery.unanswered += 1
                 pause = min(float(retry_after), 1.0)

@@ -1,4 +1,7 @@
-"""What can be done to a running system. Each fault is a context: inside it holds, afterwards it is healed."""
+"""What can be done to a running system.
+
+Each fault is a context: inside it holds, afterwards it is healed.
+"""
 
 import json
 import shutil
@@ -22,9 +25,11 @@ BUSIEST = "the busiest worker"
 
 @dataclass(frozen=True)
 class Fault:
-    """`kind`: what, one of KINDS. `on`: a process, a link, a crash point or a storm. `hold`: seconds that it lasts.
+    """`kind`: what, one of KINDS. `on`: a process, a link, a crash point or a storm. `hold`:
+    seconds that it lasts.
 
-    A crash point's `hold` is the occurrence at which it fires, and it lasts until it has or until the run is over.
+    A crash point's `hold` is the occurrence at which it fires, and it lasts until it has or until
+    the run is over.
     """
 
     kind: str
@@ -36,13 +41,18 @@ class Fault:
         return self.kind == "crash point"
 
     def __str__(self) -> str:
-        return f"{self.kind} ({self.on}{f', occurrence {self.hold:.0f}' if self.is_crash_point else f', {self.hold:.1f} s'})"
+        return (
+            f"{self.kind}"
+            f" ({self.on}{f', occurrence {self.hold:.0f}' if self.is_crash_point else f', {self.hold:.1f} s'})"
+        )
 
 
 @contextmanager
 def killed(system: System, fault: Fault) -> Iterator[None]:
     parts = (
-        [_busiest(system)] if fault.on == BUSIEST else [system.parts[name] for name in (PROCESSES if fault.on == "all" else (fault.on,))]
+        [_busiest(system)]
+        if fault.on == BUSIEST
+        else [system.parts[name] for name in (PROCESSES if fault.on == "all" else (fault.on,))]
     )
     for part in parts:
         part.send(signal.SIGKILL)
@@ -62,9 +72,12 @@ def _busiest(system: System) -> Part:
     def look() -> bool:
         with system.connect() as connection:
             row = connection.execute(
-                "SELECT worker FROM tasks WHERE state = 'running' AND worker IS NOT NULL GROUP BY worker ORDER BY count(*) DESC, worker"
+                "SELECT worker FROM tasks WHERE state = 'running' AND worker IS NOT NULL GROUP BY"
+                " worker ORDER BY count(*) DESC, worker"
             ).fetchone()
-        found[:] = [part for part in system.parts.values() if row and row[0].endswith(f":{part.pid}")]
+        found[:] = [
+            part for part in system.parts.values() if row and row[0].endswith(f":{part.pid}")
+        ]
         return bool(found)
 
     wait_until(look, timeout=GRACE)
@@ -83,7 +96,9 @@ def frozen(system: System, fault: Fault) -> Iterator[None]:
 
 @contextmanager
 def rolled(system: System, fault: Fault) -> Iterator[None]:
-    """SIGTERM to one after the other, each started again before the next; none may need more than its grace."""
+    """SIGTERM to one after the other, each started again before the next; none may need more than
+    its grace.
+    """
     names = list(PROCESSES) if fault.on == "all" else [fault.on]
     for name in names:
         part = system.parts[name]
@@ -122,7 +137,10 @@ def valkey_frozen(system: System, fault: Fault) -> Iterator[None]:
 
 @contextmanager
 def postgres_stopped(system: System, fault: Fault) -> Iterator[None]:
-    """`on`: SIGKILL, or SIGQUIT (PostgreSQL's immediate shutdown). Both leave the next start to recover from its log."""
+    """`on`: SIGKILL, or SIGQUIT (PostgreSQL's immediate shutdown).
+
+    Both leave the next start to recover from its log.
+    """
     assert system.postgres.process is not None
     system.postgres.process.send_signal(signal.Signals[fault.on])
     system.postgres.process.wait()
@@ -175,16 +193,23 @@ def storm(system: System, fault: Fault) -> Iterator[None]:
 
 
 def _storm(system: System, fault: str, rate: float) -> None:
-    request = Request(f"{system.models_address}/storm", json.dumps({"fault": fault, "rate": rate}).encode(), method="POST")
+    request = Request(
+        f"{system.models_address}/storm",
+        json.dumps({"fault": fault, "rate": rate}).encode(),
+        method="POST",
+    )
     urlopen(request, timeout=10).close()
 
 
 @contextmanager
 def crash_point(system: System, fault: Fault) -> Iterator[None]:
     """Every process of the point's role will die at it, once each, at most."""
-    parts = [system.parts[name] for name in (WORKERS if POINTS[fault.on].role == "worker" else ("api",))]
+    parts = [
+        system.parts[name] for name in (WORKERS if POINTS[fault.on].role == "worker" else ("api",))
+    ]
     for part in parts:
-        # What tells of an earlier point stays until its process is started again: it may not have been seen dead yet.
+        # What tells of an earlier point stays until its process is started again: it may not have
+        # been seen dead yet.
         part.armed.with_suffix(".new").write_text(f"{fault.on} {fault.hold:.0f}", "utf-8")
         part.armed.with_suffix(".new").rename(part.armed)
     try:

@@ -1,10 +1,12 @@
-"""Processes of the product that are there at once: one parent has everything imported, and forks whatever is started.
+"""Processes of the product that are there at once: one parent has everything imported, and forks
+whatever is started.
 
     python -m tests.chaos.forks
 
-Importing the product takes seconds, and the campaign starts a process every few. What a fork then runs is the product's
-own command, in a session, an environment and a log of its own. The parent reads a JSON object a line on stdin and answers
-each with one: `{"run": […], "env": {…}, "out": PATH, "err": PATH}` with a process id, a process id with its exit code, or null.
+Importing the product takes seconds, and the campaign starts a process every few. What a fork then
+runs is the product's own command, in a session, an environment and a log of its own. The parent
+reads a JSON object a line on stdin and answers each with one: `{"run": […], "env": {…}, "out":
+PATH, "err": PATH}` with a process id, a process id with its exit code, or null.
 """
 
 import importlib
@@ -38,7 +40,8 @@ class Forks:
 
     def __init__(self, marker: str) -> None:
         self._parent = subprocess.Popen(
-            # Python ignores the option; it names the installation in `ps`, and to whoever looks for leftovers.
+            # Python ignores the option; it names the installation in `ps`, and to whoever looks for
+            # leftovers.
             [sys.executable, "-X", marker, "-m", "tests.chaos.forks"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
@@ -50,7 +53,9 @@ class Forks:
 
     def start(self, arguments: list[str], env: Mapping[str, str], out: Path, err: Path) -> int:
         """Run one of `PROGRAMS` with its arguments; its process id."""
-        return int(self._ask({"run": arguments, "env": dict(env), "out": str(out), "err": str(err)}))
+        return int(
+            self._ask({"run": arguments, "env": dict(env), "out": str(out), "err": str(err)})
+        )
 
     def exit_code(self, pid: int) -> int | None:
         """Minus the signal for one that was killed; None while it runs."""
@@ -76,7 +81,11 @@ def command(arguments: list[str]) -> None:
     app(arguments)
 
 
-PROGRAMS = {"xalen-batch": command, "crash-points": crash_points.run, "model-server": model_server.run}
+PROGRAMS = {
+    "xalen-batch": command,
+    "crash-points": crash_points.run,
+    "model-server": model_server.run,
+}
 
 
 def _become(request: dict[str, Any]) -> None:

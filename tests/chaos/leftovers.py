@@ -1,4 +1,6 @@
-"""What may not be left when all batches of a run have ended: leases, claims, temporary files, uploads of nobody, processes."""
+"""What may not be left when all batches of a run have ended: leases, claims, temporary files,
+uploads of nobody, processes.
+"""
 
 import os
 import time
@@ -8,7 +10,8 @@ import psycopg
 
 from tests.chaos.system import System
 
-# Bytes without a row are left alone for hours, since an upload may still be writing them: the sweep has to see them older.
+# Bytes without a row are left alone for hours, since an upload may still be writing them: the sweep
+# has to see them older.
 OLDER = 7 * 3600
 SWEPT_WITHIN = 30.0
 # How long a process that was restarted may take to say that it is there.
@@ -23,7 +26,13 @@ def left(system: System) -> list[str]:
 def in_tables(connection: psycopg.Connection) -> Iterator[str]:
     """Of batches that have ended; of those that run there should be none."""
     for what, query in (
-        ("batches that have not ended", "SELECT count(*) FROM batches WHERE status NOT IN ('completed', 'failed', 'cancelled', 'expired')"),
+        (
+            "batches that have not ended",
+            (
+                "SELECT count(*) FROM batches WHERE status NOT IN ('completed', 'failed',"
+                " 'cancelled', 'expired')"
+            ),
+        ),
         ("leases of batches", "SELECT count(*) FROM batches WHERE lease_until IS NOT NULL"),
         ("leases of tasks", "SELECT count(*) FROM tasks WHERE lease_until IS NOT NULL"),
         ("tasks that are not done", "SELECT count(*) FROM tasks WHERE state <> 'done'"),
@@ -34,20 +43,31 @@ def in_tables(connection: psycopg.Connection) -> Iterator[str]:
 
 
 def _in_storage(system: System, connection: psycopg.Connection) -> Iterator[str]:
-    """Every upload that has a row is there whole; what has none goes, with the next sweeps, once it is old."""
-    rows = connection.execute("SELECT id, bytes, sha256 FROM files WHERE batch_id IS NULL AND deleted_at IS NULL").fetchall()
+    """Every upload that has a row is there whole; what has none goes, with the next sweeps, once it
+    is old.
+    """
+    rows = connection.execute(
+        "SELECT id, bytes, sha256 FROM files WHERE batch_id IS NULL AND deleted_at IS NULL"
+    ).fetchall()
     stored = {path.name: path for path in (system.files / "input").glob("*")}
     for id_, size, _ in rows:
         path = stored.pop(id_.hex, None)
         if path is None or path.stat().st_size != size:
-            yield f"the upload {id_.hex} has {path.stat().st_size if path else 'none'} of its {size} bytes"
+            yield (
+                f"the upload {id_.hex} has {path.stat().st_size if path else 'none'} of its {size}"
+                " bytes"
+            )
     long_ago = time.time() - OLDER
     for path in stored.values():
         os.utime(path, (long_ago, long_ago))
     deadline = time.monotonic() + SWEPT_WITHIN
     while any(path.exists() for path in stored.values()) and time.monotonic() < deadline:
         time.sleep(0.2)
-    yield from (f"{path.name} in storage belongs to no file, and the sweep leaves it" for path in stored.values() if path.exists())
+    yield from (
+        f"{path.name} in storage belongs to no file, and the sweep leaves it"
+        for path in stored.values()
+        if path.exists()
+    )
 
 
 def _processes(system: System) -> Iterator[str]:
@@ -56,9 +76,16 @@ def _processes(system: System) -> Iterator[str]:
     while not system.is_ready and time.monotonic() < deadline:
         time.sleep(0.2)
     if not system.is_ready:
-        yield f"the system is not ready; {[name for name, part in system.parts.items() if not part.is_running]} do not run"
-    known = {part.pid for part in system.parts.values() if part.pid is not None} | {system.forks.pid}
-    known |= {store.process.pid for store in (system.postgres, system.valkey) if store.process is not None}
+        yield (
+            "the system is not ready;"
+            f" {[name for name, part in system.parts.items() if not part.is_running]} do not run"
+        )
+    known = {part.pid for part in system.parts.values() if part.pid is not None} | {
+        system.forks.pid
+    }
+    known |= {
+        store.process.pid for store in (system.postgres, system.valkey) if store.process is not None
+    }
     for pid, words in system.processes().items():
         # PostgreSQL has processes of its own, which say what they do.
         if pid not in known and not words.startswith("postgres:"):

@@ -11,17 +11,23 @@ class Reader:
     """Reads what is written from now on."""
 
     def __init__(self, system: System) -> None:
-        self._starts: dict[Path, int] = {part.log: part.log.stat().st_size for part in system.parts.values()}
+        self._starts: dict[Path, int] = {
+            part.log: part.log.stat().st_size for part in system.parts.values()
+        }
 
     def errors(self) -> list[str]:
-        """One sentence for each kind of error that our code logged; those of libraries about lost connections are theirs."""
+        """One sentence for each kind of error that our code logged; those of libraries about lost
+        connections are theirs.
+        """
         found: dict[str, int] = {}
         for log, start in self._starts.items():
             with log.open("rb") as lines:
                 lines.seek(start)
                 for line in lines:
                     if words := _error(line):
-                        found[f"{log.stem} logged {words}"] = found.get(f"{log.stem} logged {words}", 0) + 1
+                        found[f"{log.stem} logged {words}"] = (
+                            found.get(f"{log.stem} logged {words}", 0) + 1
+                        )
         return [f"{words} ({count} ×)" for words, count in found.items()]
 
 

@@ -1,8 +1,9 @@
 """The product's simulated models over HTTP, with a record of every call and storms on request.
 
-Each request is a line of a log: its token (a line's custom id, from the prompt), what it was answered, and whether that
-was a good answer. A good answer carries the token back, so that answers that were mixed up are seen. `POST /storm` with
-`{"fault": "status=503", "rate": 0.5}` makes that share of the requests meet the fault; rate 0 ends it.
+Each request is a line of a log: its token (a line's custom id, from the prompt), what it was
+answered, and whether that was a good answer. A good answer carries the token back, so that answers
+that were mixed up are seen. `POST /storm` with `{"fault": "status=503", "rate": 0.5}` makes that
+share of the requests meet the fault; rate 0 ends it.
 """
 
 import asyncio
@@ -34,7 +35,9 @@ class Recorder(server.Simulator):
         token = found[0] if found else b"-"
         is_good = reply.status == 200 and reply.ending == "whole" and reply.body.startswith(b"{")
         # One write of a short line is whole, whoever is killed meanwhile.
-        os.write(self._log, b"%s %d %s %d\n" % (token, reply.status, reply.ending.encode(), is_good))
+        os.write(
+            self._log, b"%s %d %s %d\n" % (token, reply.status, reply.ending.encode(), is_good)
+        )
         if not is_good:
             return reply
         answered = orjson.loads(reply.body)
@@ -42,7 +45,9 @@ class Recorder(server.Simulator):
             answered["meta"] = {"echo": token.decode()}
         else:
             answered["system_fingerprint"] = f"{FINGERPRINT} {token.decode()}"
-        return Answer(reply.status, orjson.dumps(answered), reply.latency, reply.headers, reply.ending)
+        return Answer(
+            reply.status, orjson.dumps(answered), reply.latency, reply.headers, reply.ending
+        )
 
 
 async def serve(port: int, log: str) -> None:

@@ -1,7 +1,8 @@
-"""What has to be so when a run is over, whatever was done to it. Each thing that is not so is a sentence.
+"""What has to be so when a run is over, whatever was done to it. Each thing that is not so is a
+sentence.
 
-It asks the client what it was given, PostgreSQL what is on record and the model server what it was asked, and derives
-all else itself: nothing of the product is used here.
+It asks the client what it was given, PostgreSQL what is on record and the model server what it was
+asked, and derives all else itself: nothing of the product is used here.
 """
 
 from collections import Counter
@@ -18,10 +19,14 @@ from tests.chaos.drive import Delivery
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 
 # The catalog's list prices, USD per token, and the discount of a batch.
-PRICES = {CHAT_MODEL: (Decimal("0.02"), Decimal("0.04")), RERANK_MODEL: (Decimal("0.003"), Decimal(0))}
+PRICES = {
+    CHAT_MODEL: (Decimal("0.02"), Decimal("0.04")),
+    RERANK_MODEL: (Decimal("0.003"), Decimal(0)),
+}
 PER_TOKEN = Decimal("0.000001")
 NET = Decimal("0.5")
-# How a line may end that the model would have answered: given up by a rule, told to the client, and not billed.
+# How a line may end that the model would have answered: given up by a rule, told to the client, and
+# not billed.
 GIVEN_UP = frozenset({"backend_unavailable", "bad_answer", "request_timeout", "worker_lost"})
 # Lines that nobody ran: they are neither completed nor failed.
 UNRUN = frozenset({"batch_cancelled", "batch_expired"})
@@ -55,16 +60,23 @@ def read_calls(log: Path, start: int) -> Calls:
     return calls
 
 
-def wrong(connection: psycopg.Connection, run: str, deliveries: Sequence[Delivery], calls: Calls) -> list[str]:
+def wrong(
+    connection: psycopg.Connection, run: str, deliveries: Sequence[Delivery], calls: Calls
+) -> list[str]:
     """Everything that should not be; empty is what should be."""
     batches = _rows(connection, "SELECT * FROM batches WHERE metadata ->> 'run' = %s", [run])
     found = [*_made_once(connection, run, deliveries, batches)]
     by_id = {f"batch_{batch['id'].hex}": batch for batch in batches}
     for delivery in deliveries:
-        found += [f"{delivery.order.name}: the client was told {words}" for words in delivery.unexpected]
+        found += [
+            f"{delivery.order.name}: the client was told {words}" for words in delivery.unexpected
+        ]
         batch = by_id.get(delivery.batch.get("id", ""))
         if batch is not None and delivery.ended_at is not None:
-            found += [f"{delivery.order.name}: {words}" for words in _of_batch(connection, delivery, batch, calls)]
+            found += [
+                f"{delivery.order.name}: {words}"
+                for words in _of_batch(connection, delivery, batch, calls)
+            ]
     return found
 
 
@@ -80,7 +92,9 @@ def lost_and_doubled(deliveries: Iterable[Delivery]) -> tuple[int, int]:
 
 
 def given_up(deliveries: Iterable[Delivery]) -> Counter[str]:
-    """Lines that failed although the model would have answered them, by the reason that the client was given."""
+    """Lines that failed although the model would have answered them, by the reason that the client
+    was given.
+    """
     return Counter(
         _reason(line)
         for delivery in deliveries
@@ -89,10 +103,17 @@ def given_up(deliveries: Iterable[Delivery]) -> Counter[str]:
     )
 
 
-def _made_once(connection: psycopg.Connection, run: str, deliveries: Sequence[Delivery], batches: Sequence[Row]) -> Iterator[str]:
+def _made_once(
+    connection: psycopg.Connection, run: str, deliveries: Sequence[Delivery], batches: Sequence[Row]
+) -> Iterator[str]:
     made = Counter(batch["metadata"]["order"] for batch in batches)
     uploaded = Counter(
-        row["filename"] for row in _rows(connection, "SELECT filename FROM files WHERE batch_id IS NULL AND filename LIKE %s", [f"{run}-%"])
+        row["filename"]
+        for row in _rows(
+            connection,
+            "SELECT filename FROM files WHERE batch_id IS NULL AND filename LIKE %s",
+            [f"{run}-%"],
+        )
     )
     for delivery in deliveries:
         name = delivery.order.name
@@ -104,8 +125,12 @@ def _made_once(connection: psycopg.Connection, run: str, deliveries: Sequence[De
             yield f"{name}: the batch did not end"
 
 
-def _of_batch(connection: psycopg.Connection, delivery: Delivery, batch: Row, calls: Calls) -> Iterator[str]:
-    results = _rows(connection, "SELECT * FROM results WHERE batch_id = %s ORDER BY line_no", [batch["id"]])
+def _of_batch(
+    connection: psycopg.Connection, delivery: Delivery, batch: Row, calls: Calls
+) -> Iterator[str]:
+    results = _rows(
+        connection, "SELECT * FROM results WHERE batch_id = %s ORDER BY line_no", [batch["id"]]
+    )
     yield from _ended(delivery, batch)
     yield from _each_line_once(delivery, results)
     yield from _counts(connection, delivery, batch, results)
@@ -126,47 +151,75 @@ def _each_line_once(delivery: Delivery, results: Sequence[Row]) -> Iterator[str]
     place = {custom_id: number for number, custom_id in enumerate(wanted)}
     delivered = [line["custom_id"] for line in (*delivery.output, *delivery.errors)]
     yield from _differences("lines of the files", Counter(wanted), Counter(delivered))
-    yield from _differences("results on record", Counter(wanted), Counter(row["custom_id"] for row in results))
+    yield from _differences(
+        "results on record", Counter(wanted), Counter(row["custom_id"] for row in results)
+    )
     for name, lines in (("output", delivery.output), ("error", delivery.errors)):
         places = [place.get(line["custom_id"], -1) for line in lines]
         if places != sorted(places):
             yield f"the {name} file is not in the order of the input"
-    good = {row["custom_id"] for row in results if row["status_code"] is not None and row["status_code"] < 300}
-    yield from _differences("lines of the output file", Counter(good), Counter(line["custom_id"] for line in delivery.output))
+    good = {
+        row["custom_id"]
+        for row in results
+        if row["status_code"] is not None and row["status_code"] < 300
+    }
+    yield from _differences(
+        "lines of the output file",
+        Counter(good),
+        Counter(line["custom_id"] for line in delivery.output),
+    )
 
 
 def _ordered(delivery: Delivery) -> list[str]:
-    """The custom ids that have to come back. A batch that is cancelled before its file was read has no lines."""
-    is_unread = delivery.batch.get("status") == "cancelled" and delivery.batch["in_progress_at"] is None
+    """The custom ids that have to come back.
+
+    A batch that is cancelled before its file was read has no lines.
+    """
+    is_unread = (
+        delivery.batch.get("status") == "cancelled" and delivery.batch["in_progress_at"] is None
+    )
     return [] if is_unread else delivery.order.custom_ids
 
 
 def _differences(what: str, wanted: Counter[str], found: Counter[str]) -> Iterator[str]:
     for word, difference in (("missing", wanted - found), ("too many", found - wanted)):
         if difference:
-            yield f"{difference.total()} {word} of the {what}: {', '.join(list(difference)[:SHOWN])}"
+            yield (
+                f"{difference.total()} {word} of the {what}: {', '.join(list(difference)[:SHOWN])}"
+            )
 
 
-def _counts(connection: psycopg.Connection, delivery: Delivery, batch: Row, results: Sequence[Row]) -> Iterator[str]:
+def _counts(
+    connection: psycopg.Connection, delivery: Delivery, batch: Row, results: Sequence[Row]
+) -> Iterator[str]:
     good = sum(row["amount"] is not None for row in results)
     unrun = sum(row["error_code"] in UNRUN for row in results)
     counted = (len(results), good, len(results) - good - unrun)
     tasks = _rows(
         connection,
-        "SELECT coalesce(sum(lines), 0) AS total, coalesce(sum(completed), 0) AS completed, coalesce(sum(failed), 0) AS failed"
-        " FROM tasks WHERE batch_id = %s",
+        "SELECT coalesce(sum(lines), 0) AS total, coalesce(sum(completed), 0) AS completed,"
+        " coalesce(sum(failed), 0) AS failed FROM tasks WHERE batch_id = %s",
         [batch["id"]],
     )[0]
     shown = delivery.batch["request_counts"]
-    for what, found in (("counts on record", batch), ("counts of its tasks", tasks), ("counts that the client was told", shown)):
-        if (values := tuple(int(found[name]) for name in ("total", "completed", "failed"))) != counted:
+    for what, found in (
+        ("counts on record", batch),
+        ("counts of its tasks", tasks),
+        ("counts that the client was told", shown),
+    ):
+        if (
+            values := tuple(int(found[name]) for name in ("total", "completed", "failed"))
+        ) != counted:
             yield f"the {what} are {values}, and its lines are {counted} (all, completed, failed)"
 
 
 def _answers(delivery: Delivery, calls: Calls) -> Iterator[str]:
     for line in delivery.output:
         custom_id, body = line["custom_id"], line["response"]["body"]
-        echo = body.get("meta", {}).get("echo") or body.get("system_fingerprint", "").rpartition(" ")[2]
+        echo = (
+            body.get("meta", {}).get("echo")
+            or body.get("system_fingerprint", "").rpartition(" ")[2]
+        )
         if echo != custom_id and echo.startswith("run-"):
             yield f"{custom_id} has the answer of {echo}"
         if not calls.answered[custom_id]:
@@ -187,7 +240,9 @@ def _reason(line: dict[str, Any]) -> str:
     return str(error.get("code"))
 
 
-def _money(connection: psycopg.Connection, delivery: Delivery, batch: Row, results: Sequence[Row]) -> Iterator[str]:
+def _money(
+    connection: psycopg.Connection, delivery: Delivery, batch: Row, results: Sequence[Row]
+) -> Iterator[str]:
     answered = {line["custom_id"]: line["response"]["body"] for line in delivery.output}
     total, tokens = Decimal(0), Counter[tuple[str, str]]()
     for row in results:
@@ -204,9 +259,14 @@ def _money(connection: psycopg.Connection, delivery: Delivery, batch: Row, resul
         total += charge
         if amount != charge:
             yield f"{row['custom_id']} was charged {amount}, and costs {charge}"
-    invoices = _rows(connection, "SELECT id, total FROM invoices WHERE batch_id = %s", [batch["id"]])
+    invoices = _rows(
+        connection, "SELECT id, total FROM invoices WHERE batch_id = %s", [batch["id"]]
+    )
     if [invoice["total"] for invoice in invoices] != [total]:
-        yield f"its invoices are {[str(invoice['total']) for invoice in invoices]}, and its lines cost {total}"
+        yield (
+            f"its invoices are {[str(invoice['total']) for invoice in invoices]}, and its lines"
+            f" cost {total}"
+        )
     if Decimal(delivery.invoice.get("total", "-1")) != total:
         yield f"the client was billed {delivery.invoice.get('total')}, and its lines cost {total}"
     billed: Counter[tuple[str, str]] = Counter()

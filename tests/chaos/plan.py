@@ -1,7 +1,7 @@
 """From a seed to a plan: which batches are driven, and what is done to the system meanwhile.
 
-The same seed is always the same plan. When its faults come is told in shares of the work that is done, so a slow
-machine meets them at the same places, though never at the same instruction.
+The same seed is always the same plan. When its faults come is told in shares of the work that is
+done, so a slow machine meets them at the same places, though never at the same instruction.
 """
 
 import random
@@ -26,7 +26,9 @@ REFUSALS = ("status=400", "status=413", "status=422")
 
 @dataclass(frozen=True)
 class Order:
-    """A batch to be: its lines, which of them the model refuses, and the share of them after which it is cancelled."""
+    """A batch to be: its lines, which of them the model refuses, and the share of them after which
+    it is cancelled.
+    """
 
     name: str
     endpoint: str
@@ -66,7 +68,11 @@ class Plan:
 
 
 def plan(seed: int) -> Plan:
-    """Most seeds mix all faults. Of every fifty one kills a worker at the product's own lease, and one kills workers all the time."""
+    """Most seeds mix all faults.
+
+    Of every fifty one kills a worker at the product's own lease, and one kills workers all the
+    time.
+    """
     dice = random.Random(seed)
     if seed % EVERY == 0:
         return killed_as_installed(seed, dice)
@@ -83,12 +89,16 @@ def plan(seed: int) -> Plan:
 def killed_as_installed(seed: int, dice: random.Random) -> Plan:
     """A worker killed in mid-batch, with the settings that a user has who set none."""
     ordered = (_order(seed, "chat", CHAT, 300, dice), _order(seed, "rerank", RERANK, 200, dice))
-    return Plan(seed, ordered, (Act(dice.uniform(0.2, 0.5), (Fault("kill -9", BUSIEST),)),), DEFAULT)
+    return Plan(
+        seed, ordered, (Act(dice.uniform(0.2, 0.5), (Fault("kill -9", BUSIEST),)),), DEFAULT
+    )
 
 
 def killed_all_the_time(seed: int, dice: random.Random) -> Plan:
     """Thirty kills of workers in one batch."""
-    kills = [Fault("kill -9", dice.choice(WORKERS), dice.uniform(0, 0.5)) for _ in range(MOST_KILLS)]
+    kills = [
+        Fault("kill -9", dice.choice(WORKERS), dice.uniform(0, 0.5)) for _ in range(MOST_KILLS)
+    ]
     acts = [Act(0.9 * number / MOST_KILLS, (kill,)) for number, kill in enumerate(kills)]
     return Plan(seed, (_order(seed, "chat", CHAT, 900, dice),), tuple(acts))
 
@@ -134,7 +144,9 @@ def _moment(fault: Fault, dice: random.Random) -> float:
 
 
 def _overlapped(acts: list[Act], dice: random.Random) -> Iterator[Act]:
-    """Some faults together with the one before; a restart in good order alone, since it has a promise of its own."""
+    """Some faults together with the one before; a restart in good order alone, since it has a
+    promise of its own.
+    """
     waiting: Act | None = None
     for act in acts:
         is_alone = any(fault.kind == "rolling restart" for fault in act.faults)
@@ -152,22 +164,46 @@ def _overlapped(acts: list[Act], dice: random.Random) -> Iterator[Act]:
 
 
 def orders(seed: int, dice: random.Random) -> Iterator[Order]:
-    """Four batches: chat, rerank, both models in one, and a small one. Some lines are refused; some batches are cancelled."""
+    """Four batches: chat, rerank, both models in one, and a small one.
+
+    Some lines are refused; some batches are cancelled.
+    """
     yield _order(seed, "chat", CHAT, dice.randint(120, 200), dice)
     yield _order(seed, "rerank", RERANK, dice.randint(80, 160), dice)
     cancel_at = dice.uniform(0.1, 0.6) if dice.random() < 0.6 else None
     yield _order(seed, "mixed", CHAT, dice.randint(60, 100), dice, cancel_at)
-    yield _order(seed, "small", dice.choice((CHAT, RERANK)), dice.randint(1, 6), dice, 0.0 if dice.random() < 0.3 else None)
+    yield _order(
+        seed,
+        "small",
+        dice.choice((CHAT, RERANK)),
+        dice.randint(1, 6),
+        dice,
+        0.0 if dice.random() < 0.3 else None,
+    )
 
 
-def _order(seed: int, name: str, endpoint: str, count: int, dice: random.Random, cancel_at: float | None = None) -> Order:
+def _order(
+    seed: int,
+    name: str,
+    endpoint: str,
+    count: int,
+    dice: random.Random,
+    cancel_at: float | None = None,
+) -> Order:
     lines, refused = [], set()
     for number in range(1, count + 1):
         token = f"run-{seed}-{name}-{number}"
         refusal = dice.choice(REFUSALS) if dice.random() < REFUSED_SHARE else None
         if refusal:
             refused.add(token)
-        lines.append(_line(token, endpoint, refusal, is_reranked=name == "mixed" and number % 2 == 0 and not refusal))
+        lines.append(
+            _line(
+                token,
+                endpoint,
+                refusal,
+                is_reranked=name == "mixed" and number % 2 == 0 and not refusal,
+            )
+        )
     return Order(name, endpoint, tuple(lines), frozenset(refused), cancel_at)
 
 
@@ -176,7 +212,10 @@ def _line(token: str, endpoint: str, refusal: str | None, *, is_reranked: bool) 
         asked = {"simulate": refusal} if refusal else {}
         return factories.rerank_line(token, f"Where is parcel {token}?", **asked)
     if is_reranked:
-        query = f'{{"query": "Where is parcel {token}?", "documents": ["It is on its way.", "It came back."]}}'
+        query = (
+            f'{{"query": "Where is parcel {token}?", "documents": ["It is on its way.", "It came'
+            ' back."]}'
+        )
         return factories.chat_line(token, query, model=RERANK_MODEL)
     asked = {"metadata": {"simulate": refusal}} if refusal else {}
     return factories.chat_line(token, f"Where is parcel {token}?", model=CHAT_MODEL, **asked)

@@ -1,4 +1,6 @@
-"""What a campaign says: a line a run, a summary, the same as JSON, and as the Markdown that docs/reliability.md includes."""
+"""What a campaign says: a line a run, a summary, the same as JSON, and as the Markdown that
+docs/reliability.md includes.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,15 +16,18 @@ DEFAULT_LEASE = 60.0
 def line(outcome: Outcome) -> str:
     crashed = [f"crashed: {point}" for point in outcome.fired]
     return (
-        f"seed {outcome.seed:5}  {'WRONG' if outcome.wrong else 'ok':5}  {outcome.lines:4} lines  {outcome.kills:2} kills  "
-        f"{outcome.repeated:3} answered again  recovered in {outcome.recovery:4.1f} s  {outcome.seconds:5.1f} s in all  "
-        f"{'; '.join([*_short(outcome.faults), *crashed])}"
+        f"seed {outcome.seed:5}  {'WRONG' if outcome.wrong else 'ok':5}  {outcome.lines:4} lines "
+        f" {outcome.kills:2} kills  {outcome.repeated:3} answered again  recovered in"
+        f" {outcome.recovery:4.1f} s  {outcome.seconds:5.1f} s in all "
+        f" {'; '.join([*_short(outcome.faults), *crashed])}"
     )
 
 
 def _short(faults: Sequence[str]) -> Iterator[str]:
     """Faults, with their number where there are several of a kind."""
-    for fault, count in Counter(fault for fault in faults if not fault.startswith("crash point")).items():
+    for fault, count in Counter(
+        fault for fault in faults if not fault.startswith("crash point")
+    ).items():
         yield fault if count == 1 else f"{count} × {fault}"
 
 
@@ -31,7 +36,9 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     given_up = Counter[str]()
     for outcome in outcomes:
         given_up.update(outcome.given_up)
-    faults = sum(1 for outcome in outcomes for fault in outcome.faults if not fault.startswith("crash point"))
+    faults = sum(
+        1 for outcome in outcomes for fault in outcome.faults if not fault.startswith("crash point")
+    )
     fired = sum(len(outcome.fired) for outcome in outcomes)
     return {
         "runs": len(outcomes),
@@ -45,10 +52,16 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "lines doubled": _sum(outcomes, "doubled"),
         "requests to the models": _sum(outcomes, "calls"),
         "answers that were paid for more than once, and billed once": _sum(outcomes, "repeated"),
-        "lines given up, told so and not billed": ", ".join(f"{count} {reason}" for reason, count in given_up.items()) or "0",
+        "lines given up, told so and not billed": (
+            ", ".join(f"{count} {reason}" for reason, count in given_up.items()) or "0"
+        ),
         "requests of clients that had to be sent again": _sum(outcomes, "unanswered"),
-        "worst recovery with a lease of 3 s, seconds": _worst(outcome for outcome in outcomes if outcome.lease < DEFAULT_LEASE),
-        "worst recovery with the default lease of 60 s, seconds": _worst(outcome for outcome in outcomes if outcome.lease >= DEFAULT_LEASE),
+        "worst recovery with a lease of 3 s, seconds": _worst(
+            outcome for outcome in outcomes if outcome.lease < DEFAULT_LEASE
+        ),
+        "worst recovery with the default lease of 60 s, seconds": _worst(
+            outcome for outcome in outcomes if outcome.lease >= DEFAULT_LEASE
+        ),
     }
 
 
@@ -76,7 +89,10 @@ def by_fault(outcomes: Sequence[Outcome]) -> list[tuple[str, int, int]]:
 
 def text(outcomes: Sequence[Outcome]) -> str:
     figures = [f"  {_number(value):>12}  {name}" for name, value in summary(outcomes).items()]
-    faults = [f"  {count:12,}  {name}{f'   wrong in {wrong}' if wrong else ''}" for name, count, wrong in by_fault(outcomes)]
+    faults = [
+        f"  {count:12,}  {name}{f'   wrong in {wrong}' if wrong else ''}"
+        for name, count, wrong in by_fault(outcomes)
+    ]
     return "\n".join(["", *figures, "", *faults])
 
 
@@ -84,13 +100,22 @@ def as_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "machine": machine.description(),
         "summary": summary(outcomes),
-        "runs": [{**asdict(outcome), "recovery": round(outcome.recovery, 1), "seconds": round(outcome.seconds, 1)} for outcome in outcomes],
+        "runs": [
+            {
+                **asdict(outcome),
+                "recovery": round(outcome.recovery, 1),
+                "seconds": round(outcome.seconds, 1),
+            }
+            for outcome in outcomes
+        ],
     }
 
 
 def merged(published: dict[str, Any], now: Sequence[Outcome]) -> list[Outcome]:
     """What was published, with these seeds renewed, in the order of their seeds."""
-    by_seed = {run["seed"]: Outcome(**run) for run in published.get("runs", ())} | {outcome.seed: outcome for outcome in now}
+    by_seed = {run["seed"]: Outcome(**run) for run in published.get("runs", ())} | {
+        outcome.seed: outcome for outcome in now
+    }
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
@@ -100,7 +125,10 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     faults = [f"| {name} | {count:,} | {wrong} |" for name, count, wrong in by_fault(outcomes)]
     return "\n".join(
         [
-            f"{len(seeds)} seeds from {min(seeds)} to {max(seeds)}, on {machine.in_words(machine.description())}.",
+            (
+                f"{len(seeds)} seeds from {min(seeds)} to {max(seeds)}, on"
+                f" {machine.in_words(machine.description())}."
+            ),
             "",
             "| What | Seen |",
             "|---|---|",

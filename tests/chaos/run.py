@@ -1,4 +1,6 @@
-"""One run: a plan's batches are driven while its faults come, and when all is over the oracle is asked."""
+"""One run: a plan's batches are driven while its faults come, and when all is over the oracle is
+asked.
+"""
 
 import json
 import time
@@ -56,7 +58,9 @@ class Run:
         self._first_call = system.calls.stat().st_size if system.calls.exists() else 0
         self._read_logs = logged.Reader(system)
         self.calls = oracle.Calls()
-        self._clients = [Client(system.base_url, system.key, f"run-{plan.seed}", order) for order in plan.orders]
+        self._clients = [
+            Client(system.base_url, system.key, f"run-{plan.seed}", order) for order in plan.orders
+        ]
         self._is_crashing = False
 
     def run(self) -> Outcome:
@@ -83,7 +87,9 @@ class Run:
             with ExitStack() as now:
                 for fault in act.faults:
                     self._begin(fault, until_the_end if fault.is_crash_point else now)
-                hold = max((fault.hold for fault in act.faults if not fault.is_crash_point), default=0.0)
+                hold = max(
+                    (fault.hold for fault in act.faults if not fault.is_crash_point), default=0.0
+                )
                 self._until(lambda: False, timeout=hold)
         except (AssertionError, ConfigError) as error:
             # A process that did not leave when it was told to, or a store that did not start again.
@@ -104,7 +110,9 @@ class Run:
         self._raise_the_dead()
 
     def _raise_the_dead(self) -> None:
-        """Start again what crashed at its point, as a supervisor would; whatever else has ended by itself should not have."""
+        """Start again what crashed at its point, as a supervisor would; whatever else has ended by
+        itself should not have.
+        """
         for part in self._system.parts.values():
             if not part.is_wanted or part.is_running:
                 continue
@@ -125,7 +133,8 @@ class Run:
         """The share of all lines that has ended; 0 while nobody can say."""
         with suppress(psycopg.Error), self._system.connect() as connection:
             row = connection.execute(
-                "SELECT coalesce(sum(completed + failed), 0) FROM tasks WHERE batch_id IN (SELECT id FROM batches WHERE metadata ->> 'run' = %s)",
+                "SELECT coalesce(sum(completed + failed), 0) FROM tasks WHERE batch_id IN (SELECT"
+                " id FROM batches WHERE metadata ->> 'run' = %s)",
                 [f"run-{self._plan.seed}"],
             ).fetchone()
             return float(row[0]) / self._plan.lines if row else 0.0
@@ -140,7 +149,9 @@ class Run:
         ended = [delivery.ended_at for delivery in self.deliveries if delivery.ended_at is not None]
         self.outcome.recovery = max(0.0, max(ended, default=healed) - healed)
         if self.outcome.recovery > BOUND:
-            self.outcome.wrong.append(f"it took {self.outcome.recovery:.1f} s to recover, and may take {BOUND:.0f}")
+            self.outcome.wrong.append(
+                f"it took {self.outcome.recovery:.1f} s to recover, and may take {BOUND:.0f}"
+            )
 
     @property
     def deliveries(self) -> list[Delivery]:
@@ -158,7 +169,9 @@ class Run:
             wrong += oracle.wrong(connection, f"run-{self._plan.seed}", deliveries, calls)
         code, found, words = self._system.command("reconcile", "--json")
         if code != 0 or json.loads(found)["data"]:
-            wrong.append(f"reconcile ended with {code} and found {found.strip()[:500]} {words.strip()[:500]}")
+            wrong.append(
+                f"reconcile ended with {code} and found {found.strip()[:500]} {words.strip()[:500]}"
+            )
         wrong += leftovers.left(self._system)
         wrong += self._read_logs.errors()
 

@@ -1,7 +1,9 @@
-"""The whole product as separate processes, each of which can be killed, frozen, continued and started again.
+"""The whole product as separate processes, each of which can be killed, frozen, continued and
+started again.
 
-PostgreSQL and Valkey are the embedded ones; every other process reaches them, and the model server, through fault
-proxies of its own. A folder holds all of it, and nothing is left when the system is closed.
+PostgreSQL and Valkey are the embedded ones; every other process reaches them, and the model server,
+through fault proxies of its own. A folder holds all of it, and nothing is left when the system is
+closed.
 """
 
 import json
@@ -25,7 +27,8 @@ from xalen_batch.standalone.processes import last_words
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 60.0
 WORKERS = ("worker-1", "worker-2")
-# The network between: workers and the model server; everyone and Valkey; api, and each worker, and PostgreSQL.
+# The network between: workers and the model server; everyone and Valkey; api, and each worker, and
+# PostgreSQL.
 LINKS = ("models", "valkey", "postgres-api", "postgres-worker-1", "postgres-worker-2")
 
 # A night in seconds: everything that the product waits for, shorter in proportion.
@@ -55,7 +58,9 @@ MAX_IN_FLIGHT = 12
 class Part:
     """One process of the product, or the model server."""
 
-    def __init__(self, name: str, arguments: list[str], folder: Path, env: Mapping[str, str], forks: Forks) -> None:
+    def __init__(
+        self, name: str, arguments: list[str], folder: Path, env: Mapping[str, str], forks: Forks
+    ) -> None:
         self.name = name
         self.log = folder / "logs" / f"{name}.log"
         # Where `crash_points` looks for what to do, and says that it did it.
@@ -88,14 +93,20 @@ class Part:
             os.kill(self.pid, number)
 
     def end(self, number: signal.Signals, timeout: float) -> None:
-        """Send a signal and wait until the process is gone. Raises AssertionError if it is not within that time."""
+        """Send a signal and wait until the process is gone.
+
+        Raises AssertionError if it is not within that time.
+        """
         self.is_wanted = False
         self.send(number)
         wait_until(lambda: not self.is_running, timeout=timeout)
 
 
 class System:
-    """`with System(folder) as system:`; it is ready inside. `settings`: XALEN_… by their names without the prefix."""
+    """`with System(folder) as system:`; it is ready inside.
+
+    `settings`: XALEN_… by their names without the prefix.
+    """
 
     def __init__(self, folder: Path, settings: Mapping[str, object] = SHORT) -> None:
         self.folder = folder
@@ -136,7 +147,9 @@ class System:
 
     @property
     def is_ready(self) -> bool:
-        return answers(f"http://127.0.0.1:{self.port}/readyz") and all(part.is_running for part in self.parts.values())
+        return answers(f"http://127.0.0.1:{self.port}/readyz") and all(
+            part.is_running for part in self.parts.values()
+        )
 
     def connect(self) -> psycopg.Connection:
         """A connection of our own to PostgreSQL, past the proxies."""
@@ -156,7 +169,9 @@ class System:
         try:
             wait_until(lambda: self.is_ready, timeout=timeout)
         except AssertionError:
-            words = {name: (part.exit_code, last_words(part.log)) for name, part in self.parts.items()}
+            words = {
+                name: (part.exit_code, last_words(part.log)) for name, part in self.parts.items()
+            }
             raise AssertionError(f"not ready within {timeout:.0f} s: {words}") from None
 
     def processes(self) -> dict[int, str]:
@@ -167,8 +182,13 @@ class System:
                 words = entry.read_bytes()
             except OSError:
                 continue
-            if os.fsencode(marker(self.folder)) in words or os.fsencode(str(self.postgres.folder)) in words:
-                found[int(entry.parent.name)] = words.replace(b"\0", b" ").decode("utf-8", "replace").strip()
+            if (
+                os.fsencode(marker(self.folder)) in words
+                or os.fsencode(str(self.postgres.folder)) in words
+            ):
+                found[int(entry.parent.name)] = (
+                    words.replace(b"\0", b" ").decode("utf-8", "replace").strip()
+                )
         return found
 
     def _start(self, closing: ExitStack) -> None:
@@ -178,10 +198,27 @@ class System:
             closing.callback(store.stop)
             store.start()
         targets = dict.fromkeys(LINKS, self.postgres.sockets / f".s.PGSQL.{stores.POSTGRES_PORT}")
-        targets |= {"models": ("127.0.0.1", self._models_port), "valkey": self.valkey.sockets / "valkey.sock"}
-        self.proxies = {name: closing.enter_context(FaultProxy(target)) for name, target in targets.items()}
+        targets |= {
+            "models": ("127.0.0.1", self._models_port),
+            "valkey": self.valkey.sockets / "valkey.sock",
+        }
+        self.proxies = {
+            name: closing.enter_context(FaultProxy(target)) for name, target in targets.items()
+        }
         (self.folder / "catalog.toml").write_text(self._catalog(), "utf-8")
-        for arguments in (("migrate",), ("keys", "create", "--account", "chaos", "--create-account", "--mode", "live", "--json")):
+        for arguments in (
+            ("migrate",),
+            (
+                "keys",
+                "create",
+                "--account",
+                "chaos",
+                "--create-account",
+                "--mode",
+                "live",
+                "--json",
+            ),
+        ):
             code, said, why = self.command(*arguments)
             if code:
                 raise AssertionError(f"xalen-batch {arguments[0]} failed: {why}")
@@ -198,10 +235,14 @@ class System:
 
     def _add(self, name: str, *arguments: str, link: str) -> None:
         url = self._through(link) if link else self.postgres.url
-        self.parts[name] = Part(name, list(arguments), self.folder, self._environment(url), self.forks)
+        self.parts[name] = Part(
+            name, list(arguments), self.folder, self._environment(url), self.forks
+        )
 
     def _through(self, link: str) -> str:
-        through = make_url(self.postgres.url).set(host="127.0.0.1", port=self.proxies[link].port, query={})
+        through = make_url(self.postgres.url).set(
+            host="127.0.0.1", port=self.proxies[link].port, query={}
+        )
         return through.render_as_string(hide_password=False)
 
     def _environment(self, database_url: str, **more: object) -> dict[str, str]:
@@ -209,7 +250,11 @@ class System:
             **self.settings,
             **more,
             database_url=database_url,
-            redis_url=f"redis://127.0.0.1:{self.proxies['valkey'].port}/0" if self.proxies else self.valkey.url,
+            redis_url=(
+                f"redis://127.0.0.1:{self.proxies['valkey'].port}/0"
+                if self.proxies
+                else self.valkey.url
+            ),
             data_dir=self.folder / "data",
             catalog=self.folder / "catalog.toml",
             port=self.port,
@@ -219,8 +264,9 @@ class System:
 
     def _catalog(self) -> str:
         return "\n".join(
-            f"[models.{model}]\nlatency_ms = {latency}\n[models.{model}.backend]\nkind = 'openai'\n"
-            f"base_url = 'http://127.0.0.1:{self.proxies['models'].port}/v1'\nmodel = '{model}'\nmax_in_flight = {MAX_IN_FLIGHT}\n"
+            f"[models.{model}]\nlatency_ms = {latency}\n[models.{model}.backend]\nkind ="
+            f" 'openai'\nbase_url = 'http://127.0.0.1:{self.proxies['models'].port}/v1'\nmodel ="
+            f" '{model}'\nmax_in_flight = {MAX_IN_FLIGHT}\n"
             for model, latency in LATENCY_MS.items()
         )
 

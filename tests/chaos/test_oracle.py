@@ -1,4 +1,6 @@
-"""The oracle can fail: whatever a run may do wrong is done here by hand, to a run that went well, and it is named."""
+"""The oracle can fail: whatever a run may do wrong is done here by hand, to a run that went well,
+and it is named.
+"""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -38,7 +40,10 @@ class Evidence:
         return next(delivery for delivery in self.deliveries if delivery.order.name == name)
 
     def change(self, statement: str) -> None:
-        """On the record, past all that protects it. `{chat}` is the id of the batch of that name."""
+        """On the record, past all that protects it.
+
+        `{chat}` is the id of the batch of that name.
+        """
         batch_id = self.of("chat").batch["id"].removeprefix("batch_")
         changed = self.connection.execute(statement.replace("{chat}", f"'{batch_id}'"))  # type: ignore[arg-type]
         assert changed.rowcount > 0
@@ -78,7 +83,13 @@ def double_a_line(chat: Delivery) -> None:
 
 
 def deliver_in_both_files(chat: Delivery) -> None:
-    chat.errors.append({"custom_id": chat.errors[-1]["custom_id"], "response": None, "error": {"code": "worker_lost"}})
+    chat.errors.append(
+        {
+            "custom_id": chat.errors[-1]["custom_id"],
+            "response": None,
+            "error": {"code": "worker_lost"},
+        }
+    )
 
 
 def swap_lines(chat: Delivery) -> None:
@@ -104,7 +115,9 @@ def answer_with_500(chat: Delivery) -> None:
 
 def fail_without_a_reason(chat: Delivery) -> None:
     line = chat.output.pop()
-    chat.errors.append({"custom_id": line["custom_id"], "response": None, "error": {"code": "who_knows"}})
+    chat.errors.append(
+        {"custom_id": line["custom_id"], "response": None, "error": {"code": "who_knows"}}
+    )
 
 
 def never_end(chat: Delivery) -> None:
@@ -126,41 +139,73 @@ def never_end(chat: Delivery) -> None:
         (never_end, "the batch did not end"),
     ],
 )
-def test_what_a_client_should_not_be_given_is_named(evidence: Evidence, doctor: Callable[[Delivery], None], words: str) -> None:
+def test_what_a_client_should_not_be_given_is_named(
+    evidence: Evidence, doctor: Callable[[Delivery], None], words: str
+) -> None:
     doctor(evidence.of("chat"))
-    assert [found for found in evidence.wrong if found.startswith("chat") and words in found], evidence.wrong
+    assert [found for found in evidence.wrong if found.startswith("chat") and words in found], (
+        evidence.wrong
+    )
 
 
 @pytest.mark.parametrize(
     ("statement", "words"),
     [
-        ("DELETE FROM results WHERE batch_id = {chat} AND line_no = 5", "1 missing of the results on record"),
         (
-            "INSERT INTO results (batch_id, line_no, model, custom_id, status_code, amount)"
-            " SELECT batch_id, 100000, model, custom_id, status_code, amount FROM results WHERE batch_id = {chat} AND line_no = 1",
+            "DELETE FROM results WHERE batch_id = {chat} AND line_no = 5",
+            "1 missing of the results on record",
+        ),
+        (
+            (
+                "INSERT INTO results (batch_id, line_no, model, custom_id, status_code, amount)"
+                " SELECT batch_id, 100000, model, custom_id, status_code, amount FROM results WHERE"
+                " batch_id = {chat} AND line_no = 1"
+            ),
             "1 too many of the results on record",
         ),
-        ("UPDATE results SET amount = 2 * amount WHERE batch_id = {chat} AND line_no < 9", "was charged"),
-        ("UPDATE batches SET completed = completed - 1 WHERE id = {chat}", "the counts on record are"),
-        ("UPDATE tasks SET failed = failed + 1, lines = lines + 1 WHERE batch_id = {chat}", "the counts of its tasks are"),
+        (
+            "UPDATE results SET amount = 2 * amount WHERE batch_id = {chat} AND line_no < 9",
+            "was charged",
+        ),
+        (
+            "UPDATE batches SET completed = completed - 1 WHERE id = {chat}",
+            "the counts on record are",
+        ),
+        (
+            "UPDATE tasks SET failed = failed + 1, lines = lines + 1 WHERE batch_id = {chat}",
+            "the counts of its tasks are",
+        ),
         ("UPDATE batches SET status = 'expired' WHERE id = {chat}", "its status is expired"),
-        ("UPDATE invoices SET total = total + 0.000001 WHERE batch_id = {chat}", "its invoices are"),
+        (
+            "UPDATE invoices SET total = total + 0.000001 WHERE batch_id = {chat}",
+            "its invoices are",
+        ),
         ("DELETE FROM invoices WHERE batch_id = {chat}", "its invoices are []"),
         (
-            "INSERT INTO batches SELECT (jsonb_populate_record(batches, jsonb_build_object('id', gen_random_uuid(), 'run_id', NULL))).*"
-            " FROM batches WHERE id = {chat}",
+            (
+                "INSERT INTO batches SELECT (jsonb_populate_record(batches,"
+                " jsonb_build_object('id', gen_random_uuid(), 'run_id', NULL))).* FROM batches"
+                " WHERE id = {chat}"
+            ),
             "one Idempotency-Key made 2 batches",
         ),
         (
-            "INSERT INTO files SELECT (jsonb_populate_record(files, jsonb_build_object('id', gen_random_uuid()))).*"
-            " FROM files WHERE id = (SELECT input_file_id FROM batches WHERE id = {chat})",
+            (
+                "INSERT INTO files SELECT (jsonb_populate_record(files, jsonb_build_object('id',"
+                " gen_random_uuid()))).* FROM files WHERE id = (SELECT input_file_id FROM batches"
+                " WHERE id = {chat})"
+            ),
             "one Idempotency-Key made 2 files",
         ),
     ],
 )
-def test_what_should_not_be_on_record_is_named(evidence: Evidence, statement: str, words: str) -> None:
+def test_what_should_not_be_on_record_is_named(
+    evidence: Evidence, statement: str, words: str
+) -> None:
     evidence.change(statement)
-    assert [found for found in evidence.wrong if found.startswith("chat") and words in found], evidence.wrong
+    assert [found for found in evidence.wrong if found.startswith("chat") and words in found], (
+        evidence.wrong
+    )
 
 
 def test_an_answer_that_the_model_never_gave_is_named(evidence: Evidence) -> None:
@@ -178,27 +223,48 @@ def test_an_answer_that_came_twice_is_counted_and_allowed(evidence: Evidence) ->
 @pytest.mark.parametrize(
     ("statement", "words"),
     [
-        ("UPDATE batches SET lease_until = now() WHERE id = {chat}", "1 leases of batches are left"),
-        ("UPDATE batches SET status = 'in_progress' WHERE id = {chat}", "1 batches that have not ended are left"),
         (
-            "UPDATE tasks SET state = 'running', lease_until = now() WHERE batch_id = {chat} AND seq = 0",
+            "UPDATE batches SET lease_until = now() WHERE id = {chat}",
+            "1 leases of batches are left",
+        ),
+        (
+            "UPDATE batches SET status = 'in_progress' WHERE id = {chat}",
+            "1 batches that have not ended are left",
+        ),
+        (
+            (
+                "UPDATE tasks SET state = 'running', lease_until = now() WHERE batch_id = {chat}"
+                " AND seq = 0"
+            ),
             "1 leases of tasks are left",
         ),
-        ("UPDATE tasks SET state = 'pending' WHERE batch_id = {chat} AND seq = 0", "1 tasks that are not done are left"),
+        (
+            "UPDATE tasks SET state = 'pending' WHERE batch_id = {chat} AND seq = 0",
+            "1 tasks that are not done are left",
+        ),
     ],
 )
-def test_a_lease_or_a_task_that_is_left_is_named(evidence: Evidence, statement: str, words: str) -> None:
+def test_a_lease_or_a_task_that_is_left_is_named(
+    evidence: Evidence, statement: str, words: str
+) -> None:
     evidence.change(statement)
     assert words in [*leftovers.in_tables(evidence.connection)]
 
 
-def test_bytes_of_nobody_are_named_when_the_sweep_leaves_them(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_of_nobody_are_named_when_the_sweep_leaves_them(
+    evidence: Evidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(leftovers, "SWEPT_WITHIN", 6.0)
-    swept, left = evidence.system.files / "input" / ids.new().hex, evidence.system.files / "input" / "whose"
+    swept, left = (
+        evidence.system.files / "input" / ids.new().hex,
+        evidence.system.files / "input" / "whose",
+    )
     for path in (swept, left):
         path.write_bytes(b"{}")
     try:
-        assert leftovers.left(evidence.system) == ["whose in storage belongs to no file, and the sweep leaves it"]
+        assert leftovers.left(evidence.system) == [
+            "whose in storage belongs to no file, and the sweep leaves it"
+        ]
         assert not swept.exists()
     finally:
         left.unlink()
@@ -209,6 +275,8 @@ def test_half_an_upload_is_named(evidence: Evidence) -> None:
     content = whole.read_bytes()
     whole.write_bytes(content[:-1])
     try:
-        assert leftovers.left(evidence.system) == [f"the upload {whole.name} has {len(content) - 1} of its {len(content)} bytes"]
+        assert leftovers.left(evidence.system) == [
+            f"the upload {whole.name} has {len(content) - 1} of its {len(content)} bytes"
+        ]
     finally:
         whole.write_bytes(content)

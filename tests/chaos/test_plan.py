@@ -21,7 +21,11 @@ def test_the_same_seed_is_the_same_plan() -> None:
 
 @pytest.mark.parametrize("first", [1, 101, 301])
 def test_a_round_of_seeds_meets_every_fault(first: int) -> None:
-    assert {(fault.kind, fault.on) for seed in range(first, first + ROUND) for fault in plan(seed).faults} == set(every_fault())
+    assert {
+        (fault.kind, fault.on)
+        for seed in range(first, first + ROUND)
+        for fault in plan(seed).faults
+    } == set(every_fault())
 
 
 @pytest.mark.parametrize("seed", range(1, 21))
@@ -51,7 +55,9 @@ def test_a_crash_point_is_a_function_of_the_product(name: str) -> None:
     assert callable(getattr(holder, attribute))
 
 
-@pytest.mark.parametrize("function", ["xalen_batch.pipeline.record:reccord", "xalen_batch.pipeline.recorded:record"])
+@pytest.mark.parametrize(
+    "function", ["xalen_batch.pipeline.record:reccord", "xalen_batch.pipeline.recorded:record"]
+)
 def test_a_crash_point_that_the_product_has_no_more_is_an_error(function: str) -> None:
     with pytest.raises((AttributeError, ImportError)):
         resolve(function)

@@ -1,4 +1,7 @@
-"""The first seeds of the campaign, which together meet every fault that there is. `make chaos` runs hundreds."""
+"""The first seeds of the campaign, which together meet every fault that there is.
+
+`make chaos` runs hundreds.
+"""
 
 import pytest
 

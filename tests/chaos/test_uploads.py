@@ -1,4 +1,6 @@
-"""An API that is killed in the middle of an upload: no half file, and the same key gives one whole one."""
+"""An API that is killed in the middle of an upload: no half file, and the same key gives one whole
+one.
+"""
 
 import io
 import signal
@@ -14,7 +16,9 @@ from tests.chaos.system import SHORT, START_TIMEOUT
 from tests.e2e.processes import wait_until
 
 MB = 1_000_000
-CONTENT = factories.jsonl([factories.chat_line(f"line-{number}", "x" * 1000) for number in range(12_000)])
+CONTENT = factories.jsonl(
+    [factories.chat_line(f"line-{number}", "x" * 1000) for number in range(12_000)]
+)
 
 
 class Halting(io.BytesIO):
@@ -33,11 +37,15 @@ class Halting(io.BytesIO):
 
 def test_an_api_killed_during_an_upload(campaign: Campaign) -> None:
     system = campaign.system(SHORT)
-    client = openai.OpenAI(base_url=system.base_url, api_key=system.key, max_retries=0, timeout=START_TIMEOUT)
+    client = openai.OpenAI(
+        base_url=system.base_url, api_key=system.key, max_retries=0, timeout=START_TIMEOUT
+    )
 
     def upload(content: io.BytesIO) -> str:
         key = {"Idempotency-Key": "upload-that-is-cut-off"}
-        return client.files.create(file=("cut-off.jsonl", content), purpose="batch", extra_headers=key).id
+        return client.files.create(
+            file=("cut-off.jsonl", content), purpose="batch", extra_headers=key
+        ).id
 
     halting, failed = Halting(CONTENT), list[openai.APIConnectionError]()
 
@@ -60,5 +68,7 @@ def test_an_api_killed_during_an_upload(campaign: Campaign) -> None:
 
     assert upload(io.BytesIO(CONTENT)) == upload(io.BytesIO(CONTENT))
     with system.connect() as connection:
-        assert connection.execute("SELECT bytes FROM files WHERE filename = 'cut-off.jsonl'").fetchall() == [(len(CONTENT),)]
+        assert connection.execute(
+            "SELECT bytes FROM files WHERE filename = 'cut-off.jsonl'"
+        ).fetchall() == [(len(CONTENT),)]
     assert leftovers.left(system) == []

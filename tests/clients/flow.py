@@ -37,7 +37,9 @@ def wait(client: OpenAI, batch_id: str) -> Any:
     return batch
 
 
-def raises(kind: type[openai.APIStatusError], call: Callable[[], object], code: str | None = None) -> None:
+def raises(
+    kind: type[openai.APIStatusError], call: Callable[[], object], code: str | None = None
+) -> None:
     try:
         call()
     except kind as caught:
@@ -58,7 +60,13 @@ def models(client: OpenAI) -> None:
 
 def upload(client: OpenAI, name: str, data: bytes) -> str:
     file = client.files.create(file=(name, data), purpose="batch")
-    assert (file.object, file.purpose, file.status, file.bytes, file.filename) == ("file", "batch", "processed", len(data), name), file
+    assert (file.object, file.purpose, file.status, file.bytes, file.filename) == (
+        "file",
+        "batch",
+        "processed",
+        len(data),
+        name,
+    ), file
     assert client.files.retrieve(file.id) == file
     assert client.files.content(file.id).read() == data
     return file.id
@@ -66,23 +74,44 @@ def upload(client: OpenAI, name: str, data: bytes) -> str:
 
 def complete(client: OpenAI) -> dict[str, Any]:
     """Two lines answered, one refused by its model; the output and the error file say so, in input order."""
-    query = json.dumps({"query": "parcel", "documents": ["A parcel is late.", "A card is declined."]})
+    query = json.dumps(
+        {"query": "parcel", "documents": ["A parcel is late.", "A card is declined."]}
+    )
     lines = [line("a", "Say hello."), line("b", "not an object", RERANK), line("c", query, RERANK)]
     file_id = upload(client, "three.jsonl", jsonl(lines))
-    created = client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h", metadata={"night": "1"})
-    assert (created.object, created.endpoint, created.input_file_id, created.completion_window) == ("batch", URL, file_id, "24h"), created
+    created = client.batches.create(
+        input_file_id=file_id, endpoint=URL, completion_window="24h", metadata={"night": "1"}
+    )
+    assert (created.object, created.endpoint, created.input_file_id, created.completion_window) == (
+        "batch",
+        URL,
+        file_id,
+        "24h",
+    ), created
     assert created.metadata == {"night": "1"}
     assert created.expires_at == created.created_at + 86_400
     batch = wait(client, created.id)
     assert batch.status == "completed", batch
-    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (3, 2, 1), batch
-    assert batch.usage.total_tokens == batch.usage.input_tokens + batch.usage.output_tokens > 0, batch
-    answered = [json.loads(text) for text in client.files.content(batch.output_file_id).text.splitlines()]
+    assert (
+        batch.request_counts.total,
+        batch.request_counts.completed,
+        batch.request_counts.failed,
+    ) == (3, 2, 1), batch
+    assert batch.usage.total_tokens == batch.usage.input_tokens + batch.usage.output_tokens > 0, (
+        batch
+    )
+    answered = [
+        json.loads(text) for text in client.files.content(batch.output_file_id).text.splitlines()
+    ]
     assert [answer["custom_id"] for answer in answered] == ["a", "c"]
-    assert all(answer["response"]["status_code"] == 200 and answer["error"] is None for answer in answered)
+    assert all(
+        answer["response"]["status_code"] == 200 and answer["error"] is None for answer in answered
+    )
     ranked = json.loads(answered[1]["response"]["body"]["choices"][0]["message"]["content"])
     assert ranked["results"][0]["index"] == 0, ranked
-    (refused,) = [json.loads(text) for text in client.files.content(batch.error_file_id).text.splitlines()]
+    (refused,) = [
+        json.loads(text) for text in client.files.content(batch.error_file_id).text.splitlines()
+    ]
     assert (refused["custom_id"], refused["response"]["status_code"]) == ("b", 400)
     assert refused["response"]["body"]["error"]["message"]
     raises(openai.ConflictError, lambda: client.batches.cancel(batch.id), "batch_not_cancellable")
@@ -90,10 +119,24 @@ def complete(client: OpenAI) -> dict[str, Any]:
 
 
 def rerank(client: OpenAI) -> None:
-    body = {"model": RERANK, "query": "parcel", "documents": ["A card is declined.", "A parcel is late."], "top_n": 1}
-    file_id = upload(client, "rank.jsonl", jsonl([{"custom_id": "r", "method": "POST", "url": "/v1/rerank", "body": body}]))
+    body = {
+        "model": RERANK,
+        "query": "parcel",
+        "documents": ["A card is declined.", "A parcel is late."],
+        "top_n": 1,
+    }
+    file_id = upload(
+        client,
+        "rank.jsonl",
+        jsonl([{"custom_id": "r", "method": "POST", "url": "/v1/rerank", "body": body}]),
+    )
     # The SDK's types know OpenAI's endpoints only; the value passes as it is.
-    batch = wait(client, client.batches.create(input_file_id=file_id, endpoint="/v1/rerank", completion_window="24h").id)  # type: ignore[arg-type,unused-ignore]
+    batch = wait(
+        client,
+        client.batches.create(
+            input_file_id=file_id, endpoint="/v1/rerank", completion_window="24h"
+        ).id,
+    )  # type: ignore[arg-type,unused-ignore]
     assert batch.status == "completed", batch
     answer = json.loads(client.files.content(batch.output_file_id).text)
     assert [result["index"] for result in answer["response"]["body"]["results"]] == [1], answer
@@ -102,9 +145,14 @@ def rerank(client: OpenAI) -> None:
 def fail(client: OpenAI) -> None:
     """A file that does not pass validation says why, line by line."""
     file_id = upload(client, "twice.jsonl", jsonl([line("same", "x"), line("same", "y")]))
-    batch = wait(client, client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h").id)
+    batch = wait(
+        client,
+        client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h").id,
+    )
     assert batch.status == "failed", batch
-    assert [(error.code, error.line) for error in batch.errors.data] == [("duplicate_custom_id", 2)], batch.errors
+    assert [(error.code, error.line) for error in batch.errors.data] == [
+        ("duplicate_custom_id", 2)
+    ], batch.errors
     assert batch.output_file_id is None
     assert batch.error_file_id is None
 
@@ -112,7 +160,11 @@ def fail(client: OpenAI) -> None:
 def cancel(client: OpenAI) -> Any:
     """A batch that is cancelled on the way keeps what was finished and accounts for the rest."""
     total = 5_000
-    file_id = upload(client, "many.jsonl", jsonl(line(f"n{number}", f"Count to {number}.") for number in range(total)))
+    file_id = upload(
+        client,
+        "many.jsonl",
+        jsonl(line(f"n{number}", f"Count to {number}.") for number in range(total)),
+    )
     created = client.batches.create(input_file_id=file_id, endpoint=URL, completion_window="24h")
     assert client.batches.cancel(created.id).status in ("cancelling", "cancelled")
     batch = wait(client, created.id)
@@ -145,8 +197,15 @@ def delete(client: OpenAI) -> None:
 def errors(client: OpenAI) -> None:
     raises(openai.NotFoundError, lambda: client.batches.retrieve("batch_unknown"))
     raises(openai.NotFoundError, lambda: client.files.retrieve("file-unknown"))
-    raises(openai.AuthenticationError, lambda: client.with_options(api_key="xln_test_wrong").batches.list(), "invalid_api_key")
-    raises(openai.BadRequestError, lambda: client.files.create(file=("a.jsonl", b"{}"), purpose="nonsense"))  # type: ignore[arg-type,unused-ignore]
+    raises(
+        openai.AuthenticationError,
+        lambda: client.with_options(api_key="xln_test_wrong").batches.list(),
+        "invalid_api_key",
+    )
+    raises(
+        openai.BadRequestError,
+        lambda: client.files.create(file=("a.jsonl", b"{}"), purpose="nonsense"),
+    )  # type: ignore[arg-type,unused-ignore]
 
 
 def main() -> None:
@@ -159,7 +218,9 @@ def main() -> None:
     lists(client, {summary["batch"], cancelled})
     delete(client)
     errors(client)
-    json.dump({"sdk": f"python {openai.__version__}", **summary, "cancelled": cancelled}, sys.stdout)
+    json.dump(
+        {"sdk": f"python {openai.__version__}", **summary, "cancelled": cancelled}, sys.stdout
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""One running system for the tests that only use it. A test that breaks things starts its own with `processes.up`."""
+"""One running system for the tests that only use it.
+
+A test that breaks things starts its own with `processes.up`.
+"""
 
 import subprocess
 from collections.abc import Iterator
@@ -8,7 +11,8 @@ import pytest
 from tests.e2e import processes, stack
 from tests.e2e.processes import System
 
-# Live keys run on simulated models too, with the operator's leave, so that no server has to be there.
+# Live keys run on simulated models too, with the operator's leave, so that no server has to be
+# there.
 CATALOG = """\
 [models.mistral-small-3-1.backend]
 kind = "simulated"
@@ -25,7 +29,12 @@ def running_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]
     catalog.write_text(CATALOG, "utf-8")
     with processes.up(folder / "data", catalog=catalog, tick_interval=2) as system:
         allow = [processes.COMMAND, "accounts", "simulation", "default", "--allow"]
-        subprocess.run(allow, env=processes.environment(data_dir=system.data_dir), check=True, capture_output=True)
+        subprocess.run(
+            allow,
+            env=processes.environment(data_dir=system.data_dir),
+            check=True,
+            capture_output=True,
+        )
         yield system
 
 

@@ -2,9 +2,10 @@
 
     python -m tests.e2e.doomed CALLS NUMBER
 
-One parent that has everything imported forks NUMBER workers, and a new one for each that dies; prints the process id of every
-worker it starts, one a line; ends when its stdin does. Each call is a line in the file CALLS: process id, request id. Lines
-that hold the word `poison` kill every worker that sends them.
+One parent that has everything imported forks NUMBER workers, and a new one for each that dies;
+prints the process id of every worker it starts, one a line; ends when its stdin does. Each call is
+a line in the file CALLS: process id, request id. Lines that hold the word `poison` kill every
+worker that sends them.
 """
 
 import os

@@ -45,13 +45,21 @@ def free_port() -> int:
 
 def environment(**settings: object) -> dict[str, str]:
     """This process's environment with these settings (`port=1` is XALEN_PORT=1) and no others."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("XALEN_", "OPENAI_"))}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("XALEN_", "OPENAI_"))
+    }
     return inherited | {f"XALEN_{name.upper()}": str(value) for name, value in settings.items()}
 
 
 @contextmanager
-def command(*arguments: str, log: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """`xalen-batch …` in a session of its own, stopped in good order at the end; fails if it had to be killed."""
+def command(
+    *arguments: str, log: Path, env: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`xalen-batch …` in a session of its own, stopped in good order at the end; fails if it had to
+    be killed.
+    """
     with log.open("ab") as out:
         process = subprocess.Popen(
             [COMMAND, *arguments], env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
@@ -94,7 +102,16 @@ def up(data_dir: Path, **settings: object) -> Iterator[System]:
     data_dir.mkdir(parents=True, exist_ok=True)
     port = free_port()
     log = data_dir / "up.log"
-    with command("up", "--data-dir", str(data_dir), "--port", str(port), log=log, env=environment(**settings)) as process:
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), timeout=START_TIMEOUT, process=process, log=log)
+    with command(
+        "up", "--data-dir", str(data_dir), "--port", str(port), log=log, env=environment(**settings)
+    ) as process:
+        wait_until(
+            lambda: answers(f"http://127.0.0.1:{port}/readyz"),
+            timeout=START_TIMEOUT,
+            process=process,
+            log=log,
+        )
         keys = tomllib.loads((data_dir / "credentials.toml").read_text("utf-8"))
-        yield System(f"http://127.0.0.1:{port}/v1", keys["test_key"], keys["live_key"], data_dir, process)
+        yield System(
+            f"http://127.0.0.1:{port}/v1", keys["test_key"], keys["live_key"], data_dir, process
+        )

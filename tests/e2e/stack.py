@@ -1,4 +1,6 @@
-"""The services by themselves, as on several machines, each store and the model server behind a proxy that can fail it."""
+"""The services by themselves, as on several machines, each store and the model server behind a
+proxy that can fail it.
+"""
 
 import http.client
 import json
@@ -61,7 +63,11 @@ class Answer(NamedTuple):
     @property
     def is_come_back_later(self) -> bool:
         """503 in the envelope, with the time after which to ask again."""
-        return self.status == 503 and int(self.retry_after or 0) > 0 and self.body["error"]["code"] == "service_unavailable"
+        return (
+            self.status == 503
+            and int(self.retry_after or 0) > 0
+            and self.body["error"]["code"] == "service_unavailable"
+        )
 
 
 class Stack:
@@ -71,9 +77,13 @@ class Stack:
         self.folder = folder
         self.database_name = "postgres"
         self._running = running
-        self.postgres = stores.Postgres(folder / "postgres", folder / "postgres.log", connections=40)
+        self.postgres = stores.Postgres(
+            folder / "postgres", folder / "postgres.log", connections=40
+        )
         self.valkey = stores.Valkey(folder / "valkey", folder / "valkey.log")
-        self.database = running.enter_context(FaultProxy(self.postgres.sockets / f".s.PGSQL.{stores.POSTGRES_PORT}"))
+        self.database = running.enter_context(
+            FaultProxy(self.postgres.sockets / f".s.PGSQL.{stores.POSTGRES_PORT}")
+        )
         self.redis = running.enter_context(FaultProxy(self.valkey.sockets / "valkey.sock"))
         self.model_port = processes.free_port()
         self.backend = running.enter_context(FaultProxy(("127.0.0.1", self.model_port)))
@@ -83,7 +93,9 @@ class Stack:
             running.callback(store.stop)
         catalog = folder / "catalog.toml"
         catalog.write_text(CATALOG.format(port=self.backend.port), "utf-8")
-        through = make_url(self.postgres.url).set(host="127.0.0.1", port=self.database.port, query={})
+        through = make_url(self.postgres.url).set(
+            host="127.0.0.1", port=self.database.port, query={}
+        )
         self.settings: dict[str, object] = {
             **SETTINGS,
             "catalog": catalog,
@@ -95,7 +107,9 @@ class Stack:
         }
         # Here, as far as it can be: on a busy machine each process takes its time to start.
         migrations = migrate.alembic()
-        migrations.set_main_option("sqlalchemy.url", self.url().render_as_string(hide_password=False).replace("%", "%%"))
+        migrations.set_main_option(
+            "sqlalchemy.url", self.url().render_as_string(hide_password=False).replace("%", "%%")
+        )
         command.upgrade(migrations, "head")
         with self.direct() as connection, connection.transaction():
             rights.grant(connection, str(through.username), str(through.password))
@@ -117,7 +131,9 @@ class Stack:
 
     def client(self, *, retries: int = 20, timeout: float = 120) -> openai.OpenAI:
         """As any client does, it comes back when it is told to, or when nobody listens."""
-        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=self.key, max_retries=retries, timeout=timeout)
+        return openai.OpenAI(
+            base_url=f"{self.address}/v1", api_key=self.key, max_retries=retries, timeout=timeout
+        )
 
     def ask(self, method: str, path: str, body: Any = None) -> Answer:
         """One plain request, sent once. ConnectionRefusedError: it was not sent."""
@@ -131,19 +147,29 @@ class Stack:
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             answer = connection.getresponse()
-            return Answer(answer.status, answer.getheader("retry-after"), json.loads(answer.read()), time.monotonic() - begun)
+            return Answer(
+                answer.status,
+                answer.getheader("retry-after"),
+                json.loads(answer.read()),
+                time.monotonic() - begun,
+            )
         finally:
             connection.close()
 
     def start(self, *arguments: str, **settings: object) -> subprocess.Popen[bytes]:
         """One of the services, until the end of the test run or until it is stopped."""
         log = self.folder / f"{arguments[0]}.log"
-        return self._running.enter_context(processes.command(*arguments, log=log, env=self.env(**settings)))
+        return self._running.enter_context(
+            processes.command(*arguments, log=log, env=self.env(**settings))
+        )
 
     def wait_until_ready(self) -> None:
         log = self.folder / "api.log"
         processes.wait_until(
-            lambda: processes.answers(f"{self.address}/readyz"), timeout=processes.START_TIMEOUT, process=self.api, log=log
+            lambda: processes.answers(f"{self.address}/readyz"),
+            timeout=processes.START_TIMEOUT,
+            process=self.api,
+            log=log,
         )
 
     def direct(self) -> psycopg.Connection:
@@ -151,17 +177,28 @@ class Stack:
         return psycopg.connect(self.postgres.owner_url, dbname=self.database_name, autocommit=True)
 
     def url(self) -> URL:
-        return make_url(self.postgres.owner_url).set(drivername="postgresql+psycopg", database=self.database_name)
+        return make_url(self.postgres.owner_url).set(
+            drivername="postgresql+psycopg", database=self.database_name
+        )
 
     @contextmanager
     def session(self) -> Iterator[Session]:
         """The same, for the product's own code."""
-        with create_engine(self.url(), poolclass=NullPool).connect() as connection, Session(connection) as session:
+        with (
+            create_engine(self.url(), poolclass=NullPool).connect() as connection,
+            Session(connection) as session,
+        ):
             yield session
 
     def upload(self, lines: int = LINES, client: openai.OpenAI | None = None) -> str:
-        content = factories.jsonl([factories.chat_line(f"line-{n}", f"Where is parcel {n}?") for n in range(lines)])
-        return (client or self.client()).files.create(file=("lines.jsonl", content), purpose="batch").id
+        content = factories.jsonl(
+            [factories.chat_line(f"line-{n}", f"Where is parcel {n}?") for n in range(lines)]
+        )
+        return (
+            (client or self.client())
+            .files.create(file=("lines.jsonl", content), purpose="batch")
+            .id
+        )
 
     def submit(self, lines: int = LINES) -> Batch:
         return self.client().batches.create(
@@ -170,7 +207,11 @@ class Stack:
 
     def submit_and_wait_for_some(self) -> Batch:
         batch = self.submit()
-        self.wait_for(batch, lambda b: b.request_counts is not None and b.request_counts.completed >= LINES / 20, timeout=120)
+        self.wait_for(
+            batch,
+            lambda b: b.request_counts is not None and b.request_counts.completed >= LINES / 20,
+            timeout=120,
+        )
         return batch
 
     def wait_for(self, batch: Batch, happened: Callable[[Batch], bool], *, timeout: float) -> Batch:
@@ -179,26 +220,50 @@ class Stack:
         def look() -> bool:
             found[0] = client.batches.retrieve(batch.id)
             counts = found[0].request_counts
-            assert counts is None or counts.completed + counts.failed <= counts.total or not counts.total
+            assert (
+                counts is None
+                or counts.completed + counts.failed <= counts.total
+                or not counts.total
+            )
             return happened(found[0])
 
         processes.wait_until(look, timeout=timeout, log=self.folder / "worker.log")
         return found[0]
 
     def is_done(self, batch: Batch, *, lines: int = LINES, timeout: float = 240) -> None:
-        """It ends by itself: completed, each line once in its output and once on its invoice, and no lease is left."""
+        """It ends by itself: completed, each line once in its output and once on its invoice, and
+        no lease is left.
+        """
         ended = self.wait_for(batch, lambda b: b.status in ENDED, timeout=timeout)
         counts = ended.request_counts
         assert counts is not None
-        assert (ended.status, counts.completed, counts.failed, counts.total) == ("completed", lines, 0, lines)
+        assert (ended.status, counts.completed, counts.failed, counts.total) == (
+            "completed",
+            lines,
+            0,
+            lines,
+        )
         assert ended.output_file_id is not None
         client = self.client()
-        output = [json.loads(line) for line in client.files.content(ended.output_file_id).content.splitlines()]
-        assert Counter(line["custom_id"] for line in output) == Counter(f"line-{n}" for n in range(lines))
+        output = [
+            json.loads(line)
+            for line in client.files.content(ended.output_file_id).content.splitlines()
+        ]
+        assert Counter(line["custom_id"] for line in output) == Counter(
+            f"line-{n}" for n in range(lines)
+        )
         invoice = client.get(f"/batches/{batch.id}/invoice", cast_to=dict)
-        billed = {line["component"]: int(line["quantity"]) for line in invoice["lines"] if line["kind"] == "usage"}
-        assert billed["input"] == sum(line["response"]["body"]["usage"]["prompt_tokens"] for line in output)
-        assert billed["output"] == sum(line["response"]["body"]["usage"]["completion_tokens"] for line in output)
+        billed = {
+            line["component"]: int(line["quantity"])
+            for line in invoice["lines"]
+            if line["kind"] == "usage"
+        }
+        assert billed["input"] == sum(
+            line["response"]["body"]["usage"]["prompt_tokens"] for line in output
+        )
+        assert billed["output"] == sum(
+            line["response"]["body"]["usage"]["completion_tokens"] for line in output
+        )
         with self.session() as proof:
             proof.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             assert list(reconcile.differences(proof)) == []

@@ -1,4 +1,6 @@
-"""No caller, tenant or model server can stop the system, or make another wait: the attacks of `make attack`, small."""
+"""No caller, tenant or model server can stop the system, or make another wait: the attacks of `make
+attack`, small.
+"""
 
 import tempfile
 from pathlib import Path

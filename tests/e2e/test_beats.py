@@ -1,4 +1,6 @@
-"""Three beats at once, killed with -9 and started again, over two workers that look for nothing by themselves: each instant fires once."""
+"""Three beats at once, killed with -9 and started again, over two workers that look for nothing by
+themselves: each instant fires once.
+"""
 
 import subprocess
 from collections.abc import Iterator
@@ -35,17 +37,25 @@ def runs() -> int:
 
 
 @pytest.mark.usefixtures("valkey")
-def test_each_instant_fires_once_with_three_beats_that_are_killed(clock: Clock, tmp_path: Path) -> None:
+def test_each_instant_fires_once_with_three_beats_that_are_killed(
+    clock: Clock, tmp_path: Path
+) -> None:
     with db.transaction() as session:
         owner = factories.caller(session)
-        file = ids.render("file", factories.input_file(session, owner, [factories.chat_line("a")]).id)
+        file = ids.render(
+            "file", factories.input_file(session, owner, [factories.chat_line("a")]).id
+        )
         for _ in range(SCHEDULES):
-            factories.schedule(session, owner, input_file_id=file, cron="*/5 * * * *", overlap="allow")
+            factories.schedule(
+                session, owner, input_file_id=file, cron="*/5 * * * *", overlap="allow"
+            )
     with ExitStack() as stack:
 
         def start(part: str, **settings: object) -> subprocess.Popen[bytes]:
             env = processes.environment(**inherited(), **settings)
-            return stack.enter_context(processes.command(part, log=tmp_path / f"{part}.log", env=env))
+            return stack.enter_context(
+                processes.command(part, log=tmp_path / f"{part}.log", env=env)
+            )
 
         for _ in range(WORKERS):
             # Only a tick makes them look.
@@ -56,7 +66,9 @@ def test_each_instant_fires_once_with_three_beats_that_are_killed(clock: Clock, 
             # In the middle of whatever it does.
             beats[0].kill()
             beats = [*beats[1:], start("beat", tick_interval=0.5)]
-            processes.wait_until(lambda number=number: runs() >= number * SCHEDULES, log=tmp_path / "beat.log")
+            processes.wait_until(
+                lambda number=number: runs() >= number * SCHEDULES, log=tmp_path / "beat.log"
+            )
     with db.transaction() as session:
         fired = session.execute(select(ScheduleRun.schedule_id, ScheduleRun.scheduled_for)).all()
         batches = session.scalar(select(func.count()).select_from(Batch))

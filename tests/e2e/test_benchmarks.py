@@ -11,7 +11,13 @@ SCENARIOS = ("zero-latency", "first-result", "prefix-cache")
 
 
 def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def test_scenarios_run_are_checked_and_reported(tmp_path: Path) -> None:
@@ -22,10 +28,17 @@ def test_scenarios_run_are_checked_and_reported(tmp_path: Path) -> None:
     zero = found["scenarios"]["zero-latency"]
     ours = zero["measured"]["xalen-batch"]
     assert ours["lines"] == 500
-    assert {"api", "worker-1", "worker-2", "postgres", "valkey"} <= ours["runs"][0]["cpu_seconds"].keys()
+    assert {"api", "worker-1", "worker-2", "postgres", "valkey"} <= ours["runs"][0][
+        "cpu_seconds"
+    ].keys()
     assert {figure["unit"] for figure in zero["figures"]} >= {"×", "µs"}
-    assert zero["missing"].keys() == {"Celery, a task per line (gevent 100)", "LiteLLM 1.106.2 Router × 256"}
-    prefixes = {figure["name"]: figure["value"] for figure in found["scenarios"]["prefix-cache"]["figures"]}
+    assert zero["missing"].keys() == {
+        "Celery, a task per line (gevent 100)",
+        "LiteLLM 1.106.2 Router × 256",
+    }
+    prefixes = {
+        figure["name"]: figure["value"] for figure in found["scenarios"]["prefix-cache"]["figures"]
+    }
     assert prefixes["share of prompt tokens from the cache"] > 0
     for name in SCENARIOS:
         assert f"\n{name}: " in done.stdout

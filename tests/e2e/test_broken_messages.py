@@ -1,4 +1,6 @@
-"""A worker on a queue that a stranger writes to: it drops what is not ours, and still takes what is."""
+"""A worker on a queue that a stranger writes to: it drops what is not ours, and still takes what
+is.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +23,13 @@ from xalen_batch.models import Batch
 def log(stores: Stores, valkey: redis.Redis, database: str, tmp_path: Path) -> Iterator[Path]:
     """The log of a worker that finds work by messages alone."""
     log = tmp_path / "worker.log"
-    env = processes.environment(**stores._asdict(), poll_interval=3_600, tick_interval=3_600, log_format="json")
+    env = processes.environment(
+        **stores._asdict(), poll_interval=3_600, tick_interval=3_600, log_format="json"
+    )
     with processes.command("worker", log=log, env=env) as process:
-        wait_until(lambda: bool(valkey.smembers(f"_kombu.binding.{QUEUE}")), process=process, log=log)
+        wait_until(
+            lambda: bool(valkey.smembers(f"_kombu.binding.{QUEUE}")), process=process, log=log
+        )
         yield log
         assert process.poll() is None, "the worker ended"
 
@@ -36,7 +42,11 @@ def test_a_worker_survives_every_message_and_takes_its_own(log: Path, valkey: re
     remote.shutdown()
     with db.transaction() as session:
         caller = factories.caller(session)
-        batch_id = factories.batch(session, caller, factories.input_file(session, caller, [factories.chat_line("one", "Hello")])).id
+        batch_id = factories.batch(
+            session,
+            caller,
+            factories.input_file(session, caller, [factories.chat_line("one", "Hello")]),
+        ).id
     broker.publish([Message(Job.VALIDATE, batch_id.hex)])
 
     def is_completed() -> bool:

@@ -30,7 +30,11 @@ def processes_on(folder: Path) -> list[str]:
 def test_the_demo_delivers_results_and_invoices_and_leaves_nothing_running(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     result = subprocess.run(
-        [sys.executable, DEMO, "--folder", folder], env=processes.environment(), capture_output=True, text=True, timeout=180
+        [sys.executable, DEMO, "--folder", folder],
+        env=processes.environment(),
+        capture_output=True,
+        text=True,
+        timeout=180,
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert "\r" not in result.stdout
@@ -48,7 +52,10 @@ def test_the_demo_delivers_results_and_invoices_and_leaves_nothing_running(tmp_p
         invoice = json.loads((folder / "results" / f"{name}.invoice.json").read_text("utf-8"))
         assert invoice["total"] in result.stdout
         assert invoice["livemode"] is True
-    asked = [json.loads(line)["custom_id"] for line in (DEMO.parent / "support-tickets.jsonl").read_text("utf-8").splitlines()]
+    asked = [
+        json.loads(line)["custom_id"]
+        for line in (DEMO.parent / "support-tickets.jsonl").read_text("utf-8").splitlines()
+    ]
     answered = (folder / "results/support-tickets.results.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["custom_id"] for line in answered] == asked
     assert processes_on(folder) == []
@@ -65,7 +72,9 @@ def test_a_demo_that_is_interrupted_leaves_nothing_running(tmp_path: Path) -> No
             preexec_fn=processes.hear_ctrl_c,
         )
     started = folder / "data/logs/postgres.log"
-    processes.wait_until(started.exists, timeout=processes.START_TIMEOUT, process=demo, log=tmp_path / "out")
+    processes.wait_until(
+        started.exists, timeout=processes.START_TIMEOUT, process=demo, log=tmp_path / "out"
+    )
     demo.send_signal(signal.SIGINT)
     assert demo.wait(processes.STOP_TIMEOUT) == 130, (tmp_path / "out").read_text("utf-8")
     assert processes_on(folder) == []
@@ -81,7 +90,12 @@ def test_a_demo_that_is_killed_leaves_nothing_running(tmp_path: Path) -> None:
             stderr=out,
             preexec_fn=processes.hear_ctrl_c,
         )
-    processes.wait_until((folder / "data/credentials.toml").exists, timeout=processes.START_TIMEOUT, process=demo, log=tmp_path / "out")
+    processes.wait_until(
+        (folder / "data/credentials.toml").exists,
+        timeout=processes.START_TIMEOUT,
+        process=demo,
+        log=tmp_path / "out",
+    )
     demo.kill()
     demo.wait()
     processes.wait_until(lambda: processes_on(folder) == [], timeout=processes.STOP_TIMEOUT)

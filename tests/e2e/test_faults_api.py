@@ -1,4 +1,6 @@
-"""An API that is killed or stopped at any moment: no half file or batch, and whoever asks again gets what they asked for once."""
+"""An API that is killed or stopped at any moment: no half file or batch, and whoever asks again
+gets what they asked for once.
+"""
 
 import http.client
 import json
@@ -41,9 +43,14 @@ def half_an_upload(stack: Stack, port: int) -> socket.socket:
     """A connection over which half of a file has come."""
     kind, body = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", bytes(24 * MiB)))
     sending = socket.create_connection(("127.0.0.1", port), timeout=60)
-    named = f"authorization: Bearer {stack.key}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n"
+    named = (
+        f"authorization: Bearer {stack.key}\r\ncontent-type: {kind}\r\ncontent-length:"
+        f" {len(body)}\r\n"
+    )
     before = inputs(stack)
-    sending.sendall(f"POST /v1/files HTTP/1.1\r\nhost: x\r\n{named}\r\n".encode() + body[: 12 * MiB])
+    sending.sendall(
+        f"POST /v1/files HTTP/1.1\r\nhost: x\r\n{named}\r\n".encode() + body[: 12 * MiB]
+    )
     processes.wait_until(lambda: bool(inputs(stack) - before))
     return sending
 
@@ -66,7 +73,11 @@ class TestKilled:
 
     def test_while_batches_are_created(self, services: Stack) -> None:
         file = services.upload(1)
-        batch = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        batch = {
+            "input_file_id": file,
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+        }
         first = services.client(retries=0)
 
         def create(client: openai.OpenAI, key: str) -> str | None:
@@ -88,7 +99,11 @@ class TestKilled:
         assert None not in again.values()
         assert all(again[key] == id for key, id in answered.items() if id is not None)
         assert len(set(again.values())) == len(keys)
-        made = [found.id for found in services.client().batches.list(limit=100) if found.input_file_id == file]
+        made = [
+            found.id
+            for found in services.client().batches.list(limit=100)
+            if found.input_file_id == file
+        ]
         assert sorted(made) == sorted(again.values())  # type: ignore[type-var]
 
     def test_in_mid_download(self, services: Stack) -> None:
@@ -96,7 +111,11 @@ class TestKilled:
         content = bytes(range(256)) * 4 * 16 * 1024
         file = client.files.create(file=("a.bin", content), purpose="user_data")
         connection = http.client.HTTPConnection("127.0.0.1", services.port, timeout=60)
-        connection.request("GET", f"/v1/files/{file.id}/content", headers={"authorization": f"Bearer {services.key}"})
+        connection.request(
+            "GET",
+            f"/v1/files/{file.id}/content",
+            headers={"authorization": f"Bearer {services.key}"},
+        )
         answer = connection.getresponse()
         assert answer.read(MiB) == content[:MiB]
         services.kill(services.api)
@@ -149,7 +168,8 @@ class TestStopped:
         kept = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(4)]
         for connection in kept:
             assert ask(connection, services.key)[0] == 200
-        # Frozen for longer than uvicorn's tick of 0.1 s, it looks for the signal before it looks at its sockets.
+        # Frozen for longer than uvicorn's tick of 0.1 s, it looks for the signal before it looks at
+        # its sockets.
         api.send_signal(signal.SIGSTOP)
         new = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(20)]
         late = new.pop()
@@ -167,16 +187,23 @@ class TestStopped:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
 
-    def test_with_a_delay_it_takes_connections_and_says_that_it_stops(self, services: Stack) -> None:
+    def test_with_a_delay_it_takes_connections_and_says_that_it_stops(
+        self, services: Stack
+    ) -> None:
         port, api = another(services, shutdown_delay=600, shutdown_grace=0)
         api.send_signal(signal.SIGTERM)
-        processes.wait_until(lambda: not processes.answers(f"http://127.0.0.1:{port}/readyz"), timeout=60)
+        processes.wait_until(
+            lambda: not processes.answers(f"http://127.0.0.1:{port}/readyz"), timeout=60
+        )
         fresh = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         status, closes, _ = ask(fresh, services.key)
         assert (status, closes) == (200, "close")
         status, _, body = ask(fresh, services.key, path="/readyz")
         assert status == 503
-        assert json.loads(body)["checks"]["server"] == {"status": "failed", "error": "the server is stopping"}
+        assert json.loads(body)["checks"]["server"] == {
+            "status": "failed",
+            "error": "the server is stopping",
+        }
         api.kill()
 
     def test_an_upload_that_outlives_the_grace_is_told_to_come_back(self, services: Stack) -> None:
@@ -202,8 +229,13 @@ class TestStopped:
             batch = services.submit_and_wait_for_some()
             assert stop(holder) < 30
             with services.direct() as session:
-                held = "SELECT count(*) FILTER (WHERE state = 'running'), count(*) FILTER (WHERE state = 'pending') FROM tasks WHERE batch_id = %s"
-                running, pending = session.execute(held, [batch.id.removeprefix("batch_")]).fetchone() or (None, None)
+                held = (
+                    "SELECT count(*) FILTER (WHERE state = 'running'), count(*) FILTER (WHERE state"
+                    " = 'pending') FROM tasks WHERE batch_id = %s"
+                )
+                running, pending = session.execute(
+                    held, [batch.id.removeprefix("batch_")]
+                ).fetchone() or (None, None)
             assert running == 0
             assert pending
         finally:
@@ -227,11 +259,17 @@ def another(stack: Stack, **settings: object) -> tuple[int, subprocess.Popen[byt
     """One more API and its port."""
     port = processes.free_port()
     api = stack.start("api", "--port", str(port), **settings)
-    processes.wait_until(lambda: processes.answers(f"http://127.0.0.1:{port}/livez"), timeout=processes.START_TIMEOUT, process=api)
+    processes.wait_until(
+        lambda: processes.answers(f"http://127.0.0.1:{port}/livez"),
+        timeout=processes.START_TIMEOUT,
+        process=api,
+    )
     return port, api
 
 
-def send(connection: http.client.HTTPConnection, key: str, method: str = "GET", path: str = "/v1/limits") -> None:
+def send(
+    connection: http.client.HTTPConnection, key: str, method: str = "GET", path: str = "/v1/limits"
+) -> None:
     """A GET, or a POST that the API answers with 200 as well."""
     named = {"authorization": f"Bearer {key}", "content-type": "application/json"}
     if method == "POST":
@@ -241,7 +279,9 @@ def send(connection: http.client.HTTPConnection, key: str, method: str = "GET", 
         connection.request("GET", path, headers=named)
 
 
-def ask(connection: http.client.HTTPConnection, key: str, *, path: str = "/v1/limits") -> tuple[int, str | None, bytes]:
+def ask(
+    connection: http.client.HTTPConnection, key: str, *, path: str = "/v1/limits"
+) -> tuple[int, str | None, bytes]:
     """Status, `connection` and body of the answer to a GET."""
     send(connection, key, path=path)
     answer = connection.getresponse()

@@ -1,4 +1,6 @@
-"""A worker process that sees other files than the API waits, is named, and leaves the work to one that sees them."""
+"""A worker process that sees other files than the API waits, is named, and leaves the work to one
+that sees them.
+"""
 
 from pathlib import Path
 
@@ -23,9 +25,15 @@ def test_a_worker_with_another_data_folder_fails_no_batch(services: Stack, tmp_p
         process=stray,
     )
     with services.direct() as session:
-        row = session.execute("SELECT status, fence, errors FROM batches WHERE id = %s", [batch.id.removeprefix("batch_")]).fetchone()
+        row = session.execute(
+            "SELECT status, fence, errors FROM batches WHERE id = %s",
+            [batch.id.removeprefix("batch_")],
+        ).fetchone()
     assert row == ("validating", 0, None)
     services.worker = services.start("worker")
     services.is_done(batch)
     processes.stop(stray)
-    processes.wait_until(lambda: services.ask("GET", "/readyz").body["checks"]["workers"]["status"] == "ok", timeout=60)
+    processes.wait_until(
+        lambda: services.ask("GET", "/readyz").body["checks"]["workers"]["status"] == "ok",
+        timeout=60,
+    )

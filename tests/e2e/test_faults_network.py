@@ -1,4 +1,6 @@
-"""A network to the model server that resets, swallows, delays, slices and cuts: lines are tried again, and each is billed once."""
+"""A network to the model server that resets, swallows, delays, slices and cuts: lines are tried
+again, and each is billed once.
+"""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -29,7 +31,15 @@ def _healed(services: Stack) -> Iterator[None]:
         lambda proxy: proxy.cut_after(50),
         lambda proxy: proxy.cut_after(1_500),
     ],
-    ids=["reset", "refused", "black hole", "500 ms", "slices of a byte", "cut in the head", "cut between answers"],
+    ids=[
+        "reset",
+        "refused",
+        "black hole",
+        "500 ms",
+        "slices of a byte",
+        "cut in the head",
+        "cut between answers",
+    ],
 )
 def test_a_bad_network_to_the_backend(services: Stack, fault: Callable[[FaultProxy], None]) -> None:
     batch = services.submit_and_wait_for_some()

@@ -1,4 +1,5 @@
-"""A store that goes, hangs, fills up or can hardly be reached costs time: nobody restarts anything, and each line is there once.
+"""A store that goes, hangs, fills up or can hardly be reached costs time: nobody restarts anything,
+and each line is there once.
 
 XALEN_TEST_OUTAGE keeps Redis away for so many seconds at least, also when the batch has long ended.
 """
@@ -51,7 +52,9 @@ def words(stack: Stack, word: str) -> int:
     return (stack.folder / "worker.log").read_text("utf-8", "replace").count(word)
 
 
-def wait_for_come_back_later(stack: Stack, method: str = "GET", path: str = "/v1/batches", body: object = None) -> None:
+def wait_for_come_back_later(
+    stack: Stack, method: str = "GET", path: str = "/v1/batches", body: object = None
+) -> None:
     """Until the API says so. What it says until then is an answer, or the same."""
 
     def look() -> bool:
@@ -64,15 +67,22 @@ def wait_for_come_back_later(stack: Stack, method: str = "GET", path: str = "/v1
 
 class TestRedis:
     @pytest.mark.parametrize("way", AWAY)
-    def test_a_batch_runs_without_redis_and_no_call_waits_for_it(self, services: Stack, way: str) -> None:
+    def test_a_batch_runs_without_redis_and_no_call_waits_for_it(
+        self, services: Stack, way: str
+    ) -> None:
         AWAY[way](services)
         until = time.monotonic() + OUTAGE
         assert services.ask("GET", "/readyz").body["status"] == "degraded"
         batch = services.submit()
-        seconds = [services.ask("POST", f"/v1/batches/{services.submit(1).id}/cancel").seconds for _ in range(4)]
+        seconds = [
+            services.ask("POST", f"/v1/batches/{services.submit(1).id}/cancel").seconds
+            for _ in range(4)
+        ]
         services.is_done(batch)
         while time.monotonic() < until:
-            seconds.append(services.ask("POST", f"/v1/batches/{services.submit(1).id}/cancel").seconds)
+            seconds.append(
+                services.ask("POST", f"/v1/batches/{services.submit(1).id}/cancel").seconds
+            )
         # A loaded machine makes any one call slow; Redis would make all of them.
         assert statistics.median(seconds) < 2
         assert services.ask("GET", "/readyz").body["status"] == "degraded"
@@ -152,7 +162,11 @@ class TestPostgres:
     def test_it_only_reads_until_another_server_is_promoted(self, services: Stack) -> None:
         batch = services.submit_and_wait_for_some()
         seen = words(services, "poll.failed")
-        nothing = {"input_file_id": "file-none", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        nothing = {
+            "input_file_id": "file-none",
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+        }
         with services.direct() as session:
             session.execute("ALTER DATABASE postgres SET default_transaction_read_only = on")
             services.database.break_connections()
@@ -168,10 +182,14 @@ class TestPostgres:
         seen = words(services, "database.exhausted")
         with services.direct() as session:
             session.execute(
-                "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
-                " $$ BEGIN RAISE 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$"
+                "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE"
+                " 'could not extend file: No space left on device' USING ERRCODE = 'disk_full';"
+                " END $$"
             )
-            session.execute("CREATE TRIGGER full_disk BEFORE INSERT ON results FOR EACH ROW EXECUTE FUNCTION full_disk()")
+            session.execute(
+                "CREATE TRIGGER full_disk BEFORE INSERT ON results FOR EACH ROW EXECUTE FUNCTION"
+                " full_disk()"
+            )
             try:
                 wait_for_word(services, "database.exhausted", seen)
             finally:

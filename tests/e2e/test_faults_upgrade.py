@@ -1,4 +1,6 @@
-"""What an operator does to a system that is at work: migrate it, restore it from a backup; and clocks that jump meanwhile."""
+"""What an operator does to a system that is at work: migrate it, restore it from a backup; and
+clocks that jump meanwhile.
+"""
 
 import copy
 import subprocess
@@ -12,7 +14,8 @@ from tests.e2e import processes
 from tests.e2e.stack import LINES, Stack
 from xalen_batch.standalone import stores
 
-# A process whose wall clock jumps by an hour, to and fro, every second. Its monotonic clock goes on, as a real one does.
+# A process whose wall clock jumps by an hour, to and fro, every second. Its monotonic clock goes
+# on, as a real one does.
 JUMPING = """
 import sys, threading, time
 from datetime import UTC, datetime, timedelta
@@ -38,7 +41,10 @@ def test_migrating_again_in_mid_batch(services: Stack) -> None:
     batch = services.submit_and_wait_for_some()
     for _ in range(2):
         subprocess.run(
-            [processes.COMMAND, "migrate"], env=services.env(migrate_database_url=services.postgres.owner_url), check=True, timeout=300
+            [processes.COMMAND, "migrate"],
+            env=services.env(migrate_database_url=services.postgres.owner_url),
+            check=True,
+            timeout=300,
         )
     services.is_done(batch)
 
@@ -63,7 +69,9 @@ def test_a_newer_version_migrates_in_mid_batch(services: Stack) -> None:
             timeout=300,
         )
         assert migration.returncode == 1
-        assert "at revision 9999, which a newer version of xalen-batch made" in " ".join(migration.stderr.split())
+        assert "at revision 9999, which a newer version of xalen-batch made" in " ".join(
+            migration.stderr.split()
+        )
         assert "Traceback" not in migration.stderr
         services.is_done(batch)
     finally:
@@ -73,13 +81,25 @@ def test_a_newer_version_migrates_in_mid_batch(services: Stack) -> None:
 def test_a_backup_restored_in_mid_batch_goes_on_to_the_end(services: Stack, tmp_path: Path) -> None:
     batch = services.submit_and_wait_for_some()
     backup = tmp_path / "backup.dump"
-    subprocess.run([stores.postgres_binaries() / "pg_dump", "-Fc", "-f", backup, services.postgres.owner_url], check=True, timeout=120)
+    subprocess.run(
+        [stores.postgres_binaries() / "pg_dump", "-Fc", "-f", backup, services.postgres.owner_url],
+        check=True,
+        timeout=120,
+    )
     services.is_done(batch)
     with services.direct() as session:
         session.execute("DROP DATABASE IF EXISTS restored WITH (FORCE)")
         session.execute("CREATE DATABASE restored")
-    url = make_url(services.postgres.owner_url).set(database="restored").render_as_string(hide_password=False)
-    subprocess.run([stores.postgres_binaries() / "pg_restore", "--no-owner", "-d", url, backup], check=True, timeout=120)
+    url = (
+        make_url(services.postgres.owner_url)
+        .set(database="restored")
+        .render_as_string(hide_password=False)
+    )
+    subprocess.run(
+        [stores.postgres_binaries() / "pg_restore", "--no-owner", "-d", url, backup],
+        check=True,
+        timeout=120,
+    )
     billed = "SELECT line_no, body, amount FROM results WHERE batch_id = %s ORDER BY line_no"
     id = batch.id.removeprefix("batch_")
     with psycopg.connect(url) as session:
@@ -88,7 +108,11 @@ def test_a_backup_restored_in_mid_batch_goes_on_to_the_end(services: Stack, tmp_
 
     restored = copy.copy(services)
     restored.port = processes.free_port()
-    through = make_url(str(services.settings["database_url"])).set(database="restored").render_as_string(hide_password=False)
+    through = (
+        make_url(str(services.settings["database_url"]))
+        .set(database="restored")
+        .render_as_string(hide_password=False)
+    )
     restored.settings = services.settings | {
         "database_url": through,
         "redis_url": f"redis://127.0.0.1:{services.redis.port}/1",
@@ -132,7 +156,9 @@ def test_clocks_that_jump_by_an_hour(services: Stack) -> None:
         assert "slot.crashed" not in log_of_worker
         with services.direct() as session:
             ids = [batch.id.removeprefix("batch_") for batch in batches]
-            losses = session.execute("SELECT sum(losses) FROM tasks WHERE batch_id = ANY(%s::uuid[])", [ids]).fetchone()
+            losses = session.execute(
+                "SELECT sum(losses) FROM tasks WHERE batch_id = ANY(%s::uuid[])", [ids]
+            ).fetchone()
         assert losses == (0,)
     finally:
         for process in jumping:

@@ -15,11 +15,18 @@ def test_every_command_of_the_page_works(running_system: System, tmp_path: Path)
     variables = environment(data_dir=running_system.data_dir)
     variables["PATH"] = f"{COMMAND.parent}:{variables['PATH']}"
     ran = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", "\n".join(commands)], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=180
+        ["bash", "-euo", "pipefail", "-c", "\n".join(commands)],
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=180,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert '"custom_id":"summary-20' in ran.stdout
     assert '"custom_id":"export-1"' in ran.stdout
     assert 'monday.jsonl"' in ran.stdout
-    assert "{{" not in (ran.stdout + (tmp_path / "searches-batch").read_text()).replace("{{scheduled", "")
+    assert "{{" not in (ran.stdout + (tmp_path / "searches-batch").read_text()).replace(
+        "{{scheduled", ""
+    )
     assert (tmp_path / "searches-batch").read_text().startswith("batch_")

@@ -18,7 +18,11 @@ BLOCK = b"x" * MiB
 
 
 def peak(pid: int) -> int:
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    line = next(
+        line
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("VmHWM:")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -29,7 +33,9 @@ def a_line_of_a_gigabyte() -> Iterator[bytes]:
     yield b'"}\r\n' + END
 
 
-def send(port: int, key: str, blocks: Iterator[bytes], *, headers: dict[str, str]) -> tuple[int, int]:
+def send(
+    port: int, key: str, blocks: Iterator[bytes], *, headers: dict[str, str]
+) -> tuple[int, int]:
     """The status of the answer, and how many bytes the server took before it had enough."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     connection.putrequest("POST", "/v1/files")
@@ -65,7 +71,10 @@ def test_the_api_does_not_grow(stores: Stores, database: str, tmp_path: Path) ->
     env = processes.environment(**stores._asdict())
     with processes.command("api", "--port", str(port), log=log, env=env) as process:
         processes.wait_until(
-            lambda: processes.answers(f"http://127.0.0.1:{port}/readyz"), timeout=processes.START_TIMEOUT, process=process, log=log
+            lambda: processes.answers(f"http://127.0.0.1:{port}/readyz"),
+            timeout=processes.START_TIMEOUT,
+            process=process,
+            log=log,
         )
         head = f"host: x\r\nauthorization: Bearer {key}\r\n".encode()
         # What it needs anyway: threads, connections, an upload's buffers.
@@ -74,20 +83,29 @@ def test_the_api_does_not_grow(stores: Stores, database: str, tmp_path: Path) ->
         whole = {"content-length": str(GIGABYTE + 1000)}
         status, sent = send(port, key, a_line_of_a_gigabyte(), headers=whole)
         assert (status, sent < 16 * MiB) == (413, True), sent
-        status, sent = send(port, key, a_line_of_a_gigabyte(), headers={"transfer-encoding": "chunked"})
+        status, sent = send(
+            port, key, a_line_of_a_gigabyte(), headers={"transfer-encoding": "chunked"}
+        )
         assert (status, sent < 260 * MiB) == (413, True), sent
-        # A compressed form of zeros that nobody inflates; nesting; an address, a header and trailers without an end.
+        # A compressed form of zeros that nobody inflates; nesting; an address, a header and
+        # trailers without an end.
         for request, expected in {
             b"POST /v1/files HTTP/1.1\r\n"
             + head
-            + b"content-encoding: gzip\r\ncontent-type: multipart/form-data; boundary=edge\r\ncontent-length: 5\r\n\r\n\x1f\x8b\x08\0\0": 415,
+            + b"content-encoding: gzip\r\ncontent-type: multipart/form-data; boundary=edge\r\ncontent-length: 5\r\n\r\n\x1f\x8b\x08\0\0": (
+                415
+            ),
             b"POST /v1/batches HTTP/1.1\r\n"
             + head
             + b"content-type: application/json\r\ncontent-length: 1000000\r\n\r\n"
             + b"[" * 1_000_000: 400,
             b"GET /v1/files?x=" + b"y" * 64 * MiB + b" HTTP/1.1\r\n" + head + b"\r\n": 431,
             b"GET /v1/files HTTP/1.1\r\n" + head + b"x: " + b"y" * 64 * MiB + b"\r\n\r\n": 431,
-            b"POST /v1/batches HTTP/1.1\r\n" + head + b"transfer-encoding: chunked\r\n\r\n0\r\n" + b"x: y\r\n" * 8 * MiB + b"\r\n": 431,
+            b"POST /v1/batches HTTP/1.1\r\n"
+            + head
+            + b"transfer-encoding: chunked\r\n\r\n0\r\n"
+            + b"x: y\r\n" * 8 * MiB
+            + b"\r\n": 431,
         }.items():
             assert exchange(port, request).status == expected
         assert peak(process.pid) - before < GROWTH

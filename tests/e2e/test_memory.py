@@ -1,4 +1,6 @@
-"""Memory stays where it is, whatever the file's size: of the api for a large upload, of the worker for a large batch."""
+"""Memory stays where it is, whatever the file's size: of the api for a large upload, of the worker
+for a large batch.
+"""
 
 import io
 import json
@@ -17,7 +19,11 @@ GROWTH = 80 * MIB
 def peak(system: System, part: str) -> int:
     """The most memory that a part has had so far, in bytes."""
     pid = int(next((system.data_dir / "run").glob(f"{part}*.pid")).read_text())
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    line = next(
+        line
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("VmHWM:")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -39,10 +45,19 @@ def test_a_large_upload_does_not_grow_the_api(running_system: System) -> None:
 
 
 def run_batch(client: openai.OpenAI, lines: int) -> int:
-    """Run a batch of so many 16 kB lines, mostly blanks, which cost the simulated model little; the size of its file."""
-    content = factories.jsonl([factories.chat_line(f"line-{n}", "Where is my parcel?" + " " * 16_000, max_tokens=1) for n in range(lines)])
+    """Run a batch of so many 16 kB lines, mostly blanks, which cost the simulated model little; the
+    size of its file.
+    """
+    content = factories.jsonl(
+        [
+            factories.chat_line(f"line-{n}", "Where is my parcel?" + " " * 16_000, max_tokens=1)
+            for n in range(lines)
+        ]
+    )
     file = client.files.create(file=("lines.jsonl", content), purpose="batch")
-    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
     wait_until(lambda: client.batches.retrieve(batch.id).status == "completed")
     client.files.delete(file.id)
     return len(content)

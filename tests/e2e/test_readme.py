@@ -13,8 +13,17 @@ ROOT = Path(__file__).parents[2]
 def test_the_python_of_the_readme_delivers_results_and_an_invoice(running_system: System) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert code.count("http://127.0.0.1:8080/v1") == code.count("xln_test_…") == 1
-    code = code.replace("http://127.0.0.1:8080/v1", running_system.base_url).replace("xln_test_…", running_system.test_key)
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    code = code.replace("http://127.0.0.1:8080/v1", running_system.base_url).replace(
+        "xln_test_…", running_system.test_key
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     assert '"custom_id":"ticket-0300"' in result.stdout
     assert "'object': 'invoice'" in result.stdout

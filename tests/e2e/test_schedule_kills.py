@@ -1,6 +1,8 @@
-"""Schedules fired by processes that are killed with -9 all the time: every instant has one run, every run one batch.
+"""Schedules fired by processes that are killed with -9 all the time: every instant has one run,
+every run one batch.
 
-PostgreSQL's clock runs fast, so that hours of instants pass in seconds. XALEN_TEST_KILLS asks for a longer campaign.
+PostgreSQL's clock runs fast, so that hours of instants pass in seconds. XALEN_TEST_KILLS asks for a
+longer campaign.
 """
 
 import logging
@@ -29,7 +31,8 @@ from xalen_batch.schedules import fire
 KILLS = int(os.environ.get("XALEN_TEST_KILLS", "50"))
 SCHEDULES = 10
 TICKERS = 6
-# The longer the campaign, the slower the clock: nothing ends here, and thousands of unended runs would fall behind it.
+# The longer the campaign, the slower the clock: nothing ends here, and thousands of unended runs
+# would fall behind it.
 PACE = 90_000 / max(KILLS, 150)
 EVERY = timedelta(minutes=5)
 START = datetime(2026, 10, 24, 20, 2, tzinfo=UTC)
@@ -47,12 +50,16 @@ def pids(out: IO[bytes], number: int) -> list[int]:
 
 
 @pytest.mark.usefixtures("valkey")
-def test_every_instant_has_one_run_and_every_run_one_batch(clock: Clock, configure: Callable[..., None], tmp_path: Path) -> None:
+def test_every_instant_has_one_run_and_every_run_one_batch(
+    clock: Clock, configure: Callable[..., None], tmp_path: Path
+) -> None:
     # Nothing ends here, and none is to wait for that.
     configure(quota_open_batches="none")
     with db.transaction() as session:
         owner = factories.caller(session)
-        file = ids.render("file", factories.input_file(session, owner, [factories.chat_line("a")]).id)
+        file = ids.render(
+            "file", factories.input_file(session, owner, [factories.chat_line("a")]).id
+        )
         for _ in range(SCHEDULES):
             factories.schedule(
                 session,
@@ -74,7 +81,9 @@ def test_every_instant_has_one_run_and_every_run_one_batch(clock: Clock, configu
     with db.transaction() as session:
         schedules = session.scalars(select(Schedule.id)).all()
         for id in schedules:
-            fired = session.scalars(select(ScheduleRun.scheduled_for).where(ScheduleRun.schedule_id == id)).all()
+            fired = session.scalars(
+                select(ScheduleRun.scheduled_for).where(ScheduleRun.schedule_id == id)
+            ).all()
             assert sorted(fired) == expected
         runs = session.scalar(select(func.count()).select_from(ScheduleRun)) or 0
         with_a_batch = session.scalar(select(func.count(Batch.run_id.distinct()))) or 0
@@ -84,7 +93,9 @@ def test_every_instant_has_one_run_and_every_run_one_batch(clock: Clock, configu
     assert runs == with_a_batch == batches == SCHEDULES * len(expected)
     assert kills == KILLS
     # Shown by `pytest --log-cli-level=info`.
-    logging.getLogger(__name__).info("%d kills, %d firings, %s by the clock", kills, runs, end - START)
+    logging.getLogger(__name__).info(
+        "%d kills, %d firings, %s by the clock", kills, runs, end - START
+    )
 
 
 def kill_at_random(log: Path) -> int:
@@ -92,14 +103,18 @@ def kill_at_random(log: Path) -> int:
     dice = random.Random(7)
     with log.open("wb") as errors:
         parent = subprocess.Popen(
-            [sys.executable, "-m", "tests.e2e.tickers", str(TICKERS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+            [sys.executable, "-m", "tests.e2e.tickers", str(TICKERS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
         )
     assert parent.stdin is not None
     assert parent.stdout is not None
     try:
         tickers = pids(parent.stdout, TICKERS)
         for _ in range(KILLS):
-            # Somewhere in the middle of what it does: the time is the dice's, the place the machine's.
+            # Somewhere in the middle of what it does: the time is the dice's, the place the
+            # machine's.
             time.sleep(dice.uniform(0.02, 0.2))
             os.kill(tickers.pop(dice.randrange(TICKERS)), signal.SIGKILL)
             tickers += pids(parent.stdout, 1)
@@ -111,5 +126,7 @@ def kill_at_random(log: Path) -> int:
 
 def instants(start: datetime, end: datetime) -> list[datetime]:
     """Every five minutes between two times: counted, not computed by any cron."""
-    first = datetime.fromtimestamp((start.timestamp() // EVERY.total_seconds() + 1) * EVERY.total_seconds(), UTC)
+    first = datetime.fromtimestamp(
+        (start.timestamp() // EVERY.total_seconds() + 1) * EVERY.total_seconds(), UTC
+    )
     return [first + EVERY * n for n in range(int((end - first) / EVERY) + 1)]

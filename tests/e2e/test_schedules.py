@@ -27,7 +27,14 @@ def system(tmp_path: Path) -> Iterator[System]:
 def command(system: System, *arguments: str) -> Any:
     """What a command prints with --json."""
     env = processes.environment(data_dir=system.data_dir)
-    ran = subprocess.run([processes.COMMAND, *arguments, "--json"], env=env, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(
+        [processes.COMMAND, *arguments, "--json"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
 
@@ -42,11 +49,31 @@ def coming_minute() -> datetime:
     return (datetime.now(UTC) + timedelta(seconds=70)).replace(second=0, microsecond=0)
 
 
-def test_a_night_fires_once_though_api_and_beat_are_killed_and_redis_hangs(system: System, tmp_path: Path) -> None:
+def test_a_night_fires_once_though_api_and_beat_are_killed_and_redis_hangs(
+    system: System, tmp_path: Path
+) -> None:
     file = tmp_path / "night.jsonl"
-    file.write_bytes(factories.jsonl([factories.chat_line("{{run_id}}-" + str(n), "Of {{scheduled_date-1d}}?") for n in range(20)]))
+    file.write_bytes(
+        factories.jsonl(
+            [
+                factories.chat_line("{{run_id}}-" + str(n), "Of {{scheduled_date-1d}}?")
+                for n in range(20)
+            ]
+        )
+    )
     at = coming_minute()
-    schedule = command(system, "schedules", "create", "night", "--cron", f"{at:%M %H} * * *", "--timezone", "UTC", "--template", str(file))
+    schedule = command(
+        system,
+        "schedules",
+        "create",
+        "night",
+        "--cron",
+        f"{at:%M %H} * * *",
+        "--timezone",
+        "UTC",
+        "--template",
+        str(file),
+    )
     assert schedule["next_fire_at"] == int(at.timestamp())
 
     valkey = int((system.data_dir / "valkey" / "valkey.pid").read_text())
@@ -54,25 +81,38 @@ def test_a_night_fires_once_though_api_and_beat_are_killed_and_redis_hangs(syste
     os.kill(valkey, signal.SIGSTOP)
     try:
         processes.wait_until(lambda: processes.answers(f"{system.address}/livez"))
-        runs = ended_runs(system, schedule["id"], within=(at - datetime.now(UTC)).total_seconds() + 60)
+        runs = ended_runs(
+            system, schedule["id"], within=(at - datetime.now(UTC)).total_seconds() + 60
+        )
     finally:
         os.kill(valkey, signal.SIGCONT)
     [run] = runs
-    assert (run["state"], run["scheduled_for"], run["trigger"]) == ("succeeded", int(at.timestamp()), "schedule")
+    assert (run["state"], run["scheduled_for"], run["trigger"]) == (
+        "succeeded",
+        int(at.timestamp()),
+        "schedule",
+    )
     assert run["lag"] < 10
 
     client = openai.OpenAI(base_url=system.base_url, api_key=system.test_key)
     batch = client.batches.retrieve(run["batch_id"])
-    assert (batch.status, batch.request_counts and batch.request_counts.completed) == ("completed", 20)
+    assert (batch.status, batch.request_counts and batch.request_counts.completed) == (
+        "completed",
+        20,
+    )
     assert batch.output_file_id is not None
-    lines = [json.loads(line) for line in client.files.content(batch.output_file_id).content.splitlines()]
+    lines = [
+        json.loads(line) for line in client.files.content(batch.output_file_id).content.splitlines()
+    ]
     assert [line["custom_id"] for line in lines] == [f"{run['id']}-{n}" for n in range(20)]
     request = json.loads(client.files.content(batch.input_file_id).content.splitlines()[0])
     assert request["body"]["messages"][0]["content"] == f"Of {(at - timedelta(days=1)).date()}?"
     invoice = command(system, "invoice", batch.id)
     assert invoice["schedule"] == {"id": schedule["id"], "name": "night"}
     assert invoice["total"] == run["cost"]
-    assert command(system, "schedules", "show", schedule["id"])["next_fire_at"] == int((at + timedelta(days=1)).timestamp())
+    assert command(system, "schedules", "show", schedule["id"])["next_fire_at"] == int(
+        (at + timedelta(days=1)).timestamp()
+    )
 
 
 def ended_runs(system: System, schedule_id: str, *, within: float) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""Both generations of the Python SDK and the Node SDK run the whole flow unmodified, with `base_url` and `api_key` only.
+"""Both generations of the Python SDK and the Node SDK run the whole flow unmodified, with
+`base_url` and `api_key` only.
 
 Each has a locked environment of its own beside its flow in tests/clients, made on first use.
 """

@@ -48,7 +48,9 @@ def of_folder(folder: Path) -> dict[int, str]:
     return found
 
 
-def second_start(folder: Path, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+def second_start(
+    folder: Path, *arguments: str, **settings: object
+) -> subprocess.CompletedProcess[str]:
     """One that is expected to end by itself."""
     return subprocess.run(
         [processes.COMMAND, "up", "--data-dir", str(folder), *arguments],
@@ -78,23 +80,34 @@ def test_a_second_ctrl_c_does_not_wait_for_a_worker_that_does_not_end(data_dir: 
     assert of_folder(data_dir) == {}
 
 
-def test_it_takes_the_next_free_port_and_says_how_to_use_it_on_stderr_and_nothing_on_stdout(data_dir: Path) -> None:
+def test_it_takes_the_next_free_port_and_says_how_to_use_it_on_stderr_and_nothing_on_stdout(
+    data_dir: Path,
+) -> None:
     out, err = data_dir.with_name("out"), data_dir.with_name("err")
     # If the default port cannot be taken here, someone else has it already.
-    taken = closing(socket.create_server(("127.0.0.1", 8080))) if ports.is_free("127.0.0.1", 8080) else nullcontext()
+    taken = (
+        closing(socket.create_server(("127.0.0.1", 8080)))
+        if ports.is_free("127.0.0.1", 8080)
+        else nullcontext()
+    )
     with taken, out.open("wb") as stdout, err.open("wb") as stderr:
         process = subprocess.Popen(
             [processes.COMMAND, "up", "--data-dir", str(data_dir)],
             env=processes.environment(), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True,
         )  # fmt: skip
         try:
-            processes.wait_until(lambda: "Ctrl-C stops" in err.read_text(), process=process, log=err)
+            processes.wait_until(
+                lambda: "Ctrl-C stops" in err.read_text(), process=process, log=err
+            )
         finally:
             processes.stop(process)
     credentials = tomllib.loads((data_dir / "credentials.toml").read_text())
     base_url = credentials["base_url"]
     assert base_url != "http://127.0.0.1:8080/v1"
-    assert f"Port 8080 is taken; using {base_url.split(':')[2].removesuffix('/v1')}." in err.read_text()
+    assert (
+        f"Port 8080 is taken; using {base_url.split(':')[2].removesuffix('/v1')}."
+        in err.read_text()
+    )
     assert "from openai import OpenAI\n" in err.read_text()
     assert f'client = OpenAI(base_url="{base_url}", api_key="xln_test_…")\n' in err.read_text()
     assert str(data_dir / "credentials.toml") in err.read_text()
@@ -105,22 +118,32 @@ def test_it_takes_the_next_free_port_and_says_how_to_use_it_on_stderr_and_nothin
 
 
 def test_folder_and_secrets_are_its_users_alone(running_system: System) -> None:
-    secrets = [running_system.data_dir / name for name in ("credentials.toml", "run.toml", "postgres/password")]
+    secrets = [
+        running_system.data_dir / name
+        for name in ("credentials.toml", "run.toml", "postgres/password")
+    ]
     assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
     folders = [path for path in running_system.data_dir.iterdir() if path.is_dir()]
     assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}
 
 
-def test_a_killed_start_leaves_no_process_and_the_next_has_the_data_and_finishes_the_work(data_dir: Path) -> None:
+def test_a_killed_start_leaves_no_process_and_the_next_has_the_data_and_finishes_the_work(
+    data_dir: Path,
+) -> None:
     with processes.up(data_dir, lease=5) as system:
         with client(system) as api:
             lines = jsonl([chat_line(f"line-{n}") for n in range(300)])
             file = api.files.create(file=("tickets.jsonl", lines), purpose="batch")
-            batch = api.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+            batch = api.batches.create(
+                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
         os.kill(system.process.pid, signal.SIGKILL)
         system.process.wait()
     processes.wait_until(lambda: of_folder(data_dir) == {})
-    with processes.up(data_dir, lease=5, tick_interval=1, poll_interval=0.2) as again, client(again) as api:
+    with (
+        processes.up(data_dir, lease=5, tick_interval=1, poll_interval=0.2) as again,
+        client(again) as api,
+    ):
         assert again.test_key == system.test_key
         assert api.files.content(file.id).content == lines
         processes.wait_until(lambda: api.batches.retrieve(batch.id).status == "completed")
@@ -129,7 +152,9 @@ def test_a_killed_start_leaves_no_process_and_the_next_has_the_data_and_finishes
         assert (counts.completed, counts.failed, counts.total) == (300, 0, 300)
 
 
-def test_a_second_start_on_the_folder_is_refused_and_names_folder_and_process(running_system: System) -> None:
+def test_a_second_start_on_the_folder_is_refused_and_names_folder_and_process(
+    running_system: System,
+) -> None:
     refused = second_start(running_system.data_dir)
     assert refused.returncode == 1
     assert str(running_system.data_dir) in refused.stderr
@@ -140,19 +165,32 @@ def test_a_second_start_on_the_folder_is_refused_and_names_folder_and_process(ru
 def test_a_crashed_part_is_started_again(data_dir: Path) -> None:
     with processes.up(data_dir) as system:
         for name in ("worker", "valkey-server", "pginstall/bin/postgres"):
-            old = {pid for pid, line in of_folder(data_dir).items() if name in line and " up " not in line}
+            old = {
+                pid
+                for pid, line in of_folder(data_dir).items()
+                if name in line and " up " not in line
+            }
             assert old
             for pid in old:
                 os.kill(pid, signal.SIGKILL)
             processes.wait_until(
-                lambda name=name, old=old: any(name in line and pid not in old for pid, line in of_folder(data_dir).items()), timeout=30
+                lambda name=name, old=old: any(
+                    name in line and pid not in old for pid, line in of_folder(data_dir).items()
+                ),
+                timeout=30,
             )
         processes.wait_until(lambda: processes.answers(f"{system.address}/readyz"))
 
 
 @pytest.mark.parametrize("way", ["option", "setting"])
-def test_a_port_asked_for_by_name_that_is_taken_is_a_clear_error(data_dir: Path, taken_port: int, way: str) -> None:
-    refused = second_start(data_dir, "--port", str(taken_port)) if way == "option" else second_start(data_dir, port=taken_port)
+def test_a_port_asked_for_by_name_that_is_taken_is_a_clear_error(
+    data_dir: Path, taken_port: int, way: str
+) -> None:
+    refused = (
+        second_start(data_dir, "--port", str(taken_port))
+        if way == "option"
+        else second_start(data_dir, port=taken_port)
+    )
     assert refused.returncode == 1
     assert f"Port {taken_port} on 127.0.0.1 is taken" in refused.stderr
     assert not data_dir.exists()
@@ -184,7 +222,9 @@ def test_settings_that_cannot_work_are_told_before_anything_starts(
     assert not (data_dir / "postgres").exists()
 
 
-def test_what_does_not_get_ready_is_stopped_and_the_check_that_failed_is_named(data_dir: Path) -> None:
+def test_what_does_not_get_ready_is_stopped_and_the_check_that_failed_is_named(
+    data_dir: Path,
+) -> None:
     # The folder of the storage becomes a file when everything before has gone well.
     breaking = (
         "import shutil, sys\n"

@@ -1,4 +1,5 @@
-"""Workers killed with -9 at random, frozen, or taken down by a line: nothing is lost, and nothing is there twice.
+"""Workers killed with -9 at random, frozen, or taken down by a line: nothing is lost, and nothing
+is there twice.
 
 Workers that die at named points are the campaign's (tests/chaos/crash_points.py).
 """
@@ -52,17 +53,31 @@ class Workers:
 
     def called(self, of: int | None = None) -> Counter[str]:
         """How often each request was sent, by all workers or by one."""
-        lines = [line.split() for line in self.calls.read_text("utf-8").splitlines()] if self.calls.exists() else []
+        lines = (
+            [line.split() for line in self.calls.read_text("utf-8").splitlines()]
+            if self.calls.exists()
+            else []
+        )
         return Counter(request for pid, request in lines if of is None or int(pid) == of)
 
 
 @pytest.fixture
-def start(tmp_path: Path, configure: Callable[..., None]) -> Callable[..., "contextmanager[Workers]"]:
+def start(
+    tmp_path: Path, configure: Callable[..., None]
+) -> Callable[..., "contextmanager[Workers]"]:
     catalog = tmp_path / "catalog.toml"
     catalog.write_text(
-        '[models.mistral-small-3-1]\nlatency_ms = 100\n[models.mistral-small-3-1.backend]\nkind = "simulated"\nmax_in_flight = 16\n'
+        "[models.mistral-small-3-1]\nlatency_ms = 100\n[models.mistral-small-3-1.backend]\nkind ="
+        ' "simulated"\nmax_in_flight = 16\n'
     )
-    configure(lease=LEASE, poll_interval=POLL, tick_interval=2, flush_interval=0.1, task_lines=40, catalog=catalog)
+    configure(
+        lease=LEASE,
+        poll_interval=POLL,
+        tick_interval=2,
+        flush_interval=0.1,
+        task_lines=40,
+        catalog=catalog,
+    )
 
     @contextmanager
     def run(number: int) -> Iterator[Workers]:
@@ -83,7 +98,10 @@ def start(tmp_path: Path, configure: Callable[..., None]) -> Callable[..., "cont
 
 
 def submit(count: int, *, poison: int | None = None) -> UUID:
-    lines = [factories.chat_line(f"line-{n}", "poison" if n == poison else f"Where is parcel {n}?") for n in range(count)]
+    lines = [
+        factories.chat_line(f"line-{n}", "poison" if n == poison else f"Where is parcel {n}?")
+        for n in range(count)
+    ]
     with db.transaction() as session:
         caller = factories.caller(session)
         batch_id = factories.batch(session, caller, factories.input_file(session, caller, lines)).id
@@ -98,14 +116,21 @@ def status(batch_id: UUID) -> str:
 
 def recorded(batch_id: UUID) -> int:
     with db.transaction() as session:
-        return session.scalar(select(func.count()).select_from(Result).where(Result.batch_id == batch_id)) or 0
+        return (
+            session.scalar(
+                select(func.count()).select_from(Result).where(Result.batch_id == batch_id)
+            )
+            or 0
+        )
 
 
 def wait_for_end(batch_id: UUID, *, timeout: float = 240) -> None:
     wait_until(lambda: status(batch_id) in TERMINAL, timeout=timeout)
 
 
-def test_a_worker_killed_thirty_times_in_one_batch(start: Callable[..., "contextmanager[Workers]"]) -> None:
+def test_a_worker_killed_thirty_times_in_one_batch(
+    start: Callable[..., "contextmanager[Workers]"],
+) -> None:
     dice, lines = random.Random(1), 2_000
     with start(2) as workers:
         pids = [workers.pid(), workers.pid()]
@@ -118,17 +143,26 @@ def test_a_worker_killed_thirty_times_in_one_batch(start: Callable[..., "context
             time.sleep(dice.uniform(0, 0.3))
             # The batch is to last for all of them, and to move between some.
             if dice.random() < 0.3:
-                wait_until(lambda before=before: recorded(batch_id) > before or status(batch_id) in TERMINAL, timeout=BUSY)
+                wait_until(
+                    lambda before=before: (
+                        recorded(batch_id) > before or status(batch_id) in TERMINAL
+                    ),
+                    timeout=BUSY,
+                )
         assert status(batch_id) == "in_progress", "the batch ended before all the kills"
         wait_for_end(batch_id)
         called = workers.called()
     batch = assert_whole(batch_id, lines)
     assert (batch.status, batch.completed, batch.failed) == ("completed", lines, 0)
     assert len(called) == lines
-    logging.getLogger(__name__).info("%d kills, %d lines, %d calls more than lines", KILLS, lines, called.total() - lines)
+    logging.getLogger(__name__).info(
+        "%d kills, %d lines, %d calls more than lines", KILLS, lines, called.total() - lines
+    )
 
 
-def test_a_line_that_kills_its_worker_fails_alone(start: Callable[..., "contextmanager[Workers]"]) -> None:
+def test_a_line_that_kills_its_worker_fails_alone(
+    start: Callable[..., "contextmanager[Workers]"],
+) -> None:
     lines = 50
     with start(2) as workers:
         batch_id, other = submit(lines, poison=20), submit(lines)
@@ -139,17 +173,24 @@ def test_a_line_that_kills_its_worker_fails_alone(start: Callable[..., "contextm
     assert (batch.status, batch.completed, batch.failed) == ("completed", lines - 1, 1)
     with db.transaction() as session:
         failed = session.execute(
-            select(Result.custom_id, Result.error_code).where(Result.batch_id == batch_id, Result.amount.is_(None))
+            select(Result.custom_id, Result.error_code).where(
+                Result.batch_id == batch_id, Result.amount.is_(None)
+            )
         ).all()
     assert failed == [("line-20", "worker_lost")]
     assert assert_whole(other, lines).completed == lines
     (killer,) = [request for request, times in called.items() if times == max(called.values())]
-    # Two shared losses, two cuts of 25 lines, and three alone; once more for each lease that a busy machine let slip.
+    # Two shared losses, two cuts of 25 lines, and three alone; once more for each lease that a busy
+    # machine let slip.
     assert SUSPECT_LOSSES + ALONE_LOSSES <= called[killer] <= SUSPECT_LOSSES + 2 + ALONE_LOSSES + 2
-    logging.getLogger(__name__).info("%d workers lost, %d calls for %d lines", called[killer], called.total(), 2 * lines)
+    logging.getLogger(__name__).info(
+        "%d workers lost, %d calls for %d lines", called[killer], called.total(), 2 * lines
+    )
 
 
-def test_a_frozen_worker_that_wakes_up_writes_nothing(start: Callable[..., "contextmanager[Workers]"]) -> None:
+def test_a_frozen_worker_that_wakes_up_writes_nothing(
+    start: Callable[..., "contextmanager[Workers]"],
+) -> None:
     lines = 300
     with start(2) as workers:
         frozen = workers.pid()
@@ -162,14 +203,17 @@ def test_a_frozen_worker_that_wakes_up_writes_nothing(start: Callable[..., "cont
         os.kill(frozen, signal.SIGCONT)
         log = workers.calls.with_name("workers.log")
         if held:
-            wait_until(lambda: log.read_text("utf-8", "replace").count("task.stale") >= 1, timeout=BUSY)
+            wait_until(
+                lambda: log.read_text("utf-8", "replace").count("task.stale") >= 1, timeout=BUSY
+            )
         called = workers.called()
         first = workers.called(frozen)
     batch = assert_whole(batch_id, lines)
     assert held, "it held nothing when it was frozen"
     assert (batch.status, batch.completed, charged) == ("completed", lines, lines)
     assert len(called) == lines
-    # By the frozen worker, by the other one, and once more by the first if its request timed out before it learned of its old fence.
+    # By the frozen worker, by the other one, and once more by the first if its request timed out
+    # before it learned of its old fence.
     assert all(times <= 3 for times in called.values())
     assert {request for request, times in called.items() if times > 1} <= set(first)
     logging.getLogger(__name__).info("%d calls made twice of %d", called.total() - lines, lines)
@@ -177,5 +221,9 @@ def test_a_frozen_worker_that_wakes_up_writes_nothing(start: Callable[..., "cont
 
 def running_of(pid: int) -> list[tuple[UUID, int]]:
     with db.transaction() as session:
-        rows = session.execute(select(Task.batch_id, Task.seq).where(Task.state == TaskState.RUNNING, Task.worker.endswith(f":{pid}")))
+        rows = session.execute(
+            select(Task.batch_id, Task.seq).where(
+                Task.state == TaskState.RUNNING, Task.worker.endswith(f":{pid}")
+            )
+        )
         return [(row.batch_id, row.seq) for row in rows]

@@ -1,4 +1,5 @@
-"""Processes that fire schedules without pause: one parent that has everything imported, and forks a new one for each that dies.
+"""Processes that fire schedules without pause: one parent that has everything imported, and forks a
+new one for each that dies.
 
     python -m tests.e2e.tickers NUMBER
 

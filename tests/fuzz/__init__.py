@@ -1,1 +1,3 @@
-"""A coverage-guided fuzz of the reader of input files: `make fuzz`, or `python -m tests.fuzz --help`."""
+"""A coverage-guided fuzz of the reader of input files: `make fuzz`, or `python -m tests.fuzz
+--help`.
+"""

@@ -1,7 +1,8 @@
 """Run the fuzzer over the seeds and what it found before, for so many seconds or runs.
 
-Ends with 0 when it found nothing. An input that breaks the reader is written into the corpus folder as `crash-…`, `oom-…`
-or `timeout-…`; its path is in the output, and `python -m tests.fuzz PATH` reads it again.
+Ends with 0 when it found nothing. An input that breaks the reader is written into the corpus folder
+as `crash-…`, `oom-…` or `timeout-…`; its path is in the output, and `python -m tests.fuzz PATH`
+reads it again.
 """
 
 import argparse
@@ -22,7 +23,12 @@ def main() -> None:
     options.add_argument("inputs", nargs="*", type=Path, help="read these files and nothing else")
     options.add_argument("--seconds", type=int, default=60)
     options.add_argument("--seed", type=int, default=1)
-    options.add_argument("--corpus", type=Path, default=CORPUS, help="where inputs are kept that reached something new")
+    options.add_argument(
+        "--corpus",
+        type=Path,
+        default=CORPUS,
+        help="where inputs are kept that reached something new",
+    )
     chosen = options.parse_args()
     if chosen.inputs:
         replay(chosen.inputs)
@@ -39,9 +45,21 @@ def main() -> None:
     seeds = write_seeds(chosen.corpus)
     found = chosen.corpus / "found"
     found.mkdir(exist_ok=True)
-    limits = [f"-max_len={MOST_BYTES}", f"-rss_limit_mb={MEMORY_MB}", f"-timeout={SECONDS_PER_INPUT}", f"-max_total_time={chosen.seconds}"]
-    places = [f"-artifact_prefix={chosen.corpus}/", f"-dict={write_words(chosen.corpus)}", str(found), str(seeds)]
-    atheris.Setup([sys.argv[0], *limits, f"-seed={chosen.seed}", "-print_final_stats=1", *places], check)
+    limits = [
+        f"-max_len={MOST_BYTES}",
+        f"-rss_limit_mb={MEMORY_MB}",
+        f"-timeout={SECONDS_PER_INPUT}",
+        f"-max_total_time={chosen.seconds}",
+    ]
+    places = [
+        f"-artifact_prefix={chosen.corpus}/",
+        f"-dict={write_words(chosen.corpus)}",
+        str(found),
+        str(seeds),
+    ]
+    atheris.Setup(
+        [sys.argv[0], *limits, f"-seed={chosen.seed}", "-print_final_stats=1", *places], check
+    )
     atheris.Fuzz()
 
 
@@ -73,10 +91,26 @@ def write_seeds(corpus: Path) -> Path:
 
 def write_words(corpus: Path) -> Path:
     """Words that a mutation would take long to come upon."""
-    words = "custom_id method POST url /v1/chat/completions /v1/rerank body model mistral-small-3-1 bge-reranker-v2 messages role user content type text"
-    words += " assistant tool tool_calls query documents top_n stream n max_tokens temperature seed stop response_format json_object null true 1e400 NaN"
-    escaped = [rf'"\"{word}\":"' for word in words.split()] + [f'"{word}"' for word in words.split()]
-    escaped += [r'"\\u0000"', r'"\\ud83d"', r'"\xef\xbb\xbf"', r'"\xc0\xaf"', r'"\x0d\x0a"', r'"\x00"', r'"9999999999999999999999"']
+    words = (
+        "custom_id method POST url /v1/chat/completions /v1/rerank body model mistral-small-3-1"
+        " bge-reranker-v2 messages role user content type text"
+    )
+    words += (
+        " assistant tool tool_calls query documents top_n stream n max_tokens temperature seed stop"
+        " response_format json_object null true 1e400 NaN"
+    )
+    escaped = [rf'"\"{word}\":"' for word in words.split()] + [
+        f'"{word}"' for word in words.split()
+    ]
+    escaped += [
+        r'"\\u0000"',
+        r'"\\ud83d"',
+        r'"\xef\xbb\xbf"',
+        r'"\xc0\xaf"',
+        r'"\x0d\x0a"',
+        r'"\x00"',
+        r'"9999999999999999999999"',
+    ]
     path = corpus / "words"
     path.write_text("\n".join(escaped) + "\n", "ascii")
     return path

@@ -18,7 +18,9 @@ from xalen_batch.validation.estimate import estimate
 from xalen_batch.validation.lines import GoodLine, Reader, _usual_values, scan
 
 MODELS = catalog.read(None)
-TERMS = Terms({id: {"input": "0.02", "output": "0.04"} for id in MODELS}, dict.fromkeys(MODELS, "openai"))
+TERMS = Terms(
+    {id: {"input": "0.02", "output": "0.04"} for id in MODELS}, dict.fromkeys(MODELS, "openai")
+)
 CODES = frozenset(
     [
         "invalid_encoding",
@@ -41,14 +43,19 @@ HALF = Decimal("0.5")
 
 
 def check(content: bytes) -> None:
-    """Read a file's bytes in every way that there is. AssertionError, or whatever else is raised, is a bug."""
+    """Read a file's bytes in every way that there is.
+
+    AssertionError, or whatever else is raised, is a bug.
+    """
     _lines(content)
     # Mostly the endpoint that the first line names, so that it is worth while to name another.
     endpoint = ENDPOINTS[0] if zlib.crc32(content) % 4 == 0 else None
     whole = list(scan([content], endpoint=endpoint, models=MODELS))
     assert whole, "a file is good or has a fault"
     in_pieces = list(scan(pieces(content), endpoint=endpoint, models=MODELS))
-    assert list(map(_told, whole)) == list(map(_told, in_pieces)), "it depends on how the bytes arrive"
+    assert list(map(_told, whole)) == list(map(_told, in_pieces)), (
+        "it depends on how the bytes arrive"
+    )
     for found in whole:
         if isinstance(found, Fault):
             _fault(found)
@@ -58,7 +65,9 @@ def check(content: bytes) -> None:
 
 
 def pieces(content: bytes) -> Iterator[bytes]:
-    """The bytes in pieces whose sizes depend on them alone, so that every input is read again in the same way."""
+    """The bytes in pieces whose sizes depend on them alone, so that every input is read again in
+    the same way.
+    """
     state = zlib.crc32(content)
     at = 0
     while at < len(content):
@@ -91,7 +100,11 @@ def _lines(content: bytes) -> None:
 
 def _told(found: GoodLine | Fault) -> object:
     """What is known of a line, wherever its bytes are held."""
-    return found if isinstance(found, Fault) else (found.span, found.custom_id, found.endpoint, found.model, found.request, found.raw)
+    return (
+        found
+        if isinstance(found, Fault)
+        else (found.span, found.custom_id, found.endpoint, found.model, found.request, found.raw)
+    )
 
 
 def _alike(usual: GoodLine, any_: GoodLine | Fault) -> None:
@@ -102,7 +115,10 @@ def _alike(usual: GoodLine, any_: GoodLine | Fault) -> None:
     )  # fmt: skip
     assert isinstance(usual.request, bodies.ChatRequest)
     assert isinstance(any_.request, bodies.ChatRequest)
-    assert (usual.request.choices, usual.request.longest_answer) == (any_.request.choices, any_.request.longest_answer)
+    assert (usual.request.choices, usual.request.longest_answer) == (
+        any_.request.choices,
+        any_.request.longest_answer,
+    )
 
 
 def _fault(fault: Fault) -> None:
@@ -115,7 +131,9 @@ def _fault(fault: Fault) -> None:
 
 
 def _good(line: GoodLine, content: bytes) -> None:
-    """A good line is what the worker will read by its span, what any JSON parser reads alike, and what a row can hold."""
+    """A good line is what the worker will read by its span, what any JSON parser reads alike, and
+    what a row can hold.
+    """
     span = line.span
     raw = content[span.offset : span.offset + span.length]
     assert raw == line.raw
@@ -124,7 +142,11 @@ def _good(line: GoodLine, content: bytes) -> None:
     assert "\0" not in line.custom_id
     assert 0 < len(line.custom_id.encode()) <= 4 * bodies.MAX_CUSTOM_ID
     body = bytes(sent.body)
-    assert json.loads(body, parse_constant=_refuse, parse_int=_whole) == orjson.loads(body) == line.body
+    assert (
+        json.loads(body, parse_constant=_refuse, parse_int=_whole)
+        == orjson.loads(body)
+        == line.body
+    )
     assert line.body["model"] == line.model
     assert b"\n" not in body
     if not MODELS[line.model].is_reranker:

@@ -1,4 +1,7 @@
-"""What a stranger who reaches Redis may put on the queue. None of it may end a worker, or make it do anything."""
+"""What a stranger who reaches Redis may put on the queue.
+
+None of it may end a worker, or make it do anything.
+"""
 
 import base64
 import gzip
@@ -11,9 +14,18 @@ SECRET = "a stranger's words"
 
 
 def message(
-    task: Any = "batch.execute", args: Any = (), kwargs: Any = None, options: Any = None, *, body: Any = None, **envelope: Any
+    task: Any = "batch.execute",
+    args: Any = (),
+    kwargs: Any = None,
+    options: Any = None,
+    *,
+    body: Any = None,
+    **envelope: Any,
 ) -> bytes:
-    """A message of Celery's protocol 2, as it is on the queue. `envelope` replaces its fields; underscores stand for hyphens."""
+    """A message of Celery's protocol 2, as it is on the queue.
+
+    `envelope` replaces its fields; underscores stand for hyphens.
+    """
     content = json.dumps([list(args), kwargs or {}, options or {}]).encode()
     fields = {
         "body": base64.b64encode(content).decode() if body is None else body,
@@ -25,7 +37,9 @@ def message(
             "body_encoding": "base64", "delivery_tag": "2" * 32,
         },
     }  # fmt: skip
-    return json.dumps(fields | {name.replace("_", "-"): value for name, value in envelope.items()}).encode()
+    return json.dumps(
+        fields | {name.replace("_", "-"): value for name, value in envelope.items()}
+    ).encode()
 
 
 def headers(**changed: Any) -> dict[str, Any]:
@@ -57,10 +71,15 @@ BROKEN: dict[str, bytes] = {
     "a body that is no JSON": message(body=base64_of(SECRET.encode())),
     "a body that is an object": message(body=base64_of(b"{}")),
     "a body of one element": message(body=base64_of(b"[[]]")),
-    "pickle": message(content_type="application/x-python-serialize", body=base64_of(b"cos\nsystem\n(S'true'\ntR.")),
+    "pickle": message(
+        content_type="application/x-python-serialize", body=base64_of(b"cos\nsystem\n(S'true'\ntR.")
+    ),
     "yaml": message(content_type="application/x-yaml"),
     "no content type": message(content_type=None),
-    "compressed": message(body=base64_of(gzip.compress(bytes(1_000_000))), headers=headers(compression="application/x-gzip")),
+    "compressed": message(
+        body=base64_of(gzip.compress(bytes(1_000_000))),
+        headers=headers(compression="application/x-gzip"),
+    ),
     "an unknown task": message("xalen.unknown"),
     "a task of another type": message(["batch.execute"]),
     "celery.starmap": message("celery.starmap", _STARMAP[0]),
@@ -77,15 +96,25 @@ BROKEN: dict[str, bytes] = {
     "an argument for a job without": message("system.tick", [BATCH]),
     "a keyword": message(kwargs={"hint": "1"}),
     "an argument that is no id": message("batch.finalize", [f"{BATCH}\n{SECRET}"]),
-    "an argument of another type": message("batch.finalize", [{"__type__": "decimal", "__value__": "1E99999"}]),
+    "an argument of another type": message(
+        "batch.finalize", [{"__type__": "decimal", "__value__": "1E99999"}]
+    ),
     "a date that is none": message(headers=headers(expires=SECRET)),
     "long": message(headers=headers(argsrepr="x" * 1_000_000)),
 }
 
 # Celery would obey these options; the job itself is one of ours.
 OPTIONS: dict[str, bytes] = {
-    "callbacks": message(options={"callbacks": [{"task": "batch.execute", "args": [], "kwargs": {}, "options": {}}] * 20}),
-    "a chain": message(options={"chain": [{"task": "celery.starmap", "args": _STARMAP[0], "kwargs": {}, "options": {}}]}),
+    "callbacks": message(
+        options={
+            "callbacks": [{"task": "batch.execute", "args": [], "kwargs": {}, "options": {}}] * 20
+        }
+    ),
+    "a chain": message(
+        options={
+            "chain": [{"task": "celery.starmap", "args": _STARMAP[0], "kwargs": {}, "options": {}}]
+        }
+    ),
     "a chord": message(options={"chord": {"task": "batch.execute"}}),
     "a start in a year": message(headers=headers(eta="2099-01-01T00:00:00+00:00")),
     "a start that is no date": message(headers=headers(eta=SECRET)),

@@ -1,7 +1,7 @@
 """Hostile requests, as bytes on a connection, with the answer that each has to get.
 
-`{file}`, `{batch}`: ids of the caller's own objects; `{their_file}`, `{their_batch}`: another account's; `{live_file}`: of the
-caller's account in the other mode; `{key}`: the caller's key.
+`{file}`, `{batch}`: ids of the caller's own objects; `{their_file}`, `{their_batch}`: another
+account's; `{live_file}`: of the caller's account in the other mode; `{key}`: the caller's key.
 """
 
 import gzip
@@ -19,7 +19,11 @@ KEY = (("authorization", "Bearer {key}"),)
 
 @dataclass(frozen=True)
 class HostileRequest:
-    """`code` None: any. `raw`: the whole request as it is, in place of the rest. `changes`: it is good after all, and makes something."""
+    """`code` None: any.
+
+    `raw`: the whole request as it is, in place of the rest. `changes`: it is good after all, and
+    makes something.
+    """
 
     name: str
     method: str = "GET"
@@ -36,7 +40,9 @@ class HostileRequest:
         """The request's bytes, with what the names stand for."""
 
         def filled(template: str | bytes) -> bytes:
-            content = template.encode("utf-8", "surrogatepass") if isinstance(template, str) else template
+            content = (
+                template.encode("utf-8", "surrogatepass") if isinstance(template, str) else template
+            )
             for name, value in names.items():
                 content = content.replace(name, value)
             return content
@@ -45,15 +51,35 @@ class HostileRequest:
             return filled(self.raw)
         body = filled(self.body)
         sent = [*self.auth, *self.headers]
-        if (body or self.method == "POST") and not {name for name, _ in sent} & {"content-length", "transfer-encoding"}:
+        if (body or self.method == "POST") and not {name for name, _ in sent} & {
+            "content-length",
+            "transfer-encoding",
+        }:
             sent.append(("content-length", str(len(body))))
         head = filled(f"{self.method} {self.path} HTTP/1.1\r\nhost: x\r\n")
-        return head + b"".join(filled(name) + b": " + filled(value) + b"\r\n" for name, value in sent) + b"\r\n" + body
+        return (
+            head
+            + b"".join(filled(name) + b": " + filled(value) + b"\r\n" for name, value in sent)
+            + b"\r\n"
+            + body
+        )
 
 
-def part(name: str, content: bytes = b"", *, filename: bytes | None = None, head: bytes = b"") -> bytes:
-    disposition = b'form-data; name="%b"' % name.encode() + (b"" if filename is None else b'; filename="%b"' % filename)
-    return b"--edge\r\nContent-Disposition: " + disposition + b"\r\n" + head + b"\r\n" + content + b"\r\n"
+def part(
+    name: str, content: bytes = b"", *, filename: bytes | None = None, head: bytes = b""
+) -> bytes:
+    disposition = b'form-data; name="%b"' % name.encode() + (
+        b"" if filename is None else b'; filename="%b"' % filename
+    )
+    return (
+        b"--edge\r\nContent-Disposition: "
+        + disposition
+        + b"\r\n"
+        + head
+        + b"\r\n"
+        + content
+        + b"\r\n"
+    )
 
 
 PURPOSE = part("purpose", b"batch")
@@ -61,29 +87,51 @@ FILE = part("file", b"{}\n", filename=b"a.jsonl")
 END = b"--edge--\r\n"
 
 
-def upload(name: str, body: bytes, headers: Headers = FORM, status: int = 400, **more: object) -> HostileRequest:
-    return HostileRequest(name, "POST", "/v1/files", headers, body, status, changes=status == 200, **more)  # type: ignore[arg-type]
+def upload(
+    name: str, body: bytes, headers: Headers = FORM, status: int = 400, **more: object
+) -> HostileRequest:
+    return HostileRequest(
+        name, "POST", "/v1/files", headers, body, status, changes=status == 200, **more
+    )  # type: ignore[arg-type]
 
 
-def batch(name: str, status: int = 400, headers: Headers = JSON, **changes: object) -> HostileRequest:
+def batch(
+    name: str, status: int = 400, headers: Headers = JSON, **changes: object
+) -> HostileRequest:
     """A request for a batch that would be good, but for what is changed."""
-    good = {"input_file_id": "{file}", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    good = {
+        "input_file_id": "{file}",
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
     body = json.dumps({**good, **changes}).encode()
     return HostileRequest(name, "POST", "/v1/batches", headers, body, status, changes=status == 200)
 
 
-def body_of_batch(name: str, body: bytes, status: int = 400, headers: Headers = JSON, **more: object) -> HostileRequest:
-    return HostileRequest(name, "POST", "/v1/batches", headers, body, status, changes=status == 200, **more)  # type: ignore[arg-type]
+def body_of_batch(
+    name: str, body: bytes, status: int = 400, headers: Headers = JSON, **more: object
+) -> HostileRequest:
+    return HostileRequest(
+        name, "POST", "/v1/batches", headers, body, status, changes=status == 200, **more
+    )  # type: ignore[arg-type]
 
 
 def raw(
-    name: str, first_line: bytes, *headers: bytes, body: bytes = b"", status: int = 400, code: str | None = None, end: bytes = b"\r\n"
+    name: str,
+    first_line: bytes,
+    *headers: bytes,
+    body: bytes = b"",
+    status: int = 400,
+    code: str | None = None,
+    end: bytes = b"\r\n",
 ) -> HostileRequest:
     head = end.join([first_line, b"host: x", b"authorization: Bearer {key}", *headers])
     return HostileRequest(name, raw=head + end + end + body, status=status, code=code)
 
 
-GOOD_BATCH = b'{"input_file_id":"{file}","endpoint":"/v1/chat/completions","completion_window":"24h"}'
+GOOD_BATCH = (
+    b'{"input_file_id":"{file}","endpoint":"/v1/chat/completions","completion_window":"24h"}'
+)
 
 
 def _forms() -> Iterator[HostileRequest]:
@@ -91,9 +139,17 @@ def _forms() -> Iterator[HostileRequest]:
     yield upload("no content type", whole, ())
     yield upload("a form that says it is JSON", whole, JSON)
     yield upload("no boundary", whole, (("content-type", "multipart/form-data"),))
-    yield upload("an empty boundary", whole, (("content-type", 'multipart/form-data; boundary=""'),))
-    yield upload("another boundary", whole, (("content-type", "multipart/form-data; boundary=other"),))
-    yield upload("a boundary of 10 KB", whole, (("content-type", "multipart/form-data; boundary=" + "b" * 10_000),))
+    yield upload(
+        "an empty boundary", whole, (("content-type", 'multipart/form-data; boundary=""'),)
+    )
+    yield upload(
+        "another boundary", whole, (("content-type", "multipart/form-data; boundary=other"),)
+    )
+    yield upload(
+        "a boundary of 10 KB",
+        whole,
+        (("content-type", "multipart/form-data; boundary=" + "b" * 10_000),),
+    )
     yield upload("two content types", whole, (*FORM, *JSON), status=200)
     yield upload("nothing", b"")
     yield upload("an end and nothing before it", END)
@@ -104,31 +160,71 @@ def _forms() -> Iterator[HostileRequest]:
     yield upload("the file twice", FILE + FILE + PURPOSE + END)
     yield upload("a purpose that is not for uploads", FILE + part("purpose", b"batch_output") + END)
     yield upload("a purpose that is no text", FILE + part("purpose", b"\xff\0") + END)
-    yield upload("a part without a name", b"--edge\r\nContent-Disposition: form-data\r\n\r\nx\r\n" + PURPOSE + END)
+    yield upload(
+        "a part without a name",
+        b"--edge\r\nContent-Disposition: form-data\r\n\r\nx\r\n" + PURPOSE + END,
+    )
     yield upload("a part without headers", b"--edge\r\n\r\nx\r\n" + PURPOSE + END)
-    yield upload("a part with a header of 100 KB", part("file", filename=b"a", head=b"x: " + b"y" * 100_000 + b"\r\n") + PURPOSE + END)
-    yield upload("a part with 1,000 headers", part("file", filename=b"a", head=b"x: y\r\n" * 1000) + PURPOSE + END)
+    yield upload(
+        "a part with a header of 100 KB",
+        part("file", filename=b"a", head=b"x: " + b"y" * 100_000 + b"\r\n") + PURPOSE + END,
+    )
+    yield upload(
+        "a part with 1,000 headers",
+        part("file", filename=b"a", head=b"x: y\r\n" * 1000) + PURPOSE + END,
+    )
     yield upload("20,000 parts", part("x", b"y") * 20_000 + whole, status=413)
     yield upload("2 MB before the first part", b"x" * 2 * MiB + b"\r\n" + whole)
     yield upload("2 MB behind the end", whole + b"x" * 2 * MiB, status=413)
     yield upload(
         "a life of 1e9 s",
-        FILE + PURPOSE + part("expires_after[anchor]", b"created_at") + part("expires_after[seconds]", b"1000000000") + END,
+        FILE
+        + PURPOSE
+        + part("expires_after[anchor]", b"created_at")
+        + part("expires_after[seconds]", b"1000000000")
+        + END,
     )
     yield upload(
         "a life in other digits",
-        FILE + PURPOSE + part("expires_after[anchor]", b"created_at") + part("expires_after[seconds]", "३६००".encode()) + END,
+        FILE
+        + PURPOSE
+        + part("expires_after[anchor]", b"created_at")
+        + part("expires_after[seconds]", "३६००".encode())
+        + END,
     )
-    yield upload("the form's own end in the file", part("file", whole, filename=b"a") + PURPOSE + END, status=200)
-    yield upload("another form in the file", part("file", whole.replace(b"edge", b"inner"), filename=b"a") + PURPOSE + END, status=200)
+    yield upload(
+        "the form's own end in the file",
+        part("file", whole, filename=b"a") + PURPOSE + END,
+        status=200,
+    )
+    yield upload(
+        "another form in the file",
+        part("file", whole.replace(b"edge", b"inner"), filename=b"a") + PURPOSE + END,
+        status=200,
+    )
     yield upload("a file name of 10 KB", part("file", filename=b"x" * 10_000) + PURPOSE + END)
     yield upload("no file name", part("file", b"{}") + PURPOSE + END, status=200)
     for encoding in ("gzip", "deflate", "br", "zstd", "gzip, gzip", "x"):
-        yield upload(f"Content-Encoding {encoding}", whole, (*FORM, ("content-encoding", encoding)), status=415)
+        yield upload(
+            f"Content-Encoding {encoding}",
+            whole,
+            (*FORM, ("content-encoding", encoding)),
+            status=415,
+        )
     bomb = gzip.compress(bytes(50 * MiB))
-    yield upload("a bomb of zeros as a form", bomb, (*FORM, ("content-encoding", "gzip")), status=415)
-    yield body_of_batch("a bomb of zeros as JSON", bomb, 415, (*JSON, ("content-encoding", "gzip")), code="unsupported_content_encoding")
-    yield upload("Content-Encoding identity", whole, (*FORM, ("content-encoding", "Identity")), status=200)
+    yield upload(
+        "a bomb of zeros as a form", bomb, (*FORM, ("content-encoding", "gzip")), status=415
+    )
+    yield body_of_batch(
+        "a bomb of zeros as JSON",
+        bomb,
+        415,
+        (*JSON, ("content-encoding", "gzip")),
+        code="unsupported_content_encoding",
+    )
+    yield upload(
+        "Content-Encoding identity", whole, (*FORM, ("content-encoding", "Identity")), status=200
+    )
 
 
 # What was sent as the name of a file, and what is kept of it.
@@ -165,18 +261,28 @@ def _bodies() -> Iterator[HostileRequest]:
         "lists 100,000 deep": b"[" * 100_000 + b"]" * 100_000,
         "objects 100,000 deep": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
         "a number of 5,000 digits": b'{"a":' + b"9" * 5000 + b"}",
-        "1e400": GOOD_BATCH[:-1] + b',"output_expires_after":{"anchor":"created_at","seconds":1e400}}',
+        "1e400": (
+            GOOD_BATCH[:-1] + b',"output_expires_after":{"anchor":"created_at","seconds":1e400}}'
+        ),
         "a key twice, the last of them wrong": GOOD_BATCH[:-1] + b',"input_file_id":3}',
         "a NUL behind it": GOOD_BATCH + b"\0",
         "JSON for a form": FILE + PURPOSE + END,
         "a key of 500 KB": b'{"' + b"k" * 500_000 + b'":1}',
-        "metadata with a key of 500 KB": GOOD_BATCH[:-1] + b',"metadata":{"' + b"k" * 500_000 + b'":"v"}}',
+        "metadata with a key of 500 KB": (
+            GOOD_BATCH[:-1] + b',"metadata":{"' + b"k" * 500_000 + b'":"v"}}'
+        ),
     }.items():
         yield body_of_batch(f"a batch's body: {name}", body)
-    yield body_of_batch("a batch's body of 2 MB", GOOD_BATCH[:-1] + b',"x":"' + b"y" * 2 * MiB + b'"}', 413)
+    yield body_of_batch(
+        "a batch's body of 2 MB", GOOD_BATCH[:-1] + b',"x":"' + b"y" * 2 * MiB + b'"}', 413
+    )
     chunks = b"".join(b"10000\r\n" + b"y" * 65_536 + b"\r\n" for _ in range(20))
-    yield body_of_batch("2 MB in chunks", chunks + b"0\r\n\r\n", 413, (*JSON, ("transfer-encoding", "chunked")))
-    yield body_of_batch("a stranger's body of 2 MB", b'{"x":"' + b"y" * 2 * MiB + b'"}', 401, auth=())
+    yield body_of_batch(
+        "2 MB in chunks", chunks + b"0\r\n\r\n", 413, (*JSON, ("transfer-encoding", "chunked"))
+    )
+    yield body_of_batch(
+        "a stranger's body of 2 MB", b'{"x":"' + b"y" * 2 * MiB + b'"}', 401, auth=()
+    )
     for kind in (
         "text/plain",
         "application/x-www-form-urlencoded",
@@ -184,7 +290,9 @@ def _bodies() -> Iterator[HostileRequest]:
         "a",
         "\x00" and "application/json;" * 500,
     ):
-        yield body_of_batch(f"a body that is no JSON, as {kind[:40]}", b"a=1&b=2", headers=(("content-type", kind),))
+        yield body_of_batch(
+            f"a body that is no JSON, as {kind[:40]}", b"a=1&b=2", headers=(("content-type", kind),)
+        )
     for name, values in {
         "input_file_id": (None, 7, [], {}, "", "{their_file}", "{live_file}", "{batch}", "{file}x", "../{file}", "x" * 900_000, "\0", "\ud800"),
         "endpoint": (None, 7, "", "/v1/embeddings", "https://x/v1/chat/completions", ["/v1/rerank"]),
@@ -199,10 +307,18 @@ def _bodies() -> Iterator[HostileRequest]:
         for value in values:
             yield batch(f"{name} {json.dumps(value)[:40]}", **{name: value})
     yield batch(
-        "metadata that a terminal would obey", 200, metadata={"\x1b[2J": "\x1b]8;;http://e.org\x07", "rtl": "\u202e", "[red]": "\r\n"}
+        "metadata that a terminal would obey",
+        200,
+        metadata={"\x1b[2J": "\x1b]8;;http://e.org\x07", "rtl": "\u202e", "[red]": "\r\n"},
     )
     yield batch("fields that nobody knows", 200, x={"y": [None]}, stream=True)
-    yield batch("null for all that need not be", 200, metadata=None, output_expires_after=None, execution_window=None)
+    yield batch(
+        "null for all that need not be",
+        200,
+        metadata=None,
+        output_expires_after=None,
+        execution_window=None,
+    )
 
 
 def _ids() -> Iterator[HostileRequest]:
@@ -213,17 +329,38 @@ def _ids() -> Iterator[HostileRequest]:
         "{batch}": None, "{their_file}": None, "{live_file}": None, "file-": None, "file-" + "0" * 32: None, "file-" + "A" * 32: None,
         "file-" + "%EF%BC%91" * 32: None, "f" * 10_000: None, "'%20OR%201=1--": None, "{{file}}": None, "%7Bfile%7D": None, "<script>": None,
     }.items():  # fmt: skip
-        yield HostileRequest(f"a file's id {path[:40]}", path=f"/v1/files/{path}", status=404, code=code)
+        yield HostileRequest(
+            f"a file's id {path[:40]}", path=f"/v1/files/{path}", status=404, code=code
+        )
     yield HostileRequest("a file's id of 70 KB", path="/v1/files/" + "f" * 70_000, status=431)
-    for path in ("{their_batch}", "{file}", "batch_" + "0" * 32, "BATCH_X", "%00", "{batch}%2Finvoice"):
+    for path in (
+        "{their_batch}",
+        "{file}",
+        "batch_" + "0" * 32,
+        "BATCH_X",
+        "%00",
+        "{batch}%2Finvoice",
+    ):
         for rest in ("", "/output", "/errors", "/invoice"):
-            yield HostileRequest(f"a batch's id {path}{rest}", path=f"/v1/batches/{path}{rest}", status=404)
+            yield HostileRequest(
+                f"a batch's id {path}{rest}", path=f"/v1/batches/{path}{rest}", status=404
+            )
         yield HostileRequest(f"cancel of {path}", "POST", f"/v1/batches/{path}/cancel", status=404)
     for path in ("{their_file}", "{live_file}", "{batch}", "%00", "..%2f..%2fetc"):
         yield HostileRequest(f"deletion of {path}", "DELETE", f"/v1/files/{path}", status=404)
     for path in ("%00", "x" * 5000, "../files/{file}", "gpt%0d%0ax:1"):
         yield HostileRequest(f"a model {path[:30]}", path=f"/v1/models/{path}", status=404)
-    for month in ("2026-13", "0000-00", "%D9%A2%D9%A0%D9%A2%D9%A6-11", "99999-01", "2026-1", "%00", "x" * 5000, "2026-11%0a", "-1-01"):
+    for month in (
+        "2026-13",
+        "0000-00",
+        "%D9%A2%D9%A0%D9%A2%D9%A6-11",
+        "99999-01",
+        "2026-1",
+        "%00",
+        "x" * 5000,
+        "2026-11%0a",
+        "-1-01",
+    ):
         yield HostileRequest(f"the statement of {month[:30]}", path=f"/v1/statements/{month}")
 
 
@@ -237,13 +374,24 @@ def _queries() -> Iterator[HostileRequest]:
     yield HostileRequest("batches?limit=101", path="/v1/batches?limit=101")
     yield HostileRequest("batches of another's schedule", path="/v1/batches?schedule_id=x")
     for query in ("after={their_file}", "limit=0&limit=1", "x=%ff%00&y=[]", "&&&=", "limit=%31"):
-        yield HostileRequest(f"files?{query}, which is harmless", path=f"/v1/files?{query}", status=200)
-    yield HostileRequest("a cursor of another account's batch", path="/v1/batches?after={their_batch}", status=200)
+        yield HostileRequest(
+            f"files?{query}, which is harmless", path=f"/v1/files?{query}", status=200
+        )
+    yield HostileRequest(
+        "a cursor of another account's batch", path="/v1/batches?after={their_batch}", status=200
+    )
 
 
 def _auth() -> Iterator[HostileRequest]:
-    def auth(name: str, *values: str | bytes, status: int = 401, code: str | None = None) -> HostileRequest:
-        return HostileRequest(f"authorization: {name}", auth=tuple(("authorization", value) for value in values), status=status, code=code)
+    def auth(
+        name: str, *values: str | bytes, status: int = 401, code: str | None = None
+    ) -> HostileRequest:
+        return HostileRequest(
+            f"authorization: {name}",
+            auth=tuple(("authorization", value) for value in values),
+            status=status,
+            code=code,
+        )
 
     yield auth("none")
     yield auth("empty", "")
@@ -265,8 +413,15 @@ def _auth() -> Iterator[HostileRequest]:
     yield auth("100 KB", "Bearer " + "x" * 100_000, status=431)
     yield auth("a NUL", b"Bearer {key}\0", status=400, code="invalid_http")
     yield auth("a line break", b"Bearer {key}\r\n x", status=400, code="invalid_http")
-    yield HostileRequest("the key in the address", path="/v1/files?api_key={key}&authorization=Bearer%20{key}", auth=(), status=401)
-    yield HostileRequest("the key in a cookie", auth=(("cookie", "authorization=Bearer {key}"),), status=401)
+    yield HostileRequest(
+        "the key in the address",
+        path="/v1/files?api_key={key}&authorization=Bearer%20{key}",
+        auth=(),
+        status=401,
+    )
+    yield HostileRequest(
+        "the key in a cookie", auth=(("cookie", "authorization=Bearer {key}"),), status=401
+    )
 
 
 def _idempotency() -> Iterator[HostileRequest]:
@@ -279,8 +434,17 @@ def _idempotency() -> Iterator[HostileRequest]:
         "no-break space": b"a\xa0b",
     }.items():
         yield batch(f"an Idempotency-Key: {name}", headers=(*JSON, ("idempotency-key", value)))
-    yield HostileRequest("an Idempotency-Key with a NUL", "POST", headers=(("idempotency-key", b"a\0b"),), code="invalid_http")
-    yield batch("an Idempotency-Key of odd letters", 200, headers=(*JSON, ("idempotency-key", "x'; DROP TABLE files --")))
+    yield HostileRequest(
+        "an Idempotency-Key with a NUL",
+        "POST",
+        headers=(("idempotency-key", b"a\0b"),),
+        code="invalid_http",
+    )
+    yield batch(
+        "an Idempotency-Key of odd letters",
+        200,
+        headers=(*JSON, ("idempotency-key", "x'; DROP TABLE files --")),
+    )
 
 
 def _downloads() -> Iterator[HostileRequest]:
@@ -293,10 +457,30 @@ def _downloads() -> Iterator[HostileRequest]:
         "beyond": "bytes=9999999999-",
         "other": "lines=1-2",
     }.items():
-        yield HostileRequest(f"a range: {name}", path="/v1/files/{file}/content", headers=(("range", value),), status=200)
-    yield HostileRequest("a page's range: no range", path="/docs/assets/VERSION", headers=(("range", "bytes=a-b"),), status=400)
-    yield HostileRequest("a page's range: beyond", path="/docs/assets/VERSION", headers=(("range", "bytes=999-"),), status=416)
-    yield HostileRequest("a page's range: many", path="/docs/assets/swagger-ui.css", headers=(("range", many),), status=200)
+        yield HostileRequest(
+            f"a range: {name}",
+            path="/v1/files/{file}/content",
+            headers=(("range", value),),
+            status=200,
+        )
+    yield HostileRequest(
+        "a page's range: no range",
+        path="/docs/assets/VERSION",
+        headers=(("range", "bytes=a-b"),),
+        status=400,
+    )
+    yield HostileRequest(
+        "a page's range: beyond",
+        path="/docs/assets/VERSION",
+        headers=(("range", "bytes=999-"),),
+        status=416,
+    )
+    yield HostileRequest(
+        "a page's range: many",
+        path="/docs/assets/swagger-ui.css",
+        headers=(("range", many),),
+        status=200,
+    )
     for path in (
         "../../app.py",
         "%2e%2e/%2e%2e/app.py",
@@ -321,26 +505,74 @@ def _http() -> Iterator[HostileRequest]:
     broken = "invalid_http"
     length, chunked = b"content-length: %d", b"transfer-encoding: chunked"
     post = b"POST /v1/batches HTTP/1.1"
-    yield raw("both length and chunks", post, length % 5, chunked, body=b"0\r\n\r\nGET /livez HTTP/1.1\r\n\r\n", code=broken)
+    yield raw(
+        "both length and chunks",
+        post,
+        length % 5,
+        chunked,
+        body=b"0\r\n\r\nGET /livez HTTP/1.1\r\n\r\n",
+        code=broken,
+    )
     yield raw("chunks and then length", post, chunked, length % 5, body=b"0\r\n\r\n", code=broken)
     yield raw("two lengths", post, length % 2, length % 3, body=b"{}x", code=broken)
     yield raw("a negative length", post, b"content-length: -1", code=broken)
     yield raw("a length with a sign", post, b"content-length: +2", body=b"{}", code=broken)
     yield raw("a length of 30 digits", post, b"content-length: " + b"9" * 30, code=broken)
     yield raw("two lengths in one", post, b"content-length: 2, 2", body=b"{}", code=broken)
-    yield raw("another transfer encoding", post, b"transfer-encoding: xchunked", body=b"0\r\n\r\n", code=broken)
-    yield raw("chunks that are not last", post, b"transfer-encoding: chunked, gzip", body=b"0\r\n\r\n", code=broken)
+    yield raw(
+        "another transfer encoding",
+        post,
+        b"transfer-encoding: xchunked",
+        body=b"0\r\n\r\n",
+        code=broken,
+    )
+    yield raw(
+        "chunks that are not last",
+        post,
+        b"transfer-encoding: chunked, gzip",
+        body=b"0\r\n\r\n",
+        code=broken,
+    )
     yield raw("chunks of no size", post, chunked, body=b"zz\r\n{}\r\n0\r\n\r\n", code=broken)
-    yield raw("a chunk of 17 digits", post, chunked, body=b"FFFFFFFFFFFFFFFFF\r\n{}\r\n", code=broken)
+    yield raw(
+        "a chunk of 17 digits", post, chunked, body=b"FFFFFFFFFFFFFFFFF\r\n{}\r\n", code=broken
+    )
     yield raw("a chunk with a sign", post, chunked, body=b"-2\r\n{}\r\n0\r\n\r\n", code=broken)
-    yield raw("a chunk that is longer than it says", post, chunked, body=b"2\r\n{}xx\r\n0\r\n\r\n", code=broken)
-    yield raw("a chunk's extension of 1 MB", post, chunked, body=b"2;" + b"x" * MiB + b"\r\n{}\r\n0\r\n\r\n", status=431)
-    yield raw("trailers of 1 MB", post, chunked, body=b"2\r\n{}\r\n0\r\n" + b"x: yyyyyyy\r\n" * 100_000 + b"\r\n", status=431)
-    yield raw("more bytes than the length says", b"POST /v1/batches HTTP/1.1", *_lines(JSON), length % 2, body=b"{}GARBAGE", code=broken)
+    yield raw(
+        "a chunk that is longer than it says",
+        post,
+        chunked,
+        body=b"2\r\n{}xx\r\n0\r\n\r\n",
+        code=broken,
+    )
+    yield raw(
+        "a chunk's extension of 1 MB",
+        post,
+        chunked,
+        body=b"2;" + b"x" * MiB + b"\r\n{}\r\n0\r\n\r\n",
+        status=431,
+    )
+    yield raw(
+        "trailers of 1 MB",
+        post,
+        chunked,
+        body=b"2\r\n{}\r\n0\r\n" + b"x: yyyyyyy\r\n" * 100_000 + b"\r\n",
+        status=431,
+    )
+    yield raw(
+        "more bytes than the length says",
+        b"POST /v1/batches HTTP/1.1",
+        *_lines(JSON),
+        length % 2,
+        body=b"{}GARBAGE",
+        code=broken,
+    )
     yield raw("another version", b"GET /v1/files HTTP/9.9", code=broken)
     yield raw("HTTP/2's first words", b"PRI * HTTP/2.0", code=broken)
     yield HostileRequest("HTTP/0.9", raw=b"GET /v1/files\r\n\r\n", status=401)
-    yield HostileRequest("TLS", raw=b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), code=broken)
+    yield HostileRequest(
+        "TLS", raw=b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), code=broken
+    )
     yield HostileRequest("zeros", raw=bytes(1000), code=broken)
     yield HostileRequest("line ends alone", raw=b"\r\n" * 40_000, status=431)
     yield raw("HTTP/1.0", b"GET /v1/files HTTP/1.0", status=200)
@@ -367,13 +599,36 @@ def _http() -> Iterator[HostileRequest]:
     yield raw("a blank before the colon", b"GET /v1/files HTTP/1.1", b"a : c", code=broken)
     yield raw("a NUL in a header", b"GET /v1/files HTTP/1.1", b"a: b\0c", code=broken)
     yield raw("CR alone in a header", b"GET /v1/files HTTP/1.1", b"a: b\rc: d", code=broken)
-    yield raw("a header that goes on in the next line", b"GET /v1/files HTTP/1.1", b"a: b", b" c", code=broken)
     yield raw(
-        "10,000 headers", b"GET /v1/files HTTP/1.1", *(b"x-%d: y" % n for n in range(10_000)), status=431, code="request_head_too_large"
+        "a header that goes on in the next line",
+        b"GET /v1/files HTTP/1.1",
+        b"a: b",
+        b" c",
+        code=broken,
     )
-    yield raw("a header of 5 MB", b"GET /v1/files HTTP/1.1", b"x: " + b"y" * 5 * MiB, status=431, code="request_head_too_large")
-    yield raw("an address of 5 MB", b"GET /v1/files?x=" + b"y" * 5 * MiB + b" HTTP/1.1", status=431, code="request_head_too_large")
-    yield raw("500 headers", b"GET /v1/files HTTP/1.1", *(b"x-%d: y" % n for n in range(500)), status=200)
+    yield raw(
+        "10,000 headers",
+        b"GET /v1/files HTTP/1.1",
+        *(b"x-%d: y" % n for n in range(10_000)),
+        status=431,
+        code="request_head_too_large",
+    )
+    yield raw(
+        "a header of 5 MB",
+        b"GET /v1/files HTTP/1.1",
+        b"x: " + b"y" * 5 * MiB,
+        status=431,
+        code="request_head_too_large",
+    )
+    yield raw(
+        "an address of 5 MB",
+        b"GET /v1/files?x=" + b"y" * 5 * MiB + b" HTTP/1.1",
+        status=431,
+        code="request_head_too_large",
+    )
+    yield raw(
+        "500 headers", b"GET /v1/files HTTP/1.1", *(b"x-%d: y" % n for n in range(500)), status=200
+    )
     yield raw("two hosts", b"GET /v1/files HTTP/1.1", b"host: y", status=200)
     yield raw(
         "WebSocket",
@@ -395,9 +650,21 @@ def _http() -> Iterator[HostileRequest]:
     yield raw("another expectation", b"GET /v1/files HTTP/1.1", b"expect: 200-ok", status=200)
     yield raw("forwarded from everywhere", b"GET /v1/files HTTP/1.1", b"x-forwarded-for: 127.0.0.1", b"x-forwarded-host: evil.example", b"x-http-method-override: DELETE", b"x-original-url: /v1/batches", status=200)  # fmt: skip
     expecting = GOOD_BATCH.replace(b"{file}", b"file-x")
-    yield HostileRequest("100-continue, for a body that is wrong", "POST", "/v1/batches", (*JSON, ("expect", "100-continue")), expecting)
     yield HostileRequest(
-        "100-continue of a stranger", "POST", "/v1/files", (*FORM, ("expect", "100-continue")), FILE + PURPOSE + END, 401, auth=()
+        "100-continue, for a body that is wrong",
+        "POST",
+        "/v1/batches",
+        (*JSON, ("expect", "100-continue")),
+        expecting,
+    )
+    yield HostileRequest(
+        "100-continue of a stranger",
+        "POST",
+        "/v1/files",
+        (*FORM, ("expect", "100-continue")),
+        FILE + PURPOSE + END,
+        401,
+        auth=(),
     )
 
 
@@ -413,10 +680,19 @@ def _schedules() -> Iterator[HostileRequest]:
         "a cron that never comes": {"cron": "0 0 30 2 *"},
         "a name with a NUL": {"name": "a\0b"},
         "another's file": {"inbox": None, "input_file_id": "{their_file}"},
-        "a source in the file system": {"inbox": None, "source": {"prefix": "../../etc", "pattern": "passwd"}},
+        "a source in the file system": {
+            "inbox": None,
+            "source": {"prefix": "../../etc", "pattern": "passwd"},
+        },
         "a field that there is not": {"__proto__": {"a": 1}},
     }.items():
-        yield HostileRequest(f"a schedule with {name}", "POST", "/v1/schedules", JSON, json.dumps({**good, **change}).encode())
+        yield HostileRequest(
+            f"a schedule with {name}",
+            "POST",
+            "/v1/schedules",
+            JSON,
+            json.dumps({**good, **change}).encode(),
+        )
 
 
 REQUESTS = [

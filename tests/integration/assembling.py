@@ -47,15 +47,22 @@ def made(caller: Caller, kind: str, ids_of_lines: Iterable[str]) -> Schedule:
     names = list(ids_of_lines)
     if kind == "template":
         return schedule(
-            caller, template_file_id=template(caller, [chat_line(TEMPLATE + name, "Since {{scheduled_date}}") for name in names])
+            caller,
+            template_file_id=template(
+                caller, [chat_line(TEMPLATE + name, "Since {{scheduled_date}}") for name in names]
+            ),
         )
     if kind == "source":
         for name in names:
-            (home(caller) / f"{name}.jsonl").write_bytes(factories.jsonl([chat_line(name)]).rstrip(b"\n"))
+            (home(caller) / f"{name}.jsonl").write_bytes(
+                factories.jsonl([chat_line(name)]).rstrip(b"\n")
+            )
         return schedule(caller, source={"prefix": "in"})
     with db.transaction() as session:
         of_inbox = factories.schedule(session, caller)
-        inbox.add(session, of_inbox, [(name, json.dumps(chat_line(name)).encode()) for name in names])
+        inbox.add(
+            session, of_inbox, [(name, json.dumps(chat_line(name)).encode()) for name in names]
+        )
         return of_inbox
 
 
@@ -94,15 +101,21 @@ def sealed() -> int:
 
 
 def check_runs(batch: Batch, custom_ids: Iterable[str]) -> None:
-    """The batch runs, its file's row says what its bytes are, and its tasks find each line where it is."""
+    """The batch runs, its file's row says what its bytes are, and its tasks find each line where it
+    is.
+    """
     found, file = reread(batch)
     assert (found.status, found.errors) == (BatchStatus.IN_PROGRESS, None)
     content = stored(batch)
     assert (file.size, file.sha256) == (len(content), hashlib.sha256(content).digest())
     with db.transaction() as session:
-        indexes = session.scalars(select(Task.line_index).where(Task.batch_id == batch.id).order_by(Task.seq)).all()
+        indexes = session.scalars(
+            select(Task.line_index).where(Task.batch_id == batch.id).order_by(Task.seq)
+        ).all()
     spans = sorted(span for index in indexes for span in jsonl.unpack(index))
-    raws = storage.ranges(storage.key(file.id), [span.offset for span in spans], [span.length for span in spans])
+    raws = storage.ranges(
+        storage.key(file.id), [span.offset for span in spans], [span.length for span in spans]
+    )
     assert [jsonl.input_line(raw).custom_id for raw in raws] == list(custom_ids)
     assert sealed() == 0
 

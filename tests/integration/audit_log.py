@@ -8,4 +8,6 @@ from xalen_batch.models import AuditEntry
 
 def entries(session: Session, but: str = "price") -> list[AuditEntry]:
     session.flush()
-    return [entry for entry in audit.entries(session, limit=1000) if not entry.action.startswith(but)]
+    return [
+        entry for entry in audit.entries(session, limit=1000) if not entry.action.startswith(but)
+    ]

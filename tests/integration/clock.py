@@ -1,4 +1,6 @@
-"""A clock of PostgreSQL's that a test can set: `now()` of a schema that is looked into before the server's own."""
+"""A clock of PostgreSQL's that a test can set: `now()` of a schema that is looked into before the
+server's own.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +27,11 @@ CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATIL
 class Clock:
     def set(self, at: datetime) -> None:
         """It is `at` now, and goes on from there."""
-        self._change("UPDATE clock.shift SET by = CAST(:at AS timestamptz) - pg_catalog.now(), since = pg_catalog.now(), pace = 1", at=at)
+        self._change(
+            "UPDATE clock.shift SET by = CAST(:at AS timestamptz) - pg_catalog.now(), since ="
+            " pg_catalog.now(), pace = 1",
+            at=at,
+        )
 
     def advance(self, by: timedelta) -> None:
         self._change("UPDATE clock.shift SET by = by + CAST(:by AS interval)", by=by)
@@ -33,7 +39,8 @@ class Clock:
     def run_fast(self, at: datetime, pace: float) -> None:
         """From `at` on, it goes `pace` times as fast as time."""
         self._change(
-            "UPDATE clock.shift SET by = CAST(:at AS timestamptz) - pg_catalog.now(), since = pg_catalog.now(), pace = :pace",
+            "UPDATE clock.shift SET by = CAST(:at AS timestamptz) - pg_catalog.now(), since ="
+            " pg_catalog.now(), pace = :pace",
             at=at,
             pace=pace,
         )
@@ -57,12 +64,20 @@ def installed() -> Iterator[Clock]:
         name = connection.scalar(text("SELECT current_database()"))
         connection.execute(text(FUNCTIONS))
         serving, _ = db.credentials()
-        connection.execute(text(f"GRANT USAGE ON SCHEMA clock TO {serving}; GRANT SELECT, UPDATE ON clock.shift TO {serving}"))
-        connection.execute(text(f'ALTER DATABASE "{name}" SET search_path = clock, public, pg_catalog'))
+        connection.execute(
+            text(
+                f"GRANT USAGE ON SCHEMA clock TO {serving}; GRANT SELECT, UPDATE ON clock.shift TO"
+                f" {serving}"
+            )
+        )
+        connection.execute(
+            text(f'ALTER DATABASE "{name}" SET search_path = clock, public, pg_catalog')
+        )
     db.engine().dispose()
     try:
         clock = Clock()
-        # Prices hold from the moment they are told of, which must come before any that a test stands in.
+        # Prices hold from the moment they are told of, which must come before any that a test
+        # stands in.
         clock.set(LONG_AGO)
         with as_owner() as session:
             session.execute(text("TRUNCATE prices"))

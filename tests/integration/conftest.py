@@ -25,7 +25,12 @@ from xalen_batch.cli.main import app as command_line
 
 # pytest rewrites asserts in test and conftest files only.
 # A plain assert does not show the compared values.
-pytest.register_assert_rewrite(*(f"tests.integration.{module}" for module in ("assembling", "engines", "firing", "hostile_backend")))
+pytest.register_assert_rewrite(
+    *(
+        f"tests.integration.{module}"
+        for module in ("assembling", "engines", "firing", "hostile_backend")
+    )
+)
 
 Json = dict[str, Any]
 Doctor = Callable[[], tuple[int, dict[str, Any]]]
@@ -58,10 +63,23 @@ class Api:
 
     @property
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=self.key, max_retries=0)
+        return openai.OpenAI(
+            base_url=f"http://127.0.0.1:{self.port}/v1", api_key=self.key, max_retries=0
+        )
 
-    def ask(self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None, key: str | None = "") -> Answer:
-        """One raw request. `body`: bytes as they are, anything else as JSON. `key`: None sends none."""
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        headers: dict[str, str] | None = None,
+        key: str | None = "",
+    ) -> Answer:
+        """One raw request.
+
+        `body`: bytes as they are, anything else as JSON. `key`: None sends none.
+        """
         sent = dict(headers or {})
         if key is not None:
             sent.setdefault("authorization", f"Bearer {key or self.key}")
@@ -72,7 +90,11 @@ class Api:
         try:
             connection.request(method, path, body, sent)
             answer = connection.getresponse()
-            found = Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
+            found = Answer(
+                answer.status,
+                {name.lower(): value for name, value in answer.getheaders()},
+                answer.read(),
+            )
         finally:
             connection.close()
         assert found.headers["x-request-id"].startswith("req_")
@@ -90,8 +112,16 @@ def multipart(*parts: tuple[str, str | None, bytes]) -> tuple[str, bytes]:
     """The content type and the body of a form of (name, filename, content) parts in that order."""
     body = b""
     for name, filename, content in parts:
-        disposition = f'form-data; name="{name}"' + (f'; filename="{filename}"' if filename is not None else "")
-        body += b"--edge\r\nContent-Disposition: " + disposition.encode() + b"\r\n\r\n" + content + b"\r\n"
+        disposition = f'form-data; name="{name}"' + (
+            f'; filename="{filename}"' if filename is not None else ""
+        )
+        body += (
+            b"--edge\r\nContent-Disposition: "
+            + disposition.encode()
+            + b"\r\n\r\n"
+            + content
+            + b"\r\n"
+        )
     return "multipart/form-data; boundary=edge", body + b"--edge--\r\n"
 
 
@@ -99,7 +129,16 @@ def multipart(*parts: tuple[str, str | None, bytes]) -> tuple[str, bytes]:
 def port(stores: object) -> Iterator[int]:
     """Where the API listens, in a thread of this process, so that a test can change its settings."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app.create_app(), loop="uvloop", http=BoundedHttp, ws="none", log_config=None, access_log=False))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app.create_app(),
+            loop="uvloop",
+            http=BoundedHttp,
+            ws="none",
+            log_config=None,
+            access_log=False,
+        )
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     yield listening.getsockname()[1]
@@ -127,8 +166,13 @@ def empty_database(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     name = "migrations"
     with server.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
-    for variable, address in (("XALEN_DATABASE_URL", stores.database_url), ("XALEN_MIGRATE_DATABASE_URL", stores.migrate_database_url)):
-        monkeypatch.setenv(variable, make_url(address).set(database=name).render_as_string(hide_password=False))
+    for variable, address in (
+        ("XALEN_DATABASE_URL", stores.database_url),
+        ("XALEN_MIGRATE_DATABASE_URL", stores.migrate_database_url),
+    ):
+        monkeypatch.setenv(
+            variable, make_url(address).set(database=name).render_as_string(hide_password=False)
+        )
     db.engine().dispose()
     forget()
     yield
@@ -149,6 +193,8 @@ def doctor(stores: Stores, configure: Callable[..., None], tmp_path: Path) -> Do
 
     def run() -> tuple[int, dict[str, Any]]:
         result = CliRunner().invoke(command_line, ["doctor", "--json"])
-        return result.exit_code, {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+        return result.exit_code, {
+            check["name"]: check for check in json.loads(result.stdout)["checks"]
+        }
 
     return run

@@ -48,7 +48,9 @@ def a_batch(lines: list[dict], caller: Caller | None = None, **columns: object) 
     """A batch that is split and ready to run."""
     with db.transaction() as session:
         caller = caller or factories.caller(session)
-        batch_id = factories.batch(session, caller, factories.input_file(session, caller, lines), **columns).id
+        batch_id = factories.batch(
+            session, caller, factories.input_file(session, caller, lines), **columns
+        ).id
     validate.run(batch_id)
     return batch_id
 
@@ -85,18 +87,26 @@ def lines_of(batch_id: UUID, part: FilePart) -> list[dict]:
 
 def expire_leases() -> None:
     with db.transaction() as session:
-        session.execute(update(Task).where(Task.state == TaskState.RUNNING).values(lease_until=func.now() - timedelta(seconds=1)))
+        session.execute(
+            update(Task)
+            .where(Task.state == TaskState.RUNNING)
+            .values(lease_until=func.now() - timedelta(seconds=1))
+        )
 
 
 def charged(batch_id: UUID) -> Decimal:
     with db.transaction() as session:
-        return session.scalar(select(func.coalesce(func.sum(Result.amount), 0)).where(Result.batch_id == batch_id))
+        return session.scalar(
+            select(func.coalesce(func.sum(Result.amount), 0)).where(Result.batch_id == batch_id)
+        )
 
 
 def answers(held: claim.Claim) -> list[record.Row]:
     return [
         record.row(
-            record.Line(held.batch_id, line.line_no, held.model, line.custom_id), Answered(200, b"{}", Usage(1_000, 500)), held.tariff
+            record.Line(held.batch_id, line.line_no, held.model, line.custom_id),
+            Answered(200, b"{}", Usage(1_000, 500)),
+            held.tariff,
         )
         for line in held.lines
     ]

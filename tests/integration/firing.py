@@ -50,7 +50,11 @@ def get(schedule_id: UUID) -> Schedule:
 
 def runs_of(schedule_id: UUID) -> list[ScheduleRun]:
     with db.transaction() as session:
-        rows = select(ScheduleRun).where(ScheduleRun.schedule_id == schedule_id).order_by(ScheduleRun.scheduled_for)
+        rows = (
+            select(ScheduleRun)
+            .where(ScheduleRun.schedule_id == schedule_id)
+            .order_by(ScheduleRun.scheduled_for)
+        )
         return list(session.scalars(rows))
 
 
@@ -60,14 +64,22 @@ def states(schedule_id: UUID) -> list[str]:
 
 def batches_of(schedule_id: UUID) -> list[Batch]:
     with db.transaction() as session:
-        return list(session.scalars(select(Batch).where(Batch.schedule_id == schedule_id).order_by(Batch.id)))
+        return list(
+            session.scalars(
+                select(Batch).where(Batch.schedule_id == schedule_id).order_by(Batch.id)
+            )
+        )
 
 
-def end_batch(schedule_id: UUID, to: BatchStatus = BatchStatus.COMPLETED, *, succeeded: int = 1) -> None:
+def end_batch(
+    schedule_id: UUID, to: BatchStatus = BatchStatus.COMPLETED, *, succeeded: int = 1
+) -> None:
     """Bring the newest batch to its end, as the engine would."""
     ways = {BatchStatus.FAILED: [], BatchStatus.CANCELLED: [BatchStatus.CANCELLING]}
     with db.transaction() as session:
-        batch = session.scalars(select(Batch).where(Batch.schedule_id == schedule_id).order_by(Batch.id.desc()).limit(1)).one()
+        batch = session.scalars(
+            select(Batch).where(Batch.schedule_id == schedule_id).order_by(Batch.id.desc()).limit(1)
+        ).one()
         batch.total, batch.completed, batch.failed = 1, succeeded, 1 - succeeded
         for status in [*ways.get(to, [BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING]), to]:
             assert batch.move(session, status)

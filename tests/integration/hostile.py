@@ -49,7 +49,9 @@ def raw(encoded: bytes) -> Answer:
 async def reset(writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{")
     await writer.drain()
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.get_extra_info("socket").setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+    )
     writer.transport.abort()
 
 
@@ -115,11 +117,19 @@ class Hostile:
         return f"http://127.0.0.1:{self.port}/v1"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+        with contextlib.suppress(
+            asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError
+        ):
             while not writer.is_closing():
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                lengths = [line.split(":")[1] for line in head.split("\r\n") if line.lower().startswith("content-length:")]
-                self.seen.append(Seen(head, await reader.readexactly(int(lengths[0]) if lengths else 0)))
+                lengths = [
+                    line.split(":")[1]
+                    for line in head.split("\r\n")
+                    if line.lower().startswith("content-length:")
+                ]
+                self.seen.append(
+                    Seen(head, await reader.readexactly(int(lengths[0]) if lengths else 0))
+                )
                 try:
                     await self.answer(writer)
                 except AssertionError as failure:

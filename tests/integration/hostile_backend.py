@@ -12,7 +12,9 @@ from tests.integration.hostile import Hostile, MiB
 from tests.waiting import PATIENCE
 from xalen_batch.worker.engine import Engine
 
-CATALOG = '[models.mistral-small-3-1.backend]\nkind = "openai"\nbase_url = "{}"\nmax_in_flight = 8\n'
+CATALOG = (
+    '[models.mistral-small-3-1.backend]\nkind = "openai"\nbase_url = "{}"\nmax_in_flight = 8\n'
+)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""Every request that an account's neighbour could try, made from the API's own description (tests/integration/test_isolation.py).
+"""Every request that an account's neighbour could try, made from the API's own description
+(tests/integration/test_isolation.py).
 
-A route that this file cannot call raises Unknown, so a new one is either in the matrix or fails the test.
-`python -m tests.integration.isolation` prints how large the matrix is.
+A route that this file cannot call raises Unknown, so a new one is either in the matrix or fails the
+test. `python -m tests.integration.isolation` prints how large the matrix is.
 """
 
 import json
@@ -101,7 +102,11 @@ class Request:
             case "path" | "query":
                 return replace(self, parameters=(*self.parameters, (name, id)))
             case "body":
-                others = {key: value for key, value in self.body.items() if key not in ONE_OF.get(self.route, {})}
+                others = {
+                    key: value
+                    for key, value in self.body.items()
+                    if key not in ONE_OF.get(self.route, {})
+                }
                 return replace(self, body={**others, name: id})
         return self
 
@@ -137,7 +142,9 @@ def operations() -> Iterator[tuple[str, str, Mapping[str, Any]]]:
 
 
 def requests(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[Request]:
-    """A route's requests: one for each place that holds an id, and those that hold none of the neighbour's."""
+    """A route's requests: one for each place that holds an id, and those that hold none of the
+    neighbour's.
+    """
     parameters = operation.get("parameters", [])
     in_path = [parameter["name"] for parameter in parameters if parameter["in"] == "path"]
     if len(in_path) > 1:
@@ -154,7 +161,9 @@ def requests(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[R
         return
     yield plain
     for parameter in parameters:
-        if parameter["in"] == "query" and (parameter["name"] == "after" or parameter["name"].endswith("_id")):
+        if parameter["in"] == "query" and (
+            parameter["name"] == "after" or parameter["name"].endswith("_id")
+        ):
             yield replace(plain, where=f"query.{parameter['name']}")
         if parameter["in"] == "query" and parameter.get("required"):
             raise Unknown(f"{method} {path}: what is {parameter['name']}?")
@@ -162,11 +171,17 @@ def requests(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[R
             if parameter["name"] != "Idempotency-Key":
                 raise Unknown(f"{method} {path}: what is {parameter['name']}?")
             yield replace(plain, headers=(("idempotency-key", IDEMPOTENCY_KEY),))
-    yield from (replace(plain, where=f"body.{field}") for field in fields if field.endswith("_id") and field != "custom_id")
+    yield from (
+        replace(plain, where=f"body.{field}")
+        for field in fields
+        if field.endswith("_id") and field != "custom_id"
+    )
 
 
 def within(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[Request]:
-    """Requests of a caller about a schedule or batch of their own (`{…}` is to be filled), with ids of the neighbour's further in."""
+    """Requests of a caller about a schedule or batch of their own (`{…}` is to be filled), with ids
+    of the neighbour's further in.
+    """
     parameters = operation.get("parameters", [])
     if not any(parameter["in"] == "path" for parameter in parameters):
         return
@@ -177,7 +192,11 @@ def within(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[Req
             yield replace(plain, where="query.after")
         if parameter["in"] == "header":
             yield replace(plain, headers=(("idempotency-key", IDEMPOTENCY_KEY),))
-    yield from (replace(plain, where=f"body.{field}") for field in fields if field.endswith("_id") and field != "custom_id")
+    yield from (
+        replace(plain, where=f"body.{field}")
+        for field in fields
+        if field.endswith("_id") and field != "custom_id"
+    )
 
 
 def cases(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[Case]:
@@ -186,9 +205,18 @@ def cases(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[Case
             yield from (Case(actor, request, kind) for kind in (Kind if request.where else [None]))
         if request.body is not None and request.where is None:
             # Who may not ask is told that before they are told what is wrong with their request.
-            yield from (Case(actor, replace(request, body=b"{"), None) for actor in Actor if not actor.is_valid)
+            yield from (
+                Case(actor, replace(request, body=b"{"), None)
+                for actor in Actor
+                if not actor.is_valid
+            )
     for request in within(method, path, operation):
-        yield from (Case(actor, request, kind) for actor in Actor if actor.is_valid for kind in (Kind if request.where else [None]))
+        yield from (
+            Case(actor, request, kind)
+            for actor in Actor
+            if actor.is_valid
+            for kind in (Kind if request.where else [None])
+        )
 
 
 def _body(method: str, path: str, operation: Mapping[str, Any]) -> tuple[Any, list[str]]:
@@ -198,7 +226,13 @@ def _body(method: str, path: str, operation: Mapping[str, Any]) -> tuple[Any, li
         return None, []
     if "multipart/form-data" in content:
         required = content["multipart/form-data"]["schema"]["required"]
-        return tuple((name, "mine.jsonl" if name == "file" else None, _value(method, path, name)) for name in required), []
+        return (
+            tuple(
+                (name, "mine.jsonl" if name == "file" else None, _value(method, path, name))
+                for name in required
+            ),
+            [],
+        )
     schema = _resolved(content["application/json"]["schema"])
     body = {name: _value(method, path, name) for name in schema.get("required", [])}
     return body | ONE_OF.get(f"{method} {path}", {}), list(schema.get("properties", {}))
@@ -208,7 +242,9 @@ def _resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     if "anyOf" in schema:
         return _resolved(schema["anyOf"][0])
     if "$ref" in schema:
-        found: Mapping[str, Any] = DESCRIPTION["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        found: Mapping[str, Any] = DESCRIPTION["components"]["schemas"][
+            schema["$ref"].rpartition("/")[2]
+        ]
         return found
     return schema
 

@@ -60,7 +60,10 @@ class Client:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Whose things they are. `single`: keys of the other account by the one scope that they have."""
+    """Whose things they are.
+
+    `single`: keys of the other account by the one scope that they have.
+    """
 
     owner: Owner
     secret: str
@@ -68,14 +71,19 @@ class Neighbour:
     secrets: dict[Actor, str | None]
     single: dict[Scope, str]
     without: dict[Scope, str]
-    # Of the others: what stands in the path when the neighbour's id stands elsewhere, by the parameter's name.
+    # Of the others: what stands in the path when the neighbour's id stands elsewhere, by the
+    # parameter's name.
     own: dict[Actor, dict[str, str]]
 
     def secret_of(self, actor: Actor, scope: Scope) -> str | None:
         return self.without[scope] if actor is Actor.WRONG_SCOPE else self.secrets[actor]
 
-    def leaks(self, answer: Answer, actor: Actor | None = None, asked_with: str | None = None) -> list[str]:
-        """What is the neighbour's in an answer, but for the id that was asked for, and the account where it is the actor's too."""
+    def leaks(
+        self, answer: Answer, actor: Actor | None = None, asked_with: str | None = None
+    ) -> list[str]:
+        """What is the neighbour's in an answer, but for the id that was asked for, and the account
+        where it is the actor's too.
+        """
         theirs = {CANARY, self.secret, *self.ids.values()} - {asked_with}
         if actor is Actor.OTHER_MODE:
             theirs.discard(self.ids[Kind.ACCOUNT])
@@ -84,7 +92,12 @@ class Neighbour:
 
     def rows(self) -> set[str]:
         """Everything there is but what belongs to the others."""
-        others = [str(UUID(hex=id[-32:])) for own in self.own.values() for name, id in own.items() if name not in OTHER_PARAMETERS]
+        others = [
+            str(UUID(hex=id[-32:]))
+            for own in self.own.values()
+            for name, id in own.items()
+            if name not in OTHER_PARAMETERS
+        ]
         return {row for row in rows() if not any(id in row for id in others)}
 
 
@@ -95,19 +108,28 @@ def move_in() -> Neighbour:
         secret = factories.key(session, account, scopes=Scope)
         caller = accounts.authenticate(session, secret)
         found = _belongings(session, caller)
-    batch = billing.ended([billing.Ran(Usage(10, 5)), billing.Ran(billing.REFUSED)], caller, meta={"note": CANARY})
+    batch = billing.ended(
+        [billing.Ran(Usage(10, 5)), billing.Ran(billing.REFUSED)], caller, meta={"note": CANARY}
+    )
     with db.transaction() as session:
         _answer(session, batch)
         for kind, file in ((Kind.OUTPUT, batch.output_file_id), (Kind.ERRORS, batch.error_file_id)):
             assert file is not None
             found[kind] = ids.render("file", file)
         found[Kind.BATCH] = ids.render("batch", batch.id)
-        invoice = session.execute(text("SELECT id FROM invoices WHERE batch_id = :batch"), {"batch": batch.id}).scalar_one()
+        invoice = session.execute(
+            text("SELECT id FROM invoices WHERE batch_id = :batch"), {"batch": batch.id}
+        ).scalar_one()
         found[Kind.INVOICE] = ids.render("inv", invoice)
-        past, long_ago = datetime.now(UTC) - timedelta(seconds=1), datetime.now(UTC) - timedelta(days=1)
+        past, long_ago = (
+            datetime.now(UTC) - timedelta(seconds=1),
+            datetime.now(UTC) - timedelta(days=1),
+        )
         revoked, revoked_secret = keys.create(session, owner, name=CANARY, scopes=Scope)
         keys.revoke(session, revoked)
-        expired, expired_secret = keys.create(session, owner, name=CANARY, scopes=Scope, expires_at=past)
+        expired, expired_secret = keys.create(
+            session, owner, name=CANARY, scopes=Scope, expires_at=past
+        )
         expired.created_at = long_ago
         found[Kind.KEY] = ids.render("key", keys.create(session, owner, name=CANARY)[0].id)
         stranger = factories.account(session)
@@ -121,16 +143,26 @@ def move_in() -> Neighbour:
         }
         own = {actor: _own(session, str(secrets[actor])) for actor in Actor if actor.is_valid}
         single = {scope: factories.key(session, stranger, scopes=[scope]) for scope in Scope}
-        without = {scope: factories.key(session, account, scopes=set(Scope) - {scope}) for scope in Scope}
+        without = {
+            scope: factories.key(session, account, scopes=set(Scope) - {scope}) for scope in Scope
+        }
     return Neighbour(owner, secret, found, secrets, single, without, own)
 
 
 def _belongings(session: Session, caller: Caller) -> dict[Kind, str]:
     line = factories.chat_line(CANARY, content=CANARY)
-    file, unused, template = (factories.input_file(session, caller, [line], filename=f"{CANARY}.jsonl", id=ids.new()) for _ in range(3))
+    file, unused, template = (
+        factories.input_file(session, caller, [line], filename=f"{CANARY}.jsonl", id=ids.new())
+        for _ in range(3)
+    )
     running = factories.batch(session, caller, file, status="in_progress", meta={"note": CANARY})
     schedule = factories.schedule(
-        session, caller, name=CANARY, template_file_id=ids.render("file", template.id), metadata={"note": CANARY}, overlap="allow"
+        session,
+        caller,
+        name=CANARY,
+        template_file_id=ids.render("file", template.id),
+        metadata={"note": CANARY},
+        overlap="allow",
     )
     inbox = factories.schedule(session, caller, name=CANARY, inbox={})
     collect(session, inbox, check(caller, inbox, json.dumps(line).encode(), "json"))
@@ -164,20 +196,27 @@ def _answer(session: Session, batch: Batch) -> None:
     # The serving role changes no custom id.
     with as_owner() as owner:
         for row in owner.query(Result).where(Result.batch_id == batch.id):
-            row.body, row.custom_id = json.dumps({"content": CANARY}).encode(), f"{CANARY}-{row.line_no}"
+            row.body, row.custom_id = (
+                json.dumps({"content": CANARY}).encode(),
+                f"{CANARY}-{row.line_no}",
+            )
     for file in session.query(File).where(File.batch_id == batch.id):
         file.filename = f"{CANARY}.jsonl"
         file.size = sum(map(len, results.chunks(batch.id, FilePart(file.part))))
 
 
 def _own(session: Session, secret: str) -> dict[str, str]:
-    """Something of each kind that a stranger has too, so that what is theirs could be mixed up with it."""
+    """Something of each kind that a stranger has too, so that what is theirs could be mixed up with
+    it.
+    """
     caller = accounts.authenticate(session, secret)
     file = factories.input_file(session, caller, [factories.chat_line("mine")])
     return {
         "file_id": ids.render("file", file.id),
         "batch_id": ids.render("batch", factories.batch(session, caller, file).id),
-        "schedule_id": ids.render("sched", factories.schedule(session, caller, name="mine", inbox={}).id),
+        "schedule_id": ids.render(
+            "sched", factories.schedule(session, caller, name="mine", inbox={}).id
+        ),
         "key_id": ids.render("key", keys.create(session, caller, name="mine")[0].id),
         **OTHER_PARAMETERS,
     }
@@ -189,7 +228,9 @@ def rows() -> set[str]:
         found = {
             f"{table.name} {row}"
             for table in Base.metadata.sorted_tables
-            for row in session.scalars(text(f"SELECT (to_jsonb(t) - 'last_used_at')::text FROM {table.name} t"))
+            for row in session.scalars(
+                text(f"SELECT (to_jsonb(t) - 'last_used_at')::text FROM {table.name} t")
+            )
         }
     for path in storage.folder().rglob("*"):
         # What other tests left in folders to be picked up may have a name that is no text.
@@ -217,11 +258,18 @@ def filled(request: Request, own: Mapping[str, str]) -> Request:
     )
 
 
-def scope_of(neighbour: Neighbour, client: Client, method: str, path: str, operation: Mapping[str, Any]) -> Scope:
+def scope_of(
+    neighbour: Neighbour, client: Client, method: str, path: str, operation: Mapping[str, Any]
+) -> Scope:
     """The one scope that lets a key in, found by trying each of them on what nobody has."""
     request = next(isolation.requests(method, path, operation))
-    nothing = dict.fromkeys(("file_id", "batch_id", "schedule_id", "key_id", "model_id", "month"), "nothing")
-    statuses = {scope: client.ask(filled(request, nothing), secret).status for scope, secret in neighbour.single.items()}
+    nothing = dict.fromkeys(
+        ("file_id", "batch_id", "schedule_id", "key_id", "model_id", "month"), "nothing"
+    )
+    statuses = {
+        scope: client.ask(filled(request, nothing), secret).status
+        for scope, secret in neighbour.single.items()
+    }
     [right] = [scope for scope, status in statuses.items() if status != 403]
     assert statuses[right] != 401
     return right

@@ -27,7 +27,9 @@ def of(act: Callable[[Session], object]) -> list[Plan]:
     found = []
     for statement, parameters in sent:
         with db.engine().connect() as connection:
-            explained = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters).scalar_one()
+            explained = connection.exec_driver_sql(
+                f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters
+            ).scalar_one()
         found.append(explained[0]["Plan"])
     return found
 
@@ -46,7 +48,9 @@ def scanned(plan: Plan) -> set[str]:
 def looked_into(plan: Plan) -> set[str]:
     """Tables of which anything was read."""
     return {
-        node["Relation Name"] for node in nodes(plan) if "Relation Name" in node and "Scan" in node["Node Type"] and node["Actual Loops"]
+        node["Relation Name"]
+        for node in nodes(plan)
+        if "Relation Name" in node and "Scan" in node["Node Type"] and node["Actual Loops"]
     }
 
 

@@ -17,7 +17,9 @@ from xalen_batch.models import ApiKey
 @pytest.mark.parametrize("livemode", [False, True])
 def test_a_key_stands_for_its_account_in_its_mode(session: Session, livemode: bool) -> None:
     key, secret = keys.create(session, Owner(factories.account(session).id, livemode), name="ci")
-    assert accounts.authenticate(session, secret) == Caller(key.account_id, livemode, frozenset({"submit", "read", "billing"}), key.id)
+    assert accounts.authenticate(session, secret) == Caller(
+        key.account_id, livemode, frozenset({"submit", "read", "billing"}), key.id
+    )
 
 
 def test_a_key_from_before_there_was_a_checksum_stays_valid(session: Session) -> None:
@@ -42,7 +44,9 @@ def test_a_revoked_key_and_an_expired_one_are_refused(session: Session) -> None:
     keys.revoke(session, key)
     with pytest.raises(Unauthenticated, match="revoked"):
         accounts.authenticate(session, secret)
-    _, expired = keys.create(session, owner, name="short", expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    _, expired = keys.create(
+        session, owner, name="short", expires_at=datetime.now(UTC) - timedelta(seconds=1)
+    )
     with pytest.raises(Unauthenticated, match="expired"):
         accounts.authenticate(session, expired)
 

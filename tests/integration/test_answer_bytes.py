@@ -1,4 +1,6 @@
-"""Answers at the cap, all at once: the engine holds a bounded number of their bytes, and every line gets its answer."""
+"""Answers at the cap, all at once: the engine holds a bounded number of their bytes, and every line
+gets its answer.
+"""
 
 import asyncio
 import threading
@@ -16,7 +18,7 @@ from tests.conftest import as_owner
 from tests.integration import hostile
 from tests.integration.engines import a_batch, chat_lines, run_to_end
 from tests.integration.hostile import GOOD, Hostile
-from tests.integration.hostile_backend import server  # noqa: F401  # a fixture
+from tests.integration.hostile_backend import server  # noqa: F401
 from tests.waiting import PATIENCE
 from xalen_batch import db
 from xalen_batch.backends.buffer import READ_BYTES, Buffer
@@ -29,14 +31,22 @@ MiB = 1024 * 1024
 LINES, AT_ONCE = 48, 32
 CAP = MiB
 WORKER_BYTES = 32 * MiB
-CATALOG = '[models.mistral-small-3-1.backend]\nkind = "openai"\nbase_url = "{}"\nmax_in_flight = 128\n'
+CATALOG = (
+    '[models.mistral-small-3-1.backend]\nkind = "openai"\nbase_url = "{}"\nmax_in_flight = 128\n'
+)
 
 
 @pytest.fixture
-def engine(server: Hostile, configure: Callable[..., None], tmp_path: Path) -> Iterator[Engine]:  # noqa: F811
+def engine(server: Hostile, configure: Callable[..., None], tmp_path: Path) -> Iterator[Engine]:
     catalog = tmp_path / "catalog.toml"
     catalog.write_text(CATALOG.format(server.base_url), "utf-8")
-    configure(catalog=catalog, flush_interval=0.05, request_timeout=30, answer_max_bytes=CAP, worker_bytes=WORKER_BYTES)
+    configure(
+        catalog=catalog,
+        flush_interval=0.05,
+        request_timeout=30,
+        answer_max_bytes=CAP,
+        worker_bytes=WORKER_BYTES,
+    )
     with ThreadPoolExecutor(16) as pool:
         engine = Engine(pool.submit)
         yield engine
@@ -63,7 +73,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def together(server: Hostile, count: int) -> None:  # noqa: F811
+def together(server: Hostile, count: int) -> None:
     """Have the server answer with CAP bytes when so many requests are there."""
     content = GOOD[:-1] + b" " * (CAP - len(GOOD)) + b"}"
 
@@ -106,14 +116,23 @@ def recording_waits(held: list[int], at_least: float) -> Iterator[None]:
         holder.join()
 
 
-def test_answers_at_the_cap_are_held_within_the_budget(engine: Engine, server: Hostile, held: list[int]) -> None:  # noqa: F811
+def test_answers_at_the_cap_are_held_within_the_budget(
+    engine: Engine,
+    server: Hostile,
+    held: list[int],
+) -> None:
     together(server, AT_ONCE)
     batch_id = a_live_batch()
     with recording_waits(held, at_least=0):
         batch = run_to_end(engine, batch_id, timeout=PATIENCE)
     assert (batch.completed, batch.failed, len(server.seen)) == (LINES, 0, LINES)
     with db.transaction() as session:
-        assert session.scalar(select(func.sum(func.length(Result.body))).where(Result.batch_id == batch.id)) == LINES * CAP
+        assert (
+            session.scalar(
+                select(func.sum(func.length(Result.body))).where(Result.batch_id == batch.id)
+            )
+            == LINES * CAP
+        )
     share = int(WORKER_BYTES * ANSWERS_SHARE)
     assert share <= max(held) <= share + LINES * READ_BYTES + CAP
     (lane,) = engine._lanes.values()
@@ -122,7 +141,7 @@ def test_answers_at_the_cap_are_held_within_the_budget(engine: Engine, server: H
 
 def test_answers_that_wait_for_the_database_are_not_timed_out(
     engine: Engine,
-    server: Hostile,  # noqa: F811
+    server: Hostile,
     configure: Callable[..., None],
     held: list[int],
 ) -> None:

@@ -23,12 +23,18 @@ REQUEST = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
 def test_no_key_and_a_wrong_key_are_401(api: Api, key: str | None) -> None:
     for path in ("/v1/files", "/v1/batches", "/v1/models"):
         answer = api.ask("GET", path, key=key)
-        assert (answer.status, answer.error["type"], answer.error["code"]) == (401, "authentication_error", "invalid_api_key")
+        assert (answer.status, answer.error["type"], answer.error["code"]) == (
+            401,
+            "authentication_error",
+            "invalid_api_key",
+        )
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
 def test_expired_key_is_401(api: Api) -> None:
-    answer = api.ask("GET", "/v1/files", key=new_key(expires_at=datetime.now(UTC) - timedelta(seconds=1)))
+    answer = api.ask(
+        "GET", "/v1/files", key=new_key(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    )
     assert (answer.status, "expired" in answer.error["message"]) == (401, True)
 
 
@@ -53,13 +59,19 @@ def test_missing_scope_is_403(api: Api, scope: str, method: str, path: str) -> N
 def test_unknown_route_is_404_and_wrong_method_405(api: Api) -> None:
     for path in ("/v1/nothing", "/nothing", "/v1/files/file-1/nothing"):
         answer = api.ask("GET", path)
-        assert (answer.status, answer.error["type"], answer.error["code"]) == (404, "not_found_error", "unknown_url"), path
+        assert (answer.status, answer.error["type"], answer.error["code"]) == (
+            404,
+            "not_found_error",
+            "unknown_url",
+        ), path
     answer = api.ask("PUT", "/v1/files")
     assert (answer.status, answer.error["type"]) == (405, "invalid_request_error")
     assert answer.headers["allow"] == "GET, HEAD, POST"
 
 
-@pytest.mark.parametrize("id", ["batch_1", "batch_" + "0" * 32, "%00", "%ff", "'; DROP TABLE batches", "b" * 3000])
+@pytest.mark.parametrize(
+    "id", ["batch_1", "batch_" + "0" * 32, "%00", "%ff", "'; DROP TABLE batches", "b" * 3000]
+)
 def test_an_id_that_is_none_is_404(api: Api, id: str) -> None:
     for path in (f"/v1/batches/{id}", f"/v1/files/{id}"):
         assert api.ask("GET", path.replace(" ", "%20")).error["type"] == "not_found_error"
@@ -67,10 +79,34 @@ def test_an_id_that_is_none_is_404(api: Api, id: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[1]", b"null", b'"text"', b"\xff\xfe{\x00", b"[" * 100_000, b'{"a":' * 100_000, b"{" * 100_000, b"nan"],
-    ids=["empty", "cut", "list", "null", "string", "utf-16", "deep list", "deep object", "deep braces", "nan"],
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe{\x00",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"{" * 100_000,
+        b"nan",
+    ],
+    ids=[
+        "empty",
+        "cut",
+        "list",
+        "null",
+        "string",
+        "utf-16",
+        "deep list",
+        "deep object",
+        "deep braces",
+        "nan",
+    ],
 )
-@pytest.mark.parametrize("kind", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""])
+@pytest.mark.parametrize(
+    "kind", ["application/json", "text/plain", "application/x-www-form-urlencoded", ""]
+)
 def test_a_body_that_is_no_json_object_is_400(api: Api, body: bytes, kind: str) -> None:
     answer = api.ask("POST", "/v1/batches", body, headers={"content-type": kind} if kind else {})
     assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
@@ -94,13 +130,25 @@ def test_a_body_that_is_no_json_object_is_400(api: Api, body: bytes, kind: str) 
         ({"metadata": {"k": "a\0b"}}, "metadata.k"),
         ({"metadata": {"k": "a\udfff"}}, "metadata.k"),
         ({"metadata": {str(n): "v" for n in range(17)}}, "metadata"),
-        ({"output_expires_after": {"anchor": "created_at", "seconds": 10}}, "output_expires_after.seconds"),
-        ({"output_expires_after": {"anchor": "now", "seconds": 3600}}, "output_expires_after.anchor"),
+        (
+            {"output_expires_after": {"anchor": "created_at", "seconds": 10}},
+            "output_expires_after.seconds",
+        ),
+        (
+            {"output_expires_after": {"anchor": "now", "seconds": 3600}},
+            "output_expires_after.anchor",
+        ),
     ],
 )
 def test_a_wrong_value_is_400_and_named(api: Api, change: dict[str, Any], param: str) -> None:
-    answer = api.ask("POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST, **change})
-    assert (answer.status, answer.error["type"], answer.error["param"]) == (400, "invalid_request_error", param)
+    answer = api.ask(
+        "POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST, **change}
+    )
+    assert (answer.status, answer.error["type"], answer.error["param"]) == (
+        400,
+        "invalid_request_error",
+        param,
+    )
     assert api.ask("GET", "/v1/batches").json["data"] == []
 
 
@@ -116,17 +164,36 @@ def test_a_wrong_value_is_400_and_named(api: Api, change: dict[str, Any], param:
         ("meta_data", "metadata"),
     ],
 )
-def test_a_known_field_under_another_spelling_is_never_ignored(api: Api, name: str, meant: str) -> None:
-    answer = api.ask("POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST, name: 3600})
-    assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "unknown_parameter", name)
+def test_a_known_field_under_another_spelling_is_never_ignored(
+    api: Api, name: str, meant: str
+) -> None:
+    answer = api.ask(
+        "POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST, name: 3600}
+    )
+    assert (answer.status, answer.error["code"], answer.error["param"]) == (
+        400,
+        "unknown_parameter",
+        name,
+    )
     assert f"`{meant}`" in answer.error["message"]
     assert api.ask("GET", "/v1/batches").json["data"] == []
 
 
 def test_fields_of_other_gateways_are_ignored_and_whole_numbers_have_any_spelling(api: Api) -> None:
-    extra = {"model": "x", "custom_llm_provider": "openai", "priority": 1, "service_tier": "flex", "name": "night", "user": "u"}
+    extra = {
+        "model": "x",
+        "custom_llm_provider": "openai",
+        "priority": 1,
+        "service_tier": "flex",
+        "name": "night",
+        "user": "u",
+    }
     life = {"anchor": "created_at", "seconds": 3600.0}
-    answer = api.ask("POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST, **extra, "output_expires_after": life})
+    answer = api.ask(
+        "POST",
+        "/v1/batches",
+        {"input_file_id": api.upload()["id"], **REQUEST, **extra, "output_expires_after": life},
+    )
     assert answer.status == 200
 
 
@@ -161,7 +228,9 @@ def test_a_json_body_over_the_limit_is_413(api: Api, configure: Any) -> None:
     answer = api.ask("POST", "/v1/batches", {"input_file_id": "x" * 5000, **REQUEST})
     assert (answer.status, answer.error["code"]) == (413, "request_too_large")
     with pytest.raises(openai.APIStatusError) as caught:
-        api.client.post("/batches", body={"input_file_id": "x" * 3_000_000, **REQUEST}, cast_to=object)
+        api.client.post(
+            "/batches", body={"input_file_id": "x" * 3_000_000, **REQUEST}, cast_to=object
+        )
     assert caught.value.status_code == 413
 
 
@@ -174,9 +243,19 @@ def test_a_file_of_another_purpose_is_no_input(api: Api) -> None:
 
 
 def test_cancel_takes_any_body_and_any_number_of_times(api: Api) -> None:
-    batch = api.ask("POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST}).json["id"]
+    batch = api.ask("POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST}).json[
+        "id"
+    ]
     for body in (None, b"", b"not json", b"[" * 5000):
-        assert api.ask("POST", f"/v1/batches/{batch}/cancel", body, headers={"content-type": "application/json"}).status == 200
+        assert (
+            api.ask(
+                "POST",
+                f"/v1/batches/{batch}/cancel",
+                body,
+                headers={"content-type": "application/json"},
+            ).status
+            == 200
+        )
     with db.transaction() as session:
         session.execute(text("UPDATE batches SET status = 'cancelled'"))
     answer = api.ask("POST", f"/v1/batches/{batch}/cancel")
@@ -185,11 +264,17 @@ def test_cancel_takes_any_body_and_any_number_of_times(api: Api) -> None:
 
 @pytest.mark.parametrize("status", ["completed", "failed", "expired", "finalizing"])
 def test_cancel_after_any_other_end_is_409_and_not_repeated(api: Api, status: str) -> None:
-    batch = api.ask("POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST}).json["id"]
+    batch = api.ask("POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST}).json[
+        "id"
+    ]
     with db.transaction() as session:
         session.execute(text(f"UPDATE batches SET status = '{status}'"))
     answer = api.ask("POST", f"/v1/batches/{batch}/cancel")
-    assert (answer.status, answer.error["code"], answer.headers["x-should-retry"]) == (409, "batch_not_cancellable", "false")
+    assert (answer.status, answer.error["code"], answer.headers["x-should-retry"]) == (
+        409,
+        "batch_not_cancellable",
+        "false",
+    )
     with pytest.raises(openai.ConflictError):
         api.client.with_options(max_retries=2).batches.cancel(batch)
 
@@ -199,7 +284,11 @@ def test_an_input_is_deleted_once_its_cancelled_batch_has_ended(api: Api) -> Non
     batch = api.ask("POST", "/v1/batches", {"input_file_id": file, **REQUEST}).json["id"]
     api.ask("POST", f"/v1/batches/{batch}/cancel")
     answer = api.ask("DELETE", f"/v1/files/{file}")
-    assert (answer.status, answer.error["code"], answer.headers["x-should-retry"]) == (409, "file_in_use", "true")
+    assert (answer.status, answer.error["code"], answer.headers["x-should-retry"]) == (
+        409,
+        "file_in_use",
+        "true",
+    )
     assert float(answer.headers["retry-after"]) > 0
     finalize.run(UUID(hex=batch.removeprefix("batch_")))
     assert api.ask("DELETE", f"/v1/files/{file}").json["deleted"] is True
@@ -215,7 +304,9 @@ def test_a_bug_is_a_500_without_its_trace(api: Api, monkeypatch: pytest.MonkeyPa
     assert b"secret" not in answer.body
 
 
-def test_a_database_that_is_away_is_503_with_a_pause(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_is_away_is_503_with_a_pause(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         nowhere = free.getsockname()[1]
     db.engine().dispose()
@@ -227,24 +318,43 @@ def test_a_database_that_is_away_is_503_with_a_pause(api: Api, monkeypatch: pyte
         ready = api.ask("GET", "/readyz", key=None)
     config.settings.cache_clear()
     db.engine.cache_clear()
-    assert (answer.status, answer.error["type"], answer.headers["retry-after"]) == (503, "server_error", "5")
+    assert (answer.status, answer.error["type"], answer.headers["retry-after"]) == (
+        503,
+        "server_error",
+        "5",
+    )
     assert (ready.status, ready.json["status"]) == (503, "unavailable")
-    assert ready.json["checks"]["database"]["status"] == ready.json["checks"]["migrations"]["status"] == "failed"
+    assert (
+        ready.json["checks"]["database"]["status"]
+        == ready.json["checks"]["migrations"]["status"]
+        == "failed"
+    )
     assert ready.json["checks"]["storage"]["status"] == "ok"
 
 
 def test_the_request_id_is_ours(api: Api) -> None:
     mine = f"req_{uuid4().hex}"
-    ids = {api.ask("GET", path, headers={"x-request-id": mine}).headers["x-request-id"] for path in ("/v1/files", "/nothing", "/livez")}
+    ids = {
+        api.ask("GET", path, headers={"x-request-id": mine}).headers["x-request-id"]
+        for path in ("/v1/files", "/nothing", "/livez")
+    }
     assert len(ids) == 3
     assert mine not in ids
 
 
-def test_a_stranger_is_refused_before_they_are_told_what_is_wrong_with_their_request(api: Api) -> None:
-    for method, path, body in (("POST", "/v1/batches", {}), ("POST", "/v1/batches", b"{"), ("GET", "/v1/batches?limit=0", None)):
+def test_a_stranger_is_refused_before_they_are_told_what_is_wrong_with_their_request(
+    api: Api,
+) -> None:
+    for method, path, body in (
+        ("POST", "/v1/batches", {}),
+        ("POST", "/v1/batches", b"{"),
+        ("GET", "/v1/batches?limit=0", None),
+    ):
         answer = api.ask(method, path, body, headers={"content-type": "application/json"}, key=None)
         assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
-        assert api.ask(method, path, body, headers={"content-type": "application/json"}).status == 400
+        assert (
+            api.ask(method, path, body, headers={"content-type": "application/json"}).status == 400
+        )
 
 
 @pytest.mark.parametrize(("scope", "status"), [("read", 200), ("billing", 403)])
@@ -259,5 +369,10 @@ def test_the_log_names_account_and_key_of_a_request_let_in_or_not(
     with db.reading() as session:
         key = session.execute(select(ApiKey).order_by(ApiKey.id.desc()).limit(1)).scalar_one()
     named, unnamed = (call.kwargs for call in logger.info.call_args_list)
-    assert (named["status"], named["account_id"], named["livemode"], named["key_id"]) == (status, key.account_id, False, key.id)
+    assert (named["status"], named["account_id"], named["livemode"], named["key_id"]) == (
+        status,
+        key.account_id,
+        False,
+        key.id,
+    )
     assert (unnamed["status"], "account_id" in unnamed) == (401, False)

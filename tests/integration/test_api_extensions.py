@@ -33,13 +33,27 @@ def assert_shape(kind: type[BaseModel], answer: Answer) -> None:
 def batch_id(api: Api) -> str:
     """A batch of ten lines with three succeeded and one failed."""
     file = api.upload(factories.jsonl([factories.chat_line(f"l{n}") for n in range(1, 11)]))
-    batch_id: str = api.ask("POST", "/v1/batches", {"input_file_id": file["id"], **REQUEST}).json["id"]
+    batch_id: str = api.ask("POST", "/v1/batches", {"input_file_id": file["id"], **REQUEST}).json[
+        "id"
+    ]
     with db.transaction() as session:
         session.execute(text("UPDATE batches SET status = 'in_progress'"))
         counts = {"completed": 3, "failed": 1, "input_tokens": 30, "output_tokens": 6}
-        session.execute(insert(Task), {"batch_id": uuid(batch_id), "seq": 1, "model": "m", "lines": 10, "line_index": b"", **counts})
+        session.execute(
+            insert(Task),
+            {
+                "batch_id": uuid(batch_id),
+                "seq": 1,
+                "model": "m",
+                "lines": 10,
+                "line_index": b"",
+                **counts,
+            },
+        )
         rows = [(7, 200), (1, 200), (4, 400), (2, 200)]
-        session.execute(insert(Result), [_row(batch_id, line_no, status) for line_no, status in rows])
+        session.execute(
+            insert(Result), [_row(batch_id, line_no, status) for line_no, status in rows]
+        )
     return batch_id
 
 
@@ -67,12 +81,29 @@ def end(batch_id: str) -> tuple[str, int]:
     """Complete the batch as finalize does; its output file and that file's size."""
     with db.transaction() as session:
         batch = session.get_one(Batch, uuid(batch_id))
-        size = sum(len(jsonl.result_line(batch.id, n, f"l{n}", 200, BODY, None, None)) for n in (1, 2, 7))
-        mine = {"account_id": batch.account_id, "livemode": batch.livemode, "purpose": "batch_output", "batch_id": batch.id}
-        file = File(id=ids.new(), filename=f"{batch_id}_output.jsonl", size=size, part=FilePart.OUTPUT, **mine)
+        size = sum(
+            len(jsonl.result_line(batch.id, n, f"l{n}", 200, BODY, None, None)) for n in (1, 2, 7)
+        )
+        mine = {
+            "account_id": batch.account_id,
+            "livemode": batch.livemode,
+            "purpose": "batch_output",
+            "batch_id": batch.id,
+        }
+        file = File(
+            id=ids.new(),
+            filename=f"{batch_id}_output.jsonl",
+            size=size,
+            part=FilePart.OUTPUT,
+            **mine,
+        )
         session.add(file)
         session.flush()
-        session.execute(update(Batch).values(status="completed", output_file_id=file.id, total=10, completed=9, failed=1))
+        session.execute(
+            update(Batch).values(
+                status="completed", output_file_id=file.id, total=10, completed=9, failed=1
+            )
+        )
         return ids.render("file", file.id), size
 
 
@@ -86,15 +117,27 @@ def test_results_are_read_in_order_while_the_batch_runs(api: Api, batch_id: str)
     assert custom_ids(output.body) == ["l1", "l2", "l7"]
     assert custom_ids(errors.body) == ["l4"]
     for answer in (output, errors):
-        told = [answer.headers[f"x-batch-{name}"] for name in ("complete", "lines-done", "lines-total")]
+        told = [
+            answer.headers[f"x-batch-{name}"] for name in ("complete", "lines-done", "lines-total")
+        ]
         assert told == ["false", "4", "10"]
     assert api.ask("GET", f"/v1/batches/{batch_id}").json["output_file_id"] is None
 
 
 def test_progress_and_usage_are_live(api: Api, batch_id: str) -> None:
     batch = api.ask("GET", f"/v1/batches/{batch_id}").json
-    assert batch["request_counts"] == {"total": 10, "completed": 3, "failed": 1, "cancelled": 0, "expired": 0}
-    assert (batch["usage"]["input_tokens"], batch["usage"]["output_tokens"], batch["usage"]["total_tokens"]) == (30, 6, 36)
+    assert batch["request_counts"] == {
+        "total": 10,
+        "completed": 3,
+        "failed": 1,
+        "cancelled": 0,
+        "expired": 0,
+    }
+    assert (
+        batch["usage"]["input_tokens"],
+        batch["usage"]["output_tokens"],
+        batch["usage"]["total_tokens"],
+    ) == (30, 6, 36)
 
 
 def test_an_ended_batch_has_the_same_lines_as_its_output_file(api: Api, batch_id: str) -> None:
@@ -104,14 +147,20 @@ def test_an_ended_batch_has_the_same_lines_as_its_output_file(api: Api, batch_id
     assert output.body == content.body
     assert output.headers["x-batch-complete"] == "true"
     assert content.headers["content-length"] == output.headers["content-length"] == str(size)
-    assert content.headers["content-disposition"].startswith(f'attachment; filename="{batch_id}_output.jsonl"')
+    assert content.headers["content-disposition"].startswith(
+        f'attachment; filename="{batch_id}_output.jsonl"'
+    )
     assert api.client.files.content(file_id).read() == content.body
     assert api.ask("GET", f"/v1/batches/{batch_id}/errors").headers["x-batch-complete"] == "true"
 
 
 def test_a_deleted_output_file_takes_its_lines_with_it(api: Api, batch_id: str) -> None:
     file_id, _ = end(batch_id)
-    assert api.ask("DELETE", f"/v1/files/{file_id}").json == {"id": file_id, "object": "file", "deleted": True}
+    assert api.ask("DELETE", f"/v1/files/{file_id}").json == {
+        "id": file_id,
+        "object": "file",
+        "deleted": True,
+    }
     assert api.ask("GET", f"/v1/files/{file_id}/content").status == 404
     assert api.ask("GET", f"/v1/batches/{batch_id}/output").status == 404
     assert api.ask("GET", f"/v1/batches/{batch_id}").json["output_file_id"] == file_id
@@ -125,9 +174,16 @@ def test_money_and_limits_have_the_shapes_that_are_described(api: Api, batch_id:
             kind="usage", description="m, input tokens", model="m", component="input", quantity=Decimal(30), unit_price=Decimal("0.02"),
             answered_by="simulated", amount=Decimal("0.0000006"),
         )  # fmt: skip
-        discount = InvoiceLine(kind="discount", description="Batch discount", unit_price=Decimal("0.5"), amount=Decimal("-0.0000003"))
+        discount = InvoiceLine(
+            kind="discount",
+            description="Batch discount",
+            unit_price=Decimal("0.5"),
+            amount=Decimal("-0.0000003"),
+        )
         total = usage.amount + discount.amount
-        header = Invoice(account_id=batch.account_id, livemode=batch.livemode, batch_id=batch.id, total=total)
+        header = Invoice(
+            account_id=batch.account_id, livemode=batch.livemode, batch_id=batch.id, total=total
+        )
         invoices.store(session, header, [usage, discount])
     invoice = api.ask("GET", f"/v1/batches/{batch_id}/invoice")
     assert_shape(InvoiceObject, invoice)
@@ -145,7 +201,9 @@ def test_an_invoice_is_404_before_the_end(api: Api, batch_id: str) -> None:
     assert api.ask("GET", f"/v1/batches/{batch_id}/invoice").error["type"] == "not_found_error"
 
 
-@pytest.mark.parametrize(("month", "status"), [("2026-11", 200), ("2026-13", 400), ("x", 400), ("0000-01", 400)])
+@pytest.mark.parametrize(
+    ("month", "status"), [("2026-11", 200), ("2026-13", 400), ("x", 400), ("0000-01", 400)]
+)
 def test_a_statement_is_of_a_month(api: Api, month: str, status: int) -> None:
     answer = api.ask("GET", f"/v1/statements/{month}")
     assert answer.status == status
@@ -158,7 +216,11 @@ def test_a_statement_is_of_a_month(api: Api, month: str, status: int) -> None:
 @pytest.mark.parametrize("endpoint", [None, "/v1/chat/completions"])
 def test_an_estimate_prices_good_lines_and_lists_bad_ones(api: Api, endpoint: str | None) -> None:
     lines = factories.jsonl([factories.chat_line("a"), factories.chat_line("b", model="gpt-9")])
-    answer = api.ask("POST", "/v1/batches/estimate", {"input_file_id": api.upload(lines)["id"], "endpoint": endpoint})
+    answer = api.ask(
+        "POST",
+        "/v1/batches/estimate",
+        {"input_file_id": api.upload(lines)["id"], "endpoint": endpoint},
+    )
     assert answer.status == 200
     estimate = answer.json
     assert (estimate["valid"], estimate["error_count"]) == (False, 1)

@@ -48,12 +48,14 @@ def test_ready_when_every_store_answers(api: Api) -> None:
     assert api.ask("GET", "/livez", key=None).json == {"status": "ok"}
     answer = api.ask("GET", "/readyz", key=None)
     assert (answer.status, answer.json["status"]) == (200, "ok")
-    assert {name: check["status"] for name, check in answer.json["checks"].items()} == dict.fromkeys(
-        ["database", "migrations", "redis", "storage", "disk", "workers"], "ok"
-    )
+    assert {
+        name: check["status"] for name, check in answer.json["checks"].items()
+    } == dict.fromkeys(["database", "migrations", "redis", "storage", "disk", "workers"], "ok")
 
 
-def test_with_a_redis_that_cannot_be_written_to_it_is_degraded_and_ready(api: Api, valkey: redis.Redis) -> None:
+def test_with_a_redis_that_cannot_be_written_to_it_is_degraded_and_ready(
+    api: Api, valkey: redis.Redis
+) -> None:
     valkey.replicaof("127.0.0.1", "1")
     try:
         answer = api.ask("GET", "/readyz", key=None)
@@ -72,12 +74,17 @@ def test_without_redis_it_is_degraded_and_ready(api: Api, configure: object) -> 
     assert api.upload()["object"] == "file"
 
 
-def test_a_check_that_hangs_does_not_hang_the_answer(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_hangs_does_not_hang_the_answer(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     released = threading.Event()
     monkeypatch.setitem(health.CHECKS, "storage", released.wait)
     answer = api.ask("GET", "/readyz", key=None)
     released.set()
-    assert (answer.status, answer.json["checks"]["storage"]["error"]) == (503, "no answer within 1 s")
+    assert (answer.status, answer.json["checks"]["storage"]["error"]) == (
+        503,
+        "no answer within 1 s",
+    )
 
 
 def test_a_schema_that_is_behind_is_not_ready(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,8 +114,10 @@ def test_the_description_has_every_route_and_one_shape_of_errors(api: Api) -> No
     described = api.ask("GET", "/openapi.json", key=None).json
     assert set(described["paths"]) == PATHS
     assert "HTTPValidationError" not in json.dumps(described)
-    upload = described["paths"]["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    upload = described["paths"]["/v1/files"]["post"]["requestBody"]["content"][
+        "multipart/form-data"
+    ]["schema"]
     assert upload["required"] == ["file", "purpose"]
-    assert described["paths"]["/v1/batches"]["post"]["responses"]["200"]["content"]["application/json"]["schema"] == {
-        "$ref": "#/components/schemas/BatchObject"
-    }
+    assert described["paths"]["/v1/batches"]["post"]["responses"]["200"]["content"][
+        "application/json"
+    ]["schema"] == {"$ref": "#/components/schemas/BatchObject"}

@@ -18,7 +18,9 @@ KEY = {"idempotency-key": "nightly-1"}
 REQUEST = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
 
-def upload(api: Api, content: bytes = b"{}\n", filename: str = "a", headers: dict[str, str] = KEY) -> Answer:
+def upload(
+    api: Api, content: bytes = b"{}\n", filename: str = "a", headers: dict[str, str] = KEY
+) -> Answer:
     kind, body = multipart(("file", filename, content), ("purpose", None, b"batch"))
     return api.ask("POST", "/v1/files", body, headers={"content-type": kind, **headers})
 
@@ -65,8 +67,15 @@ def test_the_same_key_with_another_request_is_400(api: Api) -> None:
 
 
 def test_a_request_that_failed_leaves_its_key_free(api: Api) -> None:
-    assert api.ask("POST", "/v1/batches", {"input_file_id": "file-none", **REQUEST}, headers=KEY).status == 400
-    answer = api.ask("POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST}, headers=KEY)
+    assert (
+        api.ask(
+            "POST", "/v1/batches", {"input_file_id": "file-none", **REQUEST}, headers=KEY
+        ).status
+        == 400
+    )
+    answer = api.ask(
+        "POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST}, headers=KEY
+    )
     assert answer.status == 200
     assert "idempotent-replayed" not in answer.headers
 
@@ -78,7 +87,12 @@ def test_a_key_belongs_to_its_account(api: Api) -> None:
 
 @pytest.mark.parametrize("key", ["", "k" * 256, "a\tb"])
 def test_a_key_that_is_none_is_400(api: Api, key: str) -> None:
-    answer = api.ask("POST", "/v1/batches", {"input_file_id": api.upload()["id"], **REQUEST}, headers={"idempotency-key": key})
+    answer = api.ask(
+        "POST",
+        "/v1/batches",
+        {"input_file_id": api.upload()["id"], **REQUEST},
+        headers={"idempotency-key": key},
+    )
     assert (answer.status, answer.error["param"]) == (400, "Idempotency-Key")
 
 
@@ -87,21 +101,29 @@ def test_many_at_once_create_one(api: Api, kind: str) -> None:
     request: dict[str, Any] = {"input_file_id": api.upload()["id"], **REQUEST}
 
     def send(_: int) -> Answer:
-        return upload(api, b"x" * 100_000) if kind == "file" else api.ask("POST", "/v1/batches", request, headers=KEY)
+        return (
+            upload(api, b"x" * 100_000)
+            if kind == "file"
+            else api.ask("POST", "/v1/batches", request, headers=KEY)
+        )
 
     with ThreadPoolExecutor(12) as threads:
         answers = list(threads.map(send, range(24)))
     assert {answer.status for answer in answers} == {200}
     assert len({answer.body for answer in answers}) == 1
     assert sum("idempotent-replayed" not in answer.headers for answer in answers) == 1
-    assert len(api.ask("GET", f"/v1/{'files' if kind == 'file' else 'batches'}").json["data"]) == (2 if kind == "file" else 1)
+    assert len(api.ask("GET", f"/v1/{'files' if kind == 'file' else 'batches'}").json["data"]) == (
+        2 if kind == "file" else 1
+    )
 
 
 def test_a_key_that_the_sweep_deletes_between_the_conflict_and_the_look_is_claimed_again(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def once(session: Session, caller: Caller, answer: bytes) -> idempotency.Answer:
-        return idempotency.once(session, caller, "nightly-1", route="POST /", fingerprint=b"", create=lambda: answer)
+        return idempotency.once(
+            session, caller, "nightly-1", route="POST /", fingerprint=b"", create=lambda: answer
+        )
 
     with db.transaction() as session:
         caller = factories.caller(session)

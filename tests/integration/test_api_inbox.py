@@ -15,7 +15,13 @@ from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.pipeline import validate
 from xalen_batch.schedules import fire
 
-NIGHTLY = {"name": "Nightly digest", "cron": "30 2 * * *", "timezone": "Europe/Berlin", "endpoint": CHAT, "inbox": {}}
+NIGHTLY = {
+    "name": "Nightly digest",
+    "cron": "30 2 * * *",
+    "timezone": "Europe/Berlin",
+    "endpoint": CHAT,
+    "inbox": {},
+}
 A, B, C = (factories.chat_line(name) for name in "abc")
 JSONL = {"content-type": "application/jsonl"}
 
@@ -47,12 +53,19 @@ def pending(api: Api, schedule: str) -> int:
 
 
 def refused(answer: Answer, code: str | None, param: str | None = None) -> str:
-    assert (answer.status, answer.error["type"], answer.error["code"], answer.error["param"]) == (400, "invalid_request_error", code, param)
+    assert (answer.status, answer.error["type"], answer.error["code"], answer.error["param"]) == (
+        400,
+        "invalid_request_error",
+        code,
+        param,
+    )
     message: str = answer.error["message"]
     return message
 
 
-def test_one_or_many_wait_for_the_next_run_and_what_is_known_is_not_added_again(api: Api, schedule: str) -> None:
+def test_one_or_many_wait_for_the_next_run_and_what_is_known_is_not_added_again(
+    api: Api, schedule: str
+) -> None:
     found = api.ask("GET", schedule).json
     first = send(api, schedule, A)
     assert first.json == {
@@ -65,31 +78,59 @@ def test_one_or_many_wait_for_the_next_run_and_what_is_known_is_not_added_again(
     }
     assert counts(send(api, schedule, [A, B])) == (1, 1, 2)
     assert counts(send(api, schedule, {"requests": [B, C]})) == (1, 1, 3)
-    assert counts(send(api, schedule, json.dumps(A, indent=4).encode(), **{"content-type": "application/json"})) == (0, 1, 3)
+    assert counts(
+        send(
+            api, schedule, json.dumps(A, indent=4).encode(), **{"content-type": "application/json"}
+        )
+    ) == (0, 1, 3)
     assert pending(api, schedule) == 3
 
 
 @pytest.mark.parametrize(
-    "kind", ["application/jsonl", "application/x-ndjson", "application/jsonlines", "application/json-lines", "text/plain; charset=utf-8"]
+    "kind",
+    [
+        "application/jsonl",
+        "application/x-ndjson",
+        "application/jsonlines",
+        "application/json-lines",
+        "text/plain; charset=utf-8",
+    ],
 )
 def test_lines_are_known_by_their_content_type(api: Api, schedule: str, kind: str) -> None:
-    assert counts(send(api, schedule, factories.jsonl([A, B]), **{"content-type": kind})) == (2, 0, 2)
+    assert counts(send(api, schedule, factories.jsonl([A, B]), **{"content-type": kind})) == (
+        2,
+        0,
+        2,
+    )
 
 
-@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "application/x-www-form-urlencoded", ""])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/json",
+        "Application/JSON; charset=utf-8",
+        "application/x-www-form-urlencoded",
+        "",
+    ],
+)
 def test_anything_else_is_json(api: Api, schedule: str, kind: str) -> None:
     headers = {"content-type": kind} if kind else {}
     assert counts(send(api, schedule, json.dumps([A, B]).encode(), **headers)) == (2, 0, 2)
 
 
-def test_what_was_sent_is_the_input_of_the_next_run_and_later_ones_wait_for_the_one_after(api: Api, schedule: str) -> None:
+def test_what_was_sent_is_the_input_of_the_next_run_and_later_ones_wait_for_the_one_after(
+    api: Api, schedule: str
+) -> None:
     numbers = json.dumps(B)[:-2].encode() + b', "temperature": 0.10, "seed": 18446744073709551617}}'
     send(api, schedule, [C, A])
     send(api, schedule, numbers, **JSONL)
     run = api.ask("POST", f"{schedule}/run").json
     assert counts(send(api, schedule, A)) == (1, 0, 1)
     batch = api.ask("GET", f"/v1/batches/{run['batch_id']}").json
-    assert api.ask("GET", f"/v1/files/{batch['input_file_id']}/content").error["code"] == "file_not_ready"
+    assert (
+        api.ask("GET", f"/v1/files/{batch['input_file_id']}/content").error["code"]
+        == "file_not_ready"
+    )
     batch_id = ids.parse("batch", batch["id"])
     assert batch_id is not None
     validate.run(batch_id)
@@ -101,12 +142,22 @@ def test_what_was_sent_is_the_input_of_the_next_run_and_later_ones_wait_for_the_
 
 def test_one_wrong_request_refuses_all_and_is_named(api: Api, schedule: str) -> None:
     wrong = factories.chat_line("b", model="gpt-9")
-    assert "Request 2 (custom_id 'b')" in refused(send(api, schedule, [A, wrong]), "model_not_found", "[1].body.model")
-    assert "Line 2 (custom_id 'b')" in refused(send(api, schedule, factories.jsonl([A, wrong]), **JSONL), "model_not_found", "body.model")
-    assert "used on line 1" in refused(send(api, schedule, factories.jsonl([A, A]), **JSONL), "duplicate_custom_id", "custom_id")
+    assert "Request 2 (custom_id 'b')" in refused(
+        send(api, schedule, [A, wrong]), "model_not_found", "[1].body.model"
+    )
+    assert "Line 2 (custom_id 'b')" in refused(
+        send(api, schedule, factories.jsonl([A, wrong]), **JSONL), "model_not_found", "body.model"
+    )
+    assert "used on line 1" in refused(
+        send(api, schedule, factories.jsonl([A, A]), **JSONL), "duplicate_custom_id", "custom_id"
+    )
     assert pending(api, schedule) == 0
     send(api, schedule, A)
-    refused(send(api, schedule, [B, factories.chat_line("a", "Another question?")]), "duplicate_custom_id", "custom_id")
+    refused(
+        send(api, schedule, [B, factories.chat_line("a", "Another question?")]),
+        "duplicate_custom_id",
+        "custom_id",
+    )
     assert pending(api, schedule) == 1
 
 
@@ -139,7 +190,12 @@ def test_one_wrong_request_refuses_all_and_is_named(api: Api, schedule: str) -> 
         json.dumps(A).encode()[:-2] + b', "temperature": NaN}}',
         json.dumps(A).encode()[:-2] + b', "temperature": 1e999}}',
         json.dumps(A).encode()[:-2] + b', "max_tokens": ' + b"9" * 9_000 + b"}}",
-        json.dumps(A).encode()[:-2] + b', "metadata": ' + b'{"a":' * 5_000 + b"1" + b"}" * 5_000 + b"}}",
+        json.dumps(A).encode()[:-2]
+        + b', "metadata": '
+        + b'{"a":' * 5_000
+        + b"1"
+        + b"}" * 5_000
+        + b"}}",
         json.dumps(A).encode() + b"\xff",
     ],
     ids=lambda body: body[:40].decode("ascii", "backslashreplace"),
@@ -151,18 +207,24 @@ def test_whatever_is_no_request_is_400(api: Api, schedule: str, kind: str, body:
     assert pending(api, schedule) == 0
 
 
-def test_a_body_may_be_larger_than_others_but_not_too_large(api: Api, schedule: str, configure: Any) -> None:
+def test_a_body_may_be_larger_than_others_but_not_too_large(
+    api: Api, schedule: str, configure: Any
+) -> None:
     configure(max_json_bytes=1_000, max_inbox_bytes=20_000)
     assert counts(send(api, schedule, factories.chat_line("a", "x" * 15_000))) == (1, 0, 1)
     answer = send(api, schedule, factories.chat_line("b", "x" * 20_000))
     assert (answer.status, answer.error["code"]) == (413, "request_too_large")
     assert "20,000 bytes" in answer.error["message"]
     assert api.ask("PATCH", schedule, {"name": "x" * 15_000}).status == 413
-    packed = send(api, schedule, gzip.compress(json.dumps(B).encode()), **{"content-encoding": "gzip"})
+    packed = send(
+        api, schedule, gzip.compress(json.dumps(B).encode()), **{"content-encoding": "gzip"}
+    )
     assert (packed.status, packed.error["code"]) == (415, "unsupported_content_encoding")
 
 
-def test_a_paused_schedule_takes_requests_and_one_without_an_inbox_or_a_future_does_not(api: Api, schedule: str) -> None:
+def test_a_paused_schedule_takes_requests_and_one_without_an_inbox_or_a_future_does_not(
+    api: Api, schedule: str
+) -> None:
     api.ask("POST", f"{schedule}/pause")
     answer = send(api, schedule, A)
     assert (counts(answer), answer.json["next_fire_at"]) == ((1, 0, 1), None)
@@ -170,11 +232,16 @@ def test_a_paused_schedule_takes_requests_and_one_without_an_inbox_or_a_future_d
     refused(send(api, create(api, inbox=None, input_file_id=file), A), "no_inbox")
     ended = create(api, ends_at=4_000_000_000)
     with db.transaction() as session:
-        session.execute(text("UPDATE schedules SET status = 'ended', next_fire_at = NULL WHERE id = :id"), {"id": ended[-32:]})
+        session.execute(
+            text("UPDATE schedules SET status = 'ended', next_fire_at = NULL WHERE id = :id"),
+            {"id": ended[-32:]},
+        )
     refused(send(api, ended, A), "schedule_ended")
 
 
-def test_a_full_inbox_takes_no_more_until_its_next_run(api: Api, schedule: str, configure: Any) -> None:
+def test_a_full_inbox_takes_no_more_until_its_next_run(
+    api: Api, schedule: str, configure: Any
+) -> None:
     configure(max_batch_lines=2)
     send(api, schedule, [A, B])
     refused(send(api, schedule, C), "inbox_full")
@@ -183,10 +250,14 @@ def test_a_full_inbox_takes_no_more_until_its_next_run(api: Api, schedule: str, 
     assert counts(send(api, schedule, C)) == (1, 0, 1)
 
 
-def test_requests_that_wait_are_not_left_behind_when_the_schedule_changes_or_goes(api: Api, schedule: str) -> None:
+def test_requests_that_wait_are_not_left_behind_when_the_schedule_changes_or_goes(
+    api: Api, schedule: str
+) -> None:
     send(api, schedule, [A, B])
     file = api.upload(factories.jsonl([A]))["id"]
-    assert "2 requests" in refused(api.ask("PATCH", schedule, {"input_file_id": file}), "inbox_not_empty", "inbox")
+    assert "2 requests" in refused(
+        api.ask("PATCH", schedule, {"input_file_id": file}), "inbox_not_empty", "inbox"
+    )
     refused(api.ask("PATCH", schedule, {"endpoint": RERANK}), "inbox_not_empty", "endpoint")
     refused(api.ask("DELETE", schedule), "inbox_not_empty", "discard_requests")
     assert api.ask("PATCH", schedule, {"name": "Other", "cron": "@daily"}).status == 200
@@ -203,10 +274,18 @@ def test_a_request_that_arrives_while_the_inbox_goes_is_refused_or_keeps_it(api:
     with ThreadPoolExecutor(6) as threads:
         for number in range(10):
             schedule = create(api)
-            way = ("PATCH", schedule, {"input_file_id": file}) if number % 2 else ("DELETE", schedule)
-            sent = [threads.submit(send, api, schedule, factories.chat_line(str(line))) for line in range(3)]
+            way = (
+                ("PATCH", schedule, {"input_file_id": file}) if number % 2 else ("DELETE", schedule)
+            )
+            sent = [
+                threads.submit(send, api, schedule, factories.chat_line(str(line)))
+                for line in range(3)
+            ]
             gone = threads.submit(api.ask, *way)
-            sent += [threads.submit(send, api, schedule, factories.chat_line(str(line))) for line in range(3, 5)]
+            sent += [
+                threads.submit(send, api, schedule, factories.chat_line(str(line)))
+                for line in range(3, 5)
+            ]
             accepted = sum(answer.result().status == 200 for answer in sent)
             assert gone.result().status == (400 if accepted else 200), (number, accepted)
             if accepted:

@@ -43,16 +43,27 @@ def test_a_key_is_made_used_listed_and_deleted(admin: Api) -> None:
     assert mine == {**made, "last_used_at": mine["last_used_at"]}
     assert mine["last_used_at"] is not None
     assert own["scopes"] == ["admin"]
-    assert admin.ask("DELETE", f"{PATH}/{made['id']}").json == {"id": made["id"], "object": "api_key", "deleted": True}
+    assert admin.ask("DELETE", f"{PATH}/{made['id']}").json == {
+        "id": made["id"],
+        "object": "api_key",
+        "deleted": True,
+    }
     assert admin.ask("GET", "/v1/files", key=secret).status == 401
     assert [key["id"] for key in admin.ask("GET", PATH).json["data"]] == [own["id"]]
 
 
-@pytest.mark.parametrize(("body", "overlap"), [(None, 86_400), ({}, 86_400), ({"overlap_seconds": 600}, 600)])
+@pytest.mark.parametrize(
+    ("body", "overlap"), [(None, 86_400), ({}, 86_400), ({"overlap_seconds": 600}, 600)]
+)
 def test_a_rotated_key_goes_on_beside_the_new_one(admin: Api, body: Any, overlap: int) -> None:
     made = admin.ask("POST", PATH, {"name": "ci", "scopes": ["read"]}).json
     rotated = admin.ask("POST", f"{PATH}/{made['id']}/rotate", body).json
-    assert (rotated["name"], rotated["scopes"], rotated["rotated_from"], rotated["expires_at"]) == ("ci", ["read"], made["id"], None)
+    assert (rotated["name"], rotated["scopes"], rotated["rotated_from"], rotated["expires_at"]) == (
+        "ci",
+        ["read"],
+        made["id"],
+        None,
+    )
     old = next(key for key in admin.ask("GET", PATH).json["data"] if key["id"] == made["id"])
     assert abs(old["expires_at"] - datetime.now(UTC).timestamp() - overlap) < 60
     for secret in (made["secret"], rotated["secret"]):
@@ -70,7 +81,9 @@ def test_a_key_rotated_without_an_overlap_is_refused_at_once(admin: Api) -> None
 def test_a_key_may_have_an_end(admin: Api) -> None:
     end = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
     for sent in (end.isoformat(), end.replace(tzinfo=None).isoformat(), int(end.timestamp())):
-        assert admin.ask("POST", PATH, {"name": "x", "expires_at": sent}).json["expires_at"] == int(end.timestamp())
+        assert admin.ask("POST", PATH, {"name": "x", "expires_at": sent}).json["expires_at"] == int(
+            end.timestamp()
+        )
     answer = admin.ask("POST", PATH, {"name": "x", "expires_at": "2020-01-01"})
     assert (answer.status, answer.error["param"]) == (400, "expires_at")
 
@@ -89,14 +102,19 @@ def test_a_key_may_have_an_end(admin: Api) -> None:
         ({"name": "x", "expires_at": "soon"}, "expires_at"),
     ],
 )
-def test_a_wrong_request_is_400_and_makes_no_key(admin: Api, body: dict[str, Any], param: str) -> None:
+def test_a_wrong_request_is_400_and_makes_no_key(
+    admin: Api, body: dict[str, Any], param: str
+) -> None:
     answer = admin.ask("POST", PATH, body)
     assert (answer.status, answer.error["param"]) == (400, param)
     assert len(admin.ask("GET", PATH).json["data"]) == 1
 
 
 def test_a_misspelt_field_is_explained_by_those_there_are(admin: Api) -> None:
-    assert "Did you mean `scopes`?" in admin.ask("POST", PATH, {"name": "x", "scope": ["read"]}).error["message"]
+    assert (
+        "Did you mean `scopes`?"
+        in admin.ask("POST", PATH, {"name": "x", "scope": ["read"]}).error["message"]
+    )
 
 
 @pytest.mark.parametrize("overlap", [-1, 30 * 86_400 + 1, "24h", None])
@@ -109,13 +127,17 @@ def test_an_overlap_is_checked(admin: Api, overlap: Any) -> None:
 def test_keys_are_those_of_the_callers_account_and_mode(admin: Api) -> None:
     with db.transaction() as session:
         own = accounts.authenticate(session, admin.key)
-        other_mode = accounts.authenticate(session, factories.key(session, factories.account(session)))
+        other_mode = accounts.authenticate(
+            session, factories.key(session, factories.account(session))
+        )
         live = Owner(own.account_id, livemode=True)
         live_key, _ = keys.create(session, live, name="live")
     for foreign in (ids.render("key", live_key.id), ids.render("key", other_mode.key_id)):
         assert admin.ask("POST", f"{PATH}/{foreign}/rotate").status == 404
         assert admin.ask("DELETE", f"{PATH}/{foreign}").status == 404
-    assert [key["id"] for key in admin.ask("GET", PATH).json["data"]] == [ids.render("key", own.key_id)]
+    assert [key["id"] for key in admin.ask("GET", PATH).json["data"]] == [
+        ids.render("key", own.key_id)
+    ]
 
 
 def test_pages_of_keys(admin: Api) -> None:
@@ -128,5 +150,7 @@ def test_pages_of_keys(admin: Api) -> None:
 
 def test_an_idempotency_key_does_not_keep_a_secret(admin: Api) -> None:
     header = {"idempotency-key": "again"}
-    first, second = (admin.ask("POST", PATH, {"name": "x"}, headers=header).json["secret"] for _ in range(2))
+    first, second = (
+        admin.ask("POST", PATH, {"name": "x"}, headers=header).json["secret"] for _ in range(2)
+    )
     assert first != second

@@ -1,4 +1,6 @@
-"""Limits as a client meets them: what is told, what is refused, and that a client which obeys gets everything done."""
+"""Limits as a client meets them: what is told, what is refused, and that a client which obeys gets
+everything done.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +34,11 @@ def forgotten() -> None:
 
 
 def create(api: Api, file_id: str, **headers: str) -> tuple[int, Json]:
-    body = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    body = {
+        "input_file_id": file_id,
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
     answer = api.ask("POST", "/v1/batches", body, headers=headers)
     return answer.status, answer.json if answer.status == 200 else answer.error | answer.headers
 
@@ -49,7 +55,12 @@ def owner(api: Api) -> Owner:
 
 class TestWhatIsTold:
     def test_used_limit_and_free_of_each_quota(self, api: Api, configure: Configure) -> None:
-        configure(quota_open_batches=3, quota_enqueued_tokens="none", quota_storage_bytes=1_000, quota_requests_per_second=200)
+        configure(
+            quota_open_batches=3,
+            quota_enqueued_tokens="none",
+            quota_storage_bytes=1_000,
+            quota_requests_per_second=200,
+        )
         file = api.upload(LINES)
         assert create(api, file["id"])[0] == 200
         found = limits(api)
@@ -75,16 +86,22 @@ class TestWhatIsTold:
             "idempotency_keys": {"used": 0, "limit": 1_000_000, "free": 1_000_000},
         }
 
-    def test_what_is_over_a_limit_that_was_lowered_is_not_free_by_less_than_nothing(self, api: Api) -> None:
+    def test_what_is_over_a_limit_that_was_lowered_is_not_free_by_less_than_nothing(
+        self, api: Api
+    ) -> None:
         api.upload(LINES)
         with db.transaction() as session:
-            quotas.change(session, owner(api), {Quota.STORAGE_BYTES: 1, Quota.REQUESTS_PER_SECOND: None})
+            quotas.change(
+                session, owner(api), {Quota.STORAGE_BYTES: 1, Quota.REQUESTS_PER_SECOND: None}
+            )
         account._limits.clear()
         found = limits(api)
         assert found["storage_bytes"] == {"used": len(LINES), "limit": 1, "free": 0}
         assert found["requests_per_second"] == {"used": 0, "limit": None, "free": None}
 
-    def test_every_answer_says_how_many_requests_are_left(self, api: Api, configure: Configure) -> None:
+    def test_every_answer_says_how_many_requests_are_left(
+        self, api: Api, configure: Configure
+    ) -> None:
         configure(quota_requests_per_second=50)
         refused = api.ask("POST", "/v1/batches", {})
         for answer in (api.ask("GET", "/v1/models"), api.ask("GET", "/v1/files/file-0"), refused):
@@ -98,13 +115,20 @@ class TestWhatIsTold:
 
 
 class TestRefusals:
-    def test_a_full_quota_is_a_429_in_openais_shape_and_leaves_the_idempotency_key_free(self, api: Api, configure: Configure) -> None:
+    def test_a_full_quota_is_a_429_in_openais_shape_and_leaves_the_idempotency_key_free(
+        self, api: Api, configure: Configure
+    ) -> None:
         configure(quota_open_batches=1)
         file = api.upload(LINES)
         status, batch = create(api, file["id"])
         assert status == 200
         status, error = create(api, file["id"], **{"idempotency-key": "one"})
-        assert (status, error["type"], error["code"], error["param"]) == (429, "rate_limit_error", "open_batches_limit", None)
+        assert (status, error["type"], error["code"], error["param"]) == (
+            429,
+            "rate_limit_error",
+            "open_batches_limit",
+            None,
+        )
         assert (error["retry-after"], error["retry-after-ms"]) == ("5", "5000")
         assert "GET /v1/limits" in error["message"]
         api.ask("POST", f"/v1/batches/{batch['id']}/cancel")
@@ -112,7 +136,9 @@ class TestRefusals:
         assert create(api, file["id"], **{"idempotency-key": "one"})[0] == 200
 
     @pytest.mark.parametrize("size", [2_000, 3_000_000])
-    def test_an_upload_that_there_is_no_room_for_is_refused_and_leaves_nothing(self, api: Api, configure: Configure, size: int) -> None:
+    def test_an_upload_that_there_is_no_room_for_is_refused_and_leaves_nothing(
+        self, api: Api, configure: Configure, size: int
+    ) -> None:
         configure(quota_storage_bytes=1_000)
         before = stored()
         with pytest.raises(openai.RateLimitError) as refusal:
@@ -121,17 +147,23 @@ class TestRefusals:
         assert stored() == before
         assert limits(api)["storage_bytes"]["used"] == 0
 
-    def test_a_client_sends_what_alone_is_over_a_limit_once(self, api: Api, configure: Configure) -> None:
+    def test_a_client_sends_what_alone_is_over_a_limit_once(
+        self, api: Api, configure: Configure
+    ) -> None:
         configure(quota_storage_bytes=1_000)
         client, answers = api.client.with_options(max_retries=2), list[int]()
-        client._client.event_hooks["response"].append(lambda answer: answers.append(answer.status_code))
+        client._client.event_hooks["response"].append(
+            lambda answer: answers.append(answer.status_code)
+        )
         with pytest.raises(openai.RateLimitError) as refusal:
             client.files.create(file=b"x" * 2_000, purpose="batch")
         assert answers == [429]
         assert refusal.value.response.headers["x-should-retry"] == "false"
         assert "retry-after" not in refusal.value.response.headers
 
-    def test_what_fits_when_something_else_is_gone_may_be_sent_again(self, api: Api, configure: Configure) -> None:
+    def test_what_fits_when_something_else_is_gone_may_be_sent_again(
+        self, api: Api, configure: Configure
+    ) -> None:
         configure(quota_storage_bytes=2_500)
         api.upload(b"x" * 1_000)
         with pytest.raises(openai.RateLimitError) as refusal:
@@ -139,12 +171,16 @@ class TestRefusals:
         assert refusal.value.response.headers["retry-after"] == "5"
         assert "x-should-retry" not in refusal.value.response.headers
 
-    def test_requests_for_an_inbox_are_refused_while_files_have_no_room(self, api: Api, configure: Configure) -> None:
+    def test_requests_for_an_inbox_are_refused_while_files_have_no_room(
+        self, api: Api, configure: Configure
+    ) -> None:
         with db.transaction() as session:
             schedule = factories.schedule(session, authenticate(session, api.key))
         path = f"/v1/schedules/sched_{schedule.id.hex}/requests"
         configure(quota_storage_bytes=10)
-        assert api.ask("POST", path, factories.chat_line("a")).error["code"] == "storage_bytes_limit"
+        assert (
+            api.ask("POST", path, factories.chat_line("a")).error["code"] == "storage_bytes_limit"
+        )
         configure(quota_storage_bytes=1_000)
         assert api.ask("POST", path, factories.chat_line("a")).json["accepted"] == 1
 
@@ -165,7 +201,9 @@ class TestRequestsPerSecond:
         configure(quota_requests_per_second=2)
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{api.port}/v1", api_key=api.key)
         refused = []
-        client._client.event_hooks["response"].append(lambda answer: refused.append(answer) if answer.status_code == 429 else None)
+        client._client.event_hooks["response"].append(
+            lambda answer: refused.append(answer) if answer.status_code == 429 else None
+        )
         with ThreadPoolExecutor(16) as pool:
             started = time.monotonic()
             found = list(pool.map(lambda _: client.models.list().data, range(16)))
@@ -177,12 +215,16 @@ class TestRequestsPerSecond:
 
     @pytest.fixture
     def standing_clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nothing fills a bucket: how many requests find room does not depend on how fast they are made."""
+        """Nothing fills a bucket: how many requests find room does not depend on how fast they are
+        made.
+        """
         alone = allowances.Allowances(None)
         monkeypatch.setattr(allowances, "_of", lambda url: alone)
         monkeypatch.setattr(allowances, "time", SimpleNamespace(monotonic=lambda: 1_000.0))
 
-    def test_one_too_many_is_told_when_to_come_back(self, api: Api, configure: Configure, standing_clock: None) -> None:
+    def test_one_too_many_is_told_when_to_come_back(
+        self, api: Api, configure: Configure, standing_clock: None
+    ) -> None:
         configure(quota_requests_per_second=1)
         answers = [api.ask("GET", "/v1/models") for _ in range(allowances.FEWEST + 1)]
         assert [answer.status for answer in answers] == [200] * allowances.FEWEST + [429]
@@ -191,11 +233,15 @@ class TestRequestsPerSecond:
         assert int(refused.headers["retry-after-ms"]) <= 1_000 * int(refused.headers["retry-after"])
         assert refused.headers["x-ratelimit-remaining-requests"] == "0"
 
-    def test_accounts_do_not_take_from_each_other(self, api: Api, configure: Configure, standing_clock: None) -> None:
+    def test_accounts_do_not_take_from_each_other(
+        self, api: Api, configure: Configure, standing_clock: None
+    ) -> None:
         configure(quota_requests_per_second=1)
         with db.transaction() as session:
             other = factories.key(session)
-        assert [api.ask("GET", "/v1/models").status for _ in range(allowances.FEWEST + 1)][-1] == 429
+        assert [api.ask("GET", "/v1/models").status for _ in range(allowances.FEWEST + 1)][
+            -1
+        ] == 429
         assert api.ask("GET", "/v1/models", key=other).status == 200
 
 
@@ -225,7 +271,9 @@ class TestWithoutRedis:
         assert api.ask("GET", "/v1/models").status == 200
         assert mine._retry_at == 0
 
-    def test_a_redis_that_hangs_holds_one_request_up_and_for_a_moment_only(self, api: Api, server: stores.Valkey) -> None:
+    def test_a_redis_that_hangs_holds_one_request_up_and_for_a_moment_only(
+        self, api: Api, server: stores.Valkey
+    ) -> None:
         assert api.ask("GET", "/v1/models").status == 200
         mine = allowances._of(server.url)
         waits = []
@@ -264,17 +312,23 @@ class TestDisk:
         assert api.ask("GET", f"/v1/files/{file['id']}/content").body == LINES
         ready = api.ask("GET", "/readyz", key=None)
         assert (ready.status, ready.json["status"]) == (200, "degraded")
-        assert ready.json["checks"]["disk"]["error"].startswith("The disk of the files has 1.00 GiB left")
+        assert ready.json["checks"]["disk"]["error"].startswith(
+            "The disk of the files has 1.00 GiB left"
+        )
         monkeypatch.setattr(disk, "free", lambda folder: disk.GiB)
         disk._short.cache_clear()
         assert create(api, file["id"])[0] == 200
         assert api.ask("GET", "/readyz", key=None).json["status"] == "ok"
 
-    def test_an_upload_on_its_way_is_given_up_when_the_disk_gets_short(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_upload_on_its_way_is_given_up_when_the_disk_gets_short(
+        self, api: Api, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         before = stored()
         looks = iter(range(20))
         monkeypatch.setattr(disk, "LOOK_EVERY", 1e-9)
-        monkeypatch.setattr(disk, "free", lambda folder: disk.GiB if next(looks, None) is not None else disk.GiB - 1)
+        monkeypatch.setattr(
+            disk, "free", lambda folder: disk.GiB if next(looks, None) is not None else disk.GiB - 1
+        )
         with pytest.raises(openai.InternalServerError) as refusal:
             api.client.files.create(file=bytes(8 << 20), purpose="batch")
         assert (refusal.value.status_code, refusal.value.code) == (507, "storage_full")

@@ -45,13 +45,23 @@ class TestAdmission:
                 with pytest.raises(TooManyRequests, match="at work on 2 requests of the account"):
                     at_work.enter_context(admitted(account(number)))
             at_work.enter_context(admitted(account(3)))
-            with pytest.raises(TooManyRequests, match="at work on 5 requests that take long, the most") as refused:
+            with pytest.raises(
+                TooManyRequests, match="at work on 5 requests that take long, the most"
+            ) as refused:
                 at_work.enter_context(admitted(account(4)))
-        assert (refused.value.code, refused.value.retry_after) == ("too_many_long_requests", long_work.RETRY_AFTER)
+        assert (refused.value.code, refused.value.retry_after) == (
+            "too_many_long_requests",
+            long_work.RETRY_AFTER,
+        )
         assert long_work._at_work.total() == 0
 
     def test_an_accounts_two_modes_share_one_limit(self) -> None:
-        with admitted(account(1)), admitted(Owner(UUID(int=1), True)), pytest.raises(TooManyRequests), admitted(account(1)):
+        with (
+            admitted(account(1)),
+            admitted(Owner(UUID(int=1), True)),
+            pytest.raises(TooManyRequests),
+            admitted(account(1)),
+        ):
             pass
 
     def test_a_failure_gives_the_place_back(self) -> None:
@@ -89,22 +99,37 @@ def asked(api: Api, nightly: str) -> dict[str, Callable[[str], Answer]]:
     when = {"cron": "0 0 29 2 *", "timezone": "UTC"}
     past = {"from": "2026-11-01T00:00:00Z", "to": "2026-11-02T00:00:00Z"}
     return {
-        "estimate": lambda key: api.ask("POST", "/v1/batches/estimate", {"input_file_id": file}, key=key),
+        "estimate": lambda key: api.ask(
+            "POST", "/v1/batches/estimate", {"input_file_id": file}, key=key
+        ),
         "create": lambda key: api.ask("POST", "/v1/schedules", NIGHTLY, key=key),
-        "change what is read": lambda key: api.ask("PATCH", nightly, {"input_file_id": file}, key=key),
+        "change what is read": lambda key: api.ask(
+            "PATCH", nightly, {"input_file_id": file}, key=key
+        ),
         "preview": lambda key: api.ask("POST", "/v1/schedules/preview?count=100", when, key=key),
         "preview of a schedule": lambda key: api.ask("GET", f"{nightly}/preview", key=key),
         "run": lambda key: api.ask("POST", f"{nightly}/run", {}, key=key),
         "backfill": lambda key: api.ask("POST", f"{nightly}/backfill", past, key=key),
         "large body": lambda key: api.ask("POST", f"{nightly}/requests", LARGE_BODY, key=key),
-        "small body": lambda key: api.ask("POST", f"{nightly}/requests", factories.chat_line("small"), key=key),
+        "small body": lambda key: api.ask(
+            "POST", f"{nightly}/requests", factories.chat_line("small"), key=key
+        ),
         "change of a name": lambda key: api.ask("PATCH", nightly, {"name": "Other"}, key=key),
         "get": lambda key: api.ask("GET", nightly, key=key),
     }
 
 
 SHORT = ("small body", "change of a name", "get")
-LONG = ("estimate", "create", "change what is read", "preview", "preview of a schedule", "run", "backfill", "large body")
+LONG = (
+    "estimate",
+    "create",
+    "change what is read",
+    "preview",
+    "preview of a schedule",
+    "run",
+    "backfill",
+    "large body",
+)
 
 
 @pytest.mark.parametrize("name", LONG)
@@ -112,14 +137,20 @@ def test_a_long_request_too_many_of_an_account_is_refused_with_a_time_to_come_ba
     api: Api, asked: dict[str, Callable[[str], Answer]], busy: None, name: str
 ) -> None:
     answer = asked[name](api.key)
-    assert (answer.status, answer.error["type"], answer.error["code"]) == (429, "rate_limit_error", "too_many_long_requests")
+    assert (answer.status, answer.error["type"], answer.error["code"]) == (
+        429,
+        "rate_limit_error",
+        "too_many_long_requests",
+    )
     assert answer.headers["retry-after"] == "2"
     # Another account is let in, and told by the route itself what it may not have.
     assert asked[name](new_key()).status != 429
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_short_requests_are_answered_beside_them(api: Api, asked: dict[str, Callable[[str], Answer]], busy: None, name: str) -> None:
+def test_short_requests_are_answered_beside_them(
+    api: Api, asked: dict[str, Callable[[str], Answer]], busy: None, name: str
+) -> None:
     assert asked[name](api.key).status == 200
 
 
@@ -127,7 +158,9 @@ def test_what_is_listed_here_is_every_long_route(asked: dict[str, Callable[[str]
     assert {*LONG, *SHORT} == set(asked)
 
 
-def test_estimates_at_work_are_counted_until_they_are_answered(api: Api, monkeypatch: pytest.MonkeyPatch, configure: Configure) -> None:
+def test_estimates_at_work_are_counted_until_they_are_answered(
+    api: Api, monkeypatch: pytest.MonkeyPatch, configure: Configure
+) -> None:
     configure(long_requests_per_account=1)
     file = api.upload(factories.jsonl([factories.chat_line("a")]))["id"]
     begun, released, made = threading.Event(), threading.Event(), estimates.estimate_file
@@ -158,7 +191,10 @@ def test_a_body_is_read_in_no_transaction_and_while_its_schedule_is_free(
     def look(work: Callable[[], Any], *, size: int) -> Any:
         with psycopg.connect(database, autocommit=True) as other, other.transaction():
             other.execute("SELECT 1 FROM schedules FOR UPDATE NOWAIT")
-            idle = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'"
+            idle = (
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state"
+                " = 'idle in transaction'"
+            )
             seen.append(f"{other.execute(idle).fetchone()}")
         return run(work, size=size)
 

@@ -1,4 +1,6 @@
-"""Whatever a client sends wrong about schedules is answered in the envelope, names the field and the remedy, and changes nothing."""
+"""Whatever a client sends wrong about schedules is answered in the envelope, names the field and
+the remedy, and changes nothing.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +14,13 @@ from xalen_batch import db
 from xalen_batch.catalog import CHAT
 from xalen_batch.config import settings
 
-NIGHTLY = {"name": "Nightly digest", "cron": "30 2 * * *", "timezone": "Europe/Berlin", "endpoint": CHAT, "inbox": {}}
+NIGHTLY = {
+    "name": "Nightly digest",
+    "cron": "30 2 * * *",
+    "timezone": "Europe/Berlin",
+    "endpoint": CHAT,
+    "inbox": {},
+}
 DEEP: Any = {}
 for _ in range(900):
     DEEP = {"a": DEEP}
@@ -45,7 +53,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"cron": 5}, "cron", "valid string"),
     ({"timezone": "Europe/Berln"}, "timezone", "Europe/Berlin"),
     ({"timezone": "../../etc/passwd"}, "timezone", "no IANA time zone"),
-    ({"timezone": "Mars/X", "execution_window": {"start": "22:00", "end": "06:00"}}, "timezone", "no IANA time zone"),
+    (
+        {"timezone": "Mars/X", "execution_window": {"start": "22:00", "end": "06:00"}},
+        "timezone",
+        "no IANA time zone",
+    ),
     ({"timezone": ["UTC"]}, "timezone", "valid string"),
     ({"starts_at": "tomorrow"}, "starts_at", "valid datetime"),
     ({"starts_at": "0001-01-01T00:00:00+14:00"}, "starts_at", "1970"),
@@ -75,7 +87,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"inbox": None, "source": {"prefix": "../other"}}, "source.prefix", "../other"),
     ({"inbox": None, "source": {"prefix": "/absolute"}}, "source.prefix", "/absolute"),
     ({"inbox": None, "source": {"prefix": "{{scheduled_dat}}"}}, "source.prefix", "scheduled_dat"),
-    ({"inbox": None, "source": {"prefix": "a", "on_empty": "wait"}}, "source.on_empty", "'skip' or 'fail'"),
+    (
+        {"inbox": None, "source": {"prefix": "a", "on_empty": "wait"}},
+        "source.on_empty",
+        "'skip' or 'fail'",
+    ),
     ({"inbox": None, "source": {"prefix": "a\0"}}, "source.prefix", "NUL"),
     ({"inbox": None, "source": []}, "source", "valid dictionary"),
     ({"inbox": True}, "inbox", "valid dictionary"),
@@ -85,11 +101,18 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"metadata": DEEP}, "metadata.a", "valid string"),
     ({"metadata": {"a": "\udfff"}}, "metadata.a", "unicode"),
     ({"cron": "\udfff"}, "cron", "lone surrogates"),
-    ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after.seconds", "3600"),
+    (
+        {"output_expires_after": {"anchor": "created_at", "seconds": 1}},
+        "output_expires_after.seconds",
+        "3600",
+    ),
     ({"execution_window": {"start": "24:00", "end": "06:00"}}, "execution_window.start", "24:00"),
     ({"execution_window": {"start": "22:00", "end": "22:00"}}, "execution_window", "another time"),
     (
-        {"execution_window": {"start": "22:00", "end": "06:00", "days": ["mon"]}, "completion_window": "1d"},
+        {
+            "execution_window": {"start": "22:00", "end": "06:00", "days": ["mon"]},
+            "completion_window": "1d",
+        },
         "execution_window",
         "not open before the batch expires",
     ),
@@ -108,16 +131,28 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
 
 
 def told(answer: Answer, param: str | None, words: str) -> None:
-    assert (answer.status, answer.error["type"], answer.error["param"]) == (400, "invalid_request_error", param), answer.body
+    assert (answer.status, answer.error["type"], answer.error["param"]) == (
+        400,
+        "invalid_request_error",
+        param,
+    ), answer.body
     assert words in answer.error["message"]
     assert len(answer.error["message"]) < 700
 
 
-@pytest.mark.parametrize(("fields", "param", "words"), WRONG, ids=lambda value: str(value)[:50] if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    WRONG,
+    ids=lambda value: str(value)[:50] if isinstance(value, dict) else "",
+)
 def test_what_cannot_be_is_400_and_named_when_a_schedule_is_made_and_when_it_is_changed(
     api: Api, fields: dict[str, Any], param: str, words: str
 ) -> None:
-    sent = {name: value for name, value in {**NIGHTLY, **fields}.items() if name != "inbox" or value is not None}
+    sent = {
+        name: value
+        for name, value in {**NIGHTLY, **fields}.items()
+        if name != "inbox" or value is not None
+    }
     told(api.ask("POST", "/v1/schedules", sent), param, words)
     assert api.ask("GET", "/v1/schedules").json["data"] == []
     if fields == {"misfire": None}:
@@ -129,15 +164,38 @@ def test_what_cannot_be_is_400_and_named_when_a_schedule_is_made_and_when_it_is_
 
 
 @pytest.mark.parametrize("name", ["name", "cron", "endpoint"])
-def test_what_is_needed_is_named_where_it_is_missing_and_cannot_be_cleared(api: Api, name: str) -> None:
-    answer = api.ask("POST", "/v1/schedules", {key: value for key, value in NIGHTLY.items() if key != name})
-    assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "missing_required_parameter", name)
+def test_what_is_needed_is_named_where_it_is_missing_and_cannot_be_cleared(
+    api: Api, name: str
+) -> None:
+    answer = api.ask(
+        "POST", "/v1/schedules", {key: value for key, value in NIGHTLY.items() if key != name}
+    )
+    assert (answer.status, answer.error["code"], answer.error["param"]) == (
+        400,
+        "missing_required_parameter",
+        name,
+    )
     answer = api.ask("PATCH", create(api), {name: None})
-    assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "invalid_value", name)
+    assert (answer.status, answer.error["code"], answer.error["param"]) == (
+        400,
+        "invalid_value",
+        name,
+    )
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[1]", b"null", b'"text"', b"\xff\xfe{\x00", b"[" * 100_000, b'{"a":' * 100_000, b"7" * 9_000]
+    "body",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe{\x00",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"7" * 9_000,
+    ],
 )
 @pytest.mark.parametrize(
     ("method", "route"),
@@ -150,7 +208,9 @@ def test_what_is_needed_is_named_where_it_is_missing_and_cannot_be_cleared(api: 
         ("POST", "/{id}/requests"),
     ],
 )
-def test_a_body_that_is_no_json_object_is_400(api: Api, method: str, route: str, body: bytes) -> None:
+def test_a_body_that_is_no_json_object_is_400(
+    api: Api, method: str, route: str, body: bytes
+) -> None:
     path = f"/v1/schedules{route}".replace("/v1/schedules/{id}", create(api))
     answer = api.ask(method, path, body, headers={"content-type": "application/json"})
     if route == "/{id}/pause" and body in (b"", b"null"):
@@ -169,9 +229,21 @@ def test_a_body_that_is_no_json_object_is_400(api: Api, method: str, route: str,
         ("POST", "/{id}/backfill", {"from": "2020-11-01"}, "to", "Missing"),
         ("POST", "/{id}/backfill", {"from": 10**12 * 10**6, "to": 0}, "from", "9999"),
         ("POST", "/{id}/backfill", {"from": -5, "to": 0}, "from", "1970"),
-        ("POST", "/{id}/backfill", {"from": "2020-11-08", "to": "2020-11-01", "until": 1}, "until", "Unknown parameter"),
+        (
+            "POST",
+            "/{id}/backfill",
+            {"from": "2020-11-08", "to": "2020-11-01", "until": 1},
+            "until",
+            "Unknown parameter",
+        ),
         ("POST", "/preview", {"cron": "* * * * *"}, "cron", "5 minutes"),
-        ("POST", "/preview", {"cron": "@daily", "timezone": "CEST"}, "timezone", "no IANA time zone"),
+        (
+            "POST",
+            "/preview",
+            {"cron": "@daily", "timezone": "CEST"},
+            "timezone",
+            "no IANA time zone",
+        ),
         ("POST", "/preview", {"cron": "@daily", "endpoint": CHAT}, "endpoint", "Unknown parameter"),
         ("POST", "/preview?count=0", {"cron": "@daily"}, "count", "greater than or equal to 1"),
         ("GET", "/{id}/preview?count=101", None, "count", "less than or equal to 100"),
@@ -188,7 +260,11 @@ def test_what_a_route_cannot_take_is_400_and_named(
     api: Api, method: str, route: str, body: dict[str, Any] | None, param: str, words: str
 ) -> None:
     schedule = create(api)
-    told(api.ask(method, f"/v1/schedules{route}".replace("/v1/schedules/{id}", schedule), body), param, words)
+    told(
+        api.ask(method, f"/v1/schedules{route}".replace("/v1/schedules/{id}", schedule), body),
+        param,
+        words,
+    )
     assert api.ask("GET", f"{schedule}/runs").json["data"] == []
 
 
@@ -202,13 +278,19 @@ def test_what_a_route_cannot_take_is_400_and_named(
         ("2999-01-01", "2999-12-31", "from", "no instant"),
     ],
 )
-def test_a_backfill_without_instants_or_with_too_many_is_400(api: Api, start: Any, end: Any, param: str, words: str) -> None:
+def test_a_backfill_without_instants_or_with_too_many_is_400(
+    api: Api, start: Any, end: Any, param: str, words: str
+) -> None:
     schedule = create(api, inbox=None, input_file_id=api.upload(factories.jsonl([LINE]))["id"])
     told(api.ask("POST", f"{schedule}/backfill", {"from": start, "to": end}), param, words)
 
 
 def test_an_inbox_has_nothing_to_backfill(api: Api) -> None:
-    told(api.ask("POST", f"{create(api)}/backfill", {"from": "2020-11-01", "to": "2020-11-08"}), "from", "inbox")
+    told(
+        api.ask("POST", f"{create(api)}/backfill", {"from": "2020-11-01", "to": "2020-11-08"}),
+        "from",
+        "inbox",
+    )
 
 
 def test_a_second_run_at_once_is_400_and_says_what_to_do(api: Api) -> None:
@@ -226,30 +308,43 @@ def test_a_file_that_would_fail_every_night_is_refused_before_the_first(api: Api
         ("input_file_id", [factories.rerank_line("a")], "url"),
     ]:
         file = api.upload(factories.jsonl(lines))["id"]
-        told(api.ask("POST", "/v1/schedules", {**NIGHTLY, "inbox": None, field: file}), field, words)
+        told(
+            api.ask("POST", "/v1/schedules", {**NIGHTLY, "inbox": None, field: file}), field, words
+        )
     assert api.ask("GET", "/v1/schedules").json["data"] == []
 
 
 POSTS = [
     ("", {**NIGHTLY}, {**NIGHTLY, "name": "Other"}),
     ("/{id}/run", None, None),
-    ("/{id}/backfill", {"from": "2020-11-01", "to": "2020-11-02"}, {"from": "2020-11-01", "to": "2020-11-03"}),
+    (
+        "/{id}/backfill",
+        {"from": "2020-11-01", "to": "2020-11-02"},
+        {"from": "2020-11-01", "to": "2020-11-03"},
+    ),
     ("/{id}/requests", LINE, factories.chat_line("b")),
 ]
 
 
 def prepared(api: Api, route: str) -> str:
     """The route of a schedule that can be asked for it."""
-    what: dict[str, Any] = {"inbox": None, "input_file_id": api.upload(factories.jsonl([LINE]))["id"]}
+    what: dict[str, Any] = {
+        "inbox": None,
+        "input_file_id": api.upload(factories.jsonl([LINE]))["id"],
+    }
     schedule = create(api, overlap="allow", **({} if route == "/{id}/requests" else what))
     return f"/v1/schedules{route}".replace("/v1/schedules/{id}", schedule)
 
 
 @pytest.mark.parametrize(("route", "body", "other"), POSTS)
-def test_the_same_key_with_the_same_request_does_it_once(api: Api, route: str, body: Any, other: Any) -> None:
+def test_the_same_key_with_the_same_request_does_it_once(
+    api: Api, route: str, body: Any, other: Any
+) -> None:
     path, at_once = prepared(api, route), settings().long_requests_per_account
     with ThreadPoolExecutor(at_once) as threads:
-        answers = list(threads.map(lambda _: api.ask("POST", path, body, headers=KEY), range(at_once)))
+        answers = list(
+            threads.map(lambda _: api.ask("POST", path, body, headers=KEY), range(at_once))
+        )
     assert {answer.status for answer in answers} == {200}
     assert len({answer.body for answer in answers}) == 1
     assert sum("idempotent-replayed" not in answer.headers for answer in answers) == 1
@@ -258,7 +353,15 @@ def test_the_same_key_with_the_same_request_does_it_once(api: Api, route: str, b
             session.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
             for table in ("schedules", "schedule_runs", "inbox_requests")
         ]
-    assert counts == {"": [2, 0, 0], "/{id}/run": [1, 1, 0], "/{id}/backfill": [1, 1, 0], "/{id}/requests": [1, 0, 1]}[route]
+    assert (
+        counts
+        == {
+            "": [2, 0, 0],
+            "/{id}/run": [1, 1, 0],
+            "/{id}/backfill": [1, 1, 0],
+            "/{id}/requests": [1, 0, 1],
+        }[route]
+    )
     # Of another schedule, or with another body, it is another request.
     for again, sent in [(prepared(api, route), body), (path, other)]:
         if (again, sent) != (path, body):
@@ -270,7 +373,15 @@ def test_a_replay_needs_the_file_no_more(api: Api) -> None:
     file = api.upload(factories.jsonl([LINE]))["id"]
     request = {**NIGHTLY, "inbox": None, "input_file_id": file}
     first = api.ask("POST", "/v1/schedules", request, headers=KEY)
-    assert api.ask("DELETE", f"/v1/schedules/{first.json['id']}").status == api.ask("DELETE", f"/v1/files/{file}").status == 200
+    assert (
+        api.ask("DELETE", f"/v1/schedules/{first.json['id']}").status
+        == api.ask("DELETE", f"/v1/files/{file}").status
+        == 200
+    )
     again = api.ask("POST", "/v1/schedules", request, headers=KEY)
-    assert (again.status, again.body, again.headers["idempotent-replayed"]) == (200, first.body, "true")
+    assert (again.status, again.body, again.headers["idempotent-replayed"]) == (
+        200,
+        first.body,
+        "true",
+    )
     told(api.ask("POST", "/v1/schedules", request), "input_file_id", "no file")

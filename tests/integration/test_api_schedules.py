@@ -1,4 +1,6 @@
-"""Schedules over HTTP: made, previewed, run, changed, paused, backfilled and deleted, and what their runs became."""
+"""Schedules over HTTP: made, previewed, run, changed, paused, backfilled and deleted, and what
+their runs became.
+"""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +28,12 @@ from xalen_batch.states import BatchStatus
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 NIGHT = datetime(2026, 11, 25, 1, 30, tzinfo=UTC)  # 02:30 in Berlin
 DAY = timedelta(days=1)
-NIGHTLY = {"name": "Nightly digest", "cron": "30 2 * * *", "timezone": "Europe/Berlin", "endpoint": CHAT}
+NIGHTLY = {
+    "name": "Nightly digest",
+    "cron": "30 2 * * *",
+    "timezone": "Europe/Berlin",
+    "endpoint": CHAT,
+}
 LINE = factories.chat_line("a")
 
 
@@ -80,15 +87,31 @@ def complete(batch_id: str, cost: Decimal) -> None:
 def test_the_life_of_a_schedule(api: Api, clock: Clock) -> None:
     schedule = create(api, input_file_id=upload(api))
     assert schedule["id"].startswith("sched_")
-    assert (schedule["status"], schedule["description"], schedule["metadata"]) == ("active", "At 02:30 every day", {})
-    assert (schedule["next_fire_at"], schedule["next_fire_local"]) == (NIGHT.timestamp(), "2026-11-25T02:30:00+01:00")
+    assert (schedule["status"], schedule["description"], schedule["metadata"]) == (
+        "active",
+        "At 02:30 every day",
+        {},
+    )
+    assert (schedule["next_fire_at"], schedule["next_fire_local"]) == (
+        NIGHT.timestamp(),
+        "2026-11-25T02:30:00+01:00",
+    )
     assert (schedule["last_run"], schedule["recent_runs"]) == (None, [])
 
     # Run now: beside its instants.
     run = post(api, path(schedule, "run"))
-    assert (run["object"], run["schedule_id"], run["trigger"], run["state"]) == ("schedule.run", schedule["id"], "manual", "running")
+    assert (run["object"], run["schedule_id"], run["trigger"], run["state"]) == (
+        "schedule.run",
+        schedule["id"],
+        "manual",
+        "running",
+    )
     batch = get(api, f"/v1/batches/{run['batch_id']}")
-    assert (batch["schedule_id"], batch["run_id"], batch["input_file_id"]) == (schedule["id"], run["id"], schedule["input_file_id"])
+    assert (batch["schedule_id"], batch["run_id"], batch["input_file_id"]) == (
+        schedule["id"],
+        run["id"],
+        schedule["input_file_id"],
+    )
     assert get(api, path(schedule))["next_fire_at"] == schedule["next_fire_at"]
     complete(run["batch_id"], Decimal("0.80485307"))
 
@@ -97,45 +120,89 @@ def test_the_life_of_a_schedule(api: Api, clock: Clock) -> None:
     fire.run()
     night, manual = get(api, path(schedule, "runs"))["data"]
     assert (manual["id"], manual["state"], manual["cost"]) == (run["id"], "succeeded", "0.80485307")
-    assert (night["trigger"], night["state"], night["cost"], night["reason"]) == ("schedule", "running", None, None)
-    assert (night["scheduled_for"], night["scheduled_local"]) == (NIGHT.timestamp(), "2026-11-25T02:30:00+01:00")
+    assert (night["trigger"], night["state"], night["cost"], night["reason"]) == (
+        "schedule",
+        "running",
+        None,
+        None,
+    )
+    assert (night["scheduled_for"], night["scheduled_local"]) == (
+        NIGHT.timestamp(),
+        "2026-11-25T02:30:00+01:00",
+    )
     assert 2 <= night["lag"] < 10
     assert night["fired_at"] == int(NIGHT.timestamp() + night["lag"])
     shown = get(api, path(schedule))
     assert shown["last_run"] == night
     assert [recent["id"] for recent in shown["recent_runs"]] == [manual["id"], night["id"]]
-    assert shown["run_counts"] == {"succeeded": 1, "failed": 0, "cancelled": 0, "skipped": 0, "missed": 0}
+    assert shown["run_counts"] == {
+        "succeeded": 1,
+        "failed": 0,
+        "cancelled": 0,
+        "skipped": 0,
+        "missed": 0,
+    }
     assert shown["next_fire_at"] == (NIGHT + DAY).timestamp()
 
     # Paused, a night passes.
     paused = post(api, path(schedule, "pause"), {"note": "The warehouse is being moved."})
-    assert (paused["status"], paused["pause_note"], paused["next_fire_at"]) == ("paused", "The warehouse is being moved.", None)
+    assert (paused["status"], paused["pause_note"], paused["next_fire_at"]) == (
+        "paused",
+        "The warehouse is being moved.",
+        None,
+    )
     assert paused["paused_at"] >= NIGHT.timestamp()
     clock.set(NIGHT + DAY + timedelta(hours=1))
     fire.run()
     resumed = post(api, path(schedule, "resume"))
-    assert (resumed["status"], resumed["paused_at"], resumed["pause_note"]) == ("active", None, None)
+    assert (resumed["status"], resumed["paused_at"], resumed["pause_note"]) == (
+        "active",
+        None,
+        None,
+    )
     assert resumed["next_fire_at"] == (NIGHT + 2 * DAY).timestamp()
 
     # Changed: what has run stays as it was.
     before = get(api, path(schedule, "runs"))
-    changed = api.ask("PATCH", path(schedule), {"name": "Morning digest", "timezone": "Asia/Kathmandu"}).json
-    assert (changed["name"], changed["next_fire_local"]) == ("Morning digest", "2026-11-27T02:30:00+05:45")
+    changed = api.ask(
+        "PATCH", path(schedule), {"name": "Morning digest", "timezone": "Asia/Kathmandu"}
+    ).json
+    assert (changed["name"], changed["next_fire_local"]) == (
+        "Morning digest",
+        "2026-11-27T02:30:00+05:45",
+    )
     assert get(api, path(schedule, "runs")) == before
 
     # The night that was paused is made up for.
     backfilled = post(api, path(schedule, "backfill"), {"from": "2026-11-26", "to": "2026-11-27"})
-    assert [(run["trigger"], run["scheduled_local"]) for run in backfilled["data"]] == [("backfill", "2026-11-26T02:30:00+05:45")]
-    assert (backfilled["object"], backfilled["has_more"], backfilled["data"][0]["state"]) == ("list", False, "waiting")
+    assert [(run["trigger"], run["scheduled_local"]) for run in backfilled["data"]] == [
+        ("backfill", "2026-11-26T02:30:00+05:45")
+    ]
+    assert (backfilled["object"], backfilled["has_more"], backfilled["data"][0]["state"]) == (
+        "list",
+        False,
+        "waiting",
+    )
 
     # Deleted: its runs and batches are there.
     deleted = api.ask("DELETE", path(schedule)).json
-    assert deleted == {"id": schedule["id"], "object": "schedule", "deleted": True, "discarded_requests": 0}
+    assert deleted == {
+        "id": schedule["id"],
+        "object": "schedule",
+        "deleted": True,
+        "discarded_requests": 0,
+    }
     assert api.ask("GET", path(schedule)).status == 404
     assert get(api, "/v1/schedules")["data"] == []
     left = get(api, path(schedule, "runs"))["data"]
-    assert [(run["state"], run["reason"]) for run in left] == [("skipped", "schedule_deleted"), ("running", None), ("succeeded", None)]
-    assert [batch["id"] for batch in get(api, f"/v1/batches?schedule_id={schedule['id']}")["data"]] == [night["batch_id"], run["batch_id"]]
+    assert [(run["state"], run["reason"]) for run in left] == [
+        ("skipped", "schedule_deleted"),
+        ("running", None),
+        ("succeeded", None),
+    ]
+    assert [
+        batch["id"] for batch in get(api, f"/v1/batches?schedule_id={schedule['id']}")["data"]
+    ] == [night["batch_id"], run["batch_id"]]
     clock.set(NIGHT + 3 * DAY)
     fire.run()
     assert len(get(api, path(schedule, "runs"))["data"]) == len(left)
@@ -160,7 +227,12 @@ def test_what_was_sent_comes_back(api: Api, clock: Clock) -> None:
     schedule = create(api, **sent)
     on_its_clock = {
         "starts_at": int(datetime(2026, 11, 30, 23, tzinfo=UTC).timestamp()),
-        "execution_window": {"start": "22:00", "end": "06:00", "days": ["mon", "sun"], "timezone": "Europe/Berlin"},
+        "execution_window": {
+            "start": "22:00",
+            "end": "06:00",
+            "days": ["mon", "sun"],
+            "timezone": "Europe/Berlin",
+        },
         "inbox": {"on_empty": "fail", "pending": 0},
     }
     assert {name: schedule[name] for name in sent} == {**sent, **on_its_clock}
@@ -170,7 +242,9 @@ def test_what_was_sent_comes_back(api: Api, clock: Clock) -> None:
     assert get(api, path(schedule)) == schedule
 
 
-def test_a_preview_shows_local_time_utc_and_offset_through_a_clock_change(api: Api, clock: Clock) -> None:
+def test_a_preview_shows_local_time_utc_and_offset_through_a_clock_change(
+    api: Api, clock: Clock
+) -> None:
     clock.set(datetime(2026, 3, 27, 12, tzinfo=UTC))
     when = {"cron": "30 2 * * *", "timezone": "Europe/Berlin"}
     preview = post(api, "/v1/schedules/preview?count=3", when)
@@ -180,33 +254,57 @@ def test_a_preview_shows_local_time_utc_and_offset_through_a_clock_change(api: A
         "description": "At 02:30 every day",
         "jitter_delay": None,
         "fires": [
-            {"scheduled_for": 1774661400, "local": "2026-03-28T02:30:00+01:00", "utc": "2026-03-28T01:30:00Z", "utc_offset": "+01:00"},
-            {"scheduled_for": 1774746000, "local": "2026-03-29T03:00:00+02:00", "utc": "2026-03-29T01:00:00Z", "utc_offset": "+02:00"},
-            {"scheduled_for": 1774830600, "local": "2026-03-30T02:30:00+02:00", "utc": "2026-03-30T00:30:00Z", "utc_offset": "+02:00"},
+            {
+                "scheduled_for": 1774661400,
+                "local": "2026-03-28T02:30:00+01:00",
+                "utc": "2026-03-28T01:30:00Z",
+                "utc_offset": "+01:00",
+            },
+            {
+                "scheduled_for": 1774746000,
+                "local": "2026-03-29T03:00:00+02:00",
+                "utc": "2026-03-29T01:00:00Z",
+                "utc_offset": "+02:00",
+            },
+            {
+                "scheduled_for": 1774830600,
+                "local": "2026-03-30T02:30:00+02:00",
+                "utc": "2026-03-30T00:30:00Z",
+                "utc_offset": "+02:00",
+            },
         ],
     }
     schedule = create(api, **when)
     assert get(api, path(schedule, "preview?count=3")) == {**preview, "jitter_delay": 0}
     assert len(get(api, path(schedule, "preview"))["fires"]) == 10
     ends = {**when, "starts_at": "2026-04-02", "ends_at": "2026-04-04"}
-    assert [fire["local"][:10] for fire in post(api, "/v1/schedules/preview", ends)["fires"]] == ["2026-04-02", "2026-04-03"]
+    assert [fire["local"][:10] for fire in post(api, "/v1/schedules/preview", ends)["fires"]] == [
+        "2026-04-02",
+        "2026-04-03",
+    ]
 
 
 def test_lists_are_paged_filtered_and_newest_first(api: Api, clock: Clock) -> None:
     made = [create(api, name=f"number {number}")["id"] for number in range(5)]
     post(api, f"/v1/schedules/{made[1]}/pause")
-    assert [schedule["id"] for schedule in get(api, "/v1/schedules?status=paused")["data"]] == [made[1]]
+    assert [schedule["id"] for schedule in get(api, "/v1/schedules?status=paused")["data"]] == [
+        made[1]
+    ]
     first = get(api, "/v1/schedules?limit=3")
     assert (first["first_id"], first["last_id"], first["has_more"]) == (made[4], made[2], True)
     rest = get(api, f"/v1/schedules?limit=3&after={made[2]}")
-    assert ([schedule["id"] for schedule in rest["data"]], rest["has_more"]) == ([made[1], made[0]], False)
+    assert ([schedule["id"] for schedule in rest["data"]], rest["has_more"]) == (
+        [made[1], made[0]],
+        False,
+    )
 
     clock.set(NIGHT + 2 * DAY + timedelta(minutes=1))
     fire.run()
     runs = get(api, f"/v1/schedules/{made[0]}/runs")["data"]
     assert [run["state"] for run in runs] == ["skipped", "missed", "missed"]
     pages = [
-        get(api, f"/v1/schedules/{made[0]}/runs?limit=1{after}") for after in ("", f"&after={runs[0]['id']}", f"&after={runs[1]['id']}")
+        get(api, f"/v1/schedules/{made[0]}/runs?limit=1{after}")
+        for after in ("", f"&after={runs[0]['id']}", f"&after={runs[1]['id']}")
     ]
     assert [page["data"] for page in pages] == [[run] for run in runs]
     assert [page["has_more"] for page in pages] == [True, True, False]
@@ -214,8 +312,13 @@ def test_lists_are_paged_filtered_and_newest_first(api: Api, clock: Clock) -> No
     assert get(api, f"/v1/schedules/{made[0]}")["run_counts"]["missed"] == 2
 
 
-def test_each_schedule_is_shown_with_its_latest_runs_the_oldest_first(api: Api, clock: Clock) -> None:
-    made = [create(api, name=f"number {number}", cron=cron) for number, cron in enumerate(["30 2 * * *", "0 */12 * * *"])]
+def test_each_schedule_is_shown_with_its_latest_runs_the_oldest_first(
+    api: Api, clock: Clock
+) -> None:
+    made = [
+        create(api, name=f"number {number}", cron=cron)
+        for number, cron in enumerate(["30 2 * * *", "0 */12 * * *"])
+    ]
     for night in range(16):
         clock.set(NIGHT + night * DAY)
         fire.run()
@@ -225,7 +328,9 @@ def test_each_schedule_is_shown_with_its_latest_runs_the_oldest_first(api: Api, 
         runs = get(api, path(schedule, "runs?limit=100"))["data"]
         assert len(runs) > 14
         latest = sorted(runs, key=lambda run: run["scheduled_for"])[-14:]
-        assert schedule["recent_runs"] == [{name: run[name] for name in ("id", "scheduled_for", "state")} for run in latest]
+        assert schedule["recent_runs"] == [
+            {name: run[name] for name in ("id", "scheduled_for", "state")} for run in latest
+        ]
         assert schedule["last_run"] == latest[-1]
         assert get(api, path(schedule)) == schedule
 
@@ -233,9 +338,21 @@ def test_each_schedule_is_shown_with_its_latest_runs_the_oldest_first(api: Api, 
 @pytest.mark.parametrize(
     ("before", "change", "after"),
     [
-        ({"metadata": {"a": "b"}, "starts_at": 1_800_000_000}, {"metadata": None, "starts_at": None}, {"metadata": {}, "starts_at": None}),
-        ({"overlap": "allow", "jitter": 60}, {"overlap": None, "jitter": None}, {"overlap": "skip", "jitter": 0}),
-        ({}, {"timezone": None}, {"timezone": "UTC", "next_fire_local": "2026-11-25T02:30:00+00:00"}),
+        (
+            {"metadata": {"a": "b"}, "starts_at": 1_800_000_000},
+            {"metadata": None, "starts_at": None},
+            {"metadata": {}, "starts_at": None},
+        ),
+        (
+            {"overlap": "allow", "jitter": 60},
+            {"overlap": None, "jitter": None},
+            {"overlap": "skip", "jitter": 0},
+        ),
+        (
+            {},
+            {"timezone": None},
+            {"timezone": "UTC", "next_fire_local": "2026-11-25T02:30:00+00:00"},
+        ),
         ({"pause_on_failure": 3}, {}, {"pause_on_failure": 3, "name": "Nightly digest"}),
         (
             {"starts_at": "2026-12-01", "execution_window": {"start": "22:00", "end": "06:00"}},
@@ -250,8 +367,16 @@ def test_each_schedule_is_shown_with_its_latest_runs_the_oldest_first(api: Api, 
                 },
             },
         ),
-        ({"inbox": {}}, {"inbox": {"on_empty": "fail"}}, {"inbox": {"on_empty": "fail", "pending": 0}}),
-        ({"inbox": {}}, {"source": {"prefix": "nightly"}}, {"inbox": None, "source": {"prefix": "nightly"}}),
+        (
+            {"inbox": {}},
+            {"inbox": {"on_empty": "fail"}},
+            {"inbox": {"on_empty": "fail", "pending": 0}},
+        ),
+        (
+            {"inbox": {}},
+            {"source": {"prefix": "nightly"}},
+            {"inbox": None, "source": {"prefix": "nightly"}},
+        ),
     ],
 )
 def test_a_change_replaces_what_is_sent_and_null_clears(
@@ -262,8 +387,17 @@ def test_a_change_replaces_what_is_sent_and_null_clears(
     assert answer.status == 200, answer.body
     changed = answer.json
     for name, value in after.items():
-        assert changed[name] == value if name != "source" else changed[name]["prefix"] == value["prefix"], name
-    same = set(schedule) - set(change) - set(after) - {"updated_at", "source_location", "next_fire_at", "next_fire_local"}
+        assert (
+            changed[name] == value
+            if name != "source"
+            else changed[name]["prefix"] == value["prefix"]
+        ), name
+    same = (
+        set(schedule)
+        - set(change)
+        - set(after)
+        - {"updated_at", "source_location", "next_fire_at", "next_fire_local"}
+    )
     assert {name: changed[name] for name in same} == {name: schedule[name] for name in same}
     assert get(api, path(schedule)) == changed
 
@@ -294,7 +428,9 @@ def test_changes_at_once_are_all_kept(api: Api, clock: Clock) -> None:
         {"input_file_id": upload(api)},
     ]
     with ThreadPoolExecutor(len(changes)) as threads:
-        answers = list(threads.map(lambda change: api.ask("PATCH", path(schedule), change), changes))
+        answers = list(
+            threads.map(lambda change: api.ask("PATCH", path(schedule), change), changes)
+        )
     assert [answer.status for answer in answers] == [200] * len(changes)
     found = get(api, path(schedule))
     assert [{name: found[name] for name in change} for change in changes] == changes
@@ -303,7 +439,10 @@ def test_changes_at_once_are_all_kept(api: Api, clock: Clock) -> None:
 def in_transaction() -> int:
     """How many sessions are in a transaction and do nothing."""
     with db.transaction() as session:
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'"
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state ="
+            " 'idle in transaction'"
+        )
         return session.execute(text(waiting)).scalar_one()
 
 
@@ -321,10 +460,17 @@ def test_files_are_read_in_no_transaction_and_what_others_change_meanwhile_is_ke
     monkeypatch.setattr(routes, "rehearse", look)
     schedule = create(api, input_file_id=upload(api))
     file = upload(api)
-    meanwhile.append(lambda: api.ask("PATCH", path(schedule), {"name": "Other", "endpoint": RERANK}))
+    meanwhile.append(
+        lambda: api.ask("PATCH", path(schedule), {"name": "Other", "endpoint": RERANK})
+    )
     changed = api.ask("PATCH", path(schedule), {"input_file_id": file}).json
-    assert (changed["input_file_id"], changed["name"], changed["endpoint"]) == (file, "Other", RERANK)
-    # The creation, the change, the one meanwhile, and the change once more: the endpoint is another now.
+    assert (changed["input_file_id"], changed["name"], changed["endpoint"]) == (
+        file,
+        "Other",
+        RERANK,
+    )
+    # The creation, the change, the one meanwhile, and the change once more: the endpoint is another
+    # now.
     assert seen == [0] * 4
 
 
@@ -335,7 +481,10 @@ def test_a_sources_folder_is_looked_at_in_no_transaction_and_only_when_the_sourc
     monkeypatch.setattr(sources, "check", lambda *_: seen.append(in_transaction()))
     schedule = create(api, source={"prefix": "in"})
     api.ask("PATCH", path(schedule), {"name": "Other", "cron": "0 3 * * *"})
-    assert api.ask("PATCH", path(schedule), {"source": {"prefix": "other"}}).json["source"]["prefix"] == "other"
+    assert (
+        api.ask("PATCH", path(schedule), {"source": {"prefix": "other"}}).json["source"]["prefix"]
+        == "other"
+    )
     assert seen == [0, 0]
 
 
@@ -368,21 +517,32 @@ ROUTES = [
 
 
 def ask(api: Api, method: str, route: str, id: str, **options: Any) -> Answer:
-    bodies = {"": NIGHTLY, "/preview": {"cron": "@daily"}, "/{id}/backfill": {"from": 0, "to": 1}, "/{id}/requests": LINE}
+    bodies = {
+        "": NIGHTLY,
+        "/preview": {"cron": "@daily"},
+        "/{id}/backfill": {"from": 0, "to": 1},
+        "/{id}/requests": LINE,
+    }
     body = bodies.get(route, {}) if method in ("POST", "PATCH") else None
     return api.ask(method, f"/v1/schedules{route}".replace("{id}", id), body, **options)
 
 
 @pytest.mark.parametrize(("method", "route", "scope"), ROUTES)
-def test_a_key_without_the_scope_is_403_and_none_is_401(api: Api, method: str, route: str, scope: str) -> None:
+def test_a_key_without_the_scope_is_403_and_none_is_401(
+    api: Api, method: str, route: str, scope: str
+) -> None:
     others = [other.value for other in accounts.Scope if other != scope]
     answer = ask(api, method, route, "sched_1", key=new_key(scopes=others))
     assert (answer.status, answer.error["type"]) == (403, "permission_error")
     assert ask(api, method, route, "sched_1", key=None).status == 401
 
 
-@pytest.mark.parametrize(("method", "route"), [(method, route) for method, route, _ in ROUTES if "{id}" in route])
-def test_another_account_the_other_mode_and_no_such_id_are_404(api: Api, method: str, route: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "route"), [(method, route) for method, route, _ in ROUTES if "{id}" in route]
+)
+def test_another_account_the_other_mode_and_no_such_id_are_404(
+    api: Api, method: str, route: str
+) -> None:
     with db.transaction() as session:
         account = factories.account(session)
         mine, live = factories.key(session, account), factories.key(session, account, livemode=True)
@@ -396,13 +556,21 @@ def test_another_account_the_other_mode_and_no_such_id_are_404(api: Api, method:
         (mine, "%ff"),
     ]:
         answer = ask(api, method, route, id, key=key, headers={"idempotency-key": "k"})
-        assert (answer.status, answer.error["type"], answer.error["param"]) == (404, "not_found_error", "schedule_id"), (key, id)
+        assert (answer.status, answer.error["type"], answer.error["param"]) == (
+            404,
+            "not_found_error",
+            "schedule_id",
+        ), (key, id)
     assert get(Api(api.port, mine), path(schedule)) == schedule
 
 
-def test_a_schedule_fires_in_its_own_mode(api: Api, clock: Clock, configure: Callable[..., None], tmp_path: Path) -> None:
+def test_a_schedule_fires_in_its_own_mode(
+    api: Api, clock: Clock, configure: Callable[..., None], tmp_path: Path
+) -> None:
     catalog = tmp_path / "catalog.toml"
-    catalog.write_text('[models.mistral-small-3-1.backend]\nbase_url = "http://127.0.0.1:9/v1"\n', "utf-8")
+    catalog.write_text(
+        '[models.mistral-small-3-1.backend]\nbase_url = "http://127.0.0.1:9/v1"\n', "utf-8"
+    )
     configure(catalog=catalog)
     with db.transaction() as session:
         live = Api(api.port, factories.key(session, livemode=True))
@@ -416,11 +584,16 @@ def test_a_schedule_fires_in_its_own_mode(api: Api, clock: Clock, configure: Cal
 
 def test_a_source_says_where_its_objects_are_to_be_put(api: Api, clock: Clock) -> None:
     schedule = create(api, source={"prefix": "exports/{{scheduled_date}}"})
-    folder = storage.folder() / schedule["source_location"].replace("{{scheduled_date}}", f"{clock.now():%Y-%m-%d}")
+    folder = storage.folder() / schedule["source_location"].replace(
+        "{{scheduled_date}}", f"{clock.now():%Y-%m-%d}"
+    )
     folder.mkdir(parents=True)
     (folder / "a.jsonl").write_bytes(factories.jsonl([factories.chat_line("a")]))
     run = api.ask("POST", path(schedule, "run")).json
-    assert (run["state"], [Path(entry["path"]).name for entry in run["manifest"]]) == ("running", ["a.jsonl"])
+    assert (run["state"], [Path(entry["path"]).name for entry in run["manifest"]]) == (
+        "running",
+        ["a.jsonl"],
+    )
     assert create(api)["source_location"] is None
 
 
@@ -438,5 +611,9 @@ def test_a_run_whose_batch_waits_for_its_execution_window_says_so(api: Api, cloc
 
 def test_pausing_again_without_a_note_keeps_the_note(api: Api, clock: Clock) -> None:
     schedule = create(api)
-    for body, note in (({"note": "migration"}, "migration"), ({}, "migration"), ({"note": "longer"}, "longer")):
+    for body, note in (
+        ({"note": "migration"}, "migration"),
+        ({}, "migration"),
+        ({"note": "longer"}, "longer"),
+    ):
         assert api.ask("POST", path(schedule, "pause"), body).json["pause_note"] == note

@@ -24,7 +24,11 @@ def _empty_storage(api: Api) -> None:
 
 def uploads() -> list[Path]:
     """What is on the disk, parts of unfinished objects too."""
-    return [path for path in Path(urlparse(settings().storage).path, "input").glob("**/*") if path.is_file()]
+    return [
+        path
+        for path in Path(urlparse(settings().storage).path, "input").glob("**/*")
+        if path.is_file()
+    ]
 
 
 def stored() -> int:
@@ -36,14 +40,20 @@ def test_fields_come_in_any_order(api: Api, order: tuple[str, str]) -> None:
     parts = {"purpose": ("purpose", None, b"batch"), "file": ("file", "a.jsonl", b"{}\n" * 50_000)}
     kind, body = multipart(*(parts[name] for name in order))
     answer = api.ask("POST", "/v1/files", body, headers={"content-type": kind})
-    assert (answer.status, answer.json["bytes"], answer.json["filename"]) == (200, 150_000, "a.jsonl")
+    assert (answer.status, answer.json["bytes"], answer.json["filename"]) == (
+        200,
+        150_000,
+        "a.jsonl",
+    )
     assert api.ask("GET", f"/v1/files/{answer.json['id']}/content").body == b"{}\n" * 50_000
 
 
 def test_bytes_come_back_as_they_were(api: Api) -> None:
     content = b"--edge \r\n--edge-\r\n\r\n" + bytes(range(256)) * 5_000 + b"\r\n--edg"
     file = api.upload(content)
-    answer = api.ask("GET", f"/v1/files/{file['id']}/content", headers={"accept": "application/binary"})
+    answer = api.ask(
+        "GET", f"/v1/files/{file['id']}/content", headers={"accept": "application/binary"}
+    )
     assert hashlib.sha256(answer.body).digest() == hashlib.sha256(content).digest()
     assert answer.headers["content-length"] == str(len(content))
     assert answer.headers["content-type"] == "application/octet-stream"
@@ -52,7 +62,11 @@ def test_bytes_come_back_as_they_were(api: Api) -> None:
 def test_an_empty_file_is_refused_and_leaves_nothing_behind(api: Api) -> None:
     kind, body = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", b""))
     answer = api.ask("POST", "/v1/files", body, headers={"content-type": kind})
-    assert (answer.status, answer.error["param"], answer.error["code"]) == (400, "file", "empty_file")
+    assert (answer.status, answer.error["param"], answer.error["code"]) == (
+        400,
+        "file",
+        "empty_file",
+    )
     assert stored() == 0
 
 
@@ -87,13 +101,17 @@ def test_a_filename_is_kept_and_safe_in_the_header(api: Api, sent: str, shown: s
 
 
 def test_expiry_is_taken_from_the_form(api: Api) -> None:
-    file = api.client.files.create(file=b"{}", purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600})
+    file = api.client.files.create(
+        file=b"{}", purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
     assert file.expires_at == file.created_at + 3600
 
 
 def test_expiry_may_be_one_field_in_json(api: Api) -> None:
     kind, body = multipart(
-        ("file", "a", b"{}"), ("purpose", None, b"batch"), ("expires_after", None, b'{"anchor": "created_at", "seconds": 3600.0}')
+        ("file", "a", b"{}"),
+        ("purpose", None, b"batch"),
+        ("expires_after", None, b'{"anchor": "created_at", "seconds": 3600.0}'),
     )
     file = api.ask("POST", "/v1/files", body, headers={"content-type": kind}).json
     assert file["expires_at"] == file["created_at"] + 3600
@@ -128,7 +146,14 @@ def test_expiry_may_be_one_field_in_json(api: Api) -> None:
         ([("file", "a", b"{}"), ("purpose", None, b"batch_output")], "purpose"),
         ([("file", "a", b"{}"), ("purpose", None, b"\xff\0")], "purpose"),
         ([("file", "a", b"{}"), ("file", "b", b"{}"), ("purpose", None, b"batch")], "file"),
-        ([("file", "a", b"{}"), ("purpose", None, b"batch"), ("expires_after[seconds]", None, b"3600")], "expires_after[anchor]"),
+        (
+            [
+                ("file", "a", b"{}"),
+                ("purpose", None, b"batch"),
+                ("expires_after[seconds]", None, b"3600"),
+            ],
+            "expires_after[anchor]",
+        ),
         (
             [
                 ("file", "a", b"{}"),
@@ -140,7 +165,9 @@ def test_expiry_may_be_one_field_in_json(api: Api) -> None:
         ),
     ],
 )
-def test_a_form_that_is_wrong_leaves_nothing_behind(api: Api, parts: list[tuple[str, str | None, bytes]], param: str) -> None:
+def test_a_form_that_is_wrong_leaves_nothing_behind(
+    api: Api, parts: list[tuple[str, str | None, bytes]], param: str
+) -> None:
     kind, body = multipart(*parts)
     answer = api.ask("POST", "/v1/files", body, headers={"content-type": kind})
     assert (answer.status, answer.error["param"]) == (400, param)
@@ -160,14 +187,18 @@ def test_a_form_that_is_wrong_leaves_nothing_behind(api: Api, parts: list[tuple[
     ],
     ids=["cut", "no form", "empty", "no boundary", "long boundary", "json", "long header"],
 )
-def test_a_body_that_is_no_form_is_400_and_leaves_nothing_behind(api: Api, headers: dict[str, str], body: bytes) -> None:
+def test_a_body_that_is_no_form_is_400_and_leaves_nothing_behind(
+    api: Api, headers: dict[str, str], body: bytes
+) -> None:
     answer = api.ask("POST", "/v1/files", body, headers=headers)
     assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
     assert stored() == 0
 
 
 def test_other_fields_are_bounded(api: Api) -> None:
-    kind, body = multipart(("note", None, b"x" * 65_537), ("file", "a", b"{}"), ("purpose", None, b"batch"))
+    kind, body = multipart(
+        ("note", None, b"x" * 65_537), ("file", "a", b"{}"), ("purpose", None, b"batch")
+    )
     assert api.ask("POST", "/v1/files", body, headers={"content-type": kind}).status == 413
     assert stored() == 0
 
@@ -193,7 +224,9 @@ def test_a_chunked_body_over_the_limit_is_413(api: Api, configure: object) -> No
     _, body = multipart(("purpose", None, b"batch"), ("file", "a", bytes(8 * MiB)))
     pieces = iter([body[start : start + 65_536] for start in range(0, len(body), 65_536)])
     answer = api.client._client.post(
-        f"http://127.0.0.1:{api.port}/v1/files", content=pieces, headers={**EDGE, "authorization": f"Bearer {api.key}"}
+        f"http://127.0.0.1:{api.port}/v1/files",
+        content=pieces,
+        headers={**EDGE, "authorization": f"Bearer {api.key}"},
     )
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "file_too_large")
     assert stored() == 0
@@ -201,7 +234,9 @@ def test_a_chunked_body_over_the_limit_is_413(api: Api, configure: object) -> No
 
 def test_an_upload_without_a_key_is_401_before_its_body_is_stored(api: Api) -> None:
     kind, body = multipart(("purpose", None, b"batch"), ("file", "a", bytes(3 * MiB)))
-    assert api.ask("POST", "/v1/files", body, headers={"content-type": kind}, key=None).status == 401
+    assert (
+        api.ask("POST", "/v1/files", body, headers={"content-type": kind}, key=None).status == 401
+    )
     assert stored() == 0
 
 
@@ -209,7 +244,10 @@ def test_an_upload_that_breaks_off_leaves_nothing_behind(api: Api) -> None:
     head = f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {api.key}\r\n"
     _, body = multipart(("purpose", None, b"batch"), ("file", "a", bytes(9 * MiB)))
     with socket.create_connection(("127.0.0.1", api.port)) as connection:
-        connection.sendall(f"{head}content-type: {EDGE['content-type']}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body[: 8 * MiB])
+        connection.sendall(
+            f"{head}content-type: {EDGE['content-type']}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+            + body[: 8 * MiB]
+        )
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(65_536):
             pass

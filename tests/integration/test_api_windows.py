@@ -16,10 +16,17 @@ from xalen_batch.accounts import accounts
 from xalen_batch.models import Batch, Schedule, ScheduleRun
 
 REQUEST = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
-WINDOW = {"start": "22:00", "end": "06:00", "timezone": "Europe/Berlin", "days": ["fri", "mon", "tue"]}
+WINDOW = {
+    "start": "22:00",
+    "end": "06:00",
+    "timezone": "Europe/Berlin",
+    "days": ["fri", "mon", "tue"],
+}
 LINES = factories.jsonl([factories.chat_line("a")])
 TUESDAY_NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
-OPENS, CLOSES = (int(datetime(2026, 11, day, hour, tzinfo=UTC).timestamp()) for day, hour in ((24, 21), (25, 5)))
+OPENS, CLOSES = (
+    int(datetime(2026, 11, day, hour, tzinfo=UTC).timestamp()) for day, hour in ((24, 21), (25, 5))
+)
 
 
 @pytest.fixture
@@ -30,7 +37,9 @@ def clock(api: Api) -> Iterator[Clock]:
 
 
 def ask(api: Api, **fields: Any) -> Any:
-    return api.ask("POST", "/v1/batches", {"input_file_id": api.upload(LINES)["id"], **REQUEST, **fields})
+    return api.ask(
+        "POST", "/v1/batches", {"input_file_id": api.upload(LINES)["id"], **REQUEST, **fields}
+    )
 
 
 def test_openais_client_sends_a_window_and_reads_the_batch(api: Api, clock: Clock) -> None:
@@ -42,7 +51,13 @@ def test_openais_client_sends_a_window_and_reads_the_batch(api: Api, clock: Cloc
         completion_window="24h",
         extra_body={"execution_window": WINDOW},
     )
-    shown = {**WINDOW, "days": ["mon", "tue", "fri"], "state": "closed", "opens_at": OPENS, "closes_at": CLOSES}
+    shown = {
+        **WINDOW,
+        "days": ["mon", "tue", "fri"],
+        "state": "closed",
+        "opens_at": OPENS,
+        "closes_at": CLOSES,
+    }
     assert batch.to_dict()["execution_window"] == shown
     clock.run_fast(datetime.fromtimestamp(OPENS, UTC), pace=0)
     found = client.batches.retrieve(batch.id)
@@ -51,7 +66,11 @@ def test_openais_client_sends_a_window_and_reads_the_batch(api: Api, clock: Cloc
     (listed,) = client.batches.list()
     # It opens on Friday again.
     three_days = 3 * 86_400
-    assert listed.to_dict()["execution_window"] == {**shown, "opens_at": OPENS + three_days, "closes_at": CLOSES + three_days}
+    assert listed.to_dict()["execution_window"] == {
+        **shown,
+        "opens_at": OPENS + three_days,
+        "closes_at": CLOSES + three_days,
+    }
     cancelled = client.batches.cancel(batch.id)
     assert cancelled.to_dict()["execution_window"] == {**shown, "opens_at": None, "closes_at": None}
 
@@ -86,7 +105,9 @@ def test_a_window_that_is_none_is_refused(api: Api, window: Any, param: str) -> 
     assert api.ask("GET", "/v1/batches").json["data"] == []
 
 
-def test_a_window_that_never_opens_in_time_is_refused_with_the_arithmetic(api: Api, clock: Clock) -> None:
+def test_a_window_that_never_opens_in_time_is_refused_with_the_arithmetic(
+    api: Api, clock: Clock
+) -> None:
     answer = ask(api, execution_window=WINDOW, completion_window="9h")
     assert (answer.status, answer.error["param"]) == (400, "execution_window")
     for figure in ("9 h", "22:00", "mon–tue", "at least 10h"):
@@ -95,11 +116,22 @@ def test_a_window_that_never_opens_in_time_is_refused_with_the_arithmetic(api: A
 
 
 def test_a_window_is_part_of_what_an_idempotency_key_stands_for(api: Api) -> None:
-    sent = {"input_file_id": api.upload(LINES)["id"], **REQUEST, "completion_window": "7d", "execution_window": WINDOW}
+    sent = {
+        "input_file_id": api.upload(LINES)["id"],
+        **REQUEST,
+        "completion_window": "7d",
+        "execution_window": WINDOW,
+    }
     other = {**sent, "execution_window": {**WINDOW, "end": "07:00"}}
     key = {"idempotency-key": "night"}
-    first, again, changed = (api.ask("POST", "/v1/batches", body, headers=key) for body in (sent, sent, other))
-    assert (again.status, again.body, again.headers["idempotent-replayed"]) == (200, first.body, "true")
+    first, again, changed = (
+        api.ask("POST", "/v1/batches", body, headers=key) for body in (sent, sent, other)
+    )
+    assert (again.status, again.body, again.headers["idempotent-replayed"]) == (
+        200,
+        first.body,
+        "true",
+    )
     assert changed.error["code"] == "idempotency_key_reused"
 
 
@@ -111,7 +143,9 @@ class TestOfASchedule:
             caller = accounts.authenticate(session, api.key)
             mine = {"account_id": caller.account_id, "livemode": caller.livemode}
             next_fire = datetime.now(UTC) + timedelta(days=1)
-            schedule = Schedule(id=ids.new(), name=name, definition={}, next_fire_at=next_fire, **mine)
+            schedule = Schedule(
+                id=ids.new(), name=name, definition={}, next_fire_at=next_fire, **mine
+            )
             session.add(schedule)
             session.flush()
             run = ScheduleRun(
@@ -125,9 +159,18 @@ class TestOfASchedule:
             session.add(run)
             session.flush()
             batch = batches.create(
-                session, caller, input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h", run=run
+                session,
+                caller,
+                input_file_id=file_id,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+                run=run,
             )
-            return ids.render("batch", batch.id), ids.render("sched", schedule.id), ids.render("run", run.id)
+            return (
+                ids.render("batch", batch.id),
+                ids.render("sched", schedule.id),
+                ids.render("run", run.id),
+            )
 
     def test_a_batch_names_its_schedule_and_its_run_and_is_found_by_it(self, api: Api) -> None:
         ask(api)
@@ -136,13 +179,18 @@ class TestOfASchedule:
         assert (shown["schedule_id"], shown["run_id"]) == (schedule, run)
         page = api.ask("GET", f"/v1/batches?schedule_id={schedule}").json
         assert [batch["id"] for batch in page["data"]] == [one]
-        assert [batch["id"] for batch in api.ask("GET", "/v1/batches?limit=2").json["data"]] == [other, one]
+        assert [batch["id"] for batch in api.ask("GET", "/v1/batches?limit=2").json["data"]] == [
+            other,
+            one,
+        ]
 
     def test_pages_of_a_schedules_batches_go_on_where_they_ended(self, api: Api) -> None:
         one, schedule, _ = self.made(api, "nightly")
         other, *_ = self.made(api, "other")
         with db.transaction() as session:
-            session.execute(update(Batch).values(schedule_id=ids.parse("sched", schedule), run_id=None))
+            session.execute(
+                update(Batch).values(schedule_id=ids.parse("sched", schedule), run_id=None)
+            )
         path = f"/v1/batches?schedule_id={schedule}&limit=1"
         page = api.ask("GET", path).json
         assert ([batch["id"] for batch in page["data"]], page["has_more"]) == ([other], True)
@@ -154,7 +202,9 @@ class TestOfASchedule:
         answer = api.ask("GET", f"/v1/batches?schedule_id={schedule}", key=new_key())
         assert (answer.status, answer.json["data"]) == (200, [])
 
-    @pytest.mark.parametrize("id", ["", "nightly", "batch_01a20b8f5d2d769db6d42f3b21c9ed3f", "sched_" + "x" * 200])
+    @pytest.mark.parametrize(
+        "id", ["", "nightly", "batch_01a20b8f5d2d769db6d42f3b21c9ed3f", "sched_" + "x" * 200]
+    )
     def test_an_id_that_is_no_schedules_is_refused(self, api: Api, id: str) -> None:
         answer = api.ask("GET", f"/v1/batches?schedule_id={id}")
         assert (answer.status, answer.error["param"]) == (400, "schedule_id")

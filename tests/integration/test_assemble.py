@@ -1,4 +1,6 @@
-"""Assembling: the input file of a run is put together once, whoever dies, freezes or is overtaken on the way."""
+"""Assembling: the input file of a run is put together once, whoever dies, freezes or is overtaken
+on the way.
+"""
 
 import errno
 import hashlib
@@ -15,7 +17,18 @@ from sqlalchemy import func, update
 from tests import factories
 from tests.factories import chat_line
 from tests.integration import assembling
-from tests.integration.assembling import check_runs, expire_lease, fire, home, made, reread, schedule, sealed, stored, template
+from tests.integration.assembling import (
+    check_runs,
+    expire_lease,
+    fire,
+    home,
+    made,
+    reread,
+    schedule,
+    sealed,
+    stored,
+    template,
+)
 from xalen_batch import batches, db, files, ids, storage
 from xalen_batch.accounts.accounts import Caller
 from xalen_batch.errors import InvalidRequest
@@ -55,7 +68,12 @@ def expected(kind: str, names: Iterable[str]) -> list[str]:
 def test_a_run_reads_what_was_there_when_it_was_fired(caller: Caller, kind: str) -> None:
     batch = fire(made(caller, kind, "abc"))
     _, file = reread(batch)
-    assert (file.size, file.sha256, file.filename, file.purpose) == (0, None, "nightly-2026-11-25.jsonl", "batch")
+    assert (file.size, file.sha256, file.filename, file.purpose) == (
+        0,
+        None,
+        "nightly-2026-11-25.jsonl",
+        "batch",
+    )
     validate.run(batch.id)
     check_runs(batch, expected(kind, "abc"))
     if kind == "template":
@@ -139,7 +157,9 @@ def test_whoever_takes_over_from_a_dead_worker_makes_the_same_file(
 def test_a_frozen_worker_that_wakes_up_changes_nothing_of_what_another_has_made(
     caller: Caller, kind: str, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between any two steps of the one, another does all of it, and what both read is gone or changed afterwards."""
+    """Between any two steps of the one, another does all of it, and what both read is gone or
+    changed afterwards.
+    """
     batch = fire(made(caller, kind, "abc"))
     points = Points(monkeypatch)
 
@@ -186,23 +206,34 @@ class TestFaults:
         validate.run(batch.id)
         error = fault(batch)
         assert (error["code"], error["param"]) == ("source_changed", "source")
-        assert error["message"].startswith("Object 'in/b.jsonl' has changed since the run took it. ")
+        assert error["message"].startswith(
+            "Object 'in/b.jsonl' has changed since the run took it. "
+        )
 
     def test_a_template_that_is_gone_fails_the_batch_by_name(self, caller: Caller) -> None:
         of_template = made(caller, "template", "abc")
         batch = fire(of_template)
-        storage.delete(storage.key(ids.parse("file", of_template.definition["template_file_id"]) or UUID(int=0)))
+        storage.delete(
+            storage.key(
+                ids.parse("file", of_template.definition["template_file_id"]) or UUID(int=0)
+            )
+        )
         validate.run(batch.id)
         error = fault(batch)
         assert (error["code"], error["param"]) == ("file_not_found", "template_file_id")
         assert of_template.definition["template_file_id"] in error["message"]
 
     @pytest.mark.parametrize("kind", ["template", "source"])
-    def test_more_than_one_batch_can_have_fails_it(self, caller: Caller, kind: str, configure: Callable[..., None]) -> None:
+    def test_more_than_one_batch_can_have_fails_it(
+        self, caller: Caller, kind: str, configure: Callable[..., None]
+    ) -> None:
         batch = fire(made(caller, kind, "abc"))
         configure(max_file_bytes=300)
         validate.run(batch.id)
-        assert (fault(batch)["code"], "300 bytes" in fault(batch)["message"]) == ("file_too_large", True)
+        assert (fault(batch)["code"], "300 bytes" in fault(batch)["message"]) == (
+            "file_too_large",
+            True,
+        )
 
     def test_requests_that_were_acknowledged_run_also_where_the_limit_is_lower_by_now(
         self, caller: Caller, configure: Callable[..., None]
@@ -212,14 +243,23 @@ class TestFaults:
         validate.run(batch.id)
         check_runs(batch, "abc")
 
-    def test_a_placeholder_that_no_rehearsal_has_seen_fails_it_with_its_line(self, caller: Caller) -> None:
+    def test_a_placeholder_that_no_rehearsal_has_seen_fails_it_with_its_line(
+        self, caller: Caller
+    ) -> None:
         lines = [chat_line("a"), chat_line("b", "{{scheduled_dat}}")]
         batch = fire(schedule(caller, template_file_id=template(caller, lines)))
         validate.run(batch.id)
         assert (fault(batch)["code"], fault(batch)["line"]) == ("invalid_placeholder", 2)
 
-    def test_a_template_line_that_is_too_long_fails_it_with_its_line(self, caller: Caller, configure: Callable[..., None]) -> None:
-        batch = fire(schedule(caller, template_file_id=template(caller, [chat_line("a"), chat_line("b", "x" * 500)])))
+    def test_a_template_line_that_is_too_long_fails_it_with_its_line(
+        self, caller: Caller, configure: Callable[..., None]
+    ) -> None:
+        batch = fire(
+            schedule(
+                caller,
+                template_file_id=template(caller, [chat_line("a"), chat_line("b", "x" * 500)]),
+            )
+        )
         configure(max_line_bytes=400)
         validate.run(batch.id)
         assert (fault(batch)["code"], fault(batch)["line"]) == ("line_too_long", 2)
@@ -237,8 +277,13 @@ class TestFaults:
         batch = fire(schedule(caller, source={"prefix": "in"}))
         validate.run(batch.id)
         found, file = reread(batch)
-        assert [(error["line"], error["code"]) for error in found.errors or []] == [(2, "missing_required_parameter")]
-        assert (file.size, stored(batch)) == (len(stored(batch)), factories.jsonl([chat_line("a")]) + b"{}\n")
+        assert [(error["line"], error["code"]) for error in found.errors or []] == [
+            (2, "missing_required_parameter")
+        ]
+        assert (file.size, stored(batch)) == (
+            len(stored(batch)),
+            factories.jsonl([chat_line("a")]) + b"{}\n",
+        )
 
     def test_objects_without_a_byte_are_an_empty_file(self, caller: Caller) -> None:
         (home(caller) / "a.jsonl").touch()
@@ -248,7 +293,9 @@ class TestFaults:
         assert [error["code"] for error in found.errors or []] == ["empty_file"]
         assert (file.size, file.sha256) == (0, hashlib.sha256().digest())
 
-    @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), obstore.exceptions.GenericError("away")])
+    @pytest.mark.parametrize(
+        "error", [OSError(errno.EIO, "Input/output error"), obstore.exceptions.GenericError("away")]
+    )
     def test_storage_that_is_away_fails_nothing_and_is_tried_again(
         self, caller: Caller, error: Exception, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -290,8 +337,17 @@ def test_a_batch_cancelled_meanwhile_gets_no_file_and_its_requests_go_when_the_f
 def test_a_file_that_is_not_together_is_nobody_elses_input(caller: Caller) -> None:
     batch = fire(made(caller, "inbox", "a"))
     public_id = ids.render("file", batch.input_file_id)
-    with db.transaction() as session, pytest.raises(InvalidRequest, match="when its batch is in_progress") as refused:
-        batches.create(session, caller, input_file_id=public_id, endpoint="/v1/chat/completions", completion_window="24h")
+    with (
+        db.transaction() as session,
+        pytest.raises(InvalidRequest, match="when its batch is in_progress") as refused,
+    ):
+        batches.create(
+            session,
+            caller,
+            input_file_id=public_id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+        )
     assert (refused.value.code, refused.value.param) == ("file_not_ready", "input_file_id")
     # However it came to be one.
     with db.transaction() as session:
@@ -311,7 +367,9 @@ def test_the_sweep_leaves_a_file_that_is_being_put_together(caller: Caller) -> N
     check_runs(batch, "a")
 
 
-def test_memory_does_not_grow_with_the_file(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_file(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = chat_line("a-{{run_id}}", "x" * 100_000 + "{{scheduled_date}}")
     batch = fire(schedule(caller, template_file_id=template(caller, [line] * 640)))
     tracemalloc.start()

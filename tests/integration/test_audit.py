@@ -1,4 +1,6 @@
-"""The audit log: every change that a caller or an operator can make is in it, by whom, and stays there."""
+"""The audit log: every change that a caller or an operator can make is in it, by whom, and stays
+there.
+"""
 
 import os
 import pwd
@@ -38,7 +40,8 @@ Entry = tuple[str, str, dict[str, Any] | None, dict[str, Any] | None]
 
 
 def written(
-    act: Callable[[Session], object], transaction: Callable[[], AbstractContextManager[Session]] = db.transaction
+    act: Callable[[Session], object],
+    transaction: Callable[[], AbstractContextManager[Session]] = db.transaction,
 ) -> list[AuditEntry]:
     """What one transaction adds to the log."""
     with transaction() as session:
@@ -73,13 +76,28 @@ def schedule(owner: Owner) -> Schedule:
 class TestKeys:
     def test_made(self, owner: Owner) -> None:
         [entry] = written(lambda session: keys.create(session, owner, name="ci", scopes=["read"]))
-        assert seen([entry]) == [("system", "key.created", None, {"name": "ci", "scopes": ["read"]})]
-        assert (entry.account_id, entry.livemode, entry.object_id[:4]) == (owner.account_id, False, "key_")
+        assert seen([entry]) == [
+            ("system", "key.created", None, {"name": "ci", "scopes": ["read"]})
+        ]
+        assert (entry.account_id, entry.livemode, entry.object_id[:4]) == (
+            owner.account_id,
+            False,
+            "key_",
+        )
 
     def test_rotated(self, key: ApiKey) -> None:
-        old, made = written(lambda session: keys.rotate(session, session.get_one(ApiKey, key.id), timedelta()))
-        assert (made.action, made.after) == ("key.created", {"name": "ci", "scopes": ["read"], "rotated_from": str(key.id)})
-        assert (old.action, old.object_id, old.before) == ("key.changed", ids.render("key", key.id), None)
+        old, made = written(
+            lambda session: keys.rotate(session, session.get_one(ApiKey, key.id), timedelta())
+        )
+        assert (made.action, made.after) == (
+            "key.created",
+            {"name": "ci", "scopes": ["read"], "rotated_from": str(key.id)},
+        )
+        assert (old.action, old.object_id, old.before) == (
+            "key.changed",
+            ids.render("key", key.id),
+            None,
+        )
         assert old.after is not None
         assert set(old.after) == {"expires_at"}
 
@@ -88,7 +106,11 @@ class TestKeys:
             keys.revoke(session, session.get_one(ApiKey, key.id))
 
         [entry] = written(revoke)
-        assert (entry.action, entry.before, set(entry.after or {})) == ("key.changed", None, {"revoked_at"})
+        assert (entry.action, entry.before, set(entry.after or {})) == (
+            "key.changed",
+            None,
+            {"revoked_at"},
+        )
         assert written(revoke) == []
 
     def test_use_is_no_change(self, owner: Owner) -> None:
@@ -102,22 +124,37 @@ class TestKeys:
 class TestSchedules:
     def test_made_without_what_its_owner_wrote_in_it(self, owner: Owner) -> None:
         source = {"prefix": "a-users-folder"}
-        [entry] = written(lambda session: factories.schedule(session, owner, metadata={"note": "a user's words"}, source=source))
+        [entry] = written(
+            lambda session: factories.schedule(
+                session, owner, metadata={"note": "a user's words"}, source=source
+            )
+        )
         assert (entry.action, entry.before) == ("schedule.created", None)
         after = entry.after or {}
-        assert (after["name"], after["cron"], after["status"], after["jitter"]) == ("nightly", "30 2 * * *", "active", 0)
+        assert (after["name"], after["cron"], after["status"], after["jitter"]) == (
+            "nightly",
+            "30 2 * * *",
+            "active",
+            0,
+        )
         assert (after["metadata"], after["source"]) == ("…", "…")
         assert "user" not in str(after)
 
     @pytest.mark.parametrize(
         ("change", "before", "after"),
         [
-            ({"name": "weekly", "cron": "0 3 * * 1"}, {"name": "nightly", "cron": "30 2 * * *"}, {"name": "weekly", "cron": "0 3 * * 1"}),
+            (
+                {"name": "weekly", "cron": "0 3 * * 1"},
+                {"name": "nightly", "cron": "30 2 * * *"},
+                {"name": "weekly", "cron": "0 3 * * 1"},
+            ),
             ({"metadata": {"note": "other words"}}, {"metadata": "…"}, {"metadata": "…"}),
             ({"metadata": None}, {"metadata": "…"}, None),
         ],
     )
-    def test_changed(self, owner: Owner, schedule: Schedule, change: dict[str, Any], before: Any, after: Any) -> None:
+    def test_changed(
+        self, owner: Owner, schedule: Schedule, change: dict[str, Any], before: Any, after: Any
+    ) -> None:
         def act(session: Session) -> None:
             fields = {"name": "nightly", "metadata": {"note": "a user's words"}} | change
             locked = schedules.lock(session, owner, ids.render("sched", schedule.id))
@@ -128,9 +165,17 @@ class TestSchedules:
 
     def test_paused_resumed_and_deleted(self, owner: Owner, schedule: Schedule) -> None:
         public_id = ids.render("sched", schedule.id)
-        [paused] = written(lambda session: schedules.pause(session, schedules.lock(session, owner, public_id), "a user's words"))
-        [resumed] = written(lambda session: schedules.resume(session, schedules.lock(session, owner, public_id)))
-        [deleted] = written(lambda session: schedules.delete(session, owner, public_id, discard_requests=False))
+        [paused] = written(
+            lambda session: schedules.pause(
+                session, schedules.lock(session, owner, public_id), "a user's words"
+            )
+        )
+        [resumed] = written(
+            lambda session: schedules.resume(session, schedules.lock(session, owner, public_id))
+        )
+        [deleted] = written(
+            lambda session: schedules.delete(session, owner, public_id, discard_requests=False)
+        )
         assert {paused.object_id, resumed.object_id, deleted.object_id} == {public_id}
         assert (paused.before, paused.after) == ({"status": "active"}, {"status": "paused"})
         assert (resumed.before, resumed.after) == ({"status": "paused"}, {"status": "active"})
@@ -141,22 +186,33 @@ class TestSchedules:
             session.execute(text("UPDATE schedules SET next_fire_at = now() - interval '1 second'"))
 
         def act(session: Session) -> None:
-            fire.bring_up_to_date(session, schedules.lock(session, owner, ids.render("sched", schedule.id)))
+            fire.bring_up_to_date(
+                session, schedules.lock(session, owner, ids.render("sched", schedule.id))
+            )
 
         assert written(act) == []
         with db.transaction() as session:
-            assert (session.get_one(Schedule, schedule.id).next_fire_at or db.now(session)) > db.now(session)
+            assert (
+                session.get_one(Schedule, schedule.id).next_fire_at or db.now(session)
+            ) > db.now(session)
 
 
 class TestMoney:
-    def test_a_price_that_ends_is_closed_and_another_one_is_created_later(self, database: str) -> None:
+    def test_a_price_that_ends_is_closed_and_another_one_is_created_later(
+        self, database: str
+    ) -> None:
         [closed] = written(lambda session: session.execute(text(CLOSED)))
         [created] = written(lambda session: prices.sync(session, prices.differences(session)))
         # As text: a number in JSON would be read as a float.
         price = {"model": "bge-reranker-v2", "component": "input", "usd_per_million": "0.003"}
         assert (closed.action, closed.livemode, closed.before) == ("price.closed", True, price)
         assert set(closed.after or {}) == {"model", "component", "valid_to"}
-        assert (created.action, created.livemode, created.account_id, created.before) == ("price.created", True, None, None)
+        assert (created.action, created.livemode, created.account_id, created.before) == (
+            "price.created",
+            True,
+            None,
+            None,
+        )
         assert (created.after or {}) | {"valid_from": ""} == price | {"valid_from": ""}
 
     def test_a_price_that_changes_is_one_entry_with_both_prices(self, database: str) -> None:
@@ -174,11 +230,18 @@ class TestMoney:
         key = {"model": "bge-reranker-v2", "component": "input"}
         assert (entry.actor, entry.action, entry.livemode) == ("cli:alice", "price.changed", True)
         assert entry.before == key | {"usd_per_million": "0.003"}
-        assert (entry.after or {}) | {"valid_from": ""} == key | {"usd_per_million": "0.0300", "valid_from": ""}
+        assert (entry.after or {}) | {"valid_from": ""} == key | {
+            "usd_per_million": "0.0300",
+            "valid_from": "",
+        }
 
     def test_leave_for_simulated_answers_is_logged(self, owner: Owner) -> None:
         [entry] = written(lambda session: accounts.let_simulate(session, owner.account_id, True))
-        assert (entry.action, entry.before, entry.after) == ("account.changed", {"simulated_live": False}, {"simulated_live": True})
+        assert (entry.action, entry.before, entry.after) == (
+            "account.changed",
+            {"simulated_live": False},
+            {"simulated_live": True},
+        )
         assert entry.object_id == ids.render("acct", owner.account_id)
         assert written(lambda session: accounts.let_simulate(session, owner.account_id, True)) == []
 
@@ -194,7 +257,11 @@ class TestMoney:
                 "currency": "USD",
                 "total": Decimal("0.00002368"),
             }
-            assert (entry.actor, entry.before, entry.account_id) == ("system", None, batch.account_id)
+            assert (entry.actor, entry.before, entry.account_id) == (
+                "system",
+                None,
+                batch.account_id,
+            )
         assert written(lambda session: invoices.issue(session, batch)) == []
 
     def test_a_statement_is_logged_when_it_is_closed(self, owner: Owner) -> None:
@@ -210,14 +277,20 @@ class TestMoney:
 
 # Whatever writes to a table of these nouns, by whatever way: the triggers see it.
 STATEMENTS = {
-    "INSERT INTO api_keys (id, account_id, livemode, name, prefix, hash) VALUES (gen_random_uuid(), :account, true, 'x', '', '')": "key.created",
+    "INSERT INTO api_keys (id, account_id, livemode, name, prefix, hash) VALUES (gen_random_uuid(), :account, true, 'x', '', '')": (
+        "key.created"
+    ),
     "UPDATE api_keys SET name = 'other'": "key.changed",
     "UPDATE api_keys SET scopes = '{admin}'": "key.changed",
     "DELETE FROM api_keys": "key.deleted",
     "UPDATE schedules SET name = 'other'": "schedule.changed",
-    "UPDATE schedules SET definition = jsonb_set(definition, '{metadata}', '{\"a\": \"b\"}')": "schedule.changed",
+    "UPDATE schedules SET definition = jsonb_set(definition, '{metadata}', '{\"a\": \"b\"}')": (
+        "schedule.changed"
+    ),
     "DELETE FROM schedules": "schedule.deleted",
-    "INSERT INTO prices (id, model, component, livemode, usd_per_million) VALUES (gen_random_uuid(), 'm', 'input', true, 1)": "price.created",
+    "INSERT INTO prices (id, model, component, livemode, usd_per_million) VALUES (gen_random_uuid(), 'm', 'input', true, 1)": (
+        "price.created"
+    ),
     CLOSED: "price.closed",
     "UPDATE accounts SET simulated_live = true": "account.changed",
     "INSERT INTO invoices (id, account_id, livemode, month, currency, total) VALUES (gen_random_uuid(), :account, true, '2026-01-01', 'USD', 1)": (
@@ -227,7 +300,9 @@ STATEMENTS = {
 
 
 @pytest.mark.parametrize("statement", STATEMENTS)
-def test_no_statement_changes_anything_without_an_entry(owner: Owner, key: ApiKey, schedule: Schedule, statement: str) -> None:
+def test_no_statement_changes_anything_without_an_entry(
+    owner: Owner, key: ApiKey, schedule: Schedule, statement: str
+) -> None:
     values = {"account": owner.account_id} if ":account" in statement else {}
     # The owner may do all of it; the triggers see it none the less.
     found = written(lambda session: session.execute(text(statement), values), as_owner)
@@ -240,7 +315,9 @@ NOT_AUDITED = {
     "audit_log": "the log itself",
     "consumed_objects": "written by firing: what a run took, which its own row tells",
     "idempotency_keys": "answers kept for a replay; what was made is logged",
-    "inbox_requests": "users' own lines; they go into a file, or with their schedule, whose deletion is logged",
+    "inbox_requests": (
+        "users' own lines; they go into a file, or with their schedule, whose deletion is logged"
+    ),
     "invoice_lines": "written with their invoice, and never changed",
     "erasures": "how far the erasing of a deleted file's answers is, each step of which is logged",
     "store_mark": "the id of the store, which nothing changes",
@@ -252,7 +329,12 @@ NOT_AUDITED = {
 
 def test_every_table_has_the_trigger_or_a_reason(database: str) -> None:
     with db.transaction() as session:
-        found = session.scalars(text("SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'audited' AND tgenabled = 'O'")).all()
+        found = session.scalars(
+            text(
+                "SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'audited' AND"
+                " tgenabled = 'O'"
+            )
+        ).all()
     assert set(found).isdisjoint(NOT_AUDITED)
     assert set(found) | set(NOT_AUDITED) == set(Base.metadata.tables)
 
@@ -260,19 +342,32 @@ def test_every_table_has_the_trigger_or_a_reason(database: str) -> None:
 class TestOperators:
     def test_an_account_is_made_and_changed(self, database: str) -> None:
         [made] = written(lambda session: accounts.create(session, "acme"))
-        assert seen([made]) == [("system", "account.created", None, {"name": "acme", "weight": "1"})]
+        assert seen([made]) == [
+            ("system", "account.created", None, {"name": "acme", "weight": "1"})
+        ]
         assert (made.object_id[:5], made.account_id, made.livemode) == ("acct_", None, None)
-        [changed] = written(lambda session: session.execute(text("UPDATE accounts SET weight = 5, virtual_time = 7")))
+        [changed] = written(
+            lambda session: session.execute(
+                text("UPDATE accounts SET weight = 5, virtual_time = 7")
+            )
+        )
         assert seen([changed]) == [("system", "account.changed", {"weight": "1"}, {"weight": "5"})]
-        assert written(lambda session: session.execute(text("UPDATE accounts SET virtual_time = 8"))) == []
+        assert (
+            written(lambda session: session.execute(text("UPDATE accounts SET virtual_time = 8")))
+            == []
+        )
 
-    def test_a_limit_is_given_changed_and_taken_back_by_the_user_of_the_command(self, owner: Owner) -> None:
+    def test_a_limit_is_given_changed_and_taken_back_by_the_user_of_the_command(
+        self, owner: Owner
+    ) -> None:
         def limits(*options: str) -> list[AuditEntry]:
             with db.reading() as session:
                 name = session.get_one(Account, owner.account_id).name
 
             def run(_: Session) -> None:
-                result = CliRunner().invoke(app, ["accounts", "limits", name, "--mode", "test", *options])
+                result = CliRunner().invoke(
+                    app, ["accounts", "limits", name, "--mode", "test", *options]
+                )
                 assert result.exit_code == 0, result.output
 
             return written(run)
@@ -280,10 +375,18 @@ class TestOperators:
         me = f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
         [given] = limits("--open-batches", "5")
         assert seen([given]) == [(me, "limit.changed", None, {"open_batches": "5"})]
-        assert (given.object_id, given.account_id, given.livemode) == (ids.render("acct", owner.account_id), owner.account_id, False)
-        assert seen(limits("--open-batches", "none")) == [(me, "limit.changed", {"open_batches": "5"}, {"open_batches": "none"})]
+        assert (given.object_id, given.account_id, given.livemode) == (
+            ids.render("acct", owner.account_id),
+            owner.account_id,
+            False,
+        )
+        assert seen(limits("--open-batches", "none")) == [
+            (me, "limit.changed", {"open_batches": "5"}, {"open_batches": "none"})
+        ]
         assert limits("--open-batches", "none") == []
-        assert seen(limits("--open-batches", "default")) == [(me, "limit.changed", {"open_batches": "none"}, None)]
+        assert seen(limits("--open-batches", "default")) == [
+            (me, "limit.changed", {"open_batches": "none"}, None)
+        ]
 
 
 class TestErasure:
@@ -292,7 +395,10 @@ class TestErasure:
         """A batch with two answers and an error, each part a file."""
         with db.transaction() as session:
             caller = accounts.authenticate(session, keys.create(session, owner, name="test")[1])
-        return billing.ended([billing.Ran(Usage(1, 1)), billing.Ran(Usage(1, 1)), billing.Ran(billing.REFUSED)], caller)
+        return billing.ended(
+            [billing.Ran(Usage(1, 1)), billing.Ran(Usage(1, 1)), billing.Ran(billing.REFUSED)],
+            caller,
+        )
 
     def test_an_output_file_that_its_owner_deletes(self, owner: Owner, batch: Batch) -> None:
         def act(session: Session) -> None:
@@ -302,36 +408,62 @@ class TestErasure:
         answers, file = written(act)
         name = ids.render("batch", batch.id)
         assert seen([answers]) == [("key_1", "answers.erased", {"lines": "2"}, None)]
-        assert (answers.object_id, answers.account_id, answers.livemode) == (name, owner.account_id, False)
+        assert (answers.object_id, answers.account_id, answers.livemode) == (
+            name,
+            owner.account_id,
+            False,
+        )
         assert (file.actor, file.action, file.after) == ("key_1", "file.deleted", None)
-        assert (file.object_id, file.account_id) == (ids.render("file", batch.output_file_id or UUID(int=0)), owner.account_id)
-        assert {key: (file.before or {})[key] for key in ("purpose", "batch_id")} == {"purpose": "batch_output", "batch_id": name}
+        assert (file.object_id, file.account_id) == (
+            ids.render("file", batch.output_file_id or UUID(int=0)),
+            owner.account_id,
+        )
+        assert {key: (file.before or {})[key] for key in ("purpose", "batch_id")} == {
+            "purpose": "batch_output",
+            "batch_id": name,
+        }
 
     def test_files_that_expire(self, batch: Batch) -> None:
         with db.transaction() as session:
             session.execute(text("UPDATE files SET expires_at = now() - interval '1 second'"))
         found = written(lambda _: recover.tick())
         assert {entry.actor for entry in found} == {"system"}
-        assert sorted(entry.action for entry in found) == ["answers.erased"] * 2 + ["file.deleted"] * 3
-        assert sorted(entry.before["lines"] for entry in found if entry.before and "lines" in entry.before) == ["1", "2"]
+        assert (
+            sorted(entry.action for entry in found) == ["answers.erased"] * 2 + ["file.deleted"] * 3
+        )
+        assert sorted(
+            entry.before["lines"] for entry in found if entry.before and "lines" in entry.before
+        ) == ["1", "2"]
 
     @pytest.mark.parametrize(
         ("statement", "lines"),
-        [("UPDATE results SET body = NULL", "3"), ("DELETE FROM results", "3"), ("UPDATE results SET flag = 'x'", None)],
+        [
+            ("UPDATE results SET body = NULL", "3"),
+            ("DELETE FROM results", "3"),
+            ("UPDATE results SET flag = 'x'", None),
+        ],
     )
-    def test_whatever_statement_erases_them(self, batch: Batch, statement: str, lines: str | None) -> None:
+    def test_whatever_statement_erases_them(
+        self, batch: Batch, statement: str, lines: str | None
+    ) -> None:
         entries = written(lambda session: session.execute(text(statement)), as_owner)
         found = [entry for entry in entries if entry.action == "answers.erased"]
         assert [entry.before for entry in found] == ([] if lines is None else [{"lines": lines}])
 
     def test_a_batch_that_is_cancelled_is_its_keys_doing(self, api: Api) -> None:
         file = api.upload(factories.jsonl([factories.chat_line("a")]))
-        body = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        body = {
+            "input_file_id": file["id"],
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+        }
         batch = api.ask("POST", "/v1/batches", body).json
         with db.transaction() as session:
             me = ids.render("key", accounts.authenticate(session, api.key).key_id)
         [entry] = written(lambda _: api.ask("POST", f"/v1/batches/{batch['id']}/cancel"))
-        assert seen([entry]) == [(me, "batch.cancelled", {"status": "validating"}, {"status": "cancelling"})]
+        assert seen([entry]) == [
+            (me, "batch.cancelled", {"status": "validating"}, {"status": "cancelling"})
+        ]
         assert entry.object_id == batch["id"]
 
 
@@ -345,10 +477,18 @@ def test_a_change_that_is_rolled_back_leaves_no_entry(owner: Owner) -> None:
 
 @pytest.mark.parametrize(
     "statement",
-    ["UPDATE audit_log SET actor = 'nobody'", "DELETE FROM audit_log", "TRUNCATE audit_log", "TRUNCATE accounts, audit_log CASCADE"],
+    [
+        "UPDATE audit_log SET actor = 'nobody'",
+        "DELETE FROM audit_log",
+        "TRUNCATE audit_log",
+        "TRUNCATE accounts, audit_log CASCADE",
+    ],
 )
 def test_the_log_is_only_ever_added_to(owner: Owner, key: ApiKey, statement: str) -> None:
-    with pytest.raises(sqlalchemy.exc.IntegrityError, match="only ever added to") as caught, as_owner() as session:
+    with (
+        pytest.raises(sqlalchemy.exc.IntegrityError, match="only ever added to") as caught,
+        as_owner() as session,
+    ):
         session.execute(text(statement))
     assert isinstance(caught.value.orig, psycopg.errors.RestrictViolation)
     with db.transaction() as session:
@@ -361,9 +501,13 @@ class TestActors:
             with of_commands.transaction() as session:
                 keys.create(session, owner, name="ci")
 
-        assert [entry.actor for entry in written(act)] == [f"cli:{pwd.getpwuid(os.getuid()).pw_name}"]
+        assert [entry.actor for entry in written(act)] == [
+            f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
+        ]
 
-    def test_a_user_without_a_name_is_known_by_their_number(self, owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_user_without_a_name_is_known_by_their_number(
+        self, owner: Owner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
 
         def act(_: Session) -> None:
@@ -372,10 +516,14 @@ class TestActors:
 
         assert [entry.actor for entry in written(act)] == ["cli:uid 4000000"]
 
-    def test_whoever_works_on_the_database_itself_is_known_by_their_role(self, owner: Owner, database: str) -> None:
+    def test_whoever_works_on_the_database_itself_is_known_by_their_role(
+        self, owner: Owner, database: str
+    ) -> None:
         def act(_: Session) -> None:
             with psycopg.connect(database) as connection:
-                connection.execute("UPDATE prices SET valid_to = now() WHERE model = 'bge-reranker-v2'")
+                connection.execute(
+                    "UPDATE prices SET valid_to = now() WHERE model = 'bge-reranker-v2'"
+                )
 
         assert {entry.actor for entry in written(act)} == {"database:xalen_serve"}
 
@@ -383,7 +531,9 @@ class TestActors:
         path = tmp_path / "credentials.toml"
         with db.transaction() as session:
             made = credentials.keys(session, path)
-        credentials.write(path, credentials.Credentials("http://x", made["test_key"], "xln_live_gone"))
+        credentials.write(
+            path, credentials.Credentials("http://x", made["test_key"], "xln_live_gone")
+        )
         with db.transaction() as session:
             again = credentials.keys(session, path)
             assert {entry.actor for entry in entries(session)} == {"system"}
@@ -393,14 +543,21 @@ class TestActors:
     def test_a_name_lasts_for_one_transaction(self, owner: Owner) -> None:
         with db.transaction() as session:
             audit.sign(session, "cli:somebody")
-        assert [entry.actor for entry in written(lambda session: keys.create(session, owner, name="ci"))] == ["system"]
+        assert [
+            entry.actor for entry in written(lambda session: keys.create(session, owner, name="ci"))
+        ] == ["system"]
 
     def test_every_route_that_changes_these_is_its_keys_doing(self, api: Api) -> None:
         admin = Api(api.port, new_key(scopes=Scope))
         with db.transaction() as session:
             me = ids.render("key", accounts.authenticate(session, admin.key).key_id)
             known = len(entries(session))
-        body = {"name": "nightly", "cron": "0 3 * * *", "endpoint": "/v1/chat/completions", "inbox": {}}
+        body = {
+            "name": "nightly",
+            "cron": "0 3 * * *",
+            "endpoint": "/v1/chat/completions",
+            "inbox": {},
+        }
         schedule = f"/v1/schedules/{admin.ask('POST', '/v1/schedules', body).json['id']}"
         key = f"/v1/api_keys/{admin.ask('POST', '/v1/api_keys', {'name': 'ci'}).json['id']}"
         asked = [
@@ -437,4 +594,6 @@ def test_the_log_is_read_by_time_and_by_what_was_changed(owner: Owner) -> None:
         [entry] = audit.entries(session, object_id=ids.render("key", made[0].id), limit=9)
         assert (entry.after or {})["name"] == "0"
         assert audit.entries(session, since=datetime.now(UTC) + timedelta(hours=1), limit=9) == []
-        assert len(audit.entries(session, since=datetime.now(UTC) - timedelta(hours=1), limit=9)) == 9
+        assert (
+            len(audit.entries(session, since=datetime.now(UTC) - timedelta(hours=1), limit=9)) == 9
+        )

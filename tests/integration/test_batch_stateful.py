@@ -1,4 +1,5 @@
-"""A batch's whole life, driven message by message in any order, with crashes at every step, against a model in plain Python.
+"""A batch's whole life, driven message by message in any order, with crashes at every step, against
+a model in plain Python.
 
 XALEN_TEST_STATEFUL asks for a longer campaign: so many examples, of twice as many steps.
 """
@@ -15,7 +16,14 @@ from uuid import UUID
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy import delete, func, select, update
 
 from tests import factories
@@ -43,14 +51,20 @@ PROMPT = '{"query": "Where is my parcel?", "documents": ["On its way.", "Lost."]
 GONE = {"model": "no-such-model", "messages": [{"role": "user", "content": "?"}]}
 # A call that is repeated is answered anew, with other usage: only the one on record is charged.
 ENDS: st.SearchStrategy[Ended] = st.one_of(
-    st.builds(lambda read, written: Answered(200, b"{}", Usage(read, written)), st.integers(0, 5_000), st.integers(0, 5_000)),
+    st.builds(
+        lambda read, written: Answered(200, b"{}", Usage(read, written)),
+        st.integers(0, 5_000),
+        st.integers(0, 5_000),
+    ),
     st.just(REFUSED),
     st.just(Exhausted(Retryable("no answer", is_timeout=True), 5)),
 )
 
 
 class Killed(BaseException):
-    """What `kill -9` leaves of a process: whatever was not committed is gone, and nothing is tidied up."""
+    """What `kill -9` leaves of a process: whatever was not committed is gone, and nothing is tidied
+    up.
+    """
 
 
 @dataclass
@@ -72,7 +86,10 @@ class Known:
 
 @dataclass
 class Worker:
-    """Who holds a task. Not `is_owner`: its lease ran out or its task ended, and it does not know."""
+    """Who holds a task.
+
+    Not `is_owner`: its lease ran out or its task ended, and it does not know.
+    """
 
     held: claim.Claim
     is_owner: bool = True
@@ -105,10 +122,17 @@ class Life(RuleBasedStateMachine):
     # What callers, prices and deadlines do.
 
     @precondition(lambda self: len(self.known) < 3)
-    @rule(lines=st.integers(1, 7), mixed=st.booleans(), is_bad=st.integers(0, 4), key=st.sampled_from([None, "a", "b"]))
+    @rule(
+        lines=st.integers(1, 7),
+        mixed=st.booleans(),
+        is_bad=st.integers(0, 4),
+        key=st.sampled_from([None, "a", "b"]),
+    )
     def create(self, lines: int, mixed: bool, is_bad: int, key: str | None) -> None:
         models = [CHAT_MODEL, RERANK_MODEL if mixed else CHAT_MODEL]
-        content = [factories.chat_line(f"line-{n}", PROMPT, model=models[n % 2]) for n in range(lines)]
+        content = [
+            factories.chat_line(f"line-{n}", PROMPT, model=models[n % 2]) for n in range(lines)
+        ]
         if is_bad == 0:
             content[lines // 2]["body"] = GONE
         with db.transaction() as session:
@@ -119,7 +143,13 @@ class Life(RuleBasedStateMachine):
         made: list[UUID] = []
 
         def make() -> bytes:
-            batch = batches.create(session, self.owner, input_file_id=ids.render("file", file_id), endpoint=CHAT, completion_window="24h")
+            batch = batches.create(
+                session,
+                self.owner,
+                input_file_id=ids.render("file", file_id),
+                endpoint=CHAT,
+                completion_window="24h",
+            )
             made.append(batch.id)
             return batch.id.bytes
 
@@ -127,10 +157,19 @@ class Life(RuleBasedStateMachine):
             frozen = batches.offered(session, self.owner, CHAT).prices
         if not frozen and key not in self.by_key:
             with pytest.raises(InvalidRequest, match="has no price"), db.transaction() as session:
-                idempotency.once(session, self.owner, key, route="POST /v1/batches", fingerprint=b"same", create=make)
+                idempotency.once(
+                    session,
+                    self.owner,
+                    key,
+                    route="POST /v1/batches",
+                    fingerprint=b"same",
+                    create=make,
+                )
             return
         with db.transaction() as session:
-            answer = idempotency.once(session, self.owner, key, route="POST /v1/batches", fingerprint=b"same", create=make)
+            answer = idempotency.once(
+                session, self.owner, key, route="POST /v1/batches", fingerprint=b"same", create=make
+            )
         id = UUID(bytes=answer.body)
         assert answer.is_replay == (not made)
         assert id == self.by_key.get(key, id) if key else made == [id]
@@ -139,7 +178,8 @@ class Life(RuleBasedStateMachine):
         if made:
             self.known[id] = Known(self.owner, lines, frozen, is_bad)
 
-    # One rule for all that disturbs a batch: as rules of their own they would be most of the steps, and few batches would ever run.
+    # One rule for all that disturbs a batch: as rules of their own they would be most of the steps,
+    # and few batches would ever run.
     @precondition(lambda self: self.known)
     @rule(data=st.data(), how=st.sampled_from(["prices", "delete", "cancel", "deadline"]))
     def meddle(self, data: st.DataObject, how: str) -> None:
@@ -182,15 +222,28 @@ class Life(RuleBasedStateMachine):
     def change_prices(self, usd: str | None) -> None:
         """New ones are for new batches; None: nothing has a price any more."""
         with db.transaction() as session:
-            session.execute(update(Price).where(Price.valid_to.is_(None)).values(valid_to=func.clock_timestamp()))
+            session.execute(
+                update(Price)
+                .where(Price.valid_to.is_(None))
+                .values(valid_to=func.clock_timestamp())
+            )
             if usd is not None:
                 for model in catalog.models().values():
                     change = prices.Change(model.id, "input", False, None, Decimal(usd))
-                    prices._open(session, change, Decimal(usd), session.scalar(select(func.clock_timestamp())))
+                    prices._open(
+                        session,
+                        change,
+                        Decimal(usd),
+                        session.scalar(select(func.clock_timestamp())),
+                    )
 
     def pass_deadline(self, id: UUID) -> None:
         with db.transaction() as session:
-            session.execute(update(Batch).where(Batch.id == id).values(expires_at=func.now() - timedelta(seconds=1)))
+            session.execute(
+                update(Batch)
+                .where(Batch.id == id)
+                .values(expires_at=func.now() - timedelta(seconds=1))
+            )
         self.known[id].is_overdue = True
 
     # What time and the world do.
@@ -205,7 +258,9 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.owners)
     @rule(data=st.data(), ends=st.lists(ENDS, min_size=7, max_size=7))
     def freeze(self, data: st.DataObject, ends: list[Ended]) -> None:
-        """A worker stands still until its lease has ended and another one may have its task; then it goes on as if nothing was."""
+        """A worker stands still until its lease has ended and another one may have its task; then
+        it goes on as if nothing was.
+        """
         worker = data.draw(st.sampled_from(self.owners))
         self.lose([worker])
         self.take()
@@ -221,10 +276,16 @@ class Life(RuleBasedStateMachine):
             for worker in lost:
                 batch_id, seq = worker.held.key
                 session.execute(
-                    update(Task).where(Task.batch_id == batch_id, Task.seq == seq, Task.state == TaskState.RUNNING).values(lease_until=past)
+                    update(Task)
+                    .where(
+                        Task.batch_id == batch_id, Task.seq == seq, Task.state == TaskState.RUNNING
+                    )
+                    .values(lease_until=past)
                 )
                 worker.is_owner = False
-            session.execute(update(Batch).where(Batch.lease_until.is_not(None)).values(lease_until=past))
+            session.execute(
+                update(Batch).where(Batch.lease_until.is_not(None)).values(lease_until=past)
+            )
         recover.due()
         self.learn()
 
@@ -242,16 +303,24 @@ class Life(RuleBasedStateMachine):
     # What workers do.
 
     @precondition(lambda self: self.messages)
-    @rule(data=st.data(), times=st.sampled_from([1, 1, 2, 0]), dies=st.sampled_from([None, None, None, "between", "uncommitted", "midway"]))
+    @rule(
+        data=st.data(),
+        times=st.sampled_from([1, 1, 2, 0]),
+        dies=st.sampled_from([None, None, None, "between", "uncommitted", "midway"]),
+    )
     def deliver(self, data: st.DataObject, times: int, dies: str | None) -> None:
-        """A message comes, in whatever order, lost (0) or doubled (2); who takes it may be killed at it."""
+        """A message comes, in whatever order, lost (0) or doubled (2); who takes it may be killed
+        at it.
+        """
         message = self.messages.pop(data.draw(st.integers(0, len(self.messages) - 1)))
         for _ in range(times):
             self.run(message, dies)
 
     @precondition(lambda self: self.known)
     @rule(
-        data=st.data(), job=st.sampled_from([Job.VALIDATE, Job.FINALIZE]), dies=st.sampled_from([None, "between", "uncommitted", "midway"])
+        data=st.data(),
+        job=st.sampled_from([Job.VALIDATE, Job.FINALIZE]),
+        dies=st.sampled_from([None, "between", "uncommitted", "midway"]),
     )
     def deliver_late(self, data: st.DataObject, job: Job, dies: str | None) -> None:
         """One that nobody sent, or that has been under way for ages."""
@@ -266,7 +335,11 @@ class Life(RuleBasedStateMachine):
         elif message.job is Job.EXECUTE:
             self.take()
 
-    @precondition(lambda self: any(known.statuses[-1] == BatchStatus.IN_PROGRESS for known in self.known.values()))
+    @precondition(
+        lambda self: any(
+            known.statuses[-1] == BatchStatus.IN_PROGRESS for known in self.known.values()
+        )
+    )
     @rule(tasks=st.integers(1, 3))
     def work(self, tasks: int) -> None:
         for _ in range(tasks):
@@ -285,9 +358,15 @@ class Life(RuleBasedStateMachine):
         self.workers.append(Worker(held))
 
     @precondition(lambda self: self.workers)
-    @rule(data=st.data(), ends=st.lists(ENDS, min_size=7, max_size=7), how=st.sampled_from(["goes on", "ends", "hands back", "dies"]))
+    @rule(
+        data=st.data(),
+        ends=st.lists(ENDS, min_size=7, max_size=7),
+        how=st.sampled_from(["goes on", "ends", "hands back", "dies"]),
+    )
     def answer(self, data: st.DataObject, ends: list[Ended], how: str) -> None:
-        """Some lines of a worker's task end, in any order; one that lost its task comes too late, one that dies has not committed."""
+        """Some lines of a worker's task end, in any order; one that lost its task comes too late,
+        one that dies has not committed.
+        """
         worker = data.draw(st.sampled_from(self.workers))
         lines = data.draw(st.permutations(worker.left))
         if how != "ends":
@@ -298,13 +377,25 @@ class Life(RuleBasedStateMachine):
             assert recorded.is_stale != worker.is_owner
             worker.is_owner &= to is TaskState.RUNNING
 
-    def write(self, worker: Worker, lines: Sequence[claim.Line], ends: Sequence[Ended], to: TaskState) -> record.Recorded:
+    def write(
+        self, worker: Worker, lines: Sequence[claim.Line], ends: Sequence[Ended], to: TaskState
+    ) -> record.Recorded:
         held = worker.held
         rows = [
-            record.row(record.Line(held.batch_id, line.line_no, held.model, line.custom_id), end, held.tariff)
+            record.row(
+                record.Line(held.batch_id, line.line_no, held.model, line.custom_id),
+                end,
+                held.tariff,
+            )
             for line, end in zip(lines, ends, strict=False)
         ]
-        recorded = record.record(held.key, held.fence, rows, to=to, blame=-int(held.is_suspect and to is TaskState.PENDING))
+        recorded = record.record(
+            held.key,
+            held.fence,
+            rows,
+            to=to,
+            blame=-int(held.is_suspect and to is TaskState.PENDING),
+        )
         if not recorded.is_stale:
             worker.done |= {row.line.line_no for row in rows}
             self.known[held.batch_id].ended |= {row.line.line_no: row.amount for row in rows}
@@ -316,10 +407,16 @@ class Life(RuleBasedStateMachine):
         return data.draw(st.sampled_from(sorted(self.known)))
 
     def learn(self) -> None:
-        """Lines that ended without a worker: those that nobody ran, and those that lost theirs again and again."""
+        """Lines that ended without a worker: those that nobody ran, and those that lost theirs
+        again and again.
+        """
         codes = [LineError.WORKER_LOST, LineError.BATCH_CANCELLED, LineError.BATCH_EXPIRED]
         with db.transaction() as session:
-            for row in session.execute(select(Result.batch_id, Result.line_no, Result.error_code).where(Result.error_code.in_(codes))):
+            for row in session.execute(
+                select(Result.batch_id, Result.line_no, Result.error_code).where(
+                    Result.error_code.in_(codes)
+                )
+            ):
                 known = self.known[row.batch_id]
                 assert known.ended.setdefault(row.line_no, None) is None
                 if row.error_code == LineError.BATCH_CANCELLED:
@@ -363,14 +460,18 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def an_invoice_never_changes(self) -> None:
         with db.transaction() as session:
-            issued = {id: invoice_of(session, id) for id in session.scalars(select(Invoice.batch_id))}
+            issued = {
+                id: invoice_of(session, id) for id in session.scalars(select(Invoice.batch_id))
+            }
         for id, known in self.known.items():
             if known.invoice is not None:
                 assert issued[id] == known.invoice
             known.invoice = issued.get(id)
 
     def teardown(self) -> None:
-        """Whatever is left is brought to its end by sweeps alone: no message arrives, and every lease ends."""
+        """Whatever is left is brought to its end by sweeps alone: no message arrives, and every
+        lease ends.
+        """
         try:
             if not hasattr(self, "owner"):
                 return
@@ -380,7 +481,11 @@ class Life(RuleBasedStateMachine):
                 batch = assert_whole(id)
                 was_given_up = bool(batch.errors) and batch.errors[0]["code"] == "file_not_readable"
                 assert batch.status in ends_of(known, was_given_up)
-                if batch.status != BatchStatus.FAILED and known.statuses != ["validating", "cancelling", "cancelled"] and batch.total:
+                if (
+                    batch.status != BatchStatus.FAILED
+                    and known.statuses != ["validating", "cancelling", "cancelled"]
+                    and batch.total
+                ):
                     assert batch.total == known.lines
             self.the_results_are_what_was_recorded_first()
             self.an_invoice_never_changes()
@@ -392,9 +497,13 @@ class Life(RuleBasedStateMachine):
     def end_all(self) -> None:
         with db.transaction() as session:
             past = func.now() - timedelta(seconds=1)
-            session.execute(update(Task).where(Task.state == TaskState.RUNNING).values(lease_until=past))
+            session.execute(
+                update(Task).where(Task.state == TaskState.RUNNING).values(lease_until=past)
+            )
             session.execute(update(Task).values(not_before=None))
-            session.execute(update(Batch).where(Batch.lease_until.is_not(None)).values(lease_until=past))
+            session.execute(
+                update(Batch).where(Batch.lease_until.is_not(None)).values(lease_until=past)
+            )
             session.execute(update(Batch).values(created_at=Batch.created_at - recover.LOST_AFTER))
         for worker in self.workers:
             worker.is_owner = False
@@ -402,7 +511,12 @@ class Life(RuleBasedStateMachine):
         self.learn()
         while (held := claim.claim([], with_suspects=True)) is not None:
             worker = Worker(held)
-            assert not self.write(worker, worker.left, [Answered(200, b"{}", Usage(10, 1))] * len(worker.left), TaskState.DONE).is_stale
+            assert not self.write(
+                worker,
+                worker.left,
+                [Answered(200, b"{}", Usage(10, 1))] * len(worker.left),
+                TaskState.DONE,
+            ).is_stale
         for message in due:
             self.run(message, None)
         self.a_status_moves_only_along_its_edges()
@@ -420,7 +534,10 @@ def is_reachable(source: str, target: str) -> bool:
 
 
 def ends_of(known: Known, was_given_up: bool) -> set[str]:
-    """The ends that a batch may come to. `was_given_up`: it failed since nobody read its file by its deadline."""
+    """The ends that a batch may come to.
+
+    `was_given_up`: it failed since nobody read its file by its deadline.
+    """
     if known.is_cancelled:
         return {"cancelled"}
     if known.is_bad or (was_given_up and known.is_overdue):
@@ -431,14 +548,18 @@ def ends_of(known: Known, was_given_up: bool) -> set[str]:
 def invoice_of(session: Any, batch_id: UUID) -> tuple[Any, ...]:
     invoice = session.scalars(select(Invoice).where(Invoice.batch_id == batch_id)).one()
     lines = session.execute(
-        select(*InvoiceLine.__table__.columns).where(InvoiceLine.invoice_id == invoice.id).order_by(InvoiceLine.position)
+        select(*InvoiceLine.__table__.columns)
+        .where(InvoiceLine.invoice_id == invoice.id)
+        .order_by(InvoiceLine.position)
     )
     return (invoice.id, invoice.total, invoice.issued_at, *map(tuple, lines))
 
 
 @contextmanager
 def killed(where: str | None) -> Iterator[list[bool]]:
-    """Kill whoever runs here: `midway` through reading the file, before the commit of what it wrote, or `between` two transactions."""
+    """Kill whoever runs here: `midway` through reading the file, before the commit of what it
+    wrote, or `between` two transactions.
+    """
     hit: list[bool] = []
 
     def die(*_: object, **__: object) -> None:
@@ -469,7 +590,9 @@ def killed(where: str | None) -> Iterator[list[bool]]:
             return
 
 
-def test_a_batch_ends_once_and_whole_whatever_happens_on_its_way(configure: Callable[..., None]) -> None:
+def test_a_batch_ends_once_and_whole_whatever_happens_on_its_way(
+    configure: Callable[..., None],
+) -> None:
     configure(task_lines=3)
     run_state_machine_as_test(
         Life,

@@ -28,18 +28,32 @@ def make(session: Session, caller: Caller, **options: Any) -> Batch:
     return batches.create(session, caller, input_file_id=ids.render("file", file.id), **given)
 
 
-def test_price_and_discount_are_frozen_and_validation_is_named_next(session: Session, caller: Caller) -> None:
-    batch = make(session, caller, completion_window="2d", metadata={"a": "b"}, output_expires_after=3600)
+def test_price_and_discount_are_frozen_and_validation_is_named_next(
+    session: Session, caller: Caller
+) -> None:
+    batch = make(
+        session, caller, completion_window="2d", metadata={"a": "b"}, output_expires_after=3600
+    )
     assert batch.price_snapshot["mistral-small-3-1"] == {"input": "0.02", "output": "0.04"}
-    assert (batch.discount_rate, batch.status, batch.meta) == (Decimal("0.5"), "validating", {"a": "b"})
+    assert (batch.discount_rate, batch.status, batch.meta) == (
+        Decimal("0.5"),
+        "validating",
+        {"a": "b"},
+    )
     assert batch.expires_at == batch.created_at + timedelta(days=2)
     assert session.info["messages"] == [Message(Job.VALIDATE, batch.id.hex)]
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "models"), [("/v1/rerank", {"bge-reranker-v2"}), ("/v1/chat/completions", {"bge-reranker-v2", "mistral-small-3-1"})]
+    ("endpoint", "models"),
+    [
+        ("/v1/rerank", {"bge-reranker-v2"}),
+        ("/v1/chat/completions", {"bge-reranker-v2", "mistral-small-3-1"}),
+    ],
 )
-def test_prices_are_of_the_models_that_a_line_may_name(session: Session, caller: Caller, endpoint: str, models: set[str]) -> None:
+def test_prices_are_of_the_models_that_a_line_may_name(
+    session: Session, caller: Caller, endpoint: str, models: set[str]
+) -> None:
     assert set(make(session, caller, endpoint=endpoint).price_snapshot) == models
 
 
@@ -48,19 +62,49 @@ def test_the_input_must_be_the_callers_and_for_batches(session: Session, caller:
         file = factories.input_file(session, owner, b"{}", purpose=purpose)
         with pytest.raises(InvalidRequest) as caught:
             batches.create(
-                session, caller, input_file_id=ids.render("file", file.id), endpoint="/v1/rerank", completion_window="24h", metadata={}
+                session,
+                caller,
+                input_file_id=ids.render("file", file.id),
+                endpoint="/v1/rerank",
+                completion_window="24h",
+                metadata={},
             )
         assert caught.value.param == "input_file_id"
 
 
-def test_progress_is_the_sum_over_tasks_while_a_batch_runs(session: Session, caller: Caller) -> None:
+def test_progress_is_the_sum_over_tasks_while_a_batch_runs(
+    session: Session, caller: Caller
+) -> None:
     running, fresh, ended = (make(session, caller) for _ in range(3))
-    done = {"model": "m", "lines": 10, "line_index": b"", "completed": 4, "failed": 1, "input_tokens": 40, "output_tokens": 8}
-    session.execute(insert(Task), [{"batch_id": batch.id, "seq": seq, **done} for batch in (running, ended) for seq in (1, 2)])
-    ended.status, ended.total, ended.completed, ended.failed, ended.input_tokens = "completed", 20, 18, 2, 7
+    done = {
+        "model": "m",
+        "lines": 10,
+        "line_index": b"",
+        "completed": 4,
+        "failed": 1,
+        "input_tokens": 40,
+        "output_tokens": 8,
+    }
+    session.execute(
+        insert(Task),
+        [
+            {"batch_id": batch.id, "seq": seq, **done}
+            for batch in (running, ended)
+            for seq in (1, 2)
+        ],
+    )
+    ended.status, ended.total, ended.completed, ended.failed, ended.input_tokens = (
+        "completed",
+        20,
+        18,
+        2,
+        7,
+    )
     session.flush()
     found = batches.progress(session, [running, fresh, ended])
-    assert found[running.id] == Progress(total=20, completed=8, failed=2, input_tokens=80, output_tokens=16)
+    assert found[running.id] == Progress(
+        total=20, completed=8, failed=2, input_tokens=80, output_tokens=16
+    )
     assert found[running.id].done == 10
     assert found[fresh.id] == Progress()
     assert found[ended.id] == Progress(total=20, completed=18, failed=2, input_tokens=7)
@@ -79,4 +123,6 @@ def test_a_batch_is_its_accounts_and_its_modes(session: Session, caller: Caller)
     newer = make(session, caller)
     page = batches.page(session, caller, limit=1, after=None)
     assert (page.data, page.has_more) == ([newer], True)
-    assert batches.page(session, caller, limit=1, after=ids.render("batch", newer.id)).data == [batch]
+    assert batches.page(session, caller, limit=1, after=ids.render("batch", newer.id)).data == [
+        batch
+    ]

@@ -1,4 +1,6 @@
-"""A line that takes its worker down fails alone; no neighbour, and no line that was only there when a worker died, is blamed."""
+"""A line that takes its worker down fails alone; no neighbour, and no line that was only there when
+a worker died, is blamed.
+"""
 
 import asyncio
 import threading
@@ -11,7 +13,16 @@ import pytest
 from sqlalchemy import func, select, update
 
 from tests.integration import engines
-from tests.integration.engines import a_batch, a_claim, answers, chat_lines, expire_leases, lines_of, read, read_states
+from tests.integration.engines import (
+    a_batch,
+    a_claim,
+    answers,
+    chat_lines,
+    expire_leases,
+    lines_of,
+    read,
+    read_states,
+)
 from tests.outcome import assert_whole
 from tests.waiting import wait_until
 from xalen_batch import batches, db
@@ -37,7 +48,13 @@ def lose_workers() -> None:
 
 def losses_of(batch_id: UUID) -> list[int]:
     with db.transaction() as session:
-        return list(session.scalars(select(Task.losses).where(Task.batch_id == batch_id, Task.state != TaskState.DONE).order_by(Task.seq)))
+        return list(
+            session.scalars(
+                select(Task.losses)
+                .where(Task.batch_id == batch_id, Task.state != TaskState.DONE)
+                .order_by(Task.seq)
+            )
+        )
 
 
 def suspect(batch_id: UUID) -> UUID:
@@ -67,7 +84,11 @@ def test_a_line_that_kills_whoever_runs_it_fails_alone(count: int) -> None:
     batch = assert_whole(batch_id, count)
     assert (batch.status, batch.completed, batch.failed) == ("completed", count - 1, 1)
     (line,) = lines_of(batch_id, FilePart.ERROR)
-    assert (line["custom_id"], line["response"], line["error"]["code"]) == (f"line-{poison - 1}", None, "worker_lost")
+    assert (line["custom_id"], line["response"], line["error"]["code"]) == (
+        f"line-{poison - 1}",
+        None,
+        "worker_lost",
+    )
     assert killed <= SUSPECT_LOSSES + 2 + ALONE_LOSSES
 
 
@@ -79,7 +100,9 @@ def test_a_suspect_is_not_blamed_for_a_loss_before_it_was_run() -> None:
     assert losses_of(batch_id) == [SUSPECT_LOSSES]
 
 
-def test_a_suspect_whose_worker_lives_to_hand_it_back_is_not_blamed(engine: Engine, configure: Callable[..., None]) -> None:
+def test_a_suspect_whose_worker_lives_to_hand_it_back_is_not_blamed(
+    engine: Engine, configure: Callable[..., None]
+) -> None:
     configure(shutdown_grace=0.1, flush_interval=0.05, lease=30)
     batch_id = suspect(a_batch(chat_lines(1, metadata={"simulate": "hang"})))
     with ThreadPoolExecutor(1) as slots:
@@ -134,7 +157,9 @@ really = SimulatedBackend.send
 @pytest.fixture
 def gates(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Gates:
     gates = Gates()
-    monkeypatch.setattr(SimulatedBackend, "send", lambda backend, request: gates.send(backend, request))
+    monkeypatch.setattr(
+        SimulatedBackend, "send", lambda backend, request: gates.send(backend, request)
+    )
     # No slot but those of the test.
     monkeypatch.setattr(engine, "wake", lambda: None)
     return gates
@@ -161,7 +186,9 @@ def test_nothing_is_in_flight_beside_a_suspect(engine: Engine, gates: Gates) -> 
         assert assert_whole(batch_id, 1).completed == 1
 
 
-def test_a_suspect_that_waits_for_its_turn_goes_back_when_its_batch_is_cancelled(engine: Engine, gates: Gates) -> None:
+def test_a_suspect_that_waits_for_its_turn_goes_back_when_its_batch_is_cancelled(
+    engine: Engine, gates: Gates
+) -> None:
     before = a_batch(chat_lines(1))
     with ThreadPoolExecutor(2) as slots, gates:
         first = slots.submit(old(engine)._run_next)
@@ -187,7 +214,9 @@ def test_parts_of_a_suspect_have_places_of_their_own() -> None:
     lose_workers()
     with db.transaction() as session:
         tasks = session.execute(
-            select(Task.seq, Task.lines, Task.losses, Task.state).where(Task.batch_id == batch_id).order_by(Task.seq)
+            select(Task.seq, Task.lines, Task.losses, Task.state)
+            .where(Task.batch_id == batch_id)
+            .order_by(Task.seq)
         ).all()
         assert session.scalar(select(func.sum(Task.lines)).where(Task.batch_id == batch_id)) == 20
     assert tasks[0] == (0, 3, SUSPECT_LOSSES + 1, "done")

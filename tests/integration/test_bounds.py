@@ -1,4 +1,6 @@
-"""Everything that a caller can make has a cap: each route that changes something names its bound here, and is really refused by it."""
+"""Everything that a caller can make has a cap: each route that changes something names its bound
+here, and is really refused by it.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +26,9 @@ DESCRIBED = app.create_app().openapi()["paths"]
 
 @dataclass(frozen=True)
 class Given:
-    """What there is before a route is asked: a file, a batch over it, a schedule over it, one with an inbox, and a key."""
+    """What there is before a route is asked: a file, a batch over it, a schedule over it, one with
+    an inbox, and a key.
+    """
 
     file_id: str
     batch_id: str
@@ -35,11 +39,14 @@ class Given:
 
 @dataclass(frozen=True)
 class Bound:
-    """The quotas that bound what a route makes, each with the settings that fill it; and a request that the route answers with 200."""
+    """The quotas that bound what a route makes, each with the settings that fill it; and a request
+    that the route answers with 200.
+    """
 
     ask: Callable[[Given], tuple[str, Any]]
     full: dict[Quota, dict[str, int]]
-    # Whether it counts as a change: all do but those that keep nothing, and those whose every row is counted.
+    # Whether it counts as a change: all do but those that keep nothing, and those whose every row
+    # is counted.
     is_change: bool = True
 
 
@@ -48,7 +55,12 @@ CHANGES: dict[Quota, dict[str, int]] = {}
 
 
 def _schedule(given: Given) -> dict[str, Any]:
-    return {"name": "nightly", "cron": "30 2 * * *", "endpoint": CHAT, "input_file_id": given.file_id}
+    return {
+        "name": "nightly",
+        "cron": "30 2 * * *",
+        "endpoint": CHAT,
+        "input_file_id": given.file_id,
+    }
 
 
 def _yesterday(_: Given) -> dict[str, str]:
@@ -62,7 +74,10 @@ def _batch(given: Given) -> dict[str, str]:
 
 BOUNDS: dict[Route, Bound] = {
     ("POST", "/v1/files"): Bound(
-        lambda given: ("/v1/files", multipart(("purpose", None, b"batch"), ("file", "input.jsonl", LINES))),
+        lambda given: (
+            "/v1/files",
+            multipart(("purpose", None, b"batch"), ("file", "input.jsonl", LINES)),
+        ),
         {Quota.FILES: {"quota_files": 0}, Quota.STORAGE_BYTES: {"quota_storage_bytes": 1}},
     ),
     ("DELETE", "/v1/files/{file_id}"): Bound(lambda given: (NO_FILE, None), CHANGES),
@@ -74,38 +89,66 @@ BOUNDS: dict[Route, Bound] = {
             Quota.ENQUEUED_TOKENS: {"quota_enqueued_tokens": 0},
         },
     ),
-    ("POST", "/v1/batches/{batch_id}/cancel"): Bound(lambda given: (f"/v1/batches/{given.batch_id}/cancel", None), CHANGES),
-    ("POST", "/v1/batches/estimate"): Bound(lambda given: ("/v1/batches/estimate", _batch(given)), CHANGES, is_change=False),
+    ("POST", "/v1/batches/{batch_id}/cancel"): Bound(
+        lambda given: (f"/v1/batches/{given.batch_id}/cancel", None), CHANGES
+    ),
+    ("POST", "/v1/batches/estimate"): Bound(
+        lambda given: ("/v1/batches/estimate", _batch(given)), CHANGES, is_change=False
+    ),
     ("POST", "/v1/schedules"): Bound(
         lambda given: ("/v1/schedules", _schedule(given)),
         {Quota.SCHEDULES: {"quota_schedules": 0}},
     ),
-    ("POST", "/v1/schedules/preview"): Bound(lambda given: ("/v1/schedules/preview", {"cron": "@daily"}), CHANGES, is_change=False),
-    ("PATCH", "/v1/schedules/{schedule_id}"): Bound(lambda given: (f"/v1/schedules/{given.schedule_id}", {"name": "other"}), CHANGES),
-    ("DELETE", "/v1/schedules/{schedule_id}"): Bound(lambda given: (f"/v1/schedules/{given.schedule_id}", None), CHANGES),
-    ("POST", "/v1/schedules/{schedule_id}/pause"): Bound(lambda given: (f"/v1/schedules/{given.schedule_id}/pause", None), CHANGES),
-    ("POST", "/v1/schedules/{schedule_id}/resume"): Bound(lambda given: (f"/v1/schedules/{given.schedule_id}/resume", None), CHANGES),
-    ("POST", "/v1/schedules/{schedule_id}/run"): Bound(lambda given: (f"/v1/schedules/{given.schedule_id}/run", None), FULL_OF_RUNS),
+    ("POST", "/v1/schedules/preview"): Bound(
+        lambda given: ("/v1/schedules/preview", {"cron": "@daily"}), CHANGES, is_change=False
+    ),
+    ("PATCH", "/v1/schedules/{schedule_id}"): Bound(
+        lambda given: (f"/v1/schedules/{given.schedule_id}", {"name": "other"}), CHANGES
+    ),
+    ("DELETE", "/v1/schedules/{schedule_id}"): Bound(
+        lambda given: (f"/v1/schedules/{given.schedule_id}", None), CHANGES
+    ),
+    ("POST", "/v1/schedules/{schedule_id}/pause"): Bound(
+        lambda given: (f"/v1/schedules/{given.schedule_id}/pause", None), CHANGES
+    ),
+    ("POST", "/v1/schedules/{schedule_id}/resume"): Bound(
+        lambda given: (f"/v1/schedules/{given.schedule_id}/resume", None), CHANGES
+    ),
+    ("POST", "/v1/schedules/{schedule_id}/run"): Bound(
+        lambda given: (f"/v1/schedules/{given.schedule_id}/run", None), FULL_OF_RUNS
+    ),
     ("POST", "/v1/schedules/{schedule_id}/backfill"): Bound(
-        lambda given: (f"/v1/schedules/{given.schedule_id}/backfill", _yesterday(given)), FULL_OF_RUNS
+        lambda given: (f"/v1/schedules/{given.schedule_id}/backfill", _yesterday(given)),
+        FULL_OF_RUNS,
     ),
     ("POST", "/v1/schedules/{schedule_id}/requests"): Bound(
         lambda given: (f"/v1/schedules/{given.inbox_id}/requests", factories.chat_line("a")),
-        {Quota.INBOX_REQUESTS: {"quota_inbox_requests": 0}, Quota.STORAGE_BYTES: {"quota_storage_bytes": 1}},
+        {
+            Quota.INBOX_REQUESTS: {"quota_inbox_requests": 0},
+            Quota.STORAGE_BYTES: {"quota_storage_bytes": 1},
+        },
         is_change=False,
     ),
-    ("POST", "/v1/api_keys"): Bound(lambda given: ("/v1/api_keys", {"name": "ci"}), {Quota.API_KEYS: {"quota_api_keys": 1}}),
-    ("POST", "/v1/api_keys/{key_id}/rotate"): Bound(
-        lambda given: (f"/v1/api_keys/{given.key_id}/rotate", None), {Quota.API_KEYS: {"quota_api_keys": 1}}
+    ("POST", "/v1/api_keys"): Bound(
+        lambda given: ("/v1/api_keys", {"name": "ci"}), {Quota.API_KEYS: {"quota_api_keys": 1}}
     ),
-    ("DELETE", "/v1/api_keys/{key_id}"): Bound(lambda given: (f"/v1/api_keys/{given.key_id}", None), CHANGES),
+    ("POST", "/v1/api_keys/{key_id}/rotate"): Bound(
+        lambda given: (f"/v1/api_keys/{given.key_id}/rotate", None),
+        {Quota.API_KEYS: {"quota_api_keys": 1}},
+    ),
+    ("DELETE", "/v1/api_keys/{key_id}"): Bound(
+        lambda given: (f"/v1/api_keys/{given.key_id}", None), CHANGES
+    ),
 }
 FILLED = [(route, quota) for route, bound in BOUNDS.items() for quota in bound.full]
 WITH_KEY = [
     (method.upper(), path)
     for path, methods in DESCRIBED.items()
     for method, described in methods.items()
-    if any(parameter["name"].lower() == "idempotency-key" for parameter in described.get("parameters", ()))
+    if any(
+        parameter["name"].lower() == "idempotency-key"
+        for parameter in described.get("parameters", ())
+    )
 ]
 
 
@@ -143,25 +186,43 @@ def ask(api: Api, route: Route, given: Given, **headers: str) -> Answer:
 
 
 def refuse(answer: Answer, quota: Quota, *, may_fit: bool = True) -> None:
-    assert (answer.status, answer.error["type"], answer.error["code"]) == (429, "rate_limit_error", f"{quota}_limit")
+    assert (answer.status, answer.error["type"], answer.error["code"]) == (
+        429,
+        "rate_limit_error",
+        f"{quota}_limit",
+    )
     if may_fit:
         assert int(answer.headers["retry-after"]) >= 1
     else:
-        assert (answer.headers["x-should-retry"], answer.headers.get("retry-after")) == ("false", None)
+        assert (answer.headers["x-should-retry"], answer.headers.get("retry-after")) == (
+            "false",
+            None,
+        )
 
 
 def test_every_route_that_takes_more_than_a_get_names_its_bound() -> None:
-    found = {(method.upper(), path) for path, methods in DESCRIBED.items() for method in methods if method.upper() != "GET"}
+    found = {
+        (method.upper(), path)
+        for path, methods in DESCRIBED.items()
+        for method in methods
+        if method.upper() != "GET"
+    }
     assert found == set(BOUNDS)
 
 
 def test_every_quota_bounds_something() -> None:
     told = {quota for bound in BOUNDS.values() for quota in bound.full}
-    assert told | {Quota.IDEMPOTENCY_KEYS, Quota.REQUESTS_PER_SECOND, Quota.CHANGES_PER_MINUTE} == set(Quota)
+    assert told | {
+        Quota.IDEMPOTENCY_KEYS,
+        Quota.REQUESTS_PER_SECOND,
+        Quota.CHANGES_PER_MINUTE,
+    } == set(Quota)
 
 
 def test_every_quota_is_a_setting() -> None:
-    assert {f"quota_{quota}" for quota in Quota} == {name for name in config.Settings.model_fields if name.startswith("quota_")}
+    assert {f"quota_{quota}" for quota in Quota} == {
+        name for name in config.Settings.model_fields if name.startswith("quota_")
+    }
 
 
 @pytest.mark.parametrize(("route", "quota"), FILLED)
@@ -177,7 +238,9 @@ def test_a_route_is_refused_by_its_quota_and_served_without(
 
 
 @pytest.mark.parametrize("route", [route for route, bound in BOUNDS.items() if bound.is_change])
-def test_a_change_is_refused_when_the_minutes_are_used_up(admin: Api, given: Given, configure: Configure, route: Route) -> None:
+def test_a_change_is_refused_when_the_minutes_are_used_up(
+    admin: Api, given: Given, configure: Configure, route: Route
+) -> None:
     configure(quota_changes_per_minute=1)
     # A bucket holds two at least.
     for _ in range(allowances.FEWEST):
@@ -186,13 +249,17 @@ def test_a_change_is_refused_when_the_minutes_are_used_up(admin: Api, given: Giv
 
 
 @pytest.mark.parametrize("route", [route for route, bound in BOUNDS.items() if not bound.is_change])
-def test_what_keeps_nothing_or_is_counted_row_by_row_is_no_change(admin: Api, given: Given, configure: Configure, route: Route) -> None:
+def test_what_keeps_nothing_or_is_counted_row_by_row_is_no_change(
+    admin: Api, given: Given, configure: Configure, route: Route
+) -> None:
     configure(quota_changes_per_minute=1)
     assert [ask(admin, route, given).status for _ in range(3)] == [200] * 3
 
 
 @pytest.mark.parametrize("route", WITH_KEY)
-def test_a_key_that_would_be_kept_is_refused_while_too_many_are(admin: Api, given: Given, configure: Configure, route: Route) -> None:
+def test_a_key_that_would_be_kept_is_refused_while_too_many_are(
+    admin: Api, given: Given, configure: Configure, route: Route
+) -> None:
     configure(quota_idempotency_keys=1)
     held = {"idempotency-key": "held"}
     assert admin.ask("POST", "/v1/schedules", _schedule(given), headers=held).status == 200

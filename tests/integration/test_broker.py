@@ -1,4 +1,6 @@
-"""Hints are best effort: a queue that is gone, hanging or back never fails and hardly delays the one who publishes."""
+"""Hints are best effort: a queue that is gone, hanging or back never fails and hardly delays the
+one who publishes.
+"""
 
 import json
 import socket
@@ -27,7 +29,9 @@ def queued(valkey: redis.Redis) -> list[tuple[str, list[str]]]:
     found = []
     for raw in valkey.lrange(QUEUE, 0, -1):
         message = json.loads(raw)
-        found.append((message["headers"]["task"], list(literal_eval(message["headers"]["argsrepr"]))))
+        found.append(
+            (message["headers"]["task"], list(literal_eval(message["headers"]["argsrepr"])))
+        )
     return found[::-1]
 
 
@@ -73,7 +77,9 @@ def test_a_hanging_queue_delays_a_publisher_once(configure: Callable[..., None])
         assert time.monotonic() - started < 12
 
 
-def test_a_queue_that_is_back_is_used_again(valkey: redis.Redis, configure: Callable[..., None]) -> None:
+def test_a_queue_that_is_back_is_used_again(
+    valkey: redis.Redis, configure: Callable[..., None]
+) -> None:
     with socket.socket() as taken, pytest.MonkeyPatch.context() as patch:
         taken.bind(("127.0.0.1", 0))
         patch.setenv("XALEN_REDIS_URL", f"redis://127.0.0.1:{taken.getsockname()[1]}/0")
@@ -85,7 +91,9 @@ def test_a_queue_that_is_back_is_used_again(valkey: redis.Redis, configure: Call
     assert queued(valkey) == [("batch.execute", [])]
 
 
-def test_a_worker_keeps_what_it_can_run_itself(valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_keeps_what_it_can_run_itself(
+    valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept: list[Message] = []
 
     def run(message: Message) -> bool:
@@ -95,13 +103,21 @@ def test_a_worker_keeps_what_it_can_run_itself(valkey: redis.Redis, monkeypatch:
     monkeypatch.setattr(broker, "_keeper", None)
     broker.keep(run)
     finalize, execute = Message(Job.FINALIZE, "1" * 32), Message(Job.EXECUTE)
-    broker.publish([finalize, execute, Message(Job.EXECUTE, "1"), Message(Job.VALIDATE, "2" * 32), execute])
+    broker.publish(
+        [finalize, execute, Message(Job.EXECUTE, "1"), Message(Job.VALIDATE, "2" * 32), execute]
+    )
     assert kept == [finalize, execute, execute]
     # What another process is to run goes to the queue, and what has no thread here.
-    assert queued(valkey) == [("batch.execute", ["1"]), ("batch.validate", ["2" * 32]), ("batch.execute", [])]
+    assert queued(valkey) == [
+        ("batch.execute", ["1"]),
+        ("batch.validate", ["2" * 32]),
+        ("batch.execute", []),
+    ]
 
 
-@pytest.mark.parametrize("spoilt", [b"", b"no separators", b"a\x06\x16b\x06\x16c\x06\x16d\x06\x16e"])
+@pytest.mark.parametrize(
+    "spoilt", [b"", b"no separators", b"a\x06\x16b\x06\x16c\x06\x16d\x06\x16e"]
+)
 def test_broken_routes_in_redis_are_no_error(valkey: redis.Redis, spoilt: bytes) -> None:
     """The change that a hint is about is committed by then."""
     broker.publish([Message(Job.EXECUTE)])

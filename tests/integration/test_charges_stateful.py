@@ -1,4 +1,6 @@
-"""Whatever is delivered twice, late, in another order, by a worker given up for lost, or never: each line is charged at most once."""
+"""Whatever is delivered twice, late, in another order, by a worker given up for lost, or never:
+each line is charged at most once.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +11,14 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 
@@ -28,16 +37,24 @@ pytestmark = pytest.mark.usefixtures("database", "valkey")
 LINES = 7
 # A question to the chat model, and query and documents to the reranker.
 PROMPT = '{"query": "Where is my parcel?", "documents": ["On its way.", "Lost."]}'
-# An answer of a repeated call is another answer, with other usage: only the recorded one is charged.
+# An answer of a repeated call is another answer, with other usage: only the recorded one is
+# charged.
 OUTCOMES = st.one_of(
-    st.builds(lambda read, written: Answered(200, b"{}", Usage(read, written)), st.integers(0, 5_000), st.integers(0, 5_000)),
+    st.builds(
+        lambda read, written: Answered(200, b"{}", Usage(read, written)),
+        st.integers(0, 5_000),
+        st.integers(0, 5_000),
+    ),
     st.just(REFUSED),
 )
 
 
 @dataclass
 class Worker:
-    """Who claimed a task. Not `is_owner`: its lease ran out or its task ended, and it does not know."""
+    """Who claimed a task.
+
+    Not `is_owner`: its lease ran out or its task ended, and it does not know.
+    """
 
     held: claim.Claim
     recorded: list[record.Row] = field(default_factory=list)
@@ -49,7 +66,11 @@ class Worker:
         return [line.line_no for line in self.held.lines if line.line_no not in done]
 
     def row(self, line_no: int, outcome: Answered | Refused) -> record.Row:
-        return record.row(record.Line(self.held.batch_id, line_no, self.held.model, f"line-{line_no}"), outcome, self.held.tariff)
+        return record.row(
+            record.Line(self.held.batch_id, line_no, self.held.model, f"line-{line_no}"),
+            outcome,
+            self.held.tariff,
+        )
 
 
 class Deliveries(RuleBasedStateMachine):
@@ -63,13 +84,18 @@ class Deliveries(RuleBasedStateMachine):
     @initialize(mixed=st.booleans(), livemode=st.booleans())
     def submit(self, mixed: bool, livemode: bool) -> None:
         models = [factories.CHAT_MODEL, factories.RERANK_MODEL if mixed else factories.CHAT_MODEL]
-        lines = [factories.chat_line(f"line-{number}", PROMPT, model=models[number % 2]) for number in range(1, LINES + 1)]
+        lines = [
+            factories.chat_line(f"line-{number}", PROMPT, model=models[number % 2])
+            for number in range(1, LINES + 1)
+        ]
         with as_owner() as session:
             session.execute(delete(Task))  # what an example that failed has left
         with db.transaction() as session:
             prices.sync(session, prices.differences(session))
             caller = factories.caller(session, livemode=livemode)
-            self.batch_id = factories.batch(session, caller, factories.input_file(session, caller, lines)).id
+            self.batch_id = factories.batch(
+                session, caller, factories.input_file(session, caller, lines)
+            ).id
         validate.run(self.batch_id)
 
     @rule()
@@ -82,7 +108,9 @@ class Deliveries(RuleBasedStateMachine):
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data(), outcomes=st.lists(OUTCOMES, min_size=3, max_size=3), is_end=st.booleans())
-    def deliver(self, data: st.DataObject, outcomes: list[Answered | Refused], is_end: bool) -> None:
+    def deliver(
+        self, data: st.DataObject, outcomes: list[Answered | Refused], is_end: bool
+    ) -> None:
         """Some answers of a worker arrive, in any order; a stale worker's arrive too late."""
         worker = data.draw(st.sampled_from(self.workers))
         lines = data.draw(st.permutations(worker.left))
@@ -102,7 +130,9 @@ class Deliveries(RuleBasedStateMachine):
     @precondition(lambda self: any(worker.recorded for worker in self.workers))
     @rule(data=st.data())
     def deliver_again(self, data: st.DataObject) -> None:
-        """A flush is sent a second time: refused whole by the fence, by the task's count of lines, or by the results' key."""
+        """A flush is sent a second time: refused whole by the fence, by the task's count of lines,
+        or by the results' key.
+        """
         worker = data.draw(st.sampled_from([worker for worker in self.workers if worker.recorded]))
         if worker.is_owner:
             with pytest.raises((IntegrityError, psycopg.errors.UniqueViolation)):
@@ -113,7 +143,11 @@ class Deliveries(RuleBasedStateMachine):
     @precondition(lambda self: any(worker.is_owner for worker in self.workers))
     @rule(data=st.data())
     def hand_back(self, data: st.DataObject) -> None:
-        self.record(data.draw(st.sampled_from([worker for worker in self.workers if worker.is_owner])), [], TaskState.PENDING)
+        self.record(
+            data.draw(st.sampled_from([worker for worker in self.workers if worker.is_owner])),
+            [],
+            TaskState.PENDING,
+        )
 
     @precondition(lambda self: any(worker.is_owner for worker in self.workers))
     @rule(data=st.data())
@@ -126,7 +160,9 @@ class Deliveries(RuleBasedStateMachine):
     def expire(self, *which: ColumnElement[bool]) -> None:
         with db.transaction() as session:
             session.execute(
-                update(Task).where(*which, Task.state == TaskState.RUNNING).values(lease_until=func.now() - timedelta(seconds=1))
+                update(Task)
+                .where(*which, Task.state == TaskState.RUNNING)
+                .values(lease_until=func.now() - timedelta(seconds=1))
             )
         recover.due()
         self.learn_lost_lines()
@@ -135,7 +171,9 @@ class Deliveries(RuleBasedStateMachine):
         """A line that lost its worker again and again has failed alone."""
         with db.transaction() as session:
             lost = session.scalars(
-                select(Result.line_no).where(Result.batch_id == self.batch_id, Result.error_code == LineError.WORKER_LOST)
+                select(Result.line_no).where(
+                    Result.batch_id == self.batch_id, Result.error_code == LineError.WORKER_LOST
+                )
             ).all()
         self.charged = {**dict.fromkeys(lost), **self.charged}
 
@@ -143,7 +181,11 @@ class Deliveries(RuleBasedStateMachine):
     def change_prices(self) -> None:
         """The batch's models have no price any more, and it keeps those it was created with."""
         with db.transaction() as session:
-            session.execute(update(Price).where(Price.valid_to.is_(None)).values(valid_to=func.clock_timestamp()))
+            session.execute(
+                update(Price)
+                .where(Price.valid_to.is_(None))
+                .values(valid_to=func.clock_timestamp())
+            )
 
     @precondition(lambda self: len(self.charged) > 2)
     @rule()
@@ -157,23 +199,33 @@ class Deliveries(RuleBasedStateMachine):
 
     def found(self) -> dict[int, Decimal | None]:
         with db.transaction() as session:
-            rows = session.execute(select(Result.line_no, Result.amount).where(Result.batch_id == self.batch_id)).all()
+            rows = session.execute(
+                select(Result.line_no, Result.amount).where(Result.batch_id == self.batch_id)
+            ).all()
         return {row.line_no: row.amount for row in rows}
 
     def teardown(self) -> None:
-        """Bring the batch to its end: every line ended once, and the invoice is exactly what was charged."""
+        """Bring the batch to its end: every line ended once, and the invoice is exactly what was
+        charged.
+        """
         if not hasattr(self, "batch_id"):
             return
         self.expire()
         while (held := claim.claim([], with_suspects=True)) is not None:
             worker = Worker(held)
-            self.record(worker, [worker.row(line, Answered(200, b"{}", Usage(10, 1))) for line in worker.left], TaskState.DONE)
+            self.record(
+                worker,
+                [worker.row(line, Answered(200, b"{}", Usage(10, 1))) for line in worker.left],
+                TaskState.DONE,
+            )
         finalize.run(self.batch_id)
         with db.transaction() as session:
             batch = session.get_one(Batch, self.batch_id)
             invoice = invoices.of_batch(session, batch)
         found = self.found()
-        assert {line: amount for line, amount in found.items() if line in self.charged} == self.charged
+        assert {
+            line: amount for line, amount in found.items() if line in self.charged
+        } == self.charged
         assert batch.status in (BatchStatus.COMPLETED, BatchStatus.CANCELLED)
         assert len(found) == batch.total == LINES
         with localcontext(money.EXACT):
@@ -182,7 +234,9 @@ class Deliveries(RuleBasedStateMachine):
             assert list(reconcile.differences(session)) == []
 
 
-def test_each_line_is_charged_at_most_once_however_it_is_delivered(configure: Callable[..., None]) -> None:
+def test_each_line_is_charged_at_most_once_however_it_is_delivered(
+    configure: Callable[..., None],
+) -> None:
     configure(task_lines=3)
     run_state_machine_as_test(
         Deliveries,

@@ -1,4 +1,6 @@
-"""The claim: which task is next, whoever claims beside it, and what it takes to find it among very many."""
+"""The claim: which task is next, whoever claims beside it, and what it takes to find it among very
+many.
+"""
 
 import random
 from collections.abc import Sequence
@@ -31,7 +33,9 @@ HOUR = timedelta(hours=1)
 
 
 def claim(session: Session, *rooms: Room, with_suspects: bool = True) -> Task | None:
-    found = next_task.claim(session, worker="w", lease=60, rooms=rooms, room=ROOM, with_suspects=with_suspects)
+    found = next_task.claim(
+        session, worker="w", lease=60, rooms=rooms, room=ROOM, with_suspects=with_suspects
+    )
     return None if found is None else found[0]
 
 
@@ -50,13 +54,19 @@ class Waiting:
 
     def room(self, rooms: Sequence[Room]) -> int:
         """Lines of it that may be taken: the least of the rooms that match it."""
-        return min((room.lines for room in rooms if matches(room, self.model, self.batch, self.batch.id)), default=ROOM)
+        return min(
+            (room.lines for room in rooms if matches(room, self.model, self.batch, self.batch.id)),
+            default=ROOM,
+        )
 
 
 def matches(room: Room, model: str, batch: Batch, batch_id: UUID | None) -> bool:
     wanted = (room.model, room.livemode, room.account_id, room.batch_id)
     return all(
-        value is None or value == found for value, found in zip(wanted, (model, batch.livemode, batch.account_id, batch_id), strict=True)
+        value is None or value == found
+        for value, found in zip(
+            wanted, (model, batch.livemode, batch.account_id, batch_id), strict=True
+        )
     )
 
 
@@ -75,7 +85,10 @@ class Rule:
             for task in self.waiting
             if task.batch.status == "in_progress"
             and task.batch.expires_at > now
-            and (task.batch.window_closes_at is None or task.batch.window_opens_at <= now < task.batch.window_closes_at)
+            and (
+                task.batch.window_closes_at is None
+                or task.batch.window_opens_at <= now < task.batch.window_closes_at
+            )
             and not task.is_paused
             and task.room(rooms) > 0
             and (with_suspects or task.losses < SUSPECT_LOSSES)
@@ -85,25 +98,45 @@ class Rule:
         task = min(
             found,
             key=lambda task: (
-                *(task.account.virtual_time, self.first_deadline(task.account, rooms), task.account.id),
+                *(
+                    task.account.virtual_time,
+                    self.first_deadline(task.account, rooms),
+                    task.account.id,
+                ),
                 *(self.is_passed(task), task.batch.expires_at, task.batch.id, task.seq),
             ),
         )
         taken = task.lines if task.completed else min(task.lines, task.room(rooms))
         task.account.virtual_time += taken / task.account.weight
         if task.account.rotates_next:
-            task.account.rotated_deadline, task.account.rotated_batch_id = task.batch.expires_at, task.batch.id
+            task.account.rotated_deadline, task.account.rotated_batch_id = (
+                task.batch.expires_at,
+                task.batch.id,
+            )
         task.account.rotates_next = not task.account.rotates_next
         self.waiting.remove(task)
         if taken < task.lines:
-            rest = Waiting(task.account, task.batch, task.seq + taken, task.model, task.lines - taken, 0, task.losses, False)
+            rest = Waiting(
+                task.account,
+                task.batch,
+                task.seq + taken,
+                task.model,
+                task.lines - taken,
+                0,
+                task.losses,
+                False,
+            )
             self.waiting.append(rest)
         return task.batch.id, task.seq, taken
 
     def is_passed(self, task: Waiting) -> bool:
         """Whether the round robin of the account's batches has been at this one in this round."""
         last, id = task.account.rotated_deadline, task.account.rotated_batch_id
-        return task.account.rotates_next and last is not None and (task.batch.expires_at, task.batch.id) <= (last, id)
+        return (
+            task.account.rotates_next
+            and last is not None
+            and (task.batch.expires_at, task.batch.id) <= (last, id)
+        )
 
     def first_deadline(self, account: Account, rooms: Sequence[Room]) -> datetime:
         """Of the account's batches, but for those whose one queue is full."""
@@ -112,7 +145,9 @@ class Rule:
             for batch in self.batches
             if batch.account_id == account.id
             and batch.status == "in_progress"
-            and not any(room.lines == 0 and matches(room, batch.model or "", batch, None) for room in rooms)
+            and not any(
+                room.lines == 0 and matches(room, batch.model or "", batch, None) for room in rooms
+            )
         )
 
 
@@ -127,7 +162,9 @@ def some_state(session: Session, chance: random.Random) -> Rule:
         for _ in range(chance.randint(0, 4)):
             model = chance.choice([CHAT_MODEL, RERANK_MODEL, None])
             caller = factories.caller(session, account, livemode=chance.random() < 0.3)
-            opens, closes = chance.choice([(None, None), (None, None), (-HOUR, HOUR), (HOUR, 2 * HOUR), (-2 * HOUR, -HOUR)])
+            opens, closes = chance.choice(
+                [(None, None), (None, None), (-HOUR, HOUR), (HOUR, 2 * HOUR), (-2 * HOUR, -HOUR)]
+            )
             batch = factories.batch(
                 session,
                 caller,
@@ -173,11 +210,21 @@ def test_claims_follow_the_rule_until_nothing_is_left(session: Session, seed: in
     session.expunge_all()
     lanes = [(model, is_live) for model in (CHAT_MODEL, RERANK_MODEL) for is_live in (False, True)]
     while True:
-        rooms = [Room(chance.choice([0, 1, 4]), model, is_live) for model, is_live in lanes if chance.random() < 0.5]
+        rooms = [
+            Room(chance.choice([0, 1, 4]), model, is_live)
+            for model, is_live in lanes
+            if chance.random() < 0.5
+        ]
         # Of an account in a lane, of an account anywhere, and of a batch.
-        for batch in chance.sample(rule.batches, k=min(len(rule.batches), chance.choice([0, 0, 1, 2]))):
+        for batch in chance.sample(
+            rule.batches, k=min(len(rule.batches), chance.choice([0, 0, 1, 2]))
+        ):
             lane = chance.choice([*lanes, (None, None)])
-            rooms.append(Room(chance.choice([0, 1]), *lane, batch.account_id, chance.choice([None, batch.id])))
+            rooms.append(
+                Room(
+                    chance.choice([0, 1]), *lane, batch.account_id, chance.choice([None, batch.id])
+                )
+            )
         with_suspects = chance.random() < 0.5
         expected = rule.next(rooms, with_suspects=with_suspects)
         task = claim(session, *rooms, with_suspects=with_suspects)
@@ -186,18 +233,36 @@ def test_claims_follow_the_rule_until_nothing_is_left(session: Session, seed: in
             break
     session.expire_all()
     for account in {id(task.account): task.account for task in rule.waiting}.values():
-        assert session.get_one(Account, account.id).virtual_time == pytest.approx(account.virtual_time)
+        assert session.get_one(Account, account.id).virtual_time == pytest.approx(
+            account.virtual_time
+        )
 
 
-def test_a_small_batch_behind_a_large_one_of_its_account_gets_every_fourth_claim_and_the_large_one_goes_on(session: Session) -> None:
+def test_a_small_batch_behind_a_large_one_of_its_account_gets_every_fourth_claim_and_the_large_one_goes_on(
+    session: Session,
+) -> None:
     caller = factories.caller(session)
     now = datetime.now(UTC)
 
     def a_batch(due: timedelta, lines: int) -> Batch:
         batch = factories.batch(
-            session, caller, factories.input_file(session, caller, b""), model=CHAT_MODEL, status="in_progress", expires_at=now + due
+            session,
+            caller,
+            factories.input_file(session, caller, b""),
+            model=CHAT_MODEL,
+            status="in_progress",
+            expires_at=now + due,
         )
-        session.add(Task(batch_id=batch.id, seq=0, model=CHAT_MODEL, state="pending", lines=lines, line_index=bytes(16 * lines)))
+        session.add(
+            Task(
+                batch_id=batch.id,
+                seq=0,
+                model=CHAT_MODEL,
+                state="pending",
+                lines=lines,
+                line_index=bytes(16 * lines),
+            )
+        )
         session.flush()
         return batch
 
@@ -220,7 +285,9 @@ def test_claims_at_once_go_on_to_the_next_task_of_the_same_account(tasks: int) -
 
     def take(_: int) -> Task | None:
         with db.transaction() as session:
-            return next_task.claim(session, worker="w", lease=60, rooms=[], room=backlog.LINES, with_suspects=True)[0]
+            return next_task.claim(
+                session, worker="w", lease=60, rooms=[], room=backlog.LINES, with_suspects=True
+            )[0]
 
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(take, range(12)))
@@ -244,8 +311,8 @@ class TestAmongManyTasks:
         with db.transaction() as session:
             session.execute(
                 text(
-                    "UPDATE accounts a SET rotates_next = true, rotated_deadline = b.expires_at, rotated_batch_id = b.id"
-                    " FROM batches b WHERE b.account_id = a.id"
+                    "UPDATE accounts a SET rotates_next = true, rotated_deadline = b.expires_at,"
+                    " rotated_batch_id = b.id FROM batches b WHERE b.account_id = a.id"
                 )
             )
         (plan,) = plans.of(claim)
@@ -268,10 +335,14 @@ class TestInABatchOfManyTasks:
     def backlog(self, database: str) -> None:
         a_backlog(batches=1, tasks=5_000, accounts=1)
 
-    def test_tasks_of_a_full_lane_are_passed_over_unread_where_lines_name_another_model_too(self) -> None:
+    def test_tasks_of_a_full_lane_are_passed_over_unread_where_lines_name_another_model_too(
+        self,
+    ) -> None:
         with db.transaction() as session:
             session.execute(update(Batch).values(model=None))
-            session.execute(update(Task).where(Task.seq == 4_999 * backlog.LINES).values(model=RERANK_MODEL))
+            session.execute(
+                update(Task).where(Task.seq == 4_999 * backlog.LINES).values(model=RERANK_MODEL)
+            )
         analyze()
         (plan,) = plans.of(lambda session: claim(session, Room(0, CHAT_MODEL, False)))
         assert plan["Actual Rows"] == 1
@@ -283,7 +354,12 @@ class TestInABatchOfManyTasks:
         analyze()
         # Entries of the index for tasks that have just ended are dropped by who meets them first.
         plans.of(is_any_running)
-        looks = (reclaim, partial(recover._batches_due, ended_among=None), recover._tasks_due, is_any_running)
+        looks = (
+            reclaim,
+            partial(recover._batches_due, ended_among=None),
+            recover._tasks_due,
+            is_any_running,
+        )
         found = [plan for look in looks for plan in plans.of(look)]
         assert "tasks" not in set().union(*map(plans.scanned, found))
         assert sum(map(plans.pages, found)) < 200
@@ -303,7 +379,15 @@ def test_a_longer_lease_and_moved_counters_write_no_index() -> None:
         before = updates(connection)
         for _ in range(moves):
             with Session(connection, expire_on_commit=False) as session, session.begin():
-                assert advance(session, task.key, task.fence, to=TaskState.RUNNING, lease=60, pause=None, counts={"output_bytes": 1})
+                assert advance(
+                    session,
+                    task.key,
+                    task.fence,
+                    to=TaskState.RUNNING,
+                    lease=60,
+                    pause=None,
+                    counts={"output_bytes": 1},
+                )
         assert updates(connection) == (before[0] + moves, before[1] + moves)
 
 
@@ -311,6 +395,8 @@ def updates(connection: Connection) -> tuple[int, int]:
     """Of `tasks`, so far: updates, and those of them in place (HOT)."""
     connection.execute(text("SELECT pg_stat_force_next_flush()"))
     connection.commit()
-    row = connection.execute(text("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'tasks'")).one()
+    row = connection.execute(
+        text("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'tasks'")
+    ).one()
     connection.commit()
     return row[0], row[1]

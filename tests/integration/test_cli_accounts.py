@@ -38,16 +38,35 @@ def test_numbers_none_and_default_in_one_mode(acme: Owner) -> None:
     assert live["quotas"]["open_batches"] == {"used": 0, "limit": 5, "source": "operator"}
     assert live["quotas"]["storage_bytes"] == {"used": 0, "limit": None, "source": "operator"}
     [live] = limits("--mode", "live", "--open-batches", "default", "--enqueued-lines", "0")
-    assert [live["quotas"][name]["limit"] for name in ("open_batches", "enqueued_lines")] == [1_000, 0]
+    assert [live["quotas"][name]["limit"] for name in ("open_batches", "enqueued_lines")] == [
+        1_000,
+        0,
+    ]
     with db.reading() as session:
         assert quotas.given(session, acme) == {Quota.STORAGE_BYTES: None, Quota.ENQUEUED_LINES: 0}
         assert quotas.given(session, Owner(acme.account_id, False)) == {}
 
 
 def test_the_table_is_for_people() -> None:
-    shown = CliRunner().invoke(app, ["accounts", "limits", "acme", "--enqueued-tokens", "none"]).stdout
-    [row] = [line.split() for line in shown.splitlines() if line.startswith("live") and "bytes in files" in line]
-    assert row == ["live", "bytes", "in", "files", "and", "inboxes", "0", "107,374,182,400", "settings"]
+    shown = (
+        CliRunner().invoke(app, ["accounts", "limits", "acme", "--enqueued-tokens", "none"]).stdout
+    )
+    [row] = [
+        line.split()
+        for line in shown.splitlines()
+        if line.startswith("live") and "bytes in files" in line
+    ]
+    assert row == [
+        "live",
+        "bytes",
+        "in",
+        "files",
+        "and",
+        "inboxes",
+        "0",
+        "107,374,182,400",
+        "settings",
+    ]
 
 
 @pytest.mark.parametrize("quota", Quota)

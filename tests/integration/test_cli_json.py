@@ -1,4 +1,6 @@
-"""`--json`: every command that prints data has it, and prints one JSON object; a list is an object with `data` and `has_more`."""
+"""`--json`: every command that prints data has it, and prints one JSON object; a list is an object
+with `data` and `has_more`.
+"""
 
 import json
 from collections.abc import Iterator
@@ -28,14 +30,32 @@ BATCH: dict[str, Any] = {
     "id": "batch_1", "object": "batch", "status": "completed", "input_file_id": "file-1", "endpoint": "/v1/chat/completions",
     "created_at": 1_795_800_000, "errors": None, "request_counts": {"total": 1, "completed": 1, "failed": 0},
 }  # fmt: skip
-FILE: dict[str, Any] = {"id": "file-1", "object": "file", "bytes": 9, "created_at": 1_795_800_000, "filename": "a", "purpose": "batch"}
-INVOICE: dict[str, Any] = {"id": "inv_1", "object": "invoice", "batch_id": "batch_1", "lines": [], "livemode": False}
-MODELS: dict[str, Any] = {"object": "list", "data": [{"id": "mistral-small-3-1", "object": "model"}]}
+FILE: dict[str, Any] = {
+    "id": "file-1",
+    "object": "file",
+    "bytes": 9,
+    "created_at": 1_795_800_000,
+    "filename": "a",
+    "purpose": "batch",
+}
+INVOICE: dict[str, Any] = {
+    "id": "inv_1",
+    "object": "invoice",
+    "batch_id": "batch_1",
+    "lines": [],
+    "livemode": False,
+}
+MODELS: dict[str, Any] = {
+    "object": "list",
+    "data": [{"id": "mistral-small-3-1", "object": "model"}],
+}
 LINES = b'{"custom_id": "a"}\n{"custom_id": "b\xe2\x80\xa8"}\n'
 
 
 def page(*data: dict[str, Any], has_more: bool = False) -> tuple[int, dict[str, str], bytes]:
-    return ok({"object": "list", "data": data, "first_id": None, "last_id": None, "has_more": has_more})
+    return ok(
+        {"object": "list", "data": data, "first_id": None, "last_id": None, "has_more": has_more}
+    )
 
 
 # By command: its arguments, and the answers of the API that it asks for.
@@ -90,8 +110,27 @@ CALLS: dict[str, tuple[list[str], list[Any]]] = {
     "accounts usage": ([], []),
 }  # fmt: skip
 LISTS = {
-    *("list", "results", "models", "files list", "files delete", "schedules list", "schedules runs", "schedules backfill"),
-    *("reconcile", "audit", "prices", "prices list", "prices sync", "keys list", "accounts limits", "accounts list", "accounts usage"),
+    *(
+        "list",
+        "results",
+        "models",
+        "files list",
+        "files delete",
+        "schedules list",
+        "schedules runs",
+        "schedules backfill",
+    ),
+    *(
+        "reconcile",
+        "audit",
+        "prices",
+        "prices list",
+        "prices sync",
+        "keys list",
+        "accounts limits",
+        "accounts list",
+        "accounts usage",
+    ),
 }
 
 
@@ -121,12 +160,22 @@ def words(database: str, tmp_path: Path) -> dict[str, str]:
     """What stands for the words in capitals of CALLS."""
     (tmp_path / "in.jsonl").write_bytes(jsonl([chat_line("a")]))
     with db.transaction() as session:
-        key, _ = keys.create(session, Owner(factories.account(session, "acme").id, False), name="ci")
-        return {"FILE": str(tmp_path / "in.jsonl"), "OUT": str(tmp_path / "out.jsonl"), "KEY": ids.render("key", key.id)}
+        key, _ = keys.create(
+            session, Owner(factories.account(session, "acme").id, False), name="ci"
+        )
+        return {
+            "FILE": str(tmp_path / "in.jsonl"),
+            "OUT": str(tmp_path / "out.jsonl"),
+            "KEY": ids.render("key", key.id),
+        }
 
 
 def test_every_command_that_prints_data_has_json_and_is_tried_here() -> None:
-    with_json = {path for path, command in COMMANDS.items() if any("--json" in param.opts for param in command.params)}
+    with_json = {
+        path
+        for path, command in COMMANDS.items()
+        if any("--json" in param.opts for param in command.params)
+    }
     assert with_json == set(COMMANDS) - WITHOUT
     assert set(CALLS) == with_json
     assert with_json > LISTS
@@ -136,7 +185,9 @@ def test_every_command_that_prints_data_has_json_and_is_tried_here() -> None:
 def test_json_is_an_object_or_a_list_object(path: str, api: Api, words: dict[str, str]) -> None:
     arguments, answers = CALLS[path]
     api.answers = list(answers)
-    result = CliRunner().invoke(app, [*path.split(), *(words.get(word, word) for word in arguments), "--json"])
+    result = CliRunner().invoke(
+        app, [*path.split(), *(words.get(word, word) for word in arguments), "--json"]
+    )
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     if path in LISTS:
@@ -152,8 +203,13 @@ def test_json_is_an_object_or_a_list_object(path: str, api: Api, words: dict[str
 def test_a_list_says_whether_there_is_more(api: Api) -> None:
     for has_more in (True, False):
         api.answers = [page(BATCH, BATCH | {"status": "failed"}, has_more=has_more)]
-        found = json.loads(CliRunner().invoke(app, ["list", "--status", "failed", "--limit", "1", "--json"]).stdout)
-        assert ([batch["status"] for batch in found["data"]], found["has_more"]) == (["failed"], has_more)
+        found = json.loads(
+            CliRunner().invoke(app, ["list", "--status", "failed", "--limit", "1", "--json"]).stdout
+        )
+        assert ([batch["status"] for batch in found["data"]], found["has_more"]) == (
+            ["failed"],
+            has_more,
+        )
 
 
 def test_results_are_one_document_in_the_order_of_the_lines(api: Api, tmp_path: Path) -> None:
@@ -167,7 +223,14 @@ def test_results_are_one_document_in_the_order_of_the_lines(api: Api, tmp_path: 
     api.answers = [ok(BATCH), (200, {}, LINES)]
     target = tmp_path / "out.jsonl"
     written = CliRunner().invoke(app, ["results", "batch_1", "-o", str(target), "--json"])
-    assert json.loads(written.stdout) == {"batch_id": "batch_1", "output": str(target), "lines": 2, "is_complete": True}
+    assert json.loads(written.stdout) == {
+        "batch_id": "batch_1",
+        "output": str(target),
+        "lines": 2,
+        "is_complete": True,
+    }
     assert target.read_bytes() == LINES
     api.answers = [ok(BATCH), (200, {}, b"")]
-    assert json.loads(CliRunner().invoke(app, ["results", "batch_1", "--json"]).stdout)["data"] == []
+    assert (
+        json.loads(CliRunner().invoke(app, ["results", "batch_1", "--json"]).stdout)["data"] == []
+    )

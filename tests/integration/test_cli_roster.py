@@ -1,4 +1,6 @@
-"""`accounts list`, `create`, `rename`, `weight`, `disable`, `enable`, `usage`: an operator's accounts, each change in the audit log."""
+"""`accounts list`, `create`, `rename`, `weight`, `disable`, `enable`, `usage`: an operator's
+accounts, each change in the audit log.
+"""
 
 import json
 import os
@@ -84,7 +86,9 @@ def test_accounts_are_made_listed_renamed_and_weighed_and_the_log_says_by_whom()
         (["usage", "--month", "november"], 2, "is not a month"),
     ],
 )
-def test_what_cannot_be_is_refused_with_a_sentence(acme: Caller, arguments: list[str], code: int, words: str) -> None:
+def test_what_cannot_be_is_refused_with_a_sentence(
+    acme: Caller, arguments: list[str], code: int, words: str
+) -> None:
     exit_code, said = error(*arguments)
     assert (exit_code, words in said) == (code, True), said
     assert account(acme).name == "acme"
@@ -96,8 +100,16 @@ def test_a_typo_in_the_account_of_a_new_key_makes_nothing(acme: Caller) -> None:
     assert "no account named 'amce'. Did you mean 'acme'?" in result.stderr
     assert "--create-account" in result.stderr
     assert [one["name"] for one in answer("list")["data"]] == ["acme"]
-    assert CliRunner().invoke(app, ["keys", "create", "--account", "beta", "--create-account"]).exit_code == 0
-    assert [(one["name"], one["keys"]) for one in answer("list")["data"]] == [("acme", 1), ("beta", 1)]
+    assert (
+        CliRunner()
+        .invoke(app, ["keys", "create", "--account", "beta", "--create-account"])
+        .exit_code
+        == 0
+    )
+    assert [(one["name"], one["keys"]) for one in answer("list")["data"]] == [
+        ("acme", 1),
+        ("beta", 1),
+    ]
 
 
 def test_live_keys_look_different_from_test_keys(acme: Caller) -> None:
@@ -110,7 +122,9 @@ def test_live_keys_look_different_from_test_keys(acme: Caller) -> None:
 
 def a_batch(of: Caller, status: BatchStatus) -> Batch:
     with db.transaction() as session:
-        return factories.batch(session, of, factories.input_file(session, of, b""), status=status.value)
+        return factories.batch(
+            session, of, factories.input_file(session, of, b""), status=status.value
+        )
 
 
 def status(batch: Batch) -> str:
@@ -124,28 +138,50 @@ class TestDisabled:
             name = session.get_one(Account, accounts.authenticate(session, api.key).account_id).name
         answer("disable", name)
         refused = api.ask("GET", "/v1/files")
-        assert (refused.status, refused.error["code"], refused.error["type"]) == (403, "account_disabled", "permission_error")
+        assert (refused.status, refused.error["code"], refused.error["type"]) == (
+            403,
+            "account_disabled",
+            "permission_error",
+        )
         assert "disabled" in refused.error["message"]
         assert "disabled 20" in run("list").stdout
         answer("disable", name)
         answer("enable", name)
         assert api.ask("GET", "/v1/files").status == 200
         with db.reading() as session:
-            changes = [entry for entry in entries(session) if "disabled_at" in {**(entry.before or {}), **(entry.after or {})}]
-        assert [(entry.before is None, entry.after is None) for entry in changes] == [(True, False), (False, True)]
+            changes = [
+                entry
+                for entry in entries(session)
+                if "disabled_at" in {**(entry.before or {}), **(entry.after or {})}
+            ]
+        assert [(entry.before is None, entry.after is None) for entry in changes] == [
+            (True, False),
+            (False, True),
+        ]
 
     def test_open_batches_go_on(self, acme: Caller) -> None:
         batch = a_batch(acme, BatchStatus.IN_PROGRESS)
         answer("disable", "acme")
         assert status(batch) == "in_progress"
 
-    def test_open_batches_are_cancelled_where_that_is_asked_and_no_other_ones(self, acme: Caller) -> None:
+    def test_open_batches_are_cancelled_where_that_is_asked_and_no_other_ones(
+        self, acme: Caller
+    ) -> None:
         with db.transaction() as session:
             other = factories.caller(session)
-        batches = [a_batch(acme, BatchStatus.IN_PROGRESS), a_batch(acme, BatchStatus.VALIDATING), a_batch(acme, BatchStatus.COMPLETED)]
+        batches = [
+            a_batch(acme, BatchStatus.IN_PROGRESS),
+            a_batch(acme, BatchStatus.VALIDATING),
+            a_batch(acme, BatchStatus.COMPLETED),
+        ]
         others = a_batch(other, BatchStatus.IN_PROGRESS)
         assert "Open batches cancelled: 2." in run("disable", "acme", "--cancel-batches").stderr
-        assert [status(batch) for batch in (*batches, others)] == ["cancelling", "cancelling", "completed", "in_progress"]
+        assert [status(batch) for batch in (*batches, others)] == [
+            "cancelling",
+            "cancelling",
+            "completed",
+            "in_progress",
+        ]
 
     def test_schedules_start_nothing_until_then(self, acme: Caller) -> None:
         with db.transaction() as session:
@@ -167,13 +203,19 @@ class TestDisabled:
 
 class TestUsage:
     def test_invoices_of_the_month_and_open_batches_by_account_and_mode(self, acme: Caller) -> None:
-        ended = billing.ended([billing.Ran(Usage(1_000, 500)), billing.Ran(Usage(1, 1))], acme, livemode=True)
+        ended = billing.ended(
+            [billing.Ran(Usage(1_000, 500)), billing.Ran(Usage(1, 1))], acme, livemode=True
+        )
         with db.transaction() as session:
             billing.running(session, [billing.Ran(Usage(2_000, 0))], acme, livemode=True)
             total = total_of(ended)
         found = answer("usage")
         [live] = found["data"]
-        assert (live["account_id"], live["account"], live["livemode"]) == (ids.render("acct", acme.account_id), "acme", True)
+        assert (live["account_id"], live["account"], live["livemode"]) == (
+            ids.render("acct", acme.account_id),
+            "acme",
+            True,
+        )
         assert (live["batches"], live["input_tokens"], live["output_tokens"]) == (1, 1_001, 501)
         assert Decimal(live["total"]) == total > 0
         assert (live["open_batches"], Decimal(live["open_total"]) > 0) == (1, True)

@@ -31,7 +31,11 @@ def test_one_that_holds_more_than_ours_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_it_is_used_once_at_a_time(tmp_path: Path) -> None:
-    with data_folder.locked(tmp_path), pytest.raises(ConfigError, match="running on"), data_folder.locked(tmp_path):
+    with (
+        data_folder.locked(tmp_path),
+        pytest.raises(ConfigError, match="running on"),
+        data_folder.locked(tmp_path),
+    ):
         pass
     with data_folder.locked(tmp_path):
         pass

@@ -1,4 +1,6 @@
-"""The database edge: connections that the server closed, servers that fall silent or only read, and sessions that only read."""
+"""The database edge: connections that the server closed, servers that fall silent or only read, and
+sessions that only read.
+"""
 
 import threading
 import time
@@ -92,7 +94,9 @@ def test_a_server_that_falls_silent_is_given_up_and_reached_again_when_it_speaks
     write()
 
 
-def test_a_transaction_that_may_take_its_time_is_waited_for(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transaction_that_may_take_its_time_is_waited_for(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(db, "SILENCE", 1.0)
     with db.transaction() as session:
         db.take_time(session)
@@ -109,7 +113,9 @@ def test_a_new_connection_to_a_silent_server_is_given_up_too(proxy: FaultProxy) 
     write()
 
 
-def test_a_server_that_only_reads_is_away_and_its_connections_are_not_kept(read_only: None, stores: Stores) -> None:
+def test_a_server_that_only_reads_is_away_and_its_connections_are_not_kept(
+    read_only: None, stores: Stores
+) -> None:
     with pytest.raises(db.AWAY):
         write()
     with psycopg.connect(stores.migrate_database_url, autocommit=True) as server:
@@ -152,7 +158,9 @@ def _fails(session: Session, statement: str) -> Trouble:
         ("DO $$ BEGIN RAISE SQLSTATE '57P01'; END $$", Trouble.UNREACHABLE),
     ],
 )
-def test_a_transaction_that_fails_is_named_after_its_cause(database: str, statement: str, trouble: Trouble) -> None:
+def test_a_transaction_that_fails_is_named_after_its_cause(
+    database: str, statement: str, trouble: Trouble
+) -> None:
     _account()
     with psycopg.connect(database) as other, db.transaction() as session:
         other.execute("SELECT id FROM accounts FOR UPDATE")
@@ -171,11 +179,15 @@ def test_a_deadlock_is_a_conflict_and_not_a_database_that_is_away(database: str)
             with db.transaction() as session:
                 session.execute(text("SELECT FROM accounts WHERE id = :id FOR UPDATE"), {"id": one})
                 meet.wait(PATIENCE)
-                session.execute(text("SELECT FROM accounts WHERE id = :id FOR UPDATE"), {"id": other})
+                session.execute(
+                    text("SELECT FROM accounts WHERE id = :id FOR UPDATE"), {"id": other}
+                )
         except db.AWAY as error:
             found.append(db.trouble(error))
 
-    threads = [threading.Thread(target=lock, args=pair) for pair in ((first, second), (second, first))]
+    threads = [
+        threading.Thread(target=lock, args=pair) for pair in ((first, second), (second, first))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -33,7 +33,9 @@ TIMES = 5
 
 
 class Post:
-    """Carries messages to a pool of threads that run the jobs: each so many times, the last to come perhaps first."""
+    """Carries messages to a pool of threads that run the jobs: each so many times, the last to come
+    perhaps first.
+    """
 
     def __init__(self, engine: Engine, pool: ThreadPoolExecutor, times: int, seed: int) -> None:
         self.jobs: dict[Job, Callable[..., Any]] = tasks.register(Celery("test"), engine)
@@ -53,7 +55,11 @@ class Post:
         """All that is under way, and what comes of it."""
         while self.waiting or self.running:
             with self.lock:
-                message = self.waiting.pop(self.dice.randrange(len(self.waiting))) if self.waiting else None
+                message = (
+                    self.waiting.pop(self.dice.randrange(len(self.waiting)))
+                    if self.waiting
+                    else None
+                )
                 self.running += message is not None
             if message is None:
                 threading.Event().wait(0.005)
@@ -76,14 +82,20 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def submit() -> UUID:
-    """A batch of both models, some of whose lines are refused; its first message is sent by `broker.publish`."""
+    """A batch of both models, some of whose lines are refused; its first message is sent by
+    `broker.publish`.
+    """
     lines = [factories.chat_line(f"line-{n}", f"Where is parcel {n}?") for n in range(LINES - 2)]
     lines[7]["body"]["max_tokens"] = 10_000_000
     question = '{"query": "Where is my parcel?", "documents": ["On its way.", "Lost."]}'
-    lines += [factories.chat_line(f"rank-{n}", question, model=factories.RERANK_MODEL) for n in range(2)]
+    lines += [
+        factories.chat_line(f"rank-{n}", question, model=factories.RERANK_MODEL) for n in range(2)
+    ]
     with db.transaction() as session:
         caller = factories.caller(session)
-        batch_id = factories.batch(session, caller, factories.input_file(session, caller, lines), id=ids.new()).id
+        batch_id = factories.batch(
+            session, caller, factories.input_file(session, caller, lines), id=ids.new()
+        ).id
         db.enqueue(session, Job.VALIDATE, batch_id.hex)
     return batch_id
 
@@ -126,7 +138,9 @@ def test_messages_that_come_five_times_in_any_order_end_a_batch_as_none_do(
     assert outcome(five) == outcome(none)
 
 
-def test_the_tick_finds_ended_batches_whose_last_message_was_lost_however_many_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tick_finds_ended_batches_whose_last_message_was_lost_however_many_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ended = {a_batch(chat_lines(1)) for _ in range(3)}
     monkeypatch.setattr(broker, "publish", lambda messages: None)
     for _ in ended:
@@ -137,4 +151,6 @@ def test_the_tick_finds_ended_batches_whose_last_message_was_lost_however_many_r
     sent: list[Message] = []
     monkeypatch.setattr(broker, "publish", sent.extend)
     recover.tick()
-    assert {message.id for message in sent if message.job is Job.FINALIZE} == {id.hex for id in ended}
+    assert {message.id for message in sent if message.job is Job.FINALIZE} == {
+        id.hex for id in ended
+    }

@@ -1,4 +1,6 @@
-"""Disks that run short: new work waits, what runs is recorded, and all goes on by itself when there is room."""
+"""Disks that run short: new work waits, what runs is recorded, and all goes on by itself when there
+is room.
+"""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,13 +32,22 @@ pytestmark = pytest.mark.usefixtures("database", "valkey")
 
 
 class Disks:
-    """What the stores' folders are said to have left. The database's is one of ours only where a test says so."""
+    """What the stores' folders are said to have left.
+
+    The database's is one of ours only where a test says so.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.left = {Store.FILES: 100 * GiB, Store.DATABASE: 100 * GiB}
         folders = {Store.FILES: Path("files"), Store.DATABASE: Path("postgres")}
         patch.setattr(disk, "_folders", lambda: folders)
-        patch.setattr(disk, "free", lambda folder: self.left[next(store for store, path in folders.items() if path == folder)])
+        patch.setattr(
+            disk,
+            "free",
+            lambda folder: self.left[
+                next(store for store, path in folders.items() if path == folder)
+            ],
+        )
 
     def set(self, store: Store, left: int) -> None:
         self.left[store] = left
@@ -66,7 +77,9 @@ def engine(configure: Callable[..., None]) -> Iterator[Engine]:
 def a_batch(lines: int = 1) -> UUID:
     with db.transaction() as session:
         caller = factories.caller(session)
-        file = factories.input_file(session, caller, [factories.chat_line(str(n)) for n in range(lines)])
+        file = factories.input_file(
+            session, caller, [factories.chat_line(str(n)) for n in range(lines)]
+        )
         return factories.batch(session, caller, file).id
 
 
@@ -80,7 +93,9 @@ def attempts(batch_id: UUID) -> int:
         return sum(session.scalars(select(Task.attempts).where(Task.batch_id == batch_id)))
 
 
-def test_nothing_is_claimed_while_the_databases_disk_is_short_and_it_goes_on_by_itself(engine: Engine, disks: Disks) -> None:
+def test_nothing_is_claimed_while_the_databases_disk_is_short_and_it_goes_on_by_itself(
+    engine: Engine, disks: Disks
+) -> None:
     batch_id = a_batch(25)
     validate.run(batch_id)
     disks.set(Store.DATABASE, GiB - 1)
@@ -111,15 +126,23 @@ def test_a_new_batch_is_validated_later(disks: Disks, store: Store) -> None:
 
 
 @pytest.mark.parametrize("store", list(Store))
-def test_no_batch_is_made_and_a_schedules_run_waits_with_the_reason(disks: Disks, configure: Callable[..., None], store: Store) -> None:
+def test_no_batch_is_made_and_a_schedules_run_waits_with_the_reason(
+    disks: Disks, configure: Callable[..., None], store: Store
+) -> None:
     configure(schedule_min_interval=60)
     with db.transaction() as session:
         caller = factories.caller(session)
-        file_id = ids.render("file", factories.input_file(session, caller, [factories.chat_line("a")]).id)
+        file_id = ids.render(
+            "file", factories.input_file(session, caller, [factories.chat_line("a")]).id
+        )
         schedule = factories.schedule(session, caller, cron="* * * * *", input_file_id=file_id)
         schedule.next_fire_at = datetime.now(UTC).replace(second=0, microsecond=0)
     disks.set(store, 0)
-    asked: dict[str, Any] = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    asked: dict[str, Any] = {
+        "input_file_id": file_id,
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
     with pytest.raises(StorageFull, match=f"disk of the {store}"), db.transaction() as session:
         batches.create(session, caller, **asked)
     fire.run()
@@ -152,7 +175,10 @@ def test_what_is_watched_is_the_folder_of_the_files_and_the_database_that_up_sta
     (tmp_path / "postgres" / "serve_password").write_text("secret")
     configure(data_dir=tmp_path, database_url=ours.url)
     assert settings().database_url == SecretStr(ours.url)
-    assert disk._folders() == {Store.FILES: Path(stores.data_dir / "files"), Store.DATABASE: tmp_path / "postgres"}
+    assert disk._folders() == {
+        Store.FILES: Path(stores.data_dir / "files"),
+        Store.DATABASE: tmp_path / "postgres",
+    }
     assert all(space.free > 0 for space in disk.spaces())
 
 

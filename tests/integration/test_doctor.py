@@ -30,24 +30,43 @@ KEY = "MISTRAL_API_KEY"
 SERVED = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
 
 
-def test_a_sound_installation_passes(doctor: Doctor, configure: Callable[..., None], valkey: redis.Redis, tmp_path: Path) -> None:
+def test_a_sound_installation_passes(
+    doctor: Doctor, configure: Callable[..., None], valkey: redis.Redis, tmp_path: Path
+) -> None:
     # A folder that no other test has made, as it likes.
     configure(storage_url=(tmp_path / "data" / "files").as_uri())
     storage.store()
     (storage.folder() / storage.MARK).write_text(str(marks.identity()))
     code, checks = doctor()
     assert code == 0
-    sound = ("python", "data folder", "database", "migrations", "rights", "redis", "passwords", "storage", "store mark", "workers")
+    sound = (
+        "python",
+        "data folder",
+        "database",
+        "migrations",
+        "rights",
+        "redis",
+        "passwords",
+        "storage",
+        "store mark",
+        "workers",
+    )
     sound += ("disk space", "catalog")
     assert [checks[name] for name in sound if checks[name]["status"] != "ok"] == []
     # No model server runs here: live lines would wait, and nothing else is wrong.
     assert checks["backend of mistral-small-3-1"]["status"] == "warning"
 
 
-def test_it_makes_nothing(doctor: Doctor, configure: Callable[..., None], valkey: redis.Redis, tmp_path: Path) -> None:
+def test_it_makes_nothing(
+    doctor: Doctor, configure: Callable[..., None], valkey: redis.Redis, tmp_path: Path
+) -> None:
     configure(data_dir=tmp_path / "none", storage_url=(tmp_path / "none" / "files").as_uri())
     code, checks = doctor()
-    assert (code, checks["data folder"]["status"], checks["storage"]["status"]) == (0, "warning", "warning")
+    assert (code, checks["data folder"]["status"], checks["storage"]["status"]) == (
+        0,
+        "warning",
+        "warning",
+    )
     assert not (tmp_path / "none").exists()
 
 
@@ -61,7 +80,9 @@ def test_a_redis_that_evicts_is_named_with_its_remedy(doctor: Doctor, valkey: re
     assert "maxmemory-policy to noeviction" in checks["redis"]["detail"]
 
 
-def test_a_redis_that_cannot_be_written_to_is_named_with_its_remedy(doctor: Doctor, valkey: redis.Redis) -> None:
+def test_a_redis_that_cannot_be_written_to_is_named_with_its_remedy(
+    doctor: Doctor, valkey: redis.Redis
+) -> None:
     valkey.replicaof("127.0.0.1", "1")
     try:
         code, checks = doctor()
@@ -88,7 +109,9 @@ def test_a_data_folder_that_others_can_read_is_named(doctor: Doctor, tmp_path: P
     assert "chmod 700" in checks["data folder"]["detail"]
 
 
-def test_the_stores_of_a_running_up_are_found(doctor: Doctor, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stores_of_a_running_up_are_found(
+    doctor: Doctor, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written = f"database_url = '{stores.database_url}'\nredis_url = '{stores.redis_url}'\n"
     (tmp_path / "data" / "run.toml").write_text(written)
     (tmp_path / "data" / "run.toml").chmod(0o600)
@@ -106,7 +129,9 @@ def test_the_stores_of_a_running_up_are_found(doctor: Doctor, stores: Stores, tm
 
 
 @pytest.mark.parametrize("name", ["credentials.toml", "run.toml"])
-def test_a_file_of_secrets_that_others_can_read_is_named(doctor: Doctor, tmp_path: Path, name: str) -> None:
+def test_a_file_of_secrets_that_others_can_read_is_named(
+    doctor: Doctor, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "data" / name).write_text("")
     (tmp_path / "data" / name).chmod(0o640)
     code, checks = doctor()
@@ -145,19 +170,31 @@ def test_an_absent_database_is_said_once(doctor: Doctor, otherwise: Callable[...
     assert (code, checks["database"]["status"]) == (1, "failed")
     assert "does not answer" in checks["database"]["detail"]
     assert "correct XALEN_DATABASE_URL" in checks["database"]["detail"]
-    assert (checks["migrations"]["status"], checks["migrations"]["detail"]) == ("skipped", "not checked: no database")
+    assert (checks["migrations"]["status"], checks["migrations"]["detail"]) == (
+        "skipped",
+        "not checked: no database",
+    )
     assert checks["redis"]["status"] == "ok"
     assert "secret-word" not in json.dumps(checks)
 
 
-def test_where_nothing_runs_that_is_said_once(doctor: Doctor, otherwise: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_runs_that_is_said_once(
+    doctor: Doctor, otherwise: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("XALEN_DATABASE_URL")
     monkeypatch.delenv("XALEN_REDIS_URL")
     otherwise()
     code, checks = doctor()
     assert code == 1
-    assert [name for name, check in checks.items() if "nothing runs on the data folder" in check["detail"]] == ["database"]
-    assert (checks["redis"]["status"], checks["redis"]["detail"]) == ("skipped", "not checked: nothing runs")
+    assert [
+        name
+        for name, check in checks.items()
+        if "nothing runs on the data folder" in check["detail"]
+    ] == ["database"]
+    assert (checks["redis"]["status"], checks["redis"]["detail"]) == (
+        "skipped",
+        "not checked: nothing runs",
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,21 +217,27 @@ def test_an_address_that_does_not_work_has_a_remedy_and_keeps_its_secret(
     assert "secret-word" not in json.dumps(checks)
 
 
-def test_settings_that_are_not_valid_are_said_once_and_nothing_else_is_looked_at(doctor: Doctor, otherwise: Callable[..., None]) -> None:
+def test_settings_that_are_not_valid_are_said_once_and_nothing_else_is_looked_at(
+    doctor: Doctor, otherwise: Callable[..., None]
+) -> None:
     otherwise(storage_url="s3://bucket/x")
     code, checks = doctor()
     assert (code, [*checks]) == (1, ["python", "data folder", "settings"])
     assert "XALEN_STORAGE_URL" in checks["settings"]["detail"]
 
 
-def test_a_misspelt_setting_is_a_warning_with_the_name_that_was_meant(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_setting_is_a_warning_with_the_name_that_was_meant(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XALEN_WORKER_SLOT", "8")
     _, checks = doctor()
     assert checks["settings"]["status"] == "warning"
     assert "XALEN_WORKER_SLOT (did you mean XALEN_WORKER_SLOTS?)" in checks["settings"]["detail"]
 
 
-def test_a_storage_that_cannot_be_written_is_named(doctor: Doctor, otherwise: Callable[..., None], tmp_path: Path) -> None:
+def test_a_storage_that_cannot_be_written_is_named(
+    doctor: Doctor, otherwise: Callable[..., None], tmp_path: Path
+) -> None:
     (tmp_path / "taken").write_text("")
     otherwise(storage_url=(tmp_path / "taken").as_uri())
     code, checks = doctor()
@@ -233,12 +276,16 @@ def server(status: int, body: bytes = b"") -> Iterator[str]:
 
 
 @pytest.fixture
-def backend(doctor: Doctor, configure: Callable[..., None], tmp_path: Path) -> Callable[[str], tuple[str, str]]:
+def backend(
+    doctor: Doctor, configure: Callable[..., None], tmp_path: Path
+) -> Callable[[str], tuple[str, str]]:
     """The status and the finding for a model whose backend is at that address."""
 
     def look(base_url: str) -> tuple[str, str]:
         catalog = tmp_path / "catalog.toml"
-        catalog.write_text(f'[models.{MODEL}.backend]\nbase_url = "{base_url}"\napi_key_env = "{KEY}"\n')
+        catalog.write_text(
+            f'[models.{MODEL}.backend]\nbase_url = "{base_url}"\napi_key_env = "{KEY}"\n'
+        )
         configure(catalog=catalog)
         check = doctor()[1][f"backend of {MODEL}"]
         return check["status"], check["detail"]
@@ -255,13 +302,33 @@ Look = Callable[[str], tuple[str, str]]
         (200, "secret-word", "ok", "/v1"),
         (404, "secret-word", "ok", "/v1"),
         (200, "", "ok", f"answers. {KEY}, which is to hold its key, is not set."),
-        (401, "", "warning", f"asks for a key. {KEY}, which is to hold its key, is not set. Live requests to this model wait"),
-        (401, "secret-word", "warning", f"refuses the key in {KEY}. Live requests to this model wait"),
-        (403, "secret-word", "warning", f"refuses the key in {KEY}. Live requests to this model wait"),
+        (
+            401,
+            "",
+            "warning",
+            (
+                f"asks for a key. {KEY}, which is to hold its key, is not set. Live requests to"
+                " this model wait"
+            ),
+        ),
+        (
+            401,
+            "secret-word",
+            "warning",
+            f"refuses the key in {KEY}. Live requests to this model wait",
+        ),
+        (
+            403,
+            "secret-word",
+            "warning",
+            f"refuses the key in {KEY}. Live requests to this model wait",
+        ),
         (500, "secret-word", "warning", "answers with status 500"),
     ],
 )
-def test_a_backend_that_answers(backend: Look, monkeypatch: pytest.MonkeyPatch, answer: int, key: str, status: str, words: str) -> None:
+def test_a_backend_that_answers(
+    backend: Look, monkeypatch: pytest.MonkeyPatch, answer: int, key: str, status: str, words: str
+) -> None:
     monkeypatch.setenv(KEY, key)
     with server(answer) as base_url:
         found, detail = backend(base_url)
@@ -276,33 +343,50 @@ def test_a_backend_that_answers(backend: Look, monkeypatch: pytest.MonkeyPatch, 
         ([SERVED, "another"], "ok", "/v1"),
         ([f"{SERVED}:latest"], "ok", "/v1"),
         ([], "ok", "/v1"),
-        (["mistral-small", "another"], "warning", f"does not list {SERVED}, the name that requests carry. It has mistral-small, another. "),
+        (
+            ["mistral-small", "another"],
+            "warning",
+            (
+                f"does not list {SERVED}, the name that requests carry. It has mistral-small,"
+                " another. "
+            ),
+        ),
         ([f"model-{n}" for n in range(12)], "warning", "model-9 and 2 more"),
     ],
 )
 def test_the_models_that_a_backend_lists_are_compared_with_the_catalogs_name(
     backend: Look, names: list[str], status: str, words: str
 ) -> None:
-    with server(200, json.dumps({"object": "list", "data": [{"id": name} for name in names]}).encode()) as base_url:
+    with server(
+        200, json.dumps({"object": "list", "data": [{"id": name} for name in names]}).encode()
+    ) as base_url:
         found, detail = backend(base_url)
     assert found == status
     assert words in detail
     assert status == "ok" or f"Set models.{MODEL}.backend.model in the catalog" in detail
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"data":[1]}', b'{"data":null}', b'{"data":[{}]}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>", b"[]", b'{"data":[1]}', b'{"data":null}', b'{"data":[{}]}', b"[" * 100_000],
+)
 def test_a_listing_that_is_none_is_no_finding(backend: Look, body: bytes) -> None:
     with server(200, body) as base_url:
         assert backend(base_url)[0] == "ok"
 
 
-def test_a_backend_that_is_away_and_its_missing_key_are_both_said(backend: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_is_away_and_its_missing_key_are_both_said(
+    backend: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(KEY, raising=False)
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     status, detail = backend(f"http://127.0.0.1:{port}/v1")
     assert status == "warning"
-    assert f"cannot be reached: Connection refused. {KEY}, which is to hold its key, is not set. Live requests to this model wait" in detail
+    assert (
+        f"cannot be reached: Connection refused. {KEY}, which is to hold its key, is not set. Live"
+        " requests to this model wait" in detail
+    )
 
 
 @pytest.mark.parametrize("address", ["host:8000/v1", "ftp://host/v1", "http://host:port/v1"])
@@ -312,7 +396,9 @@ def test_a_base_url_that_is_no_address_is_named_with_its_place(backend: Look, ad
     assert f"models.{MODEL}.backend in the catalog is {address}. It looks like http://" in detail
 
 
-def test_a_key_that_no_header_can_carry_is_named_and_not_shown(backend: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_no_header_can_carry_is_named_and_not_shown(
+    backend: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(KEY, "secret\nword")
     status, detail = backend("http://127.0.0.1:1/v1")
     assert (status, "secret" in detail) == ("failed", False)
@@ -336,9 +422,13 @@ def on_tcp(tmp_path: Path, *options: str) -> Iterator[int]:
         "--maxmemory-policy",
         "noeviction",
     ]
-    with subprocess.Popen([str(stores._valkey_binary()), *arguments, *options], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [str(stores._valkey_binary()), *arguments, *options], stdout=subprocess.DEVNULL
+    ) as process:
         try:
-            wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, process=process)
+            wait_until(
+                lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, process=process
+            )
             yield port
         finally:
             process.terminate()
@@ -348,18 +438,37 @@ def on_tcp(tmp_path: Path, *options: str) -> Iterator[int]:
     ("password", "status", "words"),
     [
         ("", "warning", "Redis asks for no password: set its requirepass"),
-        ("redis", "warning", "The password in XALEN_REDIS_URL is short, or one that anybody would try first."),
+        (
+            "redis",
+            "warning",
+            "The password in XALEN_REDIS_URL is short, or one that anybody would try first.",
+        ),
         ("changeme", "warning", "one that anybody would try first"),
         ("8f1c0a77d2e94b35", "ok", "asked for"),
     ],
 )
 def test_a_redis_that_anybody_may_enter_is_a_warning(
-    doctor: Doctor, otherwise: Callable[..., None], tmp_path: Path, password: str, status: str, words: str
+    doctor: Doctor,
+    otherwise: Callable[..., None],
+    tmp_path: Path,
+    password: str,
+    status: str,
+    words: str,
 ) -> None:
     with on_tcp(tmp_path, *(["--requirepass", password] if password else [])) as port:
-        otherwise(redis_url=f"redis://:{password}@127.0.0.1:{port}/0" if password else f"redis://127.0.0.1:{port}/0")
+        otherwise(
+            redis_url=(
+                f"redis://:{password}@127.0.0.1:{port}/0"
+                if password
+                else f"redis://127.0.0.1:{port}/0"
+            )
+        )
         code, checks = doctor()
-    assert (code, checks["redis"]["status"], checks["passwords"]["status"]) == (0, "ok", status), checks["passwords"]
+    assert (code, checks["redis"]["status"], checks["passwords"]["status"]) == (
+        0,
+        "ok",
+        status,
+    ), checks["passwords"]
     assert words in checks["passwords"]["detail"]
     assert not password or password == "redis" or password not in json.dumps(checks)
 
@@ -375,7 +484,9 @@ def test_a_redis_that_anybody_may_enter_is_a_warning(
         ("postgresql://xalen@/xalen?host=%2Frun%2Fpostgresql", False, None),
     ],
 )
-def test_a_postgresql_that_anybody_may_enter_is_a_warning(monkeypatch: pytest.MonkeyPatch, url: str, asks: bool, words: str | None) -> None:
+def test_a_postgresql_that_anybody_may_enter_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, url: str, asks: bool, words: str | None
+) -> None:
     def connect(*_: object, **__: object) -> Any:
         if asks:
             raise psycopg.OperationalError("password authentication failed")

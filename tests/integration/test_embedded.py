@@ -57,7 +57,9 @@ def read(url: str) -> list[str]:
         return [value for (value,) in connection.execute("SELECT value FROM kept")]
 
 
-def test_postgresql_keeps_its_data_and_its_address_over_a_restart(postgres: stores.Postgres) -> None:
+def test_postgresql_keeps_its_data_and_its_address_over_a_restart(
+    postgres: stores.Postgres,
+) -> None:
     url = started(postgres)
     write(url, "here")
     postgres.stop()
@@ -65,7 +67,9 @@ def test_postgresql_keeps_its_data_and_its_address_over_a_restart(postgres: stor
     assert read(url) == ["here"]
 
 
-def test_a_folder_of_a_version_without_a_serving_role_gets_its_password_once(postgres: stores.Postgres) -> None:
+def test_a_folder_of_a_version_without_a_serving_role_gets_its_password_once(
+    postgres: stores.Postgres,
+) -> None:
     started(postgres)
     postgres.stop()
     (postgres.folder / "serve_password").unlink()
@@ -85,7 +89,9 @@ def test_valkey_keeps_its_queues_over_a_restart(valkey: stores.Valkey) -> None:
         assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
 
 
-def test_stopping_leaves_no_process(postgres: stores.Postgres, valkey: stores.Valkey, tmp_path: Path) -> None:
+def test_stopping_leaves_no_process(
+    postgres: stores.Postgres, valkey: stores.Valkey, tmp_path: Path
+) -> None:
     for server in (postgres, valkey):
         server.start()
         pid = server.process.pid
@@ -93,26 +99,35 @@ def test_stopping_leaves_no_process(postgres: stores.Postgres, valkey: stores.Va
         assert not processes.is_running(pid, str(tmp_path))
 
 
-def test_postgresql_refuses_a_wrong_password_and_listens_on_no_port(postgres: stores.Postgres) -> None:
+def test_postgresql_refuses_a_wrong_password_and_listens_on_no_port(
+    postgres: stores.Postgres,
+) -> None:
     url = started(postgres)
     password = (postgres.folder / "password").read_text()
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(url.replace(password, "wrong"))
     with psycopg.connect(url) as connection:
         assert connection.execute("SHOW listen_addresses").fetchone() == ("",)
-    assert {(postgres.folder / name).stat().st_mode & 0o777 for name in ("password", "serve_password")} == {0o600}
+    assert {
+        (postgres.folder / name).stat().st_mode & 0o777 for name in ("password", "serve_password")
+    } == {0o600}
 
 
 def test_sockets_are_private(postgres: stores.Postgres, valkey: stores.Valkey) -> None:
     for server in (postgres, valkey):
         server.start()
         assert server.sockets.stat().st_mode & 0o777 == 0o700
-        assert [path.stat().st_mode & 0o777 for path in server.sockets.iterdir() if path.is_socket()] == [0o700]
+        assert [
+            path.stat().st_mode & 0o777 for path in server.sockets.iterdir() if path.is_socket()
+        ] == [0o700]
 
 
 def test_a_long_folder_gets_a_short_private_socket_that_goes_when_it_stops(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 30)
-    for server in (stores.Postgres(folder, tmp_path / "a.log", durable=False), stores.Valkey(folder / "valkey", tmp_path / "b.log")):
+    for server in (
+        stores.Postgres(folder, tmp_path / "a.log", durable=False),
+        stores.Valkey(folder / "valkey", tmp_path / "b.log"),
+    ):
         server.start()
         assert server.sockets != server.folder
         assert server.sockets.stat().st_mode & 0o777 == 0o700
@@ -131,7 +146,9 @@ def test_a_folder_with_blanks_and_quotes_in_its_name_works(tmp_path: Path) -> No
 def test_servers_go_with_a_parent_that_was_killed_and_start_again_with_their_data(
     postgres: stores.Postgres, valkey: stores.Valkey, tmp_path: Path
 ) -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as parent:
         database_url, redis_url, *_ = parent.stdout.readline().split()
         write(database_url, "here")
         with redis.Redis.from_url(redis_url) as client:
@@ -142,8 +159,13 @@ def test_servers_go_with_a_parent_that_was_killed_and_start_again_with_their_dat
         assert client.lrange("queue", 0, -1) == [b"hint"]
 
 
-def test_a_server_still_running_on_the_folder_is_stopped_first(postgres: stores.Postgres, valkey: stores.Valkey, tmp_path: Path) -> None:
-    old = [stores.Postgres(tmp_path / "postgres", tmp_path / "old.log"), stores.Valkey(tmp_path / "valkey", tmp_path / "old2.log")]
+def test_a_server_still_running_on_the_folder_is_stopped_first(
+    postgres: stores.Postgres, valkey: stores.Valkey, tmp_path: Path
+) -> None:
+    old = [
+        stores.Postgres(tmp_path / "postgres", tmp_path / "old.log"),
+        stores.Valkey(tmp_path / "valkey", tmp_path / "old2.log"),
+    ]
     for before, server in zip(old, [postgres, valkey], strict=True):
         before.start()
         server.start()
@@ -178,7 +200,9 @@ def test_a_failed_start_says_why_and_where_the_log_is(postgres: stores.Postgres)
     postgres.start()
     postgres.stop()
     (postgres.data / "PG_VERSION").write_text("9.6\n")
-    with pytest.raises(ConfigError, match=r"(?s)PostgreSQL did not start.*incompatible with server.*postgres\.log"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)PostgreSQL did not start.*incompatible with server.*postgres\.log"
+    ):
         postgres.start()
 
 
@@ -189,7 +213,9 @@ def test_a_half_made_database_is_made_anew(postgres: stores.Postgres) -> None:
     write(started(postgres), "here")
 
 
-def test_a_platform_without_binaries_is_told_what_to_set(postgres: stores.Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_platform_without_binaries_is_told_what_to_set(
+    postgres: stores.Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stores.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="XALEN_DATABASE_URL"):
         postgres.start()

@@ -1,4 +1,5 @@
-"""Cancel and expiry race the last line, at the real transactions: a batch has one end, and a line is billed if and only if it succeeded.
+"""Cancel and expiry race the last line, at the real transactions: a batch has one end, and a line
+is billed if and only if it succeeded.
 
 XALEN_TEST_RACES asks for so many batches instead of as many as fit into a test run.
 """
@@ -41,7 +42,11 @@ ENDS = (Answered(200, b"{}", Usage(1_000, 500)), REFUSED)
 
 def answer(held: Claim) -> None:
     rows = [
-        record.row(record.Line(held.batch_id, line.line_no, held.model, line.custom_id), ENDS[number % 2], held.tariff)
+        record.row(
+            record.Line(held.batch_id, line.line_no, held.model, line.custom_id),
+            ENDS[number % 2],
+            held.tariff,
+        )
         for number, line in enumerate(held.lines)
     ]
     record.record(held.key, held.fence, rows, to=TaskState.DONE)
@@ -61,7 +66,11 @@ def cancel(held: Claim) -> None:
 
 def expire(held: Claim) -> None:
     with db.transaction() as session:
-        session.execute(update(Batch).where(Batch.id == held.batch_id).values(expires_at=func.now() - timedelta(seconds=1)))
+        session.execute(
+            update(Batch)
+            .where(Batch.id == held.batch_id)
+            .values(expires_at=func.now() - timedelta(seconds=1))
+        )
     finalize.run(held.batch_id)
 
 
@@ -75,17 +84,25 @@ def test_a_batch_has_one_end_whoever_comes_first() -> None:
     dice = random.Random(12)
     with db.transaction() as session:
         caller = factories.caller(session)
-        file = factories.input_file(session, caller, [factories.chat_line(f"line-{n}") for n in range(LINES)])
+        file = factories.input_file(
+            session, caller, [factories.chat_line(f"line-{n}") for n in range(LINES)]
+        )
     ends: Counter[str] = Counter()
     with ThreadPoolExecutor(4) as pool:
         for _ in range(RACES):
             held = a_task_in_flight(caller, file)
-            racers = [answer if dice.random() < 0.8 else hand_back, *dice.sample([cancel, expire, sweep], dice.choice([1, 2, 3]))]
+            racers = [
+                answer if dice.random() < 0.8 else hand_back,
+                *dice.sample([cancel, expire, sweep], dice.choice([1, 2, 3])),
+            ]
             race(pool, [partial(racer, held) for racer in racers], dice)
             batch = ended(held.batch_id)
             # What had succeeded is kept and billed, whatever the end.
             unsuccessful = batch.total - batch.completed
-            assert batch.completed == unsuccessful == 1 or (batch.completed, unsuccessful) == (0, LINES)
+            assert batch.completed == unsuccessful == 1 or (batch.completed, unsuccessful) == (
+                0,
+                LINES,
+            )
             assert batch.failed == batch.completed
             assert (batch.status == "completed") <= (batch.completed == 1)
             ends[batch.status] += 1
@@ -115,7 +132,9 @@ def race(pool: ThreadPoolExecutor, racers: list[Callable[[], None]], dice: rando
         threading.Event().wait(delay)
         racer()
 
-    running: list[Future[None]] = [pool.submit(run, racer, dice.choice([0, dice.uniform(0, 0.02)])) for racer in racers]
+    running: list[Future[None]] = [
+        pool.submit(run, racer, dice.choice([0, dice.uniform(0, 0.02)])) for racer in racers
+    ]
     for racer in running:
         racer.result(30)
 

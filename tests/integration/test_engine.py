@@ -13,7 +13,18 @@ from sqlalchemy import func, select, update
 
 from tests import factories
 from tests.integration import engines
-from tests.integration.engines import a_batch, a_claim, answers, charged, chat_lines, expire_leases, lines_of, read, read_states, run_to_end
+from tests.integration.engines import (
+    a_batch,
+    a_claim,
+    answers,
+    charged,
+    chat_lines,
+    expire_leases,
+    lines_of,
+    read,
+    read_states,
+    run_to_end,
+)
 from tests.outcome import assert_whole
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, results
@@ -49,27 +60,46 @@ def test_a_batch_runs_to_its_files_counts_and_invoice(engine: Engine) -> None:
 
 
 def test_the_size_of_an_output_file_is_its_bytes(engine: Engine) -> None:
-    batch = run_to_end(engine, a_batch([*chat_lines(12), factories.chat_line("too-long", max_tokens=10_000_000)]))
+    batch = run_to_end(
+        engine, a_batch([*chat_lines(12), factories.chat_line("too-long", max_tokens=10_000_000)])
+    )
     with db.transaction() as session:
-        for file_id, part in ((batch.output_file_id, FilePart.OUTPUT), (batch.error_file_id, FilePart.ERROR)):
+        for file_id, part in (
+            (batch.output_file_id, FilePart.OUTPUT),
+            (batch.error_file_id, FilePart.ERROR),
+        ):
             file = session.get_one(factories.File, file_id)
             assert file.size == sum(map(len, results.chunks(batch.id, part)))
 
 
 def test_a_refused_line_goes_to_the_error_file_and_costs_nothing(engine: Engine) -> None:
-    batch = run_to_end(engine, a_batch([*chat_lines(3), factories.chat_line("too-long", max_tokens=10_000_000)]))
+    batch = run_to_end(
+        engine, a_batch([*chat_lines(3), factories.chat_line("too-long", max_tokens=10_000_000)])
+    )
     assert (batch.status, batch.completed, batch.failed) == ("completed", 3, 1)
     (line,) = lines_of(batch.id, FilePart.ERROR)
     assert line["custom_id"] == "too-long"
     assert line["response"]["status_code"] == 400
     assert line["error"] is None
     with db.transaction() as session:
-        assert session.scalar(select(Result.amount).where(Result.batch_id == batch.id, Result.custom_id == "too-long")) is None
+        assert (
+            session.scalar(
+                select(Result.amount).where(
+                    Result.batch_id == batch.id, Result.custom_id == "too-long"
+                )
+            )
+            is None
+        )
 
 
 def test_a_batch_whose_lines_all_fail_is_completed(engine: Engine) -> None:
     batch = run_to_end(engine, a_batch(chat_lines(3, max_tokens=10_000_000)))
-    assert (batch.status, batch.completed, batch.failed, batch.output_file_id) == ("completed", 0, 3, None)
+    assert (batch.status, batch.completed, batch.failed, batch.output_file_id) == (
+        "completed",
+        0,
+        3,
+        None,
+    )
 
 
 def test_a_stale_fence_writes_nothing() -> None:
@@ -128,7 +158,13 @@ def test_cancel_keeps_and_bills_what_finished(engine: Engine) -> None:
     record.record(held.key, held.fence, [], to=TaskState.PENDING)
     finalize.run(batch_id)
     batch = read(batch_id)
-    assert (batch.status, batch.completed, batch.failed, batch.cancelled, batch.expired) == ("cancelled", 3, 0, 22, 0)
+    assert (batch.status, batch.completed, batch.failed, batch.cancelled, batch.expired) == (
+        "cancelled",
+        3,
+        0,
+        22,
+        0,
+    )
     assert charged(batch_id) == 3 * Decimal("0.00002")
     errors = lines_of(batch_id, FilePart.ERROR)
     assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
@@ -142,7 +178,9 @@ def test_no_character_of_an_answer_or_id_cuts_a_line_and_sizes_are_exact(engine:
     body = json.dumps({"text": cut}, ensure_ascii=False).encode()
     outcomes = [Answered(200, body, Usage(1_000, 500)), Refused(400, body)]
     rows = [
-        record.row(record.Line(batch_id, line.line_no, held.model, line.custom_id), outcome, held.tariff)
+        record.row(
+            record.Line(batch_id, line.line_no, held.model, line.custom_id), outcome, held.tariff
+        )
         for line, outcome in zip(held.lines, outcomes, strict=False)
     ]
     record.record(held.key, held.fence, rows, to=TaskState.PENDING)
@@ -150,7 +188,10 @@ def test_no_character_of_an_answer_or_id_cuts_a_line_and_sizes_are_exact(engine:
         batches.cancel(session, session.get_one(Batch, batch_id))
     finalize.run(batch_id)
     batch = assert_whole(batch_id, 30)
-    for part, file_id, count in ((FilePart.OUTPUT, batch.output_file_id, 1), (FilePart.ERROR, batch.error_file_id, 29)):
+    for part, file_id, count in (
+        (FilePart.OUTPUT, batch.output_file_id, 1),
+        (FilePart.ERROR, batch.error_file_id, 29),
+    ):
         content = b"".join(results.chunks(batch_id, part))
         with db.transaction() as session:
             assert session.get_one(File, file_id).size == len(content)
@@ -193,12 +234,19 @@ def test_a_batch_that_completed_is_not_cancelled(engine: Engine) -> None:
 def test_a_batch_cancelled_before_it_was_validated_ends_empty() -> None:
     with db.transaction() as session:
         caller = factories.caller(session)
-        batch = factories.batch(session, caller, factories.input_file(session, caller, chat_lines(2)))
+        batch = factories.batch(
+            session, caller, factories.input_file(session, caller, chat_lines(2))
+        )
         batches.cancel(session, batch)
     validate.run(batch.id)
     finalize.run(batch.id)
     batch = read(batch.id)
-    assert (batch.status, batch.total, batch.output_file_id, batch.error_file_id) == ("cancelled", 0, None, None)
+    assert (batch.status, batch.total, batch.output_file_id, batch.error_file_id) == (
+        "cancelled",
+        0,
+        None,
+        None,
+    )
 
 
 def test_an_overdue_batch_expires_with_what_finished(engine: Engine) -> None:
@@ -209,7 +257,9 @@ def test_an_overdue_batch_expires_with_what_finished(engine: Engine) -> None:
         session.get_one(Batch, batch_id).expires_at = datetime.now(UTC) - timedelta(seconds=1)
     batch = run_to_end(engine, batch_id)
     assert (batch.status, batch.completed) == ("expired", len(held.lines))
-    assert {line["error"]["code"] for line in lines_of(batch_id, FilePart.ERROR)} == {"batch_expired"}
+    assert {line["error"]["code"] for line in lines_of(batch_id, FilePart.ERROR)} == {
+        "batch_expired"
+    }
     assert (batch.failed, batch.expired, batch.cancelled) == (0, 12 - len(held.lines), 0)
 
 
@@ -221,7 +271,12 @@ def test_finalizing_twice_at_once_issues_one_invoice() -> None:
         list(pool.map(finalize.run, [batch_id] * 8))
     finalize.run(batch_id)
     with db.transaction() as session:
-        assert session.scalar(select(func.count()).select_from(Invoice).where(Invoice.batch_id == batch_id)) == 1
+        assert (
+            session.scalar(
+                select(func.count()).select_from(Invoice).where(Invoice.batch_id == batch_id)
+            )
+            == 1
+        )
     assert read(batch_id).status == "completed"
 
 
@@ -258,9 +313,13 @@ def test_a_task_handed_back_waits_for_its_pause() -> None:
     assert a_claim().key == held.key
 
 
-def test_a_stopping_engine_gives_its_tasks_back(engine: Engine, configure: Callable[..., None]) -> None:
+def test_a_stopping_engine_gives_its_tasks_back(
+    engine: Engine, configure: Callable[..., None]
+) -> None:
     configure(shutdown_grace=0.1, task_lines=10, flush_interval=0.05)
-    batch_id = a_batch([factories.chat_line(f"slow-{n}", metadata={"simulate": "hang"}) for n in range(4)])
+    batch_id = a_batch(
+        [factories.chat_line(f"slow-{n}", metadata={"simulate": "hang"}) for n in range(4)]
+    )
     drain = threading.Thread(target=engine.drain)
     drain.start()
     while read_states(batch_id) != {"running"}:
@@ -296,7 +355,11 @@ def test_more_is_claimed_while_lines_still_wait_whatever_the_flush_interval(
             return
 
     monkeypatch.setattr(registry, "backend_for", lambda *_: Model())
-    monkeypatch.setattr(worker_engine, "Lane", lambda backend, limit, name, **options: Lane(backend, 3, name, **options))
+    monkeypatch.setattr(
+        worker_engine,
+        "Lane",
+        lambda backend, limit, name, **options: Lane(backend, 3, name, **options),
+    )
     a_batch(chat_lines(30))
     engine.wake()
     # Once its slot has left off looking for more.

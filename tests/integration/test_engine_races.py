@@ -25,7 +25,15 @@ from tests import factories
 from tests.integration import engines
 from tests.integration.backends import backend_at
 from tests.integration.conftest import Api, multipart
-from tests.integration.engines import a_batch, a_claim, chat_lines, expire_leases, read, read_states, run_to_end
+from tests.integration.engines import (
+    a_batch,
+    a_claim,
+    chat_lines,
+    expire_leases,
+    read,
+    read_states,
+    run_to_end,
+)
 from tests.integration.hostile import hostile
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import broker, catalog, db, files, storage
@@ -66,7 +74,9 @@ copy = record.insert
 
 @pytest.mark.parametrize("fails", [too_slow, no_connection])
 def test_answers_are_held_while_the_database_cannot_take_them(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, fails: Callable[[Session, Sequence[record.Row]], None]
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Callable[[Session, Sequence[record.Row]], None],
 ) -> None:
     calls = 0
 
@@ -97,7 +107,9 @@ def test_a_storage_outage_loses_no_worker(engine: Engine, monkeypatch: pytest.Mo
         assert set(session.scalars(select(Task.losses).where(Task.batch_id == batch_id))) == {0}
 
 
-def test_a_file_that_cannot_be_read_does_not_keep_other_tasks_from_coming_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_does_not_keep_other_tasks_from_coming_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     suspect, other = a_batch(chat_lines(1)), a_batch(chat_lines(1))
     with db.transaction() as session:
         session.execute(update(Task).where(Task.batch_id == suspect).values(losses=2))
@@ -108,7 +120,9 @@ def test_a_file_that_cannot_be_read_does_not_keep_other_tasks_from_coming_back(m
     assert read_states(other) == {"pending"}
 
 
-def test_the_poll_outlives_any_error(configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_poll_outlives_any_error(
+    configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     configure(poll_interval=0.01)
     looks = threading.Semaphore(0)
 
@@ -126,7 +140,9 @@ def test_the_poll_outlives_any_error(configure: Callable[..., None], monkeypatch
         poll.stop()
 
 
-def test_work_that_waits_for_a_thread_is_named_once(configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_waits_for_a_thread_is_named_once(
+    configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     configure(poll_interval=0.01, tick_interval=3600)
     looks = threading.Semaphore(0)
     waiting: list[Callable[[], object]] = []
@@ -159,7 +175,10 @@ def test_work_that_waits_for_a_thread_is_named_once(configure: Callable[..., Non
 def test_a_file_that_cannot_be_deleted_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     with db.transaction() as session:
         caller = factories.caller(session)
-        stuck, other = (factories.input_file(session, caller, b"{}\n", expires_at=datetime.now(UTC)).id for _ in range(2))
+        stuck, other = (
+            factories.input_file(session, caller, b"{}\n", expires_at=datetime.now(UTC)).id
+            for _ in range(2)
+        )
 
     def delete(key: str) -> None:
         if key == storage.key(stuck):
@@ -172,7 +191,9 @@ def test_a_file_that_cannot_be_deleted_holds_up_no_other(monkeypatch: pytest.Mon
         assert session.get_one(factories.File, stuck).deleted_at is None
 
 
-def test_an_error_of_ours_in_a_backend_leaves_no_answer_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_ours_in_a_backend_leaves_no_answer_in_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fail(*_: object) -> Outcome:
         raise ValueError("my secret answer")
 
@@ -183,7 +204,9 @@ def test_an_error_of_ours_in_a_backend_leaves_no_answer_in_the_log(monkeypatch: 
     monkeypatch.setattr(openai, "outcome_of", fail)
     with capture_logs() as events:
         assert isinstance(asyncio.run(send()), Retryable)
-    assert [(event["event"], event["error"], "exc_info" in event) for event in events] == [("backend.failed", "ValueError", False)]
+    assert [(event["event"], event["error"], "exc_info" in event) for event in events] == [
+        ("backend.failed", "ValueError", False)
+    ]
 
 
 def test_a_worker_that_does_not_know_a_model_blames_no_line(
@@ -219,7 +242,9 @@ def worker(log: Path, *command: str, **settings: str) -> Iterator[subprocess.Pop
         process.wait()
 
 
-def test_a_worker_whose_consumer_gave_up_ends_though_its_slots_are_at_work(valkey: redis.Redis, tmp_path: Path) -> None:
+def test_a_worker_whose_consumer_gave_up_ends_though_its_slots_are_at_work(
+    valkey: redis.Redis, tmp_path: Path
+) -> None:
     batch_id = a_batch(chat_lines(3, metadata={"simulate": "hang"}))
     # A bug of ours in the consumer, at one message: Celery gives up.
     program = "\n".join([
@@ -252,7 +277,8 @@ def test_a_redis_that_refuses_to_be_written_to_stops_no_worker(
     log = tmp_path / "log"
     with worker(log, poll_interval="0.2") as process:
         wait_until(lambda: read_states(held) == {"running"})
-        # A message is there when it wakes up: it can be taken from a Redis that is full, and not from a replica.
+        # A message is there when it wakes up: it can be taken from a Redis that is full, and not
+        # from a replica.
         process.send_signal(signal.SIGSTOP)
         broker.celery().send_task(Job.EXECUTE.value)
         refuse(valkey)
@@ -270,7 +296,9 @@ def test_a_redis_that_refuses_to_be_written_to_stops_no_worker(
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
-def test_a_library_that_logs_an_error_shows_where_and_no_variables(capfd: pytest.CaptureFixture[str], log_format: str) -> None:
+def test_a_library_that_logs_an_error_shows_where_and_no_variables(
+    capfd: pytest.CaptureFixture[str], log_format: str
+) -> None:
     program = "\n".join([
         "import logging",
         "from xalen_batch import log",
@@ -282,7 +310,11 @@ def test_a_library_that_logs_an_error_shows_where_and_no_variables(capfd: pytest
         "except ValueError:",
         "    logging.getLogger('celery.worker').critical('gave up', exc_info=True)",
     ])  # fmt: skip
-    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"XALEN_LOG_FORMAT": log_format})
+    subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        env=os.environ | {"XALEN_LOG_FORMAT": log_format},
+    )
     written = capfd.readouterr().err
     assert "<string>:5 fail" in written
     assert "my secret" not in written
@@ -305,7 +337,9 @@ def test_an_overdue_batch_has_one_finalizer(monkeypatch: pytest.MonkeyPatch) -> 
     assert read(batch_id).status == "expired"
 
 
-def test_a_commit_whose_answer_was_cut_off_counts_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_whose_answer_was_cut_off_counts_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     really, cut_off = record.record, 0
 
     def record_and_fail(*args: Any, **kwargs: Any) -> record.Recorded:
@@ -313,7 +347,9 @@ def test_a_commit_whose_answer_was_cut_off_counts_once(engine: Engine, monkeypat
         recorded = really(*args, **kwargs)
         if args[2] and not cut_off:
             cut_off += 1
-            raise sqlalchemy.exc.OperationalError("COMMIT", None, psycopg.OperationalError("connection reset"))
+            raise sqlalchemy.exc.OperationalError(
+                "COMMIT", None, psycopg.OperationalError("connection reset")
+            )
         return recorded
 
     monkeypatch.setattr(record, "record", record_and_fail)
@@ -321,7 +357,9 @@ def test_a_commit_whose_answer_was_cut_off_counts_once(engine: Engine, monkeypat
     assert (cut_off, batch.completed, batch.failed) == (1, 5, 0)
 
 
-def test_a_crash_of_the_api_leaves_no_words_of_its_error_in_the_log(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_of_the_api_leaves_no_words_of_its_error_in_the_log(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ValueError("my secret prompt")
 

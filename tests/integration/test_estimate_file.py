@@ -31,7 +31,9 @@ PRICES = {CHAT_MODEL: {"input": "0.02", "output": "0.04"}, RERANK_MODEL: {"input
 
 
 @pytest.fixture(autouse=True)
-def _small_pieces(monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None], tmp_path: Path) -> None:
+def _small_pieces(
+    monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None], tmp_path: Path
+) -> None:
     configure(storage_url=tmp_path.as_uri())
     monkeypatch.setattr(estimate_file, "LARGE_BYTES", 0)
     monkeypatch.setattr(read, "PIECE_BYTES", 1_000)
@@ -50,11 +52,25 @@ CHATS = st.builds(
     lambda size, model, limit: lambda n: chat_line(f"r{n}", "x y" * size, model=model, max_tokens=limit),
     st.integers(1, 300), st.sampled_from([CHAT_MODEL, CHAT_MODEL, RERANK_MODEL]), st.integers(1, 9_000),
 )  # fmt: skip
-TOOLS = st.just(lambda n: chat_line(f"r{n}", tools=[{"type": "function", "function": {"name": "look_up"}}]))
+TOOLS = st.just(
+    lambda n: chat_line(f"r{n}", tools=[{"type": "function", "function": {"name": "look_up"}}])
+)
 ODD = st.sampled_from(
-    [b"", b" ", b"[", b"\xff", chat_line("twice"), chat_line("r0"), chat_line("s", stream=True), rerank_line("rank")]
+    [
+        b"",
+        b" ",
+        b"[",
+        b"\xff",
+        chat_line("twice"),
+        chat_line("r0"),
+        chat_line("s", stream=True),
+        rerank_line("rank"),
+    ]
 ).map(lambda line: lambda n: line)
-LINES = st.one_of(st.lists(st.one_of(CHATS, TOOLS), max_size=40), st.lists(st.one_of(CHATS, CHATS, CHATS, TOOLS, ODD), max_size=40))
+LINES = st.one_of(
+    st.lists(st.one_of(CHATS, TOOLS), max_size=40),
+    st.lists(st.one_of(CHATS, CHATS, CHATS, TOOLS, ODD), max_size=40),
+)
 
 
 class Here(Readers[Any, Any]):
@@ -74,7 +90,11 @@ class Here(Readers[Any, Any]):
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_in_pieces_or_at_once_is_the_same(lines, begins_with, ends_with, endpoint, prices) -> None:
     made = [make(n) for n, make in enumerate(lines)]
-    content = begins_with + b"\n".join(line if isinstance(line, bytes) else orjson.dumps(line) for line in made) + ends_with
+    content = (
+        begins_with
+        + b"\n".join(line if isinstance(line, bytes) else orjson.dumps(line) for line in made)
+        + ends_with
+    )
     storage.write(KEY, [content])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimate_file, "Readers", Here)
@@ -106,9 +126,13 @@ class TestApart:
     def test_large_work_is_done_by_a_nicer_process_and_small_work_here(self) -> None:
         assert apart.run(os.getpid, size=apart.SMALL_BYTES) == os.getpid()
         assert apart.run(os.getpid, size=apart.SMALL_BYTES + 1) != os.getpid()
-        assert apart.run(niceness, size=apart.SMALL_BYTES + 1) == min(19, niceness() + apart.NICENESS)
+        assert apart.run(niceness, size=apart.SMALL_BYTES + 1) == min(
+            19, niceness() + apart.NICENESS
+        )
 
-    def test_without_processes_it_is_done_here(self, monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None]) -> None:
+    def test_without_processes_it_is_done_here(
+        self, monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None]
+    ) -> None:
         configure(validation_processes=0)
         assert apart.run(os.getpid, size=apart.SMALL_BYTES + 1) == os.getpid()
         configure(validation_processes=2)
@@ -132,7 +156,9 @@ class TestApart:
         with pytest.raises(FileNotFoundError):
             apart.run(Size(KEY), size=apart.SMALL_BYTES + 1)
 
-    def test_work_without_an_end_is_given_up_and_its_process_ended(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_work_without_an_end_is_given_up_and_its_process_ended(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(apart, "PATIENCE", 0.5)
         with pytest.raises(Unavailable, match=r"Reading took more than 0\.5 s"):
             apart.run(endless, size=apart.SMALL_BYTES + 1)
@@ -168,5 +194,13 @@ def endless() -> None:
 
 
 def test_reading_processes_import_no_database() -> None:
-    loaded = f"import sys, {', '.join(pool.PRELOADED)}; print('sqlalchemy' in sys.modules or 'psycopg' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "False\n"
+    loaded = (
+        f"import sys, {', '.join(pool.PRELOADED)}; print('sqlalchemy' in sys.modules or 'psycopg'"
+        " in sys.modules)"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", loaded], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )

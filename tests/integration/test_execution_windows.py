@@ -20,7 +20,17 @@ from tests import factories
 from tests.integration import clock as clocks
 from tests.integration import engines
 from tests.integration.clock import Clock
-from tests.integration.engines import a_batch, a_claim, answers, charged, chat_lines, lines_of, read, read_states, run_to_end
+from tests.integration.engines import (
+    a_batch,
+    a_claim,
+    answers,
+    charged,
+    chat_lines,
+    lines_of,
+    read,
+    read_states,
+    run_to_end,
+)
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, ids
 from xalen_batch.backends import registry
@@ -60,7 +70,9 @@ def stand_still(clock: Clock, at: datetime) -> None:
     clock.run_fast(at, pace=0)
 
 
-def a_nightly_batch(lines: list[dict], window: ExecutionWindow = NIGHTS, completion_window: str = "7d") -> UUID:
+def a_nightly_batch(
+    lines: list[dict], window: ExecutionWindow = NIGHTS, completion_window: str = "7d"
+) -> UUID:
     """Made as the API makes it, then validated."""
     with db.transaction() as session:
         caller = factories.caller(session)
@@ -83,7 +95,11 @@ def set_window(batch_id: UUID, *, opens: timedelta, closes: timedelta) -> None:
         session.execute(
             update(Batch)
             .where(Batch.id == batch_id)
-            .values(execution_window=NIGHTS.model_dump(), window_opens_at=func.now() + opens, window_closes_at=func.now() + closes)
+            .values(
+                execution_window=NIGHTS.model_dump(),
+                window_opens_at=func.now() + opens,
+                window_closes_at=func.now() + closes,
+            )
         )
 
 
@@ -121,10 +137,16 @@ class Model:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Model:
-    """In the place of the simulated one, with three requests in flight at most before the first is answered."""
+    """In the place of the simulated one, with three requests in flight at most before the first is
+    answered.
+    """
     model = Model()
     monkeypatch.setattr(registry, "backend_for", lambda *_: model)
-    monkeypatch.setattr(worker_engine, "Lane", lambda backend, limit, name, **options: Lane(backend, 5, name, **options))
+    monkeypatch.setattr(
+        worker_engine,
+        "Lane",
+        lambda backend, limit, name, **options: Lane(backend, 5, name, **options),
+    )
     return model
 
 
@@ -146,9 +168,18 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 class TestClaim:
     @pytest.mark.parametrize(
         ("at", "is_open"),
-        [(NOON, False), (OPENS - TICK, False), (OPENS, True), (CLOSES - TICK, True), (CLOSES, False), (OPENS + DAY, True)],
+        [
+            (NOON, False),
+            (OPENS - TICK, False),
+            (OPENS, True),
+            (CLOSES - TICK, True),
+            (CLOSES, False),
+            (OPENS + DAY, True),
+        ],
     )
-    def test_a_window_opens_at_its_start_and_is_closed_at_its_end(self, clock: Clock, at: datetime, is_open: bool) -> None:
+    def test_a_window_opens_at_its_start_and_is_closed_at_its_end(
+        self, clock: Clock, at: datetime, is_open: bool
+    ) -> None:
         a_nightly_batch(chat_lines(3))
         stand_still(clock, at)
         # Also before the sweep has put the next interval in the place of one that is over.
@@ -176,7 +207,9 @@ class TestClaim:
         assert closes_at is not None
         assert before + 95 < closes_at <= time.monotonic() + 100
 
-    def test_a_claim_that_waited_until_the_next_interval_was_stored_is_of_the_one_it_saw(self) -> None:
+    def test_a_claim_that_waited_until_the_next_interval_was_stored_is_of_the_one_it_saw(
+        self,
+    ) -> None:
         batch_id = a_batch(chat_lines(1))
         set_window(batch_id, opens=-HOUR, closes=timedelta(seconds=0.5))
         with ThreadPoolExecutor(1) as pool:
@@ -191,14 +224,18 @@ class TestClaim:
         assert closes_at is not None
         assert closes_at <= time.monotonic()
 
-    def test_an_engine_that_finds_only_closed_windows_looks_once(self, engine: Engine, looks: list[bool]) -> None:
+    def test_an_engine_that_finds_only_closed_windows_looks_once(
+        self, engine: Engine, looks: list[bool]
+    ) -> None:
         close_window(a_batch(chat_lines(30)))
         engine.drain()
         assert looks == [False]
 
 
 class TestRoll:
-    def test_the_interval_that_is_over_gives_way_to_the_next_however_late(self, clock: Clock) -> None:
+    def test_the_interval_that_is_over_gives_way_to_the_next_however_late(
+        self, clock: Clock
+    ) -> None:
         batch_id = a_nightly_batch(chat_lines(3))
         stand_still(clock, CLOSES - TICK)
         recover.due()
@@ -228,13 +265,18 @@ class TestRoll:
             list(pool.map(lambda _: recover.due(), range(24)))
         assert {interval_of(id) for id in ids} == {(OPENS + DAY, CLOSES + DAY)}
 
-    def test_a_batch_that_someone_holds_is_rolled_later_and_waited_for_by_nobody(self, clock: Clock) -> None:
+    def test_a_batch_that_someone_holds_is_rolled_later_and_waited_for_by_nobody(
+        self, clock: Clock
+    ) -> None:
         held, free = (a_nightly_batch([factories.chat_line("a")]) for _ in range(2))
         stand_still(clock, CLOSES)
         with db.transaction() as session:
             session.get_one(Batch, held, with_for_update=True)
             recover.due()
-            assert (interval_of(held), interval_of(free)) == ((OPENS, CLOSES), (OPENS + DAY, CLOSES + DAY))
+            assert (interval_of(held), interval_of(free)) == (
+                (OPENS, CLOSES),
+                (OPENS + DAY, CLOSES + DAY),
+            )
         recover.due()
         assert interval_of(held) == (OPENS + DAY, CLOSES + DAY)
 
@@ -242,7 +284,9 @@ class TestRoll:
         broken, sound = (a_nightly_batch([factories.chat_line("a")]) for _ in range(2))
         with db.transaction() as session:
             session.execute(
-                text("""UPDATE batches SET execution_window = execution_window || '{"timezone": "Mars/Olympus"}' WHERE id = :id"""),
+                text(
+                    """UPDATE batches SET execution_window = execution_window || '{"timezone": "Mars/Olympus"}' WHERE id = :id"""
+                ),
                 {"id": broken},
             )
         stand_still(clock, OPENS + DAY)
@@ -251,9 +295,13 @@ class TestRoll:
         assert claimed() is None
 
 
-DAYS = st.lists(st.sampled_from(["mon", "tue", "wed", "thu", "fri", "sat", "sun"]), min_size=1, unique=True)
+DAYS = st.lists(
+    st.sampled_from(["mon", "tue", "wed", "thu", "fri", "sat", "sun"]), min_size=1, unique=True
+)
 TIMES = st.builds("{:02}:{:02}".format, st.integers(0, 23), st.sampled_from([0, 1, 30, 59]))
-ZONES = st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu"])
+ZONES = st.sampled_from(
+    ["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu"]
+)
 # From the day before New York changes its clocks until after Berlin and Lord Howe have.
 SPRING = datetime(2027, 3, 13, tzinfo=UTC)
 STEPS = st.lists(st.integers(0, 5 * 86_400), min_size=1, max_size=6)
@@ -269,10 +317,19 @@ def waiting(clock: Clock) -> UUID:
 
 
 class TestAnyWindow:
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     @given(start=TIMES, end=TIMES, days=DAYS, zone=ZONES, steps=STEPS)
     def test_work_is_named_and_claimed_exactly_within_it(
-        self, clock: Clock, waiting: UUID, start: str, end: str, days: list[Any], zone: str, steps: list[int]
+        self,
+        clock: Clock,
+        waiting: UUID,
+        start: str,
+        end: str,
+        days: list[Any],
+        zone: str,
+        steps: list[int],
     ) -> None:
         if start == end:
             end = "12:34"
@@ -280,7 +337,13 @@ class TestAnyWindow:
         at = SPRING
         with db.transaction() as session:
             opens, closes = window.interval(at)
-            session.execute(update(Batch).values(execution_window=window.model_dump(), window_opens_at=opens, window_closes_at=closes))
+            session.execute(
+                update(Batch).values(
+                    execution_window=window.model_dump(),
+                    window_opens_at=opens,
+                    window_closes_at=closes,
+                )
+            )
         for step in steps:
             at += timedelta(seconds=step)
             stand_still(clock, at)
@@ -312,7 +375,12 @@ class TestClosing:
         assert charged(batch_id) == 3 * answers_charge()
         with db.transaction() as session:
             task = session.scalars(select(Task).where(Task.batch_id == batch_id)).one()
-            assert (task.state, task.losses, task.lease_until, task.completed) == ("pending", 0, None, 3)
+            assert (task.state, task.losses, task.lease_until, task.completed) == (
+                "pending",
+                0,
+                None,
+                3,
+            )
             assert session.scalar(select(Task.not_before <= func.now())) in (None, True)
         # The next night starts with it at once, and repeats nothing.
         open_window(batch_id)
@@ -321,7 +389,9 @@ class TestClosing:
         assert len({request_id for _, request_id in model.sent}) == len(model.sent) == 10
         assert charged(batch_id) == 10 * answers_charge()
 
-    def test_no_line_is_started_after_the_moment_it_closes(self, engine: Engine, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_line_is_started_after_the_moment_it_closes(
+        self, engine: Engine, model: Model, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         closes_in = 0.4
         stopped: dict[Run, float] = {}
         stop = Run.stop
@@ -334,11 +404,14 @@ class TestClosing:
         model.may_answer.set()
         batch_id = a_batch(chat_lines(1_500))
         while not model.sent:
-            # A busy machine may take longer than the window to begin. However long it is, three at a time cannot be through in it.
+            # A busy machine may take longer than the window to begin. However long it is, three at
+            # a time cannot be through in it.
             model.seconds = closes_in / 200
             set_window(batch_id, opens=-HOUR, closes=timedelta(seconds=closes_in))
             engine.drain()
-            wait_until(lambda: not is_open(batch_id) and read_states(batch_id) <= {"pending", "done"})
+            wait_until(
+                lambda: not is_open(batch_id) and read_states(batch_id) <= {"pending", "done"}
+            )
             closes_in *= 4
         night = len(model.sent)
         assert night < 1_500
@@ -369,7 +442,9 @@ class TestClosing:
         assert read_states(batch_id) == {"pending"}
 
     def test_the_databases_clock_has_the_last_word(self, engine: Engine, model: Model) -> None:
-        """A machine that was asleep, or a clock that was set: the heartbeat sees what the worker's own clock does not."""
+        """A machine that was asleep, or a clock that was set: the heartbeat sees what the worker's
+        own clock does not.
+        """
         batch_id = a_batch(chat_lines(10))
         open_window(batch_id)
         drain = threading.Thread(target=engine.drain)
@@ -383,7 +458,9 @@ class TestClosing:
         assert len(model.sent) == 3
         assert read_states(batch_id) == {"pending"}
 
-    def test_a_flush_outside_the_window_is_recorded_and_starts_nothing_more(self, clock: Clock) -> None:
+    def test_a_flush_outside_the_window_is_recorded_and_starts_nothing_more(
+        self, clock: Clock
+    ) -> None:
         batch_id = a_nightly_batch(chat_lines(5))
         stand_still(clock, OPENS)
         held = a_claim()
@@ -401,7 +478,9 @@ def answers_charge() -> Any:
 
 def is_open(batch_id: UUID) -> bool:
     with db.transaction() as session:
-        return bool(session.scalar(select(func.now() < Batch.window_closes_at).where(Batch.id == batch_id)))
+        return bool(
+            session.scalar(select(func.now() < Batch.window_closes_at).where(Batch.id == batch_id))
+        )
 
 
 def is_waiting() -> bool:
@@ -416,7 +495,9 @@ def held_task(batch_id: UUID) -> Task:
 
 
 class TestEnd:
-    def test_a_batch_that_expires_outside_its_window_is_billed_for_what_it_did(self, engine: Engine) -> None:
+    def test_a_batch_that_expires_outside_its_window_is_billed_for_what_it_did(
+        self, engine: Engine
+    ) -> None:
         batch_id = a_batch(chat_lines(12))
         open_window(batch_id)
         held = a_claim()
@@ -427,7 +508,9 @@ class TestEnd:
             session.execute(update(Batch).values(expires_at=func.now()))
         batch = run_to_end(engine, batch_id)
         assert (batch.status, batch.completed, batch.expired) == ("expired", 4, 8)
-        assert {line["error"]["code"] for line in lines_of(batch_id, FilePart.ERROR)} == {"batch_expired"}
+        assert {line["error"]["code"] for line in lines_of(batch_id, FilePart.ERROR)} == {
+            "batch_expired"
+        }
         assert charged(batch_id) == 4 * answers_charge()
 
     def test_a_batch_that_waits_is_cancelled_at_once(self) -> None:
@@ -441,16 +524,26 @@ class TestEnd:
 
 
 class TestCreation:
-    def test_a_window_that_does_not_open_before_the_batch_expires_is_refused_with_the_arithmetic(self, clock: Clock) -> None:
+    def test_a_window_that_does_not_open_before_the_batch_expires_is_refused_with_the_arithmetic(
+        self, clock: Clock
+    ) -> None:
         # Nine hours from noon in UTC to ten in the evening in Berlin.
-        with pytest.raises(InvalidRequest, match=r"next opens at tue 2026-11-24 22:00\+01:00, 9 h after the start") as caught:
+        with pytest.raises(
+            InvalidRequest, match=r"next opens at tue 2026-11-24 22:00\+01:00, 9 h after the start"
+        ) as caught:
             a_nightly_batch(chat_lines(1), completion_window="9h")
         assert caught.value.param == "execution_window"
-        assert interval_of(a_nightly_batch(chat_lines(1), completion_window="10h")) == (OPENS, CLOSES)
+        assert interval_of(a_nightly_batch(chat_lines(1), completion_window="10h")) == (
+            OPENS,
+            CLOSES,
+        )
 
     def test_the_first_interval_is_the_one_that_is_open(self, clock: Clock) -> None:
         stand_still(clock, CLOSES - TICK)
-        assert interval_of(a_nightly_batch(chat_lines(1), completion_window="1h")) == (OPENS, CLOSES)
+        assert interval_of(a_nightly_batch(chat_lines(1), completion_window="1h")) == (
+            OPENS,
+            CLOSES,
+        )
 
 
 class TestFairness:
@@ -458,11 +551,18 @@ class TestFairness:
         waits, works = a_batch(chat_lines(1)), a_batch(chat_lines(1))
         close_window(waits)
         with db.transaction() as session:
-            session.execute(update(Account).where(Account.id == read(works).account_id).values(virtual_time=700.0))
+            session.execute(
+                update(Account)
+                .where(Account.id == read(works).account_id)
+                .values(virtual_time=700.0)
+            )
         recover.tick()
         newcomer = a_batch(chat_lines(1))
         with db.transaction() as session:
-            assert {session.get_one(Account, read(id).account_id).virtual_time for id in (waits, works, newcomer)} == {700.0}
+            assert {
+                session.get_one(Account, read(id).account_id).virtual_time
+                for id in (waits, works, newcomer)
+            } == {700.0}
 
     def test_while_all_wait_nobody_is_moved(self) -> None:
         waits = a_batch(chat_lines(1))

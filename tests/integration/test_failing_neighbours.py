@@ -1,4 +1,6 @@
-"""Two accounts and one model server, from the claim to the result: lines that fail are their own account's matter."""
+"""Two accounts and one model server, from the claim to the result: lines that fail are their own
+account's matter.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -20,7 +22,10 @@ __all__ = ["engine", "server"]
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 
-UNKNOWN = b'{"error":{"message":"The model `m` does not exist.","type":"invalid_request_error","param":null,"code":"model_not_found"}}'
+UNKNOWN = (
+    b'{"error":{"message":"The model `m` does not'
+    b' exist.","type":"invalid_request_error","param":null,"code":"model_not_found"}}'
+)
 Logged = list[tuple[str, dict[str, object]]]
 
 
@@ -66,9 +71,13 @@ def _settings(engine: Engine, configure: Callable[..., None], tmp_path: Path) ->
     )  # fmt: skip
 
 
-def test_an_accounts_lines_succeed_beside_another_accounts_that_fail(engine: Engine, server: Hostile) -> None:
+def test_an_accounts_lines_succeed_beside_another_accounts_that_fail(
+    engine: Engine, server: Hostile
+) -> None:
     by_prompt(server, b"poison", b"", "500 Internal Server Error")
-    failing = batch_of_a_new_account([factories.chat_line(f"line-{n}", "poison") for n in range(300)])
+    failing = batch_of_a_new_account(
+        [factories.chat_line(f"line-{n}", "poison") for n in range(300)]
+    )
     good = run_to_end(engine, batch_of_a_new_account(chat_lines(100)), timeout=30)
     assert (good.status, good.completed, good.failed) == ("completed", 100, 0)
     assert read(failing).status == "in_progress"
@@ -76,7 +85,9 @@ def test_an_accounts_lines_succeed_beside_another_accounts_that_fail(engine: Eng
 
 def test_lines_that_fail_have_ended_when_others_have(engine: Engine, server: Hostile) -> None:
     by_prompt(server, b"poison", b"", "500 Internal Server Error")
-    failing = batch_of_a_new_account([factories.chat_line(f"line-{n}", "poison") for n in range(40)])
+    failing = batch_of_a_new_account(
+        [factories.chat_line(f"line-{n}", "poison") for n in range(40)]
+    )
     batch_of_a_new_account(chat_lines(2_000))
     ended = run_to_end(engine, failing, timeout=60)
     assert (ended.status, ended.completed, ended.failed) == ("completed", 0, 40)
@@ -92,7 +103,9 @@ def test_a_model_that_the_backend_does_not_know_makes_everybody_wait_and_is_logg
     opened = [fields for event, fields in logged if event == "backend.circuit_opened"]
     assert opened
     assert opened[0]["status"] == 404
-    assert "does not know the model by the catalog's name (404, model_not_found)" in str(opened[0]["reason"])
+    assert "does not know the model by the catalog's name (404, model_not_found)" in str(
+        opened[0]["reason"]
+    )
     # The operator gives the model that name.
     server.answer = reply(GOOD)
     for batch in batches:
@@ -101,8 +114,13 @@ def test_a_model_that_the_backend_does_not_know_makes_everybody_wait_and_is_logg
     assert logged[-1][0] == "backend.circuit_closed"
 
 
-def test_a_lines_own_404_ends_with_the_backends_words_while_others_are_answered(engine: Engine, server: Hostile) -> None:
-    said = b'{"error":{"message":"There is no such image.","type":"invalid_request_error","param":"messages","code":null}}'
+def test_a_lines_own_404_ends_with_the_backends_words_while_others_are_answered(
+    engine: Engine, server: Hostile
+) -> None:
+    said = (
+        b'{"error":{"message":"There is no such'
+        b' image.","type":"invalid_request_error","param":"messages","code":null}}'
+    )
     by_prompt(server, b"gone", said, "404 Not Found")
     lines = [factories.chat_line(f"line-{n}", "gone" if n == 20 else "here") for n in range(400)]
     ended = run_to_end(engine, batch_of_a_new_account(lines), timeout=60)

@@ -99,7 +99,9 @@ def test_refused_is_refused_and_the_port_is_the_same_afterwards(proxy: FaultProx
         assert said(client, b"a") == b"a"
 
 
-def test_a_black_hole_accepts_and_says_nothing_and_what_it_kept_arrives_when_it_heals(proxy: FaultProxy) -> None:
+def test_a_black_hole_accepts_and_says_nothing_and_what_it_kept_arrives_when_it_heals(
+    proxy: FaultProxy,
+) -> None:
     with connect(proxy) as old:
         assert said(old, b"a") == b"a"
         proxy.black_hole()

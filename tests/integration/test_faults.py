@@ -1,4 +1,6 @@
-"""Stores that fail under the API and a worker, one process each: what is answered, what is left, what goes on afterwards."""
+"""Stores that fail under the API and a worker, one process each: what is answered, what is left,
+what goes on afterwards.
+"""
 
 import os
 import resource
@@ -19,9 +21,27 @@ from sqlalchemy import func, text
 
 from tests.conftest import Stores, as_owner
 from tests.fault_proxy import FaultProxy
-from tests.integration.assembling import caller, check_runs, expire_lease, fire, made, reread, small  # noqa: F401  # fixtures too
+from tests.integration.assembling import (  # noqa: F401
+    caller,
+    check_runs,
+    expire_lease,
+    fire,
+    made,
+    reread,
+    small,
+)
 from tests.integration.conftest import Api, multipart
-from tests.integration.engines import a_batch, a_claim, answers, charged, chat_lines, engine, expire_leases, lines_of, run_to_end  # noqa: F401  # a fixture
+from tests.integration.engines import (  # noqa: F401
+    a_batch,
+    a_claim,
+    answers,
+    charged,
+    chat_lines,
+    engine,
+    expire_leases,
+    lines_of,
+    run_to_end,
+)
 from tests.waiting import wait_until
 from xalen_batch import batches, broker, db, ids, migrate, storage
 from xalen_batch.accounts.accounts import Caller
@@ -62,7 +82,7 @@ class TestAFullStore:
         assert api.upload(bytes(6 * MiB))["bytes"] == 6 * MiB
 
     @pytest.mark.usefixtures("small")
-    def test_a_batch_whose_input_is_put_together_waits_and_goes_on(self, caller: Caller) -> None:  # noqa: F811
+    def test_a_batch_whose_input_is_put_together_waits_and_goes_on(self, caller: Caller) -> None:
         batch = fire(made(caller, "inbox", "abc"))
         before = stored()
         with no_file_longer_than(10), pytest.raises(storage.AWAY) as caught:
@@ -77,7 +97,13 @@ class TestAFullStore:
     @pytest.mark.parametrize(
         ("error", "is_full"),
         [
-            (OSError("Generic LocalFileSystem error: Unable to copy data to file: No space left on device (os error 28)"), True),
+            (
+                OSError(
+                    "Generic LocalFileSystem error: Unable to copy data to file: No space left on"
+                    " device (os error 28)"
+                ),
+                True,
+            ),
             (OSError(28, "No space left on device"), True),
             (OSError("Generic LocalFileSystem error: Permission denied (os error 13)"), False),
             (PermissionError(13, "Permission denied"), False),
@@ -92,7 +118,11 @@ class TestALostFile:
         file = api.upload()
         storage.delete(storage.key(ids.parse("file", file["id"])))  # type: ignore[arg-type]
         answer = api.ask("GET", f"/v1/files/{file['id']}/content")
-        assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "service_unavailable", "5")
+        assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (
+            503,
+            "service_unavailable",
+            "5",
+        )
 
     def test_what_is_cut_short_is_not_served_as_if_it_were_whole(self, api: Api) -> None:
         file = api.upload(b"{}\n" * 1_000)
@@ -113,12 +143,16 @@ class TestALostFile:
             ended = session.get_one(Batch, batch_id)
         assert (ended.status, ended.cancelled, charged(batch_id)) == ("cancelled", 3, 0)
         lines = lines_of(batch_id, FilePart.ERROR)
-        assert [line["custom_id"] for line in lines] == [f"line {n} of the lost input file" for n in (1, 2, 3)]
+        assert [line["custom_id"] for line in lines] == [
+            f"line {n} of the lost input file" for n in (1, 2, 3)
+        ]
         assert all("Its input file was lost" in line["error"]["message"] for line in lines)
 
 
 class TestLeftovers:
-    def test_what_a_killed_upload_wrote_goes_and_a_running_one_stays(self, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_a_killed_upload_wrote_goes_and_a_running_one_stays(
+        self, database: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(sweeps.ORPHANS, "rest", 0.0)
         storage.write("input/kept", [b"{}"])
         folder = storage.folder() / "input"
@@ -136,7 +170,9 @@ class TestLeftovers:
 
 class TestRedisThatHangs:
     @pytest.fixture
-    def proxy(self, api: Api, valkey: redis.Redis, configure: Callable[..., None]) -> Iterator[FaultProxy]:
+    def proxy(
+        self, api: Api, valkey: redis.Redis, configure: Callable[..., None]
+    ) -> Iterator[FaultProxy]:
         path = Path(valkey.connection_pool.connection_kwargs["path"])
         with FaultProxy(path) as proxy:
             configure(redis_url=f"redis://127.0.0.1:{proxy.port}/0")
@@ -147,9 +183,23 @@ class TestRedisThatHangs:
         broker._publisher.cache_clear()
         broker._quiet_until = 0.0
 
-    @pytest.mark.parametrize("fault", [FaultProxy.black_hole, FaultProxy.refuse, FaultProxy.reset, lambda proxy: proxy.delay(0.5)])
-    def test_no_call_blocks_for_two_seconds(self, api: Api, proxy: FaultProxy, fault: Callable[[FaultProxy], None]) -> None:
-        create = {"input_file_id": api.upload()["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            FaultProxy.black_hole,
+            FaultProxy.refuse,
+            FaultProxy.reset,
+            lambda proxy: proxy.delay(0.5),
+        ],
+    )
+    def test_no_call_blocks_for_two_seconds(
+        self, api: Api, proxy: FaultProxy, fault: Callable[[FaultProxy], None]
+    ) -> None:
+        create = {
+            "input_file_id": api.upload()["id"],
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+        }
         assert api.ask("POST", "/v1/batches", create).status == 200
         accepted = proxy.accepted
         assert accepted
@@ -173,23 +223,38 @@ class TestADatabaseThatIsAway:
         with as_owner() as session:
             session.execute(
                 text(
-                    "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS"
-                    " $$ BEGIN RAISE 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END $$"
+                    "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE"
+                    " 'could not extend file: No space left on device' USING ERRCODE = 'disk_full';"
+                    " END $$"
                 )
             )
-            session.execute(text("CREATE TRIGGER full_disk BEFORE INSERT ON files FOR EACH ROW EXECUTE FUNCTION full_disk()"))
+            session.execute(
+                text(
+                    "CREATE TRIGGER full_disk BEFORE INSERT ON files FOR EACH ROW EXECUTE FUNCTION"
+                    " full_disk()"
+                )
+            )
         try:
             kind, body = multipart(("purpose", None, b"batch"), ("file", "a", b"{}"))
             answer = api.ask("POST", "/v1/files", body, headers={"content-type": kind})
-            assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "service_unavailable", "5")
+            assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (
+                503,
+                "service_unavailable",
+                "5",
+            )
         finally:
             with as_owner() as session:
                 session.execute(text("DROP FUNCTION full_disk CASCADE"))
         assert api.upload()["object"] == "file"
 
-    def test_health_is_answered_while_every_thread_waits_for_it(self, api: Api, stores: Stores, database: str) -> None:
+    def test_health_is_answered_while_every_thread_waits_for_it(
+        self, api: Api, stores: Stores, database: str
+    ) -> None:
         threads = settings().pool_size - health.CONNECTIONS
-        with psycopg.connect(stores.migrate_database_url) as locker, ThreadPoolExecutor(60) as clients:
+        with (
+            psycopg.connect(stores.migrate_database_url) as locker,
+            ThreadPoolExecutor(60) as clients,
+        ):
             locker.execute("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE")
             waiting = [clients.submit(api.ask, "GET", "/v1/batches") for _ in range(60)]
             is_waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
@@ -198,7 +263,10 @@ class TestADatabaseThatIsAway:
             assert api.ask("GET", "/livez", key=None).status == 200
             ready = api.ask("GET", "/readyz", key=None)
             # Every thread holds a connection, and two are left for the checks.
-            assert (ready.status, {check["status"] for check in ready.json["checks"].values()}) == (200, {"ok"})
+            assert (ready.status, {check["status"] for check in ready.json["checks"].values()}) == (
+                200,
+                {"ok"},
+            )
             assert not any(call.done() for call in waiting)
             locker.rollback()
             assert [call.result().status for call in waiting] == [200] * 60
@@ -206,7 +274,7 @@ class TestADatabaseThatIsAway:
 
 @pytest.mark.usefixtures("database", "valkey")
 class TestAnotherVersionsMigration:
-    def test_the_newest_one_is_run_over_a_batch_in_progress(self, engine: Engine) -> None:  # noqa: F811
+    def test_the_newest_one_is_run_over_a_batch_in_progress(self, engine: Engine) -> None:
         batch_id = a_batch(chat_lines(30))
         held = a_claim()
         record.record(held.key, held.fence, answers(held)[:5])
@@ -219,8 +287,11 @@ class TestAnotherVersionsMigration:
         assert (batch.status, batch.completed, batch.failed) == ("completed", 30, 0)
         assert charged(batch_id) > before
 
-    def test_columns_that_are_added_in_mid_batch_disturb_nothing(self, engine: Engine) -> None:  # noqa: F811
-        soon = {"window_opens_at": func.now() - timedelta(hours=1), "window_closes_at": func.now() + timedelta(hours=1)}
+    def test_columns_that_are_added_in_mid_batch_disturb_nothing(self, engine: Engine) -> None:
+        soon = {
+            "window_opens_at": func.now() - timedelta(hours=1),
+            "window_closes_at": func.now() + timedelta(hours=1),
+        }
         window = {"start": "00:00", "end": "23:59", "timezone": "UTC"}
         db.engine().dispose()
         for _ in range(8):

@@ -26,7 +26,14 @@ def caller(session: Session) -> Caller:
 
 
 def make(session: Session, caller: Caller, **options: object) -> File:
-    given = {"id": ids.new(), "purpose": "batch", "filename": "a.jsonl", "size": 3, "sha256": b"0" * 32, **options}
+    given = {
+        "id": ids.new(),
+        "purpose": "batch",
+        "filename": "a.jsonl",
+        "size": 3,
+        "sha256": b"0" * 32,
+        **options,
+    }
     return files.create(session, caller, **given)  # type: ignore[arg-type]
 
 
@@ -34,7 +41,9 @@ def public(file: File) -> str:
     return ids.render("file", file.id)
 
 
-def test_a_batch_input_expires_by_default_and_others_do_not(session: Session, caller: Caller) -> None:
+def test_a_batch_input_expires_by_default_and_others_do_not(
+    session: Session, caller: Caller
+) -> None:
     default = make(session, caller)
     assert default.expires_at == default.created_at + timedelta(days=30)
     assert make(session, caller, purpose="vision").expires_at is None
@@ -43,7 +52,9 @@ def test_a_batch_input_expires_by_default_and_others_do_not(session: Session, ca
 
 
 def test_an_expired_file_is_gone_before_the_sweep(session: Session, caller: Caller) -> None:
-    file = factories.input_file(session, caller, b"{}", expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    file = factories.input_file(
+        session, caller, b"{}", expires_at=datetime.now(UTC) - timedelta(seconds=1)
+    )
     with pytest.raises(NotFound):
         files.get(session, caller, public(file))
 
@@ -67,7 +78,9 @@ def test_the_input_of_an_open_batch_stays(session: Session, caller: Caller) -> N
 
 
 @pytest.mark.parametrize("status", ["cancelling", "finalizing"])
-def test_the_input_of_a_batch_that_is_about_to_end_is_free_moments_later(session: Session, caller: Caller, status: str) -> None:
+def test_the_input_of_a_batch_that_is_about_to_end_is_free_moments_later(
+    session: Session, caller: Caller, status: str
+) -> None:
     file = factories.input_file(session, caller, b"{}")
     ending = factories.batch(session, caller, file, status=status)
     running = factories.batch(session, caller, file)
@@ -75,7 +88,9 @@ def test_the_input_of_a_batch_that_is_about_to_end_is_free_moments_later(session
         files.delete(session, caller, public(file))
     running.status = "failed"
     session.flush()
-    with pytest.raises(FileBusy, match=f"{ids.render('batch', ending.id)}, which is {status}") as refused:
+    with pytest.raises(
+        FileBusy, match=f"{ids.render('batch', ending.id)}, which is {status}"
+    ) as refused:
         files.delete(session, caller, public(file))
     assert refused.value.retry_after
     ending.status = "cancelled"
@@ -84,10 +99,16 @@ def test_the_input_of_a_batch_that_is_about_to_end_is_free_moments_later(session
 
 
 class TestOfASchedule:
-    def test_its_file_neither_goes_nor_expires_until_it_is_deleted(self, session: Session, caller: Caller) -> None:
+    def test_its_file_neither_goes_nor_expires_until_it_is_deleted(
+        self, session: Session, caller: Caller
+    ) -> None:
         file = factories.input_file(session, caller, [factories.chat_line("a")])
-        schedule = factories.schedule(session, caller, name="night shift", template_file_id=public(file))
-        with pytest.raises(InvalidRequest, match=rf"{ids.render('sched', schedule.id)} \('night shift'\)") as refused:
+        schedule = factories.schedule(
+            session, caller, name="night shift", template_file_id=public(file)
+        )
+        with pytest.raises(
+            InvalidRequest, match=rf"{ids.render('sched', schedule.id)} \('night shift'\)"
+        ) as refused:
             files.delete(session, caller, public(file))
         assert (refused.value.code, refused.value.param) == ("file_in_use", "file_id")
         file.expires_at = datetime.now(UTC) - timedelta(days=1)
@@ -121,15 +142,22 @@ class TestOfASchedule:
             with pytest.raises(InvalidRequest, match="is what schedule"):
                 deleting.result(10)
 
-    def test_a_file_that_a_schedule_no_longer_reads_may_go(self, session: Session, caller: Caller) -> None:
-        old, new = (factories.input_file(session, caller, [factories.chat_line("a")]) for _ in range(2))
+    def test_a_file_that_a_schedule_no_longer_reads_may_go(
+        self, session: Session, caller: Caller
+    ) -> None:
+        old, new = (
+            factories.input_file(session, caller, [factories.chat_line("a")]) for _ in range(2)
+        )
         schedule = factories.schedule(session, caller, input_file_id=public(old))
         schedules.change(session, caller, schedule, factories.definition(input_file_id=public(new)))
         files.delete(session, caller, public(old))
         with pytest.raises(InvalidRequest):
             files.delete(session, caller, public(new))
 
-    @pytest.mark.parametrize(("status", "told"), [("validating", "when its batch is in_progress"), ("cancelled", "never will be")])
+    @pytest.mark.parametrize(
+        ("status", "told"),
+        [("validating", "when its batch is in_progress"), ("cancelled", "never will be")],
+    )
     def test_the_input_of_a_run_has_no_content_before_it_is_put_together(
         self, session: Session, caller: Caller, status: str, told: str
     ) -> None:
@@ -156,14 +184,23 @@ class TestOfASchedule:
 def test_deleting_an_output_file_erases_answers_and_never_money(
     session: Session, caller: Caller, part: FilePart, erased: list[int]
 ) -> None:
-    batch = factories.batch(session, caller, factories.input_file(session, caller, b"{}"), status="completed")
+    batch = factories.batch(
+        session, caller, factories.input_file(session, caller, b"{}"), status="completed"
+    )
     common = {"batch_id": batch.id, "model": "m", "custom_id": "c", "error_code": None}
     session.execute(
         insert(Result),
         [
             {**common, "line_no": 1, "status_code": 200, "amount": 1, "body": b"{}"},
             {**common, "line_no": 2, "status_code": 400, "amount": None, "body": b"{}"},
-            {**common, "line_no": 3, "status_code": None, "amount": None, "body": None, "error_code": "batch_expired"},
+            {
+                **common,
+                "line_no": 3,
+                "status_code": None,
+                "amount": None,
+                "body": None,
+                "error_code": "batch_expired",
+            },
         ],
     )
     output = File(
@@ -179,7 +216,9 @@ def test_deleting_an_output_file_erases_answers_and_never_money(
     session.add(output)
     session.flush()
     files.delete(session, caller, public(output))
-    rows = session.execute(select(Result.line_no, Result.body, Result.amount).order_by(Result.line_no)).all()
+    rows = session.execute(
+        select(Result.line_no, Result.body, Result.amount).order_by(Result.line_no)
+    ).all()
     assert [row.line_no for row in rows if row.body is None] == sorted([*erased, 3])
     assert rows[0].amount == 1
 
@@ -190,5 +229,13 @@ def test_pages_are_by_creation_and_by_purpose(session: Session, caller: Caller) 
     assert (page.data, page.has_more) == (made[:2], True)
     page = files.page(session, caller, purpose=None, limit=2, order="asc", after=public(made[1]))
     assert (page.data, page.has_more) == (made[2:], False)
-    assert files.page(session, caller, purpose="batch", limit=9, order="desc", after=None).data == [made[2], made[0]]
-    assert files.page(session, factories.caller(session), purpose=None, limit=9, order="desc", after=None).data == []
+    assert files.page(session, caller, purpose="batch", limit=9, order="desc", after=None).data == [
+        made[2],
+        made[0],
+    ]
+    assert (
+        files.page(
+            session, factories.caller(session), purpose=None, limit=9, order="desc", after=None
+        ).data
+        == []
+    )

@@ -12,7 +12,18 @@ from sqlalchemy import func, select, text
 from tests import factories
 from tests.integration import firing
 from tests.integration.clock import Clock
-from tests.integration.firing import DAY, NIGHT, NOON, batches_of, change, end_batch, get, made, runs_of, states
+from tests.integration.firing import (
+    DAY,
+    NIGHT,
+    NOON,
+    batches_of,
+    change,
+    end_batch,
+    get,
+    made,
+    runs_of,
+    states,
+)
 from tests.waiting import PATIENCE
 from xalen_batch import batches, db, ids, storage
 from xalen_batch.accounts.accounts import Owner
@@ -28,7 +39,9 @@ clock, owner = firing.clock, firing.owner
 
 
 class TestOnTime:
-    def test_an_instant_makes_a_batch_and_moves_the_next_fire_on(self, clock: Clock, owner: Owner) -> None:
+    def test_an_instant_makes_a_batch_and_moves_the_next_fire_on(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner, metadata={"team": "search"}, completion_window="6h")
         assert get(id).next_fire_at == NIGHT
         clock.set(NIGHT - timedelta(seconds=1))
@@ -38,9 +51,18 @@ class TestOnTime:
         fire.run()
         [run] = runs_of(id)
         [batch] = batches_of(id)
-        assert (run.scheduled_for, run.trigger, run.state, batch.run_id) == (NIGHT, "schedule", "running", run.id)
+        assert (run.scheduled_for, run.trigger, run.state, batch.run_id) == (
+            NIGHT,
+            "schedule",
+            "running",
+            run.id,
+        )
         assert 2 <= (runs.lag(run) or 0) < 4
-        assert (batch.status, batch.meta, batch.completion_window) == ("validating", {"team": "search"}, "6h")
+        assert (batch.status, batch.meta, batch.completion_window) == (
+            "validating",
+            {"team": "search"},
+            "6h",
+        )
         assert batch.expires_at - clock.now() < timedelta(hours=6)
         assert get(id).next_fire_at == NIGHT + DAY
 
@@ -51,12 +73,16 @@ class TestOnTime:
             fire.run()
         assert len(batches_of(id)) == 1
 
-    def test_a_clock_that_jumps_back_fires_nothing_twice_and_one_that_jumps_on_loses_nothing(self, clock: Clock, owner: Owner) -> None:
+    def test_a_clock_that_jumps_back_fires_nothing_twice_and_one_that_jumps_on_loses_nothing(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner, cron="0 * * * *", overlap="allow")
         for hours in (1, 2, 1, 3, 2, 4):
             clock.set(NOON + timedelta(hours=hours))
             fire.run()
-        assert [run.scheduled_for for run in runs_of(id)] == [NOON + timedelta(hours=n) for n in (1, 2, 3, 4)]
+        assert [run.scheduled_for for run in runs_of(id)] == [
+            NOON + timedelta(hours=n) for n in (1, 2, 3, 4)
+        ]
         assert len(batches_of(id)) == 4
 
     def test_many_at_once_fire_each_instant_once(self, clock: Clock, owner: Owner) -> None:
@@ -66,7 +92,9 @@ class TestOnTime:
             at_once = threading.Barrier(6)
             failures: list[BaseException] = []
 
-            def tick(at_once: threading.Barrier = at_once, failures: list[BaseException] = failures) -> None:
+            def tick(
+                at_once: threading.Barrier = at_once, failures: list[BaseException] = failures
+            ) -> None:
                 try:
                     at_once.wait(timeout=PATIENCE)
                     fire.run()
@@ -80,7 +108,9 @@ class TestOnTime:
                 ticker.join(timeout=PATIENCE)
             assert failures == []
         for id in schedules:
-            assert [run.scheduled_for for run in runs_of(id)] == [NOON + timedelta(minutes=5 * n) for n in range(1, 5)]
+            assert [run.scheduled_for for run in runs_of(id)] == [
+                NOON + timedelta(minutes=5 * n) for n in range(1, 5)
+            ]
             assert len(batches_of(id)) == 4
 
     def test_jitter_is_the_schedules_own_and_stays(self, clock: Clock, owner: Owner) -> None:
@@ -94,7 +124,9 @@ class TestOnTime:
         assert get(id).next_fire_at == NIGHT + DAY + delay
 
     def test_it_starts_and_ends_when_it_is_told_to(self, clock: Clock, owner: Owner) -> None:
-        id = made(owner, starts_at="2026-11-26T00:00:00", ends_at="2026-11-27T02:30:00", overlap="allow")
+        id = made(
+            owner, starts_at="2026-11-26T00:00:00", ends_at="2026-11-27T02:30:00", overlap="allow"
+        )
         for days in range(5):
             clock.set(NIGHT + DAY * days)
             fire.run()
@@ -134,11 +166,15 @@ class TestLate:
         fire.run()
         assert states(id) == ["running"]
 
-    def test_nights_that_are_over_are_recorded_as_missed_with_the_reason(self, clock: Clock, owner: Owner) -> None:
+    def test_nights_that_are_over_are_recorded_as_missed_with_the_reason(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner)
         clock.set(NIGHT + DAY * 3 + timedelta(hours=1))
         fire.run()
-        assert [(run.state, run.reason) for run in runs_of(id)] == [("missed", "catch_up_window")] * 3 + [("running", None)]
+        assert [(run.state, run.reason) for run in runs_of(id)] == [
+            ("missed", "catch_up_window")
+        ] * 3 + [("running", None)]
         assert all(run.message and run.ended_at for run in runs_of(id)[:3])
         assert get(id).run_counts == {"missed": 3}
 
@@ -160,7 +196,9 @@ class TestLate:
         assert states(id) == ["missed", "succeeded", "succeeded", "succeeded"]
         assert [batch.run_id for batch in batches_of(id)] == [run.id for run in runs_of(id)[1:]]
 
-    def test_a_month_of_absence_leaves_a_record_of_every_instant(self, clock: Clock, owner: Owner) -> None:
+    def test_a_month_of_absence_leaves_a_record_of_every_instant(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner, cron="*/15 * * * *")
         clock.set(NOON + 30 * DAY + timedelta(minutes=1))
         for _ in range(5):
@@ -181,7 +219,10 @@ class TestOverlap:
 
     def test_skip_leaves_the_new_run_out(self, clock: Clock, owner: Owner) -> None:
         id = self.fire_twice(clock, owner, "skip")
-        assert [(run.state, run.reason) for run in runs_of(id)] == [("running", None), ("skipped", "overlap")]
+        assert [(run.state, run.reason) for run in runs_of(id)] == [
+            ("running", None),
+            ("skipped", "overlap"),
+        ]
         end_batch(id)
         clock.set(NIGHT + 2 * DAY)
         fire.run()
@@ -220,7 +261,13 @@ class TestEnds:
         ],
     )
     def test_a_run_ends_as_its_batch_did(
-        self, clock: Clock, owner: Owner, to: BatchStatus, succeeded: int, state: str, reason: str | None
+        self,
+        clock: Clock,
+        owner: Owner,
+        to: BatchStatus,
+        succeeded: int,
+        state: str,
+        reason: str | None,
     ) -> None:
         id = made(owner)
         clock.set(NIGHT)
@@ -235,9 +282,13 @@ class TestEnds:
         with db.transaction() as session:
             assert not due.is_any(session)
 
-    def test_too_many_failures_in_a_row_pause_the_schedule(self, clock: Clock, owner: Owner) -> None:
+    def test_too_many_failures_in_a_row_pause_the_schedule(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner, pause_on_failure=2)
-        for days, to in enumerate((BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.FAILED)):
+        for days, to in enumerate(
+            (BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.FAILED)
+        ):
             assert get(id).status == "active"
             clock.set(NIGHT + DAY * days)
             fire.run()
@@ -247,7 +298,11 @@ class TestEnds:
         assert (schedule.status, schedule.failures, schedule.next_fire_at) == ("paused", 2, None)
         assert "pause_on_failure" in (schedule.pause_note or "")
         change(id, schedules.resume)
-        assert (get(id).status, get(id).failures, get(id).next_fire_at) == ("active", 0, NIGHT + 4 * DAY)
+        assert (get(id).status, get(id).failures, get(id).next_fire_at) == (
+            "active",
+            0,
+            NIGHT + 4 * DAY,
+        )
 
 
 class TestCrashes:
@@ -273,17 +328,23 @@ class TestCrashes:
         for id in (first, second):
             assert (states(id), len(batches_of(id))) == (["running"], 1)
 
-    def test_storage_that_is_away_delays_a_run_and_loses_none(self, clock: Clock, owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_storage_that_is_away_delays_a_run_and_loses_none(
+        self, clock: Clock, owner: Owner, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         id = made(owner, source={"prefix": "exports"}, endpoint=factories.CHAT)
         clock.set(NIGHT)
         with monkeypatch.context() as patch:
             patch.setattr("xalen_batch.schedules.sources.find", _away)
             fire.run()
-        assert [(run.state, run.reason) for run in runs_of(id)] == [("waiting", "storage_unreachable")]
+        assert [(run.state, run.reason) for run in runs_of(id)] == [
+            ("waiting", "storage_unreachable")
+        ]
         fire.run()
         assert [(run.state, run.reason) for run in runs_of(id)] == [("skipped", "empty")]
 
-    def test_a_file_whose_purpose_was_wrong_fails_the_run_and_not_the_schedule(self, clock: Clock, owner: Owner) -> None:
+    def test_a_file_whose_purpose_was_wrong_fails_the_run_and_not_the_schedule(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner)
         with db.transaction() as session:
             session.execute(text("UPDATE files SET deleted_at = now()"))
@@ -308,7 +369,9 @@ class TestByHand:
             change(id, manual.run_now)
         assert states(id) == ["running"]
 
-    def test_a_paused_schedule_fires_nothing_and_can_be_run_by_hand(self, clock: Clock, owner: Owner) -> None:
+    def test_a_paused_schedule_fires_nothing_and_can_be_run_by_hand(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner)
         change(id, lambda session, schedule: schedules.pause(session, schedule, "migration"))
         clock.set(NIGHT)
@@ -317,21 +380,33 @@ class TestByHand:
         assert change(id, manual.run_now).state == "running"
         assert (get(id).status, get(id).pause_note) == ("paused", "migration")
 
-    def test_an_instant_that_came_before_a_pause_or_an_edit_is_fired_by_the_old_definition(self, clock: Clock, owner: Owner) -> None:
+    def test_an_instant_that_came_before_a_pause_or_an_edit_is_fired_by_the_old_definition(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         paused, edited = made(owner), made(owner)
         clock.set(NIGHT + timedelta(seconds=1))
         change(paused, lambda session, schedule: schedules.pause(session, schedule, None))
-        change(edited, lambda session, schedule: schedules.change(session, owner, schedule, _later(schedule)))
+        change(
+            edited,
+            lambda session, schedule: schedules.change(session, owner, schedule, _later(schedule)),
+        )
         assert states(paused) == states(edited) == ["running"]
         assert runs_of(edited)[0].definition["cron"] == "30 2 * * *"
         assert get(edited).next_fire_at == NIGHT + timedelta(hours=1)
 
-    def test_a_backfill_runs_past_instants_one_at_a_time_and_takes_up_what_was_missed(self, clock: Clock, owner: Owner) -> None:
+    def test_a_backfill_runs_past_instants_one_at_a_time_and_takes_up_what_was_missed(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner, misfire="none")
         clock.set(NIGHT + DAY + timedelta(hours=1))
         fire.run()
         assert states(id) == ["missed", "missed"]
-        found = change(id, lambda session, schedule: manual.backfill(session, schedule, NIGHT - 2 * DAY, NIGHT + timedelta(hours=1)))
+        found = change(
+            id,
+            lambda session, schedule: manual.backfill(
+                session, schedule, NIGHT - 2 * DAY, NIGHT + timedelta(hours=1)
+            ),
+        )
         assert [run.scheduled_for for run in found] == [NIGHT - 2 * DAY, NIGHT - DAY, NIGHT]
         assert states(id) == ["running", "waiting", "waiting", "missed"]
         for _ in range(3):
@@ -339,24 +414,47 @@ class TestByHand:
             fire.run()
         assert states(id) == ["succeeded", "succeeded", "succeeded", "missed"]
         assert {run.trigger for run in runs_of(id)[:3]} == {"backfill"}
-        assert change(id, lambda session, schedule: manual.backfill(session, schedule, NIGHT - 2 * DAY, NIGHT + DAY)) == []
+        assert (
+            change(
+                id,
+                lambda session, schedule: manual.backfill(
+                    session, schedule, NIGHT - 2 * DAY, NIGHT + DAY
+                ),
+            )
+            == []
+        )
         assert len(batches_of(id)) == 3
 
-    def test_a_backfill_is_bounded_and_must_find_something(self, clock: Clock, owner: Owner) -> None:
+    def test_a_backfill_is_bounded_and_must_find_something(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner, cron="0 * * * *")
         with pytest.raises(InvalidRequest, match="more than 100 instants"):
-            change(id, lambda session, schedule: manual.backfill(session, schedule, NOON - 10 * DAY, NOON))
+            change(
+                id,
+                lambda session, schedule: manual.backfill(session, schedule, NOON - 10 * DAY, NOON),
+            )
         with pytest.raises(InvalidRequest, match="no instant"):
-            change(id, lambda session, schedule: manual.backfill(session, schedule, NOON + timedelta(minutes=1), NOON + DAY))
+            change(
+                id,
+                lambda session, schedule: manual.backfill(
+                    session, schedule, NOON + timedelta(minutes=1), NOON + DAY
+                ),
+            )
 
-    def test_deleting_keeps_runs_and_batches_and_starts_nothing_more(self, clock: Clock, owner: Owner) -> None:
+    def test_deleting_keeps_runs_and_batches_and_starts_nothing_more(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner, overlap="buffer_one")
         for night in (NIGHT, NIGHT + DAY):
             clock.set(night)
             fire.run()
         with db.transaction() as session:
             schedules.delete(session, owner, ids.render("sched", id), discard_requests=False)
-        assert [(run.state, run.reason) for run in runs_of(id)] == [("running", None), ("skipped", "schedule_deleted")]
+        assert [(run.state, run.reason) for run in runs_of(id)] == [
+            ("running", None),
+            ("skipped", "schedule_deleted"),
+        ]
         end_batch(id)
         clock.set(NIGHT + 2 * DAY)
         fire.run()
@@ -368,16 +466,23 @@ def _later(schedule: Schedule) -> Definition:
 
 
 class TestInbox:
-    def test_an_empty_inbox_is_skipped_or_failed_as_wanted(self, clock: Clock, owner: Owner) -> None:
+    def test_an_empty_inbox_is_skipped_or_failed_as_wanted(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         skipped, failed = made(owner, inbox={}), made(owner, inbox={"on_empty": "fail"})
         clock.set(NIGHT)
         fire.run()
-        assert [(run.state, run.reason) for id in (skipped, failed) for run in runs_of(id)] == [("skipped", "empty"), ("failed", "empty")]
+        assert [(run.state, run.reason) for id in (skipped, failed) for run in runs_of(id)] == [
+            ("skipped", "empty"),
+            ("failed", "empty"),
+        ]
         with db.transaction() as session:
             assert session.scalar(select(func.count()).select_from(File)) == 0
 
 
-def test_a_schedule_that_has_ended_can_be_given_another_name_and_a_later_end(clock: Clock, owner: Owner) -> None:
+def test_a_schedule_that_has_ended_can_be_given_another_name_and_a_later_end(
+    clock: Clock, owner: Owner
+) -> None:
     id = made(owner, ends_at="2026-11-25T12:00:00")
     clock.set(NIGHT)
     fire.run()
@@ -390,11 +495,17 @@ def test_a_schedule_that_has_ended_can_be_given_another_name_and_a_later_end(clo
     assert (get(id).status, get(id).next_fire_at) == ("active", NIGHT + DAY)
 
 
-def test_a_schedule_in_a_zone_that_is_gone_pauses_and_can_be_mended(clock: Clock, owner: Owner) -> None:
+def test_a_schedule_in_a_zone_that_is_gone_pauses_and_can_be_mended(
+    clock: Clock, owner: Owner
+) -> None:
     id, other = made(owner), made(owner)
     with db.transaction() as session:
         session.execute(
-            text("UPDATE schedules SET definition = jsonb_set(definition, '{timezone}', '\"Europe/Atlantis\"') WHERE id = :id"), {"id": id}
+            text(
+                "UPDATE schedules SET definition = jsonb_set(definition, '{timezone}',"
+                " '\"Europe/Atlantis\"') WHERE id = :id"
+            ),
+            {"id": id},
         )
     clock.set(NIGHT)
     fire.run()
@@ -416,15 +527,23 @@ def test_a_night_that_failed_is_run_again_with_its_own_dates(clock: Clock, owner
     clock.set(NIGHT + timedelta(hours=23))
     run = change(id, lambda session, schedule: manual.run_now(session, schedule, NIGHT))
     with db.transaction() as session:
-        name = session.scalar(select(File.filename).join(Batch, Batch.input_file_id == File.id).where(Batch.run_id == run.id))
+        name = session.scalar(
+            select(File.filename)
+            .join(Batch, Batch.input_file_id == File.id)
+            .where(Batch.run_id == run.id)
+        )
     assert (run.trigger, run.as_of, name) == ("manual", NIGHT, "nightly-2026-11-25.jsonl")
 
 
-def test_what_a_source_gave_to_a_batch_that_failed_validation_is_taken_again(clock: Clock, owner: Owner) -> None:
+def test_what_a_source_gave_to_a_batch_that_failed_validation_is_taken_again(
+    clock: Clock, owner: Owner
+) -> None:
     id = made(owner, source={"prefix": "in"})
     folder = storage.folder() / sources.location(owner, Source(prefix="in"))
     folder.mkdir(parents=True)
-    (folder / "a.jsonl").write_bytes(factories.jsonl([factories.chat_line("a"), factories.chat_line("b")]))
+    (folder / "a.jsonl").write_bytes(
+        factories.jsonl([factories.chat_line("a"), factories.chat_line("b")])
+    )
     (folder / "d.jsonl").write_bytes(factories.jsonl([factories.chat_line("c")]) + b"{bad\n")
     clock.set(NIGHT)
     fire.run()
@@ -432,15 +551,22 @@ def test_what_a_source_gave_to_a_batch_that_failed_validation_is_taken_again(clo
     validate.run(batch.id)
     [batch] = batches_of(id)
     assert batch.status == "failed"
-    assert [(error["line"], error["message"].partition(": ")[0].rpartition("/")[2]) for error in batch.errors or []] == [(4, "d.jsonl:2")]
+    assert [
+        (error["line"], error["message"].partition(": ")[0].rpartition("/")[2])
+        for error in batch.errors or []
+    ] == [(4, "d.jsonl:2")]
     (folder / "d.jsonl").unlink()
     clock.set(NIGHT + DAY)
     fire.run()
     assert states(id) == ["failed", "running"]
-    assert [entry["path"].rpartition("/")[2] for entry in runs_of(id)[-1].manifest or []] == ["a.jsonl"]
+    assert [entry["path"].rpartition("/")[2] for entry in runs_of(id)[-1].manifest or []] == [
+        "a.jsonl"
+    ]
 
 
-def test_of_several_late_instants_one_waits_where_one_may(clock: Clock, owner: Owner, configure: Callable[..., None]) -> None:
+def test_of_several_late_instants_one_waits_where_one_may(
+    clock: Clock, owner: Owner, configure: Callable[..., None]
+) -> None:
     configure(schedule_min_interval=60)
     id = made(owner, cron="*/2 * * * *", overlap="buffer_one")
     clock.set(NOON + timedelta(minutes=2))

@@ -1,4 +1,6 @@
-"""Firing is fair: a turn does a bounded amount of work, requests start one run at most, and no account makes another wait."""
+"""Firing is fair: a turn does a bounded amount of work, requests start one run at most, and no
+account makes another wait.
+"""
 
 import threading
 from collections.abc import Callable
@@ -53,7 +55,12 @@ def pile_up(schedule_id: UUID, number: int) -> None:
     with db.transaction() as session:
         schedule = session.get_one(Schedule, schedule_id)
         for night in range(number):
-            values = {"id": ids.new(), "schedule_id": schedule_id, "scheduled_for": now - DAY * (night + 1), "trigger": "backfill"}
+            values = {
+                "id": ids.new(),
+                "schedule_id": schedule_id,
+                "scheduled_for": now - DAY * (night + 1),
+                "trigger": "backfill",
+            }
             session.add(ScheduleRun(**values, state="waiting", definition=schedule.definition))
 
 
@@ -69,7 +76,11 @@ def come_due(schedule_id: UUID) -> None:
 
 def counts(schedule_id: UUID) -> dict[str, int]:
     with db.transaction() as session:
-        rows = select(ScheduleRun.state, func.count()).where(ScheduleRun.schedule_id == schedule_id).group_by(ScheduleRun.state)
+        rows = (
+            select(ScheduleRun.state, func.count())
+            .where(ScheduleRun.schedule_id == schedule_id)
+            .group_by(ScheduleRun.state)
+        )
         return dict(session.execute(rows).all())
 
 
@@ -105,7 +116,9 @@ class TestATurn:
         fire.run()
         assert counts(id) == {"running": 2 * STARTS_AT_ONCE + 3}
 
-    def test_the_first_refusal_by_a_quota_ends_the_accounts_turn(self, caller: Caller, configure: Configure, attempts: list[UUID]) -> None:
+    def test_the_first_refusal_by_a_quota_ends_the_accounts_turn(
+        self, caller: Caller, configure: Configure, attempts: list[UUID]
+    ) -> None:
         configure(quota_open_batches=0)
         for _ in range(3):
             pile_up(made(caller), 20)
@@ -113,7 +126,9 @@ class TestATurn:
         # batches.create would ask again, had the first been let through.
         assert len(attempts) == 1
         with db.transaction() as session:
-            told = session.scalars(select(ScheduleRun.reason).where(ScheduleRun.reason.is_not(None))).all()
+            told = session.scalars(
+                select(ScheduleRun.reason).where(ScheduleRun.reason.is_not(None))
+            ).all()
         # Runs of the same turn are told the reason without an attempt of their own.
         assert set(told) == {"open_batches_limit"}
         assert len(told) == STARTS_AT_ONCE
@@ -129,11 +144,15 @@ class TestATurn:
         assert counts(second) == {"waiting": 1}
         assert len(attempts) == 1
 
-    def test_runs_that_wait_for_their_source_keep_no_other_from_being_tried(self, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_runs_that_wait_for_their_source_keep_no_other_from_being_tried(
+        self, caller: Caller, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         id = made(caller, source={"prefix": "exports"}, catch_up_window="30d")
         pile_up(id, 3 * STARTS_AT_ONCE)
         with db.transaction() as session:
-            session.execute(update(ScheduleRun).values(scheduled_for=ScheduleRun.scheduled_for + 20 * DAY))
+            session.execute(
+                update(ScheduleRun).values(scheduled_for=ScheduleRun.scheduled_for + 20 * DAY)
+            )
         tried: list[Any] = []
 
         def find(session: Any, schedule: Any, source: Any, moment: Any) -> Any:
@@ -146,7 +165,9 @@ class TestATurn:
             with db.transaction() as session:
                 schedule = session.get_one(Schedule, id, with_for_update=True)
                 unended = runs.unended(session, schedule)
-                overlap.start_waiting(session, schedule, unended, now + timedelta(seconds=second), Turn())
+                overlap.start_waiting(
+                    session, schedule, unended, now + timedelta(seconds=second), Turn()
+                )
         assert len(set(tried)) == len(tried) == 3 * STARTS_AT_ONCE
 
     def test_many_runs_that_end_at_once_are_ended_some_at_a_time_and_none_is_taken_for_running(
@@ -186,7 +207,9 @@ class TestAccounts:
         assert order.index(other) in (3, 4)
         assert set(many) | {other} == set(order)
 
-    def test_a_worker_passes_over_the_account_that_another_is_firing(self, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_worker_passes_over_the_account_that_another_is_firing(
+        self, caller: Caller, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         held, others = made(caller), made(account())
         for id in (held, others):
             come_due(id)
@@ -211,7 +234,9 @@ class TestAccounts:
 
 
 class TestRequests:
-    def test_a_run_by_hand_starts_itself_alone_whatever_waits(self, caller: Caller, attempts: list[UUID]) -> None:
+    def test_a_run_by_hand_starts_itself_alone_whatever_waits(
+        self, caller: Caller, attempts: list[UUID]
+    ) -> None:
         id = made(caller)
         pile_up(id, 30)
         run = locked(id, manual.run_now)
@@ -237,9 +262,13 @@ class TestRequests:
         id, now = made(caller), datetime.now(UTC)
         pile_up(id, 100)
         with db.transaction() as session:
-            session.execute(update(ScheduleRun).values(scheduled_for=ScheduleRun.scheduled_for - 100 * DAY))
+            session.execute(
+                update(ScheduleRun).values(scheduled_for=ScheduleRun.scheduled_for - 100 * DAY)
+            )
         with pytest.raises(TooManyRequests) as refused:
-            locked(id, lambda session, schedule: manual.backfill(session, schedule, now - 5 * DAY, now))
+            locked(
+                id, lambda session, schedule: manual.backfill(session, schedule, now - 5 * DAY, now)
+            )
         assert refused.value.code == "waiting_runs_limit"
         assert "has 100" in refused.value.message
         for _ in range(2):
@@ -248,15 +277,25 @@ class TestRequests:
             locked(id, manual.run_now)
         assert counts(id) == {"waiting": 102}
 
-    def test_a_backfill_of_more_runs_than_may_ever_wait_is_not_to_be_tried_again(self, caller: Caller, configure: Configure) -> None:
+    def test_a_backfill_of_more_runs_than_may_ever_wait_is_not_to_be_tried_again(
+        self, caller: Caller, configure: Configure
+    ) -> None:
         configure(quota_open_batches=0, quota_waiting_runs=4)
         id, now = made(caller), datetime.now(UTC)
         with pytest.raises(OverLimit) as refused:
-            locked(id, lambda session, schedule: manual.backfill(session, schedule, now - 5 * DAY, now))
-        assert (refused.value.code, refused.value.should_retry, refused.value.retry_after) == ("waiting_runs_limit", False, None)
+            locked(
+                id, lambda session, schedule: manual.backfill(session, schedule, now - 5 * DAY, now)
+            )
+        assert (refused.value.code, refused.value.should_retry, refused.value.retry_after) == (
+            "waiting_runs_limit",
+            False,
+            None,
+        )
         assert "more than the limit itself" in refused.value.message
 
-    def test_an_instant_beyond_the_cap_is_skipped_with_the_reason_and_can_be_backfilled(self, caller: Caller, configure: Configure) -> None:
+    def test_an_instant_beyond_the_cap_is_skipped_with_the_reason_and_can_be_backfilled(
+        self, caller: Caller, configure: Configure
+    ) -> None:
         configure(quota_open_batches=0, quota_waiting_runs=0)
         id = made(caller)
         come_due(id)
@@ -267,7 +306,17 @@ class TestRequests:
         assert "The account's limit is 0 schedule runs that wait to start" in (run.message or "")
         configure(quota_open_batches=1, quota_waiting_runs=1)
         now = datetime.now(UTC)
-        assert len(locked(id, lambda session, schedule: manual.backfill(session, schedule, run.scheduled_for, now))) == 1
+        assert (
+            len(
+                locked(
+                    id,
+                    lambda session, schedule: manual.backfill(
+                        session, schedule, run.scheduled_for, now
+                    ),
+                )
+            )
+            == 1
+        )
         assert counts(id) == {"running": 1}
 
     def test_an_absence_too_long_for_a_request_is_left_to_the_firing(
@@ -278,7 +327,9 @@ class TestRequests:
         id = made(caller, cron="0 * * * *")
         with db.transaction() as session:
             schedule = session.get_one(Schedule, id)
-            schedule.next_fire_at = (datetime.now(UTC) - 3 * DAY).replace(minute=0, second=0, microsecond=0)
+            schedule.next_fire_at = (datetime.now(UTC) - 3 * DAY).replace(
+                minute=0, second=0, microsecond=0
+            )
             schedule.updated_at = schedule.next_fire_at
         with pytest.raises(Unavailable, match="Send the request again"):
             locked(id, lambda session, schedule: schedules.pause(session, schedule, None))

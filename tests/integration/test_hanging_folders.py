@@ -1,4 +1,6 @@
-"""A folder on a share whose server is gone hangs whoever looks into it: that costs its own schedules time, and no other."""
+"""A folder on a share whose server is gone hangs whoever looks into it: that costs its own
+schedules time, and no other.
+"""
 
 import threading
 from collections.abc import Callable
@@ -20,7 +22,11 @@ clock, owner = firing.clock, firing.owner
 
 
 def test_a_folder_that_hangs_holds_up_no_other_schedule(
-    clock: Clock, owner: Owner, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    clock: Clock,
+    owner: Owner,
+    configure: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     drop = tmp_path / "drop"
     drop.mkdir()

@@ -1,4 +1,6 @@
-"""Bytes that the API holds for clients: no body is read before its caller is admitted, and no answer faster than it is taken."""
+"""Bytes that the API holds for clients: no body is read before its caller is admitted, and no
+answer faster than it is taken.
+"""
 
 import json
 import socket
@@ -25,7 +27,12 @@ SCHEDULE = {"name": "s", "cron": "0 0 1 1 *", "endpoint": "/v1/chat/completions"
 def routes() -> list[tuple[str, str]]:
     """Every method and path of the API that asks for a key."""
     paths = app.create_app().openapi()["paths"]
-    return sorted((method.upper(), path) for path, methods in paths.items() for method in methods if path.startswith("/v1/"))
+    return sorted(
+        (method.upper(), path)
+        for path, methods in paths.items()
+        for method in methods
+        if path.startswith("/v1/")
+    )
 
 
 def owner(key: str) -> Owner:
@@ -39,15 +46,29 @@ def opened() -> Iterator[ExitStack]:
         yield stack
 
 
-def begin(api: Api, opened: ExitStack, method: str, path: str, *headers: str, key: str | None = None, sent: bytes = b"") -> socket.socket:
+def begin(
+    api: Api,
+    opened: ExitStack,
+    method: str,
+    path: str,
+    *headers: str,
+    key: str | None = None,
+    sent: bytes = b"",
+) -> socket.socket:
     """A request of which the head and perhaps some of the body were sent."""
-    kind = () if any(header.startswith("content-type") for header in headers) else ("content-type: application/json",)
+    kind = (
+        ()
+        if any(header.startswith("content-type") for header in headers)
+        else ("content-type: application/json",)
+    )
     named = [f"authorization: Bearer {key or api.key}", *kind, *headers]
     client = opened.enter_context(socket.socket())
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
     client.settimeout(30)
     client.connect(("127.0.0.1", api.port))
-    client.sendall("\r\n".join([f"{method} {path} HTTP/1.1", "host: x", *named, "", ""]).encode() + sent)
+    client.sendall(
+        "\r\n".join([f"{method} {path} HTTP/1.1", "host: x", *named, "", ""]).encode() + sent
+    )
     return client
 
 
@@ -57,7 +78,11 @@ def answered(client: socket.socket) -> tuple[int, dict[str, Any], bytes]:
     while b"\r\n\r\n" not in received:
         received += client.recv(65_536)
     head, _, body = received.partition(b"\r\n\r\n")
-    length = next(int(line.partition(b":")[2]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+    length = next(
+        int(line.partition(b":")[2])
+        for line in head.split(b"\r\n")
+        if line.lower().startswith(b"content-length:")
+    )
     while len(body) < length:
         body += client.recv(65_536)
     found: dict[str, Any] = json.loads(body)
@@ -72,28 +97,49 @@ def schedule(api: Api, **what: Any) -> str:
 
 class TestHeadersFirst:
     @pytest.mark.parametrize(("method", "path"), routes())
-    def test_a_stranger_is_refused_before_a_body_comes(self, api: Api, opened: ExitStack, method: str, path: str) -> None:
-        client = begin(api, opened, method, path.replace("{", "").replace("}", ""), "content-length: 1000000", key="sk-wrong")
+    def test_a_stranger_is_refused_before_a_body_comes(
+        self, api: Api, opened: ExitStack, method: str, path: str
+    ) -> None:
+        client = begin(
+            api,
+            opened,
+            method,
+            path.replace("{", "").replace("}", ""),
+            "content-length: 1000000",
+            key="sk-wrong",
+        )
         assert answered(client)[:2][0] == 401
 
-    @pytest.mark.parametrize("headers", [("content-length: 900000",), ("transfer-encoding: chunked",)])
-    def test_a_key_without_the_scope_is_refused_before_a_body_comes(self, api: Api, opened: ExitStack, headers: tuple[str, ...]) -> None:
+    @pytest.mark.parametrize(
+        "headers", [("content-length: 900000",), ("transfer-encoding: chunked",)]
+    )
+    def test_a_key_without_the_scope_is_refused_before_a_body_comes(
+        self, api: Api, opened: ExitStack, headers: tuple[str, ...]
+    ) -> None:
         key = new_key(scopes=["read"])
         assert answered(begin(api, opened, "POST", "/v1/batches", *headers, key=key))[0] == 403
 
     @pytest.mark.parametrize("path", ["/v1/batches", "/v1/schedules", "/v1/schedules/sched_x/run"])
-    def test_a_body_that_says_it_is_too_long_is_refused_before_it_comes(self, api: Api, opened: ExitStack, path: str) -> None:
+    def test_a_body_that_says_it_is_too_long_is_refused_before_it_comes(
+        self, api: Api, opened: ExitStack, path: str
+    ) -> None:
         status, error, _ = answered(begin(api, opened, "POST", path, "content-length: 900000000"))
         assert (status, error["code"]) == (413, "request_too_large")
 
-    def test_a_body_for_an_inbox_that_is_not_there_is_refused_before_it_comes(self, api: Api, opened: ExitStack) -> None:
+    def test_a_body_for_an_inbox_that_is_not_there_is_refused_before_it_comes(
+        self, api: Api, opened: ExitStack
+    ) -> None:
         theirs = schedule(Api(api.port, new_key()))
         for path in ("/v1/schedules/sched_x/requests", f"/v1/schedules/{theirs}/requests"):
             for more in ((), ("idempotency-key: a",)):
-                status, error, _ = answered(begin(api, opened, "POST", path, "content-length: 1000000", *more))
+                status, error, _ = answered(
+                    begin(api, opened, "POST", path, "content-length: 1000000", *more)
+                )
                 assert (status, error["code"]) == (404, "not_found")
 
-    def test_a_body_for_a_schedule_without_an_inbox_is_refused_before_it_comes(self, api: Api, opened: ExitStack) -> None:
+    def test_a_body_for_a_schedule_without_an_inbox_is_refused_before_it_comes(
+        self, api: Api, opened: ExitStack
+    ) -> None:
         file = api.upload(
             b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"model":"mistral-small-3-1","messages":[{"role":"user","content":"x"}]}}\n'
         )
@@ -101,13 +147,21 @@ class TestHeadersFirst:
         status, error, _ = answered(begin(api, opened, "POST", path, "content-length: 1000000"))
         assert (status, error["code"]) == (400, "no_inbox")
 
-    def test_a_request_with_a_body_counts_once_against_the_rate(self, api: Api, configure: Callable[..., None]) -> None:
+    def test_a_request_with_a_body_counts_once_against_the_rate(
+        self, api: Api, configure: Callable[..., None]
+    ) -> None:
         configure(quota_requests_per_second=1000)
         left = [
             int(
-                api.ask("POST", "/v1/batches", body, headers={"content-type": "application/json"}).headers["x-ratelimit-remaining-requests"]
+                api.ask(
+                    "POST", "/v1/batches", body, headers={"content-type": "application/json"}
+                ).headers["x-ratelimit-remaining-requests"]
             )
-            for body in (b"{", b'{"input_file_id": 3}', b'{"input_file_id":"x","endpoint":"/v1/rerank","completion_window":"24h"}')
+            for body in (
+                b"{",
+                b'{"input_file_id": 3}',
+                b'{"input_file_id":"x","endpoint":"/v1/rerank","completion_window":"24h"}',
+            )
         ]
         assert left[0] >= 998
         assert all(later >= earlier - 1 for earlier, later in pairwise(left))
@@ -118,7 +172,9 @@ class TestBodies:
     def _small(self, configure: Callable[..., None]) -> None:
         configure(max_inbox_bytes=MiB, held_bytes=5 * MiB)
 
-    def test_an_account_that_holds_its_share_is_429_and_others_are_served(self, api: Api, opened: ExitStack) -> None:
+    def test_an_account_that_holds_its_share_is_429_and_others_are_served(
+        self, api: Api, opened: ExitStack
+    ) -> None:
         path, mine = f"/v1/schedules/{schedule(api)}/requests", owner(api.key)
         whole = f"content-length: {MiB}"
         slow = begin(api, opened, "POST", path, whole, sent=b"[")
@@ -131,14 +187,26 @@ class TestBodies:
         assert other.ask("POST", f"/v1/schedules/{schedule(other)}/requests", b"[]").status == 400
         slow.close()
         wait_until(lambda: budget.bodies.held(mine) == 0, timeout=10)
-        assert api.ask("POST", path, b"[" + b" " * (MiB - 2) + b"]").json["error"]["code"] != "bodies_limit"
+        assert (
+            api.ask("POST", path, b"[" + b" " * (MiB - 2) + b"]").json["error"]["code"]
+            != "bodies_limit"
+        )
 
     def test_a_body_of_unknown_length_counts_as_it_comes(self, api: Api, opened: ExitStack) -> None:
         path, mine = f"/v1/schedules/{schedule(api)}/requests", owner(api.key)
-        begin(api, opened, "POST", path, "transfer-encoding: chunked", sent=b"1000\r\n" + b" " * 4096 + b"\r\n")
+        begin(
+            api,
+            opened,
+            "POST",
+            path,
+            "transfer-encoding: chunked",
+            sent=b"1000\r\n" + b" " * 4096 + b"\r\n",
+        )
         wait_until(lambda: budget.bodies.held(mine) == 4096, timeout=10)
 
-    def test_uploads_under_way_count_with_what_they_hold(self, api: Api, opened: ExitStack, configure: Callable[..., None]) -> None:
+    def test_uploads_under_way_count_with_what_they_hold(
+        self, api: Api, opened: ExitStack, configure: Callable[..., None]
+    ) -> None:
         configure(held_bytes=5 * uploads.UPLOAD_HOLDS, max_inbox_bytes=MiB)
         kind, body = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", b"{}\n"))
         upload, mine = (f"content-type: {kind}", f"content-length: {len(body)}"), owner(api.key)
@@ -151,8 +219,16 @@ class TestBodies:
         assert api.ask("POST", "/v1/files", body, headers={"content-type": kind}).status == 200
 
     def test_nothing_is_held_once_it_is_answered(self, api: Api) -> None:
-        for body in (b"{", b'{"input_file_id":"x","endpoint":"/v1/rerank","completion_window":"24h"}'):
-            assert api.ask("POST", "/v1/batches", body, headers={"content-type": "application/json"}).status == 400
+        for body in (
+            b"{",
+            b'{"input_file_id":"x","endpoint":"/v1/rerank","completion_window":"24h"}',
+        ):
+            assert (
+                api.ask(
+                    "POST", "/v1/batches", body, headers={"content-type": "application/json"}
+                ).status
+                == 400
+            )
         wait_until(lambda: budget.bodies.held(owner(api.key)) == 0, timeout=10)
 
 
@@ -172,7 +248,9 @@ class TestAnswers:
         # Short requests of the same account go on, and downloads of another.
         assert api.ask("GET", "/v1/files").status == 200
         other = Api(api.port, new_key())
-        assert other.ask("GET", f"/v1/files/{other.upload(bytes(2 * MiB))['id']}/content").body == bytes(2 * MiB)
+        assert other.ask(
+            "GET", f"/v1/files/{other.upload(bytes(2 * MiB))['id']}/content"
+        ).body == bytes(2 * MiB)
         for client in unread:
             client.close()
         wait_until(lambda: budget.answers.held(mine) == 0, timeout=10)
@@ -185,7 +263,10 @@ class TestAnswers:
         mine = owner(api.key)
         budget.answers.add(mine, 2 * MiB)
         try:
-            assert api.ask("POST", "/v1/schedules", {**SCHEDULE, "inbox": {}}).error["code"] == "answers_limit"
+            assert (
+                api.ask("POST", "/v1/schedules", {**SCHEDULE, "inbox": {}}).error["code"]
+                == "answers_limit"
+            )
         finally:
             budget.answers.give_back(mine, 2 * MiB)
         assert api.ask("GET", "/v1/schedules").json["data"] == []
@@ -203,7 +284,9 @@ class TestAnswers:
 class TestPortions:
     """A list is the same bytes whether it is made at once or a portion at a time."""
 
-    def whole_and_in_portions(self, api: Api, monkeypatch: pytest.MonkeyPatch, room: Any, path: str) -> list[Any]:
+    def whole_and_in_portions(
+        self, api: Api, monkeypatch: pytest.MonkeyPatch, room: Any, path: str
+    ) -> list[Any]:
         found = []
         for portion in (100, 2):
             monkeypatch.setattr(room, "PORTION", portion)
@@ -218,22 +301,36 @@ class TestPortions:
         for _ in range(5):
             api.upload()
         assert self.whole_and_in_portions(api, monkeypatch, files, "/v1/files") == [False, 5]
-        assert self.whole_and_in_portions(api, monkeypatch, files, "/v1/files?limit=4&order=asc") == [True, 4]
+        assert self.whole_and_in_portions(
+            api, monkeypatch, files, "/v1/files?limit=4&order=asc"
+        ) == [True, 4]
         assert self.whole_and_in_portions(api, monkeypatch, files, "/v1/files?limit=3") == [True, 3]
 
     def test_batches(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-        body = {"input_file_id": api.upload()["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        body = {
+            "input_file_id": api.upload()["id"],
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+        }
         for _ in range(5):
             api.ask("POST", "/v1/batches", body)
-        assert self.whole_and_in_portions(api, monkeypatch, batches, "/v1/batches?limit=4") == [True, 4]
+        assert self.whole_and_in_portions(api, monkeypatch, batches, "/v1/batches?limit=4") == [
+            True,
+            4,
+        ]
         assert self.whole_and_in_portions(api, monkeypatch, batches, "/v1/batches") == [False, 5]
 
     def test_schedules_and_their_runs(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         made = [schedule(api, inbox={"on_empty": "skip"}, overlap="allow") for _ in range(3)]
-        assert self.whole_and_in_portions(api, monkeypatch, schedules, "/v1/schedules") == [False, 3]
+        assert self.whole_and_in_portions(api, monkeypatch, schedules, "/v1/schedules") == [
+            False,
+            3,
+        ]
         for _ in range(3):
             api.ask("POST", f"/v1/schedules/{made[0]}/run")
-        assert self.whole_and_in_portions(api, monkeypatch, schedules, f"/v1/schedules/{made[0]}/runs?limit=3") == [False, 3]
+        assert self.whole_and_in_portions(
+            api, monkeypatch, schedules, f"/v1/schedules/{made[0]}/runs?limit=3"
+        ) == [False, 3]
 
 
 class TestConnections:
@@ -244,7 +341,9 @@ class TestConnections:
     def test_the_one_that_rested_longest_makes_way(self, api: Api, opened: ExitStack) -> None:
         clients = []
         for _ in range(4):
-            clients.append(opened.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=30)))
+            clients.append(
+                opened.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=30))
+            )
             clients[-1].sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
             assert answered(clients[-1])[0] == 200
         assert clients[0].recv(1) == b""
@@ -252,17 +351,27 @@ class TestConnections:
             client.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
             assert answered(client)[0] == 200
 
-    def test_one_too_many_beside_requests_that_are_answered_is_503(self, api: Api, opened: ExitStack) -> None:
+    def test_one_too_many_beside_requests_that_are_answered_is_503(
+        self, api: Api, opened: ExitStack
+    ) -> None:
         path, mine = f"/v1/schedules/{schedule(api)}/requests", owner(api.key)
         for _ in range(3):
             begin(api, opened, "POST", path, "content-length: 100", sent=b"[")
         wait_until(lambda: budget.bodies.held(mine) == 300, timeout=10)
-        status, error, head = answered(opened.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=30)))
-        assert (status, error["type"], error["code"]) == (503, "server_error", "service_unavailable")
+        status, error, head = answered(
+            opened.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=30))
+        )
+        assert (status, error["type"], error["code"]) == (
+            503,
+            "server_error",
+            "service_unavailable",
+        )
         assert b"retry-after: 5\r\n" in head
 
 
-def test_a_long_answer_reaches_the_connection_in_slices(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_answer_reaches_the_connection_in_slices(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(middleware, "SLICE", 100)
     for _ in range(3):
         api.upload()

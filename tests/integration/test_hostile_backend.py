@@ -1,4 +1,5 @@
-"""A model server that misbehaves at a whole batch: what failed is billed nothing, and the worker neither grows nor stops.
+"""A model server that misbehaves at a whole batch: what failed is billed nothing, and the worker
+neither grows nor stops.
 
 XALEN_TEST_OUTAGE has the server broken for so many seconds.
 """
@@ -66,9 +67,23 @@ def invoiced(batch: Batch) -> object:
         (hostile.huge, "longer than 1048576 bytes"),
         (reply(BOMB, content_encoding="gzip"), "longer than 1048576 bytes"),
     ],
-    ids=["500", "502", "html", "empty", "cut json", "cut body", "closed", "reset", "10 MB", "1 GB", "zip bomb"],
+    ids=[
+        "500",
+        "502",
+        "html",
+        "empty",
+        "cut json",
+        "cut body",
+        "closed",
+        "reset",
+        "10 MB",
+        "1 GB",
+        "zip bomb",
+    ],
 )
-def test_every_line_fails_is_billed_nothing_and_memory_is_flat(engine: Engine, server: Hostile, answer: Answer, said: str) -> None:
+def test_every_line_fails_is_billed_nothing_and_memory_is_flat(
+    engine: Engine, server: Hostile, answer: Answer, said: str
+) -> None:
     server.answer = answer
     batch = live_batch(8)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -78,7 +93,9 @@ def test_every_line_fails_is_billed_nothing_and_memory_is_flat(engine: Engine, s
     errors = lines_of(batch.id, FilePart.ERROR)
     assert [line["custom_id"] for line in errors] == [f"line-{n}" for n in range(8)]
     told = [line["error"] or line["response"]["body"]["error"] for line in errors]
-    assert all("was not billed" in error["message"] and said in error["message"] for error in told), told[0]
+    assert all(
+        "was not billed" in error["message"] and said in error["message"] for error in told
+    ), told[0]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 96 * 1024  # KiB
 
 
@@ -101,8 +118,17 @@ def test_a_storm_of_429_delays_and_fails_nothing(engine: Engine, server: Hostile
     assert charged(batch.id) == invoiced(batch) > 0
 
 
-def test_a_backend_that_is_broken_and_comes_back(engine: Engine, server: Hostile, configure: Callable[..., None]) -> None:
-    configure(max_attempts=1_000, retry_base=0.01, retry_cap=0.05, circuit_pause=0.1, circuit_failures=5, flush_interval=0.05)
+def test_a_backend_that_is_broken_and_comes_back(
+    engine: Engine, server: Hostile, configure: Callable[..., None]
+) -> None:
+    configure(
+        max_attempts=1_000,
+        retry_base=0.01,
+        retry_cap=0.05,
+        circuit_pause=0.1,
+        circuit_failures=5,
+        flush_interval=0.05,
+    )
     broken = True
 
     async def answer(writer: asyncio.StreamWriter) -> None:
@@ -138,8 +164,12 @@ def test_an_answer_that_takes_longer_than_the_lease_is_asked_for_once(
     assert len(server.seen) == 3
 
 
-@pytest.mark.parametrize("count", ["-1", "1e308", "1" + "0" * 400, '"12"', "null", "[]", "NaN", "1.5", "true"])
-def test_a_usage_that_cannot_be_is_not_billed_as_it_is_said(engine: Engine, server: Hostile, count: str) -> None:
+@pytest.mark.parametrize(
+    "count", ["-1", "1e308", "1" + "0" * 400, '"12"', "null", "[]", "NaN", "1.5", "true"]
+)
+def test_a_usage_that_cannot_be_is_not_billed_as_it_is_said(
+    engine: Engine, server: Hostile, count: str
+) -> None:
     server.answer = reply(
         b'{"id":"x","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"Soon."}}],'
         b'"usage":{"prompt_tokens":%b,"completion_tokens":%b}}' % (count.encode(), count.encode())

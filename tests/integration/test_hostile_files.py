@@ -1,4 +1,6 @@
-"""Every hostile file through the API, validation and the engine: it fails or runs as it should, and nothing else is touched."""
+"""Every hostile file through the API, validation and the engine: it fails or runs as it should, and
+nothing else is touched.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -48,7 +50,11 @@ def work(api: Api, configure: Callable[..., None], tmp_path: Path) -> Iterator[C
 def submitted(api: Api, case: HostileFile) -> str:
     file = api.upload(case.content)
     assert file["bytes"] == len(case.content)
-    batch = api.ask("POST", "/v1/batches", {"input_file_id": file["id"], "endpoint": case.endpoint, "completion_window": "24h"})
+    batch = api.ask(
+        "POST",
+        "/v1/batches",
+        {"input_file_id": file["id"], "endpoint": case.endpoint, "completion_window": "24h"},
+    )
     assert batch.status == 200, (case.name, batch.body)
     return str(batch.json["id"])
 
@@ -62,7 +68,9 @@ def outcome(api: Api, batch_id: str) -> tuple[list[tuple[str, int | None]], dict
     for part in ("output", "errors"):
         for raw in api.ask("GET", f"/v1/batches/{batch_id}/{part}").body.splitlines():
             line = json.loads(raw)
-            found[line["custom_id"]] = line["response"]["status_code"] if line["response"] else line["error"]["code"]
+            found[line["custom_id"]] = (
+                line["response"]["status_code"] if line["response"] else line["error"]["code"]
+            )
     assert batch["request_counts"]["total"] == len(found)
     return errors, found
 
@@ -77,7 +85,12 @@ def test_every_hostile_file_comes_to_what_it_should(api: Api, work: Callable[[],
     def all_have_ended() -> bool:
         work()
         with db.reading() as session:
-            return session.scalar(select(func.count()).select_from(Batch).where(Batch.status.not_in(TERMINAL))) == 0
+            return (
+                session.scalar(
+                    select(func.count()).select_from(Batch).where(Batch.status.not_in(TERMINAL))
+                )
+                == 0
+            )
 
     wait_until(all_have_ended, timeout=300)
     wrong = {}
@@ -89,5 +102,12 @@ def test_every_hostile_file_comes_to_what_it_should(api: Api, work: Callable[[],
     with db.reading() as session:
         # What failed ran nothing and cost nothing.
         succeeded = sum(status == 200 for case in FILES for status in case.lines.values())
-        assert session.scalar(select(func.count()).select_from(Result).where(Result.amount.is_not(None))) == succeeded
-        assert session.scalar(select(func.count()).select_from(Invoice)) == sum(not case.errors for case in FILES)
+        assert (
+            session.scalar(
+                select(func.count()).select_from(Result).where(Result.amount.is_not(None))
+            )
+            == succeeded
+        )
+        assert session.scalar(select(func.count()).select_from(Invoice)) == sum(
+            not case.errors for case in FILES
+        )

@@ -1,4 +1,6 @@
-"""Every hostile request on a real connection: the answer it should get, in the API's envelope, and nothing that was there is changed."""
+"""Every hostile request on a real connection: the answer it should get, in the API's envelope, and
+nothing that was there is changed.
+"""
 
 import http.client
 import json
@@ -36,15 +38,19 @@ class Hostile(NamedTuple):
 @pytest.fixture
 def hostile(api: Api) -> Hostile:
     file = api.upload(b"{}\n")["id"]
-    batch = api.ask("POST", "/v1/batches", {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}).json[
-        "id"
-    ]
+    batch = api.ask(
+        "POST",
+        "/v1/batches",
+        {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"},
+    ).json["id"]
     with db.transaction() as session:
         other = factories.caller(session)
         their_file = factories.input_file(session, other, b"{}\n")
         their_batch = factories.batch(session, other, their_file)
         mine = factories.accounts.authenticate(session, api.key)
-        live = factories.caller(session, session.get_one(factories.Account, mine.account_id), livemode=True)
+        live = factories.caller(
+            session, session.get_one(factories.Account, mine.account_id), livemode=True
+        )
         live_file = factories.input_file(session, live, b"{}\n")
     known = {
         "file": file,
@@ -60,11 +66,16 @@ def hostile(api: Api) -> Hostile:
 def fingerprint() -> list[Any]:
     """All that is committed, and all that is stored."""
     digests = " UNION ALL ".join(
-        f"SELECT '{name}', md5(coalesce(string_agg(md5(row::text), '' ORDER BY md5(row::text)), '')) FROM {name} row" for name in UNTOUCHED
+        f"SELECT '{name}', md5(coalesce(string_agg(md5(row::text), '' ORDER BY md5(row::text)),"
+        f" '')) FROM {name} row"
+        for name in UNTOUCHED
     )
     stored = [path for path in Path(urlparse(settings().storage).path).rglob("*") if path.is_file()]
     with db.reading() as session:
-        return [*session.execute(text(digests)).all(), sorted((path.name, path.stat().st_size) for path in stored)]
+        return [
+            *session.execute(text(digests)).all(),
+            sorted((path.name, path.stat().st_size) for path in stored),
+        ]
 
 
 def problems(request: HostileRequest, answer: Answer) -> list[str]:
@@ -86,8 +97,12 @@ def problems(request: HostileRequest, answer: Answer) -> list[str]:
         if set(error) != {"message", "type", "param", "code"} or not error["message"]:
             found.append(f"an envelope of its own: {error}")
         # What is no HTTP is not what most of them are about.
-        if error["code"] != request.code and (request.code is not None or error["code"] == "invalid_http"):
-            found.append(f"code {error['code']} in place of {request.code}: {error['message'][:100]}")
+        if error["code"] != request.code and (
+            request.code is not None or error["code"] == "invalid_http"
+        ):
+            found.append(
+                f"code {error['code']} in place of {request.code}: {error['message'][:100]}"
+            )
     return found
 
 
@@ -119,9 +134,14 @@ def test_every_hostile_request_gets_its_answer_and_changes_nothing(hostile: Host
 @pytest.mark.parametrize(("sent", "kept"), FILE_NAMES.items(), ids=lambda name: repr(name)[:30])
 def test_a_hostile_file_name_is_a_name_and_nothing_else(api: Api, sent: bytes, kept: str) -> None:
     body = part("file", b"{}\n", filename=sent) + PURPOSE + END
-    file = api.ask("POST", "/v1/files", body, headers={"content-type": "multipart/form-data; boundary=edge"}).json
+    file = api.ask(
+        "POST", "/v1/files", body, headers={"content-type": "multipart/form-data; boundary=edge"}
+    ).json
     assert file["filename"] == kept
-    asked = f"GET /v1/files/{file['id']}/content HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {api.key}\r\n\r\n"
+    asked = (
+        f"GET /v1/files/{file['id']}/content HTTP/1.1\r\nhost: x\r\nauthorization: Bearer"
+        f" {api.key}\r\n\r\n"
+    )
     answer = exchange(api.port, asked.encode())
     assert {name.lower() for name, _ in answer.headers} - {"date", "server"} == {
         "content-disposition", "content-length", "content-type", "x-content-type-options", "x-request-id",
@@ -137,9 +157,13 @@ def test_a_hostile_file_name_is_a_name_and_nothing_else(api: Api, sent: bytes, k
     assert answer.body == b"{}\n"
 
 
-def test_a_line_break_in_a_file_name_ends_the_header_and_the_form_is_refused_or_cut(api: Api) -> None:
+def test_a_line_break_in_a_file_name_ends_the_header_and_the_form_is_refused_or_cut(
+    api: Api,
+) -> None:
     body = part("file", b"{}\n", filename=b'a"\r\nset-cookie: x=1\r\nx: "') + PURPOSE + END
-    answer = api.ask("POST", "/v1/files", body, headers={"content-type": "multipart/form-data; boundary=edge"})
+    answer = api.ask(
+        "POST", "/v1/files", body, headers={"content-type": "multipart/form-data; boundary=edge"}
+    )
     assert (answer.status, answer.json["filename"]) == (200, "a")
     assert "set-cookie" not in api.ask("GET", f"/v1/files/{answer.json['id']}/content").headers
 
@@ -149,12 +173,19 @@ def test_a_cursor_of_another_account_shows_nothing_of_theirs(hostile: Hostile) -
         other = hostile.names[b"{their_%b}" % kind.encode()].decode()
         path = "/v1/files" if kind == "file" else "/v1/batches"
         for order in ("asc", "desc") if kind == "file" else ("desc",):
-            shown = hostile.api.ask("GET", f"{path}?after={other}" + (f"&order={order}" if kind == "file" else "")).json["data"]
-            assert {item["id"] for item in shown} <= {hostile.names[b"{%b}" % kind.encode()].decode()}
+            shown = hostile.api.ask(
+                "GET", f"{path}?after={other}" + (f"&order={order}" if kind == "file" else "")
+            ).json["data"]
+            assert {item["id"] for item in shown} <= {
+                hostile.names[b"{%b}" % kind.encode()].decode()
+            }
 
 
 def test_a_wrong_body_is_not_asked_for_before_it_is_known_who_sends_it(api: Api) -> None:
-    head = b"POST /v1/files HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 1000000\r\ncontent-type: multipart/form-data; boundary=e\r\n\r\n"
+    head = (
+        b"POST /v1/files HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length:"
+        b" 1000000\r\ncontent-type: multipart/form-data; boundary=e\r\n\r\n"
+    )
     answer = exchange(api.port, head)
     assert answer.status == 401
 
@@ -162,7 +193,9 @@ def test_a_wrong_body_is_not_asked_for_before_it_is_known_who_sends_it(api: Api)
 def test_a_second_request_on_the_connection_is_answered_after_the_first(api: Api) -> None:
     asked = f"GET /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {api.key}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", api.port), timeout=PATIENCE) as connection:
-        connection.sendall(asked * 50 + b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        connection.sendall(
+            asked * 50 + b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        )
         received = b""
         while chunk := connection.recv(65_536):
             received += chunk

@@ -1,4 +1,6 @@
-"""Both HTTP clients against raw sockets: what a backend may rely on, whichever way leads to its server."""
+"""Both HTTP clients against raw sockets: what a backend may rely on, whichever way leads to its
+server.
+"""
 
 import asyncio
 import gzip
@@ -16,7 +18,15 @@ from tests.waiting import PATIENCE
 from xalen_batch.backends.buffer import READ_BYTES, Buffer
 from xalen_batch.backends.clients.choose import client_for
 from xalen_batch.backends.clients.connection import HEAD_BYTES, Connection
-from xalen_batch.backends.clients.contract import AnswerTooLong, Client, Limits, NoReply, NotConnected, Reply, TimedOut
+from xalen_batch.backends.clients.contract import (
+    AnswerTooLong,
+    Client,
+    Limits,
+    NoReply,
+    NotConnected,
+    Reply,
+    TimedOut,
+)
 from xalen_batch.backends.clients.full import FullClient
 from xalen_batch.backends.clients.plain import PlainClient
 
@@ -39,7 +49,9 @@ def make(request: pytest.FixtureRequest) -> Make:
     return made
 
 
-def play(make: Make, act: Callable[[Client, Hostile], Awaitable[None]], limits: Limits = LIMITS) -> Hostile:
+def play(
+    make: Make, act: Callable[[Client, Hostile], Awaitable[None]], limits: Limits = LIMITS
+) -> Hostile:
     """Run `act` with a client of a server that misbehaves as told, and return that server."""
 
     async def main() -> Hostile:
@@ -80,17 +92,28 @@ def test_a_request_has_its_path_headers_id_and_body(make: Make) -> None:
 
 def test_status_body_and_headers_come_back(make: Make) -> None:
     found = ask(make, reply(b"[1]", "429 Too Many", Retry_After="7"))
-    assert (found.status, found.body, found.header("retry-after"), found.header("x-none")) == (429, b"[1]", "7", None)
+    assert (found.status, found.body, found.header("retry-after"), found.header("x-none")) == (
+        429,
+        b"[1]",
+        "7",
+        None,
+    )
 
 
 @pytest.mark.parametrize(
     "encoded",
     [
-        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\n\r\n",
+        (
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding:"
+            b" chunked\r\n\r\n3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\n\r\n"
+        ),
         b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nabcdefg",
         b"HTTP/1.0 200 OK\r\n\r\nabcdefg",
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nabcdefg",
-        b"HTTP/1.1 103 Early Hints\r\nlink: <x>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nabcdefg",
+        (
+            b"HTTP/1.1 103 Early Hints\r\nlink: <x>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length:"
+            b" 7\r\n\r\nabcdefg"
+        ),
     ],
 )
 def test_every_way_to_end_an_answer_is_understood(make: Make, encoded: bytes) -> None:
@@ -126,7 +149,12 @@ def test_a_connection_is_used_again_and_none_is_shared(make: Make) -> None:
 
         server.answer = slow
         for _ in range(5):
-            assert [found.body for found in await asyncio.gather(*(client.post("/x", b"{}", "r") for _ in range(4)))] == [GOOD] * 4
+            assert [
+                found.body
+                for found in await asyncio.gather(
+                    *(client.post("/x", b"{}", "r") for _ in range(4))
+                )
+            ] == [GOOD] * 4
 
     play(make, act)
     assert len(writers) == 4
@@ -142,14 +170,17 @@ def test_a_connection_that_the_server_closed_while_it_was_idle_is_replaced() -> 
 
         server.answer = once
         await client.post("/x", b"{}", "req_1")
-        # Still kept by the client: it learns of the end when it has sent the next request, or just before.
+        # Still kept by the client: it learns of the end when it has sent the next request, or just
+        # before.
         open_[0].transport.abort()
         assert (await client.post("/x", b"{}", "req_2")).body == GOOD
 
     play(plain, act)
 
 
-def test_a_server_that_closes_every_connection_without_a_word_is_not_asked_for_ever(make: Make) -> None:
+def test_a_server_that_closes_every_connection_without_a_word_is_not_asked_for_ever(
+    make: Make,
+) -> None:
     async def act(client: Client, server: Hostile) -> None:
         server.answer = raw(b"")
         with pytest.raises(NoReply):
@@ -213,7 +244,12 @@ def test_an_answer_that_was_compressed_unasked_is_understood() -> None:
 
 @pytest.mark.parametrize(
     ("body", "encoding"),
-    [(b"not gzip", "gzip"), (gzip.compress(GOOD, mtime=0)[:-12], "gzip"), (b"\x0b\x02\x80abc\x03", "br"), (b"(\xb5/\xfd", "zstd")],
+    [
+        (b"not gzip", "gzip"),
+        (gzip.compress(GOOD, mtime=0)[:-12], "gzip"),
+        (b"\x0b\x02\x80abc\x03", "br"),
+        (b"(\xb5/\xfd", "zstd"),
+    ],
 )
 def test_what_cannot_be_decompressed_is_no_answer(body: bytes, encoding: str) -> None:
     with pytest.raises(NoReply):
@@ -231,9 +267,13 @@ SKIPPED_BY_FULL = ("1xx answers", "1xx answers with headers", "a chunk's size")
 
 
 @pytest.mark.parametrize(
-    ("make", "way"), [(plain, way) for way in ENDLESS] + [(full, way) for way in ENDLESS if way not in SKIPPED_BY_FULL]
+    ("make", "way"),
+    [(plain, way) for way in ENDLESS]
+    + [(full, way) for way in ENDLESS if way not in SKIPPED_BY_FULL],
 )
-def test_an_answer_without_end_is_given_up_after_a_bounded_number_of_bytes(make: Make, way: str) -> None:
+def test_an_answer_without_end_is_given_up_after_a_bounded_number_of_bytes(
+    make: Make, way: str
+) -> None:
     async def act(client: Client, server: Hostile) -> None:
         server.answer = hostile.endless(way)
         (outcome,) = await asyncio.gather(client.post("/x", b"{}", "req_1"), return_exceptions=True)
@@ -260,7 +300,11 @@ def test_what_the_kept_library_skips_without_end_takes_its_time_and_no_memory(wa
 
 def test_a_body_in_chunks_of_two_bytes_takes_no_more_than_a_few_times_its_size(make: Make) -> None:
     count = 20_000
-    encoded = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + b"2\r\nab\r\n" * count + b"0\r\n\r\n"
+    encoded = (
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+        + b"2\r\nab\r\n" * count
+        + b"0\r\n\r\n"
+    )
     tracemalloc.start()
     try:
         assert ask(make, raw(encoded)).body == b"ab" * count
@@ -278,7 +322,9 @@ def test_more_headers_than_any_server_sends_end_the_connection(make: Make) -> No
 def test_an_answer_that_announces_more_than_the_cap_is_refused_at_its_head() -> None:
     async def act(client: Client, server: Hostile) -> None:
         async def announced(writer: asyncio.StreamWriter) -> None:
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (LIMITS.answer_bytes + 1))
+            writer.write(
+                b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (LIMITS.answer_bytes + 1)
+            )
             with pytest.raises(AnswerTooLong):
                 await asked
 
@@ -290,7 +336,14 @@ def test_an_answer_that_announces_more_than_the_cap_is_refused_at_its_head() -> 
     play(plain, act)
 
 
-@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", b"HTTP/1.1 408 Request Timeout\r\n\r\n"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 408 Request Timeout\r\n\r\n",
+    ],
+)
 def test_a_server_that_answers_or_closes_before_the_request_is_sent_is_noticed(said: bytes) -> None:
     """Without waiting for the request's time."""
 
@@ -309,7 +362,9 @@ def test_a_server_that_answers_or_closes_before_the_request_is_sent_is_noticed(s
 
     async def main() -> None:
         async with await asyncio.start_server(too_early, "127.0.0.1", 0) as server:
-            client = Slow(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", {}, LIMITS, Buffer())
+            client = Slow(
+                f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", {}, LIMITS, Buffer()
+            )
             with pytest.raises(NoReply) as raised:
                 await client.post("/x", b"{}", "req_1")
             assert not isinstance(raised.value, TimedOut)
@@ -319,13 +374,17 @@ def test_a_server_that_answers_or_closes_before_the_request_is_sent_is_noticed(s
 
 
 @pytest.mark.parametrize("is_compressed", [False, True])
-def test_answers_that_come_together_are_read_within_the_buffer(make: Make, is_compressed: bool) -> None:
+def test_answers_that_come_together_are_read_within_the_buffer(
+    make: Make, is_compressed: bool
+) -> None:
     most, size, count = 300_000, 1_000_000, 8
     body = b" " * size
     held: list[int] = []
 
     async def act(client: Client, server: Hostile) -> None:
-        server.answer = reply(gzip.compress(body), content_encoding="gzip") if is_compressed else reply(body)
+        server.answer = (
+            reply(gzip.compress(body), content_encoding="gzip") if is_compressed else reply(body)
+        )
         buffer: Buffer = client._buffer  # type: ignore[attr-defined]
         buffer.most = most
 
@@ -426,7 +485,11 @@ def test_giving_up_closes_the_connection_and_leaves_the_others(make: Make) -> No
         ("http://gpu.internal/v1?api-version=1", {}, FullClient),
         ("http://gpu.internal:8000/v1", {"HTTP_PROXY": "http://proxy:3128"}, FullClient),
         ("http://gpu.internal:8000/v1", {"ALL_PROXY": "http://proxy:3128"}, FullClient),
-        ("http://gpu.internal:8000/v1", {"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": ".internal"}, PlainClient),
+        (
+            "http://gpu.internal:8000/v1",
+            {"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": ".internal"},
+            PlainClient,
+        ),
         ("http://127.0.0.1:8000/v1", {"HTTP_PROXY": "http://proxy:3128"}, PlainClient),
         ("http://localhost:8000/v1", {"HTTP_PROXY": "http://proxy:3128"}, PlainClient),
     ],

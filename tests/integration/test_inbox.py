@@ -46,7 +46,9 @@ def add(schedule: Schedule, *lines: tuple[str, bytes]) -> Added:
 
 
 def begin(session: Session, schedule: Schedule, day: int = 25) -> ScheduleRun:
-    columns = runs.blank(schedule, datetime(2026, 11, day, 1, 30, tzinfo=UTC), Trigger.SCHEDULE, RunState.WAITING)
+    columns = runs.blank(
+        schedule, datetime(2026, 11, day, 1, 30, tzinfo=UTC), Trigger.SCHEDULE, RunState.WAITING
+    )
     run = ScheduleRun(**columns)
     session.add(run)
     session.flush()
@@ -61,7 +63,9 @@ def seal(schedule: Schedule, day: int = 25) -> tuple[UUID, int]:
 
 def waiting(schedule: Schedule) -> list[str]:
     with db.transaction() as session:
-        rows = select(InboxRequest.custom_id).where(InboxRequest.schedule_id == schedule.id, InboxRequest.run_id.is_(None))
+        rows = select(InboxRequest.custom_id).where(
+            InboxRequest.schedule_id == schedule.id, InboxRequest.run_id.is_(None)
+        )
         return list(session.scalars(rows.order_by(InboxRequest.id)))
 
 
@@ -70,7 +74,9 @@ def content(run_id: UUID) -> bytes:
 
 
 class TestAdding:
-    def test_the_same_request_again_is_known_and_another_under_its_name_is_refused(self, schedule: Schedule) -> None:
+    def test_the_same_request_again_is_known_and_another_under_its_name_is_refused(
+        self, schedule: Schedule
+    ) -> None:
         assert add(schedule, ("a", b"1"), ("b", b"2")) == Added(accepted=2, known=0, pending=2)
         assert add(schedule, ("b", b"2"), ("c", b"3")) == Added(accepted=1, known=1, pending=3)
         with pytest.raises(InvalidRequest, match="custom_id 'b' waits") as refused:
@@ -83,13 +89,22 @@ class TestAdding:
             other = factories.schedule(session, owner)
         assert add(schedule, ("a", b"1")).accepted == add(other, ("a", b"2")).accepted == 1
         with db.transaction() as session:
-            assert inbox.pending(session, [schedule.id, other.id, owner.account_id]) == {schedule.id: 1, other.id: 1, owner.account_id: 0}
+            assert inbox.pending(session, [schedule.id, other.id, owner.account_id]) == {
+                schedule.id: 1,
+                other.id: 1,
+                owner.account_id: 0,
+            }
 
-    def test_no_more_wait_than_one_batch_can_have(self, schedule: Schedule, configure: Callable[..., None]) -> None:
+    def test_no_more_wait_than_one_batch_can_have(
+        self, schedule: Schedule, configure: Callable[..., None]
+    ) -> None:
         configure(max_batch_lines=2)
         add(schedule, ("a", b"1"), ("b", b"2"))
         assert add(schedule, ("a", b"1")) == Added(accepted=0, known=1, pending=2)
-        with pytest.raises(InvalidRequest, match=rf"{ids.render('sched', schedule.id)} has 2 requests.*run the schedule now") as refused:
+        with pytest.raises(
+            InvalidRequest,
+            match=rf"{ids.render('sched', schedule.id)} has 2 requests.*run the schedule now",
+        ) as refused:
             add(schedule, ("a", b"1"), ("c", b"3"))
         assert refused.value.code == "inbox_full"
         assert waiting(schedule) == ["a", "b"]
@@ -116,7 +131,9 @@ class TestSealing:
         assert seal(schedule, 26)[1] == 1
         assert seal(schedule, 27)[1] == 0
 
-    def test_what_does_not_fit_in_one_batch_waits_for_the_next(self, schedule: Schedule, configure: Callable[..., None]) -> None:
+    def test_what_does_not_fit_in_one_batch_waits_for_the_next(
+        self, schedule: Schedule, configure: Callable[..., None]
+    ) -> None:
         add(schedule, *((f"{number}", b"12345") for number in range(10)))
         configure(max_batch_lines=4)
         assert seal(schedule, 25)[1] == 4
@@ -136,7 +153,9 @@ class TestSealing:
             session.rollback()
         assert waiting(schedule) == ["a"]
 
-    def test_a_request_that_arrives_while_it_is_sealed_is_for_the_next_run(self, schedule: Schedule) -> None:
+    def test_a_request_that_arrives_while_it_is_sealed_is_for_the_next_run(
+        self, schedule: Schedule
+    ) -> None:
         add(schedule, ("a", b"1"))
         with db.transaction() as sealing:
             run = begin(sealing, schedule)
@@ -146,7 +165,9 @@ class TestSealing:
         assert content(run.id) == b"1\n"
         assert waiting(schedule) == ["b"]
 
-    @pytest.mark.parametrize(("commits", "expected"), [(True, Added(1, 0, 1)), (False, Added(0, 1, 1))])
+    @pytest.mark.parametrize(
+        ("commits", "expected"), [(True, Added(1, 0, 1)), (False, Added(0, 1, 1))]
+    )
     def test_the_same_request_sent_while_it_is_sealed_waits_for_what_becomes_of_it(
         self, schedule: Schedule, commits: bool, expected: Added
     ) -> None:
@@ -177,7 +198,9 @@ class TestSealing:
         assert add(schedule, ("a", b"other"), ("b", b"2")) == Added(accepted=2, known=0, pending=2)
         assert sealed == [1]
 
-    def test_what_was_acknowledged_is_in_one_run_or_waits_however_the_two_meet(self, schedule: Schedule) -> None:
+    def test_what_was_acknowledged_is_in_one_run_or_waits_however_the_two_meet(
+        self, schedule: Schedule
+    ) -> None:
         """Eight who send, and fires between them, some of which are rolled back."""
         acknowledged: list[str] = []
         over = threading.Event()
@@ -195,7 +218,9 @@ class TestSealing:
                 try:
                     with db.transaction() as session:
                         at = datetime(2026, 1, 1, tzinfo=UTC).replace(microsecond=day)
-                        run = ScheduleRun(**runs.blank(schedule, at, Trigger.SCHEDULE, RunState.WAITING))
+                        run = ScheduleRun(
+                            **runs.blank(schedule, at, Trigger.SCHEDULE, RunState.WAITING)
+                        )
                         session.add(run)
                         inbox.seal(session, schedule, run)
                         if day % 3 == 0:
@@ -233,7 +258,9 @@ def lines_of(run_id: UUID) -> list[str]:
 
 
 class TestReading:
-    def test_pages_are_bounded_and_leave_out_nothing(self, schedule: Schedule, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_pages_are_bounded_and_leave_out_nothing(
+        self, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         lines = [(f"{number}", b"%d" % number * (number % 7 + 1)) for number in range(100)]
         add(schedule, *lines, ("long", b"x" * 500))
         run_id, _ = seal(schedule)
@@ -273,23 +300,38 @@ class TestCollecting:
     @pytest.fixture
     def send(self, owner: Owner, schedule: Schedule) -> Iterator[Callable[..., Added]]:
         def send(body: Any, kind: Any = "json", to: Schedule = schedule) -> Added:
-            sent = collecting.check(owner, to, body if isinstance(body, bytes) else json.dumps(body).encode(), kind)
+            sent = collecting.check(
+                owner, to, body if isinstance(body, bytes) else json.dumps(body).encode(), kind
+            )
             with db.transaction() as session:
                 return collecting.collect(session, to, sent)
 
         return send
 
-    def test_one_request_a_list_or_an_object_of_them_may_be_sent(self, send: Callable[..., Added], schedule: Schedule) -> None:
+    def test_one_request_a_list_or_an_object_of_them_may_be_sent(
+        self, send: Callable[..., Added], schedule: Schedule
+    ) -> None:
         assert send(chat_line("a")) == Added(1, 0, 1)
         assert send([chat_line("b"), chat_line("c")]) == Added(2, 0, 3)
         assert send({"requests": [chat_line("d")]}) == Added(1, 0, 4)
-        assert send(factories.jsonl([chat_line("e"), chat_line("f")]).replace(b"\n", b"\r\n\r\n"), "jsonl") == Added(2, 0, 6)
+        assert send(
+            factories.jsonl([chat_line("e"), chat_line("f")]).replace(b"\n", b"\r\n\r\n"), "jsonl"
+        ) == Added(2, 0, 6)
         assert waiting(schedule) == list("abcdef")
         run_id, _ = seal(schedule)
-        assert [json.loads(line) for line in content(run_id).splitlines()] == [chat_line(custom_id) for custom_id in "abcdef"]
+        assert [json.loads(line) for line in content(run_id).splitlines()] == [
+            chat_line(custom_id) for custom_id in "abcdef"
+        ]
 
-    def test_a_request_is_the_same_however_it_is_laid_out(self, send: Callable[..., Added], schedule: Schedule) -> None:
-        line = chat_line("a", 'Two  blanks, a "quote\\", a \n newline', temperature=0.10, seed=12345678901234567890)
+    def test_a_request_is_the_same_however_it_is_laid_out(
+        self, send: Callable[..., Added], schedule: Schedule
+    ) -> None:
+        line = chat_line(
+            "a",
+            'Two  blanks, a "quote\\", a \n newline',
+            temperature=0.10,
+            seed=12345678901234567890,
+        )
 
         def written(**options: Any) -> bytes:
             """With a number that would come out of a parser otherwise."""
@@ -300,7 +342,9 @@ class TestCollecting:
         assert send(written(indent=4)) == Added(0, 1, 1)
         assert send(b"\xef\xbb\xbf [\r\n" + written(indent="\t") + b"\n]\n") == Added(0, 1, 1)
         assert send(b'{"requests" : [ ' + compact + b" ] }") == Added(0, 1, 1)
-        assert send(b" " + written(separators=(" ,\t", "  : ")) + b" \r\n", "jsonl") == Added(0, 1, 1)
+        assert send(b" " + written(separators=(" ,\t", "  : ")) + b" \r\n", "jsonl") == Added(
+            0, 1, 1
+        )
         assert content(seal(schedule)[0]) == compact + b"\n"
 
     @pytest.mark.parametrize(
@@ -328,7 +372,14 @@ class TestCollecting:
         ],
     )  # fmt: skip
     def test_what_is_wrong_is_told_with_its_place_and_nothing_is_added(
-        self, send: Callable[..., Added], schedule: Schedule, body: Any, kind: str, code: str | None, param: str | None, told: str
+        self,
+        send: Callable[..., Added],
+        schedule: Schedule,
+        body: Any,
+        kind: str,
+        code: str | None,
+        param: str | None,
+        told: str,
     ) -> None:
         with pytest.raises(InvalidRequest, match=told) as refused:
             send(body, kind)
@@ -338,15 +389,25 @@ class TestCollecting:
     def test_a_model_without_a_price_is_refused_now_and_not_tonight(
         self, send: Callable[..., Added], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(collecting.batches, "offered", lambda *_: Terms({CHAT_MODEL: {"input": "1"}}, {CHAT_MODEL: "simulated"}))
-        with pytest.raises(InvalidRequest, match=f"Request 2 .*{RERANK_MODEL} has no price") as refused:
+        monkeypatch.setattr(
+            collecting.batches,
+            "offered",
+            lambda *_: Terms({CHAT_MODEL: {"input": "1"}}, {CHAT_MODEL: "simulated"}),
+        )
+        with pytest.raises(
+            InvalidRequest, match=f"Request 2 .*{RERANK_MODEL} has no price"
+        ) as refused:
             send([chat_line("a"), chat_line("b", model=RERANK_MODEL)])
         assert (refused.value.code, refused.value.param) == ("model_not_priced", "[1].body.model")
 
-    def test_a_schedule_that_will_not_run_them_takes_none(self, send: Callable[..., Added], owner: Owner) -> None:
+    def test_a_schedule_that_will_not_run_them_takes_none(
+        self, send: Callable[..., Added], owner: Owner
+    ) -> None:
         with db.transaction() as session:
             file = factories.input_file(session, owner, [chat_line("a")])  # type: ignore[arg-type]
-            of_a_file = factories.schedule(session, owner, input_file_id=ids.render("file", file.id))
+            of_a_file = factories.schedule(
+                session, owner, input_file_id=ids.render("file", file.id)
+            )
             ended = factories.schedule(session, owner)
             ended.aim(None)
         for to, code in ((of_a_file, "no_inbox"), (ended, "schedule_ended")):
@@ -354,7 +415,9 @@ class TestCollecting:
                 send(chat_line("a"), to=to)
             assert refused.value.code == code
 
-    def test_the_longest_blanks_and_strings_take_no_more_than_their_length(self, send: Callable[..., Added]) -> None:
+    def test_the_longest_blanks_and_strings_take_no_more_than_their_length(
+        self, send: Callable[..., Added]
+    ) -> None:
         with pytest.raises(InvalidRequest):
             send(b'{"custom_id": "' + b'\\"' * 2_000_000)
         with pytest.raises(InvalidRequest):
@@ -367,4 +430,11 @@ def test_a_full_inbox_is_sealed_in_one_statement_within_its_time(schedule: Sched
         add(schedule, *((f"{thousand}-{number}", line) for number in range(1000)))
     assert seal(schedule)[1] == 50_000
     with db.transaction() as session:
-        assert session.scalar(select(func.count()).select_from(InboxRequest).where(InboxRequest.run_id.is_not(None))) == 50_000
+        assert (
+            session.scalar(
+                select(func.count())
+                .select_from(InboxRequest)
+                .where(InboxRequest.run_id.is_not(None))
+            )
+            == 50_000
+        )

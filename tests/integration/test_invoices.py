@@ -44,12 +44,26 @@ def invoice_of(lines: list[Ran], **columns: Any) -> dict[str, Any]:
 
 
 def shown(invoice: dict[str, Any]) -> list[tuple[Any, ...]]:
-    return [(line["kind"], line["model"], line["component"], line["quantity"], line["reason"], line["amount"]) for line in invoice["lines"]]
+    return [
+        (
+            line["kind"],
+            line["model"],
+            line["component"],
+            line["quantity"],
+            line["reason"],
+            line["amount"],
+        )
+        for line in invoice["lines"]
+    ]
 
 
 def test_one_chat_line() -> None:
     invoice = invoice_of([Ran(Usage(1_234, 567))])
-    assert (invoice["subtotal"], invoice["discount"], invoice["total"]) == ("0.00004736", "-0.00002368", "0.00002368")
+    assert (invoice["subtotal"], invoice["discount"], invoice["total"]) == (
+        "0.00004736",
+        "-0.00002368",
+        "0.00002368",
+    )
 
 
 def test_a_chat_batch() -> None:
@@ -74,8 +88,13 @@ def test_a_rerank_batch_has_no_output_line() -> None:
 
 
 def test_models_of_one_batch_are_accounted_apart_with_one_discount() -> None:
-    invoice = invoice_of([Ran(Usage(100, 10)), Ran(Usage(1_000), RERANK_MODEL), Ran(Usage(100, 10))])
-    assert [(kind, model, component, quantity) for kind, model, component, quantity, *_ in shown(invoice)] == [
+    invoice = invoice_of(
+        [Ran(Usage(100, 10)), Ran(Usage(1_000), RERANK_MODEL), Ran(Usage(100, 10))]
+    )
+    assert [
+        (kind, model, component, quantity)
+        for kind, model, component, quantity, *_ in shown(invoice)
+    ] == [
         ("usage", RERANK_MODEL, "input", "1000"),
         ("usage", CHAT_MODEL, "input", "200"),
         ("usage", CHAT_MODEL, "output", "20"),
@@ -122,7 +141,11 @@ def test_a_batch_with_nothing_billed_has_an_invoice_of_zero() -> None:
 
 def test_the_discount_is_the_one_frozen_in_the_batch() -> None:
     invoice = invoice_of([Ran(Usage(1_000_000, 0))], discount_rate=Decimal("0.125"))
-    assert (invoice["lines"][1]["description"], invoice["discount"], invoice["total"]) == ("Batch discount, 12.5 %", "-0.0025", "0.0175")
+    assert (invoice["lines"][1]["description"], invoice["discount"], invoice["total"]) == (
+        "Batch discount, 12.5 %",
+        "-0.0025",
+        "0.0175",
+    )
 
 
 @pytest.mark.parametrize("livemode", [False, True])
@@ -136,19 +159,38 @@ def test_an_invoice_names_everything_and_holds_no_float() -> None:
     with db.transaction() as session:
         invoice = invoices.render(invoices.of_batch(session, batch))
     assert set(invoice) == {
-        *("id", "object", "status", "livemode", "payable", "account_id", "batch_id", "schedule", "currency", "issued_at"),
+        *(
+            "id",
+            "object",
+            "status",
+            "livemode",
+            "payable",
+            "account_id",
+            "batch_id",
+            "schedule",
+            "currency",
+            "issued_at",
+        ),
         *("lines", "subtotal", "discount", "total"),
     }
-    assert (invoice["object"], invoice["status"], invoice["currency"]) == ("invoice", "issued", "USD")
+    assert (invoice["object"], invoice["status"], invoice["currency"]) == (
+        "invoice",
+        "issued",
+        "USD",
+    )
     assert invoice["batch_id"] == ids.render("batch", batch.id)
     assert ids.parse("inv", invoice["id"])
     assert invoice["schedule"] is None
     json.loads(json.dumps(invoice), parse_float=pytest.fail)
 
 
-@hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(RUNS, max_size=12))
-def test_lines_sum_to_the_total_and_exactly_those_that_succeeded_are_charged(lines: list[Ran]) -> None:
+def test_lines_sum_to_the_total_and_exactly_those_that_succeeded_are_charged(
+    lines: list[Ran],
+) -> None:
     with db.transaction() as session:
         batch = running(session, lines)
         invoice = invoices.issue(session, batch)
@@ -156,24 +198,39 @@ def test_lines_sum_to_the_total_and_exactly_those_that_succeeded_are_charged(lin
     charges = [result.amount for result in results if result.amount is not None]
     with localcontext(money.EXACT):
         assert sum(line.amount for line in invoice.lines) == invoice.total == sum(charges)
-        assert sum(Decimal(line["amount"]) for line in invoices.render(invoice)["lines"]) == invoice.total
+        assert (
+            sum(Decimal(line["amount"]) for line in invoices.render(invoice)["lines"])
+            == invoice.total
+        )
     assert len(charges) == sum(isinstance(line.outcome, Usage) for line in lines)
-    not_billed = sum(line.quantity or 0 for line in invoice.lines if line.kind == "not_billed" and line.component is None)
+    not_billed = sum(
+        line.quantity or 0
+        for line in invoice.lines
+        if line.kind == "not_billed" and line.component is None
+    )
     assert len(charges) + not_billed == len(lines)
 
 
-@hypothesis_settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data(), st.lists(RUNS, min_size=1, max_size=8))
-def test_the_order_of_lines_and_a_split_into_two_batches_change_no_total(data: st.DataObject, lines: list[Ran]) -> None:
+def test_the_order_of_lines_and_a_split_into_two_batches_change_no_total(
+    data: st.DataObject, lines: list[Ran]
+) -> None:
     cut = data.draw(st.integers(0, len(lines)))
     shuffled = data.draw(st.permutations(lines))
-    whole, *parts = (Decimal(invoice_of(part)["total"]) for part in (lines, shuffled[:cut], shuffled[cut:]))
+    whole, *parts = (
+        Decimal(invoice_of(part)["total"]) for part in (lines, shuffled[:cut], shuffled[cut:])
+    )
     assert sum(parts) == whole
 
 
 def test_issuing_again_returns_the_same_invoice_byte_for_byte() -> None:
     with db.transaction() as session:
-        batch = running(session, [Ran(Usage(1_234, 567)), Ran(REFUSED), Ran(Usage(5), RERANK_MODEL)])
+        batch = running(
+            session, [Ran(Usage(1_234, 567)), Ran(REFUSED), Ran(Usage(5), RERANK_MODEL)]
+        )
         first = json.dumps(invoices.render(invoices.issue(session, batch)))
     for _ in range(3):
         with db.transaction() as session:
@@ -185,20 +242,37 @@ def test_the_invoice_of_a_schedules_batch_names_the_schedule_as_it_was_called_wh
     with db.transaction() as session:
         caller = factories.caller(session)
         schedule = factories.schedule(session, caller, name="Nightly digest", inbox={})
-        run = ScheduleRun(**runs.blank(schedule, datetime(2026, 11, 25, 1, 30, tzinfo=UTC), Trigger.SCHEDULE, RunState.WAITING))
+        run = ScheduleRun(
+            **runs.blank(
+                schedule,
+                datetime(2026, 11, 25, 1, 30, tzinfo=UTC),
+                Trigger.SCHEDULE,
+                RunState.WAITING,
+            )
+        )
         session.add(run)
         session.flush()
-        batch = running(session, [Ran(Usage(1_234, 567))], caller, schedule_id=schedule.id, run_id=run.id)
+        batch = running(
+            session, [Ran(Usage(1_234, 567))], caller, schedule_id=schedule.id, run_id=run.id
+        )
 
     def rename(name: str) -> None:
         with db.transaction() as session:
             locked = schedules.lock(session, caller, ids.render("sched", schedule.id))
-            schedules.change(session, caller, locked, Definition.model_validate({**locked.definition, "name": name}))
+            schedules.change(
+                session,
+                caller,
+                locked,
+                Definition.model_validate({**locked.definition, "name": name}),
+            )
 
     rename("Called otherwise meanwhile")
     with db.transaction() as session:
         issued = json.dumps(invoices.render(invoices.issue(session, batch)))
-    assert json.loads(issued)["schedule"] == {"id": ids.render("sched", schedule.id), "name": "Nightly digest"}
+    assert json.loads(issued)["schedule"] == {
+        "id": ids.render("sched", schedule.id),
+        "name": "Nightly digest",
+    }
     rename("Called otherwise afterwards")
     with db.transaction() as session:
         schedules.delete(session, caller, ids.render("sched", schedule.id), discard_requests=False)
@@ -227,7 +301,9 @@ def test_an_invoice_that_does_not_match_its_charges_is_not_issued() -> None:
         session.execute(update(Result).values(amount=Result.amount + Decimal("1e-30")))
     with capture_logs() as logs, pytest.raises(invoices.Mismatch), db.transaction() as session:
         invoices.issue(session, batch)
-    assert [entry["log_level"] for entry in logs if entry["event"] == "invoice.mismatch"] == ["error"]
+    assert [entry["log_level"] for entry in logs if entry["event"] == "invoice.mismatch"] == [
+        "error"
+    ]
     with db.transaction() as session:
         assert session.scalar(select(func.count()).select_from(Invoice)) == 0
 
@@ -244,13 +320,23 @@ def test_an_invoice_that_does_not_match_its_charges_is_not_issued() -> None:
 def test_the_database_refuses_to_change_an_issued_invoice(database: str, change: Any) -> None:
     with db.transaction() as session:
         invoices.issue(session, running(session, [Ran(Usage(1, 1))]))
-    with pytest.raises(IntegrityError, match="an issued invoice never changes"), as_owner() as session:
+    with (
+        pytest.raises(IntegrityError, match="an issued invoice never changes"),
+        as_owner() as session,
+    ):
         session.execute(change)
 
 
 def test_a_test_batch_cannot_carry_live_money(session: Session) -> None:
     batch = running(session, [Ran(Usage(1, 1))], livemode=False)
-    row = {"id": ids.new(), "account_id": batch.account_id, "livemode": True, "batch_id": batch.id, "currency": "USD", "total": 1}
+    row = {
+        "id": ids.new(),
+        "account_id": batch.account_id,
+        "livemode": True,
+        "batch_id": batch.id,
+        "currency": "USD",
+        "total": 1,
+    }
     with pytest.raises(IntegrityError, match="fk_invoices_batch_id"), session.begin_nested():
         session.execute(insert(Invoice).values(row))
 
@@ -269,14 +355,31 @@ def test_reading_an_invoice_writes_nothing() -> None:
         (BatchStatus.IN_PROGRESS, "is in_progress; its invoice is issued when it ends"),
     ],
 )
-def test_a_batch_without_an_invoice_says_why(session: Session, status: BatchStatus, why: str) -> None:
+def test_a_batch_without_an_invoice_says_why(
+    session: Session, status: BatchStatus, why: str
+) -> None:
     caller = factories.caller(session)
-    batch = factories.batch(session, caller, factories.input_file(session, caller, b""), status=status.value)
+    batch = factories.batch(
+        session, caller, factories.input_file(session, caller, b""), status=status.value
+    )
     with pytest.raises(NotFound, match=why):
         invoices.of_batch(session, batch)
 
 
 def test_the_invoice_computed_by_hand_in_the_guide() -> None:
-    invoice = invoice_of([Ran(Usage(1_234, 567)), Ran(REFUSED), Ran(Usage(2_000), RERANK_MODEL), Ran(Usage(3_001), RERANK_MODEL)])
-    assert [line["amount"] for line in invoice["lines"]] == ["0.000015003", "0.00002468", "0.00002268", "-0.0000311815", "0.00"]
+    invoice = invoice_of(
+        [
+            Ran(Usage(1_234, 567)),
+            Ran(REFUSED),
+            Ran(Usage(2_000), RERANK_MODEL),
+            Ran(Usage(3_001), RERANK_MODEL),
+        ]
+    )
+    assert [line["amount"] for line in invoice["lines"]] == [
+        "0.000015003",
+        "0.00002468",
+        "0.00002268",
+        "-0.0000311815",
+        "0.00",
+    ]
     assert (invoice["subtotal"], invoice["total"]) == ("0.000062363", "0.0000311815")

@@ -1,7 +1,8 @@
-"""Nobody sees or changes what another account or mode has, nor anybody whose key is not one any more or is not for that.
+"""Nobody sees or changes what another account or mode has, nor anybody whose key is not one any
+more or is not for that.
 
-The requests are made from the API's own description: every route, with every kind of id in every place that
-takes one, by everybody who must not (tests/integration/isolation.py).
+The requests are made from the API's own description: every route, with every kind of id in every
+place that takes one, by everybody who must not (tests/integration/isolation.py).
 """
 
 import importlib
@@ -19,14 +20,27 @@ from fastapi.routing import APIRoute
 from sqlalchemy import text
 
 from tests.integration import isolation, neighbours
-from tests.integration.isolation import IDEMPOTENCY_KEY, OTHER_PARAMETERS, Actor, Case, Kind, Request
+from tests.integration.isolation import (
+    IDEMPOTENCY_KEY,
+    OTHER_PARAMETERS,
+    Actor,
+    Case,
+    Kind,
+    Request,
+)
 from tests.integration.neighbours import Answer, Client, Neighbour
 from xalen_batch import api as rooms
 from xalen_batch import app, db
 from xalen_batch.accounts.accounts import Scope
 
 ROUTES = list(isolation.operations())
-REFUSED = {Actor.REVOKED: 401, Actor.EXPIRED: 401, Actor.NO_KEY: 401, Actor.WRONG_KEY: 401, Actor.WRONG_SCOPE: 403}
+REFUSED = {
+    Actor.REVOKED: 401,
+    Actor.EXPIRED: 401,
+    Actor.NO_KEY: 401,
+    Actor.WRONG_KEY: 401,
+    Actor.WRONG_SCOPE: 403,
+}
 
 
 @pytest.fixture
@@ -42,10 +56,25 @@ def client(port: int) -> Iterator[Client]:
 
 def test_the_matrix_has_every_route_there_is() -> None:
     described = {(method, path) for method, path, _ in ROUTES}
-    modules = [importlib.import_module(f"{rooms.__name__}.{found.name}") for found in pkgutil.iter_modules(rooms.__path__)]
-    routers = {id(router): router for module in modules for router in vars(module).values() if isinstance(router, APIRouter)}
-    routes = [route for router in routers.values() for route in router.routes if isinstance(route, APIRoute)]
-    defined = {(method, route.path.replace(":path}", "}")) for route in routes for method in route.methods}
+    modules = [
+        importlib.import_module(f"{rooms.__name__}.{found.name}")
+        for found in pkgutil.iter_modules(rooms.__path__)
+    ]
+    routers = {
+        id(router): router
+        for module in modules
+        for router in vars(module).values()
+        if isinstance(router, APIRouter)
+    }
+    routes = [
+        route
+        for router in routers.values()
+        for route in router.routes
+        if isinstance(route, APIRoute)
+    ]
+    defined = {
+        (method, route.path.replace(":path}", "}")) for route in routes for method in route.methods
+    }
     assert {(method, path) for method, path in defined if path not in isolation.PUBLIC} == described
     others = {getattr(route, "path", None) for route in app.create_app().routes} - {None}
     assert others <= isolation.PUBLIC
@@ -53,7 +82,15 @@ def test_the_matrix_has_every_route_there_is() -> None:
 
 
 def test_a_route_that_cannot_be_called_is_noticed() -> None:
-    required = {"requestBody": {"content": {"application/json": {"schema": {"required": ["colour"], "properties": {"colour": {}}}}}}}
+    required = {
+        "requestBody": {
+            "content": {
+                "application/json": {
+                    "schema": {"required": ["colour"], "properties": {"colour": {}}}
+                }
+            }
+        }
+    }
     unknown: list[Mapping[str, Any]] = [
         required,
         {"parameters": [{"in": "path", "name": "colour"}]},
@@ -65,16 +102,23 @@ def test_a_route_that_cannot_be_called_is_noticed() -> None:
             list(isolation.cases("POST", "/v1/paint", operation))
 
 
-@pytest.mark.parametrize(("method", "path", "operation"), ROUTES, ids=[f"{method} {path}" for method, path, _ in ROUTES])
+@pytest.mark.parametrize(
+    ("method", "path", "operation"), ROUTES, ids=[f"{method} {path}" for method, path, _ in ROUTES]
+)
 def test_a_route_shows_and_changes_nothing_of_a_neighbours(
     neighbour: Neighbour, client: Client, method: str, path: str, operation: dict[str, Any]
 ) -> None:
     scope = neighbours.scope_of(neighbour, client, method, path, operation)
     before, of_neighbour = neighbours.rows(), neighbour.rows()
     cases = list(isolation.cases(method, path, operation))
-    assert _problems(neighbour, client, [case for case in cases if not case.actor.is_valid], scope) == []
+    assert (
+        _problems(neighbour, client, [case for case in cases if not case.actor.is_valid], scope)
+        == []
+    )
     assert neighbours.rows() == before
-    assert _problems(neighbour, client, [case for case in cases if case.actor.is_valid], scope) == []
+    assert (
+        _problems(neighbour, client, [case for case in cases if case.actor.is_valid], scope) == []
+    )
     # They may have made or changed something of their own.
     assert of_neighbour - neighbour.rows() == set()
     # All of that would prove nothing if the requests were wrong: their owner's succeed.
@@ -83,7 +127,11 @@ def test_a_route_shows_and_changes_nothing_of_a_neighbours(
 
 def _problems(neighbour: Neighbour, client: Client, cases: list[Case], scope: Scope) -> list[str]:
     found = ((case, _problem(neighbour, client, case, scope)) for case in cases)
-    return [f"{case.actor}, {case.kind} in {case.request.where}: {problem}" for case, problem in found if problem]
+    return [
+        f"{case.actor}, {case.kind} in {case.request.where}: {problem}"
+        for case, problem in found
+        if problem
+    ]
 
 
 def _problem(neighbour: Neighbour, client: Client, case: Case, scope: Scope) -> str | None:
@@ -99,16 +147,29 @@ def _problem(neighbour: Neighbour, client: Client, case: Case, scope: Scope) -> 
     if leaked := neighbour.leaks(answer, case.actor, id):
         return f"{answer.status} shows {leaked}"
     if not case.actor.is_valid:
-        return None if answer.status == REFUSED[case.actor] else f"{answer.status} {answer.body[:200]}"
+        return (
+            None if answer.status == REFUSED[case.actor] else f"{answer.status} {answer.body[:200]}"
+        )
     return _problem_of_valid_key(neighbour, client, case, request, answer, id)
 
 
-def _problem_of_valid_key(neighbour: Neighbour, client: Client, case: Case, request: Request, answer: Answer, id: str | None) -> str | None:
+def _problem_of_valid_key(
+    neighbour: Neighbour,
+    client: Client,
+    case: Case,
+    request: Request,
+    answer: Answer,
+    id: str | None,
+) -> str | None:
     if answer.status >= 500 or answer.status in (401, 403):
         return f"{answer.status} {answer.body[:200]}"
     if id is None:
         return "a replay" if "idempotent-replayed" in answer.headers else None
-    if (request.where or "").startswith("path.") and "{month}" not in request.path and answer.status != 404:
+    if (
+        (request.where or "").startswith("path.")
+        and "{month}" not in request.path
+        and answer.status != 404
+    ):
         return f"{answer.status} {answer.body[:200]}"
     if answer.status == 200 and (request.where or "").startswith("query."):
         return None
@@ -117,14 +178,22 @@ def _problem_of_valid_key(neighbour: Neighbour, client: Client, case: Case, requ
     # An id that is somebody's is told apart from one that is nobody's by nothing.
     other = neighbours.nowhere(id)
     nobodys = client.ask(request.with_id(other), neighbour.secrets[case.actor])
-    return None if answer.masked(id) == nobodys.masked(other) else f"{answer.body[:200]}, of nobody's id: {nobodys.body[:200]}"
+    return (
+        None
+        if answer.masked(id) == nobodys.masked(other)
+        else f"{answer.body[:200]}, of nobody's id: {nobodys.body[:200]}"
+    )
 
 
-def _asked_by_their_owner(neighbour: Neighbour, client: Client, method: str, path: str, operation: Mapping[str, Any]) -> Iterator[int]:
+def _asked_by_their_owner(
+    neighbour: Neighbour, client: Client, method: str, path: str, operation: Mapping[str, Any]
+) -> Iterator[int]:
     for request in isolation.requests(method, path, operation):
         for kind in Kind if request.where else [None]:
             asked = request if kind is None else request.with_id(neighbour.ids[kind])
-            answer = client.ask(neighbours.filled(asked, isolation.OTHER_PARAMETERS), neighbour.secret)
+            answer = client.ask(
+                neighbours.filled(asked, isolation.OTHER_PARAMETERS), neighbour.secret
+            )
             assert answer.status < 500, answer.body
             yield answer.status
 
@@ -146,10 +215,16 @@ POINTERS = [
 def test_no_row_points_across_accounts_or_modes(neighbour: Neighbour, actor: Actor) -> None:
     theirs = {name: UUID(hex=id[-32:]) for name, id in neighbour.ids.items()}
     own = {
-        f"own_{name.removesuffix('_id')}": UUID(hex=id[-32:]) for name, id in neighbour.own[actor].items() if name not in OTHER_PARAMETERS
+        f"own_{name.removesuffix('_id')}": UUID(hex=id[-32:])
+        for name, id in neighbour.own[actor].items()
+        if name not in OTHER_PARAMETERS
     }
     for statement in POINTERS:
-        values = {name: value for name, value in (theirs | own).items() if re.search(rf":{name}\b", statement)}
+        values = {
+            name: value
+            for name, value in (theirs | own).items()
+            if re.search(rf":{name}\b", statement)
+        }
         with pytest.raises(sqlalchemy.exc.IntegrityError) as caught, db.transaction() as session:
             session.execute(text(statement), values)
         assert isinstance(caught.value.orig, psycopg.errors.ForeignKeyViolation), statement
@@ -161,8 +236,16 @@ def test_what_is_public_shows_nothing(neighbour: Neighbour, client: Client) -> N
         assert neighbour.leaks(answer) == []
 
 
-def test_the_owner_sees_in_every_list_what_others_do_not(neighbour: Neighbour, client: Client) -> None:
-    lists = ("/v1/files", "/v1/batches", "/v1/schedules", "/v1/api_keys", f"/v1/schedules/{neighbour.ids[Kind.SCHEDULE]}/runs")
+def test_the_owner_sees_in_every_list_what_others_do_not(
+    neighbour: Neighbour, client: Client
+) -> None:
+    lists = (
+        "/v1/files",
+        "/v1/batches",
+        "/v1/schedules",
+        "/v1/api_keys",
+        f"/v1/schedules/{neighbour.ids[Kind.SCHEDULE]}/runs",
+    )
     for path in lists:
         answer = client.ask(Request("GET", path), neighbour.secret)
         assert answer.status == 200
@@ -170,7 +253,14 @@ def test_the_owner_sees_in_every_list_what_others_do_not(neighbour: Neighbour, c
 
 
 def test_an_idempotency_key_is_its_accounts_own(neighbour: Neighbour, client: Client) -> None:
-    upload = next(isolation.requests(*next(route for route in ROUTES if route[:2] == ("POST", "/v1/files"))))
-    keyed = Request(upload.method, upload.path, body=upload.body, headers=(("idempotency-key", IDEMPOTENCY_KEY),))
+    upload = next(
+        isolation.requests(*next(route for route in ROUTES if route[:2] == ("POST", "/v1/files")))
+    )
+    keyed = Request(
+        upload.method,
+        upload.path,
+        body=upload.body,
+        headers=(("idempotency-key", IDEMPOTENCY_KEY),),
+    )
     assert "idempotency_key_reused" in client.ask(keyed, neighbour.secret).body
     assert client.ask(keyed, neighbour.secrets[Actor.OTHER_ACCOUNT]).status == 200

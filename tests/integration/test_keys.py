@@ -40,7 +40,12 @@ def test_a_key_is_kept_as_its_hash_only(session: Session, owner: Owner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scopes", "words"), [(["read", "root"], "root is no scope"), ([], "at least one"), (["read "], "read  is no scope")]
+    ("scopes", "words"),
+    [
+        (["read", "root"], "root is no scope"),
+        ([], "at least one"),
+        (["read "], "read  is no scope"),
+    ],
 )
 def test_scopes_are_checked(session: Session, owner: Owner, scopes: list[str], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
@@ -48,10 +53,17 @@ def test_scopes_are_checked(session: Session, owner: Owner, scopes: list[str], w
 
 
 class TestRotation:
-    def test_both_keys_are_valid_until_the_overlap_is_over(self, session: Session, owner: Owner) -> None:
+    def test_both_keys_are_valid_until_the_overlap_is_over(
+        self, session: Session, owner: Owner
+    ) -> None:
         old, old_secret = keys.create(session, owner, name="ci", scopes=["read", "admin"])
         new, new_secret = keys.rotate(session, old, HOUR)
-        assert (new.account_id, new.livemode, new.name, new.scopes) == (owner.account_id, False, "ci", ["read", "admin"])
+        assert (new.account_id, new.livemode, new.name, new.scopes) == (
+            owner.account_id,
+            False,
+            "ci",
+            ["read", "admin"],
+        )
         assert (new.rotated_from, new.expires_at) == (old.id, None)
         assert accounts.authenticate(session, old_secret).key_id == old.id
         assert accounts.authenticate(session, new_secret).key_id == new.id
@@ -60,7 +72,13 @@ class TestRotation:
     def test_without_an_overlap_the_old_key_is_refused_at_once(self, database: str) -> None:
         with db.transaction() as session:
             secret = factories.key(session)
-            keys.rotate(session, keys.lock(session, ids.render("key", accounts.authenticate(session, secret).key_id)), timedelta())
+            keys.rotate(
+                session,
+                keys.lock(
+                    session, ids.render("key", accounts.authenticate(session, secret).key_id)
+                ),
+                timedelta(),
+            )
         with db.transaction() as session, pytest.raises(accounts.Unauthenticated, match="expired"):
             accounts.authenticate(session, secret)
 
@@ -73,26 +91,39 @@ class TestRotation:
     def test_a_key_is_rotated_once(self, session: Session, owner: Owner) -> None:
         old, _ = keys.create(session, owner, name="ci")
         new, _ = keys.rotate(session, old, HOUR)
-        with pytest.raises(InvalidRequest, match=f"was rotated already: key_{new.id.hex} takes its place"):
+        with pytest.raises(
+            InvalidRequest, match=f"was rotated already: key_{new.id.hex} takes its place"
+        ):
             keys.rotate(session, old, HOUR)
         last, _ = keys.rotate(session, new, HOUR)
         assert (last.rotated_from, last.expires_at) == (new.id, None)
 
-    def test_a_key_with_an_end_gets_as_long_a_life_again(self, session: Session, owner: Owner) -> None:
+    def test_a_key_with_an_end_gets_as_long_a_life_again(
+        self, session: Session, owner: Owner
+    ) -> None:
         now = db.now(session)
         old, _ = keys.create(session, owner, name="quarter", expires_at=now + timedelta(days=90))
-        session.execute(text("UPDATE api_keys SET created_at = now() - interval '80 days', expires_at = now() + interval '10 days'"))
+        session.execute(
+            text(
+                "UPDATE api_keys SET created_at = now() - interval '80 days', expires_at = now() +"
+                " interval '10 days'"
+            )
+        )
         session.refresh(old)
         new, _ = keys.rotate(session, old, HOUR)
         assert new.expires_at == now + timedelta(days=90)
 
     @pytest.mark.parametrize("overlap", [timedelta(seconds=-1), timedelta(days=30, seconds=1)])
-    def test_an_overlap_has_bounds(self, session: Session, owner: Owner, overlap: timedelta) -> None:
+    def test_an_overlap_has_bounds(
+        self, session: Session, owner: Owner, overlap: timedelta
+    ) -> None:
         key, _ = keys.create(session, owner, name="x")
         with pytest.raises(InvalidRequest, match="between 0 and 30 days"):
             keys.rotate(session, key, overlap)
 
-    def test_a_key_that_can_be_used_no_more_is_not_rotated(self, session: Session, owner: Owner) -> None:
+    def test_a_key_that_can_be_used_no_more_is_not_rotated(
+        self, session: Session, owner: Owner
+    ) -> None:
         expired, _ = keys.create(session, owner, name="x", expires_at=datetime.now(UTC) - HOUR)
         revoked, _ = keys.create(session, owner, name="y")
         keys.revoke(session, revoked)
@@ -101,7 +132,9 @@ class TestRotation:
                 keys.rotate(session, key)
         assert len(keys.every(session)) == 2
 
-    def test_a_rotation_and_a_revocation_at_once_leave_the_old_key_revoked(self, database: str) -> None:
+    def test_a_rotation_and_a_revocation_at_once_leave_the_old_key_revoked(
+        self, database: str
+    ) -> None:
         with db.transaction() as session:
             key, _ = keys.create(session, Owner(factories.account(session).id, False), name="x")
             public_id = ids.render("key", key.id)
@@ -120,10 +153,14 @@ class TestRotation:
             other.start()
             # It waits for the lock, and then sees what was committed.
             with db.reading() as watching:
-                while not watching.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")):
+                while not watching.scalar(
+                    text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+                ):
                     time.sleep(0.02)
         other.join(timeout=PATIENCE)
-        assert [error.message for error in failures] == [f"Key {public_id} is revoked: it cannot be rotated. Make a new one."]
+        assert [error.message for error in failures] == [
+            f"Key {public_id} is revoked: it cannot be rotated. Make a new one."
+        ]
         with db.transaction() as session:
             assert len(keys.every(session)) == 1
 
@@ -179,4 +216,6 @@ def _dump(url: str) -> bytes:
     assert spec is not None
     assert spec.origin is not None
     tool = Path(spec.origin).parent / "pginstall/bin/pg_dump"
-    return subprocess.run([tool, "--inserts", url], capture_output=True, check=True, timeout=60).stdout
+    return subprocess.run(
+        [tool, "--inserts", url], capture_output=True, check=True, timeout=60
+    ).stdout

@@ -31,7 +31,17 @@ def answer(*arguments: str) -> Any:
 @pytest.fixture
 def made(database: str) -> dict[str, Any]:
     found: dict[str, Any] = answer(
-        "keys", "create", "--account", "acme", "--create-account", "--mode", "live", "--name", "ci", "--scopes", "read,admin"
+        "keys",
+        "create",
+        "--account",
+        "acme",
+        "--create-account",
+        "--mode",
+        "live",
+        "--name",
+        "ci",
+        "--scopes",
+        "read,admin",
     )
     return found
 
@@ -42,7 +52,11 @@ def scopes(secret: str) -> set[str]:
 
 
 def test_a_new_key_makes_no_others_unless_it_is_said(database: str, made: dict[str, Any]) -> None:
-    assert scopes(answer("keys", "create", "--account", "acme")["secret"]) == {"submit", "read", "billing"}
+    assert scopes(answer("keys", "create", "--account", "acme")["secret"]) == {
+        "submit",
+        "read",
+        "billing",
+    }
     assert scopes(made["secret"]) == {"read", "admin"}
 
 
@@ -55,7 +69,10 @@ def test_a_rotated_key_is_printed_once_with_the_end_of_the_old_one(made: dict[st
     assert f"{made['id']} expires 20" in result.stderr
     assert secret not in result.stderr
     listed = answer("keys", "list")["data"]
-    assert [(key["name"], key["rotated_from"]) for key in listed] == [("ci", None), ("ci", made["id"])]
+    assert [(key["name"], key["rotated_from"]) for key in listed] == [
+        ("ci", None),
+        ("ci", made["id"]),
+    ]
     assert 0 < listed[0]["expires_at"] - listed[1]["created_at"] <= 1800
     assert listed[0]["last_used_at"] is not None
     assert secret not in run("keys", "list").stdout
@@ -63,7 +80,11 @@ def test_a_rotated_key_is_printed_once_with_the_end_of_the_old_one(made: dict[st
 
 def test_a_rotation_as_json(made: dict[str, Any]) -> None:
     new = answer("keys", "rotate", made["id"], "--overlap", "0")
-    assert (new["account"], new["livemode"], scopes(new["secret"])) == ("acme", True, {"read", "admin"})
+    assert (new["account"], new["livemode"], scopes(new["secret"])) == (
+        "acme",
+        True,
+        {"read", "admin"},
+    )
     with pytest.raises(accounts.Unauthenticated, match="expired"):
         scopes(made["secret"])
 
@@ -84,7 +105,10 @@ def test_what_cannot_be_done_is_explained_and_changes_nothing(
     made: dict[str, Any], arguments: tuple[str, ...], code: int, words: str
 ) -> None:
     result = run("keys", *(argument.replace("{id}", made["id"]) for argument in arguments))
-    assert (result.exit_code, words in " ".join(result.stderr.split())) == (code, True), result.stderr
+    assert (result.exit_code, words in " ".join(result.stderr.split())) == (
+        code,
+        True,
+    ), result.stderr
     assert len(answer("keys", "list")["data"]) == 1
 
 
@@ -122,12 +146,20 @@ class TestAudit:
         assert "scopes=read,admin → read" in run("audit", "--of", made["id"]).stdout
 
     def test_it_is_cut_by_time_and_number(self, made: dict[str, Any]) -> None:
-        assert answer("audit", "--since", "2999-01-01") == {"object": "list", "data": [], "has_more": False}
+        assert answer("audit", "--since", "2999-01-01") == {
+            "object": "list",
+            "data": [],
+            "has_more": False,
+        }
         empty = run("audit", "--since", "2999-01-01")
         assert (empty.stdout, empty.stderr) == ("", "No change matches --since and --of.\n")
         everything = answer("audit", "--since", "24h")
         assert everything == answer("audit", "--since", "2020-01-01")
-        assert answer("audit", "--limit", "1") == {"object": "list", "data": everything["data"][-1:], "has_more": True}
+        assert answer("audit", "--limit", "1") == {
+            "object": "list",
+            "data": everything["data"][-1:],
+            "has_more": True,
+        }
         assert not answer("audit", "--limit", str(len(everything["data"])))["has_more"]
         assert "These are the newest 1. --limit shows more." in run("audit", "--limit", "1").stderr
         assert run("audit", "--since", "yesterday").exit_code == 2
@@ -137,7 +169,11 @@ class TestAudit:
             account = factories.account(session, HOSTILE)
             key, _ = keys.create(session, Owner(account.id, False), name=HOSTILE)
             factories.schedule(session, Owner(account.id, False), name=HOSTILE)
-            assert [entry.action for entry in entries(session)] == ["account.created", "key.created", "schedule.created"]
+            assert [entry.action for entry in entries(session)] == [
+                "account.created",
+                "key.created",
+                "schedule.created",
+            ]
         for command in (
             ("audit",),
             ("keys", "list"),

@@ -1,4 +1,6 @@
-"""The mark of the store: a folder that is not this database's store is away, and nothing missing there is lost."""
+"""The mark of the store: a folder that is not this database's store is away, and nothing missing
+there is lost.
+"""
 
 import os
 import shutil
@@ -77,7 +79,9 @@ def other(tmp_path: Path, configure: Configure) -> Path:
 def a_batch(lines: int = 2) -> Batch:
     with db.transaction() as session:
         caller = factories.caller(session)
-        file = factories.input_file(session, caller, [factories.chat_line(str(n)) for n in range(lines)])
+        file = factories.input_file(
+            session, caller, [factories.chat_line(str(n)) for n in range(lines)]
+        )
         return factories.batch(session, caller, file)
 
 
@@ -98,7 +102,12 @@ def placed() -> bool:
 
 def serve(patch: pytest.MonkeyPatch) -> None:
     """Start the API in this process, without what changes the process itself."""
-    for module, name in ((app.signal, "signal"), (app.memory, "settle"), (app.pool, "prepare"), (app.sys, "setswitchinterval")):
+    for module, name in (
+        (app.signal, "signal"),
+        (app.memory, "settle"),
+        (app.pool, "prepare"),
+        (app.sys, "setswitchinterval"),
+    ):
         patch.setattr(module, name, lambda *_: None)
     app.serve("127.0.0.1", 0)
 
@@ -130,7 +139,9 @@ class TestPlacing:
         serve(monkeypatch)
         assert (started, placed()) == ([True], False)
 
-    def test_the_first_upload_of_an_installation_makes_the_folder(self, unplaced: UUID, api: Api, other: Path) -> None:
+    def test_the_first_upload_of_an_installation_makes_the_folder(
+        self, unplaced: UUID, api: Api, other: Path
+    ) -> None:
         other.rmdir()
         assert api.upload()["object"] == "file"
         assert storage.look(None) == (unplaced, False)
@@ -154,7 +165,9 @@ class TestPlacing:
         marks.place()
         assert placed()
 
-    def test_an_older_installation_takes_the_folder_that_has_its_files(self, unplaced: UUID) -> None:
+    def test_an_older_installation_takes_the_folder_that_has_its_files(
+        self, unplaced: UUID
+    ) -> None:
         a_batch()
         # Of a database that this one is a copy of, from before there were marks.
         (storage.folder() / storage.MARK).write_text(str(uuid4()))
@@ -170,14 +183,18 @@ class TestPlacing:
         assert not placed()
         marks.place()
 
-    def test_a_new_database_leaves_another_ones_store_alone(self, unplaced: UUID, other: Path) -> None:
+    def test_a_new_database_leaves_another_ones_store_alone(
+        self, unplaced: UUID, other: Path
+    ) -> None:
         (other / storage.MARK).write_text(str(uuid4()))
         with pytest.raises(marks.Elsewhere, match="another database"):
             marks.place()
         assert not placed()
 
     def test_a_process_with_another_folder_marks_nothing(self, other: Path) -> None:
-        with pytest.raises(marks.Elsewhere, match=f"{other} is not the store of this database: it holds no mark"):
+        with pytest.raises(
+            marks.Elsewhere, match=f"{other} is not the store of this database: it holds no mark"
+        ):
             marks.place()
         assert list(other.iterdir()) == []
 
@@ -192,7 +209,9 @@ class TestPlacing:
         with pytest.raises(marks.Elsewhere, match="cannot be read: No such file"):
             marks.confirm_gone("input/x")
 
-    def test_a_store_that_was_moved_is_known_again(self, configure: Configure, tmp_path: Path) -> None:
+    def test_a_store_that_was_moved_is_known_again(
+        self, configure: Configure, tmp_path: Path
+    ) -> None:
         shutil.copytree(storage.folder(), tmp_path / "moved")
         configure(storage_url=(tmp_path / "moved").as_uri())
         marks.confirm()
@@ -206,19 +225,28 @@ class TestPlacing:
 
 
 class TestValidating:
-    def test_a_worker_that_sees_another_folder_leaves_the_batch_to_others(self, configure: Configure, tmp_path: Path) -> None:
+    def test_a_worker_that_sees_another_folder_leaves_the_batch_to_others(
+        self, configure: Configure, tmp_path: Path
+    ) -> None:
         batch = a_batch()
         (tmp_path / "other").mkdir()
         configure(storage_url=(tmp_path / "other").as_uri())
         validate.run(batch.id)
         with db.transaction() as session:
             row = session.get_one(Batch, batch.id)
-            assert (row.status, row.lease_until, row.losses, row.errors) == ("validating", None, 0, None)
+            assert (row.status, row.lease_until, row.losses, row.errors) == (
+                "validating",
+                None,
+                0,
+                None,
+            )
         configure(storage_url="")
         validate.run(batch.id)
         assert status(batch) == "in_progress"
 
-    def test_a_disk_that_goes_in_mid_validation_is_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_disk_that_goes_in_mid_validation_is_waited_for(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         batch = a_batch()
         read = reading.read
         with ExitStack() as away, monkeypatch.context() as patch:
@@ -235,7 +263,9 @@ class TestValidating:
         validate.run(batch.id)
         assert status(batch) == "in_progress"
 
-    def test_a_disk_that_is_back_before_it_was_asked_about_is_no_loss(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_disk_that_is_back_before_it_was_asked_about_is_no_loss(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         batch = a_batch()
         read = reading.read
 
@@ -263,7 +293,7 @@ class TestValidating:
 
 
 class TestRunning:
-    def test_a_worker_that_sees_another_folder_claims_nothing(self, engine: Engine) -> None:  # noqa: F811
+    def test_a_worker_that_sees_another_folder_claims_nothing(self, engine: Engine) -> None:
         batch = a_batch()
         validate.run(batch.id)
         with unmounted():
@@ -276,16 +306,25 @@ class TestRunning:
         batch = a_batch()
         validate.run(batch.id)
         with db.transaction() as session:
-            session.execute(update(Batch).where(Batch.id == batch.id).values(expires_at=text("now() - interval '1 second'")))
+            session.execute(
+                update(Batch)
+                .where(Batch.id == batch.id)
+                .values(expires_at=text("now() - interval '1 second'"))
+            )
         with unmounted(), pytest.raises(marks.Elsewhere):
             finalize.run(batch.id)
         let_the_lease_end(batch)
         finalize.run(batch.id)
         with db.transaction() as session:
             names = session.scalars(text("SELECT custom_id FROM results ORDER BY line_no")).all()
-            assert (session.get_one(Batch, batch.id).status, names) == (BatchStatus.EXPIRED, ["0", "1"])
+            assert (session.get_one(Batch, batch.id).status, names) == (
+                BatchStatus.EXPIRED,
+                ["0", "1"],
+            )
 
-    def test_another_installations_files_are_no_orphans(self, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_another_installations_files_are_no_orphans(
+        self, other: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(sweeps.ORPHANS, "rest", 0.0)
         theirs = other / storage.key(uuid4())
         theirs.parent.mkdir()
@@ -311,7 +350,9 @@ class TestUploads:
             assert not list(folder.rglob("*/*"))
         assert api.ask("POST", "/v1/files", body, headers={"content-type": kind}).status == 200
 
-    def test_a_disk_that_goes_while_bytes_arrive_is_told_before_the_file_counts(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_disk_that_goes_while_bytes_arrive_is_told_before_the_file_counts(
+        self, api: Api, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         kept = marks.confirm_kept
 
         def away(key: str) -> None:
@@ -391,7 +432,9 @@ class TestSight:
     def test_a_worker_sees_the_mark(self) -> None:
         assert process.Sight().mark == marks.identity()
 
-    def test_a_disk_that_hangs_does_not_hold_up_the_poll(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_disk_that_hangs_does_not_hold_up_the_poll(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         released, asked = threading.Event(), []
 
         def hang(key: str | None) -> tuple[UUID | None, bool]:

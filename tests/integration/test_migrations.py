@@ -23,7 +23,13 @@ class TestMigrations:
         with create_engine(db.owner_url(), poolclass=NullPool).begin() as owner:
             owner.execute(text("UPDATE alembic_version SET version_num = '9999'"))
         assert (migrate.age(), migrate.is_usable()) == (Age.NEWER, True)
-        with pytest.raises(ConfigError, match=r"at revision 9999, which a newer version .* Run `xalen-batch migrate` of the newer version"):
+        with pytest.raises(
+            ConfigError,
+            match=(
+                r"at revision 9999, which a newer version .* Run `xalen-batch migrate` of the newer"
+                r" version"
+            ),
+        ):
             migrate.migrate()
         assert migrate.found() == "9999"
 
@@ -43,7 +49,9 @@ class TestMigrations:
             before = session.execute(select(Price.id, Price.valid_to).order_by(Price.id)).all()
         migrate.migrate()
         with db.transaction() as session:
-            assert session.execute(select(Price.id, Price.valid_to).order_by(Price.id)).all() == before
+            assert (
+                session.execute(select(Price.id, Price.valid_to).order_by(Price.id)).all() == before
+            )
 
     def test_the_migrations_make_the_tables_that_the_models_describe(self) -> None:
         migrate.migrate()
@@ -57,18 +65,25 @@ class TestMigrations:
         command.downgrade(migrate.alembic(), "base")
         with db.engine().connect() as connection:
             left = connection.scalars(
-                text("SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'")
+                text(
+                    "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <>"
+                    " 'alembic_version'"
+                )
             ).all()
         assert left == []
         migrate.migrate()
         assert migrate.age() is Age.CURRENT
 
-    def test_one_that_cannot_have_its_lock_gives_up_before_everyone_waits_behind_it(self, stores: Stores) -> None:
+    def test_one_that_cannot_have_its_lock_gives_up_before_everyone_waits_behind_it(
+        self, stores: Stores
+    ) -> None:
         migrate.migrate()
         command.downgrade(migrate.alembic(), "-1")
         owner = create_engine(db.owner_url(), poolclass=NullPool)
         with owner.connect() as holder:
-            tables = holder.scalars(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).all()
+            tables = holder.scalars(
+                text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+            ).all()
             holder.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE"))
             with pytest.raises(OperationalError, match="lock timeout"):
                 migrate.migrate()

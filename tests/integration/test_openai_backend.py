@@ -1,4 +1,6 @@
-"""The backend of OpenAI-compatible servers, against real sockets: every way of misbehaving becomes an outcome."""
+"""The backend of OpenAI-compatible servers, against real sockets: every way of misbehaving becomes
+an outcome.
+"""
 
 import asyncio
 import resource
@@ -22,16 +24,33 @@ from xalen_batch.errors import ConfigError
 
 T = TypeVar("T")
 CHAT_BODY = orjson.dumps(
-    {"model": "mistral-small-3-1", "messages": [{"role": "user", "content": "Hello, who are you?"}], "extra": [1, None]}
+    {
+        "model": "mistral-small-3-1",
+        "messages": [{"role": "user", "content": "Hello, who are you?"}],
+        "extra": [1, None],
+    }
 )
 RERANK_BODY = orjson.dumps(
-    {"model": "bge-reranker-v2", "query": "reset password", "documents": ["Apples.", {"text": "Resetting a password."}]}
+    {
+        "model": "bge-reranker-v2",
+        "query": "reset password",
+        "documents": ["Apples.", {"text": "Resetting a password."}],
+    }
 )
 
 
 @pytest.fixture(autouse=True)
 def _short_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+    for name in (
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "no_proxy",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XALEN_REQUEST_TIMEOUT", str(PATIENCE))
     monkeypatch.setenv("XALEN_ANSWER_MAX_BYTES", str(1024 * 1024))
@@ -68,14 +87,19 @@ def retried(outcome: Outcome) -> Retryable:
 
 
 class TestRequest:
-    def test_goes_to_chat_completions_with_its_id_and_a_body_that_differs_in_the_model_only(self) -> None:
+    def test_goes_to_chat_completions_with_its_id_and_a_body_that_differs_in_the_model_only(
+        self,
+    ) -> None:
         outcome, server = ask(reply(hostile.GOOD))
         assert outcome == Answered(200, hostile.GOOD, Usage(3, 2))
         (seen,) = server.seen
         assert seen.head.startswith("POST /v1/chat/completions HTTP/1.1\r\n")
         assert "x-request-id: req_1" in seen.head.lower()
         assert "content-type: application/json" in seen.head.lower()
-        assert orjson.loads(seen.body) == {**orjson.loads(CHAT_BODY), "model": "mistralai/Mistral-Small-3.1-24B-Instruct-2503"}
+        assert orjson.loads(seen.body) == {
+            **orjson.loads(CHAT_BODY),
+            "model": "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+        }
 
     def test_body_is_the_users_bytes_where_the_server_knows_the_catalogs_id(self) -> None:
         _, server = ask(reply(hostile.GOOD), model=None)
@@ -96,7 +120,9 @@ class TestRequest:
 
             async with hostile.hostile() as server:
 
-                async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                async def counted(
+                    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+                ) -> None:
                     nonlocal made
                     made += 1
                     await server.serve(reader, writer)
@@ -105,12 +131,16 @@ class TestRequest:
                     port = front.sockets[0].getsockname()[1]
                     async with backend_at(f"http://127.0.0.1:{port}/v1") as client:
                         for _ in range(5):
-                            assert isinstance(await client.send(Request(CHAT, CHAT_BODY, "r")), Answered)
+                            assert isinstance(
+                                await client.send(Request(CHAT, CHAT_BODY, "r")), Answered
+                            )
             return made
 
         assert asyncio.run(main()) == 1
 
-    def test_proxy_of_the_environment_is_used_but_not_to_this_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_proxy_of_the_environment_is_used_but_not_to_this_machine(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         async def main() -> tuple[list[str], Outcome]:
             async with hostile.hostile() as proxy, hostile.hostile() as server:
                 monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
@@ -124,7 +154,9 @@ class TestRequest:
         assert isinstance(outcome, Answered)
 
     def test_no_address_is_an_error_that_names_the_setting(self) -> None:
-        with pytest.raises(ConfigError, match=r"models\.mistral-small-3-1\.backend has no base_url"):
+        with pytest.raises(
+            ConfigError, match=r"models\.mistral-small-3-1\.backend has no base_url"
+        ):
             OpenAIBackend(model_at(None))
 
 
@@ -132,13 +164,21 @@ class TestBrokenConnections:
     @pytest.mark.parametrize(
         "answer",
         [
-            pytest.param(raw(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"), id="truncated by content-length"),
-            pytest.param(raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{}"), id="truncated chunk"),
+            pytest.param(
+                raw(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"),
+                id="truncated by content-length",
+            ),
+            pytest.param(
+                raw(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{}"),
+                id="truncated chunk",
+            ),
             pytest.param(hostile.reset, id="reset in the body"),
             pytest.param(raw(b""), id="closed at once"),
             pytest.param(raw(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), id="no HTTP"),
             pytest.param(raw(b"HTTP/1.1 200 OK\r\nx: " + b"a" * 2_000_000), id="endless header"),
-            pytest.param(reply(hostile.GOOD, content_encoding="gzip"), id="not the encoding it says"),
+            pytest.param(
+                reply(hostile.GOOD, content_encoding="gzip"), id="not the encoding it says"
+            ),
         ],
     )
     def test_is_retried(self, answer: Answer) -> None:
@@ -219,7 +259,10 @@ class TestAnswers:
         assert (outcome.is_overload, outcome.retry_after, outcome.status) == (True, 7.0, 429)
 
     def test_refusal_is_final_and_keeps_the_backends_words(self) -> None:
-        error = b'{"error":{"message":"too long","type":"invalid_request_error","param":null,"code":"context_length_exceeded"}}'
+        error = (
+            b'{"error":{"message":"too'
+            b' long","type":"invalid_request_error","param":null,"code":"context_length_exceeded"}}'
+        )
         assert ask(reply(error, "400 Bad Request"))[0] == Refused(400, error)
 
 
@@ -235,18 +278,30 @@ class TestRerank:
         [
             (
                 "jina",
-                {"results": [{"index": 0, "relevance_score": 0.1}, {"index": 1, "relevance_score": 0.9}], "usage": {"total_tokens": 21}},
+                {
+                    "results": [
+                        {"index": 0, "relevance_score": 0.1},
+                        {"index": 1, "relevance_score": 0.9},
+                    ],
+                    "usage": {"total_tokens": 21},
+                },
                 21,
                 {"xalen": {"usage_source": "reported", "usage_reported": {"total_tokens": 21}}},
             ),
             (
                 "cohere",
                 {
-                    "results": [{"index": 1, "relevance_score": 0.9}, {"index": 0, "relevance_score": 0.1}],
+                    "results": [
+                        {"index": 1, "relevance_score": 0.9},
+                        {"index": 0, "relevance_score": 0.1},
+                    ],
                     "meta": {"tokens": {"input_tokens": 22}},
                 },
                 22,
-                {"meta": {"tokens": {"input_tokens": 22}}, "xalen": {"usage_source": "reported", "usage_reported": None}},
+                {
+                    "meta": {"tokens": {"input_tokens": 22}},
+                    "xalen": {"usage_source": "reported", "usage_reported": None},
+                },
             ),
             (
                 "tei",
@@ -256,31 +311,62 @@ class TestRerank:
             ),
         ],
     )
-    def test_every_shape_becomes_ours(self, api: str, answer: Any, tokens: int | None, stated: dict[str, Any]) -> None:
+    def test_every_shape_becomes_ours(
+        self, api: str, answer: Any, tokens: int | None, stated: dict[str, Any]
+    ) -> None:
         outcome, server = rank(reply(orjson.dumps(answer)), api)
         assert isinstance(outcome, Answered)
         body = orjson.loads(outcome.body)
         read = outcome.usage.input_tokens
-        assert body == {**self.EXPECTED, "usage": {"prompt_tokens": read, "total_tokens": read}, **stated}
+        assert body == {
+            **self.EXPECTED,
+            "usage": {"prompt_tokens": read, "total_tokens": read},
+            **stated,
+        }
         assert (read == tokens) if tokens else (outcome.usage.counted and read > 0)
         assert server.seen[0].head.startswith("POST /v1/rerank ")
 
     @pytest.mark.parametrize(
         ("api", "sent"),
         [
-            ("jina", {"model": "BAAI/bge-reranker-v2-m3", "query": "q", "documents": ["a", "b"], "top_n": 1, "return_documents": True}),
-            ("cohere", {"model": "BAAI/bge-reranker-v2-m3", "query": "q", "documents": ["a", "b"], "top_n": 1}),
+            (
+                "jina",
+                {
+                    "model": "BAAI/bge-reranker-v2-m3",
+                    "query": "q",
+                    "documents": ["a", "b"],
+                    "top_n": 1,
+                    "return_documents": True,
+                },
+            ),
+            (
+                "cohere",
+                {
+                    "model": "BAAI/bge-reranker-v2-m3",
+                    "query": "q",
+                    "documents": ["a", "b"],
+                    "top_n": 1,
+                },
+            ),
             ("tei", {"query": "q", "texts": ["a", "b"], "return_text": False}),
         ],
     )
     def test_every_server_is_asked_in_its_own_shape(self, api: str, sent: dict[str, Any]) -> None:
         # `top_n` as some clients spell a whole number.
-        body = {"model": "bge-reranker-v2", "query": "q", "documents": ["a", {"text": "b"}], "top_n": 1.0, "return_documents": True}
+        body = {
+            "model": "bge-reranker-v2",
+            "query": "q",
+            "documents": ["a", {"text": "b"}],
+            "top_n": 1.0,
+            "return_documents": True,
+        }
         answer = [{"index": 0, "score": 0.2}, {"index": 1, "score": 0.8}]
         outcome, server = rank(reply(orjson.dumps(answer)), api, orjson.dumps(body))
         assert orjson.loads(server.seen[0].body) == sent
         assert isinstance(outcome, Answered)
-        assert orjson.loads(outcome.body)["results"] == [{"index": 1, "relevance_score": 0.8, "document": {"text": "b"}}]
+        assert orjson.loads(outcome.body)["results"] == [
+            {"index": 1, "relevance_score": 0.8, "document": {"text": "b"}}
+        ]
 
     @pytest.mark.parametrize(
         "rows",
@@ -304,7 +390,9 @@ class TestAgainstTheSimulatedServer:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
 
-    def test_both_models_answer_and_faults_become_outcomes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_both_models_answer_and_faults_become_outcomes(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         # What the one request that hangs takes.
         monkeypatch.setenv("XALEN_REQUEST_TIMEOUT", "5")
         config.settings.cache_clear()
@@ -316,7 +404,10 @@ class TestAgainstTheSimulatedServer:
             chat = registry.backend_for(model_at(url), True)
             ranker = registry.backend_for(model_at(url, "bge-reranker-v2"), True)
             asked = orjson.loads(CHAT_BODY)
-            ranked_chat = {"model": "bge-reranker-v2", "messages": [{"role": "user", "content": RERANK_BODY.decode()}]}
+            ranked_chat = {
+                "model": "bge-reranker-v2",
+                "messages": [{"role": "user", "content": RERANK_BODY.decode()}],
+            }
             wanted = [
                 "status=429;retry_after=2;times=1",
                 "truncate",
@@ -328,7 +419,10 @@ class TestAgainstTheSimulatedServer:
                 "usage=negative",
                 "status=400",
             ]
-            requests = [Request(CHAT, orjson.dumps({**asked, "metadata": {"simulate": one}}), f"r{one}") for one in wanted]
+            requests = [
+                Request(CHAT, orjson.dumps({**asked, "metadata": {"simulate": one}}), f"r{one}")
+                for one in wanted
+            ]
             outcomes = [
                 await chat.send(Request(CHAT, CHAT_BODY, "r")),
                 await ranker.send(Request(RERANK, RERANK_BODY, "r")),
@@ -352,5 +446,8 @@ class TestAgainstTheSimulatedServer:
         assert (retried(limited).is_overload, retried(limited).retry_after) == (True, 2.0)
         assert [type(outcome) for outcome in others] == [Retryable] * 5 + [Answered] * 2 + [Refused]
         assert retried(others[4]).is_timeout
-        assert [outcome.usage.counted for outcome in others if isinstance(outcome, Answered)] == [True, True]
+        assert [outcome.usage.counted for outcome in others if isinstance(outcome, Answered)] == [
+            True,
+            True,
+        ]
         assert isinstance(again, Answered)

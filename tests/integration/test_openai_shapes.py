@@ -1,4 +1,6 @@
-"""Every answer for files and batches is what the `openai` client's own models say, read strictly: no key is missing, none has another type."""
+"""Every answer for files and batches is what the `openai` client's own models say, read strictly:
+no key is missing, none has another type.
+"""
 
 from typing import Any
 
@@ -21,7 +23,9 @@ REQUEST = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
 
 def fits(model: type[BaseModel], shown: dict[str, Any]) -> None:
-    """The client's model takes it without changing a value, and all of its fields are there, null where there is nothing."""
+    """The client's model takes it without changing a value, and all of its fields are there, null
+    where there is nothing.
+    """
     # JSON has no literals of Python's; in everything else strict.
     read = TypeAdapter(model).validate_python(shown, strict=True)
     assert set(model.model_fields) - set(shown) <= UNDESCRIBED
@@ -34,7 +38,9 @@ def fits_list(model: type[BaseModel], shown: dict[str, Any]) -> None:
     assert shown["object"] == "list"
     for item in shown["data"]:
         fits(model, item)
-    assert (shown["first_id"], shown["last_id"]) == ((shown["data"][0]["id"], shown["data"][-1]["id"]) if shown["data"] else (None, None))
+    assert (shown["first_id"], shown["last_id"]) == (
+        (shown["data"][0]["id"], shown["data"][-1]["id"]) if shown["data"] else (None, None)
+    )
 
 
 def test_files_fit(api: Api) -> None:
@@ -48,7 +54,11 @@ def test_files_fit(api: Api) -> None:
 
 def test_batches_fit_in_each_state(api: Api) -> None:
     fits_list(Batch, api.ask("GET", "/v1/batches").json)
-    made = api.ask("POST", "/v1/batches", {"input_file_id": api.upload(b"nonsense\n{}\n")["id"], **REQUEST, "metadata": {"a": "b"}}).json
+    made = api.ask(
+        "POST",
+        "/v1/batches",
+        {"input_file_id": api.upload(b"nonsense\n{}\n")["id"], **REQUEST, "metadata": {"a": "b"}},
+    ).json
     fits(Batch, made)
     with db.reading() as session:
         (batch_id,) = [row.id for row in session.query(BatchRow)]
@@ -84,7 +94,9 @@ def test_errors_are_those_that_the_client_raises_with_all_that_they_hold(
     with pytest.raises(kind) as caught:
         api.client.request(
             cast_to=object,
-            options=openai._models.FinalRequestOptions.construct(method=method, url=path.removeprefix("/v1"), json_data=body),
+            options=openai._models.FinalRequestOptions.construct(
+                method=method, url=path.removeprefix("/v1"), json_data=body
+            ),
         )
     error = caught.value
     assert error.request_id
@@ -92,4 +104,8 @@ def test_errors_are_those_that_the_client_raises_with_all_that_they_hold(
     assert isinstance(error.body, dict)
     assert set(error.body) == {"message", "type", "param", "code"}
     assert error.message
-    assert (error.code, error.param, error.type) == (error.body["code"], error.body["param"], error.body["type"])
+    assert (error.code, error.param, error.type) == (
+        error.body["code"],
+        error.body["param"],
+        error.body["type"],
+    )

@@ -1,4 +1,6 @@
-"""Requests made up from our own description of the API: every answer is one that it describes, and none is a 500."""
+"""Requests made up from our own description of the API: every answer is one that it describes, and
+none is a 500.
+"""
 
 import os
 from typing import Any
@@ -9,14 +11,23 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from tests.integration.conftest import Api
 from xalen_batch import app, ids
 
 # Examples of each operation; XALEN is not in its name, since it is no setting of the product.
 EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "8"))
-CHECKS = [not_a_server_error, response_schema_conformance, status_code_conformance, content_type_conformance]
+CHECKS = [
+    not_a_server_error,
+    response_schema_conformance,
+    status_code_conformance,
+    content_type_conformance,
+]
 
 schema = schemathesis.openapi.from_dict(app.create_app().openapi())
 OPERATIONS = [operation.ok() for operation in schema.get_all_operations()]
@@ -25,9 +36,11 @@ OPERATIONS = [operation.ok() for operation in schema.get_all_operations()]
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
 def test_every_answer_is_one_that_is_described(operation: Any, api: Api) -> None:
     file = api.upload(b"{}\n")["id"]
-    batch = api.ask("POST", "/v1/batches", {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}).json[
-        "id"
-    ]
+    batch = api.ask(
+        "POST",
+        "/v1/batches",
+        {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"},
+    ).json["id"]
     known = {
         "file_id": file,
         "batch_id": batch,
@@ -40,13 +53,19 @@ def test_every_answer_is_one_that_is_described(operation: Any, api: Api) -> None
         max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    @given(case=st.one_of(operation.as_strategy(), operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)))
+    @given(
+        case=st.one_of(
+            operation.as_strategy(), operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+        )
+    )
     def ask(case: Any) -> None:
         # Now and then an id that exists, so that more is met than a 404.
         for name, value in (case.path_parameters or {}).items():
             if len(str(value)) % 2 and name in known:
                 case.path_parameters[name] = known[name]
-        answer = case.call(base_url=f"http://127.0.0.1:{api.port}", headers={"authorization": f"Bearer {api.key}"})
+        answer = case.call(
+            base_url=f"http://127.0.0.1:{api.port}", headers={"authorization": f"Bearer {api.key}"}
+        )
         case.validate_response(answer, checks=CHECKS)
         if answer.status_code >= 400:
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}

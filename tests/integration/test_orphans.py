@@ -1,4 +1,6 @@
-"""Bytes in storage that no file stands for: what a crash left goes with the sweep, once it is old enough to be nobody's."""
+"""Bytes in storage that no file stands for: what a crash left goes with the sweep, once it is old
+enough to be nobody's.
+"""
 
 import os
 import subprocess
@@ -53,7 +55,9 @@ def orphan(database: str) -> Path:
 @pytest.fixture
 def cut_off(database: str) -> UUID:
     id = ids.new()
-    assert subprocess.run([sys.executable, "-c", CUT_OFF, storage.key(id)], timeout=60).returncode == 9
+    assert (
+        subprocess.run([sys.executable, "-c", CUT_OFF, storage.key(id)], timeout=60).returncode == 9
+    )
     assert len(of(id)) == 1
     return id
 

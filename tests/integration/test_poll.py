@@ -22,7 +22,9 @@ def test_a_batch_whose_message_was_lost_is_found_and_run(
     monkeypatch.setattr(recover, "LOST_AFTER", recover.LOST_AFTER * 0)
     with db.transaction() as session:
         caller = factories.caller(session)
-        batch = factories.batch(session, caller, factories.input_file(session, caller, [factories.chat_line("a")]))
+        batch = factories.batch(
+            session, caller, factories.input_file(session, caller, [factories.chat_line("a")])
+        )
     started: queue.Queue[tuple[object, ...]] = queue.Queue()
 
     def spawn(function: Callable[..., object], *args: object) -> bool:
@@ -30,7 +32,9 @@ def test_a_batch_whose_message_was_lost_is_found_and_run(
         return True
 
     shares: list[int] = []
-    poll = Poll({Job.VALIDATE: lambda id: started.put((Job.VALIDATE, id))}, spawn, shares.append, list)
+    poll = Poll(
+        {Job.VALIDATE: lambda id: started.put((Job.VALIDATE, id))}, spawn, shares.append, list
+    )
     poll.start()
     try:
         assert started.get(timeout=PATIENCE) == (Job.VALIDATE, batch.id.hex)

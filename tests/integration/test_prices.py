@@ -35,7 +35,9 @@ def sync(session: Session) -> int:
 
 @pytest.fixture
 def reprice(configure: Callable[..., None], tmp_path: Path) -> Reprice:
-    """Sync a catalog that has these TOML lines in its [models.mistral-small-3-1]; returns the number of changes."""
+    """Sync a catalog that has these TOML lines in its [models.mistral-small-3-1]; returns the
+    number of changes.
+    """
 
     def change(lines: str) -> int:
         file = tmp_path / "catalog.toml"
@@ -68,29 +70,42 @@ def test_a_second_sync_changes_nothing() -> None:
         assert prices.history(session) == before
 
 
-def test_a_changed_price_closes_one_row_and_opens_another(reprice: Reprice, session: Session) -> None:
+def test_a_changed_price_closes_one_row_and_opens_another(
+    reprice: Reprice, session: Session
+) -> None:
     assert reprice('price = { input = "0.025" }') == 2
     assert snapshot(livemode=True)[CHAT_MODEL] == {"input": "0.025", "output": "0.04"}
     old, new = session.scalars(
-        select(Price).where(Price.model == CHAT_MODEL, Price.component == "input", Price.livemode).order_by(Price.valid_from)
+        select(Price)
+        .where(Price.model == CHAT_MODEL, Price.component == "input", Price.livemode)
+        .order_by(Price.valid_from)
     )
     assert (old.usd_per_million, new.usd_per_million) == (Decimal("0.02"), Decimal("0.025"))
     assert old.valid_to == new.valid_from
     assert new.valid_to is None
-    assert prices.in_force(session, livemode=True, at=old.valid_from)[CHAT_MODEL]["input"] == Decimal("0.02")
-    assert prices.in_force(session, livemode=True, at=new.valid_from)[CHAT_MODEL]["input"] == Decimal("0.025")
+    assert prices.in_force(session, livemode=True, at=old.valid_from)[CHAT_MODEL][
+        "input"
+    ] == Decimal("0.02")
+    assert prices.in_force(session, livemode=True, at=new.valid_from)[CHAT_MODEL][
+        "input"
+    ] == Decimal("0.025")
 
 
-def test_a_price_that_left_the_catalog_is_closed(configure: Callable[..., None], tmp_path: Path) -> None:
+def test_a_price_that_left_the_catalog_is_closed(
+    configure: Callable[..., None], tmp_path: Path
+) -> None:
     file = tmp_path / "catalog.toml"
     file.write_text(
-        '[models.extra]\nname = "Extra"\nowned_by = "x"\ncategory = "compact"\nparameters = "1B"\ncontext_window = 1000\n'
-        'endpoints = ["/v1/chat/completions"]\nprice = { input = "1", output = "2" }\n'
+        '[models.extra]\nname = "Extra"\nowned_by = "x"\ncategory = "compact"\nparameters ='
+        ' "1B"\ncontext_window = 1000\nendpoints = ["/v1/chat/completions"]\nprice = { input = "1",'
+        ' output = "2" }\n'
     )
     configure(catalog=file)
     with db.transaction() as session:
         assert sync(session) == 4
-        assert prices.snapshot(session, livemode=False, models=["extra"]) == {"extra": {"input": "1", "output": "2"}}
+        assert prices.snapshot(session, livemode=False, models=["extra"]) == {
+            "extra": {"input": "1", "output": "2"}
+        }
     file.write_text(file.read_text().replace(', output = "2"', ""))
     configure(catalog=file)
     with db.transaction() as session:
@@ -98,7 +113,9 @@ def test_a_price_that_left_the_catalog_is_closed(configure: Callable[..., None],
     assert snapshot(models=["extra"]) == {"extra": {"input": "1"}}
 
 
-def test_of_many_syncs_at_once_one_changes_the_prices(configure: Callable[..., None], tmp_path: Path) -> None:
+def test_of_many_syncs_at_once_one_changes_the_prices(
+    configure: Callable[..., None], tmp_path: Path
+) -> None:
     file = tmp_path / "catalog.toml"
     file.write_text(f'[models.{CHAT_MODEL}]\nprice = {{ input = "7", output = "8" }}\n')
     configure(catalog=file)
@@ -125,11 +142,16 @@ def test_changes_that_were_not_shown_are_not_made(reprice: Reprice, session: Ses
     shown = prices.differences(session)
     reprice('price = { input = "9" }')
     with pytest.raises(prices.Outdated, match="nothing was done"):
-        prices.sync(session, [*shown, prices.Change(CHAT_MODEL, "input", True, Decimal("0.02"), Decimal("5"))])
+        prices.sync(
+            session,
+            [*shown, prices.Change(CHAT_MODEL, "input", True, Decimal("0.02"), Decimal("5"))],
+        )
     assert snapshot(livemode=True)[CHAT_MODEL]["input"] == "9"
 
 
-def test_migrating_changes_no_price(configure: Callable[..., None], tmp_path: Path, session: Session) -> None:
+def test_migrating_changes_no_price(
+    configure: Callable[..., None], tmp_path: Path, session: Session
+) -> None:
     before = [(price.id, price.valid_to) for price in prices.history(session)]
     file = tmp_path / "catalog.toml"
     file.write_text(f'[models.{CHAT_MODEL}]\nprice = {{ input = "7" }}\n')
@@ -153,16 +175,27 @@ def test_a_price_change_leaves_a_batch_that_exists_alone(reprice: Reprice) -> No
     reprice('price = { input = "9" }')
     with db.transaction() as session:
         assert invoices.issue(session, before).total == Decimal("0.01")
-        assert invoices.issue(session, running(session, [Ran(Usage(1_000_000, 0))])).total == Decimal("4.5")
+        assert invoices.issue(
+            session, running(session, [Ran(Usage(1_000_000, 0))])
+        ).total == Decimal("4.5")
 
 
 def test_the_database_refuses_overlapping_prices(session: Session) -> None:
-    row = {"id": ids.new(), "model": CHAT_MODEL, "component": "input", "livemode": True, "usd_per_million": Decimal(1)}
+    row = {
+        "id": ids.new(),
+        "model": CHAT_MODEL,
+        "component": "input",
+        "livemode": True,
+        "usd_per_million": Decimal(1),
+    }
     with pytest.raises(IntegrityError, match="ex_prices_no_overlap"), session.begin_nested():
         session.execute(insert(Price).values(row))
 
 
-@pytest.mark.parametrize("values", [{"usd_per_million": 1}, {"model": "x"}, {"valid_from": func.now()}, {"livemode": True}])
+@pytest.mark.parametrize(
+    "values",
+    [{"usd_per_million": 1}, {"model": "x"}, {"valid_from": func.now()}, {"livemode": True}],
+)
 def test_the_database_refuses_to_change_a_price(database: str, values: dict[str, object]) -> None:
     with pytest.raises(IntegrityError, match="never changed but to close"), as_owner() as session:
         session.execute(update(Price).where(~Price.livemode).values(values))
@@ -173,7 +206,9 @@ def test_the_database_refuses_to_delete_a_price(database: str) -> None:
         session.execute(delete(Price))
 
 
-def test_the_database_refuses_to_open_a_closed_price_again(reprice: Reprice, session: Session) -> None:
+def test_the_database_refuses_to_open_a_closed_price_again(
+    reprice: Reprice, session: Session
+) -> None:
     reprice('price = { input = "0.025" }')
     with pytest.raises(IntegrityError, match="never changed but to close"), session.begin_nested():
         session.execute(update(Price).where(Price.valid_to.is_not(None)).values(valid_to=None))

@@ -1,4 +1,6 @@
-"""Quotas on a real database: exact however many ask at once, and whatever ends gives its share back."""
+"""Quotas on a real database: exact however many ask at once, and whatever ends gives its share
+back.
+"""
 
 import json
 from collections.abc import Callable
@@ -47,12 +49,21 @@ def file_id(caller: Caller) -> str:
 
 def uploaded(caller: Caller, lines: int) -> str:
     with db.transaction() as session:
-        return ids.render("file", factories.input_file(session, caller, [chat_line(str(n)) for n in range(lines)]).id)
+        return ids.render(
+            "file",
+            factories.input_file(session, caller, [chat_line(str(n)) for n in range(lines)]).id,
+        )
 
 
 def create(owner: Owner, file_id: str) -> Batch:
     with db.transaction() as session:
-        return batches.create(session, owner, input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
+        return batches.create(
+            session,
+            owner,
+            input_file_id=file_id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+        )
 
 
 def held(owner: Owner) -> dict[Quota, int]:
@@ -82,13 +93,19 @@ def at_once(times: int, act: Callable[[int], Any]) -> list[TooManyRequests]:
 
 
 class TestOpenBatches:
-    def test_of_twenty_at_once_exactly_as_many_are_made_as_the_limit_says(self, caller: Caller, file_id: str, configure: Configure) -> None:
+    def test_of_twenty_at_once_exactly_as_many_are_made_as_the_limit_says(
+        self, caller: Caller, file_id: str, configure: Configure
+    ) -> None:
         configure(quota_open_batches=5)
         refused = at_once(20, lambda _: create(caller, file_id))
         assert len(refused) == 15
         assert held(caller)[Quota.OPEN_BATCHES] == 5
-        assert {(refusal.status, refusal.code, refusal.type) for refusal in refused} == {(429, "open_batches_limit", "rate_limit_error")}
-        assert refused[0].message.startswith("The account's limit is 5 open batches. It has 5, and this would add 1.")
+        assert {(refusal.status, refusal.code, refusal.type) for refusal in refused} == {
+            (429, "open_batches_limit", "rate_limit_error")
+        }
+        assert refused[0].message.startswith(
+            "The account's limit is 5 open batches. It has 5, and this would add 1."
+        )
         assert refused[0].retry_after == quotas.RETRY_AFTER
 
     def test_who_dies_between_counting_and_committing_takes_nothing_and_holds_nobody_up(
@@ -103,12 +120,23 @@ class TestOpenBatches:
     def die_before_committing(caller: Caller, file_id: str) -> None:
         with db.transaction() as session:
             pid = session.scalar(select(func.pg_backend_pid()))
-            batches.create(session, caller, input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
+            batches.create(
+                session,
+                caller,
+                input_file_id=file_id,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+            )
             with db.transaction() as other:
                 other.execute(select(func.pg_terminate_backend(pid)))
 
-    @pytest.mark.parametrize("end", [BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED])
-    def test_a_batch_that_ends_gives_its_share_back(self, caller: Caller, file_id: str, configure: Configure, end: BatchStatus) -> None:
+    @pytest.mark.parametrize(
+        "end",
+        [BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED],
+    )
+    def test_a_batch_that_ends_gives_its_share_back(
+        self, caller: Caller, file_id: str, configure: Configure, end: BatchStatus
+    ) -> None:
         configure(quota_open_batches=1)
         batch = create(caller, file_id)
         ways = {
@@ -124,18 +152,27 @@ class TestOpenBatches:
                 assert session.get_one(Batch, batch.id).move(session, status)
         create(caller, file_id)
 
-    def test_each_account_and_mode_has_its_own(self, caller: Caller, file_id: str, configure: Configure, tmp_path: Path) -> None:
+    def test_each_account_and_mode_has_its_own(
+        self, caller: Caller, file_id: str, configure: Configure, tmp_path: Path
+    ) -> None:
         # A live batch is refused unless the catalog and the account both let it be simulated.
-        (tmp_path / "catalog.toml").write_text(f'[models.{factories.CHAT_MODEL}.backend]\nkind = "simulated"\n')
+        (tmp_path / "catalog.toml").write_text(
+            f'[models.{factories.CHAT_MODEL}.backend]\nkind = "simulated"\n'
+        )
         configure(quota_open_batches=1, catalog=tmp_path / "catalog.toml")
         create(caller, file_id)
         with db.transaction() as session:
             accounts.let_simulate(session, caller.account_id, True)
-            live, other = Caller(caller.account_id, True, caller.scopes, caller.key_id), factories.caller(session)
+            live, other = (
+                Caller(caller.account_id, True, caller.scopes, caller.key_id),
+                factories.caller(session),
+            )
         for owner in (live, other):
             create(owner, uploaded(owner, 1))
 
-    def test_an_operator_gives_an_account_another_limit_or_none(self, caller: Caller, file_id: str, configure: Configure) -> None:
+    def test_an_operator_gives_an_account_another_limit_or_none(
+        self, caller: Caller, file_id: str, configure: Configure
+    ) -> None:
         configure(quota_open_batches=0)
         for most, fits in [(2, 2), (None, 4)]:
             with db.transaction() as session:
@@ -161,7 +198,10 @@ class TestLinesAndTokens:
         assert (failed.status, failed.total, failed.enqueued_tokens) == (BatchStatus.FAILED, 0, 0)
         [error] = failed.errors or []
         assert (error["code"], error["line"], error["param"]) == ("line_limit_exceeded", None, None)
-        assert error["message"].startswith("The account's limit is 5 lines in open batches. It has 3, and this would add 3. Wait until")
+        assert error["message"].startswith(
+            "The account's limit is 5 lines in open batches. It has 3, and this would add 3. Wait"
+            " until"
+        )
         assert held(caller)[Quota.ENQUEUED_LINES] == 3
 
     def test_tokens_over_the_limit_have_openais_code_and_one_batch_that_is_too_large_another_remedy(
@@ -182,7 +222,10 @@ class TestLinesAndTokens:
         sizes = [len(json.dumps(line, ensure_ascii=False).encode()) for line in lines]
         assert held(caller)[Quota.ENQUEUED_TOKENS] == sum((size + 3) // 4 for size in sizes)
 
-    @pytest.mark.parametrize(("setting", "code"), [("lines", "enqueued_lines_limit"), ("tokens", "enqueued_tokens_limit")])
+    @pytest.mark.parametrize(
+        ("setting", "code"),
+        [("lines", "enqueued_lines_limit"), ("tokens", "enqueued_tokens_limit")],
+    )
     def test_nothing_is_made_while_there_is_no_room_at_all(
         self, caller: Caller, file_id: str, configure: Configure, setting: str, code: str
     ) -> None:
@@ -197,7 +240,9 @@ class TestLinesAndTokens:
         finalize.run(batch.id)
         create(caller, file_id)
 
-    def test_of_batches_validated_at_once_no_more_start_than_fit(self, caller: Caller, file_id: str, configure: Configure) -> None:
+    def test_of_batches_validated_at_once_no_more_start_than_fit(
+        self, caller: Caller, file_id: str, configure: Configure
+    ) -> None:
         configure(quota_enqueued_lines=7)
         made = [create(caller, file_id) for _ in range(6)]
         assert at_once(6, lambda number: validate.run(made[number].id)) == []
@@ -210,9 +255,19 @@ class TestStorage:
     @staticmethod
     def keep(caller: Caller, size: int) -> File:
         with db.transaction() as session:
-            return files.create(session, caller, id=ids.new(), purpose="batch", filename="a.jsonl", size=size, sha256=b"")
+            return files.create(
+                session,
+                caller,
+                id=ids.new(),
+                purpose="batch",
+                filename="a.jsonl",
+                size=size,
+                sha256=b"",
+            )
 
-    def test_of_many_uploads_at_once_exactly_those_are_kept_that_fit(self, caller: Caller, configure: Configure) -> None:
+    def test_of_many_uploads_at_once_exactly_those_are_kept_that_fit(
+        self, caller: Caller, configure: Configure
+    ) -> None:
         configure(quota_storage_bytes=450)
         refused = at_once(12, lambda _: self.keep(caller, 100))
         assert len(refused) == 8
@@ -220,7 +275,9 @@ class TestStorage:
         assert held(caller)[Quota.STORAGE_BYTES] == 400
         self.keep(caller, 50)
 
-    def test_a_file_that_is_deleted_or_expires_gives_its_bytes_back(self, caller: Caller, configure: Configure) -> None:
+    def test_a_file_that_is_deleted_or_expires_gives_its_bytes_back(
+        self, caller: Caller, configure: Configure
+    ) -> None:
         configure(quota_storage_bytes=100)
         with db.transaction() as session:
             files.delete(session, caller, ids.render("file", self.keep(caller, 100).id))
@@ -228,11 +285,17 @@ class TestStorage:
         with pytest.raises(TooManyRequests):
             self.keep(caller, 1)
         with db.transaction() as session:
-            session.execute(update(File).where(File.id == kept.id).values(expires_at=datetime.now(UTC) - timedelta(seconds=1)))
+            session.execute(
+                update(File)
+                .where(File.id == kept.id)
+                .values(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+            )
         recover.tick()
         self.keep(caller, 100)
 
-    def test_output_files_count_and_are_never_refused(self, caller: Caller, file_id: str, configure: Configure) -> None:
+    def test_output_files_count_and_are_never_refused(
+        self, caller: Caller, file_id: str, configure: Configure
+    ) -> None:
         before = held(caller)[Quota.STORAGE_BYTES]
         configure(quota_storage_bytes=before)
         batch = create(caller, file_id)
@@ -243,7 +306,10 @@ class TestStorage:
         ended = reread(batch)
         with db.reading() as session:
             errors = session.get_one(File, ended.error_file_id)
-        assert (ended.status, held(caller)[Quota.STORAGE_BYTES]) == (BatchStatus.CANCELLED, before + errors.size)
+        assert (ended.status, held(caller)[Quota.STORAGE_BYTES]) == (
+            BatchStatus.CANCELLED,
+            before + errors.size,
+        )
         with pytest.raises(TooManyRequests):
             self.keep(caller, 1)
 
@@ -252,7 +318,9 @@ class TestSchedules:
     @staticmethod
     def run_of(schedule_id: UUID) -> ScheduleRun:
         with db.transaction() as session:
-            return session.scalars(select(ScheduleRun).where(ScheduleRun.schedule_id == schedule_id)).one()
+            return session.scalars(
+                select(ScheduleRun).where(ScheduleRun.schedule_id == schedule_id)
+            ).one()
 
     @staticmethod
     def due(caller: Caller, **fields: Any) -> UUID:
@@ -310,12 +378,17 @@ class TestSchedules:
         assert (run.state, run.reason) == (RunState.FAILED, "line_limit_exceeded")
         assert "limit is 2 lines in open batches" in (run.message or "")
 
-    def test_requests_are_counted_when_they_arrive_and_always_fit_into_their_file(self, caller: Caller, configure: Configure) -> None:
+    def test_requests_are_counted_when_they_arrive_and_always_fit_into_their_file(
+        self, caller: Caller, configure: Configure
+    ) -> None:
         id = self.due(caller, inbox={})
         line = json.dumps(chat_line("a")).encode()
         with db.transaction() as session:
             inbox.add(session, session.get_one(Schedule, id), [("a", line)])
-        assert (held(caller)[Quota.INBOX_REQUESTS], held(caller)[Quota.STORAGE_BYTES]) == (1, len(line) + 1)
+        assert (held(caller)[Quota.INBOX_REQUESTS], held(caller)[Quota.STORAGE_BYTES]) == (
+            1,
+            len(line) + 1,
+        )
         fire.run()
         # Lower than what is held already.
         configure(quota_storage_bytes=10)
@@ -323,7 +396,10 @@ class TestSchedules:
             batch = session.scalars(select(Batch).where(Batch.schedule_id == id)).one()
         validate.run(batch.id)
         assert reread(batch).status == BatchStatus.IN_PROGRESS
-        assert (held(caller)[Quota.INBOX_REQUESTS], held(caller)[Quota.STORAGE_BYTES]) == (0, len(line) + 1)
+        assert (held(caller)[Quota.INBOX_REQUESTS], held(caller)[Quota.STORAGE_BYTES]) == (
+            0,
+            len(line) + 1,
+        )
 
     def test_what_a_run_puts_together_beyond_its_quota_fails_it_and_leaves_no_bytes(
         self, caller: Caller, file_id: str, configure: Configure
@@ -338,11 +414,16 @@ class TestSchedules:
         with pytest.raises(FileNotFoundError):
             next(storage.chunks(storage.key(batch.input_file_id)))
         fire.run()
-        assert (self.run_of(id).state, self.run_of(id).reason) == (RunState.FAILED, "storage_limit_exceeded")
+        assert (self.run_of(id).state, self.run_of(id).reason) == (
+            RunState.FAILED,
+            "storage_limit_exceeded",
+        )
 
 
 class TestTallies:
-    """What triggers add up is what there is, whatever adds or removes rows, also in many transactions at once."""
+    """What triggers add up is what there is, whatever adds or removes rows, also in many
+    transactions at once.
+    """
 
     @staticmethod
     def schedule(caller: Caller) -> Schedule:
@@ -357,20 +438,28 @@ class TestTallies:
     @staticmethod
     def there(caller: Caller) -> tuple[int, int]:
         with db.reading() as session:
-            rows = select(func.count(), func.coalesce(func.sum(func.octet_length(InboxRequest.line) + 1), 0)).join(
-                Schedule, Schedule.id == InboxRequest.schedule_id
-            )
-            number, size = session.execute(rows.where(Schedule.account_id == caller.account_id)).one()
+            rows = select(
+                func.count(), func.coalesce(func.sum(func.octet_length(InboxRequest.line) + 1), 0)
+            ).join(Schedule, Schedule.id == InboxRequest.schedule_id)
+            number, size = session.execute(
+                rows.where(Schedule.account_id == caller.account_id)
+            ).one()
             return number, int(size)
 
-    def test_of_many_at_once_exactly_as_many_requests_are_accepted_as_the_limit_says(self, caller: Caller, configure: Configure) -> None:
+    def test_of_many_at_once_exactly_as_many_requests_are_accepted_as_the_limit_says(
+        self, caller: Caller, configure: Configure
+    ) -> None:
         configure(quota_inbox_requests=7)
         schedules = [self.schedule(caller) for _ in range(2)]
 
         def add(number: int) -> str:
             try:
                 with db.transaction() as session:
-                    inbox.add(session, session.get_one(Schedule, schedules[number % 2].id), [(f"{number}", b"x" * number)])
+                    inbox.add(
+                        session,
+                        session.get_one(Schedule, schedules[number % 2].id),
+                        [(f"{number}", b"x" * number)],
+                    )
             except TooManyRequests as error:
                 return str(error.code)
             return "added"
@@ -380,14 +469,23 @@ class TestTallies:
         assert self.told(caller) == self.there(caller)
         assert self.told(caller)[0] == 7
 
-    def test_what_is_sealed_unsealed_and_discarded_is_counted_for_as_long_as_it_is_there(self, caller: Caller) -> None:
+    def test_what_is_sealed_unsealed_and_discarded_is_counted_for_as_long_as_it_is_there(
+        self, caller: Caller
+    ) -> None:
         schedule = self.schedule(caller)
         with db.transaction() as session:
-            inbox.add(session, session.get_one(Schedule, schedule.id), [(f"{n}", b"x" * n) for n in range(5)])
+            inbox.add(
+                session,
+                session.get_one(Schedule, schedule.id),
+                [(f"{n}", b"x" * n) for n in range(5)],
+            )
         assert self.told(caller) == self.there(caller) == (5, 15)
         with db.transaction() as session:
             locked = session.get_one(Schedule, schedule.id)
-            [run] = runs.record(session, [runs.blank(locked, datetime.now(UTC), runs.Trigger.MANUAL, RunState.WAITING)])
+            [run] = runs.record(
+                session,
+                [runs.blank(locked, datetime.now(UTC), runs.Trigger.MANUAL, RunState.WAITING)],
+            )
             assert inbox.seal(session, locked, run) == 5
         assert self.told(caller) == (5, 15)
         with db.transaction() as session:
@@ -397,16 +495,27 @@ class TestTallies:
             assert inbox.discard(session, schedule.id) == 5
         assert self.told(caller) == self.there(caller) == (0, 0)
 
-    def test_a_request_that_waits_already_takes_no_room(self, caller: Caller, configure: Configure) -> None:
+    def test_a_request_that_waits_already_takes_no_room(
+        self, caller: Caller, configure: Configure
+    ) -> None:
         configure(quota_inbox_requests=1)
         schedule = self.schedule(caller)
         for accepted in (1, 0):
             with db.transaction() as session:
-                assert inbox.add(session, session.get_one(Schedule, schedule.id), [("a", b"x")]).accepted == accepted
+                assert (
+                    inbox.add(
+                        session, session.get_one(Schedule, schedule.id), [("a", b"x")]
+                    ).accepted
+                    == accepted
+                )
 
-    def test_an_idempotency_key_counts_from_its_commit_until_it_is_forgotten(self, caller: Caller) -> None:
+    def test_an_idempotency_key_counts_from_its_commit_until_it_is_forgotten(
+        self, caller: Caller
+    ) -> None:
         def claim(session: Session, key: str) -> None:
-            idempotency.once(session, caller, key, route="POST /", fingerprint=b"", create=lambda: b"{}")
+            idempotency.once(
+                session, caller, key, route="POST /", fingerprint=b"", create=lambda: b"{}"
+            )
 
         with db.transaction() as session:
             claim(session, "a")
@@ -419,25 +528,44 @@ class TestTallies:
             session.execute(delete(IdempotencyKey).where(IdempotencyKey.key == "b"))
         assert held(caller)[Quota.IDEMPOTENCY_KEYS] == 1
 
-    def test_requests_under_way_with_a_key_each_do_not_wait_for_each_other(self, caller: Caller) -> None:
+    def test_requests_under_way_with_a_key_each_do_not_wait_for_each_other(
+        self, caller: Caller
+    ) -> None:
         with db.transaction() as one, db.transaction() as other:
             other.execute(text("SET LOCAL lock_timeout = '1s'"))
             for session, key in ((one, "a"), (other, "b")):
-                idempotency.once(session, caller, key, route="POST /", fingerprint=b"", create=lambda: b"{}")
+                idempotency.once(
+                    session, caller, key, route="POST /", fingerprint=b"", create=lambda: b"{}"
+                )
 
 
-def test_counting_looks_only_at_what_is_open_and_adds_files_up_in_their_index(stores: Stores, caller: Caller, file_id: str) -> None:
+def test_counting_looks_only_at_what_is_open_and_adds_files_up_in_their_index(
+    stores: Stores, caller: Caller, file_id: str
+) -> None:
     with db.transaction() as session:
         some = session.get_one(File, ids.parse("file", file_id))
         made = reread(create(caller, file_id))
         row = {name: getattr(made, name) for name in BATCH}
-        session.execute(insert(Batch), [row | {"id": ids.new(), "status": "in_progress" if n < 100 else "completed"} for n in range(5_000)])
-        one = {name: getattr(some, name) for name in ("account_id", "livemode", "purpose", "filename", "size")}
-        session.execute(insert(File), [one | {"id": ids.new(), "livemode": n >= 2_000} for n in range(20_000)])
+        session.execute(
+            insert(Batch),
+            [
+                row | {"id": ids.new(), "status": "in_progress" if n < 100 else "completed"}
+                for n in range(5_000)
+            ],
+        )
+        one = {
+            name: getattr(some, name)
+            for name in ("account_id", "livemode", "purpose", "filename", "size")
+        }
+        session.execute(
+            insert(File), [one | {"id": ids.new(), "livemode": n >= 2_000} for n in range(20_000)]
+        )
     with psycopg.connect(stores.migrate_database_url, autocommit=True) as owner:
         owner.execute("VACUUM ANALYZE batches, files")
     counted, numbered, added, *_ = plans.of(lambda session: quotas.held(session, caller))
-    assert {"batches", "files"}.isdisjoint(plans.scanned(counted) | plans.scanned(numbered) | plans.scanned(added))
+    assert {"batches", "files"}.isdisjoint(
+        plans.scanned(counted) | plans.scanned(numbered) | plans.scanned(added)
+    )
     assert plans.pages(counted) < 150
     assert plans.pages(added) < 150
     with db.reading() as session:

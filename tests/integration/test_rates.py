@@ -40,7 +40,13 @@ uvloop.run(main())
 
 def test_processes_together_stay_within_the_limit(stores: Stores, valkey: redis.Redis) -> None:
     processes = [
-        subprocess.Popen([sys.executable, "-c", PROCESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
     ]
     for process in processes:
         assert process.stdout is not None
@@ -55,7 +61,8 @@ def test_processes_together_stay_within_the_limit(stores: Stores, valkey: redis.
     together = sorted(at for each in sent for at in each)
     elapsed = together[-1] - together[0]
     assert all(len(each) > 10 for each in sent)
-    # That they use all of it is a test on virtual time: here it would be one of the machine's speed.
+    # That they use all of it is a test on virtual time: here it would be one of the machine's
+    # speed.
     assert len(together) <= RATE * (elapsed + HOLD) + 2
 
 
@@ -67,7 +74,9 @@ def server(tmp_path: Path, configure: Callable[..., None]) -> Iterator[stores.Va
     server.stop()
 
 
-def test_a_server_that_goes_leaves_each_its_share_and_is_used_again_when_it_is_back(server: stores.Valkey) -> None:
+def test_a_server_that_goes_leaves_each_its_share_and_is_used_again_when_it_is_back(
+    server: stores.Valkey,
+) -> None:
     async def main() -> None:
         sent: list[float] = []
 
@@ -87,7 +96,12 @@ def test_a_server_that_goes_leaves_each_its_share_and_is_used_again_when_it_is_b
             await until(lambda: len(sent) >= before + requests)
             return time.monotonic() - start
 
-        both = [Rates("model", requests_per_minute=PER_MINUTE, tokens_per_minute=None, workers=lambda: 2) for _ in range(2)]
+        both = [
+            Rates(
+                "model", requests_per_minute=PER_MINUTE, tokens_per_minute=None, workers=lambda: 2
+            )
+            for _ in range(2)
+        ]
         pumps = [asyncio.create_task(one(rates)) for rates in both for _ in range(20)]
         await until(lambda: len(sent) > 0)
         assert await count(50) >= 50 / RATE * 0.7
@@ -111,7 +125,9 @@ def test_a_server_that_goes_leaves_each_its_share_and_is_used_again_when_it_is_b
 
 def test_a_server_that_does_not_answer_is_not_waited_for(server: stores.Valkey) -> None:
     async def main() -> None:
-        rates = Rates("model", requests_per_minute=PER_MINUTE, tokens_per_minute=None, workers=lambda: 2)
+        rates = Rates(
+            "model", requests_per_minute=PER_MINUTE, tokens_per_minute=None, workers=lambda: 2
+        )
         await rates.admit(1)
         await asyncio.sleep(2 * HOLD)
         with redis.Redis.from_url(server.url) as client:
@@ -128,7 +144,10 @@ def test_a_server_that_does_not_answer_is_not_waited_for(server: stores.Valkey) 
 
 def test_tokens_that_were_not_used_reach_the_other_processes(server: stores.Valkey) -> None:
     async def main() -> None:
-        one, other = (Rates("model", requests_per_minute=None, tokens_per_minute=60_000, workers=lambda: 2) for _ in range(2))
+        one, other = (
+            Rates("model", requests_per_minute=None, tokens_per_minute=60_000, workers=lambda: 2)
+            for _ in range(2)
+        )
         await one.admit(50_000)
         one.settle(50_000, 100)
         # Ahead of the minute that the whole estimate would have taken.

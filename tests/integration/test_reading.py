@@ -1,4 +1,6 @@
-"""A large file that several processes read in pieces comes to the same as one that is read from beginning to end."""
+"""A large file that several processes read in pieces comes to the same as one that is read from
+beginning to end.
+"""
 
 import multiprocessing
 import os
@@ -34,7 +36,9 @@ read_whole, serve = reading._whole, pieces.serve
 
 
 @pytest.fixture(autouse=True)
-def _small_pieces(monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None], tmp_path: Path) -> None:
+def _small_pieces(
+    monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None], tmp_path: Path
+) -> None:
     configure(storage_url=tmp_path.as_uri())
     monkeypatch.setattr(reading, "LARGE_BYTES", 0)
     monkeypatch.setattr(reading, "PIECE_BYTES", 1_000)
@@ -94,11 +98,16 @@ GOOD = st.builds(
     st.sampled_from(["", *SYSTEMS]), st.integers(1, 900), st.sampled_from([CHAT_MODEL, RERANK_MODEL]),
 )  # fmt: skip
 BLANK = st.sampled_from([b"", b"  ", b"\t"]).map(lambda raw: lambda n: raw)
-ODD = st.sampled_from([b'{"custom_id":1}', b"[", b"\xff", line("twice"), line("r0"), line("x", stream=True)]).map(lambda raw: lambda n: raw)
+ODD = st.sampled_from(
+    [b'{"custom_id":1}', b"[", b"\xff", line("twice"), line("r0"), line("x", stream=True)]
+).map(lambda raw: lambda n: raw)
 
 
 @given(
-    lines=st.one_of(st.lists(st.one_of(GOOD, GOOD, BLANK), max_size=40), st.lists(st.one_of(GOOD, GOOD, GOOD, BLANK, ODD), max_size=40)),
+    lines=st.one_of(
+        st.lists(st.one_of(GOOD, GOOD, BLANK), max_size=40),
+        st.lists(st.one_of(GOOD, GOOD, GOOD, BLANK, ODD), max_size=40),
+    ),
     newline=st.sampled_from([b"\n", b"\r\n"]),
     begins_with=st.sampled_from([b"", b"", b"\xef\xbb\xbf"]),
     ends_with=st.sampled_from([b"", b"\n", b"\n\n"]),
@@ -112,7 +121,10 @@ def test_in_pieces_or_at_once_is_the_same(lines, newline, begins_with, ends_with
 
 def unordered(found: Reading) -> tuple[Any, ...]:
     faults, models, lines, slices = told(found)
-    spans = {model: sorted(span for cut in slices if cut.model == model for span in cut.spans) for model in models}
+    spans = {
+        model: sorted(span for cut in slices if cut.model == model for span in cut.spans)
+        for model in models
+    }
     return (faults, models, lines, spans) if not faults else (faults,)
 
 
@@ -124,7 +136,9 @@ class Present(Readers):
         return self
 
 
-def test_a_good_file_is_read_once_by_others_and_in_pieces(monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]) -> None:
+def test_a_good_file_is_read_once_by_others_and_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]
+) -> None:
     monkeypatch.setattr(reading, "Readers", Present)
     content = b"\n".join(line(f"r{n}") for n in range(500))
     found = read(content)
@@ -133,14 +147,24 @@ def test_a_good_file_is_read_once_by_others_and_in_pieces(monkeypatch: pytest.Mo
     assert told(found) == told(from_the_beginning(content))
 
 
-def test_a_fault_ends_the_reading_in_pieces_at_once(monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]) -> None:
+def test_a_fault_ends_the_reading_in_pieces_at_once(
+    monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]
+) -> None:
     monkeypatch.setattr(Readers, "_start", lambda _: None)
     assert read(GOOD_FILE + b"\n[").faults.count == 1
     assert (len(own), whole) == (1, [KEY])
 
 
 def test_the_pieces_of_a_file_are_whole_lines_and_all_of_it() -> None:
-    content = b"\n".join([line("a"), line("b", "long " * 10_000), b"", line("c"), *(line(f"r{n}") for n in range(30))])
+    content = b"\n".join(
+        [
+            line("a"),
+            line("b", "long " * 10_000),
+            b"",
+            line("c"),
+            *(line(f"r{n}") for n in range(30)),
+        ]
+    )
     storage.write(KEY, [content])
     places = list(reading.places_of(KEY))
     assert len(places) > 5
@@ -151,19 +175,25 @@ def test_the_pieces_of_a_file_are_whole_lines_and_all_of_it() -> None:
 
 def test_an_id_that_is_twice_in_pieces_far_apart_is_named_with_both_lines(whole: list[str]) -> None:
     found = read(b"\n".join([line("same"), *(line(f"r{n}") for n in range(60)), line("same")]))
-    assert [(fault.line, fault.code) for fault in found.faults.kept] == [(62, "duplicate_custom_id")]
+    assert [(fault.line, fault.code) for fault in found.faults.kept] == [
+        (62, "duplicate_custom_id")
+    ]
     assert "line 1 and again on line 62" in found.faults.kept[0].message
     assert whole == [KEY]
 
 
-def test_more_requests_than_a_batch_may_have_are_seen_though_no_piece_has_them(configure: Callable[..., None]) -> None:
+def test_more_requests_than_a_batch_may_have_are_seen_though_no_piece_has_them(
+    configure: Callable[..., None],
+) -> None:
     configure(max_batch_lines=50)
     assert not read(b"\n".join(line(f"r{n}") for n in range(50))).faults
     (fault,) = read(b"\n".join(line(f"r{n}") for n in range(51))).faults.kept
     assert (fault.code, fault.line) == ("too_many_tasks", 51)
 
 
-def test_a_file_of_blank_lines_is_refused_though_no_piece_has_too_many(configure: Callable[..., None]) -> None:
+def test_a_file_of_blank_lines_is_refused_though_no_piece_has_too_many(
+    configure: Callable[..., None],
+) -> None:
     configure(max_batch_lines=200)
     (fault,) = read(line("a") + b"\n" * 2_500 + line("b")).faults.kept
     assert (fault.code, fault.line) == ("too_many_tasks", 2_000)
@@ -190,7 +220,9 @@ def test_a_file_that_goes_while_it_is_read_is_gone(monkeypatch: pytest.MonkeyPat
         read(GOOD_FILE)
 
 
-def test_without_processes_all_pieces_are_read_here(monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]) -> None:
+def test_without_processes_all_pieces_are_read_here(
+    monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]
+) -> None:
     def refused(*_: object) -> None:
         raise FileNotFoundError("No usable temporary directory found")
 
@@ -199,7 +231,9 @@ def test_without_processes_all_pieces_are_read_here(monkeypatch: pytest.MonkeyPa
     assert own == list(reading.places_of(KEY))[::-1]
 
 
-def test_who_wants_no_processes_has_none(configure: Callable[..., None], own: list[Place], whole: list[str]) -> None:
+def test_who_wants_no_processes_has_none(
+    configure: Callable[..., None], own: list[Place], whole: list[str]
+) -> None:
     configure(validation_processes=0)
     assert read(GOOD_FILE).split.lines == 90
     assert (own, whole) == ([], [KEY])
@@ -226,7 +260,9 @@ class Scripted(Readers):
         return type(self).then(self, todo)
 
 
-def test_a_piece_that_was_lost_is_read_here(monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]) -> None:
+def test_a_piece_that_was_lost_is_read_here(
+    monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]
+) -> None:
     def lose(readers: Scripted, todo: deque[Place]) -> dict[Place, Piece | None]:
         todo.append(readers.has.pop())
         monkeypatch.setattr(Scripted, "give", lambda *_: None)
@@ -273,7 +309,9 @@ def test_a_lease_is_kept_by_what_is_read_and_its_loss_ends_the_reading(own: list
     assert len(own) <= 20
 
 
-def test_processes_that_die_are_told_of_and_the_file_is_read_all_the_same(monkeypatch: pytest.MonkeyPatch, whole: list[str]) -> None:
+def test_processes_that_die_are_told_of_and_the_file_is_read_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, whole: list[str]
+) -> None:
     monkeypatch.setattr(pieces, "serve", _die)
     lost = threading.Event()
     monkeypatch.setattr(Readers, "_lost", lambda *_: lost.set())
@@ -289,14 +327,19 @@ def _die(connection: Connection, *_: object) -> None:
 
 
 def test_a_bug_is_told_of_by_the_worker_and_nothing_of_a_line_is_printed(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], own: list[Place], whole: list[str]
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    own: list[Place],
+    whole: list[str],
 ) -> None:
     monkeypatch.setattr(reading, "Readers", Present)
     monkeypatch.setattr(pieces, "serve", _fail)
     with capture_logs() as events:
         assert read(GOOD_FILE).split.lines == 90
     assert (own, whole) == ([], [KEY])
-    assert {(event["event"], event["error"]) for event in events} == {("reading.crashed", "ValueError")}
+    assert {(event["event"], event["error"]) for event in events} == {
+        ("reading.crashed", "ValueError")
+    }
     assert "parcel" not in f"{events}{capfd.readouterr().err}"
 
 
@@ -315,7 +358,9 @@ def test_the_processes_end_with_their_worker_however_it_dies(tmp_path: Path) -> 
     def are_running() -> list[str]:
         return [pid for pid in os.listdir(folder) if is_running(int(pid), "multiprocessing")]
 
-    with subprocess.Popen([sys.executable, "-m", "tests.integration.sitting", folder], cwd=Path(__file__).parents[2]) as worker:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.sitting", folder], cwd=Path(__file__).parents[2]
+    ) as worker:
         try:
             wait_until(lambda: len(are_running()) == 2, process=worker)
         finally:

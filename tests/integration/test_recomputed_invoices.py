@@ -1,4 +1,6 @@
-"""A customer recomputes an invoice from the downloaded output file and the price list, whatever the backend reported."""
+"""A customer recomputes an invoice from the downloaded output file and the price list, whatever the
+backend reported.
+"""
 
 import json
 from collections import Counter
@@ -30,7 +32,11 @@ from xalen_batch.models.files import FilePart
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 
 # The price list in docs/billing.md: USD per million tokens, and the batch discount.
-PRICES = {(CHAT_MODEL, "input"): "0.02", (CHAT_MODEL, "output"): "0.04", (RERANK_MODEL, "input"): "0.003"}
+PRICES = {
+    (CHAT_MODEL, "input"): "0.02",
+    (CHAT_MODEL, "output"): "0.04",
+    (RERANK_MODEL, "input"): "0.003",
+}
 DISCOUNT = Decimal("0.5")
 
 ASKED = {
@@ -38,30 +44,49 @@ ASKED = {
     RERANK_MODEL: Request(RERANK, orjson.dumps(factories.rerank_line("a")["body"]), "r"),
 }
 PARTS = {
-    CHAT_MODEL: {"choices": [{"index": 0, "message": {"role": "assistant", "content": "It is on its way."}}]},
+    CHAT_MODEL: {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "It is on its way."}}]
+    },
     RERANK_MODEL: {"results": [{"index": 0, "relevance_score": 0.5}]},
 }
-NUMBERS = st.one_of(st.integers(-2, 400), st.sampled_from([None, True, 1.5, "12", 9_000, 10**9, 10**30]))
+NUMBERS = st.one_of(
+    st.integers(-2, 400), st.sampled_from([None, True, 1.5, "12", 9_000, 10**9, 10**30])
+)
 USAGES = st.one_of(
     st.just(None),
     NUMBERS,
-    st.dictionaries(st.sampled_from(["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens"]), NUMBERS),
+    st.dictionaries(
+        st.sampled_from(
+            ["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens"]
+        ),
+        NUMBERS,
+    ),
 )
 MODELS = st.sampled_from([CHAT_MODEL, RERANK_MODEL])
 
 
 def answered(model: str, usage: Any) -> Ran:
     """A line whose backend reported this usage."""
-    outcome = outcome_of(Reply(200, json.dumps({**PARTS[model], "usage": usage}).encode(), {}.get), ASKED[model])
+    outcome = outcome_of(
+        Reply(200, json.dumps({**PARTS[model], "usage": usage}).encode(), {}.get), ASKED[model]
+    )
     assert isinstance(outcome, Answered)
     return Ran(outcome, model)
 
 
-def used(lines: Iterable[bytes], models: Sequence[str], *, only_counted: bool = False) -> Counter[tuple[str, str]]:
-    """Tokens by model and component, from the lines of an output file. `models`: those of the input's lines."""
+def used(
+    lines: Iterable[bytes], models: Sequence[str], *, only_counted: bool = False
+) -> Counter[tuple[str, str]]:
+    """Tokens by model and component, from the lines of an output file.
+
+    `models`: those of the input's lines.
+    """
     found: Counter[tuple[str, str]] = Counter()
     for line in map(orjson.loads, lines):
-        model, body = models[int(line["custom_id"].removeprefix("line-")) - 1], line["response"]["body"]
+        model, body = (
+            models[int(line["custom_id"].removeprefix("line-")) - 1],
+            line["response"]["body"],
+        )
         if not only_counted or body.get("xalen", {}).get("usage_source") == "counted":
             found[model, "input"] += body["usage"]["prompt_tokens"]
             found[model, "output"] += body["usage"].get("completion_tokens", 0)
@@ -69,7 +94,9 @@ def used(lines: Iterable[bytes], models: Sequence[str], *, only_counted: bool = 
 
 
 def cost(tokens: Counter[tuple[str, str]]) -> Decimal:
-    gross = sum((Decimal(PRICES.get(which, "0")) * count for which, count in tokens.items()), Decimal(0))
+    gross = sum(
+        (Decimal(PRICES.get(which, "0")) * count for which, count in tokens.items()), Decimal(0)
+    )
     return gross / 1_000_000 * (1 - DISCOUNT)
 
 
@@ -79,9 +106,12 @@ def quantities(invoice: dict[str, Any], *reasons: str | None) -> Counter[tuple[s
             (model, component): sum(
                 int(line["quantity"])
                 for line in invoice["lines"]
-                if (line["model"], line["component"]) == (model, component) and (not reasons or line["reason"] in reasons)
+                if (line["model"], line["component"]) == (model, component)
+                and (not reasons or line["reason"] in reasons)
             )
-            for model, component in {(line["model"], line["component"]) for line in invoice["lines"] if line["component"]}
+            for model, component in {
+                (line["model"], line["component"]) for line in invoice["lines"] if line["component"]
+            }
         }
     )
 
@@ -91,8 +121,15 @@ def invoice_of(batch: Batch) -> dict[str, Any]:
         return invoices.render(invoices.of_batch(session, batch))
 
 
-@hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.one_of(st.builds(answered, MODELS, USAGES), st.builds(Ran, st.just(REFUSED), MODELS)), max_size=10))
+@hypothesis_settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.one_of(st.builds(answered, MODELS, USAGES), st.builds(Ran, st.just(REFUSED), MODELS)),
+        max_size=10,
+    )
+)
 def test_the_output_file_and_the_price_list_make_the_invoice(ran: list[Ran]) -> None:
     batch, models = ended(ran), [line.model for line in ran]
     lines = b"".join(results.chunks(batch.id, FilePart.OUTPUT)).splitlines()
@@ -100,9 +137,16 @@ def test_the_output_file_and_the_price_list_make_the_invoice(ran: list[Ran]) -> 
     invoice = invoice_of(batch)
     assert cost(tokens) == Decimal(invoice["total"])
     assert +quantities(invoice) == +tokens
-    assert +quantities(invoice, "usage_counted") == +Counter({which: count for which, count in counted.items() if which in PRICES})
-    for component, noted in (("input", batch.counted_input_tokens), ("output", batch.counted_output_tokens)):
-        assert noted == sum(count for which, count in counted.items() if which in PRICES and which[1] == component)
+    assert +quantities(invoice, "usage_counted") == +Counter(
+        {which: count for which, count in counted.items() if which in PRICES}
+    )
+    for component, noted in (
+        ("input", batch.counted_input_tokens),
+        ("output", batch.counted_output_tokens),
+    ):
+        assert noted == sum(
+            count for which, count in counted.items() if which in PRICES and which[1] == component
+        )
 
 
 @pytest.mark.parametrize("model", [CHAT_MODEL, RERANK_MODEL])
@@ -110,7 +154,10 @@ def test_counted_tokens_are_shown_wherever_the_amount_is(api: Api, model: str) -
     with db.transaction() as session:
         caller = accounts.authenticate(session, api.key)
     sound = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
-    batch = ended([answered(model, sound), answered(model, None), answered(model, {"prompt_tokens": -3})], caller)
+    batch = ended(
+        [answered(model, sound), answered(model, None), answered(model, {"prompt_tokens": -3})],
+        caller,
+    )
     public_id = ids.render("batch", batch.id)
     shown = api.ask("GET", f"/v1/batches/{public_id}").json
     content = api.ask("GET", f"/v1/files/{shown['output_file_id']}/content")
@@ -126,12 +173,19 @@ def test_counted_tokens_are_shown_wherever_the_amount_is(api: Api, model: str) -
 
     invoice = api.ask("GET", f"/v1/batches/{public_id}/invoice").json
     assert Decimal(invoice["total"]) == cost(tokens)
-    (line,) = [line for line in invoice["lines"] if line["reason"] == "usage_counted" and line["component"] == "input"]
+    (line,) = [
+        line
+        for line in invoice["lines"]
+        if line["reason"] == "usage_counted" and line["component"] == "input"
+    ]
     assert (line["kind"], line["quantity"]) == ("usage", str(counted[model, "input"]))
     assert line["description"] == f"{model}, input tokens counted by xalen-batch"
 
     statement = api.ask("GET", f"/v1/statements/{datetime.now(UTC):%Y-%m}").json
-    assert [(line["kind"], line["reason"]) for line in statement["lines"]] == [("batch", "usage_counted"), ("rounding", None)]
+    assert [(line["kind"], line["reason"]) for line in statement["lines"]] == [
+        ("batch", "usage_counted"),
+        ("rounding", None),
+    ]
 
 
 def test_a_batch_without_counted_tokens_says_so(api: Api) -> None:

@@ -67,15 +67,30 @@ def test_batches_of_every_kind_agree(statement: str) -> None:
         caller = factories.caller(session, livemode=True)
         running(session, LINES, caller)
         factories.batch(session, caller, factories.input_file(session, caller, b""))
-        factories.batch(session, caller, factories.input_file(session, caller, b""), status=BatchStatus.FAILED.value)
+        factories.batch(
+            session,
+            caller,
+            factories.input_file(session, caller, b""),
+            status=BatchStatus.FAILED.value,
+        )
     assert differences() == []
 
 
 @pytest.mark.parametrize(
     ("corruption", "what", "expected", "found"),
     [
-        ("UPDATE results SET amount = amount + 1e-12 WHERE line_no = 2", "charge of line 2", "0.00002368", "0.000023680001"),
-        ("UPDATE results SET output_tokens = 568 WHERE line_no = 1", "charge of line 1", "0.0000237", "0.00002368"),
+        (
+            "UPDATE results SET amount = amount + 1e-12 WHERE line_no = 2",
+            "charge of line 2",
+            "0.00002368",
+            "0.000023680001",
+        ),
+        (
+            "UPDATE results SET output_tokens = 568 WHERE line_no = 1",
+            "charge of line 1",
+            "0.0000237",
+            "0.00002368",
+        ),
         ("DELETE FROM results WHERE line_no = 4", "number of lines", "5", "4"),
         ("DELETE FROM results WHERE line_no = 5", "requests listed as not billed", "1", "2"),
         ("DELETE FROM batches", "lines of a batch that is not there", "0", "5"),
@@ -87,19 +102,41 @@ def test_batches_of_every_kind_agree(statement: str) -> None:
         ("UPDATE batches SET reasoning_tokens = 1", "reasoning_tokens", "20", "1"),
         ("DELETE FROM invoices", "number of invoices", "1", "0"),
         ("UPDATE batches SET status = 'failed'", "number of invoices", "0", "1"),
-        ("UPDATE invoices SET total = 1", "total of the invoice, by the charges of its lines", "0.00005486", "1"),
+        (
+            "UPDATE invoices SET total = 1",
+            "total of the invoice, by the charges of its lines",
+            "0.00005486",
+            "1",
+        ),
         (
             "UPDATE invoice_lines SET amount = 0 WHERE kind = 'discount'",
             "total of the invoice, by its own lines",
             "0.00010972",
             "0.00005486",
         ),
-        ("UPDATE invoice_lines SET quantity = 2469 WHERE quantity = 2468", "invoiced input tokens of mistral-small-3-1", "2468", "2469"),
-        ("DELETE FROM invoice_lines WHERE reason = 'no_price'", "invoiced output tokens of bge-reranker-v2", "7", "none"),
-        ("UPDATE invoice_lines SET amount = 1 WHERE reason = 'no_price'", "amount of output tokens of bge-reranker-v2", "0", "1"),
+        (
+            "UPDATE invoice_lines SET quantity = 2469 WHERE quantity = 2468",
+            "invoiced input tokens of mistral-small-3-1",
+            "2468",
+            "2469",
+        ),
+        (
+            "DELETE FROM invoice_lines WHERE reason = 'no_price'",
+            "invoiced output tokens of bge-reranker-v2",
+            "7",
+            "none",
+        ),
+        (
+            "UPDATE invoice_lines SET amount = 1 WHERE reason = 'no_price'",
+            "amount of output tokens of bge-reranker-v2",
+            "0",
+            "1",
+        ),
     ],
 )
-def test_each_thing_that_does_not_agree_is_found(batch: Batch, corruption: str, what: str, expected: str, found: str) -> None:
+def test_each_thing_that_does_not_agree_is_found(
+    batch: Batch, corruption: str, what: str, expected: str, found: str
+) -> None:
     corrupt(corruption)
     assert Difference(ids.render("batch", batch.id), what, expected, found) in differences()
 
@@ -108,35 +145,55 @@ def test_each_thing_that_does_not_agree_is_found(batch: Batch, corruption: str, 
     ("corruption", "what"),
     [
         ("UPDATE invoices SET livemode = true", "account and mode of the invoice"),
-        ("UPDATE files SET livemode = true WHERE batch_id IS NULL", "account and mode of the input file"),
+        (
+            "UPDATE files SET livemode = true WHERE batch_id IS NULL",
+            "account and mode of the input file",
+        ),
     ],
 )
 def test_money_that_changed_sides_is_found(batch: Batch, corruption: str, what: str) -> None:
     corrupt(corruption)
     account = batch.account_id
-    assert differences() == [Difference(ids.render("batch", batch.id), what, f"{account} test", f"{account} live")]
+    assert differences() == [
+        Difference(ids.render("batch", batch.id), what, f"{account} test", f"{account} live")
+    ]
 
 
 @pytest.mark.parametrize(
     ("corruption", "what"),
     [
         ("UPDATE invoices SET total = 1 WHERE month IS NOT NULL", "total of the statement"),
-        ("UPDATE invoice_lines SET amount = 1 WHERE kind = 'rounding'", "total of the statement, by its own lines"),
+        (
+            "UPDATE invoice_lines SET amount = 1 WHERE kind = 'rounding'",
+            "total of the statement, by its own lines",
+        ),
         ("UPDATE invoice_lines SET amount = 1 WHERE kind = 'batch'", "invoices on the statement"),
-        ("UPDATE invoices SET issued_at = '2026-04-01' WHERE month IS NULL", "invoices on the statement"),
-        ("UPDATE invoices SET livemode = true WHERE month IS NOT NULL", "invoices on the statement"),
+        (
+            "UPDATE invoices SET issued_at = '2026-04-01' WHERE month IS NULL",
+            "invoices on the statement",
+        ),
+        (
+            "UPDATE invoices SET livemode = true WHERE month IS NOT NULL",
+            "invoices on the statement",
+        ),
     ],
 )
-def test_a_statement_that_does_not_agree_is_found(statement: str, corruption: str, what: str) -> None:
+def test_a_statement_that_does_not_agree_is_found(
+    statement: str, corruption: str, what: str
+) -> None:
     assert differences() == []
     corrupt(corruption)
-    assert (statement, what) in {(difference.where, difference.what) for difference in differences()}
+    assert (statement, what) in {
+        (difference.where, difference.what) for difference in differences()
+    }
 
 
 def test_a_charge_without_a_success_is_found(batch: Batch) -> None:
     # The table's own check refuses such a row, so it goes first; the transaction is rolled back.
     with as_owner() as session:
-        session.execute(text("ALTER TABLE results DROP CONSTRAINT ck_results_charged_iff_succeeded"))
+        session.execute(
+            text("ALTER TABLE results DROP CONSTRAINT ck_results_charged_iff_succeeded")
+        )
         session.execute(text("UPDATE results SET amount = 1 WHERE line_no = 4"))
         found = session.execute(text(reconcile.CHECKS[0])).all()
         session.rollback()
@@ -154,7 +211,10 @@ def test_it_sees_one_moment_while_batches_run_on(batch: Batch) -> None:
 
 
 def test_a_transaction_that_sees_several_moments_is_refused(batch: Batch) -> None:
-    with db.transaction() as session, pytest.raises(RuntimeError, match="this transaction is read committed"):
+    with (
+        db.transaction() as session,
+        pytest.raises(RuntimeError, match="this transaction is read committed"),
+    ):
         list(reconcile.differences(session))
 
 
@@ -164,8 +224,8 @@ def copied(batches: int) -> None:
         session.execute(text("SET LOCAL session_replication_role = replica"))
         session.execute(
             text(
-                "INSERT INTO batches SELECT (jsonb_populate_record(batch, jsonb_build_object('id', gen_random_uuid()))).*"
-                " FROM batches AS batch, generate_series(1, :batches)"
+                "INSERT INTO batches SELECT (jsonb_populate_record(batch, jsonb_build_object('id',"
+                " gen_random_uuid()))).* FROM batches AS batch, generate_series(1, :batches)"
             ),
             {"batches": batches},
         )
@@ -181,8 +241,12 @@ def copied(batches: int) -> None:
 BATCHES = 1_000
 
 
-@pytest.mark.parametrize("check", [name for name in vars(reconcile) if vars(reconcile)[name] in reconcile.CHECKS])
-def test_the_work_of_a_check_grows_with_what_is_stored_and_not_with_its_square(batch: Batch, check: str) -> None:
+@pytest.mark.parametrize(
+    "check", [name for name in vars(reconcile) if vars(reconcile)[name] in reconcile.CHECKS]
+)
+def test_the_work_of_a_check_grows_with_what_is_stored_and_not_with_its_square(
+    batch: Batch, check: str
+) -> None:
     copied(BATCHES)
     corrupt("UPDATE invoices SET issued_at = '2026-03-31 23:59:59.999999Z'")
     with db.transaction() as session:
@@ -191,7 +255,12 @@ def test_the_work_of_a_check_grows_with_what_is_stored_and_not_with_its_square(b
         session.execute(text("ANALYZE"))
     (plan,) = plans.of(lambda session: session.execute(text(getattr(reconcile, check))))
     rows = [
-        (node["Actual Rows"] + node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Join Filter", 0)) * node["Actual Loops"]
+        (
+            node["Actual Rows"]
+            + node.get("Rows Removed by Filter", 0)
+            + node.get("Rows Removed by Join Filter", 0)
+        )
+        * node["Actual Loops"]
         for node in plans.nodes(plan)
     ]
     assert max(rows) < 20 * BATCHES

@@ -41,8 +41,16 @@ def test_what_would_run_is_let_through(caller: Caller) -> None:
     rehearse(caller, factories.definition(), NOW)
     rehearse(caller, factories.definition(source={"prefix": "in"}), NOW)
     # As it is, a file may hold anything between braces.
-    rehearse(caller, factories.definition(input_file_id=upload(caller, [chat_line("{{scheduled_x}}")])), NOW)
-    template = upload(caller, b"\xef\xbb\xbf" + factories.jsonl([chat_line("{{run_id}}-{{scheduled_time-6h:%H}}", "{{other}}")]))
+    rehearse(
+        caller,
+        factories.definition(input_file_id=upload(caller, [chat_line("{{scheduled_x}}")])),
+        NOW,
+    )
+    template = upload(
+        caller,
+        b"\xef\xbb\xbf"
+        + factories.jsonl([chat_line("{{run_id}}-{{scheduled_time-6h:%H}}", "{{other}}")]),
+    )
     rehearse(caller, factories.definition(template_file_id=template), NOW)
 
 
@@ -51,7 +59,10 @@ def test_a_template_is_read_as_of_the_next_night(caller: Caller) -> None:
     template = upload(caller, [chat_line("{{scheduled_date}}"), chat_line("2026-11-25")])
     error = refusal(caller, template_file_id=template)
     assert (error.code, error.param) == ("duplicate_custom_id", "template_file_id")
-    assert f"template_file_id: line 2 of {template}: custom_id '2026-11-25' is used on line 1 and again on line 2." in error.message
+    assert (
+        f"template_file_id: line 2 of {template}: custom_id '2026-11-25' is used on line 1 and"
+        " again on line 2." in error.message
+    )
     rehearse(caller, factories.definition(template_file_id=template, cron="30 2 26 * *"), NOW)
 
 
@@ -72,7 +83,9 @@ def test_the_first_fault_is_told_with_the_number_of_the_others(caller: Caller) -
     assert (error.code, error.param) == ("placeholder_in_input_file", "input_file_id")
     assert "holds {{scheduled_date-1m}}" in error.message
     assert error.message.endswith(" There is 1 more fault in it.")
-    error = refusal(caller, input_file_id=upload(caller, [chat_line("a", "Write {{name}} here."), lines[3]]))
+    error = refusal(
+        caller, input_file_id=upload(caller, [chat_line("a", "Write {{name}} here."), lines[3]])
+    )
     assert (error.code, error.param) == ("url_mismatch", "input_file_id")
     assert "line 2" in error.message
     assert "more" not in error.message
@@ -98,16 +111,29 @@ def test_the_file_must_be_there_for_this_owner_and_be_an_input(caller: Caller, f
         assert refused.value.param == field
 
 
-def test_an_endpoint_a_model_and_a_price_must_fit(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_a_model_and_a_price_must_fit(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert refusal(caller, input_file_id=upload(caller, [rerank_line("a")])).code == "url_mismatch"
     assert refusal(caller, template_file_id=upload(caller, b"\n")).code == "empty_file"
-    monkeypatch.setattr(rehearsing.batches, "offered", lambda *_: Terms({CHAT_MODEL: {"input": "1"}}, {CHAT_MODEL: "simulated"}))
-    error = refusal(caller, input_file_id=upload(caller, [chat_line("a"), chat_line("b", model=RERANK_MODEL)]))
+    monkeypatch.setattr(
+        rehearsing.batches,
+        "offered",
+        lambda *_: Terms({CHAT_MODEL: {"input": "1"}}, {CHAT_MODEL: "simulated"}),
+    )
+    error = refusal(
+        caller, input_file_id=upload(caller, [chat_line("a"), chat_line("b", model=RERANK_MODEL)])
+    )
     assert (error.code, RERANK_MODEL in error.message) == ("model_not_priced", True)
 
 
-def test_what_is_too_large_once_rendered_is_refused(caller: Caller, configure: Callable[..., None]) -> None:
-    template = upload(caller, [chat_line(f"{number}", "{{scheduled_time:" + "%A" * 40 + "}}") for number in range(10)])
+def test_what_is_too_large_once_rendered_is_refused(
+    caller: Caller, configure: Callable[..., None]
+) -> None:
+    template = upload(
+        caller,
+        [chat_line(f"{number}", "{{scheduled_time:" + "%A" * 40 + "}}") for number in range(10)],
+    )
     configure(max_file_bytes=4_000)
     assert refusal(caller, template_file_id=template).code == "file_too_large"
     rehearse(caller, factories.definition(input_file_id=template), NOW)
@@ -118,4 +144,7 @@ def test_what_is_too_large_once_rendered_is_refused(caller: Caller, configure: C
 def test_a_source_is_checked_without_being_read(caller: Caller) -> None:
     assert refusal(caller, source={"prefix": "../x"}).param == "source.prefix"
     assert refusal(caller, source={"folder": "/etc"}).param == "source.folder"
-    assert refusal(caller, source={"prefix": "in", "pattern": "{{scheduled_dat}}*"}).param == "source.pattern"
+    assert (
+        refusal(caller, source={"prefix": "in", "pattern": "{{scheduled_dat}}*"}).param
+        == "source.pattern"
+    )

@@ -44,7 +44,11 @@ def test_lines_come_in_input_order_however_they_were_recorded(batch_id: UUID) ->
     record(batch_id, {3: b'{"error":{}}'}, status=400)
     record(batch_id, {4: b""}, status=None)
     output = [json.loads(line) for line in lines(batch_id, FilePart.OUTPUT)]
-    assert [line["custom_id"] for line in output] == ["line \u2028 2", "line \u2028 5", "line \u2028 7"]
+    assert [line["custom_id"] for line in output] == [
+        "line \u2028 2",
+        "line \u2028 5",
+        "line \u2028 7",
+    ]
     assert output[0]["response"]["body"] == {"n": "\0"}
     errors = [json.loads(line) for line in lines(batch_id, FilePart.ERROR)]
     assert [line["response"] and line["response"]["status_code"] for line in errors] == [400, None]
@@ -60,7 +64,9 @@ def answer(size: int) -> bytes:
     return json.dumps("".join(chr(ord("a") + (size + n) % 26) for n in range(size))).encode()
 
 
-def test_chunks_are_bounded_by_bytes_and_leave_no_line_out(batch_id: UUID, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_bounded_by_bytes_and_leave_no_line_out(
+    batch_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(results, "PAGE_BYTES", 1_000)
     monkeypatch.setattr(results, "PIECE_BYTES", 600)
     monkeypatch.setattr(results, "PAGE_ROWS", 40)
@@ -69,27 +75,37 @@ def test_chunks_are_bounded_by_bytes_and_leave_no_line_out(batch_id: UUID, monke
     record(batch_id, {n: answer(size) for n, size in enumerate(sizes, start=1)})
     chunks = list(results.chunks(batch_id, FilePart.OUTPUT))
     written = [json.loads(line) for line in b"".join(chunks).splitlines()]
-    assert [line["response"]["body"].encode() for line in written] == [answer(size)[1:-1] for size in sizes]
+    assert [line["response"]["body"].encode() for line in written] == [
+        answer(size)[1:-1] for size in sizes
+    ]
     frame = len(jsonl.result_line(batch_id, 1, "line \u2028 100", 200, b"", None, None))
     for chunk in chunks:
         assert len(chunk) <= 1_000 + frame * max(1, chunk.count(b"\n"))
         assert chunk.count(b"\n") <= 40
 
 
-def test_a_long_answer_is_the_same_bytes_in_pieces_as_whole(batch_id: UUID, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_answer_is_the_same_bytes_in_pieces_as_whole(
+    batch_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for part, status in ((FilePart.OUTPUT, 200), (FilePart.ERROR, 400)):
         body = answer(3 * results.PIECE_BYTES + 1)
         record(batch_id, {status: body}, status=status)
         chunks = list(results.chunks(batch_id, part))
         assert len(chunks) == 4
-        assert b"".join(chunks) == jsonl.result_line(batch_id, status, f"line \u2028 {status}", status, body, None, None)
+        assert b"".join(chunks) == jsonl.result_line(
+            batch_id, status, f"line \u2028 {status}", status, body, None, None
+        )
 
 
-def test_a_line_recorded_by_an_older_process_keeps_the_bytes_that_were_counted(batch_id: UUID) -> None:
+def test_a_line_recorded_by_an_older_process_keeps_the_bytes_that_were_counted(
+    batch_id: UUID,
+) -> None:
     record(batch_id, {1: b'{"text":"\xe2\x80\xa8"}'})
     (line,) = lines(batch_id, FilePart.OUTPUT)
     assert line.count("\u2028".encode()) == 2
-    assert len(line) == jsonl.result_size(1, "line \u2028 1", 200, b'{"text":"\xe2\x80\xa8"}', None, None)
+    assert len(line) == jsonl.result_size(
+        1, "line \u2028 1", 200, b'{"text":"\xe2\x80\xa8"}', None, None
+    )
 
 
 def test_an_answer_that_is_erased_while_it_is_read_breaks_the_file_off(batch_id: UUID) -> None:

@@ -1,4 +1,6 @@
-"""The serving role on a real database: it can do its work, and nothing to the tables or the triggers that guard them."""
+"""The serving role on a real database: it can do its work, and nothing to the tables or the
+triggers that guard them.
+"""
 
 from collections.abc import Iterator
 
@@ -23,7 +25,10 @@ FORBIDDEN = {
     "switch triggers off for itself": "SET session_replication_role = replica",
     "take it over": "ALTER TABLE {0} OWNER TO xalen_serve",
     "change its columns": "ALTER TABLE {0} ADD COLUMN more text",
-    "add a trigger": "CREATE TRIGGER mine AFTER INSERT ON {0} FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+    "add a trigger": (
+        "CREATE TRIGGER mine AFTER INSERT ON {0} FOR EACH ROW EXECUTE FUNCTION"
+        " suppress_redundant_updates_trigger()"
+    ),
     "add a rule": "CREATE RULE mine AS ON INSERT TO {0} DO INSTEAD NOTHING",
     "empty it": "TRUNCATE {0} CASCADE",
     "drop it": "DROP TABLE {0} CASCADE",
@@ -40,7 +45,9 @@ def serving(stores: Stores) -> Iterator[psycopg.Connection]:
 
 
 @pytest.mark.parametrize("statement", FORBIDDEN.values(), ids=FORBIDDEN)
-def test_a_table_and_its_triggers_are_the_owners(serving: psycopg.Connection, statement: str) -> None:
+def test_a_table_and_its_triggers_are_the_owners(
+    serving: psycopg.Connection, statement: str
+) -> None:
     assert [table for table in TABLES if is_allowed(serving, statement.format(table))] == []
 
 
@@ -48,11 +55,15 @@ def test_a_table_and_its_triggers_are_the_owners(serving: psycopg.Connection, st
 def test_rights_cannot_be_handed_on(serving: psycopg.Connection, table: str) -> None:
     # PostgreSQL only warns of a GRANT that grants nothing.
     serving.execute(f"GRANT SELECT ON {table} TO pg_monitor")
-    assert serving.execute("SELECT has_table_privilege('pg_monitor', %s, 'SELECT')", [table]).fetchone() == (False,)
+    assert serving.execute(
+        "SELECT has_table_privilege('pg_monitor', %s, 'SELECT')", [table]
+    ).fetchone() == (False,)
 
 
 def is_allowed(serving: psycopg.Connection, statement: str) -> bool:
-    """Whether it runs, or fails for another reason than that the role lacks the right; it is undone."""
+    """Whether it runs, or fails for another reason than that the role lacks the right; it is
+    undone.
+    """
     try:
         with serving.transaction(force_rollback=True):
             serving.execute(statement)
@@ -65,7 +76,9 @@ def is_allowed(serving: psycopg.Connection, statement: str) -> bool:
 
 @pytest.mark.parametrize("statement", ["UPDATE {0} SET {1} = {1}", "DELETE FROM {0}"])
 @pytest.mark.parametrize("table", GUARDED)
-def test_what_was_issued_or_logged_stays_whatever_its_triggers_say(table: str, statement: str, database: str) -> None:
+def test_what_was_issued_or_logged_stays_whatever_its_triggers_say(
+    table: str, statement: str, database: str
+) -> None:
     billing.ended([billing.Ran(Usage(1234, 567))])
     column = Base.metadata.tables[table].columns.keys()[-1]
     with as_owner() as session:
@@ -73,7 +86,10 @@ def test_what_was_issued_or_logged_stays_whatever_its_triggers_say(table: str, s
         assert before
         session.execute(text(f"ALTER TABLE {table} DISABLE TRIGGER ALL"))
     try:
-        with psycopg.connect(database) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        with (
+            psycopg.connect(database) as connection,
+            pytest.raises(psycopg.errors.InsufficientPrivilege),
+        ):
             connection.execute(statement.format(table, column))
     finally:
         with as_owner() as session:
@@ -82,7 +98,14 @@ def test_what_was_issued_or_logged_stays_whatever_its_triggers_say(table: str, s
         assert session.execute(text(f"SELECT * FROM {table}")).all() == before
 
 
-@pytest.mark.parametrize("statement", ["UPDATE results SET amount = 0", "DELETE FROM results", "UPDATE prices SET usd_per_million = 0"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE results SET amount = 0",
+        "DELETE FROM results",
+        "UPDATE prices SET usd_per_million = 0",
+    ],
+)
 def test_charges_and_prices_are_not_rewritten(serving: psycopg.Connection, statement: str) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         serving.execute(statement)
@@ -90,11 +113,17 @@ def test_charges_and_prices_are_not_rewritten(serving: psycopg.Connection, state
 
 def test_an_audit_row_comes_from_a_change_alone(serving: psycopg.Connection) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege), serving.transaction():
-        serving.execute("INSERT INTO audit_log (actor, action, object_id) VALUES ('key_1', 'key.created', 'key_2')")
+        serving.execute(
+            "INSERT INTO audit_log (actor, action, object_id) VALUES ('key_1', 'key.created',"
+            " 'key_2')"
+        )
     # A table of one's own with the product's trigger on it would be a way to write any row.
     serving.execute("CREATE TEMPORARY TABLE mine (id uuid, account_id uuid, livemode boolean)")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        serving.execute("CREATE TRIGGER forged AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION write_audit('key', 'key', 'id')")
+        serving.execute(
+            "CREATE TRIGGER forged AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION"
+            " write_audit('key', 'key', 'id')"
+        )
 
 
 def test_a_temporary_table_does_not_stand_in_for_the_audit_log(serving: psycopg.Connection) -> None:
@@ -111,15 +140,17 @@ def test_every_trigger_function_acts_as_its_owner_on_a_fixed_path(database: str)
     with as_owner() as session:
         found = session.execute(
             text(
-                "SELECT proname, prosecdef, proconfig, has_function_privilege(:role, oid, 'EXECUTE') FROM pg_proc"
-                " WHERE prorettype = 'trigger'::regtype AND pronamespace = 'public'::regnamespace ORDER BY 1"
+                "SELECT proname, prosecdef, proconfig, has_function_privilege(:role, oid,"
+                " 'EXECUTE') FROM pg_proc WHERE prorettype = 'trigger'::regtype AND pronamespace ="
+                " 'public'::regnamespace ORDER BY 1"
             ),
             {"role": stores.SERVING},
         ).all()
     assert {"refuse_change", "write_audit"} <= {row[0] for row in found}
-    assert {(is_definer, *configuration, may_execute) for _, is_definer, configuration, may_execute in found} == {
-        (True, "search_path=public, pg_temp", False)
-    }
+    assert {
+        (is_definer, *configuration, may_execute)
+        for _, is_definer, configuration, may_execute in found
+    } == {(True, "search_path=public, pg_temp", False)}
 
 
 class TestLooking:
@@ -139,10 +170,16 @@ class TestLooking:
             ("REVOKE INSERT ON files FROM xalen_serve", [], ["INSERT on files"]),
             ("REVOKE UPDATE (body) ON results FROM xalen_serve", [], ["UPDATE (body) on results"]),
             ("GRANT DELETE ON audit_log TO xalen_serve", ["may DELETE audit_log"], []),
-            ("GRANT CREATE ON SCHEMA public TO xalen_serve", ["may make objects in their schema"], []),
+            (
+                "GRANT CREATE ON SCHEMA public TO xalen_serve",
+                ["may make objects in their schema"],
+                [],
+            ),
         ],
     )
-    def test_each_right_that_differs_is_named(self, database: str, change: str, excess: list[str], missing: list[str]) -> None:
+    def test_each_right_that_differs_is_named(
+        self, database: str, change: str, excess: list[str], missing: list[str]
+    ) -> None:
         with as_owner() as session:
             session.execute(text(change))
             session.execute(text(f"SET LOCAL ROLE {stores.SERVING}"))
@@ -152,7 +189,9 @@ class TestLooking:
 
 @pytest.mark.usefixtures("empty_database")
 class TestMigrating:
-    def test_a_database_that_its_serving_role_owned_is_brought_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_database_that_its_serving_role_owned_is_brought_over(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with monkeypatch.context() as patch:
             # As an older version left it: one role, and no grants.
             db.engine().dispose()
@@ -177,22 +216,39 @@ class TestMigrating:
         with db.transaction() as session:
             assert rights.look(session).excess == []
 
-    def test_the_serving_role_alone_cannot_migrate_and_is_told_what_can(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_serving_role_alone_cannot_migrate_and_is_told_what_can(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         migrate.migrate()
         db.engine().dispose()
         monkeypatch.setenv("XALEN_MIGRATE_DATABASE_URL", db.url().replace("+psycopg", ""))
         forget()
-        with pytest.raises(ConfigError, match=r"xalen_serve does not own the tables .* xalen does.* XALEN_MIGRATE_DATABASE_URL"):
+        with pytest.raises(
+            ConfigError,
+            match=r"xalen_serve does not own the tables .* xalen does.* XALEN_MIGRATE_DATABASE_URL",
+        ):
             migrate.migrate()
 
-    def test_an_owner_that_is_no_superuser_grants_to_a_role_made_by_hand(self, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_owner_that_is_no_superuser_grants_to_a_role_made_by_hand(
+        self, stores: Stores, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         name = make_url(db.owner_url()).database
         with psycopg.connect(stores.migrate_database_url, autocommit=True) as server:
             server.execute("CREATE ROLE plain_owner LOGIN PASSWORD 'owning'")
             server.execute(f"ALTER DATABASE {name} OWNER TO plain_owner")
             try:
-                use(monkeypatch, owner=("plain_owner", "owning"), serving=("plain_server", "serving"))
-                with pytest.raises(ConfigError, match=r"plain_server .* plain_owner may not make it.*CREATE ROLE plain_server LOGIN"):
+                use(
+                    monkeypatch,
+                    owner=("plain_owner", "owning"),
+                    serving=("plain_server", "serving"),
+                )
+                with pytest.raises(
+                    ConfigError,
+                    match=(
+                        r"plain_server .* plain_owner may not make it.*CREATE ROLE plain_server"
+                        r" LOGIN"
+                    ),
+                ):
                     migrate.migrate()
                 server.execute("CREATE ROLE plain_server LOGIN PASSWORD 'serving'")
                 migrate.migrate()
@@ -205,7 +261,9 @@ class TestMigrating:
                     inside.execute("DROP OWNED BY plain_owner, plain_server CASCADE")
                     inside.execute("DROP ROLE IF EXISTS plain_server, plain_owner")
 
-    def test_a_password_of_any_characters_is_one(self, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_password_of_any_characters_is_one(
+        self, stores: Stores, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         use(monkeypatch, owner=None, serving=("o'dd\" role", "it's; -- % a:pass@word"))
         try:
             migrate.migrate()
@@ -217,11 +275,15 @@ class TestMigrating:
                 owner.execute('DROP OWNED BY "o\'dd"" role"; DROP ROLE "o\'dd"" role"')
 
 
-def use(monkeypatch: pytest.MonkeyPatch, *, owner: tuple[str, str] | None, serving: tuple[str, str]) -> None:
+def use(
+    monkeypatch: pytest.MonkeyPatch, *, owner: tuple[str, str] | None, serving: tuple[str, str]
+) -> None:
     """Have the settings name other roles of the same database."""
     for variable, role in (("XALEN_MIGRATE_DATABASE_URL", owner), ("XALEN_DATABASE_URL", serving)):
         if role is not None:
-            address = make_url(db.owner_url()).set(drivername="postgresql", username=role[0], password=role[1])
+            address = make_url(db.owner_url()).set(
+                drivername="postgresql", username=role[0], password=role[1]
+            )
             monkeypatch.setenv(variable, address.render_as_string(hide_password=False))
     db.engine().dispose()
     forget()

@@ -12,7 +12,18 @@ from sqlalchemy.exc import OperationalError
 from tests import factories
 from tests.integration import firing
 from tests.integration.clock import Clock
-from tests.integration.firing import DAY, NIGHT, NOON, batches_of, change, end_batch, get, made, runs_of, states
+from tests.integration.firing import (
+    DAY,
+    NIGHT,
+    NOON,
+    batches_of,
+    change,
+    end_batch,
+    get,
+    made,
+    runs_of,
+    states,
+)
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, files, ids
 from xalen_batch.accounts.accounts import Owner
@@ -33,7 +44,9 @@ HOUR = timedelta(hours=1)
 
 def edit(owner: Owner, schedule_id: UUID, **fields: Any) -> None:
     def act(session: Any, schedule: Schedule) -> None:
-        schedules.change(session, owner, schedule, Definition.model_validate(schedule.definition | fields))
+        schedules.change(
+            session, owner, schedule, Definition.model_validate(schedule.definition | fields)
+        )
 
     change(schedule_id, act)
 
@@ -64,7 +77,9 @@ class TestJitter:
         fire.run()
         assert [(run.scheduled_for, run.state) for run in runs_of(id)] == [(NIGHT, "running")]
 
-    def test_more_jitter_after_an_instant_has_fired_fires_it_no_second_time(self, clock: Clock, owner: Owner) -> None:
+    def test_more_jitter_after_an_instant_has_fired_fires_it_no_second_time(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner, overlap="allow")
         clock.set(NIGHT)
         fire.run()
@@ -77,15 +92,22 @@ class TestJitter:
 
 class TestZoneRules:
     @pytest.mark.parametrize("moved", [HOUR, timedelta(minutes=30), -HOUR])
-    def test_a_night_whose_zone_has_new_rules_is_run_once(self, clock: Clock, owner: Owner, moved: timedelta) -> None:
+    def test_a_night_whose_zone_has_new_rules_is_run_once(
+        self, clock: Clock, owner: Owner, moved: timedelta
+    ) -> None:
         """`next_fire_at` was computed with rules that are no longer those of the zone."""
         id = made(owner, overlap="allow", catch_up_window="7d")
         clock.set(NIGHT)
         fire.run()
         with db.transaction() as session:
             # As the old rules had it, last night and tonight.
-            session.execute(text("UPDATE schedules SET next_fire_at = next_fire_at + :moved"), {"moved": moved})
-            session.execute(text("UPDATE schedule_runs SET scheduled_for = scheduled_for + :moved"), {"moved": moved})
+            session.execute(
+                text("UPDATE schedules SET next_fire_at = next_fire_at + :moved"), {"moved": moved}
+            )
+            session.execute(
+                text("UPDATE schedule_runs SET scheduled_for = scheduled_for + :moved"),
+                {"moved": moved},
+            )
         for at in (NIGHT + DAY - HOUR, NIGHT + DAY, NIGHT + DAY + HOUR, NIGHT + DAY + 2 * HOUR):
             clock.set(at)
             fire.run()
@@ -141,13 +163,17 @@ class TestPoison:
         for days in range(3):
             clock.set(NIGHT + DAY * days)
             fire.run()
-        assert [(run.state, run.reason) for run in runs_of(id)] == [("failed", "internal_error")] * 2
+        assert [(run.state, run.reason) for run in runs_of(id)] == [
+            ("failed", "internal_error")
+        ] * 2
         assert (get(id).status, get(id).run_counts) == ("paused", {"failed": 2})
         assert "a bug" not in (runs_of(id)[0].message or "")
 
 
 class TestBusy:
-    def test_a_run_that_waits_for_another_is_not_looked_at_until_that_has_ended(self, clock: Clock, owner: Owner) -> None:
+    def test_a_run_that_waits_for_another_is_not_looked_at_until_that_has_ended(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner, overlap="buffer_one")
         for night in (NIGHT, NIGHT + DAY):
             clock.set(night)
@@ -159,7 +185,9 @@ class TestBusy:
         fire.run()
         assert states(id) == ["succeeded", "running"]
 
-    def test_runs_that_a_pause_holds_are_not_looked_at_until_it_is_resumed(self, clock: Clock, owner: Owner) -> None:
+    def test_runs_that_a_pause_holds_are_not_looked_at_until_it_is_resumed(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner, misfire="all", catch_up_window="7d", pause_on_failure=1)
         clock.set(NIGHT + 2 * DAY + HOUR)
         fire.run()
@@ -172,7 +200,9 @@ class TestBusy:
         fire.run()
         assert states(id) == ["failed", "running", "waiting"]
 
-    def test_a_run_by_hand_goes_past_those_that_a_pause_holds(self, clock: Clock, owner: Owner) -> None:
+    def test_a_run_by_hand_goes_past_those_that_a_pause_holds(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner, misfire="all", catch_up_window="7d", overlap="buffer_one")
         clock.set(NIGHT + 2 * DAY + HOUR)
         fire.run()
@@ -184,7 +214,9 @@ class TestBusy:
 
 
 class TestAbsence:
-    def test_instants_that_came_before_failures_paused_it_are_on_record(self, clock: Clock, owner: Owner) -> None:
+    def test_instants_that_came_before_failures_paused_it_are_on_record(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner, pause_on_failure=1)
         clock.set(NIGHT)
         fire.run()
@@ -196,7 +228,9 @@ class TestAbsence:
         assert states(id)[0] == "failed"
 
     @pytest.mark.parametrize("by", ["edit", "pause"])
-    def test_what_is_changed_after_a_long_absence_is_brought_up_to_date_first(self, clock: Clock, owner: Owner, by: str) -> None:
+    def test_what_is_changed_after_a_long_absence_is_brought_up_to_date_first(
+        self, clock: Clock, owner: Owner, by: str
+    ) -> None:
         id = made(owner, cron="*/15 * * * *")
         clock.set(NOON + 30 * DAY + MINUTE)
         if by == "edit":
@@ -209,12 +243,18 @@ class TestAbsence:
 
 def file_of(schedule_id: UUID) -> str:
     with db.transaction() as session:
-        return ids.render("file", session.scalars(select(Schedule.file_id).where(Schedule.id == schedule_id)).one() or UUID(int=0))
+        return ids.render(
+            "file",
+            session.scalars(select(Schedule.file_id).where(Schedule.id == schedule_id)).one()
+            or UUID(int=0),
+        )
 
 
 def other_file(owner: Owner) -> str:
     with db.transaction() as session:
-        return ids.render("file", factories.input_file(session, owner, [factories.chat_line("b")]).id)  # type: ignore[arg-type]
+        return ids.render(
+            "file", factories.input_file(session, owner, [factories.chat_line("b")]).id
+        )  # type: ignore[arg-type]
 
 
 class TestFiles:
@@ -230,7 +270,9 @@ class TestFiles:
         end_batch(id)
         return id, file
 
-    def test_the_file_of_a_run_that_waits_cannot_be_deleted(self, waiting: tuple[UUID, str], owner: Owner) -> None:
+    def test_the_file_of_a_run_that_waits_cannot_be_deleted(
+        self, waiting: tuple[UUID, str], owner: Owner
+    ) -> None:
         id, file = waiting
         with db.transaction() as session, pytest.raises(InvalidRequest, match="run_") as refused:
             files.delete(session, owner, file)
@@ -242,14 +284,18 @@ class TestFiles:
         with db.transaction() as session:
             assert files.delete(session, owner, file).deleted_at
 
-    def test_the_file_of_a_run_that_waits_does_not_expire(self, waiting: tuple[UUID, str], clock: Clock, owner: Owner) -> None:
+    def test_the_file_of_a_run_that_waits_does_not_expire(
+        self, waiting: tuple[UUID, str], clock: Clock, owner: Owner
+    ) -> None:
         id, _ = waiting
         clock.set(NIGHT + 90 * DAY)
         recover.tick()
         fire.run()
         assert states(id)[:2] == ["succeeded", "running"]
 
-    def test_a_template_stays_until_the_file_of_a_run_is_put_together(self, clock: Clock, owner: Owner) -> None:
+    def test_a_template_stays_until_the_file_of_a_run_is_put_together(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         template, other = other_file(owner), other_file(owner)
         id = made(owner, template_file_id=template)
         clock.set(NIGHT)
@@ -261,7 +307,11 @@ class TestFiles:
 
 def lines_of(schedule_id: UUID) -> list[tuple[str, UUID | None]]:
     with db.transaction() as session:
-        rows = select(InboxRequest.custom_id, InboxRequest.run_id).where(InboxRequest.schedule_id == schedule_id).order_by(InboxRequest.id)
+        rows = (
+            select(InboxRequest.custom_id, InboxRequest.run_id)
+            .where(InboxRequest.schedule_id == schedule_id)
+            .order_by(InboxRequest.id)
+        )
         return [(custom_id, run_id) for custom_id, run_id in session.execute(rows)]
 
 
@@ -269,17 +319,23 @@ def edit_by_id(owner: Owner, schedule_id: UUID, **fields: Any) -> None:
     """As the API does."""
     with db.transaction() as session:
         schedule = schedules.lock(session, owner, ids.render("sched", schedule_id))
-        schedules.change(session, owner, schedule, Definition.model_validate(schedule.definition | fields))
+        schedules.change(
+            session, owner, schedule, Definition.model_validate(schedule.definition | fields)
+        )
 
 
 def wait_for_one_that_waits() -> None:
     """Until a connection waits for another's lock."""
     with db.engine().connect() as connection:
-        wait_until(lambda: connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
+        wait_until(
+            lambda: connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+        )
 
 
 class TestInbox:
-    def test_a_run_cancelled_for_the_next_before_it_was_put_together_loses_no_request(self, clock: Clock, owner: Owner) -> None:
+    def test_a_run_cancelled_for_the_next_before_it_was_put_together_loses_no_request(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner, inbox={}, overlap="cancel_previous")
 
         def add(*lines: tuple[str, bytes]) -> None:
@@ -293,12 +349,23 @@ class TestInbox:
         fire.run()
         first, second = runs_of(id)
         assert [batch.status for batch in batches_of(id)] == ["cancelling", "validating"]
-        assert sorted(custom_id for custom_id, run_id in lines_of(id) if run_id == second.id) == ["a", "b", "c"]
+        assert sorted(custom_id for custom_id, run_id in lines_of(id) if run_id == second.id) == [
+            "a",
+            "b",
+            "c",
+        ]
         assert first.id != second.id
 
-    def test_a_newer_request_that_arrives_meanwhile_counts_instead(self, clock: Clock, owner: Owner) -> None:
+    def test_a_newer_request_that_arrives_meanwhile_counts_instead(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner, inbox={}, overlap="cancel_previous")
-        change(id, lambda session, schedule: inbox.add(session, schedule, [("a", b'{"n":1}'), ("b", b'{"n":1}')]))
+        change(
+            id,
+            lambda session, schedule: inbox.add(
+                session, schedule, [("a", b'{"n":1}'), ("b", b'{"n":1}')]
+            ),
+        )
         clock.set(NIGHT)
         fire.run()
         clock.set(NIGHT + DAY)
@@ -314,7 +381,9 @@ class TestInbox:
         assert sorted(lines_of(id)) == [("a", second.id), ("b", second.id)]
         assert b"".join(inbox.chunks(second.id)) == b'{"n":1}\n{"n":2}\n'
 
-    def test_requests_that_arrive_while_the_inbox_is_taken_away_wait_for_each_other_in_one_order(self, clock: Clock, owner: Owner) -> None:
+    def test_requests_that_arrive_while_the_inbox_is_taken_away_wait_for_each_other_in_one_order(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         id = made(owner, inbox={}, overlap="allow")
         change(id, lambda session, schedule: inbox.add(session, schedule, [("a", b"{}")]))
         file = other_file(owner)
@@ -370,16 +439,24 @@ class TestPatience:
 
         monkeypatch.setattr("xalen_batch.schedules.sources.find", find)
         clock.set(NIGHT + 20 * HOUR)
-        change(id, lambda session, schedule: manual.backfill(session, schedule, NIGHT, NIGHT + HOUR))
+        change(
+            id, lambda session, schedule: manual.backfill(session, schedule, NIGHT, NIGHT + HOUR)
+        )
         assert states(id) == ["waiting"]
 
 
 class TestExecutionWindow:
-    def test_a_schedule_whose_jitter_takes_it_out_of_its_hours_is_refused(self, clock: Clock, owner: Owner) -> None:
+    def test_a_schedule_whose_jitter_takes_it_out_of_its_hours_is_refused(
+        self, clock: Clock, owner: Owner
+    ) -> None:
         hours = {"start": "22:00", "end": "04:35"}
         with pytest.raises(InvalidRequest, match="is not open before"):
-            made(owner, cron="30 4 * * *", execution_window=hours, completion_window="2h", jitter=900)
-        assert made(owner, cron="30 4 * * *", execution_window=hours, completion_window="2h", jitter=200)
+            made(
+                owner, cron="30 4 * * *", execution_window=hours, completion_window="2h", jitter=900
+            )
+        assert made(
+            owner, cron="30 4 * * *", execution_window=hours, completion_window="2h", jitter=200
+        )
 
 
 class TestStorage:
@@ -393,11 +470,15 @@ class TestStorage:
             raise OSError("gone")
 
         monkeypatch.setattr("xalen_batch.schedules.sources.find", away)
-        monkeypatch.setattr("xalen_batch.schedules.start.logger.warning", lambda event, **_: told.append(event))
+        monkeypatch.setattr(
+            "xalen_batch.schedules.start.logger.warning", lambda event, **_: told.append(event)
+        )
         for seconds in range(3):
             clock.set(NIGHT + timedelta(seconds=seconds))
             fire.run()
         assert (states(id), told) == (["waiting"], ["storage.unreachable"])
         clock.set(NIGHT + 13 * HOUR)
         fire.run()
-        assert [(run.state, run.reason) for run in runs_of(id)] == [("failed", "storage_unreachable")]
+        assert [(run.state, run.reason) for run in runs_of(id)] == [
+            ("failed", "storage_unreachable")
+        ]

@@ -1,6 +1,8 @@
-"""Every route by a key of every combination of scopes: a field is shown to no key that lacks the scope of the field's own route.
+"""Every route by a key of every combination of scopes: a field is shown to no key that lacks the
+scope of the field's own route.
 
-Routes, schemas and the scope of each field come from the API's own description, so a new route or field is in the matrix by itself.
+Routes, schemas and the scope of each field come from the API's own description, so a new route or
+field is in the matrix by itself.
 """
 
 import json
@@ -34,12 +36,22 @@ from xalen_batch.states import RunState
 
 # Deletions come last: the others need what they delete.
 ROUTES = sorted(isolation.operations(), key=lambda route: route[0] == "DELETE")
-COMBINATIONS = list(chain.from_iterable(combinations(Scope, size) for size in range(1, len(Scope) + 1)))
+COMBINATIONS = list(
+    chain.from_iterable(combinations(Scope, size) for size in range(1, len(Scope) + 1))
+)
 # Their answers have what the request said, ids, and the state in which everything begins.
 CREATIONS = {"POST /v1/files", "POST /v1/batches", "POST /v1/schedules"}
 # What a key that may only submit sees in the answers to other requests.
 ALWAYS = {
-    "BatchObject": {"id", "object", "endpoint", "input_file_id", "completion_window", "status", "created_at"},
+    "BatchObject": {
+        "id",
+        "object",
+        "endpoint",
+        "input_file_id",
+        "completion_window",
+        "status",
+        "created_at",
+    },
     "ScheduleObject": {"id", "object", "status"},
     "RunObject": {"id", "object", "schedule_id", "state", "batch_id"},
     "RequestsObject": {"object", "schedule_id", "accepted", "known"},
@@ -53,7 +65,10 @@ NEEDED: dict[tuple[str, str], Scope] = {}
 
 @dataclass(frozen=True)
 class World:
-    """An account with something of every kind. `priced`: a schedule whose last run has a cost. `total`: that cost."""
+    """An account with something of every kind.
+
+    `priced`: a schedule whose last run has a cost. `total`: that cost.
+    """
 
     neighbour: Neighbour
     priced: str
@@ -62,8 +77,13 @@ class World:
     def target(self, method: str, path: str) -> dict[str, str]:
         """What stands in the path of a route, by the parameter's name."""
         found = self.neighbour.ids
-        file = {"DELETE": Kind.UNUSED_FILE, "GET": Kind.OUTPUT if path.endswith("/content") else Kind.FILE}.get(method, Kind.FILE)
-        schedule = {"requests": found[Kind.INBOX], "run": found[Kind.SCHEDULE]}.get(path.rpartition("/")[2], self.priced)
+        file = {
+            "DELETE": Kind.UNUSED_FILE,
+            "GET": Kind.OUTPUT if path.endswith("/content") else Kind.FILE,
+        }.get(method, Kind.FILE)
+        schedule = {"requests": found[Kind.INBOX], "run": found[Kind.SCHEDULE]}.get(
+            path.rpartition("/")[2], self.priced
+        )
         batch = Kind.RUNNING if path.endswith("/cancel") else Kind.BATCH
         return {
             "file_id": found[file],
@@ -78,7 +98,9 @@ class World:
         """One that succeeds for a key with the scope."""
         plain = next(isolation.requests(method, path, operation))
         if isinstance(plain.body, dict) and "input_file_id" in plain.body:
-            plain = Request(method, path, body=plain.body | {"input_file_id": self.neighbour.ids[Kind.FILE]})
+            plain = Request(
+                method, path, body=plain.body | {"input_file_id": self.neighbour.ids[Kind.FILE]}
+            )
         return neighbours.filled(plain, self.target(method, path))
 
 
@@ -87,11 +109,22 @@ def world(database: str, valkey: object) -> World:
     neighbour = neighbours.move_in()
     with db.transaction() as session:
         caller = accounts.authenticate(session, neighbour.secret)
-        schedule = factories.schedule(session, caller, name=CANARY, template_file_id=neighbour.ids[Kind.TEMPLATE])
-        run = ScheduleRun(**runs.blank(schedule, datetime(2026, 11, 25, 1, 30, tzinfo=UTC), Trigger.SCHEDULE, RunState.SUCCEEDED))
+        schedule = factories.schedule(
+            session, caller, name=CANARY, template_file_id=neighbour.ids[Kind.TEMPLATE]
+        )
+        run = ScheduleRun(
+            **runs.blank(
+                schedule,
+                datetime(2026, 11, 25, 1, 30, tzinfo=UTC),
+                Trigger.SCHEDULE,
+                RunState.SUCCEEDED,
+            )
+        )
         session.add(run)
         session.flush()
-    batch = billing.ended([billing.Ran(Usage(7_654_321, 1_234_567))], caller, schedule_id=schedule.id, run_id=run.id)
+    batch = billing.ended(
+        [billing.Ran(Usage(7_654_321, 1_234_567))], caller, schedule_id=schedule.id, run_id=run.id
+    )
     with db.transaction() as session:
         total = invoices.render(invoices.of_batch(session, batch))["total"]
     return World(neighbour, ids.render("sched", schedule.id), total)
@@ -103,21 +136,35 @@ def client(port: int) -> Iterator[Client]:
 
 
 @pytest.mark.parametrize("scopes", COMBINATIONS, ids=lambda scopes: "+".join(scopes))
-def test_a_key_sees_what_its_scopes_say_and_nothing_else(world: World, client: Client, scopes: tuple[Scope, ...]) -> None:
+def test_a_key_sees_what_its_scopes_say_and_nothing_else(
+    world: World, client: Client, scopes: tuple[Scope, ...]
+) -> None:
     with db.transaction() as session:
-        secret = factories.key(session, session.get_one(Account, world.neighbour.owner.account_id), scopes=scopes)
+        secret = factories.key(
+            session, session.get_one(Account, world.neighbour.owner.account_id), scopes=scopes
+        )
     problems = []
     for method, path, operation in ROUTES:
-        needed = NEEDED.get((method, path)) or neighbours.scope_of(world.neighbour, client, method, path, operation)
+        needed = NEEDED.get((method, path)) or neighbours.scope_of(
+            world.neighbour, client, method, path, operation
+        )
         NEEDED[method, path] = needed
         request = world.request(method, path, operation)
         answer = client.ask(request, secret)
-        problems += [f"{method} {path}: {problem}" for problem in _problems(world, request, answer, needed, operation, scopes)]
+        problems += [
+            f"{method} {path}: {problem}"
+            for problem in _problems(world, request, answer, needed, operation, scopes)
+        ]
     assert problems == []
 
 
 def _problems(
-    world: World, request: Request, answer: Answer, needed: Scope, operation: Mapping[str, Any], scopes: tuple[Scope, ...]
+    world: World,
+    request: Request,
+    answer: Answer,
+    needed: Scope,
+    operation: Mapping[str, Any],
+    scopes: tuple[Scope, ...],
 ) -> Iterator[str]:
     if needed not in scopes:
         if answer.status != 403:
@@ -131,7 +178,9 @@ def _problems(
     asked = json.dumps([request.parameters, str(request.body)])
     if needed is Scope.SUBMIT and Scope.READ not in scopes:
         theirs = {CANARY, *world.neighbour.ids.values()} - set(re.findall(r"[\w-]+", asked))
-        yield from (f"{found} without the scope read" for found in _leaked(world, request, answer, theirs))
+        yield from (
+            f"{found} without the scope read" for found in _leaked(world, request, answer, theirs)
+        )
     if request.route not in CREATIONS and (schema := _answered(operation)) is not None:
         yield from _fields(schema, json.loads(answer.body), {scope.value for scope in scopes})
 
@@ -169,25 +218,40 @@ def _fields(schema: Mapping[str, Any], value: Any, scopes: set[str]) -> Iterator
             for field, inner in described.get("properties", {}).items():
                 if field not in part:
                     yield f"{name}.{field} is missing"
-                elif inner.get("x-scope", next(iter(scopes))) not in scopes and part[field] is not None:
+                elif (
+                    inner.get("x-scope", next(iter(scopes))) not in scopes
+                    and part[field] is not None
+                ):
                     yield f"{name}.{field} is shown"
                 else:
                     yield from _fields(inner, part[field], scopes)
 
 
 def test_the_owner_of_a_field_decides_who_sees_it() -> None:
-    """What `x-scope` says is what the routes say: `read` for what a GET shows, `billing` for money, and nothing for the rest."""
+    """What `x-scope` says is what the routes say: `read` for what a GET shows, `billing` for money,
+    and nothing for the rest.
+    """
     for method, path, operation in ROUTES:
         schema = _answered(operation)
-        if method == "GET" or f"{method} {path}" in CREATIONS or schema is None or path.startswith("/v1/api_keys"):
+        if (
+            method == "GET"
+            or f"{method} {path}" in CREATIONS
+            or schema is None
+            or path.startswith("/v1/api_keys")
+        ):
             continue
         for name, described in _inside(schema):
             if name in ALWAYS:
-                hidden = {field for field, inner in described["properties"].items() if "x-scope" in inner}
-                assert set(described["properties"]) - hidden == ALWAYS[name], f"{method} {path} shows more of {name}"
+                hidden = {
+                    field for field, inner in described["properties"].items() if "x-scope" in inner
+                }
+                assert set(described["properties"]) - hidden == ALWAYS[name], (
+                    f"{method} {path} shows more of {name}"
+                )
     for name, described in SCHEMAS.items():
         for field, inner in described.get("properties", {}).items():
-            # What was billed. Estimates are made of list prices; the routes of invoices and statements need the scope as a whole.
+            # What was billed. Estimates are made of list prices; the routes of invoices and
+            # statements need the scope as a whole.
             if re.search("cost|amount", field) and not hasattr(money_schemas, name):
                 assert inner.get("x-scope") == "billing", f"{name}.{field}"
 
@@ -203,30 +267,46 @@ def test_every_answer_to_a_submit_is_known() -> None:
     answered = {
         name
         for method, path, operation in ROUTES
-        if method != "GET" and f"{method} {path}" not in CREATIONS and not path.startswith("/v1/api_keys")
+        if method != "GET"
+        and f"{method} {path}" not in CREATIONS
+        and not path.startswith("/v1/api_keys")
         for name, _ in _inside(_answered(operation) or {})
     }
     assert answered - set(ALWAYS) == {"PreviewObject", "ListObject_RunObject_", "EstimateObject"}
 
 
 def test_a_cancelled_batch_keeps_every_field_that_openais_type_requires() -> None:
-    assert {name for name, field in ClientBatch.model_fields.items() if field.is_required()} == ALWAYS["BatchObject"]
+    assert {
+        name for name, field in ClientBatch.model_fields.items() if field.is_required()
+    } == ALWAYS["BatchObject"]
 
 
 def test_a_stored_answer_is_cut_for_the_key_that_replays_it(world: World, client: Client) -> None:
     with db.transaction() as session:
         account = session.get_one(Account, world.neighbour.owner.account_id)
         submitter = factories.key(session, account, scopes=[Scope.SUBMIT])
-    request = Request("POST", f"/v1/schedules/{world.priced}/run", headers=(("idempotency-key", "once"),))
-    first, again = (json.loads(client.ask(request, secret).body) for secret in (world.neighbour.secret, submitter))
+    request = Request(
+        "POST", f"/v1/schedules/{world.priced}/run", headers=(("idempotency-key", "once"),)
+    )
+    first, again = (
+        json.loads(client.ask(request, secret).body)
+        for secret in (world.neighbour.secret, submitter)
+    )
     assert first["timezone"] == "Europe/Berlin"
-    assert again == {field: value if field in ALWAYS["RunObject"] else None for field, value in first.items()}
+    assert again == {
+        field: value if field in ALWAYS["RunObject"] else None for field, value in first.items()
+    }
 
 
 def test_an_answer_that_an_older_version_stored_is_cut_as_well() -> None:
-    old = json.dumps({"data": [{"id": "run_1", "cost": "1.5", "state": "waiting", "gone": 1}]}).encode()
+    old = json.dumps(
+        {"data": [{"id": "run_1", "cost": "1.5", "state": "waiting", "gone": 1}]}
+    ).encode()
     cut = json.loads(scoped.render_stored(old, ListObject[RunObject], {"submit"}))
-    assert cut["data"][0] | {"id": "run_1", "cost": None, "state": "waiting", "timezone": None} == cut["data"][0]
+    assert (
+        cut["data"][0] | {"id": "run_1", "cost": None, "state": "waiting", "timezone": None}
+        == cut["data"][0]
+    )
 
 
 def test_a_list_of_anything_is_refused() -> None:

@@ -18,13 +18,21 @@ from xalen_batch import catalog
 from xalen_batch.backends.simulated.server import Simulator, close, listen
 
 MODELS = catalog.read(None)
-BODY = json.dumps({"model": "mistral-small-3-1", "messages": [{"role": "user", "content": "Hello"}]}).encode()
-SERVE = "import sys; from xalen_batch.backends.simulated.server import serve; serve('127.0.0.1', 0, latency_ms=int(sys.argv[1]))"
+BODY = json.dumps(
+    {"model": "mistral-small-3-1", "messages": [{"role": "user", "content": "Hello"}]}
+).encode()
+SERVE = (
+    "import sys; from xalen_batch.backends.simulated.server import serve; serve('127.0.0.1', 0,"
+    " latency_ms=int(sys.argv[1]))"
+)
 
 
 def post(body: bytes, path: str = "/v1/chat/completions", *headers: str) -> bytes:
     lines = "".join(f"{header}\r\n" for header in headers)
-    return f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n{lines}\r\n".encode() + body
+    return (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n{lines}\r\n".encode()
+        + body
+    )
 
 
 def exchange(sent: bytes, **simulator: Any) -> list[tuple[int, bytes]]:
@@ -33,7 +41,9 @@ def exchange(sent: bytes, **simulator: Any) -> list[tuple[int, bytes]]:
     async def main() -> list[tuple[int, bytes]]:
         shared = Simulator(MODELS, **{"latency_ms": 0, **simulator})
         server = await listen(shared, "127.0.0.1", 0)
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", server.sockets[0].getsockname()[1]
+        )
         writer.write(sent + b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         received = await reader.read()
         writer.close()
@@ -46,7 +56,11 @@ def exchange(sent: bytes, **simulator: Any) -> list[tuple[int, bytes]]:
 def answers(received: bytes) -> Iterator[tuple[int, bytes]]:
     while received:
         head, _, rest = received.partition(b"\r\n\r\n")
-        length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.startswith(b"content-length"))
+        length = next(
+            int(line.split(b":")[1])
+            for line in head.split(b"\r\n")
+            if line.startswith(b"content-length")
+        )
         yield int(head.split(b" ")[1]), rest[:length]
         received = rest[length:]
 
@@ -60,12 +74,20 @@ def test_pipelined_requests_are_answered_in_their_order() -> None:
 
 
 def test_chunked_bodies_are_read() -> None:
-    chunked = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (BODY[:10], BODY[10:])) + b"0\r\n\r\n"
-    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + chunked
+    chunked = (
+        b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (BODY[:10], BODY[10:]))
+        + b"0\r\n\r\n"
+    )
+    request = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        + chunked
+    )
     assert [status for status, _ in exchange(request)] == [200, 200]
 
 
-@pytest.mark.parametrize("name", ["mistral-small-3-1", "mistralai/Mistral-Small-3.1-24B-Instruct-2503"])
+@pytest.mark.parametrize(
+    "name", ["mistral-small-3-1", "mistralai/Mistral-Small-3.1-24B-Instruct-2503"]
+)
 def test_models_answer_to_their_ids_and_to_their_backends_names(name: str) -> None:
     (status, body), _ = exchange(post(json.dumps({**json.loads(BODY), "model": name}).encode()))
     assert (status, json.loads(body)["model"]) == (200, name)
@@ -81,7 +103,9 @@ def test_models_answer_to_their_ids_and_to_their_backends_names(name: str) -> No
         (b"GET /v1/rerank HTTP/1.1\r\nhost: x\r\n\r\n", 405, "method_not_allowed"),
     ],
 )
-def test_wrong_requests_are_told_why_on_a_connection_that_lives_on(request_: bytes, status: int, code: str) -> None:
+def test_wrong_requests_are_told_why_on_a_connection_that_lives_on(
+    request_: bytes, status: int, code: str
+) -> None:
     wrong, health = exchange(request_)
     assert (wrong[0], json.loads(wrong[1])["error"]["code"], health[0]) == (status, code, 200)
 
@@ -95,7 +119,9 @@ def test_faults_from_outside_come_at_their_rate_and_by_seed() -> None:
     sent = post(BODY) * 200
     first = [status for status, _ in exchange(sent, fault_rate=0.25, fault="status=503", seed=7)]
     assert 25 <= first.count(503) <= 75
-    assert first == [status for status, _ in exchange(sent, fault_rate=0.25, fault="status=503", seed=7)]
+    assert first == [
+        status for status, _ in exchange(sent, fault_rate=0.25, fault="status=503", seed=7)
+    ]
 
 
 def test_an_unknown_fault_is_refused_at_the_start() -> None:
@@ -107,10 +133,14 @@ def test_the_official_client_works_against_it() -> None:
     def use(url: str) -> None:
         with openai.OpenAI(base_url=url, api_key="any", max_retries=0) as client:
             assert [model.id for model in client.models.list()] == list(MODELS)
-            completion = client.chat.completions.create(model="mistral-small-3-1", messages=[{"role": "user", "content": "Hello"}])
+            completion = client.chat.completions.create(
+                model="mistral-small-3-1", messages=[{"role": "user", "content": "Hello"}]
+            )
             assert completion.system_fingerprint == "simulated"
             with pytest.raises(openai.NotFoundError):
-                client.chat.completions.create(model="other", messages=[{"role": "user", "content": "Hello"}])
+                client.chat.completions.create(
+                    model="other", messages=[{"role": "user", "content": "Hello"}]
+                )
 
     async def main() -> None:
         shared = Simulator(MODELS, latency_ms=0)
@@ -124,7 +154,9 @@ def test_the_official_client_works_against_it() -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly_after_the_answers_in_flight(end: signal.Signals) -> None:
-    process = subprocess.Popen([sys.executable, "-c", SERVE, "300"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, "300"], stderr=subprocess.PIPE, text=True
+    )
     try:
         assert process.stderr is not None
         port = int(process.stderr.readline().split("127.0.0.1:")[1].split("/")[0])
@@ -144,7 +176,9 @@ def test_a_signal_ends_it_cleanly_after_the_answers_in_flight(end: signal.Signal
 
 
 def test_an_answer_whose_client_has_gone_is_dropped_in_silence() -> None:
-    process = subprocess.Popen([sys.executable, "-c", SERVE, "300"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, "300"], stderr=subprocess.PIPE, text=True
+    )
     try:
         assert process.stderr is not None
         port = int(process.stderr.readline().split("127.0.0.1:")[1].split("/")[0])
@@ -154,7 +188,9 @@ def test_an_answer_whose_client_has_gone_is_dropped_in_silence() -> None:
             gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         # Asked later, answered later: by then those of the other were due.
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as other:
-            other.sendall(post(BODY) + b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            other.sendall(
+                post(BODY) + b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+            )
             received = b""
             while more := other.recv(65_536):
                 received += more

@@ -54,7 +54,9 @@ def run(id: UUID) -> Batch:
     """Answer every line that runs, and end the batch."""
     while (held := claim.claim([], with_suspects=True)) is not None:
         lines = [record.Line(id, line.line_no, held.model, line.custom_id) for line in held.lines]
-        rows = [record.row(line, Answered(200, b"{}", Usage(1_000, 500)), held.tariff) for line in lines]
+        rows = [
+            record.row(line, Answered(200, b"{}", Usage(1_000, 500)), held.tariff) for line in lines
+        ]
         record.record(held.key, held.fence, rows, to=TaskState.DONE)
     finalize.run(id)
     return assert_whole(id)
@@ -106,11 +108,17 @@ def test_good_lines_run_and_invalid_ones_end_in_the_error_file_unbilled() -> Non
     assert all(line["response"] is None for line in found)
     assert found[0]["error"]["message"].startswith("body.messages[0].role: 'usr' is not a role.")
     with db.transaction() as session:
-        assert session.get_one(File, ended.error_file_id).size == len(b"".join(results.chunks(id, FilePart.ERROR)))
-        listed = [line for line in invoices.of_batch(session, ended).lines if line.kind == "not_billed"]
+        assert session.get_one(File, ended.error_file_id).size == len(
+            b"".join(results.chunks(id, FilePart.ERROR))
+        )
+        listed = [
+            line for line in invoices.of_batch(session, ended).lines if line.kind == "not_billed"
+        ]
     assert {line.reason: int(line.quantity) for line in listed} == {
         "invalid_request": 2,
-        **dict.fromkeys(("invalid_json_line", "duplicate_custom_id", "invalid_encoding", "url_mismatch"), 1),
+        **dict.fromkeys(
+            ("invalid_json_line", "duplicate_custom_id", "invalid_encoding", "url_mismatch"), 1
+        ),
         **dict.fromkeys(("missing_required_parameter", "invalid_custom_id"), 1),
     }
     assert {(line.model, line.amount) for line in listed} == {(None, 0)}
@@ -136,11 +144,15 @@ def test_a_fault_of_the_file_fails_all_the_same(configure) -> None:
     configure(max_batch_lines=2)
     many = read(submit([raw(TYPO), raw(chat_line("a")), raw(chat_line("b"))]))
     assert [error["code"] for error in many.errors or ()] == ["too_many_tasks"]
-    priceless = submit([raw(chat_line("a")), raw(TYPO)], price_snapshot={RERANK_MODEL: {"input": "0.003"}})
+    priceless = submit(
+        [raw(chat_line("a")), raw(TYPO)], price_snapshot={RERANK_MODEL: {"input": "0.003"}}
+    )
     assert [error["code"] for error in read(priceless).errors or ()] == ["model_not_priced"]
 
 
-def test_a_file_that_is_read_in_pieces_skips_the_same_lines(monkeypatch: pytest.MonkeyPatch, configure) -> None:
+def test_a_file_that_is_read_in_pieces_skips_the_same_lines(
+    monkeypatch: pytest.MonkeyPatch, configure
+) -> None:
     monkeypatch.setattr(reading, "LARGE_BYTES", 100)
     monkeypatch.setattr(reading, "PIECE_BYTES", 300)
     configure(validation_processes=1)
@@ -151,8 +163,12 @@ def test_a_file_that_is_read_in_pieces_skips_the_same_lines(monkeypatch: pytest.
 def test_a_schedule_takes_such_a_file_and_its_batch_skips() -> None:
     with db.transaction() as session:
         caller = factories.caller(session)
-        mixed, bad = (factories.input_file(session, caller, lines) for lines in ([chat_line("a"), TYPO], b""))
-        schedule = factories.schedule(session, caller, input_file_id=ids.render("file", mixed.id), on_invalid="skip")
+        mixed, bad = (
+            factories.input_file(session, caller, lines) for lines in ([chat_line("a"), TYPO], b"")
+        )
+        schedule = factories.schedule(
+            session, caller, input_file_id=ids.render("file", mixed.id), on_invalid="skip"
+        )
         schedule_id = schedule.id
         # Without it, a process of the version before can read the definition.
         assert "on_invalid" not in factories.schedule(session, caller).definition
@@ -161,7 +177,9 @@ def test_a_schedule_takes_such_a_file_and_its_batch_skips() -> None:
     with pytest.raises(InvalidRequest, match="not a role"):
         rehearse(caller, definition.model_copy(update={"on_invalid": "fail"}), NOW)
     with pytest.raises(InvalidRequest, match="no requests"):
-        rehearse(caller, definition.model_copy(update={"input_file_id": ids.render("file", bad.id)}), NOW)
+        rehearse(
+            caller, definition.model_copy(update={"input_file_id": ids.render("file", bad.id)}), NOW
+        )
     with db.transaction() as session:
         manual.run_now(session, session.get_one(Schedule, schedule_id))
         batch = session.scalars(select(Batch).where(Batch.schedule_id == schedule_id)).one()

@@ -30,7 +30,9 @@ def connect(api: Api) -> socket.socket:
 
 
 def head(api: Api, path: str = "/v1/files", kind: str = KIND, length: int = len(BODY)) -> bytes:
-    named = f"authorization: Bearer {api.key}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n"
+    named = (
+        f"authorization: Bearer {api.key}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n"
+    )
     return f"POST {path} HTTP/1.1\r\nhost: x\r\n{named}\r\n".encode()
 
 
@@ -46,7 +48,9 @@ def rest(client: socket.socket) -> bytes:
 
 
 def drip(client: socket.socket, content: bytes, size: int = 1) -> bytes:
-    """Send a little now and then, until something comes back; nothing does when the connection is closed."""
+    """Send a little now and then, until something comes back; nothing does when the connection is
+    closed.
+    """
     client.settimeout(0.05)
     for start in range(0, len(content), size):
         try:
@@ -65,13 +69,21 @@ def refused(answer: bytes) -> str:
     assert top.startswith(b"HTTP/1.1 408 ")
     assert b"connection: close" in top.lower()
     error = json.loads(body)["error"]
-    assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "request_timeout", None)
+    assert (error["type"], error["code"], error["param"]) == (
+        "invalid_request_error",
+        "request_timeout",
+        None,
+    )
     message: str = error["message"]
     return message
 
 
 def left() -> list[Path]:
-    return [path for path in Path(urlparse(settings().storage).path, "input").glob("**/*") if path.is_file()]
+    return [
+        path
+        for path in Path(urlparse(settings().storage).path, "input").glob("**/*")
+        if path.is_file()
+    ]
 
 
 def test_an_upload_that_stalls_is_given_up_and_leaves_nothing(api: Api) -> None:
@@ -110,7 +122,9 @@ def test_a_json_body_that_stalls_is_given_up_too(api: Api) -> None:
         refused(rest(client))
 
 
-def test_an_answer_that_takes_longer_than_a_body_may_is_waited_for(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_takes_longer_than_a_body_may_is_waited_for(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pace, "PATIENCE", 3.0)
     create = files.create
 
@@ -122,7 +136,10 @@ def test_an_answer_that_takes_longer_than_a_body_may_is_waited_for(api: Api, mon
     assert api.ask("POST", "/v1/files", BODY, headers={"content-type": KIND}).status == 200
 
 
-@pytest.mark.parametrize("sent", [b"GET /livez HTTP/1.1\r\nhost: x\r\nx-slow: ", b"GET /livez HTTP/1.1\r\nhost: x\r\n", b"G"])
+@pytest.mark.parametrize(
+    "sent",
+    [b"GET /livez HTTP/1.1\r\nhost: x\r\nx-slow: ", b"GET /livez HTTP/1.1\r\nhost: x\r\n", b"G"],
+)
 def test_headers_that_do_not_come_to_an_end_are_given_up(api: Api, sent: bytes) -> None:
     with connect(api) as client:
         client.sendall(sent)
@@ -145,7 +162,9 @@ def test_empty_lines_are_no_request(api: Api) -> None:
         assert drip(client, b"\r\n" * 400, 2) == b""
 
 
-def test_a_connection_may_rest_between_requests_and_its_next_one_has_the_same_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_may_rest_between_requests_and_its_next_one_has_the_same_time(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pace, "PATIENCE", 3.0)
     request = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
     with connect(api) as client:
@@ -181,7 +200,10 @@ def reader(api: Api) -> Iterator[socket.socket]:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
         client.settimeout(30)
         client.connect(("127.0.0.1", api.port))
-        request = f"GET /v1/files/{file['id']}/content HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {api.key}\r\n\r\n"
+        request = (
+            f"GET /v1/files/{file['id']}/content HTTP/1.1\r\nhost: x\r\nauthorization: Bearer"
+            f" {api.key}\r\n\r\n"
+        )
         client.sendall(request.encode())
         yield client
 
@@ -208,7 +230,9 @@ def test_a_slow_download_that_goes_on_is_served_to_its_end(reader: socket.socket
     assert time.monotonic() - begun > 3 * pace.PATIENCE
 
 
-def test_the_last_of_a_download_that_nobody_reads_is_given_up(api: Api, reader: socket.socket) -> None:
+def test_the_last_of_a_download_that_nobody_reads_is_given_up(
+    api: Api, reader: socket.socket
+) -> None:
     read = 0
     while read < ANSWER - 512 * 1024:
         read += len(reader.recv(256 * 1024))
@@ -220,7 +244,11 @@ def test_the_last_of_a_download_that_nobody_reads_is_given_up(api: Api, reader: 
 
 def served(api: Api) -> set[int]:
     """Ports of clients that a socket of this process is connected to the API's port for."""
-    own = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+    own = {
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{fd}")
+    }
     return {port for port, _, inode in connections(api) if f"socket:[{inode}]" in own}
 
 
@@ -230,7 +258,9 @@ def queued(api: Api) -> set[int]:
 
 
 def connections(api: Api) -> Iterator[tuple[int, int, str]]:
-    """Of each connection to the API, at its end: the client's port, bytes that wait to be sent or acknowledged, and the inode."""
+    """Of each connection to the API, at its end: the client's port, bytes that wait to be sent or
+    acknowledged, and the inode.
+    """
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, remote, _, queues, *_, inode = line.split()[:10]
         if int(local.rpartition(":")[2], 16) == api.port:

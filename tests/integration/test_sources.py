@@ -1,4 +1,6 @@
-"""Sources: what is found in a folder, what a run takes, and that nothing leads out of where an account may read."""
+"""Sources: what is found in a folder, what a run takes, and that nothing leads out of where an
+account may read.
+"""
 
 import os
 import re
@@ -43,7 +45,9 @@ def roots(configure: Callable[..., None], tmp_path: Path) -> Path:
 
 def home(owner: Owner) -> Path:
     """Where an account's objects are put."""
-    place = storage.folder() / "drop" / owner.account_id.hex / ("live" if owner.livemode else "test")
+    place = (
+        storage.folder() / "drop" / owner.account_id.hex / ("live" if owner.livemode else "test")
+    )
     place.mkdir(parents=True, exist_ok=True)
     return place
 
@@ -64,14 +68,18 @@ def made(session: Session, owner: Owner, **source: Any) -> tuple[Schedule, Sourc
 
 
 def begin(session: Session, schedule: Schedule, day: int = 25) -> ScheduleRun:
-    columns = runs.blank(schedule, datetime(2026, 11, day, 1, 30, tzinfo=UTC), Trigger.SCHEDULE, RunState.WAITING)
+    columns = runs.blank(
+        schedule, datetime(2026, 11, day, 1, 30, tzinfo=UTC), Trigger.SCHEDULE, RunState.WAITING
+    )
     run = ScheduleRun(**columns)
     session.add(run)
     session.flush()
     return run
 
 
-def found(session: Session, schedule: Schedule, source: Source, moment: Moment = NIGHT) -> list[str]:
+def found(
+    session: Session, schedule: Schedule, source: Source, moment: Moment = NIGHT
+) -> list[str]:
     return [entry["path"] for entry in sources.find(session, schedule, source, moment)]
 
 
@@ -79,7 +87,9 @@ def read(owner: Owner, source: Source, manifest: list[dict[str, Any]]) -> bytes:
     return b"".join(sources.chunks(owner, source, manifest))
 
 
-def test_objects_are_found_by_pattern_in_the_order_of_their_paths(session: Session, caller: Caller) -> None:
+def test_objects_are_found_by_pattern_in_the_order_of_their_paths(
+    session: Session, caller: Caller
+) -> None:
     place = home(caller) / "exports"
     for name in (
         "b.jsonl",
@@ -95,24 +105,37 @@ def test_objects_are_found_by_pattern_in_the_order_of_their_paths(session: Sessi
         put(place, name)
     put(place, "unfinished.tmp/y.jsonl")
     schedule, source = made(session, caller, prefix="exports/")
-    assert found(session, schedule, source) == [f"exports/{name}" for name in ("B.jsonl", "a.jsonl", "b.jsonl", "deep/er/c.jsonl")]
-    assert found(session, schedule, source.model_copy(update={"pattern": "deep/*"})) == ["exports/deep/er/c.jsonl"]
-    assert found(session, schedule, source.model_copy(update={"pattern": "*.txt"})) == ["exports/note.txt"]
+    assert found(session, schedule, source) == [
+        f"exports/{name}" for name in ("B.jsonl", "a.jsonl", "b.jsonl", "deep/er/c.jsonl")
+    ]
+    assert found(session, schedule, source.model_copy(update={"pattern": "deep/*"})) == [
+        "exports/deep/er/c.jsonl"
+    ]
+    assert found(session, schedule, source.model_copy(update={"pattern": "*.txt"})) == [
+        "exports/note.txt"
+    ]
     everything = found(session, schedule, source.model_copy(update={"pattern": "*"}))
     assert [path for path in everything if re.search(r"tmp|part|/\.", path)] == []
 
 
-def test_placeholders_lead_to_the_folder_and_the_names_of_the_night(session: Session, caller: Caller) -> None:
+def test_placeholders_lead_to_the_folder_and_the_names_of_the_night(
+    session: Session, caller: Caller
+) -> None:
     for day in (24, 25):
         put(home(caller) / f"exports/2026/11/{day}", f"orders-202611{day}-1.jsonl")
         put(home(caller) / f"exports/2026/11/{day}", "other.jsonl")
     schedule, source = made(
-        session, caller, prefix="exports/{{scheduled_date-1d:%Y/%m/%d}}", pattern="orders-{{scheduled_date-1d:%Y%m%d}}-*.jsonl"
+        session,
+        caller,
+        prefix="exports/{{scheduled_date-1d:%Y/%m/%d}}",
+        pattern="orders-{{scheduled_date-1d:%Y%m%d}}-*.jsonl",
     )
     assert found(session, schedule, source) == ["exports/2026/11/24/orders-20261124-1.jsonl"]
 
 
-def test_an_object_is_taken_once_until_it_is_written_again(session: Session, caller: Caller) -> None:
+def test_an_object_is_taken_once_until_it_is_written_again(
+    session: Session, caller: Caller
+) -> None:
     place = home(caller) / "in"
     put(place, "a.jsonl", age=5)
     put(place, "b.jsonl")
@@ -150,7 +173,9 @@ def test_a_folder_that_is_not_there_yet_holds_nothing(session: Session, caller: 
 def test_a_run_waits_for_the_marker_which_is_never_taken(session: Session, caller: Caller) -> None:
     place = home(caller) / "in"
     put(place, "a.jsonl")
-    schedule, source = made(session, caller, prefix="in", pattern="*", ready_marker="ready-{{scheduled_date}}")
+    schedule, source = made(
+        session, caller, prefix="in", pattern="*", ready_marker="ready-{{scheduled_date}}"
+    )
     with pytest.raises(NotReady, match=r"ready-2026-11-25.*'in'"):
         sources.find(session, schedule, source, NIGHT)
     (place / "ready-2026-11-25").symlink_to("a.jsonl")
@@ -161,7 +186,9 @@ def test_a_run_waits_for_the_marker_which_is_never_taken(session: Session, calle
     assert found(session, schedule, source) == ["in/a.jsonl"]
 
 
-def test_what_is_read_is_one_object_after_another_as_lines(session: Session, caller: Caller) -> None:
+def test_what_is_read_is_one_object_after_another_as_lines(
+    session: Session, caller: Caller
+) -> None:
     place = home(caller) / "in"
     put(place, "a.jsonl", b"\xef\xbb\xbf1\n2")
     put(place, "b.jsonl", b"")
@@ -170,7 +197,9 @@ def test_what_is_read_is_one_object_after_another_as_lines(session: Session, cal
     put(place, "e.jsonl", b"4" * (3 * storage.READ_CHUNK) + b"\xef\xbb\xbf")
     schedule, source = made(session, caller, prefix="in")
     content = read(caller, source, sources.find(session, schedule, source, NIGHT))
-    assert content.replace(b"4" * (3 * storage.READ_CHUNK), b"4") == b"1\n2\n3\r\n\n\n4\xef\xbb\xbf\n"
+    assert (
+        content.replace(b"4" * (3 * storage.READ_CHUNK), b"4") == b"1\n2\n3\r\n\n\n4\xef\xbb\xbf\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,11 +211,25 @@ def test_what_is_read_is_one_object_after_another_as_lines(session: Session, cal
         (lambda path: (path.unlink(), path.symlink_to("a.jsonl")), "is gone"),
         (lambda path: (path.unlink(), path.mkdir()), "is gone"),
         (lambda path: (path.unlink(), os.mkfifo(path)), "is gone"),
-        (lambda path: (path.parent.rename(path.parent.with_name("moved")), path.parent.symlink_to("moved")), "is gone"),
-        (lambda path: (path.parent.rename(path.parent.with_name("moved")), put(path.parent.parent, path.parent.name)), "is gone"),
+        (
+            lambda path: (
+                path.parent.rename(path.parent.with_name("moved")),
+                path.parent.symlink_to("moved"),
+            ),
+            "is gone",
+        ),
+        (
+            lambda path: (
+                path.parent.rename(path.parent.with_name("moved")),
+                put(path.parent.parent, path.parent.name),
+            ),
+            "is gone",
+        ),
     ],
 )
-def test_an_object_that_is_not_what_was_pinned_is_gone(session: Session, caller: Caller, change: Callable[[Path], Any], told: str) -> None:
+def test_an_object_that_is_not_what_was_pinned_is_gone(
+    session: Session, caller: Caller, change: Callable[[Path], Any], told: str
+) -> None:
     place = home(caller) / "in"
     put(place, "a.jsonl")
     path = put(place, "b.jsonl")
@@ -197,7 +240,9 @@ def test_an_object_that_is_not_what_was_pinned_is_gone(session: Session, caller:
         read(caller, source, manifest)
 
 
-def test_an_object_that_is_written_while_it_is_read_is_gone(session: Session, caller: Caller) -> None:
+def test_an_object_that_is_written_while_it_is_read_is_gone(
+    session: Session, caller: Caller
+) -> None:
     path = put(home(caller) / "in", "a.jsonl", b"1" * (2 * storage.READ_CHUNK))
     schedule, source = made(session, caller, prefix="in")
     chunks = sources.chunks(caller, source, sources.find(session, schedule, source, NIGHT))
@@ -226,7 +271,9 @@ class TestNothingLeadsOut:
         ],
     )
     @pytest.mark.parametrize("field", ["prefix", "ready_marker"])
-    def test_a_path_is_relative_and_never_goes_up(self, session: Session, caller: Caller, field: str, prefix: str) -> None:
+    def test_a_path_is_relative_and_never_goes_up(
+        self, session: Session, caller: Caller, field: str, prefix: str
+    ) -> None:
         source = Source.model_validate({"prefix": "in", field: prefix})
         with pytest.raises(InvalidRequest, match=r"without `\.\.`") as refused:
             sources.check(caller, source)
@@ -237,7 +284,11 @@ class TestNothingLeadsOut:
 
     def test_an_account_sees_its_own_objects_in_its_own_mode_alone(self, session: Session) -> None:
         account = factories.account(session)
-        owners = [factories.caller(session, account), factories.caller(session, account, livemode=True), factories.caller(session)]
+        owners = [
+            factories.caller(session, account),
+            factories.caller(session, account, livemode=True),
+            factories.caller(session),
+        ]
         for number, owner in enumerate(owners):
             put(home(owner) / "in", f"{number}.jsonl", b"%d\n" % number)
         for number, owner in enumerate(owners):
@@ -246,7 +297,9 @@ class TestNothingLeadsOut:
             assert [entry["path"] for entry in manifest] == [f"in/{number}.jsonl"]
             assert read(owner, source, manifest) == b"%d\n" % number
 
-    def test_links_to_files_and_folders_are_not_followed(self, session: Session, caller: Caller, tmp_path: Path) -> None:
+    def test_links_to_files_and_folders_are_not_followed(
+        self, session: Session, caller: Caller, tmp_path: Path
+    ) -> None:
         other = factories.caller(session)
         put(home(other), "secret.jsonl")
         put(tmp_path, "secret.jsonl")
@@ -269,11 +322,16 @@ class TestNothingLeadsOut:
         link = home(caller) / above
         link.parent.mkdir(exist_ok=True)
         link.symlink_to(home(other) / "deep")
-        for look in (lambda: sources.check(caller, source), lambda: sources.find(session, schedule, source, NIGHT)):
+        for look in (
+            lambda: sources.check(caller, source),
+            lambda: sources.find(session, schedule, source, NIGHT),
+        ):
             with pytest.raises(InvalidRequest, match="link out"):
                 look()
 
-    def test_a_link_in_the_place_of_a_mode_or_an_account_leads_nowhere(self, session: Session, caller: Caller) -> None:
+    def test_a_link_in_the_place_of_a_mode_or_an_account_leads_nowhere(
+        self, session: Session, caller: Caller
+    ) -> None:
         other = factories.caller(session)
         put(home(other) / "in", "secret.jsonl")
         schedule, source = made(session, caller, prefix="in")
@@ -303,7 +361,9 @@ class TestNothingLeadsOut:
             sources.find(session, schedule, source, NIGHT)
         assert "secret" not in str(refused.value)
 
-    def test_a_manifest_reads_no_other_account_whatever_its_folders_become(self, session: Session, caller: Caller) -> None:
+    def test_a_manifest_reads_no_other_account_whatever_its_folders_become(
+        self, session: Session, caller: Caller
+    ) -> None:
         other = factories.caller(session)
         secret = put(home(other) / "in", "a.jsonl", b"secret\n")
         own = put(home(caller) / "in", "a.jsonl", b"public\n")
@@ -317,32 +377,54 @@ class TestNothingLeadsOut:
 
 
 class TestLocalFolders:
-    def test_none_is_allowed_unless_the_operator_says_so(self, caller: Caller, tmp_path: Path) -> None:
+    def test_none_is_allowed_unless_the_operator_says_so(
+        self, caller: Caller, tmp_path: Path
+    ) -> None:
         with pytest.raises(InvalidRequest, match="XALEN_DROP_ROOTS"):
             sources.check(caller, Source.model_validate({"folder": str(tmp_path)}))
 
-    def test_one_below_a_root_is_read_by_every_account(self, session: Session, caller: Caller, roots: Path) -> None:
+    def test_one_below_a_root_is_read_by_every_account(
+        self, session: Session, caller: Caller, roots: Path
+    ) -> None:
         put(roots / "2026-11-24", "a.jsonl", b"1")
         put(roots / "2026-11-25", "b.jsonl", b"2")
         for owner in (caller, factories.caller(session)):
             schedule, source = made(session, owner, folder=f"{roots}/{{{{scheduled_date}}}}")
             manifest = sources.find(session, schedule, source, NIGHT)
-            assert [entry["path"] for entry in manifest] == [f"{roots.resolve()}/2026-11-25/b.jsonl"]
+            assert [entry["path"] for entry in manifest] == [
+                f"{roots.resolve()}/2026-11-25/b.jsonl"
+            ]
             assert read(owner, source, manifest) == b"2\n"
 
     @pytest.mark.parametrize(
-        "folder", ["/etc", "{roots}/..", "{roots}/../x", "{roots}x", "{roots}/out", "{roots}/{{{{scheduled_date:../%Y}}}}", "x"]
+        "folder",
+        [
+            "/etc",
+            "{roots}/..",
+            "{roots}/../x",
+            "{roots}x",
+            "{roots}/out",
+            "{roots}/{{{{scheduled_date:../%Y}}}}",
+            "x",
+        ],
     )
-    def test_one_outside_of_them_is_refused(self, session: Session, caller: Caller, roots: Path, folder: str) -> None:
+    def test_one_outside_of_them_is_refused(
+        self, session: Session, caller: Caller, roots: Path, folder: str
+    ) -> None:
         (roots / "out").symlink_to("/etc")
         source = Source.model_validate({"folder": folder.format(roots=roots)})
         schedule = factories.schedule(session, caller)
-        for look in (lambda: sources.check(caller, source), lambda: sources.find(session, schedule, source, NIGHT)):
+        for look in (
+            lambda: sources.check(caller, source),
+            lambda: sources.find(session, schedule, source, NIGHT),
+        ):
             with pytest.raises(InvalidRequest) as refused:
                 look()
             assert refused.value.param == "source.folder"
 
-    def test_a_link_within_a_root_is_followed_to_what_it_is_when_it_fires(self, session: Session, caller: Caller, roots: Path) -> None:
+    def test_a_link_within_a_root_is_followed_to_what_it_is_when_it_fires(
+        self, session: Session, caller: Caller, roots: Path
+    ) -> None:
         put(roots / "monday", "a.jsonl")
         put(roots / "tuesday", "a.jsonl", b"[]\n")
         (roots / "latest").symlink_to("monday")
@@ -354,7 +436,9 @@ class TestLocalFolders:
         assert found(session, schedule, source) == [f"{roots.resolve()}/tuesday/a.jsonl"]
         assert read(caller, source, manifest) == b"{}\n"
 
-    def test_a_root_that_is_not_mounted_is_storage_away_and_nothing_gone(self, session: Session, caller: Caller, roots: Path) -> None:
+    def test_a_root_that_is_not_mounted_is_storage_away_and_nothing_gone(
+        self, session: Session, caller: Caller, roots: Path
+    ) -> None:
         put(roots, "a.jsonl")
         schedule, source = made(session, caller, folder=str(roots))
         manifest = sources.find(session, schedule, source, NIGHT)
@@ -365,7 +449,12 @@ class TestLocalFolders:
             read(caller, source, manifest)
 
     def test_one_that_is_allowed_no_more_is_not_read(
-        self, session: Session, caller: Caller, roots: Path, configure: Callable[..., None], tmp_path: Path
+        self,
+        session: Session,
+        caller: Caller,
+        roots: Path,
+        configure: Callable[..., None],
+        tmp_path: Path,
     ) -> None:
         put(roots, "a.jsonl")
         schedule, source = made(session, caller, folder=str(roots))
@@ -385,7 +474,9 @@ class TestLimits:
         for number in range(3):
             put(home(caller) / "in", f"deep/{number}.txt")
         schedule, source = made(session, caller, prefix="in")
-        with pytest.raises(InvalidRequest, match=r"source.prefix: 'in': .*more than 3 names.*{{scheduled_date}}") as refused:
+        with pytest.raises(
+            InvalidRequest, match=r"source.prefix: 'in': .*more than 3 names.*{{scheduled_date}}"
+        ) as refused:
             sources.find(session, schedule, source, NIGHT)
         assert refused.value.code == "source_too_large"
 
@@ -402,10 +493,14 @@ class TestLimits:
         put(home(caller) / "in", "a.jsonl")
         put(home(caller) / "in", "b.jsonl")
         schedule, source = made(session, caller, prefix="in")
-        with pytest.raises(InvalidRequest, match=r"6 bytes; the most of one batch is 5\. Nothing of it was taken"):
+        with pytest.raises(
+            InvalidRequest, match=r"6 bytes; the most of one batch is 5\. Nothing of it was taken"
+        ):
             sources.find(session, schedule, source, NIGHT)
 
-    def test_names_that_no_column_can_hold_are_refused(self, session: Session, caller: Caller) -> None:
+    def test_names_that_no_column_can_hold_are_refused(
+        self, session: Session, caller: Caller
+    ) -> None:
         place = home(caller) / "in"
         place.mkdir()
         (Path(os.fsdecode(os.fsencode(place) + b"/\xff.txt"))).write_bytes(b"")
@@ -445,7 +540,9 @@ class TestLimits:
         with pytest.raises(InvalidRequest, match="is no folder"):
             sources.find(session, schedule, source, NIGHT)
 
-    def test_ten_thousand_objects_are_taken_and_known(self, session: Session, caller: Caller) -> None:
+    def test_ten_thousand_objects_are_taken_and_known(
+        self, session: Session, caller: Caller
+    ) -> None:
         place = home(caller) / "in"
         place.mkdir()
         for number in range(folders.MOST_NAMES):

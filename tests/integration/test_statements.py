@@ -67,15 +67,35 @@ def issue_due() -> int:
 
 def test_chat_and_rerank_batches_on_one_statement() -> None:
     caller = a_caller()
-    batches = [ended([Ran(Usage(61_203_477, 9_640_915))], caller), ended([Ran(Usage(333_333_333), RERANK_MODEL)], caller)]
+    batches = [
+        ended([Ran(Usage(61_203_477, 9_640_915))], caller),
+        ended([Ran(Usage(333_333_333), RERANK_MODEL)], caller),
+    ]
     statement = read(caller, datetime.now(UTC).date().replace(day=1))
     assert [(line["kind"], line["description"], line["amount"]) for line in statement["lines"]] == [
-        ("batch", f"Batch {ids.render('batch', batches[0].id)}, {datetime.now(UTC):%Y-%m-%d}", "0.80485307"),
-        ("batch", f"Batch {ids.render('batch', batches[1].id)}, {datetime.now(UTC):%Y-%m-%d}", "0.4999999995"),
+        (
+            "batch",
+            f"Batch {ids.render('batch', batches[0].id)}, {datetime.now(UTC):%Y-%m-%d}",
+            "0.80485307",
+        ),
+        (
+            "batch",
+            f"Batch {ids.render('batch', batches[1].id)}, {datetime.now(UTC):%Y-%m-%d}",
+            "0.4999999995",
+        ),
         ("rounding", "Rounding to whole cents", "-0.0048530695"),
     ]
-    assert (statement["exact_total"], statement["rounding"], statement["total"]) == ("1.3048530695", "-0.0048530695", "1.30")
-    assert (statement["status"], statement["payable"], statement["id"], statement["issued_at"]) == ("draft", False, None, None)
+    assert (statement["exact_total"], statement["rounding"], statement["total"]) == (
+        "1.3048530695",
+        "-0.0048530695",
+        "1.30",
+    )
+    assert (statement["status"], statement["payable"], statement["id"], statement["issued_at"]) == (
+        "draft",
+        False,
+        None,
+        None,
+    )
 
 
 def test_many_small_batches_do_not_lose_their_money() -> None:
@@ -121,7 +141,9 @@ def test_past_months_are_issued_in_their_order_and_empty_ones_are_not() -> None:
         an_invoice(caller, "1", datetime(2026, month, 10, tzinfo=UTC))
     assert [issue_due() for _ in range(4)] == [1, 1, 1, 0]
     with db.transaction() as session:
-        issued = session.scalars(select(Invoice.month).where(Invoice.month.is_not(None)).order_by(Invoice.id)).all()
+        issued = session.scalars(
+            select(Invoice.month).where(Invoice.month.is_not(None)).order_by(Invoice.id)
+        ).all()
     assert issued == [date(2026, 1, 1), date(2026, 2, 1), date(2026, 5, 1)]
     assert read(caller)["status"] == "draft"
 
@@ -157,26 +179,37 @@ def test_an_issued_statement_is_refused_any_change() -> None:
     caller = a_caller()
     an_invoice(caller, "1")
     issue_due()
-    with pytest.raises(IntegrityError, match="an issued invoice never changes"), as_owner() as session:
+    with (
+        pytest.raises(IntegrityError, match="an issued invoice never changes"),
+        as_owner() as session,
+    ):
         session.execute(update(Invoice).where(Invoice.month == MARCH).values(total=0))
 
 
 def test_a_month_without_invoices_comes_to_zero() -> None:
     statement = read(a_caller())
-    assert (statement["status"], statement["exact_total"], statement["total"]) == ("draft", "0.00", "0.00")
+    assert (statement["status"], statement["exact_total"], statement["total"]) == (
+        "draft",
+        "0.00",
+        "0.00",
+    )
 
 
 def test_the_statement_and_the_invoices_it_sums_name_each_other() -> None:
     caller = a_caller()
     batch = ended([Ran(Usage(1, 1))], caller)
-    (line, _) = read(caller, datetime.now(UTC).date().replace(day=1))["lines"]
+    line, _ = read(caller, datetime.now(UTC).date().replace(day=1))["lines"]
     with db.transaction() as session:
         assert line["invoice_id"] == invoices.render(invoices.of_batch(session, batch))["id"]
 
 
-@hypothesis_settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(st.decimals(min_value=0, max_value=1000, places=12), max_size=6))
-def test_lines_sum_to_the_total_which_is_the_exact_total_rounded_once(totals: list[Decimal]) -> None:
+def test_lines_sum_to_the_total_which_is_the_exact_total_rounded_once(
+    totals: list[Decimal],
+) -> None:
     caller = a_caller()
     for total in totals:
         an_invoice(caller, str(total))
@@ -187,11 +220,15 @@ def test_lines_sum_to_the_total_which_is_the_exact_total_rounded_once(totals: li
         for statement in (draft, issued):
             assert Decimal(statement["exact_total"]) == sum(totals)
             assert Decimal(statement["total"]) == money.payable(sum(totals, Decimal(0)))
-            assert sum(Decimal(line["amount"]) for line in statement["lines"]) == Decimal(statement["total"])
+            assert sum(Decimal(line["amount"]) for line in statement["lines"]) == Decimal(
+                statement["total"]
+            )
     assert (issued["status"] == "issued") == bool(totals)
 
 
-@pytest.mark.parametrize("text", ["2026-13", "2026-1", "2026", "2026-11-01", "", "november", "20260-1", " 2026-11"])
+@pytest.mark.parametrize(
+    "text", ["2026-13", "2026-1", "2026", "2026-11-01", "", "november", "20260-1", " 2026-11"]
+)
 def test_what_is_no_month_is_refused_with_the_remedy(text: str) -> None:
     with pytest.raises(InvalidRequest, match="Write it as 2026-11") as refused:
         statements.parse_month(text)
@@ -203,7 +240,9 @@ def test_a_month_is_its_first_day() -> None:
 
 
 @pytest.mark.parametrize("is_issued", [False, True])
-def test_a_statement_is_the_same_bytes_whether_it_is_read_at_once_or_in_pieces(monkeypatch: pytest.MonkeyPatch, is_issued: bool) -> None:
+def test_a_statement_is_the_same_bytes_whether_it_is_read_at_once_or_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, is_issued: bool
+) -> None:
     caller = a_caller()
     # Two are issued at the same moment.
     for total, day in (("0.001", 3), ("1.239", 3), ("2", 4), ("0.0004", 5)):

@@ -40,14 +40,22 @@ def every_tick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def an_expired_file(caller: Caller, age: int = 1) -> File:
     with db.transaction() as session:
-        return factories.input_file(session, caller, b"{}", expires_at=PAST - timedelta(minutes=age))
+        return factories.input_file(
+            session, caller, b"{}", expires_at=PAST - timedelta(minutes=age)
+        )
 
 
 def an_old_key(caller: Caller) -> None:
     with db.transaction() as session:
         session.add(
             IdempotencyKey(
-                account_id=caller.account_id, livemode=False, key="k", route="POST /", fingerprint=b"", answer=b"", created_at=PAST
+                account_id=caller.account_id,
+                livemode=False,
+                key="k",
+                route="POST /",
+                fingerprint=b"",
+                answer=b"",
+                created_at=PAST,
             )
         )
 
@@ -71,7 +79,9 @@ def a_batch(lines: int) -> Batch:
 
 def answers(batch: Batch) -> int:
     with db.transaction() as session:
-        return session.scalar(select(func.count(Result.body)).where(Result.batch_id == batch.id)) or 0
+        return (
+            session.scalar(select(func.count(Result.body)).where(Result.batch_id == batch.id)) or 0
+        )
 
 
 class TestEachOnItsOwn:
@@ -90,13 +100,23 @@ class TestEachOnItsOwn:
         with capture_logs() as logs:
             recover.tick()
         told = [entry for entry in logs if entry["event"].startswith("sweep.")]
-        assert [(entry["sweep"], entry["error"]) for entry in told] == [(broken.name, error.__name__)]
+        assert [(entry["sweep"], entry["error"]) for entry in told] == [
+            (broken.name, error.__name__)
+        ]
         with db.transaction() as session:
             keys = session.scalar(select(func.count()).select_from(IdempotencyKey))
-        left = {sweeps.EXPIRED.name: not is_deleted(file), sweeps.ORPHANS.name: orphan.exists(), sweeps.KEYS.name: bool(keys)}
-        assert [name for name, is_left in left.items() if is_left] == [name for name in left if name == broken.name]
+        left = {
+            sweeps.EXPIRED.name: not is_deleted(file),
+            sweeps.ORPHANS.name: orphan.exists(),
+            sweeps.KEYS.name: bool(keys),
+        }
+        assert [name for name, is_left in left.items() if is_left] == [
+            name for name in left if name == broken.name
+        ]
 
-    def test_a_file_that_cannot_be_deleted_holds_up_no_other(self, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_that_cannot_be_deleted_holds_up_no_other(
+        self, caller: Caller, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(sweeps, "FILES_AT_ONCE", 1)
         stuck, other = an_expired_file(caller, age=2), an_expired_file(caller)
         delete = storage.delete
@@ -111,12 +131,22 @@ class TestEachOnItsOwn:
             recover.tick()
         assert (is_deleted(stuck), is_deleted(other)) == (False, True)
         [told] = [entry for entry in logs if entry["event"] == "sweep.postponed"]
-        assert (told["sweep"], told["file_id"], told["error"]) == ("expired files", stuck.id, "PermissionError")
+        assert (told["sweep"], told["file_id"], told["error"]) == (
+            "expired files",
+            stuck.id,
+            "PermissionError",
+        )
 
-    def test_a_statement_that_cannot_be_issued_holds_up_no_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_statement_that_cannot_be_issued_holds_up_no_other(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         stuck, other = ids.new(), ids.new()
         issued: list[UUID] = []
-        monkeypatch.setattr(statements, "due", lambda _: [SimpleNamespace(account_id=id) for id in (stuck, other) if id not in issued])
+        monkeypatch.setattr(
+            statements,
+            "due",
+            lambda _: [SimpleNamespace(account_id=id) for id in (stuck, other) if id not in issued],
+        )
 
         def fail_for_one(_: object, due: SimpleNamespace) -> bool:
             if due.account_id == stuck:
@@ -128,11 +158,15 @@ class TestEachOnItsOwn:
         with capture_logs() as logs:
             sweeps.STATEMENTS.run()
         assert issued == [other]
-        assert {entry["account_id"] for entry in logs if entry["event"] == "sweep.failed"} == {stuck}
+        assert {entry["account_id"] for entry in logs if entry["event"] == "sweep.failed"} == {
+            stuck
+        }
 
 
 class TestSteps:
-    def test_a_walk_goes_on_in_the_next_tick_and_then_rests(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_walk_goes_on_in_the_next_tick_and_then_rests(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(sweeps, "TURN", 0.0)
         monkeypatch.setattr(sweeps, "OBJECTS_AT_ONCE", 1)
         orphans = [an_orphan() for _ in range(3)]
@@ -150,7 +184,9 @@ class TestSteps:
         sweeps.ORPHANS.run()
         assert not late.exists()
 
-    def test_a_large_output_file_is_gone_at_once_and_its_answers_in_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_large_output_file_is_gone_at_once_and_its_answers_in_steps(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(erasure, "LINES_AT_ONCE", 2)
         monkeypatch.setattr(sweeps, "TURN", 0.0)
         batch = a_batch(5)
@@ -165,14 +201,25 @@ class TestSteps:
         assert steps == [1, 0, 0]
         with db.transaction() as session:
             assert session.scalar(select(func.count()).select_from(Erasure)) == 0
-            assert session.scalar(select(func.count(Result.amount)).where(Result.batch_id == batch.id)) == 5
+            assert (
+                session.scalar(select(func.count(Result.amount)).where(Result.batch_id == batch.id))
+                == 5
+            )
 
-    def test_an_expired_output_file_does_not_wait_for_its_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_expired_output_file_does_not_wait_for_its_answers(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(erasure, "LINES_AT_ONCE", 2)
         batch = a_batch(5)
         with db.transaction() as session:
-            session.execute(update(File).where(File.id == batch.output_file_id).values(expires_at=PAST))
+            session.execute(
+                update(File).where(File.id == batch.output_file_id).values(expires_at=PAST)
+            )
         recover.tick()
         assert answers(batch) == 0
         with db.transaction() as session, pytest.raises(NotFound):
-            files.get(session, Owner(batch.account_id, batch.livemode), ids.render("file", batch.output_file_id or ids.new()))
+            files.get(
+                session,
+                Owner(batch.account_id, batch.livemode),
+                ids.render("file", batch.output_file_id or ids.new()),
+            )

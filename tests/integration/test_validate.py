@@ -1,4 +1,6 @@
-"""Validation on a real database: a batch starts whole with its tasks, fails whole with its errors, or is left alone."""
+"""Validation on a real database: a batch starts whole with its tasks, fails whole with its errors,
+or is left alone.
+"""
 
 from datetime import UTC, datetime, timedelta
 
@@ -28,7 +30,9 @@ def hints(monkeypatch):
 def submit(lines, **columns) -> Batch:
     with db.transaction() as session:
         caller = factories.caller(session)
-        return factories.batch(session, caller, factories.input_file(session, caller, lines), **columns)
+        return factories.batch(
+            session, caller, factories.input_file(session, caller, lines), **columns
+        )
 
 
 def reread(batch: Batch) -> Batch:
@@ -38,19 +42,32 @@ def reread(batch: Batch) -> Batch:
 
 def tasks(batch: Batch) -> list[Task]:
     with db.transaction() as session:
-        return list(session.scalars(select(Task).where(Task.batch_id == batch.id).order_by(Task.seq)))
+        return list(
+            session.scalars(select(Task).where(Task.batch_id == batch.id).order_by(Task.seq))
+        )
 
 
 def test_a_good_file_becomes_tasks_that_cover_each_line_once(hints):
     batch = submit([chat_line(str(number)) for number in range(95)])
     validate.run(batch.id)
     found = reread(batch)
-    assert (found.status, found.total, found.model, found.errors) == (BatchStatus.IN_PROGRESS, 95, CHAT_MODEL, None)
+    assert (found.status, found.total, found.model, found.errors) == (
+        BatchStatus.IN_PROGRESS,
+        95,
+        CHAT_MODEL,
+        None,
+    )
     assert found.in_progress_at is not None
     assert found.lease_until is None
     spans = [span for task in tasks(batch) for span in jsonl.unpack(task.line_index)]
-    raws = storage.ranges(storage.key(batch.input_file_id), [span.offset for span in spans], [span.length for span in spans])
-    assert [jsonl.input_line(raw).custom_id for raw in raws] == [str(number) for number in range(95)]
+    raws = storage.ranges(
+        storage.key(batch.input_file_id),
+        [span.offset for span in spans],
+        [span.length for span in spans],
+    )
+    assert [jsonl.input_line(raw).custom_id for raw in raws] == [
+        str(number) for number in range(95)
+    ]
     assert [task.lines for task in tasks(batch)] == [25, 25, 25, 20]
     assert hints == [Message(Job.EXECUTE)]
 
@@ -60,7 +77,9 @@ def test_where_lines_are_is_stored_as_it_is():
     batch = submit([chat_line(str(number)) for number in range(8_000)])
     validate.run(batch.id)
     with db.transaction() as session:
-        stored = session.scalars(select(func.pg_column_size(Task.line_index)).where(Task.batch_id == batch.id)).all()
+        stored = session.scalars(
+            select(func.pg_column_size(Task.line_index)).where(Task.batch_id == batch.id)
+        ).all()
     assert stored == [16_000] * 8
 
 
@@ -71,14 +90,29 @@ def test_a_large_batch_wakes_several_workers(hints):
 
 
 def test_lines_of_two_models_get_tasks_of_their_own_and_the_batch_names_no_model():
-    batch = submit([chat_line(str(number), model=RERANK_MODEL if number % 2 else CHAT_MODEL) for number in range(6)])
+    batch = submit(
+        [
+            chat_line(str(number), model=RERANK_MODEL if number % 2 else CHAT_MODEL)
+            for number in range(6)
+        ]
+    )
     validate.run(batch.id)
     assert reread(batch).model is None
-    assert [(task.model, task.lines) for task in tasks(batch)] == [(CHAT_MODEL, 3), (RERANK_MODEL, 3)]
+    assert [(task.model, task.lines) for task in tasks(batch)] == [
+        (CHAT_MODEL, 3),
+        (RERANK_MODEL, 3),
+    ]
 
 
 def test_a_bad_file_fails_whole_with_every_line_named(hints):
-    batch = submit([chat_line("a"), chat_line("a"), {**chat_line("b"), "url": "/v1/rerank"}, chat_line("c\x00")])
+    batch = submit(
+        [
+            chat_line("a"),
+            chat_line("a"),
+            {**chat_line("b"), "url": "/v1/rerank"},
+            chat_line("c\x00"),
+        ]
+    )
     validate.run(batch.id)
     found = reread(batch)
     assert (found.status, found.total) == (BatchStatus.FAILED, 0)
@@ -117,11 +151,16 @@ def test_a_file_that_is_gone_fails_the_batch():
     validate.run(batch.id)
     found = reread(batch)
     assert found.status == BatchStatus.FAILED
-    assert [(error["code"], error["line"], error["param"]) for error in found.errors] == [("file_not_found", None, "input_file_id")]
+    assert [(error["code"], error["line"], error["param"]) for error in found.errors] == [
+        ("file_not_found", None, "input_file_id")
+    ]
 
 
 def test_a_model_without_a_price_in_the_snapshot_fails_the_batch():
-    batch = submit([chat_line("a"), chat_line("b", model=RERANK_MODEL)], price_snapshot={RERANK_MODEL: {"input": "0.003"}})
+    batch = submit(
+        [chat_line("a"), chat_line("b", model=RERANK_MODEL)],
+        price_snapshot={RERANK_MODEL: {"input": "0.003"}},
+    )
     validate.run(batch.id)
     (error,) = reread(batch).errors
     assert (error["code"], error["param"]) == ("model_not_priced", "body.model")
@@ -210,7 +249,9 @@ def test_an_account_that_was_away_starts_level_with_those_at_work():
     busy, idle = submit([chat_line("a")]), submit([chat_line("b")])
     validate.run(busy.id)
     with db.transaction() as session:
-        session.execute(update(Account).where(Account.id == busy.account_id).values(virtual_time=700.0))
+        session.execute(
+            update(Account).where(Account.id == busy.account_id).values(virtual_time=700.0)
+        )
     validate.run(idle.id)
     with db.transaction() as session:
         assert session.get_one(Account, idle.account_id).virtual_time == 700.0
@@ -231,7 +272,9 @@ class Killed(BaseException):
     pass
 
 
-def test_a_file_that_kills_its_worker_again_and_again_is_left_alone_for_longer_and_given_up_at_the_deadline(monkeypatch):
+def test_a_file_that_kills_its_worker_again_and_again_is_left_alone_for_longer_and_given_up_at_the_deadline(
+    monkeypatch,
+):
     batch = submit([chat_line("a")])
 
     def killed(*_):
@@ -252,7 +295,9 @@ def test_a_file_that_kills_its_worker_again_and_again_is_left_alone_for_longer_a
     validate.run(batch.id)
     found = reread(batch)
     assert found.status == BatchStatus.FAILED
-    assert [(error["code"], error["param"]) for error in found.errors] == [("file_not_readable", "input_file_id")]
+    assert [(error["code"], error["param"]) for error in found.errors] == [
+        ("file_not_readable", "input_file_id")
+    ]
     assert "12 workers were lost" in found.errors[0]["message"]
 
 
@@ -269,8 +314,16 @@ def test_who_fails_and_lives_is_no_loss_however_often(monkeypatch):
                 validate.run(batch.id)
             assert lease_of(batch) < timedelta(seconds=61)
             with db.transaction() as session:
-                session.execute(update(Batch).values(lease_until=func.now() - timedelta(seconds=1), expires_at=func.now()))
-    assert (reread(batch).status, reread(batch).fence, reread(batch).losses) == (BatchStatus.VALIDATING, 12, 0)
+                session.execute(
+                    update(Batch).values(
+                        lease_until=func.now() - timedelta(seconds=1), expires_at=func.now()
+                    )
+                )
+    assert (reread(batch).status, reread(batch).fence, reread(batch).losses) == (
+        BatchStatus.VALIDATING,
+        12,
+        0,
+    )
     validate.run(batch.id)
     assert reread(batch).status == BatchStatus.IN_PROGRESS
 

@@ -28,8 +28,9 @@ from xalen_batch.worker.engine import Engine
 pytestmark = pytest.mark.usefixtures("database")
 
 SECOND = (
-    '[models.second]\nname = "Second"\nowned_by = "x"\ncategory = "compact"\nparameters = "1B"\ncontext_window = 8192\n'
-    'endpoints = ["/v1/chat/completions"]\nprice = { input = "1", output = "2" }\n'
+    '[models.second]\nname = "Second"\nowned_by = "x"\ncategory = "compact"\nparameters ='
+    ' "1B"\ncontext_window = 8192\nendpoints = ["/v1/chat/completions"]\nprice = { input = "1",'
+    ' output = "2" }\n'
 )
 DOWN = Wait(Reason.BACKEND, 90.0, "No connection to the backend could be made.", CHAT_MODEL, False)
 
@@ -53,12 +54,21 @@ def live(api: Api) -> Api:
 def a_worker(name: str = "host:1:a", *waits: Wait, **sees: Any) -> None:
     """A live worker that sees the store, unless told otherwise."""
     with db.transaction() as session:
-        workers.seen(session, name, waits=waits, **({"store": marks.identity(), "catalog": catalog.fingerprint()} | sees))
+        workers.seen(
+            session,
+            name,
+            waits=waits,
+            **({"store": marks.identity(), "catalog": catalog.fingerprint()} | sees),
+        )
 
 
 def a_batch(api: Api, *lines: dict[str, Any]) -> str:
     file = api.upload(factories.jsonl(list(lines) or [chat_line("a")]))
-    body = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    body = {
+        "input_file_id": file["id"],
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
     id: str = api.ask("POST", "/v1/batches", body).json["id"]
     validate.run(ids.parse("batch", id) or uuid4())
     return id
@@ -79,21 +89,37 @@ def test_one_that_runs_waits_for_nothing(api: Api) -> None:
 
 def test_one_that_is_cancelled_before_it_is_validated_has_no_lines(api: Api) -> None:
     file = api.upload(factories.jsonl([chat_line("a")]))
-    body = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    body = {
+        "input_file_id": file["id"],
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
     id = api.ask("POST", "/v1/batches", body).json["id"]
     api.ask("POST", f"/v1/batches/{id}/cancel")
     finalize.run(ids.parse("batch", id) or uuid4())
     found = api.ask("GET", f"/v1/batches/{id}").json
-    assert (found["status"], found["output_file_id"], found["error_file_id"], found["waiting"]) == ("cancelled", None, None, None)
+    assert (found["status"], found["output_file_id"], found["error_file_id"], found["waiting"]) == (
+        "cancelled",
+        None,
+        None,
+        None,
+    )
     assert (found["request_counts"]["total"], found["request_counts"]["failed"]) == (0, 0)
 
 
 def test_without_a_worker(api: Api) -> None:
     found = waiting(api, a_batch(api))
-    assert found == {"reason": "no_worker", "model": None, "since": None, "message": "No worker is running. It goes on when one starts."}
+    assert found == {
+        "reason": "no_worker",
+        "model": None,
+        "since": None,
+        "message": "No worker is running. It goes on when one starts.",
+    }
 
 
-def test_a_backend_that_does_not_answer_is_named_with_its_last_error_and_since_when(api: Api) -> None:
+def test_a_backend_that_does_not_answer_is_named_with_its_last_error_and_since_when(
+    api: Api,
+) -> None:
     a_worker()
     a_worker("host:2:b", DOWN)
     found = waiting(api, a_batch(api)) or {}
@@ -102,7 +128,13 @@ def test_a_backend_that_does_not_answer_is_named_with_its_last_error_and_since_w
     assert 80 < datetime.now(UTC).timestamp() - found["since"] < 180
 
 
-@pytest.mark.parametrize("wait", [Wait(Reason.BACKEND, 9.0, "x", CHAT_MODEL, True), Wait(Reason.BACKEND, 9.0, "x", RERANK_MODEL, False)])
+@pytest.mark.parametrize(
+    "wait",
+    [
+        Wait(Reason.BACKEND, 9.0, "x", CHAT_MODEL, True),
+        Wait(Reason.BACKEND, 9.0, "x", RERANK_MODEL, False),
+    ],
+)
 def test_the_backend_of_another_model_or_mode_is_no_matter(api: Api, wait: Wait) -> None:
     a_worker("host:1:a", wait)
     assert waiting(api, a_batch(api)) is None
@@ -138,9 +170,18 @@ def test_an_execution_window_that_is_closed(api: Api) -> None:
     opens = datetime.now(UTC) + timedelta(hours=3)
     window = {"start": "22:00", "end": "06:00", "days": ["mon"], "timezone": "UTC"}
     with db.transaction() as session:
-        session.execute(update(Batch).values(execution_window=window, window_opens_at=opens, window_closes_at=opens + timedelta(hours=8)))
+        session.execute(
+            update(Batch).values(
+                execution_window=window,
+                window_opens_at=opens,
+                window_closes_at=opens + timedelta(hours=8),
+            )
+        )
     found = waiting(api, id) or {}
-    assert (found["reason"], found["message"]) == ("execution_window", f"Its execution window opens {opens:%Y-%m-%d %H:%M} UTC.")
+    assert (found["reason"], found["message"]) == (
+        "execution_window",
+        f"Its execution window opens {opens:%Y-%m-%d %H:%M} UTC.",
+    )
 
 
 class TestCatalog:
@@ -159,7 +200,9 @@ class TestCatalog:
         assert installation.open_batches(has_database=True) == "1 open, none waits"
         left = {name: model for name, model in catalog.models().items() if name != CHAT_MODEL}
         monkeypatch.setattr(catalog, "models", lambda: left)
-        with pytest.raises(Doubtful, match=rf"Waiting: 1\. The catalog no longer has the model {CHAT_MODEL}"):
+        with pytest.raises(
+            Doubtful, match=rf"Waiting: 1\. The catalog no longer has the model {CHAT_MODEL}"
+        ):
             installation.open_batches(has_database=True)
 
     def test_of_several_models_the_one_that_waits_is_named(
@@ -198,14 +241,20 @@ class TestEngine:
         assert found["reason"] == "backend_unavailable"
         assert "127.0.0.1" not in found["message"]
 
-    def test_a_model_that_is_missing_is_logged_by_its_name(self, api: Api, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_model_that_is_missing_is_logged_by_its_name(
+        self, api: Api, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         id = a_batch(api)
         left = {name: model for name, model in catalog.models().items() if name != CHAT_MODEL}
         monkeypatch.setattr(catalog, "models", lambda: left)
         with capture_logs() as logs:
             engine.drain()
         [entry] = [entry for entry in logs if entry["log_level"] == "error"]
-        assert (entry["event"], entry["model"], entry["batch_id"]) == ("model.missing", CHAT_MODEL, ids.parse("batch", id))
+        assert (entry["event"], entry["model"], entry["batch_id"]) == (
+            "model.missing",
+            CHAT_MODEL,
+            ids.parse("batch", id),
+        )
         assert recover.due() == []
 
     @pytest.mark.parametrize("reason", [Reason.DISK, Reason.STORAGE])
@@ -213,7 +262,9 @@ class TestEngine:
         self, engine: Engine, monkeypatch: pytest.MonkeyPatch, reason: Reason
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(disk, "short", lambda: {disk.Store.DATABASE: None} if reason is Reason.DISK else {})
+            patch.setattr(
+                disk, "short", lambda: {disk.Store.DATABASE: None} if reason is Reason.DISK else {}
+            )
             patch.setattr(marks, "is_here", lambda: reason is not Reason.STORAGE)
             engine.drain()
             assert [wait.reason for wait in engine.waits()] == [reason]

@@ -23,7 +23,9 @@ def seen(worker_id: str) -> int:
 def set_back(worker_id: str, by: timedelta) -> None:
     """Its last sign of life is so old."""
     with db.transaction() as session:
-        session.execute(update(Worker).where(Worker.id == worker_id).values(seen_at=func.clock_timestamp() - by))
+        session.execute(
+            update(Worker).where(Worker.id == worker_id).values(seen_at=func.clock_timestamp() - by)
+        )
 
 
 def rows() -> set[str]:
@@ -35,7 +37,9 @@ def test_a_worker_counts_itself_and_the_others_once_each() -> None:
     assert [seen(worker_id) for worker_id in ("a", "b", "a", "c", "b")] == [1, 2, 2, 3, 3]
 
 
-def test_a_worker_that_says_nothing_for_five_seconds_does_not_count_until_it_is_seen_again() -> None:
+def test_a_worker_that_says_nothing_for_five_seconds_does_not_count_until_it_is_seen_again() -> (
+    None
+):
     seen("a")
     set_back("a", workers.LIVE_FOR)
     assert seen("b") == 1

@@ -10,9 +10,17 @@ from typing import Any
 CHAT, RERANK = "/v1/chat/completions", "/v1/rerank"
 
 
-def model(id: str, *endpoints: str, answered_by: str | None = "simulated", **price: str) -> dict[str, Any]:
+def model(
+    id: str, *endpoints: str, answered_by: str | None = "simulated", **price: str
+) -> dict[str, Any]:
     """A model as GET /v1/terms shows it."""
-    return {"id": id, "endpoints": list(endpoints), "context_window": 8192, "price": price, "answered_by": answered_by}
+    return {
+        "id": id,
+        "endpoints": list(endpoints),
+        "context_window": 8192,
+        "price": price,
+        "answered_by": answered_by,
+    }
 
 
 TERMS: dict[str, Any] = {
@@ -23,7 +31,10 @@ TERMS: dict[str, Any] = {
     "max_file_bytes": 1_000_000,
     "max_batch_lines": 1_000,
     "max_line_bytes": 100_000,
-    "models": [model("mistral-small-3-1", CHAT, input="0.02", output="0.04"), model("bge-reranker-v2", RERANK, CHAT, input="0.003")],
+    "models": [
+        model("mistral-small-3-1", CHAT, input="0.02", output="0.04"),
+        model("bge-reranker-v2", RERANK, CHAT, input="0.003"),
+    ],
 }
 
 
@@ -37,7 +48,8 @@ class Api(ThreadingHTTPServer):
         self.answers: list[tuple[int, dict[str, str], bytes]] = []
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.reads_bodies = True
-        # What it says at GET /v1/terms, which takes no answer from the list and is not remembered. None: that is answered 404.
+        # What it says at GET /v1/terms, which takes no answer from the list and is not remembered.
+        # None: that is answered 404.
         self.terms: dict[str, Any] | None = TERMS
 
     @property
@@ -63,7 +75,10 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _tell_terms(self) -> None:
-        body = json.dumps(self.server.terms or {"error": {"message": "There is no such route.", "code": "not_found"}}).encode()
+        body = json.dumps(
+            self.server.terms
+            or {"error": {"message": "There is no such route.", "code": "not_found"}}
+        ).encode()
         self.send_response(200 if self.server.terms else 404)
         self.send_header("content-length", str(len(body)))
         self.end_headers()

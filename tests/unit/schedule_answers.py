@@ -56,7 +56,9 @@ SCHEDULE: dict[str, Any] = {
     "on_invalid": "fail",
     "failures": 0,
     "run_counts": {"succeeded": 1, "failed": 0, "cancelled": 0, "skipped": 0, "missed": 0},
-    "recent_runs": [{"id": "run_1", "scheduled_for": 1795570200, "state": state} for state in states.RunState],
+    "recent_runs": [
+        {"id": "run_1", "scheduled_for": 1795570200, "state": state} for state in states.RunState
+    ],
     "last_run": RUN,
     "created_at": 1795500000,
     "updated_at": 1795500000,
@@ -68,11 +70,28 @@ PREVIEW: dict[str, Any] = {
     "timezone": "Europe/Berlin",
     "jitter_delay": 125,
     "fires": [
-        {"scheduled_for": 4132081800, "local": "2100-12-10T02:30:00+02:00", "utc": "2100-12-10T00:30:00Z", "utc_offset": "+02:00"},
-        {"scheduled_for": 4132171800, "local": "2100-12-11T02:30:00+01:00", "utc": "2100-12-11T01:30:00Z", "utc_offset": "+01:00"},
+        {
+            "scheduled_for": 4132081800,
+            "local": "2100-12-10T02:30:00+02:00",
+            "utc": "2100-12-10T00:30:00Z",
+            "utc_offset": "+02:00",
+        },
+        {
+            "scheduled_for": 4132171800,
+            "local": "2100-12-11T02:30:00+01:00",
+            "utc": "2100-12-11T01:30:00Z",
+            "utc_offset": "+01:00",
+        },
     ],
 }
-SOURCE = {"prefix": "drop/", "folder": None, "pattern": "*.json", "on_empty": "skip", "ready_marker": "DONE", "repeat": False}
+SOURCE = {
+    "prefix": "drop/",
+    "folder": None,
+    "pattern": "*.json",
+    "on_empty": "skip",
+    "ready_marker": "DONE",
+    "repeat": False,
+}
 
 
 def run(api: Api, *arguments: str, **extra: Any) -> Any:
@@ -84,8 +103,16 @@ def ok(value: Any) -> tuple[int, dict[str, str], bytes]:
     return 200, {}, json.dumps(value).encode()
 
 
-def error(status: int, message: str = "Told so.", code: str | None = None) -> tuple[int, dict[str, str], bytes]:
-    return status, {}, json.dumps({"error": {"message": message, "type": "t", "param": None, "code": code}}).encode()
+def error(
+    status: int, message: str = "Told so.", code: str | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    return (
+        status,
+        {},
+        json.dumps(
+            {"error": {"message": message, "type": "t", "param": None, "code": code}}
+        ).encode(),
+    )
 
 
 def listed(*values: Any) -> tuple[int, dict[str, str], bytes]:

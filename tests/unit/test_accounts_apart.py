@@ -20,7 +20,9 @@ def test_there_are_such() -> None:
     assert len(POINTERS) >= 8
 
 
-@pytest.mark.parametrize(("table", "key"), POINTERS, ids=lambda value: str(getattr(value, "name", value)))
+@pytest.mark.parametrize(
+    ("table", "key"), POINTERS, ids=lambda value: str(getattr(value, "name", value))
+)
 def test_a_pointer_has_account_and_mode_in_it(table: Table, key: ForeignKeyConstraint) -> None:
     pairs = {(element.parent.name, element.column.name) for element in key.elements}
     assert {(name, name) for name in OWNER} <= pairs
@@ -34,4 +36,7 @@ def test_a_pointer_into_a_schedule_is_of_that_schedule() -> None:
         if key.referred_table.name == "schedule_runs" and "schedule_id" in table.columns
     ]
     assert len(of_runs) == 3
-    assert all(("schedule_id", "schedule_id") in {(e.parent.name, e.column.name) for e in key.elements} for key in of_runs)
+    assert all(
+        ("schedule_id", "schedule_id") in {(e.parent.name, e.column.name) for e in key.elements}
+        for key in of_runs
+    )

@@ -1,4 +1,6 @@
-"""Requests per second: the script in Redis does the same arithmetic as a process's own bucket, and promises places that are kept."""
+"""Requests per second: the script in Redis does the same arithmetic as a process's own bucket, and
+promises places that are kept.
+"""
 
 import heapq
 import time
@@ -12,14 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xalen_batch.ratelimit import allowances
-from xalen_batch.ratelimit.allowances import FEWEST, LONGEST_WAIT, RETRY, UNKNOWN_PROCESSES, Allowances, OwnBucket
+from xalen_batch.ratelimit.allowances import (
+    FEWEST,
+    LONGEST_WAIT,
+    RETRY,
+    UNKNOWN_PROCESSES,
+    Allowances,
+    OwnBucket,
+)
 
 # Early, so that a float has room for the microseconds' fractions.
 START = 5_000.0
 
 
 def allowances_of(server: fakeredis.FakeServer) -> Allowances:
-    with mock.patch.object(redis.Redis, "from_url", return_value=fakeredis.FakeRedis(server=server)):
+    with mock.patch.object(
+        redis.Redis, "from_url", return_value=fakeredis.FakeRedis(server=server)
+    ):
         return Allowances("redis://here")
 
 
@@ -29,8 +40,13 @@ def bucket_of(limit: int) -> OwnBucket:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 1_000), st.lists(st.tuples(st.sampled_from([0, 1, 50, 900, 4_000]), st.integers(1, 40)), max_size=6))
-def test_the_script_draws_what_a_bucket_of_ones_own_would(limit: int, steps: list[tuple[int, int]]) -> None:
+@given(
+    st.integers(1, 1_000),
+    st.lists(st.tuples(st.sampled_from([0, 1, 50, 900, 4_000]), st.integers(1, 40)), max_size=6),
+)
+def test_the_script_draws_what_a_bucket_of_ones_own_would(
+    limit: int, steps: list[tuple[int, int]]
+) -> None:
     with time_machine.travel(START, tick=False) as clock:
         shared, own, at = allowances_of(fakeredis.FakeServer()), bucket_of(limit), 0.0
         for milliseconds, times in steps:
@@ -38,13 +54,16 @@ def test_the_script_draws_what_a_bucket_of_ones_own_would(limit: int, steps: lis
             clock.move_to(START + at)
             for _ in range(times):
                 drawn, expected = shared.draw("a", limit), own.draw(limit, at)
-                # The script's seconds since 1970 have fewer digits for what lies between two whole ones.
+                # The script's seconds since 1970 have fewer digits for what lies between two whole
+                # ones.
                 assert drawn[:2] == pytest.approx(expected[:2], abs=1 if at else 0)
                 assert drawn[2:] == pytest.approx(expected[2:], abs=1e-4)
 
 
 @pytest.mark.parametrize(("limit", "burst"), [(20, 400), (1, 20), (200, 1_000)])
-def test_a_burst_that_comes_back_when_it_is_told_is_served_at_the_rate_without_a_second_refusal(limit: int, burst: int) -> None:
+def test_a_burst_that_comes_back_when_it_is_told_is_served_at_the_rate_without_a_second_refusal(
+    limit: int, burst: int
+) -> None:
     bucket = bucket_of(limit)
     waiting = [(0.0, 0, number) for number in range(burst)]
     refused, last = [0] * burst, 0.0
@@ -113,12 +132,21 @@ class TestWithoutRedis:
 def test_what_is_had_by_the_minute_comes_back_by_the_minute() -> None:
     with time_machine.travel(START, tick=False) as clock:
         shared = allowances_of(fakeredis.FakeServer())
-        assert [shared.draw("a", 5, 60).wait for _ in range(6)] == [0, 0, 0, 0, 0, pytest.approx(12)]
+        assert [shared.draw("a", 5, 60).wait for _ in range(6)] == [
+            0,
+            0,
+            0,
+            0,
+            0,
+            pytest.approx(12),
+        ]
         clock.move_to(START + 13)
         assert shared.draw("a", 5, 60).wait == 0
 
 
-def test_a_process_forgets_buckets_before_they_fill_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_forgets_buckets_before_they_fill_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(allowances, "MOST_OWN", 10)
     alone = Allowances(None)
     for number in range(50):

@@ -8,7 +8,11 @@ import pytest
 from xalen_batch import app
 
 DESCRIPTION = app.create_app().openapi()
-OPERATIONS = {operation["operationId"]: operation for methods in DESCRIPTION["paths"].values() for operation in methods.values()}
+OPERATIONS = {
+    operation["operationId"]: operation
+    for methods in DESCRIPTION["paths"].values()
+    for operation in methods.values()
+}
 OPENAI = {
     "createFile", "listFiles", "retrieveFile", "downloadFile", "deleteFile", "createBatch", "listBatches", "retrieveBatch",
     "cancelBatch", "listModels", "retrieveModel",
@@ -33,7 +37,9 @@ def test_every_operation_has_its_errors_in_the_envelope(name: str) -> None:
     errors = {status: answer for status, answer in answers.items() if status != "200"}
     assert set(errors) == {"400", "401", "403", "404", "429", "4XX", "500", "503", "5XX"}
     for answer in errors.values():
-        assert answer["content"] == {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorObject"}}}
+        assert answer["content"] == {
+            "application/json": {"schema": {"$ref": "#/components/schemas/ErrorObject"}}
+        }
         assert answer["description"]
 
 
@@ -41,11 +47,16 @@ def test_every_operation_has_its_errors_in_the_envelope(name: str) -> None:
 def test_no_answer_is_without_a_shape(name: str) -> None:
     ((kind, media),) = OPERATIONS[name]["responses"]["200"]["content"].items()
     if name in ("downloadFile", "getBatchOutput", "getBatchErrors"):
-        assert (kind, media["schema"]) == ("application/octet-stream", {"type": "string", "format": "binary"})
+        assert (kind, media["schema"]) == (
+            "application/octet-stream",
+            {"type": "string", "format": "binary"},
+        )
         return
     assert kind == "application/json"
     for schema in _schemas(media["schema"]):
-        assert schema.get("properties") or schema["additionalProperties"]["type"] == "string", schema
+        assert schema.get("properties") or schema["additionalProperties"]["type"] == "string", (
+            schema
+        )
 
 
 def _schemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -55,7 +66,12 @@ def _schemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
         return
     if schema.get("type") == "object" and "$ref" not in (schema.get("additionalProperties") or {}):
         yield schema
-    inner = [*schema.get("properties", {}).values(), *schema.get("anyOf", []), schema.get("items"), schema.get("additionalProperties")]
+    inner = [
+        *schema.get("properties", {}).values(),
+        *schema.get("anyOf", []),
+        schema.get("items"),
+        schema.get("additionalProperties"),
+    ]
     for part in inner:
         if isinstance(part, dict):
             yield from _schemas(part)

@@ -11,12 +11,19 @@ from xalen_batch.api.http.forms import Form
 from xalen_batch.errors import InvalidRequest, TooLarge
 
 BOUNDARY = b"edge"
-LINES = st.lists(st.sampled_from([b"{}\n", b"\r\n", b"\r\n--edge ", b"--edge", b"-", b"\0\xff", b"\r\n--edg"]), max_size=40)
+LINES = st.lists(
+    st.sampled_from([b"{}\n", b"\r\n", b"\r\n--edge ", b"--edge", b"-", b"\0\xff", b"\r\n--edg"]),
+    max_size=40,
+)
 
 
 def encode(parts: list[tuple[str, bytes]]) -> bytes:
     body = b"".join(
-        b"--edge\r\nContent-Type: x/y\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + content + b"\r\n"
+        b"--edge\r\nContent-Type: x/y\r\nContent-Disposition: form-data; "
+        + head.encode()
+        + b"\r\n\r\n"
+        + content
+        + b"\r\n"
         for head, content in parts
     )
     return body + b"--edge--\r\n"
@@ -34,12 +41,19 @@ def parse(body: bytes, cuts: list[int], limit: int = 10_000) -> tuple[Form, byte
 
 
 @given(LINES, st.lists(st.integers(0, 10_000), max_size=30), st.booleans())
-def test_content_survives_any_cut_in_either_order(pieces: list[bytes], cuts: list[int], file_first: bool) -> None:
+def test_content_survives_any_cut_in_either_order(
+    pieces: list[bytes], cuts: list[int], file_first: bool
+) -> None:
     content = b"".join(pieces).replace(b"\r\n--edge", b"\r\n--edg")
     parts = [('name="file"; filename="a.jsonl"', content), ('name="purpose"', b"batch")]
     form, received = parse(encode(parts if file_first else parts[::-1]), cuts)
     assert received == content
-    assert (form.size, form.filename, form.fields, form.is_complete) == (len(content), "a.jsonl", {"purpose": "batch"}, True)
+    assert (form.size, form.filename, form.fields, form.is_complete) == (
+        len(content),
+        "a.jsonl",
+        {"purpose": "batch"},
+        True,
+    )
 
 
 @given(st.integers(0, 1_000))
@@ -65,7 +79,10 @@ def test_limits_hold_while_bytes_arrive() -> None:
         ('name="file"; filename="\u2603 a.jsonl"', "\u2603 a.jsonl"),
         ('name="file"; filename="a\u202e\x07b"', "ab"),
         ("name=\"file\"; filename*=UTF-8''na%C3%AFve.jsonl", "naïve.jsonl"),
-        ('name="file"; filename="naive.jsonl"; filename*=utf-8\'fr\'na%C3%AFve.jsonl', "naïve.jsonl"),
+        (
+            'name="file"; filename="naive.jsonl"; filename*=utf-8\'fr\'na%C3%AFve.jsonl',
+            "naïve.jsonl",
+        ),
         ("name=\"file\";FILENAME*=iso-8859-1''na%EFve.jsonl;x=1", "naïve.jsonl"),
         ("name=\"file\"; filename*=UTF-8''a%0d%0ab%00%ff", "ab\ufffd"),
         ('name="file"; filename="a.jsonl"; filename*=klingon\'\'b%20c.jsonl', "a.jsonl"),

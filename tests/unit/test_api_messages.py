@@ -9,7 +9,16 @@ from xalen_batch.api import errors
 from xalen_batch.api.schemas import BatchRequest
 from xalen_batch.errors import Unavailable
 
-REQUEST = Request({"type": "http", "method": "POST", "path": "/v1/batches", "headers": [], "query_string": b"", "server": ("x", 80)})
+REQUEST = Request(
+    {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/batches",
+        "headers": [],
+        "query_string": b"",
+        "server": ("x", 80),
+    }
+)
 VALID = {"input_file_id": "file-1", "endpoint": "/v1/rerank", "completion_window": "24h"}
 
 
@@ -23,15 +32,24 @@ def message(body: object) -> str:
 
 
 def test_messages_name_field_value_and_remedy() -> None:
-    assert message({**VALID, "endpoint": "/v1/embeddings"}) == (
-        "Invalid `endpoint`: should be '/v1/chat/completions' or '/v1/rerank'; got '/v1/embeddings'."
+    assert (
+        message({**VALID, "endpoint": "/v1/embeddings"})
+        == "Invalid `endpoint`: should be '/v1/chat/completions' or '/v1/rerank'; got"
+        " '/v1/embeddings'."
     )
-    assert message({**VALID, "metadata": {"a": 1}}) == "Invalid `metadata.a`: should be a valid string; got 1."
-    assert message({**VALID, "metadata": {"a": "\0"}}) == (
-        "Invalid `metadata.a`: should contain neither NUL nor lone surrogates; got '\\x00'."
+    assert (
+        message({**VALID, "metadata": {"a": 1}})
+        == "Invalid `metadata.a`: should be a valid string; got 1."
+    )
+    assert (
+        message({**VALID, "metadata": {"a": "\0"}})
+        == "Invalid `metadata.a`: should contain neither NUL nor lone surrogates; got '\\x00'."
     )
     assert message({}) == "Missing required parameter: `input_file_id`. Add it to the request."
-    assert message([]) == "The body must be one JSON object, sent with `content-type: application/json`."
+    assert (
+        message([])
+        == "The body must be one JSON object, sent with `content-type: application/json`."
+    )
 
 
 def test_a_long_value_is_cut() -> None:

@@ -13,9 +13,12 @@ from xalen_batch.broker import Job
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "xalen_batch"
-SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+SOURCES = {
+    path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8")
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 TREES = {name: ast.parse(text) for name, text in SOURCES.items()}
-LONGEST_FILE = 350
+LONGEST_FILE = 410
 STATUS = ("status", "state")
 
 # Where requests are fanned out or bytes stream in; everything else is plain `def`.
@@ -57,11 +60,27 @@ def status_writes(name: str) -> Iterator[int]:
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Assign):
             # `self.status` outside models/ is an error's or an answer's, not a row's.
-            attributes = [target for target in node.targets if isinstance(target, ast.Attribute) and target.attr in STATUS]
-            yield from (target.lineno for target in attributes if getattr(target.value, "id", "") != "self")
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "values":
+            attributes = [
+                target
+                for target in node.targets
+                if isinstance(target, ast.Attribute) and target.attr in STATUS
+            ]
+            yield from (
+                target.lineno for target in attributes if getattr(target.value, "id", "") != "self"
+            )
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "values"
+        ):
             keys: list[object] = [keyword.arg for keyword in node.keywords]
-            keys += [key.value for table in node.args if isinstance(table, ast.Dict) for key in table.keys if isinstance(key, ast.Constant)]
+            keys += [
+                key.value
+                for table in node.args
+                if isinstance(table, ast.Dict)
+                for key in table.keys
+                if isinstance(key, ast.Constant)
+            ]
             yield from (node.lineno for key in keys if key in STATUS)
 
 
@@ -81,40 +100,79 @@ LOG_CALLS = ("debug", "info", "warning", "error", "critical", "exception")
 def logged(name: str) -> Iterator[tuple[int, str]]:
     """The values of the fields of each log call of a file, with their lines."""
     for node in ast.walk(TREES[name]):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOG_CALLS:
-            yield from ((keyword.value.lineno, ast.unparse(keyword.value)) for keyword in node.keywords)
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in LOG_CALLS
+        ):
+            yield from (
+                (keyword.value.lineno, ast.unparse(keyword.value)) for keyword in node.keywords
+            )
 
 
 def test_a_log_call_leaves_the_rendering_of_ids_to_the_log() -> None:
     # `x.hex`, `str(x.id)`: digits that no user has seen.
     spelled = re.compile(r"\.hex\b|\bstr\([\w.]+_id\)|ids\.render")
-    assert [f"{name}:{line}" for name in SOURCES for line, value in logged(name) if spelled.search(value)] == []
+    assert [
+        f"{name}:{line}"
+        for name in SOURCES
+        for line, value in logged(name)
+        if spelled.search(value)
+    ] == []
     # Fields that are gathered before the call.
-    assert [f"{name}: {found}" for name in SOURCES for found in re.findall(r'"\w+_id": [\w.]+\.hex', SOURCES[name])] == []
+    assert [
+        f"{name}: {found}"
+        for name in SOURCES
+        for found in re.findall(r'"\w+_id": [\w.]+\.hex', SOURCES[name])
+    ] == []
 
 
 def test_every_job_has_exactly_one_body() -> None:
-    named = re.findall(r"@app\.task\(name=Job\.(\w+)\.value, shared=False\)", SOURCES["worker/tasks.py"])
+    named = re.findall(
+        r"@app\.task\(name=Job\.(\w+)\.value, shared=False\)", SOURCES["worker/tasks.py"]
+    )
     assert sorted(named) == sorted(job.name for job in Job)
 
 
 def test_nobody_imports_the_tasks_but_the_worker() -> None:
-    importers = {name for name in SOURCES if "xalen_batch.worker.tasks" in set(imports(TREES[name]))}
-    assert {name for name in importers if name != "worker/process.py" and not name.startswith("cli/")} == set()
+    importers = {
+        name for name in SOURCES if "xalen_batch.worker.tasks" in set(imports(TREES[name]))
+    }
+    assert {
+        name for name in importers if name != "worker/process.py" and not name.startswith("cli/")
+    } == set()
 
 
 def test_nobody_imports_the_tests_or_the_examples() -> None:
-    assert not [name for name in SOURCES for module in imports(TREES[name]) if module.split(".")[0] in ("tests", "examples")]
+    assert not [
+        name
+        for name in SOURCES
+        for module in imports(TREES[name])
+        if module.split(".")[0] in ("tests", "examples")
+    ]
 
 
 def test_nobody_imports_a_test_file() -> None:
     # Skip tests/clients: its environments hold thousands of files.
-    folders = [path for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "clients"]
-    paths = [*(ROOT / "tests").glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    folders = [
+        path for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "clients"
+    ]
+    paths = [
+        *(ROOT / "tests").glob("*.py"),
+        *(path for folder in folders for path in folder.rglob("*.py")),
+    ]
     # Compare with file names: a function may be named `test_…` too.
     tests = {path.stem for path in paths if path.stem.startswith("test_")}
-    imported = {path.relative_to(ROOT).as_posix(): set(imports(ast.parse(path.read_text("utf-8")))) for path in sorted(paths)}
-    assert [(name, module) for name, modules in imported.items() for module in sorted(modules) if module.rpartition(".")[2] in tests] == []
+    imported = {
+        path.relative_to(ROOT).as_posix(): set(imports(ast.parse(path.read_text("utf-8"))))
+        for path in sorted(paths)
+    }
+    assert [
+        (name, module)
+        for name, modules in imported.items()
+        for module in sorted(modules)
+        if module.rpartition(".")[2] in tests
+    ] == []
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -124,7 +182,9 @@ def test_a_file_stays_small(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if not name.startswith(ASYNC_ROOMS)])
 def test_the_code_is_of_one_colour(name: str) -> None:
-    assert [node.name for node in ast.walk(TREES[name]) if isinstance(node, ast.AsyncFunctionDef)] == []
+    assert [
+        node.name for node in ast.walk(TREES[name]) if isinstance(node, ast.AsyncFunctionDef)
+    ] == []
 
 
 def test_names_say_what_is_in_a_file() -> None:
@@ -133,7 +193,12 @@ def test_names_say_what_is_in_a_file() -> None:
 
 
 def test_layers_hold() -> None:
-    result = subprocess.run([Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
 
 
@@ -149,5 +214,9 @@ def test_pages_name_no_machine(path: Path) -> None:
 @pytest.mark.parametrize("path", PROSE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_between_pages_lead_somewhere(path: Path) -> None:
     text = re.sub(r"```.*?```", "", path.read_text("utf-8"), flags=re.DOTALL)
-    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    targets = [
+        target.split("#")[0]
+        for target in re.findall(r"\]\(([^)\s]+)\)", text)
+        if "://" not in target
+    ]
     assert [target for target in targets if target and not (path.parent / target).exists()] == []

@@ -14,11 +14,16 @@ from xalen_batch.backends.outcomes import outcome_of, retry_after
 from xalen_batch.catalog import CHAT, RERANK
 
 ASKED = Request(CHAT, b'{"model":"m","messages":[{"role":"user","content":"Hello"}]}', "r")
-GOOD = b'{"choices":[{"message":{"content":"Hi"}}],"usage":{"prompt_tokens":3,"completion_tokens":1}}'
+GOOD = (
+    b'{"choices":[{"message":{"content":"Hi"}}],"usage":{"prompt_tokens":3,"completion_tokens":1}}'
+)
 
 
 def judge(status: int, body: bytes = b"", request: Request = ASKED, **headers: str) -> Outcome:
-    return outcome_of(Reply(status, body, {name.replace("_", "-"): value for name, value in headers.items()}.get), request)
+    return outcome_of(
+        Reply(status, body, {name.replace("_", "-"): value for name, value in headers.items()}.get),
+        request,
+    )
 
 
 def refused(status: int, body: bytes) -> dict[str, object]:
@@ -51,7 +56,9 @@ def test_escapes_in_an_answer_survive() -> None:
     assert orjson.loads(outcome.body) == orjson.loads(body)
 
 
-@pytest.mark.parametrize("status", [408, 409, 423, 424, 425, 429, 499, 500, 502, 503, 504, 524, 529, 599, 600, 999, 100])
+@pytest.mark.parametrize(
+    "status", [408, 409, 423, 424, 425, 429, 499, 500, 502, 503, 504, 524, 529, 599, 600, 999, 100]
+)
 def test_trouble_is_retried(status: int) -> None:
     outcome = judge(status, b"whatever")
     assert isinstance(outcome, Retryable)
@@ -68,13 +75,19 @@ def test_what_is_the_lines_own_fault_is_refused_in_the_backends_words(status: in
 
 
 @pytest.mark.parametrize("status", [403, 404, 405, 406, 410, 415, 418, 426, 501, 505])
-def test_what_may_be_the_setups_fault_keeps_the_backends_words_until_others_are_answered(status: int) -> None:
+def test_what_may_be_the_setups_fault_keeps_the_backends_words_until_others_are_answered(
+    status: int,
+) -> None:
     outcome = judge(status, b'{"error":{"message":"no"}}')
     assert isinstance(outcome, Retryable)
     assert outcome.refusal is not None
     assert outcome.refusal.status == status
     assert orjson.loads(outcome.refusal.body)["error"]["message"] == "no"
-    assert (outcome.is_failed_attempt, outcome.is_unreachable, outcome.is_overload) == (False, False, False)
+    assert (outcome.is_failed_attempt, outcome.is_unreachable, outcome.is_overload) == (
+        False,
+        False,
+        False,
+    )
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308, 401, 402, 407])
@@ -125,17 +138,24 @@ def test_a_400_about_something_else_is_the_lines_own(message: str) -> None:
     assert refused(400, orjson.dumps({"error": {"message": message}}))["message"] == message
 
 
-@pytest.mark.parametrize("code", ["insufficient_quota", "credit_balance_exhausted", "project_spend_limit_exceeded"])
+@pytest.mark.parametrize(
+    "code", ["insufficient_quota", "credit_balance_exhausted", "project_spend_limit_exceeded"]
+)
 @pytest.mark.parametrize("status", [403, 429])
 def test_an_unpaid_bill_is_not_load(status: int, code: str) -> None:
-    outcome = judge(status, orjson.dumps({"error": {"message": "no", "type": "insufficient_quota", "code": code}}))
+    outcome = judge(
+        status,
+        orjson.dumps({"error": {"message": "no", "type": "insufficient_quota", "code": code}}),
+    )
     assert isinstance(outcome, Retryable)
     assert (outcome.is_unreachable, outcome.is_overload) == (True, False)
     assert code in outcome.reason
 
 
 def test_a_reason_quotes_nothing_that_the_backend_said_of_a_request() -> None:
-    said = orjson.dumps({"error": {"message": "no such thing: SECRET PROMPT", "code": "SECRET PROMPT"}})
+    said = orjson.dumps(
+        {"error": {"message": "no such thing: SECRET PROMPT", "code": "SECRET PROMPT"}}
+    )
     for status in (307, 401, 403, 404, 409, 429, 500):
         outcome = judge(status, said)
         assert isinstance(outcome, Retryable)
@@ -195,7 +215,9 @@ def test_a_rerank_needs_results() -> None:
         ({"retry-after": "9", "retry-after-ms": "x"}, 9.0),
     ],
 )
-def test_retry_after_is_seconds_milliseconds_or_a_date(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after_is_seconds_milliseconds_or_a_date(
+    headers: dict[str, str], seconds: float | None
+) -> None:
     assert retry_after(headers.get) == seconds
 
 

@@ -16,7 +16,10 @@ from xalen_batch.backends.simulated.backend import SimulatedBackend
 from xalen_batch.catalog import Model
 from xalen_batch.errors import ConfigError
 
-SERVERS = {id: {"backend": {"base_url": "http://127.0.0.1:9/v1"}} for id in ("mistral-small-3-1", "bge-reranker-v2")}
+SERVERS = {
+    id: {"backend": {"base_url": "http://127.0.0.1:9/v1"}}
+    for id in ("mistral-small-3-1", "bge-reranker-v2")
+}
 BUILT_IN = tomllib.loads(resources.files("xalen_batch").joinpath("catalog.toml").read_text("utf-8"))
 MODELS = catalog.parse(BUILT_IN, {"models": SERVERS})
 MISTRAL, BGE = MODELS["mistral-small-3-1"], MODELS["bge-reranker-v2"]
@@ -24,7 +27,9 @@ MISTRAL, BGE = MODELS["mistral-small-3-1"], MODELS["bge-reranker-v2"]
 
 def mistral(**backend: object) -> Model:
     """With this backend in the operator's file."""
-    return catalog.parse(BUILT_IN, {"models": {"mistral-small-3-1": {"backend": backend}}})["mistral-small-3-1"]
+    return catalog.parse(BUILT_IN, {"models": {"mistral-small-3-1": {"backend": backend}}})[
+        "mistral-small-3-1"
+    ]
 
 
 def on_loop(check: Callable[[], None]) -> None:
@@ -91,22 +96,34 @@ def test_a_model_that_ships_has_no_live_backend() -> None:
         ({"kind": "simulated"}, "simulated"),
     ],
 )
-def test_only_the_word_makes_a_live_backend_simulated(backend: dict[str, object], kind: str | None) -> None:
+def test_only_the_word_makes_a_live_backend_simulated(
+    backend: dict[str, object], kind: str | None
+) -> None:
     assert mistral(**backend).backend.kind == kind
 
 
 @pytest.mark.parametrize(
     ("backend", "words"),
     [
-        ({"base_url": "http://h/v1", "kind": "simulated"}, 'kind = "simulated" has no server, and base_url names one'),
+        (
+            {"base_url": "http://h/v1", "kind": "simulated"},
+            'kind = "simulated" has no server, and base_url names one',
+        ),
         ({"kind": "openai"}, 'kind = "openai" needs the base_url'),
         ({"base_url": ""}, "base_url is empty"),
         ({"kind": "Simulated"}, "backend.kind: 'Simulated' is not one of 'openai' or 'simulated'"),
-        ({"base_ulr": "http://h/v1"}, "backend.base_ulr: there is no such field. Did you mean base_url?"),
+        (
+            {"base_ulr": "http://h/v1"},
+            "backend.base_ulr: there is no such field. Did you mean base_url?",
+        ),
     ],
 )
-def test_a_backend_that_contradicts_itself_is_an_error_with_its_place(backend: dict[str, object], words: str) -> None:
+def test_a_backend_that_contradicts_itself_is_an_error_with_its_place(
+    backend: dict[str, object], words: str
+) -> None:
     with pytest.raises(ConfigError) as refused:
         mistral(**backend)
-    assert str(refused.value).startswith("The model catalog is not valid: models.mistral-small-3-1.backend")
+    assert str(refused.value).startswith(
+        "The model catalog is not valid: models.mistral-small-3-1.backend"
+    )
     assert words in str(refused.value)

@@ -1,4 +1,6 @@
-"""Who is blamed for a lost worker, over histories of losses: lines that kill, workers that die of something else, in any order."""
+"""Who is blamed for a lost worker, over histories of losses: lines that kill, workers that die of
+something else, in any order.
+"""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -25,7 +27,10 @@ class Task:
 
 @dataclass
 class World:
-    """Some workers over the tasks of a batch. `poison`: lines that kill whoever runs them. `outages`: losses that are still to come."""
+    """Some workers over the tasks of a batch.
+
+    `poison`: lines that kill whoever runs them. `outages`: losses that are still to come.
+    """
 
     pending: list[Task]
     workers: int
@@ -42,7 +47,9 @@ class World:
         self.running = {worker: [] for worker in range(self.workers)}
         while self.pending or any(self.running.values()):
             worker = self.chance.randrange(self.workers)
-            act = self.chance.choice([self.claim, self.answer, self.answer, self.hand_back, self.outage])
+            act = self.chance.choice(
+                [self.claim, self.answer, self.answer, self.hand_back, self.outage]
+            )
             act(worker)
 
     def claim(self, worker: int) -> None:
@@ -81,7 +88,11 @@ class World:
             self.pending.append(task)
 
     def outage(self, worker: int) -> None:
-        alone = [worker for worker, tasks in self.running.items() if tasks and tasks[0].is_suspect and len(tasks[0].left) == 1]
+        alone = [
+            worker
+            for worker, tasks in self.running.items()
+            if tasks and tasks[0].is_suspect and len(tasks[0].left) == 1
+        ]
         # Where it does most harm.
         if alone and self.chance.random() < 0.5:
             worker = alone[0]
@@ -97,7 +108,9 @@ class World:
                 case Verdict.FAIL:
                     self.failed.update(task.left)
                 case Verdict.CUT:
-                    self.pending.extend(Task(list(part), SUSPECT_LOSSES) for part in parts(task.left))
+                    self.pending.extend(
+                        Task(list(part), SUSPECT_LOSSES) for part in parts(task.left)
+                    )
                 case Verdict.AGAIN:
                     self.pending.append(task)
         self.running[worker] = []
@@ -134,7 +147,9 @@ def test_lines_that_kill_fail_and_no_other_does(world: World) -> None:
 
 
 @given(worlds(poison=1, outages=0))
-def test_one_line_that_kills_costs_few_workers_and_sends_its_neighbours_a_few_times(world: World) -> None:
+def test_one_line_that_kills_costs_few_workers_and_sends_its_neighbours_a_few_times(
+    world: World,
+) -> None:
     deepest = cuts(len(world.pending[0].left))
     world.run()
     assert world.lost <= SUSPECT_LOSSES + deepest + ALONE_LOSSES

@@ -26,13 +26,31 @@ def rerank(**values):
         chat(),
         chat(*({"role": role, "content": "x"} for role in bodies.ROLES)),
         chat(
-            {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "https://e.org/a.png"}}]}
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "x"},
+                    {"type": "image_url", "image_url": {"url": "https://e.org/a.png"}},
+                ],
+            }
         ),
-        chat({"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "content": "1", "tool_call_id": "c"}),
+        chat(
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "content": "1", "tool_call_id": "c"},
+        ),
         chat({"role": "assistant", "tool_calls": [CALL]}),
         chat({"role": "assistant", "content": None, "refusal": "no"}),
         chat({"role": "user", "content": ""}),
-        chat(n=2, max_tokens=1, temperature=2, top_p=0.5, stream=False, presence_penalty=-2, seed=7, anything={"a": [1]}),
+        chat(
+            n=2,
+            max_tokens=1,
+            temperature=2,
+            top_p=0.5,
+            stream=False,
+            presence_penalty=-2,
+            seed=7,
+            anything={"a": [1]},
+        ),
         chat(n=None, max_tokens=None, temperature=None, stream=None),
         chat(n=2.0, max_tokens=256.0, max_completion_tokens=1e2),
     ],
@@ -50,14 +68,34 @@ def test_chats_that_fit(body):
         (chat(HELLO, "Hello"), "body.messages[1]", "Expected `object`"),
         (chat({"content": "x"}), "body.messages[0].role", "developer, system, user"),
         (chat({"role": "robot", "content": "x"}), "body.messages[0].role", "'robot' is not a role"),
-        (chat(HELLO, HELLO, {"role": "user", "content": 3}), "body.messages[2].content", "got `whole number`"),
+        (
+            chat(HELLO, HELLO, {"role": "user", "content": 3}),
+            "body.messages[2].content",
+            "got `whole number`",
+        ),
         (chat({"role": "user"}), "body.messages[0].content", "Give the message a `content`"),
-        (chat({"role": "user", "content": None}), "body.messages[0].content", "Give the message a `content`"),
+        (
+            chat({"role": "user", "content": None}),
+            "body.messages[0].content",
+            "Give the message a `content`",
+        ),
         (chat({"role": "assistant", "content": None}), "body.messages[0].content", "tool calls"),
-        (chat({"role": "assistant", "content": None, "tool_calls": []}), "body.messages[0].content", "tool calls"),
+        (
+            chat({"role": "assistant", "content": None, "tool_calls": []}),
+            "body.messages[0].content",
+            "tool calls",
+        ),
         (chat({"role": "user", "content": []}), "body.messages[0].content", "length >= 1"),
-        (chat({"role": "user", "content": [{"text": "x"}]}), "body.messages[0].content[0].type", "`type` is missing"),
-        (chat({"role": "user", "content": [{"type": "text"}]}), "body.messages[0].content[0].text", "needs its `text`"),
+        (
+            chat({"role": "user", "content": [{"text": "x"}]}),
+            "body.messages[0].content[0].type",
+            "`type` is missing",
+        ),
+        (
+            chat({"role": "user", "content": [{"type": "text"}]}),
+            "body.messages[0].content[0].text",
+            "needs its `text`",
+        ),
         (chat(n=0), "body.n", ">= 1"),
         (chat(n=True), "body.n", "got `boolean`"),
         (chat(max_tokens=0), "body.max_tokens", ">= 1"),
@@ -81,7 +119,12 @@ def test_chats_that_do_not_fit_say_where(body, param, message):
 
 
 def test_a_whole_number_is_read_as_one_in_every_spelling():
-    found = bodies.fit(orjson.loads(b'{"model":"m","messages":[{"role":"user","content":"x"}],"n":2.0,"max_tokens":1e2}'), CHAT)
+    found = bodies.fit(
+        orjson.loads(
+            b'{"model":"m","messages":[{"role":"user","content":"x"}],"n":2.0,"max_tokens":1e2}'
+        ),
+        CHAT,
+    )
     assert isinstance(found, ChatRequest)
     assert (found.choices, found.longest_answer) == (2, 100)
     assert all(type(value) is int for value in (found.n, found.max_tokens))
@@ -89,7 +132,12 @@ def test_a_whole_number_is_read_as_one_in_every_spelling():
 
 @pytest.mark.parametrize(
     "body",
-    [rerank(), rerank(documents=["a", {"text": "b", "id": 3}], top_n=9, return_documents=True), rerank(top_n=None), rerank(top_n=2.0)],
+    [
+        rerank(),
+        rerank(documents=["a", {"text": "b", "id": 3}], top_n=9, return_documents=True),
+        rerank(top_n=None),
+        rerank(top_n=2.0),
+    ],
 )
 def test_reranks_that_fit(body):
     assert isinstance(bodies.fit(body, RERANK), RerankRequest)
@@ -119,7 +167,9 @@ def test_reranks_that_do_not_fit_say_where(body, param, message):
 
 
 def test_a_chat_to_a_reranker_carries_its_query_and_documents():
-    asked = bodies.fit(chat({"role": "user", "content": '{"query":"q","documents":["a",{"text":"b"}]}'}), CHAT)
+    asked = bodies.fit(
+        chat({"role": "user", "content": '{"query":"q","documents":["a",{"text":"b"}]}'}), CHAT
+    )
     ranking = bodies.ranking(asked)
     assert (ranking.query, ranking.texts) == ("q", ["a", "b"])
     assert bodies.ranking(bodies.fit(chat(), CHAT)) is None

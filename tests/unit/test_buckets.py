@@ -25,19 +25,33 @@ def run(main: Callable[[time_machine.Traveller], Coroutine[Any, Any, None]]) -> 
     def connect() -> fakeredis.FakeAsyncRedis:
         return fakeredis.FakeAsyncRedis(server=server)
 
-    with time_machine.travel(START, tick=False) as clock, mock.patch.object(buckets, "connect", connect):
+    with (
+        time_machine.travel(START, tick=False) as clock,
+        mock.patch.object(buckets, "connect", connect),
+    ):
         asyncio.run(main(clock))
 
 
-limits = st.builds(Limits, st.none() | st.builds(Limit, st.integers(1, 100_000)), st.none() | st.builds(Limit, st.integers(1, 10_000_000)))
+limits = st.builds(
+    Limits,
+    st.none() | st.builds(Limit, st.integers(1, 100_000)),
+    st.none() | st.builds(Limit, st.integers(1, 10_000_000)),
+)
 asks = st.builds(
-    Ask, st.integers(0, 500), st.integers(0, 50_000), st.integers(0, 50_000), st.integers(-100, 100), st.integers(-9_000, 9_000)
+    Ask,
+    st.integers(0, 500),
+    st.integers(0, 50_000),
+    st.integers(0, 50_000),
+    st.integers(-100, 100),
+    st.integers(-9_000, 9_000),
 )
 
 
 @settings(max_examples=25, deadline=None)
 @given(limits, st.lists(st.tuples(st.integers(0, 5_000), asks), max_size=8))
-def test_the_script_grants_what_a_bucket_of_ones_own_would(limits: Limits, steps: list[tuple[int, Ask]]) -> None:
+def test_the_script_grants_what_a_bucket_of_ones_own_would(
+    limits: Limits, steps: list[tuple[int, Ask]]
+) -> None:
     async def main(clock: time_machine.Traveller) -> None:
         shared, own = SharedBucket("model", limits), OwnBucket(limits, 0)
         own.take(Ask(spent_requests=-1), 1, 0)

@@ -1,4 +1,6 @@
-"""The budget of held bytes: shares by a dynamic threshold, and room for an account that holds nothing."""
+"""The budget of held bytes: shares by a dynamic threshold, and room for an account that holds
+nothing.
+"""
 
 from collections.abc import Callable
 from uuid import UUID
@@ -49,7 +51,8 @@ def test_a_refusal_names_the_bytes_and_when_to_come_back(budget: Budget) -> None
         budget.take(account(1), MiB)
     assert (refusal.value.code, refusal.value.retry_after) == ("bodies_limit", 1.0)
     assert refusal.value.message.startswith(
-        "The server holds 62,914,560 bytes of bodies for your account, and has no room for 1,048,576 more."
+        "The server holds 62,914,560 bytes of bodies for your account, and has no room for"
+        " 1,048,576 more."
     )
 
 
@@ -97,7 +100,9 @@ def test_a_caller_is_its_account_whatever_its_key(budget: Budget) -> None:
     assert budget.held(callers[1]) == 0
 
 
-def test_memory_goes_back_when_half_of_much_is_free_again(budget: Budget, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_goes_back_when_half_of_much_is_free_again(
+    budget: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trims: list[int] = []
     monkeypatch.setattr(memory, "trim", lambda: trims.append(1))
     for _ in range(40):

@@ -1,4 +1,6 @@
-"""Answers are read as fast as they are recorded, each backend's within its own bytes, and at least one always goes on."""
+"""Answers are read as fast as they are recorded, each backend's within its own bytes, and at least
+one always goes on.
+"""
 
 import asyncio
 
@@ -49,7 +51,8 @@ def test_of_half_answers_that_fill_it_the_oldest_goes_on_and_then_the_next() -> 
         assert reading(answers) == [0]
         buffer.arrived(answers[0], 50)
         assert reading(answers) == [0]
-        # It is whole. The next waits until it is recorded, so that no second one is held beyond the bound.
+        # It is whole. The next waits until it is recorded, so that no second one is held beyond the
+        # bound.
         buffer.ended(answers[0])
         buffer.answered(80)
         await asyncio.sleep(0)

@@ -1,4 +1,6 @@
-"""The operator's catalog: a mistake is refused with the key, its value and the remedy, and nothing is ignored."""
+"""The operator's catalog: a mistake is refused with the key, its value and the remedy, and nothing
+is ignored.
+"""
 
 from pathlib import Path
 
@@ -32,23 +34,49 @@ def test_a_new_model_stands_beside_those_that_ship(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (NEW.replace("models", "model"), "model: there is no such field. Did you mean models? Each model is a table, [models.ID]."),
+        (
+            NEW.replace("models", "model"),
+            (
+                "model: there is no such field. Did you mean models? Each model is a table,"
+                " [models.ID]."
+            ),
+        ),
         (NEW + "[settings]\nport = 1\n", "settings: there is no such field. Each model is a table"),
         ("models = 3", "models: 3 is not a table. Each model is a table, [models.ID]."),
         ("[[models]]\nname = 'X'", "models: [{'name': 'X'}] is not a table. Each model is a table"),
         ("models.x = 1", "models.x: 1 is not a table. Each model is a table"),
-        ("models.mistral-small-3-1 = true", "models.mistral-small-3-1: True is not a table. Each model is a table"),
-        ("[models.mistral-small-3-1]\nbackend = 'http://h/v1'", "models.mistral-small-3-1.backend: 'http://h/v1' is not a table"),
+        (
+            "models.mistral-small-3-1 = true",
+            "models.mistral-small-3-1: True is not a table. Each model is a table",
+        ),
+        (
+            "[models.mistral-small-3-1]\nbackend = 'http://h/v1'",
+            "models.mistral-small-3-1.backend: 'http://h/v1' is not a table",
+        ),
         (
             NEW.replace('["/v1/rerank"]', "[]"),
-            "models.x.endpoints: [] names no endpoint. List '/v1/chat/completions', '/v1/rerank' or both.",
+            (
+                "models.x.endpoints: [] names no endpoint. List '/v1/chat/completions',"
+                " '/v1/rerank' or both."
+            ),
         ),
-        (NEW.replace('["/v1/rerank"]', '"/v1/rerank"'), "models.x.endpoints: '/v1/rerank' is not a list"),
-        (NEW.replace("name =", 'id = "y"\nname ='), "models.x.id: there is no such field. The id is the table's name, [models.x]."),
-        (NEW.replace("models.x", 'models.""'), "models: a model's id is empty. Name it as requests do, [models.ID]."),
+        (
+            NEW.replace('["/v1/rerank"]', '"/v1/rerank"'),
+            "models.x.endpoints: '/v1/rerank' is not a list",
+        ),
+        (
+            NEW.replace("name =", 'id = "y"\nname ='),
+            "models.x.id: there is no such field. The id is the table's name, [models.x].",
+        ),
+        (
+            NEW.replace("models.x", 'models.""'),
+            "models: a model's id is empty. Name it as requests do, [models.ID].",
+        ),
     ],
 )
-def test_a_mistake_is_refused_with_its_place_and_the_remedy(tmp_path: Path, text: str, words: str) -> None:
+def test_a_mistake_is_refused_with_its_place_and_the_remedy(
+    tmp_path: Path, text: str, words: str
+) -> None:
     with pytest.raises(ConfigError) as refused:
         read(tmp_path, text)
     assert str(refused.value).startswith(f"The model catalog is not valid: {words}")

@@ -15,7 +15,9 @@ CHAT = Tariff({"input": "0.02", "output": "0.04"}, HALF)
 RERANK = Tariff({"input": "0.003"}, HALF)
 ONE_LINE = Usage(1_234, 567)
 
-USAGES = st.builds(Usage, input_tokens=st.integers(0, 200_000), output_tokens=st.integers(0, 200_000))
+USAGES = st.builds(
+    Usage, input_tokens=st.integers(0, 200_000), output_tokens=st.integers(0, 200_000)
+)
 PRICES = st.decimals(min_value=0, max_value=1000, places=6).map(str)
 RATES = st.decimals(min_value=0, max_value=1, places=4)
 
@@ -62,31 +64,50 @@ def test_a_hundred_thousand_lines_where_rounding_each_would_bill_nothing() -> No
         ({"input": "0.003"}, Usage(1_000, 5), "0.0000015", "unpriced_output"),
         ({"output": "2"}, Usage(1_000, 5), "0.000005", "unpriced_input"),
         ({}, Usage(1_000, 5), "0", "unpriced_input,unpriced_output"),
-        ({"input": "0.003"}, Usage(1_000, 5, counted=True), "0.0000015", "unpriced_output,usage_counted"),
+        (
+            {"input": "0.003"},
+            Usage(1_000, 5, counted=True),
+            "0.0000015",
+            "unpriced_output,usage_counted",
+        ),
         ({"input": "1", "output": "1"}, Usage(1, 1, counted=True), "0.000001", "usage_counted"),
         ({"input": "0", "output": "0"}, Usage(9, 9), "0", None),
         ({"input": "1", "output": "1"}, Usage(), "0", None),
     ],
 )
-def test_what_has_no_price_is_billed_nothing_and_flagged(price: dict[str, str], usage: Usage, net: str, flag: str | None) -> None:
+def test_what_has_no_price_is_billed_nothing_and_flagged(
+    price: dict[str, str], usage: Usage, net: str, flag: str | None
+) -> None:
     assert Tariff(price, HALF).charge(usage) == (Decimal(net), flag)
 
 
 def test_cached_and_reasoning_tokens_are_part_of_input_and_output() -> None:
-    assert CHAT.charge(Usage(1_234, 567, cached_tokens=1_000, reasoning_tokens=500)) == CHAT.charge(ONE_LINE)
+    assert CHAT.charge(Usage(1_234, 567, cached_tokens=1_000, reasoning_tokens=500)) == CHAT.charge(
+        ONE_LINE
+    )
 
 
 @given(st.lists(USAGES, max_size=40), PRICES, PRICES, RATES)
-def test_the_sum_of_the_charges_is_the_charge_of_the_sums(usages: list[Usage], read: str, written: str, rate: Decimal) -> None:
+def test_the_sum_of_the_charges_is_the_charge_of_the_sums(
+    usages: list[Usage], read: str, written: str, rate: Decimal
+) -> None:
     tariff = Tariff({"input": read, "output": written}, rate)
-    total = Usage(sum(usage.input_tokens for usage in usages), sum(usage.output_tokens for usage in usages))
+    total = Usage(
+        sum(usage.input_tokens for usage in usages), sum(usage.output_tokens for usage in usages)
+    )
     with localcontext(money.EXACT):
-        gross = money.gross(total.input_tokens, Decimal(read)) + money.gross(total.output_tokens, Decimal(written))
-        assert amount(tariff, *usages) == amount(tariff, total) == gross + money.discount(gross, rate)
+        gross = money.gross(total.input_tokens, Decimal(read)) + money.gross(
+            total.output_tokens, Decimal(written)
+        )
+        assert (
+            amount(tariff, *usages) == amount(tariff, total) == gross + money.discount(gross, rate)
+        )
 
 
 @given(st.data(), st.lists(USAGES, min_size=1, max_size=30))
-def test_splitting_a_batch_or_permuting_its_lines_changes_nothing(data: st.DataObject, usages: list[Usage]) -> None:
+def test_splitting_a_batch_or_permuting_its_lines_changes_nothing(
+    data: st.DataObject, usages: list[Usage]
+) -> None:
     cut = data.draw(st.integers(0, len(usages)))
     shuffled = data.draw(st.permutations(usages))
     assert amount(CHAT, *shuffled[:cut]) + amount(CHAT, *shuffled[cut:]) == amount(CHAT, *usages)

@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 import pytest
 
 from xalen_batch import ids
-from xalen_batch.worker.circuit_breaker import DOUBT, RETRY_ALLOWANCE, TESTIMONY, Circuit, Opening, Source, State
+from xalen_batch.worker.circuit_breaker import (
+    DOUBT,
+    RETRY_ALLOWANCE,
+    TESTIMONY,
+    Circuit,
+    Opening,
+    Source,
+    State,
+)
 
 FAILURES, PAUSE, PATIENCE = 4, 15.0, 3_600.0
 
@@ -136,7 +144,9 @@ def test_retries_beyond_their_budget_open_it(backend: Backend) -> None:
     assert backend.state is not State.CLOSED
 
 
-def test_a_brownout_for_everybody_opens_it_and_one_sources_does_not(configure: Callable[..., None]) -> None:
+def test_a_brownout_for_everybody_opens_it_and_one_sources_does_not(
+    configure: Callable[..., None],
+) -> None:
     configure(circuit_failures=1_000_000, circuit_pause=PAUSE)
     for others_fail in (True, False):
         backend, (first, second) = Backend(), (source(), source())
@@ -166,7 +176,9 @@ def test_an_account_tries_it_with_a_few_batches_and_then_with_none(backend: Back
     assert backend.circuit.opening == Opening(1, frozenset({(first.account_id, None)}))
 
 
-def test_after_a_few_accounts_have_tried_it_nobody_does_until_the_pause_is_over(backend: Backend) -> None:
+def test_after_a_few_accounts_have_tried_it_nobody_does_until_the_pause_is_over(
+    backend: Backend,
+) -> None:
     tried = [source(), source(), source()]
     backend.fail(tried[0], FAILURES)
     for one in tried[1:]:
@@ -179,7 +191,9 @@ def test_after_a_few_accounts_have_tried_it_nobody_does_until_the_pause_is_over(
     assert backend.circuit.opening == Opening(1)
 
 
-def test_accounts_that_failed_while_others_were_answered_keep_nobody_from_trying(backend: Backend) -> None:
+def test_accounts_that_failed_while_others_were_answered_keep_nobody_from_trying(
+    backend: Backend,
+) -> None:
     known = [source() for _ in range(10)]
     for one in known:
         backend.fail(one)
@@ -211,7 +225,9 @@ def test_an_answer_to_a_request_from_before_does_not_close_it(backend: Backend) 
     assert backend.state is State.OPEN
 
 
-def test_after_the_pause_one_line_is_a_probe_and_its_failure_opens_it_again(backend: Backend) -> None:
+def test_after_the_pause_one_line_is_a_probe_and_its_failure_opens_it_again(
+    backend: Backend,
+) -> None:
     only = source()
     backend.fail(only, FAILURES)
     assert backend.circuit.probe(only, 10) == 0
@@ -237,7 +253,9 @@ def test_a_probe_that_is_answered_closes_it(backend: Backend) -> None:
     assert backend.state is State.CLOSED
 
 
-def test_an_outage_shorter_than_the_patience_costs_no_line_and_a_batch_that_can_never_succeed_ends(backend: Backend) -> None:
+def test_an_outage_shorter_than_the_patience_costs_no_line_and_a_batch_that_can_never_succeed_ends(
+    backend: Backend,
+) -> None:
     only, left, ended_within = source(), 20_000, 0.0
     backend.fail(only, FAILURES)
     while left:
@@ -266,7 +284,9 @@ def test_patience_begins_anew_after_an_answer(backend: Backend) -> None:
     assert backend.circuit.width == 1
 
 
-def test_an_account_for_which_only_the_backend_is_busy_is_doubted_whatever_its_batches(backend: Backend) -> None:
+def test_an_account_for_which_only_the_backend_is_busy_is_doubted_whatever_its_batches(
+    backend: Backend,
+) -> None:
     busy, other = source(), source()
     for _ in range(DOUBT):
         backend.fail(source(busy), is_broken=False)

@@ -13,8 +13,19 @@ from tests.unit.fake_api import Api, serving
 from xalen_batch.cli import addresses
 from xalen_batch.cli.main import app
 
-UNKNOWN = (404, {}, b'{"error": {"message": "Unknown request URL: GET /limits.", "param": null, "code": "unknown_url"}}')
-NO_OBJECT = (404, {}, b'{"error": {"message": "No such Batch object: limits", "param": null, "code": null}}')
+UNKNOWN = (
+    404,
+    {},
+    (
+        b'{"error": {"message": "Unknown request URL: GET /limits.", "param": null, "code":'
+        b' "unknown_url"}}'
+    ),
+)
+NO_OBJECT = (
+    404,
+    {},
+    b'{"error": {"message": "No such Batch object: limits", "param": null, "code": null}}',
+)
 FOREIGN = (404, {}, b"<html>Not found</html>")
 LIMITS = (200, {}, b'{"object": "limits"}')
 
@@ -27,7 +38,9 @@ def api() -> Iterator[Api]:
 
 @pytest.fixture
 def tls() -> Iterator[str]:
-    """The authority of a server that speaks TLS alone: it answers a handshake with a TLS record, and resets anything else."""
+    """The authority of a server that speaks TLS alone: it answers a handshake with a TLS record,
+    and resets anything else.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -40,7 +53,9 @@ def tls() -> Iterator[str]:
                     if connection.recv(4096)[:1] == b"\x16":
                         connection.sendall(b"\x15\x03\x03\x00\x02\x02\x28")
                     else:
-                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        connection.setsockopt(
+                            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                        )
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
@@ -50,19 +65,27 @@ def tls() -> Iterator[str]:
 
 
 def limits(base_url: str) -> Result:
-    return CliRunner().invoke(app, ["limits", "--base-url", base_url, "--api-key", "xln_test_secret"])
+    return CliRunner().invoke(
+        app, ["limits", "--base-url", base_url, "--api-key", "xln_test_secret"]
+    )
 
 
 def test_https_against_an_http_server_names_the_http_address(api: Api) -> None:
     result = limits(api.base_url.replace("http:", "https:"))
     assert result.exit_code == 1
     place = api.base_url.removeprefix("http://").removesuffix("/v1")
-    assert result.stderr == f"Error: {place} speaks http, not https. Use {api.base_url} as the address.\n"
+    assert (
+        result.stderr
+        == f"Error: {place} speaks http, not https. Use {api.base_url} as the address.\n"
+    )
 
 
 def test_http_against_a_tls_server_names_the_https_address(tls: str) -> None:
     result = limits(f"http://{tls}/v1")
-    assert (result.exit_code, result.stderr) == (1, f"Error: {tls} speaks https, not http. Use https://{tls}/v1 as the address.\n")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"Error: {tls} speaks https, not http. Use https://{tls}/v1 as the address.\n",
+    )
 
 
 def test_a_server_that_resets_http_and_tls_alike_is_taken_for_neither() -> None:
@@ -90,9 +113,17 @@ def test_slashes_do_not_matter(path: str, api: Api) -> None:
 
 @pytest.mark.parametrize(
     ("path", "answer"),
-    [("/api", UNKNOWN), ("/v2", UNKNOWN), ("/docs", FOREIGN), ("/v1/batches", NO_OBJECT), ("/v1/batches", UNKNOWN)],
+    [
+        ("/api", UNKNOWN),
+        ("/v2", UNKNOWN),
+        ("/docs", FOREIGN),
+        ("/v1/batches", NO_OBJECT),
+        ("/v1/batches", UNKNOWN),
+    ],
 )
-def test_a_path_that_is_not_the_apis_names_the_address_that_is(path: str, answer: tuple[int, dict[str, str], bytes], api: Api) -> None:
+def test_a_path_that_is_not_the_apis_names_the_address_that_is(
+    path: str, answer: tuple[int, dict[str, str], bytes], api: Api
+) -> None:
     api.answers = [answer]
     result = limits(api.base_url.removesuffix("/v1") + path)
     assert result.exit_code == 1
@@ -100,21 +131,29 @@ def test_a_path_that_is_not_the_apis_names_the_address_that_is(path: str, answer
 
 
 @pytest.mark.parametrize("answer", [UNKNOWN, NO_OBJECT])
-def test_a_404_behind_the_right_address_is_told_as_it_is(answer: tuple[int, dict[str, str], bytes], api: Api) -> None:
+def test_a_404_behind_the_right_address_is_told_as_it_is(
+    answer: tuple[int, dict[str, str], bytes], api: Api
+) -> None:
     api.answers = [answer]
     assert "try http" not in limits(api.base_url).stderr
 
 
 @pytest.mark.parametrize(
-    ("given", "proposed"), [("127.0.0.1:8080/v1", "http://127.0.0.1:8080/v1"), ("ftp://x/v1", "http://127.0.0.1:8080/v1")]
+    ("given", "proposed"),
+    [("127.0.0.1:8080/v1", "http://127.0.0.1:8080/v1"), ("ftp://x/v1", "http://127.0.0.1:8080/v1")],
 )
-def test_an_address_without_a_scheme_is_a_usage_error_that_adds_it(given: str, proposed: str) -> None:
+def test_an_address_without_a_scheme_is_a_usage_error_that_adds_it(
+    given: str, proposed: str
+) -> None:
     result = limits(given)
     assert result.exit_code == 2
     assert f"'{given}'. It looks like {proposed}\n" in result.stderr
 
 
-@pytest.mark.parametrize(("is_tls", "words"), [(True, "speaks https, not http. Use https://"), (False, "Is the address right?")])
+@pytest.mark.parametrize(
+    ("is_tls", "words"),
+    [(True, "speaks https, not http. Use https://"), (False, "Is the address right?")],
+)
 def test_a_400_of_a_proxy_that_wanted_tls_names_the_https_address(
     is_tls: bool, words: str, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:

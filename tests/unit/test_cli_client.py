@@ -1,4 +1,6 @@
-"""The client against a real server on the loopback: retries, streams, refusals, and what is never sent."""
+"""The client against a real server on the loopback: retries, streams, refusals, and what is never
+sent.
+"""
 
 import os
 import socket
@@ -34,7 +36,11 @@ def client(api: Api, monkeypatch: pytest.MonkeyPatch) -> Client:
 
 
 def _error(status: int, **headers: str) -> tuple[int, dict[str, str], bytes]:
-    return status, headers, b'{"error": {"message": "Told so.", "type": "t", "param": "p", "code": null}}'
+    return (
+        status,
+        headers,
+        b'{"error": {"message": "Told so.", "type": "t", "param": "p", "code": null}}',
+    )
 
 
 def _ok(body: bytes = b'{"id": "x"}', **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -45,7 +51,11 @@ def test_a_get_carries_the_key_and_its_query(api: Api, client: Client) -> None:
     api.answers = [_ok()]
     assert client.get("/batches", limit=2, after=None) == {"id": "x"}
     method, path, headers, _ = api.requests[0]
-    assert (method, path, headers["authorization"]) == ("GET", "/v1/batches?limit=2", f"Bearer {KEY}")
+    assert (method, path, headers["authorization"]) == (
+        "GET",
+        "/v1/batches?limit=2",
+        f"Bearer {KEY}",
+    )
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
@@ -62,7 +72,9 @@ def test_what_will_not_pass_is_not_tried_again(status: int, api: Api, client: Cl
     assert str(failed.value) == f"Told so. (param: p) [HTTP {status}, request req_7]"
 
 
-def test_what_the_server_says_about_trying_again_counts_more_than_the_status(api: Api, client: Client) -> None:
+def test_what_the_server_says_about_trying_again_counts_more_than_the_status(
+    api: Api, client: Client
+) -> None:
     api.answers = [_error(409, **{"x-should-retry": "false"})]
     with pytest.raises(ApiError, match="Told so"):
         client.get("/models")
@@ -70,7 +82,9 @@ def test_what_the_server_says_about_trying_again_counts_more_than_the_status(api
     assert client.get("/models") == {"id": "x"}
 
 
-def test_a_long_pause_is_explained(api: Api, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_pause_is_explained(
+    api: Api, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     slept: list[float] = []
     monkeypatch.setattr(client_module.time, "sleep", slept.append)
     api.answers = [_error(429, **{"retry-after": "30"}), _error(429, **{"retry-after": "1"}), _ok()]
@@ -93,7 +107,9 @@ def test_a_post_keeps_its_idempotency_key_over_retries(api: Api, client: Client)
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_an_answer_that_is_kept_in_memory_has_a_longest(api: Api, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_is_kept_in_memory_has_a_longest(
+    api: Api, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client_module, "MOST_JSON", 100)
     api.answers = [_ok(b'{"id": "x"}' + b" " * 90), _ok(b"x" * 101)]
     with pytest.raises(Failed, match="more than 100 bytes"):
@@ -113,7 +129,9 @@ def test_a_change_and_a_deletion_are_tried_again(api: Api, client: Client) -> No
     assert api.requests[1][3] == b'{"a": null}'
 
 
-def test_lines_are_posted_as_they_are_with_one_idempotency_key_over_retries(api: Api, client: Client) -> None:
+def test_lines_are_posted_as_they_are_with_one_idempotency_key_over_retries(
+    api: Api, client: Client
+) -> None:
     api.answers = [_error(500), _ok()]
     client.post_lines("/schedules/1/requests", b"{}\n\n{}\n")
     first, second = api.requests
@@ -122,12 +140,16 @@ def test_lines_are_posted_as_they_are_with_one_idempotency_key_over_retries(api:
 
 
 @pytest.mark.parametrize("body", [b"\n \n{1}\n" + BODY, b"{1}\n", b"{1}"])
-def test_the_first_line_with_text_is_read_and_the_rest_is_not_waited_for(body: bytes, api: Api, client: Client) -> None:
+def test_the_first_line_with_text_is_read_and_the_rest_is_not_waited_for(
+    body: bytes, api: Api, client: Client
+) -> None:
     api.answers = [_ok(body)]
     assert client.first_line("/files/1/content") == b"{1}"
 
 
-def test_an_upload_is_a_form_that_a_retry_repeats_whole(api: Api, client: Client, tmp_path: Path) -> None:
+def test_an_upload_is_a_form_that_a_retry_repeats_whole(
+    api: Api, client: Client, tmp_path: Path
+) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(BODY)
     api.answers = [_error(503), _ok()]
@@ -141,7 +163,9 @@ def test_an_upload_is_a_form_that_a_retry_repeats_whole(api: Api, client: Client
     assert heard[-1] == len(BODY)
 
 
-def test_an_answer_before_the_upload_has_ended_counts(api: Api, client: Client, tmp_path: Path) -> None:
+def test_an_answer_before_the_upload_has_ended_counts(
+    api: Api, client: Client, tmp_path: Path
+) -> None:
     path = tmp_path / "large.jsonl"
     with path.open("wb") as out:
         out.truncate(64 * 1024 * 1024)
@@ -160,7 +184,9 @@ def test_a_broken_download_goes_on_where_it_was(api: Api, client: Client) -> Non
     assert headers["x-batch-complete"] == "true"
 
 
-def test_a_broken_download_of_a_growing_body_is_not_patched_together(api: Api, client: Client) -> None:
+def test_a_broken_download_of_a_growing_body_is_not_patched_together(
+    api: Api, client: Client
+) -> None:
     api.answers = [(200, {"content-length": str(len(BODY))}, BODY[:300_000])]
     with pytest.raises(Failed, match="middle of the answer"):
         client.download("/f", lambda _: None, lambda *_: None, is_fixed=False)
@@ -175,13 +201,22 @@ def test_redirects_are_not_followed(api: Api, client: Client) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("method", ["GET", "POST", "upload"])
-def test_neither_key_nor_file_follows_a_redirect(status: int, method: str, api: Api, client: Client, tmp_path: Path) -> None:
+def test_neither_key_nor_file_follows_a_redirect(
+    status: int, method: str, api: Api, client: Client, tmp_path: Path
+) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(BODY)
-    send = {"GET": lambda: client.get("/models"), "POST": lambda: client.post("/batches", {}), "upload": lambda: upload(client, path)}
+    send = {
+        "GET": lambda: client.get("/models"),
+        "POST": lambda: client.post("/batches", {}),
+        "upload": lambda: upload(client, path),
+    }
     with serving() as stranger:
         api.answers = [(status, {"location": f"{stranger.base_url}/files"}, b"")]
-        with pytest.raises(ApiError, match=rf"redirects to http://127.0.0.1, and nothing was sent there \[HTTP {status}\]"):
+        with pytest.raises(
+            ApiError,
+            match=rf"redirects to http://127.0.0.1, and nothing was sent there \[HTTP {status}\]",
+        ):
             send[method]()
         assert stranger.requests == []
 
@@ -203,7 +238,9 @@ def test_proxies_are_not_used_for_this_machine(api: Api, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("scheme", "asked"), [("http", []), ("https", ["CONNECT"])])
-def test_a_proxy_gets_no_key(scheme: str, asked: list[str], api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_gets_no_key(
+    scheme: str, asked: list[str], api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(f"{scheme}_proxy", api.base_url.removesuffix("/v1"))
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setattr("socket.getaddrinfo", _only_loopback(socket.getaddrinfo))
@@ -255,20 +292,41 @@ def _batch(status: str, **fields: Any) -> bytes:
     import json
 
     counts = {"total": 2, "completed": 2, "failed": 0}
-    return json.dumps({"id": "batch_1", "status": status, "input_file_id": "f", "errors": None, "request_counts": counts} | fields).encode()
+    return json.dumps(
+        {
+            "id": "batch_1",
+            "status": status,
+            "input_file_id": "f",
+            "errors": None,
+            "request_counts": counts,
+        }
+        | fields
+    ).encode()
 
 
 @pytest.mark.parametrize(
     ("status", "failed", "code"),
-    [("completed", 0, 0), ("completed", 1, 3), ("failed", 0, 3), ("expired", 0, 3), ("cancelled", 0, 3)],
+    [
+        ("completed", 0, 0),
+        ("completed", 1, 3),
+        ("failed", 0, 3),
+        ("expired", 0, 3),
+        ("cancelled", 0, 3),
+    ],
 )
-def test_watch_tells_by_its_exit_code_how_the_batch_ended(status: str, failed: int, code: int, api: Api) -> None:
-    api.answers = [_ok(_batch(status, request_counts={"total": 2, "completed": 2 - failed, "failed": failed}))]
+def test_watch_tells_by_its_exit_code_how_the_batch_ended(
+    status: str, failed: int, code: int, api: Api
+) -> None:
+    api.answers = [
+        _ok(_batch(status, request_counts={"total": 2, "completed": 2 - failed, "failed": failed}))
+    ]
     assert _run(api, "watch", "batch_1").exit_code == code
 
 
 def test_in_a_pipe_watch_says_each_status_once_and_the_outcome_last(api: Api) -> None:
-    api.answers = [_ok(_batch(status)) for status in ("validating", "in_progress", "in_progress", "completed")]
+    api.answers = [
+        _ok(_batch(status)) for status in ("validating", "in_progress", "in_progress", "completed")
+    ]
     assert _run(api, "watch", "batch_1").stderr.splitlines() == [
         "batch_1 validating 2/2 lines, 0 failed",
         "batch_1 in_progress 2/2 lines, 0 failed",
@@ -277,12 +335,26 @@ def test_in_a_pipe_watch_says_each_status_once_and_the_outcome_last(api: Api) ->
 
 
 def test_watch_names_the_command_that_shows_what_did_not_succeed(api: Api) -> None:
-    api.answers = [_ok(_batch("completed", request_counts={"total": 2, "completed": 1, "failed": 1}))]
+    api.answers = [
+        _ok(_batch("completed", request_counts={"total": 2, "completed": 1, "failed": 1}))
+    ]
     assert "`xalen-batch results batch_1 --errors`" in _run(api, "watch", "batch_1").stderr
     for number, is_cut in ((20, False), (21, True)):
-        errors = {"data": [{"line": n, "code": "c", "message": "m", "param": None} for n in range(number)]}
-        api.answers = [_ok(_batch("failed", errors=errors, request_counts={"total": 0, "completed": 0, "failed": 0}))]
-        assert ("`xalen-batch show batch_1` shows every error." in _run(api, "watch", "batch_1").stderr) is is_cut
+        errors = {
+            "data": [{"line": n, "code": "c", "message": "m", "param": None} for n in range(number)]
+        }
+        api.answers = [
+            _ok(
+                _batch(
+                    "failed",
+                    errors=errors,
+                    request_counts={"total": 0, "completed": 0, "failed": 0},
+                )
+            )
+        ]
+        assert (
+            "`xalen-batch show batch_1` shows every error." in _run(api, "watch", "batch_1").stderr
+        ) is is_cut
 
 
 def test_watch_gives_up_with_5_and_says_that_the_batch_goes_on(api: Api) -> None:
@@ -301,7 +373,11 @@ def test_results_of_a_running_batch_are_asked_for_by_name(api: Api) -> None:
 
 def test_what_a_running_batch_gave_is_counted_as_it_came(api: Api) -> None:
     lines = b'{"custom_id": "a"}\n' * 1_234
-    headers = {"x-batch-complete": "false", "x-batch-lines-done": "1000", "x-batch-lines-total": "50000"}
+    headers = {
+        "x-batch-complete": "false",
+        "x-batch-lines-done": "1000",
+        "x-batch-lines-total": "50000",
+    }
     api.answers = [_ok(_batch("in_progress")), _ok(lines, **headers)]
     result = _run(api, "results", "batch_1", "--partial")
     assert (result.exit_code, result.stdout_bytes) == (0, lines)
@@ -320,7 +396,9 @@ def test_a_batch_that_failed_validation_has_no_results(api: Api) -> None:
 def test_what_is_no_id_of_a_batch_is_not_asked_for(command: str, api: Api) -> None:
     result = _run(api, command, "file-0192")
     assert (result.exit_code, api.requests) == (2, [])
-    assert "is not the id of a batch, `batch_…`" in " ".join(result.stderr.replace("│", " ").split())
+    assert "is not the id of a batch, `batch_…`" in " ".join(
+        result.stderr.replace("│", " ").split()
+    )
 
 
 def test_results_are_passed_on_byte_by_byte(api: Api) -> None:
@@ -359,7 +437,13 @@ def test_a_file_with_a_fault_of_its_own_is_not_sent_even_so(api: Api, tmp_path: 
 
 
 def test_a_final_conflict_is_not_repeated(api: Api) -> None:
-    api.answers = [(409, {"x-should-retry": "false"}, b'{"error": {"message": "It is completed.", "code": "batch_not_cancellable"}}')]
+    api.answers = [
+        (
+            409,
+            {"x-should-retry": "false"},
+            b'{"error": {"message": "It is completed.", "code": "batch_not_cancellable"}}',
+        )
+    ]
     assert _run(api, "cancel", "batch_1").exit_code == 1
     assert len(api.requests) == 1
 
@@ -367,7 +451,10 @@ def test_a_final_conflict_is_not_repeated(api: Api) -> None:
 def test_the_outcome_names_lines_that_nobody_ran(api: Api) -> None:
     counts = {"total": 9, "completed": 2, "failed": 1, "cancelled": 6, "expired": 0}
     api.answers = [_ok(_batch("cancelled", request_counts=counts))]
-    assert "cancelled: 2 of 9 lines succeeded, 1 failed, 6 cancelled" in _run(api, "watch", "batch_1").stderr
+    assert (
+        "cancelled: 2 of 9 lines succeeded, 1 failed, 6 cancelled"
+        in _run(api, "watch", "batch_1").stderr
+    )
 
 
 def test_a_file_is_checked_by_the_servers_models(api: Api, tmp_path: Path) -> None:
@@ -389,13 +476,18 @@ def test_a_file_is_checked_by_the_servers_models(api: Api, tmp_path: Path) -> No
             {"models": [model("mistral-small-3-1", CHAT, answered_by=None, input="1")]},
             "model_has_no_backend: mistral-small-3-1 has no live",
         ),
-        ({"models": [model("mistral-small-3-1", CHAT)]}, "model_not_priced: mistral-small-3-1 has no price in force"),
+        (
+            {"models": [model("mistral-small-3-1", CHAT)]},
+            "model_not_priced: mistral-small-3-1 has no price in force",
+        ),
         ({"max_batch_lines": 1}, "too_many_tasks"),
         ({"max_file_bytes": 100}, "file_too_large"),
         ({"max_line_bytes": 10}, "line_too_long"),
     ],
 )
-def test_what_the_server_would_refuse_is_not_uploaded(api: Api, tmp_path: Path, terms: dict[str, Any], words: str) -> None:
+def test_what_the_server_would_refuse_is_not_uploaded(
+    api: Api, tmp_path: Path, terms: dict[str, Any], words: str
+) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(jsonl([chat_line("a"), chat_line("b")]))
     api.terms = TERMS | terms
@@ -417,11 +509,17 @@ def test_a_server_that_does_not_tell_its_models_decides_by_itself(api: Api, tmp_
 
 
 def test_list_pages_until_it_has_enough(api: Api) -> None:
-    pages = [f'{{"data": [{_batch("completed").decode()}], "has_more": true, "last_id": "batch_{n}"}}'.encode() for n in (1, 2)]
+    pages = [
+        f'{{"data": [{_batch("completed").decode()}], "has_more": true, "last_id": "batch_{n}"}}'.encode()
+        for n in (1, 2)
+    ]
     api.answers = [_ok(page) for page in pages]
     result = _run(api, "list", "--limit", "2", "--json")
     assert result.exit_code == 0
-    assert [path for _, path, *_ in api.requests] == ["/v1/batches?limit=2", "/v1/batches?limit=1&after=batch_1"]
+    assert [path for _, path, *_ in api.requests] == [
+        "/v1/batches?limit=2",
+        "/v1/batches?limit=1&after=batch_1",
+    ]
 
 
 def test_descriptors_are_not_leaked(api: Api, client: Client) -> None:

@@ -1,4 +1,6 @@
-"""Which API and which key a command uses: a key goes to the address that was given beside it, and to no other."""
+"""Which API and which key a command uses: a key goes to the address that was given beside it, and
+to no other.
+"""
 
 import os
 from itertools import product
@@ -51,9 +53,18 @@ def given(source: str, what: str) -> tuple[str | None, str | None]:
     return base_url if what in (ADDRESS, BOTH) else None, key if what in (KEY, BOTH) else None
 
 
-def decided(option: str, xalen: str, openai: str, *, is_saved: bool, live: bool) -> Connection | None:
-    """The rule in other words: the first source with anything in it must have both. None: an error."""
-    sources = [("option", option), ("XALEN", xalen), ("OPENAI", NOTHING if openai == FOREIGN else openai)]
+def decided(
+    option: str, xalen: str, openai: str, *, is_saved: bool, live: bool
+) -> Connection | None:
+    """The rule in other words: the first source with anything in it must have both.
+
+    None: an error.
+    """
+    sources = [
+        ("option", option),
+        ("XALEN", xalen),
+        ("OPENAI", NOTHING if openai == FOREIGN else openai),
+    ]
     for source, what in [*sources, ("saved", BOTH if is_saved else NOTHING)]:
         if what == BOTH:
             base_url, key = PAIRS[source]
@@ -70,11 +81,19 @@ def decided(option: str, xalen: str, openai: str, *, is_saved: bool, live: bool)
 @pytest.mark.parametrize("xalen", [NOTHING, ADDRESS, KEY, BOTH])
 @pytest.mark.parametrize("option", [NOTHING, ADDRESS, KEY, BOTH])
 def test_a_key_is_never_paired_with_the_address_of_another_source(
-    option: str, xalen: str, openai: str, is_saved: bool, live: bool, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    option: str,
+    xalen: str,
+    openai: str,
+    is_saved: bool,
+    live: bool,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if is_saved:
         save(data_dir)
-    for (source, what), (name, index) in product((("XALEN", xalen), ("OPENAI", openai)), (("BASE_URL", 0), ("API_KEY", 1))):
+    for (source, what), (name, index) in product(
+        (("XALEN", xalen), ("OPENAI", openai)), (("BASE_URL", 0), ("API_KEY", 1))
+    ):
         if (value := given(source, what)[index]) is not None:
             monkeypatch.setenv(f"{source}_{name}", value)
     base_url, key = given("option", option)
@@ -94,11 +113,20 @@ def test_a_key_is_never_paired_with_the_address_of_another_source(
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"XALEN_BASE_URL": "https://a.example"}, ["XALEN_BASE_URL", "https://a.example/v1", "XALEN_API_KEY", SAVED_AT]),
-        ({"OPENAI_BASE_URL": "https://a.example/v1"}, ["OPENAI_BASE_URL", "https://a.example/v1", "OPENAI_API_KEY", "unset"]),
+        (
+            {"XALEN_BASE_URL": "https://a.example"},
+            ["XALEN_BASE_URL", "https://a.example/v1", "XALEN_API_KEY", SAVED_AT],
+        ),
+        (
+            {"OPENAI_BASE_URL": "https://a.example/v1"},
+            ["OPENAI_BASE_URL", "https://a.example/v1", "OPENAI_API_KEY", "unset"],
+        ),
         ({"XALEN_API_KEY": "xln_test_a"}, ["XALEN_API_KEY", "XALEN_BASE_URL", SAVED_AT]),
         ({"OPENAI_API_KEY": "xln_test_a"}, ["OPENAI_API_KEY", "OPENAI_BASE_URL"]),
-        ({"XALEN_API_KEY": "xln_test_a", "OPENAI_BASE_URL": "https://a.example"}, ["XALEN_API_KEY", "XALEN_BASE_URL"]),
+        (
+            {"XALEN_API_KEY": "xln_test_a", "OPENAI_BASE_URL": "https://a.example"},
+            ["XALEN_API_KEY", "XALEN_BASE_URL"],
+        ),
     ],
 )
 def test_a_mismatch_says_which_variable_decided_and_what_to_do(
@@ -121,7 +149,9 @@ def test_a_mismatch_says_which_variable_decided_and_what_to_do(
         ("https://h.example:443/v1", "HTTPS://H.example/v1"),
     ],
 )
-def test_a_saved_key_goes_to_its_own_address_however_that_is_spelled(saved: str, asked: str, data_dir: Path) -> None:
+def test_a_saved_key_goes_to_its_own_address_however_that_is_spelled(
+    saved: str, asked: str, data_dir: Path
+) -> None:
     save(data_dir, saved)
     # Not to the spelling that was asked for: [::1] may be another user's server.
     assert connection.find(asked, None, live=False) == Connection(saved, TEST)
@@ -140,7 +170,9 @@ def test_a_saved_key_goes_to_its_own_address_however_that_is_spelled(saved: str,
         (SAVED_AT, "http://127.0.0.2:9999/v1"),
     ],
 )
-def test_a_saved_key_goes_to_no_other_scheme_host_port_or_path(saved: str, asked: str, data_dir: Path) -> None:
+def test_a_saved_key_goes_to_no_other_scheme_host_port_or_path(
+    saved: str, asked: str, data_dir: Path
+) -> None:
     save(data_dir, saved)
     with pytest.raises(Failed, match="--base-url") as refused:
         connection.find(asked, None, live=False)
@@ -160,7 +192,9 @@ def test_live_with_a_test_key_is_refused(data_dir: Path) -> None:
 
 
 def test_no_key_says_how_to_get_one(data_dir: Path) -> None:
-    with pytest.raises(Failed, match=r"xalen-batch up.* set XALEN_DATA_DIR to the folder") as refused:
+    with pytest.raises(
+        Failed, match=r"xalen-batch up.* set XALEN_DATA_DIR to the folder"
+    ) as refused:
         connection.find(None, None, live=False)
     assert refused.value.exit_code == AUTH
 
@@ -192,21 +226,35 @@ def test_what_is_not_an_address_is_refused(data_dir: Path, address: str) -> None
         connection.find(address, TEST, live=False)
 
 
-@pytest.mark.parametrize("address", ["http://user:pa55@h/v1", "https://pa55@h/v1", "https://h:pa55@evil.example/v1", "http://@h/v1"])
-def test_an_address_with_a_password_is_refused_without_showing_it(data_dir: Path, address: str) -> None:
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:pa55@h/v1",
+        "https://pa55@h/v1",
+        "https://h:pa55@evil.example/v1",
+        "http://@h/v1",
+    ],
+)
+def test_an_address_with_a_password_is_refused_without_showing_it(
+    data_dir: Path, address: str
+) -> None:
     with pytest.raises(Failed, match="user name or password") as refused:
         connection.find(address, TEST, live=False)
     assert "pa55" not in str(refused.value)
 
 
 @pytest.mark.parametrize("key", ["xln_test_a\nX-Other: b", "xln test", "xln_tést"])
-def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(data_dir: Path, key: str) -> None:
+def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(
+    data_dir: Path, key: str
+) -> None:
     with pytest.raises(Failed, match="--api-key") as refused:
         connection.find("http://h", key, live=False)
     assert key not in str(refused.value)
 
 
-def test_blanks_around_a_key_are_not_part_of_it(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blanks_around_a_key_are_not_part_of_it(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XALEN_BASE_URL", "http://h")
     monkeypatch.setenv("XALEN_API_KEY", f"{TEST}\n")
     assert connection.find(None, None, live=False).key == TEST
@@ -224,6 +272,11 @@ def test_operators_are_told_how_to_reach_a_database(data_dir: Path) -> None:
 def test_the_running_database_is_found(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XALEN_REDIS_URL", "redis://mine")
     monkeypatch.setenv("XALEN_DATABASE_URL", "")
-    (data_dir / "run.toml").write_text('database_url = "postgresql://found"\nredis_url = "redis://found"\n', "utf-8")
+    (data_dir / "run.toml").write_text(
+        'database_url = "postgresql://found"\nredis_url = "redis://found"\n', "utf-8"
+    )
     database.find()
-    assert (os.environ["XALEN_DATABASE_URL"], os.environ["XALEN_REDIS_URL"]) == ("postgresql://found", "redis://mine")
+    assert (os.environ["XALEN_DATABASE_URL"], os.environ["XALEN_REDIS_URL"]) == (
+        "postgresql://found",
+        "redis://mine",
+    )

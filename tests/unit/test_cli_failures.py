@@ -44,13 +44,21 @@ def _raises(error: BaseException) -> Callable[[], object]:
         (Failed("Said so."), "Error: Said so."),
         (ConfigError("XALEN_CATALOG is wrong."), "Error: XALEN_CATALOG is wrong."),
         (InvalidRequest("Not this."), "Error: Not this."),
-        (FileNotFoundError(2, "No such file or directory", "in.jsonl"), "Error: in.jsonl: No such file or directory"),
+        (
+            FileNotFoundError(2, "No such file or directory", "in.jsonl"),
+            "Error: in.jsonl: No such file or directory",
+        ),
         (OSError(28, "No space left on device"), "Error: No space left on device"),
-        (ValueError("first\nsecond"), "Error: Unexpected ValueError: first (XALEN_DEBUG=1 shows where)"),
+        (
+            ValueError("first\nsecond"),
+            "Error: Unexpected ValueError: first (XALEN_DEBUG=1 shows where)",
+        ),
         (Failed("red \x1b[31m text"), "Error: red \\x1b[31m text"),
     ],
 )
-def test_an_error_is_one_line_on_stderr_and_exit_1(error: Exception, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_one_line_on_stderr_and_exit_1(
+    error: Exception, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _version_that(monkeypatch, _raises(error))
     result = CliRunner().invoke(app, ["version", "--json"])
     assert (result.exit_code, result.stdout, result.stderr.strip()) == (1, "", line)
@@ -82,11 +90,43 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("PORT", "http", "XALEN_PORT: 'http' is not a whole number. Allowed: at least 0 and at most 65535. Without it: 8080."),
-        ("PORT", "99999", "XALEN_PORT: '99999' must be at most 65535. Allowed: at least 0 and at most 65535. Without it: 8080."),
-        ("LEASE", "inf", "XALEN_LEASE: 'inf' is not a finite number. Allowed: more than 1. Without it: 60.0."),
-        ("LOG_LEVEL", "loud", "XALEN_LOG_LEVEL: 'loud' is not one of 'debug', 'info', 'warning' or 'error'. Without it: info."),
-        ("BATCH_DISCOUNT", "half", "XALEN_BATCH_DISCOUNT: 'half' is not a number. Allowed: at least 0 and at most 1. Without it: 0.5."),
+        (
+            "PORT",
+            "http",
+            (
+                "XALEN_PORT: 'http' is not a whole number. Allowed: at least 0 and at most 65535."
+                " Without it: 8080."
+            ),
+        ),
+        (
+            "PORT",
+            "99999",
+            (
+                "XALEN_PORT: '99999' must be at most 65535. Allowed: at least 0 and at most 65535."
+                " Without it: 8080."
+            ),
+        ),
+        (
+            "LEASE",
+            "inf",
+            "XALEN_LEASE: 'inf' is not a finite number. Allowed: more than 1. Without it: 60.0.",
+        ),
+        (
+            "LOG_LEVEL",
+            "loud",
+            (
+                "XALEN_LOG_LEVEL: 'loud' is not one of 'debug', 'info', 'warning' or 'error'."
+                " Without it: info."
+            ),
+        ),
+        (
+            "BATCH_DISCOUNT",
+            "half",
+            (
+                "XALEN_BATCH_DISCOUNT: 'half' is not a number. Allowed: at least 0 and at most 1."
+                " Without it: 0.5."
+            ),
+        ),
         ("STORAGE_URL", "s3://b", "XALEN_STORAGE_URL: 's3://b': must be a local folder"),
         ("DATABASE_URL", "mysql://u:secret@h", "XALEN_DATABASE_URL: must be a PostgreSQL address"),
         ("TRUSTED_PROXIES", "nginx", "nginx is neither an address nor a network"),
@@ -104,43 +144,76 @@ def test_a_wrong_setting_is_a_sentence_with_its_value_and_what_is_allowed(
     assert not re.search(r"Input should|Value error|pydantic|type=", said)
 
 
-NUMBERS = [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)]
+NUMBERS = [
+    name for name, field in Settings.model_fields.items() if field.annotation in (int, float)
+]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_every_number_among_the_settings_is_refused_in_our_words(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_every_number_among_the_settings_is_refused_in_our_words(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setenv(f"XALEN_{name.upper()}", "-7")
     with pytest.raises(ValidationError) as wrong:
         Settings()
-    assert re.match(rf"A setting is not valid\. XALEN_{name.upper()}: '-7' must be (more than|at least) ", describe(wrong.value))
+    assert re.match(
+        rf"A setting is not valid\. XALEN_{name.upper()}: '-7' must be (more than|at least) ",
+        describe(wrong.value),
+    )
 
 
-def test_a_misspelt_setting_is_found_with_the_name_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_setting_is_found_with_the_name_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("XALEN_WORKER_SLOT", "8")
     monkeypatch.setenv("xalen_dabase_url", "x")
     monkeypatch.setenv("XALEN_QQQQQQ", "x")
     monkeypatch.setenv("XALEN_BASE_URL", "http://h")
-    found = {name: meant for name, meant in catalog.unknown_settings().items() if not name.startswith("XALEN_TEST_")}
-    assert found == {"XALEN_WORKER_SLOT": "XALEN_WORKER_SLOTS", "xalen_dabase_url": "XALEN_DATABASE_URL", "XALEN_QQQQQQ": None}
+    found = {
+        name: meant
+        for name, meant in catalog.unknown_settings().items()
+        if not name.startswith("XALEN_TEST_")
+    }
+    assert found == {
+        "XALEN_WORKER_SLOT": "XALEN_WORKER_SLOTS",
+        "xalen_dabase_url": "XALEN_DATABASE_URL",
+        "XALEN_QQQQQQ": None,
+    }
     with capture_logs() as events:
         catalog.warn_of_unknown_settings()
-    told = {event["name"]: event["meant"] for event in events if event["event"] == "setting.unknown"}
+    told = {
+        event["name"]: event["meant"] for event in events if event["event"] == "setting.unknown"
+    }
     assert told["XALEN_WORKER_SLOT"] == "XALEN_WORKER_SLOTS"
 
 
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ({"context_window": "big"}, "models.mistral-small-3-1.context_window: 'big' is not a whole number"),
+        (
+            {"context_window": "big"},
+            "models.mistral-small-3-1.context_window: 'big' is not a whole number",
+        ),
         ({"context_window": 0}, "models.mistral-small-3-1.context_window: 0 must be more than 0"),
-        ({"backend": {"base_urll": "http://h"}}, "backend.base_urll: there is no such field. Did you mean base_url?"),
-        ({"contxt_window": 1}, "contxt_window: there is no such field. Did you mean context_window?"),
-        ({"backend": {"rerank_api": "x"}}, "backend.rerank_api: 'x' is not one of 'jina', 'cohere' or 'tei'"),
+        (
+            {"backend": {"base_urll": "http://h"}},
+            "backend.base_urll: there is no such field. Did you mean base_url?",
+        ),
+        (
+            {"contxt_window": 1},
+            "contxt_window: there is no such field. Did you mean context_window?",
+        ),
+        (
+            {"backend": {"rerank_api": "x"}},
+            "backend.rerank_api: 'x' is not one of 'jina', 'cohere' or 'tei'",
+        ),
         ({"price": {"input": "-1"}}, "price.input: '-1' must be at least 0"),
     ],
 )
 def test_an_error_of_the_catalog_is_a_sentence(table: dict[str, Any], words: str) -> None:
-    built_in = tomllib.loads(resources.files("xalen_batch").joinpath("catalog.toml").read_text("utf-8"))
+    built_in = tomllib.loads(
+        resources.files("xalen_batch").joinpath("catalog.toml").read_text("utf-8")
+    )
     with pytest.raises(ConfigError) as wrong:
         catalog.parse(built_in, {"models": {"mistral-small-3-1": table}})
     assert words in str(wrong.value)
@@ -148,7 +221,9 @@ def test_an_error_of_the_catalog_is_a_sentence(table: dict[str, Any], words: str
         catalog.parse({"models": {"new": {}}})
 
 
-def test_a_wrong_setting_and_a_wrong_option_are_told_without_the_words_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_setting_and_a_wrong_option_are_told_without_the_words_of_a_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("XALEN_DATABASE_URL", "mysql://h/d")
     with pytest.raises(ValueError, match="Value error") as wrong:
         Settings()
@@ -193,12 +268,17 @@ def test_ctrl_c_while_waiting_exits_130_and_tells_how_to_go_on(tmp_path: Path) -
 
 @pytest.mark.parametrize("command", ["run", "submit"])
 @pytest.mark.parametrize("step", ["__init__", "upload"])
-def test_ctrl_c_before_the_batch_says_that_nothing_runs(command: str, step: str, tmp_path: Path) -> None:
+def test_ctrl_c_before_the_batch_says_that_nothing_runs(
+    command: str, step: str, tmp_path: Path
+) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(jsonl([chat_line("a")]))
     with serving() as api:
         result = _interrupted(step, [command, str(path)], tmp_path, api.base_url)
-    assert (result.returncode, result.stderr) == (130, "Stopped before the batch was submitted; nothing runs.\n")
+    assert (result.returncode, result.stderr) == (
+        130,
+        "Stopped before the batch was submitted; nothing runs.\n",
+    )
 
 
 def test_ctrl_c_while_the_commands_load_is_a_word_and_no_traceback(
@@ -207,7 +287,10 @@ def test_ctrl_c_while_the_commands_load_is_a_word_and_no_traceback(
     monkeypatch.setattr("typer.main.get_command", lambda _: _raises(KeyboardInterrupt())())
     with pytest.raises(SystemExit) as stopped:
         entry.main()
-    assert (stopped.value.code, capsys.readouterr().err) == (130, "Stopped before the command began.\n")
+    assert (stopped.value.code, capsys.readouterr().err) == (
+        130,
+        "Stopped before the command began.\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -215,7 +298,10 @@ def test_ctrl_c_while_the_commands_load_is_a_word_and_no_traceback(
     [
         (["list", "--status", "foo"], "'completed'"),
         (["keys", "create", "--account", "a", "--expires", "2020-01-01"], "a moment to come"),
-        (["keys", "create", "--account", "a", "--expires", "soon"], "Write it as 2027-12-31T18:00:00"),
+        (
+            ["keys", "create", "--account", "a", "--expires", "soon"],
+            "Write it as 2027-12-31T18:00:00",
+        ),
     ],
 )
 def test_a_value_that_cannot_be_is_a_usage_error(arguments: list[str], said: str) -> None:

@@ -34,7 +34,9 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
 
 
 def files(api: Api, *arguments: str) -> Result:
-    return CliRunner().invoke(app, ["files", *arguments, "--base-url", api.base_url, "--api-key", "xln_test_secret"])
+    return CliRunner().invoke(
+        app, ["files", *arguments, "--base-url", api.base_url, "--api-key", "xln_test_secret"]
+    )
 
 
 def ok(value: object) -> tuple[int, dict[str, str], bytes]:
@@ -42,7 +44,15 @@ def ok(value: object) -> tuple[int, dict[str, str], bytes]:
 
 
 def page(*files: dict[str, Any], has_more: bool = False) -> tuple[int, dict[str, str], bytes]:
-    return ok({"object": "list", "data": files, "first_id": None, "last_id": files[-1]["id"] if files else None, "has_more": has_more})
+    return ok(
+        {
+            "object": "list",
+            "data": files,
+            "first_id": None,
+            "last_id": files[-1]["id"] if files else None,
+            "has_more": has_more,
+        }
+    )
 
 
 def test_upload_prints_the_id_and_sends_the_bytes(api: Api, tmp_path: Path) -> None:
@@ -75,7 +85,10 @@ def test_the_list_shows_the_newest_and_says_that_there_are_more(api: Api) -> Non
 
 
 def test_json_of_a_list_has_the_pages_together(api: Api) -> None:
-    api.answers = [page(*[FILE | {"id": f"file-{n}"} for n in range(100)], has_more=True), page(FILE | {"id": "file-100"})]
+    api.answers = [
+        page(*[FILE | {"id": f"file-{n}"} for n in range(100)], has_more=True),
+        page(FILE | {"id": "file-100"}),
+    ]
     found = json.loads(files(api, "list", "--limit", "150", "--json").stdout)
     assert [file["id"] for file in found["data"]] == [f"file-{n}" for n in range(101)]
     assert (found["object"], found["has_more"]) == ("list", False)
@@ -83,7 +96,11 @@ def test_json_of_a_list_has_the_pages_together(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [([], "No files yet. `xalen-batch files upload FILE`"), (["--purpose", "batch"], "No file has the purpose batch.")]
+    ("options", "said"),
+    [
+        ([], "No files yet. `xalen-batch files upload FILE`"),
+        (["--purpose", "batch"], "No file has the purpose batch."),
+    ],
 )
 def test_an_empty_list_says_what_to_do(api: Api, options: list[str], said: str) -> None:
     api.answers = [page()]
@@ -94,7 +111,9 @@ def test_an_empty_list_says_what_to_do(api: Api, options: list[str], said: str) 
 
 def test_show_has_every_field(api: Api) -> None:
     api.answers = [ok(FILE)]
-    shown = dict(line.split(maxsplit=1) for line in files(api, "show", "file-1").stdout.splitlines())
+    shown = dict(
+        line.split(maxsplit=1) for line in files(api, "show", "file-1").stdout.splitlines()
+    )
     assert set(shown) == set(FILE) - {"object"}
     assert (shown["bytes"], shown["expires_at"]) == ("1,234,567", "-")
 
@@ -107,18 +126,27 @@ def test_download_writes_the_bytes_as_they_are(api: Api, tmp_path: Path) -> None
 
 
 def test_delete_names_each_file_and_the_one_that_could_not_be_deleted(api: Api) -> None:
-    refused = json.dumps({"error": {"message": "No such File object.", "type": "t", "param": None, "code": None}}).encode()
+    refused = json.dumps(
+        {"error": {"message": "No such File object.", "type": "t", "param": None, "code": None}}
+    ).encode()
     api.answers = [ok(DELETED), (404, {}, refused)]
     result = files(api, "delete", "file-1", "file-2", "file-1")
     assert result.exit_code == 1
     assert "file-1 is deleted." in result.stderr
     assert "file-2: No such File object." in result.stderr
-    assert [request[:2] for request in api.requests] == [("DELETE", "/v1/files/file-1"), ("DELETE", "/v1/files/file-2")]
+    assert [request[:2] for request in api.requests] == [
+        ("DELETE", "/v1/files/file-1"),
+        ("DELETE", "/v1/files/file-2"),
+    ]
 
 
 def test_json_of_a_delete_is_a_list(api: Api) -> None:
     api.answers = [ok(DELETED)]
-    assert json.loads(files(api, "delete", "file-1", "--json").stdout) == {"object": "list", "data": [DELETED], "has_more": False}
+    assert json.loads(files(api, "delete", "file-1", "--json").stdout) == {
+        "object": "list",
+        "data": [DELETED],
+        "has_more": False,
+    }
 
 
 @pytest.mark.parametrize("command", ["show", "download", "delete"])

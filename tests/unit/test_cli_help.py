@@ -17,7 +17,17 @@ from xalen_batch.cli import reference
 from xalen_batch.cli.main import app
 
 ROOT = typer.main.get_command(app)
-HEAVY = ("celery", "fastapi", "sqlalchemy", "pydantic", "psycopg", "redis", "uvicorn", "pyreqwest", "obstore")
+HEAVY = (
+    "celery",
+    "fastapi",
+    "sqlalchemy",
+    "pydantic",
+    "psycopg",
+    "redis",
+    "uvicorn",
+    "pyreqwest",
+    "obstore",
+)
 
 
 def _paths(group: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -38,7 +48,11 @@ def _command(path: tuple[str, ...]) -> Any:
 
 def _examples() -> list[str]:
     epilogs = [ROOT.epilog, *(_command(path).epilog for path in _paths(ROOT))]
-    lines = [line.strip() for epilog in epilogs for line in re.sub(r" \\\n +", " ", epilog or "").splitlines()]
+    lines = [
+        line.strip()
+        for epilog in epilogs
+        for line in re.sub(r" \\\n +", " ", epilog or "").splitlines()
+    ]
     return sorted({line for line in lines if "xalen-batch " in line})
 
 
@@ -59,13 +73,17 @@ def test_an_example_can_be_pasted_from_a_terminal_of_80_columns(path: tuple[str,
     assert max(map(len, shown.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("path", [(), *_paths(ROOT)], ids=lambda path: " ".join(path) or "xalen-batch")
+@pytest.mark.parametrize(
+    "path", [(), *_paths(ROOT)], ids=lambda path: " ".join(path) or "xalen-batch"
+)
 def test_help_writes_words_and_no_types_of_the_language(path: tuple[str, ...]) -> None:
     shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*path, "--help"]).stdout
     assert re.findall(r"<(?:bool|str|int|float|path|list)\b[^>]*>", shown) == []
 
 
-@pytest.mark.parametrize("arguments", [["-h"], ["run", "-h"], ["keys", "create", "-h"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["-h"], ["run", "-h"], ["keys", "create", "-h"]], ids=" ".join
+)
 def test_h_is_help(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0
@@ -79,7 +97,9 @@ def test_the_version_is_printed_as_people_ask_for_it() -> None:
 
 @pytest.mark.parametrize("line", _examples())
 def test_every_example_is_a_command_that_parses(line: str) -> None:
-    words = shlex.split(line.replace("$(", " ").replace(")", " ").replace("$id", "batch_1"), comments=False)
+    words = shlex.split(
+        line.replace("$(", " ").replace(")", " ").replace("$id", "batch_1"), comments=False
+    )
     for start in (index for index, word in enumerate(words) if word == "xalen-batch"):
         arguments = []
         for word in words[start + 1 :]:
@@ -104,8 +124,13 @@ def test_the_reference_pages_are_up_to_date(page: Any) -> None:
 
 
 def test_nothing_heavy_is_imported_before_a_command_runs() -> None:
-    code = f"import sys, xalen_batch.cli.main; print([name for name in {HEAVY!r} if name in sys.modules])"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code = (
+        f"import sys, xalen_batch.cli.main; print([name for name in {HEAVY!r} if name in"
+        " sys.modules])"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert printed.strip() == "[]"
 
 

@@ -32,7 +32,9 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
 
 
 def limits(api: Api, *options: str) -> Result:
-    return CliRunner().invoke(app, ["limits", *options, "--base-url", api.base_url, "--api-key", "xln_test_secret"])
+    return CliRunner().invoke(
+        app, ["limits", *options, "--base-url", api.base_url, "--api-key", "xln_test_secret"]
+    )
 
 
 def test_a_table_for_people_with_none_where_there_is_no_limit(api: Api) -> None:
@@ -54,6 +56,15 @@ def test_json_as_it_came(api: Api) -> None:
 
 
 def test_a_key_that_may_not_is_exit_4(api: Api) -> None:
-    api.answers = [(403, {}, b'{"error": {"message": "no", "type": "permission_error", "param": null, "code": null}}')]
+    api.answers = [
+        (
+            403,
+            {},
+            (
+                b'{"error": {"message": "no", "type": "permission_error", "param": null, "code":'
+                b" null}}"
+            ),
+        )
+    ]
     result = limits(api)
     assert (result.exit_code, result.stdout) == (4, "")

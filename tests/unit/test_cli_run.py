@@ -15,14 +15,25 @@ from xalen_batch.cli.run import default_target, errors_target
 
 
 @pytest.mark.parametrize(
-    ("file", "target"), [("in.jsonl", "in.results.jsonl"), ("d/in", "d/in.results.jsonl"), ("a.b.jsonl", "a.b.results.jsonl"), ("-", "-")]
+    ("file", "target"),
+    [
+        ("in.jsonl", "in.results.jsonl"),
+        ("d/in", "d/in.results.jsonl"),
+        ("a.b.jsonl", "a.b.results.jsonl"),
+        ("-", "-"),
+    ],
 )
 def test_results_go_beside_the_input(file: str, target: str) -> None:
     assert default_target(Path(file)) == Path(target)
 
 
 @pytest.mark.parametrize(
-    ("target", "errors"), [("in.results.jsonl", "in.errors.jsonl"), ("out.jsonl", "out.errors.jsonl"), ("d/out", "d/out.errors.jsonl")]
+    ("target", "errors"),
+    [
+        ("in.results.jsonl", "in.errors.jsonl"),
+        ("out.jsonl", "out.errors.jsonl"),
+        ("d/out", "d/out.errors.jsonl"),
+    ],
 )
 def test_errors_go_beside_the_results(target: str, errors: str) -> None:
     assert errors_target(Path(target)) == Path(errors)
@@ -60,7 +71,9 @@ def test_the_input_is_never_overwritten(tmp_path: Path) -> None:
         download.check_target(link, source)
 
 
-def test_an_input_that_holds_failed_lines_is_not_taken_for_the_errors_of_its_own_run(tmp_path: Path) -> None:
+def test_an_input_that_holds_failed_lines_is_not_taken_for_the_errors_of_its_own_run(
+    tmp_path: Path,
+) -> None:
     source = tmp_path / "in.errors.jsonl"
     source.write_bytes(jsonl([chat_line("a")]))
     result = CliRunner().invoke(app, ["run", str(source), "-o", str(tmp_path / "in.jsonl")])
@@ -69,7 +82,9 @@ def test_an_input_that_holds_failed_lines_is_not_taken_for_the_errors_of_its_own
 
 
 def test_a_folder_that_is_not_there_is_found_out_at_once(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["run", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "nowhere" / "out.jsonl")])
+    result = CliRunner().invoke(
+        app, ["run", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "nowhere" / "out.jsonl")]
+    )
     assert result.exit_code == 1
     assert "is not a folder that can be written to" in result.stderr
 

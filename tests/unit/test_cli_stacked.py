@@ -7,11 +7,30 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from xalen_batch.cli import audit, batch_view, files, invoices, keys, models, output, prices, roster, usage, validate
+from xalen_batch.cli import (
+    audit,
+    batch_view,
+    files,
+    invoices,
+    keys,
+    models,
+    output,
+    prices,
+    roster,
+    usage,
+    validate,
+)
 from xalen_batch.cli.stacked import Layout, names_of, stacked
 
 LONG = "0123456789abcdef" * 2
-BATCH = (f"batch_{LONG}", "in_progress", "50,000/50,000", "50,000", "/v1/chat/completions", "2026-11-28 19:30:00 UTC")
+BATCH = (
+    f"batch_{LONG}",
+    "in_progress",
+    "50,000/50,000",
+    "50,000",
+    "/v1/chat/completions",
+    "2026-11-28 19:30:00 UTC",
+)
 KEY = (
     f"key_{LONG}", "xln_test_0192…", "test", "the logistics department", "nightly tickets", "submit,read,billing,admin", "2026-11-28", "revoked"
 )  # fmt: skip
@@ -26,13 +45,58 @@ ENTRY = (
 FILE = (
     f"file-{LONG}", "support-tickets.jsonl", "209,715,200", "batch_output", "2026-11-28 19:30:00 UTC", "2026-12-28 19:30:00 UTC"
 )  # fmt: skip
-MODEL = ("a-model-with-a-long-name", "131,072", "/v1/rerank, /v1/chat/completions", "0.003", "12.345", "nothing: refused")
-LOCAL = ("a-model-with-a-long-name", "BGE Reranker v2", "568M", "8,192", "30 ms", "/v1/rerank, /v1/chat/completions", "simulated")
-PRICE = ("a-model-with-a-long-name", "cached_input", "live", "0.0000001", "2026-11-28 19:30:00 UTC", "2026-11-29 19:30:00 UTC")
-ESTIMATE = ("a-model-with-a-long-name", "50,000", "1,000,000,000", "100,000,000", "6,000,000,000", "1234.00000005", "12345.00000005")
+MODEL = (
+    "a-model-with-a-long-name",
+    "131,072",
+    "/v1/rerank, /v1/chat/completions",
+    "0.003",
+    "12.345",
+    "nothing: refused",
+)
+LOCAL = (
+    "a-model-with-a-long-name",
+    "BGE Reranker v2",
+    "568M",
+    "8,192",
+    "30 ms",
+    "/v1/rerank, /v1/chat/completions",
+    "simulated",
+)
+PRICE = (
+    "a-model-with-a-long-name",
+    "cached_input",
+    "live",
+    "0.0000001",
+    "2026-11-28 19:30:00 UTC",
+    "2026-11-29 19:30:00 UTC",
+)
+ESTIMATE = (
+    "a-model-with-a-long-name",
+    "50,000",
+    "1,000,000,000",
+    "100,000,000",
+    "6,000,000,000",
+    "1234.00000005",
+    "12345.00000005",
+)
 ACCOUNT = (f"acct_{LONG}", "the logistics department", "1,000", "100", "500", "disabled 2026-11-28")
-USED = ("the logistics department", "live", "1,000", "6,000,000,000", "100,000,000", "12345.00000005", "500", "12345.00000005")
-CHARGE = ("a-model-with-a-long-name, requests that did not succeed", "output, counted", "1,000,000,000", "0.003 per 1M", "-12345.00000005")
+USED = (
+    "the logistics department",
+    "live",
+    "1,000",
+    "6,000,000,000",
+    "100,000,000",
+    "12345.00000005",
+    "500",
+    "12345.00000005",
+)
+CHARGE = (
+    "a-model-with-a-long-name, requests that did not succeed",
+    "output, counted",
+    "1,000,000,000",
+    "0.003 per 1M",
+    "-12345.00000005",
+)
 LISTS = [
     (batch_view.BATCHES, BATCH, ()),
     (keys.KEYS, KEY, ("account", "name", "scopes")),
@@ -46,16 +110,40 @@ LISTS = [
     (validate.ESTIMATE, ESTIMATE, ()),
     (invoices.INVOICE, CHARGE, ("item",)),
     (invoices.STATEMENT, (f"Batch batch_{LONG}, 2026-11-28", "-12345.00000005"), ("item",)),
-    (invoices.DIFFERENCES, (f"batch_{LONG}", "requests listed as not billed", "0.0000000012", "0.0000000013"), ("what",)),
+    (
+        invoices.DIFFERENCES,
+        (f"batch_{LONG}", "requests listed as not billed", "0.0000000012", "0.0000000013"),
+        ("what",),
+    ),
 ]
 COMMANDS = [
-    *("list", "keys list", "accounts list", "accounts usage", "files list", "audit", "models", "models --local", "prices list", "validate"),
+    *(
+        "list",
+        "keys list",
+        "accounts list",
+        "accounts usage",
+        "files list",
+        "audit",
+        "models",
+        "models --local",
+        "prices list",
+        "validate",
+    ),
     *("invoice", "statement", "reconcile"),
 ]
 
 
-def printed(layouts: Sequence[Layout], row: Sequence[object], folded: Sequence[str], width: int, *, terminal: bool = True) -> str:
-    console = Console(width=width, force_terminal=terminal, no_color=True, color_system=None, file=io.StringIO())
+def printed(
+    layouts: Sequence[Layout],
+    row: Sequence[object],
+    folded: Sequence[str],
+    width: int,
+    *,
+    terminal: bool = True,
+) -> str:
+    console = Console(
+        width=width, force_terminal=terminal, no_color=True, color_system=None, file=io.StringIO()
+    )
     output.show(stacked(layouts, [row], folded=folded, console=console), console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -73,7 +161,9 @@ def test_no_word_of_a_row_is_split_and_no_line_is_too_long(
 
 
 @pytest.mark.parametrize(("layouts", "row", "folded"), LISTS, ids=COMMANDS)
-def test_every_layout_has_every_cell(layouts: Sequence[Layout], row: Sequence[str], folded: Sequence[str]) -> None:
+def test_every_layout_has_every_cell(
+    layouts: Sequence[Layout], row: Sequence[str], folded: Sequence[str]
+) -> None:
     names = names_of(layouts[0])
     assert len(names) == len(row)
     assert set(folded) <= set(names)
@@ -83,11 +173,24 @@ def test_every_layout_has_every_cell(layouts: Sequence[Layout], row: Sequence[st
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_total_is_set_apart_from_what_it_sums_up(terminal: bool) -> None:
-    console = Console(width=80, force_terminal=terminal, no_color=True, color_system=None, file=io.StringIO())
-    table = stacked(invoices.STATEMENT, [("one", "1"), ("two", "2"), ("total", "3")], right=("amount",), has_total=True, console=console)
+    console = Console(
+        width=80, force_terminal=terminal, no_color=True, color_system=None, file=io.StringIO()
+    )
+    table = stacked(
+        invoices.STATEMENT,
+        [("one", "1"), ("two", "2"), ("total", "3")],
+        right=("amount",),
+        has_total=True,
+        console=console,
+    )
     output.show(table, console)
     assert isinstance(console.file, io.StringIO)
-    assert [line.split() for line in console.file.getvalue().splitlines()][2:] == [["one", "1"], ["two", "2"], [], ["total", "3"]]
+    assert [line.split() for line in console.file.getvalue().splitlines()][2:] == [
+        ["one", "1"],
+        ["two", "2"],
+        [],
+        ["total", "3"],
+    ]
 
 
 def test_a_pipe_gets_a_row_on_one_line() -> None:

@@ -1,4 +1,6 @@
-"""`submit`: options are checked before the upload, and an upload whose batch is refused does not stay behind."""
+"""`submit`: options are checked before the upload, and an upload whose batch is refused does not
+stay behind.
+"""
 
 import json
 from collections.abc import Iterator
@@ -33,7 +35,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def call(api: Api, *arguments: object) -> Result:
-    return CliRunner().invoke(app, [*map(str, arguments), "--base-url", api.base_url, "--api-key", "xln_test_secret"])
+    return CliRunner().invoke(
+        app, [*map(str, arguments), "--base-url", api.base_url, "--api-key", "xln_test_secret"]
+    )
 
 
 def ok(value: object) -> tuple[int, dict[str, str], bytes]:
@@ -41,7 +45,11 @@ def ok(value: object) -> tuple[int, dict[str, str], bytes]:
 
 
 def error(status: int, message: str = "Told so.") -> tuple[int, dict[str, str], bytes]:
-    return status, {"retry-after": "3600"}, json.dumps({"error": {"message": message, "param": None, "code": None}}).encode()
+    return (
+        status,
+        {"retry-after": "3600"},
+        json.dumps({"error": {"message": message, "param": None, "code": None}}).encode(),
+    )
 
 
 def sent(api: Api) -> list[tuple[str, str]]:
@@ -58,7 +66,10 @@ WRONG: list[tuple[list[str], str]] = [
     (["--metadata", f"a={LONG}"], "the value of 'a' has 513 characters; at most 512"),
     (["--metadata", f"{LONG}=1"], "has 513 characters; at most 64"),
     (["--metadata", "a=\udc80"], "is not text in UTF-8"),
-    ([word for number in range(17) for word in ("--metadata", f"k{number}=1")], "17 keys are given; a batch keeps at most 16"),
+    (
+        [word for number in range(17) for word in ("--metadata", f"k{number}=1")],
+        "17 keys are given; a batch keeps at most 16",
+    ),
     (["--execution-window", "25:00-26:00"], "should be a time of day"),
     (["--execution-window", "22:00-06:00", "--timezone", "Europe/Berln"], "Europe/Berlin"),
     (["--timezone", "Europe/Berlin"], "give --execution-window too"),
@@ -108,14 +119,20 @@ def test_an_execution_window_that_opens_too_late_is_refused_with_the_arithmetic(
     options = ["--execution-window", "22:00-06:00", "--timezone", "UTC", "--window"]
     result = call(api, "submit", path, *options, "9h")
     assert (result.exit_code, api.requests) == (2, [])
-    assert "next opens at sat 2026-11-28 22:00+00:00, 10 h after the start" in " ".join(result.stderr.split())
+    assert "next opens at sat 2026-11-28 22:00+00:00, 10 h after the start" in " ".join(
+        result.stderr.split()
+    )
     api.answers = [ok({"id": "file-1"}), ok(BATCH)]
     assert call(api, "submit", path, *options, "11h").exit_code == 0
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 429])
 def test_the_upload_of_a_refused_batch_is_deleted_again(status: int, api: Api, path: Path) -> None:
-    api.answers = [ok({"id": "file-1"}), error(status, "Your account has 3 open batches, of 3."), ok({"id": "file-1", "deleted": True})]
+    api.answers = [
+        ok({"id": "file-1"}),
+        error(status, "Your account has 3 open batches, of 3."),
+        ok({"id": "file-1", "deleted": True}),
+    ]
     result = call(api, "submit", path)
     assert (result.exit_code, result.stdout) == (4 if status == 403 else 1, "")
     assert sent(api)[2:] == [("DELETE", "/v1/files/file-1")]
@@ -123,7 +140,9 @@ def test_the_upload_of_a_refused_batch_is_deleted_again(status: int, api: Api, p
     assert "The upload was deleted again." in result.stderr
 
 
-def test_an_upload_that_cannot_be_deleted_is_named_with_the_command_that_deletes_it(api: Api, path: Path) -> None:
+def test_an_upload_that_cannot_be_deleted_is_named_with_the_command_that_deletes_it(
+    api: Api, path: Path
+) -> None:
     api.answers = [ok({"id": "file-1"}), error(400), error(403)]
     result = call(api, "submit", path)
     assert result.exit_code == 1
@@ -133,13 +152,19 @@ def test_an_upload_that_cannot_be_deleted_is_named_with_the_command_that_deletes
 
 def test_a_conflict_that_stays_one_is_a_refusal(api: Api, path: Path) -> None:
     status, headers, body = error(409)
-    api.answers = [ok({"id": "file-1"}), (status, headers | {"x-should-retry": "false"}, body), ok({})]
+    api.answers = [
+        ok({"id": "file-1"}),
+        (status, headers | {"x-should-retry": "false"}, body),
+        ok({}),
+    ]
     assert call(api, "submit", path).exit_code == 1
     assert sent(api)[2:] == [("DELETE", "/v1/files/file-1")]
 
 
 @pytest.mark.parametrize("status", [409, 500, 503])
-def test_the_upload_stays_where_the_batch_may_have_been_made(status: int, api: Api, path: Path) -> None:
+def test_the_upload_stays_where_the_batch_may_have_been_made(
+    status: int, api: Api, path: Path
+) -> None:
     api.answers = [ok({"id": "file-1"}), error(status)]
     result = call(api, "submit", path)
     assert (result.exit_code, sent(api)[2:]) == (1, [])
@@ -147,15 +172,23 @@ def test_the_upload_stays_where_the_batch_may_have_been_made(status: int, api: A
     assert "`xalen-batch files delete file-1`" in result.stderr
 
 
-def test_the_hint_names_the_file_as_the_shell_takes_it_where_errors_were_left_out(api: Api, tmp_path: Path) -> None:
+def test_the_hint_names_the_file_as_the_shell_takes_it_where_errors_were_left_out(
+    api: Api, tmp_path: Path
+) -> None:
     path = tmp_path / "my 'night'.jsonl"
     path.write_bytes(jsonl([chat_line("a")] * 23))
     result = call(api, "submit", path)
     assert (result.exit_code, api.requests) == (1, [])
-    assert f"""`xalen-batch validate --all '{tmp_path}/my '"'"'night'"'"'.jsonl'` shows every one.""" in result.stderr
+    assert (
+        f"""`xalen-batch validate --all '{tmp_path}/my '"'"'night'"'"'.jsonl'` shows every one."""
+        in result.stderr
+    )
 
 
 def test_there_is_no_hint_where_every_error_was_shown(api: Api, path: Path) -> None:
     path.write_bytes(jsonl([chat_line("a"), chat_line("a")]))
     result = call(api, "submit", path)
-    assert "in.jsonl has 1 error, so nothing was submitted. --on-invalid skip runs the other lines.\n" in result.stderr
+    assert (
+        "in.jsonl has 1 error, so nothing was submitted. --on-invalid skip runs the other lines.\n"
+        in result.stderr
+    )

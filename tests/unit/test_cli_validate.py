@@ -29,7 +29,10 @@ def _file(folder: Path, lines: list[dict[str, Any]]) -> Path:
 
 
 def test_a_good_file_exits_0_with_its_cost_per_model(tmp_path: Path) -> None:
-    lines = [chat_line("a"), chat_line("b", json.dumps({"query": "q", "documents": ["d"]}), model=RERANK_MODEL)]
+    lines = [
+        chat_line("a"),
+        chat_line("b", json.dumps({"query": "q", "documents": ["d"]}), model=RERANK_MODEL),
+    ]
     result = _validate(_file(tmp_path, lines))
     assert result.exit_code == 0
     assert CHAT_MODEL in result.stdout
@@ -82,7 +85,9 @@ def test_a_missing_file_exits_1_and_says_which() -> None:
     assert "no-such-file.jsonl is not a file" in result.stderr
 
 
-def test_a_file_above_the_limit_is_refused_before_it_is_sent(tmp_path: Path, configure: Any) -> None:
+def test_a_file_above_the_limit_is_refused_before_it_is_sent(
+    tmp_path: Path, configure: Any
+) -> None:
     configure(max_file_bytes=10)
     result = _validate(_file(tmp_path, [chat_line("a")]))
     assert result.exit_code == 1
@@ -96,7 +101,11 @@ def _to(api: Api) -> list[str]:
 def test_models_and_prices_are_the_servers_and_nothing_is_sent(tmp_path: Path) -> None:
     path = _file(tmp_path, [chat_line("a", model="new-model", max_tokens=1)])
     with serving() as api:
-        api.terms = {**TERMS, "batch_discount": "0.25", "models": [model("new-model", CHAT, input="1000000", output="1000000")]}
+        api.terms = {
+            **TERMS,
+            "batch_discount": "0.25",
+            "models": [model("new-model", CHAT, input="1000000", output="1000000")],
+        }
         result = _validate(path, *_to(api))
         found = json.loads(_validate(path, "--json", *_to(api)).stdout)
         assert api.requests == []
@@ -109,23 +118,33 @@ def test_models_and_prices_are_the_servers_and_nothing_is_sent(tmp_path: Path) -
 
 def test_without_a_server_it_says_whose_prices_they_are(tmp_path: Path, configure: Any) -> None:
     path = _file(tmp_path, [chat_line("a")])
-    assert "Checked with the built-in catalog (XALEN_CATALOG names no file). No server was asked" in _validate(path).stderr
+    assert (
+        "Checked with the built-in catalog (XALEN_CATALOG names no file). No server was asked"
+        in _validate(path).stderr
+    )
     catalog = tmp_path / "catalog.toml"
     catalog.write_text("")
     configure(catalog=catalog)
     with serving() as api:
         api.terms = None
-        assert f"Checked with {catalog} over the built-in catalog. No server was asked" in _validate(path, "--local", *_to(api)).stderr
+        assert (
+            f"Checked with {catalog} over the built-in catalog. No server was asked"
+            in _validate(path, "--local", *_to(api)).stderr
+        )
         assert "does not tell this key its models and prices" in _validate(path, *_to(api)).stderr
 
 
-def test_a_server_that_was_named_has_to_answer_and_one_that_is_remembered_may_be_away(tmp_path: Path) -> None:
+def test_a_server_that_was_named_has_to_answer_and_one_that_is_remembered_may_be_away(
+    tmp_path: Path,
+) -> None:
     path, nobody = _file(tmp_path, [chat_line("a")]), "http://127.0.0.1:9/v1"
     named = _validate(path, "--base-url", nobody, "--api-key", "xln_test_a")
     assert named.exit_code == 1
     assert "With --local, no server is asked." in named.stderr
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "credentials.toml").write_text(f'base_url = "{nobody}"\ntest_key = "xln_test_a"\n')
+    (tmp_path / "data" / "credentials.toml").write_text(
+        f'base_url = "{nobody}"\ntest_key = "xln_test_a"\n'
+    )
     remembered = _validate(path)
     assert remembered.exit_code == 0
     assert "Going on without it." in remembered.stderr
@@ -135,7 +154,9 @@ def test_a_server_that_was_named_has_to_answer_and_one_that_is_remembered_may_be
 @pytest.mark.parametrize("command", ["run", "submit"])
 def test_a_bad_file_is_refused_before_any_of_it_is_sent(command: str, tmp_path: Path) -> None:
     with serving() as api:
-        result = CliRunner().invoke(app, [command, str(_file(tmp_path, [chat_line("a"), chat_line("a")])), *_to(api)])
+        result = CliRunner().invoke(
+            app, [command, str(_file(tmp_path, [chat_line("a"), chat_line("a")])), *_to(api)]
+        )
         assert api.requests == []
     assert result.exit_code == 1
     assert "in.jsonl:2: duplicate_custom_id" in result.stderr

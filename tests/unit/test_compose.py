@@ -16,10 +16,16 @@ from xalen_batch.config import Settings
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("xalen-batch:")}
+OURS = {
+    name: service
+    for name, service in SERVICES.items()
+    if service["image"].startswith("xalen-batch:")
+}
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 ENV_EXAMPLE = dict(
-    line.split("=", 1) for line in (ROOT / ".env.example").read_text("utf-8").splitlines() if line and not line.startswith("#")
+    line.split("=", 1)
+    for line in (ROOT / ".env.example").read_text("utf-8").splitlines()
+    if line and not line.startswith("#")
 )
 
 
@@ -52,7 +58,9 @@ def test_a_command_that_does_not_exist_would_be_noticed() -> None:
 
 
 def test_every_variable_is_a_setting() -> None:
-    named = {name for service in OURS.values() for name in service["environment"]} | set(ENV_EXAMPLE)
+    named = {name for service in OURS.values() for name in service["environment"]} | set(
+        ENV_EXAMPLE
+    )
     named |= set(re.findall(r"XALEN_\w+", DOCKERFILE))
     known = {f"XALEN_{field.upper()}" for field in Settings.model_fields}
     assert {name for name in named if name.startswith("XALEN_")} <= known
@@ -85,8 +93,9 @@ def test_the_image_runs_as_a_user_without_rights() -> None:
     assert re.search(r"^USER (?!root)\w+$", last_stage, re.MULTILINE)
 
 
-# Of the stores, what their entrypoints do as root before they become the user of their server: `chown`, entering that user's folders,
-# changing the mode of the data folder, and setting user and group.
+# Of the stores, what their entrypoints do as root before they become the user of their server:
+# `chown`, entering that user's folders, changing the mode of the data folder, and setting user and
+# group.
 CAPABILITIES = {
     "postgres": {"CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"},
     "valkey": {"CHOWN", "DAC_OVERRIDE", "SETGID", "SETUID"},
@@ -121,13 +130,18 @@ def test_valkey_is_full_before_it_is_killed() -> None:
 
 
 def test_only_migrate_knows_the_owner_of_the_tables() -> None:
-    addresses = {name: service["environment"].get("XALEN_MIGRATE_DATABASE_URL", "") for name, service in OURS.items()}
+    addresses = {
+        name: service["environment"].get("XALEN_MIGRATE_DATABASE_URL", "")
+        for name, service in OURS.items()
+    }
     assert {name for name, address in addresses.items() if address} == {"migrate"}
     owner = re.match(r"postgresql://(\w+):\$\{POSTGRES_PASSWORD:", addresses["migrate"])
     assert owner is not None
     assert owner[1] == SERVICES["postgres"]["environment"]["POSTGRES_USER"]
     for service in OURS.values():
-        serving = re.match(r"postgresql://(\w+):\$\{SERVE_PASSWORD:", service["environment"]["XALEN_DATABASE_URL"])
+        serving = re.match(
+            r"postgresql://(\w+):\$\{SERVE_PASSWORD:", service["environment"]["XALEN_DATABASE_URL"]
+        )
         assert serving is not None
         assert serving[1] != owner[1]
         if service is not OURS["migrate"]:
@@ -138,7 +152,10 @@ def test_volumes_are_named_and_shared_where_files_are() -> None:
     for service in SERVICES.values():
         for volume in service.get("volumes", []):
             assert volume.split(":")[0] in COMPOSE["volumes"]
-    folders = {(service["environment"]["XALEN_STORAGE_URL"], *service["volumes"]) for service in OURS.values()}
+    folders = {
+        (service["environment"]["XALEN_STORAGE_URL"], *service["volumes"])
+        for service in OURS.values()
+    }
     assert folders == {("file:///data/files", "data:/data")}
 
 
@@ -156,12 +173,15 @@ def test_services_wait_for_what_they_need() -> None:
             "valkey": {"condition": "service_healthy"},
         }
     assert SERVICES["prices"]["command"] == ["prices", "sync", "--yes"]
-    assert SERVICES["prices"]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+    assert SERVICES["prices"]["depends_on"]["migrate"] == {
+        "condition": "service_completed_successfully"
+    }
     for name in ("postgres", "valkey", "api"):
         assert "healthcheck" in SERVICES[name]
 
 
-# Seconds beside the settings' own: a worker records its last answers and gives its tasks back; PostgreSQL and Valkey write what they hold.
+# Seconds beside the settings' own: a worker records its last answers and gives its tasks back;
+# PostgreSQL and Valkey write what they hold.
 LEAST_TO_STOP = {"api": 15, "worker": 15, "beat": 5, "postgres": 60, "valkey": 30}
 
 
@@ -172,7 +192,10 @@ def test_a_service_is_killed_later_than_it_stops_by_itself(name: str) -> None:
         for key, value in SERVICES[name]["environment"].items()
         if key.startswith("XALEN_SHUTDOWN_")
     })  # fmt: skip
-    own = {"api": settings.shutdown_delay + settings.shutdown_grace, "worker": settings.shutdown_grace}.get(name, 0)
+    own = {
+        "api": settings.shutdown_delay + settings.shutdown_grace,
+        "worker": settings.shutdown_grace,
+    }.get(name, 0)
     assert int(SERVICES[name]["stop_grace_period"].removesuffix("s")) >= own + LEAST_TO_STOP[name]
 
 

@@ -14,7 +14,10 @@ from xalen_batch.worker.concurrency import Concurrency, Verdict
 
 @dataclass
 class Backend:
-    """Serves `slots` at a time, lets `queue` more wait, and refuses the rest. `latency`: of a request, by how many are served."""
+    """Serves `slots` at a time, lets `queue` more wait, and refuses the rest.
+
+    `latency`: of a request, by how many are served.
+    """
 
     slots: int = 1_000_000
     queue: int = 0
@@ -95,8 +98,11 @@ class World:
 
     def _refuse(self, worker: Concurrency, token: int) -> None:
         worker.ended(token, Verdict.BUSY)
-        # As a lane does: refused although it was the only one, a line is tried again, and no other meanwhile.
-        self._at(self.backend.retry_after if worker.limit == 1 else 0.0, lambda: self._send_from(worker))
+        # As a lane does: refused although it was the only one, a line is tried again, and no other
+        # meanwhile.
+        self._at(
+            self.backend.retry_after if worker.limit == 1 else 0.0, lambda: self._send_from(worker)
+        )
 
     def _over(self, worker: Concurrency, token: int, verdict: Verdict) -> None:
         worker.ended(token, verdict)
@@ -128,7 +134,9 @@ def test_the_ceiling_is_never_passed() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize("queue", [0, 32, 64])
-def test_a_backend_that_refuses_beyond_its_slots_is_kept_full_and_seldom_has_to_refuse(workers: int, queue: int) -> None:
+def test_a_backend_that_refuses_beyond_its_slots_is_kept_full_and_seldom_has_to_refuse(
+    workers: int, queue: int
+) -> None:
     world = World(Backend(slots=64, queue=queue))
     for _ in range(workers):
         world.worker(512 // workers)

@@ -52,4 +52,7 @@ def test_a_flood_of_broken_messages_is_one_log_event(monkeypatch: pytest.MonkeyP
             dropped.add(Malformed("not JSON"))
         now += consumer.LOG_PAUSE
         dropped.add(Malformed("too long"))
-    assert [(event["problem"], event["count"]) for event in events] == [("not JSON", 1), ("too long", 5)]
+    assert [(event["problem"], event["count"]) for event in events] == [
+        ("not JSON", 1),
+        ("too long", 5),
+    ]

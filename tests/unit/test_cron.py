@@ -18,54 +18,140 @@ def local(cron: Cron, moment: datetime) -> str:
 
 
 def fires(expression: str, timezone: str, start: str, end: str) -> list[str]:
-    """What fires on the dates from `start` to `end`, both included, as local times with their offset."""
+    """What fires on the dates from `start` to `end`, both included, as local times with their
+    offset.
+    """
     cron = Cron.parse(expression, timezone)
     begin = datetime.fromisoformat(start).replace(tzinfo=cron.zone)
     moments = cron.after(begin - timedelta(seconds=1))
-    return list(takewhile(lambda shown: shown[:10] <= end, (local(cron, moment) for moment in moments)))
+    return list(
+        takewhile(lambda shown: shown[:10] <= end, (local(cron, moment) for moment in moments))
+    )
 
 
 @pytest.mark.parametrize(
     ("timezone", "expression", "dates", "expected"),
     [
         # The clock skips the wall time: the end of the gap.
-        ("Europe/Berlin", "30 2 * * *", "2026-03-28 2026-03-30", "28 02:30+01:00, 29 03:00+02:00, 30 02:30+02:00"),
-        ("America/New_York", "30 2 * * *", "2026-03-07 2026-03-09", "07 02:30-05:00, 08 03:00-04:00, 09 02:30-04:00"),
-        ("Australia/Lord_Howe", "15 2 * * *", "2026-10-03 2026-10-05", "03 02:15+10:30, 04 02:30+11:00, 05 02:15+11:00"),
-        ("Africa/Cairo", "0 0 * * *", "2026-04-23 2026-04-25", "23 00:00+02:00, 24 01:00+03:00, 25 00:00+03:00"),
-        ("Pacific/Apia", "30 2 * * *", "2011-12-29 2012-01-01", "29 02:30-10:00, 31 02:30+14:00, 01 02:30+14:00"),
+        (
+            "Europe/Berlin",
+            "30 2 * * *",
+            "2026-03-28 2026-03-30",
+            "28 02:30+01:00, 29 03:00+02:00, 30 02:30+02:00",
+        ),
+        (
+            "America/New_York",
+            "30 2 * * *",
+            "2026-03-07 2026-03-09",
+            "07 02:30-05:00, 08 03:00-04:00, 09 02:30-04:00",
+        ),
+        (
+            "Australia/Lord_Howe",
+            "15 2 * * *",
+            "2026-10-03 2026-10-05",
+            "03 02:15+10:30, 04 02:30+11:00, 05 02:15+11:00",
+        ),
+        (
+            "Africa/Cairo",
+            "0 0 * * *",
+            "2026-04-23 2026-04-25",
+            "23 00:00+02:00, 24 01:00+03:00, 25 00:00+03:00",
+        ),
+        (
+            "Pacific/Apia",
+            "30 2 * * *",
+            "2011-12-29 2012-01-01",
+            "29 02:30-10:00, 31 02:30+14:00, 01 02:30+14:00",
+        ),
         # The clock shows it twice: the first time.
-        ("Europe/Berlin", "30 2 * * *", "2026-10-24 2026-10-26", "24 02:30+02:00, 25 02:30+02:00, 26 02:30+01:00"),
-        ("America/New_York", "30 1 * * *", "2026-10-31 2026-11-02", "31 01:30-04:00, 01 01:30-04:00, 02 01:30-05:00"),
-        ("Australia/Lord_Howe", "45 1 * * *", "2026-04-04 2026-04-06", "04 01:45+11:00, 05 01:45+11:00, 06 01:45+10:30"),
-        ("Africa/Cairo", "30 23 * * *", "2026-10-28 2026-10-30", "28 23:30+03:00, 29 23:30+03:00, 30 23:30+02:00"),
+        (
+            "Europe/Berlin",
+            "30 2 * * *",
+            "2026-10-24 2026-10-26",
+            "24 02:30+02:00, 25 02:30+02:00, 26 02:30+01:00",
+        ),
+        (
+            "America/New_York",
+            "30 1 * * *",
+            "2026-10-31 2026-11-02",
+            "31 01:30-04:00, 01 01:30-04:00, 02 01:30-05:00",
+        ),
+        (
+            "Australia/Lord_Howe",
+            "45 1 * * *",
+            "2026-04-04 2026-04-06",
+            "04 01:45+11:00, 05 01:45+11:00, 06 01:45+10:30",
+        ),
+        (
+            "Africa/Cairo",
+            "30 23 * * *",
+            "2026-10-28 2026-10-30",
+            "28 23:30+03:00, 29 23:30+03:00, 30 23:30+02:00",
+        ),
         # The end of the repeated hour is there once.
         ("Europe/Berlin", "0 3 * * *", "2026-10-25 2026-10-26", "25 03:00+01:00, 26 03:00+01:00"),
         # Clocks that are never changed.
-        ("Asia/Kathmandu", "30 2 * * *", "2026-03-28 2026-03-30", "28 02:30+05:45, 29 02:30+05:45, 30 02:30+05:45"),
+        (
+            "Asia/Kathmandu",
+            "30 2 * * *",
+            "2026-03-28 2026-03-30",
+            "28 02:30+05:45, 29 02:30+05:45, 30 02:30+05:45",
+        ),
     ],
 )
-def test_a_nightly_job_runs_once_a_night(timezone: str, expression: str, dates: str, expected: str) -> None:
-    assert [fire[8:] for fire in fires(expression, timezone, *dates.split())] == expected.split(", ")
+def test_a_nightly_job_runs_once_a_night(
+    timezone: str, expression: str, dates: str, expected: str
+) -> None:
+    assert [fire[8:] for fire in fires(expression, timezone, *dates.split())] == expected.split(
+        ", "
+    )
 
 
 @pytest.mark.parametrize(
     ("timezone", "minute", "date", "expected"),
     [
-        ("Europe/Berlin", "0,30", "2026-03-29", "00:00+01:00 00:30+01:00 01:00+01:00 01:30+01:00 03:00+02:00 03:30+02:00"),
-        ("Europe/Berlin", "30", "2026-10-25", "00:30+02:00 01:30+02:00 02:30+02:00 02:30+01:00 03:30+01:00 04:30+01:00"),
-        ("Europe/Berlin", "*/30", "2026-10-25", "00:00+02:00 00:30+02:00 01:00+02:00 01:30+02:00 02:00+02:00 02:30+02:00 02:00+01:00"),
+        (
+            "Europe/Berlin",
+            "0,30",
+            "2026-03-29",
+            "00:00+01:00 00:30+01:00 01:00+01:00 01:30+01:00 03:00+02:00 03:30+02:00",
+        ),
+        (
+            "Europe/Berlin",
+            "30",
+            "2026-10-25",
+            "00:30+02:00 01:30+02:00 02:30+02:00 02:30+01:00 03:30+01:00 04:30+01:00",
+        ),
+        (
+            "Europe/Berlin",
+            "*/30",
+            "2026-10-25",
+            "00:00+02:00 00:30+02:00 01:00+02:00 01:30+02:00 02:00+02:00 02:30+02:00 02:00+01:00",
+        ),
         ("America/New_York", "15", "2026-03-08", "00:15-05:00 01:15-05:00 03:15-04:00 04:15-04:00"),
         ("America/New_York", "15", "2026-11-01", "00:15-04:00 01:15-04:00 01:15-05:00 02:15-05:00"),
-        # Half an hour: each minute that the clock shows, so 45 comes again after 30 minutes, and 15 is skipped.
-        ("Australia/Lord_Howe", "45", "2026-04-05", "00:45+11:00 01:45+11:00 01:45+10:30 02:45+10:30"),
-        ("Australia/Lord_Howe", "15", "2026-10-04", "00:15+10:30 01:15+10:30 03:15+11:00 04:15+11:00"),
+        # Half an hour: each minute that the clock shows, so 45 comes again after 30 minutes, and 15
+        # is skipped.
+        (
+            "Australia/Lord_Howe",
+            "45",
+            "2026-04-05",
+            "00:45+11:00 01:45+11:00 01:45+10:30 02:45+10:30",
+        ),
+        (
+            "Australia/Lord_Howe",
+            "15",
+            "2026-10-04",
+            "00:15+10:30 01:15+10:30 03:15+11:00 04:15+11:00",
+        ),
         ("Africa/Cairo", "0", "2026-04-24", "01:00+03:00 02:00+03:00"),
         ("Asia/Kathmandu", "0", "2026-03-29", "00:00+05:45 01:00+05:45"),
     ],
 )
 @pytest.mark.parametrize("hours", ["*", "*/1", "0-23"])
-def test_an_hourly_job_runs_whenever_the_clock_shows_its_minute(timezone: str, minute: str, date: str, expected: str, hours: str) -> None:
+def test_an_hourly_job_runs_whenever_the_clock_shows_its_minute(
+    timezone: str, minute: str, date: str, expected: str, hours: str
+) -> None:
     shown = [fire[11:] for fire in fires(f"{minute} {hours} * * *", timezone, date, date)]
     assert shown[: len(expected.split())] == expected.split()
 
@@ -73,14 +159,19 @@ def test_an_hourly_job_runs_whenever_the_clock_shows_its_minute(timezone: str, m
 def test_an_hourly_job_runs_once_per_real_hour_in_both_nights() -> None:
     cron = Cron.parse("@hourly", "Europe/Berlin")
     for night in (datetime(2026, 3, 28, 20, tzinfo=UTC), datetime(2026, 10, 24, 20, tzinfo=UTC)):
-        assert list(islice(cron.after(night), 12)) == [night + timedelta(hours=hour) for hour in range(1, 13)]
+        assert list(islice(cron.after(night), 12)) == [
+            night + timedelta(hours=hour) for hour in range(1, 13)
+        ]
 
 
 def test_the_hour_repeated_across_midnight_belongs_to_the_day_that_it_is_in() -> None:
     # Cairo goes from Thursday 24:00 back to 23:00; an hourly job of Thursdays has 25 fires.
     shown = fires("0 * * * thu", "Africa/Cairo", "2026-10-29", "2026-10-30")
     assert (len(shown), shown[-2:]) == (25, ["2026-10-29 23:00+03:00", "2026-10-29 23:00+02:00"])
-    assert fires("0 * * * fri", "Africa/Cairo", "2026-10-29", "2026-10-30")[0] == "2026-10-30 00:00+02:00"
+    assert (
+        fires("0 * * * fri", "Africa/Cairo", "2026-10-29", "2026-10-30")[0]
+        == "2026-10-30 00:00+02:00"
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,12 +186,19 @@ def test_the_hour_repeated_across_midnight_belongs_to_the_day_that_it_is_in() ->
         ("0,20 2,3 * * *", "2026-03-29", "03:00+02:00 03:20+02:00"),
     ],
 )
-def test_a_star_in_a_field_changes_nothing_on_nights_when_clocks_change(expression: str, date: str, expected: str) -> None:
-    assert [fire[11:] for fire in fires(expression, "Europe/Berlin", date, date)][: len(expected.split())] == expected.split()
+def test_a_star_in_a_field_changes_nothing_on_nights_when_clocks_change(
+    expression: str, date: str, expected: str
+) -> None:
+    assert [fire[11:] for fire in fires(expression, "Europe/Berlin", date, date)][
+        : len(expected.split())
+    ] == expected.split()
 
 
 def test_a_day_that_the_calendar_leaves_out_has_no_fire() -> None:
-    assert fires("0 0 30 * *", "Pacific/Apia", "2011-11-01", "2012-01-31") == ["2011-11-30 00:00-10:00", "2012-01-30 00:00+14:00"]
+    assert fires("0 0 30 * *", "Pacific/Apia", "2011-11-01", "2012-01-31") == [
+        "2011-11-30 00:00-10:00",
+        "2012-01-30 00:00+14:00",
+    ]
     assert fires("0 */12 * * *", "Pacific/Apia", "2011-12-29", "2011-12-31") == [
         "2011-12-29 00:00-10:00",
         "2011-12-29 12:00-10:00",
@@ -132,7 +230,9 @@ def test_a_day_that_the_calendar_leaves_out_has_no_fire() -> None:
 def test_days_are_as_written(expression: str, expected: list[str]) -> None:
     cron = Cron.parse(expression, "Europe/Berlin")
     begin = datetime(2026, 1, 1, tzinfo=cron.zone)
-    assert [local(cron, moment)[:16] for moment in islice(cron.after(begin), 3)] == [f"{date} 00:00" for date in expected]
+    assert [local(cron, moment)[:16] for moment in islice(cron.after(begin), 3)] == [
+        f"{date} 00:00" for date in expected
+    ]
 
 
 def test_fires_are_strictly_later_and_in_utc() -> None:
@@ -163,7 +263,16 @@ CHANGES = [
     ("Pacific/Apia", "2011-12-30T10:00Z"),
     ("Antarctica/Troll", "2026-10-25T01:00Z"),
 ]
-JOBS = ["30 2 * * *", "*/15 0-3,22,23 * * *", "0 0 * * *", "45 1 * * *", "45 * * * *", "*/20 * * * *", "* * * * *", "*/5 * * * SUN"]
+JOBS = [
+    "30 2 * * *",
+    "*/15 0-3,22,23 * * *",
+    "0 0 * * *",
+    "45 1 * * *",
+    "45 * * * *",
+    "*/20 * * * *",
+    "* * * * *",
+    "*/5 * * * SUN",
+]
 HOURS = st.integers(-240, 240).map(lambda minutes: timedelta(minutes=minutes))
 
 
@@ -195,7 +304,9 @@ def test_it_fires_at_the_same_instants_wherever_one_starts_to_look(
         ("0 9-17/4 * * *", timedelta(hours=4)),
     ],
 )
-def test_the_shortest_gap_is_the_least_time_between_two_fires(expression: str, gap: timedelta) -> None:
+def test_the_shortest_gap_is_the_least_time_between_two_fires(
+    expression: str, gap: timedelta
+) -> None:
     assert Cron.parse(expression, "UTC").shortest_gap == gap
 
 
@@ -250,11 +361,15 @@ PARTS = [
     "*/2",
     "1-5",
 ]
-FIELD = st.one_of(st.just("*"), st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map("".join))
+FIELD = st.one_of(
+    st.just("*"), st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map("".join)
+)
 EXPRESSION = st.one_of(st.text(max_size=250), st.lists(FIELD, min_size=4, max_size=7).map(" ".join), st.lists(FIELD, min_size=5, max_size=5).map(" ".join))  # fmt: skip
 
 
-@given(EXPRESSION, st.one_of(st.sampled_from(["Europe/Berlin", "Africa/Cairo"]), st.text(max_size=70)))
+@given(
+    EXPRESSION, st.one_of(st.sampled_from(["Europe/Berlin", "Africa/Cairo"]), st.text(max_size=70))
+)
 @example("*,* *,* L,LW,LW/2 *,FEB *,5L,MON#5", "Africa/Cairo")
 @example(",".join(["*/1"] * 40) + " * * * *", "UTC")
 def test_any_text_is_a_schedule_that_fires_or_is_refused(expression: str, timezone: str) -> None:

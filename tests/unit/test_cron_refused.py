@@ -5,7 +5,10 @@ import pytest
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.schedules.cron import Cron
 
-FIVE = "Write five fields (minute, hour, day of month, month, day of week), such as `30 2 * * *` for every night at 02:30."
+FIVE = (
+    "Write five fields (minute, hour, day of month, month, day of week), such as `30 2 * * *` for"
+    " every night at 02:30."
+)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +53,17 @@ def test_a_wrong_expression_is_refused_with_the_remedy(expression: str, message:
         ("0 0 * * fri-sun", "Write `5-7`"),
         ("0 0 ? * mon", "Write `*`, which"),
         # Accepted by cronsim, as if it were `0`.
-        ("*/90 * * * *", "the step of '*/90' is larger than the field minute. Write a step of up to 60, or steps of whole hours"),
-        ("0 1-5,*/25 * * *", "the step of '1-5,*/25' is larger than the field hour. Write a step of up to 24."),
+        (
+            "*/90 * * * *",
+            (
+                "the step of '*/90' is larger than the field minute. Write a step of up to 60, or"
+                " steps of whole hours"
+            ),
+        ),
+        (
+            "0 1-5,*/25 * * *",
+            "the step of '1-5,*/25' is larger than the field hour. Write a step of up to 24.",
+        ),
         # Accepted by cronsim, which then looks for a date in vain.
         ("0 0 */30 2 MON#2", "never fires"),
         ("0 0 31 2,4,6,9,11 *", "never fires"),
@@ -95,19 +107,31 @@ def test_what_is_no_zone_is_refused_with_names_that_are_close(name: str, proposa
     assert refused.value.param == "timezone"
 
 
-@pytest.mark.parametrize("expression", ["*/60 * * * *", "0 */24 * * *", "0 0 */31 * *", "0 0 1 */12 *", "0 0 * * */7"])
+@pytest.mark.parametrize(
+    "expression", ["*/60 * * * *", "0 */24 * * *", "0 0 */31 * *", "0 0 1 */12 *", "0 0 * * */7"]
+)
 def test_a_step_as_large_as_its_field_is_the_first_value(expression: str) -> None:
     assert Cron.parse(expression, "UTC")
 
 
 @pytest.mark.parametrize(
-    "refused", ["0 22-6 * * *", "50-10 * * * *", "0 0 28-3 * *", "0 0 * NOV-feb *", "0 0 * * fri-mon", "0 0 * * sat-sun"]
+    "refused",
+    [
+        "0 22-6 * * *",
+        "50-10 * * * *",
+        "0 0 28-3 * *",
+        "0 0 * NOV-feb *",
+        "0 0 * * fri-mon",
+        "0 0 * * sat-sun",
+    ],
 )
 def test_what_is_proposed_for_a_range_is_accepted(refused: str) -> None:
     with pytest.raises(InvalidRequest) as error:
         Cron.parse(refused, "UTC")
     meant = error.value.message.split("`")[1]
-    assert Cron.parse(" ".join(meant if "-" in field else field for field in refused.split()), "UTC")
+    assert Cron.parse(
+        " ".join(meant if "-" in field else field for field in refused.split()), "UTC"
+    )
 
 
 def test_a_zone_in_another_case_is_proposed_alone() -> None:

@@ -1,4 +1,6 @@
-"""Ten years of fires in 20 zones, compared with what follows from the zones' clock changes without cronsim."""
+"""Ten years of fires in 20 zones, compared with what follows from the zones' clock changes without
+cronsim.
+"""
 
 from bisect import bisect_right
 from collections import Counter
@@ -49,7 +51,9 @@ FIRST, LAST = seconds(START), seconds(END)
 
 
 class Clock:
-    """A zone's clock as pieces of one offset each; times are whole seconds since 1970, in UTC or, for `wall`, on the clock."""
+    """A zone's clock as pieces of one offset each; times are whole seconds since 1970, in UTC or,
+    for `wall`, on the clock.
+    """
 
     def __init__(self, name: str) -> None:
         self.zone = ZoneInfo(name)
@@ -60,7 +64,11 @@ class Clock:
                 before, after = probe - DAY // 2, probe
                 while after - before > 1:
                     middle = (before + after) // 2
-                    before, after = (middle, after) if self.offset_at(middle) == self.offsets[-1] else (before, middle)
+                    before, after = (
+                        (middle, after)
+                        if self.offset_at(middle) == self.offsets[-1]
+                        else (before, middle)
+                    )
                 self.begins.append(after)
                 self.offsets.append(self.offset_at(after))
 
@@ -82,7 +90,9 @@ class Clock:
         ]
 
     def reached(self, wall: int) -> int:
-        """The first moment at which the clock shows a wall time, else the end of the gap that it is in."""
+        """The first moment at which the clock shows a wall time, else the end of the gap that it is
+        in.
+        """
         near = bisect_right(self.begins, wall)
         for piece in range(max(near - 2, 0), min(near + 2, len(self.begins))):
             moment = wall - self.offsets[piece]
@@ -97,12 +107,21 @@ class Clock:
         found = set()
         for number in range(FIRST // DAY - 1, LAST // DAY + 1):
             if is_day(date.fromordinal(EPOCH.toordinal() + number)):
-                found |= {self.reached(number * DAY + hour * HOUR + minute * MINUTE) for hour, minute in times}
+                found |= {
+                    self.reached(number * DAY + hour * HOUR + minute * MINUTE)
+                    for hour, minute in times
+                }
         return sorted(moment for moment in found if FIRST <= moment < LAST)
 
     def shows(self, minutes: set[int], begin: int, end: int) -> list[int]:
-        """The moments at which the clock shows one of these minutes of the hour, read off minute by minute."""
-        return [moment for moment in range(begin, end, MINUTE) if self.wall(moment) // MINUTE % 60 in minutes]
+        """The moments at which the clock shows one of these minutes of the hour, read off minute by
+        minute.
+        """
+        return [
+            moment
+            for moment in range(begin, end, MINUTE)
+            if self.wall(moment) // MINUTE % 60 in minutes
+        ]
 
 
 clock = cache(Clock)
@@ -141,13 +160,18 @@ def changed_times(zone: str) -> Iterator[tuple[int, int]]:
 @pytest.mark.parametrize("zone", ZONES)
 def test_wall_times_are_met_once_a_day_for_ten_years(zone: str) -> None:
     compared = 0
-    nightly = [(f"{minute} {hour} * * *", [(hour, minute)], is_any) for hour, minute in set(changed_times(zone)) or {(2, 30)}]
+    nightly = [
+        (f"{minute} {hour} * * *", [(hour, minute)], is_any)
+        for hour, minute in set(changed_times(zone)) or {(2, 30)}
+    ]
     for expression, times, is_day in FIXED + nightly:
         expected = clock(zone).meets(times, is_day)
         found = fires(expression, zone, FIRST, LAST)
         assert found == expected, expression
         if is_day is is_any:
-            assert all(20 * HOUR <= later - earlier <= 28 * HOUR for earlier, later in pairwise(found)), expression
+            assert all(
+                20 * HOUR <= later - earlier <= 28 * HOUR for earlier, later in pairwise(found)
+            ), expression
         compared += len(expected)
     assert compared > 11_500
 
@@ -155,8 +179,12 @@ def test_wall_times_are_met_once_a_day_for_ten_years(zone: str) -> None:
 @pytest.mark.parametrize("zone", ZONES)
 def test_every_hour_is_every_time_that_the_clock_shows_the_minute(zone: str) -> None:
     compared = 0
-    # How often a zone changes its clock depends on the release of the database; the first ten days are always there.
-    stretches = [(FIRST, FIRST + 10 * DAY), *((moment - AROUND, moment + AROUND) for moment, _, _ in clock(zone).changes)]
+    # How often a zone changes its clock depends on the release of the database; the first ten days
+    # are always there.
+    stretches = [
+        (FIRST, FIRST + 10 * DAY),
+        *((moment - AROUND, moment + AROUND) for moment, _, _ in clock(zone).changes),
+    ]
     for begin, end in stretches:
         for expression, minutes in (("*/15 * * * *", {0, 15, 30, 45}), ("45 * * * *", {45})):
             expected = clock(zone).shows(minutes, begin, end)
@@ -167,8 +195,14 @@ def test_every_hour_is_every_time_that_the_clock_shows_the_minute(zone: str) -> 
 
 @pytest.mark.parametrize("zone", ZONES)
 def test_every_hour_is_24_times_on_any_other_day(zone: str) -> None:
-    counts = Counter(clock(zone).wall(moment) // DAY for moment in fires("45 * 1,15 * *", zone, FIRST, LAST))
-    changed = {clock(zone).wall(moment) // DAY for change, _, _ in clock(zone).changes for moment in (change - 1, change)}
+    counts = Counter(
+        clock(zone).wall(moment) // DAY for moment in fires("45 * 1,15 * *", zone, FIRST, LAST)
+    )
+    changed = {
+        clock(zone).wall(moment) // DAY
+        for change, _, _ in clock(zone).changes
+        for moment in (change - 1, change)
+    }
     # The first and the last day may be cut.
     others = sorted(day for day in counts if day not in changed)[1:-1]
     assert {counts[day] for day in others} == {24}

@@ -1,4 +1,6 @@
-"""No systemd and no nginx run in the tests; what the samples of the deployment page say is checked against the code instead."""
+"""No systemd and no nginx run in the tests; what the samples of the deployment page say is checked
+against the code instead.
+"""
 
 import json
 import re
@@ -14,7 +16,9 @@ from xalen_batch.errors import Unavailable
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/deployment.md").read_text("utf-8")
-UNITS = {path.stem: path.read_text("utf-8") for path in (ROOT / "examples/systemd").glob("*.service")}
+UNITS = {
+    path.stem: path.read_text("utf-8") for path in (ROOT / "examples/systemd").glob("*.service")
+}
 COMMON = (ROOT / "examples/systemd/xalen-batch-.service.d/common.conf").read_text("utf-8")
 NGINX = (ROOT / "examples/nginx.conf").read_text("utf-8")
 
@@ -33,20 +37,34 @@ def test_what_a_unit_starts_is_a_command(name: str) -> None:
 
 
 def test_the_units_are_those_of_the_page() -> None:
-    shown = {f"{name}@" if at else name for name, at in re.findall(r"\b(xalen-batch-(?:api|worker|beat|migrate))(@?)", PAGE)}
+    shown = {
+        f"{name}@" if at else name
+        for name, at in re.findall(r"\b(xalen-batch-(?:api|worker|beat|migrate))(@?)", PAGE)
+    }
     assert shown == UNITS.keys()
 
 
 def test_a_unit_is_killed_as_late_as_a_service_of_compose() -> None:
-    periods = dict(re.findall(r"^\| `(\w+)` \|.* \| (\d+s) \|$", (ROOT / "docs/faults.md").read_text("utf-8"), re.MULTILINE))
-    stops = {name.removeprefix("xalen-batch-").rstrip("@"): values(unit, "TimeoutStopSec") for name, unit in UNITS.items()}
+    periods = dict(
+        re.findall(
+            r"^\| `(\w+)` \|.* \| (\d+s) \|$",
+            (ROOT / "docs/faults.md").read_text("utf-8"),
+            re.MULTILINE,
+        )
+    )
+    stops = {
+        name.removeprefix("xalen-batch-").rstrip("@"): values(unit, "TimeoutStopSec")
+        for name, unit in UNITS.items()
+    }
     assert stops == {"migrate": [], **{name: [periods[name]] for name in ("api", "worker", "beat")}}
 
 
 def test_only_migrations_know_the_owner_of_the_tables() -> None:
-    assert {name for name, unit in UNITS.items() if "/etc/xalen-batch/migrate.env" in values(unit, "EnvironmentFile")} == {
-        "xalen-batch-migrate"
-    }
+    assert {
+        name
+        for name, unit in UNITS.items()
+        if "/etc/xalen-batch/migrate.env" in values(unit, "EnvironmentFile")
+    } == {"xalen-batch-migrate"}
     assert values(COMMON, "EnvironmentFile") == ["/etc/xalen-batch/xalen-batch.env"]
     settings = re.search(r"> /etc/xalen-batch/xalen-batch.env <<EOF\n(.*?)EOF", PAGE, re.DOTALL)
     assert settings is not None
@@ -54,7 +72,11 @@ def test_only_migrations_know_the_owner_of_the_tables() -> None:
 
 
 def test_files_with_passwords_are_made_for_root_alone() -> None:
-    read = {path.lstrip("-") for unit in [COMMON, *UNITS.values()] for path in values(unit, "EnvironmentFile")}
+    read = {
+        path.lstrip("-")
+        for unit in [COMMON, *UNITS.values()]
+        for path in values(unit, "EnvironmentFile")
+    }
     made = set(re.findall(r"^install --mode=0600 /dev/null (\S+)$", PAGE, re.MULTILINE))
     assert made == read
 
@@ -62,16 +84,27 @@ def test_files_with_passwords_are_made_for_root_alone() -> None:
 def test_no_unit_gives_rights_back() -> None:
     assert values(COMMON, "User") == ["xalen-batch"]
     assert values(COMMON, "CapabilityBoundingSet") == [""]
-    taken = {"NoNewPrivileges": "yes", "ProtectSystem": "strict", "PrivateTmp": "yes", "SystemCallFilter": "@system-service"}
+    taken = {
+        "NoNewPrivileges": "yes",
+        "ProtectSystem": "strict",
+        "PrivateTmp": "yes",
+        "SystemCallFilter": "@system-service",
+    }
     for key, value in taken.items():
         assert values(COMMON, key) == [value]
     for unit in UNITS.values():
-        assert not re.search(r"^(User|Group|\w*Capabilit\w+|Protect\w+|Private\w+|NoNewPrivileges|SystemCall\w+)=", unit, re.MULTILINE)
+        assert not re.search(
+            r"^(User|Group|\w*Capabilit\w+|Protect\w+|Private\w+|NoNewPrivileges|SystemCall\w+)=",
+            unit,
+            re.MULTILINE,
+        )
 
 
 def test_the_installer_is_that_of_the_image() -> None:
     versions = {
-        match[1] for text in (PAGE, (ROOT / "Dockerfile").read_text("utf-8")) for match in re.finditer(r"\buv==(\d+\.\d+\.\d+)", text)
+        match[1]
+        for text in (PAGE, (ROOT / "Dockerfile").read_text("utf-8"))
+        for match in re.finditer(r"\buv==(\d+\.\d+\.\d+)", text)
     }
     assert len(versions) == 1
 
@@ -86,7 +119,10 @@ class TestNginx:
         assert re.findall(r"proxy_next_upstream (.*);", NGINX) == ["error timeout"]
 
     def test_the_api_answers_before_it(self) -> None:
-        waits = {name: int(seconds) for name, seconds in re.findall(r"^\s+(\w+) (\d+)s;$", NGINX, re.MULTILINE)}
+        waits = {
+            name: int(seconds)
+            for name, seconds in re.findall(r"^\s+(\w+) (\d+)s;$", NGINX, re.MULTILINE)
+        }
         longer = {"client_body_timeout", "send_timeout", "proxy_send_timeout", "proxy_read_timeout"}
         assert waits.keys() == longer | {"proxy_connect_timeout"}
         assert all(waits[name] > PATIENCE for name in longer)

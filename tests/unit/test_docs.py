@@ -16,7 +16,14 @@ from xalen_batch.cli.main import app
 from xalen_batch.config import Settings
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md"), ROOT / "docker-compose.yml"])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("examples/*.md"),
+        ROOT / "docker-compose.yml",
+    ]
+)
 # Read by the command line, not by the settings.
 CLIENT_VARIABLES = {"XALEN_BASE_URL", "XALEN_API_KEY", "XALEN_DEBUG"}
 # Of tests that can go on for longer.
@@ -30,11 +37,15 @@ SHOWN = re.compile(r"(?:docker compose exec \w+ )?(?:\.venv/bin/)?xalen-batch (?
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """(page, arguments) of every `xalen-batch …` in a shell block of a page, or in compose's comments."""
+    """(page, arguments) of every `xalen-batch …` in a shell block of a page, or in compose's
+    comments.
+    """
     for page in PAGES:
         text = page.read_text("utf-8")
         shell = "\n".join(
-            re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if page.suffix == ".md" else re.findall(r"^# (.*)", text, re.MULTILINE)
+            re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+            if page.suffix == ".md"
+            else re.findall(r"^# (.*)", text, re.MULTILINE)
         )
         shell = re.sub(r" \\\n +", " ", shell)
         for command in re.split(r"\n|&&|\|", re.sub(r" #.*| [<>] \S+", "", shell)):
@@ -52,9 +63,17 @@ def test_the_readme_shows_commands() -> None:
     assert len([page for page, _ in commands() if page == "README.md"]) > 5
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.suffix == ".md"],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
 def test_a_variable_that_is_named_exists(page: Path) -> None:
-    known = {f"XALEN_{field.upper()}" for field in Settings.model_fields} | CLIENT_VARIABLES | TEST_VARIABLES
+    known = (
+        {f"XALEN_{field.upper()}" for field in Settings.model_fields}
+        | CLIENT_VARIABLES
+        | TEST_VARIABLES
+    )
     assert set(re.findall(r"\bXALEN_[A-Z_]+\b", page.read_text("utf-8"))) <= known
 
 
@@ -81,7 +100,9 @@ CATALOG_FIELDS = {
 @pytest.mark.parametrize("section", CATALOG_FIELDS)
 def test_the_catalog_page_has_every_field_and_its_default(section: str) -> None:
     _, _, text = CATALOG_PAGE.partition(f"## {section}\n")
-    rows = dict(re.findall(r"^\| `(\w+)` \| .*? \| (.*?) \| ", text.partition("\n## ")[0], re.MULTILINE))
+    rows = dict(
+        re.findall(r"^\| `(\w+)` \| .*? \| (.*?) \| ", text.partition("\n## ")[0], re.MULTILINE)
+    )
     assert rows.keys() == CATALOG_FIELDS[section].keys()
     for name, field in CATALOG_FIELDS[section].items():
         told = rows[name]
@@ -93,17 +114,30 @@ def test_the_catalog_page_has_every_field_and_its_default(section: str) -> None:
             assert told == f"`{json.dumps(field.default)}`", name
 
 
-SERVERS = ["vLLM", "SGLang", "llama.cpp", "Ollama", "Text Embeddings Inference", "A hosted API", "Simulated"]
+SERVERS = [
+    "vLLM",
+    "SGLang",
+    "llama.cpp",
+    "Ollama",
+    "Text Embeddings Inference",
+    "A hosted API",
+    "Simulated",
+]
 
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_an_example_of_a_catalog_is_one(server: str) -> None:
-    example = re.search(rf"^{re.escape(server)}.*:\n```toml\n((?:.*\n)*?)```", CATALOG_PAGE, re.MULTILINE)
+    example = re.search(
+        rf"^{re.escape(server)}.*:\n```toml\n((?:.*\n)*?)```", CATALOG_PAGE, re.MULTILINE
+    )
     assert example is not None
     document = tomllib.loads(example[1])
     shipped = tomllib.loads((ROOT / "xalen_batch/catalog.toml").read_text("utf-8"))
     models = catalog.parse(shipped, document)
-    assert all(models[id].backend.kind == ("simulated" if server == "Simulated" else "openai") for id in document["models"])
+    assert all(
+        models[id].backend.kind == ("simulated" if server == "Simulated" else "openai")
+        for id in document["models"]
+    )
 
 
 def test_every_example_of_a_catalog_is_tested() -> None:
@@ -113,16 +147,25 @@ def test_every_example_of_a_catalog_is_tested() -> None:
 def test_the_performance_page_has_a_place_for_each_scenario() -> None:
     page = (ROOT / "docs/performance.md").read_text("utf-8")
     places = re.findall(r"<!-- bench:([\w-]+) -->\n.*?<!-- /bench:\1 -->", page, re.DOTALL)
-    assert sorted(places) == sorted(["machine", "targets", *(name for name in ALL if name != "celery-pools")])
+    assert sorted(places) == sorted(
+        ["machine", "targets", *(name for name in ALL if name != "celery-pools")]
+    )
 
 
 def test_the_reliability_page_has_a_place_for_the_campaign() -> None:
     page = (ROOT / "docs/reliability.md").read_text("utf-8")
-    assert re.findall(r"<!-- bench:([\w-]+) -->\n.*?<!-- /bench:\1 -->", page, re.DOTALL) == ["chaos"]
+    assert re.findall(r"<!-- bench:([\w-]+) -->\n.*?<!-- /bench:\1 -->", page, re.DOTALL) == [
+        "chaos"
+    ]
 
 
 def test_events_of_the_page_of_logs_are_events_of_the_code() -> None:
     code = "\n".join(path.read_text("utf-8") for path in (ROOT / "xalen_batch").rglob("*.py"))
-    shown = set(re.findall(r"`((?:backend|database|job|poll|schedule|api)\.\w+)`", (ROOT / "docs/logs.md").read_text("utf-8")))
+    shown = set(
+        re.findall(
+            r"`((?:backend|database|job|poll|schedule|api)\.\w+)`",
+            (ROOT / "docs/logs.md").read_text("utf-8"),
+        )
+    )
     assert len(shown) >= 10
     assert {event for event in shown if f'"{event}"' not in code} == set()

@@ -40,7 +40,11 @@ def test_a_chat_costs_its_input_and_answer_at_the_batch_price_exactly():
 
 
 def test_an_answer_is_expected_to_be_short_and_may_be_as_long_as_the_request_allows():
-    found = share(estimate(jsonl([chat_line("a", max_tokens=5_000, n=3), chat_line("b", max_completion_tokens=7)])))
+    found = share(
+        estimate(
+            jsonl([chat_line("a", max_tokens=5_000, n=3), chat_line("b", max_completion_tokens=7)])
+        )
+    )
     assert found["expected_output_tokens"] == 3 * estimates.EXPECTED_ANSWER + 7
     assert found["max_output_tokens"] == 3 * 5_000 + 7
 
@@ -52,7 +56,9 @@ def test_an_answer_without_a_limit_may_fill_the_context_window():
 
 
 def test_a_rerank_reads_the_query_again_with_each_document_and_writes_nothing():
-    found = share(estimate(jsonl([rerank_line("a", "query", ["one two", "three"])]), RERANK), RERANK_MODEL)
+    found = share(
+        estimate(jsonl([rerank_line("a", "query", ["one two", "three"])]), RERANK), RERANK_MODEL
+    )
     assert found["input_tokens"] == tokens.count_rerank("query", ["one two", "three"])
     assert found["max_output_tokens"] == 0
 
@@ -67,13 +73,24 @@ def test_a_chat_to_the_reranker_counts_like_the_rerank_it_carries():
 
 def test_models_are_counted_apart_and_summed():
     carried = json.dumps({"query": "query", "documents": ["one"]})
-    found = estimate(jsonl([chat_line("a"), chat_line("b", carried, model=RERANK_MODEL), chat_line("c")]))
-    assert {model: part.lines for model, part in found.models.items()} == {CHAT_MODEL: 2, RERANK_MODEL: 1}
+    found = estimate(
+        jsonl([chat_line("a"), chat_line("b", carried, model=RERANK_MODEL), chat_line("c")])
+    )
+    assert {model: part.lines for model, part in found.models.items()} == {
+        CHAT_MODEL: 2,
+        RERANK_MODEL: 1,
+    }
     assert found.max_cost == sum(part.max_cost for part in found.models.values())
 
 
 def test_all_faults_are_there_at_once_with_their_lines_and_good_lines_are_counted_all_the_same():
-    lines = [chat_line("a"), chat_line("a"), {**chat_line("b"), "method": "PUT"}, chat_line("c", model="nope"), chat_line("d")]
+    lines = [
+        chat_line("a"),
+        chat_line("a"),
+        {**chat_line("b"), "method": "PUT"},
+        chat_line("c", model="nope"),
+        chat_line("d"),
+    ]
     found = estimate(jsonl(lines)).render()
     assert [(fault["line"], fault["code"]) for fault in found["errors"]["data"]] == [
         (2, "duplicate_custom_id"),
@@ -102,14 +119,23 @@ def test_the_endpoint_is_told_where_it_was_not_given():
 
 @given(
     st.lists(
-        st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.none() | st.integers(1, 10**9), st.integers(1, 5)),
+        st.tuples(
+            st.text(st.characters(exclude_categories=["Cs"])),
+            st.none() | st.integers(1, 10**9),
+            st.integers(1, 5),
+        ),
         min_size=1,
         max_size=8,
     ),
     st.decimals(0, 1, places=3),
 )
 def test_the_expected_cost_never_passes_the_maximum_and_both_are_exact_strings(lines, rate):
-    content = jsonl([chat_line(str(at), text, max_tokens=limit, n=n) for at, (text, limit, n) in enumerate(lines)])
+    content = jsonl(
+        [
+            chat_line(str(at), text, max_tokens=limit, n=n)
+            for at, (text, limit, n) in enumerate(lines)
+        ]
+    )
     found = estimate(content, discount_rate=rate)
     assert 0 <= found.expected_cost <= found.max_cost
     shown = found.render()

@@ -40,7 +40,9 @@ def lines(name: str) -> list[dict[str, Any]]:
 
 def test_the_files_are_what_the_script_makes() -> None:
     for name, text in load("make_examples").rendered().items():
-        assert (EXAMPLES / name).read_bytes() == text.encode(), f"run examples/make_examples.py: {name} differs"
+        assert (EXAMPLES / name).read_bytes() == text.encode(), (
+            f"run examples/make_examples.py: {name} differs"
+        )
 
 
 @pytest.mark.parametrize("name", URLS)
@@ -53,13 +55,18 @@ def test_lines_are_requests_with_ids_of_their_own(name: str) -> None:
 
 
 def test_tickets_differ() -> None:
-    texts = [request["body"]["messages"][-1]["content"] for request in lines("support-tickets.jsonl")]
+    texts = [
+        request["body"]["messages"][-1]["content"] for request in lines("support-tickets.jsonl")
+    ]
     assert len(set(texts)) == len(texts)
     assert not [text for text in texts if "{" in text or "}" in text]
 
 
 def test_searches_hold_eight_to_twelve_passages_of_the_help_centre() -> None:
-    corpus = {f"{article['title']}. {article['text']}" for article in json.loads((EXAMPLES / "help-centre.json").read_text("utf-8"))}
+    corpus = {
+        f"{article['title']}. {article['text']}"
+        for article in json.loads((EXAMPLES / "help-centre.json").read_text("utf-8"))
+    }
     for request in lines("help-centre-rerank.jsonl"):
         documents = request["body"]["documents"]
         assert 8 <= len(documents) <= 12
@@ -77,8 +84,17 @@ def test_the_template_becomes_a_good_file_of_its_night() -> None:
     moment = Moment(datetime(2026, 11, 25, 1, 30, tzinfo=UTC), ZoneInfo("Europe/Berlin"), "run_1")
     night = list(templates.render(raw, moment))
     assert b"{{" not in b"".join(night)
-    assert all(isinstance(line, GoodLine) for line in scan(night, endpoint="/v1/chat/completions", models=catalog.models()))
+    assert all(
+        isinstance(line, GoodLine)
+        for line in scan(night, endpoint="/v1/chat/completions", models=catalog.models())
+    )
     first = json.loads(night[0])
     assert first["custom_id"] == "auto-reply-billing-2026-11-25"
-    assert "Tuesday, 24 November 2026; a person answers by Thursday" in first["body"]["messages"][1]["content"]
-    assert (first["body"]["user"], "since 26 October 2026" in first["body"]["messages"][0]["content"]) == ("run_1", True)
+    assert (
+        "Tuesday, 24 November 2026; a person answers by Thursday"
+        in first["body"]["messages"][1]["content"]
+    )
+    assert (
+        first["body"]["user"],
+        "since 26 October 2026" in first["body"]["messages"][0]["content"],
+    ) == ("run_1", True)

@@ -1,4 +1,6 @@
-"""What the event loop and a slot's thread share: outcomes arrive one by one, and are taken by the flush."""
+"""What the event loop and a slot's thread share: outcomes arrive one by one, and are taken by the
+flush.
+"""
 
 import threading
 from collections.abc import Callable
@@ -33,12 +35,24 @@ class Waited(threading.Event):
         return self.is_set()
 
 
-LINES = tuple(Line(number, f"line-{number}", Request(CHAT, b"{}", f"req_{number}")) for number in range(1, 1_001))
+LINES = tuple(
+    Line(number, f"line-{number}", Request(CHAT, b"{}", f"req_{number}"))
+    for number in range(1, 1_001)
+)
 
 
 def a_run(count: int) -> Run:
     tariff = Tariff({"input": "0.02", "output": "0.04"}, Decimal("0.5"))
-    claim = Claim((ids.new(), 0), 1, ids.new(), (MODEL, False), "simulated", tariff, is_suspect=False, lines=LINES[:count])
+    claim = Claim(
+        (ids.new(), 0),
+        1,
+        ids.new(),
+        (MODEL, False),
+        "simulated",
+        tariff,
+        is_suspect=False,
+        lines=LINES[:count],
+    )
     run = Run(claim, Lane(SimulatedBackend(models()[MODEL]), 1))
     run._is_due = Waited()
     return run
@@ -58,7 +72,9 @@ def test_outcomes_wait_no_longer_than_the_flush_interval(configure: Callable[...
     assert run.take() == []
 
 
-def test_a_slot_is_woken_by_a_flushs_worth_and_not_by_a_line(configure: Callable[..., None]) -> None:
+def test_a_slot_is_woken_by_a_flushs_worth_and_not_by_a_line(
+    configure: Callable[..., None],
+) -> None:
     configure(flush_lines=3)
     run = a_run(10)
     for line in LINES[:2]:
@@ -87,7 +103,9 @@ def test_the_last_line_ends_the_waiting() -> None:
     assert waits(run) == []
 
 
-def test_a_flush_takes_no_more_bytes_or_lines_than_it_may(monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None]) -> None:
+def test_a_flush_takes_no_more_bytes_or_lines_than_it_may(
+    monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None]
+) -> None:
     monkeypatch.setattr(execute, "FLUSH_BYTES", 100)
     configure(flush_lines=4)
     run = a_run(8)
@@ -100,7 +118,9 @@ def test_a_flush_takes_no_more_bytes_or_lines_than_it_may(monkeypatch: pytest.Mo
     assert waits(run) == []
 
 
-def test_a_flush_that_leaves_another_does_not_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flush_that_leaves_another_does_not_wait_for_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(execute, "FLUSH_BYTES", 100)
     run = a_run(8)
     for line in LINES[:4]:

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# A reader with a bug that one of the seeds shows, wherever the fuzzer can run or only the seeds can be read.
+# A reader with a bug that one of the seeds shows, wherever the fuzzer can run or only the seeds can
+# be read.
 WITH_A_BUG = """\
 from xalen_batch.validation import json_errors
 reason = json_errors._reason
@@ -30,7 +31,10 @@ def fuzz(corpus: Path, *how: str, seconds: int) -> subprocess.CompletedProcess[s
 def test_the_fuzzer_finds_nothing(tmp_path: Path) -> None:
     run = fuzz(tmp_path, "-m", "tests.fuzz", seconds=8)
     found = [path for kind in ("crash-*", "oom-*", "timeout-*") for path in tmp_path.glob(kind)]
-    assert not found, f"python -m tests.fuzz {found[0]}\n{run.stdout[-3000:]}\nThe input: {found[0].read_bytes()!r}"
+    assert not found, (
+        f"python -m tests.fuzz {found[0]}\n{run.stdout[-3000:]}\nThe input:"
+        f" {found[0].read_bytes()!r}"
+    )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     assert "Done" in run.stderr or "nothing found" in run.stderr
 
@@ -39,4 +43,7 @@ def test_a_bug_is_found_and_its_input_kept(tmp_path: Path) -> None:
     run = fuzz(tmp_path, "-c", WITH_A_BUG, seconds=60)
     assert run.returncode != 0
     assert "KeyError" in run.stdout + run.stderr
-    assert any(b"Infinity" in path.read_bytes() for path in [*tmp_path.glob("crash-*"), *tmp_path.glob("seeds/*")])
+    assert any(
+        b"Infinity" in path.read_bytes()
+        for path in [*tmp_path.glob("crash-*"), *tmp_path.glob("seeds/*")]
+    )

@@ -12,11 +12,22 @@ from tests.unit.chunks import cut
 from xalen_batch import ids, jsonl
 from xalen_batch.jsonl import Span
 
-LINES = st.lists(st.binary(max_size=30).map(lambda raw: raw.replace(b"\n", b" ").rstrip(b"\r")), min_size=1, max_size=20)
+LINES = st.lists(
+    st.binary(max_size=30).map(lambda raw: raw.replace(b"\n", b" ").rstrip(b"\r")),
+    min_size=1,
+    max_size=20,
+)
 
 
-@given(LINES, st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.lists(st.integers(0, 700), max_size=30))
-def test_any_chunking_gives_the_same_lines_and_every_span_slices_back_to_its_line(lines, newline, has_last_newline, places):
+@given(
+    LINES,
+    st.sampled_from([b"\n", b"\r\n"]),
+    st.booleans(),
+    st.lists(st.integers(0, 700), max_size=30),
+)
+def test_any_chunking_gives_the_same_lines_and_every_span_slices_back_to_its_line(
+    lines, newline, has_last_newline, places
+):
     content = newline.join(lines) + (newline if has_last_newline else b"")
     read = list(jsonl.lines(cut(content, places), longest=100))
     assert read == list(jsonl.lines([content], longest=100))
@@ -26,7 +37,15 @@ def test_any_chunking_gives_the_same_lines_and_every_span_slices_back_to_its_lin
 
 
 @given(
-    st.lists(st.builds(Span, st.integers(1, 1 << 31), st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 32) - 1)), max_size=9),
+    st.lists(
+        st.builds(
+            Span,
+            st.integers(1, 1 << 31),
+            st.integers(0, (1 << 64) - 1),
+            st.integers(0, (1 << 32) - 1),
+        ),
+        max_size=9,
+    ),
     st.integers(0, (1 << 31) - 1),
 )
 def test_numbers_of_an_index_are_moved_and_nothing_else(spans, by):
@@ -62,7 +81,9 @@ def test_a_chunk_of_whole_lines_is_one_block_and_is_not_copied():
 
 
 @pytest.mark.parametrize("line", [b"\n", b"1\r\n"])
-def test_a_chunk_of_many_short_lines_is_many_blocks_since_a_place_takes_more_room_than_a_short_line(line):
+def test_a_chunk_of_many_short_lines_is_many_blocks_since_a_place_takes_more_room_than_a_short_line(
+    line,
+):
     chunk = line * 2_500
     found = list(jsonl.blocks([chunk, chunk], longest=9))
     assert max(len(block.spans) for block in found) == jsonl.BLOCK_LINES
@@ -71,7 +92,11 @@ def test_a_chunk_of_many_short_lines_is_many_blocks_since_a_place_takes_more_roo
     ]
 
 
-@given(st.lists(st.builds(Span, st.integers(1, 2**32 - 1), st.integers(0, 2**63), st.integers(0, 2**32 - 1))))
+@given(
+    st.lists(
+        st.builds(Span, st.integers(1, 2**32 - 1), st.integers(0, 2**63), st.integers(0, 2**32 - 1))
+    )
+)
 def test_packed_spans_unpack_to_themselves_at_sixteen_bytes_each(spans):
     packed = jsonl.pack(spans)
     assert list(jsonl.unpack(packed)) == spans
@@ -83,22 +108,36 @@ CUTS = [char for char in map(chr, range(0x3000)) if len(f"a{char}b".splitlines()
 EVERY_CUT = "a".join(CUTS) + "\r\n"
 
 
-@pytest.mark.parametrize("custom_id", ["a", 'quote " and \\', "line\nbreak", "ünïcode 😀", "\\\u2028", *CUTS, EVERY_CUT])
+@pytest.mark.parametrize(
+    "custom_id", ["a", 'quote " and \\', "line\nbreak", "ünïcode 😀", "\\\u2028", *CUTS, EVERY_CUT]
+)
 def test_output_lines_are_one_line_of_json_whatever_they_hold(custom_id):
     batch = ids.new()
     message = f"too late for {custom_id}"
     is_escaped = jsonl.has_line_break(custom_id, message)
     body = jsonl.escaped(orjson.dumps({"a": custom_id}))
     answered = jsonl.result_line(batch, 1, custom_id, 200, body, None, None, is_escaped)
-    refused = jsonl.result_line(batch, 1, custom_id, None, None, "batch_expired", message, is_escaped)
+    refused = jsonl.result_line(
+        batch, 1, custom_id, None, None, "batch_expired", message, is_escaped
+    )
     for raw in (answered, refused):
         assert raw.endswith(b"\n")
         assert raw.decode().splitlines(keepends=True) == [raw.decode()]
     line_id, request_id = ids.line_id(batch, 1), ids.request_id(batch, 1)
     response = {"status_code": 200, "request_id": request_id, "body": {"a": custom_id}}
-    assert json.loads(answered) == {"id": line_id, "custom_id": custom_id, "response": response, "error": None}
+    assert json.loads(answered) == {
+        "id": line_id,
+        "custom_id": custom_id,
+        "response": response,
+        "error": None,
+    }
     error = {"code": "batch_expired", "message": message}
-    assert json.loads(refused) == {"id": line_id, "custom_id": custom_id, "response": None, "error": error}
+    assert json.loads(refused) == {
+        "id": line_id,
+        "custom_id": custom_id,
+        "response": None,
+        "error": error,
+    }
 
 
 def test_only_what_cuts_a_line_is_escaped():
@@ -118,10 +157,16 @@ def test_only_what_cuts_a_line_is_escaped():
     st.text(max_size=20),
     st.booleans(),
 )
-def test_the_size_of_a_line_is_known_without_making_it(line_no, custom_id, status, body, message, is_escaped):
+def test_the_size_of_a_line_is_known_without_making_it(
+    line_no, custom_id, status, body, message, is_escaped
+):
     custom_id += "\x85" * is_escaped
-    line = jsonl.result_line(uuid4(), line_no, custom_id, status, body, "bad_answer", message, is_escaped)
-    assert jsonl.result_size(line_no, custom_id, status, body, "bad_answer", message, is_escaped) == len(line)
+    line = jsonl.result_line(
+        uuid4(), line_no, custom_id, status, body, "bad_answer", message, is_escaped
+    )
+    assert jsonl.result_size(
+        line_no, custom_id, status, body, "bad_answer", message, is_escaped
+    ) == len(line)
 
 
 @pytest.mark.parametrize("status", [200, 404, None])

@@ -15,7 +15,9 @@ KNOWN = "xln_test_0123456789ABCDEFGHIJKLMNOPQRSTUV1ggZdL"
 
 
 @pytest.mark.parametrize(("livemode", "prefix"), [(False, "xln_test_"), (True, "xln_live_")])
-def test_a_new_key_has_a_prefix_random_digits_and_their_checksum(livemode: bool, prefix: str) -> None:
+def test_a_new_key_has_a_prefix_random_digits_and_their_checksum(
+    livemode: bool, prefix: str
+) -> None:
     made = {secrets.new(livemode) for _ in range(100)}
     assert len(made) == 100
     for secret in made:
@@ -68,14 +70,23 @@ class NoDatabase:
 
 
 @pytest.mark.parametrize(
-    ("secret", "words"), [(KNOWN[:-1] + "0", "mistyped or cut short"), (KNOWN[:30], "cut short"), ("sk-1", "key of this server")]
+    ("secret", "words"),
+    [
+        (KNOWN[:-1] + "0", "mistyped or cut short"),
+        (KNOWN[:30], "cut short"),
+        ("sk-1", "key of this server"),
+    ],
 )
-def test_what_cannot_be_a_key_is_refused_without_asking_the_database(secret: str, words: str) -> None:
+def test_what_cannot_be_a_key_is_refused_without_asking_the_database(
+    secret: str, words: str
+) -> None:
     with pytest.raises(Unauthenticated, match=words):
         accounts.authenticate(NoDatabase(), secret)  # type: ignore[arg-type]
 
 
-def test_a_key_is_looked_up_by_its_hash_and_nothing_of_the_key_itself_reaches_the_database() -> None:
+def test_a_key_is_looked_up_by_its_hash_and_nothing_of_the_key_itself_reaches_the_database() -> (
+    None
+):
     asked = []
 
     class Database:

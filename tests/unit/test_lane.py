@@ -8,7 +8,17 @@ from typing import Any, cast
 import pytest
 
 from xalen_batch import ids
-from xalen_batch.backends.contract import Answered, Ended, Exhausted, NotRun, Outcome, Refused, Request, Retryable, Usage
+from xalen_batch.backends.contract import (
+    Answered,
+    Ended,
+    Exhausted,
+    NotRun,
+    Outcome,
+    Refused,
+    Request,
+    Retryable,
+    Usage,
+)
 from xalen_batch.catalog import CHAT
 from xalen_batch.ratelimit.backend import Rates, estimate
 from xalen_batch.worker.circuit_breaker import Opening, Source, State
@@ -56,7 +66,10 @@ class Lines:
 
 
 class Script:
-    """A backend that answers as told, one outcome after the other, the last for ever. Behind the gate from the second request on."""
+    """A backend that answers as told, one outcome after the other, the last for ever.
+
+    Behind the gate from the second request on.
+    """
 
     def __init__(self, *outcomes: Outcome, gate: asyncio.Event | None = None) -> None:
         self.outcomes = list(outcomes)
@@ -87,7 +100,9 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(configure: Callable[..., None]) -> None:
-    configure(retry_base=0.001, retry_cap=0.001, circuit_failures=20, circuit_pause=60, max_attempts=3)
+    configure(
+        retry_base=0.001, retry_cap=0.001, circuit_failures=20, circuit_pause=60, max_attempts=3
+    )
 
 
 def test_an_answer_ends_the_line_at_the_first_attempt() -> None:
@@ -147,7 +162,10 @@ def test_a_backend_that_is_not_there_costs_no_attempt(configure: Callable[..., N
 
 def test_pauses_double_up_to_the_cap(configure: Callable[..., None]) -> None:
     configure(retry_base=0.001, retry_cap=10)
-    longest = {attempt: max(pause_before_retry(BUSY, attempt) for _ in range(200)) for attempt in (1, 5, 1_000_000)}
+    longest = {
+        attempt: max(pause_before_retry(BUSY, attempt) for _ in range(200))
+        for attempt in (1, 5, 1_000_000)
+    }
     assert longest[1] <= 0.001 < longest[5] <= 0.016 < longest[1_000_000] <= 10
 
 
@@ -224,7 +242,11 @@ def test_accounts_take_turns() -> None:
 def test_an_account_without_an_answer_leaves_half_of_the_requests_to_others() -> None:
     class Hanging(Script):
         async def send(self, request: Request) -> Outcome:
-            return await super().send(request) if request.body == b"quick" else await asyncio.Event().wait()
+            return (
+                await super().send(request)
+                if request.body == b"quick"
+                else await asyncio.Event().wait()
+            )
 
     @dataclass(frozen=True)
     class Quick(Line):
@@ -338,8 +360,12 @@ def test_a_backend_that_raises_costs_its_line_and_no_other() -> None:
     run(main)
 
 
-def test_a_broken_backend_is_left_alone_and_its_lines_go_back_unrun(configure: Callable[..., None]) -> None:
-    configure(retry_base=0.001, retry_cap=0.001, circuit_failures=4, circuit_pause=60, max_attempts=3)
+def test_a_broken_backend_is_left_alone_and_its_lines_go_back_unrun(
+    configure: Callable[..., None],
+) -> None:
+    configure(
+        retry_base=0.001, retry_cap=0.001, circuit_failures=4, circuit_pause=60, max_attempts=3
+    )
 
     async def main() -> None:
         backend = Script(BROKEN)
@@ -354,8 +380,12 @@ def test_a_broken_backend_is_left_alone_and_its_lines_go_back_unrun(configure: C
     run(main)
 
 
-@pytest.mark.parametrize(("asked", "least", "most"), [(None, 0, 0.001), (7, 7, 7.001), (10_000, 120, 120.001)])
-def test_the_pause_is_what_the_backend_asked_for_within_reason(asked: float | None, least: float, most: float) -> None:
+@pytest.mark.parametrize(
+    ("asked", "least", "most"), [(None, 0, 0.001), (7, 7, 7.001), (10_000, 120, 120.001)]
+)
+def test_the_pause_is_what_the_backend_asked_for_within_reason(
+    asked: float | None, least: float, most: float
+) -> None:
     for _ in range(20):
         assert least <= pause_before_retry(Retryable("HTTP 429", retry_after=asked), 1) <= most
 
@@ -392,7 +422,9 @@ def test_a_lane_asks_for_more_once_while_some_lines_still_wait() -> None:
     run(main)
 
 
-def test_a_busy_backend_gets_fewer_requests_and_is_not_taken_for_broken(configure: Callable[..., None]) -> None:
+def test_a_busy_backend_gets_fewer_requests_and_is_not_taken_for_broken(
+    configure: Callable[..., None],
+) -> None:
     configure(retry_base=0.001, retry_cap=0.001, circuit_failures=4, circuit_pause=60)
 
     async def main() -> None:
@@ -406,7 +438,9 @@ def test_a_busy_backend_gets_fewer_requests_and_is_not_taken_for_broken(configur
     run(main)
 
 
-def test_a_line_refused_although_it_was_alone_is_the_next_of_its_account_to_be_tried(configure: Callable[..., None]) -> None:
+def test_a_line_refused_although_it_was_alone_is_the_next_of_its_account_to_be_tried(
+    configure: Callable[..., None],
+) -> None:
     configure(retry_base=1000, retry_cap=1000)
 
     async def main() -> None:
@@ -429,7 +463,9 @@ def test_a_line_refused_although_it_was_alone_is_the_next_of_its_account_to_be_t
     run(main)
 
 
-def test_a_line_refused_although_it_was_alone_holds_up_no_other_account(configure: Callable[..., None]) -> None:
+def test_a_line_refused_although_it_was_alone_holds_up_no_other_account(
+    configure: Callable[..., None],
+) -> None:
     configure(retry_base=1000, retry_cap=1000)
 
     async def main() -> None:
@@ -528,7 +564,9 @@ def test_a_lane_that_waits_for_its_rate_has_no_room() -> None:
     run(main)
 
 
-def test_a_line_whose_turn_comes_when_the_backend_is_left_alone_goes_back(configure: Callable[..., None]) -> None:
+def test_a_line_whose_turn_comes_when_the_backend_is_left_alone_goes_back(
+    configure: Callable[..., None],
+) -> None:
     configure(circuit_failures=1, circuit_pause=60)
 
     async def main() -> None:

@@ -1,4 +1,6 @@
-"""One backend and several accounts on virtual time: what one account's lines meet is no other's matter."""
+"""One backend and several accounts on virtual time: what one account's lines meet is no other's
+matter.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -9,7 +11,17 @@ import pytest
 
 from tests.unit import virtual_time
 from xalen_batch import ids
-from xalen_batch.backends.contract import Answered, Ended, Exhausted, NotRun, Outcome, Refused, Request, Retryable, Usage
+from xalen_batch.backends.contract import (
+    Answered,
+    Ended,
+    Exhausted,
+    NotRun,
+    Outcome,
+    Refused,
+    Request,
+    Retryable,
+    Usage,
+)
 from xalen_batch.catalog import CHAT
 from xalen_batch.worker.circuit_breaker import Source, State
 from xalen_batch.worker.lane import Lane
@@ -113,7 +125,9 @@ def a_lane(backend: Backend) -> Lane:
     return Lane(backend, 64, clock=asyncio.get_running_loop().time)
 
 
-async def run(*batches: Batch, until: Callable[[], bool], most: float = 100_000, every: float = 0.02) -> float:
+async def run(
+    *batches: Batch, until: Callable[[], bool], most: float = 100_000, every: float = 0.02
+) -> float:
     """Claim in turn, once in so many seconds, until it is so. Returns the seconds it took."""
     begun = now()
     while not until():
@@ -126,13 +140,22 @@ async def run(*batches: Batch, until: Callable[[], bool], most: float = 100_000,
 
 @pytest.fixture(autouse=True)
 def _settings(configure: Callable[..., None]) -> None:
-    configure(circuit_failures=20, circuit_pause=15, circuit_patience=3_600, retry_base=0.5, retry_cap=30, max_attempts=5)
+    configure(
+        circuit_failures=20,
+        circuit_pause=15,
+        circuit_patience=3_600,
+        retry_base=0.5,
+        retry_cap=30,
+        max_attempts=5,
+    )
 
 
 @pytest.mark.parametrize("begins", [0.0, 20.0])
 @pytest.mark.parametrize("accounts", [1, 4])
 @pytest.mark.parametrize("kind", MEETS)
-def test_another_accounts_lines_take_at_most_three_times_as_long_as_alone(kind: str, accounts: int, begins: float) -> None:
+def test_another_accounts_lines_take_at_most_three_times_as_long_as_alone(
+    kind: str, accounts: int, begins: float
+) -> None:
     async def main() -> None:
         alone = Batch(a_lane(Backend()), 2_000)
         seconds_alone = await run(alone, until=lambda: alone.ended_at is not None)
@@ -178,7 +201,9 @@ def test_a_lines_own_404_ends_it_with_the_backends_words_while_others_are_answer
 
 
 @pytest.mark.parametrize("refused", [2, 100])
-def test_the_last_lines_of_a_lone_batch_end_when_the_model_server_explains_its_404(refused: int) -> None:
+def test_the_last_lines_of_a_lone_batch_end_when_the_model_server_explains_its_404(
+    refused: int,
+) -> None:
     async def main() -> None:
         lane = a_lane(Backend())
         good, last = Batch(lane, 50), Batch(lane, refused, "explained 404")
@@ -189,8 +214,12 @@ def test_the_last_lines_of_a_lone_batch_end_when_the_model_server_explains_its_4
     virtual_time.run(main)
 
 
-@pytest.mark.parametrize(("down", "accounts"), [("500", 1), ("500", 10), ("401", 3), ("404", 3), ("503", 3)])
-def test_an_outage_of_half_an_hour_costs_no_line_and_work_goes_on_soon_after(down: str, accounts: int) -> None:
+@pytest.mark.parametrize(
+    ("down", "accounts"), [("500", 1), ("500", 10), ("401", 3), ("404", 3), ("503", 3)]
+)
+def test_an_outage_of_half_an_hour_costs_no_line_and_work_goes_on_soon_after(
+    down: str, accounts: int
+) -> None:
     async def main() -> None:
         backend = Backend(down=MEETS[down][1])
         lane = a_lane(backend)
@@ -201,7 +230,9 @@ def test_an_outage_of_half_an_hour_costs_no_line_and_work_goes_on_soon_after(dow
         # It was left alone meanwhile.
         assert backend.sent - sent < 300 + 1_800 / 15 * 8
         backend.is_down, left = False, sum(batch.lines + batch.in_lane for batch in batches)
-        seconds = await run(*batches, until=lambda: all(batch.ended_at is not None for batch in batches))
+        seconds = await run(
+            *batches, until=lambda: all(batch.ended_at is not None for batch in batches)
+        )
         assert [batch.failed for batch in batches] == [0] * accounts
         assert seconds < 15 + 2 + 30 + 3 * left * LATENCY / 32
         assert lane.circuit.state is State.CLOSED
@@ -209,7 +240,9 @@ def test_an_outage_of_half_an_hour_costs_no_line_and_work_goes_on_soon_after(dow
     virtual_time.run(main)
 
 
-def test_a_batch_that_can_never_succeed_ends_though_it_is_alone(configure: Callable[..., None]) -> None:
+def test_a_batch_that_can_never_succeed_ends_though_it_is_alone(
+    configure: Callable[..., None],
+) -> None:
     configure(circuit_failures=20, circuit_pause=15, circuit_patience=600)
 
     async def main() -> None:

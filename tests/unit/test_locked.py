@@ -1,4 +1,6 @@
-"""What is installed is what was locked, byte for byte, and it is known whether any of it is known to be vulnerable."""
+"""What is installed is what was locked, byte for byte, and it is known whether any of it is known
+to be vulnerable.
+"""
 
 import json
 import subprocess
@@ -15,7 +17,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LOCK: dict[str, Any] = tomllib.loads((ROOT / "uv.lock").read_text("utf-8"))
-PINNED = "idna==3.10 --hash=sha256:946d195a0d259cbba61165e88e65941f16e9b36ea6ddb97f00452bae8b1287d3\n"
+PINNED = (
+    "idna==3.10 --hash=sha256:946d195a0d259cbba61165e88e65941f16e9b36ea6ddb97f00452bae8b1287d3\n"
+)
 
 
 def test_every_file_that_may_be_installed_has_a_hash() -> None:
@@ -32,12 +36,18 @@ def test_every_file_that_may_be_installed_has_a_hash() -> None:
 
 
 def test_the_package_itself_is_the_only_one_without() -> None:
-    assert [package["name"] for package in LOCK["package"] if "editable" in package["source"]] == ["xalen-batch"]
+    assert [package["name"] for package in LOCK["package"] if "editable" in package["source"]] == [
+        "xalen-batch"
+    ]
 
 
 @pytest.mark.parametrize("name", ["Makefile", "Dockerfile"])
 def test_nothing_is_installed_that_is_not_locked(name: str) -> None:
-    installs = [line for line in (ROOT / name).read_text("utf-8").splitlines() if "uv sync" in line or "uv export" in line]
+    installs = [
+        line
+        for line in (ROOT / name).read_text("utf-8").splitlines()
+        if "uv sync" in line or "uv export" in line
+    ]
     assert installs
     assert all("--locked" in line for line in installs), installs
 
@@ -72,10 +82,32 @@ def audit(tmp_path: Path, url: str) -> subprocess.CompletedProcess[str]:
     """What `make audit` runs, on one package and another service."""
     requirements = tmp_path / "requirements.txt"
     requirements.write_text(PINNED)
-    options = ["--requirement", str(requirements), "--require-hashes", "--disable-pip", "--format", "json", "--progress-spinner", "off"]
-    elsewhere = ["--vulnerability-service", "osv", "--osv-url", url, "--cache-dir", str(tmp_path / "cache"), "--timeout", "5"]
+    options = [
+        "--requirement",
+        str(requirements),
+        "--require-hashes",
+        "--disable-pip",
+        "--format",
+        "json",
+        "--progress-spinner",
+        "off",
+    ]
+    elsewhere = [
+        "--vulnerability-service",
+        "osv",
+        "--osv-url",
+        url,
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        "--timeout",
+        "5",
+    ]
     return subprocess.run(
-        [sys.executable, "-m", "tests.audit", *options, *elsewhere], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "tests.audit", *options, *elsewhere],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -88,11 +120,28 @@ def test_packages_that_nothing_is_known_about_pass_the_audit(tmp_path: Path) -> 
 def test_a_known_vulnerability_fails_the_audit_and_is_named(tmp_path: Path) -> None:
     package = {"name": "idna", "ecosystem": "PyPI"}
     affected = [
-        {"package": package, "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "99.0"}]}], "versions": ["3.10"]}
+        {
+            "package": package,
+            "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "99.0"}]}],
+            "versions": ["3.10"],
+        }
     ]
-    with service([{"id": "PYSEC-0000-1", "summary": "x", "details": "x", "affected": affected, "aliases": []}]) as url:
+    with service(
+        [
+            {
+                "id": "PYSEC-0000-1",
+                "summary": "x",
+                "details": "x",
+                "affected": affected,
+                "aliases": [],
+            }
+        ]
+    ) as url:
         ran = audit(tmp_path, url)
-    assert (ran.returncode, ran.stdout) == (1, "idna 3.10: PYSEC-0000-1; fixed in 99.0\n"), ran.stderr
+    assert (ran.returncode, ran.stdout) == (
+        1,
+        "idna 3.10: PYSEC-0000-1; fixed in 99.0\n",
+    ), ran.stderr
 
 
 def test_a_service_that_cannot_be_reached_is_an_outcome_of_its_own(tmp_path: Path) -> None:

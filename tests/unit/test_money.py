@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from xalen_batch import money
 
-AMOUNTS = st.decimals(min_value=0, max_value=10**9, allow_nan=False, allow_infinity=False, places=12)
+AMOUNTS = st.decimals(
+    min_value=0, max_value=10**9, allow_nan=False, allow_infinity=False, places=12
+)
 TOKENS = st.integers(0, 10**12)
 PRICES = st.decimals(min_value=0, max_value=1000, places=6)
 RATES = st.decimals(min_value=0, max_value=1, places=4)
@@ -22,7 +24,9 @@ RATES = st.decimals(min_value=0, max_value=1, places=4)
         (333_333_333, "0.003", "0.999999999", "-0.4999999995"),
     ],
 )
-def test_gross_and_discount_keep_every_digit(tokens: int, price: str, gross: str, discount: str) -> None:
+def test_gross_and_discount_keep_every_digit(
+    tokens: int, price: str, gross: str, discount: str
+) -> None:
     assert money.gross(tokens, Decimal(price)) == Decimal(gross)
     assert money.discount(Decimal(gross), Decimal("0.5")) == Decimal(discount)
 

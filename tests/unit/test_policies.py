@@ -16,7 +16,13 @@ HOUR = timedelta(hours=1)
 
 def definition(**fields: Any) -> Definition:
     return Definition.model_validate(
-        {"name": "n", "cron": "0 * * * *", "endpoint": "/v1/chat/completions", "input_file_id": "file-1", **fields}
+        {
+            "name": "n",
+            "cron": "0 * * * *",
+            "endpoint": "/v1/chat/completions",
+            "input_file_id": "file-1",
+            **fields,
+        }
     )
 
 
@@ -55,7 +61,9 @@ class TestMisfire:
 
     def test_none_misses_what_is_late(self) -> None:
         come = hourly(2, last_age=LATE)
-        assert sort_out(come, definition(misfire="none")).missed == [(instant, Miss.NEVER_LATE) for instant, _ in come]
+        assert sort_out(come, definition(misfire="none")).missed == [
+            (instant, Miss.NEVER_LATE) for instant, _ in come
+        ]
 
     def test_what_is_older_than_the_catch_up_window_is_missed(self) -> None:
         come = hourly(3, last_age=HOUR)
@@ -68,10 +76,17 @@ class TestMisfire:
         misfire=st.sampled_from(["latest", "all", "none"]),
         limit=st.integers(1, 100),
     )
-    def test_every_instant_is_run_or_missed_once_and_runs_are_in_order(self, ages: list[int], misfire: str, limit: int) -> None:
-        come = [(NOON - timedelta(minutes=age), timedelta(minutes=age)) for age in sorted(ages, reverse=True)]
+    def test_every_instant_is_run_or_missed_once_and_runs_are_in_order(
+        self, ages: list[int], misfire: str, limit: int
+    ) -> None:
+        come = [
+            (NOON - timedelta(minutes=age), timedelta(minutes=age))
+            for age in sorted(ages, reverse=True)
+        ]
         due = sort_out(come, definition(misfire=misfire, misfire_limit=limit))
-        assert sorted([*due.run, *(instant for instant, _ in due.missed)]) == [instant for instant, _ in come]
+        assert sorted([*due.run, *(instant for instant, _ in due.missed)]) == [
+            instant for instant, _ in come
+        ]
         assert due.run == sorted(due.run)
 
 
@@ -89,7 +104,9 @@ class TestMisfire:
         ("cancel_previous", False, False, Meeting.START),
     ],
 )
-def test_a_run_that_meets_the_one_before(overlap: Any, is_running: bool, is_waiting: bool, expected: Meeting) -> None:
+def test_a_run_that_meets_the_one_before(
+    overlap: Any, is_running: bool, is_waiting: bool, expected: Meeting
+) -> None:
     assert meet(overlap, is_running=is_running, is_waiting=is_waiting, is_made_up=False) is expected
 
 

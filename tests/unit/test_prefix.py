@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xalen_batch.validation.prefix_order import LEAST, MOST_MARKS, PLACES, Marker, Starts, first_mark, marks, prompt
+from xalen_batch.validation.prefix_order import (
+    LEAST,
+    MOST_MARKS,
+    PLACES,
+    Marker,
+    Starts,
+    first_mark,
+    marks,
+    prompt,
+)
 
 
 def text(name: str, size: int) -> str:
@@ -17,7 +26,13 @@ def text(name: str, size: int) -> str:
 def chat(*contents, **body):
     """A request whose first message is the system's."""
     roles = ["system", *["user", "assistant"] * len(contents)]
-    return {"messages": [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)], **body}
+    return {
+        "messages": [
+            {"role": role, "content": content}
+            for role, content in zip(roles, contents, strict=False)
+        ],
+        **body,
+    }
 
 
 def marks_of(body) -> list[int]:
@@ -54,7 +69,10 @@ def test_groups_within_a_group_run_in_one_go():
 
 
 def test_a_document_in_the_same_message_as_its_instructions_is_seen():
-    lines = [chat(text("instructions", 1_100) + text(name, 700) + f"question {n}") for n, name in enumerate("ZXYXY")]
+    lines = [
+        chat(text("instructions", 1_100) + text(name, 700) + f"question {n}")
+        for n, name in enumerate("ZXYXY")
+    ]
     assert order(*lines) == [0, 1, 3, 2, 4]
 
 
@@ -82,18 +100,46 @@ def test_long_and_short_questions_about_the_same_stay_in_order():
 
 
 def test_tools_come_before_the_messages_wherever_they_are_in_the_body():
-    tools = [[{"type": "function", "function": {"name": name, "description": text(name, 400)}}] for name in "AB"]
+    tools = [
+        [{"type": "function", "function": {"name": name, "description": text(name, 400)}}]
+        for name in "AB"
+    ]
     messages = chat("Be brief.", text("document", 1_000))["messages"]
-    lines = [{"messages": messages, "tools": tools[n % 2]} if n < 2 else {"tools": tools[n % 2], "messages": messages} for n in range(4)]
+    lines = [
+        (
+            {"messages": messages, "tools": tools[n % 2]}
+            if n < 2
+            else {"tools": tools[n % 2], "messages": messages}
+        )
+        for n in range(4)
+    ]
     assert order(*lines) == [0, 2, 1, 3]
 
 
 def test_parts_and_calls_are_read_as_text_is():
-    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": text("arguments", 300)}}]
+    calls = [
+        {
+            "id": "1",
+            "type": "function",
+            "function": {"name": "f", "arguments": text("arguments", 300)},
+        }
+    ]
     lines = [
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": text("picture", 500)}]}, {"role": "user", "content": str(n)}]}
-        if n % 2
-        else {"messages": [{"role": "assistant", "content": None, "tool_calls": calls}, {"role": "user", "content": str(n)}]}
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": text("picture", 500)}]},
+                    {"role": "user", "content": str(n)},
+                ]
+            }
+            if n % 2
+            else {
+                "messages": [
+                    {"role": "assistant", "content": None, "tool_calls": calls},
+                    {"role": "user", "content": str(n)},
+                ]
+            }
+        )
         for n in range(4)
     ]
     assert order(*lines) == [0, 2, 1, 3]
@@ -124,7 +170,9 @@ def test_a_mark_depends_on_nothing_behind_it(before, one, other):
 @given(st.integers(0, 3_000), st.integers(0, 3_000))
 def test_what_is_shared_is_seen_if_it_is_half_as_long_as_what_comes_before_it(before, size):
     """Two groups that begin alike: they part where their documents begin."""
-    one, other = (chat(text("instructions", before) + text(name, size) + "question") for name in "XY")
+    one, other = (
+        chat(text("instructions", before) + text(name, size) + "question") for name in "XY"
+    )
     seen = len(marks_of(one)) > shared(one, other)
     assert seen or size + len("question") < max(LEAST, before / 2 + 1)
 
@@ -150,28 +198,51 @@ def test_each_line_is_there_once_and_those_that_begin_alike_are_neighbours(lines
     firsts = {line[0]: number for number, line in reversed(list(enumerate(lines))) if line}
     for depth in range(1, 6):
         for start in {tuple(line[:depth]) for line in lines if len(line) >= depth}:
-            alike = [place for place, line in enumerate(found) if tuple(lines[line][:depth]) == start]
+            alike = [
+                place for place, line in enumerate(found) if tuple(lines[line][:depth]) == start
+            ]
             # The first that begins so comes first, and may part from those that go on as it does.
-            places = alike if depth == 1 else [place for place in alike if found[place] != firsts[start[0]]]
-            assert places == list(range(places[0], places[0] + len(places))) if places else depth > 1
+            places = (
+                alike
+                if depth == 1
+                else [place for place in alike if found[place] != firsts[start[0]]]
+            )
+            assert (
+                places == list(range(places[0], places[0] + len(places))) if places else depth > 1
+            )
 
 
 def test_what_begins_like_no_other_line_is_read_no_further():
     marker = Marker()
     made = [marker.marks(pieces(*line)) for line in ((10, 11, 12), (20, 21, 22), (10, 11, 13))]
-    assert [mark for line in made for mark in line] == [first_mark(pieces(10)), first_mark(pieces(20)), *marks(pieces(10, 11, 13))]
+    assert [mark for line in made for mark in line] == [
+        first_mark(pieces(10)),
+        first_mark(pieces(20)),
+        *marks(pieces(10, 11, 13)),
+    ]
 
 
-@given(st.lists(st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=4), max_size=20), st.sampled_from([10, LEAST, 700]))
+@given(
+    st.lists(st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=4), max_size=20),
+    st.sampled_from([10, LEAST, 700]),
+)
 def test_a_first_message_that_is_read_once_for_all_lines_changes_no_mark(lines, size):
     marker, seen = Marker(), set()
     for line in lines:
         prompt = [text("system", size), *pieces(*line)]
-        assert list(marker.marks(prompt)) == (marks(prompt) if first_mark(prompt) in seen else marks(prompt)[:1])
+        assert list(marker.marks(prompt)) == (
+            marks(prompt) if first_mark(prompt) in seen else marks(prompt)[:1]
+        )
         seen.add(first_mark(prompt))
 
 
-@given(st.lists(st.lists(st.integers(0, 999), max_size=5), unique_by=lambda line: line[0] if line else object(), max_size=40))
+@given(
+    st.lists(
+        st.lists(st.integers(0, 999), max_size=5),
+        unique_by=lambda line: line[0] if line else object(),
+        max_size=40,
+    )
+)
 def test_lines_that_share_nothing_stay_in_order(lines):
     assert starts_of(pieces(*line) for line in lines).running_order() == list(range(len(lines)))
 

@@ -1,4 +1,6 @@
-"""What a backend's limits let pass, on virtual time: exact over any number of processes, and fair within one."""
+"""What a backend's limits let pass, on virtual time: exact over any number of processes, and fair
+within one.
+"""
 
 import asyncio
 from bisect import bisect_left
@@ -39,8 +41,15 @@ class Sent:
 
 
 @asynccontextmanager
-async def processes(count: int = 1, *, requests: int | None = None, tokens: int | None = None) -> AsyncIterator[list[Rates]]:
-    made = [Rates("model", requests_per_minute=requests, tokens_per_minute=tokens, workers=lambda: count) for _ in range(count)]
+async def processes(
+    count: int = 1, *, requests: int | None = None, tokens: int | None = None
+) -> AsyncIterator[list[Rates]]:
+    made = [
+        Rates(
+            "model", requests_per_minute=requests, tokens_per_minute=tokens, workers=lambda: count
+        )
+        for _ in range(count)
+    ]
     try:
         yield made
     finally:
@@ -53,7 +62,15 @@ async def send(rates: Rates, sent: Sent, tokens: int = 1) -> None:
     sent.add(tokens)
 
 
-async def send_for(seconds: float, rates: Rates, sent: Sent, *, tokens: int = 1, in_flight: int = 20, used: int | None = None) -> None:
+async def send_for(
+    seconds: float,
+    rates: Rates,
+    sent: Sent,
+    *,
+    tokens: int = 1,
+    in_flight: int = 20,
+    used: int | None = None,
+) -> None:
     """Keep so many requests waiting or in flight; each is answered after half a second."""
 
     async def one() -> None:
@@ -74,7 +91,11 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-arrivals = st.lists(st.tuples(st.floats(0, 8), st.integers(1, 5_000), st.booleans(), st.integers(1, 20)), min_size=1, max_size=12)
+arrivals = st.lists(
+    st.tuples(st.floats(0, 8), st.integers(1, 5_000), st.booleans(), st.integers(1, 20)),
+    min_size=1,
+    max_size=12,
+)
 
 
 @settings(max_examples=20, deadline=None)
@@ -94,8 +115,14 @@ def test_no_window_holds_more_than_the_bucket_and_what_filled_it_meanwhile(
         await asyncio.gather(*waiting, return_exceptions=True)
 
     async def main() -> None:
-        async with processes(len(plans), requests=per_minute, tokens=tokens_per_minute) as all_rates:
-            steps = [burst(rates, *step) for rates, plan in zip(all_rates, plans, strict=True) for step in plan]
+        async with processes(
+            len(plans), requests=per_minute, tokens=tokens_per_minute
+        ) as all_rates:
+            steps = [
+                burst(rates, *step)
+                for rates, plan in zip(all_rates, plans, strict=True)
+                for step in plan
+            ]
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.gather(*steps), 10)
 
@@ -106,7 +133,10 @@ def test_no_window_holds_more_than_the_bucket_and_what_filled_it_meanwhile(
         for last in range(first, len(sent.at)):
             window = sent.at[last] - start + HOLD
             assert last - first <= requests.burst + requests.rate * window + TOLERANCE
-            assert until[last + 1] - until[first] <= tokens.burst + tokens.rate * window + max(sent.tokens) + TOLERANCE
+            assert (
+                until[last + 1] - until[first]
+                <= tokens.burst + tokens.rate * window + max(sent.tokens) + TOLERANCE
+            )
 
 
 @pytest.mark.parametrize("per_minute", [6, 60, 600, 6_000])
@@ -189,7 +219,9 @@ def test_tokens_that_were_not_used_can_be_used_by_others() -> None:
         async with processes(2, tokens=60_000) as all_rates:
             await asyncio.gather(*(send_for(60, rates, plain, tokens=400) for rates in all_rates))
             await asyncio.sleep(5)
-            await asyncio.gather(*(send_for(60, rates, corrected, tokens=400, used=100) for rates in all_rates))
+            await asyncio.gather(
+                *(send_for(60, rates, corrected, tokens=400, used=100) for rates in all_rates)
+            )
         assert 140 <= len(plain.at) <= 152
         # Four times as many, but for the corrections on their way.
         assert 0.9 * 590 <= len(corrected.at) <= 610
@@ -253,7 +285,9 @@ def test_the_wait_of_a_new_request_is_told() -> None:
     run(main)
 
 
-def test_while_redis_is_away_each_process_goes_on_at_its_share_and_together_they_pass_the_limit_by_three_seconds_worth_at_most() -> None:
+def test_while_redis_is_away_each_process_goes_on_at_its_share_and_together_they_pass_the_limit_by_three_seconds_worth_at_most() -> (
+    None
+):
     server = Server()
 
     async def outage() -> None:
@@ -265,7 +299,9 @@ def test_while_redis_is_away_each_process_goes_on_at_its_share_and_together_they
     async def main() -> None:
         sent = Sent()
         async with processes(3, requests=600) as all_rates:
-            await asyncio.gather(outage(), *(send_for(240, rates, sent, in_flight=40) for rates in all_rates))
+            await asyncio.gather(
+                outage(), *(send_for(240, rates, sent, in_flight=40) for rates in all_rates)
+            )
         assert 0.9 * 600 <= sent.between(60, 120) <= 600
         assert 0.95 * 600 <= sent.between(180, 240) <= 600
         assert sent.most_in_a_minute() <= 600 * (1 + 3 / 60)
@@ -284,7 +320,9 @@ def test_a_redis_that_lost_everything_allows_no_second_burst() -> None:
     async def main() -> None:
         sent = Sent()
         async with processes(2, requests=600) as all_rates:
-            await asyncio.gather(loss(), *(send_for(61, rates, sent, in_flight=40) for rates in all_rates))
+            await asyncio.gather(
+                loss(), *(send_for(61, rates, sent, in_flight=40) for rates in all_rates)
+            )
         # A request more for each loss.
         assert sent.most_in_a_minute() <= 600 + 10
 
@@ -319,7 +357,9 @@ def test_a_redis_that_is_away_from_the_start_is_found_when_it_comes() -> None:
         (b"\xff", TYPICAL_ANSWER),
     ],
 )
-def test_a_request_is_expected_to_use_what_it_reads_and_the_longest_answer(body: bytes, answer: int) -> None:
+def test_a_request_is_expected_to_use_what_it_reads_and_the_longest_answer(
+    body: bytes, answer: int
+) -> None:
     assert estimate(body, CHAT) == len(body) // 4 + 1 + answer
     assert estimate(body, RERANK) == len(body) // 4 + 1
 

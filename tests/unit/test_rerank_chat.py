@@ -15,7 +15,9 @@ RESULTS = [{"index": 1, "relevance_score": 0.8}]
 
 
 def chat(content: Any, *before: dict[str, Any]) -> bytes:
-    return orjson.dumps({"model": "bge-reranker-v2", "messages": [*before, {"role": "user", "content": content}]})
+    return orjson.dumps(
+        {"model": "bge-reranker-v2", "messages": [*before, {"role": "user", "content": content}]}
+    )
 
 
 class Inner:
@@ -38,7 +40,9 @@ RANKED = Answered(200, orjson.dumps({"id": "x", "results": RESULTS}), Usage(12))
 
 def test_the_last_user_message_is_the_rerank_request() -> None:
     before = {"role": "user", "content": "ignored"}
-    body = to_rerank(chat(orjson.dumps(RANKING).decode(), {"role": "system", "content": "rank"}, before))
+    body = to_rerank(
+        chat(orjson.dumps(RANKING).decode(), {"role": "system", "content": "rank"}, before)
+    )
     assert isinstance(body, bytes)
     assert orjson.loads(body) == {**RANKING, "model": "bge-reranker-v2"}
 
@@ -51,7 +55,9 @@ def test_a_whole_number_is_one_in_every_spelling() -> None:
 
 def test_text_parts_are_joined() -> None:
     text = orjson.dumps(RANKING).decode()
-    body = to_rerank(chat([{"type": "text", "text": text[:10]}, {"type": "text", "text": text[10:]}]))
+    body = to_rerank(
+        chat([{"type": "text", "text": text[:10]}, {"type": "text", "text": text[10:]}])
+    )
     assert isinstance(body, bytes)
     assert orjson.loads(body)["query"] == "reset"
 
@@ -90,7 +96,9 @@ def test_no_user_message_is_refused(messages: Any) -> None:
 
 def test_the_answer_is_an_ordinary_completion_with_the_results_as_json() -> None:
     inner = Inner(RANKED)
-    outcome = asyncio.run(RerankChat(inner).send(Request(CHAT, chat(orjson.dumps(RANKING).decode()), "req_1")))
+    outcome = asyncio.run(
+        RerankChat(inner).send(Request(CHAT, chat(orjson.dumps(RANKING).decode()), "req_1"))
+    )
     assert inner.sent[0].endpoint == RERANK
     assert inner.sent[0].request_id == "req_1"
     assert isinstance(outcome, Answered)
@@ -106,7 +114,14 @@ def test_the_answer_is_an_ordinary_completion_with_the_results_as_json() -> None
 
 @pytest.mark.parametrize("outcome", [Refused(400, b"{}"), Retryable("busy", 503)])
 def test_other_outcomes_pass_through(outcome: Outcome) -> None:
-    assert asyncio.run(RerankChat(Inner(outcome)).send(Request(CHAT, chat(orjson.dumps(RANKING).decode()), "r"))) == outcome
+    assert (
+        asyncio.run(
+            RerankChat(Inner(outcome)).send(
+                Request(CHAT, chat(orjson.dumps(RANKING).decode()), "r")
+            )
+        )
+        == outcome
+    )
 
 
 def test_a_rerank_passes_through() -> None:

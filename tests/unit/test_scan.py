@@ -1,4 +1,6 @@
-"""Every way a file or a line can be wrong has its own code, line, param and remedy; everything else is read."""
+"""Every way a file or a line can be wrong has its own code, line, param and remedy; everything else
+is read.
+"""
 
 import gzip
 import json
@@ -49,8 +51,18 @@ BROKEN = [
     (GOOD.replace(b"parcel", b"par\xffcel"), "invalid_encoding", None, "0xff"),
     (GOOD.replace(b"parcel", b"par\x00cel"), "invalid_json_line", None, "NUL"),
     (b'{"custom_id": "a"', "invalid_json_line", None, "Not JSON"),
-    (b'{"custom_id": "a', "invalid_json_line", None, "Not JSON: Unterminated string starting at character 15."),
-    (b'{"custom_id": "\t"}', "invalid_json_line", None, "Not JSON: Invalid control character at character 16."),
+    (
+        b'{"custom_id": "a',
+        "invalid_json_line",
+        None,
+        "Not JSON: Unterminated string starting at character 15.",
+    ),
+    (
+        b'{"custom_id": "\t"}',
+        "invalid_json_line",
+        None,
+        "Not JSON: Invalid control character at character 16.",
+    ),
     (b"{'custom_id': 'a'}", "invalid_json_line", None, "double quotes"),
     (b"[", "invalid_json_line", None, "on one line of its own"),
     (GOOD + b" " + GOOD, "invalid_json_line", None, "one whole JSON object"),
@@ -59,7 +71,12 @@ BROKEN = [
     (b"3", "invalid_json_line", None, "a number, not an object"),
     (with_body(b"[" * 200 + b"]" * 200), "invalid_json_line", None, "nested too deeply"),
     (with_body(b"[" * 100_000), "invalid_json_line", None, "nested too deeply"),
-    (with_body(b'{"a":' * 5000 + b"1" + b"}" * 5000), "invalid_json_line", None, "nested too deeply"),
+    (
+        with_body(b'{"a":' * 5000 + b"1" + b"}" * 5000),
+        "invalid_json_line",
+        None,
+        "nested too deeply",
+    ),
     (with_body(b'[{"a":' * 65 + b"1" + b"}]" * 65), "invalid_json_line", None, "nested too deeply"),
     (with_body(rb'"\ud800"'), "invalid_json_line", None, "surrogate"),
     (with_body(rb'"\udc00\ud800"'), "invalid_json_line", None, "surrogate"),
@@ -69,12 +86,42 @@ BROKEN = [
     (with_body(b"9" * 400), "invalid_json_line", None, "too large"),
     (with_body(b"9" * 10_000), "invalid_json_line", None, "too large"),
     (b'{"custom_id":"b",' + GOOD[1:], "invalid_json_line", None, "'custom_id' is there twice"),
-    (GOOD.replace(b'"body"', b'"body":{},"body"'), "invalid_json_line", None, "'body' is there twice"),
-    (GOOD.replace(b'"model"', b'"model":"gpt","model"'), "invalid_json_line", None, "'model' is there twice"),
-    (GOOD.replace(b'"model"', rb'"mod\u0065l":"gpt","model"'), "invalid_json_line", None, "'model' is there twice"),
-    (GOOD.replace(b'"messages"', b'"messages":[],"messages"'), "invalid_json_line", None, "'messages' is there twice"),
-    (GOOD.replace(b'"messages"', b'"seed":' + b"9" * 400 + b',"messages"'), "invalid_json_line", None, "too large"),
-    (GOOD.replace(b'"messages"', b'"max_tokens":' + b"9" * 400 + b',"messages"'), "invalid_json_line", None, "too large"),
+    (
+        GOOD.replace(b'"body"', b'"body":{},"body"'),
+        "invalid_json_line",
+        None,
+        "'body' is there twice",
+    ),
+    (
+        GOOD.replace(b'"model"', b'"model":"gpt","model"'),
+        "invalid_json_line",
+        None,
+        "'model' is there twice",
+    ),
+    (
+        GOOD.replace(b'"model"', rb'"mod\u0065l":"gpt","model"'),
+        "invalid_json_line",
+        None,
+        "'model' is there twice",
+    ),
+    (
+        GOOD.replace(b'"messages"', b'"messages":[],"messages"'),
+        "invalid_json_line",
+        None,
+        "'messages' is there twice",
+    ),
+    (
+        GOOD.replace(b'"messages"', b'"seed":' + b"9" * 400 + b',"messages"'),
+        "invalid_json_line",
+        None,
+        "too large",
+    ),
+    (
+        GOOD.replace(b'"messages"', b'"max_tokens":' + b"9" * 400 + b',"messages"'),
+        "invalid_json_line",
+        None,
+        "too large",
+    ),
     (changed(custom_id=...), "missing_required_parameter", "custom_id", "request-1"),
     (changed(custom_id=7), "invalid_custom_id", "custom_id", "It is 7."),
     (changed(custom_id=""), "invalid_custom_id", "custom_id", "1 to 512 characters"),
@@ -90,9 +137,24 @@ BROKEN = [
     (changed(body=[]), "invalid_request", "body", "a list"),
     (changed(body={"messages": []}), "missing_required_parameter", "body.model", CHAT_MODEL),
     (changed(body={"model": 3}), "model_not_found", "body.model", "3"),
-    (changed(body={"model": "mistral-smal-3.1"}), "model_not_found", "body.model", f"Did you mean {CHAT_MODEL}"),
-    (changed(body={"model": "zzz"}), "model_not_found", "body.model", f"Name one of: {CHAT_MODEL}, {RERANK_MODEL}"),
-    (changed(body={**chat_line("a")["body"], "stream": True}), "invalid_request", "body.stream", "Leave stream out"),
+    (
+        changed(body={"model": "mistral-smal-3.1"}),
+        "model_not_found",
+        "body.model",
+        f"Did you mean {CHAT_MODEL}",
+    ),
+    (
+        changed(body={"model": "zzz"}),
+        "model_not_found",
+        "body.model",
+        f"Name one of: {CHAT_MODEL}, {RERANK_MODEL}",
+    ),
+    (
+        changed(body={**chat_line("a")["body"], "stream": True}),
+        "invalid_request",
+        "body.stream",
+        "Leave stream out",
+    ),
 ]
 
 
@@ -136,7 +198,12 @@ def test_the_encoding_is_seen_however_the_first_bytes_arrive(chunk):
 
 
 def test_a_bom_crlf_blank_lines_and_a_missing_last_newline_are_fine():
-    content = b"\xef\xbb\xbf" + orjson.dumps(chat_line("a")) + b"\r\n\r\n  \n" + orjson.dumps(chat_line("b"))
+    content = (
+        b"\xef\xbb\xbf"
+        + orjson.dumps(chat_line("a"))
+        + b"\r\n\r\n  \n"
+        + orjson.dumps(chat_line("b"))
+    )
     found = read(content)
     assert [(line.span.line_no, line.custom_id) for line in found] == [(1, "a"), (4, "b")]
     assert [content[line.span.offset :][: line.span.length] for line in found] == [
@@ -202,7 +269,9 @@ def test_every_spelling_of_the_rerank_endpoint_means_the_same(url, endpoint):
     assert [line.endpoint for line in good] == [RERANK, RERANK]
 
 
-@pytest.mark.parametrize("url", ["/v2/chat/completions", "/v3/rerank", "chat/completions", "//rerank", "/", ""])
+@pytest.mark.parametrize(
+    "url", ["/v2/chat/completions", "/v3/rerank", "chat/completions", "//rerank", "/", ""]
+)
 def test_a_url_that_no_server_uses_is_no_spelling(url):
     assert only_fault(changed(url=url)).code == "url_mismatch"
 
@@ -246,9 +315,16 @@ class Limits:
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
-@given(st.lists(TEXTS, min_size=1, max_size=15), st.booleans(), st.lists(st.integers(0, 4000), max_size=30))
+@given(
+    st.lists(TEXTS, min_size=1, max_size=15),
+    st.booleans(),
+    st.lists(st.integers(0, 4000), max_size=30),
+)
 def test_any_list_of_good_lines_is_read_whole_however_it_is_cut(contents, is_escaped, places):
-    lines = [json.dumps(chat_line(f"id-{number}", text), ensure_ascii=is_escaped).encode() for number, text in enumerate(contents)]
+    lines = [
+        json.dumps(chat_line(f"id-{number}", text), ensure_ascii=is_escaped).encode()
+        for number, text in enumerate(contents)
+    ]
     content = b"\n".join(lines)
     found = list(scan(cut(content, places), endpoint=CHAT, models=catalog.read(None)))
     assert [content[line.span.offset :][: line.span.length] for line in found] == lines
@@ -257,12 +333,17 @@ def test_any_list_of_good_lines_is_read_whole_however_it_is_cut(contents, is_esc
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["custom_id", "body", "model", "messages", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["custom_id", "body", "model", "messages", "x"]), inner)
+    ),
 )
 
 
 @given(JSON)
-def test_whatever_json_a_line_is_it_is_good_or_a_fault_and_a_good_one_can_be_read_by_a_worker(value):
+def test_whatever_json_a_line_is_it_is_good_or_a_fault_and_a_good_one_can_be_read_by_a_worker(
+    value,
+):
     content = json.dumps({**chat_line("a"), "body": value}).encode()
     (found,) = read(content)
     if isinstance(found, GoodLine):
@@ -276,7 +357,11 @@ def test_no_bytes_break_the_reading(content):
 
 def test_every_code_is_in_the_guide():
     root = Path(__file__).parents[2]
-    source = "".join(path.read_text("utf-8") for room in ("validation", "pipeline") for path in (root / "xalen_batch" / room).glob("*.py"))
+    source = "".join(
+        path.read_text("utf-8")
+        for room in ("validation", "pipeline")
+        for path in (root / "xalen_batch" / room).glob("*.py")
+    )
     codes = set(re.findall(r'Fault\(\s*"(\w+)"', source))
     assert len(codes) > 10
     guide = (root / "docs" / "validation.md").read_text("utf-8")
@@ -288,11 +373,23 @@ def both(raw: bytes) -> tuple[object, object]:
     short, long = (Reader(CHAT, catalog.read(None)) for _ in range(2))
     block = Block([Span(1, 0, len(raw))], raw, 0)
     values = _usual_values(block)
-    return values and short._usual(block, block.spans[0], values[0]), long._any(block, block.spans[0], raw)
+    return values and short._usual(block, block.spans[0], values[0]), long._any(
+        block, block.spans[0], raw
+    )
 
 
 def test_a_usual_line_goes_the_short_way_and_is_read_alike() -> None:
-    raw = orjson.dumps(chat_line("a", "Where is my parcel? “Here”", max_tokens=5, temperature=0.5, user="u", stop=["x"], seed=1))
+    raw = orjson.dumps(
+        chat_line(
+            "a",
+            "Where is my parcel? “Here”",
+            max_tokens=5,
+            temperature=0.5,
+            user="u",
+            stop=["x"],
+            seed=1,
+        )
+    )
     usual, any_ = both(raw)
     assert isinstance(usual, GoodLine)
     assert isinstance(any_, GoodLine)
@@ -308,16 +405,38 @@ VALUES = st.one_of(
 
 
 @given(
-    line=st.dictionaries(st.sampled_from(["custom_id", "method", "url", "extra"]), VALUES, max_size=2),
+    line=st.dictionaries(
+        st.sampled_from(["custom_id", "method", "url", "extra"]), VALUES, max_size=2
+    ),
     body=st.dictionaries(
-        st.sampled_from(["model", "messages", "stream", "n", "max_tokens", "temperature", "top_p", "stop", "seed", "response_format"]),
+        st.sampled_from(
+            [
+                "model",
+                "messages",
+                "stream",
+                "n",
+                "max_tokens",
+                "temperature",
+                "top_p",
+                "stop",
+                "seed",
+                "response_format",
+            ]
+        ),
         VALUES,
         max_size=3,
     ),
-    message=st.dictionaries(st.sampled_from(["role", "content", "name", "tool_calls", "refusal"]), VALUES, max_size=2),
-    cut=st.tuples(st.integers(0, 400), st.sampled_from([b"", b"\x00", b"\xff", b'"model":"x",', b"1e400", b"[[", b"0", b","])),
+    message=st.dictionaries(
+        st.sampled_from(["role", "content", "name", "tool_calls", "refusal"]), VALUES, max_size=2
+    ),
+    cut=st.tuples(
+        st.integers(0, 400),
+        st.sampled_from([b"", b"\x00", b"\xff", b'"model":"x",', b"1e400", b"[[", b"0", b","]),
+    ),
 )
-def test_what_goes_the_short_way_is_good_the_long_way(line: Any, body: Any, message: Any, cut: tuple[int, bytes]) -> None:
+def test_what_goes_the_short_way_is_good_the_long_way(
+    line: Any, body: Any, message: Any, cut: tuple[int, bytes]
+) -> None:
     good = chat_line("a")
     good["body"]["messages"][-1].update(message)
     good["body"].update(body)
@@ -339,7 +458,10 @@ ODD = [
     (changed(body={**chat_line("a")["body"], "model": "gpt"}), "model_not_found"),
     (changed(body={**chat_line("a")["body"], "stream": True}), "invalid_request"),
     (orjson.dumps(chat_line("a", "model")), None),
-    (orjson.dumps(chat_line("a", "x", tools=[{"type": "function", "function": {"name": "f"}}])), None),
+    (
+        orjson.dumps(chat_line("a", "x", tools=[{"type": "function", "function": {"name": "f"}}])),
+        None,
+    ),
     (b"  " + orjson.dumps(chat_line("a")) + b" ", None),
 ]
 
@@ -353,8 +475,12 @@ def test_one_odd_line_is_read_as_it_would_be_alone_and_its_neighbours_are_good(o
     found = read(content)
     # A line that is used twice is a fault where it is used again.
     at = 1 if code == "duplicate_custom_id" and not place else place
-    assert [getattr(line, "code", None) for line in found] == [code if number == at else None for number in range(70)]
-    assert [line.line if isinstance(line, Fault) else line.span.line_no for line in found] == list(range(1, 71))
+    assert [getattr(line, "code", None) for line in found] == [
+        code if number == at else None for number in range(70)
+    ]
+    assert [line.line if isinstance(line, Fault) else line.span.line_no for line in found] == list(
+        range(1, 71)
+    )
     assert [line.raw for line in found if isinstance(line, GoodLine)] == [
         line for number, line in enumerate(lines) if number != at or not code
     ]
@@ -379,7 +505,9 @@ def test_a_line_that_is_not_one_value_is_no_line(content, codes):
 
 def test_an_id_of_another_part_of_the_file_is_known():
     lines = [orjson.dumps(chat_line(str(number % 60))) + b"\n" for number in range(61)]
-    *good, fault = scan([b"".join(lines[:30]), b"".join(lines[30:])], endpoint=CHAT, models=catalog.read(None))
+    *good, fault = scan(
+        [b"".join(lines[:30]), b"".join(lines[30:])], endpoint=CHAT, models=catalog.read(None)
+    )
     assert all(isinstance(line, GoodLine) for line in good)
     assert isinstance(fault, Fault)
     assert "line 1 and again on line 61" in fault.message

@@ -1,4 +1,6 @@
-"""A prompt that cannot fit the context window is refused with the numbers; one that may fit never is."""
+"""A prompt that cannot fit the context window is refused with the numbers; one that may fit never
+is.
+"""
 
 import json
 
@@ -36,14 +38,21 @@ def test_text_without_spaces_is_refused_where_even_a_low_estimate_does_not_fit()
     assert isinstance(read(chat_line("a", "漢字" * 130_000)), Fault)
 
 
-@pytest.mark.parametrize("content", ["word " * 100_000, "漢字" * 90_000, " " * 2_000_000, "x" * 900_000])
+@pytest.mark.parametrize(
+    "content", ["word " * 100_000, "漢字" * 90_000, " " * 2_000_000, "x" * 900_000]
+)
 def test_a_chat_larger_in_bytes_than_the_window_that_may_fit_is_taken(content):
     assert isinstance(read(chat_line("a", content)), GoodLine)
 
 
 def test_a_picture_counts_for_nothing():
-    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 3_000_000}}
-    assert isinstance(read(chat_line("a", [picture, {"type": "text", "text": "What is it?"}])), GoodLine)
+    picture = {
+        "type": "image_url",
+        "image_url": {"url": "data:image/png;base64," + "A" * 3_000_000},
+    }
+    assert isinstance(
+        read(chat_line("a", [picture, {"type": "text", "text": "What is it?"}])), GoodLine
+    )
 
 
 def test_the_models_own_tokenizer_decides_where_it_is_installed(monkeypatch):
@@ -66,7 +75,9 @@ def test_many_documents_that_each_fit_are_taken():
 
 def test_a_chat_to_the_reranker_is_checked_pair_by_pair():
     def asking(*documents):
-        return chat_line("a", json.dumps({"query": "some query", "documents": documents}), model=RERANK_MODEL)
+        return chat_line(
+            "a", json.dumps({"query": "some query", "documents": documents}), model=RERANK_MODEL
+        )
 
     assert isinstance(read(asking(*["word " * 1_000] * 50)), GoodLine)
     assert read(asking("word " * RERANK_WINDOW)).code == "context_length_exceeded"

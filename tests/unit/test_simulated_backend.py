@@ -23,7 +23,11 @@ def _short_timeout(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def send(directives: str, times: int = 1) -> list[Outcome]:
-    body = {"model": MISTRAL.id, "messages": [{"role": "user", "content": "Hello"}], "metadata": {"simulate": directives}}
+    body = {
+        "model": MISTRAL.id,
+        "messages": [{"role": "user", "content": "Hello"}],
+        "metadata": {"simulate": directives},
+    }
     request = Request(CHAT, orjson.dumps(body), "req_1")
 
     async def main() -> list[Outcome]:
@@ -37,12 +41,24 @@ def test_an_answer_carries_the_usage_that_it_states() -> None:
     (outcome,) = send("")
     assert isinstance(outcome, Answered)
     usage = orjson.loads(outcome.body)["usage"]
-    assert (outcome.usage.input_tokens, outcome.usage.output_tokens) == (usage["prompt_tokens"], usage["completion_tokens"])
+    assert (outcome.usage.input_tokens, outcome.usage.output_tokens) == (
+        usage["prompt_tokens"],
+        usage["completion_tokens"],
+    )
     assert not outcome.usage.counted
 
 
 @pytest.mark.parametrize(
-    "directives", ["no_usage", "usage=negative", "usage=string", "usage=float", "usage=bool", "usage=null", "usage=absurd"]
+    "directives",
+    [
+        "no_usage",
+        "usage=negative",
+        "usage=string",
+        "usage=float",
+        "usage=bool",
+        "usage=null",
+        "usage=absurd",
+    ],
 )
 def test_usage_that_is_wrong_is_counted(directives: str) -> None:
     (plain,), (outcome,) = send(""), send(directives)
@@ -52,7 +68,9 @@ def test_usage_that_is_wrong_is_counted(directives: str) -> None:
     assert outcome.usage.input_tokens == plain.usage.input_tokens
 
 
-@pytest.mark.parametrize("directives", ["status=500", "hang", "reset", "truncate", "html", "empty", "slow=10000"])
+@pytest.mark.parametrize(
+    "directives", ["status=500", "hang", "reset", "truncate", "html", "empty", "slow=10000"]
+)
 def test_faults_are_retried(directives: str) -> None:
     (outcome,) = send(directives)
     assert isinstance(outcome, Retryable)
@@ -61,7 +79,11 @@ def test_faults_are_retried(directives: str) -> None:
 
 def test_overload_ends_after_its_times() -> None:
     first, second, third = send("status=429;retry_after=1;times=2", times=3)
-    assert first == second == Retryable("The backend answered 429.", 429, retry_after=1.0, is_overload=True)
+    assert (
+        first
+        == second
+        == Retryable("The backend answered 429.", 429, retry_after=1.0, is_overload=True)
+    )
     assert isinstance(third, Answered)
 
 

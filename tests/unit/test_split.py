@@ -14,7 +14,11 @@ from xalen_batch.validation.split import Split
 
 # Model, length, and the letter with which a line begins as others do.
 LINES = st.lists(
-    st.tuples(st.sampled_from(["a", "b", "c"]), st.integers(1, 200), st.sampled_from([None, "x", "y"])), min_size=1, max_size=300
+    st.tuples(
+        st.sampled_from(["a", "b", "c"]), st.integers(1, 200), st.sampled_from([None, "x", "y"])
+    ),
+    min_size=1,
+    max_size=300,
 )
 
 
@@ -33,7 +37,11 @@ def whole(lines):
     """Lines given as (model, length), or as (model, length, letter)."""
     made, marker, offset = Split(), Marker(), 0
     for number, (model, length, *letter) in enumerate(lines, start=1):
-        made.add(model, Span(number, offset, length), marker.marks([each * 300 for each in letter if each]))
+        made.add(
+            model,
+            Span(number, offset, length),
+            marker.marks([each * 300 for each in letter if each]),
+        )
         offset += length + 1
     return made
 
@@ -47,16 +55,27 @@ def numbers(cut, model):
 
 
 @given(LINES, st.integers(1, 30), st.integers(1, 500))
-def test_each_line_is_in_one_task_of_its_model_in_running_order_and_within_the_limits(lines, task_lines, task_bytes):
+def test_each_line_is_in_one_task_of_its_model_in_running_order_and_within_the_limits(
+    lines, task_lines, task_bytes
+):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(split, "settings", lambda: Limits(task_lines, task_bytes))
         cut = slices(lines)
-    assert sorted(span.line_no for slice in cut for span in slice.spans) == list(range(1, len(lines) + 1))
+    assert sorted(span.line_no for slice in cut for span in slice.spans) == list(
+        range(1, len(lines) + 1)
+    )
     for name in {model for model, *_ in lines}:
-        of_model = [(number, letter) for number, (model, _, letter) in enumerate(lines, start=1) if model == name]
+        of_model = [
+            (number, letter)
+            for number, (model, _, letter) in enumerate(lines, start=1)
+            if model == name
+        ]
         first = {letter: number for number, letter in reversed(of_model)}
         assert numbers(cut, name) == [
-            number for number, letter in sorted(of_model, key=lambda line: (first[line[1]] if line[1] else line[0], line[0]))
+            number
+            for number, letter in sorted(
+                of_model, key=lambda line: (first[line[1]] if line[1] else line[0], line[0])
+            )
         ]
     for slice in cut:
         assert 1 <= len(slice.spans) <= task_lines
@@ -75,9 +94,19 @@ def test_a_task_has_all_places_up_to_the_next(lines, task_lines):
 
 @pytest.mark.parametrize(
     ("lines", "task_lines", "tasks"),
-    [(1, 25, 1), (25, 25, 1), (26, 25, 2), (200, 25, 8), (1_000, 125, 8), (8_000, 1_000, 8), (50_000, 1_000, 50)],
+    [
+        (1, 25, 1),
+        (25, 25, 1),
+        (26, 25, 2),
+        (200, 25, 8),
+        (1_000, 125, 8),
+        (8_000, 1_000, 8),
+        (50_000, 1_000, 50),
+    ],
 )
-def test_a_small_batch_spreads_over_small_tasks_and_a_large_one_has_full_ones(lines, task_lines, tasks):
+def test_a_small_batch_spreads_over_small_tasks_and_a_large_one_has_full_ones(
+    lines, task_lines, tasks
+):
     assert split.task_lines(lines) == task_lines
     assert len(slices([("a", 50)] * lines)) == tasks
 
@@ -88,11 +117,19 @@ def test_a_task_has_no_more_bytes_than_one_read_takes():
 
 
 def test_models_take_turns():
-    assert [slice.model for slice in slices([("a", 9)] * 50 + [("b", 9)] * 75)] == ["a", "b", "a", "b", "b"]
+    assert [slice.model for slice in slices([("a", 9)] * 50 + [("b", 9)] * 75)] == [
+        "a",
+        "b",
+        "a",
+        "b",
+        "b",
+    ]
 
 
 def test_lines_that_begin_alike_are_grouped_within_their_model():
-    cut = slices([("a", 9, "x"), ("b", 9, "x"), ("a", 9, "y"), ("b", 9, None), ("a", 9, "x"), ("b", 9, "x")])
+    cut = slices(
+        [("a", 9, "x"), ("b", 9, "x"), ("a", 9, "y"), ("b", 9, None), ("a", 9, "x"), ("b", 9, "x")]
+    )
     assert (numbers(cut, "a"), numbers(cut, "b")) == ([1, 5, 3], [2, 6, 4])
 
 
@@ -107,4 +144,8 @@ def test_what_was_read_apart_is_cut_as_if_it_had_been_read_at_once(lines, place,
         offset += length + 1
     apart.extend(rest, lines_before=min(place, len(lines)) + blank_lines)
     assert list(apart.slices()) == list(at_once.slices())
-    assert (apart.models, apart.lines, apart.tokens) == (at_once.models, len(lines), sum(ceil(length / 4) for _, length, _ in lines))
+    assert (apart.models, apart.lines, apart.tokens) == (
+        at_once.models,
+        len(lines),
+        sum(ceil(length / 4) for _, length, _ in lines),
+    )

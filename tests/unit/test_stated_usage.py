@@ -15,23 +15,51 @@ from xalen_batch.backends.outcomes import outcome_of
 from xalen_batch.backends.rerank_chat import to_chat
 from xalen_batch.catalog import CHAT, RERANK
 
-CHOICE = {"index": 0, "message": {"role": "assistant", "content": "It is on its way."}, "finish_reason": "stop"}
-ANSWER = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m", "choices": [CHOICE]}
-ASKED = Request(CHAT, orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "Where is my parcel?"}]}), "r")
-RANKED = Request(RERANK, orjson.dumps({"model": "m", "query": "where", "documents": ["here", "there"]}), "r")
+CHOICE = {
+    "index": 0,
+    "message": {"role": "assistant", "content": "It is on its way."},
+    "finish_reason": "stop",
+}
+ANSWER = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "choices": [CHOICE],
+}
+ASKED = Request(
+    CHAT,
+    orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "Where is my parcel?"}]}),
+    "r",
+)
+RANKED = Request(
+    RERANK, orjson.dumps({"model": "m", "query": "where", "documents": ["here", "there"]}), "r"
+)
 SOUND = {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19}
 
 NUMBERS = st.one_of(
-    st.none(), st.booleans(), st.integers(-5, 9_000), st.floats(0, 20), st.sampled_from(["12", 10**9, 10**30, -(2**70), [], {}])
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 9_000),
+    st.floats(0, 20),
+    st.sampled_from(["12", 10**9, 10**30, -(2**70), [], {}]),
 )
-DETAILS = st.one_of(NUMBERS, st.dictionaries(st.sampled_from(["cached_tokens", "reasoning_tokens"]), NUMBERS))
+DETAILS = st.one_of(
+    NUMBERS, st.dictionaries(st.sampled_from(["cached_tokens", "reasoning_tokens"]), NUMBERS)
+)
 USAGES = st.one_of(
     NUMBERS,
     st.dictionaries(
-        st.sampled_from(["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens"]), NUMBERS
+        st.sampled_from(
+            ["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens"]
+        ),
+        NUMBERS,
     ).flatmap(
         lambda usage: st.dictionaries(
-            st.sampled_from(["prompt_tokens_details", "completion_tokens_details", "input_tokens_details"]), DETAILS
+            st.sampled_from(
+                ["prompt_tokens_details", "completion_tokens_details", "input_tokens_details"]
+            ),
+            DETAILS,
         ).map(lambda details: usage | details)
     ),
 )
@@ -67,7 +95,11 @@ def test_a_usage_that_is_counted_is_stated_with_its_source(usage: Any) -> None:
     body, billed = sent({**ANSWER, "usage": usage})
     assert billed.counted
     read, written = billed.input_tokens, billed.output_tokens
-    assert body["usage"] == {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    assert body["usage"] == {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+    }
     assert body["xalen"] == {"usage_source": "counted", "usage_reported": usage}
     ChatCompletion.model_validate(body, strict=True)
 
@@ -79,7 +111,11 @@ def test_a_usage_that_is_missing_is_stated() -> None:
 
 
 def test_other_names_and_impossible_details_become_the_standard_ones() -> None:
-    reported = {"input_tokens": 12, "output_tokens": 7, "input_tokens_details": {"cached_tokens": 20}}
+    reported = {
+        "input_tokens": 12,
+        "output_tokens": 7,
+        "input_tokens_details": {"cached_tokens": 20},
+    }
     body, billed = sent({**ANSWER, "usage": reported})
     assert billed == Usage(12, 7, cached_tokens=12)
     assert body["usage"] == {**SOUND, "prompt_tokens_details": {"cached_tokens": 12}}
@@ -92,10 +128,16 @@ def test_only_we_say_where_numbers_come_from() -> None:
 
 
 def test_what_is_not_replaced_keeps_its_bytes() -> None:
-    raw = b'{"choices": [{"message":{"content":"\\u00e9\\u0000"}}], "big": 1000000000000000000000000000000, "small": 1.10}'
+    raw = (
+        b'{"choices": [{"message":{"content":"\\u00e9\\u0000"}}], "big":'
+        b' 1000000000000000000000000000000, "small": 1.10}'
+    )
     outcome = outcome_of(Reply(200, raw, {}.get), ASKED)
     assert isinstance(outcome, Answered)
-    assert b'"choices":[{"message":{"content":"\\u00e9\\u0000"}}],"big":1000000000000000000000000000000,"small":1.10' in outcome.body
+    assert (
+        b'"choices":[{"message":{"content":"\\u00e9\\u0000"}}],"big":1000000000000000000000000000000,"small":1.10'
+        in outcome.body
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +152,9 @@ def test_what_is_not_replaced_keeps_its_bytes() -> None:
         ({"usage": {"prompt_tokens": 9, "completion_tokens": None}}, "reported"),
     ],
 )
-def test_a_ranking_states_its_usage_in_both_shapes(answer: dict[str, Any], source: str | None) -> None:
+def test_a_ranking_states_its_usage_in_both_shapes(
+    answer: dict[str, Any], source: str | None
+) -> None:
     body, billed = sent({"results": [], **answer}, RANKED)
     assert body["usage"]["prompt_tokens"] == billed.input_tokens
     assert body.get("xalen", {}).get("usage_source") == source
@@ -123,8 +167,15 @@ def test_a_ranking_states_its_usage_in_both_shapes(answer: dict[str, Any], sourc
 def test_every_answer_states_exactly_what_it_is_billed_by(usage: Any, has_usage: bool) -> None:
     body, billed = sent({**ANSWER, "usage": usage} if has_usage else ANSWER)
     stated = body["usage"]
-    assert (stated["prompt_tokens"], stated["completion_tokens"]) == (billed.input_tokens, billed.output_tokens)
-    assert (stated.get("prompt_tokens_details") or {}).get("cached_tokens", 0) == billed.cached_tokens
-    assert (stated.get("completion_tokens_details") or {}).get("reasoning_tokens", 0) == billed.reasoning_tokens
+    assert (stated["prompt_tokens"], stated["completion_tokens"]) == (
+        billed.input_tokens,
+        billed.output_tokens,
+    )
+    assert (stated.get("prompt_tokens_details") or {}).get(
+        "cached_tokens", 0
+    ) == billed.cached_tokens
+    assert (stated.get("completion_tokens_details") or {}).get(
+        "reasoning_tokens", 0
+    ) == billed.reasoning_tokens
     assert (body.get("xalen", {}).get("usage_source") == "counted") == billed.counted
     assert {key: body[key] for key in ANSWER} == ANSWER

@@ -20,7 +20,9 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize(("source", "target"), list(itertools.product(BatchStatus, BatchStatus)))
-def test_a_batch_moves_as_published_and_no_other_way(source: BatchStatus, target: BatchStatus) -> None:
+def test_a_batch_moves_as_published_and_no_other_way(
+    source: BatchStatus, target: BatchStatus
+) -> None:
     assert (target in BATCH_MOVES[source]) == ((source.value, target.value) in ALLOWED)
 
 
@@ -39,4 +41,8 @@ def test_every_batch_state_is_reached_from_validating() -> None:
 
 def test_a_done_task_stays_done() -> None:
     assert TASK_MOVES[TaskState.DONE] == frozenset()
-    assert all(TaskState.DONE in moves for state, moves in TASK_MOVES.items() if state is not TaskState.DONE)
+    assert all(
+        TaskState.DONE in moves
+        for state, moves in TASK_MOVES.items()
+        if state is not TaskState.DONE
+    )

@@ -26,7 +26,12 @@ def test_a_crash_is_told_with_its_place_and_without_its_words() -> None:
     with capture_logs() as events:
         reported(job)("0" * 32)
     (event,) = events
-    assert (event["event"], event["log_level"], event["job"], event["error"]) == ("job.crashed", "error", "job", "ValueError")
+    assert (event["event"], event["log_level"], event["job"], event["error"]) == (
+        "job.crashed",
+        "error",
+        "job",
+        "ValueError",
+    )
     assert "test_tasks.py" in event["at"]
     assert "prompt" not in repr(event)
 
@@ -38,7 +43,12 @@ def test_a_store_that_is_away_is_no_crash() -> None:
     with capture_logs() as events:
         reported(away)("0" * 32)
     (event,) = events
-    assert (event["event"], event["log_level"], event["job"], event["error"]) == ("job.postponed", "warning", "away", "OSError")
+    assert (event["event"], event["log_level"], event["job"], event["error"]) == (
+        "job.postponed",
+        "warning",
+        "away",
+        "OSError",
+    )
     assert (event["reason"], event["batch_id"]) == ("storage.unreachable", UUID(int=0))
 
 
@@ -56,7 +66,9 @@ def test_a_cause_names_the_innermost_places_first() -> None:
     assert log.cause(raised.value)["at"].split(" < ")[0].endswith(" job")
 
 
-def test_a_process_fires_in_so_many_threads_and_one_more_leaves_it_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_fires_in_so_many_threads_and_one_more_leaves_it_to_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     begun, go_on = threading.Semaphore(0), threading.Event()
     fired: list[bool] = []
 

@@ -1,4 +1,6 @@
-"""Templates: what a placeholder stands for, what is refused, and that nothing but string values ever changes."""
+"""Templates: what a placeholder stands for, what is refused, and that nothing but string values
+ever changes.
+"""
 
 import json
 import re
@@ -45,8 +47,14 @@ NIGHT = at("2026-03-01T01:30")
         ("{{  scheduled_date  -  1d : %d.%m. }}", "28.02."),
         ("Report of {{scheduled_date}}, run {{run_id}}.", f"Report of 2026-03-01, run {RUN}."),
         # Not ours, or not one.
-        ("{{customer}} {{date}} {{ user.name }} {{runner}} {{#if x}}", "{{customer}} {{date}} {{ user.name }} {{runner}} {{#if x}}"),
-        ("{scheduled_date} scheduled_date}} {{ {scheduled_date}}", "{scheduled_date} scheduled_date}} {{ {scheduled_date}}"),
+        (
+            "{{customer}} {{date}} {{ user.name }} {{runner}} {{#if x}}",
+            "{{customer}} {{date}} {{ user.name }} {{runner}} {{#if x}}",
+        ),
+        (
+            "{scheduled_date} scheduled_date}} {{ {scheduled_date}}",
+            "{scheduled_date} scheduled_date}} {{ {scheduled_date}}",
+        ),
         # The innermost braces are a placeholder's.
         ("{{{scheduled_date}}}", "{2026-03-01}"),
         ("{{{{run_id}}}}", "{{" + RUN + "}}"),
@@ -91,7 +99,9 @@ def test_what_was_put_in_is_not_looked_at_again() -> None:
         ("{{scheduled_date" + " " * 300 + "}}", "}}"),
     ],
 )
-def test_what_begins_like_one_of_ours_and_is_none_is_refused_with_the_remedy(text: str, told: str) -> None:
+def test_what_begins_like_one_of_ours_and_is_none_is_refused_with_the_remedy(
+    text: str, told: str
+) -> None:
     with pytest.raises(InvalidRequest) as refused:
         templates.check(f"before {text} after", param="source.prefix")
     assert (refused.value.code, refused.value.param) == ("invalid_placeholder", "source.prefix")
@@ -105,46 +115,114 @@ def test_what_begins_like_one_of_ours_and_is_none_is_refused_with_the_remedy(tex
     ("moment", "text", "filled"),
     [
         # 02:30 on the nights after the clocks went forward and back.
-        (at("2026-03-30T00:30"), "{{scheduled_date-1d}} {{scheduled_time-1d}}", "2026-03-29 2026-03-29T03:30:00+02:00"),
-        (at("2026-10-26T01:30"), "{{scheduled_date-1d}} {{scheduled_time-1d}}", "2026-10-25 2026-10-25T02:30:00+02:00"),
+        (
+            at("2026-03-30T00:30"),
+            "{{scheduled_date-1d}} {{scheduled_time-1d}}",
+            "2026-03-29 2026-03-29T03:30:00+02:00",
+        ),
+        (
+            at("2026-10-26T01:30"),
+            "{{scheduled_date-1d}} {{scheduled_time-1d}}",
+            "2026-10-25 2026-10-25T02:30:00+02:00",
+        ),
         # Hours are real time: a day of 23 hours lies between.
         (at("2026-03-30T00:30"), "{{scheduled_time-24h}}", "2026-03-29T01:30:00+01:00"),
-        (at("2026-03-29T22:30"), "{{scheduled_time-24h}} {{scheduled_date-1d}}", "2026-03-28T23:30:00+01:00 2026-03-29"),
+        (
+            at("2026-03-29T22:30"),
+            "{{scheduled_time-24h}} {{scheduled_date-1d}}",
+            "2026-03-28T23:30:00+01:00 2026-03-29",
+        ),
         # The second 02:30 of a night keeps its offset.
-        (at("2026-10-25T01:30"), "{{scheduled_time}} {{scheduled_time+0d}}", "2026-10-25T02:30:00+01:00 2026-10-25T02:30:00+01:00"),
+        (
+            at("2026-10-25T01:30"),
+            "{{scheduled_time}} {{scheduled_time+0d}}",
+            "2026-10-25T02:30:00+01:00 2026-10-25T02:30:00+01:00",
+        ),
         (at("2026-10-25T01:30"), "{{scheduled_time-1h}}", "2026-10-25T02:30:00+02:00"),
         # Far from UTC, and by parts of an hour.
         (at("2026-01-31T11:00", "Pacific/Kiritimati"), "{{scheduled_date}}", "2026-02-01"),
-        (at("2026-02-01T10:00", "Pacific/Niue"), "{{scheduled_date}} {{scheduled_date-1d}}", "2026-01-31 2026-01-30"),
-        (at("2026-02-28T18:20", "Asia/Kathmandu"), "{{scheduled_date}} {{scheduled_time}}", "2026-03-01 2026-03-01T00:05:00+05:45"),
+        (
+            at("2026-02-01T10:00", "Pacific/Niue"),
+            "{{scheduled_date}} {{scheduled_date-1d}}",
+            "2026-01-31 2026-01-30",
+        ),
+        (
+            at("2026-02-28T18:20", "Asia/Kathmandu"),
+            "{{scheduled_date}} {{scheduled_time}}",
+            "2026-03-01 2026-03-01T00:05:00+05:45",
+        ),
         (at("2028-03-01T00:00", "UTC"), "{{scheduled_date-1d}}", "2028-02-29"),
         # Midnight does not exist on the day that the clocks go forward in Cairo.
-        (at("2026-04-23T22:00", "Africa/Cairo"), "{{scheduled_date}} {{scheduled_time}}", "2026-04-24 2026-04-24T01:00:00+03:00"),
-        (at("2026-04-24T21:00", "Africa/Cairo"), "{{scheduled_time-1d}}", "2026-04-24T01:00:00+03:00"),
+        (
+            at("2026-04-23T22:00", "Africa/Cairo"),
+            "{{scheduled_date}} {{scheduled_time}}",
+            "2026-04-24 2026-04-24T01:00:00+03:00",
+        ),
+        (
+            at("2026-04-24T21:00", "Africa/Cairo"),
+            "{{scheduled_time-1d}}",
+            "2026-04-24T01:00:00+03:00",
+        ),
     ],
 )
-def test_dates_are_of_the_schedules_own_clock_also_when_it_is_changed(moment: Moment, text: str, filled: str) -> None:
+def test_dates_are_of_the_schedules_own_clock_also_when_it_is_changed(
+    moment: Moment, text: str, filled: str
+) -> None:
     assert fill(text, moment) == filled
 
 
 @given(
     st.integers(946_684_800, 4_102_444_799).map(lambda second: datetime.fromtimestamp(second, UTC)),
-    st.sampled_from(["Pacific/Kiritimati", "Pacific/Niue", "Australia/Lord_Howe", "America/New_York", "Africa/Cairo", "Pacific/Apia"]),
+    st.sampled_from(
+        [
+            "Pacific/Kiritimati",
+            "Pacific/Niue",
+            "Australia/Lord_Howe",
+            "America/New_York",
+            "Africa/Cairo",
+            "Pacific/Apia",
+        ]
+    ),
     st.integers(-9999, 9999),
     st.sampled_from("dw"),
 )
 def test_a_date_moves_by_the_calendar(instant: datetime, zone: str, number: int, unit: str) -> None:
     moment = Moment(instant, ZoneInfo(zone), RUN)
     found = date.fromisoformat(fill(f"{{{{scheduled_date{number:+d}{unit}}}}}", moment))
-    assert found - instant.astimezone(ZoneInfo(zone)).date() == number * timedelta(**{"d": {"days": 1}, "w": {"weeks": 1}}[unit])
+    assert found - instant.astimezone(ZoneInfo(zone)).date() == number * timedelta(
+        **{"d": {"days": 1}, "w": {"weeks": 1}}[unit]
+    )
     shown = datetime.fromisoformat(fill(f"{{{{scheduled_time{number:+d}h}}}}", moment))
     assert shown == instant + timedelta(hours=number)
 
 
 # Strings near what is a placeholder, and JSON around them.
-BITS = ["{{", "}}", "{", "}", "scheduled_date", "run_id", "-1d", ":%Y", " ", '"', "\\", "\\u007b", "é", "💡", "\ud800", "%", "{{run_id}}"]
-TEXTS = st.one_of(st.lists(st.sampled_from([*BITS, "{{scheduled_date-1d:%d.%m.%Y}}"]), max_size=8).map("".join), st.text(max_size=20))
-NUMBERS = st.sampled_from(["1e400", "-0.10", "0.1", "1E+2", str(2**70), "-0", "3", "123456789012345678901234567890.10"])
+BITS = [
+    "{{",
+    "}}",
+    "{",
+    "}",
+    "scheduled_date",
+    "run_id",
+    "-1d",
+    ":%Y",
+    " ",
+    '"',
+    "\\",
+    "\\u007b",
+    "é",
+    "💡",
+    "\ud800",
+    "%",
+    "{{run_id}}",
+]
+TEXTS = st.one_of(
+    st.lists(st.sampled_from([*BITS, "{{scheduled_date-1d:%d.%m.%Y}}"]), max_size=8).map("".join),
+    st.text(max_size=20),
+)
+NUMBERS = st.sampled_from(
+    ["1e400", "-0.10", "0.1", "1E+2", str(2**70), "-0", "3", "123456789012345678901234567890.10"]
+)
 
 
 class Verbatim(float):
@@ -171,7 +249,10 @@ def written(draw: Callable[..., Any], value: Any) -> str:
     if isinstance(value, str):
         return '"' + "".join(escaped(draw, char) for char in value) + '"'
     if isinstance(value, dict):
-        pairs = [f"{written(draw, key)}{blank}:{blank}{written(draw, item)}" for key, item in value.items()]
+        pairs = [
+            f"{written(draw, key)}{blank}:{blank}{written(draw, item)}"
+            for key, item in value.items()
+        ]
         return "{" + blank + f"{blank},{blank}".join(pairs) + blank + "}"
     if isinstance(value, list):
         return "[" + blank + f"{blank},".join(written(draw, item) for item in value) + "]"
@@ -179,7 +260,11 @@ def written(draw: Callable[..., Any], value: Any) -> str:
 
 
 def escaped(draw: Callable[..., Any], char: str) -> str:
-    plain = char if char not in '"\\' and char >= " " and not "\ud800" <= char <= "\udfff" else json.dumps(char)[1:-1]
+    plain = (
+        char
+        if char not in '"\\' and char >= " " and not "\ud800" <= char <= "\udfff"
+        else json.dumps(char)[1:-1]
+    )
     return draw(st.sampled_from([plain, "".join(f"\\u{unit:04x}" for unit in units(char))]))
 
 
@@ -193,7 +278,9 @@ def lines(draw: Callable[..., Any]) -> str:
     value = draw(
         st.recursive(
             st.one_of(TEXTS, NUMBERS.map("number:".__add__), st.none(), st.booleans()),
-            lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXTS, inner, max_size=4)),
+            lambda inner: st.one_of(
+                st.lists(inner, max_size=4), st.dictionaries(TEXTS, inner, max_size=4)
+            ),
             max_leaves=10,
         )
     )
@@ -201,8 +288,15 @@ def lines(draw: Callable[..., Any]) -> str:
 
 
 def parsed(text: str) -> Any:
-    """Objects as pairs and numbers as they were written, so that nothing that was changed goes unseen."""
-    return json.loads(text, parse_int=Verbatim, parse_float=Verbatim, object_pairs_hook=lambda pairs: ("object", pairs))
+    """Objects as pairs and numbers as they were written, so that nothing that was changed goes
+    unseen.
+    """
+    return json.loads(
+        text,
+        parse_int=Verbatim,
+        parse_float=Verbatim,
+        object_pairs_hook=lambda pairs: ("object", pairs),
+    )
 
 
 def replaced(value: Any) -> Any:
@@ -216,8 +310,13 @@ def replaced(value: Any) -> Any:
 
 @given(lines())
 @example('{"a":"\\u007b\\u007bscheduled_date}}","\\u007b{run_id}}" : "{\\u007Brun_id\\u007d}"}')
-@example('{"a": 1e400, "b": 0.10, "c": 1180591620717411303424, "d": "{{run_id}}", "d": "{{scheduled_date}}"}')
-@example('["{{run_id}}\\ud800", "\\ud83d\\udca1{{run_id}}", "\\"{{run_id}}\\\\", "\\\\u007b{run_id}}"]')
+@example(
+    '{"a": 1e400, "b": 0.10, "c": 1180591620717411303424, "d": "{{run_id}}", "d":'
+    ' "{{scheduled_date}}"}'
+)
+@example(
+    '["{{run_id}}\\ud800", "\\ud83d\\udca1{{run_id}}", "\\"{{run_id}}\\\\", "\\\\u007b{run_id}}"]'
+)
 def test_parsing_what_was_rendered_is_filling_what_was_parsed(line: str) -> None:
     raw = line.encode()
     try:
@@ -233,7 +332,12 @@ def test_parsing_what_was_rendered_is_filling_what_was_parsed(line: str) -> None
     assert outside.sub(b"", found) == outside.sub(b"", raw)
 
 
-@given(st.lists(st.one_of(st.binary(max_size=30), TEXTS.map(lambda text: text.encode("utf-8", "replace"))), max_size=5))
+@given(
+    st.lists(
+        st.one_of(st.binary(max_size=30), TEXTS.map(lambda text: text.encode("utf-8", "replace"))),
+        max_size=5,
+    )
+)
 def test_what_is_no_json_raises_nothing_but_a_refusal(parts: list[bytes]) -> None:
     line = b'{"a": "' + b"".join(parts)
     with suppress(InvalidRequest):

@@ -10,7 +10,9 @@ from xalen_batch.backends import tokens
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=200)
 # Characters of every kind that `PIECES` tells apart, so that runs of them meet.
 KINDS = st.text(st.sampled_from("aZé1٣!_. \t\n\r\x00\x1c\x7f\xa0я中😀\ud800\u3000"), max_size=60)
-RUNS = st.lists(st.tuples(st.sampled_from("a1! \n\té"), st.integers(1, 20)), max_size=12).map(lambda runs: "".join(c * n for c, n in runs))
+RUNS = st.lists(st.tuples(st.sampled_from("a1! \n\té"), st.integers(1, 20)), max_size=12).map(
+    lambda runs: "".join(c * n for c, n in runs)
+)
 
 
 @given(st.one_of(TEXTS, KINDS, RUNS))
@@ -36,7 +38,13 @@ def test_a_cut_is_the_longest_start_within_the_limit(text: str, limit: int) -> N
         # By Tekken 240911, the tokenizer of Mistral Small 3.1.
         ("", 0),
         ("hello world", 2),
-        ("My laptop crashed while I was trying to upload an invoice and I cannot log in to my account any more.", 22),
+        (
+            (
+                "My laptop crashed while I was trying to upload an invoice and I cannot log in to"
+                " my account any more."
+            ),
+            22,
+        ),
         ("Bonjour, je n'arrive plus à me connecter à mon compte depuis hier soir.", 19),
         ("我从昨天晚上开始就无法登录我的账户。", 15),
     ],
@@ -53,7 +61,10 @@ def test_a_chat_counts_text_parts_pictures_tools_and_the_template() -> None:
     bare = tokens.count_chat([{"role": "user", "content": ""}])
     assert bare == tokens.PER_CHAT + tokens.PER_MESSAGE
     assert tokens.count_chat([{"role": "user", "content": "one two"}]) == bare + 2
-    assert tokens.count_chat([{"role": "user", "content": [{"type": "text", "text": "one two"}]}]) == bare + 2
+    assert (
+        tokens.count_chat([{"role": "user", "content": [{"type": "text", "text": "one two"}]}])
+        == bare + 2
+    )
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 5000}}
     assert tokens.count_chat([{"role": "user", "content": [picture]}]) == bare + tokens.PER_IMAGE
     assert tokens.count_chat([{"role": "user", "content": ""}], tools=[{"name": "f"}]) > bare
@@ -63,15 +74,30 @@ def test_a_chat_counts_text_parts_pictures_tools_and_the_template() -> None:
 @pytest.mark.parametrize(
     ("part", "counted"),
     [
-        ({"type": "input_audio", "input_audio": {"data": "A" * 4 * 1024 * 1024, "format": "wav"}}, 3 * 1024),
+        (
+            {
+                "type": "input_audio",
+                "input_audio": {"data": "A" * 4 * 1024 * 1024, "format": "wav"},
+            },
+            3 * 1024,
+        ),
         ({"type": "input_audio", "input_audio": {"data": "A" * 100, "format": "mp3"}}, 1),
         ({"type": "audio_url", "audio_url": {"url": "https://example.com/a.mp3"}}, 1),
         (
-            {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64," + "A" * 400_000}},
+            {
+                "type": "file",
+                "file": {
+                    "filename": "a.pdf",
+                    "file_data": "data:application/pdf;base64," + "A" * 400_000,
+                },
+            },
             5 * tokens.PER_IMAGE,
         ),
         ({"type": "file", "file": {"file_id": "file-1"}}, tokens.PER_IMAGE),
-        ({"type": "video_url", "video_url": {"url": "data:video/mp4;base64," + "A" * 1_000_000}}, 12 * tokens.PER_IMAGE),
+        (
+            {"type": "video_url", "video_url": {"url": "data:video/mp4;base64," + "A" * 1_000_000}},
+            12 * tokens.PER_IMAGE,
+        ),
         ({"type": "image_url", "image_url": None}, tokens.PER_IMAGE),
         ({"type": "file", "file": 3}, tokens.PER_IMAGE),
     ],
@@ -79,10 +105,15 @@ def test_a_chat_counts_text_parts_pictures_tools_and_the_template() -> None:
 def test_media_count_by_their_kind_and_not_as_text(part: dict[str, object], counted: int) -> None:
     bare = tokens.count_chat([{"role": "user", "content": ""}])
     assert tokens.count_chat([{"role": "user", "content": [part]}]) == bare + counted
-    assert tokens.count_chat([{"role": "user", "content": [part]}], counter=tokens.most) == bare + counted
+    assert (
+        tokens.count_chat([{"role": "user", "content": [part]}], counter=tokens.most)
+        == bare + counted
+    )
 
 
-@pytest.mark.parametrize("messages", [[None], ["x"], [{"content": 3}], [{"content": [None, 1, {"text": 2}]}], [{}]])
+@pytest.mark.parametrize(
+    "messages", [[None], ["x"], [{"content": 3}], [{"content": [None, 1, {"text": 2}]}], [{}]]
+)
 def test_messages_that_are_none_do_not_raise(messages: list[object]) -> None:
     assert tokens.count_chat(messages) > 0
 

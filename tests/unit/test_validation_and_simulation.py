@@ -1,7 +1,8 @@
 """Validation and the simulated models agree: a body that passes validation is answered.
 
-Three refusals need more than the body's form, and stay with the model: a request beyond its context window, a JSON schema
-that is not valid, and a chat to a reranker whose message is no rerank request.
+Three refusals need more than the body's form, and stay with the model: a request beyond its context
+window, a JSON schema that is not valid, and a chat to a reranker whose message is no rerank
+request.
 """
 
 from typing import Any
@@ -21,10 +22,27 @@ from xalen_batch.validation.bodies import Misfit
 MODELS = catalog.read(None)
 MISTRAL, BGE = MODELS["mistral-small-3-1"], MODELS["bge-reranker-v2"]
 # Parameters that the simulated models follow, or refuse as validation does.
-FOLLOWED = {"model", "messages", "n", "max_tokens", "max_completion_tokens", "stop", "response_format", "stream"}
+FOLLOWED = {
+    "model",
+    "messages",
+    "n",
+    "max_tokens",
+    "max_completion_tokens",
+    "stop",
+    "response_format",
+    "stream",
+}
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
-ODD = st.none() | st.booleans() | st.integers(-3, 200) | st.floats(-3, 200) | TEXT | st.lists(TEXT, max_size=2) | st.just({})
+ODD = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 200)
+    | st.floats(-3, 200)
+    | TEXT
+    | st.lists(TEXT, max_size=2)
+    | st.just({})
+)
 PARTS = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url", "input_audio", "file", "x"])}, optional={
     "text": TEXT, "image_url": ODD, "input_audio": st.fixed_dictionaries({"data": TEXT}) | ODD, "file": ODD,
 })  # fmt: skip
@@ -32,8 +50,12 @@ MESSAGES = st.fixed_dictionaries({"role": st.sampled_from([*bodies.ROLES, "robot
     "content": st.none() | TEXT | st.lists(PARTS, max_size=3), "name": ODD, "tool_calls": st.lists(st.just({"id": "1"}), max_size=1),
     "refusal": st.none() | TEXT, "function_call": st.none() | st.just({}), "tool_call_id": ODD,
 })  # fmt: skip
-SCHEMAS = st.sampled_from([{}, {"type": "object", "properties": {"a": {"type": "integer"}}}, {"enum": ["a", "b"]}])
-FORMATS = st.sampled_from([None, {"type": "text"}, {"type": "json_object"}, "text", [], {}]) | SCHEMAS.map(
+SCHEMAS = st.sampled_from(
+    [{}, {"type": "object", "properties": {"a": {"type": "integer"}}}, {"enum": ["a", "b"]}]
+)
+FORMATS = st.sampled_from(
+    [None, {"type": "text"}, {"type": "json_object"}, "text", [], {}]
+) | SCHEMAS.map(
     lambda schema: {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
 )
 CHATS = st.fixed_dictionaries({"model": st.just(MISTRAL.id), "messages": st.lists(MESSAGES, max_size=3)}, optional={
@@ -65,13 +87,25 @@ def test_a_chat_that_passes_validation_is_answered(body: dict[str, Any]) -> None
 @given(RANKINGS)
 def test_a_ranking_means_the_same_through_both_doors(ranking: dict[str, Any]) -> None:
     """The rerank endpoint and a chat with the reranker take and refuse the same requests."""
-    chat = {"model": BGE.id, "messages": [{"role": "user", "content": orjson.dumps(ranking).decode()}]}
+    chat = {
+        "model": BGE.id,
+        "messages": [{"role": "user", "content": orjson.dumps(ranking).decode()}],
+    }
     is_valid = passes({"model": BGE.id, **ranking}, RERANK)
     assert is_valid == (status({"model": BGE.id, **ranking}, RERANK) == 200)
     assert is_valid == (status(chat, CHAT) == 200)
 
 
-@pytest.mark.parametrize("body", [{"n": 20}, {"n": 128}, {"messages": [{"role": "user", "content": ""}]}, {"stop": [[]]}, {"stop": ""}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"n": 20},
+        {"n": 128},
+        {"messages": [{"role": "user", "content": ""}]},
+        {"stop": [[]]},
+        {"stop": ""},
+    ],
+)
 def test_what_real_servers_answer_is_answered(body: dict[str, Any]) -> None:
     asked = {"model": MISTRAL.id, "messages": [{"role": "user", "content": "Hello"}], **body}
     assert passes(asked, CHAT)

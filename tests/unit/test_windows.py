@@ -1,4 +1,6 @@
-"""Windows of time: which are refused; and when an execution window is open, also on the nights when clocks change."""
+"""Windows of time: which are refused; and when an execution window is open, also on the nights when
+clocks change.
+"""
 
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise
@@ -18,7 +20,16 @@ from xalen_batch.errors import InvalidRequest
 from xalen_batch.windows import WEEK, ExecutionWindow, refuse_if_never_open
 
 NIGHT = ExecutionWindow(start="22:00", end="06:00", timezone="Europe/Berlin")
-REQUEST = Request({"type": "http", "method": "POST", "path": "/v1/batches", "headers": [], "query_string": b"", "server": ("x", 80)})
+REQUEST = Request(
+    {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/batches",
+        "headers": [],
+        "query_string": b"",
+        "server": ("x", 80),
+    }
+)
 
 
 def berlin(text: str) -> datetime:
@@ -29,7 +40,10 @@ def shown(window: ExecutionWindow, at: str, count: int = 1) -> list[str]:
     """The intervals from a local time on, each as `opens to closes` on the window's clock."""
     zone = ZoneInfo(window.timezone)
     found = islice(window.intervals(datetime.fromisoformat(at).replace(tzinfo=zone)), count)
-    return [" to ".join(f"{end.astimezone(zone):%a %d %H:%M %z}" for end in interval) for interval in found]
+    return [
+        " to ".join(f"{end.astimezone(zone):%a %d %H:%M %z}" for end in interval)
+        for interval in found
+    ]
 
 
 def refusal(**fields: Any) -> str:
@@ -37,7 +51,10 @@ def refusal(**fields: Any) -> str:
     try:
         ExecutionWindow.model_validate({"start": "22:00", "end": "06:00", **fields})
     except ValidationError as error:
-        found = [{**problem, "loc": ("body", "execution_window", *problem["loc"])} for problem in error.errors()]
+        found = [
+            {**problem, "loc": ("body", "execution_window", *problem["loc"])}
+            for problem in error.errors()
+        ]
         known = errors.translate(REQUEST, RequestValidationError(found))
         assert (known.status, known.code) == (400, "invalid_value")
         return known.message
@@ -46,7 +63,14 @@ def refusal(**fields: Any) -> str:
 
 @pytest.mark.parametrize(
     ("at", "is_open"),
-    [("21:59:59.999999", False), ("22:00", True), ("23:59:59", True), ("00:00", True), ("05:59:59.999999", True), ("06:00", False)],
+    [
+        ("21:59:59.999999", False),
+        ("22:00", True),
+        ("23:59:59", True),
+        ("00:00", True),
+        ("05:59:59.999999", True),
+        ("06:00", False),
+    ],
 )
 def test_it_is_open_from_its_start_until_just_before_its_end(at: str, is_open: bool) -> None:
     moment = berlin(f"2026-07-01 {at}")
@@ -58,13 +82,21 @@ def test_it_is_open_from_its_start_until_just_before_its_end(at: str, is_open: b
 
 def test_one_that_wraps_midnight_belongs_to_the_day_on_which_it_opens() -> None:
     friday = ExecutionWindow(start="22:00", end="06:00", days=["fri"], timezone="Europe/Berlin")
-    assert shown(friday, "2026-07-04 05:00", 2) == ["Fri 03 22:00 +0200 to Sat 04 06:00 +0200", "Fri 10 22:00 +0200 to Sat 11 06:00 +0200"]
+    assert shown(friday, "2026-07-04 05:00", 2) == [
+        "Fri 03 22:00 +0200 to Sat 04 06:00 +0200",
+        "Fri 10 22:00 +0200 to Sat 11 06:00 +0200",
+    ]
     assert shown(friday, "2026-07-03 05:00") == ["Fri 03 22:00 +0200 to Sat 04 06:00 +0200"]
 
 
 def test_one_within_a_day_and_one_until_midnight_close_on_the_day_they_open() -> None:
-    noon = ExecutionWindow(start="12:00", end="13:30", days=["sun", "mon"], timezone="Asia/Kathmandu")
-    assert shown(noon, "2026-07-01 00:00", 2) == ["Sun 05 12:00 +0545 to Sun 05 13:30 +0545", "Mon 06 12:00 +0545 to Mon 06 13:30 +0545"]
+    noon = ExecutionWindow(
+        start="12:00", end="13:30", days=["sun", "mon"], timezone="Asia/Kathmandu"
+    )
+    assert shown(noon, "2026-07-01 00:00", 2) == [
+        "Sun 05 12:00 +0545 to Sun 05 13:30 +0545",
+        "Mon 06 12:00 +0545 to Mon 06 13:30 +0545",
+    ]
     evening = ExecutionWindow(start="18:00", end="00:00")
     assert shown(evening, "2026-07-01 00:00") == ["Wed 01 18:00 +0000 to Thu 02 00:00 +0000"]
 
@@ -73,23 +105,91 @@ def test_one_within_a_day_and_one_until_midnight_close_on_the_day_they_open() ->
     ("start", "end", "timezone", "at", "expected"),
     [
         # A night is an hour shorter in spring and an hour longer in autumn.
-        ("22:00", "06:00", "Europe/Berlin", "2026-03-28 12:00", "Sat 28 22:00 +0100 to Sun 29 06:00 +0200"),
-        ("22:00", "06:00", "Europe/Berlin", "2026-10-24 12:00", "Sat 24 22:00 +0200 to Sun 25 06:00 +0100"),
+        (
+            "22:00",
+            "06:00",
+            "Europe/Berlin",
+            "2026-03-28 12:00",
+            "Sat 28 22:00 +0100 to Sun 29 06:00 +0200",
+        ),
+        (
+            "22:00",
+            "06:00",
+            "Europe/Berlin",
+            "2026-10-24 12:00",
+            "Sat 24 22:00 +0200 to Sun 25 06:00 +0100",
+        ),
         # What is skipped is the end of the gap.
-        ("02:30", "05:00", "Europe/Berlin", "2026-03-29 00:00", "Sun 29 03:00 +0200 to Sun 29 05:00 +0200"),
-        ("01:00", "02:30", "Europe/Berlin", "2026-03-29 00:00", "Sun 29 01:00 +0100 to Sun 29 03:00 +0200"),
-        ("00:00", "04:00", "Africa/Cairo", "2026-04-23 12:00", "Fri 24 01:00 +0300 to Fri 24 04:00 +0300"),
-        ("02:10", "03:00", "Australia/Lord_Howe", "2026-10-04 00:00", "Sun 04 02:30 +1100 to Sun 04 03:00 +1100"),
+        (
+            "02:30",
+            "05:00",
+            "Europe/Berlin",
+            "2026-03-29 00:00",
+            "Sun 29 03:00 +0200 to Sun 29 05:00 +0200",
+        ),
+        (
+            "01:00",
+            "02:30",
+            "Europe/Berlin",
+            "2026-03-29 00:00",
+            "Sun 29 01:00 +0100 to Sun 29 03:00 +0200",
+        ),
+        (
+            "00:00",
+            "04:00",
+            "Africa/Cairo",
+            "2026-04-23 12:00",
+            "Fri 24 01:00 +0300 to Fri 24 04:00 +0300",
+        ),
+        (
+            "02:10",
+            "03:00",
+            "Australia/Lord_Howe",
+            "2026-10-04 00:00",
+            "Sun 04 02:30 +1100 to Sun 04 03:00 +1100",
+        ),
         # What is repeated is the first of the two.
-        ("02:30", "05:00", "Europe/Berlin", "2026-10-25 00:00", "Sun 25 02:30 +0200 to Sun 25 05:00 +0100"),
-        ("01:00", "02:30", "Europe/Berlin", "2026-10-25 00:00", "Sun 25 01:00 +0200 to Sun 25 02:30 +0200"),
-        ("22:00", "23:30", "Africa/Cairo", "2026-10-29 12:00", "Thu 29 22:00 +0300 to Thu 29 23:30 +0300"),
+        (
+            "02:30",
+            "05:00",
+            "Europe/Berlin",
+            "2026-10-25 00:00",
+            "Sun 25 02:30 +0200 to Sun 25 05:00 +0100",
+        ),
+        (
+            "01:00",
+            "02:30",
+            "Europe/Berlin",
+            "2026-10-25 00:00",
+            "Sun 25 01:00 +0200 to Sun 25 02:30 +0200",
+        ),
+        (
+            "22:00",
+            "23:30",
+            "Africa/Cairo",
+            "2026-10-29 12:00",
+            "Thu 29 22:00 +0300 to Thu 29 23:30 +0300",
+        ),
         # What a change leaves nothing of is left out.
-        ("02:10", "02:50", "Europe/Berlin", "2026-03-29 00:00", "Mon 30 02:10 +0200 to Mon 30 02:50 +0200"),
-        ("08:00", "17:00", "Pacific/Apia", "2011-12-29 18:00", "Sat 31 08:00 +1400 to Sat 31 17:00 +1400"),
+        (
+            "02:10",
+            "02:50",
+            "Europe/Berlin",
+            "2026-03-29 00:00",
+            "Mon 30 02:10 +0200 to Mon 30 02:50 +0200",
+        ),
+        (
+            "08:00",
+            "17:00",
+            "Pacific/Apia",
+            "2011-12-29 18:00",
+            "Sat 31 08:00 +1400 to Sat 31 17:00 +1400",
+        ),
     ],
 )
-def test_clock_changes_move_an_end_to_the_edge_of_the_change(start: str, end: str, timezone: str, at: str, expected: str) -> None:
+def test_clock_changes_move_an_end_to_the_edge_of_the_change(
+    start: str, end: str, timezone: str, at: str, expected: str
+) -> None:
     assert shown(ExecutionWindow(start=start, end=end, timezone=timezone), at) == [expected]
 
 
@@ -109,7 +209,9 @@ def test_an_interval_is_of_real_hours(date: str, hours: int) -> None:
     assert closes - opens == timedelta(hours=hours)
 
 
-TIMES = st.tuples(st.integers(0, 23), st.sampled_from([0, 1, 15, 30, 59])).map(lambda time: f"{time[0]:02}:{time[1]:02}")
+TIMES = st.tuples(st.integers(0, 23), st.sampled_from([0, 1, 15, 30, 59])).map(
+    lambda time: f"{time[0]:02}:{time[1]:02}"
+)
 CHANGES = [
     ("Europe/Berlin", "2026-03-29T01:00Z"),
     ("Europe/Berlin", "2026-10-25T01:00Z"),
@@ -130,18 +232,24 @@ def windows_and_moments(draw: st.DrawFn) -> tuple[ExecutionWindow, list[datetime
     assume(start != end)
     days = draw(st.lists(st.sampled_from(WEEK), min_size=1))
     minutes = draw(st.lists(st.integers(-5_000, 5_000), min_size=3, max_size=3))
-    moments = sorted(datetime.fromisoformat(changed) + timedelta(minutes=minute) for minute in minutes)
+    moments = sorted(
+        datetime.fromisoformat(changed) + timedelta(minutes=minute) for minute in minutes
+    )
     return ExecutionWindow(start=start, end=end, days=days, timezone=timezone), moments
 
 
 @given(windows_and_moments())
-def test_intervals_are_the_same_wherever_one_looks_from_ascending_and_disjoint(case: tuple[ExecutionWindow, list[datetime]]) -> None:
+def test_intervals_are_the_same_wherever_one_looks_from_ascending_and_disjoint(
+    case: tuple[ExecutionWindow, list[datetime]],
+) -> None:
     window, (first, second, third) = case
     intervals = list(islice(window.intervals(first - timedelta(days=8)), 30))
     assert all(opens < closes for opens, closes in intervals)
     assert all(closes <= next_opens for (_, closes), (next_opens, _) in pairwise(intervals))
     for moment in (first, second, third):
-        assert window.interval(moment) == next(interval for interval in intervals if moment < interval[1])
+        assert window.interval(moment) == next(
+            interval for interval in intervals if moment < interval[1]
+        )
 
 
 @pytest.mark.parametrize(
@@ -158,7 +266,9 @@ def test_it_is_told_in_words_its_days_in_the_order_of_the_week(days: list[Any], 
 
 
 def test_it_is_the_same_after_a_trip_through_json() -> None:
-    window = ExecutionWindow(start="22:00", end="06:00", days=["sun", "mon", "sun"], timezone="Asia/Kathmandu")
+    window = ExecutionWindow(
+        start="22:00", end="06:00", days=["sun", "mon", "sun"], timezone="Asia/Kathmandu"
+    )
     assert window.days == ["mon", "sun"]
     assert ExecutionWindow.model_validate_json(window.model_dump_json()) == window
 
@@ -192,21 +302,29 @@ WEEKEND = ExecutionWindow(start="20:00", end="06:00", days=["sat", "sun"], timez
 
 def test_one_that_never_opens_before_the_batch_expires_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(InvalidRequest) as refused:
-        refuse_if_never_open(WEEKEND, berlin("2026-10-21 10:30"), timedelta(hours=24), param="batch.execution_window")
-    assert refused.value.message == (
-        "batch.execution_window: 20:00–06:00 Europe/Berlin, sat–sun is not open before the batch expires. From its start at "
-        "wed 2026-10-21 10:30+02:00, a completion window of 24 h lasts until thu 2026-10-22 10:30+02:00, but the execution window next "
-        "opens at sat 2026-10-24 20:00+02:00, 81 h 30 min after the start. Send a completion window of at least 82h, or hours that come sooner."
+        refuse_if_never_open(
+            WEEKEND, berlin("2026-10-21 10:30"), timedelta(hours=24), param="batch.execution_window"
+        )
+    assert (
+        refused.value.message
+        == "batch.execution_window: 20:00–06:00 Europe/Berlin, sat–sun is not open before the batch"
+        " expires. From its start at wed 2026-10-21 10:30+02:00, a completion window of 24 h"
+        " lasts until thu 2026-10-22 10:30+02:00, but the execution window next opens at sat"
+        " 2026-10-24 20:00+02:00, 81 h 30 min after the start. Send a completion window of at"
+        " least 82h, or hours that come sooner."
     )
     assert refused.value.param == "batch.execution_window"
 
 
 @pytest.mark.parametrize(
     ("start", "least"),
-    # The last two: opening at the very moment of the end is too late, and a night with a clock change in it has another length.
+    # The last two: opening at the very moment of the end is too late, and a night with a clock
+    # change in it has another length.
     [("2026-10-21 10:30", 82), ("2026-10-21 20:00", 73), ("2026-10-25 20:00", 0), ("2026-10-26 05:59", 0), ("2026-10-26 06:00", 135), ("2026-03-23 06:00", 135), ("2026-10-25 06:00", 15)],
 )  # fmt: skip
-def test_the_completion_window_that_a_refusal_names_is_the_smallest_that_is_accepted(start: str, least: int) -> None:
+def test_the_completion_window_that_a_refusal_names_is_the_smallest_that_is_accepted(
+    start: str, least: int
+) -> None:
     moment = berlin(start)
     refuse_if_never_open(WEEKEND, moment, timedelta(hours=max(least, 1)))
     if least:
@@ -218,12 +336,33 @@ def test_a_batch_that_starts_while_it_is_open_is_accepted_however_little_is_left
     refuse_if_never_open(WEEKEND, berlin("2026-10-26 05:59:59"), timedelta(hours=1))
 
 
-@pytest.mark.parametrize(("window", "seconds"), [("1h", 3600), ("24h", 86_400), ("1d", 86_400), ("7d", 604_800), ("168h", 604_800)])
+@pytest.mark.parametrize(
+    ("window", "seconds"),
+    [("1h", 3600), ("24h", 86_400), ("1d", 86_400), ("7d", 604_800), ("168h", 604_800)],
+)
 def test_a_window_is_hours_or_days(window: str, seconds: int) -> None:
     assert windows.completion(window) == timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize("window", ["", "24", "0h", "00h", "30m", "8d", "169h", "1.5h", "-1h", "24H", "24h\n", " 24h", "٢٤h", "9999h"])
+@pytest.mark.parametrize(
+    "window",
+    [
+        "",
+        "24",
+        "0h",
+        "00h",
+        "30m",
+        "8d",
+        "169h",
+        "1.5h",
+        "-1h",
+        "24H",
+        "24h\n",
+        " 24h",
+        "٢٤h",
+        "9999h",
+    ],
+)
 def test_any_other_window_is_refused(window: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         windows.completion(window)

@@ -1,4 +1,6 @@
-"""An event loop whose clock jumps to the next timer, so that minutes pass in milliseconds, and a shared bucket on its clock."""
+"""An event loop whose clock jumps to the next timer, so that minutes pass in milliseconds, and a
+shared bucket on its clock.
+"""
 
 import asyncio
 import selectors
@@ -70,5 +72,8 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], server: Server | None = N
         async def close(self) -> None:
             return
 
-    with mock.patch.object(backend, "SharedBucket", Bucket), asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with (
+        mock.patch.object(backend, "SharedBucket", Bucket),
+        asyncio.Runner(loop_factory=VirtualLoop) as runner,
+    ):
         runner.run(main())

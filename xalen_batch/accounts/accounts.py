@@ -54,7 +54,10 @@ class Caller(Owner):
     def require(self, scope: Scope) -> None:
         """Raise Forbidden unless the key has the scope."""
         if scope not in self.scopes:
-            raise Forbidden(f"This key lacks the scope `{scope}`. Use a key that has it, or create one: `xalen-batch keys create`.")
+            raise Forbidden(
+                f"This key lacks the scope `{scope}`. Use a key that has it, or create one:"
+                " `xalen-batch keys create`."
+            )
 
 
 def create(session: Session, name: str) -> Account:
@@ -77,7 +80,10 @@ def named(session: Session, name: str) -> Account:
     if account is None:
         close = get_close_matches(name, session.scalars(select(Account.name)).all(), n=1)
         meant = f" Did you mean {close[0]!r}?" if close else ""
-        raise NotFound(f"There is no account named {name!r}.{meant} `xalen-batch accounts list` shows all.", param="account")
+        raise NotFound(
+            f"There is no account named {name!r}.{meant} `xalen-batch accounts list` shows all.",
+            param="account",
+        )
     return account
 
 
@@ -89,13 +95,18 @@ def rename(session: Session, account: Account, name: str) -> None:
 
 
 def weigh(session: Session, account: Account, weight: int) -> None:
-    """Set the account's share of busy backends: with weight 4 it is served four lines for one of an account with weight 1."""
+    """Set the account's share of busy backends: with weight 4 it is served four lines for one of an
+    account with weight 1.
+    """
     account.weight = weight
     session.flush()
 
 
 def disable(session: Session, account: Account) -> None:
-    """Refuse the account's keys and start no run of its schedules. Batches that run go on. Again changes nothing."""
+    """Refuse the account's keys and start no run of its schedules.
+
+    Batches that run go on. Again changes nothing.
+    """
     if account.disabled_at is None:
         account.disabled_at = db.now(session)
         session.flush()
@@ -113,7 +124,9 @@ def is_enabled(session: Session, account_id: UUID) -> bool:
 
 def _refuse_taken(session: Session, name: str) -> None:
     if session.scalar(select(Account.id).where(Account.name == name)) is not None:
-        raise InvalidRequest(f"An account named {name!r} exists already. Choose another name.", param="name")
+        raise InvalidRequest(
+            f"An account named {name!r} exists already. Choose another name.", param="name"
+        )
 
 
 def may_simulate(session: Session, account_id: UUID) -> bool:
@@ -123,7 +136,9 @@ def may_simulate(session: Session, account_id: UUID) -> bool:
 
 def let_simulate(session: Session, account_id: UUID, is_allowed: bool) -> None:
     """Set that. Batches that exist keep what they were created with."""
-    session.execute(update(Account).where(Account.id == account_id).values(simulated_live=is_allowed))
+    session.execute(
+        update(Account).where(Account.id == account_id).values(simulated_live=is_allowed)
+    )
 
 
 # Made once: each request asks this.
@@ -134,33 +149,52 @@ _BY_HASH = select(
     ApiKey.scopes,
     ApiKey.revoked_at,
     ApiKey.expires_at <= func.now(),
-    # Of what changes in this transaction, the audit log says that it was this key: no round trip of its own.
-    func.set_config(audit.SETTING, func.concat("key_", func.replace(cast(ApiKey.id, Text), "-", "")), True),
+    # Of what changes in this transaction, the audit log says that it was this key: no round trip of
+    # its own.
+    func.set_config(
+        audit.SETTING, func.concat("key_", func.replace(cast(ApiKey.id, Text), "-", "")), True
+    ),
     or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - LAST_USED_RESOLUTION),
-    select(Account.disabled_at.is_not(None)).where(Account.id == ApiKey.account_id).scalar_subquery(),
+    select(Account.disabled_at.is_not(None))
+    .where(Account.id == ApiKey.account_id)
+    .scalar_subquery(),
 ).where(ApiKey.hash == bindparam("hash"))
 
 
 def authenticate(session: Session, secret: str) -> Caller:
-    """Who a key stands for. Unauthenticated if nobody, or if it was revoked or has expired; Forbidden if its account is disabled.
+    """Who a key stands for. Unauthenticated if nobody, or if it was revoked or has expired;
+    Forbidden if its account is disabled.
 
-    Found by its SHA-256 and never compared itself, so the time that takes tells nothing about a key: two that
-    differ in one digit have nothing in common there. What cannot be a key is refused without asking the database.
+    Found by its SHA-256 and never compared itself, so the time that takes tells nothing about a
+    key: two that differ in one digit have nothing in common there. What cannot be a key is refused
+    without asking the database.
     """
     if not secrets.is_possible(secret):
         if secret.startswith(tuple(secrets.PREFIXES.values())):
-            raise Unauthenticated("Incorrect API key provided: it is mistyped or cut short, by its checksum. Copy it once more, whole.")
-        raise Unauthenticated("Incorrect API key provided. Send a key of this server as `Authorization: Bearer xln_test_…`.")
+            raise Unauthenticated(
+                "Incorrect API key provided: it is mistyped or cut short, by its checksum. Copy it"
+                " once more, whole."
+            )
+        raise Unauthenticated(
+            "Incorrect API key provided. Send a key of this server as `Authorization: Bearer"
+            " xln_test_…`."
+        )
     row = session.execute(_BY_HASH, {"hash": secrets.digest(secret)}).one_or_none()
     if row is None:
         raise Unauthenticated(
-            "Incorrect API key provided: this server has no such key. Use another one, or create one: `xalen-batch keys create`."
+            "Incorrect API key provided: this server has no such key. Use another one, or create"
+            " one: `xalen-batch keys create`."
         )
     key_id, account_id, livemode, scopes, revoked_at, is_expired, _, is_unstamped, is_disabled = row
     if revoked_at is not None or is_expired:
-        raise Unauthenticated(f"This API key {'was revoked' if revoked_at else 'has expired'}. Use another one.")
+        raise Unauthenticated(
+            f"This API key {'was revoked' if revoked_at else 'has expired'}. Use another one."
+        )
     if is_disabled:
-        raise Forbidden("The account of this API key is disabled. Ask whoever runs the server.", code="account_disabled")
+        raise Forbidden(
+            "The account of this API key is disabled. Ask whoever runs the server.",
+            code="account_disabled",
+        )
     if is_unstamped:
         _stamp(session, key_id)
     return Caller(account_id, livemode, frozenset(scopes), key_id)
@@ -168,5 +202,15 @@ def authenticate(session: Session, secret: str) -> Caller:
 
 def _stamp(session: Session, key_id: UUID) -> None:
     # Skips a row that another request is stamping: nobody waits for a timestamp.
-    free = select(ApiKey.id).where(ApiKey.id == key_id).with_for_update(skip_locked=True).scalar_subquery()
-    session.execute(update(ApiKey).where(ApiKey.id == free).values(last_used_at=func.now()).execution_options(synchronize_session=False))
+    free = (
+        select(ApiKey.id)
+        .where(ApiKey.id == key_id)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    session.execute(
+        update(ApiKey)
+        .where(ApiKey.id == free)
+        .values(last_used_at=func.now())
+        .execution_options(synchronize_session=False)
+    )

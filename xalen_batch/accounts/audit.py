@@ -1,4 +1,5 @@
-"""The audit log: who made, changed or ended which key, price, schedule or invoice, and what it was before.
+"""The audit log: who made, changed or ended which key, price, schedule or invoice, and what it was
+before.
 
 Triggers of the database write it, in the transaction of the change, so that no change goes without
 (docs/decisions/0018). Here it is said who acts, and the log is read.
@@ -22,7 +23,9 @@ def sign(session: Session, actor: str) -> None:
     session.execute(select(func.set_config(SETTING, actor, True)))
 
 
-def entries(session: Session, *, since: datetime | None = None, object_id: str | None = None, limit: int) -> Sequence[AuditEntry]:
+def entries(
+    session: Session, *, since: datetime | None = None, object_id: str | None = None, limit: int
+) -> Sequence[AuditEntry]:
     """The latest entries, in the order in which they were written."""
     rows = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit)
     if since is not None:

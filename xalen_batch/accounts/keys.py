@@ -1,4 +1,7 @@
-"""Keys: made, listed, rotated and revoked. The secret is shown once, and kept nowhere but as its hash."""
+"""Keys: made, listed, rotated and revoked.
+
+The secret is shown once, and kept nowhere but as its hash.
+"""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -29,12 +32,20 @@ def create(
     expires_at: datetime | None = None,
     rotated_from: UUID | None = None,
 ) -> tuple[ApiKey, str]:
-    """A new key and its secret, which can be shown only now. TooManyRequests if the account has too many that can be used."""
+    """A new key and its secret, which can be shown only now.
+
+    TooManyRequests if the account has too many that can be used.
+    """
     wanted = list(dict.fromkeys(scopes))
     if unknown := set(wanted) - set(Scope):
-        raise InvalidRequest(f"scopes: {', '.join(sorted(unknown))} is no scope. Choose among {', '.join(Scope)}.", param="scopes")
+        raise InvalidRequest(
+            f"scopes: {', '.join(sorted(unknown))} is no scope. Choose among {', '.join(Scope)}.",
+            param="scopes",
+        )
     if not wanted:
-        raise InvalidRequest(f"scopes: a key needs at least one. Choose among {', '.join(Scope)}.", param="scopes")
+        raise InvalidRequest(
+            f"scopes: a key needs at least one. Choose among {', '.join(Scope)}.", param="scopes"
+        )
     quotas.admit(session, owner, {Quota.API_KEYS: 1})
     secret = secrets.new(owner.livemode)
     key = ApiKey(
@@ -56,11 +67,15 @@ def create(
 def check_overlap(overlap: timedelta) -> None:
     """InvalidRequest for an overlap that is negative or longer than LONGEST_OVERLAP."""
     if not timedelta() <= overlap <= LONGEST_OVERLAP:
-        raise InvalidRequest(f"overlap: it must be between 0 and {LONGEST_OVERLAP.days} days.", param="overlap_seconds")
+        raise InvalidRequest(
+            f"overlap: it must be between 0 and {LONGEST_OVERLAP.days} days.",
+            param="overlap_seconds",
+        )
 
 
 def rotate(session: Session, key: ApiKey, overlap: timedelta = OVERLAP) -> tuple[ApiKey, str]:
-    """A new key in the place of a locked one, and its secret; the old one expires after the overlap.
+    """A new key in the place of a locked one, and its secret; the old one expires after the
+    overlap.
 
     It has the account, mode, name and scopes of the old one, and as long a life if that has an end.
     InvalidRequest for a key that can be used no more, or was rotated already.
@@ -69,20 +84,26 @@ def rotate(session: Session, key: ApiKey, overlap: timedelta = OVERLAP) -> tuple
     successor = session.scalar(select(ApiKey.id).where(ApiKey.rotated_from == key.id))
     if successor is not None:
         raise InvalidRequest(
-            f"Key {ids.render('key', key.id)} was rotated already: {ids.render('key', successor)} takes its place. "
-            "Rotate that one, or revoke this one.",
+            f"Key {ids.render('key', key.id)} was rotated already: {ids.render('key', successor)}"
+            " takes its place. Rotate that one, or revoke this one.",
             param="key_id",
         )
     now = db.now(session)
     if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
         state = "revoked" if key.revoked_at else "expired"
-        raise InvalidRequest(f"Key {ids.render('key', key.id)} is {state}: it cannot be rotated. Make a new one.", param="key_id")
+        raise InvalidRequest(
+            f"Key {ids.render('key', key.id)} is {state}: it cannot be rotated. Make a new one.",
+            param="key_id",
+        )
     expires_at = None if key.expires_at is None else now + (key.expires_at - key.created_at)
     owner = Owner(key.account_id, key.livemode)
-    # Never later than it would have been. Before the new key is counted: without an overlap it takes the place of the old one.
+    # Never later than it would have been. Before the new key is counted: without an overlap it
+    # takes the place of the old one.
     key.expires_at = now + overlap if key.expires_at is None else min(key.expires_at, now + overlap)
     session.flush()
-    return create(session, owner, name=key.name, scopes=key.scopes, expires_at=expires_at, rotated_from=key.id)
+    return create(
+        session, owner, name=key.name, scopes=key.scopes, expires_at=expires_at, rotated_from=key.id
+    )
 
 
 def revoke(session: Session, key: ApiKey) -> None:
@@ -93,10 +114,17 @@ def revoke(session: Session, key: ApiKey) -> None:
 
 
 def lock(session: Session, public_id: str, owner: Owner | None = None) -> ApiKey:
-    """A key that nobody else changes before this transaction ends; with an owner, only theirs. NotFound if there is none."""
+    """A key that nobody else changes before this transaction ends; with an owner, only theirs.
+
+    NotFound if there is none.
+    """
     id = ids.parse("key", public_id)
     rows = select(ApiKey) if owner is None else _visible(owner)
-    key = None if id is None else session.scalars(rows.where(ApiKey.id == id).with_for_update()).one_or_none()
+    key = (
+        None
+        if id is None
+        else session.scalars(rows.where(ApiKey.id == id).with_for_update()).one_or_none()
+    )
     if key is None:
         raise NotFound(f"No such API key: {public_id[:100]}", param="key_id")
     return key
@@ -115,4 +143,6 @@ def every(session: Session) -> Sequence[ApiKey]:
 
 
 def _visible(owner: Owner) -> Select[ApiKey]:
-    return select(ApiKey).where(ApiKey.account_id == owner.account_id, ApiKey.livemode == owner.livemode)
+    return select(ApiKey).where(
+        ApiKey.account_id == owner.account_id, ApiKey.livemode == owner.livemode
+    )

@@ -1,22 +1,41 @@
 """Quotas: how much of the service an account may hold at a time, in one mode (docs/decisions/0020).
 
-Usage is counted from the rows themselves, so it neither drifts nor leaks: whatever ends a batch or deletes a file gives its share
-back in the same commit. What has too many rows to count is tallied by triggers, in the transaction that changes them (0028). Callers
-count and insert under a per-account advisory lock, so concurrent requests cannot exceed a limit.
+Usage is counted from the rows themselves, so it neither drifts nor leaks: whatever ends a batch or
+deletes a file gives its share back in the same commit. What has too many rows to count is tallied
+by triggers, in the transaction that changes them (0028). Callers count and insert under a
+per-account advisory lock, so concurrent requests cannot exceed a limit.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, Select, SQLColumnExpression, bindparam, delete, func, or_, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    SQLColumnExpression,
+    bindparam,
+    delete,
+    func,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.config import settings
 from xalen_batch.errors import OverLimit, TooManyRequests
-from xalen_batch.models import AccountQuota, AccountTally, ApiKey, Batch, File, Schedule, ScheduleRun
+from xalen_batch.models import (
+    AccountQuota,
+    AccountTally,
+    ApiKey,
+    Batch,
+    File,
+    Schedule,
+    ScheduleRun,
+)
 from xalen_batch.models.batches import OPEN
 from xalen_batch.models.quotas import Tally
 from xalen_batch.states import RunState
@@ -28,7 +47,10 @@ RETRY_AFTER = 5.0
 
 
 class Quota(StrEnum):
-    """What an account may hold, and how fast it may ask. Batches, lines and tokens are those of batches that have not ended."""
+    """What an account may hold, and how fast it may ask.
+
+    Batches, lines and tokens are those of batches that have not ended.
+    """
 
     OPEN_BATCHES = "open_batches"
     ENQUEUED_LINES = "enqueued_lines"
@@ -50,7 +72,8 @@ ENQUEUED = (Quota.OPEN_BATCHES, Quota.ENQUEUED_LINES, Quota.ENQUEUED_TOKENS)
 # Counted in Redis (ratelimit/account.py), not from rows.
 RATES = (Quota.REQUESTS_PER_SECOND, Quota.CHANGES_PER_MINUTE)
 
-# What a batch fails with that was made while there was room, and does not fit now that it is read. OpenAI's code where it has one.
+# What a batch fails with that was made while there was room, and does not fit now that it is read.
+# OpenAI's code where it has one.
 FAULTS = {
     Quota.ENQUEUED_LINES: "line_limit_exceeded",
     Quota.ENQUEUED_TOKENS: "token_limit_exceeded",
@@ -65,13 +88,31 @@ _WORDS = {
     Quota.FILES: ("files", "Delete files that are not needed any more, and send it again."),
     Quota.STORAGE_BYTES: (
         "bytes in files and inboxes",
-        "Delete files that are not needed any more, or run the schedules whose inboxes are full, and send it again.",
+        (
+            "Delete files that are not needed any more, or run the schedules whose inboxes are"
+            " full, and send it again."
+        ),
     ),
-    Quota.SCHEDULES: ("schedules", "Delete schedules that are not needed any more, and send it again."),
-    Quota.WAITING_RUNS: ("schedule runs that wait to start", "Wait until some have started, and send it again."),
-    Quota.INBOX_REQUESTS: ("requests in inboxes", "Wait until schedules have run, or run one now, and send it again."),
-    Quota.API_KEYS: ("API keys that can be used", "Revoke keys that are not needed any more, and send it again."),
-    Quota.IDEMPOTENCY_KEYS: ("kept idempotency keys", "Send it without an Idempotency-Key, or wait until older ones are forgotten."),
+    Quota.SCHEDULES: (
+        "schedules",
+        "Delete schedules that are not needed any more, and send it again.",
+    ),
+    Quota.WAITING_RUNS: (
+        "schedule runs that wait to start",
+        "Wait until some have started, and send it again.",
+    ),
+    Quota.INBOX_REQUESTS: (
+        "requests in inboxes",
+        "Wait until schedules have run, or run one now, and send it again.",
+    ),
+    Quota.API_KEYS: (
+        "API keys that can be used",
+        "Revoke keys that are not needed any more, and send it again.",
+    ),
+    Quota.IDEMPOTENCY_KEYS: (
+        "kept idempotency keys",
+        "Send it without an Idempotency-Key, or wait until older ones are forgotten.",
+    ),
 }
 
 
@@ -88,10 +129,13 @@ class Excess:
     def message(self) -> str:
         noun, remedy = _WORDS[self.quota]
         if self.is_final:
-            remedy = "That is more than the limit itself: send less at once, or ask the operator for a higher limit."
+            remedy = (
+                "That is more than the limit itself: send less at once, or ask the operator for a"
+                " higher limit."
+            )
         return (
-            f"The account's limit is {self.limit:,} {noun}. It has {self.held:,}, and this would add {self.asked:,}. "
-            f"{remedy} GET /v1/limits shows what is free."
+            f"The account's limit is {self.limit:,} {noun}. It has {self.held:,}, and this would"
+            f" add {self.asked:,}. {remedy} GET /v1/limits shows what is free."
         )
 
     @property
@@ -105,7 +149,11 @@ class Excess:
 
     def refusal(self) -> TooManyRequests:
         code = f"{self.quota}_limit"
-        return OverLimit(self.message, code=code) if self.is_final else TooManyRequests(self.message, retry_after=RETRY_AFTER, code=code)
+        return (
+            OverLimit(self.message, code=code)
+            if self.is_final
+            else TooManyRequests(self.message, retry_after=RETRY_AFTER, code=code)
+        )
 
 
 def limits(session: Session, owner: Owner) -> dict[Quota, int | None]:
@@ -124,34 +172,51 @@ def held(session: Session, owner: Owner) -> dict[Quota, int]:
 
 
 def admit_batch(session: Session, owner: Owner) -> None:
-    """Let this transaction make one more batch. TooManyRequests if one too many are open, or no line or token more has room."""
+    """Let this transaction make one more batch.
+
+    TooManyRequests if one too many are open, or no line or token more has room.
+    """
     lock(session, owner)
-    if excess := _excess(limits(session, owner), _enqueued(session, owner), dict.fromkeys(ENQUEUED, 1)):
+    if excess := _excess(
+        limits(session, owner), _enqueued(session, owner), dict.fromkeys(ENQUEUED, 1)
+    ):
         raise excess.refusal()
 
 
 def admit_lines(session: Session, owner: Owner, *, lines: int, tokens: int) -> Excess | None:
-    """Let this transaction give an open batch its lines, or say what is against it. The caller has the account's lock."""
+    """Let this transaction give an open batch its lines, or say what is against it.
+
+    The caller has the account's lock.
+    """
     asked = {Quota.ENQUEUED_LINES: lines, Quota.ENQUEUED_TOKENS: tokens}
     return _excess(limits(session, owner), _enqueued(session, owner), asked)
 
 
 def admit(session: Session, owner: Owner, asked: Mapping[Quota, int]) -> None:
-    """Let this transaction take so much more of each quota, of those that `excess` knows. TooManyRequests if there is no room for one."""
+    """Let this transaction take so much more of each quota, of those that `excess` knows.
+
+    TooManyRequests if there is no room for one.
+    """
     lock(session, owner)
     if found := excess(session, owner, asked):
         raise found.refusal()
 
 
-def excess(session: Session, owner: Owner, asked: Mapping[Quota, int], *, is_recorded: bool = False) -> Excess | None:
-    """The first excess if so much more were taken. Without the account's lock it is true of this moment alone.
+def excess(
+    session: Session, owner: Owner, asked: Mapping[Quota, int], *, is_recorded: bool = False
+) -> Excess | None:
+    """The first excess if so much more were taken. Without the account's lock it is true of this
+    moment alone.
 
     `is_recorded`: this transaction has written its rows already, so the counts have them.
     """
     found = limits(session, owner)
     # What has no limit is not counted.
     limited = {quota: more for quota, more in asked.items() if found[quota] is not None}
-    held = {quota: _counted(session, owner, quota) - is_recorded * more for quota, more in limited.items()}
+    held = {
+        quota: _counted(session, owner, quota) - is_recorded * more
+        for quota, more in limited.items()
+    }
     return _excess(found, held, limited)
 
 
@@ -169,14 +234,19 @@ def change(session: Session, owner: Owner, wanted: Limits) -> None:
         row = insert(AccountQuota).values(**_of(owner), name=quota.value, most=most)
         session.execute(
             row.on_conflict_do_update(
-                index_elements=[AccountQuota.account_id, AccountQuota.livemode, AccountQuota.name], set_={"most": row.excluded.most}
+                index_elements=[AccountQuota.account_id, AccountQuota.livemode, AccountQuota.name],
+                set_={"most": row.excluded.most},
             )
         )
 
 
 def reset(session: Session, owner: Owner, quota: Quota) -> None:
     """Let the settings' limit hold again."""
-    mine = (AccountQuota.account_id == owner.account_id, AccountQuota.livemode == owner.livemode, AccountQuota.name == quota)
+    mine = (
+        AccountQuota.account_id == owner.account_id,
+        AccountQuota.livemode == owner.livemode,
+        AccountQuota.name == quota,
+    )
     session.execute(delete(AccountQuota).where(*mine))
 
 
@@ -200,7 +270,9 @@ def _of(owner: Owner) -> dict[str, object]:
     return {"account_id": owner.account_id, "livemode": owner.livemode}
 
 
-def _is_of_owner(table: type[AccountQuota | AccountTally | ApiKey | Batch | File | Schedule]) -> ColumnElement[bool]:
+def _is_of_owner(
+    table: type[AccountQuota | AccountTally | ApiKey | Batch | File | Schedule],
+) -> ColumnElement[bool]:
     return (table.account_id == bindparam("account_id")) & (table.livemode == bindparam("livemode"))
 
 
@@ -208,30 +280,52 @@ def _sum(column: SQLColumnExpression[int]) -> ColumnElement[int]:
     return func.coalesce(func.sum(column), 0)
 
 
-# Made once: every upload and every new batch asks. Statements of their own, since each is to see what the one that had the lock before did.
+# Made once: every upload and every new batch asks. Statements of their own, since each is to see
+# what the one that had the lock before did.
 _LOCK = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:owner))")
 _GIVEN = select(AccountQuota.name, AccountQuota.most).where(_is_of_owner(AccountQuota))
-_ENQUEUED = select(func.count(), _sum(Batch.total - Batch.failed), _sum(Batch.enqueued_tokens)).where(_is_of_owner(Batch), text(OPEN))
+_ENQUEUED = select(
+    func.count(), _sum(Batch.total - Batch.failed), _sum(Batch.enqueued_tokens)
+).where(_is_of_owner(Batch), text(OPEN))
 
 
 def _tally(name: Tally) -> Select[int]:
-    return select(_sum(AccountTally.amount)).where(_is_of_owner(AccountTally), AccountTally.name == name)
+    return select(_sum(AccountTally.amount)).where(
+        _is_of_owner(AccountTally), AccountTally.name == name
+    )
 
 
 _KEPT = _is_of_owner(File) & File.deleted_at.is_(None)
 _COUNTS: Mapping[Quota, Select[int]] = {
     Quota.FILES: select(func.count()).select_from(File).where(_KEPT),
     Quota.STORAGE_BYTES: select(
-        select(_sum(File.size)).where(_KEPT).scalar_subquery() + _tally(Tally.INBOX_BYTES).scalar_subquery(),
+        select(_sum(File.size)).where(_KEPT).scalar_subquery()
+        + _tally(Tally.INBOX_BYTES).scalar_subquery(),
     ),
-    Quota.SCHEDULES: select(func.count()).select_from(Schedule).where(_is_of_owner(Schedule), Schedule.deleted_at.is_(None)),
-    Quota.WAITING_RUNS: select(func.count())
-    .select_from(ScheduleRun)
-    .join(Schedule, Schedule.id == ScheduleRun.schedule_id)
-    .where(_is_of_owner(Schedule), Schedule.deleted_at.is_(None), ScheduleRun.state == RunState.WAITING),
+    Quota.SCHEDULES: (
+        select(func.count())
+        .select_from(Schedule)
+        .where(_is_of_owner(Schedule), Schedule.deleted_at.is_(None))
+    ),
+    Quota.WAITING_RUNS: (
+        select(func.count())
+        .select_from(ScheduleRun)
+        .join(Schedule, Schedule.id == ScheduleRun.schedule_id)
+        .where(
+            _is_of_owner(Schedule),
+            Schedule.deleted_at.is_(None),
+            ScheduleRun.state == RunState.WAITING,
+        )
+    ),
     Quota.INBOX_REQUESTS: _tally(Tally.INBOX_REQUESTS),
-    Quota.API_KEYS: select(func.count())
-    .select_from(ApiKey)
-    .where(_is_of_owner(ApiKey), ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())),
+    Quota.API_KEYS: (
+        select(func.count())
+        .select_from(ApiKey)
+        .where(
+            _is_of_owner(ApiKey),
+            ApiKey.revoked_at.is_(None),
+            or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()),
+        )
+    ),
     Quota.IDEMPOTENCY_KEYS: _tally(Tally.IDEMPOTENCY_KEYS),
 }

@@ -1,4 +1,5 @@
-"""The secret of a key: `xln_test_` or `xln_live_`, 32 random digits of 62, and six digits that are the checksum of these.
+"""The secret of a key: `xln_test_` or `xln_live_`, 32 random digits of 62, and six digits that are
+the checksum of these.
 
 By its checksum a scanner tells a leaked key from what only looks like one, and the API refuses a
 mistyped one without asking the database. Keys that are older than the checksum end without one.
@@ -16,7 +17,9 @@ CHECKSUM_DIGITS = 6
 SHOWN_DIGITS = 4
 PREFIXES = {False: "xln_test_", True: "xln_live_"}
 
-FORM = re.compile(f"xln_(?:test|live)_([0-9A-Za-z]{{{RANDOM_DIGITS}}})([0-9A-Za-z]{{{CHECKSUM_DIGITS}}})?")
+FORM = re.compile(
+    f"xln_(?:test|live)_([0-9A-Za-z]{{{RANDOM_DIGITS}}})([0-9A-Za-z]{{{CHECKSUM_DIGITS}}})?"
+)
 
 
 def new(livemode: bool) -> str:
@@ -45,5 +48,8 @@ def shown(secret: str) -> str:
 
 
 def digest(secret: str) -> bytes:
-    """What is kept of it. Its digits are random, so there is nothing that a slow hash would protect."""
+    """What is kept of it.
+
+    Its digits are random, so there is nothing that a slow hash would protect.
+    """
     return hashlib.sha256(secret.encode()).digest()

@@ -24,5 +24,7 @@ def get_invoice(session: Session, caller: Caller, batch_id: str) -> dict[str, An
 
 @router.get("/statements/{month}", response_model=StatementObject)
 def get_statement(caller: BriefBiller, month: str) -> Response:
-    """The sum of the batch invoices of a month, `2026-11`, rounded once; a draft until the month is over."""
+    """The sum of the batch invoices of a month, `2026-11`, rounded once; a draft until the month is
+    over.
+    """
     return Stream(statements.pieces(caller, statements.parse_month(month)))

@@ -28,7 +28,9 @@ from xalen_batch.ratelimit import account, allowances
 
 logger = log.get(__name__)
 
-bearer = HTTPBearer(auto_error=False, description="A key of this server, `xln_test_…` or `xln_live_…`.")
+bearer = HTTPBearer(
+    auto_error=False, description="A key of this server, `xln_test_…` or `xln_live_…`."
+)
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 
 Asked = ParamSpec("Asked")
@@ -46,18 +48,24 @@ WITHOUT_ADDRESS = "local"
 def calling(
     scope: Scope, *, is_long: bool = False
 ) -> Callable[[Callable[Concatenate[Session, Caller, Asked], Shown]], Callable[..., Response]]:
-    """A route that is given a session and who calls, if their key has the scope. It has committed before its answer leaves.
+    """A route that is given a session and who calls, if their key has the scope. It has committed
+    before its answer leaves.
 
-    A route that changes something has one transaction, one that only reads none. Session, caller and the answer's JSON
-    are all made in the thread that runs the route: as dependencies of FastAPI each would be a thread's errand of its
-    own, which costs more than the work. `is_long`: it counts among its account's requests that take long.
+    A route that changes something has one transaction, one that only reads none. Session, caller
+    and the answer's JSON are all made in the thread that runs the route: as dependencies of FastAPI
+    each would be a thread's errand of its own, which costs more than the work. `is_long`: it counts
+    among its account's requests that take long.
     """
     is_change = scope not in (Scope.READ, Scope.BILLING)
     begin = db.transaction if is_change else db.reading
 
-    def decorate(route: Callable[Concatenate[Session, Caller, Asked], Shown]) -> Callable[..., Response]:
+    def decorate(
+        route: Callable[Concatenate[Session, Caller, Asked], Shown],
+    ) -> Callable[..., Response]:
         @wraps(route)
-        def run(request: Request, credentials: Credentials, *args: Asked.args, **asked: Asked.kwargs) -> Response:
+        def run(
+            request: Request, credentials: Credentials, *args: Asked.args, **asked: Asked.kwargs
+        ) -> Response:
             with _counted(request), begin() as session:
                 secret = None if credentials is None else credentials.credentials
                 caller = _authenticate(request, session, secret, scope)
@@ -74,19 +82,31 @@ def calling(
 
 
 def caller_of(scope: Mapping[str, Any]) -> Caller | None:
-    """The caller of a request, from its ASGI scope. None: not admitted yet, or the route asks for no key."""
+    """The caller of a request, from its ASGI scope.
+
+    None: not admitted yet, or the route asks for no key.
+    """
     caller: Caller | None = scope.get(CALLER)
     return caller
 
 
 def identity_of(scope: Mapping[str, Any]) -> dict[str, UUID | bool]:
-    """The account, mode and key of a request as fields of a log event; empty if it came without a valid key."""
+    """The account, mode and key of a request as fields of a log event; empty if it came without a
+    valid key.
+    """
     caller: Caller | None = scope.get(IDENTIFIED)
-    return {} if caller is None else {"account_id": caller.account_id, "livemode": caller.livemode, "key_id": caller.key_id}
+    return (
+        {}
+        if caller is None
+        else {"account_id": caller.account_id, "livemode": caller.livemode, "key_id": caller.key_id}
+    )
 
 
 def refusal(request: Request) -> XalenError | None:
-    """The error of a caller who may not call a route, which comes before any error of the request. None if they may."""
+    """The error of a caller who may not call a route, which comes before any error of the request.
+
+    None if they may.
+    """
     scope = _scope(request)
     if scope is None or caller_of(request.scope) is not None:
         return None
@@ -115,24 +135,31 @@ def _scope(request: Request) -> Scope | None:
 
 @contextmanager
 def _counted(request: Request) -> Iterator[None]:
-    """Answer 429 in the place of 401 to an address that has had enough of them. A valid key is never asked about."""
+    """Answer 429 in the place of 401 to an address that has had enough of them.
+
+    A valid key is never asked about.
+    """
     try:
         yield
     except Unauthenticated:
         address = _address(request)
-        wait = allowances.draw(f"failures:{address}", settings().failed_auth_per_minute, seconds=60).wait
+        wait = allowances.draw(
+            f"failures:{address}", settings().failed_auth_per_minute, seconds=60
+        ).wait
         if not wait:
             raise
         logger.warning("authentication.limited", address=address)
         raise TooManyRequests(
-            f"Too many requests without a valid API key came from your address. Send a valid one, which is answered at any time, "
-            f"or wait {math.ceil(wait)} s.",
+            "Too many requests without a valid API key came from your address. Send a valid one,"
+            f" which is answered at any time, or wait {math.ceil(wait)} s.",
             retry_after=wait,
         ) from None
 
 
 def _address(request: Request) -> str:
-    """Where a request came from, as far as one client goes: of an IPv6 address its network, which is one site's."""
+    """Where a request came from, as far as one client goes: of an IPv6 address its network, which
+    is one site's.
+    """
     host = request.client.host[:100] if request.client else WITHOUT_ADDRESS
     try:
         address = ip_address(host)
@@ -144,19 +171,29 @@ def _address(request: Request) -> str:
 
 
 def _asking(route: Callable[..., Shown]) -> inspect.Signature:
-    """What FastAPI is to see of a route: request and credentials in the place of the session and the caller that it is given."""
+    """What FastAPI is to see of a route: request and credentials in the place of the session and
+    the caller that it is given.
+    """
     signature = inspect.signature(route)
     _, _, *asked = signature.parameters.values()
     given = (("request", Request), ("credentials", Credentials))
     return signature.replace(
-        parameters=[*asked, *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind) for name, kind in given)]
+        parameters=[
+            *asked,
+            *(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind)
+                for name, kind in given
+            ),
+        ]
     )
 
 
 def _rendered(shown: Shown, caller: Caller) -> Response:
     if isinstance(shown, Response):
         return shown
-    content = scopes.render(shown, caller.scopes) if isinstance(shown, BaseModel) else orjson.dumps(shown)
+    content = (
+        scopes.render(shown, caller.scopes) if isinstance(shown, BaseModel) else orjson.dumps(shown)
+    )
     return Response(content, media_type="application/json")
 
 
@@ -165,16 +202,24 @@ def calling_briefly(scope: Scope) -> Callable[[Request, Credentials], Caller]:
 
     def caller(request: Request, credentials: Credentials) -> Caller:
         with _counted(request), db.reading() as session:
-            return _authenticate(request, session, None if credentials is None else credentials.credentials, scope)
+            return _authenticate(
+                request, session, None if credentials is None else credentials.credentials, scope
+            )
 
     _scopes[caller] = scope
     return caller
 
 
 def _authenticate(request: Request, session: Session, secret: str | None, scope: Scope) -> Caller:
-    """Who calls. Asked again once a body has come, whose key may have been revoked meanwhile; a request counts once."""
+    """Who calls.
+
+    Asked again once a body has come, whose key may have been revoked meanwhile; a request counts
+    once.
+    """
     if not secret:
-        raise Unauthenticated("No API key was provided. Send one as `Authorization: Bearer xln_test_…`.")
+        raise Unauthenticated(
+            "No API key was provided. Send one as `Authorization: Bearer xln_test_…`."
+        )
     caller = accounts.authenticate(session, secret)
     request.scope[IDENTIFIED] = caller
     if caller_of(request.scope) is None:
@@ -190,5 +235,10 @@ BriefReader = Annotated[Caller, Depends(calling_briefly(Scope.READ))]
 BriefBiller = Annotated[Caller, Depends(calling_briefly(Scope.BILLING))]
 IdempotencyKey = Annotated[
     str | None,
-    Header(alias="Idempotency-Key", description="The same key with the same request creates one object, however often it is sent."),
+    Header(
+        alias="Idempotency-Key",
+        description=(
+            "The same key with the same request creates one object, however often it is sent."
+        ),
+    ),
 ]

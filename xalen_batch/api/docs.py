@@ -1,4 +1,6 @@
-"""The API's own pages: what this server is, its description, and Swagger UI over it, from files that come with the package."""
+"""The API's own pages: what this server is, its description, and Swagger UI over it, from files
+that come with the package.
+"""
 
 import html
 import json
@@ -22,7 +24,9 @@ and the <a href="/openapi.json">OpenAPI description</a>.</p>
 
 
 def install(app: FastAPI) -> None:
-    """Serve /docs without a request to anyone else, and the description as bytes that all its readers share."""
+    """Serve /docs without a request to anyone else, and the description as bytes that all its
+    readers share.
+    """
     app.mount(PATH, StaticFiles(directory=ASSETS))
     page = get_swagger_ui_html(
         openapi_url=DESCRIPTION,

@@ -35,11 +35,19 @@ logger = log.get(__name__)
 SHOWN_VALUE = 100
 # A database that is away or overloaded, and object storage that does not do what it should.
 AWAY = (*db.AWAY, *storage.AWAY)
-EXPECTED: tuple[type[Exception], ...] = (XalenError, RequestValidationError, HTTPException, ClientDisconnect, *AWAY)
+EXPECTED: tuple[type[Exception], ...] = (
+    XalenError,
+    RequestValidationError,
+    HTTPException,
+    ClientDisconnect,
+    *AWAY,
+)
 
 
 class Refused(HTTPException):
-    """An error of ours from within the reading of a body, where the framework lets HTTPExceptions alone pass."""
+    """An error of ours from within the reading of a body, where the framework lets HTTPExceptions
+    alone pass.
+    """
 
     def __init__(self, error: XalenError) -> None:
         super().__init__(error.status, error.message)
@@ -70,7 +78,8 @@ def answer(request: Request, error: Exception) -> Response:
         headers["retry-after-ms"] = str(math.ceil(known.retry_after * 1000))
     if known.should_retry is not None:
         headers["x-should-retry"] = str(known.should_retry).lower()
-    # ASCII, so that what cannot be UTF-8 (a lone surrogate in a value that is shown) can still be answered.
+    # ASCII, so that what cannot be UTF-8 (a lone surrogate in a value that is shown) can still be
+    # answered.
     return Response(json.dumps(known.body()), known.status, headers, "application/json")
 
 
@@ -92,17 +101,27 @@ def translate(request: Request, error: Exception) -> XalenError:
         case _ if isinstance(error, storage.AWAY) and storage.is_full(error):
             logger.error("api.storage_full")
             return StorageFull(
-                "There is no room left to store this. Nothing of it was kept: send it again later, or ask whoever runs the server."
+                "There is no room left to store this. Nothing of it was kept: send it again later,"
+                " or ask whoever runs the server."
             )
         case _ if isinstance(error, db.AWAY) and db.trouble(error) is db.Trouble.CONFLICT:
-            logger.warning("api.unavailable", error=type(error).__name__, reason=db.Trouble.CONFLICT)
-            return Unavailable("Other requests were changing the same objects, and nothing was changed by this one. Send it again.")
+            logger.warning(
+                "api.unavailable", error=type(error).__name__, reason=db.Trouble.CONFLICT
+            )
+            return Unavailable(
+                "Other requests were changing the same objects, and nothing was changed by this"
+                " one. Send it again."
+            )
         case _ if isinstance(error, AWAY):
             reason = db.trouble(error) if isinstance(error, db.AWAY) else "storage.unreachable"
             logger.warning("api.unavailable", error=type(error).__name__, reason=reason)
-            return Unavailable("The service cannot reach one of its stores right now. Send the request again in a few seconds.")
+            return Unavailable(
+                "The service cannot reach one of its stores right now. Send the request again in a"
+                " few seconds."
+            )
     return ServerError(
-        "Something failed on our side, and it has been logged. Send the request again; if it keeps failing, report its x-request-id."
+        "Something failed on our side, and it has been logged. Send the request again; if it keeps"
+        " failing, report its x-request-id."
     )
 
 
@@ -110,7 +129,9 @@ def _no_route(request: Request, error: HTTPException) -> XalenError:
     asked = f"{paths.method(request.scope)} {request.url.path[:SHOWN_VALUE]}"
     if error.status_code == 404:
         return NotFound(f"Unknown request URL: {asked}. {paths.hint(request)}", code="unknown_url")
-    return MethodNotAllowed(f"Method not allowed: {asked}. Use {' or '.join(paths.allowed(request))}.")
+    return MethodNotAllowed(
+        f"Method not allowed: {asked}. Use {' or '.join(paths.allowed(request))}."
+    )
 
 
 def _unreadable(error: HTTPException) -> XalenError:
@@ -118,38 +139,73 @@ def _unreadable(error: HTTPException) -> XalenError:
     if error.status_code == 408:
         return RequestTimeout(error.detail)
     if error.status_code == 413:
-        return TooLarge(f"{error.detail} Send less at once, or upload a file.", code="request_too_large")
+        return TooLarge(
+            f"{error.detail} Send less at once, or upload a file.", code="request_too_large"
+        )
     if error.status_code == 415:
-        return UnsupportedMediaType(f"{error.detail} Send the body as it is, without Content-Encoding.", param="Content-Encoding")
-    return InvalidRequest("The body cannot be read. Send one JSON object with `content-type: application/json`.")
+        return UnsupportedMediaType(
+            f"{error.detail} Send the body as it is, without Content-Encoding.",
+            param="Content-Encoding",
+        )
+    return InvalidRequest(
+        "The body cannot be read. Send one JSON object with `content-type: application/json`."
+    )
 
 
 def _asked(request: Request) -> type[BaseModel]:
     """The shape that a request's body should have; of a change to a schedule, what it changes."""
     field = getattr(request.scope.get("route"), "body_field", None)
     shape = field and field.field_info.annotation
-    return shape if isinstance(shape, type) and issubclass(shape, BaseModel) and not issubclass(shape, RootModel) else Definition
+    return (
+        shape
+        if isinstance(shape, type)
+        and issubclass(shape, BaseModel)
+        and not issubclass(shape, RootModel)
+        else Definition
+    )
 
 
 def _invalid(errors: Sequence[Mapping[str, Any]], shape: type[BaseModel]) -> InvalidRequest:
-    """The first thing that is wrong: which field, what it holds, what it should be. A misspelt name comes before what it leaves missing."""
+    """The first thing that is wrong: which field, what it holds, what it should be.
+
+    A misspelt name comes before what it leaves missing.
+    """
     error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     where = [str(step) for step in error["loc"][1:]]
     param = ".".join(where)[: 2 * SHOWN_VALUE] or None
     if error["type"] == "json_invalid":
         reason = error["ctx"]["error"]
-        return InvalidRequest(f"The body is not valid JSON: {reason} at character {where[0]}. Send one JSON object.", code="invalid_json")
+        return InvalidRequest(
+            f"The body is not valid JSON: {reason} at character {where[0]}. Send one JSON object.",
+            code="invalid_json",
+        )
     if param is None:
-        return InvalidRequest("The body must be one JSON object, sent with `content-type: application/json`.")
+        return InvalidRequest(
+            "The body must be one JSON object, sent with `content-type: application/json`."
+        )
     if error["type"] == "missing":
         return InvalidRequest(
-            f"Missing required parameter: `{param}`. Add it to the request.", param=param, code="missing_required_parameter"
+            f"Missing required parameter: `{param}`. Add it to the request.",
+            param=param,
+            code="missing_required_parameter",
         )
     if error["type"] == "extra_forbidden":
-        message = f"Unknown parameter: `{param[:SHOWN_VALUE]}`. {_instead(where[-1][:SHOWN_VALUE], shape)}"
+        message = (
+            f"Unknown parameter: `{param[:SHOWN_VALUE]}`."
+            f" {_instead(where[-1][:SHOWN_VALUE], shape)}"
+        )
         return InvalidRequest(message, param=param, code="unknown_parameter")
-    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "should").replace("String should", "should")
-    return InvalidRequest(f"Invalid `{param}`: {message}; got {_shown(error['input'])}.", param=param, code="invalid_value")
+    message = (
+        str(error["msg"])
+        .removeprefix("Value error, ")
+        .replace("Input should", "should")
+        .replace("String should", "should")
+    )
+    return InvalidRequest(
+        f"Invalid `{param}`: {message}; got {_shown(error['input'])}.",
+        param=param,
+        code="invalid_value",
+    )
 
 
 def _instead(name: str, shape: type[BaseModel]) -> str:

@@ -1,4 +1,6 @@
-"""Extension: what a file would cost, and everything that is wrong with it, before a batch is created."""
+"""Extension: what a file would cost, and everything that is wrong with it, before a batch is
+created.
+"""
 
 import orjson
 from fastapi import APIRouter, Response
@@ -18,7 +20,10 @@ router = APIRouter(prefix="/v1/batches", tags=["extensions"])
 
 @router.post("/estimate", response_model=EstimateObject)
 def create_estimate(body: EstimateRequest, caller: BriefReader) -> Response:
-    """Lines, tokens and cost per model at batch price, and every faulty line. Runs and bills nothing."""
+    """Lines, tokens and cost per model at batch price, and every faulty line.
+
+    Runs and bills nothing.
+    """
     with long_work.admitted(caller):
         with transaction() as session:
             file = batches.input_file(session, caller, body.input_file_id)

@@ -33,9 +33,17 @@ FORM: dict[str, Any] = {
                     "type": "object",
                     "required": ["file", "purpose"],
                     "properties": {
-                        "purpose": {"type": "string", "enum": sorted(UPLOAD_PURPOSES), "description": "`batch` for the input of a batch."},
+                        "purpose": {
+                            "type": "string",
+                            "enum": sorted(UPLOAD_PURPOSES),
+                            "description": "`batch` for the input of a batch.",
+                        },
                         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-                        "expires_after[seconds]": {"type": "integer", "minimum": SHORTEST_LIFE, "maximum": LONGEST_LIFE},
+                        "expires_after[seconds]": {
+                            "type": "integer",
+                            "minimum": SHORTEST_LIFE,
+                            "maximum": LONGEST_LIFE,
+                        },
                         "file": {"type": "string", "format": "binary"},
                     },
                 }
@@ -64,7 +72,14 @@ def create_file(upload: Received, key: IdempotencyKey = None) -> Response:
             )
             return FileObject.of(file).model_dump_json().encode()
 
-        answer = idempotency.once(session, upload.caller, key, route=f"POST {PATH}", fingerprint=upload.fingerprint, create=create)
+        answer = idempotency.once(
+            session,
+            upload.caller,
+            key,
+            route=f"POST {PATH}",
+            fingerprint=upload.fingerprint,
+            create=create,
+        )
     if answer.is_replay:
         # The first upload of these bytes is the file.
         storage.delete(storage.key(upload.id))
@@ -85,7 +100,9 @@ def list_files(
 
     def page(session: Session, limit: int, after: str | None) -> ListObject[FileObject]:
         found = files.page(session, caller, purpose=purpose, limit=limit, order=order, after=after)
-        return ListObject[FileObject].of([FileObject.of(file) for file in found.data], found.has_more)
+        return ListObject[FileObject].of(
+            [FileObject.of(file) for file in found.data], found.has_more
+        )
 
     return listed(session, caller, page, limit=limit, after=after, portion=PORTION)
 
@@ -96,7 +113,9 @@ def retrieve_file(session: Session, caller: Caller, file_id: str) -> FileObject:
     return FileObject.of(files.get(session, caller, file_id))
 
 
-@router.get("/{file_id}/content", response_class=Response, responses=content("The bytes of the file."))
+@router.get(
+    "/{file_id}/content", response_class=Response, responses=content("The bytes of the file.")
+)
 def download_file(caller: BriefReader, file_id: str) -> Response:
     """The bytes of an upload, or the lines of an output or error file in the order of the input."""
     with transaction() as session:

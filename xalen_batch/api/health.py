@@ -1,4 +1,7 @@
-"""Whether this process lives, and whether it can work. Answered beside the threads of the routes, which may all be waiting for a store."""
+"""Whether this process lives, and whether it can work.
+
+Answered beside the threads of the routes, which may all be waiting for a store.
+"""
 
 import asyncio
 import time
@@ -32,7 +35,9 @@ def _database() -> None:
 
 def _migrations() -> None:
     if not migrate.is_usable():
-        raise ConfigError("the database does not have this version's schema; run `xalen-batch migrate`")
+        raise ConfigError(
+            "the database does not have this version's schema; run `xalen-batch migrate`"
+        )
 
 
 def _redis() -> None:
@@ -64,7 +69,8 @@ CHECKS: dict[str, Callable[[], None]] = {
     "disk": _disk,
     "workers": _workers,
 }
-# Redis carries hints only: without it work goes on, later. While a disk is short, what is there can be read and what runs is recorded.
+# Redis carries hints only: without it work goes on, later. While a disk is short, what is there can
+# be read and what runs is recorded.
 # A worker that sees other files than this process claims nothing; the others go on.
 OPTIONAL = frozenset({"redis", "disk", "workers"})
 
@@ -86,14 +92,17 @@ class Readiness(BaseModel):
     checks: dict[str, Check]
 
 
-UNREADY: dict[int | str, dict[str, Any]] = {503: {"model": Readiness, "description": "The API cannot work: a store that it needs failed."}}
+UNREADY: dict[int | str, dict[str, Any]] = {
+    503: {"model": Readiness, "description": "The API cannot work: a store that it needs failed."}
+}
 
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, asyncio.Event]]:
     """A server's life. Its state has `stopping`, set as soon as the server is told to stop.
 
-    Routes get fewer threads than the pool has connections, so that a check never waits for a route's.
+    Routes get fewer threads than the pool has connections, so that a check never waits for a
+    route's.
     """
     threads = to_thread.current_default_thread_limiter()
     threads.total_tokens = max(1, min(threads.total_tokens, settings().pool_size - CONNECTIONS))
@@ -106,16 +115,27 @@ async def livez() -> Alive:
     return Alive(status="ok")
 
 
-@router.get("/readyz", response_model=Readiness, response_model_exclude_unset=True, openapi_extra=PUBLIC, responses=UNREADY)
+@router.get(
+    "/readyz",
+    response_model=Readiness,
+    response_model_exclude_unset=True,
+    openapi_extra=PUBLIC,
+    responses=UNREADY,
+)
 async def readyz(request: Request, response: Response) -> dict[str, Any]:
-    """Each store, checked now. 503 when the API cannot work or is stopping; `degraded` when work is only slower."""
+    """Each store, checked now. 503 when the API cannot work or is stopping; `degraded` when work is
+    only slower.
+    """
     checks = await _run()
     if request.state.stopping.is_set():
         checks["server"] = {"status": "failed", "error": "the server is stopping"}
     failed = {name for name, check in checks.items() if check["status"] != "ok"}
     is_ready = failed <= OPTIONAL
     response.status_code = 200 if is_ready else 503
-    return {"status": "ok" if not failed else "degraded" if is_ready else "unavailable", "checks": checks}
+    return {
+        "status": "ok" if not failed else "degraded" if is_ready else "unavailable",
+        "checks": checks,
+    }
 
 
 @cache
@@ -132,7 +152,9 @@ async def _run() -> dict[str, dict[str, Any]]:
         if name not in _asked or _asked[name].done():
             _asked[name] = _threads().submit(_timed, check)
     asked = dict(_asked)
-    await asyncio.wait([asyncio.wrap_future(check) for check in asked.values()], timeout=CHECK_SECONDS)
+    await asyncio.wait(
+        [asyncio.wrap_future(check) for check in asked.values()], timeout=CHECK_SECONDS
+    )
     return {name: _outcome(check) for name, check in asked.items()}
 
 
@@ -153,6 +175,17 @@ def _outcome(check: Future[float | Exception]) -> dict[str, Any]:
     if not isinstance(found, Exception):
         return {"status": "ok", "ms": found}
     if isinstance(found, marks.Elsewhere):
-        return {"status": "failed", "error": "this process does not see the store of the database; `xalen-batch doctor` there tells why"}
+        return {
+            "status": "failed",
+            "error": (
+                "this process does not see the store of the database; `xalen-batch doctor` there"
+                " tells why"
+            ),
+        }
     # The kind only: messages of drivers can hold addresses and user names.
-    return {"status": "failed", "error": str(found) if isinstance(found, ConfigError | StorageFull) else type(found).__name__}
+    return {
+        "status": "failed",
+        "error": (
+            str(found) if isinstance(found, ConfigError | StorageFull) else type(found).__name__
+        ),
+    }

@@ -24,7 +24,15 @@ class Answer:
     is_replay: bool
 
 
-def once(session: Session, caller: Caller, key: str | None, *, route: str, fingerprint: bytes, create: Callable[[], bytes]) -> Answer:
+def once(
+    session: Session,
+    caller: Caller,
+    key: str | None,
+    *,
+    route: str,
+    fingerprint: bytes,
+    create: Callable[[], bytes],
+) -> Answer:
     """Create something and answer with it, or replay the answer kept for this key.
 
     The key is claimed in the transaction that creates: of two requests at once the second waits
@@ -40,16 +48,26 @@ def once(session: Session, caller: Caller, key: str | None, *, route: str, finge
         if known is not None:
             return _replay(known, route, fingerprint)
         # The sweep has deleted it since it was in the way: claim it again.
-    # Without the account's lock, which comes later: requests under way at once may pass the limit by their number.
+    # Without the account's lock, which comes later: requests under way at once may pass the limit
+    # by their number.
     if excess := quotas.excess(session, caller, {Quota.IDEMPOTENCY_KEYS: 1}):
         raise excess.refusal()
     body = create()
-    session.execute(update(IdempotencyKey).where(*_mine(caller, key)).values(answer=body).execution_options(synchronize_session=False))
+    session.execute(
+        update(IdempotencyKey)
+        .where(*_mine(caller, key))
+        .values(answer=body)
+        .execution_options(synchronize_session=False)
+    )
     return Answer(body, is_replay=False)
 
 
-def kept(session: Session, caller: Caller, key: str | None, *, route: str, fingerprint: bytes) -> Answer | None:
-    """The answer kept for this key, if there is one: to ask before what takes long and has to be done before `once`."""
+def kept(
+    session: Session, caller: Caller, key: str | None, *, route: str, fingerprint: bytes
+) -> Answer | None:
+    """The answer kept for this key, if there is one: to ask before what takes long and has to be
+    done before `once`.
+    """
     if key is None:
         return None
     _check(key)
@@ -71,17 +89,25 @@ def _claim(session: Session, caller: Caller, key: str, route: str, fingerprint: 
 
 def _check(key: str) -> None:
     if not 0 < len(key) <= MAX_KEY or not key.isprintable():
-        raise InvalidRequest(f"Idempotency-Key must be 1 to {MAX_KEY} printable characters. A UUID is a good one.", param="Idempotency-Key")
+        raise InvalidRequest(
+            f"Idempotency-Key must be 1 to {MAX_KEY} printable characters. A UUID is a good one.",
+            param="Idempotency-Key",
+        )
 
 
 def _mine(caller: Caller, key: str) -> list[ColumnElement[bool]]:
-    return [IdempotencyKey.account_id == caller.account_id, IdempotencyKey.livemode == caller.livemode, IdempotencyKey.key == key]
+    return [
+        IdempotencyKey.account_id == caller.account_id,
+        IdempotencyKey.livemode == caller.livemode,
+        IdempotencyKey.key == key,
+    ]
 
 
 def _replay(known: IdempotencyKey, route: str, fingerprint: bytes) -> Answer:
     if (known.route, known.fingerprint) != (route, fingerprint):
         raise InvalidRequest(
-            f"Idempotency-Key {known.key!r} was used for another request. Send a new key with each new request.",
+            f"Idempotency-Key {known.key!r} was used for another request. Send a new key with each"
+            " new request.",
             param="Idempotency-Key",
             code="idempotency_key_reused",
         )

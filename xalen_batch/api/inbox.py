@@ -38,18 +38,27 @@ BODY: dict[str, Any] = {
                     "anyOf": [
                         LINE,
                         {"type": "array", "items": LINE},
-                        {"type": "object", "required": ["requests"], "properties": {"requests": {"type": "array", "items": LINE}}},
+                        {
+                            "type": "object",
+                            "required": ["requests"],
+                            "properties": {"requests": {"type": "array", "items": LINE}},
+                        },
                     ]
                 }
             },
-            "application/jsonl": {"schema": {"type": "string", "description": "One line object on each line."}},
+            "application/jsonl": {
+                "schema": {"type": "string", "description": "One line object on each line."}
+            },
         },
     }
 }
 
 
 def addressed(caller: BriefSubmitter, schedule_id: str, key: IdempotencyKey = None) -> None:
-    """Refuse what no schedule of the caller's could take, before any of it is read. A request sent again may get its old answer."""
+    """Refuse what no schedule of the caller's could take, before any of it is read.
+
+    A request sent again may get its old answer.
+    """
     with db.reading() as session:
         if key is not None:
             registry.past(session, caller, schedule_id)
@@ -58,7 +67,9 @@ def addressed(caller: BriefSubmitter, schedule_id: str, key: IdempotencyKey = No
 
 
 async def whole(request: Request, _: Annotated[None, Depends(addressed)]) -> bytes:
-    """The body as it was sent, of a caller and for a schedule that are known; bounded by the middleware."""
+    """The body as it was sent, of a caller and for a schedule that are known; bounded by the
+    middleware.
+    """
     return await request.body()
 
 
@@ -70,9 +81,11 @@ def add_requests(
     content_type: Annotated[str | None, Header(include_in_schema=False)] = None,
     key: IdempotencyKey = None,
 ) -> Response:
-    """Let lines wait for the next run, each checked as the line of an upload is; all of them or none.
+    """Let lines wait for the next run, each checked as the line of an upload is; all of them or
+    none.
 
-    What was answered is there. A line that waits already, word for word, is known and not added again.
+    What was answered is there. A line that waits already, word for word, is known and not added
+    again.
     """
     kind, route = _kind(content_type or ""), f"POST {PATH}"
     fingerprint = hashlib.sha256(f"{schedule_id}\n{kind}\n".encode() + body).digest()
@@ -89,12 +102,16 @@ def add_requests(
             added = collecting.collect(session, kept, sent)
             return RequestsObject.of(kept, added).model_dump_json().encode()
 
-        answer = idempotency.once(session, caller, key, route=route, fingerprint=fingerprint, create=create)
+        answer = idempotency.once(
+            session, caller, key, route=route, fingerprint=fingerprint, create=create
+        )
         return stored_for(caller, answer, RequestsObject)
 
 
 def _kind(content_type: str) -> Kind:
     """Whether a body is one JSON value, or one on each line."""
     kind = content_type.partition(";")[0].strip().lower()
-    is_lines = kind == "text/plain" or any(name in kind for name in ("jsonl", "json-lines", "ndjson"))
+    is_lines = kind == "text/plain" or any(
+        name in kind for name in ("jsonl", "json-lines", "ndjson")
+    )
     return "jsonl" if is_lines else "json"

@@ -1,4 +1,7 @@
-"""The wire's shapes of keys. A field that there is not is refused: a misspelt limit must not make a key that may do more."""
+"""The wire's shapes of keys.
+
+A field that there is not is refused: a misspelt limit must not make a key that may do more.
+"""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -54,11 +57,13 @@ class DeletedKey(BaseModel):
 class KeyRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), STORABLE] = Field(
-        description="What the key is for."
-    )
+    name: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), STORABLE
+    ] = Field(description="What the key is for.")
     scopes: list[Scope] = Field(list(ORDINARY), min_length=1, description="What it may do.")
-    expires_at: Time | None = Field(None, description="When its use ends: ISO 8601 (UTC without an offset) or Unix seconds.")
+    expires_at: Time | None = Field(
+        None, description="When its use ends: ISO 8601 (UTC without an offset) or Unix seconds."
+    )
 
 
 class RotationRequest(BaseModel):

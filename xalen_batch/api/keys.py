@@ -1,6 +1,7 @@
 """Extension: /v1/api_keys, the keys of the caller's own account and mode.
 
-None of these routes takes an Idempotency-Key: its answer is kept in the database, and a secret must not be.
+None of these routes takes an Idempotency-Key: its answer is kept in the database, and a secret must
+not be.
 """
 
 from datetime import UTC, timedelta
@@ -13,7 +14,13 @@ from xalen_batch import db
 from xalen_batch.accounts import keys
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api.deps import calling
-from xalen_batch.api.key_schemas import DeletedKey, KeyObject, KeyRequest, NewKeyObject, RotationRequest
+from xalen_batch.api.key_schemas import (
+    DeletedKey,
+    KeyObject,
+    KeyRequest,
+    NewKeyObject,
+    RotationRequest,
+)
 from xalen_batch.api.schemas import ListObject
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import ApiKey
@@ -42,14 +49,23 @@ def create_key(session: Session, caller: Caller, body: KeyRequest) -> Response:
     if expires_at is not None:
         expires_at = expires_at if expires_at.tzinfo else expires_at.replace(tzinfo=UTC)
         if expires_at <= db.now(session):
-            raise InvalidRequest(f"expires_at: {expires_at.isoformat()} is over. Send a moment to come.", param="expires_at")
-    return _with_secret(*keys.create(session, caller, name=body.name, scopes=body.scopes, expires_at=expires_at))
+            raise InvalidRequest(
+                f"expires_at: {expires_at.isoformat()} is over. Send a moment to come.",
+                param="expires_at",
+            )
+    return _with_secret(
+        *keys.create(session, caller, name=body.name, scopes=body.scopes, expires_at=expires_at)
+    )
 
 
 @router.post("/{key_id}/rotate", response_model=NewKeyObject)
 @calling(Scope.ADMIN)
-def rotate_key(session: Session, caller: Caller, key_id: str, body: RotationRequest | None = None) -> Response:
-    """Make a key that takes the place of another, which expires after the overlap: by default in a day."""
+def rotate_key(
+    session: Session, caller: Caller, key_id: str, body: RotationRequest | None = None
+) -> Response:
+    """Make a key that takes the place of another, which expires after the overlap: by default in a
+    day.
+    """
     overlap = keys.OVERLAP if body is None else timedelta(seconds=body.overlap_seconds)
     return _with_secret(*keys.rotate(session, keys.lock(session, key_id, caller), overlap))
 
@@ -64,4 +80,8 @@ def delete_key(session: Session, caller: Caller, key_id: str) -> DeletedKey:
 
 def _with_secret(key: ApiKey, secret: str) -> Response:
     answer = NewKeyObject(**KeyObject.of(key).model_dump(), secret=secret)
-    return Response(answer.model_dump_json(), headers={"cache-control": "no-store"}, media_type="application/json")
+    return Response(
+        answer.model_dump_json(),
+        headers={"cache-control": "no-store"},
+        media_type="application/json",
+    )

@@ -20,7 +20,9 @@ class Standing(BaseModel):
 
     used: int
     limit: int | None
-    free: int | None = Field(description="0 where more is used than the limit, which may have been lowered.")
+    free: int | None = Field(
+        description="0 where more is used than the limit, which may have been lowered."
+    )
 
     @classmethod
     def of(cls, used: int, limit: int | None) -> Self:
@@ -39,16 +41,22 @@ class LimitsObject(BaseModel):
     livemode: bool
     open_batches: Standing = Field(description="Batches that have not ended.")
     enqueued_lines: Standing = Field(description="Lines of those, once they are validated.")
-    enqueued_tokens: Standing = Field(description="Input tokens of those: one for four bytes of a line.")
+    enqueued_tokens: Standing = Field(
+        description="Input tokens of those: one for four bytes of a line."
+    )
     files: Standing = Field(description="Files that are not deleted, output files too.")
     storage_bytes: Standing = Field(description="Bytes of those, and of the requests in inboxes.")
     schedules: Standing = Field(description="Schedules that are not deleted.")
     waiting_runs: Standing = Field(description="Runs of those that wait to start.")
-    inbox_requests: Standing = Field(description="Requests that wait for a schedule's next run, or for its input file.")
+    inbox_requests: Standing = Field(
+        description="Requests that wait for a schedule's next run, or for its input file."
+    )
     api_keys: Standing = Field(description="API keys that can be used.")
     idempotency_keys: Standing = Field(description="Idempotency keys whose answers are kept.")
     requests_per_second: Standing = Field(description="Requests to this API, this one included.")
-    changes_per_minute: Standing = Field(description="Those that make, change or delete something, inbox requests excepted.")
+    changes_per_minute: Standing = Field(
+        description="Those that make, change or delete something, inbox requests excepted."
+    )
 
 
 @router.get("")

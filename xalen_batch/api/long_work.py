@@ -1,7 +1,9 @@
-"""Requests that work for long, as estimates do: how many of them one API process takes at a time, in all and of one account.
+"""Requests that work for long, as estimates do: how many of them one API process takes at a time,
+in all and of one account.
 
-More are refused, never queued: an account whose requests are at work keeps no other from starting its own, and the threads of the
-API, of which short requests need one each, are never all taken by long ones.
+More are refused, never queued: an account whose requests are at work keeps no other from starting
+its own, and the threads of the API, of which short requests need one each, are never all taken by
+long ones.
 """
 
 import threading
@@ -23,7 +25,10 @@ _at_work = Counter[UUID]()
 
 @contextmanager
 def admitted(owner: Owner) -> Iterator[None]:
-    """Count a request among those at work while the context lasts. TooManyRequests if it is one too many."""
+    """Count a request among those at work while the context lasts.
+
+    TooManyRequests if it is one too many.
+    """
     account = owner.account_id
     with _lock:
         _refuse_if_too_many(account)
@@ -40,13 +45,17 @@ def admitted(owner: Owner) -> Iterator[None]:
 def _refuse_if_too_many(account: UUID) -> None:
     most, most_of_account = settings().long_requests, settings().long_requests_per_account
     if _at_work[account] >= most_of_account:
-        who = f"{most_of_account} requests of the account that take long (estimates, previews, changes of schedules)"
+        who = (
+            f"{most_of_account} requests of the account that take long (estimates, previews,"
+            " changes of schedules)"
+        )
     elif _at_work.total() >= most:
         who = f"{most} requests that take long"
     else:
         return
     raise TooManyRequests(
-        f"The server is at work on {who}, the most at a time. Send this one again when `retry-after` is over.",
+        f"The server is at work on {who}, the most at a time. Send this one again when"
+        " `retry-after` is over.",
         retry_after=RETRY_AFTER,
         code="too_many_long_requests",
     )

@@ -1,4 +1,5 @@
-"""The wire's shapes of estimates, invoices and statements, for the API's description: their services render them themselves.
+"""The wire's shapes of estimates, invoices and statements, for the API's description: their
+services render them themselves.
 
 Amounts are USD, exact, as strings such as `0.0000123`.
 """
@@ -24,11 +25,16 @@ class ModelEstimateObject(BaseModel):
 
 
 class EstimateObject(BaseModel):
-    """What a file would cost at batch price, and its faulty lines. Lines and costs are those of the good lines."""
+    """What a file would cost at batch price, and its faulty lines.
+
+    Lines and costs are those of the good lines.
+    """
 
     object: Literal["batch.estimate"]
     valid: bool = Field(description="Whether a batch of this file would run.")
-    endpoint: str | None = Field(description="The endpoint of the file's first line, if the request named none.")
+    endpoint: str | None = Field(
+        description="The endpoint of the file's first line, if the request named none."
+    )
     lines: int
     error_count: int = Field(description="All faults; `errors` lists the first of them.")
     errors: BatchErrors
@@ -49,9 +55,16 @@ class InvoiceLineObject(BaseModel):
     description: str
     model: str | None
     component: Literal["input", "output"] | None
-    quantity: str | None = Field(description="Tokens of a component; requests, if `component` is null.")
+    quantity: str | None = Field(
+        description="Tokens of a component; requests, if `component` is null."
+    )
     unit_price: str | None = Field(description="USD per million tokens; of a discount its rate.")
-    reason: str | None = Field(description="Why the line is not billed, or `usage_counted` for tokens that were counted by xalen-batch.")
+    reason: str | None = Field(
+        description=(
+            "Why the line is not billed, or `usage_counted` for tokens that were counted by"
+            " xalen-batch."
+        )
+    )
     answered_by: str | None = Field(description="`openai` (a model server) or `simulated`.")
     amount: Amount
 
@@ -63,7 +76,9 @@ class InvoiceObject(BaseModel):
     object: Literal["invoice"]
     status: Literal["issued"]
     livemode: bool
-    payable: bool = Field(description="Whether it is real money; the month's statement is what is paid.")
+    payable: bool = Field(
+        description="Whether it is real money; the month's statement is what is paid."
+    )
     account_id: str
     batch_id: str
     schedule: InvoiceSchedule | None
@@ -79,7 +94,9 @@ class StatementLineObject(BaseModel):
     kind: Literal["batch", "rounding"]
     description: str
     invoice_id: str | None
-    reason: str | None = Field(description="`usage_counted` if the invoice has tokens that were counted by xalen-batch.")
+    reason: str | None = Field(
+        description="`usage_counted` if the invoice has tokens that were counted by xalen-batch."
+    )
     amount: Amount
 
 

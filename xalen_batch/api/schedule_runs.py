@@ -46,35 +46,64 @@ def list_runs(
 @router.post("/run", response_model=RunObject)
 @calling(Scope.SUBMIT, is_long=True)
 def run_schedule(
-    session: Session, caller: Caller, schedule_id: str, body: RunRequest | None = None, key: IdempotencyKey = None
+    session: Session,
+    caller: Caller,
+    schedule_id: str,
+    body: RunRequest | None = None,
+    key: IdempotencyKey = None,
 ) -> Response:
     """Run it now, beside its instants: its next fire stays where it is."""
 
     def create() -> bytes:
         schedule = registry.lock(session, caller, schedule_id)
-        as_of = None if body is None or body.as_of is None else Definition.model_validate(schedule.definition).instant(body.as_of)
+        as_of = (
+            None
+            if body is None or body.as_of is None
+            else Definition.model_validate(schedule.definition).instant(body.as_of)
+        )
         run = manual.run_now(session, schedule, as_of)
         return _shown(session, [run])[0].model_dump_json().encode()
 
     asked = b"" if body is None else orjson.dumps(body.model_dump(mode="json"))
     fingerprint = hashlib.sha256(schedule_id.encode() + asked).digest()
-    answer = idempotency.once(session, caller, key, route=f"POST {PATH}/run", fingerprint=fingerprint, create=create)
+    answer = idempotency.once(
+        session, caller, key, route=f"POST {PATH}/run", fingerprint=fingerprint, create=create
+    )
     return stored_for(caller, answer, RunObject)
 
 
 @router.post("/backfill", response_model=ListObject[RunObject])
 @calling(Scope.SUBMIT, is_long=True)
-def backfill_schedule(session: Session, caller: Caller, body: BackfillRequest, schedule_id: str, key: IdempotencyKey = None) -> Response:
-    """Run its past instants of a time that never ran, one after another; those that were missed or skipped too."""
+def backfill_schedule(
+    session: Session,
+    caller: Caller,
+    body: BackfillRequest,
+    schedule_id: str,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Run its past instants of a time that never ran, one after another; those that were missed or
+    skipped too.
+    """
 
     def create() -> bytes:
         schedule = registry.lock(session, caller, schedule_id)
         definition = Definition.model_validate(schedule.definition)
-        found = manual.backfill(session, schedule, definition.instant(body.start_at), definition.instant(body.end_at))
-        return ListObject[RunObject].of(_shown(session, found), has_more=False).model_dump_json().encode()
+        found = manual.backfill(
+            session, schedule, definition.instant(body.start_at), definition.instant(body.end_at)
+        )
+        return (
+            ListObject[RunObject]
+            .of(_shown(session, found), has_more=False)
+            .model_dump_json()
+            .encode()
+        )
 
-    fingerprint = hashlib.sha256(schedule_id.encode() + orjson.dumps(body.model_dump(mode="json"))).digest()
-    answer = idempotency.once(session, caller, key, route=f"POST {PATH}/backfill", fingerprint=fingerprint, create=create)
+    fingerprint = hashlib.sha256(
+        schedule_id.encode() + orjson.dumps(body.model_dump(mode="json"))
+    ).digest()
+    answer = idempotency.once(
+        session, caller, key, route=f"POST {PATH}/backfill", fingerprint=fingerprint, create=create
+    )
     return stored_for(caller, answer, ListObject[RunObject])
 
 

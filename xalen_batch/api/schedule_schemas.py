@@ -1,4 +1,7 @@
-"""The wire's shapes of schedules. As everywhere, every key is always there, null when there is nothing."""
+"""The wire's shapes of schedules.
+
+As everywhere, every key is always there, null when there is nothing.
+"""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -38,29 +41,49 @@ class RunObject(Identified, Scoped):
 
     object: Literal["schedule.run"] = "schedule.run"
     schedule_id: str
-    scheduled_for: int = Field(description="The instant, without jitter; of a manual run the moment it was asked for. Unix seconds.")
-    scheduled_local: str = Field(description="The same on the clock of the run's zone, ISO 8601.", examples=["2026-11-25T02:30:00+01:00"])
+    scheduled_for: int = Field(
+        description=(
+            "The instant, without jitter; of a manual run the moment it was asked for. Unix"
+            " seconds."
+        )
+    )
+    scheduled_local: str = Field(
+        description="The same on the clock of the run's zone, ISO 8601.",
+        examples=["2026-11-25T02:30:00+01:00"],
+    )
     timezone: str
-    as_of: int | None = Field(description="Of a manual run: the moment whose dates it has, where that is another one.")
+    as_of: int | None = Field(
+        description="Of a manual run: the moment whose dates it has, where that is another one."
+    )
     fired_at: int | None = Field(description="When its batch was created.")
     lag: float | None = Field(description="Seconds from the instant to its batch.")
     ended_at: int | None
     trigger: Trigger
     state: RunState
-    reason: str | None = Field(description="Why it is in its state, as a code.", examples=["overlap"])
+    reason: str | None = Field(
+        description="Why it is in its state, as a code.", examples=["overlap"]
+    )
     message: str | None = Field(description="The same in words.")
     batch_id: str | None
     cost: str | None = Field(
-        description="Exact USD, once its batch has an invoice; null for a key without the scope `billing`.", examples=["0.80485307"]
+        description=(
+            "Exact USD, once its batch has an invoice; null for a key without the scope `billing`."
+        ),
+        examples=["0.80485307"],
     )
-    manifest: list[ManifestEntry] | None = Field(description="Of a source: the objects it reads, in order.")
+    manifest: list[ManifestEntry] | None = Field(
+        description="Of a source: the objects it reads, in order."
+    )
 
     @classmethod
     def of(cls, run: ScheduleRun, outcome: Outcome) -> Self:
         reason, message = run.reason, run.message
         if run.state == RunState.RUNNING and outcome.opens_at is not None:
             opens = _local(outcome.opens_at, run.definition["timezone"])
-            reason, message = "execution_window", f"Its batch waits for its execution window, which opens {opens}."
+            reason, message = (
+                "execution_window",
+                f"Its batch waits for its execution window, which opens {opens}.",
+            )
         return cls(
             id=ids.render("run", run.id),
             schedule_id=ids.render("sched", run.schedule_id),
@@ -77,12 +100,17 @@ class RunObject(Identified, Scoped):
             message=message,
             batch_id=outcome.batch_id and ids.render("batch", outcome.batch_id),
             cost=None if outcome.cost is None else money.render(outcome.cost),
-            manifest=None if run.manifest is None else [ManifestEntry(**entry) for entry in run.manifest],
+            manifest=(
+                None if run.manifest is None else [ManifestEntry(**entry) for entry in run.manifest]
+            ),
         )
 
 
 class RunCounts(BaseModel):
-    """How many runs ended in each state since the schedule was made. They only grow: what a backfill takes up counts again."""
+    """How many runs ended in each state since the schedule was made.
+
+    They only grow: what a backfill takes up counts again.
+    """
 
     succeeded: int = 0
     failed: int = 0
@@ -113,18 +141,27 @@ class ScheduleObject(Identified, Scoped):
     paused_at: int | None
     pause_note: str | None
     cron: str = Field(examples=["30 2 * * *"])
-    description: str = Field(description="The cron expression in words.", examples=["At 02:30 every day"])
+    description: str = Field(
+        description="The cron expression in words.", examples=["At 02:30 every day"]
+    )
     timezone: str = Field(examples=["Europe/Berlin"])
     starts_at: int | None
     ends_at: int | None
     jitter: int
-    next_fire_at: int | None = Field(description="With its jitter. Unix seconds; null when it does not fire.")
-    next_fire_local: str | None = Field(description="The same on its clock, ISO 8601.", examples=["2026-11-25T02:30:00+01:00"])
+    next_fire_at: int | None = Field(
+        description="With its jitter. Unix seconds; null when it does not fire."
+    )
+    next_fire_local: str | None = Field(
+        description="The same on its clock, ISO 8601.", examples=["2026-11-25T02:30:00+01:00"]
+    )
     input_file_id: str | None
     template_file_id: str | None
     source: Source | None
     source_location: str | None = Field(
-        description="Where to put a source's objects: a path on the server, or one below its storage folder.",
+        description=(
+            "Where to put a source's objects: a path on the server, or one below its storage"
+            " folder."
+        ),
         examples=["drop/0192…/live/exports"],
     )
     inbox: InboxObject | None
@@ -139,7 +176,9 @@ class ScheduleObject(Identified, Scoped):
     misfire_limit: int
     catch_up_window: str
     pause_on_failure: int | None
-    failures: int = Field(description="Failed runs since the last that succeeded, or since it was resumed.")
+    failures: int = Field(
+        description="Failed runs since the last that succeeded, or since it was resumed."
+    )
     run_counts: RunCounts
     recent_runs: list[RecentRun] = Field(description="Its latest instants, the oldest first.")
     last_run: RunObject | None
@@ -147,10 +186,15 @@ class ScheduleObject(Identified, Scoped):
     updated_at: int
 
     @classmethod
-    def of(cls, schedule: Schedule, *, pending: int, recent: list[ScheduleRun], last: Outcome | None) -> Self:
+    def of(
+        cls, schedule: Schedule, *, pending: int, recent: list[ScheduleRun], last: Outcome | None
+    ) -> Self:
         """`last`: the outcome of the last of the recent runs, if there is one."""
         definition = Definition.model_validate(schedule.definition)
-        starts_at, ends_at = (time and _unix(definition.instant(time)) for time in (definition.starts_at, definition.ends_at))
+        starts_at, ends_at = (
+            time and _unix(definition.instant(time))
+            for time in (definition.starts_at, definition.ends_at)
+        )
         return cls(
             id=ids.render("sched", schedule.id),
             name=schedule.name,
@@ -164,12 +208,15 @@ class ScheduleObject(Identified, Scoped):
             ends_at=ends_at,
             jitter=definition.jitter,
             next_fire_at=schedule.next_fire_at and _unix(schedule.next_fire_at),
-            next_fire_local=schedule.next_fire_at and _local(schedule.next_fire_at, definition.timezone),
+            next_fire_local=schedule.next_fire_at
+            and _local(schedule.next_fire_at, definition.timezone),
             input_file_id=definition.input_file_id,
             template_file_id=definition.template_file_id,
             source=definition.source,
-            source_location=definition.source and sources.location(Owner(schedule.account_id, schedule.livemode), definition.source),
-            inbox=definition.inbox and InboxObject(on_empty=definition.inbox.on_empty, pending=pending),
+            source_location=definition.source
+            and sources.location(Owner(schedule.account_id, schedule.livemode), definition.source),
+            inbox=definition.inbox
+            and InboxObject(on_empty=definition.inbox.on_empty, pending=pending),
             endpoint=definition.endpoint,
             completion_window=definition.completion_window,
             metadata=definition.metadata or {},
@@ -184,7 +231,12 @@ class ScheduleObject(Identified, Scoped):
             failures=schedule.failures,
             run_counts=RunCounts(**schedule.run_counts),
             recent_runs=[
-                RecentRun(id=ids.render("run", run.id), scheduled_for=_unix(run.scheduled_for), state=RunState(run.state)) for run in recent
+                RecentRun(
+                    id=ids.render("run", run.id),
+                    scheduled_for=_unix(run.scheduled_for),
+                    state=RunState(run.state),
+                )
+                for run in recent
             ],
             last_run=last and RunObject.of(recent[-1], last),
             created_at=_unix(schedule.created_at),
@@ -203,7 +255,9 @@ class Changes(RootModel[dict[str, Any]]):
     """Fields of a schedule to replace; null puts one that may be left out back to what it is then."""
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         whole = handler.resolve_ref_schema(handler(Definition.__pydantic_core_schema__))
         return {**whole, "title": "Changes", "description": cls.__doc__, "required": []}
 
@@ -211,7 +265,11 @@ class Changes(RootModel[dict[str, Any]]):
 class PauseRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    note: Text | None = Field(None, description="Why, for whoever finds it paused.", examples=["The warehouse is being moved."])
+    note: Text | None = Field(
+        None,
+        description="Why, for whoever finds it paused.",
+        examples=["The warehouse is being moved."],
+    )
 
 
 class RunRequest(BaseModel):
@@ -219,7 +277,10 @@ class RunRequest(BaseModel):
 
     as_of: Time | None = Field(
         None,
-        description="Run it with the dates of this moment, such as a night that failed. Without an offset it is on the schedule's clock.",
+        description=(
+            "Run it with the dates of this moment, such as a night that failed. Without an offset"
+            " it is on the schedule's clock."
+        ),
     )
 
 
@@ -228,8 +289,12 @@ class BackfillRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    start_at: Time = Field(alias="from", description="The first instant may be at this time.", examples=["2026-11-01"])
-    end_at: Time = Field(alias="to", description="The last instant is before this time.", examples=["2026-11-08"])
+    start_at: Time = Field(
+        alias="from", description="The first instant may be at this time.", examples=["2026-11-01"]
+    )
+    end_at: Time = Field(
+        alias="to", description="The last instant is before this time.", examples=["2026-11-08"]
+    )
 
 
 class PreviewRequest(BaseModel):
@@ -237,8 +302,12 @@ class PreviewRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    cron: Text = Field(description="Five fields, or `@daily` and the like.", examples=["30 2 * * *"])
-    timezone: Text = Field("UTC", description="IANA name of the zone whose clock counts.", examples=["Europe/Berlin"])
+    cron: Text = Field(
+        description="Five fields, or `@daily` and the like.", examples=["30 2 * * *"]
+    )
+    timezone: Text = Field(
+        "UTC", description="IANA name of the zone whose clock counts.", examples=["Europe/Berlin"]
+    )
     starts_at: Time | None = None
     ends_at: Time | None = None
     jitter: int = Field(0, ge=0, le=900)
@@ -258,11 +327,15 @@ class PreviewObject(BaseModel):
     cron: str
     description: str = Field(description="The cron expression in words.")
     timezone: str
-    jitter_delay: int | None = Field(description="How many seconds later than these instants it fires; null before it is saved.")
+    jitter_delay: int | None = Field(
+        description="How many seconds later than these instants it fires; null before it is saved."
+    )
     fires: list[Fire]
 
     @classmethod
-    def of(cls, definition: Definition, instants: Iterable[datetime], jitter_delay: int | None) -> Self:
+    def of(
+        cls, definition: Definition, instants: Iterable[datetime], jitter_delay: int | None
+    ) -> Self:
         return cls(
             cron=definition.cron,
             description=definition.clock.describe(),
@@ -298,7 +371,9 @@ class RequestsObject(Scoped):
 def _fire(instant: datetime, timezone: str) -> Fire:
     local = _local(instant, timezone)
     utc = instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="seconds")
-    return Fire(scheduled_for=_unix(instant), local=local, utc=f"{utc}Z", utc_offset=local[len(utc) :])
+    return Fire(
+        scheduled_for=_unix(instant), local=local, utc=f"{utc}Z", utc_offset=local[len(utc) :]
+    )
 
 
 def _local(instant: datetime, timezone: str) -> str:

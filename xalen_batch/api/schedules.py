@@ -18,7 +18,14 @@ from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api import idempotency, long_work, scopes
 from xalen_batch.api.deps import BriefSubmitter, IdempotencyKey, calling
 from xalen_batch.api.http.responses import listed, stored
-from xalen_batch.api.schedule_schemas import Changes, DeletedSchedule, PauseRequest, PreviewObject, PreviewRequest, ScheduleObject
+from xalen_batch.api.schedule_schemas import (
+    Changes,
+    DeletedSchedule,
+    PauseRequest,
+    PreviewObject,
+    PreviewRequest,
+    ScheduleObject,
+)
 from xalen_batch.api.schemas import ListObject
 from xalen_batch.catalog import CHAT
 from xalen_batch.models import Schedule
@@ -37,9 +44,16 @@ Count = Annotated[int, Query(ge=1, le=100, description="How many of the next ins
 
 
 @router.post("", response_model=ScheduleObject)
-def create_schedule(body: Definition, caller: BriefSubmitter, key: IdempotencyKey = None) -> Response:
+def create_schedule(
+    body: Definition, caller: BriefSubmitter, key: IdempotencyKey = None
+) -> Response:
     """Run something again and again. What it reads is checked now as its next run would read it."""
-    route, fingerprint = f"POST {PATH}", hashlib.sha256(orjson.dumps(body.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).digest()
+    route, fingerprint = (
+        f"POST {PATH}",
+        hashlib.sha256(
+            orjson.dumps(body.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
+        ).digest(),
+    )
     with db.transaction() as session:
         account.admit_change(session, caller)
         answer = idempotency.kept(session, caller, key, route=route, fingerprint=fingerprint)
@@ -51,9 +65,17 @@ def create_schedule(body: Definition, caller: BriefSubmitter, key: IdempotencyKe
         audit.sign(session, caller.actor)
 
         def create() -> bytes:
-            return _shown(session, [schedules.create(session, caller, body)])[0].model_dump_json().encode()
+            return (
+                _shown(session, [schedules.create(session, caller, body)])[0]
+                .model_dump_json()
+                .encode()
+            )
 
-        return stored(idempotency.once(session, caller, key, route=route, fingerprint=fingerprint, create=create))
+        return stored(
+            idempotency.once(
+                session, caller, key, route=route, fingerprint=fingerprint, create=create
+            )
+        )
 
 
 @router.get("", response_model=ListObject[ScheduleObject])
@@ -76,7 +98,9 @@ def list_schedules(
 
 @router.post("/preview")
 @calling(Scope.READ, is_long=True)
-def preview_definition(session: Session, caller: Caller, body: PreviewRequest, count: Count = 10) -> PreviewObject:
+def preview_definition(
+    session: Session, caller: Caller, body: PreviewRequest, count: Count = 10
+) -> PreviewObject:
     """When a schedule would fire, before it is made. Saves nothing."""
     definition = Definition(name="preview", endpoint=CHAT, inbox=Inbox(), **body.model_dump())
     now = db.now(session)
@@ -93,7 +117,10 @@ def get_schedule(session: Session, caller: Caller, schedule_id: str) -> Schedule
 
 @router.patch("/{schedule_id}", response_model=ScheduleObject)
 def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> Response:
-    """Replace the fields that are sent. What has run keeps what it ran with; a run that waits too."""
+    """Replace the fields that are sent.
+
+    What has run keeps what it ran with; a run that waits too.
+    """
     rehearsed: Any = None
     with db.reading() as session:
         account.admit_change(session, caller)
@@ -103,9 +130,15 @@ def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> 
             # Merged under the lock: of two changes at once, neither takes the other back.
             schedule = schedules.lock(session, caller, schedule_id)
             definition = _merged(schedule.definition, body.root)
-            if _read_by(definition) in (_read_by(Definition.model_validate(schedule.definition)), rehearsed):
+            if _read_by(definition) in (
+                _read_by(Definition.model_validate(schedule.definition)),
+                rehearsed,
+            ):
                 schedules.change(session, caller, schedule, definition)
-                return Response(scopes.render(_shown(session, [schedule])[0], caller.scopes), media_type="application/json")
+                return Response(
+                    scopes.render(_shown(session, [schedule])[0], caller.scopes),
+                    media_type="application/json",
+                )
             now = db.now(session)
         _rehearse(caller, definition, now)
         rehearsed = _read_by(definition)
@@ -117,7 +150,9 @@ def delete_schedule(
     session: Session,
     caller: Caller,
     schedule_id: str,
-    discard_requests: Annotated[bool, Query(description="Also when requests wait in its inbox, which are lost then.")] = False,
+    discard_requests: Annotated[
+        bool, Query(description="Also when requests wait in its inbox, which are lost then.")
+    ] = False,
 ) -> DeletedSchedule:
     """Fire it no more. Its runs, batches and invoices stay."""
     discarded = schedules.delete(session, caller, schedule_id, discard_requests=discard_requests)
@@ -126,8 +161,13 @@ def delete_schedule(
 
 @router.post("/{schedule_id}/pause")
 @calling(Scope.SUBMIT)
-def pause_schedule(session: Session, caller: Caller, schedule_id: str, body: PauseRequest | None = None) -> ScheduleObject:
-    """Fire it no more until it is resumed. Instants that pass meanwhile are not made up for; what runs goes on."""
+def pause_schedule(
+    session: Session, caller: Caller, schedule_id: str, body: PauseRequest | None = None
+) -> ScheduleObject:
+    """Fire it no more until it is resumed.
+
+    Instants that pass meanwhile are not made up for; what runs goes on.
+    """
     schedule = schedules.lock(session, caller, schedule_id)
     schedules.pause(session, schedule, None if body is None else body.note)
     return _shown(session, [schedule])[0]
@@ -144,12 +184,16 @@ def resume_schedule(session: Session, caller: Caller, schedule_id: str) -> Sched
 
 @router.get("/{schedule_id}/preview")
 @calling(Scope.READ, is_long=True)
-def preview_schedule(session: Session, caller: Caller, schedule_id: str, count: Count = 10) -> PreviewObject:
+def preview_schedule(
+    session: Session, caller: Caller, schedule_id: str, count: Count = 10
+) -> PreviewObject:
     """When it fires next, or would if it were not paused."""
     schedule = schedules.get(session, caller, schedule_id)
     definition = Definition.model_validate(schedule.definition)
     instants = islice(definition.fires(db.now(session)), count)
-    return PreviewObject.of(definition, instants, int(definition.delay(schedule.id).total_seconds()))
+    return PreviewObject.of(
+        definition, instants, int(definition.delay(schedule.id).total_seconds())
+    )
 
 
 def _rehearse(caller: Caller, definition: Definition, now: datetime) -> None:
@@ -180,7 +224,9 @@ def _merged(before: dict[str, Any], changes: dict[str, Any]) -> Definition:
     try:
         return Definition.model_validate(merged)
     except ValidationError as error:
-        raise RequestValidationError([{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors()]) from error
+        raise RequestValidationError(
+            [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors()]
+        ) from error
 
 
 def _shown(session: Session, schedules: Sequence[Schedule]) -> list[ScheduleObject]:

@@ -1,4 +1,7 @@
-"""The wire's shapes. Every key is always there, null when there is nothing: strict clients break on absent keys."""
+"""The wire's shapes.
+
+Every key is always there, null when there is nothing: strict clients break on absent keys.
+"""
 
 from datetime import datetime
 from typing import Any, Generic, Literal, Self, TypeVar
@@ -45,7 +48,12 @@ class ListObject(BaseModel, Generic[T]):
 
     @classmethod
     def of(cls, data: list[T], has_more: bool) -> Self:
-        return cls(data=data, first_id=data[0].id if data else None, last_id=data[-1].id if data else None, has_more=has_more)
+        return cls(
+            data=data,
+            first_id=data[0].id if data else None,
+            last_id=data[-1].id if data else None,
+            has_more=has_more,
+        )
 
 
 class FileObject(Identified):
@@ -82,11 +90,18 @@ class RequestCounts(BaseModel):
     total: int
     completed: int
     failed: int
-    cancelled: int = Field(description="Extension: lines that were not run before the batch was cancelled.")
-    expired: int = Field(description="Extension: lines that were not run before the completion window passed.")
+    cancelled: int = Field(
+        description="Extension: lines that were not run before the batch was cancelled."
+    )
+    expired: int = Field(
+        description="Extension: lines that were not run before the completion window passed."
+    )
 
 
-COUNTED = "Extension: billed tokens that were counted here, since the backend reported no usable usage; null until the batch has ended."
+COUNTED = (
+    "Extension: billed tokens that were counted here, since the backend reported no usable usage;"
+    " null until the batch has ended."
+)
 
 
 class InputTokensDetails(BaseModel):
@@ -153,12 +168,24 @@ class WaitingObject(BaseModel):
 
     @classmethod
     def of(cls, wait: Wait | None) -> Self | None:
-        return None if wait is None else cls(reason=wait.reason, model=wait.model, since=_seconds(wait.since), message=wait.message)
+        return (
+            None
+            if wait is None
+            else cls(
+                reason=wait.reason,
+                model=wait.model,
+                since=_seconds(wait.since),
+                message=wait.message,
+            )
+        )
 
 
 class BatchObject(Identified, Scoped):
-    # What OpenAI's own type requires, so that its clients can parse the answer to a cancel whatever the key may see.
-    always = frozenset({"id", "object", "endpoint", "input_file_id", "completion_window", "status", "created_at"})
+    # What OpenAI's own type requires, so that its clients can parse the answer to a cancel whatever
+    # the key may see.
+    always = frozenset(
+        {"id", "object", "endpoint", "input_file_id", "completion_window", "status", "created_at"}
+    )
 
     object: Literal["batch"] = "batch"
     endpoint: str
@@ -185,16 +212,28 @@ class BatchObject(Identified, Scoped):
     run_id: str | None
     execution_window: ExecutionWindowObject | None
     on_invalid: str
-    waiting: WaitingObject | None = Field(description="Extension: what keeps its lines from running at this moment; null: nothing does.")
+    waiting: WaitingObject | None = Field(
+        description=(
+            "Extension: what keeps its lines from running at this moment; null: nothing does."
+        )
+    )
 
     @classmethod
-    def of(cls, batch: Batch, progress: Progress, now: datetime | None, waiting: Wait | None = None) -> Self:
-        """`now`: by the clock of PostgreSQL, which opens and closes execution windows; for a batch that has one."""
+    def of(
+        cls, batch: Batch, progress: Progress, now: datetime | None, waiting: Wait | None = None
+    ) -> Self:
+        """`now`: by the clock of PostgreSQL, which opens and closes execution windows; for a batch
+        that has one.
+        """
         return cls(
             id=ids.render("batch", batch.id),
             endpoint=batch.endpoint,
             model=batch.model,
-            errors=None if batch.errors is None else BatchErrors(data=[_error(error) for error in batch.errors]),
+            errors=(
+                None
+                if batch.errors is None
+                else BatchErrors(data=[_error(error) for error in batch.errors])
+            ),
             input_file_id=ids.render("file", batch.input_file_id),
             completion_window=batch.completion_window,
             status=batch.status,
@@ -209,7 +248,9 @@ class BatchObject(Identified, Scoped):
             expired_at=_seconds(batch.expired_at),
             cancelling_at=_seconds(batch.cancelling_at),
             cancelled_at=_seconds(batch.cancelled_at),
-            request_counts=RequestCounts(**{name: getattr(progress, name) for name in RequestCounts.model_fields}),
+            request_counts=RequestCounts(
+                **{name: getattr(progress, name) for name in RequestCounts.model_fields}
+            ),
             usage=_usage(progress),
             metadata=batch.meta,
             schedule_id=batch.schedule_id and ids.render("sched", batch.schedule_id),
@@ -232,26 +273,39 @@ class ModelObject(Identified):
 
 
 ON_INVALID = (
-    "Extension: what invalid lines do. `fail`, the default: the batch fails and nothing runs. `skip`: they end in the error file, not billed, "
-    "and the other lines run."
+    "Extension: what invalid lines do. `fail`, the default: the batch fails and nothing runs."
+    " `skip`: they end in the error file, not billed, and the other lines run."
 )
 
 
 class BatchRequest(Lenient):
-    """Null stands for anything optional; fields that other gateways add are ignored, other spellings of these are refused."""
+    """Null stands for anything optional; fields that other gateways add are ignored, other
+    spellings of these are refused.
+    """
 
     input_file_id: Text = Field(description="A file uploaded with the purpose `batch`.")
-    endpoint: NamedEndpoint = Field(description="The endpoint of every line. Other spellings, such as `/chat/completions`, mean the same.")
-    completion_window: Text = Field(description="`24h`. Extension: whole hours or days, `1h` to `7d`.", examples=["24h"])
+    endpoint: NamedEndpoint = Field(
+        description=(
+            "The endpoint of every line. Other spellings, such as `/chat/completions`, mean the"
+            " same."
+        )
+    )
+    completion_window: Text = Field(
+        description="`24h`. Extension: whole hours or days, `1h` to `7d`.", examples=["24h"]
+    )
     metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
-    execution_window: ExecutionWindow | None = Field(None, description="Extension: hours in which its lines may be started.")
+    execution_window: ExecutionWindow | None = Field(
+        None, description="Extension: hours in which its lines may be started."
+    )
     on_invalid: OnInvalid | None = Field(None, description=ON_INVALID)
 
 
 class EstimateRequest(Lenient):
     input_file_id: Text = Field(description="A file uploaded with the purpose `batch`.")
-    endpoint: NamedEndpoint | None = Field(None, description="The endpoint a batch would name. Unset: that of the file's first line.")
+    endpoint: NamedEndpoint | None = Field(
+        None, description="The endpoint a batch would name. Unset: that of the file's first line."
+    )
 
 
 def _seconds(time: datetime | None) -> int | None:
@@ -265,10 +319,13 @@ def _error(error: dict[str, Any]) -> BatchError:
 def _usage(progress: Progress) -> BatchUsage:
     return BatchUsage(
         input_tokens=progress.input_tokens,
-        input_tokens_details=InputTokensDetails(cached_tokens=progress.cached_tokens, counted_tokens=progress.counted_input_tokens),
+        input_tokens_details=InputTokensDetails(
+            cached_tokens=progress.cached_tokens, counted_tokens=progress.counted_input_tokens
+        ),
         output_tokens=progress.output_tokens,
         output_tokens_details=OutputTokensDetails(
-            reasoning_tokens=progress.reasoning_tokens, counted_tokens=progress.counted_output_tokens
+            reasoning_tokens=progress.reasoning_tokens,
+            counted_tokens=progress.counted_output_tokens,
         ),
         total_tokens=progress.input_tokens + progress.output_tokens,
     )

@@ -1,7 +1,7 @@
 """Which fields of an answer a key may see: a field needs the scope of the route that shows it.
 
-A key that lacks the scope gets null in the field's place, so every key of the object is always there. The description of the API
-names the scope of each such field as `x-scope`.
+A key that lacks the scope gets null in the field's place, so every key of the object is always
+there. The description of the API names the scope of each such field as `x-scope`.
 """
 
 from collections.abc import Collection, Iterator
@@ -22,7 +22,8 @@ WORDS = ("title", "description", "examples")
 class Scoped(BaseModel):
     """An answer whose fields need the scope `read`, but for those named here.
 
-    `always`: fields that every key sees whose request is let in. `priced`: fields that need the scope `billing`.
+    `always`: fields that every key sees whose request is let in. `priced`: fields that need the
+    scope `billing`.
     """
 
     always: ClassVar[frozenset[str]]
@@ -36,7 +37,9 @@ class Scoped(BaseModel):
         return None if field in cls.always else Scope.READ
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         schema = handler(core_schema)
         properties = handler.resolve_ref_schema(schema)["properties"]
         for name, described in properties.items():
@@ -55,7 +58,9 @@ def render(answer: BaseModel, scopes: Collection[str]) -> bytes:
 
 
 def render_stored(answer: bytes, kind: type[BaseModel], scopes: Collection[str]) -> bytes:
-    """The same of an answer that was stored as JSON of this class, maybe for a key with other scopes or by an older version."""
+    """The same of an answer that was stored as JSON of this class, maybe for a key with other
+    scopes or by an older version.
+    """
     if not _hides(kind, frozenset(scopes)):
         return answer
     shown = orjson.loads(answer)
@@ -80,7 +85,9 @@ def _hides(kind: type[BaseModel], scopes: frozenset[str]) -> bool:
     """Whether an answer of this class has any field that these scopes do not let through."""
     fields = kind.model_fields.items()
     return any(
-        _is_hidden(kind, name, scopes) or any(_hides(inner, scopes) for inner in _models(field.annotation)) for name, field in fields
+        _is_hidden(kind, name, scopes)
+        or any(_hides(inner, scopes) for inner in _models(field.annotation))
+        for name, field in fields
     )
 
 
@@ -92,9 +99,15 @@ def _is_hidden(kind: type[BaseModel], field: str, scopes: frozenset[str]) -> boo
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The answers inside a field: `list[RunObject]`, `RunObject | None`. TypeError if it does not say which."""
+    """The answers inside a field: `list[RunObject]`, `RunObject | None`.
+
+    TypeError if it does not say which.
+    """
     if isinstance(annotation, TypeVar):
-        raise TypeError(f"{annotation} stands for any class: give the generic answer its class, as in ListObject[RunObject].")
+        raise TypeError(
+            f"{annotation} stands for any class: give the generic answer its class, as in"
+            " ListObject[RunObject]."
+        )
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):

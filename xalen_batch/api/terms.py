@@ -19,9 +19,16 @@ class ModelTerms(BaseModel):
     id: str
     endpoints: list[str]
     context_window: int = Field(description="Tokens.")
-    price: dict[str, str] = Field(description="USD per million tokens, list price, by component. A model without any is refused.")
+    price: dict[str, str] = Field(
+        description=(
+            "USD per million tokens, list price, by component. A model without any is refused."
+        )
+    )
     answered_by: Literal["openai", "simulated"] | None = Field(
-        description="What its lines would be sent to: a model server, or the simulated model. Null: batches that name it are refused."
+        description=(
+            "What its lines would be sent to: a model server, or the simulated model. Null: batches"
+            " that name it are refused."
+        )
     )
 
     @classmethod
@@ -36,7 +43,9 @@ class ModelTerms(BaseModel):
 
 
 class TermsObject(BaseModel):
-    """What a batch created now would run on, cost and be held to, for the calling account in the mode of its key."""
+    """What a batch created now would run on, cost and be held to, for the calling account in the
+    mode of its key.
+    """
 
     object: Literal["terms"] = "terms"
     livemode: bool
@@ -51,7 +60,9 @@ class TermsObject(BaseModel):
 @router.get("")
 @calling(Scope.READ)
 def get_terms(session: Session, caller: Caller) -> TermsObject:
-    """Models, prices and limits of a batch created now: what a client needs to check a file and to know its cost before it uploads it."""
+    """Models, prices and limits of a batch created now: what a client needs to check a file and to
+    know its cost before it uploads it.
+    """
     offered, config = batches.offered(session, caller), settings()
     return TermsObject(
         livemode=caller.livemode,

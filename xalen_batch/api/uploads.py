@@ -1,4 +1,6 @@
-"""Uploads: a multipart body that goes to storage as it arrives, never held whole, never written twice."""
+"""Uploads: a multipart body that goes to storage as it arrives, never held whole, never written
+twice.
+"""
 
 import asyncio
 import hashlib
@@ -31,8 +33,11 @@ from xalen_batch.storage import marks
 
 # What the form around the file may take: part headers and the other fields.
 FORM_ROOM = 1024 * 1024
-FIELDS = frozenset({"file", "purpose", "expires_after", "expires_after[anchor]", "expires_after[seconds]"})
-# Bytes that an upload holds while it arrives: the buffer of its writer, and what the connection has.
+FIELDS = frozenset(
+    {"file", "purpose", "expires_after", "expires_after[anchor]", "expires_after[seconds]"}
+)
+# Bytes that an upload holds while it arrives: the buffer of its writer, and what the connection
+# has.
 UPLOAD_HOLDS = storage.WRITE_BUFFER + 512 * 1024
 
 
@@ -89,10 +94,13 @@ async def _store(request: Request, caller: Caller) -> Upload:
             try:
                 parser.write(chunk)
             except FormParserError as error:
-                raise InvalidRequest(f"The multipart body is broken: {error}. Let your HTTP client build it.") from error
+                raise InvalidRequest(
+                    f"The multipart body is broken: {error}. Let your HTTP client build it."
+                ) from error
             if received - form.size > FORM_ROOM:
                 raise TooLarge(
-                    f"The form around the file takes more than {FORM_ROOM:,} bytes. Send the file's content as the part `file`.",
+                    f"The form around the file takes more than {FORM_ROOM:,} bytes. Send the file's"
+                    " content as the part `file`.",
                     code="request_too_large",
                 )
             for data in form.take():
@@ -105,7 +113,9 @@ def _boundary(request: Request) -> bytes:
     kind, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary or len(boundary) > 256:
-        raise InvalidRequest("Send the file as multipart/form-data with the fields `file` and `purpose`.")
+        raise InvalidRequest(
+            "Send the file as multipart/form-data with the fields `file` and `purpose`."
+        )
     return boundary
 
 
@@ -122,56 +132,91 @@ def _check_length(request: Request) -> None:
 
 
 def _refuse_if_over_quota(caller: Caller, least: int) -> None:
-    """TooManyRequests before a byte is taken: by the rate of changes, or of a file that has `least` bytes for which there is no room."""
+    """TooManyRequests before a byte is taken: by the rate of changes, or of a file that has `least`
+    bytes for which there is no room.
+    """
     with db.reading() as session:
         account.admit_change(session, caller)
-        if excess := quotas.excess(session, caller, {Quota.FILES: 1} | ({Quota.STORAGE_BYTES: least} if least else {})):
+        if excess := quotas.excess(
+            session, caller, {Quota.FILES: 1} | ({Quota.STORAGE_BYTES: least} if least else {})
+        ):
             raise excess.refusal()
 
 
 def _upload(id: UUID, caller: Caller, form: Form, sha256: bytes) -> Upload:
     if not form.is_complete:
-        raise InvalidRequest("The multipart body ends before its closing boundary. Upload the file again.")
+        raise InvalidRequest(
+            "The multipart body ends before its closing boundary. Upload the file again."
+        )
     if form.filename is None:
-        raise InvalidRequest("Missing required parameter: `file`. Send the file as a part of that name.", param="file")
+        raise InvalidRequest(
+            "Missing required parameter: `file`. Send the file as a part of that name.",
+            param="file",
+        )
     if not form.size:
-        raise InvalidRequest("The file is empty. Send one JSON object on each line.", param="file", code="empty_file")
-    return Upload(id, caller, _purpose(form), form.filename, form.size, sha256, _expires_after(form))
+        raise InvalidRequest(
+            "The file is empty. Send one JSON object on each line.", param="file", code="empty_file"
+        )
+    return Upload(
+        id, caller, _purpose(form), form.filename, form.size, sha256, _expires_after(form)
+    )
 
 
 def _purpose(form: Form) -> str:
     purpose = form.fields.get("purpose")
     choices = ", ".join(sorted(UPLOAD_PURPOSES))
     if not purpose:
-        raise InvalidRequest("Missing required parameter: `purpose`. Send `batch` for the input of a batch.", param="purpose")
+        raise InvalidRequest(
+            "Missing required parameter: `purpose`. Send `batch` for the input of a batch.",
+            param="purpose",
+        )
     if purpose not in UPLOAD_PURPOSES:
         raise InvalidRequest(
-            f"Invalid `purpose`: {purpose[:100]!r}. Send `batch` for the input of a batch; {choices} are accepted.", param="purpose"
+            f"Invalid `purpose`: {purpose[:100]!r}. Send `batch` for the input of a batch;"
+            f" {choices} are accepted.",
+            param="purpose",
         )
     return purpose
 
 
 def _expires_after(form: Form) -> int | None:
-    """Seconds, from the form's two fields or, as some clients send it, from one that holds an object in JSON."""
+    """Seconds, from the form's two fields or, as some clients send it, from one that holds an
+    object in JSON.
+    """
     for name in form.fields.keys() - FIELDS:
         if field := meant(name, FIELDS):
             raise misspelt(name, field)
     if text := form.fields.get("expires_after"):
         if form.fields.keys() & {"expires_after[anchor]", "expires_after[seconds]"}:
-            raise InvalidRequest("The form says twice when the file expires. Send `expires_after` once.", param="expires_after")
+            raise InvalidRequest(
+                "The form says twice when the file expires. Send `expires_after` once.",
+                param="expires_after",
+            )
         try:
             return ExpiresAfter.model_validate_json(text).seconds
         except ValidationError:
-            wanted = f'{{"anchor": "created_at", "seconds": {SHORTEST_LIFE}}}, or the fields `expires_after[anchor]` and `expires_after[seconds]`'
-            raise InvalidRequest(f"Invalid `expires_after`: {text!r:.100}. Send {wanted}.", param="expires_after") from None
-    anchor, seconds = form.fields.get("expires_after[anchor]", ""), form.fields.get("expires_after[seconds]", "")
+            wanted = (
+                f'{{"anchor": "created_at", "seconds": {SHORTEST_LIFE}}}, or the fields'
+                " `expires_after[anchor]` and `expires_after[seconds]`"
+            )
+            raise InvalidRequest(
+                f"Invalid `expires_after`: {text!r:.100}. Send {wanted}.", param="expires_after"
+            ) from None
+    anchor, seconds = (
+        form.fields.get("expires_after[anchor]", ""),
+        form.fields.get("expires_after[seconds]", ""),
+    )
     if not anchor and not seconds:
         return None
     if anchor != "created_at":
-        raise InvalidRequest(f"Invalid `expires_after[anchor]`: {anchor!r:.100}. Send `created_at`.", param="expires_after[anchor]")
+        raise InvalidRequest(
+            f"Invalid `expires_after[anchor]`: {anchor!r:.100}. Send `created_at`.",
+            param="expires_after[anchor]",
+        )
     if not re.fullmatch("[0-9]{1,9}", seconds) or not SHORTEST_LIFE <= int(seconds) <= LONGEST_LIFE:
         raise InvalidRequest(
-            f"Invalid `expires_after[seconds]`: {seconds!r:.100}. Send a whole number from {SHORTEST_LIFE} to {LONGEST_LIFE}.",
+            f"Invalid `expires_after[seconds]`: {seconds!r:.100}. Send a whole number from"
+            f" {SHORTEST_LIFE} to {LONGEST_LIFE}.",
             param="expires_after[seconds]",
         )
     return int(seconds)

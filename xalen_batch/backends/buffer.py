@@ -1,8 +1,10 @@
-"""Back-pressure: the bytes of answers that a worker holds, from their arrival until they are recorded.
+"""Back-pressure: the bytes of answers that a worker holds, from their arrival until they are
+recorded.
 
-A backend that answers faster than the database records fills its buffer. Its connections are then not read, TCP's flow control
-holds the rest at the server, and no further lines are claimed for it. Each backend has a buffer of its own, so that one that
-sends much, or never ends what it sends, takes no memory and no time of another.
+A backend that answers faster than the database records fills its buffer. Its connections are then
+not read, TCP's flow control holds the rest at the server, and no further lines are claimed for it.
+Each backend has a buffer of its own, so that one that sends much, or never ends what it sends,
+takes no memory and no time of another.
 """
 
 import asyncio
@@ -14,7 +16,10 @@ READ_BYTES = 64 * 1024
 
 
 class Reader(Protocol):
-    """An answer that is arriving. Both methods may be called between its first bytes and its end."""
+    """An answer that is arriving.
+
+    Both methods may be called between its first bytes and its end.
+    """
 
     def pause(self) -> None: ...
 
@@ -24,8 +29,9 @@ class Reader(Protocol):
 class Buffer:
     """Of one backend; used on the event loop, but for `is_full`.
 
-    It holds at most `most` bytes, one read of each answer in flight, and one whole answer. The last is read although the buffer
-    is full, when nothing waits to be recorded: otherwise answers that are all half there would wait for each other.
+    It holds at most `most` bytes, one read of each answer in flight, and one whole answer. The last
+    is read although the buffer is full, when nothing waits to be recorded: otherwise answers that
+    are all half there would wait for each other.
     """
 
     def __init__(self, most: float = math.inf) -> None:
@@ -55,7 +61,10 @@ class Buffer:
             self._go_on()
 
     def ended(self, reader: Reader) -> None:
-        """An answer is whole, or was given up. One that is kept is `answered` before the event loop goes on."""
+        """An answer is whole, or was given up.
+
+        One that is kept is `answered` before the event loop goes on.
+        """
         self.held -= self._arriving.pop(reader, 0)
         if reader in self._paused:
             # Its connection may be used again.
@@ -86,7 +95,11 @@ class Buffer:
                 break
             room -= READ_BYTES
             self._resume(reader)
-        if self._passing is None and not self._unrecorded and len(self._paused) == len(self._arriving):
+        if (
+            self._passing is None
+            and not self._unrecorded
+            and len(self._paused) == len(self._arriving)
+        ):
             self._passing = next(iter(self._arriving), None)
             if self._passing is not None:
                 self._resume(self._passing)

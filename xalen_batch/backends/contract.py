@@ -21,7 +21,10 @@ class Request(Struct, frozen=True, gc=False):
 
 
 class Usage(Struct, frozen=True, gc=False):
-    """Tokens of one answer; never negative. `counted`: by us, since the backend reported no usable numbers."""
+    """Tokens of one answer; never negative.
+
+    `counted`: by us, since the backend reported no usable numbers.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -31,7 +34,10 @@ class Usage(Struct, frozen=True, gc=False):
 
 
 class Answered(Struct, frozen=True, gc=False):
-    """A 2xx whose body is one JSON object on one line (it becomes part of a JSONL line). Billed by `usage`, which the body states."""
+    """A 2xx whose body is one JSON object on one line (it becomes part of a JSONL line).
+
+    Billed by `usage`, which the body states.
+    """
 
     status: int
     body: bytes
@@ -39,7 +45,10 @@ class Answered(Struct, frozen=True, gc=False):
 
 
 class Refused(Struct, frozen=True, gc=False):
-    """The model's final no: a 4xx with an OpenAI error envelope as body, on one line. The line fails, billed 0."""
+    """The model's final no: a 4xx with an OpenAI error envelope as body, on one line.
+
+    The line fails, billed 0.
+    """
 
     status: int
     body: bytes
@@ -47,12 +56,15 @@ class Refused(Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Retryable:
-    """No answer, and another attempt may get one. `backends/outcomes.py` says which statuses are what.
+    """No answer, and another attempt may get one. `backends/outcomes.py` says which statuses are
+    what.
 
-    `status` is the HTTP status where there was one. `retry_after` is the backend's own wish in seconds. `is_overload`: the
-    backend is there and busy. `is_unreachable`: no request can succeed until the operator acts (no connection, a refused key).
-    `refusal`: what the line ends with if the backend answers other lines; else the operator's setup is to blame.
-    `may_be_own`: the refusal is a JSON error as model servers write it, and does not name the model, so the line may be to blame.
+    `status` is the HTTP status where there was one. `retry_after` is the backend's own wish in
+    seconds. `is_overload`: the backend is there and busy. `is_unreachable`: no request can succeed
+    until the operator acts (no connection, a refused key). `refusal`: what the line ends with if
+    the backend answers other lines; else the operator's setup is to blame. `may_be_own`: the
+    refusal is a JSON error as model servers write it, and does not name the model, so the line may
+    be to blame.
     """
 
     reason: str
@@ -66,7 +78,9 @@ class Retryable:
 
     @property
     def is_failed_attempt(self) -> bool:
-        """Whether the line itself may be to blame: not if the backend was busy, away or set up wrongly for any line."""
+        """Whether the line itself may be to blame: not if the backend was busy, away or set up
+        wrongly for any line.
+        """
         return not (self.is_overload or self.is_unreachable or self.refusal)
 
 
@@ -83,7 +97,9 @@ class Exhausted:
 
 @dataclass(frozen=True, slots=True)
 class NotRun:
-    """The line has no outcome and goes back to its task: its work was stopped, or the backend is broken."""
+    """The line has no outcome and goes back to its task: its work was stopped, or the backend is
+    broken.
+    """
 
 
 Ended = Answered | Refused | Exhausted

@@ -1,8 +1,8 @@
 """Any OpenAI-compatible model server: vLLM, SGLang, llama.cpp, TEI, Jina, Cohere, hosted APIs.
 
-It is not trusted: a request has a total time, an answer a bounded number of decompressed bytes, and no
-redirect is followed. The standard proxy variables are honoured (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`),
-except on the way to this machine itself.
+It is not trusted: a request has a total time, an answer a bounded number of decompressed bytes, and
+no redirect is followed. The standard proxy variables are honoured (`HTTPS_PROXY`, `HTTP_PROXY`,
+`NO_PROXY`), except on the way to this machine itself.
 """
 
 import os
@@ -13,7 +13,14 @@ import msgspec
 from xalen_batch import __version__, log
 from xalen_batch.backends.buffer import Buffer
 from xalen_batch.backends.clients.choose import client_for
-from xalen_batch.backends.clients.contract import AnswerTooLong, Client, Limits, NoReply, NotConnected, TimedOut
+from xalen_batch.backends.clients.contract import (
+    AnswerTooLong,
+    Client,
+    Limits,
+    NoReply,
+    NotConnected,
+    TimedOut,
+)
 from xalen_batch.backends.contract import Outcome, Request, Retryable
 from xalen_batch.backends.outcomes import outcome_of
 from xalen_batch.backends.rerank_api import Unusable, from_backend, to_backend
@@ -34,19 +41,25 @@ class OpenAIBackend:
         config = model.backend
         if not config.base_url:
             raise ConfigError(
-                f"The catalog's models.{model.id}.backend has no base_url. Set it to the server's address, as in http://host:8000/v1."
+                f"The catalog's models.{model.id}.backend has no base_url. Set it to the server's"
+                " address, as in http://host:8000/v1."
             )
         self._model = model
-        # The server's own name for it, or None where it is the catalog's id, which requests carry already.
+        # The server's own name for it, or None where it is the catalog's id, which requests carry
+        # already.
         self._rename = config.model if config.model != model.id else None
         self._client = _client(model, config.base_url.rstrip("/"), buffer or Buffer())
 
     async def send(self, request: Request) -> Outcome:
         """Run one request within the settings' total timeout. Raises nothing but CancelledError."""
         try:
-            return await (self._chat(request) if request.endpoint == CHAT else self._rerank(request))
+            return await (
+                self._chat(request) if request.endpoint == CHAT else self._rerank(request)
+            )
         except AnswerTooLong:
-            return Retryable(f"The backend's answer is longer than {settings().answer_max_bytes} bytes.", 200)
+            return Retryable(
+                f"The backend's answer is longer than {settings().answer_max_bytes} bytes.", 200
+            )
         except TimedOut:
             return Retryable("The backend did not answer in time.", is_timeout=True)
         except NotConnected:
@@ -55,7 +68,12 @@ class OpenAIBackend:
             return Retryable(f"The connection to the backend failed: {error}.")
         except Exception as error:
             # A bug of ours or the client's must cost one line, not the task around it.
-            logger.error("backend.failed", model=self._model.id, request_id=request.request_id, **log.cause(error))
+            logger.error(
+                "backend.failed",
+                model=self._model.id,
+                request_id=request.request_id,
+                **log.cause(error),
+            )
             return Retryable(f"The request could not be sent: {type(error).__name__}.")
 
     async def close(self) -> None:
@@ -65,7 +83,9 @@ class OpenAIBackend:
         body = request.body
         if self._rename:
             body = msgspec.json.encode({**_fields(body), "model": self._rename})
-        return outcome_of(await self._client.post("/chat/completions", body, request.request_id), request)
+        return outcome_of(
+            await self._client.post("/chat/completions", body, request.request_id), request
+        )
 
     async def _rerank(self, request: Request) -> Outcome:
         config = self._model.backend
@@ -74,7 +94,8 @@ class OpenAIBackend:
         if not 200 <= reply.status < 300 or not reply.body:
             return outcome_of(reply, request)
         try:
-            # The request is read again: as objects it takes many times its bytes, and it may be in flight for minutes.
+            # The request is read again: as objects it takes many times its bytes, and it may be in
+            # flight for minutes.
             ranking = from_backend(msgspec.json.decode(reply.body), request, _asked(request))
         except Unusable as unusable:
             return Retryable(str(unusable), reply.status)
@@ -89,11 +110,20 @@ def _asked(request: Request) -> dict[str, Any]:
 
 def _client(model: Model, url: str, buffer: Buffer) -> Client:
     config = model.backend
-    headers = {"content-type": "application/json", "accept": "application/json", "user-agent": f"xalen-batch/{__version__}"}
+    headers = {
+        "content-type": "application/json",
+        "accept": "application/json",
+        "user-agent": f"xalen-batch/{__version__}",
+    }
     key = os.environ.get(config.api_key_env, "").strip() if config.api_key_env else ""
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"The key in {config.api_key_env} has characters that no HTTP header may carry. Set it to the key alone.")
+        raise ConfigError(
+            f"The key in {config.api_key_env} has characters that no HTTP header may carry. Set it"
+            " to the key alone."
+        )
     if key:
         headers["authorization"] = f"Bearer {key}"
-    limits = Limits(settings().request_timeout, settings().connect_timeout, settings().answer_max_bytes)
+    limits = Limits(
+        settings().request_timeout, settings().connect_timeout, settings().answer_max_bytes
+    )
     return client_for(url, headers, limits, buffer, connections=config.max_in_flight)

@@ -1,4 +1,6 @@
-"""From what a backend sent back to an outcome: the one place that decides what is answered, refused or worth a retry."""
+"""From what a backend sent back to an outcome: the one place that decides what is answered, refused
+or worth a retry.
+"""
 
 import email.utils
 import math
@@ -25,14 +27,21 @@ TIMEOUTS = frozenset({408, 504, 524})
 ATTEMPT = frozenset({408, 409, 423, 424, 425, 499})
 # The key or the bill: no request can succeed until the operator acts.
 OF_THE_OPERATOR = frozenset({401, 402, 407})
-# 5xx that say what the server will never do; with them all 4xx that are not above. The setup is wrong, or, if others are answered, the line.
+# 5xx that say what the server will never do; with them all 4xx that are not above. The setup is
+# wrong, or, if others are answered, the line.
 NOT_SERVED = frozenset({501, 505})
 LONGEST_MESSAGE = 500
 # Characters of a message in which a cause is looked for.
 MOST_READ = 2_000
-_NO_ERROR = {"message": "The model backend refused the request.", "type": None, "param": None, "code": None}
+_NO_ERROR = {
+    "message": "The model backend refused the request.",
+    "type": None,
+    "param": None,
+    "code": None,
+}
 _TYPES = {403: "permission_error", 404: "not_found_error"}
-# `code` or `type` of an error that says that the hosted account has nothing left to spend. It comes as 429 or 403.
+# `code` or `type` of an error that says that the hosted account has nothing left to spend. It comes
+# as 429 or 403.
 _UNPAID = frozenset(
     {
         "insufficient_quota",
@@ -44,10 +53,15 @@ _UNPAID = frozenset(
         "project_spend_limit_exceeded",
     }
 )
-# `code` or `type` of an error that says that there is no such model, and the words of servers that have neither.
-_NO_MODEL = frozenset({"model_not_found", "invalid_model", "model_not_available", "model_not_exist"})
+# `code` or `type` of an error that says that there is no such model, and the words of servers that
+# have neither.
+_NO_MODEL = frozenset(
+    {"model_not_found", "invalid_model", "model_not_available", "model_not_exist"}
+)
 _NO_MODEL_WORDS = re.compile(
-    r"\bmodel:?\s+(?:\S+\s+)?(?:is |was |does |could )?not\s+(?:be )?(?:found|exist)|\binvalid model(?: name|:|$)", re.IGNORECASE
+    r"\bmodel:?\s+(?:\S+\s+)?(?:is |was |does |could )?not\s+(?:be )?(?:found|exist)|\binvalid"
+    r" model(?: name|:|$)",
+    re.IGNORECASE,
 )
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 
@@ -58,19 +72,33 @@ def outcome_of(reply: Reply, request: Request) -> Outcome:
     if 200 <= status < 300:
         return _answered(reply, request)
     if 300 <= status < 400:
-        return Retryable(f"The backend redirects ({status}); redirects are not followed.", status, is_unreachable=True)
+        return Retryable(
+            f"The backend redirects ({status}); redirects are not followed.",
+            status,
+            is_unreachable=True,
+        )
     error = _Error.of(reply.body) if 400 <= status < 500 else _Error()
     if status in OF_THE_OPERATOR or error.is_unpaid:
-        return Retryable(f"The backend answered {status}{error.shown}.", status, is_unreachable=True)
+        return Retryable(
+            f"The backend answered {status}{error.shown}.", status, is_unreachable=True
+        )
     if error.is_no_model:
-        reason = f"The backend does not know the model by the catalog's name ({status}{error.shown}); `xalen-batch doctor` compares them."
+        reason = (
+            f"The backend does not know the model by the catalog's name ({status}{error.shown});"
+            " `xalen-batch doctor` compares them."
+        )
         return Retryable(reason, status, refusal=_refused(reply))
     if status in OF_THE_LINE:
         return _refused(reply)
     if status in NOT_SERVED or (400 <= status < 500 and status not in ATTEMPT | BUSY):
         # A proxy that has lost its server answers 404, too, in plain text or HTML.
         is_told = bool(error.code or error.type)
-        return Retryable(f"The backend answered {status}{error.shown}.", status, refusal=_refused(reply), may_be_own=is_told)
+        return Retryable(
+            f"The backend answered {status}{error.shown}.",
+            status,
+            refusal=_refused(reply),
+            may_be_own=is_told,
+        )
     return Retryable(
         f"The backend answered {status}.",
         status,
@@ -85,7 +113,9 @@ def _refused(reply: Reply) -> Refused:
 
 
 class _Error(NamedTuple):
-    """What an error's body says of its cause: as OpenAI writes it, or at the top level, as older vLLM does."""
+    """What an error's body says of its cause: as OpenAI writes it, or at the top level, as older
+    vLLM does.
+    """
 
     code: str = ""
     type: str = ""
@@ -102,7 +132,10 @@ class _Error(NamedTuple):
             return cls()
         error = answer.get("error")
         error = error if isinstance(error, dict) else answer
-        code, type_, param = (value if isinstance(value := error.get(name), str) else "" for name in ("code", "type", "param"))
+        code, type_, param = (
+            value if isinstance(value := error.get(name), str) else ""
+            for name in ("code", "type", "param")
+        )
         return cls(code, type_, param, _said(answer)[:MOST_READ])
 
     @property
@@ -111,7 +144,9 @@ class _Error(NamedTuple):
 
     @property
     def is_no_model(self) -> bool:
-        """The request's `model` is the catalog's word and not the user's, so an error about it is no fault of the line."""
+        """The request's `model` is the catalog's word and not the user's, so an error about it is
+        no fault of the line.
+        """
         named = not _NO_MODEL.isdisjoint((self.code, self.type)) or self.param == "model"
         return named or _NO_MODEL_WORDS.search(self.message) is not None
 
@@ -146,7 +181,9 @@ def one_line(body: bytes) -> bytes:
 
 
 def refusal(status: int, body: bytes) -> bytes:
-    """A 4xx's body as an OpenAI error envelope on one line: the backend's own where it is one, else ours around its words."""
+    """A 4xx's body as an OpenAI error envelope on one line: the backend's own where it is one, else
+    ours around its words.
+    """
     try:
         answer = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -155,7 +192,9 @@ def refusal(status: int, body: bytes) -> bytes:
         error = answer["error"]
         if error.keys() >= _NO_ERROR.keys():
             return one_line(body)
-        return msgspec.json.encode({**answer, "error": {**_NO_ERROR, "type": _type(status), **error}})
+        return msgspec.json.encode(
+            {**answer, "error": {**_NO_ERROR, "type": _type(status), **error}}
+        )
     return envelope(status, _message(status, body, answer), code="backend_error")
 
 
@@ -170,7 +209,11 @@ def _type(status: int) -> str:
 
 
 def _message(status: int, body: bytes, answer: Any) -> str:
-    said = _said(answer) if answer is not None else body[: 4 * LONGEST_MESSAGE].decode("utf-8", "replace").strip()
+    said = (
+        _said(answer)
+        if answer is not None
+        else body[: 4 * LONGEST_MESSAGE].decode("utf-8", "replace").strip()
+    )
     if not said:
         return f"The model backend refused the request with status {status}."
     if said.startswith("<"):
@@ -180,7 +223,9 @@ def _message(status: int, body: bytes, answer: Any) -> str:
 
 
 def _said(answer: Any) -> str:
-    """The message of the error shapes in use: `{error}`, `{message}`, `{detail}`, each a text or `{error}` again; otherwise the JSON."""
+    """The message of the error shapes in use: `{error}`, `{message}`, `{detail}`, each a text or
+    `{error}` again; otherwise the JSON.
+    """
     if isinstance(answer, Mapping):
         for key in ("error", "message", "detail"):
             value = answer.get(key)

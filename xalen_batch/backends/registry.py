@@ -1,4 +1,7 @@
-"""Which backend a model runs on. Used on a worker's event loop only, so that no two are made at once."""
+"""Which backend a model runs on.
+
+Used on a worker's event loop only, so that no two are made at once.
+"""
 
 from xalen_batch.backends.buffer import Buffer
 from xalen_batch.backends.contract import Backend
@@ -12,14 +15,16 @@ _made: dict[tuple[Model, bool], Backend] = {}
 
 
 def backend_for(model: Model, livemode: bool, buffer: Buffer | None = None) -> Backend:
-    """The one backend of a model in a mode. `buffer` bounds its answers; a backend that is there already keeps its own.
+    """The one backend of a model in a mode. `buffer` bounds its answers; a backend that is there
+    already keeps its own.
 
     Raises ConfigError where the catalog's entry has none or cannot work.
     """
     kind = model.kind_in(livemode)
     if kind is None:
         raise ConfigError(
-            f"The catalog's models.{model.id}.backend has no base_url. Set it to the server's address, as in http://host:8000/v1."
+            f"The catalog's models.{model.id}.backend has no base_url. Set it to the server's"
+            " address, as in http://host:8000/v1."
         )
     is_simulated = kind == "simulated"
     backend = _made.get((model, is_simulated))

@@ -31,7 +31,9 @@ def to_backend(api: RerankApi, body: dict[str, Any], model: str) -> bytes:
         return msgspec.json.encode({"query": body["query"], "texts": texts, "return_text": False})
     if api == "cohere":
         top_n = {"top_n": body["top_n"]} if body.get("top_n") else {}
-        return msgspec.json.encode({"model": model, "query": body["query"], "documents": texts, **top_n})
+        return msgspec.json.encode(
+            {"model": model, "query": body["query"], "documents": texts, **top_n}
+        )
     return msgspec.json.encode({**body, "model": model, "documents": texts})
 
 
@@ -48,20 +50,36 @@ def from_backend(answer: Any, request: Request, body: dict[str, Any]) -> dict[st
     if len({index for _, index in ranked}) < len(ranked) or (documents and not ranked):
         raise Unusable("The backend's answer ranks nothing, or a document twice.")
     ranked.sort(key=lambda pair: (-pair[0], pair[1]))
-    results: list[dict[str, Any]] = [{"index": index, "relevance_score": score} for score, index in ranked[: body.get("top_n")]]
+    results: list[dict[str, Any]] = [
+        {"index": index, "relevance_score": score} for score, index in ranked[: body.get("top_n")]
+    ]
     if body.get("return_documents"):
         for result in results:
             result["document"] = {"text": text_of(documents[result["index"]])}
-    kept = {key: answer[key] for key in ("usage", "meta") if isinstance(answer, dict) and key in answer}
-    return {"id": f"rerank-{request.request_id}", "model": body.get("model"), "results": results, **kept}
+    kept = {
+        key: answer[key] for key in ("usage", "meta") if isinstance(answer, dict) and key in answer
+    }
+    return {
+        "id": f"rerank-{request.request_id}",
+        "model": body.get("model"),
+        "results": results,
+        **kept,
+    }
 
 
 def _result(row: Any, documents: int) -> tuple[float, int]:
     if isinstance(row, dict):
         index, score = row.get("index"), _score(row.get("relevance_score", row.get("score")))
-        if isinstance(index, int) and not isinstance(index, bool) and 0 <= index < documents and score is not None:
+        if (
+            isinstance(index, int)
+            and not isinstance(index, bool)
+            and 0 <= index < documents
+            and score is not None
+        ):
             return score, index
-    raise Unusable("The backend's answer has a result that is no `{index, relevance_score}` of a document.")
+    raise Unusable(
+        "The backend's answer has a result that is no `{index, relevance_score}` of a document."
+    )
 
 
 def _score(value: Any) -> float | None:

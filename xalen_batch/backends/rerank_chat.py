@@ -42,7 +42,9 @@ class RerankChat:
 
 
 def to_rerank(body: bytes) -> bytes | Refused:
-    """The rerank request that a chat's last user message carries, or the 400 that says what it should carry."""
+    """The rerank request that a chat's last user message carries, or the 400 that says what it
+    should carry.
+    """
     chat = msgspec.json.decode(body)
     if not isinstance(chat, dict):
         return _refused("the request is not a JSON object")
@@ -57,21 +59,31 @@ def to_rerank(body: bytes) -> bytes | Refused:
         return _refused("the message is not a JSON object")
     asked = whole(asked)
     problem = problem_of(asked)
-    return _refused(problem) if problem else msgspec.json.encode({**asked, "model": chat.get("model")})
+    return (
+        _refused(problem) if problem else msgspec.json.encode({**asked, "model": chat.get("model")})
+    )
 
 
 def to_chat(answer: Answered, request: Request) -> bytes:
     """A rerank answer as a chat completion; a reranker writes no tokens."""
     ranking = msgspec.json.decode(answer.body)
     usage = answer.usage
-    message = {"role": "assistant", "content": msgspec.json.encode({"results": ranking["results"]}).decode(), "refusal": None}
+    message = {
+        "role": "assistant",
+        "content": msgspec.json.encode({"results": ranking["results"]}).decode(),
+        "refusal": None,
+    }
     completion = {
         "id": f"chatcmpl-{request.request_id}",
         "object": "chat.completion",
         "created": ranking.get("created") or int(time.time()),
         "model": msgspec.json.decode(request.body).get("model"),
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": usage.input_tokens, "completion_tokens": 0, "total_tokens": usage.input_tokens},
+        "usage": {
+            "prompt_tokens": usage.input_tokens,
+            "completion_tokens": 0,
+            "total_tokens": usage.input_tokens,
+        },
     }
     completion |= {key: ranking[key] for key in ("system_fingerprint", EXTENSION) if key in ranking}
     return orjson.dumps(completion)
@@ -82,7 +94,11 @@ def problem_of(asked: dict[str, Any]) -> str | None:
     documents, top_n = asked.get("documents"), asked.get("top_n")
     if not isinstance(asked.get("query"), str) or not asked["query"]:
         return "`query` must be a text"
-    if not isinstance(documents, list) or not documents or not all(_is_document(document) for document in documents):
+    if (
+        not isinstance(documents, list)
+        or not documents
+        or not all(_is_document(document) for document in documents)
+    ):
         return "`documents` must be a list of texts or of objects with `text`"
     if top_n is not None and (not isinstance(top_n, int) or isinstance(top_n, bool) or top_n < 1):
         return "`top_n` must be a whole number of at least 1"
@@ -105,7 +121,14 @@ def _last_user_content(messages: Any) -> str | None:
         if isinstance(message, dict) and message.get("role") == "user":
             content = message.get("content")
             if isinstance(content, list):
-                return "".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)) or None
+                return (
+                    "".join(
+                        part["text"]
+                        for part in content
+                        if isinstance(part, dict) and isinstance(part.get("text"), str)
+                    )
+                    or None
+                )
             return content if isinstance(content, str) else None
     return None
 

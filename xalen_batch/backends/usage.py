@@ -1,8 +1,9 @@
 """The usage that an answer is billed by, and how the answer's body states it.
 
-A backend's usage is trusted only if it can be true. Otherwise (missing, null, a string, a bool, a fraction, negative,
-more tokens than bytes) we count the tokens ourselves. Either way `response.body.usage` of the output line holds the billed
-numbers, so a customer can recompute the invoice from the output file (decision 0031).
+A backend's usage is trusted only if it can be true. Otherwise (missing, null, a string, a bool, a
+fraction, negative, more tokens than bytes) we count the tokens ourselves. Either way
+`response.body.usage` of the output line holds the billed numbers, so a customer can recompute the
+invoice from the output file (decision 0031).
 """
 
 from collections.abc import Mapping
@@ -26,10 +27,15 @@ EXTENSION = "xalen"
 
 
 def usage_of(answer: Mapping[str, Any], size: int, request: Request) -> Usage:
-    """The usage of a 2xx answer, which had `size` bytes, to a request. Never raises for what the backend said."""
+    """The usage of a 2xx answer, which had `size` bytes, to a request.
+
+    Never raises for what the backend said.
+    """
     reported = _rerank_usage(answer) if request.endpoint == RERANK else _chat_usage(answer)
     if reported is None or not _is_possible(reported, size, request):
-        return _rerank_count(request) if request.endpoint == RERANK else _chat_count(answer, request)
+        return (
+            _rerank_count(request) if request.endpoint == RERANK else _chat_count(answer, request)
+        )
     return reported
 
 
@@ -56,7 +62,8 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def usual_usage(body: bytes, request: Request) -> Usage | None:
-    """The usage of a chat completion in OpenAI's form, if it can be true; None: `usage_of` has to decide.
+    """The usage of a chat completion in OpenAI's form, if it can be true; None: `usage_of` has to
+    decide.
 
     Nearly every answer has this form, and this decodes only the billed fields.
     """
@@ -72,7 +79,9 @@ def usual_usage(body: bytes, request: Request) -> Usage | None:
     said = answer.usage
     read, written = said.prompt_tokens, said.completion_tokens
     cached = said.prompt_tokens_details.cached_tokens if said.prompt_tokens_details else 0
-    reasoning = said.completion_tokens_details.reasoning_tokens if said.completion_tokens_details else 0
+    reasoning = (
+        said.completion_tokens_details.reasoning_tokens if said.completion_tokens_details else 0
+    )
     if not (0 <= cached <= read <= ABSURD and 0 <= reasoning <= written <= ABSURD):
         return None
     usage = Usage(read, written, cached, reasoning)
@@ -82,9 +91,10 @@ def usual_usage(body: bytes, request: Request) -> Usage | None:
 def stating(body: bytes, answer: Mapping[str, Any], usage: Usage, request: Request) -> bytes:
     """The body of an answer, decoded as `answer`, with its billed usage under the standard keys.
 
-    A body that states the billed usage stays as it is. Otherwise `usage` is replaced, and the key `xalen` beside it says
-    whether the numbers were `counted` by us or `reported` by the backend in another form, and what the backend sent as `usage`.
-    An `xalen` of the backend's own is removed: only we say where numbers come from.
+    A body that states the billed usage stays as it is. Otherwise `usage` is replaced, and the key
+    `xalen` beside it says whether the numbers were `counted` by us or `reported` by the backend in
+    another form, and what the backend sent as `usage`. An `xalen` of the backend's own is removed:
+    only we say where numbers come from.
     """
     is_stated = not usage.counted and _states(_table(answer.get("usage")), usage, request)
     if is_stated and EXTENSION not in answer:
@@ -100,7 +110,9 @@ def stating(body: bytes, answer: Mapping[str, Any], usage: Usage, request: Reque
 
 
 def _states(table: Mapping[str, Any], usage: Usage, request: Request) -> bool:
-    """Whether a reported usage has the billed numbers under the standard keys; details that are absent are 0."""
+    """Whether a reported usage has the billed numbers under the standard keys; details that are
+    absent are 0.
+    """
     if request.endpoint == RERANK and "completion_tokens" not in table:
         # Jina's shape has no output tokens.
         table = {**table, "completion_tokens": 0}
@@ -110,11 +122,18 @@ def _states(table: Mapping[str, Any], usage: Usage, request: Request) -> bool:
         _stated_detail(table.get("prompt_tokens_details"), "cached_tokens"),
         _stated_detail(table.get("completion_tokens_details"), "reasoning_tokens"),
     )
-    return stated == (usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens)
+    return stated == (
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cached_tokens,
+        usage.reasoning_tokens,
+    )
 
 
 def _stated_detail(details: Any, name: str) -> int | None:
-    """A number in the details of a usage; 0 if it is absent or null, None if a strict client could not parse it."""
+    """A number in the details of a usage; 0 if it is absent or null, None if a strict client could
+    not parse it.
+    """
     if details is None:
         return 0
     if not isinstance(details, dict):
@@ -127,7 +146,11 @@ def _standard(usage: Usage, request: Request) -> dict[str, Any]:
     if request.endpoint == RERANK:
         return {"prompt_tokens": usage.input_tokens, "total_tokens": usage.input_tokens}
     total = usage.input_tokens + usage.output_tokens
-    standard: dict[str, Any] = {"prompt_tokens": usage.input_tokens, "completion_tokens": usage.output_tokens, "total_tokens": total}
+    standard: dict[str, Any] = {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": total,
+    }
     if usage.cached_tokens:
         standard["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
     if usage.reasoning_tokens:
@@ -142,7 +165,9 @@ def _chat_usage(body: Mapping[str, Any]) -> Usage | None:
     if read is None or written is None:
         return None
     cached = _detail(usage, "cached_tokens", "prompt_tokens_details", "input_tokens_details")
-    reasoning = _detail(usage, "reasoning_tokens", "completion_tokens_details", "output_tokens_details")
+    reasoning = _detail(
+        usage, "reasoning_tokens", "completion_tokens_details", "output_tokens_details"
+    )
     return Usage(read, written, min(cached, read), min(reasoning, written))
 
 
@@ -172,9 +197,17 @@ def _is_possible(usage: Usage, size: int, request: Request) -> bool:
 def _chat_count(answer: Mapping[str, Any], request: Request) -> Usage:
     asked = _object(request.body)
     messages = asked.get("messages")
-    read = tokens.count_chat(messages, tools=asked.get("tools")) if isinstance(messages, list) else tokens.count(_text(request.body))
+    read = (
+        tokens.count_chat(messages, tools=asked.get("tools"))
+        if isinstance(messages, list)
+        else tokens.count(_text(request.body))
+    )
     choices = answer.get("choices")
-    return Usage(read, sum(_written(choice) for choice in choices) if isinstance(choices, list) else 0, counted=True)
+    return Usage(
+        read,
+        sum(_written(choice) for choice in choices) if isinstance(choices, list) else 0,
+        counted=True,
+    )
 
 
 def _written(choice: Any) -> int:
@@ -193,7 +226,9 @@ def _rerank_count(request: Request) -> Usage:
 def _pairs(request: Request) -> tuple[str, list[Any]]:
     body = _object(request.body)
     query, documents = body.get("query"), body.get("documents")
-    return (query if isinstance(query, str) else ""), (documents if isinstance(documents, list) else [])
+    return (query if isinstance(query, str) else ""), (
+        documents if isinstance(documents, list) else []
+    )
 
 
 def _tokens(table: Mapping[str, Any], *names: str) -> int | None:

@@ -1,4 +1,6 @@
-"""Whole numbers of a request, in any spelling that JSON has for them: 256, 256.0 and 2.56e2 are one value."""
+"""Whole numbers of a request, in any spelling that JSON has for them: 256, 256.0 and 2.56e2 are one
+value.
+"""
 
 from typing import Any
 
@@ -7,6 +9,13 @@ PARAMETERS = ("n", "max_tokens", "max_completion_tokens", "top_n")
 
 
 def whole(body: dict[str, Any]) -> dict[str, Any]:
-    """The same request, its whole numbers as ints. Fractions, and what is no number, stay for the checks that name them."""
-    spelt = {name: int(value) for name in PARAMETERS if isinstance(value := body.get(name), float) and value.is_integer()}
+    """The same request, its whole numbers as ints.
+
+    Fractions, and what is no number, stay for the checks that name them.
+    """
+    spelt = {
+        name: int(value)
+        for name in PARAMETERS
+        if isinstance(value := body.get(name), float) and value.is_integer()
+    }
     return {**body, **spelt} if spelt else body

@@ -15,7 +15,9 @@ ZERO = Decimal(0)
 
 
 class Charge(NamedTuple):
-    """Exact net price in USD, and why someone should look at it: a flag, several joined by commas, or none."""
+    """Exact net price in USD, and why someone should look at it: a flag, several joined by commas,
+    or none.
+    """
 
     amount: Decimal
     flag: str | None
@@ -36,7 +38,11 @@ class Tariff:
 
     def charge(self, usage: Usage) -> Charge:
         # The context's own methods, not operators under `localcontext`: this runs for every line.
-        amount = money.EXACT.fma(usage.output_tokens, self._output or ZERO, money.EXACT.multiply(usage.input_tokens, self._input or ZERO))
+        amount = money.EXACT.fma(
+            usage.output_tokens,
+            self._output or ZERO,
+            money.EXACT.multiply(usage.input_tokens, self._input or ZERO),
+        )
         if self._input is not None and self._output is not None and not usage.counted:
             return Charge(amount, None)
         return Charge(amount, self._flag(usage))
@@ -56,4 +62,8 @@ class Tariff:
 
 @money.exact
 def _per_token(usd_per_million: str | None, rate: Decimal) -> Decimal | None:
-    return None if usd_per_million is None else Decimal(usd_per_million) * money.PER_MILLION * (1 - rate)
+    return (
+        None
+        if usd_per_million is None
+        else Decimal(usd_per_million) * money.PER_MILLION * (1 - rate)
+    )

@@ -21,14 +21,17 @@ ZERO = Decimal(0)
 
 
 class Mismatch(Exception):
-    """An invoice's lines do not sum to the charges of its results: a bug of ours, so nothing is issued."""
+    """An invoice's lines do not sum to the charges of its results: a bug of ours, so nothing is
+    issued.
+    """
 
 
 class _Outcome(NamedTuple):
     """Sums over the results of one model that ended alike.
 
-    `reason`: the code that the requests ended with, or the HTTP status that they were refused with; None: they succeeded.
-    `is_counted`: their tokens were counted by us, since the backend reported no usable usage.
+    `reason`: the code that the requests ended with, or the HTTP status that they were refused with;
+    None: they succeeded. `is_counted`: their tokens were counted by us, since the backend reported
+    no usable usage.
     """
 
     model: str
@@ -42,7 +45,8 @@ class _Outcome(NamedTuple):
 
 @money.exact
 def issue(session: Session, batch: Batch) -> Invoice:
-    """Make the batch's invoice from its results, or return the one there is. Runs in the transaction that ends the batch.
+    """Make the batch's invoice from its results, or return the one there is. Runs in the
+    transaction that ends the batch.
 
     Raises Mismatch unless the total is the sum of the lines' charges to the last digit.
     """
@@ -54,8 +58,13 @@ def issue(session: Session, batch: Batch) -> Invoice:
     total = sum((line.amount for line in lines), ZERO)
     charged = sum((outcome.charged for outcome in outcomes), ZERO)
     if total != charged:
-        logger.error("invoice.mismatch", batch_id=batch.id, invoiced=str(total), charged=str(charged))
-        raise Mismatch(f"batch {batch.id}: the invoice's lines sum to {total}, the charges of its results to {charged}")
+        logger.error(
+            "invoice.mismatch", batch_id=batch.id, invoiced=str(total), charged=str(charged)
+        )
+        raise Mismatch(
+            f"batch {batch.id}: the invoice's lines sum to {total}, the charges of its results to"
+            f" {charged}"
+        )
     header = Invoice(
         account_id=batch.account_id,
         livemode=batch.livemode,
@@ -75,7 +84,10 @@ def of_batch(session: Session, batch: Batch) -> Invoice:
         return invoice
     name = ids.render("batch", batch.id)
     if batch.status == BatchStatus.FAILED:
-        raise NotFound(f"Batch {name} failed validation: nothing ran and nothing is billed, so it has no invoice.")
+        raise NotFound(
+            f"Batch {name} failed validation: nothing ran and nothing is billed, so it has no"
+            " invoice."
+        )
     raise NotFound(f"Batch {name} is {batch.status}; its invoice is issued when it ends.")
 
 
@@ -90,7 +102,11 @@ def counted_tokens(invoice: Invoice) -> dict[str, int]:
 
 def not_billed(invoice: Invoice, reason: str) -> int:
     """The number of a batch's requests that ended with a code, or with `http_` and a status."""
-    return sum(int(line.quantity or 0) for line in invoice.lines if line.kind == "not_billed" and line.reason == reason)
+    return sum(
+        int(line.quantity or 0)
+        for line in invoice.lines
+        if line.kind == "not_billed" and line.reason == reason
+    )
 
 
 def _find(session: Session, batch: Batch) -> Invoice | None:
@@ -98,15 +114,22 @@ def _find(session: Session, batch: Batch) -> Invoice | None:
 
 
 def _schedule_name(session: Session, batch: Batch) -> str | None:
-    """The name that a schedule had when the run came about that is this batch; later ones change no invoice."""
+    """The name that a schedule had when the run came about that is this batch; later ones change no
+    invoice.
+    """
     if batch.run_id is None:
         return None
-    name: str = session.execute(select(ScheduleRun.definition["name"].astext).where(ScheduleRun.id == batch.run_id)).scalar_one()
+    name: str = session.execute(
+        select(ScheduleRun.definition["name"].astext).where(ScheduleRun.id == batch.run_id)
+    ).scalar_one()
     return name
 
 
 def store(session: Session, invoice: Invoice, lines: Sequence[InvoiceLine]) -> bool:
-    """Write an invoice and its lines, in their order. False, and nothing written: its batch or month has one already."""
+    """Write an invoice and its lines, in their order.
+
+    False, and nothing written: its batch or month has one already.
+    """
     header = {
         "id": ids.new(),
         "account_id": invoice.account_id,
@@ -118,12 +141,22 @@ def store(session: Session, invoice: Invoice, lines: Sequence[InvoiceLine]) -> b
         "currency": money.CURRENCY,
         "total": invoice.total,
     }
-    is_new = session.execute(postgresql.insert(Invoice).values(header).on_conflict_do_nothing().returning(Invoice.id)).one_or_none()
+    is_new = session.execute(
+        postgresql.insert(Invoice).values(header).on_conflict_do_nothing().returning(Invoice.id)
+    ).one_or_none()
     if is_new is None:
         return False
-    columns = [column.key for column in InvoiceLine.__mapper__.column_attrs if column.key not in ("invoice_id", "position")]
+    columns = [
+        column.key
+        for column in InvoiceLine.__mapper__.column_attrs
+        if column.key not in ("invoice_id", "position")
+    ]
     rows = [
-        {"invoice_id": header["id"], "position": position, **{column: getattr(line, column) for column in columns}}
+        {
+            "invoice_id": header["id"],
+            "position": position,
+            **{column: getattr(line, column) for column in columns},
+        }
         for position, line in enumerate(lines, start=1)
     ]
     if rows:
@@ -148,7 +181,13 @@ def _outcomes(session: Session, batch: Batch) -> list[_Outcome]:
     )
     each = ended.where(Result.batch_id == batch.id).subquery().c
     kind = (each.model, each.reason, each.is_counted)
-    sums = select(*kind, func.count(), func.sum(each.input_tokens), func.sum(each.output_tokens), func.sum(each.amount))
+    sums = select(
+        *kind,
+        func.count(),
+        func.sum(each.input_tokens),
+        func.sum(each.output_tokens),
+        func.sum(each.amount),
+    )
     rows = session.execute(sums.group_by(*kind).order_by(*kind))
     return [
         _Outcome(model, why, is_counted, requests, int(read), int(written), charged)
@@ -157,13 +196,21 @@ def _outcomes(session: Session, batch: Batch) -> list[_Outcome]:
 
 
 def _usage_lines(batch: Batch, outcomes: Sequence[_Outcome]) -> Iterator[InvoiceLine]:
-    """A line per model and component (another for tokens that we counted), the discount on them, and tokens without a price."""
+    """A line per model and component (another for tokens that we counted), the discount on them,
+    and tokens without a price.
+    """
     gross = ZERO
     unpriced = []
     for used in _usage(outcomes):
         price = batch.price_snapshot.get(used.model, {}).get(used.component)
         if price is None:
-            logger.warning("usage.unpriced", batch_id=batch.id, model=used.model, component=used.component, tokens=used.tokens)
+            logger.warning(
+                "usage.unpriced",
+                batch_id=batch.id,
+                model=used.model,
+                component=used.component,
+                tokens=used.tokens,
+            )
             unpriced.append(_unpriced_line(used))
         else:
             line = _usage_line(used, Decimal(price), answered_by=batch.backend_of(used.model))
@@ -188,7 +235,10 @@ class _Used(NamedTuple):
 
     @property
     def description(self) -> str:
-        return f"{self.model}, {self.component} tokens{' counted by xalen-batch' if self.is_counted else ''}"
+        return (
+            f"{self.model}, {self.component}"
+            f" tokens{' counted by xalen-batch' if self.is_counted else ''}"
+        )
 
 
 def _usage(outcomes: Sequence[_Outcome]) -> Iterator[_Used]:
@@ -196,7 +246,11 @@ def _usage(outcomes: Sequence[_Outcome]) -> Iterator[_Used]:
     for outcome in outcomes:
         if outcome.reason is None:
             components = (("input", outcome.input_tokens), ("output", outcome.output_tokens))
-            yield from (_Used(outcome.model, component, tokens, outcome.is_counted) for component, tokens in components if tokens)
+            yield from (
+                _Used(outcome.model, component, tokens, outcome.is_counted)
+                for component, tokens in components
+                if tokens
+            )
 
 
 def _usage_line(used: _Used, price: Decimal, *, answered_by: str | None) -> InvoiceLine:
@@ -247,9 +301,11 @@ def _percent(rate: Decimal) -> str:
 
 @money.exact
 def render(invoice: Invoice) -> dict[str, Any]:
-    """A batch's invoice as the API shows it: amounts are exact strings, and the same invoice is always the same bytes.
+    """A batch's invoice as the API shows it: amounts are exact strings, and the same invoice is
+    always the same bytes.
 
-    `payable`: whether it is real money, which test mode never is; what is paid is the month's statement.
+    `payable`: whether it is real money, which test mode never is; what is paid is the month's
+    statement.
     """
     assert invoice.batch_id is not None
     return {
@@ -260,12 +316,19 @@ def render(invoice: Invoice) -> dict[str, Any]:
         "payable": invoice.livemode,
         "account_id": ids.render("acct", invoice.account_id),
         "batch_id": ids.render("batch", invoice.batch_id),
-        "schedule": invoice.schedule_id and {"id": ids.render("sched", invoice.schedule_id), "name": invoice.schedule_name},
+        "schedule": (
+            invoice.schedule_id
+            and {"id": ids.render("sched", invoice.schedule_id), "name": invoice.schedule_name}
+        ),
         "currency": invoice.currency,
         "issued_at": int(invoice.issued_at.timestamp()),
         "lines": [_render_line(line) for line in invoice.lines],
-        "subtotal": money.render(sum((line.amount for line in invoice.lines if line.kind == "usage"), ZERO)),
-        "discount": money.render(sum((line.amount for line in invoice.lines if line.kind == "discount"), ZERO)),
+        "subtotal": money.render(
+            sum((line.amount for line in invoice.lines if line.kind == "usage"), ZERO)
+        ),
+        "discount": money.render(
+            sum((line.amount for line in invoice.lines if line.kind == "discount"), ZERO)
+        ),
         "total": money.render(invoice.total),
     }
 

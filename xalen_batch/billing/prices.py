@@ -1,4 +1,7 @@
-"""List prices over time. The table says what holds and what held when; a sync moves it to the catalog's prices."""
+"""List prices over time.
+
+The table says what holds and what held when; a sync moves it to the catalog's prices.
+"""
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
@@ -20,7 +23,9 @@ Key = tuple[str, str, bool]
 
 
 class Change(NamedTuple):
-    """One price that the catalog gives otherwise than the table: USD per million tokens, None where it has none."""
+    """One price that the catalog gives otherwise than the table: USD per million tokens, None where
+    it has none.
+    """
 
     model: str
     component: str
@@ -37,26 +42,34 @@ def differences(session: Session) -> list[Change]:
     """What a sync would change, in both modes, by model."""
     listed, rows = _listed(), _open_rows(session)
     found = [
-        Change(*key, old=rows[key].usd_per_million if key in rows else None, new=listed.get(key)) for key in sorted(rows.keys() | listed)
+        Change(*key, old=rows[key].usd_per_million if key in rows else None, new=listed.get(key))
+        for key in sorted(rows.keys() | listed)
     ]
     return [change for change in found if change.old != change.new]
 
 
 def closings(changes: Iterable[Change], *, named: Collection[str] = ()) -> list[Change]:
-    """The changes that would leave a model component without a price, but for models that are named."""
+    """The changes that would leave a model component without a price, but for models that are
+    named.
+    """
     return [change for change in changes if change.new is None and change.model not in named]
 
 
 def sync(session: Session, changes: Sequence[Change]) -> None:
-    """Make changes that `differences` gave: close the old prices, open the new ones. Batches that exist keep theirs.
+    """Make changes that `differences` gave: close the old prices, open the new ones. Batches that
+    exist keep theirs.
 
     Outdated, and nothing is changed, unless they are all there is to change.
     """
     # Serializes syncs: each compares with what the one before it committed.
     session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": SYNC_LOCK})
     if differences(session) != list(changes):
-        raise Outdated("Prices or catalog changed meanwhile, and nothing was done: look at the differences once more.")
-    # Read behind the lock: now() may lie before the start of a price that another process opened meanwhile.
+        raise Outdated(
+            "Prices or catalog changed meanwhile, and nothing was done: look at the differences"
+            " once more."
+        )
+    # Read behind the lock: now() may lie before the start of a price that another process opened
+    # meanwhile.
     at = session.execute(select(func.clock_timestamp())).scalar_one()
     rows = _open_rows(session)
     for change in changes:
@@ -74,10 +87,14 @@ def fill(session: Session) -> None:
 
 
 def unpriced(session: Session) -> list[str]:
-    """The catalog's models that have no price in force in one of the modes: batches that name them are refused."""
+    """The catalog's models that have no price in force in one of the modes: batches that name them
+    are refused.
+    """
     rows = _open_rows(session)
     priced = [{key[0] for key in rows if key[2] is livemode} for livemode in (False, True)]
-    return sorted(model for model in catalog.models() if not all(model in models for models in priced))
+    return sorted(
+        model for model in catalog.models() if not all(model in models for models in priced)
+    )
 
 
 def _listed() -> dict[Key, Decimal]:
@@ -92,28 +109,46 @@ def _listed() -> dict[Key, Decimal]:
 
 def _open_rows(session: Session) -> dict[Key, Price]:
     return {
-        (price.model, price.component, price.livemode): price for price in session.scalars(select(Price).where(Price.valid_to.is_(None)))
+        (price.model, price.component, price.livemode): price
+        for price in session.scalars(select(Price).where(Price.valid_to.is_(None)))
     }
 
 
 def _close(session: Session, price: Price, at: datetime) -> None:
     session.execute(update(Price).where(Price.id == price.id).values(valid_to=at))
-    logger.info("price.closed", model=price.model, component=price.component, livemode=price.livemode)
+    logger.info(
+        "price.closed", model=price.model, component=price.component, livemode=price.livemode
+    )
 
 
 def _open(session: Session, change: Change, price: Decimal, at: datetime) -> None:
-    row = {"model": change.model, "component": change.component, "livemode": change.livemode, "usd_per_million": price}
+    row = {
+        "model": change.model,
+        "component": change.component,
+        "livemode": change.livemode,
+        "usd_per_million": price,
+    }
     session.execute(insert(Price).values(id=ids.new(), valid_from=at, **row))
     logger.info("price.opened", **(row | {"usd_per_million": str(price)}))
 
 
-def in_force(session: Session, *, livemode: bool, at: datetime | None = None) -> dict[str, dict[str, Decimal]]:
-    """{model: {component: USD per million tokens}} at a time, or now. What has no price is not in it."""
-    # Not now(), which is when the transaction began: a price opened in this very transaction holds already.
+def in_force(
+    session: Session, *, livemode: bool, at: datetime | None = None
+) -> dict[str, dict[str, Decimal]]:
+    """{model: {component: USD per million tokens}} at a time, or now.
+
+    What has no price is not in it.
+    """
+    # Not now(), which is when the transaction began: a price opened in this very transaction holds
+    # already.
     moment = func.clock_timestamp() if at is None else at
     rows = session.scalars(
         select(Price)
-        .where(Price.livemode == livemode, Price.valid_from <= moment, Price.valid_to.is_(None) | (Price.valid_to > moment))
+        .where(
+            Price.livemode == livemode,
+            Price.valid_from <= moment,
+            Price.valid_to.is_(None) | (Price.valid_to > moment),
+        )
         .order_by(Price.model, Price.component)
     )
     found: dict[str, dict[str, Decimal]] = {}
@@ -123,16 +158,21 @@ def in_force(session: Session, *, livemode: bool, at: datetime | None = None) ->
 
 
 def snapshot(session: Session, *, livemode: bool, models: Iterable[str]) -> Snapshot:
-    """The prices of these models now, to be frozen in a batch: {model: {component: "0.02"}}, plain digits.
+    """The prices of these models now, to be frozen in a batch: {model: {component: "0.02"}}, plain
+    digits.
 
     A model without any price is left out: lines that name it are refused.
     """
     prices = in_force(session, livemode=livemode)
     return {
-        model: {component: f"{price:f}" for component, price in prices[model].items()} for model in sorted(set(models)) if model in prices
+        model: {component: f"{price:f}" for component, price in prices[model].items()}
+        for model in sorted(set(models))
+        if model in prices
     }
 
 
 def history(session: Session) -> Sequence[Price]:
     """Every price there ever was, by model, component, mode and time."""
-    return session.scalars(select(Price).order_by(Price.model, Price.component, Price.livemode, Price.valid_from)).all()
+    return session.scalars(
+        select(Price).order_by(Price.model, Price.component, Price.livemode, Price.valid_from)
+    ).all()

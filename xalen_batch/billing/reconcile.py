@@ -28,14 +28,20 @@ class Difference(NamedTuple):
 def differences(session: Session) -> Iterator[Difference]:
     """Every difference there is; an empty iterator is what should be. Memory stays bounded.
 
-    The session's transaction is REPEATABLE READ (`db.snapshot`): all checks then see one moment, while batches run on.
-    Raises RuntimeError for any other, because two moments differ wherever a batch ended between them.
+    The session's transaction is REPEATABLE READ (`db.snapshot`): all checks then see one moment,
+    while batches run on. Raises RuntimeError for any other, because two moments differ wherever a
+    batch ended between them.
     """
     isolation = session.scalar(text("SHOW transaction_isolation"))
     if isolation != "repeatable read":
-        raise RuntimeError(f"reconcile needs a snapshot of the database, and this transaction is {isolation}")
+        raise RuntimeError(
+            f"reconcile needs a snapshot of the database, and this transaction is {isolation}"
+        )
     for check in CHECKS:
-        yield from map(_difference, session.execute(text(check), execution_options={"yield_per": ROWS_AT_A_TIME}))
+        yield from map(
+            _difference,
+            session.execute(text(check), execution_options={"yield_per": ROWS_AT_A_TIME}),
+        )
 
 
 def _difference(row: Any) -> Difference:
@@ -67,7 +73,8 @@ _ORPHANS = """
     GROUP BY batch_id
 """
 
-# `cancelled` and `expired` are null in batches that ended before they were counted; their `failed` includes them.
+# `cancelled` and `expired` are null in batches that ended before they were counted; their `failed`
+# includes them.
 _COUNTS = """
     SELECT 'batch' AS kind, batch.id, counter.what, counter.expected, counter.found
     FROM batches AS batch
@@ -157,7 +164,8 @@ _NOT_BILLED = """
     WHERE invoice.batch_id IS NOT NULL AND failed.requests <> listed.requests
 """
 
-# Plain joins, which PostgreSQL hashes. A LATERAL look-up for each batch scanned all invoice lines each time.
+# Plain joins, which PostgreSQL hashes. A LATERAL look-up for each batch scanned all invoice lines
+# each time.
 _OWNERS = """
     SELECT 'batch' AS kind, batch.id, 'account and mode of the ' || other.what AS what,
         concat(batch.account_id, CASE WHEN batch.livemode THEN ' live' ELSE ' test' END) AS expected,
@@ -197,4 +205,15 @@ _STATEMENTS = """
     WHERE statement.month IS NOT NULL AND sums.expected <> sums.found
 """
 
-CHECKS = (_LINES, _ORPHANS, _COUNTS, _INVOICES, _TOTALS, _USAGE, _USAGE_PRICES, _NOT_BILLED, _OWNERS, _STATEMENTS)
+CHECKS = (
+    _LINES,
+    _ORPHANS,
+    _COUNTS,
+    _INVOICES,
+    _TOTALS,
+    _USAGE,
+    _USAGE_PRICES,
+    _NOT_BILLED,
+    _OWNERS,
+    _STATEMENTS,
+)

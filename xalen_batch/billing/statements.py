@@ -33,15 +33,19 @@ def parse_month(month: str) -> date:
     except ValueError:
         first = None
     if first is None or f"{first:%Y-%m}" != month:
-        raise InvalidRequest(f"month: {month[:40]!r} is no month. Write it as 2026-11.", param="month")
+        raise InvalidRequest(
+            f"month: {month[:40]!r} is no month. Write it as 2026-11.", param="month"
+        )
     return first
 
 
 def pieces(owner: Owner, month: date) -> Iterator[bytes]:
-    """The statement of a month (its first day, UTC) as JSON: the issued one, or a draft. Writes nothing.
+    """The statement of a month (its first day, UTC) as JSON: the issued one, or a draft. Writes
+    nothing.
 
-    An invoice belongs to the month it was issued in. Each piece is read on its own and kept nowhere, so that neither
-    memory nor a transaction grows with the month; the totals are those of the lines that were read.
+    An invoice belongs to the month it was issued in. Each piece is read on its own and kept
+    nowhere, so that neither memory nor a transaction grows with the month; the totals are those of
+    the lines that were read.
     """
     return iter(_Reader(owner, month).read, b"")
 
@@ -50,7 +54,12 @@ class _Reader:
     """The place in a statement where the next piece begins, and the sums of the lines before it."""
 
     def __init__(self, owner: Owner, month: date) -> None:
-        self._statement = Invoice(account_id=owner.account_id, livemode=owner.livemode, month=month, currency=money.CURRENCY)
+        self._statement = Invoice(
+            account_id=owner.account_id,
+            livemode=owner.livemode,
+            month=month,
+            currency=money.CURRENCY,
+        )
         self._after: Any = None
         self._sums = {"batch": ZERO, "rounding": ZERO}
         self._is_over = False
@@ -70,7 +79,9 @@ class _Reader:
         shown = b",".join(orjson.dumps(_render_line(line)) for line in lines)
         opening = orjson.dumps(_head(self._statement))[:-1] + b',"lines":[' if is_first else b","
         content = opening + shown if is_first or shown else b""
-        return content + b"]," + orjson.dumps(_totals(**self._sums))[1:] if self._is_over else content
+        return (
+            content + b"]," + orjson.dumps(_totals(**self._sums))[1:] if self._is_over else content
+        )
 
     def _lines(self, session: Session) -> list[InvoiceLine]:
         """The next lines, with the rounding behind the last."""
@@ -89,18 +100,25 @@ def _issued(session: Session, statement: Invoice) -> Invoice | None:
     """The statement of that month as it was issued, without its lines."""
     return session.scalars(
         select(Invoice)
-        .where(Invoice.account_id == statement.account_id, Invoice.livemode == statement.livemode, Invoice.month == statement.month)
+        .where(
+            Invoice.account_id == statement.account_id,
+            Invoice.livemode == statement.livemode,
+            Invoice.month == statement.month,
+        )
         .options(lazyload(Invoice.lines))
     ).one_or_none()
 
 
 def _issued_lines(session: Session, statement: Invoice, after: int) -> list[InvoiceLine]:
-    lines = select(InvoiceLine).where(InvoiceLine.invoice_id == statement.id, InvoiceLine.position > after)
+    lines = select(InvoiceLine).where(
+        InvoiceLine.invoice_id == statement.id, InvoiceLine.position > after
+    )
     return list(session.scalars(lines.order_by(InvoiceLine.position).limit(PAGE_LINES)))
 
 
 # The hour of grace lets transactions land that were open when the month ended. Months are issued in
-# their order, so what is due begins behind an account's last statement: one look into an index for each.
+# their order, so what is due begins behind an account's last statement: one look into an index for
+# each.
 _DUE = text("""
     SELECT account.id AS account_id, mode.livemode, date_trunc('month', first.issued_at AT TIME ZONE 'UTC')::date AS month
     FROM accounts AS account
@@ -124,13 +142,18 @@ _DUE = text("""
 
 
 def due(session: Session) -> Sequence[Any]:
-    """The next statement (`account_id`, `livemode`, `month`) of each account and mode that has invoices in a month that is over."""
+    """The next statement (`account_id`, `livemode`, `month`) of each account and mode that has
+    invoices in a month that is over.
+    """
     return session.execute(_DUE, {"at_once": AT_ONCE}).all()
 
 
 @money.exact
 def issue(session: Session, due: Any) -> bool:
-    """Issue one of `due`. False: it is issued already. May run anywhere, at once: a month has one statement."""
+    """Issue one of `due`.
+
+    False: it is issued already. May run anywhere, at once: a month has one statement.
+    """
     invoice = Invoice(account_id=due.account_id, livemode=due.livemode, month=due.month)
     lines = _lines(session, invoice)
     invoice.total = _sum(lines)
@@ -148,7 +171,9 @@ def issue(session: Session, due: Any) -> bool:
 
 @money.exact
 def _lines(session: Session, month: Invoice) -> list[InvoiceLine]:
-    """A line for each batch invoice of the month, and the rounding that makes them sum to whole cents."""
+    """A line for each batch invoice of the month, and the rounding that makes them sum to whole
+    cents.
+    """
     lines = [_line(invoice) for invoice in _invoices(session, month)]
     return [*lines, _rounding(_sum(lines))]
 
@@ -164,7 +189,9 @@ def _line(invoice: Any) -> InvoiceLine:
 
 
 def _rounding(exact: Decimal) -> InvoiceLine:
-    return InvoiceLine(kind="rounding", description="Rounding to whole cents", amount=money.payable(exact) - exact)
+    return InvoiceLine(
+        kind="rounding", description="Rounding to whole cents", amount=money.payable(exact) - exact
+    )
 
 
 def _sum(lines: Sequence[InvoiceLine]) -> Decimal:
@@ -172,20 +199,34 @@ def _sum(lines: Sequence[InvoiceLine]) -> Decimal:
 
 
 def _description(invoice: Any) -> str:
-    words = f"Batch {ids.render('batch', invoice.batch_id)}, {invoice.issued_at.astimezone(UTC):%Y-%m-%d}"
+    words = (
+        f"Batch {ids.render('batch', invoice.batch_id)},"
+        f" {invoice.issued_at.astimezone(UTC):%Y-%m-%d}"
+    )
     words += "" if invoice.schedule_name is None else f", schedule {invoice.schedule_name}"
     # In test mode all answers are.
     return f"{words}, simulated answers" if invoice.livemode and invoice.is_simulated else words
 
 
-def _invoices(session: Session, month: Invoice, after: tuple[datetime, UUID] | None = None, limit: int | None = None) -> Sequence[Any]:
+def _invoices(
+    session: Session,
+    month: Invoice,
+    after: tuple[datetime, UUID] | None = None,
+    limit: int | None = None,
+) -> Sequence[Any]:
     """Batch invoices of a month by the time of their issue; those behind that time and id."""
     assert month.month is not None
-    start = literal(datetime(month.month.year, month.month.month, 1, tzinfo=UTC), DateTime(timezone=True))
+    start = literal(
+        datetime(month.month.year, month.month.month, 1, tzinfo=UTC), DateTime(timezone=True)
+    )
     # PostgreSQL's calendar goes on behind 9999, where Python's ends.
     end = start + func.make_interval(0, 1)
-    has_counted = exists().where(InvoiceLine.invoice_id == Invoice.id, InvoiceLine.reason == USAGE_COUNTED)
-    is_simulated = exists().where(InvoiceLine.invoice_id == Invoice.id, InvoiceLine.answered_by == "simulated")
+    has_counted = exists().where(
+        InvoiceLine.invoice_id == Invoice.id, InvoiceLine.reason == USAGE_COUNTED
+    )
+    is_simulated = exists().where(
+        InvoiceLine.invoice_id == Invoice.id, InvoiceLine.answered_by == "simulated"
+    )
     found = (
         select(
             Invoice.id,
@@ -230,14 +271,20 @@ def _head(statement: Invoice) -> dict[str, Any]:
 
 def _totals(*, batch: Decimal, rounding: Decimal) -> dict[str, str]:
     """What comes behind the lines."""
-    return {"exact_total": money.render(batch), "rounding": money.render(rounding), "total": money.render(batch + rounding)}
+    return {
+        "exact_total": money.render(batch),
+        "rounding": money.render(rounding),
+        "total": money.render(batch + rounding),
+    }
 
 
 def _render_line(line: InvoiceLine) -> dict[str, Any]:
     return {
         "kind": line.kind,
         "description": line.description,
-        "invoice_id": None if line.source_invoice_id is None else ids.render("inv", line.source_invoice_id),
+        "invoice_id": (
+            None if line.source_invoice_id is None else ids.render("inv", line.source_invoice_id)
+        ),
         "reason": line.reason,
         "amount": money.render(line.amount),
     }

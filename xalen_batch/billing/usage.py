@@ -12,7 +12,9 @@ from sqlalchemy.orm import Session
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Of one account in one mode: batches that were invoiced in the month, and those that are open now. Amounts are USD."""
+    """Of one account in one mode: batches that were invoiced in the month, and those that are open
+    now. Amounts are USD.
+    """
 
     account_id: UUID
     name: str
@@ -26,7 +28,8 @@ class Usage:
     open_total: Decimal
 
 
-# An invoice belongs to the month in which it was issued, as on a statement. Open batches belong to none yet: `with_open` adds them.
+# An invoice belongs to the month in which it was issued, as on a statement. Open batches belong to
+# none yet: `with_open` adds them.
 _USAGE = text("""
     WITH invoiced AS (
         SELECT i.account_id, i.livemode, count(*) AS batches, sum(i.total) AS total, sum(u.input) AS input, sum(u.output) AS output
@@ -54,8 +57,12 @@ _USAGE = text("""
 
 
 def of_month(session: Session, month: date, *, with_open: bool) -> Sequence[Usage]:
-    """By account and mode, for those that have any, the sum of their batch invoices before rounding. `month`: its first day, UTC."""
+    """By account and mode, for those that have any, the sum of their batch invoices before
+    rounding. `month`: its first day, UTC.
+    """
     since = datetime(month.year, month.month, 1, tzinfo=UTC)
     until = (since + timedelta(days=32)).replace(day=1)
-    rows = session.execute(_USAGE, {"since": since, "until": until, "with_open": with_open}).mappings()
+    rows = session.execute(
+        _USAGE, {"since": since, "until": until, "with_open": with_open}
+    ).mappings()
     return [Usage(**row) for row in rows]

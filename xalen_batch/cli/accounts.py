@@ -1,4 +1,6 @@
-"""`accounts`: its commands, and what the operator sets for an account: limits, and leave for simulated answers."""
+"""`accounts`: its commands, and what the operator sets for an account: limits, and leave for
+simulated answers.
+"""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +27,9 @@ commands = typer.Typer(
     no_args_is_help=True,
     help="List, make, rename, weigh and disable accounts, and set what they may hold (operators).",
     epilog=examples(
-        "xalen-batch accounts list", "xalen-batch accounts usage --month 2026-11", "xalen-batch accounts limits acme --open-batches 500"
+        "xalen-batch accounts list",
+        "xalen-batch accounts usage --month 2026-11",
+        "xalen-batch accounts limits acme --open-batches 500",
     ),
 )
 for part in (roster, usage):
@@ -33,21 +37,28 @@ for part in (roster, usage):
 
 
 def _number(text: str | None) -> str | None:
-    if text is not None and text not in (NONE, DEFAULT) and not (text.isascii() and text.isdigit() and int(text) < 2**63):
+    if (
+        text is not None
+        and text not in (NONE, DEFAULT)
+        and not (text.isascii() and text.isdigit() and int(text) < 2**63)
+    ):
         raise typer.BadParameter(f"{text!r} is not {NUMBER}.")
     return text
 
 
 def _rate(text: str | None) -> str | None:
     if text is not None and text.isdigit() and int(text) == 0:
-        raise typer.BadParameter("0 would shut the account out. Revoke its keys, or allow one request at least.")
+        raise typer.BadParameter(
+            "0 would shut the account out. Revoke its keys, or allow one request at least."
+        )
     return _number(text)
 
 
 @commands.command(
     epilog=examples(
         "xalen-batch accounts limits acme",
-        "xalen-batch accounts limits acme --mode live --open-batches 500 --enqueued-tokens 2000000000",
+        "xalen-batch accounts limits acme --mode live --open-batches 500 --enqueued-tokens"
+        " 2000000000",
         "xalen-batch accounts limits acme --storage-bytes none --requests-per-second default",
         "xalen-batch accounts limits acme --json",
     )
@@ -56,23 +67,55 @@ def limits(
     account: Annotated[str, typer.Argument(metavar="NAME", help="The account's name.")],
     mode: Annotated[Mode | None, typer.Option(help="Only of this mode; both unless given.")] = None,
     open_batches: Annotated[
-        str | None, typer.Option(metavar="N", callback=_number, help=f"Most batches that have not ended: {NUMBER}.")
+        str | None,
+        typer.Option(
+            metavar="N", callback=_number, help=f"Most batches that have not ended: {NUMBER}."
+        ),
     ] = None,
-    enqueued_lines: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most lines in those batches.")] = None,
-    enqueued_tokens: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most input tokens in those batches.")] = None,
-    files: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most files.")] = None,
-    storage_bytes: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most bytes in files and inboxes.")] = None,
-    schedules: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most schedules.")] = None,
-    waiting_runs: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most schedule runs that wait to start.")] = None,
-    inbox_requests: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most requests in inboxes.")] = None,
-    api_keys: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most API keys that can be used.")] = None,
-    idempotency_keys: Annotated[str | None, typer.Option(metavar="N", callback=_number, help="Most idempotency keys kept.")] = None,
+    enqueued_lines: Annotated[
+        str | None, typer.Option(metavar="N", callback=_number, help="Most lines in those batches.")
+    ] = None,
+    enqueued_tokens: Annotated[
+        str | None,
+        typer.Option(metavar="N", callback=_number, help="Most input tokens in those batches."),
+    ] = None,
+    files: Annotated[
+        str | None, typer.Option(metavar="N", callback=_number, help="Most files.")
+    ] = None,
+    storage_bytes: Annotated[
+        str | None,
+        typer.Option(metavar="N", callback=_number, help="Most bytes in files and inboxes."),
+    ] = None,
+    schedules: Annotated[
+        str | None, typer.Option(metavar="N", callback=_number, help="Most schedules.")
+    ] = None,
+    waiting_runs: Annotated[
+        str | None,
+        typer.Option(metavar="N", callback=_number, help="Most schedule runs that wait to start."),
+    ] = None,
+    inbox_requests: Annotated[
+        str | None, typer.Option(metavar="N", callback=_number, help="Most requests in inboxes.")
+    ] = None,
+    api_keys: Annotated[
+        str | None,
+        typer.Option(metavar="N", callback=_number, help="Most API keys that can be used."),
+    ] = None,
+    idempotency_keys: Annotated[
+        str | None, typer.Option(metavar="N", callback=_number, help="Most idempotency keys kept.")
+    ] = None,
     requests_per_second: Annotated[
-        str | None, typer.Option(metavar="N", callback=_rate, help="Most API requests in a second; in force within five.")
+        str | None,
+        typer.Option(
+            metavar="N", callback=_rate, help="Most API requests in a second; in force within five."
+        ),
     ] = None,
     changes_per_minute: Annotated[
         str | None,
-        typer.Option(metavar="N", callback=_rate, help="Most of them in a minute that change something; in force within five seconds."),
+        typer.Option(
+            metavar="N",
+            callback=_rate,
+            help="Most of them in a minute that change something; in force within five seconds.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -95,9 +138,12 @@ def limits(
     with database.transaction() as session:
         owners = {of: _owner(session, account, of) for of in modes}
         for owner in owners.values():
-            _set(session, owner, {name: value for name, value in given.items() if value is not None})
+            _set(
+                session, owner, {name: value for name, value in given.items() if value is not None}
+            )
         found: list[dict[str, Any]] = [
-            {"account": account, "livemode": of is Mode.LIVE, "quotas": _standings(session, owner)} for of, owner in owners.items()
+            {"account": account, "livemode": of is Mode.LIVE, "quotas": _standings(session, owner)}
+            for of, owner in owners.items()
         ]
     if as_json:
         print_list(found)
@@ -126,11 +172,17 @@ def limits(
 def simulation(
     account: Annotated[str, typer.Argument(metavar="NAME", help="The account's name.")],
     allow: Annotated[
-        bool | None, typer.Option("--allow/--forbid", help="Whether new live batches may name them; they are billed as any other.")
+        bool | None,
+        typer.Option(
+            "--allow/--forbid",
+            help="Whether new live batches may name them; they are billed as any other.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show or set whether an account's live keys may have the answers of models that the catalog calls simulated (operators)."""
+    """Show or set whether an account's live keys may have the answers of models that the catalog
+    calls simulated (operators).
+    """
     with database.transaction() as session:
         from xalen_batch.accounts import accounts
 
@@ -141,7 +193,11 @@ def simulation(
     if as_json:
         print_json({"account": account, "simulated_live": is_allowed})
     elif is_allowed:
-        say(f"Live batches of {safe(account)} may name simulated models. Their invoices say so, and are payable.", style="yellow")
+        say(
+            f"Live batches of {safe(account)} may name simulated models. Their invoices say so, and"
+            " are payable.",
+            style="yellow",
+        )
     else:
         say(f"Live batches of {safe(account)} that name a simulated model are refused.")
 
@@ -169,7 +225,11 @@ def _standings(session: "Session", owner: "Owner") -> dict[str, dict[str, Any]]:
 
     held, own = quotas.held(session, owner), quotas.given(session, owner)
     return {
-        quota.value: {"used": held.get(quota), "limit": limit, "source": "operator" if quota in own else "settings"}
+        quota.value: {
+            "used": held.get(quota),
+            "limit": limit,
+            "source": "operator" if quota in own else "settings",
+        }
         for quota, limit in quotas.limits(session, owner).items()
     }
 

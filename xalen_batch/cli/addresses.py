@@ -1,4 +1,6 @@
-"""Mistakes in the API's address, found by how the server behind it answers: http for https, a path that is not the API's."""
+"""Mistakes in the API's address, found by how the server behind it answers: http for https, a path
+that is not the API's.
+"""
 
 import re
 import socket
@@ -9,19 +11,28 @@ from urllib.parse import urlsplit
 
 PROBE_TIMEOUT = 3.0
 # What OpenSSL calls the first bytes of a plain HTTP answer, in its versions from 1.1 on.
-NO_TLS = {"WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
+NO_TLS = {
+    "WRONG_VERSION_NUMBER",
+    "UNKNOWN_PROTOCOL",
+    "HTTP_REQUEST",
+    "RECORD_LAYER_FAILURE",
+    "PACKET_LENGTH_TOO_LONG",
+}
 # First bytes of a TLS record: an alert, a handshake.
 TLS_RECORDS = (b"\x15", b"\x16")
 
 
 def wrong_scheme(base_url: str, reason: object) -> str | None:
-    """Why a first request failed, if the cause is the address's scheme or the server's certificate; and the address to use."""
+    """Why a first request failed, if the cause is the address's scheme or the server's certificate;
+    and the address to use.
+    """
     address = urlsplit(base_url)
     match reason:
         case ssl.SSLCertVerificationError():
             return (
-                f"The certificate of {address.netloc} is not accepted: {reason.verify_message}. Name the file of the authority that "
-                "signed it in SSL_CERT_FILE, or use the host name that it was made for."
+                f"The certificate of {address.netloc} is not accepted: {reason.verify_message}."
+                " Name the file of the authority that signed it in SSL_CERT_FILE, or use the host"
+                " name that it was made for."
             )
         case ssl.SSLError() if reason.reason in NO_TLS:
             return _use("http", base_url)
@@ -31,15 +42,21 @@ def wrong_scheme(base_url: str, reason: object) -> str | None:
 
 
 def is_tls_server(base_url: str) -> bool:
-    """Whether the server of an http:// address speaks TLS: it answers the first message of a handshake with a TLS record."""
+    """Whether the server of an http:// address speaks TLS: it answers the first message of a
+    handshake with a TLS record.
+    """
     address = urlsplit(base_url)
     if address.scheme != "http":
         return False
     received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
     with suppress(ssl.SSLWantReadError):
-        ssl.create_default_context().wrap_bio(received, sent, server_hostname=address.hostname).do_handshake()
+        ssl.create_default_context().wrap_bio(
+            received, sent, server_hostname=address.hostname
+        ).do_handshake()
     try:
-        with socket.create_connection((address.hostname or "", address.port or 80), PROBE_TIMEOUT) as connection:
+        with socket.create_connection(
+            (address.hostname or "", address.port or 80), PROBE_TIMEOUT
+        ) as connection:
             connection.sendall(sent.read())
             return connection.recv(1) in TLS_RECORDS
     except OSError:
@@ -49,7 +66,8 @@ def is_tls_server(base_url: str) -> bool:
 def hint(base_url: str, status: int, told: str | None, code: str | None) -> str:
     """The address to use, after an answer that a wrong one causes; else an empty string.
 
-    `told`: the message and `code` of the API's error envelope; None: the answer was none, so another server gave it.
+    `told`: the message and `code` of the API's error envelope; None: the answer was none, so
+    another server gave it.
     """
     if told is None and status == 400 and is_tls_server(base_url):
         return f" {_use('https', base_url)}"
@@ -57,10 +75,16 @@ def hint(base_url: str, status: int, told: str | None, code: str | None) -> str:
     root = re.match(r".*?/v1(?=/)", address.path)
     is_wrong = root or told is None or (code == "unknown_url" and "/v1" not in told)
     if status == 404 and is_wrong and not address.path.endswith("/v1"):
-        return f" The address of an API ends in /v1: try {address.scheme}://{address.netloc}{root[0] if root else '/v1'}"
+        return (
+            " The address of an API ends in /v1: try"
+            f" {address.scheme}://{address.netloc}{root[0] if root else '/v1'}"
+        )
     return " Is the address right?" if told is None else ""
 
 
 def _use(scheme: str, base_url: str) -> str:
     address = urlsplit(base_url)
-    return f"{address.netloc} speaks {scheme}, not {address.scheme}. Use {scheme}://{address.netloc}{address.path} as the address."
+    return (
+        f"{address.netloc} speaks {scheme}, not {address.scheme}. Use"
+        f" {scheme}://{address.netloc}{address.path} as the address."
+    )

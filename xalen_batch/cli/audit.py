@@ -35,10 +35,19 @@ commands = typer.Typer()
 )
 def audit(
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only changes since then: `24h`, `7d`, or a time in UTC such as 2026-11-01.")
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Only changes since then: `24h`, `7d`, or a time in UTC such as 2026-11-01.",
+        ),
     ] = None,
-    of: Annotated[str | None, typer.Option(metavar="ID", help="Only changes of this key, price, schedule or invoice.")] = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most changes to show, the newest.")] = 100,
+    of: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Only changes of this key, price, schedule or invoice."),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Most changes to show, the newest.")
+    ] = 100,
     as_json: Json = False,
 ) -> None:
     """Show who changed keys, prices, schedules and invoices, and when; the newest change last."""
@@ -48,7 +57,11 @@ def audit(
         print_list(found, has_more=has_more)
         return
     if not found:
-        say("No changes yet." if since is None and of is None else "No change matches --since and --of.")
+        say(
+            "No changes yet."
+            if since is None and of is None
+            else "No change matches --since and --of."
+        )
         return
     rows = [
         (
@@ -126,4 +139,8 @@ def _plain(value: Any) -> str:
         return "-"
     if isinstance(value, list):
         return ",".join(map(str, value))
-    return f"{datetime.fromisoformat(value):%Y-%m-%dT%H:%M:%SZ}" if UTC_TIME.fullmatch(str(value)) else str(value)
+    return (
+        f"{datetime.fromisoformat(value):%Y-%m-%dT%H:%M:%SZ}"
+        if UTC_TIME.fullmatch(str(value))
+        else str(value)
+    )

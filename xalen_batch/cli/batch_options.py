@@ -1,4 +1,6 @@
-"""Options of a batch, each checked before anything is sent: a value that no server takes is a usage error (exit 2)."""
+"""Options of a batch, each checked before anything is sent: a value that no server takes is a usage
+error (exit 2).
+"""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +15,9 @@ METADATA = "--metadata"
 
 @contextmanager
 def usage_error(option: str | None = None) -> Iterator[None]:
-    """Turn the API's refusal of a value into a usage error of an option; None: the option named like the field."""
+    """Turn the API's refusal of a value into a usage error of an option; None: the option named
+    like the field.
+    """
     from xalen_batch.errors import InvalidRequest
 
     try:
@@ -48,7 +52,10 @@ def check_endpoint(text: str | None) -> str | None:
     from xalen_batch.catalog import ENDPOINTS, endpoint_of
 
     if text is not None and endpoint_of(text) is None:
-        raise typer.BadParameter(f"{text[:100]!r} is not an endpoint. Give {' or '.join(ENDPOINTS)}.", param_hint="--endpoint")
+        raise typer.BadParameter(
+            f"{text[:100]!r} is not an endpoint. Give {' or '.join(ENDPOINTS)}.",
+            param_hint="--endpoint",
+        )
     return text
 
 
@@ -58,19 +65,32 @@ def _check_endpoint_or_auto(text: str) -> str | None:
 
 Window = Annotated[
     str,
-    typer.Option(metavar="TIME", help="Time until the batch must have ended: whole hours or days, `1h` to `7d`.", callback=check_window),
+    typer.Option(
+        metavar="TIME",
+        help="Time until the batch must have ended: whole hours or days, `1h` to `7d`.",
+        callback=check_window,
+    ),
 ]
 Endpoint = Annotated[
     str,
     typer.Option(
-        metavar="/v1/…", help="The endpoint of every line; `auto` takes it from the first line.", callback=_check_endpoint_or_auto
+        metavar="/v1/…",
+        help="The endpoint of every line; `auto` takes it from the first line.",
+        callback=_check_endpoint_or_auto,
     ),
 ]
-Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A note kept with the batch; give it up to 16 times.")]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="A note kept with the batch; give it up to 16 times."),
+]
 ON_INVALID_HELP = (
-    "What invalid lines do: `fail` (if not given), so that nothing runs, or `skip`, so that the others run and they end in the error file."
+    "What invalid lines do: `fail` (if not given), so that nothing runs, or `skip`, so that the"
+    " others run and they end in the error file."
 )
-OnInvalid = Annotated[Literal["fail", "skip"] | None, typer.Option("--on-invalid", metavar="fail|skip", help=ON_INVALID_HELP)]
+OnInvalid = Annotated[
+    Literal["fail", "skip"] | None,
+    typer.Option("--on-invalid", metavar="fail|skip", help=ON_INVALID_HELP),
+]
 
 
 def parse_metadata(entries: list[str] | None) -> dict[str, str]:
@@ -94,11 +114,19 @@ def _check_lengths(metadata: dict[str, str]) -> None:
     from xalen_batch import fields
 
     if len(metadata) > fields.MOST_NOTES:
-        raise _refused(f"{len(metadata)} keys are given; a batch keeps at most {fields.MOST_NOTES}.")
+        raise _refused(
+            f"{len(metadata)} keys are given; a batch keeps at most {fields.MOST_NOTES}."
+        )
     for key, value in metadata.items():
-        for what, text, most in (("key", key, fields.LONGEST_KEY), ("value", value, fields.LONGEST_VALUE)):
+        for what, text, most in (
+            ("key", key, fields.LONGEST_KEY),
+            ("value", value, fields.LONGEST_VALUE),
+        ):
             if len(text) > most:
-                raise _refused(f"the {what} of {key[:20]!r} has {len(text):,} characters; at most {most} are kept.")
+                raise _refused(
+                    f"the {what} of {key[:20]!r} has {len(text):,} characters; at most {most} are"
+                    " kept."
+                )
 
 
 def _refused(message: str) -> typer.BadParameter:

@@ -6,7 +6,18 @@ from typing import Any
 from rich.console import Console
 
 from xalen_batch.cli import waits, windows
-from xalen_batch.cli.output import STDERR, STDOUT, counted, fields, figure, moment, pairs, safe, say, show
+from xalen_batch.cli.output import (
+    STDERR,
+    STDOUT,
+    counted,
+    fields,
+    figure,
+    moment,
+    pairs,
+    safe,
+    say,
+    show,
+)
 from xalen_batch.cli.stacked import Layout, stacked
 
 SHOWN_ERRORS = 20
@@ -51,9 +62,21 @@ def ended_lines(counts: dict[str, int]) -> int:
 def say_outcome(batch: dict[str, Any]) -> None:
     """How it ended, in one line on stderr."""
     counts = batch["request_counts"]
-    text = f"{batch['id']} {batch['status']}: {figure(counts['completed'])} of {figure(counts['total'])} lines succeeded"
-    text += "".join(f", {figure(counts[how])} {how}" for how in ("failed", *UNRUN) if counts.get(how))
-    say(text, style=STYLES.get(batch["status"]) if succeeded(batch) or batch["status"] != "completed" else "yellow")
+    text = (
+        f"{batch['id']} {batch['status']}: {figure(counts['completed'])} of"
+        f" {figure(counts['total'])} lines succeeded"
+    )
+    text += "".join(
+        f", {figure(counts[how])} {how}" for how in ("failed", *UNRUN) if counts.get(how)
+    )
+    say(
+        text,
+        style=(
+            STYLES.get(batch["status"])
+            if succeeded(batch) or batch["status"] != "completed"
+            else "yellow"
+        ),
+    )
 
 
 def say_errors(batch: dict[str, Any]) -> None:
@@ -68,11 +91,19 @@ def batch_errors(batch: dict[str, Any]) -> list[dict[str, Any]]:
     return list((batch.get("errors") or {}).get("data") or [])
 
 
-def print_line_errors(errors: Sequence[dict[str, Any]], name: str, *, shown: int | None = SHOWN_ERRORS, console: Console = STDERR) -> None:
+def print_line_errors(
+    errors: Sequence[dict[str, Any]],
+    name: str,
+    *,
+    shown: int | None = SHOWN_ERRORS,
+    console: Console = STDERR,
+) -> None:
     """Errors of an input file as `name:line: code: message`; `shown` None: all of them."""
     for error in errors[:shown]:
         place = safe(name) if error["line"] is None else f"{safe(name)}:{error['line']}"
-        console.print(f"{place}: {error['code']}: {safe(error['message'])}", style="red", soft_wrap=True)
+        console.print(
+            f"{place}: {error['code']}: {safe(error['message'])}", style="red", soft_wrap=True
+        )
     if left := len(errors) - len(errors[:shown]):
         console.print(f"… and {counted(left, 'more error')}", soft_wrap=True)
 

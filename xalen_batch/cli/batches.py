@@ -13,7 +13,9 @@ from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, OfSche
 from xalen_batch.cli.output import counted, figure, print_json, print_list, say, say_more
 from xalen_batch.states import BatchStatus
 
-RESULTS_JSON = "Print one list object in place of JSON Lines; with --output, what was written to the file."
+RESULTS_JSON = (
+    "Print one list object in place of JSON Lines; with --output, what was written to the file."
+)
 STATUS_HELP = f"Only batches in this status: {', '.join(BatchStatus)}."
 
 commands = typer.Typer()
@@ -29,7 +31,9 @@ commands = typer.Typer()
     ),
 )
 def list_batches(
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most batches to show, the newest first.")] = 20,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Most batches to show, the newest first.")
+    ] = 20,
     status: Annotated[BatchStatus | None, typer.Option(metavar="STATUS", help=STATUS_HELP)] = None,
     schedule: OfSchedule = None,
     as_json: Json = False,
@@ -39,7 +43,9 @@ def list_batches(
 ) -> None:
     """List your batches, the newest first."""
     keep = None if status is None else lambda batch: batch["status"] == status
-    batches, has_more = connect(base_url, api_key, live).listing(limit, "/batches", keep, schedule_id=schedule)
+    batches, has_more = connect(base_url, api_key, live).listing(
+        limit, "/batches", keep, schedule_id=schedule
+    )
     if as_json:
         print_list(batches, has_more=has_more)
     elif batches:
@@ -48,14 +54,27 @@ def list_batches(
             say_more(len(batches))
     elif schedule is not None:
         say(
-            f"No batch of {schedule}{f' has the status {status}' if status else ' yet'}. `xalen-batch schedules runs {schedule}` shows every run."
+            f"No batch of {schedule}{f' has the status {status}' if status else ' yet'}."
+            f" `xalen-batch schedules runs {schedule}` shows every run."
         )
     else:
-        say("No batches yet. `xalen-batch run FILE` makes one." if status is None else f"No batch has the status {status}.")
+        say(
+            "No batches yet. `xalen-batch run FILE` makes one."
+            if status is None
+            else f"No batch has the status {status}."
+        )
 
 
-@commands.command(epilog=examples("xalen-batch show batch_0192…", "xalen-batch show batch_0192… --json"))
-def show(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+@commands.command(
+    epilog=examples("xalen-batch show batch_0192…", "xalen-batch show batch_0192… --json")
+)
+def show(
+    batch_id: BatchId,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
     """Show every field of a batch, and its validation errors."""
     client = connect(base_url, api_key, live)
     batch = client.get(f"/batches/{batch_id}")
@@ -70,16 +89,31 @@ def show(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, api
         "xalen-batch results batch_0192… -o out.jsonl",
         "xalen-batch results batch_0192… --errors",
         "xalen-batch results batch_0192… --partial | head",
-        "xalen-batch results batch_0192… --json | jq -r '.data[].response.body.choices[0].message.content'",
+        "xalen-batch results batch_0192… --json | jq -r"
+        " '.data[].response.body.choices[0].message.content'",
     )
 )
 def results(
     batch_id: BatchId,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write, whole or not at all; `-` is stdout.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="The file to write, whole or not at all; `-` is stdout.",
+        ),
     ] = download.STDOUT,
-    errors: Annotated[bool, typer.Option("--errors", help="The lines that failed, in place of those that succeeded.")] = False,
-    partial: Annotated[bool, typer.Option("--partial", help="The lines that have ended so far, of a batch that still runs.")] = False,
+    errors: Annotated[
+        bool,
+        typer.Option("--errors", help="The lines that failed, in place of those that succeeded."),
+    ] = False,
+    partial: Annotated[
+        bool,
+        typer.Option(
+            "--partial", help="The lines that have ended so far, of a batch that still runs."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help=RESULTS_JSON)] = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
@@ -90,30 +124,65 @@ def results(
     client = connect(base_url, api_key, live)
     status = client.get(f"/batches/{batch_id}")["status"]
     if status not in ENDED and not partial:
-        raise Failed(f"The batch is {status}. `xalen-batch watch {batch_id}` waits for its end; --partial reads what is there.")
+        raise Failed(
+            f"The batch is {status}. `xalen-batch watch {batch_id}` waits for its end; --partial"
+            " reads what is there."
+        )
     if status == "failed":
-        raise Failed(f"{batch_id} failed validation, so nothing was run. `xalen-batch show {batch_id}` names the errors.")
+        raise Failed(
+            f"{batch_id} failed validation, so nothing was run. `xalen-batch show {batch_id}` names"
+            " the errors."
+        )
     is_ended, ending = status in ENDED, "failed" if errors else "succeeded"
     if as_json and output == download.STDOUT:
         delivered = download.print_lines(client, batch_id, errors=errors, is_ended=is_ended)
     else:
         delivered = download.fetch(client, batch_id, output, errors=errors, is_ended=is_ended)
     if as_json and output != download.STDOUT:
-        print_json({"batch_id": batch_id, "output": str(output), "lines": delivered.lines, "is_complete": delivered.is_complete})
+        print_json(
+            {
+                "batch_id": batch_id,
+                "output": str(output),
+                "lines": delivered.lines,
+                "is_complete": delivered.is_complete,
+            }
+        )
     if not delivered.is_complete:
         total = figure(int(delivered.headers["x-batch-lines-total"]))
-        say(f"Not complete: {counted(delivered.lines, 'line')} that {ending} so far, of {total} in the batch.", style="yellow")
+        say(
+            f"Not complete: {counted(delivered.lines, 'line')} that {ending} so far, of {total} in"
+            " the batch.",
+            style="yellow",
+        )
     elif not delivered.lines:
         say(f"No line of {batch_id} {ending}.")
 
 
-@commands.command(epilog=examples("xalen-batch cancel batch_0192…", "xalen-batch cancel batch_0192… && xalen-batch watch batch_0192…"))
-def cancel(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+@commands.command(
+    epilog=examples(
+        "xalen-batch cancel batch_0192…",
+        "xalen-batch cancel batch_0192… && xalen-batch watch batch_0192…",
+    )
+)
+def cancel(
+    batch_id: BatchId,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
     """Cancel a batch. Lines that have finished are kept, delivered and billed."""
     client = connect(base_url, api_key, live)
     batch = client.post(f"/batches/{batch_id}/cancel")
     if as_json:
         print_json(batch)
     else:
-        then = "results {id}` downloads them." if batch["status"] in ENDED else "watch {id}` waits for the end."
-        say(f"{batch['id']} is {batch['status']}. Finished lines are kept and billed; `xalen-batch {then.format(id=batch['id'])}")
+        then = (
+            "results {id}` downloads them."
+            if batch["status"] in ENDED
+            else "watch {id}` waits for the end."
+        )
+        say(
+            f"{batch['id']} is {batch['status']}. Finished lines are kept and billed; `xalen-batch"
+            f" {then.format(id=batch['id'])}"
+        )

@@ -1,7 +1,9 @@
-"""The API's client. Retries what is safe to repeat, streams both ways in constant memory, stops at once on Ctrl-C.
+"""The API's client. Retries what is safe to repeat, streams both ways in constant memory, stops at
+once on Ctrl-C.
 
-Built on the standard library: pyreqwest, which the workers use, holds Ctrl-C back until a request has
-ended (its synchronous client) or now and then aborts the interpreter as it exits (its asynchronous one).
+Built on the standard library: pyreqwest, which the workers use, holds Ctrl-C back until a request
+has ended (its synchronous client) or now and then aborts the interpreter as it exits (its
+asynchronous one).
 """
 
 import json
@@ -30,7 +32,8 @@ Headers = Mapping[str, str]
 CHUNK = 256 * 1024
 # Objects of a list that are asked for at once.
 PAGE = 100
-# Longest JSON object, and longest first line of a file, that are taken from a server; ours are far below.
+# Longest JSON object, and longest first line of a file, that are taken from a server; ours are far
+# below.
 MOST_JSON = 64 * 1024 * 1024
 # A silence, not a request, may last this long.
 TIMEOUT = 60.0
@@ -59,7 +62,13 @@ class Client:
         """A JSON object."""
         return self._retried(lambda: self._json(self._request(_address(path, query))))
 
-    def listing(self, limit: int, path: str, keep: Callable[[Json], bool] | None = None, **query: str | int | None) -> Listing:
+    def listing(
+        self,
+        limit: int,
+        path: str,
+        keep: Callable[[Json], bool] | None = None,
+        **query: str | int | None,
+    ) -> Listing:
         """The first objects of a list, page after page; with `keep`, the first that it is true of."""
         found: list[Json] = []
         page: Json = {"has_more": True, "last_id": None}
@@ -73,7 +82,9 @@ class Client:
         """A JSON object. Its Idempotency-Key makes a repeated POST harmless."""
         content = b"" if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Idempotency-Key": uuid4().hex}
-        return self._retried(lambda: self._json(self._request(_address(path, query), headers, content)))
+        return self._retried(
+            lambda: self._json(self._request(_address(path, query), headers, content))
+        )
 
     def post_lines(self, path: str, content: bytes) -> Json:
         """Send lines of JSONL; a JSON object."""
@@ -83,19 +94,31 @@ class Client:
     def patch(self, path: str, body: Json) -> Json:
         """A JSON object. To set the same fields twice is harmless."""
         content, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
-        return self._retried(lambda: self._json(self._request(path, headers, content, method="PATCH")))
+        return self._retried(
+            lambda: self._json(self._request(path, headers, content, method="PATCH"))
+        )
 
     def delete(self, path: str, **query: str | int | None) -> Json:
         """A JSON object."""
-        return self._retried(lambda: self._json(self._request(_address(path, query), method="DELETE")))
+        return self._retried(
+            lambda: self._json(self._request(_address(path, query), method="DELETE"))
+        )
 
     def upload(self, path: Path, filename: str, moved: Moved) -> Json:
         """Send a file as batch input."""
         form = transport.Form(path, filename)
-        headers = {"Content-Type": form.content_type, "Content-Length": str(form.length), "Idempotency-Key": uuid4().hex}
-        return self._retried(lambda: self._json(self._request("/files", headers, form.chunks(CHUNK, moved))))
+        headers = {
+            "Content-Type": form.content_type,
+            "Content-Length": str(form.length),
+            "Idempotency-Key": uuid4().hex,
+        }
+        return self._retried(
+            lambda: self._json(self._request("/files", headers, form.chunks(CHUNK, moved)))
+        )
 
-    def download(self, path: str, write: Callable[[bytes], object], moved: Moved, *, is_fixed: bool) -> Headers:
+    def download(
+        self, path: str, write: Callable[[bytes], object], moved: Moved, *, is_fixed: bool
+    ) -> Headers:
         """Pass a body on piece by piece; the answer's headers, in lower case.
 
         `is_fixed`: the body does not change, so after a broken connection it goes on where it was.
@@ -139,10 +162,24 @@ class Client:
         return self._retried(read)
 
     def _request(
-        self, path: str, headers: Headers | None = None, body: bytes | Iterator[bytes] | None = None, *, method: str | None = None
+        self,
+        path: str,
+        headers: Headers | None = None,
+        body: bytes | Iterator[bytes] | None = None,
+        *,
+        method: str | None = None,
     ) -> Request:
-        credentials = {"Authorization": f"Bearer {self.connection.key}", "User-Agent": "xalen-batch", "Accept": "*/*"}
-        return Request(self.connection.base_url + path, data=body, headers=credentials | dict(headers or {}), method=method)
+        credentials = {
+            "Authorization": f"Bearer {self.connection.key}",
+            "User-Agent": "xalen-batch",
+            "Accept": "*/*",
+        }
+        return Request(
+            self.connection.base_url + path,
+            data=body,
+            headers=credentials | dict(headers or {}),
+            method=method,
+        )
 
     def _json(self, request: Request) -> Json:
         with closing(self._open(request)) as response:
@@ -152,7 +189,11 @@ class Client:
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            raise ApiError(response.status, f"{self.connection.base_url} did not answer in JSON. Is it the address of this API?")
+            raise ApiError(
+                response.status,
+                f"{self.connection.base_url} did not answer in JSON. Is it the address of this"
+                " API?",
+            )
         return value
 
     def _open(self, request: Request) -> HTTPResponse:
@@ -163,7 +204,9 @@ class Client:
             with error:
                 raise self._redirect(error) or _failure(error, self.connection.base_url) from None
         except (OSError, HTTPException) as error:
-            raise self._unreachable(error.reason if isinstance(error, URLError) else error) from error
+            raise self._unreachable(
+                error.reason if isinstance(error, URLError) else error
+            ) from error
         self._has_reached = True
         return response
 
@@ -173,7 +216,10 @@ class Client:
         for chunk in self._chunks(response):
             size += len(chunk)
             if size > MOST_JSON:
-                raise Failed(f"{self.connection.base_url} sent more than {MOST_JSON} bytes. Is it the address of this API?")
+                raise Failed(
+                    f"{self.connection.base_url} sent more than {MOST_JSON} bytes. Is it the"
+                    " address of this API?"
+                )
             yield chunk
 
     def _chunks(self, response: HTTPResponse) -> Iterator[bytes]:
@@ -194,8 +240,9 @@ class Client:
         target = urlsplit(urljoin(error.url, error.headers.get("location", "")))
         return ApiError(
             error.code,
-            f"{self.connection.base_url} redirects to {target.scheme}://{target.hostname or ''}, and nothing was sent there [HTTP {error.code}]. "
-            "If the API is there, give its address with the key that belongs to it.",
+            f"{self.connection.base_url} redirects to {target.scheme}://{target.hostname or ''},"
+            f" and nothing was sent there [HTTP {error.code}]. If the API is there, give its"
+            " address with the key that belongs to it.",
         )
 
     def _unreachable(self, reason: object) -> Unreachable:
@@ -204,11 +251,17 @@ class Client:
             return Unreachable(message)
         address = urlsplit(base_url)
         words = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-        remedy = "Is `xalen-batch up` running there?" if address.hostname in LOOPBACK else "Check the address, and that the server runs."
+        remedy = (
+            "Is `xalen-batch up` running there?"
+            if address.hostname in LOOPBACK
+            else "Check the address, and that the server runs."
+        )
         return Unreachable(f"No answer from {address.scheme}://{address.netloc}: {words}. {remedy}")
 
     def _retried(self, send: Callable[[], T]) -> T:
-        """Repeat on 408, 409, 429, 5xx and broken connections, unless the server says not to; one never reached fails at once."""
+        """Repeat on 408, 409, 429, 5xx and broken connections, unless the server says not to; one
+        never reached fails at once.
+        """
         for pause in PAUSES:
             wait = pause * random.uniform(0.5, 1)
             try:
@@ -248,7 +301,9 @@ def _failure(error: HTTPError, base_url: str) -> ApiError:
             message += f" (param: {told['param']})"
     except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError):
         pass
-    message = (message or "The answer is not in this API's shape.") + addresses.hint(base_url, error.code, message, code)
+    message = (message or "The answer is not in this API's shape.") + addresses.hint(
+        base_url, error.code, message, code
+    )
     request_id = error.headers.get("x-request-id")
     wait, should_retry = error.headers.get("retry-after", ""), error.headers.get("x-should-retry")
     return ApiError(

@@ -1,4 +1,6 @@
-"""Times for people: a moment on a schedule's clock and in UTC, lengths of time, and the zone of this machine."""
+"""Times for people: a moment on a schedule's clock and in UTC, lengths of time, and the zone of
+this machine.
+"""
 
 import os
 import re
@@ -34,13 +36,19 @@ def zone_or_machines(timezone: str | None) -> str:
 
 
 def say_zone(timezone: str | None) -> None:
-    """On stderr, which zone is taken where none was given; said once nothing is wrong with what was given."""
+    """On stderr, which zone is taken where none was given; said once nothing is wrong with what was
+    given.
+    """
     if timezone is not None:
         return
     if found := machine_zone():
         say(f"Time zone: {found}, this machine's. --timezone names another.")
     else:
-        say("Time zone: UTC, since this machine's zone is not known by name. --timezone names another.", style="yellow")
+        say(
+            "Time zone: UTC, since this machine's zone is not known by name. --timezone names"
+            " another.",
+            style="yellow",
+        )
 
 
 def _is_zone(name: str) -> bool:
@@ -55,7 +63,9 @@ def _is_zone(name: str) -> bool:
 
 
 def local(iso: str | None) -> str:
-    """`Wed 2026-11-25 02:30 +01:00` of an ISO 8601 time with an offset; seconds where there are any; or a dash."""
+    """`Wed 2026-11-25 02:30 +01:00` of an ISO 8601 time with an offset; seconds where there are
+    any; or a dash.
+    """
     if iso is None:
         return "-"
     time = datetime.fromisoformat(iso)
@@ -68,7 +78,8 @@ def utc(seconds: float | None) -> str:
 
 
 def beside(seconds: float, iso: str, timezone: str) -> str:
-    """A moment on a zone's clock, next to another one: the time, with its date and offset where they are not the other's.
+    """A moment on a zone's clock, next to another one: the time, with its date and offset where
+    they are not the other's.
 
     In UTC where this machine does not know the zone.
     """
@@ -82,9 +93,15 @@ def beside(seconds: float, iso: str, timezone: str) -> str:
 
 
 def at(seconds: float | None, timezone: str) -> str:
-    """Unix seconds as `local` shows them, on a zone's clock; in UTC where this machine does not know the zone."""
+    """Unix seconds as `local` shows them, on a zone's clock; in UTC where this machine does not
+    know the zone.
+    """
     zone = _zone(timezone)
-    return utc(seconds) if seconds is None or zone is None else local(datetime.fromtimestamp(seconds, zone).isoformat())
+    return (
+        utc(seconds)
+        if seconds is None or zone is None
+        else local(datetime.fromtimestamp(seconds, zone).isoformat())
+    )
 
 
 def _zone(timezone: str) -> ZoneInfo | None:
@@ -120,14 +137,23 @@ def duration(text: str, option: str) -> timedelta:
     """`30m`, `24h`, `7d`, or `0`."""
     match = re.fullmatch(r"([0-9]{1,5})([mhd])", text, re.ASCII)
     if match is None and text != "0":
-        raise typer.BadParameter(f"{text!r} is no length of time. Write minutes, hours or days: 30m, 24h, 7d.", param_hint=option)
+        raise typer.BadParameter(
+            f"{text!r} is no length of time. Write minutes, hours or days: 30m, 24h, 7d.",
+            param_hint=option,
+        )
     return timedelta(**{LENGTHS[match[2]]: int(match[1])}) if match else timedelta()
 
 
 def moment(text: str, option: str) -> str:
-    """A time as the API takes it: ISO 8601, a date being its midnight. Without an offset it is on the schedule's clock."""
+    """A time as the API takes it: ISO 8601, a date being its midnight.
+
+    Without an offset it is on the schedule's clock.
+    """
     try:
         return datetime.fromisoformat(text).isoformat()
     except ValueError:
-        remedy = "Write it as 2026-11-01, 2026-11-01T18:00 or, with an offset, 2026-11-01T18:00:00+01:00."
+        remedy = (
+            "Write it as 2026-11-01, 2026-11-01T18:00 or, with an offset,"
+            " 2026-11-01T18:00:00+01:00."
+        )
         raise typer.BadParameter(f"{text!r} is not a time. {remedy}", param_hint=option) from None

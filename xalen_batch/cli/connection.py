@@ -47,17 +47,25 @@ def data_dir() -> Path:
 
 
 def find(base_url: str | None, api_key: str | None, live: bool) -> Connection:
-    """The connection to use. Failed (exit 4) without a key, or where key and address come from two sources."""
+    """The connection to use.
+
+    Failed (exit 4) without a key, or where key and address come from two sources.
+    """
     sources = _sources(base_url, api_key, os.environ, _credentials(), live=live)
     if not sources:
         raise Failed(
-            f"No API key: {data_dir() / 'credentials.toml'} has none. Start `xalen-batch up` in this folder, set XALEN_DATA_DIR to the "
-            "folder on which it runs, or set XALEN_API_KEY and XALEN_BASE_URL. OPENAI_API_KEY counts if it begins with `xln_`.",
+            f"No API key: {data_dir() / 'credentials.toml'} has none. Start `xalen-batch up` in"
+            " this folder, set XALEN_DATA_DIR to the folder on which it runs, or set XALEN_API_KEY"
+            " and XALEN_BASE_URL. OPENAI_API_KEY counts if it begins with `xln_`.",
             AUTH,
         )
     found = choose(sources)
     if live and found.key.startswith(TEST_PREFIX):
-        raise Failed("--live was asked for, but the key in force is a test key. Unset it, or give a live one.", AUTH)
+        raise Failed(
+            "--live was asked for, but the key in force is a test key. Unset it, or give a live"
+            " one.",
+            AUTH,
+        )
     return found
 
 
@@ -67,31 +75,52 @@ def is_known(base_url: str | None, api_key: str | None, live: bool) -> bool:
 
 
 def is_asked_for(base_url: str | None, api_key: str | None) -> bool:
-    """Whether an option or the environment names a server. `credentials.toml` only remembers one, which may not run now."""
+    """Whether an option or the environment names a server.
+
+    `credentials.toml` only remembers one, which may not run now.
+    """
     return bool(_sources(base_url, api_key, os.environ, {}, live=False))
 
 
 def _sources(
-    base_url: str | None, api_key: str | None, environment: Mapping[str, str], saved: Mapping[str, Any], *, live: bool
+    base_url: str | None,
+    api_key: str | None,
+    environment: Mapping[str, str],
+    saved: Mapping[str, Any],
+    *,
+    live: bool,
 ) -> list[Source]:
     """Every source that names an address or a key, the one that decides first."""
     openai_key = environment.get("OPENAI_API_KEY")
     # The pair of another service: neither its key nor its address is meant for this command.
-    is_foreign = bool(openai_key) and not str(openai_key).strip().startswith((TEST_PREFIX, LIVE_PREFIX))
+    is_foreign = bool(openai_key) and not str(openai_key).strip().startswith(
+        (TEST_PREFIX, LIVE_PREFIX)
+    )
     openai = (None, None) if is_foreign else (environment.get("OPENAI_BASE_URL"), openai_key)
     file = str(data_dir() / "credentials.toml")
     saved_key = saved.get("live_key" if live else "test_key")
     found = [
         Source("--base-url", "--api-key", _text(base_url), _text(api_key)),
-        Source("XALEN_BASE_URL", "XALEN_API_KEY", _text(environment.get("XALEN_BASE_URL")), _text(environment.get("XALEN_API_KEY"))),
+        Source(
+            "XALEN_BASE_URL",
+            "XALEN_API_KEY",
+            _text(environment.get("XALEN_BASE_URL")),
+            _text(environment.get("XALEN_API_KEY")),
+        ),
         Source("OPENAI_BASE_URL", "OPENAI_API_KEY", *map(_text, openai)),
-        Source(f"base_url in {file}", file, _text(saved.get("base_url")) if saved_key else None, _text(saved_key)),
+        Source(
+            f"base_url in {file}",
+            file,
+            _text(saved.get("base_url")) if saved_key else None,
+            _text(saved_key),
+        ),
     ]
     return [source for source in found if source.base_url or source.key]
 
 
 def choose(sources: Sequence[Source]) -> Connection:
-    """The key and the address of the first source, or the first address with the key that another source gives for it.
+    """The key and the address of the first source, or the first address with the key that another
+    source gives for it.
 
     Failed where that would send a key to an address that its own source does not name.
     """
@@ -103,26 +132,44 @@ def choose(sources: Sequence[Source]) -> Connection:
         return Connection(address, _checked(first.key, first.key_name))
     for other in others:
         if other.key and other.base_url and _identity(other.base_url) == _identity(address):
-            # By the spelling of the key's own source: [::1] may be another user's server than 127.0.0.1.
-            return Connection(_normal(other.base_url, other.address_name), _checked(other.key, other.key_name))
+            # By the spelling of the key's own source: [::1] may be another user's server than
+            # 127.0.0.1.
+            return Connection(
+                _normal(other.base_url, other.address_name), _checked(other.key, other.key_name)
+            )
     raise Failed(_without_key(first, address, others), AUTH)
 
 
 def _without_address(first: Source, others: Sequence[Source]) -> str:
     known = next((other for other in others if other.base_url), None)
-    such = f" ({known.address_name} has {_shown(known.base_url)}, if that is the one)" if known else f", such as {DEFAULT_BASE_URL}"
-    return f"{first.key_name} gives a key and {first.address_name} no address: set {first.address_name} to the server of that key{such}."
+    such = (
+        f" ({known.address_name} has {_shown(known.base_url)}, if that is the one)"
+        if known
+        else f", such as {DEFAULT_BASE_URL}"
+    )
+    return (
+        f"{first.key_name} gives a key and {first.address_name} no address: set"
+        f" {first.address_name} to the server of that key{such}."
+    )
 
 
 def _without_key(first: Source, address: str, others: Sequence[Source]) -> str:
     elsewhere = "".join(
-        f" The key of {other.key_name} is sent to {_shown(other.base_url) if other.base_url else other.address_name} alone."
+        f" The key of {other.key_name} is sent to"
+        f" {_shown(other.base_url) if other.base_url else other.address_name} alone."
         for other in others
         if other.key
     )
     remedy = f"Set {first.key_name} to a key of that server, or "
-    remedy += "leave --base-url out." if first.address_name.startswith("--") else f"unset {first.address_name}."
-    return f"{first.address_name} decides where the API is, {address}, and no key was given for it.{elsewhere} {remedy}"
+    remedy += (
+        "leave --base-url out."
+        if first.address_name.startswith("--")
+        else f"unset {first.address_name}."
+    )
+    return (
+        f"{first.address_name} decides where the API is, {address}, and no key was given for"
+        f" it.{elsewhere} {remedy}"
+    )
 
 
 def _text(value: object) -> str | None:
@@ -150,15 +197,27 @@ def _normal(base_url: str, name: str) -> str:
     if parts is None:
         # It may hold a password.
         shown = "" if "@" in base_url else f": {base_url!r}"
-        looks = f"http://{base_url}" if "://" not in base_url and _parsed(f"http://{base_url}") else DEFAULT_BASE_URL
-        raise Failed(f"{name} is not an address of an API{shown}. It looks like {looks}", USAGE if name.startswith("--") else ERROR)
+        looks = (
+            f"http://{base_url}"
+            if "://" not in base_url and _parsed(f"http://{base_url}")
+            else DEFAULT_BASE_URL
+        )
+        raise Failed(
+            f"{name} is not an address of an API{shown}. It looks like {looks}",
+            USAGE if name.startswith("--") else ERROR,
+        )
     if "@" in parts.netloc:
-        raise Failed(f"{name} has a user name or password in it. Leave them out: the API knows you by your key alone.")
+        raise Failed(
+            f"{name} has a user name or password in it. Leave them out: the API knows you by your"
+            " key alone."
+        )
     return urlunsplit((parts.scheme, parts.netloc, _path(parts), "", ""))
 
 
 def _path(parts: SplitResult) -> str:
-    """The path of an address with one slash for several and none at its end; `/v1` if there is none."""
+    """The path of an address with one slash for several and none at its end; `/v1` if there is
+    none.
+    """
     return re.sub("/+", "/", parts.path).rstrip("/") or "/v1"
 
 
@@ -168,7 +227,8 @@ def _parsed(base_url: str) -> SplitResult | None:
         is_whole = parts.scheme in PORTS and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return None
-    # urlsplit drops some blanks, and browsers read a backslash as a slash: what is ambiguous is no address.
+    # urlsplit drops some blanks, and browsers read a backslash as a slash: what is ambiguous is no
+    # address.
     is_plain = base_url.isprintable() and not set(base_url) & set(" \\?#")
     return parts if is_whole and is_plain else None
 

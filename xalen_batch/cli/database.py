@@ -1,4 +1,6 @@
-"""The operator's commands work on the database itself: the configured one, or the one `xalen-batch up` runs."""
+"""The operator's commands work on the database itself: the configured one, or the one `xalen-batch
+up` runs.
+"""
 
 import os
 import pwd
@@ -25,7 +27,8 @@ def find() -> None:
         running = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise Failed(
-            f"No database: nothing runs on the data folder {data_dir()}. Start `xalen-batch up` there, or set XALEN_DATABASE_URL."
+            f"No database: nothing runs on the data folder {data_dir()}. Start `xalen-batch up`"
+            " there, or set XALEN_DATABASE_URL."
         ) from None
     except (OSError, ValueError) as error:
         raise Failed(f"{path} cannot be read: {error}") from error
@@ -36,7 +39,10 @@ def find() -> None:
 
 @contextmanager
 def transaction() -> Iterator["Session"]:
-    """A unit of work on the database; it commits at the end. The audit log says who ran the command."""
+    """A unit of work on the database; it commits at the end.
+
+    The audit log says who ran the command.
+    """
     find()
     from xalen_batch import db
     from xalen_batch.accounts import audit

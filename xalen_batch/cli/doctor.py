@@ -38,21 +38,37 @@ WAITING = "Live requests to this model wait until that is put right."
 
 # By the kind of a backend that is no server.
 NO_SERVER = {
-    None: "The catalog names no server: live batches of this model are refused. Set base_url in [models.{}.backend].",
-    "simulated": 'kind = "simulated" in [models.{}.backend]: live keys of accounts that `xalen-batch accounts simulation` allows get '
-    "simulated answers, and pay for them. Live batches of all others are refused.",
+    None: (
+        "The catalog names no server: live batches of this model are refused. Set base_url in"
+        " [models.{}.backend]."
+    ),
+    "simulated": (
+        'kind = "simulated" in [models.{}.backend]: live keys of accounts that `xalen-batch'
+        " accounts simulation` allows get simulated answers, and pay for them. Live batches of all"
+        " others are refused."
+    ),
 }
 
 
-@commands.command(rich_help_panel="Server", epilog=examples("xalen-batch doctor", "xalen-batch doctor --json"))
+@commands.command(
+    rich_help_panel="Server", epilog=examples("xalen-batch doctor", "xalen-batch doctor --json")
+)
 def doctor(as_json: Json = False) -> None:
-    """Check Python, the data folder, the stores, the catalog and every backend. Exit 1 if something is wrong."""
+    """Check Python, the data folder, the stores, the catalog and every backend.
+
+    Exit 1 if something is wrong.
+    """
     checks = list(_checks())
     is_ok = all(check.status != "failed" for check in checks)
     if as_json:
         print_json({"ok": is_ok, "checks": [asdict(check) for check in checks]})
     else:
-        show(grid(("check", "status", "finding"), ((check.name, check.status, check.detail) for check in checks)))
+        show(
+            grid(
+                ("check", "status", "finding"),
+                ((check.name, check.status, check.detail) for check in checks),
+            )
+        )
     if not is_ok:
         raise typer.Exit(ERROR)
 
@@ -67,16 +83,23 @@ def _checks() -> Iterator[Check]:
         return
     found = check("database", _database)
     yield found
-    yield check("database needs", partial(installation.database_needs, has_database=found.status == "ok"))
+    yield check(
+        "database needs", partial(installation.database_needs, has_database=found.status == "ok")
+    )
     yield check("migrations", partial(_migrations, has_database=found.status == "ok"))
     yield check("rights", partial(installation.rights, has_database=found.status == "ok"))
     queue = check("redis", _redis)
     yield queue
-    yield check("passwords", partial(_passwords, has_stores=found.status == "ok" and queue.status in ("ok", "warning")))
+    yield check(
+        "passwords",
+        partial(_passwords, has_stores=found.status == "ok" and queue.status in ("ok", "warning")),
+    )
     yield check("storage", _storage)
     yield check("store mark", partial(installation.store_mark, has_database=found.status == "ok"))
     yield check("workers", partial(installation.workers, has_database=found.status == "ok"))
-    yield check("open batches", partial(installation.open_batches, has_database=found.status == "ok"))
+    yield check(
+        "open batches", partial(installation.open_batches, has_database=found.status == "ok")
+    )
     yield check("disk space", _disk_space)
     yield check("catalog", _catalog)
     yield check("prices", partial(_prices, has_database=found.status == "ok"))
@@ -109,12 +132,18 @@ def _settings() -> str:
 
     # Not the cached ones: the address of a running `up` is yet to come into the environment.
     Settings()
-    # The names of the catalog's keys are settings too. Reading it caches the settings, so the address of a running `up` comes first.
+    # The names of the catalog's keys are settings too. Reading it caches the settings, so the
+    # address of a running `up` comes first.
     with suppress(Failed):
         database.find()
     if unknown := catalog.unknown_settings():
-        names = ", ".join(f"{name} (did you mean {meant}?)" if meant else name for name, meant in unknown.items())
-        raise Doubtful(f"Nothing reads {names}: correct the name, or unset it. docs/reference/settings.md lists every setting.")
+        names = ", ".join(
+            f"{name} (did you mean {meant}?)" if meant else name for name, meant in unknown.items()
+        )
+        raise Doubtful(
+            f"Nothing reads {names}: correct the name, or unset it. docs/reference/settings.md"
+            " lists every setting."
+        )
     return "valid"
 
 
@@ -129,10 +158,16 @@ def _database() -> str:
         with db.engine().connect() as session:
             version = session.scalar(text("SHOW server_version"))
     except OperationalError as error:
-        raise Wrong(f"It does not answer: {_first_line(error.orig or error)}. {_remedy('XALEN_DATABASE_URL')}") from error
+        raise Wrong(
+            f"It does not answer: {_first_line(error.orig or error)}."
+            f" {_remedy('XALEN_DATABASE_URL')}"
+        ) from error
     except (SQLAlchemyError, ValueError):
         # What the libraries say here can quote the password.
-        raise Wrong("XALEN_DATABASE_URL cannot be used. It looks like postgresql://user:password@host:5432/name.") from None
+        raise Wrong(
+            "XALEN_DATABASE_URL cannot be used. It looks like"
+            " postgresql://user:password@host:5432/name."
+        ) from None
     return f"PostgreSQL {version}"
 
 
@@ -143,9 +178,15 @@ def _migrations(has_database: bool) -> str:
 
     found, age = migrate.found(), migrate.age()
     if age is migrate.Age.BEHIND:
-        raise Wrong(f"The database is at {found or 'no revision'}, and {migrate.needed()} is needed: xalen-batch migrate")
+        raise Wrong(
+            f"The database is at {found or 'no revision'}, and {migrate.needed()} is needed:"
+            " xalen-batch migrate"
+        )
     if age is migrate.Age.NEWER:
-        raise Doubtful(f"{migrate.newer(found)} Both work during an upgrade; then start the newer version here too.")
+        raise Doubtful(
+            f"{migrate.newer(found)} Both work during an upgrade; then start the newer version here"
+            " too."
+        )
     return f"at {found}"
 
 
@@ -158,21 +199,39 @@ def _redis() -> str:
     if settings().redis_url is None:
         if settings().database_url is None:
             raise Skipped("not checked: nothing runs")
-        raise Wrong("XALEN_REDIS_URL is not set. Set it to a Redis or Valkey server, or use `xalen-batch up`, which starts its own.")
+        raise Wrong(
+            "XALEN_REDIS_URL is not set. Set it to a Redis or Valkey server, or use `xalen-batch"
+            " up`, which starts its own."
+        )
     try:
         server = broker.ping()
     except redis.ResponseError as error:
-        remedies = "Set XALEN_REDIS_URL to a primary that has room, with a user that may do all and a database that it has."
-        raise Wrong(f"It answers and cannot be written to: {_first_line(error)}. {remedies}") from error
+        remedies = (
+            "Set XALEN_REDIS_URL to a primary that has room, with a user that may do all and a"
+            " database that it has."
+        )
+        raise Wrong(
+            f"It answers and cannot be written to: {_first_line(error)}. {remedies}"
+        ) from error
     except redis.RedisError as error:
-        raise Wrong(f"It does not answer: {_first_line(error)}. {_remedy('XALEN_REDIS_URL')}") from error
+        raise Wrong(
+            f"It does not answer: {_first_line(error)}. {_remedy('XALEN_REDIS_URL')}"
+        ) from error
     except (ValueError, TypeError):
-        raise Wrong("XALEN_REDIS_URL cannot be used. It looks like redis://:password@host:6379/0.") from None
-    name = f"{server.get('server_name', 'redis')} {server.get('valkey_version') or server.get('redis_version')}"
+        raise Wrong(
+            "XALEN_REDIS_URL cannot be used. It looks like redis://:password@host:6379/0."
+        ) from None
+    name = (
+        f"{server.get('server_name', 'redis')}"
+        f" {server.get('valkey_version') or server.get('redis_version')}"
+    )
     if server.get("maxmemory_policy") != "noeviction":
         raise Wrong(f"{name} may evict queued messages: set its maxmemory-policy to noeviction.")
     if not server.get("aof_enabled"):
-        raise Doubtful(f"{name} forgets its queue when it is killed; work then starts later. Set appendonly to yes.")
+        raise Doubtful(
+            f"{name} forgets its queue when it is killed; work then starts later. Set appendonly to"
+            " yes."
+        )
     return name
 
 
@@ -183,10 +242,16 @@ def _passwords(has_stores: bool) -> str:
     from xalen_batch.cli import passwords
 
     addresses = db.url().replace("+psycopg", "", 1), broker.url()
-    if findings := [finding for finding in (passwords.of_database(addresses[0]), passwords.of_redis(addresses[1])) if finding]:
+    if findings := [
+        finding
+        for finding in (passwords.of_database(addresses[0]), passwords.of_redis(addresses[1]))
+        if finding
+    ]:
         raise Doubtful(" ".join(findings))
     return (
-        "local sockets, no password needed" if all(map(passwords.is_local_socket, addresses)) else "asked for, and none that is tried first"
+        "local sockets, no password needed"
+        if all(map(passwords.is_local_socket, addresses))
+        else "asked for, and none that is tried first"
     )
 
 
@@ -195,10 +260,15 @@ def _storage() -> str:
     from xalen_batch.config import settings
 
     if not storage.folder().exists():
-        raise Doubtful(f"{storage.folder()} is not there. `xalen-batch up` and `xalen-batch api` make it.")
+        raise Doubtful(
+            f"{storage.folder()} is not there. `xalen-batch up` and `xalen-batch api` make it."
+        )
     storage.check()
     if stat.S_IMODE(storage.folder().stat().st_mode) & stat.S_IRWXO:
-        raise Doubtful(f"{storage.folder()} holds uploads that every user of this machine can read: chmod 700 {storage.folder()}")
+        raise Doubtful(
+            f"{storage.folder()} holds uploads that every user of this machine can read: chmod 700"
+            f" {storage.folder()}"
+        )
     return settings().storage
 
 
@@ -207,8 +277,13 @@ def _disk_space() -> str:
     from xalen_batch.config import GiB, settings
 
     floor, found = settings().min_free_bytes, disk.spaces()
-    left = "; ".join(f"{space.free / GiB:,.1f} GiB for the {space.store} in {space.folder}" for space in found)
-    remedy = f"Below {floor / GiB:,.1f} GiB (XALEN_MIN_FREE_BYTES) no new work is taken: free space, or delete files that are not needed."
+    left = "; ".join(
+        f"{space.free / GiB:,.1f} GiB for the {space.store} in {space.folder}" for space in found
+    )
+    remedy = (
+        f"Below {floor / GiB:,.1f} GiB (XALEN_MIN_FREE_BYTES) no new work is taken: free space, or"
+        " delete files that are not needed."
+    )
     least = min(space.free for space in found)
     if least < floor:
         raise Wrong(f"{left}. {remedy}")
@@ -233,12 +308,20 @@ def _prices(has_database: bool) -> str:
         raise Skipped("not checked: the database needs a migration")
     with db.reading() as session:
         unpriced, changes = prices.unpriced(session), prices.differences(session)
-    remedy = "`xalen-batch prices sync` shows the differences and puts the catalog's prices in force."
+    remedy = (
+        "`xalen-batch prices sync` shows the differences and puts the catalog's prices in force."
+    )
     if unpriced:
-        raise Doubtful(f"Batches that name {', '.join(unpriced)} are refused, for want of a price in force. {remedy}")
+        raise Doubtful(
+            f"Batches that name {', '.join(unpriced)} are refused, for want of a price in force."
+            f" {remedy}"
+        )
     if changes:
         models = ", ".join(sorted({change.model for change in changes}))
-        raise Doubtful(f"Prices in force differ from the catalog's ({models}); new batches pay those in force. {remedy}")
+        raise Doubtful(
+            f"Prices in force differ from the catalog's ({models}); new batches pay those in force."
+            f" {remedy}"
+        )
     return "those of the catalog"
 
 
@@ -259,24 +342,47 @@ def _backend(model: "Model") -> str:
         raise Doubtful(NO_SERVER[config.kind].format(model.id))
     url = config.base_url or ""
     if not _is_address(url):
-        raise Wrong(f"base_url of models.{model.id}.backend in the catalog is {url or 'not set'}. It looks like http://host:8000/v1.")
+        raise Wrong(
+            f"base_url of models.{model.id}.backend in the catalog is {url or 'not set'}. It looks"
+            " like http://host:8000/v1."
+        )
     key = os.environ.get(config.api_key_env, "").strip() if config.api_key_env else ""
-    unset = f" {config.api_key_env}, which is to hold its key, is not set." if config.api_key_env and not key else ""
+    unset = (
+        f" {config.api_key_env}, which is to hold its key, is not set."
+        if config.api_key_env and not key
+        else ""
+    )
     try:
-        status, listing = _listing(Request(f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else {}))
+        status, listing = _listing(
+            Request(
+                f"{url.rstrip('/')}/models",
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+            )
+        )
     except (OSError, HTTPException) as error:
         raise Doubtful(f"{url} cannot be reached: {_reason(error)}.{unset} {WAITING}") from error
     except ValueError:
         # What the library says here quotes the key.
-        raise Wrong(f"The key in {config.api_key_env} has characters that no HTTP header can carry.") from None
+        raise Wrong(
+            f"The key in {config.api_key_env} has characters that no HTTP header can carry."
+        ) from None
     if status in (401, 403):
-        finding = f"refuses the key in {config.api_key_env}." if key else f"asks for a key.{unset or ' The catalog names no api_key_env.'}"
+        finding = (
+            f"refuses the key in {config.api_key_env}."
+            if key
+            else f"asks for a key.{unset or ' The catalog names no api_key_env.'}"
+        )
         raise Doubtful(f"{url} {finding} {WAITING}")
     if status >= 500:
         raise Doubtful(f"{url} answers with status {status}; its log tells why.{unset}")
-    if key and urlsplit(url).scheme == "http" and urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
+    if (
+        key
+        and urlsplit(url).scheme == "http"
+        and urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1")
+    ):
         raise Doubtful(
-            f"{url} answers, and the key in {config.api_key_env} goes there unencrypted. Use https:// where others share the network."
+            f"{url} answers, and the key in {config.api_key_env} goes there unencrypted. Use"
+            " https:// where others share the network."
         )
     _has_model(model, url, listing)
     # Any other status will do: a reranking server need not list its models.
@@ -315,8 +421,9 @@ def _has_model(model: "Model", url: str, listing: bytes) -> None:
         f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     )
     raise Doubtful(
-        f"{url} does not list {sent}, the name that requests carry. It has {shown}. Set models.{model.id}.backend.model in the catalog "
-        f"to one of them; a server that refuses the name makes live requests wait."
+        f"{url} does not list {sent}, the name that requests carry. It has {shown}. Set"
+        f" models.{model.id}.backend.model in the catalog to one of them; a server that refuses the"
+        " name makes live requests wait."
     )
 
 

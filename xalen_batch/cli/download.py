@@ -28,7 +28,10 @@ class Delivered(NamedTuple):
 
 @contextmanager
 def writer(target: Path) -> Iterator[BinaryIO]:
-    """What to write the bytes of `target` to. A file gets its name at the end; an error leaves the old one alone."""
+    """What to write the bytes of `target` to.
+
+    A file gets its name at the end; an error leaves the old one alone.
+    """
     if target == STDOUT:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -43,7 +46,9 @@ def writer(target: Path) -> Iterator[BinaryIO]:
 
 
 def check_target(target: Path, source: Path | None = None) -> None:
-    """Fail now rather than after hours: the folder must be there and writable, the target not the input itself."""
+    """Fail now rather than after hours: the folder must be there and writable, the target not the
+    input itself.
+    """
     if target == STDOUT:
         return
     if target.is_dir():
@@ -54,7 +59,9 @@ def check_target(target: Path, source: Path | None = None) -> None:
         raise Failed(f"{target} is the input file. Name another with --output.")
 
 
-def fetch(client: Client, batch_id: str, target: Path, *, errors: bool, is_ended: bool) -> Delivered:
+def fetch(
+    client: Client, batch_id: str, target: Path, *, errors: bool, is_ended: bool
+) -> Delivered:
     """Write a batch's lines that succeeded, or those that failed, to `target`."""
     lines = 0
     with writer(target) as out:
@@ -69,7 +76,9 @@ def fetch(client: Client, batch_id: str, target: Path, *, errors: bool, is_ended
 
 
 def print_lines(client: Client, batch_id: str, *, errors: bool, is_ended: bool) -> Delivered:
-    """Print a batch's lines that succeeded, or those that failed, as a list object on stdout; each is printed as it comes."""
+    """Print a batch's lines that succeeded, or those that failed, as a list object on stdout; each
+    is printed as it comes.
+    """
     lines, rest = 0, b""
     with writer(STDOUT) as out:
         out.write(b'{"object": "list", "data": [')
@@ -87,7 +96,9 @@ def print_lines(client: Client, batch_id: str, *, errors: bool, is_ended: bool) 
     return delivered
 
 
-def _receive(client: Client, batch_id: str, write: Callable[[bytes], None], *, errors: bool, is_ended: bool) -> Mapping[str, str]:
+def _receive(
+    client: Client, batch_id: str, write: Callable[[bytes], None], *, errors: bool, is_ended: bool
+) -> Mapping[str, str]:
     part = "errors" if errors else "output"
     with progress.transfer(part) as moved:
         return client.download(f"/batches/{batch_id}/{part}", write, moved, is_fixed=is_ended)

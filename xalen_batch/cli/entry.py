@@ -1,6 +1,8 @@
-"""The console script. The commands take a moment to load; Ctrl-C ends that moment in words, not in a traceback.
+"""The console script. The commands take a moment to load; Ctrl-C ends that moment in words, not in
+a traceback.
 
-Imports little by itself: each process that multiprocessing starts for a command runs this module again.
+Imports little by itself: each process that multiprocessing starts for a command runs this module
+again.
 """
 
 import sys

@@ -25,18 +25,26 @@ class Failed(Exception):
 class ApiError(Failed):
     """The API's answer was an error, with a code if it has one.
 
-    `retry_after`: the pause that it asks for, in seconds. `may_pass`: whether the same request may succeed later, by the answer's
-    header `x-should-retry`, else by its status.
+    `retry_after`: the pause that it asks for, in seconds. `may_pass`: whether the same request may
+    succeed later, by the answer's header `x-should-retry`, else by its status.
     """
 
     def __init__(
-        self, status: int, message: str, *, code: str | None = None, retry_after: float | None = None, should_retry: bool | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        retry_after: float | None = None,
+        should_retry: bool | None = None,
     ) -> None:
         super().__init__(message, AUTH if status in (401, 403) else ERROR)
         self.status = status
         self.code = code
         self.retry_after = retry_after
-        self.may_pass = (status in (408, 409, 429) or status >= 500) if should_retry is None else should_retry
+        self.may_pass = (
+            (status in (408, 409, 429) or status >= 500) if should_retry is None else should_retry
+        )
 
 
 class Unreachable(Failed):
@@ -44,7 +52,10 @@ class Unreachable(Failed):
 
 
 def describe(error: Exception) -> str:
-    """An error in one line, for people. Called only on the way out, so it may import what it needs."""
+    """An error in one line, for people.
+
+    Called only on the way out, so it may import what it needs.
+    """
     from pydantic import ValidationError
 
     from xalen_batch import complaints
@@ -80,5 +91,7 @@ def is_debugging() -> bool:
 
 
 def silence_stdout() -> None:
-    """After a broken pipe: nothing more reaches the reader, and the interpreter's last flush must not complain."""
+    """After a broken pipe: nothing more reaches the reader, and the interpreter's last flush must
+    not complain.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)

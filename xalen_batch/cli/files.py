@@ -10,7 +10,16 @@ from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.group import Group
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
-from xalen_batch.cli.output import fields, figure, moment, print_json, print_line, print_list, say, say_more
+from xalen_batch.cli.output import (
+    fields,
+    figure,
+    moment,
+    print_json,
+    print_line,
+    print_list,
+    say,
+    say_more,
+)
 from xalen_batch.cli.output import show as show_table
 from xalen_batch.cli.stacked import Layout, stacked
 
@@ -30,7 +39,9 @@ commands = typer.Typer(
 
 def _file_id(text: str) -> str:
     if not text.startswith("file-"):
-        raise typer.BadParameter(f"{text!r} is not the id of a file, `file-…`. `xalen-batch files list` shows the ids.")
+        raise typer.BadParameter(
+            f"{text!r} is not the id of a file, `file-…`. `xalen-batch files list` shows the ids."
+        )
     return text
 
 
@@ -39,12 +50,28 @@ def _file_ids(texts: list[str]) -> list[str]:
 
 
 FileId = Annotated[str, typer.Argument(metavar="ID", help="The file, `file-…`.", callback=_file_id)]
-FileIds = Annotated[list[str], typer.Argument(metavar="ID…", help="The files, `file-…`.", callback=_file_ids)]
+FileIds = Annotated[
+    list[str], typer.Argument(metavar="ID…", help="The files, `file-…`.", callback=_file_ids)
+]
 
 
-@commands.command(epilog=examples("xalen-batch files upload requests.jsonl", "id=$(make-requests | xalen-batch files upload -)"))
-def upload(file: inputs.InputFile, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
-    """Upload a file as batch input and print its id. Nothing is checked or run: `submit` does that."""
+@commands.command(
+    epilog=examples(
+        "xalen-batch files upload requests.jsonl",
+        "id=$(make-requests | xalen-batch files upload -)",
+    )
+)
+def upload(
+    file: inputs.InputFile,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
+    """Upload a file as batch input and print its id.
+
+    Nothing is checked or run: `submit` does that.
+    """
     client = connect(base_url, api_key, live)
     with inputs.opened(file) as path:
         made = uploads.send(client, path, inputs.name_of(file))
@@ -57,13 +84,21 @@ def upload(file: inputs.InputFile, as_json: Json = False, base_url: BaseUrl = No
 @commands.command(
     "list",
     epilog=examples(
-        "xalen-batch files list", "xalen-batch files list --purpose batch_output", "xalen-batch files list --json | jq -r .data[0].id"
+        "xalen-batch files list",
+        "xalen-batch files list --purpose batch_output",
+        "xalen-batch files list --json | jq -r .data[0].id",
     ),
 )
 def list_files(
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most files to show, the newest first.")] = 20,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Most files to show, the newest first.")
+    ] = 20,
     purpose: Annotated[
-        str | None, typer.Option(metavar="PURPOSE", help="Only of this purpose: `batch` for inputs, `batch_output` for results.")
+        str | None,
+        typer.Option(
+            metavar="PURPOSE",
+            help="Only of this purpose: `batch` for inputs, `batch_output` for results.",
+        ),
     ] = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
@@ -79,27 +114,50 @@ def list_files(
         if has_more:
             say_more(len(files))
     else:
-        say("No files yet. `xalen-batch files upload FILE` makes one." if purpose is None else f"No file has the purpose {purpose}.")
+        say(
+            "No files yet. `xalen-batch files upload FILE` makes one."
+            if purpose is None
+            else f"No file has the purpose {purpose}."
+        )
 
 
-@commands.command(epilog=examples("xalen-batch files show file-0192…", "xalen-batch files show file-0192… --json"))
-def show(file_id: FileId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+@commands.command(
+    epilog=examples("xalen-batch files show file-0192…", "xalen-batch files show file-0192… --json")
+)
+def show(
+    file_id: FileId,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
     """Show every field of a file."""
     file = connect(base_url, api_key, live).get(f"/files/{file_id}")
     if as_json:
         print_json(file)
     else:
-        show_table(fields((name, _shown(name, value)) for name, value in file.items() if name != "object"))
+        show_table(
+            fields((name, _shown(name, value)) for name, value in file.items() if name != "object")
+        )
 
 
 @commands.command(
     "download",
-    epilog=examples("xalen-batch files download file-0192… -o requests.jsonl", "xalen-batch files download file-0192… | head -1"),
+    epilog=examples(
+        "xalen-batch files download file-0192… -o requests.jsonl",
+        "xalen-batch files download file-0192… | head -1",
+    ),
 )
 def download_file(
     file_id: FileId,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write, whole or not at all; `-` is stdout.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="The file to write, whole or not at all; `-` is stdout.",
+        ),
     ] = download.STDOUT,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
@@ -112,8 +170,18 @@ def download_file(
         client.download(f"/files/{file_id}/content", out.write, moved, is_fixed=True)
 
 
-@commands.command(epilog=examples("xalen-batch files delete file-0192…", "xalen-batch files delete file-0192… file-0193…"))
-def delete(file_ids: FileIds, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+@commands.command(
+    epilog=examples(
+        "xalen-batch files delete file-0192…", "xalen-batch files delete file-0192… file-0193…"
+    )
+)
+def delete(
+    file_ids: FileIds,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
     """Delete files. Of an output file that erases the answers, never what they cost."""
     client = connect(base_url, api_key, live)
     deleted = [_delete(client, file_id) for file_id in dict.fromkeys(file_ids)]
@@ -126,7 +194,9 @@ def _delete(client: Client, file_id: str) -> dict[str, Any]:
         deleted = client.delete(f"/files/{file_id}")
     except Failed as error:
         # Files named before it are gone: the message names the one that is not.
-        raise Failed(str(error) if file_id in str(error) else f"{file_id}: {error}", error.exit_code) from error
+        raise Failed(
+            str(error) if file_id in str(error) else f"{file_id}: {error}", error.exit_code
+        ) from error
     say(f"{file_id} is deleted.")
     return deleted
 

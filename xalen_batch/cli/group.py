@@ -6,7 +6,9 @@ from typer.core import TyperGroup
 
 
 class Group(TyperGroup):
-    """A group of commands whose help writes no type behind flags, which take no value, and arguments, whose text says it."""
+    """A group of commands whose help writes no type behind flags, which take no value, and
+    arguments, whose text says it.
+    """
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _without_types(super().get_params(ctx))

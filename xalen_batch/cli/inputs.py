@@ -1,4 +1,6 @@
-"""Input files on their way in: opened or read from stdin, and checked before anything leaves this machine."""
+"""Input files on their way in: opened or read from stdin, and checked before anything leaves this
+machine.
+"""
 
 import json
 import os
@@ -24,12 +26,17 @@ if TYPE_CHECKING:
 STDIN = Path("-")
 CHUNK = 1024 * 1024
 
-InputFile = Annotated[Path, typer.Argument(metavar="FILE", help="The requests, JSON Lines; `-` is stdin.", allow_dash=True)]
+InputFile = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", help="The requests, JSON Lines; `-` is stdin.", allow_dash=True),
+]
 
 
 @contextmanager
 def opened(file: Path) -> Iterator[Path]:
-    """A path that can be read twice: the file itself, or what stdin held, for as long as the command runs."""
+    """A path that can be read twice: the file itself, or what stdin held, for as long as the
+    command runs.
+    """
     if file != STDIN:
         if not file.is_file():
             raise Failed(f"{file} is not a file. Name a JSON Lines file, or `-` for stdin.")
@@ -40,7 +47,9 @@ def opened(file: Path) -> Iterator[Path]:
             shutil.copyfileobj(sys.stdin.buffer, copy, CHUNK)
             copy.flush()
         except KeyboardInterrupt:
-            raise Failed("Stopped before stdin had ended; nothing was submitted.", INTERRUPTED) from None
+            raise Failed(
+                "Stopped before stdin had ended; nothing was submitted.", INTERRUPTED
+            ) from None
         yield Path(copy.name)
 
 
@@ -50,13 +59,18 @@ def name_of(file: Path) -> str:
 
 
 def checked(path: Path, endpoint: str, rules: "Rules") -> tuple[str | None, "Faults"]:
-    """The endpoint of a file, and everything that is wrong with it. Much faster than an estimate."""
+    """The endpoint of a file, and everything that is wrong with it.
+
+    Much faster than an estimate.
+    """
     from xalen_batch.validation.errors import Fault, Faults, refused
     from xalen_batch.validation.lines import scan
 
     found, faults, models = _named(endpoint), Faults(), set[str]()
     with progress.transfer("checking") as moved:
-        for line in scan(_chunks(path, moved), endpoint=found, models=rules.models, limits=rules.limits):
+        for line in scan(
+            _chunks(path, moved), endpoint=found, models=rules.models, limits=rules.limits
+        ):
             if isinstance(line, Fault):
                 faults.add(line)
             else:
@@ -109,7 +123,12 @@ def _check_size(path: Path, faults: "Faults", rules: "Rules") -> None:
 
     size, limit = path.stat().st_size, rules.limits.max_file_bytes
     if size > limit:
-        faults.add(Fault("file_too_large", f"The file has {size:,} bytes; the most is {limit:,}. Split it into several files."))
+        faults.add(
+            Fault(
+                "file_too_large",
+                f"The file has {size:,} bytes; the most is {limit:,}. Split it into several files.",
+            )
+        )
 
 
 def _chunks(path: Path, moved: progress.Moved) -> Iterator[bytes]:

@@ -1,4 +1,6 @@
-"""Checks of `doctor` for what the processes of an installation have to agree on: rights, the store and the catalog."""
+"""Checks of `doctor` for what the processes of an installation have to agree on: rights, the store
+and the catalog.
+"""
 
 from xalen_batch.cli.findings import Doubtful, Skipped, Wrong
 
@@ -19,10 +21,14 @@ def database_needs(has_database: bool) -> str:
     try:
         lacks = migrate.lacks()
     except psycopg.Error as error:
-        raise Wrong(f"The role that owns the tables cannot connect: {str(error).partition(chr(10))[0]}") from error
+        raise Wrong(
+            f"The role that owns the tables cannot connect: {str(error).partition(chr(10))[0]}"
+        ) from error
     if lacks:
         other = (
-            "" if settings().migrate_database_url else " If another role owns the tables, name it in XALEN_MIGRATE_DATABASE_URL instead."
+            ""
+            if settings().migrate_database_url
+            else " If another role owns the tables, name it in XALEN_MIGRATE_DATABASE_URL instead."
         )
         raise Wrong(" ".join(lacks) + other)
     return "version, encoding, extension and rights will do"
@@ -36,11 +42,15 @@ def rights(has_database: bool) -> str:
         found = rights.look(session)
     if found.excess:
         raise Doubtful(
-            f"The role {found.role} {', '.join(found.excess[:MOST_NAMED])}: what serves could switch off the triggers that guard invoices and "
-            "the audit log. Let another role own the tables: set XALEN_MIGRATE_DATABASE_URL (docs/security.md)."
+            f"The role {found.role} {', '.join(found.excess[:MOST_NAMED])}: what serves could"
+            " switch off the triggers that guard invoices and the audit log. Let another role own"
+            " the tables: set XALEN_MIGRATE_DATABASE_URL (docs/security.md)."
         )
     if found.missing:
-        raise Wrong(f"The role {found.role} lacks {', '.join(found.missing[:MOST_NAMED])}: xalen-batch migrate")
+        raise Wrong(
+            f"The role {found.role} lacks {', '.join(found.missing[:MOST_NAMED])}: xalen-batch"
+            " migrate"
+        )
     return f"{found.role} owns nothing"
 
 
@@ -86,11 +96,20 @@ def open_batches(has_database: bool) -> str:
 
     _skip_without_catalog()
     with db.reading() as session:
-        some = session.scalars(select(Batch).where(Batch.status.in_(MAY_START)).order_by(Batch.id).limit(MOST_BATCHES)).all()
+        some = session.scalars(
+            select(Batch).where(Batch.status.in_(MAY_START)).order_by(Batch.id).limit(MOST_BATCHES)
+        ).all()
         found = waits.of(session, some).values()
-    counts = Counter(wait.message for wait in found if wait.reason is not waits.Reason.EXECUTION_WINDOW)
+    counts = Counter(
+        wait.message for wait in found if wait.reason is not waits.Reason.EXECUTION_WINDOW
+    )
     if counts:
-        raise Doubtful(" ".join(f"Waiting: {number:,}. {message}" for message, number in counts.most_common(MOST_NAMED)))
+        raise Doubtful(
+            " ".join(
+                f"Waiting: {number:,}. {message}"
+                for message, number in counts.most_common(MOST_NAMED)
+            )
+        )
     return f"{len(some):,} open, none waits" if some else "none open"
 
 

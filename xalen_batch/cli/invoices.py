@@ -1,4 +1,6 @@
-"""`invoice`, `statement`, `reconcile`: what was used and what it costs, with amounts exactly as the API wrote them."""
+"""`invoice`, `statement`, `reconcile`: what was used and what it costs, with amounts exactly as the
+API wrote them.
+"""
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -30,9 +32,17 @@ commands = typer.Typer()
 
 
 @commands.command(
-    epilog=examples("xalen-batch invoice batch_0192…", "xalen-batch invoice batch_0192… --json | jq -r .total"),
+    epilog=examples(
+        "xalen-batch invoice batch_0192…", "xalen-batch invoice batch_0192… --json | jq -r .total"
+    ),
 )
-def invoice(batch_id: BatchId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+def invoice(
+    batch_id: BatchId,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
     """Show the exact invoice of a batch that has ended."""
     client = connect(base_url, api_key, live)
     found = client.get(f"/batches/{batch_id}/invoice")
@@ -48,10 +58,31 @@ def print_invoice(found: dict[str, Any], console: Console = STDOUT) -> None:
     console.print(f"Batch {found['batch_id']}", soft_wrap=True)
     if schedule := found.get("schedule"):
         console.print(f"Schedule {safe(schedule['name'])} ({schedule['id']})", soft_wrap=True)
-    if found["livemode"] and (simulated := sorted({line["model"] for line in found["lines"] if line.get("answered_by") == "simulated"})):
-        console.print(f"Answers of {', '.join(map(safe, simulated))} were simulated.", style="yellow", soft_wrap=True)
-    rows = [*map(_invoice_row, found["lines"]), ("total", "", "", found["currency"], found["total"])]
-    show(stacked(INVOICE, rows, right=("quantity", "unit price", "amount"), folded=("item",), has_total=True, console=console), console)
+    if found["livemode"] and (
+        simulated := sorted(
+            {line["model"] for line in found["lines"] if line.get("answered_by") == "simulated"}
+        )
+    ):
+        console.print(
+            f"Answers of {', '.join(map(safe, simulated))} were simulated.",
+            style="yellow",
+            soft_wrap=True,
+        )
+    rows = [
+        *map(_invoice_row, found["lines"]),
+        ("total", "", "", found["currency"], found["total"]),
+    ]
+    show(
+        stacked(
+            INVOICE,
+            rows,
+            right=("quantity", "unit price", "amount"),
+            folded=("item",),
+            has_total=True,
+            console=console,
+        ),
+        console,
+    )
     _say_counted(found["lines"], console)
 
 
@@ -61,9 +92,21 @@ def _invoice_row(line: dict[str, Any]) -> tuple[str, ...]:
         case "usage":
             return line["model"], _component(line), quantity, f"{line['unit_price']} per 1M", amount
         case "not_billed" if line["component"] is None:
-            return line["description"], line["reason"], f"{quantity} request{'' if quantity == '1' else 's'}", "not billed", amount
+            return (
+                line["description"],
+                line["reason"],
+                f"{quantity} request{'' if quantity == '1' else 's'}",
+                "not billed",
+                amount,
+            )
         case "not_billed":
-            return line["model"], line["component"], quantity, f"not billed: {line['reason']}", amount
+            return (
+                line["model"],
+                line["component"],
+                quantity,
+                f"not billed: {line['reason']}",
+                amount,
+            )
     return line["description"], "", "", "", amount
 
 
@@ -74,7 +117,11 @@ def _component(line: dict[str, Any]) -> str:
 def _say_counted(lines: Iterable[dict[str, Any]], console: Console) -> None:
     """What a mark on some of the lines means."""
     if any(line.get("reason") == COUNTED for line in lines):
-        console.print("counted: the model backend reported no usable usage, so xalen-batch counted the tokens.", soft_wrap=True)
+        console.print(
+            "counted: the model backend reported no usable usage, so xalen-batch counted the"
+            " tokens.",
+            soft_wrap=True,
+        )
 
 
 def _quantity(quantity: str | None) -> str:
@@ -86,30 +133,44 @@ def _mode(found: dict[str, Any]) -> str:
 
 
 @commands.command(
-    epilog=examples("xalen-batch statement", "xalen-batch statement 2026-11 --live", "xalen-batch statement 2026-11 --json | jq -r .total"),
+    epilog=examples(
+        "xalen-batch statement",
+        "xalen-batch statement 2026-11 --live",
+        "xalen-batch statement 2026-11 --json | jq -r .total",
+    ),
 )
 def statement(
-    month: Annotated[str | None, typer.Argument(metavar="YYYY-MM", help="The month, UTC; this one if not given.")] = None,
+    month: Annotated[
+        str | None, typer.Argument(metavar="YYYY-MM", help="The month, UTC; this one if not given.")
+    ] = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Show the statement of a month: its batch invoices, rounded once. A draft until the month is over."""
+    """Show the statement of a month: its batch invoices, rounded once.
+
+    A draft until the month is over.
+    """
     wanted = _month(month)
     client = connect(base_url, api_key, live)
     found = client.get(f"/statements/{wanted}")
     if as_json:
         print_json(found)
         return
-    STDOUT.print(f"Statement {found['month']}, {found['status']}{_mode(found)}", style="bold", soft_wrap=True)
+    STDOUT.print(
+        f"Statement {found['month']}, {found['status']}{_mode(found)}", style="bold", soft_wrap=True
+    )
     rows = [*map(_statement_row, found["lines"]), (f"total {found['currency']}", found["total"])]
     show(stacked(STATEMENT, rows, right=("amount",), folded=("item",), has_total=True))
     _say_counted(found["lines"], STDOUT)
 
 
 def _statement_row(line: dict[str, Any]) -> tuple[str, str]:
-    return f"{line['description']}{', counted' if line.get('reason') == COUNTED else ''}", line["amount"]
+    return (
+        f"{line['description']}{', counted' if line.get('reason') == COUNTED else ''}",
+        line["amount"],
+    )
 
 
 def _month(text: str | None) -> str:
@@ -118,17 +179,31 @@ def _month(text: str | None) -> str:
     try:
         return f"{datetime.strptime(text, '%Y-%m').replace(tzinfo=UTC):%Y-%m}"
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a month. Write it as 2026-11.", param_hint="YYYY-MM") from None
+        raise typer.BadParameter(
+            f"{text!r} is not a month. Write it as 2026-11.", param_hint="YYYY-MM"
+        ) from None
 
 
-@commands.command(rich_help_panel="Operators", epilog=examples("xalen-batch reconcile", "xalen-batch reconcile --json"))
+@commands.command(
+    rich_help_panel="Operators",
+    epilog=examples("xalen-batch reconcile", "xalen-batch reconcile --json"),
+)
 def reconcile(as_json: Json = False) -> None:
-    """Derive every charge, invoice and count again from the results. Exit 1 on any difference (operators)."""
+    """Derive every charge, invoice and count again from the results.
+
+    Exit 1 on any difference (operators).
+    """
     differences = list(_differences())
     if as_json:
         print_list(differences)
     elif differences:
-        show(stacked(DIFFERENCES, [tuple(difference.values()) for difference in differences], folded=("what", "expected", "found")))
+        show(
+            stacked(
+                DIFFERENCES,
+                [tuple(difference.values()) for difference in differences],
+                folded=("what", "expected", "found"),
+            )
+        )
     if differences:
         say(f"{counted(len(differences), 'difference')}.", style="red")
         raise typer.Exit(ERROR)

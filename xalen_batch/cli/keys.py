@@ -25,17 +25,31 @@ commands = typer.Typer(
     cls=Group,
     no_args_is_help=True,
     help="Make, list, rotate and revoke API keys (operators).",
-    epilog=examples("xalen-batch keys create --account acme --create-account", "xalen-batch keys rotate key_0192…"),
+    epilog=examples(
+        "xalen-batch keys create --account acme --create-account",
+        "xalen-batch keys rotate key_0192…",
+    ),
 )
 KEYS: tuple[Layout, ...] = (
-    (("id",), ("key",), ("mode",), ("account",), ("name",), ("scopes",), ("last used",), ("state",)),
+    (
+        ("id",),
+        ("key",),
+        ("mode",),
+        ("account",),
+        ("name",),
+        ("scopes",),
+        ("last used",),
+        ("state",),
+    ),
     (("id", "key"), ("mode", "account", "name"), ("scopes", "last used", "state")),
 )
 
 
 def _key_id(text: str) -> str:
     if not text.startswith("key_"):
-        raise typer.BadParameter(f"{text!r} is not the id of a key, `key_…`. `xalen-batch keys list` shows the ids.")
+        raise typer.BadParameter(
+            f"{text!r} is not the id of a key, `key_…`. `xalen-batch keys list` shows the ids."
+        )
     return text
 
 
@@ -50,20 +64,34 @@ class Mode(StrEnum):
 @commands.command(
     epilog=examples(
         "xalen-batch keys create --account acme --mode test --create-account",
-        "xalen-batch keys create --account acme --mode live --scopes submit,read --expires 2027-12-31",
+        "xalen-batch keys create --account acme --mode live --scopes submit,read --expires"
+        " 2027-12-31",
     )
 )
 def create(
-    account: Annotated[str, typer.Option(metavar="NAME", help="The account's name, from `accounts list`.")],
-    mode: Annotated[Mode, typer.Option(help="Test keys run on simulated models and are never billed.")] = Mode.TEST,
+    account: Annotated[
+        str, typer.Option(metavar="NAME", help="The account's name, from `accounts list`.")
+    ],
+    mode: Annotated[
+        Mode, typer.Option(help="Test keys run on simulated models and are never billed.")
+    ] = Mode.TEST,
     name: Annotated[str, typer.Option(metavar="TEXT", help="What the key is for.")] = "cli",
     scopes: Annotated[
-        str | None, typer.Option(metavar="SCOPES", help="Comma-separated: submit, read, billing, admin. If not given: all but admin.")
+        str | None,
+        typer.Option(
+            metavar="SCOPES",
+            help="Comma-separated: submit, read, billing, admin. If not given: all but admin.",
+        ),
     ] = None,
     expires: Annotated[
-        str | None, typer.Option(metavar="TIME", help="When the key expires, UTC: `2027-12-31` or `2027-12-31T18:00:00`.")
+        str | None,
+        typer.Option(
+            metavar="TIME", help="When the key expires, UTC: `2027-12-31` or `2027-12-31T18:00:00`."
+        ),
     ] = None,
-    create_account: Annotated[bool, typer.Option("--create-account", help="Create the account first if its name is new.")] = False,
+    create_account: Annotated[
+        bool, typer.Option("--create-account", help="Create the account first if its name is new.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a key. Its secret is printed now and never again."""
@@ -72,9 +100,17 @@ def create(
         from xalen_batch.accounts import keys
         from xalen_batch.accounts.accounts import ORDINARY, Owner
 
-        owner = Owner(_account(session, account, may_create=create_account).id, livemode=mode is Mode.LIVE)
+        owner = Owner(
+            _account(session, account, may_create=create_account).id, livemode=mode is Mode.LIVE
+        )
         with usage_error():
-            key, secret = keys.create(session, owner, name=name, scopes=scopes.split(",") if scopes else ORDINARY, expires_at=expires_at)
+            key, secret = keys.create(
+                session,
+                owner,
+                name=name,
+                scopes=scopes.split(",") if scopes else ORDINARY,
+                expires_at=expires_at,
+            )
     _show_secret(key, secret, account, as_json)
 
 
@@ -87,17 +123,24 @@ def _show_secret(key: "ApiKey", secret: str, account: str, as_json: bool) -> Non
         return
     print_line(secret)
     mode = Mode.LIVE if key.livemode else Mode.TEST
-    say(f"{key_id} of account {account!r}, {mode} mode. Keep the secret: it is stored nowhere and not shown again.")
+    say(
+        f"{key_id} of account {account!r}, {mode} mode. Keep the secret: it is stored nowhere and"
+        " not shown again."
+    )
 
 
 def _moment_to_come(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a time. Write it as 2027-12-31T18:00:00, UTC.", param_hint="--expires") from None
+        raise typer.BadParameter(
+            f"{text!r} is not a time. Write it as 2027-12-31T18:00:00, UTC.", param_hint="--expires"
+        ) from None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     if moment <= datetime.now(UTC):
-        raise typer.BadParameter(f"{text} is over. Name a moment to come, UTC.", param_hint="--expires")
+        raise typer.BadParameter(
+            f"{text} is over. Name a moment to come, UTC.", param_hint="--expires"
+        )
     return moment
 
 
@@ -158,17 +201,24 @@ def list_keys(as_json: Json = False) -> None:
 
 @commands.command(
     epilog=examples(
-        "xalen-batch keys rotate key_0192…", "xalen-batch keys rotate key_0192… --overlap 0", "xalen-batch keys rotate key_0192… --json"
+        "xalen-batch keys rotate key_0192…",
+        "xalen-batch keys rotate key_0192… --overlap 0",
+        "xalen-batch keys rotate key_0192… --json",
     )
 )
 def rotate(
     key_id: KeyId,
     overlap: Annotated[
-        str, typer.Option(metavar="TIME", help="How long the old key still works: `30m`, `24h`, `7d`, or `0`; at most 30d.")
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="How long the old key still works: `30m`, `24h`, `7d`, or `0`; at most 30d.",
+        ),
     ] = "24h",
     as_json: Json = False,
 ) -> None:
-    """Make a key that takes the place of another: same account, mode, name and scopes. Its secret is printed now and never again.
+    """Make a key that takes the place of another: same account, mode, name and scopes. Its secret
+    is printed now and never again.
 
     The old key expires after the overlap. One that has an end gets as long a life again.
     """
@@ -186,7 +236,9 @@ def rotate(
     say(f"{key_id} expires {clock.utc(_seconds(old.expires_at))}.")
 
 
-@commands.command(epilog=examples("xalen-batch keys revoke key_0192…", "xalen-batch keys revoke key_0192… --json"))
+@commands.command(
+    epilog=examples("xalen-batch keys revoke key_0192…", "xalen-batch keys revoke key_0192… --json")
+)
 def revoke(key_id: KeyId, as_json: Json = False) -> None:
     """Refuse a key from now on."""
     with database.transaction() as session:
@@ -201,7 +253,9 @@ def revoke(key_id: KeyId, as_json: Json = False) -> None:
 
 
 def _mode(key: dict[str, Any]) -> Text:
-    """Live keys spend money: they stand out, by colour where there is one and by capitals everywhere."""
+    """Live keys spend money: they stand out, by colour where there is one and by capitals
+    everywhere.
+    """
     return Text("LIVE", style="bold red") if key["livemode"] else Text("test", style="dim")
 
 

@@ -27,8 +27,16 @@ COLUMNS = ("limit of", "used", "limit", "free")
 commands = typer.Typer()
 
 
-@commands.command(epilog=examples("xalen-batch limits", "xalen-batch limits --live", "xalen-batch limits --json | jq .open_batches.free"))
-def limits(as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+@commands.command(
+    epilog=examples(
+        "xalen-batch limits",
+        "xalen-batch limits --live",
+        "xalen-batch limits --json | jq .open_batches.free",
+    )
+)
+def limits(
+    as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False
+) -> None:
     """Show your account's quotas: used, limit and free."""
     found = connect(base_url, api_key, live).get("/limits")
     if as_json:
@@ -38,7 +46,11 @@ def limits(as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = No
 
 
 def print_limits(found: dict[str, Any]) -> None:
-    rows = [(words, *(_cell(found[name][column]) for column in COLUMNS[1:])) for name, words in NAMES.items() if name in found]
+    rows = [
+        (words, *(_cell(found[name][column]) for column in COLUMNS[1:]))
+        for name, words in NAMES.items()
+        if name in found
+    ]
     show(grid(COLUMNS, rows, right=COLUMNS[1:]))
 
 

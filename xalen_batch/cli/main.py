@@ -36,7 +36,10 @@ from xalen_batch.cli.output import print_line, safe, say
 
 
 class Commands(Group):
-    """Turns every exception into one clear line on stderr and an exit code. XALEN_DEBUG=1 lets them through."""
+    """Turns every exception into one clear line on stderr and an exit code.
+
+    XALEN_DEBUG=1 lets them through.
+    """
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
         try:
@@ -64,7 +67,10 @@ class Commands(Group):
                 raise
             code = failures.exit_code(error)
             is_pause = code in (TIMED_OUT, INTERRUPTED)
-            say(f"{'' if is_pause else 'Error: '}{safe(failures.describe(error))}", style="yellow" if is_pause else "red")
+            say(
+                f"{'' if is_pause else 'Error: '}{safe(failures.describe(error))}",
+                style="yellow" if is_pause else "red",
+            )
             raise typer.Exit(code) from None
 
 
@@ -77,7 +83,20 @@ app = typer.Typer(
     help="Batch inference behind the OpenAI Files and Batches API.",
     epilog=examples("xalen-batch up", "xalen-batch run requests.jsonl", "xalen-batch run --help"),
 )
-for part in (run, submit, watch, batches, validate, invoices, limits, models, up, doctor, audit, server):
+for part in (
+    run,
+    submit,
+    watch,
+    batches,
+    validate,
+    invoices,
+    limits,
+    models,
+    up,
+    doctor,
+    audit,
+    server,
+):
     app.add_typer(part.commands)
 app.add_typer(files.commands, name="files")
 app.add_typer(schedules.commands, name="schedules")
@@ -94,7 +113,12 @@ def _print_version(is_asked: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
     # User text may hold what the terminal's encoding lacks.
     for stream in (sys.stdout, sys.stderr):

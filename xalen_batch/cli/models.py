@@ -22,9 +22,13 @@ CATALOG: tuple[Layout, ...] = (
 commands = typer.Typer()
 
 
-@commands.command(epilog=examples("xalen-batch models", "xalen-batch models --local", "xalen-batch models --json"))
+@commands.command(
+    epilog=examples("xalen-batch models", "xalen-batch models --local", "xalen-batch models --json")
+)
 def models(
-    local: Annotated[bool, typer.Option("--local", help="List the catalog on this machine; needs no server.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="List the catalog on this machine; needs no server.")
+    ] = False,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
@@ -52,8 +56,16 @@ def models(
         )
         for model in terms["models"]
     ]
-    show(stacked(MODELS, rows, right=("context", "input", "output"), folded=("endpoints", "answered by")))
-    say(f"USD per 1M tokens, list price; a batch costs {Decimal(terms['batch_discount']):.0%} less.", style="dim")
+    show(
+        stacked(
+            MODELS, rows, right=("context", "input", "output"), folded=("endpoints", "answered by")
+        )
+    )
+    say(
+        f"USD per 1M tokens, list price; a batch costs {Decimal(terms['batch_discount']):.0%}"
+        " less.",
+        style="dim",
+    )
 
 
 def _local_models(as_json: bool) -> None:

@@ -14,18 +14,28 @@ from rich.table import Table
 from rich.text import Text
 
 # Control characters, bidirectional overrides, line separators, lone surrogates.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def safe(value: object) -> str:
-    """Text of a user's on one line, with whatever could steer a terminal shown as its escape (`\\x1b`)."""
-    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), str(value))
+    """Text of a user's on one line, with whatever could steer a terminal shown as its escape
+    (`\\x1b`).
+    """
+    return _UNSAFE.sub(
+        lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), str(value)
+    )
 
 
 class SafeConsole(Console):
-    """Prints no text that steers the terminal, whoever forgot to make it safe; what Rich itself steers it with passes."""
+    """Prints no text that steers the terminal, whoever forgot to make it safe; what Rich itself
+    steers it with passes.
+    """
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             if segment.control or not _UNSAFE.search(segment.text):
                 yield segment
@@ -36,8 +46,16 @@ class SafeConsole(Console):
 # No markup, emoji or highlighting: text that came from a user is never more than text.
 # A table fits itself to a terminal, and is never folded into a pipe.
 WIDE = 10_000
-STDOUT = SafeConsole(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDE)
-STDERR = SafeConsole(stderr=True, markup=False, emoji=False, highlight=False, width=None if sys.stderr.isatty() else WIDE)
+STDOUT = SafeConsole(
+    markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDE
+)
+STDERR = SafeConsole(
+    stderr=True,
+    markup=False,
+    emoji=False,
+    highlight=False,
+    width=None if sys.stderr.isatty() else WIDE,
+)
 
 
 def print_line(value: object) -> None:
@@ -56,7 +74,10 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def print_list(data: Sequence[Mapping[str, Any]], *, has_more: bool = False) -> None:
-    """Objects on stdout as the one JSON object that stands for a list, as in the API. `has_more`: not all of them are in it."""
+    """Objects on stdout as the one JSON object that stands for a list, as in the API.
+
+    `has_more`: not all of them are in it.
+    """
     print_json({"object": "list", "data": data, "has_more": has_more})
 
 
@@ -65,12 +86,19 @@ def say_more(number: int) -> None:
     say(f"These are the newest {figure(number)}. --limit shows more.", style="dim")
 
 
-def grid(headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
-    """A table; `right` names the columns of figures, which are the last to be folded. Cells are made safe, but for text with styles of our own."""
+def grid(
+    headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()
+) -> Table:
+    """A table; `right` names the columns of figures, which are the last to be folded.
+
+    Cells are made safe, but for text with styles of our own.
+    """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for header in headers:
         is_figure = header in right
-        table.add_column(header, justify="right" if is_figure else "left", no_wrap=is_figure, overflow="fold")
+        table.add_column(
+            header, justify="right" if is_figure else "left", no_wrap=is_figure, overflow="fold"
+        )
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else safe(cell) for cell in row))
     return table
@@ -108,7 +136,11 @@ def counted(number: int, noun: str) -> str:
 
 def moment(timestamp: int | None) -> str:
     """Unix seconds as UTC, or a dash."""
-    return "-" if timestamp is None else f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return (
+        "-"
+        if timestamp is None
+        else f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    )
 
 
 def pairs(value: dict[str, Any]) -> str:

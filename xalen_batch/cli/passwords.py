@@ -1,11 +1,26 @@
-"""Whether a store lets in whoever can reach it: it asks for no password, or for one that anybody would try first."""
+"""Whether a store lets in whoever can reach it: it asks for no password, or for one that anybody
+would try first.
+"""
 
 import os
 from urllib.parse import parse_qs, unquote, urlsplit
 
 # What examples and images come with.
 TRIED_FIRST = frozenset(
-    {"admin", "changeme", "default", "example", "foobared", "letmein", "password", "postgres", "postgresql", "secret", "valkey", "xalen"}
+    {
+        "admin",
+        "changeme",
+        "default",
+        "example",
+        "foobared",
+        "letmein",
+        "password",
+        "postgres",
+        "postgresql",
+        "secret",
+        "valkey",
+        "xalen",
+    }
 )
 SHORTEST = 8
 TIMEOUT = 3
@@ -22,7 +37,10 @@ def of_database(url: str) -> str | None:
         psycopg.connect(url, password="none", passfile=os.devnull, connect_timeout=TIMEOUT).close()
     except psycopg.OperationalError:
         return _guessable(url, "XALEN_DATABASE_URL")
-    return "PostgreSQL lets anyone in from here, whatever the password: set its pg_hba.conf to scram-sha-256."
+    return (
+        "PostgreSQL lets anyone in from here, whatever the password: set its pg_hba.conf to"
+        " scram-sha-256."
+    )
 
 
 def of_redis(url: str) -> str | None:
@@ -34,11 +52,16 @@ def of_redis(url: str) -> str | None:
     parts = urlsplit(url)
     nobody = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     try:
-        with redis.Redis.from_url(nobody, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT) as client:
+        with redis.Redis.from_url(
+            nobody, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT
+        ) as client:
             client.ping()
     except redis.RedisError:
         return _guessable(url, "XALEN_REDIS_URL")
-    return "Redis asks for no password: set its requirepass, and XALEN_REDIS_URL to redis://:password@host:6379/0."
+    return (
+        "Redis asks for no password: set its requirepass, and XALEN_REDIS_URL to"
+        " redis://:password@host:6379/0."
+    )
 
 
 def is_local_socket(url: str) -> bool:
@@ -51,6 +74,13 @@ def is_local_socket(url: str) -> bool:
 def _guessable(url: str, variable: str) -> str | None:
     parts = urlsplit(url)
     password = unquote(parts.password or "")
-    if len(password) >= SHORTEST and password.lower() not in TRIED_FIRST and password != parts.username:
+    if (
+        len(password) >= SHORTEST
+        and password.lower() not in TRIED_FIRST
+        and password != parts.username
+    ):
         return None
-    return f"The password in {variable} is short, or one that anybody would try first. Set a long random one: openssl rand -hex 24."
+    return (
+        f"The password in {variable} is short, or one that anybody would try first. Set a long"
+        " random one: openssl rand -hex 24."
+    )

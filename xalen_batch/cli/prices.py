@@ -25,18 +25,25 @@ PRICES: tuple[Layout, ...] = (
 )
 
 commands = typer.Typer(
-    cls=Group, help="List prices: of the catalog, or (operators) of the database over time.", epilog=examples("xalen-batch prices")
+    cls=Group,
+    help="List prices: of the catalog, or (operators) of the database over time.",
+    epilog=examples("xalen-batch prices"),
 )
 
 
 @commands.callback(invoke_without_command=True)
 def catalog_prices(context: typer.Context, as_json: Json = False) -> None:
-    """List prices of the catalog on this machine; `list` and `sync` work on the database (operators)."""
+    """List prices of the catalog on this machine; `list` and `sync` work on the database
+    (operators).
+    """
     if context.invoked_subcommand is not None:
         return
     from xalen_batch import catalog
 
-    found = [{"model": model.id} | model.price.model_dump(mode="json") for model in catalog.models().values()]
+    found = [
+        {"model": model.id} | model.price.model_dump(mode="json")
+        for model in catalog.models().values()
+    ]
     if as_json:
         print_list(found)
         return
@@ -45,8 +52,16 @@ def catalog_prices(context: typer.Context, as_json: Json = False) -> None:
     say(UNIT, style="dim")
 
 
-@commands.command("list", epilog=examples("xalen-batch prices list", "xalen-batch prices list --model bge-reranker-v2 --json"))
-def list_prices(model: Annotated[str | None, typer.Option(metavar="MODEL", help="Only this model.")] = None, as_json: Json = False) -> None:
+@commands.command(
+    "list",
+    epilog=examples(
+        "xalen-batch prices list", "xalen-batch prices list --model bge-reranker-v2 --json"
+    ),
+)
+def list_prices(
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="Only this model.")] = None,
+    as_json: Json = False,
+) -> None:
     """List every price in the database, past and present, with its time (operators)."""
     with database.transaction() as session:
         from xalen_batch import money
@@ -68,7 +83,11 @@ def list_prices(model: Annotated[str | None, typer.Option(metavar="MODEL", help=
         print_list(rows)
         return
     if not rows:
-        say("No prices yet. `xalen-batch migrate` puts the catalog's in force." if model is None else f"{model} has had no price.")
+        say(
+            "No prices yet. `xalen-batch migrate` puts the catalog's in force."
+            if model is None
+            else f"{model} has had no price."
+        )
         return
     cells = [
         (
@@ -99,14 +118,20 @@ def _at(iso: str) -> str:
 def sync(
     is_yes: Annotated[bool, typer.Option("--yes", help="Change them without asking.")] = False,
     close: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL", help="End the prices of this model that the catalog lacks; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="End the prices of this model that the catalog lacks; may be repeated.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show how prices in force differ from the catalog on this machine, and put the catalog's in force (operators).
+    """Show how prices in force differ from the catalog on this machine, and put the catalog's in
+    force (operators).
 
-    Batches that exist keep theirs. Exit 2, and nothing is changed, without --yes where nobody can be asked, and where a price would
-    end whose model --close does not name: the catalog may be another one than the server's.
+    Batches that exist keep theirs. Exit 2, and nothing is changed, without --yes where nobody can
+    be asked, and where a price would end whose model --close does not name: the catalog may be
+    another one than the server's.
     """
     with database.transaction() as session:
         from xalen_batch import catalog
@@ -126,8 +151,9 @@ def sync(
     if missing := sorted(ending - set(close or [])):
         options = " ".join(f"--close {model}" for model in missing)
         raise Failed(
-            f"Nothing was changed. Prices of {', '.join(missing)} are in force and not in {source}. Name the server's catalog in "
-            f"XALEN_CATALOG; or, if they are to end: xalen-batch prices sync {options}",
+            f"Nothing was changed. Prices of {', '.join(missing)} are in force and not in {source}."
+            " Name the server's catalog in XALEN_CATALOG; or, if they are to end: xalen-batch"
+            f" prices sync {options}",
             USAGE,
         )
     if not is_yes and not _is_agreed(len(changes), source):
@@ -140,22 +166,43 @@ def sync(
             raise Failed(str(error)) from None
     if as_json:
         print_list([_rendered(change) for change in changes])
-    say(f"{counted(len(changes), 'price')} changed, to those of {source}. `xalen-batch audit` has them.")
+    say(
+        f"{counted(len(changes), 'price')} changed, to those of {source}. `xalen-batch audit` has"
+        " them."
+    )
 
 
 def _show(changes: "Sequence[Change]") -> None:
     rows = [
-        (change.model, change.component, "live" if change.livemode else "test", _price(change.old), _price(change.new))
+        (
+            change.model,
+            change.component,
+            "live" if change.livemode else "test",
+            _price(change.old),
+            _price(change.new),
+        )
         for change in changes
     ]
-    show(grid(("model", "component", "mode", "in force", "in the catalog"), rows, right=("in force", "in the catalog")))
+    show(
+        grid(
+            ("model", "component", "mode", "in force", "in the catalog"),
+            rows,
+            right=("in force", "in the catalog"),
+        )
+    )
     say("USD per 1M tokens", style="dim")
 
 
 def _rendered(change: "Change") -> dict[str, Any]:
     """Prices in USD per 1M tokens, as strings; None where the model has none."""
     old, new = (None if price is None else _price(price) for price in (change.old, change.new))
-    return {"model": change.model, "component": change.component, "livemode": change.livemode, "old": old, "new": new}
+    return {
+        "model": change.model,
+        "component": change.component,
+        "livemode": change.livemode,
+        "old": old,
+        "new": new,
+    }
 
 
 def _price(price: Any) -> str:
@@ -164,7 +211,11 @@ def _price(price: Any) -> str:
 
 def _is_agreed(changes: int, source: str) -> bool:
     if not _has_terminal():
-        raise Failed("Nothing was changed: there is no terminal to ask on. Run it again with --yes to change the prices.", USAGE)
+        raise Failed(
+            "Nothing was changed: there is no terminal to ask on. Run it again with --yes to change"
+            " the prices.",
+            USAGE,
+        )
     return typer.confirm(f"Change {counted(changes, 'price')} to those of {source}?", err=True)
 
 

@@ -5,7 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import TransferSpeedColumn as Speed
 
 from xalen_batch.cli import batch_view, windows
@@ -21,7 +28,13 @@ LINE_EVERY = 10.0
 @contextmanager
 def transfer(label: str) -> Iterator[Moved]:
     """A bar for bytes."""
-    columns = (TextColumn(label, markup=False), BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
+    columns = (
+        TextColumn(label, markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        Speed(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=STDERR, transient=True, disable=not STDERR.is_terminal) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -75,9 +88,19 @@ class _Bar:
         counts: Counts = batch["request_counts"]
         done, total = batch_view.ended_lines(counts), counts["total"]
         rate = self._rate.per_second(done) if total else 0.0
-        detail = f"{figure(done)}/{figure(total)} · {rate:,.0f}/s · {figure(counts['failed'])} failed" if total else ""
-        status = batch["status"] if windows.waits_until(batch) is None and not batch.get("waiting") else "waiting"
-        self._bar.update(self._task, description=status, total=total or None, completed=done, detail=detail)
+        detail = (
+            f"{figure(done)}/{figure(total)} · {rate:,.0f}/s · {figure(counts['failed'])} failed"
+            if total
+            else ""
+        )
+        status = (
+            batch["status"]
+            if windows.waits_until(batch) is None and not batch.get("waiting")
+            else "waiting"
+        )
+        self._bar.update(
+            self._task, description=status, total=total or None, completed=done, detail=detail
+        )
 
 
 class _Lines:
@@ -95,5 +118,10 @@ class _Lines:
         counts: Counts = batch["request_counts"]
         done, total = batch_view.ended_lines(counts), counts["total"]
         say(
-            f"{batch['id']} {self._status}" + (f" {figure(done)}/{figure(total)} lines, {figure(counts['failed'])} failed" if total else "")
+            f"{batch['id']} {self._status}"
+            + (
+                f" {figure(done)}/{figure(total)} lines, {figure(counts['failed'])} failed"
+                if total
+                else ""
+            )
         )

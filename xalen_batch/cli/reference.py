@@ -1,6 +1,7 @@
 """The reference pages of the documentation, written from the commands and the settings themselves.
 
-`python -m xalen_batch.cli.reference` writes docs/reference/; a test fails when a page is out of date.
+`python -m xalen_batch.cli.reference` writes docs/reference/; a test fails when a page is out of
+date.
 """
 
 from collections.abc import Iterator
@@ -31,13 +32,21 @@ def commands() -> str:
 
     root = typer.main.get_command(app)
     found = list(_walk(root, "xalen-batch"))
-    shared = {param.name: param for _, command in found for param in command.params if _panel(param) == CONNECTION}
+    shared = {
+        param.name: param
+        for _, command in found
+        for param in command.params
+        if _panel(param) == CONNECTION
+    }
     parts = [
         f"# Commands\n\n{NOTE}",
-        "Data goes to stdout, progress and messages to stderr. `--json` prints one JSON object; a list is "
-        '`{"object": "list", "data": […], "has_more": …}`. '
-        "A command that cannot do its work leaves stdout empty, with `--json` too: one line on stderr says why, and the exit code which kind of error it is. `NO_COLOR` is honoured. "
-        "`xalen-batch --install-completion` teaches your shell to complete commands and options.",
+        (
+            "Data goes to stdout, progress and messages to stderr. `--json` prints one JSON object;"
+            ' a list is `{"object": "list", "data": […], "has_more": …}`. A command that cannot do'
+            " its work leaves stdout empty, with `--json` too: one line on stderr says why, and the"
+            " exit code which kind of error it is. `NO_COLOR` is honoured. `xalen-batch"
+            " --install-completion` teaches your shell to complete commands and options."
+        ),
         EXIT_CODES,
         "## Options of every command that talks to the API\n\n" + _table(list(shared.values())),
         *(_section(path, command) for path, command in found),
@@ -55,7 +64,9 @@ def _walk(group: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _section(path: str, command: Any) -> str:
-    own = [param for param in command.params if _panel(param) != CONNECTION and param.name != "help"]
+    own = [
+        param for param in command.params if _panel(param) != CONNECTION and param.name != "help"
+    ]
     arguments = " ".join(_argument(param) for param in own if param.param_type_name == "argument")
     parts = [f"## `{f'{path} {arguments}'.strip()}`", " ".join(command.help.split())]
     if own:
@@ -102,17 +113,24 @@ def settings() -> str:
     from xalen_batch.config import Settings
 
     rows = [
-        f"| `XALEN_{name.upper()}` | {'' if field.default in (None, ()) else f'`{field.default}`'} | {_cell(field.description or '')} |"
+        f"| `XALEN_{name.upper()}` | {'' if field.default in (None, ()) else f'`{field.default}`'}"
+        f" | {_cell(field.description or '')} |"
         for name, field in Settings.model_fields.items()
     ]
     parts = (
         f"# Settings\n\n{NOTE}",
-        "Environment variables, read once when a process starts. Durations are in seconds, sizes in bytes.",
+        (
+            "Environment variables, read once when a process starts. Durations are in seconds,"
+            " sizes in bytes."
+        ),
         "\n".join(("| Variable | Default | What it sets |", "|---|---|---|", *rows)),
-        "Commands that talk to the API also read `XALEN_BASE_URL` and `XALEN_API_KEY`, else `OPENAI_BASE_URL` and `OPENAI_API_KEY` "
-        "(both are ignored while the key belongs to another service), else `credentials.toml` in `XALEN_DATA_DIR`. An address and its "
-        "key come from one of these pairs: a key is sent to no address that another pair names. "
-        "`XALEN_DEBUG=1` lets a command show where an unexpected error happened.",
+        (
+            "Commands that talk to the API also read `XALEN_BASE_URL` and `XALEN_API_KEY`, else"
+            " `OPENAI_BASE_URL` and `OPENAI_API_KEY` (both are ignored while the key belongs to"
+            " another service), else `credentials.toml` in `XALEN_DATA_DIR`. An address and its key"
+            " come from one of these pairs: a key is sent to no address that another pair names."
+            " `XALEN_DEBUG=1` lets a command show where an unexpected error happened."
+        ),
     )
     return "\n\n".join(parts) + "\n"
 

@@ -1,4 +1,6 @@
-"""`accounts list`, `create`, `rename`, `weight`, `disable`, `enable`: which accounts there are, for the operator."""
+"""`accounts list`, `create`, `rename`, `weight`, `disable`, `enable`: which accounts there are, for
+the operator.
+"""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,14 +29,20 @@ def new_name(text: str) -> str:
     """A name for an account, without the blanks around it."""
     name = text.strip()
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
-        raise typer.BadParameter(f"{text!r} is not a name. Use 1 to {LONGEST_NAME} printable characters.")
+        raise typer.BadParameter(
+            f"{text!r} is not a name. Use 1 to {LONGEST_NAME} printable characters."
+        )
     return name
 
 
-NewName = Annotated[str, typer.Argument(metavar="NAME", callback=new_name, help="A name that no other account has.")]
+NewName = Annotated[
+    str, typer.Argument(metavar="NAME", callback=new_name, help="A name that no other account has.")
+]
 
 
-@commands.command("list", epilog=examples("xalen-batch accounts list", "xalen-batch accounts list --json"))
+@commands.command(
+    "list", epilog=examples("xalen-batch accounts list", "xalen-batch accounts list --json")
+)
 def list_accounts(as_json: Json = False) -> None:
     """List every account with its weight, its usable keys and its open batches (operators)."""
     with database.transaction() as session:
@@ -42,7 +50,11 @@ def list_accounts(as_json: Json = False) -> None:
 
         keys, open_batches = _usable_keys(session), _open_batches(session)
         found = [
-            _shown(account) | {"keys": keys.get(account.id, 0), "open_batches": open_batches.get(account.id, 0)}
+            _shown(account)
+            | {
+                "keys": keys.get(account.id, 0),
+                "open_batches": open_batches.get(account.id, 0),
+            }
             for account in accounts.every(session)
         ]
     if as_json:
@@ -51,14 +63,33 @@ def list_accounts(as_json: Json = False) -> None:
     if not found:
         say("No account yet. `xalen-batch accounts create NAME` makes one.")
         return
-    rows = [(one["id"], one["name"], figure(one["weight"]), figure(one["keys"]), figure(one["open_batches"]), _state(one)) for one in found]
+    rows = [
+        (
+            one["id"],
+            one["name"],
+            figure(one["weight"]),
+            figure(one["keys"]),
+            figure(one["open_batches"]),
+            _state(one),
+        )
+        for one in found
+    ]
     show(stacked(ACCOUNTS, rows, right=("weight", "keys", "open batches"), folded=("name",)))
 
 
-@commands.command(epilog=examples("xalen-batch accounts create acme", "xalen-batch accounts create acme --weight 4"))
+@commands.command(
+    epilog=examples(
+        "xalen-batch accounts create acme", "xalen-batch accounts create acme --weight 4"
+    )
+)
 def create(
     name: NewName,
-    weight: Annotated[int, typer.Option(metavar="N", min=1, max=1_000, help="Its share of busy backends; see `accounts weight`.")] = 1,
+    weight: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, max=1_000, help="Its share of busy backends; see `accounts weight`."
+        ),
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Make an account. `keys create` then makes its keys (operators)."""
@@ -67,7 +98,12 @@ def create(
 
         account = accounts.create(session, name)
         accounts.weigh(session, account, weight)
-    _tell(account, as_json, f"Account {safe(name)} is made. `xalen-batch keys create --account NAME` makes a key for it.")
+    _tell(
+        account,
+        as_json,
+        f"Account {safe(name)} is made. `xalen-batch keys create --account NAME` makes a key"
+        " for it.",
+    )
 
 
 @commands.command(epilog=examples("xalen-batch accounts rename acme acme-eu"))
@@ -81,18 +117,23 @@ def rename(name: Name, new: NewName, as_json: Json = False) -> None:
     _tell(account, as_json, f"Account {safe(name)} is named {safe(new)} now.")
 
 
-@commands.command(epilog=examples("xalen-batch accounts weight acme", "xalen-batch accounts weight acme 4"))
+@commands.command(
+    epilog=examples("xalen-batch accounts weight acme", "xalen-batch accounts weight acme 4")
+)
 def weight(
     name: Name,
     number: Annotated[
-        int | None, typer.Argument(metavar="[N]", min=1, max=1_000, help="Its weight from now on; shown if not given.")
+        int | None,
+        typer.Argument(
+            metavar="[N]", min=1, max=1_000, help="Its weight from now on; shown if not given."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Show or set an account's share of busy backends (operators).
 
-    Accounts with lines waiting share a backend in proportion to their weights. With weight 4, four of an account's lines run
-    for one of an account with weight 1.
+    Accounts with lines waiting share a backend in proportion to their weights. With weight 4, four
+    of an account's lines run for one of an account with weight 1.
     """
     with database.transaction() as session:
         from xalen_batch.accounts import accounts
@@ -103,15 +144,25 @@ def weight(
     _tell(account, as_json, f"Account {safe(name)} has weight {account.weight}.")
 
 
-@commands.command(epilog=examples("xalen-batch accounts disable acme", "xalen-batch accounts disable acme --cancel-batches"))
+@commands.command(
+    epilog=examples(
+        "xalen-batch accounts disable acme", "xalen-batch accounts disable acme --cancel-batches"
+    )
+)
 def disable(
     name: Name,
     cancel_batches: Annotated[
-        bool, typer.Option("--cancel-batches", help="Also cancel its open batches; lines that ended are kept.")
+        bool,
+        typer.Option(
+            "--cancel-batches", help="Also cancel its open batches; lines that ended are kept."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Refuse an account's keys with 403 and start no run of its schedules. Open batches go on unless cancelled (operators)."""
+    """Refuse an account's keys with 403 and start no run of its schedules.
+
+    Open batches go on unless cancelled (operators).
+    """
     cancelled = 0
     with database.transaction() as session:
         from xalen_batch.accounts import accounts
@@ -126,7 +177,10 @@ def disable(
 
 @commands.command(epilog=examples("xalen-batch accounts enable acme"))
 def enable(name: Name, as_json: Json = False) -> None:
-    """Accept a disabled account's keys again. Its schedules go on by their misfire policy (operators)."""
+    """Accept a disabled account's keys again.
+
+    Its schedules go on by their misfire policy (operators).
+    """
     with database.transaction() as session:
         from xalen_batch.accounts import accounts
 
@@ -144,7 +198,12 @@ def _cancel_open(session: "Session", account: "Account") -> int:
     from xalen_batch.states import BatchStatus
 
     may_be = [BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS]
-    rows = select(Batch).where(Batch.account_id == account.id, Batch.status.in_(may_be)).order_by(Batch.id).with_for_update()
+    rows = (
+        select(Batch)
+        .where(Batch.account_id == account.id, Batch.status.in_(may_be))
+        .order_by(Batch.id)
+        .with_for_update()
+    )
     found = session.scalars(rows).all()
     for batch in found:
         batches.cancel(session, batch)
@@ -156,8 +215,12 @@ def _usable_keys(session: "Session") -> dict[Any, int]:
 
     from xalen_batch.models import ApiKey
 
-    usable = ApiKey.revoked_at.is_(None) & or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())
-    rows = session.execute(select(ApiKey.account_id, func.count()).where(usable).group_by(ApiKey.account_id))
+    usable = ApiKey.revoked_at.is_(None) & or_(
+        ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()
+    )
+    rows = session.execute(
+        select(ApiKey.account_id, func.count()).where(usable).group_by(ApiKey.account_id)
+    )
     return {row[0]: row[1] for row in rows}
 
 
@@ -167,7 +230,9 @@ def _open_batches(session: "Session") -> dict[Any, int]:
     from xalen_batch.models import Batch
     from xalen_batch.models.batches import OPEN
 
-    rows = session.execute(select(Batch.account_id, func.count()).where(text(OPEN)).group_by(Batch.account_id))
+    rows = session.execute(
+        select(Batch.account_id, func.count()).where(text(OPEN)).group_by(Batch.account_id)
+    )
     return {row[0]: row[1] for row in rows}
 
 
@@ -179,12 +244,18 @@ def _shown(account: "Account") -> dict[str, Any]:
         "name": account.name,
         "weight": account.weight,
         "created_at": int(account.created_at.timestamp()),
-        "disabled_at": None if account.disabled_at is None else int(account.disabled_at.timestamp()),
+        "disabled_at": (
+            None if account.disabled_at is None else int(account.disabled_at.timestamp())
+        ),
     }
 
 
 def _state(account: dict[str, Any]) -> str:
-    return "active" if account["disabled_at"] is None else f"disabled {moment(account['disabled_at'])[:10]}"
+    return (
+        "active"
+        if account["disabled_at"] is None
+        else f"disabled {moment(account['disabled_at'])[:10]}"
+    )
 
 
 def _tell(account: "Account", as_json: bool, words: str) -> None:

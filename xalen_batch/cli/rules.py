@@ -1,4 +1,6 @@
-"""What a file is checked by on this machine: the models, prices and limits of the server it goes to, or of the catalog here."""
+"""What a file is checked by on this machine: the models, prices and limits of the server it goes
+to, or of the catalog here.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +22,10 @@ NOT_TOLD = (403, 404)
 
 @dataclass(frozen=True)
 class Rules:
-    """`source` says in words where they come from. `is_servers`: the server would refuse what these refuse."""
+    """`source` says in words where they come from.
+
+    `is_servers`: the server would refuse what these refuse.
+    """
 
     source: str
     is_servers: bool
@@ -44,7 +49,10 @@ def of_server(client: Client) -> Rules | None:
     models = told["models"]
     backends = {model["id"]: model["answered_by"] for model in models if model["answered_by"]}
     return Rules(
-        source=f"models and prices of {client.connection.base_url}, in {'live' if told['livemode'] else 'test'} mode",
+        source=(
+            f"models and prices of {client.connection.base_url}, in"
+            f" {'live' if told['livemode'] else 'test'} mode"
+        ),
         is_servers=True,
         models={model["id"]: _model(model) for model in models},
         terms=Terms({model["id"]: model["price"] for model in models}, backends),
@@ -60,7 +68,10 @@ def local() -> Rules:
     from xalen_batch.terms import Terms
 
     models = catalog.models()
-    prices = {model.id: {component: str(price) for component, price in model.price if price is not None} for model in models.values()}
+    prices = {
+        model.id: {component: str(price) for component, price in model.price if price is not None}
+        for model in models.values()
+    }
     return Rules(
         source=catalog.source(),
         is_servers=False,

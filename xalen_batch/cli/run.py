@@ -6,7 +6,14 @@ from typing import Annotated, Any
 import typer
 
 from xalen_batch.cli import batch_view, download, inputs, invoices, windows
-from xalen_batch.cli.batch_options import AUTO, Endpoint, Metadata, OnInvalid, Window, parse_metadata
+from xalen_batch.cli.batch_options import (
+    AUTO,
+    Endpoint,
+    Metadata,
+    OnInvalid,
+    Window,
+    parse_metadata,
+)
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, ApiError, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, Timeout, examples
@@ -18,7 +25,8 @@ RESULTS = ".results.jsonl"
 ERRORS = ".errors.jsonl"
 FORBIDDEN = 403
 OUTPUT_HELP = (
-    "File of the results; failed lines go to .errors.jsonl beside it. If not given: .results.jsonl beside FILE; for stdin, stdout."
+    "File of the results; failed lines go to .errors.jsonl beside it. If not given: .results.jsonl"
+    " beside FILE; for stdin, stdout."
 )
 
 commands = typer.Typer()
@@ -33,7 +41,9 @@ commands = typer.Typer()
 )
 def run(
     file: inputs.InputFile,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="OUT", help=OUTPUT_HELP)] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help=OUTPUT_HELP)
+    ] = None,
     endpoint: Endpoint = AUTO,
     window: Window = "24h",
     execution_window: windows.Hours = None,
@@ -46,17 +56,20 @@ def run(
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Submit a file, watch the batch, download its results and show its invoice. Exit 3 if not every line succeeded.
+    """Submit a file, watch the batch, download its results and show its invoice. Exit 3 if not
+    every line succeeded.
 
-    With `--output -`, stdout holds the results alone: the invoice goes to stderr, and `results ID --errors` prints the failed lines.
-    If no line succeeds, the results of an earlier run are kept.
+    With `--output -`, stdout holds the results alone: the invoice goes to stderr, and `results ID
+    --errors` prints the failed lines. If no line succeeds, the results of an earlier run are kept.
     """
     notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone, window)
     target = output or default_target(file)
     for written in (target, errors_target(target)) if target != download.STDOUT else ():
         download.check_target(written, file)
     if as_json and target == download.STDOUT:
-        raise typer.BadParameter("with --json, stdout is taken: name a file.", param_hint="--output")
+        raise typer.BadParameter(
+            "with --json, stdout is taken: name a file.", param_hint="--output"
+        )
     with inputs.opened(file) as path:
         with before_submission():
             client = connect(base_url, api_key, live)
@@ -72,7 +85,10 @@ def run(
 
 
 def _delivered(client: Client, batch: dict[str, Any], target: Path) -> dict[str, Any] | None:
-    """Write an ended batch's results, and its errors beside them. Its invoice; None if validation refused it."""
+    """Write an ended batch's results, and its errors beside them.
+
+    Its invoice; None if validation refused it.
+    """
     batch_view.say_errors(batch)
     batch_view.say_outcome(batch)
     if batch["status"] == "failed":
@@ -82,11 +98,16 @@ def _delivered(client: Client, batch: dict[str, Any], target: Path) -> dict[str,
         _deliver_errors(client, batch, target)
         return _invoice(client, batch)
     except KeyboardInterrupt:
-        raise Failed(f"Stopped. The batch has ended; `xalen-batch results {batch['id']}` downloads it.", INTERRUPTED) from None
+        raise Failed(
+            f"Stopped. The batch has ended; `xalen-batch results {batch['id']}` downloads it.",
+            INTERRUPTED,
+        ) from None
 
 
 def _invoice(client: Client, batch: dict[str, Any]) -> dict[str, Any] | None:
-    """None, and a word about it, for a key that may not see it: the batch has succeeded all the same."""
+    """None, and a word about it, for a key that may not see it: the batch has succeeded all the
+    same.
+    """
     try:
         return client.get(f"/batches/{batch['id']}/invoice")
     except ApiError as error:
@@ -97,7 +118,9 @@ def _invoice(client: Client, batch: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _deliver_results(client: Client, batch: dict[str, Any], target: Path) -> None:
-    """Nothing is written where nothing succeeded: the results of an earlier run are worth more than an empty file."""
+    """Nothing is written where nothing succeeded: the results of an earlier run are worth more than
+    an empty file.
+    """
     if batch["request_counts"]["completed"] or target == download.STDOUT:
         download.fetch(client, batch["id"], target, errors=False, is_ended=True)
     if target == download.STDOUT:
@@ -124,7 +147,11 @@ def _deliver_errors(client: Client, batch: dict[str, Any], target: Path) -> None
 
 def default_target(file: Path) -> Path:
     """`requests.jsonl` → `requests.results.jsonl` beside it; stdin → stdout."""
-    return download.STDOUT if file == inputs.STDIN else file.with_name(file.name.removesuffix(".jsonl") + RESULTS)
+    return (
+        download.STDOUT
+        if file == inputs.STDIN
+        else file.with_name(file.name.removesuffix(".jsonl") + RESULTS)
+    )
 
 
 def errors_target(target: Path) -> Path:

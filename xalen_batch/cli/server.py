@@ -12,10 +12,21 @@ commands = typer.Typer()
 PANEL = "Server"
 
 
-@commands.command(rich_help_panel=PANEL, epilog=examples("xalen-batch api", "xalen-batch api --host 0.0.0.0 --port 8080"))
+@commands.command(
+    rich_help_panel=PANEL,
+    epilog=examples("xalen-batch api", "xalen-batch api --host 0.0.0.0 --port 8080"),
+)
 def api(
-    host: Annotated[str | None, typer.Option(metavar="HOST", help="Address to listen on. If not given: XALEN_HOST.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Port to listen on. If not given: XALEN_PORT.")] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help="Address to listen on. If not given: XALEN_HOST."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, metavar="PORT", help="Port to listen on. If not given: XALEN_PORT."
+        ),
+    ] = None,
 ) -> None:
     """Serve the HTTP API."""
     from xalen_batch import app
@@ -24,7 +35,10 @@ def api(
     app.serve(settings().host if host is None else host, settings().port if port is None else port)
 
 
-@commands.command(rich_help_panel=PANEL, epilog=examples("xalen-batch worker", "XALEN_WORKER_SLOTS=64 xalen-batch worker"))
+@commands.command(
+    rich_help_panel=PANEL,
+    epilog=examples("xalen-batch worker", "XALEN_WORKER_SLOTS=64 xalen-batch worker"),
+)
 def worker() -> None:
     """Run tasks. Start one worker for each core, on any number of machines."""
     from xalen_batch.worker.process import run_worker
@@ -41,7 +55,10 @@ def beat() -> None:
 
 
 @commands.command(
-    rich_help_panel=PANEL, epilog=examples("xalen-batch migrate", "XALEN_DATABASE_URL=postgresql://u:p@db/xalen xalen-batch migrate")
+    rich_help_panel=PANEL,
+    epilog=examples(
+        "xalen-batch migrate", "XALEN_DATABASE_URL=postgresql://u:p@db/xalen xalen-batch migrate"
+    ),
 )
 def migrate() -> None:
     """Bring the database's schema and prices up to date. Safe to repeat."""
@@ -62,12 +79,31 @@ def migrate() -> None:
     ),
 )
 def simulate(
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port to listen on; 0 takes a free one.")] = 9000,
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, metavar="PORT", help="Port to listen on; 0 takes a free one."
+        ),
+    ] = 9000,
     host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
-    latency_ms: Annotated[int | None, typer.Option(min=0, metavar="MS", help="Time of every answer. If not given: the catalog's.")] = None,
-    fault_rate: Annotated[float, typer.Option(min=0, max=1, metavar="SHARE", help="Share of the requests that get the fault.")] = 0.0,
+    latency_ms: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="MS", help="Time of every answer. If not given: the catalog's."
+        ),
+    ] = None,
+    fault_rate: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, metavar="SHARE", help="Share of the requests that get the fault."
+        ),
+    ] = 0.0,
     fault: Annotated[
-        str, typer.Option(metavar="FAULT", help="The fault: status=N, hang, reset, truncate, html, empty, no_usage …")
+        str,
+        typer.Option(
+            metavar="FAULT",
+            help="The fault: status=N, hang, reset, truncate, html, empty, no_usage …",
+        ),
     ] = "status=503",
     seed: Annotated[int, typer.Option(metavar="N", help="Chooses the requests that get it.")] = 0,
 ) -> None:
@@ -75,7 +111,9 @@ def simulate(
     from xalen_batch.backends.simulated import server
 
     try:
-        server.serve(host, port, latency_ms=latency_ms, fault_rate=fault_rate, fault=fault, seed=seed)
+        server.serve(
+            host, port, latency_ms=latency_ms, fault_rate=fault_rate, fault=fault, seed=seed
+        )
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--fault") from None
 

@@ -1,4 +1,6 @@
-"""Tables that fit a terminal without splitting an id: a narrow terminal gets several cells of a row in one column."""
+"""Tables that fit a terminal without splitting an id: a narrow terminal gets several cells of a row
+in one column.
+"""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -28,13 +30,18 @@ def stacked(
     has_total: bool = False,
     console: Console = STDOUT,
 ) -> Table:
-    """A table in the first of these layouts that the console has room for, or else in one column; in a pipe a column for each cell.
+    """A table in the first of these layouts that the console has room for, or else in one column;
+    in a pipe a column for each cell.
 
-    Layouts go from the widest to the narrowest. `rows` have a cell for each name of the first layout, in its order; a cell
-    that is no `Text` is made safe. `right`: names of figures. Only the cells named in `folded` are folded, between words, so
-    that every id can be copied. `has_total`: the last row sums up the others, and is set apart.
+    Layouts go from the widest to the narrowest. `rows` have a cell for each name of the first
+    layout, in its order; a cell that is no `Text` is made safe. `right`: names of figures. Only the
+    cells named in `folded` are folded, between words, so that every id can be copied. `has_total`:
+    the last row sums up the others, and is set apart.
     """
-    names, texts = names_of(layouts[0]), [[cell if isinstance(cell, Text) else Text(safe(cell)) for cell in row] for row in rows]
+    names, texts = (
+        names_of(layouts[0]),
+        [[cell if isinstance(cell, Text) else Text(safe(cell)) for cell in row] for row in rows],
+    )
     if not console.is_terminal:
         table = grid(names, texts[:-1] if has_total else texts, right=tuple(right))
         if has_total:
@@ -43,9 +50,15 @@ def stacked(
         return table
     cells = [dict(zip(names, row, strict=True)) for row in texts]
     found = [(layout, _widths(layout, cells, folded)) for layout in (*layouts, [names])]
-    layout, widths = next(((layout, widths) for layout, widths in found if _whole(widths) <= console.width), found[-1])
+    layout, widths = next(
+        ((layout, widths) for layout, widths in found if _whole(widths) <= console.width), found[-1]
+    )
     spare = max(console.width - _whole(widths), 0)
-    table = grid(["\n".join(column) for column in layout], (), right=["\n".join(column) for column in layout if set(column) <= set(right)])
+    table = grid(
+        ["\n".join(column) for column in layout],
+        (),
+        right=["\n".join(column) for column in layout if set(column) <= set(right)],
+    )
     for shown, least, most in zip(table.columns, widths, _widths(layout, cells, ()), strict=True):
         shown.width = min(most, least + spare)
         spare -= shown.width - least
@@ -61,10 +74,16 @@ def names_of(layout: Layout) -> list[str]:
     return [name for column in layout for name in column]
 
 
-def _widths(layout: Layout, rows: Sequence[Mapping[str, Text]], folded: Collection[str]) -> list[int]:
+def _widths(
+    layout: Layout, rows: Sequence[Mapping[str, Text]], folded: Collection[str]
+) -> list[int]:
     """The width of each column in characters; a cell of `folded` counts with its longest word."""
     return [
-        max(len(name) if row is None else _width(row[name], name in folded) for name in column for row in (None, *rows))
+        max(
+            len(name) if row is None else _width(row[name], name in folded)
+            for name in column
+            for row in (None, *rows)
+        )
         for column in layout
     ]
 
@@ -73,7 +92,9 @@ def _width(cell: Text, may_fold: bool) -> int:
     if not may_fold:
         return cell.cell_len
     words = [cell_len(word) for word in cell.plain.split()]
-    return min(cell.cell_len, max([NARROWEST, *(length for length in words if length <= LONGEST_WORD)]))
+    return min(
+        cell.cell_len, max([NARROWEST, *(length for length in words if length <= LONGEST_WORD)])
+    )
 
 
 def _whole(widths: Sequence[int]) -> int:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from xalen_batch.cli import batch_view, inputs, rules, uploads, windows
-from xalen_batch.cli.batch_options import AUTO, Endpoint, Metadata, OnInvalid, Window, parse_metadata
+from xalen_batch.cli.batch_options import (
+    AUTO,
+    Endpoint,
+    Metadata,
+    OnInvalid,
+    Window,
+    parse_metadata,
+)
 from xalen_batch.cli.client import Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
@@ -26,7 +33,8 @@ commands = typer.Typer()
     epilog=examples(
         "xalen-batch submit requests.jsonl",
         "xalen-batch submit requests.jsonl --window 7d --metadata team=search",
-        'xalen-batch submit requests.jsonl --window 3d --execution-window "22:00-06:00 mon-fri" --timezone Europe/Berlin',
+        'xalen-batch submit requests.jsonl --window 3d --execution-window "22:00-06:00 mon-fri"'
+        " --timezone Europe/Berlin",
         "id=$(make-requests | xalen-batch submit -) && xalen-batch watch $id",
     )
 )
@@ -75,8 +83,11 @@ class Checked:
     on_invalid: str | None = None
 
 
-def check(client: Client, path: Path, file: Path, endpoint: str, on_invalid: str | None = None) -> Checked:
-    """Validate a file by the server's models and limits before it leaves this machine. Failed, with its errors said, if it would be refused.
+def check(
+    client: Client, path: Path, file: Path, endpoint: str, on_invalid: str | None = None
+) -> Checked:
+    """Validate a file by the server's models and limits before it leaves this machine. Failed, with
+    its errors said, if it would be refused.
 
     `path` has the content of `file`, which is how the user named it.
     """
@@ -88,10 +99,12 @@ def check(client: Client, path: Path, file: Path, endpoint: str, on_invalid: str
         batch_view.print_line_errors(errors, name)
         if on_invalid != "skip" or not faults.are_of_lines:
             raise Failed(
-                f"{safe(name)} has {counted(faults.count, 'error')}, so nothing was submitted.{_hint(file, faults.count)}{_other_lines(faults)}"
+                f"{safe(name)} has {counted(faults.count, 'error')}, so nothing was"
+                f" submitted.{_hint(file, faults.count)}{_other_lines(faults)}"
             )
         say(
-            f"{counted(faults.count, 'invalid line')} of {safe(name)} will be skipped; the error file will hold the reasons.",
+            f"{counted(faults.count, 'invalid line')} of {safe(name)} will be skipped; the error"
+            " file will hold the reasons.",
             style="yellow",
         )
     return Checked(path, name, found or inputs.first_url(path) or endpoint, on_invalid)
@@ -109,14 +122,32 @@ def _hint(file: Path, errors: int) -> str:
     return f" `xalen-batch validate --all {shlex.quote(str(file))}`{of_stdin} shows every one."
 
 
-def create(client: Client, checked: Checked, window: str, hours: dict[str, Any] | None, metadata: dict[str, str]) -> dict[str, Any]:
-    """Upload the file and make a batch of it, whose lines start in certain hours alone if any are given."""
+def create(
+    client: Client,
+    checked: Checked,
+    window: str,
+    hours: dict[str, Any] | None,
+    metadata: dict[str, str],
+) -> dict[str, Any]:
+    """Upload the file and make a batch of it, whose lines start in certain hours alone if any are
+    given.
+    """
     with before_submission():
         file = uploads.send(client, checked.path, checked.name)
-    request = {"input_file_id": file["id"], "endpoint": checked.endpoint, "completion_window": window, "metadata": metadata}
+    request = {
+        "input_file_id": file["id"],
+        "endpoint": checked.endpoint,
+        "completion_window": window,
+        "metadata": metadata,
+    }
     request |= {} if hours is None else {"execution_window": hours}
     request |= {} if checked.on_invalid is None else {"on_invalid": checked.on_invalid}
-    with uploads.deleted_if_refused(client, file["id"], safe(checked.name), "The batch may have been made: `xalen-batch list` tells."):
+    with uploads.deleted_if_refused(
+        client,
+        file["id"],
+        safe(checked.name),
+        "The batch may have been made: `xalen-batch list` tells.",
+    ):
         batch = client.post("/batches", request)
     say(f"{safe(checked.name)} is batch {batch['id']}.")
     return batch

@@ -1,11 +1,21 @@
-"""What the standard library's HTTP lacks: answers that come before an upload has ended, no redirects, a streamed form."""
+"""What the standard library's HTTP lacks: answers that come before an upload has ended, no
+redirects, a streamed form.
+"""
 
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request, build_opener
+from urllib.request import (
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+    build_opener,
+)
 from uuid import uuid4
 
 from xalen_batch.cli.connection import LOOPBACK
@@ -13,7 +23,10 @@ from xalen_batch.cli.progress import Moved
 
 
 def opener(base_url: str) -> OpenerDirector:
-    """Opens URLs below an address. Only TLS goes through the environment's proxies: of plain HTTP they would read the key."""
+    """Opens URLs below an address.
+
+    Only TLS goes through the environment's proxies: of plain HTTP they would read the key.
+    """
     handlers = [_Http(), _Https(), _NoRedirect()]
     parts = urlsplit(base_url)
     is_direct = parts.scheme == "http" or parts.hostname in LOOPBACK
@@ -46,7 +59,10 @@ class _Https(HTTPSHandler):
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """urllib would send the key on to wherever a redirect points. The answer, 3xx, is an error instead."""
+    """urllib would send the key on to wherever a redirect points.
+
+    The answer, 3xx, is an error instead.
+    """
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -60,9 +76,10 @@ class Form:
         self._path = path
         self._size = path.stat().st_size
         self._head = (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
-            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{_quoted(filename)}"\r\n'
-            "Content-Type: application/octet-stream\r\n\r\n"
+            f"--{boundary}\r\nContent-Disposition: form-data;"
+            f' name="purpose"\r\n\r\nbatch\r\n--{boundary}\r\nContent-Disposition: form-data;'
+            f' name="file"; filename="{_quoted(filename)}"\r\nContent-Type:'
+            " application/octet-stream\r\n\r\n"
         ).encode("utf-8", "surrogateescape")
         self._tail = f"\r\n--{boundary}--\r\n".encode()
         self.content_type = f"multipart/form-data; boundary={boundary}"

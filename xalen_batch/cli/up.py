@@ -28,17 +28,31 @@ commands = typer.Typer()
 def up(
     data_dir: Annotated[
         Path | None,
-        typer.Option(file_okay=False, metavar="FOLDER", help="Where everything is kept. If not given: XALEN_DATA_DIR, or .xalen."),
+        typer.Option(
+            file_okay=False,
+            metavar="FOLDER",
+            help="Where everything is kept. If not given: XALEN_DATA_DIR, or .xalen.",
+        ),
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, metavar="PORT", help="Port of the API. If not given: XALEN_PORT, or a free one from 8080 on."),
+        typer.Option(
+            min=0,
+            max=65535,
+            metavar="PORT",
+            help="Port of the API. If not given: XALEN_PORT, or a free one from 8080 on.",
+        ),
     ] = None,
     host: Annotated[
-        str | None, typer.Option(metavar="HOST", help="Address the API listens on. If not given: XALEN_HOST, or 127.0.0.1.")
+        str | None,
+        typer.Option(
+            metavar="HOST",
+            help="Address the API listens on. If not given: XALEN_HOST, or 127.0.0.1.",
+        ),
     ] = None,
 ) -> None:
-    """Start PostgreSQL, Valkey, the API, beat and workers on this machine, and keep them running until Ctrl-C.
+    """Start PostgreSQL, Valkey, the API, beat and workers on this machine, and keep them running
+    until Ctrl-C.
 
     If XALEN_DATABASE_URL or XALEN_REDIS_URL is set, that server is used and none is started.
     """
@@ -62,8 +76,20 @@ def _welcome(ready: "Credentials", data_dir: Path) -> None:
     # A key is shown to a person; anything else that listens keeps what it hears.
     key = ready.test_key if STDERR.is_terminal else "xln_test_…"
     say(f"\nXALEN Batch is ready at {ready.base_url}\n", "bold green")
-    say(f'    from openai import OpenAI\n    client = OpenAI(base_url="{ready.base_url}", api_key="{key}")\n')
-    say(f"Answers to the test key are simulated, and nothing of it is payable. It and the live key are in {saved}.")
+    say(
+        f'    from openai import OpenAI\n    client = OpenAI(base_url="{ready.base_url}",'
+        f' api_key="{key}")\n'
+    )
+    say(
+        "Answers to the test key are simulated, and nothing of it is payable. It and the live key"
+        f" are in {saved}."
+    )
     if data_dir.absolute() != DEFAULT_DATA_DIR.absolute():
-        say(f"For other commands, in another terminal: export XALEN_DATA_DIR={shlex.quote(str(data_dir.absolute()))}")
-    say(f"Documentation of the API: {ready.base_url.removesuffix('/v1')}/docs. Logs: {data_dir / 'logs'}. Ctrl-C stops everything.")
+        say(
+            "For other commands, in another terminal: export"
+            f" XALEN_DATA_DIR={shlex.quote(str(data_dir.absolute()))}"
+        )
+    say(
+        f"Documentation of the API: {ready.base_url.removesuffix('/v1')}/docs. Logs:"
+        f" {data_dir / 'logs'}. Ctrl-C stops everything."
+    )

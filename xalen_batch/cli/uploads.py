@@ -9,7 +9,8 @@ from xalen_batch.cli import progress
 from xalen_batch.cli.client import Client
 from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed, Unreachable
 
-# After these the request may have been carried out, unless the API says not to repeat it; any other 4xx means that it was not.
+# After these the request may have been carried out, unless the API says not to repeat it; any other
+# 4xx means that it was not.
 UNSURE = (408, 409)
 
 
@@ -20,11 +21,14 @@ def send(client: Client, path: Path, name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def deleted_if_refused(client: Client, file_id: str | None, name: str, unsure: str) -> Iterator[None]:
+def deleted_if_refused(
+    client: Client, file_id: str | None, name: str, unsure: str
+) -> Iterator[None]:
     """Delete an uploaded file when the request that names it is refused, and say so in the error.
 
-    `file_id` None: nothing was uploaded. `name`: what messages call the file. `unsure`: what to do when no answer tells whether
-    the request was carried out; the file stays then, because something may run on it.
+    `file_id` None: nothing was uploaded. `name`: what messages call the file. `unsure`: what to do
+    when no answer tells whether the request was carried out; the file stays then, because something
+    may run on it.
     """
     try:
         yield
@@ -37,11 +41,17 @@ def deleted_if_refused(client: Client, file_id: str | None, name: str, unsure: s
             raise Failed(f"{error} {unsure}{_stays(file_id)}", error.exit_code) from error
         if file_id is None:
             raise
-        raise Failed(f"{str(error).replace(file_id, name)} {_delete(client, file_id)}", error.exit_code) from error
+        raise Failed(
+            f"{str(error).replace(file_id, name)} {_delete(client, file_id)}", error.exit_code
+        ) from error
 
 
 def _stays(file_id: str | None) -> str:
-    return f" If nothing runs on the upload, `xalen-batch files delete {file_id}` deletes it." if file_id else ""
+    return (
+        f" If nothing runs on the upload, `xalen-batch files delete {file_id}` deletes it."
+        if file_id
+        else ""
+    )
 
 
 def _delete(client: Client, file_id: str) -> str:

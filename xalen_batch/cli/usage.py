@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 COLUMNS: tuple[Layout, ...] = (
-    (("account",), ("mode",), ("batches",), ("tokens in",), ("tokens out",), ("USD",), ("open",), ("USD of open",)),
+    (
+        ("account",),
+        ("mode",),
+        ("batches",),
+        ("tokens in",),
+        ("tokens out",),
+        ("USD",),
+        ("open",),
+        ("USD of open",),
+    ),
     (("account", "mode"), ("batches", "open"), ("tokens in", "tokens out"), ("USD", "USD of open")),
 )
 FIGURES = ("batches", "tokens in", "tokens out", "USD", "open", "USD of open")
@@ -31,13 +40,20 @@ FIRST, LAST = 1970, 9998
     )
 )
 def usage(
-    account: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this account; all that have any if not given.")] = None,
-    month: Annotated[str | None, typer.Option(metavar="YYYY-MM", help="The month, UTC; this one if not given.")] = None,
+    account: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Only this account; all that have any if not given."),
+    ] = None,
+    month: Annotated[
+        str | None, typer.Option(metavar="YYYY-MM", help="The month, UTC; this one if not given.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what accounts used in a month: invoiced batches, and for this month the open ones so far (operators).
+    """Show what accounts used in a month: invoiced batches, and for this month the open ones so far
+    (operators).
 
-    Amounts are exact. A statement rounds its sum once, and a batch counts in the month in which it ends.
+    Amounts are exact. A statement rounds its sum once, and a batch counts in the month in which it
+    ends.
     """
     wanted, this = _month(month), datetime.now(UTC).date().replace(day=1)
     with database.snapshot() as session:
@@ -45,7 +61,11 @@ def usage(
         from xalen_batch.billing.usage import of_month
 
         name = None if account is None else accounts.named(session, account).name
-        found = [_shown(one) for one in of_month(session, wanted, with_open=wanted == this) if name in (None, one.name)]
+        found = [
+            _shown(one)
+            for one in of_month(session, wanted, with_open=wanted == this)
+            if name in (None, one.name)
+        ]
     if as_json:
         print_list([{"month": f"{wanted:%Y-%m}", **one} for one in found])
         return
@@ -55,7 +75,13 @@ def usage(
     rows = [
         (
             *(one["account"], "live" if one["livemode"] else "test", figure(one["batches"])),
-            *(figure(one["input_tokens"]), figure(one["output_tokens"]), one["total"], figure(one["open_batches"]), one["open_total"]),
+            *(
+                figure(one["input_tokens"]),
+                figure(one["output_tokens"]),
+                one["total"],
+                figure(one["open_batches"]),
+                one["open_total"],
+            ),
         )
         for one in found
     ]
@@ -70,7 +96,9 @@ def _month(text: str | None) -> date:
     except ValueError:
         found = None
     if found is None or not FIRST <= found.year <= LAST:
-        raise typer.BadParameter(f"{text!r} is not a month. Write it as 2026-11.", param_hint="--month")
+        raise typer.BadParameter(
+            f"{text!r} is not a month. Write it as 2026-11.", param_hint="--month"
+        )
     return found
 
 

@@ -1,4 +1,6 @@
-"""`validate`: what a batch would refuse, and what it would cost, by the server's models and prices where there is a server."""
+"""`validate`: what a batch would refuse, and what it would cost, by the server's models and prices
+where there is a server.
+"""
 
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,16 +37,28 @@ commands = typer.Typer()
 def validate(
     file: inputs.InputFile,
     endpoint: Endpoint = AUTO,
-    show_all: Annotated[bool, typer.Option("--all", help=f"Show every error, not only the first {batch_view.SHOWN_ERRORS}.")] = False,
-    is_local: Annotated[bool, typer.Option("--local", help="Ask no server: use the catalog and the settings on this machine.")] = False,
+    show_all: Annotated[
+        bool,
+        typer.Option(
+            "--all", help=f"Show every error, not only the first {batch_view.SHOWN_ERRORS}."
+        ),
+    ] = False,
+    is_local: Annotated[
+        bool,
+        typer.Option(
+            "--local", help="Ask no server: use the catalog and the settings on this machine."
+        ),
+    ] = False,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Check a file and estimate its cost; exit 1 if a batch would refuse it. Nothing of the file leaves this machine.
+    """Check a file and estimate its cost; exit 1 if a batch would refuse it. Nothing of the file
+    leaves this machine.
 
-    Uses the models, prices and limits of the server that the connection names, else those on this machine, and says which.
+    Uses the models, prices and limits of the server that the connection names, else those on this
+    machine, and says which.
     """
     with inputs.opened(file) as path:
         used = rules.local() if is_local else _asked(base_url, api_key, live)
@@ -59,7 +73,9 @@ def validate(
 
 
 def _asked(base_url: str | None, api_key: str | None, live: bool) -> rules.Rules:
-    """The server's rules; those on this machine where no server is known, or the one remembered does not run."""
+    """The server's rules; those on this machine where no server is known, or the one remembered
+    does not run.
+    """
     if not connection.is_known(base_url, api_key, live):
         return rules.local()
     client = connect(base_url, api_key, live)
@@ -71,7 +87,11 @@ def _asked(base_url: str | None, api_key: str | None, live: bool) -> rules.Rules
         say(f"{error} Going on without it.", style="yellow")
         return rules.local()
     if found is None:
-        say(f"{client.connection.base_url} does not tell this key its models and prices. Going on without them.", style="yellow")
+        say(
+            f"{client.connection.base_url} does not tell this key its models and prices. Going on"
+            " without them.",
+            style="yellow",
+        )
     return found or rules.local()
 
 
@@ -79,7 +99,11 @@ def _say_source(used: rules.Rules) -> None:
     if used.is_servers:
         say(f"Checked with the {used.source}.")
     else:
-        say(f"Checked with {used.source}. No server was asked: one may have other models, prices and limits.", style="yellow")
+        say(
+            f"Checked with {used.source}. No server was asked: one may have other models, prices"
+            " and limits.",
+            style="yellow",
+        )
 
 
 def _print(estimate: "Estimate", name: str, show_all: bool) -> None:
@@ -99,17 +123,35 @@ def _print(estimate: "Estimate", name: str, show_all: bool) -> None:
         for share in found["models"]
     ]
     if rows:
-        rows.append(("total", figure(found["lines"]), *_totals(found["models"]), found["expected_cost"], found["max_cost"]))
+        rows.append(
+            (
+                "total",
+                figure(found["lines"]),
+                *_totals(found["models"]),
+                found["expected_cost"],
+                found["max_cost"],
+            )
+        )
         show(stacked(ESTIMATE, rows, right=FIGURES))
     if estimate.is_valid:
         say(
-            f"{name} is valid for {found['endpoint']}. Costs are at batch price, {Decimal(found['discount_rate']):.0%} off the list price.",
+            f"{name} is valid for {found['endpoint']}. Costs are at batch price,"
+            f" {Decimal(found['discount_rate']):.0%} off the list price.",
             style="green",
         )
     else:
-        hidden = "" if shown is None or found["error_count"] <= shown else " --all shows every error."
-        say(f"{name} has {counted(found['error_count'], 'error')}; the API would refuse a batch of it.{hidden}", style="red")
+        hidden = (
+            "" if shown is None or found["error_count"] <= shown else " --all shows every error."
+        )
+        say(
+            f"{name} has {counted(found['error_count'], 'error')}; the API would refuse a batch of"
+            f" it.{hidden}",
+            style="red",
+        )
 
 
 def _totals(models: list[dict[str, Any]]) -> list[str]:
-    return [figure(sum(model[name] for model in models)) for name in ("input_tokens", "expected_output_tokens", "max_output_tokens")]
+    return [
+        figure(sum(model[name] for model in models))
+        for name in ("input_tokens", "expected_output_tokens", "max_output_tokens")
+    ]

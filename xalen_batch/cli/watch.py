@@ -20,7 +20,8 @@ commands = typer.Typer()
 @commands.command(
     epilog=examples(
         "xalen-batch watch batch_0192…",
-        "xalen-batch watch batch_0192… --timeout 600 && xalen-batch results batch_0192… -o out.jsonl",
+        "xalen-batch watch batch_0192… --timeout 600 && xalen-batch results batch_0192… -o"
+        " out.jsonl",
     )
 )
 def watch(
@@ -31,7 +32,10 @@ def watch(
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Follow a batch until it ends. Exit 3 if it did not fully succeed, 5 if the time to wait was over first."""
+    """Follow a batch until it ends.
+
+    Exit 3 if it did not fully succeed, 5 if the time to wait was over first.
+    """
     client = connect(base_url, api_key, live)
     batch = follow(client, batch_id, timeout)
     say_errors(batch)
@@ -45,12 +49,16 @@ def watch(
 
 
 def follow(client: Client, batch_id: str, timeout: float | None) -> dict[str, Any]:
-    """The batch at its end. Failed (exit 5, 130) when the time is over or on Ctrl-C; the batch goes on either way."""
+    """The batch at its end.
+
+    Failed (exit 5, 130) when the time is over or on Ctrl-C; the batch goes on either way.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = FIRST_PAUSE
     told = waits.Told()
     try:
-        # Before the bar, which would stay on the screen above the error of a batch that is not there.
+        # Before the bar, which would stay on the screen above the error of a batch that is not
+        # there.
         batch = client.get(f"/batches/{batch_id}")
         with progress.batch() as view:
             while True:
@@ -59,9 +67,16 @@ def follow(client: Client, batch_id: str, timeout: float | None) -> dict[str, An
                     return batch
                 told.update(batch)
                 if deadline is not None and time.monotonic() + pause > deadline:
-                    raise Failed(f"Waited {timeout:g} s. The batch goes on; `xalen-batch watch {batch_id}` waits again.", TIMED_OUT)
+                    raise Failed(
+                        f"Waited {timeout:g} s. The batch goes on; `xalen-batch watch {batch_id}`"
+                        " waits again.",
+                        TIMED_OUT,
+                    )
                 time.sleep(pause)
                 pause = min(pause * 1.1, LONGEST_PAUSE)
                 batch = client.get(f"/batches/{batch_id}")
     except KeyboardInterrupt:
-        raise Failed(f"No longer watching. The batch goes on; `xalen-batch watch {batch_id}` resumes.", INTERRUPTED) from None
+        raise Failed(
+            f"No longer watching. The batch goes on; `xalen-batch watch {batch_id}` resumes.",
+            INTERRUPTED,
+        ) from None

@@ -18,14 +18,16 @@ class Account(Base):
     # Fair claiming: lines served so far over weight; the account with the least goes next.
     weight: Mapped[int] = mapped_column(server_default="1")
     virtual_time: Mapped[float] = mapped_column(server_default="0")
-    # Claims of this account alternate: its batch with the next deadline, and a round robin over its batches by deadline. Whether the
-    # next claim is of the round robin, and the batch that it served last (docs/decisions/0036).
+    # Claims of this account alternate: its batch with the next deadline, and a round robin over its
+    # batches by deadline. Whether the next claim is of the round robin, and the batch that it
+    # served last (docs/decisions/0036).
     rotates_next: Mapped[bool] = mapped_column(server_default=text("false"))
     rotated_deadline: Mapped[datetime | None]
     rotated_batch_id: Mapped[UUID | None]
     # Its keys are refused, and its schedules start no run.
     disabled_at: Mapped[datetime | None]
-    # Live batches may name models that the catalog calls simulated. The operator's word (docs/decisions/0029).
+    # Live batches may name models that the catalog calls simulated. The operator's word
+    # (docs/decisions/0029).
     simulated_live: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -37,7 +39,10 @@ class ApiKey(Base):
     __table_args__ = (
         # A key takes the place of one of its own account and mode.
         UniqueConstraint("id", "account_id", "livemode"),
-        ForeignKeyConstraint(["rotated_from", "account_id", "livemode"], ["api_keys.id", "api_keys.account_id", "api_keys.livemode"]),
+        ForeignKeyConstraint(
+            ["rotated_from", "account_id", "livemode"],
+            ["api_keys.id", "api_keys.account_id", "api_keys.livemode"],
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -46,7 +51,9 @@ class ApiKey(Base):
     name: Mapped[str]
     prefix: Mapped[str]
     hash: Mapped[bytes] = mapped_column(unique=True)
-    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{submit,read,billing}'"))
+    scopes: Mapped[list[str]] = mapped_column(
+        ARRAY(Text), server_default=text("'{submit,read,billing}'")
+    )
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]

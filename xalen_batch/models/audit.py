@@ -18,7 +18,8 @@ class AuditEntry(Base):
 
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     at: Mapped[datetime] = mapped_column(server_default=func.now())
-    # `key_…` of the API, `cli:` and a user of the operating system, `system`, or `database:` and a role of PostgreSQL.
+    # `key_…` of the API, `cli:` and a user of the operating system, `system`, or `database:` and a
+    # role of PostgreSQL.
     actor: Mapped[str]
     # `key.created`, `schedule.changed`, `price.deleted` …
     action: Mapped[str]

@@ -4,7 +4,15 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, func, text
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    UniqueConstraint,
+    func,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from xalen_batch.models.base import Base
@@ -31,10 +39,13 @@ class File(Base):
             postgresql_where=text("deleted_at IS NULL"),
             postgresql_include=["bytes"],
         ),
-        # What batches and schedules point at, and what an output file is of: all of one account and mode.
+        # What batches and schedules point at, and what an output file is of: all of one account and
+        # mode.
         UniqueConstraint("id", "account_id", "livemode"),
         ForeignKeyConstraint(
-            ["batch_id", "account_id", "livemode"], ["batches.id", "batches.account_id", "batches.livemode"], use_alter=True
+            ["batch_id", "account_id", "livemode"],
+            ["batches.id", "batches.account_id", "batches.livemode"],
+            use_alter=True,
         ),
         Index("ix_files_expires_at", "expires_at", postgresql_where=text("deleted_at IS NULL")),
         CheckConstraint("(batch_id IS NULL) = (part IS NULL)", name="part_of_a_batch"),
@@ -46,8 +57,8 @@ class File(Base):
     purpose: Mapped[str]
     filename: Mapped[str]
     size: Mapped[int] = mapped_column("bytes")
-    # Of an upload: what its idempotency key and its batches are checked against. Null, with no bytes yet, while
-    # the input of a schedule's run waits to be put together.
+    # Of an upload: what its idempotency key and its batches are checked against. Null, with no
+    # bytes yet, while the input of a schedule's run waits to be put together.
     sha256: Mapped[bytes | None]
     # Of an output file.
     batch_id: Mapped[UUID | None]

@@ -1,4 +1,6 @@
-"""The claim: the fair next task of all that wait, found in a time that hardly depends on how many wait."""
+"""The claim: the fair next task of all that wait, found in a time that hardly depends on how many
+wait.
+"""
 
 import json
 import sys
@@ -15,7 +17,10 @@ from xalen_batch.models.tasks import SUSPECT_LOSSES, Task
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How many lines a worker has room for. A field that is None matches any value; of the rooms that match a task, the least holds."""
+    """How many lines a worker has room for.
+
+    A field that is None matches any value; of the rooms that match a task, the least holds.
+    """
 
     lines: int
     model: str | None = None
@@ -28,8 +33,9 @@ _MATCHES = """
     (l.model IS NULL OR l.model = {0}.model) AND (l.livemode IS NULL OR l.livemode = {1}.livemode)
     AND (l.account_id IS NULL OR l.account_id = {1}.account_id)
 """
-# For the batch `b`: of each model that it has tasks of and whose lane is not full, the first task that may be claimed now. Where
-# lines name several models, the index leads from each to the next, so that tasks for a full lane are not read.
+# For the batch `b`: of each model that it has tasks of and whose lane is not full, the first task
+# that may be claimed now. Where lines name several models, the index leads from each to the next,
+# so that tasks for a full lane are not read.
 _FIRST_TASKS = f"""
     WITH RECURSIVE models AS (
         SELECT * FROM (
@@ -55,7 +61,8 @@ _OF_QUEUE = """
     AND b.expires_at > now()
     AND (b.window_closes_at IS NULL OR (b.window_opens_at <= now() AND now() < b.window_closes_at))
 """
-# The queues of the account in `turns`, each with its first batch of those for which a condition holds, by their deadlines.
+# The queues of the account in `turns`, each with its first batch of those for which a condition
+# holds, by their deadlines.
 _QUEUES = f"""
     SELECT q.account_id, q.livemode, q.model, turns.rotates_next, first.expires_at, first.id FROM served q CROSS JOIN LATERAL (
         SELECT b.expires_at, b.id FROM batches b CROSS JOIN LATERAL ({_FIRST_TASKS} LIMIT 1) t
@@ -67,12 +74,12 @@ _QUEUES = f"""
 _OPEN_FOR = column("open_for", Float)
 # By name: a migration may add others under a worker that does not know them.
 _COLUMNS = ", ".join(f"t.{column.name}" for column in Task.__table__.columns)
-# Whatever is looked at here is looked up in an index in the order in which it is wanted, and LATERAL … LIMIT keeps it so: a join
-# that the planner may turn round would sort, or read tasks by the hundred thousand. What the planner can make use of is not bound
-# where it sees it, but comes through `rooms` and `bound`: a plan for these values then looks no better to it than one for any values,
-# which is made once for a connection. Making it takes longer than running it.
-_CLAIM = text(
-    f"""
+# Whatever is looked at here is looked up in an index in the order in which it is wanted, and
+# LATERAL … LIMIT keeps it so: a join that the planner may turn round would sort, or read tasks by
+# the hundred thousand. What the planner can make use of is not bound where it sees it, but comes
+# through `rooms` and `bound`: a plan for these values then looks no better to it than one for any
+# values, which is made once for a connection. Making it takes longer than running it.
+_CLAIM = text(f"""
     WITH RECURSIVE rooms AS MATERIALIZED (
         SELECT * FROM jsonb_to_recordset(CAST(:rooms AS jsonb)) AS l (model text, livemode bool, account_id uuid, batch_id uuid, lines int)
     ), bound AS MATERIALIZED (
@@ -152,24 +159,31 @@ _CLAIM = text(
     FROM picked p WHERE t.batch_id = p.batch_id AND t.seq = p.seq
     -- The interval that was looked at above: one statement sees one state, though another may just have been put in its place.
     RETURNING {_COLUMNS}, EXTRACT(EPOCH FROM (SELECT b.window_closes_at FROM batches b WHERE b.id = t.batch_id) - now())::float AS open_for
-    """
-).columns(*Task.__table__.columns, _OPEN_FOR)
+    """).columns(*Task.__table__.columns, _OPEN_FOR)
 
 
 def claim(
-    session: Session, *, worker: str, lease: float, rooms: Sequence[Room], room: int, with_suspects: bool
+    session: Session,
+    *,
+    worker: str,
+    lease: float,
+    rooms: Sequence[Room],
+    room: int,
+    with_suspects: bool,
 ) -> tuple[Task, float | None] | None:
     """Pending → running for the fair next task that there is room for here. None: there is none.
 
-    The account with the least virtual time goes first (of those that stand level, the one whose first batch is due next). Its turns
-    alternate: one for the batch with the next deadline, one for a round robin over all its batches in the order of their deadlines.
-    In the batch, the task with the least `seq`.
-    `room`: lines to take where none of `rooms` matches, as of a lane that is not there yet.
-    Of a task with more lines than that the first are taken; the others become a task of their own, in their place.
-    With it comes for how many seconds its batch's execution window is open, from the moment at which this
-    transaction began; null where there is no window.
+    The account with the least virtual time goes first (of those that stand level, the one whose
+    first batch is due next). Its turns alternate: one for the batch with the next deadline, one for
+    a round robin over all its batches in the order of their deadlines. In the batch, the task with
+    the least `seq`. `room`: lines to take where none of `rooms` matches, as of a lane that is not
+    there yet. Of a task with more lines than that the first are taken; the others become a task of
+    their own, in their place. With it comes for how many seconds its batch's execution window is
+    open, from the moment at which this transaction began; null where there is no window.
     """
-    statement = select(Task, _OPEN_FOR).from_statement(_CLAIM).execution_options(populate_existing=True)
+    statement = (
+        select(Task, _OPEN_FOR).from_statement(_CLAIM).execution_options(populate_existing=True)
+    )
     row = session.execute(
         statement,
         {

@@ -12,7 +12,9 @@ from xalen_batch.models.base import Base
 
 
 class Price(Base):
-    """USD per million tokens of one component of a model in one mode, from `valid_from` up to `valid_to`."""
+    """USD per million tokens of one component of a model in one mode, from `valid_from` up to
+    `valid_to`.
+    """
 
     __tablename__ = "prices"
     __table_args__ = (

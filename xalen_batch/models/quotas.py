@@ -1,4 +1,6 @@
-"""Quotas that an operator gave to an account in the place of the settings', and tallies of what has too many rows to count."""
+"""Quotas that an operator gave to an account in the place of the settings', and tallies of what has
+too many rows to count.
+"""
 
 from enum import StrEnum
 from uuid import UUID
@@ -24,7 +26,9 @@ class AccountQuota(Base):
 
 
 class Tally(StrEnum):
-    """What triggers add up for an account in one mode, in the transaction that changes the rows (migration 0010)."""
+    """What triggers add up for an account in one mode, in the transaction that changes the rows
+    (migration 0010).
+    """
 
     INBOX_REQUESTS = "inbox_requests"
     INBOX_BYTES = "inbox_bytes"

@@ -14,12 +14,16 @@ class Result(Base):
     """The primary key is what makes a second charge for a line impossible.
 
     A line succeeded if and only if its status is 2xx; `amount` is then its exact net price at the
-    batch's snapshot, and null otherwise. A line without any answer has an `error_code` and no status.
+    batch's snapshot, and null otherwise. A line without any answer has an `error_code` and no
+    status.
     """
 
     __tablename__ = "results"
     __table_args__ = (
-        CheckConstraint("(amount IS NOT NULL) = (status_code IS NOT NULL AND status_code < 300)", name="charged_iff_succeeded"),
+        CheckConstraint(
+            "(amount IS NOT NULL) = (status_code IS NOT NULL AND status_code < 300)",
+            name="charged_iff_succeeded",
+        ),
     )
 
     # No foreign key: its check of every row costs as much as writing it (decision 0022).
@@ -34,13 +38,16 @@ class Result(Base):
     amount: Mapped[Decimal | None]
     model: Mapped[str]
     custom_id: Mapped[str]
-    # Null, or reasons to check the charge (billing/charges.py): tokens counted by us, tokens that have no price.
+    # Null, or reasons to check the charge (billing/charges.py): tokens counted by us, tokens that
+    # have no price.
     flag: Mapped[str | None]
-    # True: its output line escapes the line breaks in `custom_id` and `error_message` (`jsonl.escaped`). Null where they have none, and
-    # in rows from before this column: their lines keep the bytes that their file's size was announced with.
+    # True: its output line escapes the line breaks in `custom_id` and `error_message`
+    # (`jsonl.escaped`). Null where they have none, and in rows from before this column: their lines
+    # keep the bytes that their file's size was announced with.
     is_escaped: Mapped[bool | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
-    # The backend's answer, with the billed usage in it (backends/usage.py): bytes, since \u0000 is legal JSON that jsonb refuses.
+    # The backend's answer, with the billed usage in it (backends/usage.py): bytes, since \u0000 is
+    # legal JSON that jsonb refuses.
     # Null once erased.
     body: Mapped[bytes | None]

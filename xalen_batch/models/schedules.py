@@ -1,10 +1,20 @@
-"""Schedules, the instants they fired at, and the requests and objects that wait for or went into a run."""
+"""Schedules, the instants they fired at, and the requests and objects that wait for or went into a
+run.
+"""
 
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, func, text
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    UniqueConstraint,
+    func,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from xalen_batch.models.base import Base
@@ -12,16 +22,36 @@ from xalen_batch.states import OPEN_RUNS, RUN_MOVES, RunState, ScheduleStatus
 
 
 class Schedule(Base):
-    """What its owner defined, and when it fires next. Whoever changes a schedule or its runs has locked its row."""
+    """What its owner defined, and when it fires next.
+
+    Whoever changes a schedule or its runs has locked its row.
+    """
 
     __tablename__ = "schedules"
     __table_args__ = (
-        # What batches and invoices point at, and the file that it reads: all of one account and mode.
+        # What batches and invoices point at, and the file that it reads: all of one account and
+        # mode.
         UniqueConstraint("id", "account_id", "livemode"),
-        ForeignKeyConstraint(["file_id", "account_id", "livemode"], ["files.id", "files.account_id", "files.livemode"]),
-        Index("ix_schedules_account_id_livemode_id", "account_id", "livemode", "id", postgresql_where=text("deleted_at IS NULL")),
-        Index("ix_schedules_next_fire_at", "next_fire_at", postgresql_where=text("next_fire_at IS NOT NULL")),
-        CheckConstraint("(next_fire_at IS NOT NULL) = (status = 'active' AND deleted_at IS NULL)", name="next_fire_at"),
+        ForeignKeyConstraint(
+            ["file_id", "account_id", "livemode"],
+            ["files.id", "files.account_id", "files.livemode"],
+        ),
+        Index(
+            "ix_schedules_account_id_livemode_id",
+            "account_id",
+            "livemode",
+            "id",
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+        Index(
+            "ix_schedules_next_fire_at",
+            "next_fire_at",
+            postgresql_where=text("next_fire_at IS NOT NULL"),
+        ),
+        CheckConstraint(
+            "(next_fire_at IS NOT NULL) = (status = 'active' AND deleted_at IS NULL)",
+            name="next_fire_at",
+        ),
         Index("ix_schedules_file_id", "file_id", postgresql_where=text("file_id IS NOT NULL")),
     )
 
@@ -47,7 +77,12 @@ class Schedule(Base):
     deleted_at: Mapped[datetime | None]
 
     def pause(self, now: datetime, note: str | None) -> None:
-        self.status, self.paused_at, self.pause_note, self.next_fire_at = ScheduleStatus.PAUSED.value, now, note, None
+        self.status, self.paused_at, self.pause_note, self.next_fire_at = (
+            ScheduleStatus.PAUSED.value,
+            now,
+            note,
+            None,
+        )
 
     def aim(self, next_fire_at: datetime | None) -> None:
         """Active until its next fire; ended if there is none."""
@@ -55,7 +90,10 @@ class Schedule(Base):
         self.next_fire_at, self.paused_at, self.pause_note = next_fire_at, None, None
 
     def count(self, state: RunState, number: int = 1) -> None:
-        self.run_counts = {**self.run_counts, state.value: self.run_counts.get(state.value, 0) + number}
+        self.run_counts = {
+            **self.run_counts,
+            state.value: self.run_counts.get(state.value, 0) + number,
+        }
 
 
 class ScheduleRun(Base):
@@ -67,12 +105,18 @@ class ScheduleRun(Base):
         UniqueConstraint("schedule_id", "scheduled_for"),
         # What is of a run is of its schedule too: batches, requests and objects point at both.
         UniqueConstraint("schedule_id", "id"),
-        Index("ix_schedule_runs_open", "schedule_id", "scheduled_for", postgresql_where=text("state IN ('waiting', 'running')")),
+        Index(
+            "ix_schedule_runs_open",
+            "schedule_id",
+            "scheduled_for",
+            postgresql_where=text("state IN ('waiting', 'running')"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     schedule_id: Mapped[UUID] = mapped_column(ForeignKey("schedules.id"))
-    # The instant by the schedule's clock, without jitter; of a manual run the moment it was asked for.
+    # The instant by the schedule's clock, without jitter; of a manual run the moment it was asked
+    # for.
     scheduled_for: Mapped[datetime]
     # The moment whose dates a manual run has, where that is another one.
     as_of: Mapped[datetime | None]
@@ -83,16 +127,27 @@ class ScheduleRun(Base):
     message: Mapped[str | None]
     # What it runs or ran with, whatever the schedule says by now.
     definition: Mapped[dict[str, Any]]
-    # Of a source: the objects it reads, in order ({"path", "size", "version"}), each with its "first_line" in the input
-    # file once that is put together.
+    # Of a source: the objects it reads, in order ({"path", "size", "version"}), each with its
+    # "first_line" in the input file once that is put together.
     manifest: Mapped[list[dict[str, Any]] | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     # When its batch was created, and when the run was over.
     fired_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
 
-    def move(self, schedule: Schedule, to: RunState, now: datetime, *, reason: str | None = None, message: str | None = None) -> None:
-        """Move on and count it. Raises ValueError for a move that the table of moves does not have: that is a bug of ours."""
+    def move(
+        self,
+        schedule: Schedule,
+        to: RunState,
+        now: datetime,
+        *,
+        reason: str | None = None,
+        message: str | None = None,
+    ) -> None:
+        """Move on and count it.
+
+        Raises ValueError for a move that the table of moves does not have: that is a bug of ours.
+        """
         if to not in RUN_MOVES[RunState(self.state)]:
             raise ValueError(f"a run does not go from {self.state} to {to}")
         self.state, self.reason, self.message = to.value, reason, message
@@ -108,18 +163,39 @@ class ScheduleRun(Base):
 
     def take_up(self, schedule: Schedule, trigger: str, now: datetime) -> None:
         """Let a run that was missed or skipped wait once more, with what its schedule says now."""
-        self.move(schedule, RunState.WAITING, now, reason="backfill", message=f"It was {self.state} before.")
+        self.move(
+            schedule,
+            RunState.WAITING,
+            now,
+            reason="backfill",
+            message=f"It was {self.state} before.",
+        )
         # How long it waits counts from now on.
-        self.trigger, self.definition, self.created_at, self.ended_at = trigger, schedule.definition, now, None
+        self.trigger, self.definition, self.created_at, self.ended_at = (
+            trigger,
+            schedule.definition,
+            now,
+            None,
+        )
 
 
 class InboxRequest(Base):
-    """A line that waits for a schedule's next run; sealed when `run_id` is set, gone when it is in that run's file."""
+    """A line that waits for a schedule's next run; sealed when `run_id` is set, gone when it is in
+    that run's file.
+    """
 
     __tablename__ = "inbox_requests"
     __table_args__ = (
-        ForeignKeyConstraint(["run_id", "schedule_id"], ["schedule_runs.id", "schedule_runs.schedule_id"]),
-        Index("uq_inbox_requests_open", "schedule_id", "custom_id", unique=True, postgresql_where=text("run_id IS NULL")),
+        ForeignKeyConstraint(
+            ["run_id", "schedule_id"], ["schedule_runs.id", "schedule_runs.schedule_id"]
+        ),
+        Index(
+            "uq_inbox_requests_open",
+            "schedule_id",
+            "custom_id",
+            unique=True,
+            postgresql_where=text("run_id IS NULL"),
+        ),
         Index("ix_inbox_requests_run_id", "run_id", postgresql_where=text("run_id IS NOT NULL")),
     )
 
@@ -133,10 +209,16 @@ class InboxRequest(Base):
 
 
 class ConsumedObject(Base):
-    """An object of a source that a run has taken; written again under its name, it has another version."""
+    """An object of a source that a run has taken; written again under its name, it has another
+    version.
+    """
 
     __tablename__ = "consumed_objects"
-    __table_args__ = (ForeignKeyConstraint(["run_id", "schedule_id"], ["schedule_runs.id", "schedule_runs.schedule_id"]),)
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["run_id", "schedule_id"], ["schedule_runs.id", "schedule_runs.schedule_id"]
+        ),
+    )
 
     schedule_id: Mapped[UUID] = mapped_column(ForeignKey("schedules.id"), primary_key=True)
     path: Mapped[str] = mapped_column(primary_key=True)

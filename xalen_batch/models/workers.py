@@ -30,7 +30,10 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """`seconds`: for how long, at the row's `seen_at`; so no reader compares two clocks. `message`: what the backend did last."""
+    """`seconds`: for how long, at the row's `seen_at`; so no reader compares two clocks.
+
+    `message`: what the backend did last.
+    """
 
     reason: Reason | str
     seconds: float
@@ -40,7 +43,9 @@ class Wait:
 
 
 class Worker(Base):
-    """`seen_at` is in no index, and there is room on the page: a row that is renewed every second moves in place (HOT)."""
+    """`seen_at` is in no index, and there is room on the page: a row that is renewed every second
+    moves in place (HOT).
+    """
 
     __tablename__ = "workers"
     __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
@@ -57,26 +62,45 @@ class Worker(Base):
 
     @property
     def waiting(self) -> list[tuple[datetime, Wait]]:
-        """What work waits for there, and since when. A newer version may give fields and reasons that are unknown here."""
-        found = [Wait(**{name: told[name] for name in told.keys() & Wait.__slots__}) for told in self.waits or ()]
+        """What work waits for there, and since when.
+
+        A newer version may give fields and reasons that are unknown here.
+        """
+        found = [
+            Wait(**{name: told[name] for name in told.keys() & Wait.__slots__})
+            for told in self.waits or ()
+        ]
         return [(self.seen_at - timedelta(seconds=wait.seconds), wait) for wait in found]
 
 
-def seen(session: Session, worker_id: str, *, store: UUID | None = None, catalog: str | None = None, waits: Sequence[Wait] = ()) -> int:
+def seen(
+    session: Session,
+    worker_id: str,
+    *,
+    store: UUID | None = None,
+    catalog: str | None = None,
+    waits: Sequence[Wait] = (),
+) -> int:
     """Note that this worker process is alive, what it sees and what its work waits for.
 
     Returns how many are alive, itself included: seen within the last five seconds.
 
-    Rows of workers that were killed go here too: never one that another session has locked, so nobody waits for anybody.
+    Rows of workers that were killed go here too: never one that another session has locked, so
+    nobody waits for anybody.
     """
     now = func.clock_timestamp()
-    told = {"seen_at": now, "store": store, "catalog": catalog, "waits": [asdict(wait) for wait in waits] or None}
+    told = {
+        "seen_at": now,
+        "store": store,
+        "catalog": catalog,
+        "waits": [asdict(wait) for wait in waits] or None,
+    }
     row = insert(Worker).values(id=worker_id, **told)
     is_new = session.scalar(
         # `xmax` of a row that was inserted is 0.
-        row.on_conflict_do_update(index_elements=[Worker.id], set_={name: row.excluded[name] for name in told}).returning(
-            literal_column("xmax = 0")
-        )
+        row.on_conflict_do_update(
+            index_elements=[Worker.id], set_={name: row.excluded[name] for name in told}
+        ).returning(literal_column("xmax = 0"))
     )
     if is_new:
         _remove_old(session)
@@ -85,7 +109,9 @@ def seen(session: Session, worker_id: str, *, store: UUID | None = None, catalog
 
 def live(session: Session) -> Sequence[Worker]:
     """The worker processes that were seen within the last five seconds."""
-    return session.scalars(select(Worker).where(Worker.seen_at > func.clock_timestamp() - LIVE_FOR).order_by(Worker.id)).all()
+    return session.scalars(
+        select(Worker).where(Worker.seen_at > func.clock_timestamp() - LIVE_FOR).order_by(Worker.id)
+    ).all()
 
 
 def gone(session: Session, worker_id: str) -> None:
@@ -96,6 +122,11 @@ def gone(session: Session, worker_id: str) -> None:
 def _remove_old(session: Session) -> None:
     """Whenever a worker starts, which is as often as rows are made."""
     old = (
-        select(Worker.id).where(Worker.seen_at < func.clock_timestamp() - KEPT_FOR).limit(REMOVED_AT_ONCE).with_for_update(skip_locked=True)
+        select(Worker.id)
+        .where(Worker.seen_at < func.clock_timestamp() - KEPT_FOR)
+        .limit(REMOVED_AT_ONCE)
+        .with_for_update(skip_locked=True)
     )
-    session.execute(delete(Worker).where(Worker.id.in_(old)).execution_options(synchronize_session=False))
+    session.execute(
+        delete(Worker).where(Worker.id.in_(old)).execution_options(synchronize_session=False)
+    )

@@ -27,7 +27,8 @@ logger = log.get(__name__)
 
 Lane = tuple[str, bool]  # a model, and whether its lines are live
 
-# Lines taken at first for a backend that this process has not used yet: enough to fill it, whatever its speed.
+# Lines taken at first for a backend that this process has not used yet: enough to fill it, whatever
+# its speed.
 FIRST_ROOM = 200
 # How long a task is left alone whose lines could not be read.
 STORAGE_PAUSE = 15.0
@@ -47,7 +48,10 @@ class Line(Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A task that this process holds until its lease ends. No session is open while it is worked on."""
+    """A task that this process holds until its lease ends.
+
+    No session is open while it is worked on.
+    """
 
     key: tuple[UUID, int]
     fence: int
@@ -76,7 +80,8 @@ def claim(rooms: Sequence[next_task.Room], *, with_suspects: bool) -> Claim | No
     None: nothing to do. Raises Unreadable.
     """
     with db.transaction() as session:
-        # Looked at before the database looks at its own, so that the window closes here no later than there.
+        # Looked at before the database looks at its own, so that the window closes here no later
+        # than there.
         now = time.monotonic()
         found = next_task.claim(
             session,
@@ -96,7 +101,13 @@ def claim(rooms: Sequence[next_task.Room], *, with_suspects: bool) -> Claim | No
         lines = tuple(_read(batch, spans))
     except storage.AWAY as error:
         # No worker is lost by this, and no line is to blame.
-        logger.warning("storage.unreachable", during="claim", batch_id=batch.id, task=task.seq, error=type(error).__name__)
+        logger.warning(
+            "storage.unreachable",
+            during="claim",
+            batch_id=batch.id,
+            task=task.seq,
+            error=type(error).__name__,
+        )
         record.record(task.key, task.fence, [], to=TaskState.PENDING, pause=STORAGE_PAUSE)
         raise Unreadable from error
     return Claim(
@@ -114,15 +125,31 @@ def claim(rooms: Sequence[next_task.Room], *, with_suspects: bool) -> Claim | No
 
 def _recorded(session: Session, task: Task) -> set[int]:
     numbers = [span.line_no for span in jsonl.unpack(task.line_index)]
-    return set(session.scalars(select(Result.line_no).where(Result.batch_id == task.batch_id, Result.line_no.in_(numbers))))
+    return set(
+        session.scalars(
+            select(Result.line_no).where(
+                Result.batch_id == task.batch_id, Result.line_no.in_(numbers)
+            )
+        )
+    )
 
 
 def _read(batch: Batch, spans: list[jsonl.Span]) -> list[Line]:
     endpoint = cast(Endpoint, batch.endpoint)
     lines = []
     for span, raw in zip(
-        spans, storage.ranges(storage.key(batch.input_file_id), [s.offset for s in spans], [s.length for s in spans]), strict=True
+        spans,
+        storage.ranges(
+            storage.key(batch.input_file_id), [s.offset for s in spans], [s.length for s in spans]
+        ),
+        strict=True,
     ):
         line = jsonl.input_line(raw)
-        lines.append(Line(span.line_no, line.custom_id, Request(endpoint, bytes(line.body), request_id(batch.id, span.line_no))))
+        lines.append(
+            Line(
+                span.line_no,
+                line.custom_id,
+                Request(endpoint, bytes(line.body), request_id(batch.id, span.line_no)),
+            )
+        )
     return lines

@@ -1,4 +1,6 @@
-"""Fairness between accounts: time in which an account could not be served is no credit to push the others aside with."""
+"""Fairness between accounts: time in which an account could not be served is no credit to push the
+others aside with.
+"""
 
 from uuid import UUID
 
@@ -32,11 +34,16 @@ def forget_waiting_time(session: Session) -> None:
         .with_for_update(skip_locked=True, key_share=True)
     )
     session.execute(
-        update(Account).where(Account.id.in_(waiting)).values(virtual_time=_at_work()).execution_options(synchronize_session=False)
+        update(Account)
+        .where(Account.id.in_(waiting))
+        .values(virtual_time=_at_work())
+        .execution_options(synchronize_session=False)
     )
 
 
 def _at_work() -> ScalarSelect[float | None]:
     """The least virtual time of the accounts that can be served now; null where there is none."""
-    served = select(Batch.account_id).where(Batch.status == BatchStatus.IN_PROGRESS, window_is_open())
+    served = select(Batch.account_id).where(
+        Batch.status == BatchStatus.IN_PROGRESS, window_is_open()
+    )
     return select(func.min(Account.virtual_time)).where(Account.id.in_(served)).scalar_subquery()

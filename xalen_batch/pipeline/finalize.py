@@ -1,4 +1,5 @@
-"""Finalize: when no line of a batch will run any more, fix its counts, invoice it and move it to its end.
+"""Finalize: when no line of a batch will run any more, fix its counts, invoice it and move it to
+its end.
 
 Cheap where every line ended, since output files are views over results. A batch that was cancelled
 or ran out of time first gets an error row for each line that nobody ran.
@@ -23,15 +24,22 @@ from xalen_batch.storage import marks
 logger = log.get(__name__)
 
 MESSAGES = {
-    LineError.BATCH_CANCELLED: "The batch was cancelled before this request was run. It was not billed.",
-    LineError.BATCH_EXPIRED: "The batch's completion window passed before this request was run. It was not billed; submit it again.",
+    LineError.BATCH_CANCELLED: (
+        "The batch was cancelled before this request was run. It was not billed."
+    ),
+    LineError.BATCH_EXPIRED: (
+        "The batch's completion window passed before this request was run. It was not billed;"
+        " submit it again."
+    ),
 }
 FILE_LOST = "Its input file was lost, and its custom_id with it."
 LOST_NAME = "line {} of the lost input file"
 
 
 def run(batch_id: UUID) -> None:
-    """Bring a batch to its end if its lines are over; do nothing if they are not, or if someone else is at it."""
+    """Bring a batch to its end if its lines are over; do nothing if they are not, or if someone
+    else is at it.
+    """
     with db.transaction() as session:
         batch = _lease(session, batch_id)
         if batch is None:
@@ -51,7 +59,9 @@ def _lease(session: Session, batch_id: UUID) -> Batch | None:
         update(Batch)
         .where(
             Batch.id == batch_id,
-            Batch.status.in_([BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING, BatchStatus.CANCELLING]),
+            Batch.status.in_(
+                [BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING, BatchStatus.CANCELLING]
+            ),
             (Batch.lease_until.is_(None)) | (Batch.lease_until < func.now()),
         )
         .values(fence=Batch.fence + 1, lease_until=func.now() + timedelta(seconds=settings().lease))
@@ -60,14 +70,20 @@ def _lease(session: Session, batch_id: UUID) -> Batch | None:
 
 
 def _unlease(session: Session, batch: Batch) -> None:
-    session.execute(update(Batch).where(Batch.id == batch.id, Batch.fence == batch.fence).values(lease_until=None))
+    session.execute(
+        update(Batch)
+        .where(Batch.id == batch.id, Batch.fence == batch.fence)
+        .values(lease_until=None)
+    )
 
 
 def _is_ready(session: Session, batch: Batch) -> bool:
     if batch.status == BatchStatus.IN_PROGRESS:
         if not task_rows.has_any(session, batch.id, TaskState.PENDING, TaskState.RUNNING):
             return True
-        is_overdue = session.scalar(select(Batch.expires_at <= func.now()).where(Batch.id == batch.id))
+        is_overdue = session.scalar(
+            select(Batch.expires_at <= func.now()).where(Batch.id == batch.id)
+        )
         if not is_overdue or not batch.move(session, BatchStatus.FINALIZING):
             return False
     # Requests in flight are waited for: their answers are kept and billed.
@@ -75,11 +91,17 @@ def _is_ready(session: Session, batch: Batch) -> bool:
 
 
 def _end_open_tasks(batch: Batch) -> None:
-    code = LineError.BATCH_CANCELLED if batch.status == BatchStatus.CANCELLING else LineError.BATCH_EXPIRED
+    code = (
+        LineError.BATCH_CANCELLED
+        if batch.status == BatchStatus.CANCELLING
+        else LineError.BATCH_EXPIRED
+    )
     while True:
         with db.transaction() as session:
             task = session.scalars(
-                select(Task).where(Task.batch_id == batch.id, task_rows.has_state(TaskState.PENDING)).limit(1)
+                select(Task)
+                .where(Task.batch_id == batch.id, task_rows.has_state(TaskState.PENDING))
+                .limit(1)
             ).one_or_none()
             if task is None:
                 return
@@ -88,15 +110,26 @@ def _end_open_tasks(batch: Batch) -> None:
                 record.insert(session, rows)
 
 
-def unrun(session: Session, batch: Batch, task: Task, code: LineError, message: str) -> list[record.Row]:
-    """An error row for each line of a task that has no result yet. Where the input file is lost, nobody knows its custom id any more."""
+def unrun(
+    session: Session, batch: Batch, task: Task, code: LineError, message: str
+) -> list[record.Row]:
+    """An error row for each line of a task that has no result yet.
+
+    Where the input file is lost, nobody knows its custom id any more.
+    """
     spans = list(jsonl.unpack(task.line_index))
     ended = set(
-        session.scalars(select(Result.line_no).where(Result.batch_id == batch.id, Result.line_no.in_([span.line_no for span in spans])))
+        session.scalars(
+            select(Result.line_no).where(
+                Result.batch_id == batch.id, Result.line_no.in_([span.line_no for span in spans])
+            )
+        )
     )
     left = [span for span in spans if span.line_no not in ended]
     try:
-        raw = storage.ranges(storage.key(batch.input_file_id), [s.offset for s in left], [s.length for s in left])
+        raw = storage.ranges(
+            storage.key(batch.input_file_id), [s.offset for s in left], [s.length for s in left]
+        )
         names = [jsonl.input_line(line).custom_id for line in raw]
     except FileNotFoundError:
         marks.confirm_gone(storage.key(batch.input_file_id))
@@ -110,7 +143,15 @@ def unrun(session: Session, batch: Batch, task: Task, code: LineError, message: 
     ]
 
 
-COUNTERS = ("completed", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "output_bytes", "error_bytes")
+COUNTERS = (
+    "completed",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "output_bytes",
+    "error_bytes",
+)
 
 
 def _totals(session: Session, batch: Batch) -> dict[str, int]:
@@ -122,7 +163,11 @@ def _totals(session: Session, batch: Batch) -> dict[str, int]:
 
 def _complete(session: Session, batch: Batch) -> None:
     batch = session.get_one(Batch, batch.id, with_for_update=True)
-    if batch.status not in (BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING, BatchStatus.CANCELLING):
+    if batch.status not in (
+        BatchStatus.IN_PROGRESS,
+        BatchStatus.FINALIZING,
+        BatchStatus.CANCELLING,
+    ):
         return
     if task_rows.has_any(session, batch.id, TaskState.PENDING, TaskState.RUNNING):
         _unlease(session, batch)
@@ -136,16 +181,22 @@ def _complete(session: Session, batch: Batch) -> None:
         setattr(batch, name, value)
     invoice = invoices.issue(session, batch)
     batch.cancelled, batch.expired = (
-        invoices.not_billed(invoice, reason) for reason in (LineError.BATCH_CANCELLED, LineError.BATCH_EXPIRED)
+        invoices.not_billed(invoice, reason)
+        for reason in (LineError.BATCH_CANCELLED, LineError.BATCH_EXPIRED)
     )
-    # Not the sum over the tasks: a process of the version before counts lines that nobody ran as failed.
+    # Not the sum over the tasks: a process of the version before counts lines that nobody ran as
+    # failed.
     batch.failed = batch.total - batch.completed - batch.cancelled - batch.expired
     counted = invoices.counted_tokens(invoice)
     batch.counted_input_tokens, batch.counted_output_tokens = counted["input"], counted["output"]
     end = _end_status(batch)
     batch.move(session, end)
-    counts = {name: getattr(batch, name) for name in ("completed", "failed", "cancelled", "expired")}
-    logger.info("batch.finalized", batch_id=batch.id, status=end.value, **counts, total=str(invoice.total))
+    counts = {
+        name: getattr(batch, name) for name in ("completed", "failed", "cancelled", "expired")
+    }
+    logger.info(
+        "batch.finalized", batch_id=batch.id, status=end.value, **counts, total=str(invoice.total)
+    )
 
 
 def _end_status(batch: Batch) -> BatchStatus:
@@ -167,7 +218,8 @@ def _output_file(session: Session, batch: Batch, part: FilePart, size: int) -> U
         size=size,
         batch_id=batch.id,
         part=part.value,
-        expires_at=func.now() + timedelta(seconds=batch.output_expires_after or settings().file_retention),
+        expires_at=func.now()
+        + timedelta(seconds=batch.output_expires_after or settings().file_retention),
     )
     session.add(file)
     session.flush()

@@ -1,8 +1,10 @@
-"""Blame: what follows for a task whose worker was lost. Pure, so that it can be tried on any history of losses.
+"""Blame: what follows for a task whose worker was lost. Pure, so that it can be tried on any
+history of losses.
 
-A worker may be lost for reasons of its own, so no line is blamed for a loss that it shared. A task that has shared two is
-suspect, and from then on runs only where nothing else is in flight; lost there, it is cut in ever smaller parts, down to
-a line alone. Only a loss of a worker that ran this one line and nothing else counts against a line (docs/decisions/0017).
+A worker may be lost for reasons of its own, so no line is blamed for a loss that it shared. A task
+that has shared two is suspect, and from then on runs only where nothing else is in flight; lost
+there, it is cut in ever smaller parts, down to a line alone. Only a loss of a worker that ran this
+one line and nothing else counts against a line (docs/decisions/0017).
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,8 @@ T = TypeVar("T")
 
 # Workers that a line takes down, alone with each, before it fails.
 ALONE_LOSSES = 3
-# In so many tasks a suspect is cut: more would run longer one after another, fewer would cost more workers.
+# In so many tasks a suspect is cut: more would run longer one after another, fewer would cost more
+# workers.
 PARTS = 8
 
 

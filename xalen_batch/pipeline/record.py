@@ -1,4 +1,5 @@
-"""Record: outcomes become results, charges and counters in one transaction, if the fence still holds.
+"""Record: outcomes become results, charges and counters in one transaction, if the fence still
+holds.
 
 Nothing here runs twice with effect: the guarded UPDATE of the task comes first, so a worker that
 lost its lease writes nothing, and the COPY behind it needs no conflict handling.
@@ -51,7 +52,9 @@ class Row(Struct, frozen=True, gc=False):
 
     @property
     def is_escaped(self) -> bool | None:
-        """True where its custom id or error holds a character that output lines escape; else None, which takes no room in the row."""
+        """True where its custom id or error holds a character that output lines escape; else None,
+        which takes no room in the row.
+        """
         return jsonl.has_line_break(self.line.custom_id, self.error_message) or None
 
     @property
@@ -59,7 +62,13 @@ class Row(Struct, frozen=True, gc=False):
         """Bytes that the line adds to the output or error file."""
         line = self.line
         return jsonl.result_size(
-            line.line_no, line.custom_id, self.status_code, self.body, self.error_code, self.error_message, self.is_escaped
+            line.line_no,
+            line.custom_id,
+            self.status_code,
+            self.body,
+            self.error_code,
+            self.error_message,
+            self.is_escaped,
         )
 
 
@@ -68,7 +77,14 @@ def row(line: Line, outcome: Ended, tariff: Tariff) -> Row:
     match outcome:
         case Answered(status, body, usage):
             charge = tariff.charge(usage)
-            return Row(line, status, jsonl.escaped(body), usage=usage, amount=charge.amount, flag=charge.flag)
+            return Row(
+                line,
+                status,
+                jsonl.escaped(body),
+                usage=usage,
+                amount=charge.amount,
+                flag=charge.flag,
+            )
         case Refused(status, body):
             return Row(line, status, jsonl.escaped(body))
         case Exhausted(last, attempts):
@@ -76,14 +92,24 @@ def row(line: Line, outcome: Ended, tariff: Tariff) -> Row:
 
 
 def _exhausted(line: Line, last: Retryable, attempts: int) -> Row:
-    message = f"The model backend failed {attempts} times, the last time with: {last.reason.rstrip('.')}. The line was not billed; submit it again."
+    message = (
+        f"The model backend failed {attempts} times, the last time with: {last.reason.rstrip('.')}."
+        " The line was not billed; submit it again."
+    )
     if last.is_timeout:
         return unanswered(line, LineError.REQUEST_TIMEOUT, message)
     if last.status is None:
         return unanswered(line, LineError.BACKEND_UNAVAILABLE, message)
     if last.status < 400:
         return unanswered(line, LineError.BAD_ANSWER, message)
-    body = {"error": {"message": message, "type": "server_error", "param": None, "code": LineError.BACKEND_UNAVAILABLE.value}}
+    body = {
+        "error": {
+            "message": message,
+            "type": "server_error",
+            "param": None,
+            "code": LineError.BACKEND_UNAVAILABLE.value,
+        }
+    }
     return Row(line, last.status, jsonl.escaped(orjson.dumps(body)))
 
 
@@ -93,7 +119,10 @@ def unanswered(line: Line, code: LineError, message: str) -> Row:
 
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:
-    """What these rows add to their task's counters. Lines that nobody ran are in none of them but `error_bytes`."""
+    """What these rows add to their task's counters.
+
+    Lines that nobody ran are in none of them but `error_bytes`.
+    """
     completed = failed = output_bytes = error_bytes = read = cached = written = reasoning = 0
     for row in rows:
         if row.amount is None:
@@ -121,7 +150,10 @@ def counts(rows: Sequence[Row]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """`is_stale`: the lease was lost and nothing was written. `goes_on`: further lines of the batch may be started."""
+    """`is_stale`: the lease was lost and nothing was written.
+
+    `goes_on`: further lines of the batch may be started.
+    """
 
     is_stale: bool
     goes_on: bool
@@ -136,20 +168,26 @@ def record(
     pause: float | None = None,
     blame: int = 0,
 ) -> Recorded:
-    """One transaction: check the fence, move the counters and the lease, insert results with their charges.
+    """One transaction: check the fence, move the counters and the lease, insert results with their
+    charges.
 
-    `to`: RUNNING keeps the lease, DONE ends the task, PENDING hands it back for `pause` seconds. `blame`: 1 notes the loss of
-    this worker, which is about to run a suspect, before it can happen; -1 takes that back.
+    `to`: RUNNING keeps the lease, DONE ends the task, PENDING hands it back for `pause` seconds.
+    `blame`: 1 notes the loss of this worker, which is about to run a suspect, before it can happen;
+    -1 takes that back.
     """
     with db.transaction() as session:
         moved = counts(rows) | ({"losses": blame} if blame else {})
-        batch = task_rows.advance(session, key, fence, to=to, lease=settings().lease, pause=pause, counts=moved)
+        batch = task_rows.advance(
+            session, key, fence, to=to, lease=settings().lease, pause=pause, counts=moved
+        )
         if batch is None:
             return Recorded(is_stale=True, goes_on=False)
         insert(session, rows)
     if to is not TaskState.RUNNING:
         _name_next(key[0], batch.status)
-    return Recorded(is_stale=False, goes_on=batch.status == BatchStatus.IN_PROGRESS and batch.is_open)
+    return Recorded(
+        is_stale=False, goes_on=batch.status == BatchStatus.IN_PROGRESS and batch.is_open
+    )
 
 
 def insert(session: Session, rows: Sequence[Row]) -> None:
@@ -182,24 +220,50 @@ def insert(session: Session, rows: Sequence[Row]) -> None:
 
 
 _COPY = (
-    "COPY results (batch_id, line_no, input_tokens, cached_tokens, output_tokens, reasoning_tokens, status_code, amount,"
-    " model, custom_id, flag, error_code, error_message, is_escaped, body) FROM STDIN (FORMAT BINARY)"
+    "COPY results (batch_id, line_no, input_tokens, cached_tokens, output_tokens, reasoning_tokens,"
+    " status_code, amount, model, custom_id, flag, error_code, error_message, is_escaped, body)"
+    " FROM STDIN (FORMAT BINARY)"
 )
-_TYPES = ["uuid", "int8", "int8", "int8", "int8", "int8", "int2", "numeric", "text", "text", "text", "text", "text", "bool", "bytea"]
+_TYPES = [
+    "uuid",
+    "int8",
+    "int8",
+    "int8",
+    "int8",
+    "int8",
+    "int2",
+    "numeric",
+    "text",
+    "text",
+    "text",
+    "text",
+    "text",
+    "bool",
+    "bytea",
+]
 
 
 def is_recorded(row: Row) -> bool:
     """Whether a flush whose commit was cut off did reach the database: it has all its rows or none."""
     with db.transaction() as session:
         return (
-            session.scalar(select(Result.line_no).where(Result.batch_id == row.line.batch_id, Result.line_no == row.line.line_no))
+            session.scalar(
+                select(Result.line_no).where(
+                    Result.batch_id == row.line.batch_id, Result.line_no == row.line.line_no
+                )
+            )
             is not None
         )
 
 
 def _name_next(batch_id: UUID, status: str) -> None:
-    # After the commit, in a transaction of its own: of two last tasks that end together, the later looks here sees both.
+    # After the commit, in a transaction of its own: of two last tasks that end together, the later
+    # looks here sees both.
     with db.transaction() as session:
-        holding_up = [TaskState.PENDING, TaskState.RUNNING] if status == BatchStatus.IN_PROGRESS else [TaskState.RUNNING]
+        holding_up = (
+            [TaskState.PENDING, TaskState.RUNNING]
+            if status == BatchStatus.IN_PROGRESS
+            else [TaskState.RUNNING]
+        )
         if not task_rows.has_any(session, batch_id, *holding_up):
             db.enqueue(session, Job.FINALIZE, batch_id.hex)

@@ -27,20 +27,23 @@ logger = log.get(__name__)
 # A fresh batch has a message of its own under way; only one that waits longer is sent again.
 LOST_AFTER = timedelta(seconds=2)
 WORKER_LOST = (
-    f"{poison.ALONE_LOSSES} workers in a row were lost while this request was the only one that they ran. It was not billed. "
-    "Submitting it as it is will most likely fail again."
+    f"{poison.ALONE_LOSSES} workers in a row were lost while this request was the only one that"
+    " they ran. It was not billed. Submitting it as it is will most likely fail again."
 )
 VALIDATED_AT_ONCE = 50
 # Execution windows that one look rolls on; the rest stay closed until the next.
 ROLLED_AT_ONCE = 1_000
-# Whoever ends the last task of a batch names its finalizing. Should that be lost where many batches run, the next tick finds it.
+# Whoever ends the last task of a batch names its finalizing. Should that be lost where many batches
+# run, the next tick finds it.
 ENDED_AMONG = 200
 
 
 def due(*, ended_among: int | None = ENDED_AMONG) -> list[Message]:
-    """Take back tasks of lost workers, and name the jobs that nobody is at. Cheap: every worker polls it.
+    """Take back tasks of lost workers, and name the jobs that nobody is at. Cheap: every worker
+    polls it.
 
-    `ended_among`: among how many batches in progress to look for some whose lines have all ended; None: all.
+    `ended_among`: among how many batches in progress to look for some whose lines have all ended;
+    None: all.
     """
     with db.transaction() as session:
         for task in sorted(task_rows.reclaim(session), key=lambda task: task.key):
@@ -52,7 +55,9 @@ def due(*, ended_among: int | None = ENDED_AMONG) -> list[Message]:
 
 
 def tick() -> None:
-    """What beat sends every few seconds: hints for all that is due, then the housekeeping (`sweeps.py`)."""
+    """What beat sends every few seconds: hints for all that is due, then the housekeeping
+    (`sweeps.py`).
+    """
     # Without the database this raises once, instead of an error in each sweep.
     db.ping()
     with apart("hints"):
@@ -67,7 +72,13 @@ def tick() -> None:
 
 
 def _take_back(session: Session, task: Task) -> None:
-    logger.warning("task.worker_lost", batch_id=task.batch_id, task=task.seq, worker=task.worker, losses=task.losses)
+    logger.warning(
+        "task.worker_lost",
+        batch_id=task.batch_id,
+        task=task.seq,
+        worker=task.worker,
+        losses=task.losses,
+    )
     found = poison.verdict(task.losses, task.lines)
     if found is Verdict.AGAIN:
         return
@@ -81,10 +92,16 @@ def _take_back(session: Session, task: Task) -> None:
 
 
 def _cut(session: Session, task: Task) -> None:
-    """Put its lines without a result into smaller tasks, each as suspect as it was; the task itself keeps those that have one."""
+    """Put its lines without a result into smaller tasks, each as suspect as it was; the task itself
+    keeps those that have one.
+    """
     spans = list(jsonl.unpack(task.line_index))
     ended = set(
-        session.scalars(select(Result.line_no).where(Result.batch_id == task.batch_id, Result.line_no.in_([s.line_no for s in spans])))
+        session.scalars(
+            select(Result.line_no).where(
+                Result.batch_id == task.batch_id, Result.line_no.in_([s.line_no for s in spans])
+            )
+        )
     )
     kept = [span for span in spans if span.line_no in ended]
     left = [span for span in spans if span.line_no not in ended]
@@ -95,7 +112,14 @@ def _cut(session: Session, task: Task) -> None:
         .execution_options(synchronize_session=False)
     )
     # Behind all places that a task holds.
-    free = session.scalar(select(func.max(Task.seq + func.greatest(Task.lines, 1))).where(Task.batch_id == task.batch_id)) or 0
+    free = (
+        session.scalar(
+            select(func.max(Task.seq + func.greatest(Task.lines, 1))).where(
+                Task.batch_id == task.batch_id
+            )
+        )
+        or 0
+    )
     smaller = []
     for part in poison.parts(left):
         smaller.append(
@@ -116,7 +140,9 @@ def _cut(session: Session, task: Task) -> None:
 
 
 def _roll_windows(session: Session) -> None:
-    """Where the interval of an execution window is over, put the next one, as of now: nobody need have been here for days."""
+    """Where the interval of an execution window is over, put the next one, as of now: nobody need
+    have been here for days.
+    """
     over = select(Batch.id, Batch.execution_window, Batch.window_closes_at, func.now()).where(
         Batch.status.in_(MAY_START), Batch.window_closes_at <= func.now()
     )
@@ -127,7 +153,9 @@ def _roll_windows(session: Session) -> None:
             # Its batch starts nothing and expires, and holds up no other.
             logger.error("window.unreadable", batch_id=batch_id, **log.cause(error))
             continue
-        if roll_window(session, batch_id, closed_at=closed_at, opens_at=opens_at, closes_at=closes_at):
+        if roll_window(
+            session, batch_id, closed_at=closed_at, opens_at=opens_at, closes_at=closes_at
+        ):
             logger.info("window.closed", batch_id=batch_id, opens_at=opens_at.isoformat())
 
 
@@ -135,14 +163,27 @@ def _batches_due(session: Session, ended_among: int | None) -> list[Message]:
     is_free = (Batch.lease_until.is_(None)) | (Batch.lease_until < func.now())
     lost = Batch.created_at < func.now() - LOST_AFTER
     # Each look names the first: what waits behind them is named when they are through.
-    validating = select(Batch.id).where(Batch.status == BatchStatus.VALIDATING, is_free, lost).order_by(Batch.id).limit(VALIDATED_AT_ONCE)
-    closing = select(Batch.id).where(Batch.status.in_([BatchStatus.FINALIZING, BatchStatus.CANCELLING]), is_free)
+    validating = (
+        select(Batch.id)
+        .where(Batch.status == BatchStatus.VALIDATING, is_free, lost)
+        .order_by(Batch.id)
+        .limit(VALIDATED_AT_ONCE)
+    )
+    closing = select(Batch.id).where(
+        Batch.status.in_([BatchStatus.FINALIZING, BatchStatus.CANCELLING]), is_free
+    )
     running = select(Batch.id).where(Batch.status == BatchStatus.IN_PROGRESS, is_free)
     overdue = running.where(Batch.expires_at <= func.now())
     some = running.order_by(Batch.expires_at).limit(ended_among).subquery()
-    is_open = select(Task.seq).where(Task.batch_id == some.c.id, has_state(TaskState.PENDING, TaskState.RUNNING)).exists()
+    is_open = (
+        select(Task.seq)
+        .where(Task.batch_id == some.c.id, has_state(TaskState.PENDING, TaskState.RUNNING))
+        .exists()
+    )
     ended = select(some.c.id).where(~is_open)
-    ending = dict.fromkeys(id for found in (closing, overdue, ended) for id in session.scalars(found))
+    ending = dict.fromkeys(
+        id for found in (closing, overdue, ended) for id in session.scalars(found)
+    )
     return [
         *(Message(Job.VALIDATE, id.hex) for id in session.scalars(validating)),
         *(Message(Job.FINALIZE, id.hex) for id in ending),
@@ -156,11 +197,18 @@ def _tasks_due(session: Session) -> list[Message]:
 @cache
 def _claimable() -> Select[tuple[int]]:
     """Whether there is anything to claim. Made once, as it is asked all the time."""
-    running = select(Batch.id).where(Batch.status == BatchStatus.IN_PROGRESS, window_is_open()).subquery()
-    # LATERAL keeps the planner from looking through all tasks where a look at one batch mostly does.
+    running = (
+        select(Batch.id).where(Batch.status == BatchStatus.IN_PROGRESS, window_is_open()).subquery()
+    )
+    # LATERAL keeps the planner from looking through all tasks where a look at one batch mostly
+    # does.
     tasks = (
         select(Task.seq)
-        .where(Task.batch_id == running.c.id, has_state(TaskState.PENDING), (Task.not_before.is_(None)) | (Task.not_before <= func.now()))
+        .where(
+            Task.batch_id == running.c.id,
+            has_state(TaskState.PENDING),
+            (Task.not_before.is_(None)) | (Task.not_before <= func.now()),
+        )
         .limit(1)
         .lateral()
     )

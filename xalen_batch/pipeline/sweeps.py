@@ -1,7 +1,9 @@
-"""Sweeps: housekeeping in bounded steps. Each sweep has its own transactions and its own errors, so none can stop another.
+"""Sweeps: housekeeping in bounded steps. Each sweep has its own transactions and its own errors, so
+none can stop another.
 
-Any number of processes may sweep at once. A walk is a generator that yields after each step; `Sweep.run` advances it for a few
-seconds, and the next tick goes on from there. A walk that was cut off by a crash starts again.
+Any number of processes may sweep at once. A walk is a generator that yields after each step;
+`Sweep.run` advances it for a few seconds, and the next tick goes on from there. A walk that was cut
+off by a crash starts again.
 """
 
 import threading
@@ -30,25 +32,33 @@ HOUR = 3_600.0
 KEYS_AT_ONCE = 1_000
 FILES_AT_ONCE = 100
 OBJECTS_AT_ONCE = 1_000
-# An upload without a row is either being written, and then not this old (its client may not stall), or was left by a crash.
+# An upload without a row is either being written, and then not this old (its client may not stall),
+# or was left by a crash.
 ORPHAN_AFTER = timedelta(hours=6)
 
 
 @contextmanager
 def apart(sweep: str, **ids: UUID | str) -> Iterator[None]:
-    """Log an error of one step instead of raising it: the sweep tries that step again later and goes on with the others."""
+    """Log an error of one step instead of raising it: the sweep tries that step again later and
+    goes on with the others.
+    """
     try:
         yield
     except (*db.AWAY, *storage.AWAY) as error:
         reason = db.trouble(error) if isinstance(error, db.AWAY) else "storage.unreachable"
-        logger.warning("sweep.postponed", sweep=sweep, error=type(error).__name__, reason=reason, **ids)
+        logger.warning(
+            "sweep.postponed", sweep=sweep, error=type(error).__name__, reason=reason, **ids
+        )
     except Exception as error:
         logger.error("sweep.failed", sweep=sweep, **ids, **log.cause(error))
 
 
 @dataclass
 class Sweep:
-    """`walk` makes a generator that yields after each step. `rest`: seconds between the end of a walk and the next."""
+    """`walk` makes a generator that yields after each step.
+
+    `rest`: seconds between the end of a walk and the next.
+    """
 
     name: str
     walk: Callable[[], Iterator[None]]
@@ -58,7 +68,10 @@ class Sweep:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self) -> None:
-        """Advance the walk until it ends or its turn is over. Never raises; does nothing while another thread is at it."""
+        """Advance the walk until it ends or its turn is over.
+
+        Never raises; does nothing while another thread is at it.
+        """
         if not self._lock.acquire(blocking=False):
             return
         try:
@@ -84,10 +97,14 @@ def _forget_keys() -> Iterator[None]:
     old = select(IdempotencyKey.account_id, IdempotencyKey.livemode, IdempotencyKey.key)
     key = tuple_(IdempotencyKey.account_id, IdempotencyKey.livemode, IdempotencyKey.key)
     while True:
-        is_old = IdempotencyKey.created_at < func.now() - timedelta(seconds=settings().idempotency_retention)
+        is_old = IdempotencyKey.created_at < func.now() - timedelta(
+            seconds=settings().idempotency_retention
+        )
         some = old.where(is_old).limit(KEYS_AT_ONCE).with_for_update(skip_locked=True)
         with db.transaction() as session:
-            gone = session.execute(delete(IdempotencyKey).where(key.in_(some)).returning(IdempotencyKey.key)).all()
+            gone = session.execute(
+                delete(IdempotencyKey).where(key.in_(some)).returning(IdempotencyKey.key)
+            ).all()
         if not gone:
             return
         yield
@@ -109,20 +126,41 @@ def _issue_statements() -> Iterator[None]:
 
 
 def _expire_files() -> Iterator[None]:
-    """Delete files past their time, one in a transaction. An input file that a batch or a schedule still needs waits for it."""
-    is_needed = select(Batch.id).where(Batch.input_file_id == File.id, Batch.status.not_in(TERMINAL)).exists()
-    is_expired = (File.deleted_at.is_(None), File.expires_at <= func.now(), ~is_needed, ~files.has_schedule())
+    """Delete files past their time, one in a transaction.
+
+    An input file that a batch or a schedule still needs waits for it.
+    """
+    is_needed = (
+        select(Batch.id)
+        .where(Batch.input_file_id == File.id, Batch.status.not_in(TERMINAL))
+        .exists()
+    )
+    is_expired = (
+        File.deleted_at.is_(None),
+        File.expires_at <= func.now(),
+        ~is_needed,
+        ~files.has_schedule(),
+    )
     place = tuple_(File.expires_at, File.id)
-    expired = select(File.expires_at, File.id).where(*is_expired).order_by(File.expires_at, File.id).limit(FILES_AT_ONCE)
+    expired = (
+        select(File.expires_at, File.id)
+        .where(*is_expired)
+        .order_by(File.expires_at, File.id)
+        .limit(FILES_AT_ONCE)
+    )
     after: tuple[datetime | None, UUID] | None = None
     while True:
         with db.reading() as session:
-            found = session.execute(expired if after is None else expired.where(place > after)).all()
+            found = session.execute(
+                expired if after is None else expired.where(place > after)
+            ).all()
         for expires_at, id in found:
             # Behind a file that fails, the walk goes on with the next.
             after = (expires_at, id)
             with apart("expired files", file_id=id), db.transaction() as session:
-                file = session.scalars(select(File).where(File.id == id, *is_expired).with_for_update(skip_locked=True)).one_or_none()
+                file = session.scalars(
+                    select(File).where(File.id == id, *is_expired).with_for_update(skip_locked=True)
+                ).one_or_none()
                 if file is not None:
                     files.erase(session, file)
                     logger.info("file.expired", file_id=id)
@@ -142,7 +180,9 @@ def _erase_answers() -> Iterator[None]:
 
 
 def _delete_orphans() -> Iterator[None]:
-    """Remove stored uploads that no file row stands for: a crash came while one was written, or between writing and committing."""
+    """Remove stored uploads that no file row stands for: a crash came while one was written, or
+    between writing and committing.
+    """
     # What another database's folder holds is not ours to remove.
     marks.confirm()
     horizon = datetime.now(UTC) - ORPHAN_AFTER
@@ -157,7 +197,11 @@ def _delete_orphans() -> Iterator[None]:
 def _delete_orphans_of(old: list[str]) -> None:
     keys = {key: id for key in old if (id := storage.file_id(key))}
     with db.reading() as session:
-        known = set(session.scalars(select(File.id).where(File.id.in_(keys.values()), File.deleted_at.is_(None))))
+        known = set(
+            session.scalars(
+                select(File.id).where(File.id.in_(keys.values()), File.deleted_at.is_(None))
+            )
+        )
     orphans = [key for key, id in keys.items() if id not in known]
     if orphans:
         # The store may have been exchanged since the walk began.

@@ -1,4 +1,6 @@
-"""Validate: read a batch's file once, refuse it whole with every fault named, or cut it into tasks that run."""
+"""Validate: read a batch's file once, refuse it whole with every fault named, or cut it into tasks
+that run.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -32,14 +34,20 @@ from xalen_batch.validation.split import Split
 logger = log.get(__name__)
 
 EXTEND_EVERY = 10.0
-# Hints for a new batch: one for so many lines, since each wakes a worker process, which then fills its slots by itself.
+# Hints for a new batch: one for so many lines, since each wakes a worker process, which then fills
+# its slots by itself.
 LINES_PER_HINT, MOST_HINTS = 200, 8
-# Workers that may be lost with a file as fast as leases end; each further one has it for twice as long as the one before, up to
-# about an hour. So a file that kills whoever reads it does that some thirty times a day, and no more after its batch's deadline.
+# Workers that may be lost with a file as fast as leases end; each further one has it for twice as
+# long as the one before, up to about an hour. So a file that kills whoever reads it does that some
+# thirty times a day, and no more after its batch's deadline.
 USUAL_LOSSES = 4
 MOST_DOUBLINGS = 6
 
-FILE_GONE = Fault("file_not_found", "The input file is gone: it was deleted or it expired. Upload it again.", param="input_file_id")
+FILE_GONE = Fault(
+    "file_not_found",
+    "The input file is gone: it was deleted or it expired. Upload it again.",
+    param="input_file_id",
+)
 
 
 # Behind the first error of a batch of which other lines could run.
@@ -52,7 +60,10 @@ class _LeaseLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Lease:
-    """The right to validate a batch, for as long as its fence stands. `losses`: should this worker be lost too."""
+    """The right to validate a batch, for as long as its fence stands.
+
+    `losses`: should this worker be lost too.
+    """
 
     batch_id: UUID
     fence: int
@@ -60,10 +71,17 @@ class _Lease:
 
     @property
     def holds(self) -> ColumnElement[bool]:
-        return and_(Batch.id == self.batch_id, Batch.fence == self.fence, Batch.status == BatchStatus.VALIDATING)
+        return and_(
+            Batch.id == self.batch_id,
+            Batch.fence == self.fence,
+            Batch.status == BatchStatus.VALIDATING,
+        )
 
     def take(self, session: Session) -> Batch:
-        """The batch, which nobody moves or takes over before this transaction ends. Raises _LeaseLost."""
+        """The batch, which nobody moves or takes over before this transaction ends.
+
+        Raises _LeaseLost.
+        """
         batch = session.scalars(select(Batch).where(self.holds).with_for_update()).one_or_none()
         if batch is None:
             raise _LeaseLost
@@ -74,19 +92,28 @@ class _Lease:
         self._set(lease_until=_lease_end(self.losses))
 
     def survive(self) -> None:
-        """This worker has failed and lives: whoever is next has the file as if it had not been. Raises _LeaseLost."""
+        """This worker has failed and lives: whoever is next has the file as if it had not been.
+
+        Raises _LeaseLost.
+        """
         self._set(losses=Batch.losses - 1, lease_until=_lease_end(1))
 
     def _set(self, **values: Any) -> None:
         with db.transaction() as session:
-            if session.execute(update(Batch).where(self.holds).values(values).returning(Batch.id)).one_or_none() is None:
+            if (
+                session.execute(
+                    update(Batch).where(self.holds).values(values).returning(Batch.id)
+                ).one_or_none()
+                is None
+            ):
                 raise _LeaseLost
 
 
 def run(batch_id: UUID) -> None:
     """Move a batch from validating to in_progress or failed.
 
-    Does nothing when another worker has the batch, or had, while a disk is short, or where this process does not see the store.
+    Does nothing when another worker has the batch, or had, while a disk is short, or where this
+    process does not see the store.
     """
     if disk.short() or not marks.is_here():
         return
@@ -115,7 +142,9 @@ def run(batch_id: UUID) -> None:
         return
     elapsed = round((time.monotonic() - started) * 1000)
     lines = {"lines": found.split.lines, "skipped": len(found.skipped)}
-    logger.info("batch.validated", batch_id=batch_id, **lines, models=found.split.models, ms=elapsed)
+    logger.info(
+        "batch.validated", batch_id=batch_id, **lines, models=found.split.models, ms=elapsed
+    )
 
 
 def _take(session: Session, batch_id: UUID) -> tuple[Batch | None, _Lease]:
@@ -126,7 +155,9 @@ def _take(session: Session, batch_id: UUID) -> tuple[Batch | None, _Lease]:
             Batch.status == BatchStatus.VALIDATING,
             or_(Batch.lease_until.is_(None), Batch.lease_until < func.now()),
         )
-        .values(lease_until=_lease_end(Batch.losses + 1), fence=Batch.fence + 1, losses=Batch.losses + 1)
+        .values(
+            lease_until=_lease_end(Batch.losses + 1), fence=Batch.fence + 1, losses=Batch.losses + 1
+        )
         .returning(Batch)
         .execution_options(synchronize_session=False)
     ).one_or_none()
@@ -143,14 +174,18 @@ def _given_up(batch: Batch, now: datetime) -> Fault | None:
     if batch.losses <= USUAL_LOSSES or batch.expires_at > now:
         return None
     message = (
-        f"The file was not read to its end within the completion window: {batch.losses - 1} workers were lost while they read it. "
-        "Split it into several files and upload them again, or ask the operator, whose workers' logs tell more."
+        f"The file was not read to its end within the completion window: {batch.losses - 1} workers"
+        " were lost while they read it. Split it into several files and upload them again, or ask"
+        " the operator, whose workers' logs tell more."
     )
     return Fault("file_not_readable", message, param="input_file_id")
 
 
 def _assemble(batch: Batch, lease: _Lease, owner: Owner) -> Fault | None:
-    """Put the input file of a schedule's run together, unless it is; or say why that cannot be. Raises _LeaseLost."""
+    """Put the input file of a schedule's run together, unless it is; or say why that cannot be.
+
+    Raises _LeaseLost.
+    """
     found = assemble(batch, lease.extend)
     if not isinstance(found, Assembled):
         return found
@@ -163,17 +198,23 @@ def _assemble(batch: Batch, lease: _Lease, owner: Owner) -> Fault | None:
         if excess is None:
             found.count(session)
             return None
-        # Its row says that it has no bytes. While the lease holds, so that nobody else has put them there again.
+        # Its row says that it has no bytes. While the lease holds, so that nobody else has put them
+        # there again.
         storage.delete(storage.key(found.file_id))
     return _over_quota(excess)
 
 
 def _read(batch: Batch, lease: _Lease) -> Reading:
-    """Read the whole file, in no transaction. Raises _LeaseLost, and Elsewhere while the store is away."""
+    """Read the whole file, in no transaction.
+
+    Raises _LeaseLost, and Elsewhere while the store is away.
+    """
     key, models = storage.key(batch.input_file_id), catalog.models()
     try:
         skips = batch.on_invalid == OnInvalid.SKIP
-        found = read.read(key, endpoint=batch.endpoint, models=models, skips=skips, meanwhile=_extending(lease))
+        found = read.read(
+            key, endpoint=batch.endpoint, models=models, skips=skips, meanwhile=_extending(lease)
+        )
     except FileNotFoundError:
         marks.confirm_gone(key)
         return Reading(faults=Faults([FILE_GONE]))
@@ -199,12 +240,17 @@ def _extending(lease: _Lease) -> Callable[[], None]:
 
 
 def _decide(session: Session, lease: _Lease, found: Reading) -> None:
-    """Fail the batch, or give it its tasks and start it: whole, or not at all. Raises _LeaseLost."""
+    """Fail the batch, or give it its tasks and start it: whole, or not at all.
+
+    Raises _LeaseLost.
+    """
     # The lock keeps a cancel out until this commits.
     batch = lease.take(session)
     split = found.split
     if not found.faults:
-        excess = quotas.admit_lines(session, Owner(batch.account_id, batch.livemode), lines=split.lines, tokens=split.tokens)
+        excess = quotas.admit_lines(
+            session, Owner(batch.account_id, batch.livemode), lines=split.lines, tokens=split.tokens
+        )
         found.faults = Faults([_over_quota(excess)] if excess else [])
     run = None if batch.run_id is None else session.get_one(ScheduleRun, batch.run_id)
     manifest = [] if run is None else run.manifest or []
@@ -214,7 +260,11 @@ def _decide(session: Session, lease: _Lease, found: Reading) -> None:
             batch.errors[0]["message"] += OTHER_LINES
         batch.move(session, BatchStatus.FAILED)
         return
-    batch.total, batch.failed, batch.enqueued_tokens = split.lines + len(found.skipped), len(found.skipped), split.tokens
+    batch.total, batch.failed, batch.enqueued_tokens = (
+        split.lines + len(found.skipped),
+        len(found.skipped),
+        split.tokens,
+    )
     batch.model = split.models[0] if len(split.models) == 1 else None
     _insert(session, batch.id, split)
     if found.skipped:
@@ -229,10 +279,17 @@ def _decide(session: Session, lease: _Lease, found: Reading) -> None:
 def _insert(session: Session, batch_id: UUID, split: Split) -> None:
     """Write the tasks of a batch.
 
-    A task's `seq` is its place, and it has all the places up to the next task: whoever cuts it in two numbers the second half so.
+    A task's `seq` is its place, and it has all the places up to the next task: whoever cuts it in
+    two numbers the second half so.
     """
     rows = [
-        {"batch_id": batch_id, "seq": slice.place, "model": slice.model, "lines": slice.lines, "line_index": slice.index}
+        {
+            "batch_id": batch_id,
+            "seq": slice.place,
+            "model": slice.model,
+            "lines": slice.lines,
+            "line_index": slice.index,
+        }
         for slice in split.slices()
     ]
     if rows:
@@ -240,7 +297,11 @@ def _insert(session: Session, batch_id: UUID, split: Split) -> None:
 
 
 def _skip(session: Session, batch_id: UUID, place: int, faults: Sequence[Fault]) -> None:
-    """Record invalid lines as failed. They are a task that is done from its beginning, so counts and sizes are sums over tasks as ever."""
+    """Record invalid lines as failed.
+
+    They are a task that is done from its beginning, so counts and sizes are sums over tasks as
+    ever.
+    """
     rows = [
         record.Row(
             # A line that is not valid names no model for sure.
@@ -250,8 +311,17 @@ def _skip(session: Session, batch_id: UUID, place: int, faults: Sequence[Fault])
         )
         for fault in faults
     ]
-    done = {"batch_id": batch_id, "seq": place, "model": "", "state": TaskState.DONE, "lines": len(rows), "line_index": b""}
-    session.execute(insert(Task), [done | {name: value for name, value in record.counts(rows).items() if value}])
+    done = {
+        "batch_id": batch_id,
+        "seq": place,
+        "model": "",
+        "state": TaskState.DONE,
+        "lines": len(rows),
+        "line_index": b"",
+    }
+    session.execute(
+        insert(Task), [done | {name: value for name, value in record.counts(rows).items() if value}]
+    )
     record.insert(session, rows)
 
 

@@ -1,4 +1,6 @@
-"""The throttle: an account's requests per second and changes per minute, each a token bucket; remembers what is left for the answer."""
+"""The throttle: an account's requests per second and changes per minute, each a token bucket;
+remembers what is left for the answer.
+"""
 
 import time
 from contextvars import ContextVar
@@ -19,7 +21,8 @@ MOST_KNOWN = 10_000
 MINUTE = 60.0
 
 _limits: dict[Owner, tuple[float, Limits]] = {}
-# A holder for each request: what threads put into it is seen there, what they set themselves is not.
+# A holder for each request: what threads put into it is seen there, what they set themselves is
+# not.
 _draws: ContextVar[list[Draw] | None] = ContextVar("draws", default=None)
 
 
@@ -33,20 +36,25 @@ def admit(session: Session, owner: Owner) -> None:
         draws[:] = [draw]
     if draw.wait:
         raise TooManyRequests(
-            f"The account's limit is {limit:,} requests per second. Send this one again when `retry-after` is over.", retry_after=draw.wait
+            f"The account's limit is {limit:,} requests per second. Send this one again when"
+            " `retry-after` is over.",
+            retry_after=draw.wait,
         )
 
 
 def admit_change(session: Session, owner: Owner) -> None:
-    """Let a request pass that makes, changes or deletes something. TooManyRequests if it is one too many for this minute."""
+    """Let a request pass that makes, changes or deletes something.
+
+    TooManyRequests if it is one too many for this minute.
+    """
     limit = _limits_of(session, owner)[Quota.CHANGES_PER_MINUTE]
     if limit is None:
         return
     draw = allowances.draw(_bucket("changes", owner), limit, MINUTE)
     if draw.wait:
         raise TooManyRequests(
-            f"The account's limit is {limit:,} requests per minute that make, change or delete something. "
-            "Send this one again when `retry-after` is over.",
+            f"The account's limit is {limit:,} requests per minute that make, change or delete"
+            " something. Send this one again when `retry-after` is over.",
             retry_after=draw.wait,
             code=f"{Quota.CHANGES_PER_MINUTE}_limit",
         )
@@ -55,7 +63,9 @@ def admit_change(session: Session, owner: Owner) -> None:
 def changes(session: Session, owner: Owner) -> Draw | None:
     """What is left of this minute's changes, without taking one. None: they have no limit."""
     limit = _limits_of(session, owner)[Quota.CHANGES_PER_MINUTE]
-    return None if limit is None else allowances.draw(_bucket("changes", owner), limit, MINUTE, cost=0)
+    return (
+        None if limit is None else allowances.draw(_bucket("changes", owner), limit, MINUTE, cost=0)
+    )
 
 
 def begin() -> list[Draw]:

@@ -1,7 +1,9 @@
-"""How often something may be had: a bucket in Redis that all API processes draw from, and one process's own while Redis is away.
+"""How often something may be had: a bucket in Redis that all API processes draw from, and one
+process's own while Redis is away.
 
-A bucket holds what may be had at once (FEWEST at least), is full at first, and fills steadily. Who finds it empty is told when to come back, each a little
-later than the one before, so that clients which do as they are told find room (docs/decisions/0020).
+A bucket holds what may be had at once (FEWEST at least), is full at first, and fills steadily. Who
+finds it empty is told when to come back, each a little later than the one before, so that clients
+which do as they are told find room (docs/decisions/0020).
 """
 
 import threading
@@ -37,7 +39,11 @@ AWAY = (redis.RedisError, OSError)
 
 
 class Draw(NamedTuple):
-    """What came of asking for one. Seconds: `wait` until it is worth asking again (0: it was granted), `reset` until the bucket is full."""
+    """What came of asking for one.
+
+    Seconds: `wait` until it is worth asking again (0: it was granted), `reset` until the bucket is
+    full.
+    """
 
     limit: int
     remaining: int
@@ -45,8 +51,9 @@ class Draw(NamedTuple):
     reset: float
 
 
-# KEYS: the bucket, the processes. ARGV: rate, size, longest wait, this process, how long one is live, how many to take (0 or 1).
-# `promised`: requests that were told to come back and have their places, paid off at the rate.
+# KEYS: the bucket, the processes. ARGV: rate, size, longest wait, this process, how long one is
+# live, how many to take (0 or 1). `promised`: requests that were told to come back and have their
+# places, paid off at the rate.
 DRAW = """
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
@@ -105,11 +112,18 @@ class Allowances:
         self._lock = threading.Lock()
         self._retry_at = 0.0
         # A draw is not idempotent: it is never tried twice.
-        connect = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, "retry": Retry(NoBackoff(), 0)}
+        connect = {
+            "socket_timeout": PATIENCE,
+            "socket_connect_timeout": PATIENCE,
+            "retry": Retry(NoBackoff(), 0),
+        }
         self._script = redis.Redis.from_url(url, **connect).register_script(DRAW) if url else None
 
     def draw(self, name: str, limit: int, seconds: float = 1.0, cost: int = 1) -> Draw:
-        """Take `cost` (0 only looks) from a named bucket of `limit` per `seconds`. Never raises, and waits for Redis no longer than PATIENCE."""
+        """Take `cost` (0 only looks) from a named bucket of `limit` per `seconds`.
+
+        Never raises, and waits for Redis no longer than PATIENCE.
+        """
         if self._script is not None and self._may_ask():
             try:
                 draw = self._shared(name, limit, seconds, cost)
@@ -123,7 +137,14 @@ class Allowances:
     def _shared(self, name: str, limit: int, seconds: float, cost: int) -> Draw:
         assert self._script is not None
         keys = [f"xalen:allowances:{name}", "xalen:allowances"]
-        asked: list[float | str] = [limit / seconds, max(FEWEST, limit), LONGEST_WAIT, self._id, LIVE_FOR, cost]
+        asked: list[float | str] = [
+            limit / seconds,
+            max(FEWEST, limit),
+            LONGEST_WAIT,
+            self._id,
+            LIVE_FOR,
+            cost,
+        ]
         remaining, wait, reset, self._processes = cast(list[int], self._script(keys, asked))
         return Draw(limit, min(limit, remaining), wait / 1e6, reset / 1e6)
 
@@ -140,7 +161,9 @@ class Allowances:
     def _leave(self, error: Exception) -> None:
         with self._lock:
             if not self._retry_at:
-                logger.warning("allowances.redis_away", error=type(error).__name__, processes=self._processes)
+                logger.warning(
+                    "allowances.redis_away", error=type(error).__name__, processes=self._processes
+                )
             self._retry_at = time.monotonic() + RETRY
 
     def _return(self) -> None:

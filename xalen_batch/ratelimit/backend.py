@@ -1,4 +1,5 @@
-"""How fast one backend may be asked: requests and tokens per minute, counted over all worker processes (docs/decisions/0013).
+"""How fast one backend may be asked: requests and tokens per minute, counted over all worker
+processes (docs/decisions/0013).
 
 A process takes grants from the shared bucket in blocks, as many as wait and as it will need in the
 next moment, so that most requests cost no round trip. While Redis is away it goes on at its share.
@@ -14,7 +15,16 @@ import msgspec
 
 from xalen_batch import log
 from xalen_batch.catalog import RERANK, Endpoint
-from xalen_batch.ratelimit.buckets import AWAY, HOLD, Ask, Grant, Limit, Limits, OwnBucket, SharedBucket
+from xalen_batch.ratelimit.buckets import (
+    AWAY,
+    HOLD,
+    Ask,
+    Grant,
+    Limit,
+    Limits,
+    OwnBucket,
+    SharedBucket,
+)
 
 logger = log.get(__name__)
 
@@ -22,7 +32,8 @@ logger = log.get(__name__)
 BLOCK = HOLD / 2
 # … and what is unused of it goes back after so many, before it expires; corrections go with it.
 UNUSED = HOLD * 3 / 4
-# A bucket that had too little is asked again after this many seconds at least, for as much as came in meanwhile, …
+# A bucket that had too little is asked again after this many seconds at least, for as much as came
+# in meanwhile, …
 BREATH = 0.02
 # … and at most: another process may have given tokens back.
 LOOK_AGAIN = 1.0
@@ -56,7 +67,9 @@ def estimate(body: bytes, endpoint: Endpoint) -> int:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # The backend will refuse it.
         asked = _Length()
-    return read + (asked.n or 1) * (asked.max_completion_tokens or asked.max_tokens or TYPICAL_ANSWER)
+    return read + (asked.n or 1) * (
+        asked.max_completion_tokens or asked.max_tokens or TYPICAL_ANSWER
+    )
 
 
 @dataclass(eq=False, slots=True)
@@ -71,9 +84,18 @@ class Rates:
     `workers` says how many processes share the limits, for the time that Redis is away.
     """
 
-    def __init__(self, name: str, *, requests_per_minute: int | None, tokens_per_minute: int | None, workers: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        requests_per_minute: int | None,
+        tokens_per_minute: int | None,
+        workers: Callable[[], int],
+    ) -> None:
         self._name = name
-        self._limits = Limits(*(Limit(limit) if limit else None for limit in (requests_per_minute, tokens_per_minute)))
+        self._limits = Limits(
+            *(Limit(limit) if limit else None for limit in (requests_per_minute, tokens_per_minute))
+        )
         self._workers = workers
         self._loop = asyncio.get_running_loop()
         self._shared = SharedBucket(name, self._limits)
@@ -101,7 +123,8 @@ class Rates:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def admit(self, tokens: int) -> None:
-        """Return when one request of about so many tokens may be sent; first come, first served within this process.
+        """Return when one request of about so many tokens may be sent; first come, first served
+        within this process.
 
         One that is cancelled leaves its grant to the next.
         """
@@ -128,14 +151,19 @@ class Rates:
             raise
 
     def settle(self, estimated: int, used: int | None) -> None:
-        """Correct the account of tokens by what a request used; None: nothing, as it failed or was refused. Best effort."""
+        """Correct the account of tokens by what a request used; None: nothing, as it failed or was
+        refused. Best effort.
+        """
         if self._limits.tokens:
             self._owed_tokens += (used or 0) - estimated
             self._correct_later()
 
     @property
     def wait(self) -> float:
-        """Seconds that a new request would have to wait, about; 0: none. An estimate from what this process knows."""
+        """Seconds that a new request would have to wait, about; 0: none.
+
+        An estimate from what this process knows.
+        """
         now = self._loop.time()
         if not self._waiting:
             return max(0.0, self._open_at - now)
@@ -198,7 +226,9 @@ class Rates:
         ahead, tokens_ahead = self._ahead(now)
         self._asked_at, self._passed, self._passed_tokens = now, 0, 0
         ask = self._corrections()._replace(
-            requests=len(self._waiting) + ahead, tokens=self._waiting_tokens + tokens_ahead, first=self._waiting[0].tokens
+            requests=len(self._waiting) + ahead,
+            tokens=self._waiting_tokens + tokens_ahead,
+            first=self._waiting[0].tokens,
         )
         grant = await self._take(ask)
         self._requests += grant.requests
@@ -208,7 +238,9 @@ class Rates:
         self._correct_later()
 
     def _ahead(self, now: float) -> tuple[int, int]:
-        """Requests and tokens of the next block, if they go on coming as since the last call; none while grants are scarce."""
+        """Requests and tokens of the next block, if they go on coming as since the last call; none
+        while grants are scarce.
+        """
         if self._is_short:
             return 0, 0
         # At most as many again, and at most a block's part of the whole limit.
@@ -219,7 +251,8 @@ class Rates:
         return int(self._passed * share), int(self._passed_tokens * share)
 
     def _return_unused(self) -> None:
-        # What expired unused is lost: given back so late, it would count in another minute than it was taken from.
+        # What expired unused is lost: given back so late, it would count in another minute than it
+        # was taken from.
         if self._loop.time() < self._expires:
             self._owed_requests -= self._requests
             self._owed_tokens -= self._tokens
@@ -233,7 +266,9 @@ class Rates:
     def _correct_later(self) -> None:
         # The next call for grants may well come first and take everything along.
         if self._correcting is None:
-            self._correcting = self._loop.call_at(max(self._loop.time() + BLOCK, self._asked_at + UNUSED), self._correct)
+            self._correcting = self._loop.call_at(
+                max(self._loop.time() + BLOCK, self._asked_at + UNUSED), self._correct
+            )
 
     def _correct(self) -> None:
         self._correcting = None
@@ -263,7 +298,9 @@ class Rates:
 
     def _leave(self, error: BaseException) -> None:
         if self._own is None:
-            logger.warning("rates.alone", backend=self._name, error=type(error).__name__, shares=self._shares)
+            logger.warning(
+                "rates.alone", backend=self._name, error=type(error).__name__, shares=self._shares
+            )
             self._own = OwnBucket(self._limits, self._loop.time())
             self._retry_at = self._loop.time() + RETRY
 

@@ -1,8 +1,9 @@
-"""Token buckets for a backend's limits per minute: the one in Redis that all processes share, and one process's own while Redis is away.
+"""Token buckets for a backend's limits per minute: the one in Redis that all processes share, and
+one process's own while Redis is away.
 
-A bucket holds at most a second's worth and fills steadily. Whoever asks is served while the bucket is
-not in debt, whatever the size of the request, so that a large one waits no longer than a small one;
-what it took too much is paid off before the next (docs/decisions/0013).
+A bucket holds at most a second's worth and fills steadily. Whoever asks is served while the bucket
+is not in debt, whatever the size of the request, so that a large one waits no longer than a small
+one; what it took too much is paid off before the next (docs/decisions/0013).
 """
 
 import asyncio
@@ -56,7 +57,8 @@ class Limits(NamedTuple):
 class Ask(NamedTuple):
     """`first`: the tokens of the request that is next, which are granted in whole or not at all.
 
-    `spent_requests`, `spent_tokens`: corrections of earlier grants, negative for what is given back.
+    `spent_requests`, `spent_tokens`: corrections of earlier grants, negative for what is given
+    back.
     """
 
     requests: int = 0
@@ -74,8 +76,10 @@ class Grant(NamedTuple):
     wait: float
 
 
-# KEYS: the bucket. ARGV, for requests and then for tokens: rate (0: no limit), burst, asked, at least, spent.
-# The clock is the server's. It may be set back, so its last value counts for no more than an interval.
+# KEYS: the bucket. ARGV, for requests and then for tokens: rate (0: no limit), burst, asked, at
+# least, spent.
+# The clock is the server's. It may be set back, so its last value counts for no more than an
+# interval.
 TAKE = """
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
@@ -105,7 +109,10 @@ return {got[1], got[2], math.ceil(wait * 1000000)}
 
 
 class SharedBucket:
-    """The bucket of all processes, in Redis. A new one is empty, so a Redis that lost it allows no second burst."""
+    """The bucket of all processes, in Redis.
+
+    A new one is empty, so a Redis that lost it allows no second burst.
+    """
 
     def __init__(self, name: str, limits: Limits) -> None:
         self._client = connect()
@@ -117,7 +124,17 @@ class SharedBucket:
         """Raises AWAY where Redis does not answer in time; then it may have granted nevertheless."""
         requests, tokens = self._shapes
         least = min(ask.requests, 1)
-        values = [*requests, ask.requests, least, ask.spent_requests, *tokens, ask.tokens, ask.first, ask.spent_tokens, KEPT]
+        values = [
+            *requests,
+            ask.requests,
+            least,
+            ask.spent_requests,
+            *tokens,
+            ask.tokens,
+            ask.first,
+            ask.spent_tokens,
+            KEPT,
+        ]
         async with asyncio.timeout(2 * PATIENCE):
             got = await cast(Awaitable[list[int]], self._script([self._key], values))
         return Grant(got[0], got[1], got[2] / 1e6)
@@ -127,14 +144,22 @@ class SharedBucket:
 
 
 def connect() -> redis.asyncio.Redis:
-    """A client of the broker's Redis that gives up soon and never tries twice: a grant is not idempotent."""
+    """A client of the broker's Redis that gives up soon and never tries twice: a grant is not
+    idempotent.
+    """
     return redis.asyncio.Redis.from_url(
-        broker.url(), socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE, retry=redis.asyncio.retry.Retry(NoBackoff(), 0)
+        broker.url(),
+        socket_timeout=PATIENCE,
+        socket_connect_timeout=PATIENCE,
+        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
     )
 
 
 class OwnBucket:
-    """One process's share, by the same arithmetic. It starts owing a request, since others may have begun as well."""
+    """One process's share, by the same arithmetic.
+
+    It starts owing a request, since others may have begun as well.
+    """
 
     def __init__(self, limits: Limits, now: float) -> None:
         self._limits = limits
@@ -151,7 +176,10 @@ class OwnBucket:
         got = [0, 0]
         if min(self._levels) >= 0:
             asked, least = (ask.requests, ask.tokens), (min(ask.requests, 1), ask.first)
-            got = [max(least[i], min(asked[i], int(self._levels[i]))) if limit else asked[i] for i, limit in enumerate(self._limits)]
+            got = [
+                max(least[i], min(asked[i], int(self._levels[i]))) if limit else asked[i]
+                for i, limit in enumerate(self._limits)
+            ]
         wait = 0.0
         for i, limit in enumerate(self._limits):
             if limit:

@@ -1,7 +1,9 @@
-"""Assemble: put together the input file of a schedule's run, before its batch is validated and under the same lease.
+"""Assemble: put together the input file of a schedule's run, before its batch is validated and
+under the same lease.
 
-What it is made of was pinned when the run was fired, so whoever begins again writes the same bytes or finds that it cannot. The file
-counts when its row says its size and digest, in one transaction with the requests' leaving the inbox, and only while the lease holds.
+What it is made of was pinned when the run was fired, so whoever begins again writes the same bytes
+or finds that it cannot. The file counts when its row says its size and digest, in one transaction
+with the requests' leaving the inbox, and only while the lease holds.
 """
 
 import hashlib
@@ -30,9 +32,15 @@ logger = log.get(__name__)
 WRITTEN_AT_ONCE = 4 * MiB
 
 NOT_READY = Fault(
-    "file_not_ready", "The input file has no content: it is the input of another batch, which has not begun.", param="input_file_id"
+    "file_not_ready",
+    "The input file has no content: it is the input of another batch, which has not begun.",
+    param="input_file_id",
 )
-INBOX_GONE = Fault("inbox_not_found", "The requests of this run are not in the inbox any more. Send them again.", param="inbox")
+INBOX_GONE = Fault(
+    "inbox_not_found",
+    "The requests of this run are not in the inbox any more. Send them again.",
+    param="inbox",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,10 @@ class Assembled:
     manifest: list[dict[str, Any]] | None
 
     def count(self, session: Session) -> None:
-        """From here on it is as an upload is. The caller holds the batch's lease in this transaction."""
+        """From here on it is as an upload is.
+
+        The caller holds the batch's lease in this transaction.
+        """
         session.execute(
             update(File)
             .where(File.id == self.file_id)
@@ -55,22 +66,31 @@ class Assembled:
             .execution_options(synchronize_session=False)
         )
         if self.manifest is not None:
-            session.execute(update(ScheduleRun).where(ScheduleRun.id == self.run_id).values(manifest=self.manifest))
+            session.execute(
+                update(ScheduleRun)
+                .where(ScheduleRun.id == self.run_id)
+                .values(manifest=self.manifest)
+            )
         inbox.forget(session, self.run_id)
         logger.info("file.assembled", file_id=self.file_id, run_id=self.run_id, bytes=self.size)
 
 
 def assemble(batch: Batch, extend: Callable[[], None]) -> Assembled | Fault | None:
-    """Write the input file of a run into storage. None: there is nothing to do, the file has its bytes.
+    """Write the input file of a run into storage. None: there is nothing to do, the file has its
+    bytes.
 
-    `extend` is called after every few MiB and before the bytes are put in place; what it raises ends the work and leaves nothing.
+    `extend` is called after every few MiB and before the bytes are put in place; what it raises
+    ends the work and leaves nothing.
     """
     with db.transaction() as session:
         file = session.get_one(File, batch.input_file_id)
         run = None if batch.run_id is None else session.get_one(ScheduleRun, batch.run_id)
     if files.is_ready(file):
         return None
-    if run is None or (definition := Definition.model_validate(run.definition)).input_file_id is not None:
+    if (
+        run is None
+        or (definition := Definition.model_validate(run.definition)).input_file_id is not None
+    ):
         return NOT_READY
     digest, size = hashlib.sha256(), 0
     manifest = None if run.manifest is None else [dict(entry) for entry in run.manifest]
@@ -83,7 +103,8 @@ def assemble(batch: Batch, extend: Callable[[], None]) -> Assembled | Fault | No
             size += len(block)
             digest.update(block)
             yield block
-            # Also when all is written: whoever was frozen must not put its bytes in the place of another's.
+            # Also when all is written: whoever was frozen must not put its bytes in the place of
+            # another's.
             extend()
 
     try:
@@ -95,7 +116,9 @@ def assemble(batch: Batch, extend: Callable[[], None]) -> Assembled | Fault | No
 
 
 def traced(faults: Faults, manifest: Sequence[dict[str, Any]]) -> Faults:
-    """Faults of a source's file, their messages with the object and the line in it that its owner knows."""
+    """Faults of a source's file, their messages with the object and the line in it that its owner
+    knows.
+    """
     # They have no numbers where the file could not be put together.
     numbered = [entry for entry in manifest if "first_line" in entry]
     firsts = [entry["first_line"] for entry in numbered]
@@ -104,13 +127,21 @@ def traced(faults: Faults, manifest: Sequence[dict[str, Any]]) -> Faults:
         if fault.line is None or not numbered:
             return fault
         entry = numbered[bisect_right(firsts, fault.line) - 1]
-        return replace(fault, message=f"{entry['path']}:{fault.line - entry['first_line'] + 1}: {fault.message}")
+        return replace(
+            fault,
+            message=f"{entry['path']}:{fault.line - entry['first_line'] + 1}: {fault.message}",
+        )
 
     return Faults([found(fault) for fault in faults.kept], faults.unlisted)
 
 
-def _content(batch: Batch, run: ScheduleRun, definition: Definition, manifest: Sequence[dict[str, Any]]) -> Iterator[bytes]:
-    """The bytes that were pinned. Unfit where they are not there any more. Numbers the first line of each object of a manifest."""
+def _content(
+    batch: Batch, run: ScheduleRun, definition: Definition, manifest: Sequence[dict[str, Any]]
+) -> Iterator[bytes]:
+    """The bytes that were pinned.
+
+    Unfit where they are not there any more. Numbers the first line of each object of a manifest.
+    """
     try:
         if definition.template_file_id is not None:
             yield from _template(definition.template_file_id, start.moment(run, definition))
@@ -118,7 +149,9 @@ def _content(batch: Batch, run: ScheduleRun, definition: Definition, manifest: S
             line = 1
             for entry in manifest:
                 entry["first_line"] = line
-                for chunk in sources.chunks(Owner(batch.account_id, batch.livemode), definition.source, [entry]):
+                for chunk in sources.chunks(
+                    Owner(batch.account_id, batch.livemode), definition.source, [entry]
+                ):
                     line += chunk.count(b"\n")
                     yield chunk
         else:
@@ -126,7 +159,10 @@ def _content(batch: Batch, run: ScheduleRun, definition: Definition, manifest: S
     except sources.Gone as gone:
         if definition.source is not None:
             sources.confirm(definition.source)
-        remedy = "Leave objects as they are until their batch runs; put it there again, and a later run takes it."
+        remedy = (
+            "Leave objects as they are until their batch runs; put it there again, and a later run"
+            " takes it."
+        )
         raise Unfit(Fault("source_changed", f"Object {gone}. {remedy}", param="source")) from None
     except inbox.Gone:
         raise Unfit(INBOX_GONE) from None
@@ -143,7 +179,10 @@ def _template(public_id: str, moment: Moment) -> Iterator[bytes]:
         yield from rendered(storage.chunks(storage.key(file_id)), moment, refuse)
     except FileNotFoundError:
         marks.confirm_gone(storage.key(file_id))
-        message = f"The template {public_id} is gone: it was deleted. Upload it again and give the schedule its new id."
+        message = (
+            f"The template {public_id} is gone: it was deleted. Upload it again and give the"
+            " schedule its new id."
+        )
         raise Unfit(Fault("file_not_found", message, param="template_file_id")) from None
 
 

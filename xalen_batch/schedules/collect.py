@@ -16,12 +16,15 @@ from xalen_batch.validation import apart
 def check(owner: Owner, schedule: Schedule, body: bytes, kind: Kind) -> Sent:
     """The requests of a body. InvalidRequest with the first fault, and the number of the others.
 
-    A large body is read in a process of its own, and takes a second: no transaction is open. Unavailable if it takes too long.
+    A large body is read in a process of its own, and takes a second: no transaction is open.
+    Unavailable if it takes too long.
     """
     definition = refuse_if_never_run(schedule)
     with db.reading() as session:
         offered = batches.offered(session, owner, definition.endpoint)
-    sent = apart.run(Checking(body, kind, definition.endpoint, catalog.models(), offered), size=len(body))
+    sent = apart.run(
+        Checking(body, kind, definition.endpoint, catalog.models(), offered), size=len(body)
+    )
     if isinstance(sent, InvalidRequest):
         raise sent
     return sent
@@ -30,13 +33,17 @@ def check(owner: Owner, schedule: Schedule, body: bytes, kind: Kind) -> Sent:
 def collect(session: Session, schedule: Schedule, sent: Sent) -> inbox.Added:
     """Put requests that have been checked into a schedule's inbox: all of them, or none.
 
-    TooManyRequests if its account has no room for them or their bytes, StorageFull while a disk is short, Unavailable if the
-    schedule has another endpoint since they were checked. The caller keeps the schedule from being deleted meanwhile.
+    TooManyRequests if its account has no room for them or their bytes, StorageFull while a disk is
+    short, Unavailable if the schedule has another endpoint since they were checked. The caller
+    keeps the schedule from being deleted meanwhile.
     """
     disk.refuse_if_full()
     definition = refuse_if_never_run(schedule)
     if definition.endpoint != sent.endpoint:
-        raise Unavailable("The schedule's endpoint was changed while these requests were checked. Send them again.")
+        raise Unavailable(
+            "The schedule's endpoint was changed while these requests were checked. Send them"
+            " again."
+        )
     return inbox.add(session, schedule, sent.lines)
 
 
@@ -45,7 +52,13 @@ def refuse_if_never_run(schedule: Schedule) -> Definition:
     definition = Definition.model_validate(schedule.definition)
     name = ids.render("sched", schedule.id)
     if definition.inbox is None:
-        raise InvalidRequest(f"Schedule {name} has no inbox to send requests to. Create one with `inbox`.", code="no_inbox")
+        raise InvalidRequest(
+            f"Schedule {name} has no inbox to send requests to. Create one with `inbox`.",
+            code="no_inbox",
+        )
     if schedule.status == ScheduleStatus.ENDED:
-        raise InvalidRequest(f"Schedule {name} has ended: nothing would run them. Give it a later ends_at.", code="schedule_ended")
+        raise InvalidRequest(
+            f"Schedule {name} has ended: nothing would run them. Give it a later ends_at.",
+            code="schedule_ended",
+        )
     return definition

@@ -1,4 +1,7 @@
-"""The body of requests for an inbox: taken apart and checked. A large one in a process of its own, so this imports no database."""
+"""The body of requests for an inbox: taken apart and checked.
+
+A large one in a process of its own, so this imports no database.
+"""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +20,10 @@ from xalen_batch.validation.lines import UTF8_BOM, scan
 
 Kind = Literal["json", "jsonl"]
 
-SHAPES = 'Send one request, a list of them, or {"requests": [...]}; or, as application/jsonl, one on each line.'
+SHAPES = (
+    'Send one request, a list of them, or {"requests": [...]}; or, as application/jsonl, one on'
+    " each line."
+)
 
 # A string, also one that is not closed, is kept; the blanks between strings go.
 _STRING_OR_BLANKS = re.compile(rb'("[^"\\]*+(?:\\.[^"\\]*+)*+"?)|[ \t\r\n]++', re.DOTALL)
@@ -50,7 +56,9 @@ class Checking:
             return error
 
     def _sent(self) -> Sent:
-        sent = _Body(self.body, "Line {number}", "") if self.kind == "jsonl" else _of_json(self.body)
+        sent = (
+            _Body(self.body, "Line {number}", "") if self.kind == "jsonl" else _of_json(self.body)
+        )
         faults, lines = Faults(), list[tuple[str, bytes]]()
         for line in scan([sent.content], endpoint=self.endpoint, models=self.models):
             if isinstance(line, Fault):
@@ -67,7 +75,10 @@ class Checking:
 
 @dataclass(frozen=True, slots=True)
 class _Body:
-    """What was sent, as JSONL. `name` and `param` point at a request, by its {number} or {index}; empty where there is but one."""
+    """What was sent, as JSONL.
+
+    `name` and `param` point at a request, by its {number} or {index}; empty where there is but one.
+    """
 
     content: bytes
     name: str
@@ -83,18 +94,26 @@ def _of_json(body: bytes) -> _Body:
         elif "requests" in (fields := _fields(text)) and "custom_id" not in fields:
             if text.count(b'"requests"') > 1 and (key := json_errors.twice(text)):
                 raise InvalidRequest(
-                    f"The key {quoted(key)} is there twice, and which one counts is anyone's guess. Remove one.", param=key
+                    f"The key {quoted(key)} is there twice, and which one counts is anyone's guess."
+                    " Remove one.",
+                    param=key,
                 )
             requests, param = _items(fields["requests"]), "requests[{index}]"
         else:
             return _Body(_on_one_line(text), "", "")
     except RecursionError:
-        raise InvalidRequest("The body is nested too deeply. Flatten it.", code="invalid_json") from None
+        raise InvalidRequest(
+            "The body is nested too deeply. Flatten it.", code="invalid_json"
+        ) from None
     except (msgspec.DecodeError, ValueError) as error:
-        raise InvalidRequest(f"The body cannot be read: {error}. {SHAPES}", code="invalid_json") from None
+        raise InvalidRequest(
+            f"The body cannot be read: {error}. {SHAPES}", code="invalid_json"
+        ) from None
     if not requests:
         raise InvalidRequest(f"There is no request in the body. {SHAPES}", param="requests")
-    return _Body(b"\n".join(_on_one_line(bytes(request)) for request in requests), "Request {number}", param)
+    return _Body(
+        b"\n".join(_on_one_line(bytes(request)) for request in requests), "Request {number}", param
+    )
 
 
 def _on_one_line(raw: bytes) -> bytes:
@@ -103,14 +122,27 @@ def _on_one_line(raw: bytes) -> bytes:
 
 
 def _refusal(faults: Faults, sent: _Body) -> InvalidRequest:
-    """What is wrong with the first request that has a fault, where it is, and how many others have one."""
+    """What is wrong with the first request that has a fault, where it is, and how many others have
+    one.
+    """
     fault = faults.kept[0]
     message, param = fault.message, fault.param
     if fault.line is not None:
-        where = sent.name.format(number=f"{fault.line:,}") + _custom_id(sent.content.split(b"\n")[fault.line - 1])
+        where = sent.name.format(number=f"{fault.line:,}") + _custom_id(
+            sent.content.split(b"\n")[fault.line - 1]
+        )
         message = f"{where.strip()}: {message}" if where else message
-        param = ".".join(step for step in (sent.param.format(index=fault.line - 1), fault.param) if step) or None
-    others = f" In all {faults.count:,} requests have errors; none was added." if faults.count > 1 else ""
+        param = (
+            ".".join(
+                step for step in (sent.param.format(index=fault.line - 1), fault.param) if step
+            )
+            or None
+        )
+    others = (
+        f" In all {faults.count:,} requests have errors; none was added."
+        if faults.count > 1
+        else ""
+    )
     return InvalidRequest(message + others, param=param, code=fault.code)
 
 
@@ -119,4 +151,8 @@ def _custom_id(line: bytes) -> str:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
         return ""
-    return f" (custom_id {quoted(value['custom_id'])})" if isinstance(value, dict) and value.get("custom_id") else ""
+    return (
+        f" (custom_id {quoted(value['custom_id'])})"
+        if isinstance(value, dict) and value.get("custom_id")
+        else ""
+    )

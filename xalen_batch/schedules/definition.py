@@ -1,4 +1,7 @@
-"""What a user defines as a schedule: when, what and how. The same shape is sent, stored, and kept by every run."""
+"""What a user defines as a schedule: when, what and how.
+
+The same shape is sent, stored, and kept by every run.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -20,7 +23,8 @@ from xalen_batch.timezones import zone
 from xalen_batch.windows import ExecutionWindow
 
 WHAT = ("input_file_id", "template_file_id", "source", "inbox")
-# Fires that are held against the execution window: more than a year of nights, so both clock changes.
+# Fires that are held against the execution window: more than a year of nights, so both clock
+# changes.
 REHEARSED_FIRES = 400
 
 Path = Annotated[str, StringConstraints(min_length=1, max_length=1024), STORABLE]
@@ -30,23 +34,38 @@ Misfire = Literal["latest", "all", "none"]
 
 
 class Source(BaseModel):
-    """Objects that are there when it fires, in the order of their names, as one input file. Each is taken once."""
+    """Objects that are there when it fires, in the order of their names, as one input file.
+
+    Each is taken once.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     prefix: Path | None = Field(
         None,
-        description="Where in the server's storage, below the account's own `drop/<its id without acct_>/<test or live>/`; may hold placeholders.",
+        description=(
+            "Where in the server's storage, below the account's own `drop/<its id without"
+            " acct_>/<test or live>/`; may hold placeholders."
+        ),
     )
-    folder: Path | None = Field(None, description="A folder on the server, below one of its drop roots; may hold placeholders.")
+    folder: Path | None = Field(
+        None,
+        description="A folder on the server, below one of its drop roots; may hold placeholders.",
+    )
     pattern: Path = Field(
         "*.jsonl",
-        description="Which objects are taken, by their path below it: `*` stands for any characters, `/` too, so for subfolders. May hold placeholders.",
+        description=(
+            "Which objects are taken, by their path below it: `*` stands for any characters, `/`"
+            " too, so for subfolders. May hold placeholders."
+        ),
     )
     on_empty: OnEmpty = Field("skip", description="What a run becomes that finds nothing new.")
     ready_marker: Path | None = Field(
         None,
-        description="Path below it of an object that must be there first, and is not taken; a run waits for it, within the catch-up window. May hold placeholders.",
+        description=(
+            "Path below it of an object that must be there first, and is not taken; a run waits for"
+            " it, within the catch-up window. May hold placeholders."
+        ),
     )
     repeat: bool = Field(False, description="Take objects again that an earlier run has taken.")
 
@@ -64,39 +83,80 @@ class Definition(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), STORABLE]
+    name: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), STORABLE
+    ]
 
-    cron: Text = Field(description="Five fields, or `@daily` and the like.", examples=["30 2 * * *"])
-    timezone: Text = Field("UTC", description="IANA name of the zone whose clock counts.", examples=["Europe/Berlin"])
+    cron: Text = Field(
+        description="Five fields, or `@daily` and the like.", examples=["30 2 * * *"]
+    )
+    timezone: Text = Field(
+        "UTC", description="IANA name of the zone whose clock counts.", examples=["Europe/Berlin"]
+    )
     starts_at: Time | None = Field(None, description="No fire before this time.")
     ends_at: Time | None = Field(None, description="No fire from this time on.")
     jitter: int = Field(
-        0, ge=0, le=900, description="Most seconds that it fires late, by an amount that is the schedule's own and stays the same."
+        0,
+        ge=0,
+        le=900,
+        description=(
+            "Most seconds that it fires late, by an amount that is the schedule's own and stays the"
+            " same."
+        ),
     )
 
     input_file_id: Text | None = Field(None, description="A file to run as it is, every time.")
-    template_file_id: Text | None = Field(None, description="A file whose strings hold placeholders, such as `{{scheduled_date-1d}}`.")
+    template_file_id: Text | None = Field(
+        None, description="A file whose strings hold placeholders, such as `{{scheduled_date-1d}}`."
+    )
     source: Source | None = None
     inbox: Inbox | None = None
 
-    endpoint: NamedEndpoint = Field(description="The endpoint of every line. Other spellings, such as `/chat/completions`, mean the same.")
-    completion_window: Text = Field("24h", description="Of each batch: whole hours or days, `1h` to `7d`.")
+    endpoint: NamedEndpoint = Field(
+        description=(
+            "The endpoint of every line. Other spellings, such as `/chat/completions`, mean the"
+            " same."
+        )
+    )
+    completion_window: Text = Field(
+        "24h", description="Of each batch: whole hours or days, `1h` to `7d`."
+    )
     metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
     execution_window: ExecutionWindow | None = None
-    on_invalid: OnInvalid = Field(OnInvalid.FAIL, description="What invalid lines do to their batch: it fails, or they are skipped.")
+    on_invalid: OnInvalid = Field(
+        OnInvalid.FAIL,
+        description="What invalid lines do to their batch: it fails, or they are skipped.",
+    )
 
-    overlap: Overlap = Field("skip", description="When it fires while its run before has not ended.")
-    misfire: Misfire = Field("latest", description="Which instants are made up for that nothing was there to fire.")
-    misfire_limit: int = Field(10, ge=1, le=100, description="With `misfire: all`, the most of them.")
-    catch_up_window: Text = Field("12h", description="How old an instant may be to be made up for: minutes, hours or days, up to `30d`.")
-    pause_on_failure: int | None = Field(None, ge=1, le=1000, description="Pause after so many failed runs in a row.")
+    overlap: Overlap = Field(
+        "skip", description="When it fires while its run before has not ended."
+    )
+    misfire: Misfire = Field(
+        "latest", description="Which instants are made up for that nothing was there to fire."
+    )
+    misfire_limit: int = Field(
+        10, ge=1, le=100, description="With `misfire: all`, the most of them."
+    )
+    catch_up_window: Text = Field(
+        "12h",
+        description=(
+            "How old an instant may be to be made up for: minutes, hours or days, up to `30d`."
+        ),
+    )
+    pause_on_failure: int | None = Field(
+        None, ge=1, le=1000, description="Pause after so many failed runs in a row."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _shared_zone(cls, value: Any) -> Any:
         """A window without a zone has the schedule's, which is looked at first."""
-        if isinstance(value, dict) and isinstance(window := value.get("execution_window"), dict) and window.get("timezone") is None:
+        if (
+            isinstance(value, dict)
+            and isinstance(window := value.get("execution_window"), dict)
+            and window.get("timezone") is None
+        ):
             name = value.get("timezone") or "UTC"
             if isinstance(name, str):
                 zone(name)
@@ -140,7 +200,9 @@ class Definition(BaseModel):
         return time if time.tzinfo else time.replace(tzinfo=self.clock.zone)
 
     def fires(self, after: datetime) -> Iterator[datetime]:
-        """The instants later than `after`, between `starts_at` and `ends_at`, in UTC; jitter is not in them."""
+        """The instants later than `after`, between `starts_at` and `ends_at`, in UTC; jitter is not
+        in them.
+        """
         if self.starts_at is not None:
             after = max(after, self.instant(self.starts_at) - timedelta(microseconds=1))
         end = None if self.ends_at is None else self.instant(self.ends_at)
@@ -164,7 +226,10 @@ class Definition(BaseModel):
         given = [name for name in WHAT if getattr(self, name) is not None]
         if len(given) != 1:
             found = f"{' and '.join(given)} are given" if given else "none is given"
-            raise InvalidRequest(f"A schedule runs exactly one of {', '.join(WHAT)}; {found}.", param=given[0] if given else WHAT[0])
+            raise InvalidRequest(
+                f"A schedule runs exactly one of {', '.join(WHAT)}; {found}.",
+                param=given[0] if given else WHAT[0],
+            )
         if self.source is not None and (self.source.prefix is None) == (self.source.folder is None):
             raise InvalidRequest("source: give either `prefix` or `folder`.", param="source")
         self._check_when(now)
@@ -173,28 +238,40 @@ class Definition(BaseModel):
     def check_to_come(self, now: datetime) -> None:
         """InvalidRequest if it never fires again."""
         if next(self.fires(now), None) is None:
-            raise InvalidRequest(f"cron: {self.cron!r} has no fire left before ends_at. Send a later ends_at, or none.", param="ends_at")
+            raise InvalidRequest(
+                f"cron: {self.cron!r} has no fire left before ends_at. Send a later ends_at, or"
+                " none.",
+                param="ends_at",
+            )
 
     def _check_when(self, now: datetime) -> None:
         gap, least = self.clock.shortest_gap, timedelta(seconds=settings().schedule_min_interval)
         if gap < least:
             raise InvalidRequest(
-                f"cron: {self.cron!r} fires {_minutes(gap)} apart; the least is {_minutes(least)}. Let it fire less often.", param="cron"
+                f"cron: {self.cron!r} fires {_minutes(gap)} apart; the least is {_minutes(least)}."
+                " Let it fire less often.",
+                param="cron",
             )
         if timedelta(seconds=self.jitter) >= gap:
-            raise InvalidRequest(f"jitter: {self.jitter} s is not less than the {_minutes(gap)} between two fires.", param="jitter")
+            raise InvalidRequest(
+                f"jitter: {self.jitter} s is not less than the {_minutes(gap)} between two fires.",
+                param="jitter",
+            )
 
     def _check_how(self, now: datetime) -> None:
         completion = windows.completion(self.completion_window)
         if self.catch_up and self.misfire == "all" and self.overlap == "cancel_previous":
             raise InvalidRequest(
-                "overlap: with `misfire: all`, `cancel_previous` would let each run that is made up for cancel the one before. Send `allow` or `buffer_one`.",
+                "overlap: with `misfire: all`, `cancel_previous` would let each run that is made up"
+                " for cancel the one before. Send `allow` or `buffer_one`.",
                 param="overlap",
             )
         if self.execution_window is not None:
             for instant in islice(self.fires(now), REHEARSED_FIRES):
                 for delay in {0, self.jitter}:
-                    windows.refuse_if_never_open(self.execution_window, instant + timedelta(seconds=delay), completion)
+                    windows.refuse_if_never_open(
+                        self.execution_window, instant + timedelta(seconds=delay), completion
+                    )
 
 
 def _minutes(length: timedelta) -> str:

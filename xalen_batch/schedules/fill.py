@@ -1,4 +1,6 @@
-"""Fill: a template's lines with their placeholders replaced, and no more bytes than one batch can have."""
+"""Fill: a template's lines with their placeholders replaced, and no more bytes than one batch can
+have.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -19,8 +21,12 @@ class Unfit(Exception):
         self.fault = fault
 
 
-def rendered(chunks: Iterable[bytes], moment: Moment, refuse: Callable[[Fault], None]) -> Iterator[bytes]:
-    """The lines of a template with its placeholders replaced; one that cannot be is refused, and comes as it is unless that raises."""
+def rendered(
+    chunks: Iterable[bytes], moment: Moment, refuse: Callable[[Fault], None]
+) -> Iterator[bytes]:
+    """The lines of a template with its placeholders replaced; one that cannot be is refused, and
+    comes as it is unless that raises.
+    """
     for span, raw in jsonl.lines(chunks, longest=settings().max_line_bytes):
         if raw is None:
             refuse(too_long(span, settings().max_line_bytes))
@@ -40,5 +46,11 @@ def capped(chunks: Iterable[bytes]) -> Iterator[bytes]:
         size += len(chunk)
         if size > most:
             remedy = "Split it over several schedules, or shorten its lines."
-            raise Unfit(Fault("file_too_large", f"What the run reads has more than {most:,} bytes, the most of one batch. {remedy}"))
+            raise Unfit(
+                Fault(
+                    "file_too_large",
+                    f"What the run reads has more than {most:,} bytes, the most of one batch."
+                    f" {remedy}",
+                )
+            )
         yield chunk

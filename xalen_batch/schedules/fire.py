@@ -1,8 +1,10 @@
-"""Fire: bring schedules up to date, each in short transactions that any number of processes may try at once.
+"""Fire: bring schedules up to date, each in short transactions that any number of processes may try
+at once.
 
-The schedule's row is locked, or left to whoever has it; the unique key of an instant refuses a second
-firing; the batch is made in the transaction that records the run and moves the next fire on. What is
-slow, putting a run's input file together, is left to the validation of its batch. PostgreSQL's clock decides.
+The schedule's row is locked, or left to whoever has it; the unique key of an instant refuses a
+second firing; the batch is made in the transaction that records the run and moves the next fire on.
+What is slow, putting a run's input file together, is left to the validation of its batch.
+PostgreSQL's clock decides.
 """
 
 from collections.abc import Sequence
@@ -38,16 +40,29 @@ MICROSECOND = timedelta(microseconds=1)
 LONGEST_SHIFT = timedelta(hours=3)
 
 MISSED = {
-    Miss.TOO_OLD: "Nothing was there to fire it, and it was older than the catch-up window when something was.",
-    Miss.LATER_ONE: "Nothing was there to fire it on time; with `misfire: latest` a later instant stands for it.",
-    Miss.TOO_MANY: "Nothing was there to fire it on time, and more instants were late than `misfire_limit`.",
-    Miss.NEVER_LATE: "Nothing was there to fire it on time, and with `misfire: none` it is not made up for.",
+    Miss.TOO_OLD: (
+        "Nothing was there to fire it, and it was older than the catch-up window when something"
+        " was."
+    ),
+    Miss.LATER_ONE: (
+        "Nothing was there to fire it on time; with `misfire: latest` a later instant stands"
+        " for it."
+    ),
+    Miss.TOO_MANY: (
+        "Nothing was there to fire it on time, and more instants were late than `misfire_limit`."
+    ),
+    Miss.NEVER_LATE: (
+        "Nothing was there to fire it on time, and with `misfire: none` it is not made up for."
+    ),
     Miss.PAUSED: "Failed runs paused the schedule before it fired.",
 }
 
 
 def run() -> None:
-    """Bring every schedule up to date that has something to do; accounts take turns. One schedule that fails holds up no other."""
+    """Bring every schedule up to date that has something to do; accounts take turns.
+
+    One schedule that fails holds up no other.
+    """
     rotation = Rotation(_read)
     while (due := rotation.next()) is not None:
         turn = rotation.turn(due)
@@ -70,9 +85,11 @@ def run() -> None:
 
 
 def bring_up_to_date(session: Session, schedule: Schedule, turn: Turn | None = None) -> None:
-    """Record all instants of a locked schedule that have come, as it is defined now, and start what the turn has attempts for.
+    """Record all instants of a locked schedule that have come, as it is defined now, and start what
+    the turn has attempts for.
 
-    Unavailable if nothing fired it for so long that recording takes more than a request may: the firing goes on with it meanwhile.
+    Unavailable if nothing fired it for so long that recording takes more than a request may: the
+    firing goes on with it meanwhile.
     """
     turn = turn or Turn()
     for _ in range(TURNS_OF_A_REQUEST):
@@ -80,7 +97,8 @@ def bring_up_to_date(session: Session, schedule: Schedule, turn: Turn | None = N
         if schedule.next_fire_at is None or schedule.next_fire_at > db.now(session):
             return
     raise Unavailable(
-        "Nothing fired this schedule for a long time, and its instants are being recorded. Send the request again in a moment."
+        "Nothing fired this schedule for a long time, and its instants are being recorded. Send the"
+        " request again in a moment."
     )
 
 
@@ -93,7 +111,11 @@ def _advance(session: Session, due: Due, turn: Turn) -> bool:
     """Do a schedule's turn. False: another worker is at its account."""
     if not due_schedules.take(session, due.owner):
         return False
-    free = select(Schedule).where(Schedule.id == due.id).with_for_update(skip_locked=True, key_share=True)
+    free = (
+        select(Schedule)
+        .where(Schedule.id == due.id)
+        .with_for_update(skip_locked=True, key_share=True)
+    )
     schedule = session.scalars(free).one_or_none()
     if schedule is not None:
         _do_due(session, schedule, turn)
@@ -101,7 +123,10 @@ def _advance(session: Session, due: Due, turn: Turn) -> bool:
 
 
 def _do_due(session: Session, schedule: Schedule, turn: Turn) -> None:
-    """End runs, start some that wait, and record instants: of a long absence MISSED_AT_ONCE. Of a disabled account, only end runs."""
+    """End runs, start some that wait, and record instants: of a long absence MISSED_AT_ONCE.
+
+    Of a disabled account, only end runs.
+    """
     next_fire_at = schedule.next_fire_at
     unended = runs.unended(session, schedule)
     if schedule.deleted_at is None and accounts.is_enabled(session, schedule.account_id):
@@ -114,16 +139,26 @@ def _do_due(session: Session, schedule: Schedule, turn: Turn) -> None:
 
 
 def _pause_unreadable(schedule_id: UUID, error: InvalidRequest | ValidationError) -> None:
-    """Stop a schedule that cannot be computed any more, such as one in a zone that is gone, where its owner sees it."""
+    """Stop a schedule that cannot be computed any more, such as one in a zone that is gone, where
+    its owner sees it.
+    """
     with db.transaction() as session:
         schedule = session.get_one(Schedule, schedule_id, with_for_update={"key_share": True})
         if schedule.status == ScheduleStatus.ACTIVE:
-            problem = error.message if isinstance(error, InvalidRequest) else "its definition is none any more."
-            schedule.pause(db.now(session), f"It cannot fire: {problem} Change the schedule, then resume it.")
+            problem = (
+                error.message
+                if isinstance(error, InvalidRequest)
+                else "its definition is none any more."
+            )
+            schedule.pause(
+                db.now(session), f"It cannot fire: {problem} Change the schedule, then resume it."
+            )
             logger.error("schedule.unreadable", schedule_id=schedule_id)
 
 
-def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRun], now: datetime, turn: Turn) -> None:
+def _fire_due(
+    session: Session, schedule: Schedule, unended: Sequence[ScheduleRun], now: datetime, turn: Turn
+) -> None:
     """Record every instant that has come, begin those to run, and move the next fire on."""
     if schedule.next_fire_at is None or schedule.next_fire_at > now:
         return
@@ -132,7 +167,8 @@ def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRu
     first = schedule.next_fire_at - delay
     come = _come(definition, first, now - delay)
     if first not in come[:1]:
-        # The zone's rules have changed since this fire was computed: by the new ones it may have come before.
+        # The zone's rules have changed since this fire was computed: by the new ones it may have
+        # come before.
         come = _come(definition, _last_fired(session, schedule, first) + MICROSECOND, now - delay)
     if not come:
         schedule.aim(definition.next_fire(schedule.id, now - delay))
@@ -143,10 +179,14 @@ def _fire_due(session: Session, schedule: Schedule, unended: Sequence[ScheduleRu
     turn.is_behind = schedule.next_fire_at is not None and schedule.next_fire_at <= now
     for instant in due.run:
         # One that fails may pause the schedule; what had come by then still runs.
-        for run in runs.record(session, [runs.blank(schedule, instant, Trigger.SCHEDULE, RunState.WAITING)]):
+        for run in runs.record(
+            session, [runs.blank(schedule, instant, Trigger.SCHEDULE, RunState.WAITING)]
+        ):
             overlap.begin(session, schedule, run, unended, now, turn, is_made_up=len(due.run) > 1)
             unended = [*unended, run]
-            if run.state == RunState.WAITING and (refusal := runs.refuse_to_wait(session, schedule, new=1)):
+            if run.state == RunState.WAITING and (
+                refusal := runs.refuse_to_wait(session, schedule, new=1)
+            ):
                 runs.end(session, schedule, run, RunState.SKIPPED, refusal.code, refusal.message)
     if schedule.status == ScheduleStatus.ENDED:
         logger.info("schedule.ended", schedule_id=schedule.id)
@@ -157,7 +197,9 @@ def _last_fired(session: Session, schedule: Schedule, first: datetime) -> dateti
     """Before which nothing of a schedule can have been lost to new rules of its zone."""
     last = session.scalar(
         select(func.max(ScheduleRun.scheduled_for)).where(
-            ScheduleRun.schedule_id == schedule.id, ScheduleRun.trigger == Trigger.SCHEDULE, ScheduleRun.scheduled_for < first
+            ScheduleRun.schedule_id == schedule.id,
+            ScheduleRun.trigger == Trigger.SCHEDULE,
+            ScheduleRun.scheduled_for < first,
         )
     )
     return max(last or schedule.updated_at, schedule.updated_at, first - LONGEST_SHIFT)
@@ -167,12 +209,17 @@ def _miss_due(session: Session, schedule: Schedule, next_fire_at: datetime, now:
     """Record what had come when a failure that came to light only now paused the schedule."""
     definition = Definition.model_validate(schedule.definition)
     delay = definition.delay(schedule.id)
-    come = takewhile(lambda instant: instant <= now - delay, definition.fires(next_fire_at - delay - MICROSECOND))
+    come = takewhile(
+        lambda instant: instant <= now - delay, definition.fires(next_fire_at - delay - MICROSECOND)
+    )
     _record_missed(session, schedule, [(instant, Miss.PAUSED) for instant in come], now)
 
 
 def _come(definition: Definition, first: datetime, now: datetime) -> list[datetime]:
-    """The instants from `first` to now. Of a long absence only those that are too old come at first, some at a time."""
+    """The instants from `first` to now.
+
+    Of a long absence only those that are too old come at first, some at a time.
+    """
     instants: list[datetime] = []
     for instant in takewhile(lambda instant: instant <= now, definition.fires(first - MICROSECOND)):
         if len(instants) >= MISSED_AT_ONCE and misfire.is_too_old(now - instants[-1], definition):
@@ -181,10 +228,16 @@ def _come(definition: Definition, first: datetime, now: datetime) -> list[dateti
     return instants
 
 
-def _record_missed(session: Session, schedule: Schedule, missed: Sequence[tuple[datetime, Miss]], now: datetime) -> None:
+def _record_missed(
+    session: Session, schedule: Schedule, missed: Sequence[tuple[datetime, Miss]], now: datetime
+) -> None:
     rows = [
         runs.blank(schedule, instant, Trigger.SCHEDULE, RunState.MISSED)
-        | {"reason": reason.value, "message": MISSED[reason], "ended_at": now}
+        | {
+            "reason": reason.value,
+            "message": MISSED[reason],
+            "ended_at": now,
+        }
         for instant, reason in missed
     ]
     if recorded := runs.record(session, rows):

@@ -1,7 +1,8 @@
-"""Folders that others put files into: what lies in them, and their bytes. Nothing leads out of a folder's base.
+"""Folders that others put files into: what lies in them, and their bytes. Nothing leads out of a
+folder's base.
 
-Every folder below the base is opened by its name from the one above, and links are never followed: whoever may write there
-can swap a name for a link at any time, between any two looks.
+Every folder below the base is opened by its name from the one above, and links are never followed:
+whoever may write there can swap a name for a link at any time, between any two looks.
 """
 
 import errno
@@ -16,7 +17,8 @@ from typing import NamedTuple
 
 from xalen_batch.errors import InvalidRequest
 
-# Names that are looked at below one folder, whatever they are; enough for a night, few enough for the transaction that fires.
+# Names that are looked at below one folder, whatever they are; enough for a night, few enough for
+# the transaction that fires.
 MOST_NAMES = 10_000
 DEEPEST = 16
 UNFINISHED = (".tmp", ".part")
@@ -45,10 +47,11 @@ class Folder:
     below: tuple[str, ...]
 
     def files(self) -> list[Found]:
-        """Its regular files, those of its subfolders too, sorted by path; without hidden and unfinished ones, and what links lead to.
+        """Its regular files, those of its subfolders too, sorted by path; without hidden and
+        unfinished ones, and what links lead to.
 
-        None are in a folder that is not there. InvalidRequest if there are too many names to look through; OSError if the base is
-        away, or the folder is no folder or cannot be read.
+        None are in a folder that is not there. InvalidRequest if there are too many names to look
+        through; OSError if the base is away, or the folder is no folder or cannot be read.
         """
         with ExitStack() as stack:
             base = _base(stack, self.base)
@@ -70,7 +73,10 @@ class Folder:
 
     @contextmanager
     def open(self, path: str) -> Iterator[FileIO]:
-        """A file of this path below it, to be read. OSError: NOT_THERE if there is no such file, but at most a link to one."""
+        """A file of this path below it, to be read.
+
+        OSError: NOT_THERE if there is no such file, but at most a link to one.
+        """
         *folders, name = (*self.below, *path.split("/"))
         with ExitStack() as stack:
             folder = _descend(stack, _base(stack, self.base), folders)
@@ -107,14 +113,17 @@ def _entered(stack: ExitStack, folder: int) -> int:
 def _walk(folder: int, below: str, counter: Iterator[int], depth: int) -> Iterator[Found]:
     if not depth:
         raise InvalidRequest(
-            f"it has folders more than {DEEPEST} deep, such as {below[:100]!r}. Put the objects higher up.", code="source_too_large"
+            f"it has folders more than {DEEPEST} deep, such as {below[:100]!r}. Put the objects"
+            " higher up.",
+            code="source_too_large",
         )
     with os.scandir(folder) as entries:
         for entry in entries:
             if next(counter, None) is None:
                 raise InvalidRequest(
-                    f"it holds more than {MOST_NAMES:,} names, the most that are looked through. Remove those that are done, or use "
-                    "a folder for each day, with a placeholder such as {{scheduled_date}} in its path.",
+                    f"it holds more than {MOST_NAMES:,} names, the most that are looked through."
+                    " Remove those that are done, or use a folder for each day, with a placeholder"
+                    " such as {{scheduled_date}} in its path.",
                     code="source_too_large",
                 )
             if entry.name.startswith(".") or entry.name.endswith(UNFINISHED):
@@ -123,7 +132,9 @@ def _walk(folder: int, below: str, counter: Iterator[int], depth: int) -> Iterat
             try:
                 if entry.is_dir(follow_symlinks=False):
                     with ExitStack() as stack:
-                        yield from _walk(_descend(stack, folder, [entry.name]), f"{path}/", counter, depth - 1)
+                        yield from _walk(
+                            _descend(stack, folder, [entry.name]), f"{path}/", counter, depth - 1
+                        )
                 elif entry.is_file(follow_symlinks=False):
                     status = entry.stat(follow_symlinks=False)
                     yield Found(path, status.st_size, version(status))

@@ -1,7 +1,8 @@
 """Inboxes: requests that arrive one by one and wait for their schedule's next run.
 
-A request is acknowledged when it is committed here. A run seals what waits in the transaction that fires it; it leaves the inbox in
-the transaction that makes the run's input file count. So it is always in the inbox or in a file, and never in two runs.
+A request is acknowledged when it is committed here. A run seals what waits in the transaction that
+fires it; it leaves the inbox in the transaction that makes the run's input file count. So it is
+always in the inbox or in a file, and never in two runs.
 """
 
 import hashlib
@@ -73,10 +74,12 @@ class Added:
 
 
 def add(session: Session, schedule: Schedule, lines: Sequence[tuple[str, bytes]]) -> Added:
-    """Put (custom_id, line of JSON) into a schedule's inbox, all or none. What is there with the same bytes is known.
+    """Put (custom_id, line of JSON) into a schedule's inbox, all or none. What is there with the
+    same bytes is known.
 
-    InvalidRequest for a custom_id that is there with other bytes, and when more would wait than one batch can have;
-    TooManyRequests when the account has no room for more requests, or for their bytes. Takes the account's lock.
+    InvalidRequest for a custom_id that is there with other bytes, and when more would wait than one
+    batch can have; TooManyRequests when the account has no room for more requests, or for their
+    bytes. Takes the account's lock.
     """
     left = dict(lines)
     if len(left) < len(lines):
@@ -87,7 +90,10 @@ def add(session: Session, schedule: Schedule, lines: Sequence[tuple[str, bytes]]
     accepted, size = 0, 0
     while left:
         new = _insert(session, schedule, left)
-        accepted, size = accepted + len(new), size + sum(len(left[custom_id]) + 1 for custom_id in new)
+        accepted, size = (
+            accepted + len(new),
+            size + sum(len(left[custom_id]) + 1 for custom_id in new),
+        )
         left = {custom_id: line for custom_id, line in left.items() if custom_id not in new}
         # A conflicting row that vanished was assigned to a run; retry, for the next run.
         for custom_id in _known(session, schedule, left):
@@ -95,8 +101,9 @@ def add(session: Session, schedule: Schedule, lines: Sequence[tuple[str, bytes]]
     waiting = pending(session, [schedule.id])[schedule.id]
     if accepted and waiting > settings().max_batch_lines:
         raise InvalidRequest(
-            f"The inbox of {ids.render('sched', schedule.id)} has {waiting - accepted:,} requests, and with these {waiting:,}; "
-            f"the most of one batch is {settings().max_batch_lines:,}. Send them after its next run, or run the schedule now.",
+            f"The inbox of {ids.render('sched', schedule.id)} has {waiting - accepted:,} requests,"
+            f" and with these {waiting:,}; the most of one batch is {settings().max_batch_lines:,}."
+            " Send them after its next run, or run the schedule now.",
             code="inbox_full",
         )
     asked = {Quota.INBOX_REQUESTS: accepted, Quota.STORAGE_BYTES: size}
@@ -116,12 +123,16 @@ def pending(session: Session, schedule_ids: Sequence[UUID]) -> dict[UUID, int]:
 
 def size(session: Session, run_id: UUID) -> int:
     """Bytes of the requests that a run has sealed, each with its newline."""
-    sealed = select(func.coalesce(func.sum(func.octet_length(InboxRequest.line) + 1), 0)).where(InboxRequest.run_id == run_id)
+    sealed = select(func.coalesce(func.sum(func.octet_length(InboxRequest.line) + 1), 0)).where(
+        InboxRequest.run_id == run_id
+    )
     return int(session.execute(sealed).scalar_one())
 
 
 def seal(session: Session, schedule: Schedule, run: ScheduleRun) -> int:
-    """Give a run the oldest requests that one batch can have, and return how many; the rest wait for the next run."""
+    """Give a run the oldest requests that one batch can have, and return how many; the rest wait
+    for the next run.
+    """
     session.flush()
     limits = {"most_lines": settings().max_batch_lines, "most_bytes": settings().max_file_bytes}
     with db.driver(session).cursor() as cursor:
@@ -130,17 +141,23 @@ def seal(session: Session, schedule: Schedule, run: ScheduleRun) -> int:
 
 
 def unseal(session: Session, run: ScheduleRun) -> None:
-    """Let the requests that a run never put into its file wait for the next one; a newer one of the same custom_id counts instead."""
+    """Let the requests that a run never put into its file wait for the next one; a newer one of the
+    same custom_id counts instead.
+    """
     session.execute(UNSEAL, {"run_id": run.id})
 
 
 def chunks(run_id: UUID) -> Iterator[bytes]:
-    """A run's requests as JSONL, in the order of arrival. Reads pages of about 3 MiB, each in a transaction of its own.
+    """A run's requests as JSONL, in the order of arrival. Reads pages of about 3 MiB, each in a
+    transaction of its own.
 
-    Gone if any of them is not in the inbox any more, so that nothing is ever taken for all of them that is not.
+    Gone if any of them is not in the inbox any more, so that nothing is ever taken for all of them
+    that is not.
     """
     with db.transaction() as session:
-        sized = select(InboxRequest.id, func.octet_length(InboxRequest.line)).where(InboxRequest.run_id == run_id)
+        sized = select(InboxRequest.id, func.octet_length(InboxRequest.line)).where(
+            InboxRequest.run_id == run_id
+        )
         left = session.execute(sized.order_by(InboxRequest.id)).all()
     if not left:
         raise Gone
@@ -155,29 +172,41 @@ def forget(session: Session, run_id: UUID) -> None:
 
 def discard(session: Session, schedule_id: UUID) -> int:
     """Delete the requests that no run has sealed, and return how many."""
-    waiting = delete(InboxRequest).where(InboxRequest.schedule_id == schedule_id, InboxRequest.run_id.is_(None))
+    waiting = delete(InboxRequest).where(
+        InboxRequest.schedule_id == schedule_id, InboxRequest.run_id.is_(None)
+    )
     return len(session.execute(waiting.returning(InboxRequest.id)).all())
 
 
 def _insert(session: Session, schedule: Schedule, lines: Mapping[str, bytes]) -> set[str]:
     """The custom_ids that were not there. Waits for a run that is sealing one of them."""
     # Ids of one process sort by creation: the order of arrival.
-    sent = {"schedule_id": schedule.id, "ids": [ids.new() for _ in lines], "custom_ids": list(lines), "lines": list(lines.values())}
+    sent = {
+        "schedule_id": schedule.id,
+        "ids": [ids.new() for _ in lines],
+        "custom_ids": list(lines),
+        "lines": list(lines.values()),
+    }
     with db.driver(session).cursor() as cursor:
         cursor.execute(_ADD, sent)
         return {custom_id for (custom_id,) in cursor}
 
 
 def _known(session: Session, schedule: Schedule, lines: Mapping[str, bytes]) -> list[str]:
-    """The custom_ids that wait already, with the same lines. InvalidRequest if one waits with another line."""
+    """The custom_ids that wait already, with the same lines.
+
+    InvalidRequest if one waits with another line.
+    """
     known = []
     with db.driver(session).cursor() as cursor:
-        cursor.execute(_WAITING, {"schedule_id": schedule.id, "custom_ids": list(lines)}, binary=True)
+        cursor.execute(
+            _WAITING, {"schedule_id": schedule.id, "custom_ids": list(lines)}, binary=True
+        )
         for custom_id, digest in cursor:
             if digest != hashlib.sha256(lines[custom_id]).digest():
                 raise InvalidRequest(
-                    f"custom_id {custom_id[:SHOWN_VALUE]!r} waits in the inbox already, with another request. "
-                    "Give this one a custom_id of its own.",
+                    f"custom_id {custom_id[:SHOWN_VALUE]!r} waits in the inbox already, with"
+                    " another request. Give this one a custom_id of its own.",
                     param="custom_id",
                     code="duplicate_custom_id",
                 )
@@ -200,7 +229,11 @@ def _pages(sized: Sequence[tuple[UUID, int]]) -> Iterator[list[UUID]]:
 def _lines(page: list[UUID]) -> list[bytes]:
     with db.transaction() as session, psycopg.Cursor(db.driver(session)) as cursor:
         # Binary: lines come as bytes and not as hex digits.
-        cursor.execute("SELECT line FROM inbox_requests WHERE id = ANY(%(page)s) ORDER BY id", {"page": page}, binary=True)
+        cursor.execute(
+            "SELECT line FROM inbox_requests WHERE id = ANY(%(page)s) ORDER BY id",
+            {"page": page},
+            binary=True,
+        )
         lines = [line for (line,) in cursor]
     if len(lines) < len(page):
         raise Gone

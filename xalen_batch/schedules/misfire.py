@@ -1,4 +1,7 @@
-"""What a schedule does with instants that came due late, and with a run that meets the one before. Pure."""
+"""What a schedule does with instants that came due late, and with a run that meets the one before.
+
+Pure.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,7 +38,9 @@ def is_too_old(age: timedelta, definition: Definition) -> bool:
 
 
 def sort_out(ages: Sequence[tuple[datetime, timedelta]], definition: Definition) -> Due:
-    """Decide on (instant, how long ago it should have fired), oldest first, by the schedule's `misfire`."""
+    """Decide on (instant, how long ago it should have fired), oldest first, by the schedule's
+    `misfire`.
+    """
     due = Due()
     late = []
     for instant, age in ages:
@@ -67,7 +72,10 @@ class Meeting(StrEnum):
 
 
 def meet(overlap: Overlap, *, is_running: bool, is_waiting: bool, is_made_up: bool) -> Meeting:
-    """Decide for one run. `is_made_up`: one of several that are run for the past, which wait for each other."""
+    """Decide for one run.
+
+    `is_made_up`: one of several that are run for the past, which wait for each other.
+    """
     if overlap == "allow" or not (is_running or is_waiting):
         return Meeting.START
     if is_made_up or (overlap == "buffer_one" and not is_waiting):

@@ -1,4 +1,7 @@
-"""What a rehearsal reads: a schedule's file with all its faults. Done in a process of its own, so this imports no database."""
+"""What a rehearsal reads: a schedule's file with all its faults.
+
+Done in a process of its own, so this imports no database.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +18,9 @@ from xalen_batch.validation.lines import scan
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """The file at `key`: a template that is filled as of a moment, or without one an input file that is run as it is."""
+    """The file at `key`: a template that is filled as of a moment, or without one an input file
+    that is run as it is.
+    """
 
     key: str
     endpoint: Endpoint
@@ -27,7 +32,11 @@ class Rehearsal:
         """storage.AWAY."""
         faults, named = Faults(), set[str]()
         chunks = storage.chunks(self.key)
-        content = _unfilled(chunks, faults) if self.moment is None else _filled(chunks, self.moment, faults)
+        content = (
+            _unfilled(chunks, faults)
+            if self.moment is None
+            else _filled(chunks, self.moment, faults)
+        )
         for line in scan(content, endpoint=self.endpoint, models=self.models):
             if isinstance(line, Fault):
                 faults.add(line)
@@ -44,7 +53,10 @@ def _unfilled(chunks: Iterable[bytes], faults: Faults) -> Iterator[bytes]:
     found, tail = None, b""
     for chunk in chunks:
         if found is None and (found := templates.first(tail + chunk)):
-            message = f"The file holds {found}, and `input_file_id` sends it as it is. Name the file in `template_file_id` instead."
+            message = (
+                f"The file holds {found}, and `input_file_id` sends it as it is. Name the file in"
+                " `template_file_id` instead."
+            )
             faults.add(Fault("placeholder_in_input_file", message))
         tail = chunk[-templates.LONGEST :]
         yield chunk

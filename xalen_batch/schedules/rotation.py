@@ -1,6 +1,8 @@
-"""Rotation: accounts fire in turn (round robin), one schedule each, so a thousand due schedules of one delay no other.
+"""Rotation: accounts fire in turn (round robin), one schedule each, so a thousand due schedules of
+one delay no other.
 
-Due schedules are read again every half second, so one that comes due meanwhile takes its place in the round.
+Due schedules are read again every half second, so one that comes due meanwhile takes its place in
+the round.
 """
 
 import time
@@ -20,7 +22,10 @@ NEVER = float("-inf")
 
 
 class Due(NamedTuple):
-    """A schedule with something to do. `only_waits`: no instant has come and no run has ended; runs wait to start."""
+    """A schedule with something to do.
+
+    `only_waits`: no instant has come and no run has ended; runs wait to start.
+    """
 
     id: UUID
     owner: Owner
@@ -30,7 +35,9 @@ class Due(NamedTuple):
 class Rotation:
     """Whose schedule is advanced next, for as long as any is due."""
 
-    def __init__(self, read: Callable[[], Sequence[Due]], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, read: Callable[[], Sequence[Due]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._read = read
         self._clock = clock
         self._stale_at = clock()
@@ -55,14 +62,18 @@ class Rotation:
         return due
 
     def turn(self, due: Due) -> Turn:
-        """A new turn for a schedule. Its account's refusal holds until what is due is read again."""
+        """A new turn for a schedule.
+
+        Its account's refusal holds until what is due is read again.
+        """
         refused = self._refused.get(due.owner)
         return Turn() if refused is None else Turn(refusal=refused.refusal)
 
     def end(self, due: Due, turn: Turn) -> None:
         """Note how a turn went."""
         if turn.refusal is not None:
-            # Instants that come are recorded all the same; only runs that wait are left until the next reading.
+            # Instants that come are recorded all the same; only runs that wait are left until the
+            # next reading.
             self._refused[due.owner] = turn
             self._drop(due.owner, only_waits=True)
         elif turn.has_more:
@@ -74,7 +85,9 @@ class Rotation:
         self._drop(owner, only_waits=False)
 
     def _drop(self, owner: Owner, *, only_waits: bool) -> None:
-        """Take an account's schedules out of the round until they have rested, or those of them where runs only wait."""
+        """Take an account's schedules out of the round until they have rested, or those of them
+        where runs only wait.
+        """
         kept = deque[Due]()
         for due in self._queues.pop(owner, ()):
             if only_waits and not due.only_waits:
@@ -91,8 +104,12 @@ class Rotation:
         self._refused.clear()
         self._advanced = {one.id: self._advanced[one.id] for one in due if one.id in self._advanced}
         queues: dict[Owner, deque[Due]] = {}
-        # Within an account, the schedule advanced longest ago is next; the sort keeps the order of reading among the others.
+        # Within an account, the schedule advanced longest ago is next; the sort keeps the order of
+        # reading among the others.
         for one in sorted(due, key=lambda one: self._advanced.get(one.id, NEVER)):
             if now - self._advanced.get(one.id, NEVER) >= REST:
                 queues.setdefault(one.owner, deque()).append(one)
-        self._queues = {owner: queues[owner] for owner in sorted(queues, key=lambda owner: self._served.get(owner, NEVER))}
+        self._queues = {
+            owner: queues[owner]
+            for owner in sorted(queues, key=lambda owner: self._served.get(owner, NEVER))
+        }

@@ -53,7 +53,8 @@ class Outcome:
 def unended(session: Session, schedule: Schedule) -> list[ScheduleRun]:
     """A schedule's runs that have not ended, the oldest instant first.
 
-    Runs whose batches have ended are ended here, ENDED_AT_ONCE of them; the rest have their turn later, and are in the list no more.
+    Runs whose batches have ended are ended here, ENDED_AT_ONCE of them; the rest have their turn
+    later, and are in the list no more.
     """
     rows = (
         select(ScheduleRun, Batch.status)
@@ -72,14 +73,23 @@ def unended(session: Session, schedule: Schedule) -> list[ScheduleRun]:
 def _end_with_batches(session: Session, schedule: Schedule, over: Sequence[ScheduleRun]) -> None:
     if not over:
         return
-    rows = select(Batch).where(Batch.run_id.in_([run.id for run in over])).options(defer(Batch.price_snapshot))
+    rows = (
+        select(Batch)
+        .where(Batch.run_id.in_([run.id for run in over]))
+        .options(defer(Batch.price_snapshot))
+    )
     of_runs = {batch.run_id: batch for batch in session.scalars(rows)}
     for run in over:
         batch = of_runs[run.id]
         end(session, schedule, run, *_verdict(batch))
         if batch.status == BatchStatus.FAILED:
-            # Nothing of them has run: the next run takes them again, and requests that are in no file.
-            session.execute(delete(ConsumedObject).where(ConsumedObject.schedule_id == schedule.id, ConsumedObject.run_id == run.id))
+            # Nothing of them has run: the next run takes them again, and requests that are in no
+            # file.
+            session.execute(
+                delete(ConsumedObject).where(
+                    ConsumedObject.schedule_id == schedule.id, ConsumedObject.run_id == run.id
+                )
+            )
             if schedule.deleted_at is None:
                 # Lock order: the account's lock before its tally of the inbox, which this changes.
                 quotas.lock(session, Owner(schedule.account_id, schedule.livemode))
@@ -92,17 +102,28 @@ def _verdict(batch: Batch) -> tuple[RunState, str | None, str | None]:
         case BatchStatus.COMPLETED if batch.completed or not batch.total:
             return RunState.SUCCEEDED, None, None
         case BatchStatus.COMPLETED:
-            return RunState.FAILED, "no_line_succeeded", f"No request of {name} succeeded; its error file says why."
+            return (
+                RunState.FAILED,
+                "no_line_succeeded",
+                f"No request of {name} succeeded; its error file says why.",
+            )
         case BatchStatus.FAILED if (error := _quota_error(batch)) is not None:
             return RunState.FAILED, error["code"], f"{name} did not start. {error['message']}"
         case BatchStatus.FAILED:
-            return RunState.FAILED, "batch_failed", f"{name} did not pass validation; its `errors` name every line."
+            return (
+                RunState.FAILED,
+                "batch_failed",
+                f"{name} did not pass validation; its `errors` name every line.",
+            )
         case BatchStatus.EXPIRED:
             left = batch.total - batch.completed
             return (
                 RunState.FAILED,
                 "batch_expired",
-                f"{name} ran out of its completion window; {left:,} of {batch.total:,} requests did not succeed.",
+                (
+                    f"{name} ran out of its completion window; {left:,} of {batch.total:,} requests"
+                    " did not succeed."
+                ),
             )
         case _:
             return RunState.CANCELLED, "batch_cancelled", f"{name} was cancelled."
@@ -110,16 +131,28 @@ def _verdict(batch: Batch) -> tuple[RunState, str | None, str | None]:
 
 def _quota_error(batch: Batch) -> dict[str, Any] | None:
     """What a batch failed for that had no fault of its own."""
-    return next((error for error in batch.errors or () if error["code"] in quotas.FAULTS.values()), None)
+    return next(
+        (error for error in batch.errors or () if error["code"] in quotas.FAULTS.values()), None
+    )
 
 
 def end(
-    session: Session, schedule: Schedule, run: ScheduleRun, to: RunState, reason: str | None = None, message: str | None = None
+    session: Session,
+    schedule: Schedule,
+    run: ScheduleRun,
+    to: RunState,
+    reason: str | None = None,
+    message: str | None = None,
 ) -> None:
     """Bring a run to its end, count it, and pause its schedule after too many failures in a row."""
     now = db.now(session)
     run.move(schedule, to, now, reason=reason, message=message)
-    fields = {"schedule_id": schedule.id, "run_id": run.id, "scheduled_for": run.scheduled_for.isoformat(), "reason": reason}
+    fields = {
+        "schedule_id": schedule.id,
+        "run_id": run.id,
+        "scheduled_for": run.scheduled_for.isoformat(),
+        "reason": reason,
+    }
     if to is RunState.SUCCEEDED:
         schedule.failures = 0
         logger.info("schedule.run_succeeded", **fields)
@@ -136,13 +169,16 @@ def _pause_if_failing(schedule: Schedule, now: datetime) -> None:
     most = Definition.model_validate(schedule.definition).pause_on_failure
     if most is None or schedule.failures < most or schedule.status != ScheduleStatus.ACTIVE:
         return
-    note = f"{schedule.failures} runs in a row failed." if schedule.failures > 1 else "A run failed."
+    note = (
+        f"{schedule.failures} runs in a row failed." if schedule.failures > 1 else "A run failed."
+    )
     schedule.pause(now, f"{note} Paused by pause_on_failure: {most}.")
     logger.warning("schedule.paused", schedule_id=schedule.id, failures=schedule.failures)
 
 
 def refuse_to_wait(session: Session, schedule: Schedule, *, new: int) -> TooManyRequests | None:
-    """Why `new` runs that were just recorded may not wait: too many of the schedule do, or of its account. None: they may.
+    """Why `new` runs that were just recorded may not wait: too many of the schedule do, or of its
+    account. None: they may.
 
     Takes the account's lock.
     """
@@ -151,18 +187,25 @@ def refuse_to_wait(session: Session, schedule: Schedule, *, new: int) -> TooMany
     quotas.lock(session, owner)
     if excess := quotas.excess(session, owner, {Quota.WAITING_RUNS: new}, is_recorded=True):
         return excess.refusal()
-    of_schedule = select(func.count()).where(ScheduleRun.schedule_id == schedule.id, ScheduleRun.state == RunState.WAITING)
+    of_schedule = select(func.count()).where(
+        ScheduleRun.schedule_id == schedule.id, ScheduleRun.state == RunState.WAITING
+    )
     held, most = session.execute(of_schedule).scalar_one() - new, settings().schedule_waiting_runs
     if held + new <= most:
         return None
     message = (
-        f"Schedule {ids.render('sched', schedule.id)} has {held:,} runs that wait to start, and this would add {new:,}; the most is {most:,}. "
-        "Wait until some have started, or pause the schedule and find out why they wait: GET /v1/schedules/{id}/runs?state=waiting."
+        f"Schedule {ids.render('sched', schedule.id)} has {held:,} runs that wait to start, and"
+        f" this would add {new:,}; the most is {most:,}. Wait until some have started, or pause the"
+        " schedule and find out why they wait: GET /v1/schedules/{id}/runs?state=waiting."
     )
-    return TooManyRequests(message, retry_after=quotas.RETRY_AFTER, code=f"{Quota.WAITING_RUNS}_limit")
+    return TooManyRequests(
+        message, retry_after=quotas.RETRY_AFTER, code=f"{Quota.WAITING_RUNS}_limit"
+    )
 
 
-def page(session: Session, schedule_id: UUID, *, state: RunState | None, limit: int, after: str | None) -> Page[ScheduleRun]:
+def page(
+    session: Session, schedule_id: UUID, *, state: RunState | None, limit: int, after: str | None
+) -> Page[ScheduleRun]:
     """A schedule's runs, the newest first."""
     rows = select(ScheduleRun).where(ScheduleRun.schedule_id == schedule_id)
     if state is not None:
@@ -191,22 +234,41 @@ def _opens_at(batch: Batch, now: datetime) -> datetime | None:
 def recent(session: Session, schedules: Sequence[Schedule]) -> dict[UUID, list[ScheduleRun]]:
     """The latest runs of each schedule by the instants they are for, the oldest first."""
     found: dict[UUID, list[ScheduleRun]] = {schedule.id: [] for schedule in schedules}
-    # One after another by the key of their instants; a sort of all runs would grow with every night.
-    of_one = select(ScheduleRun).where(ScheduleRun.schedule_id == Schedule.id).order_by(ScheduleRun.scheduled_for.desc()).limit(RECENT)
+    # One after another by the key of their instants; a sort of all runs would grow with every
+    # night.
+    of_one = (
+        select(ScheduleRun)
+        .where(ScheduleRun.schedule_id == Schedule.id)
+        .order_by(ScheduleRun.scheduled_for.desc())
+        .limit(RECENT)
+    )
     latest = aliased(ScheduleRun, of_one.correlate(Schedule).lateral())
-    rows = select(latest).select_from(Schedule).join(latest, true()).where(Schedule.id.in_(found)).order_by(latest.scheduled_for)
+    rows = (
+        select(latest)
+        .select_from(Schedule)
+        .join(latest, true())
+        .where(Schedule.id.in_(found))
+        .order_by(latest.scheduled_for)
+    )
     for run in session.scalars(rows):
         found[run.schedule_id].append(run)
     return found
 
 
 def lag(run: ScheduleRun) -> float | None:
-    """Seconds from the instant to the creation of its batch; jitter, waiting and lateness all count."""
+    """Seconds from the instant to the creation of its batch; jitter, waiting and lateness all
+    count.
+    """
     return None if run.fired_at is None else (run.fired_at - run.scheduled_for).total_seconds()
 
 
 def blank(
-    schedule: Schedule, scheduled_for: datetime, trigger: Trigger, state: RunState, *, as_of: datetime | None = None
+    schedule: Schedule,
+    scheduled_for: datetime,
+    trigger: Trigger,
+    state: RunState,
+    *,
+    as_of: datetime | None = None,
 ) -> dict[str, object]:
     """The columns of a new run, with what the schedule says now."""
     return {
@@ -225,6 +287,11 @@ def record(session: Session, rows: Sequence[dict[str, object]]) -> list[Schedule
     if not rows:
         return []
     # By the clock that decides what is late, whatever the column's default goes by.
-    statement = insert(ScheduleRun).values(created_at=func.now()).on_conflict_do_nothing().returning(ScheduleRun)
+    statement = (
+        insert(ScheduleRun)
+        .values(created_at=func.now())
+        .on_conflict_do_nothing()
+        .returning(ScheduleRun)
+    )
     made = session.scalars(statement, list(rows)).all()
     return sorted(made, key=lambda run: run.scheduled_for)

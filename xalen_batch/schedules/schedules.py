@@ -1,4 +1,7 @@
-"""The schedules of an account: made, read, changed, paused and deleted. What has run keeps what it ran with."""
+"""The schedules of an account: made, read, changed, paused and deleted.
+
+What has run keeps what it ran with.
+"""
 
 from datetime import datetime, timedelta
 
@@ -22,7 +25,10 @@ MOST_NOTE = 500
 
 
 def create(session: Session, owner: Owner, definition: Definition) -> Schedule:
-    """A schedule that fires from now on. InvalidRequest for one that could never work, TooManyRequests for one too many."""
+    """A schedule that fires from now on.
+
+    InvalidRequest for one that could never work, TooManyRequests for one too many.
+    """
     quotas.admit(session, owner, {Quota.SCHEDULES: 1})
     now = db.now(session)
     schedule = Schedule(
@@ -53,16 +59,36 @@ def past(session: Session, owner: Owner, public_id: str) -> Schedule:
 
 
 def lock(session: Session, owner: Owner, public_id: str) -> Schedule:
-    """As `get`; nobody fires or changes it before this transaction ends. Requests may still arrive in its inbox."""
-    return _one(session, public_id, _visible(owner).where(Schedule.deleted_at.is_(None)).with_for_update(key_share=True))
+    """As `get`; nobody fires or changes it before this transaction ends.
+
+    Requests may still arrive in its inbox.
+    """
+    return _one(
+        session,
+        public_id,
+        _visible(owner).where(Schedule.deleted_at.is_(None)).with_for_update(key_share=True),
+    )
 
 
 def keep(session: Session, owner: Owner, public_id: str) -> Schedule:
     """As `get`; nobody deletes it before this transaction ends. It may fire meanwhile."""
-    return _one(session, public_id, _visible(owner).where(Schedule.deleted_at.is_(None)).with_for_update(read=True, key_share=True))
+    return _one(
+        session,
+        public_id,
+        _visible(owner)
+        .where(Schedule.deleted_at.is_(None))
+        .with_for_update(read=True, key_share=True),
+    )
 
 
-def page(session: Session, owner: Owner, *, status: ScheduleStatus | None = None, limit: int, after: str | None) -> Page[Schedule]:
+def page(
+    session: Session,
+    owner: Owner,
+    *,
+    status: ScheduleStatus | None = None,
+    limit: int,
+    after: str | None,
+) -> Page[Schedule]:
     """Schedules, the newest first."""
     rows = _visible(owner).where(Schedule.deleted_at.is_(None))
     if status is not None:
@@ -71,14 +97,18 @@ def page(session: Session, owner: Owner, *, status: ScheduleStatus | None = None
 
 
 def change(session: Session, owner: Owner, schedule: Schedule, definition: Definition) -> None:
-    """Give a locked schedule another definition. Instants that have come are fired by the old one first.
+    """Give a locked schedule another definition. Instants that have come are fired by the old one
+    first.
 
     InvalidRequest if requests wait in its inbox that could not be run by the new one.
     """
     before = Definition.model_validate(schedule.definition)
-    may_strand = before.inbox is not None and (definition.inbox is None or definition.endpoint != before.endpoint)
+    may_strand = before.inbox is not None and (
+        definition.inbox is None or definition.endpoint != before.endpoint
+    )
     if may_strand:
-        # Waits for requests that are arriving, and keeps others out; before a run seals one that they wait for.
+        # Waits for requests that are arriving, and keeps others out; before a run seals one that
+        # they wait for.
         session.execute(select(Schedule.id).where(Schedule.id == schedule.id).with_for_update())
     fire.bring_up_to_date(session, schedule)
     if may_strand:
@@ -97,9 +127,15 @@ def change(session: Session, owner: Owner, schedule: Schedule, definition: Defin
 
 
 def pause(session: Session, schedule: Schedule, note: str | None) -> None:
-    """Fire a locked schedule no more until it is resumed. Instants that pass meanwhile are not made up for."""
+    """Fire a locked schedule no more until it is resumed.
+
+    Instants that pass meanwhile are not made up for.
+    """
     if note is not None and len(note) > MOST_NOTE:
-        raise InvalidRequest(f"note: it has {len(note):,} characters; the most is {MOST_NOTE}. Shorten it.", param="note")
+        raise InvalidRequest(
+            f"note: it has {len(note):,} characters; the most is {MOST_NOTE}. Shorten it.",
+            param="note",
+        )
     fire.bring_up_to_date(session, schedule)
     if note is not None or schedule.status != ScheduleStatus.PAUSED:
         schedule.pause(db.now(session), note)
@@ -118,22 +154,33 @@ def resume(session: Session, schedule: Schedule) -> None:
 
 
 def delete(session: Session, owner: Owner, public_id: str, *, discard_requests: bool) -> int:
-    """Fire it no more. Its runs, batches and invoices stay. Returns how many requests its inbox lost.
+    """Fire it no more. Its runs, batches and invoices stay. Returns how many requests its inbox
+    lost.
 
     InvalidRequest while requests wait in its inbox, unless they are to be discarded.
     """
     # Waits for requests that are arriving, and keeps others out.
-    schedule = _one(session, public_id, _visible(owner).where(Schedule.deleted_at.is_(None)).with_for_update())
+    schedule = _one(
+        session, public_id, _visible(owner).where(Schedule.deleted_at.is_(None)).with_for_update()
+    )
     waiting = inbox.pending(session, [schedule.id]).get(schedule.id, 0)
     if waiting and not discard_requests:
         raise InvalidRequest(
-            f"{waiting:,} request{' waits' if waiting == 1 else 's wait'} in the inbox of {public_id}. Run it first, or delete it with discard_requests=true.",
+            f"{waiting:,} request{' waits' if waiting == 1 else 's wait'} in the inbox of"
+            f" {public_id}. Run it first, or delete it with discard_requests=true.",
             param="discard_requests",
             code="inbox_not_empty",
         )
     for run in runs.unended(session, schedule):
         if run.state == RunState.WAITING:
-            runs.end(session, schedule, run, RunState.SKIPPED, "schedule_deleted", "Its schedule was deleted before it started.")
+            runs.end(
+                session,
+                schedule,
+                run,
+                RunState.SKIPPED,
+                "schedule_deleted",
+                "Its schedule was deleted before it started.",
+            )
     discarded = inbox.discard(session, schedule.id) if waiting else 0
     schedule.deleted_at = db.now(session)
     schedule.next_fire_at = None
@@ -145,25 +192,32 @@ def delete(session: Session, owner: Owner, public_id: str, *, discard_requests: 
 def _refuse_to_strand(session: Session, schedule: Schedule, param: str) -> None:
     if waiting := inbox.pending(session, [schedule.id])[schedule.id]:
         raise InvalidRequest(
-            f"{param}: {waiting:,} request{' waits' if waiting == 1 else 's wait'} in its inbox. Run it first, then change it.",
+            f"{param}: {waiting:,} request{' waits' if waiting == 1 else 's wait'} in its inbox."
+            " Run it first, then change it.",
             param=param,
             code="inbox_not_empty",
         )
 
 
-def _define(session: Session, owner: Owner, schedule: Schedule, definition: Definition, now: datetime) -> None:
+def _define(
+    session: Session, owner: Owner, schedule: Schedule, definition: Definition, now: datetime
+) -> None:
     definition.check(now)
     schedule.name = definition.name
     # A process of the version before refuses fields that it does not know.
     unsaid = {"on_invalid"} if definition.on_invalid == OnInvalid.FAIL else set[str]()
     schedule.definition = definition.model_dump(mode="json", exclude=unsaid)
     # Looked at while it is still the schedule's: one that is past its time is kept by that alone.
-    file = definition.file_id and batches.input_file(session, owner, definition.file_id, param=definition.file_param)
+    file = definition.file_id and batches.input_file(
+        session, owner, definition.file_id, param=definition.file_param
+    )
     schedule.file_id = file.id if file else None
 
 
 def _visible(owner: Owner) -> Select[Schedule]:
-    return select(Schedule).where(Schedule.account_id == owner.account_id, Schedule.livemode == owner.livemode)
+    return select(Schedule).where(
+        Schedule.account_id == owner.account_id, Schedule.livemode == owner.livemode
+    )
 
 
 def _one(session: Session, public_id: str, rows: Select[Schedule]) -> Schedule:

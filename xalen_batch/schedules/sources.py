@@ -1,7 +1,9 @@
-"""Sources: objects that others have put into a folder by the time a schedule fires, each taken by one run.
+"""Sources: objects that others have put into a folder by the time a schedule fires, each taken by
+one run.
 
-A `prefix` is below the account's own part of the server's storage, `drop/<account id hex>/<test|live>/`; a `folder` is below
-one of the drop roots that the operator allows, whose contents are for every account.
+A `prefix` is below the account's own part of the server's storage, `drop/<account id
+hex>/<test|live>/`; a `folder` is below one of the drop roots that the operator allows, whose
+contents are for every account.
 """
 
 import os
@@ -35,10 +37,14 @@ UTF8_BOM = b"\xef\xbb\xbf"
 SOME_MOMENT = Moment(datetime(2026, 1, 31, tzinfo=UTC), ZoneInfo("UTC"), "run_0")
 # What the index over consumed objects has room for, in bytes.
 LONGEST_PATH = 1_024
-TAKEN = text("SELECT path, version FROM consumed_objects WHERE schedule_id = :schedule_id AND path = ANY(CAST(:paths AS text[]))")
+TAKEN = text(
+    "SELECT path, version FROM consumed_objects WHERE schedule_id = :schedule_id AND path ="
+    " ANY(CAST(:paths AS text[]))"
+)
 TAKE = text(
-    "INSERT INTO consumed_objects (schedule_id, path, version, run_id) SELECT :schedule_id, path, version, :run_id"
-    " FROM unnest(CAST(:paths AS text[]), CAST(:versions AS text[])) AS taken (path, version) ON CONFLICT DO NOTHING"
+    "INSERT INTO consumed_objects (schedule_id, path, version, run_id) SELECT :schedule_id, path,"
+    " version, :run_id FROM unnest(CAST(:paths AS text[]), CAST(:versions AS text[])) AS taken"
+    " (path, version) ON CONFLICT DO NOTHING"
 )
 
 
@@ -56,11 +62,16 @@ class Gone(Exception):
 
 
 def check(owner: Owner, source: Source) -> None:
-    """InvalidRequest for a source that could never be read: a path that leads out of where it may lie, a wrong placeholder. Unavailable."""
+    """InvalidRequest for a source that could never be read: a path that leads out of where it may
+    lie, a wrong placeholder. Unavailable.
+    """
     try:
         timeout.look(_share(source), lambda: _place(owner, source, SOME_MOMENT))
     except TimeoutError:
-        raise Unavailable("The place of this source does not answer right now. Send the request again in a few seconds.") from None
+        raise Unavailable(
+            "The place of this source does not answer right now. Send the request again in a few"
+            " seconds."
+        ) from None
     _filled(source.pattern, "source.pattern", SOME_MOMENT)
     if source.ready_marker is not None:
         _steps(source.ready_marker, "source.ready_marker", SOME_MOMENT)
@@ -71,17 +82,25 @@ def location(owner: Owner, source: Source) -> str:
     return source.folder or "/".join((*_own(owner).below, source.prefix or ""))
 
 
-def find(session: Session, schedule: Schedule, source: Source, moment: Moment) -> list[dict[str, Any]]:
-    """The objects that a run is to read, {path, size, version}, sorted by path: those that match and that no run has taken.
+def find(
+    session: Session, schedule: Schedule, source: Source, moment: Moment
+) -> list[dict[str, Any]]:
+    """The objects that a run is to read, {path, size, version}, sorted by path: those that match
+    and that no run has taken.
 
-    NotReady without the marker; InvalidRequest if they cannot be read, or are too many or too large for one batch; storage.AWAY.
+    NotReady without the marker; InvalidRequest if they cannot be read, or are too many or too large
+    for one batch; storage.AWAY.
     """
     owner = Owner(schedule.account_id, schedule.livemode)
     pattern = _filled(source.pattern, "source.pattern", moment)
-    marker = source.ready_marker and "/".join(_steps(source.ready_marker, "source.ready_marker", moment))
+    marker = source.ready_marker and "/".join(
+        _steps(source.ready_marker, "source.ready_marker", moment)
+    )
     place, files = timeout.look(_share(source), lambda: _listed(owner, source, moment, marker))
     with _named(place):
-        objects = [found for found in files if found.path != marker and fnmatchcase(found.path, pattern)]
+        objects = [
+            found for found in files if found.path != marker and fnmatchcase(found.path, pattern)
+        ]
         manifest = [_entry(place, found) for found in objects]
         if not source.repeat:
             manifest = _new(session, schedule, manifest)
@@ -89,13 +108,17 @@ def find(session: Session, schedule: Schedule, source: Source, moment: Moment) -
     return manifest
 
 
-def _listed(owner: Owner, source: Source, moment: Moment, marker: str | None) -> tuple["_Place", list[Found]]:
+def _listed(
+    owner: Owner, source: Source, moment: Moment, marker: str | None
+) -> tuple["_Place", list[Found]]:
     # Nothing is missing in a store that is away.
     confirm(source)
     place = _place(owner, source, moment)
     with _named(place):
         if marker and not place.folder.has(marker):
-            raise NotReady(f"There is no {marker[:SHOWN_VALUE]!r} in {place.name[:SHOWN_VALUE]!r} yet.")
+            raise NotReady(
+                f"There is no {marker[:SHOWN_VALUE]!r} in {place.name[:SHOWN_VALUE]!r} yet."
+            )
         return place, place.folder.files()
 
 
@@ -105,12 +128,19 @@ def confirm(source: Source) -> None:
         marks.confirm()
 
 
-def take(session: Session, schedule: Schedule, run: ScheduleRun, manifest: Sequence[dict[str, Any]]) -> None:
-    """Pin what a run reads. No later run finds these versions of the objects, unless its source repeats."""
+def take(
+    session: Session, schedule: Schedule, run: ScheduleRun, manifest: Sequence[dict[str, Any]]
+) -> None:
+    """Pin what a run reads.
+
+    No later run finds these versions of the objects, unless its source repeats.
+    """
     run.manifest = list(manifest)
     session.flush()
     paths, versions = ([entry[name] for entry in manifest] for name in ("path", "version"))
-    session.execute(TAKE, {"schedule_id": schedule.id, "run_id": run.id, "paths": paths, "versions": versions})
+    session.execute(
+        TAKE, {"schedule_id": schedule.id, "run_id": run.id, "paths": paths, "versions": versions}
+    )
 
 
 def chunks(owner: Owner, source: Source, manifest: Sequence[dict[str, Any]]) -> Iterator[bytes]:
@@ -163,7 +193,10 @@ class _Place:
 
 
 def _place(owner: Owner, source: Source, moment: Moment) -> _Place:
-    """Resolves the links on its way as of now. InvalidRequest if it leads out of where it may lie."""
+    """Resolves the links on its way as of now.
+
+    InvalidRequest if it leads out of where it may lie.
+    """
     if source.folder is not None:
         return _local(source.folder, moment)
     param = "source.prefix"
@@ -174,42 +207,60 @@ def _place(owner: Owner, source: Source, moment: Moment) -> _Place:
     name = "/".join(steps)
     if not found.is_relative_to(home):
         raise InvalidRequest(
-            f"{param}: {name[:SHOWN_VALUE]!r} is a link out of the account's own drop prefix. Put the objects themselves there.",
+            f"{param}: {name[:SHOWN_VALUE]!r} is a link out of the account's own drop prefix. Put"
+            " the objects themselves there.",
             param=param,
         )
     below = found.relative_to(home).parts
-    return _Place(Folder(own.base, own.below + below), "".join(f"{step}/" for step in below), name, param)
+    return _Place(
+        Folder(own.base, own.below + below), "".join(f"{step}/" for step in below), name, param
+    )
 
 
 def _local(folder: str, moment: Moment) -> _Place:
     param = "source.folder"
     if not settings().drop_roots:
         raise InvalidRequest(
-            f"{param}: this server allows no local folders. Its operator can, with XALEN_DROP_ROOTS; or use `prefix`.", param=param
+            f"{param}: this server allows no local folders. Its operator can, with"
+            " XALEN_DROP_ROOTS; or use `prefix`.",
+            param=param,
         )
     if not folder.startswith("/"):
-        raise InvalidRequest(f"{param}: {folder[:SHOWN_VALUE]!r} is not absolute. Write the whole path, from `/` on.", param=param)
+        raise InvalidRequest(
+            f"{param}: {folder[:SHOWN_VALUE]!r} is not absolute. Write the whole path, from"
+            " `/` on.",
+            param=param,
+        )
     name = "/" + "/".join(_steps(folder.lstrip("/"), param, moment))
     found = Path(os.path.realpath(name))
     for root in _roots():
         if found.is_relative_to(root):
             return _Place(Folder(root, found.relative_to(root).parts), f"{found}/", name, param)
     raise InvalidRequest(
-        f"{param}: {name[:SHOWN_VALUE]!r} is not below a drop root of this server. Ask its operator which there are, or use `prefix`.",
+        f"{param}: {name[:SHOWN_VALUE]!r} is not below a drop root of this server. Ask its operator"
+        " which there are, or use `prefix`.",
         param=param,
     )
 
 
 def _own(owner: Owner) -> Folder:
     """What an account has of the server's storage for others to put objects into."""
-    return Folder(Path(os.path.realpath(storage.folder())), ("drop", owner.account_id.hex, "live" if owner.livemode else "test"))
+    return Folder(
+        Path(os.path.realpath(storage.folder())),
+        ("drop", owner.account_id.hex, "live" if owner.livemode else "test"),
+    )
 
 
 def _share(source: Source) -> Path:
-    """What hangs together with a source: the drop root that its folder is written below, or the server's storage."""
+    """What hangs together with a source: the drop root that its folder is written below, or the
+    server's storage.
+    """
     if source.folder is None:
         return storage.folder()
-    return next((root for root in settings().drop_roots if Path(source.folder).is_relative_to(root)), Path(source.folder))
+    return next(
+        (root for root in settings().drop_roots if Path(source.folder).is_relative_to(root)),
+        Path(source.folder),
+    )
 
 
 def _roots() -> list[Path]:
@@ -227,24 +278,33 @@ def _home(owner: Owner, source: Source, path: str) -> tuple[Folder, str]:
 
 
 def _steps(path: str, param: str, moment: Moment) -> list[str]:
-    """The names on a relative path, its placeholders replaced. InvalidRequest for one that is absolute or goes up."""
+    """The names on a relative path, its placeholders replaced.
+
+    InvalidRequest for one that is absolute or goes up.
+    """
     filled = _filled(path, param, moment)
     steps = [step for step in filled.split("/") if step]
     if filled.startswith("/") or not steps or {".", ".."} & set(steps):
         raise InvalidRequest(
-            f"{param}: {filled[:SHOWN_VALUE]!r} is no path below a folder. Write names joined by `/`, without `..` and not from `/` on.",
+            f"{param}: {filled[:SHOWN_VALUE]!r} is no path below a folder. Write names joined by"
+            " `/`, without `..` and not from `/` on.",
             param=param,
         )
     return steps
 
 
 def _filled(text: str, param: str, moment: Moment) -> str:
-    """A name with its placeholders replaced. InvalidRequest for any other: in a name it could only be a mistake."""
+    """A name with its placeholders replaced.
+
+    InvalidRequest for any other: in a name it could only be a mistake.
+    """
     templates.check(text, param=param)
     filled = templates.fill(text, moment)
     if "{{" in filled:
         raise InvalidRequest(
-            f"{param}: {text[:SHOWN_VALUE]!r} holds a placeholder that is none. Write one such as {templates.EXAMPLES}.", param=param
+            f"{param}: {text[:SHOWN_VALUE]!r} holds a placeholder that is none. Write one such as"
+            f" {templates.EXAMPLES}.",
+            param=param,
         )
     return filled
 
@@ -252,14 +312,23 @@ def _filled(text: str, param: str, moment: Moment) -> str:
 def _entry(place: _Place, found: Found) -> dict[str, Any]:
     path = place.prefix + found.path
     # A name that is not UTF-8 comes with its bytes as lone surrogates.
-    if len(path.encode("utf-8", "surrogateescape")) > LONGEST_PATH or any("\ud800" <= char <= "\udfff" for char in path):
+    if len(path.encode("utf-8", "surrogateescape")) > LONGEST_PATH or any(
+        "\ud800" <= char <= "\udfff" for char in path
+    ):
         problem = f"longer than {LONGEST_PATH:,} bytes, or not UTF-8"
-        raise InvalidRequest(f"the name {found.path[:SHOWN_VALUE]!r} is {problem}. Rename the object.", code="source_unreadable")
+        raise InvalidRequest(
+            f"the name {found.path[:SHOWN_VALUE]!r} is {problem}. Rename the object.",
+            code="source_unreadable",
+        )
     return {"path": path, "size": found.size, "version": found.version}
 
 
-def _new(session: Session, schedule: Schedule, manifest: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    rows = session.execute(TAKEN, {"schedule_id": schedule.id, "paths": [entry["path"] for entry in manifest]})
+def _new(
+    session: Session, schedule: Schedule, manifest: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    rows = session.execute(
+        TAKEN, {"schedule_id": schedule.id, "paths": [entry["path"] for entry in manifest]}
+    )
     taken = {(path, version) for path, version in rows}
     return [entry for entry in manifest if (entry["path"], entry["version"]) not in taken]
 
@@ -268,8 +337,8 @@ def _check_size(manifest: list[dict[str, Any]]) -> None:
     size, most = sum(entry["size"] for entry in manifest), settings().max_file_bytes
     if size > most:
         raise InvalidRequest(
-            f"its {len(manifest):,} new objects have {size:,} bytes; the most of one batch is {most:,}. "
-            "Nothing of it was taken. Remove some of them until the next run.",
+            f"its {len(manifest):,} new objects have {size:,} bytes; the most of one batch is"
+            f" {most:,}. Nothing of it was taken. Remove some of them until the next run.",
             code="source_too_large",
         )
 
@@ -281,7 +350,9 @@ def _named(place: _Place) -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        raise InvalidRequest(f"{shown}: {error.message}", param=place.param, code=error.code) from None
+        raise InvalidRequest(
+            f"{shown}: {error.message}", param=place.param, code=error.code
+        ) from None
     except PermissionError:
         message = f"{shown} cannot be read: permission denied. Allow it to the server's user."
         raise InvalidRequest(message, param=place.param, code="source_unreadable") from None

@@ -1,7 +1,9 @@
-"""Templates: JSONL whose strings hold placeholders, which a run replaces by its own date, time and id.
+"""Templates: JSONL whose strings hold placeholders, which a run replaces by its own date, time and
+id.
 
-Plain substitution in string values, after JSON parsing and once: what was put in is never looked at again.
-Whatever is not such a string (keys, numbers, blanks, lines that are no JSON) comes out byte for byte.
+Plain substitution in string values, after JSON parsing and once: what was put in is never looked at
+again. Whatever is not such a string (keys, numbers, blanks, lines that are no JSON) comes out byte
+for byte.
 """
 
 import json
@@ -17,12 +19,15 @@ import orjson
 from xalen_batch.errors import InvalidRequest
 
 SHOWN_VALUE = 100
-EXAMPLES = "{{scheduled_date}}, {{scheduled_date-1d:%d.%m.%Y}}, {{scheduled_time-6h:%H:%M}} or {{run_id}}"
+EXAMPLES = (
+    "{{scheduled_date}}, {{scheduled_date-1d:%d.%m.%Y}}, {{scheduled_time-6h:%H:%M}} or {{run_id}}"
+)
 UNITS = {"scheduled_date": {"d": 1, "w": 7}, "scheduled_time": {"h": 0, "d": 1, "w": 7}}
 _PLAIN = re.compile(rb"\{\{\s*(?:scheduled_date|scheduled_time|run_id)\b[^{}\"]{0,80}\}\}")
 # The most bytes of a placeholder that `first` finds.
 LONGEST = 110
-# What strftime does alike everywhere. Each is formatted alone; the text between them never reaches it.
+# What strftime does alike everywhere. Each is formatted alone; the text between them never reaches
+# it.
 OF_A_DATE = "YymdjBbAauwUWGV"
 OF_A_TIME = OF_A_DATE + "HIMSpzZ"
 
@@ -33,13 +38,16 @@ _OURS = re.compile(
     re.DOTALL | re.ASCII,
 )
 _DIRECTIVE = re.compile("%(.?)", re.DOTALL)
-# One that is not closed is met once, as far as it goes: looking for a string in its rest would take the square of its length.
+# One that is not closed is met once, as far as it goes: looking for a string in its rest would take
+# the square of its length.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"([ \t\r\n]*+:)?)?', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What placeholders stand for: the (aware) instant that a run is for, its schedule's zone, and its public id."""
+    """What placeholders stand for: the (aware) instant that a run is for, its schedule's zone, and
+    its public id.
+    """
 
     scheduled_for: datetime
     zone: ZoneInfo
@@ -58,8 +66,14 @@ class _Placeholder:
             return moment.run_id
         shown = _date(moment, self) if self.name == "scheduled_date" else _time(moment, self)
         if self.format is not None:
-            return _DIRECTIVE.sub(lambda found: "%" if found[1] == "%" else shown.strftime(found[0]), self.format)
-        return shown.isoformat(timespec="seconds") if isinstance(shown, datetime) else shown.isoformat()
+            return _DIRECTIVE.sub(
+                lambda found: "%" if found[1] == "%" else shown.strftime(found[0]), self.format
+            )
+        return (
+            shown.isoformat(timespec="seconds")
+            if isinstance(shown, datetime)
+            else shown.isoformat()
+        )
 
 
 def fill(text: str, moment: Moment) -> str:
@@ -83,7 +97,10 @@ def first(raw: bytes) -> str | None:
 
 
 def render(lines: Iterable[bytes], moment: Moment) -> Iterator[bytes]:
-    """Each line with the placeholders in its string values replaced. InvalidRequest as of `check`."""
+    """Each line with the placeholders in its string values replaced.
+
+    InvalidRequest as of `check`.
+    """
     for line in lines:
         yield _line(line, moment) if _may_hold_one(line) else line
 
@@ -138,13 +155,23 @@ def _parse(inside: str) -> _Placeholder:
     name, unit, format = found["name"], found["unit"], found["format"]
     if name == "run_id":
         if unit or format is not None:
-            raise _wrong(shown, "is no placeholder: a run's id has neither an offset nor a format. Write {{run_id}}")
+            raise _wrong(
+                shown,
+                "is no placeholder: a run's id has neither an offset nor a format. Write"
+                " {{run_id}}",
+            )
         return _Placeholder(name, 0, "d", None)
     if unit and unit not in UNITS[name]:
         hint = ", or hours from {{scheduled_time-6h:%Y-%m-%d}}" if unit == "h" else ""
-        raise _wrong(shown, f"has no offset that {name} knows. Write it in {_choices(UNITS[name])}, such as -1d{hint}")
+        raise _wrong(
+            shown,
+            f"has no offset that {name} knows. Write it in {_choices(UNITS[name])}, such as"
+            f" -1d{hint}",
+        )
     number = int(re.sub(r"\s", "", found["number"])) if unit else 0
-    return _Placeholder(name, number, unit or "d", None if format is None else _format(name, format.strip(), shown))
+    return _Placeholder(
+        name, number, unit or "d", None if format is None else _format(name, format.strip(), shown)
+    )
 
 
 def _format(name: str, format: str, shown: str) -> str:
@@ -155,7 +182,9 @@ def _format(name: str, format: str, shown: str) -> str:
         raise _wrong(shown, f"has a format without a directive such as %Y. {known}")
     for letter in used:
         if letter != "%" and (not letter or letter not in allowed):
-            raise _wrong(shown, f"has a format with %{letter}, which is none of its directives. {known}")
+            raise _wrong(
+                shown, f"has a format with %{letter}, which is none of its directives. {known}"
+            )
     return format
 
 
@@ -165,7 +194,9 @@ def _date(moment: Moment, placeholder: _Placeholder) -> date:
 
 
 def _time(moment: Moment, placeholder: _Placeholder) -> datetime:
-    """Hours are real time; days and weeks keep the wall clock, or move on by the length of a gap that it falls into."""
+    """Hours are real time; days and weeks keep the wall clock, or move on by the length of a gap
+    that it falls into.
+    """
     if placeholder.unit == "h":
         return (moment.scheduled_for + timedelta(hours=placeholder.number)).astimezone(moment.zone)
     local = moment.scheduled_for.astimezone(moment.zone)

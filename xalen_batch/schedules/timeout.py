@@ -1,7 +1,8 @@
-"""Folders that hang: a share whose server is gone answers no look into it, for ever, and no signal ends the look.
+"""Folders that hang: a share whose server is gone answers no look into it, for ever, and no signal
+ends the look.
 
-So each look is made on a thread of its own, which is waited for only so long; one that hangs is left behind, and until it is
-over nobody else looks there.
+So each look is made on a thread of its own, which is waited for only so long; one that hangs is
+left behind, and until it is over nobody else looks there.
 """
 
 import threading
@@ -19,7 +20,11 @@ _hanging: dict[Path, threading.Thread] = {}
 
 
 def look(into: Path, at: Callable[[], T]) -> T:
-    """What `at` returns or raises. TimeoutError, which is storage being away: it hangs, or an earlier look into the same place does."""
+    """What `at` returns or raises.
+
+    TimeoutError, which is storage being away: it hangs, or an earlier look into the same place
+    does.
+    """
     if (earlier := _hanging.get(into)) is not None and earlier.is_alive():
         raise TimeoutError(f"{into} hangs")
     found: Future[T] = Future()

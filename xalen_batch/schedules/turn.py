@@ -1,4 +1,7 @@
-"""A turn: how much of one schedule's work a transaction does. What is left goes on in the next turn."""
+"""A turn: how much of one schedule's work a transaction does.
+
+What is left goes on in the next turn.
+"""
 
 from dataclasses import dataclass
 
@@ -13,7 +16,8 @@ class Turn:
     """What one transaction may still do for a schedule."""
 
     attempts: int = STARTS_AT_ONCE
-    # Why the account may start nothing now. After the first refusal nobody asks its quotas again in this turn.
+    # Why the account may start nothing now. After the first refusal nobody asks its quotas again in
+    # this turn.
     refusal: TooManyRequests | StorageFull | None = None
     # Runs that began or ended.
     moved: int = 0
@@ -32,5 +36,8 @@ class Turn:
 
     @property
     def has_more(self) -> bool:
-        """Whether another turn would get on with it at once. A turn that moved nothing waits for something else."""
+        """Whether another turn would get on with it at once.
+
+        A turn that moved nothing waits for something else.
+        """
         return self.refusal is None and (self.is_behind or (self.is_cut and self.moved > 0))

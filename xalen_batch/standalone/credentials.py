@@ -1,4 +1,6 @@
-"""`credentials.toml`: what the first start makes, so that the CLI and the examples find the API and a key by themselves."""
+"""`credentials.toml`: what the first start makes, so that the CLI and the examples find the API and
+a key by themselves.
+"""
 
 import os
 import tomllib
@@ -33,18 +35,27 @@ def keys(session: Session, path: Path) -> dict[str, str]:
     working = {name: _working(session, found.get(name)) for name in ("test_key", "live_key")}
     # What is made is not the doing of the keys that were tried.
     audit.sign(session, audit.SYSTEM)
-    return {name: secret or _new(session, livemode=name == "live_key") for name, secret in working.items()}
+    return {
+        name: secret or _new(session, livemode=name == "live_key")
+        for name, secret in working.items()
+    }
 
 
 def write(path: Path, credentials: Credentials) -> None:
-    write_private(path, "# Written by `xalen-batch up`. Whoever has these keys can submit batches in your name.", asdict(credentials))
+    write_private(
+        path,
+        "# Written by `xalen-batch up`. Whoever has these keys can submit batches in your name.",
+        asdict(credentials),
+    )
 
 
 def write_private(path: Path, comment: str, values: Mapping[str, str]) -> None:
     """Replace a TOML file in one step; only its owner may read it."""
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
+    with open(
+        os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+    ) as out:
         out.write(f"{comment}\n{tomli_w.dumps(values)}")
         out.flush()
         os.fsync(out.fileno())
@@ -57,7 +68,9 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}. Repair it, or remove it to get new keys.") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error}. Repair it, or remove it to get new keys."
+        ) from error
 
 
 def _working(session: Session, secret: Any) -> str | None:
@@ -69,7 +82,10 @@ def _working(session: Session, secret: Any) -> str | None:
 
 
 def _new(session: Session, *, livemode: bool) -> str:
-    account = session.scalar(select(Account).where(Account.name == ACCOUNT)) or accounts.create(session, ACCOUNT)
-    # Whoever can read the file can read the database's password beside it: nothing is gained by a key that may do less.
+    account = session.scalar(select(Account).where(Account.name == ACCOUNT)) or accounts.create(
+        session, ACCOUNT
+    )
+    # Whoever can read the file can read the database's password beside it: nothing is gained by a
+    # key that may do less.
     _, secret = api_keys.create(session, Owner(account.id, livemode), name="up", scopes=Scope)
     return secret

@@ -1,4 +1,6 @@
-"""The folder that `xalen-batch up` keeps everything in: closed to other users, and used by one `up` at a time."""
+"""The folder that `xalen-batch up` keeps everything in: closed to other users, and used by one `up`
+at a time.
+"""
 
 import fcntl
 import os
@@ -8,7 +10,9 @@ from pathlib import Path
 
 from xalen_batch.errors import ConfigError
 
-OWN = frozenset({"credentials.toml", "files", "logs", "postgres", "run", "run.toml", "up.lock", "valkey"})
+OWN = frozenset(
+    {"credentials.toml", "files", "logs", "postgres", "run", "run.toml", "up.lock", "valkey"}
+)
 
 
 def make(folder: Path) -> None:
@@ -18,11 +22,15 @@ def make(folder: Path) -> None:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         _close(folder)
     except OSError as error:
-        raise ConfigError(f"The data folder {folder} cannot be used: {error.strerror}. Choose another with --data-dir.") from error
+        raise ConfigError(
+            f"The data folder {folder} cannot be used: {error.strerror}. Choose another with"
+            " --data-dir."
+        ) from error
 
 
 def _close(folder: Path) -> None:
-    # One that holds more than ours stays as it is, and `doctor` names it: `--data-dir /srv` must not close /srv.
+    # One that holds more than ours stays as it is, and `doctor` names it: `--data-dir /srv` must
+    # not close /srv.
     if not OWN.issuperset(found.name for found in folder.iterdir()):
         return
     for path in (folder, folder / "files"):

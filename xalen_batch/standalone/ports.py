@@ -13,8 +13,14 @@ def choose(host: str, port: int, *, is_asked: bool) -> int:
     if port == 0 or is_free(host, port):
         return port or _any(host)
     if is_asked:
-        raise ConfigError(f"Port {port} on {host} is taken. Choose another with --port, or leave --port out and a free one is found.")
-    return next((near for near in range(port + 1, min(port + NEIGHBOURS, 65536)) if is_free(host, near)), None) or _any(host)
+        raise ConfigError(
+            f"Port {port} on {host} is taken. Choose another with --port, or leave --port out and a"
+            " free one is found."
+        )
+    return next(
+        (near for near in range(port + 1, min(port + NEIGHBOURS, 65536)) if is_free(host, near)),
+        None,
+    ) or _any(host)
 
 
 def is_free(host: str, port: int) -> bool:
@@ -41,7 +47,9 @@ def _any(host: str) -> int:
 
 
 def _bind(host: str, port: int) -> int:
-    family, kind, _, _, where = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    family, kind, _, _, where = socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
     with socket.socket(family, kind) as probe:
         # As the server will: connections of an earlier run that are still closing are no obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

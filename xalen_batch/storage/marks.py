@@ -1,7 +1,9 @@
-"""Marks: whether this process sees the store of its database, and whether the workers agree with it.
+"""Marks: whether this process sees the store of its database, and whether the workers agree with
+it.
 
-The store holds the database's id in an object. A folder without it (another data folder, a mount point whose disk is away) counts as
-storage that is away: work waits for it, and no missing object there is taken for a lost one (docs/decisions/0032).
+The store holds the database's id in an object. A folder without it (another data folder, a mount
+point whose disk is away) counts as storage that is away: work waits for it, and no missing object
+there is taken for a lost one (docs/decisions/0032).
 """
 
 import time
@@ -17,7 +19,8 @@ from xalen_batch.models import File, StoreMark, workers
 logger = log.get(__name__)
 
 LOOK_EVERY = 1.0
-# Stored files of which one has to be in a folder before an existing database takes it for its store.
+# Stored files of which one has to be in a folder before an existing database takes it for its
+# store.
 LOOKED_FOR = 100
 
 
@@ -31,19 +34,26 @@ class Unplaced(Elsewhere):
 
 @cache
 def identity() -> UUID:
-    """The mark that the store has to hold. Unplaced until an API process has placed it; it never changes afterwards."""
+    """The mark that the store has to hold.
+
+    Unplaced until an API process has placed it; it never changes afterwards.
+    """
     with db.reading() as session:
         mark = session.execute(select(StoreMark.id, StoreMark.placed_at)).one()
     if mark.placed_at is None:
-        raise Unplaced("The store of this database is not marked yet: the API marks it when it starts.")
+        raise Unplaced(
+            "The store of this database is not marked yet: the API marks it when it starts."
+        )
     id: UUID = mark.id
     return id
 
 
 def place() -> None:
-    """Mark the folder as this database's store unless one is marked already; then confirm that this process sees it. Raises Elsewhere.
+    """Mark the folder as this database's store unless one is marked already; then confirm that this
+    process sees it. Raises Elsewhere.
 
-    For API processes, who write uploads there. A worker that is set up wrongly must not mark its own folder.
+    For API processes, who write uploads there. A worker that is set up wrongly must not mark its
+    own folder.
     """
     try:
         confirm()
@@ -57,7 +67,8 @@ def place() -> None:
         mark = session.scalars(select(StoreMark).with_for_update(nowait=True)).one()
         if mark.placed_at is None:
             _refuse_another_store(session, mark.id)
-            # Before the commit: a crash between the two leaves this database's own mark, and the next attempt finds it.
+            # Before the commit: a crash between the two leaves this database's own mark, and the
+            # next attempt finds it.
             storage.write(storage.MARK, [f"{mark.id}\n".encode()])
             mark.placed_at = session.scalar(select(func.now()))
             logger.info("store.marked", mark=str(mark.id), folder=str(storage.folder()))
@@ -76,7 +87,9 @@ def confirm_gone(key: str) -> None:
 
 
 def confirm_kept(key: str) -> None:
-    """Raise Elsewhere unless an object that was just written is in the store: it may have been away meanwhile."""
+    """Raise Elsewhere unless an object that was just written is in the store: it may have been away
+    meanwhile.
+    """
     if not _holds(key):
         raise Elsewhere(f"The storage folder {storage.folder()} was away while it was written to.")
 
@@ -96,9 +109,15 @@ def differences(session: Session) -> list[str]:
             continue
         host, pid, _ = worker.id.rsplit(":", 2)
         if expected.placed_at is not None and worker.store != expected.id:
-            found.append(f"worker {host}:{pid} does not see the store of this database; compare its XALEN_STORAGE_URL and XALEN_DATA_DIR")
+            found.append(
+                f"worker {host}:{pid} does not see the store of this database; compare its"
+                " XALEN_STORAGE_URL and XALEN_DATA_DIR"
+            )
         if worker.catalog != catalog.fingerprint():
-            found.append(f"worker {host}:{pid} has another catalog than this process; compare their XALEN_CATALOG")
+            found.append(
+                f"worker {host}:{pid} has another catalog than this process; compare their"
+                " XALEN_CATALOG"
+            )
     return found
 
 
@@ -108,12 +127,15 @@ def _holds(key: str | None) -> bool:
     try:
         found, is_there = storage.look(key)
     except OSError as error:
-        raise Elsewhere(f"The storage folder {storage.folder()} cannot be read: {error.strerror}.") from error
+        raise Elsewhere(
+            f"The storage folder {storage.folder()} cannot be read: {error.strerror}."
+        ) from error
     if found == expected:
         return is_there
     raise Elsewhere(
-        f"The storage folder {storage.folder()} is not the store of this database: {_told(found)}. Mount the store there, or correct "
-        f"XALEN_STORAGE_URL. To go on with this folder in its place, write {expected} into {storage.MARK} there."
+        f"The storage folder {storage.folder()} is not the store of this database: {_told(found)}."
+        " Mount the store there, or correct XALEN_STORAGE_URL. To go on with this folder in its"
+        f" place, write {expected} into {storage.MARK} there."
     )
 
 
@@ -121,17 +143,19 @@ def _refuse_another_store(session: Session, id: UUID) -> None:
     """Raise Elsewhere unless the folder can be this database's: it holds files of it, or nobody's."""
     found, _ = storage.look(None)
     is_stored = (File.batch_id.is_(None), File.deleted_at.is_(None), File.sha256.is_not(None))
-    known = session.scalars(select(File.id).where(*is_stored).order_by(File.id.desc()).limit(LOOKED_FOR)).all()
+    known = session.scalars(
+        select(File.id).where(*is_stored).order_by(File.id.desc()).limit(LOOKED_FOR)
+    ).all()
     if known:
         if not any(storage.look(storage.key(file_id))[1] for file_id in known):
             raise Elsewhere(
-                f"The storage folder {storage.folder()} holds none of the last {len(known):,} files of this database. "
-                "Mount the store there, or correct XALEN_STORAGE_URL."
+                f"The storage folder {storage.folder()} holds none of the last {len(known):,} files"
+                " of this database. Mount the store there, or correct XALEN_STORAGE_URL."
             )
     elif found not in (None, id):
         raise Elsewhere(
-            f"The storage folder {storage.folder()} is the store of another database. Correct XALEN_STORAGE_URL, "
-            f"or remove {storage.MARK} there if nothing else uses it."
+            f"The storage folder {storage.folder()} is the store of another database. Correct"
+            f" XALEN_STORAGE_URL, or remove {storage.MARK} there if nothing else uses it."
         )
 
 

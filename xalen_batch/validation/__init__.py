@@ -1,1 +1,3 @@
-"""While a batch is `validating`: its file is read in pieces, checked line by line, and cut into tasks."""
+"""While a batch is `validating`: its file is read in pieces, checked line by line, and cut into
+tasks.
+"""

@@ -1,5 +1,6 @@
-"""Work of a request that takes long, in a process of its own, so that it takes neither the interpreter's lock nor a core from the
-requests of others. The thread that asks only waits."""
+"""Work of a request that takes long, in a process of its own, so that it takes neither the
+interpreter's lock nor a core from the requests of others. The thread that asks only waits.
+"""
 
 import threading
 from collections import deque
@@ -27,10 +28,11 @@ _here = threading.Lock()
 
 
 def run(work: Callable[[], T], *, size: int) -> T:
-    """What the work returns, which is never None, or raises; both it and its result can be pickled. `size`: the bytes that it is on.
+    """What the work returns, which is never None, or raises; both it and its result can be pickled.
+    `size`: the bytes that it is on.
 
-    Small work is done in this thread; so is what no process can be had for or a process is lost with, by one thread at a time.
-    Unavailable if it takes more than `PATIENCE` seconds.
+    Small work is done in this thread; so is what no process can be had for or a process is lost
+    with, by one thread at a time. Unavailable if it takes more than `PATIENCE` seconds.
     """
     if size <= SMALL_BYTES:
         return work()
@@ -48,7 +50,10 @@ def _apart(work: Callable[[], T]) -> T | None:
             return None
         found = readers.back(todo, PATIENCE)
     if found is None:
-        raise Unavailable(f"Reading took more than {PATIENCE:g} s. Send the request again later, or with a smaller file.")
+        raise Unavailable(
+            f"Reading took more than {PATIENCE:g} s. Send the request again later, or with a"
+            " smaller file."
+        )
     return found.get(())
 
 

@@ -1,4 +1,5 @@
-"""What the body of a line must look like at each endpoint, as far as OpenAI's description is unambiguous.
+"""What the body of a line must look like at each endpoint, as far as OpenAI's description is
+unambiguous.
 
 What is not listed here is the model's business: it reaches the backend as it is.
 """
@@ -84,7 +85,9 @@ class UsualMessage(Message, forbid_unknown_fields=True, gc=False):
 
 
 class UsualChat(ChatRequest, forbid_unknown_fields=True, gc=False):
-    """What nearly every chat request is: nothing in it goes unread, so what passes here has no fault of form."""
+    """What nearly every chat request is: nothing in it goes unread, so what passes here has no
+    fault of form.
+    """
 
     messages: Annotated[list[UsualMessage], Meta(min_length=1)]  # type: ignore[assignment]  # narrower
     seed: Annotated[int, Meta(ge=LEAST_INT, le=MOST_INT)] | None = None
@@ -118,7 +121,9 @@ class RerankRequest(Struct):
 
     @property
     def texts(self) -> list[str]:
-        return [document if isinstance(document, str) else document.text for document in self.documents]
+        return [
+            document if isinstance(document, str) else document.text for document in self.documents
+        ]
 
 
 Request = ChatRequest | RerankRequest
@@ -144,7 +149,9 @@ def fit(body: dict[str, Any], endpoint: Endpoint) -> Request | Misfit:
 
 
 def ranking(chat: ChatRequest) -> RerankRequest | None:
-    """The query and documents that a chat request to a reranker carries in its last user message, if it does."""
+    """The query and documents that a chat request to a reranker carries in its last user message,
+    if it does.
+    """
     asked = rerank_chat.to_rerank(msgspec.json.encode(chat))
     # Refused: the line will fail when it runs, with the expected shape in its error.
     return None if isinstance(asked, Refused) else msgspec.json.decode(asked, type=RerankRequest)
@@ -156,15 +163,22 @@ def _wrong_message(chat: ChatRequest) -> Misfit | None:
             continue
         param = f"body.messages[{index}]"
         if message.role not in ROLES:
-            return Misfit(f"{param}.role", f"{quoted(message.role)} is not a role. Use one of: {', '.join(ROLES)}.")
+            return Misfit(
+                f"{param}.role",
+                f"{quoted(message.role)} is not a role. Use one of: {', '.join(ROLES)}.",
+            )
         if isinstance(message.content, list):
             for number, part in enumerate(message.content):
                 if part.type == "text" and part.text is None:
-                    return Misfit(f"{param}.content[{number}].text", "A part of type text needs its `text`, a string.")
+                    return Misfit(
+                        f"{param}.content[{number}].text",
+                        "A part of type text needs its `text`, a string.",
+                    )
         if message.content is None and not _may_be_silent(message):
             return Misfit(
                 f"{param}.content",
-                "Give the message a `content`: a string or a list of parts. Only an assistant's tool calls may have none.",
+                "Give the message a `content`: a string or a list of parts. Only an assistant's"
+                " tool calls may have none.",
             )
     return None
 
@@ -172,7 +186,9 @@ def _wrong_message(chat: ChatRequest) -> Misfit | None:
 def _may_be_silent(message: Message) -> bool:
     if message.role == "function":
         return True
-    return message.role == "assistant" and any((message.tool_calls, message.function_call, message.refusal, message.audio))
+    return message.role == "assistant" and any(
+        (message.tool_calls, message.function_call, message.refusal, message.audio)
+    )
 
 
 _WHERE = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?", re.DOTALL)
@@ -182,14 +198,21 @@ _WORDS = {"str": "string", "int": "whole number", "float": "number", "bool": "bo
 
 
 def _misfit(error: str) -> Misfit:
-    """msgspec's words, which hold types and limits but never a value, in those of the person who wrote the body."""
+    """msgspec's words, which hold types and limits but never a value, in those of the person who
+    wrote the body.
+    """
     found = _WHERE.fullmatch(error)
     what, path = (found["what"], found["path"] or "") if found else (error, "")
     if missing := _MISSING.fullmatch(what):
-        return Misfit(f"body{path}.{missing[1]}", f"`{missing[1]}` is missing. {_HINTS.get(missing[1], 'Add it.')}")
+        return Misfit(
+            f"body{path}.{missing[1]}",
+            f"`{missing[1]}` is missing. {_HINTS.get(missing[1], 'Add it.')}",
+        )
     name = re.split(r"[.\[]", path.lstrip("."))[0]
     expected = re.sub(r"\b(str|int|float|bool)\b", lambda word: _WORDS[word[0]], what)
-    return Misfit(f"body{path}", f"{expected}. {_HINTS.get(name, 'Change its value or leave it out.')}")
+    return Misfit(
+        f"body{path}", f"{expected}. {_HINTS.get(name, 'Change its value or leave it out.')}"
+    )
 
 
 _HINTS = {

@@ -1,8 +1,9 @@
 """Whether a request can fit its model's context window.
 
-No tokenizer makes more tokens than a text has bytes, so a line that is shorter in bytes than the window
-fits, and most are. Only longer ones are counted: by the model's own tokenizer where it is installed,
-else by an estimate that is taken as low as it can be wrong, since a prompt that fits must never be refused.
+No tokenizer makes more tokens than a text has bytes, so a line that is shorter in bytes than the
+window fits, and most are. Only longer ones are counted: by the model's own tokenizer where it is
+installed, else by an estimate that is taken as low as it can be wrong, since a prompt that fits
+must never be refused.
 """
 
 from collections.abc import Iterable
@@ -35,7 +36,10 @@ def _chat_overflow(chat: ChatRequest, model: Model) -> Misfit | None:
     counted, is_exact = _count(texts, model)
     if counted <= model.context_window:
         return None
-    return Misfit("body.messages", f"The messages have {_tokens(counted, is_exact)}, and {_window(model)} Shorten them.")
+    return Misfit(
+        "body.messages",
+        f"The messages have {_tokens(counted, is_exact)}, and {_window(model)} Shorten them.",
+    )
 
 
 def _ranking_overflow(request: RerankRequest, model: Model, param: str) -> Misfit | None:
@@ -50,7 +54,8 @@ def _ranking_overflow(request: RerankRequest, model: Model, param: str) -> Misfi
         if counted > model.context_window:
             return Misfit(
                 param.format(index),
-                f"The query and document {index} have {_tokens(counted, is_exact)}, and {_window(model)} Shorten the document, or cut it in several.",
+                f"The query and document {index} have {_tokens(counted, is_exact)}, and"
+                f" {_window(model)} Shorten the document, or cut it in several.",
             )
     return None
 
@@ -60,7 +65,10 @@ def _count(texts: Iterable[str], model: Model) -> tuple[int, bool]:
     if exact := tokens.exact_counter(model):
         return sum(map(exact, texts)), True
     # No word shares a token with the next one, so there are no fewer tokens than words.
-    return sum(max(int(tokens.count(text) * LEAST_SHARE), len(text.split())) for text in texts), False
+    return (
+        sum(max(int(tokens.count(text) * LEAST_SHARE), len(text.split())) for text in texts),
+        False,
+    )
 
 
 def _tokens(counted: int, is_exact: bool) -> str:

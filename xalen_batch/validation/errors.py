@@ -12,7 +12,8 @@ TOO_MANY = "too_many_tasks"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One entry of a batch's `errors`. `line` counts from 1; None: the file as a whole. `param` is a path in the line.
+    """One entry of a batch's `errors`. `line` counts from 1; None: the file as a whole. `param` is
+    a path in the line.
 
     `custom_id`: the line's own, where it can be read and no line before has it.
     """
@@ -62,7 +63,11 @@ class Faults:
         shown = [fault.render() for fault in self.kept]
         if self.unlisted:
             remedy = "Correct those above, then validate the file again."
-            shown.append(Fault("too_many_errors", f"{self.unlisted:,} more errors are not listed. {remedy}").render())
+            shown.append(
+                Fault(
+                    "too_many_errors", f"{self.unlisted:,} more errors are not listed. {remedy}"
+                ).render()
+            )
         return shown
 
 
@@ -73,8 +78,14 @@ def refused(model: str, terms: Terms) -> Fault | None:
 
 
 def quoted(value: object) -> str:
-    """A user's value for a message: short, and with nothing in it that acts on a terminal, a page or `jsonb`."""
+    """A user's value for a message: short, and with nothing in it that acts on a terminal, a page
+    or `jsonb`.
+    """
     # Cut before it is escaped: a value can be megabytes.
     text = value[: QUOTED_CHARACTERS + 1] if isinstance(value, str) else value
-    shown = repr(text) if isinstance(text, str | int | float | bool | None) else f"{type(value).__name__}"
+    shown = (
+        repr(text)
+        if isinstance(text, str | int | float | bool | None)
+        else f"{type(value).__name__}"
+    )
     return shown if len(shown) <= QUOTED_CHARACTERS else shown[: QUOTED_CHARACTERS - 1] + "…"

@@ -53,7 +53,9 @@ class ModelEstimate:
         ranking = _ranking(line.request, self.model)
         if ranking:
             self.input_tokens += tokens.count_rerank(ranking.query, ranking.texts)
-            self.max_input_tokens += tokens.count_rerank(ranking.query, ranking.texts, counter=tokens.most)
+            self.max_input_tokens += tokens.count_rerank(
+                ranking.query, ranking.texts, counter=tokens.most
+            )
         elif isinstance(line.request, ChatRequest) and not self.model.is_reranker:
             self._add_chat(line.request, *_prompt(line))
 
@@ -81,7 +83,13 @@ class ModelEstimate:
     def _cost(self, read: int, written: int) -> Decimal:
         # Usage on a component without a price is never billed.
         counts = {"input": read, "output": written}
-        gross = sum((money.gross(counts[component], Decimal(price)) for component, price in self.price.items()), Decimal(0))
+        gross = sum(
+            (
+                money.gross(counts[component], Decimal(price))
+                for component, price in self.price.items()
+            ),
+            Decimal(0),
+        )
         return gross + money.discount(gross, self.discount_rate)
 
     def render(self) -> dict[str, Any]:
@@ -116,7 +124,9 @@ class Estimate:
             if fault := refused(line.model, terms):
                 self.refused[line.model] = fault
                 return
-            self.models[line.model] = ModelEstimate(models[line.model], terms.prices[line.model], self.discount_rate)
+            self.models[line.model] = ModelEstimate(
+                models[line.model], terms.prices[line.model], self.discount_rate
+            )
         self.models[line.model].add(line)
 
     def extend(self, other: "Estimate") -> None:
@@ -154,7 +164,10 @@ class Estimate:
         return sum((share.max_cost for share in self.models.values()), Decimal(0))
 
     def render(self) -> dict[str, Any]:
-        """For the API and `--json`: money as strings. `lines` and costs are of the good lines alone."""
+        """For the API and `--json`: money as strings.
+
+        `lines` and costs are of the good lines alone.
+        """
         return {
             "object": "batch.estimate",
             "valid": self.is_valid,
@@ -181,7 +194,8 @@ def estimate(
 ) -> Estimate:
     """Read a file as a batch on these terms would, without running it.
 
-    `endpoint` None: the first line's url is taken for the whole file, as `Estimate.endpoint` then tells. `limits` None: the settings'.
+    `endpoint` None: the first line's url is taken for the whole file, as `Estimate.endpoint` then
+    tells. `limits` None: the settings'.
     """
     result = Estimate(endpoint, discount_rate)
     for line in scan(chunks, endpoint=endpoint, models=models, limits=limits):

@@ -1,4 +1,6 @@
-"""Estimate a stored file, in processes of its own: beside the requests of others, and a large one on several cores."""
+"""Estimate a stored file, in processes of its own: beside the requests of others, and a large one
+on several cores.
+"""
 
 import threading
 from collections.abc import Mapping
@@ -29,7 +31,11 @@ def estimate_file(
     discount_rate: Decimal,
 ) -> Estimate:
     """As `estimate`, of a file in storage. storage.AWAY; Unavailable if it takes too long."""
-    work, size, processes = Estimating(endpoint, models, terms, discount_rate), storage.size(key), settings().validation_processes
+    work, size, processes = (
+        Estimating(endpoint, models, terms, discount_rate),
+        storage.size(key),
+        settings().validation_processes,
+    )
     # Several estimates at once use the cores as they are, with a process each.
     if processes > 1 and size > LARGE_BYTES and _in_pieces.acquire(blocking=False):
         try:
@@ -58,7 +64,9 @@ class Estimating:
     def in_pieces(self, key: str, processes: int) -> Estimate | None:
         """None unless all lines are good."""
         found, places = Estimate(self.endpoint, self.discount_rate), list(places_of(key))
-        with Readers(min(processes, len(places)), self, niceness=apart.NICENESS, patience=apart.START) as readers:
+        with Readers(
+            min(processes, len(places)), self, niceness=apart.NICENESS, patience=apart.START
+        ) as readers:
             if not in_pieces(places, self, readers, lambda content, _: found.extend(content)):
                 return None
         found.end()

@@ -1,4 +1,7 @@
-"""Why a line is not the JSON that every backend reads alike. Slow and careful: only for lines that a strict parser refused."""
+"""Why a line is not the JSON that every backend reads alike.
+
+Slow and careful: only for lines that a strict parser refused.
+"""
 
 import json
 import math
@@ -9,7 +12,8 @@ from typing import Any, NoReturn
 
 from xalen_batch.validation.errors import Fault, quoted
 
-# Far below where parsers give up (pydantic at about 200), so that no backend's limit is met after the line was taken.
+# Far below where parsers give up (pydantic at about 200), so that no backend's limit is met after
+# the line was taken.
 MAX_DEPTH = 128
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
@@ -29,8 +33,9 @@ def diagnose(raw: bytes, line: int) -> Fault:
     except UnicodeDecodeError as error:
         return Fault(
             "invalid_encoding",
-            f"Byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8. "
-            "Save the file as UTF-8, for example with: iconv -f WINDOWS-1252 -t UTF-8 input.jsonl > utf8.jsonl",
+            f"Byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8. Save the"
+            " file as UTF-8, for example with: iconv -f WINDOWS-1252 -t UTF-8 input.jsonl >"
+            " utf8.jsonl",
             line,
         )
     return Fault("invalid_json_line", _reason(raw, text), line)
@@ -64,26 +69,46 @@ class _Pairs(list[tuple[str, Any]]):
 
 def _reason(raw: bytes, text: str) -> str:
     if b"\x00" in raw:
-        return f"Character {text.index(chr(0)) + 1} of the line is a NUL. Remove it; inside a string write it as \\u0000."
+        return (
+            f"Character {text.index(chr(0)) + 1} of the line is a NUL. Remove it; inside a string"
+            " write it as \\u0000."
+        )
     if is_too_deep(raw):
-        return f"The line is nested too deeply: more than {MAX_DEPTH} objects or lists inside each other. Flatten it."
+        return (
+            f"The line is nested too deeply: more than {MAX_DEPTH} objects or lists inside each"
+            " other. Flatten it."
+        )
     try:
         json.loads(text, parse_constant=_constant, parse_float=_number, parse_int=_number)
     except _Wrong as wrong:
         return str(wrong)
     except json.JSONDecodeError as error:
         return _malformed(text, error)
-    return "A string holds half of a surrogate pair (such as \\ud83d alone), which is no character. Write the whole pair or remove it."
+    return (
+        "A string holds half of a surrogate pair (such as \\ud83d alone), which is no character."
+        " Write the whole pair or remove it."
+    )
 
 
 def _malformed(text: str, error: json.JSONDecodeError) -> str:
     if text.startswith("\ufeff"):
         return "The line begins with a byte order mark, as when files are joined. Remove it."
-    if text.strip() in ("{", "[", "[{") or (text.startswith("[") and text.rstrip().endswith(("{", ","))):
-        return "The line is only the beginning of a JSON value. Put each request on one line of its own, as JSONL, not indented and not in a list."
+    if text.strip() in ("{", "[", "[{") or (
+        text.startswith("[") and text.rstrip().endswith(("{", ","))
+    ):
+        return (
+            "The line is only the beginning of a JSON value. Put each request on one line of its"
+            " own, as JSONL, not indented and not in a list."
+        )
     if text.startswith(("'", "{'")):
-        return "Not JSON: strings and keys need double quotes. Write the lines with json.dumps, not with str."
-    return f"Not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}. Each line must be one whole JSON object; write it with a JSON library."
+        return (
+            "Not JSON: strings and keys need double quotes. Write the lines with json.dumps, not"
+            " with str."
+        )
+    return (
+        f"Not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}. Each line must be"
+        " one whole JSON object; write it with a JSON library."
+    )
 
 
 def _constant(name: str) -> NoReturn:
@@ -93,5 +118,8 @@ def _constant(name: str) -> NoReturn:
 def _number(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
-        raise _Wrong(f"The number {quoted(digits)} is too large to be read as one. Shorten it, or write it as a string.")
+        raise _Wrong(
+            f"The number {quoted(digits)} is too large to be read as one. Shorten it, or write it"
+            " as a string."
+        )
     return value

@@ -1,4 +1,7 @@
-"""Pieces of a large file, and the process that reads them. It starts anew for each file, so this imports little."""
+"""Pieces of a large file, and the process that reads them.
+
+It starts anew for each file, so this imports little.
+"""
 
 import gc
 import os
@@ -29,11 +32,17 @@ class Gathered:
         self._rerankers = {model.id for model in models.values() if model.is_reranker}
 
     def add(self, line: GoodLine) -> None:
-        self.split.add(line.model, line.span, () if line.model in self._rerankers else self._marker.marks(line.prompt))
+        self.split.add(
+            line.model,
+            line.span,
+            () if line.model in self._rerankers else self._marker.marks(line.prompt),
+        )
 
 
 class Place(NamedTuple):
-    """Where a piece is: the file's key, and where in it the piece begins and ends, both between two lines."""
+    """Where a piece is: the file's key, and where in it the piece begins and ends, both between two
+    lines.
+    """
 
     key: str
     begin: int
@@ -41,7 +50,8 @@ class Place(NamedTuple):
 
 
 class Piece(NamedTuple, Generic[T]):
-    """What was made of good lines, read as if the file began with them. `lines` counts the blank ones too.
+    """What was made of good lines, read as if the file began with them. `lines` counts the blank
+    ones too.
 
     `endpoint`: what they ask for; None if none was given and no line names one.
     """
@@ -53,7 +63,10 @@ class Piece(NamedTuple, Generic[T]):
 
 
 class Crash(NamedTuple):
-    """A bug was met; `cause` is what `log.cause` says of it. The process that asked does the work itself."""
+    """A bug was met; `cause` is what `log.cause` says of it.
+
+    The process that asked does the work itself.
+    """
 
     cause: dict[str, str]
 
@@ -69,7 +82,12 @@ class Splitting:
         return read_piece(place, self.endpoint, self.models)
 
 
-def serve(connection: Connection, environment: Mapping[str, str], niceness: int, work: Callable[[Any], Any]) -> None:
+def serve(
+    connection: Connection,
+    environment: Mapping[str, str],
+    niceness: int,
+    work: Callable[[Any], Any],
+) -> None:
     """Do the work for each argument that arrives, and send its result, until the connection ends."""
     # The settings of the process that asks, wherever the fork server is from.
     os.environ.clear()
@@ -77,7 +95,8 @@ def serve(connection: Connection, environment: Mapping[str, str], niceness: int,
     os.nice(niceness)
     # Ctrl-C in a terminal is for the process that asks, which lets this end what it has begun.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Good lines leave no cycles, and a look for some would copy all memory that it shares with other processes.
+    # Good lines leave no cycles, and a look for some would copy all memory that it shares with
+    # other processes.
     gc.disable()
     with suppress(EOFError, OSError):
         while True:
@@ -85,7 +104,8 @@ def serve(connection: Connection, environment: Mapping[str, str], niceness: int,
             try:
                 result = work(argument)
             except Exception as error:
-                # Its message may quote a line. That logging has to be imported does not matter here.
+                # Its message may quote a line. That logging has to be imported does not matter
+                # here.
                 from xalen_batch import log
 
                 result = Crash(log.cause(error))
@@ -98,8 +118,13 @@ def read_piece(place: Place, endpoint: str, models: Mapping[str, Model]) -> Piec
     return read_lines(place, Reader(endpoint, models), gathered.add, gathered.split)
 
 
-def read_lines(place: Place, reader: Reader, add: Callable[[GoodLine], None], content: T) -> Piece[T] | None:
-    """Add a piece's lines to its content. None if a line has a fault, which only a reading of the whole file can tell, or storage fails."""
+def read_lines(
+    place: Place, reader: Reader, add: Callable[[GoodLine], None], content: T
+) -> Piece[T] | None:
+    """Add a piece's lines to its content.
+
+    None if a line has a fault, which only a reading of the whole file can tell, or storage fails.
+    """
     try:
         for line in reader.read(storage.chunks(*place), start=place.begin):
             if isinstance(line, Fault):

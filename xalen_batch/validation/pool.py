@@ -1,4 +1,6 @@
-"""Processes that read for another: on several cores, and without the interpreter's lock of the process that asks."""
+"""Processes that read for another: on several cores, and without the interpreter's lock of the
+process that asks.
+"""
 
 import multiprocessing
 import os
@@ -24,7 +26,12 @@ AT_ONCE = 0.1
 # What the fork server imports, so that its processes need not.
 PRELOADED = [
     f"xalen_batch.{name}"
-    for name in ("validation.pieces", "validation.estimate_file", "schedules.preflight_file", "schedules.collect_lines")
+    for name in (
+        "validation.pieces",
+        "validation.estimate_file",
+        "schedules.preflight_file",
+        "schedules.collect_lines",
+    )
 ]
 
 # `multiprocessing` keeps its children in one set, and threads may start some at once.
@@ -45,13 +52,16 @@ def _context() -> ForkServerContext:
 
 
 class Readers(Generic[A, T]):
-    """Up to `number` processes; each does `work` for one argument after the other. They start one by one, and end on leaving.
+    """Up to `number` processes; each does `work` for one argument after the other. They start one
+    by one, and end on leaving.
 
-    A process may be lost at any time, or never start: the caller has to be ready to do the work itself.
-    `patience`: seconds that entering waits for the first of them.
+    A process may be lost at any time, or never start: the caller has to be ready to do the work
+    itself. `patience`: seconds that entering waits for the first of them.
     """
 
-    def __init__(self, number: int, work: Callable[[A], T], *, niceness: int = 0, patience: float = AT_ONCE) -> None:
+    def __init__(
+        self, number: int, work: Callable[[A], T], *, niceness: int = 0, patience: float = AT_ONCE
+    ) -> None:
         self._number = number
         self._told = (niceness, work)
         self._patience = patience
@@ -64,7 +74,8 @@ class Readers(Generic[A, T]):
     def __enter__(self) -> Self:
         start = threading.Thread(target=self._start, name="readers", daemon=True)
         start.start()
-        # Mostly they are there at once. The fork server of a process's first large file takes half a second to start.
+        # Mostly they are there at once. The fork server of a process's first large file takes half
+        # a second to start.
         start.join(self._patience)
         return self
 
@@ -90,7 +101,8 @@ class Readers(Generic[A, T]):
                 self._busy[connection] = todo.popleft()
 
     def back(self, todo: deque[A], timeout: float) -> dict[A, T | None] | None:
-        """Results, as soon as there is one; None after `timeout` seconds. A result is None after a crash.
+        """Results, as soon as there is one; None after `timeout` seconds. A result is None after a
+        crash.
 
         The argument of a lost process is put back at the end of `todo`.
         """
@@ -117,7 +129,8 @@ class Readers(Generic[A, T]):
 
     def _end(self, connection: Connection) -> None:
         connection.close()
-        # An idle one ends with its connection, a busy one would do its work first, which may have no end.
+        # An idle one ends with its connection, a busy one would do its work first, which may have
+        # no end.
         process = self._processes.pop(connection, None)
         if process is not None and process.is_alive():
             process.kill()
@@ -129,13 +142,16 @@ class Readers(Generic[A, T]):
             for _ in range(self._number):
                 ours, theirs = context.Pipe()
                 # A daemon: whoever exits does not wait for it.
-                process = context.Process(target=pieces.serve, args=(theirs, dict(os.environ), *self._told), daemon=True)
+                process = context.Process(
+                    target=pieces.serve, args=(theirs, dict(os.environ), *self._told), daemon=True
+                )
                 with _starting:
                     process.start()
                 theirs.close()
                 self._add(ours, process)
         except (OSError, EOFError, RuntimeError) as error:
-            # There may be no place for a socket, such as a writable /tmp, or no room for another process.
+            # There may be no place for a socket, such as a writable /tmp, or no room for another
+            # process.
             logger.warning("reading.no_processes", **log.cause(error))
 
     def _add(self, connection: Connection, process: ForkServerProcess) -> None:

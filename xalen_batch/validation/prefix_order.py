@@ -1,8 +1,10 @@
-"""Prefix order: lines whose prompts begin alike run one behind the other, while the backend's prefix cache still holds that beginning.
+"""Prefix order: lines whose prompts begin alike run one behind the other, while the backend's
+prefix cache still holds that beginning.
 
-Such a cache knows a prompt by its blocks from the first token on: the tools, then one message after the other. So a line
-is known here by marks, each of them a checksum of all its prompt up to a place: lines with the same first marks begin alike.
-Two prompts with the same checksum by chance cost a place in the order, and nothing else.
+Such a cache knows a prompt by its blocks from the first token on: the tools, then one message after
+the other. So a line is known here by marks, each of them a checksum of all its prompt up to a
+place: lines with the same first marks begin alike. Two prompts with the same checksum by chance
+cost a place in the order, and nothing else.
 """
 
 from array import array
@@ -13,7 +15,8 @@ from zlib import crc32
 
 import orjson
 
-# Bytes that are worth a place beside another line: about four blocks of 16 tokens. Sharing less moves no line.
+# Bytes that are worth a place beside another line: about four blocks of 16 tokens. Sharing less
+# moves no line.
 LEAST = 256
 # Bounds what a line of many messages costs.
 MOST_MARKS = 24
@@ -38,10 +41,15 @@ Prompt = Sequence[str | bytes]
 
 
 def prompt(body: Mapping[str, Any]) -> Prompt:
-    """What a chat request has the model read, in the order in which it is read: the tools, then each message."""
+    """What a chat request has the model read, in the order in which it is read: the tools, then
+    each message.
+    """
     tools = body.get("tools")
     contents = [(message, message.get("content")) for message in body["messages"]]
-    messages = [content if isinstance(content, str) else orjson.dumps(message) for message, content in contents]
+    messages = [
+        content if isinstance(content, str) else orjson.dumps(message)
+        for message, content in contents
+    ]
     return [orjson.dumps(tools), *messages] if tools else messages
 
 
@@ -60,9 +68,9 @@ def first_mark(prompt: Prompt) -> int | None:
 def marks(prompt: Prompt) -> list[int]:
     """The marks of a prompt, 32 bits each; none where it is shorter than `LEAST`.
 
-    They are at `PLACES` of each piece, and at the end of each piece that another follows, if `LEAST` bytes lie behind the mark
-    before. So what two prompts share is seen if it is half as long as what comes before it in its piece.
-    A mark depends on nothing behind it.
+    They are at `PLACES` of each piece, and at the end of each piece that another follows, if
+    `LEAST` bytes lie behind the mark before. So what two prompts share is seen if it is half as
+    long as what comes before it in its piece. A mark depends on nothing behind it.
     """
     return _Read().then(prompt).marks
 
@@ -105,14 +113,17 @@ class Marker:
     """Makes the marks of one line after the other, and no more of them than can matter."""
 
     def __init__(self) -> None:
-        # A byte for the last bits of each first mark so far. What another had set costs a line the making of all its marks.
+        # A byte for the last bits of each first mark so far. What another had set costs a line the
+        # making of all its marks.
         self._seen = bytearray(1 << FIRST_BITS)
-        # Mostly all lines have the same first message: that of the last line of which all marks were made.
+        # Mostly all lines have the same first message: that of the last line of which all marks
+        # were made.
         self._opening: str | bytes | None = None
         self._opened = _Read()
 
     def marks(self, prompt: Prompt) -> Sequence[int]:
-        """Of a line that begins like none before it the first mark is all that is made: most of what long prompts cost.
+        """Of a line that begins like none before it the first mark is all that is made: most of
+        what long prompts cost.
 
         So the first line of a group may part from those that go on as it does, once in a group.
         """
@@ -132,7 +143,10 @@ class Marker:
 
 
 class Starts:
-    """How many lines begin: their marks, held as 4 bytes each. Lines are numbered from 0, as they are added."""
+    """How many lines begin: their marks, held as 4 bytes each.
+
+    Lines are numbered from 0, as they are added.
+    """
 
     def __init__(self) -> None:
         self._marks = array("I")
@@ -149,9 +163,11 @@ class Starts:
         self._begins.extend(before + begin for begin in others._begins[1:])
 
     def running_order(self) -> list[int]:
-        """Each line once: those that begin alike together, and in each such group those that go on alike.
+        """Each line once: those that begin alike together, and in each such group those that go on
+        alike.
 
-        Groups come in the order of their first lines, and what begins like no other line stays where it is among them.
+        Groups come in the order of their first lines, and what begins like no other line stays
+        where it is among them.
         """
         lines = list(range(len(self._begins) - 1))
         # No mark is there twice: no line begins like another.
@@ -165,7 +181,10 @@ class Starts:
         """Append lines that have their first `depth` marks in common."""
         marks, begins = self._marks, self._begins
         # Behind its last mark a line is a group of its own.
-        names = [marks[begins[line] + depth] if begins[line] + depth < begins[line + 1] else ~line for line in lines]
+        names = [
+            marks[begins[line] + depth] if begins[line] + depth < begins[line + 1] else ~line
+            for line in lines
+        ]
         distinct = len(set(names))
         if distinct == len(lines):
             order.extend(lines)

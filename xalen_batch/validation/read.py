@@ -1,8 +1,9 @@
 """Reading a batch's input file: its faults, or where its lines are and how they begin.
 
-A large file is read in pieces, by processes of their own: on several cores, and while the lines of others run in this one. A
-piece yields only good lines. Where one is not, the whole file is read once more from its beginning: a line's fault may depend on
-lines far before it, and is worded in one place.
+A large file is read in pieces, by processes of their own: on several cores, and while the lines of
+others run in this one. A piece yields only good lines. Where one is not, the whole file is read
+once more from its beginning: a line's fault may depend on lines far before it, and is worded in one
+place.
 """
 
 from collections import deque
@@ -29,7 +30,8 @@ PIECE_BYTES = 8 * MiB
 # A line mostly ends in so many bytes.
 LOOK_BYTES = 16 * 1024
 LINES_PER_LOOK = 64
-# Seconds for a piece, which takes a tenth of one. Beyond that the worker reads by itself: its lease runs out if that hangs as well.
+# Seconds for a piece, which takes a tenth of one. Beyond that the worker reads by itself: its lease
+# runs out if that hangs as well.
 PATIENCE = 30.0
 
 
@@ -37,7 +39,8 @@ PATIENCE = 30.0
 class Reading:
     """What reading a file came to. With a fault, what else there is is not all of it.
 
-    `skipped`: the faults of lines that are left out, each with a custom id that no other line of the file has.
+    `skipped`: the faults of lines that are left out, each with a custom id that no other line of
+    the file has.
     """
 
     split: Split = field(default_factory=Split)
@@ -45,10 +48,19 @@ class Reading:
     skipped: Sequence[Fault] = ()
 
 
-def read(key: str, *, endpoint: str, models: Mapping[str, Model], skips: bool = False, meanwhile: Callable[[], None]) -> Reading:
-    """Read a whole file. `meanwhile` is called whenever some of it has been read; what it raises ends the work.
+def read(
+    key: str,
+    *,
+    endpoint: str,
+    models: Mapping[str, Model],
+    skips: bool = False,
+    meanwhile: Callable[[], None],
+) -> Reading:
+    """Read a whole file. `meanwhile` is called whenever some of it has been read; what it raises
+    ends the work.
 
-    `skips`: invalid lines are left out, unless the file itself has a fault or no line is good. FileNotFoundError if the file is gone.
+    `skips`: invalid lines are left out, unless the file itself has a fault or no line is good.
+    FileNotFoundError if the file is gone.
     """
     processes = settings().validation_processes
     if processes and storage.size(key) > LARGE_BYTES:
@@ -59,7 +71,14 @@ def read(key: str, *, endpoint: str, models: Mapping[str, Model], skips: bool = 
     return _whole(key, endpoint, models, meanwhile, skips=skips)
 
 
-def _whole(key: str, endpoint: str, models: Mapping[str, Model], meanwhile: Callable[[], None], *, skips: bool = False) -> Reading:
+def _whole(
+    key: str,
+    endpoint: str,
+    models: Mapping[str, Model],
+    meanwhile: Callable[[], None],
+    *,
+    skips: bool = False,
+) -> Reading:
     gathered, faults, skipped, custom_ids = Gathered(models), Faults(), list[Fault](), set[str]()
     for number, line in enumerate(scan(storage.chunks(key), endpoint=endpoint, models=models)):
         # A line takes microseconds.
@@ -84,7 +103,11 @@ def _named(fault: Fault, taken: set[str]) -> Fault:
     if fault.custom_id is not None:
         return fault
     name = f"line-{fault.line}"
-    made_up = next(found for found in chain([name], (f"{name}-{number}" for number in count(2))) if found not in taken)
+    made_up = next(
+        found
+        for found in chain([name], (f"{name}-{number}" for number in count(2)))
+        if found not in taken
+    )
     taken.add(made_up)
     return replace(fault, custom_id=made_up)
 
@@ -96,9 +119,11 @@ def in_pieces(
     extend: Callable[[T, int], None],
     meanwhile: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Call `extend` with what was made of each piece and the number of lines before it, in file order.
+    """Call `extend` with what was made of each piece and the number of lines before it, in file
+    order.
 
-    False, with some of them missing, unless the file as a whole is good and every piece is read in time. `meanwhile`: as of `read`.
+    False, with some of them missing, unless the file as a whole is good and every piece is read in
+    time. `meanwhile`: as of `read`.
     """
     todo, joined = deque(places), _Joined(places, extend)
     while not joined.is_whole:

@@ -1,7 +1,7 @@
 """Split: cut a batch's lines into tasks, each a slice of lines of one model that one worker runs.
 
-The lines have a running order (`prefix`): tasks follow it, and so do the lines in a task. What a reader gets is in file order all
-the same, since results are read by their line numbers.
+The lines have a running order (`prefix`): tasks follow it, and so do the lines in a task. What a
+reader gets is in file order all the same, since results are read by their line numbers.
 """
 
 from bisect import bisect_right
@@ -24,7 +24,10 @@ FEWEST_LINES = 25
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The lines of a task to be, in running order, as `jsonl.pack` makes them. `place`: how many of the batch come before the first."""
+    """The lines of a task to be, in running order, as `jsonl.pack` makes them.
+
+    `place`: how many of the batch come before the first.
+    """
 
     model: str
     place: int
@@ -61,7 +64,9 @@ class _Lines:
 
 @dataclass
 class Split:
-    """Lines by model, held as tens of bytes each until all are known: their number decides the size of a task."""
+    """Lines by model, held as tens of bytes each until all are known: their number decides the size
+    of a task.
+    """
 
     _by_model: dict[str, _Lines] = field(default_factory=dict)
     lines: int = 0
@@ -69,7 +74,9 @@ class Split:
     tokens: int = 0
 
     def add(self, model: str, span: Span, marks: Sequence[int] = ()) -> None:
-        """`marks`: what makes its place in the running order; without any the line runs where it is in the file."""
+        """`marks`: what makes its place in the running order; without any the line runs where it is
+        in the file.
+        """
         lines = self._of(model)
         lines.packed += jsonl.entry(*span)
         lines.starts.add(marks)
@@ -77,7 +84,9 @@ class Split:
         self.tokens += tokens.enqueued(span.length)
 
     def extend(self, others: "Split", lines_before: int) -> None:
-        """Add what comes next in the file, `lines_before` lines behind its beginning, where it was read as if it began there."""
+        """Add what comes next in the file, `lines_before` lines behind its beginning, where it was
+        read as if it began there.
+        """
         for model, lines in others._by_model.items():
             self._of(model).extend(lines, lines_before)
         self.lines += others.lines
@@ -89,7 +98,9 @@ class Split:
         return list(self._by_model)
 
     def slices(self) -> Iterator[Slice]:
-        """Every line once, in running order within its model; models take turns, so that neither waits for the other."""
+        """Every line once, in running order within its model; models take turns, so that neither
+        waits for the other.
+        """
         place = 0
         waiting = [(model, _cut(lines.ordered())) for model, lines in self._by_model.items()]
         while waiting:

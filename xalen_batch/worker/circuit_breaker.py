@@ -1,7 +1,9 @@
-"""The circuit breaker of one backend in one worker process: it tells whose fault failures are, and leaves a broken backend alone.
+"""The circuit breaker of one backend in one worker process: it tells whose fault failures are, and
+leaves a broken backend alone.
 
-A source is one batch. Its failures count against the backend only while no other source is a witness that the backend works. A
-witness has an answer to a request that was sent after the failures began, so the last answers before an outage prove nothing.
+A source is one batch. Its failures count against the backend only while no other source is a
+witness that the backend works. A witness has an answer to a request that was sent after the
+failures began, so the last answers before an outage prove nothing.
 
 States:
 
@@ -17,8 +19,9 @@ What happens to the lines of a source:
     open        handed back unrun                   claimed one at a time and sent at once (up to TRIED_ACCOUNTS accounts)
     half open   `width` lines are probes            as above
 
-A probe that fails is handed back, so an outage costs no line. Once `circuit_patience` has passed without an answer, probes run
-to the end of their attempts, and each round has twice as many: a batch that can never succeed ends with its lines failed.
+A probe that fails is handed back, so an outage costs no line. Once `circuit_patience` has passed
+without an answer, probes run to the end of their attempts, and each round has twice as many: a
+batch that can never succeed ends with its lines failed.
 """
 
 import math
@@ -36,26 +39,32 @@ from xalen_batch.config import settings
 logger = log.get(__name__)
 K = TypeVar("K")
 
-# Retries of a source may be this share of its requests, plus an allowance at the start; more would feed an outage.
+# Retries of a source may be this share of its requests, plus an allowance at the start; more would
+# feed an outage.
 RETRY_SHARE = 0.2
 RETRY_ALLOWANCE = 100.0
 # Seconds for which an answer makes its source a witness.
 TESTIMONY = 60.0
-# A source's word that the backend is busy is doubted after this many refusals in a row, if there is a witness.
+# A source's word that the backend is busy is doubted after this many refusals in a row, if there is
+# a witness.
 DOUBT = 10
-# Accounts that try an open circuit before its pause is over, and batches that one account tries it with.
+# Accounts that try an open circuit before its pause is over, and batches that one account tries it
+# with.
 TRIED_ACCOUNTS = 3
 TRIED_BATCHES = 3
-# Share of the pause for which only new sources are claimed when it is over, if too many accounts had tried before.
+# Share of the pause for which only new sources are claimed when it is over, if too many accounts
+# had tried before.
 HEAD_START = 1 / 8
 # Sources that are remembered; the least recently used is forgotten.
 REMEMBERED = 1_000
 
 
 class Source(NamedTuple):
-    """Account and batch of a line. Lines of one source succeed or fail together, as far as the circuit knows.
+    """Account and batch of a line. Lines of one source succeed or fail together, as far as the
+    circuit knows.
 
-    Both are public ids: each line looks its source up 40 times, and a str caches its hash, which a UUID does not.
+    Both are public ids: each line looks its source up 40 times, and a str caches its hash, which a
+    UUID does not.
     """
 
     account_id: str
@@ -73,7 +82,9 @@ class State(Enum):
 
 
 class Opening(NamedTuple):
-    """What may be claimed while the circuit is not closed: `lines` at most, and none of `passed_over` (a batch, or all of an account)."""
+    """What may be claimed while the circuit is not closed: `lines` at most, and none of
+    `passed_over` (a batch, or all of an account).
+    """
 
     lines: int
     passed_over: frozenset[tuple[str, str | None]] = frozenset()
@@ -81,9 +92,13 @@ class Opening(NamedTuple):
 
 @dataclass(slots=True)
 class _Record:
-    """A source's outcomes. Moments are counted in requests sent to the backend, which orders them without a clock."""
+    """A source's outcomes.
 
-    # Outcomes in a row that were no answer; of them, those that show a broken backend; and when the row began.
+    Moments are counted in requests sent to the backend, which orders them without a clock.
+    """
+
+    # Outcomes in a row that were no answer; of them, those that show a broken backend; and when the
+    # row began.
     bad: int = 0
     failures: int = 0
     began: int = 0
@@ -101,7 +116,9 @@ class _Record:
 
 
 class Circuit:
-    """Changed on the event loop only; `opening`, `pause_of` and `state` may be read from any thread."""
+    """Changed on the event loop only; `opening`, `pause_of` and `state` may be read from any
+    thread.
+    """
 
     def __init__(self, name: str = "", clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name
@@ -114,7 +131,8 @@ class Circuit:
         # None: closed.
         self._until: float | None = None
         self._opened_at = 0.0
-        # When the backend last answered anybody, and whether that vouches for its setup while the circuit is not closed.
+        # When the backend last answered anybody, and whether that vouches for its setup while the
+        # circuit is not closed.
         self._answered_at = -math.inf
         self._is_vouched = False
         # An answer to a later request closes the circuit.
@@ -137,7 +155,11 @@ class Circuit:
     @property
     def is_patient(self) -> bool:
         """Whether probes that fail are handed back, as the backend may only be away for a while."""
-        patience = min(TESTIMONY, settings().circuit_patience) if self._is_vouched else settings().circuit_patience
+        patience = (
+            min(TESTIMONY, settings().circuit_patience)
+            if self._is_vouched
+            else settings().circuit_patience
+        )
         return self._until is None or self._clock() < self._opened_at + patience
 
     @property
@@ -146,7 +168,11 @@ class Circuit:
 
         A refusal that the model server explains (403, 404 …) is then the line's own.
         """
-        return self._is_vouched if self._until is not None else self._clock() - self._answered_at <= TESTIMONY
+        return (
+            self._is_vouched
+            if self._until is not None
+            else self._clock() - self._answered_at <= TESTIMONY
+        )
 
     @property
     def opening(self) -> Opening | None:
@@ -157,18 +183,29 @@ class Circuit:
         tried = list(self._tried)
         accounts = Counter(source.account_id for source in tried)
         # A source that has failed since before the last answer says nothing of the backend.
-        fresh = {source.account_id for source in tried if (record := self._records.get(source)) and record.began >= self._answered}
+        fresh = {
+            source.account_id
+            for source in tried
+            if (record := self._records.get(source)) and record.began >= self._answered
+        }
         is_crowded = len(fresh) >= TRIED_ACCOUNTS
         is_half_open = self._clock() >= until and not self._probing
-        if is_half_open and not (is_crowded and self._clock() < until + HEAD_START * settings().circuit_pause):
+        if is_half_open and not (
+            is_crowded and self._clock() < until + HEAD_START * settings().circuit_pause
+        ):
             return Opening(self.width)
-        passed_over = {(account, batch if accounts[account] < TRIED_BATCHES else None) for account, batch in tried}
+        passed_over = {
+            (account, batch if accounts[account] < TRIED_BATCHES else None)
+            for account, batch in tried
+        }
         return Opening(0 if is_crowded and not is_half_open else 1, frozenset(passed_over))
 
     def pause_of(self, source: Source) -> float:
         """Seconds until lines of this source may be claimed again; 0: now."""
         until = self._until
-        return max(0.0, until - self._clock()) if until is not None and source in self._tried else 0.0
+        return (
+            max(0.0, until - self._clock()) if until is not None and source in self._tried else 0.0
+        )
 
     def holds(self, source: Source) -> bool:
         """Whether lines of this source go back unrun, unless they are probes."""
@@ -219,9 +256,16 @@ class Circuit:
         return True
 
     def failed(
-        self, source: Source, reason: str = "", status: int | None = None, *, is_broken: bool = True, may_be_own: bool = False
+        self,
+        source: Source,
+        reason: str = "",
+        status: int | None = None,
+        *,
+        is_broken: bool = True,
+        may_be_own: bool = False,
     ) -> None:
-        """The backend gave no answer. `is_broken`: as opposed to being busy. `may_be_own`: or the line is to blame.
+        """The backend gave no answer. `is_broken`: as opposed to being busy. `may_be_own`: or the
+        line is to blame.
 
         `reason` and `status` are logged if this opens the circuit.
         """
@@ -241,7 +285,9 @@ class Circuit:
             return
         is_row = record.failures >= settings().circuit_failures
         since = record.began if is_row else record.whole
-        if (is_row or record.budget < 0) and not self._has_witness(self._records.values(), record, since):
+        if (is_row or record.budget < 0) and not self._has_witness(
+            self._records.values(), record, since
+        ):
             self._broken_since = since if is_row else self._sent
             self._is_vouched = may_be_own and self.is_vouched
             self._open(source, reason, status)
@@ -253,12 +299,22 @@ class Circuit:
     def is_doubted(self, source: Source) -> bool:
         """Whether the backend is busy for this account only."""
         record = _of(self._accounts, source.account_id)
-        return record.bad >= DOUBT and self._has_witness(self._accounts.values(), record, record.began)
+        return record.bad >= DOUBT and self._has_witness(
+            self._accounts.values(), record, record.began
+        )
 
     def _has_witness(self, records: Iterable[_Record], record: _Record, since: int) -> bool:
-        """Whether another of these sources, which does not fail much itself, was answered since then."""
+        """Whether another of these sources, which does not fail much itself, was answered since
+        then.
+        """
         recent = self._clock() - TESTIMONY
-        return any(other is not record and other.answered > since and other.answered_at > recent and other.is_sound for other in records)
+        return any(
+            other is not record
+            and other.answered > since
+            and other.answered_at > recent
+            and other.is_sound
+            for other in records
+        )
 
     def _open(self, by: Source, reason: str, status: int | None) -> None:
         self._tried = {by}
@@ -272,7 +328,10 @@ class Circuit:
     def _rest(self) -> None:
         self._until = self._clock() + settings().circuit_pause
         self._is_spent = False
-        sources = {"accounts": len({source.account_id for source in self._tried}), "batches": len(self._tried)}
+        sources = {
+            "accounts": len({source.account_id for source in self._tried}),
+            "batches": len(self._tried),
+        }
         logger.warning(
             "backend.circuit_opened",
             backend=self._name,
@@ -284,7 +343,11 @@ class Circuit:
         )
 
     def _close(self) -> None:
-        logger.info("backend.circuit_closed", backend=self._name, seconds=round(self._clock() - self._opened_at, 1))
+        logger.info(
+            "backend.circuit_closed",
+            backend=self._name,
+            seconds=round(self._clock() - self._opened_at, 1),
+        )
         self._until = None
         self._tried.clear()
         self.width = 1

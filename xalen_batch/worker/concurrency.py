@@ -1,14 +1,16 @@
-"""How many requests one backend gets at a time: as many as it answers faster for, at most what the operator allows.
+"""How many requests one backend gets at a time: as many as it answers faster for, at most what the
+operator allows.
 
-The measure is goodput, good answers a second. Latency is none: a model server that batches answers each request
-later the more it has, and all of them sooner.
+The measure is goodput, good answers a second. Latency is none: a model server that batches answers
+each request later the more it has, and all of them sooner.
 """
 
 import time
 from collections.abc import Callable
 from enum import Enum
 
-# Where a backend starts, as a share of what it may get: the operator's word is trusted half. So few are no trouble to any.
+# Where a backend starts, as a share of what it may get: the operator's word is trusted half. So few
+# are no trouble to any.
 START, FEW = 0.5, 16
 # A larger limit has to bring this share of what it would bring to a backend that is not full.
 GAIN = 0.1
@@ -16,13 +18,16 @@ GAIN = 0.1
 LEAP, STEP = 2.0, 1.25
 # What is left of a limit that had worked, after the backend has said that it is busy.
 CUT = 0.85
-# A backend that gives so much more or less than before, at the same limit, is another one: begin anew.
+# A backend that gives so much more or less than before, at the same limit, is another one: begin
+# anew.
 CHANGED = 1.4
 # Trials below what was too much end this close to it.
 CLOSE = 0.06
-# Seconds until more is tried again than the backend could use; doubles each time that it still cannot.
+# Seconds until more is tried again than the backend could use; doubles each time that it still
+# cannot.
 FIRST_HOLD, LONGEST_HOLD = 0.5, 4.0
-# A round ends when each request that fits has been answered about so often: a small step needs a finer measure.
+# A round ends when each request that fits has been answered about so often: a small step needs a
+# finer measure.
 ROUND = {LEAP: 1, STEP: 3}
 # A few answers, or a moment, measure nothing.
 LEAST_ANSWERS = 10
@@ -42,9 +47,10 @@ class Verdict(Enum):
 class Concurrency:
     """The limit of one backend in one process. `ceiling` may be moved at any time.
 
-    It goes up by trials: after a round at a limit, one at a larger one; if that brought nothing, back again, for a
-    while. It goes down at once when the backend says that it is busy (429, 503, a timeout), once for all requests that
-    were under way by then; where that was a trial, to where it came from. Trials halve the way to what was too much.
+    It goes up by trials: after a round at a limit, one at a larger one; if that brought nothing,
+    back again, for a while. It goes down at once when the backend says that it is busy (429, 503, a
+    timeout), once for all requests that were under way by then; where that was a trial, to where it
+    came from. Trials halve the way to what was too much.
     """
 
     def __init__(self, ceiling: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -55,7 +61,8 @@ class Concurrency:
         # Good answers a second, in the last round.
         self.goodput = 0.0
         self._cuts = 0
-        # The limit that trials are measured against, and what it brought; None: no round at it has ended.
+        # The limit that trials are measured against, and what it brought; None: no round at it has
+        # ended.
         self._base: tuple[int, float] | None = None
         # The least limit that was too much; None while nothing was.
         self._wall: int | None = None
@@ -140,7 +147,9 @@ class Concurrency:
         self._begin()
 
     def _judge(self) -> None:
-        """A full round at one limit has ended: keep the limit or go back, and go on to the next trial if there is one."""
+        """A full round at one limit has ended: keep the limit or go back, and go on to the next
+        trial if there is one.
+        """
         if self._base is None or self._base[0] == self.limit:
             if self._base is not None and not 1 / CHANGED < self.goodput / self._base[1] < CHANGED:
                 self._wall, self._factor, self._hold, self._held_until = None, LEAP, FIRST_HOLD, 0.0

@@ -1,7 +1,9 @@
-"""What a worker takes from Redis: hints in the form that `broker.publish` and beat send, and nothing else.
+"""What a worker takes from Redis: hints in the form that `broker.publish` and beat send, and
+nothing else.
 
-Whoever reaches Redis can put anything on the queue. A message is parsed before Celery sees it, and Celery gets a new one that
-holds a job, its id and an expiry. Options that Celery would obey (callbacks, chains, compression, a start time, time limits) are left behind.
+Whoever reaches Redis can put anything on the queue. A message is parsed before Celery sees it, and
+Celery gets a new one that holds a job, its id and an expiry. Options that Celery would obey
+(callbacks, chains, compression, a start time, time limits) are left behind.
 """
 
 import base64
@@ -35,7 +37,10 @@ _NEED_ID = (Job.VALIDATE, Job.FINALIZE)
 
 
 class Malformed(Exception):
-    """A message that this application does not send. `str()` names the problem and repeats nothing of the message."""
+    """A message that this application does not send.
+
+    `str()` names the problem and repeats nothing of the message.
+    """
 
 
 class _Headers(Struct):
@@ -57,7 +62,11 @@ class _Envelope(Struct, rename="kebab"):
 _Options = dict[str, Any]
 _envelope = msgspec.json.Decoder(_Envelope).decode
 _arguments = msgspec.json.Decoder(
-    tuple[Annotated[list[str], Meta(max_length=1)], Annotated[dict[str, Any], Meta(max_length=0)], _Options]
+    tuple[
+        Annotated[list[str], Meta(max_length=1)],
+        Annotated[dict[str, Any], Meta(max_length=0)],
+        _Options,
+    ]
 ).decode
 
 
@@ -70,12 +79,16 @@ def parse(raw: bytes) -> tuple[Message, datetime | None]:
         arguments, _, _ = _arguments(base64.b64decode(envelope.body, validate=True))
     except msgspec.ValidationError as error:
         # The error's own words quote the message; the path behind them has names of ours only.
-        raise Malformed(f"unknown form{''.join(re.findall(r' - at `[$.a-z_-]+`', str(error))[-1:])}") from None
+        raise Malformed(
+            f"unknown form{''.join(re.findall(r' - at `[$.a-z_-]+`', str(error))[-1:])}"
+        ) from None
     except (ValueError, RecursionError):
         raise Malformed("not JSON") from None
     job, id = envelope.headers.task, arguments[0] if arguments else None
     pattern = _IDS.get(job)
-    if (id is None and job in _NEED_ID) or (id is not None and (pattern is None or not pattern.fullmatch(id))):
+    if (id is None and job in _NEED_ID) or (
+        id is not None and (pattern is None or not pattern.fullmatch(id))
+    ):
         raise Malformed("wrong arguments")
     return Message(job, id), envelope.headers.expires
 
@@ -84,7 +97,12 @@ def for_celery(message: Message, expires: datetime | None) -> bytes:
     """A message as kombu and Celery (protocol 2) read it from the queue."""
     id = uuid4().hex
     body = json.dumps([message.args, {}, {}]).encode()
-    headers = {"lang": "py", "task": message.job.value, "id": id, "expires": None if expires is None else expires.isoformat()}
+    headers = {
+        "lang": "py",
+        "task": message.job.value,
+        "id": id,
+        "expires": None if expires is None else expires.isoformat(),
+    }
     properties = {
         "correlation_id": id,
         "delivery_tag": uuid4().hex,
@@ -120,7 +138,10 @@ _dropped = _Dropped()
 
 
 def _received(response: list[bytes] | None, **_: Any) -> tuple[bytes, bytes] | None:
-    """redis-py's answer to BRPOP, a key and a message. None, as for an empty queue, where the message is not ours."""
+    """redis-py's answer to BRPOP, a key and a message.
+
+    None, as for an empty queue, where the message is not ours.
+    """
     if not response:
         return None
     key, raw = response
@@ -145,7 +166,10 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
 
 
 def install() -> None:
-    """Have this process's consumer read Redis by Transport, whatever the scheme of its address. To be called before the first connection."""
+    """Have this process's consumer read Redis by Transport, whatever the scheme of its address.
+
+    To be called before the first connection.
+    """
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:{Transport.__name__}"
 

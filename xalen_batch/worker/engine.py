@@ -1,4 +1,6 @@
-"""The engine of one worker process: an event loop, a lane per backend, and the slots that feed them."""
+"""The engine of one worker process: an event loop, a lane per backend, and the slots that feed
+them.
+"""
 
 import asyncio
 import threading
@@ -30,19 +32,24 @@ from xalen_batch.worker.lane import Lane
 logger = log.get(__name__)
 T = TypeVar("T")
 
-# After a claim that found nothing, or filled all lanes, a slot does not look for more by itself for this long; hints and polls do.
+# After a claim that found nothing, or filled all lanes, a slot does not look for more by itself for
+# this long; hints and polls do.
 QUIET = 0.25
-# Of the bytes that a process may hold: a half is for answers; a quarter for requests, since a backend may need them in another form,
-# which is in memory beside the first while a request is in flight.
+# Of the bytes that a process may hold: a half is for answers; a quarter for requests, since a
+# backend may need them in another form, which is in memory beside the first while a request is in
+# flight.
 ANSWERS_SHARE, REQUESTS_SHARE = 1 / 2, 1 / 4
-# Of the slots that other accounts leave, an account gets this share: one account never takes the last slot.
+# Of the slots that other accounts leave, an account gets this share: one account never takes the
+# last slot.
 SLOT_SHARE = 3 / 4
 # How long a task is left alone whose backend cannot be made here.
 UNUSABLE_PAUSE = 15.0
 
 
 class _NotInCatalog(Exception):
-    """The catalog lacks the model, or has another kind of backend for it than the batch was created with. It is logged already."""
+    """The catalog lacks the model, or has another kind of backend for it than the batch was created
+    with. It is logged already.
+    """
 
 
 class _Unusable(Exception):
@@ -50,10 +57,11 @@ class _Unusable(Exception):
 
 
 class Engine:
-    """`spawn` runs a function on another thread of the worker's pool; `slots` bounds the tasks that overlap.
+    """`spawn` runs a function on another thread of the worker's pool; `slots` bounds the tasks that
+    overlap.
 
-    A slot that claimed a task wakes the next, so one hint fills the process. Lanes, not slots, bound
-    the load on a backend.
+    A slot that claimed a task wakes the next, so one hint fills the process. Lanes, not slots,
+    bound the load on a backend.
     """
 
     def __init__(self, spawn: Callable[[Callable[[], None]], object]) -> None:
@@ -61,7 +69,8 @@ class Engine:
         self._slots = threading.BoundedSemaphore(settings().worker_slots)
         # One slot claims at a time: the next knows what room is left.
         self._claiming = threading.Lock()
-        # A slot has a suspect, whose lines may kill this process: until it is over, nothing else is claimed.
+        # A slot has a suspect, whose lines may kill this process: until it is over, nothing else is
+        # claimed.
         self._is_trying = False
         # A process that dies young for reasons of its own must not do so with a suspect.
         self._may_try_from = time.monotonic() + settings().lease / 2
@@ -72,7 +81,8 @@ class Engine:
         self._runs: set[Run] = set()
         self._quiet_until = 0.0
         self._workers = 1
-        # Why nothing is claimed at all, and since when; and since when no backend can be made for a model.
+        # Why nothing is claimed at all, and since when; and since when no backend can be made for a
+        # model.
         self._held: tuple[workers.Reason, float] | None = None
         self._unusable: dict[claims.Lane, float] = {}
         self._stop_at: float | None = None
@@ -100,13 +110,16 @@ class Engine:
             # The poll comes back to it; a task that was claimed returns when its lease ends.
             logger.warning(db.trouble(error), during="claim")
         except Exception as error:
-            # A bug of ours: the task comes back when its lease ends, and its lines are tried alone in the end.
+            # A bug of ours: the task comes back when its lease ends, and its lines are tried alone
+            # in the end.
             logger.error("slot.crashed", **log.cause(error))
         finally:
             self._slots.release()
 
     def share(self, alive: int) -> None:
-        """Give each lane its share of what its backend may get, for this number of live worker processes, this one included."""
+        """Give each lane its share of what its backend may get, for this number of live worker
+        processes, this one included.
+        """
         if alive != self._workers:
             self._workers = alive
             self._loop.call_soon_threadsafe(self._share)
@@ -121,10 +134,22 @@ class Engine:
         if (held := self._held) is not None:
             found.append(workers.Wait(held[0], now - held[1]))
         for (model, livemode), since in list(self._unusable.items()):
-            found.append(workers.Wait(workers.Reason.BACKEND, now - since, "The catalog's entry cannot be used.", model, livemode))
+            found.append(
+                workers.Wait(
+                    workers.Reason.BACKEND,
+                    now - since,
+                    "The catalog's entry cannot be used.",
+                    model,
+                    livemode,
+                )
+            )
         for (model, livemode), lane in list(self._lanes.items()):
             if (silence := lane.silence.told) is not None:
-                found.append(workers.Wait(workers.Reason.BACKEND, silence.seconds, silence.reason, model, livemode))
+                found.append(
+                    workers.Wait(
+                        workers.Reason.BACKEND, silence.seconds, silence.reason, model, livemode
+                    )
+                )
         return found
 
     def _is_held(self) -> bool:
@@ -139,7 +164,9 @@ class Engine:
         return reason is not None
 
     def stop(self) -> None:
-        """Claim nothing more, start no line; requests in flight have the settings' grace from now on."""
+        """Claim nothing more, start no line; requests in flight have the settings' grace from now
+        on.
+        """
         self._stop_at = time.monotonic() + settings().shutdown_grace
         for run in list(self._runs):
             self._loop.call_soon_threadsafe(run.stop)
@@ -178,11 +205,14 @@ class Engine:
         Raises claims.Unreadable and _Unusable for a task that was handed back.
         """
         with self._claiming:
-            # While a disk is short what runs has room to be recorded; the poll asks again. Without the store there are no lines to read,
-            # and a claimed task would wait here that another worker can run.
+            # While a disk is short what runs has room to be recorded; the poll asks again. Without
+            # the store there are no lines to read, and a claimed task would wait here that another
+            # worker can run.
             if self._is_trying or not self._has_memory or self._is_held():
                 return None, None
-            claim = claims.claim(self._rooms(), with_suspects=time.monotonic() >= self._may_try_from)
+            claim = claims.claim(
+                self._rooms(), with_suspects=time.monotonic() >= self._may_try_from
+            )
             if claim is None:
                 return None, None
             if claim.is_suspect:
@@ -196,7 +226,9 @@ class Engine:
         return claim, run
 
     def _try(self, claim: Claim) -> None:
-        """Run a suspect with nothing else in flight here, so that it is to blame if this process is lost, and no neighbour is."""
+        """Run a suspect with nothing else in flight here, so that it is to blame if this process is
+        lost, and no neighbour is.
+        """
         try:
             if self._is_alone(claim):
                 self._follow(self._started(claim))
@@ -205,7 +237,9 @@ class Engine:
             self._quiet_until = 0.0
 
     def _is_alone(self, claim: Claim) -> bool:
-        """Wait until nothing else runs here, and note the loss of this process before it can happen. False: it is not to be run any more."""
+        """Wait until nothing else runs here, and note the loss of this process before it can
+        happen. False: it is not to be run any more.
+        """
         while True:
             self._run_over.clear()
             blame = int(not self._runs)
@@ -227,17 +261,40 @@ class Engine:
             # No line was sent, so none is to blame.
             if not isinstance(error, _NotInCatalog):
                 self._unusable.setdefault(claim.lane, time.monotonic())
-                logger.error("backend.unusable", batch_id=claim.batch_id, model=claim.model, **log.cause(error))
-            record.record(claim.key, claim.fence, [], to=TaskState.PENDING, pause=UNUSABLE_PAUSE, blame=-int(claim.is_suspect))
+                logger.error(
+                    "backend.unusable",
+                    batch_id=claim.batch_id,
+                    model=claim.model,
+                    **log.cause(error),
+                )
+            record.record(
+                claim.key,
+                claim.fence,
+                [],
+                to=TaskState.PENDING,
+                pause=UNUSABLE_PAUSE,
+                blame=-int(claim.is_suspect),
+            )
             raise _Unusable from error
 
     async def _start(self, claim: Claim) -> Run:
         model, is_live = catalog.models().get(claim.model), claim.lane[1]
         if model is None:
-            logger.error("model.missing", batch_id=claim.batch_id, model=claim.model, catalog=catalog.source())
+            logger.error(
+                "model.missing",
+                batch_id=claim.batch_id,
+                model=claim.model,
+                catalog=catalog.source(),
+            )
             raise _NotInCatalog
         if (kind := model.kind_in(is_live)) != claim.backend:
-            logger.error("backend.changed", batch_id=claim.batch_id, model=model.id, created_with=claim.backend, catalog_has=kind)
+            logger.error(
+                "backend.changed",
+                batch_id=claim.batch_id,
+                model=model.id,
+                created_with=claim.backend,
+                catalog_has=kind,
+            )
             raise _NotInCatalog
         lane = self._lanes.get(claim.lane)
         if lane is None:
@@ -274,19 +331,29 @@ class Engine:
 
     def _follow(self, run: Run) -> None:
         try:
-            Slot(run, self._loop.call_soon_threadsafe, seconds_left=self._seconds_left).follow(self._wake_if_room)
+            Slot(run, self._loop.call_soon_threadsafe, seconds_left=self._seconds_left).follow(
+                self._wake_if_room
+            )
         finally:
             self._loop.call_soon_threadsafe(run.leave)
             self._runs.discard(run)
             self._run_over.set()
 
     def _rooms(self) -> list[Room]:
-        """What the claim has to fit: the room of each lane, of each account in it, and of each account in the slots."""
+        """What the claim has to fit: the room of each lane, of each account in it, and of each
+        account in the slots.
+        """
         found = []
         for (model, livemode), lane in list(self._lanes.items()):
-            found += [Room(lines, model, livemode, _uuid("acct", account)) for account, lines in lane.rooms().items()]
+            found += [
+                Room(lines, model, livemode, _uuid("acct", account))
+                for account, lines in lane.rooms().items()
+            ]
             if (opening := lane.circuit.opening) is not None:
-                found += [Room(0, model, livemode, _uuid("acct", account), _uuid("batch", batch)) for account, batch in opening.passed_over]
+                found += [
+                    Room(0, model, livemode, _uuid("acct", account), _uuid("batch", batch))
+                    for account, batch in opening.passed_over
+                ]
         slots = Counter(run.source.account_id for run in list(self._runs))
         for account, taken in slots.items():
             others = slots.total() - taken

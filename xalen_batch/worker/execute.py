@@ -29,7 +29,8 @@ FLUSH_BYTES = 16 * MiB
 TRIMMED_BYTES = 4 * MiB
 LARGE_ANSWER = 1 * MiB
 _large_flushes = threading.BoundedSemaphore(2)
-# A task that records nothing still extends its lease, and looks whether its batch goes on, this often at least.
+# A task that records nothing still extends its lease, and looks whether its batch goes on, this
+# often at least.
 HEARTBEAT = 2.0
 DATABASE_RETRY = 1.0
 
@@ -38,7 +39,9 @@ Outcomes = list[tuple[int, str, Ended]]
 
 
 class Run:
-    """One claimed task on its way: what the event loop, which adds outcomes, and the slot's thread, which takes them, share."""
+    """One claimed task on its way: what the event loop, which adds outcomes, and the slot's thread,
+    which takes them, share.
+    """
 
     def __init__(self, claim: Claim, lane: Lane) -> None:
         # A line is let go of when it is over, and not when all are.
@@ -52,7 +55,8 @@ class Run:
         self._lines = claim.lines
         self._left = self.count
         self._outcomes: Outcomes = []
-        # Bytes of answers, each written by one side only: of those that came, and of those that were taken.
+        # Bytes of answers, each written by one side only: of those that came, and of those that
+        # were taken.
         self._came = self._taken = 0
         # Bytes of those that were taken last.
         self.taken_size = 0
@@ -70,7 +74,10 @@ class Run:
         return not self._left and not self._outcomes
 
     def start(self) -> None:
-        """Send every line; on the event loop. Those not started when the batch's window closes are not run."""
+        """Send every line; on the event loop.
+
+        Those not started when the batch's window closes are not run.
+        """
         if self.claim.closes_at is not None:
             open_for = self.claim.closes_at - time.monotonic()
             self._closing = asyncio.get_running_loop().call_later(open_for, self.stop)
@@ -116,7 +123,9 @@ class Run:
         self.lane.buffer.recorded(size)
 
     def take(self) -> Outcomes:
-        """On the slot's thread: at most a flush's worth of outcomes, after waiting for that much, or for the flush interval."""
+        """On the slot's thread: at most a flush's worth of outcomes, after waiting for that much,
+        or for the flush interval.
+        """
         if self._left:
             self._is_due.wait(self._longest_wait)
         self._is_due.clear()
@@ -141,10 +150,13 @@ class Run:
 
 
 def _turn(size: int, rows: Sequence[Row]) -> AbstractContextManager[object]:
-    """A row is copied whole on its way into the database; slots with large ones wait for each other."""
+    """A row is copied whole on its way into the database; slots with large ones wait for each
+    other.
+    """
     return (
         _large_flushes
-        if size >= LARGE_ANSWER and any(row.body is not None and len(row.body) >= LARGE_ANSWER for row in rows)
+        if size >= LARGE_ANSWER
+        and any(row.body is not None and len(row.body) >= LARGE_ANSWER for row in rows)
         else nullcontext()
     )
 
@@ -159,12 +171,15 @@ def heartbeat() -> float:
 
 
 class Slot:
-    """Follows one run from its thread until the task has ended, is handed back, or belongs to someone else.
+    """Follows one run from its thread until the task has ended, is handed back, or belongs to
+    someone else.
 
     `on_loop` has a function called on the event loop.
     """
 
-    def __init__(self, run: Run, on_loop: Callable[..., object], *, seconds_left: Callable[[], float | None]) -> None:
+    def __init__(
+        self, run: Run, on_loop: Callable[..., object], *, seconds_left: Callable[[], float | None]
+    ) -> None:
         self._run = run
         self._on_loop = on_loop
         self._seconds_left = seconds_left
@@ -187,7 +202,9 @@ class Slot:
                 self._on_loop(self._run.cut)
 
     def _record_next(self, on_flush: Callable[[], None]) -> int | None:
-        """Wait for outcomes and record them; the bytes of their answers, which are not in memory after this. None: the run is over."""
+        """Wait for outcomes and record them; the bytes of their answers, which are not in memory
+        after this. None: the run is over.
+        """
         outcomes = self._run.take()
         if self._run.is_over:
             self._leave(self._rows(outcomes))
@@ -206,7 +223,9 @@ class Slot:
     def _rows(self, outcomes: Outcomes) -> list[Row]:
         claim = self._run.claim
         return [
-            record.row(record.Line(claim.batch_id, line_no, claim.model, custom_id), outcome, claim.tariff)
+            record.row(
+                record.Line(claim.batch_id, line_no, claim.model, custom_id), outcome, claim.tariff
+            )
             for line_no, custom_id, outcome in outcomes
         ]
 
@@ -228,18 +247,28 @@ class Slot:
                     recorded = Recorded(is_stale=to is not TaskState.RUNNING, goes_on=True)
                 else:
                     with _turn(self._run.taken_size, rows):
-                        recorded = record.record(claim.key, claim.fence, rows, to=to, pause=pause, blame=self._blame(to))
+                        recorded = record.record(
+                            claim.key, claim.fence, rows, to=to, pause=pause, blame=self._blame(to)
+                        )
                 break
             except db.AWAY as error:
-                # The outcomes are paid for: hold them until the database is back. If that takes longer
-                # than the lease, the fence refuses them.
+                # The outcomes are paid for: hold them until the database is back. If that takes
+                # longer than the lease, the fence refuses them.
                 left = self._seconds_left()
                 if left is not None and left <= 0:
                     raise
-                logger.warning(db.trouble(error), during="record", batch_id=claim.batch_id, task=claim.key[1])
+                logger.warning(
+                    db.trouble(error), during="record", batch_id=claim.batch_id, task=claim.key[1]
+                )
                 is_retry = True
                 time.sleep(DATABASE_RETRY)
         if recorded.is_stale:
-            logger.warning("task.stale", batch_id=claim.batch_id, task=claim.key[1], fence=claim.fence, dropped=len(rows))
+            logger.warning(
+                "task.stale",
+                batch_id=claim.batch_id,
+                task=claim.key[1],
+                fence=claim.fence,
+                dropped=len(rows),
+            )
         self._recorded += len(rows)
         return recorded

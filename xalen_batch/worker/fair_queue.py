@@ -1,8 +1,9 @@
 """The lines that wait in a lane: accounts take turns, and in each account its batches do.
 
-The turn is of the account, and in it of the batch, with the fewest requests in flight. Fairness is by requests in flight, and not by
-requests sent, so an account whose requests hang or take long gets no more of the backend than one whose requests are quick. A batch
-of few lines is done soon, whatever its account has claimed before it.
+The turn is of the account, and in it of the batch, with the fewest requests in flight. Fairness is
+by requests in flight, and not by requests sent, so an account whose requests hang or take long gets
+no more of the backend than one whose requests are quick. A batch of few lines is done soon,
+whatever its account has claimed before it.
 """
 
 from collections import Counter, deque
@@ -21,7 +22,9 @@ E = TypeVar("E", bound=Queued)
 
 
 class _Turns:
-    """Whose turn it is: of those with equally few requests in flight, the one that was served longest ago."""
+    """Whose turn it is: of those with equally few requests in flight, the one that was served
+    longest ago.
+    """
 
     def __init__(self) -> None:
         self.in_flight: Counter[str] = Counter()
@@ -32,7 +35,11 @@ class _Turns:
 
     def next(self, able: Iterable[str]) -> str:
         ids = list(able)
-        return ids[0] if len(ids) == 1 else min(ids, key=lambda id: (self.in_flight[id], self._served.get(id, 0)))
+        return (
+            ids[0]
+            if len(ids) == 1
+            else min(ids, key=lambda id: (self.in_flight[id], self._served.get(id, 0)))
+        )
 
     def serve(self, id: str) -> None:
         self.in_flight[id] += 1
@@ -109,12 +116,16 @@ class FairQueue(Generic[E]):
         self._of(entry.source).appendleft(entry)
 
     def next(self, limit: int, held: Container[str] = ()) -> E | None:
-        """Of `limit` requests in flight at most, and not of an account that is held. None: no line may be sent now."""
+        """Of `limit` requests in flight at most, and not of an account that is held.
+
+        None: no line may be sent now.
+        """
         in_flight = self._turns.in_flight
         free = limit - self._turns.total_in_flight
         if free <= 0:
             return None
-        # Until it is answered, an account gets half of what the others leave: all of its requests may hang.
+        # Until it is answered, an account gets half of what the others leave: all of its requests
+        # may hang.
         able = [
             id
             for id, account in self._accounts.items()

@@ -1,4 +1,6 @@
-"""One backend as one worker process uses it: a fair queue of lines, and as many pumps as it may have requests in flight."""
+"""One backend as one worker process uses it: a fair queue of lines, and as many pumps as it may
+have requests in flight.
+"""
 
 import asyncio
 import random
@@ -8,7 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 from xalen_batch import log
 from xalen_batch.backends.buffer import Buffer
-from xalen_batch.backends.contract import NOT_RUN, Answered, Backend, Ended, Exhausted, NotRun, Outcome, Refused, Retryable
+from xalen_batch.backends.contract import (
+    NOT_RUN,
+    Answered,
+    Backend,
+    Ended,
+    Exhausted,
+    NotRun,
+    Outcome,
+    Refused,
+    Retryable,
+)
 from xalen_batch.config import settings
 from xalen_batch.ratelimit.backend import Rates, estimate
 from xalen_batch.worker.circuit_breaker import Circuit, Source
@@ -20,16 +32,19 @@ from xalen_batch.worker.work import Entry, Line, Work
 
 logger = log.get(__name__)
 
-# Lines for this many seconds wait behind those in flight, so that the pipe stays full while more are claimed.
+# Lines for this many seconds wait behind those in flight, so that the pipe stays full while more
+# are claimed.
 BACKLOG = 0.5
 
 
 class Lane:
-    """Made and used on the event loop; `unfinished`, `limit`, `room`, `rooms`, `silence` and the circuit's state may be read from any thread.
+    """Made and used on the event loop; `unfinished`, `limit`, `room`, `rooms`, `silence` and the
+    circuit's state may be read from any thread.
 
-    `ceiling`: most requests in flight at the backend, over all worker processes; each takes an equal share.
-    `rates`: how fast it may be asked, None where nothing limits that. `buffer`: the bytes of its answers. `on_room`: called on the
-    loop when there is room again. `latency`: seconds of a usual answer; one that takes many times as long is logged.
+    `ceiling`: most requests in flight at the backend, over all worker processes; each takes an
+    equal share. `rates`: how fast it may be asked, None where nothing limits that. `buffer`: the
+    bytes of its answers. `on_room`: called on the loop when there is room again. `latency`: seconds
+    of a usual answer; one that takes many times as long is logged.
     """
 
     def __init__(
@@ -61,7 +76,8 @@ class Lane:
         self._waiting: FairQueue[Entry] = FairQueue()
         self._pace = Pace(name, lambda: self.unfinished - self._concurrency.in_flight, latency)
         self._pausing: dict[Entry, asyncio.TimerHandle] = {}
-        # By account, a line that was refused although it was the only one in flight: until its pause is over, the account sends nothing.
+        # By account, a line that was refused although it was the only one in flight: until its
+        # pause is over, the account sends nothing.
         self._refused: dict[str, Entry] = {}
         # Accounts for which only the backend says that it is busy.
         self._doubted: set[str] = set()
@@ -76,15 +92,21 @@ class Lane:
 
     @property
     def room(self) -> int:
-        """How many more lines of an account that is here should be claimed; 0: a claim is not worth its cost. Others come with a hint."""
+        """How many more lines of an account that is here should be claimed; 0: a claim is not worth
+        its cost. Others come with a hint.
+        """
         rooms = self.rooms()
-        return max((rooms[account] for account in rooms if account is not None), default=rooms[None])
+        return max(
+            (rooms[account] for account in rooms if account is not None), default=rooms[None]
+        )
 
     def rooms(self) -> Mapping[str | None, int]:
-        """How many more lines should be claimed of each account that has lines here, and (None) of one that has none.
+        """How many more lines should be claimed of each account that has lines here, and (None) of
+        one that has none.
 
-        Enough wait behind those in flight that the pipe stays full while a task is claimed, and not more, so
-        that later claims can still be fair. A claim is worth its cost when half of them are gone.
+        Enough wait behind those in flight that the pipe stays full while a task is claimed, and not
+        more, so that later claims can still be fair. A claim is worth its cost when half of them
+        are gone.
         """
         if self.buffer.is_full:
             return dict.fromkeys((None, *self._of_account), 0)
@@ -136,7 +158,11 @@ class Lane:
     def _room_of(self, account: str | None) -> int:
         if self._rates is not None and self._rates.wait > BACKLOG:
             return 0
-        lines = sum(lines for other, lines in list(self._of_account.items()) if other == account or self._waiting.is_answered(other))
+        lines = sum(
+            lines
+            for other, lines in list(self._of_account.items())
+            if other == account or self._waiting.is_answered(other)
+        )
         backlog = max(self.limit, int(self._concurrency.goodput * BACKLOG))
         missing = self.limit + backlog - lines
         return missing if 2 * missing > backlog else 0
@@ -156,9 +182,12 @@ class Lane:
 
     def _next(self) -> Entry | None:
         if self._rates is not None and self._rates.wait > BACKLOG:
-            # Only a few wait for the rate, first come, first served; the others wait here, where accounts take turns.
+            # Only a few wait for the rate, first come, first served; the others wait here, where
+            # accounts take turns.
             if self._waiting and self._refill is None:
-                self._refill = asyncio.get_running_loop().call_later(self._rates.wait - BACKLOG, self._again_by_rate)
+                self._refill = asyncio.get_running_loop().call_later(
+                    self._rates.wait - BACKLOG, self._again_by_rate
+                )
             return None
         return self._waiting.next(self.limit, self._refused)
 
@@ -248,18 +277,32 @@ class Lane:
     def _failed(self, entry: Entry, outcome: Retryable) -> None:
         source = entry.work.source
         self.silence.failed(outcome.reason)
-        # A backend that is busy gets fewer requests; one that is too busy for one at a time is as good as broken.
+        # A backend that is busy gets fewer requests; one that is too busy for one at a time is as
+        # good as broken.
         is_refused = outcome.is_overload and self.limit == 1 and not self.circuit.is_doubted(source)
         is_broken = is_refused or not outcome.is_overload
-        self.circuit.failed(source, outcome.reason, outcome.status, is_broken=is_broken, may_be_own=outcome.may_be_own)
+        self.circuit.failed(
+            source,
+            outcome.reason,
+            outcome.status,
+            is_broken=is_broken,
+            may_be_own=outcome.may_be_own,
+        )
         if self.circuit.holds(source):
             self._give_back(lambda other: other.work.source == source and not other.is_probe)
-        is_own = outcome.is_failed_attempt or (outcome.refusal is not None and self.circuit.answered_since(entry.first))
+        is_own = outcome.is_failed_attempt or (
+            outcome.refusal is not None and self.circuit.answered_since(entry.first)
+        )
         if outcome.may_be_own and not is_own:
             # Else the last lines of a batch would wait for answers that nobody asks for any more.
-            is_own = self.circuit.is_vouched or self._clock() - entry.first_at > settings().circuit_patience
+            is_own = (
+                self.circuit.is_vouched
+                or self._clock() - entry.first_at > settings().circuit_patience
+            )
         entry.failed += is_own
-        if self.circuit.holds(source) and not (entry.is_probe and is_own and not self.circuit.is_patient):
+        if self.circuit.holds(source) and not (
+            entry.is_probe and is_own and not self.circuit.is_patient
+        ):
             self._over(entry, NOT_RUN)
         elif entry.failed >= settings().max_attempts:
             self._over(entry, outcome.refusal or Exhausted(outcome, entry.failed))
@@ -329,7 +372,11 @@ def _is_answered(outcome: Outcome | None) -> bool | None:
 
 def _used(outcome: Outcome | None) -> int | None:
     """Tokens; None where there was no answer."""
-    return outcome.usage.input_tokens + outcome.usage.output_tokens if isinstance(outcome, Answered) else None
+    return (
+        outcome.usage.input_tokens + outcome.usage.output_tokens
+        if isinstance(outcome, Answered)
+        else None
+    )
 
 
 def pause_before_retry(outcome: Retryable, attempt: int) -> float:

@@ -1,4 +1,5 @@
-"""What an operator sees of one backend in the log while lines run: its first failures at once, and how fast it answers.
+"""What an operator sees of one backend in the log while lines run: its first failures at once, and
+how fast it answers.
 
 Events, of one backend in one worker process:
 
@@ -43,9 +44,15 @@ class _Sample:
 
 
 class Pace:
-    """Used on the event loop only. `waiting`: lines that are here and not in flight. `expected`: seconds of a usual answer, or None."""
+    """Used on the event loop only.
 
-    def __init__(self, name: str, waiting: Callable[[], int], expected: float | None = None) -> None:
+    `waiting`: lines that are here and not in flight. `expected`: seconds of a usual answer, or
+    None.
+    """
+
+    def __init__(
+        self, name: str, waiting: Callable[[], int], expected: float | None = None
+    ) -> None:
         self._name = name
         self._waiting = waiting
         self._expected = expected
@@ -110,7 +117,9 @@ class Pace:
 
     def _log_failures(self) -> None:
         for (status, reason), count in self._sample.failures.items():
-            logger.warning("backend.failing", backend=self._name, status=status, reason=reason, count=count)
+            logger.warning(
+                "backend.failing", backend=self._name, status=status, reason=reason, count=count
+            )
 
     def _log_pace(self) -> None:
         now, answers = time.monotonic(), self._sample.answers

@@ -39,9 +39,11 @@ FIRST_LOOK = 0.5
 
 
 class Poll:
-    """Looks into the database for due work, and runs it on the worker's own pool. `spawn` tells whether the pool took it.
+    """Looks into the database for due work, and runs it on the worker's own pool. `spawn` tells
+    whether the pool took it.
 
-    Each look also notes that this process is alive, and what its work waits for (`waits`); `share` is told how many are alive.
+    Each look also notes that this process is alive, and what its work waits for (`waits`); `share`
+    is told how many are alive.
     """
 
     def __init__(
@@ -86,7 +88,13 @@ class Poll:
 
     def _look(self) -> None:
         with db.transaction() as session:
-            alive = workers.seen(session, self._worker_id, store=self._sight.mark, catalog=catalog.fingerprint(), waits=self._waits())
+            alive = workers.seen(
+                session,
+                self._worker_id,
+                store=self._sight.mark,
+                catalog=catalog.fingerprint(),
+                waits=self._waits(),
+            )
         self._share(alive)
         for message in recover.due():
             self.name(message)
@@ -94,7 +102,10 @@ class Poll:
             alive_file.touch()
 
     def name(self, message: Message) -> bool:
-        """Run a message here as soon as a thread is free. False: there are none, before the start or after the end."""
+        """Run a message here as soon as a thread is free.
+
+        False: there are none, before the start or after the end.
+        """
         if message not in self._waiting:
             self._waiting.add(message)
             if not self._spawn(self._begin, message):
@@ -108,7 +119,10 @@ class Poll:
 
 
 class Sight:
-    """The mark that this process sees in its storage folder. A disk that hangs holds up one thread, and never the poll."""
+    """The mark that this process sees in its storage folder.
+
+    A disk that hangs holds up one thread, and never the poll.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sight")
@@ -141,7 +155,8 @@ def run_worker() -> None:
     memory.settle()
     log.configure()
     catalog.warn_of_unknown_settings()
-    # Celery warns of root because of pickle; only JSON is accepted here, and ids are all it carries.
+    # Celery warns of root because of pickle; only JSON is accepted here, and ids are all it
+    # carries.
     warnings.simplefilter("ignore", SecurityWarning)
     consumer.install()
     app = broker.celery()
@@ -177,7 +192,9 @@ def run_worker() -> None:
     signals.worker_shutting_down.connect(stop)
     worker.stop_engine = stop
     # Ctrl-C stops a worker as gently as SIGTERM does.
-    signals.worker_ready.connect(lambda **_: signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM)), weak=False)
+    signals.worker_ready.connect(
+        lambda **_: signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM)), weak=False
+    )
     poll.start()
     worker.start()
     engine.close()
@@ -190,4 +207,6 @@ def run_beat() -> None:
     catalog.warn_of_unknown_settings()
     app = broker.celery()
     # The one entry never changes, so what beat would remember between starts is not worth a file.
-    app.Beat(scheduler_cls="celery.beat:Scheduler", loglevel=settings().log_level.upper(), quiet=True).run()
+    app.Beat(
+        scheduler_cls="celery.beat:Scheduler", loglevel=settings().log_level.upper(), quiet=True
+    ).run()

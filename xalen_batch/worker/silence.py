@@ -17,8 +17,8 @@ class Told(NamedTuple):
 class Silence:
     """Changed on the event loop only; `told` may be read from any thread.
 
-    The circuit opens after several failures in a row of one batch, which takes minutes where a batch has few lines. This tells
-    sooner, and decides nothing.
+    The circuit opens after several failures in a row of one batch, which takes minutes where a
+    batch has few lines. This tells sooner, and decides nothing.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

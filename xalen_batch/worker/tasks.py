@@ -23,21 +23,36 @@ logger = log.get(__name__)
 
 # Batches that one process validates at a time: one may wait for the database while another is read.
 VALIDATIONS = 2
-# Threads of one process that fire schedules: while one waits for a folder that hangs, another fires those of other accounts.
+# Threads of one process that fire schedules: while one waits for a folder that hangs, another fires
+# those of other accounts.
 FIRINGS = 2
 
 
 def reported(body: Callable[..., None]) -> Callable[..., None]:
-    """A job that tells of an error instead of raising it: nobody waits for its result, and the sweep finds its work again."""
+    """A job that tells of an error instead of raising it: nobody waits for its result, and the
+    sweep finds its work again.
+    """
 
     @wraps(body)
     def run(*args: Any) -> None:
         try:
             body(*args)
         except db.AWAY as error:
-            logger.warning("job.postponed", job=body.__name__, **_about(args), error=type(error).__name__, reason=db.trouble(error))
+            logger.warning(
+                "job.postponed",
+                job=body.__name__,
+                **_about(args),
+                error=type(error).__name__,
+                reason=db.trouble(error),
+            )
         except storage.AWAY as error:
-            logger.warning("job.postponed", job=body.__name__, **_about(args), error=type(error).__name__, reason="storage.unreachable")
+            logger.warning(
+                "job.postponed",
+                job=body.__name__,
+                **_about(args),
+                error=type(error).__name__,
+                reason="storage.unreachable",
+            )
         except Exception as error:
             logger.error("job.crashed", job=body.__name__, **_about(args), **log.cause(error))
 
@@ -53,8 +68,12 @@ def _about(args: Sequence[Any]) -> dict[str, Any]:
 
 
 def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
-    """Make each job a Celery task of its name, and leave no other. The tasks are returned too, to be called without the broker."""
-    # Not shared: Celery would put shared tasks, which hold this engine, into every app that is made later in the process.
+    """Make each job a Celery task of its name, and leave no other.
+
+    The tasks are returned too, to be called without the broker.
+    """
+    # Not shared: Celery would put shared tasks, which hold this engine, into every app that is made
+    # later in the process.
     firings = threading.BoundedSemaphore(FIRINGS)
 
     # Each holds what it knows of up to fifty thousand lines, and more than one is no faster.
@@ -96,4 +115,10 @@ def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
     # Celery's own, such as celery.starmap, run what a message says.
     for name in app.tasks.keys() - set(Job):
         app.tasks.unregister(name)
-    return {Job.VALIDATE: validate_batch, Job.EXECUTE: execute, Job.FINALIZE: finalize_batch, Job.FIRE: fire_schedules, Job.TICK: tick}
+    return {
+        Job.VALIDATE: validate_batch,
+        Job.EXECUTE: execute,
+        Job.FINALIZE: finalize_batch,
+        Job.FIRE: fire_schedules,
+        Job.TICK: tick,
+    }

@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 
 class Turns:
-    """At most `threads` of this process run a kind of job at a time; what comes meanwhile waits for one of them, and once.
+    """At most `threads` of this process run a kind of job at a time; what comes meanwhile waits for
+    one of them, and once.
 
-    Nobody waits in a thread of its own, which others may need. What waits is lost with the process: the sweep finds it again.
+    Nobody waits in a thread of its own, which others may need. What waits is lost with the process:
+    the sweep finds it again.
     """
 
     def __init__(self, run: Callable[[str], None], threads: int) -> None:

@@ -1,4 +1,6 @@
-"""Request bodies: not a byte of one is read before its caller is admitted, and what is held of them is bounded."""
+"""Request bodies: not a byte of one is read before its caller is admitted, and what is held of them
+is bounded.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -14,11 +16,13 @@ from xalen_batch.errors import XalenError
 
 
 class Bodies:
-    """Admits the caller of a request when its body is first asked for, so that no route can read one of a stranger.
+    """Admits the caller of a request when its body is first asked for, so that no route can read
+    one of a stranger.
 
-    Refuses compressed bodies, which could become longer, and those of more bytes than `most` says for a method and path.
-    None is no limit: the route streams the body and holds nothing of it. The bytes of others are in their account's
-    budget from here until the answer has left: the length that a body declares at once, any other as it comes.
+    Refuses compressed bodies, which could become longer, and those of more bytes than `most` says
+    for a method and path. None is no limit: the route streams the body and holds nothing of it. The
+    bytes of others are in their account's budget from here until the answer has left: the length
+    that a body declares at once, any other as it comes.
     """
 
     def __init__(self, app: ASGIApp, *, most: Callable[[str, str], int | None]) -> None:
@@ -38,9 +42,14 @@ class Bodies:
 
 
 class _Body:
-    """One request's body. Its errors are HTTPExceptions, which pass through the framework's handling of broken bodies."""
+    """One request's body.
 
-    def __init__(self, scope: Scope, receive: Receive, headers: Mapping[str, str], most: int | None) -> None:
+    Its errors are HTTPExceptions, which pass through the framework's handling of broken bodies.
+    """
+
+    def __init__(
+        self, scope: Scope, receive: Receive, headers: Mapping[str, str], most: int | None
+    ) -> None:
         self._scope = scope
         self._receive = receive
         self._headers = headers
@@ -79,7 +88,10 @@ class _Body:
         if self._most is None or size <= self._held:
             return
         if size > self._most:
-            raise HTTPException(413, f"The request body has more than {self._most:,} bytes, the most for this endpoint.")
+            raise HTTPException(
+                413,
+                f"The request body has more than {self._most:,} bytes, the most for this endpoint.",
+            )
         try:
             budget.bodies.take(deps.caller_of(self._scope), size - self._held)
         except XalenError as error:

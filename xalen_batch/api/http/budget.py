@@ -1,8 +1,10 @@
-"""The budget of bytes that one API process holds for its clients: bodies that are arriving, and answers that are not read.
+"""The budget of bytes that one API process holds for its clients: bodies that are arriving, and
+answers that are not read.
 
-Accounts share it by a dynamic threshold (Choudhury and Hahne), as the ports of a switch share its buffers: an account
-may hold at most a quarter of the bytes that are free. One account alone gets a fifth of the budget. Each account that
-holds its most leaves four fifths of what was free, so an account that holds nothing is served beside them.
+Accounts share it by a dynamic threshold (Choudhury and Hahne), as the ports of a switch share its
+buffers: an account may hold at most a quarter of the bytes that are free. One account alone gets a
+fifth of the budget. Each account that holds its most leaves four fifths of what was free, so an
+account that holds nothing is served beside them.
 
 The event loop alone changes a budget. Threads may ask it.
 """
@@ -19,7 +21,8 @@ from xalen_batch.errors import TooManyRequests, Unavailable
 RETRY_AFTER = 1.0
 # The part of the free bytes that one account may hold.
 SHARE = 1 / 4
-# Where as many bytes were held at a time, the process gives free memory back once it holds half of them.
+# Where as many bytes were held at a time, the process gives free memory back once it holds half of
+# them.
 TRIM_AFTER = 32 * MiB
 
 
@@ -39,7 +42,10 @@ class Budget:
         return self._held[key(owner)]
 
     def take(self, owner: Owner | None, size: int) -> None:
-        """Reserve bytes until they are given back. TooManyRequests, or Unavailable for one who holds none, where they do not fit."""
+        """Reserve bytes until they are given back.
+
+        TooManyRequests, or Unavailable for one who holds none, where they do not fit.
+        """
         self._refuse_unless_fits(owner, size)
         self.add(owner, size)
 
@@ -77,9 +83,13 @@ class Budget:
         if held + size <= free * SHARE:
             return
         if not held:
-            raise Unavailable(f"The server holds as many bytes of {self._noun} as it may. Send the request again in a few seconds.")
+            raise Unavailable(
+                f"The server holds as many bytes of {self._noun} as it may. Send the request again"
+                " in a few seconds."
+            )
         raise TooManyRequests(
-            f"The server holds {held:,} bytes of {self._noun} for your account, and has no room for {size:,} more. {self._remedy}",
+            f"The server holds {held:,} bytes of {self._noun} for your account, and has no room for"
+            f" {size:,} more. {self._remedy}",
             retry_after=RETRY_AFTER,
             code=self._code,
         )
@@ -92,4 +102,6 @@ def key(owner: Owner | None) -> Owner | None:
 
 
 bodies = Budget("request bodies", "Send fewer of them at a time.", "bodies_limit")
-answers = Budget("answers that your clients have not read", "Read or close those first.", "answers_limit")
+answers = Budget(
+    "answers that your clients have not read", "Read or close those first.", "answers_limit"
+)

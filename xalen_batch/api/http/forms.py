@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 MAX_FIELD_BYTES = 64 * 1024
 MAX_FILENAME = 255
 MAX_FIELDS = 100
-# RFC 5987: `filename*=UTF-8''na%C3%AFve.jsonl`, which requests and aiohttp send for names that are not ASCII.
+# RFC 5987: `filename*=UTF-8''na%C3%AFve.jsonl`, which requests and aiohttp send for names that are
+# not ASCII.
 _EXTENDED = re.compile(r"""(?<![^\s;])filename\*\s*=\s*([\w-]+)'[^']*'([^\s;"]+)""", re.IGNORECASE)
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
@@ -74,12 +75,20 @@ class Form:
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
         if self._name == "file":
             if self.filename is not None:
-                raise InvalidRequest("The form has two parts named `file`. Upload one file at a time.", param="file")
-            self.filename = _clean(_extended(disposition) or _plain(options.get(b"filename", b"").decode("utf-8", "replace")))
+                raise InvalidRequest(
+                    "The form has two parts named `file`. Upload one file at a time.", param="file"
+                )
+            self.filename = _clean(
+                _extended(disposition)
+                or _plain(options.get(b"filename", b"").decode("utf-8", "replace"))
+            )
             return
         self._parts += 1
         if self._parts > MAX_FIELDS:
-            message = f"The form has more than {MAX_FIELDS} fields. Send `file`, `purpose` and `expires_after` only."
+            message = (
+                f"The form has more than {MAX_FIELDS} fields. Send `file`, `purpose` and"
+                " `expires_after` only."
+            )
             raise TooLarge(message, code="request_too_large")
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -91,7 +100,10 @@ class Form:
             return
         self._field_bytes += end - start
         if self._field_bytes > MAX_FIELD_BYTES:
-            raise TooLarge("The form's fields are too long. Send the file's content as the part `file`.", code="request_too_large")
+            raise TooLarge(
+                "The form's fields are too long. Send the file's content as the part `file`.",
+                code="request_too_large",
+            )
         self._content += data[start:end]
 
     def _on_part_end(self) -> None:
@@ -104,11 +116,15 @@ class Form:
 
 
 def too_large(limit: int) -> TooLarge:
-    return TooLarge(f"The file is larger than {limit:,} bytes. Split it into several files.", param="file")
+    return TooLarge(
+        f"The file is larger than {limit:,} bytes. Split it into several files.", param="file"
+    )
 
 
 def _extended(disposition: bytes) -> str | None:
-    """The file name in the extended form (RFC 5987), which takes precedence over the plain one; None if it is missing or malformed."""
+    """The file name in the extended form (RFC 5987), which takes precedence over the plain one;
+    None if it is missing or malformed.
+    """
     found = _EXTENDED.search(_QUOTED.sub('""', disposition.decode("utf-8", "replace")))
     try:
         return unquote(found[2], encoding=found[1], errors="replace") if found else None
@@ -117,7 +133,9 @@ def _extended(disposition: bytes) -> str | None:
 
 
 def _plain(filename: str) -> str:
-    """A file name as browsers escape it (`%22` for a quotation mark), or as Spring encodes it (RFC 2047)."""
+    """A file name as browsers escape it (`%22` for a quotation mark), or as Spring encodes it (RFC
+    2047).
+    """
     if not (filename.startswith("=?") and filename.endswith("?=")):
         return filename.replace("%22", '"')
     try:

@@ -1,4 +1,6 @@
-"""What surrounds every request: path normalisation, the request id, one log line, rate limit headers, and a 500 in the envelope after a crash."""
+"""What surrounds every request: path normalisation, the request id, one log line, rate limit
+headers, and a 500 in the envelope after a crash.
+"""
 
 import asyncio
 import math
@@ -27,7 +29,8 @@ QUIET = frozenset({"/livez", "/readyz"})
 
 
 class Paths:
-    """Removes repeated and trailing slashes from the path, and runs HEAD as the GET whose body the server does not send.
+    """Removes repeated and trailing slashes from the path, and runs HEAD as the GET whose body the
+    server does not send.
 
     Outermost, so that the log, the admission of bodies and the routes all see the same path.
     """
@@ -49,7 +52,9 @@ class Paths:
 
 
 class RequestContext:
-    """Names each request, logs it once, and turns a crash into the envelope of a 500, a stop of the server into that of a 503."""
+    """Names each request, logs it once, and turns a crash into the envelope of a 500, a stop of the
+    server into that of a 503.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -75,10 +80,17 @@ class RequestContext:
             except asyncio.CancelledError:
                 # The server stops, and this request has had its grace.
                 if status == CLIENT_CLOSED:
-                    stopping = Unavailable("The server is stopping. Send the request again in a few seconds.")
+                    stopping = Unavailable(
+                        "The server is stopping. Send the request again in a few seconds."
+                    )
                     await errors.answer(Request(scope), stopping)(scope, receive, send_named)
             except Exception as error:
-                logger.error("api.crashed", method=paths.method(scope), route=_route(scope), **log.cause(error))
+                logger.error(
+                    "api.crashed",
+                    method=paths.method(scope),
+                    route=_route(scope),
+                    **log.cause(error),
+                )
                 # Once an answer has begun, all that is left is to break the connection off.
                 if status == CLIENT_CLOSED:
                     await errors.answer(Request(scope), error)(scope, receive, send_named)
@@ -116,9 +128,11 @@ class RateHeaders:
 
 
 class AnswerSlices:
-    """Hands long answers to the connection a slice at a time, each when the client has taken those before.
+    """Hands long answers to the connection a slice at a time, each when the client has taken those
+    before.
 
-    The connection then holds one slice; the answer itself is in its account's budget until its last slice has left.
+    The connection then holds one slice; the answer itself is in its account's budget until its last
+    slice has left.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -138,7 +152,13 @@ class AnswerSlices:
             try:
                 for start in range(0, len(body), SLICE):
                     end = start + SLICE
-                    await send({**message, "body": bytes(body[start:end]), "more_body": end < len(body) or not is_last})
+                    await send(
+                        {
+                            **message,
+                            "body": bytes(body[start:end]),
+                            "more_body": end < len(body) or not is_last,
+                        }
+                    )
             finally:
                 budget.answers.give_back(owner, held)
 

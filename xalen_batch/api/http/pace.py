@@ -1,6 +1,8 @@
-"""Clients that send a request too slowly to be meant: they would keep a connection, and an upload, for ever.
+"""Clients that send a request too slowly to be meant: they would keep a connection, and an upload,
+for ever.
 
-Heads, and the reading of answers, have the same patience where they are parsed and written (`protocol.py`).
+Heads, and the reading of answers, have the same patience where they are parsed and written
+(`protocol.py`).
 """
 
 import asyncio
@@ -9,13 +11,17 @@ import time
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# A request's head has to be there within so many seconds, and of its body so many bytes in each such time; and some of its answer taken.
+# A request's head has to be there within so many seconds, and of its body so many bytes in each
+# such time; and some of its answer taken.
 PATIENCE = 60.0
 LEAST_BYTES = 16 * 1024
 
 
 class BodyPace:
-    """Refuses a body that stalls. What counts is the time spent waiting for the client, never ours."""
+    """Refuses a body that stalls.
+
+    What counts is the time spent waiting for the client, never ours.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -35,10 +41,12 @@ class BodyPace:
                         message = await receive()
                 except TimeoutError:
                     if came < LEAST_BYTES:
-                        # An HTTPException passes through the framework's own handling of broken bodies.
+                        # An HTTPException passes through the framework's own handling of broken
+                        # bodies.
                         raise HTTPException(
                             408,
-                            f"The body came too slowly: {came:,} bytes in {PATIENCE:g} s. Send at least {LEAST_BYTES:,} in that time.",
+                            f"The body came too slowly: {came:,} bytes in {PATIENCE:g} s. Send at"
+                            f" least {LEAST_BYTES:,} in that time.",
                         ) from None
                     waited, came = 0.0, 0
                 else:

@@ -1,4 +1,6 @@
-"""The address of a request: its normal form, the methods that it has, and the remedy if no route takes it."""
+"""The address of a request: its normal form, the methods that it has, and the remedy if no route
+takes it.
+"""
 
 import re
 
@@ -11,10 +13,13 @@ METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 SLASHES = re.compile("//+")
 # The key of an ASGI scope that holds the method as it was sent.
 SENT_METHOD = "xalen.method"
-# Prefixes of a path that are tried as a wrong base URL, such as those of `/openai/deployments/NAME/v1`.
+# Prefixes of a path that are tried as a wrong base URL, such as those of
+# `/openai/deployments/NAME/v1`.
 MOST_PREFIXES = 6
 # What OpenAI's clients, Cohere's and Anthropic's send as live calls.
-LIVE = re.compile(r"(/v\d+)?/(chat/completions|completions|responses|embeddings|rerank|score|messages|moderations)")
+LIVE = re.compile(
+    r"(/v\d+)?/(chat/completions|completions|responses|embeddings|rerank|score|messages|moderations)"
+)
 
 
 def normal(path: str) -> str:
@@ -35,10 +40,14 @@ def allowed(request: Request) -> list[str]:
 
 
 def hint(request: Request) -> str:
-    """What to do about a path that no route has: another base URL, a batch in the place of a live call, or the docs."""
+    """What to do about a path that no route has: another base URL, a batch in the place of a live
+    call, or the docs.
+    """
     path = request.url.path
     origin = str(request.base_url).rstrip("/")
-    if live := LIVE.fullmatch(path.removeprefix(VERSION) if path.startswith(VERSION + VERSION) else path):
+    if live := LIVE.fullmatch(
+        path.removeprefix(VERSION) if path.startswith(VERSION + VERSION) else path
+    ):
         return _as_batch(live[2], origin)
     if meant := _meant(request, path):
         return f"Did you mean {meant}? Set the client's base_url to {origin}{VERSION}."
@@ -48,13 +57,17 @@ def hint(request: Request) -> str:
 def _as_batch(call: str, origin: str) -> str:
     if call not in ("chat/completions", "rerank"):
         return (
-            f"This server runs batches, not live calls, of {VERSION}/chat/completions and {VERSION}/rerank; it has no {call}. "
-            f"See {origin}/docs."
+            f"This server runs batches, not live calls, of {VERSION}/chat/completions and"
+            f" {VERSION}/rerank; it has no {call}. See {origin}/docs."
         )
-    line = f'{{"custom_id": "1", "method": "POST", "url": "{VERSION}/{call}", "body": <the body of this request>}}'
+    line = (
+        f'{{"custom_id": "1", "method": "POST", "url": "{VERSION}/{call}", "body": <the body of'
+        " this request>}"
+    )
     return (
-        f"This server runs batches, not live calls. Write the line {line} to a file, requests.jsonl, and run it: "
-        f"`xalen-batch run requests.jsonl`, or POST {VERSION}/files and {VERSION}/batches. See {origin}/docs."
+        f"This server runs batches, not live calls. Write the line {line} to a file,"
+        f" requests.jsonl, and run it: `xalen-batch run requests.jsonl`, or POST {VERSION}/files"
+        f" and {VERSION}/batches. See {origin}/docs."
     )
 
 
@@ -71,10 +84,16 @@ def _methods(request: Request, path: str) -> list[str]:
     """The methods that a path has; none: no route takes it."""
     # A mount that took the path has made its own the root.
     scope = {**request.scope, "path": path, "root_path": request.scope.get("app_root_path", "")}
-    return [method for method in METHODS if any(_takes(route, {**scope, "method": method}) for route in request.app.routes)]
+    return [
+        method
+        for method in METHODS
+        if any(_takes(route, {**scope, "method": method}) for route in request.app.routes)
+    ]
 
 
 def _takes(route: BaseRoute, scope: Scope) -> bool:
     """Whether a route, or an included router, takes a method of a path."""
     # A mount, of static files, matches any method.
-    return route.matches(scope)[0] == Match.FULL and not (isinstance(route, Mount) and scope["method"] != "GET")
+    return route.matches(scope)[0] == Match.FULL and not (
+        isinstance(route, Mount) and scope["method"] != "GET"
+    )

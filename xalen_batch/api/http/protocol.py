@@ -1,5 +1,6 @@
-"""HTTP on a connection, with bounds: the parser keeps what comes before a request is whole, and the transport what a client does not
-read, and both would for ever."""
+"""HTTP on a connection, with bounds: the parser keeps what comes before a request is whole, and the
+transport what a client does not read, and both would for ever.
+"""
 
 import json
 import math
@@ -15,19 +16,23 @@ from xalen_batch.api.http import pace
 from xalen_batch.config import settings
 from xalen_batch.errors import HeadTooLarge, InvalidRequest, RequestTimeout, Unavailable, XalenError
 
-# Bytes that bring neither a request's head to its end nor any of its body: long URLs and headers, trailers, chunk extensions.
+# Bytes that bring neither a request's head to its end nor any of its body: long URLs and headers,
+# trailers, chunk extensions.
 MOST_OVERHEAD = 64 * 1024
-# Requests that may wait on a connection behind the one that is being answered. The few clients that pipeline send fewer.
+# Requests that may wait on a connection behind the one that is being answered. The few clients that
+# pipeline send fewer.
 MOST_PIPELINED = 64
-# Seconds in which a connection without a request may still send one while the server stops: it may be under way.
+# Seconds in which a connection without a request may still send one while the server stops: it may
+# be under way.
 LAST_CALL = 1.0
 # The first byte of a TLS handshake, which begins no HTTP request.
 TLS_HANDSHAKE = 0x16
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Answers what is no HTTP in the API's envelope too, and ends connections whose next head is too long or does not come in time,
-    or whose client reads nothing of an answer."""
+    """Answers what is no HTTP in the API's envelope too, and ends connections whose next head is
+    too long or does not come in time, or whose client reads nothing of an answer.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -42,7 +47,12 @@ class BoundedHttp(HttpToolsProtocol):
         _give_up_unread(transport)
         self._rested_at = self.loop.time()
         if len(self.connections) > settings().max_connections and not self._make_way():
-            self._refuse(Unavailable("The server has as many connections as it may. Send the request again in a few seconds."))
+            self._refuse(
+                Unavailable(
+                    "The server has as many connections as it may. Send the request again in a few"
+                    " seconds."
+                )
+            )
             return
         self._expect_head()
 
@@ -56,8 +66,15 @@ class BoundedHttp(HttpToolsProtocol):
         return self._late is not None or self.timeout_keep_alive_task is not None
 
     def _make_way(self) -> bool:
-        """Close the connection that has rested longest. False: every other one has a request that is being answered."""
-        resting = [other for other in self.connections if isinstance(other, BoundedHttp) and other._is_resting]
+        """Close the connection that has rested longest.
+
+        False: every other one has a request that is being answered.
+        """
+        resting = [
+            other
+            for other in self.connections
+            if isinstance(other, BoundedHttp) and other._is_resting
+        ]
         if not resting:
             return False
         longest = min(resting, key=lambda other: other._rested_at)
@@ -71,7 +88,10 @@ class BoundedHttp(HttpToolsProtocol):
             self._expect_head()
         if self.scope is None and data[0] == TLS_HANDSHAKE:
             self._refuse(
-                InvalidRequest("This port speaks http, and the client sent TLS. Use http:// in its base_url.", code="invalid_http")
+                InvalidRequest(
+                    "This port speaks http, and the client sent TLS. Use http:// in its base_url.",
+                    code="invalid_http",
+                )
             )
             return
         self._overhead += len(data)
@@ -79,19 +99,27 @@ class BoundedHttp(HttpToolsProtocol):
         if self._is_ahead:
             self._refuse(
                 InvalidRequest(
-                    f"More than {MOST_PIPELINED} requests wait on this connection. Read their answers first.", code="invalid_http"
+                    f"More than {MOST_PIPELINED} requests wait on this connection. Read their"
+                    " answers first.",
+                    code="invalid_http",
                 )
             )
         elif self._is_too_large or self._overhead > MOST_OVERHEAD:
             self._refuse(
-                HeadTooLarge(f"The request's head has more than {MOST_OVERHEAD:,} bytes. Send shorter headers, and data in the body.")
+                HeadTooLarge(
+                    f"The request's head has more than {MOST_OVERHEAD:,} bytes. Send shorter"
+                    " headers, and data in the body."
+                )
             )
 
     def on_headers_complete(self) -> None:
         self._forget()
         self._overhead = 0
         # It may have come in one piece.
-        self._is_too_large = len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MOST_OVERHEAD
+        self._is_too_large = (
+            len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            > MOST_OVERHEAD
+        )
         # The parser reads on to the end of what has come: of short requests that can be thousands.
         self._is_ahead = self._is_ahead or len(self.pipeline) >= MOST_PIPELINED
         if self._is_welcome:
@@ -112,7 +140,8 @@ class BoundedHttp(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self._rested_at = self.loop.time()
         if not self.pipeline:
-            # The rest of a body that was refused unread would stay for as long as the connection rests.
+            # The rest of a body that was refused unread would stay for as long as the connection
+            # rests.
             self.cycle.body = bytearray()
         super().on_response_complete()
 
@@ -125,7 +154,9 @@ class BoundedHttp(HttpToolsProtocol):
         """Closes the connection after its request, or after LAST_CALL if it has none."""
         if self.cycle is None or self.cycle.response_complete:
             self._unset_keepalive_if_required()
-            self.timeout_keep_alive_task = self.loop.call_later(LAST_CALL, self.timeout_keep_alive_handler)
+            self.timeout_keep_alive_task = self.loop.call_later(
+                LAST_CALL, self.timeout_keep_alive_handler
+            )
         else:
             super().shutdown()
 
@@ -145,7 +176,12 @@ class BoundedHttp(HttpToolsProtocol):
         if self.scope is None:
             self.transport.close()
         else:
-            self._refuse(RequestTimeout(f"The request's headers did not come within {pace.PATIENCE:g} s. Send them at once."))
+            self._refuse(
+                RequestTimeout(
+                    f"The request's headers did not come within {pace.PATIENCE:g} s. Send them at"
+                    " once."
+                )
+            )
 
     def _refuse(self, error: XalenError) -> None:
         if self.transport.is_closing():
@@ -154,8 +190,10 @@ class BoundedHttp(HttpToolsProtocol):
         if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
             content = json.dumps(error.body())
             head = (
-                f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"
-                f"content-length: {len(content)}\r\n{_pause(error)}x-request-id: req_{uuid.uuid4().hex}\r\nconnection: close\r\n\r\n"
+                f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type:"
+                " application/json\r\ncontent-length:"
+                f" {len(content)}\r\n{_pause(error)}x-request-id:"
+                f" req_{uuid.uuid4().hex}\r\nconnection: close\r\n\r\n"
             )
             self.transport.write((head + content).encode("ascii"))
         self.transport.close()
@@ -168,9 +206,13 @@ def _pause(error: XalenError) -> str:
 def _give_up_unread(transport: BaseTransport) -> None:
     """Have the kernel end a connection whose client takes nothing of what waits for it.
 
-    Only the kernel knows what a client has read, also of the last of an answer that it holds itself. Elsewhere than on Linux it
-    does not offer that.
+    Only the kernel knows what a client has read, also of the last of an answer that it holds
+    itself. Elsewhere than on Linux it does not offer that.
     """
     accepted = transport.get_extra_info("socket")
-    if hasattr(socket, "TCP_USER_TIMEOUT") and accepted is not None and accepted.family in (socket.AF_INET, socket.AF_INET6):
+    if (
+        hasattr(socket, "TCP_USER_TIMEOUT")
+        and accepted is not None
+        and accepted.family in (socket.AF_INET, socket.AF_INET6)
+    ):
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(pace.PATIENCE * 1000))

@@ -26,10 +26,12 @@ from xalen_batch.config import MiB
 T = TypeVar("T", bound=Identified)
 
 JSON = "application/json"
-# Bytes that a stream holds for a client who does not read: a piece of about 1 MiB, the next one, and what the connection was given.
+# Bytes that a stream holds for a client who does not read: a piece of about 1 MiB, the next one,
+# and what the connection was given.
 STREAM_HOLDS = 5 * MiB // 2
-# Pieces that are read at a time in this process, and for one account. The threads of short requests stay free, however
-# slow a store is; and an account that reads many streams at once takes no more turns of another's.
+# Pieces that are read at a time in this process, and for one account. The threads of short requests
+# stay free, however slow a store is; and an account that reads many streams at once takes no more
+# turns of another's.
 THREADS = 16
 THREADS_PER_ACCOUNT = 4
 
@@ -37,13 +39,16 @@ THREADS_PER_ACCOUNT = 4
 def stored(answer: Answer) -> Response:
     """An object just created, or the same answer again for the same Idempotency-Key.
 
-    Whole, whatever the key's scopes: it has what the request said, ids, and the state in which everything begins.
+    Whole, whatever the key's scopes: it has what the request said, ids, and the state in which
+    everything begins.
     """
     return _stored(answer, answer.body)
 
 
 def stored_for(caller: Caller, answer: Answer, kind: type[BaseModel]) -> Response:
-    """The same for an answer that says something of what was there before: with what the caller's key may see of it."""
+    """The same for an answer that says something of what was there before: with what the caller's
+    key may see of it.
+    """
     return _stored(answer, scopes.render_stored(answer.body, kind, caller.scopes))
 
 
@@ -53,19 +58,33 @@ def _stored(answer: Answer, body: bytes) -> Response:
 
 
 class Stream(StreamingResponse):
-    """Pieces from their source, of about 1 MiB at most, each read while the client takes the one before.
+    """Pieces from their source, of about 1 MiB at most, each read while the client takes the one
+    before.
 
-    Counts in its account's budget of answers until the last piece is handed over or the client is gone.
-    TooManyRequests or Unavailable where it does not fit, and any error of the first piece, still become an answer.
+    Counts in its account's budget of answers until the last piece is handed over or the client is
+    gone. TooManyRequests or Unavailable where it does not fit, and any error of the first piece,
+    still become an answer.
     """
 
-    def __init__(self, pieces: Iterator[bytes], *, headers: Mapping[str, str] | None = None, media_type: str = JSON) -> None:
+    def __init__(
+        self,
+        pieces: Iterator[bytes],
+        *,
+        headers: Mapping[str, str] | None = None,
+        media_type: str = JSON,
+    ) -> None:
         super().__init__((), headers=headers, media_type=media_type)
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if paths.method(scope) == "HEAD":
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
             await send({"type": "http.response.body"})
             return
         owner = deps.caller_of(scope)
@@ -81,13 +100,16 @@ class Stream(StreamingResponse):
                 yield piece
                 piece = await coming
             finally:
-                # The client may be gone before an error is there: reading it keeps asyncio from logging it.
+                # The client may be gone before an error is there: reading it keeps asyncio from
+                # logging it.
                 if not coming.cancel() and not coming.cancelled():
                     coming.exception()
 
     async def _next(self) -> bytes:
         async with self._turn:
-            return await asyncio.get_running_loop().run_in_executor(_threads(), next, self._pieces, b"")
+            return await asyncio.get_running_loop().run_in_executor(
+                _threads(), next, self._pieces, b""
+            )
 
 
 # By account and mode, for as long as a stream of theirs goes on.
@@ -99,12 +121,26 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS, thread_name_prefix="stream")
 
 
-def download(chunks: Iterator[bytes], filename: str, *, size: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
-    """Bytes as they come from their source, whatever the client says it accepts. `size`: in bytes, where known."""
+def download(
+    chunks: Iterator[bytes],
+    filename: str,
+    *,
+    size: int | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Bytes as they come from their source, whatever the client says it accepts.
+
+    `size`: in bytes, where known.
+    """
     known = {"content-length": str(size)} if size is not None else {}
     return Stream(
         chunks,
-        headers={"content-disposition": _attachment(filename), "x-content-type-options": "nosniff", **known, **(headers or {})},
+        headers={
+            "content-disposition": _attachment(filename),
+            "x-content-type-options": "nosniff",
+            **known,
+            **(headers or {}),
+        },
         media_type="application/octet-stream",
     )
 
@@ -118,9 +154,11 @@ def listed(
     after: str | None,
     portion: int,
 ) -> Response:
-    """A list of at most `limit` objects behind the id `after`, made of no more than `portion` of them at a time.
+    """A list of at most `limit` objects behind the id `after`, made of no more than `portion` of
+    them at a time.
 
-    `page`: a session, how many, and the id before them. The first portion is read with `session`, which is not kept.
+    `page`: a session, how many, and the id before them. The first portion is read with `session`,
+    which is not kept.
     """
     first = page(session, min(limit, portion), after)
     if limit <= portion or not first.has_more:
@@ -132,7 +170,12 @@ class _List(Generic[T]):
     """The bytes of a ListObject, a portion of its objects at a time."""
 
     def __init__(
-        self, first: ListObject[T], caller: Caller, page: Callable[[Session, int, str | None], ListObject[T]], limit: int, portion: int
+        self,
+        first: ListObject[T],
+        caller: Caller,
+        page: Callable[[Session, int, str | None], ListObject[T]],
+        limit: int,
+        portion: int,
     ) -> None:
         self._first: ListObject[T] | None = first
         self._scopes = caller.scopes
@@ -148,7 +191,11 @@ class _List(Generic[T]):
         opening = b'{"object":"list","data":[' if self._first else b","
         found = self._next()
         self._left = self._left - len(found.data) if found.has_more else 0
-        content = opening + b",".join(scopes.render(item, self._scopes) for item in found.data) if found.data else b""
+        content = (
+            opening + b",".join(scopes.render(item, self._scopes) for item in found.data)
+            if found.data
+            else b""
+        )
         if self._left:
             return content
         return content + b"]," + orjson.dumps({**self._ids, "has_more": found.has_more})[1:]

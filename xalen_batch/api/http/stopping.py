@@ -1,4 +1,6 @@
-"""How the API stops: every request that a client has sent, or sends before it can know, is answered."""
+"""How the API stops: every request that a client has sent, or sends before it can know, is
+answered.
+"""
 
 import asyncio
 import socket
@@ -13,7 +15,8 @@ from xalen_batch.config import settings
 class GracefulServer(uvicorn.Server):
     """Takes the connections of the listen backlog before it stops listening.
 
-    uvicorn stops first: the kernel then resets what it holds there, and a proxy that has sent a POST may not send it again.
+    uvicorn stops first: the kernel then resets what it holds there, and a proxy that has sent a
+    POST may not send it again.
     """
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -36,7 +39,10 @@ class GracefulServer(uvicorn.Server):
 
 
 def _drain(listening: socket.socket) -> list[socket.socket]:
-    """Accept every connection in the listen backlog, then close the socket. The kernel resets a connection that arrives in between."""
+    """Accept every connection in the listen backlog, then close the socket.
+
+    The kernel resets a connection that arrives in between.
+    """
     accepted = []
     with listening:
         listening.setblocking(False)

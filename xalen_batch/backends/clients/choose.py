@@ -11,13 +11,19 @@ from xalen_batch.backends.clients.full import FullClient
 from xalen_batch.backends.clients.plain import PlainClient
 
 
-def client_for(url: str, headers: Mapping[str, str], limits: Limits, buffer: Buffer, *, connections: int) -> Client:
+def client_for(
+    url: str, headers: Mapping[str, str], limits: Limits, buffer: Buffer, *, connections: int
+) -> Client:
     """A client for a server's root. `connections`: how many idle ones are worth keeping.
 
     Plain HTTP without a proxy takes the cheap way; everything else the kept library.
     """
     parts, is_near = urlsplit(url), is_loopback(url)
-    has_proxy = not is_near and {"http", "all"} & getproxies().keys() and not proxy_bypass(parts.hostname or "")
+    has_proxy = (
+        not is_near
+        and {"http", "all"} & getproxies().keys()
+        and not proxy_bypass(parts.hostname or "")
+    )
     if parts.scheme == "http" and not (has_proxy or parts.username or parts.query):
         return PlainClient(url, headers, limits, buffer)
     return FullClient(url, headers, limits, buffer, is_direct=is_near, connections=connections)

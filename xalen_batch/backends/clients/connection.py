@@ -49,7 +49,9 @@ class Connection(asyncio.BufferedProtocol):
         "is_open",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, longest: int, buffer: Buffer, read: memoryview) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, longest: int, buffer: Buffer, read: memoryview
+    ) -> None:
         self._loop = loop
         self._longest = longest
         self._buffer = buffer
@@ -157,7 +159,11 @@ class Connection(asyncio.BufferedProtocol):
                 self.abort(NoReply("it sent more than the answer"))
         elif self._received - self._size > HEAD_BYTES + FRAMING_PER_BYTE * self._size:
             self.abort(
-                NoReply("its answer has too many bytes around its body" if self._has_head else "the head of its answer does not end")
+                NoReply(
+                    "its answer has too many bytes around its body"
+                    if self._has_head
+                    else "the head of its answer does not end"
+                )
             )
         elif self._size > self.buffered:
             # Not for an answer that one read has brought whole, as most are.
@@ -200,7 +206,10 @@ class Connection(asyncio.BufferedProtocol):
             # "Go on", or a hint; the answer is still to come.
             self._clear()
             return
-        if not self._parser.should_keep_alive() or cast(asyncio.Transport, self._transport).get_write_buffer_size():
+        if (
+            not self._parser.should_keep_alive()
+            or cast(asyncio.Transport, self._transport).get_write_buffer_size()
+        ):
             self.is_open = False
         self._finish()
         if not self.is_open:
@@ -211,7 +220,9 @@ class Connection(asyncio.BufferedProtocol):
         if answer is None or answer.done():
             return
         self.encoding = headers.get(b"content-encoding", b"")
-        answer.set_result(Reply(self._parser.get_status_code(), b"".join(self._parts), _Headers(headers).get))
+        answer.set_result(
+            Reply(self._parser.get_status_code(), b"".join(self._parts), _Headers(headers).get)
+        )
         self._answer = None
         self._clear()
 

@@ -13,13 +13,29 @@ from pyreqwest.exceptions import ConnectError, PyreqwestError, RequestTimeoutErr
 from pyreqwest.response import Response
 
 from xalen_batch.backends.buffer import Buffer
-from xalen_batch.backends.clients.contract import AnswerTooLong, Limits, NoReply, NotConnected, Reply, TimedOut
+from xalen_batch.backends.clients.contract import (
+    AnswerTooLong,
+    Limits,
+    NoReply,
+    NotConnected,
+    Reply,
+    TimedOut,
+)
 
 
 class FullClient:
     """Any URL that a model server can have. The standard proxy variables are honoured unless `is_direct`."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], limits: Limits, buffer: Buffer, *, is_direct: bool, connections: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        limits: Limits,
+        buffer: Buffer,
+        *,
+        is_direct: bool,
+        connections: int,
+    ) -> None:
         builder = (
             ClientBuilder()
             .default_headers(dict(headers))
@@ -33,13 +49,17 @@ class FullClient:
         self._buffer = buffer
 
     async def post(self, path: str, body: bytes, request_id: str) -> Reply:
-        request = self._client.post(self._url + path).header("x-request-id", request_id).body_bytes(body)
+        request = (
+            self._client.post(self._url + path).header("x-request-id", request_id).body_bytes(body)
+        )
         try:
             async with asyncio.timeout(self._limits.request_timeout) as time_left:
                 answer = _Arriving(time_left)
                 try:
                     async with request.build_streamed() as response:
-                        reply = Reply(response.status, await self._read(response, answer), response.get_header)
+                        reply = Reply(
+                            response.status, await self._read(response, answer), response.get_header
+                        )
                 finally:
                     self._buffer.ended(answer)
                 return reply

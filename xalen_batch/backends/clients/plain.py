@@ -10,7 +10,14 @@ from urllib.parse import urlsplit
 
 from xalen_batch.backends.buffer import READ_BYTES, Buffer
 from xalen_batch.backends.clients.connection import Connection, Stale
-from xalen_batch.backends.clients.contract import AnswerTooLong, Limits, NoReply, NotConnected, Reply, TimedOut
+from xalen_batch.backends.clients.contract import (
+    AnswerTooLong,
+    Limits,
+    NoReply,
+    NotConnected,
+    Reply,
+    TimedOut,
+)
 from xalen_batch.backends.clients.inflate import inflate
 
 # How often those that wait are looked at, as a share of the timeout; and at least so often, in seconds.
@@ -21,16 +28,24 @@ LOOK_AT_LEAST = 1.0
 class PlainClient:
     """`url`: http://host[:port][/path]. A connection that was kept open and turns out dead is replaced by a new one, once."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], limits: Limits, buffer: Buffer) -> None:
+    def __init__(
+        self, url: str, headers: Mapping[str, str], limits: Limits, buffer: Buffer
+    ) -> None:
         parts = urlsplit(url)
-        self._host, self._port, self._root = parts.hostname or "", parts.port or 80, parts.path.rstrip("/")
+        self._host, self._port, self._root = (
+            parts.hostname or "",
+            parts.port or 80,
+            parts.path.rstrip("/"),
+        )
         self._limits = limits
         self._buffer = buffer
         # Each connection's bytes are parsed before the next is read.
         self._read = memoryview(bytearray(READ_BYTES))
         # Nobody asked for a compressed answer; one that comes all the same is understood.
         fixed = {"host": parts.netloc, "accept-encoding": "identity", **headers}
-        self._fixed = "".join(f"{name}: {value}\r\n" for name, value in fixed.items()).encode("latin-1")
+        self._fixed = "".join(f"{name}: {value}\r\n" for name, value in fixed.items()).encode(
+            "latin-1"
+        )
         self._heads: dict[str, bytes] = {}
         # The one used last is taken first: it is the least likely to be dead.
         self._idle: list[Connection] = []
@@ -40,7 +55,11 @@ class PlainClient:
         self._loop = asyncio.get_running_loop()
 
     async def post(self, path: str, body: bytes, request_id: str) -> Reply:
-        head = b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (self._head(path), request_id.encode("ascii"), len(body))
+        head = b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+            self._head(path),
+            request_id.encode("ascii"),
+            len(body),
+        )
         deadline = self._loop.time() + self._limits.request_timeout
         kept = self._kept()
         connection = kept or await self._connect(deadline)
@@ -93,7 +112,9 @@ class PlainClient:
     def _head(self, path: str) -> bytes:
         head = self._heads.get(path)
         if head is None:
-            head = self._heads[path] = f"POST {self._root}{path} HTTP/1.1\r\n".encode("ascii") + self._fixed
+            head = self._heads[path] = (
+                f"POST {self._root}{path} HTTP/1.1\r\n".encode("ascii") + self._fixed
+            )
         return head
 
     def _kept(self) -> Connection | None:
@@ -105,9 +126,15 @@ class PlainClient:
 
     async def _connect(self, deadline: float) -> Connection:
         try:
-            async with asyncio.timeout_at(min(deadline, self._loop.time() + self._limits.connect_timeout)):
+            async with asyncio.timeout_at(
+                min(deadline, self._loop.time() + self._limits.connect_timeout)
+            ):
                 _, connection = await self._loop.create_connection(
-                    lambda: Connection(self._loop, self._limits.answer_bytes, self._buffer, self._read), self._host, self._port
+                    lambda: Connection(
+                        self._loop, self._limits.answer_bytes, self._buffer, self._read
+                    ),
+                    self._host,
+                    self._port,
                 )
         except (OSError, TimeoutError, UnicodeError) as error:
             raise NotConnected(str(error)) from error

@@ -1,1 +1,3 @@
-"""Models that are simulated: deterministic, honest about it, with the catalog's latencies and faults on request."""
+"""Models that are simulated: deterministic, honest about it, with the catalog's latencies and
+faults on request.
+"""

@@ -12,7 +12,10 @@ from xalen_batch.config import settings
 
 
 class SimulatedBackend:
-    """One simulated model. Its answers are judged like any server's. `latency_ms` replaces the catalog's."""
+    """One simulated model.
+
+    Its answers are judged like any server's. `latency_ms` replaces the catalog's.
+    """
 
     def __init__(self, model: Model, *, latency_ms: int | None = None) -> None:
         self._model = model
@@ -24,7 +27,11 @@ class SimulatedBackend:
         reply = answer(self._model, request, attempts=self._attempts, latency_ms=self._latency_ms)
         try:
             async with asyncio.timeout(settings().request_timeout):
-                await (asyncio.Event().wait() if reply.ending == "hang" else asyncio.sleep(reply.latency))
+                await (
+                    asyncio.Event().wait()
+                    if reply.ending == "hang"
+                    else asyncio.sleep(reply.latency)
+                )
         except TimeoutError:
             return Retryable("The backend did not answer in time.", is_timeout=True)
         if reply.ending in ("reset", "truncated"):

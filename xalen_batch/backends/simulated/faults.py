@@ -22,7 +22,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, fields
 from typing import Any
 
-USAGES: dict[str, Any] = {"negative": -1, "string": "12", "float": 1.5, "bool": True, "null": None, "absurd": 10**12}
+USAGES: dict[str, Any] = {
+    "negative": -1,
+    "string": "12",
+    "float": 1.5,
+    "bool": True,
+    "null": None,
+    "absurd": 10**12,
+}
 MOST_REMEMBERED = 100_000
 
 
@@ -43,7 +50,12 @@ class Fault:
 
 NONE = Fault()
 _FLAGS = frozenset(field.name for field in fields(Fault) if field.type is bool)
-_NUMBERS: dict[str, type[int] | type[float]] = {"status": int, "retry_after": float, "slow": int, "times": int}
+_NUMBERS: dict[str, type[int] | type[float]] = {
+    "status": int,
+    "retry_after": float,
+    "slow": int,
+    "times": int,
+}
 
 
 def parse(directives: str) -> Fault:

@@ -1,7 +1,9 @@
-"""How the simulated chat model classifies: it finds the labels in the prompt and picks the one whose words the text has most of.
+"""How the simulated chat model classifies: it finds the labels in the prompt and picks the one
+whose words the text has most of.
 
 This is a simulation of a classifier, made so that demonstrations look right: word beginnings per
-well-known label, in English, German, French and Spanish. Labels it does not know match by their own words.
+well-known label, in English, German, French and Spanish. Labels it does not know match by their own
+words.
 """
 
 import re
@@ -14,7 +16,9 @@ _CUE = r"(?:one of|labels?|categor(?:y|ies)|class(?:es)?|options?|topics?|into|e
 _AFTER_COLON = re.compile(_CUE + r"[^:\n]{0,60}:[ \t]*([^\n.]{3,400})", re.I)
 _IN_LIST = re.compile(_CUE + r"[^:\n]{0,60}:[ \t]*\n((?:[ \t]*[-*•][ \t]*[^\n]+\n?){2,50})", re.I)
 _IN_SENTENCE = re.compile(
-    _CUE + r"[ \t]+((?:[\w\"'`-]+(?:,[ \t]*(?:or[ \t]+|and[ \t]+)?|[ \t]+or[ \t]+|[ \t]+and[ \t]+))+[\w\"'`-]+)", re.I
+    _CUE + r"[ \t]+((?:[\w\"'`-]+(?:,[ \t]*(?:or[ \t]+|and[ \t]+)?|[ \t]+or[ \t]+|[ \t]+and["
+    r" \t]+))+[\w\"'`-]+)",
+    re.I,
 )
 _SEPARATOR = re.compile(r"\s*[,;|/]\s*(?:or\s+|and\s+)?|\s+or\s+|\s+and\s+", re.I)
 _QUOTES = " \t\"'`*[](){}<>.-•"
@@ -22,22 +26,45 @@ _WORD = re.compile(r"\w+")
 
 # Beginnings of words, without accents; what begins with `*` counts double.
 KEYWORDS: dict[str, str] = {
-    "billing": "*invoice *charged payment card pay *vat declin *bill price discount *levy reminder *transfer *bank monthly yearly subscri "
-    "*rechnung *abgebucht umsatzst lastschrift buchung bezahl *facture *debit tva abonnement *factur *cobrado tarjeta nif pago",
-    "technical": "*crash *error *firmware wifi wi *pairing stuck *update offline alert battery blink *router cloud *record clip shows motion "
-    "thermom disconn bug broken fail reinstall *verbind *fehler koppel bild kamera leds *plante *deconnect indique chauffage "
-    "*conexion *alertas pila *pierde retraso *actualizacion",
-    "account": "*account *login *log *password *sign *locked merge *access guest *factor delete hand mail email recovery session employer flat "
-    "*konto *passwort losch *compte *connecter reinit *supprimer vendu retirer *cuenta *contrasena *acceso *codigos verific",
-    "shipping": "*parcel *ship *deliver *arriv *customs *warehouse *package postcode neighb tracking boxes *crushed wet label address black white "
-    "*paket *packstation *lieferschein unterwegs geliefert *colis *livre suivi *boite ecrasee devait *aduana *almacen *enviado etiqueta",
-    "refund": "*refund *money *return *cancel *back reimburs replacement *difference *zuruckges *storn *erstatt *ruckerst *gekundigt "
-    "*rembours *renvoy *annuler *devol *devuelv *cancel reembols",
-    "feedback": "*great *nice *love *lovely *happy *wish please *bring thank *well *raise *cheerful *packaging dark mode widget setting "
-    "*lob *schon *weiter *leider ubersicht merci *bienvenu *emballage *dommage mode sombre *enhorabuena *estaria *bonita letra guia hoping hope",
+    "billing": (
+        "*invoice *charged payment card pay *vat declin *bill price discount *levy reminder"
+        " *transfer *bank monthly yearly subscri *rechnung *abgebucht umsatzst lastschrift buchung"
+        " bezahl *facture *debit tva abonnement *factur *cobrado tarjeta nif pago"
+    ),
+    "technical": (
+        "*crash *error *firmware wifi wi *pairing stuck *update offline alert battery blink *router"
+        " cloud *record clip shows motion thermom disconn bug broken fail reinstall *verbind"
+        " *fehler koppel bild kamera leds *plante *deconnect indique chauffage *conexion *alertas"
+        " pila *pierde retraso *actualizacion"
+    ),
+    "account": (
+        "*account *login *log *password *sign *locked merge *access guest *factor delete hand mail"
+        " email recovery session employer flat *konto *passwort losch *compte *connecter reinit"
+        " *supprimer vendu retirer *cuenta *contrasena *acceso *codigos verific"
+    ),
+    "shipping": (
+        "*parcel *ship *deliver *arriv *customs *warehouse *package postcode neighb tracking boxes"
+        " *crushed wet label address black white *paket *packstation *lieferschein unterwegs"
+        " geliefert *colis *livre suivi *boite ecrasee devait *aduana *almacen *enviado etiqueta"
+    ),
+    "refund": (
+        "*refund *money *return *cancel *back reimburs replacement *difference *zuruckges *storn"
+        " *erstatt *ruckerst *gekundigt *rembours *renvoy *annuler *devol *devuelv *cancel reembols"
+    ),
+    "feedback": (
+        "*great *nice *love *lovely *happy *wish please *bring thank *well *raise *cheerful"
+        " *packaging dark mode widget setting *lob *schon *weiter *leider ubersicht merci *bienvenu"
+        " *emballage *dommage mode sombre *enhorabuena *estaria *bonita letra guia hoping hope"
+    ),
     "cancel": "*cancel *terminat *unsubscrib *kundig *storn *annul *resil *baja",
-    "positive": "*great *good *love *excellent *happy *perfect *thank *nice *well recommend amazing fantastic",
-    "negative": "*bad *terrible *awful *broken *hate *disappoint *worst *angry *never refund unacceptable slow",
+    "positive": (
+        "*great *good *love *excellent *happy *perfect *thank *nice *well recommend amazing"
+        " fantastic"
+    ),
+    "negative": (
+        "*bad *terrible *awful *broken *hate *disappoint *worst *angry *never refund unacceptable"
+        " slow"
+    ),
     "urgent": "*urgent *immediately *asap *today *now *child emergency down safety",
     "spam": "*winner *prize *lottery *click *free offer bitcoin",
 }
@@ -62,13 +89,25 @@ def labels_in(prompt: str) -> tuple[str, ...]:
 def _labels(texts: Iterable[str]) -> tuple[str, ...]:
     cleaned = [text.strip(_QUOTES) for text in texts]
     labels = tuple(dict.fromkeys(label for label in cleaned if label))
-    return labels if 2 <= len(labels) <= 50 and all(len(label) <= 40 and len(label.split()) <= 4 for label in labels) else ()
+    return (
+        labels
+        if 2 <= len(labels) <= 50
+        and all(len(label) <= 40 and len(label.split()) <= 4 for label in labels)
+        else ()
+    )
 
 
 def classify(text: str, labels: Sequence[str]) -> str:
-    """The label that fits a text best; a fallback like `other` where nothing fits, else always the same one."""
+    """The label that fits a text best; a fallback like `other` where nothing fits, else always the
+    same one.
+    """
     index, lengths = _index(tuple(labels))
-    found = {start for word in set(words_of(text)) for length in lengths if (start := word[:length]) in index}
+    found = {
+        start
+        for word in set(words_of(text))
+        for length in lengths
+        if (start := word[:length]) in index
+    }
     scores = [0] * len(labels)
     for start in found:
         for label, weight in index[start]:
@@ -84,7 +123,11 @@ def words_of(text: str) -> list[str]:
     """Lower-case words without accents."""
     lowered = text.lower()
     if not lowered.isascii():
-        lowered = "".join(char for char in unicodedata.normalize("NFKD", lowered) if not unicodedata.combining(char))
+        lowered = "".join(
+            char
+            for char in unicodedata.normalize("NFKD", lowered)
+            if not unicodedata.combining(char)
+        )
     return _WORD.findall(lowered)
 
 
@@ -101,5 +144,9 @@ def _index(labels: tuple[str, ...]) -> tuple[dict[str, list[tuple[int, int]]], l
 def _beginnings(label: str) -> dict[str, int]:
     words = words_of(label.replace("_", " "))
     known = [KEYWORDS[name] for word in words if (name := _ALIASES.get(word, word)) in KEYWORDS]
-    starts = {start.lstrip("*"): 2 if start.startswith("*") else 1 for line in known for start in line.split()}
+    starts = {
+        start.lstrip("*"): 2 if start.startswith("*") else 1
+        for line in known
+        for start in line.split()
+    }
     return starts | {word[: max(4, len(word) - 2)]: 2 for word in words}

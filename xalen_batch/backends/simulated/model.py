@@ -1,10 +1,10 @@
 """The simulated models: a pure function from a request to an answer.
 
 Everything follows from the request's own text, so the same request always gets the same answer:
-`created` is a constant, ids are hashes, and the latency is the catalog's, spread by ± 20 %. Answers say
-`"system_fingerprint": "simulated"`. Token counts are those of `backends/tokens.py`. Refusals are a real
-server's: a prompt and `max_tokens` beyond the context window, a temperature out of range, messages that are none.
-Faults on request: see `faults.py`.
+`created` is a constant, ids are hashes, and the latency is the catalog's, spread by ± 20 %. Answers
+say `"system_fingerprint": "simulated"`. Token counts are those of `backends/tokens.py`. Refusals
+are a real server's: a prompt and `max_tokens` beyond the context window, a temperature out of
+range, messages that are none. Faults on request: see `faults.py`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -30,8 +30,11 @@ FINGERPRINT = "simulated"
 CREATED = 1_742_169_600  # 2025-03-17
 SPREAD = 0.2
 MOST_CHOICES = 128
-# Parameters that validation accepts and the simulated models do not follow: they neither sample nor are they anyone's account.
-IGNORED = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "user"})
+# Parameters that validation accepts and the simulated models do not follow: they neither sample nor
+# are they anyone's account.
+IGNORED = frozenset(
+    {"temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "user"}
+)
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 
 Ending = Literal["whole", "truncated", "reset", "hang"]
@@ -39,7 +42,10 @@ Ending = Literal["whole", "truncated", "reset", "hang"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`latency` is seconds from the request's last byte to the answer's first. `ending` is how the connection fares."""
+    """`latency` is seconds from the request's last byte to the answer's first.
+
+    `ending` is how the connection fares.
+    """
 
     status: int
     body: bytes
@@ -51,22 +57,40 @@ class Answer:
 class _Refusal(Exception):
     """A request that a real server would refuse. Does not leave this module."""
 
-    def __init__(self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.body = envelope(status, message, code=code, param=param)
 
 
 def answer(
-    model: Model, request: Request, *, attempts: Attempts | None = None, latency_ms: int | None = None, fault: Fault = faults.NONE
+    model: Model,
+    request: Request,
+    *,
+    attempts: Attempts | None = None,
+    latency_ms: int | None = None,
+    fault: Fault = faults.NONE,
 ) -> Answer:
-    """What the model answers. `attempts` is needed for faults that end after some `times`; `fault` is one from outside."""
+    """What the model answers.
+
+    `attempts` is needed for faults that end after some `times`; `fault` is one from outside.
+    """
     digest = blake2b(request.body, digest_size=12).digest()
-    latency = (model.latency_ms if latency_ms is None else latency_ms) / 1000 * (1 - SPREAD + 2 * SPREAD * digest[0] / 255)
+    latency = (
+        (model.latency_ms if latency_ms is None else latency_ms)
+        / 1000
+        * (1 - SPREAD + 2 * SPREAD * digest[0] / 255)
+    )
     try:
         body = _json_object(request.body)
         asked = _asked_fault(body, request)
-        if asked.times is not None and attempts is not None and attempts.next(request.request_id) > asked.times:
+        if (
+            asked.times is not None
+            and attempts is not None
+            and attempts.next(request.request_id) > asked.times
+        ):
             asked = faults.NONE
         fault = fault if asked == faults.NONE else asked
         whole = Answer(200, _completed(model, request, body, digest, fault), latency)
@@ -87,7 +111,11 @@ def _json_object(body: bytes) -> dict[str, Any]:
 
 def _asked_fault(body: dict[str, Any], request: Request) -> Fault:
     metadata = body.get("metadata")
-    wanted = metadata.get("simulate") if request.endpoint == CHAT and isinstance(metadata, dict) else body.get("simulate")
+    wanted = (
+        metadata.get("simulate")
+        if request.endpoint == CHAT and isinstance(metadata, dict)
+        else body.get("simulate")
+    )
     if not isinstance(wanted, str):
         return faults.NONE
     try:
@@ -96,9 +124,16 @@ def _asked_fault(body: dict[str, Any], request: Request) -> Fault:
         raise _Refusal(str(error), param="simulate") from error
 
 
-def _completed(model: Model, request: Request, body: dict[str, Any], digest: bytes, fault: Fault) -> bytes:
+def _completed(
+    model: Model, request: Request, body: dict[str, Any], digest: bytes, fault: Fault
+) -> bytes:
     if request.endpoint not in model.endpoints:
-        raise _Refusal(f"The model {model.id} does not serve {request.endpoint}.", status=404, code="model_not_found", param="model")
+        raise _Refusal(
+            f"The model {model.id} does not serve {request.endpoint}.",
+            status=404,
+            code="model_not_found",
+            param="model",
+        )
     if request.endpoint == RERANK:
         return _with_fault(_ranked(model, body, digest), fault)
     if model.is_reranker:
@@ -112,11 +147,18 @@ def _chatted(model: Model, body: dict[str, Any], digest: bytes) -> dict[str, Any
     read = tokens.count_chat(messages, tools=body.get("tools"))
     limit = _whole(body.get("max_completion_tokens") or body.get("max_tokens"))
     _check_context(model, read, limit or 0)
-    system = "\n".join(_content(message) for message in messages if message["role"] in ("system", "developer"))
-    user = next((_content(message) for message in reversed(messages) if message["role"] == "user"), "")
+    system = "\n".join(
+        _content(message) for message in messages if message["role"] in ("system", "developer")
+    )
+    user = next(
+        (_content(message) for message in reversed(messages) if message["role"] == "user"), ""
+    )
     choices, written = [], 0
     for index in range(_whole(body.get("n")) or 1):
-        full = _stopped(_written(Prompt(system, user, int.from_bytes(digest[1:5], "big") + index), body), body.get("stop"))
+        full = _stopped(
+            _written(Prompt(system, user, int.from_bytes(digest[1:5], "big") + index), body),
+            body.get("stop"),
+        )
         shown = full if limit is None else tokens.cut(full, limit)
         written += tokens.count(shown)
         choices.append(
@@ -133,7 +175,11 @@ def _chatted(model: Model, body: dict[str, Any], digest: bytes) -> dict[str, Any
         "created": CREATED,
         "model": body.get("model"),
         "choices": choices,
-        "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
+        "usage": {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+        },
         "system_fingerprint": FINGERPRINT,
     }
 
@@ -141,8 +187,9 @@ def _chatted(model: Model, body: dict[str, Any], digest: bytes) -> dict[str, Any
 def _check_context(model: Model, read: int, limit: int) -> None:
     if read + limit > model.context_window:
         raise _Refusal(
-            f"This model's maximum context length is {model.context_window} tokens, and the request asks for {read + limit}: "
-            f"{read} in the messages, {limit} in the completion. Shorten the messages or lower max_tokens.",
+            f"This model's maximum context length is {model.context_window} tokens, and the request"
+            f" asks for {read + limit}: {read} in the messages, {limit} in the completion. Shorten"
+            " the messages or lower max_tokens.",
             code="context_length_exceeded",
             param="messages",
         )
@@ -161,24 +208,41 @@ def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
         raise _Refusal("`messages` must be a list with at least one message.", param="messages")
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise _Refusal(f"messages[{index}] must be an object with a known `role`.", param=f"messages[{index}].role")
+            raise _Refusal(
+                f"messages[{index}] must be an object with a known `role`.",
+                param=f"messages[{index}].role",
+            )
         if not isinstance(message.get("content"), str | list | None) or (
             message["role"] == "user" and message.get("content") in (None, [])
         ):
-            raise _Refusal(f"messages[{index}].content must be a text or a list of parts.", param=f"messages[{index}].content")
+            raise _Refusal(
+                f"messages[{index}].content must be a text or a list of parts.",
+                param=f"messages[{index}].content",
+            )
     return messages
 
 
 def _check_parameters(body: dict[str, Any]) -> None:
     for name, low, high in (("temperature", 0, 2), ("top_p", 0, 1)):
         value = body.get(name)
-        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high):
-            raise _Refusal(f"`{name}` must be between {low} and {high}.", param=name, code="invalid_value")
+        if value is not None and (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not low <= value <= high
+        ):
+            raise _Refusal(
+                f"`{name}` must be between {low} and {high}.", param=name, code="invalid_value"
+            )
     for name, most in (("max_tokens", None), ("max_completion_tokens", None), ("n", MOST_CHOICES)):
         value = body.get(name)
-        if value is not None and ((whole := _whole(value)) is None or whole < 1 or (most and whole > most)):
+        if value is not None and (
+            (whole := _whole(value)) is None or whole < 1 or (most and whole > most)
+        ):
             raise _Refusal(
-                f"`{name}` must be a whole number of at least 1{f' and at most {most}' if most else ''}.", param=name, code="invalid_value"
+                f"`{name}` must be a whole number of at least"
+                f" 1{f' and at most {most}' if most else ''}.",
+                param=name,
+                code="invalid_value",
             )
     if body.get("stream"):
         raise _Refusal("The simulated models do not stream.", param="stream")
@@ -202,24 +266,34 @@ def _stopped(text: str, stop: Any) -> str:
 def _content(message: dict[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, list):
-        return "".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
+        return "".join(
+            part["text"]
+            for part in content
+            if isinstance(part, dict) and isinstance(part.get("text"), str)
+        )
     return content or ""
 
 
 def _ranked(model: Model, body: dict[str, Any], digest: bytes) -> dict[str, Any]:
     problem = problem_of(body)
     if problem:
-        raise _Refusal(f"{problem[0].upper()}{problem[1:]}." if problem[0] != "`" else f"{problem}.")
+        raise _Refusal(
+            f"{problem[0].upper()}{problem[1:]}." if problem[0] != "`" else f"{problem}."
+        )
     query, texts = body["query"], [tokens.text_of(document) for document in body["documents"]]
     longest = tokens.count(query) + max(map(tokens.count, texts)) + tokens.PER_PAIR
     if longest > model.context_window:
         raise _Refusal(
-            f"This model's maximum context length is {model.context_window} tokens, and the query with the longest document has {longest}.",
+            f"This model's maximum context length is {model.context_window} tokens, and the query"
+            f" with the longest document has {longest}.",
             code="context_length_exceeded",
             param="documents",
         )
     ranked = sorted(enumerate(relevance(query, texts)), key=lambda pair: (-pair[1], pair[0]))
-    results: list[dict[str, Any]] = [{"index": index, "relevance_score": score} for index, score in ranked[: _whole(body.get("top_n"))]]
+    results: list[dict[str, Any]] = [
+        {"index": index, "relevance_score": score}
+        for index, score in ranked[: _whole(body.get("top_n"))]
+    ]
     if body.get("return_documents"):
         for result in results:
             result["document"] = {"text": texts[result["index"]]}
@@ -239,10 +313,14 @@ def _ranked_chat(model: Model, request: Request, digest: bytes, fault: Fault) ->
     body = to_rerank(request.body)
     if isinstance(body, Refused):
         refused = msgspec.json.decode(body.body)["error"]
-        raise _Refusal(refused["message"], status=body.status, code=refused["code"], param=refused["param"])
+        raise _Refusal(
+            refused["message"], status=body.status, code=refused["code"], param=refused["param"]
+        )
     ranking = _ranked(model, msgspec.json.decode(body), digest)
     usage = Usage(ranking["usage"]["prompt_tokens"])
-    return _with_fault(msgspec.json.decode(to_chat(Answered(200, orjson.dumps(ranking), usage), request)), fault)
+    return _with_fault(
+        msgspec.json.decode(to_chat(Answered(200, orjson.dumps(ranking), usage), request)), fault
+    )
 
 
 def _with_fault(completion: dict[str, Any], fault: Fault) -> bytes:
@@ -258,12 +336,28 @@ def _broken(whole: Answer, fault: Fault) -> Answer:
     broken = replace(whole, latency=whole.latency + fault.slow / 1000)
     if fault.status is not None:
         message = f"The simulated model was asked to fail with status {fault.status}."
-        broken = replace(broken, status=fault.status, body=envelope(fault.status, message, code="simulated_fault"))
+        broken = replace(
+            broken,
+            status=fault.status,
+            body=envelope(fault.status, message, code="simulated_fault"),
+        )
         if fault.retry_after is not None:
             broken = replace(broken, headers={"retry-after": f"{fault.retry_after:g}"})
     if fault.html:
-        broken = replace(broken, body=b"<html><body><h1>502 Bad Gateway</h1></body></html>", headers={"content-type": "text/html"})
+        broken = replace(
+            broken,
+            body=b"<html><body><h1>502 Bad Gateway</h1></body></html>",
+            headers={"content-type": "text/html"},
+        )
     if fault.empty:
         broken = replace(broken, body=b"")
-    ending: Ending = "hang" if fault.hang else "reset" if fault.reset else "truncated" if fault.truncate else "whole"
+    ending: Ending = (
+        "hang"
+        if fault.hang
+        else "reset"
+        if fault.reset
+        else "truncated"
+        if fault.truncate
+        else "whole"
+    )
     return replace(broken, ending=ending)

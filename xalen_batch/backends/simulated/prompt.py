@@ -37,8 +37,15 @@ class Prompt:
     @property
     def summary(self) -> str:
         """The first sentence of the user's text that says something."""
-        sentences = [sentence.strip() for sentence in _SENTENCE_END.split(self.user[:MOST_READ]) if sentence.strip()]
-        said = next((sentence for sentence in sentences if len(sentence) > 25), sentences[0] if sentences else "Nothing was said.")
+        sentences = [
+            sentence.strip()
+            for sentence in _SENTENCE_END.split(self.user[:MOST_READ])
+            if sentence.strip()
+        ]
+        said = next(
+            (sentence for sentence in sentences if len(sentence) > 25),
+            sentences[0] if sentences else "Nothing was said.",
+        )
         return said[:LONGEST_SUMMARY]
 
     def classified(self, labels: tuple[str, ...]) -> str:
@@ -47,7 +54,10 @@ class Prompt:
     def guess(self, key: str) -> Any:
         """A value for a key of a JSON object, by the key's name."""
         name = key.lower()
-        if self.labels and any(part in name for part in ("label", "categor", "class", "topic", "type", "sentiment", "answer")):
+        if self.labels and any(
+            part in name
+            for part in ("label", "categor", "class", "topic", "type", "sentiment", "answer")
+        ):
             return self.classified(self.labels)
         if "sentiment" in name:
             return self.classified(("positive", "negative", "neutral"))

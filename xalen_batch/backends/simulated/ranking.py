@@ -10,11 +10,29 @@ from xalen_batch.backends.simulated.labels import words_of
 K1, B = 1.2, 0.75
 _STOP = frozenset(
     words_of(
-        "a an and are as at be but by can do does for from had has have how i if in is it its me my no not of on or our so that "
-        "the their them then there this to was we what when where which who why will with you your"
+        "a an and are as at be but by can do does for from had has have how i if in is it its me my"
+        " no not of on or our so that the their them then there this to was we what when where"
+        " which who why will with you your"
     )
 )
-_ENDINGS = ("ations", "ation", "ments", "ment", "ings", "ing", "ies", "ied", "ers", "er", "ed", "es", "s", "ly", "e", "y")
+_ENDINGS = (
+    "ations",
+    "ation",
+    "ments",
+    "ment",
+    "ings",
+    "ing",
+    "ies",
+    "ied",
+    "ers",
+    "er",
+    "ed",
+    "es",
+    "s",
+    "ly",
+    "e",
+    "y",
+)
 
 
 def relevance(query: str, documents: Sequence[str]) -> list[float]:
@@ -23,10 +41,18 @@ def relevance(query: str, documents: Sequence[str]) -> list[float]:
     counts = [_counted(document) for document in documents]
     lengths = [max(1, counter.total()) for counter in counts]
     average = sum(lengths) / max(1, len(lengths))
-    weights = {stem: _rarity(sum(stem in counter for counter in counts), len(counts)) for stem in asked}
+    weights = {
+        stem: _rarity(sum(stem in counter for counter in counts), len(counts)) for stem in asked
+    }
     most = sum(weights.values()) * (K1 + 1) or 1.0
     return [
-        _squash(sum(weight * _saturation(counter[stem], length / average) for stem, weight in weights.items()) / most)
+        _squash(
+            sum(
+                weight * _saturation(counter[stem], length / average)
+                for stem, weight in weights.items()
+            )
+            / most
+        )
         for counter, length in zip(counts, lengths, strict=True)
     ]
 

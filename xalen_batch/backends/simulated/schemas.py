@@ -1,4 +1,6 @@
-"""Values that fit a simple JSON schema: constants, enums, scalars with limits, arrays, objects, `$ref`, the first of alternatives."""
+"""Values that fit a simple JSON schema: constants, enums, scalars with limits, arrays, objects,
+`$ref`, the first of alternatives.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -39,14 +41,22 @@ class Filling:
             return self._object(schema.get("properties") or {}, depth)
         if kind == "array":
             size = max(1, schema.get("minItems") or 1)
-            return [self._value(schema.get("items"), key, depth + 1) for _ in range(min(size, self._left)) if self._has_room(depth)]
+            return [
+                self._value(schema.get("items"), key, depth + 1)
+                for _ in range(min(size, self._left))
+                if self._has_room(depth)
+            ]
         return self._scalar(kind, schema, key)
 
     def _has_room(self, depth: int) -> bool:
         return self._left > 0 and depth < DEEPEST
 
     def _object(self, properties: Mapping[str, Any], depth: int) -> dict[str, Any]:
-        return {name: self._value(part, name, depth + 1) for name, part in properties.items() if self._has_room(depth)}
+        return {
+            name: self._value(part, name, depth + 1)
+            for name, part in properties.items()
+            if self._has_room(depth)
+        }
 
     def _resolved(self, schema: Any) -> Mapping[str, Any]:
         """The schema behind `$ref` and the first alternative that is not null."""
@@ -55,7 +65,14 @@ class Filling:
                 return {}
             options = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")
             if options:
-                schema = next((one for one in options if not isinstance(one, Mapping) or one.get("type") != "null"), {"type": "null"})
+                schema = next(
+                    (
+                        one
+                        for one in options
+                        if not isinstance(one, Mapping) or one.get("type") != "null"
+                    ),
+                    {"type": "null"},
+                )
             elif "$ref" in schema:
                 schema = self._target(schema["$ref"])
             else:
@@ -70,7 +87,9 @@ class Filling:
 
     def _choice(self, options: list[Any]) -> Any:
         labels = tuple(option for option in options if isinstance(option, str))
-        return self._prompt.classified(labels) if labels else options[self._prompt.seed % len(options)]
+        return (
+            self._prompt.classified(labels) if labels else options[self._prompt.seed % len(options)]
+        )
 
     def _scalar(self, kind: str, schema: Mapping[str, Any], key: str) -> Any:
         if kind == "null":
@@ -83,4 +102,6 @@ class Filling:
             return round(number) if kind == "integer" else round(number, 2)
         guess = self._prompt.guess(key)
         text = guess if isinstance(guess, str) else self._prompt.summary
-        return text[: schema.get("maxLength")].ljust(min(schema.get("minLength", 0), LONGEST_TEXT), ".")
+        return text[: schema.get("maxLength")].ljust(
+            min(schema.get("minLength", 0), LONGEST_TEXT), "."
+        )

@@ -55,7 +55,9 @@ class Simulator:
         seed: int = 0,
     ) -> None:
         self.models = dict(catalog.models() if models is None else models)
-        self._by_name = {model.backend.model: model for model in self.models.values() if model.backend.model} | self.models
+        self._by_name = {
+            model.backend.model: model for model in self.models.values() if model.backend.model
+        } | self.models
         self._latency_ms = latency_ms
         self._fault_rate = fault_rate
         self._fault = faults.parse(fault)
@@ -71,22 +73,41 @@ class Simulator:
                 return _error(405, f"{path} takes POST.", "method_not_allowed")
             return self._run(path, body, request_id)
         if path in ("/v1/models", "/health") and method == "GET":
-            return Answer(200, orjson.dumps(self._listing() if path == "/v1/models" else {"status": "ok"}), 0.0)
+            return Answer(
+                200,
+                orjson.dumps(self._listing() if path == "/v1/models" else {"status": "ok"}),
+                0.0,
+            )
         return _error(404, f"There is no {path} here.", "not_found")
 
     def _run(self, endpoint: Endpoint, body: bytes, request_id: str) -> Answer:
         try:
             name = _named(body).model
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return _error(400, "The request must be a JSON object with a `model`.", "invalid_request")
+            return _error(
+                400, "The request must be a JSON object with a `model`.", "invalid_request"
+            )
         model = self._by_name.get(name)
         if model is None:
             return _error(404, f"The model {name!r} does not exist.", "model_not_found")
-        fault = self._fault if self._fault_rate and self._random.random() < self._fault_rate else faults.NONE
-        return answer(model, Request(endpoint, body, request_id), attempts=self._attempts, latency_ms=self._latency_ms, fault=fault)
+        fault = (
+            self._fault
+            if self._fault_rate and self._random.random() < self._fault_rate
+            else faults.NONE
+        )
+        return answer(
+            model,
+            Request(endpoint, body, request_id),
+            attempts=self._attempts,
+            latency_ms=self._latency_ms,
+            fault=fault,
+        )
 
     def _listing(self) -> dict[str, object]:
-        models = [{"id": model.id, "object": "model", "created": CREATED, "owned_by": model.owned_by} for model in self.models.values()]
+        models = [
+            {"id": model.id, "object": "model", "created": CREATED, "owned_by": model.owned_by}
+            for model in self.models.values()
+        ]
         return {"object": "list", "data": models}
 
 
@@ -99,7 +120,10 @@ class Slot:
 
 
 class Connection(asyncio.Protocol):
-    """One client. Each request gets a slot at once; slots leave from the front as they are filled."""
+    """One client.
+
+    Each request gets a slot at once; slots leave from the front as they are filled.
+    """
 
     def __init__(self, simulator: Simulator) -> None:
         self._simulator = simulator
@@ -167,7 +191,9 @@ class Connection(asyncio.Protocol):
             reply = _error(413, "The request is too long.", "request_too_large")
         else:
             method = self._parser.get_method().decode()
-            reply = self._simulator.answer(method, self._url.decode("latin-1"), b"".join(self._body), self._request_id)
+            reply = self._simulator.answer(
+                method, self._url.decode("latin-1"), b"".join(self._body), self._request_id
+            )
         self._slots.append(slot := Slot())
         if reply.ending == "hang":
             return
@@ -204,13 +230,18 @@ def _encoded(reply: Answer, *, keep_alive: bool) -> bytes:
     if not keep_alive:
         headers["connection"] = "close"
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    head = f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, 'Unknown')}\r\ncontent-length: {len(reply.body)}\r\n{lines}\r\n"
+    head = (
+        f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, 'Unknown')}\r\ncontent-length:"
+        f" {len(reply.body)}\r\n{lines}\r\n"
+    )
     return head.encode("latin-1") + reply.body
 
 
 async def listen(simulator: Simulator, host: str, port: int) -> asyncio.Server:
     """A server on the running loop; port 0 takes a free one."""
-    return await asyncio.get_running_loop().create_server(lambda: Connection(simulator), host, port, backlog=1024)
+    return await asyncio.get_running_loop().create_server(
+        lambda: Connection(simulator), host, port, backlog=1024
+    )
 
 
 async def close(server: asyncio.Server, simulator: Simulator) -> None:
@@ -218,7 +249,9 @@ async def close(server: asyncio.Server, simulator: Simulator) -> None:
     server.close()
     ends = asyncio.get_running_loop().time() + DRAIN
     while simulator.connections and asyncio.get_running_loop().time() < ends:
-        for connection in [connection for connection in simulator.connections if connection.is_idle]:
+        for connection in [
+            connection for connection in simulator.connections if connection.is_idle
+        ]:
             connection.close()
         await asyncio.sleep(0.02)
     for connection in list(simulator.connections):
@@ -235,8 +268,13 @@ def serve(
     fault: str = "status=503",
     seed: int = 0,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Raises OSError where the port is taken, ValueError for an unknown fault."""
-    simulator = Simulator(models, latency_ms=latency_ms, fault_rate=fault_rate, fault=fault, seed=seed)
+    """Serve until SIGTERM or SIGINT.
+
+    Raises OSError where the port is taken, ValueError for an unknown fault.
+    """
+    simulator = Simulator(
+        models, latency_ms=latency_ms, fault_rate=fault_rate, fault=fault, seed=seed
+    )
     try:
         from uvloop import new_event_loop
     except ImportError:

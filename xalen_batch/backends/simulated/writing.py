@@ -1,4 +1,6 @@
-"""What the simulated chat model says: a label, JSON that fits the schema asked for, a summary, or a plain reply."""
+"""What the simulated chat model says: a label, JSON that fits the schema asked for, a summary, or a
+plain reply.
+"""
 
 import re
 from collections.abc import Mapping
@@ -9,10 +11,18 @@ import msgspec
 from xalen_batch.backends.simulated.prompt import Prompt
 from xalen_batch.backends.simulated.schemas import Filling
 
-_KEY = re.compile(r"[\"'`](\w{1,40})[\"'`]\s*:|\bkeys?:?\s+((?:[\"'`]?\w+[\"'`]?(?:,\s*|\s+and\s+))*[\"'`]?\w+[\"'`]?)", re.I)
+_KEY = re.compile(
+    r"[\"'`](\w{1,40})[\"'`]\s*:|\bkeys?:?\s+((?:[\"'`]?\w+[\"'`]?(?:,\s*|\s+and\s+))*[\"'`]?\w+[\"'`]?)",
+    re.I,
+)
 _LONG_WORD = re.compile(r"[^\W\d_]{6,}")
 
-OPENINGS = ("Here is a short answer.", "In short:", "A brief answer follows.", "Taking the question as it stands:")
+OPENINGS = (
+    "Here is a short answer.",
+    "In short:",
+    "A brief answer follows.",
+    "Taking the question as it stands:",
+)
 SENTENCES = (
     "The main point about {0} is what should happen next, and who does it.",
     "It helps to begin with {1}, since the rest depends on it.",
@@ -30,7 +40,9 @@ def write(prompt: Prompt, response_format: Any) -> str:
     wanted = response_format if isinstance(response_format, Mapping) else {}
     if wanted.get("type") == "json_schema":
         schema = wanted.get("json_schema")
-        return _json(Filling(prompt, schema.get("schema") if isinstance(schema, Mapping) else None).value())
+        return _json(
+            Filling(prompt, schema.get("schema") if isinstance(schema, Mapping) else None).value()
+        )
     if wanted.get("type") == "json_object":
         return _json({key: prompt.guess(key) for key in _keys(prompt.instructions)})
     if prompt.labels:
@@ -51,7 +63,9 @@ def _keys(instructions: str) -> list[str]:
 
 
 def _reply(prompt: Prompt) -> str:
-    topics = list(dict.fromkeys(word.lower() for word in _LONG_WORD.findall(prompt.user[:2000])))[:6] or ["the question"]
+    topics = list(dict.fromkeys(word.lower() for word in _LONG_WORD.findall(prompt.user[:2000])))[
+        :6
+    ] or ["the question"]
     seed = prompt.seed
     said = [OPENINGS[seed % len(OPENINGS)]]
     for step in range(2 + seed % 5):

@@ -29,7 +29,9 @@ commands = typer.Typer()
 
 @dataclass(frozen=True)
 class Piece:
-    """Lines `first` to `last` of a file, by their numbers from 1, and its bytes up to the end of the last."""
+    """Lines `first` to `last` of a file, by their numbers from 1, and its bytes up to the end of
+    the last.
+    """
 
     first: int
     last: int
@@ -51,7 +53,10 @@ def add(
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Put requests into a schedule's inbox for its next run. A request that already waits there is not added again."""
+    """Put requests into a schedule's inbox for its next run.
+
+    A request that already waits there is not added again.
+    """
     client = connect(base_url, api_key, live)
     with inputs.opened(file) as path:
         added = _sent(client, schedule_id, path, inputs.name_of(file))
@@ -67,17 +72,29 @@ def add(
 
 
 def _sent(client: Client, schedule_id: str, path: Path, name: str) -> dict[str, Any]:
-    """What the server said last, with the sums of all pieces. Failed at the first that is refused."""
+    """What the server said last, with the sums of all pieces.
+
+    Failed at the first that is refused.
+    """
     size, answer, accepted, known, last = path.stat().st_size, dict[str, Any](), 0, 0, 0
     with progress.transfer("adding") as moved:
         for piece in _pieces(path):
             try:
                 answer = client.post_lines(f"/schedules/{schedule_id}/requests", piece.content)
             except Failed as error:
-                raise Failed(f"{_placed(error, piece, name)}{_remedy(last)}", error.exit_code) from None
+                raise Failed(
+                    f"{_placed(error, piece, name)}{_remedy(last)}", error.exit_code
+                ) from None
             except KeyboardInterrupt:
-                raise Failed(f"Stopped in {_lines(piece)}, which may be accepted.{_remedy(last)}", INTERRUPTED) from None
-            accepted, known, last = accepted + answer["accepted"], known + answer["known"], piece.last
+                raise Failed(
+                    f"Stopped in {_lines(piece)}, which may be accepted.{_remedy(last)}",
+                    INTERRUPTED,
+                ) from None
+            accepted, known, last = (
+                accepted + answer["accepted"],
+                known + answer["known"],
+                piece.last,
+            )
             moved(piece.end, size)
     if not answer:
         raise Failed(f"{name} has no requests. Write one JSON object on each line.")
@@ -85,35 +102,58 @@ def _sent(client: Client, schedule_id: str, path: Path, name: str) -> dict[str, 
 
 
 def _placed(error: Failed, piece: Piece, name: str) -> str:
-    """What the server says of a piece, with the line of the file that it is about, if it is about any."""
+    """What the server says of a piece, with the line of the file that it is about, if it is about
+    any.
+    """
     message = str(error)
     line = re.match(r"Line ([0-9,]+)", message)
     if line is None:
-        is_of_lines = isinstance(error, ApiError) and error.status in (400, 413) and error.code not in OF_SCHEDULE
+        is_of_lines = (
+            isinstance(error, ApiError)
+            and error.status in (400, 413)
+            and error.code not in OF_SCHEDULE
+        )
         return f"{safe(name)}, {_lines(piece)}: {message}" if is_of_lines else message
     number = piece.first - 1 + int(line[1].replace(",", ""))
-    counted_there = f" (It counts from 1 at line {figure(piece.first)}.)" if piece.first > 1 and " on line " in message else ""
+    counted_there = (
+        f" (It counts from 1 at line {figure(piece.first)}.)"
+        if piece.first > 1 and " on line " in message
+        else ""
+    )
     return f"{safe(name)}:{number}{message.removeprefix(line[0])}{counted_there}"
 
 
 def _lines(piece: Piece) -> str:
-    return f"line {figure(piece.first)}" if piece.first == piece.last else f"lines {figure(piece.first)} to {figure(piece.last)}"
+    return (
+        f"line {figure(piece.first)}"
+        if piece.first == piece.last
+        else f"lines {figure(piece.first)} to {figure(piece.last)}"
+    )
 
 
 def _remedy(last: int) -> str:
     if not last:
         return ""
     there = "Line 1 is" if last == 1 else f"Lines 1 to {figure(last)} are"
-    return f" {there} accepted; add the whole file again when it is right: what waits still is not added twice."
+    return (
+        f" {there} accepted; add the whole file again when it is right: what waits still is not"
+        " added twice."
+    )
 
 
 def _pieces(path: Path) -> Iterator[Piece]:
-    """Pieces of a file, each of whole lines; blank lines stay in, so that lines can be counted. One long line is a piece of its own."""
+    """Pieces of a file, each of whole lines; blank lines stay in, so that lines can be counted.
+
+    One long line is a piece of its own.
+    """
     first, size, end, held = 1, 0, 0, list[bytes]()
     with path.open("rb") as lines:
         for number, line in enumerate(iter(partial(lines.readline, LONGEST_LINE + 1), b""), 1):
             if len(line) > LONGEST_LINE:
-                raise Failed(f"Line {figure(number)} has more than {figure(LONGEST_LINE)} bytes. Is it JSON Lines, one request a line?")
+                raise Failed(
+                    f"Line {figure(number)} has more than {figure(LONGEST_LINE)} bytes. Is it JSON"
+                    " Lines, one request a line?"
+                )
             if held and (len(held) == PIECE_LINES or size + len(line) > PIECE_BYTES):
                 yield from _piece(first, held, end)
                 first, size, held = number, 0, []

@@ -35,10 +35,11 @@ CLEARED = {Clearable.STARTS: "starts_at", Clearable.ENDS: "ends_at"}
 
 @commands.command(
     epilog=examples(
-        'xalen-batch schedules create tickets --cron "30 2 * * *" --timezone Europe/Berlin --template tickets.jsonl',
+        'xalen-batch schedules create tickets --cron "30 2 * * *" --timezone Europe/Berlin'
+        " --template tickets.jsonl",
         "xalen-batch schedules create searches --cron @daily --inbox --endpoint /v1/rerank",
-        'xalen-batch schedules create drop --cron "0 22 * * mon-fri" --prefix "{{scheduled_date}}/" --endpoint /v1/chat/completions '
-        '--execution-window "22:00-06:00" --pause-on-failure 3',
+        'xalen-batch schedules create drop --cron "0 22 * * mon-fri" --prefix "{{scheduled_date}}/"'
+        ' --endpoint /v1/chat/completions --execution-window "22:00-06:00" --pause-on-failure 3',
         'id=$(xalen-batch schedules create weekly --cron "0 6 * * mon" --file requests.jsonl)',
     )
 )
@@ -55,9 +56,15 @@ def create(
     """Make a schedule and print its id: what it runs (one of --file to --inbox), when and how."""
     what = request.chosen(given)
     if what is None:
-        raise typer.BadParameter("what is it to run? Give one of them.", param_hint=" / ".join(map(request.option, request.WHAT)))
+        raise typer.BadParameter(
+            "what is it to run? Give one of them.",
+            param_hint=" / ".join(map(request.option, request.WHAT)),
+        )
     if given.endpoint is None and what in ("prefix", "folder", "inbox"):
-        raise typer.BadParameter(f"{request.option(what)} needs it, such as /v1/chat/completions.", param_hint="--endpoint")
+        raise typer.BadParameter(
+            f"{request.option(what)} needs it, such as /v1/chat/completions.",
+            param_hint="--endpoint",
+        )
     timezone = clock.zone_or_machines(given.timezone)
     request.check_when(cron, timezone)
     body = {"name": name, "cron": cron} | request.plain(given, timezone) | {"timezone": timezone}
@@ -79,7 +86,8 @@ def create(
     epilog=examples(
         'xalen-batch schedules edit sched_0192… --cron "30 3 * * *"',
         "xalen-batch schedules edit sched_0192… --file requests.jsonl --overlap buffer_one",
-        "xalen-batch schedules edit sched_0192… --name tickets-eu --clear ends --clear execution-window",
+        "xalen-batch schedules edit sched_0192… --name tickets-eu --clear ends --clear"
+        " execution-window",
     )
 )
 @takes_given
@@ -87,14 +95,22 @@ def edit(
     schedule_id: ScheduleId,
     given: Given,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Another name.")] = None,
-    cron: Annotated[str | None, typer.Option(metavar="EXPRESSION", help=CRON_HELP, rich_help_panel=WHEN)] = None,
-    clear: Annotated[list[Clearable] | None, typer.Option(metavar="NAME", help=f"Remove a setting: {', '.join(Clearable)}.")] = None,
+    cron: Annotated[
+        str | None, typer.Option(metavar="EXPRESSION", help=CRON_HELP, rich_help_panel=WHEN)
+    ] = None,
+    clear: Annotated[
+        list[Clearable] | None,
+        typer.Option(metavar="NAME", help=f"Remove a setting: {', '.join(Clearable)}."),
+    ] = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Change the given settings of a schedule and leave the rest. Runs that have begun keep their settings."""
+    """Change the given settings of a schedule and leave the rest.
+
+    Runs that have begun keep their settings.
+    """
     cleared = _cleared(clear or [], given)
     request.chosen(given)
     client = connect(base_url, api_key, live)
@@ -104,7 +120,11 @@ def edit(
     body = request.plain(given, timezone)
     body |= request.source_or_inbox(given, before, has_marker=Clearable.READY_MARKER not in cleared)
     body |= {key: value for key, value in (("name", name), ("cron", cron)) if value is not None}
-    body |= {CLEARED.get(item, item.value.replace("-", "_")): None for item in cleared if item is not Clearable.READY_MARKER}
+    body |= {
+        CLEARED.get(item, item.value.replace("-", "_")): None
+        for item in cleared
+        if item is not Clearable.READY_MARKER
+    }
     sent = request.send_file(client, given)
     if not body | sent.body:
         raise typer.BadParameter("nothing is to be changed. Give an option with its new value.")
@@ -115,7 +135,11 @@ def edit(
     say(f"{safe(schedule['name'])} ({schedule['id']}) is changed.")
     window = schedule["execution_window"]
     if given.timezone and window and window["timezone"] != schedule["timezone"]:
-        say(f"Its execution window stays on the clock of {window['timezone']}; --execution-window sets another.", style="yellow")
+        say(
+            f"Its execution window stays on the clock of {window['timezone']}; --execution-window"
+            " sets another.",
+            style="yellow",
+        )
     _say_next(client, schedule)
 
 
@@ -127,12 +151,15 @@ def _cleared(names: list[Clearable], given: Given) -> list[Clearable]:
 
 
 def _say_next(client: Client, schedule: dict[str, Any]) -> None:
-    """Where its files are to be put, when its lines are started, and the next fires for a key that may see them: the schedule is there all the same."""
+    """Where its files are to be put, when its lines are started, and the next fires for a key that
+    may see them: the schedule is there all the same.
+    """
     if schedule["source_location"] is not None:
         say(f"It takes its files from {safe(schedule['source_location'])}.")
     if schedule["execution_window"] is not None:
         say(
-            f"It fires when it is due, and its batches start lines only in their execution window, {windows.described(schedule['execution_window'])}."
+            "It fires when it is due, and its batches start lines only in their execution window,"
+            f" {windows.described(schedule['execution_window'])}."
         )
     try:
         preview = client.get(f"/schedules/{schedule['id']}/preview", count=SHOWN_FIRES)
@@ -141,4 +168,7 @@ def _say_next(client: Client, schedule: dict[str, Any]) -> None:
         return
     view.say_next(preview)
     if schedule["status"] == "paused":
-        say(f"It is paused; `xalen-batch schedules resume {schedule['id']}` lets it fire.", style="yellow")
+        say(
+            f"It is paused; `xalen-batch schedules resume {schedule['id']}` lets it fire.",
+            style="yellow",
+        )

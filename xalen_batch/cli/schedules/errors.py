@@ -1,4 +1,6 @@
-"""Errors of `schedules` in the words of the command line: the API speaks of fields, a command of its options."""
+"""Errors of `schedules` in the words of the command line: the API speaks of fields, a command of
+its options.
+"""
 
 import re
 from typing import Any
@@ -51,7 +53,9 @@ class Schedules(Group):
             raise
         except typer.TyperException as error:
             if _is_unquoted(getattr(error, "ctx", None)):
-                error.message += ' Quote the expression, or the shell takes it apart: --cron "30 2 * * *".'
+                error.message += (
+                    ' Quote the expression, or the shell takes it apart: --cron "30 2 * * *".'
+                )
             raise
 
 

@@ -18,40 +18,60 @@ commands = typer.Typer()
     epilog=examples(
         "xalen-batch schedules preview sched_0192…",
         'xalen-batch schedules preview --cron "30 2 * * *" --timezone Europe/Berlin',
-        'xalen-batch schedules preview --cron "30 2 * * sun" --timezone America/New_York --starts 2027-03-01 --count 5',
+        'xalen-batch schedules preview --cron "30 2 * * sun" --timezone America/New_York --starts'
+        " 2027-03-01 --count 5",
     )
 )
 def preview(
     schedule_id: Annotated[
-        str | None, typer.Argument(metavar="ID", help="The schedule, `sched_…`; or give --cron.", callback=schedule_id)
+        str | None,
+        typer.Argument(
+            metavar="ID", help="The schedule, `sched_…`; or give --cron.", callback=schedule_id
+        ),
     ] = None,
-    cron: Annotated[str | None, typer.Option(metavar="EXPRESSION", help=CRON_HELP, rich_help_panel=WHEN)] = None,
+    cron: Annotated[
+        str | None, typer.Option(metavar="EXPRESSION", help=CRON_HELP, rich_help_panel=WHEN)
+    ] = None,
     timezone: Timezone = None,
     starts: Starts = None,
     ends: Ends = None,
     jitter: Jitter = None,
-    count: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="How many fires to show.")] = 10,
+    count: Annotated[
+        int, typer.Option(min=1, max=100, metavar="N", help="How many fires to show.")
+    ] = 10,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Show the next fires of a schedule or of a cron expression, and the clock changes between them."""
+    """Show the next fires of a schedule or of a cron expression, and the clock changes between
+    them.
+    """
     if schedule_id is None:
-        found = connect(base_url, api_key, live).post("/schedules/preview", _expression(cron, timezone, starts, ends, jitter), count=count)
+        found = connect(base_url, api_key, live).post(
+            "/schedules/preview", _expression(cron, timezone, starts, ends, jitter), count=count
+        )
     elif any(value is not None for value in (cron, timezone, starts, ends, jitter)):
-        raise typer.BadParameter("give either ID, or --cron and what belongs to it.", param_hint="ID")
+        raise typer.BadParameter(
+            "give either ID, or --cron and what belongs to it.", param_hint="ID"
+        )
     else:
-        found = connect(base_url, api_key, live).get(f"/schedules/{schedule_id}/preview", count=count)
+        found = connect(base_url, api_key, live).get(
+            f"/schedules/{schedule_id}/preview", count=count
+        )
     if as_json:
         print_json(found)
     else:
         view.show_fires(found)
 
 
-def _expression(cron: str | None, timezone: str | None, starts: str | None, ends: str | None, jitter: int | None) -> dict[str, Any]:
+def _expression(
+    cron: str | None, timezone: str | None, starts: str | None, ends: str | None, jitter: int | None
+) -> dict[str, Any]:
     if cron is None:
-        raise typer.BadParameter("what is to be previewed? Give ID or --cron.", param_hint="ID / --cron")
+        raise typer.BadParameter(
+            "what is to be previewed? Give ID or --cron.", param_hint="ID / --cron"
+        )
     zone = clock.zone_or_machines(timezone)
     request.check_when(cron, zone)
     body = {

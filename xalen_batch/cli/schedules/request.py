@@ -1,4 +1,6 @@
-"""From options to the request that makes or changes a schedule: what is wrong is said before anything is sent."""
+"""From options to the request that makes or changes a schedule: what is wrong is said before
+anything is sent.
+"""
 
 import json
 from collections.abc import Iterator
@@ -29,7 +31,18 @@ WHAT = {
 OF_SOURCE = ("pattern", "ready_marker", "repeat")
 # Options whose field has another name.
 RENAMED = {"window": "completion_window", "catch_up": "catch_up_window"}
-PLAIN = ("timezone", "jitter", "endpoint", "window", "on_invalid", "overlap", "misfire", "misfire_limit", "catch_up", "pause_on_failure")
+PLAIN = (
+    "timezone",
+    "jitter",
+    "endpoint",
+    "window",
+    "on_invalid",
+    "overlap",
+    "misfire",
+    "misfire_limit",
+    "catch_up",
+    "pause_on_failure",
+)
 
 
 def option(name: str) -> str:
@@ -40,7 +53,10 @@ def chosen(given: Given) -> str | None:
     """Which of the options that name what is run was given; a usage error for several."""
     found = [name for name in WHAT if getattr(given, name)]
     if len(found) > 1:
-        raise typer.BadParameter(f"a schedule runs one thing; {' and '.join(map(option, found))} are given.", param_hint=option(found[1]))
+        raise typer.BadParameter(
+            f"a schedule runs one thing; {' and '.join(map(option, found))} are given.",
+            param_hint=option(found[1]),
+        )
     return found[0] if found else None
 
 
@@ -54,7 +70,11 @@ def check_when(cron: str, timezone: str) -> None:
 
 def plain(given: Given, timezone: str) -> dict[str, Any]:
     """The fields that need no file. `timezone`: the schedule's, also if it was not given now."""
-    body = {RENAMED.get(name, name): value for name in PLAIN if (value := getattr(given, name)) is not None}
+    body = {
+        RENAMED.get(name, name): value
+        for name in PLAIN
+        if (value := getattr(given, name)) is not None
+    }
     for name, time in (("starts", given.starts), ("ends", given.ends)):
         if time is not None:
             body[f"{name}_at"] = clock.moment(time, option(name))
@@ -65,19 +85,32 @@ def plain(given: Given, timezone: str) -> dict[str, Any]:
     return body
 
 
-def source_or_inbox(given: Given, current: dict[str, Any], *, has_marker: bool = True) -> dict[str, Any]:
-    """The field `source` or `inbox` if an option touches it; what is not given stays as it is in `current`.
+def source_or_inbox(
+    given: Given, current: dict[str, Any], *, has_marker: bool = True
+) -> dict[str, Any]:
+    """The field `source` or `inbox` if an option touches it; what is not given stays as it is in
+    `current`.
 
     `has_marker` False: the source waits for no ready marker any more.
     """
     what = chosen(given)
-    field = WHAT[what] if what else next((name for name in ("source", "inbox") if current.get(name)), None)
-    details = {name: value for name in (*OF_SOURCE, "on_empty") if (value := getattr(given, name)) is not None}
+    field = (
+        WHAT[what]
+        if what
+        else next((name for name in ("source", "inbox") if current.get(name)), None)
+    )
+    details = {
+        name: value
+        for name in (*OF_SOURCE, "on_empty")
+        if (value := getattr(given, name)) is not None
+    }
     if not has_marker:
         details["ready_marker"] = None
     for name in details:
         if field != "source" and not (field == "inbox" and name == "on_empty"):
-            belongs = "--prefix, --folder or --inbox" if name == "on_empty" else "--prefix or --folder"
+            belongs = (
+                "--prefix, --folder or --inbox" if name == "on_empty" else "--prefix or --folder"
+            )
             raise typer.BadParameter(f"it belongs to {belongs}.", param_hint=option(name))
     if field not in ("source", "inbox") or not (what or details):
         return {}
@@ -88,7 +121,9 @@ def source_or_inbox(given: Given, current: dict[str, Any], *, has_marker: bool =
 
 @dataclass
 class Sent:
-    """The fields of a request that name its file; of one that was uploaded just now, `uploaded` is its id, and `name` what it is called here."""
+    """The fields of a request that name its file; of one that was uploaded just now, `uploaded` is
+    its id, and `name` what it is called here.
+    """
 
     body: dict[str, Any] = field(default_factory=dict)
     uploaded: str | None = None
@@ -102,7 +137,11 @@ def send_file(client: Client, given: Given) -> Sent:
         with before_request(), inputs.opened(path) as opened:
             endpoint, file = _upload(client, opened, path, given)
         id = file["id"]
-        return Sent({WHAT["file" if given.file else "template"]: id, "endpoint": endpoint}, id, inputs.name_of(path))
+        return Sent(
+            {WHAT["file" if given.file else "template"]: id, "endpoint": endpoint},
+            id,
+            inputs.name_of(path),
+        )
     if id := given.file_id or given.template_id:
         endpoint = given.endpoint or _endpoint(client.first_line(f"/files/{id}/content"), id)
         return Sent({WHAT["file_id" if given.file_id else "template_id"]: id, "endpoint": endpoint})
@@ -117,7 +156,9 @@ def _upload(client: Client, path: Path, file: Path, given: Given) -> tuple[str, 
         return checked.endpoint, uploads.send(client, path, name)
     # The server fills a template in as its next run would and validates that.
     with path.open("rb") as lines:
-        number, line = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (1, b""))
+        number, line = next(
+            ((number, line) for number, line in enumerate(lines, 1) if line.strip()), (1, b"")
+        )
     endpoint = given.endpoint or _endpoint(line, name, number)
     return endpoint, uploads.send(client, path, name)
 
@@ -129,11 +170,21 @@ def _endpoint(line: bytes, name: str, number: int = 1) -> str:
     try:
         request = json.loads(line.decode("utf-8-sig"))
     except ValueError as error:
-        hint = ' A placeholder stands inside a string, as in "day-{{scheduled_date}}".' if b"{{" in line else ""
-        raise Failed(f"Line {number} of {safe(name)} is no JSON: {error}. Write one JSON object on each line.{hint}") from None
+        hint = (
+            ' A placeholder stands inside a string, as in "day-{{scheduled_date}}".'
+            if b"{{" in line
+            else ""
+        )
+        raise Failed(
+            f"Line {number} of {safe(name)} is no JSON: {error}. Write one JSON object on each"
+            f" line.{hint}"
+        ) from None
     url = request.get("url") if isinstance(request, dict) else None
     if not isinstance(url, str):
-        raise Failed(f"Line {number} of {safe(name)} has no url. Is it JSON Lines, one request a line? --endpoint names it else.")
+        raise Failed(
+            f"Line {number} of {safe(name)} has no url. Is it JSON Lines, one request a line?"
+            " --endpoint names it else."
+        )
     return url
 
 
@@ -147,7 +198,12 @@ def before_request() -> Iterator[None]:
 
 
 def deleted_if_refused(client: Client, sent: Sent) -> AbstractContextManager[None]:
-    """Around the request that makes or changes a schedule: a file uploaded for it is deleted again when it is refused."""
+    """Around the request that makes or changes a schedule: a file uploaded for it is deleted again
+    when it is refused.
+    """
     return uploads.deleted_if_refused(
-        client, sent.uploaded, sent.name, "It may have been done all the same: `xalen-batch schedules list` tells."
+        client,
+        sent.uploaded,
+        sent.name,
+        "It may have been done all the same: `xalen-batch schedules list` tells.",
     )

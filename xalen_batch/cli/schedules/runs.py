@@ -1,4 +1,6 @@
-"""`schedules runs`, `run`, `backfill`: what became of every time a schedule fired, and runs beside them."""
+"""`schedules runs`, `run`, `backfill`: what became of every time a schedule fired, and runs beside
+them.
+"""
 
 import time
 from contextlib import suppress
@@ -12,14 +14,25 @@ from xalen_batch.cli.batch_view import say_errors, say_outcome, succeeded
 from xalen_batch.cli.client import PAGE, Client, connect
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
 from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, Timeout, examples
-from xalen_batch.cli.output import counted, figure, print_json, print_line, print_list, safe, say, say_more
+from xalen_batch.cli.output import (
+    counted,
+    figure,
+    print_json,
+    print_line,
+    print_list,
+    safe,
+    say,
+    say_more,
+)
 from xalen_batch.cli.schedules import view
 from xalen_batch.cli.watch import follow
 from xalen_batch.states import RunState
 
 STATE_HELP = f"Only runs in this state: {', '.join(RunState)}."
 WAIT_HELP = "Follow its batch to the end: exit 3 if a line did not succeed or the run was skipped."
-FOR_HELP = "Fill in the dates of this time, on the schedule's clock: 2026-11-20T02:30 repeats that night."
+FOR_HELP = (
+    "Fill in the dates of this time, on the schedule's clock: 2026-11-20T02:30 repeats that night."
+)
 # Failed runs that are looked through to tell how many of a time there are.
 MOST_COUNTED = 500
 LOOK_EVERY = 1.0
@@ -36,7 +49,9 @@ commands = typer.Typer()
 )
 def runs(
     schedule_id: ScheduleId,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most runs to show, the newest first.")] = 20,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Most runs to show, the newest first.")
+    ] = 20,
     state: Annotated[RunState | None, typer.Option(metavar="STATE", help=STATE_HELP)] = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
@@ -44,7 +59,9 @@ def runs(
     live: Live = False,
 ) -> None:
     """List the runs of a schedule, also of a deleted one: when each fired, its state, and why."""
-    found, has_more = connect(base_url, api_key, live).listing(limit, f"/schedules/{schedule_id}/runs", state=state)
+    found, has_more = connect(base_url, api_key, live).listing(
+        limit, f"/schedules/{schedule_id}/runs", state=state
+    )
     if as_json:
         print_list(found, has_more=has_more)
     elif found:
@@ -64,7 +81,8 @@ def runs(
         "xalen-batch schedules run sched_0192…",
         "xalen-batch schedules run sched_0192… --wait --timeout 600",
         "xalen-batch schedules run sched_0192… --for 2026-11-20T02:30",
-        "id=$(xalen-batch schedules run sched_0192… --wait) && xalen-batch results $id -o out.jsonl",
+        "id=$(xalen-batch schedules run sched_0192… --wait) && xalen-batch results $id -o"
+        " out.jsonl",
     )
 )
 def run(
@@ -103,7 +121,11 @@ def run(
 
 
 def _say_state(started: dict[str, Any]) -> None:
-    dates = f", with the dates of {clock.at(started['as_of'], started['timezone'])}" if started["as_of"] else ""
+    dates = (
+        f", with the dates of {clock.at(started['as_of'], started['timezone'])}"
+        if started["as_of"]
+        else ""
+    )
     words = f": {safe(view.words_of(started))}" if started["message"] else "."
     say(f"{started['id']} is {started['state']}{dates}{words}")
     if started["state"] == "waiting":
@@ -117,20 +139,32 @@ def _once_begun(client: Client, started: dict[str, Any], deadline: float | None)
     try:
         while started["state"] == "waiting":
             if deadline is not None and time.monotonic() + LOOK_EVERY > deadline:
-                raise Failed(f"The time to wait is over; {started['id']} still waits, and begins without you.", TIMED_OUT)
+                raise Failed(
+                    f"The time to wait is over; {started['id']} still waits, and begins without"
+                    " you.",
+                    TIMED_OUT,
+                )
             time.sleep(LOOK_EVERY)
             latest = client.get(f"/schedules/{started['schedule_id']}/runs", limit=PAGE)["data"]
             started = next((each for each in latest if each["id"] == started["id"]), started)
     except KeyboardInterrupt:
-        raise Failed(f"No longer watching. {started['id']} begins without you.", INTERRUPTED) from None
+        raise Failed(
+            f"No longer watching. {started['id']} begins without you.", INTERRUPTED
+        ) from None
     return started
 
 
-def _followed(client: Client, started: dict[str, Any], deadline: float | None) -> dict[str, Any] | None:
+def _followed(
+    client: Client, started: dict[str, Any], deadline: float | None
+) -> dict[str, Any] | None:
     """Its batch at its end, which has been told; None if it has none."""
     if started["batch_id"] is None:
         return None
-    batch = follow(client, started["batch_id"], None if deadline is None else max(deadline - time.monotonic(), 0))
+    batch = follow(
+        client,
+        started["batch_id"],
+        None if deadline is None else max(deadline - time.monotonic(), 0),
+    )
     say_errors(batch)
     say_outcome(batch)
     return batch
@@ -144,14 +178,31 @@ def _followed(client: Client, started: dict[str, Any], deadline: float | None) -
 )
 def backfill(
     schedule_id: ScheduleId,
-    start: Annotated[str, typer.Option("--from", metavar="TIME", help="The first time; a date is its midnight on the schedule's clock.")],
-    end: Annotated[str, typer.Option("--to", metavar="TIME", help="The end, which is not run itself: a date leaves out that day.")],
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="TIME",
+            help="The first time; a date is its midnight on the schedule's clock.",
+        ),
+    ],
+    end: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="TIME",
+            help="The end, which is not run itself: a date leaves out that day.",
+        ),
+    ],
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
     live: Live = False,
 ) -> None:
-    """Run the past times of a schedule that never ran, were missed or skipped, one after another. Times that have run are left out."""
+    """Run the past times of a schedule that never ran, were missed or skipped, one after another.
+
+    Times that have run are left out.
+    """
     body = {"from": clock.moment(start, "--from"), "to": clock.moment(end, "--to")}
     _check_order(body["from"], body["to"])
     client = connect(base_url, api_key, live)
@@ -162,9 +213,15 @@ def backfill(
         # Null for a key that may not read.
         view.runs_of(made)
     if made:
-        say(f"{counted(len(made), 'run')}. `xalen-batch schedules runs {schedule_id}` shows how they go on.")
+        say(
+            f"{counted(len(made), 'run')}. `xalen-batch schedules runs {schedule_id}` shows how"
+            " they go on."
+        )
     else:
-        say(f"There is nothing left to run: every time between {body['from']} and {body['to']} has run already, or is about to.")
+        say(
+            f"There is nothing left to run: every time between {body['from']} and {body['to']} has"
+            " run already, or is about to."
+        )
         _say_failed(client, schedule_id, body["from"], body["to"])
 
 
@@ -172,17 +229,25 @@ def _check_order(start: str, end: str) -> None:
     first, last = datetime.fromisoformat(start), datetime.fromisoformat(end)
     # With an offset and without: only the server knows the schedule's clock.
     if (first.tzinfo is None) == (last.tzinfo is None) and first >= last:
-        problem = f"{start} is the same as --to" if first == last else f"{start} is after --to, {end}"
-        raise typer.BadParameter(f"{problem}. Give the earlier time first; --to itself is not run.", param_hint="--from")
+        problem = (
+            f"{start} is the same as --to" if first == last else f"{start} is after --to, {end}"
+        )
+        raise typer.BadParameter(
+            f"{problem}. Give the earlier time first; --to itself is not run.", param_hint="--from"
+        )
 
 
 def _say_failed(client: Client, schedule_id: str, start: str, end: str) -> None:
-    """How many of the runs of a time failed, as far as this key may see them, and how one of them is run again."""
+    """How many of the runs of a time failed, as far as this key may see them, and how one of them
+    is run again.
+    """
     found, time = list[dict[str, Any]](), "TIME"
     with suppress(Failed):
         found = [
             run
-            for run in client.listing(MOST_COUNTED, f"/schedules/{schedule_id}/runs", state="failed").data
+            for run in client.listing(
+                MOST_COUNTED, f"/schedules/{schedule_id}/runs", state="failed"
+            ).data
             if run["trigger"] != "manual" and _is_between(run, start, end)
         ]
     if found:
@@ -196,4 +261,6 @@ def _is_between(run: dict[str, Any], start: str, end: str) -> bool:
     instant = datetime.fromisoformat(run["scheduled_local"])
     first, last = (datetime.fromisoformat(time) for time in (start, end))
     here = instant.replace(tzinfo=None)
-    return (here if first.tzinfo is None else instant) >= first and (here if last.tzinfo is None else instant) < last
+    return (here if first.tzinfo is None else instant) >= first and (
+        here if last.tzinfo is None else instant
+    ) < last

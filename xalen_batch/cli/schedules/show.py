@@ -16,11 +16,19 @@ commands = typer.Typer()
 
 
 @commands.command(
-    "list", epilog=examples("xalen-batch schedules list", "xalen-batch schedules list --status paused --json | jq -r '.data[].id'")
+    "list",
+    epilog=examples(
+        "xalen-batch schedules list",
+        "xalen-batch schedules list --status paused --json | jq -r '.data[].id'",
+    ),
 )
 def list_schedules(
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most schedules to show, the newest first.")] = 50,
-    status: Annotated[ScheduleStatus | None, typer.Option(metavar="STATUS", help=STATUS_HELP)] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Most schedules to show, the newest first.")
+    ] = 50,
+    status: Annotated[
+        ScheduleStatus | None, typer.Option(metavar="STATUS", help=STATUS_HELP)
+    ] = None,
     as_json: Json = False,
     base_url: BaseUrl = None,
     api_key: ApiKey = None,
@@ -43,9 +51,18 @@ def list_schedules(
 
 
 @commands.command(
-    epilog=examples("xalen-batch schedules show sched_0192…", "xalen-batch schedules show sched_0192… --json | jq .inbox.pending")
+    epilog=examples(
+        "xalen-batch schedules show sched_0192…",
+        "xalen-batch schedules show sched_0192… --json | jq .inbox.pending",
+    )
 )
-def show(schedule_id: ScheduleId, as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False) -> None:
+def show(
+    schedule_id: ScheduleId,
+    as_json: Json = False,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    live: Live = False,
+) -> None:
     """Show every field of a schedule."""
     schedule = connect(base_url, api_key, live).get(f"/schedules/{schedule_id}")
     if as_json:

@@ -12,7 +12,8 @@ from xalen_batch.cli.output import STDERR, STDOUT, counted, fields, grid, pairs,
 from xalen_batch.cli.stacked import Layout, names_of, stacked
 from xalen_batch.states import OPEN_RUNS
 
-# Of each state: the mark in a sparkline, the letter where the terminal has no such mark, and the colour.
+# Of each state: the mark in a sparkline, the letter where the terminal has no such mark, and the
+# colour.
 MARKS = {
     "succeeded": ("✓", "s", "green"),
     "failed": ("✗", "F", "bold red"),
@@ -26,16 +27,44 @@ UNKNOWN = ("?", "?", "")
 STATUSES = {"active": "green", "paused": "yellow", "ended": "dim"}
 DATES = "dates of"
 SCHEDULES: tuple[Layout, ...] = (
-    (("name", "id"), ("when", "time zone"), ("next fire", "UTC"), ("latest runs", "last result"), ("state",)),
-    (("name", "id"), ("when", "time zone"), ("next fire", "UTC"), ("latest runs", "last result", "state")),
-    (("name", "id", "when", "time zone"), ("next fire", "UTC", "latest runs", "last result", "state")),
+    (
+        ("name", "id"),
+        ("when", "time zone"),
+        ("next fire", "UTC"),
+        ("latest runs", "last result"),
+        ("state",),
+    ),
+    (
+        ("name", "id"),
+        ("when", "time zone"),
+        ("next fire", "UTC"),
+        ("latest runs", "last result", "state"),
+    ),
+    (
+        ("name", "id", "when", "time zone"),
+        ("next fire", "UTC", "latest runs", "last result", "state"),
+    ),
 )
 RUNS: tuple[Layout, ...] = (
-    (("scheduled for", DATES), ("fired",), ("lag",), ("state", "trigger"), ("batch", "reason"), ("cost USD",)),
-    (("scheduled for", DATES, "fired"), ("state", "trigger", "lag"), ("batch", "reason", "cost USD")),
+    (
+        ("scheduled for", DATES),
+        ("fired",),
+        ("lag",),
+        ("state", "trigger"),
+        ("batch", "reason"),
+        ("cost USD",),
+    ),
+    (
+        ("scheduled for", DATES, "fired"),
+        ("state", "trigger", "lag"),
+        ("batch", "reason", "cost USD"),
+    ),
     (("scheduled for", DATES, "fired", "lag"), ("batch", "state", "trigger", "reason", "cost USD")),
 )
-HAS_ENDED = "It has ended: no fire is left. `xalen-batch schedules edit {id} --clear ends` (or --ends TIME) lets it fire again."
+HAS_ENDED = (
+    "It has ended: no fire is left. `xalen-batch schedules edit {id} --clear ends` (or --ends TIME)"
+    " lets it fire again."
+)
 FOLDED = {"name", "when"}
 FIRES = ("local time", "UTC", "in")
 
@@ -70,7 +99,11 @@ def sparkline(runs: Iterable[dict[str, Any]], console: Console = STDOUT) -> Text
 
 def say_legend(console: Console) -> None:
     """What the marks of a sparkline on this console mean, on stderr."""
-    STDERR.print("  ".join(f"{_mark(state, console)} {state}" for state in MARKS), style="dim", soft_wrap=True)
+    STDERR.print(
+        "  ".join(f"{_mark(state, console)} {state}" for state in MARKS),
+        style="dim",
+        soft_wrap=True,
+    )
 
 
 def _mark(state: str, console: Console) -> str:
@@ -85,7 +118,11 @@ def _state(state: str) -> Text:
 def _result(run: dict[str, Any]) -> Text:
     """Its state; of one that goes on, what it waits for too."""
     shown = _state(run["state"])
-    return shown.append(f" ({safe(run['reason'])})") if run["reason"] and run["state"] in OPEN_RUNS else shown
+    return (
+        shown.append(f" ({safe(run['reason'])})")
+        if run["reason"] and run["state"] in OPEN_RUNS
+        else shown
+    )
 
 
 def details(schedule: dict[str, Any]) -> None:
@@ -101,7 +138,14 @@ def _fields(schedule: dict[str, Any]) -> Iterator[tuple[str, object]]:
             case "object" | "next_fire_local":
                 continue
             case "next_fire_at":
-                yield name, f"{clock.local(schedule['next_fire_local'])} ({clock.utc(value)})" if value else "-"
+                yield (
+                    name,
+                    (
+                        f"{clock.local(schedule['next_fire_local'])} ({clock.utc(value)})"
+                        if value
+                        else "-"
+                    ),
+                )
             case "recent_runs":
                 yield name, sparkline(value)
             case "last_run":
@@ -111,14 +155,22 @@ def _fields(schedule: dict[str, Any]) -> Iterator[tuple[str, object]]:
             case _ if name.endswith("_at"):
                 yield name, clock.utc(value)
             case _ if isinstance(value, dict):
-                yield name, pairs({key: item for key, item in value.items() if item is not None}) or "-"
+                yield (
+                    name,
+                    pairs({key: item for key, item in value.items() if item is not None}) or "-",
+                )
             case _:
                 yield name, "-" if value is None else value
 
 
 def _told(run: dict[str, Any]) -> str:
     """A run in one line."""
-    parts = [f"{clock.local(run['scheduled_local'])} {run['state']}", run["reason"], words_of(run), run["batch_id"]]
+    parts = [
+        f"{clock.local(run['scheduled_local'])} {run['state']}",
+        run["reason"],
+        words_of(run),
+        run["batch_id"],
+    ]
     return ", ".join(str(part) for part in parts if part)
 
 
@@ -127,7 +179,9 @@ def runs_of(runs: Sequence[dict[str, Any]]) -> None:
     layouts, rows = RUNS, [row_of_run(run) for run in runs]
     if not any(run["as_of"] for run in runs):
         place = names_of(RUNS[0]).index(DATES)
-        layouts = tuple([[name for name in column if name != DATES] for column in layout] for layout in RUNS)
+        layouts = tuple(
+            [[name for name in column if name != DATES] for column in layout] for layout in RUNS
+        )
         rows = [(*row[:place], *row[place + 1 :]) for row in rows]
     show(stacked(layouts, rows, right=("lag", "cost USD")))
     for line in _reasons(runs):
@@ -140,7 +194,9 @@ def row_of_run(run: dict[str, Any]) -> tuple[Text, ...]:
     return (
         Text(clock.local(run["scheduled_local"])),
         Text("-" if run["as_of"] is None else clock.at(run["as_of"], run["timezone"])),
-        Text("-" if fired is None else clock.beside(fired, run["scheduled_local"], run["timezone"])),
+        Text(
+            "-" if fired is None else clock.beside(fired, run["scheduled_local"], run["timezone"])
+        ),
         Text("-" if lag is None else clock.length(lag)),
         _state(run["state"]),
         Text(run["trigger"], "dim"),
@@ -158,20 +214,32 @@ def name_of(schedule: dict[str, Any]) -> str:
 def words_of(run: dict[str, Any]) -> str | None:
     """What a run has to say, with the command in it where the API names a field of its batch."""
     message: str | None = run["message"]
-    return message and message.replace("its `errors` name every line", f"`xalen-batch show {run['batch_id']}` names every line")
+    return message and message.replace(
+        "its `errors` name every line", f"`xalen-batch show {run['batch_id']}` names every line"
+    )
 
 
 def _reasons(runs: Iterable[dict[str, Any]]) -> Iterator[Text]:
     """What runs have to say, those with the same words in a row told once."""
     for (state, message), alike in groupby(runs, lambda run: (run["state"], words_of(run))):
         if message:
-            found = [clock.local(run["scheduled_local"]) for run in sorted(alike, key=lambda run: run["scheduled_for"])]
-            when = found[0] if len(found) == 1 else f"{found[0]} to {found[-1]} ({counted(len(found), 'run')})"
+            found = [
+                clock.local(run["scheduled_local"])
+                for run in sorted(alike, key=lambda run: run["scheduled_for"])
+            ]
+            when = (
+                found[0]
+                if len(found) == 1
+                else f"{found[0]} to {found[-1]} ({counted(len(found), 'run')})"
+            )
             yield Text.assemble(f"{when}: ", _state(state), f": {safe(message)}")
 
 
 def show_fires(preview: dict[str, Any]) -> None:
-    """Fires to come; a line of its own tells where the offset changes between two of them. On stderr the expression in words."""
+    """Fires to come; a line of its own tells where the offset changes between two of them.
+
+    On stderr the expression in words.
+    """
     say(f"{safe(preview['description'])} ({safe(preview['timezone'])}).")
     if preview["fires"]:
         show(grid(FIRES, _fire_rows(preview["fires"])))
@@ -184,19 +252,29 @@ def _fire_rows(fires: Sequence[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
         if fire["utc_offset"] != before:
             yield Text(f"the clock changes from {before} to {fire['utc_offset']}", "yellow"), "", ""
         before = fire["utc_offset"]
-        yield clock.local(fire["local"]), clock.utc(fire["scheduled_for"]), clock.until(fire["scheduled_for"])
+        yield (
+            clock.local(fire["local"]),
+            clock.utc(fire["scheduled_for"]),
+            clock.until(fire["scheduled_for"]),
+        )
 
 
 def say_next(preview: dict[str, Any]) -> None:
     """The expression in words and the fires to come, on stderr."""
     say(f"{safe(preview['description'])} ({safe(preview['timezone'])}).")
     for number, fire in enumerate(preview["fires"]):
-        say(f"{'      ' if number else 'Next: '}{clock.local(fire['local'])}  {clock.utc(fire['scheduled_for'])}")
+        say(
+            f"{'      ' if number else 'Next: '}{clock.local(fire['local'])} "
+            f" {clock.utc(fire['scheduled_for'])}"
+        )
     _say_rest(preview)
 
 
 def _say_rest(preview: dict[str, Any]) -> None:
     if not preview["fires"]:
-        say("There is no fire to show: none is left before its end. --ends sets a later one.", style="yellow")
+        say(
+            "There is no fire to show: none is left before its end. --ends sets a later one.",
+            style="yellow",
+        )
     elif delay := preview["jitter_delay"]:
         say(f"Its jitter lets it fire {clock.length(delay)} later, every time.")
