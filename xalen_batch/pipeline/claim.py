@@ -99,7 +99,7 @@ def claim(rooms: Sequence[next_task.Room], *, with_suspects: bool) -> Claim | No
     spans = [span for span in jsonl.unpack(task.line_index) if span.line_no not in recorded]
     try:
         lines = tuple(_read(batch, spans))
-    except storage.AWAY as error:
+    except storage.UNAVAILABLE as error:
         # No worker is lost by this, and no line is to blame.
         logger.warning(
             "storage.unreachable",

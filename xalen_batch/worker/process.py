@@ -78,12 +78,12 @@ class Poll:
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + settings().tick_interval
                     self.name(Message(Job.TICK))
-            except db.AWAY as error:
+            except db.UNAVAILABLE as error:
                 logger.warning("poll.failed", error=type(error).__name__, reason=db.trouble(error))
             except Exception as error:
                 logger.error("poll.crashed", **log.cause(error))
             self._stopped.wait(settings().poll_interval)
-        with suppress(*db.AWAY), db.transaction() as session:
+        with suppress(*db.UNAVAILABLE), db.transaction() as session:
             workers.gone(session, self._worker_id)
 
     def _look(self) -> None:
