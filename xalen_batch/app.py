@@ -155,5 +155,5 @@ def _mark_store() -> None:
     try:
         if migrate.is_usable():
             marks.place()
-    except (*storage.AWAY, *db.AWAY) as error:
+    except (*storage.UNAVAILABLE, *db.UNAVAILABLE) as error:
         logger.warning("store.not_marked", error=type(error).__name__)

@@ -229,7 +229,7 @@ class TestEngine:
     def test_a_server_that_is_not_there_is_told_before_the_line_has_failed(
         self, live: Api, use: Callable[[str], None], engine: Engine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("xalen_batch.worker.silence.TOLD_AFTER", 0.0)
+        monkeypatch.setattr("xalen_batch.worker.silence.REPORTED_AFTER", 0.0)
         use(f'[models."{CHAT_MODEL}".backend]\nbase_url = "http://127.0.0.1:1/v1"\n')
         id = a_batch(live)
         engine.wake()

@@ -34,13 +34,13 @@ logger = log.get(__name__)
 
 SHOWN_VALUE = 100
 # A database that is away or overloaded, and object storage that does not do what it should.
-AWAY = (*db.AWAY, *storage.AWAY)
+UNAVAILABLE = (*db.UNAVAILABLE, *storage.UNAVAILABLE)
 EXPECTED: tuple[type[Exception], ...] = (
     XalenError,
     RequestValidationError,
     HTTPException,
     ClientDisconnect,
-    *AWAY,
+    *UNAVAILABLE,
 )
 
 
@@ -98,13 +98,13 @@ def translate(request: Request, error: Exception) -> XalenError:
             return deps.refusal(request) or _unreadable(error)
         case ClientDisconnect():
             return InvalidRequest("The connection was closed before the request was complete.")
-        case _ if isinstance(error, storage.AWAY) and storage.is_full(error):
+        case _ if isinstance(error, storage.UNAVAILABLE) and storage.is_full(error):
             logger.error("api.storage_full")
             return StorageFull(
                 "There is no room left to store this. Nothing of it was kept: send it again later,"
                 " or ask whoever runs the server."
             )
-        case _ if isinstance(error, db.AWAY) and db.trouble(error) is db.Trouble.CONFLICT:
+        case _ if isinstance(error, db.UNAVAILABLE) and db.trouble(error) is db.Trouble.CONFLICT:
             logger.warning(
                 "api.unavailable", error=type(error).__name__, reason=db.Trouble.CONFLICT
             )
@@ -112,8 +112,10 @@ def translate(request: Request, error: Exception) -> XalenError:
                 "Other requests were changing the same objects, and nothing was changed by this"
                 " one. Send it again."
             )
-        case _ if isinstance(error, AWAY):
-            reason = db.trouble(error) if isinstance(error, db.AWAY) else "storage.unreachable"
+        case _ if isinstance(error, UNAVAILABLE):
+            reason = (
+                db.trouble(error) if isinstance(error, db.UNAVAILABLE) else "storage.unreachable"
+            )
             logger.warning("api.unavailable", error=type(error).__name__, reason=reason)
             return Unavailable(
                 "The service cannot reach one of its stores right now. Send the request again in a"

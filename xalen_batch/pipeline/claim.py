@@ -25,7 +25,7 @@ from xalen_batch.states import TaskState
 
 logger = log.get(__name__)
 
-Lane = tuple[str, bool]  # a model, and whether its lines are live
+LaneKey = tuple[str, bool]  # a model, and whether its lines are live
 
 # Lines taken at first for a backend that this process has not used yet: enough to fill it, whatever
 # its speed.
@@ -56,7 +56,7 @@ class Claim:
     key: tuple[UUID, int]
     fence: int
     account_id: UUID
-    lane: Lane
+    lane_key: LaneKey
     # What its batch sends the lines to: "openai" or "simulated", whatever the catalog says by now.
     backend: str | None
     tariff: Tariff
@@ -71,7 +71,7 @@ class Claim:
 
     @property
     def model(self) -> str:
-        return self.lane[0]
+        return self.lane_key[0]
 
 
 def claim(rooms: Sequence[next_task.Room], *, with_suspects: bool) -> Claim | None:
@@ -99,7 +99,7 @@ def claim(rooms: Sequence[next_task.Room], *, with_suspects: bool) -> Claim | No
     spans = [span for span in jsonl.unpack(task.line_index) if span.line_no not in recorded]
     try:
         lines = tuple(_read(batch, spans))
-    except storage.AWAY as error:
+    except storage.UNAVAILABLE as error:
         # No worker is lost by this, and no line is to blame.
         logger.warning(
             "storage.unreachable",
@@ -114,7 +114,7 @@ def claim(rooms: Sequence[next_task.Room], *, with_suspects: bool) -> Claim | No
         key=task.key,
         fence=task.fence,
         account_id=batch.account_id,
-        lane=(task.model, batch.livemode),
+        lane_key=(task.model, batch.livemode),
         backend=batch.backend_of(task.model),
         tariff=Tariff(batch.price_snapshot[task.model], batch.discount_rate),
         is_suspect=task.losses >= SUSPECT_LOSSES,

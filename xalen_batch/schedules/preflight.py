@@ -25,7 +25,7 @@ def rehearse(owner: Owner, definition: Definition, now: datetime) -> None:
     """InvalidRequest with the first fault of what would be run, and the number of the others. Runs
     nothing.
 
-    Reads a whole file, in a process of its own, so no transaction is open. storage.AWAY;
+    Reads a whole file, in a process of its own, so no transaction is open. storage.UNAVAILABLE;
     Unavailable if that takes too long.
     """
     if definition.source is not None:

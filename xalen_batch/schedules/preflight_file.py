@@ -29,7 +29,7 @@ class Rehearsal:
     moment: Moment | None
 
     def __call__(self) -> Faults:
-        """storage.AWAY."""
+        """storage.UNAVAILABLE."""
         faults, named = Faults(), set[str]()
         chunks = storage.chunks(self.key)
         content = (

@@ -89,7 +89,7 @@ def find(
     and that no run has taken.
 
     NotReady without the marker; InvalidRequest if they cannot be read, or are too many or too large
-    for one batch; storage.AWAY.
+    for one batch; storage.UNAVAILABLE.
     """
     owner = Owner(schedule.account_id, schedule.livemode)
     pattern = _filled(source.pattern, "source.pattern", moment)
@@ -146,7 +146,7 @@ def take(
 def chunks(owner: Owner, source: Source, manifest: Sequence[dict[str, Any]]) -> Iterator[bytes]:
     """The objects one after another, each without a byte order mark and with a newline at its end.
 
-    Gone, at once or after some of its bytes, for one that is not as it was pinned. storage.AWAY.
+    Gone, at once or after some of its bytes, for one that is not as it was pinned. storage.UNAVAILABLE.
     """
     share = _share(source)
     for entry in manifest:

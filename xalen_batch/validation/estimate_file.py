@@ -30,7 +30,7 @@ def estimate_file(
     terms: Terms,
     discount_rate: Decimal,
 ) -> Estimate:
-    """As `estimate`, of a file in storage. storage.AWAY; Unavailable if it takes too long."""
+    """As `estimate`, of a file in storage. storage.UNAVAILABLE; Unavailable if it takes too long."""
     work, size, processes = (
         Estimating(endpoint, models, terms, discount_rate),
         storage.size(key),
