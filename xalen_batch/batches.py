@@ -12,15 +12,16 @@ from xalen_batch import catalog, db, disk, files, ids, log, paging, windows
 from xalen_batch.accounts import accounts, quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.billing import prices
+from xalen_batch.billing.terms import Terms
 from xalen_batch.broker import Job
 from xalen_batch.catalog import Endpoint, Model
 from xalen_batch.config import settings
-from xalen_batch.errors import InvalidRequest, NotCancellable, NotFound
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest, NotCancellable, NotFound
 from xalen_batch.files import Purpose
 from xalen_batch.models import Batch, File, ScheduleRun, Task
+from xalen_batch.models.tasks import TOKEN_COUNTERS
 from xalen_batch.paging import Order, Page
 from xalen_batch.states import BATCH_MOVES, MAY_START, BatchStatus, OnInvalid, TaskState
-from xalen_batch.terms import Terms
 from xalen_batch.windows import ExecutionWindow
 
 logger = log.get(__name__)
@@ -125,7 +126,7 @@ def input_file(
         file = files.lock(session, owner, public_id)
     except NotFound:
         raise InvalidRequest(
-            f"{param}: there is no file {public_id[:100]!r}. Upload one with purpose `batch` and"
+            f"{param}: there is no file {public_id[:QUOTED_CHARS]!r}. Upload one with purpose `batch` and"
             " send its id.",
             param=param,
         ) from None
@@ -198,7 +199,7 @@ def get(session: Session, owner: Owner, public_id: str) -> Batch:
         None if id is None else session.scalars(_visible(owner).where(Batch.id == id)).one_or_none()
     )
     if batch is None:
-        raise NotFound(f"No such Batch object: {public_id[:100]}", param="batch_id")
+        raise NotFound(f"No such Batch object: {public_id[:QUOTED_CHARS]}", param="batch_id")
     return batch
 
 
@@ -261,14 +262,7 @@ def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]
     return {batch.id: found.get(batch.id, Progress()) for batch in batches}
 
 
-OF_TASKS = (
-    "completed",
-    "failed",
-    "input_tokens",
-    "cached_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-)
+OF_TASKS = ("completed", "failed", *TOKEN_COUNTERS)
 
 
 def _ended(batch: Batch) -> Progress:

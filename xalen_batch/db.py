@@ -37,7 +37,7 @@ SILENCE = 35.0
 
 # A database that is gone, overloaded or full, or no free connection to it. COPY raises psycopg's
 # own errors.
-AWAY = (OperationalError, TimeoutError, psycopg.OperationalError)
+UNAVAILABLE = (OperationalError, TimeoutError, psycopg.OperationalError)
 # SQLSTATEs of a server that is not, or no longer, the one to speak to, which drivers take for
 # errors of ours: one that only reads since another was promoted, and one that ended our session
 # while we were frozen in a transaction.
@@ -73,7 +73,7 @@ _TROUBLES = {
 
 
 def trouble(error: Exception) -> Trouble:
-    """What an error among AWAY says of the database."""
+    """What an error among UNAVAILABLE says of the database."""
     if isinstance(error, TimeoutError):
         return Trouble.POOL
     return _TROUBLES.get(

@@ -13,7 +13,7 @@ from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.accounts.quotas import Quota
 from xalen_batch.config import settings
-from xalen_batch.errors import FileBusy, InvalidRequest, NotFound
+from xalen_batch.errors import QUOTED_CHARS, FileBusy, InvalidRequest, NotFound
 from xalen_batch.models import Batch, File, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.paging import Order, Page
 from xalen_batch.states import ENDING, OPEN_RUNS, TERMINAL, BatchStatus, RunState
@@ -145,7 +145,7 @@ def delete(session: Session, owner: Owner, public_id: str) -> File:
         select(Schedule).where(Schedule.file_id == file.id, Schedule.deleted_at.is_(None)).limit(1)
     ).one_or_none()
     if schedule is not None:
-        name = f"{ids.render('sched', schedule.id)} ({schedule.name[:100]!r})"
+        name = f"{ids.render('sched', schedule.id)} ({schedule.name[:QUOTED_CHARS]!r})"
         raise InvalidRequest(
             f"File {public_id} is what schedule {name} runs. Delete the schedule or give it another"
             " file, then delete the file.",
@@ -265,5 +265,5 @@ def _one(session: Session, owner: Owner, public_id: str, rows: Select[File]) -> 
     id = ids.parse("file", public_id)
     file = None if id is None else session.scalars(rows.where(File.id == id)).one_or_none()
     if file is None:
-        raise NotFound(f"No such File object: {public_id[:100]}", param="file_id")
+        raise NotFound(f"No such File object: {public_id[:QUOTED_CHARS]}", param="file_id")
     return file

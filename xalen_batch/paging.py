@@ -8,7 +8,7 @@ from sqlalchemy import Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from xalen_batch import ids
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
 
 T = TypeVar("T")
 Order = Literal["asc", "desc"]
@@ -38,7 +38,7 @@ def page(
         last = ids.parse(kind, after)
         if last is None:
             raise InvalidRequest(
-                f"after: {after[:100]!r} is not the id of a {ids.NOUNS[kind]}. Send the last id of"
+                f"after: {after[:QUOTED_CHARS]!r} is not the id of a {ids.NOUNS[kind]}. Send the last id of"
                 " the page before.",
                 param="after",
             )

@@ -48,18 +48,18 @@ class OnInvalid(StrEnum):
 
 
 class TaskState(StrEnum):
+    """A task's states. The guarded UPDATEs of `models/tasks.py` and `models/next_task.py` make
+    these moves and no others:
+
+        pending → running   a worker claims the task
+        pending → done      the batch was cancelled or has expired, or the task was split
+        running → pending   the lease ran out, or the worker handed the task back
+        running → done      the worker recorded the last line
+    """
+
     PENDING = "pending"  # claimable, from `not_before` on
     RUNNING = "running"  # one worker holds its fence until `lease_until`
     DONE = "done"  # every line has a result
-
-
-TASK_MOVES: dict[TaskState, frozenset[TaskState]] = {
-    # Pending → done: a cancelled or expired batch ends the lines that nobody started.
-    TaskState.PENDING: frozenset({TaskState.RUNNING, TaskState.DONE}),
-    # Running → pending: the lease ran out, or the worker handed the task back.
-    TaskState.RUNNING: frozenset({TaskState.PENDING, TaskState.DONE}),
-    TaskState.DONE: frozenset(),
-}
 
 
 class LineError(StrEnum):

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from xalen_batch import timezones
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 WEEK: tuple[Day, ...] = get_args(Day)
@@ -29,7 +29,7 @@ def completion(text: str) -> timedelta:
     length = int(match[1]) * UNITS[match[2]] if match else timedelta()
     if not SHORTEST_COMPLETION <= length <= LONGEST_COMPLETION:
         raise InvalidRequest(
-            f"completion_window: {text[:100]!r} is not a completion window. Send `24h`, or whole"
+            f"completion_window: {text[:QUOTED_CHARS]!r} is not a completion window. Send `24h`, or whole"
             " hours or days from `1h` to `7d`.",
             param="completion_window",
         )
@@ -42,7 +42,7 @@ def catch_up(text: str) -> timedelta:
     length = int(match[1]) * UNITS[match[2]] if match else timedelta()
     if not timedelta() < length <= LONGEST_CATCH_UP:
         raise InvalidRequest(
-            f"catch_up_window: {text[:100]!r} is not a catch-up window. Send minutes, hours or"
+            f"catch_up_window: {text[:QUOTED_CHARS]!r} is not a catch-up window. Send minutes, hours or"
             " days, such as `30m`, `12h` or `7d`; the most is `30d`.",
             param="catch_up_window",
         )

@@ -150,7 +150,7 @@ class TestPlacing:
         def place(_: int) -> bool:
             try:
                 marks.place()
-            except db.AWAY:
+            except db.UNAVAILABLE:
                 # Another has the row: this one comes back.
                 return False
             return True

@@ -14,7 +14,7 @@ from xalen_batch import db, ids, paging
 from xalen_batch.accounts import quotas, secrets
 from xalen_batch.accounts.accounts import ORDINARY, Owner, Scope
 from xalen_batch.accounts.quotas import Quota
-from xalen_batch.errors import InvalidRequest, NotFound
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest, NotFound
 from xalen_batch.models import ApiKey
 from xalen_batch.paging import Page
 
@@ -126,7 +126,7 @@ def lock(session: Session, public_id: str, owner: Owner | None = None) -> ApiKey
         else session.scalars(rows.where(ApiKey.id == id).with_for_update()).one_or_none()
     )
     if key is None:
-        raise NotFound(f"No such API key: {public_id[:100]}", param="key_id")
+        raise NotFound(f"No such API key: {public_id[:QUOTED_CHARS]}", param="key_id")
     return key
 
 

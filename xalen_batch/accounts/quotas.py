@@ -69,8 +69,6 @@ class Quota(StrEnum):
 # None: no limit.
 Limits = Mapping[Quota, int | None]
 ENQUEUED = (Quota.OPEN_BATCHES, Quota.ENQUEUED_LINES, Quota.ENQUEUED_TOKENS)
-# Counted in Redis (ratelimit/account.py), not from rows.
-RATES = (Quota.REQUESTS_PER_SECOND, Quota.CHANGES_PER_MINUTE)
 
 # What a batch fails with that was made while there was room, and does not fit now that it is read.
 # OpenAI's code where it has one.
@@ -167,7 +165,7 @@ def given(session: Session, owner: Owner) -> dict[Quota, int | None]:
 
 
 def held(session: Session, owner: Owner) -> dict[Quota, int]:
-    """What the account has, as other transactions have committed it. The RATES are not in it."""
+    """What the account has, as other transactions have committed it. Rates are counted in Redis instead."""
     return _enqueued(session, owner) | {quota: _counted(session, owner, quota) for quota in _COUNTS}
 
 

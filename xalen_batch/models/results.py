@@ -1,11 +1,12 @@
 """Results: one row per ended line, with what it costs. Insert-only."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, SmallInteger, func
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import CheckConstraint, SmallInteger, func, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from xalen_batch.models.base import Base
 
@@ -51,3 +52,12 @@ class Result(Base):
     # legal JSON that jsonb refuses.
     # Null once erased.
     body: Mapped[bytes | None]
+
+
+def recorded(session: Session, batch_id: UUID, line_nos: Sequence[int]) -> set[int]:
+    """The numbers among `line_nos` whose lines have a result."""
+    return set(
+        session.scalars(
+            select(Result.line_no).where(Result.batch_id == batch_id, Result.line_no.in_(line_nos))
+        )
+    )

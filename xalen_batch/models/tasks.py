@@ -86,6 +86,10 @@ class Task(Base):
         return self.batch_id, self.seq
 
 
+# Token counters of a line, and their sums: columns of results, tasks and batches, and fields of
+# `backends.contract.Usage`.
+TOKEN_COUNTERS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+
 # A task whose worker was lost this often is suspect: a process runs it with nothing beside it, so
 # that a poison line spares its neighbours (pipeline/poison.py). From then on `losses` is raised
 # before it is run, and lowered when the worker lives to hand it back.

@@ -9,8 +9,6 @@ from typing import cast
 from uuid import UUID
 
 from msgspec import Struct
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from xalen_batch import db, jsonl, log, storage
 from xalen_batch.backends.contract import Request
@@ -18,7 +16,7 @@ from xalen_batch.billing.charges import Tariff
 from xalen_batch.catalog import Endpoint
 from xalen_batch.config import settings
 from xalen_batch.ids import request_id
-from xalen_batch.models import Batch, Result, Task, next_task
+from xalen_batch.models import Batch, next_task, results
 from xalen_batch.models.tasks import SUSPECT_LOSSES
 from xalen_batch.pipeline import record
 from xalen_batch.states import TaskState
@@ -95,11 +93,15 @@ def claim(rooms: Sequence[next_task.Room], *, with_suspects: bool) -> Claim | No
             return None
         task, open_for = found
         batch = session.get_one(Batch, task.batch_id)
-        recorded = _recorded(session, task) if task.attempts > 1 else set()
+        recorded: set[int] = set()
+        # Only an earlier claim can have recorded some of the lines.
+        if task.attempts > 1:
+            line_nos = [span.line_no for span in jsonl.unpack(task.line_index)]
+            recorded = results.recorded(session, batch.id, line_nos)
     spans = [span for span in jsonl.unpack(task.line_index) if span.line_no not in recorded]
     try:
         lines = tuple(_read(batch, spans))
-    except storage.AWAY as error:
+    except storage.UNAVAILABLE as error:
         # No worker is lost by this, and no line is to blame.
         logger.warning(
             "storage.unreachable",
@@ -120,17 +122,6 @@ def claim(rooms: Sequence[next_task.Room], *, with_suspects: bool) -> Claim | No
         is_suspect=task.losses >= SUSPECT_LOSSES,
         lines=lines,
         closes_at=None if open_for is None else now + open_for,
-    )
-
-
-def _recorded(session: Session, task: Task) -> set[int]:
-    numbers = [span.line_no for span in jsonl.unpack(task.line_index)]
-    return set(
-        session.scalars(
-            select(Result.line_no).where(
-                Result.batch_id == task.batch_id, Result.line_no.in_(numbers)
-            )
-        )
     )
 
 

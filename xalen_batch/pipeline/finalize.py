@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session
 from xalen_batch import db, ids, jsonl, log, storage
 from xalen_batch.billing import invoices
 from xalen_batch.config import settings
-from xalen_batch.models import Batch, File, Result, Task
+from xalen_batch.models import Batch, File, Task, results
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.files import FilePart
+from xalen_batch.models.tasks import TOKEN_COUNTERS
 from xalen_batch.pipeline import record
 from xalen_batch.states import BatchStatus, LineError, TaskState
 from xalen_batch.storage import marks
@@ -118,14 +119,8 @@ def unrun(
     Where the input file is lost, nobody knows its custom id any more.
     """
     spans = list(jsonl.unpack(task.line_index))
-    ended = set(
-        session.scalars(
-            select(Result.line_no).where(
-                Result.batch_id == batch.id, Result.line_no.in_([span.line_no for span in spans])
-            )
-        )
-    )
-    left = [span for span in spans if span.line_no not in ended]
+    recorded = results.recorded(session, batch.id, [span.line_no for span in spans])
+    left = [span for span in spans if span.line_no not in recorded]
     try:
         raw = storage.ranges(
             storage.key(batch.input_file_id), [s.offset for s in left], [s.length for s in left]
@@ -143,15 +138,7 @@ def unrun(
     ]
 
 
-COUNTERS = (
-    "completed",
-    "input_tokens",
-    "cached_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-    "output_bytes",
-    "error_bytes",
-)
+COUNTERS = ("completed", *TOKEN_COUNTERS, "output_bytes", "error_bytes")
 
 
 def _totals(session: Session, batch: Batch) -> dict[str, int]:

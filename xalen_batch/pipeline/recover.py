@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import db, jsonl, log
 from xalen_batch.broker import Job, Message
-from xalen_batch.models import Batch, Result, Task
+from xalen_batch.models import Batch, Task, results
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.batches import roll_window, window_is_open
 from xalen_batch.models.tasks import SUSPECT_LOSSES, has_state
@@ -96,15 +96,9 @@ def _cut(session: Session, task: Task) -> None:
     keeps those that have one.
     """
     spans = list(jsonl.unpack(task.line_index))
-    ended = set(
-        session.scalars(
-            select(Result.line_no).where(
-                Result.batch_id == task.batch_id, Result.line_no.in_([s.line_no for s in spans])
-            )
-        )
-    )
-    kept = [span for span in spans if span.line_no in ended]
-    left = [span for span in spans if span.line_no not in ended]
+    recorded = results.recorded(session, task.batch_id, [span.line_no for span in spans])
+    kept = [span for span in spans if span.line_no in recorded]
+    left = [span for span in spans if span.line_no not in recorded]
     session.execute(
         update(Task)
         .where(Task.batch_id == task.batch_id, Task.seq == task.seq)

@@ -44,8 +44,8 @@ def apart(sweep: str, **ids: UUID | str) -> Iterator[None]:
     """
     try:
         yield
-    except (*db.AWAY, *storage.AWAY) as error:
-        reason = db.trouble(error) if isinstance(error, db.AWAY) else "storage.unreachable"
+    except (*db.UNAVAILABLE, *storage.UNAVAILABLE) as error:
+        reason = db.trouble(error) if isinstance(error, db.UNAVAILABLE) else "storage.unreachable"
         logger.warning(
             "sweep.postponed", sweep=sweep, error=type(error).__name__, reason=reason, **ids
         )

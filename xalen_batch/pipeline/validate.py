@@ -134,7 +134,7 @@ def run(batch_id: UUID) -> None:
     except _LeaseLost:
         return
     except Exception:
-        with suppress(*db.AWAY, _LeaseLost):
+        with suppress(*db.UNAVAILABLE, _LeaseLost):
             lease.survive()
         raise
     if found.faults:

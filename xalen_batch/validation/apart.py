@@ -64,6 +64,6 @@ class _Once(Generic[T]):
     def __call__(self, _: tuple[()]) -> T | None:
         try:
             return self.work()
-        except storage.AWAY:
+        except storage.UNAVAILABLE:
             # The process that asks meets it too, and raises it.
             return None

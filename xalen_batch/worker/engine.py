@@ -106,7 +106,7 @@ class Engine:
         try:
             while not self.is_stopping and self._run_next() and self._may_find:
                 pass
-        except db.AWAY as error:
+        except db.UNAVAILABLE as error:
             # The poll comes back to it; a task that was claimed returns when its lease ends.
             logger.warning(db.trouble(error), during="claim")
         except Exception as error:

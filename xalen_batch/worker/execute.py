@@ -251,7 +251,7 @@ class Slot:
                             claim.key, claim.fence, rows, to=to, pause=pause, blame=self._blame(to)
                         )
                 break
-            except db.AWAY as error:
+            except db.UNAVAILABLE as error:
                 # The outcomes are paid for: hold them until the database is back. If that takes
                 # longer than the lease, the fence refuses them.
                 left = self._seconds_left()

@@ -21,12 +21,13 @@ from celery.apps.worker import Worker
 from celery.exceptions import SecurityWarning
 from celery.worker.components import Pool
 
-from xalen_batch import broker, catalog, db, ids, log, memory, storage
+from xalen_batch import broker, catalog, db, disk, ids, log, memory, storage
 from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
 from xalen_batch.models import workers
 from xalen_batch.models.workers import Wait
 from xalen_batch.pipeline import recover
+from xalen_batch.standalone import stores
 from xalen_batch.worker import consumer, tasks
 from xalen_batch.worker.engine import Engine
 
@@ -78,12 +79,12 @@ class Poll:
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + settings().tick_interval
                     self.name(Message(Job.TICK))
-            except db.AWAY as error:
+            except db.UNAVAILABLE as error:
                 logger.warning("poll.failed", error=type(error).__name__, reason=db.trouble(error))
             except Exception as error:
                 logger.error("poll.crashed", **log.cause(error))
             self._stopped.wait(settings().poll_interval)
-        with suppress(*db.AWAY), db.transaction() as session:
+        with suppress(*db.UNAVAILABLE), db.transaction() as session:
             workers.gone(session, self._worker_id)
 
     def _look(self) -> None:
@@ -155,6 +156,7 @@ def run_worker() -> None:
     memory.settle()
     log.configure()
     catalog.warn_of_unknown_settings()
+    disk.watch_database(stores.database_folder)
     # Celery warns of root because of pickle; only JSON is accepted here, and ids are all it
     # carries.
     warnings.simplefilter("ignore", SecurityWarning)

@@ -37,7 +37,7 @@ def reported(body: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any) -> None:
         try:
             body(*args)
-        except db.AWAY as error:
+        except db.UNAVAILABLE as error:
             logger.warning(
                 "job.postponed",
                 job=body.__name__,
@@ -45,7 +45,7 @@ def reported(body: Callable[..., None]) -> Callable[..., None]:
                 error=type(error).__name__,
                 reason=db.trouble(error),
             )
-        except storage.AWAY as error:
+        except storage.UNAVAILABLE as error:
             logger.warning(
                 "job.postponed",
                 job=body.__name__,
