@@ -34,13 +34,13 @@ from xalen_batch.schedules.definition import Definition
 logger = log.get(__name__)
 
 # A database that is away or overloaded, and object storage that does not do what it should.
-AWAY = (*db.UNAVAILABLE, *storage.UNAVAILABLE)
+UNAVAILABLE = (*db.UNAVAILABLE, *storage.UNAVAILABLE)
 EXPECTED: tuple[type[Exception], ...] = (
     XalenError,
     RequestValidationError,
     HTTPException,
     ClientDisconnect,
-    *AWAY,
+    *UNAVAILABLE,
 )
 
 
@@ -112,7 +112,7 @@ def translate(request: Request, error: Exception) -> XalenError:
                 "Other requests were changing the same objects, and nothing was changed by this"
                 " one. Send it again."
             )
-        case _ if isinstance(error, AWAY):
+        case _ if isinstance(error, UNAVAILABLE):
             reason = (
                 db.trouble(error) if isinstance(error, db.UNAVAILABLE) else "storage.unreachable"
             )

@@ -35,7 +35,7 @@ LIVE_FOR = 60
 UNKNOWN_PROCESSES = 4
 # Buckets of a process's own; beyond that those that were asked for first are forgotten.
 MOST_OWN = 10_000
-AWAY = (redis.RedisError, OSError)
+UNAVAILABLE = (redis.RedisError, OSError)
 
 
 class Draw(NamedTuple):
@@ -127,7 +127,7 @@ class Allowances:
         if self._script is not None and self._may_ask():
             try:
                 draw = self._shared(name, limit, seconds, cost)
-            except AWAY as error:
+            except UNAVAILABLE as error:
                 self._leave(error)
             else:
                 self._return()

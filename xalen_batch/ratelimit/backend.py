@@ -16,8 +16,8 @@ import msgspec
 from xalen_batch import log
 from xalen_batch.catalog import RERANK, Endpoint
 from xalen_batch.ratelimit.buckets import (
-    AWAY,
     HOLD,
+    UNAVAILABLE,
     Ask,
     Grant,
     Limit,
@@ -180,7 +180,7 @@ class Rates:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._own is None:
             self._return_unused()
-            with suppress(*AWAY):
+            with suppress(*UNAVAILABLE):
                 await self._shared.take(self._corrections())
         await self._shared.close()
 
@@ -289,7 +289,7 @@ class Rates:
         if self._own is None:
             try:
                 grant = await self._shared.take(ask)
-            except AWAY as error:
+            except UNAVAILABLE as error:
                 self._leave(error)
         if grant is None:
             grant = self._take_alone(ask)
@@ -313,7 +313,7 @@ class Rates:
         return self._own.take(ask, self._shares, now)
 
     async def _return_to_shared(self) -> None:
-        with suppress(*AWAY):
+        with suppress(*UNAVAILABLE):
             await self._shared.take(Ask())
             self._own = None
             logger.info("rates.shared", backend=self._name)

@@ -24,7 +24,7 @@ PATIENCE = 0.25
 # Seconds that the shared bucket outlives its last use, beyond its debt.
 KEPT = 60
 # What is raised while Redis is away.
-AWAY = (redis.RedisError, OSError)
+UNAVAILABLE = (redis.RedisError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class SharedBucket:
         self._shapes = [(limit.rate, limit.burst) if limit else (0, 0) for limit in limits]
 
     async def take(self, ask: Ask) -> Grant:
-        """Raises AWAY where Redis does not answer in time; then it may have granted nevertheless."""
+        """Raises UNAVAILABLE where Redis does not answer in time; then it may have granted nevertheless."""
         requests, tokens = self._shapes
         least = min(ask.requests, 1)
         values = [
