@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
-from xalen_batch.accounts.quotas import Limits, Quota
+from xalen_batch.accounts.quotas import Quota, QuotaLimits
 from xalen_batch.errors import TooManyRequests
 from xalen_batch.ratelimit import allowances
 from xalen_batch.ratelimit.allowances import Draw
@@ -20,7 +20,7 @@ MOST_KNOWN = 10_000
 
 MINUTE = 60.0
 
-_limits: dict[Owner, tuple[float, Limits]] = {}
+_limits: dict[Owner, tuple[float, QuotaLimits]] = {}
 # A holder for each request: what threads put into it is seen there, what they set themselves is
 # not.
 _draws: ContextVar[list[Draw] | None] = ContextVar("draws", default=None)
@@ -84,7 +84,7 @@ def _bucket(of: str, owner: Owner) -> str:
     return f"{of}:{owner.account_id.hex}:{'live' if owner.livemode else 'test'}"
 
 
-def _limits_of(session: Session, owner: Owner) -> Limits:
+def _limits_of(session: Session, owner: Owner) -> QuotaLimits:
     key = Owner(owner.account_id, owner.livemode)
     until, limits = _limits.get(key, (0.0, {}))
     now = time.monotonic()

@@ -19,7 +19,7 @@ from xalen_batch.backends.buffer import Buffers
 from xalen_batch.catalog import Model
 from xalen_batch.config import settings
 from xalen_batch.models import workers
-from xalen_batch.models.next_task import Room
+from xalen_batch.models.next_task import FreeCapacity
 from xalen_batch.pipeline import claim as claims
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim
@@ -243,11 +243,11 @@ class Engine:
         while True:
             self._run_over.clear()
             blame = int(not self._runs)
-            recorded = record.record(claim.key, claim.fence, [], blame=blame)
+            recorded = record.record(claim.key, claim.fence, [], crashes=blame)
             if recorded.is_stale:
                 return False
             if not recorded.goes_on:
-                record.record(claim.key, claim.fence, [], to=TaskState.PENDING, blame=-blame)
+                record.record(claim.key, claim.fence, [], to=TaskState.PENDING, crashes=-blame)
                 return False
             if blame:
                 return True
@@ -273,7 +273,7 @@ class Engine:
                 [],
                 to=TaskState.PENDING,
                 pause=UNUSABLE_PAUSE,
-                blame=-int(claim.is_suspect),
+                crashes=-int(claim.is_suspect),
             )
             raise _Unusable from error
 
@@ -339,26 +339,26 @@ class Engine:
             self._runs.discard(run)
             self._run_over.set()
 
-    def _rooms(self) -> list[Room]:
+    def _rooms(self) -> list[FreeCapacity]:
         """What the claim has to fit: the room of each lane, of each account in it, and of each
         account in the slots.
         """
         found = []
         for (model, livemode), lane in list(self._lanes.items()):
             found += [
-                Room(lines, model, livemode, _uuid("acct", account))
+                FreeCapacity(lines, model, livemode, _uuid("acct", account))
                 for account, lines in lane.rooms().items()
             ]
             if (opening := lane.circuit.opening) is not None:
                 found += [
-                    Room(0, model, livemode, _uuid("acct", account), _uuid("batch", batch))
+                    FreeCapacity(0, model, livemode, _uuid("acct", account), _uuid("batch", batch))
                     for account, batch in opening.passed_over
                 ]
         slots = Counter(run.source.account_id for run in list(self._runs))
         for account, taken in slots.items():
             others = slots.total() - taken
             if taken >= max(1, int(SLOT_SHARE * (settings().worker_slots - others))):
-                found.append(Room(0, account_id=_uuid("acct", account)))
+                found.append(FreeCapacity(0, account_id=_uuid("acct", account)))
         return found
 
     @property
