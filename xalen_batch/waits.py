@@ -84,7 +84,7 @@ class _System:
         ).one()
         return cls(row[2], None if row[1] is None else row[0], workers.live(session))
 
-    def since(self, reason: workers.Reason) -> datetime | None:
+    def since(self, reason: workers.WorkerWaitReason) -> datetime | None:
         """When the first live worker began to wait for this reason; None if no worker does."""
         begun = []
         for worker in self.alive:
@@ -109,21 +109,21 @@ def _waits(batch: Batch, system: _System, models: Sequence[str]) -> Iterator[Wai
     elif system.mark is not None and all(
         worker.catalog and worker.store != system.mark for worker in system.alive
     ):
-        since = system.since(workers.Reason.STORAGE)
+        since = system.since(workers.WorkerWaitReason.STORAGE)
         yield Wait(
             Reason.STORAGE_UNAVAILABLE,
             "No worker can read the stored files. It goes on when the storage is back.",
             since=since,
         )
     elif all(
-        any(wait.reason == workers.Reason.DISK for _, wait in worker.waiting)
+        any(wait.reason == workers.WorkerWaitReason.DISK for _, wait in worker.waiting)
         for worker in system.alive
     ):
         message = (
             "The disk of the database is nearly full, so no new line is started. It goes on when"
             " there is space again."
         )
-        yield Wait(Reason.DISK_SHORT, message, since=system.since(workers.Reason.DISK))
+        yield Wait(Reason.DISK_SHORT, message, since=system.since(workers.WorkerWaitReason.DISK))
     for model in models:
         yield from _of_model(batch, system, model)
 
@@ -148,7 +148,7 @@ def _of_model(batch: Batch, system: _System, model: str) -> Iterator[Wait]:
             model,
         )
     reported = []
-    lane = (workers.Reason.BACKEND, model, batch.livemode)
+    lane = (workers.WorkerWaitReason.BACKEND, model, batch.livemode)
     for worker in system.alive:
         for since, wait in worker.waiting:
             if (wait.reason, wait.model, wait.livemode) == lane:

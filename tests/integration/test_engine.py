@@ -365,6 +365,6 @@ def test_more_is_claimed_while_lines_still_wait_whatever_the_flush_interval(
     a_batch(chat_lines(30))
     engine.wake()
     # Once its slot has left off looking for more.
-    wait_until(lambda: engine._quiet_until)
+    wait_until(lambda: engine._idle_until)
     may_answer.set()
     assert goes_on.wait(PATIENCE)

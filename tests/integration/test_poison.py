@@ -125,7 +125,7 @@ def test_a_process_that_may_die_young_takes_no_suspect(engine: Engine) -> None:
 
 
 def old(engine: Engine) -> Engine:
-    engine._may_try_from = 0.0
+    engine._takes_suspects_from = 0.0
     return engine
 
 

@@ -20,7 +20,7 @@ KEPT_FOR = timedelta(minutes=1)
 REMOVED_AT_ONCE = 100
 
 
-class Reason(StrEnum):
+class WorkerWaitReason(StrEnum):
     """The part that work waits for in a worker process."""
 
     BACKEND = "backend"
@@ -29,14 +29,14 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class WorkerWait:
     """Work that waits in a worker process.
 
     `seconds`: how long it had waited at the row's `seen_at`; a duration, so no reader compares the
     clocks of two machines. `message`: the backend's last failure.
     """
 
-    reason: Reason | str
+    reason: WorkerWaitReason | str
     seconds: float
     message: str = ""
     model: str | None = None
@@ -56,18 +56,18 @@ class Worker(Base):
     store: Mapped[UUID | None]
     # `catalog.fingerprint` of its catalog; null: a version that does not report it.
     catalog: Mapped[str | None]
-    # Its `Wait`s; null: none, or a version that does not report them.
+    # Its `WorkerWait`s; null: none, or a version that does not report them.
     waits: Mapped[list[dict[str, Any]] | None]
 
     @property
-    def waiting(self) -> list[tuple[datetime, Wait]]:
+    def waiting(self) -> list[tuple[datetime, WorkerWait]]:
         """Each wait of its work, with the time since when.
 
         Fields that this version does not know are left out; unknown reasons are kept.
         """
         found = []
         for told in self.waits or ():
-            wait = Wait(**{name: told[name] for name in told.keys() & Wait.__slots__})
+            wait = WorkerWait(**{name: told[name] for name in told.keys() & WorkerWait.__slots__})
             found.append((self.seen_at - timedelta(seconds=wait.seconds), wait))
         return found
 
@@ -78,7 +78,7 @@ def seen(
     *,
     store: UUID | None = None,
     catalog: str | None = None,
-    waits: Sequence[Wait] = (),
+    waits: Sequence[WorkerWait] = (),
 ) -> int:
     """Write this worker's heartbeat, with the store it sees and the waits of its work.
 

@@ -23,7 +23,7 @@ from xalen_batch.states import TaskState
 
 logger = log.get(__name__)
 
-Lane = tuple[str, bool]  # a model, and whether its lines are live
+LaneKey = tuple[str, bool]  # a model, and whether its lines are live
 
 # Lines of the first claim for a backend that this process has not used yet: enough to fill a
 # backend of any speed.
@@ -54,7 +54,7 @@ class Claim:
     key: tuple[UUID, int]
     fence: int
     account_id: UUID
-    lane: Lane
+    lane_key: LaneKey
     # "openai" or "simulated", as frozen in the batch; the catalog may have changed since.
     backend: str | None
     tariff: Tariff
@@ -69,7 +69,7 @@ class Claim:
 
     @property
     def model(self) -> str:
-        return self.lane[0]
+        return self.lane_key[0]
 
 
 def claim(rooms: Sequence[next_task.FreeCapacity], *, with_suspects: bool) -> Claim | None:
@@ -116,7 +116,7 @@ def claim(rooms: Sequence[next_task.FreeCapacity], *, with_suspects: bool) -> Cl
         key=task.key,
         fence=task.fence,
         account_id=batch.account_id,
-        lane=(task.model, batch.livemode),
+        lane_key=(task.model, batch.livemode),
         backend=batch.backend_of(task.model),
         tariff=Tariff(batch.price_snapshot[task.model], batch.discount_rate),
         is_suspect=task.losses >= SUSPECT_CRASHES,
