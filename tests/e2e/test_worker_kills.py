@@ -27,8 +27,8 @@ from tests.outcome import assert_whole
 from xalen_batch import db, ids, jsonl
 from xalen_batch.broker import Job
 from xalen_batch.models import Batch, Result, Task
-from xalen_batch.models.tasks import SUSPECT_LOSSES
-from xalen_batch.pipeline.poison import ALONE_LOSSES
+from xalen_batch.models.tasks import SUSPECT_CRASHES
+from xalen_batch.pipeline.poison import ALONE_CRASHES
 from xalen_batch.states import TERMINAL, TaskState
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
@@ -182,7 +182,9 @@ def test_a_line_that_kills_its_worker_fails_alone(
     (killer,) = [request for request, times in called.items() if times == max(called.values())]
     # Two shared losses, two cuts of 25 lines, and three alone; once more for each lease that a busy
     # machine let slip.
-    assert SUSPECT_LOSSES + ALONE_LOSSES <= called[killer] <= SUSPECT_LOSSES + 2 + ALONE_LOSSES + 2
+    assert (
+        SUSPECT_CRASHES + ALONE_CRASHES <= called[killer] <= SUSPECT_CRASHES + 2 + ALONE_CRASHES + 2
+    )
     logging.getLogger(__name__).info(
         "%d workers lost, %d calls for %d lines", called[killer], called.total(), 2 * lines
     )

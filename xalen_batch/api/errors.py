@@ -16,6 +16,7 @@ from xalen_batch import db, fields, log, storage
 from xalen_batch.api import deps
 from xalen_batch.api.http import paths
 from xalen_batch.errors import (
+    QUOTED_CHARS,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
@@ -32,7 +33,6 @@ from xalen_batch.schedules.definition import Definition
 
 logger = log.get(__name__)
 
-SHOWN_VALUE = 100
 # A database that is away or overloaded, and object storage that does not do what it should.
 UNAVAILABLE = (*db.UNAVAILABLE, *storage.UNAVAILABLE)
 EXPECTED: tuple[type[Exception], ...] = (
@@ -128,7 +128,7 @@ def translate(request: Request, error: Exception) -> XalenError:
 
 
 def _no_route(request: Request, error: HTTPException) -> XalenError:
-    asked = f"{paths.method(request.scope)} {request.url.path[:SHOWN_VALUE]}"
+    asked = f"{paths.method(request.scope)} {request.url.path[:QUOTED_CHARS]}"
     if error.status_code == 404:
         return NotFound(f"Unknown request URL: {asked}. {paths.hint(request)}", code="unknown_url")
     return MethodNotAllowed(
@@ -174,7 +174,7 @@ def _invalid(errors: Sequence[Mapping[str, Any]], shape: type[BaseModel]) -> Inv
     """
     error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     where = [str(step) for step in error["loc"][1:]]
-    param = ".".join(where)[: 2 * SHOWN_VALUE] or None
+    param = ".".join(where)[: 2 * QUOTED_CHARS] or None
     if error["type"] == "json_invalid":
         reason = error["ctx"]["error"]
         return InvalidRequest(
@@ -193,8 +193,8 @@ def _invalid(errors: Sequence[Mapping[str, Any]], shape: type[BaseModel]) -> Inv
         )
     if error["type"] == "extra_forbidden":
         message = (
-            f"Unknown parameter: `{param[:SHOWN_VALUE]}`."
-            f" {_instead(where[-1][:SHOWN_VALUE], shape)}"
+            f"Unknown parameter: `{param[:QUOTED_CHARS]}`."
+            f" {_instead(where[-1][:QUOTED_CHARS], shape)}"
         )
         return InvalidRequest(message, param=param, code="unknown_parameter")
     message = (
@@ -220,4 +220,4 @@ def _instead(name: str, shape: type[BaseModel]) -> str:
 
 def _shown(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= SHOWN_VALUE else f"{text[:SHOWN_VALUE]}…"
+    return text if len(text) <= QUOTED_CHARS else f"{text[:QUOTED_CHARS]}…"

@@ -11,9 +11,9 @@ from xalen_batch.cli.client import Client
 from xalen_batch.cli.failures import ApiError
 
 if TYPE_CHECKING:
+    from xalen_batch.billing.terms import Terms
     from xalen_batch.catalog import Model
     from xalen_batch.config import Settings
-    from xalen_batch.terms import Terms
 
 LIMITS = ("max_file_bytes", "max_batch_lines", "max_line_bytes")
 # A key without the scope `read`, and a server from before the route.
@@ -37,8 +37,8 @@ class Rules:
 
 def of_server(client: Client) -> Rules | None:
     """The server's own, for this key. None: it does not tell them."""
+    from xalen_batch.billing.terms import Terms
     from xalen_batch.config import settings
-    from xalen_batch.terms import Terms
 
     try:
         told = client.get("/terms")
@@ -64,8 +64,8 @@ def of_server(client: Client) -> Rules | None:
 def local() -> Rules:
     """Those of the catalog and the settings on this machine."""
     from xalen_batch import catalog
+    from xalen_batch.billing.terms import Terms
     from xalen_batch.config import settings
-    from xalen_batch.terms import Terms
 
     models = catalog.models()
     prices = {

@@ -9,9 +9,9 @@ from decimal import Decimal
 from functools import partial
 
 from xalen_batch import storage
+from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import Endpoint, Model
 from xalen_batch.config import settings
-from xalen_batch.terms import Terms
 from xalen_batch.validation import apart, pieces
 from xalen_batch.validation.estimate import Estimate, estimate
 from xalen_batch.validation.lines import Reader
