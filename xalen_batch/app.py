@@ -22,7 +22,6 @@ from xalen_batch.api import (
     keys,
     limits,
     models,
-    partial,
     schedule_runs,
     schedules,
     terms,
@@ -67,22 +66,22 @@ def create_app() -> FastAPI:
         generate_unique_id_function=description.operation_id,
         responses=description.ERRORS,
     )
-    for room in (
-        files,
-        batches,
-        partial,
-        estimates,
-        billing,
-        schedules,
-        schedule_runs,
-        inbox,
-        models,
-        keys,
-        limits,
-        terms,
-        health,
+    for router in (
+        files.router,
+        batches.router,
+        batches.partial_router,
+        estimates.router,
+        billing.router,
+        schedules.router,
+        schedule_runs.router,
+        inbox.router,
+        models.router,
+        keys.router,
+        limits.router,
+        terms.router,
+        health.router,
     ):
-        app.include_router(room.router)
+        app.include_router(router)
     docs.install(app)
     errors.install(app)
     app.add_middleware(AnswerSlices)
