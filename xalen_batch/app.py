@@ -1,6 +1,7 @@
 """The API as one application, and the server that runs it."""
 
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -110,9 +111,11 @@ def forwarding(proxies: Sequence[str]) -> dict[str, Any]:
     return {"proxy_headers": bool(proxies), "forwarded_allow_ips": list(proxies)}
 
 
-def serve(host: str, port: int) -> None:
+def serve(host: str, port: int, *, sockets: Sequence[socket.socket] = ()) -> None:
     """Run the API until SIGTERM or SIGINT; then answer the requests that have come, within the
     grace.
+
+    `sockets`: sockets that listen already, to serve on in place of `host` and `port`.
     """
     log.configure()
     catalog.warn_of_unknown_settings()
@@ -143,7 +146,7 @@ def serve(host: str, port: int) -> None:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=round(settings().shutdown_grace),
     )
-    GracefulServer(config).run()
+    GracefulServer(config).run(sockets=list(sockets) or None)
 
 
 def _mark_store() -> None:

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +23,7 @@ from uuid import uuid4
 from xalen_batch.cli import addresses, transport
 from xalen_batch.cli.connection import LOOPBACK, Connection, find
 from xalen_batch.cli.failures import ApiError, Failed, Unreachable
+from xalen_batch.cli.options import ApiKey, BaseUrl, Live
 from xalen_batch.cli.output import safe, say
 from xalen_batch.cli.progress import Moved
 
@@ -281,9 +283,17 @@ class Client:
         return send()
 
 
-def connect(base_url: str | None, api_key: str | None, live: bool) -> Client:
-    """A client for what the options, the environment and `credentials.toml` say."""
-    return Client(find(base_url, api_key, live))
+@dataclass(frozen=True, slots=True)
+class ApiOptions:
+    """The connection options of each command that talks to the API (`with_option_groups`)."""
+
+    base_url: BaseUrl = None
+    api_key: ApiKey = None
+    live: Live = False
+
+    def connect(self) -> Client:
+        """A client for the server of these options, the environment or `credentials.toml`."""
+        return Client(find(self.base_url, self.api_key, self.live))
 
 
 def _address(path: str, query: Mapping[str, str | int | None]) -> str:

@@ -14,9 +14,10 @@ from xalen_batch.cli.batch_options import (
     Window,
     parse_metadata,
 )
-from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.client import ApiOptions, Client
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, ApiError, Failed
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, Timeout, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, Timeout, examples
 from xalen_batch.cli.output import STDERR, STDOUT, print_json, say
 from xalen_batch.cli.submit import before_submission, check, create
 from xalen_batch.cli.watch import follow
@@ -39,6 +40,7 @@ commands = typer.Typer()
         "xalen-batch run - -o - < requests.jsonl | jq -r .custom_id",
     )
 )
+@with_option_groups
 def run(
     file: inputs.InputFile,
     output: Annotated[
@@ -52,9 +54,8 @@ def run(
     on_invalid: OnInvalid = None,
     timeout: Timeout = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Submit a file, watch the batch, download its results and show its invoice. Exit 3 if not
     every line succeeded.
@@ -72,7 +73,7 @@ def run(
         )
     with inputs.opened(file) as path:
         with before_submission():
-            client = connect(base_url, api_key, live)
+            client = api.connect()
             checked = check(client, path, file, endpoint, on_invalid)
         batch = follow(client, create(client, checked, window, hours, notes)["id"], timeout)
         invoice = _delivered(client, batch, target)

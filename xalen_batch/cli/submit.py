@@ -18,9 +18,10 @@ from xalen_batch.cli.batch_options import (
     Window,
     parse_metadata,
 )
-from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.client import ApiOptions, Client
 from xalen_batch.cli.failures import INTERRUPTED, Failed
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import counted, print_json, print_line, safe, say
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ commands = typer.Typer()
         "id=$(make-requests | xalen-batch submit -) && xalen-batch watch $id",
     )
 )
+@with_option_groups
 def submit(
     file: inputs.InputFile,
     endpoint: Endpoint = AUTO,
@@ -47,15 +49,14 @@ def submit(
     metadata: Metadata = None,
     on_invalid: OnInvalid = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Submit a file and print the new batch's id."""
     notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone, window)
     with inputs.opened(file) as path:
         with before_submission():
-            client = connect(base_url, api_key, live)
+            client = api.connect()
             checked = check(client, path, file, endpoint, on_invalid)
         batch = create(client, checked, window, hours, notes)
     if as_json:

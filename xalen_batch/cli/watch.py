@@ -7,9 +7,10 @@ import typer
 
 from xalen_batch.cli import progress, waits
 from xalen_batch.cli.batch_view import ENDED, say_errors, say_outcome, succeeded
-from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.client import ApiOptions, Client
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
-from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, Timeout, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import BatchId, Json, Timeout, examples
 from xalen_batch.cli.output import print_json, say
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
@@ -24,19 +25,19 @@ commands = typer.Typer()
         " out.jsonl",
     )
 )
+@with_option_groups
 def watch(
     batch_id: BatchId,
     timeout: Timeout = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Follow a batch until it ends.
 
     Exit 3 if it did not fully succeed, 5 if the time to wait was over first.
     """
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     batch = follow(client, batch_id, timeout)
     say_errors(batch)
     say_outcome(batch)

@@ -11,9 +11,10 @@ from typing import Any
 import typer
 
 from xalen_batch.cli import clock, inputs, progress
-from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.client import ApiOptions, Client
 from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, ScheduleId, examples
 from xalen_batch.cli.output import counted, figure, print_json, safe, say
 
 # What is sent at once, and accepted or refused as a whole.
@@ -45,19 +46,19 @@ class Piece:
         "make-requests | xalen-batch schedules add sched_0192… -",
     )
 )
+@with_option_groups
 def add(
     schedule_id: ScheduleId,
     file: inputs.InputFile,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Put requests into a schedule's inbox for its next run.
 
     A request that already waits there is not added again.
     """
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     with inputs.opened(file) as path:
         added = _sent(client, schedule_id, path, inputs.name_of(file))
     if as_json:

@@ -11,9 +11,10 @@ import typer
 
 from xalen_batch.cli import clock
 from xalen_batch.cli.batch_view import say_errors, say_outcome, succeeded
-from xalen_batch.cli.client import PAGE, Client, connect
+from xalen_batch.cli.client import PAGE, ApiOptions, Client
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, Timeout, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, ScheduleId, Timeout, examples
 from xalen_batch.cli.output import (
     counted,
     figure,
@@ -47,6 +48,7 @@ commands = typer.Typer()
         "xalen-batch schedules runs sched_0192… --json | jq -r '.data[].batch_id'",
     )
 )
+@with_option_groups
 def runs(
     schedule_id: ScheduleId,
     limit: Annotated[
@@ -54,14 +56,11 @@ def runs(
     ] = 20,
     state: Annotated[RunState | None, typer.Option(metavar="STATE", help=STATE_HELP)] = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """List the runs of a schedule, also of a deleted one: when each fired, its state, and why."""
-    found, has_more = connect(base_url, api_key, live).listing(
-        limit, f"/schedules/{schedule_id}/runs", state=state
-    )
+    found, has_more = api.connect().listing(limit, f"/schedules/{schedule_id}/runs", state=state)
     if as_json:
         print_list(found, has_more=has_more)
     elif found:
@@ -85,22 +84,22 @@ def runs(
         " out.jsonl",
     )
 )
+@with_option_groups
 def run(
     schedule_id: ScheduleId,
     time_for: Annotated[str | None, typer.Option("--for", metavar="TIME", help=FOR_HELP)] = None,
     wait: Annotated[bool, typer.Option("--wait", help=WAIT_HELP)] = False,
     timeout: Timeout = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Run a schedule now and print the batch's id. When it fires next stays as it is.
 
     With --wait --json, the run and its batch are printed when the batch has ended.
     """
     body = None if time_for is None else {"as_of": clock.moment(time_for, "--for")}
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     started = client.post(f"/schedules/{schedule_id}/run", body)
     deadline = None if timeout is None else time.monotonic() + timeout
     if wait:
@@ -176,6 +175,7 @@ def _followed(
         "xalen-batch schedules backfill sched_0192… --from 2026-11-01T18:00 --to 2026-11-02T06:00",
     )
 )
+@with_option_groups
 def backfill(
     schedule_id: ScheduleId,
     start: Annotated[
@@ -195,9 +195,8 @@ def backfill(
         ),
     ],
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Run the past times of a schedule that never ran, were missed or skipped, one after another.
 
@@ -205,7 +204,7 @@ def backfill(
     """
     body = {"from": clock.moment(start, "--from"), "to": clock.moment(end, "--to")}
     _check_order(body["from"], body["to"])
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     made = client.post(f"/schedules/{schedule_id}/backfill", body)["data"]
     if as_json:
         print_list(made)
