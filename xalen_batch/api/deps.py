@@ -102,7 +102,10 @@ def identity_of(scope: Mapping[str, Any]) -> dict[str, UUID | bool]:
 
 
 def refusal(request: Request) -> XalenError | None:
-    """The authentication error of a request, which precedes errors of its body; None if admitted."""
+    """The authentication error of a request, or None if its caller is admitted.
+
+    It precedes any error of the body.
+    """
     scope = _scope(request)
     if scope is None or caller_of(request.scope) is not None:
         return None

@@ -45,7 +45,7 @@ EXPECTED: tuple[type[Exception], ...] = (
 
 
 class BodyRefused(HTTPException):
-    """An error of ours while a body is read: the framework replaces all but HTTPExceptions there."""
+    """An error of ours while a body is read: the framework replaces other exceptions there."""
 
     def __init__(self, error: XalenError) -> None:
         super().__init__(error.status, error.message)
@@ -150,7 +150,7 @@ def _unreadable(error: HTTPException) -> XalenError:
 
 
 def _asked(request: Request) -> type[BaseModel]:
-    """The model of a request's body, or Definition for a change of a schedule, whose body is free."""
+    """The model of a request's body; Definition for a change of a schedule, whose body is free."""
     field = getattr(request.scope.get("route"), "body_field", None)
     shape = field and field.field_info.annotation
     if not isinstance(shape, type) or not issubclass(shape, BaseModel):

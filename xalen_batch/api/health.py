@@ -141,7 +141,8 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=len(CHECKS), thread_name_prefix="health")
 
 
-# The last run of each check. A check that hangs keeps its thread, and is not started again meanwhile.
+# The last run of each check. A check that hangs keeps its thread, and is not started again until it
+# ends.
 _asked: dict[str, Future[float | Exception]] = {}
 
 

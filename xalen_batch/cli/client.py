@@ -1,9 +1,8 @@
-"""The API's client. Retries what is safe to repeat, streams both ways in constant memory, stops at
+"""The API's client: retries requests that are safe to repeat, streams in constant memory, and stops at
 once on Ctrl-C.
 
-Built on the standard library: pyreqwest, which the workers use, holds Ctrl-C back until a request
-has ended (its synchronous client) or now and then aborts the interpreter as it exits (its
-asynchronous one).
+Built on the standard library. pyreqwest, the workers' client, delays Ctrl-C until a request has
+ended (synchronous), or sometimes aborts the interpreter at exit (asynchronous).
 """
 
 import json
@@ -32,16 +31,16 @@ Json = dict[str, Any]
 Headers = Mapping[str, str]
 
 CHUNK = 256 * 1024
-# Objects of a list that are asked for at once.
+# Objects in one page of a list.
 PAGE = 100
-# Longest JSON object, and longest first line of a file, that are taken from a server; ours are far
-# below.
+# The most bytes that are read of a JSON object, or of the first line of a file. Those of our API
+# are far below.
 MOST_JSON = 64 * 1024 * 1024
-# A silence, not a request, may last this long.
+# Seconds without a byte, not of a whole request.
 TIMEOUT = 60.0
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 LONGEST_PAUSE = 120.0
-# Seconds. A longer pause between two attempts is explained on stderr.
+# Seconds. A message on stderr announces a longer pause between two attempts.
 SILENCE = 3.0
 
 
@@ -61,7 +60,7 @@ class Client:
         self._has_reached = False
 
     def get(self, path: str, **query: str | int | None) -> Json:
-        """A JSON object."""
+        """The JSON object of a GET."""
         return self._retried(lambda: self._json(self._request(_address(path, query))))
 
     def listing(
@@ -71,7 +70,10 @@ class Client:
         keep: Callable[[Json], bool] | None = None,
         **query: str | int | None,
     ) -> Listing:
-        """The first objects of a list, page after page; with `keep`, the first that it is true of."""
+        """The first `limit` objects of a list, over several pages.
+
+        `keep`: count only objects for which it is true.
+        """
         found: list[Json] = []
         page: Json = {"has_more": True, "last_id": None}
         while page["has_more"] and len(found) < limit:
@@ -81,7 +83,7 @@ class Client:
         return Listing(found[:limit], page["has_more"] or len(found) > limit)
 
     def post(self, path: str, body: Json | None = None, **query: str | int | None) -> Json:
-        """A JSON object. Its Idempotency-Key makes a repeated POST harmless."""
+        """The JSON object of a POST. An Idempotency-Key makes it safe to repeat."""
         content = b"" if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Idempotency-Key": uuid4().hex}
         return self._retried(
@@ -89,25 +91,25 @@ class Client:
         )
 
     def post_lines(self, path: str, content: bytes) -> Json:
-        """Send lines of JSONL; a JSON object."""
+        """The JSON object of a POST of JSONL lines, with an Idempotency-Key."""
         headers = {"Content-Type": "application/jsonl", "Idempotency-Key": uuid4().hex}
         return self._retried(lambda: self._json(self._request(path, headers, content)))
 
     def patch(self, path: str, body: Json) -> Json:
-        """A JSON object. To set the same fields twice is harmless."""
+        """The JSON object of a PATCH, which is safe to repeat."""
         content, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
         return self._retried(
             lambda: self._json(self._request(path, headers, content, method="PATCH"))
         )
 
     def delete(self, path: str, **query: str | int | None) -> Json:
-        """A JSON object."""
+        """The JSON object of a DELETE."""
         return self._retried(
             lambda: self._json(self._request(_address(path, query), method="DELETE"))
         )
 
     def upload(self, path: Path, filename: str, moved: Moved) -> Json:
-        """Send a file as batch input."""
+        """Upload a file as batch input; its file object."""
         form = transport.Form(path, filename)
         headers = {
             "Content-Type": form.content_type,
@@ -121,9 +123,9 @@ class Client:
     def download(
         self, path: str, write: Callable[[bytes], object], moved: Moved, *, is_fixed: bool
     ) -> Headers:
-        """Pass a body on piece by piece; the answer's headers, in lower case.
+        """Pass a body to `write` in chunks; returns the answer's headers, in lower case.
 
-        `is_fixed`: the body does not change, so after a broken connection it goes on where it was.
+        `is_fixed`: the body does not change, so the download resumes after a broken connection.
         """
         received = 0
 
@@ -150,7 +152,7 @@ class Client:
         return self._retried(receive_once)
 
     def first_line(self, path: str) -> bytes:
-        """The first line of a body that has any text in it; the rest is not waited for."""
+        """The first line of a body that is not blank. Does not wait for the rest."""
 
         def read() -> bytes:
             with closing(self._open(self._request(path))) as response:
@@ -213,7 +215,7 @@ class Client:
         return response
 
     def _bounded(self, response: HTTPResponse) -> Iterator[bytes]:
-        """The chunks of a body that is kept in memory; Failed when there are too many."""
+        """The chunks of a body that is kept in memory; Failed above MOST_JSON bytes."""
         size = 0
         for chunk in self._chunks(response):
             size += len(chunk)
@@ -225,7 +227,7 @@ class Client:
             yield chunk
 
     def _chunks(self, response: HTTPResponse) -> Iterator[bytes]:
-        """A body in pieces; Unreachable when it ends early."""
+        """The chunks of a body; Unreachable if it ends early."""
         size, seen = response.length, 0
         try:
             while chunk := response.read(CHUNK):
@@ -261,8 +263,9 @@ class Client:
         return Unreachable(f"No answer from {address.scheme}://{address.netloc}: {words}. {remedy}")
 
     def _retried(self, send: Callable[[], T]) -> T:
-        """Repeat on 408, 409, 429, 5xx and broken connections, unless the server says not to; one
-        never reached fails at once.
+        """Call `send`, and repeat it with backoff on 408, 409, 429, 5xx and broken connections.
+
+        Does not repeat if the server says not to, nor if it was never reached.
         """
         for pause in PAUSES:
             wait = pause * random.uniform(0.5, 1)
@@ -302,7 +305,7 @@ def _address(path: str, query: Mapping[str, str | int | None]) -> str:
 
 
 def _failure(error: HTTPError, base_url: str) -> ApiError:
-    """The API's error envelope as one line, with the request id that support will ask for."""
+    """The API's error envelope as one line, with the request id for the support."""
     code, message = None, None
     try:
         told = json.loads(error.read(CHUNK))["error"]

@@ -1,4 +1,4 @@
-"""`files`: what has been uploaded, and what batches have made of it."""
+"""`files`: uploads, and the output files of batches."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -179,7 +179,7 @@ def _delete(client: Client, file_id: str) -> dict[str, Any]:
     try:
         deleted = client.delete(f"/files/{file_id}")
     except Failed as error:
-        # Files named before it are gone: the message names the one that is not.
+        # Name the file in the error: those before it are deleted.
         raise Failed(
             str(error) if file_id in str(error) else f"{file_id}: {error}", error.exit_code
         ) from error

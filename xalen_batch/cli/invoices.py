@@ -1,6 +1,4 @@
-"""`invoice`, `statement`, `reconcile`: what was used and what it costs, with amounts exactly as the
-API wrote them.
-"""
+"""`invoice`, `statement`, `reconcile`: usage and cost. Amounts are printed as the API sends them."""
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -49,7 +47,7 @@ def invoice(batch_id: BatchId, as_json: Json = False, *, api: ApiOptions) -> Non
 
 
 def print_invoice(found: dict[str, Any], console: Console = STDOUT) -> None:
-    """Model, component, quantity, unit price and amount of each line, then the total."""
+    """Print model, component, quantity, unit price and amount of each line, then the total."""
     console.print(f"Invoice {found['id']}{_mode(found)}", style="bold", soft_wrap=True)
     console.print(f"Batch {found['batch_id']}", soft_wrap=True)
     if schedule := found.get("schedule"):
@@ -111,7 +109,7 @@ def _component(line: dict[str, Any]) -> str:
 
 
 def _say_counted(lines: Iterable[dict[str, Any]], console: Console) -> None:
-    """What a mark on some of the lines means."""
+    """Explain the mark on lines whose tokens the server counted, on stderr."""
     if any(line.get("reason") == COUNTED for line in lines):
         console.print(
             "counted: the model backend reported no usable usage, so xalen-batch counted the"

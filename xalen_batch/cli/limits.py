@@ -1,4 +1,4 @@
-"""`limits`: what an account may hold at a time, what it holds, and what is free."""
+"""`limits`: an account's quotas, with the used and the free part of each."""
 
 from typing import Any
 

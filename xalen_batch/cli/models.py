@@ -1,4 +1,4 @@
-"""`models`: what can run, what it costs, and what answers."""
+"""`models`: the models, their prices, and their backends."""
 
 from decimal import Decimal
 from typing import Annotated

@@ -1,7 +1,6 @@
-"""The reference pages of the documentation, written from the commands and the settings themselves.
+"""Generates the documentation's reference pages from the commands and the settings.
 
-`python -m xalen_batch.cli.reference` writes docs/reference/; a test fails when a page is out of
-date.
+`python -m xalen_batch.cli.reference` writes docs/reference/; a test fails if a page is out of date.
 """
 
 from collections.abc import Iterator

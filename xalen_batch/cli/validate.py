@@ -1,6 +1,4 @@
-"""`validate`: what a batch would refuse, and what it would cost, by the server's models and prices
-where there is a server.
-"""
+"""`validate`: the faults and the cost of a file, by the server's models and prices if known."""
 
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,8 +72,9 @@ def validate(
 
 
 def _asked(api: ApiOptions) -> rules.Rules:
-    """The server's rules; those on this machine where no server is known, or the one remembered
-    does not run.
+    """The server's rules, or those of this machine.
+
+    The latter if no server is known, or the saved one does not run.
     """
     if not connection.is_known(api.base_url, api.api_key, api.live):
         return rules.local()

@@ -52,14 +52,13 @@ def watch(
 def follow(client: Client, batch_id: str, timeout: float | None) -> dict[str, Any]:
     """The batch at its end.
 
-    Failed (exit 5, 130) when the time is over or on Ctrl-C; the batch goes on either way.
+    Failed (exit 5, 130) on a timeout or Ctrl-C; the batch goes on either way.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = FIRST_PAUSE
     told = waits.Told()
     try:
-        # Before the bar, which would stay on the screen above the error of a batch that is not
-        # there.
+        # Before the progress bar, which would stay above the error of an unknown batch.
         batch = client.get(f"/batches/{batch_id}")
         with progress.batch() as view:
             while True:

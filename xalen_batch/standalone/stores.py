@@ -126,11 +126,11 @@ class Server(ABC):
 
 
 class Postgres(Server):
-    """An embedded PostgreSQL. `durable=False`, for tests, is faster and may lose data in a crash."""
+    """An embedded PostgreSQL. `durable=False` is faster and may lose data in a crash: for tests."""
 
     name = "PostgreSQL"
-    # SIGINT is a fast shutdown with a checkpoint; SIGQUIT an immediate one, with recovery at the next
-    # start.
+    # SIGINT is a fast shutdown with a checkpoint; SIGQUIT an immediate one, with recovery at the
+    # next start.
     stopping = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 5.0))
     orphaned = signal.SIGINT
 
@@ -255,7 +255,7 @@ class Valkey(Server):
         return [
             str(_valkey_binary()), "--port", "0", "--unixsocket", str(self.sockets / "valkey.sock"), "--unixsocketperm", "700",
             "--dir", str(self.folder), "--pidfile", str(self.pid_file), "--save", "", "--appendonly", "yes",
-            # A queue must not evict messages. The process title stays, because end_leftover reads it.
+            # A queue must not evict messages. The title stays, because end_leftover reads it.
             "--maxmemory-policy", "noeviction", "--set-proc-title", "no",
         ]  # fmt: skip
 

@@ -89,7 +89,7 @@ class Child:
             self.process = subprocess.Popen(
                 self._argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_serving_environment(),
                 pass_fds=self._descriptors,
-                # Ctrl-C in the terminal signals the supervisor only, which stops the parts in order.
+                # Ctrl-C in the terminal is for the supervisor, which stops the parts in order.
                 start_new_session=True, preexec_fn=processes.dying_with_parent(signal.SIGKILL),
             )  # fmt: skip
         self._pid_file.write_text(str(self.process.pid), "ascii")
@@ -264,8 +264,8 @@ class Supervisor:
         while not self._signals:
             for watch in watches:
                 watch.look()
-            # Not a threading.Event that the signal handler sets: the handler runs in this thread, and
-            # would deadlock on the event's lock, which this thread holds while it enters the wait.
+            # Not a threading.Event: the signal handler runs in this thread, and would deadlock on the
+            # event's lock, which the thread holds while it enters the wait.
             time.sleep(LOOK_INTERVAL)
 
     def _stop(self) -> None:

@@ -84,7 +84,7 @@ class UsualMessage(Message, forbid_unknown_fields=True, gc=False):
 
 
 class UsualChat(ChatRequest, forbid_unknown_fields=True, gc=False):
-    """The usual chat request. It forbids unknown fields, so a body that decodes has a valid form."""
+    """The usual chat request. It forbids unknown fields, so a decoded body has a valid form."""
 
     messages: Annotated[list[UsualMessage], Meta(min_length=1)]  # type: ignore[assignment]  # narrower
     seed: Annotated[int, Meta(ge=LEAST_INT, le=MOST_INT)] | None = None

@@ -330,7 +330,7 @@ class LineReader:
 
 
 def _hidden(raw: bytes, line: int) -> Fault | None:
-    """The fault of a line that parses well here: nested too deeply for a backend, or a key twice."""
+    """The fault of a line that parses here: too deeply nested for a backend, or a repeated key."""
     # Most of the cost of a long line is here. Deleting a byte is four times as fast as counting it.
     brackets = len(raw) - len(raw.replace(b"[", b"").replace(b"{", b""))
     if brackets > json_errors.MAX_DEPTH and json_errors.is_too_deep(raw):

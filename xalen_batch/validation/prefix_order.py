@@ -40,7 +40,7 @@ Prompt = Sequence[str | bytes]
 
 
 def prompt(body: Mapping[str, Any]) -> Prompt:
-    """The pieces of a chat request in the order in which the model reads them: tools, then messages."""
+    """The pieces of a chat request in the order in which the model reads them: first the tools."""
     tools = body.get("tools")
     contents = [(message, message.get("content")) for message in body["messages"]]
     messages = [
@@ -143,7 +143,10 @@ class PrefixHasher:
 
 
 class PrefixIndex:
-    """The prefix hashes of many lines, 4 bytes each; lines are numbered from 0 as they are added."""
+    """The prefix hashes of many lines, 4 bytes each.
+
+    Lines are numbered from 0 as they are added.
+    """
 
     def __init__(self) -> None:
         self._hashes = array("I")

@@ -1,7 +1,7 @@
 """Timeouts against slow clients (Slowloris): without them a request would hold its connection, and
 an upload its file, for ever.
 
-`BodyPace` bounds bodies. `protocol.py` applies CLIENT_TIMEOUT to heads and to the reading of answers.
+`BodyPace` bounds bodies. `protocol.py` applies CLIENT_TIMEOUT to heads and to unread answers.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import time
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Seconds in which a client has to send a whole head, LEAST_BYTES of a body, or has to take some bytes
+# Seconds in which a client has to send a whole head, or LEAST_BYTES of a body, or to read some bytes
 # of an answer.
 CLIENT_TIMEOUT = 60.0
 LEAST_BYTES = 16 * 1024

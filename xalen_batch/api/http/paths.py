@@ -73,7 +73,10 @@ def _as_batch(call: str, origin: str) -> str:
 
 
 def _meant(request: Request, path: str) -> str | None:
-    """The existing path that was meant, if this one has no `/v1`, has it twice, or a wrong prefix."""
+    """The existing path that this one may mean: with a `/v1` added, or a prefix removed.
+
+    None if there is none.
+    """
     steps = path.split("/", MOST_PREFIXES + 1)[1:]
     if steps[0] == VERSION[1:] and steps[1:2] != [VERSION[1:]]:
         return None

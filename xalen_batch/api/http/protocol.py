@@ -139,7 +139,7 @@ class BoundedHttp(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self._idle_since = self.loop.time()
         if not self.pipeline:
-            # Drop the rest of a refused body, which would stay in memory while the connection is idle.
+            # Drop the rest of a refused body, which would stay in memory on an idle connection.
             self.cycle.body = bytearray()
         super().on_response_complete()
 

@@ -102,7 +102,8 @@ class Stream(StreamingResponse):
                 yield piece
                 piece = await coming
             finally:
-                # After a disconnect nobody awaits `coming`: fetch its exception, or asyncio logs it.
+                # After a disconnect nothing awaits `coming`: fetch its exception, or asyncio logs
+                # it.
                 if not coming.cancel() and not coming.cancelled():
                     coming.exception()
 

@@ -1,4 +1,4 @@
-"""`schedules create`, `schedules edit`: what is to run, when and how."""
+"""`schedules create`, `schedules edit`."""
 
 from enum import StrEnum
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ commands = typer.Typer()
 
 
 class Clearable(StrEnum):
-    """What a schedule can go without, by the names of its options."""
+    """Optional settings of a schedule, by the names of their options."""
 
     STARTS = "starts"
     ENDS = "ends"
@@ -150,8 +150,9 @@ def _cleared(names: list[Clearable], given: Given) -> list[Clearable]:
 
 
 def _say_next(client: Client, schedule: dict[str, Any]) -> None:
-    """Where its files are to be put, when its lines are started, and the next fires for a key that
-    may see them: the schedule is there all the same.
+    """Say where its files go, when its lines are started, and its next fires.
+
+    A key without the right to read does not see them; the schedule exists anyway.
     """
     if schedule["source_location"] is not None:
         say(f"It takes its files from {safe(schedule['source_location'])}.")

@@ -1,6 +1,4 @@
-"""What, when and how of a schedule as options: the same for one that is made and one that is
-changed.
-"""
+"""The options of a schedule, shared by `create` and `edit`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +106,7 @@ CATCH_UP_HELP = (
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What was given; None: not given, so the server's default, or what the schedule says already."""
+    """The given options. None stands for the default of the server, or the current value."""
 
     file: Annotated[Path | None, _what(FILE_HELP, metavar="PATH")] = None
     file_id: Annotated[

@@ -1,4 +1,4 @@
-"""`schedules pause`, `resume`, `delete`: whether it fires."""
+"""`schedules pause`, `resume`, `delete`."""
 
 from contextlib import suppress
 from typing import Annotated, Any
@@ -50,9 +50,9 @@ def pause(
 
 
 def _is_over(client: Client, schedule: dict[str, Any]) -> bool:
-    """Whether no fire is left before its end, so that to resume it would not help.
+    """Whether no fire is left before its end, so that resuming it has no effect.
 
-    False where this key may not see its fires.
+    False if this key may not see its fires.
     """
     if schedule["ends_at"] is not None:
         with suppress(Failed):

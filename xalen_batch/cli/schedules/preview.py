@@ -1,4 +1,4 @@
-"""`schedules preview`: when it would fire."""
+"""`schedules preview`: the next fires."""
 
 from typing import Annotated, Any
 

@@ -1,6 +1,4 @@
-"""`schedules runs`, `run`, `backfill`: what became of every time a schedule fired, and runs beside
-them.
-"""
+"""`schedules runs`, `run`, `backfill`: the runs of a schedule, and runs outside its times."""
 
 import time
 from contextlib import suppress
@@ -34,7 +32,7 @@ WAIT_HELP = "Follow its batch to the end: exit 3 if a line did not succeed or th
 FOR_HELP = (
     "Fill in the dates of this time, on the schedule's clock: 2026-11-20T02:30 repeats that night."
 )
-# Failed runs that are looked through to tell how many of a time there are.
+# The most failed runs that are read to count those of a time range.
 MOST_COUNTED = 500
 LOOK_EVERY = 1.0
 
@@ -132,7 +130,7 @@ def _say_state(started: dict[str, Any]) -> None:
 
 
 def _once_begun(client: Client, started: dict[str, Any], deadline: float | None) -> dict[str, Any]:
-    """The run when it waits no longer for the run before it or for its source."""
+    """The run when it no longer waits for the run before it or for its source."""
     if started["state"] == "waiting":
         _say_state(started)
     try:
@@ -156,7 +154,7 @@ def _once_begun(client: Client, started: dict[str, Any], deadline: float | None)
 def _followed(
     client: Client, started: dict[str, Any], deadline: float | None
 ) -> dict[str, Any] | None:
-    """Its batch at its end, which has been told; None if it has none."""
+    """The batch of a run at its end, with its outcome on stderr; None if the run has none."""
     if started["batch_id"] is None:
         return None
     batch = follow(
@@ -209,7 +207,7 @@ def backfill(
     if as_json:
         print_list(made)
     elif made and made[0]["scheduled_for"] is not None:
-        # Null for a key that may not read.
+        # Null if the key may not read it.
         view.runs_of(made)
     if made:
         say(
@@ -226,7 +224,7 @@ def backfill(
 
 def _check_order(start: str, end: str) -> None:
     first, last = datetime.fromisoformat(start), datetime.fromisoformat(end)
-    # With an offset and without: only the server knows the schedule's clock.
+    # One has an offset, the other not: only the server knows the schedule's clock.
     if (first.tzinfo is None) == (last.tzinfo is None) and first >= last:
         problem = (
             f"{start} is the same as --to" if first == last else f"{start} is after --to, {end}"
@@ -237,8 +235,9 @@ def _check_order(start: str, end: str) -> None:
 
 
 def _say_failed(client: Client, schedule_id: str, start: str, end: str) -> None:
-    """How many of the runs of a time failed, as far as this key may see them, and how one of them
-    is run again.
+    """Say how many runs in a time range failed, and how to run one again.
+
+    Counts the runs that the key may see.
     """
     found, time = list[dict[str, Any]](), "TIME"
     with suppress(Failed):
@@ -256,7 +255,7 @@ def _say_failed(client: Client, schedule_id: str, start: str, end: str) -> None:
 
 
 def _is_between(run: dict[str, Any], start: str, end: str) -> bool:
-    """Whether the instant of a run is in [start, end), times without an offset being on its clock."""
+    """Whether a run's instant is in [start, end); times without an offset are on its clock."""
     instant = datetime.fromisoformat(run["scheduled_local"])
     first, last = (datetime.fromisoformat(time) for time in (start, end))
     here = instant.replace(tzinfo=None)

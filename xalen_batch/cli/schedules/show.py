@@ -1,4 +1,4 @@
-"""`schedules list`, `schedules show`: schedules that exist."""
+"""`schedules list`, `schedules show`."""
 
 from typing import Annotated
 
