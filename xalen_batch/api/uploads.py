@@ -96,8 +96,8 @@ async def _store(request: Request, caller: Caller) -> Upload:
                 ) from error
             if received - form.size > FORM_OVERHEAD:
                 raise TooLarge(
-                    f"The form around the file takes more than {FORM_OVERHEAD:,} bytes. Send the file's"
-                    " content as the part `file`.",
+                    f"The form around the file takes more than {FORM_OVERHEAD:,} bytes. Send the"
+                    " file's content as the part `file`.",
                     code="request_too_large",
                 )
             for data in form.take():

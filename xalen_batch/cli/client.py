@@ -1,5 +1,5 @@
-"""The API's client: retries requests that are safe to repeat, streams in constant memory, and stops at
-once on Ctrl-C.
+"""The API's client: retries requests that are safe to repeat, streams in constant memory, and stops
+at once on Ctrl-C.
 
 Built on the standard library. pyreqwest, the workers' client, delays Ctrl-C until a request has
 ended (synchronous), or sometimes aborts the interpreter at exit (asynchronous).
@@ -33,8 +33,7 @@ Headers = Mapping[str, str]
 CHUNK = 256 * 1024
 # Objects in one page of a list.
 PAGE = 100
-# The most bytes that are read of a JSON object, or of the first line of a file. Those of our API
-# are far below.
+# The most bytes that are read of a JSON object, or of the first line of a file. Ours are far below.
 MOST_JSON = 64 * 1024 * 1024
 # Seconds without a byte, not of a whole request.
 TIMEOUT = 60.0

@@ -80,8 +80,8 @@ def utc(seconds: float | None) -> str:
 def beside(seconds: float, iso: str, timezone: str) -> str:
     """A moment on a zone's clock, for display next to another moment.
 
-    It has a date and an offset only if they differ from those of the other. UTC replaces a zone that
-    this machine does not know.
+    It has a date and an offset only if they differ from those of the other. In UTC if this machine
+    does not know the zone.
     """
     other, zone = datetime.fromisoformat(iso), _zone(timezone)
     if zone is None:

@@ -119,7 +119,7 @@ def _sources(
 
 
 def choose(sources: Sequence[Source]) -> Connection:
-    """The key and address of the first source; or its address, with the key of another source for it.
+    """The key and address of the first source; or its address, with the key of another source.
 
     Failed if a key would be sent to an address that its own source does not name.
     """

@@ -1,4 +1,4 @@
-"""`invoice`, `statement`, `reconcile`: usage and cost. Amounts are printed as the API sends them."""
+"""`invoice`, `statement`, `reconcile`: usage and cost, with amounts as the API sends them."""
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Tables that fit a terminal without splitting an id: on a narrow one, columns stack several cells."""
+"""Tables that fit a terminal without splitting an id: on a narrow one, columns stack cells."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 

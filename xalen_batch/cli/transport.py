@@ -1,4 +1,4 @@
-"""Additions to the standard library's HTTP: early answers to uploads, no redirects, a streamed form."""
+"""Adds to the standard library's HTTP: early answers to uploads, no redirects, a streamed form."""
 
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection

@@ -264,8 +264,8 @@ class Supervisor:
         while not self._signals:
             for watch in watches:
                 watch.look()
-            # Not a threading.Event: the signal handler runs in this thread, and would deadlock on the
-            # event's lock, which the thread holds while it enters the wait.
+            # Not a threading.Event: the signal handler runs in this thread, and would deadlock on
+            # the event's lock, which the thread holds while it enters the wait.
             time.sleep(LOOK_INTERVAL)
 
     def _stop(self) -> None:

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 from xalen_batch.validation.errors import Fault, quoted
 
-# Far below the limits of parsers (pydantic has about 200), so that no backend refuses a line that we
-# accepted.
+# Far below the limits of parsers (pydantic has about 200), so that no backend refuses a line that
+# we accepted.
 MAX_DEPTH = 128
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)

@@ -1,5 +1,5 @@
-"""Middleware around every request: normal path, request id, one log line, rate limit headers, and the
-error envelope of a 500 after an unexpected exception.
+"""Middleware around every request: normal path, request id, one log line, rate limit headers, and
+the error envelope of a 500 after an unexpected exception.
 """
 
 import asyncio

@@ -10,8 +10,8 @@ import time
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Seconds in which a client has to send a whole head, or LEAST_BYTES of a body, or to read some bytes
-# of an answer.
+# Seconds in which a client has to send a whole head, or LEAST_BYTES of a body, or to read some
+# bytes of an answer.
 CLIENT_TIMEOUT = 60.0
 LEAST_BYTES = 16 * 1024
 
@@ -43,8 +43,8 @@ class BodyPace:
                         # The framework replaces other exceptions by its own error of broken bodies.
                         raise HTTPException(
                             408,
-                            f"The body came too slowly: {received:,} bytes in {CLIENT_TIMEOUT:g} s. Send at"
-                            f" least {LEAST_BYTES:,} in that time.",
+                            f"The body came too slowly: {received:,} bytes in {CLIENT_TIMEOUT:g} s."
+                            f" Send at least {LEAST_BYTES:,} in that time.",
                         ) from None
                     waited, received = 0.0, 0
                 else:

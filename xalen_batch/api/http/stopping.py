@@ -13,7 +13,7 @@ from xalen_batch.config import settings
 
 
 class GracefulServer(uvicorn.Server):
-    """A uvicorn server that accepts the connections in the listen backlog before it closes its socket.
+    """A uvicorn server that accepts the connections in the listen backlog before it closes.
 
     uvicorn itself closes the socket first. The kernel then resets the connections in the backlog,
     and a proxy that has sent a POST may not repeat it.

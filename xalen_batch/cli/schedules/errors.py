@@ -41,7 +41,7 @@ _FIELD = re.compile(
 
 
 class Schedules(Group):
-    """Replaces the names of fields in errors by those of options, and detects an unquoted expression."""
+    """Replaces fields in errors by their options, and detects an unquoted expression."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
