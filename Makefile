@@ -9,6 +9,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $$python && break; done)
 
 export UV_PYTHON_DOWNLOADS := never
+# Only the system's certificate store knows the certificate of a company's proxy.
+export UV_SYSTEM_CERTS := 1
 # Every process imports thousands of modules; whoever's Python writes no bytecode would wait seconds for each.
 export UV_COMPILE_BYTECODE := 1
 # An environment that the caller has active is not ours to fill.
@@ -22,9 +24,8 @@ install: .venv/.installed ## Set up .venv with the locked dependencies; .venv/bi
 demo: install ## Start everything, run the example batches for both models, show results and invoices
 	@.venv/bin/python examples/demo.py
 
-test: install ## Run all tests, against real PostgreSQLs and Valkeys, in three processes; what failed there is run again alone, and has to pass
-	@.venv/bin/python -m pytest -n 3 --dist worksteal || \
-	{ test $$? -eq 1 && .venv/bin/python -m pytest --last-failed --last-failed-no-failures none; }
+test: install ## Run all tests, against real PostgreSQLs and Valkeys; what failed is run again alone, and named if it then passes; STRICT=1 fails then
+	@.venv/bin/python -m tests $(if $(STRICT),--strict)
 
 attack: install ## Attack a system as greedy callers, tenants and hostile model servers; ATTACKS="estimates" for some, SMALL=1 as CI does
 	@.venv/bin/python -m tests.attack $(if $(SMALL),--small) $(ATTACKS)
@@ -65,5 +66,8 @@ clean: ## Remove what install, demo and test have made in the checkout; data in 
 .tools/.uv-$(UV_VERSION):
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 is needed and none was found. Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -m venv --clear .tools || { echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@.tools/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@# pip before 24.2 has a certificate store of its own; where nothing names another, it gets the system's.
+	@cert=$$(.tools/bin/python -m pip config get global.cert 2>/dev/null || \
+		.tools/bin/python -c 'import ssl; paths = ssl.get_default_verify_paths(); print(paths.cafile or paths.capath or "")') && \
+	PIP_CERT="$${PIP_CERT:-$${REQUESTS_CA_BUNDLE:-$$cert}}" .tools/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@touch $@

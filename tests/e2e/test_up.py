@@ -269,7 +269,7 @@ def test_what_does_not_get_ready_is_stopped_and_the_check_that_failed_is_named(
         "from xalen_batch.cli.main import app\n"
         "files, place = Path(sys.argv[3]) / 'files', marks.place\n"
         "marks.place = lambda: (place(), shutil.rmtree(files), files.write_text(''))\n"
-        "supervisor.READY_TIMEOUT = 30\n"
+        "supervisor.READY_TIMEOUT = 10\n"
         "app()\n"
     )
     refused = subprocess.run(

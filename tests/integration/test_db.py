@@ -79,6 +79,7 @@ def test_a_session_that_only_reads_is_in_no_transaction_and_the_next_one_is(data
         assert (same, first) == (pid, second)
 
 
+@pytest.mark.timing
 def test_a_server_that_falls_silent_is_given_up_and_reached_again_when_it_speaks(
     proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

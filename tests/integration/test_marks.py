@@ -445,7 +445,9 @@ class TestSight:
         monkeypatch.setattr(storage, "look", hang)
         monkeypatch.setattr(process, "FIRST_LOOK", 0.01)
         sight = process.Sight()
-        assert [sight.mark for _ in range(3)] == [None] * 3
-        assert len(asked) == 1
-        released.set()
+        try:
+            assert [sight.mark for _ in range(3)] == [None] * 3
+            assert len(asked) == 1
+        finally:
+            released.set()
         sight._thread.shutdown(wait=True)

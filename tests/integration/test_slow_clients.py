@@ -17,6 +17,8 @@ from xalen_batch import files
 from xalen_batch.api.http import pace
 from xalen_batch.config import settings
 
+pytestmark = pytest.mark.timing
+
 KIND, BODY = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", bytes(200_000)))
 
 
