@@ -207,11 +207,11 @@ class TestBodies:
     def test_uploads_under_way_count_with_what_they_hold(
         self, api: Api, opened: ExitStack, configure: Callable[..., None]
     ) -> None:
-        configure(held_bytes=5 * uploads.UPLOAD_HOLDS, max_inbox_bytes=MiB)
+        configure(held_bytes=5 * uploads.UPLOAD_BYTES, max_inbox_bytes=MiB)
         kind, body = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", b"{}\n"))
         upload, mine = (f"content-type: {kind}", f"content-length: {len(body)}"), owner(api.key)
         first = begin(api, opened, "POST", "/v1/files", *upload, sent=body[:-1])
-        wait_until(lambda: budget.bodies.held(mine) == uploads.UPLOAD_HOLDS)
+        wait_until(lambda: budget.bodies.held(mine) == uploads.UPLOAD_BYTES)
         status, error, _ = answered(begin(api, opened, "POST", "/v1/files", *upload))
         assert (status, error["code"]) == (429, "bodies_limit")
         first.sendall(body[-1:])
@@ -236,12 +236,12 @@ class TestAnswers:
     def test_unread_downloads_of_one_account_are_bounded_and_others_are_served(
         self, api: Api, opened: ExitStack, configure: Callable[..., None]
     ) -> None:
-        configure(held_bytes=10 * responses.STREAM_HOLDS, max_inbox_bytes=MiB)
+        configure(held_bytes=10 * responses.STREAM_BYTES, max_inbox_bytes=MiB)
         # More than the kernel takes on a client's behalf.
         file, mine = api.upload(bytes(24 * MiB)), owner(api.key)
         path = f"/v1/files/{file['id']}/content"
         unread = [begin(api, opened, "GET", path) for _ in range(2)]
-        wait_until(lambda: budget.answers.held(mine) == 2 * responses.STREAM_HOLDS)
+        wait_until(lambda: budget.answers.held(mine) == 2 * responses.STREAM_BYTES)
         status, error, head = answered(begin(api, opened, "GET", path))
         assert (status, error["type"], error["code"]) == (429, "rate_limit_error", "answers_limit")
         assert b"retry-after: 1" in head
@@ -372,7 +372,7 @@ class TestConnections:
 def test_a_long_answer_reaches_the_connection_in_slices(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(middleware, "SLICE", 100)
+    monkeypatch.setattr(middleware, "SLICE_BYTES", 100)
     for _ in range(3):
         api.upload()
     answer = api.ask("GET", "/v1/files")

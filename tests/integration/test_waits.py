@@ -17,8 +17,8 @@ from tests.integration.conftest import Api, new_key
 from tests.waiting import wait_until
 from xalen_batch import catalog, db, disk, ids
 from xalen_batch.billing import prices
-from xalen_batch.cli import installation
-from xalen_batch.cli.findings import Doubtful
+from xalen_batch.cli.doctor import installation
+from xalen_batch.cli.doctor.findings import Doubtful
 from xalen_batch.models import Batch, workers
 from xalen_batch.models.workers import WorkerWait, WorkerWaitReason
 from xalen_batch.pipeline import finalize, recover, validate

@@ -282,7 +282,7 @@ def _insert(session: Session, batch_id: UUID, split: Split) -> None:
     rows = [
         {
             "batch_id": batch_id,
-            "seq": slice.place,
+            "seq": slice.position,
             "model": slice.model,
             "lines": slice.lines,
             "line_index": slice.index,

@@ -16,7 +16,8 @@ from xalen_batch.catalog import Endpoint, Model
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.validation import json_errors
 from xalen_batch.validation.errors import Fault, Faults, quoted, refused
-from xalen_batch.validation.lines import UTF8_BOM, scan
+from xalen_batch.validation.file_type import UTF8_BOM
+from xalen_batch.validation.lines import scan
 
 Kind = Literal["json", "jsonl"]
 
@@ -92,7 +93,7 @@ def _of_json(body: bytes) -> _Body:
         if text.startswith(b"["):
             requests, param = _items(text), "[{index}]"
         elif "requests" in (fields := _fields(text)) and "custom_id" not in fields:
-            if text.count(b'"requests"') > 1 and (key := json_errors.twice(text)):
+            if text.count(b'"requests"') > 1 and (key := json_errors.repeated_key(text)):
                 raise InvalidRequest(
                     f"The key {quoted(key)} is there twice, and which one counts is anyone's guess."
                     " Remove one.",
