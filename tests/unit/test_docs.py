@@ -77,9 +77,26 @@ def test_a_variable_that_is_named_exists(page: Path) -> None:
     assert set(re.findall(r"\bXALEN_[A-Z_]+\b", page.read_text("utf-8"))) <= known
 
 
-@pytest.mark.parametrize("verb", ["install", "demo", "test", "lint", "bench", "chaos", "attack"])
-def test_a_verb_that_is_shown_is_in_the_makefile(verb: str) -> None:
-    assert re.search(rf"^{verb}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.suffix == ".md"],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_a_verb_that_is_shown_is_in_the_makefile(page: Path) -> None:
+    shown = set(
+        re.findall(r"^make ([a-z]+)\b|`make ([a-z]+)\b", page.read_text("utf-8"), re.MULTILINE)
+    )
+    verbs = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    assert {verb or inline for verb, inline in shown} <= verbs
+
+
+def test_the_paths_that_contributing_names_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    named = re.findall(r"`([\w./-]*[/.][\w./-]*)`", text) + re.findall(r"[\w.]+/[\w./]+", shell)
+    paths = {path for path in named if not path.startswith((".venv/", ".tools/"))}
+    assert len(paths) >= 50
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
 
 
 def test_every_page_is_reached_from_the_index() -> None:
