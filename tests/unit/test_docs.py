@@ -176,13 +176,11 @@ def test_the_reliability_page_has_a_place_for_the_campaign() -> None:
     ]
 
 
-def test_events_of_the_page_of_logs_are_events_of_the_code() -> None:
+@pytest.mark.parametrize("page", ["logs", "operating"])
+def test_events_of_a_page_are_events_of_the_code(page: str) -> None:
     code = "\n".join(path.read_text("utf-8") for path in (ROOT / "xalen_batch").rglob("*.py"))
-    shown = set(
-        re.findall(
-            r"`((?:backend|database|job|poll|schedule|api)\.\w+)`",
-            (ROOT / "docs/logs.md").read_text("utf-8"),
-        )
-    )
+    text = (ROOT / f"docs/{page}.md").read_text("utf-8")
+    files = r"(?!md\b|env\b|yml\b|toml\b)"
+    shown = set(re.findall(rf"`([a-z]+\.{files}[a-z_]+)`", text))
     assert len(shown) >= 10
     assert {event for event in shown if f'"{event}"' not in code} == set()
