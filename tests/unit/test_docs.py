@@ -33,6 +33,10 @@ TEST_VARIABLES = {
     for path in (ROOT / "tests" / folder).glob("test_*.py")
     for name in re.findall(r'environ\.get\("(XALEN_TEST_\w+)"', path.read_text("utf-8"))
 }
+STATUS = re.compile(
+    r"Status: accepted, 20\d\d-[01]\d-[0-3]\d"
+    r"(?:; superseded(?: in part)? by \[(\d{4})\]\(\1-[\w-]+\.md\)(?:, for .+)?)?"
+)
 SHOWN = re.compile(r"(?:docker compose exec \w+ )?(?:\.venv/bin/)?xalen-batch (?P<arguments>.+)")
 
 
@@ -184,3 +188,12 @@ def test_events_of_a_page_are_events_of_the_code(page: str) -> None:
     shown = set(re.findall(rf"`([a-z]+\.{files}[a-z_]+)`", text))
     assert len(shown) >= 10
     assert {event for event in shown if f'"{event}"' not in code} == set()
+
+
+@pytest.mark.parametrize(
+    "record", sorted(ROOT.glob("docs/decisions/*.md")), ids=lambda record: record.stem
+)
+def test_a_decision_has_its_number_a_status_and_a_date(record: Path) -> None:
+    title, _, rest = record.read_text("utf-8").partition("\n\n")
+    assert re.fullmatch(rf"# {record.name[:4]}\. .+", title)
+    assert STATUS.fullmatch(rest.partition("\n\n")[0])
