@@ -197,3 +197,27 @@ def test_a_decision_has_its_number_a_status_and_a_date(record: Path) -> None:
     title, _, rest = record.read_text("utf-8").partition("\n\n")
     assert re.fullmatch(rf"# {record.name[:4]}\. .+", title)
     assert STATUS.fullmatch(rest.partition("\n\n")[0])
+
+
+GLOSSARY = re.findall(
+    r"^\| \*\*(.+?)\*\* \| (.+) \|$", (ROOT / "docs/glossary.md").read_text("utf-8"), re.MULTILINE
+)
+
+
+def test_the_glossary_is_in_alphabetical_order() -> None:
+    words = [word.casefold() for word, _ in GLOSSARY]
+    assert len(words) >= 80
+    assert words == sorted(set(words))
+
+
+def test_a_word_of_the_glossary_is_used_by_the_code() -> None:
+    code = "\n".join(path.read_text("utf-8") for path in (ROOT / "xalen_batch").rglob("*.py"))
+    # `fair queue` is written fair_queue and FairQueue too.
+    spellings = {word: r"[\s_-]?".join(re.split(r"[ _-]", word)) for word, _ in GLOSSARY}
+    assert [word for word, found in spellings.items() if not re.search(found, code, re.I)] == []
+
+
+def test_a_word_of_the_glossary_has_one_sentence() -> None:
+    assert [
+        word for word, meaning in GLOSSARY if not re.fullmatch(r"[^.]+(?:\.\w[^.]*)*\.", meaning)
+    ] == []
