@@ -66,6 +66,7 @@ def wait_for_come_back_later(
 
 
 class TestRedis:
+    @pytest.mark.timing
     @pytest.mark.parametrize("way", OUTAGES)
     def test_a_batch_runs_without_redis_and_no_call_waits_for_it(
         self, services: Stack, way: str

@@ -271,6 +271,7 @@ class TestWithoutRedis:
         assert api.ask("GET", "/v1/models").status == 200
         assert mine._retry_at == 0
 
+    @pytest.mark.timing
     def test_a_redis_that_hangs_holds_one_request_up_and_for_a_moment_only(
         self, api: Api, server: stores.Valkey
     ) -> None:

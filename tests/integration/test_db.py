@@ -79,10 +79,11 @@ def test_a_session_that_only_reads_is_in_no_transaction_and_the_next_one_is(data
         assert (same, first) == (pid, second)
 
 
+@pytest.mark.timing
 def test_a_server_that_falls_silent_is_given_up_and_reached_again_when_it_speaks(
     proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "SILENCE", 2.0)
+    monkeypatch.setattr(db, "SILENCE_TIMEOUT", 2.0)
     write()
     proxy.black_hole()
     begun = time.monotonic()
@@ -97,9 +98,9 @@ def test_a_server_that_falls_silent_is_given_up_and_reached_again_when_it_speaks
 def test_a_transaction_that_may_take_its_time_is_waited_for(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "SILENCE", 1.0)
+    monkeypatch.setattr(db, "SILENCE_TIMEOUT", 1.0)
     with db.transaction() as session:
-        db.take_time(session)
+        db.lift_timeouts(session)
         session.execute(text("SELECT pg_sleep(2)"))
     with pytest.raises(db.UNAVAILABLE), db.transaction() as session:
         session.execute(text("SELECT pg_sleep(2)"))

@@ -183,6 +183,7 @@ class TestRedisThatHangs:
         broker._publisher.cache_clear()
         broker._quiet_until = 0.0
 
+    @pytest.mark.timing
     @pytest.mark.parametrize(
         "fault",
         [

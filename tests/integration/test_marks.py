@@ -445,7 +445,9 @@ class TestStorageMark:
         monkeypatch.setattr(storage, "look", hang)
         monkeypatch.setattr(process, "FIRST_MARK_TIMEOUT", 0.01)
         seen = process.StorageMark()
-        assert [seen.mark for _ in range(3)] == [None] * 3
-        assert len(asked) == 1
-        released.set()
+        try:
+            assert [seen.mark for _ in range(3)] == [None] * 3
+            assert len(asked) == 1
+        finally:
+            released.set()
         seen._thread.shutdown(wait=True)

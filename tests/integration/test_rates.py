@@ -16,6 +16,8 @@ from xalen_batch.ratelimit.backend import RETRY, Rates
 from xalen_batch.ratelimit.buckets import HOLD, RateLimit
 from xalen_batch.standalone import stores
 
+pytestmark = pytest.mark.timing
+
 PER_MINUTE = 6_000
 RATE = RateLimit(PER_MINUTE).rate
 # A process with more to send than it may; it prints when it sent each.

@@ -13,7 +13,7 @@ from xalen_batch.backends.contract import NOT_RUN, Answered, Request, Usage
 from xalen_batch.backends.simulated.backend import SimulatedBackend
 from xalen_batch.billing.charges import Tariff
 from xalen_batch.catalog import CHAT, models
-from xalen_batch.pipeline.claim import Claim, Line
+from xalen_batch.pipeline.claim import Claim, ClaimedLine
 from xalen_batch.worker import execute
 from xalen_batch.worker.execute import TaskRun
 from xalen_batch.worker.lane import Lane
@@ -36,7 +36,7 @@ class Waited(threading.Event):
 
 
 LINES = tuple(
-    Line(number, f"line-{number}", Request(CHAT, b"{}", f"req_{number}"))
+    ClaimedLine(number, f"line-{number}", Request(CHAT, b"{}", f"req_{number}"))
     for number in range(1, 1_001)
 )
 

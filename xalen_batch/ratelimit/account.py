@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from xalen_batch import ids, log
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
-from xalen_batch.accounts.quotas import Limits, Quota
+from xalen_batch.accounts.quotas import Quota, QuotaLimits
 from xalen_batch.config import settings
 from xalen_batch.errors import TooManyRequests
 
@@ -64,7 +64,7 @@ class Draw(NamedTuple):
 
 
 # The limits of each account as last read, and when to read them again.
-_limits: dict[Owner, tuple[float, Limits]] = {}
+_limits: dict[Owner, tuple[float, QuotaLimits]] = {}
 # A list for each request, as a holder: threads that serve the request see what is put into it, but
 # not each other's changes of the variable.
 _draws: ContextVar[list[Draw] | None] = ContextVar("draws", default=None)
@@ -135,7 +135,7 @@ def _bucket(of: str, owner: Owner) -> str:
     return f"{of}:{owner.account_id.hex}:{'live' if owner.livemode else 'test'}"
 
 
-def _limits_of(session: Session, owner: Owner) -> Limits:
+def _limits_of(session: Session, owner: Owner) -> QuotaLimits:
     key = Owner(owner.account_id, owner.livemode)
     until, limits = _limits.get(key, (0.0, {}))
     now = time.monotonic()

@@ -20,7 +20,7 @@ from xalen_batch.backends.buffer import Buffers
 from xalen_batch.catalog import Model
 from xalen_batch.config import settings
 from xalen_batch.models import workers
-from xalen_batch.models.next_task import Room
+from xalen_batch.models.next_task import FreeCapacity
 from xalen_batch.pipeline import claim as claims
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim
@@ -84,7 +84,7 @@ class Engine:
         self._workers = 1
         # The reason why this process claims nothing, and since when; and for each lane whose
         # backend cannot be made, since when.
-        self._held: tuple[workers.Reason, float] | None = None
+        self._held: tuple[workers.WorkerWaitReason, float] | None = None
         self._unusable: dict[claims.LaneKey, float] = {}
         self._stop_at: float | None = None
         self._loop = uvloop.new_event_loop()
@@ -127,16 +127,16 @@ class Engine:
         for lane in self._lanes.values():
             lane.share(self._workers)
 
-    def waits(self) -> list[workers.Wait]:
+    def waits(self) -> list[workers.WorkerWait]:
         """The reasons why work waits in this process, for its row in the database."""
         now, found = time.monotonic(), []
         held = self._held
         if held is not None:
-            found.append(workers.Wait(held[0], now - held[1]))
+            found.append(workers.WorkerWait(held[0], now - held[1]))
         for (model, livemode), since in list(self._unusable.items()):
             found.append(
-                workers.Wait(
-                    workers.Reason.BACKEND,
+                workers.WorkerWait(
+                    workers.WorkerWaitReason.BACKEND,
                     now - since,
                     "The catalog's entry cannot be used.",
                     model,
@@ -147,8 +147,12 @@ class Engine:
             silence = lane.silence.report
             if silence is not None:
                 found.append(
-                    workers.Wait(
-                        workers.Reason.BACKEND, silence.seconds, silence.reason, model, livemode
+                    workers.WorkerWait(
+                        workers.WorkerWaitReason.BACKEND,
+                        silence.seconds,
+                        silence.reason,
+                        model,
+                        livemode,
                     )
                 )
         return found
@@ -157,9 +161,9 @@ class Engine:
         """Whether this process may claim nothing: a disk is short or the store unavailable."""
         reason = None
         if disk.Store.DATABASE in disk.short():
-            reason = workers.Reason.DISK
+            reason = workers.WorkerWaitReason.DISK
         elif not marks.is_here():
-            reason = workers.Reason.STORAGE
+            reason = workers.WorkerWaitReason.STORAGE
         if reason is None or self._held is None or self._held[0] is not reason:
             self._held = None if reason is None else (reason, time.monotonic())
         return reason is not None
@@ -247,11 +251,11 @@ class Engine:
         while True:
             self._run_over.clear()
             crash = int(not self._runs)
-            recorded = record.record(claim.key, claim.fence, [], blame=crash)
+            recorded = record.record(claim.key, claim.fence, [], crashes=crash)
             if recorded.is_stale:
                 return False
             if not recorded.goes_on:
-                record.record(claim.key, claim.fence, [], to=TaskState.PENDING, blame=-crash)
+                record.record(claim.key, claim.fence, [], to=TaskState.PENDING, crashes=-crash)
                 return False
             if crash:
                 return True
@@ -277,7 +281,7 @@ class Engine:
                 [],
                 to=TaskState.PENDING,
                 pause=UNUSABLE_PAUSE,
-                blame=-int(claim.is_suspect),
+                crashes=-int(claim.is_suspect),
             )
             raise _Unusable from error
 
@@ -345,23 +349,25 @@ class Engine:
             self._runs.discard(run)
             self._run_over.set()
 
-    def _capacities(self) -> list[Room]:
+    def _capacities(self) -> list[FreeCapacity]:
         """Bounds on the next claim: by lane and account, held batch, and slots of an account."""
         found = []
         for (model, livemode), lane in list(self._lanes.items()):
             for account, lines in lane.free_by_account().items():
-                found.append(Room(lines, model, livemode, _uuid("acct", account)))
+                found.append(FreeCapacity(lines, model, livemode, _uuid("acct", account)))
             admission = lane.circuit.admission
             if admission is not None:
                 for account, batch in admission.excluded:
                     found.append(
-                        Room(0, model, livemode, _uuid("acct", account), _uuid("batch", batch))
+                        FreeCapacity(
+                            0, model, livemode, _uuid("acct", account), _uuid("batch", batch)
+                        )
                     )
         slots = Counter(run.source.account_id for run in list(self._runs))
         for account, taken in slots.items():
             others = slots.total() - taken
             if taken >= max(1, int(SLOT_SHARE * (settings().worker_slots - others))):
-                found.append(Room(0, account_id=_uuid("acct", account)))
+                found.append(FreeCapacity(0, account_id=_uuid("acct", account)))
         return found
 
     @property

@@ -15,7 +15,7 @@ from xalen_batch import db, log, memory
 from xalen_batch.backends.contract import Answered, Ended, NotRun, Refused
 from xalen_batch.config import MiB, settings
 from xalen_batch.pipeline import record
-from xalen_batch.pipeline.claim import Claim, Line
+from xalen_batch.pipeline.claim import Claim, ClaimedLine
 from xalen_batch.pipeline.record import Recorded, Row
 from xalen_batch.states import TaskState
 from xalen_batch.worker.circuit_breaker import Source
@@ -101,7 +101,7 @@ class TaskRun:
         self._is_left = True
         self.cut()
 
-    def over(self, line: Line, outcome: Ended | NotRun) -> None:
+    def over(self, line: ClaimedLine, outcome: Ended | NotRun) -> None:
         """A line has ended (`outcome`) or is returned unrun (NotRun)."""
         if not isinstance(outcome, NotRun) and not self._is_left:
             size = _size(outcome)
@@ -231,7 +231,9 @@ class Slot:
         claim = self._run.claim
         return [
             record.row(
-                record.Line(claim.batch_id, line_no, claim.model, custom_id), outcome, claim.tariff
+                record.LineRef(claim.batch_id, line_no, claim.model, custom_id),
+                outcome,
+                claim.tariff,
             )
             for line_no, custom_id, outcome in outcomes
         ]
@@ -260,7 +262,7 @@ class Slot:
                             rows,
                             to=to,
                             pause=pause,
-                            blame=self._crashes(to),
+                            crashes=self._crashes(to),
                         )
                 break
             except db.UNAVAILABLE as error:

@@ -21,12 +21,13 @@ from celery.apps.worker import Worker
 from celery.exceptions import SecurityWarning
 from celery.worker.components import Pool
 
-from xalen_batch import broker, catalog, db, ids, log, memory, storage
+from xalen_batch import broker, catalog, db, disk, ids, log, memory, storage
 from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
 from xalen_batch.models import workers
-from xalen_batch.models.workers import Wait
+from xalen_batch.models.workers import WorkerWait
 from xalen_batch.pipeline import recover
+from xalen_batch.standalone import stores
 from xalen_batch.worker import consumer, tasks
 from xalen_batch.worker.engine import Engine
 
@@ -50,7 +51,7 @@ class Poll:
         jobs: dict[Job, Callable[..., Any]],
         spawn: Callable[..., bool],
         share: Callable[[int], None],
-        waits: Callable[[], Sequence[Wait]],
+        waits: Callable[[], Sequence[WorkerWait]],
     ) -> None:
         self._jobs = jobs
         self._spawn = spawn
@@ -157,6 +158,7 @@ def run_worker() -> None:
     memory.settle()
     log.configure()
     catalog.warn_of_unknown_settings()
+    disk.watch_database(stores.database_folder)
     # Celery warns against root because of pickle. Messages here are JSON, and carry only ids.
     warnings.simplefilter("ignore", SecurityWarning)
     consumer.install()
