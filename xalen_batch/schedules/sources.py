@@ -150,7 +150,7 @@ def take(
 def chunks(owner: Owner, source: Source, manifest: Sequence[dict[str, Any]]) -> Iterator[bytes]:
     """The objects in order, each without a byte order mark and with a newline at its end.
 
-    ObjectGone, perhaps after some of an object's bytes, if it is not as it was pinned. storage.AWAY.
+    ObjectGone, perhaps after some of an object's bytes, if it is gone or has changed. storage.AWAY.
     """
     share = _share(source)
     for entry in manifest:
