@@ -1,6 +1,6 @@
 # The verbs of the repository. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test attack fuzz chaos bench lint audit clean
+.PHONY: help install demo test attack fuzz chaos bench lint audit docs clean
 SHELL := /bin/sh
 
 UV_VERSION := 0.13.9
@@ -9,6 +9,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $$python && break; done)
 
 export UV_PYTHON_DOWNLOADS := never
+# Only the system's certificate store knows the certificate of a company's proxy.
+export UV_SYSTEM_CERTS := 1
 # Every process imports thousands of modules; whoever's Python writes no bytecode would wait seconds for each.
 export UV_COMPILE_BYTECODE := 1
 # An environment that the caller has active is not ours to fill.
@@ -22,9 +24,8 @@ install: .venv/.installed ## Set up .venv with the locked dependencies; .venv/bi
 demo: install ## Start everything, run the example batches for both models, show results and invoices
 	@.venv/bin/python examples/demo.py
 
-test: install ## Run all tests, against real PostgreSQLs and Valkeys, in three processes; what failed there is run again alone, and has to pass
-	@.venv/bin/python -m pytest -n 3 --dist worksteal || \
-	{ test $$? -eq 1 && .venv/bin/python -m pytest --last-failed --last-failed-no-failures none; }
+test: install ## Run all tests, against real PostgreSQLs and Valkeys; what failed is run again alone, and named if it then passes; STRICT=1 fails then
+	@.venv/bin/python -m tests $(if $(STRICT),--strict)
 
 attack: install ## Attack a system as greedy callers, tenants and hostile model servers; ATTACKS="estimates" for some, SMALL=1 as CI does
 	@.venv/bin/python -m tests.attack $(if $(SMALL),--small) $(ATTACKS)
@@ -49,8 +50,11 @@ audit: install ## Look the locked packages up among known vulnerabilities; ends 
 	.tools/bin/uv export --locked --quiet --all-extras --no-emit-project --format requirements.txt --output-file "$$requirements" --python .tools/bin/python >/dev/null && \
 	.venv/bin/python -m tests.audit --requirement "$$requirements" --require-hashes --disable-pip --format json --progress-spinner off
 
-clean: ## Remove what install, demo and test have made in the checkout; data in .xalen stays
-	rm -rf .venv .tools .demo .bench .chaos .fuzz .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis dist tests/clients/*/.venv tests/clients/node/node_modules
+docs: .docs/.installed ## Build the pages as a site that needs no network, .docs/site/index.html; a broken link or anchor fails
+	@.venv/bin/python docs/site/build.py
+
+clean: ## Remove what install, demo, test and docs have made in the checkout; data in .xalen stays
+	rm -rf .venv .tools .demo .bench .chaos .docs .fuzz .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis dist tests/clients/*/.venv tests/clients/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml uv.lock .tools/.uv-$(UV_VERSION)
@@ -62,8 +66,15 @@ clean: ## Remove what install, demo and test have made in the checkout; data in 
 	.tools/bin/uv sync --locked --quiet --group bench --python .tools/bin/python
 	@touch $@
 
+.docs/.installed: .venv/.installed
+	UV_PROJECT_ENVIRONMENT=.docs/environment UV_COMPILE_BYTECODE=0 .tools/bin/uv sync --locked --quiet --only-group docs --python .tools/bin/python
+	@touch $@
+
 .tools/.uv-$(UV_VERSION):
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 is needed and none was found. Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -m venv --clear .tools || { echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@.tools/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@# pip before 24.2 has a certificate store of its own; where nothing names another, it gets the system's.
+	@cert=$$(.tools/bin/python -m pip config get global.cert 2>/dev/null || \
+		.tools/bin/python -c 'import ssl; paths = ssl.get_default_verify_paths(); print(paths.cafile or paths.capath or "")') && \
+	PIP_CERT="$${PIP_CERT:-$${REQUESTS_CA_BUNDLE:-$$cert}}" .tools/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@touch $@

@@ -35,6 +35,24 @@ hypothesis.settings.load_profile("untimed")
 LARGE = 4 * 1024 * 1024
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let each process of pytest-xdist begin with a share of the slow tests.
+
+    `--dist worksteal` gives each process a contiguous part of the list. A process runs its part
+    from the front, and an idle one steals from the end of another's part: the fast tests have to
+    be there, or one process runs slow tests at the end while the others are idle.
+    """
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    slow = [item for item in items if item.path.parent.name in ("chaos", "e2e")]
+    fast = [item for item in items if item.path.parent.name not in ("chaos", "e2e")]
+    items[:] = [
+        item
+        for n in range(processes)
+        for tests in (slow, fast)
+        for item in tests[len(tests) * n // processes : len(tests) * (n + 1) // processes]
+    ]
+
+
 class Stores(NamedTuple):
     """`database_url` is the serving role's, as in production: a right that `migrate` forgets to
     grant fails tests.

@@ -1,6 +1,7 @@
 """The API as one application, and the server that runs it."""
 
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from xalen_batch import __version__, catalog, db, log, memory, migrate, storage
+from xalen_batch import __version__, catalog, db, disk, log, memory, migrate, storage
 from xalen_batch.api import (
     batches,
     billing,
@@ -22,7 +23,6 @@ from xalen_batch.api import (
     keys,
     limits,
     models,
-    partial,
     schedule_runs,
     schedules,
     terms,
@@ -33,6 +33,7 @@ from xalen_batch.api.http.pace import BodyPace
 from xalen_batch.api.http.protocol import BoundedHttp
 from xalen_batch.api.http.stopping import GracefulServer
 from xalen_batch.config import settings
+from xalen_batch.standalone import stores
 from xalen_batch.storage import marks
 from xalen_batch.validation import pool
 
@@ -67,22 +68,22 @@ def create_app() -> FastAPI:
         generate_unique_id_function=description.operation_id,
         responses=description.ERRORS,
     )
-    for room in (
-        files,
-        batches,
-        partial,
-        estimates,
-        billing,
-        schedules,
-        schedule_runs,
-        inbox,
-        models,
-        keys,
-        limits,
-        terms,
-        health,
+    for router in (
+        files.router,
+        batches.router,
+        batches.partial_router,
+        estimates.router,
+        billing.router,
+        schedules.router,
+        schedule_runs.router,
+        inbox.router,
+        models.router,
+        keys.router,
+        limits.router,
+        terms.router,
+        health.router,
     ):
-        app.include_router(room.router)
+        app.include_router(router)
     docs.install(app)
     errors.install(app)
     app.add_middleware(AnswerSlices)
@@ -111,9 +112,11 @@ def forwarding(proxies: Sequence[str]) -> dict[str, Any]:
     return {"proxy_headers": bool(proxies), "forwarded_allow_ips": list(proxies)}
 
 
-def serve(host: str, port: int) -> None:
+def serve(host: str, port: int, *, sockets: Sequence[socket.socket] = ()) -> None:
     """Run the API until SIGTERM or SIGINT; then answer the requests that have come, within the
     grace.
+
+    `sockets`: sockets that listen already, to serve on in place of `host` and `port`.
     """
     log.configure()
     catalog.warn_of_unknown_settings()
@@ -128,6 +131,7 @@ def serve(host: str, port: int) -> None:
     # than a short request takes.
     sys.setswitchinterval(SWITCH_INTERVAL)
     memory.settle()
+    disk.watch_database(stores.database_folder)
     _mark_store()
     config = uvicorn.Config(
         app,
@@ -144,7 +148,7 @@ def serve(host: str, port: int) -> None:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=round(settings().shutdown_grace),
     )
-    GracefulServer(config).run()
+    GracefulServer(config).run(sockets=list(sockets) or None)
 
 
 def _mark_store() -> None:
@@ -155,5 +159,5 @@ def _mark_store() -> None:
     try:
         if migrate.is_usable():
             marks.place()
-    except (*storage.AWAY, *db.AWAY) as error:
+    except (*storage.UNAVAILABLE, *db.UNAVAILABLE) as error:
         logger.warning("store.not_marked", error=type(error).__name__)

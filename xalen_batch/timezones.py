@@ -6,9 +6,8 @@ from difflib import get_close_matches
 from functools import cache
 from zoneinfo import ZoneInfo, available_timezones
 
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
 
-SHOWN_VALUE = 100
 LONGEST_ZONE = 64
 EXAMPLE_ZONES = ("Europe/Berlin", "America/New_York", "UTC")
 # Names in a zone database that are no IANA zones: the machine's own zone, and placeholders.
@@ -19,7 +18,7 @@ def zone(name: str) -> ZoneInfo:
     """The time zone of an IANA name. InvalidRequest for anything else."""
     if name not in _zone_names():
         raise InvalidRequest(
-            f"timezone: {name[:SHOWN_VALUE]!r} is no IANA time zone. Write one such as"
+            f"timezone: {name[:QUOTED_CHARS]!r} is no IANA time zone. Write one such as"
             f" {similar_zones(name)}.",
             param="timezone",
         )

@@ -14,10 +14,10 @@ from benchmarks.stage import Stage
 from xalen_batch import catalog, memory
 from xalen_batch.jsonl import Block, blocks, lines
 from xalen_batch.storage import READ_CHUNK
-from xalen_batch.validation import bodies
+from xalen_batch.validation import bodies, fast_path
 from xalen_batch.validation import lines as scan
 from xalen_batch.validation.lines import GoodLine
-from xalen_batch.validation.prefix_order import Marker
+from xalen_batch.validation.prefix_order import PrefixHasher
 from xalen_batch.validation.split import Split
 
 LONGEST_LINE = 1 << 20
@@ -55,7 +55,7 @@ def _decoded(input_: Input) -> Iterator[Block]:
 def _with_keys(input_: Input) -> Iterator[object]:
     for block in _decoded(input_):
         if block.data is not None:
-            yield scan.KEYS.findall(block.data, *block.ends)
+            yield fast_path.KEYS.findall(block.data, *block.ends)
 
 
 def _parsed(input_: Input) -> Iterator[object]:
@@ -75,9 +75,9 @@ def _checked(input_: Input) -> Iterator[GoodLine]:
 
 
 def _split(input_: Input) -> Iterator[object]:
-    split, marker = Split(), Marker()
+    split, hasher = Split(), PrefixHasher()
     for line in _checked(input_):
-        split.add(line.model, line.span, marker.marks(line.prompt))
+        split.add(line.model, line.span, hasher.hashes(line.prompt))
     yield from split.slices()
 
 

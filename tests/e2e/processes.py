@@ -34,6 +34,10 @@ class System:
     def address(self) -> str:
         return self.base_url.removesuffix("/v1")
 
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
 
 def free_port() -> int:
     """A TCP port of the loopback that nobody listens on now."""

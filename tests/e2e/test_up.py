@@ -8,8 +8,9 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from openai import OpenAI
@@ -17,7 +18,6 @@ from openai import OpenAI
 from tests.e2e import processes
 from tests.e2e.processes import System
 from tests.factories import chat_line, jsonl
-from xalen_batch.standalone import ports
 
 
 @pytest.fixture
@@ -29,6 +29,15 @@ def data_dir(tmp_path: Path) -> Path:
 def taken_port() -> Iterator[int]:
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         yield server.getsockname()[1]
+
+
+@contextmanager
+def taken(port: int) -> Iterator[None]:
+    """Keep the port taken, by this process or by another one that has it already."""
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(socket.create_server(("127.0.0.1", port)))
+        yield
 
 
 def client(system: System) -> OpenAI:
@@ -46,6 +55,12 @@ def of_folder(folder: Path) -> dict[int, str]:
         if str(folder) in line:
             found[int(entry.name)] = line
     return found
+
+
+def listening(port: int) -> set[str]:
+    """The inodes of the sockets that listen on an IPv4 port."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {row[9] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"}
 
 
 def second_start(
@@ -84,13 +99,7 @@ def test_it_takes_the_next_free_port_and_says_how_to_use_it_on_stderr_and_nothin
     data_dir: Path,
 ) -> None:
     out, err = data_dir.with_name("out"), data_dir.with_name("err")
-    # If the default port cannot be taken here, someone else has it already.
-    taken = (
-        closing(socket.create_server(("127.0.0.1", 8080)))
-        if ports.is_free("127.0.0.1", 8080)
-        else nullcontext()
-    )
-    with taken, out.open("wb") as stdout, err.open("wb") as stderr:
+    with taken(8080), out.open("wb") as stdout, err.open("wb") as stderr:
         process = subprocess.Popen(
             [processes.COMMAND, "up", "--data-dir", str(data_dir)],
             env=processes.environment(), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True,
@@ -182,6 +191,32 @@ def test_a_crashed_part_is_started_again(data_dir: Path) -> None:
         processes.wait_until(lambda: processes.answers(f"{system.address}/readyz"))
 
 
+def test_a_restarted_api_serves_on_the_same_socket_and_clients_wait_for_it(data_dir: Path) -> None:
+    with processes.up(data_dir) as system:
+        (api,) = (pid for pid, line in of_folder(data_dir).items() if " api --fd" in line)
+        before = listening(system.port)
+        os.kill(api, signal.SIGKILL)
+        # Until then it may still accept a connection, which would be reset.
+        processes.wait_until(lambda: api not in of_folder(data_dir))
+        assert listening(system.port) == before
+        with urlopen(f"{system.address}/livez", timeout=60) as answer:
+            assert answer.status == 200
+        assert listening(system.port) == before
+
+
+def test_no_other_process_can_take_the_port_while_the_stores_start(data_dir: Path) -> None:
+    port, log = processes.free_port(), data_dir.with_name("log")
+    arguments = ("up", "--data-dir", str(data_dir), "--port", str(port))
+    with processes.command(*arguments, log=log, env=processes.environment()) as process:
+        processes.wait_until(lambda: "Starting PostgreSQL" in log.read_text(), process=process)
+        assert not (data_dir / "logs" / "api.log").exists()
+        with pytest.raises(OSError, match="in use"):
+            socket.create_server(("127.0.0.1", port))
+        # A client that is early waits for the API.
+        with urlopen(f"http://127.0.0.1:{port}/livez", timeout=processes.START_TIMEOUT) as answer:
+            assert answer.status == 200
+
+
 @pytest.mark.parametrize("way", ["option", "setting"])
 def test_a_port_asked_for_by_name_that_is_taken_is_a_clear_error(
     data_dir: Path, taken_port: int, way: str
@@ -234,7 +269,7 @@ def test_what_does_not_get_ready_is_stopped_and_the_check_that_failed_is_named(
         "from xalen_batch.cli.main import app\n"
         "files, place = Path(sys.argv[3]) / 'files', marks.place\n"
         "marks.place = lambda: (place(), shutil.rmtree(files), files.write_text(''))\n"
-        "supervisor.READY_TIMEOUT = 30\n"
+        "supervisor.READY_TIMEOUT = 10\n"
         "app()\n"
     )
     refused = subprocess.run(
@@ -242,7 +277,7 @@ def test_what_does_not_get_ready_is_stopped_and_the_check_that_failed_is_named(
         env=processes.environment(), capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert refused.returncode == 1, refused.stderr
-    assert "Not ready within 30 s: storage failed" in refused.stderr
+    assert "Not ready within 10 s: storage failed" in refused.stderr
     assert f"Its log is {data_dir / 'logs' / 'api.log'}" in refused.stderr
     assert of_folder(data_dir) == {}
     assert not (data_dir / "run.toml").exists()

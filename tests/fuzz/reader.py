@@ -9,13 +9,13 @@ from uuid import UUID
 import orjson
 
 from xalen_batch import catalog, jsonl
+from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import ENDPOINTS
 from xalen_batch.jsonl import Block
-from xalen_batch.terms import Terms
-from xalen_batch.validation import bodies, prefix_order
+from xalen_batch.validation import bodies, fast_path, prefix_order
 from xalen_batch.validation.errors import Fault
 from xalen_batch.validation.estimate import estimate
-from xalen_batch.validation.lines import GoodLine, Reader, _usual_values, scan
+from xalen_batch.validation.lines import GoodLine, LineReader, scan
 
 MODELS = catalog.read(None)
 TERMS = Terms(
@@ -91,9 +91,9 @@ def _lines(content: bytes) -> None:
         at += 2 if end == b"\r\n" else 1 if end[:1] == b"\n" else len(end)
     assert at == len(content), "bytes that are in no line"
     for span, raw in found:
-        short, long = (Reader(ENDPOINTS[0], MODELS) for _ in range(2))
+        short, long = (LineReader(ENDPOINTS[0], MODELS) for _ in range(2))
         block = Block([span], content, 0)
-        for value in _usual_values(block) or []:
+        for value in fast_path.decode(block) or []:
             if usual := short._usual(block, span, value):
                 _alike(usual, long._any(block, span, raw or b""))
 
@@ -150,7 +150,7 @@ def _good(line: GoodLine, content: bytes) -> None:
     assert line.body["model"] == line.model
     assert b"\n" not in body
     if not MODELS[line.model].is_reranker:
-        assert len(prefix_order.marks(line.prompt)) <= prefix_order.MOST_MARKS
+        assert len(prefix_order.prefix_hashes(line.prompt)) <= prefix_order.MAX_HASHES
     is_escaped = jsonl.has_line_break(line.custom_id)
     answered = jsonl.result_line(UUID(int=1), 1, line.custom_id, 200, b"{}", None, None, is_escaped)
     assert len(answered.decode().splitlines()) == 1

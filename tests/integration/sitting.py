@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xalen_batch.validation import pieces
-from xalen_batch.validation.pool import Readers
+from xalen_batch.validation.pool import ReaderPool
 
 serve = pieces.serve
 
@@ -28,5 +28,5 @@ if __name__ == "__main__":
     from tests.integration import sitting
 
     pieces.serve = sitting.noted
-    with Readers[Any, Any](2, sys.argv[1]):  # type: ignore[arg-type]
+    with ReaderPool[Any, Any](2, sys.argv[1]):  # type: ignore[arg-type]
         threading.Event().wait()

@@ -120,7 +120,7 @@ def test_many_at_once_create_one(api: Api, kind: str) -> None:
 def test_a_key_that_the_sweep_deletes_between_the_conflict_and_the_look_is_claimed_again(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def once(session: Session, caller: Caller, answer: bytes) -> idempotency.Answer:
+    def once(session: Session, caller: Caller, answer: bytes) -> idempotency.IdempotentAnswer:
         return idempotency.once(
             session, caller, "nightly-1", route="POST /", fingerprint=b"", create=lambda: answer
         )
@@ -139,7 +139,11 @@ def test_a_key_that_the_sweep_deletes_between_the_conflict_and_the_look_is_claim
 
     monkeypatch.setattr(idempotency, "_claim", then_swept)
     with db.transaction() as session:
-        assert once(session, caller, b"second") == idempotency.Answer(b"second", is_replay=False)
+        assert once(session, caller, b"second") == idempotency.IdempotentAnswer(
+            b"second", is_replay=False
+        )
     assert claims == [False, True]
     with db.transaction() as session:
-        assert once(session, caller, b"third") == idempotency.Answer(b"second", is_replay=True)
+        assert once(session, caller, b"third") == idempotency.IdempotentAnswer(
+            b"second", is_replay=True
+        )

@@ -67,6 +67,7 @@ def test_an_absent_queue_is_no_error(configure: Callable[..., None]) -> None:
         broker.publish([Message(Job.EXECUTE)] * 50)
 
 
+@pytest.mark.timing
 def test_a_hanging_queue_delays_a_publisher_once(configure: Callable[..., None]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         configure(redis_url=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")

@@ -19,7 +19,7 @@ from tests.conftest import Stores, forget
 from tests.integration.conftest import Doctor
 from tests.waiting import wait_until
 from xalen_batch import storage
-from xalen_batch.cli import passwords
+from xalen_batch.cli.doctor import passwords
 from xalen_batch.cli.main import app
 from xalen_batch.standalone import stores
 from xalen_batch.storage import marks

@@ -18,13 +18,13 @@ from structlog.testing import capture_logs
 
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, rerank_line
 from xalen_batch import catalog, storage
+from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.errors import Unavailable
-from xalen_batch.terms import Terms
 from xalen_batch.validation import apart, estimate_file, pool, read
 from xalen_batch.validation.estimate import estimate
 from xalen_batch.validation.estimate_file import Estimating
-from xalen_batch.validation.pool import Readers
+from xalen_batch.validation.pool import ReaderPool
 
 KEY = "input/00000000000000000000000000000001"
 PRICES = {CHAT_MODEL: {"input": "0.02", "output": "0.04"}, RERANK_MODEL: {"input": "0.003"}}
@@ -73,8 +73,8 @@ LINES = st.one_of(
 )
 
 
-class Here(Readers[Any, Any]):
-    """Readers of whom none starts: the pieces are read by the process that asks, as others would."""
+class NoProcesses(ReaderPool[Any, Any]):
+    """A pool whose processes never start: the process that asks reads the pieces itself."""
 
     def _start(self) -> None:
         pass
@@ -97,7 +97,7 @@ def test_in_pieces_or_at_once_is_the_same(lines, begins_with, ends_with, endpoin
     )
     storage.write(KEY, [content])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estimate_file, "Readers", Here)
+        patch.setattr(estimate_file, "ReaderPool", NoProcesses)
         found = estimate_file.estimate_file(KEY, **asked(endpoint, prices))
     expected = estimate([content], **asked(endpoint, prices))
     assert found.render() == expected.render()
@@ -159,7 +159,7 @@ class TestApart:
     def test_work_without_an_end_is_given_up_and_its_process_ended(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(apart, "PATIENCE", 0.5)
+        monkeypatch.setattr(apart, "WORK_TIMEOUT", 0.5)
         with pytest.raises(Unavailable, match=r"Reading took more than 0\.5 s"):
             apart.run(endless, size=apart.SMALL_BYTES + 1)
         assert multiprocessing.active_children() == []

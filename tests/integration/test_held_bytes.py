@@ -178,7 +178,7 @@ class TestBodies:
         path, mine = f"/v1/schedules/{schedule(api)}/requests", owner(api.key)
         whole = f"content-length: {MiB}"
         slow = begin(api, opened, "POST", path, whole, sent=b"[")
-        wait_until(lambda: budget.bodies.held(mine) == MiB, timeout=10)
+        wait_until(lambda: budget.bodies.held(mine) == MiB)
         status, error, head = answered(begin(api, opened, "POST", path, whole, sent=b"["))
         assert (status, error["type"], error["code"]) == (429, "rate_limit_error", "bodies_limit")
         assert b"retry-after: 1" in head
@@ -186,7 +186,7 @@ class TestBodies:
         # What is small fits beside it, and so does all that another account sends.
         assert other.ask("POST", f"/v1/schedules/{schedule(other)}/requests", b"[]").status == 400
         slow.close()
-        wait_until(lambda: budget.bodies.held(mine) == 0, timeout=10)
+        wait_until(lambda: budget.bodies.held(mine) == 0)
         assert (
             api.ask("POST", path, b"[" + b" " * (MiB - 2) + b"]").json["error"]["code"]
             != "bodies_limit"
@@ -202,16 +202,16 @@ class TestBodies:
             "transfer-encoding: chunked",
             sent=b"1000\r\n" + b" " * 4096 + b"\r\n",
         )
-        wait_until(lambda: budget.bodies.held(mine) == 4096, timeout=10)
+        wait_until(lambda: budget.bodies.held(mine) == 4096)
 
     def test_uploads_under_way_count_with_what_they_hold(
         self, api: Api, opened: ExitStack, configure: Callable[..., None]
     ) -> None:
-        configure(held_bytes=5 * uploads.UPLOAD_HOLDS, max_inbox_bytes=MiB)
+        configure(held_bytes=5 * uploads.UPLOAD_BYTES, max_inbox_bytes=MiB)
         kind, body = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", b"{}\n"))
         upload, mine = (f"content-type: {kind}", f"content-length: {len(body)}"), owner(api.key)
         first = begin(api, opened, "POST", "/v1/files", *upload, sent=body[:-1])
-        wait_until(lambda: budget.bodies.held(mine) == uploads.UPLOAD_HOLDS, timeout=10)
+        wait_until(lambda: budget.bodies.held(mine) == uploads.UPLOAD_BYTES)
         status, error, _ = answered(begin(api, opened, "POST", "/v1/files", *upload))
         assert (status, error["code"]) == (429, "bodies_limit")
         first.sendall(body[-1:])
@@ -229,19 +229,19 @@ class TestBodies:
                 ).status
                 == 400
             )
-        wait_until(lambda: budget.bodies.held(owner(api.key)) == 0, timeout=10)
+        wait_until(lambda: budget.bodies.held(owner(api.key)) == 0)
 
 
 class TestAnswers:
     def test_unread_downloads_of_one_account_are_bounded_and_others_are_served(
         self, api: Api, opened: ExitStack, configure: Callable[..., None]
     ) -> None:
-        configure(held_bytes=10 * responses.STREAM_HOLDS, max_inbox_bytes=MiB)
+        configure(held_bytes=10 * responses.STREAM_BYTES, max_inbox_bytes=MiB)
         # More than the kernel takes on a client's behalf.
         file, mine = api.upload(bytes(24 * MiB)), owner(api.key)
         path = f"/v1/files/{file['id']}/content"
         unread = [begin(api, opened, "GET", path) for _ in range(2)]
-        wait_until(lambda: budget.answers.held(mine) == 2 * responses.STREAM_HOLDS, timeout=10)
+        wait_until(lambda: budget.answers.held(mine) == 2 * responses.STREAM_BYTES)
         status, error, head = answered(begin(api, opened, "GET", path))
         assert (status, error["type"], error["code"]) == (429, "rate_limit_error", "answers_limit")
         assert b"retry-after: 1" in head
@@ -253,7 +253,7 @@ class TestAnswers:
         ).body == bytes(2 * MiB)
         for client in unread:
             client.close()
-        wait_until(lambda: budget.answers.held(mine) == 0, timeout=10)
+        wait_until(lambda: budget.answers.held(mine) == 0)
         assert api.ask("GET", path).status == 200
 
     def test_an_account_over_its_share_of_unread_answers_is_told_before_its_request_runs(
@@ -357,7 +357,7 @@ class TestConnections:
         path, mine = f"/v1/schedules/{schedule(api)}/requests", owner(api.key)
         for _ in range(3):
             begin(api, opened, "POST", path, "content-length: 100", sent=b"[")
-        wait_until(lambda: budget.bodies.held(mine) == 300, timeout=10)
+        wait_until(lambda: budget.bodies.held(mine) == 300)
         status, error, head = answered(
             opened.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=30))
         )
@@ -372,7 +372,7 @@ class TestConnections:
 def test_a_long_answer_reaches_the_connection_in_slices(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(middleware, "SLICE", 100)
+    monkeypatch.setattr(middleware, "SLICE_BYTES", 100)
     for _ in range(3):
         api.upload()
     answer = api.ask("GET", "/v1/files")

@@ -27,8 +27,8 @@ from xalen_batch.catalog import CHAT
 from xalen_batch.standalone.processes import is_running
 from xalen_batch.validation import pieces
 from xalen_batch.validation import read as reading
-from xalen_batch.validation.pieces import Piece, Place, Splitting
-from xalen_batch.validation.pool import Readers
+from xalen_batch.validation.pieces import ByteRange, Piece, Splitting
+from xalen_batch.validation.pool import ReaderPool
 from xalen_batch.validation.read import Reading
 
 KEY = "input/00000000000000000000000000000001"
@@ -58,16 +58,16 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def own(monkeypatch: pytest.MonkeyPatch) -> list[Place]:
+def own(monkeypatch: pytest.MonkeyPatch) -> list[ByteRange]:
     """The pieces that are read here."""
-    read_piece, places = pieces.read_piece, []
+    read_piece, ranges = pieces.read_piece, []
 
-    def noted(place: Place, *args: Any) -> Piece | None:
-        places.append(place)
-        return read_piece(place, *args)
+    def noted(byte_range: ByteRange, *args: Any) -> Piece | None:
+        ranges.append(byte_range)
+        return read_piece(byte_range, *args)
 
     monkeypatch.setattr(pieces, "read_piece", noted)
-    return places
+    return ranges
 
 
 def line(custom_id: str, content: str = "Where is my parcel?", **body: Any) -> bytes:
@@ -115,7 +115,7 @@ ODD = st.sampled_from(
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_in_pieces_or_at_once_is_the_same(lines, newline, begins_with, ends_with) -> None:
     content = begins_with + newline.join(make(n) for n, make in enumerate(lines)) + ends_with
-    # Where a piece begins decides a little about the running order, and nothing else.
+    # The boundaries of the pieces change only the running order.
     assert unordered(read(content)) == unordered(from_the_beginning(content))
 
 
@@ -128,8 +128,8 @@ def unordered(found: Reading) -> tuple[Any, ...]:
     return (faults, models, lines, spans) if not faults else (faults,)
 
 
-class Present(Readers):
-    """Readers who are all there from the beginning, and are waited for."""
+class Present(ReaderPool):
+    """A pool whose processes have all started before it is used."""
 
     def __enter__(self) -> Self:
         self._start()
@@ -137,20 +137,20 @@ class Present(Readers):
 
 
 def test_a_good_file_is_read_once_by_others_and_in_pieces(
-    monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]
+    monkeypatch: pytest.MonkeyPatch, own: list[ByteRange], whole: list[str]
 ) -> None:
-    monkeypatch.setattr(reading, "Readers", Present)
+    monkeypatch.setattr(reading, "ReaderPool", Present)
     content = b"\n".join(line(f"r{n}") for n in range(500))
     found = read(content)
-    assert len(list(reading.places_of(KEY))) > 50
+    assert len(list(reading.byte_ranges(KEY))) > 50
     assert (own, whole) == ([], [])
     assert told(found) == told(from_the_beginning(content))
 
 
 def test_a_fault_ends_the_reading_in_pieces_at_once(
-    monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]
+    monkeypatch: pytest.MonkeyPatch, own: list[ByteRange], whole: list[str]
 ) -> None:
-    monkeypatch.setattr(Readers, "_start", lambda _: None)
+    monkeypatch.setattr(ReaderPool, "_start", lambda _: None)
     assert read(GOOD_FILE + b"\n[").faults.count == 1
     assert (len(own), whole) == (1, [KEY])
 
@@ -166,11 +166,11 @@ def test_the_pieces_of_a_file_are_whole_lines_and_all_of_it() -> None:
         ]
     )
     storage.write(KEY, [content])
-    places = list(reading.places_of(KEY))
-    assert len(places) > 5
-    assert [place.begin for place in places] == [0, *(place.end for place in places[:-1])]
-    assert places[-1].end == len(content)
-    assert all(content[place.end - 1 : place.end] == b"\n" for place in places[:-1])
+    ranges = list(reading.byte_ranges(KEY))
+    assert len(ranges) > 5
+    assert [each.begin for each in ranges] == [0, *(each.end for each in ranges[:-1])]
+    assert ranges[-1].end == len(content)
+    assert all(content[each.end - 1 : each.end] == b"\n" for each in ranges[:-1])
 
 
 def test_an_id_that_is_twice_in_pieces_far_apart_is_named_with_both_lines(whole: list[str]) -> None:
@@ -209,77 +209,79 @@ def test_a_byte_order_mark_is_no_reason_to_read_a_file_twice(whole: list[str]) -
 
 
 def test_a_file_that_goes_while_it_is_read_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    places = reading.places_of
+    byte_ranges = reading.byte_ranges
 
-    def then_gone(key: str) -> Iterator[Place]:
-        yield from list(places(key))
+    def then_gone(key: str) -> Iterator[ByteRange]:
+        yield from list(byte_ranges(key))
         storage.delete(key)
 
-    monkeypatch.setattr(reading, "places_of", then_gone)
+    monkeypatch.setattr(reading, "byte_ranges", then_gone)
     with pytest.raises(FileNotFoundError):
         read(GOOD_FILE)
 
 
 def test_without_processes_all_pieces_are_read_here(
-    monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]
+    monkeypatch: pytest.MonkeyPatch, own: list[ByteRange], whole: list[str]
 ) -> None:
     def refused(*_: object) -> None:
         raise FileNotFoundError("No usable temporary directory found")
 
     monkeypatch.setattr(multiprocessing, "get_context", refused)
     assert told(read(GOOD_FILE)) == told(from_the_beginning(GOOD_FILE))
-    assert own == list(reading.places_of(KEY))[::-1]
+    assert own == list(reading.byte_ranges(KEY))[::-1]
 
 
-def test_who_wants_no_processes_has_none(
-    configure: Callable[..., None], own: list[Place], whole: list[str]
+def test_the_setting_0_starts_no_processes(
+    configure: Callable[..., None], own: list[ByteRange], whole: list[str]
 ) -> None:
     configure(validation_processes=0)
     assert read(GOOD_FILE).split.lines == 90
     assert (own, whole) == ([], [KEY])
 
 
-class Scripted(Readers):
-    """Readers of whom one takes the first piece, and then does what the test says."""
+class Scripted(ReaderPool):
+    """A pool with one process, which takes the first piece and then does as the test says."""
 
-    then: Callable[["Scripted", deque[Place]], dict[Place, Piece | None] | None]
+    then: Callable[["Scripted", deque[ByteRange]], dict[ByteRange, Piece | None] | None]
 
     def _start(self) -> None:
-        self.has: list[Place] = []
+        self.has: list[ByteRange] = []
 
-    def give(self, todo: deque[Place]) -> None:
-        if len(todo) == len(list(reading.places_of(KEY))):
+    def give(self, todo: deque[ByteRange]) -> None:
+        if len(todo) == len(list(reading.byte_ranges(KEY))):
             self.has.append(todo.popleft())
 
     @property
     def are_busy(self) -> bool:
         return bool(self.has)
 
-    def back(self, todo: deque[Place], timeout: float) -> dict[Place, Piece | None] | None:
-        assert timeout == reading.PATIENCE
+    def results(
+        self, todo: deque[ByteRange], timeout: float
+    ) -> dict[ByteRange, Piece | None] | None:
+        assert timeout == reading.PIECE_TIMEOUT
         return type(self).then(self, todo)
 
 
 def test_a_piece_that_was_lost_is_read_here(
-    monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]
+    monkeypatch: pytest.MonkeyPatch, own: list[ByteRange], whole: list[str]
 ) -> None:
-    def lose(readers: Scripted, todo: deque[Place]) -> dict[Place, Piece | None]:
+    def lose(readers: Scripted, todo: deque[ByteRange]) -> dict[ByteRange, Piece | None]:
         todo.append(readers.has.pop())
         monkeypatch.setattr(Scripted, "give", lambda *_: None)
         return {}
 
     monkeypatch.setattr(Scripted, "then", lose, raising=False)
-    monkeypatch.setattr(reading, "Readers", Scripted)
+    monkeypatch.setattr(reading, "ReaderPool", Scripted)
     assert told(read(GOOD_FILE)) == told(from_the_beginning(GOOD_FILE))
-    assert sorted(own) == list(reading.places_of(KEY))
+    assert sorted(own) == list(reading.byte_ranges(KEY))
     assert whole == []
 
 
-def test_whoever_never_comes_back_with_a_piece_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch, own: list[Place], whole: list[str]
+def test_a_process_that_never_returns_its_piece_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, own: list[ByteRange], whole: list[str]
 ) -> None:
     monkeypatch.setattr(Scripted, "then", lambda readers, todo: None, raising=False)
-    monkeypatch.setattr(reading, "Readers", Scripted)
+    monkeypatch.setattr(reading, "ReaderPool", Scripted)
     assert told(read(GOOD_FILE)) == told(from_the_beginning(GOOD_FILE))
     assert (own, whole) == ([], [KEY])
 
@@ -287,13 +289,15 @@ def test_whoever_never_comes_back_with_a_piece_is_not_waited_for(
 def test_a_piece_that_takes_too_long_is_nothing() -> None:
     ours, theirs = multiprocessing.Pipe()
     with Scripted(1, Splitting(CHAT, {})) as readers:
-        readers._busy[ours] = Place(KEY, 0, 1)
-        assert Readers.back(readers, deque(), 0.01) is None
+        readers._busy[ours] = ByteRange(KEY, 0, 1)
+        assert ReaderPool.results(readers, deque(), 0.01) is None
         theirs.send(None)
-        assert Readers.back(readers, deque(), 60) == {Place(KEY, 0, 1): None}
+        assert ReaderPool.results(readers, deque(), 60) == {ByteRange(KEY, 0, 1): None}
 
 
-def test_a_lease_is_kept_by_what_is_read_and_its_loss_ends_the_reading(own: list[Place]) -> None:
+def test_a_lease_is_kept_by_what_is_read_and_its_loss_ends_the_reading(
+    own: list[ByteRange],
+) -> None:
     class Lost(Exception):
         pass
 
@@ -314,7 +318,7 @@ def test_processes_that_die_are_told_of_and_the_file_is_read_all_the_same(
 ) -> None:
     monkeypatch.setattr(pieces, "serve", _die)
     lost = threading.Event()
-    monkeypatch.setattr(Readers, "_lost", lambda *_: lost.set())
+    monkeypatch.setattr(ReaderPool, "_lost", lambda *_: lost.set())
     content = b"\n".join(line(f"r{n}") for n in range(4_000))
     while not lost.is_set():
         assert read(content).split.lines == 4_000
@@ -329,10 +333,10 @@ def _die(connection: Connection, *_: object) -> None:
 def test_a_bug_is_told_of_by_the_worker_and_nothing_of_a_line_is_printed(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-    own: list[Place],
+    own: list[ByteRange],
     whole: list[str],
 ) -> None:
-    monkeypatch.setattr(reading, "Readers", Present)
+    monkeypatch.setattr(reading, "ReaderPool", Present)
     monkeypatch.setattr(pieces, "serve", _fail)
     with capture_logs() as events:
         assert read(GOOD_FILE).split.lines == 90
@@ -344,7 +348,7 @@ def test_a_bug_is_told_of_by_the_worker_and_nothing_of_a_line_is_printed(
 
 
 def _fail(*told: Any) -> None:
-    def fail(place: Place, *_: object) -> None:
+    def fail(byte_range: ByteRange, *_: object) -> None:
         raise ValueError("Where is my parcel?")
 
     pieces.read_piece = fail  # type: ignore[assignment]

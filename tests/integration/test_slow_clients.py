@@ -17,12 +17,14 @@ from xalen_batch import files
 from xalen_batch.api.http import pace
 from xalen_batch.config import settings
 
+pytestmark = pytest.mark.timing
+
 KIND, BODY = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", bytes(200_000)))
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "PATIENCE", 1.0)
+    monkeypatch.setattr(pace, "CLIENT_TIMEOUT", 1.0)
 
 
 def connect(api: Api) -> socket.socket:
@@ -103,7 +105,7 @@ def test_a_byte_now_and_then_is_no_upload(api: Api) -> None:
 
 
 def test_a_slow_upload_that_goes_on_is_taken(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "PATIENCE", 2.0)
+    monkeypatch.setattr(pace, "CLIENT_TIMEOUT", 2.0)
     monkeypatch.setattr(pace, "LEAST_BYTES", 10)
     begun = time.monotonic()
     with connect(api) as client:
@@ -112,7 +114,7 @@ def test_a_slow_upload_that_goes_on_is_taken(api: Api, monkeypatch: pytest.Monke
         for start in range(0, len(BODY), step):
             client.sendall(BODY[start : start + step])
             time.sleep(0.25)
-        assert time.monotonic() - begun > pace.PATIENCE
+        assert time.monotonic() - begun > pace.CLIENT_TIMEOUT
         assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
 
 
@@ -125,11 +127,11 @@ def test_a_json_body_that_stalls_is_given_up_too(api: Api) -> None:
 def test_an_answer_that_takes_longer_than_a_body_may_is_waited_for(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace, "PATIENCE", 3.0)
+    monkeypatch.setattr(pace, "CLIENT_TIMEOUT", 3.0)
     create = files.create
 
     def create_slowly(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(1.2 * pace.PATIENCE)
+        time.sleep(1.2 * pace.CLIENT_TIMEOUT)
         return create(*args, **kwargs)
 
     monkeypatch.setattr(files, "create", create_slowly)
@@ -165,7 +167,7 @@ def test_empty_lines_are_no_request(api: Api) -> None:
 def test_a_connection_may_rest_between_requests_and_its_next_one_has_the_same_time(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace, "PATIENCE", 3.0)
+    monkeypatch.setattr(pace, "CLIENT_TIMEOUT", 3.0)
     request = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
     with connect(api) as client:
         for _ in range(2):
@@ -174,7 +176,7 @@ def test_a_connection_may_rest_between_requests_and_its_next_one_has_the_same_ti
             while not answer.endswith(b"}"):
                 answer += client.recv(65_536)
             assert answer.startswith(b"HTTP/1.1 200 ")
-            time.sleep(1.2 * pace.PATIENCE)
+            time.sleep(1.2 * pace.CLIENT_TIMEOUT)
         client.sendall(request[:-2])
         refused(rest(client))
 
@@ -225,9 +227,9 @@ def test_a_slow_download_that_goes_on_is_served_to_its_end(reader: socket.socket
         part = reader.recv(64 * 1024)
         assert part
         read += len(part)
-        if time.monotonic() - begun < 3 * pace.PATIENCE:
-            time.sleep(pace.PATIENCE / 5)
-    assert time.monotonic() - begun > 3 * pace.PATIENCE
+        if time.monotonic() - begun < 3 * pace.CLIENT_TIMEOUT:
+            time.sleep(pace.CLIENT_TIMEOUT / 5)
+    assert time.monotonic() - begun > 3 * pace.CLIENT_TIMEOUT
 
 
 def test_the_last_of_a_download_that_nobody_reads_is_given_up(

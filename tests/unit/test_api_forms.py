@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from python_multipart import MultipartParser
 
-from xalen_batch.api.http.forms import Form
+from xalen_batch.api.http.forms import UploadForm
 from xalen_batch.errors import InvalidRequest, TooLarge
 
 BOUNDARY = b"edge"
@@ -29,8 +29,8 @@ def encode(parts: list[tuple[str, bytes]]) -> bytes:
     return body + b"--edge--\r\n"
 
 
-def parse(body: bytes, cuts: list[int], limit: int = 10_000) -> tuple[Form, bytes]:
-    form = Form(limit)
+def parse(body: bytes, cuts: list[int], limit: int = 10_000) -> tuple[UploadForm, bytes]:
+    form = UploadForm(limit)
     parser = MultipartParser(BOUNDARY, form.callbacks())
     content = b""
     edges = [0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]

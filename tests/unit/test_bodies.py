@@ -5,7 +5,7 @@ import pytest
 
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.validation import bodies
-from xalen_batch.validation.bodies import ChatRequest, Misfit, RerankRequest
+from xalen_batch.validation.bodies import ChatRequest, InvalidBody, RerankRequest
 
 HELLO = {"role": "user", "content": "Hello"}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -112,7 +112,7 @@ def test_chats_that_fit(body):
 )
 def test_chats_that_do_not_fit_say_where(body, param, message):
     found = bodies.fit(body, CHAT)
-    assert isinstance(found, Misfit)
+    assert isinstance(found, InvalidBody)
     assert found.param == param
     assert message in found.message
     assert found.message.endswith((".", "]."))
@@ -161,7 +161,7 @@ def test_reranks_that_fit(body):
 )
 def test_reranks_that_do_not_fit_say_where(body, param, message):
     found = bodies.fit(body, RERANK)
-    assert isinstance(found, Misfit)
+    assert isinstance(found, InvalidBody)
     assert found.param == param
     assert message in found.message
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from xalen_batch.api.http.pace import PATIENCE
+from xalen_batch.api.http.pace import CLIENT_TIMEOUT
 from xalen_batch.cli.main import app
 from xalen_batch.errors import Unavailable
 
@@ -48,7 +48,7 @@ def test_a_unit_is_killed_as_late_as_a_service_of_compose() -> None:
     periods = dict(
         re.findall(
             r"^\| `(\w+)` \|.* \| (\d+s) \|$",
-            (ROOT / "docs/faults.md").read_text("utf-8"),
+            (ROOT / "docs/operating.md").read_text("utf-8"),
             re.MULTILINE,
         )
     )
@@ -125,7 +125,7 @@ class TestNginx:
         }
         longer = {"client_body_timeout", "send_timeout", "proxy_send_timeout", "proxy_read_timeout"}
         assert waits.keys() == longer | {"proxy_connect_timeout"}
-        assert all(waits[name] > PATIENCE for name in longer)
+        assert all(waits[name] > CLIENT_TIMEOUT for name in longer)
         assert "client_max_body_size 0;" in NGINX
 
     def test_the_clients_address_is_never_the_clients_word(self) -> None:

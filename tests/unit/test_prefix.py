@@ -1,4 +1,4 @@
-"""Marks tell how prompts begin, and lines run with those that begin alike; nothing else moves."""
+"""Lines whose prompts share a prefix run one after the other; other lines keep their order."""
 
 from zlib import crc32
 
@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xalen_batch.validation.prefix_order import (
-    LEAST,
-    MOST_MARKS,
-    PLACES,
-    Marker,
-    Starts,
-    first_mark,
-    marks,
+    MAX_HASHES,
+    MIN_BYTES,
+    OFFSETS,
+    PrefixHasher,
+    PrefixIndex,
+    first_hash,
+    prefix_hashes,
     prompt,
 )
 
@@ -35,24 +35,24 @@ def chat(*contents, **body):
     }
 
 
-def marks_of(body) -> list[int]:
-    return marks(prompt(body))
+def hashes_of(body) -> list[int]:
+    return prefix_hashes(prompt(body))
 
 
-def starts_of(prompts) -> Starts:
-    marker, starts = Marker(), Starts()
+def index_of(prompts) -> PrefixIndex:
+    hasher, index = PrefixHasher(), PrefixIndex()
     for each in prompts:
-        starts.add(marker.marks(each))
-    return starts
+        index.add(hasher.hashes(each))
+    return index
 
 
 def order(*bodies) -> list[int]:
-    return starts_of(prompt(body) for body in bodies).running_order()
+    return index_of(prompt(body) for body in bodies).running_order()
 
 
 def shared(one, other) -> int:
-    """How many first marks two requests have in common."""
-    pairs = list(zip(marks_of(one), marks_of(other), strict=False))
+    """The number of first hashes that two requests share."""
+    pairs = list(zip(hashes_of(one), hashes_of(other), strict=False))
     return next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
 
 
@@ -81,14 +81,14 @@ def test_a_short_system_prompt_with_a_document_behind_it_is_seen():
     assert order(*lines) == [0, 2, 1, 3]
 
 
-def test_turns_of_a_conversation_too_short_for_a_mark_count_together():
+def test_turns_of_a_conversation_too_short_for_a_hash_count_together():
     talk = [text(str(turn), 90) for turn in range(6)]
     lines = [chat(*(talk if n % 2 else reversed(talk)), f"question {n}") for n in range(4)]
     assert order(*lines) == [0, 2, 1, 3]
 
 
-@pytest.mark.parametrize("size", [1, 28, LEAST - 1])
-def test_what_is_not_worth_a_place_moves_no_line(size):
+@pytest.mark.parametrize("size", [1, 28, MIN_BYTES - 1])
+def test_a_prefix_that_is_too_short_moves_no_line(size):
     lines = [chat(text(name, size), text(str(n), 1_000)) for n, name in enumerate("ABABAB")]
     assert order(*lines) == [0, 1, 2, 3, 4, 5]
 
@@ -145,26 +145,26 @@ def test_parts_and_calls_are_read_as_text_is():
     assert order(*lines) == [0, 2, 1, 3]
 
 
-def test_a_mark_is_the_checksum_of_all_before_it_the_same_in_every_process():
+def test_a_hash_is_the_checksum_of_all_before_it_the_same_in_every_process():
     whole = text("A", 900)
-    assert marks_of(chat(whole)) == [crc32(whole[:size].encode()) for size in (256, 512, 768)]
+    assert hashes_of(chat(whole)) == [crc32(whole[:size].encode()) for size in (256, 512, 768)]
 
 
-def test_a_line_has_a_few_marks_however_long_it_is():
-    assert len(marks_of(chat(text("A", 4_000)))) == 7
-    assert len(marks_of(chat(*[text(str(n), 1_000) for n in range(100)]))) == MOST_MARKS
-    assert len(marks_of(chat(text("A", PLACES[-1] + 1)))) == MOST_MARKS
+def test_a_line_has_a_few_hashes_however_long_it_is():
+    assert len(hashes_of(chat(text("A", 4_000)))) == 7
+    assert len(hashes_of(chat(*[text(str(n), 1_000) for n in range(100)]))) == MAX_HASHES
+    assert len(hashes_of(chat(text("A", OFFSETS[-1] + 1)))) == MAX_HASHES
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=700)
 
 
 @given(st.lists(TEXT, min_size=1, max_size=4), TEXT, TEXT)
-def test_a_mark_depends_on_nothing_behind_it(before, one, other):
+def test_a_hash_depends_on_nothing_behind_it(before, one, other):
     same = "".join(before)
-    kept = sum(place <= len(same.encode()) for place in PLACES)
+    kept = sum(offset <= len(same.encode()) for offset in OFFSETS)
     assert shared(chat(same + one), chat(same + other)) >= kept
-    assert shared(chat(*before, one), chat(*before, other)) >= len(marks_of(chat(*before, "")))
+    assert shared(chat(*before, one), chat(*before, other)) >= len(hashes_of(chat(*before, "")))
 
 
 @given(st.integers(0, 3_000), st.integers(0, 3_000))
@@ -173,19 +173,19 @@ def test_what_is_shared_is_seen_if_it_is_half_as_long_as_what_comes_before_it(be
     one, other = (
         chat(text("instructions", before) + text(name, size) + "question") for name in "XY"
     )
-    seen = len(marks_of(one)) > shared(one, other)
-    assert seen or size + len("question") < max(LEAST, before / 2 + 1)
+    seen = len(hashes_of(one)) > shared(one, other)
+    assert seen or size + len("question") < max(MIN_BYTES, before / 2 + 1)
 
 
 @given(st.lists(TEXT, max_size=5))
-def test_the_first_mark_alone_is_the_first_of_all(pieces):
-    assert [first_mark(pieces)] == (marks(pieces)[:1] or [None])
-    assert first_mark([piece.encode() for piece in pieces]) == first_mark(pieces)
+def test_the_first_hash_alone_is_the_first_of_all(pieces):
+    assert [first_hash(pieces)] == (prefix_hashes(pieces)[:1] or [None])
+    assert first_hash([piece.encode() for piece in pieces]) == first_hash(pieces)
 
 
 def pieces(*names) -> list[str]:
-    """A prompt with one mark for each name."""
-    return [text(str(name), LEAST) for name in names]
+    """A prompt with one hash for each name."""
+    return [text(str(name), MIN_BYTES) for name in names]
 
 
 LINES = st.lists(st.lists(st.sampled_from([0, 1, 2, 3]), max_size=5), max_size=60)
@@ -193,7 +193,7 @@ LINES = st.lists(st.lists(st.sampled_from([0, 1, 2, 3]), max_size=5), max_size=6
 
 @given(LINES)
 def test_each_line_is_there_once_and_those_that_begin_alike_are_neighbours(lines):
-    found = starts_of(pieces(*line) for line in lines).running_order()
+    found = index_of(pieces(*line) for line in lines).running_order()
     assert sorted(found) == list(range(len(lines)))
     firsts = {line[0]: number for number, line in reversed(list(enumerate(lines))) if line}
     for depth in range(1, 6):
@@ -213,27 +213,27 @@ def test_each_line_is_there_once_and_those_that_begin_alike_are_neighbours(lines
 
 
 def test_what_begins_like_no_other_line_is_read_no_further():
-    marker = Marker()
-    made = [marker.marks(pieces(*line)) for line in ((10, 11, 12), (20, 21, 22), (10, 11, 13))]
-    assert [mark for line in made for mark in line] == [
-        first_mark(pieces(10)),
-        first_mark(pieces(20)),
-        *marks(pieces(10, 11, 13)),
+    hasher = PrefixHasher()
+    made = [hasher.hashes(pieces(*line)) for line in ((10, 11, 12), (20, 21, 22), (10, 11, 13))]
+    assert [hash_ for line in made for hash_ in line] == [
+        first_hash(pieces(10)),
+        first_hash(pieces(20)),
+        *prefix_hashes(pieces(10, 11, 13)),
     ]
 
 
 @given(
     st.lists(st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=4), max_size=20),
-    st.sampled_from([10, LEAST, 700]),
+    st.sampled_from([10, MIN_BYTES, 700]),
 )
-def test_a_first_message_that_is_read_once_for_all_lines_changes_no_mark(lines, size):
-    marker, seen = Marker(), set()
+def test_a_first_message_that_is_read_once_for_all_lines_changes_no_hash(lines, size):
+    hasher, seen = PrefixHasher(), set()
     for line in lines:
         prompt = [text("system", size), *pieces(*line)]
-        assert list(marker.marks(prompt)) == (
-            marks(prompt) if first_mark(prompt) in seen else marks(prompt)[:1]
+        assert list(hasher.hashes(prompt)) == (
+            prefix_hashes(prompt) if first_hash(prompt) in seen else prefix_hashes(prompt)[:1]
         )
-        seen.add(first_mark(prompt))
+        seen.add(first_hash(prompt))
 
 
 @given(
@@ -244,18 +244,18 @@ def test_a_first_message_that_is_read_once_for_all_lines_changes_no_mark(lines, 
     )
 )
 def test_lines_that_share_nothing_stay_in_order(lines):
-    assert starts_of(pieces(*line) for line in lines).running_order() == list(range(len(lines)))
+    assert index_of(pieces(*line) for line in lines).running_order() == list(range(len(lines)))
 
 
 @given(LINES, st.lists(st.integers(0, 60), max_size=4))
 def test_lines_that_were_added_elsewhere_are_arranged_as_if_they_had_been_added_here(lines, places):
-    marker = Marker()
-    made = [marker.marks(pieces(*line)) for line in lines]
-    whole, joined, ends = Starts(), Starts(), sorted({*places, len(made)})
+    hasher = PrefixHasher()
+    made = [hasher.hashes(pieces(*line)) for line in lines]
+    whole, joined, ends = PrefixIndex(), PrefixIndex(), sorted({*places, len(made)})
     for each in made:
         whole.add(each)
     for begin, end in zip([0, *ends], ends, strict=False):
-        part = Starts()
+        part = PrefixIndex()
         for each in made[begin:end]:
             part.add(each)
         joined.extend(part)

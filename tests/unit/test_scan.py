@@ -18,9 +18,10 @@ from tests.unit.chunks import cut
 from xalen_batch import catalog
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.jsonl import Block, Span, input_line
+from xalen_batch.validation import fast_path
 from xalen_batch.validation.bodies import UsualChat
 from xalen_batch.validation.errors import Fault
-from xalen_batch.validation.lines import GoodLine, Reader, _usual_values, scan
+from xalen_batch.validation.lines import GoodLine, LineReader, scan
 
 GOOD = orjson.dumps(chat_line("good"))
 
@@ -370,9 +371,9 @@ def test_every_code_is_in_the_guide():
 
 def both(raw: bytes) -> tuple[object, object]:
     """A line read the short way, where it goes that way, and the long way."""
-    short, long = (Reader(CHAT, catalog.read(None)) for _ in range(2))
+    short, long = (LineReader(CHAT, catalog.read(None)) for _ in range(2))
     block = Block([Span(1, 0, len(raw))], raw, 0)
-    values = _usual_values(block)
+    values = fast_path.decode(block)
     return values and short._usual(block, block.spans[0], values[0]), long._any(
         block, block.spans[0], raw
     )

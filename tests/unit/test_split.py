@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from xalen_batch.jsonl import Span
 from xalen_batch.validation import split
-from xalen_batch.validation.prefix_order import Marker
+from xalen_batch.validation.prefix_order import PrefixHasher
 from xalen_batch.validation.split import Split
 
 # Model, length, and the letter with which a line begins as others do.
@@ -35,12 +35,12 @@ def _limits(monkeypatch):
 
 def whole(lines):
     """Lines given as (model, length), or as (model, length, letter)."""
-    made, marker, offset = Split(), Marker(), 0
+    made, hasher, offset = Split(), PrefixHasher(), 0
     for number, (model, length, *letter) in enumerate(lines, start=1):
         made.add(
             model,
             Span(number, offset, length),
-            marker.marks([each * 300 for each in letter if each]),
+            hasher.hashes([each * 300 for each in letter if each]),
         )
         offset += length + 1
     return made
@@ -83,13 +83,13 @@ def test_each_line_is_in_one_task_of_its_model_in_running_order_and_within_the_l
 
 
 @given(LINES, st.integers(1, 30))
-def test_a_task_has_all_places_up_to_the_next(lines, task_lines):
+def test_a_task_has_all_positions_up_to_the_next(lines, task_lines):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(split, "settings", lambda: Limits(task_lines))
         cut = slices(lines)
-    places = [slice.place for slice in cut]
-    assert places[0] == 0
-    assert [slice.place + len(slice.spans) for slice in cut] == [*places[1:], len(lines)]
+    positions = [slice.position for slice in cut]
+    assert positions[0] == 0
+    assert [slice.position + len(slice.spans) for slice in cut] == [*positions[1:], len(lines)]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from xalen_batch.backends.contract import Request
 from xalen_batch.backends.simulated.model import IGNORED, answer
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.validation import bodies
-from xalen_batch.validation.bodies import Misfit
+from xalen_batch.validation.bodies import InvalidBody
 
 MODELS = catalog.read(None)
 MISTRAL, BGE = MODELS["mistral-small-3-1"], MODELS["bge-reranker-v2"]
@@ -71,7 +71,7 @@ RANKINGS = st.fixed_dictionaries({"query": TEXT, "documents": st.lists(DOCUMENTS
 
 def passes(body: dict[str, Any], endpoint: catalog.Endpoint) -> bool:
     fitted = bodies.fit(body, endpoint)
-    return not isinstance(fitted, Misfit) and not fitted.stream
+    return not isinstance(fitted, InvalidBody) and not fitted.stream
 
 
 def status(body: dict[str, Any], endpoint: catalog.Endpoint) -> int:

@@ -1,1 +1,1 @@
-"""The HTTP wire and nothing else."""
+"""The HTTP API: a module of routes for each noun, and `http/` below them."""

@@ -1,4 +1,4 @@
-"""/v1/batches"""
+"""/v1/batches, and as an extension the output and errors of a batch that still runs."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,20 +8,25 @@ import orjson
 from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, db, ids, waits
+from xalen_batch import batches, db, files, ids, results, waits
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api import idempotency
-from xalen_batch.api.deps import IdempotencyKey, calling
-from xalen_batch.api.http.responses import listed, stored
+from xalen_batch.api.deps import BriefReader, IdempotencyKey, calling
+from xalen_batch.api.description import content
+from xalen_batch.api.http.responses import download, listed, stored
 from xalen_batch.api.schemas import BatchObject, BatchRequest, ListObject
+from xalen_batch.batches import Progress
 from xalen_batch.errors import InvalidRequest
-from xalen_batch.models import Batch
-from xalen_batch.states import OnInvalid
+from xalen_batch.models import Batch, File
+from xalen_batch.models.files import FilePart
+from xalen_batch.states import BatchStatus, OnInvalid
 
 PATH = "/v1/batches"
-# Batches of a list that are read and rendered at a time: the errors of each may take some 300 KB.
+# Batches of a list that are read and rendered at a time; the errors of each may take 300 KB.
 PORTION = 10
 router = APIRouter(prefix=PATH, tags=["batches"])
+partial_router = APIRouter(prefix=PATH, tags=["extensions"])
+LINES = content("Lines as JSON, one on each; headers say how many of the batch are done.")
 
 
 @router.post("", response_model=BatchObject)
@@ -48,7 +53,7 @@ def create_batch(
         return _shown(session, [batch])[0].model_dump_json().encode()
 
     fingerprint = hashlib.sha256(
-        orjson.dumps(body.model_dump(exclude=_unsaid(body)), option=orjson.OPT_SORT_KEYS)
+        orjson.dumps(body.model_dump(exclude=_defaulted(body)), option=orjson.OPT_SORT_KEYS)
     ).digest()
     return stored(
         idempotency.once(
@@ -100,9 +105,22 @@ def cancel_batch(session: Session, caller: Caller, batch_id: str) -> BatchObject
     return _shown(session, [batches.cancel(session, batches.get(session, caller, batch_id))])[0]
 
 
-def _unsaid(body: BatchRequest) -> set[str]:
-    """Fields younger than stored idempotency keys, where they say nothing: a repeated request has
-    the fingerprint that it had before.
+@partial_router.get("/{batch_id}/output", response_class=Response, responses=LINES)
+def get_batch_output(caller: BriefReader, batch_id: str) -> Response:
+    """The lines that succeeded so far, in the order of the input; headers say how far it goes."""
+    return _partial_results(caller, batch_id, FilePart.OUTPUT)
+
+
+@partial_router.get("/{batch_id}/errors", response_class=Response, responses=LINES)
+def get_batch_errors(caller: BriefReader, batch_id: str) -> Response:
+    """The lines that failed so far, in the order of the input; headers say how far it goes."""
+    return _partial_results(caller, batch_id, FilePart.ERROR)
+
+
+def _defaulted(body: BatchRequest) -> set[str]:
+    """Fields to leave out of the fingerprint, because they have their default.
+
+    Requests from before these fields existed keep the fingerprint that is stored with their key.
     """
     return {"on_invalid"} if body.on_invalid in (None, OnInvalid.FAIL) else set()
 
@@ -110,8 +128,37 @@ def _unsaid(body: BatchRequest) -> set[str]:
 def _shown(session: Session, found: Sequence[Batch]) -> list[BatchObject]:
     progress = batches.progress(session, found)
     waiting = waits.of(session, found)
-    # Only a batch with an execution window needs the time, and asking costs a round trip.
+    # A round trip, which only batches with an execution window need.
     now = db.now(session) if any(batch.execution_window for batch in found) else None
     return [
         BatchObject.of(batch, progress[batch.id], now, waiting.get(batch.id)) for batch in found
     ]
+
+
+def _partial_results(caller: Caller, batch_id: str, part: FilePart) -> Response:
+    with db.transaction() as session:
+        batch = batches.get(session, caller, batch_id)
+        progress = batches.progress(session, [batch])[batch.id]
+        file_id = batch.output_file_id if part == FilePart.OUTPUT else batch.error_file_id
+        # Raises NotFound if the file was deleted or has expired: its lines are gone too.
+        file = None if file_id is None else files.get(session, caller, ids.render("file", file_id))
+    return download(
+        results.chunks(batch.id, part),
+        f"{batch_id}_{part.value}.jsonl",
+        size=_download_size(batch, file),
+        headers=_progress_headers(batch, progress),
+    )
+
+
+def _download_size(batch: Batch, file: File | None) -> int | None:
+    if file is not None:
+        return file.size
+    return 0 if BatchStatus(batch.status).is_terminal else None
+
+
+def _progress_headers(batch: Batch, progress: Progress) -> dict[str, str]:
+    return {
+        "x-batch-complete": str(BatchStatus(batch.status).is_terminal).lower(),
+        "x-batch-lines-done": str(progress.done),
+        "x-batch-lines-total": str(progress.total),
+    }

@@ -1,4 +1,4 @@
-"""Extension: what a batch costs, exactly, and what a month is payable with."""
+"""Extension: the invoice of a batch, and the statement of a month."""
 
 from typing import Any
 

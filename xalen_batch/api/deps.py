@@ -1,4 +1,4 @@
-"""What routes ask for: who is calling, with a session or without one."""
+"""Dependencies of routes: the caller, with or without a database session."""
 
 import inspect
 import math
@@ -24,7 +24,7 @@ from xalen_batch.api import long_work, scopes
 from xalen_batch.api.http import budget
 from xalen_batch.config import settings
 from xalen_batch.errors import Forbidden, TooManyRequests, Unauthenticated, XalenError
-from xalen_batch.ratelimit import account, allowances
+from xalen_batch.ratelimit import account
 
 logger = log.get(__name__)
 
@@ -36,11 +36,11 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 Asked = ParamSpec("Asked")
 Shown = BaseModel | dict[str, Any] | Response
 
-# By routes, and by the dependencies of those that hold no session.
+# The scope that each route asks for, by its function or by its dependency on a caller.
 _scopes: dict[object, Scope] = {}
-# Where an ASGI scope has the caller of its request, once admitted.
+# Key of an ASGI scope: the caller of the request, once admitted.
 CALLER = "xalen.caller"
-# And whose key it came with, admitted or not.
+# Key of an ASGI scope: the owner of the request's valid key, whether admitted or not.
 IDENTIFIED = "xalen.identified"
 WITHOUT_ADDRESS = "local"
 
@@ -48,13 +48,12 @@ WITHOUT_ADDRESS = "local"
 def calling(
     scope: Scope, *, is_long: bool = False
 ) -> Callable[[Callable[Concatenate[Session, Caller, Asked], Shown]], Callable[..., Response]]:
-    """A route that is given a session and who calls, if their key has the scope. It has committed
-    before its answer leaves.
+    """Decorate a route that takes a session and the caller, whose key must have `scope`.
 
-    A route that changes something has one transaction, one that only reads none. Session, caller
-    and the answer's JSON are all made in the thread that runs the route: as dependencies of FastAPI
-    each would be a thread's errand of its own, which costs more than the work. `is_long`: it counts
-    among its account's requests that take long.
+    A route that changes something runs in one transaction, which commits before the answer is sent;
+    the others only read. Session, caller and JSON are made in the thread that runs the route: as
+    FastAPI dependencies each would take a thread switch, which costs more than the work. `is_long`:
+    the request counts toward its account's long requests.
     """
     is_change = scope not in (Scope.READ, Scope.BILLING)
     begin = db.transaction if is_change else db.reading
@@ -66,7 +65,7 @@ def calling(
         def run(
             request: Request, credentials: Credentials, *args: Asked.args, **asked: Asked.kwargs
         ) -> Response:
-            with _counted(request), begin() as session:
+            with _failures_limited(request), begin() as session:
                 secret = None if credentials is None else credentials.credentials
                 caller = _authenticate(request, session, secret, scope)
                 if is_change and request.method != "GET":
@@ -74,7 +73,7 @@ def calling(
                 with long_work.admitted(caller) if is_long else nullcontext():
                     return _rendered(route(session, caller, *args, **asked), caller)
 
-        run.__signature__ = _asking(route)  # type: ignore[attr-defined]
+        run.__signature__ = _signature(route)  # type: ignore[attr-defined]
         _scopes[run] = scope
         return run
 
@@ -84,35 +83,35 @@ def calling(
 def caller_of(scope: Mapping[str, Any]) -> Caller | None:
     """The caller of a request, from its ASGI scope.
 
-    None: not admitted yet, or the route asks for no key.
+    None before the caller is admitted, and for routes that need no key.
     """
     caller: Caller | None = scope.get(CALLER)
     return caller
 
 
 def identity_of(scope: Mapping[str, Any]) -> dict[str, UUID | bool]:
-    """The account, mode and key of a request as fields of a log event; empty if it came without a
-    valid key.
-    """
+    """The account, mode and key of a request as log fields; empty without a valid key."""
     caller: Caller | None = scope.get(IDENTIFIED)
-    return (
-        {}
-        if caller is None
-        else {"account_id": caller.account_id, "livemode": caller.livemode, "key_id": caller.key_id}
-    )
+    if caller is None:
+        return {}
+    return {
+        "account_id": caller.account_id,
+        "livemode": caller.livemode,
+        "key_id": caller.key_id,
+    }
 
 
 def refusal(request: Request) -> XalenError | None:
-    """The error of a caller who may not call a route, which comes before any error of the request.
+    """The authentication error of a request, or None if its caller is admitted.
 
-    None if they may.
+    It precedes any error of the body.
     """
     scope = _scope(request)
     if scope is None or caller_of(request.scope) is not None:
         return None
     kind, secret = get_authorization_scheme_param(request.headers.get("authorization"))
     try:
-        with _counted(request), db.reading() as session:
+        with _failures_limited(request), db.reading() as session:
             _authenticate(request, session, secret if kind.lower() == "bearer" else None, scope)
     except (Unauthenticated, Forbidden, TooManyRequests) as error:
         return error
@@ -120,7 +119,7 @@ def refusal(request: Request) -> XalenError | None:
 
 
 def _scope(request: Request) -> Scope | None:
-    """What a key must be for to be let in by a route. None: it asks for no key."""
+    """The scope that a route asks for; None if it needs no key."""
     route = request.scope.get("route")
     if not isinstance(route, APIRoute):
         return None
@@ -134,16 +133,16 @@ def _scope(request: Request) -> Scope | None:
 
 
 @contextmanager
-def _counted(request: Request) -> Iterator[None]:
-    """Answer 429 in the place of 401 to an address that has had enough of them.
+def _failures_limited(request: Request) -> Iterator[None]:
+    """Count failed authentications by address (token bucket); above the limit, 429 replaces 401.
 
-    A valid key is never asked about.
+    Requests with a valid key are not counted, and never refused here.
     """
     try:
         yield
     except Unauthenticated:
         address = _address(request)
-        wait = allowances.draw(
+        wait = account.draw(
             f"failures:{address}", settings().failed_auth_per_minute, seconds=60
         ).wait
         if not wait:
@@ -157,8 +156,9 @@ def _counted(request: Request) -> Iterator[None]:
 
 
 def _address(request: Request) -> str:
-    """Where a request came from, as far as one client goes: of an IPv6 address its network, which
-    is one site's.
+    """The client's address for rate limits: an IPv4 address, or the /64 network of an IPv6 one.
+
+    One site has a whole /64 network.
     """
     host = request.client.host[:100] if request.client else WITHOUT_ADDRESS
     try:
@@ -170,51 +170,45 @@ def _address(request: Request) -> str:
     return str(address.ipv4_mapped or IPv6Network((int(address), 64), strict=False))
 
 
-def _asking(route: Callable[..., Shown]) -> inspect.Signature:
-    """What FastAPI is to see of a route: request and credentials in the place of the session and
-    the caller that it is given.
-    """
+def _signature(route: Callable[..., Shown]) -> inspect.Signature:
+    """The signature that FastAPI sees: request and credentials replace session and caller."""
     signature = inspect.signature(route)
     _, _, *asked = signature.parameters.values()
-    given = (("request", Request), ("credentials", Credentials))
-    return signature.replace(
-        parameters=[
-            *asked,
-            *(
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind)
-                for name, kind in given
-            ),
-        ]
-    )
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    request = inspect.Parameter("request", keyword, annotation=Request)
+    credentials = inspect.Parameter("credentials", keyword, annotation=Credentials)
+    return signature.replace(parameters=[*asked, request, credentials])
 
 
 def _rendered(shown: Shown, caller: Caller) -> Response:
     if isinstance(shown, Response):
         return shown
-    content = (
-        scopes.render(shown, caller.scopes) if isinstance(shown, BaseModel) else orjson.dumps(shown)
-    )
+    if isinstance(shown, BaseModel):
+        content = scopes.render(shown, caller.scopes)
+    else:
+        content = orjson.dumps(shown)
     return Response(content, media_type="application/json")
 
 
 def calling_briefly(scope: Scope) -> Callable[[Request, Credentials], Caller]:
-    """Who calls, known from a session of its own: for what then takes long and holds none."""
+    """A dependency: the caller, authenticated in a short session of its own.
+
+    For routes that take long, and must not hold a session meanwhile.
+    """
 
     def caller(request: Request, credentials: Credentials) -> Caller:
-        with _counted(request), db.reading() as session:
-            return _authenticate(
-                request, session, None if credentials is None else credentials.credentials, scope
-            )
+        with _failures_limited(request), db.reading() as session:
+            secret = None if credentials is None else credentials.credentials
+            return _authenticate(request, session, secret, scope)
 
     _scopes[caller] = scope
     return caller
 
 
 def _authenticate(request: Request, session: Session, secret: str | None, scope: Scope) -> Caller:
-    """Who calls.
+    """The caller, whose key must have `scope`. Takes from their rate limit once for each request.
 
-    Asked again once a body has come, whose key may have been revoked meanwhile; a request counts
-    once.
+    Called again after a body has arrived: its key may have been revoked meanwhile.
     """
     if not secret:
         raise Unauthenticated(

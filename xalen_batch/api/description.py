@@ -1,5 +1,5 @@
-"""What the API's description says beside the routes' own shapes: operation ids, servers, errors,
-and content that is no JSON.
+"""Parts of the OpenAPI description that are not in the routes: operation ids, servers, errors, and
+binary content.
 """
 
 from typing import Any
@@ -8,8 +8,8 @@ from fastapi.routing import APIRoute
 
 from xalen_batch.api.schemas import ErrorObject
 
-# Every error of every route, with what a client does about it. The range stands for those of HTTP
-# itself, such as 405 and 413.
+# The errors of every route, with their remedies. A range covers the errors of HTTP itself, such as
+# 405 and 413.
 _ERRORS: dict[int | str, str] = {
     400: "Something in the request is wrong; `param` names it.",
     401: "There is no valid API key.",
@@ -28,7 +28,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorObject, "description": description}
     for status, description in _ERRORS.items()
 }
-# A path on the host that the description was fetched from.
+# Relative to the URL of the description.
 SERVERS = [{"url": "/", "description": "This server"}]
 LICENSE = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
 # Routes that need no key.
@@ -36,15 +36,13 @@ PUBLIC: dict[str, Any] = {"security": []}
 
 
 def operation_id(route: APIRoute) -> str:
-    """The name of a route's function as clients in most languages write it: `create_batch` is
-    `createBatch`.
-    """
+    """The name of a route's function in camel case: `createBatch` for `create_batch`."""
     first, *rest = route.name.split("_")
     return first + "".join(word.capitalize() for word in rest)
 
 
 def content(description: str) -> dict[int | str, dict[str, Any]]:
-    """The 200 of a route that sends bytes as they are."""
+    """The 200 response of a route that sends binary content."""
     return {
         200: {
             "description": description,

@@ -1,5 +1,5 @@
-"""The API's own pages: what this server is, its description, and Swagger UI over it, from files
-that come with the package.
+"""The API's own pages: a summary at `/`, the OpenAPI description, and Swagger UI, whose assets are
+in the package.
 """
 
 import html
@@ -24,9 +24,7 @@ and the <a href="/openapi.json">OpenAPI description</a>.</p>
 
 
 def install(app: FastAPI) -> None:
-    """Serve /docs without a request to anyone else, and the description as bytes that all its
-    readers share.
-    """
+    """Add the pages. They load nothing from other servers; the description is rendered once."""
     app.mount(PATH, StaticFiles(directory=ASSETS))
     page = get_swagger_ui_html(
         openapi_url=DESCRIPTION,
@@ -34,7 +32,7 @@ def install(app: FastAPI) -> None:
         swagger_js_url=f"{PATH}/swagger-ui-bundle.js",
         swagger_css_url=f"{PATH}/swagger-ui.css",
         swagger_favicon_url=f"{PATH}/favicon.png",
-        # Its default asks a public server to validate the description.
+        # The default sends the description to a public validator.
         swagger_ui_parameters={"validatorUrl": None},
     )
 

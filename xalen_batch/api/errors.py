@@ -1,4 +1,4 @@
-"""Every failure as the one envelope that OpenAI's clients read."""
+"""Renders every error in the envelope that OpenAI's clients parse."""
 
 import json
 import math
@@ -16,6 +16,7 @@ from xalen_batch import db, fields, log, storage
 from xalen_batch.api import deps
 from xalen_batch.api.http import paths
 from xalen_batch.errors import (
+    QUOTED_CHARS,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
@@ -32,22 +33,19 @@ from xalen_batch.schedules.definition import Definition
 
 logger = log.get(__name__)
 
-SHOWN_VALUE = 100
-# A database that is away or overloaded, and object storage that does not do what it should.
-AWAY = (*db.AWAY, *storage.AWAY)
+# Errors of a database or of object storage that is unreachable, overloaded or full.
+UNAVAILABLE = (*db.UNAVAILABLE, *storage.UNAVAILABLE)
 EXPECTED: tuple[type[Exception], ...] = (
     XalenError,
     RequestValidationError,
     HTTPException,
     ClientDisconnect,
-    *AWAY,
+    *UNAVAILABLE,
 )
 
 
-class Refused(HTTPException):
-    """An error of ours from within the reading of a body, where the framework lets HTTPExceptions
-    alone pass.
-    """
+class BodyRefused(HTTPException):
+    """An error of ours while a body is read: the framework replaces other exceptions there."""
 
     def __init__(self, error: XalenError) -> None:
         super().__init__(error.status, error.message)
@@ -55,40 +53,39 @@ class Refused(HTTPException):
 
 
 def install(app: FastAPI) -> None:
-    """Answer what is expected to fail with `answer`; the middleware does the same for what is not."""
+    """Register `answer` for expected errors; the middleware calls it for the unexpected ones."""
     for kind in EXPECTED:
         app.add_exception_handler(kind, answer)
 
 
 def answer(request: Request, error: Exception) -> Response:
-    """The response that tells the caller about an error."""
+    """The response to an error: envelope, status and headers."""
     known = translate(request, error)
     headers = dict(getattr(error, "headers", None) or {})
     if isinstance(known, MethodNotAllowed):
-        # The framework names the methods of the first route of this path only.
+        # The framework lists only the methods of the first route of this path.
         headers["Allow"] = ", ".join(paths.allowed(request))
     if isinstance(known, RequestTimeout):
-        # What may still come of this request is no other one.
+        # The rest of this request may still arrive, and must not be parsed as the next one.
         headers["connection"] = "close"
     if isinstance(known, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     if known.retry_after is not None:
         headers["retry-after"] = str(math.ceil(known.retry_after))
-        # OpenAI's clients look at this one first.
+        # OpenAI's clients prefer this header.
         headers["retry-after-ms"] = str(math.ceil(known.retry_after * 1000))
     if known.should_retry is not None:
         headers["x-should-retry"] = str(known.should_retry).lower()
-    # ASCII, so that what cannot be UTF-8 (a lone surrogate in a value that is shown) can still be
-    # answered.
+    # ASCII, because a quoted value may hold a lone surrogate, which UTF-8 cannot encode.
     return Response(json.dumps(known.body()), known.status, headers, "application/json")
 
 
 def translate(request: Request, error: Exception) -> XalenError:
-    """Any exception as an error of ours; a bug stays a plain 500."""
+    """The XalenError for any exception; that of an unexpected one is a plain 500."""
     match error:
         case XalenError():
             return error
-        case Refused():
+        case BodyRefused():
             return error.error
         case RequestValidationError():
             return deps.refusal(request) or _invalid(error.errors(), _asked(request))
@@ -98,13 +95,13 @@ def translate(request: Request, error: Exception) -> XalenError:
             return deps.refusal(request) or _unreadable(error)
         case ClientDisconnect():
             return InvalidRequest("The connection was closed before the request was complete.")
-        case _ if isinstance(error, storage.AWAY) and storage.is_full(error):
+        case _ if isinstance(error, storage.UNAVAILABLE) and storage.is_full(error):
             logger.error("api.storage_full")
             return StorageFull(
                 "There is no room left to store this. Nothing of it was kept: send it again later,"
                 " or ask whoever runs the server."
             )
-        case _ if isinstance(error, db.AWAY) and db.trouble(error) is db.Trouble.CONFLICT:
+        case _ if isinstance(error, db.UNAVAILABLE) and db.trouble(error) is db.Trouble.CONFLICT:
             logger.warning(
                 "api.unavailable", error=type(error).__name__, reason=db.Trouble.CONFLICT
             )
@@ -112,8 +109,10 @@ def translate(request: Request, error: Exception) -> XalenError:
                 "Other requests were changing the same objects, and nothing was changed by this"
                 " one. Send it again."
             )
-        case _ if isinstance(error, AWAY):
-            reason = db.trouble(error) if isinstance(error, db.AWAY) else "storage.unreachable"
+        case _ if isinstance(error, UNAVAILABLE):
+            reason = (
+                db.trouble(error) if isinstance(error, db.UNAVAILABLE) else "storage.unreachable"
+            )
             logger.warning("api.unavailable", error=type(error).__name__, reason=reason)
             return Unavailable(
                 "The service cannot reach one of its stores right now. Send the request again in a"
@@ -126,7 +125,7 @@ def translate(request: Request, error: Exception) -> XalenError:
 
 
 def _no_route(request: Request, error: HTTPException) -> XalenError:
-    asked = f"{paths.method(request.scope)} {request.url.path[:SHOWN_VALUE]}"
+    asked = f"{paths.method(request.scope)} {request.url.path[:QUOTED_CHARS]}"
     if error.status_code == 404:
         return NotFound(f"Unknown request URL: {asked}. {paths.hint(request)}", code="unknown_url")
     return MethodNotAllowed(
@@ -135,7 +134,7 @@ def _no_route(request: Request, error: HTTPException) -> XalenError:
 
 
 def _unreadable(error: HTTPException) -> XalenError:
-    """What is wrong with a body that nobody has looked into."""
+    """The error of a body that was refused before it was parsed."""
     if error.status_code == 408:
         return RequestTimeout(error.detail)
     if error.status_code == 413:
@@ -153,26 +152,22 @@ def _unreadable(error: HTTPException) -> XalenError:
 
 
 def _asked(request: Request) -> type[BaseModel]:
-    """The shape that a request's body should have; of a change to a schedule, what it changes."""
+    """The model of a request's body; Definition for a change of a schedule, whose body is free."""
     field = getattr(request.scope.get("route"), "body_field", None)
     shape = field and field.field_info.annotation
-    return (
-        shape
-        if isinstance(shape, type)
-        and issubclass(shape, BaseModel)
-        and not issubclass(shape, RootModel)
-        else Definition
-    )
+    if not isinstance(shape, type) or not issubclass(shape, BaseModel):
+        return Definition
+    return Definition if issubclass(shape, RootModel) else shape
 
 
 def _invalid(errors: Sequence[Mapping[str, Any]], shape: type[BaseModel]) -> InvalidRequest:
-    """The first thing that is wrong: which field, what it holds, what it should be.
+    """The most useful of a body's errors, with its field, value and expected form.
 
-    A misspelt name comes before what it leaves missing.
+    An unknown field comes first: it may be the misspelt name of a field that is reported missing.
     """
     error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     where = [str(step) for step in error["loc"][1:]]
-    param = ".".join(where)[: 2 * SHOWN_VALUE] or None
+    param = ".".join(where)[: 2 * QUOTED_CHARS] or None
     if error["type"] == "json_invalid":
         reason = error["ctx"]["error"]
         return InvalidRequest(
@@ -191,8 +186,8 @@ def _invalid(errors: Sequence[Mapping[str, Any]], shape: type[BaseModel]) -> Inv
         )
     if error["type"] == "extra_forbidden":
         message = (
-            f"Unknown parameter: `{param[:SHOWN_VALUE]}`."
-            f" {_instead(where[-1][:SHOWN_VALUE], shape)}"
+            f"Unknown parameter: `{param[:QUOTED_CHARS]}`."
+            f" {_instead(where[-1][:QUOTED_CHARS], shape)}"
         )
         return InvalidRequest(message, param=param, code="unknown_parameter")
     message = (
@@ -209,7 +204,7 @@ def _invalid(errors: Sequence[Mapping[str, Any]], shape: type[BaseModel]) -> Inv
 
 
 def _instead(name: str, shape: type[BaseModel]) -> str:
-    """What may have been meant by the name of a field that there is not."""
+    """The remedy for an unknown field: similar names, or to remove it."""
     known = list(fields.paths(shape))
     close = get_close_matches(name, [path.rpartition(".")[2] for path in known], n=2, cutoff=0.7)
     meant = " or ".join(f"`{path}`" for path in known if path.rpartition(".")[2] in close)
@@ -218,4 +213,4 @@ def _instead(name: str, shape: type[BaseModel]) -> str:
 
 def _shown(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= SHOWN_VALUE else f"{text[:SHOWN_VALUE]}…"
+    return text if len(text) <= QUOTED_CHARS else f"{text[:QUOTED_CHARS]}…"

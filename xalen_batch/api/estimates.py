@@ -1,6 +1,4 @@
-"""Extension: what a file would cost, and everything that is wrong with it, before a batch is
-created.
-"""
+"""Extension: the cost and the errors of a file, before a batch is created."""
 
 import orjson
 from fastapi import APIRouter, Response
@@ -28,7 +26,7 @@ def create_estimate(body: EstimateRequest, caller: BriefReader) -> Response:
         with transaction() as session:
             file = batches.input_file(session, caller, body.input_file_id)
             offered = batches.offered(session, caller, body.endpoint)
-        # No transaction is held while the file is read.
+        # Outside the transaction, because reading a file takes seconds.
         found = estimate_file(
             storage.key(file.id),
             endpoint=body.endpoint,

@@ -20,7 +20,7 @@ from xalen_batch.models.files import FilePart
 from xalen_batch.paging import Order
 
 PATH = "/v1/files"
-# Files of a list that are read and rendered at a time: about 1 KB each.
+# Files of a list that are read and rendered at a time; each takes about 1 KB.
 PORTION = 500
 router = APIRouter(prefix=PATH, tags=["files"])
 
@@ -81,7 +81,7 @@ def create_file(upload: Received, key: IdempotencyKey = None) -> Response:
             create=create,
         )
     if answer.is_replay:
-        # The first upload of these bytes is the file.
+        # The file has the bytes of the first upload.
         storage.delete(storage.key(upload.id))
     return stored(answer)
 

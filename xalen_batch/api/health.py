@@ -1,6 +1,6 @@
-"""Whether this process lives, and whether it can work.
+"""Liveness and readiness probes.
 
-Answered beside the threads of the routes, which may all be waiting for a store.
+They use threads of their own: those of the routes may all be waiting for a store.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from xalen_batch.storage import marks
 router = APIRouter(tags=["health"])
 
 CHECK_SECONDS = 1.0
-# Of the database: for a ping, the schema, the store's mark and the workers.
+# Database connections that the checks may use at a time: ping, schema, mark of the store, workers.
 CONNECTIONS = 4
 
 
@@ -69,9 +69,9 @@ CHECKS: dict[str, Callable[[], None]] = {
     "disk": _disk,
     "workers": _workers,
 }
-# Redis carries hints only: without it work goes on, later. While a disk is short, what is there can
-# be read and what runs is recorded.
-# A worker that sees other files than this process claims nothing; the others go on.
+# Checks whose failure leaves the API ready, but degraded. Redis carries hints only: without it work
+# starts later. On a short disk, reads and running batches go on. A worker with another file store
+# claims nothing, and the others go on.
 OPTIONAL = frozenset({"redis", "disk", "workers"})
 
 
@@ -99,10 +99,10 @@ UNREADY: dict[int | str, dict[str, Any]] = {
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, asyncio.Event]]:
-    """A server's life. Its state has `stopping`, set as soon as the server is told to stop.
+    """The server's state: `stopping` is set as soon as the server is told to stop.
 
-    Routes get fewer threads than the pool has connections, so that a check never waits for a
-    route's.
+    Routes get fewer threads than the pool has connections, so that a check always finds a free
+    connection.
     """
     threads = to_thread.current_default_thread_limiter()
     threads.total_tokens = max(1, min(threads.total_tokens, settings().pool_size - CONNECTIONS))
@@ -132,10 +132,8 @@ async def readyz(request: Request, response: Response) -> dict[str, Any]:
     failed = {name for name, check in checks.items() if check["status"] != "ok"}
     is_ready = failed <= OPTIONAL
     response.status_code = 200 if is_ready else 503
-    return {
-        "status": "ok" if not failed else "degraded" if is_ready else "unavailable",
-        "checks": checks,
-    }
+    status = "degraded" if is_ready else "unavailable"
+    return {"status": status if failed else "ok", "checks": checks}
 
 
 @cache
@@ -143,7 +141,8 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=len(CHECKS), thread_name_prefix="health")
 
 
-# One that hangs keeps its thread, and is not asked again before it has answered.
+# The last run of each check. A check that hangs keeps its thread, and is not started again until it
+# ends.
 _asked: dict[str, Future[float | Exception]] = {}
 
 
@@ -159,7 +158,7 @@ async def _run() -> dict[str, dict[str, Any]]:
 
 
 def _timed(check: Callable[[], None]) -> float | Exception:
-    """Milliseconds that it took, or why it failed."""
+    """Run a check: its duration in milliseconds, or its exception."""
     started = time.perf_counter()
     try:
         check()
@@ -182,10 +181,7 @@ def _outcome(check: Future[float | Exception]) -> dict[str, Any]:
                 " tells why"
             ),
         }
-    # The kind only: messages of drivers can hold addresses and user names.
-    return {
-        "status": "failed",
-        "error": (
-            str(found) if isinstance(found, ConfigError | StorageFull) else type(found).__name__
-        ),
-    }
+    if isinstance(found, ConfigError | StorageFull):
+        return {"status": "failed", "error": str(found)}
+    # Only the class of other exceptions: messages of drivers can hold addresses and user names.
+    return {"status": "failed", "error": type(found).__name__}

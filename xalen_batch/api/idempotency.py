@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: the same request sent twice creates one object and gets one answer."""
+"""`Idempotency-Key`: a request that is sent twice creates one object and gets one answer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ MAX_KEY = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The body of an answer. `is_replay`: nothing was created now, the body is an earlier one."""
+class IdempotentAnswer:
+    """The body of an answer. `is_replay`: nothing was created, the body is a stored one."""
 
     body: bytes
     is_replay: bool
@@ -32,24 +32,24 @@ def once(
     route: str,
     fingerprint: bytes,
     create: Callable[[], bytes],
-) -> Answer:
-    """Create something and answer with it, or replay the answer kept for this key.
+) -> IdempotentAnswer:
+    """Call `create` and store its answer under this key, or replay the answer stored under it.
 
-    The key is claimed in the transaction that creates: of two requests at once the second waits
-    here until the first has committed, and then replays it, or has failed, and then creates.
+    The key is inserted in the transaction that creates. A concurrent request with the same key
+    waits for that row: after a commit it replays the answer, after a rollback it creates.
     Raises InvalidRequest (`idempotency_key_reused`) if the key was used for another request, and
-    TooManyRequests if the account has too many keys that are kept.
+    TooManyRequests if the account has too many stored keys.
     """
     if key is None:
-        return Answer(create(), is_replay=False)
+        return IdempotentAnswer(create(), is_replay=False)
     _check(key)
     while not _claim(session, caller, key, route, fingerprint):
         known = session.scalars(select(IdempotencyKey).where(*_mine(caller, key))).one_or_none()
         if known is not None:
             return _replay(known, route, fingerprint)
-        # The sweep has deleted it since it was in the way: claim it again.
-    # Without the account's lock, which comes later: requests under way at once may pass the limit
-    # by their number.
+        # The sweep deleted the conflicting row after the insert failed: insert again.
+    # Checked without the account's lock, which is taken later: concurrent requests may exceed the
+    # limit by their number.
     if excess := quotas.excess(session, caller, {Quota.IDEMPOTENCY_KEYS: 1}):
         raise excess.refusal()
     body = create()
@@ -59,15 +59,13 @@ def once(
         .values(answer=body)
         .execution_options(synchronize_session=False)
     )
-    return Answer(body, is_replay=False)
+    return IdempotentAnswer(body, is_replay=False)
 
 
 def kept(
     session: Session, caller: Caller, key: str | None, *, route: str, fingerprint: bytes
-) -> Answer | None:
-    """The answer kept for this key, if there is one: to ask before what takes long and has to be
-    done before `once`.
-    """
+) -> IdempotentAnswer | None:
+    """The answer stored under this key, or None. Lets a route skip slow work before `once`."""
     if key is None:
         return None
     _check(key)
@@ -76,7 +74,7 @@ def kept(
 
 
 def _claim(session: Session, caller: Caller, key: str, route: str, fingerprint: bytes) -> bool:
-    """Whether the key is this transaction's now. Waits for another transaction that claims it."""
+    """Insert the key; False if it exists. Waits for a concurrent transaction that inserts it."""
     row = {"account_id": caller.account_id, "livemode": caller.livemode, "key": key}
     claimed = session.execute(
         insert(IdempotencyKey)
@@ -103,7 +101,7 @@ def _mine(caller: Caller, key: str) -> list[ColumnElement[bool]]:
     ]
 
 
-def _replay(known: IdempotencyKey, route: str, fingerprint: bytes) -> Answer:
+def _replay(known: IdempotencyKey, route: str, fingerprint: bytes) -> IdempotentAnswer:
     if (known.route, known.fingerprint) != (route, fingerprint):
         raise InvalidRequest(
             f"Idempotency-Key {known.key!r} was used for another request. Send a new key with each"
@@ -111,4 +109,4 @@ def _replay(known: IdempotencyKey, route: str, fingerprint: bytes) -> Answer:
             param="Idempotency-Key",
             code="idempotency_key_reused",
         )
-    return Answer(known.answer, is_replay=True)
+    return IdempotentAnswer(known.answer, is_replay=True)

@@ -1,6 +1,6 @@
-"""The wire's shapes of keys.
+"""Schemas of API keys.
 
-A field that there is not is refused: a misspelt limit must not make a key that may do more.
+Unknown fields are refused: a misspelt restriction must not create a key with more rights.
 """
 
 from datetime import datetime

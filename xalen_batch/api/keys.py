@@ -1,7 +1,6 @@
 """Extension: /v1/api_keys, the keys of the caller's own account and mode.
 
-None of these routes takes an Idempotency-Key: its answer is kept in the database, and a secret must
-not be.
+None of these routes takes an Idempotency-Key: the answer would be stored, and it holds a secret.
 """
 
 from datetime import UTC, timedelta

@@ -1,9 +1,8 @@
-"""Requests that work for long, as estimates do: how many of them one API process takes at a time,
-in all and of one account.
+"""Limits the long requests (estimates, previews) that one API process runs at a time, in total and
+for each account.
 
-More are refused, never queued: an account whose requests are at work keeps no other from starting
-its own, and the threads of the API, of which short requests need one each, are never all taken by
-long ones.
+Requests above a limit are refused, not queued: an account cannot take all places, and long requests
+cannot take all threads of the API, of which each short request needs one.
 """
 
 import threading
@@ -16,7 +15,7 @@ from xalen_batch.accounts.accounts import Owner
 from xalen_batch.config import settings
 from xalen_batch.errors import TooManyRequests
 
-# Seconds: about what such a request takes.
+# Seconds; about the duration of a long request.
 RETRY_AFTER = 2.0
 
 _lock = threading.Lock()
@@ -25,10 +24,7 @@ _at_work = Counter[UUID]()
 
 @contextmanager
 def admitted(owner: Owner) -> Iterator[None]:
-    """Count a request among those at work while the context lasts.
-
-    TooManyRequests if it is one too many.
-    """
+    """Count a long request while the context lasts; TooManyRequests above a limit."""
     account = owner.account_id
     with _lock:
         _refuse_if_too_many(account)

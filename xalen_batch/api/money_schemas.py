@@ -1,7 +1,7 @@
-"""The wire's shapes of estimates, invoices and statements, for the API's description: their
-services render them themselves.
+"""Schemas of estimates, invoices and statements, for the OpenAPI description only: the services
+render these objects themselves.
 
-Amounts are USD, exact, as strings such as `0.0000123`.
+Amounts are exact, in USD, as strings such as `0.0000123`.
 """
 
 from typing import Literal

@@ -1,6 +1,6 @@
-"""The wire's shapes.
+"""Schemas of the API's objects.
 
-Every key is always there, null when there is nothing: strict clients break on absent keys.
+Every key is always present, null without a value: strict clients fail on absent keys.
 """
 
 from datetime import datetime
@@ -20,7 +20,7 @@ from xalen_batch.windows import ExecutionWindow
 
 
 class Identified(BaseModel):
-    """What lists are made of."""
+    """An object with an id, which a list can hold."""
 
     id: str
 
@@ -63,7 +63,7 @@ class FileObject(Identified):
     expires_at: int | None
     filename: str
     purpose: str
-    # `uploaded`: the input of a schedule's run, which has no bytes yet.
+    # `uploaded` is the input of a schedule's run that is not assembled yet.
     status: Literal["uploaded", "processed"]
     status_details: str | None = None
 
@@ -168,21 +168,19 @@ class WaitingObject(BaseModel):
 
     @classmethod
     def of(cls, wait: Wait | None) -> Self | None:
-        return (
-            None
-            if wait is None
-            else cls(
-                reason=wait.reason,
-                model=wait.model,
-                since=_seconds(wait.since),
-                message=wait.message,
-            )
+        if wait is None:
+            return None
+        return cls(
+            reason=wait.reason,
+            model=wait.model,
+            since=_seconds(wait.since),
+            message=wait.message,
         )
 
 
 class BatchObject(Identified, Scoped):
-    # What OpenAI's own type requires, so that its clients can parse the answer to a cancel whatever
-    # the key may see.
+    # The fields that OpenAI's own type requires: its clients must be able to parse the answer to a
+    # cancel, whatever the scopes of the key.
     always = frozenset(
         {"id", "object", "endpoint", "input_file_id", "completion_window", "status", "created_at"}
     )
@@ -222,18 +220,17 @@ class BatchObject(Identified, Scoped):
     def of(
         cls, batch: Batch, progress: Progress, now: datetime | None, waiting: Wait | None = None
     ) -> Self:
-        """`now`: by the clock of PostgreSQL, which opens and closes execution windows; for a batch
-        that has one.
+        """`now`: the time by PostgreSQL's clock, which decides on execution windows; None if the
+        batch has none.
         """
+        errors = None
+        if batch.errors is not None:
+            errors = BatchErrors(data=[_error(error) for error in batch.errors])
         return cls(
             id=ids.render("batch", batch.id),
             endpoint=batch.endpoint,
             model=batch.model,
-            errors=(
-                None
-                if batch.errors is None
-                else BatchErrors(data=[_error(error) for error in batch.errors])
-            ),
+            errors=errors,
             input_file_id=ids.render("file", batch.input_file_id),
             completion_window=batch.completion_window,
             status=batch.status,
@@ -263,7 +260,7 @@ class BatchObject(Identified, Scoped):
 
 class ModelObject(Identified):
     object: Literal["model"] = "model"
-    # The catalog does not say when a model was made.
+    # The catalog has no creation time.
     created: int = 0
     owned_by: str
 

@@ -1,7 +1,7 @@
-"""Which fields of an answer a key may see: a field needs the scope of the route that shows it.
+"""Field-level scopes: a key without the scope of a field gets null in its place.
 
-A key that lacks the scope gets null in the field's place, so every key of the object is always
-there. The description of the API names the scope of each such field as `x-scope`.
+A field needs the scope of the route that shows it. All keys of an object stay present. The OpenAPI
+description names the scope of each such field as `x-scope`.
 """
 
 from collections.abc import Collection, Iterator
@@ -15,15 +15,14 @@ from pydantic_core import CoreSchema
 
 from xalen_batch.accounts.accounts import Scope
 
-# What a JSON schema says to people.
+# The keywords of a JSON schema that are documentation.
 WORDS = ("title", "description", "examples")
 
 
 class Scoped(BaseModel):
-    """An answer whose fields need the scope `read`, but for those named here.
+    """An answer whose fields need the scope `read`, except those named here.
 
-    `always`: fields that every key sees whose request is let in. `priced`: fields that need the
-    scope `billing`.
+    `always`: fields without a scope of their own. `priced`: fields that need the scope `billing`.
     """
 
     always: ClassVar[frozenset[str]]
@@ -31,7 +30,7 @@ class Scoped(BaseModel):
 
     @classmethod
     def scope_of(cls, field: str) -> Scope | None:
-        """The scope that a field needs; None: no other than its route's."""
+        """The scope that a field needs; None if the scope of its route suffices."""
         if field in cls.priced:
             return Scope.BILLING
         return None if field in cls.always else Scope.READ
@@ -49,7 +48,7 @@ class Scoped(BaseModel):
 
 
 def render(answer: BaseModel, scopes: Collection[str]) -> bytes:
-    """An answer as JSON, with null for every field that a key with these scopes may not see."""
+    """An answer as JSON, with null in each field that a key with these scopes may not read."""
     if not _hides(type(answer), frozenset(scopes)):
         return answer.model_dump_json().encode()
     shown = answer.model_dump(mode="json")
@@ -58,8 +57,9 @@ def render(answer: BaseModel, scopes: Collection[str]) -> bytes:
 
 
 def render_stored(answer: bytes, kind: type[BaseModel], scopes: Collection[str]) -> bytes:
-    """The same of an answer that was stored as JSON of this class, maybe for a key with other
-    scopes or by an older version.
+    """As `render`, for an answer of class `kind` that was stored as JSON.
+
+    It may have been stored for a key with other scopes, or by an older version.
     """
     if not _hides(kind, frozenset(scopes)):
         return answer
@@ -82,7 +82,7 @@ def _hide(kind: type[BaseModel], shown: dict[str, Any], scopes: frozenset[str]) 
 
 @cache
 def _hides(kind: type[BaseModel], scopes: frozenset[str]) -> bool:
-    """Whether an answer of this class has any field that these scopes do not let through."""
+    """Whether an answer of this class has a field that these scopes may not read."""
     fields = kind.model_fields.items()
     return any(
         _is_hidden(kind, name, scopes)
@@ -99,9 +99,9 @@ def _is_hidden(kind: type[BaseModel], field: str, scopes: frozenset[str]) -> boo
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The answers inside a field: `list[RunObject]`, `RunObject | None`.
+    """The models in an annotation such as `list[RunObject]` or `RunObject | None`.
 
-    TypeError if it does not say which.
+    Raises TypeError for a type variable.
     """
     if isinstance(annotation, TypeVar):
         raise TypeError(
@@ -115,7 +115,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _nullable(described: dict[str, Any]) -> dict[str, Any]:
-    """A JSON schema that takes null as well; its words stay where they are."""
+    """The JSON schema, extended by null; documentation keywords stay at its top level."""
     options = described.get("anyOf", [])
     if {"type": "null"} in options:
         return described

@@ -1,6 +1,4 @@
-"""Uploads: a multipart body that goes to storage as it arrives, never held whole, never written
-twice.
-"""
+"""Uploads: streams the file of a multipart body to storage, without a temporary copy."""
 
 import asyncio
 import hashlib
@@ -23,7 +21,7 @@ from xalen_batch.accounts.accounts import Caller
 from xalen_batch.accounts.quotas import Quota
 from xalen_batch.api.deps import BriefSubmitter
 from xalen_batch.api.http import budget
-from xalen_batch.api.http.forms import Form, too_large
+from xalen_batch.api.http.forms import UploadForm, too_large
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest, TooLarge
 from xalen_batch.fields import LONGEST_LIFE, SHORTEST_LIFE, ExpiresAfter, meant, misspelt
@@ -31,19 +29,18 @@ from xalen_batch.files import UPLOAD_PURPOSES
 from xalen_batch.ratelimit import account
 from xalen_batch.storage import marks
 
-# What the form around the file may take: part headers and the other fields.
-FORM_ROOM = 1024 * 1024
-FIELDS = frozenset(
+# The most bytes of a form besides those of the file: part headers and other fields.
+FORM_OVERHEAD = 1024 * 1024
+FORM_FIELDS = frozenset(
     {"file", "purpose", "expires_after", "expires_after[anchor]", "expires_after[seconds]"}
 )
-# Bytes that an upload holds while it arrives: the buffer of its writer, and what the connection
-# has.
-UPLOAD_HOLDS = storage.WRITE_BUFFER + 512 * 1024
+# The bytes that an arriving upload holds in memory: the buffers of its writer and its connection.
+UPLOAD_BYTES = storage.WRITE_BUFFER + 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file whose bytes are in storage, and what its form said. `expires_after`: seconds."""
+    """A file whose bytes are in storage, with its form's fields. `expires_after`: seconds."""
 
     id: UUID
     caller: Caller
@@ -60,16 +57,16 @@ class Upload:
 
 
 async def receive(request: Request, caller: BriefSubmitter) -> AsyncIterator[Upload]:
-    """Store the upload of a known caller; what its route then refuses is removed again."""
-    await asyncio.to_thread(_refuse_if_over_quota, caller, max(0, _length(request) - FORM_ROOM))
+    """A dependency: stores the upload of an admitted caller, and removes it if the route fails."""
+    await asyncio.to_thread(_refuse_if_over_quota, caller, max(0, _length(request) - FORM_OVERHEAD))
     await asyncio.to_thread(marks.place)
-    with budget.bodies.holding(caller, UPLOAD_HOLDS):
+    with budget.bodies.holding(caller, UPLOAD_BYTES):
         upload = await _store(request, caller)
     try:
         await asyncio.to_thread(marks.confirm_kept, storage.key(upload.id))
         yield upload
     except sqlalchemy.exc.OperationalError:
-        # The commit may have happened: the sweep removes the bytes if it has not.
+        # The commit may have succeeded. If not, the sweep removes the bytes.
         raise
     except Exception:
         await asyncio.to_thread(storage.delete, storage.key(upload.id))
@@ -81,12 +78,12 @@ Received = Annotated[Upload, Depends(receive, scope="function")]
 
 async def _store(request: Request, caller: Caller) -> Upload:
     id = ids.new()
-    form = Form(settings().max_file_bytes)
+    form = UploadForm(settings().max_file_bytes)
     parser = python_multipart.MultipartParser(_boundary(request), form.callbacks())
     _check_length(request)
     received = 0
     digest = hashlib.sha256()
-    # An error in here leaves nothing behind.
+    # An error within the writer's context removes the bytes.
     async with storage.writer(storage.key(id)) as out:
         async for chunk in request.stream():
             disk.refuse_if_full()
@@ -97,10 +94,10 @@ async def _store(request: Request, caller: Caller) -> Upload:
                 raise InvalidRequest(
                     f"The multipart body is broken: {error}. Let your HTTP client build it."
                 ) from error
-            if received - form.size > FORM_ROOM:
+            if received - form.size > FORM_OVERHEAD:
                 raise TooLarge(
-                    f"The form around the file takes more than {FORM_ROOM:,} bytes. Send the file's"
-                    " content as the part `file`.",
+                    f"The form around the file takes more than {FORM_OVERHEAD:,} bytes. Send the"
+                    " file's content as the part `file`.",
                     code="request_too_large",
                 )
             for data in form.take():
@@ -120,30 +117,33 @@ def _boundary(request: Request) -> bytes:
 
 
 def _length(request: Request) -> int:
-    """Bytes that the body has by its own account; 0: it does not say."""
+    """The body's Content-Length in bytes; 0 if there is none."""
     length = request.headers.get("content-length", "0")
     return int(length) if length.isdecimal() else 0
 
 
 def _check_length(request: Request) -> None:
-    """TooLarge if the body says itself that it has more bytes than it may."""
-    if _length(request) > settings().max_file_bytes + FORM_ROOM:
+    """Raise TooLarge if the Content-Length is above the limit."""
+    if _length(request) > settings().max_file_bytes + FORM_OVERHEAD:
         raise too_large(settings().max_file_bytes)
 
 
 def _refuse_if_over_quota(caller: Caller, least: int) -> None:
-    """TooManyRequests before a byte is taken: by the rate of changes, or of a file that has `least`
-    bytes for which there is no room.
+    """Raise TooManyRequests before a byte is read: by the rate of changes, or by a quota.
+
+    `least`: a lower bound of the file's bytes.
     """
+    asked = {Quota.FILES: 1}
+    if least:
+        asked[Quota.STORAGE_BYTES] = least
     with db.reading() as session:
         account.admit_change(session, caller)
-        if excess := quotas.excess(
-            session, caller, {Quota.FILES: 1} | ({Quota.STORAGE_BYTES: least} if least else {})
-        ):
-            raise excess.refusal()
+        excess = quotas.excess(session, caller, asked)
+    if excess:
+        raise excess.refusal()
 
 
-def _upload(id: UUID, caller: Caller, form: Form, sha256: bytes) -> Upload:
+def _upload(id: UUID, caller: Caller, form: UploadForm, sha256: bytes) -> Upload:
     if not form.is_complete:
         raise InvalidRequest(
             "The multipart body ends before its closing boundary. Upload the file again."
@@ -162,7 +162,7 @@ def _upload(id: UUID, caller: Caller, form: Form, sha256: bytes) -> Upload:
     )
 
 
-def _purpose(form: Form) -> str:
+def _purpose(form: UploadForm) -> str:
     purpose = form.fields.get("purpose")
     choices = ", ".join(sorted(UPLOAD_PURPOSES))
     if not purpose:
@@ -179,12 +179,13 @@ def _purpose(form: Form) -> str:
     return purpose
 
 
-def _expires_after(form: Form) -> int | None:
-    """Seconds, from the form's two fields or, as some clients send it, from one that holds an
-    object in JSON.
+def _expires_after(form: UploadForm) -> int | None:
+    """The seconds of the form's two fields, or of one field with a JSON object.
+
+    Some clients send the latter. None without any of these fields.
     """
-    for name in form.fields.keys() - FIELDS:
-        if field := meant(name, FIELDS):
+    for name in form.fields.keys() - FORM_FIELDS:
+        if field := meant(name, FORM_FIELDS):
             raise misspelt(name, field)
     if text := form.fields.get("expires_after"):
         if form.fields.keys() & {"expires_after[anchor]", "expires_after[seconds]"}:
@@ -202,10 +203,8 @@ def _expires_after(form: Form) -> int | None:
             raise InvalidRequest(
                 f"Invalid `expires_after`: {text!r:.100}. Send {wanted}.", param="expires_after"
             ) from None
-    anchor, seconds = (
-        form.fields.get("expires_after[anchor]", ""),
-        form.fields.get("expires_after[seconds]", ""),
-    )
+    anchor = form.fields.get("expires_after[anchor]", "")
+    seconds = form.fields.get("expires_after[seconds]", "")
     if not anchor and not seconds:
         return None
     if anchor != "created_at":

@@ -1,1 +1,1 @@
-"""The commands. Thin: each finds its inputs, calls one room or the API, and prints."""
+"""The commands: each reads its inputs, calls a service or the API, and prints."""

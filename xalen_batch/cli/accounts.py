@@ -1,6 +1,4 @@
-"""`accounts`: its commands, and what the operator sets for an account: limits, and leave for
-simulated answers.
-"""
+"""`accounts`: its commands, and the quotas and the simulated answers of one account."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
     from xalen_batch.accounts.accounts import Owner
 
-# What an option may say in the place of a number.
+# Values of an option other than a number.
 NONE, DEFAULT = "none", "default"
 NUMBER = "a number, `none` for no limit, or `default` for that of the settings"
 

@@ -1,6 +1,4 @@
-"""Mistakes in the API's address, found by how the server behind it answers: http for https, a path
-that is not the API's.
-"""
+"""Detects a wrong address of the API (http for https, a wrong path) by the server's answer."""
 
 import re
 import socket
@@ -10,7 +8,7 @@ from http.client import BadStatusLine
 from urllib.parse import urlsplit
 
 PROBE_TIMEOUT = 3.0
-# What OpenSSL calls the first bytes of a plain HTTP answer, in its versions from 1.1 on.
+# OpenSSL's reasons, from version 1.1 on, for a plain HTTP answer in place of a TLS record.
 NO_TLS = {
     "WRONG_VERSION_NUMBER",
     "UNKNOWN_PROTOCOL",
@@ -23,8 +21,9 @@ TLS_RECORDS = (b"\x15", b"\x16")
 
 
 def wrong_scheme(base_url: str, reason: object) -> str | None:
-    """Why a first request failed, if the cause is the address's scheme or the server's certificate;
-    and the address to use.
+    """The message if the first request failed because of the scheme or the certificate; else None.
+
+    It names the address to use.
     """
     address = urlsplit(base_url)
     match reason:
@@ -42,9 +41,7 @@ def wrong_scheme(base_url: str, reason: object) -> str | None:
 
 
 def is_tls_server(base_url: str) -> bool:
-    """Whether the server of an http:// address speaks TLS: it answers the first message of a
-    handshake with a TLS record.
-    """
+    """Whether the server of an http:// address answers a TLS ClientHello with a TLS record."""
     address = urlsplit(base_url)
     if address.scheme != "http":
         return False
@@ -64,10 +61,10 @@ def is_tls_server(base_url: str) -> bool:
 
 
 def hint(base_url: str, status: int, told: str | None, code: str | None) -> str:
-    """The address to use, after an answer that a wrong one causes; else an empty string.
+    """The correct address, if a wrong one explains an error; else an empty string.
 
-    `told`: the message and `code` of the API's error envelope; None: the answer was none, so
-    another server gave it.
+    `told` and `code`: the message and code in the API's error envelope. `told` is None if there was
+    no envelope, so that another server answered.
     """
     if told is None and status == 400 and is_tls_server(base_url):
         return f" {_use('https', base_url)}"

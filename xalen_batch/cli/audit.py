@@ -17,7 +17,7 @@ ENTRIES: tuple[Layout, ...] = (
     (("at", "who"), ("what", "of", "mode"), ("change",)),
     (("at", "who", "what", "mode"), ("of", "change")),
 )
-# A time as the log has it, to the microsecond.
+# The format of a time in the log, in microseconds.
 UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00")
 MODES = {None: "-", False: "test", True: "live"}
 
@@ -101,7 +101,7 @@ def _entries(since: datetime | None, object_id: str | None, limit: int) -> list[
 
 
 def _public(values: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The columns of a row as the audit log keeps them, with ids as users have them."""
+    """The columns of a row of the audit log, with ids in their public form."""
     from xalen_batch import ids
 
     def shown(name: str, value: Any) -> Any:
@@ -123,7 +123,7 @@ def _start(text: str) -> datetime:
 
 
 def _change(entry: dict[str, Any]) -> str:
-    """`name=nightly`, `status=active → paused`: what is, or what was and is."""
+    """`name=nightly` for a new value, `status=active → paused` for a changed one."""
     before, after = entry["before"] or {}, entry["after"] or {}
     if not before:
         return pairs({name: _plain(value) for name, value in after.items()})

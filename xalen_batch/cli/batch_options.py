@@ -1,5 +1,5 @@
-"""Options of a batch, each checked before anything is sent: a value that no server takes is a usage
-error (exit 2).
+"""Options of a batch. Each is checked before a request is sent: an invalid value is a usage error
+(exit 2).
 """
 
 import re
@@ -15,8 +15,9 @@ METADATA = "--metadata"
 
 @contextmanager
 def usage_error(option: str | None = None) -> Iterator[None]:
-    """Turn the API's refusal of a value into a usage error of an option; None: the option named
-    like the field.
+    """Convert the API's refusal of a field into a usage error of an option.
+
+    Without `option`, the option has the name of the field.
     """
     from xalen_batch.errors import InvalidRequest
 

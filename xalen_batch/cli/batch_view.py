@@ -1,4 +1,4 @@
-"""How a batch is shown to people."""
+"""Renders batches for people."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ from xalen_batch.cli.stacked import Layout, stacked
 
 SHOWN_ERRORS = 20
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
-# Counts of lines that nobody ran, in servers that have them.
+# Counts of lines that were not run. Older servers do not send them.
 UNRUN = ("cancelled", "expired")
 MOMENTS = (
     "created_at",
@@ -44,23 +44,23 @@ BATCHES: tuple[Layout, ...] = (
 
 
 def succeeded(batch: dict[str, Any]) -> bool:
-    """Completed, and every line of it."""
+    """Whether the batch is completed and each of its lines succeeded."""
     return bool(batch["status"] == "completed" and batch["request_counts"]["failed"] == 0)
 
 
 def unsuccessful(batch: dict[str, Any]) -> int:
-    """Lines that ended without success, which are those of its error file."""
+    """The number of lines that ended without success; its error file has them."""
     counts = batch["request_counts"]
     return ended_lines(counts) - int(counts["completed"])
 
 
 def ended_lines(counts: dict[str, int]) -> int:
-    """Lines that have ended, one way or another."""
+    """The number of lines that have ended, with or without success."""
     return sum(counts.get(how, 0) for how in ("completed", "failed", *UNRUN))
 
 
 def say_outcome(batch: dict[str, Any]) -> None:
-    """How it ended, in one line on stderr."""
+    """Print the outcome of a batch, one line on stderr."""
     counts = batch["request_counts"]
     text = (
         f"{batch['id']} {batch['status']}: {figure(counts['completed'])} of"
@@ -80,7 +80,7 @@ def say_outcome(batch: dict[str, Any]) -> None:
 
 
 def say_errors(batch: dict[str, Any]) -> None:
-    """Its validation errors on stderr: the first of them, and the command that shows the rest."""
+    """Print its first validation errors on stderr, and the command that shows the others."""
     if errors := batch_errors(batch):
         print_line_errors(errors, batch["input_file_id"])
     if len(errors) > SHOWN_ERRORS:
@@ -98,7 +98,7 @@ def print_line_errors(
     shown: int | None = SHOWN_ERRORS,
     console: Console = STDERR,
 ) -> None:
-    """Errors of an input file as `name:line: code: message`; `shown` None: all of them."""
+    """Print errors of an input file as `name:line: code: message`; `shown` None prints all."""
     for error in errors[:shown]:
         place = safe(name) if error["line"] is None else f"{safe(name)}:{error['line']}"
         console.print(
@@ -109,7 +109,7 @@ def print_line_errors(
 
 
 def table_of(batches: Sequence[dict[str, Any]]) -> None:
-    """Batches, the newest first."""
+    """Print a table of batches, the newest first."""
     rows = [
         (
             batch["id"],
@@ -125,7 +125,7 @@ def table_of(batches: Sequence[dict[str, Any]]) -> None:
 
 
 def details(batch: dict[str, Any]) -> None:
-    """Every field of one batch."""
+    """Print every field of one batch."""
     show(fields(_fields(batch)))
     if errors := batch_errors(batch):
         print_line_errors(errors, batch["input_file_id"], shown=None, console=STDOUT)
@@ -152,7 +152,7 @@ def _fields(batch: dict[str, Any]) -> Iterator[tuple[str, object]]:
 
 
 def _usage(usage: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """The token counts of a batch, and how many of them the server counted itself, if it did."""
+    """The token counts of a batch, with the share that the server itself counted."""
     for key, value in usage.items():
         if isinstance(value, int):
             yield key, value

@@ -7,9 +7,10 @@ import typer
 
 from xalen_batch.cli import batch_view, download
 from xalen_batch.cli.batch_view import ENDED
-from xalen_batch.cli.client import connect
+from xalen_batch.cli.client import ApiOptions
 from xalen_batch.cli.failures import Failed
-from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, OfSchedule, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import BatchId, Json, OfSchedule, examples
 from xalen_batch.cli.output import counted, figure, print_json, print_list, say, say_more
 from xalen_batch.states import BatchStatus
 
@@ -30,6 +31,7 @@ commands = typer.Typer()
         "xalen-batch list --json | jq -r .data[0].id",
     ),
 )
+@with_option_groups
 def list_batches(
     limit: Annotated[
         int, typer.Option(min=1, metavar="N", help="Most batches to show, the newest first.")
@@ -37,15 +39,12 @@ def list_batches(
     status: Annotated[BatchStatus | None, typer.Option(metavar="STATUS", help=STATUS_HELP)] = None,
     schedule: OfSchedule = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """List your batches, the newest first."""
     keep = None if status is None else lambda batch: batch["status"] == status
-    batches, has_more = connect(base_url, api_key, live).listing(
-        limit, "/batches", keep, schedule_id=schedule
-    )
+    batches, has_more = api.connect().listing(limit, "/batches", keep, schedule_id=schedule)
     if as_json:
         print_list(batches, has_more=has_more)
     elif batches:
@@ -68,15 +67,10 @@ def list_batches(
 @commands.command(
     epilog=examples("xalen-batch show batch_0192…", "xalen-batch show batch_0192… --json")
 )
-def show(
-    batch_id: BatchId,
-    as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
-) -> None:
+@with_option_groups
+def show(batch_id: BatchId, as_json: Json = False, *, api: ApiOptions) -> None:
     """Show every field of a batch, and its validation errors."""
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     batch = client.get(f"/batches/{batch_id}")
     if as_json:
         print_json(batch)
@@ -93,6 +87,7 @@ def show(
         " '.data[].response.body.choices[0].message.content'",
     )
 )
+@with_option_groups
 def results(
     batch_id: BatchId,
     output: Annotated[
@@ -115,13 +110,12 @@ def results(
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help=RESULTS_JSON)] = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Download the results of a batch: JSON Lines, in the order of the input."""
     download.check_target(output)
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     status = client.get(f"/batches/{batch_id}")["status"]
     if status not in ENDED and not partial:
         raise Failed(
@@ -164,15 +158,10 @@ def results(
         "xalen-batch cancel batch_0192… && xalen-batch watch batch_0192…",
     )
 )
-def cancel(
-    batch_id: BatchId,
-    as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
-) -> None:
+@with_option_groups
+def cancel(batch_id: BatchId, as_json: Json = False, *, api: ApiOptions) -> None:
     """Cancel a batch. Lines that have finished are kept, delivered and billed."""
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     batch = client.post(f"/batches/{batch_id}/cancel")
     if as_json:
         print_json(batch)

@@ -1,9 +1,8 @@
-"""The API's client. Retries what is safe to repeat, streams both ways in constant memory, stops at
-once on Ctrl-C.
+"""The API's client: retries requests that are safe to repeat, streams in constant memory, and stops
+at once on Ctrl-C.
 
-Built on the standard library: pyreqwest, which the workers use, holds Ctrl-C back until a request
-has ended (its synchronous client) or now and then aborts the interpreter as it exits (its
-asynchronous one).
+Built on the standard library. pyreqwest, the workers' client, delays Ctrl-C until a request has
+ended (synchronous), or sometimes aborts the interpreter at exit (asynchronous).
 """
 
 import json
@@ -11,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +22,7 @@ from uuid import uuid4
 from xalen_batch.cli import addresses, transport
 from xalen_batch.cli.connection import LOOPBACK, Connection, find
 from xalen_batch.cli.failures import ApiError, Failed, Unreachable
+from xalen_batch.cli.options import ApiKey, BaseUrl, Live
 from xalen_batch.cli.output import safe, say
 from xalen_batch.cli.progress import Moved
 
@@ -30,16 +31,15 @@ Json = dict[str, Any]
 Headers = Mapping[str, str]
 
 CHUNK = 256 * 1024
-# Objects of a list that are asked for at once.
+# Objects in one page of a list.
 PAGE = 100
-# Longest JSON object, and longest first line of a file, that are taken from a server; ours are far
-# below.
+# The most bytes that are read of a JSON object, or of the first line of a file. Ours are far below.
 MOST_JSON = 64 * 1024 * 1024
-# A silence, not a request, may last this long.
+# Seconds without a byte, not of a whole request.
 TIMEOUT = 60.0
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 LONGEST_PAUSE = 120.0
-# Seconds. A longer pause between two attempts is explained on stderr.
+# Seconds. A message on stderr announces a longer pause between two attempts.
 SILENCE = 3.0
 
 
@@ -59,7 +59,7 @@ class Client:
         self._has_reached = False
 
     def get(self, path: str, **query: str | int | None) -> Json:
-        """A JSON object."""
+        """The JSON object of a GET."""
         return self._retried(lambda: self._json(self._request(_address(path, query))))
 
     def listing(
@@ -69,7 +69,10 @@ class Client:
         keep: Callable[[Json], bool] | None = None,
         **query: str | int | None,
     ) -> Listing:
-        """The first objects of a list, page after page; with `keep`, the first that it is true of."""
+        """The first `limit` objects of a list, over several pages.
+
+        `keep`: count only objects for which it is true.
+        """
         found: list[Json] = []
         page: Json = {"has_more": True, "last_id": None}
         while page["has_more"] and len(found) < limit:
@@ -79,7 +82,7 @@ class Client:
         return Listing(found[:limit], page["has_more"] or len(found) > limit)
 
     def post(self, path: str, body: Json | None = None, **query: str | int | None) -> Json:
-        """A JSON object. Its Idempotency-Key makes a repeated POST harmless."""
+        """The JSON object of a POST. An Idempotency-Key makes it safe to repeat."""
         content = b"" if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Idempotency-Key": uuid4().hex}
         return self._retried(
@@ -87,25 +90,25 @@ class Client:
         )
 
     def post_lines(self, path: str, content: bytes) -> Json:
-        """Send lines of JSONL; a JSON object."""
+        """The JSON object of a POST of JSONL lines, with an Idempotency-Key."""
         headers = {"Content-Type": "application/jsonl", "Idempotency-Key": uuid4().hex}
         return self._retried(lambda: self._json(self._request(path, headers, content)))
 
     def patch(self, path: str, body: Json) -> Json:
-        """A JSON object. To set the same fields twice is harmless."""
+        """The JSON object of a PATCH, which is safe to repeat."""
         content, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
         return self._retried(
             lambda: self._json(self._request(path, headers, content, method="PATCH"))
         )
 
     def delete(self, path: str, **query: str | int | None) -> Json:
-        """A JSON object."""
+        """The JSON object of a DELETE."""
         return self._retried(
             lambda: self._json(self._request(_address(path, query), method="DELETE"))
         )
 
     def upload(self, path: Path, filename: str, moved: Moved) -> Json:
-        """Send a file as batch input."""
+        """Upload a file as batch input; its file object."""
         form = transport.Form(path, filename)
         headers = {
             "Content-Type": form.content_type,
@@ -119,9 +122,9 @@ class Client:
     def download(
         self, path: str, write: Callable[[bytes], object], moved: Moved, *, is_fixed: bool
     ) -> Headers:
-        """Pass a body on piece by piece; the answer's headers, in lower case.
+        """Pass a body to `write` in chunks; returns the answer's headers, in lower case.
 
-        `is_fixed`: the body does not change, so after a broken connection it goes on where it was.
+        `is_fixed`: the body does not change, so the download resumes after a broken connection.
         """
         received = 0
 
@@ -148,7 +151,7 @@ class Client:
         return self._retried(receive_once)
 
     def first_line(self, path: str) -> bytes:
-        """The first line of a body that has any text in it; the rest is not waited for."""
+        """The first line of a body that is not blank. Does not wait for the rest."""
 
         def read() -> bytes:
             with closing(self._open(self._request(path))) as response:
@@ -211,7 +214,7 @@ class Client:
         return response
 
     def _bounded(self, response: HTTPResponse) -> Iterator[bytes]:
-        """The chunks of a body that is kept in memory; Failed when there are too many."""
+        """The chunks of a body that is kept in memory; Failed above MOST_JSON bytes."""
         size = 0
         for chunk in self._chunks(response):
             size += len(chunk)
@@ -223,7 +226,7 @@ class Client:
             yield chunk
 
     def _chunks(self, response: HTTPResponse) -> Iterator[bytes]:
-        """A body in pieces; Unreachable when it ends early."""
+        """The chunks of a body; Unreachable if it ends early."""
         size, seen = response.length, 0
         try:
             while chunk := response.read(CHUNK):
@@ -259,8 +262,9 @@ class Client:
         return Unreachable(f"No answer from {address.scheme}://{address.netloc}: {words}. {remedy}")
 
     def _retried(self, send: Callable[[], T]) -> T:
-        """Repeat on 408, 409, 429, 5xx and broken connections, unless the server says not to; one
-        never reached fails at once.
+        """Call `send`, and repeat it with backoff on 408, 409, 429, 5xx and broken connections.
+
+        Does not repeat if the server says not to, nor if it was never reached.
         """
         for pause in PAUSES:
             wait = pause * random.uniform(0.5, 1)
@@ -281,9 +285,17 @@ class Client:
         return send()
 
 
-def connect(base_url: str | None, api_key: str | None, live: bool) -> Client:
-    """A client for what the options, the environment and `credentials.toml` say."""
-    return Client(find(base_url, api_key, live))
+@dataclass(frozen=True, slots=True)
+class ApiOptions:
+    """The connection options of each command that talks to the API (`with_option_groups`)."""
+
+    base_url: BaseUrl = None
+    api_key: ApiKey = None
+    live: Live = False
+
+    def connect(self) -> Client:
+        """A client for the server of these options, the environment or `credentials.toml`."""
+        return Client(find(self.base_url, self.api_key, self.live))
 
 
 def _address(path: str, query: Mapping[str, str | int | None]) -> str:
@@ -292,7 +304,7 @@ def _address(path: str, query: Mapping[str, str | int | None]) -> str:
 
 
 def _failure(error: HTTPError, base_url: str) -> ApiError:
-    """The API's error envelope as one line, with the request id that support will ask for."""
+    """The API's error envelope as one line, with the request id for the support."""
     code, message = None, None
     try:
         told = json.loads(error.read(CHUNK))["error"]

@@ -1,6 +1,4 @@
-"""Times for people: a moment on a schedule's clock and in UTC, lengths of time, and the zone of
-this machine.
-"""
+"""Renders times for people, on a schedule's clock or in UTC, and finds this machine's time zone."""
 
 import os
 import re
@@ -14,14 +12,14 @@ from xalen_batch.cli.output import say
 
 LOCALTIME = Path("/etc/localtime")
 FOLDER_OF_ZONES = "zoneinfo/"
-# Copies of all zones within that folder, with and without leap seconds.
+# Subfolders with copies of all zones, with and without leap seconds.
 EDITIONS = ("posix/", "right/")
 LENGTHS = {"m": "minutes", "h": "hours", "d": "days"}
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 def machine_zone() -> str | None:
-    """The IANA name of this machine's time zone, where it is known by its name."""
+    """The IANA name of this machine's time zone; None if it is unknown."""
     name = os.environ.get("TZ")
     name = os.path.realpath(LOCALTIME) if name is None else name.removeprefix(":")
     name = name.rpartition(FOLDER_OF_ZONES)[2]
@@ -31,13 +29,14 @@ def machine_zone() -> str | None:
 
 
 def zone_or_machines(timezone: str | None) -> str:
-    """The zone that was given, else this machine's, else UTC."""
+    """The given zone, or that of this machine, or UTC."""
     return timezone or machine_zone() or "UTC"
 
 
 def say_zone(timezone: str | None) -> None:
-    """On stderr, which zone is taken where none was given; said once nothing is wrong with what was
-    given.
+    """Say on stderr which zone is assumed if none was given.
+
+    Call it after the other options are checked.
     """
     if timezone is not None:
         return
@@ -63,8 +62,9 @@ def _is_zone(name: str) -> bool:
 
 
 def local(iso: str | None) -> str:
-    """`Wed 2026-11-25 02:30 +01:00` of an ISO 8601 time with an offset; seconds where there are
-    any; or a dash.
+    """An ISO 8601 time with an offset as `Wed 2026-11-25 02:30 +01:00`; a dash for None.
+
+    It has seconds if they are not 0.
     """
     if iso is None:
         return "-"
@@ -73,15 +73,15 @@ def local(iso: str | None) -> str:
 
 
 def utc(seconds: float | None) -> str:
-    """`2026-11-25 01:30 UTC` of Unix seconds; or a dash."""
+    """Unix seconds as `2026-11-25 01:30 UTC`; a dash for None."""
     return "-" if seconds is None else f"{_minute(datetime.fromtimestamp(seconds, UTC))} UTC"
 
 
 def beside(seconds: float, iso: str, timezone: str) -> str:
-    """A moment on a zone's clock, next to another one: the time, with its date and offset where
-    they are not the other's.
+    """A moment on a zone's clock, for display next to another moment.
 
-    In UTC where this machine does not know the zone.
+    It has a date and an offset only if they differ from those of the other. In UTC if this machine
+    does not know the zone.
     """
     other, zone = datetime.fromisoformat(iso), _zone(timezone)
     if zone is None:
@@ -93,9 +93,7 @@ def beside(seconds: float, iso: str, timezone: str) -> str:
 
 
 def at(seconds: float | None, timezone: str) -> str:
-    """Unix seconds as `local` shows them, on a zone's clock; in UTC where this machine does not
-    know the zone.
-    """
+    """Unix seconds on a zone's clock, as `local`; in UTC if this machine does not know the zone."""
     zone = _zone(timezone)
     return (
         utc(seconds)
@@ -116,7 +114,7 @@ def _minute(time: datetime) -> str:
 
 
 def length(seconds: float) -> str:
-    """`4.2 s`, `12 min 5 s`, `6 h 42 min`, `3 d 4 h`: the two largest units."""
+    """Seconds in their two largest units: `4.2 s`, `12 min 5 s`, `6 h 42 min`, `3 d 4 h`."""
     if seconds < 60:
         return f"{seconds:.1f}".removesuffix(".0") + " s"
     left, parts = int(seconds), list[str]()
@@ -128,13 +126,13 @@ def length(seconds: float) -> str:
 
 
 def until(seconds: float) -> str:
-    """`in 3 h 12 min`: how long from now, or `now`, to Unix seconds."""
+    """The time from now to Unix seconds: `in 3 h 12 min`, or `now`."""
     left = timedelta(seconds=seconds) - (datetime.now(UTC) - datetime.fromtimestamp(0, UTC))
     return "now" if left < timedelta(seconds=1) else f"in {length(int(left.total_seconds()))}"
 
 
 def duration(text: str, option: str) -> timedelta:
-    """`30m`, `24h`, `7d`, or `0`."""
+    """Seconds as an option has them: `30m`, `24h`, `7d`, or `0`."""
     match = re.fullmatch(r"([0-9]{1,5})([mhd])", text, re.ASCII)
     if match is None and text != "0":
         raise typer.BadParameter(
@@ -145,9 +143,9 @@ def duration(text: str, option: str) -> timedelta:
 
 
 def moment(text: str, option: str) -> str:
-    """A time as the API takes it: ISO 8601, a date being its midnight.
+    """An option's time in the API's form, ISO 8601; a date is its midnight.
 
-    Without an offset it is on the schedule's clock.
+    A time without an offset is on the schedule's clock.
     """
     try:
         return datetime.fromisoformat(text).isoformat()

@@ -1,6 +1,6 @@
-"""Where the API is and which key opens it: options, then the environment, then `credentials.toml`.
+"""Finds the address and the key of the API, in options, the environment or `credentials.toml`.
 
-A key goes to the address that its own source gives, and to no other (docs/decisions/0029).
+A key is sent only to the address of its own source (docs/decisions/0029).
 """
 
 import os
@@ -22,7 +22,7 @@ PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Connection:
-    """`base_url` ends in the API's version, without a slash."""
+    """An address with its key. `base_url` ends in the API version, without a slash."""
 
     base_url: str
     key: str = field(repr=False)
@@ -30,7 +30,7 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One place that may name an address, a key, or both, and what the two are called there."""
+    """A place with an address, a key or both, and the names of both there."""
 
     address_name: str
     key_name: str
@@ -42,14 +42,14 @@ DEFAULT_DATA_DIR = Path(".xalen")
 
 
 def data_dir() -> Path:
-    """The data folder. Read here so that a client command need not load every setting."""
+    """The data folder. Not read through `settings()`, so that client commands load no settings."""
     return Path(os.environ.get("XALEN_DATA_DIR") or DEFAULT_DATA_DIR)
 
 
 def find(base_url: str | None, api_key: str | None, live: bool) -> Connection:
     """The connection to use.
 
-    Failed (exit 4) without a key, or where key and address come from two sources.
+    Failed (exit 4) without a key, or if key and address are from two sources.
     """
     sources = _sources(base_url, api_key, os.environ, _credentials(), live=live)
     if not sources:
@@ -70,14 +70,14 @@ def find(base_url: str | None, api_key: str | None, live: bool) -> Connection:
 
 
 def is_known(base_url: str | None, api_key: str | None, live: bool) -> bool:
-    """Whether anything names a server: an option, the environment, or `credentials.toml`."""
+    """Whether an option, the environment or `credentials.toml` names a server."""
     return bool(_sources(base_url, api_key, os.environ, _credentials(), live=live))
 
 
 def is_asked_for(base_url: str | None, api_key: str | None) -> bool:
     """Whether an option or the environment names a server.
 
-    `credentials.toml` only remembers one, which may not run now.
+    `credentials.toml` names the last one, which may not run now.
     """
     return bool(_sources(base_url, api_key, os.environ, {}, live=False))
 
@@ -90,9 +90,9 @@ def _sources(
     *,
     live: bool,
 ) -> list[Source]:
-    """Every source that names an address or a key, the one that decides first."""
+    """All sources with an address or a key, in order of precedence."""
     openai_key = environment.get("OPENAI_API_KEY")
-    # The pair of another service: neither its key nor its address is meant for this command.
+    # Not a key of ours: this pair of variables belongs to another service, so ignore both.
     is_foreign = bool(openai_key) and not str(openai_key).strip().startswith(
         (TEST_PREFIX, LIVE_PREFIX)
     )
@@ -119,10 +119,9 @@ def _sources(
 
 
 def choose(sources: Sequence[Source]) -> Connection:
-    """The key and the address of the first source, or the first address with the key that another
-    source gives for it.
+    """The key and address of the first source; or its address, with the key of another source.
 
-    Failed where that would send a key to an address that its own source does not name.
+    Failed if a key would be sent to an address that its own source does not name.
     """
     first, *others = sources
     address = first.base_url and _normal(first.base_url, first.address_name)
@@ -132,7 +131,7 @@ def choose(sources: Sequence[Source]) -> Connection:
         return Connection(address, _checked(first.key, first.key_name))
     for other in others:
         if other.key and other.base_url and _identity(other.base_url) == _identity(address):
-            # By the spelling of the key's own source: [::1] may be another user's server than
+            # Use the spelling of the key's own source: [::1] may be the server of another user than
             # 127.0.0.1.
             return Connection(
                 _normal(other.base_url, other.address_name), _checked(other.key, other.key_name)
@@ -195,7 +194,7 @@ def _credentials() -> dict[str, Any]:
 def _normal(base_url: str, name: str) -> str:
     parts = _parsed(base_url)
     if parts is None:
-        # It may hold a password.
+        # An address may contain a password.
         shown = "" if "@" in base_url else f": {base_url!r}"
         looks = (
             f"http://{base_url}"
@@ -215,9 +214,7 @@ def _normal(base_url: str, name: str) -> str:
 
 
 def _path(parts: SplitResult) -> str:
-    """The path of an address with one slash for several and none at its end; `/v1` if there is
-    none.
-    """
+    """The path of an address without repeated or trailing slashes; `/v1` if it has none."""
     return re.sub("/+", "/", parts.path).rstrip("/") or "/v1"
 
 
@@ -227,14 +224,14 @@ def _parsed(base_url: str) -> SplitResult | None:
         is_whole = parts.scheme in PORTS and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return None
-    # urlsplit drops some blanks, and browsers read a backslash as a slash: what is ambiguous is no
-    # address.
+    # Refuse ambiguous addresses: urlsplit drops some blanks, and browsers read a backslash as a
+    # slash.
     is_plain = base_url.isprintable() and not set(base_url) & set(" \\?#")
     return parts if is_whole and is_plain else None
 
 
 def _identity(base_url: str) -> tuple[str, str, int, str] | None:
-    """What two spellings of one address have in common."""
+    """A key that is equal for all spellings of one address."""
     parts = _parsed(base_url)
     if parts is None or not parts.hostname:
         return None

@@ -1,5 +1,5 @@
-"""The operator's commands work on the database itself: the configured one, or the one `xalen-batch
-up` runs.
+"""Database access of the operator's commands: to the configured database, or to that of a running
+`xalen-batch up`.
 """
 
 import os
@@ -19,7 +19,7 @@ VARIABLES = {"XALEN_DATABASE_URL": "database_url", "XALEN_REDIS_URL": "redis_url
 
 
 def find() -> None:
-    """Put the addresses in force into the environment, before the settings are read from it."""
+    """Add the URLs of a running `up` to the environment, before the settings are read from it."""
     if os.environ.get("XALEN_DATABASE_URL"):
         return
     path = data_dir() / "run.toml"
@@ -39,9 +39,9 @@ def find() -> None:
 
 @contextmanager
 def transaction() -> Iterator["Session"]:
-    """A unit of work on the database; it commits at the end.
+    """A transaction, which commits at the end.
 
-    The audit log says who ran the command.
+    The audit log names the user of the command.
     """
     find()
     from xalen_batch import db
@@ -54,7 +54,7 @@ def transaction() -> Iterator["Session"]:
 
 @contextmanager
 def snapshot() -> Iterator["Session"]:
-    """The database as it is at one moment, to be read for as long as that takes."""
+    """A read-only session on a snapshot of the database."""
     find()
     from xalen_batch import db
 
@@ -63,7 +63,7 @@ def snapshot() -> Iterator["Session"]:
 
 
 def _user() -> str:
-    """The user of the operating system, by the process and not by the environment."""
+    """The user name of this process, which the environment cannot change."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

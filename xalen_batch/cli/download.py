@@ -1,4 +1,4 @@
-"""Downloads: to stdout, or to a file that is there whole or not at all."""
+"""Downloads to stdout, or to a file that is replaced atomically."""
 
 import os
 import sys
@@ -15,22 +15,22 @@ STDOUT = Path("-")
 
 
 class Delivered(NamedTuple):
-    """How many lines came, and the headers that say how far they go."""
+    """The number of lines received, and the headers with the progress of the batch."""
 
     lines: int
     headers: Mapping[str, str]
 
     @property
     def is_complete(self) -> bool:
-        """Whether no more lines of the batch are to come."""
+        """Whether the batch will have no more lines."""
         return self.headers.get("x-batch-complete") != "false"
 
 
 @contextmanager
 def writer(target: Path) -> Iterator[BinaryIO]:
-    """What to write the bytes of `target` to.
+    """A function that writes bytes to `target`.
 
-    A file gets its name at the end; an error leaves the old one alone.
+    A file gets its name at the end; an error leaves the old file unchanged.
     """
     if target == STDOUT:
         yield sys.stdout.buffer
@@ -46,9 +46,7 @@ def writer(target: Path) -> Iterator[BinaryIO]:
 
 
 def check_target(target: Path, source: Path | None = None) -> None:
-    """Fail now rather than after hours: the folder must be there and writable, the target not the
-    input itself.
-    """
+    """Fail early if the folder is missing or not writable, or the target is the input itself."""
     if target == STDOUT:
         return
     if target.is_dir():
@@ -62,7 +60,7 @@ def check_target(target: Path, source: Path | None = None) -> None:
 def fetch(
     client: Client, batch_id: str, target: Path, *, errors: bool, is_ended: bool
 ) -> Delivered:
-    """Write a batch's lines that succeeded, or those that failed, to `target`."""
+    """Write a batch's output lines, or its error lines, to `target`."""
     lines = 0
     with writer(target) as out:
 
@@ -76,9 +74,7 @@ def fetch(
 
 
 def print_lines(client: Client, batch_id: str, *, errors: bool, is_ended: bool) -> Delivered:
-    """Print a batch's lines that succeeded, or those that failed, as a list object on stdout; each
-    is printed as it comes.
-    """
+    """Print a batch's output or error lines as one list object on stdout, as they arrive."""
     lines, rest = 0, b""
     with writer(STDOUT) as out:
         out.write(b'{"object": "list", "data": [')

@@ -1,8 +1,6 @@
-"""The console script. The commands take a moment to load; Ctrl-C ends that moment in words, not in
-a traceback.
+"""The console script: Ctrl-C while the commands are imported prints a message, not a traceback.
 
-Imports little by itself: each process that multiprocessing starts for a command runs this module
-again.
+Imports little itself: each process that multiprocessing starts for a command imports this module.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""How a command ends: the exit codes, and errors as one readable line."""
+"""The exit codes, and errors as one readable line."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ STOPPED_EARLY = "Stopped before the command began."
 
 
 class Failed(Exception):
-    """A command cannot go on; the message says why and what to do."""
+    """The command cannot continue; the message has the reason and the remedy."""
 
     def __init__(self, message: str, exit_code: int = ERROR) -> None:
         super().__init__(message)
@@ -23,10 +23,10 @@ class Failed(Exception):
 
 
 class ApiError(Failed):
-    """The API's answer was an error, with a code if it has one.
+    """An error answer of the API, with its code if it has one.
 
-    `retry_after`: the pause that it asks for, in seconds. `may_pass`: whether the same request may
-    succeed later, by the answer's header `x-should-retry`, else by its status.
+    `retry_after`: the pause that it asks for, in seconds. `may_pass`: whether a repeated request
+    may succeed, by its header `x-should-retry`, else by its status.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class ApiError(Failed):
 
 
 class Unreachable(Failed):
-    """The API did not answer at all."""
+    """The API did not answer."""
 
 
 def describe(error: Exception) -> str:
     """An error in one line, for people.
 
-    Called only on the way out, so it may import what it needs.
+    Called only at the end of a command, so it may import slow modules.
     """
     from pydantic import ValidationError
 
-    from xalen_batch import complaints
+    from xalen_batch import config_errors
     from xalen_batch.config import Settings
     from xalen_batch.errors import ConfigError, XalenError
 
@@ -66,7 +66,7 @@ def describe(error: Exception) -> str:
         case Failed() | ConfigError() | XalenError():
             return str(error)
         case ValidationError(title="Settings"):
-            return f"A setting is not valid. {complaints.of_settings(error, Settings)}"
+            return f"A setting is not valid. {config_errors.of_settings(error, Settings)}"
         case OSError(strerror=str(reason), filename=str(name)):
             return f"{name}: {reason}"
         case OSError(strerror=str(reason)):
@@ -91,7 +91,5 @@ def is_debugging() -> bool:
 
 
 def silence_stdout() -> None:
-    """After a broken pipe: nothing more reaches the reader, and the interpreter's last flush must
-    not complain.
-    """
+    """Redirect stdout after a broken pipe, so that the flush at interpreter exit does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)

@@ -1,4 +1,4 @@
-"""`files`: what has been uploaded, and what batches have made of it."""
+"""`files`: uploads, and the output files of batches."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,10 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from xalen_batch.cli import download, inputs, progress, uploads
-from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.client import ApiOptions, Client
 from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.group import Group
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import (
     fields,
     figure,
@@ -61,18 +62,13 @@ FileIds = Annotated[
         "id=$(make-requests | xalen-batch files upload -)",
     )
 )
-def upload(
-    file: inputs.InputFile,
-    as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
-) -> None:
+@with_option_groups
+def upload(file: inputs.InputFile, as_json: Json = False, *, api: ApiOptions) -> None:
     """Upload a file as batch input and print its id.
 
     Nothing is checked or run: `submit` does that.
     """
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     with inputs.opened(file) as path:
         made = uploads.send(client, path, inputs.name_of(file))
     if as_json:
@@ -89,6 +85,7 @@ def upload(
         "xalen-batch files list --json | jq -r .data[0].id",
     ),
 )
+@with_option_groups
 def list_files(
     limit: Annotated[
         int, typer.Option(min=1, metavar="N", help="Most files to show, the newest first.")
@@ -101,12 +98,11 @@ def list_files(
         ),
     ] = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """List your files, the newest first."""
-    files, has_more = connect(base_url, api_key, live).listing(limit, "/files", purpose=purpose)
+    files, has_more = api.connect().listing(limit, "/files", purpose=purpose)
     if as_json:
         print_list(files, has_more=has_more)
     elif files:
@@ -124,15 +120,10 @@ def list_files(
 @commands.command(
     epilog=examples("xalen-batch files show file-0192…", "xalen-batch files show file-0192… --json")
 )
-def show(
-    file_id: FileId,
-    as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
-) -> None:
+@with_option_groups
+def show(file_id: FileId, as_json: Json = False, *, api: ApiOptions) -> None:
     """Show every field of a file."""
-    file = connect(base_url, api_key, live).get(f"/files/{file_id}")
+    file = api.connect().get(f"/files/{file_id}")
     if as_json:
         print_json(file)
     else:
@@ -148,6 +139,7 @@ def show(
         "xalen-batch files download file-0192… | head -1",
     ),
 )
+@with_option_groups
 def download_file(
     file_id: FileId,
     output: Annotated[
@@ -159,13 +151,12 @@ def download_file(
             help="The file to write, whole or not at all; `-` is stdout.",
         ),
     ] = download.STDOUT,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Download a file's bytes as they are."""
     download.check_target(output)
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     with progress.transfer("downloading") as moved, download.writer(output) as out:
         client.download(f"/files/{file_id}/content", out.write, moved, is_fixed=True)
 
@@ -175,15 +166,10 @@ def download_file(
         "xalen-batch files delete file-0192…", "xalen-batch files delete file-0192… file-0193…"
     )
 )
-def delete(
-    file_ids: FileIds,
-    as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
-) -> None:
+@with_option_groups
+def delete(file_ids: FileIds, as_json: Json = False, *, api: ApiOptions) -> None:
     """Delete files. Of an output file that erases the answers, never what they cost."""
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     deleted = [_delete(client, file_id) for file_id in dict.fromkeys(file_ids)]
     if as_json:
         print_list(deleted)
@@ -193,7 +179,7 @@ def _delete(client: Client, file_id: str) -> dict[str, Any]:
     try:
         deleted = client.delete(f"/files/{file_id}")
     except Failed as error:
-        # Files named before it are gone: the message names the one that is not.
+        # Name the file in the error: those before it are deleted.
         raise Failed(
             str(error) if file_id in str(error) else f"{file_id}: {error}", error.exit_code
         ) from error

@@ -1,6 +1,4 @@
-"""Input files on their way in: opened or read from stdin, and checked before anything leaves this
-machine.
-"""
+"""Input files: opened, or read from stdin, and checked before anything leaves this machine."""
 
 import json
 import os
@@ -34,9 +32,7 @@ InputFile = Annotated[
 
 @contextmanager
 def opened(file: Path) -> Iterator[Path]:
-    """A path that can be read twice: the file itself, or what stdin held, for as long as the
-    command runs.
-    """
+    """A path that can be read twice: the file, or a temporary copy of stdin."""
     if file != STDIN:
         if not file.is_file():
             raise Failed(f"{file} is not a file. Name a JSON Lines file, or `-` for stdin.")
@@ -54,12 +50,12 @@ def opened(file: Path) -> Iterator[Path]:
 
 
 def name_of(file: Path) -> str:
-    """What the file is called on the server and in messages."""
+    """The name of the file on the server and in messages."""
     return "stdin.jsonl" if file == STDIN else file.name
 
 
 def checked(path: Path, endpoint: str, rules: "Rules") -> tuple[str | None, "Faults"]:
-    """The endpoint of a file, and everything that is wrong with it.
+    """The endpoint of a file, and its faults.
 
     Much faster than an estimate.
     """
@@ -84,7 +80,7 @@ def checked(path: Path, endpoint: str, rules: "Rules") -> tuple[str | None, "Fau
 
 
 def estimated(path: Path, endpoint: str, rules: "Rules") -> "Estimate":
-    """Everything that is wrong with a file, and what it would cost."""
+    """The faults of a file, and its cost."""
     from xalen_batch.validation.estimate import estimate
 
     with progress.transfer("estimating") as moved:
@@ -101,7 +97,7 @@ def estimated(path: Path, endpoint: str, rules: "Rules") -> "Estimate":
 
 
 def first_url(path: Path) -> str | None:
-    """The endpoint that the first line asks for, whatever else is in it."""
+    """The endpoint of the first line, even if that has faults."""
     with path.open("rb") as lines:
         first = next((line for line in lines if line.strip()), b"")
     try:
@@ -112,7 +108,7 @@ def first_url(path: Path) -> str | None:
 
 
 def _named(endpoint: str) -> str | None:
-    """The canonical endpoint of an option; None: that of the first line."""
+    """The canonical endpoint of an option; None stands for that of the first line."""
     from xalen_batch.catalog import endpoint_of
 
     return None if endpoint == AUTO else endpoint_of(endpoint) or endpoint

@@ -1,6 +1,4 @@
-"""`invoice`, `statement`, `reconcile`: what was used and what it costs, with amounts exactly as the
-API wrote them.
-"""
+"""`invoice`, `statement`, `reconcile`: usage and cost, with amounts as the API sends them."""
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -10,9 +8,10 @@ import typer
 from rich.console import Console
 
 from xalen_batch.cli import database
-from xalen_batch.cli.client import connect
+from xalen_batch.cli.client import ApiOptions
 from xalen_batch.cli.failures import ERROR
-from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import BatchId, Json, examples
 from xalen_batch.cli.output import STDOUT, counted, figure, print_json, print_list, safe, say, show
 from xalen_batch.cli.stacked import Layout, stacked
 
@@ -36,15 +35,10 @@ commands = typer.Typer()
         "xalen-batch invoice batch_0192…", "xalen-batch invoice batch_0192… --json | jq -r .total"
     ),
 )
-def invoice(
-    batch_id: BatchId,
-    as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
-) -> None:
+@with_option_groups
+def invoice(batch_id: BatchId, as_json: Json = False, *, api: ApiOptions) -> None:
     """Show the exact invoice of a batch that has ended."""
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     found = client.get(f"/batches/{batch_id}/invoice")
     if as_json:
         print_json(found)
@@ -53,7 +47,7 @@ def invoice(
 
 
 def print_invoice(found: dict[str, Any], console: Console = STDOUT) -> None:
-    """Model, component, quantity, unit price and amount of each line, then the total."""
+    """Print model, component, quantity, unit price and amount of each line, then the total."""
     console.print(f"Invoice {found['id']}{_mode(found)}", style="bold", soft_wrap=True)
     console.print(f"Batch {found['batch_id']}", soft_wrap=True)
     if schedule := found.get("schedule"):
@@ -115,7 +109,7 @@ def _component(line: dict[str, Any]) -> str:
 
 
 def _say_counted(lines: Iterable[dict[str, Any]], console: Console) -> None:
-    """What a mark on some of the lines means."""
+    """Explain the mark on lines whose tokens the server counted, on stderr."""
     if any(line.get("reason") == COUNTED for line in lines):
         console.print(
             "counted: the model backend reported no usable usage, so xalen-batch counted the"
@@ -139,21 +133,21 @@ def _mode(found: dict[str, Any]) -> str:
         "xalen-batch statement 2026-11 --json | jq -r .total",
     ),
 )
+@with_option_groups
 def statement(
     month: Annotated[
         str | None, typer.Argument(metavar="YYYY-MM", help="The month, UTC; this one if not given.")
     ] = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Show the statement of a month: its batch invoices, rounded once.
 
     A draft until the month is over.
     """
     wanted = _month(month)
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     found = client.get(f"/statements/{wanted}")
     if as_json:
         print_json(found)

@@ -253,9 +253,7 @@ def revoke(key_id: KeyId, as_json: Json = False) -> None:
 
 
 def _mode(key: dict[str, Any]) -> Text:
-    """Live keys spend money: they stand out, by colour where there is one and by capitals
-    everywhere.
-    """
+    """The mode of a key. `LIVE` is in colour and capitals: live keys spend money."""
     return Text("LIVE", style="bold red") if key["livemode"] else Text("test", style="dim")
 
 

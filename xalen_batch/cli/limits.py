@@ -1,11 +1,12 @@
-"""`limits`: what an account may hold at a time, what it holds, and what is free."""
+"""`limits`: an account's quotas, with the used and the free part of each."""
 
 from typing import Any
 
 import typer
 
-from xalen_batch.cli.client import connect
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
+from xalen_batch.cli.client import ApiOptions
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import figure, grid, print_json, show
 
 NAMES = {
@@ -34,11 +35,10 @@ commands = typer.Typer()
         "xalen-batch limits --json | jq .open_batches.free",
     )
 )
-def limits(
-    as_json: Json = False, base_url: BaseUrl = None, api_key: ApiKey = None, live: Live = False
-) -> None:
+@with_option_groups
+def limits(as_json: Json = False, *, api: ApiOptions) -> None:
     """Show your account's quotas: used, limit and free."""
-    found = connect(base_url, api_key, live).get("/limits")
+    found = api.connect().get("/limits")
     if as_json:
         print_json(found)
     else:

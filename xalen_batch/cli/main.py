@@ -1,6 +1,6 @@
-"""`xalen-batch`: every command, and how each of them ends.
+"""`xalen-batch`: registers every command, and turns exceptions into exit codes.
 
-Nothing heavy is imported here: what a command needs, it imports when it runs.
+Commands import slow modules when they run, not here.
 """
 
 import sys
@@ -36,9 +36,9 @@ from xalen_batch.cli.output import print_line, safe, say
 
 
 class Commands(Group):
-    """Turns every exception into one clear line on stderr and an exit code.
+    """Turns each exception into one line on stderr and an exit code.
 
-    XALEN_DEBUG=1 lets them through.
+    With XALEN_DEBUG=1, exceptions pass.
     """
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
@@ -120,7 +120,7 @@ def main(
         ),
     ] = False,
 ) -> None:
-    # User text may hold what the terminal's encoding lacks.
+    # User text may have characters that the terminal's encoding lacks.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

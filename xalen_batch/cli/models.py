@@ -1,12 +1,13 @@
-"""`models`: what can run, what it costs, and what answers."""
+"""`models`: the models, their prices, and their backends."""
 
 from decimal import Decimal
 from typing import Annotated
 
 import typer
 
-from xalen_batch.cli.client import connect
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
+from xalen_batch.cli.client import ApiOptions
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import figure, print_list, say, show
 from xalen_batch.cli.stacked import Layout, stacked
 
@@ -25,20 +26,20 @@ commands = typer.Typer()
 @commands.command(
     epilog=examples("xalen-batch models", "xalen-batch models --local", "xalen-batch models --json")
 )
+@with_option_groups
 def models(
     local: Annotated[
         bool, typer.Option("--local", help="List the catalog on this machine; needs no server.")
     ] = False,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """List the models of the API with their prices, and what answers a key of this mode."""
     if local:
         _local_models(as_json)
         return
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     terms = client.get("/terms")
     if as_json:
         of_model = {model["id"]: model for model in terms["models"]}

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-# Of a line of an example: 80 columns less the help text's own margins.
+# Columns of a line of an example: 80, less the margins of the help text.
 WIDEST = 76
 CONTINUED = " \\"
 _WORD = r"""(?:[^\s"']|"[^"]*"|'[^']*')+"""
-# The command's name with its arguments, each option with its value, and the next command with its
-# operator.
+# Parts of a command: its name with its arguments, each option with its value, and each further
+# command with its operator.
 PARTS = re.compile(rf"{_WORD}(?: (?!-|&&|\|){_WORD})*")
 
 BaseUrl = Annotated[
@@ -88,9 +88,9 @@ Timeout = Annotated[
 
 
 def examples(*commands: str) -> str:
-    """An epilog that keeps its lines.
+    """An epilog with examples, one on a line.
 
-    A long command goes on behind a backslash, so that it can be pasted from 80 columns.
+    A long command is continued behind a backslash, so that it can be pasted from 80 columns.
     """
     return "\b\n" + "\n".join(
         ("Examples:", *(f"  {line}" for command in commands for line in _lines(command)))
@@ -98,8 +98,9 @@ def examples(*commands: str) -> str:
 
 
 def _lines(command: str) -> Iterator[str]:
-    """The command in lines of at most WIDEST characters, broken before an option or operator, never
-    inside quotes.
+    """The command in lines of at most WIDEST characters.
+
+    Broken before an option or operator, never inside quotes.
     """
     first, *rest = PARTS.findall(command)
     line = first

@@ -1,4 +1,4 @@
-"""What is printed: data on stdout, messages on stderr, and nothing that a terminal would obey."""
+"""Output: data on stdout, messages on stderr, both without terminal control sequences."""
 
 import json
 import re
@@ -20,17 +20,16 @@ _UNSAFE = re.compile(
 
 
 def safe(value: object) -> str:
-    """Text of a user's on one line, with whatever could steer a terminal shown as its escape
-    (`\\x1b`).
-    """
+    """A user's text on one line, with control characters escaped (`\\x1b`)."""
     return _UNSAFE.sub(
         lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), str(value)
     )
 
 
 class SafeConsole(Console):
-    """Prints no text that steers the terminal, whoever forgot to make it safe; what Rich itself
-    steers it with passes.
+    """Removes control sequences from all text, as a second line of defence behind `safe`.
+
+    Rich's own control codes pass.
     """
 
     def render(
@@ -43,8 +42,8 @@ class SafeConsole(Console):
                 yield Segment("\n".join(map(safe, segment.text.split("\n"))), segment.style)
 
 
-# No markup, emoji or highlighting: text that came from a user is never more than text.
-# A table fits itself to a terminal, and is never folded into a pipe.
+# No markup, emoji or highlighting, which could interpret a user's text.
+# Tables fold to the width of a terminal, and never in a pipe.
 WIDE = 10_000
 STDOUT = SafeConsole(
     markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDE
@@ -59,39 +58,39 @@ STDERR = SafeConsole(
 
 
 def print_line(value: object) -> None:
-    """A value alone on its line of stdout, for a script to take."""
+    """Print one value alone on a line of stdout, for scripts."""
     sys.stdout.write(f"{safe(value)}\n")
 
 
 def say(text: str, style: str | None = None) -> None:
-    """A message to the person at the terminal, on stderr."""
+    """Print a message for people on stderr."""
     STDERR.print(text, style=style, soft_wrap=True)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on stdout, in ASCII."""
+    """Print one JSON object on stdout, in ASCII."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def print_list(data: Sequence[Mapping[str, Any]], *, has_more: bool = False) -> None:
-    """Objects on stdout as the one JSON object that stands for a list, as in the API.
+    """Print a list object on stdout, as the API has it.
 
-    `has_more`: not all of them are in it.
+    `has_more`: the list is not complete.
     """
     print_json({"object": "list", "data": data, "has_more": has_more})
 
 
 def say_more(number: int) -> None:
-    """That a list stops at its --limit, on stderr."""
+    """Say on stderr that a list ends at its --limit."""
     say(f"These are the newest {figure(number)}. --limit shows more.", style="dim")
 
 
 def grid(
     headers: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()
 ) -> Table:
-    """A table; `right` names the columns of figures, which are the last to be folded.
+    """A table. `right` names the columns of figures, which fold last.
 
-    Cells are made safe, but for text with styles of our own.
+    Cells are made safe, except a `Text`, which has styles of our own.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for header in headers:
@@ -105,7 +104,7 @@ def grid(
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> Table:
-    """Names and values, one pair a line."""
+    """Print names and values, one pair on a line."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -115,7 +114,7 @@ def fields(pairs: Iterable[tuple[str, object]]) -> Table:
 
 
 def show(table: Table, console: Console = STDOUT) -> None:
-    """Print a table; in a pipe without the blanks that fill up its lines."""
+    """Print a table. In a pipe, its lines have no trailing blanks."""
     if console.is_terminal:
         console.print(table)
         return
@@ -125,12 +124,12 @@ def show(table: Table, console: Console = STDOUT) -> None:
 
 
 def figure(number: object) -> str:
-    """A count with thousands separators; anything else, money above all, exactly as it came."""
+    """A count with thousands separators; any other value, such as money, unchanged."""
     return f"{number:,}" if isinstance(number, int) else str(number)
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 line`, `1,000 lines`."""
+    """A count with its noun: `1 line`, `1,000 lines`."""
     return f"{figure(number)} {noun}{'' if number == 1 else 's'}"
 
 
@@ -144,5 +143,5 @@ def moment(timestamp: int | None) -> str:
 
 
 def pairs(value: dict[str, Any]) -> str:
-    """`a=1 b=2`."""
+    """A mapping as `a=1 b=2`."""
     return " ".join(f"{name}={item}" for name, item in value.items())

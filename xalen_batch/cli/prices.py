@@ -1,4 +1,4 @@
-"""`prices`: list prices of the catalog on this machine, and of the database over time."""
+"""`prices`: list prices of this machine's catalog, and of the database over time."""
 
 import sys
 from collections.abc import Sequence
@@ -194,7 +194,7 @@ def _show(changes: "Sequence[Change]") -> None:
 
 
 def _rendered(change: "Change") -> dict[str, Any]:
-    """Prices in USD per 1M tokens, as strings; None where the model has none."""
+    """Prices in USD per 1M tokens, as strings; None for a model without a price."""
     old, new = (None if price is None else _price(price) for price in (change.old, change.new))
     return {
         "model": change.model,

@@ -1,4 +1,4 @@
-"""Progress on stderr: bars on a terminal, a line now and then anywhere else."""
+"""Progress on stderr: bars on a terminal, otherwise a line from time to time."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,14 +20,14 @@ from xalen_batch.cli.batch_view import ENDED
 from xalen_batch.cli.output import STDERR, figure, say
 
 Counts = dict[str, int]
-# Takes how many bytes have gone, of how many where that is known.
+# Called with the number of bytes transferred, and the total if it is known.
 Moved = Callable[[int, int | None], None]
 LINE_EVERY = 10.0
 
 
 @contextmanager
 def transfer(label: str) -> Iterator[Moved]:
-    """A bar for bytes."""
+    """A progress bar of bytes."""
     columns = (
         TextColumn(label, markup=False),
         BarColumn(),
@@ -41,14 +41,14 @@ def transfer(label: str) -> Iterator[Moved]:
 
 
 class View(Protocol):
-    """What shows a batch on its way."""
+    """Shows the progress of a batch."""
 
     def update(self, batch: dict[str, Any]) -> None: ...
 
 
 @contextmanager
 def batch() -> Iterator[View]:
-    """A live bar for a batch, or plain lines where stderr is no terminal."""
+    """A live bar for a batch, or plain lines if stderr is no terminal."""
     if not STDERR.is_terminal:
         yield _Lines()
         return
@@ -65,7 +65,7 @@ def batch() -> Iterator[View]:
 
 
 class _Rate:
-    """Lines a second since the first look that found any to do."""
+    """Lines per second since the first update with an ended line."""
 
     def __init__(self) -> None:
         self._start: tuple[float, int] | None = None
@@ -110,7 +110,7 @@ class _Lines:
 
     def update(self, batch: dict[str, Any]) -> None:
         if batch["status"] in ENDED:
-            # The outcome is said in a line of its own.
+            # Another line reports the outcome.
             return
         if batch["status"] == self._status and time.monotonic() - self._said_at < LINE_EVERY:
             return

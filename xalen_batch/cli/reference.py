@@ -1,7 +1,6 @@
-"""The reference pages of the documentation, written from the commands and the settings themselves.
+"""Generates the documentation's reference pages from the commands and the settings.
 
-`python -m xalen_batch.cli.reference` writes docs/reference/; a test fails when a page is out of
-date.
+`python -m xalen_batch.cli.reference` writes docs/reference/; a test fails if a page is out of date.
 """
 
 from collections.abc import Iterator
@@ -65,13 +64,15 @@ def _walk(group: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _section(path: str, command: Any) -> str:
     own = [
-        param for param in command.params if _panel(param) != CONNECTION and param.name != "help"
+        param
+        for param in command.params
+        if _panel(param) != CONNECTION and param.name != "help" and not param.hidden
     ]
     arguments = " ".join(_argument(param) for param in own if param.param_type_name == "argument")
     parts = [f"## `{f'{path} {arguments}'.strip()}`", " ".join(command.help.split())]
     if own:
         parts.append(_table(own))
-    if len(own) < len(command.params):
+    if any(_panel(param) == CONNECTION for param in command.params):
         parts.append("And the options of every command that talks to the API.")
     parts.append(f"```sh\n{_examples(command)}\n```")
     return "\n\n".join(parts)

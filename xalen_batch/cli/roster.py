@@ -1,6 +1,4 @@
-"""`accounts list`, `create`, `rename`, `weight`, `disable`, `enable`: which accounts there are, for
-the operator.
-"""
+"""`accounts list`, `create`, `rename`, `weight`, `disable`, `enable`, for the operator."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +24,7 @@ ACCOUNTS: tuple[Layout, ...] = (
 
 
 def new_name(text: str) -> str:
-    """A name for an account, without the blanks around it."""
+    """A name for an account, without surrounding blanks."""
     name = text.strip()
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
         raise typer.BadParameter(
@@ -190,7 +188,7 @@ def enable(name: Name, as_json: Json = False) -> None:
 
 
 def _cancel_open(session: "Session", account: "Account") -> int:
-    """Cancel every batch that can be; how many."""
+    """Cancel all batches of the account that can be cancelled; returns their number."""
     from sqlalchemy import select
 
     from xalen_batch import batches

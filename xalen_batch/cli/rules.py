@@ -1,6 +1,4 @@
-"""What a file is checked by on this machine: the models, prices and limits of the server it goes
-to, or of the catalog here.
-"""
+"""The models, prices and limits that a file is checked with: of a server, or of this machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,20 +9,20 @@ from xalen_batch.cli.client import Client
 from xalen_batch.cli.failures import ApiError
 
 if TYPE_CHECKING:
+    from xalen_batch.billing.terms import Terms
     from xalen_batch.catalog import Model
     from xalen_batch.config import Settings
-    from xalen_batch.terms import Terms
 
 LIMITS = ("max_file_bytes", "max_batch_lines", "max_line_bytes")
-# A key without the scope `read`, and a server from before the route.
+# The codes of a key without the scope `read`, and of an older server without the route.
 NOT_TOLD = (403, 404)
 
 
 @dataclass(frozen=True)
 class Rules:
-    """`source` says in words where they come from.
+    """`source` describes their origin for a message.
 
-    `is_servers`: the server would refuse what these refuse.
+    `is_servers`: they are those of the server, which refuses the same files.
     """
 
     source: str
@@ -36,9 +34,9 @@ class Rules:
 
 
 def of_server(client: Client) -> Rules | None:
-    """The server's own, for this key. None: it does not tell them."""
+    """The server's rules for this key; None if it does not show them."""
+    from xalen_batch.billing.terms import Terms
     from xalen_batch.config import settings
-    from xalen_batch.terms import Terms
 
     try:
         told = client.get("/terms")
@@ -62,10 +60,10 @@ def of_server(client: Client) -> Rules | None:
 
 
 def local() -> Rules:
-    """Those of the catalog and the settings on this machine."""
+    """The rules of this machine's catalog and settings."""
     from xalen_batch import catalog
+    from xalen_batch.billing.terms import Terms
     from xalen_batch.config import settings
-    from xalen_batch.terms import Terms
 
     models = catalog.models()
     prices = {
@@ -83,7 +81,7 @@ def local() -> Rules:
 
 
 def _model(told: dict[str, Any]) -> "Model":
-    """As much of a model as its server tells, and a check of requests needs."""
+    """A catalog model with those fields that a server's terms have and a check needs."""
     from xalen_batch.catalog import ListPrice, Model
 
     return Model(

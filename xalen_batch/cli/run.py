@@ -1,4 +1,4 @@
-"""`run`: from a file to its results and its invoice, in one go."""
+"""`run`: submit, watch, download and invoice in one command."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +14,10 @@ from xalen_batch.cli.batch_options import (
     Window,
     parse_metadata,
 )
-from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.client import ApiOptions, Client
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, ApiError, Failed
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, Timeout, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, Timeout, examples
 from xalen_batch.cli.output import STDERR, STDOUT, print_json, say
 from xalen_batch.cli.submit import before_submission, check, create
 from xalen_batch.cli.watch import follow
@@ -39,6 +40,7 @@ commands = typer.Typer()
         "xalen-batch run - -o - < requests.jsonl | jq -r .custom_id",
     )
 )
+@with_option_groups
 def run(
     file: inputs.InputFile,
     output: Annotated[
@@ -52,9 +54,8 @@ def run(
     on_invalid: OnInvalid = None,
     timeout: Timeout = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Submit a file, watch the batch, download its results and show its invoice. Exit 3 if not
     every line succeeded.
@@ -72,7 +73,7 @@ def run(
         )
     with inputs.opened(file) as path:
         with before_submission():
-            client = connect(base_url, api_key, live)
+            client = api.connect()
             checked = check(client, path, file, endpoint, on_invalid)
         batch = follow(client, create(client, checked, window, hours, notes)["id"], timeout)
         invoice = _delivered(client, batch, target)
@@ -85,9 +86,9 @@ def run(
 
 
 def _delivered(client: Client, batch: dict[str, Any], target: Path) -> dict[str, Any] | None:
-    """Write an ended batch's results, and its errors beside them.
+    """Write an ended batch's results and errors; returns its invoice.
 
-    Its invoice; None if validation refused it.
+    None if validation refused the batch.
     """
     batch_view.say_errors(batch)
     batch_view.say_outcome(batch)
@@ -105,9 +106,7 @@ def _delivered(client: Client, batch: dict[str, Any], target: Path) -> dict[str,
 
 
 def _invoice(client: Client, batch: dict[str, Any]) -> dict[str, Any] | None:
-    """None, and a word about it, for a key that may not see it: the batch has succeeded all the
-    same.
-    """
+    """The invoice, or None with a message if the key may not see it: the batch succeeded anyway."""
     try:
         return client.get(f"/batches/{batch['id']}/invoice")
     except ApiError as error:
@@ -118,9 +117,7 @@ def _invoice(client: Client, batch: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _deliver_results(client: Client, batch: dict[str, Any], target: Path) -> None:
-    """Nothing is written where nothing succeeded: the results of an earlier run are worth more than
-    an empty file.
-    """
+    """Write the results, but keep those of an earlier run if no line succeeded."""
     if batch["request_counts"]["completed"] or target == download.STDOUT:
         download.fetch(client, batch["id"], target, errors=False, is_ended=True)
     if target == download.STDOUT:
@@ -138,7 +135,7 @@ def _deliver_errors(client: Client, batch: dict[str, Any], target: Path) -> None
             say(f"errors:  xalen-batch results {batch['id']} --errors")
         return
     beside = errors_target(target)
-    # Those of an earlier run would look like this one's.
+    # Remove the errors of an earlier run, which would look like those of this one.
     beside.unlink(missing_ok=True)
     if has_errors:
         download.fetch(client, batch["id"], beside, errors=True, is_ended=True)
@@ -146,7 +143,7 @@ def _deliver_errors(client: Client, batch: dict[str, Any], target: Path) -> None
 
 
 def default_target(file: Path) -> Path:
-    """`requests.jsonl` → `requests.results.jsonl` beside it; stdin → stdout."""
+    """The result file for an input: `requests.jsonl` → `requests.results.jsonl`, stdin → stdout."""
     return (
         download.STDOUT
         if file == inputs.STDIN
@@ -155,5 +152,5 @@ def default_target(file: Path) -> Path:
 
 
 def errors_target(target: Path) -> Path:
-    """`x.results.jsonl` or `x.jsonl` → `x.errors.jsonl`."""
+    """The error file for a result file: `x.results.jsonl` or `x.jsonl` → `x.errors.jsonl`."""
     return target.with_name(target.name.removesuffix(RESULTS).removesuffix(".jsonl") + ERRORS)

@@ -1,4 +1,4 @@
-"""The server's parts: `api`, `worker`, `beat`, `migrate`, `simulate`, `version`."""
+"""The services: `api`, `worker`, `beat`, `migrate`, `simulate`; and `version`."""
 
 from typing import Annotated
 
@@ -27,12 +27,22 @@ def api(
             min=0, max=65535, metavar="PORT", help="Port to listen on. If not given: XALEN_PORT."
         ),
     ] = None,
+    fd: Annotated[
+        list[int] | None,
+        typer.Option(hidden=True, help="A listening socket that `up` holds, and passes on."),
+    ] = None,
 ) -> None:
     """Serve the HTTP API."""
+    import socket
+
     from xalen_batch import app
     from xalen_batch.config import settings
 
-    app.serve(settings().host if host is None else host, settings().port if port is None else port)
+    app.serve(
+        settings().host if host is None else host,
+        settings().port if port is None else port,
+        sockets=[socket.socket(fileno=each) for each in fd or ()],
+    )
 
 
 @commands.command(

@@ -1,6 +1,4 @@
-"""Tables that fit a terminal without splitting an id: a narrow terminal gets several cells of a row
-in one column.
-"""
+"""Tables that fit a terminal without splitting an id: on a narrow one, columns stack cells."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -11,13 +9,13 @@ from rich.text import Text
 
 from xalen_batch.cli.output import STDOUT, grid, safe
 
-# The columns of a table, each with the names of the cells that it shows one above the other.
+# The columns of a table, each with the names of the cells that it stacks.
 Layout = Sequence[Sequence[str]]
-# A cell that may be folded is folded between words, and never to fewer characters than this.
+# The least width of a folded cell, in characters.
 NARROWEST = 20
-# Characters of the longest word that is kept whole: `rotated_from=key_…` with its id.
+# Longer words are split. `rotated_from=key_…` with its id has this many characters.
 LONGEST_WORD = 56
-# Characters that a table puts between two columns.
+# Characters between two columns.
 BETWEEN = 3
 
 
@@ -30,13 +28,12 @@ def stacked(
     has_total: bool = False,
     console: Console = STDOUT,
 ) -> Table:
-    """A table in the first of these layouts that the console has room for, or else in one column;
-    in a pipe a column for each cell.
+    """A table in the first layout that fits the console, or else in one column.
 
-    Layouts go from the widest to the narrowest. `rows` have a cell for each name of the first
-    layout, in its order; a cell that is no `Text` is made safe. `right`: names of figures. Only the
-    cells named in `folded` are folded, between words, so that every id can be copied. `has_total`:
-    the last row sums up the others, and is set apart.
+    In a pipe, each cell has a column. Layouts are ordered from the widest to the narrowest. `rows`
+    have a cell for each name of the first layout, in its order; a cell that is no `Text` is made
+    safe. `right`: names of figures. Only the cells named in `folded` are folded, between words, so
+    that each id can be copied. `has_total`: the last row is the sum of the others, and is set off.
     """
     names, texts = (
         names_of(layouts[0]),
@@ -70,14 +67,14 @@ def stacked(
 
 
 def names_of(layout: Layout) -> list[str]:
-    """Every cell's name, in the order of the layout."""
+    """The names of all cells, in the order of the layout."""
     return [name for column in layout for name in column]
 
 
 def _widths(
     layout: Layout, rows: Sequence[Mapping[str, Text]], folded: Collection[str]
 ) -> list[int]:
-    """The width of each column in characters; a cell of `folded` counts with its longest word."""
+    """The width of each column in characters; a cell of `folded` needs that of its longest word."""
     return [
         max(
             len(name) if row is None else _width(row[name], name in folded)

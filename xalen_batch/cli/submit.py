@@ -1,4 +1,4 @@
-"""`submit`: a file becomes a batch."""
+"""`submit`: makes a batch of a file."""
 
 import shlex
 from collections.abc import Iterator
@@ -18,9 +18,10 @@ from xalen_batch.cli.batch_options import (
     Window,
     parse_metadata,
 )
-from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.client import ApiOptions, Client
 from xalen_batch.cli.failures import INTERRUPTED, Failed
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import counted, print_json, print_line, safe, say
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ commands = typer.Typer()
         "id=$(make-requests | xalen-batch submit -) && xalen-batch watch $id",
     )
 )
+@with_option_groups
 def submit(
     file: inputs.InputFile,
     endpoint: Endpoint = AUTO,
@@ -47,15 +49,14 @@ def submit(
     metadata: Metadata = None,
     on_invalid: OnInvalid = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Submit a file and print the new batch's id."""
     notes, hours = parse_metadata(metadata), windows.asked_for(execution_window, timezone, window)
     with inputs.opened(file) as path:
         with before_submission():
-            client = connect(base_url, api_key, live)
+            client = api.connect()
             checked = check(client, path, file, endpoint, on_invalid)
         batch = create(client, checked, window, hours, notes)
     if as_json:
@@ -66,7 +67,7 @@ def submit(
 
 @contextmanager
 def before_submission() -> Iterator[None]:
-    """Where Ctrl-C leaves nothing behind, and says so."""
+    """A context in which Ctrl-C says that nothing was submitted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -75,7 +76,7 @@ def before_submission() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Checked:
-    """A file that may be sent. `on_invalid`: None is the server's default."""
+    """A valid file. `on_invalid` None is the default of the server."""
 
     path: Path
     name: str
@@ -86,15 +87,15 @@ class Checked:
 def check(
     client: Client, path: Path, file: Path, endpoint: str, on_invalid: str | None = None
 ) -> Checked:
-    """Validate a file by the server's models and limits before it leaves this machine. Failed, with
-    its errors said, if it would be refused.
+    """Validate a file by the server's models and limits before it is sent.
 
-    `path` has the content of `file`, which is how the user named it.
+    Failed if it would be refused; its errors are then on stderr. `path` is the file to read, `file`
+    the name that the user gave.
     """
     servers, name = rules.of_server(client), inputs.name_of(file)
     found, faults = inputs.checked(path, endpoint, servers or rules.local())
     errors = faults.render()
-    # The server may have models that the catalog on this machine lacks.
+    # The server may have models that this machine's catalog lacks.
     if errors and (servers or any(error["code"] != "model_not_found" for error in errors)):
         batch_view.print_line_errors(errors, name)
         if on_invalid != "skip" or not faults.are_of_lines:
@@ -115,7 +116,7 @@ def _other_lines(faults: "Faults") -> str:
 
 
 def _hint(file: Path, errors: int) -> str:
-    """The command that shows the errors that were left out, if any were."""
+    """The command that shows the errors that were left out; empty if none were."""
     if errors <= batch_view.SHOWN_ERRORS:
         return ""
     of_stdin = " with the same input" if file == inputs.STDIN else ""
@@ -129,9 +130,7 @@ def create(
     hours: dict[str, Any] | None,
     metadata: dict[str, str],
 ) -> dict[str, Any]:
-    """Upload the file and make a batch of it, whose lines start in certain hours alone if any are
-    given.
-    """
+    """Upload the file and make a batch of it, with an execution window if one is given."""
     with before_submission():
         file = uploads.send(client, checked.path, checked.name)
     request = {

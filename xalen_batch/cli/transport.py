@@ -1,6 +1,4 @@
-"""What the standard library's HTTP lacks: answers that come before an upload has ended, no
-redirects, a streamed form.
-"""
+"""Adds to the standard library's HTTP: early answers to uploads, no redirects, a streamed form."""
 
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
@@ -23,9 +21,9 @@ from xalen_batch.cli.progress import Moved
 
 
 def opener(base_url: str) -> OpenerDirector:
-    """Opens URLs below an address.
+    """An opener for URLs of one server.
 
-    Only TLS goes through the environment's proxies: of plain HTTP they would read the key.
+    Only https goes through the environment's proxies: with http, a proxy could read the key.
     """
     handlers = [_Http(), _Https(), _NoRedirect()]
     parts = urlsplit(base_url)
@@ -34,7 +32,7 @@ def opener(base_url: str) -> OpenerDirector:
 
 
 class _PatientConnection(HTTPConnection):
-    """A server that refuses an upload answers and closes; the answer counts, not the broken pipe."""
+    """Reads the answer of a server that refuses an upload and closes, in place of a broken pipe."""
 
     def send(self, data: Any) -> None:
         try:
@@ -59,17 +57,14 @@ class _Https(HTTPSHandler):
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """urllib would send the key on to wherever a redirect points.
-
-    The answer, 3xx, is an error instead.
-    """
+    """Makes a redirect an error: urllib would send the key to its target."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 class Form:
-    """A multipart form with a file for batch input; its length is known before it is read."""
+    """A multipart form with a file as batch input. Its length is known before it is read."""
 
     def __init__(self, path: Path, filename: str) -> None:
         boundary = uuid4().hex
@@ -86,11 +81,11 @@ class Form:
         self.length = len(self._head) + self._size + len(self._tail)
 
     def chunks(self, size: int, moved: Moved) -> Iterator[bytes]:
-        """The form's bytes; `moved` hears how many of the file's have gone."""
+        """The bytes of the form; `moved` is called with the number of the file's bytes so far."""
         yield self._head
         sent = 0
         with self._path.open("rb") as source:
-            # Never more than announced: a file that still grows is cut where it ended.
+            # Not more bytes than Content-Length has, even if the file grows meanwhile.
             while chunk := source.read(min(size, self._size - sent)):
                 yield chunk
                 sent += len(chunk)
@@ -99,5 +94,5 @@ class Form:
 
 
 def _quoted(filename: str) -> str:
-    """As browsers write a name into a form's header."""
+    """A name in the form's header, escaped as browsers do."""
     return filename.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")

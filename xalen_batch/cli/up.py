@@ -73,7 +73,7 @@ def up(
 
 def _welcome(ready: "Credentials", data_dir: Path) -> None:
     saved = data_dir / "credentials.toml"
-    # A key is shown to a person; anything else that listens keeps what it hears.
+    # Show the key on a terminal only: a log would keep it.
     key = ready.test_key if STDERR.is_terminal else "xln_test_…"
     say(f"\nXALEN Batch is ready at {ready.base_url}\n", "bold green")
     say(

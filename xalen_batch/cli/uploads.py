@@ -1,4 +1,4 @@
-"""Uploads for a request: sent before it, deleted again when it is refused."""
+"""Uploads for a request, which are deleted again if the request is refused."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +9,8 @@ from xalen_batch.cli import progress
 from xalen_batch.cli.client import Client
 from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed, Unreachable
 
-# After these the request may have been carried out, unless the API says not to repeat it; any other
-# 4xx means that it was not.
+# After these statuses the request may have succeeded, unless the API says not to repeat it. After
+# any other 4xx it has not.
 UNSURE = (408, 409)
 
 
@@ -24,11 +24,10 @@ def send(client: Client, path: Path, name: str) -> dict[str, Any]:
 def deleted_if_refused(
     client: Client, file_id: str | None, name: str, unsure: str
 ) -> Iterator[None]:
-    """Delete an uploaded file when the request that names it is refused, and say so in the error.
+    """Delete an uploaded file if the request that names it is refused, and say so in the error.
 
-    `file_id` None: nothing was uploaded. `name`: what messages call the file. `unsure`: what to do
-    when no answer tells whether the request was carried out; the file stays then, because something
-    may run on it.
+    `file_id` None: nothing was uploaded. `name`: that of the file in messages. `unsure`: the remedy
+    if no answer arrived; the file is kept then, because a batch may use it.
     """
     try:
         yield

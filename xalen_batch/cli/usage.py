@@ -1,4 +1,4 @@
-"""`accounts usage`: what a month comes to for each account, for the operator."""
+"""`accounts usage`: each account's usage and cost in a month, for the operator."""
 
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +28,7 @@ COLUMNS: tuple[Layout, ...] = (
     (("account", "mode"), ("batches", "open"), ("tokens in", "tokens out"), ("USD", "USD of open")),
 )
 FIGURES = ("batches", "tokens in", "tokens out", "USD", "open", "USD of open")
-# The earliest and latest month that the database's dates and ours both have.
+# The range of months that dates of PostgreSQL and of Python have in common.
 FIRST, LAST = 1970, 9998
 
 

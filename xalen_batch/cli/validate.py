@@ -1,6 +1,4 @@
-"""`validate`: what a batch would refuse, and what it would cost, by the server's models and prices
-where there is a server.
-"""
+"""`validate`: the faults and the cost of a file, by the server's models and prices if known."""
 
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,9 +7,10 @@ import typer
 
 from xalen_batch.cli import batch_view, connection, inputs, rules
 from xalen_batch.cli.batch_options import AUTO, Endpoint
-from xalen_batch.cli.client import connect
+from xalen_batch.cli.client import ApiOptions
 from xalen_batch.cli.failures import ERROR, Failed, Unreachable
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import STDOUT, counted, figure, print_json, say, show
 from xalen_batch.cli.stacked import Layout, stacked
 
@@ -34,6 +33,7 @@ commands = typer.Typer()
         "cat part-*.jsonl | xalen-batch validate -",
     )
 )
+@with_option_groups
 def validate(
     file: inputs.InputFile,
     endpoint: Endpoint = AUTO,
@@ -50,9 +50,8 @@ def validate(
         ),
     ] = False,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Check a file and estimate its cost; exit 1 if a batch would refuse it. Nothing of the file
     leaves this machine.
@@ -61,7 +60,7 @@ def validate(
     machine, and says which.
     """
     with inputs.opened(file) as path:
-        used = rules.local() if is_local else _asked(base_url, api_key, live)
+        used = rules.local() if is_local else _asked(api)
         estimate = inputs.estimated(path, endpoint, used)
     if as_json:
         print_json(estimate.render() | {"checked_with": used.source})
@@ -72,17 +71,18 @@ def validate(
         raise typer.Exit(ERROR)
 
 
-def _asked(base_url: str | None, api_key: str | None, live: bool) -> rules.Rules:
-    """The server's rules; those on this machine where no server is known, or the one remembered
-    does not run.
+def _asked(api: ApiOptions) -> rules.Rules:
+    """The server's rules, or those of this machine.
+
+    The latter if no server is known, or the saved one does not run.
     """
-    if not connection.is_known(base_url, api_key, live):
+    if not connection.is_known(api.base_url, api.api_key, api.live):
         return rules.local()
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     try:
         found = rules.of_server(client)
     except Unreachable as error:
-        if connection.is_asked_for(base_url, api_key):
+        if connection.is_asked_for(api.base_url, api.api_key):
             raise Failed(f"{error} With --local, no server is asked.") from None
         say(f"{error} Going on without it.", style="yellow")
         return rules.local()

@@ -1,4 +1,4 @@
-"""What a batch waits for, as the API says it, for a person who looks on."""
+"""The reason that a batch waits, for a person who watches it."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from xalen_batch.cli.output import say
 
 
 class Told:
-    """Says on stderr what a batch waits for, once each time that changes, and when it goes on."""
+    """Prints the reason that a batch waits on stderr, each time that it changes or ends."""
 
     def __init__(self) -> None:
         self._told: tuple[Any, Any, Any] = (None, None, None)
@@ -27,6 +27,6 @@ class Told:
 
 
 def shown(waiting: dict[str, Any]) -> str:
-    """The sentence, and since when that is so."""
+    """The sentence, with the time since when it is true."""
     since = waiting.get("since")
     return f"{waiting['message']}" + ("" if since is None else f" Since {clock.utc(since)}.")

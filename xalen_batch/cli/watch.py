@@ -7,9 +7,10 @@ import typer
 
 from xalen_batch.cli import progress, waits
 from xalen_batch.cli.batch_view import ENDED, say_errors, say_outcome, succeeded
-from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.client import ApiOptions, Client
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
-from xalen_batch.cli.options import ApiKey, BaseUrl, BatchId, Json, Live, Timeout, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import BatchId, Json, Timeout, examples
 from xalen_batch.cli.output import print_json, say
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0
@@ -24,19 +25,19 @@ commands = typer.Typer()
         " out.jsonl",
     )
 )
+@with_option_groups
 def watch(
     batch_id: BatchId,
     timeout: Timeout = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Follow a batch until it ends.
 
     Exit 3 if it did not fully succeed, 5 if the time to wait was over first.
     """
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     batch = follow(client, batch_id, timeout)
     say_errors(batch)
     say_outcome(batch)
@@ -51,14 +52,13 @@ def watch(
 def follow(client: Client, batch_id: str, timeout: float | None) -> dict[str, Any]:
     """The batch at its end.
 
-    Failed (exit 5, 130) when the time is over or on Ctrl-C; the batch goes on either way.
+    Failed (exit 5, 130) on a timeout or Ctrl-C; the batch goes on either way.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = FIRST_PAUSE
     told = waits.Told()
     try:
-        # Before the bar, which would stay on the screen above the error of a batch that is not
-        # there.
+        # Before the progress bar, which would stay above the error of an unknown batch.
         batch = client.get(f"/batches/{batch_id}")
         with progress.batch() as view:
             while True:

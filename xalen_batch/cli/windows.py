@@ -1,4 +1,4 @@
-"""Execution windows: `22:00-06:00 mon-fri` as the API takes it, and what a person is told of one."""
+"""Execution windows: `22:00-06:00 mon-fri` converted to and from the form of the API."""
 
 import re
 from collections.abc import Iterator
@@ -22,15 +22,15 @@ Hours = Annotated[str | None, typer.Option("--execution-window", metavar="HOURS"
 Timezone = Annotated[str | None, typer.Option("--timezone", metavar="ZONE", help=ZONE_HELP)]
 
 WEEK = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-# An en dash is what a time is copied with from a page.
+# Times that are copied from a page have an en dash.
 TIMES = re.compile(r"(\d?\d:\d\d)\s*[-\u2013]\s*(\d?\d:\d\d)(?:[\s,]+(\S.*))?", re.ASCII)
 DAYS = re.compile(r"([a-z]{3})(?:[-\u2013]([a-z]{3}))?")
 
 
 def parse_window(text: str, timezone: str | None) -> dict[str, Any]:
-    """Hours, with days after them or without, as an `execution_window` of the API.
+    """Hours with optional days, as an `execution_window` of the API.
 
-    A usage error for anything else.
+    Raises a usage error for any other text.
     """
     times = TIMES.fullmatch(text.strip())
     if not times:
@@ -50,10 +50,10 @@ def parse_window(text: str, timezone: str | None) -> dict[str, Any]:
 
 
 def asked_for(hours: str | None, timezone: str | None, completion: str) -> dict[str, Any] | None:
-    """The execution window of a batch from its options; a usage error if it does not open within
-    the completion window, by this clock.
+    """The execution window of a batch's options, or None.
 
-    Says on stderr which zone is taken where none was given.
+    A usage error if it does not open within the completion window, by this machine's clock. Says on
+    stderr which zone is assumed if none was given.
     """
     if hours is None:
         if timezone is not None:
@@ -78,10 +78,10 @@ def _refuse_if_never_open(window: dict[str, Any], completion: str) -> None:
 
 
 def described(window: dict[str, Any]) -> str:
-    """`22:00–06:00 Europe/Berlin, mon–fri`."""
+    """The API object as `22:00–06:00 Europe/Berlin, mon–fri`."""
     from xalen_batch.windows import ExecutionWindow
 
-    # Not checked: what a server answers is shown, whatever the zones on this machine.
+    # Not validated: the zones of this machine may differ from the server's.
     return safe(
         ExecutionWindow.model_construct(
             **{name: window[name] for name in ExecutionWindow.model_fields}
@@ -90,7 +90,7 @@ def described(window: dict[str, Any]) -> str:
 
 
 def shown(window: dict[str, Any]) -> str:
-    """A batch's window with its state, and when that changes."""
+    """A batch's window with its state, and the time at which that changes."""
     change = "closes_at" if window["state"] == "open" else "opens_at"
     when = (
         ""
@@ -101,9 +101,9 @@ def shown(window: dict[str, Any]) -> str:
 
 
 def waits_until(batch: dict[str, Any]) -> int | None:
-    """Unix seconds of the opening that a batch waits for with all lines that it has not started.
+    """The Unix seconds at which the window opens that all unstarted lines wait for.
 
-    None: it does not wait.
+    None if the batch does not wait for it.
     """
     window = batch.get("execution_window")
     return (
@@ -114,7 +114,7 @@ def waits_until(batch: dict[str, Any]) -> int | None:
 
 
 def say_waiting(batch: dict[str, Any]) -> None:
-    """What a batch waits for, on stderr."""
+    """Say on stderr that a batch waits for its window."""
     window = batch["execution_window"]
     text = f"{batch['id']} waits for its execution window, {described(window)}. "
     if window["opens_at"] < batch["expires_at"]:
@@ -131,7 +131,7 @@ def say_waiting(batch: dict[str, Any]) -> None:
 
 
 def _moment(window: dict[str, Any], seconds: int) -> str:
-    """On the clock of the window's zone, and in UTC."""
+    """Unix seconds on the clock of the window's zone, and in UTC."""
     there = clock.at(seconds, window["timezone"])
     return there if there == clock.utc(seconds) else f"{there} ({clock.utc(seconds)})"
 
@@ -150,7 +150,7 @@ def _days(part: str) -> Iterator[str]:
 
 
 def _check(window: dict[str, Any]) -> None:
-    """Before a file is sent for nothing, look as the server will."""
+    """Check a window as the server will, before a file is uploaded."""
     from pydantic import ValidationError
 
     from xalen_batch.windows import ExecutionWindow

@@ -11,12 +11,13 @@ from typing import Literal, NamedTuple
 import msgspec
 import orjson
 
+from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import Endpoint, Model
 from xalen_batch.errors import InvalidRequest
-from xalen_batch.terms import Terms
 from xalen_batch.validation import json_errors
 from xalen_batch.validation.errors import Fault, Faults, quoted, refused
-from xalen_batch.validation.lines import UTF8_BOM, scan
+from xalen_batch.validation.file_type import UTF8_BOM
+from xalen_batch.validation.lines import scan
 
 Kind = Literal["json", "jsonl"]
 
@@ -118,7 +119,7 @@ def _of_json(body: bytes) -> _Body:
 
 def _refuse_if_twice(text: bytes) -> None:
     """InvalidRequest if the body has a duplicate key: a decoder keeps only the last one."""
-    key = json_errors.twice(text) if text.count(b'"requests"') > 1 else None
+    key = json_errors.repeated_key(text) if text.count(b'"requests"') > 1 else None
     if key:
         raise InvalidRequest(
             f"The key {quoted(key)} is there twice, and which one counts is anyone's guess."

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
 
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
 from xalen_batch.timezones import met, shown, zone
 
 LONGEST_EXPRESSION = 200
@@ -56,7 +56,6 @@ FIVE_FIELDS = (
 # horizon: leap years and weekdays repeat within them.
 SOME_DAY = datetime(2001, 1, 1)  # noqa: DTZ001
 MINUTES_OF_DAY = 1_440
-SHOWN_VALUE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class Cron:
         """InvalidRequest for an invalid expression or zone, and for one that never fires."""
         problem = _problem(expression)
         if problem is not None:
-            raise InvalidRequest(f"cron: {expression[:SHOWN_VALUE]!r} {problem}.", param="cron")
+            raise InvalidRequest(f"cron: {expression[:QUOTED_CHARS]!r} {problem}.", param="cron")
         return cls(expression, zone(timezone))
 
     def after(self, instant: datetime) -> Iterator[datetime]:
@@ -173,7 +172,7 @@ def _invalid_field(field: str, name: str, position: int) -> str | None:
     if _fires(" ".join(alone)):
         return None
     remedy = _meant(field, name) or FIELDS[name]
-    return f"is no cron expression: {field[:SHOWN_VALUE]!r} is no {name}. Write {remedy}"
+    return f"is no cron expression: {field[:QUOTED_CHARS]!r} is no {name}. Write {remedy}"
 
 
 def _too_large_step(field: str, name: str) -> str | None:
@@ -185,7 +184,7 @@ def _too_large_step(field: str, name: str) -> str | None:
     if name == "minute":
         remedy += ", or steps of whole hours, such as `0 */2 * * *` for every two hours"
     return (
-        f"does not do what it says: the step of {field[:SHOWN_VALUE]!r} is larger than the field"
+        f"does not do what it says: the step of {field[:QUOTED_CHARS]!r} is larger than the field"
         f" {name}. {remedy}"
     )
 

@@ -55,7 +55,7 @@ def run() -> None:
                 is_mine = _advance(session, due, turn)
         except (InvalidRequest, ValidationError) as error:
             _pause_unreadable(due.id, error)
-        except db.AWAY as error:
+        except db.UNAVAILABLE as error:
             # Raises if the database is away for all; otherwise a later poll fires this schedule.
             db.ping()
             logger.warning("schedule.postponed", schedule_id=due.id, reason=db.trouble(error))

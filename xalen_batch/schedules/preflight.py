@@ -5,6 +5,7 @@ from uuid import UUID
 
 from xalen_batch import batches, catalog, db, ids, storage
 from xalen_batch.accounts.accounts import Owner
+from xalen_batch.billing.terms import Terms
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.schedules import sources
 from xalen_batch.schedules.definition import Definition
@@ -12,7 +13,6 @@ from xalen_batch.schedules.preflight_file import FileCheck
 from xalen_batch.schedules.templates import Moment
 from xalen_batch.states import OnInvalid
 from xalen_batch.storage import marks
-from xalen_batch.terms import Terms
 from xalen_batch.timezones import zone
 from xalen_batch.validation import apart
 from xalen_batch.validation.errors import Faults
@@ -24,7 +24,7 @@ def check(owner: Owner, definition: Definition, now: datetime) -> None:
     """InvalidRequest with the first error of a schedule's input, and the number of the others.
 
     Reads the whole file in a process of its own, so call this without an open transaction. Raises
-    storage.AWAY; Unavailable if reading takes too long.
+    storage.UNAVAILABLE; Unavailable if reading takes too long.
     """
     if definition.source is not None:
         sources.check(owner, definition.source)

@@ -74,7 +74,7 @@ def start(
     """Attempt to make the batch of a waiting run. Leaves the run's row to the caller.
 
     Uses up one of the turn's attempts; without one the run waits as before. Called on the thread
-    that fires, or a request's thread. Raises db.AWAY.
+    that fires, or a request's thread. Raises db.UNAVAILABLE.
     """
     if not turn.take():
         return Waits(run.reason, run.message)
@@ -111,7 +111,7 @@ def _attempt(
     except (TooManyRequests, StorageFull) as error:
         turn.refusal = error
         outcome = _refused(error)
-    except storage.AWAY as error:
+    except storage.UNAVAILABLE as error:
         if run.reason != UNREACHABLE:
             logger.warning(
                 "storage.unreachable",
@@ -120,7 +120,7 @@ def _attempt(
                 error=type(error).__name__,
             )
         outcome = Waits(UNREACHABLE, "The server's storage does not answer.")
-    except db.AWAY:
+    except db.UNAVAILABLE:
         raise
     except Exception as error:
         # A bug of ours fails this run only; the runs behind it still start.

@@ -14,9 +14,8 @@ from zoneinfo import ZoneInfo
 
 import orjson
 
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
 
-SHOWN_VALUE = 100
 EXAMPLES = (
     "{{scheduled_date}}, {{scheduled_date-1d:%d.%m.%Y}}, {{scheduled_time-6h:%H:%M}} or {{run_id}}"
 )
@@ -32,7 +31,9 @@ OF_A_TIME = OF_A_DATE + "HIMSpzZ"
 # A name that begins like one of our placeholders must be one: a typo must not run every night.
 _PLACEHOLDER = re.compile(r"\{\{\s*(?=(?i:schedule[d_]|run_))([^{}]{0,200})(\}\})?")
 _OURS = re.compile(
-    r"(?P<name>scheduled_date|scheduled_time|run_id)\s*(?:(?P<number>[+-]\s*[0-9]{1,4})(?P<unit>[a-z]))?\s*(?::(?P<format>.*))?",
+    r"(?P<name>scheduled_date|scheduled_time|run_id)\s*"
+    r"(?:(?P<number>[+-]\s*[0-9]{1,4})(?P<unit>[a-z]))?\s*"
+    r"(?::(?P<format>.*))?",
     re.DOTALL | re.ASCII,
 )
 _DIRECTIVE = re.compile("%(.?)", re.DOTALL)
@@ -207,4 +208,4 @@ def _choices(units: Iterable[str]) -> str:
 
 
 def _wrong(shown: str, problem: str) -> InvalidRequest:
-    return InvalidRequest(f"{shown[:SHOWN_VALUE]!r} {problem}.", code="invalid_placeholder")
+    return InvalidRequest(f"{shown[:QUOTED_CHARS]!r} {problem}.", code="invalid_placeholder")

@@ -1,5 +1,6 @@
-"""`credentials.toml`: what the first start makes, so that the CLI and the examples find the API and
-a key by themselves.
+"""`credentials.toml`: the address and the API keys that the CLI and the examples use by default.
+
+The first start writes it.
 """
 
 import os
@@ -30,10 +31,10 @@ class Credentials:
 
 
 def keys(session: Session, path: Path) -> dict[str, str]:
-    """`test_key` and `live_key`: the file's, or new ones where those do not open this database."""
+    """`test_key` and `live_key`: those of the file, or new ones if this database has them not."""
     found = _read(path)
     working = {name: _working(session, found.get(name)) for name in ("test_key", "live_key")}
-    # What is made is not the doing of the keys that were tried.
+    # Trying the keys has signed the session as their account; sign what follows as the system.
     audit.sign(session, audit.SYSTEM)
     return {
         name: secret or _new(session, livemode=name == "live_key")
@@ -85,7 +86,7 @@ def _new(session: Session, *, livemode: bool) -> str:
     account = session.scalar(select(Account).where(Account.name == ACCOUNT)) or accounts.create(
         session, ACCOUNT
     )
-    # Whoever can read the file can read the database's password beside it: nothing is gained by a
-    # key that may do less.
+    # All scopes: a reader of this file can also read the database's password beside it, so a key
+    # with fewer rights would protect nothing.
     _, secret = api_keys.create(session, Owner(account.id, livemode), name="up", scopes=Scope)
     return secret

@@ -1,6 +1,4 @@
-"""The folder that `xalen-batch up` keeps everything in: closed to other users, and used by one `up`
-at a time.
-"""
+"""The data folder of `xalen-batch up`: closed to other users, and locked by one `up` at a time."""
 
 import fcntl
 import os
@@ -10,13 +8,14 @@ from pathlib import Path
 
 from xalen_batch.errors import ConfigError
 
+# The names that `up` makes in it.
 OWN = frozenset(
     {"credentials.toml", "files", "logs", "postgres", "run", "run.toml", "up.lock", "valkey"}
 )
 
 
 def make(folder: Path) -> None:
-    """The folder, made for this user alone, or closed to the others where an earlier one was not."""
+    """Make the folder with mode 0700, or set that mode on an existing one."""
     try:
         for path in (folder, folder / "logs", folder / "run"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -29,19 +28,19 @@ def make(folder: Path) -> None:
 
 
 def _close(folder: Path) -> None:
-    # One that holds more than ours stays as it is, and `doctor` names it: `--data-dir /srv` must
-    # not close /srv.
+    # A folder with other files keeps its mode, and `doctor` reports it: `--data-dir /srv` must not
+    # close /srv.
     if not OWN.issuperset(found.name for found in folder.iterdir()):
         return
     for path in (folder, folder / "files"):
-        # Another user's is theirs to change.
+        # A folder of another user keeps its mode.
         with suppress(FileNotFoundError, PermissionError):
             path.chmod(0o700)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """ConfigError if another `up` has it, which the message names."""
+    """Lock the folder; ConfigError with the pid of the other `up` that has it."""
     with (folder / "up.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Processes that we start: knowing one again, ending it, and having it end with its parent."""
+"""Child processes: identifies leftover ones, ends them, and ties a child's life to its parent's."""
 
 import ctypes
 import os
@@ -12,13 +12,14 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 
-# A signal, and the seconds that the process then gets.
+# A signal, and the seconds until the next one.
 Step = tuple[signal.Signals, float]
 
 
 def is_running(pid: int, marker: str) -> bool:
-    """Whether that process is there and its command line holds `marker`: a pid alone may be
-    anyone's by now.
+    """Whether the process runs and its command line contains `marker`.
+
+    The pid alone proves nothing: the system may have given it to another process.
     """
     proc = Path(f"/proc/{pid}/cmdline")
     if Path("/proc/self").exists():
@@ -26,16 +27,12 @@ def is_running(pid: int, marker: str) -> bool:
             return os.fsencode(marker) in proc.read_bytes()
         except OSError:
             return False
-    return (
-        marker
-        in subprocess.run(
-            ["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True
-        ).stdout
-    )
+    ps = ["ps", "-ww", "-o", "command=", "-p", str(pid)]
+    return marker in subprocess.run(ps, capture_output=True, text=True).stdout
 
 
 def end_leftover(pid_file: Path, marker: str, *steps: Step) -> None:
-    """Stop what a killed parent left running, if the pid file still names it, and remove the file."""
+    """Stop the process that a killed parent left behind, by its pid file, and remove the file."""
     try:
         pid = int(pid_file.read_text("ascii").split()[0])
     except (FileNotFoundError, ValueError, IndexError):
@@ -46,20 +43,21 @@ def end_leftover(pid_file: Path, marker: str, *steps: Step) -> None:
 
 
 def end(pid: int, is_gone: Callable[[], bool], *steps: Step) -> None:
-    """Send each signal in turn, giving the process that many seconds after it."""
-    for signal_, patience in steps:
+    """Send each signal in turn, and wait its seconds for the process to end."""
+    for signal_, seconds in steps:
         if is_gone():
             return
         with suppress(ProcessLookupError):
             os.kill(pid, signal_)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + seconds
         while not is_gone() and time.monotonic() < deadline:
             time.sleep(0.02)
 
 
 def dying_with_parent(with_signal: signal.Signals) -> Callable[[], None] | None:
-    """What a child runs before its program, so that Linux signals it when its parent dies, however
-    it dies.
+    """A `preexec_fn` that makes Linux signal the child when its parent dies, even by SIGKILL.
+
+    None on other systems.
     """
     if sys.platform != "linux":
         return None
@@ -68,14 +66,14 @@ def dying_with_parent(with_signal: signal.Signals) -> Callable[[], None] | None:
 
 
 def rotate(log: Path) -> None:
-    """Make way for a new log; the one of the run before stays as `.1`."""
+    """Rename the log of the last run to `.1`."""
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if log.exists():
         log.replace(log.with_name(f"{log.name}.1"))
 
 
 def last_words(log: Path) -> str:
-    """The end of a log on one line, for an error message."""
+    """The last three lines of a log, joined for an error message."""
     lines = [
         line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()
     ]

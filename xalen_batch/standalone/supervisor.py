@@ -1,8 +1,8 @@
-"""Everything on one machine: the stores, then the API, beat and workers, under one process that
-watches them.
+"""`xalen-batch up`: the stores, the API, beat and workers of one machine, under one supervisor.
 
-The parts are the same commands that run as separate services elsewhere. They find the stores by
-their environment, start in the order in which they need each other, and stop in the reverse one.
+The parts are the commands that run as separate services elsewhere. They find the stores by their
+environment, start in the order of their dependencies, and stop in the reverse order. The supervisor
+holds the API's listening socket, so that a restarted API serves on the same port.
 """
 
 import json
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -26,22 +26,27 @@ from xalen_batch.config import settings
 from xalen_batch.errors import ConfigError
 from xalen_batch.standalone import credentials, data_folder, ports, processes, stores
 from xalen_batch.standalone.credentials import Credentials
+from xalen_batch.standalone.ports import Listener
 from xalen_batch.storage import marks
 
 logger = log.get(__name__)
 
+# Durations in seconds.
 READY_TIMEOUT = 60.0
 LOOK_INTERVAL = 0.2
-PATIENCE = 10.0  # beyond the grace that requests in flight get
+# Time to stop in addition to the grace of requests in flight; then SIGKILL.
+STOP_MARGIN = 10.0
 BACKOFF_CAP = 30.0
+# A part that ran this long starts again with the shortest backoff.
 HEALTHY_AFTER = 60.0
+# PostgreSQL connections beyond the pools of the API and the workers: for commands and migrations.
 SPARE_CONNECTIONS = 20
 
 Say = Callable[[str], None]
 
 
-class Part(Protocol):
-    """What is watched: a store or a child."""
+class Service(Protocol):
+    """A process that is watched: a store or a child."""
 
     @property
     def name(self) -> str: ...
@@ -53,17 +58,28 @@ class Part(Protocol):
 
 
 class Child:
-    """One of our own commands as a process; Linux kills it should this process be killed."""
+    """One of our own commands as a process. On Linux it is killed when this process dies.
 
-    def __init__(self, name: str, command: str, data_dir: Path) -> None:
+    `descriptors`: open files that it inherits, under the same numbers.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        data_dir: Path,
+        *,
+        descriptors: Sequence[int] = (),
+    ) -> None:
         self.name = name
+        self._descriptors = descriptors
         self.process: subprocess.Popen[bytes] | None = None
         self.log = data_dir / "logs" / f"{name}.log"
         self._pid_file = data_dir / "run" / f"{name}.pid"
-        # Python ignores the option; it names the installation in `ps`, and to whoever looks for
-        # leftovers.
+        # Python ignores this option. It identifies the installation in `ps` and in the search for
+        # leftover processes.
         self._marker = f"data_dir={data_dir}"
-        self._argv = [sys.executable, "-X", self._marker, "-m", "xalen_batch.cli.entry", command]
+        self._argv = [sys.executable, "-X", self._marker, "-m", "xalen_batch.cli.entry", *command]
 
     def start(self) -> None:
         processes.end_leftover(
@@ -72,7 +88,8 @@ class Child:
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 self._argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_serving_environment(),
-                # A Ctrl-C in the terminal is for the supervisor, which stops the parts in order.
+                pass_fds=self._descriptors,
+                # Ctrl-C in the terminal is for the supervisor, which stops the parts in order.
                 start_new_session=True, preexec_fn=processes.dying_with_parent(signal.SIGKILL),
             )  # fmt: skip
         self._pid_file.write_text(str(self.process.pid), "ascii")
@@ -90,9 +107,9 @@ class Child:
 
 
 class Watch:
-    """Starts a part again when it has ended, later each time unless it had run well for a while."""
+    """Restarts a part that has ended, with exponential backoff until it ran for HEALTHY_AFTER."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Service) -> None:
         self.part = part
         self._crashes = 0
         self._started = time.monotonic()
@@ -123,19 +140,22 @@ class Watch:
 
 
 class Supervisor:
-    """`run()` returns after a clean stop; ConfigError when something could not be started."""
+    """Starts, watches and stops the parts. Used by the main thread, where signals arrive."""
 
-    def __init__(self, data_dir: Path, host: str, port: int, say: Say) -> None:
+    def __init__(self, data_dir: Path, listener: Listener, say: Say) -> None:
         self._data_dir = data_dir
-        self._host = host
-        self._port = port
+        self._listener = listener
         self._say = say
         self._running = data_dir / "run.toml"
         self._stores: list[stores.Server] = []
-        self._front = [Child("api", "api", data_dir), Child("beat", "beat", data_dir)]
+        passed = [word for each in listener.descriptors for word in ("--fd", str(each))]
+        self._front = [
+            Child("api", ["api", *passed], data_dir, descriptors=listener.descriptors),
+            Child("beat", ["beat"], data_dir),
+        ]
         workers = settings().worker_processes
         self._workers = [
-            Child("worker" if workers == 1 else f"worker-{n}", "worker", data_dir)
+            Child("worker" if workers == 1 else f"worker-{n}", ["worker"], data_dir)
             for n in range(1, workers + 1)
         ]
         self._signals = 0
@@ -146,6 +166,7 @@ class Supervisor:
         return [*self._workers, *self._front]
 
     def run(self, on_ready: Callable[[Credentials], None]) -> None:
+        """Return after a clean stop; raise ConfigError if a part does not start."""
         with self._signals_handled():
             try:
                 ready = self._start()
@@ -175,8 +196,9 @@ class Supervisor:
         return ready
 
     def _tell_of_prices(self) -> None:
-        """A restart moves no money: an edited catalog's prices hold once the operator puts them in
-        force.
+        """Say which prices in force differ from the catalog's: only `prices sync` applies those.
+
+        A restart with an edited catalog must not change what batches cost.
         """
         with db.reading() as session:
             changes = prices.differences(session)
@@ -192,8 +214,8 @@ class Supervisor:
         path = self._data_dir / "credentials.toml"
         with db.transaction() as session:
             keys = credentials.keys(session, path)
-        # After the commit: a key in the file always works.
-        ready = Credentials(ports.base_url(self._host, self._port), **keys)
+        # Written after the commit, so that a key in the file always works.
+        ready = Credentials(ports.base_url(self._listener.host, self._listener.port), **keys)
         credentials.write(path, ready)
         return ready
 
@@ -223,9 +245,11 @@ class Supervisor:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT
-        while missing := _missing(f"{ports.address(self._host, self._port)}/readyz"):
-            if ended := next((child for child in self._children if not child.is_running), None):
-                raise ConfigError(f"The {ended.name} did not start: {ended.last_words}")
+        url = f"{ports.address(self._listener.host, self._listener.port)}/readyz"
+        while missing := _missing(url):
+            for child in self._children:
+                if not child.is_running:
+                    raise ConfigError(f"The {child.name} did not start: {child.last_words}")
             if time.monotonic() > deadline:
                 api = self._front[0]
                 raise ConfigError(
@@ -235,16 +259,19 @@ class Supervisor:
             time.sleep(0.1)
 
     def _watch(self) -> None:
-        parts: list[Part] = [*self._stores, *self._children]
+        parts: list[Service] = [*self._stores, *self._children]
         watches = [Watch(part) for part in parts]
         while not self._signals:
             for watch in watches:
                 watch.look()
-            # No event that the handler sets: it would wait for ever for a lock that this thread
-            # holds while it enters the wait.
+            # Not a threading.Event: the signal handler runs in this thread, and would deadlock on
+            # the event's lock, which the thread holds while it enters the wait.
             time.sleep(LOOK_INTERVAL)
 
     def _stop(self) -> None:
+        # The API then has the only copy of its sockets: it empties the backlog when it stops, and
+        # later connections are refused.
+        self._listener.close()
         if any(child.is_running for child in self._children):
             self._say(
                 "Stopping; requests in flight may finish. Ctrl-C again does not wait for them."
@@ -258,7 +285,7 @@ class Supervisor:
     def _end(self, children: Sequence[Child]) -> None:
         running = [child.process for child in children if child.process is not None]
         deadline = (
-            time.monotonic() + settings().shutdown_delay + settings().shutdown_grace + PATIENCE
+            time.monotonic() + settings().shutdown_delay + settings().shutdown_grace + STOP_MARGIN
         )
         for process in running:
             process.terminate()
@@ -290,7 +317,7 @@ class Supervisor:
 
 
 class _Interrupted(BaseException):
-    """Someone wants the start to end; not an error, so nothing that handles errors may swallow it."""
+    """A signal during the start. A BaseException, so that no handler of errors swallows it."""
 
 
 def up(
@@ -304,26 +331,31 @@ def up(
 ) -> None:
     """Run everything in the foreground until SIGINT or SIGTERM.
 
-    A taken port is replaced by the next free one unless it was asked for. Raises ConfigError when
-    the folder is in use by another supervisor, the port is taken, or a part does not start.
+    If the port is taken, the next free one replaces it, unless `is_port_asked`. Raises ConfigError
+    if another supervisor uses the folder, the port is taken, or a part does not start.
     """
     log.configure()
     catalog.warn_of_unknown_settings()
-    # The person at the terminal is told by `say`; what the parts do is in their logs.
+    # `say` informs the user in the terminal; the parts write logs of their own.
     logging.root.setLevel(max(logging.root.level, logging.WARNING))
     data_dir = data_dir.absolute()
-    # What is wrong with the settings is told before anything is made or started.
+    # Check the settings before anything is made or started.
     catalog.models()
-    if not data_dir.exists():
-        ports.choose(host, port, is_asked=is_port_asked)
-    data_folder.make(data_dir)
-    with data_folder.locked(data_dir):
-        chosen = ports.choose(host, port, is_asked=is_port_asked)
-        if chosen != port:
-            say(f"Port {port} is taken; using {chosen}.")
-        export({"XALEN_DATA_DIR": str(data_dir), "XALEN_HOST": host, "XALEN_PORT": str(chosen)})
+    with ExitStack() as held:
+        listener = None
+        # If the port that was asked for is taken, no folder is made.
+        if not data_dir.exists():
+            listener = held.enter_context(ports.listen(host, port, is_asked=is_port_asked))
+        data_folder.make(data_dir)
+        held.enter_context(data_folder.locked(data_dir))
+        if listener is None:
+            listener = held.enter_context(ports.listen(host, port, is_asked=is_port_asked))
+        if port not in (0, listener.port):
+            say(f"Port {port} is taken; using {listener.port}.")
+        address = {"XALEN_HOST": host, "XALEN_PORT": str(listener.port)}
+        export({"XALEN_DATA_DIR": str(data_dir), **address})
         storage.check()
-        Supervisor(data_dir, host, chosen, say).run(on_ready)
+        Supervisor(data_dir, listener, say).run(on_ready)
 
 
 def _mark_store() -> None:
@@ -335,16 +367,15 @@ def _mark_store() -> None:
 
 
 def export(values: Mapping[str, str]) -> None:
-    """Settings for this process and the ones that it starts: the environment is the one place they
-    are read from.
-    """
+    """Change settings of this process and of those that it starts, through the environment."""
     os.environ.update(values)
     settings.cache_clear()
 
 
 def _serving_environment() -> dict[str, str]:
-    """This process's environment without the address of the role that owns the tables, which only
-    migrations use.
+    """The environment of a child: without the URL of the owner of the tables.
+
+    Only migrations use that role.
     """
     return {
         name: value for name, value in os.environ.items() if name != "XALEN_MIGRATE_DATABASE_URL"
@@ -352,7 +383,7 @@ def _serving_environment() -> dict[str, str]:
 
 
 def _missing(url: str) -> str:
-    """What keeps the API from being ready, in words; empty when it is."""
+    """Why the API is not ready, as text; empty if it is."""
     try:
         with urlopen(url, timeout=2):
             return ""

@@ -1,3 +1,3 @@
-"""While a batch is `validating`: its file is read in pieces, checked line by line, and cut into
-tasks.
+"""Everything that happens to a batch while it is `validating`: its file is read in pieces, checked
+line by line, and cut into tasks.
 """

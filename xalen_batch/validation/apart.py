@@ -1,5 +1,5 @@
-"""Work of a request that takes long, in a process of its own, so that it takes neither the
-interpreter's lock nor a core from the requests of others. The thread that asks only waits.
+"""Runs long work of a request in a process of its own, so that other requests keep the GIL and
+their core. The thread of the request only waits.
 """
 
 import threading
@@ -11,47 +11,50 @@ from typing import Generic, TypeVar
 from xalen_batch import storage
 from xalen_batch.config import settings
 from xalen_batch.errors import Unavailable
-from xalen_batch.validation.pool import Readers
+from xalen_batch.validation.pool import ReaderPool
 
 T = TypeVar("T")
 
-# Below the API, the database and the workers, which answer and run the lines of others.
+# Added to the niceness of the API: below the API, the database and the workers.
 NICENESS = 15
-# Seconds until the first process is there; a fork server takes half a second to start.
-START = 10.0
-# Seconds. The largest file takes a few.
-PATIENCE = 60.0
-# Work on so little takes less time than a process takes to start.
+# Seconds until the first process has started; the fork server alone takes half a second.
+START_TIMEOUT = 10.0
+# Seconds until the work is done; that on the largest file takes a few.
+WORK_TIMEOUT = 60.0
+# Work on fewer bytes takes less time than a process takes to start.
 SMALL_BYTES = 256 * 1024
 
-_here = threading.Lock()
+_in_process = threading.Lock()
 
 
 def run(work: Callable[[], T], *, size: int) -> T:
-    """What the work returns, which is never None, or raises; both it and its result can be pickled.
-    `size`: the bytes that it is on.
+    """The result of `work()`, which is never None. Both it and its result are pickled.
 
-    Small work is done in this thread; so is what no process can be had for or a process is lost
-    with, by one thread at a time. Unavailable if it takes more than `PATIENCE` seconds.
+    `size`: the bytes that it reads. Small work is done in this thread. So is work for which no
+    process starts, or whose process is lost, but by one thread at a time. Raises Unavailable after
+    WORK_TIMEOUT seconds, and any exception of the work.
     """
     if size <= SMALL_BYTES:
         return work()
-    if settings().validation_processes and (result := _apart(work)) is not None:
-        return result
-    with _here:
+    if settings().validation_processes:
+        result = _apart(work)
+        if result is not None:
+            return result
+    with _in_process:
         return work()
 
 
 def _apart(work: Callable[[], T]) -> T | None:
-    """None: no process did it."""
-    with Readers(1, _Once(work), niceness=NICENESS, patience=START) as readers:
-        readers.give(todo := deque([()]))
+    """The result of the work in a process of its own; None if it was not done there."""
+    todo = deque([()])
+    with ReaderPool(1, _Once(work), niceness=NICENESS, start_timeout=START_TIMEOUT) as readers:
+        readers.give(todo)
         if not readers.are_busy:
             return None
-        found = readers.back(todo, PATIENCE)
+        found = readers.results(todo, WORK_TIMEOUT)
     if found is None:
         raise Unavailable(
-            f"Reading took more than {PATIENCE:g} s. Send the request again later, or with a"
+            f"Reading took more than {WORK_TIMEOUT:g} s. Send the request again later, or with a"
             " smaller file."
         )
     return found.get(())
@@ -64,6 +67,6 @@ class _Once(Generic[T]):
     def __call__(self, _: tuple[()]) -> T | None:
         try:
             return self.work()
-        except storage.AWAY:
-            # The process that asks meets it too, and raises it.
+        except storage.UNAVAILABLE:
+            # The process that asks then does the work itself, and raises the error.
             return None

@@ -1,7 +1,6 @@
-"""What the body of a line must look like at each endpoint, as far as OpenAI's description is
-unambiguous.
+"""The schema of a line's body at each endpoint, as far as OpenAI's API description is unambiguous.
 
-What is not listed here is the model's business: it reaches the backend as it is.
+Fields that are not listed here are not checked: they reach the backend unchanged.
 """
 
 import re
@@ -19,13 +18,13 @@ from xalen_batch.validation.errors import quoted
 MAX_CUSTOM_ID = 512
 ROLES = ("developer", "system", "user", "assistant", "tool", "function")
 
-# Not every parser reads a longer whole number as one.
+# The range of a signed 64-bit integer. Some parsers read a larger one as a float, or refuse it.
 LEAST_INT, MOST_INT = -(2**63), 2**63 - 1
 Count = Annotated[int, Meta(ge=1, le=MOST_INT)]
 
 
-class Part(Struct):
-    """One part of a message's content; only text parts are looked into."""
+class ContentPart(Struct):
+    """One part of a message's content; of the types of part, only text is checked."""
 
     type: str
     text: str | None = None
@@ -33,7 +32,7 @@ class Part(Struct):
 
 class Message(Struct):
     role: str
-    content: str | Annotated[list[Part], Meta(min_length=1)] | None = None
+    content: str | Annotated[list[ContentPart], Meta(min_length=1)] | None = None
     tool_calls: list[dict[str, Any]] | None = None
     function_call: dict[str, Any] | None = None
     refusal: str | None = None
@@ -41,7 +40,7 @@ class Message(Struct):
 
     @property
     def text(self) -> str:
-        """Its written content; pictures and sounds have none."""
+        """The text of the content; pictures and sounds add none."""
         if isinstance(self.content, list):
             return "\n".join(part.text for part in self.content if part.text)
         return self.content or ""
@@ -65,7 +64,7 @@ class ChatRequest(Struct):
 
     @property
     def longest_answer(self) -> int | None:
-        """Tokens that one choice may have; None where the request sets no limit."""
+        """The most tokens of one choice; None if the request sets no limit."""
         return self.max_completion_tokens or self.max_tokens
 
 
@@ -74,7 +73,7 @@ class UsualFormat(Struct, forbid_unknown_fields=True, gc=False):
 
 
 class UsualMessage(Message, forbid_unknown_fields=True, gc=False):
-    """Written text and nothing else."""
+    """A message with text only."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str
@@ -85,9 +84,7 @@ class UsualMessage(Message, forbid_unknown_fields=True, gc=False):
 
 
 class UsualChat(ChatRequest, forbid_unknown_fields=True, gc=False):
-    """What nearly every chat request is: nothing in it goes unread, so what passes here has no
-    fault of form.
-    """
+    """The usual chat request. It forbids unknown fields, so a decoded body has a valid form."""
 
     messages: Annotated[list[UsualMessage], Meta(min_length=1)]  # type: ignore[assignment]  # narrower
     seed: Annotated[int, Meta(ge=LEAST_INT, le=MOST_INT)] | None = None
@@ -103,7 +100,7 @@ class UsualLine(Struct, forbid_unknown_fields=True, gc=False):
     body: UsualChat
 
 
-# All values that there are in some bytes, without regard to lines.
+# Decodes all values in a buffer. It does not check that each line has one (see `fast_path`).
 usual_lines = msgspec.json.Decoder(UsualLine).decode_lines
 
 
@@ -129,53 +126,54 @@ class RerankRequest(Struct):
 Request = ChatRequest | RerankRequest
 
 
-class Misfit(NamedTuple):
-    """Why a body does not fit its endpoint. `param` is a path in the line."""
+class InvalidBody(NamedTuple):
+    """The error of a body that its endpoint does not take. `param` is a path in the line."""
 
     param: str
     message: str
 
 
-def fit(body: dict[str, Any], endpoint: Endpoint) -> Request | Misfit:
-    """The body, typed where it is looked at, or what is wrong with it."""
+def fit(body: dict[str, Any], endpoint: Endpoint) -> Request | InvalidBody:
+    """The body with its checked fields typed, or its first error."""
     body = whole(body)
     try:
         if endpoint == RERANK:
             return msgspec.convert(body, RerankRequest)
         chat = msgspec.convert(body, ChatRequest)
     except msgspec.ValidationError as error:
-        return _misfit(str(error))
+        return _invalid_body(str(error))
     return _wrong_message(chat) or chat
 
 
 def ranking(chat: ChatRequest) -> RerankRequest | None:
-    """The query and documents that a chat request to a reranker carries in its last user message,
-    if it does.
+    """The query and documents in the last user message of a chat request to a reranker.
+
+    None if that message has another form. The line then fails when it runs, with an error that
+    shows the expected form.
     """
     asked = rerank_chat.to_rerank(msgspec.json.encode(chat))
-    # Refused: the line will fail when it runs, with the expected shape in its error.
     return None if isinstance(asked, Refused) else msgspec.json.decode(asked, type=RerankRequest)
 
 
-def _wrong_message(chat: ChatRequest) -> Misfit | None:
+def _wrong_message(chat: ChatRequest) -> InvalidBody | None:
     for index, message in enumerate(chat.messages):
         if isinstance(message.content, str) and message.role in ROLES:
             continue
         param = f"body.messages[{index}]"
         if message.role not in ROLES:
-            return Misfit(
+            return InvalidBody(
                 f"{param}.role",
                 f"{quoted(message.role)} is not a role. Use one of: {', '.join(ROLES)}.",
             )
         if isinstance(message.content, list):
             for number, part in enumerate(message.content):
                 if part.type == "text" and part.text is None:
-                    return Misfit(
+                    return InvalidBody(
                         f"{param}.content[{number}].text",
                         "A part of type text needs its `text`, a string.",
                     )
         if message.content is None and not _may_be_silent(message):
-            return Misfit(
+            return InvalidBody(
                 f"{param}.content",
                 "Give the message a `content`: a string or a list of parts. Only an assistant's"
                 " tool calls may have none.",
@@ -193,24 +191,26 @@ def _may_be_silent(message: Message) -> bool:
 
 _WHERE = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
-# JSON's own words for what msgspec calls by Python's.
+# JSON's name of a type by the Python name that msgspec uses.
 _WORDS = {"str": "string", "int": "whole number", "float": "number", "bool": "boolean"}
 
 
-def _misfit(error: str) -> Misfit:
-    """msgspec's words, which hold types and limits but never a value, in those of the person who
-    wrote the body.
+def _invalid_body(error: str) -> InvalidBody:
+    """A msgspec error, reworded for the author of the body.
+
+    msgspec names types and limits, and never quotes a value.
     """
     found = _WHERE.fullmatch(error)
     what, path = (found["what"], found["path"] or "") if found else (error, "")
-    if missing := _MISSING.fullmatch(what):
-        return Misfit(
+    missing = _MISSING.fullmatch(what)
+    if missing:
+        return InvalidBody(
             f"body{path}.{missing[1]}",
             f"`{missing[1]}` is missing. {_HINTS.get(missing[1], 'Add it.')}",
         )
     name = re.split(r"[.\[]", path.lstrip("."))[0]
     expected = re.sub(r"\b(str|int|float|bool)\b", lambda word: _WORDS[word[0]], what)
-    return Misfit(
+    return InvalidBody(
         f"body{path}", f"{expected}. {_HINTS.get(name, 'Change its value or leave it out.')}"
     )
 

@@ -1,9 +1,9 @@
 """Whether a request can fit its model's context window.
 
-No tokenizer makes more tokens than a text has bytes, so a line that is shorter in bytes than the
-window fits, and most are. Only longer ones are counted: by the model's own tokenizer where it is
-installed, else by an estimate that is taken as low as it can be wrong, since a prompt that fits
-must never be refused.
+A byte-level tokenizer makes at most one token of each byte, so a line with no more bytes than the
+window has tokens always fits. Only longer requests are counted: with the model's own tokenizer if
+it is installed, otherwise with an estimate scaled down to its largest known error, because a
+request that fits must never be refused.
 """
 
 from collections.abc import Iterable
@@ -11,14 +11,18 @@ from collections.abc import Iterable
 from xalen_batch.backends import tokens
 from xalen_batch.catalog import Model
 from xalen_batch.validation import bodies
-from xalen_batch.validation.bodies import ChatRequest, Misfit, Request, RerankRequest
+from xalen_batch.validation.bodies import ChatRequest, InvalidBody, Request, RerankRequest
 
-# `tokens.count` is up to 70 % too high on Japanese and Korean.
+# The lowest ratio of real tokens to `tokens.count`, which is up to 70 % too high on Japanese and
+# Korean.
 LEAST_SHARE = 0.55
 
 
-def overflow(request: Request, model: Model, size: int) -> Misfit | None:
-    """What does not fit, for a request whose line has `size` bytes; None when it fits, or may."""
+def overflow(request: Request, model: Model, size: int) -> InvalidBody | None:
+    """The part of a request that exceeds the context window; None if all fits, or may fit.
+
+    `size`: the length of the request's line in bytes.
+    """
     if size <= model.context_window:
         return None
     if isinstance(request, RerankRequest):
@@ -29,21 +33,21 @@ def overflow(request: Request, model: Model, size: int) -> Misfit | None:
     return _ranking_overflow(ranking, model, "body.messages") if ranking else None
 
 
-def _chat_overflow(chat: ChatRequest, model: Model) -> Misfit | None:
+def _chat_overflow(chat: ChatRequest, model: Model) -> InvalidBody | None:
     texts = [message.text for message in chat.messages]
     if sum(map(tokens.most, texts)) <= model.context_window:
         return None
     counted, is_exact = _count(texts, model)
     if counted <= model.context_window:
         return None
-    return Misfit(
+    return InvalidBody(
         "body.messages",
         f"The messages have {_tokens(counted, is_exact)}, and {_window(model)} Shorten them.",
     )
 
 
-def _ranking_overflow(request: RerankRequest, model: Model, param: str) -> Misfit | None:
-    """Every document is read together with the query, each pair on its own."""
+def _ranking_overflow(request: RerankRequest, model: Model, param: str) -> InvalidBody | None:
+    """A reranker reads pairs: each document together with the query has to fit the window."""
     room = model.context_window - tokens.most(request.query)
     long = [(index, text) for index, text in enumerate(request.texts) if tokens.most(text) > room]
     if not long:
@@ -52,7 +56,7 @@ def _ranking_overflow(request: RerankRequest, model: Model, param: str) -> Misfi
     for index, text in long:
         counted = asked + _count([text], model)[0]
         if counted > model.context_window:
-            return Misfit(
+            return InvalidBody(
                 param.format(index),
                 f"The query and document {index} have {_tokens(counted, is_exact)}, and"
                 f" {_window(model)} Shorten the document, or cut it in several.",
@@ -61,14 +65,13 @@ def _ranking_overflow(request: RerankRequest, model: Model, param: str) -> Misfi
 
 
 def _count(texts: Iterable[str], model: Model) -> tuple[int, bool]:
-    """Tokens that these texts have at least, and whether that is their exact number."""
-    if exact := tokens.exact_counter(model):
+    """A lower bound of the tokens in these texts, and whether it is their exact number."""
+    exact = tokens.exact_counter(model)
+    if exact:
         return sum(map(exact, texts)), True
-    # No word shares a token with the next one, so there are no fewer tokens than words.
-    return (
-        sum(max(int(tokens.count(text) * LEAST_SHARE), len(text.split())) for text in texts),
-        False,
-    )
+    # No token spans two words, so the number of words is a lower bound too.
+    bounds = (max(int(tokens.count(text) * LEAST_SHARE), len(text.split())) for text in texts)
+    return sum(bounds), False
 
 
 def _tokens(counted: int, is_exact: bool) -> str:

@@ -1,10 +1,10 @@
-"""What is wrong with an input file or with one of its lines, in the words its owner reads."""
+"""The faults of an input file and of its lines, in the words that the API shows."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from xalen_batch.billing.terms import Terms
 from xalen_batch.config import settings
-from xalen_batch.terms import Terms
 
 QUOTED_CHARACTERS = 60
 TOO_MANY = "too_many_tasks"
@@ -12,10 +12,10 @@ TOO_MANY = "too_many_tasks"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One entry of a batch's `errors`. `line` counts from 1; None: the file as a whole. `param` is
-    a path in the line.
+    """One entry of a batch's `errors`, the `BatchError` of OpenAI's clients.
 
-    `custom_id`: the line's own, where it can be read and no line before has it.
+    `line` is a line number from 1, or None for the whole file. `param` is a path in the line.
+    `custom_id` is that of the line, if it is readable and no earlier line has it.
     """
 
     code: str
@@ -26,7 +26,7 @@ class Fault:
 
     @property
     def is_of_line(self) -> bool:
-        """Whether the other lines could run without this one."""
+        """Whether the fault is of one line, so that the other lines could run."""
         return self.line is not None and self.code != TOO_MANY
 
     def render(self) -> dict[str, Any]:
@@ -35,7 +35,7 @@ class Fault:
 
 @dataclass
 class Faults:
-    """The faults of one file: the first `max_reported_errors` of them, and the number of the rest."""
+    """The first `max_reported_errors` faults of a file, and the number of the others."""
 
     kept: list[Fault] = field(default_factory=list)
     unlisted: int = 0
@@ -48,7 +48,7 @@ class Faults:
 
     @property
     def are_of_lines(self) -> bool:
-        """Whether there are some, and none is of the file as a whole."""
+        """Whether the file has faults, and each is of one line."""
         return bool(self.kept) and all(fault.is_of_line for fault in self.kept)
 
     @property
@@ -59,33 +59,30 @@ class Faults:
         return bool(self.kept)
 
     def render(self) -> list[dict[str, Any]]:
-        """The `data` of a batch's `errors`; a last entry tells how many more there are."""
+        """The `data` of a batch's `errors`; the last entry has the number of unlisted faults."""
         shown = [fault.render() for fault in self.kept]
         if self.unlisted:
             remedy = "Correct those above, then validate the file again."
-            shown.append(
-                Fault(
-                    "too_many_errors", f"{self.unlisted:,} more errors are not listed. {remedy}"
-                ).render()
-            )
+            message = f"{self.unlisted:,} more errors are not listed. {remedy}"
+            shown.append(Fault("too_many_errors", message).render())
         return shown
 
 
 def refused(model: str, terms: Terms) -> Fault | None:
-    """Why a batch on these terms may not name a model."""
+    """The fault of a batch that names a model which its terms refuse; None if they allow it."""
     refusal = terms.refusal(model)
     return None if refusal is None else Fault(refusal.code, refusal.message, param="body.model")
 
 
 def quoted(value: object) -> str:
-    """A user's value for a message: short, and with nothing in it that acts on a terminal, a page
-    or `jsonb`.
+    """A user's value for a message: at most QUOTED_CHARACTERS, with control characters escaped.
+
+    The text is therefore harmless on a terminal and in HTML, and `jsonb` can hold it.
     """
-    # Cut before it is escaped: a value can be megabytes.
+    # Cut before escaping: a value can have megabytes.
     text = value[: QUOTED_CHARACTERS + 1] if isinstance(value, str) else value
-    shown = (
-        repr(text)
-        if isinstance(text, str | int | float | bool | None)
-        else f"{type(value).__name__}"
-    )
+    if isinstance(text, str | int | float | bool | None):
+        shown = repr(text)
+    else:
+        shown = type(value).__name__
     return shown if len(shown) <= QUOTED_CHARACTERS else shown[: QUOTED_CHARACTERS - 1] + "…"

@@ -1,11 +1,11 @@
-"""Estimate: what a file would cost before it is submitted, and everything that is wrong with it.
+"""Estimate: the cost of a file before it is submitted, and all its faults.
 
 Pure: needs no server, no database and no account. The figures rest on three assumptions:
 
 - input tokens are counted by `backends.tokens.count`, an estimate;
-- the expected answer has EXPECTED_ANSWER tokens, or the request's own limit where that is less;
-- the maximum takes a token for every byte of input, which no byte-level tokenizer exceeds, and answers
-  as long as the request allows, or as the context window has room for.
+- the expected answer has EXPECTED_ANSWER tokens, or the request's own limit if that is lower;
+- the maximum is one token for each byte of input, which no byte-level tokenizer exceeds, and
+  answers as long as the request and the context window allow.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +15,9 @@ from typing import Any
 
 from xalen_batch import money
 from xalen_batch.backends import tokens
+from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import Model
 from xalen_batch.config import Settings
-from xalen_batch.terms import Terms
 from xalen_batch.validation import bodies
 from xalen_batch.validation.bodies import ChatRequest, RerankRequest, UsualChat
 from xalen_batch.validation.context_window import LEAST_SHARE
@@ -29,7 +29,7 @@ EXPECTED_ANSWER = 256
 
 @dataclass
 class ModelEstimate:
-    """One model's share of a file: tokens, and their price with the batch discount taken off."""
+    """The lines of one model: their tokens, and the cost in USD after the batch discount."""
 
     model: Model
     price: Mapping[str, str]
@@ -41,7 +41,7 @@ class ModelEstimate:
     max_output_tokens: int = 0
 
     def extend(self, other: "ModelEstimate") -> None:
-        """Add the same model's share of other lines."""
+        """Add the estimate of other lines of the same model."""
         self.lines += other.lines
         self.input_tokens += other.input_tokens
         self.max_input_tokens += other.max_input_tokens
@@ -63,7 +63,7 @@ class ModelEstimate:
         window = self.model.context_window
         counted = tokens.count_chat(messages, tools=tools)
         most = tokens.count_chat(messages, tools=tools, counter=tokens.most)
-        # The less input there is, the more room an answer has.
+        # The lowest input count leaves the most room for an answer: this bounds the maximum.
         room = max(window - int(counted * LEAST_SHARE), 1)
         longest = min(chat.longest_answer or room, window)
         self.input_tokens += min(counted, window)
@@ -81,15 +81,11 @@ class ModelEstimate:
 
     @money.exact
     def _cost(self, read: int, written: int) -> Decimal:
-        # Usage on a component without a price is never billed.
+        # Tokens of a component without a price are not billed.
         counts = {"input": read, "output": written}
-        gross = sum(
-            (
-                money.gross(counts[component], Decimal(price))
-                for component, price in self.price.items()
-            ),
-            Decimal(0),
-        )
+        gross = Decimal(0)
+        for component, price in self.price.items():
+            gross += money.gross(counts[component], Decimal(price))
         return gross + money.discount(gross, self.discount_rate)
 
     def render(self) -> dict[str, Any]:
@@ -107,13 +103,13 @@ class ModelEstimate:
 
 @dataclass
 class Estimate:
-    """The good lines by model, and every fault. Costs are USD, exact."""
+    """The good lines by model, and the faults. Costs are exact, in USD."""
 
     endpoint: str | None
     discount_rate: Decimal
     models: dict[str, ModelEstimate] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
-    # Models that lines name and the terms refuse, each with its fault.
+    # The fault of each model that the terms refuse.
     refused: dict[str, Fault] = field(default_factory=dict)
 
     def add(self, line: GoodLine, models: Mapping[str, Model], terms: Terms) -> None:
@@ -121,7 +117,8 @@ class Estimate:
         if line.model not in self.models:
             if line.model in self.refused:
                 return
-            if fault := refused(line.model, terms):
+            fault = refused(line.model, terms)
+            if fault:
                 self.refused[line.model] = fault
                 return
             self.models[line.model] = ModelEstimate(
@@ -130,7 +127,7 @@ class Estimate:
         self.models[line.model].add(line)
 
     def extend(self, other: "Estimate") -> None:
-        """Add the lines that come next in the file; none of either has a fault."""
+        """Append the estimate of the file's next piece. Neither estimate has a fault."""
         self.endpoint = other.endpoint or self.endpoint
         for name, share in other.models.items():
             if name in self.models:
@@ -140,13 +137,13 @@ class Estimate:
         self.refused |= other.refused
 
     def end(self) -> None:
-        """All lines have been added."""
+        """Add the faults of refused models; call it once, after the last line."""
         for _, fault in sorted(self.refused.items()):
             self.faults.add(fault)
 
     @property
     def is_valid(self) -> bool:
-        """Whether a batch of this file would run."""
+        """Whether a batch of this file would be accepted."""
         return not self.faults
 
     @property
@@ -164,9 +161,9 @@ class Estimate:
         return sum((share.max_cost for share in self.models.values()), Decimal(0))
 
     def render(self) -> dict[str, Any]:
-        """For the API and `--json`: money as strings.
+        """The JSON object of the API and of `--json`, with money as strings.
 
-        `lines` and costs are of the good lines alone.
+        `lines` and the costs count good lines only.
         """
         return {
             "object": "batch.estimate",
@@ -194,8 +191,8 @@ def estimate(
 ) -> Estimate:
     """Read a file as a batch on these terms would, without running it.
 
-    `endpoint` None: the first line's url is taken for the whole file, as `Estimate.endpoint` then
-    tells. `limits` None: the settings'.
+    `endpoint` None: the first line's url counts for the whole file, and is `Estimate.endpoint`.
+    `limits` None: those of the settings.
     """
     result = Estimate(endpoint, discount_rate)
     for line in scan(chunks, endpoint=endpoint, models=models, limits=limits):
@@ -216,7 +213,7 @@ def _prompt(line: GoodLine) -> tuple[Sequence[Any], Any]:
 
 
 def _ranking(request: ChatRequest | RerankRequest, model: Model) -> RerankRequest | None:
-    """The query and documents of a request to a reranker, by either endpoint."""
+    """The query and documents of a request to a reranker, from either endpoint; else None."""
     if isinstance(request, RerankRequest):
         return request
     return bodies.ranking(request) if model.is_reranker else None

@@ -1,6 +1,4 @@
-"""Estimate a stored file, in processes of its own: beside the requests of others, and a large one
-on several cores.
-"""
+"""Estimates a stored file in other processes, and a large one on several cores."""
 
 import threading
 from collections.abc import Mapping
@@ -9,15 +7,15 @@ from decimal import Decimal
 from functools import partial
 
 from xalen_batch import storage
+from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import Endpoint, Model
 from xalen_batch.config import settings
-from xalen_batch.terms import Terms
 from xalen_batch.validation import apart, pieces
 from xalen_batch.validation.estimate import Estimate, estimate
-from xalen_batch.validation.lines import Reader
-from xalen_batch.validation.pieces import Piece, Place
-from xalen_batch.validation.pool import Readers
-from xalen_batch.validation.read import LARGE_BYTES, in_pieces, places_of
+from xalen_batch.validation.lines import LineReader
+from xalen_batch.validation.pieces import ByteRange, Piece
+from xalen_batch.validation.pool import ReaderPool
+from xalen_batch.validation.read import LARGE_BYTES, byte_ranges, in_pieces
 
 _in_pieces = threading.Lock()
 
@@ -30,13 +28,13 @@ def estimate_file(
     terms: Terms,
     discount_rate: Decimal,
 ) -> Estimate:
-    """As `estimate`, of a file in storage. storage.AWAY; Unavailable if it takes too long."""
-    work, size, processes = (
-        Estimating(endpoint, models, terms, discount_rate),
-        storage.size(key),
-        settings().validation_processes,
-    )
-    # Several estimates at once use the cores as they are, with a process each.
+    """`estimate` of a file in storage.
+
+    Raises storage.UNAVAILABLE if storage fails, and Unavailable if the work takes too long.
+    """
+    work = Estimating(endpoint, models, terms, discount_rate)
+    size, processes = storage.size(key), settings().validation_processes
+    # One estimate at a time uses several cores; those beside it have one process each.
     if processes > 1 and size > LARGE_BYTES and _in_pieces.acquire(blocking=False):
         try:
             found = work.in_pieces(key, processes)
@@ -49,25 +47,29 @@ def estimate_file(
 
 @dataclass(frozen=True, slots=True)
 class Estimating:
-    """The work of an estimate, on a piece of a file or on all of it."""
+    """The work of an estimate, on a piece of a file or on all of it. It can be pickled."""
 
     endpoint: Endpoint | None
     models: Mapping[str, Model]
     terms: Terms
     discount_rate: Decimal
 
-    def __call__(self, place: Place) -> Piece[Estimate] | None:
+    def __call__(self, byte_range: ByteRange) -> Piece[Estimate] | None:
         found = Estimate(self.endpoint, self.discount_rate)
         add = partial(found.add, models=self.models, terms=self.terms)
-        return pieces.read_lines(place, Reader(self.endpoint, self.models), add, found)
+        return pieces.read_lines(byte_range, LineReader(self.endpoint, self.models), add, found)
 
     def in_pieces(self, key: str, processes: int) -> Estimate | None:
-        """None unless all lines are good."""
-        found, places = Estimate(self.endpoint, self.discount_rate), list(places_of(key))
-        with Readers(
-            min(processes, len(places)), self, niceness=apart.NICENESS, patience=apart.START
-        ) as readers:
-            if not in_pieces(places, self, readers, lambda content, _: found.extend(content)):
+        """The estimate of a file, read by several processes; None unless all lines are good."""
+        found, ranges = Estimate(self.endpoint, self.discount_rate), list(byte_ranges(key))
+        readers = ReaderPool(
+            min(processes, len(ranges)),
+            self,
+            niceness=apart.NICENESS,
+            start_timeout=apart.START_TIMEOUT,
+        )
+        with readers:
+            if not in_pieces(ranges, self, readers, lambda content, _: found.extend(content)):
                 return None
         found.end()
         return found

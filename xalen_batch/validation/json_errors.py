@@ -1,6 +1,6 @@
-"""Why a line is not the JSON that every backend reads alike.
+"""Explains why a line is not JSON that all backends read alike.
 
-Slow and careful: only for lines that a strict parser refused.
+Slow, with precise messages: called only for lines that a strict parser refused.
 """
 
 import json
@@ -12,22 +12,22 @@ from typing import Any, NoReturn
 
 from xalen_batch.validation.errors import Fault, quoted
 
-# Far below where parsers give up (pydantic at about 200), so that no backend's limit is met after
-# the line was taken.
+# Far below the limits of parsers (pydantic has about 200), so that no backend refuses a line that
+# we accepted.
 MAX_DEPTH = 128
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
-# An opening bracket is one level more, a closing one a level less (-1 as a signed byte).
+# Maps an opening bracket to +1 and a closing one to -1, as signed bytes.
 _LEVEL = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _REST = bytes(set(range(256)) - set(b"[{]}"))
 
 
 class _Wrong(Exception):
-    """What a hook of the JSON parser found."""
+    """Raised by a hook of the JSON parser; its message is for the user."""
 
 
 def diagnose(raw: bytes, line: int) -> Fault:
-    """The reason, with what to do about it."""
+    """The fault of a line, with its remedy."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -42,15 +42,18 @@ def diagnose(raw: bytes, line: int) -> Fault:
 
 
 def is_too_deep(raw: bytes) -> bool:
-    """Whether objects and lists are nested deeper than MAX_DEPTH."""
+    """Whether objects and lists are nested in more than MAX_DEPTH levels."""
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return False
     levels = array("b", _STRING.sub(b"", raw).translate(_LEVEL, _REST))
     return max(accumulate(levels), default=0) > MAX_DEPTH
 
 
-def twice(raw: bytes) -> str | None:
-    """A key that the line or its body has twice: readers disagree on which one counts."""
+def repeated_key(raw: bytes) -> str | None:
+    """The first key that occurs twice in the line or in its body; None if all are unique.
+
+    Parsers disagree on which of the two values counts.
+    """
     outer = json.loads(raw, object_pairs_hook=_Pairs)
     body = next((value for key, value in outer if key == "body"), None)
     for pairs in (outer, body):
@@ -64,7 +67,7 @@ def twice(raw: bytes) -> str | None:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """An object as its keys and values in order."""
+    """The keys and values of an object, in order, with duplicates."""
 
 
 def _reason(raw: bytes, text: str) -> str:

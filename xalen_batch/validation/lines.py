@@ -1,58 +1,44 @@
-"""Reading an input file: every line is either good, or a fault that says what to do.
+"""Checks an input file line by line: each line is a request that can run, or has a `Fault`.
 
-The file is read as a stream: a chunk of it is in memory at a time, or one long line.
+The file is a stream: one chunk of it is in memory at a time, or one long line.
 """
 
 import difflib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple, cast
 
-import msgspec
 import orjson
 
 from xalen_batch.catalog import ENDPOINTS, Endpoint, Model, endpoint_of
 from xalen_batch.config import Settings, settings
 from xalen_batch.jsonl import Block, Span, blocks
-from xalen_batch.validation import bodies, context_window, json_errors, prefix_order
-from xalen_batch.validation.bodies import MAX_CUSTOM_ID, Misfit, Request, UsualChat, UsualLine
+from xalen_batch.validation import (
+    bodies,
+    context_window,
+    fast_path,
+    file_type,
+    json_errors,
+    prefix_order,
+)
+from xalen_batch.validation.bodies import (
+    MAX_CUSTOM_ID,
+    InvalidBody,
+    Request,
+    UsualChat,
+    UsualLine,
+)
 from xalen_batch.validation.errors import TOO_MANY, Fault, quoted
+from xalen_batch.validation.file_type import UTF8_BOM
 from xalen_batch.validation.prefix_order import Prompt
 
-UTF8_BOM = b"\xef\xbb\xbf"
-# First bytes of what is not UTF-8 text; longer ones first, since one begins like another.
-FOREIGN = {
-    b"\xff\xfe\x00\x00": "UTF-32LE",
-    b"\x00\x00\xfe\xff": "UTF-32BE",
-    b"{\x00\x00\x00": "UTF-32LE",
-    b"\x00\x00\x00{": "UTF-32BE",
-    b"\xff\xfe": "UTF-16LE",
-    b"\xfe\xff": "UTF-16BE",
-    b"{\x00": "UTF-16LE",
-    b"\x00{": "UTF-16BE",
-}
-# Keys that say what is run, of which a line usually has one each; what has more may have one of
-# them twice.
-KEYS = re.compile(rb'"(?:custom_id|body|model|messages|query|documents)"')
-# Those of them that every chat line has.
-CHAT_KEYS = 4
-OPENING, CLOSING = b"{}"
-# A letter or `_` written as its code, which nobody does: it may hide such a key.
-HIDDEN_LETTER = re.compile(rb"\\u00[4-7]")
-# Lines that a file may have for each request that a batch may have. Blank ones cost time too.
+# A file may have this many lines for each request that a batch may have: blank lines cost time too.
 LINES_PER_REQUEST = 10
-COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "zip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bzip2",
-}
 
 
 class GoodLine(NamedTuple):
-    """A line that can run, and what is looked at in its request, typed."""
+    """A line that can run; `request` has the fields of its body that we read, typed."""
 
     span: Span
     custom_id: str
@@ -63,18 +49,18 @@ class GoodLine(NamedTuple):
 
     @property
     def raw(self) -> bytes:
-        """The line as it is."""
+        """The bytes of the line, without its line end."""
         return self.block.line(self.span)
 
     @property
     def body(self) -> dict[str, Any]:
-        """The request as it is."""
+        """The whole body, as it was sent."""
         body: dict[str, Any] = orjson.loads(self.raw)["body"]
         return body
 
     @property
     def prompt(self) -> Prompt:
-        """What a chat model reads."""
+        """The text that a chat model reads."""
         if isinstance(self.request, UsualChat):
             return [message.content for message in self.request.messages]
         return prefix_order.prompt(self.body)
@@ -87,10 +73,10 @@ def scan(
     models: Mapping[str, Model],
     limits: Settings | None = None,
 ) -> Iterator[GoodLine | Fault]:
-    """Every line that is not blank, in order; a fault without a line is about the file and ends it.
+    """Each line that is not blank, in file order, as a good line or a fault.
 
-    `endpoint` None: the first line's url is taken for the whole file. `limits` None: those of the
-    settings.
+    A fault without a line number is about the whole file, and the last. `endpoint` None: the first
+    line's url counts for the whole file. `limits` None: those of the settings.
     """
     stream = iter(chunks)
     head = b""
@@ -98,34 +84,20 @@ def scan(
         head += chunk
         if len(head) >= 4:
             break
-    if fault := _foreign(head):
+    if fault := file_type.refusal(head):
         yield fault
         return
     start = len(UTF8_BOM) if head.startswith(UTF8_BOM) else 0
     found = None
-    for found in Reader(endpoint, models, limits).read(chain([head[start:]], stream), start=start):
+    reader = LineReader(endpoint, models, limits)
+    for found in reader.read(chain([head[start:]], stream), start=start):
         yield found
     if found is None:
         yield Fault("empty_file", "The file has no requests. Write one JSON object on each line.")
 
 
-def _foreign(head: bytes) -> Fault | None:
-    for magic, encoding in FOREIGN.items():
-        if head.startswith(magic):
-            remedy = f"Save it as UTF-8: iconv -f {encoding} -t UTF-8 input.jsonl > utf8.jsonl"
-            return Fault("invalid_encoding", f"The file is {encoding}, not UTF-8. {remedy}")
-    for magic, name in COMPRESSED.items():
-        if head.startswith(magic):
-            return Fault(
-                "invalid_encoding",
-                f"The file is compressed ({name}), not JSONL text. Decompress it before you"
-                " upload it.",
-            )
-    return None
-
-
 def too_long(span: Span, limit: int) -> Fault:
-    """A line of more than `limit` bytes."""
+    """The fault of a line of more than `limit` bytes."""
     message = (
         f"The line has {span.length:,} bytes; the most is {limit:,}. Shorten the request, or refer"
         " to large content by URL."
@@ -133,9 +105,11 @@ def too_long(span: Span, limit: int) -> Fault:
     return Fault("line_too_long", message, span.line_no)
 
 
-class Reader:
-    """Checks line after line of a file; knows the ids it has seen, how many requests there were,
-    and the number of the last line.
+class LineReader:
+    """Checks the lines of one file, in order.
+
+    `seen` maps each custom id to its line number, `count` is the number of requests, and
+    `last_line` the number of the last line read.
     """
 
     def __init__(
@@ -149,9 +123,10 @@ class Reader:
         self.longest, self._most = limits.max_line_bytes, limits.max_batch_lines
 
     def read(self, chunks: Iterable[bytes], *, start: int = 0) -> Iterator[GoodLine | Fault]:
-        """Every line that is not blank.
+        """Check each line that is not blank, up to a fault with the code TOO_MANY.
 
-        `start`: where in the file the chunks begin; lines are numbered from there.
+        `start`: the offset in the file, in bytes, at which the chunks begin. The line there has the
+        number 1.
         """
         for block in blocks(chunks, longest=self.longest, start=start):
             for found in self.check(block):
@@ -161,61 +136,54 @@ class Reader:
             self.last_line = block.spans[-1].line_no
 
     def check(self, block: Block) -> Iterator[GoodLine | Fault]:
-        """Every line of it that is not blank.
+        """Check each line of a block that is not blank.
 
-        Behind a fault that says TOO_MANY nothing is to be read.
+        Stop reading the file at a fault with the code TOO_MANY.
         """
-        values = _usual_values(block)
-        for number, span in enumerate(block.spans):
-            usual = self._usual(block, span, values[number]) if values else None
-            if found := usual or self._single(block, span):
+        values = fast_path.decode(block)
+        if values is None:
+            for span in block.spans:
+                found = self._single(block, span)
+                if found is not None:
+                    yield found
+            return
+        for span, value in zip(block.spans, values, strict=True):
+            found = self._usual(block, span, value) or self._single(block, span)
+            if found is not None:
                 yield found
 
     def _usual(self, block: Block, span: Span, value: UsualLine) -> GoodLine | None:
-        """A good line of the form that most have, at a fraction of the cost; None for all others,
-        good or not.
-        """
-        chat, custom_id = value.body, value.custom_id
+        """The line, if its decoded value is valid; None sends it down the slow path."""
+        chat, custom_id, endpoint = value.body, value.custom_id, self.endpoint
+        if endpoint is None:
+            return None
+        # Most lines spell the url as the catalog does, which costs one comparison.
+        if value.url != endpoint and endpoint_of(value.url) != endpoint:
+            return None
         model = self.models.get(chat.model)
-        # The canonical spelling, which nearly every line has, costs one comparison.
-        if value.url != self.endpoint and endpoint_of(value.url) != self.endpoint:
+        if model is None or endpoint not in model.endpoints or chat.stream:
             return None
-        if (
-            self.endpoint is None
-            or model is None
-            or self.endpoint not in model.endpoints
-            or chat.stream
-        ):
+        # A line with no more bytes than the window has tokens needs no token count.
+        if span.length > model.context_window or span.length > self.longest:
             return None
-        if (
-            span.length > model.context_window
-            or span.length > self.longest
-            or self.count >= self._most
-        ):
-            return None
-        if custom_id in self.seen or "\x00" in custom_id:
+        if self.count >= self._most or custom_id in self.seen or "\x00" in custom_id:
             return None
         self.seen[custom_id] = span.line_no
         self.count += 1
-        return GoodLine(span, custom_id, self.endpoint, chat.model, chat, block)
+        return GoodLine(span, custom_id, endpoint, chat.model, chat, block)
 
     def _single(self, block: Block, span: Span) -> GoodLine | Fault | None:
-        """Any line; None for a blank one."""
+        """Check one line of any form; None if it is blank."""
         is_long = block.data is None or span.length > self.longest
         raw = b"" if is_long else block.line(span)
-        if not (is_long or raw.strip(b" \t\r")):
-            if span.line_no < self._most * LINES_PER_REQUEST:
-                return None
-            message = (
-                f"The file has {span.line_no:,} lines, most of them blank. Remove the blank lines."
-            )
-            return Fault(TOO_MANY, message, span.line_no)
-        # It may be a neighbour that is of another form.
-        values = (
-            _usual_values(Block([span], block.data, block.start)) if len(block.spans) > 1 else None
-        )
-        if values and (usual := self._usual(block, span, values[0])):
-            return usual
+        if not is_long and not raw.strip(b" \t\r"):
+            return self._blank(span)
+        # Another line may have sent the block down the slow path.
+        if len(block.spans) > 1:
+            values = fast_path.decode(Block([span], block.data, block.start))
+            usual = self._usual(block, span, values[0]) if values else None
+            if usual is not None:
+                return usual
         self.count += 1
         if self.count > self._most:
             message = (
@@ -224,6 +192,14 @@ class Reader:
             )
             return Fault(TOO_MANY, message, span.line_no)
         return too_long(span, self.longest) if is_long else self._any(block, span, raw)
+
+    def _blank(self, span: Span) -> Fault | None:
+        if span.line_no < self._most * LINES_PER_REQUEST:
+            return None
+        message = (
+            f"The file has {span.line_no:,} lines, most of them blank. Remove the blank lines."
+        )
+        return Fault(TOO_MANY, message, span.line_no)
 
     def _any(self, block: Block, span: Span, raw: bytes) -> GoodLine | Fault:
         line = span.line_no
@@ -330,9 +306,9 @@ class Reader:
         return None
 
     def _request(self, value: dict[str, Any], line: int, size: int) -> Request | Fault:
-        """`size`: the line's, in bytes."""
+        """The body, typed. `size`: the length of the line in bytes."""
         request = bodies.fit(value["body"], cast(Endpoint, self.endpoint))
-        if isinstance(request, Misfit):
+        if isinstance(request, InvalidBody):
             return Fault("invalid_request", request.message, line, request.param)
         if request.stream:
             message = "A batch has no stream to send. Leave stream out, or set it to false."
@@ -345,74 +321,29 @@ class Reader:
         return [model.id for model in self.models.values() if self.endpoint in model.endpoints]
 
     def _suggestion(self, name: object) -> str:
-        close = (
-            difflib.get_close_matches(name[:100].lower(), self.models, n=3, cutoff=0.5)
-            if isinstance(name, str)
-            else []
-        )
-        return (
-            f"Did you mean {' or '.join(close)}?"
-            if close
-            else f"Name one of: {', '.join(self._serving()[:20])}."
-        )
+        close: list[str] = []
+        if isinstance(name, str):
+            close = difflib.get_close_matches(name[:100].lower(), self.models, n=3, cutoff=0.5)
+        if close:
+            return f"Did you mean {' or '.join(close)}?"
+        return f"Name one of: {', '.join(self._serving()[:20])}."
 
 
 def _hidden(raw: bytes, line: int) -> Fault | None:
-    """What a good parse hides: nesting that a backend's parser refuses, and a key that is there
-    twice.
-    """
-    # Deleting a byte finds it four times as fast as counting it: most of what a long line costs is
-    # here.
+    """The fault of a line that parses here: too deeply nested for a backend, or a repeated key."""
+    # Most of the cost of a long line is here. Deleting a byte is four times as fast as counting it.
     brackets = len(raw) - len(raw.replace(b"[", b"").replace(b"{", b""))
     if brackets > json_errors.MAX_DEPTH and json_errors.is_too_deep(raw):
         return json_errors.diagnose(raw, line)
-    found = KEYS.findall(raw)
-    if len(found) == len(set(found)) and not _hides_letters(raw, 0, len(raw)):
+    if not fast_path.may_repeat_keys(raw):
         return None
-    if key := json_errors.twice(raw):
-        message = (
-            f"The key {quoted(key)} is there twice, and which one counts is anyone's guess. Remove"
-            " one."
-        )
-        return Fault("invalid_json_line", message, line)
-    return None
-
-
-def _usual_values(block: Block) -> list[UsualLine] | None:
-    """What is on each line, where all have the form that most have: nothing in them goes unread,
-    and no key is there twice.
-    """
-    data, count = block.data, len(block.spans)
-    if data is None:
+    key = json_errors.repeated_key(raw)
+    if key is None:
         return None
-    begin, end = block.ends
-    try:
-        values = bodies.usual_lines(memoryview(data)[begin:end])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    # A value that goes on on the next line is none here: within it, no `}` is followed by `{`.
-    if count > 1 and not _all_in_braces(block):
-        return None
-    # So each line has a value at least, and each value each key: as many as that are one value in
-    # each line, and one key in that.
-    if len(KEYS.findall(data, begin, end)) != CHAT_KEYS * count or _hides_letters(data, begin, end):
-        return None
-    return values
-
-
-def _all_in_braces(block: Block) -> bool:
-    data, start = block.data or b"", block.start
-    return all(
-        length and data[offset - start] == OPENING and data[offset - start + length - 1] == CLOSING
-        for _, offset, length in block.spans
+    message = (
+        f"The key {quoted(key)} is there twice, and which one counts is anyone's guess. Remove one."
     )
-
-
-def _hides_letters(raw: bytes, begin: int, end: int) -> bool:
-    # One byte is found ten times as fast as four, and those sooner than a pattern.
-    if raw.find(b"\\", begin, end) < 0 or raw.find(b"\\u00", begin, end) < 0:
-        return False
-    return HIDDEN_LETTER.search(raw, begin, end) is not None
+    return Fault("invalid_json_line", message, line)
 
 
 def _missing(param: str, line: int, remedy: str) -> Fault:

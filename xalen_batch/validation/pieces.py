@@ -1,6 +1,6 @@
-"""Pieces of a large file, and the process that reads them.
+"""The pieces of a large file, and the process that reads them.
 
-It starts anew for each file, so this imports little.
+The process starts anew for each file, so this module imports little.
 """
 
 import gc
@@ -15,34 +15,30 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from xalen_batch import storage
 from xalen_batch.catalog import Model
 from xalen_batch.validation.errors import Fault
-from xalen_batch.validation.lines import GoodLine, Reader
-from xalen_batch.validation.prefix_order import Marker
+from xalen_batch.validation.lines import GoodLine, LineReader
+from xalen_batch.validation.prefix_order import PrefixHasher
 from xalen_batch.validation.split import Split
 
 T = TypeVar("T")
 
 
-class Gathered:
-    """Good lines on their way into a split."""
+class SplitBuilder:
+    """Adds good lines, with their prefix hashes, to a split."""
 
     def __init__(self, models: Mapping[str, Model]) -> None:
         self.split = Split()
-        self._marker = Marker()
-        # They read each pair on its own, and have no prefix cache.
+        self._hasher = PrefixHasher()
+        # A reranker reads each pair on its own, so its lines gain nothing from a prefix cache.
         self._rerankers = {model.id for model in models.values() if model.is_reranker}
 
     def add(self, line: GoodLine) -> None:
-        self.split.add(
-            line.model,
-            line.span,
-            () if line.model in self._rerankers else self._marker.marks(line.prompt),
-        )
+        is_for_reranker = line.model in self._rerankers
+        hashes = () if is_for_reranker else self._hasher.hashes(line.prompt)
+        self.split.add(line.model, line.span, hashes)
 
 
-class Place(NamedTuple):
-    """Where a piece is: the file's key, and where in it the piece begins and ends, both between two
-    lines.
-    """
+class ByteRange(NamedTuple):
+    """The position of a piece: the file's key, and two offsets in bytes, each between two lines."""
 
     key: str
     begin: int
@@ -50,10 +46,9 @@ class Place(NamedTuple):
 
 
 class Piece(NamedTuple, Generic[T]):
-    """What was made of good lines, read as if the file began with them. `lines` counts the blank
-    ones too.
+    """The result of reading a piece whose lines are all good; its lines are numbered from 1.
 
-    `endpoint`: what they ask for; None if none was given and no line names one.
+    `lines` counts blank lines too. `endpoint` is that of the lines, or None if the piece has none.
     """
 
     content: T
@@ -63,9 +58,9 @@ class Piece(NamedTuple, Generic[T]):
 
 
 class Crash(NamedTuple):
-    """A bug was met; `cause` is what `log.cause` says of it.
+    """Sent in place of a result after an unexpected exception; `cause` is its `log.cause`.
 
-    The process that asked does the work itself.
+    The process that asked then does the work itself.
     """
 
     cause: dict[str, str]
@@ -73,13 +68,13 @@ class Crash(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Splitting:
-    """The work of validation: a piece's lines as a `Split`."""
+    """The work of validation: read a piece into a `Split`. It can be pickled."""
 
     endpoint: str
     models: Mapping[str, Model]
 
-    def __call__(self, place: Place) -> Piece[Split] | None:
-        return read_piece(place, self.endpoint, self.models)
+    def __call__(self, byte_range: ByteRange) -> Piece[Split] | None:
+        return read_piece(byte_range, self.endpoint, self.models)
 
 
 def serve(
@@ -88,15 +83,18 @@ def serve(
     niceness: int,
     work: Callable[[Any], Any],
 ) -> None:
-    """Do the work for each argument that arrives, and send its result, until the connection ends."""
-    # The settings of the process that asks, wherever the fork server is from.
+    """The main loop of a reader process: send `work(argument)` for each argument that arrives.
+
+    Ends with the connection. `niceness` is added to that of the fork server.
+    """
+    # The fork server may be older than the settings of the process that asks.
     os.environ.clear()
     os.environ.update(environment)
     os.nice(niceness)
-    # Ctrl-C in a terminal is for the process that asks, which lets this end what it has begun.
+    # Ctrl-C in a terminal is for the process that asks, which ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Good lines leave no cycles, and a look for some would copy all memory that it shares with
-    # other processes.
+    # Good lines leave no reference cycles, and a collection writes to every object, which would
+    # copy the memory that is shared with the fork server.
     gc.disable()
     with suppress(EOFError, OSError):
         while True:
@@ -104,32 +102,35 @@ def serve(
             try:
                 result = work(argument)
             except Exception as error:
-                # Its message may quote a line. That logging has to be imported does not matter
-                # here.
+                # The message of the exception may quote a line, so send only its cause. Imported
+                # here, because only a bug needs logging.
                 from xalen_batch import log
 
                 result = Crash(log.cause(error))
             connection.send(result)
 
 
-def read_piece(place: Place, endpoint: str, models: Mapping[str, Model]) -> Piece[Split] | None:
-    """None as of `read_lines`."""
-    gathered = Gathered(models)
-    return read_lines(place, Reader(endpoint, models), gathered.add, gathered.split)
+def read_piece(
+    byte_range: ByteRange, endpoint: str, models: Mapping[str, Model]
+) -> Piece[Split] | None:
+    """Read a piece into a split; None as in `read_lines`."""
+    builder = SplitBuilder(models)
+    return read_lines(byte_range, LineReader(endpoint, models), builder.add, builder.split)
 
 
 def read_lines(
-    place: Place, reader: Reader, add: Callable[[GoodLine], None], content: T
+    byte_range: ByteRange, reader: LineReader, add: Callable[[GoodLine], None], content: T
 ) -> Piece[T] | None:
-    """Add a piece's lines to its content.
+    """Read a piece and pass each line to `add`, which collects them in `content`.
 
-    None if a line has a fault, which only a reading of the whole file can tell, or storage fails.
+    None if a line has a fault, which only a reading of the whole file can report, or if storage
+    fails.
     """
     try:
-        for line in reader.read(storage.chunks(*place), start=place.begin):
+        for line in reader.read(storage.chunks(*byte_range), start=byte_range.begin):
             if isinstance(line, Fault):
                 return None
             add(line)
-    except storage.AWAY:
+    except storage.UNAVAILABLE:
         return None
     return Piece(content, list(reader.seen), reader.last_line, reader.endpoint)

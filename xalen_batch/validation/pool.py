@@ -1,6 +1,4 @@
-"""Processes that read for another: on several cores, and without the interpreter's lock of the
-process that asks.
-"""
+"""A pool of reader processes: they use several cores, and not the GIL of the process that asks."""
 
 import multiprocessing
 import os
@@ -22,8 +20,9 @@ logger = log.get(__name__)
 A = TypeVar("A")
 T = TypeVar("T")
 
-AT_ONCE = 0.1
-# What the fork server imports, so that its processes need not.
+# Seconds that entering a pool waits for its first process, if the caller does not say.
+START_TIMEOUT = 0.1
+# Modules that the fork server imports once for all its processes.
 PRELOADED = [
     f"xalen_batch.{name}"
     for name in (
@@ -34,12 +33,12 @@ PRELOADED = [
     )
 ]
 
-# `multiprocessing` keeps its children in one set, and threads may start some at once.
+# Guards the set in which `multiprocessing` keeps its children: threads may start several at a time.
 _starting = threading.Lock()
 
 
 def prepare() -> None:
-    """Start the fork server, so that the first to ask need not wait half a second for it."""
+    """Start the fork server now: it takes half a second, which the first pool would wait for."""
     with suppress(OSError):
         _context()
         ensure_running()
@@ -51,20 +50,26 @@ def _context() -> ForkServerContext:
     return context
 
 
-class Readers(Generic[A, T]):
-    """Up to `number` processes; each does `work` for one argument after the other. They start one
-    by one, and end on leaving.
+class ReaderPool(Generic[A, T]):
+    """Up to `number` processes, each of which does `work` for one argument at a time.
 
-    A process may be lost at any time, or never start: the caller has to be ready to do the work
-    itself. `patience`: seconds that entering waits for the first of them.
+    A process may be lost at any time, or never start, so the caller has to be ready to do the work
+    itself. Entering waits up to `start_timeout` seconds for the first process; leaving ends all.
+    One thread uses a pool. Its own thread starts the processes, and only shares `_add` with it.
     """
 
     def __init__(
-        self, number: int, work: Callable[[A], T], *, niceness: int = 0, patience: float = AT_ONCE
+        self,
+        number: int,
+        work: Callable[[A], T],
+        *,
+        niceness: int = 0,
+        start_timeout: float = START_TIMEOUT,
     ) -> None:
         self._number = number
-        self._told = (niceness, work)
-        self._patience = patience
+        self._niceness = niceness
+        self._work = work
+        self._start_timeout = start_timeout
         self._processes: dict[Connection, ForkServerProcess] = {}
         self._idle: deque[Connection] = deque()
         self._busy: dict[Connection, A] = {}
@@ -74,9 +79,9 @@ class Readers(Generic[A, T]):
     def __enter__(self) -> Self:
         start = threading.Thread(target=self._start, name="readers", daemon=True)
         start.start()
-        # Mostly they are there at once. The fork server of a process's first large file takes half
-        # a second to start.
-        start.join(self._patience)
+        # Processes start within milliseconds, except before the first large file of this process:
+        # the fork server takes half a second.
+        start.join(self._start_timeout)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,7 +95,7 @@ class Readers(Generic[A, T]):
         return bool(self._busy)
 
     def give(self, todo: deque[A]) -> None:
-        """Hand out arguments, from the front, to idle processes."""
+        """Send arguments, from the front of `todo`, to the idle processes."""
         while todo and self._idle:
             connection = self._idle.popleft()
             try:
@@ -100,11 +105,11 @@ class Readers(Generic[A, T]):
             else:
                 self._busy[connection] = todo.popleft()
 
-    def back(self, todo: deque[A], timeout: float) -> dict[A, T | None] | None:
-        """Results, as soon as there is one; None after `timeout` seconds. A result is None after a
-        crash.
+    def results(self, todo: deque[A], timeout: float) -> dict[A, T | None] | None:
+        """Wait for the next results, by argument; None if none arrives within `timeout` seconds.
 
-        The argument of a lost process is put back at the end of `todo`.
+        A result is None after a crash. The argument of a lost process goes back to the end of
+        `todo`.
         """
         found: dict[A, T | None] = {}
         ready = wait(list(self._busy), timeout)
@@ -112,14 +117,14 @@ class Readers(Generic[A, T]):
             assert isinstance(connection, Connection)
             argument = self._busy.pop(connection)
             try:
-                came = connection.recv()
+                received = connection.recv()
             except (EOFError, OSError):
                 todo.append(argument)
                 self._lost(connection)
                 continue
-            if isinstance(came, Crash):
-                logger.error("reading.crashed", **came.cause)
-            found[argument] = None if isinstance(came, Crash) else came
+            if isinstance(received, Crash):
+                logger.error("reading.crashed", **received.cause)
+            found[argument] = None if isinstance(received, Crash) else received
             self._idle.append(connection)
         return found if ready else None
 
@@ -129,8 +134,8 @@ class Readers(Generic[A, T]):
 
     def _end(self, connection: Connection) -> None:
         connection.close()
-        # An idle one ends with its connection, a busy one would do its work first, which may have
-        # no end.
+        # An idle process ends with its connection. A busy one would finish its work first, which
+        # may take for ever.
         process = self._processes.pop(connection, None)
         if process is not None and process.is_alive():
             process.kill()
@@ -141,17 +146,19 @@ class Readers(Generic[A, T]):
             context = _context()
             for _ in range(self._number):
                 ours, theirs = context.Pipe()
-                # A daemon: whoever exits does not wait for it.
+                # A daemon: this process exits without waiting for it.
                 process = context.Process(
-                    target=pieces.serve, args=(theirs, dict(os.environ), *self._told), daemon=True
+                    target=pieces.serve,
+                    args=(theirs, dict(os.environ), self._niceness, self._work),
+                    daemon=True,
                 )
                 with _starting:
                     process.start()
                 theirs.close()
                 self._add(ours, process)
         except (OSError, EOFError, RuntimeError) as error:
-            # There may be no place for a socket, such as a writable /tmp, or no room for another
-            # process.
+            # For example, /tmp is not writable for the fork server's socket, or the limit of
+            # processes is reached.
             logger.warning("reading.no_processes", **log.cause(error))
 
     def _add(self, connection: Connection, process: ForkServerProcess) -> None:

@@ -1,10 +1,10 @@
-"""Prefix order: lines whose prompts begin alike run one behind the other, while the backend's
-prefix cache still holds that beginning.
+"""Prefix order: lines whose prompts share a prefix run one after the other, while the backend's
+prefix cache still holds that prefix.
 
-Such a cache knows a prompt by its blocks from the first token on: the tools, then one message after
-the other. So a line is known here by marks, each of them a checksum of all its prompt up to a
-place: lines with the same first marks begin alike. Two prompts with the same checksum by chance
-cost a place in the order, and nothing else.
+Such a cache keys a prompt by its blocks of tokens from the first on: the tools, then each message.
+A line is therefore described by its prefix hashes: checksums of its prompt up to growing offsets.
+Lines with the same first hashes share a prefix. A collision of two checksums changes the order of
+two lines, and has no other effect.
 """
 
 from array import array
@@ -15,35 +15,32 @@ from zlib import crc32
 
 import orjson
 
-# Bytes that are worth a place beside another line: about four blocks of 16 tokens. Sharing less
-# moves no line.
-LEAST = 256
-# Bounds what a line of many messages costs.
-MOST_MARKS = 24
-# Of a mark's bits, those by which lines are known to begin alike before they are arranged.
-FIRST_BITS = 20
-LAST_BITS = (1 << FIRST_BITS) - 1
+# Prefixes of fewer bytes are not shared: about four cache blocks of 16 tokens. They move no line.
+MIN_BYTES = 256
+# Bounds the work and the memory for a line with many messages.
+MAX_HASHES = 24
+# The size of the filter of first hashes, in bits of a hash: it has 2 ** FILTER_BITS bytes.
+FILTER_BITS = 20
+FILTER_MASK = (1 << FILTER_BITS) - 1
 
 
-def _places() -> Iterator[int]:
-    place = LEAST
-    for _ in range(MOST_MARKS):
-        yield place
-        place += max(LEAST, place // 2)
+def _offsets() -> Iterator[int]:
+    offset = MIN_BYTES
+    for _ in range(MAX_HASHES):
+        yield offset
+        offset += max(MIN_BYTES, offset // 2)
 
 
-# Where in a message the marks are, in bytes from its beginning; the last is at about 2 MiB.
-PLACES = tuple(_places())
+# The offsets in a message, in bytes, up to which its prefix is hashed; the last is about 2 MiB.
+OFFSETS = tuple(_offsets())
 
 
-# What the model reads, in pieces: text, or JSON as bytes.
+# The text that the model reads, in pieces. A piece is text, or JSON as bytes.
 Prompt = Sequence[str | bytes]
 
 
 def prompt(body: Mapping[str, Any]) -> Prompt:
-    """What a chat request has the model read, in the order in which it is read: the tools, then
-    each message.
-    """
+    """The pieces of a chat request in the order in which the model reads them: first the tools."""
     tools = body.get("tools")
     contents = [(message, message.get("content")) for message in body["messages"]]
     messages = [
@@ -53,139 +50,142 @@ def prompt(body: Mapping[str, Any]) -> Prompt:
     return [orjson.dumps(tools), *messages] if tools else messages
 
 
-def first_mark(prompt: Prompt) -> int | None:
-    """The first of its marks, for a fraction of what all of them cost; None where there is none."""
+def first_hash(prompt: Prompt) -> int | None:
+    """The first prefix hash, at a fraction of the cost of all; None if the prompt has none."""
     text = b""
     for piece in prompt:
-        # No character has less than a byte.
-        head = _bytes(piece[:LEAST])
+        # A character has at least one byte, so this slice holds at least MIN_BYTES of a long piece.
+        head = _bytes(piece[:MIN_BYTES])
         text = text + head if text else head
-        if len(text) >= LEAST:
-            return crc32(text[:LEAST])
+        if len(text) >= MIN_BYTES:
+            return crc32(text[:MIN_BYTES])
     return None
 
 
-def marks(prompt: Prompt) -> list[int]:
-    """The marks of a prompt, 32 bits each; none where it is shorter than `LEAST`.
+def prefix_hashes(prompt: Prompt) -> list[int]:
+    """The prefix hashes of a prompt, 32 bits each; none for a prompt of less than MIN_BYTES.
 
-    They are at `PLACES` of each piece, and at the end of each piece that another follows, if
-    `LEAST` bytes lie behind the mark before. So what two prompts share is seen if it is half as
-    long as what comes before it in its piece. A mark depends on nothing behind it.
+    They end at the OFFSETS of each piece, and at the end of each piece that another follows, if
+    MIN_BYTES lie between that end and the hash before. A prefix within a piece is therefore found
+    if it is half as long as the part of the piece before it. A hash covers only bytes before its
+    offset.
     """
-    return _Read().then(prompt).marks
+    return _HashedPrompt().then(prompt).hashes
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """A prompt up to the end of a piece: its marks so far, and the bytes behind the last of them."""
+class _HashedPrompt:
+    """The hashes of a prompt's first pieces, and the bytes behind the last hash."""
 
-    marks: list[int] = field(default_factory=list)
+    hashes: list[int] = field(default_factory=list)
     rest: bytes = b""
 
-    def then(self, pieces: Prompt) -> "_Read":
-        """The same prompt, so many pieces further."""
-        marks, rest = self.marks.copy(), self.rest
-        chain = marks[-1] if marks else 0
+    def then(self, pieces: Prompt) -> "_HashedPrompt":
+        """The same prompt with more pieces."""
+        hashes, rest = self.hashes.copy(), self.rest
+        chain = hashes[-1] if hashes else 0
         for piece in pieces:
-            if len(marks) >= MOST_MARKS:
+            if len(hashes) >= MAX_HASHES:
                 break
-            if len(rest) >= LEAST:
+            if len(rest) >= MIN_BYTES:
                 chain = crc32(rest, chain)
-                marks.append(chain)
+                hashes.append(chain)
                 rest = b""
             text = rest + _bytes(piece) if rest else _bytes(piece)
             size, begin = len(text), 0
-            for end in PLACES:
+            for end in OFFSETS:
                 if end > size:
                     break
                 chain = crc32(text[begin:end], chain)
-                marks.append(chain)
+                hashes.append(chain)
                 begin = end
             rest = text[begin:]
-        return _Read(marks[:MOST_MARKS], rest)
+        return _HashedPrompt(hashes[:MAX_HASHES], rest)
 
 
 def _bytes(piece: str | bytes) -> bytes:
     return piece.encode() if isinstance(piece, str) else piece
 
 
-class Marker:
-    """Makes the marks of one line after the other, and no more of them than can matter."""
+class PrefixHasher:
+    """Hashes the prompts of a file's lines in order, and omits hashes that cannot change the order.
 
-    def __init__(self) -> None:
-        # A byte for the last bits of each first mark so far. What another had set costs a line the
-        # making of all its marks.
-        self._seen = bytearray(1 << FIRST_BITS)
-        # Mostly all lines have the same first message: that of the last line of which all marks
-        # were made.
-        self._opening: str | bytes | None = None
-        self._opened = _Read()
-
-    def marks(self, prompt: Prompt) -> Sequence[int]:
-        """Of a line that begins like none before it the first mark is all that is made: most of
-        what long prompts cost.
-
-        So the first line of a group may part from those that go on as it does, once in a group.
-        """
-        if prompt and prompt[0] == self._opening:
-            return self._opened.then(prompt[1:]).marks
-        first = first_mark(prompt)
-        if first is None:
-            return ()
-        place = first & LAST_BITS
-        if not self._seen[place]:
-            self._seen[place] = True
-            return (first,)
-        opened = _Read().then(prompt[:1])
-        if opened.marks:
-            self._opening, self._opened = prompt[0], opened
-        return opened.then(prompt[1:]).marks
-
-
-class Starts:
-    """How many lines begin: their marks, held as 4 bytes each.
-
-    Lines are numbered from 0, as they are added.
+    One object for each reading of a file; used by the thread that reads.
     """
 
     def __init__(self) -> None:
-        self._marks = array("I")
+        # A Bloom filter with one hash function and a byte for each bit: the first hashes so far. A
+        # false positive only costs computing all hashes of a line.
+        self._seen = bytearray(1 << FILTER_BITS)
+        # Most files repeat one system prompt: cache the hashes of the last first message.
+        self._opening: str | bytes | None = None
+        self._opened = _HashedPrompt()
+
+    def hashes(self, prompt: Prompt) -> Sequence[int]:
+        """The prefix hashes of the next line; only the first one if no earlier line has that one.
+
+        The other hashes of long prompts are most of the cost. Without them, the first line of a
+        group may run apart from the lines that share more of its prompt.
+        """
+        if prompt and prompt[0] == self._opening:
+            return self._opened.then(prompt[1:]).hashes
+        first = first_hash(prompt)
+        if first is None:
+            return ()
+        bit = first & FILTER_MASK
+        if not self._seen[bit]:
+            self._seen[bit] = True
+            return (first,)
+        opened = _HashedPrompt().then(prompt[:1])
+        if opened.hashes:
+            self._opening, self._opened = prompt[0], opened
+        return opened.then(prompt[1:]).hashes
+
+
+class PrefixIndex:
+    """The prefix hashes of many lines, 4 bytes each.
+
+    Lines are numbered from 0 as they are added.
+    """
+
+    def __init__(self) -> None:
+        self._hashes = array("I")
+        # The hashes of line n are self._hashes[self._begins[n] : self._begins[n + 1]].
         self._begins = array("I", [0])
 
-    def add(self, marks: Sequence[int]) -> None:
-        self._marks.extend(marks)
-        self._begins.append(len(self._marks))
+    def add(self, hashes: Sequence[int]) -> None:
+        self._hashes.extend(hashes)
+        self._begins.append(len(self._hashes))
 
-    def extend(self, others: "Starts") -> None:
-        """Add lines that were numbered from 0 elsewhere."""
-        before = len(self._marks)
-        self._marks.extend(others._marks)
+    def extend(self, others: "PrefixIndex") -> None:
+        """Append the lines of another index."""
+        before = len(self._hashes)
+        self._hashes.extend(others._hashes)
         self._begins.extend(before + begin for begin in others._begins[1:])
 
     def running_order(self) -> list[int]:
-        """Each line once: those that begin alike together, and in each such group those that go on
-        alike.
+        """The numbers of all lines, grouped by their prefixes, recursively.
 
-        Groups come in the order of their first lines, and what begins like no other line stays
-        where it is among them.
+        Groups are in the order of their first lines. A line that shares no prefix is a group of its
+        own, so it keeps its position among them.
         """
         lines = list(range(len(self._begins) - 1))
-        # No mark is there twice: no line begins like another.
-        if len(set(self._marks)) == len(self._marks):
+        # All hashes are distinct: no line shares a prefix.
+        if len(set(self._hashes)) == len(self._hashes):
             return lines
         order: list[int] = []
         self._arrange(lines, 0, order)
         return order
 
     def _arrange(self, lines: list[int], depth: int, order: list[int]) -> None:
-        """Append lines that have their first `depth` marks in common."""
-        marks, begins = self._marks, self._begins
-        # Behind its last mark a line is a group of its own.
-        names = [
-            marks[begins[line] + depth] if begins[line] + depth < begins[line + 1] else ~line
+        """Append to `order` lines that share their first `depth` hashes."""
+        hashes, begins = self._hashes, self._begins
+        # A line without a hash at this depth is a group of its own: its key, ~line, is negative.
+        keys = [
+            hashes[begins[line] + depth] if begins[line] + depth < begins[line + 1] else ~line
             for line in lines
         ]
-        distinct = len(set(names))
+        distinct = len(set(keys))
         if distinct == len(lines):
             order.extend(lines)
             return
@@ -193,7 +193,7 @@ class Starts:
             self._arrange(lines, depth + 1, order)
             return
         groups: dict[int, list[int]] = {}
-        for name, line in zip(names, lines, strict=True):
-            groups.setdefault(name, []).append(line)
-        for alike in groups.values():
-            self._arrange(alike, depth + 1, order)
+        for key, line in zip(keys, lines, strict=True):
+            groups.setdefault(key, []).append(line)
+        for group in groups.values():
+            self._arrange(group, depth + 1, order)

@@ -1,46 +1,48 @@
-"""Reading a batch's input file: its faults, or where its lines are and how they begin.
+"""Reads a batch's input file: into its faults, or into a split of its lines.
 
-A large file is read in pieces, by processes of their own: on several cores, and while the lines of
-others run in this one. A piece yields only good lines. Where one is not, the whole file is read
-once more from its beginning: a line's fault may depend on lines far before it, and is worded in one
-place.
+A large file is read in pieces by other processes: on several cores, while this process runs lines
+of other batches. A piece is only accepted if all its lines are good. Otherwise this process reads
+the whole file from its beginning, because a fault may depend on a line far before it
+(`duplicate_custom_id`), and faults are worded in one module.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, count
+from itertools import count
 from typing import Generic, TypeVar
 
 from xalen_batch import storage
 from xalen_batch.catalog import Model
 from xalen_batch.config import MiB, settings
 from xalen_batch.validation.errors import Fault, Faults
-from xalen_batch.validation.lines import LINES_PER_REQUEST, UTF8_BOM, scan
-from xalen_batch.validation.pieces import Gathered, Piece, Place, Splitting
-from xalen_batch.validation.pool import Readers
+from xalen_batch.validation.file_type import UTF8_BOM
+from xalen_batch.validation.lines import LINES_PER_REQUEST, scan
+from xalen_batch.validation.pieces import ByteRange, Piece, SplitBuilder, Splitting
+from xalen_batch.validation.pool import ReaderPool
 from xalen_batch.validation.split import Split
 
 T = TypeVar("T")
 
-# Reading so much takes some ten times as long as starting the processes.
+# From this size on a file is read in pieces: reading it takes ten times as long as starting the
+# processes.
 LARGE_BYTES = 16 * MiB
-# The same on every machine: where a piece begins decides a little about the running order.
+# Not a setting: the boundaries of the pieces have a small influence on the running order.
 PIECE_BYTES = 8 * MiB
-# A line mostly ends in so many bytes.
+# A line end is searched in steps of this size; most lines are shorter.
 LOOK_BYTES = 16 * 1024
 LINES_PER_LOOK = 64
-# Seconds for a piece, which takes a tenth of one. Beyond that the worker reads by itself: its lease
-# runs out if that hangs as well.
-PATIENCE = 30.0
+# Seconds until any piece is done; one takes about 0.1 s. After this time the worker reads the file
+# itself. If that hangs too, its lease runs out.
+PIECE_TIMEOUT = 30.0
 
 
 @dataclass
 class Reading:
-    """What reading a file came to. With a fault, what else there is is not all of it.
+    """The result of reading a file. If it has `faults`, the split may be incomplete.
 
-    `skipped`: the faults of lines that are left out, each with a custom id that no other line of
-    the file has.
+    `skipped`: the faults of lines that are left out, each with a custom id that is unique in the
+    file.
     """
 
     split: Split = field(default_factory=Split)
@@ -56,17 +58,17 @@ def read(
     skips: bool = False,
     meanwhile: Callable[[], None],
 ) -> Reading:
-    """Read a whole file. `meanwhile` is called whenever some of it has been read; what it raises
-    ends the work.
+    """Read a whole file.
 
-    `skips`: invalid lines are left out, unless the file itself has a fault or no line is good.
-    FileNotFoundError if the file is gone.
+    `skips`: leave invalid lines out, unless the file itself has a fault or no line is good.
+    `meanwhile` is called after every few lines or pieces; an exception from it ends the reading.
+    Raises FileNotFoundError if the file is gone.
     """
     processes = settings().validation_processes
     if processes and storage.size(key) > LARGE_BYTES:
-        split, places = Split(), list(places_of(key))
-        with Readers(min(processes, len(places)), Splitting(endpoint, models)) as readers:
-            if in_pieces(places, Splitting(endpoint, models), readers, split.extend, meanwhile):
+        split, ranges, work = Split(), list(byte_ranges(key)), Splitting(endpoint, models)
+        with ReaderPool(min(processes, len(ranges)), work) as readers:
+            if in_pieces(ranges, work, readers, split.extend, meanwhile):
                 return Reading(split)
     return _whole(key, endpoint, models, meanwhile, skips=skips)
 
@@ -79,61 +81,63 @@ def _whole(
     *,
     skips: bool = False,
 ) -> Reading:
-    gathered, faults, skipped, custom_ids = Gathered(models), Faults(), list[Fault](), set[str]()
+    builder, faults = SplitBuilder(models), Faults()
+    skipped: list[Fault] = []
+    custom_ids: set[str] = set()
     for number, line in enumerate(scan(storage.chunks(key), endpoint=endpoint, models=models)):
-        # A line takes microseconds.
+        # Not after each line, which takes microseconds.
         if number % LINES_PER_LOOK == 0:
             meanwhile()
         if line.custom_id is not None:
             custom_ids.add(line.custom_id)
         if not isinstance(line, Fault):
-            gathered.add(line)
+            builder.add(line)
         elif skips and line.is_of_line:
             skipped.append(line)
         else:
             faults.add(line)
-    if not gathered.split.lines:
+    if not builder.split.lines:
         for fault in skipped:
             faults.add(fault)
-    return Reading(gathered.split, faults, [_named(fault, custom_ids) for fault in skipped])
+    return Reading(builder.split, faults, [_named(fault, custom_ids) for fault in skipped])
 
 
 def _named(fault: Fault, taken: set[str]) -> Fault:
-    """The fault with its line's custom id, else with one that is made of the line's number."""
+    """The fault with a custom id: its own, or else one made of the line number.
+
+    A new id is unique in `taken`, and is added to it.
+    """
     if fault.custom_id is not None:
         return fault
-    name = f"line-{fault.line}"
-    made_up = next(
-        found
-        for found in chain([name], (f"{name}-{number}" for number in count(2)))
-        if found not in taken
-    )
-    taken.add(made_up)
-    return replace(fault, custom_id=made_up)
+    name = base = f"line-{fault.line}"
+    suffixes = count(2)
+    while name in taken:
+        name = f"{base}-{next(suffixes)}"
+    taken.add(name)
+    return replace(fault, custom_id=name)
 
 
 def in_pieces(
-    places: Sequence[Place],
-    work: Callable[[Place], Piece[T] | None],
-    readers: Readers[Place, Piece[T] | None],
+    ranges: Sequence[ByteRange],
+    work: Callable[[ByteRange], Piece[T] | None],
+    readers: ReaderPool[ByteRange, Piece[T] | None],
     extend: Callable[[T, int], None],
     meanwhile: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Call `extend` with what was made of each piece and the number of lines before it, in file
-    order.
+    """Read all pieces, and call `extend(content, lines_before)` for each, in file order.
 
-    False, with some of them missing, unless the file as a whole is good and every piece is read in
-    time. `meanwhile`: as of `read`.
+    True if the file as a whole is good. False as soon as a piece is invalid or late; `extend` then
+    was not called for all. `meanwhile`: as in `read`.
     """
-    todo, joined = deque(places), _Joined(places, extend)
+    todo, joined = deque(ranges), _Joined(ranges, extend)
     while not joined.is_whole:
         readers.give(todo)
         if readers.are_busy:
-            found = readers.back(todo, PATIENCE)
+            found = readers.results(todo, PIECE_TIMEOUT)
         else:
-            # They have not started yet, or are lost.
-            place = todo.pop()
-            found = {place: work(place)}
+            # The processes have not started yet, or are lost: read a piece here, from the end.
+            byte_range = todo.pop()
+            found = {byte_range: work(byte_range)}
         if found is None or not joined.add(found):
             return False
         meanwhile()
@@ -141,14 +145,14 @@ def in_pieces(
 
 
 class _Joined(Generic[T]):
-    """Pieces that come in any order, joined in the file's."""
+    """Puts pieces, which arrive in any order, into file order, and checks the file as a whole."""
 
-    def __init__(self, places: Sequence[Place], extend: Callable[[T, int], None]) -> None:
+    def __init__(self, ranges: Sequence[ByteRange], extend: Callable[[T, int], None]) -> None:
         self._extend = extend
-        self._left = deque(places)
-        self._found: dict[Place, Piece[T]] = {}
-        self._custom_ids = set[str]()
-        self._endpoints = set[str]()
+        self._left = deque(ranges)
+        self._found: dict[ByteRange, Piece[T]] = {}
+        self._custom_ids: set[str] = set()
+        self._endpoints: set[str] = set()
         self.requests = self._lines = 0
         self._most = settings().max_batch_lines
 
@@ -156,46 +160,49 @@ class _Joined(Generic[T]):
     def is_whole(self) -> bool:
         return not self._left
 
-    def add(self, found: Mapping[Place, Piece[T] | None]) -> bool:
-        """False: the file as a whole is not good."""
-        for place, piece in found.items():
+    def add(self, found: Mapping[ByteRange, Piece[T] | None]) -> bool:
+        """False if the file as a whole is invalid."""
+        for byte_range, piece in found.items():
             if piece is None:
                 return False
-            self._found[place] = piece
-        while self._left and (piece := self._found.pop(self._left[0], None)):
-            self._left.popleft()
-            self._extend(piece.content, self._lines)
-            self._custom_ids.update(piece.custom_ids)
-            self.requests += len(piece.custom_ids)
-            self._lines += piece.lines
-            if piece.endpoint:
-                self._endpoints.add(piece.endpoint)
+            self._found[byte_range] = piece
+        while self._left and self._left[0] in self._found:
+            self._append(self._found.pop(self._left.popleft()))
             if not self._is_good():
                 return False
         return True
 
+    def _append(self, piece: Piece[T]) -> None:
+        self._extend(piece.content, self._lines)
+        self._custom_ids.update(piece.custom_ids)
+        self.requests += len(piece.custom_ids)
+        self._lines += piece.lines
+        if piece.endpoint:
+            self._endpoints.add(piece.endpoint)
+
     def _is_good(self) -> bool:
-        """Whether no id is there twice, all ask for one endpoint, and there are not too many lines."""
+        """Whether the ids are unique, one endpoint is named, and the file is not too long."""
         is_small = self.requests <= self._most and self._lines < self._most * LINES_PER_REQUEST
         return is_small and len(self._custom_ids) == self.requests and len(self._endpoints) <= 1
 
 
-def places_of(key: str) -> Iterator[Place]:
-    """The pieces of a file: whole lines, and all of them."""
+def byte_ranges(key: str) -> Iterator[ByteRange]:
+    """The pieces of a file, each of about PIECE_BYTES: whole lines, and together all of them."""
     size = storage.size(key)
     (head,) = storage.ranges(key, [0], [min(size, len(UTF8_BOM))])
     begin = len(UTF8_BOM) if head == UTF8_BOM else 0
     while begin < size:
         end = _line_end(key, begin + PIECE_BYTES - 1, size)
-        yield Place(key, begin, end)
+        yield ByteRange(key, begin, end)
         begin = end
 
 
-def _line_end(key: str, place: int, size: int) -> int:
-    """Where the next line begins, behind the one that has the byte at `place`."""
-    while place < size:
-        (near,) = storage.ranges(key, [place], [min(LOOK_BYTES, size - place)])
-        if (end := near.find(b"\n")) >= 0:
-            return place + end + 1
-        place += len(near)
+def _line_end(key: str, offset: int, size: int) -> int:
+    """The offset behind the line that contains the byte at `offset`."""
+    while offset < size:
+        (near,) = storage.ranges(key, [offset], [min(LOOK_BYTES, size - offset)])
+        end = near.find(b"\n")
+        if end >= 0:
+            return offset + end + 1
+        offset += len(near)
     return size

@@ -1,7 +1,7 @@
-"""Split: cut a batch's lines into tasks, each a slice of lines of one model that one worker runs.
+"""Split: cut a batch's lines into tasks. A task has lines of one model, and one worker runs it.
 
-The lines have a running order (`prefix`): tasks follow it, and so do the lines in a task. What a
-reader gets is in file order all the same, since results are read by their line numbers.
+Tasks, and the lines in a task, follow the running order (`prefix_order`). Results are still read in
+file order, by their line numbers.
 """
 
 from bisect import bisect_right
@@ -14,23 +14,24 @@ from xalen_batch import jsonl
 from xalen_batch.backends import tokens
 from xalen_batch.config import settings
 from xalen_batch.jsonl import Span
-from xalen_batch.validation.prefix_order import Starts
+from xalen_batch.validation.prefix_order import PrefixIndex
 
-# A small batch is cut in this many tasks, so that it spreads over the workers; but a claim and its
-# first transaction cost as much as some requests, so a task has a few lines at least.
+# A small batch has SPREAD tasks, so that several workers share it. But a claim with its first
+# transaction costs as much as several requests, so a task has at least FEWEST_LINES.
 SPREAD = 8
 FEWEST_LINES = 25
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The lines of a task to be, in running order, as `jsonl.pack` makes them.
+    """The lines of one future task, in running order.
 
-    `place`: how many of the batch come before the first.
+    `position`: that of the first line in the batch's running order, from 0. `index`: the lines'
+    spans, as `jsonl.pack` encodes them.
     """
 
     model: str
-    place: int
+    position: int
     index: bytes
 
     @property
@@ -43,20 +44,20 @@ class Slice:
 
 
 @dataclass
-class _Lines:
-    """The lines of one model, in file order: where each is, as 16 bytes, and how it begins."""
+class _ModelLines:
+    """The lines of one model in file order: their spans, 16 bytes each, and their prefix hashes."""
 
     packed: bytearray = field(default_factory=bytearray)
-    starts: Starts = field(default_factory=Starts)
+    prefixes: PrefixIndex = field(default_factory=PrefixIndex)
 
-    def extend(self, others: "_Lines", lines_before: int) -> None:
+    def extend(self, others: "_ModelLines", lines_before: int) -> None:
         self.packed += jsonl.renumber(others.packed, lines_before)
-        self.starts.extend(others.starts)
+        self.prefixes.extend(others.prefixes)
 
     def ordered(self) -> bytes:
-        """The same index, in running order."""
-        packed, size, order = bytes(self.packed), jsonl.SPAN_BYTES, self.starts.running_order()
-        # Mostly no line begins like another, or all do.
+        """The spans in running order."""
+        packed, size, order = bytes(self.packed), jsonl.SPAN_BYTES, self.prefixes.running_order()
+        # In most files no line shares a prefix, or all share one: the order does not change.
         if order == list(range(len(order))):
             return packed
         return b"".join(packed[line * size : (line + 1) * size] for line in order)
@@ -64,28 +65,31 @@ class _Lines:
 
 @dataclass
 class Split:
-    """Lines by model, held as tens of bytes each until all are known: their number decides the size
-    of a task.
+    """All lines of a batch by model, in tens of bytes each.
+
+    They are held until the file is read, because their number decides the size of a task.
     """
 
-    _by_model: dict[str, _Lines] = field(default_factory=dict)
+    _by_model: dict[str, _ModelLines] = field(default_factory=dict)
     lines: int = 0
-    # What the lines count as while they wait or run (`tokens.enqueued`).
+    # Enqueued tokens: the estimate that counts toward the account's limit (`tokens.enqueued`).
     tokens: int = 0
 
-    def add(self, model: str, span: Span, marks: Sequence[int] = ()) -> None:
-        """`marks`: what makes its place in the running order; without any the line runs where it is
-        in the file.
+    def add(self, model: str, span: Span, hashes: Sequence[int] = ()) -> None:
+        """Add the next line of the file.
+
+        `hashes`: its prefix hashes; a line without any keeps its position in the file.
         """
         lines = self._of(model)
         lines.packed += jsonl.entry(*span)
-        lines.starts.add(marks)
+        lines.prefixes.add(hashes)
         self.lines += 1
         self.tokens += tokens.enqueued(span.length)
 
     def extend(self, others: "Split", lines_before: int) -> None:
-        """Add what comes next in the file, `lines_before` lines behind its beginning, where it was
-        read as if it began there.
+        """Append the split of the file's next piece, whose lines are numbered from 1.
+
+        `lines_before`: the number of lines in the file before that piece.
         """
         for model, lines in others._by_model.items():
             self._of(model).extend(lines, lines_before)
@@ -94,35 +98,39 @@ class Split:
 
     @property
     def models(self) -> list[str]:
-        """The models named so far, in the order of their first lines."""
+        """The models of the lines, in the order of their first lines."""
         return list(self._by_model)
 
     def slices(self) -> Iterator[Slice]:
-        """Every line once, in running order within its model; models take turns, so that neither
-        waits for the other.
+        """All lines in slices, in running order within each model.
+
+        The models take turns, so that the lines of each begin early.
         """
-        place = 0
+        position = 0
         waiting = [(model, _cut(lines.ordered())) for model, lines in self._by_model.items()]
         while waiting:
-            still = []
+            unfinished = []
             for model, cuts in waiting:
-                if index := next(cuts, None):
-                    slice_ = Slice(model, place, index)
-                    yield slice_
-                    place += slice_.lines
-                    still.append((model, cuts))
-            waiting = still
+                index = next(cuts, None)
+                if index is None:
+                    continue
+                slice_ = Slice(model, position, index)
+                yield slice_
+                position += slice_.lines
+                unfinished.append((model, cuts))
+            waiting = unfinished
 
-    def _of(self, model: str) -> _Lines:
-        return self._by_model.get(model) or self._by_model.setdefault(model, _Lines())
+    def _of(self, model: str) -> _ModelLines:
+        return self._by_model.get(model) or self._by_model.setdefault(model, _ModelLines())
 
 
 def task_lines(lines: int) -> int:
-    """Most lines in one task of a batch that has so many of a model."""
+    """The most lines of one task of a model, for a batch with `lines` lines of that model."""
     return min(settings().task_lines, max(FEWEST_LINES, ceil(lines / SPREAD)))
 
 
 def _cut(index: bytes) -> Iterator[bytes]:
+    """Cut packed spans into tasks by the limits on a task's lines and bytes."""
     size, lengths = jsonl.SPAN_BYTES, list(jsonl.lengths(index))
     most_lines, most_bytes = task_lines(len(lengths)), settings().task_bytes
     begin = 0

@@ -1,3 +1,3 @@
-"""HTTP below the routes: the protocol with its bounds, bodies, forms, answers, and what surrounds
-every request.
+"""HTTP below the routes: the protocol and its limits, request bodies, multipart forms, streamed
+answers, and the middleware around every request.
 """

@@ -1,6 +1,4 @@
-"""Request bodies: not a byte of one is read before its caller is admitted, and what is held of them
-is bounded.
-"""
+"""Request bodies: their bytes are read only after the caller is admitted, and count in a budget."""
 
 from collections.abc import Callable, Mapping
 
@@ -16,13 +14,13 @@ from xalen_batch.errors import XalenError
 
 
 class Bodies:
-    """Admits the caller of a request when its body is first asked for, so that no route can read
-    one of a stranger.
+    """Admits the caller of a request when its body is first read, so that no route can read the
+    body of a caller without rights.
 
-    Refuses compressed bodies, which could become longer, and those of more bytes than `most` says
-    for a method and path. None is no limit: the route streams the body and holds nothing of it. The
-    bytes of others are in their account's budget from here until the answer has left: the length
-    that a body declares at once, any other as it comes.
+    Refuses compressed bodies, which could grow, and bodies of more bytes than `most(method, path)`.
+    If that is None, the route streams the body and holds none of it. Otherwise the bytes count in
+    the account's budget until the answer has left: the declared content-length at once, a body
+    without one as it arrives.
     """
 
     def __init__(self, app: ASGIApp, *, most: Callable[[str, str], int | None]) -> None:
@@ -42,9 +40,9 @@ class Bodies:
 
 
 class _Body:
-    """One request's body.
+    """One request's body; used by the event loop thread.
 
-    Its errors are HTTPExceptions, which pass through the framework's handling of broken bodies.
+    It raises HTTPException, which the framework does not replace by its own error of broken bodies.
     """
 
     def __init__(
@@ -78,7 +76,7 @@ class _Body:
             except errors.EXPECTED as away:
                 error = errors.translate(request, away)
             if error is not None:
-                raise errors.Refused(error)
+                raise errors.BodyRefused(error)
         encoding = self._headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             raise HTTPException(415, f"Content-Encoding {encoding[:40]!r} is not supported.")
@@ -95,5 +93,5 @@ class _Body:
         try:
             budget.bodies.take(deps.caller_of(self._scope), size - self._held)
         except XalenError as error:
-            raise errors.Refused(error) from None
+            raise errors.BodyRefused(error) from None
         self._held = size

@@ -1,12 +1,12 @@
-"""The budget of bytes that one API process holds for its clients: bodies that are arriving, and
-answers that are not read.
+"""The budget of bytes that one API process holds for its clients: bodies that arrive, and answers
+that are not read yet.
 
 Accounts share it by a dynamic threshold (Choudhury and Hahne), as the ports of a switch share its
-buffers: an account may hold at most a quarter of the bytes that are free. One account alone gets a
-fifth of the budget. Each account that holds its most leaves four fifths of what was free, so an
-account that holds nothing is served beside them.
+buffers: an account may hold at most SHARE, a quarter, of the free bytes. One account alone gets a
+fifth of the budget. Each account at its threshold leaves four fifths of the bytes that were free,
+so there is always room for an account that holds none.
 
-The event loop alone changes a budget. Threads may ask it.
+Only the event loop thread changes a budget. Any thread may read it.
 """
 
 from collections import Counter
@@ -19,15 +19,14 @@ from xalen_batch.config import MiB, settings
 from xalen_batch.errors import TooManyRequests, Unavailable
 
 RETRY_AFTER = 1.0
-# The part of the free bytes that one account may hold.
+# The share of the free bytes that one account may hold.
 SHARE = 1 / 4
-# Where as many bytes were held at a time, the process gives free memory back once it holds half of
-# them.
+# After a peak of at least this many bytes, free memory goes back to the system at half the peak.
 TRIM_AFTER = 32 * MiB
 
 
 class Budget:
-    """Bytes held now, by account and mode. `noun` and `remedy` are words of its refusals."""
+    """The bytes held now, by account and mode. `noun` and `remedy` are parts of its messages."""
 
     def __init__(self, noun: str, remedy: str, code: str) -> None:
         self._noun = noun
@@ -38,19 +37,19 @@ class Budget:
         self._peak = 0
 
     def held(self, owner: Owner | None) -> int:
-        """Bytes that are held for an account and mode; None: for callers without a key."""
+        """The bytes held for an account and mode, or with None for callers without a key."""
         return self._held[key(owner)]
 
     def take(self, owner: Owner | None, size: int) -> None:
         """Reserve bytes until they are given back.
 
-        TooManyRequests, or Unavailable for one who holds none, where they do not fit.
+        If they do not fit, raises TooManyRequests, or Unavailable for an account that holds none.
         """
         self._refuse_unless_fits(owner, size)
         self.add(owner, size)
 
     def add(self, owner: Owner | None, size: int) -> None:
-        """Count bytes that are there already, also over the threshold."""
+        """Count bytes that are held already, even over the threshold."""
         self._held[key(owner)] += size
         self._total += size
         self._peak = max(self._peak, self._total)
@@ -66,7 +65,7 @@ class Budget:
 
     @contextmanager
     def holding(self, owner: Owner | None, size: int) -> Iterator[None]:
-        """`take`, and give back at the end."""
+        """`take` on entering, `give_back` on leaving."""
         self.take(owner, size)
         try:
             yield
@@ -74,7 +73,7 @@ class Budget:
             self.give_back(owner, size)
 
     def refuse_if_over(self, owner: Owner) -> None:
-        """TooManyRequests while an account holds more than its threshold."""
+        """Raise TooManyRequests while an account holds more than its threshold."""
         if self.held(owner):
             self._refuse_unless_fits(owner, 0)
 
@@ -96,8 +95,8 @@ class Budget:
 
 
 def key(owner: Owner | None) -> Owner | None:
-    """By what an owner is known here: its account and mode."""
-    # A Caller is an Owner with more to it, and equal to none.
+    """The key of an owner in a budget: its account and mode."""
+    # A Caller is a subclass of Owner with more fields, and never equal to an Owner.
     return owner and Owner(owner.account_id, owner.livemode)
 
 

@@ -1,4 +1,4 @@
-"""A multipart form as it arrives: the file's bytes pass through, the other fields are kept."""
+"""A multipart form as it arrives: the bytes of the file pass through, other fields are kept."""
 
 import re
 from email.errors import HeaderParseError
@@ -22,10 +22,10 @@ _EXTENDED = re.compile(r"""(?<![^\s;])filename\*\s*=\s*([\w-]+)'[^']*'([^\s;"]+)
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
-class Form:
-    """What python-multipart's callbacks tell. Fields and files come in any order.
+class UploadForm:
+    """Collects the events of python-multipart's parser. Fields and the file come in any order.
 
-    Neither the file's content type nor its name is looked at: clients send bare bytes as `upload`.
+    The file's content type and name are not checked: clients send bare bytes as `upload`.
     """
 
     def __init__(self, max_file_bytes: int) -> None:
@@ -54,7 +54,7 @@ class Form:
         }
 
     def take(self) -> list[bytes]:
-        """The file's bytes that came since the last call."""
+        """The bytes of the file that arrived since the last call."""
         taken, self._pending = self._pending, []
         return taken
 
@@ -122,7 +122,8 @@ def too_large(limit: int) -> TooLarge:
 
 
 def _extended(disposition: bytes) -> str | None:
-    """The file name in the extended form (RFC 5987), which takes precedence over the plain one;
+    """The file name in the extended form (RFC 5987), which takes precedence over the plain one.
+
     None if it is missing or malformed.
     """
     found = _EXTENDED.search(_QUOTED.sub('""', disposition.decode("utf-8", "replace")))
@@ -133,8 +134,9 @@ def _extended(disposition: bytes) -> str | None:
 
 
 def _plain(filename: str) -> str:
-    """A file name as browsers escape it (`%22` for a quotation mark), or as Spring encodes it (RFC
-    2047).
+    """A file name, decoded from the forms of browsers (`%22` is a quotation mark) or RFC 2047.
+
+    Spring sends the latter.
     """
     if not (filename.startswith("=?") and filename.endswith("?=")):
         return filename.replace("%22", '"')
@@ -145,5 +147,5 @@ def _plain(filename: str) -> str:
 
 
 def _clean(filename: str) -> str:
-    """The name as it was sent, without what a text column or a header could not carry."""
+    """The name without control characters, which a text column or a header could not carry."""
     return "".join(filter(str.isprintable, filename))[:MAX_FILENAME] or "upload"

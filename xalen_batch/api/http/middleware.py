@@ -1,5 +1,5 @@
-"""What surrounds every request: path normalisation, the request id, one log line, rate limit
-headers, and a 500 in the envelope after a crash.
+"""Middleware around every request: normal path, request id, one log line, rate limit headers, and
+the error envelope of a 500 after an unexpected exception.
 """
 
 import asyncio
@@ -15,24 +15,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from xalen_batch import log
 from xalen_batch.api import deps, errors
 from xalen_batch.api.http import budget, paths
-from xalen_batch.api.http.responses import STREAM_HOLDS
+from xalen_batch.api.http.responses import STREAM_BYTES
 from xalen_batch.errors import Unavailable
 from xalen_batch.ratelimit import account
 
 logger = log.get(__name__)
 
-# What a proxy in front of us would log for a client that went away.
+# The status that nginx logs for a client that closed the connection; nothing is sent.
 CLIENT_CLOSED = 499
-# Most bytes that are handed to a connection at once.
-SLICE = 256 * 1024
-QUIET = frozenset({"/livez", "/readyz"})
+# The most bytes that are handed to a connection at once.
+SLICE_BYTES = 256 * 1024
+# Logged at level debug.
+PROBES = frozenset({"/livez", "/readyz"})
 
 
 class Paths:
-    """Removes repeated and trailing slashes from the path, and runs HEAD as the GET whose body the
-    server does not send.
+    """Removes repeated and trailing slashes from the path, and routes HEAD as GET.
 
-    Outermost, so that the log, the admission of bodies and the routes all see the same path.
+    The server omits the body for HEAD. Outermost, so that the log, the admission of bodies and the
+    routes all see the same path.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -41,7 +42,7 @@ class Paths:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             method = scope["method"]
-            # A copy: the server reads HEAD in its own scope, and sends no body for it.
+            # A copy: the server omits the body because its own scope still says HEAD.
             scope = {
                 **scope,
                 "path": paths.normal(scope["path"]),
@@ -52,8 +53,10 @@ class Paths:
 
 
 class RequestContext:
-    """Names each request, logs it once, and turns a crash into the envelope of a 500, a stop of the
-    server into that of a 503.
+    """Gives each request an id and logs it once.
+
+    Answers an unexpected exception with a 500, and a stop of the server with a 503, both in the
+    error envelope.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -78,7 +81,7 @@ class RequestContext:
             try:
                 await self.app(scope, receive, send_named)
             except asyncio.CancelledError:
-                # The server stops, and this request has had its grace.
+                # The server stops, and the grace period of this request is over.
                 if status == CLIENT_CLOSED:
                     stopping = Unavailable(
                         "The server is stopping. Send the request again in a few seconds."
@@ -91,11 +94,11 @@ class RequestContext:
                     route=_route(scope),
                     **log.cause(error),
                 )
-                # Once an answer has begun, all that is left is to break the connection off.
+                # After the start of an answer its status is sent; the connection just breaks off.
                 if status == CLIENT_CLOSED:
                     await errors.answer(Request(scope), error)(scope, receive, send_named)
             finally:
-                write = logger.debug if scope["path"] in QUIET else logger.info
+                write = logger.debug if scope["path"] in PROBES else logger.info
                 write(
                     "api.request",
                     method=paths.method(scope),
@@ -107,7 +110,7 @@ class RequestContext:
 
 
 class RateHeaders:
-    """Puts what was drawn for a request into its answer's headers, as OpenAI names them."""
+    """Adds the state of the rate limits that a request was drawn from, in OpenAI's headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -128,11 +131,10 @@ class RateHeaders:
 
 
 class AnswerSlices:
-    """Hands long answers to the connection a slice at a time, each when the client has taken those
-    before.
+    """Back-pressure for long answers: sends each slice after the client has taken those before.
 
-    The connection then holds one slice; the answer itself is in its account's budget until its last
-    slice has left.
+    The connection then buffers one slice. The whole answer counts in its account's budget until the
+    last slice has left.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -141,17 +143,17 @@ class AnswerSlices:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_slices(message: Message) -> None:
             body = message.get("body", b"")
-            if len(body) <= SLICE:
+            if len(body) <= SLICE_BYTES:
                 await send(message)
                 return
             is_last = not message.get("more_body", False)
             owner = deps.caller_of(scope)
-            # A stream has counted for its pieces already.
-            held = len(body) if is_last else max(0, len(body) - STREAM_HOLDS)
+            # A stream has reserved STREAM_BYTES for its pieces already.
+            held = len(body) if is_last else max(0, len(body) - STREAM_BYTES)
             budget.answers.add(owner, held)
             try:
-                for start in range(0, len(body), SLICE):
-                    end = start + SLICE
+                for start in range(0, len(body), SLICE_BYTES):
+                    end = start + SLICE_BYTES
                     await send(
                         {
                             **message,
@@ -166,5 +168,5 @@ class AnswerSlices:
 
 
 def _route(scope: Scope) -> str:
-    """The route's template: what was asked for without anybody's ids."""
+    """The route's template, for the log: it has no ids."""
     return getattr(scope.get("route"), "path", "unknown")

@@ -1,8 +1,7 @@
-"""Clients that send a request too slowly to be meant: they would keep a connection, and an upload,
-for ever.
+"""Timeouts against slow clients (Slowloris): without them a request would hold its connection, and
+an upload its file, for ever.
 
-Heads, and the reading of answers, have the same patience where they are parsed and written
-(`protocol.py`).
+`BodyPace` bounds bodies. `protocol.py` applies CLIENT_TIMEOUT to heads and to unread answers.
 """
 
 import asyncio
@@ -11,16 +10,16 @@ import time
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# A request's head has to be there within so many seconds, and of its body so many bytes in each
-# such time; and some of its answer taken.
-PATIENCE = 60.0
+# Seconds in which a client has to send a whole head, or LEAST_BYTES of a body, or to read some
+# bytes of an answer.
+CLIENT_TIMEOUT = 60.0
 LEAST_BYTES = 16 * 1024
 
 
 class BodyPace:
-    """Refuses a body that stalls.
+    """Refuses a body with fewer than LEAST_BYTES in CLIENT_TIMEOUT seconds of waiting for it.
 
-    What counts is the time spent waiting for the client, never ours.
+    Only the time that `receive` waits for the client counts, not that of the route.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -30,31 +29,30 @@ class BodyPace:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        waited, came, is_whole = 0.0, 0, False
+        waited, received, is_whole = 0.0, 0, False
 
         async def receive_in_time() -> Message:
-            nonlocal waited, came, is_whole
+            nonlocal waited, received, is_whole
             while not is_whole:
                 begun = time.monotonic()
                 try:
-                    async with asyncio.timeout(PATIENCE - waited):
+                    async with asyncio.timeout(CLIENT_TIMEOUT - waited):
                         message = await receive()
                 except TimeoutError:
-                    if came < LEAST_BYTES:
-                        # An HTTPException passes through the framework's own handling of broken
-                        # bodies.
+                    if received < LEAST_BYTES:
+                        # The framework replaces other exceptions by its own error of broken bodies.
                         raise HTTPException(
                             408,
-                            f"The body came too slowly: {came:,} bytes in {PATIENCE:g} s. Send at"
-                            f" least {LEAST_BYTES:,} in that time.",
+                            f"The body came too slowly: {received:,} bytes in {CLIENT_TIMEOUT:g} s."
+                            f" Send at least {LEAST_BYTES:,} in that time.",
                         ) from None
-                    waited, came = 0.0, 0
+                    waited, received = 0.0, 0
                 else:
-                    waited = min(waited + time.monotonic() - begun, PATIENCE)
-                    came += len(message.get("body", b""))
+                    waited = min(waited + time.monotonic() - begun, CLIENT_TIMEOUT)
+                    received += len(message.get("body", b""))
                     is_whole = not message.get("more_body", False)
                     return message
-            # From here on it is only asked whether the client is still there.
+            # After the body, `receive` only waits for the client to disconnect.
             return await receive()
 
         await self.app(scope, receive_in_time, send)

@@ -1,6 +1,4 @@
-"""The address of a request: its normal form, the methods that it has, and the remedy if no route
-takes it.
-"""
+"""The path of a request: its normal form, its methods, and the hint if no route has it."""
 
 import re
 
@@ -13,10 +11,10 @@ METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 SLASHES = re.compile("//+")
 # The key of an ASGI scope that holds the method as it was sent.
 SENT_METHOD = "xalen.method"
-# Prefixes of a path that are tried as a wrong base URL, such as those of
-# `/openai/deployments/NAME/v1`.
+# The most leading segments that are removed to find the route that was meant. Azure's base URL,
+# `/openai/deployments/NAME/v1`, has four.
 MOST_PREFIXES = 6
-# What OpenAI's clients, Cohere's and Anthropic's send as live calls.
+# The paths of live calls in the clients of OpenAI, Cohere and Anthropic.
 LIVE = re.compile(
     r"(/v\d+)?/(chat/completions|completions|responses|embeddings|rerank|score|messages|moderations)"
 )
@@ -24,7 +22,9 @@ LIVE = re.compile(
 
 def normal(path: str) -> str:
     """A path without repeated and trailing slashes."""
-    return SLASHES.sub("/", path).rstrip("/") or "/" if path.endswith("/") or "//" in path else path
+    if not path.endswith("/") and "//" not in path:
+        return path
+    return SLASHES.sub("/", path).rstrip("/") or "/"
 
 
 def method(scope: Scope) -> str:
@@ -34,22 +34,23 @@ def method(scope: Scope) -> str:
 
 
 def allowed(request: Request) -> list[str]:
-    """Every method that a request's path has, sorted."""
+    """All methods of a request's path, sorted, for the Allow header."""
     methods = _methods(request, request.url.path)
     return sorted([*methods, "HEAD"] if "GET" in methods else methods)
 
 
 def hint(request: Request) -> str:
-    """What to do about a path that no route has: another base URL, a batch in the place of a live
-    call, or the docs.
+    """The remedy for a path without a route: a batch in place of a live call, another base URL, or
+    the docs.
     """
     path = request.url.path
     origin = str(request.base_url).rstrip("/")
-    if live := LIVE.fullmatch(
-        path.removeprefix(VERSION) if path.startswith(VERSION + VERSION) else path
-    ):
+    once = path.removeprefix(VERSION) if path.startswith(VERSION + VERSION) else path
+    live = LIVE.fullmatch(once)
+    if live:
         return _as_batch(live[2], origin)
-    if meant := _meant(request, path):
+    meant = _meant(request, path)
+    if meant:
         return f"Did you mean {meant}? Set the client's base_url to {origin}{VERSION}."
     return f"See {origin}/docs for the URLs that exist."
 
@@ -72,7 +73,10 @@ def _as_batch(call: str, origin: str) -> str:
 
 
 def _meant(request: Request, path: str) -> str | None:
-    """The path of a route that lacks its `/v1` here, has it twice, or has another prefix before it."""
+    """The existing path that this one may mean: with a `/v1` added, or a prefix removed.
+
+    None if there is none.
+    """
     steps = path.split("/", MOST_PREFIXES + 1)[1:]
     if steps[0] == VERSION[1:] and steps[1:2] != [VERSION[1:]]:
         return None
@@ -81,8 +85,8 @@ def _meant(request: Request, path: str) -> str | None:
 
 
 def _methods(request: Request, path: str) -> list[str]:
-    """The methods that a path has; none: no route takes it."""
-    # A mount that took the path has made its own the root.
+    """The methods of a path; empty if no route has it."""
+    # A mount that matched has set root_path to its own path: try the routes from the app's root.
     scope = {**request.scope, "path": path, "root_path": request.scope.get("app_root_path", "")}
     return [
         method
@@ -92,8 +96,8 @@ def _methods(request: Request, path: str) -> list[str]:
 
 
 def _takes(route: BaseRoute, scope: Scope) -> bool:
-    """Whether a route, or an included router, takes a method of a path."""
-    # A mount, of static files, matches any method.
-    return route.matches(scope)[0] == Match.FULL and not (
-        isinstance(route, Mount) and scope["method"] != "GET"
-    )
+    """Whether a route, or an included router, has the path and method of a scope."""
+    # A mount matches any method, but only serves static files.
+    if isinstance(route, Mount) and scope["method"] != "GET":
+        return False
+    return route.matches(scope)[0] == Match.FULL

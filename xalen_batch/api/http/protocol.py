@@ -1,5 +1,7 @@
-"""HTTP on a connection, with bounds: the parser keeps what comes before a request is whole, and the
-transport what a client does not read, and both would for ever.
+"""HTTP on a connection, with limits: uvicorn's parser buffers an unfinished head, and its transport
+an unread answer, without any limit on bytes or time.
+
+All of it runs in the event loop thread.
 """
 
 import json
@@ -16,37 +18,39 @@ from xalen_batch.api.http import pace
 from xalen_batch.config import settings
 from xalen_batch.errors import HeadTooLarge, InvalidRequest, RequestTimeout, Unavailable, XalenError
 
-# Bytes that bring neither a request's head to its end nor any of its body: long URLs and headers,
-# trailers, chunk extensions.
+# The most bytes of a request that belong to no body: its URL and headers, trailers, and chunk
+# extensions.
 MOST_OVERHEAD = 64 * 1024
-# Requests that may wait on a connection behind the one that is being answered. The few clients that
-# pipeline send fewer.
+# The most pipelined requests on a connection behind the one that is being answered. Few clients
+# pipeline, and those send fewer.
 MOST_PIPELINED = 64
-# Seconds in which a connection without a request may still send one while the server stops: it may
-# be under way.
+# Seconds that an idle connection stays open while the server stops: a request may be on its way.
 LAST_CALL = 1.0
-# The first byte of a TLS handshake, which begins no HTTP request.
+# The first byte of a TLS handshake; no HTTP request begins with it.
 TLS_HANDSHAKE = 0x16
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Answers what is no HTTP in the API's envelope too, and ends connections whose next head is
-    too long or does not come in time, or whose client reads nothing of an answer.
+    """uvicorn's HTTP protocol with limits on heads, pipelining, connections and idle clients.
+
+    Ends a connection whose next head is too long or late, or whose client does not read its answer.
+    Bytes that are not HTTP get an error in the API's envelope too.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._overhead = 0
         self._is_too_large = False
-        self._is_ahead = False
-        self._rested_at = 0.0
-        self._late: TimerHandle | None = None
+        self._is_too_pipelined = False
+        self._idle_since = 0.0
+        # Runs out if the next head is late; None while no head is expected.
+        self._head_timer: TimerHandle | None = None
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(cast(Any, transport))
-        _give_up_unread(transport)
-        self._rested_at = self.loop.time()
-        if len(self.connections) > settings().max_connections and not self._make_way():
+        _set_unread_timeout(transport)
+        self._idle_since = self.loop.time()
+        if len(self.connections) > settings().max_connections and not self._close_longest_idle():
             self._refuse(
                 Unavailable(
                     "The server has as many connections as it may. Send the request again in a few"
@@ -54,38 +58,33 @@ class BoundedHttp(HttpToolsProtocol):
                 )
             )
             return
-        self._expect_head()
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._forget()
+        self._stop_head_timer()
         super().connection_lost(exc)
 
     @property
-    def _is_resting(self) -> bool:
-        """Whether no request is being answered: one may be about to come."""
-        return self._late is not None or self.timeout_keep_alive_task is not None
+    def _is_idle(self) -> bool:
+        """Whether the connection is kept alive without a request, or a head is still expected."""
+        return self._head_timer is not None or self.timeout_keep_alive_task is not None
 
-    def _make_way(self) -> bool:
-        """Close the connection that has rested longest.
-
-        False: every other one has a request that is being answered.
-        """
-        resting = [
-            other
-            for other in self.connections
-            if isinstance(other, BoundedHttp) and other._is_resting
+    def _close_longest_idle(self) -> bool:
+        """Close the connection that was idle for the longest time; False if none is idle."""
+        idle = [
+            other for other in self.connections if isinstance(other, BoundedHttp) and other._is_idle
         ]
-        if not resting:
+        if not idle:
             return False
-        longest = min(resting, key=lambda other: other._rested_at)
-        longest._forget()
+        longest = min(idle, key=lambda other: other._idle_since)
+        longest._stop_head_timer()
         longest.transport.close()
         self.connections.discard(longest)
         return True
 
     def data_received(self, data: bytes) -> None:
-        if self._late is None and (self.cycle is None or self.cycle.response_complete):
-            self._expect_head()
+        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._start_head_timer()
         if self.scope is None and data[0] == TLS_HANDSHAKE:
             self._refuse(
                 InvalidRequest(
@@ -96,7 +95,7 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self._overhead += len(data)
         super().data_received(data)
-        if self._is_ahead:
+        if self._is_too_pipelined:
             self._refuse(
                 InvalidRequest(
                     f"More than {MOST_PIPELINED} requests wait on this connection. Read their"
@@ -113,45 +112,44 @@ class BoundedHttp(HttpToolsProtocol):
             )
 
     def on_headers_complete(self) -> None:
-        self._forget()
+        self._stop_head_timer()
         self._overhead = 0
-        # It may have come in one piece.
+        # A long head that arrived in one piece was not counted by data_received.
         self._is_too_large = (
             len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             > MOST_OVERHEAD
         )
-        # The parser reads on to the end of what has come: of short requests that can be thousands.
-        self._is_ahead = self._is_ahead or len(self.pipeline) >= MOST_PIPELINED
-        if self._is_welcome:
+        # The parser handles all requests of one read at once, which can be thousands of short ones.
+        self._is_too_pipelined = self._is_too_pipelined or len(self.pipeline) >= MOST_PIPELINED
+        if self._is_accepted:
             super().on_headers_complete()
             if self.app_state["stopping"].is_set():
-                # The answer says `connection: close`.
+                # Makes the answer say `connection: close`.
                 self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._overhead = 0
-        if self._is_welcome:
+        if self._is_accepted:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._is_welcome:
+        if self._is_accepted:
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        self._rested_at = self.loop.time()
+        self._idle_since = self.loop.time()
         if not self.pipeline:
-            # The rest of a body that was refused unread would stay for as long as the connection
-            # rests.
+            # Drop the rest of a refused body, which would stay in memory on an idle connection.
             self.cycle.body = bytearray()
         super().on_response_complete()
 
     @property
-    def _is_welcome(self) -> bool:
-        """Whether the request that the parser is at will be answered."""
-        return not (self._is_too_large or self._is_ahead)
+    def _is_accepted(self) -> bool:
+        """Whether the request that is being parsed will be answered."""
+        return not (self._is_too_large or self._is_too_pipelined)
 
     def shutdown(self) -> None:
-        """Closes the connection after its request, or after LAST_CALL if it has none."""
+        """Close the connection after its request, or LAST_CALL seconds from now if it has none."""
         if self.cycle is None or self.cycle.response_complete:
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -163,51 +161,51 @@ class BoundedHttp(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(InvalidRequest(f"{msg} Let an HTTP client build it.", code="invalid_http"))
 
-    def _expect_head(self) -> None:
-        self._late = self.loop.call_later(pace.PATIENCE, self._give_up)
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(pace.CLIENT_TIMEOUT, self._refuse_late_head)
 
-    def _forget(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
-    def _give_up(self) -> None:
-        # Who has said nothing is told nothing.
+    def _refuse_late_head(self) -> None:
+        # A client that has sent nothing gets no answer.
         if self.scope is None:
             self.transport.close()
         else:
             self._refuse(
                 RequestTimeout(
-                    f"The request's headers did not come within {pace.PATIENCE:g} s. Send them at"
-                    " once."
+                    f"The request's headers did not come within {pace.CLIENT_TIMEOUT:g} s. Send them"
+                    " at once."
                 )
             )
 
     def _refuse(self, error: XalenError) -> None:
         if self.transport.is_closing():
             return
-        # Into an answer that has begun nothing else can be written.
+        # No error can be written into an answer that has begun.
         if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
             content = json.dumps(error.body())
             head = (
                 f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type:"
                 " application/json\r\ncontent-length:"
-                f" {len(content)}\r\n{_pause(error)}x-request-id:"
+                f" {len(content)}\r\n{_retry_header(error)}x-request-id:"
                 f" req_{uuid.uuid4().hex}\r\nconnection: close\r\n\r\n"
             )
             self.transport.write((head + content).encode("ascii"))
         self.transport.close()
 
 
-def _pause(error: XalenError) -> str:
+def _retry_header(error: XalenError) -> str:
     return "" if error.retry_after is None else f"retry-after: {math.ceil(error.retry_after)}\r\n"
 
 
-def _give_up_unread(transport: BaseTransport) -> None:
-    """Have the kernel end a connection whose client takes nothing of what waits for it.
+def _set_unread_timeout(transport: BaseTransport) -> None:
+    """Set TCP_USER_TIMEOUT: the kernel ends a connection whose client reads nothing for that time.
 
-    Only the kernel knows what a client has read, also of the last of an answer that it holds
-    itself. Elsewhere than on Linux it does not offer that.
+    Only the kernel knows how far the client has read, also in the kernel's own send buffer. Linux
+    only.
     """
     accepted = transport.get_extra_info("socket")
     if (
@@ -215,4 +213,6 @@ def _give_up_unread(transport: BaseTransport) -> None:
         and accepted is not None
         and accepted.family in (socket.AF_INET, socket.AF_INET6)
     ):
-        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(pace.PATIENCE * 1000))
+        accepted.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(pace.CLIENT_TIMEOUT * 1000)
+        )

@@ -1,4 +1,4 @@
-"""Answers that are not a plain object: a stored body, and what is streamed as its client takes it."""
+"""Answers other than a plain object: bodies stored for idempotency, and streams."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -19,51 +19,51 @@ from xalen_batch import db
 from xalen_batch.accounts.accounts import Caller, Owner
 from xalen_batch.api import deps, scopes
 from xalen_batch.api.http import budget, paths
-from xalen_batch.api.idempotency import Answer
+from xalen_batch.api.idempotency import IdempotentAnswer
 from xalen_batch.api.schemas import Identified, ListObject
 from xalen_batch.config import MiB
 
 T = TypeVar("T", bound=Identified)
 
 JSON = "application/json"
-# Bytes that a stream holds for a client who does not read: a piece of about 1 MiB, the next one,
-# and what the connection was given.
-STREAM_HOLDS = 5 * MiB // 2
-# Pieces that are read at a time in this process, and for one account. The threads of short requests
-# stay free, however slow a store is; and an account that reads many streams at once takes no more
-# turns of another's.
+# The bytes that a stream holds for a client that does not read: two pieces of about 1 MiB, and the
+# buffer of the connection.
+STREAM_BYTES = 5 * MiB // 2
+# The pieces that are read at a time, in this process and for one account. These threads are not
+# those of short requests, which a slow store would block. The limit for an account keeps its
+# streams from delaying those of others.
 THREADS = 16
 THREADS_PER_ACCOUNT = 4
 
 
-def stored(answer: Answer) -> Response:
-    """An object just created, or the same answer again for the same Idempotency-Key.
+def stored(answer: IdempotentAnswer) -> Response:
+    """The answer of a POST that created an object, or its stored answer for an Idempotency-Key.
 
-    Whole, whatever the key's scopes: it has what the request said, ids, and the state in which
-    everything begins.
+    All fields are shown, whatever the scopes of the API key: they hold only the request's own
+    values, new ids, and the initial state.
     """
     return _stored(answer, answer.body)
 
 
-def stored_for(caller: Caller, answer: Answer, kind: type[BaseModel]) -> Response:
-    """The same for an answer that says something of what was there before: with what the caller's
-    key may see of it.
+def stored_for(caller: Caller, answer: IdempotentAnswer, kind: type[BaseModel]) -> Response:
+    """As `stored`, with only the fields that the caller's key may read.
+
+    For an answer that also describes objects which existed before the request.
     """
     return _stored(answer, scopes.render_stored(answer.body, kind, caller.scopes))
 
 
-def _stored(answer: Answer, body: bytes) -> Response:
+def _stored(answer: IdempotentAnswer, body: bytes) -> Response:
     headers = {"idempotent-replayed": "true"} if answer.is_replay else None
     return Response(body, headers=headers, media_type=JSON)
 
 
 class Stream(StreamingResponse):
-    """Pieces from their source, of about 1 MiB at most, each read while the client takes the one
-    before.
+    """Streams pieces of at most about 1 MiB; reads one ahead while the client takes the one before.
 
-    Counts in its account's budget of answers until the last piece is handed over or the client is
-    gone. TooManyRequests or Unavailable where it does not fit, and any error of the first piece,
-    still become an answer.
+    Reserves STREAM_BYTES of its account's budget of answers until the last piece is sent or the
+    client is gone. The refusal of the budget, and an error of the first piece, are still answered
+    in the error envelope. The event loop thread calls it; threads of `_threads` read the pieces.
     """
 
     def __init__(
@@ -88,8 +88,10 @@ class Stream(StreamingResponse):
             await send({"type": "http.response.body"})
             return
         owner = deps.caller_of(scope)
-        self._turn = _turns.setdefault(budget.key(owner), asyncio.Semaphore(THREADS_PER_ACCOUNT))
-        with budget.answers.holding(owner, STREAM_HOLDS):
+        self._semaphore = _semaphores.setdefault(
+            budget.key(owner), asyncio.Semaphore(THREADS_PER_ACCOUNT)
+        )
+        with budget.answers.holding(owner, STREAM_BYTES):
             self.body_iterator = self._from(await self._next())
             await super().__call__(scope, receive, send)
 
@@ -100,20 +102,20 @@ class Stream(StreamingResponse):
                 yield piece
                 piece = await coming
             finally:
-                # The client may be gone before an error is there: reading it keeps asyncio from
-                # logging it.
+                # After a disconnect nothing awaits `coming`: fetch its exception, or asyncio logs
+                # it.
                 if not coming.cancel() and not coming.cancelled():
                     coming.exception()
 
     async def _next(self) -> bytes:
-        async with self._turn:
+        async with self._semaphore:
             return await asyncio.get_running_loop().run_in_executor(
                 _threads(), next, self._pieces, b""
             )
 
 
-# By account and mode, for as long as a stream of theirs goes on.
-_turns: WeakValueDictionary[Owner | None, asyncio.Semaphore] = WeakValueDictionary()
+# The semaphore of each account and mode; weak, so that it lives as long as a stream of theirs.
+_semaphores: WeakValueDictionary[Owner | None, asyncio.Semaphore] = WeakValueDictionary()
 
 
 @cache
@@ -128,9 +130,9 @@ def download(
     size: int | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Bytes as they come from their source, whatever the client says it accepts.
+    """A file download of chunks, whatever the client's Accept header says.
 
-    `size`: in bytes, where known.
+    `size`: that of the file in bytes, if known.
     """
     known = {"content-length": str(size)} if size is not None else {}
     return Stream(
@@ -154,11 +156,10 @@ def listed(
     after: str | None,
     portion: int,
 ) -> Response:
-    """A list of at most `limit` objects behind the id `after`, made of no more than `portion` of
-    them at a time.
+    """A page of at most `limit` objects after the id `after`, rendered `portion` objects at a time.
 
-    `page`: a session, how many, and the id before them. The first portion is read with `session`,
-    which is not kept.
+    `page(session, limit, after)` reads one portion. Only the first is read with `session`; others
+    have a session each.
     """
     first = page(session, min(limit, portion), after)
     if limit <= portion or not first.has_more:
@@ -167,7 +168,7 @@ def listed(
 
 
 class _List(Generic[T]):
-    """The bytes of a ListObject, a portion of its objects at a time."""
+    """Renders a ListObject as JSON, one portion of its objects at a time."""
 
     def __init__(
         self,
@@ -191,19 +192,17 @@ class _List(Generic[T]):
         opening = b'{"object":"list","data":[' if self._first else b","
         found = self._next()
         self._left = self._left - len(found.data) if found.has_more else 0
-        content = (
-            opening + b",".join(scopes.render(item, self._scopes) for item in found.data)
-            if found.data
-            else b""
-        )
+        content = b""
+        if found.data:
+            content = opening + b",".join(scopes.render(item, self._scopes) for item in found.data)
         if self._left:
             return content
         return content + b"]," + orjson.dumps({**self._ids, "has_more": found.has_more})[1:]
 
     def _next(self) -> ListObject[T]:
-        if (found := self._first) is not None:
-            self._first = None
-            return found
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
         with db.reading() as session:
             found = self._page(session, min(self._left, self._portion), self._ids["last_id"])
         self._ids["last_id"] = found.last_id or self._ids["last_id"]
@@ -211,6 +210,6 @@ class _List(Generic[T]):
 
 
 def _attachment(filename: str) -> str:
-    """The name in ASCII for old clients, and as it is for the others (RFC 6266)."""
+    """A Content-Disposition with the name twice (RFC 6266): in ASCII for old clients, and exact."""
     plain = "".join(char if char.isascii() and char not in '"\\/' else "_" for char in filename)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"

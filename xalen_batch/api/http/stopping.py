@@ -1,5 +1,5 @@
-"""How the API stops: every request that a client has sent, or sends before it can know, is
-answered.
+"""Graceful stop of the API: each request is answered that a client sent before it could know of the
+stop.
 """
 
 import asyncio
@@ -13,22 +13,24 @@ from xalen_batch.config import settings
 
 
 class GracefulServer(uvicorn.Server):
-    """Takes the connections of the listen backlog before it stops listening.
+    """A uvicorn server that accepts the connections in the listen backlog before it closes.
 
-    uvicorn stops first: the kernel then resets what it holds there, and a proxy that has sent a
-    POST may not send it again.
+    uvicorn itself closes the socket first. The kernel then resets the connections in the backlog,
+    and a proxy that has sent a POST may not repeat it.
     """
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         stopping: Event = self.lifespan.state["stopping"]
         stopping.set()
         await asyncio.sleep(settings().shutdown_delay)
-        # Copies of the descriptors go on listening when the event loop's are closed.
+        # Duplicated descriptors still listen after the event loop has closed its own.
         copies = [listening.dup() for server in self.servers for listening in server.sockets]
         for server in self.servers:
             server.close()
         loop = asyncio.get_running_loop()
-        for connection in [connection for copy in copies for connection in _drain(copy)]:
+        # Drain all sockets before the first await: connections to a closed one are reset.
+        accepted = [connection for copy in copies for connection in _drain(copy)]
+        for connection in accepted:
             await loop.connect_accepted_socket(self._protocol, connection)
         await super().shutdown(sockets)
 
@@ -39,9 +41,9 @@ class GracefulServer(uvicorn.Server):
 
 
 def _drain(listening: socket.socket) -> list[socket.socket]:
-    """Accept every connection in the listen backlog, then close the socket.
+    """Accept all connections in the listen backlog, then close the socket.
 
-    The kernel resets a connection that arrives in between.
+    The kernel resets a connection that arrives between the last accept and the close.
     """
     accepted = []
     with listening:

@@ -1,4 +1,4 @@
-"""`schedules`: what runs by the clock."""
+"""`schedules`: batches by the clock."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""`schedules add`: lines of a file go into a schedule's inbox."""
+"""`schedules add`: adds lines of a file to a schedule's inbox."""
 
 import re
 from collections.abc import Iterator
@@ -11,17 +11,18 @@ from typing import Any
 import typer
 
 from xalen_batch.cli import clock, inputs, progress
-from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.client import ApiOptions, Client
 from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, ScheduleId, examples
 from xalen_batch.cli.output import counted, figure, print_json, safe, say
 
-# What is sent at once, and accepted or refused as a whole.
+# The most bytes of one request, which is accepted or refused as a whole.
 PIECE_LINES = 1_000
 PIECE_BYTES = 4 * 1024 * 1024
-# Beyond what any server takes: such a file is of another kind.
+# No server takes a longer line: the file is no JSONL.
 LONGEST_LINE = 64 * 1024 * 1024
-# Codes of what is wrong with the schedule, whatever is sent.
+# Codes of errors of the schedule, not of the lines.
 OF_SCHEDULE = {"no_inbox", "schedule_ended", "inbox_full"}
 
 commands = typer.Typer()
@@ -29,9 +30,7 @@ commands = typer.Typer()
 
 @dataclass(frozen=True)
 class Piece:
-    """Lines `first` to `last` of a file, by their numbers from 1, and its bytes up to the end of
-    the last.
-    """
+    """The lines `first` to `last` of a file, numbered from 1, with their bytes."""
 
     first: int
     last: int
@@ -45,19 +44,19 @@ class Piece:
         "make-requests | xalen-batch schedules add sched_0192… -",
     )
 )
+@with_option_groups
 def add(
     schedule_id: ScheduleId,
     file: inputs.InputFile,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Put requests into a schedule's inbox for its next run.
 
     A request that already waits there is not added again.
     """
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     with inputs.opened(file) as path:
         added = _sent(client, schedule_id, path, inputs.name_of(file))
     if as_json:
@@ -65,16 +64,16 @@ def add(
     known = f", {figure(added['known'])} known already" if added["known"] else ""
     accepted = f"{counted(added['accepted'], 'request')} accepted{known}"
     if added["pending"] is None:
-        # A key that may add need not be one that may read.
+        # A key with the scope to add may lack the scope to read.
         say(f"{accepted}.")
     else:
         say(f"{accepted}; {figure(added['pending'])} pending. {_when(client, added)}")
 
 
 def _sent(client: Client, schedule_id: str, path: Path, name: str) -> dict[str, Any]:
-    """What the server said last, with the sums of all pieces.
+    """The last answer of the server, with the sums over all pieces.
 
-    Failed at the first that is refused.
+    Failed at the first piece that is refused.
     """
     size, answer, accepted, known, last = path.stat().st_size, dict[str, Any](), 0, 0, 0
     with progress.transfer("adding") as moved:
@@ -102,9 +101,7 @@ def _sent(client: Client, schedule_id: str, path: Path, name: str) -> dict[str, 
 
 
 def _placed(error: Failed, piece: Piece, name: str) -> str:
-    """What the server says of a piece, with the line of the file that it is about, if it is about
-    any.
-    """
+    """A piece's refusal with the line number of the whole file, if it names a line."""
     message = str(error)
     line = re.match(r"Line ([0-9,]+)", message)
     if line is None:
@@ -142,9 +139,9 @@ def _remedy(last: int) -> str:
 
 
 def _pieces(path: Path) -> Iterator[Piece]:
-    """Pieces of a file, each of whole lines; blank lines stay in, so that lines can be counted.
+    """Cut a file into pieces of whole lines. Blank lines are kept, so that line numbers stay right.
 
-    One long line is a piece of its own.
+    A long line is a piece of its own.
     """
     first, size, end, held = 1, 0, 0, list[bytes]()
     with path.open("rb") as lines:
@@ -173,7 +170,7 @@ def _when(client: Client, added: dict[str, Any]) -> str:
     if fires is None:
         return f"The schedule is paused or has ended; `xalen-batch schedules run {id}` runs them."
     local = ""
-    # The requests are accepted, whatever this asks in vain.
+    # An error here does not matter: the requests are accepted.
     with suppress(Failed):
         local = f"{clock.local(client.get(f'/schedules/{id}')['next_fire_local'])}, "
     return f"They run {clock.until(fires)}: {local}{clock.utc(fires)}."

@@ -1,4 +1,4 @@
-"""`schedules create`, `schedules edit`: what is to run, when and how."""
+"""`schedules create`, `schedules edit`."""
 
 from enum import StrEnum
 from typing import Annotated, Any
@@ -6,12 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from xalen_batch.cli import clock, windows
-from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.client import ApiOptions, Client
 from xalen_batch.cli.failures import ApiError
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, ScheduleId, examples
 from xalen_batch.cli.output import print_json, print_line, safe, say
 from xalen_batch.cli.schedules import request, view
-from xalen_batch.cli.schedules.options import CRON_HELP, WHEN, Cron, Given, takes_given
+from xalen_batch.cli.schedules.options import CRON_HELP, WHEN, Cron, Given
 
 SHOWN_FIRES = 3
 NAME_HELP = "The schedule's name, such as `tickets`; two schedules may share one."
@@ -20,7 +21,7 @@ commands = typer.Typer()
 
 
 class Clearable(StrEnum):
-    """What a schedule can go without, by the names of its options."""
+    """Optional settings of a schedule, by the names of their options."""
 
     STARTS = "starts"
     ENDS = "ends"
@@ -43,15 +44,14 @@ CLEARED = {Clearable.STARTS: "starts_at", Clearable.ENDS: "ends_at"}
         'id=$(xalen-batch schedules create weekly --cron "0 6 * * mon" --file requests.jsonl)',
     )
 )
-@takes_given
+@with_option_groups
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help=NAME_HELP)],
     cron: Cron,
     given: Given,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Make a schedule and print its id: what it runs (one of --file to --inbox), when and how."""
     what = request.chosen(given)
@@ -70,7 +70,7 @@ def create(
     body = {"name": name, "cron": cron} | request.plain(given, timezone) | {"timezone": timezone}
     body |= request.source_or_inbox(given, {})
     clock.say_zone(given.timezone)
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     sent = request.send_file(client, given)
     with request.deleted_if_refused(client, sent):
         schedule = client.post("/schedules", body | sent.body)
@@ -90,7 +90,7 @@ def create(
         " execution-window",
     )
 )
-@takes_given
+@with_option_groups
 def edit(
     schedule_id: ScheduleId,
     given: Given,
@@ -103,9 +103,8 @@ def edit(
         typer.Option(metavar="NAME", help=f"Remove a setting: {', '.join(Clearable)}."),
     ] = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Change the given settings of a schedule and leave the rest.
 
@@ -113,7 +112,7 @@ def edit(
     """
     cleared = _cleared(clear or [], given)
     request.chosen(given)
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     before = client.get(f"/schedules/{schedule_id}")
     timezone = given.timezone or before["timezone"]
     request.check_when(cron or before["cron"], timezone)
@@ -151,8 +150,9 @@ def _cleared(names: list[Clearable], given: Given) -> list[Clearable]:
 
 
 def _say_next(client: Client, schedule: dict[str, Any]) -> None:
-    """Where its files are to be put, when its lines are started, and the next fires for a key that
-    may see them: the schedule is there all the same.
+    """Say where its files go, when its lines are started, and its next fires.
+
+    A key without the right to read does not see them; the schedule exists anyway.
     """
     if schedule["source_location"] is not None:
         say(f"It takes its files from {safe(schedule['source_location'])}.")

@@ -1,6 +1,4 @@
-"""Errors of `schedules` in the words of the command line: the API speaks of fields, a command of
-its options.
-"""
+"""Errors of `schedules` reworded: the API names fields, a command names its options."""
 
 import re
 from typing import Any
@@ -32,9 +30,9 @@ OPTIONS = {
     "metadata": "--metadata",
     "endpoint": "--endpoint",
 }
-# Words of the language too: a field only where the API marks them as one.
+# Fields that are also English words: replaced only if the API quotes them.
 MARKED = {"cron", "timezone", "jitter", "overlap", "metadata", "endpoint"}
-# What a user wrote is quoted, and stays as it is.
+# Quoted user input is not replaced.
 _FIELD = re.compile(
     r"('(?:[^'\\]|\\.)*'(?!\w))"
     rf"|(?<![\w-])({'|'.join(name for name in OPTIONS if name not in MARKED)})(?![\w-])"
@@ -43,7 +41,7 @@ _FIELD = re.compile(
 
 
 class Schedules(Group):
-    """Names the option where the API names a field, and an expression that should have been quoted."""
+    """Replaces fields in errors by their options, and detects an unquoted expression."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -60,11 +58,11 @@ class Schedules(Group):
 
 
 def by_option(message: str) -> str:
-    """A message of the API's with the options that set its fields."""
+    """A message of the API, with options in place of their fields."""
     return _FIELD.sub(lambda found: found[1] or OPTIONS[found[2] or found[3]], message)
 
 
 def _is_unquoted(ctx: Any) -> bool:
-    """Whether --cron was given the first field of an expression alone."""
+    """Whether --cron was given only the first field of an expression."""
     cron = None if ctx is None else ctx.params.get("cron")
     return isinstance(cron, str) and len(cron.split()) == 1 and not cron.startswith("@")

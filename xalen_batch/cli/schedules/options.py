@@ -1,12 +1,8 @@
-"""What, when and how of a schedule as options: the same for one that is made and one that is
-changed.
-"""
+"""The options of a schedule, shared by `create` and `edit`."""
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -110,7 +106,7 @@ CATCH_UP_HELP = (
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What was given; None: not given, so the server's default, or what the schedule says already."""
+    """The given options. None stands for the default of the server, or the current value."""
 
     file: Annotated[Path | None, _what(FILE_HELP, metavar="PATH")] = None
     file_id: Annotated[
@@ -186,36 +182,3 @@ class Given:
         int | None,
         _how("Pause after this many failed runs in a row.", metavar="N", min=1, max=1000),
     ] = None
-
-
-def takes_given(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command with a parameter `given: Given` one option for each field of Given, before its
-    own.
-    """
-    options = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hint
-        )
-        for field, hint in zip(
-            fields(Given), get_type_hints(Given, include_extras=True).values(), strict=True
-        )
-    ]
-    own = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, parameter in inspect.signature(command).parameters.items()
-        if name != "given"
-    ]
-
-    def run(**values: Any) -> None:
-        given = Given(**{option.name: values.pop(option.name) for option in options})
-        command(given=given, **values)
-
-    parameters = [
-        *(each for each in own if each.default is each.empty),
-        *options,
-        *(each for each in own if each.default is not each.empty),
-    ]
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run

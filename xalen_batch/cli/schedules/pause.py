@@ -1,4 +1,4 @@
-"""`schedules pause`, `resume`, `delete`: whether it fires."""
+"""`schedules pause`, `resume`, `delete`."""
 
 from contextlib import suppress
 from typing import Annotated, Any
@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from xalen_batch.cli import clock
-from xalen_batch.cli.client import Client, connect
+from xalen_batch.cli.client import ApiOptions, Client
 from xalen_batch.cli.failures import Failed
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, ScheduleId, examples
 from xalen_batch.cli.output import counted, print_json, say
 from xalen_batch.cli.schedules import view
 
@@ -18,20 +19,20 @@ commands = typer.Typer()
 @commands.command(
     epilog=examples('xalen-batch schedules pause sched_0192… --note "prices are wrong, asked Jo"')
 )
+@with_option_groups
 def pause(
     schedule_id: ScheduleId,
     note: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The reason; shown with the schedule.")
     ] = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Pause a schedule: it does not fire until it is resumed, and fires meanwhile are not made up
     for.
     """
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     schedule = client.post(f"/schedules/{schedule_id}/pause", {"note": note})
     if as_json:
         print_json(schedule)
@@ -49,9 +50,9 @@ def pause(
 
 
 def _is_over(client: Client, schedule: dict[str, Any]) -> bool:
-    """Whether no fire is left before its end, so that to resume it would not help.
+    """Whether no fire is left before its end, so that resuming it has no effect.
 
-    False where this key may not see its fires.
+    False if this key may not see its fires.
     """
     if schedule["ends_at"] is not None:
         with suppress(Failed):
@@ -60,18 +61,13 @@ def _is_over(client: Client, schedule: dict[str, Any]) -> bool:
 
 
 @commands.command(epilog=examples("xalen-batch schedules resume sched_0192…"))
-def resume(
-    schedule_id: ScheduleId,
-    as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
-) -> None:
+@with_option_groups
+def resume(schedule_id: ScheduleId, as_json: Json = False, *, api: ApiOptions) -> None:
     """Resume a paused schedule from its next time on.
 
     Earlier failures no longer count for --pause-on-failure.
     """
-    schedule = connect(base_url, api_key, live).post(f"/schedules/{schedule_id}/resume")
+    schedule = api.connect().post(f"/schedules/{schedule_id}/resume")
     if as_json:
         print_json(schedule)
     if schedule["status"] == "ended":
@@ -96,6 +92,7 @@ def resume(
         "xalen-batch schedules delete sched_0192… --discard-requests",
     )
 )
+@with_option_groups
 def delete(
     schedule_id: ScheduleId,
     discard_requests: Annotated[
@@ -106,12 +103,11 @@ def delete(
         ),
     ] = False,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Delete a schedule. Its runs, batches and invoices stay."""
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     deleted = client.delete(
         f"/schedules/{schedule_id}", discard_requests="true" if discard_requests else None
     )

@@ -1,12 +1,13 @@
-"""`schedules preview`: when it would fire."""
+"""`schedules preview`: the next fires."""
 
 from typing import Annotated, Any
 
 import typer
 
 from xalen_batch.cli import clock
-from xalen_batch.cli.client import connect
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, examples, schedule_id
+from xalen_batch.cli.client import ApiOptions
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, examples, schedule_id
 from xalen_batch.cli.output import print_json
 from xalen_batch.cli.schedules import request, view
 from xalen_batch.cli.schedules.options import CRON_HELP, WHEN, Ends, Jitter, Starts, Timezone
@@ -22,6 +23,7 @@ commands = typer.Typer()
         " 2027-03-01 --count 5",
     )
 )
+@with_option_groups
 def preview(
     schedule_id: Annotated[
         str | None,
@@ -40,15 +42,14 @@ def preview(
         int, typer.Option(min=1, max=100, metavar="N", help="How many fires to show.")
     ] = 10,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Show the next fires of a schedule or of a cron expression, and the clock changes between
     them.
     """
     if schedule_id is None:
-        found = connect(base_url, api_key, live).post(
+        found = api.connect().post(
             "/schedules/preview", _expression(cron, timezone, starts, ends, jitter), count=count
         )
     elif any(value is not None for value in (cron, timezone, starts, ends, jitter)):
@@ -56,9 +57,7 @@ def preview(
             "give either ID, or --cron and what belongs to it.", param_hint="ID"
         )
     else:
-        found = connect(base_url, api_key, live).get(
-            f"/schedules/{schedule_id}/preview", count=count
-        )
+        found = api.connect().get(f"/schedules/{schedule_id}/preview", count=count)
     if as_json:
         print_json(found)
     else:

@@ -1,6 +1,4 @@
-"""From options to the request that makes or changes a schedule: what is wrong is said before
-anything is sent.
-"""
+"""Builds the request that creates or changes a schedule, and finds errors before it is sent."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ from xalen_batch.cli.failures import INTERRUPTED, Failed
 from xalen_batch.cli.output import safe
 from xalen_batch.cli.schedules.options import Given
 
-# Options that name what is run, and the field of a schedule that each of them sets.
+# The options that name the input of runs, and the field that each sets.
 WHAT = {
     "file": "input_file_id",
     "file_id": "input_file_id",
@@ -29,7 +27,7 @@ WHAT = {
     "inbox": "inbox",
 }
 OF_SOURCE = ("pattern", "ready_marker", "repeat")
-# Options whose field has another name.
+# Options that differ from the name of their field.
 RENAMED = {"window": "completion_window", "catch_up": "catch_up_window"}
 PLAIN = (
     "timezone",
@@ -50,7 +48,7 @@ def option(name: str) -> str:
 
 
 def chosen(given: Given) -> str | None:
-    """Which of the options that name what is run was given; a usage error for several."""
+    """The given option of those that name the input; a usage error if there are several."""
     found = [name for name in WHAT if getattr(given, name)]
     if len(found) > 1:
         raise typer.BadParameter(
@@ -61,7 +59,7 @@ def chosen(given: Given) -> str | None:
 
 
 def check_when(cron: str, timezone: str) -> None:
-    """A usage error for what is no cron expression or no zone."""
+    """A usage error for an invalid cron expression or zone."""
     from xalen_batch.schedules.cron import Cron
 
     with usage_error():
@@ -69,7 +67,7 @@ def check_when(cron: str, timezone: str) -> None:
 
 
 def plain(given: Given, timezone: str) -> dict[str, Any]:
-    """The fields that need no file. `timezone`: the schedule's, also if it was not given now."""
+    """The fields that need no file. `timezone`: the schedule's, even if it was not given now."""
     body = {
         RENAMED.get(name, name): value
         for name in PLAIN
@@ -88,10 +86,9 @@ def plain(given: Given, timezone: str) -> dict[str, Any]:
 def source_or_inbox(
     given: Given, current: dict[str, Any], *, has_marker: bool = True
 ) -> dict[str, Any]:
-    """The field `source` or `inbox` if an option touches it; what is not given stays as it is in
-    `current`.
+    """The field `source` or `inbox`, if an option changes it; other values are those of `current`.
 
-    `has_marker` False: the source waits for no ready marker any more.
+    `has_marker` False: removes the ready marker.
     """
     what = chosen(given)
     field = (
@@ -121,8 +118,9 @@ def source_or_inbox(
 
 @dataclass
 class Sent:
-    """The fields of a request that name its file; of one that was uploaded just now, `uploaded` is
-    its id, and `name` what it is called here.
+    """The fields that name a request's file.
+
+    `uploaded` is the id of a new upload, `name` its local name.
     """
 
     body: dict[str, Any] = field(default_factory=dict)
@@ -131,7 +129,7 @@ class Sent:
 
 
 def send_file(client: Client, given: Given) -> Sent:
-    """Check and upload the file that a schedule is to run, or look at one that is there."""
+    """Check and upload the schedule's file, or look up one that exists."""
     path = given.file or given.template
     if path is not None:
         with before_request(), inputs.opened(path) as opened:
@@ -149,12 +147,12 @@ def send_file(client: Client, given: Given) -> Sent:
 
 
 def _upload(client: Client, path: Path, file: Path, given: Given) -> tuple[str, dict[str, Any]]:
-    """The endpoint of a file and the API's file object. `path` has the content of `file`."""
+    """The endpoint of a file, and the API's file object. `path` has the content of `file`."""
     name = inputs.name_of(file)
     if given.file:
         checked = submit.check(client, path, file, given.endpoint or AUTO, given.on_invalid)
         return checked.endpoint, uploads.send(client, path, name)
-    # The server fills a template in as its next run would and validates that.
+    # The server fills in the template, as for the next run, and validates the result.
     with path.open("rb") as lines:
         number, line = next(
             ((number, line) for number, line in enumerate(lines, 1) if line.strip()), (1, b"")
@@ -164,7 +162,7 @@ def _upload(client: Client, path: Path, file: Path, given: Given) -> tuple[str, 
 
 
 def _endpoint(line: bytes, name: str, number: int = 1) -> str:
-    """What a line of a file, its first that has any text in it, asks for."""
+    """The endpoint of the first line of a file that is not blank."""
     if not line.strip():
         raise Failed(f"{safe(name)} is empty. Write one JSON object on each line.")
     try:
@@ -190,7 +188,7 @@ def _endpoint(line: bytes, name: str, number: int = 1) -> str:
 
 @contextmanager
 def before_request() -> Iterator[None]:
-    """Where Ctrl-C leaves every schedule as it was, and says so."""
+    """A context in which Ctrl-C says that no schedule was changed."""
     try:
         yield
     except KeyboardInterrupt:
@@ -198,9 +196,7 @@ def before_request() -> Iterator[None]:
 
 
 def deleted_if_refused(client: Client, sent: Sent) -> AbstractContextManager[None]:
-    """Around the request that makes or changes a schedule: a file uploaded for it is deleted again
-    when it is refused.
-    """
+    """Delete a file that was uploaded for a request, if that request is refused."""
     return uploads.deleted_if_refused(
         client,
         sent.uploaded,

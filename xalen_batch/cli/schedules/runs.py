@@ -1,6 +1,4 @@
-"""`schedules runs`, `run`, `backfill`: what became of every time a schedule fired, and runs beside
-them.
-"""
+"""`schedules runs`, `run`, `backfill`: the runs of a schedule, and runs outside its times."""
 
 import time
 from contextlib import suppress
@@ -11,9 +9,10 @@ import typer
 
 from xalen_batch.cli import clock
 from xalen_batch.cli.batch_view import say_errors, say_outcome, succeeded
-from xalen_batch.cli.client import PAGE, Client, connect
+from xalen_batch.cli.client import PAGE, ApiOptions, Client
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, Timeout, examples
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, ScheduleId, Timeout, examples
 from xalen_batch.cli.output import (
     counted,
     figure,
@@ -33,7 +32,7 @@ WAIT_HELP = "Follow its batch to the end: exit 3 if a line did not succeed or th
 FOR_HELP = (
     "Fill in the dates of this time, on the schedule's clock: 2026-11-20T02:30 repeats that night."
 )
-# Failed runs that are looked through to tell how many of a time there are.
+# The most failed runs that are read to count those of a time range.
 MOST_COUNTED = 500
 LOOK_EVERY = 1.0
 
@@ -47,6 +46,7 @@ commands = typer.Typer()
         "xalen-batch schedules runs sched_0192… --json | jq -r '.data[].batch_id'",
     )
 )
+@with_option_groups
 def runs(
     schedule_id: ScheduleId,
     limit: Annotated[
@@ -54,14 +54,11 @@ def runs(
     ] = 20,
     state: Annotated[RunState | None, typer.Option(metavar="STATE", help=STATE_HELP)] = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """List the runs of a schedule, also of a deleted one: when each fired, its state, and why."""
-    found, has_more = connect(base_url, api_key, live).listing(
-        limit, f"/schedules/{schedule_id}/runs", state=state
-    )
+    found, has_more = api.connect().listing(limit, f"/schedules/{schedule_id}/runs", state=state)
     if as_json:
         print_list(found, has_more=has_more)
     elif found:
@@ -85,22 +82,22 @@ def runs(
         " out.jsonl",
     )
 )
+@with_option_groups
 def run(
     schedule_id: ScheduleId,
     time_for: Annotated[str | None, typer.Option("--for", metavar="TIME", help=FOR_HELP)] = None,
     wait: Annotated[bool, typer.Option("--wait", help=WAIT_HELP)] = False,
     timeout: Timeout = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Run a schedule now and print the batch's id. When it fires next stays as it is.
 
     With --wait --json, the run and its batch are printed when the batch has ended.
     """
     body = None if time_for is None else {"as_of": clock.moment(time_for, "--for")}
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     started = client.post(f"/schedules/{schedule_id}/run", body)
     deadline = None if timeout is None else time.monotonic() + timeout
     if wait:
@@ -133,7 +130,7 @@ def _say_state(started: dict[str, Any]) -> None:
 
 
 def _once_begun(client: Client, started: dict[str, Any], deadline: float | None) -> dict[str, Any]:
-    """The run when it waits no longer for the run before it or for its source."""
+    """The run when it no longer waits for the run before it or for its source."""
     if started["state"] == "waiting":
         _say_state(started)
     try:
@@ -157,7 +154,7 @@ def _once_begun(client: Client, started: dict[str, Any], deadline: float | None)
 def _followed(
     client: Client, started: dict[str, Any], deadline: float | None
 ) -> dict[str, Any] | None:
-    """Its batch at its end, which has been told; None if it has none."""
+    """The batch of a run at its end, with its outcome on stderr; None if the run has none."""
     if started["batch_id"] is None:
         return None
     batch = follow(
@@ -176,6 +173,7 @@ def _followed(
         "xalen-batch schedules backfill sched_0192… --from 2026-11-01T18:00 --to 2026-11-02T06:00",
     )
 )
+@with_option_groups
 def backfill(
     schedule_id: ScheduleId,
     start: Annotated[
@@ -195,9 +193,8 @@ def backfill(
         ),
     ],
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """Run the past times of a schedule that never ran, were missed or skipped, one after another.
 
@@ -205,12 +202,12 @@ def backfill(
     """
     body = {"from": clock.moment(start, "--from"), "to": clock.moment(end, "--to")}
     _check_order(body["from"], body["to"])
-    client = connect(base_url, api_key, live)
+    client = api.connect()
     made = client.post(f"/schedules/{schedule_id}/backfill", body)["data"]
     if as_json:
         print_list(made)
     elif made and made[0]["scheduled_for"] is not None:
-        # Null for a key that may not read.
+        # Null if the key may not read it.
         view.runs_of(made)
     if made:
         say(
@@ -227,7 +224,7 @@ def backfill(
 
 def _check_order(start: str, end: str) -> None:
     first, last = datetime.fromisoformat(start), datetime.fromisoformat(end)
-    # With an offset and without: only the server knows the schedule's clock.
+    # One has an offset, the other not: only the server knows the schedule's clock.
     if (first.tzinfo is None) == (last.tzinfo is None) and first >= last:
         problem = (
             f"{start} is the same as --to" if first == last else f"{start} is after --to, {end}"
@@ -238,8 +235,9 @@ def _check_order(start: str, end: str) -> None:
 
 
 def _say_failed(client: Client, schedule_id: str, start: str, end: str) -> None:
-    """How many of the runs of a time failed, as far as this key may see them, and how one of them
-    is run again.
+    """Say how many runs in a time range failed, and how to run one again.
+
+    Counts the runs that the key may see.
     """
     found, time = list[dict[str, Any]](), "TIME"
     with suppress(Failed):
@@ -257,7 +255,7 @@ def _say_failed(client: Client, schedule_id: str, start: str, end: str) -> None:
 
 
 def _is_between(run: dict[str, Any], start: str, end: str) -> bool:
-    """Whether the instant of a run is in [start, end), times without an offset being on its clock."""
+    """Whether a run's instant is in [start, end); times without an offset are on its clock."""
     instant = datetime.fromisoformat(run["scheduled_local"])
     first, last = (datetime.fromisoformat(time) for time in (start, end))
     here = instant.replace(tzinfo=None)

@@ -1,11 +1,12 @@
-"""`schedules list`, `schedules show`: schedules that exist."""
+"""`schedules list`, `schedules show`."""
 
 from typing import Annotated
 
 import typer
 
-from xalen_batch.cli.client import connect
-from xalen_batch.cli.options import ApiKey, BaseUrl, Json, Live, ScheduleId, examples
+from xalen_batch.cli.client import ApiOptions
+from xalen_batch.cli.option_groups import with_option_groups
+from xalen_batch.cli.options import Json, ScheduleId, examples
 from xalen_batch.cli.output import print_json, print_list, say, say_more
 from xalen_batch.cli.schedules import view
 from xalen_batch.states import ScheduleStatus
@@ -22,6 +23,7 @@ commands = typer.Typer()
         "xalen-batch schedules list --status paused --json | jq -r '.data[].id'",
     ),
 )
+@with_option_groups
 def list_schedules(
     limit: Annotated[
         int, typer.Option(min=1, metavar="N", help="Most schedules to show, the newest first.")
@@ -30,12 +32,11 @@ def list_schedules(
         ScheduleStatus | None, typer.Option(metavar="STATUS", help=STATUS_HELP)
     ] = None,
     as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
+    *,
+    api: ApiOptions,
 ) -> None:
     """List schedules: when each fires next, and how its latest runs ended, the newest run last."""
-    found, has_more = connect(base_url, api_key, live).listing(limit, "/schedules", status=status)
+    found, has_more = api.connect().listing(limit, "/schedules", status=status)
     if as_json:
         print_list(found, has_more=has_more)
     elif found:
@@ -56,15 +57,10 @@ def list_schedules(
         "xalen-batch schedules show sched_0192… --json | jq .inbox.pending",
     )
 )
-def show(
-    schedule_id: ScheduleId,
-    as_json: Json = False,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    live: Live = False,
-) -> None:
+@with_option_groups
+def show(schedule_id: ScheduleId, as_json: Json = False, *, api: ApiOptions) -> None:
     """Show every field of a schedule."""
-    schedule = connect(base_url, api_key, live).get(f"/schedules/{schedule_id}")
+    schedule = api.connect().get(f"/schedules/{schedule_id}")
     if as_json:
         print_json(schedule)
     else:

@@ -1,4 +1,4 @@
-"""How schedules, their runs and their fires are shown to people."""
+"""Renders schedules, their runs and their fires for people."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -12,8 +12,7 @@ from xalen_batch.cli.output import STDERR, STDOUT, counted, fields, grid, pairs,
 from xalen_batch.cli.stacked import Layout, names_of, stacked
 from xalen_batch.states import OPEN_RUNS
 
-# Of each state: the mark in a sparkline, the letter where the terminal has no such mark, and the
-# colour.
+# For each state: the mark in a sparkline, a letter for terminals without that mark, and a colour.
 MARKS = {
     "succeeded": ("✓", "s", "green"),
     "failed": ("✗", "F", "bold red"),
@@ -70,7 +69,7 @@ FIRES = ("local time", "UTC", "in")
 
 
 def table_of(schedules: Sequence[dict[str, Any]]) -> None:
-    """Schedules, and on stderr what the marks mean."""
+    """Print schedules, and the legend of the marks on stderr."""
     show(stacked(SCHEDULES, map(row_of, schedules), folded=FOLDED))
     say_legend(STDOUT)
 
@@ -92,13 +91,13 @@ def row_of(schedule: dict[str, Any]) -> tuple[Text, ...]:
 
 
 def sparkline(runs: Iterable[dict[str, Any]], console: Console = STDOUT) -> Text:
-    """One mark a run, in the order given; a dash for none."""
+    """One mark for each run, in the given order; a dash if there are none."""
     marks = [(_mark(run["state"], console), MARKS.get(run["state"], UNKNOWN)[2]) for run in runs]
     return Text.assemble(*marks) if marks else Text("-")
 
 
 def say_legend(console: Console) -> None:
-    """What the marks of a sparkline on this console mean, on stderr."""
+    """Print the legend of the sparkline on stderr."""
     STDERR.print(
         "  ".join(f"{_mark(state, console)} {state}" for state in MARKS),
         style="dim",
@@ -116,7 +115,7 @@ def _state(state: str) -> Text:
 
 
 def _result(run: dict[str, Any]) -> Text:
-    """Its state; of one that goes on, what it waits for too."""
+    """The state of a run, and the reason that it waits."""
     shown = _state(run["state"])
     return (
         shown.append(f" ({safe(run['reason'])})")
@@ -126,7 +125,7 @@ def _result(run: dict[str, Any]) -> Text:
 
 
 def details(schedule: dict[str, Any]) -> None:
-    """Every field of one schedule, and on stderr what the marks mean."""
+    """Print every field of one schedule, and the legend of the marks on stderr."""
     show(fields(_fields(schedule)))
     if schedule["recent_runs"]:
         say_legend(STDOUT)
@@ -175,7 +174,7 @@ def _told(run: dict[str, Any]) -> str:
 
 
 def runs_of(runs: Sequence[dict[str, Any]]) -> None:
-    """Runs, and below them why some are as they are."""
+    """Print runs, and below them the reasons of those that have one."""
     layouts, rows = RUNS, [row_of_run(run) for run in runs]
     if not any(run["as_of"] for run in runs):
         place = names_of(RUNS[0]).index(DATES)
@@ -207,12 +206,12 @@ def row_of_run(run: dict[str, Any]) -> tuple[Text, ...]:
 
 
 def name_of(schedule: dict[str, Any]) -> str:
-    """Its name; its id for a key that may change it but not read it."""
+    """Its name, or its id if the key may change but not read it."""
     return safe(schedule["name"] or schedule["id"])
 
 
 def words_of(run: dict[str, Any]) -> str | None:
-    """What a run has to say, with the command in it where the API names a field of its batch."""
+    """The message of a run, with a command in place of a field of its batch."""
     message: str | None = run["message"]
     return message and message.replace(
         "its `errors` name every line", f"`xalen-batch show {run['batch_id']}` names every line"
@@ -220,7 +219,7 @@ def words_of(run: dict[str, Any]) -> str | None:
 
 
 def _reasons(runs: Iterable[dict[str, Any]]) -> Iterator[Text]:
-    """What runs have to say, those with the same words in a row told once."""
+    """The messages of runs; equal ones in a row are merged."""
     for (state, message), alike in groupby(runs, lambda run: (run["state"], words_of(run))):
         if message:
             found = [
@@ -236,9 +235,9 @@ def _reasons(runs: Iterable[dict[str, Any]]) -> Iterator[Text]:
 
 
 def show_fires(preview: dict[str, Any]) -> None:
-    """Fires to come; a line of its own tells where the offset changes between two of them.
+    """Print the next fires, with a line wherever the offset from UTC changes.
 
-    On stderr the expression in words.
+    The expression in words goes to stderr.
     """
     say(f"{safe(preview['description'])} ({safe(preview['timezone'])}).")
     if preview["fires"]:
@@ -260,7 +259,7 @@ def _fire_rows(fires: Sequence[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
 
 
 def say_next(preview: dict[str, Any]) -> None:
-    """The expression in words and the fires to come, on stderr."""
+    """Print the expression in words and the next fires on stderr."""
     say(f"{safe(preview['description'])} ({safe(preview['timezone'])}).")
     for number, fire in enumerate(preview["fires"]):
         say(

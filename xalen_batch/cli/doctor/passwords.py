@@ -1,11 +1,12 @@
-"""Whether a store lets in whoever can reach it: it asks for no password, or for one that anybody
-would try first.
+"""Checks that a store which can be reached does not let everybody in.
+
+It must ask for a password, and not for a common one.
 """
 
 import os
 from urllib.parse import parse_qs, unquote, urlsplit
 
-# What examples and images come with.
+# Passwords of examples and images, which attackers try first.
 TRIED_FIRST = frozenset(
     {
         "admin",
@@ -23,17 +24,18 @@ TRIED_FIRST = frozenset(
     }
 )
 SHORTEST = 8
+# Seconds.
 TIMEOUT = 3
 
 
 def of_database(url: str) -> str | None:
-    """What is wrong, with the remedy. A local socket is for the file system to guard."""
+    """The finding with its remedy, or None. The file system guards a local socket."""
     if is_local_socket(url):
         return None
     import psycopg
 
     try:
-        # One that is empty would be looked for elsewhere.
+        # libpq would look for an empty password in the environment and a file.
         psycopg.connect(url, password="none", passfile=os.devnull, connect_timeout=TIMEOUT).close()
     except psycopg.OperationalError:
         return _guessable(url, "XALEN_DATABASE_URL")
@@ -44,7 +46,7 @@ def of_database(url: str) -> str | None:
 
 
 def of_redis(url: str) -> str | None:
-    """What is wrong, with the remedy. A local socket is for the file system to guard."""
+    """The finding with its remedy, or None. The file system guards a local socket."""
     if is_local_socket(url):
         return None
     import redis

@@ -1,12 +1,12 @@
-"""Checks of `doctor` for what the processes of an installation have to agree on: rights, the store
-and the catalog.
+"""Checks of `doctor` that concern all processes of an installation: the database's rights, the file
+store, the workers and the open batches.
 """
 
-from xalen_batch.cli.findings import Doubtful, Skipped, Wrong
+from xalen_batch.cli.doctor.findings import Doubtful, Skipped, Wrong
 
-# A finding names this many of the differences.
+# The most differences that a finding names.
 MOST_NAMED = 5
-# Open batches that are looked at, the oldest first.
+# The most open batches that are read, the oldest first.
 MOST_BATCHES = 1_000
 
 
@@ -25,18 +25,19 @@ def database_needs(has_database: bool) -> str:
             f"The role that owns the tables cannot connect: {str(error).partition(chr(10))[0]}"
         ) from error
     if lacks:
-        other = (
-            ""
-            if settings().migrate_database_url
-            else " If another role owns the tables, name it in XALEN_MIGRATE_DATABASE_URL instead."
-        )
+        other = ""
+        if not settings().migrate_database_url:
+            other = (
+                " If another role owns the tables, name it in XALEN_MIGRATE_DATABASE_URL instead."
+            )
         raise Wrong(" ".join(lacks) + other)
     return "version, encoding, extension and rights will do"
 
 
 def rights(has_database: bool) -> str:
     _skip_without_schema(has_database)
-    from xalen_batch import db, rights
+    from xalen_batch import db
+    from xalen_batch.migrate import rights
 
     with db.reading() as session:
         found = rights.look(session)
@@ -104,12 +105,8 @@ def open_batches(has_database: bool) -> str:
         wait.message for wait in found if wait.reason is not waits.Reason.EXECUTION_WINDOW
     )
     if counts:
-        raise Doubtful(
-            " ".join(
-                f"Waiting: {number:,}. {message}"
-                for message, number in counts.most_common(MOST_NAMED)
-            )
-        )
+        most = counts.most_common(MOST_NAMED)
+        raise Doubtful(" ".join(f"Waiting: {number:,}. {message}" for message, number in most))
     return f"{len(some):,} open, none waits" if some else "none open"
 
 

@@ -1,0 +1,5 @@
+"""`doctor`: checks what an installation needs, one thing at a time."""
+
+from xalen_batch.cli.doctor.command import commands
+
+__all__ = ["commands"]
