@@ -277,7 +277,7 @@ def test_what_does_not_get_ready_is_stopped_and_the_check_that_failed_is_named(
         env=processes.environment(), capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert refused.returncode == 1, refused.stderr
-    assert "Not ready within 30 s: storage failed" in refused.stderr
+    assert "Not ready within 10 s: storage failed" in refused.stderr
     assert f"Its log is {data_dir / 'logs' / 'api.log'}" in refused.stderr
     assert of_folder(data_dir) == {}
     assert not (data_dir / "run.toml").exists()

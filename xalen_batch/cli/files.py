@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from xalen_batch.cli import download, inputs, progress, uploads
-from xalen_batch.cli.client import ApiOptions, Client
+from xalen_batch.cli.client import ApiClient, ApiOptions
 from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.group import Group
 from xalen_batch.cli.option_groups import with_option_groups
@@ -175,7 +175,7 @@ def delete(file_ids: FileIds, as_json: Json = False, *, api: ApiOptions) -> None
         print_list(deleted)
 
 
-def _delete(client: Client, file_id: str) -> dict[str, Any]:
+def _delete(client: ApiClient, file_id: str) -> dict[str, Any]:
     try:
         deleted = client.delete(f"/files/{file_id}")
     except Failed as error:
