@@ -3,7 +3,8 @@
 from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
-from xalen_batch import db, rights
+from xalen_batch import db
+from xalen_batch.migrate import rights
 from xalen_batch.models import Base
 
 

@@ -75,7 +75,7 @@ def running(
 
 
 def _row(batch: Batch, number: int, line: Ran) -> record.Row:
-    name = record.Line(batch.id, number, line.model, f"line-{number}")
+    name = record.LineRef(batch.id, number, line.model, f"line-{number}")
     match line.outcome:
         case Usage() | Answered() as outcome:
             answered = outcome if isinstance(outcome, Answered) else Answered(200, b"{}", outcome)

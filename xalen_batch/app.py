@@ -9,7 +9,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from xalen_batch import __version__, catalog, db, log, memory, migrate, storage
+from xalen_batch import __version__, catalog, db, disk, log, memory, migrate, storage
 from xalen_batch.api import (
     batches,
     billing,
@@ -33,6 +33,7 @@ from xalen_batch.api.http.pace import BodyPace
 from xalen_batch.api.http.protocol import BoundedHttp
 from xalen_batch.api.http.stopping import GracefulServer
 from xalen_batch.config import settings
+from xalen_batch.standalone import stores
 from xalen_batch.storage import marks
 from xalen_batch.validation import pool
 
@@ -130,6 +131,7 @@ def serve(host: str, port: int, *, sockets: Sequence[socket.socket] = ()) -> Non
     # than a short request takes.
     sys.setswitchinterval(SWITCH_INTERVAL)
     memory.settle()
+    disk.watch_database(stores.database_folder)
     _mark_store()
     config = uvicorn.Config(
         app,
@@ -157,5 +159,5 @@ def _mark_store() -> None:
     try:
         if migrate.is_usable():
             marks.place()
-    except (*storage.AWAY, *db.AWAY) as error:
+    except (*storage.UNAVAILABLE, *db.UNAVAILABLE) as error:
         logger.warning("store.not_marked", error=type(error).__name__)

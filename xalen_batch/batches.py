@@ -1,4 +1,4 @@
-"""Batches, as their owner creates and sees them."""
+"""Batches of an owner: create, get, list, cancel, and their progress."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +12,16 @@ from xalen_batch import catalog, db, disk, files, ids, log, paging, windows
 from xalen_batch.accounts import accounts, quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.billing import prices
+from xalen_batch.billing.terms import Terms
 from xalen_batch.broker import Job
 from xalen_batch.catalog import Endpoint, Model
 from xalen_batch.config import settings
-from xalen_batch.errors import InvalidRequest, NotCancellable, NotFound
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest, NotCancellable, NotFound
 from xalen_batch.files import Purpose
 from xalen_batch.models import Batch, File, ScheduleRun, Task
+from xalen_batch.models.tasks import TOKEN_COUNTERS
 from xalen_batch.paging import Order, Page
 from xalen_batch.states import BATCH_MOVES, MAY_START, BatchStatus, OnInvalid, TaskState
-from xalen_batch.terms import Terms
 from xalen_batch.windows import ExecutionWindow
 
 logger = log.get(__name__)
@@ -28,11 +29,11 @@ logger = log.get(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a batch is: lines, and the tokens of those that succeeded.
+    """The progress of a batch: numbers of lines, and the tokens of the lines that succeeded.
 
-    `cancelled`, `expired`: lines that nobody ran before the batch was cancelled or its completion
-    window passed. `counted_…`: of the billed tokens, those that we counted ourselves. None while it
-    runs: its invoice is made of them.
+    `cancelled`, `expired`: lines that were not run before the batch was cancelled or its completion
+    window passed. `counted_…`: billed tokens that xalen-batch counted, since the backend reported
+    no usable usage; None until the batch has its invoice.
     """
 
     total: int = 0
@@ -66,18 +67,18 @@ def create(
     on_invalid: OnInvalid = OnInvalid.FAIL,
     run: ScheduleRun | None = None,
 ) -> Batch:
-    """A batch on its way to validation, on the terms and at the discount of this moment.
+    """Create a batch with the terms and the discount in force now, and enqueue its validation.
 
-    `output_expires_after`: seconds from the creation of the output files. `run`: the schedule's run
-    that it is. InvalidRequest if no model of the endpoint may be named or its execution window is
-    not open before it expires, TooManyRequests if the account may have no more, StorageFull while a
-    disk is short.
+    `output_expires_after`: lifetime of the output files in seconds. `run`: the schedule's run that
+    creates the batch. Raises InvalidRequest if the input file or a window is not valid, or if no
+    model of the endpoint may be named; TooManyRequests if a quota is used up; StorageFull while a
+    disk is short of space.
     """
     disk.refuse_if_full()
     completion = windows.completion(completion_window)
-    interval = (
-        None if execution_window is None else _first_interval(session, execution_window, completion)
-    )
+    interval = None
+    if execution_window is not None:
+        interval = _first_interval(session, execution_window, completion)
     file = input_file(session, owner, input_file_id, is_ready=run is None)
     frozen = _agreed(session, owner, endpoint)
     quotas.admit_batch(session, owner)
@@ -115,18 +116,17 @@ def input_file(
     param: str = "input_file_id",
     is_ready: bool = True,
 ) -> File:
-    """The file a batch is to read, kept from deletion until this transaction ends. InvalidRequest
-    if it cannot be one.
+    """The input file of a batch, locked against deletion until this transaction ends.
 
-    `is_ready`: it must have its content, which the input of a schedule's run gets when its batch is
-    validated.
+    `is_ready`: the file must have its content; the input of a schedule's run gets it during
+    validation. Raises InvalidRequest, which names `param`, if the file cannot be an input file.
     """
     try:
         file = files.lock(session, owner, public_id)
     except NotFound:
         raise InvalidRequest(
-            f"{param}: there is no file {public_id[:100]!r}. Upload one with purpose `batch` and"
-            " send its id.",
+            f"{param}: there is no file {public_id[:QUOTED_CHARS]!r}. Upload one with purpose"
+            " `batch` and send its id.",
             param=param,
         ) from None
     if file.purpose != Purpose.BATCH:
@@ -141,17 +141,17 @@ def input_file(
 
 
 def terms(batch: Batch) -> Terms:
-    """The terms that were frozen in a batch."""
-    found = {
-        model: kind
-        for model in batch.price_snapshot.keys() | (batch.backends or {})
-        if (kind := batch.backend_of(model))
-    }
-    return Terms(batch.price_snapshot, found)
+    """The terms that were frozen in a batch when it was created."""
+    backends = {}
+    for model in batch.price_snapshot.keys() | (batch.backends or {}):
+        kind = batch.backend_of(model)
+        if kind is not None:
+            backends[model] = kind
+    return Terms(batch.price_snapshot, backends)
 
 
 def offered(session: Session, owner: Owner, endpoint: Endpoint | None = None) -> Terms:
-    """The terms of a batch created now, for the models of an endpoint or all."""
+    """The terms of a batch created now, for the models of an endpoint; None: for all models."""
     models = _serving(endpoint)
     frozen = prices.snapshot(
         session, livemode=owner.livemode, models=[model.id for model in models]
@@ -160,17 +160,24 @@ def offered(session: Session, owner: Owner, endpoint: Endpoint | None = None) ->
 
 
 def _agreed(session: Session, owner: Owner, endpoint: Endpoint) -> Terms:
-    """`offered`; InvalidRequest where no model of the endpoint may be named, so that no file has to
-    be read to find out.
+    """As `offered`, but raises InvalidRequest if no model of the endpoint may be named.
+
+    Otherwise the batch would only fail after its file was read.
     """
     found = offered(session, owner, endpoint)
-    refusals = [found.refusal(model.id) for model in _serving(endpoint)]
-    if refusals and (first := refusals[0]) and all(refusals):
-        raise InvalidRequest(first.message, param="endpoint", code=first.code)
+    refusals = []
+    for model in _serving(endpoint):
+        refusal = found.refusal(model.id)
+        if refusal is None:
+            return found
+        refusals.append(refusal)
+    if refusals:
+        raise InvalidRequest(refusals[0].message, param="endpoint", code=refusals[0].code)
     return found
 
 
 def _serving(endpoint: Endpoint | None) -> list[Model]:
+    """The catalog's models that serve an endpoint; None: all models."""
     return [
         model
         for model in catalog.models().values()
@@ -179,9 +186,10 @@ def _serving(endpoint: Endpoint | None) -> list[Model]:
 
 
 def _backends(session: Session, owner: Owner, models: Iterable[Model]) -> dict[str, str]:
-    """What would answer each model.
+    """The kind of backend of each model: simulated in test mode, else the kind in the catalog.
 
-    Test keys get the simulated model; live keys what the catalog says in so many letters.
+    Models without a kind, and simulated ones that the account's live keys may not use, are left
+    out.
     """
     if not owner.livemode:
         return {model.id: "simulated" for model in models}
@@ -192,21 +200,20 @@ def _backends(session: Session, owner: Owner, models: Iterable[Model]) -> dict[s
 
 
 def get(session: Session, owner: Owner, public_id: str) -> Batch:
-    """NotFound if there is none for this owner."""
+    """A batch of this owner. Raises NotFound."""
     id = ids.parse("batch", public_id)
-    batch = (
-        None if id is None else session.scalars(_visible(owner).where(Batch.id == id)).one_or_none()
-    )
+    batch = None
+    if id is not None:
+        batch = session.scalars(_visible(owner).where(Batch.id == id)).one_or_none()
     if batch is None:
-        raise NotFound(f"No such Batch object: {public_id[:100]}", param="batch_id")
+        raise NotFound(f"No such Batch object: {public_id[:QUOTED_CHARS]}", param="batch_id")
     return batch
 
 
 def cancel(session: Session, batch: Batch) -> Batch:
-    """Start no further line; what has finished is kept, delivered and billed. A batch that was
-    cancelled stays as it is.
+    """Start no further line of a batch; results that exist are kept and billed. Idempotent.
 
-    Raises NotCancellable for a batch that ended otherwise, or whose completion window has passed.
+    Raises NotCancellable for a batch that ended otherwise, or that is finalizing.
     """
     while batch.status not in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):
         if BatchStatus.CANCELLING not in BATCH_MOVES[BatchStatus(batch.status)]:
@@ -233,7 +240,7 @@ def page(
     after: str | None,
     schedule_id: UUID | None = None,
 ) -> Page[Batch]:
-    """Batches in the order of creation; with `schedule_id` those that a schedule made."""
+    """A page of the owner's batches by creation; with `schedule_id` only those of a schedule."""
     rows = _visible(owner)
     if schedule_id is not None:
         rows = rows.where(Batch.schedule_id == schedule_id)
@@ -241,7 +248,7 @@ def page(
 
 
 def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]:
-    """How far each batch is: the sum over its tasks while it runs, its own columns at the end."""
+    """The progress of each batch: the sum over its tasks while it runs, then its own columns."""
     found = {batch.id: _ended(batch) for batch in batches if BatchStatus(batch.status).is_terminal}
     running = {batch.id: batch for batch in batches if batch.id not in found}
     if running:
@@ -254,26 +261,19 @@ def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]
             .group_by(Task.batch_id)
         ):
             counts = {name: int(getattr(row, name)) for name in sums}
-            unrun = (
-                "cancelled" if running[row.batch_id].status == BatchStatus.CANCELLING else "expired"
-            )
-            found[row.batch_id] = Progress(**{unrun: counts.pop("unrun")}, **counts)
+            is_cancelling = running[row.batch_id].status == BatchStatus.CANCELLING
+            counts["cancelled" if is_cancelling else "expired"] = counts.pop("unrun")
+            found[row.batch_id] = Progress(**counts)
     return {batch.id: found.get(batch.id, Progress()) for batch in batches}
 
 
-OF_TASKS = (
-    "completed",
-    "failed",
-    "input_tokens",
-    "cached_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-)
+# Columns of tasks that are fields of Progress.
+OF_TASKS = ("completed", "failed", *TOKEN_COUNTERS)
 
 
 def _ended(batch: Batch) -> Progress:
     counts = {name: getattr(batch, name) for name in Progress.__slots__}
-    # A batch that ended before these were counted has them in `failed`.
+    # Null in batches that ended before these columns existed: `failed` includes these lines.
     return Progress(**counts | {name: counts[name] or 0 for name in ("cancelled", "expired")})
 
 
@@ -282,9 +282,9 @@ def _unrun_lines() -> ColumnElement[int]:
 
 
 def interval(batch: Batch, now: datetime) -> tuple[datetime, datetime] | None:
-    """When the execution window opens and closes that is open at a moment, or opens next.
+    """The execution interval (opens, closes) that is open at `now` or opens next.
 
-    None: no line waits for one.
+    None for a batch without an execution window, or that starts no line any more.
     """
     if (
         batch.window_opens_at is None
@@ -294,7 +294,7 @@ def interval(batch: Batch, now: datetime) -> tuple[datetime, datetime] | None:
         return None
     if now < batch.window_closes_at:
         return batch.window_opens_at, batch.window_closes_at
-    # The sweep has not been here since it closed.
+    # The stored interval has closed, and no worker has replaced it yet (`recover.due`).
     return ExecutionWindow.model_validate(batch.execution_window).interval(now)
 
 

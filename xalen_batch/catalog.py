@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from xalen_batch import complaints, log
+from xalen_batch import config_errors, log
 from xalen_batch.config import Settings, settings
 from xalen_batch.errors import ConfigError
 
@@ -187,7 +187,7 @@ def _tables(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return _Document.model_validate(document).models
     except ValidationError as error:
         first = error.errors()[0]
-        words = complaints.of_field(first, _Document)
+        words = config_errors.of_field(first, _Document)
         raise _invalid(
             first["loc"],
             f"{words}{'' if words[-1] in '.?' else '.'} Each model is a table, [models.ID].",
@@ -207,7 +207,7 @@ def _model(id: str, table: Mapping[str, Any]) -> Model:
     except ValidationError as error:
         first = error.errors()[0]
         raise _invalid(
-            ("models", id, *first["loc"]), complaints.of_field(first, _shape(first["loc"]))
+            ("models", id, *first["loc"]), config_errors.of_field(first, _shape(first["loc"]))
         ) from error
 
 
@@ -253,7 +253,7 @@ def unknown_settings() -> dict[str, str | None]:
         # An invalid catalog names no variables of keys. Its error is reported by the command that
         # needs the catalog.
         keys = set()
-    return complaints.unknown_settings(os.environ, [*Settings.model_fields, *map(str, keys)])
+    return config_errors.unknown_settings(os.environ, [*Settings.model_fields, *map(str, keys)])
 
 
 def warn_of_unknown_settings() -> None:

@@ -1,7 +1,7 @@
-"""The database edge: the engine, and the one context manager that commits.
+"""The database edge: the engine, and the only context manager that commits.
 
-Messages collected in a transaction leave after its commit. What a crash loses in between, the
-sweep sends again.
+Messages that a transaction collects are published after its commit. If a crash comes in between, a
+sweep publishes them again (`pipeline/recover.py`).
 """
 
 import time
@@ -31,30 +31,30 @@ RV = TypeVar("RV")
 
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 15_000
-# A server that says nothing for longer than any statement may take is not there any more, or cannot
-# be reached; seconds.
-SILENCE = 35.0
+# Seconds without a byte from the server, after which the connection is closed. Longer than any
+# statement may take.
+SILENCE_TIMEOUT = 35.0
 
-# A database that is gone, overloaded or full, or no free connection to it. COPY raises psycopg's
-# own errors.
-AWAY = (OperationalError, TimeoutError, psycopg.OperationalError)
-# SQLSTATEs of a server that is not, or no longer, the one to speak to, which drivers take for
-# errors of ours: one that only reads since another was promoted, and one that ended our session
-# while we were frozen in a transaction.
-NOT_HERE = frozenset({"25006", "25P03", "25P04"})
+# Errors of a database that is down, overloaded or full, or of an exhausted connection pool. COPY
+# raises psycopg's own errors.
+UNAVAILABLE = (OperationalError, TimeoutError, psycopg.OperationalError)
+# SQLSTATEs after which we have to connect anew, and which drivers take for errors of our SQL: the
+# server is read-only since a failover (25006), or it ended our session because this process was
+# frozen in a transaction (25P03, 25P04).
+RECONNECT_ON = frozenset({"25006", "25P03", "25P04"})
 
 
 class Trouble(StrEnum):
-    """Why a transaction failed that may succeed later, as the name of the event that logs it."""
+    """Why a transaction failed that may succeed later. The values are names of log events."""
 
-    # Another transaction changed or locked the same rows; PostgreSQL rolled this one back (40001,
-    # 40P01). Worth a retry at once.
+    # A serialization failure or a deadlock: PostgreSQL rolled the transaction back (40001, 40P01).
+    # Retry at once.
     CONFLICT = "database.conflict"
-    # A statement or a lock took longer than it may (57014, 55P03).
+    # A statement or the wait for a lock exceeded its timeout (57014, 55P03).
     TIMEOUT = "database.timeout"
-    # The server has no disk, memory or connection left (class 53).
+    # The server has no disk space, memory or connections left (class 53).
     EXHAUSTED = "database.exhausted"
-    # This process has no free connection.
+    # The connection pool of this process is exhausted.
     POOL = "database.pool_exhausted"
     UNREACHABLE = "database.unreachable"
 
@@ -73,7 +73,7 @@ _TROUBLES = {
 
 
 def trouble(error: Exception) -> Trouble:
-    """What an error among AWAY says of the database."""
+    """Classify an error of UNAVAILABLE."""
     if isinstance(error, TimeoutError):
         return Trouble.POOL
     return _TROUBLES.get(
@@ -82,20 +82,20 @@ def trouble(error: Exception) -> Trouble:
 
 
 def url() -> str:
-    """The database's address in SQLAlchemy's spelling."""
+    """The address of the database with the serving role, as SQLAlchemy spells it.
+
+    Raises ConfigError if the settings have none.
+    """
     return _spelled(_serving())
 
 
 def owner_url() -> str:
-    """The address of the role that owns the tables, in SQLAlchemy's spelling.
-
-    Only migrations use it.
-    """
+    """The address with the role that owns the tables. Only migrations use it."""
     return _spelled(settings().migrate_database_url or _serving())
 
 
 def credentials() -> tuple[str, str]:
-    """The role that serves, and its password."""
+    """The serving role and its password."""
     address = make_url(url())
     return str(address.username or ""), str(address.password or "")
 
@@ -117,13 +117,13 @@ def _spelled(address: SecretStr) -> str:
 
 @cache
 def engine() -> Engine:
-    """The connection pool of this process. Made on first use, never before a fork."""
+    """The connection pool of this process, for any thread. Created on first use, after any fork."""
     made = create_engine(
         url(),
         pool_size=settings().pool_size,
         max_overflow=0,
         pool_timeout=10,
-        # Bound values are users' prompts and answers; an error message must not carry them into a
+        # Bound values are users' prompts and answers, which error messages must not bring into a
         # log.
         hide_parameters=True,
         connect_args={
@@ -131,43 +131,45 @@ def engine() -> Engine:
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
-            # Keepalives do not cover what was sent and never acknowledged: a host that vanished in
-            # mid-query.
+            # Milliseconds. Keepalives do not cover data that was sent and is not acknowledged, as
+            # when a host vanishes during a query.
             "tcp_user_timeout": 25_000,
-            # Every query here is short: compiling one takes longer than running it. What they look
-            # up is in memory, or on a disk without arms, where PostgreSQL's own guess (4) makes it
-            # read tables from end to end instead.
+            # jit=off: every query is short, and compiling it takes longer than running it.
+            # random_page_cost=1.1: data is in memory or on an SSD. The default of 4 is for spinning
+            # disks, and leads to sequential scans.
             "options": (
                 f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} -c"
                 " idle_in_transaction_session_timeout=60000 -c timezone=UTC"
                 " -c jit=off -c random_page_cost=1.1"
-                # Who changes something, until a transaction says otherwise (audit.py).
+                # The actor in the audit log, unless a transaction sets another (audit.py).
                 " -c xalen.actor=system"
             ),
         },
     )
     event.listen(made, "do_connect", _connect)
     event.listen(made, "checkout", _refuse_if_closed)
-    event.listen(made, "handle_error", _tell_away)
+    event.listen(made, "handle_error", _reconnect_if_needed)
     return made
 
 
 class _Connection(psycopg.Connection[TupleRow]):
-    """One that gives up on a server which has fallen silent: what keepalives see is its host, which
-    may well be there.
+    """A connection that is closed after SILENCE_TIMEOUT seconds without a byte from the server.
+
+    Keepalives do not find a frozen server process: its host still answers them.
     """
 
+    # True: wait without a timeout, for statements that may take long.
     is_patient = False
 
     def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         if self.is_patient:
             return super().wait(gen, *args, **kwargs)
-        deadline = time.monotonic() + SILENCE
+        deadline = time.monotonic() + SILENCE_TIMEOUT
         try:
-            return super().wait(gen, *args, **({"timeout": SILENCE} | kwargs))
+            return super().wait(gen, *args, **({"timeout": SILENCE_TIMEOUT} | kwargs))
         except psycopg.OperationalError:
             if time.monotonic() >= deadline:
-                # Else it would be waited for again, to roll back.
+                # Closed, since a rollback would wait for the silent server once more.
                 self.pgconn.finish()
             raise
 
@@ -178,9 +180,9 @@ def _connect(
     return _Connection.connect(*args, **options)
 
 
-def _tell_away(context: ExceptionContext) -> None:
-    # Every connection is made anew then: addresses may name another server by now.
-    if getattr(context.original_exception, "sqlstate", None) in NOT_HERE:
+def _reconnect_if_needed(context: ExceptionContext) -> None:
+    # A disconnect invalidates the whole pool: the address may lead to another server now.
+    if getattr(context.original_exception, "sqlstate", None) in RECONNECT_ON:
         context.is_disconnect = True
         raise OperationalError(
             context.statement, None, context.original_exception, hide_parameters=True
@@ -189,13 +191,13 @@ def _tell_away(context: ExceptionContext) -> None:
 
 def _refuse_if_closed(connection: _Connection, record: object, proxy: object) -> None:
     connection.is_patient = False
-    # A server that closes an idle connection can be heard doing it, so only one that was heard is
-    # pinged: a system call in the place of a round trip before each transaction. The pool then
-    # connects anew.
-    heard = poll()
-    heard.register(connection.fileno(), POLLIN)
+    # A server that closes an idle connection sends bytes, so only a connection with bytes to read
+    # is pinged: one system call instead of a round trip before each transaction. If the ping
+    # fails, the pool connects anew.
+    incoming = poll()
+    incoming.register(connection.fileno(), POLLIN)
     try:
-        if heard.poll(0):
+        if incoming.poll(0):
             engine().dialect.do_ping(cast(DBAPIConnection, connection))
     except psycopg.Error as error:
         raise InvalidatePoolError from error
@@ -203,7 +205,7 @@ def _refuse_if_closed(connection: _Connection, record: object, proxy: object) ->
 
 @contextmanager
 def transaction() -> Iterator[Session]:
-    """One unit of work: commits at the end, rolls back on any error, then sends its messages."""
+    """One unit of work: commits at the end and publishes its messages; rolls back on any error."""
     with Session(engine(), expire_on_commit=False) as session:
         yield session
         session.commit()
@@ -213,10 +215,10 @@ def transaction() -> Iterator[Session]:
 
 @contextmanager
 def reading() -> Iterator[Session]:
-    """A session that only reads, and keeps no lock: each of its statements is a transaction.
+    """A session for reading without locks, in autocommit: each statement is a transaction.
 
-    It sees what it would in one (each statement what is committed when it begins), without the
-    round trips of BEGIN and COMMIT.
+    Statements see the same as in a READ COMMITTED transaction, and the round trips of BEGIN and
+    COMMIT are saved.
     """
     with Session(engine(), expire_on_commit=False) as session:
         session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
@@ -225,45 +227,44 @@ def reading() -> Iterator[Session]:
 
 @contextmanager
 def snapshot() -> Iterator[Session]:
-    """A read-only transaction in which every statement sees the same moment, and may take as long
-    as it needs.
+    """A read-only REPEATABLE READ transaction: all statements see one snapshot. No timeout.
 
-    REPEATABLE READ is chosen before the first statement: PostgreSQL takes the snapshot there, and
+    The isolation level is set before the first statement, which takes the snapshot; PostgreSQL
     refuses a later change.
     """
     with Session(engine(), expire_on_commit=False) as session:
         session.connection(
             execution_options={"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         )
-        take_time(session)
+        lift_timeouts(session)
         yield session
 
 
 def enqueue(session: Session, job: Job, id: str | None = None) -> None:
-    """Name the next job; it is published after the commit, once however often it is named."""
+    """Publish a job's message after this transaction's commit. Duplicates are dropped."""
     messages: list[Message] = session.info.setdefault("messages", [])
     message = Message(job, id)
     if message not in messages:
         messages.append(message)
 
 
-def take_time(session: Session) -> None:
-    """Let each statement of this transaction take as long as it needs."""
+def lift_timeouts(session: Session) -> None:
+    """Run the following statements of this transaction without a timeout."""
     session.execute(text("SET LOCAL statement_timeout = 0"))
     cast(_Connection, driver(session)).is_patient = True
 
 
 def now(session: Session) -> datetime:
-    """PostgreSQL's time at the beginning of the transaction."""
+    """The beginning of this transaction, by PostgreSQL's clock."""
     return session.execute(select(func.now())).scalar_one()
 
 
 def driver(session: Session) -> psycopg.Connection:
-    """The session's own psycopg connection, inside its transaction: for COPY and binary arrays."""
+    """The psycopg connection of a session, in its transaction: for COPY and binary results."""
     return cast(psycopg.Connection, session.connection().connection.driver_connection)
 
 
 def ping() -> None:
-    """Raise when the database does not answer."""
+    """Raise an error of UNAVAILABLE unless the database answers."""
     with engine().connect() as connection:
         connection.execute(text("SELECT 1"))

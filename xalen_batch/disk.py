@@ -1,27 +1,26 @@
-"""Disk space: whether the disks that fill with work have room for more; looked at once a second at
-most.
+"""Disk space: whether the disks that hold files and the database have room for new work.
 
-Only of what is on this machine can that be known: the local folder of the files, and the PostgreSQL
-that `xalen-batch up` starts. New work stops while there is still room for what runs to be recorded,
-and goes on by itself when there is room again.
+Free space is known only for folders on this machine: the local folder of the input files, and the
+folder of the PostgreSQL that `xalen-batch up` starts. The floor (`XALEN_MIN_FREE_BYTES`) leaves
+room to record the lines that are in flight. Below it no new work is accepted or claimed; work
+resumes when space is free again.
 """
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 
-from sqlalchemy import make_url
-
-from xalen_batch import db, log, storage
+from xalen_batch import log, storage
 from xalen_batch.config import GiB, settings
 from xalen_batch.errors import StorageFull
-from xalen_batch.standalone import stores
 
 logger = log.get(__name__)
 
+# Seconds for which a measurement is cached.
 LOOK_EVERY = 1.0
 
 
@@ -32,7 +31,7 @@ class Store(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """What is left for a store, in bytes."""
+    """Free bytes on the disk of one store."""
 
     store: Store
     folder: Path
@@ -46,9 +45,27 @@ class Space:
         )
 
 
+def _no_folder() -> Path | None:
+    return None
+
+
+_database_folder: Callable[[], Path | None] = _no_folder
+
+
+def watch_database(folder: Callable[[], Path | None]) -> None:
+    """Watch the disk of the database's folder, too, as `folder` returns it at each measurement.
+
+    Entry points call it on the main thread, before they serve or claim. They pass
+    `standalone.stores.database_folder`, which returns None for a database on another machine.
+    """
+    global _database_folder
+    _database_folder = folder
+
+
 def refuse_if_full() -> None:
-    """StorageFull while any store is short of space."""
-    if shortage := next(iter(short().values()), None):
+    """Raise StorageFull while any store has less free space than the floor."""
+    shortage = next(iter(short().values()), None)
+    if shortage is not None:
         raise StorageFull(
             f"{shortage.message} Nothing was stored. Send it again later, or have the operator free"
             " space."
@@ -56,18 +73,19 @@ def refuse_if_full() -> None:
 
 
 def short() -> dict[Store, Space]:
-    """The stores that have less left than the settings' floor."""
+    """The stores with less free space than the floor, measured at most once a second."""
     return _short(int(time.monotonic() / LOOK_EVERY))
 
 
 def spaces() -> list[Space]:
-    """What is left now for each store of which that can be known."""
+    """The free space of each watched store, measured now."""
     return [Space(store, folder, free(folder)) for store, folder in _folders().items()]
 
 
 def free(folder: Path) -> int:
-    """Bytes that this user may still write; of a folder that is not there, those of the one it will
-    be made in.
+    """Bytes that this user may still write to a folder's disk.
+
+    A folder that does not exist yet counts by its nearest parent that does.
     """
     return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
@@ -77,25 +95,24 @@ _was_short: set[Store] = set()
 
 @lru_cache(maxsize=1)
 def _short(_: int) -> dict[Store, Space]:
+    """The stores below the floor in this second. Logs each store that has changed."""
     global _was_short
     found = spaces()
     now = {space.store: space for space in found if space.free < settings().min_free_bytes}
     for space in found:
-        if space.store in now.keys() ^ _was_short:
-            tell = logger.error if space.store in now else logger.warning
-            tell(
-                "disk.short" if space.store in now else "disk.has_room",
-                store=space.store.value,
-                free=space.free,
-            )
+        is_short = space.store in now
+        if is_short == (space.store in _was_short):
+            continue
+        tell = logger.error if is_short else logger.warning
+        event = "disk.short" if is_short else "disk.has_room"
+        tell(event, store=space.store.value, free=space.free)
     _was_short = set(now)
     return now
 
 
 def _folders() -> dict[Store, Path]:
-    postgres = settings().data_dir.absolute() / "postgres"
-    has_database = settings().database_url is not None
-    is_embedded = has_database and make_url(db.url()).query.get("host") == str(
-        stores.socket_folder(postgres)
-    )
-    return {Store.FILES: storage.folder()} | ({Store.DATABASE: postgres} if is_embedded else {})
+    folders = {Store.FILES: storage.folder()}
+    database = _database_folder()
+    if database is not None:
+        folders[Store.DATABASE] = database
+    return folders

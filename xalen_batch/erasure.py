@@ -1,8 +1,7 @@
-"""Erasure: remove the answers that a deleted output file showed, a bounded number of lines in a
-transaction.
+"""Erasure: remove the answers of a deleted output file, LINES_AT_ONCE lines in a transaction.
 
-The file's row says deleted from the first transaction on, so nobody can read what is still to be
-erased. The row in `erasures` keeps the position: a crash costs the current step only.
+The first transaction marks the file as deleted, so the answers that remain cannot be read. The row
+in `erasures` keeps the position: after a crash only the current step is repeated.
 """
 
 from sqlalchemy import ColumnElement, delete, func, select, update
@@ -11,15 +10,12 @@ from sqlalchemy.orm import Session
 from xalen_batch.models import Erasure, File, Result
 from xalen_batch.models.files import FilePart
 
-# An answer may take a MiB, stored in some 500 pieces, and each of them is a row to delete.
+# An answer of a MiB is stored as some 500 TOAST rows, each of which is deleted.
 LINES_AT_ONCE = 1_000
 
 
 def begin(session: Session, file: File) -> None:
-    """Erase the first lines of an output file.
-
-    The sweep erases the others (`pipeline/sweeps.py`).
-    """
+    """Erase the first lines of an output file. A sweep erases the others (`pipeline/sweeps.py`)."""
     erasure = Erasure(file_id=file.id, line_no=0)
     session.add(erasure)
     session.flush()
@@ -27,9 +23,9 @@ def begin(session: Session, file: File) -> None:
 
 
 def go_on(session: Session) -> bool:
-    """Erase the next lines of one file. False: none is left, or other sessions are at it.
+    """Erase the next lines of one file. False: no file is left, or other sessions erase them.
 
-    SKIP LOCKED: any number of sweeps may erase at once, each another file.
+    SKIP LOCKED: concurrent sweeps erase different files.
     """
     erasure = session.scalars(
         select(Erasure).order_by(Erasure.file_id).limit(1).with_for_update(skip_locked=True)

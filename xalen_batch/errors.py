@@ -23,6 +23,9 @@ ConfigError                 a setting, the catalog or a file of the operator's i
 
 from typing import ClassVar
 
+# Characters of a caller's value that an error message quotes.
+QUOTED_CHARS = 100
+
 
 class XalenError(Exception):
     """An expected failure that is told to the user in the API's own shape."""

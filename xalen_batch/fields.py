@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
 
 # How alike two names are, of 1, that differ by a slip of the finger; and letters from which a part
 # of a name stands for all of it.
@@ -90,8 +90,8 @@ class Lenient(BaseModel):
 
 def misspelt(name: str, field: str) -> InvalidRequest:
     """The error of a field that we know by another name."""
-    message = f"Unknown parameter: `{name[:100]}`. Did you mean `{field}`?"
-    return InvalidRequest(message, param=name[:100], code="unknown_parameter")
+    message = f"Unknown parameter: `{name[:QUOTED_CHARS]}`. Did you mean `{field}`?"
+    return InvalidRequest(message, param=name[:QUOTED_CHARS], code="unknown_parameter")
 
 
 def paths(model: type[BaseModel], above: str = "") -> Iterator[str]:

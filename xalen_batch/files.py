@@ -1,4 +1,4 @@
-"""Files: uploads and the output files of batches, as their owner sees them."""
+"""Files of an owner: uploads, and the output files of batches."""
 
 from datetime import timedelta
 from enum import StrEnum
@@ -13,7 +13,7 @@ from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.accounts.quotas import Quota
 from xalen_batch.config import settings
-from xalen_batch.errors import FileBusy, InvalidRequest, NotFound
+from xalen_batch.errors import QUOTED_CHARS, FileBusy, InvalidRequest, NotFound
 from xalen_batch.models import Batch, File, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.paging import Order, Page
 from xalen_batch.states import ENDING, OPEN_RUNS, TERMINAL, BatchStatus, RunState
@@ -21,10 +21,7 @@ from xalen_batch.storage import marks
 
 
 class Purpose(StrEnum):
-    """OpenAI's purposes.
-
-    Every upload is kept and served; only `batch` can be the input of a batch.
-    """
+    """OpenAI's purposes. Files of any purpose are kept; only those of `batch` are input files."""
 
     BATCH = "batch"
     BATCH_OUTPUT = "batch_output"
@@ -49,20 +46,19 @@ def create(
     sha256: bytes | None,
     expires_after: int | None = None,
 ) -> File:
-    """An upload whose bytes are in storage already; without `sha256`, the input of a schedule's
-    run, which is still to be put together.
+    """Create the row of an upload whose bytes are already stored.
 
-    `expires_after`: seconds; a batch input has a default. TooManyRequests if the account may keep
-    no more files or bytes.
+    Without `sha256`: the input file of a schedule's run, which is assembled later. `expires_after`:
+    lifetime in seconds; batch inputs have a default, other files are kept. Raises TooManyRequests
+    if a quota is used up.
     """
-    quotas.admit(session, owner, {Quota.FILES: 1} | ({Quota.STORAGE_BYTES: size} if size else {}))
-    life = (
-        expires_after
-        if expires_after is not None
-        else settings().file_retention
-        if purpose == Purpose.BATCH
-        else None
-    )
+    asked = {Quota.FILES: 1}
+    if size:
+        asked[Quota.STORAGE_BYTES] = size
+    quotas.admit(session, owner, asked)
+    life = expires_after
+    if life is None and purpose == Purpose.BATCH:
+        life = settings().file_retention
     file = File(
         id=id,
         account_id=owner.account_id,
@@ -79,20 +75,20 @@ def create(
 
 
 def get(session: Session, owner: Owner, public_id: str) -> File:
-    """NotFound if there is none, or none any more, for this owner."""
+    """A file of this owner. Raises NotFound, also for one that was deleted or has expired."""
     return _one(session, owner, public_id, _visible(owner))
 
 
 def is_ready(file: File) -> bool:
-    """Whether it has its content.
+    """Whether the file has its content.
 
-    The input of a schedule's run has none until its batch is validated.
+    The input of a schedule's run is assembled when its batch is validated.
     """
     return file.sha256 is not None or file.batch_id is not None
 
 
 def refuse_if_not_ready(session: Session, file: File, *, param: str) -> None:
-    """InvalidRequest for a file that has no content yet."""
+    """Raise InvalidRequest for a file that has no content yet."""
     if is_ready(file):
         return
     batch = session.scalars(
@@ -113,7 +109,7 @@ def refuse_if_not_ready(session: Session, file: File, *, param: str) -> None:
 
 
 def lock(session: Session, owner: Owner, public_id: str) -> File:
-    """As `get`, and nobody deletes the file before this transaction ends."""
+    """As `get`, with a lock that prevents deletion until this transaction ends."""
     return _one(
         session, owner, public_id, _visible(owner).with_for_update(read=True, key_share=True)
     )
@@ -128,6 +124,7 @@ def page(
     order: Order,
     after: str | None,
 ) -> Page[File]:
+    """A page of the owner's files by creation."""
     rows = _visible(owner)
     if purpose is not None:
         rows = rows.where(File.purpose == purpose)
@@ -135,9 +132,9 @@ def page(
 
 
 def delete(session: Session, owner: Owner, public_id: str) -> File:
-    """Erase a file's bytes: of an output file the answers, never what they cost.
+    """Delete a file: erase its bytes or, of an output file, the answers. Charges are kept.
 
-    InvalidRequest while a batch that has not ended reads the file, or a schedule; FileBusy if that
+    Raises InvalidRequest while a schedule or an open batch reads the file, and FileBusy if that
     batch is about to end.
     """
     file = _one(session, owner, public_id, _visible(owner).with_for_update())
@@ -145,7 +142,7 @@ def delete(session: Session, owner: Owner, public_id: str) -> File:
         select(Schedule).where(Schedule.file_id == file.id, Schedule.deleted_at.is_(None)).limit(1)
     ).one_or_none()
     if schedule is not None:
-        name = f"{ids.render('sched', schedule.id)} ({schedule.name[:100]!r})"
+        name = f"{ids.render('sched', schedule.id)} ({schedule.name[:QUOTED_CHARS]!r})"
         raise InvalidRequest(
             f"File {public_id} is what schedule {name} runs. Delete the schedule or give it another"
             " file, then delete the file.",
@@ -167,13 +164,14 @@ def delete(session: Session, owner: Owner, public_id: str) -> File:
 
 
 def _refuse_if_read(session: Session, file: File) -> None:
-    """A batch that is ending reads the custom ids of the lines that were not run; FileBusy is for
-    that moment.
+    """Raise InvalidRequest if an open batch reads the file; FileBusy if that batch is ending.
+
+    A batch that is ending still reads the custom ids of its lines that were not run.
     """
     reading = select(Batch.id, Batch.status).where(
         Batch.input_file_id == file.id, Batch.status.not_in(TERMINAL)
     )
-    # One that runs on before one that is about to end.
+    # A batch that is not ending comes first.
     found = session.execute(reading.order_by(Batch.status.in_(ENDING)).limit(1)).one_or_none()
     if found is None:
         return
@@ -195,12 +193,12 @@ def _refuse_if_read(session: Session, file: File) -> None:
 
 
 def erase(session: Session, file: File) -> None:
-    """Remove a file's bytes and hide it.
+    """Delete a file whose row the caller has locked.
 
-    The caller has locked the row. Of a large output file the sweep erases most answers later.
+    Of a large output file, a sweep erases most answers later.
     """
     if not is_ready(file):
-        # What it would have been made of.
+        # The inbox requests that it would have been assembled from.
         run = select(Batch.run_id).where(Batch.input_file_id == file.id)
         session.execute(
             sqlalchemy.delete(InboxRequest)
@@ -208,8 +206,8 @@ def erase(session: Session, file: File) -> None:
             .execution_options(synchronize_session=False)
         )
     if file.batch_id is None:
-        # Before the commit: should that fail, the file is still there to be deleted again. Where
-        # the store is away its bytes would stay.
+        # Before the commit: if the commit fails, the row still exists, and the caller can delete
+        # the file again. Without the store the bytes would stay, so its mark is checked first.
         marks.confirm()
         storage.delete(storage.key(file.id))
     else:
@@ -219,8 +217,10 @@ def erase(session: Session, file: File) -> None:
 
 
 def has_schedule() -> ColumnElement[bool]:
-    """Whether a schedule reads a file, or a run by what its schedule said before: then it neither
-    goes nor expires.
+    """Whether a schedule, or a run that has not read its input yet, names the file.
+
+    Such a file is not deleted and does not expire. A run keeps the definition that its schedule had
+    when the run was created.
     """
     schedules = select(Schedule.id).where(
         Schedule.file_id == File.id, Schedule.deleted_at.is_(None)
@@ -230,7 +230,7 @@ def has_schedule() -> ColumnElement[bool]:
 
 
 def _starting() -> Select[UUID]:
-    """Ids of runs that have still to read their input: they wait, or their batch is validated."""
+    """Ids of runs that have not read their input: they wait, or their batch is validating."""
     return (
         select(ScheduleRun.id)
         .outerjoin(Batch, Batch.run_id == ScheduleRun.id)
@@ -242,7 +242,7 @@ def _starting() -> Select[UUID]:
 
 
 def _named(public_id: str | ColumnElement[str]) -> ColumnElement[bool]:
-    """Whether a run reads the file of this id."""
+    """Whether a run's definition names the file with this public id."""
     return or_(
         *(
             ScheduleRun.definition[name].astext == public_id
@@ -256,7 +256,7 @@ def _visible(owner: Owner) -> Select[File]:
         File.account_id == owner.account_id,
         File.livemode == owner.livemode,
         File.deleted_at.is_(None),
-        # Gone on time, however late the sweep comes.
+        # An expired file is invisible at once, however late the sweep deletes it.
         or_(File.expires_at.is_(None), File.expires_at > func.now(), has_schedule()),
     )
 
@@ -265,5 +265,5 @@ def _one(session: Session, owner: Owner, public_id: str, rows: Select[File]) -> 
     id = ids.parse("file", public_id)
     file = None if id is None else session.scalars(rows.where(File.id == id)).one_or_none()
     if file is None:
-        raise NotFound(f"No such File object: {public_id[:100]}", param="file_id")
+        raise NotFound(f"No such File object: {public_id[:QUOTED_CHARS]}", param="file_id")
     return file

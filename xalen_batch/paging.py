@@ -1,4 +1,4 @@
-"""Pages of lists: keyset paging over ids, which sort by creation."""
+"""Pages of lists: keyset pagination over ids, which sort by creation."""
 
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
@@ -8,7 +8,7 @@ from sqlalchemy import Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from xalen_batch import ids
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
 
 T = TypeVar("T")
 Order = Literal["asc", "desc"]
@@ -30,16 +30,17 @@ def page(
     order: Order,
     after: str | None,
 ) -> Page[T]:
-    """The next `limit` rows in the order of creation.
+    """The next `limit` rows in the order of creation, from the id `after` on.
 
-    `after` need not exist any more: who deletes what a page showed can still ask for the next one.
+    The object `after` may have been deleted since, so callers can delete while they list. Raises
+    InvalidRequest if `after` is not an id of this kind.
     """
     if after is not None:
         last = ids.parse(kind, after)
         if last is None:
             raise InvalidRequest(
-                f"after: {after[:100]!r} is not the id of a {ids.NOUNS[kind]}. Send the last id of"
-                " the page before.",
+                f"after: {after[:QUOTED_CHARS]!r} is not the id of a {ids.NOUNS[kind]}. Send the"
+                " last id of the page before.",
                 param="after",
             )
         rows = rows.where(id < last if order == "desc" else id > last)

@@ -1,4 +1,4 @@
-"""Results: the lines of output and error files, read while the batch runs or after it."""
+"""Results: the lines of output and error files, readable while their batch runs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,18 +11,19 @@ from xalen_batch import db, jsonl
 from xalen_batch.config import MiB
 from xalen_batch.models.files import FilePart
 
+# Most rows of a page, most rows of the first page, and most bytes of answers in a page.
 PAGE_ROWS = 2_000
 FIRST_ROWS = 50
 PAGE_BYTES = 1 * MiB
-# A longer answer is read in pieces of this length: a connection to PostgreSQL keeps a buffer as
-# long as the longest row.
+# Longer answers are read in pieces of this length, since a connection keeps a buffer as long as the
+# longest row that it has received.
 PIECE_BYTES = 256 * 1024
 
 _ANSWERED = "status_code IS NOT NULL AND status_code < 300"
 _PARTS = {FilePart.OUTPUT: _ANSWERED, FilePart.ERROR: f"NOT ({_ANSWERED})"}
 
-# The length of an answer is known without reading it, so a page ends at its bytes however long its
-# answers are. An answer that is read in pieces counts as a whole page, so it has its page alone.
+# PostgreSQL knows the length of an answer without reading it, so a page can end at PAGE_BYTES. An
+# answer that is read in pieces counts as PAGE_BYTES, so no other answer is in its page.
 _PAGE = """
     SELECT line_no, custom_id, status_code, substr(body, 1, %(piece)s), error_code, error_message, is_escaped FROM (
         SELECT *, sum(CASE WHEN octet_length(body) > %(piece)s THEN %(bytes)s ELSE coalesce(octet_length(body), 0) END)
@@ -41,26 +42,28 @@ _PIECE = (
 
 
 def chunks(batch_id: UUID, part: FilePart) -> Iterator[bytes]:
-    """The part's JSONL lines that are there, in input order, in chunks of at most about 1 MiB.
+    """The JSONL lines of an output or error file, in input order, in chunks of about 1 MiB.
 
-    Each chunk is a statement of its own and is kept nowhere here, so neither memory nor a
-    transaction grows with the batch or with an answer. FileNotFoundError for an answer that is
-    erased between two of its pieces.
+    Each chunk is one statement, so neither memory nor a transaction grows with the batch. Raises
+    FileNotFoundError for an answer that is erased between two of its pieces.
     """
-    return iter(_Reader(batch_id, part).read, b"")
+    return iter(_ResultReader(batch_id, part).read, b"")
 
 
-class _Reader:
-    """The place in a part where the next chunk begins: behind a line, or within its answer."""
+class _ResultReader:
+    """A cursor in an output or error file: behind a line, or within its answer.
+
+    Keyset pagination by line numbers. One thread at a time calls it: a thread of the API's pool.
+    """
 
     def __init__(self, batch_id: UUID, part: FilePart) -> None:
         self._batch_id = batch_id
         self._part = part
         self._line_no = 0
-        # Bytes of that line's answer that were read, while it may go on.
+        # Bytes read of that line's answer, while there may be more; else 0.
         self._read = 0
-        # Most rows of the next page. PostgreSQL sums the lengths of all of them, also of those that
-        # do not fit.
+        # Most rows of the next page, twice those of the last page: PostgreSQL sums the lengths of
+        # all of them, also of rows that do not fit in the page.
         self._rows = FIRST_ROWS
 
     def read(self) -> bytes:
@@ -68,10 +71,8 @@ class _Reader:
         return self._piece() if self._read else self._page()
 
     def _page(self) -> bytes:
-        place = {"after": self._line_no, "rows": self._rows, "bytes": PAGE_BYTES}
-        rows = self._ask(
-            psycopg.sql.SQL(_PAGE).format(part=psycopg.sql.SQL(_PARTS[self._part])), **place
-        )
+        query = psycopg.sql.SQL(_PAGE).format(part=psycopg.sql.SQL(_PARTS[self._part]))
+        rows = self._ask(query, after=self._line_no, rows=self._rows, bytes=PAGE_BYTES)
         if not rows:
             return b""
         self._rows = min(PAGE_ROWS, max(FIRST_ROWS, 2 * len(rows)))
@@ -95,7 +96,7 @@ class _Reader:
 
     def _ask(self, query: psycopg.sql.SQL | psycopg.sql.Composed, **values: Any) -> list[TupleRow]:
         with db.reading() as session, psycopg.Cursor(db.driver(session)) as cursor:
-            # Binary: answers come as bytes and not as hex digits.
+            # Binary: the server sends answers as bytes, not as twice as many hex digits.
             cursor.execute(
                 query, {"batch_id": self._batch_id, "piece": PIECE_BYTES, **values}, binary=True
             )

@@ -1,4 +1,4 @@
-"""The states of a batch, of a task and of a schedule's run, and the only moves between them."""
+"""The states of batches, tasks and runs of schedules, and the allowed moves between them."""
 
 from enum import StrEnum
 
@@ -22,7 +22,7 @@ BATCH_MOVES: dict[BatchStatus, frozenset[BatchStatus]] = {
     BatchStatus.VALIDATING: frozenset(
         {BatchStatus.FAILED, BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING}
     ),
-    # Finalizing begins when every line ended, or when the window passed.
+    # To finalizing: every line has ended, or the completion window has passed.
     BatchStatus.IN_PROGRESS: frozenset({BatchStatus.FINALIZING, BatchStatus.CANCELLING}),
     BatchStatus.FINALIZING: frozenset({BatchStatus.COMPLETED, BatchStatus.EXPIRED}),
     BatchStatus.CANCELLING: frozenset({BatchStatus.CANCELLED}),
@@ -33,33 +33,32 @@ BATCH_MOVES: dict[BatchStatus, frozenset[BatchStatus]] = {
 }
 
 TERMINAL = frozenset(status for status in BatchStatus if status.is_terminal)
-# Those in which lines are started, now or later.
+# Lines may start in this status, or in a later one.
 MAY_START = frozenset({BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS})
-
-# Those that start no further line and end by themselves, once the lines in flight have.
+# No further line starts; the batch ends when its lines in flight have ended.
 ENDING = frozenset({BatchStatus.CANCELLING, BatchStatus.FINALIZING})
 
 
 class OnInvalid(StrEnum):
-    """What invalid lines of an input file do to their batch."""
+    """How a batch treats invalid lines of its input file."""
 
     FAIL = "fail"  # nothing runs
     SKIP = "skip"  # they end in the error file, and the other lines run
 
 
 class TaskState(StrEnum):
+    """A task's states. The guarded UPDATEs of `models/tasks.py` and `models/next_task.py` make
+    these moves and no others:
+
+        pending → running   a worker claims the task
+        pending → done      the batch was cancelled or has expired, or the task was split
+        running → pending   the lease ran out, or the worker handed the task back
+        running → done      the worker recorded the last line
+    """
+
     PENDING = "pending"  # claimable, from `not_before` on
     RUNNING = "running"  # one worker holds its fence until `lease_until`
     DONE = "done"  # every line has a result
-
-
-TASK_MOVES: dict[TaskState, frozenset[TaskState]] = {
-    # Pending → done: a cancelled or expired batch ends the lines that nobody started.
-    TaskState.PENDING: frozenset({TaskState.RUNNING, TaskState.DONE}),
-    # Running → pending: the lease ran out, or the worker handed the task back.
-    TaskState.RUNNING: frozenset({TaskState.PENDING, TaskState.DONE}),
-    TaskState.DONE: frozenset(),
-}
 
 
 class LineError(StrEnum):
@@ -73,32 +72,32 @@ class LineError(StrEnum):
     WORKER_LOST = "worker_lost"
 
 
-# Of lines that nobody ran before their batch ended: they neither completed nor failed.
+# The codes of lines that were not run before their batch ended: they neither completed nor failed.
 UNRUN = frozenset({LineError.BATCH_EXPIRED, LineError.BATCH_CANCELLED})
 
 
 class ScheduleStatus(StrEnum):
     ACTIVE = "active"
     PAUSED = "paused"
-    ENDED = "ended"  # no fire is left
+    ENDED = "ended"  # it will not fire again
 
 
 class RunState(StrEnum):
-    """What became of a schedule's instant."""
+    """The state of a schedule's run, for one instant of the schedule."""
 
-    WAITING = "waiting"  # for the run before it, or for its source to be ready
+    WAITING = "waiting"  # for the run before it, or until its source is ready
     RUNNING = "running"  # its batch has not ended
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
-    SKIPPED = "skipped"  # by its schedule's own rules
-    MISSED = "missed"  # nothing was there to fire it on time
+    SKIPPED = "skipped"  # by a rule of its schedule
+    MISSED = "missed"  # no process was running to fire it on time
 
 
 RUN_MOVES: dict[RunState, frozenset[RunState]] = {
     RunState.WAITING: frozenset({RunState.RUNNING, RunState.FAILED, RunState.SKIPPED}),
     RunState.RUNNING: frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}),
-    # A backfill takes up again what never ran.
+    # To waiting again: a backfill.
     RunState.SKIPPED: frozenset({RunState.WAITING}),
     RunState.MISSED: frozenset({RunState.WAITING}),
     RunState.SUCCEEDED: frozenset(),

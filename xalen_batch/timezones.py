@@ -6,9 +6,8 @@ from difflib import get_close_matches
 from functools import cache
 from zoneinfo import ZoneInfo, available_timezones
 
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
 
-SHOWN_VALUE = 100
 LONGEST_ZONE = 64
 # What a folder of zone files may hold besides zones: this machine's own, and placeholders.
 NO_ZONES = {"localtime", "posixrules", "Factory"}
@@ -18,7 +17,7 @@ def zone(name: str) -> ZoneInfo:
     """The time zone of an IANA name. InvalidRequest for anything else."""
     if name not in _zone_names():
         raise InvalidRequest(
-            f"timezone: {name[:SHOWN_VALUE]!r} is no IANA time zone. Write one such as"
+            f"timezone: {name[:QUOTED_CHARS]!r} is no IANA time zone. Write one such as"
             f" {similar_zones(name)}.",
             param="timezone",
         )

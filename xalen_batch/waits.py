@@ -1,9 +1,8 @@
-"""Waits: what a batch that has not ended waits for, in a sentence. Found when it is read, and
-stored nowhere.
+"""Waits: the reason why a batch does not go on, as a sentence for its owner. Computed, not stored.
 
-Worker processes write into their rows once a second what their work waits for (models/workers.py);
-the catalog and the batch's own row say the rest. A sentence names no address and no key: it is for
-the batch's owner.
+The sources are the rows of the workers, into which each process writes the waits of its work every
+second (models/workers.py), the catalog, and the row of the batch. A sentence names no address and
+no key.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from xalen_batch.models import Batch, StoreMark, Task, Worker, workers
 from xalen_batch.models.tasks import has_state
 from xalen_batch.states import MAY_START, BatchStatus, TaskState
 
-# Models of one batch that are looked at for what they wait for.
+# Most models of one batch that are checked.
 MOST_MODELS = 100
 
 
@@ -36,9 +35,9 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """`model`: the one whose lines wait; None: all lines do.
+    """Why a batch waits.
 
-    `since`: None where it is not known.
+    `model`: the model whose lines wait; None: all lines wait. `since`: None if unknown.
     """
 
     reason: Reason
@@ -48,9 +47,9 @@ class Wait:
 
 
 def of(session: Session, batches: Sequence[Batch]) -> dict[UUID, Wait]:
-    """The first reason found for each batch that waits.
+    """The first wait of each batch that has one, by the batch's id.
 
-    Two queries while any batch is open, and one more for batches of several models.
+    Runs no query if no batch is open, else two, and one more for batches of several models.
     """
     waiting = [batch for batch in batches if batch.status in MAY_START]
     if not waiting:
@@ -61,15 +60,17 @@ def of(session: Session, batches: Sequence[Batch]) -> dict[UUID, Wait]:
         session, [batch for batch in waiting if batch.status == BatchStatus.IN_PROGRESS]
     )
     for batch in waiting:
-        if wait := next(_waits(batch, system, models.get(batch.id, ())), None):
+        wait = next(_waits(batch, system, models.get(batch.id, ())), None)
+        if wait is not None:
             found[batch.id] = wait
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class _System:
-    """The live workers at a moment, by PostgreSQL's clock, and the mark of the store that each has
-    to see (None: not placed yet).
+    """The live workers, the time by PostgreSQL's clock, and the store mark that each must see.
+
+    `mark` is None before an API process has marked the store.
     """
 
     now: datetime
@@ -83,20 +84,16 @@ class _System:
         ).one()
         return cls(row[2], None if row[1] is None else row[0], workers.live(session))
 
-    def since(self, reason: workers.Reason) -> datetime | None:
-        """Since when all workers wait for it that say so; None where none does."""
-        return min(
-            (
-                since
-                for worker in self.alive
-                for since, wait in worker.waiting
-                if wait.reason == reason
-            ),
-            default=None,
-        )
+    def since(self, reason: workers.WorkerWaitReason) -> datetime | None:
+        """When the first live worker began to wait for this reason; None if no worker does."""
+        begun = []
+        for worker in self.alive:
+            begun += [since for since, wait in worker.waiting if wait.reason == reason]
+        return min(begun, default=None)
 
 
 def _waits(batch: Batch, system: _System, models: Sequence[str]) -> Iterator[Wait]:
+    """All waits of a batch, the most general ones first."""
     if (
         batch.status == BatchStatus.IN_PROGRESS
         and batch.window_opens_at
@@ -108,31 +105,33 @@ def _waits(batch: Batch, system: _System, models: Sequence[str]) -> Iterator[Wai
         )
     if not system.alive:
         yield Wait(Reason.NO_WORKER, "No worker is running. It goes on when one starts.")
-    # A worker of an older version tells neither store nor catalog.
+    # Workers of older versions report neither store nor catalog.
     elif system.mark is not None and all(
         worker.catalog and worker.store != system.mark for worker in system.alive
     ):
-        since = system.since(workers.Reason.STORAGE)
+        since = system.since(workers.WorkerWaitReason.STORAGE)
         yield Wait(
             Reason.STORAGE_UNAVAILABLE,
             "No worker can read the stored files. It goes on when the storage is back.",
             since=since,
         )
     elif all(
-        any(wait.reason == workers.Reason.DISK for _, wait in worker.waiting)
+        any(wait.reason == workers.WorkerWaitReason.DISK for _, wait in worker.waiting)
         for worker in system.alive
     ):
         message = (
             "The disk of the database is nearly full, so no new line is started. It goes on when"
             " there is space again."
         )
-        yield Wait(Reason.DISK_SHORT, message, since=system.since(workers.Reason.DISK))
+        yield Wait(Reason.DISK_SHORT, message, since=system.since(workers.WorkerWaitReason.DISK))
     for model in models:
         yield from _of_model(batch, system, model)
 
 
 def _of_model(batch: Batch, system: _System, model: str) -> Iterator[Wait]:
+    """The waits of a batch's lines of one model."""
     config, agreed = catalog.models().get(model), batch.backend_of(model)
+    kind = None if config is None else config.kind_in(batch.livemode)
     if config is None:
         yield Wait(
             Reason.MODEL_MISSING,
@@ -140,7 +139,7 @@ def _of_model(batch: Batch, system: _System, model: str) -> Iterator[Wait]:
             " back; until the batch expires they wait.",
             model,
         )
-    elif (kind := config.kind_in(batch.livemode)) != agreed:
+    elif kind != agreed:
         yield Wait(
             Reason.BACKEND_CHANGED,
             f"The batch was created when {model} was answered by {_named(agreed)}; the catalog has"
@@ -148,15 +147,14 @@ def _of_model(batch: Batch, system: _System, model: str) -> Iterator[Wait]:
             " change the catalog back.",
             model,
         )
-    told = [
-        (since, wait.message)
-        for worker in system.alive
-        for since, wait in worker.waiting
-        if (wait.reason, wait.model, wait.livemode)
-        == (workers.Reason.BACKEND, model, batch.livemode)
-    ]
-    if told:
-        since, last = min(told)
+    reported = []
+    lane = (workers.WorkerWaitReason.BACKEND, model, batch.livemode)
+    for worker in system.alive:
+        for since, wait in worker.waiting:
+            if (wait.reason, wait.model, wait.livemode) == lane:
+                reported.append((since, wait.message))
+    if reported:
+        since, last = min(reported)
         message = (
             f"No line of {model} was answered lately. {last} Lines are sent again until the backend"
             " answers or the batch expires."
@@ -171,9 +169,9 @@ def _named(kind: str | None) -> str:
 
 
 def _open_models(session: Session, batches: Sequence[Batch]) -> dict[UUID, list[str]]:
-    """The models of lines that have not ended.
+    """The models of the lines that have not ended, by the batch's id.
 
-    A batch of one model tells it itself, without a query.
+    Queries only batches of several models: the row of any other batch names its model.
     """
     found = {batch.id: [batch.model] for batch in batches if batch.model is not None}
     several = [batch.id for batch in batches if batch.model is None]

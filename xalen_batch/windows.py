@@ -1,6 +1,4 @@
-"""Windows of time: a batch's completion window, a schedule's catch-up window, and the hours of the
-day in which lines may be started.
-"""
+"""Completion windows of batches, catch-up windows of schedules, and execution windows."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +9,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from xalen_batch import timezones
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 WEEK: tuple[Day, ...] = get_args(Day)
@@ -24,26 +22,26 @@ LONGEST_CATCH_UP = 30 * ONE_DAY
 
 
 def completion(text: str) -> timedelta:
-    """The length of a completion window, `1h` to `7d`. InvalidRequest for anything else."""
+    """The length of a completion window, `1h` to `7d`. Raises InvalidRequest for other texts."""
     match = re.fullmatch(r"([1-9][0-9]{0,2})([hd])", text, re.ASCII)
     length = int(match[1]) * UNITS[match[2]] if match else timedelta()
     if not SHORTEST_COMPLETION <= length <= LONGEST_COMPLETION:
         raise InvalidRequest(
-            f"completion_window: {text[:100]!r} is not a completion window. Send `24h`, or whole"
-            " hours or days from `1h` to `7d`.",
+            f"completion_window: {text[:QUOTED_CHARS]!r} is not a completion window. Send `24h`,"
+            " or whole hours or days from `1h` to `7d`.",
             param="completion_window",
         )
     return length
 
 
 def catch_up(text: str) -> timedelta:
-    """The length of a catch-up window, `1m` to `30d`. InvalidRequest for anything else."""
+    """The length of a catch-up window, `1m` to `30d`. Raises InvalidRequest for other texts."""
     match = re.fullmatch(r"([1-9][0-9]{0,4})([mhd])", text, re.ASCII)
     length = int(match[1]) * UNITS[match[2]] if match else timedelta()
     if not timedelta() < length <= LONGEST_CATCH_UP:
         raise InvalidRequest(
-            f"catch_up_window: {text[:100]!r} is not a catch-up window. Send minutes, hours or"
-            " days, such as `30m`, `12h` or `7d`; the most is `30d`.",
+            f"catch_up_window: {text[:QUOTED_CHARS]!r} is not a catch-up window. Send minutes,"
+            " hours or days, such as `30m`, `12h` or `7d`; the most is `30d`.",
             param="catch_up_window",
         )
     return length
@@ -76,11 +74,11 @@ Time = Annotated[str, AfterValidator(_time)]
 
 
 class ExecutionWindow(BaseModel):
-    """Hours in which lines may be started, on the wall clock of a zone. One that wraps midnight
-    belongs to the day on which it opens.
+    """The hours in which lines may start, on the wall clock of a time zone.
 
-    A start or end that a clock change skips is the end of the gap, one that is repeated is the
-    first of the two; what a change leaves nothing of is no window.
+    A window that wraps midnight belongs to the day on which it opens. Clock changes: a time that is
+    skipped means the end of the gap, and a time that is repeated means the first occurrence. If
+    the end is then not after the start, the window does not open on that day.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,14 +105,16 @@ class ExecutionWindow(BaseModel):
         return self
 
     def interval(self, at: datetime) -> tuple[datetime, datetime]:
-        """When it opens and closes, in UTC: the interval that contains an aware instant (opens <=
-        at < closes), else the next.
+        """The interval (opens, closes), in UTC, that contains an aware instant, else the next one.
+
+        An interval contains `at` if opens <= at < closes.
         """
         return next(self.intervals(at))
 
     def intervals(self, at: datetime) -> Iterator[tuple[datetime, datetime]]:
-        """The interval of `interval`, and those after it: ascending and disjoint, though one may
-        open as another closes.
+        """The interval of `interval(at)` and all later ones, ascending and disjoint, without end.
+
+        An interval may open at the instant at which the one before closes.
         """
         zone = timezones.zone(self.timezone)
         start, end = time.fromisoformat(self.start), time.fromisoformat(self.end)
@@ -130,17 +130,15 @@ class ExecutionWindow(BaseModel):
             day += ONE_DAY
 
     def describe(self) -> str:
-        """`22:00–06:00 Europe/Berlin, mon–fri`; the days left out when it is all seven."""
-        text = f"{self.start}–{self.end} {self.timezone}"
+        """`22:00–06:00 Europe/Berlin, mon–fri`; without the days if it opens on all seven."""
+        parts = [f"{self.start}–{self.end} {self.timezone}"]
         if len(self.days) == len(WEEK):
-            return text
-        runs = [
-            [day for _, day in run]
-            for _, run in groupby(enumerate(self.days), lambda item: WEEK.index(item[1]) - item[0])
-        ]
-        return ", ".join(
-            [text, *(run[0] if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)]
-        )
+            return parts[0]
+        # Consecutive days have the same difference between their index in the week and here.
+        for _, run in groupby(enumerate(self.days), lambda item: WEEK.index(item[1]) - item[0]):
+            days = [day for _, day in run]
+            parts.append(days[0] if len(days) == 1 else f"{days[0]}–{days[-1]}")
+        return ", ".join(parts)
 
 
 def refuse_if_never_open(
@@ -150,8 +148,9 @@ def refuse_if_never_open(
     *,
     param: str = "execution_window",
 ) -> None:
-    """InvalidRequest, with the arithmetic, when no moment of a window lies between an aware start
-    and the end of the completion window.
+    """Raise InvalidRequest if a window does not open within the completion window.
+
+    `start`: the aware beginning of the completion window. The message shows the arithmetic.
     """
     opens, _ = window.interval(start)
     wait = opens - start

@@ -39,10 +39,10 @@ def _contenders(stage: Stage) -> list[Contender]:
 def _measure(claims: int, *, batches: int, tasks: int, accounts: int) -> Sample:
     with _database():
         from xalen_batch import db
-        from xalen_batch.models.next_task import Room, claim
+        from xalen_batch.models.next_task import FreeCapacity, claim
         from xalen_batch.pipeline import recover
 
-        def take(*rooms: Room) -> float:
+        def take(*rooms: FreeCapacity) -> float:
             started = time.perf_counter()
             with db.transaction() as session:
                 claim(
@@ -65,7 +65,7 @@ def _measure(claims: int, *, batches: int, tasks: int, accounts: int) -> Sample:
         for _ in range(FIRST):
             take()
         taken = [take() for _ in range(claims)]
-        passed = [take(Room(0, backlog.CHAT_MODEL, False)) for _ in range(claims // 5)]
+        passed = [take(FreeCapacity(0, backlog.CHAT_MODEL, False)) for _ in range(claims // 5)]
         looks = [look() for _ in range(FIRST)]
     more = {
         "claim_ms": median(taken) * 1e3,

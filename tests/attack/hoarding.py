@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from tests.attack.system import Figure, Size, System
 from tests.wire import Client
-from xalen_batch.ratelimit.allowances import UNKNOWN_PROCESSES
+from xalen_batch.ratelimit.account import UNKNOWN_PROCESSES
 
 CAPS = {
     "api_keys": 8,

@@ -40,7 +40,7 @@ POINTS = {
     "record: before its commit": Point("worker", f"{PIPELINE}.record:insert", "after", 8),
     "record: after its commit": Point("worker", f"{PIPELINE}.record:record", "after", 12),
     "record: last line in, end not named": Point(
-        "worker", f"{PIPELINE}.record:_name_next", "before", 4
+        "worker", f"{PIPELINE}.record:_enqueue_finalize", "before", 4
     ),
     "finalize: leased": Point("worker", f"{PIPELINE}.finalize:_complete", "before", 2),
     "finalize: open lines ended": Point(

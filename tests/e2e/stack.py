@@ -25,8 +25,9 @@ from sqlalchemy.orm import Session
 from tests import factories
 from tests.e2e import processes
 from tests.fault_proxy import FaultProxy
-from xalen_batch import migrate, rights
+from xalen_batch import migrate
 from xalen_batch.billing import prices, reconcile
+from xalen_batch.migrate import rights
 from xalen_batch.standalone import stores
 
 LINES = 400

@@ -20,7 +20,7 @@ from tests.fault_proxy import FaultProxy
 
 OUTAGE = float(os.environ.get("XALEN_TEST_OUTAGE", "0"))
 # How Redis is away.
-AWAY: dict[str, Callable[[Stack], object]] = {
+OUTAGES: dict[str, Callable[[Stack], object]] = {
     "refused": lambda stack: stack.redis.refuse(),
     "a black hole": lambda stack: stack.redis.black_hole(),
     "reset": lambda stack: stack.redis.reset(),
@@ -67,11 +67,11 @@ def wait_for_come_back_later(
 
 class TestRedis:
     @pytest.mark.timing
-    @pytest.mark.parametrize("way", AWAY)
+    @pytest.mark.parametrize("way", OUTAGES)
     def test_a_batch_runs_without_redis_and_no_call_waits_for_it(
         self, services: Stack, way: str
     ) -> None:
-        AWAY[way](services)
+        OUTAGES[way](services)
         until = time.monotonic() + OUTAGE
         assert services.ask("GET", "/readyz").body["status"] == "degraded"
         batch = services.submit()

@@ -24,11 +24,11 @@ from sqlalchemy import func, select
 from tests import factories
 from tests.e2e.processes import wait_until
 from tests.outcome import assert_whole
-from xalen_batch import db
+from xalen_batch import db, ids, jsonl
 from xalen_batch.broker import Job
 from xalen_batch.models import Batch, Result, Task
-from xalen_batch.models.tasks import SUSPECT_LOSSES
-from xalen_batch.pipeline.poison import ALONE_LOSSES
+from xalen_batch.models.tasks import SUSPECT_CRASHES
+from xalen_batch.pipeline.poison import ALONE_CRASHES
 from xalen_batch.states import TERMINAL, TaskState
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
@@ -182,7 +182,9 @@ def test_a_line_that_kills_its_worker_fails_alone(
     (killer,) = [request for request, times in called.items() if times == max(called.values())]
     # Two shared losses, two cuts of 25 lines, and three alone; once more for each lease that a busy
     # machine let slip.
-    assert SUSPECT_LOSSES + ALONE_LOSSES <= called[killer] <= SUSPECT_LOSSES + 2 + ALONE_LOSSES + 2
+    assert (
+        SUSPECT_CRASHES + ALONE_CRASHES <= called[killer] <= SUSPECT_CRASHES + 2 + ALONE_CRASHES + 2
+    )
     logging.getLogger(__name__).info(
         "%d workers lost, %d calls for %d lines", called[killer], called.total(), 2 * lines
     )
@@ -207,16 +209,24 @@ def test_a_frozen_worker_that_wakes_up_writes_nothing(
                 lambda: log.read_text("utf-8", "replace").count("task.stale") >= 1, timeout=BUSY
             )
         called = workers.called()
-        first = workers.called(frozen)
     batch = assert_whole(batch_id, lines)
     assert held, "it held nothing when it was frozen"
     assert (batch.status, batch.completed, charged) == ("completed", lines, lines)
     assert len(called) == lines
-    # By the frozen worker, by the other one, and once more by the first if its request timed out
-    # before it learned of its old fence.
-    assert all(times <= 3 for times in called.values())
-    assert {request for request, times in called.items() if times > 1} <= set(first)
+    # A busy machine may let the lease of the other worker end too.
+    twice = {request for request, times in called.items() if times > 1}
+    assert twice <= requests_claimed_again(batch_id)
     logging.getLogger(__name__).info("%d calls made twice of %d", called.total() - lines, lines)
+
+
+def requests_claimed_again(batch_id: UUID) -> set[str]:
+    """The requests of the tasks that were claimed more than once."""
+    with db.transaction() as session:
+        packed = session.scalars(
+            select(Task.line_index).where(Task.batch_id == batch_id, Task.attempts > 1)
+        ).all()
+    spans = [span for index in packed for span in jsonl.unpack(index)]
+    return {ids.request_id(batch_id, span.line_no) for span in spans}
 
 
 def running_of(pid: int) -> list[tuple[UUID, int]]:

@@ -19,7 +19,7 @@ def tick() -> None:
     while True:
         try:
             fire.run()
-        except db.AWAY as error:
+        except db.UNAVAILABLE as error:
             sys.stderr.write(f"{type(error).__name__}\n")
 
 

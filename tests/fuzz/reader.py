@@ -9,9 +9,9 @@ from uuid import UUID
 import orjson
 
 from xalen_batch import catalog, jsonl
+from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import ENDPOINTS
 from xalen_batch.jsonl import Block
-from xalen_batch.terms import Terms
 from xalen_batch.validation import bodies, fast_path, prefix_order
 from xalen_batch.validation.errors import Fault
 from xalen_batch.validation.estimate import estimate

@@ -104,7 +104,7 @@ def charged(batch_id: UUID) -> Decimal:
 def answers(held: claim.Claim) -> list[record.Row]:
     return [
         record.row(
-            record.Line(held.batch_id, line.line_no, held.model, line.custom_id),
+            record.LineRef(held.batch_id, line.line_no, held.model, line.custom_id),
             Answered(200, b"{}", Usage(1_000, 500)),
             held.tariff,
         )

@@ -19,7 +19,7 @@ from xalen_batch import db, disk
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner, authenticate
 from xalen_batch.accounts.quotas import Quota
-from xalen_batch.ratelimit import account, allowances
+from xalen_batch.ratelimit import account
 from xalen_batch.standalone import stores
 
 LINES = factories.jsonl([factories.chat_line("a")])
@@ -30,7 +30,7 @@ Configure = Callable[..., None]
 def forgotten() -> None:
     """What the API's process knows from the test before."""
     account._limits.clear()
-    allowances._of.cache_clear()
+    account._buckets_of.cache_clear()
 
 
 def create(api: Api, file_id: str, **headers: str) -> tuple[int, Json]:
@@ -196,8 +196,8 @@ class TestRequestsPerSecond:
         self, api: Api, configure: Configure, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # A busy machine is no Redis that is away.
-        monkeypatch.setattr(allowances, "PATIENCE", 10.0)
-        monkeypatch.setattr(allowances, "_of", cache(allowances.Allowances))
+        monkeypatch.setattr(account, "REDIS_TIMEOUT", 10.0)
+        monkeypatch.setattr(account, "_buckets_of", cache(account.AccountBuckets))
         configure(quota_requests_per_second=2)
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{api.port}/v1", api_key=api.key)
         refused = []
@@ -218,16 +218,16 @@ class TestRequestsPerSecond:
         """Nothing fills a bucket: how many requests find room does not depend on how fast they are
         made.
         """
-        alone = allowances.Allowances(None)
-        monkeypatch.setattr(allowances, "_of", lambda url: alone)
-        monkeypatch.setattr(allowances, "time", SimpleNamespace(monotonic=lambda: 1_000.0))
+        alone = account.AccountBuckets(None)
+        monkeypatch.setattr(account, "_buckets_of", lambda url: alone)
+        monkeypatch.setattr(account, "time", SimpleNamespace(monotonic=lambda: 1_000.0))
 
     def test_one_too_many_is_told_when_to_come_back(
         self, api: Api, configure: Configure, standing_clock: None
     ) -> None:
         configure(quota_requests_per_second=1)
-        answers = [api.ask("GET", "/v1/models") for _ in range(allowances.FEWEST + 1)]
-        assert [answer.status for answer in answers] == [200] * allowances.FEWEST + [429]
+        answers = [api.ask("GET", "/v1/models") for _ in range(account.SMALLEST_BUCKET + 1)]
+        assert [answer.status for answer in answers] == [200] * account.SMALLEST_BUCKET + [429]
         refused = answers[-1]
         assert refused.error["code"] == "rate_limit_exceeded"
         assert int(refused.headers["retry-after-ms"]) <= 1_000 * int(refused.headers["retry-after"])
@@ -239,7 +239,7 @@ class TestRequestsPerSecond:
         configure(quota_requests_per_second=1)
         with db.transaction() as session:
             other = factories.key(session)
-        assert [api.ask("GET", "/v1/models").status for _ in range(allowances.FEWEST + 1)][
+        assert [api.ask("GET", "/v1/models").status for _ in range(account.SMALLEST_BUCKET + 1)][
             -1
         ] == 429
         assert api.ask("GET", "/v1/models", key=other).status == 200
@@ -258,10 +258,10 @@ class TestWithoutRedis:
         self, api: Api, server: stores.Valkey, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # A busy machine is no Redis that is away.
-        monkeypatch.setattr(allowances, "PATIENCE", 10.0)
-        monkeypatch.setattr(allowances, "_of", cache(allowances.Allowances))
+        monkeypatch.setattr(account, "REDIS_TIMEOUT", 10.0)
+        monkeypatch.setattr(account, "_buckets_of", cache(account.AccountBuckets))
         assert api.ask("GET", "/v1/models").status == 200
-        mine = allowances._of(server.url)
+        mine = account._buckets_of(server.url)
         server.stop()
         assert api.ask("GET", "/v1/models").status == 200
         assert mine._retry_at > 0
@@ -276,7 +276,7 @@ class TestWithoutRedis:
         self, api: Api, server: stores.Valkey
     ) -> None:
         assert api.ask("GET", "/v1/models").status == 200
-        mine = allowances._of(server.url)
+        mine = account._buckets_of(server.url)
         waits = []
         with redis.Redis.from_url(server.url) as client:
             client.execute_command("CLIENT", "PAUSE", 60_000, "ALL")
@@ -286,7 +286,7 @@ class TestWithoutRedis:
             waits.append(time.monotonic() - started)
         assert mine._retry_at > 0
         # The first has waited, and one in each second after it.
-        assert sorted(waits)[len(waits) // 2] < allowances.PATIENCE
+        assert sorted(waits)[len(waits) // 2] < account.REDIS_TIMEOUT
         assert api.ask("GET", "/v1/models").status == 200
 
 

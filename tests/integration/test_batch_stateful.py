@@ -96,7 +96,7 @@ class Worker:
     done: set[int] = field(default_factory=set)
 
     @property
-    def left(self) -> list[claim.Line]:
+    def left(self) -> list[claim.ClaimedLine]:
         return [line for line in self.held.lines if line.line_no not in self.done]
 
 
@@ -354,7 +354,7 @@ class Life(RuleBasedStateMachine):
         assert not known.is_overdue
         assert not {line.line_no for line in held.lines} & set(known.ended)
         if held.is_suspect:
-            record.record(held.key, held.fence, [], blame=1)
+            record.record(held.key, held.fence, [], crashes=1)
         self.workers.append(Worker(held))
 
     @precondition(lambda self: self.workers)
@@ -378,12 +378,16 @@ class Life(RuleBasedStateMachine):
             worker.is_owner &= to is TaskState.RUNNING
 
     def write(
-        self, worker: Worker, lines: Sequence[claim.Line], ends: Sequence[Ended], to: TaskState
+        self,
+        worker: Worker,
+        lines: Sequence[claim.ClaimedLine],
+        ends: Sequence[Ended],
+        to: TaskState,
     ) -> record.Recorded:
         held = worker.held
         rows = [
             record.row(
-                record.Line(held.batch_id, line.line_no, held.model, line.custom_id),
+                record.LineRef(held.batch_id, line.line_no, held.model, line.custom_id),
                 end,
                 held.tariff,
             )
@@ -394,7 +398,7 @@ class Life(RuleBasedStateMachine):
             held.fence,
             rows,
             to=to,
-            blame=-int(held.is_suspect and to is TaskState.PENDING),
+            crashes=-int(held.is_suspect and to is TaskState.PENDING),
         )
         if not recorded.is_stale:
             worker.done |= {row.line.line_no for row in rows}

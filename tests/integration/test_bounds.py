@@ -15,7 +15,7 @@ from xalen_batch import app, config, db, ids
 from xalen_batch.accounts.accounts import Scope, authenticate
 from xalen_batch.accounts.quotas import Quota
 from xalen_batch.catalog import CHAT
-from xalen_batch.ratelimit import account, allowances
+from xalen_batch.ratelimit import account
 
 Configure = Callable[..., None]
 Route = tuple[str, str]
@@ -155,7 +155,7 @@ WITH_KEY = [
 @pytest.fixture
 def admin(api: Api) -> Api:
     account._limits.clear()
-    allowances._of.cache_clear()
+    account._buckets_of.cache_clear()
     return Api(api.port, new_key(scopes=list(Scope)))
 
 
@@ -243,7 +243,7 @@ def test_a_change_is_refused_when_the_minutes_are_used_up(
 ) -> None:
     configure(quota_changes_per_minute=1)
     # A bucket holds two at least.
-    for _ in range(allowances.FEWEST):
+    for _ in range(account.SMALLEST_BUCKET):
         assert admin.ask("DELETE", NO_FILE).status == 404
     refuse(ask(admin, route, given), Quota.CHANGES_PER_MINUTE)
 

@@ -67,7 +67,7 @@ class Worker:
 
     def row(self, line_no: int, outcome: Answered | Refused) -> record.Row:
         return record.row(
-            record.Line(self.held.batch_id, line_no, self.held.model, f"line-{line_no}"),
+            record.LineRef(self.held.batch_id, line_no, self.held.model, f"line-{line_no}"),
             outcome,
             self.held.tariff,
         )

@@ -21,8 +21,8 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.integration import plans
 from xalen_batch import db
 from xalen_batch.models import Account, Batch, Task, next_task
-from xalen_batch.models.next_task import Room
-from xalen_batch.models.tasks import SUSPECT_LOSSES, advance, has_any, reclaim
+from xalen_batch.models.next_task import FreeCapacity
+from xalen_batch.models.tasks import SUSPECT_CRASHES, advance, has_any, reclaim
 from xalen_batch.pipeline import recover
 from xalen_batch.states import TaskState
 
@@ -32,7 +32,7 @@ ROOM = 3
 HOUR = timedelta(hours=1)
 
 
-def claim(session: Session, *rooms: Room, with_suspects: bool = True) -> Task | None:
+def claim(session: Session, *rooms: FreeCapacity, with_suspects: bool = True) -> Task | None:
     found = next_task.claim(
         session, worker="w", lease=60, rooms=rooms, room=ROOM, with_suspects=with_suspects
     )
@@ -52,7 +52,7 @@ class Waiting:
     losses: int
     is_paused: bool
 
-    def room(self, rooms: Sequence[Room]) -> int:
+    def room(self, rooms: Sequence[FreeCapacity]) -> int:
         """Lines of it that may be taken: the least of the rooms that match it."""
         return min(
             (room.lines for room in rooms if matches(room, self.model, self.batch, self.batch.id)),
@@ -60,7 +60,7 @@ class Waiting:
         )
 
 
-def matches(room: Room, model: str, batch: Batch, batch_id: UUID | None) -> bool:
+def matches(room: FreeCapacity, model: str, batch: Batch, batch_id: UUID | None) -> bool:
     wanted = (room.model, room.livemode, room.account_id, room.batch_id)
     return all(
         value is None or value == found
@@ -77,7 +77,9 @@ class Rule:
     waiting: list[Waiting] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
 
-    def next(self, rooms: Sequence[Room], *, with_suspects: bool) -> tuple[UUID, int, int] | None:
+    def next(
+        self, rooms: Sequence[FreeCapacity], *, with_suspects: bool
+    ) -> tuple[UUID, int, int] | None:
         """The batch and the seq of the next task, and how many of its lines are taken."""
         now = datetime.now(UTC)
         found = [
@@ -91,7 +93,7 @@ class Rule:
             )
             and not task.is_paused
             and task.room(rooms) > 0
-            and (with_suspects or task.losses < SUSPECT_LOSSES)
+            and (with_suspects or task.losses < SUSPECT_CRASHES)
         ]
         if not found:
             return None
@@ -138,7 +140,7 @@ class Rule:
             and (task.batch.expires_at, task.batch.id) <= (last, id)
         )
 
-    def first_deadline(self, account: Account, rooms: Sequence[Room]) -> datetime:
+    def first_deadline(self, account: Account, rooms: Sequence[FreeCapacity]) -> datetime:
         """Of the account's batches, but for those whose one queue is full."""
         return min(
             batch.expires_at
@@ -185,7 +187,7 @@ def some_state(session: Session, chance: random.Random) -> Rule:
                     model or chance.choice([CHAT_MODEL, RERANK_MODEL]),
                     lines=chance.randint(2, 5),
                     completed=chance.choice([0, 0, 0, 1]),
-                    losses=chance.choice([0, 0, 0, SUSPECT_LOSSES]),
+                    losses=chance.choice([0, 0, 0, SUSPECT_CRASHES]),
                     is_paused=chance.random() < 0.2,
                 )
                 state = chance.choice(["pending", "pending", "pending", "running", "done"])
@@ -211,7 +213,7 @@ def test_claims_follow_the_rule_until_nothing_is_left(session: Session, seed: in
     lanes = [(model, is_live) for model in (CHAT_MODEL, RERANK_MODEL) for is_live in (False, True)]
     while True:
         rooms = [
-            Room(chance.choice([0, 1, 4]), model, is_live)
+            FreeCapacity(chance.choice([0, 1, 4]), model, is_live)
             for model, is_live in lanes
             if chance.random() < 0.5
         ]
@@ -221,7 +223,7 @@ def test_claims_follow_the_rule_until_nothing_is_left(session: Session, seed: in
         ):
             lane = chance.choice([*lanes, (None, None)])
             rooms.append(
-                Room(
+                FreeCapacity(
                     chance.choice([0, 1]), *lane, batch.account_id, chance.choice([None, batch.id])
                 )
             )
@@ -320,7 +322,7 @@ class TestAmongManyTasks:
         assert plans.pages(plan) < 600
 
     def test_a_full_lane_is_passed_over_without_a_look_at_its_tasks(self) -> None:
-        (plan,) = plans.of(lambda session: claim(session, Room(0, CHAT_MODEL, False)))
+        (plan,) = plans.of(lambda session: claim(session, FreeCapacity(0, CHAT_MODEL, False)))
         assert plans.looked_into(plan) == {"batches"}
         assert plans.pages(plan) < 600
 
@@ -344,7 +346,7 @@ class TestInABatchOfManyTasks:
                 update(Task).where(Task.seq == 4_999 * backlog.LINES).values(model=RERANK_MODEL)
             )
         analyze()
-        (plan,) = plans.of(lambda session: claim(session, Room(0, CHAT_MODEL, False)))
+        (plan,) = plans.of(lambda session: claim(session, FreeCapacity(0, CHAT_MODEL, False)))
         assert plan["Actual Rows"] == 1
         assert plans.pages(plan) < 100
 

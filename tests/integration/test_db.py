@@ -83,11 +83,11 @@ def test_a_session_that_only_reads_is_in_no_transaction_and_the_next_one_is(data
 def test_a_server_that_falls_silent_is_given_up_and_reached_again_when_it_speaks(
     proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "SILENCE", 2.0)
+    monkeypatch.setattr(db, "SILENCE_TIMEOUT", 2.0)
     write()
     proxy.black_hole()
     begun = time.monotonic()
-    with pytest.raises(db.AWAY):
+    with pytest.raises(db.UNAVAILABLE):
         write()
     # Given up once, and not again by the ROLLBACK.
     assert time.monotonic() - begun < 20
@@ -98,17 +98,17 @@ def test_a_server_that_falls_silent_is_given_up_and_reached_again_when_it_speaks
 def test_a_transaction_that_may_take_its_time_is_waited_for(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "SILENCE", 1.0)
+    monkeypatch.setattr(db, "SILENCE_TIMEOUT", 1.0)
     with db.transaction() as session:
-        db.take_time(session)
+        db.lift_timeouts(session)
         session.execute(text("SELECT pg_sleep(2)"))
-    with pytest.raises(db.AWAY), db.transaction() as session:
+    with pytest.raises(db.UNAVAILABLE), db.transaction() as session:
         session.execute(text("SELECT pg_sleep(2)"))
 
 
 def test_a_new_connection_to_a_silent_server_is_given_up_too(proxy: FaultProxy) -> None:
     proxy.black_hole()
-    with pytest.raises(db.AWAY):
+    with pytest.raises(db.UNAVAILABLE):
         write()
     proxy.heal()
     write()
@@ -117,7 +117,7 @@ def test_a_new_connection_to_a_silent_server_is_given_up_too(proxy: FaultProxy) 
 def test_a_server_that_only_reads_is_away_and_its_connections_are_not_kept(
     read_only: None, stores: Stores
 ) -> None:
-    with pytest.raises(db.AWAY):
+    with pytest.raises(db.UNAVAILABLE):
         write()
     with psycopg.connect(stores.migrate_database_url, autocommit=True) as server:
         server.execute("SET default_transaction_read_only = off")
@@ -133,7 +133,7 @@ def test_a_session_that_the_server_ended_in_mid_transaction_is_away(database: st
             time.sleep(1)
             session.execute(text("SELECT 1"))
 
-    with pytest.raises(db.AWAY):
+    with pytest.raises(db.UNAVAILABLE):
         sleep_in_a_transaction()
     write()
 
@@ -144,7 +144,7 @@ def _account() -> UUID:
 
 
 def _fails(session: Session, statement: str) -> Trouble:
-    with pytest.raises(db.AWAY) as raised:
+    with pytest.raises(db.UNAVAILABLE) as raised:
         session.execute(text(statement))
     return db.trouble(raised.value)
 
@@ -183,7 +183,7 @@ def test_a_deadlock_is_a_conflict_and_not_a_database_that_is_away(database: str)
                 session.execute(
                     text("SELECT FROM accounts WHERE id = :id FOR UPDATE"), {"id": other}
                 )
-        except db.AWAY as error:
+        except db.UNAVAILABLE as error:
             found.append(db.trouble(error))
 
     threads = [

@@ -167,14 +167,19 @@ def test_it_is_told_once_that_a_disk_is_short_and_once_that_it_is_not(disks: Dis
 
 
 def test_what_is_watched_is_the_folder_of_the_files_and_the_database_that_up_starts(
-    stores: Stores, configure: Callable[..., None], tmp_path: Path
+    stores: Stores,
+    configure: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    assert embedded.database_folder() is None
     assert set(disk._folders()) == {Store.FILES}
     ours = embedded.Postgres(tmp_path / "postgres", tmp_path / "log")
     (tmp_path / "postgres").mkdir()
     (tmp_path / "postgres" / "serve_password").write_text("secret")
     configure(data_dir=tmp_path, database_url=ours.url)
     assert settings().database_url == SecretStr(ours.url)
+    monkeypatch.setattr(disk, "_database_folder", embedded.database_folder)
     assert disk._folders() == {
         Store.FILES: Path(stores.data_dir / "files"),
         Store.DATABASE: tmp_path / "postgres",

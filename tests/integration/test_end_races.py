@@ -43,7 +43,7 @@ ENDS = (Answered(200, b"{}", Usage(1_000, 500)), REFUSED)
 def answer(held: Claim) -> None:
     rows = [
         record.row(
-            record.Line(held.batch_id, line.line_no, held.model, line.custom_id),
+            record.LineRef(held.batch_id, line.line_no, held.model, line.custom_id),
             ENDS[number % 2],
             held.tariff,
         )

@@ -35,7 +35,7 @@ from xalen_batch.broker import Job
 from xalen_batch.errors import NotCancellable
 from xalen_batch.models import Batch, File, Invoice, Result, Task
 from xalen_batch.models.files import FilePart
-from xalen_batch.models.next_task import Room
+from xalen_batch.models.next_task import FreeCapacity
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
 from xalen_batch.states import TaskState
 from xalen_batch.worker import engine as worker_engine
@@ -137,7 +137,7 @@ def test_workers_lost_after_the_last_line_was_recorded_leave_nothing_to_do() -> 
         recover.due()
         again = a_claim()
         assert again.lines == ()
-    record.record(again.key, again.fence, [], blame=1)
+    record.record(again.key, again.fence, [], crashes=1)
     expire_leases()
     assert recover.due()[-1].job is Job.FINALIZE
     finalize.run(batch_id)
@@ -179,7 +179,7 @@ def test_no_character_of_an_answer_or_id_cuts_a_line_and_sizes_are_exact(engine:
     outcomes = [Answered(200, body, Usage(1_000, 500)), Refused(400, body)]
     rows = [
         record.row(
-            record.Line(batch_id, line.line_no, held.model, line.custom_id), outcome, held.tariff
+            record.LineRef(batch_id, line.line_no, held.model, line.custom_id), outcome, held.tariff
         )
         for line, outcome in zip(held.lines, outcomes, strict=False)
     ]
@@ -299,8 +299,10 @@ def test_two_claimers_never_get_the_same_task(configure: Callable[..., None]) ->
 
 def test_a_busy_backend_is_passed_over() -> None:
     a_batch(chat_lines(5))
-    assert claim.claim([Room(0, factories.CHAT_MODEL, False)], with_suspects=True) is None
-    assert claim.claim([Room(0, factories.CHAT_MODEL, True)], with_suspects=True) is not None
+    assert claim.claim([FreeCapacity(0, factories.CHAT_MODEL, False)], with_suspects=True) is None
+    assert (
+        claim.claim([FreeCapacity(0, factories.CHAT_MODEL, True)], with_suspects=True) is not None
+    )
 
 
 def test_a_task_handed_back_waits_for_its_pause() -> None:
@@ -363,6 +365,6 @@ def test_more_is_claimed_while_lines_still_wait_whatever_the_flush_interval(
     a_batch(chat_lines(30))
     engine.wake()
     # Once its slot has left off looking for more.
-    wait_until(lambda: engine._quiet_until)
+    wait_until(lambda: engine._idle_until)
     may_answer.set()
     assert goes_on.wait(PATIENCE)

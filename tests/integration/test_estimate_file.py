@@ -18,9 +18,9 @@ from structlog.testing import capture_logs
 
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, rerank_line
 from xalen_batch import catalog, storage
+from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.errors import Unavailable
-from xalen_batch.terms import Terms
 from xalen_batch.validation import apart, estimate_file, pool, read
 from xalen_batch.validation.estimate import estimate
 from xalen_batch.validation.estimate_file import Estimating

@@ -44,7 +44,7 @@ from xalen_batch.states import TaskState
 from xalen_batch.windows import ExecutionWindow
 from xalen_batch.worker import engine as worker_engine
 from xalen_batch.worker.engine import Engine
-from xalen_batch.worker.execute import Run
+from xalen_batch.worker.execute import TaskRun
 from xalen_batch.worker.lane import Lane
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
@@ -393,14 +393,14 @@ class TestClosing:
         self, engine: Engine, model: Model, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         closes_in = 0.4
-        stopped: dict[Run, float] = {}
-        stop = Run.stop
+        stopped: dict[TaskRun, float] = {}
+        stop = TaskRun.stop
 
-        def noted(run: Run) -> None:
+        def noted(run: TaskRun) -> None:
             stopped.setdefault(run, time.monotonic())
             stop(run)
 
-        monkeypatch.setattr(Run, "stop", noted)
+        monkeypatch.setattr(TaskRun, "stop", noted)
         model.may_answer.set()
         batch_id = a_batch(chat_lines(1_500))
         while not model.sent:

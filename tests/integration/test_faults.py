@@ -85,7 +85,7 @@ class TestAFullStore:
     def test_a_batch_whose_input_is_put_together_waits_and_goes_on(self, caller: Caller) -> None:
         batch = fire(made(caller, "inbox", "abc"))
         before = stored()
-        with no_file_longer_than(10), pytest.raises(storage.AWAY) as caught:
+        with no_file_longer_than(10), pytest.raises(storage.UNAVAILABLE) as caught:
             validate.run(batch.id)
         assert storage.is_full(caught.value)
         assert reread(batch)[0].status == "validating"

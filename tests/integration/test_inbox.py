@@ -16,6 +16,7 @@ from tests import factories
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
 from xalen_batch import db, ids
 from xalen_batch.accounts.accounts import Owner
+from xalen_batch.billing.terms import Terms
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import InboxRequest, Schedule, ScheduleRun
 from xalen_batch.schedules import collect as collecting
@@ -23,7 +24,6 @@ from xalen_batch.schedules import inbox, runs
 from xalen_batch.schedules.inbox import Added
 from xalen_batch.schedules.runs import Trigger
 from xalen_batch.states import RunState
-from xalen_batch.terms import Terms
 
 pytestmark = pytest.mark.usefixtures("database")
 

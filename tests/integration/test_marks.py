@@ -150,7 +150,7 @@ class TestPlacing:
         def place(_: int) -> bool:
             try:
                 marks.place()
-            except db.AWAY:
+            except db.UNAVAILABLE:
                 # Another has the row: this one comes back.
                 return False
             return True
@@ -428,9 +428,9 @@ class TestTelling:
         assert [event["event"] for event in events] == ["store.elsewhere", "store.here"]
 
 
-class TestSight:
+class TestStorageMark:
     def test_a_worker_sees_the_mark(self) -> None:
-        assert process.Sight().mark == marks.identity()
+        assert process.StorageMark().mark == marks.identity()
 
     def test_a_disk_that_hangs_does_not_hold_up_the_poll(
         self, monkeypatch: pytest.MonkeyPatch
@@ -443,11 +443,11 @@ class TestSight:
             return marks.identity(), False
 
         monkeypatch.setattr(storage, "look", hang)
-        monkeypatch.setattr(process, "FIRST_LOOK", 0.01)
-        sight = process.Sight()
+        monkeypatch.setattr(process, "FIRST_MARK_TIMEOUT", 0.01)
+        seen = process.StorageMark()
         try:
-            assert [sight.mark for _ in range(3)] == [None] * 3
+            assert [seen.mark for _ in range(3)] == [None] * 3
             assert len(asked) == 1
         finally:
             released.set()
-        sight._thread.shutdown(wait=True)
+        seen._thread.shutdown(wait=True)

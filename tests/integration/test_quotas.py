@@ -112,7 +112,7 @@ class TestOpenBatches:
         self, caller: Caller, file_id: str, configure: Configure
     ) -> None:
         configure(quota_open_batches=1)
-        with pytest.raises(db.AWAY):
+        with pytest.raises(db.UNAVAILABLE):
             self.die_before_committing(caller, file_id)
         create(caller, file_id)
 

@@ -1,4 +1,4 @@
-"""Limits over a real Valkey: several processes together, and a server that goes and comes back."""
+"""Rate limits over a real Valkey: several processes together, and a server that goes and comes back."""
 
 import asyncio
 import subprocess
@@ -13,13 +13,13 @@ import redis
 from tests.conftest import Stores
 from tests.waiting import PATIENCE
 from xalen_batch.ratelimit.backend import RETRY, Rates
-from xalen_batch.ratelimit.buckets import HOLD, Limit
+from xalen_batch.ratelimit.buckets import HOLD, RateLimit
 from xalen_batch.standalone import stores
 
 pytestmark = pytest.mark.timing
 
 PER_MINUTE = 6_000
-RATE = Limit(PER_MINUTE).rate
+RATE = RateLimit(PER_MINUTE).rate
 # A process with more to send than it may; it prints when it sent each.
 PROCESS = f"""
 import asyncio, time
@@ -104,21 +104,21 @@ def test_a_server_that_goes_leaves_each_its_share_and_is_used_again_when_it_is_b
             )
             for _ in range(2)
         ]
-        pumps = [asyncio.create_task(one(rates)) for rates in both for _ in range(20)]
+        senders = [asyncio.create_task(one(rates)) for rates in both for _ in range(20)]
         await until(lambda: len(sent) > 0)
         assert await count(50) >= 50 / RATE * 0.7
         await asyncio.to_thread(server.stop)
-        await until(lambda: all(rates._own for rates in both))
+        await until(lambda: all(rates._local for rates in both))
         assert await count(100) >= 100 / RATE * 0.8
         start, before = time.monotonic(), len(sent)
         await asyncio.to_thread(server.start)
-        await until(lambda: not any(rates._own for rates in both))
+        await until(lambda: not any(rates._local for rates in both))
         await count(100)
         # What was sent while one was back and the other was not.
         assert len(sent) - before <= RATE * (time.monotonic() - start + RETRY + 1 + HOLD) + 2
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        for sender in senders:
+            sender.cancel()
+        await asyncio.gather(*senders, return_exceptions=True)
         for rates in both:
             await rates.close()
 
@@ -138,7 +138,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(server: stores.Valkey) 
         await rates.admit(1)
         # The server is silent for a minute.
         assert time.monotonic() - start < 30
-        assert rates._own is not None
+        assert rates._local is not None
         await rates.close()
 
     asyncio.run(main())

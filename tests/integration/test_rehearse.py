@@ -10,10 +10,10 @@ from tests import factories
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, rerank_line
 from xalen_batch import db, ids, storage
 from xalen_batch.accounts.accounts import Caller
+from xalen_batch.billing.terms import Terms
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.schedules import preflight as rehearsing
 from xalen_batch.schedules.preflight import rehearse
-from xalen_batch.terms import Terms
 
 pytestmark = pytest.mark.usefixtures("database")
 

@@ -12,9 +12,10 @@ from sqlalchemy.exc import ProgrammingError
 
 from tests import billing
 from tests.conftest import Stores, as_owner, forget
-from xalen_batch import db, migrate, rights
+from xalen_batch import db, migrate
 from xalen_batch.backends.contract import Usage
 from xalen_batch.errors import ConfigError
+from xalen_batch.migrate import rights
 from xalen_batch.models import Base
 from xalen_batch.standalone import stores
 
@@ -156,7 +157,7 @@ def test_every_trigger_function_acts_as_its_owner_on_a_fixed_path(database: str)
 class TestLooking:
     def test_the_serving_role_has_what_it_needs_and_no_more(self, database: str) -> None:
         with db.transaction() as session:
-            assert rights.look(session) == rights.Found(stores.SERVING, [], [])
+            assert rights.look(session) == rights.RoleRights(stores.SERVING, [], [])
 
     def test_a_role_that_owns_the_tables_is_told_apart(self, database: str) -> None:
         with as_owner() as session:
@@ -183,7 +184,7 @@ class TestLooking:
         with as_owner() as session:
             session.execute(text(change))
             session.execute(text(f"SET LOCAL ROLE {stores.SERVING}"))
-            assert rights.look(session) == rights.Found(stores.SERVING, excess, missing)
+            assert rights.look(session) == rights.RoleRights(stores.SERVING, excess, missing)
             session.rollback()
 
 
@@ -206,7 +207,7 @@ class TestMigrating:
             session.execute(text("SELECT * FROM batches"))
         migrate.migrate()
         with db.transaction() as session:
-            assert rights.look(session) == rights.Found(stores.SERVING, [], [])
+            assert rights.look(session) == rights.RoleRights(stores.SERVING, [], [])
 
     def test_a_right_too_many_is_taken_back(self) -> None:
         migrate.migrate()
@@ -253,7 +254,7 @@ class TestMigrating:
                 server.execute("CREATE ROLE plain_server LOGIN PASSWORD 'serving'")
                 migrate.migrate()
                 with db.transaction() as session:
-                    assert rights.look(session) == rights.Found("plain_server", [], [])
+                    assert rights.look(session) == rights.RoleRights("plain_server", [], [])
             finally:
                 db.engine().dispose()
                 server.execute(f"ALTER DATABASE {name} OWNER TO xalen")
@@ -268,7 +269,7 @@ class TestMigrating:
         try:
             migrate.migrate()
             with db.transaction() as session:
-                assert rights.look(session) == rights.Found("o'dd\" role", [], [])
+                assert rights.look(session) == rights.RoleRights("o'dd\" role", [], [])
         finally:
             db.engine().dispose()
             with psycopg.connect(db.owner_url().replace("+psycopg", "")) as owner:

@@ -53,7 +53,9 @@ def raw(line: dict[str, object]) -> bytes:
 def run(id: UUID) -> Batch:
     """Answer every line that runs, and end the batch."""
     while (held := claim.claim([], with_suspects=True)) is not None:
-        lines = [record.Line(id, line.line_no, held.model, line.custom_id) for line in held.lines]
+        lines = [
+            record.LineRef(id, line.line_no, held.model, line.custom_id) for line in held.lines
+        ]
         rows = [
             record.row(line, Answered(200, b"{}", Usage(1_000, 500)), held.tariff) for line in lines
         ]

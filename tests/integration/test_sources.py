@@ -443,9 +443,9 @@ class TestLocalFolders:
         schedule, source = made(session, caller, folder=str(roots))
         manifest = sources.find(session, schedule, source, NIGHT)
         roots.rename(roots.with_name("unmounted"))
-        with pytest.raises(storage.AWAY):
+        with pytest.raises(storage.UNAVAILABLE):
             sources.find(session, schedule, source, NIGHT)
-        with pytest.raises(storage.AWAY):
+        with pytest.raises(storage.UNAVAILABLE):
             read(caller, source, manifest)
 
     def test_one_that_is_allowed_no_more_is_not_read(

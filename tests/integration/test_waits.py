@@ -20,7 +20,7 @@ from xalen_batch.billing import prices
 from xalen_batch.cli.doctor import installation
 from xalen_batch.cli.doctor.findings import Doubtful
 from xalen_batch.models import Batch, workers
-from xalen_batch.models.workers import Reason, Wait
+from xalen_batch.models.workers import WorkerWait, WorkerWaitReason
 from xalen_batch.pipeline import finalize, recover, validate
 from xalen_batch.storage import marks
 from xalen_batch.worker.engine import Engine
@@ -32,7 +32,9 @@ SECOND = (
     ' "1B"\ncontext_window = 8192\nendpoints = ["/v1/chat/completions"]\nprice = { input = "1",'
     ' output = "2" }\n'
 )
-DOWN = Wait(Reason.BACKEND, 90.0, "No connection to the backend could be made.", CHAT_MODEL, False)
+DOWN = WorkerWait(
+    WorkerWaitReason.BACKEND, 90.0, "No connection to the backend could be made.", CHAT_MODEL, False
+)
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def live(api: Api) -> Api:
     return Api(api.port, new_key(livemode=True))
 
 
-def a_worker(name: str = "host:1:a", *waits: Wait, **sees: Any) -> None:
+def a_worker(name: str = "host:1:a", *waits: WorkerWait, **sees: Any) -> None:
     """A live worker that sees the store, unless told otherwise."""
     with db.transaction() as session:
         workers.seen(
@@ -131,17 +133,17 @@ def test_a_backend_that_does_not_answer_is_named_with_its_last_error_and_since_w
 @pytest.mark.parametrize(
     "wait",
     [
-        Wait(Reason.BACKEND, 9.0, "x", CHAT_MODEL, True),
-        Wait(Reason.BACKEND, 9.0, "x", RERANK_MODEL, False),
+        WorkerWait(WorkerWaitReason.BACKEND, 9.0, "x", CHAT_MODEL, True),
+        WorkerWait(WorkerWaitReason.BACKEND, 9.0, "x", RERANK_MODEL, False),
     ],
 )
-def test_the_backend_of_another_model_or_mode_is_no_matter(api: Api, wait: Wait) -> None:
+def test_the_backend_of_another_model_or_mode_is_no_matter(api: Api, wait: WorkerWait) -> None:
     a_worker("host:1:a", wait)
     assert waiting(api, a_batch(api)) is None
 
 
 def test_a_disk_that_is_short(api: Api) -> None:
-    a_worker("host:1:a", Wait(Reason.DISK, 5.0))
+    a_worker("host:1:a", WorkerWait(WorkerWaitReason.DISK, 5.0))
     found = waiting(api, a_batch(api)) or {}
     assert found["reason"] == "disk_short"
     assert found["since"] is not None
@@ -157,7 +159,7 @@ def found_id(api: Api) -> str:
 @pytest.mark.parametrize("store", [None, uuid4()])
 def test_storage_that_no_worker_sees(api: Api, store: object) -> None:
     id = a_batch(api)
-    a_worker("host:1:a", Wait(Reason.STORAGE, 5.0), store=store)
+    a_worker("host:1:a", WorkerWait(WorkerWaitReason.STORAGE, 5.0), store=store)
     found = waiting(api, id) or {}
     assert (found["reason"], found["since"] is None) == ("storage_unavailable", False)
     a_worker("host:2:b")
@@ -229,13 +231,17 @@ class TestEngine:
     def test_a_server_that_is_not_there_is_told_before_the_line_has_failed(
         self, live: Api, use: Callable[[str], None], engine: Engine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("xalen_batch.worker.silence.TOLD_AFTER", 0.0)
+        monkeypatch.setattr("xalen_batch.worker.silence.REPORTED_AFTER", 0.0)
         use(f'[models."{CHAT_MODEL}".backend]\nbase_url = "http://127.0.0.1:1/v1"\n')
         id = a_batch(live)
         engine.wake()
         wait_until(engine.waits)
         [wait] = engine.waits()
-        assert (wait.reason, wait.model, wait.livemode) == (Reason.BACKEND, CHAT_MODEL, True)
+        assert (wait.reason, wait.model, wait.livemode) == (
+            WorkerWaitReason.BACKEND,
+            CHAT_MODEL,
+            True,
+        )
         a_worker("host:1:a", wait)
         found = waiting(live, id) or {}
         assert found["reason"] == "backend_unavailable"
@@ -257,15 +263,17 @@ class TestEngine:
         )
         assert recover.due() == []
 
-    @pytest.mark.parametrize("reason", [Reason.DISK, Reason.STORAGE])
+    @pytest.mark.parametrize("reason", [WorkerWaitReason.DISK, WorkerWaitReason.STORAGE])
     def test_what_keeps_it_from_claiming_is_told_until_it_is_over(
-        self, engine: Engine, monkeypatch: pytest.MonkeyPatch, reason: Reason
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch, reason: WorkerWaitReason
     ) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(
-                disk, "short", lambda: {disk.Store.DATABASE: None} if reason is Reason.DISK else {}
+                disk,
+                "short",
+                lambda: {disk.Store.DATABASE: None} if reason is WorkerWaitReason.DISK else {},
             )
-            patch.setattr(marks, "is_here", lambda: reason is not Reason.STORAGE)
+            patch.setattr(marks, "is_here", lambda: reason is not WorkerWaitReason.STORAGE)
             engine.drain()
             assert [wait.reason for wait in engine.waits()] == [reason]
         engine.drain()

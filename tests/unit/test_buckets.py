@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xalen_batch.ratelimit import buckets
-from xalen_batch.ratelimit.buckets import Ask, Limit, Limits, OwnBucket, SharedBucket
+from xalen_batch.ratelimit.buckets import Ask, LocalBucket, RateLimit, RateLimits, SharedBucket
 
 # Early, so that a float has room for the microseconds' fractions.
 START = 5_000.0
@@ -33,9 +33,9 @@ def run(main: Callable[[time_machine.Traveller], Coroutine[Any, Any, None]]) -> 
 
 
 limits = st.builds(
-    Limits,
-    st.none() | st.builds(Limit, st.integers(1, 100_000)),
-    st.none() | st.builds(Limit, st.integers(1, 10_000_000)),
+    RateLimits,
+    st.none() | st.builds(RateLimit, st.integers(1, 100_000)),
+    st.none() | st.builds(RateLimit, st.integers(1, 10_000_000)),
 )
 asks = st.builds(
     Ask,
@@ -50,10 +50,10 @@ asks = st.builds(
 @settings(max_examples=25, deadline=None)
 @given(limits, st.lists(st.tuples(st.integers(0, 5_000), asks), max_size=8))
 def test_the_script_grants_what_a_bucket_of_ones_own_would(
-    limits: Limits, steps: list[tuple[int, Ask]]
+    limits: RateLimits, steps: list[tuple[int, Ask]]
 ) -> None:
     async def main(clock: time_machine.Traveller) -> None:
-        shared, own = SharedBucket("model", limits), OwnBucket(limits, 0)
+        shared, own = SharedBucket("model", limits), LocalBucket(limits, 0)
         own.take(Ask(spent_requests=-1), 1, 0)
         await shared.take(Ask())
         at = 0.0
@@ -69,12 +69,12 @@ def test_the_script_grants_what_a_bucket_of_ones_own_would(
 
 def test_both_limits_are_granted_or_neither() -> None:
     async def main(clock: time_machine.Traveller) -> None:
-        bucket = SharedBucket("model", Limits(Limit(600), Limit(6_000)))
+        bucket = SharedBucket("model", RateLimits(RateLimit(600), RateLimit(6_000)))
         assert (await bucket.take(Ask(1, 300, 300)))[:2] == (1, 300)
         clock.shift(1)
         refused = await bucket.take(Ask(1, 10, 10))
         assert refused[:2] == (0, 0)
-        assert refused.wait == pytest.approx(200 / Limit(6_000).rate, abs=0.1)
+        assert refused.wait == pytest.approx(200 / RateLimit(6_000).rate, abs=0.1)
         clock.shift(refused.wait)
         assert (await bucket.take(Ask(1, 10, 10)))[:2] == (1, 10)
 
@@ -83,7 +83,7 @@ def test_both_limits_are_granted_or_neither() -> None:
 
 def test_models_have_buckets_of_their_own() -> None:
     async def main(clock: time_machine.Traveller) -> None:
-        limits = Limits(Limit(1), None)
+        limits = RateLimits(RateLimit(1), None)
         assert (await SharedBucket("one", limits).take(Ask(1))).requests == 1
         assert (await SharedBucket("other", limits).take(Ask(1))).requests == 1
         assert (await SharedBucket("one", limits).take(Ask(1))).requests == 0
@@ -93,7 +93,7 @@ def test_models_have_buckets_of_their_own() -> None:
 
 def test_a_clock_that_is_set_back_stops_nothing() -> None:
     async def main(clock: time_machine.Traveller) -> None:
-        bucket = SharedBucket("model", Limits(Limit(60), None))
+        bucket = SharedBucket("model", RateLimits(RateLimit(60), None))
         assert (await bucket.take(Ask(1))).requests == 1
         clock.shift(-3_600)
         assert (await bucket.take(Ask(1))).requests == 0
@@ -105,7 +105,7 @@ def test_a_clock_that_is_set_back_stops_nothing() -> None:
 
 def test_a_debt_is_not_forgotten() -> None:
     async def main(clock: time_machine.Traveller) -> None:
-        bucket = SharedBucket("model", Limits(None, Limit(60)))
+        bucket = SharedBucket("model", RateLimits(None, RateLimit(60)))
         await bucket.take(Ask(1, 3_600, 3_600))
         clock.shift(1_800)
         assert (await bucket.take(Ask(1, 1, 1))).requests == 0

@@ -7,11 +7,11 @@ import pytest
 
 from xalen_batch import ids
 from xalen_batch.worker.circuit_breaker import (
-    DOUBT,
+    DOUBTED_AFTER,
     RETRY_ALLOWANCE,
-    TESTIMONY,
+    WITNESS_SECONDS,
+    Admission,
     Circuit,
-    Opening,
     Source,
     State,
 )
@@ -112,7 +112,7 @@ def test_an_old_answer_is_no_witness(backend: Backend) -> None:
     backend.answer(other)
     backend.fail(failing, FAILURES)
     assert backend.state is State.CLOSED
-    backend.now = TESTIMONY + 1
+    backend.now = WITNESS_SECONDS + 1
     backend.fail(failing)
     assert backend.state is State.OPEN
 
@@ -162,7 +162,7 @@ def test_a_brownout_for_everybody_opens_it_and_one_sources_does_not(
 def test_while_it_is_open_another_source_is_tried_at_once_with_one_line(backend: Backend) -> None:
     failing = source()
     backend.fail(failing, FAILURES)
-    assert backend.circuit.opening == Opening(1, frozenset({failing}))
+    assert backend.circuit.admission == Admission(1, frozenset({failing}))
     assert not backend.circuit.holds(source())
 
 
@@ -171,9 +171,9 @@ def test_an_account_tries_it_with_a_few_batches_and_then_with_none(backend: Back
     backend.fail(first, FAILURES)
     batches = [first, source(first), source(first)]
     for batch in batches[1:]:
-        assert backend.circuit.opening.passed_over == frozenset(batches[: batches.index(batch)])
+        assert backend.circuit.admission.excluded == frozenset(batches[: batches.index(batch)])
         backend.fail(batch)
-    assert backend.circuit.opening == Opening(1, frozenset({(first.account_id, None)}))
+    assert backend.circuit.admission == Admission(1, frozenset({(first.account_id, None)}))
 
 
 def test_after_a_few_accounts_have_tried_it_nobody_does_until_the_pause_is_over(
@@ -183,12 +183,12 @@ def test_after_a_few_accounts_have_tried_it_nobody_does_until_the_pause_is_over(
     backend.fail(tried[0], FAILURES)
     for one in tried[1:]:
         backend.fail(one)
-    assert backend.circuit.opening.lines == 0
+    assert backend.circuit.admission.lines == 0
     # Then others come first, as the three may belong together.
     backend.now = PAUSE
-    assert backend.circuit.opening == Opening(1, frozenset(tried))
+    assert backend.circuit.admission == Admission(1, frozenset(tried))
     backend.now = PAUSE * 1.2
-    assert backend.circuit.opening == Opening(1)
+    assert backend.circuit.admission == Admission(1)
 
 
 def test_accounts_that_failed_while_others_were_answered_keep_nobody_from_trying(
@@ -198,11 +198,11 @@ def test_accounts_that_failed_while_others_were_answered_keep_nobody_from_trying
     for one in known:
         backend.fail(one)
     backend.answer(source())
-    backend.now = TESTIMONY + 1
+    backend.now = WITNESS_SECONDS + 1
     for one in known:
         backend.fail(one, FAILURES)
     assert backend.state is State.OPEN
-    assert backend.circuit.opening.lines == 1
+    assert backend.circuit.admission.lines == 1
 
 
 def test_the_first_answer_to_another_source_closes_it(backend: Backend) -> None:
@@ -210,7 +210,7 @@ def test_the_first_answer_to_another_source_closes_it(backend: Backend) -> None:
     backend.fail(failing, FAILURES)
     backend.answer(source())
     assert backend.state is State.CLOSED
-    assert backend.circuit.opening is None
+    assert backend.circuit.admission is None
     assert backend.circuit.pause_of(failing) == 0
     # From then on it is known whose fault it is.
     backend.fail(failing, 1_000)
@@ -236,7 +236,7 @@ def test_after_the_pause_one_line_is_a_probe_and_its_failure_opens_it_again(
     assert backend.circuit.probe(only, 10) == 1
     # One round at a time.
     assert backend.circuit.probe(only, 10) == 0
-    assert backend.circuit.opening == Opening(1, frozenset({only}))
+    assert backend.circuit.admission == Admission(1, frozenset({only}))
     backend.fail(only)
     backend.circuit.probe_over(is_spent=False)
     assert backend.state is State.OPEN
@@ -288,7 +288,7 @@ def test_an_account_for_which_only_the_backend_is_busy_is_doubted_whatever_its_b
     backend: Backend,
 ) -> None:
     busy, other = source(), source()
-    for _ in range(DOUBT):
+    for _ in range(DOUBTED_AFTER):
         backend.fail(source(busy), is_broken=False)
     assert not backend.circuit.is_doubted(busy)
     backend.answer(other)

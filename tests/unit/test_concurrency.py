@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from xalen_batch.worker.concurrency import Concurrency, Verdict
+from xalen_batch.worker.concurrency import Concurrency, Signal
 
 
 @dataclass
@@ -94,18 +94,18 @@ class World:
         self.answered += 1
         while self._waiting and self.serving < self.backend.slots:
             self._waiting.pop(0)()
-        self._over(worker, token, Verdict.GOOD)
+        self._over(worker, token, Signal.GOOD)
 
     def _refuse(self, worker: Concurrency, token: int) -> None:
-        worker.ended(token, Verdict.BUSY)
+        worker.ended(token, Signal.BUSY)
         # As a lane does: refused although it was the only one, a line is tried again, and no other
         # meanwhile.
         self._at(
             self.backend.retry_after if worker.limit == 1 else 0.0, lambda: self._send_from(worker)
         )
 
-    def _over(self, worker: Concurrency, token: int, verdict: Verdict) -> None:
-        worker.ended(token, verdict)
+    def _over(self, worker: Concurrency, token: int, signal: Signal) -> None:
+        worker.ended(token, signal)
         self._send_from(worker)
 
     def _at(self, pause: float, act: Callable[[], None]) -> None:
@@ -199,19 +199,19 @@ def test_a_storm_of_refusals_brings_it_to_one_and_it_recovers() -> None:
 def test_requests_from_before_a_cut_do_not_cut_again() -> None:
     worker = Concurrency(100, lambda: 0.0)
     tokens = [worker.started() for _ in range(worker.limit)]
-    worker.ended(tokens[0], Verdict.BUSY)
+    worker.ended(tokens[0], Signal.BUSY)
     after = worker.limit
     for token in tokens[1:]:
-        worker.ended(token, Verdict.BUSY)
+        worker.ended(token, Signal.BUSY)
     assert worker.limit == after < 50
-    worker.ended(worker.started(), Verdict.BUSY)
+    worker.ended(worker.started(), Signal.BUSY)
     assert worker.limit < after
 
 
 def test_what_is_broken_says_nothing_of_how_busy_it_is() -> None:
     worker = Concurrency(100, lambda: 0.0)
     for _ in range(1_000):
-        worker.ended(worker.started(), Verdict.BROKEN)
+        worker.ended(worker.started(), Signal.BROKEN)
     assert worker.limit == 50
 
 

@@ -13,9 +13,9 @@ from xalen_batch.backends.contract import NOT_RUN, Answered, Request, Usage
 from xalen_batch.backends.simulated.backend import SimulatedBackend
 from xalen_batch.billing.charges import Tariff
 from xalen_batch.catalog import CHAT, models
-from xalen_batch.pipeline.claim import Claim, Line
+from xalen_batch.pipeline.claim import Claim, ClaimedLine
 from xalen_batch.worker import execute
-from xalen_batch.worker.execute import Run
+from xalen_batch.worker.execute import TaskRun
 from xalen_batch.worker.lane import Lane
 
 MODEL = "mistral-small-3-1"
@@ -36,12 +36,12 @@ class Waited(threading.Event):
 
 
 LINES = tuple(
-    Line(number, f"line-{number}", Request(CHAT, b"{}", f"req_{number}"))
+    ClaimedLine(number, f"line-{number}", Request(CHAT, b"{}", f"req_{number}"))
     for number in range(1, 1_001)
 )
 
 
-def a_run(count: int) -> Run:
+def a_run(count: int) -> TaskRun:
     tariff = Tariff({"input": "0.02", "output": "0.04"}, Decimal("0.5"))
     claim = Claim(
         (ids.new(), 0),
@@ -53,12 +53,12 @@ def a_run(count: int) -> Run:
         is_suspect=False,
         lines=LINES[:count],
     )
-    run = Run(claim, Lane(SimulatedBackend(models()[MODEL]), 1))
+    run = TaskRun(claim, Lane(SimulatedBackend(models()[MODEL]), 1))
     run._is_due = Waited()
     return run
 
 
-def waits(run: Run) -> list[float | None]:
+def waits(run: TaskRun) -> list[float | None]:
     assert isinstance(run._is_due, Waited)
     return run._is_due.times
 
@@ -133,10 +133,10 @@ def test_a_flush_that_leaves_another_does_not_wait_for_more(
 
 def test_requests_are_held_until_they_are_over_and_answers_until_they_are_recorded() -> None:
     run = a_run(3)
-    assert (run.waiting, run.lane.buffer.held) == (3 * len(b"{}"), 0)
+    assert (run.request_bytes, run.lane.buffer.held) == (3 * len(b"{}"), 0)
     run.over(LINES[0], Answered(200, b"x" * 100, Usage()))
     run.over(LINES[1], NOT_RUN)
-    assert (run.waiting, run.lane.buffer.held) == (len(b"{}"), 100)
+    assert (run.request_bytes, run.lane.buffer.held) == (len(b"{}"), 100)
     run.take()
     assert run.lane.buffer.held == 100
     run.recorded(100)
@@ -148,7 +148,7 @@ def test_what_nobody_takes_any_more_is_not_held() -> None:
     run.over(LINES[0], Answered(200, b"x" * 100, Usage()))
     run.leave()
     run.over(LINES[1], Answered(200, b"x" * 100, Usage()))
-    assert (run.waiting, run.lane.buffer.held) == (0, 0)
+    assert (run.request_bytes, run.lane.buffer.held) == (0, 0)
 
 
 def test_a_full_buffer_is_reason_enough_to_record() -> None:

@@ -21,7 +21,7 @@ from xalen_batch.backends.contract import (
 )
 from xalen_batch.catalog import CHAT
 from xalen_batch.ratelimit.backend import Rates, estimate
-from xalen_batch.worker.circuit_breaker import Opening, Source, State
+from xalen_batch.worker.circuit_breaker import Admission, Source, State
 from xalen_batch.worker.lane import BACKLOG, Lane, pause_before_retry
 
 OK = Answered(200, b"{}", Usage(1, 1))
@@ -30,7 +30,7 @@ BUSY = Retryable("HTTP 429", status=429, is_overload=True)
 
 
 @dataclass(frozen=True)
-class Line:
+class FakeLine:
     number: int
 
     @property
@@ -48,14 +48,14 @@ class Lines:
     outcomes: dict[int, Ended | NotRun] = field(default_factory=dict)
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def over(self, line: Line, outcome: Ended | NotRun) -> None:
+    def over(self, line: FakeLine, outcome: Ended | NotRun) -> None:
         assert line.number not in self.outcomes
         self.outcomes[line.number] = outcome
         if len(self.outcomes) == self.count:
             self.is_over.set()
 
     def start(self, lane: Lane) -> "Lines":
-        lane.add(self, [Line(number) for number in range(self.count)])
+        lane.add(self, [FakeLine(number) for number in range(self.count)])
         return self
 
     async def run(self, lane: Lane) -> list[Ended | NotRun]:
@@ -249,7 +249,7 @@ def test_an_account_without_an_answer_leaves_half_of_the_requests_to_others() ->
             )
 
     @dataclass(frozen=True)
-    class Quick(Line):
+    class Quick(FakeLine):
         @property
         def request(self) -> Request:
             return Request(CHAT, b"quick", f"quick_{self.number}")
@@ -258,8 +258,8 @@ def test_an_account_without_an_answer_leaves_half_of_the_requests_to_others() ->
         lane = Lane(Hanging(OK), 16)
         hanging, quick = Lines(1_000), Lines(100)
         hanging.start(lane)
-        assert lane.rooms()[None] == 32
-        assert lane.rooms()[hanging.source.account_id] == 0
+        assert lane.free_by_account()[None] == 32
+        assert lane.free_by_account()[hanging.source.account_id] == 0
         lane.add(quick, [Quick(number) for number in range(100)])
         await until(quick.is_over.is_set)
         assert list(quick.outcomes.values()) == [OK] * 100
@@ -375,7 +375,7 @@ def test_a_broken_backend_is_left_alone_and_its_lines_go_back_unrun(
         assert backend.sent == 4
         assert 0 < lane.circuit.pause_of(source) <= 60
         # One line of another batch may try, and none of this one.
-        assert lane.circuit.opening == Opening(1, frozenset({source}))
+        assert lane.circuit.admission == Admission(1, frozenset({source}))
 
     run(main)
 
@@ -394,13 +394,13 @@ def test_a_lane_has_room_until_a_full_limit_waits_behind_those_in_flight() -> No
     async def main() -> None:
         gate = asyncio.Event()
         lane = Lane(Script(OK, gate=gate), 10)
-        assert lane.room == 20
+        assert lane.free_capacity == 20
         work = Lines(15).start(lane)
         await until(lambda: lane.unfinished == 14)
-        assert lane.room == 6
+        assert lane.free_capacity == 6
         # Less than half of what should wait is missing: not worth a claim.
-        lane.add(work, [Line(15)])
-        assert lane.room == 0
+        lane.add(work, [FakeLine(15)])
+        assert lane.free_capacity == 0
         gate.set()
         await until(lambda: lane.unfinished == 0)
 
@@ -410,7 +410,7 @@ def test_a_lane_has_room_until_a_full_limit_waits_behind_those_in_flight() -> No
 def test_a_lane_asks_for_more_once_while_some_lines_still_wait() -> None:
     async def main() -> None:
         asked: list[int] = []
-        lane = Lane(Script(OK), 10, on_room=lambda: asked.append(lane.unfinished))
+        lane = Lane(Script(OK), 10, on_capacity=lambda: asked.append(lane.unfinished))
         await Lines(40).run(lane)
         assert asked == [14]
         # What leaves room as it comes is followed by a look anyway.
@@ -557,9 +557,9 @@ def test_a_lane_that_waits_for_its_rate_has_no_room() -> None:
     async def main() -> None:
         gate = Gate()
         lane = Lane(Script(OK), 10, rates=cast(Rates, gate))
-        assert lane.room > 0
+        assert lane.free_capacity > 0
         gate.wait = 10
-        assert lane.room == 0
+        assert lane.free_capacity == 0
 
     run(main)
 

@@ -42,7 +42,7 @@ MEETS = {
 
 
 @dataclass(frozen=True)
-class Line:
+class FakeLine:
     number: int
     kind: str
 
@@ -98,16 +98,16 @@ class Batch:
 
     def claim(self) -> bool:
         """Send the lines that the lane has room for, or none."""
-        opening, rooms = self.lane.circuit.opening, self.lane.rooms()
-        passed_over = opening.passed_over if opening else ()
+        admission, rooms = self.lane.circuit.admission, self.lane.free_by_account()
+        excluded = admission.excluded if admission else ()
         room = min(rooms[None], rooms.get(self.source.account_id, rooms[None]), self.lines)
-        is_passed_over = self.source in passed_over or (self.source.account_id, None) in passed_over
-        if room <= 0 or is_passed_over or now() < self.not_before:
+        is_excluded = self.source in excluded or (self.source.account_id, None) in excluded
+        if room <= 0 or is_excluded or now() < self.not_before:
             return False
         self.lines -= room
         self.in_lane += room
         self.numbers += room
-        self.lane.add(self, [Line(self.numbers + number, self.kind) for number in range(room)])
+        self.lane.add(self, [FakeLine(self.numbers + number, self.kind) for number in range(room)])
         return True
 
 

@@ -19,7 +19,7 @@ from xalen_batch.worker.pace import INTERVAL, MOST_KINDS, Pace
 SOURCE = Source.of(ids.new(), ids.new())
 OK = Answered(200, b"{}", Usage(1, 1))
 BROKEN = Retryable("The backend answered 500.", 500)
-AWAY = Retryable("No connection to the backend could be made.", is_unreachable=True)
+UNREACHABLE = Retryable("No connection to the backend could be made.", is_unreachable=True)
 Events = list[MutableMapping[str, Any]]
 
 
@@ -56,7 +56,7 @@ def test_the_first_failure_of_a_kind_is_logged_at_once_with_status_reason_and_ba
 ) -> None:
     async def main() -> None:
         of = Pace("chat", lambda: 0)
-        for outcome in (BROKEN, BROKEN, AWAY):
+        for outcome in (BROKEN, BROKEN, UNREACHABLE):
             await send(of, outcome)
         of.close()
 
@@ -69,7 +69,7 @@ def test_the_first_failure_of_a_kind_is_logged_at_once_with_status_reason_and_ba
         1,
     )
     assert (first["account_id"], first["batch_id"]) == SOURCE
-    assert (second["status"], second["reason"]) == (None, AWAY.reason)
+    assert (second["status"], second["reason"]) == (None, UNREACHABLE.reason)
     # Nothing that was counted is lost when the lane closes.
     assert (later["status"], later["count"]) == (500, 1)
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from tests.unit.virtual_time import Server, run
 from xalen_batch.catalog import CHAT, RERANK, BackendConfig
 from xalen_batch.ratelimit.backend import RETRY, TYPICAL_ANSWER, Rates, estimate
-from xalen_batch.ratelimit.buckets import HOLD, Limit
+from xalen_batch.ratelimit.buckets import HOLD, RateLimit
 
 TOLERANCE = 1e-3
 
@@ -80,11 +80,11 @@ async def send_for(
             if used is not None:
                 rates.settle(tokens, used)
 
-    pumps = [asyncio.create_task(one()) for _ in range(in_flight)]
+    senders = [asyncio.create_task(one()) for _ in range(in_flight)]
     await asyncio.sleep(seconds)
-    for pump in pumps:
-        pump.cancel()
-    await asyncio.gather(*pumps, return_exceptions=True)
+    for sender in senders:
+        sender.cancel()
+    await asyncio.gather(*senders, return_exceptions=True)
 
 
 def now() -> float:
@@ -127,7 +127,7 @@ def test_no_window_holds_more_than_the_bucket_and_what_filled_it_meanwhile(
                 await asyncio.wait_for(asyncio.gather(*steps), 10)
 
     run(main)
-    requests, tokens = Limit(per_minute), Limit(tokens_per_minute)
+    requests, tokens = RateLimit(per_minute), RateLimit(tokens_per_minute)
     until = [0, *accumulate(sent.tokens)]
     for first, start in enumerate(sent.at):
         for last in range(first, len(sent.at)):

@@ -1,17 +1,17 @@
 """Since when a backend has not answered."""
 
-from xalen_batch.worker.silence import TOLD_AFTER, Silence
+from xalen_batch.worker.silence import REPORTED_AFTER, Silence
 
 
 def test_it_is_told_from_the_first_failure_on_with_the_last_one_until_there_is_an_answer() -> None:
     now = [100.0]
     silence = Silence(lambda: now[0])
     silence.failed("first")
-    assert silence.told is None
-    now[0] += TOLD_AFTER
+    assert silence.report is None
+    now[0] += REPORTED_AFTER
     silence.failed("last")
-    assert silence.told == (TOLD_AFTER, "last")
+    assert silence.report == (REPORTED_AFTER, "last")
     silence.over()
-    assert silence.told is None
+    assert silence.report is None
     silence.failed("again")
-    assert silence.told is None
+    assert silence.report is None

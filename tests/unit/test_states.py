@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from xalen_batch.states import BATCH_MOVES, TASK_MOVES, TERMINAL, BatchStatus, TaskState
+from xalen_batch.states import BATCH_MOVES, TERMINAL, BatchStatus
 
 # Read off the published batch lifecycle, independently of the table in the code.
 ALLOWED = {
@@ -37,12 +37,3 @@ def test_every_batch_state_is_reached_from_validating() -> None:
         reached |= new
         frontier += new
     assert reached == set(BatchStatus)
-
-
-def test_a_done_task_stays_done() -> None:
-    assert TASK_MOVES[TaskState.DONE] == frozenset()
-    assert all(
-        TaskState.DONE in moves
-        for state, moves in TASK_MOVES.items()
-        if state is not TaskState.DONE
-    )

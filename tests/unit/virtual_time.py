@@ -11,7 +11,7 @@ from unittest import mock
 import redis
 
 from xalen_batch.ratelimit import backend
-from xalen_batch.ratelimit.buckets import Ask, Grant, Limits, OwnBucket
+from xalen_batch.ratelimit.buckets import Ask, Grant, LocalBucket, RateLimits
 
 
 class Selector(selectors.DefaultSelector):
@@ -39,19 +39,19 @@ class Server:
     def __init__(self) -> None:
         self.is_away = False
         self.calls = 0
-        self._bucket: OwnBucket | None = None
+        self._bucket: LocalBucket | None = None
 
     def lose(self) -> None:
         self._bucket = None
 
-    async def take(self, limits: Limits, ask: Ask) -> Grant:
+    async def take(self, limits: RateLimits, ask: Ask) -> Grant:
         await asyncio.sleep(0.001)
         if self.is_away:
             raise redis.ConnectionError
         self.calls += 1
         now = asyncio.get_running_loop().time()
         if self._bucket is None:
-            self._bucket = OwnBucket(limits, now)
+            self._bucket = LocalBucket(limits, now)
             self._bucket.take(Ask(spent_requests=-1), 1, now)
         grant = self._bucket.take(ask, 1, now)
         await asyncio.sleep(0.001)
@@ -63,7 +63,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], server: Server | None = N
     server = server or Server()
 
     class Bucket:
-        def __init__(self, name: str, limits: Limits) -> None:
+        def __init__(self, name: str, limits: RateLimits) -> None:
             self._limits = limits
 
         async def take(self, ask: Ask) -> Grant:

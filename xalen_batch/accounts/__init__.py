@@ -1,1 +1,1 @@
-"""Accounts: their keys, what they may hold, and the audit log of what was changed."""
+"""Accounts, their API keys, their quotas, and the audit log."""

@@ -1,4 +1,4 @@
-"""Accounts, and who a key stands for."""
+"""Accounts, and the authentication of API keys."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,12 @@ from xalen_batch.accounts import audit, secrets
 from xalen_batch.errors import Forbidden, InvalidRequest, NotFound, Unauthenticated
 from xalen_batch.models import Account, ApiKey
 
+# `last_used_at` is written at most once in this time.
 LAST_USED_RESOLUTION = timedelta(minutes=1)
 
 
 class Scope(StrEnum):
-    """What a key may do."""
+    """A permission of a key."""
 
     SUBMIT = "submit"  # create and delete files, create and cancel batches
     READ = "read"  # list and get files, batches and models, download results
@@ -27,7 +28,7 @@ class Scope(StrEnum):
     ADMIN = "admin"  # list, make, rotate and revoke the keys of its account and mode
 
 
-# What a key may do unless it is said: all but make others.
+# The default scopes of a key: all but ADMIN.
 ORDINARY = tuple(scope for scope in Scope if scope is not Scope.ADMIN)
 
 
@@ -41,14 +42,14 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Caller(Owner):
-    """Who asks, and what their key may do."""
+    """The owner that a request acts for, with the key that it was sent with."""
 
     scopes: frozenset[str]
     key_id: UUID
 
     @property
     def actor(self) -> str:
-        """By what name the audit log knows them."""
+        """The caller's name in the audit log: the public id of the key."""
         return ids.render("key", self.key_id)
 
     def require(self, scope: Scope) -> None:
@@ -61,7 +62,7 @@ class Caller(Owner):
 
 
 def create(session: Session, name: str) -> Account:
-    """A new account. InvalidRequest if the name is taken."""
+    """Create an account. Raises InvalidRequest if the name is taken."""
     _refuse_taken(session, name)
     account = Account(id=ids.new(), name=name)
     session.add(account)
@@ -88,24 +89,28 @@ def named(session: Session, name: str) -> Account:
 
 
 def rename(session: Session, account: Account, name: str) -> None:
-    """InvalidRequest if the name is taken. Keys, batches and invoices stay with the account."""
+    """Rename an account, which keeps its keys, batches and invoices.
+
+    Raises InvalidRequest if the name is taken.
+    """
     _refuse_taken(session, name)
     account.name = name
     session.flush()
 
 
 def weigh(session: Session, account: Account, weight: int) -> None:
-    """Set the account's share of busy backends: with weight 4 it is served four lines for one of an
-    account with weight 1.
+    """Set the account's share of busy backends.
+
+    With weight 4 it is served four lines for each line of an account with weight 1.
     """
     account.weight = weight
     session.flush()
 
 
 def disable(session: Session, account: Account) -> None:
-    """Refuse the account's keys and start no run of its schedules.
+    """Refuse the account's keys and start no run of its schedules. Idempotent.
 
-    Batches that run go on. Again changes nothing.
+    Batches that exist go on.
     """
     if account.disabled_at is None:
         account.disabled_at = db.now(session)
@@ -113,7 +118,7 @@ def disable(session: Session, account: Account) -> None:
 
 
 def enable(session: Session, account: Account) -> None:
-    """Undo `disable`. Schedules treat the time between as their misfire policy says."""
+    """Undo `disable`. The misfire policy of each schedule applies to the fires that were missed."""
     account.disabled_at = None
     session.flush()
 
@@ -130,18 +135,18 @@ def _refuse_taken(session: Session, name: str) -> None:
 
 
 def may_simulate(session: Session, account_id: UUID) -> bool:
-    """Whether live keys of the account may have answers of models that the catalog calls simulated."""
+    """Whether live batches of the account may use models that the catalog calls simulated."""
     return bool(session.scalar(select(Account.simulated_live).where(Account.id == account_id)))
 
 
 def let_simulate(session: Session, account_id: UUID, is_allowed: bool) -> None:
-    """Set that. Batches that exist keep what they were created with."""
+    """Set `may_simulate`. Batches that exist keep their backends."""
     session.execute(
         update(Account).where(Account.id == account_id).values(simulated_live=is_allowed)
     )
 
 
-# Made once: each request asks this.
+# Built once, since every request runs it.
 _BY_HASH = select(
     ApiKey.id,
     ApiKey.account_id,
@@ -149,8 +154,7 @@ _BY_HASH = select(
     ApiKey.scopes,
     ApiKey.revoked_at,
     ApiKey.expires_at <= func.now(),
-    # Of what changes in this transaction, the audit log says that it was this key: no round trip of
-    # its own.
+    # Makes the key the actor of this transaction in the audit log, without a second round trip.
     func.set_config(
         audit.SETTING, func.concat("key_", func.replace(cast(ApiKey.id, Text), "-", "")), True
     ),
@@ -162,12 +166,12 @@ _BY_HASH = select(
 
 
 def authenticate(session: Session, secret: str) -> Caller:
-    """Who a key stands for. Unauthenticated if nobody, or if it was revoked or has expired;
-    Forbidden if its account is disabled.
+    """The caller that a key belongs to.
 
-    Found by its SHA-256 and never compared itself, so the time that takes tells nothing about a
-    key: two that differ in one digit have nothing in common there. What cannot be a key is refused
-    without asking the database.
+    Raises Unauthenticated for a key that is unknown, revoked or expired, and Forbidden if its
+    account is disabled. The look-up is by the SHA-256 of the key, so its time does not reveal how
+    many characters are right (no timing attack). A text that cannot be a key, by its form or
+    checksum, is refused without a query.
     """
     if not secrets.is_possible(secret):
         if secret.startswith(tuple(secrets.PREFIXES.values())):
@@ -201,7 +205,7 @@ def authenticate(session: Session, secret: str) -> Caller:
 
 
 def _stamp(session: Session, key_id: UUID) -> None:
-    # Skips a row that another request is stamping: nobody waits for a timestamp.
+    # SKIP LOCKED: a request does not wait for another that writes the same timestamp.
     free = (
         select(ApiKey.id)
         .where(ApiKey.id == key_id)

@@ -1,8 +1,7 @@
-"""The audit log: who made, changed or ended which key, price, schedule or invoice, and what it was
-before.
+"""The audit log: each change of a key, price, schedule or invoice, with its actor.
 
-Triggers of the database write it, in the transaction of the change, so that no change goes without
-(docs/decisions/0018). Here it is said who acts, and the log is read.
+Triggers write an entry in the transaction of the change, so no change lacks one
+(docs/decisions/0018). This module sets the actor of a transaction, and reads the log.
 """
 
 from collections.abc import Sequence
@@ -13,20 +12,20 @@ from sqlalchemy.orm import Session
 
 from xalen_batch.models import AuditEntry
 
-# Who acts where nobody says who: `db.engine` gives it to every connection of ours.
+# The actor of a transaction that sets none; `db.engine` sets it for every connection.
 SYSTEM = "system"
 SETTING = "xalen.actor"
 
 
 def sign(session: Session, actor: str) -> None:
-    """Whatever changes from here to the end of this transaction is this one's doing."""
+    """Set the actor in the audit log until the end of this transaction."""
     session.execute(select(func.set_config(SETTING, actor, True)))
 
 
 def entries(
     session: Session, *, since: datetime | None = None, object_id: str | None = None, limit: int
 ) -> Sequence[AuditEntry]:
-    """The latest entries, in the order in which they were written."""
+    """The latest `limit` entries, in the order in which they were written."""
     rows = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit)
     if since is not None:
         rows = rows.where(AuditEntry.at >= since)

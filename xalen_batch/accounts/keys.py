@@ -1,7 +1,4 @@
-"""Keys: made, listed, rotated and revoked.
-
-The secret is shown once, and kept nowhere but as its hash.
-"""
+"""API keys: create, list, rotate and revoke. The secret is shown once, and stored as its hash."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -14,11 +11,11 @@ from xalen_batch import db, ids, paging
 from xalen_batch.accounts import quotas, secrets
 from xalen_batch.accounts.accounts import ORDINARY, Owner, Scope
 from xalen_batch.accounts.quotas import Quota
-from xalen_batch.errors import InvalidRequest, NotFound
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest, NotFound
 from xalen_batch.models import ApiKey
 from xalen_batch.paging import Page
 
-# How long a key may still be used beside the one that takes its place.
+# Time for which a rotated key is valid beside its successor.
 OVERLAP = timedelta(hours=24)
 LONGEST_OVERLAP = timedelta(days=30)
 
@@ -32,12 +29,14 @@ def create(
     expires_at: datetime | None = None,
     rotated_from: UUID | None = None,
 ) -> tuple[ApiKey, str]:
-    """A new key and its secret, which can be shown only now.
+    """Create a key. Returns it with its secret, which is not stored.
 
-    TooManyRequests if the account has too many that can be used.
+    Raises InvalidRequest for unknown or missing scopes, and TooManyRequests if the account has its
+    quota of valid keys.
     """
     wanted = list(dict.fromkeys(scopes))
-    if unknown := set(wanted) - set(Scope):
+    unknown = set(wanted) - set(Scope)
+    if unknown:
         raise InvalidRequest(
             f"scopes: {', '.join(sorted(unknown))} is no scope. Choose among {', '.join(Scope)}.",
             param="scopes",
@@ -65,7 +64,7 @@ def create(
 
 
 def check_overlap(overlap: timedelta) -> None:
-    """InvalidRequest for an overlap that is negative or longer than LONGEST_OVERLAP."""
+    """Raise InvalidRequest for an overlap that is negative or longer than LONGEST_OVERLAP."""
     if not timedelta() <= overlap <= LONGEST_OVERLAP:
         raise InvalidRequest(
             f"overlap: it must be between 0 and {LONGEST_OVERLAP.days} days.",
@@ -74,11 +73,10 @@ def check_overlap(overlap: timedelta) -> None:
 
 
 def rotate(session: Session, key: ApiKey, overlap: timedelta = OVERLAP) -> tuple[ApiKey, str]:
-    """A new key in the place of a locked one, and its secret; the old one expires after the
-    overlap.
+    """Create the successor of a locked key. Returns it with its secret.
 
-    It has the account, mode, name and scopes of the old one, and as long a life if that has an end.
-    InvalidRequest for a key that can be used no more, or was rotated already.
+    The successor has the account, mode, name, scopes and lifetime of the old key, which expires
+    after the overlap. Raises InvalidRequest for a key that is revoked, expired or already rotated.
     """
     check_overlap(overlap)
     successor = session.scalar(select(ApiKey.id).where(ApiKey.rotated_from == key.id))
@@ -97,9 +95,8 @@ def rotate(session: Session, key: ApiKey, overlap: timedelta = OVERLAP) -> tuple
         )
     expires_at = None if key.expires_at is None else now + (key.expires_at - key.created_at)
     owner = Owner(key.account_id, key.livemode)
-    # Never later than it would have been. Before the new key is counted: without an overlap it
-    # takes the place of the old one.
     key.expires_at = now + overlap if key.expires_at is None else min(key.expires_at, now + overlap)
+    # Flushed before `create` counts the valid keys: without an overlap the old key is none of them.
     session.flush()
     return create(
         session, owner, name=key.name, scopes=key.scopes, expires_at=expires_at, rotated_from=key.id
@@ -107,38 +104,36 @@ def rotate(session: Session, key: ApiKey, overlap: timedelta = OVERLAP) -> tuple
 
 
 def revoke(session: Session, key: ApiKey) -> None:
-    """Refuse a locked key from now on. Revoking again changes nothing."""
+    """Refuse a locked key from now on. Idempotent."""
     if key.revoked_at is None:
         key.revoked_at = db.now(session)
         session.flush()
 
 
 def lock(session: Session, public_id: str, owner: Owner | None = None) -> ApiKey:
-    """A key that nobody else changes before this transaction ends; with an owner, only theirs.
+    """Lock and return a key until this transaction ends; with an owner, only a key of theirs.
 
-    NotFound if there is none.
+    Raises NotFound.
     """
     id = ids.parse("key", public_id)
     rows = select(ApiKey) if owner is None else _visible(owner)
-    key = (
-        None
-        if id is None
-        else session.scalars(rows.where(ApiKey.id == id).with_for_update()).one_or_none()
-    )
+    key = None
+    if id is not None:
+        key = session.scalars(rows.where(ApiKey.id == id).with_for_update()).one_or_none()
     if key is None:
-        raise NotFound(f"No such API key: {public_id[:100]}", param="key_id")
+        raise NotFound(f"No such API key: {public_id[:QUOTED_CHARS]}", param="key_id")
     return key
 
 
 def page(session: Session, owner: Owner, *, limit: int, after: str | None) -> Page[ApiKey]:
-    """Keys that can be used, the newest first."""
+    """A page of the owner's valid keys, the newest first."""
     usable = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())
     rows = _visible(owner).where(ApiKey.revoked_at.is_(None), usable)
     return paging.page(session, rows, ApiKey.id, "key", limit=limit, order="desc", after=after)
 
 
 def every(session: Session) -> Sequence[ApiKey]:
-    """The keys of all accounts, the revoked and expired ones too, in the order of creation."""
+    """All keys of all accounts, also revoked and expired ones, in the order of creation."""
     return session.scalars(select(ApiKey).order_by(ApiKey.id)).all()
 
 

@@ -1,9 +1,11 @@
-"""Quotas: how much of the service an account may hold at a time, in one mode (docs/decisions/0020).
+"""Quotas: the limits of an account in one mode (docs/decisions/0020).
 
-Usage is counted from the rows themselves, so it neither drifts nor leaks: whatever ends a batch or
-deletes a file gives its share back in the same commit. What has too many rows to count is tallied
-by triggers, in the transaction that changes them (0028). Callers count and insert under a
-per-account advisory lock, so concurrent requests cannot exceed a limit.
+Usage is counted from the rows themselves, so it cannot drift: the commit that ends a batch or
+deletes a file also frees its share. Rows that are too many to count are tallied by triggers, in the
+transaction that changes them (docs/decisions/0028).
+
+Callers count and insert under an advisory lock per account, so concurrent requests cannot exceed a
+limit (no write skew).
 """
 
 from collections.abc import Mapping
@@ -40,16 +42,17 @@ from xalen_batch.models.batches import OPEN
 from xalen_batch.models.quotas import Tally
 from xalen_batch.states import RunState
 
-# The first half of the key of the lock.
+# The first half of the key of the advisory lock; the second is a hash of the owner.
 LOCK = 7261958
-# Seconds after which it is worth asking again: other batches of the account may have ended.
+# Seconds after which clients may repeat a refused request: batches may have ended by then.
 RETRY_AFTER = 5.0
 
 
 class Quota(StrEnum):
-    """What an account may hold, and how fast it may ask.
+    """A quantity that is limited for each account and mode.
 
-    Batches, lines and tokens are those of batches that have not ended.
+    Batches, lines and tokens count in batches that have not ended. The two rates are token buckets
+    in Redis (ratelimit/account.py); the others are counted here.
     """
 
     OPEN_BATCHES = "open_batches"
@@ -67,13 +70,11 @@ class Quota(StrEnum):
 
 
 # None: no limit.
-Limits = Mapping[Quota, int | None]
+QuotaLimits = Mapping[Quota, int | None]
 ENQUEUED = (Quota.OPEN_BATCHES, Quota.ENQUEUED_LINES, Quota.ENQUEUED_TOKENS)
-# Counted in Redis (ratelimit/account.py), not from rows.
-RATES = (Quota.REQUESTS_PER_SECOND, Quota.CHANGES_PER_MINUTE)
 
-# What a batch fails with that was made while there was room, and does not fit now that it is read.
-# OpenAI's code where it has one.
+# Error codes of a batch that was admitted, and exceeds a quota when its file is read. OpenAI's
+# codes where it has them.
 FAULTS = {
     Quota.ENQUEUED_LINES: "line_limit_exceeded",
     Quota.ENQUEUED_TOKENS: "token_limit_exceeded",
@@ -118,7 +119,7 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """What was asked for beside what is held is more than the limit."""
+    """A quota that a request would exceed: held + asked > limit."""
 
     quota: Quota
     held: int
@@ -140,24 +141,24 @@ class Excess:
 
     @property
     def is_final(self) -> bool:
-        """Whether it would not fit an account that holds nothing either."""
+        """Whether the request alone exceeds the limit, so that waiting cannot help."""
         return self.asked > self.limit
 
     @property
     def fault_code(self) -> str:
+        """The error code of a batch that fails for this excess."""
         return FAULTS[self.quota]
 
     def refusal(self) -> TooManyRequests:
+        """The error of a request that is refused for this excess."""
         code = f"{self.quota}_limit"
-        return (
-            OverLimit(self.message, code=code)
-            if self.is_final
-            else TooManyRequests(self.message, retry_after=RETRY_AFTER, code=code)
-        )
+        if self.is_final:
+            return OverLimit(self.message, code=code)
+        return TooManyRequests(self.message, retry_after=RETRY_AFTER, code=code)
 
 
 def limits(session: Session, owner: Owner) -> dict[Quota, int | None]:
-    """The limits in force: the settings', or those that an operator gave this account."""
+    """The limits in force: those that an operator gave this account, else those of the settings."""
     return {quota: getattr(settings(), f"quota_{quota}") for quota in Quota} | given(session, owner)
 
 
@@ -167,51 +168,53 @@ def given(session: Session, owner: Owner) -> dict[Quota, int | None]:
 
 
 def held(session: Session, owner: Owner) -> dict[Quota, int]:
-    """What the account has, as other transactions have committed it. The RATES are not in it."""
+    """The usage of each quota but the rates, as committed by other transactions."""
     return _enqueued(session, owner) | {quota: _counted(session, owner, quota) for quota in _COUNTS}
 
 
 def admit_batch(session: Session, owner: Owner) -> None:
-    """Let this transaction make one more batch.
+    """Reserve one more open batch in this transaction.
 
-    TooManyRequests if one too many are open, or no line or token more has room.
+    Raises TooManyRequests if the account's open batches, lines or tokens are at their limit.
     """
     lock(session, owner)
-    if excess := _excess(
-        limits(session, owner), _enqueued(session, owner), dict.fromkeys(ENQUEUED, 1)
-    ):
-        raise excess.refusal()
+    asked = dict.fromkeys(ENQUEUED, 1)
+    found = _excess(limits(session, owner), _enqueued(session, owner), asked)
+    if found is not None:
+        raise found.refusal()
 
 
 def admit_lines(session: Session, owner: Owner, *, lines: int, tokens: int) -> Excess | None:
-    """Let this transaction give an open batch its lines, or say what is against it.
+    """The excess if an open batch gets these lines and tokens; None: there is capacity.
 
-    The caller has the account's lock.
+    The caller holds the account's lock.
     """
     asked = {Quota.ENQUEUED_LINES: lines, Quota.ENQUEUED_TOKENS: tokens}
     return _excess(limits(session, owner), _enqueued(session, owner), asked)
 
 
 def admit(session: Session, owner: Owner, asked: Mapping[Quota, int]) -> None:
-    """Let this transaction take so much more of each quota, of those that `excess` knows.
+    """Reserve amounts of quotas in this transaction, under the account's lock.
 
-    TooManyRequests if there is no room for one.
+    `asked`: quotas that `excess` counts. Raises TooManyRequests if an amount exceeds its limit.
     """
     lock(session, owner)
-    if found := excess(session, owner, asked):
+    found = excess(session, owner, asked)
+    if found is not None:
         raise found.refusal()
 
 
 def excess(
     session: Session, owner: Owner, asked: Mapping[Quota, int], *, is_recorded: bool = False
 ) -> Excess | None:
-    """The first excess if so much more were taken. Without the account's lock it is true of this
-    moment alone.
+    """The first quota that the amounts in `asked` would exceed; None: none.
 
-    `is_recorded`: this transaction has written its rows already, so the counts have them.
+    The caller holds the account's lock, unless an estimate is enough. `is_recorded`: this
+    transaction has already inserted the rows, so the counts include them. ENQUEUED quotas and rates
+    are not counted here.
     """
     found = limits(session, owner)
-    # What has no limit is not counted.
+    # Unlimited quotas are not counted, which saves queries.
     limited = {quota: more for quota, more in asked.items() if found[quota] is not None}
     held = {
         quota: _counted(session, owner, quota) - is_recorded * more
@@ -221,15 +224,15 @@ def excess(
 
 
 def lock(session: Session, owner: Owner) -> None:
-    """Nobody else takes more for this account before this transaction ends.
+    """Take the account's advisory lock until this transaction ends.
 
-    Lock order: the row of a schedule, then this, then the rows of batches and tallies.
+    Lock order: the row of a schedule, then this lock, then the rows of batches and tallies.
     """
     session.execute(_LOCK, {"lock": LOCK, "owner": f"{owner.account_id} {owner.livemode}"})
 
 
-def change(session: Session, owner: Owner, wanted: Limits) -> None:
-    """Give an account limits of its own; None: no limit."""
+def change(session: Session, owner: Owner, wanted: QuotaLimits) -> None:
+    """Set limits of an account, in place of the settings'; None: no limit."""
     for quota, most in wanted.items():
         row = insert(AccountQuota).values(**_of(owner), name=quota.value, most=most)
         session.execute(
@@ -241,7 +244,7 @@ def change(session: Session, owner: Owner, wanted: Limits) -> None:
 
 
 def reset(session: Session, owner: Owner, quota: Quota) -> None:
-    """Let the settings' limit hold again."""
+    """Apply the limit of the settings again."""
     mine = (
         AccountQuota.account_id == owner.account_id,
         AccountQuota.livemode == owner.livemode,
@@ -250,7 +253,9 @@ def reset(session: Session, owner: Owner, quota: Quota) -> None:
     session.execute(delete(AccountQuota).where(*mine))
 
 
-def _excess(limits: Limits, held: Mapping[Quota, int], asked: Mapping[Quota, int]) -> Excess | None:
+def _excess(
+    limits: QuotaLimits, held: Mapping[Quota, int], asked: Mapping[Quota, int]
+) -> Excess | None:
     for quota, more in asked.items():
         limit = limits[quota]
         if limit is not None and held[quota] + more > limit:
@@ -280,8 +285,8 @@ def _sum(column: SQLColumnExpression[int]) -> ColumnElement[int]:
     return func.coalesce(func.sum(column), 0)
 
 
-# Made once: every upload and every new batch asks. Statements of their own, since each is to see
-# what the one that had the lock before did.
+# Built once, since every upload and every new batch runs them. Locking and counting are separate
+# statements: a count in the same statement would have a snapshot from before the wait for the lock.
 _LOCK = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:owner))")
 _GIVEN = select(AccountQuota.name, AccountQuota.most).where(_is_of_owner(AccountQuota))
 _ENQUEUED = select(

@@ -1,8 +1,7 @@
-"""The secret of a key: `xln_test_` or `xln_live_`, 32 random digits of 62, and six digits that are
-the checksum of these.
+"""Secrets of API keys: a prefix for the mode, 32 random base 62 digits, and a checksum of six.
 
-By its checksum a scanner tells a leaked key from what only looks like one, and the API refuses a
-mistyped one without asking the database. Keys that are older than the checksum end without one.
+The prefix is `xln_test_` or `xln_live_`. By the checksum, secret scanners recognize a leaked key,
+and the API refuses a mistyped one without a query. Keys older than the checksum have none.
 """
 
 import hashlib
@@ -23,12 +22,13 @@ FORM = re.compile(
 
 
 def new(livemode: bool) -> str:
+    """A random secret."""
     digits = "".join(secrets.choice(BASE62) for _ in range(RANDOM_DIGITS))
     return PREFIXES[livemode] + digits + checksum(digits)
 
 
 def checksum(digits: str) -> str:
-    """CRC-32 in base 62, the most significant digit first."""
+    """The CRC-32 of the digits in base 62, the most significant digit first."""
     left, found = zlib.crc32(digits.encode()), ""
     for _ in range(CHECKSUM_DIGITS):
         left, digit = divmod(left, len(BASE62))
@@ -37,19 +37,19 @@ def checksum(digits: str) -> str:
 
 
 def is_possible(text: str) -> bool:
-    """Whether it can be a key of any server: its form and its checksum, if it has one, are right."""
+    """Whether a text has the form of a key, and the right checksum if it has one."""
     match = FORM.fullmatch(text)
     return match is not None and match[2] in (None, checksum(match[1]))
 
 
 def shown(secret: str) -> str:
-    """What may be shown of it, to tell keys apart: `xln_test_1a2B`."""
+    """The beginning of a secret that lists show, to tell keys apart: `xln_test_1a2B`."""
     return secret[: len(PREFIXES[False]) + SHOWN_DIGITS]
 
 
 def digest(secret: str) -> bytes:
-    """What is kept of it.
+    """The SHA-256 of a secret, which is stored.
 
-    Its digits are random, so there is nothing that a slow hash would protect.
+    The secret has 190 random bits, so a slow password hash would protect it no better.
     """
     return hashlib.sha256(secret.encode()).digest()

@@ -24,7 +24,7 @@ from xalen_batch.api import long_work, scopes
 from xalen_batch.api.http import budget
 from xalen_batch.config import settings
 from xalen_batch.errors import Forbidden, TooManyRequests, Unauthenticated, XalenError
-from xalen_batch.ratelimit import account, allowances
+from xalen_batch.ratelimit import account
 
 logger = log.get(__name__)
 
@@ -142,7 +142,7 @@ def _failures_limited(request: Request) -> Iterator[None]:
         yield
     except Unauthenticated:
         address = _address(request)
-        wait = allowances.draw(
+        wait = account.draw(
             f"failures:{address}", settings().failed_auth_per_minute, seconds=60
         ).wait
         if not wait:

@@ -16,6 +16,7 @@ from xalen_batch import db, fields, log, storage
 from xalen_batch.api import deps
 from xalen_batch.api.http import paths
 from xalen_batch.errors import (
+    QUOTED_CHARS,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
@@ -32,9 +33,8 @@ from xalen_batch.schedules.definition import Definition
 
 logger = log.get(__name__)
 
-SHOWN_VALUE = 100
 # Errors of a database or of object storage that is unreachable, overloaded or full.
-UNAVAILABLE = (*db.AWAY, *storage.AWAY)
+UNAVAILABLE = (*db.UNAVAILABLE, *storage.UNAVAILABLE)
 EXPECTED: tuple[type[Exception], ...] = (
     XalenError,
     RequestValidationError,
@@ -95,13 +95,13 @@ def translate(request: Request, error: Exception) -> XalenError:
             return deps.refusal(request) or _unreadable(error)
         case ClientDisconnect():
             return InvalidRequest("The connection was closed before the request was complete.")
-        case _ if isinstance(error, storage.AWAY) and storage.is_full(error):
+        case _ if isinstance(error, storage.UNAVAILABLE) and storage.is_full(error):
             logger.error("api.storage_full")
             return StorageFull(
                 "There is no room left to store this. Nothing of it was kept: send it again later,"
                 " or ask whoever runs the server."
             )
-        case _ if isinstance(error, db.AWAY) and db.trouble(error) is db.Trouble.CONFLICT:
+        case _ if isinstance(error, db.UNAVAILABLE) and db.trouble(error) is db.Trouble.CONFLICT:
             logger.warning(
                 "api.unavailable", error=type(error).__name__, reason=db.Trouble.CONFLICT
             )
@@ -110,7 +110,9 @@ def translate(request: Request, error: Exception) -> XalenError:
                 " one. Send it again."
             )
         case _ if isinstance(error, UNAVAILABLE):
-            reason = db.trouble(error) if isinstance(error, db.AWAY) else "storage.unreachable"
+            reason = (
+                db.trouble(error) if isinstance(error, db.UNAVAILABLE) else "storage.unreachable"
+            )
             logger.warning("api.unavailable", error=type(error).__name__, reason=reason)
             return Unavailable(
                 "The service cannot reach one of its stores right now. Send the request again in a"
@@ -123,7 +125,7 @@ def translate(request: Request, error: Exception) -> XalenError:
 
 
 def _no_route(request: Request, error: HTTPException) -> XalenError:
-    asked = f"{paths.method(request.scope)} {request.url.path[:SHOWN_VALUE]}"
+    asked = f"{paths.method(request.scope)} {request.url.path[:QUOTED_CHARS]}"
     if error.status_code == 404:
         return NotFound(f"Unknown request URL: {asked}. {paths.hint(request)}", code="unknown_url")
     return MethodNotAllowed(
@@ -165,7 +167,7 @@ def _invalid(errors: Sequence[Mapping[str, Any]], shape: type[BaseModel]) -> Inv
     """
     error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     where = [str(step) for step in error["loc"][1:]]
-    param = ".".join(where)[: 2 * SHOWN_VALUE] or None
+    param = ".".join(where)[: 2 * QUOTED_CHARS] or None
     if error["type"] == "json_invalid":
         reason = error["ctx"]["error"]
         return InvalidRequest(
@@ -184,8 +186,8 @@ def _invalid(errors: Sequence[Mapping[str, Any]], shape: type[BaseModel]) -> Inv
         )
     if error["type"] == "extra_forbidden":
         message = (
-            f"Unknown parameter: `{param[:SHOWN_VALUE]}`."
-            f" {_instead(where[-1][:SHOWN_VALUE], shape)}"
+            f"Unknown parameter: `{param[:QUOTED_CHARS]}`."
+            f" {_instead(where[-1][:QUOTED_CHARS], shape)}"
         )
         return InvalidRequest(message, param=param, code="unknown_parameter")
     message = (
@@ -211,4 +213,4 @@ def _instead(name: str, shape: type[BaseModel]) -> str:
 
 def _shown(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= SHOWN_VALUE else f"{text[:SHOWN_VALUE]}…"
+    return text if len(text) <= QUOTED_CHARS else f"{text[:QUOTED_CHARS]}…"

@@ -10,7 +10,7 @@ from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api.deps import calling
 from xalen_batch.ratelimit import account
-from xalen_batch.ratelimit.allowances import Draw
+from xalen_batch.ratelimit.account import Draw
 
 router = APIRouter(prefix="/v1/limits", tags=["extensions"])
 

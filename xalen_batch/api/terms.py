@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 from xalen_batch import batches, catalog, money
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api.deps import calling
+from xalen_batch.billing.terms import Terms
 from xalen_batch.config import settings
-from xalen_batch.terms import Terms
 
 router = APIRouter(prefix="/v1/terms", tags=["extensions"])
 

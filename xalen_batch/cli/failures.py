@@ -58,7 +58,7 @@ def describe(error: Exception) -> str:
     """
     from pydantic import ValidationError
 
-    from xalen_batch import complaints
+    from xalen_batch import config_errors
     from xalen_batch.config import Settings
     from xalen_batch.errors import ConfigError, XalenError
 
@@ -66,7 +66,7 @@ def describe(error: Exception) -> str:
         case Failed() | ConfigError() | XalenError():
             return str(error)
         case ValidationError(title="Settings"):
-            return f"A setting is not valid. {complaints.of_settings(error, Settings)}"
+            return f"A setting is not valid. {config_errors.of_settings(error, Settings)}"
         case OSError(strerror=str(reason), filename=str(name)):
             return f"{name}: {reason}"
         case OSError(strerror=str(reason)):

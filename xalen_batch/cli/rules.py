@@ -9,9 +9,9 @@ from xalen_batch.cli.client import ApiClient
 from xalen_batch.cli.failures import ApiError
 
 if TYPE_CHECKING:
+    from xalen_batch.billing.terms import Terms
     from xalen_batch.catalog import Model
     from xalen_batch.config import Settings
-    from xalen_batch.terms import Terms
 
 LIMITS = ("max_file_bytes", "max_batch_lines", "max_line_bytes")
 # The codes of a key without the scope `read`, and of an older server without the route.
@@ -35,8 +35,8 @@ class Rules:
 
 def of_server(client: ApiClient) -> Rules | None:
     """The server's rules for this key; None if it does not show them."""
+    from xalen_batch.billing.terms import Terms
     from xalen_batch.config import settings
-    from xalen_batch.terms import Terms
 
     try:
         told = client.get("/terms")
@@ -62,8 +62,8 @@ def of_server(client: ApiClient) -> Rules | None:
 def local() -> Rules:
     """The rules of this machine's catalog and settings."""
     from xalen_batch import catalog
+    from xalen_batch.billing.terms import Terms
     from xalen_batch.config import settings
-    from xalen_batch.terms import Terms
 
     models = catalog.models()
     prices = {

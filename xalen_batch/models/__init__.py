@@ -1,4 +1,4 @@
-"""The tables. The only place that writes a status; imports nothing of the services."""
+"""The tables, and the guarded UPDATEs that write a status. Imports no service."""
 
 from xalen_batch.models.accounts import Account, ApiKey
 from xalen_batch.models.audit import AuditEntry

@@ -1,4 +1,4 @@
-"""Who: accounts, and the keys that stand for one account in one mode."""
+"""Accounts, and their API keys. A key belongs to one account in one mode (live or test)."""
 
 from datetime import datetime
 from uuid import UUID
@@ -15,29 +15,30 @@ class Account(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
-    # Fair claiming: lines served so far over weight; the account with the least goes next.
+    # Weighted fair queuing: `virtual_time` is the lines served over `weight`; the account with the
+    # least is served next.
     weight: Mapped[int] = mapped_column(server_default="1")
     virtual_time: Mapped[float] = mapped_column(server_default="0")
-    # Claims of this account alternate: its batch with the next deadline, and a round robin over its
-    # batches by deadline. Whether the next claim is of the round robin, and the batch that it
-    # served last (docs/decisions/0036).
+    # Claims of an account alternate between its batch with the earliest deadline and a round robin
+    # over its batches by deadline. `rotates_next`: the next claim belongs to the round robin.
+    # `rotated_…`: the batch that the round robin served last (docs/decisions/0036).
     rotates_next: Mapped[bool] = mapped_column(server_default=text("false"))
     rotated_deadline: Mapped[datetime | None]
     rotated_batch_id: Mapped[UUID | None]
-    # Its keys are refused, and its schedules start no run.
+    # Not null: its keys are refused, and its schedules start no run.
     disabled_at: Mapped[datetime | None]
-    # Live batches may name models that the catalog calls simulated. The operator's word
+    # Live batches may name models that the catalog calls simulated. Set by the operator
     # (docs/decisions/0029).
     simulated_live: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class ApiKey(Base):
-    """A key is shown once; the table knows its first characters and its SHA-256."""
+    """An API key, stored as its first characters and its SHA-256. The key is shown only once."""
 
     __tablename__ = "api_keys"
     __table_args__ = (
-        # A key takes the place of one of its own account and mode.
+        # Target of the next constraint: a key replaces one of its own account and mode.
         UniqueConstraint("id", "account_id", "livemode"),
         ForeignKeyConstraint(
             ["rotated_from", "account_id", "livemode"],
@@ -58,5 +59,5 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
-    # The key that it takes the place of.
+    # The key that this one replaces.
     rotated_from: Mapped[UUID | None] = mapped_column(unique=True)

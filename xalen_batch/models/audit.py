@@ -1,4 +1,4 @@
-"""The audit log: what was changed, by whom. Triggers write it, and refuse to change it."""
+"""The audit log. Triggers insert its entries, and refuse to update or delete them."""
 
 from datetime import datetime
 from typing import Any
@@ -18,15 +18,15 @@ class AuditEntry(Base):
 
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     at: Mapped[datetime] = mapped_column(server_default=func.now())
-    # `key_…` of the API, `cli:` and a user of the operating system, `system`, or `database:` and a
-    # role of PostgreSQL.
+    # `key_…`: an API key. `cli:…`: a user of the operating system. `database:…`: a role of
+    # PostgreSQL. `system`: a process of ours.
     actor: Mapped[str]
     # `key.created`, `schedule.changed`, `price.deleted` …
     action: Mapped[str]
-    # The public id of what was changed.
+    # The public id of the changed object.
     object_id: Mapped[str]
     account_id: Mapped[UUID | None]
     livemode: Mapped[bool | None]
-    # The fields that differ; null where there was, or is, nothing.
+    # The fields that differ. `before` is null for a new object, `after` for a deleted one.
     before: Mapped[dict[str, Any] | None]
     after: Mapped[dict[str, Any] | None]

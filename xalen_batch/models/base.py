@@ -1,4 +1,4 @@
-"""What every table shares: constraint names, and the types behind the annotations."""
+"""The base class of the tables: naming of constraints, and column types of the annotations."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -24,11 +24,11 @@ class Base(DeclarativeBase):
         str: Text,
         int: BigInteger,
         bytes: LargeBinary,
-        # Unbounded: money is exact, whatever its number of digits.
+        # NUMERIC without a precision, so money keeps every digit.
         Decimal: Numeric,
         datetime: DateTime(timezone=True),
         UUID: Uuid,
-        # None is a null of the column, never the JSON `null`.
+        # None is stored as SQL NULL, never as the JSON value `null`.
         dict[str, Any]: JSONB(none_as_null=True),
         dict[str, str]: JSONB(none_as_null=True),
         list[dict[str, Any]]: JSONB(none_as_null=True),

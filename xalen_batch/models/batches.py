@@ -24,17 +24,18 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from xalen_batch.models.base import Base
 from xalen_batch.states import BATCH_MOVES, BatchStatus
 
-# A batch that has not ended. Written out, not bound: the planner proves from it that a partial
-# index will do.
+# The condition of a batch that has not ended. Literals instead of bound values: only then can the
+# planner prove that the query implies the predicate of a partial index.
 OPEN = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
 
 
 class Batch(Base):
     __tablename__ = "batches"
     __table_args__ = (
-        # What invoices and output files point at: a test batch can never carry live money.
+        # Target of foreign keys of invoices and output files: they have the batch's account and
+        # mode, so a test batch never carries live money.
         UniqueConstraint("id", "account_id", "livemode"),
-        # Whatever a batch points at is of its own account and mode.
+        # Files and schedules that a batch refers to have its account and mode.
         *(
             ForeignKeyConstraint(
                 [column, "account_id", "livemode"],
@@ -57,15 +58,14 @@ class Batch(Base):
             "expires_at",
             postgresql_where=text(OPEN),
         ),
-        # What quotas count.
+        # For quotas.
         Index(
             "ix_batches_account_id_livemode_open",
             "account_id",
             "livemode",
             postgresql_where=text(OPEN),
         ),
-        # What a claim looks through (models/next_task.py): queues, and in each its batches by their
-        # deadlines.
+        # For claims (models/next_task.py): the queues, and the batches of each by deadline.
         Index(
             "ix_batches_claimable",
             "account_id",
@@ -106,49 +106,49 @@ class Batch(Base):
     output_file_id: Mapped[UUID | None]
     error_file_id: Mapped[UUID | None]
     output_expires_after: Mapped[int | None]
-    # The one model all lines name; null while unknown, and where lines name several.
+    # The model that all lines name; null before validation, and if lines name several.
     model: Mapped[str | None]
-    # What an invalid line does: "fail" the batch before anything runs, or "skip": it ends in the
-    # error file, and the others run.
+    # `states.OnInvalid`: invalid lines fail the batch, or are skipped and end in the error file.
     on_invalid: Mapped[str] = mapped_column(server_default="fail")
     meta: Mapped[dict[str, str]] = mapped_column("metadata", server_default=text("'{}'"))
     errors: Mapped[list[dict[str, Any]] | None]
 
-    # What made it; null for a batch that a caller made.
+    # The schedule's run that created it; null for a batch that a caller created.
     schedule_id: Mapped[UUID | None]
     run_id: Mapped[UUID | None] = mapped_column(unique=True)
-    # Hours in which its lines may be started, a `windows.ExecutionWindow` as JSON; and the interval
-    # of them that is open now or opens next.
+    # `windows.ExecutionWindow` as JSON: the hours in which lines may start. `window_…_at`: its
+    # interval that is open now or opens next.
     execution_window: Mapped[dict[str, Any] | None]
     window_opens_at: Mapped[datetime | None]
     window_closes_at: Mapped[datetime | None]
 
-    # Frozen at creation: {model: {component: "USD per million tokens"}}; no key, no price.
+    # Frozen at creation: {model: {component: "USD per million tokens"}}. A component without a key
+    # has no price.
     price_snapshot: Mapped[dict[str, Any]]
     discount_rate: Mapped[Decimal]
-    # Frozen too: {model: "openai" or "simulated"}, what its lines are sent to; a model that is not
-    # in it is refused. Null in test mode, where every model is simulated, and in batches from
-    # before this column.
+    # Frozen at creation: {model: "openai" or "simulated"}, the kind of backend. Lines that name
+    # another model are refused. Null in test mode, where every model is simulated, and in batches
+    # older than this column.
     backends: Mapped[dict[str, str] | None]
 
-    # Of all its lines, as quotas count them; 0 until it is validated.
+    # Estimated input tokens of all lines, for quotas; 0 until the batch is validated.
     enqueued_tokens: Mapped[int] = mapped_column(server_default="0")
 
-    # Fixed at the end; while the batch runs, its tasks hold the counts.
+    # Fixed when the batch ends; while it runs, its tasks hold the counts.
     total: Mapped[int] = mapped_column(server_default="0")
     completed: Mapped[int] = mapped_column(server_default="0")
-    # While it runs: the invalid lines that were skipped, which no quota counts.
+    # While the batch runs: the number of skipped invalid lines, which quotas do not count.
     failed: Mapped[int] = mapped_column(server_default="0")
-    # Lines that nobody ran before the batch was cancelled or expired. Null before the batch ends,
-    # and in batches that ended before these columns, whose `failed` includes them.
+    # Lines that were not run before the batch was cancelled or expired. Null before the batch ends,
+    # and in batches that ended before these columns existed: their `failed` includes these lines.
     cancelled: Mapped[int | None]
     expired: Mapped[int | None]
     input_tokens: Mapped[int] = mapped_column(server_default="0")
     cached_tokens: Mapped[int] = mapped_column(server_default="0")
     output_tokens: Mapped[int] = mapped_column(server_default="0")
     reasoning_tokens: Mapped[int] = mapped_column(server_default="0")
-    # Of the billed tokens, those that we counted ourselves; null before the batch ends, and where
-    # it ended before they were noted.
+    # Billed tokens that xalen-batch counted because the backend reported no usable usage. Null
+    # before the batch ends, and in batches that ended before these columns existed.
     counted_input_tokens: Mapped[int | None]
     counted_output_tokens: Mapped[int | None]
 
@@ -162,32 +162,30 @@ class Batch(Base):
     cancelling_at: Mapped[datetime | None]
     cancelled_at: Mapped[datetime | None]
 
-    # Who validates or finalizes it, until when (as tasks have, for the steps of a whole batch).
+    # Lease and fence of the worker that validates or finalizes the batch, as on a task.
     fence: Mapped[int] = mapped_column(server_default="0")
     lease_until: Mapped[datetime | None]
-    # Workers that began to validate it and were not heard of again; the one that is at it now is
-    # among them.
+    # Worker crashes during validation. A worker counts its own crash when it begins, and takes it
+    # back if it fails without crashing.
     losses: Mapped[int] = mapped_column(server_default="0")
 
     def backend_of(self, model: str) -> str | None:
-        """What the lines of a model are sent to: "openai" or "simulated".
-
-        None: the batch may not name it.
-        """
+        """The kind of a model's backend, "openai" or "simulated"; None: the model is refused."""
         if not self.livemode:
             return "simulated"
         return "openai" if self.backends is None else self.backends.get(model)
 
     def move(self, session: Session, to: BatchStatus) -> bool:
-        """Move this batch on from the status it was read with. False: someone else moved it first.
+        """Move this batch from the status it was read with, by a guarded UPDATE.
 
-        Raises ValueError for a move that the table of moves does not have: that is a bug of ours.
+        False: another transaction moved it first, and nothing is written. Raises ValueError for a
+        move that BATCH_MOVES does not have, which is a bug of ours.
         """
         source = BatchStatus(self.status)
         if to not in BATCH_MOVES[source]:
             raise ValueError(f"a batch does not go from {source} to {to}")
         session.flush()
-        # Who starts to finalize goes on under the lease of its own; every other move ends a lease.
+        # The worker that starts to finalize keeps its lease; every other move ends the lease.
         lease_end = Batch.lease_until if to is BatchStatus.FINALIZING else None
         row = session.execute(
             update(Batch)
@@ -203,8 +201,9 @@ class Batch(Base):
 
 
 def window_is_open() -> ColumnElement[bool]:
-    """Whether a batch's lines may be started at this moment, by PostgreSQL's clock; always where
-    there is no execution window.
+    """Whether a batch's lines may start now, by PostgreSQL's clock.
+
+    True for a batch without an execution window.
     """
     return or_(
         Batch.window_closes_at.is_(None),
@@ -220,12 +219,11 @@ def roll_window(
     opens_at: datetime,
     closes_at: datetime,
 ) -> bool:
-    """Put the next interval in the place of the one that closed.
+    """Replace the execution interval that closed at `closed_at` by the next one.
 
-    False: someone else did, or has the row now.
+    False: another transaction replaced it, or has locked the row.
     """
-    # Never waits for a row: who rolls several would otherwise have to take them in the order of
-    # everyone else.
+    # SKIP LOCKED: waiting could deadlock, since callers replace several intervals in a transaction.
     free = (
         select(Batch.id)
         .where(Batch.id == batch_id, Batch.window_closes_at == closed_at)

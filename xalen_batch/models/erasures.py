@@ -1,4 +1,4 @@
-"""Erasures: deleted output files whose answers are still being erased."""
+"""Erasures: the progress of erasing the answers of deleted output files."""
 
 from uuid import UUID
 
@@ -9,10 +9,10 @@ from xalen_batch.models.base import Base
 
 
 class Erasure(Base):
-    """Written with the file's deletion, removed with its last answer."""
+    """Inserted when the file is deleted, and removed with the file's last answer."""
 
     __tablename__ = "erasures"
 
     file_id: Mapped[UUID] = mapped_column(ForeignKey("files.id"), primary_key=True)
-    # The last line that was looked at; lines are numbered from 1.
+    # The number of the last line that is done, from 1; 0 before the first.
     line_no: Mapped[int]

@@ -1,4 +1,4 @@
-"""Files: uploads, whose bytes are in object storage, and outputs, which are views over results."""
+"""Files: uploads, with their bytes in object storage, and output files, as views over results."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -19,18 +19,18 @@ from xalen_batch.models.base import Base
 
 
 class FilePart(StrEnum):
-    """Which lines of its batch an output file shows."""
+    """The lines of its batch that an output file shows: those that succeeded, or the others."""
 
     OUTPUT = "output"
     ERROR = "error"
 
 
 class File(Base):
-    """Never updated after it is there but for its deletion."""
+    """A row changes when the file is deleted, and when a schedule's run has assembled its input."""
 
     __tablename__ = "files"
     __table_args__ = (
-        # With the bytes, so that an account's are added up without a look at its files.
+        # A covering index: quotas sum the bytes of an account by an index-only scan.
         Index(
             "ix_files_account_id_livemode_id",
             "account_id",
@@ -39,8 +39,8 @@ class File(Base):
             postgresql_where=text("deleted_at IS NULL"),
             postgresql_include=["bytes"],
         ),
-        # What batches and schedules point at, and what an output file is of: all of one account and
-        # mode.
+        # Target of foreign keys of batches and schedules. With the next one: a batch, its schedule
+        # and its files have the same account and mode.
         UniqueConstraint("id", "account_id", "livemode"),
         ForeignKeyConstraint(
             ["batch_id", "account_id", "livemode"],
@@ -57,10 +57,10 @@ class File(Base):
     purpose: Mapped[str]
     filename: Mapped[str]
     size: Mapped[int] = mapped_column("bytes")
-    # Of an upload: what its idempotency key and its batches are checked against. Null, with no
-    # bytes yet, while the input of a schedule's run waits to be put together.
+    # Of an upload; compared when an idempotency key is used again. Null, and 0 bytes, while the
+    # input of a schedule's run is not assembled.
     sha256: Mapped[bytes | None]
-    # Of an output file.
+    # Of an output file, else null.
     batch_id: Mapped[UUID | None]
     part: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

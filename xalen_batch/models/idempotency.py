@@ -1,4 +1,4 @@
-"""Answers kept to be replayed for the same `Idempotency-Key`."""
+"""Idempotency keys, with the answers that are replayed for them."""
 
 from datetime import datetime
 from uuid import UUID
@@ -10,14 +10,14 @@ from xalen_batch.models.base import Base
 
 
 class IdempotencyKey(Base):
-    """Written in the transaction that creates the object, so both exist or neither does."""
+    """Inserted in the transaction that creates the object, so that both exist or neither does."""
 
     __tablename__ = "idempotency_keys"
 
     account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), primary_key=True)
     livemode: Mapped[bool] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
-    # Method, path and hash of the body: the same key with another request is an error.
+    # Method and path, and a hash of the body: the same key with another request is an error.
     route: Mapped[str]
     fingerprint: Mapped[bytes]
     answer: Mapped[bytes]

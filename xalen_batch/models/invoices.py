@@ -1,7 +1,4 @@
-"""Invoices, one per batch, and the monthly statements over them.
-
-Immutable once issued (a trigger refuses changes).
-"""
+"""Invoices of batches, and the monthly statements over them. A trigger refuses changes."""
 
 from datetime import date, datetime
 from decimal import Decimal
@@ -23,11 +20,11 @@ from xalen_batch.models.base import Base
 
 
 class Invoice(Base):
-    """Either of a batch (exact, never rounded) or of an account's month (payable, rounded once)."""
+    """The invoice of a batch (exact, not rounded), or an account's monthly statement (rounded)."""
 
     __tablename__ = "invoices"
     __table_args__ = (
-        # Test mode never meets live money: the batch must have the invoice's own account and mode.
+        # The batch has the invoice's account and mode, so test mode never meets live money.
         ForeignKeyConstraint(
             ["batch_id", "account_id", "livemode"],
             ["batches.id", "batches.account_id", "batches.livemode"],
@@ -48,7 +45,7 @@ class Invoice(Base):
     batch_id: Mapped[UUID | None]
     # First day of a statement's month, UTC.
     month: Mapped[date | None] = mapped_column(Date)
-    # The schedule that made the batch, by the name it had.
+    # The schedule that created the batch, and its name at that time.
     schedule_id: Mapped[UUID | None]
     schedule_name: Mapped[str | None]
     currency: Mapped[str]
@@ -64,7 +61,7 @@ class Invoice(Base):
 
 
 class InvoiceLine(Base):
-    """One line; the amounts of an invoice's lines sum to its total, exactly."""
+    """One line of an invoice. The amounts of its lines sum exactly to its total."""
 
     __tablename__ = "invoice_lines"
     __table_args__ = (
@@ -79,16 +76,16 @@ class InvoiceLine(Base):
     description: Mapped[str]
     model: Mapped[str | None]
     component: Mapped[str | None]
-    # Tokens; requests of a not_billed line, unless its reason is that the tokens have no price.
+    # Tokens; on a not_billed line requests, unless its reason is `no_price`.
     quantity: Mapped[Decimal | None] = mapped_column(Numeric)
-    # USD per million tokens of a usage line; the rate of a discount line.
+    # USD per million tokens on a usage line; the rate on a discount line.
     unit_price: Mapped[Decimal | None]
-    # Of a not_billed line: why. `usage_counted` on a usage line: its tokens were counted by us; on
-    # a statement's line: some of its batch were.
+    # On a not_billed line: why. `usage_counted` on a usage line: xalen-batch counted its tokens; on
+    # a statement's line: it counted some of the batch's tokens.
     reason: Mapped[str | None]
-    # What wrote the answers of a usage line: "openai", a model server, or "simulated". Null on
-    # lines from before this column.
+    # On a usage line, the kind of backend that answered: "openai" (a model server) or "simulated".
+    # Null on lines older than this column.
     answered_by: Mapped[str | None]
-    # Of a statement's line: the batch invoice it stands for.
+    # On a statement's line: the batch invoice that it sums up.
     source_invoice_id: Mapped[UUID | None] = mapped_column(ForeignKey("invoices.id"))
     amount: Mapped[Decimal]

@@ -1,4 +1,4 @@
-"""The mark of the store: which folder of input files belongs to this database."""
+"""The store mark: the id that the storage folder of this database holds (docs/decisions/0032)."""
 
 from datetime import datetime
 from uuid import UUID
@@ -10,10 +10,10 @@ from xalen_batch.models.base import Base
 
 
 class StoreMark(Base):
-    """The only row. The migration makes the id, so it is the same in a copy of the database."""
+    """A table of one row. A migration generates the id, so a copy of the database has the same."""
 
     __tablename__ = "store_mark"
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
-    # When the id was written into the store; null until the first API process has found its store.
+    # When an API process wrote the id into the store; null before that.
     placed_at: Mapped[datetime | None]

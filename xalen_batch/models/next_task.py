@@ -1,5 +1,7 @@
-"""The claim: the fair next task of all that wait, found in a time that hardly depends on how many
-wait.
+"""The claim: one statement that leases the fair next task.
+
+Its time hardly depends on the number of batches and tasks that wait: a recursive query walks the
+index from each queue to the next (a loose index scan).
 """
 
 import json
@@ -12,14 +14,14 @@ from sqlalchemy import Float, column, select, text
 from sqlalchemy.orm import Session
 
 from xalen_batch import jsonl
-from xalen_batch.models.tasks import SUSPECT_LOSSES, Task
+from xalen_batch.models.tasks import SUSPECT_CRASHES, Task
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """How many lines a worker has room for.
+class FreeCapacity:
+    """The number of lines that a worker takes at most; 0: none.
 
-    A field that is None matches any value; of the rooms that match a task, the least holds.
+    A field that is None matches any value. The least of the capacities that match a task applies.
     """
 
     lines: int
@@ -33,9 +35,8 @@ _MATCHES = """
     (l.model IS NULL OR l.model = {0}.model) AND (l.livemode IS NULL OR l.livemode = {1}.livemode)
     AND (l.account_id IS NULL OR l.account_id = {1}.account_id)
 """
-# For the batch `b`: of each model that it has tasks of and whose lane is not full, the first task
-# that may be claimed now. Where lines name several models, the index leads from each to the next,
-# so that tasks for a full lane are not read.
+# For the batch `b`: the first claimable task of each model whose lane has free capacity. In a batch
+# of several models a loose index scan finds the models, so tasks for a full lane are not read.
 _FIRST_TASKS = f"""
     WITH RECURSIVE models AS (
         SELECT * FROM (
@@ -55,14 +56,14 @@ _FIRST_TASKS = f"""
     WHERE NOT EXISTS (SELECT FROM full_rooms l WHERE {_MATCHES.format("m", "b")} AND (l.batch_id IS NULL OR l.batch_id = b.id))
     ORDER BY f.seq
 """
-# Batches of the queue `q` that may run now, in the order of their deadlines.
+# The condition of a batch `b` of the queue `q` that may run now.
 _OF_QUEUE = """
     b.status = 'in_progress' AND b.account_id = q.account_id AND b.livemode = q.livemode AND coalesce(b.model, '') = q.model
     AND b.expires_at > now()
     AND (b.window_closes_at IS NULL OR (b.window_opens_at <= now() AND now() < b.window_closes_at))
 """
-# The queues of the account in `turns`, each with its first batch of those for which a condition
-# holds, by their deadlines.
+# The queues of the account in `turns`, by deadline, each with its first batch that has a claimable
+# task and fulfils a condition.
 _QUEUES = f"""
     SELECT q.account_id, q.livemode, q.model, turns.rotates_next, first.expires_at, first.id FROM served q CROSS JOIN LATERAL (
         SELECT b.expires_at, b.id FROM batches b CROSS JOIN LATERAL ({_FIRST_TASKS} LIMIT 1) t
@@ -72,13 +73,14 @@ _QUEUES = f"""
     ORDER BY first.expires_at, first.id
 """
 _OPEN_FOR = column("open_for", Float)
-# By name: a migration may add others under a worker that does not know them.
+# Not `t.*`: a migration may add columns while workers of the previous version run.
 _COLUMNS = ", ".join(f"t.{column.name}" for column in Task.__table__.columns)
-# Whatever is looked at here is looked up in an index in the order in which it is wanted, and
-# LATERAL … LIMIT keeps it so: a join that the planner may turn round would sort, or read tasks by
-# the hundred thousand. What the planner can make use of is not bound where it sees it, but comes
-# through `rooms` and `bound`: a plan for these values then looks no better to it than one for any
-# values, which is made once for a connection. Making it takes longer than running it.
+# Every step is an index scan in the wanted order. LATERAL … LIMIT fixes the order of the joins: the
+# planner would otherwise reorder them, and sort, or read hundreds of thousands of tasks.
+#
+# The values that could change the plan come through the materialized CTEs `rooms` and `bound`. So
+# a plan for these values looks no better to PostgreSQL than the generic plan, which it makes once
+# for a connection. Planning takes longer than running.
 _CLAIM = text(f"""
     WITH RECURSIVE rooms AS MATERIALIZED (
         SELECT * FROM jsonb_to_recordset(CAST(:rooms AS jsonb)) AS l (model text, livemode bool, account_id uuid, batch_id uuid, lines int)
@@ -87,8 +89,9 @@ _CLAIM = text(f"""
     ), full_rooms AS MATERIALIZED (
         SELECT * FROM rooms WHERE lines = 0
     ), queues AS (
-        -- A queue is the batches of one account, mode and model; those of several models are a queue too, named ''. From each
-        -- queue the index leads to the next: as many steps as there are queues, however long they are, and none to an idle account.
+        -- A queue is the batches of one account, mode and model. Batches of several models are one
+        -- queue, whose model is ''. A loose index scan finds the queues: one step for each queue,
+        -- however long it is, and none for an idle account.
         (SELECT b.account_id, b.livemode, coalesce(b.model, '') AS model, b.expires_at
          FROM batches b WHERE b.status = 'in_progress'
          ORDER BY b.account_id, b.livemode, coalesce(b.model, ''), b.expires_at LIMIT 1)
@@ -103,7 +106,7 @@ _CLAIM = text(f"""
         SELECT q.* FROM queues q
         WHERE NOT EXISTS (SELECT FROM full_rooms l WHERE {_MATCHES.format("q", "q")} AND l.batch_id IS NULL)
     ), turns AS MATERIALIZED (
-        -- `after_deadline`, `after_id`: in this turn, batches behind this place come first.
+        -- `after_deadline`, `after_id`: batches behind this position come first in this turn.
         SELECT q.account_id, a.rotates_next,
                CASE WHEN a.rotates_next THEN coalesce(a.rotated_deadline, '-infinity') ELSE '-infinity' END AS after_deadline,
                coalesce(a.rotated_batch_id, a.id) AS after_id
@@ -112,21 +115,21 @@ _CLAIM = text(f"""
         ORDER BY a.virtual_time, min(q.expires_at), q.account_id
     ), picked AS (
         SELECT t.*, h.account_id, h.rotates_next,
-               -- Lines that have a result are counted in their own task, so such a one is taken whole.
+               -- A task whose lines have results also counts them, so it is never split.
                CASE WHEN t.completed + t.failed > 0 THEN t.lines
                     ELSE LEAST(t.lines, COALESCE((
                         SELECT min(l.lines) FROM rooms l WHERE {_MATCHES.format("t", "h")} AND (l.batch_id IS NULL OR l.batch_id = t.batch_id)
                     ), CAST(:room AS int)))
                END AS taken
         FROM turns
-        -- The account's queues, by the deadlines of their first batches that have something to give: in a turn of the rotation those
-        -- behind the batch that it served last. If other claims have just locked all of these, it begins anew, with all batches.
+        -- The account's queues by deadline. In a round robin turn: first the batches behind the one
+        -- that was served last; if concurrent claims hold the locks of all of these, all batches.
         CROSS JOIN LATERAL (
             ({_QUEUES.format("(b.expires_at, b.id) > (turns.after_deadline, turns.after_id)")})
             UNION ALL
             ({_QUEUES.format("turns.rotates_next")})
         ) h
-        -- From there on, the first task that no other claim has just locked.
+        -- From that batch on, the first task that no concurrent claim has locked.
         CROSS JOIN LATERAL (
             SELECT t.*, b.expires_at AS deadline FROM (SELECT h.account_id, h.livemode, h.model) q, batches b
             CROSS JOIN LATERAL ({_FIRST_TASKS}) f
@@ -157,7 +160,7 @@ _CLAIM = text(f"""
         lease_until = clock_timestamp() + make_interval(secs => :lease),
         lines = p.taken, line_index = substring(t.line_index FROM 1 FOR CAST(:span * p.taken AS int))
     FROM picked p WHERE t.batch_id = p.batch_id AND t.seq = p.seq
-    -- The interval that was looked at above: one statement sees one state, though another may just have been put in its place.
+    -- The same interval as above, since a statement has one snapshot, even if it was just replaced.
     RETURNING {_COLUMNS}, EXTRACT(EPOCH FROM (SELECT b.window_closes_at FROM batches b WHERE b.id = t.batch_id) - now())::float AS open_for
     """).columns(*Task.__table__.columns, _OPEN_FOR)
 
@@ -167,19 +170,23 @@ def claim(
     *,
     worker: str,
     lease: float,
-    rooms: Sequence[Room],
+    rooms: Sequence[FreeCapacity],
     room: int,
     with_suspects: bool,
 ) -> tuple[Task, float | None] | None:
-    """Pending → running for the fair next task that there is room for here. None: there is none.
+    """Move the fair next task from pending to running, raise its fence and lease it to `worker`.
 
-    The account with the least virtual time goes first (of those that stand level, the one whose
-    first batch is due next). Its turns alternate: one for the batch with the next deadline, one for
-    a round robin over all its batches in the order of their deadlines. In the batch, the task with
-    the least `seq`. `room`: lines to take where none of `rooms` matches, as of a lane that is not
-    there yet. Of a task with more lines than that the first are taken; the others become a task of
-    their own, in their place. With it comes for how many seconds its batch's execution window is
-    open, from the moment at which this transaction began; null where there is no window.
+    The account with the least virtual time goes first; of equal ones, the account whose first batch
+    has the earliest deadline. The turns of an account alternate between its batch with the earliest
+    deadline and a round robin over its batches by deadline. In a batch the task with the least
+    `seq` goes first.
+
+    `lease`: seconds. `rooms`: the free capacities of the worker's lanes. `room`: lines to take of a
+    task that none of them matches, since the worker has no lane for it yet. A task with more lines
+    is split: the first lines are claimed, and the others become a new task.
+
+    Returns the task, and the seconds from the beginning of this transaction until its batch's
+    execution window closes (None without a window). Returns None if no task can be claimed.
     """
     statement = (
         select(Task, _OPEN_FOR).from_statement(_CLAIM).execution_options(populate_existing=True)
@@ -192,7 +199,7 @@ def claim(
             "rooms": json.dumps([asdict(room) for room in rooms], default=str),
             "room": room,
             "span": jsonl.SPAN_BYTES,
-            "losses": sys.maxsize if with_suspects else SUSPECT_LOSSES,
+            "losses": sys.maxsize if with_suspects else SUSPECT_CRASHES,
         },
     ).one_or_none()
     return None if row is None else (row[0], row[1])

@@ -1,4 +1,4 @@
-"""List prices over time. A row is never changed but to close it (a trigger refuses the rest)."""
+"""List prices over time. A trigger refuses every change of a row but setting `valid_to`."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -12,9 +12,7 @@ from xalen_batch.models.base import Base
 
 
 class Price(Base):
-    """USD per million tokens of one component of a model in one mode, from `valid_from` up to
-    `valid_to`.
-    """
+    """The price of one component of a model in one mode, from `valid_from` until `valid_to`."""
 
     __tablename__ = "prices"
     __table_args__ = (

@@ -1,6 +1,4 @@
-"""Quotas that an operator gave to an account in the place of the settings', and tallies of what has
-too many rows to count.
-"""
+"""Quotas that an operator gave an account, and tallies of rows that are too many to count."""
 
 from enum import StrEnum
 from uuid import UUID
@@ -12,7 +10,7 @@ from xalen_batch.models.base import Base
 
 
 class AccountQuota(Base):
-    """One limit of an account in one mode. Without a row the settings' limit holds."""
+    """One limit of an account in one mode. Without a row the limit of the settings applies."""
 
     __tablename__ = "account_quotas"
     __table_args__ = (CheckConstraint("most >= 0", name="not_negative"),)
@@ -26,9 +24,7 @@ class AccountQuota(Base):
 
 
 class Tally(StrEnum):
-    """What triggers add up for an account in one mode, in the transaction that changes the rows
-    (migration 0010).
-    """
+    """The sums that triggers keep, in the transaction that changes the rows (migration 0010)."""
 
     INBOX_REQUESTS = "inbox_requests"
     INBOX_BYTES = "inbox_bytes"
@@ -36,7 +32,7 @@ class Tally(StrEnum):
 
 
 class AccountTally(Base):
-    """How much of something an account has in one mode. Only triggers write it."""
+    """One sum of an account in one mode. Only triggers write it."""
 
     __tablename__ = "account_tallies"
 

@@ -1,4 +1,4 @@
-"""Tasks: slices of a batch's lines that one worker runs, leased with a fence."""
+"""Tasks: slices of a batch's lines, each run by one worker under a lease and a fence."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -26,17 +26,19 @@ from xalen_batch.states import TaskState
 
 
 class Task(Base):
-    """`fence` grows by one on every claim; whoever writes with an older one is stale and writes
-    nothing.
+    """Lines of one model in one batch.
 
-    The counters move in the transaction that inserts the results they count, so a batch's
-    progress is the sum over its tasks, and no row is fought over by all workers.
+    Every claim raises `fence` by one. A worker with a lower fence is stale, and its guarded UPDATE
+    matches no row.
+
+    The counters change in the transaction that inserts the results they count. A batch's progress
+    is the sum over its tasks, so workers do not contend for the row of the batch.
     """
 
     __tablename__ = "tasks"
     __table_args__ = (
-        # What waits and what runs, and nothing of the many that are done. No column that moves
-        # while a task runs is in any index, so the counters and the lease move in place (HOT).
+        # A partial index, without the many tasks that are done. No index has a column that changes
+        # while a task runs, so updates of the counters and the lease are HOT updates.
         Index(
             "ix_tasks_open",
             "state",
@@ -46,18 +48,19 @@ class Task(Base):
             postgresql_where=text("state <> 'done'"),
         ),
         CheckConstraint("completed + failed <= lines", name="counts"),
-        # Room on the page for that.
+        # HOT updates need free space on the page.
         {"postgresql_with": {"fillfactor": "70"}},
     )
 
     batch_id: Mapped[UUID] = mapped_column(ForeignKey("batches.id"), primary_key=True)
-    # The place of its first line in the order in which the batch's lines run, from 0: where a task
-    # is cut in two, the second part has a place of its own.
+    # The position, from 0, of its first line in the running order of the batch. A task owns every
+    # position up to the next task, so the second half of a split task starts at `seq` + the lines
+    # taken.
     seq: Mapped[int] = mapped_column(primary_key=True)
     model: Mapped[str]
     state: Mapped[str] = mapped_column(server_default=TaskState.PENDING.value)
     lines: Mapped[int]
-    # (line number, byte offset, length) of each line, as `jsonl.pack` makes it; stored as it is
+    # (line number, byte offset, length) of each line, as `jsonl.pack` encodes it; not compressed
     # (migration 0008).
     line_index: Mapped[bytes]
 
@@ -65,13 +68,12 @@ class Task(Base):
     lease_until: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
     worker: Mapped[str | None]
-    # Claims so far, and how many of them ended with a lost worker (of a suspect: with one that ran
-    # nothing else).
+    # Claims so far.
     attempts: Mapped[int] = mapped_column(server_default="0")
+    # Worker crashes while the task ran; once it is suspect, only of workers that ran nothing else.
     losses: Mapped[int] = mapped_column(server_default="0")
 
-    # Of a task that is done, lines in neither were run by nobody: their batch was cancelled or
-    # expired.
+    # Lines of a done task that count in neither were not run: the batch was cancelled or expired.
     completed: Mapped[int] = mapped_column(server_default="0")
     failed: Mapped[int] = mapped_column(server_default="0")
     input_tokens: Mapped[int] = mapped_column(server_default="0")
@@ -86,16 +88,21 @@ class Task(Base):
         return self.batch_id, self.seq
 
 
-# A task whose worker was lost this often is suspect: a process runs it with nothing beside it, so
-# that a poison line spares its neighbours (pipeline/poison.py). From then on `losses` is raised
-# before it is run, and lowered when the worker lives to hand it back.
-SUSPECT_LOSSES = 2
+# Token counters of a line, and their sums: columns of results, tasks and batches, and fields of
+# `backends.contract.Usage`.
+TOKEN_COUNTERS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+
+# Worker crashes from which a task is suspect: a process runs it with nothing else in flight, so
+# that a poison line harms no other task (pipeline/poison.py). From then on `losses` is raised
+# before the task runs, and lowered when the worker survives and hands the task back.
+SUSPECT_CRASHES = 2
 
 
 def has_state(*states: TaskState) -> ColumnElement[bool]:
     """Whether a task is in one of these states.
 
-    Written out, not bound: the planner proves from it that `ix_tasks_open` will do.
+    Literals instead of bound values: only then can the planner prove that it may use the partial
+    index `ix_tasks_open`.
     """
     return Task.state.in_([literal_column(f"'{state.value}'") for state in states])
 
@@ -109,8 +116,8 @@ def has_any(session: Session, batch_id: UUID, *states: TaskState) -> bool:
     )
 
 
-class Standing(NamedTuple):
-    """How a task's batch stands: its status, and whether its execution window is open."""
+class BatchState(NamedTuple):
+    """The status of a task's batch, and whether its execution window is open."""
 
     status: str
     is_open: bool
@@ -125,12 +132,11 @@ def advance(
     lease: float,
     pause: float | None,
     counts: Mapping[str, int],
-) -> Standing | None:
-    """Running → `to` (running again: extend the lease) with counters moved, if the fence still
-    holds.
+) -> BatchState | None:
+    """Move a running task to `to`, and add `counts` to its counters, if the fence still holds.
 
-    `pause`: seconds until a task handed back may be claimed again. None: the fence is stale
-    and nothing was written.
+    To RUNNING: extend the lease by `lease` seconds. `pause`: seconds until a task that is handed
+    back may be claimed again. Returns None, and writes nothing, if the fence is stale.
     """
     is_running = to is TaskState.RUNNING
     row = session.execute(
@@ -151,15 +157,16 @@ def advance(
         .returning(Batch.status, window_is_open())
         .execution_options(synchronize_session=False)
     ).one_or_none()
-    return None if row is None else Standing(*row)
+    return None if row is None else BatchState(*row)
 
 
 def reclaim(session: Session, limit: int = 100) -> Sequence[Task]:
-    """Running → pending for tasks whose lease ran out.
+    """Move running tasks whose lease ran out to pending, and count a worker crash for each.
 
-    Each has lost a worker once more; of a suspect that is on record if it was run.
+    The crash of a suspect's worker was counted before the task ran. SKIP LOCKED: concurrent callers
+    get different tasks.
     """
-    losses = case((Task.losses < SUSPECT_LOSSES, Task.losses + 1), else_=Task.losses)
+    losses = case((Task.losses < SUSPECT_CRASHES, Task.losses + 1), else_=Task.losses)
     lost = (
         select(Task.batch_id, Task.seq)
         .where(has_state(TaskState.RUNNING), Task.lease_until < func.now())
@@ -176,7 +183,7 @@ def reclaim(session: Session, limit: int = 100) -> Sequence[Task]:
 
 
 def end(session: Session, task: Task, counts: Mapping[str, int]) -> bool:
-    """Pending → done for a task that no worker will run. False: a worker got it first."""
+    """Move a pending task to done; no worker will run it. False: a worker claimed it first."""
     row = session.execute(
         update(Task)
         .where(

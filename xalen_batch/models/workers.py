@@ -1,4 +1,4 @@
-"""Workers: the worker processes that are alive, as the database saw them last."""
+"""Workers: the worker processes, each with a heartbeat."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,15 +13,15 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from xalen_batch.models.base import Base
 
-# A worker says every second that it is there; one that has not for so long counts no more.
+# A worker sends a heartbeat each second. Without one for LIVE_FOR it does not count as alive.
 LIVE_FOR = timedelta(seconds=5)
-# And its row goes.
+# Age of the last heartbeat from which the row is deleted.
 KEPT_FOR = timedelta(minutes=1)
 REMOVED_AT_ONCE = 100
 
 
-class Reason(StrEnum):
-    """What work can wait for in a worker process."""
+class WorkerWaitReason(StrEnum):
+    """The part that work waits for in a worker process."""
 
     BACKEND = "backend"
     STORAGE = "storage"
@@ -29,13 +29,14 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
-    """`seconds`: for how long, at the row's `seen_at`; so no reader compares two clocks.
+class WorkerWait:
+    """Work that waits in a worker process.
 
-    `message`: what the backend did last.
+    `seconds`: how long it had waited at the row's `seen_at`; a duration, so no reader compares the
+    clocks of two machines. `message`: the backend's last failure.
     """
 
-    reason: Reason | str
+    reason: WorkerWaitReason | str
     seconds: float
     message: str = ""
     model: str | None = None
@@ -43,34 +44,32 @@ class Wait:
 
 
 class Worker(Base):
-    """`seen_at` is in no index, and there is room on the page: a row that is renewed every second
-    moves in place (HOT).
-    """
+    """One worker process. `seen_at` is in no index, so heartbeats are HOT updates."""
 
     __tablename__ = "workers"
     __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
 
-    # Of one process: whoever starts again is another.
+    # Host, process id and a random part: a restarted worker is another row.
     id: Mapped[str] = mapped_column(primary_key=True)
     seen_at: Mapped[datetime]
-    # The mark of the store that it sees; null: none, or not this second.
+    # The store mark that it sees; null: it sees none, or the storage does not answer.
     store: Mapped[UUID | None]
-    # What its catalog comes to (`catalog.fingerprint`); null: a version that does not tell.
+    # `catalog.fingerprint` of its catalog; null: a version that does not report it.
     catalog: Mapped[str | None]
-    # Its `Wait`s; null: none, or a version that does not tell.
+    # Its `WorkerWait`s; null: none, or a version that does not report them.
     waits: Mapped[list[dict[str, Any]] | None]
 
     @property
-    def waiting(self) -> list[tuple[datetime, Wait]]:
-        """What work waits for there, and since when.
+    def waiting(self) -> list[tuple[datetime, WorkerWait]]:
+        """Each wait of its work, with the time since when.
 
-        A newer version may give fields and reasons that are unknown here.
+        Fields that this version does not know are left out; unknown reasons are kept.
         """
-        found = [
-            Wait(**{name: told[name] for name in told.keys() & Wait.__slots__})
-            for told in self.waits or ()
-        ]
-        return [(self.seen_at - timedelta(seconds=wait.seconds), wait) for wait in found]
+        found = []
+        for told in self.waits or ():
+            wait = WorkerWait(**{name: told[name] for name in told.keys() & WorkerWait.__slots__})
+            found.append((self.seen_at - timedelta(seconds=wait.seconds), wait))
+        return found
 
 
 def seen(
@@ -79,14 +78,12 @@ def seen(
     *,
     store: UUID | None = None,
     catalog: str | None = None,
-    waits: Sequence[Wait] = (),
+    waits: Sequence[WorkerWait] = (),
 ) -> int:
-    """Note that this worker process is alive, what it sees and what its work waits for.
+    """Write this worker's heartbeat, with the store it sees and the waits of its work.
 
-    Returns how many are alive, itself included: seen within the last five seconds.
-
-    Rows of workers that were killed go here too: never one that another session has locked, so
-    nobody waits for anybody.
+    Returns the number of live workers, this one included. The first heartbeat of a worker also
+    deletes rows of workers that were killed.
     """
     now = func.clock_timestamp()
     told = {
@@ -108,19 +105,19 @@ def seen(
 
 
 def live(session: Session) -> Sequence[Worker]:
-    """The worker processes that were seen within the last five seconds."""
+    """The workers with a heartbeat within LIVE_FOR."""
     return session.scalars(
         select(Worker).where(Worker.seen_at > func.clock_timestamp() - LIVE_FOR).order_by(Worker.id)
     ).all()
 
 
 def gone(session: Session, worker_id: str) -> None:
-    """Count a worker process that stops no longer."""
+    """Delete the row of a worker that stops."""
     session.execute(delete(Worker).where(Worker.id == worker_id))
 
 
 def _remove_old(session: Session) -> None:
-    """Whenever a worker starts, which is as often as rows are made."""
+    """Delete rows without a heartbeat for KEPT_FOR. SKIP LOCKED: no worker waits for another."""
     old = (
         select(Worker.id)
         .where(Worker.seen_at < func.clock_timestamp() - KEPT_FOR)

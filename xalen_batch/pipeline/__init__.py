@@ -1,6 +1,5 @@
-"""A batch's journey, one verb per file: validate · split · claim · execute · record · finalize ·
-cancel · recover.
+"""The steps that commit, a module each: validate, claim, record, finalize, recover.
 
-`scan` reads an input file's lines, which `validate` does before a batch runs and `estimate` before
-there is one.
+`fairness` keeps the virtual times of accounts level, `poison` decides what follows a worker crash,
+and `sweeps` is the housekeeping. `execute`, the step between claim and record, is in `worker/`.
 """

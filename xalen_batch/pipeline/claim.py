@@ -1,4 +1,4 @@
-"""Claim: take the fair next task, with its fence, and read what its lines need."""
+"""Claim: lease the fair next task, raise its fence, and read its lines from storage."""
 
 import os
 import socket
@@ -9,8 +9,6 @@ from typing import cast
 from uuid import UUID
 
 from msgspec import Struct
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from xalen_batch import db, jsonl, log, storage
 from xalen_batch.backends.contract import Request
@@ -18,27 +16,27 @@ from xalen_batch.billing.charges import Tariff
 from xalen_batch.catalog import Endpoint
 from xalen_batch.config import settings
 from xalen_batch.ids import request_id
-from xalen_batch.models import Batch, Result, Task, next_task
-from xalen_batch.models.tasks import SUSPECT_LOSSES
+from xalen_batch.models import Batch, next_task, results
+from xalen_batch.models.tasks import SUSPECT_CRASHES
 from xalen_batch.pipeline import record
 from xalen_batch.states import TaskState
 
 logger = log.get(__name__)
 
-Lane = tuple[str, bool]  # a model, and whether its lines are live
+LaneKey = tuple[str, bool]  # a model, and whether its lines are live
 
-# Lines taken at first for a backend that this process has not used yet: enough to fill it, whatever
-# its speed.
-FIRST_ROOM = 200
-# How long a task is left alone whose lines could not be read.
+# Lines of the first claim for a backend that this process has not used yet: enough to fill a
+# backend of any speed.
+FIRST_LINES = 200
+# Seconds until a task is claimable again after its lines could not be read.
 STORAGE_PAUSE = 15.0
 
 
 class Unreadable(Exception):
-    """The lines of the claimed task could not be read, and it was handed back."""
+    """The lines of the claimed task could not be read, so the task was handed back."""
 
 
-class Line(Struct, frozen=True, gc=False):
+class ClaimedLine(Struct, frozen=True, gc=False):
     """One line of a claimed task, ready to be sent."""
 
     line_no: int
@@ -48,21 +46,21 @@ class Line(Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A task that this process holds until its lease ends.
+    """A task that this process leases. No database session is open while its lines run.
 
-    No session is open while it is worked on.
+    Made on a slot's thread, and read on the event loop thread.
     """
 
     key: tuple[UUID, int]
     fence: int
     account_id: UUID
-    lane: Lane
-    # What its batch sends the lines to: "openai" or "simulated", whatever the catalog says by now.
+    lane_key: LaneKey
+    # "openai" or "simulated", as frozen in the batch; the catalog may have changed since.
     backend: str | None
     tariff: Tariff
     is_suspect: bool
-    lines: tuple[Line, ...]
-    # When the batch's execution window closes, on the clock of `time.monotonic`; None: never.
+    lines: tuple[ClaimedLine, ...]
+    # When the batch's execution window closes, by `time.monotonic`; None: never.
     closes_at: float | None = None
 
     @property
@@ -71,36 +69,40 @@ class Claim:
 
     @property
     def model(self) -> str:
-        return self.lane[0]
+        return self.lane_key[0]
 
 
-def claim(rooms: Sequence[next_task.Room], *, with_suspects: bool) -> Claim | None:
-    """The fair next task, as many of its lines as there is room for here, in one transaction.
+def claim(rooms: Sequence[next_task.FreeCapacity], *, with_suspects: bool) -> Claim | None:
+    """The fair next task, with at most the lines that the free capacity allows. One transaction.
 
-    None: nothing to do. Raises Unreadable.
+    Returns None if no task can be claimed. Raises Unreadable if the storage is unavailable.
     """
     with db.transaction() as session:
-        # Looked at before the database looks at its own, so that the window closes here no later
-        # than there.
+        # Read before the database reads its own clock, so this process never takes the execution
+        # window for open after it has closed.
         now = time.monotonic()
         found = next_task.claim(
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease=settings().lease,
             rooms=rooms,
-            room=FIRST_ROOM,
+            room=FIRST_LINES,
             with_suspects=with_suspects,
         )
         if found is None:
             return None
         task, open_for = found
         batch = session.get_one(Batch, task.batch_id)
-        recorded = _recorded(session, task) if task.attempts > 1 else set()
+        recorded: set[int] = set()
+        # Only an earlier claim can have recorded some of the lines.
+        if task.attempts > 1:
+            line_nos = [span.line_no for span in jsonl.unpack(task.line_index)]
+            recorded = results.recorded(session, batch.id, line_nos)
     spans = [span for span in jsonl.unpack(task.line_index) if span.line_no not in recorded]
     try:
         lines = tuple(_read(batch, spans))
-    except storage.AWAY as error:
-        # No worker is lost by this, and no line is to blame.
+    except storage.UNAVAILABLE as error:
+        # Handed back in good order, so this does not count as a worker crash.
         logger.warning(
             "storage.unreachable",
             during="claim",
@@ -114,39 +116,25 @@ def claim(rooms: Sequence[next_task.Room], *, with_suspects: bool) -> Claim | No
         key=task.key,
         fence=task.fence,
         account_id=batch.account_id,
-        lane=(task.model, batch.livemode),
+        lane_key=(task.model, batch.livemode),
         backend=batch.backend_of(task.model),
         tariff=Tariff(batch.price_snapshot[task.model], batch.discount_rate),
-        is_suspect=task.losses >= SUSPECT_LOSSES,
+        is_suspect=task.losses >= SUSPECT_CRASHES,
         lines=lines,
         closes_at=None if open_for is None else now + open_for,
     )
 
 
-def _recorded(session: Session, task: Task) -> set[int]:
-    numbers = [span.line_no for span in jsonl.unpack(task.line_index)]
-    return set(
-        session.scalars(
-            select(Result.line_no).where(
-                Result.batch_id == task.batch_id, Result.line_no.in_(numbers)
-            )
-        )
-    )
-
-
-def _read(batch: Batch, spans: list[jsonl.Span]) -> list[Line]:
+def _read(batch: Batch, spans: list[jsonl.Span]) -> list[ClaimedLine]:
     endpoint = cast(Endpoint, batch.endpoint)
+    found = storage.ranges(
+        storage.key(batch.input_file_id), [s.offset for s in spans], [s.length for s in spans]
+    )
     lines = []
-    for span, raw in zip(
-        spans,
-        storage.ranges(
-            storage.key(batch.input_file_id), [s.offset for s in spans], [s.length for s in spans]
-        ),
-        strict=True,
-    ):
+    for span, raw in zip(spans, found, strict=True):
         line = jsonl.input_line(raw)
         lines.append(
-            Line(
+            ClaimedLine(
                 span.line_no,
                 line.custom_id,
                 Request(endpoint, bytes(line.body), request_id(batch.id, span.line_no)),

@@ -1,5 +1,8 @@
-"""Fairness between accounts: time in which an account could not be served is no credit to push the
-others aside with.
+"""Fairness between accounts, by weighted fair queuing on virtual times.
+
+A claim adds the number of lines over the account's weight to the account's virtual time, and serves
+the account with the least. An account that was idle, or whose execution window was closed, must not
+return with a low virtual time: its claims would come before all others until it has caught up.
 """
 
 from uuid import UUID
@@ -13,7 +16,7 @@ from xalen_batch.states import BatchStatus
 
 
 def forget_idle_time(session: Session, account_id: UUID) -> None:
-    """Start an account no earlier than those at work."""
+    """Raise an account's virtual time to the least one of the accounts that are served now."""
     session.execute(
         update(Account)
         .where(Account.id == account_id)
@@ -23,12 +26,12 @@ def forget_idle_time(session: Session, account_id: UUID) -> None:
 
 
 def forget_waiting_time(session: Session) -> None:
-    """Keep the accounts whose batches wait for their execution windows level with those at work."""
+    """Do the same for accounts whose batches all wait for their execution windows."""
     waiting = (
         select(Account.id)
         .where(
             Account.id.in_(select(Batch.account_id).where(Batch.status == BatchStatus.IN_PROGRESS)),
-            # Nobody at work is earlier than the earliest of them.
+            # No account that is served has a lower virtual time, so this finds none of them.
             Account.virtual_time < _at_work(),
         )
         .with_for_update(skip_locked=True, key_share=True)
@@ -42,7 +45,7 @@ def forget_waiting_time(session: Session) -> None:
 
 
 def _at_work() -> ScalarSelect[float | None]:
-    """The least virtual time of the accounts that can be served now; null where there is none."""
+    """The least virtual time of the accounts that can be served now; null if there are none."""
     served = select(Batch.account_id).where(
         Batch.status == BatchStatus.IN_PROGRESS, window_is_open()
     )

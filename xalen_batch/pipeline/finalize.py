@@ -1,8 +1,8 @@
-"""Finalize: when no line of a batch will run any more, fix its counts, invoice it and move it to
-its end.
+"""Finalize: fix the counts of a batch, issue its invoice and move it to its terminal status.
 
-Cheap where every line ended, since output files are views over results. A batch that was cancelled
-or ran out of time first gets an error row for each line that nobody ran.
+A batch is finalized when none of its lines will run any more. That is cheap if every line has a
+result, since output files are views over results. A batch that was cancelled or has expired first
+gets an error row for each line that was not run.
 """
 
 from datetime import timedelta
@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session
 from xalen_batch import db, ids, jsonl, log, storage
 from xalen_batch.billing import invoices
 from xalen_batch.config import settings
-from xalen_batch.models import Batch, File, Result, Task
+from xalen_batch.models import Batch, File, Task, results
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.files import FilePart
+from xalen_batch.models.tasks import TOKEN_COUNTERS
 from xalen_batch.pipeline import record
 from xalen_batch.states import BatchStatus, LineError, TaskState
 from xalen_batch.storage import marks
@@ -37,9 +38,7 @@ LOST_NAME = "line {} of the lost input file"
 
 
 def run(batch_id: UUID) -> None:
-    """Bring a batch to its end if its lines are over; do nothing if they are not, or if someone
-    else is at it.
-    """
+    """Finalize a batch, unless lines may still run or another process finalizes it."""
     with db.transaction() as session:
         batch = _lease(session, batch_id)
         if batch is None:
@@ -54,7 +53,7 @@ def run(batch_id: UUID) -> None:
 
 
 def _lease(session: Session, batch_id: UUID) -> Batch | None:
-    """Take the batch for one finalizer at a time. An overdue one starts finalizing here."""
+    """Lease the batch and raise its fence. None: another process has it, or it has ended."""
     return session.scalars(
         update(Batch)
         .where(
@@ -78,6 +77,7 @@ def _unlease(session: Session, batch: Batch) -> None:
 
 
 def _is_ready(session: Session, batch: Batch) -> bool:
+    """Whether no line will run any more. An expired batch moves to `finalizing` here."""
     if batch.status == BatchStatus.IN_PROGRESS:
         if not task_rows.has_any(session, batch.id, TaskState.PENDING, TaskState.RUNNING):
             return True
@@ -86,11 +86,12 @@ def _is_ready(session: Session, batch: Batch) -> bool:
         )
         if not is_overdue or not batch.move(session, BatchStatus.FINALIZING):
             return False
-    # Requests in flight are waited for: their answers are kept and billed.
+    # The answers of requests in flight are kept and billed, so their tasks end first.
     return not task_rows.has_any(session, batch.id, TaskState.RUNNING)
 
 
 def _end_open_tasks(batch: Batch) -> None:
+    """End each pending task in its own transaction, with an error row for each line not run."""
     code = (
         LineError.BATCH_CANCELLED
         if batch.status == BatchStatus.CANCELLING
@@ -115,17 +116,11 @@ def unrun(
 ) -> list[record.Row]:
     """An error row for each line of a task that has no result yet.
 
-    Where the input file is lost, nobody knows its custom id any more.
+    If the input file is lost, so are the custom ids: LOST_NAME stands for them.
     """
     spans = list(jsonl.unpack(task.line_index))
-    ended = set(
-        session.scalars(
-            select(Result.line_no).where(
-                Result.batch_id == batch.id, Result.line_no.in_([span.line_no for span in spans])
-            )
-        )
-    )
-    left = [span for span in spans if span.line_no not in ended]
+    recorded = results.recorded(session, batch.id, [span.line_no for span in spans])
+    left = [span for span in spans if span.line_no not in recorded]
     try:
         raw = storage.ranges(
             storage.key(batch.input_file_id), [s.offset for s in left], [s.length for s in left]
@@ -133,25 +128,18 @@ def unrun(
         names = [jsonl.input_line(line).custom_id for line in raw]
     except FileNotFoundError:
         marks.confirm_gone(storage.key(batch.input_file_id))
-        # The batch ends all the same.
+        # The batch still ends.
         logger.error("file.lost", batch_id=batch.id, file_id=batch.input_file_id)
         names = [LOST_NAME.format(span.line_no) for span in left]
         message = f"{message} {FILE_LOST}"
     return [
-        record.unanswered(record.Line(batch.id, span.line_no, task.model, name), code, message)
+        record.unanswered(record.LineRef(batch.id, span.line_no, task.model, name), code, message)
         for span, name in zip(left, names, strict=True)
     ]
 
 
-COUNTERS = (
-    "completed",
-    "input_tokens",
-    "cached_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-    "output_bytes",
-    "error_bytes",
-)
+# Counters of tasks that are summed for the batch; `failed` is not among them (`_complete`).
+COUNTERS = ("completed", *TOKEN_COUNTERS, "output_bytes", "error_bytes")
 
 
 def _totals(session: Session, batch: Batch) -> dict[str, int]:
@@ -162,6 +150,7 @@ def _totals(session: Session, batch: Batch) -> dict[str, int]:
 
 
 def _complete(session: Session, batch: Batch) -> None:
+    """Fix the counts, issue the invoice and end the batch; do nothing if a task is open again."""
     batch = session.get_one(Batch, batch.id, with_for_update=True)
     if batch.status not in (
         BatchStatus.IN_PROGRESS,
@@ -184,8 +173,8 @@ def _complete(session: Session, batch: Batch) -> None:
         invoices.not_billed(invoice, reason)
         for reason in (LineError.BATCH_CANCELLED, LineError.BATCH_EXPIRED)
     )
-    # Not the sum over the tasks: a process of the version before counts lines that nobody ran as
-    # failed.
+    # Not the sum over the tasks: during a rolling upgrade, workers of the previous version count
+    # lines that were not run as failed.
     batch.failed = batch.total - batch.completed - batch.cancelled - batch.expired
     counted = invoices.counted_tokens(invoice)
     batch.counted_input_tokens, batch.counted_output_tokens = counted["input"], counted["output"]
@@ -206,7 +195,7 @@ def _end_status(batch: Batch) -> BatchStatus:
 
 
 def _output_file(session: Session, batch: Batch, part: FilePart, size: int) -> UUID | None:
-    """The file that shows these lines; none where there are none."""
+    """Create the output or error file, of `size` bytes. None if it would have no line."""
     if size == 0:
         return None
     file = File(

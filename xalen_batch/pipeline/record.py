@@ -1,8 +1,7 @@
-"""Record: outcomes become results, charges and counters in one transaction, if the fence still
-holds.
+"""Record: write outcomes as results, charges and counters in one transaction, under the fence.
 
-Nothing here runs twice with effect: the guarded UPDATE of the task comes first, so a worker that
-lost its lease writes nothing, and the COPY behind it needs no conflict handling.
+Recording is idempotent. The guarded UPDATE of the task comes first: a worker that lost its lease
+matches no row and writes nothing, so the COPY after it needs no conflict handling.
 """
 
 from collections.abc import Sequence
@@ -29,8 +28,8 @@ logger = log.get(__name__)
 NO_USAGE = Usage()
 
 
-class Line(Struct, frozen=True, gc=False):
-    """Which line a row is about."""
+class LineRef(Struct, frozen=True, gc=False):
+    """The line that a row of `results` belongs to."""
 
     batch_id: UUID
     line_no: int
@@ -39,9 +38,9 @@ class Line(Struct, frozen=True, gc=False):
 
 
 class Row(Struct, frozen=True, gc=False):
-    """One row of `results`."""
+    """One row of `results`, immutable: any thread may read it."""
 
-    line: Line
+    line: LineRef
     status_code: int | None = None
     body: bytes | None = None
     error_code: str | None = None
@@ -52,14 +51,15 @@ class Row(Struct, frozen=True, gc=False):
 
     @property
     def is_escaped(self) -> bool | None:
-        """True where its custom id or error holds a character that output lines escape; else None,
-        which takes no room in the row.
+        """True if the custom id or the error holds a character that output lines escape, else None.
+
+        None and not False: a null takes no space in the row.
         """
         return jsonl.has_line_break(self.line.custom_id, self.error_message) or None
 
     @property
     def size(self) -> int:
-        """Bytes that the line adds to the output or error file."""
+        """Bytes that this row adds to the output or error file."""
         line = self.line
         return jsonl.result_size(
             line.line_no,
@@ -72,8 +72,8 @@ class Row(Struct, frozen=True, gc=False):
         )
 
 
-def row(line: Line, outcome: Ended, tariff: Tariff) -> Row:
-    """What a line's outcome is on record: charged if it succeeded, billed 0 otherwise."""
+def row(line: LineRef, outcome: Ended, tariff: Tariff) -> Row:
+    """The row of an outcome: charged if the line succeeded, without an amount otherwise."""
     match outcome:
         case Answered(status, body, usage):
             charge = tariff.charge(usage)
@@ -91,7 +91,7 @@ def row(line: Line, outcome: Ended, tariff: Tariff) -> Row:
             return _exhausted(line, last, attempts)
 
 
-def _exhausted(line: Line, last: Retryable, attempts: int) -> Row:
+def _exhausted(line: LineRef, last: Retryable, attempts: int) -> Row:
     message = (
         f"The model backend failed {attempts} times, the last time with: {last.reason.rstrip('.')}."
         " The line was not billed; submit it again."
@@ -113,15 +113,15 @@ def _exhausted(line: Line, last: Retryable, attempts: int) -> Row:
     return Row(line, last.status, jsonl.escaped(orjson.dumps(body)))
 
 
-def unanswered(line: Line, code: LineError, message: str) -> Row:
-    """A line that ended without an answer: `response` is null, `error` says why."""
+def unanswered(line: LineRef, code: LineError, message: str) -> Row:
+    """The row of a line that ended without an answer: a code and a message instead of a body."""
     return Row(line, error_code=code.value, error_message=message)
 
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:
-    """What these rows add to their task's counters.
+    """The increments of the task's counters for these rows.
 
-    Lines that nobody ran are in none of them but `error_bytes`.
+    Lines that were never run (UNRUN) count in `error_bytes` alone.
     """
     completed = failed = output_bytes = error_bytes = read = cached = written = reasoning = 0
     for row in rows:
@@ -166,32 +166,33 @@ def record(
     *,
     to: TaskState = TaskState.RUNNING,
     pause: float | None = None,
-    blame: int = 0,
+    crashes: int = 0,
 ) -> Recorded:
-    """One transaction: check the fence, move the counters and the lease, insert results with their
-    charges.
+    """Check the fence, update the counters and the lease, and insert the rows. One transaction.
 
-    `to`: RUNNING keeps the lease, DONE ends the task, PENDING hands it back for `pause` seconds.
-    `blame`: 1 notes the loss of this worker, which is about to run a suspect, before it can happen;
-    -1 takes that back.
+    `to`: RUNNING extends the lease, DONE ends the task, PENDING hands it back; it is claimable
+    again after `pause` seconds. `crashes`: 1 counts the crash of this worker in advance, before it
+    runs a suspect; -1 takes it back when the worker survives.
     """
     with db.transaction() as session:
-        moved = counts(rows) | ({"losses": blame} if blame else {})
+        increments = counts(rows)
+        if crashes:
+            increments["losses"] = crashes
         batch = task_rows.advance(
-            session, key, fence, to=to, lease=settings().lease, pause=pause, counts=moved
+            session, key, fence, to=to, lease=settings().lease, pause=pause, counts=increments
         )
         if batch is None:
             return Recorded(is_stale=True, goes_on=False)
         insert(session, rows)
     if to is not TaskState.RUNNING:
-        _name_next(key[0], batch.status)
+        _enqueue_finalize(key[0], batch.status)
     return Recorded(
         is_stale=False, goes_on=batch.status == BatchStatus.IN_PROGRESS and batch.is_open
     )
 
 
 def insert(session: Session, rows: Sequence[Row]) -> None:
-    """COPY rows into `results`. The caller has checked a fence in the same transaction."""
+    """COPY rows into `results`. The caller has checked the fence in the same transaction."""
     if not rows:
         return
     with db.driver(session).cursor() as cursor, cursor.copy(_COPY) as copy:
@@ -244,7 +245,7 @@ _TYPES = [
 
 
 def is_recorded(row: Row) -> bool:
-    """Whether a flush whose commit was cut off did reach the database: it has all its rows or none."""
+    """Whether the transaction that wrote this row was committed; for a commit without an answer."""
     with db.transaction() as session:
         return (
             session.scalar(
@@ -256,14 +257,13 @@ def is_recorded(row: Row) -> bool:
         )
 
 
-def _name_next(batch_id: UUID, status: str) -> None:
-    # After the commit, in a transaction of its own: of two last tasks that end together, the later
-    # looks here sees both.
+def _enqueue_finalize(batch_id: UUID, status: str) -> None:
+    """Enqueue the finalizing of a batch that waits for no task any more."""
+    # In a transaction after the commit: when the last two tasks end at the same time, the check
+    # that comes later sees the end of both.
     with db.transaction() as session:
-        holding_up = (
-            [TaskState.PENDING, TaskState.RUNNING]
-            if status == BatchStatus.IN_PROGRESS
-            else [TaskState.RUNNING]
-        )
-        if not task_rows.has_any(session, batch_id, *holding_up):
+        waits_for = [TaskState.RUNNING]
+        if status == BatchStatus.IN_PROGRESS:
+            waits_for = [TaskState.PENDING, TaskState.RUNNING]
+        if not task_rows.has_any(session, batch_id, *waits_for):
             db.enqueue(session, Job.FINALIZE, batch_id.hex)

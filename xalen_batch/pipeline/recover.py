@@ -1,6 +1,6 @@
-"""Recover: put back on its way whatever a crash, a lost message or the clock has left behind.
+"""Recover: resume work that a crash, a lost message or a deadline has left behind.
 
-Everything here may run any number of times, anywhere, at once.
+Every function is idempotent, and any number of processes may run it at once.
 """
 
 from datetime import timedelta
@@ -11,61 +11,64 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import db, jsonl, log
 from xalen_batch.broker import Job, Message
-from xalen_batch.models import Batch, Result, Task
+from xalen_batch.models import Batch, Task, results
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.batches import roll_window, window_is_open
-from xalen_batch.models.tasks import SUSPECT_LOSSES, has_state
+from xalen_batch.models.tasks import SUSPECT_CRASHES, has_state
 from xalen_batch.pipeline import fairness, finalize, poison, record, sweeps
-from xalen_batch.pipeline.poison import Verdict
-from xalen_batch.pipeline.sweeps import apart
+from xalen_batch.pipeline.poison import AfterCrash
+from xalen_batch.pipeline.sweeps import isolated
 from xalen_batch.schedules import due as due_schedules
 from xalen_batch.states import MAY_START, BatchStatus, LineError, TaskState
 from xalen_batch.windows import ExecutionWindow
 
 logger = log.get(__name__)
 
-# A fresh batch has a message of its own under way; only one that waits longer is sent again.
+# Age from which a batch that nobody validates is enqueued again. The message of a newer batch is
+# still on its way.
 LOST_AFTER = timedelta(seconds=2)
 WORKER_LOST = (
-    f"{poison.ALONE_LOSSES} workers in a row were lost while this request was the only one that"
+    f"{poison.ALONE_CRASHES} workers in a row were lost while this request was the only one that"
     " they ran. It was not billed. Submitting it as it is will most likely fail again."
 )
+# Batches that one call of `due` enqueues for validation.
 VALIDATED_AT_ONCE = 50
-# Execution windows that one look rolls on; the rest stay closed until the next.
+# Execution windows that one call of `due` moves to their next interval. The others stay closed
+# until a later call.
 ROLLED_AT_ONCE = 1_000
-# Whoever ends the last task of a batch names its finalizing. Should that be lost where many batches
-# run, the next tick finds it.
+# Batches in progress that a poll checks for having ended. The worker that ends the last task of a
+# batch enqueues the finalizing; a poll among more batches may miss a lost message, and the next
+# tick, which checks all batches, finds it.
 ENDED_AMONG = 200
 
 
 def due(*, ended_among: int | None = ENDED_AMONG) -> list[Message]:
-    """Take back tasks of lost workers, and name the jobs that nobody is at. Cheap: every worker
-    polls it.
+    """Reclaim tasks whose lease ran out, and return messages for the jobs that no process runs.
 
-    `ended_among`: among how many batches in progress to look for some whose lines have all ended;
-    None: all.
+    Every worker polls it, so it is cheap. `ended_among`: the number of batches in progress that are
+    checked for having no open task; None: all.
     """
     with db.transaction() as session:
+        # Ordered, so that two processes lock the batches in the same order.
         for task in sorted(task_rows.reclaim(session), key=lambda task: task.key):
-            # Without its file a suspect cannot be failed: it is claimable once more.
-            with apart("reclaim", batch_id=task.batch_id), session.begin_nested():
+            # A poison line whose input file cannot be read is not failed now: its task stays
+            # claimable.
+            with isolated("reclaim", batch_id=task.batch_id), session.begin_nested():
                 _take_back(session, task)
         _roll_windows(session)
         return [*_batches_due(session, ended_among), *_tasks_due(session), *_schedules_due(session)]
 
 
 def tick() -> None:
-    """What beat sends every few seconds: hints for all that is due, then the housekeeping
-    (`sweeps.py`).
-    """
-    # Without the database this raises once, instead of an error in each sweep.
+    """Publish messages for all due jobs, then run the sweeps. Beat sends this job periodically."""
+    # Without the database this raises one error, instead of one error for each sweep.
     db.ping()
-    with apart("hints"):
+    with isolated("hints"):
         messages = due(ended_among=None)
         with db.transaction() as session:
             for message in messages:
                 db.enqueue(session, message.job, message.id)
-    with apart("fairness"), db.transaction() as session:
+    with isolated("fairness"), db.transaction() as session:
         fairness.forget_waiting_time(session)
     for sweep in sweeps.ALL:
         sweep.run()
@@ -79,40 +82,33 @@ def _take_back(session: Session, task: Task) -> None:
         worker=task.worker,
         losses=task.losses,
     )
-    found = poison.verdict(task.losses, task.lines)
-    if found is Verdict.AGAIN:
+    found = poison.after_crash(task.losses, task.lines)
+    if found is AfterCrash.RETRY:
         return
     batch = session.get_one(Batch, task.batch_id, with_for_update=True)
-    if found is Verdict.FAIL:
+    if found is AfterCrash.FAIL:
         rows = finalize.unrun(session, batch, task, LineError.WORKER_LOST, WORKER_LOST)
         if task_rows.end(session, task, record.counts(rows)):
             record.insert(session, rows)
     else:
-        _cut(session, task)
+        _split(session, task)
 
 
-def _cut(session: Session, task: Task) -> None:
-    """Put its lines without a result into smaller tasks, each as suspect as it was; the task itself
-    keeps those that have one.
-    """
+def _split(session: Session, task: Task) -> None:
+    """Move a suspect's lines without a result into smaller suspect tasks, and end the task."""
     spans = list(jsonl.unpack(task.line_index))
-    ended = set(
-        session.scalars(
-            select(Result.line_no).where(
-                Result.batch_id == task.batch_id, Result.line_no.in_([s.line_no for s in spans])
-            )
-        )
-    )
-    kept = [span for span in spans if span.line_no in ended]
-    left = [span for span in spans if span.line_no not in ended]
+    recorded = results.recorded(session, task.batch_id, [span.line_no for span in spans])
+    kept = [span for span in spans if span.line_no in recorded]
+    left = [span for span in spans if span.line_no not in recorded]
     session.execute(
         update(Task)
         .where(Task.batch_id == task.batch_id, Task.seq == task.seq)
         .values(lines=len(kept), line_index=jsonl.pack(kept))
         .execution_options(synchronize_session=False)
     )
-    # Behind all places that a task holds.
-    free = (
+    # The first position behind all tasks of the batch. A task owns at least one position, also if
+    # it has no line left.
+    position = (
         session.scalar(
             select(func.max(Task.seq + func.greatest(Task.lines, 1))).where(
                 Task.batch_id == task.batch_id
@@ -125,23 +121,24 @@ def _cut(session: Session, task: Task) -> None:
         smaller.append(
             {
                 "batch_id": task.batch_id,
-                "seq": free,
+                "seq": position,
                 "model": task.model,
                 "lines": len(part),
                 "line_index": jsonl.pack(part),
-                "losses": SUSPECT_LOSSES,
+                "losses": SUSPECT_CRASHES,
             }
         )
-        free += len(part)
-    # None is left where the worker was lost between recording the last line and ending the task.
+        position += len(part)
+    # No line is left if the worker crashed between recording the last line and ending the task.
     if smaller:
         session.execute(insert(Task), smaller)
     task_rows.end(session, task, {})
 
 
 def _roll_windows(session: Session) -> None:
-    """Where the interval of an execution window is over, put the next one, as of now: nobody need
-    have been here for days.
+    """Replace each execution interval that is over by the one that is open now or opens next.
+
+    Intervals in between are skipped, however long no process has run.
     """
     over = select(Batch.id, Batch.execution_window, Batch.window_closes_at, func.now()).where(
         Batch.status.in_(MAY_START), Batch.window_closes_at <= func.now()
@@ -150,7 +147,7 @@ def _roll_windows(session: Session) -> None:
         try:
             opens_at, closes_at = ExecutionWindow.model_validate(window).interval(now)
         except Exception as error:
-            # Its batch starts nothing and expires, and holds up no other.
+            # The batch starts no line and expires; other batches go on.
             logger.error("window.unreadable", batch_id=batch_id, **log.cause(error))
             continue
         if roll_window(
@@ -162,7 +159,7 @@ def _roll_windows(session: Session) -> None:
 def _batches_due(session: Session, ended_among: int | None) -> list[Message]:
     is_free = (Batch.lease_until.is_(None)) | (Batch.lease_until < func.now())
     lost = Batch.created_at < func.now() - LOST_AFTER
-    # Each look names the first: what waits behind them is named when they are through.
+    # Each call enqueues only the oldest batches; later calls take the rest.
     validating = (
         select(Batch.id)
         .where(Batch.status == BatchStatus.VALIDATING, is_free, lost)
@@ -196,12 +193,12 @@ def _tasks_due(session: Session) -> list[Message]:
 
 @cache
 def _claimable() -> Select[tuple[int]]:
-    """Whether there is anything to claim. Made once, as it is asked all the time."""
+    """A query for any one claimable task; cached, since every poll runs it."""
     running = (
         select(Batch.id).where(Batch.status == BatchStatus.IN_PROGRESS, window_is_open()).subquery()
     )
-    # LATERAL keeps the planner from looking through all tasks where a look at one batch mostly
-    # does.
+    # LATERAL makes the planner look batch by batch and stop at the first task, instead of reading
+    # the tasks of all batches.
     tasks = (
         select(Task.seq)
         .where(

@@ -1,9 +1,8 @@
-"""Sweeps: housekeeping in bounded steps. Each sweep has its own transactions and its own errors, so
-none can stop another.
+"""Sweeps: housekeeping in bounded steps. A sweep that fails does not stop the others.
 
-Any number of processes may sweep at once. A walk is a generator that yields after each step;
-`Sweep.run` advances it for a few seconds, and the next tick goes on from there. A walk that was cut
-off by a crash starts again.
+Any number of processes may sweep at once. A walk is a generator that yields after each step, and
+each step has a transaction of its own. `Sweep.run` advances a walk for TURN seconds, and the next
+tick resumes it. After a crash the walk starts anew.
 """
 
 import threading
@@ -26,26 +25,27 @@ from xalen_batch.storage import marks
 
 logger = log.get(__name__)
 
-# Seconds that one sweep may take of a tick.
+# Seconds for which a tick advances one sweep.
 TURN = 3.0
 HOUR = 3_600.0
 KEYS_AT_ONCE = 1_000
 FILES_AT_ONCE = 100
 OBJECTS_AT_ONCE = 1_000
-# An upload without a row is either being written, and then not this old (its client may not stall),
-# or was left by a crash.
+# Age from which a stored object without a file row is an orphan of a crash. An upload that is still
+# being written is younger: the API ends uploads whose client stalls.
 ORPHAN_AFTER = timedelta(hours=6)
 
 
 @contextmanager
-def apart(sweep: str, **ids: UUID | str) -> Iterator[None]:
-    """Log an error of one step instead of raising it: the sweep tries that step again later and
-    goes on with the others.
+def isolated(sweep: str, **ids: UUID | str) -> Iterator[None]:
+    """Log an error of one step instead of raising it, so that the sweep goes on with other steps.
+
+    A later walk repeats the step.
     """
     try:
         yield
-    except (*db.AWAY, *storage.AWAY) as error:
-        reason = db.trouble(error) if isinstance(error, db.AWAY) else "storage.unreachable"
+    except (*db.UNAVAILABLE, *storage.UNAVAILABLE) as error:
+        reason = db.trouble(error) if isinstance(error, db.UNAVAILABLE) else "storage.unreachable"
         logger.warning(
             "sweep.postponed", sweep=sweep, error=type(error).__name__, reason=reason, **ids
         )
@@ -55,9 +55,10 @@ def apart(sweep: str, **ids: UUID | str) -> Iterator[None]:
 
 @dataclass
 class Sweep:
-    """`walk` makes a generator that yields after each step.
+    """A walk, resumed at each tick. Any thread of a worker may call `run`.
 
-    `rest`: seconds between the end of a walk and the next.
+    `walk` makes a generator that yields after each step. `rest`: seconds between the end of a walk
+    and the start of the next.
     """
 
     name: str
@@ -68,9 +69,9 @@ class Sweep:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self) -> None:
-        """Advance the walk until it ends or its turn is over.
+        """Advance the walk until it ends or TURN seconds have passed. Never raises.
 
-        Never raises; does nothing while another thread is at it.
+        Does nothing while another thread advances it.
         """
         if not self._lock.acquire(blocking=False):
             return
@@ -83,9 +84,9 @@ class Sweep:
             self._lock.release()
 
     def _advance(self, steps: Iterator[None]) -> bool:
-        """Whether there are more steps. An error ends the walk."""
+        """Whether the walk has more steps. An error ends the walk."""
         turn_ends = time.monotonic() + TURN
-        with apart(self.name):
+        with isolated(self.name):
             for _ in steps:
                 if time.monotonic() >= turn_ends:
                     return True
@@ -93,7 +94,7 @@ class Sweep:
 
 
 def _forget_keys() -> Iterator[None]:
-    """Delete idempotency keys past their time."""
+    """Delete idempotency keys that are older than the retention."""
     old = select(IdempotencyKey.account_id, IdempotencyKey.livemode, IdempotencyKey.key)
     key = tuple_(IdempotencyKey.account_id, IdempotencyKey.livemode, IdempotencyKey.key)
     while True:
@@ -117,18 +118,18 @@ def _issue_statements() -> Iterator[None]:
         with db.reading() as session:
             found = statements.due(session)
         for due in found:
-            with apart("statements", account_id=due.account_id), db.transaction() as session:
+            with isolated("statements", account_id=due.account_id), db.transaction() as session:
                 issued += statements.issue(session, due)
             yield
-        # One that fails stays due; another walk tries it again.
+        # A statement that cannot be issued stays due, so `found` may never be empty.
         if not issued:
             return
 
 
 def _expire_files() -> Iterator[None]:
-    """Delete files past their time, one in a transaction.
+    """Delete expired files, each in its own transaction.
 
-    An input file that a batch or a schedule still needs waits for it.
+    Input files that an open batch or a schedule reads are kept until then.
     """
     is_needed = (
         select(Batch.id)
@@ -141,7 +142,7 @@ def _expire_files() -> Iterator[None]:
         ~is_needed,
         ~files.has_schedule(),
     )
-    place = tuple_(File.expires_at, File.id)
+    position = tuple_(File.expires_at, File.id)
     expired = (
         select(File.expires_at, File.id)
         .where(*is_expired)
@@ -152,12 +153,12 @@ def _expire_files() -> Iterator[None]:
     while True:
         with db.reading() as session:
             found = session.execute(
-                expired if after is None else expired.where(place > after)
+                expired if after is None else expired.where(position > after)
             ).all()
         for expires_at, id in found:
-            # Behind a file that fails, the walk goes on with the next.
+            # Keyset pagination also skips a file that cannot be deleted.
             after = (expires_at, id)
-            with apart("expired files", file_id=id), db.transaction() as session:
+            with isolated("expired files", file_id=id), db.transaction() as session:
                 file = session.scalars(
                     select(File).where(File.id == id, *is_expired).with_for_update(skip_locked=True)
                 ).one_or_none()
@@ -170,7 +171,7 @@ def _expire_files() -> Iterator[None]:
 
 
 def _erase_answers() -> Iterator[None]:
-    """Erase what deleted output files showed."""
+    """Erase the answers of deleted output files."""
     while True:
         with db.transaction() as session:
             is_more = erasure.go_on(session)
@@ -180,10 +181,8 @@ def _erase_answers() -> Iterator[None]:
 
 
 def _delete_orphans() -> Iterator[None]:
-    """Remove stored uploads that no file row stands for: a crash came while one was written, or
-    between writing and committing.
-    """
-    # What another database's folder holds is not ours to remove.
+    """Remove stored uploads without a file row, left by a crash before the row was committed."""
+    # Objects of another database's store also have no row here, and must be kept.
     marks.confirm()
     horizon = datetime.now(UTC) - ORPHAN_AFTER
     for name in storage.delete_unfinished("input", before=horizon):
@@ -195,7 +194,11 @@ def _delete_orphans() -> Iterator[None]:
 
 
 def _delete_orphans_of(old: list[str]) -> None:
-    keys = {key: id for key in old if (id := storage.file_id(key))}
+    keys = {}
+    for key in old:
+        id = storage.file_id(key)
+        if id is not None:
+            keys[key] = id
     with db.reading() as session:
         known = set(
             session.scalars(
@@ -204,10 +207,10 @@ def _delete_orphans_of(old: list[str]) -> None:
         )
     orphans = [key for key, id in keys.items() if id not in known]
     if orphans:
-        # The store may have been exchanged since the walk began.
+        # Another disk may have been mounted since the walk began.
         marks.confirm()
     for key in orphans:
-        with apart("orphans", key=key):
+        with isolated("orphans", key=key):
             storage.delete(key)
             logger.warning("file.orphan_deleted", key=key)
 
@@ -216,6 +219,6 @@ KEYS = Sweep("idempotency keys", _forget_keys)
 STATEMENTS = Sweep("statements", _issue_statements)
 EXPIRED = Sweep("expired files", _expire_files)
 ANSWERS = Sweep("erased answers", _erase_answers)
-# A walk lists the whole folder.
+# An hour of rest, since each walk lists the whole folder.
 ORPHANS = Sweep("orphans", _delete_orphans, rest=HOUR)
 ALL = (KEYS, STATEMENTS, EXPIRED, ANSWERS, ORPHANS)

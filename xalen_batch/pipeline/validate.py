@@ -1,6 +1,4 @@
-"""Validate: read a batch's file once, refuse it whole with every fault named, or cut it into tasks
-that run.
-"""
+"""Validate: read a batch's input file, then fail the batch with its errors or insert its tasks."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -33,14 +31,15 @@ from xalen_batch.validation.split import Split
 
 logger = log.get(__name__)
 
+# Seconds between two extensions of the lease, at most a third of the lease.
 EXTEND_EVERY = 10.0
-# Hints for a new batch: one for so many lines, since each wakes a worker process, which then fills
-# its slots by itself.
+# Messages for a new batch: one for each LINES_PER_HINT lines, at most MOST_HINTS. Each wakes one
+# worker process, which then fills its slots by itself.
 LINES_PER_HINT, MOST_HINTS = 200, 8
-# Workers that may be lost with a file as fast as leases end; each further one has it for twice as
-# long as the one before, up to about an hour. So a file that kills whoever reads it does that some
+# Worker crashes while a file is read, after which the lease grows: from there on each crash doubles
+# it, MOST_DOUBLINGS times, to about an hour. So a file that crashes its readers does that some
 # thirty times a day, and no more after its batch's deadline.
-USUAL_LOSSES = 4
+USUAL_CRASHES = 4
 MOST_DOUBLINGS = 6
 
 FILE_GONE = Fault(
@@ -50,24 +49,25 @@ FILE_GONE = Fault(
 )
 
 
-# Behind the first error of a batch of which other lines could run.
+# Appended to the first error of a batch that also has valid lines.
 OTHER_LINES = ' With `on_invalid: "skip"`, the other lines run.'
 
 
 class _LeaseLost(Exception):
-    """The batch was cancelled, or someone else validates it now."""
+    """The batch was cancelled, or another worker validates it now."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Lease:
-    """The right to validate a batch, for as long as its fence stands.
+    """A lease to validate a batch, valid until a higher fence or a cancel.
 
-    `losses`: should this worker be lost too.
+    `crashes`: the number of worker crashes during validation, this worker's counted in advance.
+    Methods run on the thread of the validating job.
     """
 
     batch_id: UUID
     fence: int
-    losses: int
+    crashes: int
 
     @property
     def holds(self) -> ColumnElement[bool]:
@@ -78,21 +78,18 @@ class _Lease:
         )
 
     def take(self, session: Session) -> Batch:
-        """The batch, which nobody moves or takes over before this transaction ends.
-
-        Raises _LeaseLost.
-        """
+        """Lock and return the batch until this transaction ends. Raises _LeaseLost."""
         batch = session.scalars(select(Batch).where(self.holds).with_for_update()).one_or_none()
         if batch is None:
             raise _LeaseLost
         return batch
 
     def extend(self) -> None:
-        """Raises _LeaseLost."""
-        self._set(lease_until=_lease_end(self.losses))
+        """Extend the lease. Raises _LeaseLost."""
+        self._set(lease_until=_lease_end(self.crashes))
 
     def survive(self) -> None:
-        """This worker has failed and lives: whoever is next has the file as if it had not been.
+        """Take the crash back that was counted in advance: this worker failed, but did not crash.
 
         Raises _LeaseLost.
         """
@@ -100,20 +97,18 @@ class _Lease:
 
     def _set(self, **values: Any) -> None:
         with db.transaction() as session:
-            if (
-                session.execute(
-                    update(Batch).where(self.holds).values(values).returning(Batch.id)
-                ).one_or_none()
-                is None
-            ):
+            row = session.execute(
+                update(Batch).where(self.holds).values(values).returning(Batch.id)
+            ).one_or_none()
+            if row is None:
                 raise _LeaseLost
 
 
 def run(batch_id: UUID) -> None:
     """Move a batch from validating to in_progress or failed.
 
-    Does nothing when another worker has the batch, or had, while a disk is short, or where this
-    process does not see the store.
+    Does nothing if another worker validates or has validated the batch, while a disk is short of
+    space, or if this process does not see the store.
     """
     if disk.short() or not marks.is_here():
         return
@@ -128,13 +123,13 @@ def run(batch_id: UUID) -> None:
         fault = fault or _assemble(batch, lease, owner)
         found = _read(batch, lease) if fault is None else Reading(faults=Faults([fault]))
         with db.transaction() as session:
-            # Before the batch: whoever has that lock must not wait for this one.
+            # Lock order: the account's quotas before the row of the batch (`quotas.lock`).
             quotas.lock(session, owner)
             _decide(session, lease, found)
     except _LeaseLost:
         return
     except Exception:
-        with suppress(*db.AWAY, _LeaseLost):
+        with suppress(*db.UNAVAILABLE, _LeaseLost):
             lease.survive()
         raise
     if found.faults:
@@ -161,17 +156,20 @@ def _take(session: Session, batch_id: UUID) -> tuple[Batch | None, _Lease]:
         .returning(Batch)
         .execution_options(synchronize_session=False)
     ).one_or_none()
-    return batch, _Lease(batch_id, batch.fence, batch.losses) if batch else _Lease(batch_id, 0, 0)
+    if batch is None:
+        return None, _Lease(batch_id, 0, 0)
+    return batch, _Lease(batch_id, batch.fence, batch.losses)
 
 
-def _lease_end(losses: int | ColumnElement[int]) -> ColumnElement[Any]:
-    doublings = func.least(func.greatest(losses - USUAL_LOSSES, 0), MOST_DOUBLINGS)
+def _lease_end(crashes: int | ColumnElement[int]) -> ColumnElement[Any]:
+    """When a lease taken now ends: exponential back-off after USUAL_CRASHES crashes."""
+    doublings = func.least(func.greatest(crashes - USUAL_CRASHES, 0), MOST_DOUBLINGS)
     return func.clock_timestamp() + timedelta(seconds=settings().lease) * func.power(2, doublings)
 
 
 def _given_up(batch: Batch, now: datetime) -> Fault | None:
-    """Why a file is not read once more: nobody came to its end in all the time that its batch had."""
-    if batch.losses <= USUAL_LOSSES or batch.expires_at > now:
+    """The fault of a file that crashed its readers until the deadline; None: read it once more."""
+    if batch.losses <= USUAL_CRASHES or batch.expires_at > now:
         return None
     message = (
         f"The file was not read to its end within the completion window: {batch.losses - 1} workers"
@@ -182,9 +180,9 @@ def _given_up(batch: Batch, now: datetime) -> Fault | None:
 
 
 def _assemble(batch: Batch, lease: _Lease, owner: Owner) -> Fault | None:
-    """Put the input file of a schedule's run together, unless it is; or say why that cannot be.
+    """Assemble the input file of a schedule's run, unless that is done. The fault if it cannot be.
 
-    Raises _LeaseLost.
+    Does nothing for a batch that a caller created. Raises _LeaseLost.
     """
     found = assemble(batch, lease.extend)
     if not isinstance(found, Assembled):
@@ -198,16 +196,16 @@ def _assemble(batch: Batch, lease: _Lease, owner: Owner) -> Fault | None:
         if excess is None:
             found.count(session)
             return None
-        # Its row says that it has no bytes. While the lease holds, so that nobody else has put them
-        # there again.
+        # The row of the file says that it has no bytes. Deleted under the lease, so these are not
+        # the bytes of another worker that assembles the file.
         storage.delete(storage.key(found.file_id))
     return _over_quota(excess)
 
 
 def _read(batch: Batch, lease: _Lease) -> Reading:
-    """Read the whole file, in no transaction.
+    """Read the whole file; no transaction is open.
 
-    Raises _LeaseLost, and Elsewhere while the store is away.
+    Raises _LeaseLost, and marks.Elsewhere while the store is unavailable.
     """
     key, models = storage.key(batch.input_file_id), catalog.models()
     try:
@@ -220,13 +218,17 @@ def _read(batch: Batch, lease: _Lease) -> Reading:
         return Reading(faults=Faults([FILE_GONE]))
     terms = batches.terms(batch)
     for model in found.split.models:
-        if fault := refused(model, terms):
+        fault = refused(model, terms)
+        if fault is not None:
             found.faults.add(fault)
     return found
 
 
 def _extending(lease: _Lease) -> Callable[[], None]:
-    """What extends the lease where that is due, however often it is called."""
+    """A function that extends the lease if that is due, so callers may call it for every chunk.
+
+    It raises _LeaseLost.
+    """
     pause = min(EXTEND_EVERY, settings().lease / 3)
     due = time.monotonic() + pause
 
@@ -240,11 +242,8 @@ def _extending(lease: _Lease) -> Callable[[], None]:
 
 
 def _decide(session: Session, lease: _Lease, found: Reading) -> None:
-    """Fail the batch, or give it its tasks and start it: whole, or not at all.
-
-    Raises _LeaseLost.
-    """
-    # The lock keeps a cancel out until this commits.
+    """Fail the batch, or insert its tasks and start it. Raises _LeaseLost."""
+    # The row lock makes a cancel wait until this commits.
     batch = lease.take(session)
     split = found.split
     if not found.faults:
@@ -260,11 +259,9 @@ def _decide(session: Session, lease: _Lease, found: Reading) -> None:
             batch.errors[0]["message"] += OTHER_LINES
         batch.move(session, BatchStatus.FAILED)
         return
-    batch.total, batch.failed, batch.enqueued_tokens = (
-        split.lines + len(found.skipped),
-        len(found.skipped),
-        split.tokens,
-    )
+    batch.total = split.lines + len(found.skipped)
+    batch.failed = len(found.skipped)
+    batch.enqueued_tokens = split.tokens
     batch.model = split.models[0] if len(split.models) == 1 else None
     _insert(session, batch.id, split)
     if found.skipped:
@@ -277,10 +274,10 @@ def _decide(session: Session, lease: _Lease, found: Reading) -> None:
 
 
 def _insert(session: Session, batch_id: UUID, split: Split) -> None:
-    """Write the tasks of a batch.
+    """Insert the tasks of a batch.
 
-    A task's `seq` is its place, and it has all the places up to the next task: whoever cuts it in
-    two numbers the second half so.
+    `seq` is the position of the first line. A task owns every position up to the next task, so a
+    claim that splits it can number the second half by `seq` and the lines taken.
     """
     rows = [
         {
@@ -296,16 +293,15 @@ def _insert(session: Session, batch_id: UUID, split: Split) -> None:
         session.execute(insert(Task), rows)
 
 
-def _skip(session: Session, batch_id: UUID, place: int, faults: Sequence[Fault]) -> None:
-    """Record invalid lines as failed.
+def _skip(session: Session, batch_id: UUID, position: int, faults: Sequence[Fault]) -> None:
+    """Record invalid lines as failed, in a task that is done when it is inserted.
 
-    They are a task that is done from its beginning, so counts and sizes are sums over tasks as
-    ever.
+    So the counts and sizes of a batch are sums over its tasks, with skipped lines too.
     """
     rows = [
         record.Row(
-            # A line that is not valid names no model for sure.
-            record.Line(batch_id, fault.line or 0, "", fault.custom_id or ""),
+            # The model of an invalid line may be missing or wrong.
+            record.LineRef(batch_id, fault.line or 0, "", fault.custom_id or ""),
             error_code=fault.code,
             error_message=f"{fault.param}: {fault.message}" if fault.param else fault.message,
         )
@@ -313,7 +309,7 @@ def _skip(session: Session, batch_id: UUID, place: int, faults: Sequence[Fault])
     ]
     done = {
         "batch_id": batch_id,
-        "seq": place,
+        "seq": position,
         "model": "",
         "state": TaskState.DONE,
         "lines": len(rows),
@@ -326,5 +322,5 @@ def _skip(session: Session, batch_id: UUID, place: int, faults: Sequence[Fault])
 
 
 def _over_quota(excess: Excess) -> Fault:
-    """What the file holds is more than its account has room for now."""
+    """The fault of a file that exceeds the account's quota."""
     return Fault(excess.fault_code, excess.message)

@@ -1,90 +1,141 @@
-"""The throttle: an account's requests per second and changes per minute, each a token bucket;
-remembers what is left for the answer.
+"""The rate limits of an account: requests per second and changes per minute, as token buckets.
+
+All API processes share the buckets in Redis. While Redis is unavailable, each process has local
+buckets with its share of the rates.
+
+A bucket holds `limit` tokens (SMALLEST_BUCKET at least), starts full, and refills at a constant
+rate. A request that finds it empty is refused with a time to come back. Each such promise reserves
+the next token, so clients that wait as told are served (docs/decisions/0020).
 """
 
+import threading
 import time
 from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple, cast
 
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from sqlalchemy.orm import Session
 
+from xalen_batch import ids, log
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
-from xalen_batch.accounts.quotas import Limits, Quota
+from xalen_batch.accounts.quotas import Quota, QuotaLimits
+from xalen_batch.config import settings
 from xalen_batch.errors import TooManyRequests
-from xalen_batch.ratelimit import allowances
-from xalen_batch.ratelimit.allowances import Draw
 
-# How long a process goes by a limit that it has read.
+logger = log.get(__name__)
+
+# Seconds for which a process keeps an account's limits before it reads them again.
 KNOWN_FOR = 5.0
 MOST_KNOWN = 10_000
-
 MINUTE = 60.0
+# Seconds for Redis to answer, and to accept a connection; without an answer it is unavailable.
+REDIS_TIMEOUT = 0.02
+# Seconds until one request tries an unavailable Redis again.
+RETRY = 1.0
+# Most seconds that a refused request is told to wait.
+LONGEST_WAIT = 30.0
+# With a single token, a client that comes back slightly late would delay the next promise.
+SMALLEST_BUCKET = 2
+# Seconds since its last request for which an API process counts as live.
+LIVE_FOR = 60
+# The number of API processes assumed by one that has never reached Redis.
+UNKNOWN_PROCESSES = 4
+# Local buckets of a process; the oldest is dropped beyond that.
+MOST_LOCAL = 10_000
+UNAVAILABLE = (redis.RedisError, OSError)
 
-_limits: dict[Owner, tuple[float, Limits]] = {}
-# A holder for each request: what threads put into it is seen there, what they set themselves is
-# not.
+
+class Draw(NamedTuple):
+    """The result of one draw from a bucket.
+
+    Seconds: `wait` until the request should come again (0: granted), `reset` until the bucket is
+    full.
+    """
+
+    limit: int
+    remaining: int
+    wait: float
+    reset: float
+
+
+# The limits of each account as last read, and when to read them again.
+_limits: dict[Owner, tuple[float, QuotaLimits]] = {}
+# A list for each request, as a holder: threads that serve the request see what is put into it, but
+# not each other's changes of the variable.
 _draws: ContextVar[list[Draw] | None] = ContextVar("draws", default=None)
 
 
 def admit(session: Session, owner: Owner) -> None:
-    """Let a request of this account pass. TooManyRequests if it is one too many for this second."""
+    """Admit a request of this account. Raises TooManyRequests if its limit is used up."""
     limit = _limits_of(session, owner)[Quota.REQUESTS_PER_SECOND]
     if limit is None:
         return
-    draw = allowances.draw(_bucket("requests", owner), limit)
-    if (draws := _draws.get()) is not None:
-        draws[:] = [draw]
-    if draw.wait:
+    drawn = draw(_bucket("requests", owner), limit)
+    draws = _draws.get()
+    if draws is not None:
+        draws[:] = [drawn]
+    if drawn.wait:
         raise TooManyRequests(
             f"The account's limit is {limit:,} requests per second. Send this one again when"
             " `retry-after` is over.",
-            retry_after=draw.wait,
+            retry_after=drawn.wait,
         )
 
 
 def admit_change(session: Session, owner: Owner) -> None:
-    """Let a request pass that makes, changes or deletes something.
+    """Admit a request that makes, changes or deletes something.
 
-    TooManyRequests if it is one too many for this minute.
+    Raises TooManyRequests if the account's limit per minute is used up.
     """
     limit = _limits_of(session, owner)[Quota.CHANGES_PER_MINUTE]
     if limit is None:
         return
-    draw = allowances.draw(_bucket("changes", owner), limit, MINUTE)
-    if draw.wait:
+    drawn = draw(_bucket("changes", owner), limit, MINUTE)
+    if drawn.wait:
         raise TooManyRequests(
             f"The account's limit is {limit:,} requests per minute that make, change or delete"
             " something. Send this one again when `retry-after` is over.",
-            retry_after=draw.wait,
+            retry_after=drawn.wait,
             code=f"{Quota.CHANGES_PER_MINUTE}_limit",
         )
 
 
 def changes(session: Session, owner: Owner) -> Draw | None:
-    """What is left of this minute's changes, without taking one. None: they have no limit."""
+    """The state of the bucket of changes, without taking a token; None if they have no limit."""
     limit = _limits_of(session, owner)[Quota.CHANGES_PER_MINUTE]
-    return (
-        None if limit is None else allowances.draw(_bucket("changes", owner), limit, MINUTE, cost=0)
-    )
+    if limit is None:
+        return None
+    return draw(_bucket("changes", owner), limit, MINUTE, cost=0)
 
 
 def begin() -> list[Draw]:
-    """A holder for what is drawn for the request that begins now: none or one."""
+    """Set and return the holder of this request's draw: an empty list, filled by `admit`."""
     draws: list[Draw] = []
     _draws.set(draws)
     return draws
 
 
 def current() -> Draw | None:
-    """What was drawn for the request that is answered now. None: it has no limit."""
+    """The draw of the request that is answered now; None if the account has no limit."""
     return next(iter(_draws.get() or ()), None)
+
+
+def draw(name: str, limit: int, seconds: float = 1.0, cost: int = 1) -> Draw:
+    """Take `cost` tokens (0 only reads) from the named bucket of `limit` per `seconds`."""
+    url = settings().redis_url
+    return _buckets_of(url and url.get_secret_value()).draw(name, limit, seconds, cost)
 
 
 def _bucket(of: str, owner: Owner) -> str:
     return f"{of}:{owner.account_id.hex}:{'live' if owner.livemode else 'test'}"
 
 
-def _limits_of(session: Session, owner: Owner) -> Limits:
+def _limits_of(session: Session, owner: Owner) -> QuotaLimits:
     key = Owner(owner.account_id, owner.livemode)
     until, limits = _limits.get(key, (0.0, {}))
     now = time.monotonic()
@@ -94,3 +145,143 @@ def _limits_of(session: Session, owner: Owner) -> Limits:
         limits = quotas.limits(session, owner)
         _limits[key] = now + KNOWN_FOR, limits
     return limits
+
+
+# KEYS: the bucket, the set of API processes. ARGV: rate, size, longest wait, this process, seconds
+# for which a process is live, tokens to take (0 or 1). `promised`: tokens that refused requests
+# were told to come back for; the promises are paid off at the rate.
+DRAW = """
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1000000
+local rate, size, cost = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[6])
+local kept = redis.call('HMGET', KEYS[1], 'at', 'level', 'promised')
+local filled = rate * math.max(0, now - (tonumber(kept[1]) or now))
+local level = math.min(size, (tonumber(kept[2]) or size) + filled)
+local promised = math.max(0, (tonumber(kept[3]) or 0) - filled)
+local wait = 0
+if level >= cost then
+  level = level - cost
+else
+  wait = math.min(tonumber(ARGV[3]), (1 - level + promised) / rate)
+  promised = math.min(promised + 1, rate * tonumber(ARGV[3]))
+end
+local exact = '%.17g'
+redis.call('HSET', KEYS[1], 'at', exact:format(now), 'level', exact:format(level), 'promised', exact:format(promised))
+redis.call('EXPIRE', KEYS[1], math.ceil((size + promised) / rate) + 1)
+redis.call('ZADD', KEYS[2], now, ARGV[4])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - tonumber(ARGV[5]))
+return {math.floor(level), math.ceil(wait * 1000000), math.ceil((size - level) / rate * 1000000), redis.call('ZCARD', KEYS[2])}
+"""
+
+
+@dataclass(slots=True)
+class AccountBucket:
+    """A local bucket with one process's share, by the arithmetic of DRAW; not thread-safe."""
+
+    rate: float
+    size: float
+    at: float
+    level: float
+    promised: float = 0.0
+
+    def draw(self, limit: int, now: float, cost: int = 1) -> Draw:
+        """Take `cost` tokens. `now`: seconds of a monotonic clock."""
+        filled = self.rate * (now - self.at)
+        self.at = now
+        self.level = min(self.size, self.level + filled)
+        self.promised = max(0.0, self.promised - filled)
+        wait = 0.0
+        if self.level >= cost:
+            self.level -= cost
+        else:
+            wait = min(LONGEST_WAIT, (1 - self.level + self.promised) / self.rate)
+            self.promised = min(self.promised + 1, self.rate * LONGEST_WAIT)
+        return Draw(limit, min(limit, int(self.level)), wait, (self.size - self.level) / self.rate)
+
+
+class AccountBuckets:
+    """The buckets as one API process sees them; any thread."""
+
+    def __init__(self, url: str | None) -> None:
+        self._id = ids.new().hex
+        self._processes = UNKNOWN_PROCESSES
+        self._local: dict[str, AccountBucket] = {}
+        self._lock = threading.Lock()
+        # When to try an unavailable Redis again; 0: it is available.
+        self._retry_at = 0.0
+        # Without retries: a draw is not idempotent.
+        connect = {
+            "socket_timeout": REDIS_TIMEOUT,
+            "socket_connect_timeout": REDIS_TIMEOUT,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        self._script = redis.Redis.from_url(url, **connect).register_script(DRAW) if url else None
+
+    def draw(self, name: str, limit: int, seconds: float = 1.0, cost: int = 1) -> Draw:
+        """Take `cost` tokens (0 only reads) from the named bucket of `limit` per `seconds`.
+
+        Never raises, and waits for Redis for REDIS_TIMEOUT at most.
+        """
+        if self._script is not None and self._may_ask():
+            try:
+                drawn = self._draw_shared(name, limit, seconds, cost)
+            except UNAVAILABLE as error:
+                self._leave(error)
+            else:
+                self._return()
+                return drawn
+        return self._draw_local(name, limit, seconds, cost)
+
+    def _draw_shared(self, name: str, limit: int, seconds: float, cost: int) -> Draw:
+        assert self._script is not None
+        keys = [f"xalen:allowances:{name}", "xalen:allowances"]
+        asked: list[float | str] = [
+            limit / seconds,
+            max(SMALLEST_BUCKET, limit),
+            LONGEST_WAIT,
+            self._id,
+            LIVE_FOR,
+            cost,
+        ]
+        remaining, wait, reset, self._processes = cast(list[int], self._script(keys, asked))
+        return Draw(limit, min(limit, remaining), wait / 1e6, reset / 1e6)
+
+    def _may_ask(self) -> bool:
+        """Whether to ask Redis. While it is unavailable, one request per RETRY seconds does."""
+        if not self._retry_at:
+            return True
+        with self._lock:
+            if time.monotonic() < self._retry_at:
+                return False
+            self._retry_at = time.monotonic() + RETRY
+            return True
+
+    def _leave(self, error: Exception) -> None:
+        with self._lock:
+            if not self._retry_at:
+                logger.warning(
+                    "allowances.redis_away", error=type(error).__name__, processes=self._processes
+                )
+            self._retry_at = time.monotonic() + RETRY
+
+    def _return(self) -> None:
+        if self._retry_at:
+            with self._lock:
+                self._retry_at = 0.0
+                self._local.clear()
+
+    def _draw_local(self, name: str, limit: int, seconds: float, cost: int) -> Draw:
+        now, share = time.monotonic(), limit / self._processes
+        with self._lock:
+            bucket = self._local.get(name)
+            if bucket is None or bucket.rate != share / seconds:
+                if len(self._local) >= MOST_LOCAL:
+                    del self._local[next(iter(self._local))]
+                size = max(SMALLEST_BUCKET, share)
+                bucket = self._local[name] = AccountBucket(share / seconds, size, now, size)
+            return bucket.draw(limit, now, cost)
+
+
+@cache
+def _buckets_of(url: str | None) -> AccountBuckets:
+    return AccountBuckets(url)

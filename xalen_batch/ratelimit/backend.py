@@ -1,8 +1,8 @@
-"""How fast one backend may be asked: requests and tokens per minute, counted over all worker
-processes (docs/decisions/0013).
+"""The rate limits of one backend: requests and tokens per minute over all worker processes.
 
-A process takes grants from the shared bucket in blocks, as many as wait and as it will need in the
-next moment, so that most requests cost no round trip. While Redis is away it goes on at its share.
+A process takes grants from the shared bucket in blocks: for the requests that wait, and for those
+expected within BLOCK_SECONDS. So most requests cost no round trip to Redis. While Redis is
+unavailable, each process uses its share of the limits (docs/decisions/0013).
 """
 
 import asyncio
@@ -16,30 +16,28 @@ import msgspec
 from xalen_batch import log
 from xalen_batch.catalog import RERANK, Endpoint
 from xalen_batch.ratelimit.buckets import (
-    AWAY,
     HOLD,
+    UNAVAILABLE,
     Ask,
     Grant,
-    Limit,
-    Limits,
-    OwnBucket,
+    LocalBucket,
+    RateLimit,
+    RateLimits,
     SharedBucket,
 )
 
 logger = log.get(__name__)
 
-# A block is for about so many seconds, …
-BLOCK = HOLD / 2
-# … and what is unused of it goes back after so many, before it expires; corrections go with it.
-UNUSED = HOLD * 3 / 4
-# A bucket that had too little is asked again after this many seconds at least, for as much as came
-# in meanwhile, …
-BREATH = 0.02
-# … and at most: another process may have given tokens back.
-LOOK_AGAIN = 1.0
-# Seconds between two tries to reach a Redis that is away.
+# Seconds that a block of grants is meant for.
+BLOCK_SECONDS = HOLD / 2
+# Seconds after which unused grants are returned, with corrections: before they expire.
+RETURNED_AFTER = HOLD * 3 / 4
+# Seconds until an empty bucket is asked again: at least, so that requests gather meanwhile, and at
+# most, as another process may have returned tokens.
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
+# Seconds between two attempts to reach an unavailable Redis.
 RETRY = 1.0
-# Tokens of an answer to a request that sets no limit to it.
+# Estimated tokens of an answer, if the request sets no limit.
 TYPICAL_ANSWER = 512
 
 
@@ -54,10 +52,10 @@ _length = msgspec.json.Decoder(_Length, strict=False)
 
 
 def estimate(body: bytes, endpoint: Endpoint) -> int:
-    """Tokens to expect of a request: a quarter of its bytes, and the longest answers it allows.
+    """Estimated tokens of a request: a quarter of its bytes plus the longest answers it allows.
 
-    A chat that sets no limit counts as TYPICAL_ANSWER for each choice; a rerank writes nothing. It
-    is a few microseconds' work; the answer's usage corrects it (`Rates.settle`).
+    A chat without a limit counts TYPICAL_ANSWER for each choice; a rerank has no output. The
+    usage of the answer corrects the estimate (`Rates.settle`).
     """
     read = len(body) // 4 + 1
     if endpoint == RERANK:
@@ -65,7 +63,7 @@ def estimate(body: bytes, endpoint: Endpoint) -> int:
     try:
         asked = _length.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # The backend will refuse it.
+        # The backend will refuse the request.
         asked = _Length()
     return read + (asked.n or 1) * (
         asked.max_completion_tokens or asked.max_tokens or TYPICAL_ANSWER
@@ -79,9 +77,9 @@ class _Waiter:
 
 
 class Rates:
-    """One backend's limits in one process. Made and used on the event loop, and closed there.
+    """The rate limits of one backend in one process; event loop thread only, except `wait`.
 
-    `workers` says how many processes share the limits, for the time that Redis is away.
+    `workers` returns the number of processes that share the limits while Redis is unavailable.
     """
 
     def __init__(
@@ -93,26 +91,29 @@ class Rates:
         workers: Callable[[], int],
     ) -> None:
         self._name = name
-        self._limits = Limits(
-            *(Limit(limit) if limit else None for limit in (requests_per_minute, tokens_per_minute))
+        self._limits = RateLimits(
+            *(
+                RateLimit(limit) if limit else None
+                for limit in (requests_per_minute, tokens_per_minute)
+            )
         )
         self._workers = workers
         self._loop = asyncio.get_running_loop()
         self._shared = SharedBucket(name, self._limits)
-        # While Redis is away.
-        self._own: OwnBucket | None = None
+        # The bucket used while Redis is unavailable.
+        self._local: LocalBucket | None = None
         self._retry_at = 0.0
-        # Granted and not used.
+        # Unused grants, and when they expire.
         self._requests = 0
         self._tokens = 0
         self._expires = 0.0
-        # Corrections for the bucket, to go with the next call.
+        # Corrections for the bucket, sent with the next call.
         self._owed_requests = 0
         self._owed_tokens = 0
         self._waiting: deque[_Waiter] = deque()
         self._waiting_tokens = 0
         self._open_at = 0.0
-        # Since the last call for grants, which the next one's size follows.
+        # When grants were last asked for, and what was used since: the size of the next block.
         self._asked_at = self._loop.time()
         self._passed = 0
         self._passed_tokens = 0
@@ -123,10 +124,10 @@ class Rates:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def admit(self, tokens: int) -> None:
-        """Return when one request of about so many tokens may be sent; first come, first served
-        within this process.
+        """Wait until a request of about `tokens` tokens may be sent.
 
-        One that is cancelled leaves its grant to the next.
+        Requests of this process are admitted in order of arrival. A cancelled call leaves its grant
+        to the next.
         """
         if not any(self._limits):
             return
@@ -151,8 +152,9 @@ class Rates:
             raise
 
     def settle(self, estimated: int, used: int | None) -> None:
-        """Correct the account of tokens by what a request used; None: nothing, as it failed or was
-        refused. Best effort.
+        """Correct the estimate of a request by the tokens it used; None if it used none.
+
+        Best effort: a correction may be lost with Redis.
         """
         if self._limits.tokens:
             self._owed_tokens += (used or 0) - estimated
@@ -160,10 +162,7 @@ class Rates:
 
     @property
     def wait(self) -> float:
-        """Seconds that a new request would have to wait, about; 0: none.
-
-        An estimate from what this process knows.
-        """
+        """Estimated seconds that a new request would wait, from the state of this process."""
         now = self._loop.time()
         if not self._waiting:
             return max(0.0, self._open_at - now)
@@ -172,15 +171,15 @@ class Rates:
         return max(0.0, self._open_at - now) + seconds * self._shares
 
     async def close(self) -> None:
-        """Give back what is not used, and end the connection. Nobody may wait any more."""
+        """Return unused grants and close the connection. No call of `admit` may be waiting."""
         if self._correcting is not None:
             self._correcting.cancel()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._own is None:
+        if self._local is None:
             self._return_unused()
-            with suppress(*AWAY):
+            with suppress(*UNAVAILABLE):
                 await self._shared.take(self._corrections())
         await self._shared.close()
 
@@ -200,7 +199,7 @@ class Rates:
     def _let_pass(self) -> None:
         while self._waiting:
             waiter = self._waiting[0]
-            # A cancelled one has not yet come round to leave by itself.
+            # A cancelled waiter stays in the queue until its coroutine runs.
             if not waiter.turn.cancelled():
                 if not self._use(waiter.tokens):
                     return
@@ -209,13 +208,13 @@ class Rates:
             self._waiting_tokens -= waiter.tokens
 
     async def _serve(self) -> None:
-        """Ask for grants until nobody waits."""
+        """Ask for grants until no request waits."""
         while self._waiting:
             await self._ask()
             self._let_pass()
             if self._waiting and self._is_short:
                 self._is_open.clear()
-                pause = min(LOOK_AGAIN, max(BREATH, self._open_at - self._loop.time()))
+                pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, self._open_at - self._loop.time()))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._is_open.wait()
@@ -238,21 +237,22 @@ class Rates:
         self._correct_later()
 
     def _ahead(self, now: float) -> tuple[int, int]:
-        """Requests and tokens of the next block, if they go on coming as since the last call; none
-        while grants are scarce.
+        """Requests and tokens to ask for in advance, from the use since the last call.
+
+        0 while grants are scarce.
         """
         if self._is_short:
             return 0, 0
-        # At most as many again, and at most a block's part of the whole limit.
-        share = min(1.0, BLOCK / max(now - self._asked_at, BLOCK))
+        # At most the use since the last call, and at most a block's part of the limit.
+        share = min(1.0, BLOCK_SECONDS / max(now - self._asked_at, BLOCK_SECONDS))
         for limit, passed in zip(self._limits, (self._passed, self._passed_tokens), strict=True):
             if limit and passed:
-                share = min(share, limit.rate * BLOCK / passed)
+                share = min(share, limit.rate * BLOCK_SECONDS / passed)
         return int(self._passed * share), int(self._passed_tokens * share)
 
     def _return_unused(self) -> None:
-        # What expired unused is lost: given back so late, it would count in another minute than it
-        # was taken from.
+        # Expired grants are not returned: they would count in another minute than they were taken
+        # from.
         if self._loop.time() < self._expires:
             self._owed_requests -= self._requests
             self._owed_tokens -= self._tokens
@@ -264,15 +264,16 @@ class Rates:
         return ask
 
     def _correct_later(self) -> None:
-        # The next call for grants may well come first and take everything along.
+        # The next call for grants may come first and send the corrections.
         if self._correcting is None:
             self._correcting = self._loop.call_at(
-                max(self._loop.time() + BLOCK, self._asked_at + UNUSED), self._correct
+                max(self._loop.time() + BLOCK_SECONDS, self._asked_at + RETURNED_AFTER),
+                self._correct,
             )
 
     def _correct(self) -> None:
         self._correcting = None
-        if self._loop.time() < self._asked_at + UNUSED:
+        if self._loop.time() < self._asked_at + RETURNED_AFTER:
             self._correct_later()
             return
         self._return_unused()
@@ -286,10 +287,10 @@ class Rates:
 
     async def _take(self, ask: Ask) -> Grant:
         grant = None
-        if self._own is None:
+        if self._local is None:
             try:
                 grant = await self._shared.take(ask)
-            except AWAY as error:
+            except UNAVAILABLE as error:
                 self._leave(error)
         if grant is None:
             grant = self._take_alone(ask)
@@ -297,25 +298,25 @@ class Rates:
         return grant
 
     def _leave(self, error: BaseException) -> None:
-        if self._own is None:
+        if self._local is None:
             logger.warning(
                 "rates.alone", backend=self._name, error=type(error).__name__, shares=self._shares
             )
-            self._own = OwnBucket(self._limits, self._loop.time())
+            self._local = LocalBucket(self._limits, self._loop.time())
             self._retry_at = self._loop.time() + RETRY
 
     def _take_alone(self, ask: Ask) -> Grant:
-        assert self._own is not None
+        assert self._local is not None
         now = self._loop.time()
         if now >= self._retry_at:
             self._retry_at = now + RETRY
             self._start(self._return_to_shared())
-        return self._own.take(ask, self._shares, now)
+        return self._local.take(ask, self._shares, now)
 
     async def _return_to_shared(self) -> None:
-        with suppress(*AWAY):
+        with suppress(*UNAVAILABLE):
             await self._shared.take(Ask())
-            self._own = None
+            self._local = None
             logger.info("rates.shared", backend=self._name)
 
     def _start(self, act: Coroutine[None, None, None]) -> asyncio.Task[None]:

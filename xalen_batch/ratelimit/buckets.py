@@ -1,9 +1,10 @@
-"""Token buckets for a backend's limits per minute: the one in Redis that all processes share, and
-one process's own while Redis is away.
+"""Token buckets with overdraft, for a backend's requests and tokens per minute.
 
-A bucket holds at most a second's worth and fills steadily. Whoever asks is served while the bucket
-is not in debt, whatever the size of the request, so that a large one waits no longer than a small
-one; what it took too much is paid off before the next (docs/decisions/0013).
+All processes share a bucket in Redis; a process has a local one while Redis is unavailable.
+
+A bucket holds the amount of one second and refills at a constant rate. It grants a request of any
+size unless it is overdrawn, so a large request waits no longer than a small one. An overdraft is
+paid off before the next grant (docs/decisions/0013).
 """
 
 import asyncio
@@ -17,22 +18,22 @@ from redis.backoff import NoBackoff
 
 from xalen_batch import broker
 
-# Seconds within which a grant is used or given back.
+# Seconds for which a grant is valid: it is used or returned before.
 HOLD = 0.2
-# Seconds that Redis has for an answer, and to take a connection; beyond that it is away.
-PATIENCE = 0.25
-# Seconds that the shared bucket outlives its last use, beyond its debt.
-KEPT = 60
-# What is raised while Redis is away.
-AWAY = (redis.RedisError, OSError)
+# Seconds for Redis to answer, and to accept a connection; without an answer it is unavailable.
+REDIS_TIMEOUT = 0.25
+# Seconds after which Redis drops an unused bucket, once its overdraft is paid off.
+KEPT_FOR = 60
+# The errors of an unavailable Redis; `TimeoutError` is an `OSError`.
+UNAVAILABLE = (redis.RedisError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
-    """So many per minute, as the size and the rate of a bucket.
+class RateLimit:
+    """A limit per minute, as the size (`burst`) and the rate of a bucket.
 
-    Whatever is granted within 60 seconds and the HOLD before them is at most `per_minute`, and
-    what the last grant of them took beyond the first of its units.
+    Grants within 60 seconds and the HOLD before them add up to at most `per_minute` and the
+    overdraft of the last one.
     """
 
     per_minute: int
@@ -43,22 +44,22 @@ class Limit:
 
     @property
     def rate(self) -> float:
-        """Per second."""
+        """Units per second."""
         return (self.per_minute - self.burst) / (60 + HOLD)
 
 
-class Limits(NamedTuple):
-    """Of one backend; None: not limited."""
+class RateLimits(NamedTuple):
+    """The limits of one backend; None: not limited."""
 
-    requests: Limit | None
-    tokens: Limit | None
+    requests: RateLimit | None
+    tokens: RateLimit | None
 
 
 class Ask(NamedTuple):
-    """`first`: the tokens of the request that is next, which are granted in whole or not at all.
+    """A request for grants.
 
-    `spent_requests`, `spent_tokens`: corrections of earlier grants, negative for what is given
-    back.
+    `first`: tokens of the next request, which are granted in full or not at all. `spent_requests`,
+    `spent_tokens`: corrections of earlier grants; negative amounts are returned.
     """
 
     requests: int = 0
@@ -76,10 +77,8 @@ class Grant(NamedTuple):
     wait: float
 
 
-# KEYS: the bucket. ARGV, for requests and then for tokens: rate (0: no limit), burst, asked, at
-# least, spent.
-# The clock is the server's. It may be set back, so its last value counts for no more than an
-# interval.
+# KEYS: the bucket. ARGV, for requests and then for tokens: rate (0: no limit), burst, amount asked,
+# least amount, amount spent. The clock is that of Redis. If it is set back, no time has passed.
 TAKE = """
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
@@ -109,19 +108,19 @@ return {got[1], got[2], math.ceil(wait * 1000000)}
 
 
 class SharedBucket:
-    """The bucket of all processes, in Redis.
+    """The bucket in Redis that all processes share; event loop thread only.
 
-    A new one is empty, so a Redis that lost it allows no second burst.
+    A new bucket is empty, so a Redis that lost its data allows no second burst.
     """
 
-    def __init__(self, name: str, limits: Limits) -> None:
+    def __init__(self, name: str, limits: RateLimits) -> None:
         self._client = connect()
         self._script = self._client.register_script(TAKE)
         self._key = f"xalen:rates:{name}"
         self._shapes = [(limit.rate, limit.burst) if limit else (0, 0) for limit in limits]
 
     async def take(self, ask: Ask) -> Grant:
-        """Raises AWAY where Redis does not answer in time; then it may have granted nevertheless."""
+        """Take grants. Raises UNAVAILABLE; Redis may have granted all the same."""
         requests, tokens = self._shapes
         least = min(ask.requests, 1)
         values = [
@@ -133,9 +132,9 @@ class SharedBucket:
             ask.tokens,
             ask.first,
             ask.spent_tokens,
-            KEPT,
+            KEPT_FOR,
         ]
-        async with asyncio.timeout(2 * PATIENCE):
+        async with asyncio.timeout(2 * REDIS_TIMEOUT):
             got = await cast(Awaitable[list[int]], self._script([self._key], values))
         return Grant(got[0], got[1], got[2] / 1e6)
 
@@ -144,42 +143,44 @@ class SharedBucket:
 
 
 def connect() -> redis.asyncio.Redis:
-    """A client of the broker's Redis that gives up soon and never tries twice: a grant is not
-    idempotent.
-    """
+    """A client of the broker's Redis without retries, as a grant is not idempotent."""
     return redis.asyncio.Redis.from_url(
         broker.url(),
-        socket_timeout=PATIENCE,
-        socket_connect_timeout=PATIENCE,
+        socket_timeout=REDIS_TIMEOUT,
+        socket_connect_timeout=REDIS_TIMEOUT,
         retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
     )
 
 
-class OwnBucket:
-    """One process's share, by the same arithmetic.
+class LocalBucket:
+    """A local bucket with one process's share, by the arithmetic of TAKE; event loop thread only.
 
-    It starts owing a request, since others may have begun as well.
+    It starts overdrawn by one request, since other processes may start theirs at the same time.
     """
 
-    def __init__(self, limits: Limits, now: float) -> None:
+    def __init__(self, limits: RateLimits, now: float) -> None:
         self._limits = limits
         self._levels = [-1.0, 0.0]
         self._at = now
 
     def take(self, ask: Ask, shares: int, now: float) -> Grant:
-        """One of so many equal shares. `now`: seconds of a clock that only goes forward."""
-        passed, self._at = now - self._at, now
+        """Take grants from one of `shares` equal shares. `now`: seconds of a monotonic clock."""
+        passed = now - self._at
+        self._at = now
         spent = (ask.spent_requests, ask.spent_tokens)
         for i, limit in enumerate(self._limits):
-            filled = self._levels[i] + limit.rate / shares * passed - spent[i] if limit else 0.0
-            self._levels[i] = min(limit.burst / shares, filled) if limit else 0.0
+            if limit:
+                filled = self._levels[i] + limit.rate / shares * passed - spent[i]
+                self._levels[i] = min(limit.burst / shares, filled)
+            else:
+                self._levels[i] = 0.0
         got = [0, 0]
         if min(self._levels) >= 0:
-            asked, least = (ask.requests, ask.tokens), (min(ask.requests, 1), ask.first)
-            got = [
-                max(least[i], min(asked[i], int(self._levels[i]))) if limit else asked[i]
-                for i, limit in enumerate(self._limits)
-            ]
+            got = [ask.requests, ask.tokens]
+            least = (min(ask.requests, 1), ask.first)
+            for i, limit in enumerate(self._limits):
+                if limit:
+                    got[i] = max(least[i], min(got[i], int(self._levels[i])))
         wait = 0.0
         for i, limit in enumerate(self._limits):
             if limit:

@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 import msgspec
 import orjson
 
+from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import Endpoint, Model
 from xalen_batch.errors import InvalidRequest
-from xalen_batch.terms import Terms
 from xalen_batch.validation import json_errors
 from xalen_batch.validation.errors import Fault, Faults, quoted, refused
 from xalen_batch.validation.file_type import UTF8_BOM

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
 
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
 from xalen_batch.timezones import met, shown, zone
 
 LONGEST_EXPRESSION = 200
@@ -57,7 +57,6 @@ FIVE_FIELDS = (
 # within the 50 years that cronsim looks.
 SOME_DAY = datetime(2001, 1, 1)  # noqa: DTZ001
 MINUTES_OF_DAY = 1_440
-SHOWN_VALUE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class Cron:
     def parse(cls, expression: str, timezone: str) -> "Cron":
         """InvalidRequest for what is no expression, never fires, or is no zone."""
         if problem := _problem(expression):
-            raise InvalidRequest(f"cron: {expression[:SHOWN_VALUE]!r} {problem}.", param="cron")
+            raise InvalidRequest(f"cron: {expression[:QUOTED_CHARS]!r} {problem}.", param="cron")
         return cls(expression, zone(timezone))
 
     def after(self, instant: datetime) -> Iterator[datetime]:
@@ -159,7 +158,7 @@ def _problem(expression: str) -> str | None:
             return problem
         if not fires and not _fires(" ".join([*"*" * place, fields[place], *"*" * (4 - place)])):
             return (
-                f"is no cron expression: {fields[place][:SHOWN_VALUE]!r} is no {name}. Write"
+                f"is no cron expression: {fields[place][:QUOTED_CHARS]!r} is no {name}. Write"
                 f" {_meant(fields[place], name) or allowed}"
             )
     if fires:
@@ -181,7 +180,7 @@ def _too_large_step(field: str, name: str) -> str | None:
     if name == "minute":
         remedy += ", or steps of whole hours, such as `0 */2 * * *` for every two hours"
     return (
-        f"does not do what it says: the step of {field[:SHOWN_VALUE]!r} is larger than the field"
+        f"does not do what it says: the step of {field[:QUOTED_CHARS]!r} is larger than the field"
         f" {name}. {remedy}"
     )
 

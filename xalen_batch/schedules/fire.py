@@ -71,7 +71,7 @@ def run() -> None:
                 is_mine = _advance(session, due, turn)
         except (InvalidRequest, ValidationError) as error:
             _pause_unreadable(due.id, error)
-        except db.AWAY as error:
+        except db.UNAVAILABLE as error:
             # Raises if it is away for all of them; else the next look takes this one.
             db.ping()
             logger.warning("schedule.postponed", schedule_id=due.id, reason=db.trouble(error))

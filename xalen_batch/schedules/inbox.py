@@ -19,10 +19,9 @@ from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.accounts.quotas import Quota
 from xalen_batch.config import MiB, settings
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
 from xalen_batch.models import InboxRequest, Schedule, ScheduleRun
 
-SHOWN_VALUE = 100
 PAGE_ROWS = 2_000
 PAGE_BYTES = 3 * MiB
 
@@ -205,7 +204,7 @@ def _known(session: Session, schedule: Schedule, lines: Mapping[str, bytes]) -> 
         for custom_id, digest in cursor:
             if digest != hashlib.sha256(lines[custom_id]).digest():
                 raise InvalidRequest(
-                    f"custom_id {custom_id[:SHOWN_VALUE]!r} waits in the inbox already, with"
+                    f"custom_id {custom_id[:QUOTED_CHARS]!r} waits in the inbox already, with"
                     " another request. Give this one a custom_id of its own.",
                     param="custom_id",
                     code="duplicate_custom_id",

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from xalen_batch import batches, catalog, db, ids, storage
 from xalen_batch.accounts.accounts import Owner
+from xalen_batch.billing.terms import Terms
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.schedules import sources
 from xalen_batch.schedules.definition import Definition
@@ -14,7 +15,6 @@ from xalen_batch.schedules.preflight_file import Rehearsal
 from xalen_batch.schedules.templates import Moment
 from xalen_batch.states import OnInvalid
 from xalen_batch.storage import marks
-from xalen_batch.terms import Terms
 from xalen_batch.timezones import zone
 from xalen_batch.validation import apart
 
@@ -25,7 +25,7 @@ def rehearse(owner: Owner, definition: Definition, now: datetime) -> None:
     """InvalidRequest with the first fault of what would be run, and the number of the others. Runs
     nothing.
 
-    Reads a whole file, in a process of its own, so no transaction is open. storage.AWAY;
+    Reads a whole file, in a process of its own, so no transaction is open. storage.UNAVAILABLE;
     Unavailable if that takes too long.
     """
     if definition.source is not None:

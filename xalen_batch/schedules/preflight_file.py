@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from xalen_batch import storage
+from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import Endpoint, Model
 from xalen_batch.schedules import templates
 from xalen_batch.schedules.fill import Unfit, capped, rendered
 from xalen_batch.schedules.templates import Moment
-from xalen_batch.terms import Terms
 from xalen_batch.validation.errors import Fault, Faults, refused
 from xalen_batch.validation.lines import scan
 
@@ -29,7 +29,7 @@ class Rehearsal:
     moment: Moment | None
 
     def __call__(self) -> Faults:
-        """storage.AWAY."""
+        """storage.UNAVAILABLE."""
         faults, named = Faults(), set[str]()
         chunks = storage.chunks(self.key)
         content = (

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from xalen_batch import storage
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.config import settings
-from xalen_batch.errors import InvalidRequest, Unavailable
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest, Unavailable
 from xalen_batch.models import Schedule, ScheduleRun
 from xalen_batch.schedules import folders, templates, timeout
 from xalen_batch.schedules.definition import Source
@@ -31,7 +31,6 @@ from xalen_batch.schedules.folders import Folder, Found
 from xalen_batch.schedules.templates import Moment
 from xalen_batch.storage import marks
 
-SHOWN_VALUE = 100
 UTF8_BOM = b"\xef\xbb\xbf"
 # Any moment: how the path of a source may be written does not depend on it.
 SOME_MOMENT = Moment(datetime(2026, 1, 31, tzinfo=UTC), ZoneInfo("UTC"), "run_0")
@@ -56,7 +55,7 @@ class Gone(Exception):
     """An object of a manifest is gone or is not what it was."""
 
     def __init__(self, path: str, problem: str) -> None:
-        super().__init__(f"{path[:SHOWN_VALUE]!r} {problem}")
+        super().__init__(f"{path[:QUOTED_CHARS]!r} {problem}")
         self.path = path
         self.problem = problem
 
@@ -89,7 +88,7 @@ def find(
     and that no run has taken.
 
     NotReady without the marker; InvalidRequest if they cannot be read, or are too many or too large
-    for one batch; storage.AWAY.
+    for one batch; storage.UNAVAILABLE.
     """
     owner = Owner(schedule.account_id, schedule.livemode)
     pattern = _filled(source.pattern, "source.pattern", moment)
@@ -117,7 +116,7 @@ def _listed(
     with _named(place):
         if marker and not place.folder.has(marker):
             raise NotReady(
-                f"There is no {marker[:SHOWN_VALUE]!r} in {place.name[:SHOWN_VALUE]!r} yet."
+                f"There is no {marker[:QUOTED_CHARS]!r} in {place.name[:QUOTED_CHARS]!r} yet."
             )
         return place, place.folder.files()
 
@@ -146,7 +145,7 @@ def take(
 def chunks(owner: Owner, source: Source, manifest: Sequence[dict[str, Any]]) -> Iterator[bytes]:
     """The objects one after another, each without a byte order mark and with a newline at its end.
 
-    Gone, at once or after some of its bytes, for one that is not as it was pinned. storage.AWAY.
+    Gone, at once or after some of its bytes, for one that is not as it was pinned. storage.UNAVAILABLE.
     """
     share = _share(source)
     for entry in manifest:
@@ -207,7 +206,7 @@ def _place(owner: Owner, source: Source, moment: Moment) -> _Place:
     name = "/".join(steps)
     if not found.is_relative_to(home):
         raise InvalidRequest(
-            f"{param}: {name[:SHOWN_VALUE]!r} is a link out of the account's own drop prefix. Put"
+            f"{param}: {name[:QUOTED_CHARS]!r} is a link out of the account's own drop prefix. Put"
             " the objects themselves there.",
             param=param,
         )
@@ -227,7 +226,7 @@ def _local(folder: str, moment: Moment) -> _Place:
         )
     if not folder.startswith("/"):
         raise InvalidRequest(
-            f"{param}: {folder[:SHOWN_VALUE]!r} is not absolute. Write the whole path, from"
+            f"{param}: {folder[:QUOTED_CHARS]!r} is not absolute. Write the whole path, from"
             " `/` on.",
             param=param,
         )
@@ -237,7 +236,7 @@ def _local(folder: str, moment: Moment) -> _Place:
         if found.is_relative_to(root):
             return _Place(Folder(root, found.relative_to(root).parts), f"{found}/", name, param)
     raise InvalidRequest(
-        f"{param}: {name[:SHOWN_VALUE]!r} is not below a drop root of this server. Ask its operator"
+        f"{param}: {name[:QUOTED_CHARS]!r} is not below a drop root of this server. Ask its operator"
         " which there are, or use `prefix`.",
         param=param,
     )
@@ -286,7 +285,7 @@ def _steps(path: str, param: str, moment: Moment) -> list[str]:
     steps = [step for step in filled.split("/") if step]
     if filled.startswith("/") or not steps or {".", ".."} & set(steps):
         raise InvalidRequest(
-            f"{param}: {filled[:SHOWN_VALUE]!r} is no path below a folder. Write names joined by"
+            f"{param}: {filled[:QUOTED_CHARS]!r} is no path below a folder. Write names joined by"
             " `/`, without `..` and not from `/` on.",
             param=param,
         )
@@ -302,7 +301,7 @@ def _filled(text: str, param: str, moment: Moment) -> str:
     filled = templates.fill(text, moment)
     if "{{" in filled:
         raise InvalidRequest(
-            f"{param}: {text[:SHOWN_VALUE]!r} holds a placeholder that is none. Write one such as"
+            f"{param}: {text[:QUOTED_CHARS]!r} holds a placeholder that is none. Write one such as"
             f" {templates.EXAMPLES}.",
             param=param,
         )
@@ -317,7 +316,7 @@ def _entry(place: _Place, found: Found) -> dict[str, Any]:
     ):
         problem = f"longer than {LONGEST_PATH:,} bytes, or not UTF-8"
         raise InvalidRequest(
-            f"the name {found.path[:SHOWN_VALUE]!r} is {problem}. Rename the object.",
+            f"the name {found.path[:QUOTED_CHARS]!r} is {problem}. Rename the object.",
             code="source_unreadable",
         )
     return {"path": path, "size": found.size, "version": found.version}
@@ -346,7 +345,7 @@ def _check_size(manifest: list[dict[str, Any]]) -> None:
 @contextmanager
 def _named(place: _Place) -> Iterator[None]:
     """What is wrong with a folder, with its name."""
-    shown = f"{place.param}: {place.name[:SHOWN_VALUE]!r}"
+    shown = f"{place.param}: {place.name[:QUOTED_CHARS]!r}"
     try:
         yield
     except InvalidRequest as error:

@@ -98,7 +98,7 @@ def _attempt(
     except (TooManyRequests, StorageFull) as error:
         turn.refusal = error
         _refused(session, schedule, run, definition, now, error)
-    except storage.AWAY as error:
+    except storage.UNAVAILABLE as error:
         if run.reason != UNREACHABLE:
             logger.warning(
                 "storage.unreachable",
@@ -110,7 +110,7 @@ def _attempt(
         if not _waits(session, run, now, definition, UNREACHABLE, message):
             message = f"{message} The run waited for {definition.catch_up_window}."
             runs.end(session, schedule, run, RunState.FAILED, UNREACHABLE, message)
-    except db.AWAY:
+    except db.UNAVAILABLE:
         raise
     except Exception as error:
         # A bug of ours: the run fails, and those after it have their turn.

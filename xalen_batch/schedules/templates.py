@@ -16,9 +16,8 @@ from zoneinfo import ZoneInfo
 
 import orjson
 
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
 
-SHOWN_VALUE = 100
 EXAMPLES = (
     "{{scheduled_date}}, {{scheduled_date-1d:%d.%m.%Y}}, {{scheduled_time-6h:%H:%M}} or {{run_id}}"
 )
@@ -211,4 +210,4 @@ def _choices(units: Iterable[str]) -> str:
 
 
 def _wrong(shown: str, problem: str) -> InvalidRequest:
-    return InvalidRequest(f"{shown[:SHOWN_VALUE]!r} {problem}.", code="invalid_placeholder")
+    return InvalidRequest(f"{shown[:QUOTED_CHARS]!r} {problem}.", code="invalid_placeholder")

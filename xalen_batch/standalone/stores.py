@@ -24,7 +24,9 @@ from urllib.parse import quote
 
 import psycopg
 import redis
+from sqlalchemy import make_url
 
+from xalen_batch import config, db
 from xalen_batch.errors import ConfigError
 from xalen_batch.standalone import processes
 from xalen_batch.standalone.processes import Step
@@ -265,6 +267,15 @@ class Valkey(Server):
                 return bool(client.ping())
         except redis.RedisError:
             return False
+
+
+def database_folder() -> Path | None:
+    """The data folder of the embedded PostgreSQL; None if the settings name another database."""
+    if config.settings().database_url is None:
+        return None
+    folder = config.settings().data_dir.absolute() / "postgres"
+    is_embedded = make_url(db.url()).query.get("host") == str(socket_folder(folder))
+    return folder if is_embedded else None
 
 
 def socket_folder(folder: Path) -> Path:

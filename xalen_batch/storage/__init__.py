@@ -36,7 +36,7 @@ NEAR = 32 * 1024
 MARK = "store.id"
 
 # Storage that is gone or does not do what it should.
-AWAY = (OSError, BaseError)
+UNAVAILABLE = (OSError, BaseError)
 # No space, a quota that is used up, a file larger than one may be.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 

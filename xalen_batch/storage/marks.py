@@ -25,7 +25,7 @@ LOOKED_FOR = 100
 
 
 class Elsewhere(OSError):
-    """The storage folder is not this database's store. One of storage.AWAY: what needs it waits."""
+    """The storage folder is not this database's store. One of storage.UNAVAILABLE: what needs it waits."""
 
 
 class Unplaced(Elsewhere):

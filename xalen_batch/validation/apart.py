@@ -67,6 +67,6 @@ class _Once(Generic[T]):
     def __call__(self, _: tuple[()]) -> T | None:
         try:
             return self.work()
-        except storage.AWAY:
+        except storage.UNAVAILABLE:
             # The process that asks then does the work itself, and raises the error.
             return None

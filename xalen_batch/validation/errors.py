@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from xalen_batch.billing.terms import Terms
 from xalen_batch.config import settings
-from xalen_batch.terms import Terms
 
 QUOTED_CHARACTERS = 60
 TOO_MANY = "too_many_tasks"

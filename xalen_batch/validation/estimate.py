@@ -15,9 +15,9 @@ from typing import Any
 
 from xalen_batch import money
 from xalen_batch.backends import tokens
+from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import Model
 from xalen_batch.config import Settings
-from xalen_batch.terms import Terms
 from xalen_batch.validation import bodies
 from xalen_batch.validation.bodies import ChatRequest, RerankRequest, UsualChat
 from xalen_batch.validation.context_window import LEAST_SHARE

@@ -7,9 +7,9 @@ from decimal import Decimal
 from functools import partial
 
 from xalen_batch import storage
+from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import Endpoint, Model
 from xalen_batch.config import settings
-from xalen_batch.terms import Terms
 from xalen_batch.validation import apart, pieces
 from xalen_batch.validation.estimate import Estimate, estimate
 from xalen_batch.validation.lines import LineReader
@@ -30,7 +30,7 @@ def estimate_file(
 ) -> Estimate:
     """`estimate` of a file in storage.
 
-    Raises storage.AWAY if storage fails, and Unavailable if the work takes too long.
+    Raises storage.UNAVAILABLE if storage fails, and Unavailable if the work takes too long.
     """
     work = Estimating(endpoint, models, terms, discount_rate)
     size, processes = storage.size(key), settings().validation_processes

@@ -131,6 +131,6 @@ def read_lines(
             if isinstance(line, Fault):
                 return None
             add(line)
-    except storage.AWAY:
+    except storage.UNAVAILABLE:
         return None
     return Piece(content, list(reader.seen), reader.last_line, reader.endpoint)

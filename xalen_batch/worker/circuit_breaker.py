@@ -1,27 +1,33 @@
-"""The circuit breaker of one backend in one worker process: it tells whose fault failures are, and
-leaves a broken backend alone.
+"""The circuit breaker of one backend in one worker process.
 
-A source is one batch. Its failures count against the backend only while no other source is a
-witness that the backend works. A witness has an answer to a request that was sent after the
-failures began, so the last answers before an outage prove nothing.
+It tells failures of the backend from failures of one batch's lines, and sends little to a backend
+that is broken.
 
-States:
+A source is one batch. The failures of a source count against the backend only if no other source is
+a witness that the backend works. A witness has an answer to a request that was sent after the
+failures began: answers to earlier requests may date from before an outage.
 
-    closed --> open:        a source failed `circuit_failures` times in a row, or spent its retry budget, and there is no witness
-    open --> half open:     the pause is over
-    half open --> open:     all probes ended, and none was answered
-    open, half open --> closed: the backend answered a request that was sent after the failures began
+States, and the functions that change them:
+
+    from               to         when
+    closed             open       a source failed `circuit_failures` times in a row, or spent its
+                                  retry budget, and there is no witness (`failed`)
+    open               half open  the pause is over (`state`)
+    half open          open       all probes have ended, none was answered (`probe_over`)
+    open or half open  closed     the backend answered a request that was sent after the failures
+                                  began (`succeeded`)
 
 What happens to the lines of a source:
 
-    state       it failed since the last answer     it did not
-    closed      sent                                sent
-    open        handed back unrun                   claimed one at a time and sent at once (up to TRIED_ACCOUNTS accounts)
-    half open   `width` lines are probes            as above
+    state      held (failed since the last answer)  not held
+    closed     -                                    sent
+    open       returned to their task, not sent     claimed one at a time and sent, for at most
+                                                    TRIAL_ACCOUNTS accounts
+    half open  `width` of them are sent as probes   as above
 
-A probe that fails is handed back, so an outage costs no line. Once `circuit_patience` has passed
-without an answer, probes run to the end of their attempts, and each round has twice as many: a
-batch that can never succeed ends with its lines failed.
+A failed probe is returned to its task, so an outage costs no line. Once `circuit_patience` seconds
+have passed without an answer, probes use up their attempts, and each round doubles their number. So
+a batch that can never succeed ends, with its lines failed.
 """
 
 import math
@@ -39,32 +45,30 @@ from xalen_batch.config import settings
 logger = log.get(__name__)
 K = TypeVar("K")
 
-# Retries of a source may be this share of its requests, plus an allowance at the start; more would
-# feed an outage.
+# The retry budget of a source: it starts at RETRY_ALLOWANCE failures, and each request adds
+# RETRY_SHARE of one. A larger budget would let retries keep an outage going.
 RETRY_SHARE = 0.2
 RETRY_ALLOWANCE = 100.0
 # Seconds for which an answer makes its source a witness.
-TESTIMONY = 60.0
-# A source's word that the backend is busy is doubted after this many refusals in a row, if there is
-# a witness.
-DOUBT = 10
-# Accounts that try an open circuit before its pause is over, and batches that one account tries it
-# with.
-TRIED_ACCOUNTS = 3
-TRIED_BATCHES = 3
-# Share of the pause for which only new sources are claimed when it is over, if too many accounts
-# had tried before.
+WITNESS_SECONDS = 60.0
+# After this many failures in a row of one account, with a witness, its overload signals (429, 503,
+# timeouts) no longer lower the lane's limit.
+DOUBTED_AFTER = 10
+# Accounts that may try an open circuit before its pause is over, and batches of one account.
+TRIAL_ACCOUNTS = 3
+TRIAL_BATCHES = 3
+# Share of the pause by which accounts that have not tried are ahead when it is over. It applies if
+# TRIAL_ACCOUNTS had tried during the pause.
 HEAD_START = 1 / 8
-# Sources that are remembered; the least recently used is forgotten.
+# Sources whose history is kept; the least recently used is forgotten.
 REMEMBERED = 1_000
 
 
 class Source(NamedTuple):
-    """Account and batch of a line. Lines of one source succeed or fail together, as far as the
-    circuit knows.
+    """Account and batch of a line: the circuit assumes that lines of one source fail together.
 
-    Both are public ids: each line looks its source up 40 times, and a str caches its hash, which a
-    UUID does not.
+    Both are public ids: each line is looked up by its source some 40 times, and a str caches its
+    hash, which a UUID does not.
     """
 
     account_id: str
@@ -81,31 +85,33 @@ class State(Enum):
     HALF_OPEN = "half open"
 
 
-class Opening(NamedTuple):
-    """What may be claimed while the circuit is not closed: `lines` at most, and none of
-    `passed_over` (a batch, or all of an account).
+class Admission(NamedTuple):
+    """The bound on claims while the circuit is not closed.
+
+    At most `lines` may be claimed, and none of `excluded`: pairs of an account and one of its
+    batches, or of an account and None for all its batches.
     """
 
     lines: int
-    passed_over: frozenset[tuple[str, str | None]] = frozenset()
+    excluded: frozenset[tuple[str, str | None]] = frozenset()
 
 
 @dataclass(slots=True)
-class _Record:
-    """A source's outcomes.
+class _History:
+    """The outcomes of one source or account; event loop thread only.
 
-    Moments are counted in requests sent to the backend, which orders them without a clock.
+    Moments are numbers of requests sent to the backend, which are ordered without a clock.
     """
 
-    # Outcomes in a row that were no answer; of them, those that show a broken backend; and when the
-    # row began.
+    # Outcomes in a row without an answer, how many of them show a broken backend, and when the row
+    # began.
     bad: int = 0
     failures: int = 0
     began: int = 0
     budget: float = RETRY_ALLOWANCE
-    # When the budget was last whole.
+    # When the budget was last full.
     whole: int = 0
-    # The latest request that was answered, and by the clock when it was.
+    # The latest request that was answered, and the clock's time of its answer.
     answered: int = -1
     answered_at: float = 0.0
 
@@ -116,32 +122,36 @@ class _Record:
 
 
 class Circuit:
-    """Changed on the event loop only; `opening`, `pause_of` and `state` may be read from any
-    thread.
+    """The circuit breaker itself; changed on the event loop thread only.
+
+    `admission`, `pause_of`, `holds` and `state` may be called from any thread.
     """
 
     def __init__(self, name: str = "", clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name
         self._clock = clock
-        self._records: OrderedDict[Source, _Record] = OrderedDict()
-        # By account, for how busy the backend is: an account may have any number of batches.
-        self._accounts: OrderedDict[str, _Record] = OrderedDict()
+        self._records: OrderedDict[Source, _History] = OrderedDict()
+        # Histories by account tell for whom the backend is busy; an account has any number of
+        # batches.
+        self._accounts: OrderedDict[str, _History] = OrderedDict()
         self._sent = 0
+        # The latest request that was answered.
         self._answered = -1
-        # None: closed.
+        # When the pause ends, by the clock; None while the circuit is closed.
         self._until: float | None = None
         self._opened_at = 0.0
-        # When the backend last answered anybody, and whether that vouches for its setup while the
-        # circuit is not closed.
+        # When the backend last answered, by the clock; and whether that proves its setup while
+        # the circuit is not closed.
         self._answered_at = -math.inf
         self._is_vouched = False
-        # An answer to a later request closes the circuit.
+        # An answer to a later request than this closes the circuit.
         self._broken_since = 0
-        self._tried: set[Source] = set()
-        # What the failure said that opened it.
+        # The sources whose lines are sent only as probes.
+        self._held: set[Source] = set()
+        # Reason and status of the failure that opened the circuit, for the log.
         self._reason = ""
         self._status: int | None = None
-        # Probes under way, and whether one of this round ran out of its attempts.
+        # Probes in flight, and whether one of this round used up its attempts.
         self._probing = 0
         self._is_spent = False
         self.width = 1
@@ -154,90 +164,85 @@ class Circuit:
 
     @property
     def is_patient(self) -> bool:
-        """Whether probes that fail are handed back, as the backend may only be away for a while."""
-        patience = (
-            min(TESTIMONY, settings().circuit_patience)
-            if self._is_vouched
-            else settings().circuit_patience
-        )
+        """Whether failed probes are returned to their task, as the outage may end soon."""
+        patience = settings().circuit_patience
+        if self._is_vouched:
+            patience = min(WITNESS_SECONDS, patience)
         return self._until is None or self._clock() < self._opened_at + patience
 
     @property
     def is_vouched(self) -> bool:
-        """Whether an answer of the last TESTIMONY seconds shows that the backend is set up rightly.
+        """Whether an answer within WITNESS_SECONDS proves that the backend is set up correctly.
 
         A refusal that the model server explains (403, 404 …) is then the line's own.
         """
-        return (
-            self._is_vouched
-            if self._until is not None
-            else self._clock() - self._answered_at <= TESTIMONY
-        )
+        if self._until is not None:
+            return self._is_vouched
+        return self._clock() - self._answered_at <= WITNESS_SECONDS
 
     @property
-    def opening(self) -> Opening | None:
-        """What may be claimed; None: anything."""
+    def admission(self) -> Admission | None:
+        """The bound on claims; None while the circuit is closed."""
         until = self._until
         if until is None:
             return None
-        tried = list(self._tried)
-        accounts = Counter(source.account_id for source in tried)
-        # A source that has failed since before the last answer says nothing of the backend.
-        fresh = {
-            source.account_id
-            for source in tried
-            if (record := self._records.get(source)) and record.began >= self._answered
-        }
-        is_crowded = len(fresh) >= TRIED_ACCOUNTS
+        held = list(self._held)
+        batches = Counter(source.account_id for source in held)
+        # A source that has failed since before the backend's last answer proves no outage.
+        trying = set()
+        for source in held:
+            record = self._records.get(source)
+            if record is not None and record.began >= self._answered:
+                trying.add(source.account_id)
+        is_crowded = len(trying) >= TRIAL_ACCOUNTS
         is_half_open = self._clock() >= until and not self._probing
-        if is_half_open and not (
-            is_crowded and self._clock() < until + HEAD_START * settings().circuit_pause
-        ):
-            return Opening(self.width)
-        passed_over = {
-            (account, batch if accounts[account] < TRIED_BATCHES else None)
-            for account, batch in tried
-        }
-        return Opening(0 if is_crowded and not is_half_open else 1, frozenset(passed_over))
+        head_start_ends = until + HEAD_START * settings().circuit_pause
+        if is_half_open and (not is_crowded or self._clock() >= head_start_ends):
+            return Admission(self.width)
+        excluded = frozenset(
+            (account, batch if batches[account] < TRIAL_BATCHES else None)
+            for account, batch in held
+        )
+        return Admission(1 if is_half_open or not is_crowded else 0, excluded)
 
     def pause_of(self, source: Source) -> float:
-        """Seconds until lines of this source may be claimed again; 0: now."""
+        """Seconds until lines of this source may be claimed again; 0 if they may be now."""
         until = self._until
-        return (
-            max(0.0, until - self._clock()) if until is not None and source in self._tried else 0.0
-        )
+        if until is None or source not in self._held:
+            return 0.0
+        return max(0.0, until - self._clock())
 
     def holds(self, source: Source) -> bool:
-        """Whether lines of this source go back unrun, unless they are probes."""
-        return self._until is not None and source in self._tried
+        """Whether lines of this source are returned to their task, unless they are probes."""
+        return self._until is not None and source in self._held
 
     def probe(self, source: Source, lines: int) -> int:
-        """How many of these lines of a held source are sent as probes."""
+        """Begin a round of probes. Returns how many of a held source's `lines` are probes."""
         if self.state is not State.HALF_OPEN or self._probing:
             return 0
         self._probing = min(lines, self.width)
         return self._probing
 
     def probe_over(self, *, is_spent: bool) -> None:
-        """A probe has ended. `is_spent`: it ran out of its attempts."""
+        """A probe has ended. `is_spent`: it used up its attempts."""
         self._probing -= 1
         self._is_spent |= is_spent
         if self._probing or self._until is None:
             return
         self.width *= 2 if self._is_spent else 1
-        self._rest()
+        self._start_pause()
 
     def sent(self, source: Source) -> int:
-        """A request goes out. Returns its number, which `succeeded` and `answered_since` take."""
+        """A request is being sent. Returns its number, for `succeeded` and `answered_since`."""
         record = _of(self._records, source)
         record.budget = min(RETRY_ALLOWANCE, record.budget + RETRY_SHARE)
         self._sent += 1
         return self._sent
 
     def succeeded(self, source: Source, request: int, *, is_answer: bool = True) -> bool:
-        """The backend did its work. Returns whether that closed the circuit.
+        """The backend answered or refused. Returns whether that closed the circuit.
 
-        `is_answer`: as opposed to a refusal, which a server may send whose model is broken.
+        `is_answer`: False for a refusal, which a server may send although its model is broken.
         """
         now = self._clock()
         for record in (_of(self._records, source), _of(self._accounts, source.account_id)):
@@ -264,10 +269,10 @@ class Circuit:
         is_broken: bool = True,
         may_be_own: bool = False,
     ) -> None:
-        """The backend gave no answer. `is_broken`: as opposed to being busy. `may_be_own`: or the
-        line is to blame.
+        """The backend gave no answer; may open the circuit.
 
-        `reason` and `status` are logged if this opens the circuit.
+        `is_broken`: False if the backend is busy. `may_be_own`: the line may be the cause. `reason`
+        and `status` are logged if the circuit opens.
         """
         record = _of(self._records, source)
         for row in (record, _of(self._accounts, source.account_id)):
@@ -281,7 +286,7 @@ class Circuit:
             record.whole = self._sent
         record.budget -= 1
         if self._until is not None:
-            self._tried.add(source)
+            self._held.add(source)
             return
         is_row = record.failures >= settings().circuit_failures
         since = record.began if is_row else record.whole
@@ -293,21 +298,19 @@ class Circuit:
             self._open(source, reason, status)
 
     def answered_since(self, request: int) -> bool:
-        """Whether the backend has answered anybody's request that was sent after this one."""
+        """Whether the backend has answered a request that was sent after this one."""
         return self._answered > request
 
     def is_doubted(self, source: Source) -> bool:
-        """Whether the backend is busy for this account only."""
+        """Whether the backend is busy for this account only: others are answered meanwhile."""
         record = _of(self._accounts, source.account_id)
-        return record.bad >= DOUBT and self._has_witness(
+        return record.bad >= DOUBTED_AFTER and self._has_witness(
             self._accounts.values(), record, record.began
         )
 
-    def _has_witness(self, records: Iterable[_Record], record: _Record, since: int) -> bool:
-        """Whether another of these sources, which does not fail much itself, was answered since
-        then.
-        """
-        recent = self._clock() - TESTIMONY
+    def _has_witness(self, records: Iterable[_History], record: _History, since: int) -> bool:
+        """Whether another of these, which seldom fails, got an answer to a later request."""
+        recent = self._clock() - WITNESS_SECONDS
         return any(
             other is not record
             and other.answered > since
@@ -317,20 +320,20 @@ class Circuit:
         )
 
     def _open(self, by: Source, reason: str, status: int | None) -> None:
-        self._tried = {by}
+        self._held = {by}
         for source, record in self._records.items():
             if (record.failures and record.began >= self._answered) or not record.is_sound:
-                self._tried.add(source)
+                self._held.add(source)
         self._opened_at = self._clock()
         self._reason, self._status = reason, status
-        self._rest()
+        self._start_pause()
 
-    def _rest(self) -> None:
+    def _start_pause(self) -> None:
         self._until = self._clock() + settings().circuit_pause
         self._is_spent = False
         sources = {
-            "accounts": len({source.account_id for source in self._tried}),
-            "batches": len(self._tried),
+            "accounts": len({source.account_id for source in self._held}),
+            "batches": len(self._held),
         }
         logger.warning(
             "backend.circuit_opened",
@@ -349,16 +352,16 @@ class Circuit:
             seconds=round(self._clock() - self._opened_at, 1),
         )
         self._until = None
-        self._tried.clear()
+        self._held.clear()
         self.width = 1
         for record in self._records.values():
             record.budget = RETRY_ALLOWANCE
 
 
-def _of(records: OrderedDict[K, _Record], key: K) -> _Record:
+def _of(records: OrderedDict[K, _History], key: K) -> _History:
     record = records.get(key)
     if record is None:
-        record = records[key] = _Record()
+        record = records[key] = _History()
         if len(records) > REMEMBERED:
             records.popitem(last=False)
     else:

@@ -1,9 +1,8 @@
-"""What a worker takes from Redis: hints in the form that `broker.publish` and beat send, and
-nothing else.
+"""The consumer of the queue on Redis: it accepts only hints as `broker.publish` and beat send them.
 
-Whoever reaches Redis can put anything on the queue. A message is parsed before Celery sees it, and
-Celery gets a new one that holds a job, its id and an expiry. Options that Celery would obey
-(callbacks, chains, compression, a start time, time limits) are left behind.
+Anyone with access to Redis can put any message on the queue. Each message is parsed before Celery
+sees it, and Celery gets a new one with a job, its id and an expiry. Options that Celery would obey
+(callbacks, chains, compression, a start time, time limits) are dropped.
 """
 
 import base64
@@ -25,10 +24,11 @@ from xalen_batch.broker import QUEUE, Job, Message
 
 logger = log.get(__name__)
 
+# Seconds between two attempts to connect to Redis.
 RECONNECT_PAUSE = 1.0
-# Ours have about 900 bytes.
+# Bytes; our own messages have about 900.
 LONGEST_MESSAGE = 8 * 1024
-# A flood of broken messages is one log event in this many seconds.
+# Seconds between two log events of dropped messages, however many there are.
 LOG_PAUSE = 1.0
 
 _UUID = re.compile("[0-9a-f]{32}")
@@ -37,10 +37,7 @@ _NEED_ID = (Job.VALIDATE, Job.FINALIZE)
 
 
 class Malformed(Exception):
-    """A message that this application does not send.
-
-    `str()` names the problem and repeats nothing of the message.
-    """
+    """A message that this application does not send; `str()` says why, without quoting it."""
 
 
 class _Headers(Struct):
@@ -71,30 +68,32 @@ _arguments = msgspec.json.Decoder(
 
 
 def parse(raw: bytes) -> tuple[Message, datetime | None]:
-    """A message of the queue and when it expires. Raises Malformed."""
+    """The message in bytes from the queue, and when it expires. Raises Malformed."""
     if len(raw) > LONGEST_MESSAGE:
         raise Malformed("too long")
     try:
         envelope = _envelope(raw)
         arguments, _, _ = _arguments(base64.b64decode(envelope.body, validate=True))
     except msgspec.ValidationError as error:
-        # The error's own words quote the message; the path behind them has names of ours only.
-        raise Malformed(
-            f"unknown form{''.join(re.findall(r' - at `[$.a-z_-]+`', str(error))[-1:])}"
-        ) from None
+        # The error's text quotes the message; only the path at its end has nothing but our names.
+        path = re.findall(r" - at `[$.a-z_-]+`", str(error))[-1:]
+        raise Malformed(f"unknown form{''.join(path)}") from None
     except (ValueError, RecursionError):
         raise Malformed("not JSON") from None
-    job, id = envelope.headers.task, arguments[0] if arguments else None
+    job = envelope.headers.task
+    id = arguments[0] if arguments else None
     pattern = _IDS.get(job)
-    if (id is None and job in _NEED_ID) or (
-        id is not None and (pattern is None or not pattern.fullmatch(id))
-    ):
+    if id is None:
+        is_right = job not in _NEED_ID
+    else:
+        is_right = pattern is not None and pattern.fullmatch(id) is not None
+    if not is_right:
         raise Malformed("wrong arguments")
     return Message(job, id), envelope.headers.expires
 
 
 def for_celery(message: Message, expires: datetime | None) -> bytes:
-    """A message as kombu and Celery (protocol 2) read it from the queue."""
+    """A message in the bytes that kombu and Celery (protocol 2) expect on the queue."""
     id = uuid4().hex
     body = json.dumps([message.args, {}, {}]).encode()
     headers = {
@@ -120,7 +119,7 @@ def for_celery(message: Message, expires: datetime | None) -> bytes:
 
 
 class _Dropped:
-    """Counts messages that were dropped, and logs them."""
+    """Logs dropped messages, at most once per LOG_PAUSE; Celery's consumer thread only."""
 
     def __init__(self) -> None:
         self._unlogged = 0
@@ -138,9 +137,9 @@ _dropped = _Dropped()
 
 
 def _received(response: list[bytes] | None, **_: Any) -> tuple[bytes, bytes] | None:
-    """redis-py's answer to BRPOP, a key and a message.
+    """The answer to BRPOP (a key and a message) with the message rewritten for Celery.
 
-    None, as for an empty queue, where the message is not ours.
+    None, as for an empty queue, if the message is malformed.
     """
     if not response:
         return None
@@ -160,22 +159,19 @@ class _Channel(kombu_redis.Channel):  # type: ignore[misc]
 
 
 class Transport(kombu_redis.Transport):  # type: ignore[misc]
-    """kombu's Redis transport, whose consumer gets our messages only."""
+    """kombu's Redis transport, with a consumer that gets only messages of this application."""
 
     Channel = _Channel
 
 
 def install() -> None:
-    """Have this process's consumer read Redis by Transport, whatever the scheme of its address.
-
-    To be called before the first connection.
-    """
+    """Make Transport this process's transport for Redis; call it before the first connection."""
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:{Transport.__name__}"
 
 
 class PatientConsumer(Consumer):  # type: ignore[misc]
-    """Comes back to a Redis that refuses it once a second; Celery would at once, and log each time."""
+    """Reconnects to Redis once per RECONNECT_PAUSE; Celery would try, and log, without a pause."""
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         super().on_connection_error_after_connected(exc)

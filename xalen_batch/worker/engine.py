@@ -1,5 +1,6 @@
-"""The engine of one worker process: an event loop, a lane per backend, and the slots that feed
-them.
+"""The engine of one worker process: an event loop, a lane for each backend, and slots.
+
+docs/architecture.md draws the threads and the way of a line ("Inside a worker").
 """
 
 import asyncio
@@ -19,72 +20,72 @@ from xalen_batch.backends.buffer import Buffers
 from xalen_batch.catalog import Model
 from xalen_batch.config import settings
 from xalen_batch.models import workers
-from xalen_batch.models.next_task import Room
+from xalen_batch.models.next_task import FreeCapacity
 from xalen_batch.pipeline import claim as claims
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim
 from xalen_batch.ratelimit.backend import Rates
 from xalen_batch.states import TaskState
 from xalen_batch.storage import marks
-from xalen_batch.worker.execute import Run, Slot, heartbeat
+from xalen_batch.worker.execute import Slot, TaskRun, heartbeat
 from xalen_batch.worker.lane import Lane
 
 logger = log.get(__name__)
 T = TypeVar("T")
 
-# After a claim that found nothing, or filled all lanes, a slot does not look for more by itself for
-# this long; hints and polls do.
-QUIET = 0.25
-# Of the bytes that a process may hold: a half is for answers; a quarter for requests, since a
-# backend may need them in another form, which is in memory beside the first while a request is in
-# flight.
+# Seconds for which slots do not claim by themselves, after a claim that found nothing or filled all
+# lanes. Hints and polls still make them claim.
+IDLE_PAUSE = 0.25
+# Shares of the bytes that a process may hold. Requests get less than half of the rest: a backend
+# may need a request in another form, which is in memory as well while the request is in flight.
 ANSWERS_SHARE, REQUESTS_SHARE = 1 / 2, 1 / 4
-# Of the slots that other accounts leave, an account gets this share: one account never takes the
-# last slot.
+# An account gets this share of the slots that other accounts leave free, so that one account never
+# takes the last slot.
 SLOT_SHARE = 3 / 4
-# How long a task is left alone whose backend cannot be made here.
+# Seconds until a task may be claimed again whose backend cannot be made here.
 UNUSABLE_PAUSE = 15.0
 
 
 class _NotInCatalog(Exception):
-    """The catalog lacks the model, or has another kind of backend for it than the batch was created
-    with. It is logged already.
+    """The catalog lacks the model, or has another kind of backend than the batch was created with.
+
+    It is logged before it is raised.
     """
 
 
 class _Unusable(Exception):
-    """The backend of the claimed task cannot be made here, and the task was handed back."""
+    """The backend of the claimed task cannot be made here; the task was returned."""
 
 
 class Engine:
-    """`spawn` runs a function on another thread of the worker's pool; `slots` bounds the tasks that
-    overlap.
+    """Claims tasks and runs them in slots; methods are called on any thread unless they say else.
 
-    A slot that claimed a task wakes the next, so one hint fills the process. Lanes, not slots,
-    bound the load on a backend.
+    A slot is a thread of the worker's pool that runs one task. `spawn` runs a function on such a
+    thread. A slot that has claimed a task wakes the next slot, so one hint fills the process. Slots
+    bound the tasks that overlap; lanes bound the load on a backend.
     """
 
     def __init__(self, spawn: Callable[[Callable[[], None]], object]) -> None:
         self._spawn = spawn
         self._slots = threading.BoundedSemaphore(settings().worker_slots)
-        # One slot claims at a time: the next knows what room is left.
+        # One slot claims at a time, so that each claim knows the free capacity.
         self._claiming = threading.Lock()
-        # A slot has a suspect, whose lines may kill this process: until it is over, nothing else is
-        # claimed.
-        self._is_trying = False
-        # A process that dies young for reasons of its own must not do so with a suspect.
-        self._may_try_from = time.monotonic() + settings().lease / 2
+        # A slot holds a suspect, whose lines may kill this process. Nothing else is claimed until
+        # the suspect has ended.
+        self._has_suspect = False
+        # A process that dies soon after its start dies of other causes than a suspect.
+        self._takes_suspects_from = time.monotonic() + settings().lease / 2
         self._run_over = threading.Event()
-        self._lanes: dict[claims.Lane, Lane] = {}
+        self._lanes: dict[claims.LaneKey, Lane] = {}
         self._buffers = Buffers(int(settings().worker_bytes * ANSWERS_SHARE))
-        self._most_requests = int(settings().worker_bytes * REQUESTS_SHARE)
-        self._runs: set[Run] = set()
-        self._quiet_until = 0.0
+        self._most_request_bytes = int(settings().worker_bytes * REQUESTS_SHARE)
+        self._runs: set[TaskRun] = set()
+        self._idle_until = 0.0
         self._workers = 1
-        # Why nothing is claimed at all, and since when; and since when no backend can be made for a
-        # model.
-        self._held: tuple[workers.Reason, float] | None = None
-        self._unusable: dict[claims.Lane, float] = {}
+        # The reason why this process claims nothing, and since when; and for each lane whose
+        # backend cannot be made, since when.
+        self._held: tuple[workers.WorkerWaitReason, float] | None = None
+        self._unusable: dict[claims.LaneKey, float] = {}
         self._stop_at: float | None = None
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="backends", daemon=True)
@@ -95,48 +96,47 @@ class Engine:
         return self._stop_at is not None
 
     def wake(self) -> None:
-        """There may be work: let a free slot look for it. Never blocks."""
+        """Let a free slot look for work. Never blocks."""
         if not self.is_stopping:
             self._spawn(self.drain)
 
     def drain(self) -> None:
-        """One slot's life: claim and run tasks until there is nothing to claim here."""
+        """Be a slot: claim and run tasks until no further claim is worth it."""
         if not self._slots.acquire(blocking=False):
             return
         try:
-            while not self.is_stopping and self._run_next() and self._may_find:
+            while not self.is_stopping and self._run_next() and self._may_claim:
                 pass
-        except db.AWAY as error:
-            # The poll comes back to it; a task that was claimed returns when its lease ends.
+        except db.UNAVAILABLE as error:
+            # The poll finds the task again; a claimed one after its lease has ended.
             logger.warning(db.trouble(error), during="claim")
         except Exception as error:
-            # A bug of ours: the task comes back when its lease ends, and its lines are tried alone
-            # in the end.
+            # A bug of ours. The task is claimable again when its lease ends. If that repeats,
+            # poison detection runs its lines alone.
             logger.error("slot.crashed", **log.cause(error))
         finally:
             self._slots.release()
 
     def share(self, alive: int) -> None:
-        """Give each lane its share of what its backend may get, for this number of live worker
-        processes, this one included.
-        """
+        """Divide each backend's limit by `alive`, the number of live worker processes."""
         if alive != self._workers:
             self._workers = alive
             self._loop.call_soon_threadsafe(self._share)
 
-    def _share(self) -> None:
+    def _share(self) -> None:  # event loop thread
         for lane in self._lanes.values():
             lane.share(self._workers)
 
-    def waits(self) -> list[workers.Wait]:
-        """What work waits for in this process, as its row tells it to others."""
+    def waits(self) -> list[workers.WorkerWait]:
+        """The reasons why work waits in this process, for its row in the database."""
         now, found = time.monotonic(), []
-        if (held := self._held) is not None:
-            found.append(workers.Wait(held[0], now - held[1]))
+        held = self._held
+        if held is not None:
+            found.append(workers.WorkerWait(held[0], now - held[1]))
         for (model, livemode), since in list(self._unusable.items()):
             found.append(
-                workers.Wait(
-                    workers.Reason.BACKEND,
+                workers.WorkerWait(
+                    workers.WorkerWaitReason.BACKEND,
                     now - since,
                     "The catalog's entry cannot be used.",
                     model,
@@ -144,52 +144,59 @@ class Engine:
                 )
             )
         for (model, livemode), lane in list(self._lanes.items()):
-            if (silence := lane.silence.told) is not None:
+            silence = lane.silence.report
+            if silence is not None:
                 found.append(
-                    workers.Wait(
-                        workers.Reason.BACKEND, silence.seconds, silence.reason, model, livemode
+                    workers.WorkerWait(
+                        workers.WorkerWaitReason.BACKEND,
+                        silence.seconds,
+                        silence.reason,
+                        model,
+                        livemode,
                     )
                 )
         return found
 
     def _is_held(self) -> bool:
-        """Whether this process may claim nothing, as a disk is short or the store is away."""
+        """Whether this process may claim nothing: a disk is short or the store unavailable."""
         reason = None
         if disk.Store.DATABASE in disk.short():
-            reason = workers.Reason.DISK
+            reason = workers.WorkerWaitReason.DISK
         elif not marks.is_here():
-            reason = workers.Reason.STORAGE
+            reason = workers.WorkerWaitReason.STORAGE
         if reason is None or self._held is None or self._held[0] is not reason:
             self._held = None if reason is None else (reason, time.monotonic())
         return reason is not None
 
     def stop(self) -> None:
-        """Claim nothing more, start no line; requests in flight have the settings' grace from now
-        on.
+        """Claim nothing more and start no further line.
+
+        Requests in flight have `shutdown_grace` seconds from now on to finish.
         """
         self._stop_at = time.monotonic() + settings().shutdown_grace
         for run in list(self._runs):
             self._loop.call_soon_threadsafe(run.stop)
 
     def close(self) -> None:
-        """Release the connections and end the loop, after all slots have left."""
+        """Close the connections and end the event loop, after all slots have ended."""
         self._on_loop(self._close_all()).result(timeout=5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
 
-    async def _close_all(self) -> None:
+    async def _close_all(self) -> None:  # event loop thread
         for lane in self._lanes.values():
             await lane.close()
         await registry.close_all()
 
     def _run_next(self) -> bool:
+        """Claim one task and run it to its end. False: there was none to claim."""
         try:
             claim, run = self._claim()
             if claim is None:
-                self._quiet_until = time.monotonic() + QUIET
+                self._idle_until = time.monotonic() + IDLE_PAUSE
                 return False
             if run is None:
-                self._try(claim)
+                self._run_suspect(claim)
             else:
                 self._follow(run)
             return True
@@ -199,68 +206,69 @@ class Engine:
             # The next task may be of another file.
             return True
 
-    def _claim(self) -> tuple[Claim | None, Run | None]:
-        """Take the next task, and start its lines, but not those of a suspect.
+    def _claim(self) -> tuple[Claim | None, TaskRun | None]:
+        """Take the next task and start its lines, unless it is a suspect (None for its run).
 
-        Raises claims.Unreadable and _Unusable for a task that was handed back.
+        Raises claims.Unreadable and _Unusable for a task that was returned.
         """
         with self._claiming:
-            # While a disk is short what runs has room to be recorded; the poll asks again. Without
-            # the store there are no lines to read, and a claimed task would wait here that another
-            # worker can run.
-            if self._is_trying or not self._has_memory or self._is_held():
+            # While a disk is nearly full, the space left is for recording what runs. Without the
+            # store no lines can be read here, and another worker may have it.
+            if self._has_suspect or not self._has_memory or self._is_held():
                 return None, None
             claim = claims.claim(
-                self._rooms(), with_suspects=time.monotonic() >= self._may_try_from
+                self._capacities(), with_suspects=time.monotonic() >= self._takes_suspects_from
             )
             if claim is None:
                 return None, None
             if claim.is_suspect:
-                self._is_trying = True
+                self._has_suspect = True
                 return claim, None
             run = self._started(claim)
-        if self._has_room:
+        if self._has_capacity:
             self.wake()
         else:
-            self._quiet_until = time.monotonic() + QUIET
+            self._idle_until = time.monotonic() + IDLE_PAUSE
         return claim, run
 
-    def _try(self, claim: Claim) -> None:
-        """Run a suspect with nothing else in flight here, so that it is to blame if this process is
-        lost, and no neighbour is.
+    def _run_suspect(self, claim: Claim) -> None:
+        """Run a suspect with nothing else in flight here.
+
+        If this process crashes, the suspect alone can be the cause.
         """
         try:
-            if self._is_alone(claim):
+            if self._wait_until_alone(claim):
                 self._follow(self._started(claim))
         finally:
-            self._is_trying = False
-            self._quiet_until = 0.0
+            self._has_suspect = False
+            self._idle_until = 0.0
 
-    def _is_alone(self, claim: Claim) -> bool:
-        """Wait until nothing else runs here, and note the loss of this process before it can
-        happen. False: it is not to be run any more.
+    def _wait_until_alone(self, claim: Claim) -> bool:
+        """Wait until nothing else runs here, and count a crash before it can happen.
+
+        False: the suspect is not to be run, as its lease or its batch has ended.
         """
         while True:
             self._run_over.clear()
-            blame = int(not self._runs)
-            recorded = record.record(claim.key, claim.fence, [], blame=blame)
+            crash = int(not self._runs)
+            recorded = record.record(claim.key, claim.fence, [], crashes=crash)
             if recorded.is_stale:
                 return False
             if not recorded.goes_on:
-                record.record(claim.key, claim.fence, [], to=TaskState.PENDING, blame=-blame)
+                record.record(claim.key, claim.fence, [], to=TaskState.PENDING, crashes=-crash)
                 return False
-            if blame:
+            if crash:
                 return True
             self._run_over.wait(heartbeat())
 
-    def _started(self, claim: Claim) -> Run:
-        """A run whose lines are on their way. Raises _Unusable."""
+    def _started(self, claim: Claim) -> TaskRun:
+        """Start the lines of a claimed task. Raises _Unusable."""
         try:
             return self._on_loop(self._start(claim)).result()
         except Exception as error:
-            # No line was sent, so none is to blame.
+            # No line was sent, so a crash that was counted in advance is taken back.
             if not isinstance(error, _NotInCatalog):
-                self._unusable.setdefault(claim.lane, time.monotonic())
+                self._unusable.setdefault(claim.lane_key, time.monotonic())
                 logger.error(
                     "backend.unusable",
                     batch_id=claim.batch_id,
@@ -273,12 +281,12 @@ class Engine:
                 [],
                 to=TaskState.PENDING,
                 pause=UNUSABLE_PAUSE,
-                blame=-int(claim.is_suspect),
+                crashes=-int(claim.is_suspect),
             )
             raise _Unusable from error
 
-    async def _start(self, claim: Claim) -> Run:
-        model, is_live = catalog.models().get(claim.model), claim.lane[1]
+    async def _start(self, claim: Claim) -> TaskRun:  # event loop thread
+        model, is_live = catalog.models().get(claim.model), claim.lane_key[1]
         if model is None:
             logger.error(
                 "model.missing",
@@ -287,7 +295,8 @@ class Engine:
                 catalog=catalog.source(),
             )
             raise _NotInCatalog
-        if (kind := model.kind_in(is_live)) != claim.backend:
+        kind = model.kind_in(is_live)
+        if kind != claim.backend:
             logger.error(
                 "backend.changed",
                 batch_id=claim.batch_id,
@@ -296,20 +305,20 @@ class Engine:
                 catalog_has=kind,
             )
             raise _NotInCatalog
-        lane = self._lanes.get(claim.lane)
+        lane = self._lanes.get(claim.lane_key)
         if lane is None:
-            lane = self._lanes[claim.lane] = self._lane(model, is_live=is_live)
-        self._unusable.pop(claim.lane, None)
-        run = Run(claim, lane)
+            lane = self._lanes[claim.lane_key] = self._lane(model, is_live=is_live)
+        self._unusable.pop(claim.lane_key, None)
+        run = TaskRun(claim, lane)
         self._runs.add(run)
-        # A stop from here on finds it there.
+        # `stop` sees the run from here on; a stop before this line is seen here.
         run.is_stopped = self.is_stopping
         run.start()
         return run
 
     def _lane(self, model: Model, *, is_live: bool) -> Lane:
         config, rates = model.backend, None
-        # What runs in this process has no limits that others set.
+        # Limits per minute are those of a hosted backend; the simulation has none.
         if is_live and (config.requests_per_minute or config.tokens_per_minute):
             rates = Rates(
                 model.id,
@@ -326,56 +335,56 @@ class Engine:
             rates=rates,
             buffer=buffer,
             latency=model.latency_ms / 1000 or None,
-            on_room=self.wake,
+            on_capacity=self.wake,
         )
 
-    def _follow(self, run: Run) -> None:
+    def _follow(self, run: TaskRun) -> None:
+        """Record a run's outcomes until it is over."""
         try:
             Slot(run, self._loop.call_soon_threadsafe, seconds_left=self._seconds_left).follow(
-                self._wake_if_room
+                self._wake_if_capacity
             )
         finally:
             self._loop.call_soon_threadsafe(run.leave)
             self._runs.discard(run)
             self._run_over.set()
 
-    def _rooms(self) -> list[Room]:
-        """What the claim has to fit: the room of each lane, of each account in it, and of each
-        account in the slots.
-        """
+    def _capacities(self) -> list[FreeCapacity]:
+        """Bounds on the next claim: by lane and account, held batch, and slots of an account."""
         found = []
         for (model, livemode), lane in list(self._lanes.items()):
-            found += [
-                Room(lines, model, livemode, _uuid("acct", account))
-                for account, lines in lane.rooms().items()
-            ]
-            if (opening := lane.circuit.opening) is not None:
-                found += [
-                    Room(0, model, livemode, _uuid("acct", account), _uuid("batch", batch))
-                    for account, batch in opening.passed_over
-                ]
+            for account, lines in lane.free_by_account().items():
+                found.append(FreeCapacity(lines, model, livemode, _uuid("acct", account)))
+            admission = lane.circuit.admission
+            if admission is not None:
+                for account, batch in admission.excluded:
+                    found.append(
+                        FreeCapacity(
+                            0, model, livemode, _uuid("acct", account), _uuid("batch", batch)
+                        )
+                    )
         slots = Counter(run.source.account_id for run in list(self._runs))
         for account, taken in slots.items():
             others = slots.total() - taken
             if taken >= max(1, int(SLOT_SHARE * (settings().worker_slots - others))):
-                found.append(Room(0, account_id=_uuid("acct", account)))
+                found.append(FreeCapacity(0, account_id=_uuid("acct", account)))
         return found
 
     @property
-    def _has_room(self) -> bool:
-        return any(lane.room for lane in list(self._lanes.values()))
+    def _has_capacity(self) -> bool:
+        return any(lane.free_capacity for lane in list(self._lanes.values()))
 
     @property
-    def _may_find(self) -> bool:
-        """Whether another claim is worth its cost: a lane has room, or nobody has looked of late."""
-        return self._has_room or time.monotonic() >= self._quiet_until
+    def _may_claim(self) -> bool:
+        """Whether another claim is worth its cost."""
+        return self._has_capacity or time.monotonic() >= self._idle_until
 
     @property
     def _has_memory(self) -> bool:
-        return sum(run.waiting for run in list(self._runs)) < self._most_requests
+        return sum(run.request_bytes for run in list(self._runs)) < self._most_request_bytes
 
-    def _wake_if_room(self) -> None:
-        if time.monotonic() >= self._quiet_until and self._has_memory and self._has_room:
+    def _wake_if_capacity(self) -> None:
+        if time.monotonic() >= self._idle_until and self._has_memory and self._has_capacity:
             self.wake()
 
     def _seconds_left(self) -> float | None:

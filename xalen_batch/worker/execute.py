@@ -1,7 +1,7 @@
 """Execute: send a claimed task's lines through their lane, and record outcomes as they come.
 
-The slot's thread does the database work, the event loop only sends requests; no transaction is open
-while a model answers.
+The event loop thread sends requests; the slot's thread writes to the database. No transaction is
+open while a model answers.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from xalen_batch import db, log, memory
 from xalen_batch.backends.contract import Answered, Ended, NotRun, Refused
 from xalen_batch.config import MiB, settings
 from xalen_batch.pipeline import record
-from xalen_batch.pipeline.claim import Claim, Line
+from xalen_batch.pipeline.claim import Claim, ClaimedLine
 from xalen_batch.pipeline.record import Recorded, Row
 from xalen_batch.states import TaskState
 from xalen_batch.worker.circuit_breaker import Source
@@ -23,61 +23,61 @@ from xalen_batch.worker.lane import Lane
 
 logger = log.get(__name__)
 
-# A flush records answers until it passes this many bytes.
+# A flush takes outcomes until their answers pass this many bytes.
 FLUSH_BYTES = 16 * MiB
-# After a flush of this many bytes of answers their pages go back to the system.
+# After a flush of this many bytes, the allocator's free pages are returned to the kernel.
 TRIMMED_BYTES = 4 * MiB
+# The driver copies a row whole, so only two slots at a time flush answers of this many bytes.
 LARGE_ANSWER = 1 * MiB
 _large_flushes = threading.BoundedSemaphore(2)
-# A task that records nothing still extends its lease, and looks whether its batch goes on, this
-# often at least.
+# Most seconds until a task without outcomes extends its lease and reads its batch's status.
 HEARTBEAT = 2.0
+# Seconds before a flush that met an unavailable database is repeated.
 DATABASE_RETRY = 1.0
 
 # Line number, custom id, outcome.
 Outcomes = list[tuple[int, str, Ended]]
 
 
-class Run:
-    """One claimed task on its way: what the event loop, which adds outcomes, and the slot's thread,
-    which takes them, share.
+class TaskRun:
+    """One claimed task while it runs: the state that two threads share.
+
+    The event loop thread sends its lines and adds outcomes; the slot's thread takes them. Methods
+    without a note are called on the event loop thread.
     """
 
     def __init__(self, claim: Claim, lane: Lane) -> None:
-        # A line is let go of when it is over, and not when all are.
+        # Without the lines: each is freed when it has ended, not when all have.
         self.claim = replace(claim, lines=())
         self.count = len(claim.lines)
         self.source = Source.of(claim.account_id, claim.batch_id)
         self.lane = lane
         self.is_stopped = False
-        # Bytes of requests that are not over.
-        self.waiting = sum(len(line.request.body) for line in claim.lines)
+        # Bytes of the requests of lines that have not ended.
+        self.request_bytes = sum(len(line.request.body) for line in claim.lines)
         self._lines = claim.lines
         self._left = self.count
         self._outcomes: Outcomes = []
-        # Bytes of answers, each written by one side only: of those that came, and of those that
-        # were taken.
-        self._came = self._taken = 0
-        # Bytes of those that were taken last.
-        self.taken_size = 0
-        # Bytes of answers that the lane's buffer counts for this run; on the event loop.
+        # Bytes of answers since the start. The first is written by the event loop thread only, the
+        # second by the slot's thread only, so neither needs a lock.
+        self._arrived_bytes = self._taken_bytes = 0
+        # Bytes of answers that the last `take` returned.
+        self.last_taken_bytes = 0
+        # Bytes of answers that the lane's buffer counts for this run.
         self._unrecorded = 0
         self._is_left = False
         self._most_lines, self._longest_wait = settings().flush_lines, settings().flush_interval
-        # A thread that is woken for each line costs more than the line.
+        # Set once per flush: waking the slot's thread for each line would cost more than the line.
         self._is_due = threading.Event()
         self._closing: asyncio.TimerHandle | None = None
 
     @property
     def is_over(self) -> bool:
-        """Whether every line has come back, and what they came back with has been taken."""
+        """Whether every line has ended or was returned, and all outcomes are taken; any thread."""
         return not self._left and not self._outcomes
 
     def start(self) -> None:
-        """Send every line; on the event loop.
-
-        Those not started when the batch's window closes are not run.
-        """
+        """Send every line that starts before the batch's execution window closes."""
         if self.claim.closes_at is not None:
             open_for = self.claim.closes_at - time.monotonic()
             self._closing = asyncio.get_running_loop().call_later(open_for, self.stop)
@@ -86,31 +86,31 @@ class Run:
         self.lane.add(self, lines)
 
     def stop(self) -> None:
-        """Start no line any more; on the event loop."""
+        """Start no further line."""
         self.is_stopped = True
         self.lane.stop(self)
 
     def cut(self) -> None:
-        """Give up on what is in flight as well; on the event loop."""
+        """Start no further line, and cancel the requests in flight."""
         self.stop()
         self.lane.cut(self)
 
     def leave(self) -> None:
-        """Nobody takes outcomes any more; on the event loop."""
+        """Drop all further outcomes, as the slot has left the run."""
         self.recorded(self._unrecorded)
         self._is_left = True
         self.cut()
 
-    def over(self, line: Line, outcome: Ended | NotRun) -> None:
-        """A line has come back; on the event loop."""
+    def over(self, line: ClaimedLine, outcome: Ended | NotRun) -> None:
+        """A line has ended (`outcome`) or is returned unrun (NotRun)."""
         if not isinstance(outcome, NotRun) and not self._is_left:
             size = _size(outcome)
             self._outcomes.append((line.line_no, line.custom_id, outcome))
-            self._came += size
+            self._arrived_bytes += size
             self._unrecorded += size
             self.lane.buffer.answered(size)
-        self.waiting -= len(line.request.body)
-        # Behind the outcome: who sees that none is left finds it there.
+        self.request_bytes -= len(line.request.body)
+        # After the outcome is added: the slot's thread reads `_left` first.
         self._left -= 1
         if not self._left and self._closing is not None:
             self._closing.cancel()
@@ -118,13 +118,14 @@ class Run:
             self._is_due.set()
 
     def recorded(self, size: int) -> None:
-        """So many bytes of answers have left the memory; on the event loop."""
+        """Release `size` bytes of answers from the buffer, as they are recorded."""
         self._unrecorded -= size
         self.lane.buffer.recorded(size)
 
     def take(self) -> Outcomes:
-        """On the slot's thread: at most a flush's worth of outcomes, after waiting for that much,
-        or for the flush interval.
+        """On the slot's thread: wait for outcomes, and return at most one flush of them.
+
+        Waits until a flush is full, all lines have ended, or `flush_interval` seconds have passed.
         """
         if self._left:
             self._is_due.wait(self._longest_wait)
@@ -136,29 +137,28 @@ class Run:
             size += _size(outcome[2])
             if size >= FLUSH_BYTES:
                 break
-        # What the loop adds meanwhile is behind these.
+        # The event loop thread only appends, so the first ones are still those taken.
         del self._outcomes[: len(taken)]
-        self._taken += size
-        self.taken_size = size
+        self._taken_bytes += size
+        self.last_taken_bytes = size
         if self._is_flush:
             self._is_due.set()
         return taken
 
     @property
     def _is_flush(self) -> bool:
-        return len(self._outcomes) >= self._most_lines or self._came - self._taken >= FLUSH_BYTES
+        return (
+            len(self._outcomes) >= self._most_lines
+            or self._arrived_bytes - self._taken_bytes >= FLUSH_BYTES
+        )
 
 
 def _turn(size: int, rows: Sequence[Row]) -> AbstractContextManager[object]:
-    """A row is copied whole on its way into the database; slots with large ones wait for each
-    other.
-    """
-    return (
-        _large_flushes
-        if size >= LARGE_ANSWER
-        and any(row.body is not None and len(row.body) >= LARGE_ANSWER for row in rows)
-        else nullcontext()
-    )
+    """The semaphore that a flush of `size` bytes has to hold, if a row is large."""
+    if size < LARGE_ANSWER:
+        return nullcontext()
+    is_large = any(row.body is not None and len(row.body) >= LARGE_ANSWER for row in rows)
+    return _large_flushes if is_large else nullcontext()
 
 
 def _size(outcome: Ended) -> int:
@@ -166,19 +166,22 @@ def _size(outcome: Ended) -> int:
 
 
 def heartbeat() -> float:
-    """Seconds; several in a lease, however short it is."""
+    """Seconds between two extensions of a lease: several in each lease."""
     return min(HEARTBEAT, settings().lease / 4)
 
 
 class Slot:
-    """Follows one run from its thread until the task has ended, is handed back, or belongs to
-    someone else.
+    """Records the outcomes of one run; the slot's thread only.
 
-    `on_loop` has a function called on the event loop.
+    `on_loop` calls a function on the event loop thread.
     """
 
     def __init__(
-        self, run: Run, on_loop: Callable[..., object], *, seconds_left: Callable[[], float | None]
+        self,
+        run: TaskRun,
+        on_loop: Callable[..., object],
+        *,
+        seconds_left: Callable[[], float | None],
     ) -> None:
         self._run = run
         self._on_loop = on_loop
@@ -187,12 +190,14 @@ class Slot:
         self._heartbeat_at = time.monotonic() + heartbeat()
 
     def follow(self, on_flush: Callable[[], None]) -> None:
-        """Record outcomes until the run is over. `on_flush` is called after every flush.
+        """Record outcomes until the task has ended, is returned, or has another owner.
 
-        A stop (the worker's, the batch's, or that of its execution window) lets requests in flight
-        finish: the worker's for its grace, then they are cut off.
+        `on_flush` is called after every flush. When the worker, the batch or its execution window
+        stops the run, requests in flight may finish; the worker's stop cancels them after its
+        grace.
         """
-        while (size := self._record_next(on_flush)) is not None:
+        size = self._record_next(on_flush)
+        while size is not None:
             if size:
                 self._on_loop(self._run.recorded, size)
             if size >= TRIMMED_BYTES:
@@ -200,10 +205,12 @@ class Slot:
             left = self._seconds_left()
             if left is not None and left <= 0:
                 self._on_loop(self._run.cut)
+            size = self._record_next(on_flush)
 
     def _record_next(self, on_flush: Callable[[], None]) -> int | None:
-        """Wait for outcomes and record them; the bytes of their answers, which are not in memory
-        after this. None: the run is over.
+        """Wait for outcomes and record them. None: the run is over.
+
+        Returns the bytes of their answers. No reference to them is left, so the memory is free.
         """
         outcomes = self._run.take()
         if self._run.is_over:
@@ -218,13 +225,15 @@ class Slot:
             self._on_loop(self._run.stop)
         self._heartbeat_at = time.monotonic() + heartbeat()
         on_flush()
-        return self._run.taken_size
+        return self._run.last_taken_bytes
 
     def _rows(self, outcomes: Outcomes) -> list[Row]:
         claim = self._run.claim
         return [
             record.row(
-                record.Line(claim.batch_id, line_no, claim.model, custom_id), outcome, claim.tariff
+                record.LineRef(claim.batch_id, line_no, claim.model, custom_id),
+                outcome,
+                claim.tariff,
             )
             for line_no, custom_id, outcome in outcomes
         ]
@@ -234,8 +243,8 @@ class Slot:
         pause = None if is_done else self._run.lane.circuit.pause_of(self._run.source)
         self._flush(rows, TaskState.DONE if is_done else TaskState.PENDING, pause=pause)
 
-    def _blame(self, to: TaskState) -> int:
-        # A suspect that is handed back has not taken this worker down.
+    def _crashes(self, to: TaskState) -> int:
+        # A crash is counted before a suspect runs. A suspect that is returned did not cause one.
         return -1 if self._run.claim.is_suspect and to is TaskState.PENDING else 0
 
     def _flush(self, rows: list[Row], to: TaskState, pause: float | None = None) -> Recorded:
@@ -246,14 +255,19 @@ class Slot:
                 if is_retry and rows and record.is_recorded(rows[0]):
                     recorded = Recorded(is_stale=to is not TaskState.RUNNING, goes_on=True)
                 else:
-                    with _turn(self._run.taken_size, rows):
+                    with _turn(self._run.last_taken_bytes, rows):
                         recorded = record.record(
-                            claim.key, claim.fence, rows, to=to, pause=pause, blame=self._blame(to)
+                            claim.key,
+                            claim.fence,
+                            rows,
+                            to=to,
+                            pause=pause,
+                            crashes=self._crashes(to),
                         )
                 break
-            except db.AWAY as error:
-                # The outcomes are paid for: hold them until the database is back. If that takes
-                # longer than the lease, the fence refuses them.
+            except db.UNAVAILABLE as error:
+                # The outcomes are paid for: keep them until the database is back. If the lease ends
+                # first, the fence refuses them.
                 left = self._seconds_left()
                 if left is not None and left <= 0:
                     raise

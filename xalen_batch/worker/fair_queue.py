@@ -1,9 +1,9 @@
-"""The lines that wait in a lane: accounts take turns, and in each account its batches do.
+"""The fair queue of a lane: accounts take turns, and so do the batches of each account.
 
-The turn is of the account, and in it of the batch, with the fewest requests in flight. Fairness is
-by requests in flight, and not by requests sent, so an account whose requests hang or take long gets
-no more of the backend than one whose requests are quick. A batch of few lines is done soon,
-whatever its account has claimed before it.
+The account with the fewest requests in flight is next, and of it the batch with the fewest.
+Fairness counts requests in flight, not requests sent: an account with slow or hanging requests gets
+no larger share of the backend than one with fast requests. A small batch ends soon, however many
+lines of its account were claimed before it.
 """
 
 from collections import Counter, deque
@@ -21,25 +21,24 @@ class Queued(Hashable, Protocol):
 E = TypeVar("E", bound=Queued)
 
 
-class _Turns:
-    """Whose turn it is: of those with equally few requests in flight, the one that was served
-    longest ago.
+class _LeastInFlight:
+    """Chooses the account or batch with the fewest requests in flight.
+
+    Of equals, the one that was served longest ago.
     """
 
     def __init__(self) -> None:
         self.in_flight: Counter[str] = Counter()
         self.total_in_flight = 0
-        # When each was last served, counted in requests.
+        # For each, the number of the request that was last served to it.
         self._served: dict[str, int] = {}
         self._requests = 0
 
     def next(self, able: Iterable[str]) -> str:
         ids = list(able)
-        return (
-            ids[0]
-            if len(ids) == 1
-            else min(ids, key=lambda id: (self.in_flight[id], self._served.get(id, 0)))
-        )
+        if len(ids) == 1:
+            return ids[0]
+        return min(ids, key=lambda id: (self.in_flight[id], self._served.get(id, 0)))
 
     def serve(self, id: str) -> None:
         self.in_flight[id] += 1
@@ -58,11 +57,11 @@ class _Turns:
 
 
 class _Account(Generic[E]):
-    """The lines of one account that wait: a FIFO for each batch."""
+    """The waiting entries of one account: a FIFO queue for each batch."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, deque[E]] = {}
-        self.turns = _Turns()
+        self.turns = _LeastInFlight()
 
     def of(self, batch: str) -> deque[E]:
         return self.waiting.setdefault(batch, deque())
@@ -95,37 +94,40 @@ class _Account(Generic[E]):
 
 
 class FairQueue(Generic[E]):
-    """`next` takes an entry, which is in flight from then on until `ended`."""
+    """Waiting entries; event loop thread only, except `is_answered` (any thread).
+
+    An entry that `next` returns is in flight until `ended`.
+    """
 
     def __init__(self) -> None:
         self._accounts: dict[str, _Account[E]] = {}
-        self._turns = _Turns()
-        # Accounts whose last request was answered.
+        self._turns = _LeastInFlight()
+        # Accounts whose last request was answered or refused.
         self._answered: set[str] = set()
 
     def __bool__(self) -> bool:
         return any(account.waiting for account in self._accounts.values())
 
     def add(self, source: Source, entries: Sequence[E]) -> None:
-        """Entries of one batch, behind all that it has here."""
+        """Append entries of one batch to its queue."""
         if entries:
             self._of(source).extend(entries)
 
     def again(self, entry: E) -> None:
-        """Before all of the same batch: it came before them."""
+        """Put an entry before all others of its batch, for its retry."""
         self._of(entry.source).appendleft(entry)
 
     def next(self, limit: int, held: Container[str] = ()) -> E | None:
-        """Of `limit` requests in flight at most, and not of an account that is held.
+        """The next entry to send; None if `limit` requests are in flight or none may be sent.
 
-        None: no line may be sent now.
+        Accounts in `held` are passed over.
         """
         in_flight = self._turns.in_flight
         free = limit - self._turns.total_in_flight
         if free <= 0:
             return None
-        # Until it is answered, an account gets half of what the others leave: all of its requests
-        # may hang.
+        # An account whose last request was not answered gets at most half of the slots that the
+        # others leave, as all its requests may hang.
         able = [
             id
             for id, account in self._accounts.items()
@@ -138,7 +140,7 @@ class FairQueue(Generic[E]):
         return self._accounts[account].next()
 
     def ended(self, entry: E, *, is_answered: bool | None) -> None:
-        """The request is over. None: it was not sent, or cut off."""
+        """The request has ended. `is_answered` None: it tells nothing of the backend."""
         account, batch = entry.source
         self._turns.ended(account)
         self._accounts[account].ended(batch)
@@ -148,15 +150,15 @@ class FairQueue(Generic[E]):
             self._answered.discard(account)
 
     def is_answered(self, account: str) -> bool:
-        """Whether the backend answered its last request."""
+        """Whether the account's last request was answered or refused."""
         return account in self._answered
 
     def take(self, is_wanted: Callable[[E], bool]) -> list[E]:
-        """Remove the waiting entries of which this is true."""
+        """Remove and return the waiting entries for which `is_wanted` is true."""
         return [entry for account in self._accounts.values() for entry in account.take(is_wanted)]
 
     def forget(self, account: str) -> None:
-        """It has no lines here any more."""
+        """Drop an account without lines here."""
         self._answered.discard(account)
         self._accounts.pop(account, None)
         self._turns.forget(account)

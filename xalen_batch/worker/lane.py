@@ -1,5 +1,7 @@
-"""One backend as one worker process uses it: a fair queue of lines, and as many pumps as it may
-have requests in flight.
+"""A lane: one backend as one worker process uses it.
+
+Lines wait in a fair queue. Coroutines, at most as many as the limit on requests in flight, take
+them from there and send one after the other.
 """
 
 import asyncio
@@ -24,27 +26,29 @@ from xalen_batch.backends.contract import (
 from xalen_batch.config import settings
 from xalen_batch.ratelimit.backend import Rates, estimate
 from xalen_batch.worker.circuit_breaker import Circuit, Source
-from xalen_batch.worker.concurrency import Concurrency, Verdict
+from xalen_batch.worker.concurrency import Concurrency, Signal
 from xalen_batch.worker.fair_queue import FairQueue
 from xalen_batch.worker.pace import Pace
 from xalen_batch.worker.silence import Silence
-from xalen_batch.worker.work import Entry, Line, Work
+from xalen_batch.worker.work import Entry, SendableLine, Work
 
 logger = log.get(__name__)
 
-# Lines for this many seconds wait behind those in flight, so that the pipe stays full while more
-# are claimed.
+# Seconds of work that wait behind the requests in flight, so that the backend stays busy while the
+# next task is claimed.
 BACKLOG = 0.5
 
 
 class Lane:
-    """Made and used on the event loop; `unfinished`, `limit`, `room`, `rooms`, `silence` and the
-    circuit's state may be read from any thread.
+    """Sends lines to one backend; event loop thread only.
 
-    `ceiling`: most requests in flight at the backend, over all worker processes; each takes an
-    equal share. `rates`: how fast it may be asked, None where nothing limits that. `buffer`: the
-    bytes of its answers. `on_room`: called on the loop when there is room again. `latency`: seconds
-    of a usual answer; one that takes many times as long is logged.
+    `unfinished`, `limit`, `free_capacity`, `free_by_account`, `silence` and the circuit's readable
+    state may be read from any thread.
+
+    `ceiling`: most requests in flight at the backend over all worker processes, which share it
+    equally. `rates`: its limits per minute, None if it has none. `buffer`: bounds the bytes of its
+    answers. `latency`: seconds of a usual answer; the log warns of answers that take many times as
+    long. `on_capacity` is called on the event loop thread when an account has free capacity again.
     """
 
     def __init__(
@@ -57,71 +61,71 @@ class Lane:
         rates: Rates | None = None,
         buffer: Buffer | None = None,
         latency: float | None = None,
-        on_room: Callable[[], object] = lambda: None,
+        on_capacity: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backend = backend
         self.buffer = buffer or Buffer()
         self._rates = rates
         self._clock = clock
-        self._on_room = on_room
+        self._on_capacity = on_capacity
         self.circuit = Circuit(name, clock)
         self.silence = Silence(clock)
         self.unfinished = 0
+        # Unfinished lines of each account.
         self._of_account: Counter[str] = Counter()
-        # Accounts that had no room when they were last looked at.
+        # Accounts that had no free capacity when it was last computed.
         self._full: set[str] = set()
         self._ceiling = ceiling
         self._concurrency = Concurrency(_share(ceiling, workers), clock)
         self._waiting: FairQueue[Entry] = FairQueue()
         self._pace = Pace(name, lambda: self.unfinished - self._concurrency.in_flight, latency)
+        # Entries that wait for their retry.
         self._pausing: dict[Entry, asyncio.TimerHandle] = {}
-        # By account, a line that was refused although it was the only one in flight: until its
-        # pause is over, the account sends nothing.
+        # By account, an entry that met an overload signal as the only request in flight. Until its
+        # retry, nothing else of the account is sent.
         self._refused: dict[str, Entry] = {}
-        # Accounts for which only the backend says that it is busy.
+        # Accounts for which alone the backend is busy; their overload signals are ignored.
         self._doubted: set[str] = set()
         self._refill: asyncio.TimerHandle | None = None
-        # What each pump sends now.
-        self._pumps: dict[asyncio.Task[None], Entry | None] = {}
+        # The entry that each coroutine sends now.
+        self._coroutines: dict[asyncio.Task[None], Entry | None] = {}
 
     @property
     def limit(self) -> int:
-        """Most requests in flight now."""
+        """Most requests that may be in flight now."""
         return self._concurrency.limit
 
     @property
-    def room(self) -> int:
-        """How many more lines of an account that is here should be claimed; 0: a claim is not worth
-        its cost. Others come with a hint.
+    def free_capacity(self) -> int:
+        """Lines that should be claimed of an account with lines here; 0: no claim is worth it.
+
+        Without any such account: of any account. New accounts get their claim from a hint.
         """
-        rooms = self.rooms()
-        return max(
-            (rooms[account] for account in rooms if account is not None), default=rooms[None]
-        )
+        free = self.free_by_account()
+        return max((free[account] for account in free if account is not None), default=free[None])
 
-    def rooms(self) -> Mapping[str | None, int]:
-        """How many more lines should be claimed of each account that has lines here, and (None) of
-        one that has none.
+    def free_by_account(self) -> Mapping[str | None, int]:
+        """Lines that should be claimed now, by account; the key None stands for all other accounts.
 
-        Enough wait behind those in flight that the pipe stays full while a task is claimed, and not
-        more, so that later claims can still be fair. A claim is worth its cost when half of them
-        are gone.
+        The target is a full limit in flight and a backlog behind it: enough to stay busy during a
+        claim, and little enough that later claims can still be fair. Less than half a backlog
+        missing counts as 0, since a claim has a cost.
         """
         if self.buffer.is_full:
             return dict.fromkeys((None, *self._of_account), 0)
-        opening = self.circuit.opening
-        if opening is not None:
-            return {None: opening.lines}
-        return {account: self._room_of(account) for account in (None, *self._of_account)}
+        admission = self.circuit.admission
+        if admission is not None:
+            return {None: admission.lines}
+        return {account: self._free_for(account) for account in (None, *self._of_account)}
 
     def share(self, workers: int) -> None:
-        """So many worker processes use the backend now, this one included."""
+        """Take this process's share of the ceiling among `workers` live worker processes."""
         self._concurrency.ceiling = _share(self._ceiling, workers)
         self._fill()
 
-    def add(self, work: Work, lines: Sequence[Line]) -> None:
-        """Send these lines behind all of their account that are here."""
+    def add(self, work: Work, lines: Sequence[SendableLine]) -> None:
+        """Send these lines, after the lines of the same batch that are here already."""
         source = work.source
         self.unfinished += len(lines)
         self._of_account[source.account_id] += len(lines)
@@ -134,28 +138,28 @@ class Lane:
                 self._over(entry, NOT_RUN)
             entries = entries[:probes]
         self._waiting.add(source, entries)
-        if not self._room_of(source.account_id):
+        if not self._free_for(source.account_id):
             self._full.add(source.account_id)
         self._fill()
 
     def stop(self, work: Work) -> None:
-        """Give back at once those lines of a stopped work that are not in flight."""
+        """Return the lines of a stopped work that are not in flight."""
         self._give_back(lambda entry: entry.work is work)
-        # Those that wait for their rate.
+        # Coroutines that wait for a grant of the rate limit.
         self._cancel(work, is_sent=False)
         self._fill()
 
     def cut(self, work: Work) -> None:
-        """Give up the requests of a stopped work that are in flight."""
+        """Cancel the requests of a stopped work that are in flight."""
         self._cancel(work, is_sent=True)
 
     async def close(self) -> None:
-        """Give back what it may still send. Nothing may be on its way any more."""
+        """Return unused grants of the rate limit. No line may be unfinished any more."""
         self._pace.close()
         if self._rates is not None:
             await self._rates.close()
 
-    def _room_of(self, account: str | None) -> int:
+    def _free_for(self, account: str | None) -> int:
         if self._rates is not None and self._rates.wait > BACKLOG:
             return 0
         lines = sum(
@@ -168,53 +172,56 @@ class Lane:
         return missing if 2 * missing > backlog else 0
 
     def _cancel(self, work: Work, *, is_sent: bool) -> None:
-        for pump, entry in list(self._pumps.items()):
+        for coroutine, entry in list(self._coroutines.items()):
             if entry is not None and entry.work is work and entry.is_sent is is_sent:
-                pump.cancel()
+                coroutine.cancel()
 
     def _give_back(self, is_wanted: Callable[[Entry], bool]) -> None:
         pausing = [entry for entry in self._pausing if is_wanted(entry)]
         for entry in pausing:
             self._pausing.pop(entry).cancel()
-            self._goes_on(entry)
+            self._release_account(entry)
         for entry in pausing + self._waiting.take(is_wanted):
             self._over(entry, NOT_RUN)
 
     def _next(self) -> Entry | None:
         if self._rates is not None and self._rates.wait > BACKLOG:
-            # Only a few wait for the rate, first come, first served; the others wait here, where
-            # accounts take turns.
+            # Grants are first come, first served, so only a few coroutines may queue for them. The
+            # other lines wait here, where accounts take turns.
             if self._waiting and self._refill is None:
                 self._refill = asyncio.get_running_loop().call_later(
-                    self._rates.wait - BACKLOG, self._again_by_rate
+                    self._rates.wait - BACKLOG, self._refill_due
                 )
             return None
         return self._waiting.next(self.limit, self._refused)
 
-    def _again_by_rate(self) -> None:
+    def _refill_due(self) -> None:
         self._refill = None
         self._fill()
 
     def _fill(self) -> None:
-        while (entry := self._next()) is not None:
-            pump = asyncio.create_task(self._pump(entry))
-            self._pumps[pump] = None
-            pump.add_done_callback(self._pump_ended)
+        """Start coroutines until no line may be sent or the limit is reached."""
+        entry = self._next()
+        while entry is not None:
+            coroutine = asyncio.create_task(self._send_lines(entry))
+            self._coroutines[coroutine] = None
+            coroutine.add_done_callback(self._coroutine_ended)
+            entry = self._next()
 
-    def _pump_ended(self, pump: asyncio.Task[None]) -> None:
-        del self._pumps[pump]
+    def _coroutine_ended(self, coroutine: asyncio.Task[None]) -> None:
+        del self._coroutines[coroutine]
         self._fill()
 
-    async def _pump(self, entry: Entry | None) -> None:
+    async def _send_lines(self, entry: Entry | None) -> None:
         """Send line after line, until none may be sent or the limit has fallen."""
         me = asyncio.current_task()
         assert me is not None
         while entry is not None:
-            self._pumps[me] = entry
+            self._coroutines[me] = entry
             await self._run(entry)
-            self._pumps[me] = None
+            self._coroutines[me] = None
             entry = self._next()
-            if len(self._pumps) < self.limit:
+            if len(self._coroutines) < self.limit:
                 self._fill()
 
     async def _run(self, entry: Entry) -> None:
@@ -231,7 +238,7 @@ class Lane:
             self._over(entry, outcome)
 
     async def _send(self, entry: Entry) -> Outcome | None:
-        """One request. None: it was not sent, as its work was stopped or its source is held."""
+        """Send one request. None: it was not sent; its work was stopped or its source is held."""
         request, source = entry.line.request, entry.work.source
         if entry.work.is_stopped or self._is_held(entry):
             return None
@@ -240,7 +247,7 @@ class Lane:
             expected = estimate(request.body, request.endpoint)
             await self._rates.admit(expected)
             if self._is_held(entry):
-                # The circuit opened while this one waited.
+                # The circuit opened while this coroutine waited for its grant.
                 self._rates.settle(expected, None)
                 return None
         entry.attempts += 1
@@ -248,15 +255,15 @@ class Lane:
         number = self.circuit.sent(source)
         if not entry.first:
             entry.first, entry.first_at = number, self._clock()
-        token, timed, outcome = self._concurrency.started(), self._pace.started(), None
+        epoch, timed, outcome = self._concurrency.started(), self._pace.started(), None
         try:
             outcome = await self.backend.send(request)
         except Exception as error:
-            # A bug of ours: it costs this line its attempts, and its neighbours go on.
+            # A bug of ours. It costs this line an attempt, and its neighbours go on.
             logger.error("line.crashed", request_id=request.request_id, **log.cause(error))
             outcome = Retryable(f"an internal error ({type(error).__name__})")
         finally:
-            self._concurrency.ended(token, self._verdict(source, outcome))
+            self._concurrency.ended(epoch, self._signal(source, outcome))
             self._pace.ended(timed, source, outcome)
             if self._rates is not None:
                 self._rates.settle(expected, _used(outcome))
@@ -270,15 +277,14 @@ class Lane:
         is_witness = not self.circuit.holds(source)
         if self.circuit.succeeded(source, number, is_answer=isinstance(outcome, Answered)):
             if is_witness:
-                # Those that were refused are to blame, and not the load.
+                # The held sources caused the failures, not the load.
                 self._concurrency.restart()
-            self._on_room()
+            self._on_capacity()
 
     def _failed(self, entry: Entry, outcome: Retryable) -> None:
         source = entry.work.source
         self.silence.failed(outcome.reason)
-        # A backend that is busy gets fewer requests; one that is too busy for one at a time is as
-        # good as broken.
+        # Overload lowers the limit. Overload at a limit of 1 counts as a broken backend.
         is_refused = outcome.is_overload and self.limit == 1 and not self.circuit.is_doubted(source)
         is_broken = is_refused or not outcome.is_overload
         self.circuit.failed(
@@ -294,15 +300,17 @@ class Lane:
             outcome.refusal is not None and self.circuit.answered_since(entry.first)
         )
         if outcome.may_be_own and not is_own:
-            # Else the last lines of a batch would wait for answers that nobody asks for any more.
+            # Without this, the last lines of a batch would wait for an answer to a later request,
+            # and no later request is sent.
             is_own = (
                 self.circuit.is_vouched
                 or self._clock() - entry.first_at > settings().circuit_patience
             )
         entry.failed += is_own
-        if self.circuit.holds(source) and not (
-            entry.is_probe and is_own and not self.circuit.is_patient
-        ):
+        is_held = self.circuit.holds(source)
+        if is_held and entry.is_probe and is_own and not self.circuit.is_patient:
+            is_held = False
+        if is_held:
             self._over(entry, NOT_RUN)
         elif entry.failed >= settings().max_attempts:
             self._over(entry, outcome.refusal or Exhausted(outcome, entry.failed))
@@ -312,33 +320,33 @@ class Lane:
             if is_refused:
                 self._refused[entry.account_id] = entry
             pause = pause_before_retry(outcome, entry.attempts)
-            self._pausing[entry] = asyncio.get_running_loop().call_later(pause, self._again, entry)
+            self._pausing[entry] = asyncio.get_running_loop().call_later(pause, self._retry, entry)
 
-    def _again(self, entry: Entry) -> None:
+    def _retry(self, entry: Entry) -> None:
         del self._pausing[entry]
         entry.is_sent = False
         self._waiting.again(entry)
-        self._goes_on(entry)
+        self._release_account(entry)
         self._fill()
 
-    def _goes_on(self, entry: Entry) -> None:
+    def _release_account(self, entry: Entry) -> None:
         if self._refused.get(entry.account_id) is entry:
             del self._refused[entry.account_id]
 
     def _is_held(self, entry: Entry) -> bool:
         return self.circuit.holds(entry.work.source) and not entry.is_probe
 
-    def _verdict(self, source: Source, outcome: Outcome | None) -> Verdict:
+    def _signal(self, source: Source, outcome: Outcome | None) -> Signal:
         if isinstance(outcome, Answered | Refused):
-            return Verdict.GOOD
+            return Signal.GOOD
         if outcome is None or not (outcome.is_overload or outcome.is_timeout):
-            return Verdict.BROKEN
+            return Signal.BROKEN
         if not self.circuit.is_doubted(source):
-            return Verdict.BUSY
+            return Signal.BUSY
         if source.account_id not in self._doubted:
             self._doubted.add(source.account_id)
             self._concurrency.restart()
-        return Verdict.BROKEN
+        return Signal.BROKEN
 
     def _over(self, entry: Entry, outcome: Ended | NotRun) -> None:
         account = entry.account_id
@@ -349,9 +357,9 @@ class Lane:
         if entry.is_probe:
             self.circuit.probe_over(is_spent=isinstance(outcome, Exhausted | Refused))
         entry.work.over(entry.line, outcome)
-        if account in self._full and self._room_of(account):
+        if account in self._full and self._free_for(account):
             self._full.discard(account)
-            self._on_room()
+            self._on_capacity()
         if account not in self._of_account:
             self._waiting.forget(account)
             self._full.discard(account)
@@ -359,28 +367,26 @@ class Lane:
 
 
 def _share(ceiling: int, workers: int) -> int:
-    # More workers than requests: each may send one all the same.
+    # Also where there are more workers than requests.
     return max(1, ceiling // workers)
 
 
 def _is_answered(outcome: Outcome | None) -> bool | None:
-    """None: it does not tell, as the backend was busy or the request was not sent or cut off."""
+    """Whether the backend did its work; None if overload or a cancelled request leaves it open."""
     if isinstance(outcome, Retryable):
         return None if outcome.is_overload else False
     return None if outcome is None else True
 
 
 def _used(outcome: Outcome | None) -> int | None:
-    """Tokens; None where there was no answer."""
-    return (
-        outcome.usage.input_tokens + outcome.usage.output_tokens
-        if isinstance(outcome, Answered)
-        else None
-    )
+    """Tokens that an answer used; None without an answer."""
+    if not isinstance(outcome, Answered):
+        return None
+    return outcome.usage.input_tokens + outcome.usage.output_tokens
 
 
 def pause_before_retry(outcome: Retryable, attempt: int) -> float:
-    """Seconds: what the backend asked for (capped), and full jitter over a doubling ceiling on top."""
+    """Seconds: the backend's `retry_after` (capped) plus exponential backoff with full jitter."""
     ceiling = min(settings().retry_cap, settings().retry_base * 2.0 ** min(attempt - 1, 30))
     asked = min(outcome.retry_after or 0.0, settings().retry_after_cap)
     return asked + random.uniform(0, ceiling)

@@ -1,14 +1,15 @@
-"""What an operator sees of one backend in the log while lines run: its first failures at once, and
-how fast it answers.
+"""The pace of one backend in the log: failures as they begin, and how fast it answers.
 
-Events, of one backend in one worker process:
+Events of one backend in one worker process:
 
-    backend.failing   the first failure of a kind (status and reason) at once, later ones counted, one event for each INTERVAL
-    backend.pace      every INTERVAL while lines run: requests answered and failed, in flight and waiting, and their times
-    backend.slow      the same at level warning, once, when the median answer or the oldest request in flight begins to take
-                      SLOW times the catalog's `latency_ms`; `backend.pace` goes on
+    backend.failing   the first failure of a kind (status and reason) at once; later ones as a
+                      count, once per INTERVAL
+    backend.pace      once per INTERVAL while lines run: counts of requests answered, failed, in
+                      flight and waiting, and times of answers
+    backend.slow      in place of `backend.pace`, at level warning, when the median answer or the
+                      oldest request in flight first takes SLOW times the catalog's `latency_ms`
 
-A reason names a status and an error code, never words of a request or an answer.
+A reason names a status and an error code, never text of a request or an answer.
 """
 
 import asyncio
@@ -24,10 +25,10 @@ from xalen_batch.worker.circuit_breaker import Source
 
 logger = log.get(__name__)
 
-# Seconds between two events of a kind.
+# Seconds between two events of the same name.
 INTERVAL = 30.0
 SLOW = 10.0
-# Kinds of failure that are told apart in one interval.
+# Kinds of failure that are counted separately in one interval.
 MOST_KINDS = 20
 
 Kind = tuple[int | None, str]
@@ -36,7 +37,7 @@ OTHERS: Kind = (None, "Other failures.")
 
 @dataclass(slots=True)
 class _Sample:
-    """What happened since the last event. Times are seconds."""
+    """Requests since the last event; answers as their times in seconds."""
 
     answers: list[float] = field(default_factory=list)
     failed: int = 0
@@ -44,10 +45,10 @@ class _Sample:
 
 
 class Pace:
-    """Used on the event loop only.
+    """Logs the pace of one backend; event loop thread only.
 
-    `waiting`: lines that are here and not in flight. `expected`: seconds of a usual answer, or
-    None.
+    `waiting` returns the number of lines in the lane that are not in flight. `expected`: seconds
+    of a usual answer, None if the catalog has no latency.
     """
 
     def __init__(
@@ -57,15 +58,15 @@ class Pace:
         self._waiting = waiting
         self._expected = expected
         self._sample = _Sample()
-        # Kinds that were logged in this interval; a failure of another kind is logged at once.
-        self._told: set[Kind] = set()
+        # Kinds that were logged in this interval; a failure of a new kind is logged at once.
+        self._logged: set[Kind] = set()
         self._in_flight: dict[int, float] = {}
         self._number = 0
         self._is_slow = False
         self._timer: asyncio.TimerHandle | None = None
 
     def started(self) -> int:
-        """A request goes out. Returns its number for `ended`."""
+        """A request is being sent. Returns its number, for `ended`."""
         self._number += 1
         self._in_flight[self._number] = time.monotonic()
         if self._timer is None:
@@ -73,7 +74,7 @@ class Pace:
         return self._number
 
     def ended(self, number: int, source: Source, outcome: Outcome | None) -> None:
-        """The request is over. None: it was cut off."""
+        """The request has ended. `outcome` None: it was cancelled."""
         seconds = time.monotonic() - self._in_flight.pop(number)
         if isinstance(outcome, Retryable):
             self._sample.failed += 1
@@ -82,7 +83,7 @@ class Pace:
             self._sample.answers.append(seconds)
 
     def close(self) -> None:
-        """Log what has not been logged yet, and nothing more."""
+        """Log the failures that were only counted, and stop."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -90,10 +91,10 @@ class Pace:
 
     def _failed(self, outcome: Retryable, source: Source) -> None:
         kind = (outcome.status, outcome.reason)
-        if kind in self._told or len(self._told) >= MOST_KINDS:
-            self._sample.failures[kind if kind in self._told else OTHERS] += 1
+        if kind in self._logged or len(self._logged) >= MOST_KINDS:
+            self._sample.failures[kind if kind in self._logged else OTHERS] += 1
             return
-        self._told.add(kind)
+        self._logged.add(kind)
         logger.warning(
             "backend.failing",
             backend=self._name,
@@ -106,14 +107,14 @@ class Pace:
 
     def _report(self) -> None:
         self._timer = None
-        self._told = set(self._sample.failures) - {OTHERS}
+        self._logged = set(self._sample.failures) - {OTHERS}
         self._log_failures()
         self._log_pace()
         self._sample = _Sample()
         if self._in_flight or self._waiting():
             self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._report)
         else:
-            self._told.clear()
+            self._logged.clear()
 
     def _log_failures(self) -> None:
         for (status, reason), count in self._sample.failures.items():
@@ -126,7 +127,8 @@ class Pace:
         median = statistics.median(answers) if answers else 0.0
         oldest = max((now - since for since in self._in_flight.values()), default=0.0)
         is_slow = self._expected is not None and max(median, oldest) > SLOW * self._expected
-        has_slowed, self._is_slow = is_slow and not self._is_slow, is_slow
+        has_slowed = is_slow and not self._is_slow
+        self._is_slow = is_slow
         write = logger.warning if has_slowed else logger.info
         write(
             "backend.slow" if has_slowed else "backend.pace",

@@ -1,7 +1,7 @@
-"""The worker process: a Celery worker on a pool of threads, with a poll beside it.
+"""The worker process: a Celery worker on a pool of threads, and a thread that polls the database.
 
-The broker only makes work start sooner. With Redis gone, the poll finds the same work in the
-database, so a batch goes on and ends without it.
+Messages of the broker only make work start sooner. Without Redis, the poll finds the same work in
+the database.
 """
 
 import os
@@ -21,29 +21,29 @@ from celery.apps.worker import Worker
 from celery.exceptions import SecurityWarning
 from celery.worker.components import Pool
 
-from xalen_batch import broker, catalog, db, ids, log, memory, storage
+from xalen_batch import broker, catalog, db, disk, ids, log, memory, storage
 from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
 from xalen_batch.models import workers
-from xalen_batch.models.workers import Wait
+from xalen_batch.models.workers import WorkerWait
 from xalen_batch.pipeline import recover
+from xalen_batch.standalone import stores
 from xalen_batch.worker import consumer, tasks
 from xalen_batch.worker.engine import Engine
 
 logger = log.get(__name__)
 
-# Threads beside the slots, so that validating and finalizing never wait for a task to end.
+# Threads beyond the slots, so that validating and finalizing never wait for a task to end.
 SPARE_THREADS = 4
-# Seconds that the first look at the storage folder gets to answer.
-FIRST_LOOK = 0.5
+# Seconds that the first read of the storage mark may take.
+FIRST_MARK_TIMEOUT = 0.5
 
 
 class Poll:
-    """Looks into the database for due work, and runs it on the worker's own pool. `spawn` tells
-    whether the pool took it.
+    """Polls the database for due work on a thread of its own, and runs it on the worker's pool.
 
-    Each look also notes that this process is alive, and what its work waits for (`waits`); `share`
-    is told how many are alive.
+    Each poll also writes this worker's row: it is alive, and what its work waits for (`waits`).
+    `share` gets the number of live workers. `spawn` returns whether the pool took the function.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class Poll:
         jobs: dict[Job, Callable[..., Any]],
         spawn: Callable[..., bool],
         share: Callable[[int], None],
-        waits: Callable[[], Sequence[Wait]],
+        waits: Callable[[], Sequence[WorkerWait]],
     ) -> None:
         self._jobs = jobs
         self._spawn = spawn
         self._share = share
         self._waits = waits
         self._worker_id = f"{socket.gethostname()}:{os.getpid()}:{ids.new().hex}"
-        # What waits for a thread is due at every look; it waits there once.
+        # Messages that wait for a thread. Each poll finds their work again; they wait once.
         self._waiting: set[Message] = set()
-        self._sight = Sight()
+        self._storage_mark = StorageMark()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="poll", daemon=True)
 
@@ -74,37 +74,38 @@ class Poll:
         next_tick = time.monotonic() + settings().tick_interval
         while not self._stopped.is_set():
             try:
-                self._look()
+                self._poll_once()
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + settings().tick_interval
-                    self.name(Message(Job.TICK))
-            except db.AWAY as error:
+                    self.enqueue(Message(Job.TICK))
+            except db.UNAVAILABLE as error:
                 logger.warning("poll.failed", error=type(error).__name__, reason=db.trouble(error))
             except Exception as error:
                 logger.error("poll.crashed", **log.cause(error))
             self._stopped.wait(settings().poll_interval)
-        with suppress(*db.AWAY), db.transaction() as session:
+        with suppress(*db.UNAVAILABLE), db.transaction() as session:
             workers.gone(session, self._worker_id)
 
-    def _look(self) -> None:
+    def _poll_once(self) -> None:
         with db.transaction() as session:
             alive = workers.seen(
                 session,
                 self._worker_id,
-                store=self._sight.mark,
+                store=self._storage_mark.mark,
                 catalog=catalog.fingerprint(),
                 waits=self._waits(),
             )
         self._share(alive)
         for message in recover.due():
-            self.name(message)
-        if (alive_file := settings().health_file) is not None:
-            alive_file.touch()
+            self.enqueue(message)
+        health_file = settings().health_file
+        if health_file is not None:
+            health_file.touch()
 
-    def name(self, message: Message) -> bool:
-        """Run a message here as soon as a thread is free.
+    def enqueue(self, message: Message) -> bool:
+        """Run a message here as soon as a thread is free; any thread.
 
-        False: there are none, before the start or after the end.
+        False: the pool takes none, before its start or after its end.
         """
         if message not in self._waiting:
             self._waiting.add(message)
@@ -118,31 +119,33 @@ class Poll:
         self._jobs[message.job](*message.args)
 
 
-class Sight:
-    """The mark that this process sees in its storage folder.
+class StorageMark:
+    """Reads the mark of the storage folder; for the poll's thread.
 
-    A disk that hangs holds up one thread, and never the poll.
+    A disk that hangs blocks one thread of its own, not the poll.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sight")
-        self._look: Future[tuple[UUID | None, bool]] | None = None
+        self._reading: Future[tuple[UUID | None, bool]] | None = None
 
     @property
     def mark(self) -> UUID | None:
-        """What was seen since this was asked before; None: no mark, or no answer yet."""
-        look = self._look
-        if look is not None and not look.done():
+        """The mark as read since the last call; None: no mark, or no answer yet."""
+        reading = self._reading
+        if reading is not None and not reading.done():
             return None
-        self._look = self._thread.submit(storage.look, None)
-        if look is None:
-            wait([self._look], timeout=FIRST_LOOK)
-            look = self._look
-        return None if not look.done() or look.exception() else look.result()[0]
+        self._reading = self._thread.submit(storage.look, None)
+        if reading is None:
+            wait([self._reading], timeout=FIRST_MARK_TIMEOUT)
+            reading = self._reading
+        if not reading.done() or reading.exception():
+            return None
+        return reading.result()[0]
 
 
 class StopEngine(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Stops the engine before Celery waits for its pool, also when Celery gives up by itself."""
+    """Stops the engine before Celery waits for its pool, also if Celery stops by itself."""
 
     requires = (Pool,)
 
@@ -151,12 +154,12 @@ class StopEngine(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 def run_worker() -> None:
-    """Run a worker in the foreground until SIGTERM or SIGINT; then let requests in flight finish."""
+    """Run a worker on the main thread until SIGTERM or SIGINT; requests in flight may finish."""
     memory.settle()
     log.configure()
     catalog.warn_of_unknown_settings()
-    # Celery warns of root because of pickle; only JSON is accepted here, and ids are all it
-    # carries.
+    disk.watch_database(stores.database_folder)
+    # Celery warns against root because of pickle. Messages here are JSON, and carry only ids.
     warnings.simplefilter("ignore", SecurityWarning)
     consumer.install()
     app = broker.celery()
@@ -177,13 +180,13 @@ def run_worker() -> None:
         try:
             worker.pool.apply_async(function, args)
         except (AttributeError, RuntimeError):
-            # There is no pool yet at the very start, and it takes nothing more at the very end.
+            # The pool does not exist yet, or has ended.
             return False
         return True
 
     engine = Engine(spawn)
     poll = Poll(tasks.register(app, engine), spawn, engine.share, engine.waits)
-    broker.keep(poll.name)
+    broker.keep(poll.enqueue)
 
     def stop(*_: Any, **__: Any) -> None:
         poll.stop()
@@ -191,7 +194,7 @@ def run_worker() -> None:
 
     signals.worker_shutting_down.connect(stop)
     worker.stop_engine = stop
-    # Ctrl-C stops a worker as gently as SIGTERM does.
+    # SIGINT (Ctrl-C) stops a worker as SIGTERM does.
     signals.worker_ready.connect(
         lambda **_: signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM)), weak=False
     )
@@ -202,11 +205,11 @@ def run_worker() -> None:
 
 
 def run_beat() -> None:
-    """Send the tick every few seconds, in the foreground. Any number of beats may run, or none."""
+    """Send the tick every few seconds, on the main thread. Any number of beats may run, or none."""
     log.configure()
     catalog.warn_of_unknown_settings()
     app = broker.celery()
-    # The one entry never changes, so what beat would remember between starts is not worth a file.
+    # Beat's only entry never changes, so it needs no file of state between starts.
     app.Beat(
         scheduler_cls="celery.beat:Scheduler", loglevel=settings().log_level.upper(), quiet=True
     ).run()

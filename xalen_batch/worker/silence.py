@@ -1,29 +1,29 @@
-"""Silence: since when a backend has failed every request that ended, and how the last one failed."""
+"""Silence: for how long a backend has failed every request, and how the last one failed."""
 
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-# Seconds; a failure that a retry mends at once is not told.
-TOLD_AFTER = 2.0
+# Seconds of silence before it is reported: a failure that one retry mends is not.
+REPORTED_AFTER = 2.0
 
 
-class Told(NamedTuple):
+class SilenceReport(NamedTuple):
     seconds: float
     # The last failure in words, without an address or a key.
     reason: str
 
 
 class Silence:
-    """Changed on the event loop only; `told` may be read from any thread.
+    """Detects an outage for reports; changed on the event loop thread only.
 
-    The circuit opens after several failures in a row of one batch, which takes minutes where a
-    batch has few lines. This tells sooner, and decides nothing.
+    `report` may be read from any thread. The circuit breaker opens later: it needs several failures
+    in a row of one batch, which takes minutes if a batch has few lines. This decides nothing.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        # When it began, and the last failure.
+        # When the silence began, and the last failure.
         self._found: tuple[float, str] | None = None
 
     def failed(self, reason: str) -> None:
@@ -32,13 +32,14 @@ class Silence:
         self._found = (began, reason)
 
     def over(self) -> None:
-        """The backend did its work."""
+        """The backend answered or refused a request."""
         self._found = None
 
     @property
-    def told(self) -> Told | None:
-        """None while the backend answers, or has failed only for a moment."""
+    def report(self) -> SilenceReport | None:
+        """None if the backend answers, or has failed for less than REPORTED_AFTER seconds."""
         found = self._found
-        if found is None or (seconds := self._clock() - found[0]) < TOLD_AFTER:
+        if found is None:
             return None
-        return Told(seconds, found[1])
+        seconds = self._clock() - found[0]
+        return None if seconds < REPORTED_AFTER else SilenceReport(seconds, found[1])

@@ -1,7 +1,7 @@
-"""Every background job on one screen: the map of what Celery runs.
+"""The Celery task of each background job.
 
-A message is a hint. Each job looks into the database for what there is to do, and does nothing when
-someone else has done it, so a message may come late, twice or never.
+A message is a hint. Each job finds its work in the database, and does nothing if another process
+has done it, so a message may arrive late, twice or never.
 """
 
 import threading
@@ -21,23 +21,22 @@ from xalen_batch.worker.turns import Turns
 
 logger = log.get(__name__)
 
-# Batches that one process validates at a time: one may wait for the database while another is read.
+# Batches that one process validates at a time: one reads its file while the other waits for the
+# database. Each holds what is known of up to 50,000 lines in memory.
 VALIDATIONS = 2
-# Threads of one process that fire schedules: while one waits for a folder that hangs, another fires
-# those of other accounts.
+# Threads of one process that fire schedules: if a folder blocks one, another fires the schedules of
+# other accounts.
 FIRINGS = 2
 
 
 def reported(body: Callable[..., None]) -> Callable[..., None]:
-    """A job that tells of an error instead of raising it: nobody waits for its result, and the
-    sweep finds its work again.
-    """
+    """A job that logs errors instead of raising them: the sweep finds its work again."""
 
     @wraps(body)
     def run(*args: Any) -> None:
         try:
             body(*args)
-        except db.AWAY as error:
+        except db.UNAVAILABLE as error:
             logger.warning(
                 "job.postponed",
                 job=body.__name__,
@@ -45,7 +44,7 @@ def reported(body: Callable[..., None]) -> Callable[..., None]:
                 error=type(error).__name__,
                 reason=db.trouble(error),
             )
-        except storage.AWAY as error:
+        except storage.UNAVAILABLE as error:
             logger.warning(
                 "job.postponed",
                 job=body.__name__,
@@ -60,7 +59,7 @@ def reported(body: Callable[..., None]) -> Callable[..., None]:
 
 
 def _about(args: Sequence[Any]) -> dict[str, Any]:
-    """What a message names: the id of a batch. Anything else is not ours, and not for a log."""
+    """The batch's id among a message's arguments, for the log; other arguments are not logged."""
     try:
         return {"batch_id": UUID(hex=args[0])} if args else {}
     except (ValueError, TypeError, AttributeError):
@@ -68,15 +67,14 @@ def _about(args: Sequence[Any]) -> dict[str, Any]:
 
 
 def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
-    """Make each job a Celery task of its name, and leave no other.
+    """Register each job as a Celery task of its name, and no other task.
 
-    The tasks are returned too, to be called without the broker.
+    Returns the tasks by job, for calls without the broker. Tasks run on threads of the worker's
+    pool. They are not shared: Celery adds shared tasks to every later app of the process, and these
+    hold this engine.
     """
-    # Not shared: Celery would put shared tasks, which hold this engine, into every app that is made
-    # later in the process.
     firings = threading.BoundedSemaphore(FIRINGS)
 
-    # Each holds what it knows of up to fifty thousand lines, and more than one is no faster.
     @reported
     def validate_next(batch_id: str) -> None:
         validate.run(UUID(hex=batch_id))
@@ -100,7 +98,7 @@ def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
     @app.task(name=Job.FIRE.value, shared=False)
     @reported
     def fire_schedules() -> None:
-        # Every poll names it while a thousand schedules are due.
+        # Every poll enqueues this job while schedules are due.
         if firings.acquire(blocking=False):
             try:
                 fire.run()
@@ -112,7 +110,7 @@ def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
     def tick() -> None:
         recover.tick()
 
-    # Celery's own, such as celery.starmap, run what a message says.
+    # Celery's own tasks, such as celery.starmap, run any task that a message names.
     for name in app.tasks.keys() - set(Job):
         app.tasks.unregister(name)
     return {

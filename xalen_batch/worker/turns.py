@@ -1,34 +1,35 @@
-"""Jobs that take turns: a few threads of a process are at them, however many wait."""
+"""Jobs that take turns: a bounded number of threads runs a kind of job, however many jobs wait."""
 
 import threading
 from collections.abc import Callable
 
 
 class Turns:
-    """At most `threads` of this process run a kind of job at a time; what comes meanwhile waits for
-    one of them, and once.
+    """Runs jobs of one kind on at most `threads` threads of this process; any thread.
 
-    Nobody waits in a thread of its own, which others may need. What waits is lost with the process:
-    the sweep finds it again.
+    Further jobs wait in a queue, each id once, and block no thread of the pool. Waiting jobs are
+    lost with the process; the sweep finds them again.
     """
 
     def __init__(self, run: Callable[[str], None], threads: int) -> None:
         self._run = run
         self._free = threads
         self._lock = threading.Lock()
-        # In the order in which they came.
+        # A dict as an ordered set.
         self._waiting: dict[str, None] = {}
 
     def take(self, id: str) -> None:
-        """Run this job and all that come meanwhile, or leave it to those who are at it."""
+        """Run this job and those that arrive meanwhile, or leave it to a thread that runs jobs."""
         with self._lock:
             self._waiting[id] = None
             if not self._free:
                 return
             self._free -= 1
         try:
-            while (next_id := self._next()) is not None:
+            next_id = self._next()
+            while next_id is not None:
                 self._run(next_id)
+                next_id = self._next()
         except BaseException:
             self._leave()
             raise
@@ -39,7 +40,7 @@ class Turns:
                 id = next(iter(self._waiting))
                 del self._waiting[id]
                 return id
-            # In one step with the look: what comes from now on finds a thread that is free.
+            # Under the same lock as the check: a job that arrives now finds a free thread.
             self._free += 1
             return None
 

@@ -1,4 +1,4 @@
-"""What goes through a lane: lines that came together as one work, and what they come back with."""
+"""What goes through a lane: a work (lines that came together), and an entry for each line."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -7,15 +7,18 @@ from xalen_batch.backends.contract import Ended, NotRun, Request
 from xalen_batch.worker.circuit_breaker import Source
 
 
-class Line(Protocol):
-    """What a lane needs to know of a line."""
+class SendableLine(Protocol):
+    """The part of a line that a lane reads."""
 
     @property
     def request(self) -> Request: ...
 
 
 class Work(Protocol):
-    """Lines that came together and go on together. Called on the event loop."""
+    """Lines that were added together and are stopped together; event loop thread only.
+
+    A worker's work is a `TaskRun`.
+    """
 
     is_stopped: bool
 
@@ -23,20 +26,21 @@ class Work(Protocol):
     def source(self) -> Source: ...
 
     def over(self, line: Any, outcome: Ended | NotRun) -> None:
-        """Called once for each line."""
+        """Called once for each line, when it has ended or is returned."""
         ...
 
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """A line on its way through a lane."""
+    """A line on its way through a lane; event loop thread only."""
 
     work: Work
-    line: Line
+    line: SendableLine
     is_probe: bool = False
+    # Requests sent for it, and those whose failure counts against it.
     attempts: int = 0
     failed: int = 0
-    # The number of its first request, and when that was sent, by the lane's clock.
+    # The number of its first request (`Circuit.sent`), and the lane's clock when it was sent.
     first: int = 0
     first_at: float = 0.0
     is_sent: bool = False

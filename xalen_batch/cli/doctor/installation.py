@@ -36,7 +36,8 @@ def database_needs(has_database: bool) -> str:
 
 def rights(has_database: bool) -> str:
     _skip_without_schema(has_database)
-    from xalen_batch import db, rights
+    from xalen_batch import db
+    from xalen_batch.migrate import rights
 
     with db.reading() as session:
         found = rights.look(session)

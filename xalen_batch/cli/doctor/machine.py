@@ -74,7 +74,9 @@ def storage() -> str:
 def disk_space() -> str:
     from xalen_batch import disk
     from xalen_batch.config import GiB, settings
+    from xalen_batch.standalone import stores
 
+    disk.watch_database(stores.database_folder)
     floor, found = settings().min_free_bytes, disk.spaces()
     left = "; ".join(
         f"{space.free / GiB:,.1f} GiB for the {space.store} in {space.folder}" for space in found

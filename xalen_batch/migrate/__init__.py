@@ -12,9 +12,10 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from xalen_batch import db, needs, rights
+from xalen_batch import db
 from xalen_batch.billing import prices
 from xalen_batch.errors import ConfigError
+from xalen_batch.migrate import requirements, rights
 
 CONNECT_TIMEOUT = 5
 
@@ -25,7 +26,7 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 
 def migrations() -> Path:
     """The folder of the migrations: inside an installed package, beside the package in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "_migrations"
     return installed if installed.exists() else package.parent / "migrations"
 
@@ -49,7 +50,7 @@ def migrate() -> None:
         rights.refuse_unless_owner(connection)
         # A database that is up to date needs less, but its revision is only asked for where
         # something is missing: others may lock it.
-        if (lacking := needs.missing(needs.look(connection))) and _age(
+        if (lacking := requirements.missing(requirements.look(connection))) and _age(
             _revision(connection)
         ) is Age.BEHIND:
             raise ConfigError(
@@ -95,8 +96,8 @@ class Age(Enum):
 def lacks() -> list[str]:
     """What the database lacks for what is still to be migrated, and for what was; a sentence each."""
     with _as_owner() as connection:
-        return needs.missing(
-            needs.look(connection), is_migrated=_age(_revision(connection)) is not Age.BEHIND
+        return requirements.missing(
+            requirements.look(connection), is_migrated=_age(_revision(connection)) is not Age.BEHIND
         )
 
 

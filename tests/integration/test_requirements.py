@@ -10,12 +10,13 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 
 from tests.conftest import Stores, forget
-from xalen_batch import migrate, needs
+from xalen_batch import migrate
 from xalen_batch.errors import ConfigError
-from xalen_batch.needs import Found
+from xalen_batch.migrate import requirements
+from xalen_batch.migrate.requirements import Offer
 
 NAME, ROLE = "latin", "visitor"
-MET = Found(16, "16.4", "xalen", "xalen", "UTF8", False, "public", True, True, False, True, True)
+MET = Offer(16, "16.4", "xalen", "xalen", "UTF8", False, "public", True, True, False, True, True)
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_all_that_a_database_lacks_is_said_at_once_and_nothing_is_changed(poor: 
     ):
         assert words in said
     with psycopg.connect(poor) as connection:
-        assert migrate.lacks() == needs.missing(needs.look(connection))
+        assert migrate.lacks() == requirements.missing(requirements.look(connection))
         assert connection.execute(
             "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
         ).fetchone() == (0,)
@@ -92,9 +93,9 @@ def test_the_tests_own_database_has_what_it_needs(database: str) -> None:
         (MET._replace(may_make_functions=False), "GRANT USAGE ON LANGUAGE plpgsql TO xalen."),
     ],
 )
-def test_each_need_has_a_sentence_with_its_remedy(found: Found, words: str) -> None:
-    assert needs.missing(MET) == []
-    [said] = needs.missing(found)
+def test_each_need_has_a_sentence_with_its_remedy(found: Offer, words: str) -> None:
+    assert requirements.missing(MET) == []
+    [said] = requirements.missing(found)
     assert words in said
 
 
@@ -102,5 +103,5 @@ def test_rights_that_only_a_migration_needs_are_not_missed_behind_it() -> None:
     serving = MET._replace(
         has_extension=True, may_create=False, may_make_functions=False, may_make_extension=False
     )
-    assert needs.missing(serving, is_migrated=True) == []
-    assert len(needs.missing(serving)) == 2
+    assert requirements.missing(serving, is_migrated=True) == []
+    assert len(requirements.missing(serving)) == 2

@@ -1,5 +1,6 @@
-"""Errors in what an operator wrote, settings and the model catalog, as sentences: the field, its
-value and what is allowed.
+"""Errors of settings and of the model catalog, as sentences for the operator.
+
+A sentence has the name of the field, its value, and the allowed values.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,11 +12,13 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 LONGEST_VALUE = 80
+# Bounds of numbers, as pydantic and annotated_types name them.
+_BOUNDS = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
 PREFIX = "XALEN_"
-# Variables of the command line, which are no settings.
-OTHERS = frozenset({"XALEN_BASE_URL", "XALEN_API_KEY", "XALEN_DEBUG"})
+# Variables of the command line, which are not settings.
+CLI_VARIABLES = frozenset({"XALEN_BASE_URL", "XALEN_API_KEY", "XALEN_DEBUG"})
 
-# What a value is not, by the beginning of the validation library's name of the error.
+# Words for errors, by the beginning of their type in pydantic.
 _IS_NOT = {
     "int_": "is not a whole number",
     "float_": "is not a number",
@@ -32,9 +35,7 @@ _IS_NOT = {
 
 
 def of_settings(error: ValidationError, shape: type[BaseModel]) -> str:
-    """Each wrong variable with its value, unless that is secret, what is allowed, and what holds
-    without it.
-    """
+    """A sentence for each wrong variable: its value unless secret, the bounds and the default."""
     return " ".join(
         f"{PREFIX}{str(problem['loc'][0]).upper()}: {_of_setting(problem, shape)}"
         for problem in error.errors()
@@ -42,9 +43,9 @@ def of_settings(error: ValidationError, shape: type[BaseModel]) -> str:
 
 
 def of_field(problem: Mapping[str, Any], shape: type[BaseModel] | None = None) -> str:
-    """One error of a validation without its place.
+    """One error of a validation, without the name of the field.
 
-    `shape`: where the misspelt name of a field is looked for.
+    `shape`: the model whose field names are suggested for an unknown one.
     """
     value, kind, bounds = problem["input"], str(problem["type"]), problem.get("ctx", {})
     if kind == "missing":
@@ -58,46 +59,36 @@ def of_field(problem: Mapping[str, Any], shape: type[BaseModel] | None = None) -
         return str(problem["msg"]).removeprefix("Value error, ")
     if kind == "literal_error":
         return f"{_shown(value)} is not one of {bounds['expected']}"
-    for name, words in (
-        ("gt", "more than"),
-        ("ge", "at least"),
-        ("lt", "less than"),
-        ("le", "at most"),
-    ):
+    for name, words in _BOUNDS.items():
         if name in bounds:
             return f"{_shown(value)} must be {words} {bounds[name]}"
-    words = next(
-        (words for beginning, words in _IS_NOT.items() if kind.startswith(beginning)),
-        "cannot be used",
-    )
-    return f"{_shown(value)} {words}"
+    for beginning, words in _IS_NOT.items():
+        if kind.startswith(beginning):
+            return f"{_shown(value)} {words}"
+    return f"{_shown(value)} cannot be used"
 
 
 def unknown_settings(environment: Iterable[str], known: Iterable[str]) -> dict[str, str | None]:
-    """Variables with our prefix that name no setting, each with the name that was probably meant.
+    """Variables with our prefix that nothing reads, each with the most similar name that exists.
 
-    `known`: fields, and other variables.
+    `known`: names of settings, and of other variables that are read.
     """
-    names = {
-        name.upper() if name.upper().startswith(PREFIX) else f"{PREFIX}{name.upper()}"
-        for name in known
-    } | OTHERS
-    wrong = [
-        name
-        for name in environment
-        if name.upper().startswith(PREFIX) and name.upper() not in names
-    ]
-    return {
-        name: next(iter(get_close_matches(name.upper(), names, n=1, cutoff=0.7)), None)
-        for name in sorted(wrong)
-    }
+    names = set(CLI_VARIABLES)
+    for name in known:
+        names.add(PREFIX + name.upper().removeprefix(PREFIX))
+    found: dict[str, str | None] = {}
+    for name in sorted(environment):
+        if name.upper().startswith(PREFIX) and name.upper() not in names:
+            close = get_close_matches(name.upper(), names, n=1, cutoff=0.7)
+            found[name] = close[0] if close else None
+    return found
 
 
 def _of_setting(problem: Mapping[str, Any], shape: type[BaseModel]) -> str:
     field = shape.model_fields[str(problem["loc"][0])]
     words = of_field(problem)
     if _is_secret(field):
-        # The value, and words that may quote it, stay out.
+        # Neither the value, nor words that may quote it.
         return f"{words}." if problem["type"] == "value_error" else "the value cannot be used."
     if problem["type"] == "value_error":
         return f"{_shown(problem['input'])}: {words}."
@@ -109,17 +100,13 @@ def _is_secret(field: FieldInfo) -> bool:
 
 
 def _allowed(field: FieldInfo) -> str:
-    bounds = [
-        f"{words} {value}"
-        for rule in field.metadata
-        for kind, name, words in (
-            (Gt, "gt", "more than"),
-            (Ge, "ge", "at least"),
-            (Lt, "lt", "less than"),
-            (Le, "le", "at most"),
-        )
-        if isinstance(rule, kind) and (value := getattr(rule, name)) is not None
-    ]
+    """The bounds and the default of a setting."""
+    bounds = []
+    for rule in field.metadata:
+        for name, words in _BOUNDS.items():
+            value = getattr(rule, name, None)
+            if isinstance(rule, Gt | Ge | Lt | Le) and value is not None:
+                bounds.append(f"{words} {value}")
     allowed = f"Allowed: {' and '.join(bounds)}. " if bounds else ""
     return f"{allowed}Without it: {'none' if field.default is None else field.default}."
 

@@ -13,7 +13,7 @@ OLDEST_POSTGRESQL = 14
 EXTENSION = "btree_gist"
 
 
-class Found(NamedTuple):
+class Offer(NamedTuple):
     """What a role finds.
 
     `schema`: where its tables go; None if its search_path names none that exists.
@@ -48,16 +48,16 @@ _LOOK = f"""
 """
 
 
-def look(connection: psycopg.Connection) -> Found:
+def look(connection: psycopg.Connection) -> Offer:
     """What the connection's role finds."""
     # From a database without an encoding text comes as bytes otherwise.
     connection.execute("SET LOCAL client_encoding TO 'UTF8'")
-    with connection.cursor(row_factory=class_row(Found)) as cursor:
+    with connection.cursor(row_factory=class_row(Offer)) as cursor:
         [found] = cursor.execute(_LOOK).fetchall()
         return found
 
 
-def missing(found: Found, *, is_migrated: bool = False) -> list[str]:
+def missing(found: Offer, *, is_migrated: bool = False) -> list[str]:
     """A sentence for each need that is not met.
 
     `is_migrated`: without the rights that only a migration needs.

@@ -1,6 +1,4 @@
-"""The terms of a batch: what its lines cost and what answers them, frozen in it when it is created
-(docs/decisions/0029).
-"""
+"""The terms of a batch: its prices and backends, frozen when it is created (docs/decisions/0029)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a batch may not name a model."""
+    """The reason why a batch may not name a model: an error code and a message."""
 
     code: str
     message: str
@@ -16,17 +14,17 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """`prices`: {model: {component: "USD per million tokens"}}; `backends`: {model: "openai" or
-    "simulated"}.
+    """The prices and backends of models. A batch runs lines of the models that have both.
 
-    A batch runs lines of the models that are in both.
+    `prices`: {model: {component: "USD per million tokens"}}. `backends`: {model: "openai" or
+    "simulated"}.
     """
 
     prices: Mapping[str, Mapping[str, str]]
     backends: Mapping[str, str]
 
     def refusal(self, model: str) -> Refusal | None:
-        """None: a batch may name the model."""
+        """Why a batch may not name a model; None: it may."""
         if not self.prices.get(model):
             return Refusal("model_not_priced", _no_price(model))
         if model not in self.backends:

@@ -171,7 +171,7 @@ def _make(connection: psycopg.Connection, role: str, password: str, owner: str) 
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RoleRights:
     """How the rights of the role that is connected differ from those of a serving role, in words."""
 
     role: str
@@ -179,7 +179,7 @@ class Found:
     missing: list[str]
 
 
-def look(session: Session) -> Found:
+def look(session: Session) -> RoleRights:
     """Compare the connected role's rights with what `migrate` grants."""
     role, *flags = session.execute(text(_ROLE)).one()
     names = (
@@ -203,7 +203,7 @@ def look(session: Session) -> Found:
             whole - held | set(_columns_missing(session, granted - whole))
         )
     ]
-    return Found(role, excess, missing)
+    return RoleRights(role, excess, missing)
 
 
 def _columns_missing(session: Session, granted: set[tuple[str, str]]) -> Iterator[tuple[str, str]]:

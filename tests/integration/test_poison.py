@@ -30,10 +30,10 @@ from xalen_batch.backends.contract import Outcome, Request
 from xalen_batch.backends.simulated.backend import SimulatedBackend
 from xalen_batch.models import Batch, Task
 from xalen_batch.models.files import FilePart
-from xalen_batch.models.tasks import SUSPECT_LOSSES
+from xalen_batch.models.tasks import SUSPECT_CRASHES
 from xalen_batch.pipeline import claim, finalize, record, recover
 from xalen_batch.pipeline.claim import Claim
-from xalen_batch.pipeline.poison import ALONE_LOSSES
+from xalen_batch.pipeline.poison import ALONE_CRASHES
 from xalen_batch.states import TaskState
 from xalen_batch.worker.engine import Engine
 
@@ -59,12 +59,14 @@ def losses_of(batch_id: UUID) -> list[int]:
 
 def suspect(batch_id: UUID) -> UUID:
     with db.transaction() as session:
-        session.execute(update(Task).where(Task.batch_id == batch_id).values(losses=SUSPECT_LOSSES))
+        session.execute(
+            update(Task).where(Task.batch_id == batch_id).values(losses=SUSPECT_CRASHES)
+        )
     return batch_id
 
 
 def run_alone(held: Claim) -> None:
-    record.record(held.key, held.fence, [], blame=1)
+    record.record(held.key, held.fence, [], crashes=1)
 
 
 @pytest.mark.parametrize("count", [1, 3, 30])
@@ -89,7 +91,7 @@ def test_a_line_that_kills_whoever_runs_it_fails_alone(count: int) -> None:
         None,
         "worker_lost",
     )
-    assert killed <= SUSPECT_LOSSES + 2 + ALONE_LOSSES
+    assert killed <= SUSPECT_CRASHES + 2 + ALONE_CRASHES
 
 
 def test_a_suspect_is_not_blamed_for_a_loss_before_it_was_run() -> None:
@@ -97,7 +99,7 @@ def test_a_suspect_is_not_blamed_for_a_loss_before_it_was_run() -> None:
     for _ in range(10):
         assert a_claim().is_suspect
         lose_workers()
-    assert losses_of(batch_id) == [SUSPECT_LOSSES]
+    assert losses_of(batch_id) == [SUSPECT_CRASHES]
 
 
 def test_a_suspect_whose_worker_lives_to_hand_it_back_is_not_blamed(
@@ -107,10 +109,10 @@ def test_a_suspect_whose_worker_lives_to_hand_it_back_is_not_blamed(
     batch_id = suspect(a_batch(chat_lines(1, metadata={"simulate": "hang"})))
     with ThreadPoolExecutor(1) as slots:
         slot = slots.submit(old(engine).drain)
-        wait_until(lambda: losses_of(batch_id) == [SUSPECT_LOSSES + 1])
+        wait_until(lambda: losses_of(batch_id) == [SUSPECT_CRASHES + 1])
         engine.stop()
         slot.result(20)
-    assert losses_of(batch_id) == [SUSPECT_LOSSES]
+    assert losses_of(batch_id) == [SUSPECT_CRASHES]
     assert read(batch_id).status == "in_progress"
 
 
@@ -123,7 +125,7 @@ def test_a_process_that_may_die_young_takes_no_suspect(engine: Engine) -> None:
 
 
 def old(engine: Engine) -> Engine:
-    engine._may_try_from = 0.0
+    engine._takes_suspects_from = 0.0
     return engine
 
 
@@ -199,7 +201,7 @@ def test_a_suspect_that_waits_for_its_turn_goes_back_when_its_batch_is_cancelled
         with db.transaction() as session:
             batches.cancel(session, session.get_one(Batch, suspected))
         assert second.result(20)
-        assert losses_of(suspected) == [SUSPECT_LOSSES]
+        assert losses_of(suspected) == [SUSPECT_CRASHES]
         gates.open.set()
         assert first.result(20)
     finalize.run(suspected)
@@ -219,7 +221,7 @@ def test_parts_of_a_suspect_have_places_of_their_own() -> None:
             .order_by(Task.seq)
         ).all()
         assert session.scalar(select(func.sum(Task.lines)).where(Task.batch_id == batch_id)) == 20
-    assert tasks[0] == (0, 3, SUSPECT_LOSSES + 1, "done")
-    assert {task.losses for task in tasks[1:]} == {SUSPECT_LOSSES}
+    assert tasks[0] == (0, 3, SUSPECT_CRASHES + 1, "done")
+    assert {task.losses for task in tasks[1:]} == {SUSPECT_CRASHES}
     for task, following in pairwise(tasks[1:]):
         assert task.seq + task.lines == following.seq

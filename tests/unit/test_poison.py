@@ -1,6 +1,4 @@
-"""Who is blamed for a lost worker, over histories of losses: lines that kill, workers that die of
-something else, in any order.
-"""
+"""Poison detection over random histories of crashes: by poison lines and by other causes."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,25 +9,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xalen_batch.models.tasks import SUSPECT_LOSSES
-from xalen_batch.pipeline.poison import ALONE_LOSSES, PARTS, Verdict, parts, verdict
+from xalen_batch.models.tasks import SUSPECT_CRASHES
+from xalen_batch.pipeline.poison import ALONE_CRASHES, PARTS, AfterCrash, after_crash, parts
 
 
 @dataclass(eq=False)
 class Task:
     left: list[int]
-    losses: int = 0
+    crashes: int = 0
 
     @property
     def is_suspect(self) -> bool:
-        return self.losses >= SUSPECT_LOSSES
+        return self.crashes >= SUSPECT_CRASHES
 
 
 @dataclass
 class World:
-    """Some workers over the tasks of a batch.
+    """Workers that run the tasks of one batch.
 
-    `poison`: lines that kill whoever runs them. `outages`: losses that are still to come.
+    `poison`: lines that crash their worker. `outages`: crashes by other causes, still to come.
     """
 
     pending: list[Task]
@@ -41,7 +39,7 @@ class World:
     failed: set[int] = field(default_factory=set)
     succeeded: set[int] = field(default_factory=set)
     sent: Counter[int] = field(default_factory=Counter)
-    lost: int = 0
+    crashes: int = 0
 
     def run(self) -> None:
         self.running = {worker: [] for worker in range(self.workers)}
@@ -58,15 +56,15 @@ class World:
         task = self.pending.pop(0)
         if task.is_suspect:
             if self.running[worker]:
-                # It would wait for those.
+                # A suspect waits until nothing else runs here.
                 self.pending.insert(0, task)
                 return
-            task.losses += 1
+            task.crashes += 1
         self.running[worker].append(task)
         self.sent.update(task.left)
 
     def answer(self, worker: int) -> None:
-        """A line that is in flight ends, or takes the worker down."""
+        """One line in flight ends, or crashes its worker."""
         if not self.running[worker]:
             return
         task = self.chance.choice(self.running[worker])
@@ -80,10 +78,10 @@ class World:
             self.running[worker].remove(task)
 
     def hand_back(self, worker: int) -> None:
-        """In good order, as when a backend is left alone; now and then."""
+        """Sometimes hand a task back, as a worker does while a circuit breaker is open."""
         if self.running[worker] and self.chance.random() < 0.1:
             task = self.running[worker].pop()
-            task.losses -= task.is_suspect
+            task.crashes -= task.is_suspect
             self.sent.subtract(task.left)
             self.pending.append(task)
 
@@ -93,7 +91,7 @@ class World:
             for worker, tasks in self.running.items()
             if tasks and tasks[0].is_suspect and len(tasks[0].left) == 1
         ]
-        # Where it does most harm.
+        # A crash does most harm where a single line runs.
         if alone and self.chance.random() < 0.5:
             worker = alone[0]
         if self.outages and self.running[worker]:
@@ -101,24 +99,24 @@ class World:
             self.die(worker)
 
     def die(self, worker: int) -> None:
-        self.lost += 1
+        self.crashes += 1
         for task in self.running[worker]:
-            task.losses += not task.is_suspect
-            match verdict(task.losses, len(task.left)):
-                case Verdict.FAIL:
+            task.crashes += not task.is_suspect
+            match after_crash(task.crashes, len(task.left)):
+                case AfterCrash.FAIL:
                     self.failed.update(task.left)
-                case Verdict.CUT:
+                case AfterCrash.SPLIT:
                     self.pending.extend(
-                        Task(list(part), SUSPECT_LOSSES) for part in parts(task.left)
+                        Task(list(part), SUSPECT_CRASHES) for part in parts(task.left)
                     )
-                case Verdict.AGAIN:
+                case AfterCrash.RETRY:
                     self.pending.append(task)
         self.running[worker] = []
 
 
 @st.composite
 def worlds(draw: st.DrawFn, *, poison: int, outages: int) -> World:
-    """`poison`: at most so many lines."""
+    """`poison`: the most poison lines of a world."""
     size, tasks = draw(st.integers(1, 40)), draw(st.integers(1, 6))
     lines = range(size * tasks)
     return World(
@@ -130,8 +128,8 @@ def worlds(draw: st.DrawFn, *, poison: int, outages: int) -> World:
     )
 
 
-def cuts(lines: int) -> int:
-    """How often a task is cut until a line of it is alone."""
+def splits(lines: int) -> int:
+    """How often a task is split until one of its lines is alone."""
     count = 0
     while lines > 1:
         lines, count = ceil(lines / PARTS), count + 1
@@ -139,7 +137,7 @@ def cuts(lines: int) -> int:
 
 
 @given(worlds(poison=4, outages=0))
-def test_lines_that_kill_fail_and_no_other_does(world: World) -> None:
+def test_poison_lines_fail_and_no_other_does(world: World) -> None:
     lines = {line for task in world.pending for line in task.left}
     world.run()
     assert world.failed == world.poison
@@ -147,25 +145,25 @@ def test_lines_that_kill_fail_and_no_other_does(world: World) -> None:
 
 
 @given(worlds(poison=1, outages=0))
-def test_one_line_that_kills_costs_few_workers_and_sends_its_neighbours_a_few_times(
+def test_one_poison_line_crashes_few_workers_and_resends_its_neighbours_a_few_times(
     world: World,
 ) -> None:
-    deepest = cuts(len(world.pending[0].left))
+    deepest = splits(len(world.pending[0].left))
     world.run()
-    assert world.lost <= SUSPECT_LOSSES + deepest + ALONE_LOSSES
+    assert world.crashes <= SUSPECT_CRASHES + deepest + ALONE_CRASHES
     for line in world.succeeded:
-        assert world.sent[line] <= SUSPECT_LOSSES + deepest + 1
+        assert world.sent[line] <= SUSPECT_CRASHES + deepest + 1
 
 
 @settings(max_examples=300)
-@given(worlds(poison=4, outages=ALONE_LOSSES - 1))
-def test_fewer_than_three_outages_fail_no_line_whatever_lines_kill(world: World) -> None:
+@given(worlds(poison=4, outages=ALONE_CRASHES - 1))
+def test_fewer_than_three_outages_fail_no_line_but_poison(world: World) -> None:
     world.run()
     assert world.failed <= world.poison
 
 
 @settings(max_examples=300)
-@given(worlds(poison=0, outages=SUSPECT_LOSSES + ALONE_LOSSES - 1))
+@given(worlds(poison=0, outages=SUSPECT_CRASHES + ALONE_CRASHES - 1))
 def test_four_outages_fail_no_line(world: World) -> None:
     world.run()
     assert not world.failed
