@@ -168,7 +168,7 @@ def download_file(
 )
 @with_option_groups
 def delete(file_ids: FileIds, as_json: Json = False, *, api: ApiOptions) -> None:
-    """Delete files. Of an output file that erases the answers, never what they cost."""
+    """Delete files. For an output file, this erases the answers, but not their charges."""
     client = api.connect()
     deleted = [_delete(client, file_id) for file_id in dict.fromkeys(file_ids)]
     if as_json:

@@ -53,7 +53,7 @@ def create(
     *,
     api: ApiOptions,
 ) -> None:
-    """Make a schedule and print its id: what it runs (one of --file to --inbox), when and how."""
+    """Make a schedule and print its id. One of --file to --inbox names its input."""
     what = request.chosen(given)
     if what is None:
         raise typer.BadParameter(
