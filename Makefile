@@ -1,6 +1,6 @@
 # The verbs of the repository. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test attack fuzz chaos bench lint audit clean
+.PHONY: help install demo test attack fuzz chaos bench lint audit docs clean
 SHELL := /bin/sh
 
 UV_VERSION := 0.13.9
@@ -50,8 +50,11 @@ audit: install ## Look the locked packages up among known vulnerabilities; ends 
 	.tools/bin/uv export --locked --quiet --all-extras --no-emit-project --format requirements.txt --output-file "$$requirements" --python .tools/bin/python >/dev/null && \
 	.venv/bin/python -m tests.audit --requirement "$$requirements" --require-hashes --disable-pip --format json --progress-spinner off
 
-clean: ## Remove what install, demo and test have made in the checkout; data in .xalen stays
-	rm -rf .venv .tools .demo .bench .chaos .fuzz .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis dist tests/clients/*/.venv tests/clients/node/node_modules
+docs: .docs/.installed ## Build the pages as a site that needs no network, .docs/site/index.html; a broken link or anchor fails
+	@.venv/bin/python docs/site/build.py
+
+clean: ## Remove what install, demo, test and docs have made in the checkout; data in .xalen stays
+	rm -rf .venv .tools .demo .bench .chaos .docs .fuzz .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis dist tests/clients/*/.venv tests/clients/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: pyproject.toml uv.lock .tools/.uv-$(UV_VERSION)
@@ -61,6 +64,10 @@ clean: ## Remove what install, demo and test have made in the checkout; data in 
 
 .venv/.bench: .venv/.installed
 	.tools/bin/uv sync --locked --quiet --group bench --python .tools/bin/python
+	@touch $@
+
+.docs/.installed: .venv/.installed
+	UV_PROJECT_ENVIRONMENT=.docs/environment UV_COMPILE_BYTECODE=0 .tools/bin/uv sync --locked --quiet --only-group docs --python .tools/bin/python
 	@touch $@
 
 .tools/.uv-$(UV_VERSION):

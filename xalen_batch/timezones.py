@@ -1,4 +1,4 @@
-"""IANA time zones: their names, and when a wall clock in one shows a time."""
+"""IANA time zones: their names, and the moments at which a zone's clock shows a wall time."""
 
 from bisect import bisect_left
 from datetime import UTC, datetime, timedelta
@@ -9,7 +9,8 @@ from zoneinfo import ZoneInfo, available_timezones
 from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
 
 LONGEST_ZONE = 64
-# What a folder of zone files may hold besides zones: this machine's own, and placeholders.
+EXAMPLE_ZONES = ("Europe/Berlin", "America/New_York", "UTC")
+# Names in a zone database that are no IANA zones: the machine's own zone, and placeholders.
 NO_ZONES = {"localtime", "posixrules", "Factory"}
 
 
@@ -25,33 +26,35 @@ def zone(name: str) -> ZoneInfo:
 
 
 def similar_zones(name: str) -> str:
-    """Names of zones that are close to a wrong one, or else examples, for a message."""
+    """Names of zones that resemble a wrong one, or else examples, for a message."""
     by_alias = {
         alias.lower(): known
         for known in sorted(_zone_names())
         for alias in (known, known.split("/")[-1])
     }
-    if exact := by_alias.get(name.strip().replace(" ", "_").lower()):
+    exact = by_alias.get(_alias(name))
+    if exact is not None:
         return f"`{exact}`"
-    close = get_close_matches(
-        name[:LONGEST_ZONE].strip().replace(" ", "_").lower(), by_alias, n=3, cutoff=0.75
-    )
-    found = dict.fromkeys(by_alias[alias] for alias in close) or [
-        "Europe/Berlin",
-        "America/New_York",
-        "UTC",
-    ]
+    close = get_close_matches(_alias(name[:LONGEST_ZONE]), by_alias, n=3, cutoff=0.75)
+    # Several aliases may be of one zone.
+    found = list(dict.fromkeys(by_alias[alias] for alias in close)) or list(EXAMPLE_ZONES)
     return ", ".join(f"`{known}`" for known in found)
 
 
+def _alias(name: str) -> str:
+    return name.strip().replace(" ", "_").lower()
+
+
 def reached(wall: datetime, zone: ZoneInfo) -> datetime:
-    """When, in UTC, a zone's clock shows a (naive) wall time for the first time, or else skips past
-    it: the end of the gap.
+    """The first moment, in UTC, at which a zone's clock shows a (naive) wall time.
+
+    For a wall time that a clock change skips: the end of the gap.
     """
-    if moments := shown(wall, zone):
+    moments = shown(wall, zone)
+    if moments:
         return moments[0]
-    # Of a wall time in a gap, fold=1 is the reading of the clock as it is afterwards, and lies
-    # before the change (PEP 495).
+    # For a wall time in a gap, fold=1 uses the offset after the change, and gives a moment before
+    # the change (PEP 495).
     before, after = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (1, 0))
     changed = after.astimezone(zone).utcoffset()
 
@@ -64,8 +67,9 @@ def reached(wall: datetime, zone: ZoneInfo) -> datetime:
 
 
 def shown(wall: datetime, zone: ZoneInfo) -> list[datetime]:
-    """The moments at which a clock shows a wall time: one; two where it is repeated; none where it
-    is skipped.
+    """The moments at which a zone's clock shows a wall time, ascending.
+
+    Two if a clock change repeats the wall time, none if one skips it.
     """
     readings = {wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1)}
     return sorted(
@@ -76,8 +80,9 @@ def shown(wall: datetime, zone: ZoneInfo) -> list[datetime]:
 
 
 def met(wall: datetime, zone: ZoneInfo) -> list[datetime]:
-    """The one moment for a wall time; none on a day that the zone's calendar leaves out, as
-    Pacific/Apia's 30 December 2011.
+    """The one moment for a wall time, in a list.
+
+    Empty for a day that the zone's calendar skips, such as 30 December 2011 in Pacific/Apia.
     """
     moment = reached(wall, zone)
     before, after = (

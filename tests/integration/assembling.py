@@ -15,7 +15,8 @@ from tests.factories import chat_line
 from xalen_batch import db, ids, jsonl, storage
 from xalen_batch.accounts.accounts import Caller
 from xalen_batch.models import Batch, File, InboxRequest, Schedule, ScheduleRun, Task
-from xalen_batch.schedules import assemble, inbox, runs, start
+from xalen_batch.schedules import assemble, inbox, runs
+from xalen_batch.schedules import fire as firing
 from xalen_batch.schedules.runs import Trigger
 from xalen_batch.schedules.turn import Turn
 from xalen_batch.states import BatchStatus, RunState
@@ -76,7 +77,8 @@ def fire(schedule: Schedule) -> Batch:
         run = ScheduleRun(**runs.blank(schedule, NIGHT, Trigger.SCHEDULE, RunState.WAITING))
         session.add(run)
         session.flush()
-        start.start(session, session.get_one(Schedule, schedule.id), run, NIGHT, Turn())
+        locked = session.get_one(Schedule, schedule.id)
+        firing.begin(session, locked, run, [], NIGHT, Turn())
         assert run.state == RunState.RUNNING, run.message
         return session.scalars(select(Batch).where(Batch.run_id == run.id)).one()
 
@@ -95,7 +97,7 @@ def expire_lease() -> None:
         session.execute(update(Batch).values(lease_until=func.now() - timedelta(seconds=1)))
 
 
-def sealed() -> int:
+def requests_in_inbox() -> int:
     with db.transaction() as session:
         return session.scalar(select(func.count()).select_from(InboxRequest)) or 0
 
@@ -117,12 +119,12 @@ def check_runs(batch: Batch, custom_ids: Iterable[str]) -> None:
         storage.key(file.id), [span.offset for span in spans], [span.length for span in spans]
     )
     assert [jsonl.input_line(raw).custom_id for raw in raws] == list(custom_ids)
-    assert sealed() == 0
+    assert requests_in_inbox() == 0
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is read and written a line or so at a time, so that there is a between."""
+    """Read and write about one line at a time, so that a test can act between two steps."""
     monkeypatch.setattr(assemble, "WRITTEN_AT_ONCE", 1)
     monkeypatch.setattr(inbox, "PAGE_ROWS", 1)
     monkeypatch.setattr(storage, "READ_CHUNK", 100)

@@ -18,11 +18,10 @@ from tests.integration.clock import Clock
 from tests.integration.conftest import Answer, Api, new_key
 from xalen_batch import db, ids, storage
 from xalen_batch.accounts import accounts
-from xalen_batch.api import schedules as routes
 from xalen_batch.billing import invoices
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.models import Batch, Invoice
-from xalen_batch.schedules import fire, sources
+from xalen_batch.schedules import fire, preflight, sources
 from xalen_batch.states import BatchStatus
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -457,7 +456,7 @@ def test_files_are_read_in_no_transaction_and_what_others_change_meanwhile_is_ke
         if meanwhile:
             meanwhile.pop()()
 
-    monkeypatch.setattr(routes, "rehearse", look)
+    monkeypatch.setattr(preflight, "check", look)
     schedule = create(api, input_file_id=upload(api))
     file = upload(api)
     meanwhile.append(

@@ -23,9 +23,9 @@ from tests.integration.assembling import (
     fire,
     home,
     made,
+    requests_in_inbox,
     reread,
     schedule,
-    sealed,
     stored,
     template,
 )
@@ -144,7 +144,7 @@ def test_whoever_takes_over_from_a_dead_worker_makes_the_same_file(
     _, file = reread(batch)
     assert files.is_ready(file) == (at == "committed")
     # Committed, or not, with all that goes with it.
-    assert sealed() == (0 if files.is_ready(file) or kind != "inbox" else 3)
+    assert requests_in_inbox() == (0 if files.is_ready(file) or kind != "inbox" else 3)
     points.act = lambda _: None
     expire_lease()
     validate.run(batch.id)
@@ -243,7 +243,7 @@ class TestFaults:
         validate.run(batch.id)
         check_runs(batch, "abc")
 
-    def test_a_placeholder_that_no_rehearsal_has_seen_fails_it_with_its_line(
+    def test_a_placeholder_that_no_preflight_has_seen_fails_it_with_its_line(
         self, caller: Caller
     ) -> None:
         lines = [chat_line("a"), chat_line("b", "{{scheduled_dat}}")]
@@ -325,13 +325,17 @@ def test_a_batch_cancelled_meanwhile_gets_no_file_and_its_requests_go_when_the_f
     points.act = cancelled
     validate.run(batch.id)
     found, file = reread(batch)
-    assert (found.status, files.is_ready(file), sealed()) == (BatchStatus.CANCELLING, False, 3)
+    assert (found.status, files.is_ready(file), requests_in_inbox()) == (
+        BatchStatus.CANCELLING,
+        False,
+        3,
+    )
     with pytest.raises(FileNotFoundError):
         stored(batch)
     with db.transaction() as session:
         session.execute(update(Batch).values({"status": "cancelled"}))
         files.delete(session, caller, ids.render("file", file.id))
-    assert sealed() == 0
+    assert requests_in_inbox() == 0
 
 
 def test_a_file_that_is_not_together_is_nobody_elses_input(caller: Caller) -> None:

@@ -19,8 +19,8 @@ from xalen_batch.accounts.accounts import Caller
 from xalen_batch.broker import Job, Message
 from xalen_batch.errors import OverLimit, TooManyRequests, Unavailable
 from xalen_batch.models import Batch, Schedule, ScheduleRun
-from xalen_batch.schedules import due, fire, manual, overlap, runs, schedules, sources
-from xalen_batch.schedules.rotation import Due
+from xalen_batch.schedules import due, fire, manual, misfire, runs, schedules, sources
+from xalen_batch.schedules.rotation import DueSchedule
 from xalen_batch.schedules.sources import NotReady
 from xalen_batch.schedules.turn import STARTS_AT_ONCE, Turn
 from xalen_batch.states import RunState
@@ -165,7 +165,7 @@ class TestATurn:
             with db.transaction() as session:
                 schedule = session.get_one(Schedule, id, with_for_update=True)
                 unended = runs.unended(session, schedule)
-                overlap.start_waiting(
+                fire.start_waiting(
                     session, schedule, unended, now + timedelta(seconds=second), Turn()
                 )
         assert len(set(tried)) == len(tried) == 3 * STARTS_AT_ONCE
@@ -195,7 +195,7 @@ class TestAccounts:
         order: list[UUID] = []
         advance = fire._advance
 
-        def watched(session: Any, one: Due, turn: Turn) -> bool:
+        def watched(session: Any, one: DueSchedule, turn: Turn) -> bool:
             order.append(one.id)
             if len(order) == 3:
                 come_due(other)
@@ -234,7 +234,7 @@ class TestAccounts:
 
 
 class TestRequests:
-    def test_a_run_by_hand_starts_itself_alone_whatever_waits(
+    def test_a_manual_run_starts_itself_alone_whatever_waits(
         self, caller: Caller, attempts: list[UUID]
     ) -> None:
         id = made(caller)
@@ -242,7 +242,7 @@ class TestRequests:
         run = locked(id, manual.run_now)
         assert run.state == RunState.RUNNING
         assert counts(id) == {"running": 1, "waiting": 30}
-        # Once before anything is sealed for it, once where the batch is made.
+        # Once before anything is assigned to it, once where the batch is made.
         assert len(attempts) == 2
 
     def test_a_backfill_starts_one_run_and_hints_at_the_others(self, caller: Caller) -> None:
@@ -322,8 +322,8 @@ class TestRequests:
     def test_an_absence_too_long_for_a_request_is_left_to_the_firing(
         self, caller: Caller, configure: Configure, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(fire, "MISSED_AT_ONCE", 5)
-        monkeypatch.setattr(fire, "TURNS_OF_A_REQUEST", 2)
+        monkeypatch.setattr(misfire, "MISSED_AT_ONCE", 5)
+        monkeypatch.setattr(fire, "PASSES_OF_A_REQUEST", 2)
         id = made(caller, cron="0 * * * *")
         with db.transaction() as session:
             schedule = session.get_one(Schedule, id)

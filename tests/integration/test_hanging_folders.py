@@ -46,7 +46,7 @@ def test_a_folder_that_hangs_holds_up_no_other_schedule(
     with monkeypatch.context() as patch:
         patch.setattr(folders.Folder, "files", hang)
         # Long enough for a busy machine to begin the look that hangs.
-        patch.setattr(timeout, "PATIENCE", 1.0)
+        patch.setattr(timeout, "FOLDER_TIMEOUT", 1.0)
         try:
             fire.run()
             fire.run()

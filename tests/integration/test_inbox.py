@@ -55,10 +55,10 @@ def begin(session: Session, schedule: Schedule, day: int = 25) -> ScheduleRun:
     return run
 
 
-def seal(schedule: Schedule, day: int = 25) -> tuple[UUID, int]:
+def assign(schedule: Schedule, day: int = 25) -> tuple[UUID, int]:
     with db.transaction() as session:
         run = begin(session, schedule, day)
-        return run.id, inbox.seal(session, schedule, run)
+        return run.id, inbox.assign(session, schedule, run)
 
 
 def waiting(schedule: Schedule) -> list[str]:
@@ -123,43 +123,43 @@ class TestSealing:
     def test_a_run_gets_what_waits_in_the_order_of_arrival(self, schedule: Schedule) -> None:
         for number in (3, 1, 2):
             add(schedule, (f"{number}", b"%d" % number), (f"{number}b", b"%db" % number))
-        run_id, sealed = seal(schedule)
-        assert sealed == 6
+        run_id, assigned = assign(schedule)
+        assert assigned == 6
         assert content(run_id) == b"3\n3b\n1\n1b\n2\n2b\n"
         assert waiting(schedule) == []
         assert add(schedule, ("3", b"again")) == Added(accepted=1, known=0, pending=1)
-        assert seal(schedule, 26)[1] == 1
-        assert seal(schedule, 27)[1] == 0
+        assert assign(schedule, 26)[1] == 1
+        assert assign(schedule, 27)[1] == 0
 
     def test_what_does_not_fit_in_one_batch_waits_for_the_next(
         self, schedule: Schedule, configure: Callable[..., None]
     ) -> None:
         add(schedule, *((f"{number}", b"12345") for number in range(10)))
         configure(max_batch_lines=4)
-        assert seal(schedule, 25)[1] == 4
+        assert assign(schedule, 25)[1] == 4
         configure(max_batch_lines=100, max_file_bytes=18)
-        second, sealed = seal(schedule, 26)
-        assert sealed == 3
+        second, assigned = assign(schedule, 26)
+        assert assigned == 3
         # One that is larger than any batch still goes, alone, rather than block those behind it.
         configure(max_file_bytes=1)
-        assert seal(schedule, 27)[1] == 1
+        assert assign(schedule, 27)[1] == 1
         assert len(content(second)) == 18
         assert waiting(schedule) == ["8", "9"]
 
     def test_a_fire_that_is_rolled_back_leaves_all_in_the_inbox(self, schedule: Schedule) -> None:
         add(schedule, ("a", b"1"))
         with Session(db.engine()) as session:
-            assert inbox.seal(session, schedule, begin(session, schedule)) == 1
+            assert inbox.assign(session, schedule, begin(session, schedule)) == 1
             session.rollback()
         assert waiting(schedule) == ["a"]
 
-    def test_a_request_that_arrives_while_it_is_sealed_is_for_the_next_run(
+    def test_a_request_that_arrives_while_it_is_assigned_is_for_the_next_run(
         self, schedule: Schedule
     ) -> None:
         add(schedule, ("a", b"1"))
-        with db.transaction() as sealing:
-            run = begin(sealing, schedule)
-            assert inbox.seal(sealing, schedule, run) == 1
+        with db.transaction() as assigning:
+            run = begin(assigning, schedule)
+            assert inbox.assign(assigning, schedule, run) == 1
             # Another one does not wait for the fire.
             assert add(schedule, ("b", b"2")).accepted == 1
         assert content(run.id) == b"1\n"
@@ -168,35 +168,35 @@ class TestSealing:
     @pytest.mark.parametrize(
         ("commits", "expected"), [(True, Added(1, 0, 1)), (False, Added(0, 1, 1))]
     )
-    def test_the_same_request_sent_while_it_is_sealed_waits_for_what_becomes_of_it(
+    def test_the_same_request_sent_while_it_is_assigned_waits_for_what_becomes_of_it(
         self, schedule: Schedule, commits: bool, expected: Added
     ) -> None:
         add(schedule, ("a", b"1"))
-        with ThreadPoolExecutor(1) as pool, Session(db.engine()) as sealing:
-            assert inbox.seal(sealing, schedule, begin(sealing, schedule)) == 1
+        with ThreadPoolExecutor(1) as pool, Session(db.engine()) as assigning:
+            assert inbox.assign(assigning, schedule, begin(assigning, schedule)) == 1
             answer = pool.submit(add, schedule, ("a", b"1"))
             until_blocked()
             if commits:
-                sealing.commit()
+                assigning.commit()
             else:
-                sealing.rollback()
+                assigning.rollback()
             assert answer.result(10) == expected
 
-    def test_another_request_under_a_sealed_name_is_new_also_if_it_is_sealed_between_two_looks(
+    def test_another_request_under_a_assigned_name_is_new_also_if_it_is_assigned_between_two_reads(
         self, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         add(schedule, ("a", b"1"))
-        look = inbox._known
-        sealed = []
+        known = inbox._known
+        assigned = []
 
-        def sealed_before(*args: Any) -> list[str]:
-            if not sealed:
-                sealed.append(seal(schedule)[1])
-            return look(*args)
+        def assigned_before(*args: Any) -> list[str]:
+            if not assigned:
+                assigned.append(assign(schedule)[1])
+            return known(*args)
 
-        monkeypatch.setattr(inbox, "_known", sealed_before)
+        monkeypatch.setattr(inbox, "_known", assigned_before)
         assert add(schedule, ("a", b"other"), ("b", b"2")) == Added(accepted=2, known=0, pending=2)
-        assert sealed == [1]
+        assert assigned == [1]
 
     def test_what_was_acknowledged_is_in_one_run_or_waits_however_the_two_meet(
         self, schedule: Schedule
@@ -222,7 +222,7 @@ class TestSealing:
                             **runs.blank(schedule, at, Trigger.SCHEDULE, RunState.WAITING)
                         )
                         session.add(run)
-                        inbox.seal(session, schedule, run)
+                        inbox.assign(session, schedule, run)
                         if day % 3 == 0:
                             raise InterruptedError
                         made.append(run.id)
@@ -263,7 +263,7 @@ class TestReading:
     ) -> None:
         lines = [(f"{number}", b"%d" % number * (number % 7 + 1)) for number in range(100)]
         add(schedule, *lines, ("long", b"x" * 500))
-        run_id, _ = seal(schedule)
+        run_id, _ = assign(schedule)
         expected = b"".join(line + b"\n" for _, line in lines) + b"x" * 500 + b"\n"
         for rows, most in ((1, 10_000), (7, 10_000), (10_000, 20), (10_000, 1)):
             monkeypatch.setattr(inbox, "PAGE_ROWS", rows)
@@ -277,19 +277,19 @@ class TestReading:
     ) -> None:
         monkeypatch.setattr(inbox, "PAGE_ROWS", 1)
         add(schedule, ("a", b"1"), ("b", b"2"), ("c", b"3"))
-        run_id, _ = seal(schedule)
+        run_id, _ = assign(schedule)
         reading = inbox.chunks(run_id)
         assert next(reading) == b"1\n"
         with db.transaction() as session:
             inbox.forget(session, run_id)
-        with pytest.raises(inbox.Gone):
+        with pytest.raises(inbox.RequestsGone):
             list(reading)
-        with pytest.raises(inbox.Gone):
+        with pytest.raises(inbox.RequestsGone):
             content(run_id)
 
     def test_only_what_waits_is_discarded(self, schedule: Schedule) -> None:
         add(schedule, ("a", b"1"))
-        run_id, _ = seal(schedule)
+        run_id, _ = assign(schedule)
         add(schedule, ("b", b"2"), ("c", b"3"))
         with db.transaction() as session:
             assert inbox.discard(session, schedule.id) == 2
@@ -318,7 +318,7 @@ class TestCollecting:
             factories.jsonl([chat_line("e"), chat_line("f")]).replace(b"\n", b"\r\n\r\n"), "jsonl"
         ) == Added(2, 0, 6)
         assert waiting(schedule) == list("abcdef")
-        run_id, _ = seal(schedule)
+        run_id, _ = assign(schedule)
         assert [json.loads(line) for line in content(run_id).splitlines()] == [
             chat_line(custom_id) for custom_id in "abcdef"
         ]
@@ -345,7 +345,7 @@ class TestCollecting:
         assert send(b" " + written(separators=(" ,\t", "  : ")) + b" \r\n", "jsonl") == Added(
             0, 1, 1
         )
-        assert content(seal(schedule)[0]) == compact + b"\n"
+        assert content(assign(schedule)[0]) == compact + b"\n"
 
     @pytest.mark.parametrize(
         ("body", "kind", "code", "param", "told"),
@@ -424,11 +424,11 @@ class TestCollecting:
             send(b'["' + b" " * 2_000_000 + b'"')
 
 
-def test_a_full_inbox_is_sealed_in_one_statement_within_its_time(schedule: Schedule) -> None:
+def test_a_full_inbox_is_assigned_in_one_statement_within_its_time(schedule: Schedule) -> None:
     line = json.dumps(chat_line("x")).encode()
     for thousand in range(50):
         add(schedule, *((f"{thousand}-{number}", line) for number in range(1000)))
-    assert seal(schedule)[1] == 50_000
+    assert assign(schedule)[1] == 50_000
     with db.transaction() as session:
         assert (
             session.scalar(

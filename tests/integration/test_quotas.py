@@ -469,7 +469,7 @@ class TestTallies:
         assert self.told(caller) == self.there(caller)
         assert self.told(caller)[0] == 7
 
-    def test_what_is_sealed_unsealed_and_discarded_is_counted_for_as_long_as_it_is_there(
+    def test_what_is_assigned_released_and_discarded_is_counted_for_as_long_as_it_is_there(
         self, caller: Caller
     ) -> None:
         schedule = self.schedule(caller)
@@ -486,10 +486,10 @@ class TestTallies:
                 session,
                 [runs.blank(locked, datetime.now(UTC), runs.Trigger.MANUAL, RunState.WAITING)],
             )
-            assert inbox.seal(session, locked, run) == 5
+            assert inbox.assign(session, locked, run) == 5
         assert self.told(caller) == (5, 15)
         with db.transaction() as session:
-            inbox.unseal(session, run)
+            inbox.release(session, run)
         assert self.told(caller) == self.there(caller) == (5, 15)
         with db.transaction() as session:
             assert inbox.discard(session, schedule.id) == 5

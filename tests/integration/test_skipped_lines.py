@@ -19,9 +19,8 @@ from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, File, Schedule
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import claim, finalize, record, validate
-from xalen_batch.schedules import manual
+from xalen_batch.schedules import manual, preflight
 from xalen_batch.schedules.definition import Definition
-from xalen_batch.schedules.preflight import rehearse
 from xalen_batch.states import TaskState
 from xalen_batch.validation import read as reading
 
@@ -175,11 +174,11 @@ def test_a_schedule_takes_such_a_file_and_its_batch_skips() -> None:
         # Without it, a process of the version before can read the definition.
         assert "on_invalid" not in factories.schedule(session, caller).definition
     definition = Definition.model_validate(schedule.definition)
-    rehearse(caller, definition, NOW)
+    preflight.check(caller, definition, NOW)
     with pytest.raises(InvalidRequest, match="not a role"):
-        rehearse(caller, definition.model_copy(update={"on_invalid": "fail"}), NOW)
+        preflight.check(caller, definition.model_copy(update={"on_invalid": "fail"}), NOW)
     with pytest.raises(InvalidRequest, match="no requests"):
-        rehearse(
+        preflight.check(
             caller, definition.model_copy(update={"input_file_id": ids.render("file", bad.id)}), NOW
         )
     with db.transaction() as session:

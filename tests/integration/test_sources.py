@@ -22,7 +22,7 @@ from xalen_batch.models import ConsumedObject, Schedule, ScheduleRun
 from xalen_batch.schedules import folders, runs, sources
 from xalen_batch.schedules.definition import Source
 from xalen_batch.schedules.runs import Trigger
-from xalen_batch.schedules.sources import Gone, NotReady
+from xalen_batch.schedules.sources import NotReady, ObjectGone
 from xalen_batch.schedules.templates import Moment
 from xalen_batch.states import RunState
 
@@ -236,7 +236,7 @@ def test_an_object_that_is_not_what_was_pinned_is_gone(
     schedule, source = made(session, caller, prefix="in")
     manifest = sources.find(session, schedule, source, NIGHT)
     change(path)
-    with pytest.raises(Gone, match=rf"in/[ab]\.jsonl' {told}"):
+    with pytest.raises(ObjectGone, match=rf"in/[ab]\.jsonl' {told}"):
         read(caller, source, manifest)
 
 
@@ -249,7 +249,7 @@ def test_an_object_that_is_written_while_it_is_read_is_gone(
     assert len(next(chunks)) == storage.READ_CHUNK
     with path.open("r+b") as file:
         file.write(b"2")
-    with pytest.raises(Gone, match="has changed"):
+    with pytest.raises(ObjectGone, match="has changed"):
         b"".join(chunks)
 
 
@@ -372,7 +372,7 @@ class TestNothingLeadsOut:
         assert folders.version(secret.stat()) == folders.version(own.stat())
         own.parent.rename(own.parent.with_name("was"))
         own.parent.symlink_to(secret.parent)
-        with pytest.raises(Gone):
+        with pytest.raises(ObjectGone):
             read(caller, source, manifest)
 
 
@@ -462,7 +462,7 @@ class TestLocalFolders:
         configure(drop_roots=tmp_path / "other")
         with pytest.raises(InvalidRequest, match="not below a drop root"):
             sources.find(session, schedule, source, NIGHT)
-        with pytest.raises(Gone, match="not below a drop root any more"):
+        with pytest.raises(ObjectGone, match="not below a drop root any more"):
             read(caller, source, manifest)
 
 
@@ -531,7 +531,7 @@ class TestLimits:
         with pytest.raises(InvalidRequest, match=r"permission denied\. Allow it"):
             sources.find(session, schedule, source, NIGHT)
         denied_name = "a.jsonl"
-        with pytest.raises(Gone, match="permission denied"):
+        with pytest.raises(ObjectGone, match="permission denied"):
             read(caller, source, manifest)
 
     def test_a_prefix_that_is_a_file_is_told_so(self, session: Session, caller: Caller) -> None:

@@ -200,7 +200,7 @@ def test_a_service_is_killed_later_than_it_stops_by_itself(name: str) -> None:
 
 
 def test_the_grace_periods_are_those_of_the_page() -> None:
-    page = (ROOT / "docs/faults.md").read_text("utf-8")
+    page = (ROOT / "docs/operating.md").read_text("utf-8")
     periods = dict(re.findall(r"^\| `(\w+)` \|.* \| (\d+s) \|$", page, re.MULTILINE))
     assert periods == {name: SERVICES[name]["stop_grace_period"] for name in LEAST_TO_STOP}
 

@@ -48,7 +48,7 @@ def test_a_unit_is_killed_as_late_as_a_service_of_compose() -> None:
     periods = dict(
         re.findall(
             r"^\| `(\w+)` \|.* \| (\d+s) \|$",
-            (ROOT / "docs/faults.md").read_text("utf-8"),
+            (ROOT / "docs/operating.md").read_text("utf-8"),
             re.MULTILINE,
         )
     )

@@ -33,6 +33,10 @@ TEST_VARIABLES = {
     for path in (ROOT / "tests" / folder).glob("test_*.py")
     for name in re.findall(r'environ\.get\("(XALEN_TEST_\w+)"', path.read_text("utf-8"))
 }
+STATUS = re.compile(
+    r"Status: accepted, 20\d\d-[01]\d-[0-3]\d"
+    r"(?:; superseded(?: in part)? by \[(\d{4})\]\(\1-[\w-]+\.md\)(?:, for .+)?)?"
+)
 SHOWN = re.compile(r"(?:docker compose exec \w+ )?(?:\.venv/bin/)?xalen-batch (?P<arguments>.+)")
 
 
@@ -77,9 +81,26 @@ def test_a_variable_that_is_named_exists(page: Path) -> None:
     assert set(re.findall(r"\bXALEN_[A-Z_]+\b", page.read_text("utf-8"))) <= known
 
 
-@pytest.mark.parametrize("verb", ["install", "demo", "test", "lint", "bench", "chaos", "attack"])
-def test_a_verb_that_is_shown_is_in_the_makefile(verb: str) -> None:
-    assert re.search(rf"^{verb}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.suffix == ".md"],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_a_verb_that_is_shown_is_in_the_makefile(page: Path) -> None:
+    shown = set(
+        re.findall(r"^make ([a-z]+)\b|`make ([a-z]+)\b", page.read_text("utf-8"), re.MULTILINE)
+    )
+    verbs = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    assert {verb or inline for verb, inline in shown} <= verbs
+
+
+def test_the_paths_that_contributing_names_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    named = re.findall(r"`([\w./-]*[/.][\w./-]*)`", text) + re.findall(r"[\w.]+/[\w./]+", shell)
+    paths = {path for path in named if not path.startswith((".venv/", ".tools/"))}
+    assert len(paths) >= 50
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
 
 
 def test_every_page_is_reached_from_the_index() -> None:
@@ -159,13 +180,44 @@ def test_the_reliability_page_has_a_place_for_the_campaign() -> None:
     ]
 
 
-def test_events_of_the_page_of_logs_are_events_of_the_code() -> None:
+@pytest.mark.parametrize("page", ["logs", "operating"])
+def test_events_of_a_page_are_events_of_the_code(page: str) -> None:
     code = "\n".join(path.read_text("utf-8") for path in (ROOT / "xalen_batch").rglob("*.py"))
-    shown = set(
-        re.findall(
-            r"`((?:backend|database|job|poll|schedule|api)\.\w+)`",
-            (ROOT / "docs/logs.md").read_text("utf-8"),
-        )
-    )
+    text = (ROOT / f"docs/{page}.md").read_text("utf-8")
+    files = r"(?!md\b|env\b|yml\b|toml\b)"
+    shown = set(re.findall(rf"`([a-z]+\.{files}[a-z_]+)`", text))
     assert len(shown) >= 10
     assert {event for event in shown if f'"{event}"' not in code} == set()
+
+
+@pytest.mark.parametrize(
+    "record", sorted(ROOT.glob("docs/decisions/*.md")), ids=lambda record: record.stem
+)
+def test_a_decision_has_its_number_a_status_and_a_date(record: Path) -> None:
+    title, _, rest = record.read_text("utf-8").partition("\n\n")
+    assert re.fullmatch(rf"# {record.name[:4]}\. .+", title)
+    assert STATUS.fullmatch(rest.partition("\n\n")[0])
+
+
+GLOSSARY = re.findall(
+    r"^\| \*\*(.+?)\*\* \| (.+) \|$", (ROOT / "docs/glossary.md").read_text("utf-8"), re.MULTILINE
+)
+
+
+def test_the_glossary_is_in_alphabetical_order() -> None:
+    words = [word.casefold() for word, _ in GLOSSARY]
+    assert len(words) >= 80
+    assert words == sorted(set(words))
+
+
+def test_a_word_of_the_glossary_is_used_by_the_code() -> None:
+    code = "\n".join(path.read_text("utf-8") for path in (ROOT / "xalen_batch").rglob("*.py"))
+    # `fair queue` is written fair_queue and FairQueue too.
+    spellings = {word: r"[\s_-]?".join(re.split(r"[ _-]", word)) for word, _ in GLOSSARY}
+    assert [word for word, found in spellings.items() if not re.search(found, code, re.I)] == []
+
+
+def test_a_word_of_the_glossary_has_one_sentence() -> None:
+    assert [
+        word for word, meaning in GLOSSARY if not re.fullmatch(r"[^.]+(?:\.\w[^.]*)*\.", meaning)
+    ] == []

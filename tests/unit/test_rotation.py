@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 from xalen_batch import ids
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.errors import TooManyRequests
-from xalen_batch.schedules.rotation import READ_EVERY, REST, Due, Rotation
+from xalen_batch.schedules.rotation import READ_EVERY, REST, DueSchedule, Rotation
 from xalen_batch.schedules.turn import Turn
 
 FULL = TooManyRequests("full", retry_after=1)
@@ -16,15 +16,15 @@ class World:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.due: list[Due] = []
+        self.due: list[DueSchedule] = []
         self.rotation = Rotation(lambda: self.due, lambda: self.now)
 
     def account(self, schedules: int, *, only_waits: bool = False) -> Owner:
         owner = Owner(uuid4(), livemode=False)
-        self.due += [Due(ids.new(), owner, only_waits) for _ in range(schedules)]
+        self.due += [DueSchedule(ids.new(), owner, only_waits) for _ in range(schedules)]
         return owner
 
-    def next(self) -> Due:
+    def next(self) -> DueSchedule:
         due = self.rotation.next()
         assert due is not None
         return due
@@ -92,7 +92,7 @@ def test_a_turn_that_moved_nothing_rests_though_it_was_cut_short() -> None:
 def test_a_refusal_ends_the_turn_of_runs_that_wait_and_instants_are_recorded_knowing_it() -> None:
     world = World()
     greedy = world.account(500, only_waits=True)
-    world.due.append(fires := Due(ids.new(), greedy, only_waits=False))
+    world.due.append(fires := DueSchedule(ids.new(), greedy, only_waits=False))
     other = world.account(1)
     first = world.next()
     assert world.rotation.turn(first).refusal is None

@@ -1,4 +1,4 @@
-"""/v1/schedules/{id}/requests: lines that wait for a schedule's next run."""
+"""/v1/schedules/{id}/requests: requests for a schedule's inbox, run by its next run."""
 
 import hashlib
 from contextlib import nullcontext
@@ -55,20 +55,22 @@ BODY: dict[str, Any] = {
 
 
 def addressed(caller: BriefSubmitter, schedule_id: str, key: IdempotencyKey = None) -> None:
-    """Refuse what no schedule of the caller's could take, before any of it is read.
+    """Refuse a request for a schedule that cannot take it, before its body is read.
 
-    A request sent again may get its old answer.
+    NotFound if the caller has no such schedule; InvalidRequest if it has no inbox or has ended.
     """
     with db.reading() as session:
         if key is not None:
+            # A retry gets its stored answer, even if the schedule was deleted or ended meanwhile.
             registry.past(session, caller, schedule_id)
         else:
             collecting.refuse_if_never_run(registry.get(session, caller, schedule_id))
 
 
 async def whole(request: Request, _: Annotated[None, Depends(addressed)]) -> bytes:
-    """The body as it was sent, of a caller and for a schedule that are known; bounded by the
-    middleware.
+    """The body as it was sent, once its caller and schedule are known.
+
+    The middleware bounds its size. Called on the event loop's thread.
     """
     return await request.body()
 
@@ -87,13 +89,16 @@ def add_requests(
     What was answered is there. A line that waits already, word for word, is known and not added
     again.
     """
-    kind, route = _kind(content_type or ""), f"POST {PATH}"
+    kind = _kind(content_type or "")
+    route = f"POST {PATH}"
     fingerprint = hashlib.sha256(f"{schedule_id}\n{kind}\n".encode() + body).digest()
     with db.reading() as session:
-        if answer := idempotency.kept(session, caller, key, route=route, fingerprint=fingerprint):
+        answer = idempotency.kept(session, caller, key, route=route, fingerprint=fingerprint)
+        if answer is not None:
             return stored_for(caller, answer, RequestsObject)
         schedule = registry.get(session, caller, schedule_id)
-    with long_work.admitted(caller) if len(body) > apart.SMALL_BYTES else nullcontext():
+    is_large = len(body) > apart.SMALL_BYTES
+    with long_work.admitted(caller) if is_large else nullcontext():
         sent = collecting.check(caller, schedule, body, kind)
     with db.transaction() as session:
 
@@ -109,7 +114,7 @@ def add_requests(
 
 
 def _kind(content_type: str) -> Kind:
-    """Whether a body is one JSON value, or one on each line."""
+    """`json` for a body of one JSON value, `jsonl` for one value on each line."""
     kind = content_type.partition(";")[0].strip().lower()
     is_lines = kind == "text/plain" or any(
         name in kind for name in ("jsonl", "json-lines", "ndjson")

@@ -1,7 +1,4 @@
-"""The wire's shapes of schedules.
-
-As everywhere, every key is always there, null when there is nothing.
-"""
+"""Schemas of schedules and runs in the API. Every key is always present, and may be null."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -35,7 +32,7 @@ class ManifestEntry(BaseModel):
 class RunObject(Identified, Scoped):
     """One instant of a schedule, and what became of it."""
 
-    # A key that started it must be able to cancel it.
+    # Shown to a key of any scope: a key that starts a run must be able to cancel its batch.
     always = frozenset({"id", "object", "schedule_id", "state", "batch_id"})
     priced = frozenset({"cost"})
 
@@ -189,7 +186,7 @@ class ScheduleObject(Identified, Scoped):
     def of(
         cls, schedule: Schedule, *, pending: int, recent: list[ScheduleRun], last: Outcome | None
     ) -> Self:
-        """`last`: the outcome of the last of the recent runs, if there is one."""
+        """`last`: the outcome of the newest of the recent runs, None if there are no runs."""
         definition = Definition.model_validate(schedule.definition)
         starts_at, ends_at = (
             time and _unix(definition.instant(time))

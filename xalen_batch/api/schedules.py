@@ -1,4 +1,4 @@
-"""/v1/schedules: made, read, changed, paused, previewed and deleted."""
+"""/v1/schedules: create, read, change, pause, resume, preview and delete schedules."""
 
 import hashlib
 from collections.abc import Sequence
@@ -30,13 +30,12 @@ from xalen_batch.api.schemas import ListObject
 from xalen_batch.catalog import CHAT
 from xalen_batch.models import Schedule
 from xalen_batch.ratelimit import account
-from xalen_batch.schedules import inbox, runs, schedules
+from xalen_batch.schedules import inbox, preflight, runs, schedules
 from xalen_batch.schedules.definition import WHAT, Definition, Inbox
-from xalen_batch.schedules.preflight import rehearse
 from xalen_batch.states import ScheduleStatus
 
 PATH = "/v1/schedules"
-# Schedules of a list that are read and rendered at a time: the manifest of a last run may be long.
+# Schedules of a list that are read and rendered at a time: a last run's manifest may be long.
 PORTION = 10
 router = APIRouter(prefix=PATH, tags=["schedules"])
 
@@ -48,34 +47,27 @@ def create_schedule(
     body: Definition, caller: BriefSubmitter, key: IdempotencyKey = None
 ) -> Response:
     """Run something again and again. What it reads is checked now as its next run would read it."""
-    route, fingerprint = (
-        f"POST {PATH}",
-        hashlib.sha256(
-            orjson.dumps(body.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
-        ).digest(),
-    )
+    route = f"POST {PATH}"
+    content = orjson.dumps(body.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
+    fingerprint = hashlib.sha256(content).digest()
     with db.transaction() as session:
         account.admit_change(session, caller)
         answer = idempotency.kept(session, caller, key, route=route, fingerprint=fingerprint)
         now = db.now(session)
     if answer is not None:
         return stored(answer)
-    _rehearse(caller, body, now)
+    _check(caller, body, now)
     with db.transaction() as session:
         audit.sign(session, caller.actor)
 
         def create() -> bytes:
-            return (
-                _shown(session, [schedules.create(session, caller, body)])[0]
-                .model_dump_json()
-                .encode()
-            )
+            schedule = schedules.create(session, caller, body)
+            return _shown(session, [schedule])[0].model_dump_json().encode()
 
-        return stored(
-            idempotency.once(
-                session, caller, key, route=route, fingerprint=fingerprint, create=create
-            )
+        answer = idempotency.once(
+            session, caller, key, route=route, fingerprint=fingerprint, create=create
         )
+        return stored(answer)
 
 
 @router.get("", response_model=ListObject[ScheduleObject])
@@ -121,27 +113,25 @@ def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> 
 
     What has run keeps what it ran with; a run that waits too.
     """
-    rehearsed: Any = None
+    checked: Any = None
     with db.reading() as session:
         account.admit_change(session, caller)
     while True:
         with db.transaction() as session:
             audit.sign(session, caller.actor)
-            # Merged under the lock: of two changes at once, neither takes the other back.
+            # Merge under the row's lock: two concurrent changes must not undo each other (lost
+            # update).
             schedule = schedules.lock(session, caller, schedule_id)
             definition = _merged(schedule.definition, body.root)
-            if _read_by(definition) in (
-                _read_by(Definition.model_validate(schedule.definition)),
-                rehearsed,
-            ):
+            before = _read_by(Definition.model_validate(schedule.definition))
+            if _read_by(definition) in (before, checked):
                 schedules.change(session, caller, schedule, definition)
-                return Response(
-                    scopes.render(_shown(session, [schedule])[0], caller.scopes),
-                    media_type="application/json",
-                )
+                shown = scopes.render(_shown(session, [schedule])[0], caller.scopes)
+                return Response(shown, media_type="application/json")
             now = db.now(session)
-        _rehearse(caller, definition, now)
-        rehearsed = _read_by(definition)
+        # The new input is not checked yet: check it without a transaction, then merge again.
+        _check(caller, definition, now)
+        checked = _read_by(definition)
 
 
 @router.delete("/{schedule_id}")
@@ -196,26 +186,26 @@ def preview_schedule(
     )
 
 
-def _rehearse(caller: Caller, definition: Definition, now: datetime) -> None:
-    """Refuse what cannot work. No transaction is held while files are read."""
+def _check(caller: Caller, definition: Definition, now: datetime) -> None:
+    """InvalidRequest if the schedule cannot work. Reads its file: call it without a transaction."""
     with long_work.admitted(caller):
         definition.check(now)
-        rehearse(caller, definition, now)
+        preflight.check(caller, definition, now)
 
 
 def _read_by(definition: Definition) -> Any:
-    """What decides whether the input of a run is good."""
+    """The fields that decide whether a run's input is valid."""
     return definition.model_dump(include={*WHAT, "endpoint", "on_invalid"})
 
 
 def _merged(before: dict[str, Any], changes: dict[str, Any]) -> Definition:
-    """A definition with changes to it. RequestValidationError if that is none."""
+    """A definition with changes applied. RequestValidationError if the result is invalid."""
     merged = dict(before)
     if any(changes.get(name) is not None for name in WHAT):
         merged |= dict.fromkeys(WHAT)
     window = merged["execution_window"]
     if window is not None and window["timezone"] == merged["timezone"]:
-        # It goes by the schedule's clock, so also by its new one.
+        # The window has the schedule's zone, so it follows a change of that zone.
         merged["execution_window"] = {**window, "timezone": None}
     merged |= changes
     for name, field in Definition.model_fields.items():

@@ -1,6 +1,4 @@
-"""Schedules, the instants they fired at, and the requests and objects that wait for or went into a
-run.
-"""
+"""Schedules, their runs, the requests in their inboxes, and the objects that runs have taken."""
 
 from datetime import datetime
 from typing import Any
@@ -22,15 +20,15 @@ from xalen_batch.states import OPEN_RUNS, RUN_MOVES, RunState, ScheduleStatus
 
 
 class Schedule(Base):
-    """What its owner defined, and when it fires next.
+    """A schedule's definition and its next fire.
 
-    Whoever changes a schedule or its runs has locked its row.
+    Callers lock the schedule's row before they change it or its runs.
     """
 
     __tablename__ = "schedules"
     __table_args__ = (
-        # What batches and invoices point at, and the file that it reads: all of one account and
-        # mode.
+        # Batches and invoices refer to this key, so a schedule and its batches, invoices and file
+        # share one account and mode.
         UniqueConstraint("id", "account_id", "livemode"),
         ForeignKeyConstraint(
             ["file_id", "account_id", "livemode"],
@@ -59,16 +57,16 @@ class Schedule(Base):
     account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
     livemode: Mapped[bool]
     name: Mapped[str]
-    # When, what and how: a `schedules.definition.Definition` as JSON.
+    # A `schedules.definition.Definition` as JSON.
     definition: Mapped[dict[str, Any]]
-    # The input or template file that it reads, which cannot go while the schedule is there.
+    # The input or template file. The foreign key keeps it while the schedule exists.
     file_id: Mapped[UUID | None]
     status: Mapped[str] = mapped_column(server_default=ScheduleStatus.ACTIVE.value)
-    # The next instant, its jitter included; null when it is paused, ended or deleted.
+    # The next instant plus the jitter; null if paused, ended or deleted.
     next_fire_at: Mapped[datetime | None]
     # Failed runs since the last one that succeeded, or since it was resumed.
     failures: Mapped[int] = mapped_column(server_default="0")
-    # How many runs ended in each state, {state: number}.
+    # Number of runs that ended in each state, {state: number}.
     run_counts: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     paused_at: Mapped[datetime | None]
     pause_note: Mapped[str | None]
@@ -77,15 +75,12 @@ class Schedule(Base):
     deleted_at: Mapped[datetime | None]
 
     def pause(self, now: datetime, note: str | None) -> None:
-        self.status, self.paused_at, self.pause_note, self.next_fire_at = (
-            ScheduleStatus.PAUSED.value,
-            now,
-            note,
-            None,
-        )
+        self.status = ScheduleStatus.PAUSED.value
+        self.paused_at, self.pause_note = now, note
+        self.next_fire_at = None
 
     def aim(self, next_fire_at: datetime | None) -> None:
-        """Active until its next fire; ended if there is none."""
+        """Set the next fire: the schedule is active, or ended if there is none."""
         self.status = (ScheduleStatus.ACTIVE if next_fire_at else ScheduleStatus.ENDED).value
         self.next_fire_at, self.paused_at, self.pause_note = next_fire_at, None, None
 
@@ -97,13 +92,13 @@ class Schedule(Base):
 
 
 class ScheduleRun(Base):
-    """One instant of a schedule, whatever became of it. Its batch, if it has one, names it."""
+    """A run: one instant of a schedule and its outcome. `batches.run_id` refers to it."""
 
     __tablename__ = "schedule_runs"
     __table_args__ = (
-        # What makes a second firing of an instant impossible.
+        # An instant fires once.
         UniqueConstraint("schedule_id", "scheduled_for"),
-        # What is of a run is of its schedule too: batches, requests and objects point at both.
+        # Batches, requests and objects refer to this key: their run is of their schedule.
         UniqueConstraint("schedule_id", "id"),
         Index(
             "ix_schedule_runs_open",
@@ -115,23 +110,22 @@ class ScheduleRun(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     schedule_id: Mapped[UUID] = mapped_column(ForeignKey("schedules.id"))
-    # The instant by the schedule's clock, without jitter; of a manual run the moment it was asked
-    # for.
+    # The instant, without jitter; of a manual run the time of its request.
     scheduled_for: Mapped[datetime]
-    # The moment whose dates a manual run has, where that is another one.
+    # Of a manual run: the moment that its placeholders stand for, if not `scheduled_for`.
     as_of: Mapped[datetime | None]
     trigger: Mapped[str]
     state: Mapped[str]
-    # Why it is in its state: a code, and words for people.
+    # The reason for its state: a code, and a sentence for people.
     reason: Mapped[str | None]
     message: Mapped[str | None]
-    # What it runs or ran with, whatever the schedule says by now.
+    # The definition it runs with: a later change of the schedule leaves it as it is.
     definition: Mapped[dict[str, Any]]
-    # Of a source: the objects it reads, in order ({"path", "size", "version"}), each with its
-    # "first_line" in the input file once that is put together.
+    # Of a source: the objects it reads, in order ({"path", "size", "version"}). Assembling the
+    # input file adds the "first_line" of each object.
     manifest: Mapped[list[dict[str, Any]] | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    # When its batch was created, and when the run was over.
+    # The creation of its batch, and the end of the run.
     fired_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
 
@@ -144,9 +138,9 @@ class ScheduleRun(Base):
         reason: str | None = None,
         message: str | None = None,
     ) -> None:
-        """Move on and count it.
+        """Set the state, and count the run if it ends.
 
-        Raises ValueError for a move that the table of moves does not have: that is a bug of ours.
+        Raises ValueError for a move that is not in RUN_MOVES: that is a bug of ours.
         """
         if to not in RUN_MOVES[RunState(self.state)]:
             raise ValueError(f"a run does not go from {self.state} to {to}")
@@ -157,12 +151,12 @@ class ScheduleRun(Base):
             self.ended_at = now
             schedule.count(to)
 
-    def wait(self, reason: str, message: str) -> None:
-        """Stay waiting, and say for what."""
+    def wait(self, reason: str | None, message: str | None) -> None:
+        """Keep waiting, and store the reason."""
         self.reason, self.message = reason, message
 
-    def take_up(self, schedule: Schedule, trigger: str, now: datetime) -> None:
-        """Let a run that was missed or skipped wait once more, with what its schedule says now."""
+    def wait_again(self, schedule: Schedule, trigger: str, now: datetime) -> None:
+        """Move a missed or skipped run back to waiting, with the schedule's present definition."""
         self.move(
             schedule,
             RunState.WAITING,
@@ -170,18 +164,16 @@ class ScheduleRun(Base):
             reason="backfill",
             message=f"It was {self.state} before.",
         )
-        # How long it waits counts from now on.
-        self.trigger, self.definition, self.created_at, self.ended_at = (
-            trigger,
-            schedule.definition,
-            now,
-            None,
-        )
+        self.trigger, self.definition = trigger, schedule.definition
+        # Its catch-up window begins now.
+        self.created_at, self.ended_at = now, None
 
 
 class InboxRequest(Base):
-    """A line that waits for a schedule's next run; sealed when `run_id` is set, gone when it is in
-    that run's file.
+    """A request in a schedule's inbox.
+
+    It waits while `run_id` is null, then it is assigned to that run; the row is deleted once the
+    request is in the run's input file.
     """
 
     __tablename__ = "inbox_requests"
@@ -209,9 +201,7 @@ class InboxRequest(Base):
 
 
 class ConsumedObject(Base):
-    """An object of a source that a run has taken; written again under its name, it has another
-    version.
-    """
+    """A version of a source's object that a run has taken. A rewritten object has a new version."""
 
     __tablename__ = "consumed_objects"
     __table_args__ = (

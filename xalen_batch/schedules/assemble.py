@@ -1,9 +1,8 @@
-"""Assemble: put together the input file of a schedule's run, before its batch is validated and
-under the same lease.
+"""Assemble: write the input file of a schedule's run, under the lease that validates its batch.
 
-What it is made of was pinned when the run was fired, so whoever begins again writes the same bytes
-or finds that it cannot. The file counts when its row says its size and digest, in one transaction
-with the requests' leaving the inbox, and only while the lease holds.
+The start of the run has pinned the content, so a second attempt writes the same bytes or fails. The
+file is ready once its row has size and digest. The transaction that writes them checks the lease,
+and deletes the run's requests from the inbox.
 """
 
 import hashlib
@@ -31,7 +30,7 @@ logger = log.get(__name__)
 
 WRITTEN_AT_ONCE = 4 * MiB
 
-NOT_READY = Fault(
+FILE_NOT_READY = Fault(
     "file_not_ready",
     "The input file has no content: it is the input of another batch, which has not begun.",
     param="input_file_id",
@@ -45,20 +44,17 @@ INBOX_GONE = Fault(
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """A file whose bytes are in storage and do not count yet."""
+    """A file whose bytes are in storage, and whose row does not say so yet."""
 
     file_id: UUID
     run_id: UUID
     size: int
     sha256: bytes
-    # Of a source: its objects, each with the number of its first line in the file.
+    # Of a source: its objects, each with the line number in the file at which it begins.
     manifest: list[dict[str, Any]] | None
 
     def count(self, session: Session) -> None:
-        """From here on it is as an upload is.
-
-        The caller holds the batch's lease in this transaction.
-        """
+        """Make the file ready, as an upload is. The caller's transaction holds the batch's lease."""
         session.execute(
             update(File)
             .where(File.id == self.file_id)
@@ -76,35 +72,35 @@ class Assembled:
 
 
 def assemble(batch: Batch, extend: Callable[[], None]) -> Assembled | Fault | None:
-    """Write the input file of a run into storage. None: there is nothing to do, the file has its
-    bytes.
+    """Write the input file of a batch's run into storage. None if the file is ready already.
 
-    `extend` is called after every few MiB and before the bytes are put in place; what it raises
-    ends the work and leaves nothing.
+    Calls `extend`, which extends the lease, after every few MiB and before the bytes become
+    visible; an exception of `extend` leaves storage as it was. Returns a Fault if the file cannot
+    be assembled. Called on a slot's thread of a worker; no transaction is open meanwhile.
     """
     with db.transaction() as session:
         file = session.get_one(File, batch.input_file_id)
         run = None if batch.run_id is None else session.get_one(ScheduleRun, batch.run_id)
     if files.is_ready(file):
         return None
-    if (
-        run is None
-        or (definition := Definition.model_validate(run.definition)).input_file_id is not None
-    ):
-        return NOT_READY
+    definition = None if run is None else Definition.model_validate(run.definition)
+    if run is None or definition is None or definition.input_file_id is not None:
+        return FILE_NOT_READY
     digest, size = hashlib.sha256(), 0
     manifest = None if run.manifest is None else [dict(entry) for entry in run.manifest]
 
     def counted() -> Iterator[bytes]:
         nonlocal size
         content = _content(batch, run, definition, manifest or [])
-        # Sealed requests fit, whatever the limit is by now.
-        for block in _blocks(content if definition.inbox is not None else capped(content)):
+        # No cap for an inbox: requests were assigned by the limit that held at the time.
+        if definition.inbox is None:
+            content = capped(content)
+        for block in _blocks(content):
             size += len(block)
             digest.update(block)
             yield block
-            # Also when all is written: whoever was frozen must not put its bytes in the place of
-            # another's.
+            # After the last block too: a process that was frozen until its lease ended must not
+            # replace the bytes of its successor.
             extend()
 
     try:
@@ -116,10 +112,8 @@ def assemble(batch: Batch, extend: Callable[[], None]) -> Assembled | Fault | No
 
 
 def traced(faults: Faults, manifest: Sequence[dict[str, Any]]) -> Faults:
-    """Faults of a source's file, their messages with the object and the line in it that its owner
-    knows.
-    """
-    # They have no numbers where the file could not be put together.
+    """Faults of a source's file, their messages led by the object and the line in that object."""
+    # Entries have no `first_line` if the file could not be assembled.
     numbered = [entry for entry in manifest if "first_line" in entry]
     firsts = [entry["first_line"] for entry in numbered]
 
@@ -127,10 +121,8 @@ def traced(faults: Faults, manifest: Sequence[dict[str, Any]]) -> Faults:
         if fault.line is None or not numbered:
             return fault
         entry = numbered[bisect_right(firsts, fault.line) - 1]
-        return replace(
-            fault,
-            message=f"{entry['path']}:{fault.line - entry['first_line'] + 1}: {fault.message}",
-        )
+        line = fault.line - entry["first_line"] + 1
+        return replace(fault, message=f"{entry['path']}:{line}: {fault.message}")
 
     return Faults([found(fault) for fault in faults.kept], faults.unlisted)
 
@@ -138,9 +130,9 @@ def traced(faults: Faults, manifest: Sequence[dict[str, Any]]) -> Faults:
 def _content(
     batch: Batch, run: ScheduleRun, definition: Definition, manifest: Sequence[dict[str, Any]]
 ) -> Iterator[bytes]:
-    """The bytes that were pinned.
+    """The pinned content of a run's input file. Unfit if a part of it is gone or has changed.
 
-    Unfit where they are not there any more. Numbers the first line of each object of a manifest.
+    Adds `first_line` to each entry of the manifest.
     """
     try:
         if definition.template_file_id is not None:
@@ -156,7 +148,7 @@ def _content(
                     yield chunk
         else:
             yield from inbox.chunks(run.id)
-    except sources.Gone as gone:
+    except sources.ObjectGone as gone:
         if definition.source is not None:
             sources.confirm(definition.source)
         remedy = (
@@ -164,7 +156,7 @@ def _content(
             " takes it."
         )
         raise Unfit(Fault("source_changed", f"Object {gone}. {remedy}", param="source")) from None
-    except inbox.Gone:
+    except inbox.RequestsGone:
         raise Unfit(INBOX_GONE) from None
 
 
@@ -187,7 +179,7 @@ def _template(public_id: str, moment: Moment) -> Iterator[bytes]:
 
 
 def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in larger pieces: each write has a price."""
+    """The same bytes in blocks of at least WRITTEN_AT_ONCE: each write is a request to storage."""
     held: list[bytes] = []
     size = 0
     for piece in pieces:

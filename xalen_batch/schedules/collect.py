@@ -1,4 +1,4 @@
-"""Collect: requests for a schedule's inbox, each checked as it arrives as the line of an upload is."""
+"""Collect: check requests for a schedule's inbox as the lines of an upload, and add them."""
 
 from sqlalchemy.orm import Session
 
@@ -14,10 +14,10 @@ from xalen_batch.validation import apart
 
 
 def check(owner: Owner, schedule: Schedule, body: bytes, kind: Kind) -> Sent:
-    """The requests of a body. InvalidRequest with the first fault, and the number of the others.
+    """The requests of a body. InvalidRequest with the first error and the number of the others.
 
-    A large body is read in a process of its own, and takes a second: no transaction is open.
-    Unavailable if it takes too long.
+    A large body is read in a process of its own and takes about a second, so call this without an
+    open transaction. Unavailable if it takes too long.
     """
     definition = refuse_if_never_run(schedule)
     with db.reading() as session:
@@ -31,11 +31,11 @@ def check(owner: Owner, schedule: Schedule, body: bytes, kind: Kind) -> Sent:
 
 
 def collect(session: Session, schedule: Schedule, sent: Sent) -> inbox.Added:
-    """Put requests that have been checked into a schedule's inbox: all of them, or none.
+    """Add checked requests to a schedule's inbox: all of them, or none.
 
-    TooManyRequests if its account has no room for them or their bytes, StorageFull while a disk is
-    short, Unavailable if the schedule has another endpoint since they were checked. The caller
-    keeps the schedule from being deleted meanwhile.
+    TooManyRequests beyond the account's quotas, StorageFull while a disk is short, Unavailable if
+    the schedule's endpoint has changed since `check`. The caller holds a lock on the schedule's row
+    that keeps it from being deleted (`schedules.keep`).
     """
     disk.refuse_if_full()
     definition = refuse_if_never_run(schedule)
@@ -48,7 +48,7 @@ def collect(session: Session, schedule: Schedule, sent: Sent) -> inbox.Added:
 
 
 def refuse_if_never_run(schedule: Schedule) -> Definition:
-    """What a schedule runs. InvalidRequest if it has no inbox, or will not fire again."""
+    """A schedule's definition. InvalidRequest if it has no inbox, or has ended."""
     definition = Definition.model_validate(schedule.definition)
     name = ids.render("sched", schedule.id)
     if definition.inbox is None:

@@ -1,6 +1,6 @@
-"""The body of requests for an inbox: taken apart and checked.
+"""Collect, the part for a process of its own: split a body into requests, and check each.
 
-A large one in a process of its own, so this imports no database.
+Imports no database.
 """
 
 import re
@@ -26,14 +26,14 @@ SHAPES = (
     " each line."
 )
 
-# A string, also one that is not closed, is kept; the blanks between strings go.
+# Keep strings, closed or not; drop the whitespace between them.
 _STRING_OR_BLANKS = re.compile(rb'("[^"\\]*+(?:\\.[^"\\]*+)*+"?)|[ \t\r\n]++', re.DOTALL)
 _items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Sent(NamedTuple):
-    """Requests that have been checked for an endpoint: the custom_id and the line of each."""
+    """Requests that have passed the checks of an endpoint, as (custom_id, line) pairs."""
 
     endpoint: Endpoint
     lines: list[tuple[str, bytes]]
@@ -41,7 +41,7 @@ class Sent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Checking:
-    """The work on one body, whose requests would be lines of a batch on these terms."""
+    """A check of one body against the terms of a batch made now. Called in another process."""
 
     body: bytes
     kind: Kind
@@ -50,25 +50,29 @@ class Checking:
     terms: Terms
 
     def __call__(self) -> Sent | InvalidRequest:
-        """An error is returned, so that it can come from another process."""
+        """The requests, or the error: the other process sends back return values only."""
         try:
             return self._sent()
         except InvalidRequest as error:
             return error
 
     def _sent(self) -> Sent:
-        sent = (
-            _Body(self.body, "Line {number}", "") if self.kind == "jsonl" else _of_json(self.body)
-        )
-        faults, lines = Faults(), list[tuple[str, bytes]]()
+        if self.kind == "jsonl":
+            sent = _Body(self.body, "Line {number}", "")
+        else:
+            sent = _of_json(self.body)
+        faults = Faults()
+        lines: list[tuple[str, bytes]] = []
         for line in scan([sent.content], endpoint=self.endpoint, models=self.models):
             if isinstance(line, Fault):
                 faults.add(line)
-            elif fault := refused(line.model, self.terms):
+                continue
+            fault = refused(line.model, self.terms)
+            if fault is not None:
                 faults.add(replace(fault, line=line.span.line_no))
-            else:
-                raw = sent.content[line.span.offset : line.span.offset + line.span.length]
-                lines.append((line.custom_id, _on_one_line(raw)))
+                continue
+            raw = sent.content[line.span.offset : line.span.offset + line.span.length]
+            lines.append((line.custom_id, _on_one_line(raw)))
         if faults:
             raise _refusal(faults, sent)
         return Sent(self.endpoint, lines)
@@ -76,9 +80,10 @@ class Checking:
 
 @dataclass(frozen=True, slots=True)
 class _Body:
-    """What was sent, as JSONL.
+    """A body as JSONL.
 
-    `name` and `param` point at a request, by its {number} or {index}; empty where there is but one.
+    `name` and `param` are formats that name a request in an error, by its {number} or {index}; both
+    are empty if the body is a single request.
     """
 
     content: bytes
@@ -87,21 +92,17 @@ class _Body:
 
 
 def _of_json(body: bytes) -> _Body:
-    """A request, a list of them, or an object with a list of them, each on a line of its own."""
+    """The JSONL of a JSON body: one request, a list of requests, or {"requests": [...]}."""
     text = body.removeprefix(UTF8_BOM).strip(b" \t\r\n")
     try:
         if text.startswith(b"["):
             requests, param = _items(text), "[{index}]"
-        elif "requests" in (fields := _fields(text)) and "custom_id" not in fields:
-            if text.count(b'"requests"') > 1 and (key := json_errors.repeated_key(text)):
-                raise InvalidRequest(
-                    f"The key {quoted(key)} is there twice, and which one counts is anyone's guess."
-                    " Remove one.",
-                    param=key,
-                )
-            requests, param = _items(fields["requests"]), "requests[{index}]"
         else:
-            return _Body(_on_one_line(text), "", "")
+            fields = _fields(text)
+            if "requests" not in fields or "custom_id" in fields:
+                return _Body(_on_one_line(text), "", "")
+            _refuse_if_twice(text)
+            requests, param = _items(fields["requests"]), "requests[{index}]"
     except RecursionError:
         raise InvalidRequest(
             "The body is nested too deeply. Flatten it.", code="invalid_json"
@@ -112,48 +113,47 @@ def _of_json(body: bytes) -> _Body:
         ) from None
     if not requests:
         raise InvalidRequest(f"There is no request in the body. {SHAPES}", param="requests")
-    return _Body(
-        b"\n".join(_on_one_line(bytes(request)) for request in requests), "Request {number}", param
-    )
+    lines = b"\n".join(_on_one_line(bytes(request)) for request in requests)
+    return _Body(lines, "Request {number}", param)
+
+
+def _refuse_if_twice(text: bytes) -> None:
+    """InvalidRequest if the body has a duplicate key: a decoder keeps only the last one."""
+    key = json_errors.repeated_key(text) if text.count(b'"requests"') > 1 else None
+    if key:
+        raise InvalidRequest(
+            f"The key {quoted(key)} is there twice, and which one counts is anyone's guess."
+            " Remove one.",
+            param=key,
+        )
 
 
 def _on_one_line(raw: bytes) -> bytes:
-    """JSON without the blanks that mean nothing: one request has one form, however it was indented."""
+    """JSON without insignificant whitespace, so equal requests have equal bytes."""
     return _STRING_OR_BLANKS.sub(rb"\1", raw)
 
 
 def _refusal(faults: Faults, sent: _Body) -> InvalidRequest:
-    """What is wrong with the first request that has a fault, where it is, and how many others have
-    one.
-    """
+    """The error of the first invalid request, with its place and the number of invalid requests."""
     fault = faults.kept[0]
     message, param = fault.message, fault.param
     if fault.line is not None:
-        where = sent.name.format(number=f"{fault.line:,}") + _custom_id(
-            sent.content.split(b"\n")[fault.line - 1]
-        )
-        message = f"{where.strip()}: {message}" if where else message
-        param = (
-            ".".join(
-                step for step in (sent.param.format(index=fault.line - 1), fault.param) if step
-            )
-            or None
-        )
-    others = (
-        f" In all {faults.count:,} requests have errors; none was added."
-        if faults.count > 1
-        else ""
-    )
-    return InvalidRequest(message + others, param=param, code=fault.code)
+        custom_id = _custom_id(sent.content.split(b"\n")[fault.line - 1])
+        where = sent.name.format(number=f"{fault.line:,}") + custom_id
+        if where:
+            message = f"{where.strip()}: {message}"
+        steps = (sent.param.format(index=fault.line - 1), fault.param)
+        param = ".".join(step for step in steps if step) or None
+    if faults.count > 1:
+        message += f" In all {faults.count:,} requests have errors; none was added."
+    return InvalidRequest(message, param=param, code=fault.code)
 
 
 def _custom_id(line: bytes) -> str:
+    """A request's custom_id in the words of a message, or nothing."""
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
         return ""
-    return (
-        f" (custom_id {quoted(value['custom_id'])})"
-        if isinstance(value, dict) and value.get("custom_id")
-        else ""
-    )
+    custom_id = value.get("custom_id") if isinstance(value, dict) else None
+    return f" (custom_id {quoted(custom_id)})" if custom_id else ""

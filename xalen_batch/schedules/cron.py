@@ -1,9 +1,8 @@
-"""When a schedule fires: cron expressions on the wall clock of an IANA time zone, also through
-clock changes.
+"""Cron expressions on the wall clock of an IANA time zone, also through clock changes.
 
-cronsim says which wall times an expression names; when the zone's clock shows them is resolved
-here. (cronsim's own handling of clock changes depends on how a field is spelled, and misses fires
-where a zone moves by half an hour.)
+cronsim yields the wall times of an expression; this module maps them to moments. (cronsim's own
+handling of clock changes depends on the spelling of a field, and misses fires in zones that move by
+half an hour.)
 """
 
 import re
@@ -39,7 +38,7 @@ FIELDS = {
         " `5L` (the last Friday)"
     ),
 }
-# Of each field: its least and its greatest value, and how many there are.
+# Of each field: its least value, its greatest value, and the number of its values.
 SPANS = {
     "minute": (0, 59, 60),
     "hour": (0, 23, 24),
@@ -53,52 +52,52 @@ FIVE_FIELDS = (
     "five fields (minute, hour, day of month, month, day of week), such as `30 2 * * *` for every"
     " night at 02:30"
 )
-# Whether an expression ever fires is the same from any day on: leap years and weekdays repeat
-# within the 50 years that cronsim looks.
+# A start for checks. An expression that fires at all fires within 50 years of any day, cronsim's
+# horizon: leap years and weekdays repeat within them.
 SOME_DAY = datetime(2001, 1, 1)  # noqa: DTZ001
 MINUTES_OF_DAY = 1_440
 
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """When: a five-field cron expression in an IANA time zone."""
+    """A five-field cron expression in an IANA time zone."""
 
     expression: str
     zone: ZoneInfo
 
     @classmethod
     def parse(cls, expression: str, timezone: str) -> "Cron":
-        """InvalidRequest for what is no expression, never fires, or is no zone."""
-        if problem := _problem(expression):
+        """InvalidRequest for an invalid expression or zone, and for one that never fires."""
+        problem = _problem(expression)
+        if problem is not None:
             raise InvalidRequest(f"cron: {expression[:QUOTED_CHARS]!r} {problem}.", param="cron")
         return cls(expression, zone(timezone))
 
     def after(self, instant: datetime) -> Iterator[datetime]:
-        """The instants in UTC, strictly later than an aware one, ascending. Ends where cronsim
-        finds none within 50 years.
+        """The instants in UTC, strictly later than an aware one, ascending.
 
-        Where every hour is named, it fires whenever the clock shows the minute, so also in the hour
-        that is repeated. Otherwise each wall time is met once a day: the first time of two; at the
-        end of the gap, once, for all that a clock change skips; and not at all on a day that the
-        zone's calendar leaves out.
+        An expression for every hour fires whenever the clock shows its minute, so twice in a
+        repeated hour. Any other fires once for each wall time: at the first of two moments if the
+        wall time is repeated; at the end of the gap, once, for all wall times that a clock change
+        skips; never on a day that the zone's calendar skips. Ends if there is none within 50 years.
         """
         try:
             local = instant.astimezone(self.zone)
-            # In an hour that will be repeated, times that are past are still to come again.
+            # Within an hour that is repeated, begin earlier: its past wall times come again.
             again = local.replace(fold=1).astimezone(UTC) - local.replace(fold=0).astimezone(UTC)
-            walls = _walls(
-                self.expression, local.replace(tzinfo=None, fold=0) - max(again, timedelta())
-            )
-            meets = shown if len(walls.hours) == 24 else met
+            start = local.replace(tzinfo=None, fold=0) - max(again, timedelta())
+            walls = _walls(self.expression, start)
+            moments_of = shown if len(walls.hours) == 24 else met
             last, ahead = instant, list[datetime]()
             for wall in walls:
-                moments = meets(wall, self.zone)
+                moments = moments_of(wall, self.zone)
                 for moment in moments:
                     heappush(ahead, moment)
-                # Whatever comes is no earlier than this wall time's first moment; its second one
-                # waits for what lies between.
+                # Later wall times have no moment before this one's first. Its second moment stays
+                # in the heap, as moments of later wall times may lie between.
                 while moments and ahead and ahead[0] <= moments[0]:
-                    if (moment := heappop(ahead)) > last:
+                    moment = heappop(ahead)
+                    if moment > last:
                         last = moment
                         yield moment
         except OverflowError:
@@ -107,8 +106,7 @@ class Cron:
 
     def describe(self) -> str:
         """In words: `At 02:30 every day`."""
-        # cronsim says "and" of two restricted day fields, and fires on a day that either of them
-        # names.
+        # cronsim writes "and" between two restricted day fields, but fires if either matches.
         text = _walls(self.expression, SOME_DAY).explain().replace(" and on ", " or on ")
         return re.sub(
             r"\b([2-5])([123])th\b",
@@ -118,20 +116,19 @@ class Cron:
 
     @property
     def shortest_gap(self) -> timedelta:
-        """The smallest pause between two fires of one day or of two days in a row, on a clock that
-        is not changed.
+        """The shortest time between two fires on one day or two days in a row.
+
+        Clock changes are left out.
         """
         walls = _walls(self.expression, SOME_DAY)
         times = sorted(60 * hour + minute for hour in walls.hours for minute in walls.minutes)
-        return timedelta(
-            minutes=min(
-                later - earlier for earlier, later in pairwise([*times, times[0] + MINUTES_OF_DAY])
-            )
-        )
+        # The last fire of a day is followed by the first of the next.
+        times.append(times[0] + MINUTES_OF_DAY)
+        return timedelta(minutes=min(later - earlier for earlier, later in pairwise(times)))
 
 
 def _walls(expression: str, start: datetime) -> CronSim:
-    """The wall times (naive) that an expression names, later than `start`."""
+    """The (naive) wall times of an expression, later than `start`."""
     return CronSim(" ".join(_fields(expression)), start)
 
 
@@ -140,7 +137,7 @@ def _fields(expression: str) -> list[str]:
 
 
 def _problem(expression: str) -> str | None:
-    """What is wrong with an expression and what to write instead, or None."""
+    """The error of an expression and its remedy, or None."""
     if len(expression) > LONGEST_EXPRESSION:
         return (
             f"has {len(expression)} characters; the most is {LONGEST_EXPRESSION}. Write"
@@ -153,14 +150,13 @@ def _problem(expression: str) -> str | None:
         hint = "; seconds and years are not supported" if len(fields) > 5 else ""
         return f"is made of {len(fields)} instead of five fields{hint}. Write {FIVE_FIELDS}"
     fires = _fires(expression)
-    for place, (name, allowed) in enumerate(FIELDS.items()):
-        if fires and (problem := _too_large_step(fields[place], name)):
+    for position, name in enumerate(FIELDS):
+        if fires:
+            problem = _too_large_step(fields[position], name)
+        else:
+            problem = _invalid_field(fields[position], name, position)
+        if problem is not None:
             return problem
-        if not fires and not _fires(" ".join([*"*" * place, fields[place], *"*" * (4 - place)])):
-            return (
-                f"is no cron expression: {fields[place][:QUOTED_CHARS]!r} is no {name}. Write"
-                f" {_meant(fields[place], name) or allowed}"
-            )
     if fires:
         return None
     return (
@@ -169,10 +165,18 @@ def _problem(expression: str) -> str | None:
     )
 
 
+def _invalid_field(field: str, name: str, position: int) -> str | None:
+    """The error of a field that fires in no expression; None if the field is valid."""
+    alone = ["*"] * 5
+    alone[position] = field
+    if _fires(" ".join(alone)):
+        return None
+    remedy = _meant(field, name) or FIELDS[name]
+    return f"is no cron expression: {field[:QUOTED_CHARS]!r} is no {name}. Write {remedy}"
+
+
 def _too_large_step(field: str, name: str) -> str | None:
-    """A step that is larger than its field means less than it says: `*/90` is minute 0 of every
-    hour.
-    """
+    """The error of a step larger than its field: `*/90` minutes would be minute 0 of each hour."""
     size = SPANS[name][2]
     if not any(int(step) > size for step in re.findall(r"/(\d+)", field)):
         return None
@@ -186,16 +190,15 @@ def _too_large_step(field: str, name: str) -> str | None:
 
 
 def _meant(field: str, name: str) -> str | None:
-    """What else to write for a `?`, or for a range that passes the end of its field; None: neither
-    is wrong with it.
-    """
+    """The likely intent of an invalid field: a `?`, or a range past the end. None for any other."""
     if field == "?":
         return "`*`, which stands for every value"
     least, greatest, _ = SPANS[name]
     parts = list[str]()
     for part in field.split(","):
         found = re.fullmatch(r"(\w+)-(\w+)", part)
-        first, last = (_number(end, name) for end in found.groups()) if found else (None, None)
+        first = _number(found[1], name) if found else None
+        last = _number(found[2], name) if found else None
         if first is not None and last is not None and least <= last < first <= greatest:
             parts += [_range(first, greatest), _range(least, last)]
         elif name == "day of week" and first is not None and last == 0 < first <= greatest:
@@ -207,7 +210,7 @@ def _meant(field: str, name: str) -> str | None:
 
 
 def _number(text: str, name: str) -> int | None:
-    """A value of a field, also by its English name; None for anything else."""
+    """A value of a field, given as a number or by its English name; None for anything else."""
     named = {"month": ["", *MONTHS], "day of week": DAYS}.get(name, [])
     if text.upper() in named:
         return named.index(text.upper())
@@ -219,7 +222,8 @@ def _range(first: int, last: int) -> str:
 
 
 def _fires(expression: str) -> bool:
+    """Whether an expression is valid and ever fires."""
     try:
         return next(_walls(expression, SOME_DAY), None) is not None
-    except Exception:  # Whatever cronsim trips over, the expression is at fault.
+    except Exception:  # cronsim raises many kinds of errors for an invalid expression.
         return False

@@ -1,6 +1,6 @@
-"""What a user defines as a schedule: when, what and how.
+"""The definition of a schedule: when it fires, what a run reads, and how the batch runs.
 
-The same shape is sent, stored, and kept by every run.
+One model for the API's body, the row of the schedule, and the copy that each run keeps.
 """
 
 import hashlib
@@ -23,11 +23,10 @@ from xalen_batch.timezones import zone
 from xalen_batch.windows import ExecutionWindow
 
 WHAT = ("input_file_id", "template_file_id", "source", "inbox")
-# Fires that are held against the execution window: more than a year of nights, so both clock
-# changes.
-REHEARSED_FIRES = 400
+# Fires that are checked against the execution window: a year of nights has both clock changes.
+CHECKED_FIRES = 400
 
-Path = Annotated[str, StringConstraints(min_length=1, max_length=1024), STORABLE]
+ObjectPath = Annotated[str, StringConstraints(min_length=1, max_length=1024), STORABLE]
 OnEmpty = Literal["skip", "fail"]
 Overlap = Literal["skip", "buffer_one", "allow", "cancel_previous"]
 Misfire = Literal["latest", "all", "none"]
@@ -41,18 +40,18 @@ class Source(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prefix: Path | None = Field(
+    prefix: ObjectPath | None = Field(
         None,
         description=(
             "Where in the server's storage, below the account's own `drop/<its id without"
             " acct_>/<test or live>/`; may hold placeholders."
         ),
     )
-    folder: Path | None = Field(
+    folder: ObjectPath | None = Field(
         None,
         description="A folder on the server, below one of its drop roots; may hold placeholders.",
     )
-    pattern: Path = Field(
+    pattern: ObjectPath = Field(
         "*.jsonl",
         description=(
             "Which objects are taken, by their path below it: `*` stands for any characters, `/`"
@@ -60,7 +59,7 @@ class Source(BaseModel):
         ),
     )
     on_empty: OnEmpty = Field("skip", description="What a run becomes that finds nothing new.")
-    ready_marker: Path | None = Field(
+    ready_marker: ObjectPath | None = Field(
         None,
         description=(
             "Path below it of an object that must be there first, and is not taken; a run waits for"
@@ -151,26 +150,24 @@ class Definition(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _shared_zone(cls, value: Any) -> Any:
-        """A window without a zone has the schedule's, which is looked at first."""
-        if (
-            isinstance(value, dict)
-            and isinstance(window := value.get("execution_window"), dict)
-            and window.get("timezone") is None
-        ):
-            name = value.get("timezone") or "UTC"
-            if isinstance(name, str):
-                zone(name)
-            return {**value, "execution_window": {**window, "timezone": name}}
-        return value
+        """Give an execution window without a zone the schedule's zone."""
+        window = value.get("execution_window") if isinstance(value, dict) else None
+        if not isinstance(window, dict) or window.get("timezone") is not None:
+            return value
+        name = value.get("timezone") or "UTC"
+        if isinstance(name, str):
+            # Check it here, so that an error names the schedule's field and not the window's.
+            zone(name)
+        return {**value, "execution_window": {**window, "timezone": name}}
 
     @property
     def clock(self) -> Cron:
-        """InvalidRequest for an expression or a zone that is none."""
+        """InvalidRequest for an invalid expression or zone."""
         return Cron.parse(self.cron, self.timezone)
 
     @property
     def words(self) -> str:
-        """The expression in words, or as it is where its zone is known no more."""
+        """The expression in words, or unchanged if its zone was removed from the database."""
         try:
             return self.clock.describe()
         except InvalidRequest:
@@ -178,12 +175,12 @@ class Definition(BaseModel):
 
     @property
     def when(self) -> dict[str, Any]:
-        """What decides when it fires."""
+        """The fields that decide when it fires."""
         return self.model_dump(include={"cron", "timezone", "starts_at", "ends_at", "jitter"})
 
     @property
     def file_id(self) -> str | None:
-        """The file it reads, if it reads one."""
+        """The id of the file that runs read, if any."""
         return self.input_file_id or self.template_file_id
 
     @property
@@ -196,13 +193,11 @@ class Definition(BaseModel):
         return windows.catch_up(self.catch_up_window)
 
     def instant(self, time: datetime) -> datetime:
-        """A time as the user wrote it; without an offset it is on the schedule's clock."""
+        """A time that a user wrote: without an offset it is on the schedule's clock."""
         return time if time.tzinfo else time.replace(tzinfo=self.clock.zone)
 
     def fires(self, after: datetime) -> Iterator[datetime]:
-        """The instants later than `after`, between `starts_at` and `ends_at`, in UTC; jitter is not
-        in them.
-        """
+        """The instants later than `after`, in [starts_at, ends_at), in UTC and without jitter."""
         if self.starts_at is not None:
             after = max(after, self.instant(self.starts_at) - timedelta(microseconds=1))
         end = None if self.ends_at is None else self.instant(self.ends_at)
@@ -212,17 +207,17 @@ class Definition(BaseModel):
             yield instant
 
     def delay(self, schedule_id: UUID) -> timedelta:
-        """How much later than its instants this schedule fires: its jitter, the same every time."""
+        """The jitter of a schedule: it fires this much after each instant. It never changes."""
         digest = hashlib.sha256(schedule_id.bytes).digest()
         return timedelta(seconds=int.from_bytes(digest[:4], "big") % (self.jitter + 1))
 
     def next_fire(self, schedule_id: UUID, after: datetime) -> datetime | None:
-        """When it fires after an instant, its jitter included. None: never again."""
+        """The first fire for an instant later than `after`, with jitter. None if there is none."""
         instant = next(self.fires(after), None)
         return None if instant is None else instant + self.delay(schedule_id)
 
     def check(self, now: datetime) -> None:
-        """InvalidRequest, with the reason, for what could never work. Looks at no file."""
+        """InvalidRequest, with the reason, for a schedule that could never work. Reads no file."""
         given = [name for name in WHAT if getattr(self, name) is not None]
         if len(given) != 1:
             found = f"{' and '.join(given)} are given" if given else "none is given"
@@ -236,7 +231,7 @@ class Definition(BaseModel):
         self._check_how(now)
 
     def check_to_come(self, now: datetime) -> None:
-        """InvalidRequest if it never fires again."""
+        """InvalidRequest if it never fires after `now`."""
         if next(self.fires(now), None) is None:
             raise InvalidRequest(
                 f"cron: {self.cron!r} has no fire left before ends_at. Send a later ends_at, or"
@@ -245,7 +240,8 @@ class Definition(BaseModel):
             )
 
     def _check_when(self, now: datetime) -> None:
-        gap, least = self.clock.shortest_gap, timedelta(seconds=settings().schedule_min_interval)
+        gap = self.clock.shortest_gap
+        least = timedelta(seconds=settings().schedule_min_interval)
         if gap < least:
             raise InvalidRequest(
                 f"cron: {self.cron!r} fires {_minutes(gap)} apart; the least is {_minutes(least)}."
@@ -267,7 +263,7 @@ class Definition(BaseModel):
                 param="overlap",
             )
         if self.execution_window is not None:
-            for instant in islice(self.fires(now), REHEARSED_FIRES):
+            for instant in islice(self.fires(now), CHECKED_FIRES):
                 for delay in {0, self.jitter}:
                     windows.refuse_if_never_open(
                         self.execution_window, instant + timedelta(seconds=delay), completion

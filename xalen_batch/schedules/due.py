@@ -1,6 +1,4 @@
-"""Due schedules: those with an instant that has come, a run that may start, or a run whose batch
-has ended.
-"""
+"""Due schedules: an instant has come, a waiting run may start, or the batch of a run has ended."""
 
 from functools import cache
 from typing import Any
@@ -11,42 +9,38 @@ from sqlalchemy.orm import Session, aliased
 
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.models import Account, Batch, Schedule, ScheduleRun
-from xalen_batch.schedules.rotation import Due
+from xalen_batch.schedules.rotation import DueSchedule
 from xalen_batch.schedules.runs import Trigger
 from xalen_batch.states import TERMINAL, RunState, ScheduleStatus
 
-# The first half of the key of the advisory lock that one firing worker at a time holds for an
-# account.
-LOCK = 7261959
+# First half of the key of an account's advisory lock for firing; the second half is the account.
+FIRING_LOCK = 7261959
 
 
 def is_any(session: Session) -> bool:
-    """Whether any schedule has something to do. Each of its questions ends at the first row."""
+    """Whether any schedule is due. Each EXISTS stops at its first row."""
     return bool(session.scalar(_any()))
 
 
-def read(session: Session) -> list[Due]:
-    """All that are due, those with the oldest instant first."""
+def read(session: Session) -> list[DueSchedule]:
+    """All due schedules, those with the oldest instant first."""
     return [
-        Due(id, Owner(account_id, livemode), only_waits)
+        DueSchedule(id, Owner(account_id, livemode), only_waits)
         for id, account_id, livemode, only_waits in session.execute(_all())
     ]
 
 
 def take(session: Session, owner: Owner) -> bool:
-    """Keep an account's schedules for this transaction.
-
-    False: another worker fires one of them now.
-    """
+    """Lock an account for firing until this transaction ends. False if another worker has it."""
     key = func.hashtext(bindparam("owner"))
     found = session.scalar(
-        select(func.pg_try_advisory_xact_lock(LOCK, key)),
+        select(func.pg_try_advisory_xact_lock(FIRING_LOCK, key)),
         {"owner": f"{owner.account_id} {owner.livemode}"},
     )
     return bool(found)
 
 
-# Made once: every worker asks every second, and compiling these costs more than running them.
+# Cached: every worker polls each second, and building these statements costs more than running them.
 @cache
 def _any() -> Select[bool]:
     return select(or_(*(rows.exists() for rows in _kinds())))
@@ -72,10 +66,10 @@ def _all() -> Select[UUID, UUID, bool, bool]:
 
 
 def _kinds() -> tuple[Select[*tuple[Any, ...]], ...]:
-    """Schedules that fire; that have a run which waits, and which neither a pause nor a run of the
-    schedule holds up; that have one that ends.
+    """One query for each reason to be due: an instant, a waiting run, an ended batch.
 
-    Of a disabled account only the last kind.
+    A waiting run counts if neither a pause nor a running run of its schedule holds it. Schedules of
+    a disabled account are due only for ended batches.
     """
     is_enabled = (
         ~select(Account.id)

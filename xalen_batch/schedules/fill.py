@@ -1,6 +1,4 @@
-"""Fill: a template's lines with their placeholders replaced, and no more bytes than one batch can
-have.
-"""
+"""Fill: replace the placeholders of a template's lines, and bound the bytes of a file."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -14,7 +12,7 @@ from xalen_batch.validation.lines import too_long
 
 
 class Unfit(Exception):
-    """What keeps a file from being put together."""
+    """An input file cannot be assembled. `fault` is the error of its batch."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.message)
@@ -24,8 +22,9 @@ class Unfit(Exception):
 def rendered(
     chunks: Iterable[bytes], moment: Moment, refuse: Callable[[Fault], None]
 ) -> Iterator[bytes]:
-    """The lines of a template with its placeholders replaced; one that cannot be is refused, and
-    comes as it is unless that raises.
+    """The lines of a template with their placeholders replaced.
+
+    Passes the error of a line to `refuse`, which may raise; otherwise the line comes unchanged.
     """
     for span, raw in jsonl.lines(chunks, longest=settings().max_line_bytes):
         if raw is None:
@@ -40,7 +39,7 @@ def rendered(
 
 
 def capped(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes. Unfit for more than one batch can have."""
+    """The same chunks. Unfit beyond the bytes that one batch can have."""
     size, most = 0, settings().max_file_bytes
     for chunk in chunks:
         size += len(chunk)

@@ -1,8 +1,8 @@
-"""Folders that others put files into: what lies in them, and their bytes. Nothing leads out of a
-folder's base.
+"""Folders that other parties write to: list their files, and read them. No path leaves the base.
 
-Every folder below the base is opened by its name from the one above, and links are never followed:
-whoever may write there can swap a name for a link at any time, between any two looks.
+Each folder below the base is opened by name from the folder above (openat), and symbolic links are
+never followed (O_NOFOLLOW). A check of a path before its use would be a race (TOCTOU): a party that
+may write to the folder can swap a name for a link between check and use.
 """
 
 import errno
@@ -17,22 +17,22 @@ from typing import NamedTuple
 
 from xalen_batch.errors import InvalidRequest
 
-# Names that are looked at below one folder, whatever they are; enough for a night, few enough for
-# the transaction that fires.
+# Names of any kind that are read below one folder: more than a night needs, and few enough to be
+# listed within the transaction that fires.
 MOST_NAMES = 10_000
 DEEPEST = 16
 UNFINISHED = (".tmp", ".part")
 
-# What opening says of a name that is not there, or of a link, a folder or a pipe.
+# Errors of opening a name that does not exist, or is a link, a folder or a pipe.
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO}
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Not blocking: a pipe that nobody writes to would be waited for.
+# O_NONBLOCK: opening a pipe without a writer would block.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Found(NamedTuple):
-    """A file by its path below the folder. `version` is another one when it was written again."""
+    """A file by its path below the folder. A rewritten file has another `version`."""
 
     path: str
     size: int
@@ -41,17 +41,20 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder by its way down from a base, a path without links that only the operator can change."""
+    """A folder by its path below a base.
+
+    The base is a path without links that only the operator can change.
+    """
 
     base: Path
     below: tuple[str, ...]
 
     def files(self) -> list[Found]:
-        """Its regular files, those of its subfolders too, sorted by path; without hidden and
-        unfinished ones, and what links lead to.
+        """The regular files in it and in its subfolders, sorted by path.
 
-        None are in a folder that is not there. InvalidRequest if there are too many names to look
-        through; OSError if the base is away, or the folder is no folder or cannot be read.
+        Skips hidden and unfinished files, and links. A folder that does not exist has no files.
+        InvalidRequest beyond MOST_NAMES names; OSError if the base is unavailable, or the folder is
+        a file or cannot be read.
         """
         with ExitStack() as stack:
             base = _base(stack, self.base)
@@ -62,7 +65,7 @@ class Folder:
             return sorted(_walk(folder, "", iter(range(MOST_NAMES)), DEEPEST))
 
     def has(self, path: str) -> bool:
-        """Whether there is a file of this path below it."""
+        """Whether a regular file has this path below it. OSError if the base is unavailable."""
         try:
             with self.open(path):
                 return True
@@ -73,9 +76,9 @@ class Folder:
 
     @contextmanager
     def open(self, path: str) -> Iterator[FileIO]:
-        """A file of this path below it, to be read.
+        """The regular file of this path below it, open for reading.
 
-        OSError: NOT_THERE if there is no such file, but at most a link to one.
+        OSError; its errno is in NOT_THERE if no regular file has this path.
         """
         *folders, name = (*self.below, *path.split("/"))
         with ExitStack() as stack:
@@ -87,7 +90,8 @@ class Folder:
 
 
 def version(status: os.stat_result) -> str:
-    # Without the inode: it is another one on the next machine, or after a restore.
+    """A string that changes when a file is rewritten."""
+    # Without the inode, which a restore or another machine changes.
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
@@ -95,7 +99,7 @@ def _base(stack: ExitStack, path: Path) -> int:
     try:
         return _entered(stack, os.open(path, _FOLDER))
     except (FileNotFoundError, NotADirectoryError) as error:
-        # As where a disk is not mounted: that says nothing of what is on it.
+        # Base folder missing (unmounted?): report it unavailable, not empty.
         raise OSError(errno.ENODEV, "is not there", str(path)) from error
 
 
@@ -139,5 +143,5 @@ def _walk(folder: int, below: str, counter: Iterator[int], depth: int) -> Iterat
                     status = entry.stat(follow_symlinks=False)
                     yield Found(path, status.st_size, version(status))
             except FileNotFoundError:
-                # It has just been removed.
+                # Removed since the listing.
                 continue

@@ -1,8 +1,8 @@
 """Inboxes: requests that arrive one by one and wait for their schedule's next run.
 
-A request is acknowledged when it is committed here. A run seals what waits in the transaction that
-fires it; it leaves the inbox in the transaction that makes the run's input file count. So it is
-always in the inbox or in a file, and never in two runs.
+A request is acknowledged when its row is committed. The transaction that starts a run assigns the
+waiting requests to it. The transaction that publishes the run's input file deletes them. So each
+request is in the inbox or in one file, and never in two runs.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from xalen_batch.models import InboxRequest, Schedule, ScheduleRun
 PAGE_ROWS = 2_000
 PAGE_BYTES = 3 * MiB
 
-# Sorted, so that two who send the same requests at once do not wait for each other.
+# Sorted: two transactions that insert the same custom_ids in different orders would deadlock.
 _ADD = """
     INSERT INTO inbox_requests (id, schedule_id, custom_id, line)
     SELECT id, %(schedule_id)s, custom_id, line
@@ -38,7 +38,7 @@ _WAITING = """
     SELECT custom_id, sha256(line) FROM inbox_requests
     WHERE schedule_id = %(schedule_id)s AND run_id IS NULL AND custom_id = ANY(%(custom_ids)s)
 """
-_SEAL = """
+_ASSIGN = """
     UPDATE inbox_requests SET run_id = %(run_id)s
     FROM (
         SELECT id, row_number() OVER oldest AS number, sum(size) OVER oldest AS bytes
@@ -50,8 +50,8 @@ _SEAL = """
     ) AS sized
     WHERE inbox_requests.id = sized.id AND (sized.bytes <= %(most_bytes)s OR sized.number = 1)
 """
-# Waits for requests that are arriving, as `add` does.
-UNSEAL = text(
+# A conflict with a row that is being inserted waits for its commit, as in `_ADD`.
+_RELEASE = text(
     "WITH back AS (DELETE FROM inbox_requests WHERE run_id = :run_id RETURNING *)"
     " INSERT INTO inbox_requests (id, schedule_id, custom_id, line, created_at)"
     " SELECT id, schedule_id, custom_id, line, created_at FROM back ORDER BY custom_id"
@@ -59,13 +59,13 @@ UNSEAL = text(
 )
 
 
-class Gone(Exception):
-    """Requests of a run have left the inbox: its file is there already."""
+class RequestsGone(Exception):
+    """Requests of a run have left the inbox: they are in its input file already."""
 
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """How many requests are new, how many were waiting already, and how many wait now."""
+    """Numbers of requests: new ones, those that waited already, and all that wait now."""
 
     accepted: int
     known: int
@@ -73,26 +73,23 @@ class Added:
 
 
 def add(session: Session, schedule: Schedule, lines: Sequence[tuple[str, bytes]]) -> Added:
-    """Put (custom_id, line of JSON) into a schedule's inbox, all or none. What is there with the
-    same bytes is known.
+    """Add (custom_id, line of JSON) pairs to a schedule's inbox: all of them, or none.
 
-    InvalidRequest for a custom_id that is there with other bytes, and when more would wait than one
-    batch can have; TooManyRequests when the account has no room for more requests, or for their
-    bytes. Takes the account's lock.
+    A pair that waits already with the same bytes is known. InvalidRequest if a custom_id waits with
+    other bytes, or if more requests would wait than one batch can have; TooManyRequests beyond the
+    account's quotas of requests and bytes. Takes the account's lock.
     """
     left = dict(lines)
     if len(left) < len(lines):
         raise ValueError("a custom_id is there twice")
     owner = Owner(schedule.account_id, schedule.livemode)
-    # Before the rows: their trigger locks the account's tally.
+    # Lock order: the account's lock before its tally, which the rows' trigger updates.
     quotas.lock(session, owner)
     accepted, size = 0, 0
     while left:
         new = _insert(session, schedule, left)
-        accepted, size = (
-            accepted + len(new),
-            size + sum(len(left[custom_id]) + 1 for custom_id in new),
-        )
+        accepted += len(new)
+        size += sum(len(left[custom_id]) + 1 for custom_id in new)
         left = {custom_id: line for custom_id, line in left.items() if custom_id not in new}
         # A conflicting row that vanished was assigned to a run; retry, for the next run.
         for custom_id in _known(session, schedule, left):
@@ -105,14 +102,16 @@ def add(session: Session, schedule: Schedule, lines: Sequence[tuple[str, bytes]]
             " Send them after its next run, or run the schedule now.",
             code="inbox_full",
         )
-    asked = {Quota.INBOX_REQUESTS: accepted, Quota.STORAGE_BYTES: size}
-    if accepted and (excess := quotas.excess(session, owner, asked, is_recorded=True)):
-        raise excess.refusal()
+    if accepted:
+        asked = {Quota.INBOX_REQUESTS: accepted, Quota.STORAGE_BYTES: size}
+        excess = quotas.excess(session, owner, asked, is_recorded=True)
+        if excess is not None:
+            raise excess.refusal()
     return Added(accepted, len(lines) - accepted, waiting)
 
 
 def pending(session: Session, schedule_ids: Sequence[UUID]) -> dict[UUID, int]:
-    """How many requests wait in each inbox."""
+    """The number of requests that wait in each inbox, by schedule id."""
     waiting = select(InboxRequest.schedule_id, func.count()).where(
         InboxRequest.schedule_id.in_(schedule_ids), InboxRequest.run_id.is_(None)
     )
@@ -121,37 +120,37 @@ def pending(session: Session, schedule_ids: Sequence[UUID]) -> dict[UUID, int]:
 
 
 def size(session: Session, run_id: UUID) -> int:
-    """Bytes of the requests that a run has sealed, each with its newline."""
-    sealed = select(func.coalesce(func.sum(func.octet_length(InboxRequest.line) + 1), 0)).where(
-        InboxRequest.run_id == run_id
-    )
-    return int(session.execute(sealed).scalar_one())
+    """Bytes of the requests that are assigned to a run, each with its newline."""
+    size = func.sum(func.octet_length(InboxRequest.line) + 1)
+    assigned = select(func.coalesce(size, 0)).where(InboxRequest.run_id == run_id)
+    return int(session.execute(assigned).scalar_one())
 
 
-def seal(session: Session, schedule: Schedule, run: ScheduleRun) -> int:
-    """Give a run the oldest requests that one batch can have, and return how many; the rest wait
-    for the next run.
+def assign(session: Session, schedule: Schedule, run: ScheduleRun) -> int:
+    """Assign the oldest waiting requests to a run, and return their number.
+
+    At most as many lines and bytes as one batch can have; the rest wait for the next run.
     """
     session.flush()
     limits = {"most_lines": settings().max_batch_lines, "most_bytes": settings().max_file_bytes}
     with db.driver(session).cursor() as cursor:
-        cursor.execute(_SEAL, {"run_id": run.id, "schedule_id": schedule.id, **limits})
+        cursor.execute(_ASSIGN, {"run_id": run.id, "schedule_id": schedule.id, **limits})
         return cursor.rowcount
 
 
-def unseal(session: Session, run: ScheduleRun) -> None:
-    """Let the requests that a run never put into its file wait for the next one; a newer one of the
-    same custom_id counts instead.
+def release(session: Session, run: ScheduleRun) -> None:
+    """Let the requests that are assigned to a run, and in no file yet, wait for the next run.
+
+    A request whose custom_id waits already is dropped: the newer one counts.
     """
-    session.execute(UNSEAL, {"run_id": run.id})
+    session.execute(_RELEASE, {"run_id": run.id})
 
 
 def chunks(run_id: UUID) -> Iterator[bytes]:
-    """A run's requests as JSONL, in the order of arrival. Reads pages of about 3 MiB, each in a
-    transaction of its own.
+    """A run's requests as JSONL, in the order of arrival.
 
-    Gone if any of them is not in the inbox any more, so that nothing is ever taken for all of them
-    that is not.
+    Keyset pagination over ids: pages of about 3 MiB, each in a transaction of its own. RequestsGone
+    if any of them has left the inbox meanwhile: a part must never be taken for the whole.
     """
     with db.transaction() as session:
         sized = select(InboxRequest.id, func.octet_length(InboxRequest.line)).where(
@@ -159,18 +158,18 @@ def chunks(run_id: UUID) -> Iterator[bytes]:
         )
         left = session.execute(sized.order_by(InboxRequest.id)).all()
     if not left:
-        raise Gone
+        raise RequestsGone
     for page in _pages(left):
         yield b"".join(line + b"\n" for line in _lines(page))
 
 
 def forget(session: Session, run_id: UUID) -> None:
-    """Delete a run's requests, which are in its file now."""
+    """Delete a run's requests: they are in its input file now."""
     session.execute(delete(InboxRequest).where(InboxRequest.run_id == run_id))
 
 
 def discard(session: Session, schedule_id: UUID) -> int:
-    """Delete the requests that no run has sealed, and return how many."""
+    """Delete the requests that are assigned to no run, and return their number."""
     waiting = delete(InboxRequest).where(
         InboxRequest.schedule_id == schedule_id, InboxRequest.run_id.is_(None)
     )
@@ -178,8 +177,11 @@ def discard(session: Session, schedule_id: UUID) -> int:
 
 
 def _insert(session: Session, schedule: Schedule, lines: Mapping[str, bytes]) -> set[str]:
-    """The custom_ids that were not there. Waits for a run that is sealing one of them."""
-    # Ids of one process sort by creation: the order of arrival.
+    """Insert lines, and return the custom_ids that were new.
+
+    A conflict with a row that is being assigned to a run waits for that transaction's commit.
+    """
+    # Ids of one process sort by creation, so they keep the order of arrival.
     sent = {
         "schedule_id": schedule.id,
         "ids": [ids.new() for _ in lines],
@@ -192,9 +194,9 @@ def _insert(session: Session, schedule: Schedule, lines: Mapping[str, bytes]) ->
 
 
 def _known(session: Session, schedule: Schedule, lines: Mapping[str, bytes]) -> list[str]:
-    """The custom_ids that wait already, with the same lines.
+    """The custom_ids that wait already with the same line.
 
-    InvalidRequest if one waits with another line.
+    InvalidRequest if a custom_id waits with another line.
     """
     known = []
     with db.driver(session).cursor() as cursor:
@@ -214,20 +216,21 @@ def _known(session: Session, schedule: Schedule, lines: Mapping[str, bytes]) -> 
 
 
 def _pages(sized: Sequence[tuple[UUID, int]]) -> Iterator[list[UUID]]:
+    """The ids in pages of at most PAGE_ROWS rows and PAGE_BYTES bytes, or one longer line."""
     page: list[UUID] = []
-    room = PAGE_BYTES
+    free = PAGE_BYTES
     for id, size in sized:
-        if page and (len(page) == PAGE_ROWS or size > room):
+        if page and (len(page) == PAGE_ROWS or size > free):
             yield page
-            page, room = [], PAGE_BYTES
+            page, free = [], PAGE_BYTES
         page.append(id)
-        room -= size
+        free -= size
     yield page
 
 
 def _lines(page: list[UUID]) -> list[bytes]:
     with db.transaction() as session, psycopg.Cursor(db.driver(session)) as cursor:
-        # Binary: lines come as bytes and not as hex digits.
+        # The binary format: the text format sends bytes as hex digits, twice the size.
         cursor.execute(
             "SELECT line FROM inbox_requests WHERE id = ANY(%(page)s) ORDER BY id",
             {"page": page},
@@ -235,5 +238,5 @@ def _lines(page: list[UUID]) -> list[bytes]:
         )
         lines = [line for (line,) in cursor]
     if len(lines) < len(page):
-        raise Gone
+        raise RequestsGone
     return lines

@@ -1,4 +1,4 @@
-"""Runs that somebody asks for: now, or for instants that have passed."""
+"""Manual runs and backfills: runs that a request asks for."""
 
 from datetime import datetime
 from itertools import takewhile
@@ -10,10 +10,11 @@ from xalen_batch import db
 from xalen_batch.broker import Job
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Schedule, ScheduleRun
-from xalen_batch.schedules import overlap, runs
+from xalen_batch.schedules import fire, runs
 from xalen_batch.schedules.definition import Definition
-from xalen_batch.schedules.fire import MICROSECOND, bring_up_to_date
+from xalen_batch.schedules.misfire import MICROSECOND
 from xalen_batch.schedules.runs import Trigger
+from xalen_batch.schedules.start import Ended, Waits
 from xalen_batch.schedules.turn import Turn
 from xalen_batch.states import RunState
 
@@ -21,51 +22,44 @@ MOST_BACKFILLED = 100
 
 
 def run_now(session: Session, schedule: Schedule, as_of: datetime | None = None) -> ScheduleRun:
-    """Run a locked schedule now, beside its instants. InvalidRequest if `overlap` forbids it,
-    TooManyRequests if it would wait behind too many.
+    """Run a locked schedule now, beside its instants. Starts no other run that waits.
 
-    `as_of`: the moment whose dates it has, such as a night that failed; now unless given. Runs that
-    wait are left to the firing, so a request starts one run at most.
+    `as_of`: the moment that the placeholders stand for, such as a failed night; by default now.
+    InvalidRequest if `overlap` skips the run, TooManyRequests if too many runs wait already.
     """
-    bring_up_to_date(session, schedule, Turn(attempts=0))
+    fire.bring_up_to_date(session, schedule, Turn(attempts=0))
     now = db.now(session)
-    # Never a whole second: that might be an instant of the schedule's own.
+    # Instants are whole seconds: a manual run must never take the key of one.
     moment = now if now.microsecond else now + MICROSECOND
-    made = runs.record(
-        session, [runs.blank(schedule, moment, Trigger.MANUAL, RunState.WAITING, as_of=as_of)]
-    )
-    if not made:
+    run = runs.add(session, schedule, moment, Trigger.MANUAL, as_of=as_of)
+    if run is None:
         raise InvalidRequest(
             "The schedule was run at this very moment already. Try again.", code="run_in_progress"
         )
-    overlap.begin(
-        session, schedule, made[0], runs.unended(session, schedule), now, Turn(attempts=1)
-    )
-    if made[0].reason == "overlap" and made[0].state == RunState.SKIPPED:
+    unended = runs.unended(session, schedule)
+    outcome = fire.begin(session, schedule, run, unended, now, Turn(attempts=1))
+    if isinstance(outcome, Ended) and outcome.reason == "overlap":
         raise InvalidRequest(
-            f"{made[0].message} Wait for its end, or cancel its batch, or change the schedule's"
+            f"{outcome.message} Wait for its end, or cancel its batch, or change the schedule's"
             " `overlap`.",
             code="run_in_progress",
         )
-    if made[0].state == RunState.WAITING and (
-        refusal := runs.refuse_to_wait(session, schedule, new=1)
-    ):
-        raise refusal
+    if isinstance(outcome, Waits):
+        _refuse_beyond_cap(session, schedule, new=1)
     db.enqueue(session, Job.FIRE)
-    return made[0]
+    return run
 
 
 def backfill(
     session: Session, schedule: Schedule, start_at: datetime, end_at: datetime
 ) -> list[ScheduleRun]:
-    """Run a locked schedule's past instants in [start_at, end_at) that never ran, one after
-    another.
+    """Run a locked schedule's past instants in [start_at, end_at) that never ran.
 
-    Instants that were missed or skipped are taken up again; those that have run are left alone. At
-    most one run is started here, the firing starts the others. TooManyRequests, and nothing is
-    recorded, if more would wait than may.
+    Missed and skipped instants wait again; instants that have run stay as they are. At most one
+    run starts here, later turns start the others. TooManyRequests, with nothing recorded, if more
+    runs would wait than may.
     """
-    bring_up_to_date(session, schedule, Turn(attempts=0))
+    fire.bring_up_to_date(session, schedule, Turn(attempts=0))
     definition = Definition.model_validate(schedule.definition)
     now = db.now(session)
     instants = _to_backfill(definition, start_at, end_at, now)
@@ -82,20 +76,29 @@ def backfill(
         for instant in instants
         if instant not in known
     ]
-    taken_up = [run for run in known.values() if run.state in (RunState.MISSED, RunState.SKIPPED)]
-    for run in taken_up:
-        run.take_up(schedule, Trigger.BACKFILL.value, now)
-    found = sorted([*runs.record(session, blanks), *taken_up], key=lambda run: run.scheduled_for)
-    if found and (refusal := runs.refuse_to_wait(session, schedule, new=len(found))):
-        raise refusal
-    overlap.start_waiting(session, schedule, runs.unended(session, schedule), now, Turn(attempts=1))
+    again = [run for run in known.values() if run.state in (RunState.MISSED, RunState.SKIPPED)]
+    for run in again:
+        run.wait_again(schedule, Trigger.BACKFILL.value, now)
+    found = sorted([*runs.record(session, blanks), *again], key=lambda run: run.scheduled_for)
+    if found:
+        _refuse_beyond_cap(session, schedule, new=len(found))
+    unended = runs.unended(session, schedule)
+    fire.start_waiting(session, schedule, unended, now, Turn(attempts=1))
     db.enqueue(session, Job.FIRE)
     return found
+
+
+def _refuse_beyond_cap(session: Session, schedule: Schedule, *, new: int) -> None:
+    """TooManyRequests if `new` runs that were just recorded are too many to wait."""
+    refusal = runs.refuse_to_wait(session, schedule, new=new)
+    if refusal is not None:
+        raise refusal
 
 
 def _to_backfill(
     definition: Definition, start_at: datetime, end_at: datetime, now: datetime
 ) -> list[datetime]:
+    """The schedule's past instants in [start_at, end_at). InvalidRequest if none or too many."""
     if definition.inbox is not None:
         raise InvalidRequest(
             "A schedule with an inbox has nothing to backfill: its requests wait for the next run."
@@ -103,8 +106,9 @@ def _to_backfill(
             param="from",
         )
     instants = []
+    end = min(end_at, now)
     for instant in takewhile(
-        lambda instant: instant < min(end_at, now), definition.fires(start_at - MICROSECOND)
+        lambda instant: instant < end, definition.fires(start_at - MICROSECOND)
     ):
         instants.append(instant)
         if len(instants) > MOST_BACKFILLED:

@@ -1,6 +1,6 @@
-"""What a rehearsal reads: a schedule's file with all its faults.
+"""Preflight, the part for a process of its own: find the errors in a schedule's file.
 
-Done in a process of its own, so this imports no database.
+Imports no database.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,9 +17,11 @@ from xalen_batch.validation.lines import scan
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsal:
-    """The file at `key`: a template that is filled as of a moment, or without one an input file
-    that is run as it is.
+class FileCheck:
+    """A check of the file at `key`. Called in another process.
+
+    With a `moment` the file is a template, filled as of that moment; without one it is an input
+    file, which runs unchanged.
     """
 
     key: str
@@ -29,41 +31,45 @@ class Rehearsal:
     moment: Moment | None
 
     def __call__(self) -> Faults:
-        """storage.UNAVAILABLE."""
-        faults, named = Faults(), set[str]()
+        """The errors of the file. Raises storage.UNAVAILABLE; FileNotFoundError if the file is gone."""
+        faults = Faults()
+        named: set[str] = set()
         chunks = storage.chunks(self.key)
-        content = (
-            _unfilled(chunks, faults)
-            if self.moment is None
-            else _filled(chunks, self.moment, faults)
-        )
+        if self.moment is None:
+            content = _unfilled(chunks, faults)
+        else:
+            content = _filled(chunks, self.moment, faults)
         for line in scan(content, endpoint=self.endpoint, models=self.models):
             if isinstance(line, Fault):
                 faults.add(line)
             else:
                 named.add(line.model)
         for model in sorted(named):
-            if fault := refused(model, self.terms):
+            fault = refused(model, self.terms)
+            if fault is not None:
                 faults.add(fault)
         return faults
 
 
 def _unfilled(chunks: Iterable[bytes], faults: Faults) -> Iterator[bytes]:
-    """A file that is run as it is. That it holds placeholders can only be a mistake."""
+    """The chunks of an input file. A placeholder in it is an error: nothing would replace it."""
     found, tail = None, b""
     for chunk in chunks:
-        if found is None and (found := templates.first(tail + chunk)):
-            message = (
-                f"The file holds {found}, and `input_file_id` sends it as it is. Name the file in"
-                " `template_file_id` instead."
-            )
-            faults.add(Fault("placeholder_in_input_file", message))
+        if found is None:
+            found = templates.first(tail + chunk)
+            if found is not None:
+                message = (
+                    f"The file holds {found}, and `input_file_id` sends it as it is. Name the file"
+                    " in `template_file_id` instead."
+                )
+                faults.add(Fault("placeholder_in_input_file", message))
+        # A placeholder may lie across two chunks.
         tail = chunk[-templates.LONGEST :]
         yield chunk
 
 
 def _filled(chunks: Iterable[bytes], moment: Moment, faults: Faults) -> Iterator[bytes]:
-    """A template as a run of this moment reads it. Its errors are added to the faults."""
+    """The chunks of a template, filled as of a moment. Adds its errors to `faults`."""
     try:
         yield from capped(rendered(chunks, moment, faults.add))
     except Unfit as unfit:

@@ -1,8 +1,6 @@
-"""Rotation: accounts fire in turn (round robin), one schedule each, so a thousand due schedules of
-one delay no other.
+"""Rotation: accounts fire round robin, one schedule each, so no account delays another.
 
-Due schedules are read again every half second, so one that comes due meanwhile takes its place in
-the round.
+Due schedules are read again every half second: one that comes due meanwhile joins the round.
 """
 
 import time
@@ -14,17 +12,17 @@ from uuid import UUID
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.schedules.turn import Turn
 
-# Seconds between two readings of what is due.
+# Seconds between two readings of the due schedules.
 READ_EVERY = 0.5
-# Seconds before the same schedule is advanced again, unless its last turn was cut short.
+# Seconds between two turns of a schedule, unless the first was cut short.
 REST = 1.0
 NEVER = float("-inf")
 
 
-class Due(NamedTuple):
-    """A schedule with something to do.
+class DueSchedule(NamedTuple):
+    """A schedule that is due.
 
-    `only_waits`: no instant has come and no run has ended; runs wait to start.
+    `only_waits`: runs wait to start; no instant has come and no run has ended.
     """
 
     id: UUID
@@ -33,22 +31,23 @@ class Due(NamedTuple):
 
 
 class Rotation:
-    """Whose schedule is advanced next, for as long as any is due."""
+    """The order in which schedules have their turns. Used by the one thread that fires."""
 
     def __init__(
-        self, read: Callable[[], Sequence[Due]], clock: Callable[[], float] = time.monotonic
+        self, read: Callable[[], Sequence[DueSchedule]], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._read = read
         self._clock = clock
         self._stale_at = clock()
         # The ring: the first account is next.
-        self._queues: dict[Owner, deque[Due]] = {}
+        self._queues: dict[Owner, deque[DueSchedule]] = {}
+        # When each account and each schedule last had a turn.
         self._served: dict[Owner, float] = {}
         self._advanced: dict[UUID, float] = {}
         self._refused: dict[Owner, Turn] = {}
 
-    def next(self) -> Due | None:
-        """The next schedule to advance. None: nothing is due that was not advanced just now."""
+    def next(self) -> DueSchedule | None:
+        """The next schedule to advance. None if every due schedule has just had its turn."""
         if not self._queues or self._clock() >= self._stale_at:
             self._read_again()
         if not self._queues:
@@ -61,19 +60,16 @@ class Rotation:
         self._served[owner] = self._advanced[due.id] = self._clock()
         return due
 
-    def turn(self, due: Due) -> Turn:
-        """A new turn for a schedule.
-
-        Its account's refusal holds until what is due is read again.
-        """
+    def turn(self, due: DueSchedule) -> Turn:
+        """A new turn of a schedule. A refusal of its account holds until the next reading."""
         refused = self._refused.get(due.owner)
         return Turn() if refused is None else Turn(refusal=refused.refusal)
 
-    def end(self, due: Due, turn: Turn) -> None:
-        """Note how a turn went."""
+    def end(self, due: DueSchedule, turn: Turn) -> None:
+        """Note the results of a turn."""
         if turn.refusal is not None:
-            # Instants that come are recorded all the same; only runs that wait are left until the
-            # next reading.
+            # Instants are still recorded: only schedules whose runs just wait are dropped, until
+            # the next reading.
             self._refused[due.owner] = turn
             self._drop(due.owner, only_waits=True)
         elif turn.has_more:
@@ -81,14 +77,15 @@ class Rotation:
             self._queues.setdefault(due.owner, deque()).append(due)
 
     def leave(self, owner: Owner) -> None:
-        """Leave an account to the worker that is firing it."""
+        """Leave an account to the worker that fires it."""
         self._drop(owner, only_waits=False)
 
     def _drop(self, owner: Owner, *, only_waits: bool) -> None:
-        """Take an account's schedules out of the round until they have rested, or those of them
-        where runs only wait.
+        """Take an account's schedules out of the round until they have rested.
+
+        `only_waits`: leave those in where an instant has come or a run has ended.
         """
-        kept = deque[Due]()
+        kept = deque[DueSchedule]()
         for due in self._queues.pop(owner, ()):
             if only_waits and not due.only_waits:
                 kept.append(due)
@@ -103,9 +100,9 @@ class Rotation:
         self._stale_at = now + READ_EVERY
         self._refused.clear()
         self._advanced = {one.id: self._advanced[one.id] for one in due if one.id in self._advanced}
-        queues: dict[Owner, deque[Due]] = {}
-        # Within an account, the schedule advanced longest ago is next; the sort keeps the order of
-        # reading among the others.
+        queues: dict[Owner, deque[DueSchedule]] = {}
+        # Within an account, the schedule advanced longest ago is next. The sort is stable: those
+        # never advanced keep the order of the reading.
         for one in sorted(due, key=lambda one: self._advanced.get(one.id, NEVER)):
             if now - self._advanced.get(one.id, NEVER) >= REST:
                 queues.setdefault(one.owner, deque()).append(one)

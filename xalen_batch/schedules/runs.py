@@ -1,8 +1,8 @@
-"""Runs: how each one is recorded, how it ends, and how it is shown."""
+"""Runs: record them, end them, and read them for the API."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
@@ -20,16 +20,19 @@ from xalen_batch.config import settings
 from xalen_batch.errors import TooManyRequests
 from xalen_batch.models import Batch, ConsumedObject, Invoice, Schedule, ScheduleRun
 from xalen_batch.paging import Page
-from xalen_batch.schedules import inbox
+from xalen_batch.schedules import inbox, misfire
 from xalen_batch.schedules.definition import Definition
+from xalen_batch.schedules.misfire import Miss
 from xalen_batch.states import OPEN_RUNS, TERMINAL, BatchStatus, RunState, ScheduleStatus
 
 logger = log.get(__name__)
 
-# How many of a schedule's latest runs are told with it.
+# Latest runs that the API shows with a schedule.
 RECENT = 14
-# Runs that one transaction brings to their ends.
+# Runs that one transaction ends.
 ENDED_AT_ONCE = 100
+# New rules of a time zone make a fire earlier by at most this.
+LONGEST_SHIFT = timedelta(hours=3)
 
 
 class Trigger(StrEnum):
@@ -40,9 +43,9 @@ class Trigger(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The batch of a run, and what it cost: exact USD, None before its invoice is issued.
+    """The batch of a run and its exact cost in USD, None before the invoice is issued.
 
-    `opens_at`: when the execution window opens that the batch waits for.
+    `opens_at`: the opening of the execution window that the batch waits for.
     """
 
     batch_id: UUID | None = None
@@ -51,10 +54,9 @@ class Outcome:
 
 
 def unended(session: Session, schedule: Schedule) -> list[ScheduleRun]:
-    """A schedule's runs that have not ended, the oldest instant first.
+    """A schedule's open runs whose batches have not ended, the oldest instant first.
 
-    Runs whose batches have ended are ended here, ENDED_AT_ONCE of them; the rest have their turn
-    later, and are in the list no more.
+    Ends runs whose batches have ended, at most ENDED_AT_ONCE; the next turns end the others.
     """
     rows = (
         select(ScheduleRun, Batch.status)
@@ -65,14 +67,13 @@ def unended(session: Session, schedule: Schedule) -> list[ScheduleRun]:
     )
     found = session.execute(rows).all()
     over = [run for run, status in found if run.state == RunState.RUNNING and status in TERMINAL]
-    _end_with_batches(session, schedule, over[:ENDED_AT_ONCE])
+    if over:
+        _end_with_batches(session, schedule, over[:ENDED_AT_ONCE])
     ended = {run.id for run in over}
     return [run for run, _ in found if run.id not in ended]
 
 
 def _end_with_batches(session: Session, schedule: Schedule, over: Sequence[ScheduleRun]) -> None:
-    if not over:
-        return
     rows = (
         select(Batch)
         .where(Batch.run_id.in_([run.id for run in over]))
@@ -83,57 +84,51 @@ def _end_with_batches(session: Session, schedule: Schedule, over: Sequence[Sched
         batch = of_runs[run.id]
         end(session, schedule, run, *_verdict(batch))
         if batch.status == BatchStatus.FAILED:
-            # Nothing of them has run: the next run takes them again, and requests that are in no
-            # file.
+            # No line has run: the next run takes the objects again, and the requests that are in
+            # no file.
             session.execute(
                 delete(ConsumedObject).where(
                     ConsumedObject.schedule_id == schedule.id, ConsumedObject.run_id == run.id
                 )
             )
             if schedule.deleted_at is None:
-                # Lock order: the account's lock before its tally of the inbox, which this changes.
+                # Lock order: the account's lock before its tally, which a trigger updates.
                 quotas.lock(session, Owner(schedule.account_id, schedule.livemode))
-                inbox.unseal(session, run)
+                inbox.release(session, run)
 
 
 def _verdict(batch: Batch) -> tuple[RunState, str | None, str | None]:
+    """The state, reason and message of a run whose batch has ended."""
     name = ids.render("batch", batch.id)
     match BatchStatus(batch.status):
         case BatchStatus.COMPLETED if batch.completed or not batch.total:
             return RunState.SUCCEEDED, None, None
         case BatchStatus.COMPLETED:
-            return (
-                RunState.FAILED,
-                "no_line_succeeded",
-                f"No request of {name} succeeded; its error file says why.",
-            )
-        case BatchStatus.FAILED if (error := _quota_error(batch)) is not None:
-            return RunState.FAILED, error["code"], f"{name} did not start. {error['message']}"
+            reason = "no_line_succeeded"
+            message = f"No request of {name} succeeded; its error file says why."
         case BatchStatus.FAILED:
-            return (
-                RunState.FAILED,
-                "batch_failed",
-                f"{name} did not pass validation; its `errors` name every line.",
-            )
+            error = _quota_error(batch)
+            if error is None:
+                reason = "batch_failed"
+                message = f"{name} did not pass validation; its `errors` name every line."
+            else:
+                reason, message = error["code"], f"{name} did not start. {error['message']}"
         case BatchStatus.EXPIRED:
+            reason = "batch_expired"
             left = batch.total - batch.completed
-            return (
-                RunState.FAILED,
-                "batch_expired",
-                (
-                    f"{name} ran out of its completion window; {left:,} of {batch.total:,} requests"
-                    " did not succeed."
-                ),
+            message = (
+                f"{name} ran out of its completion window; {left:,} of {batch.total:,} requests"
+                " did not succeed."
             )
         case _:
             return RunState.CANCELLED, "batch_cancelled", f"{name} was cancelled."
+    return RunState.FAILED, reason, message
 
 
 def _quota_error(batch: Batch) -> dict[str, Any] | None:
-    """What a batch failed for that had no fault of its own."""
-    return next(
-        (error for error in batch.errors or () if error["code"] in quotas.FAULTS.values()), None
-    )
+    """The batch's error if it failed by a quota and not by its own lines."""
+    codes = quotas.FAULTS.values()
+    return next((error for error in batch.errors or () if error["code"] in codes), None)
 
 
 def end(
@@ -144,7 +139,7 @@ def end(
     reason: str | None = None,
     message: str | None = None,
 ) -> None:
-    """Bring a run to its end, count it, and pause its schedule after too many failures in a row."""
+    """End a run and count it. Pause the schedule after too many failed runs in a row."""
     now = db.now(session)
     run.move(schedule, to, now, reason=reason, message=message)
     fields = {
@@ -157,7 +152,7 @@ def end(
         schedule.failures = 0
         logger.info("schedule.run_succeeded", **fields)
         return
-    # An empty night is nothing to be warned of where its owner says so.
+    # Not a warning: with `on_empty: skip` its owner expects empty nights.
     write = logger.info if (to, reason) == (RunState.SKIPPED, "empty") else logger.warning
     write("schedule.run_not_succeeded", state=to.value, **fields)
     if to is RunState.FAILED:
@@ -169,28 +164,29 @@ def _pause_if_failing(schedule: Schedule, now: datetime) -> None:
     most = Definition.model_validate(schedule.definition).pause_on_failure
     if most is None or schedule.failures < most or schedule.status != ScheduleStatus.ACTIVE:
         return
-    note = (
-        f"{schedule.failures} runs in a row failed." if schedule.failures > 1 else "A run failed."
-    )
+    note = "A run failed."
+    if schedule.failures > 1:
+        note = f"{schedule.failures} runs in a row failed."
     schedule.pause(now, f"{note} Paused by pause_on_failure: {most}.")
     logger.warning("schedule.paused", schedule_id=schedule.id, failures=schedule.failures)
 
 
 def refuse_to_wait(session: Session, schedule: Schedule, *, new: int) -> TooManyRequests | None:
-    """Why `new` runs that were just recorded may not wait: too many of the schedule do, or of its
-    account. None: they may.
+    """The refusal of `new` runs that were just recorded as waiting; None if they may wait.
 
-    Takes the account's lock.
+    Both the account and the schedule have a cap of waiting runs. Takes the account's lock.
     """
     session.flush()
     owner = Owner(schedule.account_id, schedule.livemode)
     quotas.lock(session, owner)
-    if excess := quotas.excess(session, owner, {Quota.WAITING_RUNS: new}, is_recorded=True):
+    excess = quotas.excess(session, owner, {Quota.WAITING_RUNS: new}, is_recorded=True)
+    if excess is not None:
         return excess.refusal()
     of_schedule = select(func.count()).where(
         ScheduleRun.schedule_id == schedule.id, ScheduleRun.state == RunState.WAITING
     )
-    held, most = session.execute(of_schedule).scalar_one() - new, settings().schedule_waiting_runs
+    held = session.execute(of_schedule).scalar_one() - new
+    most = settings().schedule_waiting_runs
     if held + new <= most:
         return None
     message = (
@@ -232,10 +228,9 @@ def _opens_at(batch: Batch, now: datetime) -> datetime | None:
 
 
 def recent(session: Session, schedules: Sequence[Schedule]) -> dict[UUID, list[ScheduleRun]]:
-    """The latest runs of each schedule by the instants they are for, the oldest first."""
+    """The latest runs of each schedule by their instants, the oldest first."""
     found: dict[UUID, list[ScheduleRun]] = {schedule.id: [] for schedule in schedules}
-    # One after another by the key of their instants; a sort of all runs would grow with every
-    # night.
+    # LATERAL with LIMIT: a few index entries of each schedule. A sort would read all its runs.
     of_one = (
         select(ScheduleRun)
         .where(ScheduleRun.schedule_id == Schedule.id)
@@ -256,10 +251,58 @@ def recent(session: Session, schedules: Sequence[Schedule]) -> dict[UUID, list[S
 
 
 def lag(run: ScheduleRun) -> float | None:
-    """Seconds from the instant to the creation of its batch; jitter, waiting and lateness all
-    count.
-    """
-    return None if run.fired_at is None else (run.fired_at - run.scheduled_for).total_seconds()
+    """Seconds from the instant to the creation of its batch, with jitter and waiting."""
+    if run.fired_at is None:
+        return None
+    return (run.fired_at - run.scheduled_for).total_seconds()
+
+
+def last_fired(session: Session, schedule: Schedule, first: datetime) -> datetime:
+    """A time before which no instant of a schedule is lost if its zone's rules have changed."""
+    last = session.scalar(
+        select(func.max(ScheduleRun.scheduled_for)).where(
+            ScheduleRun.schedule_id == schedule.id,
+            ScheduleRun.trigger == Trigger.SCHEDULE,
+            ScheduleRun.scheduled_for < first,
+        )
+    )
+    return max(last or schedule.updated_at, schedule.updated_at, first - LONGEST_SHIFT)
+
+
+def add(
+    session: Session,
+    schedule: Schedule,
+    scheduled_for: datetime,
+    trigger: Trigger,
+    *,
+    as_of: datetime | None = None,
+) -> ScheduleRun | None:
+    """Record a new run that waits. None if its instant has a run already."""
+    row = blank(schedule, scheduled_for, trigger, RunState.WAITING, as_of=as_of)
+    recorded = record(session, [row])
+    return recorded[0] if recorded else None
+
+
+def record_missed(
+    session: Session, schedule: Schedule, missed: Sequence[tuple[datetime, Miss]], now: datetime
+) -> None:
+    """Record instants as missed, each with its reason, and count them."""
+    rows = [
+        blank(schedule, instant, Trigger.SCHEDULE, RunState.MISSED)
+        | {"reason": reason.value, "message": misfire.MESSAGES[reason], "ended_at": now}
+        for instant, reason in missed
+    ]
+    recorded = record(session, rows)
+    if recorded:
+        schedule.count(RunState.MISSED, len(recorded))
+        logger.warning(
+            "schedule.run_missed",
+            schedule_id=schedule.id,
+            number=len(recorded),
+            first=min(run.scheduled_for for run in recorded).isoformat(),
+            last=max(run.scheduled_for for run in recorded).isoformat(),
+            reasons=sorted({str(run.reason) for run in recorded}),
+        )
 
 
 def blank(
@@ -270,7 +313,7 @@ def blank(
     *,
     as_of: datetime | None = None,
 ) -> dict[str, object]:
-    """The columns of a new run, with what the schedule says now."""
+    """The columns of a new run, with the schedule's present definition."""
     return {
         "id": ids.new(),
         "schedule_id": schedule.id,
@@ -283,10 +326,13 @@ def blank(
 
 
 def record(session: Session, rows: Sequence[dict[str, object]]) -> list[ScheduleRun]:
-    """New runs, in order; an instant that has a run already is left as it is."""
+    """Insert runs, and return those inserted, oldest first.
+
+    The unique key skips an instant that has a run already.
+    """
     if not rows:
         return []
-    # By the clock that decides what is late, whatever the column's default goes by.
+    # Set here: a test's clock replaces now() in statements, but not in the column's default.
     statement = (
         insert(ScheduleRun)
         .values(created_at=func.now())

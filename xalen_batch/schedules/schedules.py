@@ -1,9 +1,9 @@
-"""The schedules of an account: made, read, changed, paused and deleted.
+"""Schedules of an account: create, read, change, pause, resume and delete them.
 
-What has run keeps what it ran with.
+Each run keeps the definition that it was recorded with.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
@@ -17,17 +17,19 @@ from xalen_batch.models import Schedule
 from xalen_batch.paging import Page
 from xalen_batch.schedules import fire, inbox, runs
 from xalen_batch.schedules.definition import Definition
+from xalen_batch.schedules.misfire import MICROSECOND
 from xalen_batch.states import OnInvalid, RunState, ScheduleStatus
 
 logger = log.get(__name__)
 
+# Characters of a pause's note.
 MOST_NOTE = 500
 
 
 def create(session: Session, owner: Owner, definition: Definition) -> Schedule:
-    """A schedule that fires from now on.
+    """Create a schedule, which fires from now on.
 
-    InvalidRequest for one that could never work, TooManyRequests for one too many.
+    InvalidRequest if it could never work, TooManyRequests beyond the account's quota.
     """
     quotas.admit(session, owner, {Quota.SCHEDULES: 1})
     now = db.now(session)
@@ -49,19 +51,19 @@ def create(session: Session, owner: Owner, definition: Definition) -> Schedule:
 
 
 def get(session: Session, owner: Owner, public_id: str) -> Schedule:
-    """NotFound if there is none, or none any more, for this owner."""
+    """A schedule of this owner. NotFound if it does not exist or is deleted."""
     return _one(session, public_id, _visible(owner).where(Schedule.deleted_at.is_(None)))
 
 
 def past(session: Session, owner: Owner, public_id: str) -> Schedule:
-    """As `get`, and one that was deleted too: its runs stay."""
+    """As `get`, and finds deleted schedules too: their runs stay."""
     return _one(session, public_id, _visible(owner))
 
 
 def lock(session: Session, owner: Owner, public_id: str) -> Schedule:
-    """As `get`; nobody fires or changes it before this transaction ends.
+    """As `get`, with the row locked: no other transaction fires or changes the schedule.
 
-    Requests may still arrive in its inbox.
+    FOR NO KEY UPDATE: requests may still arrive in its inbox.
     """
     return _one(
         session,
@@ -71,7 +73,7 @@ def lock(session: Session, owner: Owner, public_id: str) -> Schedule:
 
 
 def keep(session: Session, owner: Owner, public_id: str) -> Schedule:
-    """As `get`; nobody deletes it before this transaction ends. It may fire meanwhile."""
+    """As `get`, with a lock against deletion: FOR KEY SHARE. The schedule may fire meanwhile."""
     return _one(
         session,
         public_id,
@@ -97,18 +99,17 @@ def page(
 
 
 def change(session: Session, owner: Owner, schedule: Schedule, definition: Definition) -> None:
-    """Give a locked schedule another definition. Instants that have come are fired by the old one
-    first.
+    """Replace the definition of a locked schedule, after firing the instants that have come.
 
-    InvalidRequest if requests wait in its inbox that could not be run by the new one.
+    InvalidRequest if requests wait in its inbox and the new definition could not run them.
     """
     before = Definition.model_validate(schedule.definition)
     may_strand = before.inbox is not None and (
         definition.inbox is None or definition.endpoint != before.endpoint
     )
     if may_strand:
-        # Waits for requests that are arriving, and keeps others out; before a run seals one that
-        # they wait for.
+        # FOR UPDATE waits for requests that are arriving, and keeps others out. Lock order: before
+        # a run that starts below assigns requests, which arriving ones may wait for.
         session.execute(select(Schedule.id).where(Schedule.id == schedule.id).with_for_update())
     fire.bring_up_to_date(session, schedule)
     if may_strand:
@@ -116,20 +117,24 @@ def change(session: Session, owner: Owner, schedule: Schedule, definition: Defin
     now = db.now(session)
     if definition.when != before.when:
         definition.check_to_come(now)
-    pending = schedule.next_fire_at and schedule.next_fire_at - before.delay(schedule.id)
+    pending = None
+    if schedule.next_fire_at is not None:
+        pending = schedule.next_fire_at - before.delay(schedule.id)
     _define(session, owner, schedule, definition, now)
     if schedule.status != ScheduleStatus.PAUSED:
-        # An instant that has come, and waits for the schedule's jitter alone, is still to be fired.
-        after = now if pending is None or pending > now else pending - timedelta(microseconds=1)
+        # An instant that has come but waits for the jitter still fires.
+        after = now
+        if pending is not None and pending <= now:
+            after = pending - MICROSECOND
         schedule.aim(definition.next_fire(schedule.id, after))
     schedule.updated_at = now
     session.flush()
 
 
 def pause(session: Session, schedule: Schedule, note: str | None) -> None:
-    """Fire a locked schedule no more until it is resumed.
+    """Stop a locked schedule from firing until it is resumed.
 
-    Instants that pass meanwhile are not made up for.
+    Instants that come meanwhile never run.
     """
     if note is not None and len(note) > MOST_NOTE:
         raise InvalidRequest(
@@ -144,7 +149,7 @@ def pause(session: Session, schedule: Schedule, note: str | None) -> None:
 
 
 def resume(session: Session, schedule: Schedule) -> None:
-    """Fire a locked schedule again, from the next instant on; its failures are forgiven."""
+    """Let a locked schedule fire again from its next instant on, and reset its failures."""
     if schedule.status == ScheduleStatus.PAUSED:
         now = db.now(session)
         schedule.aim(Definition.model_validate(schedule.definition).next_fire(schedule.id, now))
@@ -154,12 +159,12 @@ def resume(session: Session, schedule: Schedule) -> None:
 
 
 def delete(session: Session, owner: Owner, public_id: str, *, discard_requests: bool) -> int:
-    """Fire it no more. Its runs, batches and invoices stay. Returns how many requests its inbox
-    lost.
+    """Delete a schedule, and return the number of discarded requests.
 
-    InvalidRequest while requests wait in its inbox, unless they are to be discarded.
+    Its runs, batches and invoices stay. InvalidRequest while requests wait in its inbox, unless
+    `discard_requests`.
     """
-    # Waits for requests that are arriving, and keeps others out.
+    # FOR UPDATE waits for requests that are arriving, and keeps others out.
     schedule = _one(
         session, public_id, _visible(owner).where(Schedule.deleted_at.is_(None)).with_for_update()
     )
@@ -190,7 +195,9 @@ def delete(session: Session, owner: Owner, public_id: str, *, discard_requests: 
 
 
 def _refuse_to_strand(session: Session, schedule: Schedule, param: str) -> None:
-    if waiting := inbox.pending(session, [schedule.id])[schedule.id]:
+    """InvalidRequest, about `param`, if requests wait in the inbox."""
+    waiting = inbox.pending(session, [schedule.id])[schedule.id]
+    if waiting:
         raise InvalidRequest(
             f"{param}: {waiting:,} request{' waits' if waiting == 1 else 's wait'} in its inbox."
             " Run it first, then change it.",
@@ -204,14 +211,15 @@ def _define(
 ) -> None:
     definition.check(now)
     schedule.name = definition.name
-    # A process of the version before refuses fields that it does not know.
+    # Leave out the default: a process of the previous version refuses fields it does not know.
     unsaid = {"on_invalid"} if definition.on_invalid == OnInvalid.FAIL else set[str]()
     schedule.definition = definition.model_dump(mode="json", exclude=unsaid)
-    # Looked at while it is still the schedule's: one that is past its time is kept by that alone.
-    file = definition.file_id and batches.input_file(
-        session, owner, definition.file_id, param=definition.file_param
-    )
-    schedule.file_id = file.id if file else None
+    # Read the file before `file_id` changes: an expired file is kept only by its schedule.
+    file_id = None
+    if definition.file_id:
+        param = definition.file_param
+        file_id = batches.input_file(session, owner, definition.file_id, param=param).id
+    schedule.file_id = file_id
 
 
 def _visible(owner: Owner) -> Select[Schedule]:

@@ -1,9 +1,8 @@
-"""Sources: objects that others have put into a folder by the time a schedule fires, each taken by
-one run.
+"""Sources: objects that other parties put into a folder; each object is taken by one run.
 
-A `prefix` is below the account's own part of the server's storage, `drop/<account id
-hex>/<test|live>/`; a `folder` is below one of the drop roots that the operator allows, whose
-contents are for every account.
+A `prefix` lies below the account's own part of the server's storage, `drop/<account id
+hex>/<test|live>/`. A `folder` lies below one of the drop roots that the operator allows, which all
+accounts can read.
 """
 
 import os
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ from xalen_batch.schedules.templates import Moment
 from xalen_batch.storage import marks
 
 UTF8_BOM = b"\xef\xbb\xbf"
-# Any moment: how the path of a source may be written does not depend on it.
+# Any moment: whether a path is valid does not depend on it.
 SOME_MOMENT = Moment(datetime(2026, 1, 31, tzinfo=UTC), ZoneInfo("UTC"), "run_0")
-# What the index over consumed objects has room for, in bytes.
+# Bytes. The primary key of consumed_objects has to fit into an index page.
 LONGEST_PATH = 1_024
 TAKEN = text(
     "SELECT path, version FROM consumed_objects WHERE schedule_id = :schedule_id AND path ="
@@ -48,11 +48,11 @@ TAKE = text(
 
 
 class NotReady(Exception):
-    """The marker is not there."""
+    """The ready marker is missing."""
 
 
-class Gone(Exception):
-    """An object of a manifest is gone or is not what it was."""
+class ObjectGone(Exception):
+    """An object of a manifest is gone or has changed."""
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path[:QUOTED_CHARS]!r} {problem}")
@@ -61,11 +61,12 @@ class Gone(Exception):
 
 
 def check(owner: Owner, source: Source) -> None:
-    """InvalidRequest for a source that could never be read: a path that leads out of where it may
-    lie, a wrong placeholder. Unavailable.
+    """InvalidRequest for a source that could never be read.
+
+    Its path leaves its base, or a placeholder is wrong. Unavailable if the file system hangs.
     """
     try:
-        timeout.look(_share(source), lambda: _place(owner, source, SOME_MOMENT))
+        timeout.call(_share(source), lambda: _place(owner, source, SOME_MOMENT))
     except TimeoutError:
         raise Unavailable(
             "The place of this source does not answer right now. Send the request again in a few"
@@ -77,25 +78,24 @@ def check(owner: Owner, source: Source) -> None:
 
 
 def location(owner: Owner, source: Source) -> str:
-    """Where its objects are to be put: a path on the server, or one below its storage folder."""
+    """The place for a source's objects: a path on the server, or one below its storage folder."""
     return source.folder or "/".join((*_own(owner).below, source.prefix or ""))
 
 
 def find(
     session: Session, schedule: Schedule, source: Source, moment: Moment
 ) -> list[dict[str, Any]]:
-    """The objects that a run is to read, {path, size, version}, sorted by path: those that match
-    and that no run has taken.
+    """The matching objects that no run has taken, {path, size, version}, sorted by path.
 
-    NotReady without the marker; InvalidRequest if they cannot be read, or are too many or too large
-    for one batch; storage.UNAVAILABLE.
+    NotReady if the marker is missing; InvalidRequest if the objects cannot be read, or are too many
+    or too large for one batch; storage.UNAVAILABLE.
     """
     owner = Owner(schedule.account_id, schedule.livemode)
     pattern = _filled(source.pattern, "source.pattern", moment)
-    marker = source.ready_marker and "/".join(
-        _steps(source.ready_marker, "source.ready_marker", moment)
-    )
-    place, files = timeout.look(_share(source), lambda: _listed(owner, source, moment, marker))
+    marker = None
+    if source.ready_marker is not None:
+        marker = "/".join(_steps(source.ready_marker, "source.ready_marker", moment))
+    place, files = timeout.call(_share(source), lambda: _listed(owner, source, moment, marker))
     with _named(place):
         objects = [
             found for found in files if found.path != marker and fnmatchcase(found.path, pattern)
@@ -110,7 +110,8 @@ def find(
 def _listed(
     owner: Owner, source: Source, moment: Moment, marker: str | None
 ) -> tuple["_Place", list[Found]]:
-    # Nothing is missing in a store that is away.
+    """A source's place and its files. NotReady if the marker is missing."""
+    # Check the store first: in an unavailable store every object seems missing.
     confirm(source)
     place = _place(owner, source, moment)
     with _named(place):
@@ -122,7 +123,7 @@ def _listed(
 
 
 def confirm(source: Source) -> None:
-    """Raise marks.Elsewhere if a source lies in the store and the store is away."""
+    """Raise marks.Elsewhere if a source lies in the server's storage and that is unavailable."""
     if source.folder is None:
         marks.confirm()
 
@@ -130,35 +131,39 @@ def confirm(source: Source) -> None:
 def take(
     session: Session, schedule: Schedule, run: ScheduleRun, manifest: Sequence[dict[str, Any]]
 ) -> None:
-    """Pin what a run reads.
+    """Pin the objects that a run reads.
 
-    No later run finds these versions of the objects, unless its source repeats.
+    Later runs do not find these versions of the objects, unless the source has `repeat`.
     """
     run.manifest = list(manifest)
     session.flush()
-    paths, versions = ([entry[name] for entry in manifest] for name in ("path", "version"))
-    session.execute(
-        TAKE, {"schedule_id": schedule.id, "run_id": run.id, "paths": paths, "versions": versions}
-    )
+    taken = {
+        "schedule_id": schedule.id,
+        "run_id": run.id,
+        "paths": [entry["path"] for entry in manifest],
+        "versions": [entry["version"] for entry in manifest],
+    }
+    session.execute(TAKE, taken)
 
 
 def chunks(owner: Owner, source: Source, manifest: Sequence[dict[str, Any]]) -> Iterator[bytes]:
-    """The objects one after another, each without a byte order mark and with a newline at its end.
+    """The objects in order, each without a byte order mark and with a newline at its end.
 
-    Gone, at once or after some of its bytes, for one that is not as it was pinned. storage.UNAVAILABLE.
+    ObjectGone, perhaps after some of an object's bytes, if it is not as it was pinned. storage.UNAVAILABLE.
     """
     share = _share(source)
     for entry in manifest:
         read = _read(owner, source, entry)
         try:
-            while (chunk := timeout.look(share, lambda read=read: next(read, None))) is not None:  # type: ignore[misc]
+            # Each read may hang, so each has the timeout.
+            while (chunk := timeout.call(share, partial(next, read, None))) is not None:
                 yield chunk
         except PermissionError:
-            raise Gone(entry["path"], "cannot be read: permission denied") from None
+            raise ObjectGone(entry["path"], "cannot be read: permission denied") from None
         except OSError as error:
             if error.errno not in folders.NOT_THERE:
                 raise
-            raise Gone(entry["path"], "is gone") from None
+            raise ObjectGone(entry["path"], "is gone") from None
 
 
 def _read(owner: Owner, source: Source, entry: dict[str, Any]) -> Iterator[bytes]:
@@ -171,19 +176,23 @@ def _read(owner: Owner, source: Source, entry: dict[str, Any]) -> Iterator[bytes
             size, last = size + len(chunk), chunk[-1:]
         _check_version(file, entry)
     if size != entry["size"]:
-        raise Gone(entry["path"], "was cut while it was read")
+        raise ObjectGone(entry["path"], "was cut while it was read")
     if last != b"\n":
         yield b"\n"
 
 
 def _check_version(file: FileIO, entry: dict[str, Any]) -> None:
     if folders.version(os.fstat(file.fileno())) != entry["version"]:
-        raise Gone(entry["path"], "has changed since the run took it")
+        raise ObjectGone(entry["path"], "has changed since the run took it")
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a run's source lies. `prefix`: what its objects' paths begin with in a manifest."""
+    """The folder of a run's source.
+
+    `prefix`: the beginning of its objects' paths in a manifest. `name` and `param` name it in
+    errors.
+    """
 
     folder: Folder
     prefix: str
@@ -192,9 +201,9 @@ class _Place:
 
 
 def _place(owner: Owner, source: Source, moment: Moment) -> _Place:
-    """Resolves the links on its way as of now.
+    """The folder of a source, with the links on its path resolved now.
 
-    InvalidRequest if it leads out of where it may lie.
+    InvalidRequest if its path leaves its base.
     """
     if source.folder is not None:
         return _local(source.folder, moment)
@@ -211,12 +220,12 @@ def _place(owner: Owner, source: Source, moment: Moment) -> _Place:
             param=param,
         )
     below = found.relative_to(home).parts
-    return _Place(
-        Folder(own.base, own.below + below), "".join(f"{step}/" for step in below), name, param
-    )
+    prefix = "".join(f"{step}/" for step in below)
+    return _Place(Folder(own.base, own.below + below), prefix, name, param)
 
 
 def _local(folder: str, moment: Moment) -> _Place:
+    """A `folder` below one of the drop roots. InvalidRequest if it is below none."""
     param = "source.folder"
     if not settings().drop_roots:
         raise InvalidRequest(
@@ -243,7 +252,7 @@ def _local(folder: str, moment: Moment) -> _Place:
 
 
 def _own(owner: Owner) -> Folder:
-    """What an account has of the server's storage for others to put objects into."""
+    """An account's drop folder in the server's storage."""
     return Folder(
         Path(os.path.realpath(storage.folder())),
         ("drop", owner.account_id.hex, "live" if owner.livemode else "test"),
@@ -251,15 +260,14 @@ def _own(owner: Owner) -> Folder:
 
 
 def _share(source: Source) -> Path:
-    """What hangs together with a source: the drop root that its folder is written below, or the
-    server's storage.
-    """
+    """The unit that hangs as one: the drop root of a source's folder, or the server's storage."""
     if source.folder is None:
         return storage.folder()
-    return next(
-        (root for root in settings().drop_roots if Path(source.folder).is_relative_to(root)),
-        Path(source.folder),
-    )
+    folder = Path(source.folder)
+    for root in settings().drop_roots:
+        if folder.is_relative_to(root):
+            return root
+    return folder
 
 
 def _roots() -> list[Path]:
@@ -267,19 +275,19 @@ def _roots() -> list[Path]:
 
 
 def _home(owner: Owner, source: Source, path: str) -> tuple[Folder, str]:
-    """The folder that an object of a manifest must not lead out of, and its path in it."""
+    """The base folder of a manifest's object, and the object's path below it."""
     if source.folder is None:
         return _own(owner), path
     for root in _roots():
         if Path(path).is_relative_to(root):
             return Folder(root, ()), Path(path).relative_to(root).as_posix()
-    raise Gone(path, "is not below a drop root any more")
+    raise ObjectGone(path, "is not below a drop root any more")
 
 
 def _steps(path: str, param: str, moment: Moment) -> list[str]:
     """The names on a relative path, its placeholders replaced.
 
-    InvalidRequest for one that is absolute or goes up.
+    InvalidRequest for an empty or absolute path, and for one with `..`.
     """
     filled = _filled(path, param, moment)
     steps = [step for step in filled.split("/") if step]
@@ -295,7 +303,7 @@ def _steps(path: str, param: str, moment: Moment) -> list[str]:
 def _filled(text: str, param: str, moment: Moment) -> str:
     """A name with its placeholders replaced.
 
-    InvalidRequest for any other: in a name it could only be a mistake.
+    InvalidRequest if an unknown `{{` is left: in a name it can only be a mistake.
     """
     templates.check(text, param=param)
     filled = templates.fill(text, moment)
@@ -309,11 +317,11 @@ def _filled(text: str, param: str, moment: Moment) -> str:
 
 
 def _entry(place: _Place, found: Found) -> dict[str, Any]:
+    """A file's entry in a manifest. InvalidRequest if its name is too long or not UTF-8."""
     path = place.prefix + found.path
-    # A name that is not UTF-8 comes with its bytes as lone surrogates.
-    if len(path.encode("utf-8", "surrogateescape")) > LONGEST_PATH or any(
-        "\ud800" <= char <= "\udfff" for char in path
-    ):
+    # Python decodes bytes that are not UTF-8 as lone surrogates (PEP 383).
+    is_utf8 = not any("\ud800" <= char <= "\udfff" for char in path)
+    if not is_utf8 or len(path.encode("utf-8")) > LONGEST_PATH:
         problem = f"longer than {LONGEST_PATH:,} bytes, or not UTF-8"
         raise InvalidRequest(
             f"the name {found.path[:QUOTED_CHARS]!r} is {problem}. Rename the object.",
@@ -325,6 +333,7 @@ def _entry(place: _Place, found: Found) -> dict[str, Any]:
 def _new(
     session: Session, schedule: Schedule, manifest: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
+    """The entries of a manifest that no run of the schedule has taken."""
     rows = session.execute(
         TAKEN, {"schedule_id": schedule.id, "paths": [entry["path"] for entry in manifest]}
     )
@@ -344,7 +353,7 @@ def _check_size(manifest: list[dict[str, Any]]) -> None:
 
 @contextmanager
 def _named(place: _Place) -> Iterator[None]:
-    """What is wrong with a folder, with its name."""
+    """Add the folder's name to errors about it."""
     shown = f"{place.param}: {place.name[:QUOTED_CHARS]!r}"
     try:
         yield

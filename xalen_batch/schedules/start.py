@@ -1,7 +1,11 @@
-"""Starting a run: its batch, and what its input file will be made of, pinned in the transaction
-that fires it.
+"""Start: attempt to make the batch of a waiting run, and return the outcome as a value.
+
+A start pins what the run reads (object versions, requests of the inbox) in the transaction that
+makes the batch. The input file is assembled later, by the validation of the batch. `fire` records
+the outcome.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import func, select
@@ -12,8 +16,8 @@ from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.errors import InvalidRequest, NotFound, StorageFull, TooManyRequests
 from xalen_batch.files import Purpose
-from xalen_batch.models import Schedule, ScheduleRun
-from xalen_batch.schedules import inbox, misfire, runs, sources
+from xalen_batch.models import Batch, Schedule, ScheduleRun
+from xalen_batch.schedules import inbox, misfire, sources
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.sources import NotReady
 from xalen_batch.schedules.templates import Moment
@@ -25,79 +29,88 @@ logger = log.get(__name__)
 
 NOT_READY = "not_ready"
 UNREACHABLE = "storage_unreachable"
-# Reasons for which a run waits that say nothing about the runs behind it.
+# Reasons that hold one run only: the runs behind it may still start.
 OF_ITS_SOURCE = frozenset({NOT_READY, UNREACHABLE})
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The run has a batch."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """The run is attempted again in a later turn.
+
+    `ends_as`: the run's state once it has waited for its catch-up window.
+    """
+
+    reason: str | None
+    message: str | None
+    ends_as: RunState = RunState.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The run ends without a batch. `reason` is a code."""
+
+    state: RunState
+    reason: str
+    message: str
+
+
+StartOutcome = Started | Waits | Ended
+
+
 class _Empty(Exception):
-    """There is nothing to run."""
+    """The source or inbox holds nothing to run."""
 
 
 def start(
     session: Session, schedule: Schedule, run: ScheduleRun, now: datetime, turn: Turn
-) -> None:
-    """Make the batch of a waiting run; or end the run with the reason why not; or let it wait: for
-    its source, for room, or for the next turn.
+) -> StartOutcome:
+    """Attempt to make the batch of a waiting run. Leaves the run's row to the caller.
+
+    Uses up one of the turn's attempts; without one the run waits as before. Called on the thread
+    that fires, or a request's thread. Raises db.UNAVAILABLE.
     """
     if not turn.take():
-        return
+        return Waits(run.reason, run.message)
     definition = Definition.model_validate(run.definition)
+    outcome: StartOutcome
     if turn.refusal is None:
-        _attempt(session, schedule, run, definition, now, turn)
+        outcome = _attempt(session, schedule, run, definition, turn)
     else:
-        _refused(session, schedule, run, definition, now, turn.refusal)
-    turn.moved += run.state != RunState.WAITING
+        outcome = _refused(turn.refusal)
+    if isinstance(outcome, Waits) and _has_timed_out(session, run, definition, now):
+        message = f"{outcome.message} The run waited for {definition.catch_up_window}."
+        outcome = Ended(outcome.ends_as, str(outcome.reason), message)
+    turn.moved += not isinstance(outcome, Waits)
+    return outcome
 
 
 def _attempt(
-    session: Session,
-    schedule: Schedule,
-    run: ScheduleRun,
-    definition: Definition,
-    now: datetime,
-    turn: Turn,
-) -> None:
+    session: Session, schedule: Schedule, run: ScheduleRun, definition: Definition, turn: Turn
+) -> StartOutcome:
+    outcome: StartOutcome
     try:
-        # A savepoint: a failed attempt leaves nothing but the run itself.
+        # A savepoint: a failed attempt undoes its rows and releases the account's lock.
         with session.begin_nested():
-            # Before anything is listed or sealed for it: a run that waits for room is looked at
-            # every second.
+            # Check the quota first: each second, waiting runs are attempted again, and a refused
+            # attempt must be cheap.
             quotas.admit_batch(session, _owner(schedule))
-            batch = batches.create(
-                session,
-                _owner(schedule),
-                input_file_id=_input_file(session, schedule, run, definition),
-                endpoint=definition.endpoint,
-                completion_window=definition.completion_window,
-                metadata=definition.metadata,
-                output_expires_after=(
-                    None
-                    if definition.output_expires_after is None
-                    else definition.output_expires_after.seconds
-                ),
-                execution_window=definition.execution_window,
-                on_invalid=definition.on_invalid,
-                run=run,
-            )
+            outcome = Started(_create_batch(session, schedule, run, definition))
     except (InvalidRequest, NotFound) as error:
-        runs.end(
-            session, schedule, run, RunState.FAILED, error.code or "invalid_request", error.message
-        )
+        outcome = Ended(RunState.FAILED, error.code or "invalid_request", error.message)
     except _Empty as error:
-        _end_empty(session, schedule, run, definition, "empty", str(error))
+        outcome = Ended(_state_if_empty(definition), "empty", str(error))
     except NotReady as error:
-        if not _waits(session, run, now, definition, NOT_READY, str(error)):
-            _end_empty(
-                session,
-                schedule,
-                run,
-                definition,
-                NOT_READY,
-                f"{error} The run waited for {definition.catch_up_window}.",
-            )
+        outcome = Waits(NOT_READY, str(error), _state_if_empty(definition))
     except (TooManyRequests, StorageFull) as error:
         turn.refusal = error
-        _refused(session, schedule, run, definition, now, error)
+        outcome = _refused(error)
     except storage.UNAVAILABLE as error:
         if run.reason != UNREACHABLE:
             logger.warning(
@@ -106,14 +119,11 @@ def _attempt(
                 schedule_id=schedule.id,
                 error=type(error).__name__,
             )
-        message = "The server's storage does not answer."
-        if not _waits(session, run, now, definition, UNREACHABLE, message):
-            message = f"{message} The run waited for {definition.catch_up_window}."
-            runs.end(session, schedule, run, RunState.FAILED, UNREACHABLE, message)
+        outcome = Waits(UNREACHABLE, "The server's storage does not answer.")
     except db.UNAVAILABLE:
         raise
     except Exception as error:
-        # A bug of ours: the run fails, and those after it have their turn.
+        # A bug of ours fails this run only; the runs behind it still start.
         logger.error(
             "schedule.run_crashed", schedule_id=schedule.id, run_id=run.id, **log.cause(error)
         )
@@ -121,68 +131,35 @@ def _attempt(
             f"The server met an internal error ({type(error).__name__}) when it started the run;"
             " its log has the details."
         )
-        runs.end(session, schedule, run, RunState.FAILED, "internal_error", message)
-    else:
-        run.move(schedule, RunState.RUNNING, now)
-        logger.info(
-            "schedule.fired",
-            schedule_id=schedule.id,
-            run_id=run.id,
-            batch_id=batch.id,
-            trigger=run.trigger,
-            lag=runs.lag(run),
-        )
+        outcome = Ended(RunState.FAILED, "internal_error", message)
+    return outcome
 
 
-def _refused(
-    session: Session,
-    schedule: Schedule,
-    run: ScheduleRun,
-    definition: Definition,
-    now: datetime,
-    error: TooManyRequests | StorageFull,
-) -> None:
-    """Let a run wait for room, or fail it when it has waited for as long as it may."""
-    # Neither error is without a code.
-    if not _waits(session, run, now, definition, str(error.code), error.message):
-        message = f"{error.message} The run waited for {definition.catch_up_window}."
-        runs.end(session, schedule, run, RunState.FAILED, error.code, message)
-
-
-def moment(run: ScheduleRun, definition: Definition) -> Moment:
-    """What the placeholders of a run stand for: its own instant, however late it runs, or the
-    moment it was asked for as of.
-    """
-    return Moment(
-        run.as_of or run.scheduled_for, zone(definition.timezone), ids.render("run", run.id)
+def _create_batch(
+    session: Session, schedule: Schedule, run: ScheduleRun, definition: Definition
+) -> Batch:
+    expiry = definition.output_expires_after
+    return batches.create(
+        session,
+        _owner(schedule),
+        input_file_id=_input_file(session, schedule, run, definition),
+        endpoint=definition.endpoint,
+        completion_window=definition.completion_window,
+        metadata=definition.metadata,
+        output_expires_after=None if expiry is None else expiry.seconds,
+        execution_window=definition.execution_window,
+        on_invalid=definition.on_invalid,
+        run=run,
     )
-
-
-def _owner(schedule: Schedule) -> Owner:
-    return Owner(schedule.account_id, schedule.livemode)
 
 
 def _input_file(
     session: Session, schedule: Schedule, run: ScheduleRun, definition: Definition
 ) -> str:
-    """The public id of the file the batch reads; one that is still to be put together has no bytes
-    yet.
-    """
+    """The public id of the batch's input file. A file that is assembled later has no bytes yet."""
     if definition.input_file_id is not None:
         return definition.input_file_id
-    if definition.template_file_id is not None:
-        # Gone, it fails the run here and not its batch.
-        batches.input_file(session, _owner(schedule), definition.template_file_id)
-    elif definition.source is not None:
-        manifest = sources.find(session, schedule, definition.source, moment(run, definition))
-        if not manifest:
-            place = sources.location(_owner(schedule), definition.source)
-            raise _Empty(
-                f"There was nothing new in {place!r} that matches {definition.source.pattern!r}."
-            )
-        sources.take(session, schedule, run, manifest)
-    elif not inbox.seal(session, schedule, run):
-        raise _Empty("No request had arrived.")
+    _pin(session, schedule, run, definition)
     day = (run.as_of or run.scheduled_for).astimezone(zone(definition.timezone)).date()
     file = files.create(
         session,
@@ -196,40 +173,58 @@ def _input_file(
     return ids.render("file", file.id)
 
 
-def _end_empty(
-    session: Session,
-    schedule: Schedule,
-    run: ScheduleRun,
-    definition: Definition,
-    reason: str,
-    message: str,
-) -> None:
-    what = definition.source or definition.inbox
-    is_failure = what is not None and what.on_empty == "fail"
-    runs.end(
-        session, schedule, run, RunState.FAILED if is_failure else RunState.SKIPPED, reason, message
+def _pin(session: Session, schedule: Schedule, run: ScheduleRun, definition: Definition) -> None:
+    """Fix what the run reads: a template, objects of a source, or requests of the inbox.
+
+    NotFound if the template is gone; _Empty, NotReady and the errors of `sources.find`.
+    """
+    if definition.template_file_id is not None:
+        batches.input_file(session, _owner(schedule), definition.template_file_id)
+    elif definition.source is not None:
+        manifest = sources.find(session, schedule, definition.source, moment(run, definition))
+        if not manifest:
+            place = sources.location(_owner(schedule), definition.source)
+            raise _Empty(
+                f"There was nothing new in {place!r} that matches {definition.source.pattern!r}."
+            )
+        sources.take(session, schedule, run, manifest)
+    elif not inbox.assign(session, schedule, run):
+        raise _Empty("No request had arrived.")
+
+
+def moment(run: ScheduleRun, definition: Definition) -> Moment:
+    """The values of a run's placeholders: of `as_of` if given, else of its instant."""
+    return Moment(
+        run.as_of or run.scheduled_for, zone(definition.timezone), ids.render("run", run.id)
     )
 
 
-def _waits(
-    session: Session,
-    run: ScheduleRun,
-    now: datetime,
-    definition: Definition,
-    reason: str,
-    message: str,
+def _refused(refusal: TooManyRequests | StorageFull) -> Waits:
+    """The run waits for a quota or for disk space. Both errors have a code."""
+    return Waits(str(refusal.code), refusal.message)
+
+
+def _state_if_empty(definition: Definition) -> RunState:
+    what = definition.source or definition.inbox
+    is_failure = what is not None and what.on_empty == "fail"
+    return RunState.FAILED if is_failure else RunState.SKIPPED
+
+
+def _has_timed_out(
+    session: Session, run: ScheduleRun, definition: Definition, now: datetime
 ) -> bool:
-    """Let a run be tried again later. False: it has waited for as long as the catch-up window."""
+    """Whether a run has waited for longer than its catch-up window."""
     since = max(run.scheduled_for, run.created_at)
     if definition.overlap != "allow":
-        # It did not look for its source before the run before it had ended.
-        before = select(func.max(ScheduleRun.ended_at)).where(
+        # Runs are attempted one after another: the wait begins when the run before has ended.
+        previous = select(func.max(ScheduleRun.ended_at)).where(
             ScheduleRun.schedule_id == run.schedule_id,
             ScheduleRun.scheduled_for < run.scheduled_for,
             ScheduleRun.fired_at.is_not(None),
         )
-        since = max(since, session.scalar(before) or since)
-    if misfire.is_too_old(now - since, definition):
-        return False
-    run.wait(reason, message)
-    return True
+        since = max(since, session.scalar(previous) or since)
+    return misfire.is_too_old(now - since, definition)
+
+
+def _owner(schedule: Schedule) -> Owner:
+    return Owner(schedule.account_id, schedule.livemode)

@@ -1,9 +1,7 @@
-"""Templates: JSONL whose strings hold placeholders, which a run replaces by its own date, time and
-id.
+"""Templates: JSONL with placeholders, which a run replaces by its own date, time and id.
 
-Plain substitution in string values, after JSON parsing and once: what was put in is never looked at
-again. Whatever is not such a string (keys, numbers, blanks, lines that are no JSON) comes out byte
-for byte.
+Plain substitution in string values, after JSON parsing and once: substituted text is not searched
+again. All other bytes (keys, numbers, whitespace, invalid lines) stay as they are.
 """
 
 import json
@@ -23,30 +21,28 @@ EXAMPLES = (
 )
 UNITS = {"scheduled_date": {"d": 1, "w": 7}, "scheduled_time": {"h": 0, "d": 1, "w": 7}}
 _PLAIN = re.compile(rb"\{\{\s*(?:scheduled_date|scheduled_time|run_id)\b[^{}\"]{0,80}\}\}")
-# The most bytes of a placeholder that `first` finds.
+# Most bytes of a placeholder that `first` finds.
 LONGEST = 110
-# What strftime does alike everywhere. Each is formatted alone; the text between them never reaches
-# it.
+# Directives for which strftime returns the same on every platform. Each is formatted on its own;
+# strftime never sees the text between them.
 OF_A_DATE = "YymdjBbAauwUWGV"
 OF_A_TIME = OF_A_DATE + "HIMSpzZ"
 
-# A name that begins like one of ours is ours or an error: a typo must not run every night.
+# A name that begins like one of our placeholders must be one: a typo must not run every night.
 _PLACEHOLDER = re.compile(r"\{\{\s*(?=(?i:schedule[d_]|run_))([^{}]{0,200})(\}\})?")
 _OURS = re.compile(
     r"(?P<name>scheduled_date|scheduled_time|run_id)\s*(?:(?P<number>[+-]\s*[0-9]{1,4})(?P<unit>[a-z]))?\s*(?::(?P<format>.*))?",
     re.DOTALL | re.ASCII,
 )
 _DIRECTIVE = re.compile("%(.?)", re.DOTALL)
-# One that is not closed is met once, as far as it goes: looking for a string in its rest would take
-# the square of its length.
+# A JSON string, also an unclosed one, which matches to its end: searching again from within it
+# would take quadratic time. Possessive quantifiers keep the expression from backtracking.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"([ \t\r\n]*+:)?)?', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What placeholders stand for: the (aware) instant that a run is for, its schedule's zone, and
-    its public id.
-    """
+    """The values of placeholders: a run's (aware) instant, its schedule's zone, its public id."""
 
     scheduled_for: datetime
     zone: ZoneInfo
@@ -68,20 +64,18 @@ class _Placeholder:
             return _DIRECTIVE.sub(
                 lambda found: "%" if found[1] == "%" else shown.strftime(found[0]), self.format
             )
-        return (
-            shown.isoformat(timespec="seconds")
-            if isinstance(shown, datetime)
-            else shown.isoformat()
-        )
+        if isinstance(shown, datetime):
+            return shown.isoformat(timespec="seconds")
+        return shown.isoformat()
 
 
 def fill(text: str, moment: Moment) -> str:
-    """A text with its placeholders replaced. InvalidRequest as of `check`."""
+    """A text with its placeholders replaced. InvalidRequest as `check`."""
     return _PLACEHOLDER.sub(lambda found: _value(_inside(found), moment), text)
 
 
 def check(text: str, *, param: str | None = None) -> None:
-    """InvalidRequest for what begins like a placeholder of ours and is none."""
+    """InvalidRequest for text that begins like one of our placeholders and is none."""
     try:
         for found in _PLACEHOLDER.finditer(text):
             _parse(_inside(found))
@@ -90,7 +84,7 @@ def check(text: str, *, param: str | None = None) -> None:
 
 
 def first(raw: bytes) -> str | None:
-    """The first placeholder of ours in a piece of a file, as it is written there."""
+    """The first placeholder in a piece of a file, as it is written there."""
     found = _PLAIN.search(raw) if b"{{" in raw else None
     return None if found is None else found[0].decode("utf-8", "replace")
 
@@ -98,27 +92,27 @@ def first(raw: bytes) -> str | None:
 def render(lines: Iterable[bytes], moment: Moment) -> Iterator[bytes]:
     """Each line with the placeholders in its string values replaced.
 
-    InvalidRequest as of `check`.
+    InvalidRequest as `check`.
     """
     for line in lines:
-        yield _line(line, moment) if _may_hold_one(line) else line
+        yield _line(line, moment) if _may_hold_placeholder(line) else line
 
 
-def _may_hold_one(raw: bytes) -> bool:
+def _may_hold_placeholder(raw: bytes) -> bool:
     return b"{{" in raw or b"\\u007b" in raw or b"\\u007B" in raw
 
 
 def _line(line: bytes, moment: Moment) -> bytes:
     def replaced(found: re.Match[bytes]) -> bytes:
-        # What a colon follows is a key.
+        # Group 1 is the colon after a key: keys stay.
         return found[0] if found[1] else _string(found[0], moment)
 
     return _STRING.sub(replaced, line)
 
 
 def _string(token: bytes, moment: Moment) -> bytes:
-    """A JSON string, quotes included; one that is broken stays as it is, for validation to name."""
-    if not _may_hold_one(token):
+    """A JSON string with its quotes, filled. An invalid one stays: validation reports it."""
+    if not _may_hold_placeholder(token):
         return token
     try:
         text = json.loads(token.decode("utf-8"))
@@ -130,7 +124,7 @@ def _string(token: bytes, moment: Moment) -> bytes:
     try:
         return orjson.dumps(filled)
     except orjson.JSONEncodeError:
-        # Half a surrogate pair, which stays an escape.
+        # A lone surrogate: orjson refuses it, json writes it as an escape.
         return json.dumps(filled).encode("ascii")
 
 
@@ -146,7 +140,7 @@ def _value(inside: str, moment: Moment) -> str:
 
 
 def _parse(inside: str) -> _Placeholder:
-    """What is between the braces, without blanks around it."""
+    """The placeholder of the text between the braces. InvalidRequest as `check`."""
     shown = "{{" + inside + "}}"
     found = _OURS.fullmatch(inside)
     if found is None:
@@ -168,12 +162,13 @@ def _parse(inside: str) -> _Placeholder:
             f" -1d{hint}",
         )
     number = int(re.sub(r"\s", "", found["number"])) if unit else 0
-    return _Placeholder(
-        name, number, unit or "d", None if format is None else _format(name, format.strip(), shown)
-    )
+    if format is not None:
+        format = _format(name, format.strip(), shown)
+    return _Placeholder(name, number, unit or "d", format)
 
 
 def _format(name: str, format: str, shown: str) -> str:
+    """A format, checked. InvalidRequest without a directive, or with one that is not allowed."""
     allowed = OF_A_DATE if name == "scheduled_date" else OF_A_TIME
     used = [found[1] for found in _DIRECTIVE.finditer(format)]
     known = f"Those of {name} are {' '.join('%' + letter for letter in allowed)} and %%"
@@ -193,8 +188,9 @@ def _date(moment: Moment, placeholder: _Placeholder) -> date:
 
 
 def _time(moment: Moment, placeholder: _Placeholder) -> datetime:
-    """Hours are real time; days and weeks keep the wall clock, or move on by the length of a gap
-    that it falls into.
+    """A run's time plus an offset: hours are elapsed time, days and weeks keep the wall time.
+
+    A wall time that a clock change skips moves on by the length of the gap.
     """
     if placeholder.unit == "h":
         return (moment.scheduled_for + timedelta(hours=placeholder.number)).astimezone(moment.zone)

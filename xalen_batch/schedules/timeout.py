@@ -1,8 +1,7 @@
-"""Folders that hang: a share whose server is gone answers no look into it, for ever, and no signal
-ends the look.
+"""A timeout for file system calls: on a share whose server is gone, a call hangs for good.
 
-So each look is made on a thread of its own, which is waited for only so long; one that hangs is
-left behind, and until it is over nobody else looks there.
+No signal ends such a call. So each call runs on a thread of its own, and its caller waits
+FOLDER_TIMEOUT seconds for it. While a call hangs, later calls to the same share fail at once.
 """
 
 import threading
@@ -13,33 +12,33 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Seconds. Ten thousand names of a slow share are listed in less.
-PATIENCE = 10.0
+# Seconds. Listing 10,000 names of a slow share takes less.
+FOLDER_TIMEOUT = 10.0
 
 _hanging: dict[Path, threading.Thread] = {}
 
 
-def look(into: Path, at: Callable[[], T]) -> T:
-    """What `at` returns or raises.
+def call(share: Path, work: Callable[[], T]) -> T:
+    """The result of `work`, which reads the share; raises what `work` raises. Called on any thread.
 
-    TimeoutError, which is storage being away: it hangs, or an earlier look into the same place
-    does.
+    TimeoutError, one of storage.UNAVAILABLE, if this call hangs or an earlier one to the share still does.
     """
-    if (earlier := _hanging.get(into)) is not None and earlier.is_alive():
-        raise TimeoutError(f"{into} hangs")
-    found: Future[T] = Future()
+    earlier = _hanging.get(share)
+    if earlier is not None and earlier.is_alive():
+        raise TimeoutError(f"{share} hangs")
+    result: Future[T] = Future()
 
     def run() -> None:
         try:
-            found.set_result(at())
+            result.set_result(work())
         except BaseException as error:
-            found.set_exception(error)
+            result.set_exception(error)
 
-    thread = threading.Thread(target=run, name="look", daemon=True)
+    thread = threading.Thread(target=run, name="share", daemon=True)
     thread.start()
-    thread.join(PATIENCE)
-    if not found.done():
-        _hanging[into] = thread
-        raise TimeoutError(f"{into} hangs")
-    _hanging.pop(into, None)
-    return found.result()
+    thread.join(FOLDER_TIMEOUT)
+    if not result.done():
+        _hanging[share] = thread
+        raise TimeoutError(f"{share} hangs")
+    _hanging.pop(share, None)
+    return result.result()

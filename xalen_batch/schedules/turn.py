@@ -1,43 +1,41 @@
-"""A turn: how much of one schedule's work a transaction does.
-
-What is left goes on in the next turn.
-"""
+"""A turn: the bounded work that one transaction does for a schedule. The next turn does the rest."""
 
 from dataclasses import dataclass
 
 from xalen_batch.errors import StorageFull, TooManyRequests
 
-# Attempts at starting a run in one transaction: each makes a batch under the account's lock.
+# Attempts to start a run in one transaction: each makes a batch under the account's lock.
 STARTS_AT_ONCE = 10
 
 
 @dataclass(slots=True)
 class Turn:
-    """What one transaction may still do for a schedule."""
+    """The attempts that are left, and the results so far. Used by one thread."""
 
     attempts: int = STARTS_AT_ONCE
-    # Why the account may start nothing now. After the first refusal nobody asks its quotas again in
-    # this turn.
+    # Why the account may start nothing now. After the first refusal its quotas are not counted
+    # again in this turn.
     refusal: TooManyRequests | StorageFull | None = None
-    # Runs that began or ended.
+    # Attempts that started or ended their run.
     moved: int = 0
-    # Whether a run was left for the next turn.
+    # Whether an attempt was refused for want of attempts: its run is left for the next turn.
     is_cut: bool = False
-    # Whether instants that have come are still to be recorded.
+    # Whether instants that have come are not recorded yet.
     is_behind: bool = False
 
     def take(self) -> bool:
-        """Use up one attempt. False: none is left."""
-        if not self.attempts:
+        """Use up one attempt. False if none is left."""
+        is_left = self.attempts > 0
+        if is_left:
+            self.attempts -= 1
+        else:
             self.is_cut = True
-            return False
-        self.attempts -= 1
-        return True
+        return is_left
 
     @property
     def has_more(self) -> bool:
-        """Whether another turn would get on with it at once.
+        """Whether the next turn can go on at once.
 
-        A turn that moved nothing waits for something else.
+        Not after a refusal, nor if no attempt of this turn moved a run: they wait for something.
         """
         return self.refusal is None and (self.is_behind or (self.is_cut and self.moved > 0))

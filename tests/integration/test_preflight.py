@@ -1,4 +1,4 @@
-"""Rehearsing: what the next run would trip over is told when the schedule is made."""
+"""Preflight: creating a schedule reports the errors that its next run would meet."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,8 +12,7 @@ from xalen_batch import db, ids, storage
 from xalen_batch.accounts.accounts import Caller
 from xalen_batch.billing.terms import Terms
 from xalen_batch.errors import InvalidRequest
-from xalen_batch.schedules import preflight as rehearsing
-from xalen_batch.schedules.preflight import rehearse
+from xalen_batch.schedules import preflight
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -33,15 +32,15 @@ def upload(caller: Caller, lines: Any, **columns: Any) -> str:
 
 def refusal(caller: Caller, **fields: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as refused:
-        rehearse(caller, factories.definition(**fields), NOW)
+        preflight.check(caller, factories.definition(**fields), NOW)
     return refused.value
 
 
 def test_what_would_run_is_let_through(caller: Caller) -> None:
-    rehearse(caller, factories.definition(), NOW)
-    rehearse(caller, factories.definition(source={"prefix": "in"}), NOW)
+    preflight.check(caller, factories.definition(), NOW)
+    preflight.check(caller, factories.definition(source={"prefix": "in"}), NOW)
     # As it is, a file may hold anything between braces.
-    rehearse(
+    preflight.check(
         caller,
         factories.definition(input_file_id=upload(caller, [chat_line("{{scheduled_x}}")])),
         NOW,
@@ -51,7 +50,7 @@ def test_what_would_run_is_let_through(caller: Caller) -> None:
         b"\xef\xbb\xbf"
         + factories.jsonl([chat_line("{{run_id}}-{{scheduled_time-6h:%H}}", "{{other}}")]),
     )
-    rehearse(caller, factories.definition(template_file_id=template), NOW)
+    preflight.check(caller, factories.definition(template_file_id=template), NOW)
 
 
 def test_a_template_is_read_as_of_the_next_night(caller: Caller) -> None:
@@ -63,7 +62,9 @@ def test_a_template_is_read_as_of_the_next_night(caller: Caller) -> None:
         f"template_file_id: line 2 of {template}: custom_id '2026-11-25' is used on line 1 and"
         " again on line 2." in error.message
     )
-    rehearse(caller, factories.definition(template_file_id=template, cron="30 2 26 * *"), NOW)
+    preflight.check(
+        caller, factories.definition(template_file_id=template, cron="30 2 26 * *"), NOW
+    )
 
 
 def test_the_first_fault_is_told_with_the_number_of_the_others(caller: Caller) -> None:
@@ -107,7 +108,7 @@ def test_the_file_must_be_there_for_this_owner_and_be_an_input(caller: Caller, f
     }
     for file_id, message in told.items():
         with pytest.raises(InvalidRequest, match=message) as refused:
-            rehearse(caller, factories.definition(**{field: file_id}), NOW)
+            preflight.check(caller, factories.definition(**{field: file_id}), NOW)
         assert refused.value.param == field
 
 
@@ -117,7 +118,7 @@ def test_an_endpoint_a_model_and_a_price_must_fit(
     assert refusal(caller, input_file_id=upload(caller, [rerank_line("a")])).code == "url_mismatch"
     assert refusal(caller, template_file_id=upload(caller, b"\n")).code == "empty_file"
     monkeypatch.setattr(
-        rehearsing.batches,
+        preflight.batches,
         "offered",
         lambda *_: Terms({CHAT_MODEL: {"input": "1"}}, {CHAT_MODEL: "simulated"}),
     )
@@ -136,7 +137,7 @@ def test_what_is_too_large_once_rendered_is_refused(
     )
     configure(max_file_bytes=4_000)
     assert refusal(caller, template_file_id=template).code == "file_too_large"
-    rehearse(caller, factories.definition(input_file_id=template), NOW)
+    preflight.check(caller, factories.definition(input_file_id=template), NOW)
     configure(max_file_bytes=1_000_000, max_line_bytes=150)
     assert refusal(caller, template_file_id=template).code == "line_too_long"
 
