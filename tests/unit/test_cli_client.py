@@ -1,6 +1,4 @@
-"""The client against a real server on the loopback: retries, streams, refusals, and what is never
-sent.
-"""
+"""The client against a real server on the loopback: retries, streams and refusals."""
 
 import os
 import socket

@@ -1,6 +1,4 @@
-"""Which API and which key a command uses: a key goes to the address that was given beside it, and
-to no other.
-"""
+"""A command sends a key only to the address of its own source."""
 
 import os
 from itertools import product
@@ -56,7 +54,7 @@ def given(source: str, what: str) -> tuple[str | None, str | None]:
 def decided(
     option: str, xalen: str, openai: str, *, is_saved: bool, live: bool
 ) -> ApiConnection | None:
-    """The rule in other words: the first source with anything in it must have both.
+    """The expected source: the first with an address or a key, which must have both.
 
     None: an error.
     """
