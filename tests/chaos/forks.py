@@ -19,11 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests import ROOT
 from tests.chaos import crash_points, model_server
 from xalen_batch.pipeline import sweeps
 from xalen_batch.standalone.processes import dying_with_parent
 
-ROOT = Path(__file__).parents[2]
 # What the commands import when they run.
 IMPORTED_EARLY = (
     "xalen_batch.cli.main",

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
+
 SCENARIOS = ("zero-latency", "first-result", "prefix-cache")
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests import ROOT
 from tests.e2e.processes import COMMAND, System, environment, hear_ctrl_c, wait_until
 from tests.factories import chat_line, jsonl, rerank_line
-from tests.unit.fake_api import serving
+from tests.unit.cli.fake_api import serving
 
 TIMEOUT = 60
-TEMPLATE = str(Path(__file__).parents[2] / "examples/nightly-tickets.template.jsonl")
+TEMPLATE = str(ROOT / "examples/nightly-tickets.template.jsonl")
 REFUSED: dict[str, Any] = {"metadata": {"simulate": "status=400"}}
 
 

@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import ROOT
 from tests.e2e import processes
 
-DEMO = Path(__file__).parents[2] / "examples/demo.py"
+DEMO = ROOT / "examples/demo.py"
 
 
 def processes_on(folder: Path) -> list[str]:

@@ -4,9 +4,10 @@ import re
 import subprocess
 from pathlib import Path
 
+from tests import ROOT
 from tests.e2e.processes import COMMAND, System, environment
 
-PAGE = Path(__file__).parents[2] / "docs" / "first-nightly-batch.md"
+PAGE = ROOT / "docs" / "first-nightly-batch.md"
 
 
 def test_every_command_of_the_page_works(running_system: System, tmp_path: Path) -> None:

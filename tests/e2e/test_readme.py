@@ -3,11 +3,9 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+from tests import ROOT
 from tests.e2e.processes import System, environment
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_the_python_of_the_readme_delivers_results_and_an_invoice(running_system: System) -> None:

@@ -12,15 +12,16 @@ from typing import Any
 import yaml
 from openai import OpenAI
 
+from tests import ROOT
 from tests.conftest import Stores
 from tests.e2e import processes
 from xalen_batch import db
 from xalen_batch.accounts import accounts, keys
 from xalen_batch.accounts.accounts import Owner
 
-SERVICES: dict[str, Any] = yaml.safe_load(
-    (Path(__file__).parents[2] / "docker-compose.yml").read_text("utf-8")
-)["services"]
+SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))[
+    "services"
+]
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
 BODY = {"model": "mistral-small-3-1", "messages": [{"role": "user", "content": "Hello"}]}
 

@@ -28,7 +28,12 @@ from xalen_batch.cli.main import app as command_line
 pytest.register_assert_rewrite(
     *(
         f"tests.integration.{module}"
-        for module in ("assembling", "engines", "firing", "hostile_backend")
+        for module in (
+            "backends.hostile_backend",
+            "engines",
+            "schedules.assembling",
+            "schedules.firing",
+        )
     )
 )
 

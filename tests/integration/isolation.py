@@ -1,5 +1,5 @@
 """Every request that an account's neighbour could try, made from the API's own description
-(tests/integration/test_isolation.py).
+(tests/integration/api/test_isolation.py).
 
 A route that this file cannot call raises Unknown, so a new one is either in the matrix or fails the
 test. `python -m tests.integration.isolation` prints how large the matrix is.

@@ -21,15 +21,6 @@ from sqlalchemy import func, text
 
 from tests.conftest import Stores, as_owner
 from tests.fault_proxy import FaultProxy
-from tests.integration.assembling import (  # noqa: F401
-    caller,
-    check_runs,
-    expire_lease,
-    fire,
-    made,
-    reread,
-    small,
-)
 from tests.integration.conftest import Api, multipart
 from tests.integration.engines import (  # noqa: F401
     a_batch,
@@ -41,6 +32,15 @@ from tests.integration.engines import (  # noqa: F401
     expire_leases,
     lines_of,
     run_to_end,
+)
+from tests.integration.schedules.assembling import (  # noqa: F401
+    caller,
+    check_runs,
+    expire_lease,
+    fire,
+    made,
+    reread,
+    small,
 )
 from tests.waiting import wait_until
 from xalen_batch import batches, broker, db, ids, migrate, storage

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from xalen_batch.broker import Job
 
-ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "xalen_batch"
 SOURCES = {
     path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8")

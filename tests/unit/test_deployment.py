@@ -5,16 +5,15 @@ against the code instead.
 import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from tests import ROOT
 from xalen_batch.api.http.pace import CLIENT_TIMEOUT
 from xalen_batch.cli.main import app
 from xalen_batch.errors import Unavailable
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/deployment.md").read_text("utf-8")
 UNITS = {
     path.stem: path.read_text("utf-8") for path in (ROOT / "examples/systemd").glob("*.service")

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from benchmarks import plot
 from benchmarks.scenarios import ALL
+from tests import ROOT
 from xalen_batch import catalog
 from xalen_batch.cli.main import app
 from xalen_batch.config import Settings
 
-ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [
         *ROOT.glob("*.md"),

@@ -4,19 +4,19 @@ import importlib.util
 import json
 from collections import Counter
 from datetime import UTC, datetime
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
+from tests import ROOT
 from xalen_batch import catalog
 from xalen_batch.schedules import templates
 from xalen_batch.schedules.templates import Moment
 from xalen_batch.validation.lines import GoodLine, scan
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 URLS = {
     "support-tickets.jsonl": "/v1/chat/completions",
     "help-centre-rerank.jsonl": "/v1/rerank",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.chunks import cut
+from tests.unit.validation.chunks import cut
 from xalen_batch import ids, jsonl
 from xalen_batch.jsonl import Span
 
