@@ -120,7 +120,7 @@ def test_it_takes_the_next_free_port_and_says_how_to_use_it_on_stderr_and_nothin
     assert "from openai import OpenAI\n" in err.read_text()
     assert f'client = OpenAI(base_url="{base_url}", api_key="xln_test_…")\n' in err.read_text()
     assert str(data_dir / "credentials.toml") in err.read_text()
-    # What is no terminal may keep what it hears.
+    # stderr is no terminal: a log may keep what is printed.
     assert not [key for key in ("test_key", "live_key") if credentials[key] in err.read_text()]
     assert f"export XALEN_DATA_DIR={data_dir}\n" in err.read_text()
     assert out.read_text() == ""
@@ -260,7 +260,7 @@ def test_settings_that_cannot_work_are_told_before_anything_starts(
 def test_what_does_not_get_ready_is_stopped_and_the_check_that_failed_is_named(
     data_dir: Path,
 ) -> None:
-    # The folder of the storage becomes a file when everything before has gone well.
+    # Replace the storage folder by a file after the store was marked.
     breaking = (
         "import shutil, sys\n"
         "from pathlib import Path\n"

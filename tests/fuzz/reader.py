@@ -1,4 +1,4 @@
-"""What has to hold for any bytes that a reader of input files is given."""
+"""Invariants of reading an input file with any bytes."""
 
 import json
 import zlib
@@ -43,9 +43,9 @@ HALF = Decimal("0.5")
 
 
 def check(content: bytes) -> None:
-    """Read a file's bytes in every way that there is.
+    """Read the bytes of a file in every way.
 
-    AssertionError, or whatever else is raised, is a bug.
+    An exception is a bug.
     """
     _lines(content)
     # Mostly the endpoint that the first line names, so that it is worth while to name another.
@@ -99,7 +99,7 @@ def _lines(content: bytes) -> None:
 
 
 def _told(found: GoodLine | Fault) -> object:
-    """What is known of a line, wherever its bytes are held."""
+    """All facts of a line, except where its bytes are held."""
     return (
         found
         if isinstance(found, Fault)
@@ -108,7 +108,7 @@ def _told(found: GoodLine | Fault) -> object:
 
 
 def _alike(usual: GoodLine, any_: GoodLine | Fault) -> None:
-    """The short way takes nothing that the long way does not take, and reads it alike."""
+    """The fast path accepts only lines that the slow path accepts, with the same result."""
     assert isinstance(any_, GoodLine), any_
     assert (usual.custom_id, usual.model, usual.endpoint, usual.body, usual.prompt) == (
         any_.custom_id, any_.model, any_.endpoint, any_.body, any_.prompt,
@@ -131,9 +131,7 @@ def _fault(fault: Fault) -> None:
 
 
 def _good(line: GoodLine, content: bytes) -> None:
-    """A good line is what the worker will read by its span, what any JSON parser reads alike, and
-    what a row can hold.
-    """
+    """A good line can be read by its span, by any JSON parser alike, and stored in a row."""
     span = line.span
     raw = content[span.offset : span.offset + span.length]
     assert raw == line.raw

@@ -1,8 +1,8 @@
-"""A process that has others wait for pieces to read.
+"""A process with two reader processes that wait for pieces.
 
     python -m tests.integration.sitting FOLDER
 
-Each of them leaves a file in FOLDER, named by its process id.
+Each reader leaves a file in FOLDER, named by its process id.
 """
 
 import os
@@ -24,7 +24,7 @@ def noted(connection: Connection, environment: dict[str, str], niceness: int, fo
 
 
 if __name__ == "__main__":
-    # By its name elsewhere: `__main__` is another module in the processes.
+    # Import this module by its name: `__main__` is another module in the reader processes.
     from tests.integration import sitting
 
     pieces.serve = sitting.noted

@@ -1,4 +1,4 @@
-"""Requests that take long are bounded, by account and in all; short ones never wait for them."""
+"""Long requests are limited, by account and in total; short ones never wait for them."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -72,7 +72,7 @@ class TestAdmission:
 
 @pytest.fixture
 def busy(api: Api) -> Iterator[None]:
-    """The account has as many long requests at work as it may."""
+    """An account with the most long requests that it may have."""
     with db.transaction() as session:
         caller = accounts.authenticate(session, api.key)
     with ExitStack() as at_work:

@@ -1,4 +1,4 @@
-"""Uploads in every shape that clients send, and nothing left behind of those that fail."""
+"""Uploads in all forms that clients send; a failed one leaves nothing behind."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ def _empty_storage(api: Api) -> None:
 
 
 def uploads() -> list[Path]:
-    """What is on the disk, parts of unfinished objects too."""
+    """The objects on the disk, unfinished ones included."""
     return [
         path
         for path in Path(urlparse(settings().storage).path, "input").glob("**/*")

@@ -1,4 +1,4 @@
-"""Who may enter the data folder."""
+"""The access rights of the data folder."""
 
 import stat
 from pathlib import Path

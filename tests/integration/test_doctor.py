@@ -1,4 +1,4 @@
-"""`doctor` on real stores: what is wrong is named, with the remedy."""
+"""`doctor` on real stores names each error with its remedy."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""An estimate of a stored file comes to the same in pieces, in another process and in this one."""
+"""The estimate of a stored file is the same in pieces, in another process and in this one."""
 
 import multiprocessing
 import os

@@ -1,5 +1,5 @@
-"""Bytes that the API holds for clients: no body is read before its caller is admitted, and no
-answer faster than it is taken.
+"""The bytes that the API holds for clients are bounded: bodies are read after admission, answers
+are sent as they are read.
 """
 
 import json
@@ -55,7 +55,7 @@ def begin(
     key: str | None = None,
     sent: bytes = b"",
 ) -> socket.socket:
-    """A request of which the head and perhaps some of the body were sent."""
+    """A request whose head, and perhaps part of its body, has been sent."""
     kind = (
         ()
         if any(header.startswith("content-type") for header in headers)
@@ -183,7 +183,7 @@ class TestBodies:
         assert (status, error["type"], error["code"]) == (429, "rate_limit_error", "bodies_limit")
         assert b"retry-after: 1" in head
         other = Api(api.port, new_key())
-        # What is small fits beside it, and so does all that another account sends.
+        # A small body still fits, and so does any body of another account.
         assert other.ask("POST", f"/v1/schedules/{schedule(other)}/requests", b"[]").status == 400
         slow.close()
         wait_until(lambda: budget.bodies.held(mine) == 0)
@@ -237,7 +237,7 @@ class TestAnswers:
         self, api: Api, opened: ExitStack, configure: Callable[..., None]
     ) -> None:
         configure(held_bytes=10 * responses.STREAM_BYTES, max_inbox_bytes=MiB)
-        # More than the kernel takes on a client's behalf.
+        # More than the kernel's buffers hold for a client.
         file, mine = api.upload(bytes(24 * MiB)), owner(api.key)
         path = f"/v1/files/{file['id']}/content"
         unread = [begin(api, opened, "GET", path) for _ in range(2)]
@@ -245,7 +245,7 @@ class TestAnswers:
         status, error, head = answered(begin(api, opened, "GET", path))
         assert (status, error["type"], error["code"]) == (429, "rate_limit_error", "answers_limit")
         assert b"retry-after: 1" in head
-        # Short requests of the same account go on, and downloads of another.
+        # Short requests of the same account still work, and downloads of another account.
         assert api.ask("GET", "/v1/files").status == 200
         other = Api(api.port, new_key())
         assert other.ask(
@@ -282,7 +282,7 @@ class TestAnswers:
 
 
 class TestPortions:
-    """A list is the same bytes whether it is made at once or a portion at a time."""
+    """A list has the same bytes with any size of portion."""
 
     def whole_and_in_portions(
         self, api: Api, monkeypatch: pytest.MonkeyPatch, room: Any, path: str

@@ -126,7 +126,7 @@ class TestPlacing:
     ) -> None:
         other.rmdir()
         seen: list[bool] = []
-        monkeypatch.setattr(app.GracefulServer, "run", lambda _: seen.append(placed()))
+        monkeypatch.setattr(app.GracefulServer, "run", lambda _, sockets: seen.append(placed()))
         serve(monkeypatch)
         assert seen == [True]
 
@@ -135,7 +135,7 @@ class TestPlacing:
     ) -> None:
         (other / storage.MARK).write_text(f"{uuid4()}\n")
         started: list[bool] = []
-        monkeypatch.setattr(app.GracefulServer, "run", lambda _: started.append(True))
+        monkeypatch.setattr(app.GracefulServer, "run", lambda _, sockets: started.append(True))
         serve(monkeypatch)
         assert (started, placed()) == ([True], False)
 

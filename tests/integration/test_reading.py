@@ -1,6 +1,4 @@
-"""A large file that several processes read in pieces comes to the same as one that is read from
-beginning to end.
-"""
+"""A large file that several processes read in pieces gives the result of a single reading."""
 
 import multiprocessing
 import os
@@ -59,7 +57,7 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 @pytest.fixture
 def own(monkeypatch: pytest.MonkeyPatch) -> list[ByteRange]:
-    """The pieces that are read here."""
+    """The pieces that this process reads."""
     read_piece, ranges = pieces.read_piece, []
 
     def noted(byte_range: ByteRange, *args: Any) -> Piece | None:
@@ -80,7 +78,7 @@ def read(content: bytes, meanwhile: Callable[[], None] = lambda: None) -> Readin
 
 
 def told(found: Reading) -> tuple[Any, ...]:
-    """All that a batch gets of a file."""
+    """All parts of a reading that a batch uses."""
     return found.faults.render(), found.split.models, found.split.lines, list(found.split.slices())
 
 

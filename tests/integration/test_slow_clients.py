@@ -1,4 +1,4 @@
-"""Clients that stall keep nothing for long: neither a connection nor an upload."""
+"""A client that stalls loses its connection or its upload after CLIENT_TIMEOUT."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def head(api: Api, path: str = "/v1/files", kind: str = KIND, length: int = len(
 
 
 def rest(client: socket.socket) -> bytes:
-    """All that comes until the connection ends."""
+    """All bytes until the connection ends."""
     found = b""
     try:
         while part := client.recv(65_536):
@@ -50,9 +50,7 @@ def rest(client: socket.socket) -> bytes:
 
 
 def drip(client: socket.socket, content: bytes, size: int = 1) -> bytes:
-    """Send a little now and then, until something comes back; nothing does when the connection is
-    closed.
-    """
+    """Send a byte from time to time, until an answer arrives or the connection is closed."""
     client.settimeout(0.05)
     for start in range(0, len(content), size):
         try:
@@ -190,13 +188,13 @@ def test_a_body_that_goes_on_after_its_answer_keeps_nothing(api: Api) -> None:
             pass
 
 
-# More than the kernel's buffers take from the API on a client's behalf.
+# More than the kernel's buffers hold for a client.
 ANSWER = 24 * 1024 * 1024
 
 
 @pytest.fixture
 def reader(api: Api) -> Iterator[socket.socket]:
-    """A client that has asked for a large file, with little room of its own for it."""
+    """A client that has requested a large file, with a small receive buffer."""
     file = api.upload(bytes(ANSWER))
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
@@ -213,7 +211,7 @@ def reader(api: Api) -> Iterator[socket.socket]:
 def test_a_download_that_nobody_reads_is_given_up(api: Api, reader: socket.socket) -> None:
     port = reader.getsockname()[1]
     wait_until(lambda: port in served(api))
-    # The API's end of it is gone, however much the kernel still holds for the client.
+    # The API's socket is closed, even if the kernel still holds bytes for the client.
     wait_until(lambda: port not in served(api))
     found = rest(reader)
     assert found.startswith(b"HTTP/1.1 200 ")
@@ -239,13 +237,13 @@ def test_the_last_of_a_download_that_nobody_reads_is_given_up(
     while read < ANSWER - 512 * 1024:
         read += len(reader.recv(256 * 1024))
     port = reader.getsockname()[1]
-    # The answer is over for the API, and its end is with the kernel.
+    # The API has sent the whole answer; its end is in the kernel's buffer.
     wait_until(lambda: port not in queued(api))
     assert read < ANSWER
 
 
 def served(api: Api) -> set[int]:
-    """Ports of clients that a socket of this process is connected to the API's port for."""
+    """Ports of the clients with a connection to the API in this process."""
     own = {
         os.readlink(f"/proc/self/fd/{fd}")
         for fd in os.listdir("/proc/self/fd")
@@ -255,13 +253,13 @@ def served(api: Api) -> set[int]:
 
 
 def queued(api: Api) -> set[int]:
-    """Ports of clients for whom bytes of the API wait in the kernel, whoever has the connection."""
+    """Ports of the clients for which the kernel holds bytes of the API, in any process."""
     return {port for port, waiting, _ in connections(api) if waiting}
 
 
 def connections(api: Api) -> Iterator[tuple[int, int, str]]:
-    """Of each connection to the API, at its end: the client's port, bytes that wait to be sent or
-    acknowledged, and the inode.
+    """The API's end of each connection: the client's port, the unsent or unacknowledged bytes, and
+    the inode.
     """
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, remote, _, queues, *_, inode = line.split()[:10]

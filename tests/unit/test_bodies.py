@@ -1,4 +1,4 @@
-"""What a body must look like at each endpoint, and where it says that it does not."""
+"""The schema of a body at each endpoint, and the param of each error."""
 
 import orjson
 import pytest

@@ -1,5 +1,5 @@
-"""The budget of held bytes: shares by a dynamic threshold, and room for an account that holds
-nothing.
+"""The budget of held bytes: accounts share it by a dynamic threshold, and one that holds none
+always finds room.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def account(number: int, *, livemode: bool = True) -> Owner:
 
 
 def fill(budget: Budget, owner: Owner, step: int = MiB) -> int:
-    """Take until it is refused; the bytes held then."""
+    """Take bytes until a refusal; returns the bytes held then."""
     try:
         while True:
             budget.take(owner, step)

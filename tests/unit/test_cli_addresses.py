@@ -1,4 +1,4 @@
-"""Mistakes in the API's address: what the client says of them, and the address that it proposes."""
+"""Wrong addresses of the API: the client's message, and the address that it proposes."""
 
 import socket
 import ssl

@@ -1,6 +1,4 @@
-"""The client against a real server on the loopback: retries, streams, refusals, and what is never
-sent.
-"""
+"""The client against a real server on the loopback: retries, streams and refusals."""
 
 import os
 import socket
@@ -14,8 +12,8 @@ from typer.testing import CliRunner
 from tests.factories import chat_line, jsonl
 from tests.unit.fake_api import CHAT, TERMS, Api, model, serving
 from xalen_batch.cli import client as client_module
-from xalen_batch.cli.client import Client
-from xalen_batch.cli.connection import Connection
+from xalen_batch.cli.client import ApiClient
+from xalen_batch.cli.connection import ApiConnection
 from xalen_batch.cli.failures import AUTH, ApiError, Failed, Unreachable
 from xalen_batch.cli.main import app
 
@@ -30,9 +28,9 @@ def api() -> Iterator[Api]:
 
 
 @pytest.fixture
-def client(api: Api, monkeypatch: pytest.MonkeyPatch) -> Client:
+def client(api: Api, monkeypatch: pytest.MonkeyPatch) -> ApiClient:
     monkeypatch.setattr(client_module, "PAUSES", (0.01, 0.01))
-    return Client(Connection(api.base_url, KEY))
+    return ApiClient(ApiConnection(api.base_url, KEY))
 
 
 def _error(status: int, **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -47,7 +45,7 @@ def _ok(body: bytes = b'{"id": "x"}', **headers: str) -> tuple[int, dict[str, st
     return 200, headers, body
 
 
-def test_a_get_carries_the_key_and_its_query(api: Api, client: Client) -> None:
+def test_a_get_carries_the_key_and_its_query(api: Api, client: ApiClient) -> None:
     api.answers = [_ok()]
     assert client.get("/batches", limit=2, after=None) == {"id": "x"}
     method, path, headers, _ = api.requests[0]
@@ -59,13 +57,13 @@ def test_a_get_carries_the_key_and_its_query(api: Api, client: Client) -> None:
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
-def test_what_may_pass_is_tried_again(status: int, api: Api, client: Client) -> None:
+def test_what_may_pass_is_tried_again(status: int, api: Api, client: ApiClient) -> None:
     api.answers = [_error(status), _error(status, **{"retry-after": "0"}), _ok()]
     assert client.get("/models") == {"id": "x"}
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 413])
-def test_what_will_not_pass_is_not_tried_again(status: int, api: Api, client: Client) -> None:
+def test_what_will_not_pass_is_not_tried_again(status: int, api: Api, client: ApiClient) -> None:
     api.answers = [_error(status, **{"x-request-id": "req_7"})]
     with pytest.raises(ApiError) as failed:
         client.get("/models")
@@ -73,7 +71,7 @@ def test_what_will_not_pass_is_not_tried_again(status: int, api: Api, client: Cl
 
 
 def test_what_the_server_says_about_trying_again_counts_more_than_the_status(
-    api: Api, client: Client
+    api: Api, client: ApiClient
 ) -> None:
     api.answers = [_error(409, **{"x-should-retry": "false"})]
     with pytest.raises(ApiError, match="Told so"):
@@ -83,7 +81,7 @@ def test_what_the_server_says_about_trying_again_counts_more_than_the_status(
 
 
 def test_a_long_pause_is_explained(
-    api: Api, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    api: Api, client: ApiClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slept: list[float] = []
     monkeypatch.setattr(client_module.time, "sleep", slept.append)
@@ -93,13 +91,13 @@ def test_a_long_pause_is_explained(
     assert capsys.readouterr().err == "Told so. (param: p) [HTTP 429] Trying again in 30 s.\n"
 
 
-def test_a_wait_beyond_patience_is_not_waited_for(api: Api, client: Client) -> None:
+def test_a_wait_beyond_patience_is_not_waited_for(api: Api, client: ApiClient) -> None:
     api.answers = [_error(429, **{"retry-after": "3600"})]
     with pytest.raises(ApiError, match="Told so"):
         client.get("/models")
 
 
-def test_a_post_keeps_its_idempotency_key_over_retries(api: Api, client: Client) -> None:
+def test_a_post_keeps_its_idempotency_key_over_retries(api: Api, client: ApiClient) -> None:
     api.answers = [_error(500), _ok(), _ok()]
     client.post("/batches", {"a": 1})
     client.post("/batches", {"a": 1})
@@ -108,7 +106,7 @@ def test_a_post_keeps_its_idempotency_key_over_retries(api: Api, client: Client)
 
 
 def test_an_answer_that_is_kept_in_memory_has_a_longest(
-    api: Api, client: Client, monkeypatch: pytest.MonkeyPatch
+    api: Api, client: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_module, "MOST_JSON", 100)
     api.answers = [_ok(b'{"id": "x"}' + b" " * 90), _ok(b"x" * 101)]
@@ -118,7 +116,7 @@ def test_an_answer_that_is_kept_in_memory_has_a_longest(
         client.first_line("/files/1/content")
 
 
-def test_a_change_and_a_deletion_are_tried_again(api: Api, client: Client) -> None:
+def test_a_change_and_a_deletion_are_tried_again(api: Api, client: ApiClient) -> None:
     api.answers = [_error(503), _ok(), _error(503), _ok()]
     assert client.patch("/schedules/1", {"a": None}) == {"id": "x"}
     assert client.delete("/schedules/1", discard="true", other=None) == {"id": "x"}
@@ -130,7 +128,7 @@ def test_a_change_and_a_deletion_are_tried_again(api: Api, client: Client) -> No
 
 
 def test_lines_are_posted_as_they_are_with_one_idempotency_key_over_retries(
-    api: Api, client: Client
+    api: Api, client: ApiClient
 ) -> None:
     api.answers = [_error(500), _ok()]
     client.post_lines("/schedules/1/requests", b"{}\n\n{}\n")
@@ -141,14 +139,14 @@ def test_lines_are_posted_as_they_are_with_one_idempotency_key_over_retries(
 
 @pytest.mark.parametrize("body", [b"\n \n{1}\n" + BODY, b"{1}\n", b"{1}"])
 def test_the_first_line_with_text_is_read_and_the_rest_is_not_waited_for(
-    body: bytes, api: Api, client: Client
+    body: bytes, api: Api, client: ApiClient
 ) -> None:
     api.answers = [_ok(body)]
     assert client.first_line("/files/1/content") == b"{1}"
 
 
 def test_an_upload_is_a_form_that_a_retry_repeats_whole(
-    api: Api, client: Client, tmp_path: Path
+    api: Api, client: ApiClient, tmp_path: Path
 ) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(BODY)
@@ -164,7 +162,7 @@ def test_an_upload_is_a_form_that_a_retry_repeats_whole(
 
 
 def test_an_answer_before_the_upload_has_ended_counts(
-    api: Api, client: Client, tmp_path: Path
+    api: Api, client: ApiClient, tmp_path: Path
 ) -> None:
     path = tmp_path / "large.jsonl"
     with path.open("wb") as out:
@@ -175,7 +173,7 @@ def test_an_answer_before_the_upload_has_ended_counts(
         client.upload(path, "large.jsonl", lambda *_: None)
 
 
-def test_a_broken_download_goes_on_where_it_was(api: Api, client: Client) -> None:
+def test_a_broken_download_goes_on_where_it_was(api: Api, client: ApiClient) -> None:
     broken = (200, {"content-length": str(len(BODY))}, BODY[:300_000])
     api.answers = [broken, _ok(BODY, **{"x-batch-complete": "true"})]
     received = bytearray()
@@ -185,14 +183,14 @@ def test_a_broken_download_goes_on_where_it_was(api: Api, client: Client) -> Non
 
 
 def test_a_broken_download_of_a_growing_body_is_not_patched_together(
-    api: Api, client: Client
+    api: Api, client: ApiClient
 ) -> None:
     api.answers = [(200, {"content-length": str(len(BODY))}, BODY[:300_000])]
     with pytest.raises(Failed, match="middle of the answer"):
         client.download("/f", lambda _: None, lambda *_: None, is_fixed=False)
 
 
-def test_redirects_are_not_followed(api: Api, client: Client) -> None:
+def test_redirects_are_not_followed(api: Api, client: ApiClient) -> None:
     api.answers = [(302, {"location": f"{api.base_url}/elsewhere"}, b"")]
     with pytest.raises(ApiError, match="HTTP 302"):
         client.get("/models")
@@ -202,7 +200,7 @@ def test_redirects_are_not_followed(api: Api, client: Client) -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("method", ["GET", "POST", "upload"])
 def test_neither_key_nor_file_follows_a_redirect(
-    status: int, method: str, api: Api, client: Client, tmp_path: Path
+    status: int, method: str, api: Api, client: ApiClient, tmp_path: Path
 ) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(BODY)
@@ -221,11 +219,11 @@ def test_neither_key_nor_file_follows_a_redirect(
         assert stranger.requests == []
 
 
-def upload(client: Client, path: Path) -> Any:
+def upload(client: ApiClient, path: Path) -> Any:
     return client.upload(path, "in.jsonl", lambda *_: None)
 
 
-def test_a_page_that_is_not_json_is_no_answer(api: Api, client: Client) -> None:
+def test_a_page_that_is_not_json_is_no_answer(api: Api, client: ApiClient) -> None:
     api.answers = [_ok(b"<html>")]
     with pytest.raises(ApiError, match="did not answer in JSON"):
         client.get("/models")
@@ -234,7 +232,7 @@ def test_a_page_that_is_not_json_is_no_answer(api: Api, client: Client) -> None:
 def test_proxies_are_not_used_for_this_machine(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     api.answers = [_ok()]
-    assert Client(Connection(api.base_url, KEY)).get("/models") == {"id": "x"}
+    assert ApiClient(ApiConnection(api.base_url, KEY)).get("/models") == {"id": "x"}
 
 
 @pytest.mark.parametrize(("scheme", "asked"), [("http", []), ("https", ["CONNECT"])])
@@ -246,7 +244,7 @@ def test_a_proxy_gets_no_key(
     monkeypatch.setattr("socket.getaddrinfo", _only_loopback(socket.getaddrinfo))
     api.answers = [_error(403)]
     with pytest.raises(Unreachable):
-        Client(Connection(f"{scheme}://server.example/v1", KEY)).get("/models")
+        ApiClient(ApiConnection(f"{scheme}://server.example/v1", KEY)).get("/models")
     assert [method for method, *_ in api.requests] == asked
     assert KEY not in str(api.requests)
 
@@ -262,12 +260,12 @@ def _only_loopback(resolve: Callable[..., Any]) -> Callable[..., Any]:
 
 def test_a_server_never_reached_fails_at_once() -> None:
     with pytest.raises(Unreachable, match="Connection refused"):
-        Client(Connection("http://127.0.0.1:9/v1", KEY)).get("/models")
+        ApiClient(ApiConnection("http://127.0.0.1:9/v1", KEY)).get("/models")
 
 
 def test_a_server_without_tls_is_not_spoken_to_over_https(api: Api) -> None:
     with pytest.raises(Unreachable, match="speaks http, not https"):
-        Client(Connection(api.base_url.replace("http://", "https://"), KEY)).get("/models")
+        ApiClient(ApiConnection(api.base_url.replace("http://", "https://"), KEY)).get("/models")
 
 
 def _run(api: Api, *arguments: str) -> Any:
@@ -522,7 +520,7 @@ def test_list_pages_until_it_has_enough(api: Api) -> None:
     ]
 
 
-def test_descriptors_are_not_leaked(api: Api, client: Client) -> None:
+def test_descriptors_are_not_leaked(api: Api, client: ApiClient) -> None:
     before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
     api.answers = [_ok() for _ in range(20)]
     for _ in range(20):

@@ -1,6 +1,4 @@
-"""Which API and which key a command uses: a key goes to the address that was given beside it, and
-to no other.
-"""
+"""A command sends a key only to the address of its own source."""
 
 import os
 from itertools import product
@@ -9,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from xalen_batch.cli import connection, database
-from xalen_batch.cli.connection import Connection
+from xalen_batch.cli.connection import ApiConnection
 from xalen_batch.cli.failures import AUTH, Failed
 
 TEST, LIVE = "xln_test_saved", "xln_live_saved"
@@ -55,8 +53,8 @@ def given(source: str, what: str) -> tuple[str | None, str | None]:
 
 def decided(
     option: str, xalen: str, openai: str, *, is_saved: bool, live: bool
-) -> Connection | None:
-    """The rule in other words: the first source with anything in it must have both.
+) -> ApiConnection | None:
+    """The expected source: the first with an address or a key, which must have both.
 
     None: an error.
     """
@@ -69,7 +67,7 @@ def decided(
         if what == BOTH:
             base_url, key = PAIRS[source]
             key = LIVE if source == "saved" and live else key
-            return None if live and key != LIVE else Connection(base_url, key)
+            return None if live and key != LIVE else ApiConnection(base_url, key)
         if what != NOTHING:
             return None
     return None
@@ -154,7 +152,7 @@ def test_a_saved_key_goes_to_its_own_address_however_that_is_spelled(
 ) -> None:
     save(data_dir, saved)
     # Not to the spelling that was asked for: [::1] may be another user's server.
-    assert connection.find(asked, None, live=False) == Connection(saved, TEST)
+    assert connection.find(asked, None, live=False) == ApiConnection(saved, TEST)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +179,8 @@ def test_a_saved_key_goes_to_no_other_scheme_host_port_or_path(
 
 @pytest.mark.usefixtures("_saved")
 def test_the_saved_test_key_is_the_default_and_live_is_asked_for() -> None:
-    assert connection.find(None, None, live=False) == Connection(SAVED_AT, TEST)
-    assert connection.find(None, None, live=True) == Connection(SAVED_AT, LIVE)
+    assert connection.find(None, None, live=False) == ApiConnection(SAVED_AT, TEST)
+    assert connection.find(None, None, live=True) == ApiConnection(SAVED_AT, LIVE)
 
 
 def test_live_with_a_test_key_is_refused(data_dir: Path) -> None:
@@ -261,7 +259,7 @@ def test_blanks_around_a_key_are_not_part_of_it(
 
 
 def test_a_key_is_not_in_the_repr(data_dir: Path) -> None:
-    assert TEST not in repr(Connection("http://h/v1", TEST))
+    assert TEST not in repr(ApiConnection("http://h/v1", TEST))
 
 
 def test_operators_are_told_how_to_reach_a_database(data_dir: Path) -> None:

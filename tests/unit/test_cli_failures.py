@@ -250,7 +250,7 @@ def _interrupted(
     code = (
         "import os, signal, sys\n"
         "from xalen_batch.cli import client, main\n"
-        f"client.Client.{step} = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"client.ApiClient.{step} = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
         f"main.app({[*arguments, '--base-url', base_url, '--api-key', 'xln_test_x']!r})\n"
     )
     environment = {**os.environ, "XALEN_DATA_DIR": str(folder)}

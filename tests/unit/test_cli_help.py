@@ -1,4 +1,4 @@
-"""Help texts, examples and the reference pages: what is written about the commands is so."""
+"""Help texts, examples and the reference pages agree with the commands."""
 
 import re
 import shlex

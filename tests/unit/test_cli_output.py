@@ -1,4 +1,4 @@
-"""What is printed cannot steer a terminal, and shows money as it came."""
+"""Output contains no terminal control sequences, and money exactly as the API sent it."""
 
 import io
 import re

@@ -19,7 +19,7 @@ from xalen_batch.validation.prefix_order import (
 
 
 def text(name: str, size: int) -> str:
-    """A text of that many bytes whose beginning is like that of no other name."""
+    """A text of `size` bytes that shares no prefix with the text of another name."""
     return (f"{name} says: " * size)[:size]
 
 
@@ -64,7 +64,7 @@ def test_a_group_spread_over_the_file_runs_in_one_go_and_groups_in_the_order_of_
 def test_groups_within_a_group_run_in_one_go():
     system = text("system", 2_000)
     lines = [chat(system, text(name, 1_000) + f" question {n}") for n, name in enumerate("XYXY")]
-    # The first line of all that share the system prompt is not looked into further.
+    # Of the first line with the system prompt, only the first hash is known.
     assert order(*lines, chat("other"), *lines) == [0, 1, 3, 6, 8, 2, 5, 7, 4]
 
 
@@ -169,7 +169,7 @@ def test_a_hash_depends_on_nothing_behind_it(before, one, other):
 
 @given(st.integers(0, 3_000), st.integers(0, 3_000))
 def test_what_is_shared_is_seen_if_it_is_half_as_long_as_what_comes_before_it(before, size):
-    """Two groups that begin alike: they part where their documents begin."""
+    """Two groups of lines that share a prefix up to their documents."""
     one, other = (
         chat(text("instructions", before) + text(name, size) + "question") for name in "XY"
     )
@@ -201,7 +201,7 @@ def test_each_line_is_there_once_and_those_that_begin_alike_are_neighbours(lines
             alike = [
                 place for place, line in enumerate(found) if tuple(lines[line][:depth]) == start
             ]
-            # The first that begins so comes first, and may part from those that go on as it does.
+            # The first line of a group comes first, apart from the lines that share more of it.
             places = (
                 alike
                 if depth == 1

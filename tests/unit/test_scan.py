@@ -1,6 +1,4 @@
-"""Every way a file or a line can be wrong has its own code, line, param and remedy; everything else
-is read.
-"""
+"""Each kind of faulty file or line has its own code, line, param and remedy."""
 
 import gzip
 import json
@@ -42,7 +40,7 @@ def changed(**values) -> bytes:
 
 
 def with_body(text: bytes) -> bytes:
-    """A good line with one more value, as it is, in its body."""
+    """A good line with one more field in its body, given as JSON."""
     return GOOD.replace(b'"messages"', b'"extra":' + text + b',"messages"')
 
 
@@ -370,7 +368,7 @@ def test_every_code_is_in_the_guide():
 
 
 def both(raw: bytes) -> tuple[object, object]:
-    """A line read the short way, where it goes that way, and the long way."""
+    """A line read on the fast path, if it takes it, and on the slow path."""
     short, long = (LineReader(CHAT, catalog.read(None)) for _ in range(2))
     block = Block([Span(1, 0, len(raw))], raw, 0)
     values = fast_path.decode(block)
@@ -448,7 +446,7 @@ def test_what_goes_the_short_way_is_good_the_long_way(
 
 
 ODD = [
-    # Lines that do not go the short way, the code of the fault in each, None where it is good.
+    # Lines that take the slow path, with the code of their fault, or None if they are good.
     (changed(custom_id="7"), "duplicate_custom_id"),
     (changed(custom_id="a\x00"), "invalid_custom_id"),
     (GOOD.replace(b'"model"', b'"model":"gpt","model"'), "invalid_json_line"),
@@ -474,7 +472,7 @@ def test_one_odd_line_is_read_as_it_would_be_alone_and_its_neighbours_are_good(o
     lines.insert(place, odd)
     content = b"\n".join(lines) + b"\n"
     found = read(content)
-    # A line that is used twice is a fault where it is used again.
+    # The second use of a line is a duplicate custom id.
     at = 1 if code == "duplicate_custom_id" and not place else place
     assert [getattr(line, "code", None) for line in found] == [
         code if number == at else None for number in range(70)
@@ -493,7 +491,7 @@ ONE, TWO, THREE = (orjson.dumps(chat_line(name)) for name in ("one", "two", "thr
 @pytest.mark.parametrize(
     ("content", "codes"),
     [
-        # As many values as lines, but not one on each.
+        # The number of values equals that of lines, but some line has two.
         (ONE + b" " + TWO + b"\n" + THREE.replace(b",", b",\n", 1), ["invalid_json_line"] * 3),
         (ONE + TWO + b"\n" + b"\n".join(THREE.rsplit(b"}", 1)) + b"}", ["invalid_json_line"] * 3),
         (ONE + TWO + b"\n" + THREE.replace(b'"body":', b'"body":\n'), ["invalid_json_line"] * 3),

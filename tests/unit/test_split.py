@@ -12,7 +12,7 @@ from xalen_batch.validation import split
 from xalen_batch.validation.prefix_order import PrefixHasher
 from xalen_batch.validation.split import Split
 
-# Model, length, and the letter with which a line begins as others do.
+# Model, length, and a letter: lines with the same letter share a prefix.
 LINES = st.lists(
     st.tuples(
         st.sampled_from(["a", "b", "c"]), st.integers(1, 200), st.sampled_from([None, "x", "y"])
@@ -135,7 +135,7 @@ def test_lines_that_begin_alike_are_grouped_within_their_model():
 
 @given(LINES, st.integers(0, 300), st.integers(0, 5))
 def test_what_was_read_apart_is_cut_as_if_it_had_been_read_at_once(lines, place, blank_lines):
-    """The lines behind a place, with blank ones before them, numbered as if the file began there."""
+    """The lines behind a position, after some blank ones, numbered as if the file began there."""
     at_once, apart, rest, offset = Split(), Split(), Split(), 0
     for number, (model, length, _) in enumerate(lines, start=1):
         is_behind = number > place

@@ -1,9 +1,9 @@
-"""The supervisor hears a signal whenever it comes."""
+"""The supervisor reacts to a signal at any moment."""
 
 import subprocess
 import sys
 
-# Looks follow each other without a pause, and each signal comes at another moment of one.
+# The supervisor polls without a pause, and each signal arrives at another moment.
 HEARS = """\
 import random, signal
 from pathlib import Path
@@ -22,5 +22,5 @@ for _ in range(2_000):
 
 
 def test_a_signal_is_heard_whatever_the_supervisor_is_at() -> None:
-    # One that is not heard is waited for for ever.
+    # A lost signal would run into the timeout.
     assert subprocess.run([sys.executable, "-c", HEARS], timeout=60, check=False).returncode == 0

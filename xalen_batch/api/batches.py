@@ -100,7 +100,7 @@ def retrieve_batch(session: Session, caller: Caller, batch_id: str) -> BatchObje
 def cancel_batch(session: Session, caller: Caller, batch_id: str) -> BatchObject:
     """Start no further line.
 
-    What has finished is kept, delivered and billed. Any body is ignored.
+    Finished lines are kept, delivered and billed. Any body is ignored.
     """
     return _shown(session, [batches.cancel(session, batches.get(session, caller, batch_id))])[0]
 

@@ -131,6 +131,6 @@ def download_file(caller: BriefReader, file_id: str) -> Response:
 @router.delete("/{file_id}")
 @calling(Scope.SUBMIT)
 def delete_file(session: Session, caller: Caller, file_id: str) -> DeletedFile:
-    """Erase a file. Of an output file that erases the answers, never what they cost."""
+    """Delete a file. For an output file, this erases the answers, but not their charges."""
     files.delete(session, caller, file_id)
     return DeletedFile(id=file_id)

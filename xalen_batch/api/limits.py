@@ -30,7 +30,7 @@ class Standing(BaseModel):
 
     @classmethod
     def drawn(cls, draw: Draw | None) -> Self:
-        """Of a rate: what is taken out of its bucket now."""
+        """The standing of a rate limit: `used` is the number of requests taken from its bucket."""
         return cls.of(0, None) if draw is None else cls.of(draw.limit - draw.remaining, draw.limit)
 
 
@@ -62,7 +62,7 @@ class LimitsObject(BaseModel):
 @router.get("")
 @calling(Scope.READ)
 def get_limits(session: Session, caller: Caller) -> LimitsObject:
-    """What the account may hold at a time, what it does hold, and what is free."""
+    """The account's quotas: the limit, the used and the free part of each."""
     limits, held = quotas.limits(session, caller), quotas.held(session, caller)
     standings = {quota.value: Standing.of(used, limits[quota]) for quota, used in held.items()}
     return LimitsObject(

@@ -1,4 +1,4 @@
-"""/v1/schedules/{id}/runs, and runs that are asked for."""
+"""/v1/schedules/{id}/runs, and runs on request."""
 
 import hashlib
 from typing import Annotated
@@ -33,7 +33,7 @@ def list_runs(
     after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
     state: RunState | None = None,
 ) -> Response:
-    """What became of its instants, newest first; of a deleted schedule too."""
+    """The runs of a schedule, newest first; also of a deleted schedule."""
     schedule = registry.past(session, caller, schedule_id)
 
     def page(session: Session, limit: int, after: str | None) -> ListObject[RunObject]:
@@ -52,7 +52,7 @@ def run_schedule(
     body: RunRequest | None = None,
     key: IdempotencyKey = None,
 ) -> Response:
-    """Run it now, beside its instants: its next fire stays where it is."""
+    """Run a schedule now. Its next fire does not change."""
 
     def create() -> bytes:
         schedule = registry.lock(session, caller, schedule_id)
@@ -81,8 +81,8 @@ def backfill_schedule(
     schedule_id: str,
     key: IdempotencyKey = None,
 ) -> Response:
-    """Run its past instants of a time that never ran, one after another; those that were missed or
-    skipped too.
+    """Run the past instants in a time range that never ran, were missed or were skipped, one after
+    another.
     """
 
     def create() -> bytes:

@@ -43,9 +43,7 @@ class ModelTerms(BaseModel):
 
 
 class TermsObject(BaseModel):
-    """What a batch created now would run on, cost and be held to, for the calling account in the
-    mode of its key.
-    """
+    """The models, prices and limits of a batch created now, for the account and mode of the key."""
 
     object: Literal["terms"] = "terms"
     livemode: bool
@@ -60,8 +58,8 @@ class TermsObject(BaseModel):
 @router.get("")
 @calling(Scope.READ)
 def get_terms(session: Session, caller: Caller) -> TermsObject:
-    """Models, prices and limits of a batch created now: what a client needs to check a file and to
-    know its cost before it uploads it.
+    """The models, prices and limits of a batch created now: a client can check a file with them,
+    and estimate its cost, before it uploads it.
     """
     offered, config = batches.offered(session, caller), settings()
     return TermsObject(

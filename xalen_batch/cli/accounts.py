@@ -117,7 +117,7 @@ def limits(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show an account's quotas and what it holds, after setting those that are given (operators)."""
+    """Show an account's quotas and their use; options set quotas first (operators)."""
     given = {
         "open_batches": open_batches,
         "enqueued_lines": enqueued_lines,

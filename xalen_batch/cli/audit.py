@@ -1,4 +1,4 @@
-"""`audit`: who changed keys, prices, schedules and invoices, for the operator."""
+"""`audit`: the log of changes to keys, prices, schedules and invoices, for the operator."""
 
 import re
 from datetime import UTC, datetime

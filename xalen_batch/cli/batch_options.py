@@ -29,7 +29,7 @@ def usage_error(option: str | None = None) -> Iterator[None]:
 
 
 def check_window(text: str | None) -> str | None:
-    """Refuse what is not a completion window."""
+    """Raise a usage error for an invalid completion window."""
     from xalen_batch import windows
 
     if text is not None:
@@ -39,7 +39,7 @@ def check_window(text: str | None) -> str | None:
 
 
 def check_catch_up(text: str | None) -> str | None:
-    """Refuse what is not a catch-up window."""
+    """Raise a usage error for an invalid catch-up window."""
     from xalen_batch import windows
 
     if text is not None:
@@ -49,7 +49,7 @@ def check_catch_up(text: str | None) -> str | None:
 
 
 def check_endpoint(text: str | None) -> str | None:
-    """Refuse an endpoint that no batch can name."""
+    """Raise a usage error for an endpoint that batches do not have."""
     from xalen_batch.catalog import ENDPOINTS, endpoint_of
 
     if text is not None and endpoint_of(text) is None:

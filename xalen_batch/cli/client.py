@@ -20,7 +20,7 @@ from urllib.request import Request
 from uuid import uuid4
 
 from xalen_batch.cli import addresses, transport
-from xalen_batch.cli.connection import LOOPBACK, Connection, find
+from xalen_batch.cli.connection import LOOPBACK, ApiConnection, find
 from xalen_batch.cli.failures import ApiError, Failed, Unreachable
 from xalen_batch.cli.options import ApiKey, BaseUrl, Live
 from xalen_batch.cli.output import safe, say
@@ -50,10 +50,10 @@ class Listing(NamedTuple):
     has_more: bool
 
 
-class Client:
+class ApiClient:
     """Every method raises ApiError, Unreachable, or Failed."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: ApiConnection) -> None:
         self.connection = connection
         self._opener = transport.opener(connection.base_url)
         self._has_reached = False
@@ -293,9 +293,9 @@ class ApiOptions:
     api_key: ApiKey = None
     live: Live = False
 
-    def connect(self) -> Client:
+    def connect(self) -> ApiClient:
         """A client for the server of these options, the environment or `credentials.toml`."""
-        return Client(find(self.base_url, self.api_key, self.live))
+        return ApiClient(find(self.base_url, self.api_key, self.live))
 
 
 def _address(path: str, query: Mapping[str, str | int | None]) -> str:

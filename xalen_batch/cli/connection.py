@@ -21,7 +21,7 @@ PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
-class Connection:
+class ApiConnection:
     """An address with its key. `base_url` ends in the API version, without a slash."""
 
     base_url: str
@@ -29,7 +29,7 @@ class Connection:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ConnectionSource:
     """A place with an address, a key or both, and the names of both there."""
 
     address_name: str
@@ -46,7 +46,7 @@ def data_dir() -> Path:
     return Path(os.environ.get("XALEN_DATA_DIR") or DEFAULT_DATA_DIR)
 
 
-def find(base_url: str | None, api_key: str | None, live: bool) -> Connection:
+def find(base_url: str | None, api_key: str | None, live: bool) -> ApiConnection:
     """The connection to use.
 
     Failed (exit 4) without a key, or if key and address are from two sources.
@@ -89,7 +89,7 @@ def _sources(
     saved: Mapping[str, Any],
     *,
     live: bool,
-) -> list[Source]:
+) -> list[ConnectionSource]:
     """All sources with an address or a key, in order of precedence."""
     openai_key = environment.get("OPENAI_API_KEY")
     # Not a key of ours: this pair of variables belongs to another service, so ignore both.
@@ -100,15 +100,15 @@ def _sources(
     file = str(data_dir() / "credentials.toml")
     saved_key = saved.get("live_key" if live else "test_key")
     found = [
-        Source("--base-url", "--api-key", _text(base_url), _text(api_key)),
-        Source(
+        ConnectionSource("--base-url", "--api-key", _text(base_url), _text(api_key)),
+        ConnectionSource(
             "XALEN_BASE_URL",
             "XALEN_API_KEY",
             _text(environment.get("XALEN_BASE_URL")),
             _text(environment.get("XALEN_API_KEY")),
         ),
-        Source("OPENAI_BASE_URL", "OPENAI_API_KEY", *map(_text, openai)),
-        Source(
+        ConnectionSource("OPENAI_BASE_URL", "OPENAI_API_KEY", *map(_text, openai)),
+        ConnectionSource(
             f"base_url in {file}",
             file,
             _text(saved.get("base_url")) if saved_key else None,
@@ -118,7 +118,7 @@ def _sources(
     return [source for source in found if source.base_url or source.key]
 
 
-def choose(sources: Sequence[Source]) -> Connection:
+def choose(sources: Sequence[ConnectionSource]) -> ApiConnection:
     """The key and address of the first source; or its address, with the key of another source.
 
     Failed if a key would be sent to an address that its own source does not name.
@@ -128,18 +128,18 @@ def choose(sources: Sequence[Source]) -> Connection:
     if not address:
         raise Failed(_without_address(first, others), AUTH)
     if first.key:
-        return Connection(address, _checked(first.key, first.key_name))
+        return ApiConnection(address, _checked(first.key, first.key_name))
     for other in others:
         if other.key and other.base_url and _identity(other.base_url) == _identity(address):
             # Use the spelling of the key's own source: [::1] may be the server of another user than
             # 127.0.0.1.
-            return Connection(
+            return ApiConnection(
                 _normal(other.base_url, other.address_name), _checked(other.key, other.key_name)
             )
     raise Failed(_without_key(first, address, others), AUTH)
 
 
-def _without_address(first: Source, others: Sequence[Source]) -> str:
+def _without_address(first: ConnectionSource, others: Sequence[ConnectionSource]) -> str:
     known = next((other for other in others if other.base_url), None)
     such = (
         f" ({known.address_name} has {_shown(known.base_url)}, if that is the one)"
@@ -152,7 +152,7 @@ def _without_address(first: Source, others: Sequence[Source]) -> str:
     )
 
 
-def _without_key(first: Source, address: str, others: Sequence[Source]) -> str:
+def _without_key(first: ConnectionSource, address: str, others: Sequence[ConnectionSource]) -> str:
     elsewhere = "".join(
         f" The key of {other.key_name} is sent to"
         f" {_shown(other.base_url) if other.base_url else other.address_name} alone."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from xalen_batch.cli import progress
-from xalen_batch.cli.client import Client
+from xalen_batch.cli.client import ApiClient
 from xalen_batch.cli.failures import Failed
 
 STDOUT = Path("-")
@@ -58,7 +58,7 @@ def check_target(target: Path, source: Path | None = None) -> None:
 
 
 def fetch(
-    client: Client, batch_id: str, target: Path, *, errors: bool, is_ended: bool
+    client: ApiClient, batch_id: str, target: Path, *, errors: bool, is_ended: bool
 ) -> Delivered:
     """Write a batch's output lines, or its error lines, to `target`."""
     lines = 0
@@ -73,7 +73,7 @@ def fetch(
     return Delivered(lines, headers)
 
 
-def print_lines(client: Client, batch_id: str, *, errors: bool, is_ended: bool) -> Delivered:
+def print_lines(client: ApiClient, batch_id: str, *, errors: bool, is_ended: bool) -> Delivered:
     """Print a batch's output or error lines as one list object on stdout, as they arrive."""
     lines, rest = 0, b""
     with writer(STDOUT) as out:
@@ -93,7 +93,12 @@ def print_lines(client: Client, batch_id: str, *, errors: bool, is_ended: bool) 
 
 
 def _receive(
-    client: Client, batch_id: str, write: Callable[[bytes], None], *, errors: bool, is_ended: bool
+    client: ApiClient,
+    batch_id: str,
+    write: Callable[[bytes], None],
+    *,
+    errors: bool,
+    is_ended: bool,
 ) -> Mapping[str, str]:
     part = "errors" if errors else "output"
     with progress.transfer(part) as moved:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from xalen_batch.cli import download, inputs, progress, uploads
-from xalen_batch.cli.client import ApiOptions, Client
+from xalen_batch.cli.client import ApiClient, ApiOptions
 from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.group import Group
 from xalen_batch.cli.option_groups import with_option_groups
@@ -168,14 +168,14 @@ def download_file(
 )
 @with_option_groups
 def delete(file_ids: FileIds, as_json: Json = False, *, api: ApiOptions) -> None:
-    """Delete files. Of an output file that erases the answers, never what they cost."""
+    """Delete files. For an output file, this erases the answers, but not their charges."""
     client = api.connect()
     deleted = [_delete(client, file_id) for file_id in dict.fromkeys(file_ids)]
     if as_json:
         print_list(deleted)
 
 
-def _delete(client: Client, file_id: str) -> dict[str, Any]:
+def _delete(client: ApiClient, file_id: str) -> dict[str, Any]:
     try:
         deleted = client.delete(f"/files/{file_id}")
     except Failed as error:

@@ -35,7 +35,7 @@ def models(
     *,
     api: ApiOptions,
 ) -> None:
-    """List the models of the API with their prices, and what answers a key of this mode."""
+    """List the models of the API: prices, and the backend that answers a key of this mode."""
     if local:
         _local_models(as_json)
         return

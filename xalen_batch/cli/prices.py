@@ -129,9 +129,9 @@ def sync(
     """Show how prices in force differ from the catalog on this machine, and put the catalog's in
     force (operators).
 
-    Batches that exist keep theirs. Exit 2, and nothing is changed, without --yes where nobody can
-    be asked, and where a price would end whose model --close does not name: the catalog may be
-    another one than the server's.
+    Batches that exist keep theirs. Without a terminal, --yes is needed. Each model whose price
+    would end needs --close, because this catalog may not be the server's. Otherwise nothing is
+    changed, and the exit code is 2.
     """
     with database.transaction() as session:
         from xalen_batch import catalog

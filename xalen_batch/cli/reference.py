@@ -31,12 +31,9 @@ def commands() -> str:
 
     root = typer.main.get_command(app)
     found = list(_walk(root, "xalen-batch"))
-    shared = {
-        param.name: param
-        for _, command in found
-        for param in command.params
-        if _panel(param) == CONNECTION
-    }
+    shared: dict[str, Any] = {}
+    for _, command in found:
+        shared |= {param.name: param for param in command.params if _panel(param) == CONNECTION}
     parts = [
         f"# Commands\n\n{NOTE}",
         (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from xalen_batch.cli.client import Client
+from xalen_batch.cli.client import ApiClient
 from xalen_batch.cli.failures import ApiError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Rules:
     limits: "Settings"
 
 
-def of_server(client: Client) -> Rules | None:
+def of_server(client: ApiClient) -> Rules | None:
     """The server's rules for this key; None if it does not show them."""
     from xalen_batch.billing.terms import Terms
     from xalen_batch.config import settings

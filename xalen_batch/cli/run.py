@@ -14,7 +14,7 @@ from xalen_batch.cli.batch_options import (
     Window,
     parse_metadata,
 )
-from xalen_batch.cli.client import ApiOptions, Client
+from xalen_batch.cli.client import ApiClient, ApiOptions
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, ApiError, Failed
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import Json, Timeout, examples
@@ -85,7 +85,7 @@ def run(
         raise typer.Exit(NOT_SUCCESSFUL)
 
 
-def _delivered(client: Client, batch: dict[str, Any], target: Path) -> dict[str, Any] | None:
+def _delivered(client: ApiClient, batch: dict[str, Any], target: Path) -> dict[str, Any] | None:
     """Write an ended batch's results and errors; returns its invoice.
 
     None if validation refused the batch.
@@ -105,7 +105,7 @@ def _delivered(client: Client, batch: dict[str, Any], target: Path) -> dict[str,
         ) from None
 
 
-def _invoice(client: Client, batch: dict[str, Any]) -> dict[str, Any] | None:
+def _invoice(client: ApiClient, batch: dict[str, Any]) -> dict[str, Any] | None:
     """The invoice, or None with a message if the key may not see it: the batch succeeded anyway."""
     try:
         return client.get(f"/batches/{batch['id']}/invoice")
@@ -116,7 +116,7 @@ def _invoice(client: Client, batch: dict[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def _deliver_results(client: Client, batch: dict[str, Any], target: Path) -> None:
+def _deliver_results(client: ApiClient, batch: dict[str, Any], target: Path) -> None:
     """Write the results, but keep those of an earlier run if no line succeeded."""
     if batch["request_counts"]["completed"] or target == download.STDOUT:
         download.fetch(client, batch["id"], target, errors=False, is_ended=True)
@@ -128,7 +128,7 @@ def _deliver_results(client: Client, batch: dict[str, Any], target: Path) -> Non
         say(f"results: none{f'; {target} is from an earlier run' if target.exists() else ''}")
 
 
-def _deliver_errors(client: Client, batch: dict[str, Any], target: Path) -> None:
+def _deliver_errors(client: ApiClient, batch: dict[str, Any], target: Path) -> None:
     has_errors = batch_view.unsuccessful(batch) > 0
     if target == download.STDOUT:
         if has_errors:

@@ -18,7 +18,7 @@ from xalen_batch.cli.batch_options import (
     Window,
     parse_metadata,
 )
-from xalen_batch.cli.client import ApiOptions, Client
+from xalen_batch.cli.client import ApiClient, ApiOptions
 from xalen_batch.cli.failures import INTERRUPTED, Failed
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import Json, examples
@@ -85,7 +85,7 @@ class Checked:
 
 
 def check(
-    client: Client, path: Path, file: Path, endpoint: str, on_invalid: str | None = None
+    client: ApiClient, path: Path, file: Path, endpoint: str, on_invalid: str | None = None
 ) -> Checked:
     """Validate a file by the server's models and limits before it is sent.
 
@@ -124,7 +124,7 @@ def _hint(file: Path, errors: int) -> str:
 
 
 def create(
-    client: Client,
+    client: ApiClient,
     checked: Checked,
     window: str,
     hours: dict[str, Any] | None,

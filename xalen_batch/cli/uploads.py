@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from xalen_batch.cli import progress
-from xalen_batch.cli.client import Client
+from xalen_batch.cli.client import ApiClient
 from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed, Unreachable
 
 # After these statuses the request may have succeeded, unless the API says not to repeat it. After
@@ -14,7 +14,7 @@ from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed, Unreachable
 UNSURE = (408, 409)
 
 
-def send(client: Client, path: Path, name: str) -> dict[str, Any]:
+def send(client: ApiClient, path: Path, name: str) -> dict[str, Any]:
     """Upload a file as batch input, with a progress bar; the API's file object."""
     with progress.transfer("uploading") as moved:
         return client.upload(path, name, moved)
@@ -22,7 +22,7 @@ def send(client: Client, path: Path, name: str) -> dict[str, Any]:
 
 @contextmanager
 def deleted_if_refused(
-    client: Client, file_id: str | None, name: str, unsure: str
+    client: ApiClient, file_id: str | None, name: str, unsure: str
 ) -> Iterator[None]:
     """Delete an uploaded file if the request that names it is refused, and say so in the error.
 
@@ -53,7 +53,7 @@ def _stays(file_id: str | None) -> str:
     )
 
 
-def _delete(client: Client, file_id: str) -> str:
+def _delete(client: ApiClient, file_id: str) -> str:
     try:
         client.delete(f"/files/{file_id}")
     except Failed:

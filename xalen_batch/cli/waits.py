@@ -6,7 +6,7 @@ from xalen_batch.cli import clock, windows
 from xalen_batch.cli.output import say
 
 
-class Told:
+class WaitReporter:
     """Prints the reason that a batch waits on stderr, each time that it changes or ends."""
 
     def __init__(self) -> None:

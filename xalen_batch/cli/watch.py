@@ -7,7 +7,7 @@ import typer
 
 from xalen_batch.cli import progress, waits
 from xalen_batch.cli.batch_view import ENDED, say_errors, say_outcome, succeeded
-from xalen_batch.cli.client import ApiOptions, Client
+from xalen_batch.cli.client import ApiClient, ApiOptions
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import BatchId, Json, Timeout, examples
@@ -49,14 +49,14 @@ def watch(
         raise typer.Exit(NOT_SUCCESSFUL)
 
 
-def follow(client: Client, batch_id: str, timeout: float | None) -> dict[str, Any]:
+def follow(client: ApiClient, batch_id: str, timeout: float | None) -> dict[str, Any]:
     """The batch at its end.
 
     Failed (exit 5, 130) on a timeout or Ctrl-C; the batch goes on either way.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = FIRST_PAUSE
-    told = waits.Told()
+    told = waits.WaitReporter()
     try:
         # Before the progress bar, which would stay above the error of an unknown batch.
         batch = client.get(f"/batches/{batch_id}")

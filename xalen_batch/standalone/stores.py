@@ -34,8 +34,8 @@ from xalen_batch.standalone.processes import Step
 START_TIMEOUT = 120.0  # crash recovery of a large database takes its time
 SOCKET_PATH_MAX = 100  # the kernel's limit is 104 on macOS, 108 on Linux
 POSTGRES_PORT = 5432  # part of the socket's name; nothing listens on it
-OWNER = "xalen"  # the superuser that initdb makes, who migrates
-SERVING = "xalen_serve"  # what the API, beat and workers connect as (docs/decisions/0030)
+OWNER = "xalen"  # the superuser that initdb makes; migrations use it
+SERVING = "xalen_serve"  # the role of the API, beat and workers (docs/decisions/0030)
 NOBODY = 65534
 
 

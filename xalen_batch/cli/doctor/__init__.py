@@ -1,4 +1,4 @@
-"""`doctor`: checks what an installation needs, one thing at a time."""
+"""`doctor`: checks the parts that an installation needs."""
 
 from xalen_batch.cli.doctor.command import commands
 

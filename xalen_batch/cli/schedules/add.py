@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from xalen_batch.cli import clock, inputs, progress
-from xalen_batch.cli.client import ApiOptions, Client
+from xalen_batch.cli.client import ApiClient, ApiOptions
 from xalen_batch.cli.failures import INTERRUPTED, ApiError, Failed
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import Json, ScheduleId, examples
@@ -29,7 +29,7 @@ commands = typer.Typer()
 
 
 @dataclass(frozen=True)
-class Piece:
+class LineRange:
     """The lines `first` to `last` of a file, numbered from 1, with their bytes."""
 
     first: int
@@ -70,7 +70,7 @@ def add(
         say(f"{accepted}; {figure(added['pending'])} pending. {_when(client, added)}")
 
 
-def _sent(client: Client, schedule_id: str, path: Path, name: str) -> dict[str, Any]:
+def _sent(client: ApiClient, schedule_id: str, path: Path, name: str) -> dict[str, Any]:
     """The last answer of the server, with the sums over all pieces.
 
     Failed at the first piece that is refused.
@@ -100,7 +100,7 @@ def _sent(client: Client, schedule_id: str, path: Path, name: str) -> dict[str, 
     return answer | {"accepted": accepted, "known": known}
 
 
-def _placed(error: Failed, piece: Piece, name: str) -> str:
+def _placed(error: Failed, piece: LineRange, name: str) -> str:
     """A piece's refusal with the line number of the whole file, if it names a line."""
     message = str(error)
     line = re.match(r"Line ([0-9,]+)", message)
@@ -120,7 +120,7 @@ def _placed(error: Failed, piece: Piece, name: str) -> str:
     return f"{safe(name)}:{number}{message.removeprefix(line[0])}{counted_there}"
 
 
-def _lines(piece: Piece) -> str:
+def _lines(piece: LineRange) -> str:
     return (
         f"line {figure(piece.first)}"
         if piece.first == piece.last
@@ -138,7 +138,7 @@ def _remedy(last: int) -> str:
     )
 
 
-def _pieces(path: Path) -> Iterator[Piece]:
+def _pieces(path: Path) -> Iterator[LineRange]:
     """Cut a file into pieces of whole lines. Blank lines are kept, so that line numbers stay right.
 
     A long line is a piece of its own.
@@ -160,12 +160,12 @@ def _pieces(path: Path) -> Iterator[Piece]:
     yield from _piece(first, held, end)
 
 
-def _piece(first: int, lines: list[bytes], end: int) -> Iterator[Piece]:
+def _piece(first: int, lines: list[bytes], end: int) -> Iterator[LineRange]:
     if any(line.strip() for line in lines):
-        yield Piece(first, first + len(lines) - 1, b"".join(lines), end)
+        yield LineRange(first, first + len(lines) - 1, b"".join(lines), end)
 
 
-def _when(client: Client, added: dict[str, Any]) -> str:
+def _when(client: ApiClient, added: dict[str, Any]) -> str:
     id, fires = added["schedule_id"], added["next_fire_at"]
     if fires is None:
         return f"The schedule is paused or has ended; `xalen-batch schedules run {id}` runs them."

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from xalen_batch.cli import clock, windows
-from xalen_batch.cli.client import ApiOptions, Client
+from xalen_batch.cli.client import ApiClient, ApiOptions
 from xalen_batch.cli.failures import ApiError
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import Json, ScheduleId, examples
@@ -53,7 +53,7 @@ def create(
     *,
     api: ApiOptions,
 ) -> None:
-    """Make a schedule and print its id: what it runs (one of --file to --inbox), when and how."""
+    """Make a schedule and print its id. One of --file to --inbox names its input."""
     what = request.chosen(given)
     if what is None:
         raise typer.BadParameter(
@@ -149,7 +149,7 @@ def _cleared(names: list[Clearable], given: Given) -> list[Clearable]:
     return names
 
 
-def _say_next(client: Client, schedule: dict[str, Any]) -> None:
+def _say_next(client: ApiClient, schedule: dict[str, Any]) -> None:
     """Say where its files go, when its lines are started, and its next fires.
 
     A key without the right to read does not see them; the schedule exists anyway.

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from xalen_batch.cli import clock
-from xalen_batch.cli.client import ApiOptions, Client
+from xalen_batch.cli.client import ApiClient, ApiOptions
 from xalen_batch.cli.failures import Failed
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import Json, ScheduleId, examples
@@ -49,7 +49,7 @@ def pause(
         )
 
 
-def _is_over(client: Client, schedule: dict[str, Any]) -> bool:
+def _is_over(client: ApiClient, schedule: dict[str, Any]) -> bool:
     """Whether no fire is left before its end, so that resuming it has no effect.
 
     False if this key may not see its fires.

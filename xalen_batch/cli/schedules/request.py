@@ -11,7 +11,7 @@ import typer
 
 from xalen_batch.cli import clock, inputs, submit, uploads, windows
 from xalen_batch.cli.batch_options import AUTO, parse_metadata, usage_error
-from xalen_batch.cli.client import Client
+from xalen_batch.cli.client import ApiClient
 from xalen_batch.cli.failures import INTERRUPTED, Failed
 from xalen_batch.cli.output import safe
 from xalen_batch.cli.schedules.options import Given
@@ -117,7 +117,7 @@ def source_or_inbox(
 
 
 @dataclass
-class Sent:
+class RequestFile:
     """The fields that name a request's file.
 
     `uploaded` is the id of a new upload, `name` its local name.
@@ -128,25 +128,27 @@ class Sent:
     name: str = ""
 
 
-def send_file(client: Client, given: Given) -> Sent:
+def send_file(client: ApiClient, given: Given) -> RequestFile:
     """Check and upload the schedule's file, or look up one that exists."""
     path = given.file or given.template
     if path is not None:
         with before_request(), inputs.opened(path) as opened:
             endpoint, file = _upload(client, opened, path, given)
         id = file["id"]
-        return Sent(
+        return RequestFile(
             {WHAT["file" if given.file else "template"]: id, "endpoint": endpoint},
             id,
             inputs.name_of(path),
         )
     if id := given.file_id or given.template_id:
         endpoint = given.endpoint or _endpoint(client.first_line(f"/files/{id}/content"), id)
-        return Sent({WHAT["file_id" if given.file_id else "template_id"]: id, "endpoint": endpoint})
-    return Sent()
+        return RequestFile(
+            {WHAT["file_id" if given.file_id else "template_id"]: id, "endpoint": endpoint}
+        )
+    return RequestFile()
 
 
-def _upload(client: Client, path: Path, file: Path, given: Given) -> tuple[str, dict[str, Any]]:
+def _upload(client: ApiClient, path: Path, file: Path, given: Given) -> tuple[str, dict[str, Any]]:
     """The endpoint of a file, and the API's file object. `path` has the content of `file`."""
     name = inputs.name_of(file)
     if given.file:
@@ -195,7 +197,7 @@ def before_request() -> Iterator[None]:
         raise Failed("Stopped; no schedule was made or changed.", INTERRUPTED) from None
 
 
-def deleted_if_refused(client: Client, sent: Sent) -> AbstractContextManager[None]:
+def deleted_if_refused(client: ApiClient, sent: RequestFile) -> AbstractContextManager[None]:
     """Delete a file that was uploaded for a request, if that request is refused."""
     return uploads.deleted_if_refused(
         client,

@@ -9,7 +9,7 @@ import typer
 
 from xalen_batch.cli import clock
 from xalen_batch.cli.batch_view import say_errors, say_outcome, succeeded
-from xalen_batch.cli.client import PAGE, ApiOptions, Client
+from xalen_batch.cli.client import PAGE, ApiClient, ApiOptions
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import Json, ScheduleId, Timeout, examples
@@ -129,7 +129,9 @@ def _say_state(started: dict[str, Any]) -> None:
         say(f"`xalen-batch schedules runs {started['schedule_id']}` shows when it has begun.")
 
 
-def _once_begun(client: Client, started: dict[str, Any], deadline: float | None) -> dict[str, Any]:
+def _once_begun(
+    client: ApiClient, started: dict[str, Any], deadline: float | None
+) -> dict[str, Any]:
     """The run when it no longer waits for the run before it or for its source."""
     if started["state"] == "waiting":
         _say_state(started)
@@ -152,7 +154,7 @@ def _once_begun(client: Client, started: dict[str, Any], deadline: float | None)
 
 
 def _followed(
-    client: Client, started: dict[str, Any], deadline: float | None
+    client: ApiClient, started: dict[str, Any], deadline: float | None
 ) -> dict[str, Any] | None:
     """The batch of a run at its end, with its outcome on stderr; None if the run has none."""
     if started["batch_id"] is None:
@@ -234,7 +236,7 @@ def _check_order(start: str, end: str) -> None:
         )
 
 
-def _say_failed(client: Client, schedule_id: str, start: str, end: str) -> None:
+def _say_failed(client: ApiClient, schedule_id: str, start: str, end: str) -> None:
     """Say how many runs in a time range failed, and how to run one again.
 
     Counts the runs that the key may see.
