@@ -28,8 +28,7 @@ from benchmarks.verification import Wrong
 
 QUICK = 0.01
 PAGE = ROOT / "docs" / "performance.md"
-PLOT = ROOT / "docs" / "images" / "performance.svg"
-RESULTS = ROOT / "benchmarks" / "results.json"
+RESULTS = plot.RESULTS
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -69,8 +68,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         "--publish",
         action="store_true",
         help=(
-            "also renew these scenarios in docs/performance.md and benchmarks/results.json, and the"
-            " plot if all are there"
+            "also renew these scenarios in docs/performance.md, its plot and benchmarks/results.json"
         ),
     )
     chosen = parser.parse_args(given)
@@ -129,14 +127,10 @@ def _measured(stage: Stage, name: str, chosen: argparse.Namespace) -> Outcome:
 
 
 def _write(outcomes: list[Outcome], chosen: argparse.Namespace) -> None:
-    content, parts, picture = (
-        report.as_json(outcomes, scale=chosen.scale),
-        report.markdown(outcomes),
-        plot.bars(outcomes),
-    )
+    content, parts = report.as_json(outcomes, scale=chosen.scale), report.markdown(outcomes)
     folder: Path = chosen.output
     report.write_json(folder / "results.json", content)
-    (folder / "throughput.svg").write_text(picture, "utf-8")
+    (folder / "throughput.svg").write_text(plot.picture(content["scenarios"], plot.LIGHT), "utf-8")
     (folder / "tables.md").write_text(
         "\n\n".join(f"## {name}\n{part}" for name, part in parts.items()) + "\n", "utf-8"
     )
@@ -146,10 +140,7 @@ def _write(outcomes: list[Outcome], chosen: argparse.Namespace) -> None:
             json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}, content
         )
         report.write_json(RESULTS, published)
-        if {name for name, scenario in ALL.items() if scenario.is_default} <= {
-            outcome.scenario for outcome in outcomes
-        }:
-            PLOT.write_text(picture, "utf-8")
+        plot.write(published)
         for homeless in report.publish(
             PAGE, {**parts, "targets": report.targets_markdown(published)}
         ):

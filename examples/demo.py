@@ -31,7 +31,8 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
+from rich.terminal_theme import DEFAULT_TERMINAL_THEME, SVG_EXPORT_THEME
 from rich.text import Text
 from stage import Failed, Stage, last_lines, running
 
@@ -81,12 +82,18 @@ def main() -> int:
         console.print("Interrupted; everything has been stopped.")
         return 130
     if options.record:
-        # Fonts are the reader's own: a picture fetches nothing.
-        picture = re.sub(
-            r"@font-face \{.*?\}\s*", "", console.export_svg(title="make demo"), flags=re.DOTALL
-        )
-        options.record.write_text(picture, "utf-8")
+        save(console, options.record)
     return 0
+
+
+def save(console: Console, path: Path) -> None:
+    """Save the terminal's output as a picture for light pages and, beside it, one for dark pages."""
+    dark = path.with_stem(f"{path.stem}-dark")
+    for target, theme in ((path, DEFAULT_TERMINAL_THEME), (dark, SVG_EXPORT_THEME)):
+        picture = console.export_svg(title="make demo", theme=theme, clear=False)
+        # Fonts are the reader's own: a picture fetches nothing. The frame is seen on any page.
+        picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
+        target.write_text(picture.replace("rgba(255,255,255,0.35)", "#9198a1"), "utf-8")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -97,7 +104,7 @@ def parse_arguments() -> argparse.Namespace:
         "--folder", type=Path, default=Path(".demo"), help="where everything is kept; emptied first"
     )
     parser.add_argument(
-        "--record", type=Path, metavar="SVG", help="save what the terminal showed as a picture"
+        "--record", type=Path, metavar="SVG", help="save what the terminal showed as pictures"
     )
     return parser.parse_args()
 
@@ -163,7 +170,7 @@ def bars(jobs: Sequence[Job], *, live: bool) -> Iterator[tuple[Progress, list[An
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
         TaskProgressColumn(),
-        MofNCompleteColumn(),
+        MofNCompleteColumn(table_column=Column(justify="right")),
         TextColumn("{task.fields[detail]}"),
         TimeElapsedColumn(),
     )

@@ -1,4 +1,4 @@
-"""What models exist, what they cost, which endpoints they serve and where they run."""
+"""The model catalog: the models, with their prices, endpoints and backends."""
 
 import hashlib
 import json
@@ -32,8 +32,8 @@ Endpoint = Literal["/v1/chat/completions", "/v1/rerank"]
 CHAT: Endpoint = "/v1/chat/completions"
 RERANK: Endpoint = "/v1/rerank"
 ENDPOINTS: tuple[Endpoint, ...] = (CHAT, RERANK)
-# Spellings in the files of other servers: Azure OpenAI and vLLM leave out `/v1`, Cohere's rerank
-# has version 2.
+# Spellings of endpoints in files for other servers: without `/v1` for Azure OpenAI and vLLM, with
+# `/v2` for Cohere's rerank.
 _SPELLINGS: Mapping[str, Endpoint] = {
     CHAT: CHAT,
     "/chat/completions": CHAT,
@@ -45,11 +45,11 @@ Kind = Literal["openai", "simulated"]
 
 
 def endpoint_of(url: object) -> Endpoint | None:
-    """The endpoint that a url names, in any spelling of it; None: no endpoint of ours."""
+    """The endpoint that a url names in any of its spellings; None if it is not an endpoint."""
     return _SPELLINGS.get(url.rstrip("/")) if isinstance(url, str) else None
 
 
-# An endpoint in a request: any spelling is accepted, and the canonical one is kept.
+# An endpoint in a request. Validation replaces any spelling by the canonical one.
 NamedEndpoint = Annotated[Endpoint, BeforeValidator(lambda url: endpoint_of(url) or url)]
 
 
@@ -58,16 +58,16 @@ class _Table(BaseModel):
 
 
 class ListPrice(_Table):
-    """USD per million tokens. None means that the component has no price, which is not free."""
+    """USD per million tokens. None: the component has no price, which does not mean free."""
 
     input: Decimal | None = Field(None, ge=0)
     output: Decimal | None = Field(None, ge=0)
 
 
 class BackendConfig(_Table):
-    """Where a model runs for live keys.
+    """The backend of a model in live mode.
 
-    Without `kind` and `base_url` it runs nowhere, and live batches that name it are refused.
+    Without `kind` and `base_url` the model has none, and live batches that name it are refused.
     """
 
     kind: Kind | None = Field(
@@ -126,8 +126,8 @@ class BackendConfig(_Table):
         return self
 
 
-# Fields of a model that only people read.
-_FOR_PEOPLE = {"name", "owned_by", "category", "parameters"}
+# Descriptive fields of a model, which no code reads.
+_DESCRIPTIVE = {"name", "owned_by", "category", "parameters"}
 
 
 class Model(_Table):
@@ -154,9 +154,7 @@ class Model(_Table):
         return endpoints
 
     def kind_in(self, livemode: bool) -> Kind | None:
-        """What its lines are sent to: the simulated model in test mode, what the catalog says in
-        live mode. None: it says nothing.
-        """
+        """The kind of backend in a mode: always simulated in test mode; None: it has no backend."""
         return self.backend.kind if livemode else "simulated"
 
     @property
@@ -165,15 +163,15 @@ class Model(_Table):
 
 
 class _Document(_Table):
-    """A catalog file: models by id, and nothing else, since anything else would have no effect."""
+    """A catalog file: models by id. Other fields are errors, since they would have no effect."""
 
     models: dict[str, dict[str, Any]] = {}
 
 
 def parse(*documents: Mapping[str, Any]) -> dict[str, Model]:
-    """Catalog documents, later ones over earlier ones, as models by id.
+    """The models of catalog documents by id; later documents override earlier ones, field by field.
 
-    ConfigError for one that is not valid.
+    Raises ConfigError for an invalid document.
     """
     merged: dict[str, Any] = {}
     for document in documents:
@@ -182,7 +180,7 @@ def parse(*documents: Mapping[str, Any]) -> dict[str, Model]:
 
 
 def _tables(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The fields that a document sets, by the model's id."""
+    """The fields that a document sets, by model id. Raises ConfigError."""
     try:
         return _Document.model_validate(document).models
     except ValidationError as error:
@@ -211,14 +209,14 @@ def _model(id: str, table: Mapping[str, Any]) -> Model:
         ) from error
 
 
-def _invalid(place: tuple[int | str, ...], words: str) -> ConfigError:
-    return ConfigError(f"The model catalog is not valid: {'.'.join(map(str, place))}: {words}")
+def _invalid(path: tuple[int | str, ...], words: str) -> ConfigError:
+    return ConfigError(f"The model catalog is not valid: {'.'.join(map(str, path))}: {words}")
 
 
-def _shape(place: tuple[int | str, ...]) -> type[BaseModel]:
-    """The table that a field stands in."""
+def _shape(path: tuple[int | str, ...]) -> type[BaseModel]:
+    """The table of a field, given the field's path in a model."""
     tables: dict[str, type[BaseModel]] = {"price": ListPrice, "backend": BackendConfig}
-    return tables.get(str(place[0]), Model) if len(place) > 1 else Model
+    return tables.get(str(path[0]), Model) if len(path) > 1 else Model
 
 
 def _merge(into: dict[str, Any], extra: Mapping[str, Any]) -> None:
@@ -230,7 +228,7 @@ def _merge(into: dict[str, Any], extra: Mapping[str, Any]) -> None:
 
 
 def read(path: Path | None) -> dict[str, Model]:
-    """The built-in catalog with the operator's file over it."""
+    """The built-in catalog, overridden by the operator's file. Raises ConfigError."""
     built_in = tomllib.loads(
         resources.files("xalen_batch").joinpath("catalog.toml").read_text("utf-8")
     )
@@ -244,29 +242,23 @@ def read(path: Path | None) -> dict[str, Model]:
 
 
 def unknown_settings() -> dict[str, str | None]:
-    """Variables of the environment with our prefix that nothing reads, each with the name that was
-    probably meant.
-    """
+    """Environment variables with our prefix that nothing reads, each with the most similar name."""
     try:
         keys = {model.backend.api_key_env for model in models().values()} - {None}
     except ConfigError:
-        # An invalid catalog names no variables of keys. Its error is reported by the command that
-        # needs the catalog.
+        # The command that needs the catalog reports the error.
         keys = set()
     return config_errors.unknown_settings(os.environ, [*Settings.model_fields, *map(str, keys)])
 
 
 def warn_of_unknown_settings() -> None:
-    """Log them, once at the start of a process.
-
-    A misspelt setting has no effect, and nothing else tells.
-    """
+    """Log unknown settings, once at the start of a process. A misspelt setting has no effect."""
     for name, meant in unknown_settings().items():
         logger.warning("setting.unknown", name=name, meant=meant)
 
 
 def source() -> str:
-    """Where the catalog in force comes from, in words."""
+    """The files of the catalog in force, in words."""
     path = settings().catalog
     return (
         "the built-in catalog (XALEN_CATALOG names no file)"
@@ -277,12 +269,12 @@ def source() -> str:
 
 @cache
 def fingerprint() -> str:
-    """The same in two processes whose catalogs send requests to the same places at the same prices."""
-    told = {
-        id: model.model_dump(mode="json", exclude=_FOR_PEOPLE)
+    """A hash of all models without their descriptive fields, to compare processes by."""
+    found = {
+        id: model.model_dump(mode="json", exclude=_DESCRIPTIVE)
         for id, model in sorted(models().items())
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The two JSONL shapes: where the lines of an input file are, and what an output line looks like."""
+"""JSONL: finding the lines of an input file, and rendering the lines of output files."""
 
 import struct
 from collections.abc import Iterable, Iterator
@@ -13,16 +13,17 @@ from xalen_batch.ids import line_id, request_id
 _ENTRY = struct.Struct("<IQI")
 _LENGTH = struct.Struct("<12xI")
 SPAN_BYTES = _ENTRY.size
-# The 16 bytes of an index for one line: its number, offset and length.
+# Encodes one line of an index in 16 bytes: its number, offset and length.
 entry = _ENTRY.pack
 CR = 0x0D
-# Most lines of a block: where a short one is takes fifty times its own room.
+# Most lines of a block. The Span of a short line takes fifty times the memory of the line.
 BLOCK_LINES = 1_000
 
 
 class Span(NamedTuple):
-    """Where a line is: its number from 1 (blank lines count), the offset of its first byte, its
-    length in bytes.
+    """The position of a line: its number, its offset and its length in bytes.
+
+    Numbers start at 1, and blank lines count.
     """
 
     line_no: int
@@ -36,13 +37,14 @@ def pack(spans: Iterable[Span]) -> bytes:
 
 
 def unpack(index: bytes | bytearray) -> Iterator[Span]:
+    """The spans of an index that `pack` made."""
     return map(Span._make, _ENTRY.iter_unpack(index))
 
 
 def renumber(index: bytes | bytearray, by: int) -> bytes:
     """The same index, with `by` added to every line's number."""
-    # An entry begins with its number, so all of them are the digits of one large number, and one
-    # addition does it.
+    # The index is read as one large integer in base 2**128, with one entry for a digit. The number
+    # is the low part of each digit, so one addition renumbers all lines.
     added = entry(by, 0, 0) * (len(index) // SPAN_BYTES)
     return (int.from_bytes(index, "little") + int.from_bytes(added, "little")).to_bytes(
         len(index), "little"
@@ -50,10 +52,10 @@ def renumber(index: bytes | bytearray, by: int) -> bytes:
 
 
 class Block(NamedTuple):
-    """Lines that follow each other, one at least. `data` holds them all, and begins at `start` in
-    the object.
+    """At least one line, or several consecutive ones, with the bytes that hold them.
 
-    `data` is None for a single line that was too long to be held.
+    `data` begins at the offset `start` of the object. It is None for a single line that was longer
+    than the limit, whose bytes were dropped.
     """
 
     spans: list[Span]
@@ -62,26 +64,24 @@ class Block(NamedTuple):
 
     @property
     def ends(self) -> tuple[int, int]:
-        """Where in `data` the lines begin, and where they end."""
+        """The offsets in `data` of the first line's beginning and of the last line's end."""
         first, last = self.spans[0], self.spans[-1]
         return first.offset - self.start, last.offset + last.length - self.start
 
     def line(self, span: Span) -> bytes:
-        """The bytes of one of its lines, without its line end."""
+        """The bytes of one of the lines, without its line end."""
         begin = span.offset - self.start
         return (self.data or b"")[begin : begin + span.length]
 
 
 def blocks(chunks: Iterable[bytes], *, longest: int, start: int = 0) -> Iterator[Block]:
-    """The lines of a stream of bytes, however it is cut into chunks: a chunk's worth at a time, or
-    `BLOCK_LINES`.
+    """The lines of a stream in blocks, each of one chunk and of at most BLOCK_LINES lines.
 
-    A line of more than `longest` bytes that is in no chunk whole is a block of its own, and never
-    held. `start`: how many bytes of the object come before the stream. A last line without a
-    newline is a line.
+    A line that spans chunks is a block of its own; if it is longer than `longest` bytes, its bytes
+    are dropped. `start`: the offset of the stream in the object. The last line may lack a newline.
     """
     number, offset, size = 1, start, 0
-    # What the chunks before have of the line that goes on.
+    # The beginning of the current line, from earlier chunks; `size` is its length.
     held: list[bytes] = []
     for chunk in chunks:
         begin = chunk.find(b"\n") + 1 if size else 0
@@ -104,7 +104,7 @@ def blocks(chunks: Iterable[bytes], *, longest: int, start: int = 0) -> Iterator
 
 
 def _block(number: int, offset: int, size: int, held: list[bytes] | None) -> Block:
-    """One line that came in pieces."""
+    """The block of one line that spans chunks; None for `held`: its bytes were dropped."""
     if held is None:
         return Block([Span(number, offset, size)], None, offset)
     data = b"".join(held)
@@ -112,7 +112,7 @@ def _block(number: int, offset: int, size: int, held: list[bytes] | None) -> Blo
 
 
 def _spans(chunk: bytes, begin: int, number: int, offset: int, longest: int) -> list[Span]:
-    """Lines that end in a chunk, from the one that begins at `begin`, but no more than a block has."""
+    """At most BLOCK_LINES lines that end in a chunk, from the line that begins at `begin` on."""
     spans: list[Span] = []
     find, ends = chunk.find, offset - begin
     while len(spans) < BLOCK_LINES and (end := find(b"\n", begin)) >= 0:
@@ -125,9 +125,7 @@ def _spans(chunk: bytes, begin: int, number: int, offset: int, longest: int) -> 
 
 
 def lines(chunks: Iterable[bytes], *, longest: int) -> Iterator[tuple[Span, bytes | None]]:
-    """The lines of a stream, without their line ends, as `blocks` finds them; None for one of more
-    than `longest` bytes.
-    """
+    """The lines of a stream without line ends; None instead of a line longer than `longest` bytes."""
     for block in blocks(chunks, longest=longest):
         for span in block.spans:
             yield span, None if span.length > longest else block.line(span)
@@ -139,7 +137,7 @@ def lengths(index: bytes) -> Iterator[int]:
 
 
 class InputLine(msgspec.Struct):
-    """What running a line needs of it. The line has been validated when this is read."""
+    """The fields of a validated line that a worker needs to run it."""
 
     custom_id: str
     body: msgspec.Raw
@@ -149,18 +147,19 @@ input_line = msgspec.json.Decoder(InputLine).decode
 
 
 BREAKS = "\x85\u2028\u2029"
-# Characters that JSON strings may hold unescaped and at which `str.splitlines` cuts all the same;
-# of the others at which it does (\n, \r, \v, \f and \x1c to \x1e) JSON itself asks for escapes.
-# Each UTF-8 sequence begins with a lead byte, so none is found within another character, and valid
-# JSON has them inside strings alone.
+# Line breaks of `str.splitlines` that JSON strings may hold unescaped. JSON requires escapes for
+# the others (\n, \r, \v, \f and \x1c to \x1e). Bytes of one UTF-8 sequence never occur inside
+# another, and valid JSON has these characters only inside strings, so replacing bytes is safe.
 LINE_BREAKS = {char.encode(): f"\\u{ord(char):04x}".encode() for char in BREAKS}
 
 
 def escaped(json: bytes) -> bytes:
-    """The same JSON value, with no character in it at which a client's `text.splitlines()` would
-    cut. Costs a scan or two where there is none.
+    """The same JSON value, with BREAKS escaped, so that `text.splitlines()` does not split it.
+
+    Costs one or two scans if there is nothing to escape.
     """
-    # Both lead bytes are rare in most scripts, and one byte is found many times as fast as three.
+    # Both lead bytes are rare in most scripts, and the search for one byte is many times faster
+    # than the search for three.
     if json.isascii() or (json.find(b"\xc2") < 0 and json.find(b"\xe2") < 0):
         return json
     for raw, escape in LINE_BREAKS.items():
@@ -175,7 +174,7 @@ def has_line_break(*texts: str | None) -> bool:
     )
 
 
-# What ends an output line, behind its answer.
+# The end of an output line, after its answer.
 ANSWER_END = b'},"error":null}\n'
 _OUTPUT_LINE = (
     b'{"id":"batch_%b","custom_id":%b,"response":{"status_code":%d,"request_id":"%b","body":%b'
@@ -184,16 +183,17 @@ _OUTPUT_LINE = (
 
 
 def output_line(*, request_id: str, custom_id: bytes, status_code: int, body: bytes) -> bytes:
-    """A line that was answered: `custom_id` is JSON, `body` the backend's JSON object as bytes on
-    one line.
+    """The output line of a request that was answered.
+
+    `custom_id` is JSON, and `body` the backend's JSON object on one line.
     """
     request = request_id.encode()
-    # The line's id is `ids.line_id`.
+    # The format adds the prefix of the line's id (`ids.line_id`).
     return _OUTPUT_LINE % (request, custom_id, status_code, request, body)
 
 
 def error_line(*, id: str, custom_id: bytes, error: bytes) -> bytes:
-    """A line that ended without any answer: `custom_id` and `error` are JSON."""
+    """The line of a request that ended without an answer; `custom_id` and `error` are JSON."""
     return b'{"id":"%b","custom_id":%b,"response":null,"error":%b}\n' % (
         id.encode(),
         custom_id,
@@ -211,11 +211,10 @@ def result_line(
     error_message: str | None,
     is_escaped: bool | None = None,
 ) -> bytes:
-    """The output or error file's line of a recorded result. The same columns always give the same
-    bytes.
+    """The line of a result in an output or error file. The same columns give the same bytes.
 
-    `is_escaped`: the custom id and the error are rendered through `escaped`; the body is stored as
-    it is rendered.
+    `is_escaped`: render the custom id and the error through `escaped`. The body is stored in its
+    rendered form.
     """
     name = _json(custom_id, is_escaped)
     if status_code is None:
@@ -242,18 +241,19 @@ def result_size(
     error_message: str | None,
     is_escaped: bool | None = None,
 ) -> int:
-    """The length of `result_line`, whatever the batch, without making it: every line is counted
-    when it is recorded.
+    """The length of `result_line`, which is the same for every batch.
+
+    It is computed without rendering an answer, since every result is counted when it is recorded.
     """
     if status_code is None:
         return len(
             result_line(_ANY, line_no, custom_id, None, None, error_code, error_message, is_escaped)
         )
-    # Both ids carry the line number, in six hex digits or more.
+    # Both ids have the line number in at least six hex digits.
     longer = 2 * max(0, (line_no.bit_length() + 3) // 4 - 6)
     return _FRAME + longer + len(_json(custom_id, is_escaped)) + len(body or b"null")
 
 
 _ANY = UUID(int=0)
-# What stands around a custom id and an answer.
+# The length of an output line without its custom id and its answer.
 _FRAME = len(result_line(_ANY, 0, "", 200, b"{}", None, None)) - len(b'""') - len(b"{}")

@@ -1,27 +1,28 @@
-"""How a process that runs for weeks keeps its memory: what is free goes back, and what stays is not
-looked at again.
-"""
+"""Memory of long-running processes: malloc arenas, GC thresholds, and returning free pages."""
 
 import ctypes
 import gc
 import sys
 from contextlib import suppress
 
-# Of malloc.h. Each thread would get an arena of its own, which keeps the most that the thread ever
-# had; Python runs one thread at a time anyway.
+# From malloc.h. By default threads get arenas of their own, each of which keeps the peak of its
+# threads. One is enough, since the GIL runs one thread at a time.
 M_ARENA_MAX = -8
 ARENAS = 1
 
-# Objects more than at the last look, before Python looks for cycles among them: lines come by the
-# thousand and leave none, and the default of 700 is a look at every few of them. Sessions and
-# connections do leave some, with what they hold, so the old ones are looked at as well: what was
-# there at the start is not among them.
+# GC threshold of the youngest generation. Lines allocate thousands of objects and no cycles, so the
+# default of 700 collects too often.
 YOUNG_OBJECTS = 5_000
+# Thresholds of the older generations. Sessions and connections leave cycles, so these are collected
+# too, without the objects that `settle` froze.
 MIDDLE_AGED, OLD = 10, 5
 
 
 def settle() -> None:
-    """To be called once, when everything is loaded and no thread runs yet."""
+    """Set malloc and the GC up for a long life. Called once by an entry point, on the main thread.
+
+    All modules are loaded by then, and no other thread runs.
+    """
     _malloc("mallopt", M_ARENA_MAX, ARENAS)
     gc.collect()
     gc.freeze()
@@ -29,12 +30,11 @@ def settle() -> None:
 
 
 def trim() -> None:
-    """Give free pages back to the system, after much was held and freed. It takes some
-    milliseconds.
+    """Return free pages to the system, after large amounts were freed. Takes some milliseconds.
 
-    malloc keeps free memory below the last block in use. A lower M_MMAP_THRESHOLD would give back
-    each large block by itself, at a page fault for every 4 KiB of it: that nearly doubles the CPU
-    of a download.
+    malloc keeps free memory below the last block in use. A lower M_MMAP_THRESHOLD would return each
+    large block when it is freed, but costs a page fault for every 4 KiB: that nearly doubles the
+    CPU time of a download.
     """
     _malloc("malloc_trim", 0)
 

@@ -30,7 +30,7 @@ from xalen_batch.accounts.accounts import Owner
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, File, Schedule
 from xalen_batch.pipeline import validate
-from xalen_batch.schedules import due, fire, manual, runs, schedules, sources
+from xalen_batch.schedules import due, fire, manual, schedules, sources
 from xalen_batch.schedules.definition import Definition, Source
 from xalen_batch.states import BatchStatus
 
@@ -57,7 +57,7 @@ class TestOnTime:
             "running",
             run.id,
         )
-        assert 2 <= (runs.lag(run) or 0) < 4
+        assert 2 <= (run.lag or 0) < 4
         assert (batch.status, batch.meta, batch.completion_window) == (
             "validating",
             {"team": "search"},

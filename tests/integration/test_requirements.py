@@ -13,10 +13,10 @@ from tests.conftest import Stores, forget
 from xalen_batch import migrate
 from xalen_batch.errors import ConfigError
 from xalen_batch.migrate import requirements
-from xalen_batch.migrate.requirements import Offer
+from xalen_batch.migrate.requirements import Facts
 
 NAME, ROLE = "latin", "visitor"
-MET = Offer(16, "16.4", "xalen", "xalen", "UTF8", False, "public", True, True, False, True, True)
+MET = Facts(16, "16.4", "xalen", "xalen", "UTF8", False, "public", True, True, False, True, True)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_the_tests_own_database_has_what_it_needs(database: str) -> None:
         (MET._replace(may_make_functions=False), "GRANT USAGE ON LANGUAGE plpgsql TO xalen."),
     ],
 )
-def test_each_need_has_a_sentence_with_its_remedy(found: Offer, words: str) -> None:
+def test_each_need_has_a_sentence_with_its_remedy(found: Facts, words: str) -> None:
     assert requirements.missing(MET) == []
     [said] = requirements.missing(found)
     assert words in said

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import plot
 from benchmarks.scenarios import ALL
 from xalen_batch import catalog
 from xalen_batch.cli.main import app
@@ -171,6 +172,23 @@ def test_the_performance_page_has_a_place_for_each_scenario() -> None:
     assert sorted(places) == sorted(
         ["machine", "targets", *(name for name in ALL if name != "celery-pools")]
     )
+
+
+@pytest.mark.parametrize("name", ["demo", "parts", "performance"])
+def test_a_picture_says_the_same_on_light_and_on_dark_pages(name: str) -> None:
+    light, dark = (
+        re.findall(r">([^<>]+)</text>", path.read_text("utf-8"))
+        for path in (plot.IMAGES / f"{name}.svg", plot.IMAGES / f"{name}-dark.svg")
+    )
+    assert light
+    assert light == dark
+
+
+def test_the_plot_shows_the_published_results() -> None:
+    drawn = plot.pictures(json.loads(plot.RESULTS.read_text("utf-8")))
+    assert set(drawn) == {"performance.svg", "performance-dark.svg"}
+    for name, picture in drawn.items():
+        assert (plot.IMAGES / name).read_text("utf-8") == picture, "run: python -m benchmarks.plot"
 
 
 def test_the_reliability_page_has_a_place_for_the_campaign() -> None:

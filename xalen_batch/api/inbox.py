@@ -83,11 +83,10 @@ def add_requests(
     content_type: Annotated[str | None, Header(include_in_schema=False)] = None,
     key: IdempotencyKey = None,
 ) -> Response:
-    """Let lines wait for the next run, each checked as the line of an upload is; all of them or
-    none.
+    """Add requests to the inbox, for the next run: all of them, or none.
 
-    What was answered is there. A line that waits already, word for word, is known and not added
-    again.
+    Each is checked as a line of an upload. Once they are answered, they are stored. A request that
+    waits already with the same content is known, and not added again.
     """
     kind = _kind(content_type or "")
     route = f"POST {PATH}"

@@ -14,7 +14,7 @@ from xalen_batch.api.schemas import Identified
 from xalen_batch.api.scopes import Scoped
 from xalen_batch.fields import ExpiresAfter, Text, Time
 from xalen_batch.models import Schedule, ScheduleRun
-from xalen_batch.schedules import runs, sources
+from xalen_batch.schedules import sources
 from xalen_batch.schedules.definition import Definition, OnEmpty, Source
 from xalen_batch.schedules.inbox import Added
 from xalen_batch.schedules.runs import Outcome, Trigger
@@ -30,7 +30,7 @@ class ManifestEntry(BaseModel):
 
 
 class RunObject(Identified, Scoped):
-    """One instant of a schedule, and what became of it."""
+    """A run: one instant of a schedule, and its outcome."""
 
     # Shown to a key of any scope: a key that starts a run must be able to cancel its batch.
     always = frozenset({"id", "object", "schedule_id", "state", "batch_id"})
@@ -40,8 +40,7 @@ class RunObject(Identified, Scoped):
     schedule_id: str
     scheduled_for: int = Field(
         description=(
-            "The instant, without jitter; of a manual run the moment it was asked for. Unix"
-            " seconds."
+            "The instant, without jitter; of a manual run the time of its request. Unix seconds."
         )
     )
     scheduled_local: str = Field(
@@ -50,7 +49,7 @@ class RunObject(Identified, Scoped):
     )
     timezone: str
     as_of: int | None = Field(
-        description="Of a manual run: the moment whose dates it has, where that is another one."
+        description="Of a manual run: the moment of its placeholders, if not `scheduled_for`."
     )
     fired_at: int | None = Field(description="When its batch was created.")
     lag: float | None = Field(description="Seconds from the instant to its batch.")
@@ -89,7 +88,7 @@ class RunObject(Identified, Scoped):
             timezone=run.definition["timezone"],
             as_of=run.as_of and _unix(run.as_of),
             fired_at=run.fired_at and _unix(run.fired_at),
-            lag=runs.lag(run),
+            lag=run.lag,
             ended_at=run.ended_at and _unix(run.ended_at),
             trigger=Trigger(run.trigger),
             state=RunState(run.state),
@@ -104,9 +103,9 @@ class RunObject(Identified, Scoped):
 
 
 class RunCounts(BaseModel):
-    """How many runs ended in each state since the schedule was made.
+    """Number of runs that ended in each state since the schedule was created.
 
-    They only grow: what a backfill takes up counts again.
+    They only grow: a run that a backfill repeats counts again.
     """
 
     succeeded: int = 0
@@ -127,8 +126,29 @@ class InboxObject(BaseModel):
     pending: int = Field(description="Requests that wait for the next run.")
 
 
+# Fields of a definition that the API shows unchanged.
+COPIED = (
+    "cron",
+    "timezone",
+    "jitter",
+    "input_file_id",
+    "template_file_id",
+    "source",
+    "endpoint",
+    "completion_window",
+    "output_expires_after",
+    "execution_window",
+    "on_invalid",
+    "overlap",
+    "misfire",
+    "misfire_limit",
+    "catch_up_window",
+    "pause_on_failure",
+)
+
+
 class ScheduleObject(Identified, Scoped):
-    """When, what and how as they are in force, how it stands, and its latest runs."""
+    """A schedule: its definition in force, its state, and its latest runs."""
 
     always = frozenset({"id", "object", "status"})
 
@@ -192,39 +212,25 @@ class ScheduleObject(Identified, Scoped):
             time and _unix(definition.instant(time))
             for time in (definition.starts_at, definition.ends_at)
         )
+        copied: dict[str, Any] = {name: getattr(definition, name) for name in COPIED}
         return cls(
+            **copied,
             id=ids.render("sched", schedule.id),
             name=schedule.name,
             status=ScheduleStatus(schedule.status),
             paused_at=schedule.paused_at and _unix(schedule.paused_at),
             pause_note=schedule.pause_note,
-            cron=definition.cron,
             description=definition.words,
-            timezone=definition.timezone,
             starts_at=starts_at,
             ends_at=ends_at,
-            jitter=definition.jitter,
             next_fire_at=schedule.next_fire_at and _unix(schedule.next_fire_at),
             next_fire_local=schedule.next_fire_at
             and _local(schedule.next_fire_at, definition.timezone),
-            input_file_id=definition.input_file_id,
-            template_file_id=definition.template_file_id,
-            source=definition.source,
             source_location=definition.source
             and sources.location(Owner(schedule.account_id, schedule.livemode), definition.source),
             inbox=definition.inbox
             and InboxObject(on_empty=definition.inbox.on_empty, pending=pending),
-            endpoint=definition.endpoint,
-            completion_window=definition.completion_window,
             metadata=definition.metadata or {},
-            output_expires_after=definition.output_expires_after,
-            execution_window=definition.execution_window,
-            on_invalid=definition.on_invalid,
-            overlap=definition.overlap,
-            misfire=definition.misfire,
-            misfire_limit=definition.misfire_limit,
-            catch_up_window=definition.catch_up_window,
-            pause_on_failure=definition.pause_on_failure,
             failures=schedule.failures,
             run_counts=RunCounts(**schedule.run_counts),
             recent_runs=[
@@ -249,7 +255,7 @@ class DeletedSchedule(BaseModel):
 
 
 class Changes(RootModel[dict[str, Any]]):
-    """Fields of a schedule to replace; null puts one that may be left out back to what it is then."""
+    """Fields of a schedule to replace; null resets an optional field to its default."""
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -264,7 +270,7 @@ class PauseRequest(BaseModel):
 
     note: Text | None = Field(
         None,
-        description="Why, for whoever finds it paused.",
+        description="The reason, shown with the paused schedule.",
         examples=["The warehouse is being moved."],
     )
 
@@ -275,8 +281,8 @@ class RunRequest(BaseModel):
     as_of: Time | None = Field(
         None,
         description=(
-            "Run it with the dates of this moment, such as a night that failed. Without an offset"
-            " it is on the schedule's clock."
+            "The moment that placeholders stand for, such as a night whose run failed. Without an"
+            " offset it is on the schedule's clock."
         ),
     )
 
@@ -295,7 +301,7 @@ class BackfillRequest(BaseModel):
 
 
 class PreviewRequest(BaseModel):
-    """When a schedule would fire, as it would be sent to create one."""
+    """The fields of a schedule that decide when it fires."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -325,7 +331,7 @@ class PreviewObject(BaseModel):
     description: str = Field(description="The cron expression in words.")
     timezone: str
     jitter_delay: int | None = Field(
-        description="How many seconds later than these instants it fires; null before it is saved."
+        description="Seconds by which it fires after these instants; null before it is saved."
     )
     fires: list[Fire]
 
@@ -343,15 +349,15 @@ class PreviewObject(BaseModel):
 
 
 class RequestsObject(Scoped):
-    """What became of requests that were sent to an inbox."""
+    """The result of sending requests to an inbox."""
 
     always = frozenset({"object", "schedule_id", "accepted", "known"})
 
     object: Literal["schedule.requests"] = "schedule.requests"
     schedule_id: str
-    accepted: int = Field(description="How many are new.")
-    known: int = Field(description="How many waited there already, word for word.")
-    pending: int = Field(description="How many wait now for the next run.")
+    accepted: int = Field(description="Number of new requests.")
+    known: int = Field(description="Number of requests that waited already with the same content.")
+    pending: int = Field(description="Number of requests that wait for the next run.")
     next_fire_at: int | None
 
     @classmethod

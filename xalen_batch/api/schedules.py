@@ -39,14 +39,14 @@ PATH = "/v1/schedules"
 PORTION = 10
 router = APIRouter(prefix=PATH, tags=["schedules"])
 
-Count = Annotated[int, Query(ge=1, le=100, description="How many of the next instants.")]
+Count = Annotated[int, Query(ge=1, le=100, description="Number of instants.")]
 
 
 @router.post("", response_model=ScheduleObject)
 def create_schedule(
     body: Definition, caller: BriefSubmitter, key: IdempotencyKey = None
 ) -> Response:
-    """Run something again and again. What it reads is checked now as its next run would read it."""
+    """Create a schedule. Its input is checked now, as its next run would read it."""
     route = f"POST {PATH}"
     content = orjson.dumps(body.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
     fingerprint = hashlib.sha256(content).digest()
@@ -93,7 +93,7 @@ def list_schedules(
 def preview_definition(
     session: Session, caller: Caller, body: PreviewRequest, count: Count = 10
 ) -> PreviewObject:
-    """When a schedule would fire, before it is made. Saves nothing."""
+    """The next instants of a schedule that does not exist yet. Saves nothing."""
     definition = Definition(name="preview", endpoint=CHAT, inbox=Inbox(), **body.model_dump())
     now = db.now(session)
     definition.check(now)
@@ -111,7 +111,7 @@ def get_schedule(session: Session, caller: Caller, schedule_id: str) -> Schedule
 def change_schedule(body: Changes, caller: BriefSubmitter, schedule_id: str) -> Response:
     """Replace the fields that are sent.
 
-    What has run keeps what it ran with; a run that waits too.
+    Each run keeps the definition that it was recorded with, also a run that waits.
     """
     checked: Any = None
     with db.reading() as session:
@@ -141,10 +141,10 @@ def delete_schedule(
     caller: Caller,
     schedule_id: str,
     discard_requests: Annotated[
-        bool, Query(description="Also when requests wait in its inbox, which are lost then.")
+        bool, Query(description="Delete it even if requests wait in its inbox: they are lost.")
     ] = False,
 ) -> DeletedSchedule:
-    """Fire it no more. Its runs, batches and invoices stay."""
+    """Delete a schedule. Its runs, batches and invoices stay."""
     discarded = schedules.delete(session, caller, schedule_id, discard_requests=discard_requests)
     return DeletedSchedule(id=schedule_id, discarded_requests=discarded)
 
@@ -154,9 +154,9 @@ def delete_schedule(
 def pause_schedule(
     session: Session, caller: Caller, schedule_id: str, body: PauseRequest | None = None
 ) -> ScheduleObject:
-    """Fire it no more until it is resumed.
+    """Stop firing it until it is resumed.
 
-    Instants that pass meanwhile are not made up for; what runs goes on.
+    Instants that come meanwhile never run; runs that have started go on.
     """
     schedule = schedules.lock(session, caller, schedule_id)
     schedules.pause(session, schedule, None if body is None else body.note)
@@ -177,7 +177,7 @@ def resume_schedule(session: Session, caller: Caller, schedule_id: str) -> Sched
 def preview_schedule(
     session: Session, caller: Caller, schedule_id: str, count: Count = 10
 ) -> PreviewObject:
-    """When it fires next, or would if it were not paused."""
+    """Its next instants; of a paused schedule, as if it were active."""
     schedule = schedules.get(session, caller, schedule_id)
     definition = Definition.model_validate(schedule.definition)
     instants = islice(definition.fires(db.now(session)), count)

@@ -1,4 +1,4 @@
-"""The database's schema: bringing it up to date, and knowing whether it is."""
+"""Migrations: bringing the database's schema up to date, and comparing its revision with ours."""
 
 import logging
 from enum import Enum
@@ -17,42 +17,41 @@ from xalen_batch.billing import prices
 from xalen_batch.errors import ConfigError
 from xalen_batch.migrate import requirements, rights
 
+# Seconds.
 CONNECT_TIMEOUT = 5
 
-# Alembic announces its context whenever the revision is looked up, which every readiness check
-# does.
+# Alembic logs its context whenever the revision is read, as every readiness check does.
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def migrations() -> Path:
-    """The folder of the migrations: inside an installed package, beside the package in a checkout."""
+    """The folder of the migrations: in the package if it is installed, beside it in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "_migrations"
     return installed if installed.exists() else package.parent / "migrations"
 
 
 def alembic() -> Config:
+    """Alembic's configuration, without a file."""
     config = Config()
     config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
     return config
 
 
 def migrate() -> None:
-    """Run every migration that is missing, then grant the serving role its rights. Safe to repeat,
-    and at once.
+    """Run every migration that is missing, then grant the serving role its rights.
 
-    Changes no price: only an empty price table gets the catalog's, so that a new installation can
-    run something. ConfigError if the role does not own the tables, the database lacks what
-    migrations need, the serving role is missing and cannot be made, or a newer version has
-    migrated.
+    Idempotent, and safe to run concurrently. An empty price table gets the catalog's prices, so
+    that a new installation can run batches; other prices are not changed. Raises ConfigError if the
+    role does not own the tables, a requirement is missing, the serving role cannot be created, or
+    a newer version has migrated the database.
     """
     with _as_owner() as connection:
         rights.refuse_unless_owner(connection)
-        # A database that is up to date needs less, but its revision is only asked for where
-        # something is missing: others may lock it.
-        if (lacking := requirements.missing(requirements.look(connection))) and _age(
-            _revision(connection)
-        ) is Age.BEHIND:
+        lacking = requirements.missing(requirements.look(connection))
+        # A database that is up to date has fewer requirements. Its revision is read only if some
+        # are missing, since other sessions may hold a lock on it.
+        if lacking and _age(_revision(connection)) is Age.BEHIND:
             raise ConfigError(
                 f"The database cannot be migrated, and nothing was changed. {' '.join(lacking)}"
             )
@@ -67,8 +66,7 @@ def migrate() -> None:
             f"{newer(revision)} Nothing was changed. Run `xalen-batch migrate` of the newer"
             " version; to go back to this version for good, restore a backup that it made."
         ) from error
-    # Behind all migrations: whatever tables and triggers they made are in force for the serving
-    # role.
+    # After all migrations, so that the grants cover every table and trigger that they created.
     with _as_owner() as connection:
         rights.grant(connection, *db.credentials())
     with db.transaction() as session:
@@ -76,16 +74,16 @@ def migrate() -> None:
 
 
 def _as_owner() -> psycopg.Connection:
-    """A connection of its own, whose transaction ends with its block."""
+    """A new connection as the owner. Its transaction ends with the `with` block."""
     return psycopg.connect(
         db.owner_url().replace("+psycopg", "", 1), connect_timeout=CONNECT_TIMEOUT
     )
 
 
 class Age(Enum):
-    """A database's schema, seen from this version.
+    """The age of the database's schema, compared with this version.
 
-    Migrations only add, so that older processes work with a newer one (rolling upgrade).
+    Migrations only add, so processes can work with a newer schema (rolling upgrades).
     """
 
     BEHIND = "behind"
@@ -94,7 +92,7 @@ class Age(Enum):
 
 
 def lacks() -> list[str]:
-    """What the database lacks for what is still to be migrated, and for what was; a sentence each."""
+    """A sentence for each requirement that the database does not meet."""
     with _as_owner() as connection:
         return requirements.missing(
             requirements.look(connection), is_migrated=_age(_revision(connection)) is not Age.BEHIND
@@ -102,7 +100,7 @@ def lacks() -> list[str]:
 
 
 def _revision(connection: psycopg.Connection) -> str | None:
-    """The revision as the owner sees it; the serving role may not be there yet."""
+    """The schema's revision, read as the owner: the serving role may not exist yet."""
     connection.execute("SET LOCAL lock_timeout = '5s'")
     if connection.execute("SELECT to_regclass('alembic_version')").fetchone() == (None,):
         return None
@@ -112,17 +110,18 @@ def _revision(connection: psycopg.Connection) -> str | None:
 
 @cache
 def needed() -> str | None:
-    """The revision that this package was made for."""
+    """The revision of the latest migration in this package."""
     return ScriptDirectory.from_config(alembic()).get_current_head()
 
 
 def found() -> str | None:
-    """The revision that the database is at; None when it was never migrated."""
+    """The revision of the database; None if it was never migrated."""
     with db.engine().connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 
 def age() -> Age:
+    """The age of the database's schema."""
     return _age(found())
 
 
@@ -132,7 +131,7 @@ def is_usable() -> bool:
 
 
 def newer(revision: str | None) -> str:
-    """What is said of a database that is ahead of this version."""
+    """The message for a database whose schema is newer than this version."""
     return (
         f"The database is at revision {revision}, which a newer version of xalen-batch made; this"
         f" one knows {needed()} and what is before it."
@@ -147,7 +146,7 @@ def _age(revision: str | None) -> Age:
 
 @cache
 def _known() -> frozenset[str]:
-    """The revisions that this package can migrate to."""
+    """The revisions of all migrations in this package."""
     return frozenset(
         script.revision for script in ScriptDirectory.from_config(alembic()).walk_revisions()
     )

@@ -1,5 +1,6 @@
-"""What a database has to offer before it can be migrated, looked at in one query and told in one
-message.
+"""Requirements on a database for migrations: version, encoding, privileges and an extension.
+
+One query collects the facts, so that one message can name all that is missing.
 """
 
 from typing import NamedTuple
@@ -8,15 +9,14 @@ import psycopg
 from psycopg.rows import class_row
 
 OLDEST_POSTGRESQL = 14
-# Prices have no two periods that overlap: an exclusion constraint of this extension (a contrib
-# module).
+# A contrib module: an exclusion constraint refuses overlapping periods of prices.
 EXTENSION = "btree_gist"
 
 
-class Offer(NamedTuple):
-    """What a role finds.
+class Facts(NamedTuple):
+    """The facts about a server, a database and a role that the requirements are checked against.
 
-    `schema`: where its tables go; None if its search_path names none that exists.
+    `schema`: the first schema of the role's search_path that exists; None if none does.
     """
 
     version: int
@@ -43,24 +43,24 @@ _LOOK = f"""
            coalesce((SELECT has_language_privilege(oid, 'USAGE') FROM pg_language WHERE lanname = 'plpgsql'), false) AS may_make_functions,
            EXISTS (SELECT FROM pg_extension WHERE extname = '{EXTENSION}') AS has_extension,
            EXISTS (SELECT FROM pg_available_extensions WHERE name = '{EXTENSION}') AS is_extension_available,
-           -- It is trusted: who may create in the database may make it, and need not be a superuser.
+           -- A trusted extension: CREATE on the database is enough, without being a superuser.
            has_database_privilege(current_database(), 'CREATE') AS may_make_extension
 """
 
 
-def look(connection: psycopg.Connection) -> Offer:
-    """What the connection's role finds."""
-    # From a database without an encoding text comes as bytes otherwise.
+def look(connection: psycopg.Connection) -> Facts:
+    """The facts, as the connection's role sees them."""
+    # Otherwise psycopg returns bytes instead of text from a SQL_ASCII database.
     connection.execute("SET LOCAL client_encoding TO 'UTF8'")
-    with connection.cursor(row_factory=class_row(Offer)) as cursor:
+    with connection.cursor(row_factory=class_row(Facts)) as cursor:
         [found] = cursor.execute(_LOOK).fetchall()
         return found
 
 
-def missing(found: Offer, *, is_migrated: bool = False) -> list[str]:
-    """A sentence for each need that is not met.
+def missing(found: Facts, *, is_migrated: bool = False) -> list[str]:
+    """A sentence for each requirement that is not met.
 
-    `is_migrated`: without the rights that only a migration needs.
+    `is_migrated`: skip the privileges that only a migration needs.
     """
     lacks = []
     if found.version < OLDEST_POSTGRESQL:

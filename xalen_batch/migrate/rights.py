@@ -1,8 +1,7 @@
-"""Rights: what the serving role may do to each table. The migrating role owns the tables and grants
-these rights.
+"""Rights: the serving role's privileges on each table, granted by the role that owns the tables.
 
 `api`, `worker` and `beat` connect as the serving role. Only an owner or a superuser can disable a
-trigger, drop or truncate a table, so a process that serves cannot pass by the triggers that guard
+trigger, or drop or truncate a table. So the serving role cannot bypass the triggers that guard
 invoices and the audit log (docs/decisions/0030).
 """
 
@@ -17,7 +16,7 @@ from sqlalchemy.orm import Session
 from xalen_batch.errors import ConfigError
 from xalen_batch.models import Base
 
-# Migrations and grants take turns: two concurrent GRANTs on one table fail.
+# Key of the advisory lock for migrations and grants: concurrent GRANTs on one table fail.
 MIGRATION_LOCK = 7261956
 
 READ_ONLY = ("SELECT",)
@@ -25,20 +24,19 @@ APPEND_ONLY = ("SELECT", "INSERT")
 CHANGING = ("SELECT", "INSERT", "UPDATE")
 DELETING = (*CHANGING, "DELETE")
 
-# A table that is not named here is CHANGING: rows are added and changed, and marked as deleted
-# rather than deleted.
+# Tables that are not listed are CHANGING: rows are inserted and updated, and soft-deleted.
 RIGHTS: Mapping[str, Sequence[str]] = {
     "alembic_version": READ_ONLY,
-    # Triggers write these two with the owner's rights.
+    # Triggers write these two with the owner's privileges.
     "audit_log": READ_ONLY,
     "account_tallies": READ_ONLY,
     "invoices": APPEND_ONLY,
     "invoice_lines": APPEND_ONLY,
-    # A price is closed and another one opened.
+    # A new price closes the old one.
     "prices": (*APPEND_ONLY, "UPDATE (valid_to)"),
     # Erasing an output file erases the answers and keeps the charges.
     "results": (*APPEND_ONLY, "UPDATE (body)"),
-    # Whether it was written into the store is all that changes.
+    # The id never changes.
     "store_mark": (*READ_ONLY, "UPDATE (placed_at)"),
     "account_quotas": DELETING,
     "consumed_objects": DELETING,
@@ -47,7 +45,7 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "inbox_requests": DELETING,
     "workers": DELETING,
 }
-# What a table's owner can grant, of PostgreSQL 14 and later.
+# Privileges on tables that PostgreSQL 14 and all later versions have.
 GRANTABLE = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 
 
@@ -57,14 +55,12 @@ def of(table: str) -> Sequence[str]:
 
 
 def tables() -> list[str]:
-    """Every table of the schema."""
+    """The names of all tables of the schema."""
     return [*(table.name for table in Base.metadata.sorted_tables), "alembic_version"]
 
 
 def refuse_unless_owner(connection: psycopg.Connection) -> None:
-    """ConfigError if another role owns this database's tables: a migration would fail half-way
-    through its statements.
-    """
+    """Raise ConfigError if another role owns the tables: a migration would fail half-way."""
     found = connection.execute(
         "SELECT tableowner, current_user FROM pg_tables WHERE schemaname = current_schema() AND"
         " tablename = 'alembic_version' AND NOT pg_has_role(current_user, tableowner, 'MEMBER')"
@@ -79,10 +75,9 @@ def refuse_unless_owner(connection: psycopg.Connection) -> None:
 
 
 def grant(connection: psycopg.Connection, role: str, password: str) -> None:
-    """Bring the serving role's rights in line with this module, as the owner, in one transaction.
-    Safe to repeat.
+    """Grant the serving role exactly the rights of this module, as the owner, in one transaction.
 
-    A role that is missing is made, with this password. ConfigError if it cannot be made.
+    Idempotent. A missing role is created with the password. Raises ConfigError if that fails.
     """
     connection.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])
     schema, owner = connection.execute("SELECT current_schema(), current_user").fetchone() or (
@@ -104,7 +99,7 @@ def grant(connection: psycopg.Connection, role: str, password: str) -> None:
                 privileges=privileges, **names
             )
         )
-    # pg_dump reads them.
+    # pg_dump reads sequences.
     for sequence in _owned(
         connection,
         schema,
@@ -115,11 +110,10 @@ def grant(connection: psycopg.Connection, role: str, password: str) -> None:
 
 
 def _guard_triggers(connection: psycopg.Connection, schema: str) -> None:
-    """Let every trigger function act with its owner's rights, on tables that the caller's
-    search_path cannot replace.
+    """Make every trigger function SECURITY DEFINER, with a fixed search_path, and revoke EXECUTE.
 
-    Without EXECUTE the serving role cannot put such a function on a table of its own, to write
-    audit rows of its choice.
+    With a fixed search_path the caller cannot substitute other tables. Without EXECUTE the serving
+    role cannot attach the function to a table of its own, to write audit rows of its choice.
     """
     functions = (
         "SELECT proname FROM pg_proc WHERE prorettype = 'trigger'::regtype AND pronamespace ="
@@ -155,7 +149,7 @@ def _make(connection: psycopg.Connection, role: str, password: str, owner: str) 
             f"The role {role} of XALEN_DATABASE_URL does not exist, and the address has no password"
             f" for it. {remedy}"
         )
-    # The server's log may show the statement, so it gets the verifier and not the password.
+    # The server's log may show the statement, so it has the SCRAM verifier, not the password.
     verifier = connection.pgconn.encrypt_password(
         password.encode(), role.encode(), b"scram-sha-256"
     ).decode()
@@ -172,7 +166,7 @@ def _make(connection: psycopg.Connection, role: str, password: str, owner: str) 
 
 @dataclass(frozen=True, slots=True)
 class RoleRights:
-    """How the rights of the role that is connected differ from those of a serving role, in words."""
+    """The rights that the connected role has beyond a serving role, and those that it lacks."""
 
     role: str
     excess: list[str]
@@ -180,7 +174,7 @@ class RoleRights:
 
 
 def look(session: Session) -> RoleRights:
-    """Compare the connected role's rights with what `migrate` grants."""
+    """Compare the rights of the connected role with those that `grant` gives."""
     role, *flags = session.execute(text(_ROLE)).one()
     names = (
         "is a superuser",
@@ -196,17 +190,14 @@ def look(session: Session) -> RoleRights:
     granted = {(table, privilege) for table in tables() for privilege in of(table)}
     if not excess:
         excess = [f"may {privilege} {table}" for table, privilege in sorted(held - granted)]
-    whole = {(table, privilege) for table, privilege in granted if privilege in GRANTABLE}
-    missing = [
-        f"{privilege} on {table}"
-        for table, privilege in sorted(
-            whole - held | set(_columns_missing(session, granted - whole))
-        )
-    ]
+    on_tables = {(table, privilege) for table, privilege in granted if privilege in GRANTABLE}
+    lacking = on_tables - held | set(_columns_missing(session, granted - on_tables))
+    missing = [f"{privilege} on {table}" for table, privilege in sorted(lacking)]
     return RoleRights(role, excess, missing)
 
 
 def _columns_missing(session: Session, granted: set[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The privileges on single columns, as `UPDATE (body)`, that the connected role lacks."""
     for table, privilege in granted:
         kind, _, column = privilege.rstrip(")").partition(" (")
         asked = {"table": table, "column": column, "kind": kind}

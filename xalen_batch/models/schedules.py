@@ -129,6 +129,13 @@ class ScheduleRun(Base):
     fired_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
 
+    @property
+    def lag(self) -> float | None:
+        """Seconds from the instant to the creation of its batch, with jitter and waiting."""
+        if self.fired_at is None:
+            return None
+        return (self.fired_at - self.scheduled_for).total_seconds()
+
     def move(
         self,
         schedule: Schedule,

@@ -54,7 +54,7 @@ class Assembled:
     manifest: list[dict[str, Any]] | None
 
     def count(self, session: Session) -> None:
-        """Make the file ready, as an upload is. The caller's transaction holds the batch's lease."""
+        """Make the file ready, as an upload is. The caller holds the lease in its transaction."""
         session.execute(
             update(File)
             .where(File.id == self.file_id)

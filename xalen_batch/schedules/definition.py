@@ -33,9 +33,9 @@ Misfire = Literal["latest", "all", "none"]
 
 
 class Source(BaseModel):
-    """Objects that are there when it fires, in the order of their names, as one input file.
+    """Objects in a folder when the schedule fires, joined by name into one input file.
 
-    Each is taken once.
+    Each object is taken once.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -54,27 +54,31 @@ class Source(BaseModel):
     pattern: ObjectPath = Field(
         "*.jsonl",
         description=(
-            "Which objects are taken, by their path below it: `*` stands for any characters, `/`"
-            " too, so for subfolders. May hold placeholders."
+            "Which objects are taken, by their path below it: `*` stands for any characters, also"
+            " `/`, so it matches in subfolders. May hold placeholders."
         ),
     )
-    on_empty: OnEmpty = Field("skip", description="What a run becomes that finds nothing new.")
+    on_empty: OnEmpty = Field(
+        "skip", description="Whether a run that finds nothing new is skipped or fails."
+    )
     ready_marker: ObjectPath | None = Field(
         None,
         description=(
-            "Path below it of an object that must be there first, and is not taken; a run waits for"
-            " it, within the catch-up window. May hold placeholders."
+            "Path below it of an object that marks the others as complete. A run waits for it,"
+            " within the catch-up window, and does not take it. May hold placeholders."
         ),
     )
     repeat: bool = Field(False, description="Take objects again that an earlier run has taken.")
 
 
 class Inbox(BaseModel):
-    """Requests that are POSTed one by one, and run together when it fires."""
+    """Requests that are POSTed one by one, and run together when the schedule fires."""
 
     model_config = ConfigDict(extra="forbid")
 
-    on_empty: OnEmpty = Field("skip", description="What a run becomes when no request has arrived.")
+    on_empty: OnEmpty = Field(
+        "skip", description="Whether a run without requests is skipped or fails."
+    )
 
 
 class Definition(BaseModel):
@@ -99,12 +103,12 @@ class Definition(BaseModel):
         ge=0,
         le=900,
         description=(
-            "Most seconds that it fires late, by an amount that is the schedule's own and stays the"
-            " same."
+            "Most seconds between an instant and its fire. Each schedule has a delay of its own,"
+            " which never changes."
         ),
     )
 
-    input_file_id: Text | None = Field(None, description="A file to run as it is, every time.")
+    input_file_id: Text | None = Field(None, description="A file that each run reads unchanged.")
     template_file_id: Text | None = Field(
         None, description="A file whose strings hold placeholders, such as `{{scheduled_date-1d}}`."
     )
@@ -129,22 +133,24 @@ class Definition(BaseModel):
     )
 
     overlap: Overlap = Field(
-        "skip", description="When it fires while its run before has not ended."
+        "skip", description="What a run does while the run before it has not ended."
     )
     misfire: Misfire = Field(
-        "latest", description="Which instants are made up for that nothing was there to fire."
+        "latest",
+        description="Which late instants still run, if nothing was there to fire them on time.",
     )
     misfire_limit: int = Field(
-        10, ge=1, le=100, description="With `misfire: all`, the most of them."
+        10, ge=1, le=100, description="With `misfire: all`, the most late instants that run."
     )
     catch_up_window: Text = Field(
         "12h",
         description=(
-            "How old an instant may be to be made up for: minutes, hours or days, up to `30d`."
+            "The greatest age of a late instant that still runs: minutes, hours or days, up to"
+            " `30d`."
         ),
     )
     pause_on_failure: int | None = Field(
-        None, ge=1, le=1000, description="Pause after so many failed runs in a row."
+        None, ge=1, le=1000, description="Pause after this many failed runs in a row."
     )
 
     @model_validator(mode="before")

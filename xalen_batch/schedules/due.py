@@ -4,17 +4,15 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, bindparam, func, literal, or_, select, union_all
+from sqlalchemy import Select, func, literal, or_, select, union_all
 from sqlalchemy.orm import Session, aliased
 
+from xalen_batch import db
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.models import Account, Batch, Schedule, ScheduleRun
 from xalen_batch.schedules.rotation import DueSchedule
 from xalen_batch.schedules.runs import Trigger
 from xalen_batch.states import TERMINAL, RunState, ScheduleStatus
-
-# First half of the key of an account's advisory lock for firing; the second half is the account.
-FIRING_LOCK = 7261959
 
 
 def is_any(session: Session) -> bool:
@@ -30,17 +28,13 @@ def read(session: Session) -> list[DueSchedule]:
     ]
 
 
-def take(session: Session, owner: Owner) -> bool:
-    """Lock an account for firing until this transaction ends. False if another worker has it."""
-    key = func.hashtext(bindparam("owner"))
-    found = session.scalar(
-        select(func.pg_try_advisory_xact_lock(FIRING_LOCK, key)),
-        {"owner": f"{owner.account_id} {owner.livemode}"},
-    )
-    return bool(found)
+def poll() -> list[DueSchedule]:
+    """`read`, in a transaction of its own."""
+    with db.reading() as session:
+        return read(session)
 
 
-# Cached: every worker polls each second, and building these statements costs more than running them.
+# Cached: every worker polls each second, and building a statement costs more than running it.
 @cache
 def _any() -> Select[bool]:
     return select(or_(*(rows.exists() for rows in _kinds())))

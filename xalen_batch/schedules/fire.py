@@ -15,7 +15,7 @@ from itertools import takewhile
 from uuid import UUID
 
 from pydantic import ValidationError
-from sqlalchemy import select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from xalen_batch import batches, db, ids, log
@@ -37,6 +37,8 @@ from xalen_batch.timezones import zone
 
 logger = log.get(__name__)
 
+# First half of the key of an account's advisory lock for firing; the second half is the account.
+FIRING_LOCK = 7261959
 # Passes over a schedule's late instants that one request makes, of MISSED_AT_ONCE instants each.
 PASSES_OF_A_REQUEST = 10
 
@@ -46,9 +48,8 @@ def run() -> None:
 
     A schedule that fails does not stop the others. Called on a slot's thread of a worker.
     """
-    rotation = Rotation(_read_due)
-    while (due := rotation.next()) is not None:
-        turn = rotation.turn(due)
+    rotation = Rotation(due_schedules.poll)
+    for due, turn in rotation:
         try:
             with db.transaction() as session:
                 is_mine = _advance(session, due, turn)
@@ -67,14 +68,9 @@ def run() -> None:
                 rotation.leave(due.owner)
 
 
-def _read_due() -> list[DueSchedule]:
-    with db.reading() as session:
-        return due_schedules.read(session)
-
-
 def _advance(session: Session, due: DueSchedule, turn: Turn) -> bool:
     """Take a schedule's turn. False if another worker fires its account."""
-    is_mine = due_schedules.take(session, due.owner)
+    is_mine = _lock_account(session, due.owner)
     if is_mine:
         # SKIP LOCKED: a request that holds the row brings the schedule up to date itself.
         unlocked = (
@@ -86,6 +82,16 @@ def _advance(session: Session, due: DueSchedule, turn: Turn) -> bool:
         if schedule is not None:
             _take_turn(session, schedule, turn)
     return is_mine
+
+
+def _lock_account(session: Session, owner: Owner) -> bool:
+    """Lock an account for firing until this transaction ends. False if another worker has it."""
+    key = func.hashtext(bindparam("owner"))
+    locked = session.scalar(
+        select(func.pg_try_advisory_xact_lock(FIRING_LOCK, key)),
+        {"owner": f"{owner.account_id} {owner.livemode}"},
+    )
+    return bool(locked)
 
 
 def _take_turn(session: Session, schedule: Schedule, turn: Turn) -> None:
@@ -144,7 +150,8 @@ def _fire_due(
         last = runs.last_fired(session, schedule, first)
         come = misfire.come(definition, last + MICROSECOND, until)
     plan = misfire.plan(come, until, definition)
-    runs.record_missed(session, schedule, plan.missed, now)
+    if plan.missed:
+        runs.record_missed(session, schedule, plan.missed, now)
     # Before the runs begin: one that fails may pause the schedule.
     schedule.aim(definition.next_fire(schedule.id, come[-1] if come else until))
     turn.is_behind = schedule.next_fire_at is not None and schedule.next_fire_at <= now
@@ -214,7 +221,7 @@ def _record(
                 run_id=run.id,
                 batch_id=batch.id,
                 trigger=run.trigger,
-                lag=runs.lag(run),
+                lag=run.lag,
             )
         case Waits(reason, message):
             run.wait(reason, message)

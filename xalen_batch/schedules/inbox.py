@@ -29,7 +29,8 @@ PAGE_BYTES = 3 * MiB
 _ADD = """
     INSERT INTO inbox_requests (id, schedule_id, custom_id, line)
     SELECT id, %(schedule_id)s, custom_id, line
-    FROM unnest(%(ids)b::uuid[], %(custom_ids)b::text[], %(lines)b::bytea[]) AS sent (id, custom_id, line)
+    FROM unnest(%(ids)b::uuid[], %(custom_ids)b::text[], %(lines)b::bytea[])
+        AS sent (id, custom_id, line)
     ORDER BY custom_id
     ON CONFLICT (schedule_id, custom_id) WHERE run_id IS NULL DO NOTHING
     RETURNING custom_id

@@ -31,7 +31,7 @@ class FileCheck:
     moment: Moment | None
 
     def __call__(self) -> Faults:
-        """The errors of the file. Raises storage.UNAVAILABLE; FileNotFoundError if the file is gone."""
+        """The errors of the file. Raises storage.UNAVAILABLE, or FileNotFoundError."""
         faults = Faults()
         named: set[str] = set()
         chunks = storage.chunks(self.key)

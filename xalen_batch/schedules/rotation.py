@@ -5,7 +5,7 @@ Due schedules are read again every half second: one that comes due meanwhile joi
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
@@ -45,6 +45,11 @@ class Rotation:
         self._served: dict[Owner, float] = {}
         self._advanced: dict[UUID, float] = {}
         self._refused: dict[Owner, Turn] = {}
+
+    def __iter__(self) -> Iterator[tuple[DueSchedule, Turn]]:
+        """Each schedule to advance with its turn, until `next` finds none."""
+        while (due := self.next()) is not None:
+            yield due, self.turn(due)
 
     def next(self) -> DueSchedule | None:
         """The next schedule to advance. None if every due schedule has just had its turn."""

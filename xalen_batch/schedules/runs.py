@@ -250,13 +250,6 @@ def recent(session: Session, schedules: Sequence[Schedule]) -> dict[UUID, list[S
     return found
 
 
-def lag(run: ScheduleRun) -> float | None:
-    """Seconds from the instant to the creation of its batch, with jitter and waiting."""
-    if run.fired_at is None:
-        return None
-    return (run.fired_at - run.scheduled_for).total_seconds()
-
-
 def last_fired(session: Session, schedule: Schedule, first: datetime) -> datetime:
     """A time before which no instant of a schedule is lost if its zone's rules have changed."""
     last = session.scalar(

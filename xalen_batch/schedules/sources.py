@@ -149,7 +149,8 @@ def take(
 def chunks(owner: Owner, source: Source, manifest: Sequence[dict[str, Any]]) -> Iterator[bytes]:
     """The objects in order, each without a byte order mark and with a newline at its end.
 
-    ObjectGone, perhaps after some of an object's bytes, if it is not as it was pinned. storage.UNAVAILABLE.
+    ObjectGone, perhaps after some bytes of an object, if it is gone or has changed;
+    storage.UNAVAILABLE.
     """
     share = _share(source)
     for entry in manifest:
@@ -245,8 +246,8 @@ def _local(folder: str, moment: Moment) -> _Place:
         if found.is_relative_to(root):
             return _Place(Folder(root, found.relative_to(root).parts), f"{found}/", name, param)
     raise InvalidRequest(
-        f"{param}: {name[:QUOTED_CHARS]!r} is not below a drop root of this server. Ask its operator"
-        " which there are, or use `prefix`.",
+        f"{param}: {name[:QUOTED_CHARS]!r} is not below a drop root of this server. Ask its"
+        " operator which there are, or use `prefix`.",
         param=param,
     )
 

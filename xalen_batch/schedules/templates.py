@@ -31,7 +31,9 @@ OF_A_TIME = OF_A_DATE + "HIMSpzZ"
 # A name that begins like one of our placeholders must be one: a typo must not run every night.
 _PLACEHOLDER = re.compile(r"\{\{\s*(?=(?i:schedule[d_]|run_))([^{}]{0,200})(\}\})?")
 _OURS = re.compile(
-    r"(?P<name>scheduled_date|scheduled_time|run_id)\s*(?:(?P<number>[+-]\s*[0-9]{1,4})(?P<unit>[a-z]))?\s*(?::(?P<format>.*))?",
+    r"(?P<name>scheduled_date|scheduled_time|run_id)\s*"
+    r"(?:(?P<number>[+-]\s*[0-9]{1,4})(?P<unit>[a-z]))?\s*"
+    r"(?::(?P<format>.*))?",
     re.DOTALL | re.ASCII,
 )
 _DIRECTIVE = re.compile("%(.?)", re.DOTALL)

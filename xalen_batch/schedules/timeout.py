@@ -21,7 +21,8 @@ _hanging: dict[Path, threading.Thread] = {}
 def call(share: Path, work: Callable[[], T]) -> T:
     """The result of `work`, which reads the share; raises what `work` raises. Called on any thread.
 
-    TimeoutError, one of storage.UNAVAILABLE, if this call hangs or an earlier one to the share still does.
+    TimeoutError, one of storage.UNAVAILABLE, if this call hangs, or an earlier one to the share
+    still does.
     """
     earlier = _hanging.get(share)
     if earlier is not None and earlier.is_alive():

@@ -1,4 +1,4 @@
-"""A turn: the bounded work that one transaction does for a schedule. The next turn does the rest."""
+"""A turn: the work that one transaction does for a schedule, which has a bound."""
 
 from dataclasses import dataclass
 
