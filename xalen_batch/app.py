@@ -41,17 +41,16 @@ logger = log.get(__name__)
 
 DESCRIPTION = """Batch inference behind the OpenAI Files and Batches API: point the OpenAI client's `base_url` here.
 What is tagged *extensions* or *schedules* is ours and leaves OpenAI's shapes as they are."""
-# Longer than clients keep an idle connection, so that it is never the server who closes it under a
-# request.
+# Seconds. Longer than clients keep an idle connection, so the client closes it first, and no
+# request meets a closed connection.
 KEEP_ALIVE = 75
+# Seconds after which a thread that computes releases the GIL. Python's default of 5 ms is longer
+# than a short request takes.
 SWITCH_INTERVAL = 0.001
 
 
 def create_app() -> FastAPI:
-    """Every route, the error envelope, request ids and health.
-
-    Opens nothing until the first request.
-    """
+    """The API with its routes, error handlers and middleware. Opens no connection."""
     app = FastAPI(
         title="xalen-batch",
         version=__version__,
@@ -96,7 +95,7 @@ def create_app() -> FastAPI:
 
 
 def _most_bytes(method: str, path: str) -> int | None:
-    """Of a request's body. None: what is streamed to storage has limits of its own."""
+    """Most bytes of a request's body; None for an upload, whose route has its own limits."""
     match method, path.split("/")[1:]:
         case "POST", ["v1", "files"]:
             return None
@@ -106,29 +105,24 @@ def _most_bytes(method: str, path: str) -> int | None:
 
 
 def forwarding(proxies: Sequence[str]) -> dict[str, Any]:
-    """The server's options by which these proxies, and nobody else, are believed about a client's
-    address.
-    """
+    """uvicorn's options to trust the `X-Forwarded-For` of these proxies, and of no other client."""
     return {"proxy_headers": bool(proxies), "forwarded_allow_ips": list(proxies)}
 
 
 def serve(host: str, port: int, *, sockets: Sequence[socket.socket] = ()) -> None:
-    """Run the API until SIGTERM or SIGINT; then answer the requests that have come, within the
-    grace.
+    """Run the API until SIGTERM or SIGINT, then answer the requests in flight within the grace.
 
-    `sockets`: sockets that listen already, to serve on in place of `host` and `port`.
+    `sockets`: listening sockets to serve on, instead of `host` and `port`.
     """
     log.configure()
     catalog.warn_of_unknown_settings()
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn raises the signal once more when the grace is over, which would end us before the
-        # last requests are answered.
+        # uvicorn raises the signal again after the grace. The default handler would end the process
+        # before the last requests are answered.
         signal.signal(number, lambda *_: None)
     app = create_app()
     if settings().validation_processes:
         pool.prepare()
-    # A thread that computes gives way to others after so many seconds; Python's own 5 ms are longer
-    # than a short request takes.
     sys.setswitchinterval(SWITCH_INTERVAL)
     memory.settle()
     disk.watch_database(stores.database_folder)
@@ -139,7 +133,7 @@ def serve(host: str, port: int, *, sockets: Sequence[socket.socket] = ()) -> Non
         port=port,
         loop="uvloop",
         http=BoundedHttp,
-        # There is nothing here to upgrade to, whatever happens to be installed.
+        # No WebSockets, even if a library for them is installed.
         ws="none",
         log_config=None,
         access_log=False,
@@ -152,9 +146,9 @@ def serve(host: str, port: int, *, sockets: Sequence[socket.socket] = ()) -> Non
 
 
 def _mark_store() -> None:
-    """Mark the store of a new installation, so that its workers see it before the first upload.
+    """Mark the store of a new installation, so that its workers find the mark before any upload.
 
-    Uploads and `/readyz` try again.
+    Logs a failure; uploads and `/readyz` try again.
     """
     try:
         if migrate.is_usable():

@@ -1,7 +1,7 @@
-"""The Redis queue. It carries hints only: losing every message delays work and loses none.
+"""The Redis queue. It carries hints: a lost message delays work, but loses none.
 
-A message says "there is work for this job", with an id at most. The truth is in the database,
-and the sweep sends again whatever a crash swallowed (docs/decisions/0002).
+A message names a job, and at most an id. The state is in the database, and a sweep publishes lost
+messages again (docs/decisions/0002).
 """
 
 import time
@@ -22,7 +22,8 @@ from xalen_batch.errors import ConfigError
 logger = log.get(__name__)
 
 QUEUE = "xalen_batch"
-# While Redis is away, publishers try again only this often, so that no request waits for it twice.
+# Seconds without publishing after a failure, so that not every request waits for an unavailable
+# Redis.
 PAUSE_AFTER_FAILURE = 2.0
 
 
@@ -38,14 +39,19 @@ class Job(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """A hint that there is work for a job.
+
+    `id`: of a batch; for EXECUTE, a number that makes several messages distinct.
+    """
+
     job: Job
     id: str | None = None
 
     @property
     def is_for_anyone(self) -> bool:
-        """Whether the process that names it can as well run it.
+        """Whether a worker that publishes the message may run the job itself.
 
-        A hint with a number is for another; others are spread by the queue.
+        A numbered EXECUTE message is meant to wake another worker, so the queue spreads it.
         """
         return self.job is Job.FINALIZE or (self.job is Job.EXECUTE and self.id is None)
 
@@ -55,7 +61,7 @@ class Message:
 
 
 def url() -> str:
-    """Redis's address, with its password. Raises ConfigError where none is set."""
+    """The address of Redis, with its password. Raises ConfigError if the settings have none."""
     found = settings().redis_url
     if found is None:
         raise ConfigError(
@@ -67,7 +73,7 @@ def url() -> str:
 
 @cache
 def celery() -> Celery:
-    """The Celery application of this process. Its defaults are set here and nowhere else."""
+    """The Celery application of this process, with all of its configuration."""
     app = Celery("xalen_batch", broker=broker_url(url()))
     app.conf.update(
         accept_content=["json"],
@@ -80,20 +86,20 @@ def celery() -> Celery:
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
         worker_enable_remote_control=False,
-        # Of those that acknowledge late, and ours do not: left unset, it is warned of at each loss.
+        # Has no effect without late acknowledgement. Unset, Celery warns of it at each lost
+        # connection.
         worker_cancel_long_running_tasks_on_connection_loss=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        # A Redis that is full, or a replica, answers with an error: it is as good as away, and no
-        # reason to end.
+        # A full Redis, or a replica, answers with an error. Retry, as for one that is down.
         broker_channel_error_retry=True,
         broker_transport_options={
             "socket_connect_timeout": 1.0,
             # Must outlast the consumer's blocking pop.
             "socket_timeout": 10.0,
             "socket_keepalive": True,
-            # No copy of a message that a worker has taken: one that is lost costs a moment, and a
-            # broken copy would stay for ever.
+            # No copy of messages that a worker has taken: a lost message only delays work, and a
+            # corrupt copy would stay in Redis for ever.
             "ack_emulation": False,
         },
         beat_schedule={
@@ -111,13 +117,13 @@ def celery() -> Celery:
 
 @cache
 def _publisher() -> Celery:
-    # A publisher gives up at once where a worker's consumer must wait.
+    """A Celery application for publishing, which gives up at once; the consumer's waits."""
     app = Celery("xalen_batch.publisher", broker=celery().conf.broker_url)
     app.conf.update(
         task_serializer="json",
         task_ignore_result=True,
         task_default_queue=QUEUE,
-        # One attempt: kombu takes 0 retries for "for ever".
+        # One attempt; 0 would mean unlimited retries to kombu.
         broker_transport_options={
             "socket_connect_timeout": 0.5,
             "socket_timeout": 0.5,
@@ -131,7 +137,7 @@ def _publisher() -> Celery:
 
 
 def broker_url(url: str) -> str:
-    """Celery's spelling of a Redis address: `unix:///path` becomes `redis+socket:///path`."""
+    """A Redis address as Celery spells it: `unix:///path` becomes `redis+socket:///path`."""
     if url.startswith("unix://"):
         path, _, query = url.removeprefix("unix://").partition("?")
         return f"redis+socket://{path}" + (
@@ -145,16 +151,16 @@ _keeper: Callable[[Message], bool] | None = None
 
 
 def keep(run: Callable[[Message], bool]) -> None:
-    """In a worker: run messages here that anyone may run, instead of sending them round by Redis.
+    """Let this worker run messages that `is_for_anyone` itself, instead of publishing them.
 
-    `run` says whether it took one.
+    `run` returns whether it accepts a message; any thread that commits may call it.
     """
     global _keeper
     _keeper = run
 
 
 def publish(messages: Iterable[Message]) -> None:
-    """Send hints, best effort: a dead Redis costs at most a second and is never an error."""
+    """Send messages, best effort. Never raises; an unavailable Redis costs at most a second."""
     global _quiet_until
     for message in messages:
         if message.is_for_anyone and _keeper is not None and _keeper(message):
@@ -167,15 +173,16 @@ def publish(messages: Iterable[Message]) -> None:
             _quiet_until = time.monotonic() + PAUSE_AFTER_FAILURE
             logger.warning("broker.unreachable", job=message.job.value, error=type(error).__name__)
         except Exception as error:
-            # kombu reads its routes from Redis, and fails on broken ones. The change that the hint
-            # is about is committed.
+            # kombu reads its routes from Redis, and fails on corrupt ones. The transaction that the
+            # message belongs to is committed, so the error must not reach the caller.
             _quiet_until = time.monotonic() + PAUSE_AFTER_FAILURE
             logger.error("broker.crashed", job=message.job.value, **log.cause(error))
 
 
 def ping(timeout: float = 1.0) -> dict[str, Any]:
-    """The server's INFO, for health checks, once it has taken a write: a replica, or one that is
-    full, answers all else. Raises `redis.RedisError`.
+    """The server's INFO, after a test write. Raises `redis.RedisError`.
+
+    The write finds replicas and full servers, which answer reads.
     """
     url = settings().redis_url
     if url is None:

@@ -41,7 +41,7 @@ _SPELLINGS: Mapping[str, Endpoint] = {
     "/rerank": RERANK,
     "/v2/rerank": RERANK,
 }
-Kind = Literal["openai", "simulated"]
+BackendKind = Literal["openai", "simulated"]
 
 
 def endpoint_of(url: object) -> Endpoint | None:
@@ -70,7 +70,7 @@ class BackendConfig(_Table):
     Without `kind` and `base_url` the model has none, and live batches that name it are refused.
     """
 
-    kind: Kind | None = Field(
+    kind: BackendKind | None = Field(
         None,
         description=(
             "`openai`, which base_url means by itself: any OpenAI-compatible server. `simulated`:"
@@ -153,7 +153,7 @@ class Model(_Table):
             )
         return endpoints
 
-    def kind_in(self, livemode: bool) -> Kind | None:
+    def kind_in(self, livemode: bool) -> BackendKind | None:
         """The kind of backend in a mode: always simulated in test mode; None: it has no backend."""
         return self.backend.kind if livemode else "simulated"
 

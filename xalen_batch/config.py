@@ -1,4 +1,4 @@
-"""Every setting, once. Environment variables with the prefix `XALEN_` fill it."""
+"""All settings, read from environment variables with the prefix `XALEN_`."""
 
 from decimal import Decimal
 from functools import cache
@@ -15,7 +15,7 @@ GiB = 1024 * MiB
 
 
 class Settings(BaseSettings):
-    """What an operator can change. Durations are seconds, sizes are bytes."""
+    """The settings of an operator. Durations are seconds, sizes are bytes."""
 
     model_config = SettingsConfigDict(
         env_prefix="XALEN_", extra="ignore", frozen=True, allow_inf_nan=False
@@ -404,7 +404,7 @@ class Settings(BaseSettings):
     @field_validator("drop_roots")
     @classmethod
     def _is_apart(cls, roots: tuple[Path, ...], others: ValidationInfo) -> tuple[Path, ...]:
-        """What is in a drop root is for every account, so it can hold nothing of the server's own."""
+        """Refuse drop roots that hold the server's own files, since all accounts may read them."""
         data: Path = others.data.get("data_dir", Path()).resolve()
         address = others.data.get("storage_url")
         stored = Path(unquote(urlparse(address).path)).resolve() if address else data / "files"

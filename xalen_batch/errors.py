@@ -1,4 +1,4 @@
-"""Every error that a user can meet, with its HTTP status and OpenAI `type` and `code`.
+"""The errors that users see, with their HTTP status and OpenAI `type` and `code`.
 
 XalenError
 ├── InvalidRequest          400
@@ -18,7 +18,7 @@ XalenError
 ├── ServerError             500
 ├── Unavailable             503
 └── StorageFull             507
-ConfigError                 a setting, the catalog or a file of the operator's is wrong
+ConfigError                 an error in a setting, the catalog or a file of the operator
 """
 
 from typing import ClassVar
@@ -28,14 +28,13 @@ QUOTED_CHARS = 100
 
 
 class XalenError(Exception):
-    """An expected failure that is told to the user in the API's own shape."""
+    """An expected failure, which the API renders in OpenAI's error shape."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: str | None = None
     retry_after: float | None = None
-    # Answered as `x-should-retry`, which OpenAI's clients obey; None leaves it to their own rules,
-    # by the status.
+    # The header `x-should-retry`, which OpenAI's clients obey. None: they decide by the status.
     should_retry: ClassVar[bool | None] = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
@@ -46,7 +45,7 @@ class XalenError(Exception):
             self.code = code
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        """The envelope that every endpoint answers errors in, all four keys present."""
+        """The JSON body of the answer. All four keys are always present."""
         return {
             "error": {
                 "message": self.message,
@@ -93,7 +92,7 @@ class RequestTimeout(XalenError):
 
 
 class Conflict(XalenError):
-    """The request is right, and the object's state does not allow it."""
+    """A valid request that the object's state does not allow."""
 
     status = 409
     type = "invalid_request_error"
@@ -101,13 +100,13 @@ class Conflict(XalenError):
 
 
 class NotCancellable(Conflict):
-    # OpenAI's clients repeat a 409 otherwise, and this one stays.
+    # By default OpenAI's clients retry a 409, but this state is final.
     should_retry = False
     code = "batch_not_cancellable"
 
 
 class FileBusy(Conflict):
-    """A batch that is about to end still reads the file: deleting it works moments later."""
+    """A batch that is about to end still reads the file, which can be deleted moments later."""
 
     should_retry = True
     code = "file_in_use"
@@ -127,10 +126,7 @@ class UnsupportedMediaType(XalenError):
 
 
 class TooManyRequests(XalenError):
-    """More than the caller may have just now.
-
-    `retry_after`: seconds until it is worth asking again.
-    """
+    """A request beyond a rate limit or a quota. `retry_after`: seconds until it may be repeated."""
 
     status = 429
     type = "rate_limit_error"
@@ -144,7 +140,7 @@ class TooManyRequests(XalenError):
 
 
 class OverLimit(TooManyRequests):
-    """The request alone asks for more than the limit, so no wait makes room for it."""
+    """A request that alone exceeds the limit, so that waiting does not help."""
 
     should_retry = False
 
@@ -175,4 +171,4 @@ class StorageFull(XalenError):
 
 
 class ConfigError(Exception):
-    """Something the operator wrote is wrong; the message names it and the remedy."""
+    """An error in the operator's configuration. The message names it and the remedy."""

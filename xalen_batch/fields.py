@@ -1,6 +1,4 @@
-"""Types of what users send, wherever they send it: text that a column can hold, notes, lives of
-files.
-"""
+"""Types of request fields that several routes share: text, times, metadata, lifetimes of files."""
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -19,8 +17,8 @@ from pydantic import (
 
 from xalen_batch.errors import QUOTED_CHARS, InvalidRequest
 
-# How alike two names are, of 1, that differ by a slip of the finger; and letters from which a part
-# of a name stands for all of it.
+# Least similarity, of 1, of a misspelt name; and letters from which a part of a known name counts
+# as misspelling it.
 SAME_NAME, LONG_NAME = 0.9, 9
 EARLIEST_YEAR, LATEST_YEAR = 1970, 2999
 DAY = 86_400
@@ -28,24 +26,24 @@ SHORTEST_LIFE, LONGEST_LIFE = 3_600, 30 * DAY
 
 
 def _storable(text: str) -> str:
-    """JSON can say what neither UTF-8 nor a text column can hold."""
+    """Refuse NUL, which no text column can hold, and lone surrogates, which UTF-8 cannot encode."""
     if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
         raise ValueError("should contain neither NUL nor lone surrogates")
     return text
 
 
 def _plausible(time: datetime) -> datetime:
-    """No arithmetic with it, and no zone, leaves the calendar."""
+    """Refuse years from which arithmetic or another zone could leave Python's calendar."""
     if not EARLIEST_YEAR <= time.year <= LATEST_YEAR:
         raise ValueError(f"should be in the years {EARLIEST_YEAR} to {LATEST_YEAR}")
     return time
 
 
-# After constraints of length, not before them: they are of what is left when blanks are stripped.
+# In annotations it comes after length constraints, which apply once blanks are stripped.
 STORABLE = AfterValidator(_storable)
 Text = Annotated[str, STORABLE]
-# A local time without an offset, a date and Unix seconds are times too, so the description cannot
-# say `date-time`.
+# Not `date-time` in the API description: a local time without an offset, a date and Unix seconds
+# are also accepted.
 Time = Annotated[
     datetime,
     AfterValidator(_plausible),
@@ -58,16 +56,20 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MOST_NOT
 
 
 def meant(name: str, known: Iterable[str]) -> str | None:
-    """The known field that an unknown name is another spelling of: `inputFileId`,
-    `expires_after.seconds`, `completion_windw`.
+    """The known field that a name misspells: `inputFileId`, `completion_windw`, `seconds`.
 
-    None for a name that is like none, such as the fields that other gateways add.
+    None for a name that is similar to no field, such as the fields that gateways add.
     """
-    spelt = {_letters(path): path for path in known}
+    by_letters = {_letters(path): path for path in known}
     letters = _letters(name)
-    close = get_close_matches(letters, spelt, n=1, cutoff=SAME_NAME)
-    part = [path for path in spelt if len(letters) >= LONG_NAME and letters in path]
-    return next((spelt[path] for path in (*close, *part)), None)
+    close = get_close_matches(letters, by_letters, n=1, cutoff=SAME_NAME)
+    if close:
+        return by_letters[close[0]]
+    if len(letters) >= LONG_NAME:
+        for path in by_letters:
+            if letters in path:
+                return by_letters[path]
+    return None
 
 
 def _letters(name: str) -> str:
@@ -75,27 +77,31 @@ def _letters(name: str) -> str:
 
 
 class Lenient(BaseModel):
-    """A request whose unknown fields are ignored, since OpenAI's clients and gateways send some;
-    those that misspell a known one are refused.
+    """A request body whose unknown fields are ignored, unless they misspell a known field.
+
+    OpenAI's clients and gateways send fields that we do not know.
     """
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_misspelt(cls, value: Any) -> Any:
         for name in value if isinstance(value, dict) else ():
-            if name not in cls.model_fields and (field := meant(name, paths(cls))):
+            if name in cls.model_fields:
+                continue
+            field = meant(name, paths(cls))
+            if field is not None:
                 raise misspelt(name, field)
         return value
 
 
 def misspelt(name: str, field: str) -> InvalidRequest:
-    """The error of a field that we know by another name."""
+    """The error for a misspelt field."""
     message = f"Unknown parameter: `{name[:QUOTED_CHARS]}`. Did you mean `{field}`?"
     return InvalidRequest(message, param=name[:QUOTED_CHARS], code="unknown_parameter")
 
 
 def paths(model: type[BaseModel], above: str = "") -> Iterator[str]:
-    """The fields of a model and of those in it, as `output_expires_after.seconds`."""
+    """The fields of a model and of its nested models, as `output_expires_after.seconds`."""
     for name, field in model.model_fields.items():
         yield above + name
         for kind in get_args(field.annotation):

@@ -1,4 +1,4 @@
-"""Public ids: a prefix that names the kind, and the 32 hex digits of a time-ordered UUID."""
+"""Public ids: a prefix for the kind of object, and the 32 hex digits of a time-ordered UUID."""
 
 from typing import Literal
 from uuid import UUID
@@ -6,7 +6,7 @@ from uuid import UUID
 import uuid_utils
 
 Kind = Literal["file", "batch", "inv", "key", "acct", "sched", "run"]
-# What an id is of, in words.
+# The names of the kinds in messages.
 NOUNS: dict[Kind, str] = {
     "file": "file",
     "batch": "batch",
@@ -17,33 +17,33 @@ NOUNS: dict[Kind, str] = {
     "run": "run",
 }
 SEPARATOR: dict[str, str] = {"file": "-"}
-# What the fields of a log event are ids of, by the noun of their name: `batch_id`, `input_file_id`.
+# Kinds by the noun in the name of a log field: `batch_id`, `input_file_id`.
 FIELDS: dict[str, Kind] = {noun: kind for kind, noun in NOUNS.items()}
 
 
 def new() -> UUID:
-    """A UUIDv7: ids of one process sort by creation."""
+    """A UUIDv7. The ids of one process sort by creation."""
     return UUID(int=uuid_utils.uuid7().int)
 
 
 def render(kind: Kind, value: UUID) -> str:
-    """`batch_0192…`, `file-0192…`."""
+    """The public id: `batch_0192…`, `file-0192…`."""
     return f"{kind}{SEPARATOR.get(kind, '_')}{value.hex}"
 
 
 def shown(field: str, value: UUID) -> str:
-    """The public id of an object whose kind a field is named after: `batch_id`, `input_file_id`.
+    """The value of a log field: the public id if the field's name ends with a kind and `_id`.
 
-    Of another field the UUID's text.
+    `batch_id`, `input_file_id`. Other fields show the text of the UUID.
     """
-    kind = (
-        FIELDS.get(field.removesuffix("_id").rpartition("_")[2]) if field.endswith("_id") else None
-    )
+    if not field.endswith("_id"):
+        return str(value)
+    kind = FIELDS.get(field.removesuffix("_id").rpartition("_")[2])
     return str(value) if kind is None else render(kind, value)
 
 
 def parse(kind: Kind, text: str) -> UUID | None:
-    """The UUID in a public id of that kind, or None when it is no such id."""
+    """The UUID in a public id of this kind; None for any other text."""
     prefix = f"{kind}{SEPARATOR.get(kind, '_')}"
     digits = text.removeprefix(prefix)
     if digits == text or len(digits) != 32 or not set(digits) <= set("0123456789abcdef"):
@@ -52,10 +52,10 @@ def parse(kind: Kind, text: str) -> UUID | None:
 
 
 def line_id(batch: UUID, line_no: int) -> str:
-    """`batch_req_…` of a line: derived, so that every attempt and every download agree."""
+    """The id of a line, `batch_req_…`: derived, so all attempts and downloads have the same."""
     return f"batch_{request_id(batch, line_no)}"
 
 
 def request_id(batch: UUID, line_no: int) -> str:
-    """The `X-Request-Id` a line is sent to its backend with, and is shown in its output line."""
+    """The `X-Request-Id` of a line's requests to its backend, which its output line also shows."""
     return f"req_{batch.hex}{line_no:06x}"

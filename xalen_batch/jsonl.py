@@ -125,7 +125,7 @@ def _spans(chunk: bytes, begin: int, number: int, offset: int, longest: int) -> 
 
 
 def lines(chunks: Iterable[bytes], *, longest: int) -> Iterator[tuple[Span, bytes | None]]:
-    """The lines of a stream without line ends; None instead of a line longer than `longest` bytes."""
+    """The lines of a stream without line ends; None for a line of more than `longest` bytes."""
     for block in blocks(chunks, longest=longest):
         for span in block.spans:
             yield span, None if span.length > longest else block.line(span)

@@ -23,9 +23,9 @@ def get(name: str) -> structlog.stdlib.BoundLogger:
 
 
 def cause(error: BaseException) -> dict[str, str]:
-    """What an unexpected error was and where, as fields.
+    """The type and the place of an unexpected error, as log fields.
 
-    Never its message, which may quote a prompt or an answer.
+    Without its message, which may quote a prompt or an answer.
     """
     frames = traceback.extract_tb(error.__traceback__)
     return {
@@ -39,14 +39,15 @@ def cause(error: BaseException) -> dict[str, str]:
 def _without_words(
     _: object, __: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """A library's exception as `cause` has it.
+    """Replace a library's exception by the fields of `cause`.
 
-    What it says beside the first line quotes the exception again.
+    Only the first line of the event is kept: the others quote the exception's message.
     """
-    raised = event.pop("exc_info", None)
-    error = (
-        raised[1] if isinstance(raised, tuple) else sys.exc_info()[1] if raised is True else raised
-    )
+    error = event.pop("exc_info", None)
+    if error is True:
+        error = sys.exc_info()[1]
+    elif isinstance(error, tuple):
+        error = error[1]
     if isinstance(error, BaseException):
         event.update(event=str(event["event"]).partition("\n")[0], **cause(error))
     return event
@@ -55,9 +56,7 @@ def _without_words(
 def _with_public_ids(
     _: object, __: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Render each UUID as the id that users have, so that the id of an API answer finds its log
-    lines. The field's name tells its kind.
-    """
+    """Render each UUID as a public id, so that users' ids can be searched for in the log."""
     event.update(
         {
             field: ids.shown(field, value)
@@ -111,7 +110,7 @@ def configure() -> None:
     logging.root.handlers = [handler]
     logging.root.setLevel(level)
     threading.excepthook = _thread_crashed
-    # It tells, byte by byte, what is wrong with a form; who sent the form is told.
+    # It logs each malformed byte of a form. The client gets the error in the answer.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     for noisy in ("celery.worker.strategy", "celery.app.trace", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))

@@ -1,4 +1,4 @@
-"""Exact money: Decimal in a context that refuses to lose a digit, and one function that rounds."""
+"""Exact money: a Decimal context that raises instead of rounding, and one function that rounds."""
 
 from collections.abc import Callable
 from decimal import (
@@ -28,7 +28,7 @@ EXACT = Context(
 
 
 def exact(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function in the exact context: a digit lost or a float met raises."""
+    """Run a function in the exact context, in which rounding or a float raises an error."""
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -40,27 +40,24 @@ def exact(function: Callable[P, R]) -> Callable[P, R]:
 
 @exact
 def gross(tokens: int, usd_per_million: Decimal) -> Decimal:
-    """List price of a number of tokens, exact."""
+    """The list price in USD of a number of tokens, exact."""
     return tokens * usd_per_million * PER_MILLION
 
 
 @exact
 def discount(amount: Decimal, rate: Decimal) -> Decimal:
-    """The discount line: minus `rate` times the amount, exact."""
+    """The amount of a discount line: minus `rate` times the amount, exact."""
     return -(rate * amount)
 
 
 def payable(amount: Decimal) -> Decimal:
-    """The amount in the currency's minor unit, half up.
-
-    Nothing else in the product rounds money.
-    """
+    """The amount rounded half up to cents. No other function rounds money."""
     with localcontext(Context(prec=100, rounding=ROUND_HALF_UP)):
         return amount.quantize(MINOR_UNIT)
 
 
 def render(amount: Decimal) -> str:
-    """Plain digits, every one that counts, never an exponent; no trailing zeros beyond cents."""
+    """All significant digits, without an exponent, and without trailing zeros beyond cents."""
     text = f"{amount:f}" if amount else "0"
     whole, _, fraction = text.partition(".")
     return f"{whole}.{fraction.rstrip('0').ljust(2, '0')}"

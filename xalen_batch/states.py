@@ -47,13 +47,12 @@ class OnInvalid(StrEnum):
 
 
 class TaskState(StrEnum):
-    """A task's states. The guarded UPDATEs of `models/tasks.py` and `models/next_task.py` make
-    these moves and no others:
+    """The states of a task. Guarded UPDATEs of `models/` make these moves, and no others:
 
-        pending → running   a worker claims the task
-        pending → done      the batch was cancelled or has expired, or the task was split
-        running → pending   the lease ran out, or the worker handed the task back
-        running → done      the worker recorded the last line
+    pending → running   a worker claims the task
+    pending → done      the batch was cancelled or has expired, or the task was split
+    running → pending   the lease ran out, or the worker handed the task back
+    running → done      the worker recorded the last line
     """
 
     PENDING = "pending"  # claimable, from `not_before` on

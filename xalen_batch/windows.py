@@ -70,7 +70,7 @@ def _zone(name: str) -> str:
     return name
 
 
-Time = Annotated[str, AfterValidator(_time)]
+TimeOfDay = Annotated[str, AfterValidator(_time)]
 
 
 class ExecutionWindow(BaseModel):
@@ -83,8 +83,8 @@ class ExecutionWindow(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    start: Time = Field(description="From this time on.", examples=["22:00"])
-    end: Time = Field(
+    start: TimeOfDay = Field(description="From this time on.", examples=["22:00"])
+    end: TimeOfDay = Field(
         description="Until just before this time; on the next day if it is earlier than `start`.",
         examples=["06:00"],
     )

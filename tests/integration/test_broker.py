@@ -1,6 +1,4 @@
-"""Hints are best effort: a queue that is gone, hanging or back never fails and hardly delays the
-one who publishes.
-"""
+"""Messages are best effort: an unavailable or hanging queue never fails a publisher."""
 
 import json
 import socket

@@ -1,6 +1,4 @@
-"""The database edge: connections that the server closed, servers that fall silent or only read, and
-sessions that only read.
-"""
+"""The database edge: closed connections, silent and read-only servers, and reading sessions."""
 
 import threading
 import time

@@ -1,6 +1,4 @@
-"""Disks that run short: new work waits, what runs is recorded, and all goes on by itself when there
-is room.
-"""
+"""Disks that run short: new work waits, running work is recorded, and all resumes by itself."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,6 +1,4 @@
-"""The operator's catalog: a mistake is refused with the key, its value and the remedy, and nothing
-is ignored.
-"""
+"""The operator's catalog: an error names the key, its value and the remedy."""
 
 from pathlib import Path
 

@@ -1,6 +1,4 @@
-"""Windows of time: which are refused; and when an execution window is open, also on the nights when
-clocks change.
-"""
+"""Windows: which texts are refused, and when execution windows open, also at clock changes."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise

@@ -1,3 +1,1 @@
-"""Money: prices over time, the charge of a line, invoices of batches, statements of months, and
-their proof.
-"""
+"""Money: prices, terms of batches, charges of lines, invoices, statements, and reconciliation."""

@@ -1,4 +1,4 @@
-"""What one line costs: exact, net of the batch discount."""
+"""The charge of a line: exact, net of the batch discount."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -15,8 +15,9 @@ ZERO = Decimal(0)
 
 
 class Charge(NamedTuple):
-    """Exact net price in USD, and why someone should look at it: a flag, several joined by commas,
-    or none.
+    """The exact net price of a line in USD, and its flags.
+
+    `flag`: reasons to check the charge, joined by commas; None: there are none.
     """
 
     amount: Decimal
@@ -24,10 +25,10 @@ class Charge(NamedTuple):
 
 
 class Tariff:
-    """A model's prices in a batch, net of its discount. Made once, used for every line.
+    """The prices of a model in a batch, net of its discount. Immutable, so any thread may use it.
 
-    `price`: {component: USD per million tokens}. A component without a price is billed nothing and
-    flagged: no price is not the same as free.
+    `price`: {component: USD per million tokens}. `rate`: the discount, from 0 to 1. Tokens of a
+    component without a price are billed at 0 and flagged, since they are not free.
     """
 
     __slots__ = ("_input", "_output")
@@ -37,7 +38,9 @@ class Tariff:
         self._output = _per_token(price.get("output"), rate)
 
     def charge(self, usage: Usage) -> Charge:
-        # The context's own methods, not operators under `localcontext`: this runs for every line.
+        """The charge of a line with this usage."""
+        # Methods of the context are faster than operators under `localcontext`; this runs for every
+        # line.
         amount = money.EXACT.fma(
             usage.output_tokens,
             self._output or ZERO,

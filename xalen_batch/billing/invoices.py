@@ -1,4 +1,4 @@
-"""The invoice of a batch: exact, never rounded, derived from its results, immutable."""
+"""Invoices of batches: derived from the results, exact to the last digit, immutable."""
 
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
@@ -21,17 +21,18 @@ ZERO = Decimal(0)
 
 
 class Mismatch(Exception):
-    """An invoice's lines do not sum to the charges of its results: a bug of ours, so nothing is
-    issued.
+    """The lines of an invoice do not sum to the charges of the results: a bug of ours.
+
+    The invoice is not issued.
     """
 
 
 class _Outcome(NamedTuple):
-    """Sums over the results of one model that ended alike.
+    """Sums over the results of one model that ended for the same reason.
 
-    `reason`: the code that the requests ended with, or the HTTP status that they were refused with;
-    None: they succeeded. `is_counted`: their tokens were counted by us, since the backend reported
-    no usable usage.
+    `reason`: the error code of the requests, or the HTTP status of their refusal; None: they
+    succeeded. `is_counted`: xalen-batch counted their tokens, since the backend reported no usable
+    usage.
     """
 
     model: str
@@ -45,10 +46,10 @@ class _Outcome(NamedTuple):
 
 @money.exact
 def issue(session: Session, batch: Batch) -> Invoice:
-    """Make the batch's invoice from its results, or return the one there is. Runs in the
-    transaction that ends the batch.
+    """Issue the batch's invoice from its results, in the transaction that ends the batch.
 
-    Raises Mismatch unless the total is the sum of the lines' charges to the last digit.
+    Returns the existing invoice if there is one. Raises Mismatch unless the total equals the sum of
+    the lines' charges to the last digit.
     """
     issued = _find(session, batch)
     if issued is not None:
@@ -78,7 +79,7 @@ def issue(session: Session, batch: Batch) -> Invoice:
 
 
 def of_batch(session: Session, batch: Batch) -> Invoice:
-    """NotFound, with the reason, for a batch that has none."""
+    """The invoice of a batch. Raises NotFound, with the reason, if it has none."""
     invoice = _find(session, batch)
     if invoice is not None:
         return invoice
@@ -92,7 +93,7 @@ def of_batch(session: Session, batch: Batch) -> Invoice:
 
 
 def counted_tokens(invoice: Invoice) -> dict[str, int]:
-    """{component: tokens} of a batch's invoice that were counted by us."""
+    """{component: tokens} on a batch's invoice that xalen-batch counted."""
     counted = dict.fromkeys(("input", "output"), 0)
     for line in invoice.lines:
         if line.reason == USAGE_COUNTED and line.component is not None:
@@ -101,7 +102,7 @@ def counted_tokens(invoice: Invoice) -> dict[str, int]:
 
 
 def not_billed(invoice: Invoice, reason: str) -> int:
-    """The number of a batch's requests that ended with a code, or with `http_` and a status."""
+    """The number of a batch's requests that ended for a reason: a code, or `http_` and a status."""
     return sum(
         int(line.quantity or 0)
         for line in invoice.lines
@@ -114,9 +115,7 @@ def _find(session: Session, batch: Batch) -> Invoice | None:
 
 
 def _schedule_name(session: Session, batch: Batch) -> str | None:
-    """The name that a schedule had when the run came about that is this batch; later ones change no
-    invoice.
-    """
+    """The schedule's name when it created the batch's run; a later name changes no invoice."""
     if batch.run_id is None:
         return None
     name: str = session.execute(
@@ -126,9 +125,9 @@ def _schedule_name(session: Session, batch: Batch) -> str | None:
 
 
 def store(session: Session, invoice: Invoice, lines: Sequence[InvoiceLine]) -> bool:
-    """Write an invoice and its lines, in their order.
+    """Insert an invoice and its lines, in their order.
 
-    False, and nothing written: its batch or month has one already.
+    Returns False, and inserts nothing, if the batch or the month has an invoice.
     """
     header = {
         "id": ids.new(),
@@ -165,7 +164,7 @@ def store(session: Session, invoice: Invoice, lines: Sequence[InvoiceLine]) -> b
 
 
 def _outcomes(session: Session, batch: Batch) -> list[_Outcome]:
-    """All of a batch's results, which are read once: there may be a million of them."""
+    """Sums over a batch's results, in one pass, since there may be a million."""
     reason = case(
         (Result.amount.is_not(None), None),
         (Result.error_code.is_not(None), Result.error_code),
@@ -196,8 +195,9 @@ def _outcomes(session: Session, batch: Batch) -> list[_Outcome]:
 
 
 def _usage_lines(batch: Batch, outcomes: Sequence[_Outcome]) -> Iterator[InvoiceLine]:
-    """A line per model and component (another for tokens that we counted), the discount on them,
-    and tokens without a price.
+    """A line per model and component, then the discount on them, then tokens without a price.
+
+    Tokens that xalen-batch counted have lines of their own.
     """
     gross = ZERO
     unpriced = []
@@ -226,7 +226,7 @@ def _usage_lines(batch: Batch, outcomes: Sequence[_Outcome]) -> Iterator[Invoice
 
 
 class _Used(NamedTuple):
-    """Tokens of one component of one model."""
+    """The tokens of one component of one model."""
 
     model: str
     component: str
@@ -242,15 +242,14 @@ class _Used(NamedTuple):
 
 
 def _usage(outcomes: Sequence[_Outcome]) -> Iterator[_Used]:
-    """The tokens of the lines that succeeded; components without any are left out."""
+    """The tokens of the lines that succeeded, without components that have none."""
     for outcome in outcomes:
-        if outcome.reason is None:
-            components = (("input", outcome.input_tokens), ("output", outcome.output_tokens))
-            yield from (
-                _Used(outcome.model, component, tokens, outcome.is_counted)
-                for component, tokens in components
-                if tokens
-            )
+        if outcome.reason is not None:
+            continue
+        components = (("input", outcome.input_tokens), ("output", outcome.output_tokens))
+        for component, tokens in components:
+            if tokens:
+                yield _Used(outcome.model, component, tokens, outcome.is_counted)
 
 
 def _usage_line(used: _Used, price: Decimal, *, answered_by: str | None) -> InvoiceLine:
@@ -280,7 +279,7 @@ def _unpriced_line(used: _Used) -> InvoiceLine:
 
 
 def _not_billed_lines(outcomes: Sequence[_Outcome]) -> Iterator[InvoiceLine]:
-    """A line per model and reason."""
+    """A line per model and reason of requests that did not succeed."""
     for outcome in outcomes:
         if outcome.reason is not None:
             yield InvoiceLine(
@@ -301,11 +300,9 @@ def _percent(rate: Decimal) -> str:
 
 @money.exact
 def render(invoice: Invoice) -> dict[str, Any]:
-    """A batch's invoice as the API shows it: amounts are exact strings, and the same invoice is
-    always the same bytes.
+    """A batch's invoice as the API shows it, with amounts as exact strings. Deterministic.
 
-    `payable`: whether it is real money, which test mode never is; what is paid is the month's
-    statement.
+    `payable`: false in test mode. Payment is due on the monthly statement, not on the invoice.
     """
     assert invoice.batch_id is not None
     return {

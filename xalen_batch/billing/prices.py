@@ -1,7 +1,4 @@
-"""List prices over time.
-
-The table says what holds and what held when; a sync moves it to the catalog's prices.
-"""
+"""List prices over time: the table keeps their history, and a sync adopts the catalog's prices."""
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
@@ -16,6 +13,7 @@ from xalen_batch.models import Price
 
 logger = log.get(__name__)
 
+# Key of the advisory lock of a sync.
 SYNC_LOCK = 7261958
 
 Snapshot = dict[str, dict[str, str]]
@@ -23,8 +21,9 @@ Key = tuple[str, str, bool]
 
 
 class Change(NamedTuple):
-    """One price that the catalog gives otherwise than the table: USD per million tokens, None where
-    it has none.
+    """A price that differs between the table and the catalog.
+
+    `old`, `new`: USD per million tokens in the table and in the catalog; None: no price.
     """
 
     model: str
@@ -35,11 +34,11 @@ class Change(NamedTuple):
 
 
 class Outdated(Exception):
-    """The prices or the catalog are not what they were when the changes were shown."""
+    """The prices or the catalog have changed since the changes were shown."""
 
 
 def differences(session: Session) -> list[Change]:
-    """What a sync would change, in both modes, by model."""
+    """The changes that a sync would make, in both modes, by model."""
     listed, rows = _listed(), _open_rows(session)
     found = [
         Change(*key, old=rows[key].usd_per_million if key in rows else None, new=listed.get(key))
@@ -49,27 +48,25 @@ def differences(session: Session) -> list[Change]:
 
 
 def closings(changes: Iterable[Change], *, named: Collection[str] = ()) -> list[Change]:
-    """The changes that would leave a model component without a price, but for models that are
-    named.
-    """
+    """The changes that leave a component without a price, except of the `named` models."""
     return [change for change in changes if change.new is None and change.model not in named]
 
 
 def sync(session: Session, changes: Sequence[Change]) -> None:
-    """Make changes that `differences` gave: close the old prices, open the new ones. Batches that
-    exist keep theirs.
+    """Apply the result of `differences`: close the old prices, and open the new ones.
 
-    Outdated, and nothing is changed, unless they are all there is to change.
+    Batches that exist keep their prices. Raises Outdated, and changes nothing, unless `changes` are
+    exactly the current differences.
     """
-    # Serializes syncs: each compares with what the one before it committed.
+    # Serializes syncs, so that each compares with the prices that the previous one committed.
     session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": SYNC_LOCK})
     if differences(session) != list(changes):
         raise Outdated(
             "Prices or catalog changed meanwhile, and nothing was done: look at the differences"
             " once more."
         )
-    # Read behind the lock: now() may lie before the start of a price that another process opened
-    # meanwhile.
+    # clock_timestamp() after the lock, not now(): the transaction may have begun before another
+    # sync opened a price.
     at = session.execute(select(func.clock_timestamp())).scalar_one()
     rows = _open_rows(session)
     for change in changes:
@@ -80,16 +77,14 @@ def sync(session: Session, changes: Sequence[Change]) -> None:
 
 
 def fill(session: Session) -> None:
-    """Give an empty table the catalog's prices; do nothing to one that has ever had a price."""
+    """Insert the catalog's prices into an empty table; do nothing if it has any row."""
     session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": SYNC_LOCK})
     if session.scalar(select(Price.id).limit(1)) is None:
         sync(session, differences(session))
 
 
 def unpriced(session: Session) -> list[str]:
-    """The catalog's models that have no price in force in one of the modes: batches that name them
-    are refused.
-    """
+    """The catalog's models without a price in one of the modes; batches cannot name them there."""
     rows = _open_rows(session)
     priced = [{key[0] for key in rows if key[2] is livemode} for livemode in (False, True)]
     return sorted(
@@ -135,12 +130,12 @@ def _open(session: Session, change: Change, price: Decimal, at: datetime) -> Non
 def in_force(
     session: Session, *, livemode: bool, at: datetime | None = None
 ) -> dict[str, dict[str, Decimal]]:
-    """{model: {component: USD per million tokens}} at a time, or now.
+    """{model: {component: USD per million tokens}} at a time; None: now.
 
-    What has no price is not in it.
+    Models and components without a price are left out.
     """
-    # Not now(), which is when the transaction began: a price opened in this very transaction holds
-    # already.
+    # clock_timestamp(), not now(), which is the beginning of the transaction: prices that this
+    # transaction opened are in force.
     moment = func.clock_timestamp() if at is None else at
     rows = session.scalars(
         select(Price)
@@ -158,10 +153,9 @@ def in_force(
 
 
 def snapshot(session: Session, *, livemode: bool, models: Iterable[str]) -> Snapshot:
-    """The prices of these models now, to be frozen in a batch: {model: {component: "0.02"}}, plain
-    digits.
+    """The prices of models now, to be frozen in a batch: {model: {component: "0.02"}}.
 
-    A model without any price is left out: lines that name it are refused.
+    Models without a price are left out: lines that name them are refused.
     """
     prices = in_force(session, livemode=livemode)
     return {
@@ -172,7 +166,7 @@ def snapshot(session: Session, *, livemode: bool, models: Iterable[str]) -> Snap
 
 
 def history(session: Session) -> Sequence[Price]:
-    """Every price there ever was, by model, component, mode and time."""
+    """All prices, in force and past, by model, component, mode and time."""
     return session.scalars(
         select(Price).order_by(Price.model, Price.component, Price.livemode, Price.valid_from)
     ).all()

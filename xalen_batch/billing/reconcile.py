@@ -1,7 +1,7 @@
-"""The proof: everything that is billed, derived once more from the results, and compared.
+"""Reconciliation: derive all billed amounts once more from the results, and compare.
 
-Written in SQL on purpose: NUMERIC is exact, the database streams millions of lines past, and the
-second derivation shares no code with the first.
+In SQL, for three reasons: NUMERIC is exact, the database can scan millions of lines, and the second
+derivation shares no code with the first.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ ROWS_AT_A_TIME = 500
 
 
 class Difference(NamedTuple):
-    """What does not agree: where (the id of a batch or a statement), what, and both values as text."""
+    """Two values that should be equal, as text. `where`: the id of a batch or a statement."""
 
     where: str
     what: str
@@ -26,11 +26,11 @@ class Difference(NamedTuple):
 
 
 def differences(session: Session) -> Iterator[Difference]:
-    """Every difference there is; an empty iterator is what should be. Memory stays bounded.
+    """All differences, with bounded memory. No difference means that the books are right.
 
-    The session's transaction is REPEATABLE READ (`db.snapshot`): all checks then see one moment,
-    while batches run on. Raises RuntimeError for any other, because two moments differ wherever a
-    batch ended between them.
+    The session's transaction must be REPEATABLE READ (`db.snapshot`), so that all checks see one
+    snapshot while batches go on. Raises RuntimeError for another isolation level: batches that end
+    between two checks would be reported as differences.
     """
     isolation = session.scalar(text("SHOW transaction_isolation"))
     if isolation != "repeatable read":
@@ -73,8 +73,8 @@ _ORPHANS = """
     GROUP BY batch_id
 """
 
-# `cancelled` and `expired` are null in batches that ended before they were counted; their `failed`
-# includes them.
+# `cancelled` and `expired` are null in batches that ended before these columns existed; `failed`
+# includes these lines there.
 _COUNTS = """
     SELECT 'batch' AS kind, batch.id, counter.what, counter.expected, counter.found
     FROM batches AS batch
@@ -120,7 +120,7 @@ _TOTALS = """
     WHERE invoice.batch_id IS NOT NULL AND sums.expected <> invoice.total
 """
 
-# Tokens of a component that has no price are on a line of their own, at 0.
+# Tokens of a component without a price are on a separate line, at 0.
 _USAGE = """
     SELECT 'batch' AS kind, coalesce(used.batch_id, invoiced.batch_id) AS id,
         'invoiced ' || coalesce(used.component, invoiced.component) || ' tokens of ' || coalesce(used.model, invoiced.model) AS what,
@@ -164,8 +164,7 @@ _NOT_BILLED = """
     WHERE invoice.batch_id IS NOT NULL AND failed.requests <> listed.requests
 """
 
-# Plain joins, which PostgreSQL hashes. A LATERAL look-up for each batch scanned all invoice lines
-# each time.
+# Plain joins become hash joins. With LATERAL, PostgreSQL scanned all invoice lines for each batch.
 _OWNERS = """
     SELECT 'batch' AS kind, batch.id, 'account and mode of the ' || other.what AS what,
         concat(batch.account_id, CASE WHEN batch.livemode THEN ' live' ELSE ' test' END) AS expected,

@@ -1,4 +1,4 @@
-"""The statement of a month: what an account pays. It sums batch invoices and rounds once."""
+"""Monthly statements, which accounts pay: the sum of their batch invoices, rounded once."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
@@ -20,14 +20,14 @@ from xalen_batch.models import Invoice, InvoiceLine
 logger = log.get(__name__)
 
 ZERO = Decimal(0)
-# Statements that are looked up at a time.
+# Most statements that `due` returns.
 AT_ONCE = 500
 # Lines of a statement that are read and rendered at a time.
 PAGE_LINES = 1_000
 
 
 def parse_month(month: str) -> date:
-    """The first day of `2026-11`. InvalidRequest for anything else."""
+    """The first day of a month written as `2026-11`. Raises InvalidRequest for other texts."""
     try:
         first = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC).date()
     except ValueError:
@@ -40,18 +40,20 @@ def parse_month(month: str) -> date:
 
 
 def pieces(owner: Owner, month: date) -> Iterator[bytes]:
-    """The statement of a month (its first day, UTC) as JSON: the issued one, or a draft. Writes
-    nothing.
+    """The statement of a month as JSON, in pieces: the issued one, or else a draft. Writes nothing.
 
-    An invoice belongs to the month it was issued in. Each piece is read on its own and kept
-    nowhere, so that neither memory nor a transaction grows with the month; the totals are those of
-    the lines that were read.
+    `month`: its first day, UTC. An invoice belongs to the month in which it was issued. Each piece
+    is one statement, so neither memory nor a transaction grows with the month. The totals are the
+    sums of the lines that were read.
     """
-    return iter(_Reader(owner, month).read, b"")
+    return iter(_StatementReader(owner, month).read, b"")
 
 
-class _Reader:
-    """The place in a statement where the next piece begins, and the sums of the lines before it."""
+class _StatementReader:
+    """A cursor in a statement, with the sums of the lines before it. Keyset pagination.
+
+    One thread at a time calls it: a thread of the API's pool.
+    """
 
     def __init__(self, owner: Owner, month: date) -> None:
         self._statement = Invoice(
@@ -77,14 +79,17 @@ class _Reader:
         for line in lines:
             self._sums[line.kind] += line.amount
         shown = b",".join(orjson.dumps(_render_line(line)) for line in lines)
-        opening = orjson.dumps(_head(self._statement))[:-1] + b',"lines":[' if is_first else b","
-        content = opening + shown if is_first or shown else b""
-        return (
-            content + b"]," + orjson.dumps(_totals(**self._sums))[1:] if self._is_over else content
-        )
+        content = b""
+        if is_first:
+            content = orjson.dumps(_head(self._statement))[:-1] + b',"lines":[' + shown
+        elif shown:
+            content = b"," + shown
+        if self._is_over:
+            content += b"]," + orjson.dumps(_totals(**self._sums))[1:]
+        return content
 
     def _lines(self, session: Session) -> list[InvoiceLine]:
-        """The next lines, with the rounding behind the last."""
+        """The next lines; the rounding line comes last."""
         if self._statement.id is not None:
             lines = _issued_lines(session, self._statement, self._after or 0)
             self._is_over, self._after = len(lines) < PAGE_LINES, lines and lines[-1].position
@@ -97,7 +102,7 @@ class _Reader:
 
 
 def _issued(session: Session, statement: Invoice) -> Invoice | None:
-    """The statement of that month as it was issued, without its lines."""
+    """The issued statement of the same account, mode and month, without its lines."""
     return session.scalars(
         select(Invoice)
         .where(
@@ -116,9 +121,9 @@ def _issued_lines(session: Session, statement: Invoice, after: int) -> list[Invo
     return list(session.scalars(lines.order_by(InvoiceLine.position).limit(PAGE_LINES)))
 
 
-# The hour of grace lets transactions land that were open when the month ended. Months are issued in
-# their order, so what is due begins behind an account's last statement: one look into an index for
-# each.
+# Statements are due an hour after the end of the month, when transactions that were open then have
+# committed. Months are issued in order, so the next one is found behind an account's last
+# statement, by one index look-up.
 _DUE = text("""
     SELECT account.id AS account_id, mode.livemode, date_trunc('month', first.issued_at AT TIME ZONE 'UTC')::date AS month
     FROM accounts AS account
@@ -142,18 +147,16 @@ _DUE = text("""
 
 
 def due(session: Session) -> Sequence[Any]:
-    """The next statement (`account_id`, `livemode`, `month`) of each account and mode that has
-    invoices in a month that is over.
+    """The next statement to issue for each account and mode with invoices in a past month.
+
+    Rows have `account_id`, `livemode` and `month`.
     """
     return session.execute(_DUE, {"at_once": AT_ONCE}).all()
 
 
 @money.exact
 def issue(session: Session, due: Any) -> bool:
-    """Issue one of `due`.
-
-    False: it is issued already. May run anywhere, at once: a month has one statement.
-    """
+    """Issue a statement that `due` returned. False: another process has issued it."""
     invoice = Invoice(account_id=due.account_id, livemode=due.livemode, month=due.month)
     lines = _lines(session, invoice)
     invoice.total = _sum(lines)
@@ -171,9 +174,7 @@ def issue(session: Session, due: Any) -> bool:
 
 @money.exact
 def _lines(session: Session, month: Invoice) -> list[InvoiceLine]:
-    """A line for each batch invoice of the month, and the rounding that makes them sum to whole
-    cents.
-    """
+    """A line for each batch invoice of the month, and a rounding line to whole cents."""
     lines = [_line(invoice) for invoice in _invoices(session, month)]
     return [*lines, _rounding(_sum(lines))]
 
@@ -204,7 +205,7 @@ def _description(invoice: Any) -> str:
         f" {invoice.issued_at.astimezone(UTC):%Y-%m-%d}"
     )
     words += "" if invoice.schedule_name is None else f", schedule {invoice.schedule_name}"
-    # In test mode all answers are.
+    # In test mode all answers are simulated, so the line does not say it.
     return f"{words}, simulated answers" if invoice.livemode and invoice.is_simulated else words
 
 
@@ -214,12 +215,12 @@ def _invoices(
     after: tuple[datetime, UUID] | None = None,
     limit: int | None = None,
 ) -> Sequence[Any]:
-    """Batch invoices of a month by the time of their issue; those behind that time and id."""
+    """Batch invoices of a month by time of issue. `after`: time and id of the last one read."""
     assert month.month is not None
     start = literal(
         datetime(month.month.year, month.month.month, 1, tzinfo=UTC), DateTime(timezone=True)
     )
-    # PostgreSQL's calendar goes on behind 9999, where Python's ends.
+    # Computed by PostgreSQL, since Python's calendar ends with the year 9999.
     end = start + func.make_interval(0, 1)
     has_counted = exists().where(
         InvoiceLine.invoice_id == Invoice.id, InvoiceLine.reason == USAGE_COUNTED
@@ -254,7 +255,7 @@ def _invoices(
 
 
 def _head(statement: Invoice) -> dict[str, Any]:
-    """What comes before the lines."""
+    """The fields before the lines."""
     is_issued = statement.id is not None
     return {
         "id": ids.render("inv", statement.id) if is_issued else None,
@@ -270,7 +271,7 @@ def _head(statement: Invoice) -> dict[str, Any]:
 
 
 def _totals(*, batch: Decimal, rounding: Decimal) -> dict[str, str]:
-    """What comes behind the lines."""
+    """The fields after the lines."""
     return {
         "exact_total": money.render(batch),
         "rounding": money.render(rounding),

@@ -1,4 +1,4 @@
-"""The terms of a batch: its prices and backends, frozen when it is created (docs/decisions/0029)."""
+"""The terms of a batch: prices and backends, frozen when it is created (docs/decisions/0029)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

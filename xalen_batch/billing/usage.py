@@ -1,4 +1,4 @@
-"""Usage of a month: what each account's batches came to, for the operator."""
+"""Usage of a month, by account and mode, for the operator."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """Of one account in one mode: batches that were invoiced in the month, and those that are open
-    now. Amounts are USD.
+class MonthUsage:
+    """The usage of one account in one mode: batches invoiced in the month, and open batches.
+
+    Amounts are USD.
     """
 
     account_id: UUID
@@ -24,12 +25,12 @@ class Usage:
     output_tokens: int
     total: Decimal
     open_batches: int
-    # Charges of the lines of open batches that have ended; they are invoiced when their batch ends.
+    # Charges of the ended lines of open batches, which are invoiced when the batch ends.
     open_total: Decimal
 
 
 # An invoice belongs to the month in which it was issued, as on a statement. Open batches belong to
-# none yet: `with_open` adds them.
+# no month; `with_open` adds them.
 _USAGE = text("""
     WITH invoiced AS (
         SELECT i.account_id, i.livemode, count(*) AS batches, sum(i.total) AS total, sum(u.input) AS input, sum(u.output) AS output
@@ -56,13 +57,14 @@ _USAGE = text("""
 """)
 
 
-def of_month(session: Session, month: date, *, with_open: bool) -> Sequence[Usage]:
-    """By account and mode, for those that have any, the sum of their batch invoices before
-    rounding. `month`: its first day, UTC.
+def of_month(session: Session, month: date, *, with_open: bool) -> Sequence[MonthUsage]:
+    """The usage of each account and mode that has any, as sums of batch invoices before rounding.
+
+    `month`: its first day, UTC.
     """
     since = datetime(month.year, month.month, 1, tzinfo=UTC)
     until = (since + timedelta(days=32)).replace(day=1)
     rows = session.execute(
         _USAGE, {"since": since, "until": until, "with_open": with_open}
     ).mappings()
-    return [Usage(**row) for row in rows]
+    return [MonthUsage(**row) for row in rows]

@@ -11,7 +11,7 @@ from xalen_batch.cli.output import figure, print_list, say, show
 from xalen_batch.cli.stacked import Layout, stacked
 
 if TYPE_CHECKING:
-    from xalen_batch.billing.usage import Usage
+    from xalen_batch.billing.usage import MonthUsage
 
 commands = typer.Typer()
 COLUMNS: tuple[Layout, ...] = (
@@ -102,7 +102,7 @@ def _month(text: str | None) -> date:
     return found
 
 
-def _shown(one: "Usage") -> dict[str, Any]:
+def _shown(one: "MonthUsage") -> dict[str, Any]:
     from xalen_batch import ids, money
 
     return {

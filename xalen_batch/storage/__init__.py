@@ -1,8 +1,7 @@
-"""Object storage of input files: a local folder. These functions are what another store would have
-to offer.
+"""Object storage of input files: a local folder.
 
-Keys are ours (a file's id), never a user's name. Writers are atomic: an object exists whole or
-not at all, whatever dies in between.
+Another store would have to implement these functions. Keys are derived from ids of files, never
+from names that users choose. Writes are atomic: after a crash an object is whole or missing.
 """
 
 from __future__ import annotations
@@ -27,27 +26,27 @@ from xalen_batch.config import MiB, settings
 from xalen_batch.errors import ConfigError
 
 READ_CHUNK = 1 * MiB
-# Of each upload that is under way; four times as much is no faster.
+# Buffer of each running upload; four times as much is no faster.
 WRITE_BUFFER = 1 * MiB
-# Reading across a gap of so many bytes costs as much as a second read.
+# Bytes of a gap between two ranges up to which one read across the gap is cheaper than two reads.
 NEAR = 32 * 1024
 
-# The object that tells which database a store belongs to (marks.py).
+# The object with the id of the database that the store belongs to (marks.py).
 MARK = "store.id"
 
-# Storage that is gone or does not do what it should.
+# Errors of a storage that is missing or fails.
 UNAVAILABLE = (OSError, BaseError)
-# No space, a quota that is used up, a file larger than one may be.
+# No space on the disk, no quota left, or a file above the size limit.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def key(file_id: UUID) -> str:
-    """Where a file's bytes live."""
+    """The key of a file's object."""
     return f"input/{file_id.hex}"
 
 
 def file_id(key: str) -> UUID | None:
-    """The file a key belongs to; None for an object that is not ours."""
+    """The id of the file that a key belongs to; None for an object that is not ours."""
     try:
         return UUID(hex=key.rpartition("/")[2])
     except ValueError:
@@ -55,15 +54,15 @@ def file_id(key: str) -> UUID | None:
 
 
 def folder() -> Path:
-    """The local folder that the settings name. It may not be there yet."""
+    """The local folder that the settings name. It may not exist yet."""
     return Path(unquote(urlparse(settings().storage).path))
 
 
 @cache
 def store() -> ObjectStore:
-    """The configured store.
+    """The configured store, for any thread.
 
-    Its folder, and those above it that are missing, are made for this user alone.
+    Creates the folder and its missing parents, with access for this user only.
     """
     missing = [path for path in (folder(), *folder().parents) if not path.exists()]
     for path in reversed(missing):
@@ -72,19 +71,16 @@ def store() -> ObjectStore:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether there was no room for what was written.
+    """Whether a write failed for lack of space.
 
-    The store hands on the system's number in its words alone.
+    obstore reports the errno only in the text of its message.
     """
     said = re.search(r"\(os error (\d+)\)", str(error))
     return (int(said[1]) if said else getattr(error, "errno", None)) in FULL
 
 
 def check() -> None:
-    """Write into the store and leave nothing behind.
-
-    ConfigError, with the reason, when that does not work.
-    """
+    """Test a write into the store. Raises ConfigError, with the reason, if it fails."""
     try:
         store()
         with TemporaryFile(dir=folder()) as probe:
@@ -97,38 +93,37 @@ def check() -> None:
 
 
 def writer(key: str) -> obstore.AsyncWritableFile:
-    """`async with writer(key) as out: await out.write(…)`: an error inside leaves nothing behind."""
+    """`async with writer(key) as out: await out.write(…)`; an error inside leaves no object."""
     return obstore.open_writer_async(store(), key, buffer_size=WRITE_BUFFER)
 
 
 def write(key: str, chunks: Iterable[bytes]) -> None:
-    """The chunks as one object: an error of theirs leaves nothing behind, and what was there before
-    as it was.
-    """
+    """Write chunks as one object. If the iterator raises, an older object stays as it was."""
     with obstore.open_writer(store(), key, buffer_size=WRITE_BUFFER) as out:
         for chunk in chunks:
             out.write(chunk)
 
 
 def size(key: str) -> int:
-    """An object's bytes. `FileNotFoundError` if it is gone."""
+    """The bytes of an object. Raises FileNotFoundError."""
     return int(obstore.head(store(), key)["size"])
 
 
 def chunks(key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-    """An object's bytes from an offset on, or up to another, a MiB at a time.
+    """The bytes of an object from `start` until `end`, in chunks of READ_CHUNK.
 
-    `FileNotFoundError` if it is gone, or goes meanwhile.
+    Raises FileNotFoundError, also if the object is deleted between two chunks.
     """
     end = size(key) if end is None else end
-    # The store's own stream costs ten times the CPU.
+    # obstore's own stream costs ten times the CPU time.
     for begin in range(start, end, READ_CHUNK):
         yield bytes(obstore.get_range(store(), key, start=begin, end=min(end, begin + READ_CHUNK)))
 
 
 def ranges(key: str, offsets: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
-    """Several slices of one object, in this order; those that are near each other are fetched
-    together.
+    """Slices of one object, in the given order. Slices that are NEAR are read together.
+
+    Raises FileNotFoundError.
     """
     begins: list[int] = []
     ends: list[int] = []
@@ -138,33 +133,26 @@ def ranges(key: str, offsets: Sequence[int], lengths: Sequence[int]) -> list[byt
         else:
             begins.append(offset)
             ends.append(offset + length)
-    # Where the slices follow each other, one buffer is cut here: a buffer of the store for each
-    # costs more.
+    # A merged range is one buffer, which is sliced here: a buffer of the store for each slice would
+    # cost more.
     found: list[bytes] = []
-    stretches = iter(
-        zip(
-            begins,
-            ends,
-            obstore.get_ranges(store(), key, starts=begins, ends=ends, coalesce=NEAR),
-            strict=True,
-        )
-    )
+    buffers = obstore.get_ranges(store(), key, starts=begins, ends=ends, coalesce=NEAR)
+    merged = iter(zip(begins, ends, buffers, strict=True))
     begin = end = 0
     held = b""
     for offset, length in zip(offsets, lengths, strict=True):
         while not begin <= offset <= offset + length <= end:
-            begin, end, buffer = next(stretches)
+            begin, end, buffer = next(merged)
             held = bytes(buffer)
         found.append(held[offset - begin : offset - begin + length])
     return found
 
 
 def look(key: str | None) -> tuple[UUID | None, bool]:
-    """The store's mark, None if it holds none, and whether it holds an object. `OSError` if its
-    folder cannot be read.
+    """The store's mark (None: it has none), and whether it holds the object `key`.
 
-    Both are seen through one handle of the folder: a disk that is mounted there meanwhile shows
-    neither.
+    Both are read through one handle of the folder, so a disk that is mounted in between cannot mix
+    two stores. Raises OSError if the folder cannot be read.
     """
     handle = os.open(folder(), os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -190,7 +178,7 @@ def _is_there(key: str, handle: int) -> bool:
 
 
 def delete(key: str) -> None:
-    """Remove an object; one that is gone already is fine."""
+    """Delete an object. Idempotent."""
     try:
         obstore.delete(store(), key)
     except FileNotFoundError:
@@ -198,19 +186,17 @@ def delete(key: str) -> None:
 
 
 def listing(prefix: str) -> Iterator[tuple[str, datetime]]:
-    """Keys under a prefix with the time they were last written."""
+    """The keys under a prefix, each with the time of its last write."""
     for page in obstore.list(store(), prefix):
         for item in page:
             yield item["path"], item["last_modified"]
 
 
 def delete_unfinished(prefix: str, *, before: datetime) -> list[str]:
-    """Remove what writers left that were killed in the midst of an object: what nobody has written
-    to since then. Its names.
-    """
+    """Delete temporary files of killed writers, last written before `before`; their names."""
     gone = []
     for path in (folder() / prefix).glob("*#*"):
-        # Its writer may just be through with it.
+        # A writer that finishes renames its file.
         with suppress(FileNotFoundError):
             if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
                 path.unlink()

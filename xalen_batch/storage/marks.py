@@ -1,9 +1,8 @@
-"""Marks: whether this process sees the store of its database, and whether the workers agree with
-it.
+"""Store marks: whether this process and the workers see the store of their database.
 
-The store holds the database's id in an object. A folder without it (another data folder, a mount
-point whose disk is away) counts as storage that is away: work waits for it, and no missing object
-there is taken for a lost one (docs/decisions/0032).
+The store holds the database's id in an object, its mark. A folder without the mark (another data
+folder, a mount point without its disk) counts as unavailable storage: work waits for it, and an
+object that is missing there does not count as lost (docs/decisions/0032).
 """
 
 import time
@@ -18,14 +17,14 @@ from xalen_batch.models import File, StoreMark, workers
 
 logger = log.get(__name__)
 
+# Seconds for which `is_here` keeps its result.
 LOOK_EVERY = 1.0
-# Stored files of which one has to be in a folder before an existing database takes it for its
-# store.
+# The newest stored files of a database, one of which must be in a folder before it is marked.
 LOOKED_FOR = 100
 
 
 class Elsewhere(OSError):
-    """The storage folder is not this database's store. One of storage.UNAVAILABLE: what needs it waits."""
+    """The storage folder is not the store of this database. One of storage.UNAVAILABLE."""
 
 
 class Unplaced(Elsewhere):
@@ -34,9 +33,9 @@ class Unplaced(Elsewhere):
 
 @cache
 def identity() -> UUID:
-    """The mark that the store has to hold.
+    """The mark that the store must hold; cached, since it never changes.
 
-    Unplaced until an API process has placed it; it never changes afterwards.
+    Raises Unplaced until an API process has marked the store.
     """
     with db.reading() as session:
         mark = session.execute(select(StoreMark.id, StoreMark.placed_at)).one()
@@ -49,26 +48,25 @@ def identity() -> UUID:
 
 
 def place() -> None:
-    """Mark the folder as this database's store unless one is marked already; then confirm that this
-    process sees it. Raises Elsewhere.
+    """Mark the folder as this database's store, unless one is marked; then confirm the mark.
 
-    For API processes, who write uploads there. A worker that is set up wrongly must not mark its
-    own folder.
+    Only API processes call it, since they write the uploads: a misconfigured worker must not mark
+    its own folder. Raises Elsewhere.
     """
     try:
         confirm()
         return
     except Unplaced:
         pass
-    # Nothing is in it yet, so its folder may be missing, too.
+    # The folder of a new store may not exist yet; this creates it.
     storage.store()
     with db.transaction() as session:
-        # Another process may be at it. NOWAIT, since it holds the lock while it waits for the disk.
+        # NOWAIT: another process that marks the store holds the lock while it waits for the disk.
         mark = session.scalars(select(StoreMark).with_for_update(nowait=True)).one()
         if mark.placed_at is None:
             _refuse_another_store(session, mark.id)
-            # Before the commit: a crash between the two leaves this database's own mark, and the
-            # next attempt finds it.
+            # Before the commit: after a crash in between, the next attempt finds this database's
+            # own mark.
             storage.write(storage.MARK, [f"{mark.id}\n".encode()])
             mark.placed_at = session.scalar(select(func.now()))
             logger.info("store.marked", mark=str(mark.id), folder=str(storage.folder()))
@@ -81,30 +79,31 @@ def confirm() -> None:
 
 
 def confirm_gone(key: str) -> None:
-    """Raise Elsewhere unless the store is there and lacks the object: only then is it lost."""
+    """Raise Elsewhere unless the store has its mark and lacks the object, which is then lost."""
     if _holds(key):
         raise Elsewhere(f"The storage folder {storage.folder()} was away for a moment.")
 
 
 def confirm_kept(key: str) -> None:
-    """Raise Elsewhere unless an object that was just written is in the store: it may have been away
-    meanwhile.
+    """Raise Elsewhere unless the marked store holds an object that was just written.
+
+    The store may have been unmounted during the write.
     """
     if not _holds(key):
         raise Elsewhere(f"The storage folder {storage.folder()} was away while it was written to.")
 
 
 def is_here() -> bool:
-    """Whether this process sees the store, looked at once a second at most. Changes are logged."""
+    """Whether this process sees the store, checked at most once a second. Logs changes."""
     return _is_here(int(time.monotonic() / LOOK_EVERY))
 
 
 def differences(session: Session) -> list[str]:
-    """Live workers that see another store or read another catalog than this process, in words."""
+    """A sentence for each live worker with another store or another catalog than this process."""
     expected = session.execute(select(StoreMark.id, StoreMark.placed_at)).one()
     found = []
     for worker in workers.live(session):
-        # A worker of an older version tells neither.
+        # Workers of older versions report neither.
         if worker.catalog is None:
             continue
         host, pid, _ = worker.id.rsplit(":", 2)
@@ -140,7 +139,7 @@ def _holds(key: str | None) -> bool:
 
 
 def _refuse_another_store(session: Session, id: UUID) -> None:
-    """Raise Elsewhere unless the folder can be this database's: it holds files of it, or nobody's."""
+    """Raise Elsewhere if the folder lacks this database's files, or has another database's mark."""
     found, _ = storage.look(None)
     is_stored = (File.batch_id.is_(None), File.deleted_at.is_(None), File.sha256.is_not(None))
     known = session.scalars(

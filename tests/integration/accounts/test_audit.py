@@ -1,6 +1,4 @@
-"""The audit log: every change that a caller or an operator can make is in it, by whom, and stays
-there.
-"""
+"""The audit log: every change by a caller or an operator has an entry, which cannot be changed."""
 
 import os
 import pwd

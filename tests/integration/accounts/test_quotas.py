@@ -1,6 +1,4 @@
-"""Quotas on a real database: exact however many ask at once, and whatever ends gives its share
-back.
-"""
+"""Quotas on a real database: exact under concurrency, and freed by a commit."""
 
 import json
 from collections.abc import Callable
@@ -421,9 +419,7 @@ class TestSchedules:
 
 
 class TestTallies:
-    """What triggers add up is what there is, whatever adds or removes rows, also in many
-    transactions at once.
-    """
+    """The tallies of triggers equal the rows, also after many concurrent transactions."""
 
     @staticmethod
     def schedule(caller: Caller) -> Schedule:

@@ -1,5 +1,6 @@
-"""Everything that a caller can make has a cap: each route that changes something names its bound
-here, and is really refused by it.
+"""Everything that callers can create is bounded.
+
+Each route that changes something names its bound here, and is refused at it.
 """
 
 from collections.abc import Callable
@@ -26,9 +27,7 @@ DESCRIBED = app.create_app().openapi()["paths"]
 
 @dataclass(frozen=True)
 class Given:
-    """What there is before a route is asked: a file, a batch over it, a schedule over it, one with
-    an inbox, and a key.
-    """
+    """The objects before a request: a file, a batch, two schedules, one with an inbox, and a key."""
 
     file_id: str
     batch_id: str
@@ -39,9 +38,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Bound:
-    """The quotas that bound what a route makes, each with the settings that fill it; and a request
-    that the route answers with 200.
-    """
+    """The quotas that bound a route, the settings that use them up, and a request that succeeds."""
 
     ask: Callable[[Given], tuple[str, Any]]
     full: dict[Quota, dict[str, int]]

@@ -1,6 +1,4 @@
-"""Live money comes from no guess: what may answer a live batch, what it pays, and that both are
-what they were when it was created.
-"""
+"""The backends and prices of a live batch are explicit, and frozen when it is created."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -30,6 +28,7 @@ from xalen_batch.cli.main import app
 from xalen_batch.models import Account, AuditEntry, Batch, InvoiceLine, Price, Task
 from xalen_batch.models import Result as ResultRow
 from xalen_batch.pipeline import validate
+from xalen_batch.standalone import ports
 from xalen_batch.standalone.supervisor import Supervisor
 from xalen_batch.states import TaskState
 from xalen_batch.worker.engine import Engine
@@ -405,7 +404,7 @@ class TestPrices:
         self, use: Use, tmp_path: Path
     ) -> None:
         said: list[str] = []
-        supervisor = Supervisor(tmp_path, "127.0.0.1", 0, said.append)
+        supervisor = Supervisor(tmp_path, ports.Listener("127.0.0.1", 0, []), said.append)
         supervisor._tell_of_prices()
         assert said == []
         use(f'[models.{CHAT_MODEL}]\nprice = {{ input = "7" }}\n')

@@ -35,9 +35,7 @@ def sync(session: Session) -> int:
 
 @pytest.fixture
 def reprice(configure: Callable[..., None], tmp_path: Path) -> Reprice:
-    """Sync a catalog that has these TOML lines in its [models.mistral-small-3-1]; returns the
-    number of changes.
-    """
+    """Sync a catalog with these TOML lines in [models.mistral-small-3-1]; the number of changes."""
 
     def change(lines: str) -> int:
         file = tmp_path / "catalog.toml"

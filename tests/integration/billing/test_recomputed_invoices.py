@@ -1,5 +1,6 @@
-"""A customer recomputes an invoice from the downloaded output file and the price list, whatever the
-backend reported.
+"""A customer recomputes an invoice from the output file and the price list.
+
+That works whatever usage the backend reported.
 """
 
 import json

@@ -1,6 +1,4 @@
-"""A database that cannot be migrated is refused before anything is changed, in one message with all
-that it lacks.
-"""
+"""A database that cannot be migrated is refused unchanged, with all missing requirements."""
 
 from collections.abc import Iterator
 

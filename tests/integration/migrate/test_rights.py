@@ -1,6 +1,4 @@
-"""The serving role on a real database: it can do its work, and nothing to the tables or the
-triggers that guard them.
-"""
+"""The serving role on a real database: it can do its work, and cannot bypass the triggers."""
 
 from collections.abc import Iterator
 
@@ -62,8 +60,9 @@ def test_rights_cannot_be_handed_on(serving: psycopg.Connection, table: str) -> 
 
 
 def is_allowed(serving: psycopg.Connection, statement: str) -> bool:
-    """Whether it runs, or fails for another reason than that the role lacks the right; it is
-    undone.
+    """Whether the role has the privilege for a statement, which is rolled back.
+
+    A statement that fails for another reason counts as allowed.
     """
     try:
         with serving.transaction(force_rollback=True):

@@ -1,7 +1,7 @@
-"""A batch's whole life, driven message by message in any order, with crashes at every step, against
-a model in plain Python.
+"""The life of a batch against a model in plain Python.
 
-XALEN_TEST_STATEFUL asks for a longer campaign: so many examples, of twice as many steps.
+Messages come in any order, and processes crash at every step.
+XALEN_TEST_STATEFUL sets the number of examples of a longer campaign, with twice the steps.
 """
 
 import os
@@ -62,9 +62,7 @@ ENDS: st.SearchStrategy[Ended] = st.one_of(
 
 
 class Killed(BaseException):
-    """What `kill -9` leaves of a process: whatever was not committed is gone, and nothing is tidied
-    up.
-    """
+    """Stands for `kill -9`: uncommitted work is lost, and no clean-up runs."""
 
 
 @dataclass
@@ -258,9 +256,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.owners)
     @rule(data=st.data(), ends=st.lists(ENDS, min_size=7, max_size=7))
     def freeze(self, data: st.DataObject, ends: list[Ended]) -> None:
-        """A worker stands still until its lease has ended and another one may have its task; then
-        it goes on as if nothing was.
-        """
+        """Freeze a worker until another may have its task, then resume it."""
         worker = data.draw(st.sampled_from(self.owners))
         self.lose([worker])
         self.take()
@@ -309,9 +305,7 @@ class Life(RuleBasedStateMachine):
         dies=st.sampled_from([None, None, None, "between", "uncommitted", "midway"]),
     )
     def deliver(self, data: st.DataObject, times: int, dies: str | None) -> None:
-        """A message comes, in whatever order, lost (0) or doubled (2); who takes it may be killed
-        at it.
-        """
+        """Deliver a message in any order, zero, one or two times; its receiver may be killed."""
         message = self.messages.pop(data.draw(st.integers(0, len(self.messages) - 1)))
         for _ in range(times):
             self.run(message, dies)
@@ -364,8 +358,9 @@ class Life(RuleBasedStateMachine):
         how=st.sampled_from(["goes on", "ends", "hands back", "dies"]),
     )
     def answer(self, data: st.DataObject, ends: list[Ended], how: str) -> None:
-        """Some lines of a worker's task end, in any order; one that lost its task comes too late,
-        one that dies has not committed.
+        """End some lines of a worker's task, in any order.
+
+        A worker that lost its task comes too late, and one that is killed has not committed.
         """
         worker = data.draw(st.sampled_from(self.workers))
         lines = data.draw(st.permutations(worker.left))
@@ -411,9 +406,7 @@ class Life(RuleBasedStateMachine):
         return data.draw(st.sampled_from(sorted(self.known)))
 
     def learn(self) -> None:
-        """Lines that ended without a worker: those that nobody ran, and those that lost theirs
-        again and again.
-        """
+        """Note the lines that ended without a worker: not run, or failed as poison."""
         codes = [LineError.WORKER_LOST, LineError.BATCH_CANCELLED, LineError.BATCH_EXPIRED]
         with db.transaction() as session:
             for row in session.execute(
@@ -473,9 +466,7 @@ class Life(RuleBasedStateMachine):
             known.invoice = issued.get(id)
 
     def teardown(self) -> None:
-        """Whatever is left is brought to its end by sweeps alone: no message arrives, and every
-        lease ends.
-        """
+        """End the batch by sweeps alone: no message arrives, and every lease ends."""
         try:
             if not hasattr(self, "owner"):
                 return
@@ -561,8 +552,9 @@ def invoice_of(session: Any, batch_id: UUID) -> tuple[Any, ...]:
 
 @contextmanager
 def killed(where: str | None) -> Iterator[list[bool]]:
-    """Kill whoever runs here: `midway` through reading the file, before the commit of what it
-    wrote, or `between` two transactions.
+    """Kill the process that runs in this block.
+
+    `midway`: while it reads the file, before the commit. `between`: between two transactions.
     """
     hit: list[bool] = []
 

@@ -1,6 +1,4 @@
-"""Whatever is delivered twice, late, in another order, by a worker given up for lost, or never:
-each line is charged at most once.
-"""
+"""Each line is charged at most once, whatever is delivered twice, late, reordered or never."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -130,9 +128,7 @@ class Deliveries(RuleBasedStateMachine):
     @precondition(lambda self: any(worker.recorded for worker in self.workers))
     @rule(data=st.data())
     def deliver_again(self, data: st.DataObject) -> None:
-        """A flush is sent a second time: refused whole by the fence, by the task's count of lines,
-        or by the results' key.
-        """
+        """Repeat a flush: the fence, the count of lines or the primary key refuses all of it."""
         worker = data.draw(st.sampled_from([worker for worker in self.workers if worker.recorded]))
         if worker.is_owner:
             with pytest.raises((IntegrityError, psycopg.errors.UniqueViolation)):
@@ -205,9 +201,7 @@ class Deliveries(RuleBasedStateMachine):
         return {row.line_no: row.amount for row in rows}
 
     def teardown(self) -> None:
-        """Bring the batch to its end: every line ended once, and the invoice is exactly what was
-        charged.
-        """
+        """End the batch: every line has ended once, and the invoice equals the charges."""
         if not hasattr(self, "batch_id"):
             return
         self.expire()

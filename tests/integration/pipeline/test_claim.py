@@ -1,6 +1,4 @@
-"""The claim: which task is next, whoever claims beside it, and what it takes to find it among very
-many.
-"""
+"""The claim: the order of tasks, under concurrent claims, and its cost among very many tasks."""
 
 import random
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""Cancel and expiry race the last line, at the real transactions: a batch has one end, and a line
-is billed if and only if it succeeded.
+"""Cancel and expiry race the last line, in real transactions.
 
-XALEN_TEST_RACES asks for so many batches instead of as many as fit into a test run.
+A batch ends once, and a line is billed if and only if it succeeded.
+XALEN_TEST_RACES sets the number of batches; the default fits into a test run.
 """
 
 import logging

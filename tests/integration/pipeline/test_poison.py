@@ -1,6 +1,4 @@
-"""A line that takes its worker down fails alone; no neighbour, and no line that was only there when
-a worker died, is blamed.
-"""
+"""A poison line fails alone: crashes that its neighbours shared count against no line."""
 
 import asyncio
 import threading

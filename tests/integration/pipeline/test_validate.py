@@ -1,6 +1,4 @@
-"""Validation on a real database: a batch starts whole with its tasks, fails whole with its errors,
-or is left alone.
-"""
+"""Validation on a real database: a batch gets all its tasks, or fails with all its errors."""
 
 from datetime import UTC, datetime, timedelta
 

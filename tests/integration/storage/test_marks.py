@@ -1,6 +1,4 @@
-"""The mark of the store: a folder that is not this database's store is away, and nothing missing
-there is lost.
-"""
+"""The store mark: a folder without it is unavailable storage, and no file there counts as lost."""
 
 import os
 import shutil

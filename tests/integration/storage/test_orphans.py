@@ -1,6 +1,4 @@
-"""Bytes in storage that no file stands for: what a crash left goes with the sweep, once it is old
-enough to be nobody's.
-"""
+"""Objects without a file row, left by a crash: a sweep deletes them once they are old enough."""
 
 import os
 import subprocess

@@ -137,9 +137,7 @@ class Model:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Model:
-    """In the place of the simulated one, with three requests in flight at most before the first is
-    answered.
-    """
+    """A backend in place of the simulated one; three requests at most are in flight at first."""
     model = Model()
     monkeypatch.setattr(registry, "backend_for", lambda *_: model)
     monkeypatch.setattr(
@@ -442,8 +440,9 @@ class TestClosing:
         assert read_states(batch_id) == {"pending"}
 
     def test_the_databases_clock_has_the_last_word(self, engine: Engine, model: Model) -> None:
-        """A machine that was asleep, or a clock that was set: the heartbeat sees what the worker's
-        own clock does not.
+        """The heartbeat finds a closed window by the database's clock.
+
+        The worker's clock misses it if the machine was asleep or its clock was set.
         """
         batch_id = a_batch(chat_lines(10))
         open_window(batch_id)
