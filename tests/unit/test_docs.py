@@ -31,7 +31,7 @@ CLIENT_VARIABLES = {"XALEN_BASE_URL", "XALEN_API_KEY", "XALEN_DEBUG"}
 TEST_VARIABLES = {
     name
     for folder in ("integration", "e2e")
-    for path in (ROOT / "tests" / folder).glob("test_*.py")
+    for path in (ROOT / "tests" / folder).rglob("test_*.py")
     for name in re.findall(r'environ\.get\("(XALEN_TEST_\w+)"', path.read_text("utf-8"))
 }
 STATUS = re.compile(

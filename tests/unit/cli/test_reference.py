@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
-from tests import ROOT
+from tests import ROOT as REPOSITORY
 from xalen_batch import __version__
 from xalen_batch.cli import reference
 from xalen_batch.cli.main import app
@@ -119,7 +119,7 @@ def _parse(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("page", [reference.commands, reference.settings])
 def test_the_reference_pages_are_up_to_date(page: Any) -> None:
-    written = ROOT / reference.PAGES / f"{page.__name__}.md"
+    written = REPOSITORY / reference.PAGES / f"{page.__name__}.md"
     assert written.read_text("utf-8") == page(), "run: python -m xalen_batch.cli.reference"
 
 
