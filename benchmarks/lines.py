@@ -16,7 +16,7 @@ Bodies = Iterator[tuple[str, object]]
 
 @dataclass(frozen=True)
 class Input:
-    """A JSONL file of the wire's form: `custom_id` r0, r1, … in order, all lines for one endpoint."""
+    """A JSONL input file: `custom_id` r0, r1, … in order, all lines for one endpoint."""
 
     path: Path
     lines: int

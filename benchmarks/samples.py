@@ -1,4 +1,4 @@
-"""What was measured: one sample a run, medians over runs, and the figures that are read off them."""
+"""Measurements: one sample a run, medians over runs, and the figures derived from them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What scenarios are given: the mock server, systems as they ask for them, input files, references."""
+"""The stage of a scenario: the mock server, the systems, input files and references."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -155,9 +155,15 @@ class Stage:
                 f"litellm-{LITELLM}", f"litellm=={LITELLM}", say=self.say
             )
             return references.run(
-                "litellm_router", self.mock, input_, options, lines=self.scaled(count), in_flight=256, python=str(python),
+                "litellm_router",
+                self.mock,
+                input_,
+                options,
+                lines=self.scaled(count),
+                in_flight=256,
+                python=str(python),
                 env={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"},
-            )  # fmt: skip
+            )
 
         return Contender(f"LiteLLM {LITELLM} Router × 256", run, rounds)
 

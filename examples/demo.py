@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def save(console: Console, path: Path) -> None:
-    """Save the terminal's output as a picture for light pages and, beside it, one for dark pages."""
+    """Save the terminal's output as two pictures: for light and for dark pages."""
     dark = path.with_stem(f"{path.stem}-dark")
     for target, theme in ((path, DEFAULT_TERMINAL_THEME), (dark, SVG_EXPORT_THEME)):
         picture = console.export_svg(title="make demo", theme=theme, clear=False)

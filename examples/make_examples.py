@@ -71,7 +71,7 @@ def amount(cents: int, language: str) -> str:
 
 
 def searches(count: int) -> list[tuple[str, list[str]]]:
-    """Customers' searches, each with 8 to 12 passages of the help centre, the right one among them."""
+    """Customers' searches, each with 8 to 12 passages of the help centre, one of them right."""
     passages = {
         article["id"]: f"{article['title']}. {article['text']}"
         for article in json.loads((HERE / "help-centre.json").read_text("utf-8"))
@@ -125,7 +125,7 @@ def help_centre_rerank() -> Iterator[Json]:
 
 
 def mixed_models() -> Iterator[Json]:
-    """Both models in one file, through chat completions; six lines fail when they meet their model."""
+    """Both models in one file, through chat completions; six lines are refused by their model."""
     url = "/v1/chat/completions"
     for number, text in enumerate(tickets(30), 1):
         yield line(f"summary-{number:02d}", url, chat(CHAT_MODEL, text, SUMMARIZE, max_tokens=60))

@@ -39,7 +39,8 @@ from xalen_batch.validation import pool
 
 logger = log.get(__name__)
 
-DESCRIPTION = """Batch inference behind the OpenAI Files and Batches API: point the OpenAI client's `base_url` here.
+DESCRIPTION = """Batch inference behind the OpenAI Files and Batches API: point the client's
+`base_url` here.
 What is tagged *extensions* or *schedules* is ours and leaves OpenAI's shapes as they are."""
 # Seconds. Longer than clients keep an idle connection, so the client closes it first, and no
 # request meets a closed connection.

@@ -1,4 +1,4 @@
-"""The bytes of answers: valid chat completions and rankings, made beforehand wherever that can be."""
+"""The bytes of answers: valid chat completions and rankings, made beforehand where possible."""
 
 from functools import lru_cache
 

@@ -1,4 +1,4 @@
-"""The sender of one Celery task per line; it ends when as many answers are kept as lines were sent."""
+"""The sender of one Celery task per line; it ends when it has an answer for each line."""
 
 import time
 

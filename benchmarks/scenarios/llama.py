@@ -1,4 +1,4 @@
-"""A real llama.cpp server: what prefix order saves where slots keep the last prompt they have read."""
+"""A real llama.cpp server: the savings of prefix order where slots cache their last prompt."""
 
 import http.client
 import json

@@ -41,7 +41,7 @@ def _contenders(stage: Stage) -> list[Contender]:
 
 
 def _follow(stage: Stage) -> Sample:
-    """One batch while the backend's slots change; how full they were once each change had settled."""
+    """One batch while the number of slots changes: their use after each change has settled."""
     input_ = stage.chats(14_000)
     over = threading.Event()
 

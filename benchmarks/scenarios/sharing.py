@@ -60,7 +60,7 @@ def _wait_until_running(batch_of: Any, batch_id: str) -> None:
 
 
 def _small_ones(system: System, keys: list[str], small: Input) -> list[float]:
-    """Each account submits its file at the same moment; the seconds until its batch has completed."""
+    """All accounts submit a file at once; the seconds until each one's batch has completed."""
     times: list[float] = []
 
     def run(key: str) -> None:

@@ -8,7 +8,10 @@ from typing import Any
 from xalen_batch.app import create_app
 
 Json = dict[str, Any]
-NOTE = "Written from the API's own description, which each server has at `/openapi.json`, and at `/docs` to try."
+NOTE = (
+    "Written from the API's own description, which each server has at `/openapi.json`,"
+    " and at `/docs` to try."
+)
 
 
 def page() -> str:

@@ -19,9 +19,11 @@ SECONDS = 20
 # Each costs the time in which a worker is started again.
 MOST_ENDED = 3
 LINE = {
-    "custom_id": "a", "method": "POST", "url": "/v1/chat/completions",
+    "custom_id": "a",
+    "method": "POST",
+    "url": "/v1/chat/completions",
     "body": {"model": "mistral-small-3-1", "messages": [{"role": "user", "content": "Hello"}]},
-}  # fmt: skip
+}
 
 
 def attack(system: System, size: Size) -> Iterator[Figure]:

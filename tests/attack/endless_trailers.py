@@ -32,9 +32,11 @@ BOUND = 10
 START_SECONDS = 30
 PIECE = 1024 * 1024
 LINE = {
-    "custom_id": "a", "method": "POST", "url": "/v1/chat/completions",
+    "custom_id": "a",
+    "method": "POST",
+    "url": "/v1/chat/completions",
     "body": {"model": "mistral-small-3-1", "messages": [{"role": "user", "content": "Hello"}]},
-}  # fmt: skip
+}
 
 
 def attack(system: System, size: Size) -> Iterator[Figure]:

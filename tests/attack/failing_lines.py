@@ -90,7 +90,7 @@ def _seconds(client: openai.OpenAI, lines: int, longest: float) -> float:
 
 
 def _wait_until_they_fail(client: openai.OpenAI, batch: Batch) -> None:
-    """Until the batch runs, and a moment more: its first requests are answered within milliseconds."""
+    """Wait until the batch runs, and a moment more: the server answers within milliseconds."""
     while client.batches.retrieve(batch.id).status == "validating":
         time.sleep(0.05)
     time.sleep(1)

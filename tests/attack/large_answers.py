@@ -97,10 +97,13 @@ def _answer(length: int) -> bytes:
     """A chat completion of so many bytes."""
     message = {"role": "assistant", "content": ""}
     shape = {
-        "id": "x", "object": "chat.completion", "created": 0, "model": "mistral-small-3-1",
+        "id": "x",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "mistral-small-3-1",
         "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20},
-    }  # fmt: skip
+    }
     message["content"] = "a" * (length - len(json.dumps(shape)))
     return json.dumps(shape).encode()
 

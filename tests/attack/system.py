@@ -91,8 +91,12 @@ class System:
     def run(self, *arguments: str) -> str:
         """What a command of the operator prints on stdout."""
         return subprocess.run(
-            [self._command, *arguments], env=dict(self._environment), check=True, capture_output=True, text=True
-        ).stdout  # fmt: skip
+            [self._command, *arguments],
+            env=dict(self._environment),
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
 
     def log(self, part: str) -> str:
         return (self.data_dir / "logs" / f"{part}.log").read_text("utf-8", "replace")

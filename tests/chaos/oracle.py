@@ -44,7 +44,7 @@ class Calls:
 
     @property
     def repeated(self) -> int:
-        """Good answers beyond the first of a line: paid for by whoever runs the model, billed once."""
+        """Good answers beyond the first of a line: the operator pays for them, the invoice does not."""
         return sum(count - 1 for count in self.answered.values() if count > 1)
 
 

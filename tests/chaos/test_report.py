@@ -8,9 +8,18 @@ from tests.chaos.campaign import advice
 from tests.chaos.run import Outcome
 
 GOOD = Outcome(
-    seed=3, lease=3.0, faults=["kill -9: api", "crash point: record: before its commit"], fired=["record: before its commit"], kills=2,
-    batches=4, lines=300, calls=310, repeated=7, given_up={"worker_lost": 1}, recovery=4.25,
-)  # fmt: skip
+    seed=3,
+    lease=3.0,
+    faults=["kill -9: api", "crash point: record: before its commit"],
+    fired=["record: before its commit"],
+    kills=2,
+    batches=4,
+    lines=300,
+    calls=310,
+    repeated=7,
+    given_up={"worker_lost": 1},
+    recovery=4.25,
+)
 WRONG = Outcome(
     seed=50,
     lease=60.0,

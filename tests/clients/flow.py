@@ -73,7 +73,7 @@ def upload(client: OpenAI, name: str, data: bytes) -> str:
 
 
 def complete(client: OpenAI) -> dict[str, Any]:
-    """Two lines answered, one refused by its model; the output and the error file say so, in input order."""
+    """Two lines succeed and one is refused; output and error file say so, in input order."""
     query = json.dumps(
         {"query": "parcel", "documents": ["A parcel is late.", "A card is declined."]}
     )

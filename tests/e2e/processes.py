@@ -66,8 +66,13 @@ def command(
     """
     with log.open("ab") as out:
         process = subprocess.Popen(
-            [COMMAND, *arguments], env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )  # fmt: skip
+            [COMMAND, *arguments],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
     try:
         yield process
     finally:
@@ -75,7 +80,7 @@ def command(
 
 
 def hear_ctrl_c() -> None:
-    """For `preexec_fn`: a test run that is itself in the background hands down an ignored SIGINT."""
+    """For `preexec_fn`: a test run in the background hands down an ignored SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -102,7 +107,7 @@ def answers(url: str) -> bool:
 
 @contextmanager
 def up(data_dir: Path, **settings: object) -> Iterator[System]:
-    """`xalen-batch up` on a folder and a free port, with embedded stores; ready when it is yielded."""
+    """`xalen-batch up` on a folder and a free port, with embedded stores; yielded when ready."""
     data_dir.mkdir(parents=True, exist_ok=True)
     port = free_port()
     log = data_dir / "up.log"

@@ -203,8 +203,10 @@ class Stack:
 
     def submit(self, lines: int = LINES) -> Batch:
         return self.client().batches.create(
-            input_file_id=self.upload(lines), endpoint="/v1/chat/completions", completion_window="24h"
-        )  # fmt: skip
+            input_file_id=self.upload(lines),
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+        )
 
     def submit_and_wait_for_some(self) -> Batch:
         batch = self.submit()

@@ -243,10 +243,17 @@ def test_no_canary_is_written_anywhere_but_in_the_stores(
             )
         )
         settings: dict[str, object] = {
-            "database_url": database_url, "redis_url": redis_url, "catalog": catalog, "log_level": "debug",
+            "database_url": database_url,
+            "redis_url": redis_url,
+            "catalog": catalog,
+            "log_level": "debug",
             "storage_url": storage.folder().as_uri(),
-            "poll_interval": 0.2, "tick_interval": 1, "max_attempts": 2, "retry_base": 0.05, "retry_cap": 0.1,
-        }  # fmt: skip
+            "poll_interval": 0.2,
+            "tick_interval": 1,
+            "max_attempts": 2,
+            "retry_base": 0.05,
+            "retry_cap": 0.1,
+        }
         env = processes.environment(**settings, data_dir=data)
         port = processes.free_port()
         base_url = f"http://127.0.0.1:{port}/v1"

@@ -1,4 +1,4 @@
-"""The page "Your first nightly batch" does what it says: its commands are run as they are printed."""
+"""The page "Your first nightly batch" works: its commands are run as they are printed."""
 
 import re
 import subprocess

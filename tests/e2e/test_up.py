@@ -69,8 +69,11 @@ def second_start(
     """One that is expected to end by itself."""
     return subprocess.run(
         [processes.COMMAND, "up", "--data-dir", str(folder), *arguments],
-        env=processes.environment(**settings), capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        env=processes.environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -102,8 +105,12 @@ def test_it_takes_the_next_free_port_and_says_how_to_use_it_on_stderr_and_nothin
     with taken(8080), out.open("wb") as stdout, err.open("wb") as stderr:
         process = subprocess.Popen(
             [processes.COMMAND, "up", "--data-dir", str(data_dir)],
-            env=processes.environment(), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True,
-        )  # fmt: skip
+            env=processes.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
         try:
             processes.wait_until(
                 lambda: "Ctrl-C stops" in err.read_text(), process=process, log=err
@@ -274,8 +281,11 @@ def test_what_does_not_get_ready_is_stopped_and_the_check_that_failed_is_named(
     )
     refused = subprocess.run(
         [sys.executable, "-c", breaking, "up", "--data-dir", str(data_dir)],
-        env=processes.environment(), capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+        env=processes.environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert refused.returncode == 1, refused.stderr
     assert "Not ready within 10 s: storage failed" in refused.stderr
     assert f"Its log is {data_dir / 'logs' / 'api.log'}" in refused.stderr

@@ -85,8 +85,10 @@ def start(
         with (tmp_path / "workers.log").open("wb") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.e2e.doomed", str(calls), str(number)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
         assert process.stdin is not None
         try:
             yield Workers(process, calls, number)

@@ -111,8 +111,12 @@ def _alike(usual: GoodLine, any_: GoodLine | Fault) -> None:
     """The fast path accepts only lines that the slow path accepts, with the same result."""
     assert isinstance(any_, GoodLine), any_
     assert (usual.custom_id, usual.model, usual.endpoint, usual.body, usual.prompt) == (
-        any_.custom_id, any_.model, any_.endpoint, any_.body, any_.prompt,
-    )  # fmt: skip
+        any_.custom_id,
+        any_.model,
+        any_.endpoint,
+        any_.body,
+        any_.prompt,
+    )
     assert isinstance(usual.request, bodies.ChatRequest)
     assert isinstance(any_.request, bodies.ChatRequest)
     assert (usual.request.choices, usual.request.longest_answer) == (

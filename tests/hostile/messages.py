@@ -31,12 +31,24 @@ def message(
         "body": base64.b64encode(content).decode() if body is None else body,
         "content-type": "application/json",
         "content-encoding": "utf-8",
-        "headers": {"lang": "py", "task": task, "id": "1" * 32, "eta": None, "expires": None, "timelimit": [None, None], "retries": 0},
-        "properties": {
-            "correlation_id": "1" * 32, "delivery_mode": 2, "delivery_info": {"exchange": "", "routing_key": QUEUE}, "priority": 0,
-            "body_encoding": "base64", "delivery_tag": "2" * 32,
+        "headers": {
+            "lang": "py",
+            "task": task,
+            "id": "1" * 32,
+            "eta": None,
+            "expires": None,
+            "timelimit": [None, None],
+            "retries": 0,
         },
-    }  # fmt: skip
+        "properties": {
+            "correlation_id": "1" * 32,
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": QUEUE},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": "2" * 32,
+        },
+    }
     return json.dumps(
         fields | {name.replace("_", "-"): value for name, value in envelope.items()}
     ).encode()

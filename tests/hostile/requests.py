@@ -294,16 +294,71 @@ def _bodies() -> Iterator[HostileRequest]:
             f"a body that is no JSON, as {kind[:40]}", b"a=1&b=2", headers=(("content-type", kind),)
         )
     for name, values in {
-        "input_file_id": (None, 7, [], {}, "", "{their_file}", "{live_file}", "{batch}", "{file}x", "../{file}", "x" * 900_000, "\0", "\ud800"),
-        "endpoint": (None, 7, "", "/v1/embeddings", "https://x/v1/chat/completions", ["/v1/rerank"]),
-        "completion_window": (None, "", 24, "24", "24h\n", "-1h", "0h", "999999999999h", "२४h", "1e3h", "24H "),
+        "input_file_id": (
+            None,
+            7,
+            [],
+            {},
+            "",
+            "{their_file}",
+            "{live_file}",
+            "{batch}",
+            "{file}x",
+            "../{file}",
+            "x" * 900_000,
+            "\0",
+            "\ud800",
+        ),
+        "endpoint": (
+            None,
+            7,
+            "",
+            "/v1/embeddings",
+            "https://x/v1/chat/completions",
+            ["/v1/rerank"],
+        ),
+        "completion_window": (
+            None,
+            "",
+            24,
+            "24",
+            "24h\n",
+            "-1h",
+            "0h",
+            "999999999999h",
+            "२४h",
+            "1e3h",
+            "24H ",
+        ),
         "metadata": (
-            [], "x", 7, {"k": None}, {"k": {"a": 1}}, {"k": ["a"]}, {"k": 1}, {"k" * 65: "v"}, {"k": "v" * 513}, {"k": "\0"}, {"\0": "v"}, {"k": "\udfff"},
+            [],
+            "x",
+            7,
+            {"k": None},
+            {"k": {"a": 1}},
+            {"k": ["a"]},
+            {"k": 1},
+            {"k" * 65: "v"},
+            {"k": "v" * 513},
+            {"k": "\0"},
+            {"\0": "v"},
+            {"k": "\udfff"},
             {str(n): "v" for n in range(17)},
         ),
-        "output_expires_after": (1, [], {}, {"anchor": "now", "seconds": 3600}, {"anchor": "created_at", "seconds": -1}, {"anchor": "created_at", "seconds": 10**30}),
-        "execution_window": ("x", {"start": "25:00", "end": "26:00"}, {"start": "1:00", "end": "2:00", "timezone": "../../etc/passwd"}),
-    }.items():  # fmt: skip
+        "output_expires_after": (
+            1,
+            [],
+            {},
+            {"anchor": "now", "seconds": 3600},
+            {"anchor": "created_at", "seconds": -1},
+            {"anchor": "created_at", "seconds": 10**30},
+        ),
+        "execution_window": (
+            "x",
+            {"start": "25:00", "end": "26:00"},
+            {"start": "1:00", "end": "2:00", "timezone": "../../etc/passwd"},
+        ),
+    }.items():
         for value in values:
             yield batch(f"{name} {json.dumps(value)[:40]}", **{name: value})
     yield batch(
@@ -324,11 +379,33 @@ def _bodies() -> Iterator[HostileRequest]:
 def _ids() -> Iterator[HostileRequest]:
     unknown = "unknown_url"
     for path, code in {
-        "a/b": unknown, "{file}/x": unknown, "a%2Fb": unknown, "..": None, "%2e%2e": None, "%2e%2e%2f%2e%2e%2fetc%2fpasswd": unknown,
-        "%00": None, "{file}%00": None, "{file}%0a": None, "%20{file}": None, "%2500": None, "%ff%fe": None, "%ED%A0%80": None, "FILE": None,
-        "{batch}": None, "{their_file}": None, "{live_file}": None, "file-": None, "file-" + "0" * 32: None, "file-" + "A" * 32: None,
-        "file-" + "%EF%BC%91" * 32: None, "f" * 10_000: None, "'%20OR%201=1--": None, "{{file}}": None, "%7Bfile%7D": None, "<script>": None,
-    }.items():  # fmt: skip
+        "a/b": unknown,
+        "{file}/x": unknown,
+        "a%2Fb": unknown,
+        "..": None,
+        "%2e%2e": None,
+        "%2e%2e%2f%2e%2e%2fetc%2fpasswd": unknown,
+        "%00": None,
+        "{file}%00": None,
+        "{file}%0a": None,
+        "%20{file}": None,
+        "%2500": None,
+        "%ff%fe": None,
+        "%ED%A0%80": None,
+        "FILE": None,
+        "{batch}": None,
+        "{their_file}": None,
+        "{live_file}": None,
+        "file-": None,
+        "file-" + "0" * 32: None,
+        "file-" + "A" * 32: None,
+        "file-" + "%EF%BC%91" * 32: None,
+        "f" * 10_000: None,
+        "'%20OR%201=1--": None,
+        "{{file}}": None,
+        "%7Bfile%7D": None,
+        "<script>": None,
+    }.items():
         yield HostileRequest(
             f"a file's id {path[:40]}", path=f"/v1/files/{path}", status=404, code=code
         )
@@ -366,10 +443,30 @@ def _ids() -> Iterator[HostileRequest]:
 
 def _queries() -> Iterator[HostileRequest]:
     for query in (
-        "limit=-1", "limit=0", "limit=1000000000", "limit=abc", "limit=1.5", "limit=", "limit=" + "9" * 5000, "limit=0x10", "limit=%00", "limit=1e1",
-        "after=x", "after=", "after={batch}", "after=%00", "after=%ff", "after=" + "x" * 10_000, "after=file-" + "G" * 32, "after={file}%0a",
-        "order=DESC", "order=", "order=asc;drop", "purpose=x", "purpose=%00",
-    ):  # fmt: skip
+        "limit=-1",
+        "limit=0",
+        "limit=1000000000",
+        "limit=abc",
+        "limit=1.5",
+        "limit=",
+        "limit=" + "9" * 5000,
+        "limit=0x10",
+        "limit=%00",
+        "limit=1e1",
+        "after=x",
+        "after=",
+        "after={batch}",
+        "after=%00",
+        "after=%ff",
+        "after=" + "x" * 10_000,
+        "after=file-" + "G" * 32,
+        "after={file}%0a",
+        "order=DESC",
+        "order=",
+        "order=asc;drop",
+        "purpose=x",
+        "purpose=%00",
+    ):
         yield HostileRequest(f"files?{query[:40]}", path=f"/v1/files?{query}")
     yield HostileRequest("batches?limit=101", path="/v1/batches?limit=101")
     yield HostileRequest("batches of another's schedule", path="/v1/batches?schedule_id=x")
@@ -648,7 +745,15 @@ def _http() -> Iterator[HostileRequest]:
         status=200,
     )
     yield raw("another expectation", b"GET /v1/files HTTP/1.1", b"expect: 200-ok", status=200)
-    yield raw("forwarded from everywhere", b"GET /v1/files HTTP/1.1", b"x-forwarded-for: 127.0.0.1", b"x-forwarded-host: evil.example", b"x-http-method-override: DELETE", b"x-original-url: /v1/batches", status=200)  # fmt: skip
+    yield raw(
+        "forwarded from everywhere",
+        b"GET /v1/files HTTP/1.1",
+        b"x-forwarded-for: 127.0.0.1",
+        b"x-forwarded-host: evil.example",
+        b"x-http-method-override: DELETE",
+        b"x-original-url: /v1/batches",
+        status=200,
+    )
     expecting = GOOD_BATCH.replace(b"{file}", b"file-x")
     yield HostileRequest(
         "100-continue, for a body that is wrong",
@@ -696,5 +801,17 @@ def _schedules() -> Iterator[HostileRequest]:
 
 
 REQUESTS = [
-    case for cases in (_forms, _bodies, _ids, _queries, _auth, _idempotency, _downloads, _http, _schedules) for case in cases()
-]  # fmt: skip
+    case
+    for cases in (
+        _forms,
+        _bodies,
+        _ids,
+        _queries,
+        _auth,
+        _idempotency,
+        _downloads,
+        _http,
+        _schedules,
+    )
+    for case in cases()
+]

@@ -132,7 +132,7 @@ def multipart(*parts: tuple[str, str | None, bytes]) -> tuple[str, bytes]:
 
 @pytest.fixture(scope="session")
 def port(stores: object) -> Iterator[int]:
-    """Where the API listens, in a thread of this process, so that a test can change its settings."""
+    """The port of an API in a thread of this process, so that a test can change its settings."""
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(

@@ -12,7 +12,7 @@ Plan = dict[str, Any]
 
 
 def of(act: Callable[[Session], object]) -> list[Plan]:
-    """The plan of each statement that `act` sends, as it was run once more; everything is undone."""
+    """The plan of each statement that `act` sends, from a second run; everything is undone."""
     sent: list[tuple[str, Any]] = []
 
     def note(_: Connection, __: object, statement: str, parameters: Any, *___: object) -> None:

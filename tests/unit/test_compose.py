@@ -1,4 +1,4 @@
-"""No Docker engine runs in the tests; what compose would start is checked against the code instead."""
+"""The compose file against the code: no Docker engine runs in the tests."""
 
 import re
 from collections.abc import Iterator
@@ -186,11 +186,13 @@ LEAST_TO_STOP = {"api": 15, "worker": 15, "beat": 5, "postgres": 60, "valkey": 3
 
 @pytest.mark.parametrize("name", LEAST_TO_STOP)
 def test_a_service_is_killed_later_than_it_stops_by_itself(name: str) -> None:
-    settings = Settings(**{
-        key.removeprefix("XALEN_").lower(): value
-        for key, value in SERVICES[name]["environment"].items()
-        if key.startswith("XALEN_SHUTDOWN_")
-    })  # fmt: skip
+    settings = Settings(
+        **{
+            key.removeprefix("XALEN_").lower(): value
+            for key, value in SERVICES[name]["environment"].items()
+            if key.startswith("XALEN_SHUTDOWN_")
+        }
+    )
     own = {
         "api": settings.shutdown_delay + settings.shutdown_grace,
         "worker": settings.shutdown_grace,

@@ -1,4 +1,4 @@
-"""What an exception says is in no log, whoever logs it: it may quote a prompt, an answer or a key."""
+"""No log holds an exception's message: it may quote a prompt, an answer or a key."""
 
 import asyncio
 import io

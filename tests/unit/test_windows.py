@@ -274,18 +274,48 @@ def test_it_is_the_same_after_a_trip_through_json() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"start": "25:00"}, "Invalid `execution_window.start`: should be a time of day from `00:00` to `23:59`, two digits each; got '25:00'."),
-        ({"end": "24:00"}, "Invalid `execution_window.end`: should be a time of day from `00:00` to `23:59`, two digits each (write the end of a day as `00:00`); got '24:00'."),
-        ({"start": "6:00"}, "Invalid `execution_window.start`: should be a time of day from `00:00` to `23:59`, two digits each; got '6:00'."),
-        ({"start": "2\uff12:00"}, "Invalid `execution_window.start`: should be a time of day from `00:00` to `23:59`, two digits each; got '2\uff12:00'."),
-        ({"start": "22:00\n"}, "Invalid `execution_window.start`: should be a time of day from `00:00` to `23:59`, two digits each; got '22:00\\n'."),
-        ({"start": "06:00"}, "Invalid `execution_window`: should end at another time than it starts, `06:00`; send none to run at any time; got {'start': '06:00', 'end': '06:00'}."),
-        ({"days": []}, "Invalid `execution_window.days`: should name at least one day, such as `mon`; got []."),
-        ({"days": ["monday"]}, "Invalid `execution_window.days.0`: should be 'mon', 'tue', 'wed', 'thu', 'fri', 'sat' or 'sun'; got 'monday'."),
-        ({"timezone": "Europe/Berln"}, "Invalid `execution_window.timezone`: should be an IANA time zone such as `Europe/Berlin`, `Europe/Dublin`, `Europe/Belfast`; got 'Europe/Berln'."),
-        ({"timezone": "../UTC"}, "Invalid `execution_window.timezone`: should be an IANA time zone such as `Europe/Berlin`, `America/New_York`, `UTC`; got '../UTC'."),
+        (
+            {"start": "25:00"},
+            "Invalid `execution_window.start`: should be a time of day from `00:00` to `23:59`, two digits each; got '25:00'.",
+        ),
+        (
+            {"end": "24:00"},
+            "Invalid `execution_window.end`: should be a time of day from `00:00` to `23:59`, two digits each (write the end of a day as `00:00`); got '24:00'.",
+        ),
+        (
+            {"start": "6:00"},
+            "Invalid `execution_window.start`: should be a time of day from `00:00` to `23:59`, two digits each; got '6:00'.",
+        ),
+        (
+            {"start": "2\uff12:00"},
+            "Invalid `execution_window.start`: should be a time of day from `00:00` to `23:59`, two digits each; got '2\uff12:00'.",
+        ),
+        (
+            {"start": "22:00\n"},
+            "Invalid `execution_window.start`: should be a time of day from `00:00` to `23:59`, two digits each; got '22:00\\n'.",
+        ),
+        (
+            {"start": "06:00"},
+            "Invalid `execution_window`: should end at another time than it starts, `06:00`; send none to run at any time; got {'start': '06:00', 'end': '06:00'}.",
+        ),
+        (
+            {"days": []},
+            "Invalid `execution_window.days`: should name at least one day, such as `mon`; got [].",
+        ),
+        (
+            {"days": ["monday"]},
+            "Invalid `execution_window.days.0`: should be 'mon', 'tue', 'wed', 'thu', 'fri', 'sat' or 'sun'; got 'monday'.",
+        ),
+        (
+            {"timezone": "Europe/Berln"},
+            "Invalid `execution_window.timezone`: should be an IANA time zone such as `Europe/Berlin`, `Europe/Dublin`, `Europe/Belfast`; got 'Europe/Berln'.",
+        ),
+        (
+            {"timezone": "../UTC"},
+            "Invalid `execution_window.timezone`: should be an IANA time zone such as `Europe/Berlin`, `America/New_York`, `UTC`; got '../UTC'.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_window_is_refused_with_the_remedy(fields: dict[str, Any], message: str) -> None:
     assert refusal(**fields) == message
 
@@ -318,8 +348,16 @@ def test_one_that_never_opens_before_the_batch_expires_is_refused_with_the_arith
     ("start", "least"),
     # The last two: opening at the very moment of the end is too late, and a night with a clock
     # change in it has another length.
-    [("2026-10-21 10:30", 82), ("2026-10-21 20:00", 73), ("2026-10-25 20:00", 0), ("2026-10-26 05:59", 0), ("2026-10-26 06:00", 135), ("2026-03-23 06:00", 135), ("2026-10-25 06:00", 15)],
-)  # fmt: skip
+    [
+        ("2026-10-21 10:30", 82),
+        ("2026-10-21 20:00", 73),
+        ("2026-10-25 20:00", 0),
+        ("2026-10-26 05:59", 0),
+        ("2026-10-26 06:00", 135),
+        ("2026-03-23 06:00", 135),
+        ("2026-10-25 06:00", 15),
+    ],
+)
 def test_the_completion_window_that_a_refusal_names_is_the_smallest_that_is_accepted(
     start: str, least: int
 ) -> None:

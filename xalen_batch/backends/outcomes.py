@@ -237,7 +237,7 @@ def _said(answer: Any) -> str:
 
 
 def retry_after(header: Callable[[str], str | None]) -> float | None:
-    """Seconds that the backend asks for, by `retry-after-ms` or `retry-after` (seconds or a date)."""
+    """The backend's pause in seconds, from `retry-after-ms` or `retry-after` (or a date)."""
     milliseconds = _seconds(header("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000

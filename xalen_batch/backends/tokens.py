@@ -20,7 +20,10 @@ import msgspec
 from xalen_batch.catalog import Model
 
 # Scripts without spaces: about a token a character.
-_DENSE = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
+_DENSE = (
+    "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u2e80-\u9fff"
+    "\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
+)
 PIECES = re.compile(
     "[a-zA-Z]{1,8}"  # a word or a piece of one; the space before it is part of the token
     r"|\d"

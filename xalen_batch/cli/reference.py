@@ -19,7 +19,7 @@ EXIT_CODES = """\
 | 0 | It worked. |
 | 1 | An error; one line on stderr says which. `XALEN_DEBUG=1` adds where. |
 | 2 | The command was not given as its help says. |
-| 3 | The batch ended, and not every line of it succeeded; or the run that was waited for was skipped. |
+| 3 | The batch ended with lines that did not succeed, or the awaited run was skipped. |
 | 4 | No key, a key that is not accepted, or one that may not do this. |
 | 5 | The time to wait was over; the batch goes on. |
 | 130 | Ctrl-C; a submitted batch goes on. |"""

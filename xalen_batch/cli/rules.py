@@ -85,6 +85,12 @@ def _model(told: dict[str, Any]) -> "Model":
     from xalen_batch.catalog import ListPrice, Model
 
     return Model(
-        id=told["id"], name=told["id"], owned_by="", category="", parameters="", price=ListPrice(),
-        context_window=told["context_window"], endpoints=tuple(told["endpoints"]),
-    )  # fmt: skip
+        id=told["id"],
+        name=told["id"],
+        owned_by="",
+        category="",
+        parameters="",
+        price=ListPrice(),
+        context_window=told["context_window"],
+        endpoints=tuple(told["endpoints"]),
+    )

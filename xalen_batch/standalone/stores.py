@@ -100,9 +100,14 @@ class Server(ABC):
     def _launch(self, command: list[str], deadline: float) -> bool:
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_environment(), start_new_session=True,
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=_environment(),
+                start_new_session=True,
                 preexec_fn=processes.dying_with_parent(self.orphaned),
-            )  # fmt: skip
+            )
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self._end()
@@ -164,7 +169,8 @@ class Postgres(Server):
 
     def _address(self, role: str, name: str) -> str:
         password = (self.folder / name).read_text("ascii")
-        return f"postgresql://{role}:{password}@/postgres?host={quote(str(self.sockets), safe='')}&port={POSTGRES_PORT}"
+        host = quote(str(self.sockets), safe="")
+        return f"postgresql://{role}:{password}@/postgres?host={host}&port={POSTGRES_PORT}"
 
     def prepare(self) -> list[str]:
         binaries = postgres_binaries()
@@ -209,11 +215,29 @@ class Postgres(Server):
         making.mkdir(mode=0o700)
         _give(making, password)
         run = subprocess.run(
-            [*_unprivileged(), str(binaries / "initdb"), "-D", str(making), "-U", OWNER, "-A", "scram-sha-256", f"--pwfile={password}",
-             "-E", "UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions",
-             *([] if self.durable else ["--no-sync"])],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment(),
-        )  # fmt: skip
+            [
+                *_unprivileged(),
+                str(binaries / "initdb"),
+                "-D",
+                str(making),
+                "-U",
+                OWNER,
+                "-A",
+                "scram-sha-256",
+                f"--pwfile={password}",
+                "-E",
+                "UTF8",
+                "--no-locale",
+                "--locale-provider=builtin",
+                "--builtin-locale=C.UTF-8",
+                "--no-instructions",
+                *([] if self.durable else ["--no-sync"]),
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=_environment(),
+        )
         if run.returncode:
             shutil.rmtree(making, ignore_errors=True)
             raise self.failure(run.stderr.strip() or f"initdb ended with {run.returncode}")
@@ -255,11 +279,27 @@ class Valkey(Server):
 
     def prepare(self) -> list[str]:
         return [
-            str(_valkey_binary()), "--port", "0", "--unixsocket", str(self.sockets / "valkey.sock"), "--unixsocketperm", "700",
-            "--dir", str(self.folder), "--pidfile", str(self.pid_file), "--save", "", "--appendonly", "yes",
+            str(_valkey_binary()),
+            "--port",
+            "0",
+            "--unixsocket",
+            str(self.sockets / "valkey.sock"),
+            "--unixsocketperm",
+            "700",
+            "--dir",
+            str(self.folder),
+            "--pidfile",
+            str(self.pid_file),
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
             # A queue must not evict messages. The title stays, because end_leftover reads it.
-            "--maxmemory-policy", "noeviction", "--set-proc-title", "no",
-        ]  # fmt: skip
+            "--maxmemory-policy",
+            "noeviction",
+            "--set-proc-title",
+            "no",
+        ]
 
     def answers(self) -> bool:
         try:

@@ -87,11 +87,16 @@ class Child:
         )
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                self._argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_serving_environment(),
+                self._argv,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=_serving_environment(),
                 pass_fds=self._descriptors,
                 # Ctrl-C in the terminal is for the supervisor, which stops the parts in order.
-                start_new_session=True, preexec_fn=processes.dying_with_parent(signal.SIGKILL),
-            )  # fmt: skip
+                start_new_session=True,
+                preexec_fn=processes.dying_with_parent(signal.SIGKILL),
+            )
         self._pid_file.write_text(str(self.process.pid), "ascii")
 
     @property

@@ -1,4 +1,4 @@
-"""Upload, create, retrieve, download: by the client that was generated from the API's description, as the package `client`."""
+"""Upload, create, retrieve and download with the generated package `client`."""
 
 import json
 import os

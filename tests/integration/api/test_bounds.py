@@ -27,7 +27,7 @@ DESCRIBED = app.create_app().openapi()["paths"]
 
 @dataclass(frozen=True)
 class Given:
-    """The objects before a request: a file, a batch, two schedules, one with an inbox, and a key."""
+    """The objects before a request: a file, a batch, two schedules (one with an inbox), a key."""
 
     file_id: str
     batch_id: str

@@ -171,9 +171,15 @@ def test_money_and_limits_have_the_shapes_that_are_described(api: Api, batch_id:
     with db.transaction() as session:
         batch = session.get_one(Batch, uuid(batch_id))
         usage = InvoiceLine(
-            kind="usage", description="m, input tokens", model="m", component="input", quantity=Decimal(30), unit_price=Decimal("0.02"),
-            answered_by="simulated", amount=Decimal("0.0000006"),
-        )  # fmt: skip
+            kind="usage",
+            description="m, input tokens",
+            model="m",
+            component="input",
+            quantity=Decimal(30),
+            unit_price=Decimal("0.02"),
+            answered_by="simulated",
+            amount=Decimal("0.0000006"),
+        )
         discount = InvoiceLine(
             kind="discount",
             description="Batch discount",

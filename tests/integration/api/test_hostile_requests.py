@@ -144,9 +144,15 @@ def test_a_hostile_file_name_is_a_name_and_nothing_else(api: Api, sent: bytes, k
     )
     answer = exchange(api.port, asked.encode())
     assert {name.lower() for name, _ in answer.headers} - {"date", "server"} == {
-        "content-disposition", "content-length", "content-type", "x-content-type-options", "x-request-id",
-        "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
-    }  # fmt: skip
+        "content-disposition",
+        "content-length",
+        "content-type",
+        "x-content-type-options",
+        "x-request-id",
+        "x-ratelimit-limit-requests",
+        "x-ratelimit-remaining-requests",
+        "x-ratelimit-reset-requests",
+    }
     disposition = dict(answer.headers)["content-disposition"]
     assert disposition.isascii()
     assert disposition.isprintable()

@@ -1,4 +1,4 @@
-"""The same Idempotency-Key creates one object, however often and however close together it is sent."""
+"""The same Idempotency-Key creates one object, however often and at once it is sent."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

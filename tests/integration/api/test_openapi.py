@@ -50,9 +50,13 @@ def test_every_answer_is_one_that_is_described(operation: Any, api: Api) -> None
     }
 
     @settings(
-        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate],
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(
         case=st.one_of(
             operation.as_strategy(), operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)

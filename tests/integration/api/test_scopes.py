@@ -210,7 +210,7 @@ def _objects(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]
 
 
 def _fields(schema: Mapping[str, Any], value: Any, scopes: set[str]) -> Iterator[str]:
-    """Every field of an answer that is there against its scope, or missing, or hidden without need."""
+    """The fields of an answer that are shown against their scope, missing, or hidden needlessly."""
     for name, described in _objects(schema):
         for part in value if isinstance(value, list) else [value]:
             if not isinstance(part, dict):

@@ -43,8 +43,15 @@ def engine(server: Hostile, configure: Callable[..., None], tmp_path: Path) -> I
     catalog = tmp_path / "catalog.toml"
     catalog.write_text(CATALOG.format(server.base_url), "utf-8")
     configure(
-        catalog=catalog, flush_interval=0.05, lease=30, request_timeout=20, answer_max_bytes=MiB,
-        retry_base=0.01, retry_cap=0.05, circuit_pause=0.1, max_attempts=2,
-    )  # fmt: skip
+        catalog=catalog,
+        flush_interval=0.05,
+        lease=30,
+        request_timeout=20,
+        answer_max_bytes=MiB,
+        retry_base=0.01,
+        retry_cap=0.05,
+        circuit_pause=0.1,
+        max_attempts=2,
+    )
     with engines.running() as engine:
         yield engine

@@ -1,4 +1,4 @@
-"""Reconcile: silent on what the product made, and loud about each single thing that does not agree."""
+"""Reconcile: silent on the product's own data, loud about each disagreement."""
 
 from uuid import UUID
 

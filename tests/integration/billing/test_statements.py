@@ -1,4 +1,4 @@
-"""The statement of a month: sums batch invoices, rounds once, is a draft until the month is over."""
+"""A month's statement sums batch invoices, rounds once, and is a draft until the month ends."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

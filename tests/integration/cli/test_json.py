@@ -27,9 +27,15 @@ WITHOUT = {"up", "api", "worker", "beat", "migrate", "simulate", "files download
 LIST = {"object", "data", "has_more"}
 
 BATCH: dict[str, Any] = {
-    "id": "batch_1", "object": "batch", "status": "completed", "input_file_id": "file-1", "endpoint": "/v1/chat/completions",
-    "created_at": 1_795_800_000, "errors": None, "request_counts": {"total": 1, "completed": 1, "failed": 0},
-}  # fmt: skip
+    "id": "batch_1",
+    "object": "batch",
+    "status": "completed",
+    "input_file_id": "file-1",
+    "endpoint": "/v1/chat/completions",
+    "created_at": 1_795_800_000,
+    "errors": None,
+    "request_counts": {"total": 1, "completed": 1, "failed": 0},
+}
 FILE: dict[str, Any] = {
     "id": "file-1",
     "object": "file",
@@ -76,18 +82,40 @@ CALLS: dict[str, tuple[list[str], list[Any]]] = {
     "files list": ([], [page(FILE)]),
     "files show": (["file-1"], [ok(FILE)]),
     "files delete": (["file-1"], [ok({"id": "file-1", "object": "file", "deleted": True})]),
-    "schedules create": (["t", "--cron", "@daily", "--file-id", "file-1"], [(200, {}, jsonl([chat_line("a")])), ok(SCHEDULE), ok(PREVIEW)]),
+    "schedules create": (
+        ["t", "--cron", "@daily", "--file-id", "file-1"],
+        [(200, {}, jsonl([chat_line("a")])), ok(SCHEDULE), ok(PREVIEW)],
+    ),
     "schedules edit": (["sched_1", "--name", "t"], [ok(SCHEDULE), ok(SCHEDULE), ok(PREVIEW)]),
     "schedules list": ([], [page(SCHEDULE)]),
     "schedules show": (["sched_1"], [ok(SCHEDULE)]),
     "schedules runs": (["sched_1"], [page(RUN)]),
     "schedules run": (["sched_1"], [ok(RUN)]),
-    "schedules backfill": (["sched_1", "--from", "2026-11-01", "--to", "2026-11-02"], [ok({"object": "list", "data": [RUN]})]),
+    "schedules backfill": (
+        ["sched_1", "--from", "2026-11-01", "--to", "2026-11-02"],
+        [ok({"object": "list", "data": [RUN]})],
+    ),
     "schedules preview": (["sched_1"], [ok(PREVIEW)]),
-    "schedules add": (["sched_1", "FILE"], [ok({"schedule_id": "sched_1", "accepted": 1, "known": 0, "pending": None, "next_fire_at": None})]),
+    "schedules add": (
+        ["sched_1", "FILE"],
+        [
+            ok(
+                {
+                    "schedule_id": "sched_1",
+                    "accepted": 1,
+                    "known": 0,
+                    "pending": None,
+                    "next_fire_at": None,
+                }
+            )
+        ],
+    ),
     "schedules pause": (["sched_1"], [ok(SCHEDULE | {"status": "paused"})]),
     "schedules resume": (["sched_1"], [ok(SCHEDULE)]),
-    "schedules delete": (["sched_1"], [ok({"id": "sched_1", "deleted": True, "discarded_requests": 0})]),
+    "schedules delete": (
+        ["sched_1"],
+        [ok({"id": "sched_1", "deleted": True, "discarded_requests": 0})],
+    ),
     "version": ([], []),
     "doctor": ([], []),
     "reconcile": ([], []),
@@ -108,7 +136,7 @@ CALLS: dict[str, tuple[list[str], list[Any]]] = {
     "accounts disable": (["acme"], []),
     "accounts enable": (["acme"], []),
     "accounts usage": ([], []),
-}  # fmt: skip
+}
 LISTS = {
     *(
         "list",

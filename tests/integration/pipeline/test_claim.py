@@ -198,9 +198,16 @@ def some_state(session: Session, chance: random.Random) -> Rule:
 
 def a_task(task: Waiting, state: str, now: datetime) -> Task:
     return Task(
-        batch_id=task.batch.id, seq=task.seq, model=task.model, state=state, lines=task.lines, line_index=bytes(16 * task.lines),
-        completed=task.completed, losses=task.losses, not_before=now + HOUR if task.is_paused else None,
-    )  # fmt: skip
+        batch_id=task.batch.id,
+        seq=task.seq,
+        model=task.model,
+        state=state,
+        lines=task.lines,
+        line_index=bytes(16 * task.lines),
+        completed=task.completed,
+        losses=task.losses,
+        not_before=now + HOUR if task.is_paused else None,
+    )
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -238,7 +245,7 @@ def test_claims_follow_the_rule_until_nothing_is_left(session: Session, seed: in
         )
 
 
-def test_a_small_batch_behind_a_large_one_of_its_account_gets_every_fourth_claim_and_the_large_one_goes_on(
+def test_a_small_batch_behind_a_large_one_gets_every_fourth_claim(
     session: Session,
 ) -> None:
     caller = factories.caller(session)

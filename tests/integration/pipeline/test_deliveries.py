@@ -1,4 +1,4 @@
-"""Messages are hints: delivered five times in any order, or never, a batch comes to the same end."""
+"""Messages are hints: delivered five times in any order or never, a batch ends the same."""
 
 import random
 import threading

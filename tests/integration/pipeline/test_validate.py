@@ -270,7 +270,7 @@ class Killed(BaseException):
     pass
 
 
-def test_a_file_that_kills_its_worker_again_and_again_is_left_alone_for_longer_and_given_up_at_the_deadline(
+def test_a_file_that_kills_its_worker_waits_longer_each_time_and_ends_at_the_deadline(
     monkeypatch,
 ):
     batch = submit([chat_line("a")])

@@ -1,4 +1,6 @@
-"""Rate limits over a real Valkey: several processes together, and a server that goes and comes back."""
+"""Rate limits over a real Valkey: several processes together, and a server that goes and comes
+back.
+"""
 
 import asyncio
 import subprocess

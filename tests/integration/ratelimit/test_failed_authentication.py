@@ -1,4 +1,4 @@
-"""Whoever sends no valid key again and again is told to wait; a valid key is answered at any time."""
+"""Repeated requests without a valid key are told to wait; a valid key is always answered."""
 
 import http.client
 import socket

@@ -350,12 +350,36 @@ class TestCollecting:
     @pytest.mark.parametrize(
         ("body", "kind", "code", "param", "told"),
         [
-            ([chat_line("a"), chat_line("b", model="gpt-9")], "json", "model_not_found", "[1].body.model", r"^Request 2 \(custom_id 'b'\): .*gpt-9"),
-            ({"requests": [{**chat_line("a"), "url": "/v1/rerank"}]}, "json", "url_mismatch", "requests[0].url", r"^Request 1 \(custom_id 'a'\): url"),
-            ({**chat_line("a"), "body": {}}, "json", "missing_required_parameter", "body.model", r"^\(custom_id 'a'\): body.model is missing"),
+            (
+                [chat_line("a"), chat_line("b", model="gpt-9")],
+                "json",
+                "model_not_found",
+                "[1].body.model",
+                r"^Request 2 \(custom_id 'b'\): .*gpt-9",
+            ),
+            (
+                {"requests": [{**chat_line("a"), "url": "/v1/rerank"}]},
+                "json",
+                "url_mismatch",
+                "requests[0].url",
+                r"^Request 1 \(custom_id 'a'\): url",
+            ),
+            (
+                {**chat_line("a"), "body": {}},
+                "json",
+                "missing_required_parameter",
+                "body.model",
+                r"^\(custom_id 'a'\): body.model is missing",
+            ),
             (chat_line("x" * 600), "json", "invalid_custom_id", "custom_id", "512"),
             (b'\n{"custom_id": "a"\n', "jsonl", "invalid_json_line", None, "^Line 2: Not JSON"),
-            ([chat_line("a"), chat_line("a"), 7], "json", "duplicate_custom_id", "[1].custom_id", "^Request 2 .*Make it unique.* In all 2 requests have errors; none was added"),
+            (
+                [chat_line("a"), chat_line("a"), 7],
+                "json",
+                "duplicate_custom_id",
+                "[1].custom_id",
+                "^Request 2 .*Make it unique.* In all 2 requests have errors; none was added",
+            ),
             (b"[1, 2", "json", "invalid_json", None, "cannot be read.*requests"),
             (b"", "json", "invalid_json", None, "cannot be read"),
             (b"", "jsonl", "empty_file", None, "no requests"),
@@ -363,14 +387,20 @@ class TestCollecting:
             (b'{"requests": []}', "json", None, "requests", "no request"),
             (b'{"requests": {}}', "json", "invalid_json", None, "cannot be read"),
             (b'{"requests": [], "requests": []}', "json", None, "requests", "twice"),
-            (b'{"requests": [], "requests": [], "n": ' + b"1" * 5000 + b"}", "json", "invalid_json", None, "cannot be read"),
+            (
+                b'{"requests": [], "requests": [], "n": ' + b"1" * 5000 + b"}",
+                "json",
+                "invalid_json",
+                None,
+                "cannot be read",
+            ),
             (b"null", "json", "invalid_json", None, "cannot be read"),
             (b"[" * 100_000, "json", "invalid_json", None, "nested|cannot be read"),
             (b'{"a":' * 100_000, "json", "invalid_json", None, "nested|cannot be read"),
             (b'[{"custom_id": "\xff"}]', "json", "invalid_encoding", "[0]", "UTF-8"),
             ("[1]".encode("utf-16"), "json", "invalid_json", None, "cannot be read"),
         ],
-    )  # fmt: skip
+    )
     def test_what_is_wrong_is_told_with_its_place_and_nothing_is_added(
         self,
         send: Callable[..., Added],

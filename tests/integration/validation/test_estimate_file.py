@@ -49,9 +49,13 @@ def asked(endpoint: str | None, prices: dict[str, dict[str, str]]) -> dict[str, 
 
 
 CHATS = st.builds(
-    lambda size, model, limit: lambda n: chat_line(f"r{n}", "x y" * size, model=model, max_tokens=limit),
-    st.integers(1, 300), st.sampled_from([CHAT_MODEL, CHAT_MODEL, RERANK_MODEL]), st.integers(1, 9_000),
-)  # fmt: skip
+    lambda size, model, limit: (
+        lambda n: chat_line(f"r{n}", "x y" * size, model=model, max_tokens=limit)
+    ),
+    st.integers(1, 300),
+    st.sampled_from([CHAT_MODEL, CHAT_MODEL, RERANK_MODEL]),
+    st.integers(1, 9_000),
+)
 TOOLS = st.just(
     lambda n: chat_line(f"r{n}", tools=[{"type": "function", "function": {"name": "look_up"}}])
 )

@@ -91,11 +91,24 @@ def from_the_beginning(content: bytes) -> Reading:
 GOOD_FILE = b"\n".join(line(f"r{n}") for n in range(90))
 SYSTEMS = [name * 400 for name in ("Be brief. ", "Be kind. ")]
 GOOD = st.builds(
-    lambda system, size, model: lambda n: orjson.dumps(
-        {**chat_line(f"r{n}"), "body": {"model": model, "messages": [{"role": "system", "content": system}, {"role": "user", "content": "x" * size}]}}
+    lambda system, size, model: (
+        lambda n: orjson.dumps(
+            {
+                **chat_line(f"r{n}"),
+                "body": {
+                    "model": model,
+                    "messages": [
+                        {"role": "system", "content": system},
+                        {"role": "user", "content": "x" * size},
+                    ],
+                },
+            }
+        )
     ),
-    st.sampled_from(["", *SYSTEMS]), st.integers(1, 900), st.sampled_from([CHAT_MODEL, RERANK_MODEL]),
-)  # fmt: skip
+    st.sampled_from(["", *SYSTEMS]),
+    st.integers(1, 900),
+    st.sampled_from([CHAT_MODEL, RERANK_MODEL]),
+)
 BLANK = st.sampled_from([b"", b"  ", b"\t"]).map(lambda raw: lambda n: raw)
 ODD = st.sampled_from(
     [b'{"custom_id":1}', b"[", b"\xff", line("twice"), line("r0"), line("x", stream=True)]

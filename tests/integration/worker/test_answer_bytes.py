@@ -93,7 +93,7 @@ def a_live_batch() -> UUID:
 
 @contextmanager
 def recording_waits(held: list[int], at_least: float) -> Iterator[None]:
-    """Nothing can be recorded for so many seconds, and until no further byte has arrived for one."""
+    """Lock the results for `at_least` seconds, and until no byte has arrived for a second."""
     is_locked, is_left = threading.Event(), threading.Event()
 
     def hold() -> None:

@@ -233,8 +233,11 @@ def worker(log: Path, *command: str, **settings: str) -> Iterator[subprocess.Pop
     env = os.environ | {f"XALEN_{name.upper()}": value for name, value in settings.items()}
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command or [Path(sys.executable).with_name("xalen-batch"), "worker"], stdout=out, stderr=out, env=env
-        )  # fmt: skip
+            command or [Path(sys.executable).with_name("xalen-batch"), "worker"],
+            stdout=out,
+            stderr=out,
+            env=env,
+        )
     try:
         yield process
     finally:
@@ -247,12 +250,14 @@ def test_a_worker_whose_consumer_gave_up_ends_though_its_slots_are_at_work(
 ) -> None:
     batch_id = a_batch(chat_lines(3, metadata={"simulate": "hang"}))
     # A bug of ours in the consumer, at one message: Celery gives up.
-    program = "\n".join([
-        "from xalen_batch.worker import consumer, process",
-        "parse = consumer.parse",
-        "consumer.parse = lambda raw: 1 / 0 if raw == b'x' else parse(raw)",
-        "process.run_worker()",
-    ])  # fmt: skip
+    program = "\n".join(
+        [
+            "from xalen_batch.worker import consumer, process",
+            "parse = consumer.parse",
+            "consumer.parse = lambda raw: 1 / 0 if raw == b'x' else parse(raw)",
+            "process.run_worker()",
+        ]
+    )
     with worker(tmp_path / "log", sys.executable, "-c", program, shutdown_grace="0") as process:
         wait_until(lambda: read_states(batch_id) == {"running"})
         valkey.rpush("xalen_batch", "x")
@@ -299,17 +304,19 @@ def test_a_redis_that_refuses_to_be_written_to_stops_no_worker(
 def test_a_library_that_logs_an_error_shows_where_and_no_variables(
     capfd: pytest.CaptureFixture[str], log_format: str
 ) -> None:
-    program = "\n".join([
-        "import logging",
-        "from xalen_batch import log",
-        "log.configure()",
-        "def fail(prompt):",
-        "    raise ValueError('a bug')",
-        "try:",
-        "    fail('my ' + 'secret')",
-        "except ValueError:",
-        "    logging.getLogger('celery.worker').critical('gave up', exc_info=True)",
-    ])  # fmt: skip
+    program = "\n".join(
+        [
+            "import logging",
+            "from xalen_batch import log",
+            "log.configure()",
+            "def fail(prompt):",
+            "    raise ValueError('a bug')",
+            "try:",
+            "    fail('my ' + 'secret')",
+            "except ValueError:",
+            "    logging.getLogger('celery.worker').critical('gave up', exc_info=True)",
+        ]
+    )
     subprocess.run(
         [sys.executable, "-c", program],
         check=True,

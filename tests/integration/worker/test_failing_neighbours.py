@@ -66,9 +66,16 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Logged:
 @pytest.fixture(autouse=True)
 def _settings(engine: Engine, configure: Callable[..., None], tmp_path: Path) -> None:
     configure(
-        catalog=tmp_path / "catalog.toml", flush_interval=0.05, lease=30, request_timeout=20,
-        retry_base=0.01, retry_cap=0.05, circuit_failures=5, circuit_pause=1, max_attempts=3,
-    )  # fmt: skip
+        catalog=tmp_path / "catalog.toml",
+        flush_interval=0.05,
+        lease=30,
+        request_timeout=20,
+        retry_base=0.01,
+        retry_cap=0.05,
+        circuit_failures=5,
+        circuit_pause=1,
+        max_attempts=3,
+    )
 
 
 def test_an_accounts_lines_succeed_beside_another_accounts_that_fail(

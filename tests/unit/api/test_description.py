@@ -14,9 +14,18 @@ OPERATIONS = {
     for operation in methods.values()
 }
 OPENAI = {
-    "createFile", "listFiles", "retrieveFile", "downloadFile", "deleteFile", "createBatch", "listBatches", "retrieveBatch",
-    "cancelBatch", "listModels", "retrieveModel",
-}  # fmt: skip
+    "createFile",
+    "listFiles",
+    "retrieveFile",
+    "downloadFile",
+    "deleteFile",
+    "createBatch",
+    "listBatches",
+    "retrieveBatch",
+    "cancelBatch",
+    "listModels",
+    "retrieveModel",
+}
 UNREADY = {"livez", "readyz"}
 
 

@@ -101,22 +101,58 @@ def test_what_only_the_operator_can_mend_costs_a_line_nothing(status: int) -> No
 @pytest.mark.parametrize(
     ("status", "body"),
     [
-        (404, b'{"error":{"message":"The model `m` does not exist or you do not have access to it.","type":"invalid_request_error",'
-              b'"param":null,"code":"model_not_found"}}'),
-        (403, b'{"error":{"message":"Project has no access.","type":"invalid_request_error","param":null,"code":"model_not_found"}}'),
-        (404, b'{"object":"error","message":"The model `m` does not exist.","type":"NotFoundError","param":null,"code":404}'),
-        (404, b'{"error":{"message":"The model `m` does not exist.","type":"NotFoundError","param":"model","code":404}}'),
-        (404, b'{"error":{"message":"model \\"m\\" not found, try pulling it first","type":"api_error","param":null,"code":null}}'),
+        (
+            404,
+            b'{"error":{"message":"The model `m` does not exist or you do not have access to it.","type":"invalid_request_error",'
+            b'"param":null,"code":"model_not_found"}}',
+        ),
+        (
+            403,
+            b'{"error":{"message":"Project has no access.","type":"invalid_request_error","param":null,"code":"model_not_found"}}',
+        ),
+        (
+            404,
+            b'{"object":"error","message":"The model `m` does not exist.","type":"NotFoundError","param":null,"code":404}',
+        ),
+        (
+            404,
+            b'{"error":{"message":"The model `m` does not exist.","type":"NotFoundError","param":"model","code":404}}',
+        ),
+        (
+            404,
+            b'{"error":{"message":"model \\"m\\" not found, try pulling it first","type":"api_error","param":null,"code":null}}',
+        ),
         (404, b'{"error":"model \'m:1b\' not found, try pulling it first"}'),
-        (400, b'{"error":{"message":"{\'error\': \'/chat/completions: Invalid model name passed in model=m. Call `/v1/models` to view'
-              b' available models for your key.\'}","type":"None","param":"None","code":"400"}}'),
+        (
+            400,
+            b'{"error":{"message":"{\'error\': \'/chat/completions: Invalid model name passed in model=m. Call `/v1/models` to view'
+            b' available models for your key.\'}","type":"None","param":"None","code":"400"}}',
+        ),
         (400, b'{"detail":{"error":"chat_completion: Invalid model name passed in model=m"}}'),
-        (400, b'{"object":"error","message":"Invalid model: m","type":"invalid_model","param":null,"code":"1500"}'),
-        (400, b'{"error":{"message":"Model Not Exist","type":"invalid_request_error","param":null,"code":"invalid_request_error"}}'),
+        (
+            400,
+            b'{"object":"error","message":"Invalid model: m","type":"invalid_model","param":null,"code":"1500"}',
+        ),
+        (
+            400,
+            b'{"error":{"message":"Model Not Exist","type":"invalid_request_error","param":null,"code":"invalid_request_error"}}',
+        ),
         (422, b'{"error":{"message":"no","type":"x","param":"model","code":null}}'),
     ],
-    ids=["openai", "openai 403", "vllm before", "vllm", "ollama", "ollama's own", "litellm", "litellm before", "mistral", "deepseek", "param"],
-)  # fmt: skip
+    ids=[
+        "openai",
+        "openai 403",
+        "vllm before",
+        "vllm",
+        "ollama",
+        "ollama's own",
+        "litellm",
+        "litellm before",
+        "mistral",
+        "deepseek",
+        "param",
+    ],
+)
 def test_an_unknown_model_is_the_setups_fault_whatever_the_status(status: int, body: bytes) -> None:
     outcome = judge(status, body)
     assert isinstance(outcome, Retryable)

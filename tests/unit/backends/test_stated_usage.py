@@ -66,7 +66,7 @@ USAGES = st.one_of(
 
 
 def sent(answer: Any, request: Request = ASKED) -> tuple[dict[str, Any], Usage]:
-    """The body on the output line of an answer that came over the wire, and what it is billed by."""
+    """The body on the output line of an answer from the wire, and the usage that is billed."""
     outcome = outcome_of(Reply(200, json.dumps(answer).encode(), {}.get), request)
     assert isinstance(outcome, Answered)
     body: dict[str, Any] = json.loads(outcome.body)

@@ -1,4 +1,4 @@
-"""What a line costs: the design's worked examples, to the last digit, and what must hold for any."""
+"""A line's price: the design's worked examples to the last digit, and properties of any."""
 
 from decimal import Decimal, localcontext
 

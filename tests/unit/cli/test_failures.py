@@ -256,8 +256,12 @@ def _interrupted(
     environment = {**os.environ, "XALEN_DATA_DIR": str(folder)}
     return subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True, text=True, check=False, env=environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 def test_ctrl_c_while_waiting_exits_130_and_tells_how_to_go_on(tmp_path: Path) -> None:

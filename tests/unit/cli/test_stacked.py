@@ -32,8 +32,15 @@ BATCH = (
     "2026-11-28 19:30:00 UTC",
 )
 KEY = (
-    f"key_{LONG}", "xln_test_0192…", "test", "the logistics department", "nightly tickets", "submit,read,billing,admin", "2026-11-28", "revoked"
-)  # fmt: skip
+    f"key_{LONG}",
+    "xln_test_0192…",
+    "test",
+    "the logistics department",
+    "nightly tickets",
+    "submit,read,billing,admin",
+    "2026-11-28",
+    "revoked",
+)
 ENTRY = (
     "2026-11-28 19:30:00 UTC",
     "cli:operator",
@@ -43,8 +50,13 @@ ENTRY = (
     f"name=up rotated_from=key_{LONG} scopes=read",
 )
 FILE = (
-    f"file-{LONG}", "support-tickets.jsonl", "209,715,200", "batch_output", "2026-11-28 19:30:00 UTC", "2026-12-28 19:30:00 UTC"
-)  # fmt: skip
+    f"file-{LONG}",
+    "support-tickets.jsonl",
+    "209,715,200",
+    "batch_output",
+    "2026-11-28 19:30:00 UTC",
+    "2026-12-28 19:30:00 UTC",
+)
 MODEL = (
     "a-model-with-a-long-name",
     "131,072",

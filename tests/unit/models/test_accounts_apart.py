@@ -1,4 +1,4 @@
-"""What is of an account points only at what is of the same account and mode (docs/decisions/0019)."""
+"""Rows of an account refer only to rows of the same account and mode (docs/decisions/0019)."""
 
 import pytest
 from sqlalchemy import ForeignKeyConstraint, Table

@@ -285,9 +285,7 @@ def test_the_wait_of_a_new_request_is_told() -> None:
     run(main)
 
 
-def test_while_redis_is_away_each_process_goes_on_at_its_share_and_together_they_pass_the_limit_by_three_seconds_worth_at_most() -> (
-    None
-):
+def test_without_redis_processes_exceed_the_limit_by_three_seconds_worth_at_most() -> None:
     server = Server()
 
     async def outage() -> None:

@@ -364,7 +364,11 @@ PARTS = [
 FIELD = st.one_of(
     st.just("*"), st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map("".join)
 )
-EXPRESSION = st.one_of(st.text(max_size=250), st.lists(FIELD, min_size=4, max_size=7).map(" ".join), st.lists(FIELD, min_size=5, max_size=5).map(" ".join))  # fmt: skip
+EXPRESSION = st.one_of(
+    st.text(max_size=250),
+    st.lists(FIELD, min_size=4, max_size=7).map(" ".join),
+    st.lists(FIELD, min_size=5, max_size=5).map(" ".join),
+)
 
 
 @given(

@@ -16,13 +16,28 @@ FIVE = (
     [
         ("", f"cron: '' is made of 0 instead of five fields. {FIVE}"),
         ("daily", f"cron: 'daily' is made of 1 instead of five fields. {FIVE}"),
-        ("0 30 2 * * *", f"cron: '0 30 2 * * *' is made of 6 instead of five fields; seconds and years are not supported. {FIVE}"),
-        ("60 2 * * *", "cron: '60 2 * * *' is no cron expression: '60' is no minute. Write 0 to 59, such as `30`, `0,30` or `*/15`."),
-        ("0 24 * * *", "cron: '0 24 * * *' is no cron expression: '24' is no hour. Write 0 to 23, such as `2`, `9-17` or `*/6`."),
-        ("0 2 * 13 *", "cron: '0 2 * 13 *' is no cron expression: '13' is no month. Write 1 to 12 or JAN to DEC, such as `1-3` or `JAN,JUL`."),
-        ("0 0 30 2 *", "cron: '0 0 30 2 *' never fires: no date is as its day of month, month and day of week say. Write days that exist, such as `30 2 28 2 *`."),
+        (
+            "0 30 2 * * *",
+            f"cron: '0 30 2 * * *' is made of 6 instead of five fields; seconds and years are not supported. {FIVE}",
+        ),
+        (
+            "60 2 * * *",
+            "cron: '60 2 * * *' is no cron expression: '60' is no minute. Write 0 to 59, such as `30`, `0,30` or `*/15`.",
+        ),
+        (
+            "0 24 * * *",
+            "cron: '0 24 * * *' is no cron expression: '24' is no hour. Write 0 to 23, such as `2`, `9-17` or `*/6`.",
+        ),
+        (
+            "0 2 * 13 *",
+            "cron: '0 2 * 13 *' is no cron expression: '13' is no month. Write 1 to 12 or JAN to DEC, such as `1-3` or `JAN,JUL`.",
+        ),
+        (
+            "0 0 30 2 *",
+            "cron: '0 0 30 2 *' never fires: no date is as its day of month, month and day of week say. Write days that exist, such as `30 2 28 2 *`.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_expression_is_refused_with_the_remedy(expression: str, message: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         Cron.parse(expression, "Europe/Berlin")

@@ -146,9 +146,17 @@ FIXED: list[tuple[str, Times, Callable[[date], bool]]] = [
     ("45 23 L * *", [(23, 45)], lambda day: (day + timedelta(days=1)).day == 1),
     ("5 1 * * 5L", [(1, 5)], is_last_friday),
     ("30 2 29 2 *", [(2, 30)], lambda day: (day.month, day.day) == (2, 29)),
-    ("*/20 1-3 * 3,4,9-11 0", [(hour, minute) for hour in (1, 2, 3) for minute in (0, 20, 40)], lambda day: day.weekday() == 6 and day.month in (3, 4, 9, 10, 11)),
-    ("0 */4 * 3,4,9-11 *", [(hour, 0) for hour in range(0, 24, 4)], lambda day: day.month in (3, 4, 9, 10, 11)),
-]  # fmt: skip
+    (
+        "*/20 1-3 * 3,4,9-11 0",
+        [(hour, minute) for hour in (1, 2, 3) for minute in (0, 20, 40)],
+        lambda day: day.weekday() == 6 and day.month in (3, 4, 9, 10, 11),
+    ),
+    (
+        "0 */4 * 3,4,9-11 *",
+        [(hour, 0) for hour in range(0, 24, 4)],
+        lambda day: day.month in (3, 4, 9, 10, 11),
+    ),
+]
 
 
 def changed_times(zone: str) -> Iterator[tuple[int, int]]:

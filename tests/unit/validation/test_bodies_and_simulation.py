@@ -43,13 +43,26 @@ ODD = (
     | st.lists(TEXT, max_size=2)
     | st.just({})
 )
-PARTS = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url", "input_audio", "file", "x"])}, optional={
-    "text": TEXT, "image_url": ODD, "input_audio": st.fixed_dictionaries({"data": TEXT}) | ODD, "file": ODD,
-})  # fmt: skip
-MESSAGES = st.fixed_dictionaries({"role": st.sampled_from([*bodies.ROLES, "robot"])}, optional={
-    "content": st.none() | TEXT | st.lists(PARTS, max_size=3), "name": ODD, "tool_calls": st.lists(st.just({"id": "1"}), max_size=1),
-    "refusal": st.none() | TEXT, "function_call": st.none() | st.just({}), "tool_call_id": ODD,
-})  # fmt: skip
+PARTS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "image_url", "input_audio", "file", "x"])},
+    optional={
+        "text": TEXT,
+        "image_url": ODD,
+        "input_audio": st.fixed_dictionaries({"data": TEXT}) | ODD,
+        "file": ODD,
+    },
+)
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from([*bodies.ROLES, "robot"])},
+    optional={
+        "content": st.none() | TEXT | st.lists(PARTS, max_size=3),
+        "name": ODD,
+        "tool_calls": st.lists(st.just({"id": "1"}), max_size=1),
+        "refusal": st.none() | TEXT,
+        "function_call": st.none() | st.just({}),
+        "tool_call_id": ODD,
+    },
+)
 SCHEMAS = st.sampled_from(
     [{}, {"type": "object", "properties": {"a": {"type": "integer"}}}, {"enum": ["a", "b"]}]
 )
@@ -58,15 +71,36 @@ FORMATS = st.sampled_from(
 ) | SCHEMAS.map(
     lambda schema: {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
 )
-CHATS = st.fixed_dictionaries({"model": st.just(MISTRAL.id), "messages": st.lists(MESSAGES, max_size=3)}, optional={
-    "n": st.integers(-1, 130) | ODD, "max_tokens": st.integers(-1, 50) | ODD, "max_completion_tokens": ODD, "temperature": ODD,
-    "top_p": ODD, "presence_penalty": ODD, "frequency_penalty": ODD, "seed": ODD, "user": ODD, "stop": ODD, "stream": ODD,
-    "tools": ODD, "logprobs": ODD, "response_format": FORMATS, "metadata": st.none() | st.just({"a": "b"}),
-})  # fmt: skip
+CHATS = st.fixed_dictionaries(
+    {"model": st.just(MISTRAL.id), "messages": st.lists(MESSAGES, max_size=3)},
+    optional={
+        "n": st.integers(-1, 130) | ODD,
+        "max_tokens": st.integers(-1, 50) | ODD,
+        "max_completion_tokens": ODD,
+        "temperature": ODD,
+        "top_p": ODD,
+        "presence_penalty": ODD,
+        "frequency_penalty": ODD,
+        "seed": ODD,
+        "user": ODD,
+        "stop": ODD,
+        "stream": ODD,
+        "tools": ODD,
+        "logprobs": ODD,
+        "response_format": FORMATS,
+        "metadata": st.none() | st.just({"a": "b"}),
+    },
+)
 DOCUMENTS = TEXT | st.fixed_dictionaries({"text": TEXT}, optional={"id": ODD}) | ODD
-RANKINGS = st.fixed_dictionaries({"query": TEXT, "documents": st.lists(DOCUMENTS, max_size=3)}, optional={
-    "top_n": st.integers(-1, 5) | ODD, "return_documents": ODD, "stream": ODD, "max_tokens_per_doc": ODD,
-})  # fmt: skip
+RANKINGS = st.fixed_dictionaries(
+    {"query": TEXT, "documents": st.lists(DOCUMENTS, max_size=3)},
+    optional={
+        "top_n": st.integers(-1, 5) | ODD,
+        "return_documents": ODD,
+        "stream": ODD,
+        "max_tokens_per_doc": ODD,
+    },
+)
 
 
 def passes(body: dict[str, Any], endpoint: catalog.Endpoint) -> bool:

@@ -393,14 +393,37 @@ def test_a_usual_line_goes_the_short_way_and_is_read_alike() -> None:
     assert isinstance(usual, GoodLine)
     assert isinstance(any_, GoodLine)
     assert (usual.custom_id, usual.model, usual.endpoint, usual.prompt, usual.body) == (
-        any_.custom_id, any_.model, any_.endpoint, any_.prompt, any_.body,
-    )  # fmt: skip
+        any_.custom_id,
+        any_.model,
+        any_.endpoint,
+        any_.prompt,
+        any_.body,
+    )
 
 
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 200), st.floats(), st.text(max_size=5), st.lists(st.text(max_size=2), max_size=2),
-    st.sampled_from([CHAT_MODEL, RERANK_MODEL, "POST", CHAT, "user", "assistant", "tool", {"type": "text"}, [], {}, [{"role": "user", "content": "x"}]]),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 200),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.text(max_size=2), max_size=2),
+    st.sampled_from(
+        [
+            CHAT_MODEL,
+            RERANK_MODEL,
+            "POST",
+            CHAT,
+            "user",
+            "assistant",
+            "tool",
+            {"type": "text"},
+            [],
+            {},
+            [{"role": "user", "content": "x"}],
+        ]
+    ),
+)
 
 
 @given(

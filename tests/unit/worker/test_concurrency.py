@@ -1,4 +1,4 @@
-"""How the number of requests in flight finds its place, against backends on a clock that is moved."""
+"""Adaptive concurrency against backends on a clock that the test moves."""
 
 import heapq
 import math

@@ -31,8 +31,16 @@ def test_celery_sees_none_of_a_messages_options(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [Message(Job.TICK), Message(Job.FIRE), Message(Job.EXECUTE), Message(Job.EXECUTE, "12"), Message(Job.VALIDATE, BATCH), Message(Job.FINALIZE, BATCH)]
-)  # fmt: skip
+    "message",
+    [
+        Message(Job.TICK),
+        Message(Job.FIRE),
+        Message(Job.EXECUTE),
+        Message(Job.EXECUTE, "12"),
+        Message(Job.VALIDATE, BATCH),
+        Message(Job.FINALIZE, BATCH),
+    ],
+)
 def test_every_message_of_ours_passes(message: Message) -> None:
     assert parse(messages.message(message.job.value, message.args)) == (message, None)
     assert parse(for_celery(message, None)) == (message, None)

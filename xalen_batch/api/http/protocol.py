@@ -176,8 +176,8 @@ class BoundedHttp(HttpToolsProtocol):
         else:
             self._refuse(
                 RequestTimeout(
-                    f"The request's headers did not come within {pace.CLIENT_TIMEOUT:g} s. Send them"
-                    " at once."
+                    f"The request's headers did not come within {pace.CLIENT_TIMEOUT:g} s. Send"
+                    " them at once."
                 )
             )
 

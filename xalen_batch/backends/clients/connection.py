@@ -1,4 +1,6 @@
-"""One connection of the plain client: a request at a time, and its answer, of which every byte is counted."""
+"""One connection of the plain client: a request at a time, and its answer, of which every byte is
+counted.
+"""
 
 import asyncio
 from typing import cast
@@ -8,7 +10,8 @@ import httptools
 from xalen_batch.backends.buffer import Buffer
 from xalen_batch.backends.clients.contract import AnswerTooLong, NoReply, Reply
 
-# Most bytes of an answer beside its body: status lines, headers, 1xx answers, chunk sizes and extensions, trailers.
+# Most bytes of an answer beside its body: status lines, headers, 1xx answers, chunk sizes and
+# extensions, trailers.
 HEAD_BYTES = 64 * 1024
 # A body in small chunks may have this many bytes around each of its own.
 FRAMING_PER_BYTE = 16
@@ -74,7 +77,10 @@ class Connection(asyncio.BufferedProtocol):
         self._began = self._has_head = self._frames = False
 
     def send(self, head: bytes, body: bytes) -> asyncio.Future[Reply]:
-        """Send a request. Its answer ends with NoReply or Stale where there is none; the connection is closed then."""
+        """Send a request.
+
+        Its answer ends with NoReply or Stale where there is none; the connection is closed then.
+        """
         transport = cast(asyncio.Transport, self._transport)
         answer = self._answer = self._loop.create_future()
         self._received = self.buffered = 0

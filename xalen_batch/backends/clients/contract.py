@@ -39,10 +39,16 @@ class Limits:
 
 
 class Client(Protocol):
-    """Posts to one server. Made and used on a worker's event loop; requests in flight are bounded by the caller."""
+    """Posts to one server.
+
+    Made and used on a worker's event loop; requests in flight are bounded by the caller.
+    """
 
     async def post(self, path: str, body: bytes, request_id: str) -> Reply:
-        """POST `body` to the server's root plus `path`. Raises NoReply, and CancelledError when the caller gives up."""
+        """POST `body` to the server's root plus `path`.
+
+        Raises NoReply, and CancelledError when the caller gives up.
+        """
         ...
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
 """The client for TLS and proxies: pyreqwest (docs/decisions/0003).
 
-Its parser bounds heads, trailers and chunk extensions. It skips 1xx answers and leading zeros of a chunk's size without
-counting them; these take no memory, and the request's total time ends them.
+Its parser bounds heads, trailers and chunk extensions. It skips 1xx answers and leading zeros of a
+chunk's size without counting them; these take no memory, and the request's total time ends them.
 """
 
 import asyncio
@@ -24,7 +24,10 @@ from xalen_batch.backends.clients.contract import (
 
 
 class FullClient:
-    """Any URL that a model server can have. The standard proxy variables are honoured unless `is_direct`."""
+    """Any URL that a model server can have.
+
+    The standard proxy variables are honoured unless `is_direct`.
+    """
 
     def __init__(
         self,

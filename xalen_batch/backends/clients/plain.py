@@ -1,7 +1,9 @@
-"""The client for plain HTTP/1.1 to a server that is reached directly: the usual way to a model beside the workers.
+"""The client for plain HTTP/1.1 to a server that is reached directly: the usual way to a model
+beside the workers.
 
-A worker's CPU goes mostly into its HTTP client. This one does what a POST of JSON needs on connections that stay
-open, and nothing else: no TLS, no proxy, no redirect, no cookie. What is parsed is parsed by httptools (llhttp).
+A worker's CPU goes mostly into its HTTP client. This one does what a POST of JSON needs on
+connections that stay open, and nothing else: no TLS, no proxy, no redirect, no cookie. What is
+parsed is parsed by httptools (llhttp).
 """
 
 import asyncio
@@ -20,13 +22,17 @@ from xalen_batch.backends.clients.contract import (
 )
 from xalen_batch.backends.clients.inflate import inflate
 
-# How often those that wait are looked at, as a share of the timeout; and at least so often, in seconds.
+# How often those that wait are looked at, as a share of the timeout; and at least so often, in
+# seconds.
 LOOKS_PER_TIMEOUT = 20
 LOOK_AT_LEAST = 1.0
 
 
 class PlainClient:
-    """`url`: http://host[:port][/path]. A connection that was kept open and turns out dead is replaced by a new one, once."""
+    """`url`: http://host[:port][/path].
+
+    A connection that was kept open and turns out dead is replaced by a new one, once.
+    """
 
     def __init__(
         self, url: str, headers: Mapping[str, str], limits: Limits, buffer: Buffer
@@ -49,7 +55,8 @@ class PlainClient:
         self._heads: dict[str, bytes] = {}
         # The one used last is taken first: it is the least likely to be dead.
         self._idle: list[Connection] = []
-        # What waits for an answer, by when it has to be there: oldest first, since all have the same time.
+        # What waits for an answer, by when it has to be there: oldest first, since all have the
+        # same time.
         self._waiting: dict[Connection, float] = {}
         self._looking: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -75,7 +82,8 @@ class PlainClient:
             except Stale as error:
                 if connection is not kept:
                     raise NoReply("the server closed it before it answered") from error
-                # It was closed while it was idle: that says nothing about the server, or the request.
+                # It was closed while it was idle: that says nothing about the server, or the
+                # request.
             except asyncio.CancelledError:
                 connection.abort(NoReply("the request was given up"))
                 raise
@@ -89,7 +97,10 @@ class PlainClient:
         return reply
 
     async def _inflated(self, connection: Connection, body: bytes) -> bytes:
-        """The body of an answer that came compressed. Its bytes arrive as they are inflated, within the buffer as any others."""
+        """The body of an answer that came compressed.
+
+        Its bytes arrive as they are inflated, within the buffer as any others.
+        """
         try:
             found = bytearray()
             for part in inflate(body, connection.encoding):
@@ -141,7 +152,10 @@ class PlainClient:
         return connection
 
     def _look(self) -> None:
-        """Give up on what has waited too long. One timer for all of them: one each costs as much as a request."""
+        """Give up on what has waited too long.
+
+        One timer for all of them: one each costs as much as a request.
+        """
         now = self._loop.time()
         for connection, deadline in list(self._waiting.items()):
             if deadline > now:

@@ -69,10 +69,23 @@ KEYWORDS: dict[str, str] = {
     "spam": "*winner *prize *lottery *click *free offer bitcoin",
 }
 _ALIASES = {
-    "payment": "billing", "invoice": "billing", "bug": "technical", "tech": "technical", "login": "account", "access": "account",
-    "delivery": "shipping", "order": "shipping", "return": "refund", "complaint": "negative", "praise": "feedback", "suggestion": "feedback",
-    "feature": "feedback", "cancellation": "cancel", "high": "urgent", "critical": "urgent",
-}  # fmt: skip
+    "payment": "billing",
+    "invoice": "billing",
+    "bug": "technical",
+    "tech": "technical",
+    "login": "account",
+    "access": "account",
+    "delivery": "shipping",
+    "order": "shipping",
+    "return": "refund",
+    "complaint": "negative",
+    "praise": "feedback",
+    "suggestion": "feedback",
+    "feature": "feedback",
+    "cancellation": "cancel",
+    "high": "urgent",
+    "critical": "urgent",
+}
 _FALLBACKS = ("other", "general", "none", "neutral", "unknown", "normal", "medium", "misc")
 
 

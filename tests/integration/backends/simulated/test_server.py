@@ -1,4 +1,4 @@
-"""The simulated models over HTTP: keep-alive, pipelining, chunked bodies, faults, and a clean end."""
+"""The simulated models over HTTP: keep-alive, pipelining, chunked bodies, faults, clean end."""
 
 import asyncio
 import json

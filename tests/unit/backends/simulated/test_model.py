@@ -285,11 +285,33 @@ class TestChat:
             answer(MISTRAL, Request(RERANK, b'{"query":"q","documents":["a"]}', "r")).status == 404
         )
 
-    @given(st.dictionaries(st.sampled_from(["messages", "n", "max_tokens", "temperature", "metadata", "response_format", "tools"]), st.recursive(
-        st.none() | st.booleans() | st.integers(-5, 50) | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(codec="utf-8"), max_size=20),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
-        max_leaves=6,
-    )))  # fmt: skip
+    @given(
+        st.dictionaries(
+            st.sampled_from(
+                [
+                    "messages",
+                    "n",
+                    "max_tokens",
+                    "temperature",
+                    "metadata",
+                    "response_format",
+                    "tools",
+                ]
+            ),
+            st.recursive(
+                st.none()
+                | st.booleans()
+                | st.integers(-5, 50)
+                | st.floats(allow_nan=False, allow_infinity=False)
+                | st.text(st.characters(codec="utf-8"), max_size=20),
+                lambda inner: (
+                    st.lists(inner, max_size=3)
+                    | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3)
+                ),
+                max_leaves=6,
+            ),
+        )
+    )
     def test_no_request_raises(self, body: dict[str, Any]) -> None:
         assert ask(**body).status in (200, 400)
 

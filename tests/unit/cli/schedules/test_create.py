@@ -164,11 +164,14 @@ class TestCreate:
         [
             ("", "in.jsonl is empty."),
             (" \n\n", "in.jsonl is empty."),
-            ('\n{"custom_id": "a", "n": {{scheduled_date}}}\n', 'Line 2 of in.jsonl is no JSON: Expecting property name'),
+            (
+                '\n{"custom_id": "a", "n": {{scheduled_date}}}\n',
+                "Line 2 of in.jsonl is no JSON: Expecting property name",
+            ),
             ('\n{"custom_id": "a"}\n', "Line 2 of in.jsonl has no url."),
             ("[]", "Line 1 of in.jsonl has no url."),
         ],
-    )  # fmt: skip
+    )
     def test_a_template_whose_first_line_is_no_request_is_refused_with_the_reason(
         self, content: str, words: str, api: Api, tmp_path: Path
     ) -> None:
