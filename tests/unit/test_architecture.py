@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,38 @@ def test_nobody_imports_the_tests_or_the_examples() -> None:
         for module in imports(TREES[name])
         if module.split(".")[0] in ("tests", "examples")
     ]
+
+
+def own_tests(name: str) -> list[Path]:
+    """Where the tests of a module are, if they have a file of its name."""
+    module = Path(name)
+    stem = module.parent.name if module.stem == "__init__" else module.stem
+    return [
+        ROOT / "tests" / kind / module.parent / f"test_{stem}.py"
+        for kind in ("unit", "integration")
+    ]
+
+
+def test_every_module_has_a_test_file_of_its_name_or_a_row_in_the_tests_readme() -> None:
+    rows = re.findall(
+        r"^\| (`.+`) \| (`.+`) \|$", (ROOT / "tests/README.md").read_text("utf-8"), re.M
+    )
+    patterns = [pattern for modules, _ in rows for pattern in re.findall("`(.+?)`", modules)]
+    tests = {test for _, files in rows for test in re.findall("`(.+?)`", files)}
+    assert {test for test in tests if not (ROOT / "tests" / test).exists()} == set()
+    elsewhere = {
+        name
+        for name, tree in TREES.items()
+        # A package without code of its own has nothing to test.
+        if any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body)
+        and not any(path.exists() for path in own_tests(name))
+    }
+    listed = {name for name in elsewhere if any(fnmatch(name, pattern) for pattern in patterns)}
+    assert elsewhere - listed == set()
+    idle = {
+        pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in elsewhere)
+    }
+    assert idle == set()
 
 
 def test_nobody_imports_a_test_file() -> None:
