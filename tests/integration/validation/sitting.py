@@ -25,7 +25,7 @@ def noted(connection: Connection, environment: dict[str, str], niceness: int, fo
 
 if __name__ == "__main__":
     # Import this module by its name: `__main__` is another module in the reader processes.
-    from tests.integration import sitting
+    from tests.integration.validation import sitting
 
     pieces.serve = sitting.noted
     with ReaderPool[Any, Any](2, sys.argv[1]):  # type: ignore[arg-type]
