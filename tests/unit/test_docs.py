@@ -239,3 +239,25 @@ def test_a_word_of_the_glossary_has_one_sentence() -> None:
     assert [
         word for word, meaning in GLOSSARY if not re.fullmatch(r"[^.]+(?:\.\w[^.]*)*\.", meaning)
     ] == []
+
+
+def test_the_names_of_code_in_the_architecture_page_exist() -> None:
+    page = (ROOT / "docs/architecture.md").read_text("utf-8")
+    # In code spans of the text, and in parentheses of the diagrams.
+    spans = re.findall(r"`([^`\n]+)`|\(([^()\n]*)\)", page)
+    named = {
+        (owner, name)
+        for span in spans
+        for owner, name in re.findall(r"\b([A-Za-z_]+)\.(_?[a-z_]+)\b(?!/)", "".join(span))
+        if name not in ("md", "py", "toml", "yml")
+    }
+    assert len(named) >= 30
+    code = "\n".join(
+        path.read_text("utf-8") for path in sorted((ROOT / "xalen_batch").rglob("*.py"))
+    )
+    modules = {path.stem for path in (ROOT / "xalen_batch").rglob("*.py")}
+    known = set(re.findall(r"^ *(?:async )?(?:def|class) (\w+)", code, re.M))
+    known |= set(re.findall(r"^ +(?:self\.)?(\w+)\s*[:=]", code, re.M))
+    owners = known | modules | {path.name for path in (ROOT / "xalen_batch").glob("*/")}
+    assert {name for _, name in named} - known - modules == set()
+    assert {owner for owner, _ in named} - owners == set()
