@@ -24,7 +24,7 @@ install: .venv/.installed ## Set up .venv with the locked dependencies; .venv/bi
 demo: install ## Start everything, run the example batches for both models, show results and invoices
 	@.venv/bin/python examples/demo.py
 
-test: install ## Run all tests, against real PostgreSQLs and Valkeys; what failed is run again alone, and named if it then passes; STRICT=1 fails then
+test: install ## Run all tests, against real PostgreSQLs and Valkeys; a test that passes only when run again alone is named FLAKY, and fails with STRICT=1
 	@.venv/bin/python -m tests $(if $(STRICT),--strict)
 
 attack: install ## Attack a system as greedy callers, tenants and hostile model servers; ATTACKS="estimates" for some, SMALL=1 as CI does
@@ -45,7 +45,7 @@ lint: install ## Check format, style, types and the direction of imports
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
-audit: install ## Look the locked packages up among known vulnerabilities; ends with 1 if one is there, with 3 if that could not be found out
+audit: install ## Look the locked packages up among known vulnerabilities; exit code 1 if it finds one, 3 if it cannot reach the service
 	@requirements=$$(mktemp) && trap 'rm -f "$$requirements"' EXIT && \
 	.tools/bin/uv export --locked --quiet --all-extras --no-emit-project --format requirements.txt --output-file "$$requirements" --python .tools/bin/python >/dev/null && \
 	.venv/bin/python -m tests.audit --requirement "$$requirements" --require-hashes --disable-pip --format json --progress-spinner off

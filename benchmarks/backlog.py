@@ -29,8 +29,9 @@ FROM generate_series(0, CAST(:batches AS int) * CAST(:size AS int) - 1) n
 
 
 def fill(session: Session, *, batches: int, tasks: int, accounts: int, idle: int = 0) -> None:
-    """Into an empty database: `tasks` in each of so many batches of so many accounts, in turn, and
-    accounts that have none.
+    """Fill an empty database with batches of `tasks` tasks each.
+
+    The batches belong to `accounts` accounts in turn; `idle` more accounts have none.
     """
     values = {
         "accounts": accounts + idle,

@@ -12,9 +12,9 @@ from benchmarks.stage import Stage
 
 
 def run(scenario: Scenario, stage: Stage, runs: int, say: Callable[[str], None]) -> Outcome:
-    """All rounds.
+    """Run all rounds.
 
-    Wrong answers of anyone end it (`verification.Wrong`); who is not installed is named as missing.
+    Raises `verification.Wrong` for a wrong answer; lists contenders that are not installed.
     """
     started = time.perf_counter()
     contenders = scenario.contenders(stage)

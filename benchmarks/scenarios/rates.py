@@ -1,5 +1,5 @@
-"""A backend that allows so many requests a minute: told of it in the catalog, we use what it allows
-and are refused nothing.
+"""A backend with a limit on requests per minute: with that limit in the catalog, we use all of it
+and the backend refuses none.
 """
 
 from collections.abc import Iterator

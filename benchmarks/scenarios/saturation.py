@@ -1,5 +1,5 @@
-"""A backend that takes so many requests and refuses the rest: does the number in flight find its
-place, and follow it?
+"""A backend with a fixed number of slots: does adaptive concurrency find that number and follow
+its changes?
 """
 
 import threading

@@ -81,8 +81,8 @@ def _welcome(ready: "Credentials", data_dir: Path) -> None:
         f' api_key="{key}")\n'
     )
     say(
-        "Answers to the test key are simulated, and nothing of it is payable. It and the live key"
-        f" are in {saved}."
+        "The test key gets simulated answers and is never billed. It and the live key are in"
+        f" {saved}."
     )
     if data_dir.absolute() != DEFAULT_DATA_DIR.absolute():
         say(
