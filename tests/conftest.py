@@ -4,7 +4,6 @@ binaries.
 Unit tests ask for nothing here, and start nothing.
 """
 
-import gc
 import logging
 import os
 import shutil
@@ -35,11 +34,14 @@ memory.spare_imports()
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
+# Fixtures that start several processes and serve many tests.
+SHARED_SYSTEMS = ("running_system", "services", "campaign")
+
 # Bytes of all tables, of rows and of what deleted ones have left.
 LARGE = 4 * 1024 * 1024
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
     """Let each process of pytest-xdist begin with a share of the slow tests.
 
     `--dist worksteal` gives each process a contiguous part of the list. A process runs its part
@@ -48,6 +50,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     processes = getattr(config, "workerinput", {}).get("workercount", 1)
     slow = [item for item in items if item.path.parent.name in ("chaos", "e2e")]
+    # Tests that share a running system follow each other, so that few processes start one.
+    slow.sort(key=lambda item: [name in item.fixturenames for name in SHARED_SYSTEMS])
     fast = [item for item in items if item.path.parent.name not in ("chaos", "e2e")]
     items[:] = [
         item
@@ -59,8 +63,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """Leave the modules and the tests out of what the GC walks while the tests run."""
-    gc.collect()
-    gc.freeze()
+    memory.settle()
 
 
 class Stores(NamedTuple):

@@ -21,9 +21,12 @@ kind = "simulated"
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """`xalen-batch up` with embedded stores on a folder of its own, for the whole run."""
+    """`xalen-batch up` with embedded stores on a folder of its own.
+
+    It ends with the last end-to-end test: even an idle system takes 3 % of a core.
+    """
     folder = tmp_path_factory.mktemp("system")
     catalog = folder / "catalog.toml"
     catalog.write_text(CATALOG, "utf-8")
