@@ -22,7 +22,7 @@ STOP_TIMEOUT = 60.0
 
 @dataclass(frozen=True)
 class System:
-    """A running `xalen-batch up`. `base_url` is what SDKs take: it ends in `/v1`."""
+    """A running `xalen-batch up`. `base_url` is for SDKs: it ends in `/v1`."""
 
     base_url: str
     test_key: str
@@ -61,7 +61,7 @@ def environment(**settings: object) -> dict[str, str]:
 def command(
     *arguments: str, log: Path, env: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`xalen-batch …` in a session of its own, stopped in good order at the end; fails if it had to
+    """Run `xalen-batch …` in a session of its own; SIGTERM stops it at the end. Fails if it has to
     be killed.
     """
     with log.open("ab") as out:
@@ -80,7 +80,7 @@ def command(
 
 
 def hear_ctrl_c() -> None:
-    """For `preexec_fn`: a test run in the background hands down an ignored SIGINT."""
+    """For `preexec_fn`: children of a test run in the background inherit an ignored SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
