@@ -66,7 +66,7 @@ def listening(port: int) -> set[str]:
 def second_start(
     folder: Path, *arguments: str, **settings: object
 ) -> subprocess.CompletedProcess[str]:
-    """One that is expected to end by itself."""
+    """Run a command that ends by itself."""
     return subprocess.run(
         [processes.COMMAND, "up", "--data-dir", str(folder), *arguments],
         env=processes.environment(**settings),

@@ -52,7 +52,7 @@ class Post:
             self.waiting += [message for message in messages for _ in range(self.times)]
 
     def deliver(self) -> None:
-        """All that is under way, and what comes of it."""
+        """Deliver all messages under way, and those that follow from them."""
         while self.waiting or self.running:
             with self.lock:
                 message = (
@@ -146,7 +146,7 @@ def test_the_tick_finds_ended_batches_whose_last_message_was_lost_however_many_r
     for _ in ended:
         held = a_claim()
         record.record(held.key, held.fence, answers(held), to=TaskState.DONE)
-    # What a poll does where more batches run than it looks through.
+    # As a poll does if more batches run than it checks.
     assert len(recover.due(ended_among=1)) == 1
     sent: list[Message] = []
     monkeypatch.setattr(broker, "publish", sent.extend)
