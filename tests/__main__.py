@@ -2,7 +2,7 @@
 
     python -m tests [--strict] [PYTEST ARGUMENT ...]
 
-1. All tests but those marked `timing`, in two processes per core, since tests wait half of the time.
+1. All tests but those marked `timing`, in two processes per core: tests wait half of the time.
 2. The tests marked `timing`, one after the other: they compare with the wall clock.
 3. The tests that failed, once more and alone.
 

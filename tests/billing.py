@@ -1,4 +1,4 @@
-"""Batches whose lines have ended, for tests of billing; the product's `record` writes the results."""
+"""Batches whose lines have ended, for tests of billing. `record` itself writes the results."""
 
 from collections.abc import Sequence
 from decimal import Decimal

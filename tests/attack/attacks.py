@@ -1,4 +1,4 @@
-"""The attacks: modules of `tests/attack` with a function `attack`, each with a system of its own."""
+"""The attacks: modules of `tests/attack` with a function `attack`; each gets its own system."""
 
 import importlib
 import inspect

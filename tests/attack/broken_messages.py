@@ -69,7 +69,7 @@ def _take(queue: redis.Redis, message: bytes) -> None:
 
 
 def _pid(system: System) -> int:
-    """The worker's process id. Its supervisor restarts a worker that ended, and rewrites its file."""
+    """The worker's process id, from a file that the supervisor rewrites at each restart."""
     try:
         return system.pid("worker")
     except (OSError, ValueError):

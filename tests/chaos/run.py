@@ -17,8 +17,8 @@ from xalen_batch.errors import ConfigError
 
 # Seconds within which all batches end, from the end of the last fault.
 BOUND = 65.0
-# Seconds after which a run is given up. It is longer than BOUND, to tell a late system from one that
-# has stopped.
+# Seconds after which a run is given up. It is longer than BOUND, to tell a late system from one
+# that has stopped.
 PATIENCE = 180.0
 # Seconds after which the next faults begin even if no line ends meanwhile.
 LONGEST_WAIT = 3.0
@@ -176,7 +176,7 @@ class Run:
 
 
 def _kills(fault: Fault) -> int:
-    """The number of processes that a fault kills at its start; crash points count when they fire."""
+    """The number of processes that a fault kills; crash points are counted when they fire."""
     if fault.kind == "kill -9":
         return len(PROCESSES) if fault.on == "all" else 1
     return int(fault.kind == "Valkey killed, back empty" or fault.kind == "PostgreSQL stopped")

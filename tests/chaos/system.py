@@ -61,7 +61,8 @@ class Part:
     ) -> None:
         self.name = name
         self.log = folder / "logs" / f"{name}.log"
-        # `crash_points` reads the armed point from this file, and writes the next one when it fires.
+        # `crash_points` reads the armed point from the first file, and writes the second when the
+        # point fires.
         self.armed = folder / "armed" / name
         self.fired = self.armed.with_suffix(".fired")
         self._arguments = arguments

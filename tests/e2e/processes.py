@@ -40,7 +40,7 @@ class System:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that nobody listens on now."""
+    """A free TCP port of the loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -61,8 +61,8 @@ def environment(**settings: object) -> dict[str, str]:
 def command(
     *arguments: str, log: Path, env: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `xalen-batch …` in a session of its own; SIGTERM stops it at the end. Fails if it has to
-    be killed.
+    """Run `xalen-batch …` in a session of its own, and stop it with SIGTERM at the end. Fails if it
+    has to be killed.
     """
     with log.open("ab") as out:
         process = subprocess.Popen(

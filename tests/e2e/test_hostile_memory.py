@@ -87,7 +87,7 @@ def test_the_api_does_not_grow(stores: Stores, database: str, tmp_path: Path) ->
             port, key, a_line_of_a_gigabyte(), headers={"transfer-encoding": "chunked"}
         )
         assert (status, sent < 260 * MiB) == (413, True), sent
-        # A compressed form of zeros that nobody inflates; nesting; an address, a header and
+        # A gzip bomb, which the API never inflates; nesting; an address, a header and
         # trailers without an end.
         for request, expected in {
             b"POST /v1/files HTTP/1.1\r\n"

@@ -1,8 +1,8 @@
 """Run the fuzzer over the seeds and its earlier findings, for a number of seconds or runs.
 
 The exit code is 0 if it found nothing. An input that breaks the reader is written into the corpus
-folder as `crash-…`, `oom-…` or `timeout-…`; its path is in the output, and `python -m tests.fuzz
-PATH` reads it again.
+folder as `crash-…`, `oom-…` or `timeout-…`. Its path is in the output, and
+`python -m tests.fuzz PATH` reads it again.
 """
 
 import argparse

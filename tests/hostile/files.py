@@ -31,7 +31,7 @@ price = {{}}
 
 @dataclass(frozen=True)
 class HostileFile:
-    """`errors`: (code, line) of what validation finds.
+    """`errors`: (code, line) of each error of validation.
 
     Without any, `lines` has the status or error code of each custom_id.
     """

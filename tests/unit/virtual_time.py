@@ -34,7 +34,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class Server:
-    """Stands for Redis and holds the shared bucket. Another test compares it with the Lua script."""
+    """Stands for Redis and its shared bucket. Another test compares it with the Lua script."""
 
     def __init__(self) -> None:
         self.is_away = False

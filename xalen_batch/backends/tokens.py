@@ -85,7 +85,7 @@ def enqueued(size: int) -> int:
 
 
 def count(text: str) -> int:
-    """Estimate the tokens of a text: as many as `PIECES` matches, for a fraction of the CPU."""
+    """Estimate the tokens of a text: the number of `PIECES` matches, for a fraction of the CPU."""
     data = text.encode("utf-8", "surrogatepass")
     kinds = int.from_bytes(data.translate(_KINDS), "little")
     # The bits of characters of the same kind as the one before. The other bits of `kinds` are the

@@ -21,7 +21,7 @@ from xalen_batch import db, ids
 from xalen_batch.config import settings
 from xalen_batch.models import Base
 
-# Rows that answering anybody may touch: when a key was last used.
+# Every table but that of the keys, whose last use any answer may update.
 UNTOUCHED = [table.name for table in Base.metadata.sorted_tables if table.name != "api_keys"]
 
 

@@ -33,9 +33,7 @@ TIMES = 5
 
 
 class Post:
-    """Carries messages to a pool of threads that run the jobs: each so many times, the last to come
-    perhaps first.
-    """
+    """Delivers each message `times` times, in random order, to threads that run the jobs."""
 
     def __init__(self, engine: Engine, pool: ThreadPoolExecutor, times: int, seed: int) -> None:
         self.jobs: dict[Job, Callable[..., Any]] = tasks.register(Celery("test"), engine)
@@ -123,7 +121,7 @@ def test_messages_that_come_five_times_in_any_order_end_a_batch_as_none_do(
     wait_until(lambda: post.deliver() or read(five).status == "completed")
     assert post.delivered >= 3 * TIMES
 
-    # And all of them lost: sweeps alone find the work.
+    # All messages are lost: only sweeps find the work.
     monkeypatch.setattr(broker, "publish", lambda messages: None)
     monkeypatch.setattr(recover, "LOST_AFTER", recover.LOST_AFTER * 0)
     none = submit()
