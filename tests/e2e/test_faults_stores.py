@@ -19,6 +19,7 @@ from tests.e2e.stack import Stack
 from tests.fault_proxy import FaultProxy
 
 OUTAGE = float(os.environ.get("XALEN_TEST_OUTAGE", "0"))
+LINES = 100
 # The ways in which Redis is unavailable.
 OUTAGES: dict[str, Callable[[Stack], object]] = {
     "refused": lambda stack: stack.redis.refuse(),
@@ -74,12 +75,12 @@ class TestRedis:
         OUTAGES[way](services)
         until = time.monotonic() + OUTAGE
         assert services.ask("GET", "/readyz").body["status"] == "degraded"
-        batch = services.submit()
+        batch = services.submit(LINES)
         seconds = [
             services.ask("POST", f"/v1/batches/{services.submit(1).id}/cancel").seconds
             for _ in range(4)
         ]
-        services.is_done(batch)
+        services.is_done(batch, lines=LINES)
         while time.monotonic() < until:
             seconds.append(
                 services.ask("POST", f"/v1/batches/{services.submit(1).id}/cancel").seconds

@@ -206,16 +206,16 @@ class TestRedisThatHangs:
         assert accepted
         fault(proxy)
 
-        def seconds(method: str, path: str, body: Any = None) -> float:
+        def is_quick(method: str, path: str, body: Any = None) -> bool:
             # Reset the pause after a failure, in which the next call would not try Redis at all.
             broker._quiet_until = 0.0
             begun = time.monotonic()
             assert api.ask(method, path, body).status == 200
-            return time.monotonic() - begun
+            return time.monotonic() - begun < 2
 
         # A busy machine slows single calls; a wait for Redis would slow all of them.
-        assert min(seconds("POST", "/v1/batches", create) for _ in range(3)) < 2
-        assert min(seconds("GET", "/readyz") for _ in range(3)) < 2
+        assert any(is_quick("POST", "/v1/batches", create) for _ in range(3))
+        assert any(is_quick("GET", "/readyz") for _ in range(3))
         assert api.ask("GET", "/readyz").json["status"] == "degraded"
 
 

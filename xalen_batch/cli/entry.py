@@ -5,10 +5,12 @@ Imports little itself: each process that multiprocessing starts for a command im
 
 import sys
 
+from xalen_batch import memory
 from xalen_batch.cli.failures import INTERRUPTED, STOPPED_EARLY
 
 
 def main() -> None:
+    memory.spare_imports()
     try:
         from typer.main import get_command
 
