@@ -66,7 +66,7 @@ def main() -> int:
         record=options.record is not None,
         width=None if sys.stdout.isatty() else WIDTH,
     )
-    # A terminated demo stops what it has started, as one that is interrupted does.
+    # On SIGTERM, stop all processes of the demo, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     try:
@@ -91,7 +91,7 @@ def save(console: Console, path: Path) -> None:
     dark = path.with_stem(f"{path.stem}-dark")
     for target, theme in ((path, DEFAULT_TERMINAL_THEME), (dark, SVG_EXPORT_THEME)):
         picture = console.export_svg(title="make demo", theme=theme, clear=False)
-        # Fonts are the reader's own: a picture fetches nothing. The frame is seen on any page.
+        # The reader's own fonts, so the picture fetches nothing; a frame that any page shows.
         picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
         target.write_text(picture.replace("rgba(255,255,255,0.35)", "#9198a1"), "utf-8")
 
@@ -110,7 +110,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def perform(stage: Stage, console: Console, folder: Path) -> None:
-    """The main job. The first line is all that points the OpenAI client here."""
+    """The main job. Only its first line differs from a program for OpenAI's own API."""
     client = OpenAI(base_url=stage.base_url, api_key=stage.api_key)
     console.print(f"Ready: [bold]OpenAI(base_url={stage.base_url!r}, api_key=…)[/]\n")
     jobs = [submit(client, HERE / name) for name in FILES]
@@ -287,7 +287,7 @@ def show_failures(job: Job, results: Path, console: Console) -> None:
 
 
 def show_invoices(client: OpenAI, jobs: Sequence[Job], results: Path, console: Console) -> None:
-    """What each batch costs, exactly; how the last one comes about; and what the month comes to."""
+    """Show each batch's exact cost, the invoice of the last batch, and the month's statement."""
     invoices = {job.name: fetch(client, f"/batches/{job.batch.id}/invoice") for job in jobs}
     money = ["list price", "discount", "total"]
     shown = table(
@@ -337,7 +337,7 @@ def show_invoice(invoice: Json, name: str, console: Console) -> None:
 
 
 def show_statement(statement: Json, console: Console) -> None:
-    """What the month comes to: exact sums of its batches, and the one line that rounds."""
+    """Show the month's statement: the exact sums of its batches, and the one line that rounds."""
     shown = table(
         f"The statement of {statement['month']}, a {statement['status']} until the month is over",
         "item",

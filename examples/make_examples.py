@@ -105,7 +105,7 @@ def line(custom_id: str, url: str, body: Json) -> Json:
 
 
 def support_tickets() -> Iterator[Json]:
-    """Every ticket to be given a label by Mistral Small 3.1."""
+    """A request for each ticket: Mistral Small 3.1 gives it a label."""
     for number, text in enumerate(tickets(TICKETS), 1):
         yield line(
             f"ticket-{number:04d}",
@@ -115,7 +115,7 @@ def support_tickets() -> Iterator[Json]:
 
 
 def help_centre_rerank() -> Iterator[Json]:
-    """Every search with its passages to be ranked by BGE Reranker v2."""
+    """A request for each search: BGE Reranker v2 ranks its passages."""
     for number, (query, documents) in enumerate(searches(SEARCHES), 1):
         yield line(
             f"search-{number:04d}",
@@ -143,7 +143,7 @@ def mixed_models() -> Iterator[Json]:
 
 
 def nightly_tickets() -> Iterator[Json]:
-    """A template for a schedule: every night the automatic replies of the day, one a topic."""
+    """A template for a schedule: each night the automatic replies of the day, one per topic."""
     for label in LABELS:
         body = chat(CHAT_MODEL, f"Topic: {label}. {CAME}", AUTO_REPLY, max_tokens=120) | {
             "user": "{{run_id}}"
@@ -152,7 +152,7 @@ def nightly_tickets() -> Iterator[Json]:
 
 
 def invalid() -> Iterator[str]:
-    """Lines that validation refuses, one reason each, after one that is right."""
+    """A valid line, then lines that validation refuses, each for another reason."""
     url = "/v1/chat/completions"
     body = chat(CHAT_MODEL, "My parcel has not arrived.")
     wrong = [

@@ -1,6 +1,4 @@
-"""What the demo runs on: a model server for each model, and `xalen-batch up`, in a folder of its
-own.
-"""
+"""The demo's processes: a simulated server for each model, and `xalen-batch up`, in one folder."""
 
 import fcntl
 import os
@@ -22,7 +20,7 @@ from xalen_batch.standalone.processes import dying_with_parent
 
 COMMAND = Path(sys.executable).with_name("xalen-batch")
 MODELS = ("mistral-small-3-1", "bge-reranker-v2")
-# Few requests in flight, so that there is something to watch; 256 would be usual.
+# Few requests in flight, so that the progress bars are slow enough to watch; 256 is usual.
 IN_FLIGHT = 8
 START_TIMEOUT = 90.0
 STOP_TIMEOUT = 60.0
@@ -32,12 +30,12 @@ Say = Callable[[str], None]
 
 
 class Failed(Exception):
-    """Something did not start; the message says what, with the end of its log."""
+    """A process did not start; the message names it and has the end of its log."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A running system: what the SDK needs to know, and where things are."""
+    """A running system: its address and key for the SDK, and its data folder."""
 
     base_url: str
     api_key: str
@@ -46,7 +44,7 @@ class Stage:
 
 @contextmanager
 def running(folder: Path, say: Say) -> Iterator[Stage]:
-    """Start everything in an emptied folder; whatever happens, nothing runs on afterwards."""
+    """Start all processes in an emptied folder, and stop them at the end, also after an error."""
     with ExitStack() as stack:
         lock = stack.enter_context(emptied(folder))
         servers = {}
@@ -83,8 +81,8 @@ def running(folder: Path, say: Say) -> Iterator[Stage]:
 
 @contextmanager
 def emptied(folder: Path) -> Iterator[int]:
-    """The folder with nothing in it but a lock, which whoever is started inherits: no two demos
-    share a folder.
+    """Empty the folder and lock it. The demo's processes inherit the lock, so two demos never share
+    a folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -98,7 +96,7 @@ def emptied(folder: Path) -> Iterator[int]:
 
 
 def take(lock: int, folder: Path) -> None:
-    """Wait for an earlier demo that is still stopping, but not for ever."""
+    """Take the lock; an earlier demo that is stopping may hold it for STOP_TIMEOUT seconds."""
     deadline = time.monotonic() + STOP_TIMEOUT
     while True:
         try:
@@ -111,7 +109,7 @@ def take(lock: int, folder: Path) -> None:
 
 
 def catalog_of(servers: dict[str, str]) -> str:
-    """A model catalog that says where the two models run."""
+    """A catalog with the addresses of the two model servers."""
     table = (
         '[models.{model}.backend]\nkind = "openai"\nbase_url = "{url}"\nmodel ='
         ' "{model}"\nmax_in_flight = {in_flight}\n'
@@ -125,7 +123,7 @@ def catalog_of(servers: dict[str, str]) -> str:
 def started(
     *arguments: str, log: Path, lock: int, settings: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`xalen-batch …` with these settings and no others, stopped at the end."""
+    """Run `xalen-batch …` with these settings and no others, and stop it at the end."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("XALEN_")}
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -135,8 +133,8 @@ def started(
             stdout=out,
             stderr=out,
             pass_fds=[lock],
-            # Ctrl-C is for the demo, which stops things in order. Should it be killed, they stop by
-            # themselves.
+            # A session of its own: Ctrl-C reaches only the demo, which stops its processes in
+            # order. If the demo is killed, they end with their parent.
             start_new_session=True,
             preexec_fn=dying_with_parent(signal.SIGTERM),
         )
@@ -156,9 +154,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Ask until a server answers 200.
+    """Poll until a server answers 200.
 
-    Raises Failed with its last words when it has ended or takes too long.
+    Raises Failed, with the end of its log, if it has ended or takes too long.
     """
     deadline = time.monotonic() + START_TIMEOUT
     while not is_up(url):

@@ -1,9 +1,7 @@
-"""`make audit`: the locked packages, with their hashes, against the database of known
-vulnerabilities.
+"""`make audit`: look up the locked packages, by their hashes, in the database of vulnerabilities.
 
-Ends with 0 if every package was looked up and none is known to be vulnerable, 1 if one is, and 3
-(INCONCLUSIVE) if the service cannot be reached or does not know a package: then nothing has been
-shown.
+The exit code is 0 if every package was found and none is known to be vulnerable, 1 if one is, and 3
+(INCONCLUSIVE) if the service cannot be reached or does not know a package.
 """
 
 import json

@@ -1,6 +1,4 @@
-"""Batches whose lines have ended, for tests of what they cost; their results go through the
-product's own record.
-"""
+"""Batches whose lines have ended, for tests of billing. `record` itself writes the results."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -27,7 +25,7 @@ REFUSED = Refused(
 class Ran(NamedTuple):
     """How a line ended.
 
-    A `Usage`: with an answer that is of no interest; a `LineError`: without an answer.
+    A `Usage`: with an answer, whose text does not matter; a `LineError`: without an answer.
     """
 
     outcome: Usage | Answered | Refused | LineError
@@ -42,7 +40,7 @@ def running(
     livemode: bool = False,
     **columns: Any,
 ) -> Batch:
-    """A batch all of whose lines have ended, and that nobody has finalized."""
+    """A batch whose lines have all ended, before it is finalized."""
     caller = caller or factories.caller(session, livemode=livemode)
     batch = factories.batch(
         session,
@@ -100,5 +98,5 @@ def ended(lines: Sequence[Ran], caller: Caller | None = None, **columns: Any) ->
 
 
 def issue_due(session: Session) -> int:
-    """Issue the next statement of every account that has one due; how many were issued here."""
+    """Issue the next statement of every account that has one due; return their number."""
     return sum(statements.issue(session, due) for due in statements.due(session))

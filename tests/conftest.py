@@ -27,17 +27,17 @@ from xalen_batch.models import Base
 from xalen_batch.standalone import stores as embedded
 from xalen_batch.storage import marks
 
-# Thousands of modules and tests are no garbage: half of the time of collecting them was the GC's.
+# Keep imported modules out of garbage collection: it took half of the time of collecting tests.
 memory.spare_imports()
 
-# How long an example takes is the machine's business.
+# No deadline for an example: its duration depends on the machine.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 # Fixtures that start several processes and serve many tests.
 SHARED_SYSTEMS = ("running_system", "services", "campaign")
 
-# Bytes of all tables, of rows and of what deleted ones have left.
+# Bytes of all tables, dead rows included.
 LARGE = 4 * 1024 * 1024
 
 
@@ -78,7 +78,7 @@ class Stores(NamedTuple):
 
 
 def forget() -> None:
-    """Have everything that is read from the settings once be read again."""
+    """Clear the caches of values that are read from the settings once."""
     for cached in (
         config.settings,
         catalog.models,
@@ -95,7 +95,7 @@ def forget() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _clean_environment() -> Iterator[None]:
-    """What the developer has set for a server of their own is not for the tests."""
+    """Remove the developer's own XALEN_… variables, so that no test uses them."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(("XALEN_", "OPENAI_")):
@@ -147,7 +147,7 @@ def stores(_clean_environment: None) -> Iterator[Stores]:
             found = Stores(postgres.url, postgres.owner_url, valkey.url, root / "data")
             patch.setenv("XALEN_DATA_DIR", str(found.data_dir))
             patch.setenv("XALEN_STORAGE_URL", (found.data_dir / "files").as_uri())
-            # A fast machine would meet the usual one in tests of other things.
+            # On a fast machine, tests of other features would exceed the default.
             patch.setenv("XALEN_QUOTA_REQUESTS_PER_SECOND", "1000000")
             forget()
             migrate.migrate()
@@ -165,8 +165,9 @@ def stores(_clean_environment: None) -> Iterator[Stores]:
 
 @pytest.fixture
 def database(stores: Stores) -> str:
-    """An empty database, but for the catalog's prices, behind `db.transaction()`, and no stored
-    file; its URL.
+    """The URL of a database that is empty but for the catalog's prices; no file is stored.
+
+    `db.transaction()` uses it.
     """
     empty()
     for folder in (stores.data_dir / "files").glob("*/"):
@@ -184,8 +185,8 @@ def empty() -> None:
         # Triggers refuse it for the audit log, as they should.
         session.execute(text("SET LOCAL session_replication_role = replica"))
         if size > LARGE:
-            # It makes every file of every table and index anew: ten times the time of deleting the
-            # few rows that most tests leave.
+            # TRUNCATE creates new files for every table and index: ten times slower than deleting
+            # the few rows that most tests leave.
             session.execute(text(f"TRUNCATE {', '.join(names)}"))
         else:
             session.execute(text("; ".join(f"DELETE FROM {name}" for name in names)))
@@ -195,8 +196,8 @@ def empty() -> None:
 
 @contextmanager
 def as_owner() -> Iterator[Session]:
-    """A transaction of the role that owns the tables: for statements that the serving role is
-    refused.
+    """A transaction of the role that owns the tables, for statements that the serving role may not
+    run.
     """
     with Session(_owner_engine(db.owner_url()), expire_on_commit=False) as session, session.begin():
         yield session
@@ -228,7 +229,7 @@ def valkey(stores: Stores) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def configure() -> Iterator[Callable[..., None]]:
-    """`configure(lease=2, task_lines=5)`: other settings for one test."""
+    """`configure(lease=2, task_lines=5)` changes settings for one test."""
     with pytest.MonkeyPatch.context() as patch:
 
         def change(**values: object) -> None:

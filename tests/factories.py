@@ -1,6 +1,4 @@
-"""Rows for tests, made the way the product makes them; each argument that matters to a test can be
-given.
-"""
+"""Rows for tests, created by the product's own functions, with overridable values."""
 
 import hashlib
 import json
@@ -74,7 +72,7 @@ def input_file(
 
 
 def batch(session: Session, caller: Caller, file: File, **columns: Any) -> Batch:
-    """A batch just created, with today's prices; nothing has been enqueued for it."""
+    """A new batch with the current prices; no hint has been sent for it."""
     made = Batch(
         **{
             "id": ids.new(),
@@ -123,7 +121,7 @@ def rerank_line(
 
 
 def definition(**fields: Any) -> Definition:
-    """A nightly schedule in Berlin; `inbox={}` unless it is said what it runs."""
+    """A nightly schedule in Berlin; with `inbox={}` unless the fields name another input."""
     what = {} if {"input_file_id", "template_file_id", "source"} & set(fields) else {"inbox": {}}
     return Definition.model_validate(
         {"name": "nightly", "cron": "30 2 * * *", "timezone": "Europe/Berlin", "endpoint": CHAT}

@@ -1,9 +1,8 @@
-"""A TCP proxy that misbehaves when it is told to: what a network does to two processes that speak
-through it.
+"""A TCP proxy that simulates network faults between two processes.
 
 It listens on a free loopback port, in a thread of the test process, and forwards to one address.
-Its faults are switched while it runs; each takes the place of the one before, and holds for open
-connections as for new ones.
+Tests switch its faults while it runs; a fault replaces the one before, and applies to open and new
+connections.
 """
 
 import asyncio
@@ -92,14 +91,14 @@ class Link:
                 if are_answers:
                     self.answered += len(chunk[:most])
                 chunk = chunk[most:]
-                # The receiver is to see each slice by itself.
+                # The receiver gets each slice in a read of its own.
                 await asyncio.sleep(0)
         await self._proxy.passes.wait()
         if to.can_write_eof():
             to.write_eof()
 
     def cut(self) -> None:
-        """End it in the ordinary way, in the midst of whatever was said."""
+        """Close both sides normally (no reset), possibly in the middle of a message."""
         for end in self._ends:
             end.close()
 
@@ -125,8 +124,8 @@ class FaultProxy:
         self.passes.set()
         self.accepted = 0
         self._links: set[Link] = set()
-        # It holds the port while nobody listens: a connection is refused then, and nobody else can
-        # take the port.
+        # A bound socket that does not listen: it keeps the port from other processes, and while
+        # the proxy does not listen, connections are refused.
         self._holder = _bound(0)
         self.port: int = self._holder.getsockname()[1]
         self._server: asyncio.Server | None = None
@@ -149,38 +148,38 @@ class FaultProxy:
 
     @property
     def open(self) -> int:
-        """How many connections it carries."""
+        """The number of open connections."""
         return self._call(lambda: sum(link.is_open for link in self._links))
 
     def heal(self) -> None:
-        """Everything passes as it came, and what a black hole kept back too."""
+        """End the fault: forward all bytes, those that a black hole held back, too."""
         self._do(self._set(Faults()))
 
     def delay(self, seconds: float) -> None:
         self._do(self._set(Faults(delay=seconds)))
 
     def slices(self, size: int = 1) -> None:
-        """So many bytes at a time."""
+        """Forward `size` bytes at a time."""
         self._do(self._set(Faults(slice=size)))
 
     def cut_after(self, size: int) -> None:
-        """Each connection is closed after so many bytes of answers from now on."""
+        """Close each connection after `size` more bytes of answers."""
         self._do(self._set(Faults(cut_after=size)))
 
     def black_hole(self) -> None:
-        """Connections are accepted, and nothing ever passes, nor an end."""
+        """Accept connections, but forward neither bytes nor their end."""
         self._do(self._set(Faults(is_silent=True)))
 
     def reset(self) -> None:
-        """What is open is reset, and whatever opens."""
+        """Reset open and new connections."""
         self._do(self._set(Faults(is_resetting=True)))
 
     def refuse(self) -> None:
-        """What is open is reset, and nobody listens."""
+        """Reset open connections, and refuse new ones."""
         self._do(self._set(Faults(is_resetting=True), is_listening=False))
 
     def break_connections(self) -> None:
-        """What is open now is reset; the fault in force stays."""
+        """Reset open connections; the fault in force stays."""
         self._call(self._reset_all)
 
     async def _set(self, faults: Faults, *, is_listening: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""What must be so of every batch that has ended, whatever happened to it on its way."""
+"""Invariants of every batch that has ended, whichever faults happened before."""
 
 import json
 from collections import Counter
@@ -15,11 +15,11 @@ from xalen_batch.states import BatchStatus, LineError, TaskState
 
 
 def assert_whole(batch_id: UUID, lines: int | None = None, *, is_proven: bool = False) -> Batch:
-    """It has one end, and each of its lines one; counts, files, charges and invoice say the same;
-    nobody holds any of it any more.
+    """Assert that the batch and each of its lines have ended once, that counts, files, charges and
+    invoice agree, and that no worker holds a task of it.
 
-    `lines`: how many it has; None: as many as its `total`. `is_proven`: the caller has every batch
-    reconciled.
+    `lines`: the number of its lines; None: its `total`. `is_proven`: the caller has called
+    `assert_reconciled` for all batches.
     """
     with db.transaction() as session:
         batch = session.get_one(Batch, batch_id)
@@ -82,6 +82,6 @@ def assert_whole(batch_id: UUID, lines: int | None = None, *, is_proven: bool = 
 
 
 def assert_reconciled() -> None:
-    """Everything that is billed, in all batches, is what the results come to."""
+    """Assert that all charges and invoices follow from the results (`reconcile`)."""
     with db.snapshot() as session:
         assert list(reconcile.differences(session)) == []

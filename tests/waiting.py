@@ -1,7 +1,7 @@
 """Waiting for something that has to happen.
 
-PATIENCE says nothing about speed: a test that passes never waits that long, however slow or busy
-the machine is.
+PATIENCE is no bound on speed: a test that passes never waits that long, however slow or busy the
+machine is.
 """
 
 import subprocess
@@ -21,9 +21,9 @@ def wait_until(
     log: Path | None = None,
     every: float = 0.02,
 ) -> None:
-    """Look every so many seconds until something is so.
+    """Poll until a condition is true.
 
-    AssertionError, with the log's end, when the time or the process is over.
+    Raises AssertionError, with the end of the log, if the time is over or the process has ended.
     """
     deadline = time.monotonic() + timeout
     while not happened():

@@ -1,4 +1,4 @@
-"""A caller of the API over plain HTTP, with how long each of its requests took."""
+"""A caller of the API over plain HTTP, which measures the duration of each request."""
 
 import json
 import time
@@ -9,19 +9,19 @@ from typing import Any
 CHAT = "/v1/chat/completions"
 MODEL = "mistral-small-3-1"
 TIMEOUT = 300.0
-# A body that is sent as it is: its content type and its bytes.
+# A body that is sent unchanged: its content type and its bytes.
 Raw = tuple[str, bytes]
 
 
 class Client:
-    """One key of one account. `seconds`: of each request, in their order."""
+    """A caller with one key. `seconds` has the duration of each request, in order."""
 
     def __init__(self, base_url: str, key: str) -> None:
         self._url, self._key = base_url, key
         self.seconds: list[float] = []
 
     def ask(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        """The answer's JSON, that of an error too."""
+        """Return the JSON of the answer, also of an error."""
         return self._send(method, path, body, {})[1]
 
     def status(

@@ -1,11 +1,11 @@
-"""Whether one caller, tenant or model server can stop the system, or make another wait.
+"""Test whether one caller, tenant or model server can stop the system or make others wait.
 
-    make attack                             every attack, as it was reported
+    make attack                             every attack, at the size that was reported
     make attack ATTACKS="estimates"         one of them
     python -m tests.attack --small          as CI runs them, within seconds each
-    python -m tests.attack --checkout DIR   the same against another checkout that has its .venv, for before and after
+    python -m tests.attack --checkout DIR   the same against another checkout with a .venv, to compare before and after
 
-Prints each figure with its bound. Exit 1 when one is over its bound.
+Prints each figure with its bound. The exit code is 1 if a figure exceeds its bound.
 """
 
 import argparse

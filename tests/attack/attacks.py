@@ -1,6 +1,4 @@
-"""The attacks: the modules of `tests/attack` that have a function `attack`, each against a system
-of its own.
-"""
+"""The attacks: modules of `tests/attack` with a function `attack`; each gets its own system."""
 
 import importlib
 import inspect

@@ -32,11 +32,11 @@ def begin(
 
 
 def fill(clients: list[socket.socket], length: int) -> None:
-    """Send each body but for its last byte, for as long as the server takes it."""
+    """Send each body except its last byte, for as long as the server reads it."""
     block = b" " * MiB
     for client in clients:
         left = length - 1
-        # What is refused may be reset while it is still being sent.
+        # The server may reset a refused connection while its body is still being sent.
         with suppress(OSError):
             while left:
                 left -= client.send(block[:left])

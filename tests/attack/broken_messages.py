@@ -1,6 +1,4 @@
-"""Whoever reaches Redis puts messages on the queue that are not ours; no worker ends, and none runs
-what they say.
-"""
+"""A stranger who reaches Redis puts foreign messages on the queue; no worker ends or obeys them."""
 
 import json
 import time
@@ -16,7 +14,7 @@ SETTINGS: Mapping[str, object] = {}
 CATALOG = ""
 HUGE = 100 * 1024 * 1024
 SECONDS = 20
-# Each costs the time in which a worker is started again.
+# Stop after this number of ended workers, since each takes time to start again.
 MOST_ENDED = 3
 LINE = {
     "custom_id": "a",
@@ -55,16 +53,14 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
 
 
 def _ends_a_worker(system: System, queue: redis.Redis, message: bytes) -> bool:
-    """Put a message on the queue; whether the worker that took it is another process afterwards."""
+    """Put a message on the queue; whether the worker was replaced by a new process afterwards."""
     before = system.pid("worker")
     _take(queue, message)
     return _pid(system) != before
 
 
 def _take(queue: redis.Redis, message: bytes) -> None:
-    """Put a message on the queue, and one more, and wait until both are taken: the first has been
-    dealt with then.
-    """
+    """Put two messages on the queue and wait until both are taken; the first is handled by then."""
     for sent in (message, BROKEN["an unknown task"]):
         queue.lpush(QUEUE, sent)
         deadline = time.monotonic() + SECONDS
@@ -73,7 +69,7 @@ def _take(queue: redis.Redis, message: bytes) -> None:
 
 
 def _pid(system: System) -> int:
-    """A worker that ended is started again by its supervisor, and its file written again."""
+    """The worker's process id, from a file that the supervisor rewrites at each restart."""
     try:
         return system.pid("worker")
     except (OSError, ValueError):

@@ -28,7 +28,7 @@ model = "mistral-small-3-1"
 max_in_flight = 1
 """
 BOUND = 10
-# Until a worker has taken the line.
+# Seconds within which a worker sends the line.
 START_SECONDS = 30
 PIECE = 1024 * 1024
 LINE = {
@@ -84,7 +84,7 @@ class _Flood:
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
-        # A close alone does not end an accept that waits.
+        # Closing the socket alone does not end a blocked accept.
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
 

@@ -21,15 +21,15 @@ MODEL = "mistral-small-3-1"
 AT_ONCE = 30
 LINE_BYTES = 4_000
 LINES = {Size.SMALL: 6_000, Size.FULL: 50_000}
-# Seconds for the looks beside the estimates, which take minutes where each waits for all of them.
+# Most seconds for the requests beside the estimates, which take minutes if each waits for all.
 LONGEST = 20.0
 LOOKS = {Size.SMALL: 40, Size.FULL: 150}
 WORDS = "where is my parcel it was sent on monday and has not come yet please look for it "
 
 
 def attack(system: System, size: Size) -> Iterator[Figure]:
-    """The figures are of the other account, but for the time of one estimate alone and the answers
-    to the greedy ones.
+    """Yield figures of the other account, the time of a single estimate, and the answers to the
+    greedy account.
     """
     greedy, other = system.test_key, system.new_account("other")
     content = _file(LINES[size])
@@ -99,9 +99,7 @@ def _upload(system: System, key: str, content: bytes) -> str:
 
 
 def _insist(system: System, key: str, file_id: str, statuses: Counter[int], is_over: Event) -> None:
-    """Ask for an estimate again and again, after a refusal when its `retry-after` is over, as SDKs
-    do.
-    """
+    """Request estimates repeatedly; after a refusal wait for its `retry-after`, as SDKs do."""
     while not is_over.is_set():
         status, wait, _ = _ask(
             system,
@@ -115,13 +113,13 @@ def _insist(system: System, key: str, file_id: str, statuses: Counter[int], is_o
 
 
 def _wait_for(statuses: Counter[int]) -> None:
-    """Until the greedy account has had an answer, so all of its requests are there."""
+    """Wait for the first answer to the greedy account; by then all of its requests have arrived."""
     while not statuses.total():
         time.sleep(0.01)
 
 
 def _median_beside(system: System, key: str, ready: Counter[int], looks: int) -> float:
-    """The median time of a GET; `/readyz` is asked between two of them."""
+    """The median time of a GET, with a request to `/readyz` after each."""
     times, deadline = [], time.monotonic() + LONGEST
     while len(times) < looks and time.monotonic() < deadline:
         times.append(median_seconds(lambda: _ask(system, "GET", "/v1/batches", key), 1))

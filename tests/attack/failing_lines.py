@@ -16,9 +16,9 @@ SETTINGS: Mapping[str, object] = {}
 CATALOG = ""
 MODEL = "mistral-small-3-1"
 ENDED = ("completed", "failed", "expired", "cancelled")
-# Failing lines, the other account's lines, and the longest that they are waited for.
+# Failing lines, the other account's lines, and the most seconds that the latter may take.
 LINES = {Size.SMALL: (1_500, 1_000, 30.0), Size.FULL: (20_000, 2_000, 120.0)}
-# Of the lines without an answer, in how many batches they come.
+# The number of lines without an answer, and of the batches that hold them.
 HANGING, BATCHES = 400, 40
 FAULTS = {
     "fail with 500": "status=500",
@@ -81,7 +81,7 @@ def _submit(client: openai.OpenAI, lines: int, fault: str | None = None) -> Batc
 
 
 def _seconds(client: openai.OpenAI, lines: int, longest: float) -> float:
-    """From the batch's creation to its end, or the longest that is waited for it."""
+    """Seconds from a batch's creation to its end, at most `longest`."""
     begun, batch = time.monotonic(), _submit(client, lines)
     while batch.status not in ENDED and time.monotonic() - begun < longest:
         time.sleep(0.05)

@@ -29,7 +29,7 @@ SETTINGS: Mapping[str, object] = {
     "quota_open_batches": 0,
 }
 CATALOG = ""
-# How far beyond a cap it goes on where nothing refuses it.
+# How far beyond its cap an account continues if nothing refuses it.
 BEYOND = {Size.SMALL: 4, Size.FULL: 200}
 # Bytes of one large request for an inbox.
 LARGE = 100_000
@@ -67,8 +67,8 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
         )
 
     makers: dict[str, tuple[int, Callable[[int], int]]] = {
-        # What there is already: a key, two schedules, a file. The same request again and again is
-        # one in the inbox.
+        # The account already has a key, two schedules and a file. An inbox keeps only one copy of
+        # the same request.
         "idempotency_keys": (0, lambda number: fill(0, key=f"{number}")),
         "waiting_runs": (0, backfill),
         "api_keys": (1, lambda number: greedy.status("POST", "/api_keys", {"name": "more"})),
@@ -104,8 +104,8 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
         lambda number: greedy.status("POST", f"/schedules/{piled}/pause", {"note": f"{number}"}),
         2 * CHANGES_PER_MINUTE,
     )
-    # A minute's worth at once, what comes back meanwhile, and the most that the API allows by
-    # itself while Redis is late (one of four parts).
+    # The changes of one minute at once, those that are refilled meanwhile, and those that the API
+    # grants by itself while Redis is late (a fourth of the limit).
     allowed = CHANGES_PER_MINUTE * (1 + (time.monotonic() - begun) / 60 + 1 / UNKNOWN_PROCESSES)
     yield Figure(
         f"changes made, as a share of what {CHANGES_PER_MINUTE} a minute allow", made / allowed, 1
@@ -113,7 +113,7 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
 
 
 def _made(make: Callable[[int], int], most: int) -> int:
-    """How many are made before the first that is refused with 429, `most` of them tried."""
+    """The number of objects that are made before the first 429; `most` are tried."""
     for number in range(most):
         if (status := make(number)) == 429:
             return number

@@ -1,8 +1,8 @@
-"""A model server answers every line with as many bytes as an answer may have; the worker holds a
+"""A model server answers every line with the most bytes that an answer may have; the worker holds a
 bounded number of them.
 
-The small size has compressed answers, which arrive all at once however busy the machine is. The
-full size has 400 of 4.5 MB as they are, too, and those at the cap (`XALEN_ANSWER_MAX_BYTES`).
+The small size has compressed answers, which all arrive at once even on a busy machine. The full
+size also has 400 uncompressed answers of 4.5 MB, and answers at the cap (`XALEN_ANSWER_MAX_BYTES`).
 """
 
 import gzip
@@ -25,7 +25,7 @@ base_url = "http://127.0.0.1:{port}/v1"
 model = "mistral-small-3-1"
 max_in_flight = 256
 """
-# The default of XALEN_WORKER_BYTES, and what a worker takes without any answer.
+# MB: the default of XALEN_WORKER_BYTES, plus the memory of a worker without any answer.
 BOUND = 268 + 150
 SECONDS = 300
 LATENCY = 2.0
@@ -64,7 +64,7 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
 
 
 def _run(client: openai.OpenAI, count: int) -> int:
-    """Run a batch; how many lines have not succeeded."""
+    """Run a batch; return the number of its lines that have not succeeded."""
     lines = [
         {
             "custom_id": str(n),
@@ -94,7 +94,7 @@ _HELLO = {"role": "user", "content": "Hello"}
 
 
 def _answer(length: int) -> bytes:
-    """A chat completion of so many bytes."""
+    """A chat completion of `length` bytes."""
     message = {"role": "assistant", "content": ""}
     shape = {
         "id": "x",
@@ -123,7 +123,7 @@ class _ModelServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that leaves is no news here."""
+        """Print nothing when a client disconnects."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -133,8 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         answer = self.server.answer
-        # As a model does, it takes the same time for one as for many; then all that are in flight
-        # arrive at once.
+        # Like a batching model, it takes the same time for one request as for many, so the answers
+        # of all requests in flight arrive at once.
         time.sleep(LATENCY)
         self.send_response(200)
         self.send_header("content-type", "application/json")

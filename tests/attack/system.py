@@ -1,4 +1,4 @@
-"""The system that is attacked: `xalen-batch up` on a folder of its own, seen from outside."""
+"""The target of an attack: `xalen-batch up` on a folder of its own, seen from outside."""
 
 import json
 import subprocess
@@ -19,23 +19,23 @@ MB = 1_000_000
 
 
 class Size(StrEnum):
-    """How hard an attack is tried: SMALL for CI, within seconds, FULL as it was reported."""
+    """The size of an attack: SMALL for CI, within seconds; FULL as it was reported."""
 
     SMALL = "small"
     FULL = "full"
 
     def times(self, full: float) -> float:
-        """How many times its time alone another account's request may take.
+        """The most that another account's request may take, as a multiple of its time alone.
 
-        Other tests run beside SMALL, so there only a stall exceeds it.
+        Other tests run beside SMALL, so its multiple is so large that only a stall exceeds it.
         """
         return full if self is Size.FULL else 10.0
 
 
 class Figure(NamedTuple):
-    """What an attack measured.
+    """A measurement of an attack. The system holds if `value` is at most `bound`.
 
-    The system holds while `value` is at most `bound`; the name says the unit.
+    The name says the unit.
     """
 
     name: str
@@ -72,7 +72,7 @@ class System:
         return str(tomllib.loads((self.data_dir / "run.toml").read_text("utf-8"))["redis_url"])
 
     def new_account(self, name: str, mode: str = "test") -> str:
-        """A key with every scope of a new account."""
+        """Create an account; return a key of it with every scope."""
         return str(
             json.loads(
                 self.run(
@@ -89,7 +89,7 @@ class System:
         )
 
     def run(self, *arguments: str) -> str:
-        """What a command of the operator prints on stdout."""
+        """Run a command of the operator; return its stdout."""
         return subprocess.run(
             [self._command, *arguments],
             env=dict(self._environment),
@@ -102,7 +102,7 @@ class System:
         return (self.data_dir / "logs" / f"{part}.log").read_text("utf-8", "replace")
 
     def pid(self, part: str) -> int:
-        """Of `api`, `worker` or `beat`."""
+        """The process id of `api`, `worker` or `beat`."""
         return int((self.data_dir / "run" / f"{part}.pid").read_text("ascii"))
 
     def rss(self, part: str) -> int:
@@ -114,11 +114,11 @@ class System:
         return self._memory(part, "VmHWM:")
 
     def forget_peak(self, part: str) -> None:
-        """Let `peak` begin at what is resident now."""
+        """Reset `peak` to the resident bytes of now."""
         Path(f"/proc/{self.pid(part)}/clear_refs").write_text("5", "ascii")
 
     def settled(self, part: str) -> int:
-        """Resident bytes of a part once they change no more."""
+        """Resident bytes of a part, once they no longer change."""
         before, now = -1, self.rss(part)
         while abs(now - before) > MB:
             time.sleep(1.0)
@@ -132,7 +132,7 @@ class System:
 
 
 def median_seconds(act: Callable[[], object], times: int) -> float:
-    """The median duration of a call, over so many calls one after the other."""
+    """The median duration of a call, over `times` calls one after the other."""
     durations = []
     for _ in range(times):
         begun = time.perf_counter()
@@ -145,9 +145,9 @@ def median_seconds(act: Callable[[], object], times: int) -> float:
 def running(
     folder: Path, *, settings: Mapping[str, object], catalog: str, checkout: Path | None = None
 ) -> Iterator[System]:
-    """Start `up` and stop it in good order.
+    """Start `up`, and stop it with SIGTERM at the end.
 
-    `checkout`: another checkout with its own `.venv`, to be attacked instead of this one.
+    `checkout`: another checkout with its own `.venv`, which is attacked instead of this one.
     """
     command = (
         Path(sys.executable).with_name("xalen-batch")

@@ -26,7 +26,7 @@ base_url = "http://127.0.0.1:{{port}}/v1"
 ANSWER = 4_500_000
 # Receive buffer of a client, so that the kernel holds little of what the client does not read.
 RECEIVES = 64 * 1024
-# What stays with the allocator, the threads and the connection pool.
+# MB that the allocator, the threads and the connection pool keep.
 LEFT_MB = 60
 
 
@@ -58,7 +58,7 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(self.body)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing: the attack's output is its figures."""
+        """Log nothing: the attack's output is its figures."""
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def model_server(port: int) -> Iterator[None]:
 
 
 def a_batch(system: System, lines: int) -> str:
-    """A batch of the attacker's that has ended; its id."""
+    """Run a batch of the attacker to its end; return its id."""
     client = openai.OpenAI(base_url=system.base_url, api_key=system.live_key)
     content = jsonl([chat_line(f"line-{number}") for number in range(lines)])
     file = client.files.create(file=("input.jsonl", content), purpose="batch")
@@ -90,7 +90,7 @@ def a_batch(system: System, lines: int) -> str:
 
 
 def ask(system: System, path: str, key: str) -> socket.socket:
-    """A connection on which a download was asked for and of which nothing is read."""
+    """A connection that has requested a download and reads nothing of it."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVES)
     client.settimeout(60)

@@ -13,7 +13,7 @@ from tests.wire import Client
 
 SETTINGS: Mapping[str, object] = {
     "schedule_min_interval": 60,
-    # Batches of runs stay open, since their window is closed; with few of them, runs wait early.
+    # The batches of runs stay open, since their window is closed; a low quota makes runs wait soon.
     "quota_open_batches": 20,
     "quota_changes_per_minute": "none",
     "quota_requests_per_second": "none",
@@ -23,8 +23,8 @@ CATALOG = ""
 EVERY_MINUTE = {"cron": "* * * * *", "overlap": "allow"}
 BACKFILLS = {Size.SMALL: 3, Size.FULL: 21}
 SCHEDULES = {Size.SMALL: 8, Size.FULL: 500}
-# Seconds before the other account's fire at which SMALL begins to ask; FULL asks for the whole
-# minute.
+# Seconds before the other account's fire at which SMALL begins its requests; FULL sends requests
+# during the whole minute.
 BEFORE_FIRE = 5
 
 
@@ -48,7 +48,7 @@ def attack(system: System, size: Size) -> Iterator[Figure]:
         }
         for n in range(BACKFILLS[size])
     ]
-    # Runs of the minute for each of them, which wait as well.
+    # Each of these schedules fires a run in each minute, which waits as well.
     with ThreadPoolExecutor(4) as pool:
         list(
             pool.map(

@@ -1,12 +1,12 @@
-"""Whether anything that can happen to one machine loses a line, bills one twice, or stops the
-system for good.
+"""Test whether a fault on one machine loses a line, bills one twice, or stops the system for good.
 
     make chaos                    500 runs, from seed 1
-    make chaos SEED=17 RUNS=1     that one again
+    make chaos SEED=17 RUNS=1     the run of seed 17 again
     make chaos RUNS=60 PUBLISH=1  and write docs/reliability.md
 
-Each run drives batches through the SDK while a seed decides what is killed, frozen, cut off and
-emptied, and asks one oracle when all is over. Exit 1 when it found something in any run.
+Each run drives batches through the SDK, while processes and stores are killed, frozen, cut off and
+emptied as its seed decides. At its end an oracle checks the outcome. The exit code is 1 if the
+oracle found an error in any run.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> int:
                 _print(report.line(outcomes[-1]))
                 if outcomes[-1].wrong:
                     _print(advice(outcomes[-1]))
-                # After each: a campaign that is stopped has said what it saw.
+                # After each run, so that a campaign that is stopped has written its results.
                 write_json(KEPT / "results.json", report.as_json(outcomes))
         except KeyboardInterrupt:
             _print("stopped")

@@ -1,4 +1,4 @@
-"""Runs one after the other, on one system for as long as that is well."""
+"""Runs one after the other; a system is used again until a run finds an error on it."""
 
 import shutil
 import tempfile
@@ -11,9 +11,9 @@ from tests.chaos.plan import plan
 from tests.chaos.run import Outcome, Run
 from tests.chaos.system import System
 
-# What failing seeds leave, for whoever looks into them.
+# The logs of failed seeds.
 KEPT = ROOT / ".chaos"
-# A system makes way for a new one after so many runs, and is looked at when it stops.
+# A system is replaced after this number of runs, and checked when it stops.
 RUNS_OF_A_SYSTEM = 25
 
 
@@ -31,8 +31,8 @@ class Campaign:
         self._stop()
 
     def run(self, seed: int) -> Outcome:
-        """Its outcome; where something is wrong the logs are kept, and the next run gets a new
-        system.
+        """Return the outcome of a run. After an error the logs are kept, and the next run gets a
+        new system.
         """
         chosen = plan(seed)
         system = self.system(chosen.settings)
@@ -43,7 +43,7 @@ class Campaign:
         return outcome
 
     def system(self, settings: Mapping[str, object]) -> System:
-        """One with these settings that is ready for a run."""
+        """Return a system with these settings that is ready for a run."""
         if self._runs >= RUNS_OF_A_SYSTEM or (
             self._system is not None and self._system.settings != settings
         ):
@@ -77,7 +77,7 @@ class Campaign:
 
 
 def advice(outcome: Outcome) -> str:
-    """What to do about a run in which something was wrong."""
+    """How to repeat a run in which the oracle found an error, and where its logs are."""
     wrong = "\n".join(f"  {words}" for words in outcome.wrong)
     return (
         f"seed {outcome.seed}:\n{wrong}\nreplay it with: make chaos SEED={outcome.seed} RUNS=1\nits"

@@ -1,6 +1,4 @@
-"""One campaign for all seeds of a test process: its system is used again while it is well, and gone
-before other tests run.
-"""
+"""One campaign for all seeds of a test process. Its system is stopped before other tests run."""
 
 from collections.abc import Iterator
 

@@ -1,8 +1,8 @@
-"""Where a process of the product can be made to die: between two named steps, by its own SIGKILL.
+"""Crash points: a process kills itself with SIGKILL between two named steps of the product.
 
-`run(["worker"])` is `xalen-batch worker` (or api, or beat) with these functions wrapped. The
-product knows nothing of it. A process dies when the file that CHAOS_ARMED names holds `point
-occurrence`, and it reaches that point for that time since.
+`run(["worker"])` is `xalen-batch worker` (or api, or beat) with these functions wrapped; the
+product has no code for it. The file that CHAOS_ARMED names holds `point occurrence`. A process dies
+when it reaches the point for the `occurrence`-th time since the file was written.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 
 class Point(NamedTuple):
-    """`module:name`, and on which side of it.
+    """A function (`module:name`) of a role's processes, and the side of its call.
 
     `most`: the latest occurrence that a small batch reaches.
     """
@@ -86,14 +86,14 @@ class Trigger:
             if self._reached >= int(occurrence):
                 self._armed.rename(self._armed.with_suffix(".fired"))
                 os.kill(os.getpid(), signal.SIGKILL)
-                # Signals come when they come: nothing more happens here.
+                # SIGKILL may be delivered a moment later: do nothing until then.
                 threading.Event().wait()
 
 
 def resolve(function: str) -> tuple[Any, str]:
-    """What holds a named function, and its name there.
+    """The module or class of a named function, and the function's name in it.
 
-    Raises AttributeError or ImportError where the product has it no more.
+    Raises AttributeError or ImportError if the product no longer has the function.
     """
     module, _, path = function.partition(":")
     *above, name = path.split(".")
@@ -106,7 +106,7 @@ def resolve(function: str) -> tuple[Any, str]:
 
 
 def install(role: str, trigger: Trigger) -> None:
-    """Wrap the functions of this role's points; a name that is gone is an error."""
+    """Wrap the functions of this role's points. Raises for a function that no longer exists."""
     for name, point in POINTS.items():
         if point.role == role:
             holder, attribute = resolve(point.function)

@@ -1,8 +1,8 @@
 """A client of the campaign: one batch through the official SDK, from the upload to the invoice,
 whatever happens meanwhile.
 
-It does what any client should: it sends again what was not answered, with the same Idempotency-Key,
-and it waits when it is told to. An answer that no client should have to expect is written down.
+It does what any client should: it repeats requests without an answer, with the same
+Idempotency-Key, and obeys Retry-After. It records the answers that no client should get.
 """
 
 import json
@@ -29,7 +29,7 @@ class TooLate(Exception):
 
 @dataclass
 class Delivery:
-    """What the client was given for its order, and how."""
+    """The files, the invoice and the answers that the client got for its order."""
 
     run: str
     order: Order
@@ -37,8 +37,8 @@ class Delivery:
     output: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
     invoice: dict[str, Any] = field(default_factory=dict)
-    # Answers that are nobody's fault but the server's: anything but an object, a 503 with
-    # Retry-After, or no connection.
+    # Answers that are a fault of the server: all but an object, a 503 with Retry-After, and a
+    # connection that fails.
     unexpected: list[str] = field(default_factory=list)
     ended_at: float | None = None  # monotonic
     unanswered: int = 0
@@ -113,7 +113,7 @@ class Client(threading.Thread):
         try:
             self._sdk.batches.cancel(batch_id)
         except openai.ConflictError:
-            # It ended first.
+            # The batch ended before the cancel arrived.
             if self._sdk.batches.retrieve(batch_id).status not in TERMINAL:
                 raise
 
@@ -126,7 +126,7 @@ class Client(threading.Thread):
         ]
 
     def _insist(self, ask: Callable[[], T]) -> T:
-        """Ask until it is answered. Raises TooLate."""
+        """Repeat a request until it is answered. Raises TooLate."""
         while True:
             pause = POLL
             try:

@@ -1,6 +1,6 @@
-"""What can be done to a running system.
+"""The faults that the campaign injects into a running system.
 
-Each fault is a context: inside it holds, afterwards it is healed.
+Each fault is a context manager: it is active inside and healed at the end.
 """
 
 import json
@@ -25,11 +25,11 @@ BUSIEST = "the busiest worker"
 
 @dataclass(frozen=True)
 class Fault:
-    """`kind`: what, one of KINDS. `on`: a process, a link, a crash point or a storm. `hold`:
-    seconds that it lasts.
+    """`kind` is one of KINDS; `on` is a process, a link, a crash point or a storm; `hold` is the
+    duration in seconds.
 
-    A crash point's `hold` is the occurrence at which it fires, and it lasts until it has or until
-    the run is over.
+    The `hold` of a crash point is the occurrence at which it fires. It is armed until then, or
+    until the run is over.
     """
 
     kind: str
@@ -96,8 +96,8 @@ def frozen(system: System, fault: Fault) -> Iterator[None]:
 
 @contextmanager
 def rolled(system: System, fault: Fault) -> Iterator[None]:
-    """SIGTERM to one after the other, each started again before the next; none may need more than
-    its grace.
+    """A rolling restart: SIGTERM to one process after the other. Each must end within its grace,
+    and is started again before the next.
     """
     names = list(PROCESSES) if fault.on == "all" else [fault.on]
     for name in names:
@@ -113,7 +113,7 @@ def rolled(system: System, fault: Fault) -> Iterator[None]:
 
 @contextmanager
 def valkey_emptied(system: System, fault: Fault) -> Iterator[None]:
-    """Killed, and back without anything that it held."""
+    """Kill Valkey, and start it again without its data."""
     assert system.valkey.process is not None
     system.valkey.process.kill()
     system.valkey.process.wait()
@@ -208,8 +208,8 @@ def crash_point(system: System, fault: Fault) -> Iterator[None]:
         system.parts[name] for name in (WORKERS if POINTS[fault.on].role == "worker" else ("api",))
     ]
     for part in parts:
-        # What tells of an earlier point stays until its process is started again: it may not have
-        # been seen dead yet.
+        # The mark of an earlier crash stays until its process is started again, since the run may
+        # not have noticed the crash yet.
         part.armed.with_suffix(".new").write_text(f"{fault.on} {fault.hold:.0f}", "utf-8")
         part.armed.with_suffix(".new").rename(part.armed)
     try:

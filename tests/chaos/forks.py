@@ -1,10 +1,9 @@
-"""Processes of the product that are there at once: one parent has everything imported, and forks
-whatever is started.
+"""Fast starts of the product's processes: they are forks of one parent that has imported all of it.
 
     python -m tests.chaos.forks
 
-Importing the product takes seconds, and the campaign starts a process every few. What a fork then
-runs is the product's own command, in a session, an environment and a log of its own. The parent
+Importing the product takes seconds, and the campaign starts a process every few seconds. A fork
+runs the product's own command, with a session, an environment and a log of its own. The parent
 reads a JSON object a line on stdin and answers each with one: `{"run": […], "env": {…}, "out":
 PATH, "err": PATH}` with a process id, a process id with its exit code, or null.
 """
@@ -24,7 +23,7 @@ from tests.chaos import crash_points, model_server
 from xalen_batch.pipeline import sweeps
 from xalen_batch.standalone.processes import dying_with_parent
 
-# What the commands import when they run.
+# Modules that the commands import when they run.
 IMPORTED_EARLY = (
     "xalen_batch.cli.main",
     "xalen_batch.app",
@@ -36,12 +35,11 @@ IMPORTED_EARLY = (
 
 
 class Forks:
-    """The parent, from outside. To be used by one thread, and gone with it."""
+    """A handle of the parent process. Used by one thread; the parent ends with that thread."""
 
     def __init__(self, marker: str) -> None:
         self._parent = subprocess.Popen(
-            # Python ignores the option; it names the installation in `ps`, and to whoever looks for
-            # leftovers.
+            # Python ignores the option; it names the installation in `ps`, and for `leftovers`.
             [sys.executable, "-X", marker, "-m", "tests.chaos.forks"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
@@ -89,7 +87,7 @@ PROGRAMS = {
 
 
 def _become(request: dict[str, Any]) -> None:
-    """In the fork: what a process that is started afresh would be."""
+    """In the fork: set up session, environment and log as for a new process, and run."""
     os.setsid()
     if dies := dying_with_parent(signal.SIGKILL):
         dies()
@@ -110,7 +108,7 @@ def main() -> None:
     # `leftovers` waits for a walk through the store, which otherwise begins once an hour.
     sweeps.ORPHANS.rest = 0.0
     ended: dict[int, int] = {}
-    # Unbuffered: a fork must not have what is not read yet.
+    # Unbuffered: otherwise a fork would inherit requests that the parent has not handled yet.
     requests, answers = os.fdopen(os.dup(0), "rb", buffering=0), os.dup(1)
     while line := requests.readline():
         request = json.loads(line)
@@ -127,7 +125,7 @@ def main() -> None:
             os.close(answers)
             _become(request)
             program, *arguments = request["run"]
-            # From here it ends as any process does, out of this module's last line.
+            # Afterwards the process ends normally, at this module's last line.
             PROGRAMS[program](arguments)
             return
         os.write(answers, json.dumps(pid).encode() + b"\n")

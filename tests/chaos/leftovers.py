@@ -1,5 +1,5 @@
-"""What may not be left when all batches of a run have ended: leases, claims, temporary files,
-uploads of nobody, processes.
+"""Leftovers that a run must not have when its batches have ended: leases, claims, temporary files,
+orphaned uploads, processes.
 """
 
 import os
@@ -10,11 +10,11 @@ import psycopg
 
 from tests.chaos.system import System
 
-# Bytes without a row are left alone for hours, since an upload may still be writing them: the sweep
-# has to see them older.
+# The sweep keeps stored bytes without a row for hours, since an upload may still be writing them.
+# Seconds by which files are made to look older.
 OLDER = 7 * 3600
 SWEPT_WITHIN = 30.0
-# How long a process that was restarted may take to say that it is there.
+# Seconds within which a system with restarted processes has to be ready.
 SETTLED_WITHIN = 15.0
 
 
@@ -24,7 +24,7 @@ def left(system: System) -> list[str]:
 
 
 def in_tables(connection: psycopg.Connection) -> Iterator[str]:
-    """Of batches that have ended; of those that run there should be none."""
+    """Leftovers in the rows of ended batches; a batch that still runs is one as well."""
     for what, query in (
         (
             "batches that have not ended",
@@ -43,9 +43,7 @@ def in_tables(connection: psycopg.Connection) -> Iterator[str]:
 
 
 def _in_storage(system: System, connection: psycopg.Connection) -> Iterator[str]:
-    """Every upload that has a row is there whole; what has none goes, with the next sweeps, once it
-    is old.
-    """
+    """Every upload with a row is stored completely; the sweeps remove old uploads without one."""
     rows = connection.execute(
         "SELECT id, bytes, sha256 FROM files WHERE batch_id IS NULL AND deleted_at IS NULL"
     ).fetchall()
@@ -71,7 +69,7 @@ def _in_storage(system: System, connection: psycopg.Connection) -> Iterator[str]
 
 
 def _processes(system: System) -> Iterator[str]:
-    """Those that should run and no others, each of them at its place."""
+    """The system is ready, and no process of the installation runs beside it."""
     deadline = time.monotonic() + SETTLED_WITHIN
     while not system.is_ready and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -87,6 +85,6 @@ def _processes(system: System) -> Iterator[str]:
         store.process.pid for store in (system.postgres, system.valkey) if store.process is not None
     }
     for pid, words in system.processes().items():
-        # PostgreSQL has processes of its own, which say what they do.
+        # PostgreSQL has child processes, whose command lines begin with `postgres:`.
         if pid not in known and not words.startswith("postgres:"):
             yield f"the process {pid} is left: {words[:200]}"

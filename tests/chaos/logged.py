@@ -1,4 +1,4 @@
-"""What our processes wrote down as errors of their own: a bug that was caught is a bug."""
+"""Errors in the logs of our processes: a bug that was caught is a bug."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from tests.chaos.system import System
 
 
 class Reader:
-    """Reads what is written from now on."""
+    """Reads the lines that are logged from now on."""
 
     def __init__(self, system: System) -> None:
         self._starts: dict[Path, int] = {
@@ -16,8 +16,8 @@ class Reader:
         }
 
     def errors(self) -> list[str]:
-        """One sentence for each kind of error that our code logged; those of libraries about lost
-        connections are theirs.
+        """One sentence for each kind of error that our code logged. Errors that libraries log about
+        lost connections do not count.
         """
         found: dict[str, int] = {}
         for log, start in self._starts.items():

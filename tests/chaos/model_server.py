@@ -34,7 +34,7 @@ class Recorder(server.Simulator):
         found = TOKEN.search(body)
         token = found[0] if found else b"-"
         is_good = reply.status == 200 and reply.ending == "whole" and reply.body.startswith(b"{")
-        # One write of a short line is whole, whoever is killed meanwhile.
+        # One write of a short line is atomic, whichever process is killed meanwhile.
         os.write(
             self._log, b"%s %d %s %d\n" % (token, reply.status, reply.ending.encode(), is_good)
         )

@@ -1,8 +1,7 @@
-"""What has to be so when a run is over, whatever was done to it. Each thing that is not so is a
-sentence.
+"""The invariants of a finished run, whichever faults it had. Each violation is one sentence.
 
-It asks the client what it was given, PostgreSQL what is on record and the model server what it was
-asked, and derives all else itself: nothing of the product is used here.
+The oracle reads the client's deliveries, PostgreSQL's rows and the model server's log, and derives
+all else itself: it uses no code of the product.
 """
 
 from collections import Counter
@@ -25,10 +24,10 @@ PRICES = {
 }
 PER_TOKEN = Decimal("0.000001")
 NET = Decimal("0.5")
-# How a line may end that the model would have answered: given up by a rule, told to the client, and
-# not billed.
+# Errors with which a line may end although the model would have answered it: a rule gave it up, the
+# client was told, and it is not billed.
 GIVEN_UP = frozenset({"backend_unavailable", "bad_answer", "request_timeout", "worker_lost"})
-# Lines that nobody ran: they are neither completed nor failed.
+# Errors of lines that were never run: they are neither completed nor failed.
 UNRUN = frozenset({"batch_cancelled", "batch_expired"})
 SHOWN = 5
 
@@ -37,7 +36,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Calls:
-    """What the model server was asked, by token: every request, and those that it answered well."""
+    """The model server's calls, by token: all requests, and those with a good answer."""
 
     asked: Counter[str] = field(default_factory=Counter)
     answered: Counter[str] = field(default_factory=Counter)
@@ -63,7 +62,7 @@ def read_calls(log: Path, start: int) -> Calls:
 def wrong(
     connection: psycopg.Connection, run: str, deliveries: Sequence[Delivery], calls: Calls
 ) -> list[str]:
-    """Everything that should not be; empty is what should be."""
+    """All violations of the invariants, one sentence each; empty if there are none."""
     batches = _rows(connection, "SELECT * FROM batches WHERE metadata ->> 'run' = %s", [run])
     found = [*_made_once(connection, run, deliveries, batches)]
     by_id = {f"batch_{batch['id'].hex}": batch for batch in batches}

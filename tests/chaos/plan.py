@@ -1,7 +1,7 @@
-"""From a seed to a plan: which batches are driven, and what is done to the system meanwhile.
+"""A plan from a seed: the batches that are driven, and the faults meanwhile.
 
-The same seed is always the same plan. When its faults come is told in shares of the work that is
-done, so a slow machine meets them at the same places, though never at the same instruction.
+The same seed always gives the same plan. Faults start at shares of the finished work, so they come
+at the same stage on a slow machine, though never at the same instruction.
 """
 
 import random
@@ -16,7 +16,7 @@ from tests.chaos.system import DEFAULT, LINKS, SHORT, WORKERS
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from xalen_batch.catalog import CHAT, RERANK
 
-# So many seeds in a row meet every fault that there is.
+# This number of consecutive seeds has every fault at least once.
 ROUND = 20
 EVERY = 50
 MOST_KILLS = 30
@@ -26,8 +26,8 @@ REFUSALS = ("status=400", "status=413", "status=422")
 
 @dataclass(frozen=True)
 class Order:
-    """A batch to be: its lines, which of them the model refuses, and the share of them after which
-    it is cancelled.
+    """A batch to create: its lines, those that the model refuses, and the share of ended lines at
+    which it is cancelled.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Act:
-    """Faults that begin together, when that share of all lines has ended."""
+    """Faults that begin together, once a share of all lines has ended."""
 
     at: float
     faults: tuple[Fault, ...]
@@ -51,7 +51,7 @@ class Act:
 
 @dataclass(frozen=True)
 class Plan:
-    """`settings`: of the system that it is for."""
+    """`settings` are those of the system that the plan needs."""
 
     seed: int
     orders: tuple[Order, ...]
@@ -87,7 +87,7 @@ def plan(seed: int) -> Plan:
 
 
 def killed_as_installed(seed: int, dice: random.Random) -> Plan:
-    """A worker killed in mid-batch, with the settings that a user has who set none."""
+    """A worker is killed in the middle of a batch, with default settings."""
     ordered = (_order(seed, "chat", CHAT, 300, dice), _order(seed, "rerank", RERANK, 200, dice))
     return Plan(
         seed, ordered, (Act(dice.uniform(0.2, 0.5), (Fault("kill -9", BUSIEST),)),), DEFAULT
@@ -104,7 +104,7 @@ def killed_all_the_time(seed: int, dice: random.Random) -> Plan:
 
 
 def every_fault() -> list[tuple[str, str]]:
-    """Each kind of fault with each that it can be on."""
+    """Each kind of fault with each of its targets."""
     return [
         *(("kill -9", name) for name in ("api", *WORKERS, "beat", "all")),
         *(("freeze", name) for name in WORKERS),
@@ -119,7 +119,7 @@ def every_fault() -> list[tuple[str, str]]:
 
 
 def _dealt(seed: int) -> list[tuple[str, str]]:
-    """A hand of cards from a shuffled pack that `ROUND` seeds share."""
+    """The faults of a seed: its share of a shuffled list, which `ROUND` seeds divide up."""
     pack = every_fault()
     round_, turn = divmod(seed - 1, ROUND)
     random.Random(f"round {round_}").shuffle(pack)
@@ -130,7 +130,7 @@ def _timed(kind: str, on: str, dice: random.Random) -> Fault:
     if kind == "crash point":
         return Fault(kind, on, dice.randint(1, POINTS[on].most))
     if kind == "freeze":
-        # Past its lease.
+        # Longer than the lease.
         return Fault(kind, on, dice.uniform(4, 5))
     if kind == "rolling restart":
         return Fault(kind, on)
@@ -138,14 +138,14 @@ def _timed(kind: str, on: str, dice: random.Random) -> Fault:
 
 
 def _moment(fault: Fault, dice: random.Random) -> float:
-    # What happens in the first moments of a batch has to be lain in wait for.
+    # A crash point in the first moments of a batch has to be armed before.
     is_early = fault.is_crash_point or dice.random() < 0.2
     return 0.0 if is_early else dice.uniform(0.0, 0.8)
 
 
 def _overlapped(acts: list[Act], dice: random.Random) -> Iterator[Act]:
-    """Some faults together with the one before; a restart in good order alone, since it has a
-    promise of its own.
+    """Start some faults together with the one before. A clean restart comes alone, since it has a
+    guarantee of its own to check.
     """
     waiting: Act | None = None
     for act in acts:

@@ -1,5 +1,5 @@
-"""What a campaign says: a line a run, a summary, the same as JSON, and as the Markdown that
-docs/reliability.md includes.
+"""The report of a campaign: a line per run, a summary, the same as JSON, and as Markdown for
+docs/reliability.md.
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ def _short(faults: Sequence[str]) -> Iterator[str]:
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The figures, by what they are called in the page."""
+    """The figures, by their names in the page."""
     given_up = Counter[str]()
     for outcome in outcomes:
         given_up.update(outcome.given_up)
@@ -74,7 +74,7 @@ def _worst(outcomes: Iterable[Outcome]) -> float | str:
 
 
 def by_fault(outcomes: Sequence[Outcome]) -> list[tuple[str, int, int]]:
-    """(fault, how often, runs with it in which something was wrong), crashes by their points."""
+    """(fault, its number, runs with it that had an error); crashes are listed by their points."""
     often, wrong = Counter[str](), Counter[str]()
     for outcome in outcomes:
         named = [
@@ -112,7 +112,7 @@ def as_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def merged(published: dict[str, Any], now: Sequence[Outcome]) -> list[Outcome]:
-    """What was published, with these seeds renewed, in the order of their seeds."""
+    """The published outcomes, with those of these seeds replaced, in the order of seeds."""
     by_seed = {run["seed"]: Outcome(**run) for run in published.get("runs", ())} | {
         outcome.seed: outcome for outcome in now
     }

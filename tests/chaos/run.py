@@ -1,6 +1,4 @@
-"""One run: a plan's batches are driven while its faults come, and when all is over the oracle is
-asked.
-"""
+"""One run: drive the batches of a plan while its faults happen, then ask the oracle."""
 
 import json
 import time
@@ -17,11 +15,12 @@ from tests.chaos.plan import Act, Plan
 from tests.chaos.system import System
 from xalen_batch.errors import ConfigError
 
-# Everything ends within this, counted from the moment that the last fault is healed.
+# Seconds within which all batches end, from the end of the last fault.
 BOUND = 65.0
-# After which a run is given up; a system that is only late is told from one that stands still.
+# Seconds after which a run is given up. It is longer than BOUND, to tell a late system from one
+# that has stopped.
 PATIENCE = 180.0
-# The next faults come when so much time has passed, also where no line ends meanwhile.
+# Seconds after which the next faults begin even if no line ends meanwhile.
 LONGEST_WAIT = 3.0
 LOOK = 0.05
 
@@ -49,7 +48,7 @@ class Outcome:
 
 
 class Run:
-    """A plan on a system that is ready and stands idle."""
+    """A plan on a system that is ready and idle."""
 
     def __init__(self, system: System, plan: Plan) -> None:
         self._system = system
@@ -92,7 +91,7 @@ class Run:
                 )
                 self._until(lambda: False, timeout=hold)
         except (AssertionError, ConfigError) as error:
-            # A process that did not leave when it was told to, or a store that did not start again.
+            # A process did not end after its signal, or a store did not start again.
             self.outcome.wrong.append(f"after {', '.join(map(str, act.faults))}: {error}")
 
     def _begin(self, fault: Fault, until: ExitStack) -> None:
@@ -102,7 +101,7 @@ class Run:
         self._is_crashing |= fault.is_crash_point
 
     def _until(self, happened: Callable[[], bool], *, timeout: float) -> None:
-        """Watch over the processes until something is so, or for that time."""
+        """Watch the processes until a condition is true, or until the timeout."""
         deadline = time.monotonic() + timeout
         while not happened() and time.monotonic() < deadline:
             self._raise_the_dead()
@@ -110,8 +109,8 @@ class Run:
         self._raise_the_dead()
 
     def _raise_the_dead(self) -> None:
-        """Start again what crashed at its point, as a supervisor would; whatever else has ended by
-        itself should not have.
+        """Restart the processes that died at their crash points, as a supervisor would. Any other
+        process that has ended is an error.
         """
         for part in self._system.parts.values():
             if not part.is_wanted or part.is_running:
@@ -130,7 +129,7 @@ class Run:
 
     @property
     def _progress(self) -> float:
-        """The share of all lines that has ended; 0 while nobody can say."""
+        """The share of all lines that has ended; 0 while it cannot be read."""
         with suppress(psycopg.Error), self._system.connect() as connection:
             row = connection.execute(
                 "SELECT coalesce(sum(completed + failed), 0) FROM tasks WHERE batch_id IN (SELECT"
@@ -177,7 +176,7 @@ class Run:
 
 
 def _kills(fault: Fault) -> int:
-    """How many processes a fault kills at once. Crash points are counted when they fire."""
+    """The number of processes that a fault kills; crash points are counted when they fire."""
     if fault.kind == "kill -9":
         return len(PROCESSES) if fault.on == "all" else 1
     return int(fault.kind == "Valkey killed, back empty" or fault.kind == "PostgreSQL stopped")

@@ -1,9 +1,7 @@
-"""The whole product as separate processes, each of which can be killed, frozen, continued and
-started again.
+"""The whole product as separate processes, which tests kill, freeze, continue and restart.
 
-PostgreSQL and Valkey are the embedded ones; every other process reaches them, and the model server,
-through fault proxies of its own. A folder holds all of it, and nothing is left when the system is
-closed.
+PostgreSQL and Valkey are the embedded ones. The other processes reach them, and the model server,
+through fault proxies. One folder holds all data; no process and no file outlives the system.
 """
 
 import json
@@ -27,11 +25,11 @@ from xalen_batch.standalone.processes import last_words
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 60.0
 WORKERS = ("worker-1", "worker-2")
-# The network between: workers and the model server; everyone and Valkey; api, and each worker, and
-# PostgreSQL.
+# The links with a proxy: from workers to the model server, from all to Valkey, and from the api and
+# each worker to PostgreSQL.
 LINKS = ("models", "valkey", "postgres-api", "postgres-worker-1", "postgres-worker-2")
 
-# A night in seconds: everything that the product waits for, shorter in proportion.
+# All intervals and timeouts, shorter in proportion, so that a night's faults take seconds.
 SHORT: Mapping[str, object] = {
     "lease": 3,
     "tick_interval": 2,
@@ -45,12 +43,12 @@ SHORT: Mapping[str, object] = {
     "retry_cap": 1,
     "circuit_pause": 1,
     "circuit_patience": 2,
-    # What the campaign does to the backend is no reason to give a line up.
+    # The campaign's own faults of the backend must not use up a line's attempts.
     "max_attempts": 40,
 }
-# As it is installed: what is published of a killed worker holds for these.
+# The product's defaults: the published figures of a killed worker are measured with them.
 DEFAULT: Mapping[str, object] = {}
-# No worker takes every line at once, so that there is a middle of a batch to be killed in.
+# Slow enough that no worker takes all lines at once, so that a kill can hit the middle of a batch.
 LATENCY_MS = {CHAT_MODEL: 200, RERANK_MODEL: 100}
 MAX_IN_FLIGHT = 12
 
@@ -63,14 +61,15 @@ class Part:
     ) -> None:
         self.name = name
         self.log = folder / "logs" / f"{name}.log"
-        # Where `crash_points` looks for what to do, and says that it did it.
+        # `crash_points` reads the armed point from the first file, and writes the second when the
+        # point fires.
         self.armed = folder / "armed" / name
         self.fired = self.armed.with_suffix(".fired")
         self._arguments = arguments
         self._env = {**env, "CHAOS_ARMED": str(self.armed)}
         self._forks = forks
         self.pid: int | None = None
-        # Whether it is down because someone wanted it to be.
+        # Whether the process should run; False while it is stopped on purpose.
         self.is_wanted = False
 
     def start(self) -> None:
@@ -93,9 +92,9 @@ class Part:
             os.kill(self.pid, number)
 
     def end(self, number: signal.Signals, timeout: float) -> None:
-        """Send a signal and wait until the process is gone.
+        """Send a signal and wait until the process has ended.
 
-        Raises AssertionError if it is not within that time.
+        Raises AssertionError if it has not ended within the timeout.
         """
         self.is_wanted = False
         self.send(number)
@@ -156,7 +155,7 @@ class System:
         return psycopg.connect(self.postgres.owner_url, connect_timeout=2)
 
     def command(self, *arguments: str, timeout: float = 120) -> tuple[int, str, str]:
-        """`xalen-batch …` on the stores: its exit code, what it said on stdout, and on stderr."""
+        """Run `xalen-batch …` on the stores; return its exit code, stdout and stderr."""
         out, err = self.folder / "out", self.folder / "err"
         for path in (out, err):
             path.unlink(missing_ok=True)
@@ -175,7 +174,7 @@ class System:
             raise AssertionError(f"not ready within {timeout:.0f} s: {words}") from None
 
     def processes(self) -> dict[int, str]:
-        """What runs of this installation now: command lines by process id."""
+        """The running processes of this installation: command lines by process id."""
         found = {}
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             try:

@@ -1,6 +1,4 @@
-"""The oracle can fail: whatever a run may do wrong is done here by hand, to a run that went well,
-and it is named.
-"""
+"""The oracle finds errors: each test adds one violation to a good run, and the oracle names it."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -25,7 +23,7 @@ RUN = f"run-{SEED}"
 
 @dataclass
 class Evidence:
-    """What a run left, for a test to change. `connection` is rolled back."""
+    """The evidence of a run, for a test to change. `connection` is rolled back."""
 
     deliveries: list[Delivery]
     calls: Calls
@@ -40,7 +38,7 @@ class Evidence:
         return next(delivery for delivery in self.deliveries if delivery.order.name == name)
 
     def change(self, statement: str) -> None:
-        """On the record, past all that protects it.
+        """Change rows in the database, with triggers and foreign keys switched off.
 
         `{chat}` is the id of the batch of that name.
         """
@@ -51,7 +49,7 @@ class Evidence:
 
 @pytest.fixture(scope="module")
 def calm(campaign: Campaign) -> tuple[System, Run]:
-    """A run to which nothing was done."""
+    """A run without faults."""
     system = campaign.system(SHORT)
     run = Run(system, Plan(SEED, tuple(orders(SEED, Random(SEED)))))
     assert run.run().wrong == []

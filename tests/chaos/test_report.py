@@ -1,4 +1,4 @@
-"""What a campaign saw is told in full: a wrong run is in every form of it."""
+"""The report is complete: a run with an error appears in each of its forms."""
 
 from pathlib import Path
 

@@ -57,7 +57,7 @@ def test_an_api_killed_during_an_upload(campaign: Campaign) -> None:
     trying = threading.Thread(target=try_once)
     trying.start()
     assert halting.is_half_way.wait(START_TIMEOUT)
-    # What has arrived is being written.
+    # Wait until the bytes that have arrived are being written.
     wait_until(lambda: any((system.files / "input").glob("*#*")), timeout=START_TIMEOUT)
     system.parts["api"].end(signal.SIGKILL, 10)
     system.parts["api"].start()

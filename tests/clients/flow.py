@@ -1,6 +1,6 @@
-"""The whole way of a batch through the official Python SDK, openai 2.x and 3.x alike.
+"""A batch from upload to invoice through the official Python SDK, both openai 2.x and 3.x.
 
-Only OPENAI_BASE_URL and OPENAI_API_KEY point it at the server. Asserts what comes back, and prints a
+Only OPENAI_BASE_URL and OPENAI_API_KEY point it at the server. It asserts each answer and prints a
 JSON summary; any difference ends it with a traceback.
 """
 
@@ -143,7 +143,7 @@ def rerank(client: OpenAI) -> None:
 
 
 def fail(client: OpenAI) -> None:
-    """A file that does not pass validation says why, line by line."""
+    """A file that fails validation has an error for each invalid line."""
     file_id = upload(client, "twice.jsonl", jsonl([line("same", "x"), line("same", "y")]))
     batch = wait(
         client,
@@ -158,7 +158,7 @@ def fail(client: OpenAI) -> None:
 
 
 def cancel(client: OpenAI) -> Any:
-    """A batch that is cancelled on the way keeps what was finished and accounts for the rest."""
+    """A cancelled batch keeps its finished lines and accounts for the others."""
     total = 5_000
     file_id = upload(
         client,

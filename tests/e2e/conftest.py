@@ -11,8 +11,8 @@ import pytest
 from tests.e2e import processes, stack
 from tests.e2e.processes import System
 
-# Live keys run on simulated models too, with the operator's leave, so that no server has to be
-# there.
+# Live keys run on simulated models too, with the operator's permission, so no model server is
+# needed.
 CATALOG = """\
 [models.mistral-small-3-1.backend]
 kind = "simulated"
@@ -43,6 +43,6 @@ def running_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]
 
 @pytest.fixture(scope="package")
 def services() -> Iterator[stack.Stack]:
-    """The services behind proxies. A test that fails something heals it again."""
+    """The services behind proxies. A test that causes a fault heals it again."""
     with stack.running() as running:
         yield running

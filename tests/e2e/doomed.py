@@ -1,11 +1,11 @@
-"""Workers that note each call they make, and are taken down by some lines.
+"""Workers that record each of their calls, and that poison lines kill.
 
     python -m tests.e2e.doomed CALLS NUMBER
 
-One parent that has everything imported forks NUMBER workers, and a new one for each that dies;
-prints the process id of every worker it starts, one a line; ends when its stdin does. Each call is
-a line in the file CALLS: process id, request id. Lines that hold the word `poison` kill every
-worker that sends them.
+One parent, which has imported the product, forks NUMBER workers, and a new one for each that dies.
+It prints the process id of every worker, one per line, and ends when its stdin closes. Each call is
+a line in the file CALLS: process id, request id. A line with the word `poison` kills each worker
+that sends it.
 """
 
 import os

@@ -22,7 +22,7 @@ STOP_TIMEOUT = 60.0
 
 @dataclass(frozen=True)
 class System:
-    """A running `xalen-batch up`. `base_url` is what SDKs take: it ends in `/v1`."""
+    """A running `xalen-batch up`. `base_url` is for SDKs: it ends in `/v1`."""
 
     base_url: str
     test_key: str
@@ -40,7 +40,7 @@ class System:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that nobody listens on now."""
+    """A free TCP port of the loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -61,8 +61,8 @@ def environment(**settings: object) -> dict[str, str]:
 def command(
     *arguments: str, log: Path, env: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`xalen-batch …` in a session of its own, stopped in good order at the end; fails if it had to
-    be killed.
+    """Run `xalen-batch …` in a session of its own, and stop it with SIGTERM at the end. Fails if it
+    has to be killed.
     """
     with log.open("ab") as out:
         process = subprocess.Popen(
@@ -80,7 +80,7 @@ def command(
 
 
 def hear_ctrl_c() -> None:
-    """For `preexec_fn`: a test run in the background hands down an ignored SIGINT."""
+    """For `preexec_fn`: children of a test run in the background inherit an ignored SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

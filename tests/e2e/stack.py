@@ -1,6 +1,4 @@
-"""The services by themselves, as on several machines, each store and the model server behind a
-proxy that can fail it.
-"""
+"""The services as separate processes, with each store and the model server behind a fault proxy."""
 
 import http.client
 import json
@@ -49,7 +47,7 @@ SETTINGS = {
     "retry_base": 0.1,
     "retry_cap": 1,
     "circuit_pause": 1,
-    # A fault here lasts as long as its test needs, so that attempts are no measure.
+    # A fault lasts as long as its test needs: lines must not use up their attempts meanwhile.
     "max_attempts": 1_000,
     "pool_size": 10,
 }
@@ -63,7 +61,7 @@ class Answer(NamedTuple):
 
     @property
     def is_come_back_later(self) -> bool:
-        """503 in the envelope, with the time after which to ask again."""
+        """Whether this is a 503 in the API's envelope, with Retry-After."""
         return (
             self.status == 503
             and int(self.retry_after or 0) > 0
@@ -72,7 +70,7 @@ class Answer(NamedTuple):
 
 
 class Stack:
-    """`database`, `redis` and `backend` are the proxies; `env` is what the services run with."""
+    """`database`, `redis` and `backend` are the proxies; `env` is the services' environment."""
 
     def __init__(self, folder: Path, running: ExitStack) -> None:
         self.folder = folder
@@ -106,7 +104,7 @@ class Stack:
             "host": "127.0.0.1",
             "port": self.port,
         }
-        # Here, as far as it can be: on a busy machine each process takes its time to start.
+        # In this process, since starting a process takes long on a busy machine.
         migrations = migrate.alembic()
         migrations.set_main_option(
             "sqlalchemy.url", self.url().render_as_string(hide_password=False).replace("%", "%%")
@@ -131,13 +129,13 @@ class Stack:
         return processes.environment(**{**self.settings, **settings})
 
     def client(self, *, retries: int = 20, timeout: float = 120) -> openai.OpenAI:
-        """As any client does, it comes back when it is told to, or when nobody listens."""
+        """A client that retries as SDKs do, after Retry-After or a refused connection."""
         return openai.OpenAI(
             base_url=f"{self.address}/v1", api_key=self.key, max_retries=retries, timeout=timeout
         )
 
     def ask(self, method: str, path: str, body: Any = None) -> Answer:
-        """One plain request, sent once. ConnectionRefusedError: it was not sent."""
+        """Send one plain request, once. ConnectionRefusedError: it was not sent."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         begun = time.monotonic()
         headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
@@ -158,7 +156,7 @@ class Stack:
             connection.close()
 
     def start(self, *arguments: str, **settings: object) -> subprocess.Popen[bytes]:
-        """One of the services, until the end of the test run or until it is stopped."""
+        """Start a service, which runs until it is stopped or the test run ends."""
         log = self.folder / f"{arguments[0]}.log"
         return self._running.enter_context(
             processes.command(*arguments, log=log, env=self.env(**settings))
@@ -174,7 +172,7 @@ class Stack:
         )
 
     def direct(self) -> psycopg.Connection:
-        """A session with the database past the proxy."""
+        """A connection to the database that bypasses the proxy."""
         return psycopg.connect(self.postgres.owner_url, dbname=self.database_name, autocommit=True)
 
     def url(self) -> URL:
@@ -184,7 +182,7 @@ class Stack:
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """The same, for the product's own code."""
+        """A session that bypasses the proxy, for the product's own code."""
         with (
             create_engine(self.url(), poolclass=NullPool).connect() as connection,
             Session(connection) as session,
@@ -234,8 +232,8 @@ class Stack:
         return found[0]
 
     def is_done(self, batch: Batch, *, lines: int = LINES, timeout: float = 240) -> None:
-        """It ends by itself: completed, each line once in its output and once on its invoice, and
-        no lease is left.
+        """Wait for the batch to end, and assert that it is completed, that each line is once in its
+        output and once on its invoice, and that no lease is left.
         """
         ended = self.wait_for(batch, lambda b: b.status in ENDED, timeout=timeout)
         counts = ended.request_counts

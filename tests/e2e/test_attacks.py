@@ -1,5 +1,5 @@
-"""No caller, tenant or model server can stop the system, or make another wait: the attacks of `make
-attack`, small.
+"""The attacks of `make attack` in their small size: no caller, tenant or model server can stop the
+system or make others wait.
 """
 
 import tempfile

@@ -1,5 +1,5 @@
-"""Three beats at once, killed with -9 and started again, over two workers that look for nothing by
-themselves: each instant fires once.
+"""Three beats at once, killed with -9 and started again, over two workers that do not poll: each
+instant fires once.
 """
 
 import subprocess
@@ -58,7 +58,7 @@ def test_each_instant_fires_once_with_three_beats_that_are_killed(
             )
 
         for _ in range(WORKERS):
-            # Only a tick makes them look.
+            # No polls: only a tick finds due schedules.
             start("worker", poll_interval=3_600)
         beats = [start("beat", tick_interval=0.5) for _ in range(BEATS)]
         for number in range(1, INSTANTS + 1):

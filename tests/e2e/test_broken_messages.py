@@ -1,6 +1,4 @@
-"""A worker on a queue that a stranger writes to: it drops what is not ours, and still takes what
-is.
-"""
+"""A worker on a queue to which a stranger writes: it drops foreign messages and takes ours."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""A full run whose every secret, prompt, answer and name is a canary: none of them is in anything
-written beside the stores.
+"""A full run in which every secret, prompt, answer and name is a canary: no canary is written
+anywhere but into the stores.
 
-Everything logs at `debug`, and what can go wrong on the way does: refusals, broken and wrong
-answers, wrong keys, wrong forms, a Redis that goes away, a database that refuses the password.
+All processes log at `debug`, and the run has many failures: refusals, broken and wrong answers,
+wrong keys, wrong forms, a Redis that stops, a database that refuses the password.
 """
 
 import base64
@@ -31,12 +31,12 @@ CANARY = re.compile(rb"c4nary-[a-z0-9-]+")
 
 
 def canary(what: str) -> str:
-    """Nothing that JSON, a header or a URL would have to spell otherwise."""
+    """A word that needs no escaping in JSON, headers or URLs."""
     return f"c4nary-{what}"
 
 
 class Backend(BaseHTTPRequestHandler):
-    """A model server that repeats what it was sent in everything that it says."""
+    """A model server that repeats the request in all of its answers."""
 
     def do_POST(self) -> None:
         asked = self.rfile.read(int(self.headers["content-length"])).decode()
@@ -132,7 +132,7 @@ def database_url(stores: Stores, database: str) -> Iterator[str]:
 
 
 def use(base_url: str, key: str) -> None:
-    """What a user does, and much that goes wrong."""
+    """The requests of a user, with many failures."""
     client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=0)
     said = [
         canary("prompt"),
@@ -352,7 +352,7 @@ def test_no_canary_is_written_anywhere_but_in_the_stores(
         assert content or path.name in ("valkey.log", "beat.log"), f"{path} is empty"
         assert sorted({found.decode() for found in CANARY.findall(content)}) == [], path
         assert key.encode() not in content, path
-    # What Redis was sent: JSON, with the name of a job and an id at most.
+    # The messages in Redis are JSON with at most the name of a job and an id.
     assert len(sent) > 3
     assert {message["content-type"] for message in sent} == {"application/json"}
     for message in sent:

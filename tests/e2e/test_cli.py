@@ -21,7 +21,7 @@ REFUSED: dict[str, Any] = {"metadata": {"simulate": "status=400"}}
 
 
 def slow(seconds: int) -> dict[str, Any]:
-    """What makes the simulated model answer that late."""
+    """The fields that make the simulated model answer after `seconds`."""
     return {"metadata": {"simulate": f"slow={seconds}000"}}
 
 

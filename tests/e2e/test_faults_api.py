@@ -1,5 +1,5 @@
-"""An API that is killed or stopped at any moment: no half file or batch, and whoever asks again
-gets what they asked for once.
+"""An API that is killed or stopped at any moment: no half file or batch, and a repeated request
+creates one object.
 """
 
 import http.client
@@ -64,7 +64,7 @@ class TestKilled:
             services.kill(services.api)
         restart(services)
         assert {file.id for file in client.files.list()} == known
-        # What is left is no object: the sweep removes it when it is old.
+        # The remains are no stored object: the sweep removes them when they are old.
         left = inputs(services) - before
         assert left
         assert all("#" in path.name for path in left)
@@ -138,10 +138,10 @@ class TestStopped:
                 try:
                     answers.append(services.ask("GET", f"/v1/batches/{batch.id}"))
                 except ConnectionRefusedError:
-                    # Nobody listens: a proxy sends it to the next API.
+                    # Refused connection: a proxy sends the request to the next API.
                     over.wait(0.05)
                 except (OSError, http.client.HTTPException) as error:
-                    # It was sent: a proxy may not send it twice.
+                    # The request was sent: a proxy may not send it twice.
                     broken.append(error)
 
         with ThreadPoolExecutor(4) as clients:
@@ -223,7 +223,7 @@ class TestStopped:
 
     def test_a_worker_gives_its_tasks_back_at_once(self, services: Stack) -> None:
         stop(services.worker)
-        # A lease that nobody would wait out.
+        # A lease that is longer than the test.
         holder = services.start("worker", lease=600)
         try:
             batch = services.submit_and_wait_for_some()

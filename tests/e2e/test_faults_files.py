@@ -1,5 +1,5 @@
-"""A worker process that sees other files than the API waits, is named, and leaves the work to one
-that sees them.
+"""A worker that sees another folder than the API claims nothing and is named; another worker does
+the work.
 """
 
 from pathlib import Path

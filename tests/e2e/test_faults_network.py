@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.stack import Stack
 from tests.fault_proxy import FaultProxy
 
-# As long as some requests need to run into it.
+# Seconds of a fault, long enough for some requests to meet it.
 HELD = 5.0
 
 

@@ -1,7 +1,7 @@
-"""A store that goes, hangs, fills up or can hardly be reached costs time: nobody restarts anything,
-and each line is there once.
+"""A store that stops, hangs, fills up or is hard to reach costs time only: no process needs a
+restart, and each line has one result.
 
-XALEN_TEST_OUTAGE keeps Redis away for so many seconds at least, also when the batch has long ended.
+XALEN_TEST_OUTAGE is the least number of seconds without Redis, even if the batch ends before.
 """
 
 import os
@@ -20,7 +20,7 @@ from tests.fault_proxy import FaultProxy
 
 OUTAGE = float(os.environ.get("XALEN_TEST_OUTAGE", "0"))
 LINES = 100
-# How Redis is away.
+# The ways in which Redis is unavailable.
 OUTAGES: dict[str, Callable[[Stack], object]] = {
     "refused": lambda stack: stack.redis.refuse(),
     "a black hole": lambda stack: stack.redis.black_hole(),
@@ -44,7 +44,7 @@ def _healed(services: Stack) -> Iterator[None]:
 
 
 def wait_for_word(stack: Stack, word: str, seen: int = 0) -> None:
-    """Until the worker has written it once more than it had."""
+    """Wait until the worker's log has the word once more than `seen` times."""
     log = stack.folder / "worker.log"
     processes.wait_until(lambda: log.read_text("utf-8", "replace").count(word) > seen, log=log)
 
@@ -56,7 +56,7 @@ def words(stack: Stack, word: str) -> int:
 def wait_for_come_back_later(
     stack: Stack, method: str = "GET", path: str = "/v1/batches", body: object = None
 ) -> None:
-    """Until the API says so. What it says until then is an answer, or the same."""
+    """Repeat a request until it gets a 503 with Retry-After; no other 5xx may come before."""
 
     def look() -> bool:
         answer = stack.ask(method, path, body)
@@ -85,7 +85,7 @@ class TestRedis:
             seconds.append(
                 services.ask("POST", f"/v1/batches/{services.submit(1).id}/cancel").seconds
             )
-        # A loaded machine makes any one call slow; Redis would make all of them.
+        # A busy machine slows single calls; a wait for Redis would slow all of them.
         assert statistics.median(seconds) < 2
         assert services.ask("GET", "/readyz").body["status"] == "degraded"
 

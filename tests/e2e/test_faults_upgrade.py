@@ -1,6 +1,4 @@
-"""What an operator does to a system that is at work: migrate it, restore it from a backup; and
-clocks that jump meanwhile.
-"""
+"""Operations on a running system: a migration, a restore from a backup, and clocks that jump."""
 
 import copy
 import subprocess

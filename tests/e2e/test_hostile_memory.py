@@ -1,4 +1,4 @@
-"""A real API process stays as large as it is, whatever is sent to it, and is there afterwards."""
+"""The memory of a real API process does not grow with hostile requests, and it still answers."""
 
 import http.client
 import socket
@@ -36,7 +36,7 @@ def a_line_of_a_gigabyte() -> Iterator[bytes]:
 def send(
     port: int, key: str, blocks: Iterator[bytes], *, headers: dict[str, str]
 ) -> tuple[int, int]:
-    """The status of the answer, and how many bytes the server took before it had enough."""
+    """The status of the answer, and the bytes that the server accepted before it refused."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     connection.putrequest("POST", "/v1/files")
     for name, value in {**dict(FORM), "authorization": f"Bearer {key}", **headers}.items():  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def test_the_api_does_not_grow(stores: Stores, database: str, tmp_path: Path) ->
             log=log,
         )
         head = f"host: x\r\nauthorization: Bearer {key}\r\n".encode()
-        # What it needs anyway: threads, connections, an upload's buffers.
+        # Warm up its memory: threads, connections, an upload's buffers.
         assert exchange(port, b"GET /v1/files HTTP/1.1\r\n" + head + b"\r\n").status == 200
         before = peak(process.pid)
         whole = {"content-length": str(GIGABYTE + 1000)}
@@ -87,7 +87,7 @@ def test_the_api_does_not_grow(stores: Stores, database: str, tmp_path: Path) ->
             port, key, a_line_of_a_gigabyte(), headers={"transfer-encoding": "chunked"}
         )
         assert (status, sent < 260 * MiB) == (413, True), sent
-        # A compressed form of zeros that nobody inflates; nesting; an address, a header and
+        # A gzip bomb, which the API never inflates; nesting; an address, a header and
         # trailers without an end.
         for request, expected in {
             b"POST /v1/files HTTP/1.1\r\n"

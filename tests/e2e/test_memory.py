@@ -1,5 +1,5 @@
-"""Memory stays where it is, whatever the file's size: of the api for a large upload, of the worker
-for a large batch.
+"""Memory does not grow with a file's size: the api's for a large upload, the worker's for a large
+batch.
 """
 
 import io
@@ -45,8 +45,8 @@ def test_a_large_upload_does_not_grow_the_api(running_system: System) -> None:
 
 
 def run_batch(client: openai.OpenAI, lines: int) -> int:
-    """Run a batch of so many 16 kB lines, mostly blanks, which cost the simulated model little; the
-    size of its file.
+    """Run a batch of lines of 16 kB each, mostly blanks, which are cheap for the simulated model;
+    return the size of its file.
     """
     content = factories.jsonl(
         [

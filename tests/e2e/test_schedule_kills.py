@@ -27,12 +27,12 @@ from xalen_batch import db, ids
 from xalen_batch.models import Batch, Schedule, ScheduleRun
 from xalen_batch.schedules import fire
 
-# Read when the module is, since a test sees no setting of the developer's own.
+# Read at import, since the tests' environment has no variables of the developer.
 KILLS = int(os.environ.get("XALEN_TEST_KILLS", "50"))
 SCHEDULES = 10
 TICKERS = 6
-# The longer the campaign, the slower the clock: nothing ends here, and thousands of unended runs
-# would fall behind it.
+# The longer the campaign, the slower the clock: no run ends here, and with thousands of open runs
+# firing would fall behind a fast clock.
 PACE = 90_000 / max(KILLS, 150)
 EVERY = timedelta(minutes=5)
 START = datetime(2026, 10, 24, 20, 2, tzinfo=UTC)
@@ -53,7 +53,7 @@ def pids(out: IO[bytes], number: int) -> list[int]:
 def test_every_instant_has_one_run_and_every_run_one_batch(
     clock: Clock, configure: Callable[..., None], tmp_path: Path
 ) -> None:
-    # Nothing ends here, and none is to wait for that.
+    # No batch ends here, and no run may wait for one.
     configure(quota_open_batches="none")
     with db.transaction() as session:
         owner = factories.caller(session)
@@ -73,7 +73,7 @@ def test_every_instant_has_one_run_and_every_run_one_batch(
             )
     clock.run_fast(START, PACE)
     kills = kill_at_random(tmp_path / "tickers.log")
-    # The clock stands still, and what was due by now is fired in peace.
+    # The clock stands still, and due schedules fire without kills.
     end = clock.now()
     clock.run_fast(end, 0)
     fire.run()
@@ -99,7 +99,7 @@ def test_every_instant_has_one_run_and_every_run_one_batch(
 
 
 def kill_at_random(log: Path) -> int:
-    """Kill tickers until it is enough; how many."""
+    """Kill tickers until there were enough kills; return their number."""
     dice = random.Random(7)
     with log.open("wb") as errors:
         parent = subprocess.Popen(
@@ -113,8 +113,7 @@ def kill_at_random(log: Path) -> int:
     try:
         tickers = pids(parent.stdout, TICKERS)
         for _ in range(KILLS):
-            # Somewhere in the middle of what it does: the time is the dice's, the place the
-            # machine's.
+            # At a random time, so at a random step of its work.
             time.sleep(dice.uniform(0.02, 0.2))
             os.kill(tickers.pop(dice.randrange(TICKERS)), signal.SIGKILL)
             tickers += pids(parent.stdout, 1)

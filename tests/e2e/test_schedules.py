@@ -1,4 +1,6 @@
-"""A night for real: made on the command line, fired by whoever is left, delivered and invoiced."""
+"""A schedule from the command line fires at a real time, although api and beat are killed and Redis
+hangs, and its batch is delivered and invoiced.
+"""
 
 import json
 import os
@@ -25,7 +27,7 @@ def system(tmp_path: Path) -> Iterator[System]:
 
 
 def command(system: System, *arguments: str) -> Any:
-    """What a command prints with --json."""
+    """The JSON that a command prints with --json."""
     env = processes.environment(data_dir=system.data_dir)
     ran = subprocess.run(
         [processes.COMMAND, *arguments, "--json"],

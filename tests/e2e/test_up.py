@@ -66,7 +66,7 @@ def listening(port: int) -> set[str]:
 def second_start(
     folder: Path, *arguments: str, **settings: object
 ) -> subprocess.CompletedProcess[str]:
-    """One that is expected to end by itself."""
+    """Run a command that ends by itself."""
     return subprocess.run(
         [processes.COMMAND, "up", "--data-dir", str(folder), *arguments],
         env=processes.environment(**settings),
@@ -127,7 +127,7 @@ def test_it_takes_the_next_free_port_and_says_how_to_use_it_on_stderr_and_nothin
     assert "from openai import OpenAI\n" in err.read_text()
     assert f'client = OpenAI(base_url="{base_url}", api_key="xln_test_…")\n' in err.read_text()
     assert str(data_dir / "credentials.toml") in err.read_text()
-    # stderr is no terminal: a log may keep what is printed.
+    # stderr is no terminal, and may be kept as a log, so it has no keys.
     assert not [key for key in ("test_key", "live_key") if credentials[key] in err.read_text()]
     assert f"export XALEN_DATA_DIR={data_dir}\n" in err.read_text()
     assert out.read_text() == ""

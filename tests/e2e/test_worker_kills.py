@@ -1,5 +1,4 @@
-"""Workers killed with -9 at random, frozen, or taken down by a line: nothing is lost, and nothing
-is there twice.
+"""Workers killed with -9 at random, frozen, or crashed by a poison line: each line ends once.
 
 Workers that die at named points are the campaign's (tests/chaos/crash_points.py).
 """
@@ -36,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("database", "valkey")
 KILLS = 30
 LEASE = 3.0
 POLL = 0.1
-# What a busy machine may add, that says nothing of the product.
+# Seconds that a busy machine may add to any wait.
 BUSY = 60.0
 
 
@@ -182,8 +181,8 @@ def test_a_line_that_kills_its_worker_fails_alone(
     assert failed == [("line-20", "worker_lost")]
     assert assert_whole(other, lines).completed == lines
     (killer,) = [request for request, times in called.items() if times == max(called.values())]
-    # Two shared losses, two cuts of 25 lines, and three alone; once more for each lease that a busy
-    # machine let slip.
+    # Two shared crashes, two splits of 25 lines, and three crashes alone; once more for each lease
+    # that ran out because the machine was busy.
     assert (
         SUSPECT_CRASHES + ALONE_CRASHES <= called[killer] <= SUSPECT_CRASHES + 2 + ALONE_CRASHES + 2
     )

@@ -1,9 +1,8 @@
-"""Processes that fire schedules without pause: one parent that has everything imported, and forks a
-new one for each that dies.
+"""Processes that fire schedules without pause: forks of one parent, which replaces those that die.
 
     python -m tests.e2e.tickers NUMBER
 
-Prints the process id of every ticker it starts, one a line. Ends when its stdin does.
+Prints the process id of every ticker it starts, one per line. Ends when its stdin closes.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""Run the fuzzer over the seeds and what it found before, for so many seconds or runs.
+"""Run the fuzzer over the seeds and its earlier findings, for a number of seconds or runs.
 
-Ends with 0 when it found nothing. An input that breaks the reader is written into the corpus folder
-as `crash-…`, `oom-…` or `timeout-…`; its path is in the output, and `python -m tests.fuzz PATH`
-reads it again.
+The exit code is 0 if it found nothing. An input that breaks the reader is written into the corpus
+folder as `crash-…`, `oom-…` or `timeout-…`. Its path is in the output, and
+`python -m tests.fuzz PATH` reads it again.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     try:
         import atheris
     except ImportError:
-        # No wheels for this platform: what is known is read all the same.
+        # No wheels for this platform: only read the known inputs.
         replay(sorted(write_seeds(chosen.corpus).iterdir()))
         return
     # Before anything else has imported it.
@@ -90,7 +90,7 @@ def write_seeds(corpus: Path) -> Path:
 
 
 def write_words(corpus: Path) -> Path:
-    """Words that a mutation would take long to come upon."""
+    """Words that random mutation would find only after a long time."""
     words = (
         "custom_id method POST url /v1/chat/completions /v1/rerank body model mistral-small-3-1"
         " bge-reranker-v2 messages role user content type text"

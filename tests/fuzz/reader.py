@@ -48,7 +48,7 @@ def check(content: bytes) -> None:
     An exception is a bug.
     """
     _lines(content)
-    # Mostly the endpoint that the first line names, so that it is worth while to name another.
+    # In three of four cases None: then the first line decides, so inputs reach every endpoint.
     endpoint = ENDPOINTS[0] if zlib.crc32(content) % 4 == 0 else None
     whole = list(scan([content], endpoint=endpoint, models=MODELS))
     assert whole, "a file is good or has a fault"
@@ -65,9 +65,7 @@ def check(content: bytes) -> None:
 
 
 def pieces(content: bytes) -> Iterator[bytes]:
-    """The bytes in pieces whose sizes depend on them alone, so that every input is read again in
-    the same way.
-    """
+    """Cut the bytes into pieces whose sizes depend only on the bytes, so that a replay is exact."""
     state = zlib.crc32(content)
     at = 0
     while at < len(content):
@@ -99,7 +97,7 @@ def _lines(content: bytes) -> None:
 
 
 def _told(found: GoodLine | Fault) -> object:
-    """All facts of a line, except where its bytes are held."""
+    """All facts of a line, except the object that holds its bytes."""
     return (
         found
         if isinstance(found, Fault)
@@ -135,7 +133,9 @@ def _fault(fault: Fault) -> None:
 
 
 def _good(line: GoodLine, content: bytes) -> None:
-    """A good line can be read by its span, by any JSON parser alike, and stored in a row."""
+    """Assert that a good line can be read by its span, gives the same value in any JSON parser, and
+    can be stored in a row.
+    """
     span = line.span
     raw = content[span.offset : span.offset + span.length]
     assert raw == line.raw

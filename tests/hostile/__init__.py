@@ -1,1 +1,1 @@
-"""Hostile input as data: what is sent, and what has to come of it."""
+"""Hostile input as data, each with the required outcome."""

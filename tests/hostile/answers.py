@@ -1,6 +1,6 @@
 """Answers of a model server that never end."""
 
-# Ways to answer that never end: the bytes before, and those that are repeated.
+# By way of answering without end: the first bytes, and the bytes that are repeated forever.
 ENDLESS = {
     "a status line": (b"HTTP/1.1 200 ", b"O" * 1000),
     "spaces before the status line": (b"", b"\r\n" * 500),

@@ -1,7 +1,7 @@
 """Hostile input files: each goes through upload, validation and, where it passes, to its batch's
 end.
 
-A batch of a file either fails with `errors`, or completes with what became of its `lines`.
+A batch of a file either fails with `errors`, or completes with an outcome for each of its `lines`.
 """
 
 import gzip
@@ -16,7 +16,7 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
 from xalen_batch.catalog import CHAT, RERANK
 
 UNPRICED_MODEL = "no-price"
-# What a batch of the catalog and one more model, which has no price, is run with.
+# The catalog in force for these files; one of its models has no price.
 CATALOG = f"""\
 [models.{UNPRICED_MODEL}]
 name = "A model nobody has priced"
@@ -31,7 +31,7 @@ price = {{}}
 
 @dataclass(frozen=True)
 class HostileFile:
-    """`errors`: (code, line) of what validation finds.
+    """`errors`: (code, line) of each error of validation.
 
     Without any, `lines` has the status or error code of each custom_id.
     """
@@ -67,7 +67,7 @@ def rerank(**changes: Any) -> bytes:
 
 
 def extra(value: bytes) -> bytes:
-    """A good line, with a value written just so in its body."""
+    """A good line, with a value in its body as literal JSON."""
     return GOOD.replace(b'"messages"', b'"extra":' + value + b',"messages"')
 
 

@@ -1,6 +1,6 @@
-"""What a stranger who reaches Redis may put on the queue.
+"""Messages that a stranger who reaches Redis may put on the queue.
 
-None of it may end a worker, or make it do anything.
+None of them may end a worker or have any effect.
 """
 
 import base64

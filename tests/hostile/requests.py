@@ -19,10 +19,10 @@ KEY = (("authorization", "Bearer {key}"),)
 
 @dataclass(frozen=True)
 class HostileRequest:
-    """`code` None: any.
+    """`code` None: any code.
 
-    `raw`: the whole request as it is, in place of the rest. `changes`: it is good after all, and
-    makes something.
+    `raw`: the whole request as bytes, instead of the other fields. `changes`: the request is valid
+    and creates or changes an object.
     """
 
     name: str
@@ -37,7 +37,7 @@ class HostileRequest:
     changes: bool = False
 
     def render(self, names: Mapping[bytes, bytes]) -> bytes:
-        """The request's bytes, with what the names stand for."""
+        """The request's bytes, with each `{name}` replaced."""
 
         def filled(template: str | bytes) -> bytes:
             content = (
@@ -98,7 +98,7 @@ def upload(
 def batch(
     name: str, status: int = 400, headers: Headers = JSON, **changes: object
 ) -> HostileRequest:
-    """A request for a batch that would be good, but for what is changed."""
+    """A request for a batch that is valid but for the changed fields."""
     good = {
         "input_file_id": "{file}",
         "endpoint": "/v1/chat/completions",
@@ -227,7 +227,7 @@ def _forms() -> Iterator[HostileRequest]:
     )
 
 
-# What was sent as the name of a file, and what is kept of it.
+# Names of uploaded files as they are sent, and as they are stored.
 FILE_NAMES = {
     b"../../etc/passwd": "../../etc/passwd",
     rb"..\..\boot.ini": r"..\..\boot.ini",

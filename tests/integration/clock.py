@@ -1,6 +1,4 @@
-"""A clock of PostgreSQL's that a test can set: `now()` of a schema that is looked into before the
-server's own.
-"""
+"""A clock of PostgreSQL that a test can set: a `now()` in a schema that precedes `pg_catalog`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATIL
 
 class Clock:
     def set(self, at: datetime) -> None:
-        """It is `at` now, and goes on from there."""
+        """Set the time to `at`; the clock runs on from there."""
         self._change(
             "UPDATE clock.shift SET by = CAST(:at AS timestamptz) - pg_catalog.now(), since ="
             " pg_catalog.now(), pace = 1",
@@ -37,7 +35,7 @@ class Clock:
         self._change("UPDATE clock.shift SET by = by + CAST(:by AS interval)", by=by)
 
     def run_fast(self, at: datetime, pace: float) -> None:
-        """From `at` on, it goes `pace` times as fast as time."""
+        """Set the time to `at`; the clock runs on `pace` times as fast as real time."""
         self._change(
             "UPDATE clock.shift SET by = CAST(:at AS timestamptz) - pg_catalog.now(), since ="
             " pg_catalog.now(), pace = :pace",
@@ -76,8 +74,8 @@ def installed() -> Iterator[Clock]:
     db.engine().dispose()
     try:
         clock = Clock()
-        # Prices hold from the moment they are told of, which must come before any that a test
-        # stands in.
+        # Prices are valid from the moment at which they are stored, which must precede every time
+        # that a test sets.
         clock.set(LONG_AGO)
         with as_owner() as session:
             session.execute(text("TRUNCATE prices"))

@@ -166,7 +166,7 @@ def new_key(**options: Any) -> str:
 
 @pytest.fixture
 def empty_database(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Another database on the same server, with nothing in it, as the one in the settings."""
+    """Create an empty database on the same server, and put it into the settings."""
     server = create_engine(db.owner_url(), isolation_level="AUTOCOMMIT")
     name = "migrations"
     with server.connect() as connection:
@@ -191,7 +191,7 @@ def empty_database(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 @pytest.fixture
 def doctor(stores: Stores, configure: Callable[..., None], tmp_path: Path) -> Doctor:
-    """Runs it; its exit code, and each check by name."""
+    """A function that runs `doctor`; returns its exit code, and each check by name."""
     folder = tmp_path / "data"
     folder.mkdir(mode=0o700)
     configure(data_dir=folder)

@@ -60,7 +60,7 @@ def chat_lines(count: int, **body: object) -> list[dict]:
 
 
 def run_to_end(engine: Engine, batch_id: UUID, timeout: float = PATIENCE) -> Batch:
-    """Drive the engine by the poll alone, as a worker without a broker does."""
+    """Drive the engine by polls alone, as a worker without a broker does."""
     over = threading.Event()
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:

@@ -1,5 +1,5 @@
-"""Every request that an account's neighbour could try, made from the API's own description
-(tests/integration/api/test_isolation.py).
+"""Every request with which a caller could reach another account's objects, generated from the API's
+description (tests/integration/api/test_isolation.py).
 
 A route that this file cannot call raises Unknown, so a new one is either in the matrix or fails the
 test. `python -m tests.integration.isolation` prints how large the matrix is.
@@ -20,9 +20,9 @@ from xalen_batch.app import create_app
 from xalen_batch.catalog import CHAT
 
 DESCRIPTION: dict[str, Any] = create_app().openapi()
-# Routes that ask for no key. Whatever is not here must.
+# Routes that need no key. All others must need one.
 PUBLIC = {"/", "/v1", "/livez", "/readyz", "/docs", "/docs/assets", "/openapi.json"}
-# A value of what a body must have, by the name of its field.
+# Values for the required fields of a body, by the field's name.
 VALUES: dict[str, Any] = {
     "endpoint": CHAT,
     "completion_window": "24h",
@@ -34,19 +34,19 @@ VALUES: dict[str, Any] = {
     "purpose": b"batch",
     "file": factories.jsonl([factories.chat_line("mine")]),
 }
-# Fields that a body must have one of, as its description does not say.
+# Alternative required fields, which the API's description cannot express.
 ONE_OF = {"POST /v1/schedules": {"inbox": {}}}
-# Of parameters in the path that name nothing of an account's: one that exists.
+# Valid values for the path parameters that are no ids of an account's objects.
 OTHER_PARAMETERS = {"month": "2026-11", "model_id": factories.CHAT_MODEL}
 IDEMPOTENCY_KEY = "neighbours-key"
 
 
 class Unknown(Exception):
-    """A route that the matrix does not know how to call: teach it above."""
+    """A route that the matrix cannot call. Add the missing value above."""
 
 
 class Kind(StrEnum):
-    """What the neighbour has ids of."""
+    """The kinds of the neighbour's ids."""
 
     FILE = "file"
     UNUSED_FILE = "file that nothing reads"
@@ -64,7 +64,7 @@ class Kind(StrEnum):
 
 
 class Actor(StrEnum):
-    """Who asks."""
+    """The caller of a request."""
 
     OTHER_ACCOUNT = "other account"
     OTHER_MODE = "other mode"
@@ -76,7 +76,7 @@ class Actor(StrEnum):
 
     @property
     def is_valid(self) -> bool:
-        """Whether the key is one that may be there: it is the id that is not its own."""
+        """Whether the caller's key is valid, so that only the id is another owner's."""
         return self in (Actor.OTHER_ACCOUNT, Actor.OTHER_MODE)
 
 
@@ -96,7 +96,7 @@ class Request:
         return f"{self.method} {self.path}"
 
     def with_id(self, id: str) -> "Request":
-        """The same with an id in its place."""
+        """The same request with this id at `where`."""
         place, _, name = (self.where or "").partition(".")
         match place:
             case "path" | "query":
@@ -130,7 +130,7 @@ class Request:
 class Case:
     actor: Actor
     request: Request
-    # Whose id it has, of the neighbour's; None: none.
+    # The kind of the neighbour's id in the request; None: it has none.
     kind: Kind | None
 
 
@@ -179,8 +179,8 @@ def requests(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[R
 
 
 def within(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[Request]:
-    """Requests of a caller about a schedule or batch of their own (`{…}` is to be filled), with ids
-    of the neighbour's further in.
+    """Requests about the caller's own schedule or batch (`{…}` is filled later), with ids of the
+    neighbour in the body or query.
     """
     parameters = operation.get("parameters", [])
     if not any(parameter["in"] == "path" for parameter in parameters):
@@ -204,7 +204,7 @@ def cases(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[Case
         for actor in Actor:
             yield from (Case(actor, request, kind) for kind in (Kind if request.where else [None]))
         if request.body is not None and request.where is None:
-            # Who may not ask is told that before they are told what is wrong with their request.
+            # A caller without the right gets its 401 or 403 before any error of the request.
             yield from (
                 Case(actor, replace(request, body=b"{"), None)
                 for actor in Actor
@@ -220,7 +220,7 @@ def cases(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[Case
 
 
 def _body(method: str, path: str, operation: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """A body that is right, and the names of all fields that it could have."""
+    """A valid body, and the names of all fields that it could have."""
     content = operation.get("requestBody", {}).get("content", {})
     if not content:
         return None, []

@@ -1,4 +1,4 @@
-"""An account with something of every kind, and others who want it."""
+"""The neighbour, an account with objects of every kind, and the callers that must not see them."""
 
 import http.client
 import json
@@ -25,7 +25,7 @@ from xalen_batch.models.files import FilePart
 from xalen_batch.schedules import manual
 from xalen_batch.schedules.collect import check, collect
 
-# In everything that the neighbour has: where it is found, something has leaked.
+# A word in all of the neighbour's texts: an answer to another caller with this word is a leak.
 CANARY = "canary-7f3a9c"
 
 
@@ -60,9 +60,9 @@ class Client:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Whose things they are.
+    """The owner of the objects, their ids, and the keys of the other callers.
 
-    `single`: keys of the other account by the one scope that they have.
+    `single`: keys of the other account, by their only scope.
     """
 
     owner: Owner
@@ -71,8 +71,8 @@ class Neighbour:
     secrets: dict[Actor, str | None]
     single: dict[Scope, str]
     without: dict[Scope, str]
-    # Of the others: what stands in the path when the neighbour's id stands elsewhere, by the
-    # parameter's name.
+    # The other callers' own ids, by the path parameter's name. They fill the path of a request that
+    # has the neighbour's id elsewhere.
     own: dict[Actor, dict[str, str]]
 
     def secret_of(self, actor: Actor, scope: Scope) -> str | None:
@@ -81,8 +81,8 @@ class Neighbour:
     def leaks(
         self, answer: Answer, actor: Actor | None = None, asked_with: str | None = None
     ) -> list[str]:
-        """What is the neighbour's in an answer, but for the id that was asked for, and the account
-        where it is the actor's too.
+        """The neighbour's data in an answer, except the requested id, and the account's name if it
+        is the actor's account as well.
         """
         theirs = {CANARY, self.secret, *self.ids.values()} - {asked_with}
         if actor is Actor.OTHER_MODE:
@@ -91,7 +91,7 @@ class Neighbour:
         return [found for found in theirs if found in shown]
 
     def rows(self) -> set[str]:
-        """Everything there is but what belongs to the others."""
+        """All rows and files except those of the other callers."""
         others = [
             str(UUID(hex=id[-32:]))
             for own in self.own.values()
@@ -191,7 +191,7 @@ def _belongings(session: Session, caller: Caller) -> dict[Kind, str]:
 
 
 def _answer(session: Session, batch: Batch) -> None:
-    """What a download of its results shows."""
+    """Put the canary into the results and file names of a batch, which downloads show."""
     session.commit()
     # The serving role changes no custom id.
     with as_owner() as owner:
@@ -206,8 +206,8 @@ def _answer(session: Session, batch: Batch) -> None:
 
 
 def _own(session: Session, secret: str) -> dict[str, str]:
-    """Something of each kind that a stranger has too, so that what is theirs could be mixed up with
-    it.
+    """Create an object of each kind for another caller, with which the neighbour's could be mixed
+    up.
     """
     caller = accounts.authenticate(session, secret)
     file = factories.input_file(session, caller, [factories.chat_line("mine")])
@@ -223,7 +223,7 @@ def _own(session: Session, secret: str) -> dict[str, str]:
 
 
 def rows() -> set[str]:
-    """Everything in the database but when keys were last used, and every stored file."""
+    """All rows of the database, except the last use of keys, and all stored files."""
     with db.reading() as session:
         found = {
             f"{table.name} {row}"
@@ -233,19 +233,19 @@ def rows() -> set[str]:
             )
         }
     for path in storage.folder().rglob("*"):
-        # What other tests left in folders to be picked up may have a name that is no text.
+        # Files that other tests left in drop folders may have a name that is not valid UTF-8.
         if path.is_file() and "health" not in path.parts:
             found.add(f"{path!r} {path.stat().st_size} {path.stat().st_mtime_ns}")
     return found
 
 
 def nowhere(id: str) -> str:
-    """An id of the same kind that nobody has."""
+    """An unknown id of the same kind."""
     return id[:-32] + UUID(int=ids.new().int ^ 1).hex
 
 
 def filled(request: Request, own: Mapping[str, str]) -> Request:
-    """A request whose path is of the caller's own things, where nothing else stands in it."""
+    """The request with the caller's own ids for the path parameters that have no value."""
     given = dict(request.parameters)
     missing = [name for name in own if f"{{{name}}}" in request.path and name not in given]
     return Request(
@@ -261,7 +261,7 @@ def filled(request: Request, own: Mapping[str, str]) -> Request:
 def scope_of(
     neighbour: Neighbour, client: Client, method: str, path: str, operation: Mapping[str, Any]
 ) -> Scope:
-    """The one scope that lets a key in, found by trying each of them on what nobody has."""
+    """The only scope with which a key may call the route, found by trying each on an unknown id."""
     request = next(isolation.requests(method, path, operation))
     nothing = dict.fromkeys(
         ("file_id", "batch_id", "schedule_id", "key_id", "model_id", "month"), "nothing"

@@ -1,4 +1,4 @@
-"""What PostgreSQL does for the statements of the product: their plans, and how much they read."""
+"""The plans of the product's statements in PostgreSQL, and the rows and tables that they read."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +12,7 @@ Plan = dict[str, Any]
 
 
 def of(act: Callable[[Session], object]) -> list[Plan]:
-    """The plan of each statement that `act` sends, from a second run; everything is undone."""
+    """The plan of each statement that `act` sends, from a second run; both are rolled back."""
     sent: list[tuple[str, Any]] = []
 
     def note(_: Connection, __: object, statement: str, parameters: Any, *___: object) -> None:

@@ -1,4 +1,4 @@
-"""Batches as a service: what is frozen at creation, and how far a batch is."""
+"""The service of batches: the terms that are frozen at creation, and a batch's progress."""
 
 from datetime import timedelta
 from decimal import Decimal

@@ -106,7 +106,7 @@ def test_a_worker_keeps_what_it_can_run_itself(
         [finalize, execute, Message(Job.EXECUTE, "1"), Message(Job.VALIDATE, "2" * 32), execute]
     )
     assert kept == [finalize, execute, execute]
-    # What another process is to run goes to the queue, and what has no thread here.
+    # Jobs for another process go to the queue, and so do those that have no thread here.
     assert queued(valkey) == [
         ("batch.execute", ["1"]),
         ("batch.validate", ["2" * 32]),
@@ -118,7 +118,7 @@ def test_a_worker_keeps_what_it_can_run_itself(
     "spoilt", [b"", b"no separators", b"a\x06\x16b\x06\x16c\x06\x16d\x06\x16e"]
 )
 def test_broken_routes_in_redis_are_no_error(valkey: redis.Redis, spoilt: bytes) -> None:
-    """The change that a hint is about is committed by then."""
+    """The change that the hint announces is committed before."""
     broker.publish([Message(Job.EXECUTE)])
     valkey.sadd(f"_kombu.binding.{QUEUE}", spoilt)
     forget()

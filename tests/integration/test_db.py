@@ -24,7 +24,7 @@ from xalen_batch.standalone import stores as embedded
 
 @pytest.fixture
 def proxy(stores: Stores, database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """What `db` reaches the database through."""
+    """The proxy through which `db` reaches the database."""
     folder = stores.database_url.partition("host=")[2].partition("&")[0]
     direct = make_url(database)
     db.engine().dispose()
@@ -40,7 +40,7 @@ def proxy(stores: Stores, database: str, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.fixture
 def read_only(stores: Stores, database: str) -> Iterator[None]:
-    """The server as it is after another was promoted, until the test's end."""
+    """Make the server read-only until the test's end, as after another one was promoted."""
     with psycopg.connect(stores.migrate_database_url, autocommit=True) as server:
         name = server.info.dbname
         server.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
@@ -67,7 +67,7 @@ def test_an_idle_connection_that_the_server_closed_is_replaced_unnoticed(databas
 
 def test_a_session_that_only_reads_is_in_no_transaction_and_the_next_one_is(database: str) -> None:
     later = text("SELECT pg_backend_pid(), now()")
-    # Of an empty pool, both get the one connection that is made.
+    # The pool is empty, so both get the same new connection.
     db.engine().dispose()
     with db.reading() as session:
         (pid, first), (_, second) = session.execute(later).one(), session.execute(later).one()
@@ -87,7 +87,7 @@ def test_a_server_that_falls_silent_is_given_up_and_reached_again_when_it_speaks
     begun = time.monotonic()
     with pytest.raises(db.UNAVAILABLE):
         write()
-    # Given up once, and not again by the ROLLBACK.
+    # One timeout, not a second one for the ROLLBACK.
     assert time.monotonic() - begun < 20
     proxy.heal()
     write()

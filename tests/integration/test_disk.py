@@ -30,10 +30,7 @@ pytestmark = pytest.mark.usefixtures("database", "valkey")
 
 
 class Disks:
-    """What the stores' folders are said to have left.
-
-    The database's is one of ours only where a test says so.
-    """
+    """The free bytes of the stores' folders, which a test sets."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.left = {Store.FILES: 100 * GiB, Store.DATABASE: 100 * GiB}

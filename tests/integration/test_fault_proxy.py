@@ -41,7 +41,7 @@ def connect(proxy: FaultProxy, timeout: float = 20.0) -> socket.socket:
 
 
 def said(client: socket.socket, data: bytes) -> bytes:
-    """What comes back for it, until it is whole or the connection ends."""
+    """The bytes of the answer, until it is complete or the connection ends."""
     client.sendall(data)
     found = b""
     while len(found) < len(data) and (part := client.recv(65536)):
@@ -50,7 +50,7 @@ def said(client: socket.socket, data: bytes) -> bytes:
 
 
 def is_reset(proxy: FaultProxy) -> bool:
-    """Whether a new connection is, at its first byte at the latest."""
+    """Whether a new connection is reset, at its first byte at the latest."""
     try:
         with connect(proxy) as client:
             said(client, b"a")

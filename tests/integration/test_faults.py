@@ -1,5 +1,5 @@
-"""Stores that fail under the API and a worker, one process each: what is answered, what is left,
-what goes on afterwards.
+"""Stores that fail under the API and a worker, one process each: the answers, the rows and files
+that are left, and the recovery.
 """
 
 import os
@@ -58,7 +58,7 @@ MiB = 1024 * 1024
 
 @contextmanager
 def no_file_longer_than(size: int) -> Iterator[None]:
-    """As a disk that is full looks to whoever writes more: the system refuses it."""
+    """Refuse longer writes, as the system does when a disk is full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -207,13 +207,13 @@ class TestRedisThatHangs:
         fault(proxy)
 
         def is_quick(method: str, path: str, body: Any = None) -> bool:
-            # The pause after a failure would spare the next call what is measured here.
+            # Reset the pause after a failure, in which the next call would not try Redis at all.
             broker._quiet_until = 0.0
             begun = time.monotonic()
             assert api.ask(method, path, body).status == 200
             return time.monotonic() - begun < 2
 
-        # A loaded machine makes any one call slow; Redis would make all of them.
+        # A busy machine slows single calls; a wait for Redis would slow all of them.
         assert any(is_quick("POST", "/v1/batches", create) for _ in range(3))
         assert any(is_quick("GET", "/readyz") for _ in range(3))
         assert api.ask("GET", "/readyz").json["status"] == "degraded"
@@ -296,7 +296,7 @@ class TestAnotherVersionsMigration:
         window = {"start": "00:00", "end": "23:59", "timezone": "UTC"}
         db.engine().dispose()
         for _ in range(8):
-            # As in a process that has run for long: the statement is prepared on the connection.
+            # Prepare the statement on the connection, as in a process that has run for long.
             assert claim.claim([], with_suspects=True) is None
         batch_id = a_batch(chat_lines(30), execution_window=window, **soon)
         with added_columns():
@@ -309,10 +309,10 @@ class TestAnotherVersionsMigration:
 
 @contextmanager
 def added_columns() -> Iterator[None]:
-    """One in each table, that this version does not know."""
+    """Add a column to each table, which this version does not know."""
     names = [table.name for table in Base.metadata.sorted_tables]
     for name in names:
-        # One at a time, as what runs has locks of its own.
+        # One at a time, since running transactions hold locks.
         with as_owner() as session:
             session.execute(text(f"ALTER TABLE {name} ADD COLUMN of_a_later_version int"))
     try:

@@ -1,4 +1,4 @@
-"""Files as a service: what expires, what is deleted with them, and what keeps them."""
+"""The service of files: expiry, deletion with answers, and the batches that prevent both."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta

@@ -60,7 +60,7 @@ def lines(batch_id: UUID, part: FilePart) -> list[bytes]:
 
 
 def answer(size: int) -> bytes:
-    """A JSON string of so many characters, no two answers alike."""
+    """A JSON string of `size` characters, different for each call."""
     return json.dumps("".join(chr(ord("a") + (size + n) % 26) for n in range(size))).encode()
 
 

@@ -1,4 +1,4 @@
-"""What a batch waits for: said by the API in a sentence, from what workers and the catalog say."""
+"""The reason for which a batch waits, derived from the workers' reports and the catalog."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta

@@ -30,7 +30,7 @@ ASYNC_ROOMS = (
     "api/http/",
     "api/uploads.py",
     "api/inbox.py",
-    # Threads are what a probe must not wait for.
+    # A probe must not wait for a thread.
     "api/health.py",
 )
 

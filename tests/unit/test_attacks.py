@@ -1,4 +1,4 @@
-"""The list of attacks: what each module has, and what the command line says of a wrong name."""
+"""The list of attacks: the parts of each module, and the error for an unknown name."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is on the queue: hints in plain JSON, and nothing that a user wrote."""
+"""The messages on the queue: hints in plain JSON, without text of a user."""
 
 import base64
 import json

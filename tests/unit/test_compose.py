@@ -92,9 +92,9 @@ def test_the_image_runs_as_a_user_without_rights() -> None:
     assert re.search(r"^USER (?!root)\w+$", last_stage, re.MULTILINE)
 
 
-# Of the stores, what their entrypoints do as root before they become the user of their server:
-# `chown`, entering that user's folders, changing the mode of the data folder, and setting user and
-# group.
+# The capabilities that the stores' entrypoints need as root, before they become the server's user:
+# to `chown`, to enter that user's folders, to change the mode of the data folder, and to set user
+# and group.
 CAPABILITIES = {
     "postgres": {"CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"},
     "valkey": {"CHOWN", "DAC_OVERRIDE", "SETGID", "SETUID"},
@@ -122,7 +122,7 @@ def test_a_service_has_a_bound_of_memory_and_processes(name: str) -> None:
 def test_valkey_is_full_before_it_is_killed() -> None:
     command = SERVICES["valkey"]["command"]
     most = int(command[command.index("--maxmemory") + 1].removesuffix("mb"))
-    # A rewrite of its log forks: pages that change meanwhile are there twice.
+    # A rewrite of its log forks the process: pages that change meanwhile exist twice.
     assert 2 * most <= int(SERVICES["valkey"]["mem_limit"].removesuffix("m"))
     # Through a shell the entrypoint would not become another user.
     assert command[0] == "valkey-server"
@@ -179,8 +179,8 @@ def test_services_wait_for_what_they_need() -> None:
         assert "healthcheck" in SERVICES[name]
 
 
-# Seconds beside the settings' own: a worker records its last answers and gives its tasks back;
-# PostgreSQL and Valkey write what they hold.
+# Seconds in addition to those of the settings: a worker records its last answers and hands its
+# tasks back; PostgreSQL and Valkey write their data.
 LEAST_TO_STOP = {"api": 15, "worker": 15, "beat": 5, "postgres": 60, "valkey": 30}
 
 

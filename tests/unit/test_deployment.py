@@ -1,6 +1,4 @@
-"""No systemd and no nginx run in the tests; what the samples of the deployment page say is checked
-against the code instead.
-"""
+"""The samples of the deployment page agree with the code; neither systemd nor nginx runs here."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What the pages show exists: every command and option parses, every setting is one."""
+"""The pages agree with the code: every command and option parses, every setting exists."""
 
 import json
 import re
@@ -28,7 +28,7 @@ PAGES = sorted(
 )
 # Read by the command line, not by the settings.
 CLIENT_VARIABLES = {"XALEN_BASE_URL", "XALEN_API_KEY", "XALEN_DEBUG"}
-# Of tests that can go on for longer.
+# Variables of tests that can run for longer.
 TEST_VARIABLES = {
     name
     for folder in ("integration", "e2e")

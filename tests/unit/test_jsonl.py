@@ -1,4 +1,4 @@
-"""Where the lines of an input file are, and what an output line looks like."""
+"""The spans of the lines of an input file, and the form of an output line."""
 
 import json
 from uuid import uuid4

@@ -1,5 +1,5 @@
-"""What is installed is what was locked, byte for byte, and it is known whether any of it is known
-to be vulnerable.
+"""The installed packages equal the locked ones byte for byte, and `make audit` finds known
+vulnerabilities in them.
 """
 
 import json
@@ -55,7 +55,7 @@ def test_nothing_is_installed_that_is_not_locked(name: str) -> None:
 
 @contextmanager
 def service(vulnerabilities: list[dict[str, Any]]) -> Iterator[str]:
-    """A service in the shape of OSV's that knows of these, whatever package it is asked for."""
+    """A service like OSV that reports these vulnerabilities for every package."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -80,7 +80,7 @@ def service(vulnerabilities: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def audit(tmp_path: Path, url: str) -> subprocess.CompletedProcess[str]:
-    """What `make audit` runs, on one package and another service."""
+    """Run the program of `make audit` on one package, with another service."""
     requirements = tmp_path / "requirements.txt"
     requirements.write_text(PINNED)
     options = [

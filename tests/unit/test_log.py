@@ -26,7 +26,7 @@ class Asked(BaseModel):
 def said(
     configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[], list[dict[str, str]]]]:
-    """Everything that has been logged, by whomever."""
+    """All logged events, also those of libraries."""
     handlers, level, hook = logging.root.handlers, logging.root.level, threading.excepthook
     configure(log_format="json", log_level="debug")
     written = io.StringIO()

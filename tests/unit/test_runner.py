@@ -1,4 +1,4 @@
-"""`python -m tests`: what it prints and returns for tests that fail always, once or never."""
+"""`python -m tests`: its output and exit code for tests that fail always, once or never."""
 
 import os
 import subprocess

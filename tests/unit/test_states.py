@@ -1,4 +1,4 @@
-"""Every pair of states: what may follow what, and nothing else."""
+"""Every pair of states: only the allowed moves are possible."""
 
 import itertools
 

@@ -45,7 +45,7 @@ def shown(window: ExecutionWindow, at: str, count: int = 1) -> list[str]:
 
 
 def refusal(**fields: Any) -> str:
-    """What the API answers to a window in a body."""
+    """The API's error for a window in a body."""
     try:
         ExecutionWindow.model_validate({"start": "22:00", "end": "06:00", **fields})
     except ValidationError as error:
@@ -117,7 +117,7 @@ def test_one_within_a_day_and_one_until_midnight_close_on_the_day_they_open() ->
             "2026-10-24 12:00",
             "Sat 24 22:00 +0200 to Sun 25 06:00 +0100",
         ),
-        # What is skipped is the end of the gap.
+        # A skipped time counts as the end of the gap.
         (
             "02:30",
             "05:00",
@@ -146,7 +146,7 @@ def test_one_within_a_day_and_one_until_midnight_close_on_the_day_they_open() ->
             "2026-10-04 00:00",
             "Sun 04 02:30 +1100 to Sun 04 03:00 +1100",
         ),
-        # What is repeated is the first of the two.
+        # A repeated time counts as its first occurrence.
         (
             "02:30",
             "05:00",
@@ -168,7 +168,7 @@ def test_one_within_a_day_and_one_until_midnight_close_on_the_day_they_open() ->
             "2026-10-29 12:00",
             "Thu 29 22:00 +0300 to Thu 29 23:30 +0300",
         ),
-        # What a change leaves nothing of is left out.
+        # An interval that a clock change shortens to nothing is omitted.
         (
             "02:10",
             "02:50",

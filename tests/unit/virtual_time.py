@@ -34,7 +34,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class Server:
-    """Where the shared bucket is. That the script in Redis does the same is a test of its own."""
+    """Stands for Redis and its shared bucket. Another test compares it with the Lua script."""
 
     def __init__(self) -> None:
         self.is_away = False
@@ -59,7 +59,7 @@ class Server:
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]], server: Server | None = None) -> None:
-    """Run on virtual time, with this server behind every bucket, a millisecond away."""
+    """Run on virtual time; every bucket reaches this server within a millisecond."""
     server = server or Server()
 
     class Bucket:

@@ -1,10 +1,9 @@
-"""Back-pressure: the bytes of answers that a worker holds, from their arrival until they are
-recorded.
+"""Back-pressure: a bound on the bytes of answers that a worker holds until they are recorded.
 
 A backend that answers faster than the database records fills its buffer. Its connections are then
 not read, TCP's flow control holds the rest at the server, and no further lines are claimed for it.
-Each backend has a buffer of its own, so that one that sends much, or never ends what it sends,
-takes no memory and no time of another.
+Each backend has its own buffer, so a backend with large or endless answers takes no memory or time
+from the others.
 """
 
 import asyncio
@@ -18,7 +17,7 @@ READ_BYTES = 64 * 1024
 class Reader(Protocol):
     """An answer that is arriving.
 
-    Both methods may be called between its first bytes and its end.
+    The buffer calls both methods between the answer's first bytes and its end.
     """
 
     def pause(self) -> None: ...
@@ -27,22 +26,22 @@ class Reader(Protocol):
 
 
 class Buffer:
-    """Of one backend; used on the event loop, but for `is_full`.
+    """The buffer of one backend. Used on the event loop thread; `is_full` on any thread.
 
-    It holds at most `most` bytes, one read of each answer in flight, and one whole answer. The last
-    is read although the buffer is full, when nothing waits to be recorded: otherwise answers that
-    are all half there would wait for each other.
+    It holds at most `most` bytes, plus one read of each answer in flight, plus one whole answer. If
+    the buffer is full and no answer waits to be recorded, that one answer is read all the same:
+    otherwise the incomplete answers in the buffer would wait for each other forever.
     """
 
     def __init__(self, most: float = math.inf) -> None:
         self.most = most
-        # Of answers that are arriving or wait to be recorded.
+        # Bytes of the answers that are arriving or wait to be recorded.
         self.held = 0
         self._unrecorded = 0
-        # Bytes that have arrived of each, the answer that began first in front.
+        # The bytes of each arriving answer that are here, in the order in which the answers began.
         self._arriving: dict[Reader, int] = {}
         self._paused: set[Reader] = set()
-        # The one that is read although the buffer is full.
+        # The answer that is read although the buffer is full.
         self._passing: Reader | None = None
 
     @property
@@ -50,7 +49,7 @@ class Buffer:
         return self.held >= self.most
 
     def arrived(self, reader: Reader, count: int) -> None:
-        """More bytes of an answer are here."""
+        """Count more bytes of an answer; a full buffer pauses the answers that are arriving."""
         self._arriving[reader] = self._arriving.get(reader, 0) + count
         self.held += count
         if self.held >= self.most:
@@ -61,9 +60,9 @@ class Buffer:
             self._go_on()
 
     def ended(self, reader: Reader) -> None:
-        """An answer is whole, or was given up.
+        """Stop counting an answer that is complete or was given up.
 
-        One that is kept is `answered` before the event loop goes on.
+        For an answer that is kept, `answered` is called before control returns to the event loop.
         """
         self.held -= self._arriving.pop(reader, 0)
         if reader in self._paused:
@@ -72,23 +71,26 @@ class Buffer:
         if reader is self._passing:
             self._passing = None
         if self._paused:
-            # When the caller has said where the answer's bytes are now.
+            # Deferred, so that the caller can first call `answered`.
             asyncio.get_running_loop().call_soon(self._go_on)
 
     def answered(self, count: int) -> None:
-        """An answer of `count` bytes waits to be recorded."""
+        """Count an answer of `count` bytes, which waits to be recorded."""
         self._unrecorded += count
         self.held += count
 
     def recorded(self, count: int) -> None:
-        """So many bytes wait no longer."""
+        """Release `count` bytes, which no longer wait to be recorded."""
         self._unrecorded -= count
         self.held -= count
         if self._paused:
             self._go_on()
 
     def _go_on(self) -> None:
-        """Read the oldest answers for which there is room, or else a single one."""
+        """Resume the oldest answers that fit.
+
+        If all stay paused and no answer waits to be recorded, resume the oldest all the same.
+        """
         room = self.most - self.held
         for reader in [reader for reader in self._arriving if reader in self._paused]:
             if room <= 0:
@@ -110,14 +112,14 @@ class Buffer:
 
 
 class Buffers:
-    """One for each backend of a process; together they hold `most` bytes, in equal shares."""
+    """The buffers of a process, one for each backend; they share `most` bytes equally."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._made: list[Buffer] = []
 
     def add(self) -> Buffer:
-        """The buffer of another backend; those of the others shrink."""
+        """Return the buffer of another backend; the shares of the existing ones shrink."""
         self._made.append(Buffer())
         for buffer in self._made:
             buffer.most = self._most // len(self._made)

@@ -1,7 +1,7 @@
-"""The seam between the engine and a model: one function, Request → Outcome.
+"""The contract between the engine and a model: one function, Request → Outcome.
 
-What a backend says is not trusted; what went wrong is a value, never an exception. What is made for
-every line is a msgspec Struct, which costs a tenth of a frozen dataclass.
+Backends are not trusted. Failures are values, never exceptions. The types that every line creates
+are msgspec Structs, which cost a tenth of a frozen dataclass.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Request(Struct, frozen=True, gc=False):
 class Usage(Struct, frozen=True, gc=False):
     """Tokens of one answer; never negative.
 
-    `counted`: by us, since the backend reported no usable numbers.
+    `counted` is true if we counted them, because the backend reported no usable numbers.
     """
 
     input_tokens: int = 0
@@ -45,9 +45,9 @@ class Answered(Struct, frozen=True, gc=False):
 
 
 class Refused(Struct, frozen=True, gc=False):
-    """The model's final no: a 4xx with an OpenAI error envelope as body, on one line.
+    """A final 4xx, which no retry changes; `body` is an OpenAI error envelope on one line.
 
-    The line fails, billed 0.
+    The line fails and is billed 0.
     """
 
     status: int
@@ -56,15 +56,14 @@ class Refused(Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Retryable:
-    """No answer, and another attempt may get one. `backends/outcomes.py` says which statuses are
-    what.
+    """No answer, but another attempt may get one. `backends/outcomes.py` maps statuses to fields.
 
-    `status` is the HTTP status where there was one. `retry_after` is the backend's own wish in
-    seconds. `is_overload`: the backend is there and busy. `is_unreachable`: no request can succeed
-    until the operator acts (no connection, a refused key). `refusal`: what the line ends with if
-    the backend answers other lines; else the operator's setup is to blame. `may_be_own`: the
-    refusal is a JSON error as model servers write it, and does not name the model, so the line may
-    be to blame.
+    `status` is the HTTP status, if there was one. `retry_after` is the pause that the backend asks
+    for, in seconds. `is_overload`: the backend works and is busy. `is_unreachable`: no request can
+    succeed until the operator acts (no connection, a refused key). `refusal`: the error of the line
+    if the backend answers other lines; if it answers none, the operator's setup is at fault.
+    `may_be_own`: the refusal is a JSON error as model servers write it and does not name the model,
+    so the line itself may be at fault.
     """
 
     reason: str
@@ -78,8 +77,9 @@ class Retryable:
 
     @property
     def is_failed_attempt(self) -> bool:
-        """Whether the line itself may be to blame: not if the backend was busy, away or set up
-        wrongly for any line.
+        """Whether this counts as a failed attempt of the line.
+
+        It does not if the backend is busy or unreachable, or if its setup may be at fault.
         """
         return not (self.is_overload or self.is_unreachable or self.refusal)
 
@@ -89,7 +89,7 @@ Outcome = Answered | Refused | Retryable
 
 @dataclass(frozen=True, slots=True)
 class Exhausted:
-    """The line used up its attempts; `last` is what the last one met."""
+    """The line used up its attempts; `last` is the outcome of the last one."""
 
     last: Retryable
     attempts: int
@@ -97,9 +97,7 @@ class Exhausted:
 
 @dataclass(frozen=True, slots=True)
 class NotRun:
-    """The line has no outcome and goes back to its task: its work was stopped, or the backend is
-    broken.
-    """
+    """The line has no outcome and goes back to its task: the run stopped or the circuit is open."""
 
 
 Ended = Answered | Refused | Exhausted
@@ -107,7 +105,7 @@ NOT_RUN = NotRun()
 
 
 class Backend(Protocol):
-    """A place where one model runs. Made and used on a worker's event loop."""
+    """A place where one model runs. Created and used on a worker's event loop thread."""
 
     async def send(self, request: Request) -> Outcome:
         """Run one request within the settings' total timeout. Raises nothing but CancelledError."""

@@ -1,8 +1,8 @@
 """Any OpenAI-compatible model server: vLLM, SGLang, llama.cpp, TEI, Jina, Cohere, hosted APIs.
 
-It is not trusted: a request has a total time, an answer a bounded number of decompressed bytes, and
-no redirect is followed. The standard proxy variables are honoured (`HTTPS_PROXY`, `HTTP_PROXY`,
-`NO_PROXY`), except on the way to this machine itself.
+A server is not trusted: each request has a total timeout, each answer a cap on its decompressed
+bytes, and no redirect is followed. The standard proxy variables (`HTTPS_PROXY`, `HTTP_PROXY`,
+`NO_PROXY`) are honoured, except for loopback addresses.
 """
 
 import os
@@ -45,8 +45,8 @@ class OpenAIBackend:
                 " address, as in http://host:8000/v1."
             )
         self._model = model
-        # The server's own name for it, or None where it is the catalog's id, which requests carry
-        # already.
+        # The server's name for the model; None if it is the catalog's id, which requests already
+        # carry.
         self._rename = config.model if config.model != model.id else None
         self._client = _client(model, config.base_url.rstrip("/"), buffer or Buffer())
 
@@ -94,8 +94,8 @@ class OpenAIBackend:
         if not 200 <= reply.status < 300 or not reply.body:
             return outcome_of(reply, request)
         try:
-            # The request is read again: as objects it takes many times its bytes, and it may be in
-            # flight for minutes.
+            # Decode the request a second time: a request may be in flight for minutes, and its
+            # decoded objects take many times its bytes.
             ranking = from_backend(msgspec.json.decode(reply.body), request, _asked(request))
         except Unusable as unusable:
             return Retryable(str(unusable), reply.status)

@@ -1,6 +1,4 @@
-"""From what a backend sent back to an outcome: the one place that decides what is answered, refused
-or worth a retry.
-"""
+"""Classify a backend's reply as answered, refused or retryable; no other module does this."""
 
 import email.utils
 import math
@@ -18,20 +16,20 @@ from xalen_batch.backends.usage import stating, usage_of, usual_usage
 from xalen_batch.catalog import CHAT, RERANK
 
 # docs/backends.md has these as a table.
-# The request's own fault: the line ends with the backend's words.
+# The request is invalid: the line fails with the backend's message.
 OF_THE_LINE = frozenset({400, 413, 414, 416, 422, 431, 451})
-# Load: the line waits and is sent again, however often.
+# Overload: the line waits and is sent again, without a limit of attempts.
 BUSY = frozenset({429, 503, 529})
 TIMEOUTS = frozenset({408, 504, 524})
-# A failed attempt, as is every 5xx that is not elsewhere.
+# A failed attempt, as is every 5xx that is in no other set.
 ATTEMPT = frozenset({408, 409, 423, 424, 425, 499})
 # The key or the bill: no request can succeed until the operator acts.
 OF_THE_OPERATOR = frozenset({401, 402, 407})
-# 5xx that say what the server will never do; with them all 4xx that are not above. The setup is
-# wrong, or, if others are answered, the line.
+# 5xx that a retry cannot change. Like all 4xx that are in no set above, they are doubtful refusals:
+# the setup is at fault or, if the backend answers other lines, the line.
 NOT_SERVED = frozenset({501, 505})
 LONGEST_MESSAGE = 500
-# Characters of a message in which a cause is looked for.
+# Characters of a message that are searched for the cause.
 MOST_READ = 2_000
 _NO_ERROR = {
     "message": "The model backend refused the request.",
@@ -40,8 +38,7 @@ _NO_ERROR = {
     "code": None,
 }
 _TYPES = {403: "permission_error", 404: "not_found_error"}
-# `code` or `type` of an error that says that the hosted account has nothing left to spend. It comes
-# as 429 or 403.
+# `code` or `type` of the error (429 or 403) of a hosted API whose customer has no credit left.
 _UNPAID = frozenset(
     {
         "insufficient_quota",
@@ -53,8 +50,7 @@ _UNPAID = frozenset(
         "project_spend_limit_exceeded",
     }
 )
-# `code` or `type` of an error that says that there is no such model, and the words of servers that
-# have neither.
+# `code` or `type` of the error for an unknown model, and the messages of servers that send neither.
 _NO_MODEL = frozenset(
     {"model_not_found", "invalid_model", "model_not_available", "model_not_exist"}
 )
@@ -67,7 +63,7 @@ _CODE = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 
 
 def outcome_of(reply: Reply, request: Request) -> Outcome:
-    """What a reply means for its line. Never raises for what the backend said."""
+    """Return the outcome of a line from its reply. No reply makes it raise."""
     status = reply.status
     if 200 <= status < 300:
         return _answered(reply, request)
@@ -91,7 +87,7 @@ def outcome_of(reply: Reply, request: Request) -> Outcome:
     if status in OF_THE_LINE:
         return _refused(reply)
     if status in NOT_SERVED or (400 <= status < 500 and status not in ATTEMPT | BUSY):
-        # A proxy that has lost its server answers 404, too, in plain text or HTML.
+        # A proxy whose model server is down may answer 404 as well, in plain text or HTML.
         is_told = bool(error.code or error.type)
         return Retryable(
             f"The backend answered {status}{error.shown}.",
@@ -113,9 +109,7 @@ def _refused(reply: Reply) -> Refused:
 
 
 class _Error(NamedTuple):
-    """What an error's body says of its cause: as OpenAI writes it, or at the top level, as older
-    vLLM does.
-    """
+    """The fields of an error body: in `error` as from OpenAI, or at the top level (older vLLM)."""
 
     code: str = ""
     type: str = ""
@@ -144,15 +138,16 @@ class _Error(NamedTuple):
 
     @property
     def is_no_model(self) -> bool:
-        """The request's `model` is the catalog's word and not the user's, so an error about it is
-        no fault of the line.
+        """Whether the error is about the model's name.
+
+        The name that is sent comes from the catalog, so such an error is no fault of the line.
         """
         named = not _NO_MODEL.isdisjoint((self.code, self.type)) or self.param == "model"
         return named or _NO_MODEL_WORDS.search(self.message) is not None
 
     @property
     def shown(self) -> str:
-        """The code, for a log. A message can quote the request."""
+        """The code, for logs. Messages are not logged, since they can quote the request."""
         return f", {self.code}" if _CODE.fullmatch(self.code) else ""
 
 
@@ -169,20 +164,21 @@ def _answered(reply: Reply, request: Request) -> Outcome:
         return Retryable("The backend's answer is not a JSON object.", reply.status)
     part = "results" if request.endpoint == RERANK else "choices"
     if not isinstance(answer.get(part), list):
-        # Some gateways answer 200 with an error inside; nobody is billed for that.
+        # Some gateways answer 200 with an error in the body, which must not be billed.
         return Retryable(f"The backend's answer has no `{part}`.", reply.status)
     usage = usage_of(answer, len(reply.body), request)
     return Answered(reply.status, one_line(stating(reply.body, answer, usage, request)), usage)
 
 
 def one_line(body: bytes) -> bytes:
-    """Valid JSON without line breaks: in JSON they can only stand between tokens."""
+    """Return valid JSON without line breaks, which JSON allows only between tokens."""
     return msgspec.json.format(body, indent=-1) if b"\n" in body or b"\r" in body else body
 
 
 def refusal(status: int, body: bytes) -> bytes:
-    """A 4xx's body as an OpenAI error envelope on one line: the backend's own where it is one, else
-    ours around its words.
+    """Return the body of a 4xx as an OpenAI error envelope on one line.
+
+    The backend's own envelope is kept; any other body is quoted in an envelope of ours.
     """
     try:
         answer = msgspec.json.decode(body)
@@ -223,8 +219,9 @@ def _message(status: int, body: bytes, answer: Any) -> str:
 
 
 def _said(answer: Any) -> str:
-    """The message of the error shapes in use: `{error}`, `{message}`, `{detail}`, each a text or
-    `{error}` again; otherwise the JSON.
+    """The message of an error body: its `error`, `message` or `detail`, or a message within these.
+
+    A body without one is returned as JSON.
     """
     if isinstance(answer, Mapping):
         for key in ("error", "message", "detail"):
@@ -237,7 +234,7 @@ def _said(answer: Any) -> str:
 
 
 def retry_after(header: Callable[[str], str | None]) -> float | None:
-    """The backend's pause in seconds, from `retry-after-ms` or `retry-after` (or a date)."""
+    """Seconds to wait, from `retry-after-ms` or `retry-after` (a number or a date), or None."""
     milliseconds = _seconds(header("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000

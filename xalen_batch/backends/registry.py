@@ -1,6 +1,6 @@
-"""Which backend a model runs on.
+"""The backends of this process: one for each model and mode.
 
-Used on a worker's event loop only, so that no two are made at once.
+Used on a worker's event loop thread only, so two calls cannot create the same backend.
 """
 
 from xalen_batch.backends.buffer import Buffer
@@ -15,10 +15,10 @@ _made: dict[tuple[Model, bool], Backend] = {}
 
 
 def backend_for(model: Model, livemode: bool, buffer: Buffer | None = None) -> Backend:
-    """The one backend of a model in a mode. `buffer` bounds its answers; a backend that is there
-    already keeps its own.
+    """Return the backend of a model in a mode; the first call creates it.
 
-    Raises ConfigError where the catalog's entry has none or cannot work.
+    `buffer` bounds the answers of a new backend; an existing backend keeps its own. Raises
+    ConfigError if the catalog's entry has no backend for the mode, or an unusable one.
     """
     kind = model.kind_in(livemode)
     if kind is None:

@@ -1,4 +1,4 @@
-"""The rerank shapes of model servers, to and from ours (Jina's, which vLLM shares).
+"""Translate rerank requests and answers between our shape (that of Jina and vLLM) and a server's.
 
 | `rerank_api` | request | answer |
 |---|---|---|
@@ -6,7 +6,7 @@
 | `cohere` | `{model, query, documents: [str], top_n}` | `{results: [{index, relevance_score}], meta}` |
 | `tei` | `{query, texts, return_text: false}` | `[{index, score}]` |
 
-Documents are always sent as strings, and put back into the answer by us where they were asked for.
+Documents are always sent as strings. If a request asks for them in the answer, we insert them.
 """
 
 import math
@@ -21,11 +21,11 @@ RerankApi = Literal["jina", "cohere", "tei"]
 
 
 class Unusable(ValueError):
-    """The answer ranks nothing that was asked; the message says why."""
+    """The answer is no ranking of the request's documents; the message says why."""
 
 
 def to_backend(api: RerankApi, body: dict[str, Any], model: str) -> bytes:
-    """The request as this kind of server takes it."""
+    """Encode a request in the server's shape."""
     texts = [text_of(document) for document in body["documents"]]
     if api == "tei":
         return msgspec.json.encode({"query": body["query"], "texts": texts, "return_text": False})
@@ -38,7 +38,7 @@ def to_backend(api: RerankApi, body: dict[str, Any], model: str) -> bytes:
 
 
 def from_backend(answer: Any, request: Request, body: dict[str, Any]) -> dict[str, Any]:
-    """Any of the answers as `{id, model, results, usage?, meta?}`, results by falling score.
+    """Return an answer of any shape as `{id, model, results, usage?, meta?}`, best score first.
 
     Raises Unusable for an answer that does not rank the request's documents.
     """

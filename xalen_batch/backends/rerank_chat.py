@@ -1,4 +1,4 @@
-"""The reranker through `/v1/chat/completions`: models change by their name alone, no code changes.
+"""Rerankers through `/v1/chat/completions`, so a chat client changes only the model's name.
 
 The last user message carries `{"query", "documents", "top_n"?}` as JSON; the answer is an ordinary
 chat completion whose content is the ranked `results` as JSON.
@@ -26,7 +26,7 @@ class RerankChat:
         self.inner = inner
 
     async def send(self, request: Request) -> Outcome:
-        """As the contract says; a chat is turned into a rerank and its answer back."""
+        """Run one request; a chat is sent as a rerank, and the ranking returned as a chat."""
         if request.endpoint != CHAT:
             return await self.inner.send(request)
         body = to_rerank(request.body)
@@ -42,9 +42,7 @@ class RerankChat:
 
 
 def to_rerank(body: bytes) -> bytes | Refused:
-    """The rerank request that a chat's last user message carries, or the 400 that says what it
-    should carry.
-    """
+    """Return the rerank request in a chat's last user message, or a 400 that shows its form."""
     chat = msgspec.json.decode(body)
     if not isinstance(chat, dict):
         return _refused("the request is not a JSON object")
@@ -65,7 +63,7 @@ def to_rerank(body: bytes) -> bytes | Refused:
 
 
 def to_chat(answer: Answered, request: Request) -> bytes:
-    """A rerank answer as a chat completion; a reranker writes no tokens."""
+    """Return a rerank answer as a chat completion, which has no output tokens."""
     ranking = msgspec.json.decode(answer.body)
     usage = answer.usage
     message = {
@@ -90,7 +88,7 @@ def to_chat(answer: Answered, request: Request) -> bytes:
 
 
 def problem_of(asked: dict[str, Any]) -> str | None:
-    """What keeps an object from being a rerank request, or None."""
+    """The first error of a rerank request, without a period; None if the request is valid."""
     documents, top_n = asked.get("documents"), asked.get("top_n")
     if not isinstance(asked.get("query"), str) or not asked["query"]:
         return "`query` must be a text"

@@ -1,11 +1,10 @@
-"""Token counts of our own: for estimates, for answers without usable usage, and for the simulated
-models.
+"""Our own token counts, for estimates, answers without usable usage, and the simulated models.
 
 `count` is an estimate that needs no vocabulary: one token per match of `PIECES`. Against the Tekken
 tokenizer of Mistral Small 3.1 it is off by less than 5 % on English prose, source code and JSON, by
 4 to 12 % on French, German, Russian, Arabic and Chinese, up to 70 % too high on Japanese and
-Korean, and too low on emoji. It never passes `most`, the exact upper bound of any byte-level
-tokenizer. `exact_counter` has the real tokenizer where the extra `tokenizer` is installed.
+Korean, and too low on emoji. It never exceeds `most`, the upper bound for any byte-level tokenizer.
+`exact_counter` returns the real tokenizer if the extra `tokenizer` is installed.
 """
 
 import re
@@ -34,9 +33,9 @@ PIECES = re.compile(
     r"|[^\w\s]"
 )
 
-# The same by counting. No piece has ASCII and other characters, and only these three have several
-# of one kind, so ASCII text is counted by its runs: each kind is a bit of its own. Letters come in
-# pieces of 8, punctuation in pieces of 2.
+# The same count without a regex, for ASCII. No piece mixes ASCII with other characters, and an
+# ASCII piece is part of a run of one kind: up to 8 letters, up to 2 punctuation marks, or a single
+# character. Each kind is one bit, so integer arithmetic finds the runs; blanks are 0.
 _LETTER, _MARK, _SINGLE = 1, 2, 4
 _KINDS = bytes(
     (
@@ -58,44 +57,39 @@ _MORE_LETTERS, _MORE_MARKS, _MORE_SINGLES = (
 _NOT_ASCII = b" " * 128 + bytes(range(128, 256))
 _NEWLINES, _TABS, _SPACES = re.compile(r"\n+[ \t]*"), re.compile(r"\t+"), re.compile(r" {2,}")
 
-# What a chat template adds: role and separators of a message, and the answer's opening.
+# Tokens that a chat template adds: role and separators of each message, and the answer's opening.
 PER_MESSAGE = 4
 PER_CHAT = 3
-# The separators between a query and a document.
+# Tokens of the separators between a query and a document.
 PER_PAIR = 4
-# A picture at the resolution models usually take.
+# Tokens of a picture at the usual resolution.
 PER_IMAGE = 1024
 
-# A recording at a usual bit rate: 16 KB and about as many tokens a second.
+# A recording at a usual bit rate has 16 KB and about 16 tokens per second.
 BYTES_PER_AUDIO_TOKEN = 1024
-# A document or a film counts as one picture for each of its parts of this size: about a page, or a
-# frame that is looked at.
+# A document or a film counts as one picture per this many bytes: about a page, or a sampled frame.
 BYTES_PER_PICTURE = 64 * 1024
 AUDIO, PICTURES = ("input_audio", "audio_url"), ("file", "video_url")
-# The keys of content parts that hold no text, but media in base64 or where they lie.
+# The keys of content parts that hold media, in base64 or by URL or id.
 MEDIA = ("image_url", *AUDIO, *PICTURES)
 
-# Bytes of an input line that count as a token of an account's quota.
+# Bytes of an input line that count as one token of an account's quota.
 BYTES_PER_TOKEN = 4
 
 PieceCounter = Callable[[str], int]
 
 
 def enqueued(size: int) -> int:
-    """Input tokens that a line of so many bytes counts as, of those that an account may have in
-    open batches.
-    """
+    """Tokens by which a line of `size` bytes counts in its account's quota of enqueued tokens."""
     return -(-size // BYTES_PER_TOKEN)
 
 
 def count(text: str) -> int:
-    """Estimated tokens of a text: matches of `PIECES`, counted at a fraction of the cost of finding
-    them.
-    """
+    """Estimate the tokens of a text: the number of `PIECES` matches, for a fraction of the CPU."""
     data = text.encode("utf-8", "surrogatepass")
     kinds = int.from_bytes(data.translate(_KINDS), "little")
-    # Characters of the same kind as the one before. What is left of `kinds` without them are the
-    # first of each run.
+    # The bits of characters of the same kind as the one before. The other bits of `kinds` are the
+    # first character of each run.
     more = kinds & kinds << 8
     inside = more.to_bytes(len(data) + 1, "little")
     pieces = (
@@ -111,7 +105,8 @@ def count(text: str) -> int:
 
 
 def _blanks(text: str) -> int:
-    # Newlines take the blanks behind them. `\r` is no piece, and keeps apart what was around them.
+    # The piece of a newline includes the blanks after it. `\r` is in no piece, so it separates the
+    # text before and after.
     text, found = _NEWLINES.subn("\r", text) if "\n" in text else (text, 0)
     if "\t" in text:
         found += len(_TABS.findall(text))
@@ -121,18 +116,18 @@ def _blanks(text: str) -> int:
 
 
 def most(text: str) -> int:
-    """More tokens than this no byte-level tokenizer makes of a text: its UTF-8 bytes."""
+    """Upper bound of a text's tokens for any byte-level tokenizer: its bytes in UTF-8."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def cut(text: str, limit: int) -> str:
-    """The longest start of a text that counts at most `limit` tokens."""
+    """The longest prefix of a text that counts at most `limit` tokens."""
     last = next(islice(PIECES.finditer(text), limit, None), None)
     return text if last is None else text[: last.start()]
 
 
 def count_chat(messages: Sequence[Any], *, tools: Any = None, counter: PieceCounter = count) -> int:
-    """Prompt tokens of a chat: contents, tool calls, names and tools, with the template's own."""
+    """Prompt tokens of a chat: contents, tool calls, names, tools, and those of the template."""
     total = PER_CHAT + PER_MESSAGE * len(messages)
     for message in messages:
         if isinstance(message, Mapping):
@@ -175,9 +170,7 @@ def _count_part(part: Any, counter: PieceCounter) -> int:
 
 
 def _count_media(kind: str, media: Any) -> int:
-    """Tokens of a picture, a sound, a document or a film; of what is only named by a URL or an id
-    as of a small one.
-    """
+    """Tokens of a picture, recording, document or film; by URL or id, those of a small one."""
     texts = media.values() if isinstance(media, Mapping) else [media]
     # Base64 has four characters for three bytes.
     size = max((len(text) * 3 // 4 for text in texts if isinstance(text, str)), default=0)
@@ -188,9 +181,7 @@ def _count_media(kind: str, media: Any) -> int:
 
 @cache
 def exact_counter(model: Model) -> PieceCounter | None:
-    """The model's own tokenizer, where the extra `tokenizer` (mistral-common) is installed and has
-    it.
-    """
+    """The model's own tokenizer, or None if the extra `tokenizer` is absent or lacks the model."""
     if model.owned_by != "mistralai":
         return None
     try:

@@ -1,4 +1,4 @@
-"""The usage that an answer is billed by, and how the answer's body states it.
+"""The billed usage of an answer, and its form in the answer's body.
 
 A backend's usage is trusted only if it can be true. Otherwise (missing, null, a string, a bool, a
 fraction, negative, more tokens than bytes) we count the tokens ourselves. Either way
@@ -16,20 +16,21 @@ from xalen_batch.backends.contract import Request, Usage
 from xalen_batch.catalog import RERANK
 
 ABSURD = 10_000_000
-# No byte-level tokenizer makes more tokens than there are bytes; templates and default system
-# prompts add some of their own, and a picture or a recording is many tokens behind a short address.
+# Tokens beyond a request's bytes that a report may have. A byte-level tokenizer makes at most one
+# token of a byte; a template and a default system prompt add more, and a short URL may stand for a
+# picture or a recording of many tokens.
 TEMPLATE_ALLOWANCE = 2_048
 MEDIA_ALLOWANCE = 16_384
 PAIR_ALLOWANCE = 16
 ANSWER_ALLOWANCE = 256
-# The key beside `usage` that says where replaced numbers come from.
+# The key beside `usage` that names the source of replaced numbers.
 EXTENSION = "xalen"
 
 
 def usage_of(answer: Mapping[str, Any], size: int, request: Request) -> Usage:
-    """The usage of a 2xx answer, which had `size` bytes, to a request.
+    """The usage of a 2xx answer of `size` bytes to a request: as reported, or else counted.
 
-    Never raises for what the backend said.
+    No answer makes it raise.
     """
     reported = _rerank_usage(answer) if request.endpoint == RERANK else _chat_usage(answer)
     if reported is None or not _is_possible(reported, size, request):
@@ -62,13 +63,12 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def usual_usage(body: bytes, request: Request) -> Usage | None:
-    """The usage of a chat completion in OpenAI's form, if it can be true; None: `usage_of` has to
-    decide.
+    """The usage of a chat completion in OpenAI's form if it can be true; None: call `usage_of`.
 
-    Nearly every answer has this form, and this decodes only the billed fields.
+    The fast path: nearly every answer has this form, and only the billed fields are decoded.
     """
     try:
-        # What is skipped is checked to be JSON, but not to be UTF-8.
+        # msgspec checks that skipped fields are JSON, but not that they are UTF-8.
         if not body.isascii():
             str(body, "utf-8")
         answer = _chat_answer(body)
@@ -99,7 +99,7 @@ def stating(body: bytes, answer: Mapping[str, Any], usage: Usage, request: Reque
     is_stated = not usage.counted and _states(_table(answer.get("usage")), usage, request)
     if is_stated and EXTENSION not in answer:
         return body
-    # Raw values: what is not replaced keeps its bytes.
+    # Raw values, so fields that are not replaced keep their bytes.
     fields: dict[str, Any] = _fields(body)
     fields.pop(EXTENSION, None)
     if not is_stated:
@@ -232,7 +232,7 @@ def _pairs(request: Request) -> tuple[str, list[Any]]:
 
 
 def _tokens(table: Mapping[str, Any], *names: str) -> int | None:
-    """The first of these keys that is there, if it is a number of tokens."""
+    """The value of the first of these keys that is present; None if it is no token count."""
     for name in names:
         value = table.get(name)
         if value is not None:

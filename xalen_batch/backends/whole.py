@@ -1,6 +1,4 @@
-"""Whole numbers of a request, in any spelling that JSON has for them: 256, 256.0 and 2.56e2 are one
-value.
-"""
+"""Read whole numbers of a request in any spelling of JSON: 256, 256.0 and 2.56e2 are one value."""
 
 from typing import Any
 
@@ -9,9 +7,9 @@ PARAMETERS = ("n", "max_tokens", "max_completion_tokens", "top_n")
 
 
 def whole(body: dict[str, Any]) -> dict[str, Any]:
-    """The same request, its whole numbers as ints.
+    """Return the request with its whole numbers as ints.
 
-    Fractions, and what is no number, stay for the checks that name them.
+    Fractions and values of other types stay as they are, for later checks to report.
     """
     spelt = {
         name: int(value)

@@ -1,4 +1,4 @@
-"""Who a key stands for, and what it may do."""
+"""The owner and the scopes of a key."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -41,7 +41,7 @@ def written(
     act: Callable[[Session], object],
     transaction: Callable[[], AbstractContextManager[Session]] = db.transaction,
 ) -> list[AuditEntry]:
-    """What one transaction adds to the log."""
+    """The entries that one transaction adds to the log."""
     with transaction() as session:
         known = {entry.id for entry in audit.entries(session, limit=1000)}
         act(session)
@@ -273,7 +273,7 @@ class TestMoney:
         assert written(billing.issue_due) == []
 
 
-# Whatever writes to a table of these nouns, by whatever way: the triggers see it.
+# The triggers see every statement that writes to an audited table.
 STATEMENTS = {
     "INSERT INTO api_keys (id, account_id, livemode, name, prefix, hash) VALUES (gen_random_uuid(), :account, true, 'x', '', '')": (
         "key.created"
@@ -302,7 +302,7 @@ def test_no_statement_changes_anything_without_an_entry(
     owner: Owner, key: ApiKey, schedule: Schedule, statement: str
 ) -> None:
     values = {"account": owner.account_id} if ":account" in statement else {}
-    # The owner may do all of it; the triggers see it none the less.
+    # The owner has all privileges; the triggers log its statements, too.
     found = written(lambda session: session.execute(text(statement), values), as_owner)
     assert [entry.action for entry in found] == [STATEMENTS[statement]]
 

@@ -151,7 +151,7 @@ class TestRotation:
             keys.revoke(session, keys.lock(session, public_id))
             other = threading.Thread(target=rotate)
             other.start()
-            # It waits for the lock, and then sees what was committed.
+            # It waits for the lock, and then sees the committed rows.
             with db.reading() as watching:
                 while not watching.scalar(
                     text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
@@ -186,7 +186,7 @@ def admin(api: Api) -> Api:
 
 
 class TestDump:
-    """Whoever has a copy of the database has no key."""
+    """A copy of the database contains no usable key."""
 
     def test_a_dump_holds_no_key(self, admin: Api, database: str) -> None:
         made = admin.ask("POST", "/v1/api_keys", {"name": "ci", "scopes": ["read", "admin"]}).json
@@ -195,7 +195,7 @@ class TestDump:
         for secret in secrets:
             assert admin.ask("GET", "/v1/models", key=secret).status == 200
         assert admin.ask("DELETE", f"/v1/api_keys/{rotated['id']}").status == 200
-        # Wrong keys are somebody's too.
+        # A wrong key may be valid at another service, so the database must not hold it either.
         wrong = key_secrets.new(livemode=True)
         assert admin.ask("GET", "/v1/files", key=wrong).status == 401
 

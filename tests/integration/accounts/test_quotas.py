@@ -75,7 +75,7 @@ def reread(batch: Batch) -> Batch:
 
 
 def at_once(times: int, act: Callable[[int], Any]) -> list[TooManyRequests]:
-    """Do it so many times at the same moment; the refusals."""
+    """Call `act` from `times` threads at the same time; return the refusals."""
     start = Barrier(times)
 
     def one(number: int) -> TooManyRequests | None:
@@ -322,7 +322,7 @@ class TestSchedules:
 
     @staticmethod
     def due(caller: Caller, **fields: Any) -> UUID:
-        """A schedule that fires at the next look."""
+        """A schedule that fires at the next poll."""
         with db.transaction() as session:
             made = factories.schedule(session, caller, cron="* * * * *", **fields)
             made.next_fire_at = datetime.now(UTC).replace(second=0, microsecond=0)
@@ -388,7 +388,7 @@ class TestSchedules:
             len(line) + 1,
         )
         fire.run()
-        # Lower than what is held already.
+        # Lower than the bytes that are stored already.
         configure(quota_storage_bytes=10)
         with db.transaction() as session:
             batch = session.scalars(select(Batch).where(Batch.schedule_id == id)).one()

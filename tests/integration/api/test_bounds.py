@@ -42,8 +42,8 @@ class Bound:
 
     ask: Callable[[Given], tuple[str, Any]]
     full: dict[Quota, dict[str, int]]
-    # Whether it counts as a change: all do but those that keep nothing, and those whose every row
-    # is counted.
+    # Whether it counts as a change. All requests do but those that store nothing, and those whose
+    # rows all count in a quota.
     is_change: bool = True
 
 
@@ -227,7 +227,7 @@ def test_a_route_is_refused_by_its_quota_and_served_without(
     admin: Api, given: Given, configure: Configure, route: Route, quota: Quota
 ) -> None:
     configure(**BOUNDS[route].full[quota])
-    # The limit of keys has room for the one that asks, each other has none for what is asked.
+    # The limit of keys allows the caller's own key; other limits allow no object of the request.
     refuse(ask(admin, route, given), quota, may_fit=quota is Quota.API_KEYS)
     configure(**dict.fromkeys(BOUNDS[route].full[quota], "none"))
     answer = ask(admin, route, given)
@@ -239,7 +239,7 @@ def test_a_change_is_refused_when_the_minutes_are_used_up(
     admin: Api, given: Given, configure: Configure, route: Route
 ) -> None:
     configure(quota_changes_per_minute=1)
-    # A bucket holds two at least.
+    # A bucket holds at least two tokens.
     for _ in range(account.SMALLEST_BUCKET):
         assert admin.ask("DELETE", NO_FILE).status == 404
     refuse(ask(admin, route, given), Quota.CHANGES_PER_MINUTE)
@@ -261,5 +261,5 @@ def test_a_key_that_would_be_kept_is_refused_while_too_many_are(
     held = {"idempotency-key": "held"}
     assert admin.ask("POST", "/v1/schedules", _schedule(given), headers=held).status == 200
     refuse(ask(admin, route, given, **{"idempotency-key": "one"}), Quota.IDEMPOTENCY_KEYS)
-    # An answer that is kept is replayed however many are.
+    # A stored answer is replayed even when the limit of stored answers is reached.
     assert admin.ask("POST", "/v1/schedules", _schedule(given), headers=held).status == 200

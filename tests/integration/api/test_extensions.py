@@ -1,4 +1,4 @@
-"""What OpenAI does not have: partial results, estimates, invoices and statements over HTTP."""
+"""The extensions to OpenAI's API: partial results, estimates, invoices and statements over HTTP."""
 
 import json
 from datetime import UTC, datetime

@@ -1,5 +1,5 @@
-"""What an OpenAI client does that needs no worker, with every answer checked against the client's
-own types.
+"""The requests of an OpenAI client that need no worker, with every answer checked against the
+client's own types.
 """
 
 from typing import Any

@@ -1,5 +1,5 @@
-"""Every hostile request on a real connection: the answer it should get, in the API's envelope, and
-nothing that was there is changed.
+"""Every hostile request on a real connection gets its answer in the API's envelope, and changes no
+existing object.
 """
 
 import http.client
@@ -21,12 +21,12 @@ from xalen_batch import db, ids
 from xalen_batch.config import settings
 from xalen_batch.models import Base
 
-# Rows that answering anybody may touch: when a key was last used.
+# Every table but that of the keys, whose last use any answer may update.
 UNTOUCHED = [table.name for table in Base.metadata.sorted_tables if table.name != "api_keys"]
 
 
 class Hostile(NamedTuple):
-    """An API with objects of two accounts, and what stands for them in the requests."""
+    """An API with objects of two accounts, and the names that stand for them in the requests."""
 
     api: Api
     names: dict[bytes, bytes]
@@ -64,7 +64,7 @@ def hostile(api: Api) -> Hostile:
 
 
 def fingerprint() -> list[Any]:
-    """All that is committed, and all that is stored."""
+    """All committed rows and all stored files."""
     digests = " UNION ALL ".join(
         f"SELECT '{name}', md5(coalesce(string_agg(md5(row::text), '' ORDER BY md5(row::text)),"
         f" '')) FROM {name} row"
@@ -96,7 +96,7 @@ def problems(request: HostileRequest, answer: Answer) -> list[str]:
             return [*found, f"no envelope: {answer.body[:300]!r}"]
         if set(error) != {"message", "type", "param", "code"} or not error["message"]:
             found.append(f"an envelope of its own: {error}")
-        # What is no HTTP is not what most of them are about.
+        # A case without a code allows any code but `invalid_http`: it is about something else.
         if error["code"] != request.code and (
             request.code is not None or error["code"] == "invalid_http"
         ):

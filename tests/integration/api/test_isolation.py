@@ -1,8 +1,8 @@
-"""Nobody sees or changes what another account or mode has, nor anybody whose key is not one any
-more or is not for that.
+"""No caller sees or changes the objects of another account or mode, and a key that is revoked,
+expired or without the scope gets nothing.
 
-The requests are made from the API's own description: every route, with every kind of id in every
-place that takes one, by everybody who must not (tests/integration/isolation.py).
+The requests are generated from the API's description: every route, with every kind of id in every
+parameter that takes one, by every caller who must not (tests/integration/isolation.py).
 """
 
 import importlib
@@ -119,9 +119,9 @@ def test_a_route_shows_and_changes_nothing_of_a_neighbours(
     assert (
         _problems(neighbour, client, [case for case in cases if case.actor.is_valid], scope) == []
     )
-    # They may have made or changed something of their own.
+    # The callers may have created or changed objects of their own.
     assert of_neighbour - neighbour.rows() == set()
-    # All of that would prove nothing if the requests were wrong: their owner's succeed.
+    # A control that the requests are right: those of the owner succeed.
     assert 200 in _asked_by_their_owner(neighbour, client, method, path, operation)
 
 
@@ -135,7 +135,7 @@ def _problems(neighbour: Neighbour, client: Client, cases: list[Case], scope: Sc
 
 
 def _problem(neighbour: Neighbour, client: Client, case: Case, scope: Scope) -> str | None:
-    """What is wrong with the answer to a request, or None."""
+    """The error in the answer to a request, or None."""
     id = None if case.kind is None else neighbour.ids[case.kind]
     request = case.request
     if case.actor.is_valid and not (request.where or "").startswith("path."):
@@ -175,7 +175,7 @@ def _problem_of_valid_key(
         return None
     if answer.status not in (400, 404):
         return f"{answer.status} {answer.body[:200]}"
-    # An id that is somebody's is told apart from one that is nobody's by nothing.
+    # The answer for the neighbour's id must equal that for an unknown id.
     other = neighbours.nowhere(id)
     nobodys = client.ask(request.with_id(other), neighbour.secrets[case.actor])
     return (

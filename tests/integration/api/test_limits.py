@@ -1,6 +1,4 @@
-"""Limits as a client meets them: what is told, what is refused, and that a client which obeys gets
-everything done.
-"""
+"""Limits from a client's side: figures, refusals, and the progress of a client that obeys them."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +26,7 @@ Configure = Callable[..., None]
 
 @pytest.fixture(autouse=True)
 def forgotten() -> None:
-    """What the API's process knows from the test before."""
+    """Clear the state that the API's process has from the test before."""
     account._limits.clear()
     account._buckets_of.cache_clear()
 
@@ -68,7 +66,7 @@ class TestWhatIsTold:
         assert used == {"used": 200 - used["free"], "limit": 200, "free": used["free"]}
         assert used["used"] >= 1
         used = found.pop("changes_per_minute")
-        # An upload and a batch, as far as their share has not come back yet; looking takes none.
+        # An upload and a batch, less the tokens refilled since; reading the limits takes none.
         assert used == {"used": 1_000 - used["free"], "limit": 1_000, "free": used["free"]}
         assert 0 <= used["used"] <= 2
         assert found == {
@@ -210,13 +208,13 @@ class TestRequestsPerSecond:
             elapsed = time.monotonic() - started
         assert all(len(models) == 2 for models in found)
         assert refused
-        # A second's worth at once, the others at the rate.
+        # The requests of one second at once, the others at the rate.
         assert elapsed >= (16 - 2) / 2 * 0.95
 
     @pytest.fixture
     def standing_clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nothing fills a bucket: how many requests find room does not depend on how fast they are
-        made.
+        """Stop the refill of buckets, so that the number of granted requests does not depend on the
+        speed of the test.
         """
         alone = account.AccountBuckets(None)
         monkeypatch.setattr(account, "_buckets_of", lambda url: alone)

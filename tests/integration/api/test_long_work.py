@@ -72,7 +72,7 @@ class TestAdmission:
 
 @pytest.fixture
 def busy(api: Api) -> Iterator[None]:
-    """An account with the most long requests that it may have."""
+    """An account that has its limit of long requests."""
     with db.transaction() as session:
         caller = accounts.authenticate(session, api.key)
     with ExitStack() as at_work:
@@ -143,7 +143,7 @@ def test_a_long_request_too_many_of_an_account_is_refused_with_a_time_to_come_ba
         "too_many_long_requests",
     )
     assert answer.headers["retry-after"] == "2"
-    # Another account is let in, and told by the route itself what it may not have.
+    # A request of another account reaches the route, which refuses it.
     assert asked[name](new_key()).status != 429
 
 

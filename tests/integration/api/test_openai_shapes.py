@@ -1,5 +1,5 @@
-"""Every answer for files and batches is what the `openai` client's own models say, read strictly:
-no key is missing, none has another type.
+"""Every answer for files and batches fits the `openai` client's models strictly: no key is missing,
+none has another type.
 """
 
 from typing import Any
@@ -14,17 +14,17 @@ from xalen_batch import db
 from xalen_batch.models import Batch as BatchRow
 from xalen_batch.pipeline import validate
 
-# Ours, beside what the client knows.
+# Our extensions, which the client does not know.
 EXTENSIONS = {"schedule_id", "run_id", "execution_window", "on_invalid", "waiting"}
-# What the client knows and OpenAI's own description of the answers does not have.
+# Fields that the client has, but OpenAI's own description of the answers lacks.
 UNDESCRIBED = {"shutdown_date"}
 LIST = {"object", "data", "first_id", "last_id", "has_more"}
 REQUEST = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
 
 def fits(model: type[BaseModel], shown: dict[str, Any]) -> None:
-    """The client's model takes it without changing a value, and all of its fields are there, null
-    where there is nothing.
+    """Assert that the client's model parses it without changing a value, and that all fields of the
+    model are present, null if they have no value.
     """
     # JSON has no literals of Python's; in everything else strict.
     read = TypeAdapter(model).validate_python(shown, strict=True)

@@ -1,6 +1,4 @@
-"""Requests made up from our own description of the API: every answer is one that it describes, and
-none is a 500.
-"""
+"""Random requests from the API's description: it has every answer, and none is a 500."""
 
 import os
 from typing import Any
@@ -63,7 +61,7 @@ def test_every_answer_is_one_that_is_described(operation: Any, api: Api) -> None
         )
     )
     def ask(case: Any) -> None:
-        # Now and then an id that exists, so that more is met than a 404.
+        # Sometimes an id that exists, so that not all answers are 404.
         for name, value in (case.path_parameters or {}).items():
             if len(str(value)) % 2 and name in known:
                 case.path_parameters[name] = known[name]

@@ -1,5 +1,5 @@
-"""Whatever a client sends wrong about schedules is answered in the envelope, names the field and
-the remedy, and changes nothing.
+"""An invalid request about schedules gets an error in the envelope that names the field and the
+remedy, and changes nothing.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +35,7 @@ def create(api: Api, **fields: Any) -> str:
     return f"/v1/schedules/{id}"
 
 
-# What a definition cannot be: (fields, the one that is named, what the message says).
+# Invalid definitions: (fields, the field that the error names, words of its message).
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"name": ""}, "name", "at least 1 character"),
     ({"name": " \t"}, "name", "at least 1 character"),
@@ -327,7 +327,7 @@ POSTS = [
 
 
 def prepared(api: Api, route: str) -> str:
-    """The route of a schedule that can be asked for it."""
+    """The path of a schedule on which the route succeeds."""
     what: dict[str, Any] = {
         "inbox": None,
         "input_file_id": api.upload(factories.jsonl([LINE]))["id"],
@@ -362,7 +362,7 @@ def test_the_same_key_with_the_same_request_does_it_once(
             "/{id}/requests": [1, 0, 1],
         }[route]
     )
-    # Of another schedule, or with another body, it is another request.
+    # With another schedule or another body, it is another request.
     for again, sent in [(prepared(api, route), body), (path, other)]:
         if (again, sent) != (path, body):
             answer = api.ask("POST", again, sent, headers=KEY)

@@ -1,5 +1,5 @@
-"""Schedules over HTTP: made, previewed, run, changed, paused, backfilled and deleted, and what
-their runs became.
+"""Schedules over HTTP: made, previewed, run, changed, paused, backfilled and deleted, with the
+outcome of their runs.
 """
 
 from collections.abc import Callable, Iterator
@@ -97,7 +97,7 @@ def test_the_life_of_a_schedule(api: Api, clock: Clock) -> None:
     )
     assert (schedule["last_run"], schedule["recent_runs"]) == (None, [])
 
-    # Run now: beside its instants.
+    # A manual run does not change its instants.
     run = post(api, path(schedule, "run"))
     assert (run["object"], run["schedule_id"], run["trigger"], run["state"]) == (
         "schedule.run",
@@ -161,7 +161,7 @@ def test_the_life_of_a_schedule(api: Api, clock: Clock) -> None:
     )
     assert resumed["next_fire_at"] == (NIGHT + 2 * DAY).timestamp()
 
-    # Changed: what has run stays as it was.
+    # After a change, earlier runs stay as they were.
     before = get(api, path(schedule, "runs"))
     changed = api.ask(
         "PATCH", path(schedule), {"name": "Morning digest", "timezone": "Asia/Kathmandu"}
@@ -172,7 +172,7 @@ def test_the_life_of_a_schedule(api: Api, clock: Clock) -> None:
     )
     assert get(api, path(schedule, "runs")) == before
 
-    # The night that was paused is made up for.
+    # A backfill runs the night that was paused.
     backfilled = post(api, path(schedule, "backfill"), {"from": "2026-11-26", "to": "2026-11-27"})
     assert [(run["trigger"], run["scheduled_local"]) for run in backfilled["data"]] == [
         ("backfill", "2026-11-26T02:30:00+05:45")
@@ -183,7 +183,7 @@ def test_the_life_of_a_schedule(api: Api, clock: Clock) -> None:
         "waiting",
     )
 
-    # Deleted: its runs and batches are there.
+    # After the deletion, its runs and batches are still there.
     deleted = api.ask("DELETE", path(schedule)).json
     assert deleted == {
         "id": schedule["id"],
@@ -436,7 +436,7 @@ def test_changes_at_once_are_all_kept(api: Api, clock: Clock) -> None:
 
 
 def in_transaction() -> int:
-    """How many sessions are in a transaction and do nothing."""
+    """The number of sessions that are idle in a transaction."""
     with db.transaction() as session:
         waiting = (
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state ="
@@ -468,8 +468,8 @@ def test_files_are_read_in_no_transaction_and_what_others_change_meanwhile_is_ke
         "Other",
         RERANK,
     )
-    # The creation, the change, the one meanwhile, and the change once more: the endpoint is another
-    # now.
+    # The creation, the change, the concurrent change, and the first change again, because the
+    # endpoint is another one by then.
     assert seen == [0] * 4
 
 

@@ -1,5 +1,5 @@
-"""Every route by a key of every combination of scopes: a field is shown to no key that lacks the
-scope of the field's own route.
+"""Every route, by a key of every combination of scopes: no key sees a field without the scope of
+the field's own route.
 
 Routes, schemas and the scope of each field come from the API's own description, so a new route or
 field is in the matrix by itself.
@@ -34,14 +34,14 @@ from xalen_batch.schedules import runs
 from xalen_batch.schedules.runs import Trigger
 from xalen_batch.states import RunState
 
-# Deletions come last: the others need what they delete.
+# Deletions come last: the other routes need the objects that they delete.
 ROUTES = sorted(isolation.operations(), key=lambda route: route[0] == "DELETE")
 COMBINATIONS = list(
     chain.from_iterable(combinations(Scope, size) for size in range(1, len(Scope) + 1))
 )
-# Their answers have what the request said, ids, and the state in which everything begins.
+# Their answers have the values of the request, ids, and the initial state.
 CREATIONS = {"POST /v1/files", "POST /v1/batches", "POST /v1/schedules"}
-# What a key that may only submit sees in the answers to other requests.
+# The fields that a key with only the scope `submit` sees in the answers to other requests.
 ALWAYS = {
     "BatchObject": {
         "id",
@@ -59,7 +59,7 @@ ALWAYS = {
     "DeletedSchedule": {"id", "object", "deleted", "discarded_requests"},
 }
 SCHEMAS: dict[str, Any] = DESCRIPTION["components"]["schemas"]
-# The scope that lets a key in, by method and path; found once, by asking.
+# The scope that a route needs, by method and path; found once, by trying each.
 NEEDED: dict[tuple[str, str], Scope] = {}
 
 
@@ -75,7 +75,7 @@ class World:
     total: str
 
     def target(self, method: str, path: str) -> dict[str, str]:
-        """What stands in the path of a route, by the parameter's name."""
+        """The path parameters of a route, by name."""
         found = self.neighbour.ids
         file = {
             "DELETE": Kind.UNUSED_FILE,
@@ -95,7 +95,7 @@ class World:
         }
 
     def request(self, method: str, path: str, operation: Mapping[str, Any]) -> Request:
-        """One that succeeds for a key with the scope."""
+        """A request that succeeds for a key with the scope."""
         plain = next(isolation.requests(method, path, operation))
         if isinstance(plain.body, dict) and "input_file_id" in plain.body:
             plain = Request(
@@ -187,7 +187,7 @@ def _problems(
 
 def _leaked(world: World, request: Request, answer: Answer, theirs: set[str]) -> Iterator[str]:
     for found in theirs:
-        # A cancelled batch keeps what OpenAI's type requires.
+        # The answer with a cancelled batch keeps the fields that OpenAI's type requires.
         is_required = request.path.endswith("/cancel") and found == world.neighbour.ids[Kind.FILE]
         if found in answer.body and not is_required:
             yield found
@@ -201,7 +201,7 @@ def _answered(operation: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _objects(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(name, schema) of what a schema refers to, not of what is further inside."""
+    """(name, schema) of the schemas to which a schema refers directly."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         yield name, SCHEMAS[name]
@@ -228,8 +228,8 @@ def _fields(schema: Mapping[str, Any], value: Any, scopes: set[str]) -> Iterator
 
 
 def test_the_owner_of_a_field_decides_who_sees_it() -> None:
-    """What `x-scope` says is what the routes say: `read` for what a GET shows, `billing` for money,
-    and nothing for the rest.
+    """`x-scope` agrees with the routes: `read` for fields that a GET shows, `billing` for money,
+    none for others.
     """
     for method, path, operation in ROUTES:
         schema = _answered(operation)
@@ -250,8 +250,8 @@ def test_the_owner_of_a_field_decides_who_sees_it() -> None:
                 )
     for name, described in SCHEMAS.items():
         for field, inner in described.get("properties", {}).items():
-            # What was billed. Estimates are made of list prices; the routes of invoices and
-            # statements need the scope as a whole.
+            # Billed amounts. Estimates come from list prices, and the routes of invoices and
+            # statements need the scope for the whole answer.
             if re.search("cost|amount", field) and not hasattr(money_schemas, name):
                 assert inner.get("x-scope") == "billing", f"{name}.{field}"
 

@@ -12,7 +12,7 @@ from tests.hostile.answers import ENDLESS
 
 GOOD = b'{"id":"x","object":"chat.completion","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}'
 MiB = 1024 * 1024
-# Many times what a client and the kernel's buffers may take of an answer that does not end.
+# Many times the bytes of an endless answer that a client and the kernel's buffers may take.
 MOST_ENDLESS = 128 * MiB
 
 
@@ -89,7 +89,7 @@ async def gzip_bomb(writer: asyncio.StreamWriter) -> None:
 
 
 def endless(way: str) -> Answer:
-    """One of ENDLESS, for as long as somebody reads it, at most MOST_ENDLESS bytes."""
+    """One of ENDLESS, for as long as the client reads it, at most MOST_ENDLESS bytes."""
     begin, piece = ENDLESS[way]
     piece *= 64 * 1024 // len(piece)
 
@@ -104,7 +104,7 @@ def endless(way: str) -> Answer:
 
 
 class Hostile:
-    """Answers every request with `answer`, and remembers what was asked."""
+    """Answers every request with `answer`, and records the requests."""
 
     def __init__(self) -> None:
         self.answer: Answer = reply(GOOD)

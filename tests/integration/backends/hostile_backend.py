@@ -20,7 +20,7 @@ CATALOG = (
 
 @pytest.fixture
 def server() -> Iterator[Hostile]:
-    """It runs in a thread of its own, so that only the worker's side is the test's."""
+    """Run the server in a thread of its own, so that the test's thread is only the worker."""
     loop, ready, over = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
     found: list[Hostile] = []
 

@@ -1,7 +1,7 @@
-"""A model server that misbehaves at a whole batch: what failed is billed nothing, and the worker
+"""A model server that misbehaves for a whole batch: failed lines are billed nothing, and the worker
 neither grows nor stops.
 
-XALEN_TEST_OUTAGE has the server broken for so many seconds.
+XALEN_TEST_OUTAGE is the number of seconds for which the server is broken.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.usefixtures("database", "valkey")
 engine, server = hostile_backend.engine, hostile_backend.server
 
 OUTAGE = float(os.environ.get("XALEN_TEST_OUTAGE", "3"))
-# Packed once: the server would be at it for longer than it answers.
+# Compressed once, since compressing takes longer than answering.
 BOMB = gzip.compress(bytes(64 * MiB), 1)
 
 
 async def ten_mib(writer: asyncio.StreamWriter) -> None:
-    # A MiB at a time: what the server holds is in this process too.
+    # A MiB at a time, since the server's bytes are in this process too.
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (10 * MiB))
     for _ in range(10):
         writer.write(b" " * MiB)
@@ -112,7 +112,7 @@ def test_a_storm_of_429_delays_and_fails_nothing(engine: Engine, server: Hostile
     server.answer = storm
     batch = live_batch(40)
     ended = run_to_end(engine, batch.id)
-    # More refusals than a line has attempts: being told to wait is not one.
+    # More refusals than a line has attempts: overload does not count as an attempt.
     assert (ended.status, ended.completed, ended.failed) == ("completed", 40, 0)
     assert len(server.seen) == 100
     assert charged(batch.id) == invoiced(batch) > 0
@@ -144,7 +144,7 @@ def test_a_backend_that_is_broken_and_comes_back(
     timer.start()
     ended = run_to_end(engine, batch.id)
     assert (ended.status, ended.completed, ended.failed) == ("completed", 20, 0)
-    # It was left alone meanwhile: 20 lines without a pause would have asked many hundred times.
+    # The circuit was open meanwhile: 20 lines without a pause would send many hundred requests.
     assert len(server.seen) < 100 * max(OUTAGE, 1)
 
 
@@ -182,7 +182,7 @@ def test_a_usage_that_cannot_be_is_not_billed_as_it_is_said(
     assert len(rows) == 3
     for row in rows:
         if row.amount is None:
-            # No answer that can be read at all.
+            # The answer cannot be read at all.
             assert row.input_tokens == row.output_tokens == 0
         else:
             # Counted by us: no more than a token a byte.

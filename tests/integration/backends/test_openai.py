@@ -61,13 +61,13 @@ def _short_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A total time that is soon over: for requests that get no answer."""
+    """A short request timeout, for requests that get no answer."""
     monkeypatch.setenv("XALEN_REQUEST_TIMEOUT", "1")
     config.settings.cache_clear()
 
 
 def ask(answer: Answer, request: Request | None = None, **backend: Any) -> tuple[Outcome, Hostile]:
-    """The outcome of one request to a server that answers like this, and what that server saw."""
+    """The outcome of one request to a server that gives this answer, and the server's record."""
 
     async def main() -> tuple[Outcome, Hostile]:
         async with hostile.hostile() as server, backend_at(server.base_url, **backend) as client:
@@ -393,7 +393,7 @@ class TestAgainstTheSimulatedServer:
     def test_both_models_answer_and_faults_become_outcomes(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # What the one request that hangs takes.
+        # The duration of the one request that hangs.
         monkeypatch.setenv("XALEN_REQUEST_TIMEOUT", "5")
         config.settings.cache_clear()
 

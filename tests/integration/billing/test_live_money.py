@@ -175,7 +175,7 @@ class TestBackends:
         allow(caller)
         id = created(live, CHAT_MODEL)
         with db.transaction() as session:
-            # What was allowed when it was created stays so.
+            # A batch keeps the permission of its creation.
             accounts.let_simulate(session, caller.account_id, False)
         assert run_to_end(engine, id).status == "completed"
         invoice = live.ask("GET", f"/v1/batches/{ids.render('batch', id)}/invoice").json

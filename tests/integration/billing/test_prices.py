@@ -1,4 +1,4 @@
-"""Prices over time: the catalog decides what holds from now on, and nothing changes what held."""
+"""Prices over time: the catalog sets the prices from now on; past prices never change."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -34,7 +34,7 @@ def differences() -> list[Difference]:
 
 
 def corrupt(statement: str, **values: object) -> None:
-    """Change what the triggers refuse to change."""
+    """Change rows that the triggers protect."""
     with as_owner() as session:
         session.execute(text("SET LOCAL session_replication_role = replica"))
         cursor = session.connection().execute(text(statement), values)
@@ -189,7 +189,7 @@ def test_a_statement_that_does_not_agree_is_found(
 
 
 def test_a_charge_without_a_success_is_found(batch: Batch) -> None:
-    # The table's own check refuses such a row, so it goes first; the transaction is rolled back.
+    # Drop the table's check, which refuses such a row; the transaction is rolled back.
     with as_owner() as session:
         session.execute(
             text("ALTER TABLE results DROP CONSTRAINT ck_results_charged_iff_succeeded")
@@ -219,7 +219,7 @@ def test_a_transaction_that_sees_several_moments_is_refused(batch: Batch) -> Non
 
 
 def copied(batches: int) -> None:
-    """So many more batches like the one there is, each with its input file and its invoice."""
+    """Copy the existing batch `batches` times, each with its input file and its invoice."""
     with as_owner() as session:
         session.execute(text("SET LOCAL session_replication_role = replica"))
         session.execute(

@@ -55,7 +55,7 @@ def an_invoice(caller: Caller, total: str, issued_at: datetime = IN_MARCH) -> UU
 
 
 def read(caller: Caller, month: date = MARCH) -> dict[str, Any]:
-    """As a GET does it."""
+    """Read a statement as a GET does."""
     found: dict[str, Any] = json.loads(b"".join(statements.pieces(caller, month)))
     return found
 

@@ -22,7 +22,7 @@ from xalen_batch.accounts.accounts import Owner
 from xalen_batch.cli import client
 from xalen_batch.cli.main import app
 
-# They print no data but logs, or the bytes of a file as they are.
+# Commands that print no data but logs, or the bytes of a file.
 WITHOUT = {"up", "api", "worker", "beat", "migrate", "simulate", "files download"}
 LIST = {"object", "data", "has_more"}
 
@@ -64,7 +64,7 @@ def page(*data: dict[str, Any], has_more: bool = False) -> tuple[int, dict[str, 
     )
 
 
-# By command: its arguments, and the answers of the API that it asks for.
+# By command: its arguments, and the answers of the API to its requests.
 CALLS: dict[str, tuple[list[str], list[Any]]] = {
     "run": (["FILE", "-o", "OUT"], [ok(FILE), ok(BATCH), ok(BATCH), (200, {}, LINES), ok(INVOICE)]),
     "submit": (["FILE"], [ok(FILE), ok(BATCH)]),
@@ -185,7 +185,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
 
 @pytest.fixture
 def words(database: str, tmp_path: Path) -> dict[str, str]:
-    """What stands for the words in capitals of CALLS."""
+    """The values that replace the words in capitals of CALLS."""
     (tmp_path / "in.jsonl").write_bytes(jsonl([chat_line("a")]))
     with db.transaction() as session:
         key, _ = keys.create(

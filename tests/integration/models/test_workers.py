@@ -21,7 +21,7 @@ def seen(worker_id: str) -> int:
 
 
 def set_back(worker_id: str, by: timedelta) -> None:
-    """Its last sign of life is so old."""
+    """Make the worker's last heartbeat older."""
     with db.transaction() as session:
         session.execute(
             update(Worker).where(Worker.id == worker_id).values(seen_at=func.clock_timestamp() - by)

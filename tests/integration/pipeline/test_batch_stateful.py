@@ -45,7 +45,7 @@ from xalen_batch.states import BATCH_MOVES, BatchStatus, LineError, TaskState
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 
-# Read when the module is, since a test sees no setting of the developer's own.
+# Read at import, since the tests' environment has no variables of the developer.
 EXAMPLES = int(os.environ.get("XALEN_TEST_STATEFUL", "0"))
 PROMPT = '{"query": "Where is my parcel?", "documents": ["On its way.", "Lost."]}'
 GONE = {"model": "no-such-model", "messages": [{"role": "user", "content": "?"}]}
@@ -67,7 +67,7 @@ class Killed(BaseException):
 
 @dataclass
 class Known:
-    """The model: what is to be true of a batch."""
+    """The model: the expected state of a batch."""
 
     owner: Any
     lines: int
@@ -75,7 +75,7 @@ class Known:
     # Lines that cannot pass validation.
     is_bad: bool
     statuses: list[str] = field(default_factory=lambda: [BatchStatus.VALIDATING.value])
-    # What each line that ended has to cost; None for one that failed.
+    # The right charge of each line that ended; None for one that failed.
     ended: dict[int, Decimal | None] = field(default_factory=dict)
     is_cancelled: bool = False
     is_overdue: bool = False
@@ -84,9 +84,9 @@ class Known:
 
 @dataclass
 class Worker:
-    """Who holds a task.
+    """A worker that holds a task.
 
-    Not `is_owner`: its lease ran out or its task ended, and it does not know.
+    Without `is_owner`, its lease ran out or its task ended, and the worker does not know it.
     """
 
     held: claim.Claim
@@ -117,7 +117,7 @@ class Life(RuleBasedStateMachine):
         if is_validated:
             self.run(self.messages.pop(), None)
 
-    # What callers, prices and deadlines do.
+    # Rules: callers, prices and deadlines.
 
     @precondition(lambda self: len(self.known) < 3)
     @rule(
@@ -176,8 +176,8 @@ class Life(RuleBasedStateMachine):
         if made:
             self.known[id] = Known(self.owner, lines, frozen, is_bad)
 
-    # One rule for all that disturbs a batch: as rules of their own they would be most of the steps,
-    # and few batches would ever run.
+    # One rule for all disturbances: as separate rules they would be most of the steps, and few
+    # batches would ever run.
     @precondition(lambda self: self.known)
     @rule(data=st.data(), how=st.sampled_from(["prices", "delete", "cancel", "deadline"]))
     def meddle(self, data: st.DataObject, how: str) -> None:
@@ -205,7 +205,7 @@ class Life(RuleBasedStateMachine):
         return status in ("validating", "in_progress", "cancelling", "cancelled")
 
     def delete_file(self, id: UUID) -> None:
-        """Its input, which a batch that has not ended keeps."""
+        """Delete a batch's input file; this is refused until the batch has ended."""
         with db.transaction() as session:
             batch = session.get_one(Batch, id)
             name = ids.render("file", batch.input_file_id)
@@ -218,7 +218,7 @@ class Life(RuleBasedStateMachine):
                 files.delete(session, self.owner, name)
 
     def change_prices(self, usd: str | None) -> None:
-        """New ones are for new batches; None: nothing has a price any more."""
+        """Set new prices, which apply to new batches; None: remove all prices."""
         with db.transaction() as session:
             session.execute(
                 update(Price)
@@ -244,12 +244,12 @@ class Life(RuleBasedStateMachine):
             )
         self.known[id].is_overdue = True
 
-    # What time and the world do.
+    # Rules: time and faults.
 
     @precondition(lambda self: self.workers)
     @rule(is_all=st.booleans(), data=st.data())
     def end_leases(self, is_all: bool, data: st.DataObject) -> None:
-        """Whoever holds them may be dead, or only frozen."""
+        """Let leases run out; their workers may be dead, or only frozen."""
         owners = self.owners
         self.lose(owners if is_all or not owners else [data.draw(st.sampled_from(owners))])
 
@@ -288,7 +288,7 @@ class Life(RuleBasedStateMachine):
     @rule(is_tick=st.booleans())
     def sweep(self, is_tick: bool) -> None:
         with db.transaction() as session:
-            # However fast this machine is, old enough to be taken for lost.
+            # Old enough to count as lost, even on a fast machine.
             session.execute(update(Batch).values(created_at=Batch.created_at - recover.LOST_AFTER))
         if is_tick:
             recover.tick()
@@ -296,7 +296,7 @@ class Life(RuleBasedStateMachine):
             self.messages += recover.due()
         self.learn()
 
-    # What workers do.
+    # Rules: workers.
 
     @precondition(lambda self: self.messages)
     @rule(
@@ -317,7 +317,7 @@ class Life(RuleBasedStateMachine):
         dies=st.sampled_from([None, "between", "uncommitted", "midway"]),
     )
     def deliver_late(self, data: st.DataObject, job: Job, dies: str | None) -> None:
-        """One that nobody sent, or that has been under way for ages."""
+        """Deliver a message that was never sent, or was sent long ago."""
         self.run(Message(job, self.some_batch(data).hex), dies)
 
     def run(self, message: Message, dies: str | None) -> None:
@@ -400,7 +400,7 @@ class Life(RuleBasedStateMachine):
             self.known[held.batch_id].ended |= {row.line.line_no: row.amount for row in rows}
         return recorded
 
-    # What is true all the time.
+    # Invariants.
 
     def some_batch(self, data: st.DataObject) -> UUID:
         return data.draw(st.sampled_from(sorted(self.known)))
@@ -518,7 +518,7 @@ class Life(RuleBasedStateMachine):
 
 
 def is_reachable(source: str, target: str) -> bool:
-    """In any number of moves: one step here may be several there."""
+    """Whether a status leads to another in any number of moves, since one step may make several."""
     found, ahead = set(), [BatchStatus(source)]
     while ahead:
         status = ahead.pop()
@@ -529,9 +529,9 @@ def is_reachable(source: str, target: str) -> bool:
 
 
 def ends_of(known: Known, was_given_up: bool) -> set[str]:
-    """The ends that a batch may come to.
+    """The end statuses that a batch may have.
 
-    `was_given_up`: it failed since nobody read its file by its deadline.
+    `was_given_up`: it failed because no worker read its file by its deadline.
     """
     if known.is_cancelled:
         return {"cancelled"}

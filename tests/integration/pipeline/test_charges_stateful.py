@@ -1,4 +1,4 @@
-"""Each line is charged at most once, whatever is delivered twice, late, reordered or never."""
+"""Each line is charged at most once, with deliveries twice, late, reordered or never."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -49,9 +49,9 @@ OUTCOMES = st.one_of(
 
 @dataclass
 class Worker:
-    """Who claimed a task.
+    """A worker that has claimed a task.
 
-    Not `is_owner`: its lease ran out or its task ended, and it does not know.
+    Without `is_owner`, its lease ran out or its task ended, and the worker does not know it.
     """
 
     held: claim.Claim
@@ -72,7 +72,7 @@ class Worker:
 
 
 class Deliveries(RuleBasedStateMachine):
-    """`charged` is the model: what each line that ended has to cost, None for one that failed."""
+    """`charged` is the model: the right charge of each line that ended, None for a failed one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule()
     def change_prices(self) -> None:
-        """The batch's models have no price any more, and it keeps those it was created with."""
+        """Remove the prices of the batch's models; the batch keeps those of its creation."""
         with db.transaction() as session:
             session.execute(
                 update(Price)

@@ -39,7 +39,7 @@ def claim(session: Session, *rooms: FreeCapacity, with_suspects: bool = True) ->
 
 @dataclass
 class Waiting:
-    """A pending task, and all that the rule looks at."""
+    """A pending task, with all values that the rule uses."""
 
     account: Account
     batch: Batch
@@ -51,7 +51,7 @@ class Waiting:
     is_paused: bool
 
     def room(self, rooms: Sequence[FreeCapacity]) -> int:
-        """Lines of it that may be taken: the least of the rooms that match it."""
+        """Its lines that may be taken: the least of the free capacities that match it."""
         return min(
             (room.lines for room in rooms if matches(room, self.model, self.batch, self.batch.id)),
             default=ROOM,
@@ -130,7 +130,7 @@ class Rule:
         return task.batch.id, task.seq, taken
 
     def is_passed(self, task: Waiting) -> bool:
-        """Whether the round robin of the account's batches has been at this one in this round."""
+        """Whether the round robin over the account's batches has passed this one in its round."""
         last, id = task.account.rotated_deadline, task.account.rotated_batch_id
         return (
             task.account.rotates_next
@@ -139,7 +139,7 @@ class Rule:
         )
 
     def first_deadline(self, account: Account, rooms: Sequence[FreeCapacity]) -> datetime:
-        """Of the account's batches, but for those whose one queue is full."""
+        """The first deadline of its batches, except those of one model whose lane is full."""
         return min(
             batch.expires_at
             for batch in self.batches
@@ -222,7 +222,7 @@ def test_claims_follow_the_rule_until_nothing_is_left(session: Session, seed: in
             for model, is_live in lanes
             if chance.random() < 0.5
         ]
-        # Of an account in a lane, of an account anywhere, and of a batch.
+        # The free capacity of an account in a lane, of an account in all lanes, and of a batch.
         for batch in chance.sample(
             rule.batches, k=min(len(rule.batches), chance.choice([0, 0, 1, 2]))
         ):
@@ -359,7 +359,7 @@ class TestInABatchOfManyTasks:
         with db.transaction() as session:
             session.execute(update(Task).where(Task.seq > 0).values(state=TaskState.DONE))
         analyze()
-        # Entries of the index for tasks that have just ended are dropped by who meets them first.
+        # The first query drops the index entries of tasks that have just ended.
         plans.of(is_any_running)
         looks = (
             reclaim,
@@ -399,7 +399,7 @@ def test_a_longer_lease_and_moved_counters_write_no_index() -> None:
 
 
 def updates(connection: Connection) -> tuple[int, int]:
-    """Of `tasks`, so far: updates, and those of them in place (HOT)."""
+    """The updates of `tasks` so far, and those among them that were HOT updates."""
     connection.execute(text("SELECT pg_stat_force_next_flush()"))
     connection.commit()
     row = connection.execute(

@@ -33,9 +33,7 @@ TIMES = 5
 
 
 class Post:
-    """Carries messages to a pool of threads that run the jobs: each so many times, the last to come
-    perhaps first.
-    """
+    """Delivers each message `times` times, in random order, to threads that run the jobs."""
 
     def __init__(self, engine: Engine, pool: ThreadPoolExecutor, times: int, seed: int) -> None:
         self.jobs: dict[Job, Callable[..., Any]] = tasks.register(Celery("test"), engine)
@@ -52,7 +50,7 @@ class Post:
             self.waiting += [message for message in messages for _ in range(self.times)]
 
     def deliver(self) -> None:
-        """All that is under way, and what comes of it."""
+        """Deliver all messages under way, and those that follow from them."""
         while self.waiting or self.running:
             with self.lock:
                 message = (
@@ -123,7 +121,7 @@ def test_messages_that_come_five_times_in_any_order_end_a_batch_as_none_do(
     wait_until(lambda: post.deliver() or read(five).status == "completed")
     assert post.delivered >= 3 * TIMES
 
-    # And all of them lost: sweeps alone find the work.
+    # All messages are lost: only sweeps find the work.
     monkeypatch.setattr(broker, "publish", lambda messages: None)
     monkeypatch.setattr(recover, "LOST_AFTER", recover.LOST_AFTER * 0)
     none = submit()
@@ -146,7 +144,7 @@ def test_the_tick_finds_ended_batches_whose_last_message_was_lost_however_many_r
     for _ in ended:
         held = a_claim()
         record.record(held.key, held.fence, answers(held), to=TaskState.DONE)
-    # What a poll does where more batches run than it looks through.
+    # As a poll does if more batches run than it checks.
     assert len(recover.due(ended_among=1)) == 1
     sent: list[Message] = []
     monkeypatch.setattr(broker, "publish", sent.extend)

@@ -34,7 +34,7 @@ from xalen_batch.states import TERMINAL, TaskState
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 
-# Read when the module is, since a test sees no setting of the developer's own.
+# Read at import, since the tests' environment has no variables of the developer.
 RACES = int(os.environ.get("XALEN_TEST_RACES", "100"))
 LINES = 2
 ENDS = (Answered(200, b"{}", Usage(1_000, 500)), REFUSED)
@@ -97,7 +97,7 @@ def test_a_batch_has_one_end_whoever_comes_first() -> None:
             ]
             race(pool, [partial(racer, held) for racer in racers], dice)
             batch = ended(held.batch_id)
-            # What had succeeded is kept and billed, whatever the end.
+            # Lines that had succeeded are kept and billed, whatever the end status.
             unsuccessful = batch.total - batch.completed
             assert batch.completed == unsuccessful == 1 or (batch.completed, unsuccessful) == (
                 0,
@@ -128,7 +128,7 @@ def race(pool: ThreadPoolExecutor, racers: list[Callable[[], None]], dice: rando
 
     def run(racer: Callable[[], None], delay: float) -> None:
         barrier.wait(PATIENCE)
-        # Up to about as long as a transaction takes, so that each gets to be first.
+        # Up to about the duration of a transaction, so that each racer is first at times.
         threading.Event().wait(delay)
         racer()
 
@@ -140,7 +140,7 @@ def race(pool: ThreadPoolExecutor, racers: list[Callable[[], None]], dice: rando
 
 
 def ended(batch_id: UUID) -> Batch:
-    """Brought to its end by whoever looks next, if none of the racers has."""
+    """End the batch if none of the racers has; return it."""
     if read(batch_id).status not in TERMINAL:
         held = claim.claim([], with_suspects=True)
         if held is not None:

@@ -128,7 +128,7 @@ def old(engine: Engine) -> Engine:
 
 
 class Gates:
-    """Backends that answer when they are told to, and know who was in flight with whom."""
+    """Backends that answer on command, and record which lines were in flight together."""
 
     def __init__(self) -> None:
         self.in_flight: set[str] = set()

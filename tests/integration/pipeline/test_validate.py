@@ -71,7 +71,7 @@ def test_a_good_file_becomes_tasks_that_cover_each_line_once(hints):
 
 
 def test_where_lines_are_is_stored_as_it_is():
-    """Compressing it takes longer than writing it."""
+    """A task's `line_index` is not compressed, since that takes longer than writing it."""
     batch = submit([chat_line(str(number)) for number in range(8_000)])
     validate.run(batch.id)
     with db.transaction() as session:

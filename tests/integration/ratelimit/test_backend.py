@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timing
 
 PER_MINUTE = 6_000
 RATE = RateLimit(PER_MINUTE).rate
-# A process with more to send than it may; it prints when it sent each.
+# A process with more requests than its limit allows; it prints the time of each one that it sends.
 PROCESS = f"""
 import asyncio, time
 import uvloop
@@ -65,8 +65,8 @@ def test_processes_together_stay_within_the_limit(stores: Stores, valkey: redis.
     together = sorted(at for each in sent for at in each)
     elapsed = together[-1] - together[0]
     assert all(len(each) > 10 for each in sent)
-    # That they use all of it is a test on virtual time: here it would be one of the machine's
-    # speed.
+    # A test on virtual time checks that they use the whole limit: here it would measure the
+    # machine's speed.
     assert len(together) <= RATE * (elapsed + HOLD) + 2
 
 
@@ -95,7 +95,7 @@ def test_a_server_that_goes_leaves_each_its_share_and_is_used_again_when_it_is_b
                     await asyncio.sleep(0.01)
 
         async def count(requests: int) -> float:
-            """Seconds until so many more were sent."""
+            """Seconds until this number of further requests was sent."""
             start, before = time.monotonic(), len(sent)
             await until(lambda: len(sent) >= before + requests)
             return time.monotonic() - start
@@ -116,7 +116,7 @@ def test_a_server_that_goes_leaves_each_its_share_and_is_used_again_when_it_is_b
         await asyncio.to_thread(server.start)
         await until(lambda: not any(rates._local for rates in both))
         await count(100)
-        # What was sent while one was back and the other was not.
+        # Requests sent while one process used Redis again and the other did not yet.
         assert len(sent) - before <= RATE * (time.monotonic() - start + RETRY + 1 + HOLD) + 2
         for sender in senders:
             sender.cancel()
@@ -154,7 +154,7 @@ def test_tokens_that_were_not_used_reach_the_other_processes(server: stores.Valk
         )
         await one.admit(50_000)
         one.settle(50_000, 100)
-        # Ahead of the minute that the whole estimate would have taken.
+        # Before the end of the minute for which the whole estimate would have blocked it.
         await asyncio.wait_for(other.admit(500), 30)
         for rates in (one, other):
             await rates.close()

@@ -96,8 +96,8 @@ def test_without_redis_a_process_goes_by_its_share(
 
 @pytest.fixture
 def proxied(stores: object, database: str, valkey: object) -> Iterator[Callable[..., int]]:
-    """Starts the API as a server does, believing the proxies that are named; returns a failure's
-    status by X-Forwarded-For.
+    """Starts the API as a server does, with the given trusted proxies; the result maps a value of
+    X-Forwarded-For to the status of a failed request.
     """
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
@@ -145,7 +145,7 @@ class TestProxies:
         fail = proxied(trusted)
         assert [fail("192.0.2.1") for _ in range(MOST + 1)] == [401] * MOST + [429]
         assert fail("192.0.2.2") == 401
-        # The proxy adds the address it sees; what stands before it came from the client.
+        # The proxy appends the address that it sees; addresses before it came from the client.
         assert fail("192.0.2.99, 192.0.2.1") == 429
 
     def test_a_network_of_ipv6_is_one_client(

@@ -103,8 +103,8 @@ def requests_in_inbox() -> int:
 
 
 def check_runs(batch: Batch, custom_ids: Iterable[str]) -> None:
-    """The batch runs, its file's row says what its bytes are, and its tasks find each line where it
-    is.
+    """Assert that the batch runs, that its file's row has the size and hash of its bytes, and that
+    its tasks have the right offset for each line.
     """
     found, file = reread(batch)
     assert (found.status, found.errors) == (BatchStatus.IN_PROGRESS, None)

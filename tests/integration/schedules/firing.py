@@ -35,7 +35,7 @@ def owner(database: str) -> Owner:
 
 
 def made(owner: Owner, **fields: Any) -> UUID:
-    """A schedule over a file with one line, unless it is said what it runs."""
+    """A schedule over a file with one line, unless the fields name another input."""
     with db.transaction() as session:
         if not {"template_file_id", "source", "inbox"} & set(fields):
             file = factories.input_file(session, owner, [factories.chat_line("a")])  # type: ignore[arg-type]

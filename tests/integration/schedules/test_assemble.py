@@ -1,5 +1,5 @@
-"""Assembling: the input file of a run is put together once, whoever dies, freezes or is overtaken
-on the way.
+"""Assembling: the input file of a run is written once, even if a process dies, freezes or is
+overtaken by another.
 """
 
 import errno
@@ -43,7 +43,7 @@ caller, small = assembling.caller, assembling.small
 
 
 class Died(BaseException):
-    """The end of a process, as far as the code that runs in it can tell."""
+    """Stands for the end of the process: no code handles it."""
 
 
 def fault(batch: Batch) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_a_run_over_a_fixed_file_reads_it_as_it_is(caller: Caller) -> None:
 
 
 class Points:
-    """The places where something can come between, each passed in one run of `validate`."""
+    """The points of `validate` at which another process can interfere, each passed once per run."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.passed: list[str] = []
@@ -143,7 +143,7 @@ def test_whoever_takes_over_from_a_dead_worker_makes_the_same_file(
         validate.run(batch.id)
     _, file = reread(batch)
     assert files.is_ready(file) == (at == "committed")
-    # Committed, or not, with all that goes with it.
+    # All of it is committed, or none.
     assert requests_in_inbox() == (0 if files.is_ready(file) or kind != "inbox" else 3)
     points.act = lambda _: None
     expire_lease()
@@ -157,8 +157,8 @@ def test_whoever_takes_over_from_a_dead_worker_makes_the_same_file(
 def test_a_frozen_worker_that_wakes_up_changes_nothing_of_what_another_has_made(
     caller: Caller, kind: str, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between any two steps of the one, another does all of it, and what both read is gone or
-    changed afterwards.
+    """Between any two steps of one process, another assembles all of the file; afterwards the input
+    of both is deleted or changed.
     """
     batch = fire(made(caller, kind, "abc"))
     points = Points(monkeypatch)

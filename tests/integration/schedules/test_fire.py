@@ -1,4 +1,4 @@
-"""Firing: one run for every instant, whatever the clock, the crash or the company."""
+"""Firing: one run for every instant, despite clock changes, crashes and concurrent processes."""
 
 import threading
 from collections.abc import Callable

@@ -65,7 +65,7 @@ def pile_up(schedule_id: UUID, number: int) -> None:
 
 
 def come_due(schedule_id: UUID) -> None:
-    """Let an instant of the schedule have come just now."""
+    """Make an instant of the schedule due now."""
     with db.transaction() as session:
         now = datetime.now(UTC).replace(second=0, microsecond=0)
         fields = {"cron": f"{now.minute} {now.hour} * * *", "timezone": "UTC"}
@@ -129,7 +129,7 @@ class TestATurn:
             told = session.scalars(
                 select(ScheduleRun.reason).where(ScheduleRun.reason.is_not(None))
             ).all()
-        # Runs of the same turn are told the reason without an attempt of their own.
+        # Runs of the same turn get the reason without an attempt of their own.
         assert set(told) == {"open_batches_limit"}
         assert len(told) == STARTS_AT_ONCE
 

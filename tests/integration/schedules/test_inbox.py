@@ -1,4 +1,4 @@
-"""Inboxes: what was acknowledged is in the inbox or in one run, whoever comes at the same time."""
+"""Inboxes: an acknowledged request is in the inbox or in one run, also under concurrency."""
 
 import json
 import threading
@@ -140,7 +140,7 @@ class TestSealing:
         configure(max_batch_lines=100, max_file_bytes=18)
         second, assigned = assign(schedule, 26)
         assert assigned == 3
-        # One that is larger than any batch still goes, alone, rather than block those behind it.
+        # A request that exceeds a batch's limit still runs, alone, so that it blocks no other.
         configure(max_file_bytes=1)
         assert assign(schedule, 27)[1] == 1
         assert len(content(second)) == 18
@@ -201,7 +201,7 @@ class TestSealing:
     def test_what_was_acknowledged_is_in_one_run_or_waits_however_the_two_meet(
         self, schedule: Schedule
     ) -> None:
-        """Eight who send, and fires between them, some of which are rolled back."""
+        """Eight threads add requests while the schedule fires; some fires are rolled back."""
         acknowledged: list[str] = []
         over = threading.Event()
 
@@ -243,7 +243,7 @@ class TestSealing:
 
 
 def until_blocked() -> None:
-    """Until somebody waits for a lock."""
+    """Wait until a connection waits for a lock."""
     for _ in range(10_000):
         with db.engine().connect() as connection:
             if connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
@@ -334,7 +334,7 @@ class TestCollecting:
         )
 
         def written(**options: Any) -> bytes:
-            """With a number that would come out of a parser otherwise."""
+            """A line with a number that a parser would change."""
             return json.dumps(line, **options).replace("0.1", "0.10").encode()
 
         compact = written(separators=(",", ":"))

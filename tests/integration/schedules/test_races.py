@@ -1,4 +1,4 @@
-"""Schedules where several things happen at once, or something happens every time."""
+"""Schedules under concurrent changes, and with a failure in every attempt."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -260,7 +260,7 @@ def other_file(owner: Owner) -> str:
 class TestFiles:
     @pytest.fixture
     def waiting(self, clock: Clock, owner: Owner) -> tuple[UUID, str]:
-        """A schedule that has another file since a run of it waits, and the file of that run."""
+        """A schedule whose file was changed while a run waits, and that run's file."""
         id = made(owner, overlap="buffer_one")
         for night in (NIGHT, NIGHT + DAY):
             clock.set(night)
@@ -316,7 +316,7 @@ def lines_of(schedule_id: UUID) -> list[tuple[str, UUID | None]]:
 
 
 def edit_by_id(owner: Owner, schedule_id: UUID, **fields: Any) -> None:
-    """As the API does."""
+    """Edit a schedule as the API does."""
     with db.transaction() as session:
         schedule = schedules.lock(session, owner, ids.render("sched", schedule_id))
         schedules.change(
@@ -325,7 +325,7 @@ def edit_by_id(owner: Owner, schedule_id: UUID, **fields: Any) -> None:
 
 
 def wait_for_one_that_waits() -> None:
-    """Until a connection waits for another's lock."""
+    """Wait until a connection waits for another's lock."""
     with db.engine().connect() as connection:
         wait_until(
             lambda: connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted"))

@@ -1,5 +1,5 @@
-"""Sources: what is found in a folder, what a run takes, and that nothing leads out of where an
-account may read.
+"""Sources: the files found in a folder, those that a run takes, and no path out of the folders that
+an account may read.
 """
 
 import os
@@ -150,7 +150,7 @@ def test_an_object_is_taken_once_until_it_is_written_again(
     put(place, "a.jsonl")
     put(place, "c.jsonl")
     assert found(session, schedule, source) == ["in/a.jsonl", "in/c.jsonl"]
-    # What one schedule has taken is new to another.
+    # Files that one schedule has taken are new to another.
     other, _ = made(session, caller, prefix="in")
     assert len(found(session, other, source)) == 3
 

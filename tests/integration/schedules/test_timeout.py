@@ -1,5 +1,5 @@
-"""A folder on a share whose server is gone hangs whoever looks into it: that costs its own
-schedules time, and no other.
+"""Reading a folder on a share whose server is down hangs; this delays only the schedules of that
+folder.
 """
 
 import threading
@@ -45,7 +45,7 @@ def test_a_folder_that_hangs_holds_up_no_other_schedule(
     clock.set(NIGHT)
     with monkeypatch.context() as patch:
         patch.setattr(folders.Folder, "files", hang)
-        # Long enough for a busy machine to begin the look that hangs.
+        # Long enough for a busy machine to begin the read that hangs.
         patch.setattr(timeout, "FOLDER_TIMEOUT", 1.0)
         try:
             fire.run()

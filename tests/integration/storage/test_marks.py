@@ -34,7 +34,7 @@ Configure = Callable[..., None]
 
 @contextmanager
 def unmounted() -> Iterator[Path]:
-    """The storage folder as a mount point shows it while its disk is away: there, and empty."""
+    """Replace the storage folder by an empty one, as a mount point without its disk."""
     folder = storage.folder()
     away = folder.with_name("away")
     folder.rename(away)
@@ -50,7 +50,7 @@ def unmounted() -> Iterator[Path]:
 
 @pytest.fixture
 def unplaced() -> Iterator[UUID]:
-    """A database as a migration leaves it, whose store nobody has marked; the mark."""
+    """A newly migrated database whose store is not marked yet; returns the mark."""
     path = storage.folder() / storage.MARK
     with as_owner() as session:
         session.execute(text("UPDATE store_mark SET placed_at = NULL"))
@@ -99,7 +99,7 @@ def placed() -> bool:
 
 
 def serve(patch: pytest.MonkeyPatch) -> None:
-    """Start the API in this process, without what changes the process itself."""
+    """Start the API in this process, without its changes to the process itself."""
     for module, name in (
         (app.signal, "signal"),
         (app.memory, "settle"),
@@ -149,7 +149,7 @@ class TestPlacing:
             try:
                 marks.place()
             except db.UNAVAILABLE:
-                # Another has the row: this one comes back.
+                # Another process has the row's lock: this one tries again later.
                 return False
             return True
 
@@ -167,7 +167,7 @@ class TestPlacing:
         self, unplaced: UUID
     ) -> None:
         a_batch()
-        # Of a database that this one is a copy of, from before there were marks.
+        # The mark of another database, of which this one is a copy from before there were marks.
         (storage.folder() / storage.MARK).write_text(str(uuid4()))
         marks.place()
         assert storage.look(None)[0] == unplaced
@@ -375,7 +375,7 @@ class TestTelling:
             answer = api.ask("GET", "/readyz", key=None)
             assert (answer.status, answer.json["checks"]["storage"]["status"]) == (503, "failed")
             assert "does not see the store" in answer.json["checks"]["storage"]["error"]
-            # A stranger may ask: no path.
+            # A stranger may read this answer, so it has no path.
             assert str(folder) not in answer.body.decode()
         assert api.ask("GET", "/readyz", key=None).status == 200
 

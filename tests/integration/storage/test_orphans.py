@@ -14,7 +14,7 @@ from tests import factories
 from xalen_batch import db, ids, storage
 from xalen_batch.pipeline import recover, sweeps
 
-# A process that is gone in the middle of an upload of several parts.
+# A process that dies in the middle of a multipart upload.
 CUT_OFF = """
 import asyncio, os, sys
 from xalen_batch import storage
@@ -33,7 +33,7 @@ def age(path: Path, hours: float) -> None:
 
 
 def of(file_id: UUID) -> list[Path]:
-    """All that is in storage of one file, whole or not."""
+    """All stored objects and parts of one file."""
     return sorted((storage.folder() / "input").glob(f"{file_id.hex}*"))
 
 

@@ -1,4 +1,4 @@
-"""Where uploads lie: for this user alone, and where the operator said."""
+"""The folders of stored and dropped files: for their user alone, at the operator's paths."""
 
 import stat
 from collections.abc import Callable, Iterator

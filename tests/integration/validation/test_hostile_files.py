@@ -1,5 +1,5 @@
-"""Every hostile file through the API, validation and the engine: it fails or runs as it should, and
-nothing else is touched.
+"""Every hostile file through the API, validation and the engine fails or runs as it should, and
+affects no other batch.
 """
 
 import json
@@ -27,7 +27,7 @@ RUN = {Job.VALIDATE: validate.run, Job.FINALIZE: finalize.run}
 
 @pytest.fixture
 def work(api: Api, configure: Callable[..., None], tmp_path: Path) -> Iterator[Callable[[], None]]:
-    """One look for what is due, as a worker without a broker does it."""
+    """One poll for due work, as by a worker without a broker."""
     catalog = tmp_path / "catalog.toml"
     catalog.write_text(CATALOG, "utf-8")
     configure(catalog=catalog, flush_interval=0.05)
@@ -60,7 +60,7 @@ def submitted(api: Api, case: HostileFile) -> str:
 
 
 def outcome(api: Api, batch_id: str) -> tuple[list[tuple[str, int | None]], dict[str, int | str]]:
-    """The errors of a batch and what became of each of its lines, as a user reads them."""
+    """The errors of a batch and the outcome of each of its lines, as a user reads them."""
     batch: dict[str, Any] = api.ask("GET", f"/v1/batches/{batch_id}").json
     errors = [(error["code"], error["line"]) for error in (batch["errors"] or {"data": []})["data"]]
     assert batch["status"] == ("failed" if errors else "completed")
@@ -100,7 +100,7 @@ def test_every_hostile_file_comes_to_what_it_should(api: Api, work: Callable[[],
             wrong[case.name] = (errors[:5], dict(list(lines.items())[:5]))
     assert wrong == {}
     with db.reading() as session:
-        # What failed ran nothing and cost nothing.
+        # A failed batch ran no line and cost nothing.
         succeeded = sum(status == 200 for case in FILES for status in case.lines.values())
         assert (
             session.scalar(

@@ -1,6 +1,4 @@
-"""Lines about the same document run one behind the other, and are read where they stand in the
-file.
-"""
+"""Lines about the same document run one after the other, and are read by their offsets."""
 
 import json
 from uuid import UUID

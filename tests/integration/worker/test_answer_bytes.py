@@ -74,7 +74,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def together(server: Hostile, count: int) -> None:
-    """Have the server answer with CAP bytes when so many requests are there."""
+    """Have the server answer with CAP bytes once `count` requests have arrived."""
     content = GOOD[:-1] + b" " * (CAP - len(GOOD)) + b"}"
 
     async def answer(writer: asyncio.StreamWriter) -> None:

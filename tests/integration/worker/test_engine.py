@@ -285,7 +285,7 @@ def test_a_small_account_does_not_wait_behind_a_giant_one() -> None:
     for _ in range(3):
         a_claim()
     small = a_batch(chat_lines(2))
-    # It starts level with the giant, so at most one of the giant's tasks goes first.
+    # It starts at the giant's virtual time, so at most one of the giant's tasks goes first.
     assert small in (a_claim().batch_id, a_claim().batch_id)
 
 
@@ -364,7 +364,7 @@ def test_more_is_claimed_while_lines_still_wait_whatever_the_flush_interval(
     )
     a_batch(chat_lines(30))
     engine.wake()
-    # Once its slot has left off looking for more.
+    # Once its slot has stopped claiming.
     wait_until(lambda: engine._idle_until)
     may_answer.set()
     assert goes_on.wait(PATIENCE)

@@ -1,4 +1,4 @@
-"""What goes wrong between two steps of the engine: an outage of a store, a crash, two at once."""
+"""Faults between two steps of the engine: an outage of a store, a crash, two at the same time."""
 
 import asyncio
 import os
@@ -229,7 +229,7 @@ def test_a_form_around_a_file_is_bounded(api: Api) -> None:
 
 @contextmanager
 def worker(log: Path, *command: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker process, by another command than its own where one is given, gone in the end."""
+    """A worker process (`command` replaces its usual one), which is ended with the test."""
     env = os.environ | {f"XALEN_{name.upper()}": value for name, value in settings.items()}
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -266,7 +266,7 @@ def test_a_worker_whose_consumer_gave_up_ends_though_its_slots_are_at_work(
 
 
 def become_a_replica(valkey: redis.Redis) -> None:
-    """As after a failover."""
+    """Make the server a replica, as after a failover."""
     valkey.replicaof("127.0.0.1", "1")
 
 

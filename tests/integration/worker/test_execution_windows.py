@@ -1,4 +1,4 @@
-"""Execution windows: no line is started outside them, and whatever was left carries over."""
+"""Execution windows: no line starts outside them, and the remaining lines run in the next one."""
 
 import asyncio
 import threading
@@ -73,7 +73,7 @@ def stand_still(clock: Clock, at: datetime) -> None:
 def a_nightly_batch(
     lines: list[dict], window: ExecutionWindow = NIGHTS, completion_window: str = "7d"
 ) -> UUID:
-    """Made as the API makes it, then validated."""
+    """A batch, created as the API does it, then validated."""
     with db.transaction() as session:
         caller = factories.caller(session)
         file = factories.input_file(session, caller, lines)
@@ -90,7 +90,7 @@ def a_nightly_batch(
 
 
 def set_window(batch_id: UUID, *, opens: timedelta, closes: timedelta) -> None:
-    """The interval that is stored, from the database's own now."""
+    """Store an interval, relative to the database's clock."""
     with db.transaction() as session:
         session.execute(
             update(Batch)
@@ -117,7 +117,7 @@ def interval_of(batch_id: UUID) -> tuple[datetime | None, datetime | None]:
 
 
 class Model:
-    """A backend that answers when it may, and remembers what it was sent and when."""
+    """A backend that answers on command, and records each request with its time."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
@@ -150,7 +150,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Model:
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Of every claim whether it found something."""
+    """For each claim, whether it found a task."""
     found: list[bool] = []
 
     def look(*args: Any, **options: Any) -> claim.Claim | None:
@@ -180,7 +180,7 @@ class TestClaim:
     ) -> None:
         a_nightly_batch(chat_lines(3))
         stand_still(clock, at)
-        # Also before the sweep has put the next interval in the place of one that is over.
+        # Also before the sweep has replaced an interval that is over by the next one.
         assert is_open or claimed() is None
         assert (Message(Job.EXECUTE) in recover.due()) is is_open
         assert (claimed() is not None) is is_open
@@ -241,7 +241,7 @@ class TestRoll:
         stand_still(clock, CLOSES)
         recover.due()
         assert interval_of(batch_id) == (OPENS + DAY, CLOSES + DAY)
-        # Nobody was there for days, and comes back in the middle of a night: work is named at once.
+        # After days without a worker, one starts in the middle of a night: its poll finds the work.
         stand_still(clock, OPENS + 4 * DAY + HOUR)
         assert Message(Job.EXECUTE) in recover.due()
         assert interval_of(batch_id) == (OPENS + 4 * DAY, CLOSES + 4 * DAY)
@@ -402,8 +402,8 @@ class TestClosing:
         model.may_answer.set()
         batch_id = a_batch(chat_lines(1_500))
         while not model.sent:
-            # A busy machine may take longer than the window to begin. However long it is, three at
-            # a time cannot be through in it.
+            # A busy machine may need longer than the window to begin. In any case, three at a time
+            # cannot finish all lines within it.
             model.seconds = closes_in / 200
             set_window(batch_id, opens=-HOUR, closes=timedelta(seconds=closes_in))
             engine.drain()
@@ -471,7 +471,7 @@ class TestClosing:
 
 
 def answers_charge() -> Any:
-    """What one line of `answers` and of `Model` costs."""
+    """The charge of one line of `answers` and of `Model`."""
     return Decimal("0.00002")
 
 

@@ -1,5 +1,5 @@
-"""Two accounts and one model server, from the claim to the result: lines that fail are their own
-account's matter.
+"""Two accounts and one model server, from the claim to the result: failing lines of one account do
+not delay the other.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ def by_prompt(server: Hostile, word: bytes, bad: bytes, status: str) -> None:
 
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch) -> Logged:
-    """What the circuit logs."""
+    """The events that the circuit breaker logs."""
     found: Logged = []
 
     class Logger:

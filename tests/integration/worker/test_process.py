@@ -1,4 +1,4 @@
-"""The poll beside the broker: what it finds due, it runs, and it shows that it is alive."""
+"""The poll of a worker: it runs due work without the broker, and writes the heartbeat."""
 
 import queue
 from collections.abc import Callable

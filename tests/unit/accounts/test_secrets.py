@@ -1,4 +1,4 @@
-"""A key's own text tells whether it can be one."""
+"""A key's checksum tells a possible key from other text."""
 
 import re
 import zlib
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from xalen_batch.accounts import accounts, secrets
 from xalen_batch.errors import Unauthenticated
 
-# A key as `new` makes them, written down: what a scanner has been taught must hold for good.
+# A key in the form of `new`, as a literal: scanners know the form, so it must not change.
 KNOWN = "xln_test_0123456789ABCDEFGHIJKLMNOPQRSTUV1ggZdL"
 
 

@@ -1,4 +1,4 @@
-"""A message says which field is wrong, what it holds and what it should be."""
+"""An error message names the field, its value and the expected form."""
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError

@@ -92,7 +92,7 @@ MORNING = EVENING + timedelta(hours=8)
         (EVENING - timedelta(microseconds=1), "closed", EVENING),
         (EVENING, "open", EVENING),
         (MORNING - timedelta(microseconds=1), "open", EVENING),
-        # Nobody has put the next interval in its place yet.
+        # The interval is over, and no sweep has stored the next one yet.
         (MORNING, "closed", EVENING + timedelta(days=1)),
         (EVENING + timedelta(days=3), "open", EVENING + timedelta(days=3)),
     ],

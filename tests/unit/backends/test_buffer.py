@@ -1,5 +1,5 @@
-"""Answers are read as fast as they are recorded, each backend's within its own bytes, and at least
-one always goes on.
+"""Back-pressure: answers are read as fast as they are recorded, each backend has its own bytes, and
+at least one answer always progresses.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class Answer:
 
 
 def reading(answers: list[Answer]) -> list[int]:
-    """The numbers of those that are read."""
+    """The indexes of the answers that are not paused."""
     return [number for number, answer in enumerate(answers) if not answer.is_paused]
 
 
@@ -51,8 +51,8 @@ def test_of_half_answers_that_fill_it_the_oldest_goes_on_and_then_the_next() -> 
         assert reading(answers) == [0]
         buffer.arrived(answers[0], 50)
         assert reading(answers) == [0]
-        # It is whole. The next waits until it is recorded, so that no second one is held beyond the
-        # bound.
+        # The answer is complete. The next one waits until it is recorded, so that only one answer
+        # exceeds the bound.
         buffer.ended(answers[0])
         buffer.answered(80)
         await asyncio.sleep(0)
@@ -89,7 +89,7 @@ def test_its_room_is_given_to_as_many_as_may_fill_it() -> None:
 
 
 def test_a_connection_leaves_as_one_that_is_read() -> None:
-    """It may carry the next request's answer."""
+    """The connection may carry the answer to the next request."""
 
     async def main() -> None:
         buffer, answer = Buffer(10), Answer()
@@ -139,7 +139,7 @@ def test_every_answer_ends_whatever_their_sizes_and_the_bytes_stay_bounded(size:
             buffer.recorded(unrecorded)
             unrecorded = 0
         assert buffer.held == 0
-        # Each may be read once before it is paused, one is read to its end.
+        # Each answer may be read once before it is paused, and one is read to its end.
         assert most <= 100 + 50 * READ_BYTES + size
 
     asyncio.run(asyncio.wait_for(main(), 10))

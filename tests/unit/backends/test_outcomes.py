@@ -1,4 +1,4 @@
-"""What a reply means for its line."""
+"""The outcome of a line for each reply of a backend."""
 
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime

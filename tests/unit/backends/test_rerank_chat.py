@@ -21,7 +21,7 @@ def chat(content: Any, *before: dict[str, Any]) -> bytes:
 
 
 class Inner:
-    """A backend that remembers what it was sent."""
+    """A backend that records its requests."""
 
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome

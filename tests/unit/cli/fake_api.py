@@ -1,4 +1,4 @@
-"""An HTTP server on the loopback that answers as it is told, for tests of the command line."""
+"""An HTTP server on the loopback with prepared answers, for tests of the command line."""
 
 import json
 import threading
@@ -39,7 +39,7 @@ TERMS: dict[str, Any] = {
 
 
 class Api(ThreadingHTTPServer):
-    """Answers from a list, one a request; remembers what came."""
+    """Answers each request with the next item of a list, and records the requests."""
 
     daemon_threads = True
 
@@ -48,8 +48,8 @@ class Api(ThreadingHTTPServer):
         self.answers: list[tuple[int, dict[str, str], bytes]] = []
         self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.reads_bodies = True
-        # What it says at GET /v1/terms, which takes no answer from the list and is not remembered.
-        # None: that is answered 404.
+        # The answer to GET /v1/terms, which takes no item of the list and is not recorded. None:
+        # 404.
         self.terms: dict[str, Any] | None = TERMS
 
     @property

@@ -1,4 +1,4 @@
-"""What `audit` shows of the columns that the audit log keeps."""
+"""The output of `audit`, by the columns of the audit log."""
 
 from xalen_batch import ids
 from xalen_batch.cli.audit import _public

@@ -203,7 +203,7 @@ def test_a_console_prints_nothing_that_steers_a_terminal_even_where_it_was_forgo
     with Progress(TextColumn("{task.description}", markup=False), console=console) as bar:
         bar.add_task(text)
     printed = written.getvalue()
-    # What is left is Rich's: colours, the cursor, the line that is drawn again.
+    # The other sequences are Rich's own: colours, the cursor, the line that is redrawn.
     ours = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", printed).replace("\r", "")
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e]", ours)
     assert "\x1b]8" not in printed

@@ -1,4 +1,4 @@
-"""Where `run` writes, and what it refuses before it starts."""
+"""The files that `run` writes, and its errors before it starts."""
 
 from pathlib import Path
 

@@ -1,6 +1,4 @@
-"""Execution windows on the command line: what is typed, what is sent, and what a person is told
-while a batch waits.
-"""
+"""Execution windows on the command line: options, requests, and the text while a batch waits."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -103,7 +101,7 @@ def test_a_zone_that_is_none_is_a_usage_error_of_its_option() -> None:
 
 class TestSubmit:
     def sent(self, api: Api, folder: Path, *options: str, **environment: str) -> tuple[Any, str]:
-        """The request for a batch, and what was said."""
+        """The request for a batch, and the printed text."""
         api.answers = [ok({"id": "file-1"}), ok(BATCH)]
         result = run(api, "submit", file(folder, chat_line("a")), *options, **environment)
         assert (result.exit_code, result.stdout) == (0, "batch_1\n"), result.stderr

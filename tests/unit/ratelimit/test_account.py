@@ -99,7 +99,7 @@ class TestWithoutRedis:
             each.draw("a", 100)
         server.connected = False
         granted = [one.draw("a", 100).wait == 0 for _ in range(60)]
-        # Half of the limit, and what filled meanwhile.
+        # Half of the limit, and the tokens refilled meanwhile.
         assert 50 <= sum(granted) < 60
         server.connected = True
         assert one._retry_at > 0

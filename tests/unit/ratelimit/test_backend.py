@@ -1,6 +1,4 @@
-"""What a backend's limits let pass, on virtual time: exact over any number of processes, and fair
-within one.
-"""
+"""A backend's rate limits on virtual time: exact over all processes, and fair within each."""
 
 import asyncio
 from bisect import bisect_left
@@ -24,7 +22,7 @@ TOLERANCE = 1e-3
 
 @dataclass
 class Sent:
-    """What was let pass: when, and of how many tokens."""
+    """The granted requests: their times and tokens."""
 
     at: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -71,7 +69,7 @@ async def send_for(
     in_flight: int = 20,
     used: int | None = None,
 ) -> None:
-    """Keep so many requests waiting or in flight; each is answered after half a second."""
+    """Keep a number of requests waiting or in flight; each is answered after half a second."""
 
     async def one() -> None:
         while True:
@@ -198,7 +196,7 @@ def test_who_stops_waiting_holds_nobody_up_and_takes_no_grant_along() -> None:
             await send(rates, sent)
             granted, waiting, last = (asyncio.create_task(send(rates, sent)) for _ in range(3))
             await asyncio.sleep(0.1)
-            # One is let pass and cancelled in the same moment, one is cancelled while it waits.
+            # One request is granted and cancelled at the same moment, one is cancelled as it waits.
             rates._requests = 1
             rates._let_pass()
             granted.cancel()
@@ -223,7 +221,7 @@ def test_tokens_that_were_not_used_can_be_used_by_others() -> None:
                 *(send_for(60, rates, corrected, tokens=400, used=100) for rates in all_rates)
             )
         assert 140 <= len(plain.at) <= 152
-        # Four times as many, but for the corrections on their way.
+        # Four times the requests, except for corrections that have not arrived yet.
         assert 0.9 * 590 <= len(corrected.at) <= 610
 
     run(main)
@@ -321,7 +319,7 @@ def test_a_redis_that_lost_everything_allows_no_second_burst() -> None:
             await asyncio.gather(
                 loss(), *(send_for(61, rates, sent, in_flight=40) for rates in all_rates)
             )
-        # A request more for each loss.
+        # One more request for each time that Redis lost its data.
         assert sent.most_in_a_minute() <= 600 + 10
 
     run(main, server)

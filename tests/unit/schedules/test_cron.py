@@ -1,4 +1,4 @@
-"""Cron expressions in time zones: what they mean, also on the nights when clocks change."""
+"""Cron expressions in time zones: their fires, also on the nights when clocks change."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import islice, takewhile
@@ -18,9 +18,7 @@ def local(cron: Cron, moment: datetime) -> str:
 
 
 def fires(expression: str, timezone: str, start: str, end: str) -> list[str]:
-    """What fires on the dates from `start` to `end`, both included, as local times with their
-    offset.
-    """
+    """The fires on the dates from `start` to `end`, both included, as local times with offsets."""
     cron = Cron.parse(expression, timezone)
     begin = datetime.fromisoformat(start).replace(tzinfo=cron.zone)
     moments = cron.after(begin - timedelta(seconds=1))
@@ -32,7 +30,7 @@ def fires(expression: str, timezone: str, start: str, end: str) -> list[str]:
 @pytest.mark.parametrize(
     ("timezone", "expression", "dates", "expected"),
     [
-        # The clock skips the wall time: the end of the gap.
+        # The clock skips the wall time: it fires at the end of the gap.
         (
             "Europe/Berlin",
             "30 2 * * *",
@@ -63,7 +61,7 @@ def fires(expression: str, timezone: str, start: str, end: str) -> list[str]:
             "2011-12-29 2012-01-01",
             "29 02:30-10:00, 31 02:30+14:00, 01 02:30+14:00",
         ),
-        # The clock shows it twice: the first time.
+        # The clock shows the time twice: it fires the first time.
         (
             "Europe/Berlin",
             "30 2 * * *",
@@ -88,7 +86,7 @@ def fires(expression: str, timezone: str, start: str, end: str) -> list[str]:
             "2026-10-28 2026-10-30",
             "28 23:30+03:00, 29 23:30+03:00, 30 23:30+02:00",
         ),
-        # The end of the repeated hour is there once.
+        # The end of the repeated hour occurs once.
         ("Europe/Berlin", "0 3 * * *", "2026-10-25 2026-10-26", "25 03:00+01:00, 26 03:00+01:00"),
         # Clocks that are never changed.
         (

@@ -1,5 +1,5 @@
-"""Ten years of fires in 20 zones, compared with what follows from the zones' clock changes without
-cronsim.
+"""Ten years of fires in 20 zones, compared with instants that are derived from the zones' clock
+changes, without cronsim.
 """
 
 from bisect import bisect_right

@@ -12,7 +12,7 @@ FULL = TooManyRequests("full", retry_after=1)
 
 
 class World:
-    """What is due, and the time, as a test sets them."""
+    """The due schedules and the time, which a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -1,6 +1,4 @@
-"""Templates: what a placeholder stands for, what is refused, and that nothing but string values
-ever changes.
-"""
+"""Templates: the values of placeholders, the refused ones, and that only string values change."""
 
 import json
 import re
@@ -46,7 +44,7 @@ NIGHT = at("2026-03-01T01:30")
         ("{{run_id}}", RUN),
         ("{{  scheduled_date  -  1d : %d.%m. }}", "28.02."),
         ("Report of {{scheduled_date}}, run {{run_id}}.", f"Report of 2026-03-01, run {RUN}."),
-        # Not ours, or not one.
+        # Not one of our placeholders, or no placeholder.
         (
             "{{customer}} {{date}} {{ user.name }} {{runner}} {{#if x}}",
             "{{customer}} {{date}} {{ user.name }} {{runner}} {{#if x}}",
@@ -196,7 +194,7 @@ def test_a_date_moves_by_the_calendar(instant: datetime, zone: str, number: int,
     assert shown == instant + timedelta(hours=number)
 
 
-# Strings near what is a placeholder, and JSON around them.
+# Strings similar to placeholders, and parts of JSON around them.
 BITS = [
     "{{",
     "}}",
@@ -288,9 +286,7 @@ def lines(draw: Callable[..., Any]) -> str:
 
 
 def parsed(text: str) -> Any:
-    """Objects as pairs and numbers as they were written, so that nothing that was changed goes
-    unseen.
-    """
+    """Parse objects as pairs and keep numbers as written, so that no change goes unnoticed."""
     return json.loads(
         text,
         parse_int=Verbatim,
@@ -300,7 +296,7 @@ def parsed(text: str) -> Any:
 
 
 def replaced(value: Any) -> Any:
-    """The oracle: every string value filled, every key and everything else as it was."""
+    """The oracle: replace placeholders in string values, and keep keys and all else."""
     if isinstance(value, str):
         return fill(value, NIGHT)
     if isinstance(value, tuple):
@@ -327,7 +323,7 @@ def test_parsing_what_was_rendered_is_filling_what_was_parsed(line: str) -> None
         return
     (found,) = render([raw], NIGHT)
     assert parsed(found.decode()) == expected
-    # Between the strings, not a byte is another.
+    # Outside strings, no byte changes.
     outside = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
     assert outside.sub(b"", found) == outside.sub(b"", raw)
 

@@ -1,4 +1,4 @@
-"""The fuzzer of the reader: it finds nothing in a few seconds, and it does find what is there."""
+"""The fuzzer of the reader finds nothing in a few seconds, and finds a bug that is planted."""
 
 import subprocess
 import sys
@@ -6,8 +6,7 @@ from pathlib import Path
 
 from tests import ROOT
 
-# A reader with a bug that one of the seeds shows, wherever the fuzzer can run or only the seeds can
-# be read.
+# A reader with a bug that one of the seeds triggers, so that it is found without the fuzzer, too.
 WITH_A_BUG = """\
 from xalen_batch.validation import json_errors
 reason = json_errors._reason

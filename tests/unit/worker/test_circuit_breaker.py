@@ -1,4 +1,4 @@
-"""Whose fault failures are, and what waits for whom while a backend is broken."""
+"""The circuit breaker: failures of a batch or of the backend, and who waits while it is open."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ FAILURES, PAUSE, PATIENCE = 4, 15.0, 3_600.0
 
 @dataclass
 class Backend:
-    """A circuit on a clock that is moved by hand."""
+    """A circuit breaker on a clock that the test moves."""
 
     now: float = 0.0
     circuit: Circuit = field(init=False)
@@ -43,7 +43,7 @@ class Backend:
             self.circuit.failed(source, "HTTP 500", is_broken=is_broken)
 
     def probe(self, source: Source, lines: int = 1_000, *, is_spent: bool = False) -> int:
-        """Send as many of these lines as are sent as probes, and let them fail."""
+        """Send those of the lines that may be probes, let them fail, and return their number."""
         probes = self.circuit.probe(source, lines)
         for _ in range(probes):
             self.fail(source)
@@ -184,7 +184,7 @@ def test_after_a_few_accounts_have_tried_it_nobody_does_until_the_pause_is_over(
     for one in tried[1:]:
         backend.fail(one)
     assert backend.circuit.admission.lines == 0
-    # Then others come first, as the three may belong together.
+    # After the pause other accounts come first, since one caller may own these three.
     backend.now = PAUSE
     assert backend.circuit.admission == Admission(1, frozenset(tried))
     backend.now = PAUSE * 1.2
@@ -212,7 +212,7 @@ def test_the_first_answer_to_another_source_closes_it(backend: Backend) -> None:
     assert backend.state is State.CLOSED
     assert backend.circuit.admission is None
     assert backend.circuit.pause_of(failing) == 0
-    # From then on it is known whose fault it is.
+    # From now on there is a witness: the batch is at fault.
     backend.fail(failing, 1_000)
     assert backend.state is State.CLOSED
 

@@ -50,7 +50,7 @@ class World:
         return made
 
     def run(self, seconds: float) -> "World":
-        """Let time pass; the counts are those of this stretch."""
+        """Let time pass; the counts cover only this time."""
         self.answered = self.refused = 0
         self.busy_seconds = 0.0
         end = self.now + seconds
@@ -65,7 +65,7 @@ class World:
         return self
 
     def rest(self, seconds: float) -> None:
-        """What is in flight is answered; then time passes in which nothing is sent."""
+        """Answer the requests in flight, then let time pass without a new request."""
         self.is_resting = True
         self.run(seconds)
         assert not self._events
@@ -98,8 +98,8 @@ class World:
 
     def _refuse(self, worker: Concurrency, token: int) -> None:
         worker.ended(token, Signal.BUSY)
-        # As a lane does: refused although it was the only one, a line is tried again, and no other
-        # meanwhile.
+        # As a lane does: a line that is refused although it was alone in flight is tried again, and
+        # no other line meanwhile.
         self._at(
             self.backend.retry_after if worker.limit == 1 else 0.0, lambda: self._send_from(worker)
         )
@@ -113,7 +113,7 @@ class World:
 
 
 def share_of_slots(world: World, seconds: float) -> float:
-    """How full the backend's slots are from now on."""
+    """The used share of the backend's slots from now on."""
     return world.run(seconds).busy_seconds / seconds / world.backend.slots
 
 
@@ -159,7 +159,7 @@ def test_it_follows_when_the_backends_slots_change(workers: int, slots: int) -> 
 
 
 def test_latency_that_rises_with_load_throttles_nothing_while_more_is_answered() -> None:
-    # As a batching server: every request slower, all together faster.
+    # A batching server: under load each request is slower, and all together are faster.
     world = World(Backend(latency=lambda serving: 0.1 + 0.002 * serving))
     worker = world.worker(256)
     world.run(10)
@@ -167,7 +167,7 @@ def test_latency_that_rises_with_load_throttles_nothing_while_more_is_answered()
 
 
 def test_what_only_waits_longer_is_not_sent() -> None:
-    """Behind a queue without end more requests bring nothing."""
+    """A backend with an endless queue gains nothing from more requests."""
     world = World(Backend(slots=32, queue=1_000_000))
     worker = world.worker(1_024)
     worker.limit = 64

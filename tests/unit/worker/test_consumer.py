@@ -1,4 +1,4 @@
-"""What a message of the queue becomes before Celery sees it."""
+"""A message of the queue is parsed and written anew before Celery sees it."""
 
 import base64
 import json

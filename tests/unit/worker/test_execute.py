@@ -1,5 +1,5 @@
-"""What the event loop and a slot's thread share: outcomes arrive one by one, and are taken by the
-flush.
+"""The state that the event loop and a slot's thread share: outcomes arrive one by one, and a flush
+takes them.
 """
 
 import threading
@@ -24,7 +24,7 @@ NEVER = 3600.0
 
 
 class Waited(threading.Event):
-    """Remembers how long each look was ready to wait."""
+    """Records the timeout of each wait."""
 
     def __init__(self) -> None:
         super().__init__()

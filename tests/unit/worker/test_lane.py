@@ -1,4 +1,4 @@
-"""How one process treats one backend: bounded, patient, and leaving it alone while it is broken."""
+"""A lane: bounded requests in flight, pauses before retries, and a circuit breaker."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -40,7 +40,7 @@ class FakeLine:
 
 @dataclass(eq=False)
 class Lines:
-    """Work of so many lines, and what they came back with."""
+    """The run of a number of lines, with their outcomes."""
 
     count: int = 1
     is_stopped: bool = False
@@ -59,16 +59,16 @@ class Lines:
         return self
 
     async def run(self, lane: Lane) -> list[Ended | NotRun]:
-        """What the lines came back with, in their order."""
+        """Run the lines; return their outcomes in line order."""
         async with asyncio.timeout(10):
             await self.start(lane).is_over.wait()
         return [self.outcomes[number] for number in range(self.count)]
 
 
 class Script:
-    """A backend that answers as told, one outcome after the other, the last for ever.
+    """A backend that gives prepared outcomes one after the other, and repeats the last.
 
-    Behind the gate from the second request on.
+    From the second request on, it waits for the gate.
     """
 
     def __init__(self, *outcomes: Outcome, gate: asyncio.Event | None = None) -> None:
@@ -374,7 +374,7 @@ def test_a_broken_backend_is_left_alone_and_its_lines_go_back_unrun(
         assert await Lines(4, source=source).run(lane) == [NotRun()] * 4
         assert backend.sent == 4
         assert 0 < lane.circuit.pause_of(source) <= 60
-        # One line of another batch may try, and none of this one.
+        # One line of another batch may be sent as a probe, and none of this batch.
         assert lane.circuit.admission == Admission(1, frozenset({source}))
 
     run(main)
@@ -398,7 +398,7 @@ def test_a_lane_has_room_until_a_full_limit_waits_behind_those_in_flight() -> No
         work = Lines(15).start(lane)
         await until(lambda: lane.unfinished == 14)
         assert lane.free_capacity == 6
-        # Less than half of what should wait is missing: not worth a claim.
+        # The queue is more than half full: no claim yet.
         lane.add(work, [FakeLine(15)])
         assert lane.free_capacity == 0
         gate.set()
@@ -413,7 +413,7 @@ def test_a_lane_asks_for_more_once_while_some_lines_still_wait() -> None:
         lane = Lane(Script(OK), 10, on_capacity=lambda: asked.append(lane.unfinished))
         await Lines(40).run(lane)
         assert asked == [14]
-        # What leaves room as it comes is followed by a look anyway.
+        # The engine claims again anyway after a claim that left free capacity.
         await Lines(3).run(lane)
         assert asked == [14]
         await Lines(20).run(lane)
@@ -453,7 +453,7 @@ def test_a_line_refused_although_it_was_alone_is_the_next_of_its_account_to_be_t
         for _ in range(20):
             await asyncio.sleep(0)
         assert backend.sent == 1
-        # With its work stopped there is nothing to wait for.
+        # A stopped run has no retry to wait for.
         first.is_stopped = True
         lane.stop(first)
         await until(second.is_over.is_set)
@@ -498,7 +498,7 @@ def test_workers_share_what_a_backend_may_get() -> None:
 
 
 class Gate:
-    """Rates that let one request pass at a time, when told."""
+    """Rate limits that grant one request at a time, on command."""
 
     def __init__(self) -> None:
         self.turns: list[asyncio.Future[None]] = []

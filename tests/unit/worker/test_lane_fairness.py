@@ -1,6 +1,4 @@
-"""One backend and several accounts on virtual time: what one account's lines meet is no other's
-matter.
-"""
+"""One backend, several accounts, virtual time: failures of one account do not delay another."""
 
 import asyncio
 from collections.abc import Callable
@@ -53,7 +51,7 @@ class FakeLine:
 
 @dataclass
 class Backend:
-    """Answers a line by its kind; `is_down`: fails all the same way."""
+    """Answers a line by its kind; with `is_down`, fails all lines in the same way."""
 
     is_down: bool = False
     sent: int = 0
@@ -116,7 +114,7 @@ def now() -> float:
 
 
 def over(seconds: float) -> Callable[[], bool]:
-    """Whether so many seconds have passed since now."""
+    """A condition that is true once this number of seconds has passed."""
     end = now() + seconds
     return lambda: now() >= end
 
@@ -128,7 +126,7 @@ def a_lane(backend: Backend) -> Lane:
 async def run(
     *batches: Batch, until: Callable[[], bool], most: float = 100_000, every: float = 0.02
 ) -> float:
-    """Claim in turn, once in so many seconds, until it is so. Returns the seconds it took."""
+    """Claim in turn at an interval until a condition is true; return the seconds that it took."""
     begun = now()
     while not until():
         assert now() - begun < most
@@ -227,7 +225,7 @@ def test_an_outage_of_half_an_hour_costs_no_line_and_work_goes_on_soon_after(
         await run(*batches, until=over(0.5))
         backend.is_down, sent = True, backend.sent
         await run(*batches, until=over(1_800), every=1)
-        # It was left alone meanwhile.
+        # The circuit was open meanwhile.
         assert backend.sent - sent < 300 + 1_800 / 15 * 8
         backend.is_down, left = False, sum(batch.lines + batch.in_lane for batch in batches)
         seconds = await run(

@@ -1,6 +1,4 @@
-"""What the log tells of a backend while lines run: the first failures at once, a count for later
-ones, and its times.
-"""
+"""The log of a backend while lines run: first failures at once, later ones as a count; times."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, MutableMapping

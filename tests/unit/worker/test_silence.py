@@ -1,4 +1,4 @@
-"""Since when a backend has not answered."""
+"""The silence of a backend: the time since which it has failed every request."""
 
 from xalen_batch.worker.silence import REPORTED_AFTER, Silence
 

@@ -1,4 +1,4 @@
-"""A job that meets a bug says so, and says nothing that a user wrote."""
+"""A job with a bug logs the error, without text of a user."""
 
 import threading
 from typing import cast

@@ -1,3 +1,1 @@
-"""How a request reaches a model server: one contract, and a client for each kind of way
-(docs/decisions/0012).
-"""
+"""HTTP clients for model servers: one for plain HTTP, one for all else (docs/decisions/0012)."""

@@ -1,4 +1,4 @@
-"""Which client a server's URL needs."""
+"""Choose the HTTP client for a model server's URL."""
 
 import ipaddress
 from collections.abc import Mapping
@@ -14,9 +14,10 @@ from xalen_batch.backends.clients.plain import PlainClient
 def client_for(
     url: str, headers: Mapping[str, str], limits: Limits, buffer: Buffer, *, connections: int
 ) -> Client:
-    """A client for a server's root. `connections`: how many idle ones are worth keeping.
+    """Return the client for the server at `url`.
 
-    Plain HTTP without a proxy takes the cheap way; everything else the kept library.
+    PlainClient for plain HTTP without a proxy, credentials or a query; otherwise FullClient, which
+    keeps up to `connections` idle connections.
     """
     parts, is_near = urlsplit(url), is_loopback(url)
     has_proxy = (
@@ -30,7 +31,7 @@ def client_for(
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL leads to this machine itself: never through a proxy."""
+    """Whether the URL's host is this machine, which is never reached through a proxy."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

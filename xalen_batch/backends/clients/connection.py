@@ -1,6 +1,4 @@
-"""One connection of the plain client: a request at a time, and its answer, of which every byte is
-counted.
-"""
+"""A connection of PlainClient. It counts every byte of an answer, also those outside the body."""
 
 import asyncio
 from typing import cast
@@ -10,15 +8,15 @@ import httptools
 from xalen_batch.backends.buffer import Buffer
 from xalen_batch.backends.clients.contract import AnswerTooLong, NoReply, Reply
 
-# Most bytes of an answer beside its body: status lines, headers, 1xx answers, chunk sizes and
-# extensions, trailers.
+# Cap on the bytes of an answer outside its body: status lines, headers, 1xx answers, chunk sizes
+# and extensions, trailers.
 HEAD_BYTES = 64 * 1024
-# A body in small chunks may have this many bytes around each of its own.
+# The cap grows by this many bytes for each byte of the body, which may come in small chunks.
 FRAMING_PER_BYTE = 16
 MOST_HEADERS = 256
-# Parts of a body that are smaller are put together.
+# Bytes. A part of a body that is smaller is merged with the next one.
 WHOLE_PART = 16 * 1024
-# Up to this size, copying a body behind its head is cheaper than a second write.
+# Up to this size, copying head and body into one write is cheaper than a second write.
 COPIED_BYTES = 64 * 1024
 
 
@@ -27,7 +25,10 @@ class Stale(Exception):
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One request at a time, and its answer. httptools calls the on_… methods."""
+    """Carries one request at a time. httptools calls the on_… methods.
+
+    Used on the event loop thread.
+    """
 
     __slots__ = (
         "_answer",
@@ -67,9 +68,9 @@ class Connection(asyncio.BufferedProtocol):
         self._answer: asyncio.Future[Reply] | None = None
         self._transport: asyncio.Transport | None = None
         self.is_open = False
-        # Since the request was sent, 1xx answers included.
+        # Bytes received since the request was sent, 1xx answers included.
         self._received = 0
-        # Bytes of the body that the buffer knows of.
+        # Bytes of the body that were reported to the buffer.
         self.buffered = 0
         self._headers: dict[bytes, bytes] = {}
         self._parts: list[bytes | bytearray] = []
@@ -77,16 +78,16 @@ class Connection(asyncio.BufferedProtocol):
         self._began = self._has_head = self._frames = False
 
     def send(self, head: bytes, body: bytes) -> asyncio.Future[Reply]:
-        """Send a request.
+        """Send a request, and return a future of its reply.
 
-        Its answer ends with NoReply or Stale where there is none; the connection is closed then.
+        Without a reply, the future raises NoReply or Stale, and the connection is closed.
         """
         transport = cast(asyncio.Transport, self._transport)
         answer = self._answer = self._loop.create_future()
         self._received = self.buffered = 0
         self._paused_seconds = 0.0
         if not self.is_open:
-            # The server closed it, or sent an answer, between the connect and this request.
+            # The server closed the connection, or sent bytes unasked, before this request.
             self._fail(Stale())
             return answer
         if len(body) <= COPIED_BYTES:
@@ -96,7 +97,7 @@ class Connection(asyncio.BufferedProtocol):
         return answer
 
     def abort(self, reason: Exception) -> None:
-        """Close at once; who waits for an answer gets the reason."""
+        """Close at once; the future of a pending reply raises `reason`."""
         self.is_open = False
         if self._transport is not None:
             self._transport.abort()
@@ -113,7 +114,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._received:
             self._fail(Stale())
         elif self._has_head and not self._frames:
-            # Its end is that of the connection.
+            # Without a length or chunks, the body ends with the connection.
             self._finish()
         else:
             self._fail(NoReply("it broke off in the middle of the answer"))
@@ -132,17 +133,17 @@ class Connection(asyncio.BufferedProtocol):
             cast(asyncio.Transport, self._transport).resume_reading()
 
     def paused_for(self, now: float) -> float:
-        """Seconds of this request in which its answer was not read, because the buffer was full."""
+        """Seconds of this request in which reading was paused, because the buffer was full."""
         return self._paused_seconds + (0.0 if self._paused_at is None else now - self._paused_at)
 
     async def go_on(self) -> None:
-        """Wait while the answer is paused."""
+        """If reading is paused, wait until it is resumed."""
         if self._paused_at is not None:
             self._went_on = self._loop.create_future()
             await self._went_on
 
     def count(self, arrived: int) -> None:
-        """Tell the buffer of bytes that are here."""
+        """Report bytes of the body that have arrived to the buffer."""
         self.buffered += arrived
         self._buffer.arrived(self, arrived)
 
@@ -151,7 +152,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, count: int) -> None:
         if self._answer is None:
-            # Nobody asked: the next answer could not be told from this.
+            # Bytes without a request: they could be taken for the answer to the next request.
             self.abort(NoReply("it sent what nobody asked for"))
             return
         self._received += count
@@ -172,7 +173,7 @@ class Connection(asyncio.BufferedProtocol):
                 )
             )
         elif self._size > self.buffered:
-            # Not for an answer that one read has brought whole, as most are.
+            # Most answers arrive whole in one read, and are not reported.
             self.count(self._size - self.buffered)
 
     def on_message_begin(self) -> None:
@@ -180,7 +181,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._has_head:
-            # A trailer; nothing here reads one.
+            # A trailer, which we ignore.
             return
         name = name.lower()
         self._headers[name] = value
@@ -199,7 +200,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._size > self._longest:
             self.abort(AnswerTooLong())
         elif self._parts and len(self._parts[-1]) < WHOLE_PART:
-            # A list of small parts costs many times their bytes.
+            # Merge small parts: as separate objects they take many times their bytes.
             last = self._parts[-1]
             if isinstance(last, bytes):
                 last = self._parts[-1] = bytearray(last)
@@ -209,7 +210,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() < 200:
-            # "Go on", or a hint; the answer is still to come.
+            # 1xx, such as 100 Continue or 103 Early Hints: the answer is still to come.
             self._clear()
             return
         if (

@@ -1,4 +1,4 @@
-"""What an HTTP client offers a backend, and how it says that there is no answer."""
+"""The contract of the HTTP clients, and the exceptions for exchanges without an answer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 
 class Reply(NamedTuple):
-    """An HTTP answer as it came. `header` looks up a header by its lower-case name."""
+    """A complete HTTP answer. `header` returns a header's value by its lower-case name, or None."""
 
     status: int
     body: bytes
@@ -22,7 +22,7 @@ class TimedOut(NoReply):
 
 
 class NotConnected(NoReply):
-    """No connection was had, so the server has not seen the request."""
+    """No connection could be made, so the server has not seen the request."""
 
 
 class AnswerTooLong(NoReply):
@@ -31,7 +31,7 @@ class AnswerTooLong(NoReply):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds for one request and for its connection; the most bytes of an answer, decompressed."""
+    """Seconds for a request and for its connect; the cap on an answer's decompressed bytes."""
 
     request_timeout: float
     connect_timeout: float
@@ -39,15 +39,15 @@ class Limits:
 
 
 class Client(Protocol):
-    """Posts to one server.
+    """An HTTP client of one server.
 
-    Made and used on a worker's event loop; requests in flight are bounded by the caller.
+    Created and used on a worker's event loop thread. The caller bounds the requests in flight.
     """
 
     async def post(self, path: str, body: bytes, request_id: str) -> Reply:
         """POST `body` to the server's root plus `path`.
 
-        Raises NoReply, and CancelledError when the caller gives up.
+        Raises NoReply, and CancelledError if the caller cancels.
         """
         ...
 

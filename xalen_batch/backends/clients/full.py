@@ -1,7 +1,7 @@
 """The client for TLS and proxies: pyreqwest (docs/decisions/0003).
 
 Its parser bounds heads, trailers and chunk extensions. It skips 1xx answers and leading zeros of a
-chunk's size without counting them; these take no memory, and the request's total time ends them.
+chunk's size without counting them; these take no memory, and the request's timeout ends them.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ from xalen_batch.backends.clients.contract import (
 
 
 class FullClient:
-    """Any URL that a model server can have.
+    """A client for any URL. It honours the standard proxy variables unless `is_direct`.
 
-    The standard proxy variables are honoured unless `is_direct`.
+    Used on the event loop thread.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class FullClient:
         await self._client.close()
 
     async def _read(self, response: Response, answer: "_Arriving") -> bytes:
-        # One buffer, because a list of parts costs many times the bytes of small ones.
+        # One bytearray: small parts as separate objects take many times their bytes.
         reader, body = response.body_reader, bytearray()
         while (chunk := await reader.read_chunk()) is not None:
             body += chunk.to_bytes()
@@ -91,7 +91,7 @@ class FullClient:
 
 
 class _Arriving:
-    """An answer, to the buffer. Its request's time stands still while it is paused."""
+    """An arriving answer, which the buffer can pause; a pause suspends the request's timeout."""
 
     def __init__(self, time_left: asyncio.Timeout) -> None:
         self.may_go_on = asyncio.Event()

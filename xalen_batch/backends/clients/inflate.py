@@ -1,4 +1,4 @@
-"""Answers that a server compressed unasked."""
+"""Inflate the bodies that a server compresses although no request asks for it."""
 
 import zlib
 from collections.abc import Iterator
@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from xalen_batch.backends.buffer import READ_BYTES
 from xalen_batch.backends.clients.contract import NoReply
 
-# gzip and zlib streams, told apart by their first bytes.
+# Detect gzip or zlib by the first bytes.
 _INFLATE = 32 + zlib.MAX_WBITS
 INFLATED_AT_A_TIME = 4 * 1024
 
 
 def inflate(body: bytes, encoding: bytes) -> Iterator[bytes]:
-    """The body in parts of at most READ_BYTES. Raises NoReply for what cannot be read."""
+    """Yield the inflated body in parts of at most READ_BYTES; with `identity`, the body as it is.
+
+    Raises NoReply for other encodings and for invalid data.
+    """
     encoding = encoding.strip().lower()
     if encoding == b"identity":
         yield body

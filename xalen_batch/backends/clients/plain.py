@@ -1,9 +1,7 @@
-"""The client for plain HTTP/1.1 to a server that is reached directly: the usual way to a model
-beside the workers.
+"""The client for plain HTTP/1.1 without a proxy, the usual way to a model server near the workers.
 
-A worker's CPU goes mostly into its HTTP client. This one does what a POST of JSON needs on
-connections that stay open, and nothing else: no TLS, no proxy, no redirect, no cookie. What is
-parsed is parsed by httptools (llhttp).
+A worker's CPU goes mostly into its HTTP client. This one sends POSTs over keep-alive connections
+and does nothing else: no TLS, proxies, redirects or cookies. httptools (llhttp) parses the answers.
 """
 
 import asyncio
@@ -22,16 +20,16 @@ from xalen_batch.backends.clients.contract import (
 )
 from xalen_batch.backends.clients.inflate import inflate
 
-# How often those that wait are looked at, as a share of the timeout; and at least so often, in
-# seconds.
+# The deadlines of requests in flight are checked LOOKS_PER_TIMEOUT times in a request timeout, and
+# at least every LOOK_AT_LEAST seconds.
 LOOKS_PER_TIMEOUT = 20
 LOOK_AT_LEAST = 1.0
 
 
 class PlainClient:
-    """`url`: http://host[:port][/path].
+    """A client for `url`, which is http://host[:port][/path]. Used on the event loop thread.
 
-    A connection that was kept open and turns out dead is replaced by a new one, once.
+    If a kept connection turns out dead, the request is sent again on a new one, once.
     """
 
     def __init__(
@@ -45,18 +43,18 @@ class PlainClient:
         )
         self._limits = limits
         self._buffer = buffer
-        # Each connection's bytes are parsed before the next is read.
+        # All connections share one read buffer: bytes are parsed before the next read.
         self._read = memoryview(bytearray(READ_BYTES))
-        # Nobody asked for a compressed answer; one that comes all the same is understood.
+        # We ask for no compression. An answer that is compressed all the same is inflated.
         fixed = {"host": parts.netloc, "accept-encoding": "identity", **headers}
         self._fixed = "".join(f"{name}: {value}\r\n" for name, value in fixed.items()).encode(
             "latin-1"
         )
         self._heads: dict[str, bytes] = {}
-        # The one used last is taken first: it is the least likely to be dead.
+        # A stack: the connection used last is the least likely to be dead.
         self._idle: list[Connection] = []
-        # What waits for an answer, by when it has to be there: oldest first, since all have the
-        # same time.
+        # The deadline of each connection with a request in flight. All requests have the same
+        # timeout, so the earliest deadlines come first.
         self._waiting: dict[Connection, float] = {}
         self._looking: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -82,8 +80,8 @@ class PlainClient:
             except Stale as error:
                 if connection is not kept:
                     raise NoReply("the server closed it before it answered") from error
-                # It was closed while it was idle: that says nothing about the server, or the
-                # request.
+                # The server closed the connection while it was idle, as it may: neither server nor
+                # request has failed.
             except asyncio.CancelledError:
                 connection.abort(NoReply("the request was given up"))
                 raise
@@ -97,9 +95,9 @@ class PlainClient:
         return reply
 
     async def _inflated(self, connection: Connection, body: bytes) -> bytes:
-        """The body of an answer that came compressed.
+        """Inflate a compressed body. Raises NoReply if it is invalid or too long.
 
-        Its bytes arrive as they are inflated, within the buffer as any others.
+        Each inflated part counts in the buffer, so back-pressure can pause the inflating.
         """
         try:
             found = bytearray()
@@ -152,16 +150,16 @@ class PlainClient:
         return connection
 
     def _look(self) -> None:
-        """Give up on what has waited too long.
+        """Abort the requests that are past their deadline.
 
-        One timer for all of them: one each costs as much as a request.
+        One timer serves all requests: a timer for each would cost as much as the request itself.
         """
         now = self._loop.time()
         for connection, deadline in list(self._waiting.items()):
             if deadline > now:
                 break
             if deadline + connection.paused_for(now) > now:
-                # It waited for us.
+                # The time in which we paused reading is not the server's.
                 continue
             connection.abort(TimedOut("no answer in time"))
         pause = min(LOOK_AT_LEAST, self._limits.request_timeout / LOOKS_PER_TIMEOUT)

@@ -1,3 +1,1 @@
-"""Models that are simulated: deterministic, honest about it, with the catalog's latencies and
-faults on request.
-"""
+"""Simulated models: deterministic, marked as simulated, with the catalog's latencies."""

@@ -1,4 +1,4 @@
-"""The simulated models in this process: what `xln_test_` keys always run on."""
+"""The simulated models in a worker process, which run every line of `xln_test_` keys."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ from xalen_batch.config import settings
 class SimulatedBackend:
     """One simulated model.
 
-    Its answers are judged like any server's. `latency_ms` replaces the catalog's.
+    Its answers are classified like a server's. `latency_ms` replaces the catalog's latency.
     """
 
     def __init__(self, model: Model, *, latency_ms: int | None = None) -> None:

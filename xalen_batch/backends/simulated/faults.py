@@ -1,4 +1,4 @@
-"""Faults that a request asks the simulated models for.
+"""Faults that a simulated model produces if the request asks for them.
 
 A chat asks with `"metadata": {"simulate": "…"}`, a rerank with a top-level `"simulate": "…"` (for a
 reranker through chat, inside its message). Directives are separated by `;`:
@@ -59,7 +59,7 @@ _NUMBERS: dict[str, type[int] | type[float]] = {
 
 
 def parse(directives: str) -> Fault:
-    """Raises ValueError, with a message for the user, for what is not in the table."""
+    """Parse directives. Raises ValueError, with a message for the user, for an unknown one."""
     wanted: dict[str, Any] = {}
     for directive in filter(None, map(str.strip, directives.split(";"))):
         name, equals, value = directive.partition("=")
@@ -83,7 +83,7 @@ def _is_number(name: str, value: str) -> bool:
 
 
 class Attempts:
-    """How often each request id was seen, for `times`. Remembers the latest ones only."""
+    """Counts the attempts of each request id, for `times`; keeps the latest MOST_REMEMBERED ids."""
 
     def __init__(self) -> None:
         self._seen: OrderedDict[str, int] = OrderedDict()

@@ -1,9 +1,7 @@
-"""How the simulated chat model classifies: it finds the labels in the prompt and picks the one
-whose words the text has most of.
+"""The simulated classifier: find the labels in a prompt, pick the one with most keyword hits.
 
-This is a simulation of a classifier, made so that demonstrations look right: word beginnings per
-well-known label, in English, German, French and Spanish. Labels it does not know match by their own
-words.
+It exists so that demonstrations look right. `KEYWORDS` has word prefixes for well-known labels, in
+English, German, French and Spanish. Other labels match by their own words.
 """
 
 import re
@@ -24,7 +22,7 @@ _SEPARATOR = re.compile(r"\s*[,;|/]\s*(?:or\s+|and\s+)?|\s+or\s+|\s+and\s+", re.
 _QUOTES = " \t\"'`*[](){}<>.-•"
 _WORD = re.compile(r"\w+")
 
-# Beginnings of words, without accents; what begins with `*` counts double.
+# Prefixes of words, without accents; a prefix marked with `*` counts double.
 KEYWORDS: dict[str, str] = {
     "billing": (
         "*invoice *charged payment card pay *vat declin *bill price discount *levy reminder"
@@ -91,7 +89,7 @@ _FALLBACKS = ("other", "general", "none", "neutral", "unknown", "normal", "mediu
 
 @lru_cache(maxsize=256)
 def labels_in(prompt: str) -> tuple[str, ...]:
-    """The labels that a prompt asks to choose from, or none."""
+    """The labels from which a prompt asks to choose; empty if it names none."""
     listed = _IN_LIST.search(prompt)
     if listed:
         return _labels(line.split(":")[0] for line in listed[1].splitlines())
@@ -111,8 +109,9 @@ def _labels(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def classify(text: str, labels: Sequence[str]) -> str:
-    """The label that fits a text best; a fallback like `other` where nothing fits, else always the
-    same one.
+    """Return the label that fits a text best.
+
+    If none fits, a fallback such as `other`, or a label chosen by the text's hash.
     """
     index, lengths = _index(tuple(labels))
     found = {
@@ -146,7 +145,7 @@ def words_of(text: str) -> list[str]:
 
 @lru_cache(maxsize=256)
 def _index(labels: tuple[str, ...]) -> tuple[dict[str, list[tuple[int, int]]], list[int]]:
-    """Beginnings of words → (which label, weight), and the lengths that those beginnings have."""
+    """Map prefixes of words to (index of the label, weight); also return the prefixes' lengths."""
     index: dict[str, list[tuple[int, int]]] = {}
     for number, label in enumerate(labels):
         for start, weight in _beginnings(label).items():

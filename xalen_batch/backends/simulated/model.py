@@ -2,9 +2,9 @@
 
 Everything follows from the request's own text, so the same request always gets the same answer:
 `created` is a constant, ids are hashes, and the latency is the catalog's, spread by ± 20 %. Answers
-say `"system_fingerprint": "simulated"`. Token counts are those of `backends/tokens.py`. Refusals
-are a real server's: a prompt and `max_tokens` beyond the context window, a temperature out of
-range, messages that are none. Faults on request: see `faults.py`.
+say `"system_fingerprint": "simulated"`. Token counts are those of `backends/tokens.py`. The models
+refuse what a real server refuses: a prompt and `max_tokens` beyond the context window, a
+temperature out of range, invalid messages. Faults on request: see `faults.py`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -30,8 +30,8 @@ FINGERPRINT = "simulated"
 CREATED = 1_742_169_600  # 2025-03-17
 SPREAD = 0.2
 MOST_CHOICES = 128
-# Parameters that validation accepts and the simulated models do not follow: they neither sample nor
-# are they anyone's account.
+# Parameters that validation accepts and the simulated models ignore: they do not sample, and they
+# do not track users.
 IGNORED = frozenset(
     {"temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "user"}
 )
@@ -44,7 +44,7 @@ Ending = Literal["whole", "truncated", "reset", "hang"]
 class Answer:
     """`latency` is seconds from the request's last byte to the answer's first.
 
-    `ending` is how the connection fares.
+    `ending` is how the connection ends.
     """
 
     status: int
@@ -55,7 +55,7 @@ class Answer:
 
 
 class _Refusal(Exception):
-    """A request that a real server would refuse. Does not leave this module."""
+    """A request that a real server would refuse. Caught within this module."""
 
     def __init__(
         self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None
@@ -73,9 +73,9 @@ def answer(
     latency_ms: int | None = None,
     fault: Fault = faults.NONE,
 ) -> Answer:
-    """What the model answers.
+    """Return the model's answer to a request.
 
-    `attempts` is needed for faults that end after some `times`; `fault` is one from outside.
+    `attempts` is needed for faults with `times`. `fault` applies if the request asks for none.
     """
     digest = blake2b(request.body, digest_size=12).digest()
     latency = (
@@ -249,14 +249,14 @@ def _check_parameters(body: dict[str, Any]) -> None:
 
 
 def _whole(value: Any) -> int | None:
-    """A whole number in any spelling of JSON, such as 2.0; None: no whole number."""
+    """A whole number in any spelling of JSON, such as 2.0, as an int; None for other values."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _stopped(text: str, stop: Any) -> str:
-    """The text before the first of its stop sequences: a string, or a list of them."""
+    """The text up to its first stop sequence; `stop` is one sequence or a list of them."""
     for sequence in [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []:
         if isinstance(sequence, str) and sequence:
             text = text.partition(sequence)[0]
@@ -309,7 +309,7 @@ def _ranked(model: Model, body: dict[str, Any], digest: bytes) -> dict[str, Any]
 
 
 def _ranked_chat(model: Model, request: Request, digest: bytes, fault: Fault) -> bytes:
-    """The reranker asked through chat, as the served models answer it over HTTP."""
+    """A reranker's answer to a chat over HTTP. In a worker, RerankChat translates the chat."""
     body = to_rerank(request.body)
     if isinstance(body, Refused):
         refused = msgspec.json.decode(body.body)["error"]
@@ -332,7 +332,7 @@ def _with_fault(completion: dict[str, Any], fault: Fault) -> bytes:
 
 
 def _broken(whole: Answer, fault: Fault) -> Answer:
-    """The answer as the fault leaves it."""
+    """Apply a fault to an answer."""
     broken = replace(whole, latency=whole.latency + fault.slow / 1000)
     if fault.status is not None:
         message = f"The simulated model was asked to fail with status {fault.status}."

@@ -1,4 +1,4 @@
-"""The parts of a chat that the simulation reads, and what it makes of them."""
+"""The parts of a chat that the simulation reads, and the values that it derives from them."""
 
 import re
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Any
 from xalen_batch.backends.simulated.labels import classify, labels_in
 
 _SENTENCE_END = re.compile(r"(?<=[.!?\u3002])\s+|\n+")
-# Characters of a prompt that are searched for labels and keys, and of a text that are read.
+# Characters that are read, of the instructions (for labels and keys) and of the user's text.
 MOST_READ = 4_000
 LONGEST_SUMMARY = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`seed` varies the wording, and nothing else."""
+    """The texts of a chat; `seed` varies wording and made-up numbers."""
 
     system: str
     user: str
@@ -22,7 +22,7 @@ class Prompt:
 
     @property
     def instructions(self) -> str:
-        """What says how to answer: the system messages, or the user's where there are none."""
+        """The instructions: the system messages, or the user's text if there are none."""
         return (self.system or self.user)[:MOST_READ]
 
     @property
@@ -31,12 +31,12 @@ class Prompt:
 
     @property
     def share(self) -> float:
-        """A number that looks like a confidence."""
+        """A made-up confidence, from 0.70 to 0.99."""
         return 0.7 + self.seed % 30 / 100
 
     @property
     def summary(self) -> str:
-        """The first sentence of the user's text that says something."""
+        """The user's first sentence of more than 25 characters, or else the first sentence."""
         sentences = [
             sentence.strip()
             for sentence in _SENTENCE_END.split(self.user[:MOST_READ])

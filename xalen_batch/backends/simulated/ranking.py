@@ -1,4 +1,4 @@
-"""How the simulated reranker ranks: BM25 over the documents of the request, squashed to 0..1."""
+"""The simulated reranker's scores: BM25 over the documents of the request, squashed to 0..1."""
 
 import math
 from collections import Counter
@@ -59,7 +59,7 @@ def relevance(query: str, documents: Sequence[str]) -> list[float]:
 
 @lru_cache(maxsize=512)
 def _counted(document: str) -> Counter[str]:
-    # A corpus is often sent again with each query.
+    # Cached, since clients often send the same corpus with each query.
     return Counter(_stems(document))
 
 
@@ -83,5 +83,5 @@ def _saturation(count: int, relative_length: float) -> float:
 
 
 def _squash(share: float) -> float:
-    """From the share of the best possible score to what a cross-encoder's sigmoid looks like."""
+    """Map a share of the best possible score (0..1) to a score like a cross-encoder's sigmoid."""
     return round(1 / (1 + math.exp(4.5 - 13 * share)), 6)

@@ -8,13 +8,13 @@ from typing import Any
 from xalen_batch.backends.simulated.prompt import Prompt
 
 DEEPEST = 12
-# Of one answer: a schema that refers to itself several times would grow without end.
+# In one answer: a schema that refers to itself several times would grow without end.
 MOST_VALUES = 500
 LONGEST_TEXT = 1_000
 
 
 class Filling:
-    """One value for one schema. Raises ValueError for a schema that is none."""
+    """Makes a value that fits a schema. `value` raises ValueError for an invalid schema."""
 
     def __init__(self, prompt: Prompt, schema: Any) -> None:
         self._prompt = prompt

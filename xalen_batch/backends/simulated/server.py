@@ -1,7 +1,7 @@
 """The simulated models over HTTP, for demonstrations, tests and benchmarks: `xalen-batch simulate`.
 
-A raw asyncio protocol, so that it is never the bottleneck of what is measured against it. Answers
-leave in the order of their requests, also where a client pipelines.
+A raw asyncio protocol, so that the server is never the bottleneck of a benchmark. Answers leave in
+the order of their requests, also if a client pipelines.
 """
 
 import asyncio
@@ -40,9 +40,10 @@ _named = msgspec.json.Decoder(_Named).decode
 
 
 class Simulator:
-    """What every connection shares: the models by all their names, and the faults from outside.
+    """The state that all connections share: the models by all their names, and injected faults.
 
-    `fault_rate` of the requests meet `fault` (directives of `faults.py`), chosen by `seed`.
+    A share `fault_rate` of the requests gets `fault` (directives of `faults.py`). `seed` seeds the
+    random choice.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Simulator:
         self.connections: set[Connection] = set()
 
     def answer(self, method: str, path: str, body: bytes, request_id: str) -> Answer:
-        """What any request to the server is answered."""
+        """Return the answer to any request, also to an invalid one."""
         path = path.partition("?")[0]
         if path in ENDPOINTS:
             if method != "POST":
@@ -120,9 +121,9 @@ class Slot:
 
 
 class Connection(asyncio.Protocol):
-    """One client.
+    """The connection of one client.
 
-    Each request gets a slot at once; slots leave from the front as they are filled.
+    Each request gets a slot when it arrives. Filled slots are sent from the front of the queue.
     """
 
     def __init__(self, simulator: Simulator) -> None:
@@ -160,7 +161,7 @@ class Connection(asyncio.Protocol):
             self._slots.append(slot := Slot())
             self._end(slot, _error(400, "This is not HTTP.", "bad_request"), keep_alive=False)
 
-    # What the parser calls.
+    # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
         self._url = b""
@@ -238,14 +239,14 @@ def _encoded(reply: Answer, *, keep_alive: bool) -> bytes:
 
 
 async def listen(simulator: Simulator, host: str, port: int) -> asyncio.Server:
-    """A server on the running loop; port 0 takes a free one."""
+    """Start a server on the running loop; port 0 takes a free port."""
     return await asyncio.get_running_loop().create_server(
         lambda: Connection(simulator), host, port, backlog=1024
     )
 
 
 async def close(server: asyncio.Server, simulator: Simulator) -> None:
-    """Take no more requests, and give those in flight a moment; hanging ones are cut."""
+    """Stop accepting, wait up to DRAIN seconds for requests in flight, then abort the others."""
     server.close()
     ends = asyncio.get_running_loop().time() + DRAIN
     while simulator.connections and asyncio.get_running_loop().time() < ends:
@@ -270,7 +271,7 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    Raises OSError where the port is taken, ValueError for an unknown fault.
+    Raises OSError if the port is taken, ValueError for an unknown fault.
     """
     simulator = Simulator(
         models, latency_ms=latency_ms, fault_rate=fault_rate, fault=fault, seed=seed

@@ -1,6 +1,4 @@
-"""What the simulated chat model says: a label, JSON that fits the schema asked for, a summary, or a
-plain reply.
-"""
+"""The simulated chat model's text: a label, JSON for a schema, a summary, or a plain reply."""
 
 import re
 from collections.abc import Mapping
@@ -36,7 +34,7 @@ SENTENCES = (
 
 
 def write(prompt: Prompt, response_format: Any) -> str:
-    """The content of one choice. Raises ValueError for a JSON schema that is none."""
+    """The content of one choice. Raises ValueError for an invalid JSON schema."""
     wanted = response_format if isinstance(response_format, Mapping) else {}
     if wanted.get("type") == "json_schema":
         schema = wanted.get("json_schema")

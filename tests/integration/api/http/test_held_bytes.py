@@ -26,7 +26,7 @@ SCHEDULE = {"name": "s", "cron": "0 0 1 1 *", "endpoint": "/v1/chat/completions"
 
 
 def routes() -> list[tuple[str, str]]:
-    """Every method and path of the API that asks for a key."""
+    """Every method and path of the API that needs a key."""
     paths = app.create_app().openapi()["paths"]
     return sorted(
         (method.upper(), path)

@@ -1,6 +1,4 @@
-"""Both HTTP clients against raw sockets: what a backend may rely on, whichever way leads to its
-server.
-"""
+"""Both HTTP clients against raw sockets: the guarantees of their contract."""
 
 import asyncio
 import gzip
@@ -170,8 +168,8 @@ def test_a_connection_that_the_server_closed_while_it_was_idle_is_replaced() -> 
 
         server.answer = once
         await client.post("/x", b"{}", "req_1")
-        # Still kept by the client: it learns of the end when it has sent the next request, or just
-        # before.
+        # The client still keeps the connection: it learns of its end after or just before it sends
+        # the next request.
         open_[0].transport.abort()
         assert (await client.post("/x", b"{}", "req_2")).body == GOOD
 
@@ -191,7 +189,7 @@ def test_a_server_that_closes_every_connection_without_a_word_is_not_asked_for_e
 
 
 def test_more_than_an_answer_is_not_taken_for_the_next() -> None:
-    """Where a server sends two answers to one request, the second is nobody's."""
+    """If a server sends two answers to one request, no request gets the second."""
 
     async def act(client: Client, server: Hostile) -> None:
         encoded = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n"
@@ -345,10 +343,10 @@ def test_an_answer_that_announces_more_than_the_cap_is_refused_at_its_head() -> 
     ],
 )
 def test_a_server_that_answers_or_closes_before_the_request_is_sent_is_noticed(said: bytes) -> None:
-    """Without waiting for the request's time."""
+    """The client does not wait for the request's timeout."""
 
     class Slow(PlainClient):
-        """The request is sent when the connection has ended already."""
+        """Sends the request only after the connection has ended."""
 
         async def _connect(self, deadline: float) -> Connection:
             connection = await super()._connect(deadline)
@@ -428,7 +426,7 @@ def test_the_total_time_is_bounded(make: Make, answer: Answer) -> None:
 
 
 def test_each_request_has_a_time_of_its_own() -> None:
-    """One that came later is not given up with one that came before."""
+    """A later request is not aborted together with an earlier one."""
 
     async def act(client: Client, server: Hostile) -> None:
         server.answer = hostile.never

@@ -1,4 +1,4 @@
-"""What the API says of schedules, and the command line run against an API that says so."""
+"""The API's answers about schedules, and a command line that runs against them."""
 
 import json
 from pathlib import Path
@@ -124,7 +124,7 @@ def body(api: Api, number: int) -> Any:
 
 
 def said(result: Any) -> str:
-    """What is on stderr, on one line and without the frame of a usage error."""
+    """The text on stderr, on one line and without the frame of a usage error."""
     return " ".join(result.stderr.replace("│", " ").split())
 
 

@@ -1,4 +1,4 @@
-"""Schedules made and changed: what is sent, and what is refused before anything is sent."""
+"""Commands that make and change schedules: their requests, and errors before any request."""
 
 import json
 from collections.abc import Iterator
