@@ -2,12 +2,8 @@
 
     python -m tests [--strict] [PYTEST ARGUMENT ...]
 
-<<<<<<< HEAD
 1. All tests but those marked `timing`, in three processes per core: an end-to-end test mostly
    waits.
-=======
-1. All tests but those marked `timing`, in two processes per core: tests wait half of the time.
->>>>>>> f-prose
 2. The tests marked `timing`, one after the other: they compare with the wall clock.
 3. The tests that failed, once more and alone.
 
