@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
-from xalen_batch import db
+from xalen_batch import db, migrate
 from xalen_batch.migrate import rights
 from xalen_batch.models import Base
 
@@ -17,14 +17,16 @@ def run() -> None:
         connection.execute(text("SET statement_timeout = 0"))
         # Two migrations at once: the second waits here, then finds nothing to do.
         connection.execute(text(f"SELECT pg_advisory_lock({rights.MIGRATION_LOCK})"))
-        # A migration that cannot get its lock fails fast instead of queueing every query behind it.
-        connection.execute(text("SET lock_timeout = '5s'"))
+        # Every query on the table queues behind a migration that waits for its lock.
+        connection.execute(text(f"SET lock_timeout = {migrate.LOCK_TIMEOUT_MS}"))
         connection.commit()
         context.configure(
             connection=connection,
             target_metadata=Base.metadata,
             compare_type=True,
             compare_server_default=False,
+            # A migration that is tried again does not lock the tables of those before it.
+            transaction_per_migration=True,
         )
         with context.begin_transaction():
             context.run_migrations()

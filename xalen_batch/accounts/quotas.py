@@ -1,7 +1,7 @@
 """Quotas: the limits of an account in one mode (docs/decisions/0020).
 
-Usage is counted from the rows themselves, so it cannot drift: the commit that ends a batch or
-deletes a file also frees its share. Rows that are too many to count are tallied by triggers, in the
+Usage is counted from the rows themselves, so it cannot drift: the commit that ends a batch also
+frees its share. Rows that are too many to count, such as files, are tallied by triggers in the
 transaction that changes them (docs/decisions/0028).
 
 Callers count and insert under an advisory lock per account, so concurrent requests cannot exceed a
@@ -34,7 +34,6 @@ from xalen_batch.models import (
     AccountTally,
     ApiKey,
     Batch,
-    File,
     Schedule,
     ScheduleRun,
 )
@@ -276,7 +275,7 @@ def _of(owner: Owner) -> dict[str, object]:
 
 
 def _is_of_owner(
-    table: type[AccountQuota | AccountTally | ApiKey | Batch | File | Schedule],
+    table: type[AccountQuota | AccountTally | ApiKey | Batch | Schedule],
 ) -> ColumnElement[bool]:
     return (table.account_id == bindparam("account_id")) & (table.livemode == bindparam("livemode"))
 
@@ -294,19 +293,15 @@ _ENQUEUED = select(
 ).where(_is_of_owner(Batch), text(OPEN))
 
 
-def _tally(name: Tally) -> Select[int]:
+def _tally(*names: Tally) -> Select[int]:
     return select(_sum(AccountTally.amount)).where(
-        _is_of_owner(AccountTally), AccountTally.name == name
+        _is_of_owner(AccountTally), AccountTally.name.in_(names)
     )
 
 
-_KEPT = _is_of_owner(File) & File.deleted_at.is_(None)
 _COUNTS: Mapping[Quota, Select[int]] = {
-    Quota.FILES: select(func.count()).select_from(File).where(_KEPT),
-    Quota.STORAGE_BYTES: select(
-        select(_sum(File.size)).where(_KEPT).scalar_subquery()
-        + _tally(Tally.INBOX_BYTES).scalar_subquery(),
-    ),
+    Quota.FILES: _tally(Tally.FILES),
+    Quota.STORAGE_BYTES: _tally(Tally.FILE_BYTES, Tally.INBOX_BYTES),
     Quota.SCHEDULES: (
         select(func.count())
         .select_from(Schedule)

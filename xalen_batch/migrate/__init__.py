@@ -1,6 +1,7 @@
 """Migrations: bringing the database's schema up to date, and comparing its revision with ours."""
 
 import logging
+import time
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -11,15 +12,23 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from sqlalchemy.exc import OperationalError
 
-from xalen_batch import db
+from xalen_batch import db, log
 from xalen_batch.billing import prices
 from xalen_batch.errors import ConfigError
 from xalen_batch.migrate import requirements, rights
 
 # Seconds.
 CONNECT_TIMEOUT = 5
+# A migration that does not get a lock within LOCK_TIMEOUT_MS gives up those that it has, so that
+# requests wait no longer than that, and is tried again after a pause, for LOCK_PATIENCE in all.
+LOCK_TIMEOUT_MS = 500
+LOCK_PATIENCE = 600.0
+PAUSE = 2.0
+LOCK_NOT_AVAILABLE = "55P03"
 
+logger = log.get(__name__)
 # Alembic logs its context whenever the revision is read, as every readiness check does.
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
@@ -43,8 +52,8 @@ def migrate() -> None:
 
     Idempotent, and safe to run concurrently. An empty price table gets the catalog's prices, so
     that a new installation can run batches; other prices are not changed. Raises ConfigError if the
-    role does not own the tables, a requirement is missing, the serving role cannot be created, or
-    a newer version has migrated the database.
+    role does not own the tables, a requirement is missing, the serving role cannot be created,
+    other sessions keep a table locked, or a newer version has migrated the database.
     """
     with _as_owner() as connection:
         rights.refuse_unless_owner(connection)
@@ -56,7 +65,7 @@ def migrate() -> None:
                 f"The database cannot be migrated, and nothing was changed. {' '.join(lacking)}"
             )
     try:
-        command.upgrade(alembic(), "head")
+        _upgrade()
     except CommandError as error:
         with _as_owner() as connection:
             revision = _revision(connection)
@@ -71,6 +80,28 @@ def migrate() -> None:
         rights.grant(connection, *db.credentials())
     with db.transaction() as session:
         prices.fill(session)
+
+
+def _upgrade() -> None:
+    """Run the missing migrations, each in its own transaction, and wait for their locks."""
+    ends = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            command.upgrade(alembic(), "head")
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+                raise
+            if time.monotonic() >= ends:
+                raise ConfigError(
+                    f"A migration did not get its lock within {LOCK_PATIENCE:.0f} s, and changed"
+                    " nothing: another session has used the table all the time. Sessions with long"
+                    " transactions: SELECT pid, usename, xact_start, query FROM pg_stat_activity"
+                    " ORDER BY xact_start. End it, then run `xalen-batch migrate` again."
+                ) from error
+            logger.warning("migrate.waits_for_lock", seconds=PAUSE)
+            time.sleep(PAUSE)
+        else:
+            return
 
 
 def _as_owner() -> psycopg.Connection:

@@ -30,7 +30,7 @@ class File(Base):
 
     __tablename__ = "files"
     __table_args__ = (
-        # A covering index: quotas sum the bytes of an account by an index-only scan.
+        # Lists of an account's files. The bytes are a remainder of quotas before migration 0016.
         Index(
             "ix_files_account_id_livemode_id",
             "account_id",
@@ -38,6 +38,14 @@ class File(Base):
             "id",
             postgresql_where=text("deleted_at IS NULL"),
             postgresql_include=["bytes"],
+        ),
+        Index(
+            "ix_files_account_id_livemode_purpose_id",
+            "account_id",
+            "livemode",
+            "purpose",
+            "id",
+            postgresql_where=text("deleted_at IS NULL"),
         ),
         # Target of foreign keys of batches and schedules. With the next one: a batch, its schedule
         # and its files have the same account and mode.

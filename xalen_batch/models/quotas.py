@@ -24,11 +24,17 @@ class AccountQuota(Base):
 
 
 class Tally(StrEnum):
-    """The sums that triggers keep, in the transaction that changes the rows (migration 0010)."""
+    """The sums that triggers keep, in the transaction that changes the rows.
+
+    Migrations 0009 and 0016 create the triggers.
+    """
 
     INBOX_REQUESTS = "inbox_requests"
     INBOX_BYTES = "inbox_bytes"
     IDEMPOTENCY_KEYS = "idempotency_keys"
+    # Files that are not deleted, and their bytes.
+    FILES = "files"
+    FILE_BYTES = "file_bytes"
 
 
 class AccountTally(Base):

@@ -1,10 +1,12 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from alembic import command
 from alembic.util import CommandError
 from sqlalchemy import NullPool, create_engine, func, select, text
-from sqlalchemy.exc import OperationalError
+from structlog.testing import capture_logs
 
-from tests.conftest import Stores
+from tests.waiting import PATIENCE, wait_until
 from xalen_batch import db, migrate
 from xalen_batch.errors import ConfigError
 from xalen_batch.migrate import Age
@@ -74,9 +76,10 @@ class TestMigrations:
         migrate.migrate()
         assert migrate.age() is Age.CURRENT
 
-    def test_one_that_cannot_have_its_lock_gives_up_before_everyone_waits_behind_it(
-        self, stores: Stores
+    def test_one_that_cannot_have_its_lock_gives_up_in_the_end_and_names_the_remedy(
+        self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(migrate, "LOCK_PATIENCE", 0.0)
         migrate.migrate()
         command.downgrade(migrate.alembic(), "-1")
         owner = create_engine(db.owner_url(), poolclass=NullPool)
@@ -85,9 +88,33 @@ class TestMigrations:
                 text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
             ).all()
             holder.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE"))
-            with pytest.raises(OperationalError, match="lock timeout"):
+            with pytest.raises(ConfigError, match=r"did not get its lock .* pg_stat_activity"):
                 migrate.migrate()
         migrate.migrate()
+
+    def test_one_that_waits_for_a_reader_lets_the_requests_behind_it_pass(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(migrate, "PAUSE", 0.1)
+        migrate.migrate()
+        # The migration behind it adds a column to `accounts`.
+        command.downgrade(migrate.alembic(), "0014")
+        owner = create_engine(db.owner_url(), poolclass=NullPool)
+        with owner.connect() as reader, ThreadPoolExecutor(1) as pool, capture_logs() as logs:
+            reader.execute(text("LOCK TABLE accounts IN ACCESS SHARE MODE"))
+            running = pool.submit(migrate.migrate)
+            try:
+                wait_until(lambda: logs or running.done())
+                with owner.connect() as request:
+                    # One migration that waited without end would keep it waiting too.
+                    request.execute(text("SET lock_timeout = '10s'"))
+                    assert request.scalar(text("SELECT count(*) FROM accounts")) == 0
+                assert not running.done()
+            finally:
+                reader.rollback()
+            running.result(timeout=PATIENCE)
+        assert {entry["event"] for entry in logs} == {"migrate.waits_for_lock"}
+        assert migrate.age() is Age.CURRENT
         assert migrate.age() is Age.CURRENT
 
 
@@ -99,7 +126,13 @@ def test_what_was_there_before_the_tallies_is_in_them() -> None:
     migrate.migrate()
     with db.transaction() as session:
         found = dict(session.execute(text("SELECT name, amount FROM account_tallies")).all())
-    assert found == {"inbox_requests": 2, "inbox_bytes": 7, "idempotency_keys": 1}
+    assert found == {
+        "inbox_requests": 2,
+        "inbox_bytes": 7,
+        "idempotency_keys": 1,
+        "files": 2,
+        "file_bytes": 12,
+    }
 
 
 BEFORE_TALLIES = """
@@ -108,5 +141,8 @@ INSERT INTO schedules (id, account_id, livemode, name, definition, status)
     SELECT '00000000-0000-0000-0000-000000000002', id, true, 'nightly', '{}', 'ended' FROM accounts;
 INSERT INTO inbox_requests (id, schedule_id, custom_id, line)
     SELECT gen_random_uuid(), id, line, line::bytea FROM schedules, unnest(ARRAY['a', 'bcde']) AS line;
+INSERT INTO files (id, account_id, livemode, purpose, filename, bytes, deleted_at)
+    SELECT gen_random_uuid(), id, true, 'batch', 'a.jsonl', size, gone
+    FROM accounts, (VALUES (5, NULL), (7, NULL), (9, now())) AS file (size, gone);
 INSERT INTO idempotency_keys (account_id, livemode, key, route, fingerprint, answer) SELECT id, true, 'k', '', '', '' FROM accounts;
 """
