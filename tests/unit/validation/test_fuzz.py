@@ -20,6 +20,12 @@ from tests.fuzz.__main__ import main
 sys.argv = ["fuzz", *sys.argv[1:]]
 main()
 """
+# Starts the fuzzer from a process whose peak is above the fuzzer's limit.
+BEHIND_A_LARGE_PROCESS = """\
+import subprocess, sys
+peak = b"x" * (800 * 1024 * 1024)
+sys.exit(subprocess.run([sys.executable, "-m", "tests.fuzz", *sys.argv[1:]]).returncode)
+"""
 
 
 def fuzz(corpus: Path, *how: str, seconds: int) -> subprocess.CompletedProcess[str]:
@@ -37,6 +43,11 @@ def test_the_fuzzer_finds_nothing(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     assert "Done" in run.stderr or "nothing found" in run.stderr
+
+
+def test_the_peak_of_the_process_that_started_it_is_no_finding(tmp_path: Path) -> None:
+    run = fuzz(tmp_path, "-c", BEHIND_A_LARGE_PROCESS, seconds=1)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
 
 
 def test_a_bug_is_found_and_its_input_kept(tmp_path: Path) -> None:
