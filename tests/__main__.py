@@ -2,8 +2,7 @@
 
     python -m tests [--strict] [PYTEST ARGUMENT ...]
 
-1. All tests but those marked `timing`, in three processes per core: an end-to-end test mostly
-   waits.
+1. All tests but those marked `timing`, in two processes per core: tests wait half of the time.
 2. The tests marked `timing`, one after the other: they compare with the wall clock.
 3. The tests that failed, once more and alone.
 
@@ -40,7 +39,7 @@ def main() -> int:
     arguments = sys.argv[1:]
     is_strict = "--strict" in arguments
     chosen = [argument for argument in arguments if argument != "--strict"]
-    processes = min(3 * (os.cpu_count() or 1), MOST_PROCESSES)
+    processes = min(2 * (os.cpu_count() or 1), MOST_PROCESSES)
     in_parallel = ["-n", str(processes), "--dist", "worksteal"]
     first = pytest("--cache-clear", "-m", "not timing", *in_parallel, *chosen)
     timed = pytest("-m", "timing", *chosen)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 # Seconds.
 PATIENCE = 180.0
+LONGEST_PAUSE = 0.1
 
 
 def wait_until(
@@ -19,13 +20,15 @@ def wait_until(
     timeout: float = PATIENCE,
     process: subprocess.Popen[bytes] | None = None,
     log: Path | None = None,
-    every: float = 0.02,
 ) -> None:
-    """Poll until a condition is true.
+    """Poll until a condition is true: often at first, then every LONGEST_PAUSE.
+
+    A look may be a request to a running system, whose processes do the work that is waited for.
 
     Raises AssertionError, with the end of the log, if the time is over or the process has ended.
     """
     deadline = time.monotonic() + timeout
+    pause = 0.01
     while not happened():
         ended = process is not None and process.poll() is not None
         if ended or time.monotonic() > deadline:
@@ -33,4 +36,5 @@ def wait_until(
             raise AssertionError(
                 f"{'the process ended' if ended else f'not within {timeout:.0f} s'}\n{words}"
             )
-        time.sleep(every)
+        time.sleep(pause)
+        pause = min(LONGEST_PAUSE, 1.5 * pause)

@@ -18,7 +18,7 @@ from tests import factories
 from tests.chaos.plan import Order
 
 T = TypeVar("T")
-POLL = 0.3
+POLL = 0.5
 REQUEST_TIMEOUT = 10.0
 TERMINAL = frozenset({"completed", "failed", "cancelled", "expired"})
 

@@ -128,5 +128,5 @@ def ended_runs(system: System, schedule_id: str, *, within: float) -> list[dict[
     deadline = time.monotonic() + within
     while not look():
         assert time.monotonic() < deadline, found
-        time.sleep(1)
+        time.sleep(2)
     return found
