@@ -20,7 +20,7 @@ from xalen_batch import db, ids, results, storage
 from xalen_batch.accounts import accounts, keys
 from xalen_batch.accounts.accounts import Caller, Owner, Scope
 from xalen_batch.backends.contract import Usage
-from xalen_batch.models import Base, Batch, File, IdempotencyKey, Result
+from xalen_batch.models import AccountTally, Base, Batch, File, IdempotencyKey, Result
 from xalen_batch.models.files import FilePart
 from xalen_batch.schedules import manual
 from xalen_batch.schedules.collect import check, collect
@@ -98,7 +98,16 @@ class Neighbour:
             for name, id in own.items()
             if name not in OTHER_PARAMETERS
         ]
-        return {row for row in rows() if not any(id in row for id in others)}
+        return {
+            row
+            for row in rows()
+            if not any(id in row for id in others) and not self._is_tally_of_another(row)
+        }
+
+    def _is_tally_of_another(self, row: str) -> bool:
+        """Whether a row adds up the files of another caller, who may upload one."""
+        is_owners = str(self.owner.account_id) in row and '"livemode": false' in row
+        return row.startswith(AccountTally.__tablename__) and not is_owners
 
 
 def move_in() -> Neighbour:
