@@ -1,11 +1,16 @@
 """Alembic's entry: runs under `xalen-batch migrate`, which names the database."""
 
+import time
+
 from alembic import context
 from sqlalchemy import NullPool, create_engine, text
 
 from xalen_batch import db, migrate
 from xalen_batch.migrate import rights
 from xalen_batch.models import Base
+
+# Seconds.
+LOCK_PAUSE = 0.2
 
 
 def run() -> None:
@@ -15,8 +20,13 @@ def run() -> None:
     )
     with engine.connect() as connection:
         connection.execute(text("SET statement_timeout = 0"))
-        # Two migrations at once: the second waits here, then finds nothing to do.
-        connection.execute(text(f"SELECT pg_advisory_lock({rights.MIGRATION_LOCK})"))
+        # Two migrations at once: the second waits here, then finds nothing to do. It polls, because
+        # a statement that waits has a snapshot, for which CREATE INDEX CONCURRENTLY waits: a
+        # deadlock.
+        lock = text(f"SELECT pg_try_advisory_lock({rights.MIGRATION_LOCK})")
+        while not connection.scalar(lock):
+            connection.commit()
+            time.sleep(LOCK_PAUSE)
         # Every query on the table queues behind a migration that waits for its lock.
         connection.execute(text(f"SET lock_timeout = {migrate.LOCK_TIMEOUT_MS}"))
         connection.commit()

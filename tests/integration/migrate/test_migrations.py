@@ -1,4 +1,7 @@
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from alembic import command
@@ -91,6 +94,34 @@ class TestMigrations:
             with pytest.raises(ConfigError, match=r"did not get its lock .* pg_stat_activity"):
                 migrate.migrate()
         migrate.migrate()
+
+    def test_two_at_once_wait_for_each_other_also_while_an_index_is_built(
+        self,
+    ) -> None:
+        migrate.migrate()
+        command.downgrade(migrate.alembic(), "0015")
+        owner = create_engine(db.owner_url(), poolclass=NullPool)
+        program = [sys.executable, "-c", "from xalen_batch import migrate; migrate.migrate()"]
+        later_sessions = text(
+            "SELECT count(*) FROM pg_stat_activity AS other JOIN pg_stat_activity AS own"
+            " ON own.pid = pg_backend_pid() WHERE other.usename = current_user"
+            " AND other.backend_start > own.backend_start AND other.query LIKE :query"
+        )
+        with owner.connect() as holder, owner.connect() as watch, ExitStack() as running:
+            holder.execute(text("LOCK TABLE files IN SHARE UPDATE EXCLUSIVE MODE"))
+
+            def start(query: str) -> subprocess.Popen[bytes]:
+                process = running.enter_context(subprocess.Popen(program))
+                wait_until(lambda: watch.scalar(later_sessions, {"query": query}), process=process)
+                return process
+
+            watch.execution_options(isolation_level="AUTOCOMMIT")
+            # The second polls for the lock of the first, and commits after each look.
+            both = [start("CREATE INDEX CONCURRENTLY%"), start("COMMIT%")]
+            # The index waits for transactions with a snapshot, which a statement that waits has.
+            holder.rollback()
+            assert [process.wait(PATIENCE) for process in both] == [0, 0]
+        assert migrate.age() is Age.CURRENT
 
     def test_one_that_waits_for_a_reader_lets_the_requests_behind_it_pass(
         self, monkeypatch: pytest.MonkeyPatch
