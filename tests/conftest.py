@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Func
 
 
 def pytest_collection_finish() -> None:
-    """Leave the modules and the tests out of what the GC walks while the tests run."""
+    """Exclude the modules and the tests from garbage collection while the tests run."""
     memory.settle()
 
 
