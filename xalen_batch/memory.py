@@ -26,7 +26,8 @@ def spare_imports() -> None:
     """Keep the GC from walking the modules, at the start and at the exit of a process.
 
     Python collects every generation several times while it ends, although the kernel frees the
-    memory anyway; frozen objects are left out. Saves 0.5 s of CPU for a process that serves.
+    memory anyway; frozen objects are left out. Saves 0.5 s of CPU for a process that serves, which
+    calls `settle` as well.
     """
     gc.set_threshold(OBJECTS_OF_IMPORTS, MIDDLE_AGED, OLD)
     atexit.register(gc.freeze)

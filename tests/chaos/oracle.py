@@ -62,7 +62,7 @@ def read_calls(log: Path, start: int) -> Calls:
 def wrong(
     connection: psycopg.Connection, run: str, deliveries: Sequence[Delivery], calls: Calls
 ) -> list[str]:
-    """All violations of the invariants, one sentence each; empty if there are none."""
+    """All violations of the invariants, one sentence for each."""
     batches = _rows(connection, "SELECT * FROM batches WHERE metadata ->> 'run' = %s", [run])
     found = [*_made_once(connection, run, deliveries, batches)]
     by_id = {f"batch_{batch['id'].hex}": batch for batch in batches}

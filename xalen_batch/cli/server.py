@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from xalen_batch import __version__
+from xalen_batch import __version__, memory
 from xalen_batch.cli.options import Json, examples
 from xalen_batch.cli.output import print_json, say
 
@@ -120,6 +120,7 @@ def simulate(
     """Serve the catalog's models, simulated, as an OpenAI-compatible model server."""
     from xalen_batch.backends.simulated import server
 
+    memory.settle()
     try:
         server.serve(
             host, port, latency_ms=latency_ms, fault_rate=fault_rate, fault=fault, seed=seed

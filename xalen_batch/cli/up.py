@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from xalen_batch import memory
 from xalen_batch.cli.connection import DEFAULT_DATA_DIR
 from xalen_batch.cli.options import examples
 from xalen_batch.cli.output import STDERR, say
@@ -59,6 +60,7 @@ def up(
     from xalen_batch.config import settings
     from xalen_batch.standalone import supervisor
 
+    memory.settle()
     folder = data_dir or settings().data_dir
     supervisor.up(
         data_dir=folder,

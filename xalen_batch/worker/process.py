@@ -206,6 +206,7 @@ def run_worker() -> None:
 
 def run_beat() -> None:
     """Send the tick every few seconds, on the main thread. Any number of beats may run, or none."""
+    memory.settle()
     log.configure()
     catalog.warn_of_unknown_settings()
     app = broker.celery()

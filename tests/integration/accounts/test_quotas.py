@@ -511,6 +511,7 @@ class TestTallies:
         assert told() == (2, 12)
         with db.transaction() as session:
             session.get_one(File, first).size = 6
+            session.flush()
             session.rollback()
         with db.transaction() as session:
             session.get_one(File, first).size = 8

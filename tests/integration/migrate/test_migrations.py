@@ -112,6 +112,7 @@ class TestMigrations:
 
             def start(query: str) -> subprocess.Popen[bytes]:
                 process = running.enter_context(subprocess.Popen(program))
+                running.callback(process.kill)
                 wait_until(lambda: watch.scalar(later_sessions, {"query": query}), process=process)
                 return process
 

@@ -22,7 +22,7 @@ class Prompt:
 
     @property
     def instructions(self) -> str:
-        """The instructions: the system messages, or the user's text if there are none."""
+        """The instructions: the system messages; without any, the user's text."""
         return (self.system or self.user)[:MOST_READ]
 
     @property
