@@ -36,6 +36,7 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "prices": (*APPEND_ONLY, "UPDATE (valid_to)"),
     # Erasing an output file erases the answers and keeps the charges.
     "results": (*APPEND_ONLY, "UPDATE (body)"),
+    "sealed_lines": APPEND_ONLY,
     # The id never changes.
     "store_mark": (*READ_ONLY, "UPDATE (placed_at)"),
     "account_quotas": DELETING,

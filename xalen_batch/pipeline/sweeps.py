@@ -181,16 +181,19 @@ def _erase_answers() -> Iterator[None]:
 
 
 def _delete_orphans() -> Iterator[None]:
-    """Remove stored uploads without a file row, left by a crash before the row was committed."""
+    """Remove objects without a file row: uploads of which a crash prevented the row's commit, and
+    sealed files that were deleted while they were written.
+    """
     # Objects of another database's store also have no row here, and must be kept.
     marks.confirm()
     horizon = datetime.now(UTC) - ORPHAN_AFTER
-    for name in storage.delete_unfinished("input", before=horizon):
-        logger.warning("file.unfinished_deleted", name=name)
-    objects = storage.listing("input")
-    while some := list(islice(objects, OBJECTS_AT_ONCE)):
-        _delete_orphans_of([key for key, written in some if written < horizon])
-        yield
+    for prefix in ("input", "output"):
+        for name in storage.delete_unfinished(prefix, before=horizon):
+            logger.warning("file.unfinished_deleted", name=name)
+        objects = storage.listing(prefix)
+        while some := list(islice(objects, OBJECTS_AT_ONCE)):
+            _delete_orphans_of([key for key, written in some if written < horizon])
+            yield
 
 
 def _delete_orphans_of(old: list[str]) -> None:
