@@ -46,6 +46,8 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "inbox_requests": DELETING,
     "workers": DELETING,
 }
+# Functions with the owner's privileges, for partitions of `results` (models/partitions.py).
+FUNCTIONS = ("create_results_day(date)", "drop_sealed_results(timestamptz)")
 # Privileges on tables that PostgreSQL 14 and all later versions have.
 GRANTABLE = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 
@@ -98,6 +100,12 @@ def grant(connection: psycopg.Connection, role: str, password: str) -> None:
         connection.execute(
             sql.SQL("GRANT {privileges} ON TABLE {table} TO {role}").format(
                 privileges=privileges, **names
+            )
+        )
+    for function in FUNCTIONS:
+        connection.execute(
+            sql.SQL("GRANT EXECUTE ON FUNCTION {function} TO {role}").format(
+                function=sql.SQL(function), role=names["role"]
             )
         )
     # pg_dump reads sequences.
