@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from urllib.parse import unquote, urlparse
@@ -197,13 +198,26 @@ def listing(prefix: str) -> Iterator[tuple[str, datetime]]:
             yield item["path"], item["last_modified"]
 
 
-def delete_unfinished(prefix: str, *, before: datetime) -> list[str]:
-    """Delete temporary files of killed writers, last written before `before`; their names."""
-    gone = []
-    for path in (folder() / prefix).glob("*#*"):
-        # A writer that finishes renames its file.
-        with suppress(FileNotFoundError):
-            if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
-                path.unlink()
-                gone.append(path.name)
-    return gone
+def delete_unfinished(prefix: str, *, before: datetime, at_once: int) -> Iterator[list[str]]:
+    """Delete temporary files of killed writers, last written before `before`.
+
+    Yields the names of those deleted among the next `at_once` entries of the folder.
+    """
+    try:
+        entries = os.scandir(folder() / prefix)
+    except FileNotFoundError:
+        return
+    with entries:
+        while some := list(islice(entries, at_once)):
+            gone = []
+            for entry in some:
+                # A writer that finishes renames its file.
+                with suppress(FileNotFoundError):
+                    if "#" in entry.name and _last_written(entry) < before:
+                        os.unlink(entry)
+                        gone.append(entry.name)
+            yield gone
+
+
+def _last_written(entry: os.DirEntry[str]) -> datetime:
+    return datetime.fromtimestamp(entry.stat().st_mtime, UTC)
