@@ -111,7 +111,8 @@ class TestSealed:
         assert contents(batch) == before == rendered(batch)
         for part, file in of(batch).items():
             assert file.sha256 == hashlib.sha256(before[part]).digest()
-            assert frames.Reader(storage.output_key(file.id)).size == file.size
+            reader = frames.Reader(storage.output_key(file.id))
+            assert (reader.size, reader.stored_size) == (file.size, file.stored_bytes)
         sealed = again(batch)
         assert sealed.sealed_at is not None
         assert sealed.lease_until is None
@@ -363,7 +364,9 @@ class TestUnsealable:
     ) -> None:
         batch = ended(LINES)
         monkeypatch.setattr(
-            frames, "read_back", lambda key: frames.Content(storage.size(key), bytes(32))
+            frames,
+            "read_back",
+            lambda key: frames.Content(storage.size(key), bytes(32), storage.size(key)),
         )
         with capture_logs() as logs:
             seal.run()
