@@ -90,6 +90,16 @@ class Settings(BaseSettings):
             " they stay. Downloads and invoices do not need them."
         ),
     )
+    run_retention: Annotated[int, Field(ge=0)] | Literal["forever"] = Field(
+        400 * 86_400,
+        description=(
+            "How long ended runs of schedules are kept. Objects that a run took from a folder stay"
+            " known as taken until their schedule has been deleted for as long."
+        ),
+    )
+    audit_retention: Annotated[int, Field(ge=90 * 86_400)] | Literal["forever"] = Field(
+        "forever", description="How long entries of the audit log are kept; at least 90 days."
+    )
     idempotency_retention: int = Field(
         7 * 86_400, ge=86_400, description="How long an Idempotency-Key replays its answer."
     )
