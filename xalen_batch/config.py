@@ -86,12 +86,11 @@ class Settings(BaseSettings):
         7 * 86_400,
         description=(
             "How long lines of sealed batches stay rows of `results`, for SQL, from the end of the"
-            " day (UTC) that created the batch, or `forever`. Downloads and invoices need no rows."
+            " day (UTC) that created the batch, or `forever`. Downloads need no rows."
         ),
     )
     run_retention: Annotated[int, Field(ge=0)] | Literal["forever"] = Field(
-        400 * 86_400,
-        description="How long ended runs of schedules are kept. Objects that they took stay taken.",
+        400 * 86_400, description="How long ended runs of schedules are kept."
     )
     audit_retention: Annotated[int, Field(ge=90 * 86_400)] | Literal["forever"] = Field(
         "forever", description="How long the audit log is kept; at least 90 days."
