@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Generic, TypeVar
-from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 import orjson
@@ -70,10 +69,11 @@ class Stream(StreamingResponse):
         self,
         pieces: Iterator[bytes],
         *,
+        status_code: int = 200,
         headers: Mapping[str, str] | None = None,
         media_type: str = JSON,
     ) -> None:
-        super().__init__((), headers=headers, media_type=media_type)
+        super().__init__((), status_code, headers=headers, media_type=media_type)
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,30 +121,6 @@ _semaphores: WeakValueDictionary[Owner | None, asyncio.Semaphore] = WeakValueDic
 @cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS, thread_name_prefix="stream")
-
-
-def download(
-    chunks: Iterator[bytes],
-    filename: str,
-    *,
-    size: int | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    """A file download of chunks, whatever the client's Accept header says.
-
-    `size`: that of the file in bytes, if known.
-    """
-    known = {"content-length": str(size)} if size is not None else {}
-    return Stream(
-        chunks,
-        headers={
-            "content-disposition": _attachment(filename),
-            "x-content-type-options": "nosniff",
-            **known,
-            **(headers or {}),
-        },
-        media_type="application/octet-stream",
-    )
 
 
 def listed(
@@ -207,9 +183,3 @@ class _List(Generic[T]):
             found = self._page(session, min(self._left, self._portion), self._ids["last_id"])
         self._ids["last_id"] = found.last_id or self._ids["last_id"]
         return found
-
-
-def _attachment(filename: str) -> str:
-    """A Content-Disposition with the name twice (RFC 6266): in ASCII for old clients, and exact."""
-    plain = "".join(char if char.isascii() and char not in '"\\/' else "_" for char in filename)
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
