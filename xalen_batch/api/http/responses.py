@@ -26,7 +26,7 @@ T = TypeVar("T", bound=Identified)
 
 JSON = "application/json"
 # The bytes that a stream holds for a client that does not read: two pieces of about 1 MiB, and the
-# buffer of the connection.
+# last slice of the piece before.
 STREAM_BYTES = 5 * MiB // 2
 # The pieces that are read at a time, in this process and for one account. These threads are not
 # those of short requests, which a slow store would block. The limit for an account keeps its
@@ -58,7 +58,7 @@ def _stored(answer: IdempotentAnswer, body: bytes) -> Response:
 
 
 class Stream(StreamingResponse):
-    """Streams pieces of at most about 1 MiB; reads one ahead while the client takes the one before.
+    """Streams pieces of at most about 1 MiB; reads each while the client takes the one before.
 
     Reserves STREAM_BYTES of its account's budget of answers until the last piece is sent or the
     client is gone. The refusal of the budget, and an error of the first piece, are still answered
@@ -97,15 +97,8 @@ class Stream(StreamingResponse):
 
     async def _from(self, piece: bytes) -> AsyncIterator[bytes]:
         while piece:
-            coming = asyncio.ensure_future(self._next())
-            try:
-                yield piece
-                piece = await coming
-            finally:
-                # After a disconnect nothing awaits `coming`: fetch its exception, or asyncio logs
-                # it.
-                if not coming.cancel() and not coming.cancelled():
-                    coming.exception()
+            yield piece
+            piece = await self._next()
 
     async def _next(self) -> bytes:
         async with self._semaphore:

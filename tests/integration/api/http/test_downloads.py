@@ -107,7 +107,8 @@ def test_an_object_that_is_shorter_than_its_row_breaks_off(api: Api, file: str) 
     storage.write(_key(file), [CONTENT[: MiB + 10]])
     with pytest.raises(http.client.IncompleteRead) as raised:
         api.ask("GET", content(file))
-    assert raised.value.partial == CONTENT[: MiB + 10]
+    # The second chunk is not all there.
+    assert raised.value.partial == CONTENT[:MiB]
     # Nothing of this range is there, so an error can still be said.
     found = api.ask("GET", content(file), headers={"range": f"bytes={2 * MiB}-"})
     assert (found.status, found.error["code"]) == (503, "service_unavailable")
