@@ -58,8 +58,10 @@ def _stored(answer: IdempotentAnswer, body: bytes) -> Response:
 
 
 class Stream(StreamingResponse):
-    """Streams pieces of at most about 1 MiB; reads each while the client takes the one before.
+    """Streams pieces of at most about 1 MiB.
 
+    Reads the next when the connection has taken all of the one before but its last slice; to read
+    it earlier would hold three of them. The kernel's send buffer covers the pause.
     Reserves STREAM_BYTES of its account's budget of answers until the last piece is sent or the
     client is gone. The refusal of the budget, and an error of the first piece, are still answered
     in the error envelope. The event loop thread calls it; threads of `_threads` read the pieces.
