@@ -1,12 +1,14 @@
-"""The content of a file, as downloads send it: a stored object, or lines rendered from rows."""
+"""The content of a file, as downloads send it: an object, or lines rendered from rows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from uuid import UUID
 
 from xalen_batch import results, storage
 from xalen_batch.models import File
 from xalen_batch.models.files import FilePart
+from xalen_batch.storage import frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Zstd:
-    """The whole content in zstd frames."""
+    """The whole content as zstd frames, which any decoder reads."""
 
     chunks: Callable[[], Iterator[bytes]]
     size: int
@@ -46,8 +48,22 @@ Content = Rendered | Stored
 
 def of(file: File) -> Content:
     """The content of a file that is ready (`files.is_ready`)."""
-    if file.batch_id is not None and file.part is not None:
-        return Rendered(partial(results.chunks, file.batch_id, FilePart(file.part)), file.size)
-    if file.sha256 is None:
-        raise ValueError("the file has no content yet")
-    return Stored(partial(storage.chunks, storage.key(file.id)), file.size, file.sha256)
+    match file:
+        case File(batch_id=None, sha256=bytes() as sha256):
+            return Stored(partial(storage.chunks, storage.key(file.id)), file.size, sha256)
+        case File(batch_id=UUID() as batch_id, part=str() as part, sha256=None):
+            return Rendered(partial(results.chunks, batch_id, FilePart(part)), file.size)
+        case File(sha256=bytes() as sha256, stored_bytes=int() as stored_bytes):
+            return _sealed(file, sha256, stored_bytes)
+    raise ValueError("the file has no content yet")
+
+
+def _sealed(file: File, sha256: bytes, stored_bytes: int) -> Stored:
+    key = storage.output_key(file.id)
+    size = frames.compressed_size(file.size, stored_bytes)
+    return Stored(
+        partial(frames.chunks, key),
+        file.size,
+        sha256,
+        Zstd(partial(storage.chunks, key, 0, size), size),
+    )

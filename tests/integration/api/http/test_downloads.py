@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 
+from tests.billing import Ran, ended
 from tests.integration.conftest import Api, new_key
 from tests.waiting import PATIENCE
-from xalen_batch import ids, storage
+from xalen_batch import db, ids, storage
+from xalen_batch.accounts import accounts
+from xalen_batch.backends.contract import Answered, Usage
 from xalen_batch.config import MiB
+from xalen_batch.pipeline import seal
+from xalen_batch.storage import frames
 
 CONTENT = bytes(range(256)) * 12 * 1024
 SHA256 = hashlib.sha256(CONTENT)
@@ -121,6 +126,32 @@ def test_an_object_that_is_gone_is_an_error_and_head_does_not_see_it(api: Api, f
         assert (found.status, found.error["code"]) == (503, "service_unavailable")
         assert not {"etag", "content-range", "repr-digest"} & set(found.headers)
     assert api.ask("HEAD", content(file)).headers["etag"] == TAG
+
+
+def test_a_sealed_file_is_read_in_parts_and_compressed(api: Api) -> None:
+    with db.transaction() as session:
+        caller = accounts.authenticate(session, api.key)
+    answer = Answered(200, b'{"text":"' + b"word " * 50_000 + b'"}', Usage(7, 9))
+    batch = ended([Ran(answer)] * 12, caller)
+    assert batch.output_file_id is not None
+    path = content(ids.render("file", batch.output_file_id))
+    rendered = api.ask("GET", path)
+    assert (rendered.status, rendered.headers["accept-ranges"]) == (200, "none")
+    assert len(rendered.body) > 2 * frames.FRAME_BYTES
+    seal.run()
+    sealed = api.ask("GET", path)
+    digest = hashlib.sha256(rendered.body)
+    assert (sealed.body, sealed.headers["etag"]) == (rendered.body, f'"{digest.hexdigest()}"')
+    # Across the border of two frames.
+    start, end = frames.FRAME_BYTES - 5, frames.FRAME_BYTES + 5
+    part = api.ask("GET", path, headers={"range": f"bytes={start}-{end - 1}"})
+    assert (part.status, part.body) == (206, rendered.body[start:end])
+    packed = api.ask("GET", path, headers={"accept-encoding": "zstd"})
+    assert packed.headers["content-encoding"] == "zstd"
+    assert len(packed.body) == int(packed.headers["content-length"]) < len(rendered.body) // 10
+    assert frames.zstd.decompress(packed.body) == rendered.body
+    of_batch = api.ask("GET", f"/v1/batches/{ids.render('batch', batch.id)}/output")
+    assert (of_batch.body, of_batch.headers["etag"]) == (sealed.body, sealed.headers["etag"])
 
 
 def test_openais_client_reads_wholes_and_parts(api: Api, file: str) -> None:
