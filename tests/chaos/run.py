@@ -180,6 +180,7 @@ class Run:
         with self._system.connect() as connection:
             wrong += oracle.wrong(connection, f"run-{self._plan.seed}", deliveries, calls)
         wrong += self._reconciled("with rows")
+        wrong += sealed.unsealed(self._system, f"run-{self._plan.seed}")
         if not self._keeps_rows:
             wrong += sealed.wrong(self._system, f"run-{self._plan.seed}", deliveries)
             wrong += self._reconciled("without rows")

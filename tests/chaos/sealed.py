@@ -26,19 +26,26 @@ _MAKE = (
 )
 
 
-def wrong(system: System, run: str, deliveries: Sequence[Delivery]) -> list[str]:
-    """Wait until the batches are sealed, drop their rows, and download their files again."""
+def unsealed(system: System, run: str) -> list[str]:
+    """Wait until the batches of a run are sealed."""
     with system.connect() as connection:
         connection.autocommit = True
 
-        def unsealed() -> int:
+        def left() -> int:
             row = connection.execute(_UNSEALED, [run]).fetchone()
             return int(row[0]) if row else 0
 
         try:
-            wait_until(lambda: not unsealed(), timeout=system.lease + BOUND)
+            wait_until(lambda: not left(), timeout=system.lease + BOUND)
         except AssertionError:
-            return [f"{unsealed()} batches are not sealed after {system.lease + BOUND:.0f} s"]
+            return [f"{left()} batches are not sealed after {system.lease + BOUND:.0f} s"]
+    return []
+
+
+def wrong(system: System, run: str, deliveries: Sequence[Delivery]) -> list[str]:
+    """Drop the rows of sealed batches, and download their files again."""
+    with system.connect() as connection:
+        connection.autocommit = True
         left = _drop(connection, run)
     found = [f"{left} rows of sealed batches are left"] if left else []
     with openai.OpenAI(
