@@ -2,13 +2,11 @@
 
 import json
 from collections import Counter
-from datetime import datetime
 from decimal import localcontext
 from uuid import UUID
 
 from sqlalchemy import func, or_, select
 
-from tests.waiting import wait_until
 from xalen_batch import db, money, results
 from xalen_batch.billing import invoices, reconcile
 from xalen_batch.models import Batch, Invoice, Result, Task
@@ -40,8 +38,6 @@ def assert_whole(batch_id: UUID, lines: int | None = None, *, is_proven: bool = 
             )
         ).all()
     assert BatchStatus(batch.status).is_terminal
-    # A worker that runs on seals the batch, under its lease.
-    wait_until(lambda: _lease(batch_id) is None)
     if not is_proven:
         assert_reconciled()
     if batch.status == BatchStatus.FAILED:
@@ -87,8 +83,3 @@ def assert_whole(batch_id: UUID, lines: int | None = None, *, is_proven: bool = 
 def assert_reconciled() -> None:
     """Assert that all charges and invoices follow from the results (`reconcile`)."""
     assert list(reconcile.differences()) == []
-
-
-def _lease(batch_id: UUID) -> datetime | None:
-    with db.reading() as session:
-        return session.scalar(select(Batch.lease_until).where(Batch.id == batch_id))
