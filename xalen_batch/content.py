@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
-from xalen_batch import results, storage
+from xalen_batch import log, results, storage
 from xalen_batch.models import File
 from xalen_batch.models.files import FilePart
-from xalen_batch.storage import frames
+from xalen_batch.storage import frames, marks
+
+logger = log.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,50 @@ def of(file: File) -> Content:
 
 
 def _sealed(file: File, sha256: bytes, stored_bytes: int) -> Stored:
-    key = storage.output_key(file.id)
     size = frames.compressed_size(file.size, stored_bytes)
     return Stored(
-        partial(frames.chunks, key),
+        partial(_of_sealed, file),
         file.size,
         sha256,
-        Zstd(partial(storage.chunks, key, 0, size), size),
+        Zstd(partial(storage.chunks, storage.output_key(file.id), 0, size), size),
     )
+
+
+def _of_sealed(file: File, start: int, end: int) -> Iterator[bytes]:
+    """A range of a sealed file: of its object, or if that is lost, of its rows while there are any.
+
+    Raises FileNotFoundError.
+    """
+    key = storage.output_key(file.id)
+    try:
+        reader = frames.Reader(key)
+    except FileNotFoundError:
+        # The folder may be an older copy. If it is away, its mark is away too.
+        marks.confirm_gone(key)
+        logger.error("file.lost", file_id=file.id)
+        found = _cut(_rows(file), start, end)
+        first = next(found, None)
+        if first is None:
+            raise
+        yield first
+        yield from found
+    else:
+        yield from reader.chunks(start, end)
+
+
+def _rows(file: File) -> Iterator[bytes]:
+    assert file.batch_id is not None
+    assert file.part is not None
+    return results.chunks(file.batch_id, FilePart(file.part))
+
+
+def _cut(chunks: Iterator[bytes], start: int, end: int) -> Iterator[bytes]:
+    """The bytes from the offset `start` until `end` of a stream."""
+    offset = 0
+    for chunk in chunks:
+        part = chunk[max(0, start - offset) : max(0, end - offset)]
+        offset += len(chunk)
+        if part:
+            yield part
+        if offset >= end:
+            return

@@ -115,11 +115,6 @@ def write(key: str, chunks: Iterable[bytes]) -> Content:
     return out.content
 
 
-def chunks(key: str, start: int, end: int) -> Iterator[bytes]:
-    """The content of an object from the offset `start` until `end`; reads nothing before that."""
-    yield from Reader(key).chunks(start, end)
-
-
 def compressed_size(size: int, stored_size: int) -> int:
     """The bytes of an object's frames, without the table behind them."""
     frames = -(-size // FRAME_BYTES)
