@@ -47,8 +47,8 @@ def _stored(request: Request, content: Stored, common: Mapping[str, str]) -> Res
     # Only GET has ranges.
     asked = None if paths.method(request.scope) == "HEAD" else _field(request, "range")
     # A range is one of the plain bytes.
-    can_be_zstd = asked is None and encodings.accepts(_field(request, "accept-encoding"), ZSTD)
-    zstd = content.zstd if can_be_zstd else None
+    is_zstd = asked is None and encodings.asks_for(_field(request, "accept-encoding"), ZSTD)
+    zstd = content.zstd if is_zstd else None
     tag = preconditions.entity_tag(content.sha256, ZSTD if zstd else None)
     headers = {**common, "etag": tag, "cache-control": CACHING}
     if content.zstd:

@@ -5,11 +5,14 @@ import re
 _ITEM = re.compile(r"\s*([^\s;,]+)\s*(?:;\s*q=([01](?:\.\d{0,3})?)\s*)?", re.ASCII)
 
 
-def accepts(field: str | None, coding: str) -> bool:
-    """Whether the field names a content coding, and does not prefer the content without any.
+def asks_for(field: str | None, coding: str) -> bool:
+    """Whether a content coding is the only one that the field accepts.
 
-    `*` does not name one: clients send it that can decode gzip and no more.
+    Clients list every coding that they believe they decode. Those that want one name it alone.
     """
     items = [_ITEM.fullmatch(item) for item in (field or "").lower().split(",")]
     weights = {item[1]: float(item[2] or 1) for item in items if item is not None}
-    return weights.get(coding, 0) > 0 and weights[coding] >= weights.get("identity", 0)
+    identity = weights.pop("identity", 0)
+    return {name for name, weight in weights.items() if weight} == {coding} and (
+        weights[coding] >= identity
+    )

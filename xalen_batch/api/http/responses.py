@@ -25,8 +25,11 @@ from xalen_batch.config import MiB
 T = TypeVar("T", bound=Identified)
 
 JSON = "application/json"
-# The bytes that a stream holds for a client that does not read: two pieces of about 1 MiB, and the
-# last slice of the piece before.
+# The most bytes of an answer that are copied for a connection at once. More than its high-water
+# mark of 64 KiB: what comes behind a slice waits until most of the slice has left.
+SLICE_BYTES = 256 * 1024
+# The bytes that a stream holds for a client that does not read: two pieces of about 1 MiB, and a
+# slice of each of the two before.
 STREAM_BYTES = 5 * MiB // 2
 # The pieces that are read at a time, in this process and for one account. These threads are not
 # those of short requests, which a slow store would block. The limit for an account keeps its
@@ -58,10 +61,8 @@ def _stored(answer: IdempotentAnswer, body: bytes) -> Response:
 
 
 class Stream(StreamingResponse):
-    """Streams pieces of at most about 1 MiB.
+    """Streams pieces of at most about 1 MiB; reads one ahead while the client takes the one before.
 
-    Reads the next when the connection has taken all of the one before but its last slice; to read
-    it earlier would hold three of them. The kernel's send buffer covers the pause.
     Reserves STREAM_BYTES of its account's budget of answers until the last piece is sent or the
     client is gone. The refusal of the budget, and an error of the first piece, are still answered
     in the error envelope. The event loop thread calls it; threads of `_threads` read the pieces.
@@ -97,10 +98,25 @@ class Stream(StreamingResponse):
             self.body_iterator = self._from(await self._next())
             await super().__call__(scope, receive, send)
 
-    async def _from(self, piece: bytes) -> AsyncIterator[bytes]:
+    async def _from(self, piece: bytes) -> AsyncIterator[bytes | memoryview]:
+        # Without a length the server copies all that it sends, into chunks.
+        is_chunked = "content-length" not in self.headers
         while piece:
-            yield piece
-            piece = await self._next()
+            rest = piece
+            if not is_chunked and len(piece) > SLICE_BYTES:
+                # The connection keeps a view, and so the whole piece, until all of it has left.
+                # Once it has the view, the piece before has left, and the next may be read.
+                yield memoryview(piece)[:-SLICE_BYTES]
+                rest = piece[-SLICE_BYTES:]
+            coming = asyncio.ensure_future(self._next())
+            try:
+                yield rest
+                piece = await coming
+            finally:
+                # After a disconnect nothing awaits `coming`: fetch its exception, or asyncio logs
+                # it.
+                if not coming.cancel() and not coming.cancelled():
+                    coming.exception()
 
     async def _next(self) -> bytes:
         async with self._semaphore:

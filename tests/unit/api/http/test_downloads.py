@@ -134,9 +134,9 @@ def test_if_match_refuses_other_bytes() -> None:
         ask(stored(), if_match='"x"', if_none_match=TAG)
 
 
-def test_the_stored_encoding_is_sent_to_clients_that_name_it() -> None:
+def test_the_stored_encoding_is_sent_to_clients_that_name_it_alone() -> None:
     content = stored(has_zstd=True)
-    found = ask(content, accept_encoding="gzip, zstd")
+    found = ask(content, accept_encoding="zstd")
     assert (found.status, found.body) == (200, PACKED)
     assert found.headers["content-encoding"] == "zstd"
     assert found.headers["content-length"] == str(len(PACKED))
@@ -146,7 +146,7 @@ def test_the_stored_encoding_is_sent_to_clients_that_name_it() -> None:
     assert not {"repr-digest", "content-digest"} & set(found.headers)
     head = ask(content, "HEAD", accept_encoding="zstd")
     assert (head.headers, head.body) == (found.headers, b"")
-    for plain in (ask(content), ask(content, accept_encoding="gzip")):
+    for plain in (ask(content), ask(content, accept_encoding="gzip, zstd")):
         assert (plain.body, plain.headers["vary"]) == (BYTES, "accept-encoding")
         assert plain.headers["etag"] == TAG
 

@@ -1,4 +1,4 @@
-"""The Accept-Encoding field: whether it names zstd."""
+"""The Accept-Encoding field: whether it asks for zstd alone."""
 
 import pytest
 
@@ -6,19 +6,24 @@ from xalen_batch.api.http import encodings
 
 
 @pytest.mark.parametrize(
-    ("field", "is_accepted"),
+    ("field", "is_asked_for"),
     [
         ("zstd", True),
         ("ZSTD", True),
-        ("gzip, deflate, br, zstd", True),
-        ("gzip,zstd;q=0.1", True),
         ("zstd ; q=1.000", True),
         ("zstd;q=0.5, identity;q=0.5", True),
         ("zstd, *;q=0", True),
+        ("zstd, gzip;q=0", True),
+        (",zstd,", True),
         (None, False),
         ("", False),
+        # The lists of curl, aiohttp and browsers.
+        ("deflate, gzip, br, zstd", False),
+        ("gzip, deflate, zstd", False),
         ("gzip, deflate", False),
+        ("zstd, gzip;q=0.1", False),
         ("*", False),
+        ("zstd, *", False),
         ("zstd;q=0", False),
         ("zstd;q=0.000, *", False),
         ("zstd;q=0.5, identity", False),
@@ -27,5 +32,5 @@ from xalen_batch.api.http import encodings
         ("xzstd", False),
     ],
 )
-def test_zstd(field: str | None, is_accepted: bool) -> None:
-    assert encodings.accepts(field, "zstd") is is_accepted
+def test_zstd(field: str | None, is_asked_for: bool) -> None:
+    assert encodings.asks_for(field, "zstd") is is_asked_for
