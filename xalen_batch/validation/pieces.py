@@ -6,7 +6,7 @@ The process starts anew for each file, so this module imports little.
 import gc
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -14,9 +14,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from xalen_batch import storage
 from xalen_batch.catalog import Model
+from xalen_batch.validation import source
 from xalen_batch.validation.errors import Fault
 from xalen_batch.validation.lines import GoodLine, LineReader
 from xalen_batch.validation.prefix_order import PrefixHasher
+from xalen_batch.validation.source import Source
 from xalen_batch.validation.split import Split
 
 T = TypeVar("T")
@@ -38,9 +40,9 @@ class SplitBuilder:
 
 
 class ByteRange(NamedTuple):
-    """The position of a piece: the file's key, and two offsets in bytes, each between two lines."""
+    """The position of a piece: its file, and two offsets in bytes, each between two lines."""
 
-    key: str
+    source: Source
     begin: int
     end: int
 
@@ -82,11 +84,15 @@ def serve(
     environment: Mapping[str, str],
     niceness: int,
     work: Callable[[Any], Any],
+    copied: Sequence[Connection] = (),
 ) -> None:
     """The main loop of a reader process: send `work(argument)` for each argument that arrives.
 
-    Ends with the connection. `niceness` is added to that of the fork server.
+    Ends with the connection. `niceness` is added to that of the fork server. `copied`: connections
+    of the process that asks, which a fork of it closes.
     """
+    for inherited in copied:
+        inherited.close()
     # The fork server may be older than the settings of the process that asks.
     os.environ.clear()
     os.environ.update(environment)
@@ -127,7 +133,7 @@ def read_lines(
     fails.
     """
     try:
-        for line in reader.read(storage.chunks(*byte_range), start=byte_range.begin):
+        for line in reader.read(source.chunks(*byte_range), start=byte_range.begin):
             if isinstance(line, Fault):
                 return None
             add(line)

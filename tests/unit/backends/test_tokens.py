@@ -20,6 +20,18 @@ def test_runs_count_as_many_tokens_as_the_pattern_finds(text: str) -> None:
     assert tokens.count(text) == len(tokens.PIECES.findall(text))
 
 
+def test_a_long_text_counts_as_many_tokens_as_the_pattern_finds() -> None:
+    text = "ab  c\n  d!!! \n\n\n   é1  " * 8_000
+    assert len(text) > tokens._MASKED
+    assert tokens.count(text) == len(tokens.PIECES.findall(text))
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=4))
+def test_texts_count_as_the_messages_of_a_chat(texts: list[str]) -> None:
+    messages = [{"content": text} for text in texts]
+    assert tokens.count_texts(texts) == tokens.count_chat(messages)
+
+
 @given(TEXTS)
 def test_a_count_is_never_more_than_the_bytes(text: str) -> None:
     assert 0 <= tokens.count(text) <= tokens.most(text)
