@@ -7,12 +7,16 @@ from typing import Any
 
 import orjson
 import pytest
+from sqlalchemy import select, text
 
+from tests.conftest import as_owner
+from tests.integration import plans
 from tests.statements import MARCH, a_caller, an_invoice, issue_due, read
 from xalen_batch import db, ids
 from xalen_batch.accounts.accounts import Caller
 from xalen_batch.billing import statement_pages, statements
 from xalen_batch.errors import InvalidRequest
+from xalen_batch.models import Invoice
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 
@@ -117,6 +121,37 @@ def test_a_page_begins_after_a_line_of_the_statement(is_issued: bool) -> None:
         with pytest.raises(InvalidRequest) as refused, db.reading() as session:
             statement_pages.page(session, caller, MARCH, limit=1, after=after)
         assert refused.value.param == "after"
+
+
+@pytest.mark.parametrize("is_issued", [False, True])
+def test_a_page_reads_as_little_of_a_large_month_as_of_a_small_one(is_issued: bool) -> None:
+    caller = a_caller()
+    with as_owner() as session:
+        # Without batches, which foreign keys ask for.
+        session.execute(text("SET LOCAL session_replication_role = replica"))
+        session.execute(
+            text("""
+                INSERT INTO invoices (id, account_id, livemode, batch_id, currency, total, issued_at)
+                SELECT gen_random_uuid(), :account, true, gen_random_uuid(), 'USD', 0.001,
+                    '2026-03-01Z'::timestamptz + number * interval '1 minute'
+                FROM generate_series(1, 20000) AS number
+            """),
+            {"account": caller.account_id},
+        )
+    if is_issued:
+        issue_due()
+    with as_owner() as session:
+        session.execute(text("ANALYZE invoices, invoice_lines"))
+        middle = session.scalar(
+            select(Invoice.id).order_by(Invoice.issued_at).offset(12_000).limit(1)
+        )
+    for after in (None, ids.render("inv", middle)):
+        found = plans.of(
+            lambda session, after=after: statement_pages.page(
+                session, caller, MARCH, limit=10, after=after
+            )
+        )
+        assert sum(map(plans.pages, found)) < 100
 
 
 @pytest.mark.parametrize("month", ["1000-01", "9999-12"])
