@@ -125,9 +125,10 @@ class Estimate:
             )
         self.models[line.model].add(line)
 
-    def extend(self, other: "Estimate") -> None:
-        """Append the estimate of the file's next piece. Neither estimate has a fault."""
+    def extend(self, other: "Estimate", lines_before: int) -> None:
+        """Append the estimate of the file's next piece, whose lines are numbered from 1."""
         self.endpoint = other.endpoint or self.endpoint
+        self.faults.extend(other.faults, lines_before)
         for name, share in other.models.items():
             if name in self.models:
                 self.models[name].extend(share)

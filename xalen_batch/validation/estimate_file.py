@@ -4,7 +4,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,8 @@ from xalen_batch import storage
 from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import Model
 from xalen_batch.config import Settings, settings
-from xalen_batch.validation import apart, pieces, source
+from xalen_batch.validation import apart, file_type, pieces, source
+from xalen_batch.validation.errors import DUPLICATE, TOO_MANY, Fault
 from xalen_batch.validation.estimate import Estimate, estimate
 from xalen_batch.validation.lines import LineReader
 from xalen_batch.validation.pieces import ByteRange, Piece
@@ -91,7 +92,8 @@ def estimate_local(
 class Estimating:
     """The work of an estimate, on a piece of a file or on all of it. It can be pickled.
 
-    `limits` None: those of the settings.
+    `limits` None: those of the settings. `url`: the endpoint that each line has to name, if it is
+    known before a piece is read. Only then do faults mean the same in a piece as in the whole file.
     """
 
     endpoint: str | None
@@ -99,12 +101,19 @@ class Estimating:
     terms: Terms
     discount_rate: Decimal
     limits: Settings | None = None
+    url: str | None = None
 
     def __call__(self, byte_range: ByteRange) -> Piece[Estimate] | None:
         found = Estimate(self.endpoint, self.discount_rate)
+
+        def keep(fault: Fault) -> bool:
+            found.faults.add(fault)
+            # These two depend on lines before the piece.
+            return self.url is not None and fault.code not in (DUPLICATE, TOO_MANY)
+
         add = partial(found.add, models=self.models, terms=self.terms)
-        reader = LineReader(self.endpoint, self.models, self.limits)
-        return pieces.read_lines(byte_range, reader, add, found)
+        reader = LineReader(self.url, self.models, self.limits)
+        return pieces.read_lines(byte_range, reader, add, found, keep)
 
     def in_pieces(
         self,
@@ -113,20 +122,33 @@ class Estimating:
         pool: Callable[[int, "Estimating"], Readers],
         progress: Progress,
     ) -> Estimate | None:
-        """The estimate of a file, read by several processes; None unless all lines are good."""
+        """The estimate of a file, read by several processes.
+
+        None if it has faults that only a reading of the whole file can report.
+        """
         found, ranges = Estimate(self.endpoint, self.discount_rate), list(byte_ranges(file))
+        head = b"".join(source.chunks(file, 0, min(file_type.LONGEST, source.size(file))))
+        if not ranges or file_type.refusal(head):
+            return None
+        work = replace(self, url=self._first_url(file, ranges[0].begin))
         ends = iter([byte_range.end for byte_range in ranges])
 
-        def extend(content: Estimate, _: int) -> None:
-            found.extend(content)
+        def extend(content: Estimate, lines_before: int) -> None:
+            found.extend(content, lines_before)
             moved(next(ends), ranges[-1].end)
 
         # The progress may start a thread, so it begins after the processes.
-        with pool(min(processes, len(ranges)), self) as readers, progress() as moved:
-            if not in_pieces(ranges, self, readers, extend, limits=self.limits):
+        with pool(min(processes, len(ranges)), work) as readers, progress() as moved:
+            if not in_pieces(ranges, work, readers, extend, limits=self.limits):
                 return None
         found.end()
         return found
+
+    def _first_url(self, file: Source, begin: int) -> str | None:
+        """The endpoint that was asked for, or else that of the first line, if it names one."""
+        reader = LineReader(self.endpoint, self.models, self.limits)
+        next(reader.read(source.chunks(file, begin), start=begin), None)
+        return reader.endpoint
 
     def whole(self, file: Source, progress: Progress = silent) -> Estimate:
         with progress() as moved:

@@ -48,13 +48,15 @@ class ByteRange(NamedTuple):
 
 
 class Piece(NamedTuple, Generic[T]):
-    """The result of reading a piece whose lines are all good; its lines are numbered from 1.
+    """The result of reading a piece; its lines are numbered from 1.
 
-    `lines` counts blank lines too. `endpoint` is that of the lines, or None if the piece has none.
+    `requests` counts the lines that are not blank, `lines` all. `endpoint` is that of the lines, or
+    None if the piece has none.
     """
 
     content: T
     custom_ids: list[str]
+    requests: int
     lines: int
     endpoint: str | None
 
@@ -125,18 +127,23 @@ def read_piece(
 
 
 def read_lines(
-    byte_range: ByteRange, reader: LineReader, add: Callable[[GoodLine], None], content: T
+    byte_range: ByteRange,
+    reader: LineReader,
+    add: Callable[[GoodLine], None],
+    content: T,
+    keep: Callable[[Fault], bool] = lambda _: False,
 ) -> Piece[T] | None:
     """Read a piece and pass each line to `add`, which collects them in `content`.
 
-    None if a line has a fault, which only a reading of the whole file can report, or if storage
-    fails.
+    `keep` collects a fault, or returns False for one that only a reading of the whole file can
+    report. None after such a fault, or if storage fails.
     """
     try:
         for line in reader.read(source.chunks(*byte_range), start=byte_range.begin):
-            if isinstance(line, Fault):
+            if not isinstance(line, Fault):
+                add(line)
+            elif not keep(line):
                 return None
-            add(line)
     except storage.UNAVAILABLE:
         return None
-    return Piece(content, list(reader.seen), reader.last_line, reader.endpoint)
+    return Piece(content, list(reader.seen), reader.count, reader.last_line, reader.endpoint)

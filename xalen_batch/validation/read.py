@@ -159,7 +159,7 @@ class _Joined(Generic[T]):
         self._found: dict[ByteRange, Piece[T]] = {}
         self._custom_ids: set[str] = set()
         self._endpoints: set[str] = set()
-        self.requests = self._lines = 0
+        self.requests = self._ids = self._lines = 0
         self._most = limits.max_batch_lines
 
     @property
@@ -181,7 +181,8 @@ class _Joined(Generic[T]):
     def _append(self, piece: Piece[T]) -> None:
         self._extend(piece.content, self._lines)
         self._custom_ids.update(piece.custom_ids)
-        self.requests += len(piece.custom_ids)
+        self._ids += len(piece.custom_ids)
+        self.requests += piece.requests
         self._lines += piece.lines
         if piece.endpoint:
             self._endpoints.add(piece.endpoint)
@@ -189,7 +190,7 @@ class _Joined(Generic[T]):
     def _is_good(self) -> bool:
         """Whether the ids are unique, one endpoint is named, and the file is not too long."""
         is_small = self.requests <= self._most and self._lines < self._most * LINES_PER_REQUEST
-        return is_small and len(self._custom_ids) == self.requests and len(self._endpoints) <= 1
+        return is_small and len(self._custom_ids) == self._ids and len(self._endpoints) <= 1
 
 
 def byte_ranges(file: Source) -> Iterator[ByteRange]:

@@ -38,7 +38,7 @@ PRICES = {CHAT_MODEL: {"input": "0.02", "output": "0.04"}, RERANK_MODEL: {"input
 def _small_pieces(
     monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None], tmp_path: Path
 ) -> None:
-    configure(storage_url=tmp_path.as_uri())
+    configure(storage_url=tmp_path.as_uri(), max_reported_errors=5)
     monkeypatch.setattr(estimate_file, "LARGE_BYTES", 0)
     monkeypatch.setattr(read, "PIECE_BYTES", 1_000)
 
@@ -75,8 +75,24 @@ ODD = st.sampled_from(
         rerank_line("rank"),
     ]
 ).map(lambda line: lambda n: line)
+# Faults that mean the same wherever they are in a file.
+FAULTY = st.sampled_from(
+    [
+        b"[",
+        b"\xff",
+        b'{"custom_id":"twice","custom_id":"twice"}',
+        b"[" * 500,
+        chat_line("n", n=0),
+        {**chat_line("m"), "method": "GET"},
+        {**chat_line("u"), "url": "/v1/other"},
+        {**chat_line("b"), "body": []},
+        chat_line("g", model="gpt-9"),
+        rerank_line("rank"),
+    ]
+).map(lambda line: lambda n: line if isinstance(line, bytes) else line | {"custom_id": f"f{n}"})
 LINES = st.one_of(
     st.lists(st.one_of(CHATS, TOOLS), max_size=40),
+    st.lists(st.one_of(CHATS, CHATS, TOOLS, FAULTY, st.just(lambda _: b"")), max_size=40),
     st.lists(st.one_of(CHATS, CHATS, CHATS, TOOLS, ODD), max_size=40),
 )
 
@@ -96,7 +112,7 @@ class NoProcesses(ReaderPool[Any, Any]):
     endpoint=st.sampled_from([CHAT, None, RERANK]),
     prices=st.sampled_from([PRICES, {CHAT_MODEL: PRICES[CHAT_MODEL]}, {}]),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 def test_in_pieces_or_at_once_is_the_same(
     lines, newline, begins_with, ends_with, endpoint, prices
 ) -> None:
@@ -182,6 +198,23 @@ def test_good_pieces_are_read_by_other_processes(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Estimating, "__call__", refused)
     assert estimate_file.estimate_file(KEY, **asked(CHAT, PRICES)).lines == 90
+
+
+@pytest.mark.parametrize("endpoint", [CHAT, None])
+def test_pieces_with_faults_are_read_once(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str | None
+) -> None:
+    lines = [orjson.dumps(chat_line(f"r{n}")) for n in range(90)]
+    lines[50] = lines[71] = b"{"
+    storage.write(KEY, [b"\n".join(lines)])
+
+    def refused(*_: object) -> None:
+        raise AssertionError("the file was read again as a whole")
+
+    monkeypatch.setattr(Estimating, "whole", refused)
+    found = estimate_file.estimate_file(KEY, **asked(endpoint, PRICES))
+    assert [fault.line for fault in found.faults.kept] == [51, 72]
+    assert found.lines == 88
 
 
 def test_an_id_that_is_twice_in_pieces_far_apart_is_named_with_both_lines() -> None:
