@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from itertools import count
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -124,7 +125,7 @@ def issue(session: Session, due: Any) -> bool:
 
     PostgreSQL makes the lines out of the invoices, so they do not pass through this process. Until
     the transaction commits, nobody sees a part of the statement; after a crash nothing is left.
-    Raises InvoiceAdded if the lines do not sum to the total.
+    Raises InvoiceAdded if the lines do not sum to the invoices.
     """
     draft = Invoice(account_id=due.account_id, livemode=due.livemode, month=due.month)
     exact = session.execute(
@@ -136,17 +137,19 @@ def issue(session: Session, due: Any) -> bool:
         return False
     statement = issued_statement(session, draft)
     assert statement is not None
-    rounding.invoice_id = statement.id
-    rounding.position = _insert_lines(session, statement) + 1
-    session.add(rounding)
-    stored = session.scalar(
-        select(func.sum(InvoiceLine.amount)).where(InvoiceLine.invoice_id == statement.id)
-    )
-    if stored != statement.total:
+    _insert_lines(session, statement)
+    number, stored = session.execute(
+        select(func.count(), func.sum(InvoiceLine.amount)).where(
+            InvoiceLine.invoice_id == statement.id
+        )
+    ).one()
+    if stored != exact:
         raise InvoiceAdded(
             f"statement {due.month:%Y-%m} of account {due.account_id}: its lines sum to {stored},"
-            f" its total is {statement.total}"
+            f" the invoices to {exact}"
         )
+    rounding.invoice_id, rounding.position = statement.id, number + 1
+    session.add(rounding)
     logger.info(
         "statement.issued",
         account_id=due.account_id,
@@ -157,13 +160,13 @@ def issue(session: Session, due: Any) -> bool:
     return True
 
 
-def _insert_lines(session: Session, statement: Invoice) -> int:
-    """Insert a line for each batch invoice of the month, from position 1 on; return their number.
+def _insert_lines(session: Session, statement: Invoice) -> None:
+    """Insert a line for each batch invoice of the month, from position 1 on.
 
     LINES_AT_ONCE at a time, so that no INSERT reaches the statement timeout.
     """
-    number, after = 0, None
-    while True:
+    after = None
+    for number in count(step=LINES_AT_ONCE):
         some = batch_lines(statement, after).limit(LINES_AT_ONCE).subquery().c
         columns = {
             "invoice_id": literal(statement.id),
@@ -177,15 +180,16 @@ def _insert_lines(session: Session, statement: Invoice) -> int:
         }
         session.execute(insert(InvoiceLine).from_select(list(columns), select(*columns.values())))
         last = session.execute(
-            select(InvoiceLine.position, Invoice.issued_at, Invoice.id)
-            .join(Invoice, Invoice.id == InvoiceLine.source_invoice_id)
-            .where(InvoiceLine.invoice_id == statement.id)
-            .order_by(InvoiceLine.position.desc())
-            .limit(1)
-        ).one()
-        if last.position < number + LINES_AT_ONCE:
-            return int(last.position)
-        number, after = last.position, Place(last.issued_at, last.id)
+            select(Invoice.issued_at, Invoice.id)
+            .join(InvoiceLine, InvoiceLine.source_invoice_id == Invoice.id)
+            .where(
+                InvoiceLine.invoice_id == statement.id,
+                InvoiceLine.position == number + LINES_AT_ONCE,
+            )
+        ).one_or_none()
+        if last is None:
+            return
+        after = Place(*last)
 
 
 def batch_lines(month: Invoice, after: Place | None = None) -> Select[Any]:
@@ -227,7 +231,12 @@ def batch_lines(month: Invoice, after: Place | None = None) -> Select[Any]:
         .where(*of_month(month))
         .order_by(Invoice.issued_at, Invoice.id)
     )
-    return lines if after is None else lines.where(tuple_(Invoice.issued_at, Invoice.id) > after)
+    if after is None:
+        return lines
+    # The index ends with the time, so the comparison of pairs alone would begin with the month.
+    return lines.where(
+        Invoice.issued_at >= after.issued_at, tuple_(Invoice.issued_at, Invoice.id) > after
+    )
 
 
 def of_month(month: Invoice) -> Sequence[ColumnElement[bool]]:
