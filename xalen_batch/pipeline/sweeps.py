@@ -1,7 +1,7 @@
 """Sweeps: housekeeping in bounded steps. A sweep that fails does not stop the others.
 
 Any number of processes may sweep at once. A walk is a generator that yields after each step, and
-each step has a transaction of its own. `Sweep.run` advances a walk for TURN seconds, and the next
+each step has a transaction of its own. `Sweep.run` advances a walk for a turn, and the next
 tick resumes it. After a crash the walk starts anew.
 """
 
@@ -19,13 +19,13 @@ from sqlalchemy import delete, func, select, tuple_
 from xalen_batch import db, erasure, files, log, storage
 from xalen_batch.billing import statements
 from xalen_batch.config import settings
-from xalen_batch.models import Batch, File, IdempotencyKey
+from xalen_batch.models import Batch, File, IdempotencyKey, partitions
 from xalen_batch.states import TERMINAL
 from xalen_batch.storage import marks
 
 logger = log.get(__name__)
 
-# Seconds for which a tick advances one sweep.
+# Seconds for which a tick advances a sweep that names no other.
 TURN = 3.0
 HOUR = 3_600.0
 KEYS_AT_ONCE = 1_000
@@ -58,18 +58,19 @@ class Sweep:
     """A walk, resumed at each tick. Any thread of a worker may call `run`.
 
     `walk` makes a generator that yields after each step. `rest`: seconds between the end of a walk
-    and the start of the next.
+    and the start of the next. `turn`: seconds for which a tick advances it.
     """
 
     name: str
     walk: Callable[[], Iterator[None]]
     rest: float = 0.0
+    turn: float = TURN
     _steps: Iterator[None] | None = None
     _ended_at: float = -HOUR
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self) -> None:
-        """Advance the walk until it ends or TURN seconds have passed. Never raises.
+        """Advance the walk until it ends or its turn is over. Never raises.
 
         Does nothing while another thread advances it.
         """
@@ -85,7 +86,7 @@ class Sweep:
 
     def _advance(self, steps: Iterator[None]) -> bool:
         """Whether the walk has more steps. An error ends the walk."""
-        turn_ends = time.monotonic() + TURN
+        turn_ends = time.monotonic() + self.turn
         with isolated(self.name):
             for _ in steps:
                 if time.monotonic() >= turn_ends:
@@ -181,16 +182,21 @@ def _erase_answers() -> Iterator[None]:
 
 
 def _delete_orphans() -> Iterator[None]:
-    """Remove stored uploads without a file row, left by a crash before the row was committed."""
+    """Remove objects without a file row: uploads of which a crash prevented the row's commit, and
+    sealed files that were deleted while they were written.
+    """
     # Objects of another database's store also have no row here, and must be kept.
     marks.confirm()
     horizon = datetime.now(UTC) - ORPHAN_AFTER
-    for name in storage.delete_unfinished("input", before=horizon):
-        logger.warning("file.unfinished_deleted", name=name)
-    objects = storage.listing("input")
-    while some := list(islice(objects, OBJECTS_AT_ONCE)):
-        _delete_orphans_of([key for key, written in some if written < horizon])
-        yield
+    for prefix in ("input", "output"):
+        for gone in storage.delete_unfinished(prefix, before=horizon, at_once=OBJECTS_AT_ONCE):
+            for name in gone:
+                logger.warning("file.unfinished_deleted", name=name)
+            yield
+        objects = storage.listing(prefix)
+        while some := list(islice(objects, OBJECTS_AT_ONCE)):
+            _delete_orphans_of([key for key, written in some if written < horizon])
+            yield
 
 
 def _delete_orphans_of(old: list[str]) -> None:
@@ -215,10 +221,26 @@ def _delete_orphans_of(old: list[str]) -> None:
             logger.warning("file.orphan_deleted", key=key)
 
 
+def _keep_partitions() -> Iterator[None]:
+    """Make the partitions of the coming days, and drop those past their retention."""
+    with db.transaction() as session:
+        partitions.make_ahead(session)
+    yield
+    retention = settings().row_retention
+    while retention != "forever":
+        with db.transaction() as session:
+            dropped = partitions.drop_sealed(session, older_than=retention)
+        if dropped is None:
+            return
+        logger.info("rows.dropped", partition=dropped)
+        yield
+
+
 KEYS = Sweep("idempotency keys", _forget_keys)
 STATEMENTS = Sweep("statements", _issue_statements)
 EXPIRED = Sweep("expired files", _expire_files)
 ANSWERS = Sweep("erased answers", _erase_answers)
-# An hour of rest, since each walk lists the whole folder.
-ORPHANS = Sweep("orphans", _delete_orphans, rest=HOUR)
-ALL = (KEYS, STATEMENTS, EXPIRED, ANSWERS, ORPHANS)
+PARTITIONS = Sweep("partitions", _keep_partitions, rest=HOUR)
+# Each walk lists the whole store: a million objects take two hours of turns.
+ORPHANS = Sweep("orphans", _delete_orphans, rest=HOUR, turn=0.15)
+ALL = (KEYS, STATEMENTS, EXPIRED, ANSWERS, PARTITIONS, ORPHANS)

@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from functools import cache
 from math import ceil
 from typing import Any
 from uuid import UUID
@@ -18,7 +19,7 @@ from xalen_batch.accounts.accounts import Owner
 from xalen_batch.accounts.quotas import Excess, Quota
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
-from xalen_batch.models import Batch, ScheduleRun, Task
+from xalen_batch.models import Batch, ScheduleRun, Task, partitions
 from xalen_batch.pipeline import fairness, record
 from xalen_batch.schedules import inbox
 from xalen_batch.schedules.assemble import Assembled, assemble, traced
@@ -120,6 +121,7 @@ def run(batch_id: UUID) -> None:
         return
     owner = Owner(batch.account_id, batch.livemode)
     try:
+        _make_partition(partitions.day(batch_id))
         fault = fault or _assemble(batch, lease, owner)
         found = _read(batch, lease) if fault is None else Reading(faults=Faults([fault]))
         with db.transaction() as session:
@@ -140,6 +142,13 @@ def run(batch_id: UUID) -> None:
     logger.info(
         "batch.validated", batch_id=batch_id, **lines, models=found.split.models, ms=elapsed
     )
+
+
+@cache
+def _make_partition(day: date) -> None:
+    """Make the partition of the day's results: after a standstill no sweep has made it."""
+    with db.transaction() as session:
+        partitions.make(session, day)
 
 
 def _take(session: Session, batch_id: UUID) -> tuple[Batch | None, _Lease]:

@@ -1,4 +1,4 @@
-"""Object storage of input files: a local folder.
+"""Object storage of files: a local folder.
 
 Another store would have to implement these functions. Keys are derived from ids of files, never
 from names that users choose. Writes are atomic: after a crash an object is whole or missing.
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from urllib.parse import unquote, urlparse
@@ -41,8 +42,13 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def key(file_id: UUID) -> str:
-    """The key of a file's object."""
+    """The key of an upload's object, or of an assembled input file's."""
     return f"input/{file_id.hex}"
+
+
+def output_key(file_id: UUID) -> str:
+    """The key of the object of a sealed output or error file (frames.py)."""
+    return f"output/{file_id.hex}"
 
 
 def file_id(key: str) -> UUID | None:
@@ -192,13 +198,26 @@ def listing(prefix: str) -> Iterator[tuple[str, datetime]]:
             yield item["path"], item["last_modified"]
 
 
-def delete_unfinished(prefix: str, *, before: datetime) -> list[str]:
-    """Delete temporary files of killed writers, last written before `before`; their names."""
-    gone = []
-    for path in (folder() / prefix).glob("*#*"):
-        # A writer that finishes renames its file.
-        with suppress(FileNotFoundError):
-            if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
-                path.unlink()
-                gone.append(path.name)
-    return gone
+def delete_unfinished(prefix: str, *, before: datetime, at_once: int) -> Iterator[list[str]]:
+    """Delete temporary files of killed writers, last written before `before`.
+
+    Yields the names of those deleted among the next `at_once` entries of the folder.
+    """
+    try:
+        entries = os.scandir(folder() / prefix)
+    except FileNotFoundError:
+        return
+    with entries:
+        while some := list(islice(entries, at_once)):
+            gone = []
+            for entry in some:
+                # A writer that finishes renames its file.
+                with suppress(FileNotFoundError):
+                    if "#" in entry.name and _last_written(entry) < before:
+                        os.unlink(entry)
+                        gone.append(entry.name)
+            yield gone
+
+
+def _last_written(entry: os.DirEntry[str]) -> datetime:
+    return datetime.fromtimestamp(entry.stat().st_mtime, UTC)
