@@ -28,6 +28,9 @@ Moved = Callable[[int, int], None]
 # Shows the progress while its context lasts.
 Progress = Callable[[], AbstractContextManager[Moved]]
 
+# Bytes among which the end of the first line is searched.
+FIRST_BYTES = 64 * 1024
+
 _in_pieces = threading.Lock()
 
 
@@ -145,9 +148,16 @@ class Estimating:
         return found
 
     def _first_url(self, file: Source, begin: int) -> str | None:
-        """The endpoint that was asked for, or else that of the first line, if it names one."""
-        reader = LineReader(self.endpoint, self.models, self.limits)
-        next(reader.read(source.chunks(file, begin), start=begin), None)
+        """The endpoint that was asked for, or else that of the first line, if it names one.
+
+        None too if that line does not end soon: a thread of the API must not parse a long one.
+        """
+        if self.endpoint is not None:
+            return self.endpoint
+        end = min(begin + FIRST_BYTES, source.size(file))
+        near = b"".join(source.chunks(file, begin, end))
+        reader = LineReader(None, self.models, self.limits)
+        next(reader.read([near[: near.rfind(b"\n") + 1]], start=begin), None)
         return reader.endpoint
 
     def whole(self, file: Source, progress: Progress = silent) -> Estimate:

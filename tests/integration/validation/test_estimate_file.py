@@ -217,6 +217,18 @@ def test_pieces_with_faults_are_read_once(
     assert found.lines == 88
 
 
+def test_a_long_first_line_is_not_parsed_by_the_process_that_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(estimate_file, "FIRST_BYTES", 1_000)
+    lines = [chat_line("long", "x" * 2_000), *(chat_line(f"r{n}") for n in range(60))]
+    storage.write(KEY, [b"\n".join(map(orjson.dumps, lines))])
+    asked_for_none = Estimating(limits=None, **asked(None, PRICES))
+    assert asked_for_none._first_url(KEY, 0) is None
+    found = estimate_file.estimate_file(KEY, **asked(None, PRICES))
+    assert (found.endpoint, found.lines) == (CHAT, 61)
+
+
 def test_an_id_that_is_twice_in_pieces_far_apart_is_named_with_both_lines() -> None:
     lines = [chat_line("same"), *(chat_line(f"r{n}") for n in range(60)), chat_line("same")]
     storage.write(KEY, [b"\n".join(map(orjson.dumps, lines))])
