@@ -17,9 +17,11 @@ from uuid import UUID
 from sqlalchemy import delete, func, select, tuple_
 
 from xalen_batch import db, erasure, files, log, storage
+from xalen_batch.accounts import audit
 from xalen_batch.billing import statements
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, File, IdempotencyKey, partitions
+from xalen_batch.schedules import history
 from xalen_batch.states import TERMINAL
 from xalen_batch.storage import marks
 
@@ -236,11 +238,39 @@ def _keep_partitions() -> Iterator[None]:
         yield
 
 
+def _forget_runs() -> Iterator[None]:
+    """Delete ended runs of schedules, and what deleted schedules took, past their retention."""
+    retention = settings().run_retention
+    if retention == "forever":
+        return
+    life = timedelta(seconds=retention)
+    for forget in (history.forget_runs, history.forget_objects):
+        while True:
+            with db.transaction() as session:
+                gone = forget(session, life)
+            if not gone:
+                break
+            yield
+
+
+def _forget_audit() -> Iterator[None]:
+    """Delete entries of the audit log past their retention."""
+    retention = settings().audit_retention
+    while retention != "forever":
+        with db.transaction() as session:
+            gone = audit.forget(session, timedelta(seconds=retention))
+        if not gone:
+            return
+        yield
+
+
 KEYS = Sweep("idempotency keys", _forget_keys)
 STATEMENTS = Sweep("statements", _issue_statements)
 EXPIRED = Sweep("expired files", _expire_files)
 ANSWERS = Sweep("erased answers", _erase_answers)
+RUNS = Sweep("runs of schedules", _forget_runs, rest=HOUR)
+AUDIT = Sweep("audit log", _forget_audit, rest=HOUR)
 PARTITIONS = Sweep("partitions", _keep_partitions, rest=HOUR)
 # Each walk lists the whole store: a million objects take two hours of turns.
 ORPHANS = Sweep("orphans", _delete_orphans, rest=HOUR, turn=0.15)
-ALL = (KEYS, STATEMENTS, EXPIRED, ANSWERS, PARTITIONS, ORPHANS)
+ALL = (KEYS, STATEMENTS, EXPIRED, ANSWERS, PARTITIONS, RUNS, AUDIT, ORPHANS)

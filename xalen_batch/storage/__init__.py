@@ -118,12 +118,19 @@ def size(key: str) -> int:
 def chunks(key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
     """The bytes of an object from `start` until `end`, in chunks of READ_CHUNK.
 
-    Raises FileNotFoundError, also if the object is deleted between two chunks.
+    Raises FileNotFoundError, also if the object is deleted between two chunks, and OSError if it
+    ends before `end`.
     """
     end = size(key) if end is None else end
-    # obstore's own stream costs ten times the CPU time.
+    path = folder() / key
+    # obstore copies each chunk once more; its own stream costs ten times the CPU time.
     for begin in range(start, end, READ_CHUNK):
-        yield bytes(obstore.get_range(store(), key, start=begin, end=min(end, begin + READ_CHUNK)))
+        length = min(READ_CHUNK, end - begin)
+        with path.open("rb", buffering=0) as file:
+            chunk = os.pread(file.fileno(), length, begin)
+        if len(chunk) < length:
+            raise OSError(errno.EIO, f"the object ends before byte {begin + length}", key)
+        yield chunk
 
 
 def ranges(key: str, offsets: Sequence[int], lengths: Sequence[int]) -> list[bytes]:

@@ -115,6 +115,12 @@ def write(key: str, chunks: Iterable[bytes]) -> Content:
     return out.content
 
 
+def compressed_size(size: int, stored_size: int) -> int:
+    """The bytes of an object's frames, without the table behind them."""
+    frames = -(-size // FRAME_BYTES)
+    return stored_size - _HEADER.size - frames * _ENTRY.size - _FOOTER.size
+
+
 def read_back(key: str) -> Content:
     """The content of an object as it is stored now, by reading all of it."""
     reader, digest = Reader(key), hashlib.sha256()

@@ -34,8 +34,8 @@ def caller() -> Caller:
 
 @pytest.fixture(autouse=True)
 def every_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Walk for orphans at every tick, instead of once an hour."""
-    for sweep in (sweeps.ORPHANS, sweeps.PARTITIONS):
+    """Begin each walk at every tick, instead of once an hour."""
+    for sweep in sweeps.ALL:
         monkeypatch.setattr(sweep, "rest", 0.0)
 
 
