@@ -243,8 +243,8 @@ class Settings(BaseSettings):
         2,
         ge=0,
         description=(
-            "Processes in which a worker, or the API for an estimate, reads an input file of more"
-            " than 16 MiB. 0: it reads it by itself."
+            "Processes in which a worker, the API for an estimate, or `xalen-batch validate` reads"
+            " an input file of more than 16 MiB. 0: it reads it by itself."
         ),
     )
     task_lines: int = Field(

@@ -26,9 +26,14 @@ def new() -> UUID:
     return UUID(int=uuid_utils.uuid7().int)
 
 
+def prefix(kind: Kind) -> str:
+    """The part of a public id before the hex digits: `batch_`, `file-`."""
+    return f"{kind}{SEPARATOR.get(kind, '_')}"
+
+
 def render(kind: Kind, value: UUID) -> str:
     """The public id: `batch_0192…`, `file-0192…`."""
-    return f"{kind}{SEPARATOR.get(kind, '_')}{value.hex}"
+    return f"{prefix(kind)}{value.hex}"
 
 
 def shown(field: str, value: UUID) -> str:
@@ -44,8 +49,7 @@ def shown(field: str, value: UUID) -> str:
 
 def parse(kind: Kind, text: str) -> UUID | None:
     """The UUID in a public id of this kind; None for any other text."""
-    prefix = f"{kind}{SEPARATOR.get(kind, '_')}"
-    digits = text.removeprefix(prefix)
+    digits = text.removeprefix(prefix(kind))
     if digits == text or len(digits) != 32 or not set(digits) <= set("0123456789abcdef"):
         return None
     return UUID(hex=digits)

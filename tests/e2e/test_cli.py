@@ -222,6 +222,11 @@ def test_a_statement_sums_the_month(cli: Cli) -> None:
     statement = cli.json("statement")
     assert statement["status"] == "draft"
     assert any(batch_id in line["description"] for line in statement["lines"])
+    page = cli.json("statement", "--limit", "1")
+    assert (page["lines"], page["has_more"]) == (statement["lines"][:1], True)
+    shown = cli("statement", "--limit", "1")
+    assert b"Without --limit" in shown.stderr
+    assert cli("statement", "--limit", "1001").returncode == 2
     assert cli("statement", "2026-13").returncode == 2
 
 

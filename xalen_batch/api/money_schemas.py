@@ -113,6 +113,12 @@ class StatementObject(BaseModel):
     currency: str
     issued_at: int | None
     lines: list[StatementLineObject]
-    exact_total: Amount
-    rounding: Amount
-    total: Amount
+    exact_total: Amount | None = Field(
+        description=(
+            "The sum of all lines before rounding. Of a draft, this and the next two are null while"
+            " `has_more` is true."
+        )
+    )
+    rounding: Amount | None
+    total: Amount | None
+    has_more: bool = Field(description="Whether the statement has lines after these.")

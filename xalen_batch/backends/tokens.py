@@ -9,10 +9,11 @@ Korean, and too low on emoji. It never exceeds `most`, the upper bound for any b
 
 import re
 import string
+from binascii import unhexlify
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -34,28 +35,54 @@ PIECES = re.compile(
 )
 
 # The same count without a regex, for ASCII. No piece mixes ASCII with other characters, and an
-# ASCII piece is part of a run of one kind: up to 8 letters, up to 2 punctuation marks, or a single
-# character. Each kind is one bit, so integer arithmetic finds the runs; blanks are 0.
-_LETTER, _MARK, _SINGLE = 1, 2, 4
-_KINDS = bytes(
-    (
-        _LETTER
-        if chr(byte).isalpha()
-        else _MARK
-        if chr(byte) in string.punctuation
-        else 0
-        if chr(byte).isspace()
-        else _SINGLE
-    )
-    for byte in range(128)
-).ljust(256, b"\0")
-_MORE_LETTERS, _MORE_MARKS, _MORE_SINGLES = (
-    bytes([_LETTER]) * 8,
-    bytes([_MARK]) * 2,
-    bytes([_SINGLE]),
-)
+# ASCII piece is part of a run of one kind: up to 8 letters, up to 2 punctuation marks, all newlines
+# and the blanks behind them, 2 or more spaces, or a single character. A text becomes an integer
+# with a hexadecimal digit for each character, and each kind is one bit of it (a newline two), so
+# integer arithmetic finds the runs. `\r` and other blanks are 0.
+_LETTER, _MARK, _SPACE, _SINGLE = 1, 2, 4, 8
+_NEWLINE = _SINGLE | _SPACE
+
+
+def _kind(character: str) -> int:
+    if character.isalpha():
+        return _LETTER
+    if character in string.punctuation:
+        return _MARK
+    if character.isspace():
+        return {" ": _SPACE, "\n": _NEWLINE}.get(character, 0)
+    return _SINGLE
+
+
+_KINDS = "".join(f"{_kind(chr(byte)):x}" for byte in range(128)).encode().ljust(256, b"0")
 _NOT_ASCII = b" " * 128 + bytes(range(128, 256))
 _NEWLINES, _TABS, _SPACES = re.compile(r"\n+[ \t]*"), re.compile(r"\t+"), re.compile(r" {2,}")
+
+
+class _Masks(NamedTuple):
+    """Integers with the bits of some kinds in each digit."""
+
+    letters: int
+    marks: int
+    spaces: int
+    singles: int
+    letters_or_marks: int
+    # Kinds with a piece for each character, or for each run.
+    counted: int
+
+
+def _masks(size: int) -> _Masks:
+    """The masks of a text of this many characters."""
+    runs = _LETTER | _MARK
+    kinds = (_LETTER, _MARK, _SPACE, _SINGLE, runs, runs | _SINGLE)
+    # Two digits are a byte.
+    whole = (bytes([kind << 4 | kind]) * (size + 1 >> 1) for kind in kinds)
+    return _Masks(*(int.from_bytes(each, "big") for each in whole))
+
+
+# Characters of a text up to which its masks are made once. `&` costs as much as its shorter
+# operand.
+_MASKED = 64 * 1024
+_MASKS = _masks(_MASKED)
 
 # Tokens that a chat template adds: role and separators of each message, and the answer's opening.
 PER_MESSAGE = 4
@@ -87,32 +114,59 @@ def enqueued(size: int) -> int:
 def count(text: str) -> int:
     """Estimate the tokens of a text: the number of `PIECES` matches, for a fraction of the CPU."""
     data = text.encode("utf-8", "surrogatepass")
-    kinds = int.from_bytes(data.translate(_KINDS), "little")
+    size = len(data)
+    masks = _MASKS if size <= _MASKED else _masks(size)
+    digits = data.translate(_KINDS)
+    kinds = int.from_bytes(unhexlify(digits + b"0" if size & 1 else digits), "big")
     # The bits of characters of the same kind as the one before. The other bits of `kinds` are the
     # first character of each run.
-    more = kinds & kinds << 8
-    inside = more.to_bytes(len(data) + 1, "little")
-    pieces = (
-        (kinds ^ more).bit_count()
-        + inside.count(_MORE_LETTERS)
-        + inside.count(_MORE_MARKS)
-        + inside.count(_MORE_SINGLES)
-    )
+    more = kinds & kinds >> 4
+    firsts = kinds ^ more & masks.letters_or_marks
+    if "\n" in text:
+        firsts ^= more & more << 1 & masks.singles
+    pieces = (firsts & masks.counted).bit_count()
+    pieces += _long_runs(more, masks)
+    if "\t" in text:
+        pieces += _blanks(text)
+    elif more & masks.spaces:
+        pieces += _wide_spaces(kinds, masks)
     if not text.isascii():
         foreign = b" ".join(data.translate(_NOT_ASCII).split())
         pieces += len(PIECES.findall(foreign.decode("utf-8", "surrogatepass")))
-    return pieces + _blanks(text)
+    return pieces
+
+
+def _long_runs(more: int, masks: _Masks) -> int:
+    """The second and later pieces of runs of letters and of marks; `more` as in `count`."""
+    # Bits behind 2, 4 and 8 others in a row.
+    two = more & more >> 4
+    four = two & two >> 8
+    eight = four & four >> 16 & masks.letters
+    if four & masks.marks or eight & eight >> 32:
+        # Runs of 5 marks or 17 letters have more than two pieces.
+        inside = f"{more:x}"
+        return inside.count("1" * 8) + inside.count("2" * 2)
+    second = eight | two & masks.marks
+    return (second ^ second & second >> 4).bit_count()
+
+
+def _wide_spaces(kinds: int, masks: _Masks) -> int:
+    """The number of runs of two spaces or more that do not follow a newline, which includes them.
+
+    For a text without tabs; `kinds` as in `count`.
+    """
+    spaces = (kinds ^ kinds & kinds >> 1) & masks.spaces
+    newlines = kinds & kinds << 1 & masks.singles
+    # A run begins behind a character that is neither of both. Each bit moves to the next digit.
+    firsts = spaces ^ spaces & (spaces >> 4 | newlines >> 5)
+    return (firsts & spaces << 4).bit_count()
 
 
 def _blanks(text: str) -> int:
-    # The piece of a newline includes the blanks after it. `\r` is in no piece, so it separates the
-    # text before and after.
-    text, found = _NEWLINES.subn("\r", text) if "\n" in text else (text, 0)
-    if "\t" in text:
-        found += len(_TABS.findall(text))
-    if "  " in text:
-        found += len(_SPACES.findall(text))
-    return found
+    """The pieces of tabs and of two spaces or more in a text, but for those behind newlines."""
+    # `\r` is in no piece, so it separates the text before and after.
+    rest = _NEWLINES.sub("\r", text)
+    return len(_TABS.findall(rest)) + len(_SPACES.findall(rest))
 
 
 def most(text: str) -> int:
@@ -135,6 +189,11 @@ def count_chat(messages: Sequence[Any], *, tools: Any = None, counter: PieceCoun
                 _count_value(value, counter) for key, value in message.items() if key != "role"
             )
     return total + (_count_value(tools, counter) if tools else 0)
+
+
+def count_texts(texts: Sequence[str], *, counter: PieceCounter = count) -> int:
+    """Prompt tokens of a chat whose messages have only these texts, as `count_chat` counts them."""
+    return PER_CHAT + PER_MESSAGE * len(texts) + sum(map(counter, texts))
 
 
 def count_rerank(query: str, documents: Iterable[Any], *, counter: PieceCounter = count) -> int:

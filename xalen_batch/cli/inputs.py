@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,17 +82,17 @@ def checked(path: Path, endpoint: str, rules: "Rules") -> tuple[str | None, "Fau
 
 def estimated(path: Path, endpoint: str, rules: "Rules") -> "Estimate":
     """The faults of a file, and its cost."""
-    from xalen_batch.validation.estimate import estimate
+    from xalen_batch.validation.estimate_file import estimate_local
 
-    with progress.transfer("estimating") as moved:
-        result = estimate(
-            _chunks(path, moved),
-            endpoint=_named(endpoint),
-            models=rules.models,
-            terms=rules.terms,
-            discount_rate=rules.discount_rate,
-            limits=rules.limits,
-        )
+    result = estimate_local(
+        path,
+        endpoint=_named(endpoint),
+        models=rules.models,
+        terms=rules.terms,
+        discount_rate=rules.discount_rate,
+        limits=rules.limits,
+        progress=partial(progress.transfer, "estimating"),
+    )
     _check_size(path, result.faults, rules)
     return result
 

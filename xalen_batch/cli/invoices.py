@@ -15,6 +15,8 @@ from xalen_batch.cli.options import BatchId, Json, examples
 from xalen_batch.cli.output import STDOUT, counted, figure, print_json, print_list, safe, say, show
 from xalen_batch.cli.stacked import Layout, stacked
 
+# Most lines of a statement that the API sends in one page.
+PAGE_LINES = 1_000
 # The `reason` of lines whose tokens the server counted.
 COUNTED = "usage_counted"
 INVOICE: tuple[Layout, ...] = (
@@ -130,6 +132,7 @@ def _mode(found: dict[str, Any]) -> str:
     epilog=examples(
         "xalen-batch statement",
         "xalen-batch statement 2026-11 --live",
+        "xalen-batch statement 2026-11 --limit 100",
         "xalen-batch statement 2026-11 --json | jq -r .total",
     ),
 )
@@ -137,6 +140,15 @@ def _mode(found: dict[str, Any]) -> str:
 def statement(
     month: Annotated[
         str | None, typer.Argument(metavar="YYYY-MM", help="The month, UTC; this one if not given.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=PAGE_LINES,
+            metavar="N",
+            help="Most lines to show, the oldest first; all if not given.",
+        ),
     ] = None,
     as_json: Json = False,
     *,
@@ -148,16 +160,26 @@ def statement(
     """
     wanted = _month(month)
     client = api.connect()
-    found = client.get(f"/statements/{wanted}")
+    found = client.get(f"/statements/{wanted}", limit=limit)
     if as_json:
         print_json(found)
         return
     STDOUT.print(
         f"Statement {found['month']}, {found['status']}{_mode(found)}", style="bold", soft_wrap=True
     )
-    rows = [*map(_statement_row, found["lines"]), (f"total {found['currency']}", found["total"])]
-    show(stacked(STATEMENT, rows, right=("amount",), folded=("item",), has_total=True))
+    rows = list(map(_statement_row, found["lines"]))
+    # The first page of a draft has no total.
+    has_total = found["total"] is not None
+    if has_total:
+        rows.append((f"total {found['currency']}", found["total"]))
+    show(stacked(STATEMENT, rows, right=("amount",), folded=("item",), has_total=has_total))
     _say_counted(found["lines"], STDOUT)
+    if found.get("has_more"):
+        say(
+            f"These are the oldest {figure(len(found['lines']))} lines. Without --limit, all are"
+            " shown.",
+            style="dim",
+        )
 
 
 def _statement_row(line: dict[str, Any]) -> tuple[str, str]:

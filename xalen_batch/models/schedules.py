@@ -106,6 +106,8 @@ class ScheduleRun(Base):
             "scheduled_for",
             postgresql_where=text("state IN ('waiting', 'running')"),
         ),
+        # Pages of the runs in one state, which may be few of many.
+        Index("ix_schedule_runs_schedule_id_state_id", "schedule_id", "state", "id"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)

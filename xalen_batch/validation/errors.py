@@ -1,6 +1,6 @@
 """The faults of an input file and of its lines, in the words that the API shows."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from xalen_batch.billing.terms import Terms
@@ -8,6 +8,7 @@ from xalen_batch.config import settings
 
 QUOTED_CHARACTERS = 60
 TOO_MANY = "too_many_tasks"
+DUPLICATE = "duplicate_custom_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,13 @@ class Faults:
             self.kept.append(fault)
         else:
             self.unlisted += 1
+
+    def extend(self, other: "Faults", lines_before: int) -> None:
+        """Append the faults of the file's next piece, whose lines are numbered from 1."""
+        for fault in other.kept:
+            line = None if fault.line is None else fault.line + lines_before
+            self.add(replace(fault, line=line))
+        self.unlisted += other.unlisted
 
     @property
     def are_of_lines(self) -> bool:

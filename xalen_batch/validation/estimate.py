@@ -8,7 +8,7 @@ Pure: needs no server, no database and no account. The figures rest on three ass
   answers as long as the request and the context window allow.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -57,12 +57,11 @@ class ModelEstimate:
                 ranking.query, ranking.texts, counter=tokens.most
             )
         elif isinstance(line.request, ChatRequest) and not self.model.is_reranker:
-            self._add_chat(line.request, *_prompt(line))
+            self._add_chat(line.request, *_prompt_tokens(line))
 
-    def _add_chat(self, chat: ChatRequest, messages: Sequence[Any], tools: Any) -> None:
+    def _add_chat(self, chat: ChatRequest, counted: int, most: int) -> None:
+        """`counted`: the estimate of its prompt's tokens; `most`: their upper bound."""
         window = self.model.context_window
-        counted = tokens.count_chat(messages, tools=tools)
-        most = tokens.count_chat(messages, tools=tools, counter=tokens.most)
         # The lowest input count leaves the most room for an answer: this bounds the maximum.
         room = max(window - int(counted * LEAST_SHARE), 1)
         longest = min(chat.longest_answer or room, window)
@@ -126,9 +125,10 @@ class Estimate:
             )
         self.models[line.model].add(line)
 
-    def extend(self, other: "Estimate") -> None:
-        """Append the estimate of the file's next piece. Neither estimate has a fault."""
+    def extend(self, other: "Estimate", lines_before: int) -> None:
+        """Append the estimate of the file's next piece, whose lines are numbered from 1."""
         self.endpoint = other.endpoint or self.endpoint
+        self.faults.extend(other.faults, lines_before)
         for name, share in other.models.items():
             if name in self.models:
                 self.models[name].extend(share)
@@ -204,12 +204,17 @@ def estimate(
     return result
 
 
-def _prompt(line: GoodLine) -> tuple[Sequence[Any], Any]:
-    """The messages and the tools of a chat."""
+def _prompt_tokens(line: GoodLine) -> tuple[int, int]:
+    """The estimate of the tokens in a chat's prompt, and their upper bound."""
     if isinstance(line.request, UsualChat):
-        return [{"content": message.content} for message in line.request.messages], None
+        texts = [message.content for message in line.request.messages]
+        return tokens.count_texts(texts), tokens.count_texts(texts, counter=tokens.most)
     body = line.body
-    return body["messages"], body.get("tools")
+    messages, tools = body["messages"], body.get("tools")
+    return (
+        tokens.count_chat(messages, tools=tools),
+        tokens.count_chat(messages, tools=tools, counter=tokens.most),
+    )
 
 
 def _ranking(request: ChatRequest | RerankRequest, model: Model) -> RerankRequest | None:

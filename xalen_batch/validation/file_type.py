@@ -3,6 +3,8 @@
 from xalen_batch.validation.errors import Fault
 
 UTF8_BOM = b"\xef\xbb\xbf"
+# Bytes of the longest signature.
+LONGEST = 4
 # Longer signatures come first: the UTF-16LE one is the beginning of the UTF-32LE one.
 ENCODINGS = {
     b"\xff\xfe\x00\x00": "UTF-32LE",

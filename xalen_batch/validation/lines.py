@@ -29,7 +29,7 @@ from xalen_batch.validation.bodies import (
     UsualChat,
     UsualLine,
 )
-from xalen_batch.validation.errors import TOO_MANY, Fault, quoted
+from xalen_batch.validation.errors import DUPLICATE, TOO_MANY, Fault, quoted
 from xalen_batch.validation.file_type import UTF8_BOM
 from xalen_batch.validation.prefix_order import Prompt
 
@@ -82,7 +82,7 @@ def scan(
     head = b""
     for chunk in stream:
         head += chunk
-        if len(head) >= 4:
+        if len(head) >= file_type.LONGEST:
             break
     if fault := file_type.refusal(head):
         yield fault
@@ -251,7 +251,7 @@ class LineReader:
                 f"custom_id {quoted(custom_id)} is used on line {first} and again on line {line}."
                 " Make it unique in the file."
             )
-            return Fault("duplicate_custom_id", message, line, "custom_id")
+            return Fault(DUPLICATE, message, line, "custom_id")
         return None
 
     def _address(self, value: dict[str, Any], line: int) -> Fault | None:

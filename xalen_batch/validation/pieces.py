@@ -6,7 +6,7 @@ The process starts anew for each file, so this module imports little.
 import gc
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -14,9 +14,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from xalen_batch import storage
 from xalen_batch.catalog import Model
+from xalen_batch.validation import source
 from xalen_batch.validation.errors import Fault
 from xalen_batch.validation.lines import GoodLine, LineReader
 from xalen_batch.validation.prefix_order import PrefixHasher
+from xalen_batch.validation.source import Source
 from xalen_batch.validation.split import Split
 
 T = TypeVar("T")
@@ -38,21 +40,23 @@ class SplitBuilder:
 
 
 class ByteRange(NamedTuple):
-    """The position of a piece: the file's key, and two offsets in bytes, each between two lines."""
+    """The position of a piece: its file, and two offsets in bytes, each between two lines."""
 
-    key: str
+    source: Source
     begin: int
     end: int
 
 
 class Piece(NamedTuple, Generic[T]):
-    """The result of reading a piece whose lines are all good; its lines are numbered from 1.
+    """The result of reading a piece; its lines are numbered from 1.
 
-    `lines` counts blank lines too. `endpoint` is that of the lines, or None if the piece has none.
+    `requests` counts the lines that are not blank, `lines` all. `endpoint` is that of the lines, or
+    None if the piece has none.
     """
 
     content: T
     custom_ids: list[str]
+    requests: int
     lines: int
     endpoint: str | None
 
@@ -82,11 +86,15 @@ def serve(
     environment: Mapping[str, str],
     niceness: int,
     work: Callable[[Any], Any],
+    copied: Sequence[Connection] = (),
 ) -> None:
     """The main loop of a reader process: send `work(argument)` for each argument that arrives.
 
-    Ends with the connection. `niceness` is added to that of the fork server.
+    Ends with the connection. `niceness` is added to that of the fork server. `copied`: connections
+    of the process that asks, which a fork of it closes.
     """
+    for inherited in copied:
+        inherited.close()
     # The fork server may be older than the settings of the process that asks.
     os.environ.clear()
     os.environ.update(environment)
@@ -119,18 +127,23 @@ def read_piece(
 
 
 def read_lines(
-    byte_range: ByteRange, reader: LineReader, add: Callable[[GoodLine], None], content: T
+    byte_range: ByteRange,
+    reader: LineReader,
+    add: Callable[[GoodLine], None],
+    content: T,
+    keep: Callable[[Fault], bool] = lambda _: False,
 ) -> Piece[T] | None:
     """Read a piece and pass each line to `add`, which collects them in `content`.
 
-    None if a line has a fault, which only a reading of the whole file can report, or if storage
-    fails.
+    `keep` collects a fault, or returns False for one that only a reading of the whole file can
+    report. None after such a fault, or if storage fails.
     """
     try:
-        for line in reader.read(storage.chunks(*byte_range), start=byte_range.begin):
-            if isinstance(line, Fault):
+        for line in reader.read(source.chunks(*byte_range), start=byte_range.begin):
+            if not isinstance(line, Fault):
+                add(line)
+            elif not keep(line):
                 return None
-            add(line)
     except storage.UNAVAILABLE:
         return None
-    return Piece(content, list(reader.seen), reader.last_line, reader.endpoint)
+    return Piece(content, list(reader.seen), reader.count, reader.last_line, reader.endpoint)

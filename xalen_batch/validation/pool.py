@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkContext, ForkProcess, ForkServerContext, ForkServerProcess
 from multiprocessing.forkserver import ensure_running
-from typing import Generic, Self, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
 from xalen_batch import log
 from xalen_batch.validation import pieces
@@ -19,6 +19,9 @@ logger = log.get(__name__)
 
 A = TypeVar("A")
 T = TypeVar("T")
+
+# The start of a process: a fork of this one, or of a server without threads.
+Method = Literal["fork", "forkserver"]
 
 # Seconds that entering a pool waits for its first process, if the caller does not say.
 START_TIMEOUT = 0.1
@@ -40,11 +43,13 @@ _starting = threading.Lock()
 def prepare() -> None:
     """Start the fork server now: it takes half a second, which the first pool would wait for."""
     with suppress(OSError):
-        _context()
+        _context("forkserver")
         ensure_running()
 
 
-def _context() -> ForkServerContext:
+def _context(method: Method) -> ForkServerContext | ForkContext:
+    if method == "fork":
+        return multiprocessing.get_context("fork")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
@@ -55,6 +60,7 @@ class ReaderPool(Generic[A, T]):
 
     A process may be lost at any time, or never start, so the caller has to be ready to do the work
     itself. Entering waits up to `start_timeout` seconds for the first process; leaving ends all.
+    `method`: "fork" only in a process without other threads, whose locks a fork would copy.
     One thread uses a pool. Its own thread starts the processes, and only shares `_add` with it.
     """
 
@@ -65,12 +71,14 @@ class ReaderPool(Generic[A, T]):
         *,
         niceness: int = 0,
         start_timeout: float = START_TIMEOUT,
+        method: Method = "forkserver",
     ) -> None:
+        self._method = method
         self._number = number
         self._niceness = niceness
         self._work = work
         self._start_timeout = start_timeout
-        self._processes: dict[Connection, ForkServerProcess] = {}
+        self._processes: dict[Connection, ForkServerProcess | ForkProcess] = {}
         self._idle: deque[Connection] = deque()
         self._busy: dict[Connection, A] = {}
         self._is_over = False
@@ -143,13 +151,18 @@ class ReaderPool(Generic[A, T]):
 
     def _start(self) -> None:
         try:
-            context = _context()
+            context = _context(self._method)
+            # A process ends with its connection, so it must not hold our end itself. A fork has a
+            # copy of its own, and of those of the forks before it.
+            copied: list[Connection] = []
             for _ in range(self._number):
                 ours, theirs = context.Pipe()
+                if self._method == "fork":
+                    copied.append(ours)
                 # A daemon: this process exits without waiting for it.
                 process = context.Process(
                     target=pieces.serve,
-                    args=(theirs, dict(os.environ), self._niceness, self._work),
+                    args=(theirs, dict(os.environ), self._niceness, self._work, copied),
                     daemon=True,
                 )
                 with _starting:
@@ -161,7 +174,7 @@ class ReaderPool(Generic[A, T]):
             # processes is reached.
             logger.warning("reading.no_processes", **log.cause(error))
 
-    def _add(self, connection: Connection, process: ForkServerProcess) -> None:
+    def _add(self, connection: Connection, process: ForkServerProcess | ForkProcess) -> None:
         with self._lock:
             self._processes[connection] = process
             if self._is_over:

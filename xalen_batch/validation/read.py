@@ -14,12 +14,14 @@ from typing import Generic, TypeVar
 
 from xalen_batch import storage
 from xalen_batch.catalog import Model
-from xalen_batch.config import MiB, settings
+from xalen_batch.config import MiB, Settings, settings
+from xalen_batch.validation import source
 from xalen_batch.validation.errors import Fault, Faults
 from xalen_batch.validation.file_type import UTF8_BOM
 from xalen_batch.validation.lines import LINES_PER_REQUEST, scan
 from xalen_batch.validation.pieces import ByteRange, Piece, SplitBuilder, Splitting
 from xalen_batch.validation.pool import ReaderPool
+from xalen_batch.validation.source import Source
 from xalen_batch.validation.split import Split
 
 T = TypeVar("T")
@@ -123,13 +125,15 @@ def in_pieces(
     readers: ReaderPool[ByteRange, Piece[T] | None],
     extend: Callable[[T, int], None],
     meanwhile: Callable[[], None] = lambda: None,
+    *,
+    limits: Settings | None = None,
 ) -> bool:
     """Read all pieces, and call `extend(content, lines_before)` for each, in file order.
 
     True if the file as a whole is good. False as soon as a piece is invalid or late; `extend` then
-    was not called for all. `meanwhile`: as in `read`.
+    was not called for all. `meanwhile`: as in `read`. `limits` None: those of the settings.
     """
-    todo, joined = deque(ranges), _Joined(ranges, extend)
+    todo, joined = deque(ranges), _Joined(ranges, extend, limits or settings())
     while not joined.is_whole:
         readers.give(todo)
         if readers.are_busy:
@@ -147,14 +151,16 @@ def in_pieces(
 class _Joined(Generic[T]):
     """Puts pieces, which arrive in any order, into file order, and checks the file as a whole."""
 
-    def __init__(self, ranges: Sequence[ByteRange], extend: Callable[[T, int], None]) -> None:
+    def __init__(
+        self, ranges: Sequence[ByteRange], extend: Callable[[T, int], None], limits: Settings
+    ) -> None:
         self._extend = extend
         self._left = deque(ranges)
         self._found: dict[ByteRange, Piece[T]] = {}
         self._custom_ids: set[str] = set()
         self._endpoints: set[str] = set()
-        self.requests = self._lines = 0
-        self._most = settings().max_batch_lines
+        self.requests = self._ids = self._lines = 0
+        self._most = limits.max_batch_lines
 
     @property
     def is_whole(self) -> bool:
@@ -175,7 +181,8 @@ class _Joined(Generic[T]):
     def _append(self, piece: Piece[T]) -> None:
         self._extend(piece.content, self._lines)
         self._custom_ids.update(piece.custom_ids)
-        self.requests += len(piece.custom_ids)
+        self._ids += len(piece.custom_ids)
+        self.requests += piece.requests
         self._lines += piece.lines
         if piece.endpoint:
             self._endpoints.add(piece.endpoint)
@@ -183,24 +190,24 @@ class _Joined(Generic[T]):
     def _is_good(self) -> bool:
         """Whether the ids are unique, one endpoint is named, and the file is not too long."""
         is_small = self.requests <= self._most and self._lines < self._most * LINES_PER_REQUEST
-        return is_small and len(self._custom_ids) == self.requests and len(self._endpoints) <= 1
+        return is_small and len(self._custom_ids) == self._ids and len(self._endpoints) <= 1
 
 
-def byte_ranges(key: str) -> Iterator[ByteRange]:
+def byte_ranges(file: Source) -> Iterator[ByteRange]:
     """The pieces of a file, each of about PIECE_BYTES: whole lines, and together all of them."""
-    size = storage.size(key)
-    (head,) = storage.ranges(key, [0], [min(size, len(UTF8_BOM))])
+    size = source.size(file)
+    head = b"".join(source.chunks(file, 0, min(size, len(UTF8_BOM))))
     begin = len(UTF8_BOM) if head == UTF8_BOM else 0
     while begin < size:
-        end = _line_end(key, begin + PIECE_BYTES - 1, size)
-        yield ByteRange(key, begin, end)
+        end = _line_end(file, begin + PIECE_BYTES - 1, size)
+        yield ByteRange(file, begin, end)
         begin = end
 
 
-def _line_end(key: str, offset: int, size: int) -> int:
+def _line_end(file: Source, offset: int, size: int) -> int:
     """The offset behind the line that contains the byte at `offset`."""
     while offset < size:
-        (near,) = storage.ranges(key, [offset], [min(LOOK_BYTES, size - offset)])
+        near = b"".join(source.chunks(file, offset, min(offset + LOOK_BYTES, size)))
         end = near.find(b"\n")
         if end >= 0:
             return offset + end + 1

@@ -198,6 +198,13 @@ def test_money_and_limits_have_the_shapes_that_are_described(api: Api, batch_id:
     statement = api.ask("GET", f"/v1/statements/{month}")
     assert_shape(StatementObject, statement)
     assert [line["kind"] for line in statement.json["lines"]] == ["batch", "rounding"]
+    page = api.ask("GET", f"/v1/statements/{month}?limit=1")
+    assert_shape(StatementObject, page)
+    assert (page.json["lines"], page.json["has_more"]) == (statement.json["lines"][:1], True)
+    rest = api.ask(
+        "GET", f"/v1/statements/{month}?limit=1&after={page.json['lines'][0]['invoice_id']}"
+    )
+    assert (rest.json["lines"], rest.json["has_more"]) == (statement.json["lines"][1:], False)
     file = api.upload(factories.jsonl([factories.chat_line("a"), factories.chat_line("a")]))["id"]
     assert_shape(EstimateObject, api.ask("POST", "/v1/batches/estimate", {"input_file_id": file}))
     assert_shape(LimitsObject, api.ask("GET", "/v1/limits"))
@@ -218,6 +225,20 @@ def test_a_statement_is_of_a_month(api: Api, month: str, status: int) -> None:
         assert answer.json["livemode"] is False
     else:
         assert answer.error["param"] == "month"
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("after=inv_1", "after"),
+        ("limit=1&after=inv_1", "after"),
+        ("limit=0", "limit"),
+        ("limit=1001", "limit"),
+    ],
+)
+def test_a_page_of_a_statement_that_cannot_be_is_refused(api: Api, query: str, param: str) -> None:
+    answer = api.ask("GET", f"/v1/statements/2026-11?{query}")
+    assert (answer.status, answer.error["param"]) == (400, param)
 
 
 @pytest.mark.parametrize("endpoint", [None, "/v1/chat/completions"])

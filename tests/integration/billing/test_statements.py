@@ -5,9 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from decimal import Decimal, localcontext
 from typing import Any
-from uuid import UUID
 
-import orjson
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -15,54 +13,18 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from tests import billing, factories
+from tests import factories
 from tests.billing import Ran, ended
 from tests.conftest import as_owner
 from tests.factories import RERANK_MODEL
+from tests.statements import MARCH, a_caller, an_invoice, issue_due, read
 from xalen_batch import db, ids, money
-from xalen_batch.accounts.accounts import Caller
 from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import invoices, statements
 from xalen_batch.errors import InvalidRequest
-from xalen_batch.models import Account, Invoice
+from xalen_batch.models import Account, Invoice, InvoiceLine
 
 pytestmark = pytest.mark.usefixtures("database", "valkey")
-
-MARCH = date(2026, 3, 1)
-IN_MARCH = datetime(2026, 3, 15, tzinfo=UTC)
-
-
-def a_caller(*, livemode: bool = True) -> Caller:
-    with db.transaction() as session:
-        return factories.caller(session, livemode=livemode)
-
-
-def an_invoice(caller: Caller, total: str, issued_at: datetime = IN_MARCH) -> UUID:
-    """An invoice issued at some time in the past."""
-    with db.transaction() as session:
-        batch = factories.batch(session, caller, factories.input_file(session, caller, b""))
-        invoice = Invoice(
-            id=ids.new(),
-            account_id=caller.account_id,
-            livemode=caller.livemode,
-            batch_id=batch.id,
-            currency="USD",
-            total=Decimal(total),
-            issued_at=issued_at,
-        )
-        session.add(invoice)
-        return invoice.id
-
-
-def read(caller: Caller, month: date = MARCH) -> dict[str, Any]:
-    """Read a statement as a GET does."""
-    found: dict[str, Any] = json.loads(b"".join(statements.pieces(caller, month)))
-    return found
-
-
-def issue_due() -> int:
-    with db.transaction() as session:
-        return billing.issue_due(session)
 
 
 def test_chat_and_rerank_batches_on_one_statement() -> None:
@@ -239,51 +201,77 @@ def test_a_month_is_its_first_day() -> None:
     assert statements.parse_month("2026-11") == date(2026, 11, 1)
 
 
-@pytest.mark.parametrize("is_issued", [False, True])
-def test_a_statement_is_the_same_bytes_whether_it_is_read_at_once_or_in_pieces(
-    monkeypatch: pytest.MonkeyPatch, is_issued: bool
-) -> None:
-    caller = a_caller()
-    # Two are issued at the same moment.
-    for total, day in (("0.001", 3), ("1.239", 3), ("2", 4), ("0.0004", 5)):
-        an_invoice(caller, total, datetime(2026, 3, day, tzinfo=UTC))
-    if is_issued:
+def test_lines_are_inserted_in_steps_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    callers = [a_caller() for _ in range(4)]
+    for caller in callers:
+        for total, day in (("0.001", 3), ("1.239", 3), ("2", 4), ("0.0004", 5)):
+            an_invoice(caller, total, datetime(2026, 3, day, tzinfo=UTC))
+    for caller, lines in zip(callers, (1, 3, 4, 5), strict=True):
+        draft = read(caller)
+        monkeypatch.setattr(statements, "LINES_AT_ONCE", lines)
         with db.transaction() as session:
-            billing.issue_due(session)
-    whole = b"".join(statements.pieces(caller, MARCH))
-    found = orjson.loads(whole)
-    # The keys in their order, and no blanks.
-    assert orjson.dumps(found) == whole
-    assert list(found) == [
-        *[
-            "id",
-            "object",
-            "status",
-            "month",
-            "livemode",
-            "payable",
-            "account_id",
-            "currency",
-            "issued_at",
-            "lines",
-            "exact_total",
-            "rounding",
-            "total",
-        ]
-    ]
-    assert (found["status"], len(found["lines"]), found["exact_total"], found["total"]) == (
-        "issued" if is_issued else "draft",
-        5,
-        "3.2404",
-        "3.24",
+            due = next(
+                due for due in statements.due(session) if due.account_id == caller.account_id
+            )
+            assert statements.issue(session, due)
+        issued = read(caller)
+        assert (issued["lines"], issued["total"]) == (draft["lines"], draft["total"])
+
+
+def test_an_invoice_that_commits_meanwhile_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = a_caller()
+    an_invoice(caller, "1")
+    store = invoices.store
+
+    def slow(*args: Any) -> bool:
+        an_invoice(caller, "2")
+        return store(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(invoices, "store", slow)
+        with pytest.raises(statements.InvoiceAdded):
+            issue_due()
+    assert read(caller)["status"] == "draft"
+    assert issue_due() == 1
+    assert (read(caller)["status"], read(caller)["total"]) == ("issued", "3.00")
+
+
+def test_an_invoice_is_on_one_statement_at_most() -> None:
+    caller = a_caller()
+    invoice = an_invoice(caller, "1")
+    issue_due()
+    april = Invoice(
+        account_id=caller.account_id, livemode=True, month=date(2026, 4, 1), total=Decimal(1)
     )
-    # Pages that end before, at and behind the last line.
-    for lines in (1, 2, 3, 4, 5, 6):
-        monkeypatch.setattr(statements, "PAGE_LINES", lines)
-        assert b"".join(statements.pieces(caller, MARCH)) == whole
+    line = InvoiceLine(
+        kind="batch", description="again", source_invoice_id=invoice, amount=Decimal(1)
+    )
+    with (
+        db.transaction() as session,
+        pytest.raises(IntegrityError, match="ix_invoice_lines_source_invoice_id"),
+    ):
+        invoices.store(session, april, [line])
 
 
-@pytest.mark.parametrize("month", ["1000-01", "9999-12"])
-def test_the_first_and_the_last_month_are_empty_drafts(month: str) -> None:
-    found = json.loads(b"".join(statements.pieces(a_caller(), statements.parse_month(month))))
-    assert (found["status"], found["month"], found["total"]) == ("draft", month, "0.00")
+def test_the_line_of_a_batch_names_its_schedule_and_simulated_and_counted_answers() -> None:
+    caller = a_caller()
+    with db.transaction() as session:
+        batch = factories.batch(session, caller, factories.input_file(session, caller, b""))
+        lines = [
+            InvoiceLine(kind="usage", description="", amount=Decimal(0), **columns)
+            for columns in ({"reason": "usage_counted"}, {"answered_by": "simulated"}, {})
+        ]
+        header = Invoice(
+            account_id=caller.account_id,
+            livemode=True,
+            batch_id=batch.id,
+            schedule_name="Nightly, the 1st",
+            total=Decimal(0),
+        )
+        invoices.store(session, header, lines)
+    line, _ = read(caller, datetime.now(UTC).date().replace(day=1))["lines"]
+    assert line["description"] == (
+        f"Batch {ids.render('batch', batch.id)}, {datetime.now(UTC):%Y-%m-%d}, schedule Nightly,"
+        " the 1st, simulated answers"
+    )
+    assert line["reason"] == "usage_counted"

@@ -1,6 +1,6 @@
 """A process with two reader processes that wait for pieces.
 
-    python -m tests.integration.validation.sitting FOLDER
+    python -m tests.integration.validation.sitting FOLDER fork|forkserver
 
 Each reader leaves a file in FOLDER, named by its process id.
 """
@@ -8,6 +8,7 @@ Each reader leaves a file in FOLDER, named by its process id.
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,15 @@ from xalen_batch.validation.pool import ReaderPool
 serve = pieces.serve
 
 
-def noted(connection: Connection, environment: dict[str, str], niceness: int, folder: Any) -> None:
+def noted(
+    connection: Connection,
+    environment: dict[str, str],
+    niceness: int,
+    folder: Any,
+    copied: Sequence[Connection],
+) -> None:
     Path(folder, str(os.getpid())).touch()
-    serve(connection, environment, niceness, folder)
+    serve(connection, environment, niceness, folder, copied)
 
 
 if __name__ == "__main__":
@@ -28,5 +35,5 @@ if __name__ == "__main__":
     from tests.integration.validation import sitting
 
     pieces.serve = sitting.noted
-    with ReaderPool[Any, Any](2, sys.argv[1]):  # type: ignore[arg-type]
+    with ReaderPool[Any, Any](2, sys.argv[1], method=sys.argv[2]):  # type: ignore[arg-type]
         threading.Event().wait()

@@ -4,9 +4,12 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,13 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, rerank_line
-from xalen_batch import catalog, storage
+from tests.waiting import PATIENCE
+from xalen_batch import catalog, config, storage
 from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.errors import Unavailable
-from xalen_batch.validation import apart, estimate_file, pool, read
-from xalen_batch.validation.estimate import estimate
+from xalen_batch.validation import apart, estimate_file, pieces, pool, read
+from xalen_batch.validation.estimate import Estimate, estimate
 from xalen_batch.validation.estimate_file import Estimating
 from xalen_batch.validation.pool import ReaderPool
 
@@ -34,7 +38,7 @@ PRICES = {CHAT_MODEL: {"input": "0.02", "output": "0.04"}, RERANK_MODEL: {"input
 def _small_pieces(
     monkeypatch: pytest.MonkeyPatch, configure: Callable[..., None], tmp_path: Path
 ) -> None:
-    configure(storage_url=tmp_path.as_uri())
+    configure(storage_url=tmp_path.as_uri(), max_reported_errors=5)
     monkeypatch.setattr(estimate_file, "LARGE_BYTES", 0)
     monkeypatch.setattr(read, "PIECE_BYTES", 1_000)
 
@@ -71,8 +75,24 @@ ODD = st.sampled_from(
         rerank_line("rank"),
     ]
 ).map(lambda line: lambda n: line)
+# Faults that mean the same wherever they are in a file.
+FAULTY = st.sampled_from(
+    [
+        b"[",
+        b"\xff",
+        b'{"custom_id":"twice","custom_id":"twice"}',
+        b"[" * 500,
+        chat_line("n", n=0),
+        {**chat_line("m"), "method": "GET"},
+        {**chat_line("u"), "url": "/v1/other"},
+        {**chat_line("b"), "body": []},
+        chat_line("g", model="gpt-9"),
+        rerank_line("rank"),
+    ]
+).map(lambda line: lambda n: line if isinstance(line, bytes) else line | {"custom_id": f"f{n}"})
 LINES = st.one_of(
     st.lists(st.one_of(CHATS, TOOLS), max_size=40),
+    st.lists(st.one_of(CHATS, CHATS, TOOLS, FAULTY, st.just(lambda _: b"")), max_size=40),
     st.lists(st.one_of(CHATS, CHATS, CHATS, TOOLS, ODD), max_size=40),
 )
 
@@ -86,26 +106,88 @@ class NoProcesses(ReaderPool[Any, Any]):
 
 @given(
     lines=LINES,
+    newline=st.sampled_from([b"\n", b"\r\n"]),
     begins_with=st.sampled_from([b"", b"", b"\xef\xbb\xbf"]),
     ends_with=st.sampled_from([b"", b"\n", b"\n\n"]),
     endpoint=st.sampled_from([CHAT, None, RERANK]),
     prices=st.sampled_from([PRICES, {CHAT_MODEL: PRICES[CHAT_MODEL]}, {}]),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_in_pieces_or_at_once_is_the_same(lines, begins_with, ends_with, endpoint, prices) -> None:
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+def test_in_pieces_or_at_once_is_the_same(
+    lines, newline, begins_with, ends_with, endpoint, prices
+) -> None:
     made = [make(n) for n, make in enumerate(lines)]
     content = (
         begins_with
-        + b"\n".join(line if isinstance(line, bytes) else orjson.dumps(line) for line in made)
+        + newline.join(line if isinstance(line, bytes) else orjson.dumps(line) for line in made)
         + ends_with
     )
     storage.write(KEY, [content])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimate_file, "ReaderPool", NoProcesses)
         found = estimate_file.estimate_file(KEY, **asked(endpoint, prices))
+        local = estimate_local(content, endpoint, prices)
     expected = estimate([content], **asked(endpoint, prices))
-    assert found.render() == expected.render()
-    assert list(found.models) == list(expected.models)
+    assert found.render() == local.render() == expected.render()
+    assert list(found.models) == list(local.models) == list(expected.models)
+
+
+def estimate_local(
+    content: bytes, endpoint: str | None, prices: dict[str, dict[str, str]], **limits: int
+) -> Estimate:
+    """As the command line estimates a file."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        return estimate_file.estimate_local(
+            Path(file.name),
+            **asked(endpoint, prices),
+            limits=config.settings().model_copy(update=limits),
+            progress=estimate_file.silent,
+        )
+
+
+def test_the_command_line_reads_pieces_in_other_processes_and_shows_progress(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "lines.jsonl"
+    file.write_bytes(b"\n".join(orjson.dumps(chat_line(f"r{n}")) for n in range(90)))
+    here = os.getpid()
+
+    read_lines = pieces.read_lines
+
+    def elsewhere(*args: Any) -> object:
+        assert os.getpid() != here, "a piece was read by the process that asks"
+        return read_lines(*args)
+
+    monkeypatch.setattr(pieces, "read_lines", elsewhere)
+    patient = partial(ReaderPool, start_timeout=PATIENCE)
+    monkeypatch.setattr(estimate_file, "ReaderPool", patient)
+    shown: list[tuple[int, int]] = []
+
+    @contextmanager
+    def progress() -> Iterator[Callable[[int, int], None]]:
+        yield lambda done, size: shown.append((done, size))
+
+    found = estimate_file.estimate_local(
+        file, **asked(CHAT, PRICES), limits=config.settings(), progress=progress
+    )
+    size = file.stat().st_size
+    assert (found.lines, shown[-1]) == (90, (size, size))
+    assert [done for done, _ in shown] == sorted({done for done, _ in shown})
+    assert len(shown) > 5
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [({"max_line_bytes": 50}, "line_too_long"), ({"max_batch_lines": 20}, "too_many_tasks")],
+)
+def test_the_command_line_checks_by_the_limits_of_the_server(
+    limits: dict[str, int], code: str
+) -> None:
+    content = b"\n".join(orjson.dumps(chat_line(f"r{n}")) for n in range(60))
+    found = estimate_local(content, CHAT, PRICES, **limits)
+    assert {fault.code for fault in found.faults.kept} == {code}
 
 
 def test_good_pieces_are_read_by_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +198,35 @@ def test_good_pieces_are_read_by_other_processes(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Estimating, "__call__", refused)
     assert estimate_file.estimate_file(KEY, **asked(CHAT, PRICES)).lines == 90
+
+
+@pytest.mark.parametrize("endpoint", [CHAT, None])
+def test_pieces_with_faults_are_read_once(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str | None
+) -> None:
+    lines = [orjson.dumps(chat_line(f"r{n}")) for n in range(90)]
+    lines[50] = lines[71] = b"{"
+    storage.write(KEY, [b"\n".join(lines)])
+
+    def refused(*_: object) -> None:
+        raise AssertionError("the file was read again as a whole")
+
+    monkeypatch.setattr(Estimating, "whole", refused)
+    found = estimate_file.estimate_file(KEY, **asked(endpoint, PRICES))
+    assert [fault.line for fault in found.faults.kept] == [51, 72]
+    assert found.lines == 88
+
+
+def test_a_long_first_line_is_not_parsed_by_the_process_that_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(estimate_file, "FIRST_BYTES", 1_000)
+    lines = [chat_line("long", "x" * 2_000), *(chat_line(f"r{n}") for n in range(60))]
+    storage.write(KEY, [b"\n".join(map(orjson.dumps, lines))])
+    asked_for_none = Estimating(limits=None, **asked(None, PRICES))
+    assert asked_for_none._first_url(KEY, 0) is None
+    found = estimate_file.estimate_file(KEY, **asked(None, PRICES))
+    assert (found.endpoint, found.lines) == (CHAT, 61)
 
 
 def test_an_id_that_is_twice_in_pieces_far_apart_is_named_with_both_lines() -> None:

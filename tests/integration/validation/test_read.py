@@ -367,15 +367,20 @@ def _fail(*told: Any) -> None:
     serve(*told)
 
 
-def test_the_processes_end_with_their_worker_however_it_dies(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "command"), [("forkserver", "multiprocessing"), ("fork", "sitting")]
+)
+def test_the_processes_end_with_their_worker_however_it_dies(
+    tmp_path: Path, method: str, command: str
+) -> None:
     folder = tmp_path / "running"
     folder.mkdir()
 
     def are_running() -> list[str]:
-        return [pid for pid in os.listdir(folder) if is_running(int(pid), "multiprocessing")]
+        return [pid for pid in os.listdir(folder) if is_running(int(pid), command)]
 
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.validation.sitting", folder], cwd=ROOT
+        [sys.executable, "-m", "tests.integration.validation.sitting", folder, method], cwd=ROOT
     ) as worker:
         try:
             wait_until(lambda: len(are_running()) == 2, process=worker)

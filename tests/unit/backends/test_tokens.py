@@ -10,7 +10,7 @@ from xalen_batch.backends import tokens
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=200)
 # Characters of every kind that `PIECES` tells apart, so that runs of them meet.
 KINDS = st.text(st.sampled_from("aZé1٣!_. \t\n\r\x00\x1c\x7f\xa0я中😀\ud800\u3000"), max_size=60)
-RUNS = st.lists(st.tuples(st.sampled_from("a1! \n\té"), st.integers(1, 20)), max_size=12).map(
+RUNS = st.lists(st.tuples(st.sampled_from("a1! \n\té"), st.integers(1, 40)), max_size=12).map(
     lambda runs: "".join(c * n for c, n in runs)
 )
 
@@ -18,6 +18,18 @@ RUNS = st.lists(st.tuples(st.sampled_from("a1! \n\té"), st.integers(1, 20)), ma
 @given(st.one_of(TEXTS, KINDS, RUNS))
 def test_runs_count_as_many_tokens_as_the_pattern_finds(text: str) -> None:
     assert tokens.count(text) == len(tokens.PIECES.findall(text))
+
+
+def test_a_long_text_counts_as_many_tokens_as_the_pattern_finds() -> None:
+    text = "ab  c\n  d!!! \n\n\n   é1  ------ inconsequentially " * 8_001 + "!"
+    assert len(text) > tokens._MASKED
+    assert tokens.count(text) == len(tokens.PIECES.findall(text))
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=4))
+def test_texts_count_as_the_messages_of_a_chat(texts: list[str]) -> None:
+    messages = [{"content": text} for text in texts]
+    assert tokens.count_texts(texts) == tokens.count_chat(messages)
 
 
 @given(TEXTS)
