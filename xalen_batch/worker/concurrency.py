@@ -82,8 +82,8 @@ class Concurrency:
         self._ceiling = ceiling
         self.limit = self._start
         self.in_flight = 0
-        # Good answers per second in the last measurement.
-        self.goodput = 0.0
+        # Good answers per second in the last measurement, in all and by slot of the limit.
+        self._goodput = self._goodput_of_slot = 0.0
         # Number of moves of the limit. A request has the number at which it was sent.
         self._moves = 0
         # The congestion epoch: requests sent before this move cause no multiplicative decrease, so
@@ -98,6 +98,11 @@ class Concurrency:
         self._idle_since = self._clock()
         self._is_settling = False
         self._begin()
+
+    @property
+    def goodput(self) -> float:
+        """Good answers per second that the limit allows."""
+        return self._goodput_of_slot * self.limit
 
     @property
     def ceiling(self) -> int:
@@ -194,7 +199,8 @@ class Concurrency:
         if seconds < LEAST_SECONDS:
             self._enough = self._good * 2
             return
-        self.goodput = self._good / seconds
+        self._goodput = self._good / seconds
+        self._goodput_of_slot = self._goodput / self.limit
         if was_full:
             self._judge()
         self._begin()
@@ -208,16 +214,16 @@ class Concurrency:
         """After a full round: keep the limit or return to the base, then begin the next trial."""
         base = self._base
         if base is None or self.limit < FEW:
-            self._base = self.limit, self.goodput
+            self._base = self.limit, self._goodput
         elif self._is_probing:
             pass
         elif base[0] == self.limit:
             # While a refusal is known, probes notice another backend.
-            if not self._probe and not 1 / SHIFT < self.goodput / base[1] < SHIFT:
+            if not self._probe and not 1 / SHIFT < self._goodput / base[1] < SHIFT:
                 self._learn_anew()
-            self._base = self.limit, self.goodput
-        elif self.goodput >= base[1] * (1 + MIN_GAIN * (self.limit / base[0] - 1)):
-            self._base = self.limit, self.goodput
+            self._base = self.limit, self._goodput
+        elif self._goodput >= base[1] * (1 + MIN_GAIN * (self.limit / base[0] - 1)):
+            self._base = self.limit, self._goodput
             self._pause, self._factor = FIRST_PAUSE, DOUBLE
         else:
             self._probe, self._factor = 0, STEP

@@ -25,7 +25,7 @@ from xalen_batch.backends.contract import (
 )
 from xalen_batch.config import settings
 from xalen_batch.ratelimit.backend import Rates, estimate
-from xalen_batch.worker.circuit_breaker import Circuit, Source
+from xalen_batch.worker.circuit_breaker import Circuit, Source, State
 from xalen_batch.worker.concurrency import Concurrency, Signal
 from xalen_batch.worker.fair_queue import FairQueue
 from xalen_batch.worker.pace import Pace
@@ -37,10 +37,12 @@ logger = log.get(__name__)
 # Seconds of work that wait behind the requests in flight, so that the backend stays busy while the
 # next task is claimed.
 BACKLOG = 0.5
-# Refusals after which the pause before the retry doubles no further (4 s with the default
+# A lane whose limit has fallen keeps at most this many times the lines that it would claim.
+SURPLUS = 4
+# Refusals after which the pause before the retry doubles no further (2 s with the default
 # settings), if the request was alone in flight. Other clients may fill the backend; a longer pause
 # would miss the free slots between their requests.
-DOUBLING_REFUSALS = 4
+DOUBLING_REFUSALS = 3
 
 
 class Lane:
@@ -173,9 +175,32 @@ class Lane:
             for other, lines in list(self._of_account.items())
             if other == account or self._waiting.is_answered(other)
         )
-        backlog = max(self.limit, int(self._concurrency.goodput * BACKLOG))
-        missing = self.limit + backlog - lines
-        return missing if 2 * missing > backlog else 0
+        missing = self.limit + self._backlog - lines
+        return missing if 2 * missing > self._backlog else 0
+
+    @property
+    def _backlog(self) -> int:
+        return max(self.limit, int(self._concurrency.goodput * BACKLOG))
+
+    def _return_surplus(self) -> None:
+        """Return work that this worker would not run soon, for another one to claim.
+
+        Other workers may fill a backend that they share, so that the limit of this one falls far
+        below that for which it has claimed lines. Lines in flight still end here.
+        """
+        most = SURPLUS * (self.limit + self._backlog)
+        has_fallen = self.limit < self._concurrency.ceiling
+        if not has_fallen or self.unfinished <= most or self.circuit.state is not State.CLOSED:
+            return
+        in_flight = [entry for entry in self._coroutines.values() if entry is not None]
+        lines = Counter(entry.work for entry in (*in_flight, *self._pausing, *self._waiting))
+        kept = 0
+        for work, count in lines.items():
+            if kept + count <= most:
+                kept += count
+            else:
+                work.is_stopped = True
+                self.stop(work)
 
     def _cancel(self, work: Work, *, is_sent: bool) -> None:
         for coroutine, entry in list(self._coroutines.items()):
@@ -336,12 +361,15 @@ class Lane:
                 attempt -= 1
             pause = pause_before_retry(outcome, attempt)
             self._pausing[entry] = asyncio.get_running_loop().call_later(pause, self._retry, entry)
+        if is_busy:
+            self._return_surplus()
 
     def _retry(self, entry: Entry) -> None:
         del self._pausing[entry]
         entry.is_sent = False
         self._waiting.again(entry)
         self._release_account(entry)
+        self._return_surplus()
         self._fill()
 
     def _release_account(self, entry: Entry) -> None:

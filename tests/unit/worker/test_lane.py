@@ -437,7 +437,8 @@ def test_a_busy_backend_gets_fewer_requests_and_is_not_taken_for_broken(
         backend = Script(OK, *[BUSY] * 30, OK)
         lane = Lane(backend, 64)
         assert lane.limit == 32
-        assert await Lines(100).run(lane) == [OK] * 100
+        # Lines beyond those of the lower limit are returned.
+        assert set(await Lines(100).run(lane)) == {OK, NotRun()}
         assert lane.limit < 32
         assert lane.circuit.state is State.CLOSED
 
