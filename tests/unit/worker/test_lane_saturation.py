@@ -78,13 +78,21 @@ class Batch:
     lines: int
     source: Source = field(default_factory=lambda: Source.of(ids.new(), ids.new()))
     outcomes: list[Ended] = field(default_factory=list)
+    claims: list["Claim"] = field(default_factory=list)
 
     def claim(self, lane: Lane) -> None:
         free = lane.free_by_account()
         taken = min(free.get(self.source.account_id, free[None]), self.lines)
         if taken > 0:
             self.lines -= taken
-            lane.add(Claim(self, taken), [FakeLine(number) for number in range(taken)])
+            self.claims.append(Claim(self, lane, taken))
+            lane.add(self.claims[-1], [FakeLine(number) for number in range(taken)])
+
+    def cut(self) -> None:
+        for claim in self.claims:
+            claim.is_stopped = True
+            claim.lane.stop(claim)
+            claim.lane.cut(claim)
 
 
 @dataclass(eq=False)
@@ -92,6 +100,7 @@ class Claim:
     """A task as one worker runs it: its lines are free again once all have ended or returned."""
 
     batch: Batch
+    lane: Lane
     left: int
     is_stopped: bool = False
     returned: int = 0
@@ -157,6 +166,7 @@ def test_a_worker_that_another_one_crowds_out_returns_its_lines() -> None:
         assert second.unfinished <= 32
         lines = len(batch.outcomes) + batch.lines + first.unfinished
         assert lines <= 20_000 <= lines + 256
+        batch.cut()
 
     virtual_time.run(main)
 
@@ -171,6 +181,7 @@ def test_a_backend_that_refuses_everything_opens_the_circuit_and_costs_no_line()
         assert len(backend.refused_at) <= 256 + 20
         assert 10 <= now() - began <= 20 * 2
         assert batch.outcomes == []
+        batch.cut()
 
     virtual_time.run(main)
 
@@ -189,5 +200,6 @@ def test_after_a_short_outage_the_backend_is_full_again_within_seconds() -> None
         end = now() + 8
         await run(batch, lane, until=lambda: lane.limit >= SLOTS)
         assert now() <= end
+        batch.cut()
 
     virtual_time.run(main)
