@@ -17,6 +17,8 @@ from benchmarks.verification import check_answered, check_counts, check_invoices
 
 # Until so many lines have been answered the pipe can be full; behind that is the tail.
 BODY_SHARE = 0.98
+# Seconds from the first request in which adaptive concurrency looks for the limit of a backend.
+FIRST_SECONDS = 3.0
 
 
 def run(system: System, mock: Mock, input_: Input, options: Options, *, times: int = 1) -> Sample:
@@ -60,6 +62,7 @@ def service(stats: Stats) -> dict[str, float]:
     return {
         "mock_cpu_us": stats.cpu_seconds / max(1, stats.requests) * 1e6,
         "mock_refused": float(stats.refused),
+        "mock_refused_later": _refused_later(stats),
         "mock_max_in_flight": float(stats.max_in_flight),
         "mock_mean_in_flight": in_flight,
         "body_rate": rate,
@@ -73,9 +76,17 @@ def _before_tail(stats: Stats) -> tuple[float, float]:
     inside = [entry for entry in stats.timeline if entry[2] <= BODY_SHARE * stats.answered]
     if len(inside) < 2 or stats.first_request is None:
         return 0.0, 0.0
-    seconds, _, answered, busy = inside[-1]
+    seconds, _, answered, busy, _ = inside[-1]
     length = max(1e-9, seconds - stats.first_request)
     return busy / length, answered / length
+
+
+def _refused_later(stats: Stats) -> float:
+    """Refusals an answer after the first seconds; 0 if all lines were answered in them."""
+    begin = (stats.first_request or 0.0) + FIRST_SECONDS
+    early = [entry for entry in stats.timeline if entry[0] <= begin]
+    _, _, answered, _, refused = early[-1] if early else (0.0, 0, 0, 0.0, 0)
+    return (stats.refused - refused) / max(1, stats.answered - answered)
 
 
 def _wait_for_start(client: Client, batch_id: str) -> float:

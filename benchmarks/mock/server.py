@@ -48,8 +48,8 @@ class Stats(msgspec.Struct):
     last_answer: float | None = None
     cpu_seconds: float = 0.0
     seconds: float = 0.0
-    # [seconds, in flight, answered, busy seconds], every 20 ms
-    timeline: list[tuple[float, int, int, float]] = []
+    # [seconds, in flight, answered, busy seconds, refused], every 20 ms
+    timeline: list[tuple[float, int, int, float, int]] = []
 
 
 class Service:
@@ -223,7 +223,13 @@ class Service:
         stats = self.stats
         if stats.requests and len(stats.timeline) < MOST_SAMPLES:
             stats.timeline.append(
-                (self._moved - self._started, stats.in_flight, stats.answered, stats.busy_seconds)
+                (
+                    self._moved - self._started,
+                    stats.in_flight,
+                    stats.answered,
+                    stats.busy_seconds,
+                    stats.refused,
+                )
             )
         self._loop.call_later(SAMPLE_INTERVAL, self._sample)
 

@@ -7,7 +7,7 @@ lines of its account were claimed before it.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Container, Hashable, Iterable, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from xalen_batch.worker.circuit_breaker import Source
@@ -107,6 +107,11 @@ class FairQueue(Generic[E]):
 
     def __bool__(self) -> bool:
         return any(account.waiting for account in self._accounts.values())
+
+    def __iter__(self) -> Iterator[E]:
+        for account in self._accounts.values():
+            for waiting in account.waiting.values():
+                yield from waiting
 
     def add(self, source: Source, entries: Sequence[E]) -> None:
         """Append entries of one batch to its queue."""

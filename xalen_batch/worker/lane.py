@@ -25,7 +25,7 @@ from xalen_batch.backends.contract import (
 )
 from xalen_batch.config import settings
 from xalen_batch.ratelimit.backend import Rates, estimate
-from xalen_batch.worker.circuit_breaker import Circuit, Source
+from xalen_batch.worker.circuit_breaker import Circuit, Source, State
 from xalen_batch.worker.concurrency import Concurrency, Signal
 from xalen_batch.worker.fair_queue import FairQueue
 from xalen_batch.worker.pace import Pace
@@ -37,6 +37,12 @@ logger = log.get(__name__)
 # Seconds of work that wait behind the requests in flight, so that the backend stays busy while the
 # next task is claimed.
 BACKLOG = 0.5
+# A lane whose limit has fallen keeps at most this many times the lines that it would claim.
+SURPLUS = 4
+# Refusals after which the pause before the retry doubles no further (2 s with the default
+# settings), if the request was alone in flight. Other clients may fill the backend; a longer pause
+# would miss the free slots between their requests.
+DOUBLING_REFUSALS = 3
 
 
 class Lane:
@@ -85,6 +91,8 @@ class Lane:
         # By account, an entry that met an overload signal as the only request in flight. Until its
         # retry, nothing else of the account is sent.
         self._refused: dict[str, Entry] = {}
+        # Such overload signals since the backend's last answer.
+        self._refusals = 0
         # Accounts for which alone the backend is busy; their overload signals are ignored.
         self._doubted: set[str] = set()
         self._refill: asyncio.TimerHandle | None = None
@@ -167,9 +175,32 @@ class Lane:
             for other, lines in list(self._of_account.items())
             if other == account or self._waiting.is_answered(other)
         )
-        backlog = max(self.limit, int(self._concurrency.goodput * BACKLOG))
-        missing = self.limit + backlog - lines
-        return missing if 2 * missing > backlog else 0
+        missing = self.limit + self._backlog - lines
+        return missing if 2 * missing > self._backlog else 0
+
+    @property
+    def _backlog(self) -> int:
+        return max(self.limit, int(self._concurrency.goodput * BACKLOG))
+
+    def _return_surplus(self) -> None:
+        """Return work that this worker would not run soon, for another one to claim.
+
+        Other workers may fill a backend that they share, so that the limit of this one falls far
+        below that for which it has claimed lines. Lines in flight still end here.
+        """
+        most = SURPLUS * (self.limit + self._backlog)
+        has_fallen = self.limit < self._concurrency.ceiling
+        if not has_fallen or self.unfinished <= most or self.circuit.state is not State.CLOSED:
+            return
+        in_flight = [entry for entry in self._coroutines.values() if entry is not None]
+        lines = Counter(entry.work for entry in (*in_flight, *self._pausing, *self._waiting))
+        kept = 0
+        for work, count in lines.items():
+            if kept + count <= most:
+                kept += count
+            else:
+                work.is_stopped = True
+                self.stop(work)
 
     def _cancel(self, work: Work, *, is_sent: bool) -> None:
         for coroutine, entry in list(self._coroutines.items()):
@@ -269,6 +300,7 @@ class Lane:
                 self._rates.settle(expected, _used(outcome))
         if not isinstance(outcome, Retryable):
             self.silence.over()
+            self._refusals = 0
             self._succeeded(source, number, outcome)
         return outcome
 
@@ -284,8 +316,10 @@ class Lane:
     def _failed(self, entry: Entry, outcome: Retryable) -> None:
         source = entry.work.source
         self.silence.failed(outcome.reason)
-        # Overload lowers the limit. Overload at a limit of 1 counts as a broken backend.
-        is_refused = outcome.is_overload and self.limit == 1 and not self.circuit.is_doubted(source)
+        # Overload lowers the limit. Overload of the only request in flight counts as a broken
+        # backend.
+        is_busy = outcome.is_overload and not self.circuit.is_doubted(source)
+        is_refused = is_busy and not self._concurrency.in_flight
         is_broken = is_refused or not outcome.is_overload
         self.circuit.failed(
             source,
@@ -317,16 +351,25 @@ class Lane:
         elif entry.work.is_stopped:
             self._over(entry, NOT_RUN)
         else:
+            attempt = entry.attempts
             if is_refused:
                 self._refused[entry.account_id] = entry
-            pause = pause_before_retry(outcome, entry.attempts)
+                self._refusals += 1
+                attempt = min(attempt, self._refusals, DOUBLING_REFUSALS)
+            elif is_busy:
+                # The limit has given up the slot of this request, which paces the first retry.
+                attempt -= 1
+            pause = pause_before_retry(outcome, attempt)
             self._pausing[entry] = asyncio.get_running_loop().call_later(pause, self._retry, entry)
+        if is_busy:
+            self._return_surplus()
 
     def _retry(self, entry: Entry) -> None:
         del self._pausing[entry]
         entry.is_sent = False
         self._waiting.again(entry)
         self._release_account(entry)
+        self._return_surplus()
         self._fill()
 
     def _release_account(self, entry: Entry) -> None:
@@ -342,7 +385,7 @@ class Lane:
         if outcome is None or not (outcome.is_overload or outcome.is_timeout):
             return Signal.BROKEN
         if not self.circuit.is_doubted(source):
-            return Signal.BUSY
+            return Signal.REFUSED if outcome.is_overload else Signal.TIMEOUT
         if source.account_id not in self._doubted:
             self._doubted.add(source.account_id)
             self._concurrency.restart()
@@ -386,7 +429,12 @@ def _used(outcome: Outcome | None) -> int | None:
 
 
 def pause_before_retry(outcome: Retryable, attempt: int) -> float:
-    """Seconds: the backend's `retry_after` (capped) plus exponential backoff with full jitter."""
+    """Seconds: the backend's `retry_after` (capped) plus exponential backoff with full jitter.
+
+    `attempt` 0: without a backoff.
+    """
     ceiling = min(settings().retry_cap, settings().retry_base * 2.0 ** min(attempt - 1, 30))
+    if not attempt:
+        ceiling = 0.0
     asked = min(outcome.retry_after or 0.0, settings().retry_after_cap)
     return asked + random.uniform(0, ceiling)

@@ -75,7 +75,7 @@ class Batch:
     lines: int
     kind: str = "good"
     source: Source = field(default_factory=lambda: Source.of(ids.new(), ids.new()))
-    is_stopped: bool = False
+    claims: list["Claim"] = field(default_factory=list)
     in_lane: int = 0
     not_before: float = 0.0
     answered: int = 0
@@ -105,8 +105,31 @@ class Batch:
         self.lines -= room
         self.in_lane += room
         self.numbers += room
-        self.lane.add(self, [FakeLine(self.numbers + number, self.kind) for number in range(room)])
+        claim = Claim(self)
+        self.claims.append(claim)
+        self.lane.add(claim, [FakeLine(self.numbers + number, self.kind) for number in range(room)])
         return True
+
+    def cut(self) -> None:
+        for claim in self.claims:
+            claim.is_stopped = True
+            self.lane.stop(claim)
+            self.lane.cut(claim)
+
+
+@dataclass(eq=False)
+class Claim:
+    """A task of a batch as the lane runs it."""
+
+    batch: Batch
+    is_stopped: bool = False
+
+    @property
+    def source(self) -> Source:
+        return self.batch.source
+
+    def over(self, line: Any, outcome: Ended | NotRun) -> None:
+        self.batch.over(line, outcome)
 
 
 def now() -> float:
@@ -165,9 +188,7 @@ def test_another_accounts_lines_take_at_most_three_times_as_long_as_alone(
         assert (other.answered, other.failed) == (2_000, 0)
         assert seconds <= 3 * seconds_alone + (15 + 2 if accounts > 3 else 1)
         for batch in hostile:
-            batch.is_stopped = True
-            lane.stop(batch)
-            lane.cut(batch)
+            batch.cut()
 
     virtual_time.run(main)
 
@@ -178,9 +199,7 @@ def test_lines_that_fail_end_while_others_are_answered() -> None:
         failing, other = Batch(lane, 500, "500"), Batch(lane, 100_000)
         await run(failing, other, until=lambda: failing.ended_at is not None, most=300)
         assert (failing.answered, failing.failed) == (0, 500)
-        other.is_stopped = True
-        lane.stop(other)
-        lane.cut(other)
+        other.cut()
 
     virtual_time.run(main)
 
@@ -191,9 +210,7 @@ def test_a_lines_own_404_ends_it_with_the_backends_words_while_others_are_answer
         refused, other = Batch(lane, 100, "404"), Batch(lane, 100_000)
         await run(refused, other, until=lambda: refused.ended_at is not None, most=120)
         assert refused.failed == 100
-        other.is_stopped = True
-        lane.stop(other)
-        lane.cut(other)
+        other.cut()
 
     virtual_time.run(main)
 
