@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from decimal import Decimal
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -10,6 +11,8 @@ from sqlalchemy import (
     ColumnElement,
     ForeignKey,
     Index,
+    TextClause,
+    bindparam,
     case,
     func,
     literal_column,
@@ -18,6 +21,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from xalen_batch.models.base import Base
@@ -83,6 +87,16 @@ class Task(Base):
     output_bytes: Mapped[int] = mapped_column(server_default="0")
     error_bytes: Mapped[int] = mapped_column(server_default="0")
 
+    # Sums for the invoice (billing/sums.py). `summed`: the number of results in them. Workers of a
+    # version without these columns do not add their results.
+    summed: Mapped[int] = mapped_column(server_default="0")
+    charged: Mapped[Decimal] = mapped_column(server_default="0")
+    # The part of the tokens that xalen-batch counted, since the backend reported no usable usage.
+    counted_input_tokens: Mapped[int] = mapped_column(server_default="0")
+    counted_output_tokens: Mapped[int] = mapped_column(server_default="0")
+    # {reason: requests that ended for it without success}; null: all succeeded so far.
+    not_billed: Mapped[dict[str, Any] | None]
+
     @property
     def key(self) -> tuple[UUID, int]:
         return self.batch_id, self.seq
@@ -116,6 +130,31 @@ def has_any(session: Session, batch_id: UUID, *states: TaskState) -> bool:
     )
 
 
+# Adds the requests of each reason, {reason: requests}, to those of the task.
+_NOT_BILLED_ADDED = text("""(
+    SELECT jsonb_object_agg(reason, requests) FROM (
+        SELECT key AS reason, sum(value::bigint) AS requests
+        FROM (
+            SELECT * FROM jsonb_each_text(coalesce(tasks.not_billed, '{}'))
+            UNION ALL SELECT * FROM jsonb_each_text(:not_billed_added)
+        ) AS each
+        GROUP BY key
+    ) AS reasons
+)""").bindparams(bindparam("not_billed_added", type_=JSONB))
+
+
+def _added(counts: Mapping[str, Any]) -> dict[str, ColumnElement[Any] | TextClause]:
+    """The values of an UPDATE that adds `counts` to a task's counters and sums."""
+    added: dict[str, ColumnElement[Any] | TextClause] = {
+        name: getattr(Task, name) + amount
+        for name, amount in counts.items()
+        if name != "not_billed"
+    }
+    if counts.get("not_billed"):
+        added["not_billed"] = _NOT_BILLED_ADDED.bindparams(not_billed_added=counts["not_billed"])
+    return added
+
+
 class BatchState(NamedTuple):
     """The status of a task's batch, and whether its execution window is open."""
 
@@ -131,7 +170,7 @@ def advance(
     to: TaskState,
     lease: float,
     pause: float | None,
-    counts: Mapping[str, int],
+    counts: Mapping[str, Any],
 ) -> BatchState | None:
     """Move a running task to `to`, and add `counts` to its counters, if the fence still holds.
 
@@ -152,7 +191,7 @@ def advance(
             state=to,
             lease_until=func.clock_timestamp() + timedelta(seconds=lease) if is_running else None,
             not_before=None if pause is None else func.clock_timestamp() + timedelta(seconds=pause),
-            **{name: getattr(Task, name) + amount for name, amount in counts.items()},
+            **_added(counts),
         )
         .returning(Batch.status, window_is_open())
         .execution_options(synchronize_session=False)
@@ -182,7 +221,7 @@ def reclaim(session: Session, limit: int = 100) -> Sequence[Task]:
     ).all()
 
 
-def end(session: Session, task: Task, counts: Mapping[str, int]) -> bool:
+def end(session: Session, task: Task, counts: Mapping[str, Any]) -> bool:
     """Move a pending task to done; no worker will run it. False: a worker claimed it first."""
     row = session.execute(
         update(Task)
@@ -196,7 +235,7 @@ def end(session: Session, task: Task, counts: Mapping[str, int]) -> bool:
             state=TaskState.DONE,
             fence=Task.fence + 1,
             not_before=None,
-            **{name: getattr(Task, name) + amount for name, amount in counts.items()},
+            **_added(counts),
         )
         .returning(Task.seq)
         .execution_options(synchronize_session=False)
