@@ -14,6 +14,7 @@ from xalen_batch.billing.charges import USAGE_COUNTED
 from xalen_batch.billing.sums import ModelSums
 from xalen_batch.errors import NotFound
 from xalen_batch.models import Batch, Invoice, InvoiceLine, ScheduleRun
+from xalen_batch.models.base import table_of
 from xalen_batch.states import BatchStatus
 
 logger = log.get(__name__)
@@ -36,9 +37,6 @@ def issue(session: Session, batch: Batch) -> Invoice:
     Returns the existing invoice if there is one. Its lines are derived from the sums of tokens;
     raises Mismatch unless their total equals the sum of the charges to the last digit.
     """
-    issued = _find(session, batch)
-    if issued is not None:
-        return issued
     ended = sums.of_batch(session, batch)
     lines = [*_usage_lines(batch, ended), *_not_billed_lines(ended)]
     total = sum((line.amount for line in lines), ZERO)
@@ -51,15 +49,17 @@ def issue(session: Session, batch: Batch) -> Invoice:
             f"batch {batch.id}: the invoice's lines sum to {total}, the charges of its results to"
             f" {charged}"
         )
-    header = Invoice(
+    invoice = Invoice(
         account_id=batch.account_id,
         livemode=batch.livemode,
         batch_id=batch.id,
         schedule_id=batch.schedule_id,
         schedule_name=_schedule_name(session, batch),
         total=total,
+        lines=lines,
     )
-    store(session, header, lines)
+    if store(session, invoice, lines):
+        return invoice
     return session.scalars(select(Invoice).where(Invoice.batch_id == batch.id)).one()
 
 
@@ -109,8 +109,21 @@ def _schedule_name(session: Session, batch: Batch) -> str | None:
     return name
 
 
+_INSERT = (
+    postgresql.insert(table_of(Invoice))
+    .on_conflict_do_nothing()
+    .returning(table_of(Invoice).c.id, table_of(Invoice).c.issued_at)
+)
+_INSERT_LINES = insert(table_of(InvoiceLine))
+_LINE_COLUMNS = [
+    column.key
+    for column in InvoiceLine.__mapper__.column_attrs
+    if column.key not in ("invoice_id", "position")
+]
+
+
 def store(session: Session, invoice: Invoice, lines: Sequence[InvoiceLine]) -> bool:
-    """Insert an invoice and its lines, in their order.
+    """Insert an invoice and its lines, in their order, and give it its id and time.
 
     Returns False, and inserts nothing, if the batch or the month has an invoice.
     """
@@ -125,26 +138,21 @@ def store(session: Session, invoice: Invoice, lines: Sequence[InvoiceLine]) -> b
         "currency": money.CURRENCY,
         "total": invoice.total,
     }
-    is_new = session.execute(
-        postgresql.insert(Invoice).values(header).on_conflict_do_nothing().returning(Invoice.id)
-    ).one_or_none()
-    if is_new is None:
+    inserted = session.execute(_INSERT, header).one_or_none()
+    if inserted is None:
         return False
-    columns = [
-        column.key
-        for column in InvoiceLine.__mapper__.column_attrs
-        if column.key not in ("invoice_id", "position")
-    ]
+    invoice.id, invoice.issued_at = inserted
+    invoice.currency = money.CURRENCY
     rows = [
         {
-            "invoice_id": header["id"],
+            "invoice_id": invoice.id,
             "position": position,
-            **{column: getattr(line, column) for column in columns},
+            **{column: getattr(line, column) for column in _LINE_COLUMNS},
         }
         for position, line in enumerate(lines, start=1)
     ]
     if rows:
-        session.execute(insert(InvoiceLine), rows)
+        session.execute(_INSERT_LINES, rows)
     return True
 
 

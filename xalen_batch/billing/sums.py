@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import case, func, literal, select
+from sqlalchemy import bindparam, case, func, literal, select
 from sqlalchemy.orm import Session
 
 from xalen_batch import log, money
@@ -46,23 +46,27 @@ def of_batch(session: Session, batch: Batch) -> list[ModelSums]:
     return kept
 
 
+# Built once, since every batch runs it.
+_OF_TASKS = (
+    select(
+        Task.model,
+        func.sum(Task.summed),
+        func.sum(Task.charged),
+        func.sum(Task.input_tokens),
+        func.sum(Task.output_tokens),
+        func.sum(Task.counted_input_tokens),
+        func.sum(Task.counted_output_tokens),
+        func.jsonb_agg(Task.not_billed).filter(Task.not_billed.is_not(None)),
+    )
+    .where(Task.batch_id == bindparam("batch_id"))
+    .group_by(Task.model)
+    .having(func.sum(Task.summed) > 0)
+)
+
+
 def of_tasks(session: Session, batch_id: UUID, *, lines: int) -> list[ModelSums] | None:
     """The sums that the tasks keep; None unless they contain exactly `lines` results."""
-    rows = session.execute(
-        select(
-            Task.model,
-            func.sum(Task.summed),
-            func.sum(Task.charged),
-            func.sum(Task.input_tokens),
-            func.sum(Task.output_tokens),
-            func.sum(Task.counted_input_tokens),
-            func.sum(Task.counted_output_tokens),
-            func.jsonb_agg(Task.not_billed).filter(Task.not_billed.is_not(None)),
-        )
-        .where(Task.batch_id == batch_id)
-        .group_by(Task.model)
-        .having(func.sum(Task.summed) > 0)
-    ).all()
+    rows = session.execute(_OF_TASKS, {"batch_id": batch_id}).all()
     if sum(row[1] for row in rows) != lines:
         return None
     return sorted(

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from decimal import Decimal
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -13,15 +14,19 @@ from sqlalchemy import (
     Index,
     UniqueConstraint,
     and_,
+    bindparam,
     func,
+    null,
     or_,
     select,
     text,
     update,
 )
 from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.sql.dml import ReturningUpdate
 
-from xalen_batch.models.base import Base
+from xalen_batch.models.base import Base, table_of
 from xalen_batch.states import BATCH_MOVES, BatchStatus
 
 # The condition of a batch that has not ended. Literals instead of bound values: only then can the
@@ -175,29 +180,47 @@ class Batch(Base):
             return "simulated"
         return "openai" if self.backends is None else self.backends.get(model)
 
-    def move(self, session: Session, to: BatchStatus) -> bool:
-        """Move this batch from the status it was read with, by a guarded UPDATE.
+    def move(self, session: Session, *path: BatchStatus, **values: Any) -> bool:
+        """Move this batch along `path` from the status it was read with, by a guarded UPDATE.
 
-        False: another transaction moved it first, and nothing is written. Raises ValueError for a
-        move that BATCH_MOVES does not have, which is a bug of ours.
+        `values`: columns that change with it. False: another transaction moved it first, and
+        nothing is written. Raises ValueError for a move that BATCH_MOVES does not have, which is a
+        bug of ours.
         """
-        source = BatchStatus(self.status)
-        if to not in BATCH_MOVES[source]:
-            raise ValueError(f"a batch does not go from {source} to {to}")
+        source = status = BatchStatus(self.status)
+        for to in path:
+            if to not in BATCH_MOVES[status]:
+                raise ValueError(f"a batch does not go from {status} to {to}")
+            status = to
         session.flush()
-        # The worker that starts to finalize keeps its lease; every other move ends the lease.
-        lease_end = Batch.lease_until if to is BatchStatus.FINALIZING else None
         row = session.execute(
-            update(Batch)
-            .where(Batch.id == self.id, Batch.status == source)
-            .values({"status": to.value, f"{to.value}_at": func.now(), "lease_until": lease_end})
-            .returning(Batch.id)
-            .execution_options(synchronize_session=False)
+            _moved(path), {"own_id": self.id, "source": source.value, **values}
         ).one_or_none()
         if row is None:
             return False
-        session.refresh(self)
+        for name, value in zip(_ATTRIBUTES, row, strict=True):
+            set_committed_value(self, name, value)
         return True
+
+
+_TABLE = table_of(Batch)
+_ATTRIBUTES = [Batch.__mapper__.get_property_by_column(column).key for column in _TABLE.columns]
+
+
+# Cached, since building a statement takes longer than running it.
+@cache
+def _moved(path: tuple[BatchStatus, ...]) -> ReturningUpdate[Any]:
+    """The guarded UPDATE of `Batch.move`, to which SQLAlchemy adds the columns of `values`."""
+    changed: dict[str, Any] = {f"{to.value}_at": func.now() for to in path}
+    # The worker that starts to finalize keeps its lease; every other move ends the lease.
+    if path[-1] is not BatchStatus.FINALIZING:
+        changed["lease_until"] = null()
+    return (
+        update(_TABLE)
+        .where(_TABLE.c.id == bindparam("own_id"), _TABLE.c.status == bindparam("source"))
+        .values(status=path[-1].value, **changed)
+        .returning(*_TABLE.columns)
+    )
 
 
 def window_is_open() -> ColumnElement[bool]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     ForeignKey,
     Index,
+    Select,
     TextClause,
     bindparam,
     case,
@@ -123,10 +125,13 @@ def has_state(*states: TaskState) -> ColumnElement[bool]:
 
 def has_any(session: Session, batch_id: UUID, *states: TaskState) -> bool:
     """Whether a batch has a task in one of these states."""
-    return bool(
-        session.scalar(
-            select(select(Task.seq).where(Task.batch_id == batch_id, has_state(*states)).exists())
-        )
+    return bool(session.scalar(_has_any(states), {"batch_id": batch_id}))
+
+
+@cache
+def _has_any(states: tuple[TaskState, ...]) -> Select[bool]:
+    return select(
+        select(Task.seq).where(Task.batch_id == bindparam("batch_id"), has_state(*states)).exists()
     )
 
 
