@@ -42,7 +42,7 @@ POINTS = {
     "record: last line in, end not named": Point(
         "worker", f"{PIPELINE}.record:_enqueue_finalize", "before", 4
     ),
-    "finalize: batch locked": Point("worker", f"{PIPELINE}.finalize:_complete", "before", 2),
+    "finalize: leased": Point("worker", f"{PIPELINE}.finalize:_complete", "before", 2),
     "finalize: open lines ended": Point(
         "worker", f"{PIPELINE}.finalize:_end_open_tasks", "after", 1
     ),

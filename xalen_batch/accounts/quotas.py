@@ -158,7 +158,13 @@ class Excess:
 
 def limits(session: Session, owner: Owner) -> dict[Quota, int | None]:
     """The limits in force: those that an operator gave this account, else those of the settings."""
-    return {quota: getattr(settings(), f"quota_{quota}") for quota in Quota} | given(session, owner)
+    return _usual() | given(session, owner)
+
+
+def _usual() -> dict[Quota, int | None]:
+    """The limits of the settings."""
+    usual = settings()
+    return {quota: getattr(usual, f"quota_{quota}") for quota in Quota}
 
 
 def given(session: Session, owner: Owner) -> dict[Quota, int | None]:
@@ -177,8 +183,7 @@ def admit_batch(session: Session, owner: Owner) -> None:
     Raises TooManyRequests if the account's open batches, lines or tokens are at their limit.
     """
     lock(session, owner)
-    asked = dict.fromkeys(ENQUEUED, 1)
-    found = _excess(limits(session, owner), _enqueued(session, owner), asked)
+    found = _excess_enqueued(session, owner, dict.fromkeys(ENQUEUED, 1))
     if found is not None:
         raise found.refusal()
 
@@ -189,7 +194,7 @@ def admit_lines(session: Session, owner: Owner, *, lines: int, tokens: int) -> E
     The caller holds the account's lock.
     """
     asked = {Quota.ENQUEUED_LINES: lines, Quota.ENQUEUED_TOKENS: tokens}
-    return _excess(limits(session, owner), _enqueued(session, owner), asked)
+    return _excess_enqueued(session, owner, asked)
 
 
 def admit(session: Session, owner: Owner, asked: Mapping[Quota, int]) -> None:
@@ -263,7 +268,15 @@ def _excess(
 
 
 def _enqueued(session: Session, owner: Owner) -> dict[Quota, int]:
-    return dict(zip(ENQUEUED, map(int, session.execute(_ENQUEUED, _of(owner)).one()), strict=True))
+    *held, _ = session.execute(_ENQUEUED, _of(owner)).one()
+    return dict(zip(ENQUEUED, map(int, held), strict=True))
+
+
+def _excess_enqueued(session: Session, owner: Owner, asked: Mapping[Quota, int]) -> Excess | None:
+    """As `excess`, for ENQUEUED quotas, with one statement for usage and limits."""
+    *held, given = session.execute(_ENQUEUED, _of(owner)).one()
+    limits = _usual() | {Quota(name): most for name, most in (given or {}).items()}
+    return _excess(limits, dict(zip(ENQUEUED, map(int, held), strict=True)), asked)
 
 
 def _counted(session: Session, owner: Owner, quota: Quota) -> int:
@@ -288,8 +301,14 @@ def _sum(column: SQLColumnExpression[int]) -> ColumnElement[int]:
 # statements: a count in the same statement would have a snapshot from before the wait for the lock.
 _LOCK = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:owner))")
 _GIVEN = select(AccountQuota.name, AccountQuota.most).where(_is_of_owner(AccountQuota))
+# With the limits that an operator gave the account, {name: most}.
 _ENQUEUED = select(
-    func.count(), _sum(Batch.total - Batch.failed), _sum(Batch.enqueued_tokens)
+    func.count(),
+    _sum(Batch.total - Batch.failed),
+    _sum(Batch.enqueued_tokens),
+    select(func.jsonb_object_agg(AccountQuota.name, AccountQuota.most))
+    .where(_is_of_owner(AccountQuota))
+    .scalar_subquery(),
 ).where(_is_of_owner(Batch), text(OPEN))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     ColumnElement,
     ForeignKey,
@@ -180,12 +181,14 @@ class Batch(Base):
             return "simulated"
         return "openai" if self.backends is None else self.backends.get(model)
 
-    def move(self, session: Session, *path: BatchStatus, **values: Any) -> bool:
+    def move(
+        self, session: Session, *path: BatchStatus, fence: int | None = None, **values: Any
+    ) -> bool:
         """Move this batch along `path` from the status it was read with, by a guarded UPDATE.
 
-        `values`: columns that change with it. False: another transaction moved it first, and
-        nothing is written. Raises ValueError for a move that BATCH_MOVES does not have, which is a
-        bug of ours.
+        `fence`: the fence that the batch must have; None: any. `values`: columns that change with
+        it. False: another transaction moved it first, and nothing is written. Raises ValueError for
+        a move that BATCH_MOVES does not have, which is a bug of ours.
         """
         source = status = BatchStatus(self.status)
         for to in path:
@@ -194,7 +197,8 @@ class Batch(Base):
             status = to
         session.flush()
         row = session.execute(
-            _moved(path), {"own_id": self.id, "source": source.value, **values}
+            _moved(path),
+            {"own_id": self.id, "source": source.value, "own_fence": fence, **values},
         ).one_or_none()
         if row is None:
             return False
@@ -207,6 +211,9 @@ _TABLE = table_of(Batch)
 _ATTRIBUTES = [Batch.__mapper__.get_property_by_column(column).key for column in _TABLE.columns]
 
 
+_OWN_FENCE = bindparam("own_fence", type_=BigInteger)
+
+
 # Cached, since building a statement takes longer than running it.
 @cache
 def _moved(path: tuple[BatchStatus, ...]) -> ReturningUpdate[Any]:
@@ -217,7 +224,12 @@ def _moved(path: tuple[BatchStatus, ...]) -> ReturningUpdate[Any]:
         changed["lease_until"] = null()
     return (
         update(_TABLE)
-        .where(_TABLE.c.id == bindparam("own_id"), _TABLE.c.status == bindparam("source"))
+        .where(
+            _TABLE.c.id == bindparam("own_id"),
+            _TABLE.c.status == bindparam("source"),
+            _TABLE.c.fence
+            == func.coalesce(bindparam("own_fence", type_=BigInteger), _TABLE.c.fence),
+        )
         .values(status=path[-1].value, **changed)
         .returning(*_TABLE.columns)
     )

@@ -231,7 +231,9 @@ def _end_status(batch: Batch, *, has_expired: bool) -> BatchStatus:
     return BatchStatus.EXPIRED if has_expired else BatchStatus.COMPLETED
 
 
-_INSERT_FILE = insert(table_of(File)).values(expires_at=func.now() + bindparam("life", type_=Interval))
+_INSERT_FILE = insert(table_of(File)).values(
+    expires_at=func.now() + bindparam("life", type_=Interval)
+)
 
 
 def _output_files(
