@@ -1,5 +1,6 @@
 """Batches, and the guarded move from one status to the next."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
@@ -177,9 +178,7 @@ class Batch(Base):
 
     def backend_of(self, model: str) -> str | None:
         """The kind of a model's backend, "openai" or "simulated"; None: the model is refused."""
-        if not self.livemode:
-            return "simulated"
-        return "openai" if self.backends is None else self.backends.get(model)
+        return backend_of(model, livemode=self.livemode, backends=self.backends)
 
     def move(
         self, session: Session, *path: BatchStatus, fence: int | None = None, **values: Any
@@ -205,6 +204,13 @@ class Batch(Base):
         for name, value in zip(_ATTRIBUTES, row, strict=True):
             set_committed_value(self, name, value)
         return True
+
+
+def backend_of(model: str, *, livemode: bool, backends: Mapping[str, str] | None) -> str | None:
+    """As `Batch.backend_of`, for a batch with these columns."""
+    if not livemode:
+        return "simulated"
+    return "openai" if backends is None else backends.get(model)
 
 
 _TABLE = table_of(Batch)

@@ -19,7 +19,7 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.integration import plans
 from xalen_batch import db
 from xalen_batch.models import Account, Batch, Task, next_task
-from xalen_batch.models.next_task import FreeCapacity
+from xalen_batch.models.next_task import ClaimedTask, FreeCapacity
 from xalen_batch.models.tasks import SUSPECT_CRASHES, advance, has_any, reclaim
 from xalen_batch.pipeline import recover
 from xalen_batch.states import TaskState
@@ -30,11 +30,10 @@ ROOM = 3
 HOUR = timedelta(hours=1)
 
 
-def claim(session: Session, *rooms: FreeCapacity, with_suspects: bool = True) -> Task | None:
-    found = next_task.claim(
+def claim(session: Session, *rooms: FreeCapacity, with_suspects: bool = True) -> ClaimedTask | None:
+    return next_task.claim(
         session, worker="w", lease=60, rooms=rooms, room=ROOM, with_suspects=with_suspects
     )
-    return None if found is None else found[0]
 
 
 @dataclass
@@ -290,11 +289,11 @@ def a_backlog(**sizes: int) -> None:
 def test_claims_at_once_go_on_to_the_next_task_of_the_same_account(tasks: int) -> None:
     a_backlog(batches=12 // tasks, tasks=tasks, accounts=1)
 
-    def take(_: int) -> Task | None:
+    def take(_: int) -> ClaimedTask | None:
         with db.transaction() as session:
             return next_task.claim(
                 session, worker="w", lease=60, rooms=[], room=backlog.LINES, with_suspects=True
-            )[0]
+            )
 
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(take, range(12)))
