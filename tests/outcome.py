@@ -85,5 +85,4 @@ def assert_whole(batch_id: UUID, lines: int | None = None, *, is_proven: bool = 
 
 def assert_reconciled() -> None:
     """Assert that all charges and invoices follow from the results (`reconcile`)."""
-    with db.snapshot() as session:
-        assert list(reconcile.differences(session)) == []
+    assert list(reconcile.differences()) == []

@@ -33,6 +33,7 @@ class Job(StrEnum):
     VALIDATE = "batch.validate"
     EXECUTE = "batch.execute"
     FINALIZE = "batch.finalize"
+    SEAL = "batch.seal"
     FIRE = "schedule.fire"
     TICK = "system.tick"
 

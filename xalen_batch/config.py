@@ -82,6 +82,14 @@ class Settings(BaseSettings):
     file_retention: int = Field(
         30 * 86_400, gt=0, description="Life of a batch input file that names no other."
     )
+    row_retention: Annotated[int, Field(ge=0)] | Literal["forever"] = Field(
+        7 * 86_400,
+        description=(
+            "How long the lines of sealed batches stay rows of the table `results`, where SQL can"
+            " query them, counted from the end of the day (UTC) that created the batch. `forever`:"
+            " they stay. Downloads and invoices do not need them."
+        ),
+    )
     idempotency_retention: int = Field(
         7 * 86_400, ge=86_400, description="How long an Idempotency-Key replays its answer."
     )

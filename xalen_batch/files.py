@@ -205,12 +205,13 @@ def erase(session: Session, file: File) -> None:
             .where(InboxRequest.run_id.in_(run))
             .execution_options(synchronize_session=False)
         )
-    if file.batch_id is None:
+    if file.batch_id is None or file.sha256 is not None:
         # Before the commit: if the commit fails, the row still exists, and the caller can delete
         # the file again. Without the store the bytes would stay, so its mark is checked first.
         marks.confirm()
-        storage.delete(storage.key(file.id))
-    else:
+        is_upload = file.batch_id is None
+        storage.delete(storage.key(file.id) if is_upload else storage.output_key(file.id))
+    if file.batch_id is not None:
         erasure.begin(session, file)
     file.deleted_at = session.scalar(select(func.now()))
     session.flush()

@@ -1,4 +1,7 @@
-"""Results: the lines of output and error files, readable while their batch runs."""
+"""Results: the lines of output and error files, readable while their batch runs.
+
+They are rendered from rows of `results` until the batch is sealed, then read from objects.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,9 +10,11 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import TupleRow
 
-from xalen_batch import db, jsonl
+from xalen_batch import db, jsonl, storage
 from xalen_batch.config import MiB
+from xalen_batch.models import File
 from xalen_batch.models.files import FilePart
+from xalen_batch.storage import frames
 
 # Most rows of a page, most rows of the first page, and most bytes of answers in a page.
 PAGE_ROWS = 2_000
@@ -39,6 +44,18 @@ _PIECE = (
     "SELECT substr(body, %(start)s, %(piece)s) FROM results WHERE batch_id = %(batch_id)s AND"
     " line_no = %(line_no)s"
 )
+
+
+def of_file(file: File) -> Iterator[bytes]:
+    """The content of an output or error file, in chunks of about 1 MiB.
+
+    Raises FileNotFoundError for an object or an answer that is deleted meanwhile.
+    """
+    assert file.batch_id is not None
+    assert file.part is not None
+    if file.sha256 is not None:
+        return frames.Reader(storage.output_key(file.id)).chunks()
+    return chunks(file.batch_id, FilePart(file.part))
 
 
 def chunks(batch_id: UUID, part: FilePart) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 
-from tests.chaos import leftovers, logged, oracle
+from tests.chaos import leftovers, logged, oracle, sealed
 from tests.chaos.drive import Client, Delivery
 from tests.chaos.faults import KINDS, PROCESSES, Fault
 from tests.chaos.plan import Act, Plan
@@ -175,13 +175,18 @@ class Run:
         wrong = self.outcome.wrong
         with self._system.connect() as connection:
             wrong += oracle.wrong(connection, f"run-{self._plan.seed}", deliveries, calls)
-        code, found, words = self._system.command("reconcile", "--json")
-        if code != 0 or json.loads(found)["data"]:
-            wrong.append(
-                f"reconcile ended with {code} and found {found.strip()[:500]} {words.strip()[:500]}"
-            )
+        wrong += self._reconciled("with rows")
+        wrong += sealed.wrong(self._system, f"run-{self._plan.seed}", deliveries)
+        wrong += self._reconciled("without rows")
         wrong += leftovers.left(self._system)
         wrong += self._read_logs.errors()
+
+    def _reconciled(self, when: str) -> list[str]:
+        code, found, words = self._system.command("reconcile", "--json")
+        if code == 0 and not json.loads(found)["data"]:
+            return []
+        said = f"{found.strip()[:500]} {words.strip()[:500]}"
+        return [f"reconcile {when} ended with {code} and found {said}"]
 
 
 def _kills(fault: Fault) -> int:

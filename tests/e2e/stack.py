@@ -189,6 +189,13 @@ class Stack:
         ):
             yield session
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """As `session`, and all statements see one snapshot."""
+        with self.session() as session:
+            session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            yield session
+
     def upload(self, lines: int = LINES, client: openai.OpenAI | None = None) -> str:
         content = factories.jsonl(
             [factories.chat_line(f"line-{n}", f"Where is parcel {n}?") for n in range(lines)]
@@ -265,9 +272,7 @@ class Stack:
         assert billed["output"] == sum(
             line["response"]["body"]["usage"]["completion_tokens"] for line in output
         )
-        with self.session() as proof:
-            proof.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-            assert list(reconcile.differences(proof)) == []
+        assert list(reconcile.differences(self.snapshot)) == []
         with self.direct() as session:
             open_tasks = "SELECT count(*) FROM tasks WHERE batch_id = %s AND state <> 'done'"
             assert session.execute(open_tasks, [batch.id.removeprefix("batch_")]).fetchone() == (0,)

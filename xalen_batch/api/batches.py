@@ -143,7 +143,7 @@ def _partial_results(caller: Caller, batch_id: str, part: FilePart) -> Response:
         # Raises NotFound if the file was deleted or has expired: its lines are gone too.
         file = None if file_id is None else files.get(session, caller, ids.render("file", file_id))
     return download(
-        results.chunks(batch.id, part),
+        results.chunks(batch.id, part) if file is None else results.of_file(file),
         f"{batch_id}_{part.value}.jsonl",
         size=_download_size(batch, file),
         headers=_progress_headers(batch, progress),

@@ -16,7 +16,6 @@ from xalen_batch.api.uploads import Received
 from xalen_batch.db import transaction
 from xalen_batch.fields import LONGEST_LIFE, SHORTEST_LIFE
 from xalen_batch.files import UPLOAD_PURPOSES, Purpose
-from xalen_batch.models.files import FilePart
 from xalen_batch.paging import Order
 
 PATH = "/v1/files"
@@ -124,7 +123,7 @@ def download_file(caller: BriefReader, file_id: str) -> Response:
     if file.batch_id is None or file.part is None:
         chunks = storage.chunks(storage.key(file.id))
     else:
-        chunks = results.chunks(file.batch_id, FilePart(file.part))
+        chunks = results.of_file(file)
     return download(chunks, file.filename, size=file.size)
 
 

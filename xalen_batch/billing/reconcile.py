@@ -1,19 +1,30 @@
-"""Reconciliation: derive all billed amounts once more from the results, and compare.
+"""Reconciliation: derive all billed amounts once more from the lines of batches, and compare.
 
 In SQL, for three reasons: NUMERIC is exact, the database can scan millions of lines, and the second
-derivation shares no code with the first.
+derivation shares no code with the first. The lines are rows of `results`, or of `sealed_lines` once
+their batch is sealed.
+
+The walk goes through the batches, then through the statements, in the order of their ids. Each step
+has a snapshot of its own: its checks see one moment while batches go on, and no snapshot lasts long.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.orm import Session
 
-from xalen_batch import ids
+from xalen_batch import db, ids
 
-ROWS_AT_A_TIME = 500
+# Most batches and most lines of a step. A batch with more lines is a step of its own.
+BATCHES_AT_ONCE = 1_000
+LINES_AT_ONCE = 200_000
+STATEMENTS_AT_ONCE = 100
+
+FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 
 
 class Difference(NamedTuple):
@@ -25,27 +36,84 @@ class Difference(NamedTuple):
     found: str
 
 
-def differences(session: Session) -> Iterator[Difference]:
-    """All differences, with bounded memory. No difference means that the books are right.
+class Step(NamedTuple):
+    """Checked batches or statements (`inv`). `last`: the highest of their ids."""
 
-    The session's transaction must be REPEATABLE READ (`db.snapshot`), so that all checks see one
-    snapshot while batches go on. Raises RuntimeError for another isolation level: batches that end
-    between two checks would be reported as differences.
+    kind: Literal["batch", "inv"]
+    checked: int
+    last: UUID
+    differences: Sequence[Difference]
+
+
+Snapshot = Callable[[], AbstractContextManager[Session]]
+
+
+def steps(snapshot: Snapshot = db.snapshot, *, after: UUID = FIRST) -> Iterator[Step]:
+    """Check the batches with an id above `after`, then all statements.
+
+    `snapshot` makes a REPEATABLE READ session. Raises RuntimeError for another isolation level:
+    batches that end between two checks would be reported as differences.
     """
-    isolation = session.scalar(text("SHOW transaction_isolation"))
+    while True:
+        with snapshot() as session:
+            _refuse_unless_repeatable(session)
+            batches = _next(session, _NEXT_BATCHES, after)
+            until = batches[-1] if batches else LAST
+            differences = [
+                *of_batches(session, batches),
+                *_found(session, _ORPHANS, after=after, until=until),
+            ]
+        yield Step("batch", len(batches), until, differences)
+        if not batches:
+            break
+        after = until
+    after = FIRST
+    while True:
+        with snapshot() as session:
+            statements = _next(session, _NEXT_STATEMENTS, after)
+            differences = [
+                found
+                for check in STATEMENT_CHECKS
+                for found in _found(session, check, ids=statements)
+            ]
+        if not statements:
+            return
+        after = statements[-1]
+        yield Step("inv", len(statements), after, differences)
+
+
+def differences(snapshot: Snapshot = db.snapshot) -> Iterator[Difference]:
+    """All differences. No difference means that the books are right."""
+    for step in steps(snapshot):
+        yield from step.differences
+
+
+def of_batches(session: Session, batches: Sequence[UUID]) -> Iterator[Difference]:
+    """The differences of these batches, their lines and their invoices."""
+    sealed = session.execute(_SEALED, {"ids": batches}).scalars().all()
+    rows = sorted(set(batches) - set(sealed))
+    for check in BATCH_CHECKS:
+        yield from _found(session, check, ids=batches, rows=rows, sealed=sealed)
+
+
+def _refuse_unless_repeatable(session: Session) -> None:
+    isolation = session.scalar(text("SELECT current_setting('transaction_isolation')"))
     if isolation != "repeatable read":
         raise RuntimeError(
             f"reconcile needs a snapshot of the database, and this transaction is {isolation}"
         )
-    for check in CHECKS:
-        yield from map(
-            _difference,
-            session.execute(text(check), execution_options={"yield_per": ROWS_AT_A_TIME}),
-        )
 
 
-def _difference(row: Any) -> Difference:
-    return Difference(ids.render(row.kind, row.id), row.what, _text(row.expected), _text(row.found))
+def _next(session: Session, query: TextClause, after: UUID) -> list[UUID]:
+    return list(session.execute(query, {"after": after}).scalars())
+
+
+def _found(session: Session, check: str, **values: Any) -> list[Difference]:
+    names = {name: value for name, value in values.items() if f":{name}" in check}
+    return [
+        Difference(ids.render(row.kind, row.id), row.what, _text(row.expected), _text(row.found))
+        for row in session.execute(text(check), names)
+    ]
 
 
 def _text(value: Decimal | int | str | None) -> str:
@@ -55,37 +123,107 @@ def _text(value: Decimal | int | str | None) -> str:
     return "none" if value is None else str(value)
 
 
-_LINES = """
+_NEXT_BATCHES = text(f"""
+    SELECT id FROM (
+        SELECT id, row_number() OVER walk AS number, sum(total) OVER walk AS lines FROM (
+            SELECT id, total FROM batches WHERE id > :after ORDER BY id LIMIT {BATCHES_AT_ONCE}
+        ) AS coming
+        WINDOW walk AS (ORDER BY id)
+    ) AS counted
+    WHERE number = 1 OR lines <= {LINES_AT_ONCE} ORDER BY id
+""")
+_NEXT_STATEMENTS = text(f"""
+    SELECT id FROM invoices WHERE month IS NOT NULL AND id > :after ORDER BY id LIMIT {STATEMENTS_AT_ONCE}
+""")
+_SEALED = text("SELECT id FROM batches WHERE id = ANY(:ids) AND sealed_at IS NOT NULL")
+
+_ORPHANS = """
+    SELECT 'batch' AS kind, batch_id AS id, 'lines of a batch that is not there' AS what, 0 AS expected, count(*) AS found
+    FROM results WHERE batch_id > :after AND batch_id <= :until
+        AND NOT EXISTS (SELECT FROM batches WHERE batches.id = results.batch_id)
+    GROUP BY batch_id
+"""
+
+# Net prices per token of the batches' models.
+_PRICES = """
+    SELECT batch.id AS batch_id, each.model,
+        coalesce((each.price ->> 'input')::numeric, 0) * 0.000001 * (1 - batch.discount_rate) AS input,
+        coalesce((each.price ->> 'output')::numeric, 0) * 0.000001 * (1 - batch.discount_rate) AS output
+    FROM batches AS batch CROSS JOIN LATERAL jsonb_each(batch.price_snapshot) AS each (model, price)
+    WHERE batch.id = ANY(:ids)
+"""
+
+# Sealed lines without amounts were charged by price; sealing compared each of them.
+_LINES = f"""
     SELECT 'batch' AS kind, batch_id AS id, 'charge of line ' || line_no AS what, expected, amount AS found
     FROM (
-        SELECT result.batch_id, result.line_no, result.amount, CASE WHEN result.status_code BETWEEN 200 AND 299 THEN
-            (result.input_tokens * coalesce((batch.price_snapshot -> result.model ->> 'input')::numeric, 0)
-                + result.output_tokens * coalesce((batch.price_snapshot -> result.model ->> 'output')::numeric, 0))
-            * 0.000001 * (1 - batch.discount_rate) END AS expected
-        FROM results AS result JOIN batches AS batch ON batch.id = result.batch_id
+        SELECT batch_id, line_no, amount, CASE WHEN status_code BETWEEN 200 AND 299 THEN
+            input_tokens * coalesce(price.input, 0) + output_tokens * coalesce(price.output, 0) END AS expected
+        FROM (
+            SELECT batch_id, line_no, model, status_code, input_tokens, output_tokens, amount
+            FROM results WHERE batch_id = ANY(:rows)
+            UNION ALL
+            SELECT sealed.batch_id, coalesce(line.line_no, sealed.first_line + line.position - 1), line.model,
+                line.status_code, line.input_tokens, line.output_tokens, line.amount
+            FROM sealed_lines AS sealed
+            CROSS JOIN LATERAL unnest(line_nos, models, status_codes, input_tokens, output_tokens, amounts)
+                WITH ORDINALITY AS line (line_no, model, status_code, input_tokens, output_tokens, amount, position)
+            WHERE sealed.batch_id = ANY(:sealed) AND amounts IS NOT NULL
+        ) AS line
+        LEFT JOIN ({_PRICES}) AS price USING (batch_id, model)
     ) AS line
     WHERE amount IS DISTINCT FROM expected
 """
 
-_ORPHANS = """
-    SELECT 'batch' AS kind, batch_id AS id, 'lines of a batch that is not there' AS what, 0 AS expected, count(*) AS found
-    FROM results WHERE NOT EXISTS (SELECT FROM batches WHERE batches.id = results.batch_id)
-    GROUP BY batch_id
+# Sums over the lines of each batch and model, in one pass.
+_USED = f"""
+    used AS MATERIALIZED (
+        SELECT line.*, charged + is_by_price::int
+            * (billed_input * coalesce(price.input, 0) + billed_output * coalesce(price.output, 0)) AS amount
+        FROM (
+            SELECT batch_id, model, is_by_price, count(*) AS lines, count(*) FILTER (WHERE status_code < 300) AS completed,
+                count(*) FILTER (WHERE error_code = 'batch_cancelled') AS cancelled,
+                count(*) FILTER (WHERE error_code = 'batch_expired') AS expired,
+                sum(input_tokens) AS input_tokens, sum(cached_tokens) AS cached_tokens,
+                sum(output_tokens) AS output_tokens, sum(reasoning_tokens) AS reasoning_tokens,
+                coalesce(sum(input_tokens) FILTER (WHERE status_code < 300), 0) AS billed_input,
+                coalesce(sum(output_tokens) FILTER (WHERE status_code < 300), 0) AS billed_output,
+                coalesce(sum(amount), 0) AS charged
+            FROM (
+                SELECT batch_id, model, false AS is_by_price, status_code, error_code, input_tokens, cached_tokens,
+                    output_tokens, reasoning_tokens, amount
+                FROM results WHERE batch_id = ANY(:rows)
+                UNION ALL
+                SELECT sealed.batch_id, line.model, amounts IS NULL, line.status_code, line.error_code, line.input_tokens,
+                    line.cached_tokens, line.output_tokens, line.reasoning_tokens, line.amount
+                FROM sealed_lines AS sealed
+                CROSS JOIN LATERAL unnest(models, status_codes, error_codes, input_tokens, cached_tokens, output_tokens,
+                    reasoning_tokens, amounts)
+                    AS line (model, status_code, error_code, input_tokens, cached_tokens, output_tokens, reasoning_tokens, amount)
+                WHERE sealed.batch_id = ANY(:sealed)
+            ) AS line
+            GROUP BY batch_id, model, is_by_price
+        ) AS line
+        LEFT JOIN ({_PRICES}) AS price USING (batch_id, model)
+    )
 """
 
 # `cancelled` and `expired` are null in batches that ended before these columns existed; `failed`
-# includes these lines there.
-_COUNTS = """
+# includes these lines there. Tokens of a component without a price are on a line of the invoice of
+# their own, at 0.
+_SUMS = f"""
+    WITH {_USED},
+    line AS (
+        SELECT batch.id AS batch_id, coalesce(sum(lines), 0) AS total, coalesce(sum(completed), 0) AS completed,
+            coalesce(sum(lines) - sum(completed), 0) AS unsuccessful, coalesce(sum(cancelled), 0) AS cancelled,
+            coalesce(sum(expired), 0) AS expired, coalesce(sum(input_tokens), 0) AS input_tokens,
+            coalesce(sum(cached_tokens), 0) AS cached_tokens, coalesce(sum(output_tokens), 0) AS output_tokens,
+            coalesce(sum(reasoning_tokens), 0) AS reasoning_tokens, coalesce(sum(amount), 0) AS amount
+        FROM (SELECT id FROM batches WHERE id = ANY(:ids)) AS batch LEFT JOIN used ON used.batch_id = batch.id
+        GROUP BY batch.id
+    )
     SELECT 'batch' AS kind, batch.id, counter.what, counter.expected, counter.found
-    FROM batches AS batch
-    CROSS JOIN LATERAL (
-        SELECT count(*) AS total, count(amount) AS completed, count(*) - count(amount) AS unsuccessful,
-            count(*) FILTER (WHERE error_code = 'batch_cancelled') AS cancelled,
-            count(*) FILTER (WHERE error_code = 'batch_expired') AS expired,
-            coalesce(sum(input_tokens), 0) AS input_tokens, coalesce(sum(cached_tokens), 0) AS cached_tokens,
-            coalesce(sum(output_tokens), 0) AS output_tokens, coalesce(sum(reasoning_tokens), 0) AS reasoning_tokens
-        FROM results WHERE batch_id = batch.id
-    ) AS line
+    FROM batches AS batch JOIN line ON line.batch_id = batch.id
     CROSS JOIN LATERAL (VALUES
         ('number of lines', batch.total, line.total),
         ('completed', line.completed, batch.completed),
@@ -98,48 +236,49 @@ _COUNTS = """
         ('reasoning_tokens', line.reasoning_tokens, batch.reasoning_tokens)
     ) AS counter (what, expected, found)
     WHERE batch.status IN ('completed', 'expired', 'cancelled') AND counter.expected <> counter.found
+
+    UNION ALL
+    SELECT 'batch', invoice.batch_id, sums.what, sums.expected, sums.found
+    FROM invoices AS invoice JOIN line USING (batch_id)
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(amount), 0) AS amount,
+            coalesce(sum(quantity) FILTER (WHERE kind = 'not_billed' AND component IS NULL), 0) AS not_billed
+        FROM invoice_lines WHERE invoice_id = invoice.id
+    ) AS own
+    CROSS JOIN LATERAL (VALUES
+        ('total of the invoice, by the charges of its lines', line.amount, invoice.total),
+        ('total of the invoice, by its own lines', own.amount, invoice.total),
+        ('requests listed as not billed', line.unsuccessful, own.not_billed)
+    ) AS sums (what, expected, found)
+    WHERE sums.expected <> sums.found
+
+    UNION ALL
+    SELECT 'batch', coalesce(used.batch_id, invoiced.batch_id),
+        'invoiced ' || coalesce(used.component, invoiced.component) || ' tokens of ' || coalesce(used.model, invoiced.model),
+        used.tokens, invoiced.tokens
+    FROM (
+        SELECT used.batch_id, used.model, part.component, sum(part.tokens) AS tokens
+        FROM used JOIN invoices AS invoice ON invoice.batch_id = used.batch_id
+        CROSS JOIN LATERAL (VALUES ('input', billed_input), ('output', billed_output)) AS part (component, tokens)
+        GROUP BY used.batch_id, used.model, part.component
+        HAVING sum(part.tokens) > 0
+    ) AS used
+    FULL JOIN (
+        SELECT invoice.batch_id, line.model, line.component, sum(line.quantity) AS tokens
+        FROM invoices AS invoice JOIN invoice_lines AS line ON line.invoice_id = invoice.id
+        WHERE invoice.batch_id = ANY(:ids) AND line.component IS NOT NULL
+        GROUP BY invoice.batch_id, line.model, line.component
+    ) AS invoiced USING (batch_id, model, component)
+    WHERE used.tokens IS DISTINCT FROM invoiced.tokens
 """
 
 _INVOICES = """
     SELECT 'batch' AS kind, batch.id, 'number of invoices' AS what,
         (batch.status IN ('completed', 'expired', 'cancelled'))::int AS expected, count(invoice.id) AS found
     FROM batches AS batch LEFT JOIN invoices AS invoice ON invoice.batch_id = batch.id
+    WHERE batch.id = ANY(:ids)
     GROUP BY batch.id
     HAVING count(invoice.id) <> (batch.status IN ('completed', 'expired', 'cancelled'))::int
-"""
-
-_TOTALS = """
-    SELECT 'batch' AS kind, invoice.batch_id AS id, sums.what, sums.expected, invoice.total AS found
-    FROM invoices AS invoice
-    CROSS JOIN LATERAL (VALUES
-        ('total of the invoice, by the charges of its lines',
-            (SELECT coalesce(sum(amount), 0) FROM results WHERE batch_id = invoice.batch_id)),
-        ('total of the invoice, by its own lines',
-            (SELECT coalesce(sum(amount), 0) FROM invoice_lines WHERE invoice_id = invoice.id))
-    ) AS sums (what, expected)
-    WHERE invoice.batch_id IS NOT NULL AND sums.expected <> invoice.total
-"""
-
-# Tokens of a component without a price are on a separate line, at 0.
-_USAGE = """
-    SELECT 'batch' AS kind, coalesce(used.batch_id, invoiced.batch_id) AS id,
-        'invoiced ' || coalesce(used.component, invoiced.component) || ' tokens of ' || coalesce(used.model, invoiced.model) AS what,
-        used.tokens AS expected, invoiced.tokens AS found
-    FROM (
-        SELECT invoice.batch_id, result.model, part.component, sum(part.tokens) AS tokens
-        FROM invoices AS invoice
-        JOIN results AS result ON result.batch_id = invoice.batch_id AND result.amount IS NOT NULL
-        CROSS JOIN LATERAL (VALUES ('input', input_tokens), ('output', output_tokens)) AS part (component, tokens)
-        GROUP BY invoice.batch_id, result.model, part.component
-        HAVING sum(part.tokens) > 0
-    ) AS used
-    FULL JOIN (
-        SELECT invoice.batch_id, line.model, line.component, sum(line.quantity) AS tokens
-        FROM invoices AS invoice JOIN invoice_lines AS line ON line.invoice_id = invoice.id
-        WHERE line.component IS NOT NULL
-        GROUP BY invoice.batch_id, line.model, line.component
-    ) AS invoiced USING (batch_id, model, component)
-    WHERE used.tokens IS DISTINCT FROM invoiced.tokens
 """
 
 _USAGE_PRICES = """
@@ -149,37 +288,33 @@ _USAGE_PRICES = """
     FROM invoices AS invoice
     JOIN invoice_lines AS line ON line.invoice_id = invoice.id
     JOIN batches AS batch ON batch.id = invoice.batch_id
-    WHERE line.component IS NOT NULL
+    WHERE invoice.batch_id = ANY(:ids) AND line.component IS NOT NULL
         AND line.amount <> line.quantity * coalesce((batch.price_snapshot -> line.model ->> line.component)::numeric, 0) * 0.000001
 """
 
-_NOT_BILLED = """
-    SELECT 'batch' AS kind, invoice.batch_id AS id, 'requests listed as not billed' AS what, failed.requests AS expected, listed.requests AS found
-    FROM invoices AS invoice
-    CROSS JOIN LATERAL (SELECT count(*) AS requests FROM results WHERE batch_id = invoice.batch_id AND amount IS NULL) AS failed
-    CROSS JOIN LATERAL (
-        SELECT coalesce(sum(quantity), 0) AS requests FROM invoice_lines
-        WHERE invoice_id = invoice.id AND kind = 'not_billed' AND component IS NULL
-    ) AS listed
-    WHERE invoice.batch_id IS NOT NULL AND failed.requests <> listed.requests
-"""
-
-# Plain joins become hash joins. With LATERAL, PostgreSQL scanned all invoice lines for each batch.
 _OWNERS = """
     SELECT 'batch' AS kind, batch.id, 'account and mode of the ' || other.what AS what,
         concat(batch.account_id, CASE WHEN batch.livemode THEN ' live' ELSE ' test' END) AS expected,
         concat(other.account_id, CASE WHEN other.livemode THEN ' live' ELSE ' test' END) AS found
     FROM (
-        SELECT 'invoice', batch_id, account_id, livemode FROM invoices WHERE batch_id IS NOT NULL
+        SELECT 'invoice', batch_id, account_id, livemode FROM invoices WHERE batch_id = ANY(:ids)
         UNION ALL SELECT 'input file', owned.id, file.account_id, file.livemode
-            FROM batches AS owned JOIN files AS file ON file.id = owned.input_file_id
-        UNION ALL SELECT 'statement', invoice.batch_id, statement.account_id, statement.livemode
-            FROM invoice_lines AS line
-            JOIN invoices AS invoice ON invoice.id = line.source_invoice_id
-            JOIN invoices AS statement ON statement.id = line.invoice_id
+            FROM batches AS owned JOIN files AS file ON file.id = owned.input_file_id WHERE owned.id = ANY(:ids)
     ) AS other (what, batch_id, account_id, livemode)
     JOIN batches AS batch ON batch.id = other.batch_id
     WHERE (other.account_id, other.livemode) <> (batch.account_id, batch.livemode)
+"""
+
+_STATEMENT_OWNERS = """
+    SELECT 'batch' AS kind, batch.id, 'account and mode of the statement' AS what,
+        concat(batch.account_id, CASE WHEN batch.livemode THEN ' live' ELSE ' test' END) AS expected,
+        concat(statement.account_id, CASE WHEN statement.livemode THEN ' live' ELSE ' test' END) AS found
+    FROM invoices AS statement
+    JOIN invoice_lines AS line ON line.invoice_id = statement.id
+    JOIN invoices AS invoice ON invoice.id = line.source_invoice_id
+    JOIN batches AS batch ON batch.id = invoice.batch_id
+    WHERE statement.id = ANY(:ids)
+        AND (statement.account_id, statement.livemode) <> (batch.account_id, batch.livemode)
 """
 
 # round() of a positive NUMERIC is half up, as the payable amount is.
@@ -189,7 +324,8 @@ _STATEMENTS = """
     CROSS JOIN LATERAL (
         SELECT coalesce(sum(total), 0) AS exact FROM invoices
         WHERE batch_id IS NOT NULL AND account_id = statement.account_id AND livemode = statement.livemode
-            AND date_trunc('month', issued_at AT TIME ZONE 'UTC')::date = statement.month
+            AND issued_at >= statement.month::timestamp AT TIME ZONE 'UTC'
+            AND issued_at < (statement.month + interval '1 month') AT TIME ZONE 'UTC'
     ) AS invoiced
     CROSS JOIN LATERAL (
         SELECT coalesce(sum(amount), 0) AS total,
@@ -201,18 +337,8 @@ _STATEMENTS = """
         ('total of the statement', round(invoiced.exact, 2), statement.total),
         ('total of the statement, by its own lines', line.total, statement.total)
     ) AS sums (what, expected, found)
-    WHERE statement.month IS NOT NULL AND sums.expected <> sums.found
+    WHERE statement.id = ANY(:ids) AND sums.expected <> sums.found
 """
 
-CHECKS = (
-    _LINES,
-    _ORPHANS,
-    _COUNTS,
-    _INVOICES,
-    _TOTALS,
-    _USAGE,
-    _USAGE_PRICES,
-    _NOT_BILLED,
-    _OWNERS,
-    _STATEMENTS,
-)
+BATCH_CHECKS = (_LINES, _SUMS, _INVOICES, _USAGE_PRICES, _OWNERS)
+STATEMENT_CHECKS = (_STATEMENT_OWNERS, _STATEMENTS)

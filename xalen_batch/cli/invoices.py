@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from xalen_batch.cli import database
+from xalen_batch.cli import database, progress
 from xalen_batch.cli.client import ApiOptions
 from xalen_batch.cli.failures import ERROR
 from xalen_batch.cli.option_groups import with_option_groups
@@ -180,14 +180,27 @@ def _month(text: str | None) -> str:
 
 @commands.command(
     rich_help_panel="Operators",
-    epilog=examples("xalen-batch reconcile", "xalen-batch reconcile --json"),
+    epilog=examples(
+        "xalen-batch reconcile",
+        "xalen-batch reconcile --json",
+        "xalen-batch reconcile --after batch_0198c3…",
+    ),
 )
-def reconcile(as_json: Json = False) -> None:
-    """Derive every charge, invoice and count again from the results.
+def reconcile(
+    after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BATCH", help="Go on behind this batch, the last that an earlier walk checked."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Derive every charge, invoice and count again from the lines of batches.
 
-    Exit 1 on any difference (operators).
+    It walks through the batches by age, in short transactions, then through the statements. Exit 1
+    on any difference (operators).
     """
-    differences = list(_differences())
+    differences = list(_differences(after))
     if as_json:
         print_list(differences)
     elif differences:
@@ -204,9 +217,18 @@ def reconcile(as_json: Json = False) -> None:
     say("Everything agrees.", style="green")
 
 
-def _differences() -> Iterator[dict[str, str]]:
-    with database.snapshot() as session:
-        from xalen_batch.billing import reconcile
+def _differences(after: str | None) -> Iterator[dict[str, str]]:
+    from xalen_batch import ids
+    from xalen_batch.billing import reconcile
 
-        for difference in reconcile.differences(session):
-            yield difference._asdict()
+    position = reconcile.FIRST if after is None else ids.parse("batch", after)
+    if position is None:
+        raise typer.BadParameter(
+            f"{after!r} is not the id of a batch. Write it as batch_0198….", param_hint="--after"
+        )
+    with progress.walk("batches") as checked:
+        for step in reconcile.steps(database.snapshot, after=position):
+            for difference in step.differences:
+                yield difference._asdict()
+            if step.kind == "batch" and step.checked:
+                checked(step.checked, ids.render("batch", step.last))

@@ -9,6 +9,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -38,6 +39,29 @@ def transfer(label: str) -> Iterator[Moved]:
     with Progress(*columns, console=STDERR, transient=True, disable=not STDERR.is_terminal) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def walk(noun: str) -> Iterator[Callable[[int, str], None]]:
+    """The progress of a walk: called with the number of objects of a step, and the last one's id.
+
+    A spinner on a terminal, otherwise a line every LINE_EVERY seconds.
+    """
+    done, said = 0, time.monotonic()
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=STDERR, transient=True, disable=not STDERR.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def checked(count: int, last: str) -> None:
+            nonlocal done, said
+            done += count
+            line = f"{figure(done)} {noun} checked, the last is {last}"
+            bar.update(task, description=line)
+            if not STDERR.is_terminal and time.monotonic() - said > LINE_EVERY:
+                said = time.monotonic()
+                say(line)
+
+        yield checked
 
 
 class View(Protocol):

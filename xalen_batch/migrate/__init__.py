@@ -18,6 +18,7 @@ from xalen_batch import db, log
 from xalen_batch.billing import prices
 from xalen_batch.errors import ConfigError
 from xalen_batch.migrate import requirements, rights
+from xalen_batch.models import partitions
 
 # Seconds.
 CONNECT_TIMEOUT = 5
@@ -80,6 +81,7 @@ def migrate() -> None:
         rights.grant(connection, *db.credentials())
     with db.transaction() as session:
         prices.fill(session)
+        partitions.make_ahead(session)
 
 
 def _upgrade() -> None:

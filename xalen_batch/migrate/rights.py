@@ -36,6 +36,7 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "prices": (*APPEND_ONLY, "UPDATE (valid_to)"),
     # Erasing an output file erases the answers and keeps the charges.
     "results": (*APPEND_ONLY, "UPDATE (body)"),
+    "sealed_lines": APPEND_ONLY,
     # The id never changes.
     "store_mark": (*READ_ONLY, "UPDATE (placed_at)"),
     "account_quotas": DELETING,
@@ -45,6 +46,8 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "inbox_requests": DELETING,
     "workers": DELETING,
 }
+# Functions with the owner's privileges, for partitions of `results` (models/partitions.py).
+FUNCTIONS = ("create_results_day(date)", "drop_sealed_results(timestamptz)")
 # Privileges on tables that PostgreSQL 14 and all later versions have.
 GRANTABLE = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 
@@ -97,6 +100,12 @@ def grant(connection: psycopg.Connection, role: str, password: str) -> None:
         connection.execute(
             sql.SQL("GRANT {privileges} ON TABLE {table} TO {role}").format(
                 privileges=privileges, **names
+            )
+        )
+    for function in FUNCTIONS:
+        connection.execute(
+            sql.SQL("GRANT EXECUTE ON FUNCTION {function} TO {role}").format(
+                function=sql.SQL(function), role=names["role"]
             )
         )
     # pg_dump reads sequences.

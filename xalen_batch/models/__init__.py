@@ -13,6 +13,7 @@ from xalen_batch.models.prices import Price
 from xalen_batch.models.quotas import AccountQuota, AccountTally
 from xalen_batch.models.results import Result
 from xalen_batch.models.schedules import ConsumedObject, InboxRequest, Schedule, ScheduleRun
+from xalen_batch.models.sealed_lines import SealedLines
 from xalen_batch.models.tasks import Task
 from xalen_batch.models.workers import Worker
 
@@ -35,6 +36,7 @@ __all__ = [
     "Result",
     "Schedule",
     "ScheduleRun",
+    "SealedLines",
     "StoreMark",
     "Task",
     "Worker",

@@ -35,6 +35,9 @@ from xalen_batch.states import BATCH_MOVES, BatchStatus
 # planner prove that the query implies the predicate of a partial index.
 OPEN = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
 
+# The condition of a batch whose lines are rows of `results`; a failed batch has none.
+UNSEALED = "sealed_at IS NULL AND status <> 'failed'"
+
 
 class Batch(Base):
     __tablename__ = "batches"
@@ -90,6 +93,12 @@ class Batch(Base):
             ),
         ),
         Index("ix_batches_input_file_id", "input_file_id"),
+        # Batches with rows in `results`: those to seal, and those that still run.
+        Index(
+            "ix_batches_unsealed",
+            "id",
+            postgresql_where=text(UNSEALED),
+        ),
         Index(
             "ix_batches_schedule_id_id",
             "schedule_id",
@@ -168,8 +177,10 @@ class Batch(Base):
     expired_at: Mapped[datetime | None]
     cancelling_at: Mapped[datetime | None]
     cancelled_at: Mapped[datetime | None]
+    # Null while the lines are read from `results`; then from objects and `sealed_lines`.
+    sealed_at: Mapped[datetime | None]
 
-    # Lease and fence of the worker that validates or finalizes the batch, as on a task.
+    # Lease and fence of the worker that validates, finalizes or seals the batch, as on a task.
     fence: Mapped[int] = mapped_column(server_default="0")
     lease_until: Mapped[datetime | None]
     # Worker crashes during validation. A worker counts its own crash when it begins, and takes it

@@ -1,4 +1,4 @@
-"""Files: uploads, with their bytes in object storage, and output files, as views over results."""
+"""Files: uploads, and the output files of batches, which are views over results until sealed."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -65,8 +65,8 @@ class File(Base):
     purpose: Mapped[str]
     filename: Mapped[str]
     size: Mapped[int] = mapped_column("bytes")
-    # Of an upload; compared when an idempotency key is used again. Null, and 0 bytes, while the
-    # input of a schedule's run is not assembled.
+    # Of the content. Null, and 0 bytes, while the input of a schedule's run is not assembled; null
+    # of an output file while it is rendered from rows of `results`, until its batch is sealed.
     sha256: Mapped[bytes | None]
     # Of an output file, else null.
     batch_id: Mapped[UUID | None]

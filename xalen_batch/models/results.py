@@ -1,7 +1,8 @@
-"""Results: one row for each ended line, with its charge.
+"""Results: one row for each ended line of a young batch, with its charge.
 
-Rows are inserted once and never deleted. The only update is the erasure of `body`, after the output
-file that shows the answer was deleted (`erasure.py`).
+Rows are inserted once. The only update is the erasure of `body`, after the output file that shows
+the answer was deleted (`erasure.py`). When all batches of a day are sealed, the partition with
+their rows is dropped (`partitions.py`).
 """
 
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ class Result(Base):
             "(amount IS NOT NULL) = (status_code IS NOT NULL AND status_code < 300)",
             name="charged_iff_succeeded",
         ),
+        {"postgresql_partition_by": "RANGE (batch_id)"},
     )
 
     # No foreign key: checking it costs as much as inserting the row (docs/decisions/0022).

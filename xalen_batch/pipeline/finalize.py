@@ -1,8 +1,8 @@
 """Finalize: fix the counts of a batch, issue its invoice and move it to its terminal status.
 
 A batch is finalized when none of its lines will run any more. That is cheap if every line has a
-result, since output files are views over results. A batch that was cancelled or has expired first
-gets an error row for each line that was not run.
+result, since output files are views over results until the batch is sealed. A batch that was
+cancelled or has expired first gets an error row for each line that was not run.
 """
 
 from datetime import timedelta

@@ -15,7 +15,7 @@ from xalen_batch.models import Batch, Task, results
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.batches import roll_window, window_is_open
 from xalen_batch.models.tasks import SUSPECT_CRASHES, has_state
-from xalen_batch.pipeline import fairness, finalize, poison, record, sweeps
+from xalen_batch.pipeline import fairness, finalize, poison, record, seal, sweeps
 from xalen_batch.pipeline.poison import AfterCrash
 from xalen_batch.pipeline.sweeps import isolated
 from xalen_batch.schedules import due as due_schedules
@@ -56,7 +56,12 @@ def due(*, ended_among: int | None = ENDED_AMONG) -> list[Message]:
             with isolated("reclaim", batch_id=task.batch_id), session.begin_nested():
                 _take_back(session, task)
         _roll_windows(session)
-        return [*_batches_due(session, ended_among), *_tasks_due(session), *_schedules_due(session)]
+        return [
+            *_batches_due(session, ended_among),
+            *_tasks_due(session),
+            *_schedules_due(session),
+            *_seals_due(session),
+        ]
 
 
 def tick() -> None:
@@ -210,6 +215,10 @@ def _claimable() -> Select[tuple[int]]:
         .lateral()
     )
     return select(tasks.c.seq).select_from(running.join(tasks, true())).limit(1)
+
+
+def _seals_due(session: Session) -> list[Message]:
+    return [Message(Job.SEAL)] if seal.is_due(session) else []
 
 
 def _schedules_due(session: Session) -> list[Message]:

@@ -19,7 +19,7 @@ from sqlalchemy import delete, func, select, tuple_
 from xalen_batch import db, erasure, files, log, storage
 from xalen_batch.billing import statements
 from xalen_batch.config import settings
-from xalen_batch.models import Batch, File, IdempotencyKey
+from xalen_batch.models import Batch, File, IdempotencyKey, partitions
 from xalen_batch.states import TERMINAL
 from xalen_batch.storage import marks
 
@@ -181,16 +181,19 @@ def _erase_answers() -> Iterator[None]:
 
 
 def _delete_orphans() -> Iterator[None]:
-    """Remove stored uploads without a file row, left by a crash before the row was committed."""
+    """Remove objects without a file row: uploads of which a crash prevented the row's commit, and
+    sealed files that were deleted while they were written.
+    """
     # Objects of another database's store also have no row here, and must be kept.
     marks.confirm()
     horizon = datetime.now(UTC) - ORPHAN_AFTER
-    for name in storage.delete_unfinished("input", before=horizon):
-        logger.warning("file.unfinished_deleted", name=name)
-    objects = storage.listing("input")
-    while some := list(islice(objects, OBJECTS_AT_ONCE)):
-        _delete_orphans_of([key for key, written in some if written < horizon])
-        yield
+    for prefix in ("input", "output"):
+        for name in storage.delete_unfinished(prefix, before=horizon):
+            logger.warning("file.unfinished_deleted", name=name)
+        objects = storage.listing(prefix)
+        while some := list(islice(objects, OBJECTS_AT_ONCE)):
+            _delete_orphans_of([key for key, written in some if written < horizon])
+            yield
 
 
 def _delete_orphans_of(old: list[str]) -> None:
@@ -215,10 +218,26 @@ def _delete_orphans_of(old: list[str]) -> None:
             logger.warning("file.orphan_deleted", key=key)
 
 
+def _keep_partitions() -> Iterator[None]:
+    """Make the partitions of the coming days, and drop those past their retention."""
+    with db.transaction() as session:
+        partitions.make_ahead(session)
+    yield
+    retention = settings().row_retention
+    while retention != "forever":
+        with db.transaction() as session:
+            dropped = partitions.drop_sealed(session, older_than=retention)
+        if dropped is None:
+            return
+        logger.info("rows.dropped", partition=dropped)
+        yield
+
+
 KEYS = Sweep("idempotency keys", _forget_keys)
 STATEMENTS = Sweep("statements", _issue_statements)
 EXPIRED = Sweep("expired files", _expire_files)
 ANSWERS = Sweep("erased answers", _erase_answers)
+PARTITIONS = Sweep("partitions", _keep_partitions, rest=HOUR)
 # An hour of rest, since each walk lists the whole folder.
 ORPHANS = Sweep("orphans", _delete_orphans, rest=HOUR)
-ALL = (KEYS, STATEMENTS, EXPIRED, ANSWERS, ORPHANS)
+ALL = (KEYS, STATEMENTS, EXPIRED, ANSWERS, PARTITIONS, ORPHANS)

@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
+from functools import cache
 from math import ceil
 from typing import Any
 from uuid import UUID
@@ -29,7 +30,7 @@ from xalen_batch.accounts.accounts import Owner
 from xalen_batch.accounts.quotas import Excess, Quota
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
-from xalen_batch.models import Batch, File, ScheduleRun, Task
+from xalen_batch.models import Batch, File, ScheduleRun, Task, partitions
 from xalen_batch.models.base import table_of
 from xalen_batch.pipeline import fairness, record
 from xalen_batch.schedules import inbox
@@ -132,6 +133,7 @@ def run(batch_id: UUID) -> None:
     fault = _given_up(batch, now)
     owner = Owner(batch.account_id, batch.livemode)
     try:
+        _make_partition(partitions.day(batch_id))
         if fault is None and not has_input:
             fault = _assemble(batch, lease, owner)
         found = _read(batch, lease) if fault is None else Reading(faults=Faults([fault]))
@@ -153,6 +155,13 @@ def run(batch_id: UUID) -> None:
     logger.info(
         "batch.validated", batch_id=batch_id, **lines, models=found.split.models, ms=elapsed
     )
+
+
+@cache
+def _make_partition(day: date) -> None:
+    """Make the partition of the day's results: after a standstill no sweep has made it."""
+    with db.transaction() as session:
+        partitions.make(session, day)
 
 
 def _take(batch_id: UUID) -> tuple[Batch, _Lease, bool, datetime] | None:

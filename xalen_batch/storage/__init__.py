@@ -1,4 +1,4 @@
-"""Object storage of input files: a local folder.
+"""Object storage of files: a local folder.
 
 Another store would have to implement these functions. Keys are derived from ids of files, never
 from names that users choose. Writes are atomic: after a crash an object is whole or missing.
@@ -41,8 +41,13 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def key(file_id: UUID) -> str:
-    """The key of a file's object."""
+    """The key of an upload's object, or of an assembled input file's."""
     return f"input/{file_id.hex}"
+
+
+def output_key(file_id: UUID) -> str:
+    """The key of the object of a sealed output or error file (frames.py)."""
+    return f"output/{file_id.hex}"
 
 
 def file_id(key: str) -> UUID | None:

@@ -14,7 +14,7 @@ from celery import Celery
 
 from xalen_batch import db, log, storage
 from xalen_batch.broker import Job
-from xalen_batch.pipeline import finalize, recover, validate
+from xalen_batch.pipeline import finalize, recover, seal, validate
 from xalen_batch.schedules import fire
 from xalen_batch.worker.engine import Engine
 from xalen_batch.worker.turns import Turns
@@ -95,6 +95,18 @@ def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
     def finalize_batch(batch_id: str) -> None:
         finalize.run(UUID(hex=batch_id))
 
+    # One thread seals, since it takes time from the lines that run.
+    sealing = threading.Lock()
+
+    @app.task(name=Job.SEAL.value, shared=False)
+    @reported
+    def seal_batches() -> None:
+        if sealing.acquire(blocking=False):
+            try:
+                seal.run()
+            finally:
+                sealing.release()
+
     @app.task(name=Job.FIRE.value, shared=False)
     @reported
     def fire_schedules() -> None:
@@ -117,6 +129,7 @@ def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
         Job.VALIDATE: validate_batch,
         Job.EXECUTE: execute,
         Job.FINALIZE: finalize_batch,
+        Job.SEAL: seal_batches,
         Job.FIRE: fire_schedules,
         Job.TICK: tick,
     }

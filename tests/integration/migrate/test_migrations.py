@@ -7,10 +7,11 @@ import pytest
 from alembic import command
 from alembic.util import CommandError
 from sqlalchemy import NullPool, create_engine, func, select, text
+from sqlalchemy.exc import ProgrammingError
 from structlog.testing import capture_logs
 
 from tests.waiting import PATIENCE, wait_until
-from xalen_batch import db, migrate
+from xalen_batch import db, ids, migrate
 from xalen_batch.errors import ConfigError
 from xalen_batch.migrate import Age
 from xalen_batch.models import Price
@@ -147,7 +148,6 @@ class TestMigrations:
             running.result(timeout=PATIENCE)
         assert {entry["event"] for entry in logs} == {"migrate.waits_for_lock"}
         assert migrate.age() is Age.CURRENT
-        assert migrate.age() is Age.CURRENT
 
 
 @pytest.mark.usefixtures("empty_database")
@@ -165,6 +165,39 @@ def test_what_was_there_before_the_tallies_is_in_them() -> None:
         "files": 2,
         "file_bytes": 12,
     }
+
+
+@pytest.mark.usefixtures("empty_database")
+def test_services_of_the_version_before_the_partitions_go_on_writing_rows() -> None:
+    command.upgrade(migrate.alembic(), "0016")
+    insert = text(
+        "INSERT INTO results (batch_id, line_no, model, custom_id, status_code, amount, body)"
+        " VALUES (:batch_id, 1, 'm', 'c', 200, 0, 'x')"
+    )
+    with create_engine(db.owner_url(), poolclass=NullPool).begin() as owner:
+        owner.execute(text("GRANT SELECT, INSERT, UPDATE (body) ON results TO xalen_serve"))
+        owner.execute(text("ALTER FUNCTION audit_answers() SECURITY DEFINER"))
+    batches = [ids.new() for _ in range(2)]
+    with db.engine().connect() as service:
+        service.execute(insert, {"batch_id": batches[0]})
+        service.commit()
+        # No rights are granted anew: services run between the migration and the grants.
+        command.upgrade(migrate.alembic(), "head")
+        service.execute(insert, {"batch_id": batches[1]})
+        service.execute(text("UPDATE results SET body = NULL"))
+        service.commit()
+        found = service.execute(text("SELECT batch_id, body FROM results ORDER BY batch_id"))
+        assert found.all() == [(batch, None) for batch in batches]
+        with pytest.raises(ProgrammingError, match="permission denied"):
+            service.execute(text("DELETE FROM results"))
+        service.rollback()
+    with create_engine(db.owner_url(), poolclass=NullPool).connect() as owner:
+        audited = owner.execute(
+            text("SELECT action, before ->> 'lines' FROM audit_log ORDER BY object_id")
+        )
+        assert audited.all() == [("answers.erased", "1")] * 2
+        left = owner.scalars(text("SELECT conname FROM pg_constraint WHERE conname ~ 'older'"))
+        assert left.all() == []
 
 
 BEFORE_TALLIES = """

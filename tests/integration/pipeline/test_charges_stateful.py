@@ -224,8 +224,7 @@ class Deliveries(RuleBasedStateMachine):
         assert len(found) == batch.total == LINES
         with localcontext(money.EXACT):
             assert invoice.total == sum(amount for amount in found.values() if amount is not None)
-        with db.snapshot() as session:
-            assert list(reconcile.differences(session)) == []
+        assert list(reconcile.differences()) == []
 
 
 def test_each_line_is_charged_at_most_once_however_it_is_delivered(
