@@ -252,14 +252,14 @@ def _moved(path: tuple[BatchStatus, ...]) -> ReturningUpdate[Any]:
     )
 
 
-def window_is_open() -> ColumnElement[bool]:
+def window_is_open(columns: Any = Batch) -> ColumnElement[bool]:
     """Whether a batch's lines may start now, by PostgreSQL's clock.
 
-    True for a batch without an execution window.
+    True for a batch without an execution window. `columns`: of the model or of its table.
     """
     return or_(
-        Batch.window_closes_at.is_(None),
-        and_(Batch.window_opens_at <= func.now(), func.now() < Batch.window_closes_at),
+        columns.window_closes_at.is_(None),
+        and_(columns.window_opens_at <= func.now(), func.now() < columns.window_closes_at),
     )
 
 

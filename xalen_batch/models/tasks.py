@@ -12,12 +12,16 @@ from sqlalchemy import (
     ColumnElement,
     ForeignKey,
     Index,
+    Interval,
     Select,
-    TextClause,
+    SQLColumnExpression,
+    Update,
     bindparam,
     case,
     func,
+    literal,
     literal_column,
+    null,
     select,
     text,
     tuple_,
@@ -25,8 +29,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.sql.dml import ReturningUpdate
 
-from xalen_batch.models.base import Base
+from xalen_batch.models.base import Base, table_of
 from xalen_batch.models.batches import Batch, window_is_open
 from xalen_batch.states import TaskState
 
@@ -120,7 +125,11 @@ def has_state(*states: TaskState) -> ColumnElement[bool]:
     Literals instead of bound values: only then can the planner prove that it may use the partial
     index `ix_tasks_open`.
     """
-    return Task.state.in_([literal_column(f"'{state.value}'") for state in states])
+    return _in_states(Task.state, *states)
+
+
+def _in_states(column: SQLColumnExpression[str], *states: TaskState) -> ColumnElement[bool]:
+    return column.in_([literal_column(f"'{state.value}'") for state in states])
 
 
 def has_any(session: Session, batch_id: UUID, *states: TaskState) -> bool:
@@ -135,36 +144,100 @@ def _has_any(states: tuple[TaskState, ...]) -> Select[bool]:
     )
 
 
+class BatchState(NamedTuple):
+    """The state of a task's batch.
+
+    `is_open`: its execution window is open. `has_open_tasks`: it has other tasks that have not
+    ended, as committed when the task was advanced.
+    """
+
+    status: str
+    is_open: bool
+    has_open_tasks: bool
+
+
+_TASKS, _BATCHES = table_of(Task).c, table_of(Batch).c
 # Adds the requests of each reason, {reason: requests}, to those of the task.
 _NOT_BILLED_ADDED = text("""(
     SELECT jsonb_object_agg(reason, requests) FROM (
         SELECT key AS reason, sum(value::bigint) AS requests
         FROM (
             SELECT * FROM jsonb_each_text(coalesce(tasks.not_billed, '{}'))
-            UNION ALL SELECT * FROM jsonb_each_text(:not_billed_added)
+            UNION ALL SELECT * FROM jsonb_each_text(:added_not_billed)
         ) AS each
         GROUP BY key
     ) AS reasons
-)""").bindparams(bindparam("not_billed_added", type_=JSONB))
+)""").bindparams(bindparam("added_not_billed", type_=JSONB))
+_OTHERS = table_of(Task).alias("others").c
+_HAS_OPEN_TASKS = (
+    select(_OTHERS.seq)
+    .where(
+        _OTHERS.batch_id == _TASKS.batch_id,
+        _OTHERS.seq != _TASKS.seq,
+        _in_states(_OTHERS.state, TaskState.PENDING, TaskState.RUNNING),
+    )
+    .exists()
+)
 
 
-def _added(counts: Mapping[str, Any]) -> dict[str, ColumnElement[Any] | TextClause]:
-    """The values of an UPDATE that adds `counts` to a task's counters and sums."""
-    added: dict[str, ColumnElement[Any] | TextClause] = {
-        name: getattr(Task, name) + amount
-        for name, amount in counts.items()
+def _added(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of an UPDATE that adds `counts` to a task's counters and sums."""
+    return {f"added_{name}": amount for name, amount in counts.items() if amount is not None}
+
+
+# Cached, since building a statement takes longer than running it.
+@cache
+def _changed(
+    source: TaskState, to: TaskState, added: tuple[str, ...], *, is_paused: bool = False
+) -> Update:
+    """The guarded UPDATE of a task from one state to another, with the `added` parameters."""
+    columns = [name.removeprefix("added_") for name in added]
+    sums: dict[str, Any] = {
+        name: _TASKS[name] + bindparam(f"added_{name}", type_=_TASKS[name].type)
+        for name in columns
         if name != "not_billed"
     }
-    if counts.get("not_billed"):
-        added["not_billed"] = _NOT_BILLED_ADDED.bindparams(not_billed_added=counts["not_billed"])
-    return added
+    if "not_billed" in columns:
+        sums["not_billed"] = _NOT_BILLED_ADDED
+    pause = func.clock_timestamp() + bindparam("pause", type_=Interval) if is_paused else null()
+    return (
+        update(table_of(Task))
+        .where(
+            _TASKS.batch_id == bindparam("own_batch_id"),
+            _TASKS.seq == bindparam("own_seq"),
+            _TASKS.fence == bindparam("own_fence"),
+            _TASKS.state == source.value,
+        )
+        .values(state=to.value, not_before=pause, **sums)
+    )
 
 
-class BatchState(NamedTuple):
-    """The status of a task's batch, and whether its execution window is open."""
+@cache
+def _advanced(to: TaskState, added: tuple[str, ...], *, is_paused: bool) -> ReturningUpdate[Any]:
+    """The UPDATE of `advance`."""
+    lease_end = (
+        func.clock_timestamp() + bindparam("lease", type_=Interval)
+        if to is TaskState.RUNNING
+        else null()
+    )
+    # Of a task that goes on, nobody asks for the others.
+    has_open_tasks = literal(True) if to is TaskState.RUNNING else _HAS_OPEN_TASKS
+    return (
+        _changed(TaskState.RUNNING, to, added, is_paused=is_paused)
+        .where(_BATCHES.id == _TASKS.batch_id)
+        .values(lease_until=lease_end)
+        .returning(_BATCHES.status, window_is_open(_BATCHES), has_open_tasks)
+    )
 
-    status: str
-    is_open: bool
+
+@cache
+def _ended(added: tuple[str, ...]) -> ReturningUpdate[Any]:
+    """The UPDATE of `end`."""
+    return (
+        _changed(TaskState.PENDING, TaskState.DONE, added)
+        .values(fence=_TASKS.fence + 1)
+        .returning(_TASKS.seq)
+    )
 
 
 def advance(
@@ -182,25 +255,14 @@ def advance(
     To RUNNING: extend the lease by `lease` seconds. `pause`: seconds until a task that is handed
     back may be claimed again. Returns None, and writes nothing, if the fence is stale.
     """
-    is_running = to is TaskState.RUNNING
-    row = session.execute(
-        update(Task)
-        .where(
-            Task.batch_id == key[0],
-            Task.seq == key[1],
-            Task.fence == fence,
-            Task.state == TaskState.RUNNING,
-            Batch.id == Task.batch_id,
-        )
-        .values(
-            state=to,
-            lease_until=func.clock_timestamp() + timedelta(seconds=lease) if is_running else None,
-            not_before=None if pause is None else func.clock_timestamp() + timedelta(seconds=pause),
-            **_added(counts),
-        )
-        .returning(Batch.status, window_is_open())
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
+    added = _added(counts)
+    values = {"own_batch_id": key[0], "own_seq": key[1], "own_fence": fence, **added}
+    if to is TaskState.RUNNING:
+        values["lease"] = timedelta(seconds=lease)
+    if pause is not None:
+        values["pause"] = timedelta(seconds=pause)
+    statement = _advanced(to, tuple(added), is_paused=pause is not None)
+    row = session.execute(statement, values).one_or_none()
     return None if row is None else BatchState(*row)
 
 
@@ -228,21 +290,6 @@ def reclaim(session: Session, limit: int = 100) -> Sequence[Task]:
 
 def end(session: Session, task: Task, counts: Mapping[str, Any]) -> bool:
     """Move a pending task to done; no worker will run it. False: a worker claimed it first."""
-    row = session.execute(
-        update(Task)
-        .where(
-            Task.batch_id == task.batch_id,
-            Task.seq == task.seq,
-            Task.fence == task.fence,
-            Task.state == TaskState.PENDING,
-        )
-        .values(
-            state=TaskState.DONE,
-            fence=Task.fence + 1,
-            not_before=None,
-            **_added(counts),
-        )
-        .returning(Task.seq)
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
-    return row is not None
+    added = _added(counts)
+    own = {"own_batch_id": task.batch_id, "own_seq": task.seq, "own_fence": task.fence}
+    return session.execute(_ended(tuple(added)), own | added).one_or_none() is not None

@@ -15,10 +15,10 @@ from msgspec import Struct
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, jsonl, log, money
+from xalen_batch import broker, db, jsonl, log, money
 from xalen_batch.backends.contract import Answered, Ended, Exhausted, Refused, Retryable, Usage
 from xalen_batch.billing.charges import USAGE_COUNTED, ZERO, Tariff
-from xalen_batch.broker import Job
+from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
 from xalen_batch.models import Result
 from xalen_batch.models import tasks as task_rows
@@ -201,7 +201,8 @@ def record(
             return Recorded(is_stale=True, goes_on=False)
         insert(session, rows)
     if to is not TaskState.RUNNING:
-        _enqueue_finalize(key[0], batch.status)
+        is_last = to is TaskState.DONE and not batch.has_open_tasks
+        _enqueue_finalize(key[0], batch.status, is_last=is_last)
     return Recorded(
         is_stale=False, goes_on=batch.status == BatchStatus.IN_PROGRESS and batch.is_open
     )
@@ -273,13 +274,18 @@ def is_recorded(row: Row) -> bool:
         )
 
 
-def _enqueue_finalize(batch_id: UUID, status: str) -> None:
-    """Enqueue the finalizing of a batch that waits for no task any more."""
-    # In a transaction after the commit: when the last two tasks end at the same time, the check
-    # that comes later sees the end of both.
-    with db.transaction() as session:
+def _enqueue_finalize(batch_id: UUID, status: str, *, is_last: bool) -> None:
+    """Enqueue the finalizing of a batch that waits for no task any more.
+
+    `is_last`: its other tasks had ended before this one.
+    """
+    if not is_last:
         waits_for = [TaskState.RUNNING]
         if status == BatchStatus.IN_PROGRESS:
             waits_for = [TaskState.PENDING, TaskState.RUNNING]
-        if not task_rows.has_any(session, batch_id, *waits_for):
-            db.enqueue(session, Job.FINALIZE, batch_id.hex)
+        # A statement after the commit: when the last two tasks end at the same time, the check that
+        # comes later sees the end of both.
+        with db.autocommit() as session:
+            if task_rows.has_any(session, batch_id, *waits_for):
+                return
+    broker.publish([Message(Job.FINALIZE, batch_id.hex)])

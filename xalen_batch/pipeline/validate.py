@@ -12,10 +12,13 @@ from uuid import UUID
 
 from sqlalchemy import (
     BindParameter,
+    Boolean,
     ColumnElement,
+    DateTime,
     Double,
     and_,
     bindparam,
+    column,
     func,
     insert,
     or_,
@@ -192,27 +195,29 @@ def _lease_end(
 
 
 # Built once, since every batch runs it.
-_TAKE = (
-    update(Batch)
+_BATCHES = table_of(Batch).c
+_HAS_INPUT, _NOW = column("has_input", Boolean), column("taken_at", DateTime(timezone=True))
+_TAKE = select(Batch, _HAS_INPUT, _NOW).from_statement(
+    update(table_of(Batch))
     .where(
-        Batch.id == bindparam("batch_id"),
-        Batch.status == BatchStatus.VALIDATING,
-        or_(Batch.lease_until.is_(None), Batch.lease_until < func.now()),
+        _BATCHES.id == bindparam("batch_id"),
+        _BATCHES.status == BatchStatus.VALIDATING.value,
+        or_(_BATCHES.lease_until.is_(None), _BATCHES.lease_until < func.now()),
     )
     .values(
-        lease_until=_lease_end(Batch.losses + 1, bindparam("lease", type_=Double)),
-        fence=Batch.fence + 1,
-        losses=Batch.losses + 1,
+        lease_until=_lease_end(_BATCHES.losses + 1, bindparam("lease", type_=Double)),
+        fence=_BATCHES.fence + 1,
+        losses=_BATCHES.losses + 1,
     )
     .returning(
-        Batch,
+        *_BATCHES,
         # An input file is an upload or an output file (`files.is_ready`).
         select(or_(File.sha256.is_not(None), File.batch_id.is_not(None)))
-        .where(File.id == Batch.input_file_id)
-        .scalar_subquery(),
-        func.now(),
+        .where(File.id == _BATCHES.input_file_id)
+        .scalar_subquery()
+        .label("has_input"),
+        func.now().label("taken_at"),
     )
-    .execution_options(synchronize_session=False)
 )
 
 
