@@ -123,6 +123,8 @@ def engine() -> Engine:
         pool_size=settings().pool_size,
         max_overflow=0,
         pool_timeout=10,
+        # The connection that was used last comes first: it has prepared the usual statements.
+        pool_use_lifo=True,
         # Bound values are users' prompts and answers, which error messages must not bring into a
         # log.
         hide_parameters=True,

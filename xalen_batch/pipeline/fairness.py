@@ -52,6 +52,7 @@ def _at_work() -> ScalarSelect[float | None]:
 _ACCOUNTS = table_of(Account)
 _FORGET_IDLE_TIME = (
     update(_ACCOUNTS)
-    .where(_ACCOUNTS.c.id == bindparam("account_id"))
-    .values(virtual_time=func.greatest(_ACCOUNTS.c.virtual_time, func.coalesce(_at_work(), 0.0)))
+    # Usually false, and then the row is not locked, which claims lock too.
+    .where(_ACCOUNTS.c.id == bindparam("account_id"), _ACCOUNTS.c.virtual_time < _at_work())
+    .values(virtual_time=_at_work())
 )
