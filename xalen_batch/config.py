@@ -85,10 +85,15 @@ class Settings(BaseSettings):
     row_retention: Annotated[int, Field(ge=0)] | Literal["forever"] = Field(
         7 * 86_400,
         description=(
-            "How long the lines of sealed batches stay rows of the table `results`, where SQL can"
-            " query them, counted from the end of the day (UTC) that created the batch. `forever`:"
-            " they stay. Downloads and invoices do not need them."
+            "How long lines of sealed batches stay rows of `results`, for SQL, from the end of the"
+            " day (UTC) that created the batch, or `forever`. Downloads need no rows."
         ),
+    )
+    run_retention: Annotated[int, Field(ge=0)] | Literal["forever"] = Field(
+        400 * 86_400, description="How long ended runs of schedules are kept."
+    )
+    audit_retention: Annotated[int, Field(ge=90 * 86_400)] | Literal["forever"] = Field(
+        "forever", description="How long the audit log is kept; at least 90 days."
     )
     idempotency_retention: int = Field(
         7 * 86_400, ge=86_400, description="How long an Idempotency-Key replays its answer."

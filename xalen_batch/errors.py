@@ -10,8 +10,10 @@ XalenError
 ├── Conflict                409
 │   ├── NotCancellable      409
 │   └── FileBusy            409
+├── PreconditionFailed      412
 ├── TooLarge                413
 ├── UnsupportedMediaType    415
+├── RangeNotSatisfiable     416
 ├── TooManyRequests         429
 │   └── OverLimit           429
 ├── HeadTooLarge            431
@@ -113,6 +115,12 @@ class FileBusy(Conflict):
     retry_after = 2.0
 
 
+class PreconditionFailed(XalenError):
+    status = 412
+    type = "invalid_request_error"
+    code = "precondition_failed"
+
+
 class TooLarge(XalenError):
     status = 413
     type = "invalid_request_error"
@@ -123,6 +131,20 @@ class UnsupportedMediaType(XalenError):
     status = 415
     type = "invalid_request_error"
     code = "unsupported_content_encoding"
+
+
+class RangeNotSatisfiable(XalenError):
+    """A Range that begins behind the end of the content, which has `size` bytes."""
+
+    status = 416
+    type = "invalid_request_error"
+    code = "range_not_satisfiable"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(
+            f"Range: the file has {size:,} bytes, and none of them is in this range.", param="Range"
+        )
+        self.headers = {"Content-Range": f"bytes */{size}"}
 
 
 class TooManyRequests(XalenError):

@@ -1,6 +1,6 @@
 """Results: the lines of output and error files, readable while their batch runs.
 
-They are rendered from rows of `results` until the batch is sealed, then read from objects.
+They are rendered from rows of `results` until the batch is sealed; `content.py` then reads objects.
 """
 
 from collections.abc import Iterator
@@ -10,11 +10,9 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import TupleRow
 
-from xalen_batch import db, jsonl, storage
+from xalen_batch import db, jsonl
 from xalen_batch.config import MiB
-from xalen_batch.models import File
 from xalen_batch.models.files import FilePart
-from xalen_batch.storage import frames
 
 # Most rows of a page, most rows of the first page, and most bytes of answers in a page.
 PAGE_ROWS = 2_000
@@ -27,35 +25,29 @@ PIECE_BYTES = 256 * 1024
 _ANSWERED = "status_code IS NOT NULL AND status_code < 300"
 _PARTS = {FilePart.OUTPUT: _ANSWERED, FilePart.ERROR: f"NOT ({_ANSWERED})"}
 
-# PostgreSQL knows the length of an answer without reading it, so a page can end at PAGE_BYTES. An
-# answer that is read in pieces counts as PAGE_BYTES, so no other answer is in its page.
+# PostgreSQL knows the length of an answer without reading it: a first scan of the rows ends the page
+# at PAGE_BYTES, a second one reads them. Sums over the rows with their answers took twice as long.
+# An answer that is read in pieces counts as PAGE_BYTES, so no other answer is in its page.
 _PAGE = """
-    SELECT line_no, custom_id, status_code, substr(body, 1, %(piece)s), error_code, error_message, is_escaped FROM (
-        SELECT *, sum(CASE WHEN octet_length(body) > %(piece)s THEN %(bytes)s ELSE coalesce(octet_length(body), 0) END)
-            OVER (ORDER BY line_no) AS bytes
-        FROM (
-            SELECT line_no, custom_id, status_code, body, error_code, error_message, is_escaped FROM results
-            WHERE batch_id = %(batch_id)s AND line_no > %(after)s AND {part}
-            ORDER BY line_no LIMIT %(rows)s
-        ) AS rows
-    ) AS sized WHERE bytes <= %(bytes)s ORDER BY line_no
+    SELECT line_no, custom_id, status_code, substr(body, 1, %(piece)s), error_code, error_message, is_escaped
+    FROM results
+    WHERE batch_id = %(batch_id)s AND line_no > %(after)s AND {part} AND line_no <= (
+        SELECT max(line_no) FROM (
+            SELECT line_no, sum(bytes) OVER (ORDER BY line_no ROWS UNBOUNDED PRECEDING) AS bytes FROM (
+                SELECT line_no,
+                    CASE WHEN octet_length(body) > %(piece)s THEN %(bytes)s ELSE coalesce(octet_length(body), 0) END AS bytes
+                FROM results
+                WHERE batch_id = %(batch_id)s AND line_no > %(after)s AND {part}
+                ORDER BY line_no LIMIT %(rows)s
+            ) AS rows
+        ) AS sized WHERE bytes <= %(bytes)s
+    )
+    ORDER BY line_no
 """
 _PIECE = (
     "SELECT substr(body, %(start)s, %(piece)s) FROM results WHERE batch_id = %(batch_id)s AND"
     " line_no = %(line_no)s"
 )
-
-
-def of_file(file: File) -> Iterator[bytes]:
-    """The content of an output or error file, in chunks of about 1 MiB.
-
-    Raises FileNotFoundError for an object or an answer that is deleted meanwhile.
-    """
-    assert file.batch_id is not None
-    assert file.part is not None
-    if file.sha256 is not None:
-        return frames.Reader(storage.output_key(file.id)).chunks()
-    return chunks(file.batch_id, FilePart(file.part))
 
 
 def chunks(batch_id: UUID, part: FilePart) -> Iterator[bytes]:

@@ -15,6 +15,7 @@ INDEX = "ix_batches_unsealed"
 def upgrade() -> None:
     # IF NOT EXISTS: the block below commits it, and an attempt that fails there is repeated.
     op.execute("ALTER TABLE batches ADD COLUMN IF NOT EXISTS sealed_at timestamptz")
+    op.execute("ALTER TABLE files ADD COLUMN IF NOT EXISTS stored_bytes bigint")
     # Outside of a transaction, so that nobody waits: it lasts seconds with millions of batches. An
     # interrupted build leaves an invalid index behind, which the next attempt replaces.
     lock_timeout = op.get_bind().scalar(sa.text("SHOW lock_timeout"))
@@ -52,4 +53,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index(INDEX, table_name="batches")
     op.drop_table("sealed_lines")
+    op.drop_column("files", "stored_bytes")
     op.drop_column("batches", "sealed_at")

@@ -48,10 +48,14 @@ class Outcome:
 
 
 class Run:
-    """A plan on a system that is ready and idle."""
+    """A plan on a system that is ready and idle.
 
-    def __init__(self, system: System, plan: Plan) -> None:
+    `keeps_rows`: do not drop the rows of the batches in the end.
+    """
+
+    def __init__(self, system: System, plan: Plan, *, keeps_rows: bool = False) -> None:
         self._system = system
+        self._keeps_rows = keeps_rows
         self._plan = plan
         self.outcome = Outcome(plan.seed, system.lease, batches=len(plan.orders), lines=plan.lines)
         self._first_call = system.calls.stat().st_size if system.calls.exists() else 0
@@ -176,8 +180,9 @@ class Run:
         with self._system.connect() as connection:
             wrong += oracle.wrong(connection, f"run-{self._plan.seed}", deliveries, calls)
         wrong += self._reconciled("with rows")
-        wrong += sealed.wrong(self._system, f"run-{self._plan.seed}", deliveries)
-        wrong += self._reconciled("without rows")
+        if not self._keeps_rows:
+            wrong += sealed.wrong(self._system, f"run-{self._plan.seed}", deliveries)
+            wrong += self._reconciled("without rows")
         wrong += leftovers.left(self._system)
         wrong += self._read_logs.errors()
 

@@ -8,7 +8,7 @@ from random import Random
 import psycopg
 import pytest
 
-from tests.chaos import leftovers, oracle
+from tests.chaos import leftovers, oracle, sealed
 from tests.chaos.campaign import Campaign
 from tests.chaos.drive import Delivery
 from tests.chaos.oracle import Calls
@@ -51,7 +51,7 @@ class Evidence:
 def calm(campaign: Campaign) -> tuple[System, Run]:
     """A run without faults."""
     system = campaign.system(SHORT)
-    run = Run(system, Plan(SEED, tuple(orders(SEED, Random(SEED)))))
+    run = Run(system, Plan(SEED, tuple(orders(SEED, Random(SEED)))), keeps_rows=True)
     assert run.run().wrong == []
     return system, run
 
@@ -278,3 +278,13 @@ def test_half_an_upload_is_named(evidence: Evidence) -> None:
         ]
     finally:
         whole.write_bytes(content)
+
+
+def test_what_changed_when_rows_were_dropped_is_named(evidence: Evidence) -> None:
+    chat = evidence.of("chat")
+    chat.output[0]["response"]["body"] = {}
+    chat.errors.pop()
+    assert sealed.wrong(evidence.system, RUN, evidence.deliveries) == [
+        "chat: the output file changed when it was sealed",
+        "chat: the error file changed when it was sealed",
+    ]

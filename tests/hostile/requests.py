@@ -546,19 +546,24 @@ def _idempotency() -> Iterator[HostileRequest]:
 
 def _downloads() -> Iterator[HostileRequest]:
     many = "bytes=" + ",".join(f"{n}-{n}" for n in range(5000))
-    for name, value in {
-        "one byte": "bytes=0-0",
-        "the last": "bytes=-1",
-        "5,000 ranges": many,
-        "no range": "bytes=a-b",
-        "beyond": "bytes=9999999999-",
-        "other": "lines=1-2",
-    }.items():
+    for name, header, value, status in (
+        ("one byte", "range", "bytes=0-0", 206),
+        ("the last", "range", "bytes=-1", 206),
+        ("5,000 ranges", "range", many, 200),
+        ("no range", "range", "bytes=a-b", 200),
+        ("beyond", "range", "bytes=9999999999-", 416),
+        ("5,000 digits", "range", f"bytes={'9' * 5000}-", 200),
+        ("other", "range", "lines=1-2", 200),
+        ("5,000 tags", "if-none-match", ", ".join(['"x"'] * 5000), 200),
+        ("a tag without an end", "if-none-match", '"' + "x" * 50_000, 200),
+        ("no tag", "if-match", "W/" * 20_000, 412),
+        ("5,000 codings", "accept-encoding", ", ".join(["zstd;q=2"] * 5000), 200),
+    ):
         yield HostileRequest(
-            f"a range: {name}",
+            f"a download: {name}",
             path="/v1/files/{file}/content",
-            headers=(("range", value),),
-            status=200,
+            headers=((header, value),),
+            status=status,
         )
     yield HostileRequest(
         "a page's range: no range",

@@ -15,11 +15,12 @@ from sqlalchemy import func, select, update
 
 from tests import factories
 from tests.waiting import PATIENCE
-from xalen_batch import db, results
+from xalen_batch import content, db, results
 from xalen_batch.accounts.accounts import Caller
 from xalen_batch.backends.contract import Answered, Usage
 from xalen_batch.broker import Job
-from xalen_batch.models import Batch, Result, Task
+from xalen_batch.content import Rendered
+from xalen_batch.models import Batch, File, Result, Task
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
 from xalen_batch.states import TaskState
@@ -83,6 +84,13 @@ def read(batch_id: UUID) -> Batch:
 
 def lines_of(batch_id: UUID, part: FilePart) -> list[dict]:
     return [json.loads(line) for line in b"".join(results.chunks(batch_id, part)).splitlines()]
+
+
+def bytes_of(file: File) -> bytes:
+    """What a download of a file sends now."""
+    found = content.of(file)
+    chunks = found.chunks() if isinstance(found, Rendered) else found.chunks(0, found.size)
+    return b"".join(chunks)
 
 
 def expire_leases() -> None:

@@ -128,7 +128,7 @@ class TestALostFile:
         file = api.upload(b"{}\n" * 1_000)
         path = storage.folder() / storage.key(ids.parse("file", file["id"]))  # type: ignore[arg-type]
         path.write_bytes(path.read_bytes()[:1_500])
-        with pytest.raises(openai.APIConnectionError):
+        with pytest.raises(openai.InternalServerError, match="503"):
             api.client.files.content(file["id"]).read()
 
     @pytest.mark.usefixtures("database", "valkey")

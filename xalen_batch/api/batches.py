@@ -2,22 +2,25 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, db, files, ids, results, waits
+from xalen_batch import batches, content, db, files, ids, results, waits
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api import idempotency
 from xalen_batch.api.deps import BriefReader, IdempotencyKey, calling
-from xalen_batch.api.description import content
-from xalen_batch.api.http.responses import download, listed, stored
+from xalen_batch.api.description import downloaded
+from xalen_batch.api.http.downloads import download
+from xalen_batch.api.http.responses import listed, stored
 from xalen_batch.api.schemas import BatchObject, BatchRequest, ListObject
 from xalen_batch.batches import Progress
+from xalen_batch.content import Rendered
 from xalen_batch.errors import InvalidRequest
-from xalen_batch.models import Batch, File
+from xalen_batch.models import Batch
 from xalen_batch.models.files import FilePart
 from xalen_batch.states import BatchStatus, OnInvalid
 
@@ -26,7 +29,7 @@ PATH = "/v1/batches"
 PORTION = 10
 router = APIRouter(prefix=PATH, tags=["batches"])
 partial_router = APIRouter(prefix=PATH, tags=["extensions"])
-LINES = content("Lines as JSON, one on each; headers say how many of the batch are done.")
+LINES = downloaded("Lines as JSON, one on each; headers say how many of the batch are done.")
 
 
 @router.post("", response_model=BatchObject)
@@ -106,15 +109,15 @@ def cancel_batch(session: Session, caller: Caller, batch_id: str) -> BatchObject
 
 
 @partial_router.get("/{batch_id}/output", response_class=Response, responses=LINES)
-def get_batch_output(caller: BriefReader, batch_id: str) -> Response:
+def get_batch_output(request: Request, caller: BriefReader, batch_id: str) -> Response:
     """The lines that succeeded so far, in the order of the input; headers say how far it goes."""
-    return _partial_results(caller, batch_id, FilePart.OUTPUT)
+    return _partial_results(request, caller, batch_id, FilePart.OUTPUT)
 
 
 @partial_router.get("/{batch_id}/errors", response_class=Response, responses=LINES)
-def get_batch_errors(caller: BriefReader, batch_id: str) -> Response:
+def get_batch_errors(request: Request, caller: BriefReader, batch_id: str) -> Response:
     """The lines that failed so far, in the order of the input; headers say how far it goes."""
-    return _partial_results(caller, batch_id, FilePart.ERROR)
+    return _partial_results(request, caller, batch_id, FilePart.ERROR)
 
 
 def _defaulted(body: BatchRequest) -> set[str]:
@@ -135,7 +138,7 @@ def _shown(session: Session, found: Sequence[Batch]) -> list[BatchObject]:
     ]
 
 
-def _partial_results(caller: Caller, batch_id: str, part: FilePart) -> Response:
+def _partial_results(request: Request, caller: Caller, batch_id: str, part: FilePart) -> Response:
     with db.transaction() as session:
         batch = batches.get(session, caller, batch_id)
         progress = batches.progress(session, [batch])[batch.id]
@@ -143,17 +146,17 @@ def _partial_results(caller: Caller, batch_id: str, part: FilePart) -> Response:
         # Raises NotFound if the file was deleted or has expired: its lines are gone too.
         file = None if file_id is None else files.get(session, caller, ids.render("file", file_id))
     return download(
-        results.chunks(batch.id, part) if file is None else results.of_file(file),
+        request,
+        _lines_so_far(batch, part) if file is None else content.of(file),
         f"{batch_id}_{part.value}.jsonl",
-        size=_download_size(batch, file),
-        headers=_progress_headers(batch, progress),
+        _progress_headers(batch, progress),
     )
 
 
-def _download_size(batch: Batch, file: File | None) -> int | None:
-    if file is not None:
-        return file.size
-    return 0 if BatchStatus(batch.status).is_terminal else None
+def _lines_so_far(batch: Batch, part: FilePart) -> Rendered:
+    """The lines of a batch that runs, or none: a batch that has ended without a file has none."""
+    is_ended = BatchStatus(batch.status).is_terminal
+    return Rendered(partial(results.chunks, batch.id, part), 0 if is_ended else None)
 
 
 def _progress_headers(batch: Batch, progress: Progress) -> dict[str, str]:

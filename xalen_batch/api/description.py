@@ -41,13 +41,11 @@ def operation_id(route: APIRoute) -> str:
     return first + "".join(word.capitalize() for word in rest)
 
 
-def content(description: str) -> dict[int | str, dict[str, Any]]:
-    """The 200 response of a route that sends binary content."""
+def downloaded(description: str) -> dict[int | str, dict[str, Any]]:
+    """The responses of a route that sends binary content, besides its errors."""
+    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     return {
-        200: {
-            "description": description,
-            "content": {
-                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
-            },
-        }
+        200: {"description": description, "content": content},
+        206: {"description": "The range that `Range` asks for.", "content": content},
+        304: {"description": "The content has the entity tag that `If-None-Match` names."},
     }

@@ -2,15 +2,16 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import files, results, storage
+from xalen_batch import content, files, storage
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api import idempotency
 from xalen_batch.api.deps import BriefReader, IdempotencyKey, calling
-from xalen_batch.api.description import content
-from xalen_batch.api.http.responses import download, listed, stored
+from xalen_batch.api.description import downloaded
+from xalen_batch.api.http.downloads import download
+from xalen_batch.api.http.responses import listed, stored
 from xalen_batch.api.schemas import DeletedFile, FileObject, ListObject
 from xalen_batch.api.uploads import Received
 from xalen_batch.db import transaction
@@ -113,18 +114,14 @@ def retrieve_file(session: Session, caller: Caller, file_id: str) -> FileObject:
 
 
 @router.get(
-    "/{file_id}/content", response_class=Response, responses=content("The bytes of the file.")
+    "/{file_id}/content", response_class=Response, responses=downloaded("The bytes of the file.")
 )
-def download_file(caller: BriefReader, file_id: str) -> Response:
+def download_file(request: Request, caller: BriefReader, file_id: str) -> Response:
     """The bytes of an upload, or the lines of an output or error file in the order of the input."""
     with transaction() as session:
         file = files.get(session, caller, file_id)
         files.refuse_if_not_ready(session, file, param="file_id")
-    if file.batch_id is None or file.part is None:
-        chunks = storage.chunks(storage.key(file.id))
-    else:
-        chunks = results.of_file(file)
-    return download(chunks, file.filename, size=file.size)
+    return download(request, content.of(file), file.filename)
 
 
 @router.delete("/{file_id}")

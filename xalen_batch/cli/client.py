@@ -24,6 +24,7 @@ from xalen_batch.cli.connection import LOOPBACK, ApiConnection, find
 from xalen_batch.cli.failures import ApiError, Failed, Unreachable
 from xalen_batch.cli.options import ApiKey, BaseUrl, Live
 from xalen_batch.cli.output import safe, say
+from xalen_batch.cli.partial_body import PartialBody
 from xalen_batch.cli.progress import Moved
 
 T = TypeVar("T")
@@ -125,30 +126,24 @@ class ApiClient:
         """Pass a body to `write` in chunks; returns the answer's headers, in lower case.
 
         `is_fixed`: the body does not change, so the download resumes after a broken connection.
+        Raises Failed if the bytes do not have the digest that the server stated.
         """
-        received = 0
+        body = PartialBody(write, moved)
 
         def receive() -> Headers:
-            nonlocal received
-            with closing(self._open(self._request(path))) as response:
-                headers, seen = {name.lower(): value for name, value in response.headers.items()}, 0
-                size = response.length
-                for chunk in self._chunks(response):
-                    fresh = chunk[max(received - seen, 0) :]
-                    seen += len(chunk)
-                    if fresh:
-                        write(fresh)
-                        received = seen
-                        moved(received, size)
+            with closing(self._open(self._request(path, body.resuming()))) as response:
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                body.begin(response.status, headers, response.length)
+                try:
+                    for chunk in self._chunks(response):
+                        body.take(chunk)
+                except Unreachable as error:
+                    raise error if is_fixed or not body.received else Failed(str(error)) from error
                 return headers
 
-        def receive_once() -> Headers:
-            try:
-                return receive()
-            except Unreachable as error:
-                raise error if is_fixed or not received else Failed(str(error)) from error
-
-        return self._retried(receive_once)
+        headers = self._retried(receive, received=lambda: body.received)
+        body.check()
+        return headers
 
     def first_line(self, path: str) -> bytes:
         """The first line of a body that is not blank. Does not wait for the rest."""
@@ -261,28 +256,36 @@ class ApiClient:
         )
         return Unreachable(f"No answer from {address.scheme}://{address.netloc}: {words}. {remedy}")
 
-    def _retried(self, send: Callable[[], T]) -> T:
+    def _retried(self, send: Callable[[], T], received: Callable[[], int] = lambda: 0) -> T:
         """Call `send`, and repeat it with backoff on 408, 409, 429, 5xx and broken connections.
 
-        Does not repeat if the server says not to, nor if it was never reached.
+        Does not repeat if the server says not to, nor if it was never reached. `received`: the
+        bytes of a download so far; the pauses start again whenever there are more.
         """
-        for pause in PAUSES:
-            wait = pause * random.uniform(0.5, 1)
+        pauses, before = iter(PAUSES), received()
+        while True:
             try:
                 return send()
-            except Unreachable as error:
-                if not self._has_reached:
-                    raise
-                reason = str(error)
-            except ApiError as error:
-                wait = wait if error.retry_after is None else error.retry_after
-                if not error.may_pass or wait > LONGEST_PAUSE:
+            except (Unreachable, ApiError) as error:
+                if received() > before:
+                    pauses, before = iter(PAUSES), received()
+                wait = self._pause(error, next(pauses, None))
+                if wait is None:
                     raise
                 reason = str(error)
             if wait >= SILENCE:
                 say(f"{safe(reason)} Trying again in {wait:.0f} s.", style="yellow")
             time.sleep(wait)
-        return send()
+
+    def _pause(self, error: Unreachable | ApiError, pause: float | None) -> float | None:
+        """The seconds to wait after an error; None if the request is not repeated."""
+        if pause is None:
+            return None
+        wait = pause * random.uniform(0.5, 1)
+        if isinstance(error, Unreachable):
+            return wait if self._has_reached else None
+        wait = wait if error.retry_after is None else error.retry_after
+        return wait if error.may_pass and wait <= LONGEST_PAUSE else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,10 +44,16 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "erasures": DELETING,
     "idempotency_keys": DELETING,
     "inbox_requests": DELETING,
+    "schedule_runs": DELETING,
     "workers": DELETING,
 }
-# Functions with the owner's privileges, for partitions of `results` (models/partitions.py).
-FUNCTIONS = ("create_results_day(date)", "drop_sealed_results(timestamptz)")
+# Functions with the owner's privileges: for partitions of `results` (models/partitions.py), and for
+# entries of the audit log that are older than 90 days.
+FUNCTIONS = (
+    "create_results_day(date)",
+    "drop_sealed_results(timestamptz)",
+    "forget_audit(timestamptz, integer)",
+)
 # Privileges on tables that PostgreSQL 14 and all later versions have.
 GRANTABLE = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 

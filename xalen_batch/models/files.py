@@ -68,6 +68,8 @@ class File(Base):
     # Of the content. Null, and 0 bytes, while the input of a schedule's run is not assembled; null
     # of an output file while it is rendered from rows of `results`, until its batch is sealed.
     sha256: Mapped[bytes | None]
+    # Of the object of a sealed output file, which is compressed; else null.
+    stored_bytes: Mapped[int | None]
     # Of an output file, else null.
     batch_id: Mapped[UUID | None]
     part: Mapped[str | None]

@@ -215,9 +215,11 @@ class ConsumedObject(Base):
         ForeignKeyConstraint(
             ["run_id", "schedule_id"], ["schedule_runs.id", "schedule_runs.schedule_id"]
         ),
+        Index("ix_consumed_objects_run_id", "run_id", postgresql_where=text("run_id IS NOT NULL")),
     )
 
     schedule_id: Mapped[UUID] = mapped_column(ForeignKey("schedules.id"), primary_key=True)
     path: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[str] = mapped_column(primary_key=True)
-    run_id: Mapped[UUID]
+    # Null if the run is forgotten.
+    run_id: Mapped[UUID | None]

@@ -225,7 +225,7 @@ def _mark(session: Session, batch: Batch, written: dict[UUID, frames.Content]) -
         kept = session.execute(
             update(File)
             .where(File.id == file_id, File.deleted_at.is_(None))
-            .values(sha256=content.sha256)
+            .values(sha256=content.sha256, stored_bytes=content.stored_size)
             .returning(File.id)
             .execution_options(synchronize_session=False)
         ).one_or_none()

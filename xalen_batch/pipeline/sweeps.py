@@ -1,7 +1,7 @@
 """Sweeps: housekeeping in bounded steps. A sweep that fails does not stop the others.
 
 Any number of processes may sweep at once. A walk is a generator that yields after each step, and
-each step has a transaction of its own. `Sweep.run` advances a walk for TURN seconds, and the next
+each step has a transaction of its own. `Sweep.run` advances a walk for a turn, and the next
 tick resumes it. After a crash the walk starts anew.
 """
 
@@ -17,15 +17,17 @@ from uuid import UUID
 from sqlalchemy import delete, func, select, tuple_
 
 from xalen_batch import db, erasure, files, log, storage
+from xalen_batch.accounts import audit
 from xalen_batch.billing import statements
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, File, IdempotencyKey, partitions
+from xalen_batch.schedules import history
 from xalen_batch.states import TERMINAL
 from xalen_batch.storage import marks
 
 logger = log.get(__name__)
 
-# Seconds for which a tick advances one sweep.
+# Seconds for which a tick advances a sweep that names no other.
 TURN = 3.0
 HOUR = 3_600.0
 KEYS_AT_ONCE = 1_000
@@ -58,18 +60,19 @@ class Sweep:
     """A walk, resumed at each tick. Any thread of a worker may call `run`.
 
     `walk` makes a generator that yields after each step. `rest`: seconds between the end of a walk
-    and the start of the next.
+    and the start of the next. `turn`: seconds for which a tick advances it.
     """
 
     name: str
     walk: Callable[[], Iterator[None]]
     rest: float = 0.0
+    turn: float = TURN
     _steps: Iterator[None] | None = None
     _ended_at: float = -HOUR
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self) -> None:
-        """Advance the walk until it ends or TURN seconds have passed. Never raises.
+        """Advance the walk until it ends or its turn is over. Never raises.
 
         Does nothing while another thread advances it.
         """
@@ -85,7 +88,7 @@ class Sweep:
 
     def _advance(self, steps: Iterator[None]) -> bool:
         """Whether the walk has more steps. An error ends the walk."""
-        turn_ends = time.monotonic() + TURN
+        turn_ends = time.monotonic() + self.turn
         with isolated(self.name):
             for _ in steps:
                 if time.monotonic() >= turn_ends:
@@ -188,8 +191,10 @@ def _delete_orphans() -> Iterator[None]:
     marks.confirm()
     horizon = datetime.now(UTC) - ORPHAN_AFTER
     for prefix in ("input", "output"):
-        for name in storage.delete_unfinished(prefix, before=horizon):
-            logger.warning("file.unfinished_deleted", name=name)
+        for gone in storage.delete_unfinished(prefix, before=horizon, at_once=OBJECTS_AT_ONCE):
+            for name in gone:
+                logger.warning("file.unfinished_deleted", name=name)
+            yield
         objects = storage.listing(prefix)
         while some := list(islice(objects, OBJECTS_AT_ONCE)):
             _delete_orphans_of([key for key, written in some if written < horizon])
@@ -233,11 +238,39 @@ def _keep_partitions() -> Iterator[None]:
         yield
 
 
+def _forget_runs() -> Iterator[None]:
+    """Delete ended runs of schedules, and what deleted schedules took, past their retention."""
+    retention = settings().run_retention
+    if retention == "forever":
+        return
+    life = timedelta(seconds=retention)
+    for forget in (history.forget_runs, history.forget_objects):
+        while True:
+            with db.transaction() as session:
+                gone = forget(session, life)
+            if not gone:
+                break
+            yield
+
+
+def _forget_audit() -> Iterator[None]:
+    """Delete entries of the audit log past their retention."""
+    retention = settings().audit_retention
+    while retention != "forever":
+        with db.transaction() as session:
+            gone = audit.forget(session, timedelta(seconds=retention))
+        if not gone:
+            return
+        yield
+
+
 KEYS = Sweep("idempotency keys", _forget_keys)
 STATEMENTS = Sweep("statements", _issue_statements)
 EXPIRED = Sweep("expired files", _expire_files)
 ANSWERS = Sweep("erased answers", _erase_answers)
+RUNS = Sweep("runs of schedules", _forget_runs, rest=HOUR)
+AUDIT = Sweep("audit log", _forget_audit, rest=HOUR)
 PARTITIONS = Sweep("partitions", _keep_partitions, rest=HOUR)
-# An hour of rest, since each walk lists the whole folder.
-ORPHANS = Sweep("orphans", _delete_orphans, rest=HOUR)
-ALL = (KEYS, STATEMENTS, EXPIRED, ANSWERS, PARTITIONS, ORPHANS)
+# Each walk lists the whole store: a million objects take two hours of turns.
+ORPHANS = Sweep("orphans", _delete_orphans, rest=HOUR, turn=0.15)
+ALL = (KEYS, STATEMENTS, EXPIRED, ANSWERS, PARTITIONS, RUNS, AUDIT, ORPHANS)

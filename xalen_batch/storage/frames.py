@@ -40,10 +40,11 @@ class Damaged(OSError):
 
 
 class Content(NamedTuple):
-    """The uncompressed content of an object: its bytes, and its SHA-256."""
+    """The content of an object: its bytes and SHA-256, and the bytes of the object itself."""
 
     size: int
     sha256: bytes
+    stored_size: int
 
 
 class Writer:
@@ -61,7 +62,7 @@ class Writer:
         self._held = bytearray()
         self._entries: list[bytes] = []
         self._hash = hashlib.sha256()
-        self._size = 0
+        self._size = self._stored = 0
 
     def __enter__(self) -> Self:
         self._file.__enter__()
@@ -80,7 +81,7 @@ class Writer:
     @property
     def content(self) -> Content:
         """What was written so far."""
-        return Content(self._size, self._hash.digest())
+        return Content(self._size, self._hash.digest(), self._stored)
 
     def write(self, data: bytes) -> None:
         self._hash.update(data)
@@ -93,13 +94,17 @@ class Writer:
     def _frame(self, content: bytes) -> None:
         frame = self._compressor.compress(content, mode=zstd.ZstdCompressor.FLUSH_FRAME)
         self._entries.append(_ENTRY.pack(len(frame), len(content)))
-        self._file.write(frame)
+        self._put(frame)
 
     def _finish(self) -> None:
         if self._held:
             self._frame(bytes(self._held))
         table = b"".join(self._entries) + _FOOTER.pack(len(self._entries), 0, _SEEKABLE)
-        self._file.write(_HEADER.pack(_SKIPPABLE, len(table)) + table)
+        self._put(_HEADER.pack(_SKIPPABLE, len(table)) + table)
+
+    def _put(self, stored: bytes) -> None:
+        self._file.write(stored)
+        self._stored += len(stored)
 
 
 def write(key: str, chunks: Iterable[bytes]) -> Content:
@@ -110,12 +115,18 @@ def write(key: str, chunks: Iterable[bytes]) -> Content:
     return out.content
 
 
+def compressed_size(size: int, stored_size: int) -> int:
+    """The bytes of an object's frames, without the table behind them."""
+    frames = -(-size // FRAME_BYTES)
+    return stored_size - _HEADER.size - frames * _ENTRY.size - _FOOTER.size
+
+
 def read_back(key: str) -> Content:
     """The content of an object as it is stored now, by reading all of it."""
     reader, digest = Reader(key), hashlib.sha256()
     for chunk in reader.chunks():
         digest.update(chunk)
-    return Content(reader.size, digest.digest())
+    return Content(reader.size, digest.digest(), reader.stored_size)
 
 
 class Reader:

@@ -28,7 +28,7 @@ from xalen_batch.billing import invoices, prices
 from xalen_batch.cli import database as of_commands
 from xalen_batch.cli.main import app
 from xalen_batch.models import Account, ApiKey, AuditEntry, Base, Batch, Schedule
-from xalen_batch.pipeline import recover
+from xalen_batch.pipeline import recover, sweeps
 from xalen_batch.schedules import fire, schedules
 from xalen_batch.standalone import credentials
 
@@ -311,6 +311,7 @@ def test_no_statement_changes_anything_without_an_entry(
 NOT_AUDITED = {
     "account_tallies": "sums that triggers keep",
     "audit_log": "the log itself",
+    "sealed_lines": "written when a batch is sealed, from its results, which are compared",
     "consumed_objects": "written by firing: what a run took, which its own row tells",
     "idempotency_keys": "answers kept for a replay; what was made is logged",
     "inbox_requests": (
@@ -595,3 +596,55 @@ def test_the_log_is_read_by_time_and_by_what_was_changed(owner: Owner) -> None:
         assert (
             len(audit.entries(session, since=datetime.now(UTC) - timedelta(hours=1), limit=9)) == 9
         )
+
+
+class TestForgetting:
+    @staticmethod
+    def aged(days: float) -> None:
+        with as_owner() as session:
+            session.execute(text("SET LOCAL session_replication_role = replica"))
+            session.execute(
+                text("UPDATE audit_log SET at = now() - :age"), {"age": timedelta(days=days)}
+            )
+
+    def left(self) -> int:
+        with db.transaction() as session:
+            return len(audit.entries(session, limit=1000))
+
+    def test_entries_past_their_retention_go_in_steps(
+        self, owner: Owner, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(audit, "AT_ONCE", 1)
+        with db.transaction() as session:
+            for _ in range(2):
+                keys.create(session, owner, name="k", scopes=list(Scope), expires_at=None)
+        before = self.left()
+        assert before >= 2
+        self.aged(101)
+        configure(audit_retention=100 * 86_400)
+        assert len(list(sweeps._forget_audit())) == before
+        assert self.left() == 0
+
+    def test_they_stay_for_ever_unless_told_otherwise(self, owner: Owner) -> None:
+        with db.transaction() as session:
+            keys.create(session, owner, name="k", scopes=list(Scope), expires_at=None)
+        before = self.left()
+        self.aged(5_000)
+        list(sweeps._forget_audit())
+        assert self.left() == before
+
+    def test_those_of_the_last_90_days_stay_whatever_the_services_ask_for(
+        self, owner: Owner
+    ) -> None:
+        with db.transaction() as session:
+            keys.create(session, owner, name="k", scopes=list(Scope), expires_at=None)
+        before = self.left()
+        self.aged(89)
+        with db.transaction() as session:
+            assert audit.forget(session, timedelta(0)) == 0
+        with (
+            pytest.raises(sqlalchemy.exc.DBAPIError, match="only ever added to"),
+            as_owner() as session,
+        ):
+            session.execute(text("DELETE FROM audit_log"))
+        assert self.left() == before

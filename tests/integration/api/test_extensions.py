@@ -12,11 +12,12 @@ from sqlalchemy import insert, text, update
 
 from tests import factories
 from tests.integration.conftest import Answer, Api
-from xalen_batch import db, ids, jsonl
+from xalen_batch import content, db, ids, jsonl
 from xalen_batch.api.limits import LimitsObject
 from xalen_batch.api.money_schemas import EstimateObject, InvoiceObject, StatementObject
 from xalen_batch.api.terms import TermsObject
 from xalen_batch.billing import invoices
+from xalen_batch.content import Stored
 from xalen_batch.models import Batch, File, Invoice, InvoiceLine, Result, Task
 from xalen_batch.models.files import FilePart
 
@@ -239,3 +240,18 @@ def test_an_estimate_prices_good_lines_and_lists_bad_ones(api: Api, endpoint: st
 def test_an_estimate_of_no_file_is_400(api: Api) -> None:
     answer = api.ask("POST", "/v1/batches/estimate", {"input_file_id": "file-none"})
     assert (answer.status, answer.error["param"]) == (400, "input_file_id")
+
+
+def test_the_output_of_an_ended_batch_is_read_in_parts_once_it_is_stored(
+    api: Api, batch_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end(batch_id)
+    stored = Stored(lambda start, end: iter([b"0123456789"[start:end]]), 10, b"\1" * 32)
+    monkeypatch.setattr(content, "of", lambda file: stored)
+    path = f"/v1/batches/{batch_id}/output"
+    part = api.ask("GET", path, headers={"range": "bytes=2-4"})
+    assert (part.status, part.body) == (206, b"234")
+    same = api.ask("GET", path, headers={"if-none-match": part.headers["etag"]})
+    assert (same.status, same.body) == (304, b"")
+    for answer in (part, same):
+        assert answer.headers["x-batch-complete"] == "true"

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from tests.billing import Ran, ended
 from tests.conftest import as_owner
+from tests.integration.engines import bytes_of
 from xalen_batch import db, ids, results
 from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import reconcile
@@ -138,7 +139,7 @@ class TestDropping:
         with db.transaction() as session:
             for id in (batch.output_file_id, batch.error_file_id):
                 file = session.get_one(File, id)
-                assert b"".join(results.of_file(file)) == before[FilePart(file.part or "")]
+                assert bytes_of(file) == before[FilePart(file.part or "")]
         assert list(results.chunks(batch.id, FilePart.OUTPUT)) == []
         wrong = {difference.where for difference in reconcile.differences()}
         assert ids.render("batch", batch.id) not in wrong

@@ -14,10 +14,12 @@ from structlog.testing import capture_logs
 from tests.billing import REFUSED, Ran, ended, running
 from tests.conftest import as_owner
 from tests.factories import RERANK_MODEL
-from xalen_batch import db, files, ids, results, storage
+from tests.integration.engines import bytes_of
+from xalen_batch import content, db, files, ids, results, storage
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.backends.contract import Answered, Usage
 from xalen_batch.billing import reconcile
+from xalen_batch.content import Stored
 from xalen_batch.models import Batch, File, Result, SealedLines
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import finalize, seal, sweeps
@@ -59,7 +61,7 @@ def of(batch: Batch) -> dict[FilePart, File]:
 
 def contents(batch: Batch) -> dict[FilePart, bytes]:
     """What a download of each file gives now."""
-    return {part: b"".join(results.of_file(file)) for part, file in of(batch).items()}
+    return {part: bytes_of(file) for part, file in of(batch).items()}
 
 
 def rendered(batch: Batch) -> dict[FilePart, bytes]:
@@ -111,7 +113,15 @@ class TestSealed:
         assert contents(batch) == before == rendered(batch)
         for part, file in of(batch).items():
             assert file.sha256 == hashlib.sha256(before[part]).digest()
-            assert frames.Reader(storage.output_key(file.id)).size == file.size
+            reader = frames.Reader(storage.output_key(file.id))
+            assert (reader.size, reader.stored_size) == (file.size, file.stored_bytes)
+            found = content.of(file)
+            assert isinstance(found, Stored)
+            assert found.zstd is not None
+            packed = b"".join(found.zstd.chunks())
+            assert len(packed) == found.zstd.size < reader.stored_size
+            assert frames.zstd.decompress(packed) == before[part]
+            assert b"".join(found.chunks(3, 9)) == before[part][3:9]
         sealed = again(batch)
         assert sealed.sealed_at is not None
         assert sealed.lease_until is None
@@ -363,7 +373,9 @@ class TestUnsealable:
     ) -> None:
         batch = ended(LINES)
         monkeypatch.setattr(
-            frames, "read_back", lambda key: frames.Content(storage.size(key), bytes(32))
+            frames,
+            "read_back",
+            lambda key: frames.Content(storage.size(key), bytes(32), storage.size(key)),
         )
         with capture_logs() as logs:
             seal.run()

@@ -34,8 +34,9 @@ def caller() -> Caller:
 
 @pytest.fixture(autouse=True)
 def every_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Walk for orphans at every tick, instead of once an hour."""
-    monkeypatch.setattr(sweeps.ORPHANS, "rest", 0.0)
+    """Begin each walk at every tick, instead of once an hour."""
+    for sweep in sweeps.ALL:
+        monkeypatch.setattr(sweep, "rest", 0.0)
 
 
 def an_expired_file(caller: Caller, age: int = 1) -> File:
@@ -167,28 +168,30 @@ class TestSteps:
     def test_a_walk_goes_on_in_the_next_tick_and_then_rests(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(sweeps, "TURN", 0.0)
+        monkeypatch.setattr(sweeps.ORPHANS, "turn", 0.0)
         monkeypatch.setattr(sweeps, "OBJECTS_AT_ONCE", 1)
         orphans = [an_orphan() for _ in range(3)]
         left = []
-        for _ in orphans:
+        # Three entries of the folder are looked at for unfinished files, then three objects.
+        for _ in range(6):
             sweeps.ORPHANS.run()
             left.append(sum(path.exists() for path in orphans))
-        assert left == [2, 1, 0]
+        assert left == [3, 3, 3, 2, 1, 0]
         sweeps.ORPHANS.run()
         monkeypatch.setattr(sweeps.ORPHANS, "rest", sweeps.HOUR)
         late = an_orphan()
         sweeps.ORPHANS.run()
         assert late.exists()
         monkeypatch.setattr(sweeps.ORPHANS, "rest", 0.0)
-        sweeps.ORPHANS.run()
+        for _ in range(2):
+            sweeps.ORPHANS.run()
         assert not late.exists()
 
     def test_a_large_output_file_is_gone_at_once_and_its_answers_in_steps(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(erasure, "LINES_AT_ONCE", 2)
-        monkeypatch.setattr(sweeps, "TURN", 0.0)
+        monkeypatch.setattr(sweeps.ANSWERS, "turn", 0.0)
         batch = a_batch(5)
         with db.transaction() as session:
             file = session.get_one(File, batch.output_file_id)

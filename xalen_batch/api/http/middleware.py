@@ -6,9 +6,10 @@ import asyncio
 import math
 import time
 import uuid
+from collections.abc import Iterator
 
 import structlog
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,7 +24,7 @@ logger = log.get(__name__)
 
 # The status that nginx logs for a client that closed the connection; nothing is sent.
 CLIENT_CLOSED = 499
-# The most bytes that are handed to a connection at once.
+# Bytes of an answer that are handed to a connection at once; above its high-water mark of 64 KiB.
 SLICE_BYTES = 256 * 1024
 # Logged at level debug.
 PROBES = frozenset({"/livez", "/readyz"})
@@ -133,15 +134,19 @@ class RateHeaders:
 class AnswerSlices:
     """Back-pressure for long answers: sends each slice after the client has taken those before.
 
-    The connection then buffers one slice. The whole answer counts in its account's budget until the
-    last slice has left.
+    The whole answer counts in its account's budget until the last slice has left.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_length = False
+
         async def send_slices(message: Message) -> None:
+            nonlocal has_length
+            if message["type"] == "http.response.start":
+                has_length = "content-length" in Headers(raw=message["headers"])
             body = message.get("body", b"")
             if len(body) <= SLICE_BYTES:
                 await send(message)
@@ -152,19 +157,30 @@ class AnswerSlices:
             held = len(body) if is_last else max(0, len(body) - STREAM_BYTES)
             budget.answers.add(owner, held)
             try:
-                for start in range(0, len(body), SLICE_BYTES):
-                    end = start + SLICE_BYTES
-                    await send(
-                        {
-                            **message,
-                            "body": bytes(body[start:end]),
-                            "more_body": end < len(body) or not is_last,
-                        }
-                    )
+                left = len(body)
+                for part in _uncopied(body) if has_length else _copied(body):
+                    left -= len(part)
+                    await send({**message, "body": part, "more_body": left > 0 or not is_last})
             finally:
                 budget.answers.give_back(owner, held)
 
         await self.app(scope, receive, send_slices)
+
+
+def _uncopied(body: bytes) -> Iterator[bytes | memoryview]:
+    """A view of all but the last slice, and a copy of that.
+
+    The connection keeps the view, and so the whole body, until all of it has left. The copy is
+    longer than the connection's high-water mark, so what follows is sent after that.
+    """
+    yield memoryview(body)[:-SLICE_BYTES]
+    yield bytes(body[-SLICE_BYTES:])
+
+
+def _copied(body: bytes) -> Iterator[bytes]:
+    """Slices of an answer of unknown length: the server copies each into a chunk."""
+    for start in range(0, len(body), SLICE_BYTES):
+        yield bytes(body[start : start + SLICE_BYTES])
 
 
 def _route(scope: Scope) -> str:

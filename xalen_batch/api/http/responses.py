@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Generic, TypeVar
-from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 import orjson
@@ -27,7 +26,7 @@ T = TypeVar("T", bound=Identified)
 
 JSON = "application/json"
 # The bytes that a stream holds for a client that does not read: two pieces of about 1 MiB, and the
-# buffer of the connection.
+# last slice of the piece before.
 STREAM_BYTES = 5 * MiB // 2
 # The pieces that are read at a time, in this process and for one account. These threads are not
 # those of short requests, which a slow store would block. The limit for an account keeps its
@@ -59,8 +58,10 @@ def _stored(answer: IdempotentAnswer, body: bytes) -> Response:
 
 
 class Stream(StreamingResponse):
-    """Streams pieces of at most about 1 MiB; reads one ahead while the client takes the one before.
+    """Streams pieces of at most about 1 MiB.
 
+    Reads the next when the connection has taken all of the one before but its last slice; to read
+    it earlier would hold three of them. The kernel's send buffer covers the pause.
     Reserves STREAM_BYTES of its account's budget of answers until the last piece is sent or the
     client is gone. The refusal of the budget, and an error of the first piece, are still answered
     in the error envelope. The event loop thread calls it; threads of `_threads` read the pieces.
@@ -70,10 +71,11 @@ class Stream(StreamingResponse):
         self,
         pieces: Iterator[bytes],
         *,
+        status_code: int = 200,
         headers: Mapping[str, str] | None = None,
         media_type: str = JSON,
     ) -> None:
-        super().__init__((), headers=headers, media_type=media_type)
+        super().__init__((), status_code, headers=headers, media_type=media_type)
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,15 +99,8 @@ class Stream(StreamingResponse):
 
     async def _from(self, piece: bytes) -> AsyncIterator[bytes]:
         while piece:
-            coming = asyncio.ensure_future(self._next())
-            try:
-                yield piece
-                piece = await coming
-            finally:
-                # After a disconnect nothing awaits `coming`: fetch its exception, or asyncio logs
-                # it.
-                if not coming.cancel() and not coming.cancelled():
-                    coming.exception()
+            yield piece
+            piece = await self._next()
 
     async def _next(self) -> bytes:
         async with self._semaphore:
@@ -121,30 +116,6 @@ _semaphores: WeakValueDictionary[Owner | None, asyncio.Semaphore] = WeakValueDic
 @cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS, thread_name_prefix="stream")
-
-
-def download(
-    chunks: Iterator[bytes],
-    filename: str,
-    *,
-    size: int | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    """A file download of chunks, whatever the client's Accept header says.
-
-    `size`: that of the file in bytes, if known.
-    """
-    known = {"content-length": str(size)} if size is not None else {}
-    return Stream(
-        chunks,
-        headers={
-            "content-disposition": _attachment(filename),
-            "x-content-type-options": "nosniff",
-            **known,
-            **(headers or {}),
-        },
-        media_type="application/octet-stream",
-    )
 
 
 def listed(
@@ -207,9 +178,3 @@ class _List(Generic[T]):
             found = self._page(session, min(self._left, self._portion), self._ids["last_id"])
         self._ids["last_id"] = found.last_id or self._ids["last_id"]
         return found
-
-
-def _attachment(filename: str) -> str:
-    """A Content-Disposition with the name twice (RFC 6266): in ASCII for old clients, and exact."""
-    plain = "".join(char if char.isascii() and char not in '"\\/' else "_" for char in filename)
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"

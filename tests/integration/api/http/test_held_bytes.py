@@ -15,12 +15,13 @@ import pytest
 
 from tests.integration.conftest import Api, multipart, new_key
 from tests.waiting import wait_until
-from xalen_batch import app, db, ids, storage
+from xalen_batch import app, content, db, ids, storage
 from xalen_batch.accounts import accounts
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.api import batches, files, schedules, uploads
 from xalen_batch.api.http import budget, middleware, responses
 from xalen_batch.config import MiB
+from xalen_batch.content import Rendered
 
 SCHEDULE = {"name": "s", "cron": "0 0 1 1 *", "endpoint": "/v1/chat/completions"}
 
@@ -258,6 +259,34 @@ class TestAnswers:
             client.close()
         wait_until(lambda: budget.answers.held(mine) == 0)
         assert api.ask("GET", path).status == 200
+
+    @pytest.mark.parametrize("size", [24 * MiB, None], ids=["a known length", "chunks"])
+    def test_a_stream_holds_two_pieces_however_it_is_read(
+        self, api: Api, opened: ExitStack, monkeypatch: pytest.MonkeyPatch, size: int | None
+    ) -> None:
+        held: set[int] = set()
+
+        class Piece(bytes):
+            def __new__(cls) -> "Piece":
+                made = super().__new__(cls, MiB)
+                held.add(id(made))
+                return made
+
+            def __del__(self) -> None:
+                held.discard(id(self))
+
+        made = Rendered(lambda: (Piece() for _ in range(24)), size)
+        monkeypatch.setattr(content, "of", lambda file: made)
+        client = begin(api, opened, "GET", f"/v1/files/{api.upload()['id']}/content")
+        received, end = 0, b""
+        # Each read leaves the connection at another place in a piece.
+        while received <= 24 * MiB or (size is None and not end.endswith(b"\r\n0\r\n\r\n")):
+            data = client.recv(20_000)
+            received, end = received + len(data), (end + data)[-7:]
+            # For a moment, a thread may hold a piece that it has just passed on.
+            wait_until(lambda: len(held) <= 2)
+        wait_until(lambda: budget.answers.held(owner(api.key)) == 0)
+        wait_until(lambda: not held)
 
     def test_an_account_over_its_share_of_unread_answers_is_told_before_its_request_runs(
         self, api: Api, configure: Callable[..., None]

@@ -1,0 +1,69 @@
+"""Content: what a download sends when an object is not there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from structlog.testing import capture_logs
+
+from tests.billing import REFUSED, Ran, ended
+from tests.conftest import as_owner
+from xalen_batch import content, db, storage
+from xalen_batch.backends.contract import Usage
+from xalen_batch.content import Stored
+from xalen_batch.models import File
+from xalen_batch.pipeline import seal
+
+pytestmark = pytest.mark.usefixtures("database", "valkey")
+
+
+@pytest.fixture
+def file() -> File:
+    """The output file of a sealed batch, whose object is lost."""
+    batch = ended([Ran(Usage(1, 2)), Ran(REFUSED), Ran(Usage(3, 4))])
+    seal.run()
+    with db.transaction() as session:
+        found = session.get_one(File, batch.output_file_id)
+    storage.delete(storage.output_key(found.id))
+    return found
+
+
+@pytest.fixture
+def whole(file: File) -> bytes:
+    """Its content, rendered from the rows."""
+    assert file.batch_id is not None
+    return b"".join(content._rows(file))
+
+
+def read(file: File, *span: Any) -> bytes:
+    found = content.of(file)
+    assert isinstance(found, Stored)
+    return b"".join(found.chunks(*(span or (0, file.size))))
+
+
+def test_lines_come_from_rows_while_they_are_there(file: File, whole: bytes) -> None:
+    assert len(whole) == file.size
+    with capture_logs() as logs:
+        assert read(file) == whole
+        assert read(file, 10, 200) == whole[10:200]
+        assert read(file, file.size - 3, file.size) == whole[-3:]
+    assert {(entry["event"], entry["file_id"]) for entry in logs} == {("file.lost", file.id)}
+
+
+def test_without_rows_it_is_not_there(file: File) -> None:
+    with as_owner() as session:
+        session.execute(text("SET LOCAL session_replication_role = replica"))
+        session.execute(text("DELETE FROM results"))
+    with pytest.raises(FileNotFoundError):
+        read(file)
+
+
+def test_a_store_that_is_away_has_lost_nothing(
+    file: File, configure: Callable[..., None], tmp_path: Path
+) -> None:
+    configure(storage_url=tmp_path.as_uri())
+    with pytest.raises(OSError, match="store"), capture_logs() as logs:
+        read(file)
+    assert logs == []

@@ -1,0 +1,110 @@
+"""The content of a file, as downloads send it: an object, or lines rendered from rows."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from uuid import UUID
+
+from xalen_batch import log, results, storage
+from xalen_batch.models import File
+from xalen_batch.models.files import FilePart
+from xalen_batch.storage import frames, marks
+
+logger = log.get(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """Lines that are rendered while they are sent.
+
+    `size` is None while the number of lines still grows. The lines can only be read whole.
+    """
+
+    chunks: Callable[[], Iterator[bytes]]
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Zstd:
+    """The whole content as zstd frames, which any decoder reads."""
+
+    chunks: Callable[[], Iterator[bytes]]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Bytes that never change. `chunks(start, end)` reads a range; nothing is read before that.
+
+    `zstd`: the same content as it is stored in compressed form, if it is.
+    """
+
+    chunks: Callable[[int, int], Iterator[bytes]]
+    size: int
+    sha256: bytes
+    zstd: Zstd | None = None
+
+
+Content = Rendered | Stored
+
+
+def of(file: File) -> Content:
+    """The content of a file that is ready (`files.is_ready`)."""
+    match file:
+        case File(batch_id=None, sha256=bytes() as sha256):
+            return Stored(partial(storage.chunks, storage.key(file.id)), file.size, sha256)
+        case File(batch_id=UUID() as batch_id, part=str() as part, sha256=None):
+            return Rendered(partial(results.chunks, batch_id, FilePart(part)), file.size)
+        case File(sha256=bytes() as sha256, stored_bytes=int() as stored_bytes):
+            return _sealed(file, sha256, stored_bytes)
+    raise ValueError("the file has no content yet")
+
+
+def _sealed(file: File, sha256: bytes, stored_bytes: int) -> Stored:
+    size = frames.compressed_size(file.size, stored_bytes)
+    return Stored(
+        partial(_of_sealed, file),
+        file.size,
+        sha256,
+        Zstd(partial(storage.chunks, storage.output_key(file.id), 0, size), size),
+    )
+
+
+def _of_sealed(file: File, start: int, end: int) -> Iterator[bytes]:
+    """A range of a sealed file: of its object, or if that is lost, of its rows while there are any.
+
+    Raises FileNotFoundError.
+    """
+    key = storage.output_key(file.id)
+    try:
+        reader = frames.Reader(key)
+    except FileNotFoundError:
+        # The folder may be an older copy. If it is away, its mark is away too.
+        marks.confirm_gone(key)
+        logger.error("file.lost", file_id=file.id)
+        found = _cut(_rows(file), start, end)
+        first = next(found, None)
+        if first is None:
+            raise
+        yield first
+        yield from found
+    else:
+        yield from reader.chunks(start, end)
+
+
+def _rows(file: File) -> Iterator[bytes]:
+    assert file.batch_id is not None
+    assert file.part is not None
+    return results.chunks(file.batch_id, FilePart(file.part))
+
+
+def _cut(chunks: Iterator[bytes], start: int, end: int) -> Iterator[bytes]:
+    """The bytes from the offset `start` until `end` of a stream."""
+    offset = 0
+    for chunk in chunks:
+        part = chunk[max(0, start - offset) : max(0, end - offset)]
+        offset += len(chunk)
+        if part:
+            yield part
+        if offset >= end:
+            return
