@@ -300,6 +300,20 @@ def test_claims_at_once_go_on_to_the_next_task_of_the_same_account(tasks: int) -
     assert len({task.key for task in found}) == 12
 
 
+def test_a_claim_says_whether_other_tasks_are_pending() -> None:
+    a_backlog(batches=1, tasks=2, accounts=1)
+    found = []
+    for room in (backlog.LINES, 1, backlog.LINES):
+        with db.transaction() as session:
+            task = next_task.claim(
+                session, worker="w", lease=60, rooms=[], room=room, with_suspects=True
+            )
+        assert task is not None
+        found.append(task.has_more)
+    # The second claim left the rest of its task, which the third took.
+    assert found == [True, True, False]
+
+
 class TestAmongManyTasks:
     """Enough rows for the planner to choose as it does among millions."""
 
