@@ -17,7 +17,7 @@ from tests import factories
 from tests.conftest import as_owner
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.integration import plans
-from xalen_batch import db
+from xalen_batch import db, jsonl
 from xalen_batch.models import Account, Batch, Task, next_task
 from xalen_batch.models.next_task import ClaimedTask, FreeCapacity
 from xalen_batch.models.tasks import SUSPECT_CRASHES, advance, has_any, reclaim
@@ -302,15 +302,21 @@ def test_claims_at_once_go_on_to_the_next_task_of_the_same_account(tasks: int) -
 
 def test_a_claim_says_whether_other_tasks_are_pending() -> None:
     a_backlog(batches=1, tasks=2, accounts=1)
+    with as_owner() as session:
+        session.execute(
+            update(Task)
+            .where(Task.seq == 1)
+            .values(lines=2, line_index=bytes(2 * jsonl.SPAN_BYTES))
+        )
     found = []
-    for room in (backlog.LINES, 1, backlog.LINES):
+    # The second claim leaves one line of its task to the third.
+    for room in (1, 1, 1):
         with db.transaction() as session:
             task = next_task.claim(
                 session, worker="w", lease=60, rooms=[], room=room, with_suspects=True
             )
         assert task is not None
         found.append(task.has_more)
-    # The second claim left the rest of its task, which the third took.
     assert found == [True, True, False]
 
 
