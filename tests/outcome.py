@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import func, or_, select
 
 from xalen_batch import db, money, results
-from xalen_batch.billing import invoices, reconcile
+from xalen_batch.billing import invoices, reconcile, sums
 from xalen_batch.models import Batch, Invoice, Result, Task
 from xalen_batch.models.files import FilePart
 from xalen_batch.states import BatchStatus, LineError, TaskState
@@ -53,6 +53,8 @@ def assert_whole(batch_id: UUID, lines: int | None = None, *, is_proven: bool = 
     charges = [row.amount for row in rows if row.amount is not None]
     with localcontext(money.EXACT), db.transaction() as session:
         assert invoices.of_batch(session, batch).total == sum(charges)
+        kept = sums.of_tasks(session, batch_id, lines=batch.total)
+        assert kept == sums.of_results(session, batch_id)
     written = {
         part: [
             json.loads(line)["custom_id"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, case, func, select
+from sqlalchemy import Interval, Select, bindparam, case, func, insert, select
 from sqlalchemy.orm import Session
 
 from xalen_batch import catalog, db, disk, files, ids, log, paging, windows
@@ -19,6 +19,7 @@ from xalen_batch.config import settings
 from xalen_batch.errors import QUOTED_CHARS, InvalidRequest, NotCancellable, NotFound
 from xalen_batch.files import Purpose
 from xalen_batch.models import Batch, File, ScheduleRun, Task
+from xalen_batch.models.base import table_of
 from xalen_batch.models.tasks import TOKEN_COUNTERS
 from xalen_batch.paging import Order, Page
 from xalen_batch.states import BATCH_MOVES, MAY_START, BatchStatus, OnInvalid, TaskState
@@ -82,30 +83,37 @@ def create(
     file = input_file(session, owner, input_file_id, is_ready=run is None)
     frozen = _agreed(session, owner, endpoint)
     quotas.admit_batch(session, owner)
-    batch = Batch(
-        id=ids.new(),
-        account_id=owner.account_id,
-        livemode=owner.livemode,
-        endpoint=endpoint,
-        completion_window=completion_window,
-        input_file_id=file.id,
-        output_expires_after=output_expires_after,
-        on_invalid=on_invalid,
-        meta=dict(metadata or {}),
-        price_snapshot=frozen.prices,
-        backends=frozen.backends if owner.livemode else None,
-        discount_rate=settings().batch_discount,
-        expires_at=func.now() + completion,
-        execution_window=execution_window and execution_window.model_dump(mode="json"),
-        window_opens_at=interval and interval[0],
-        window_closes_at=interval and interval[1],
-        schedule_id=run and run.schedule_id,
-        run_id=run and run.id,
-    )
-    session.add(batch)
-    session.flush()
+    row = {
+        "id": ids.new(),
+        "account_id": owner.account_id,
+        "livemode": owner.livemode,
+        "endpoint": endpoint,
+        "completion_window": completion_window,
+        "input_file_id": file.id,
+        "output_expires_after": output_expires_after,
+        "on_invalid": on_invalid,
+        "metadata": dict(metadata or {}),
+        "price_snapshot": frozen.prices,
+        "backends": frozen.backends if owner.livemode else None,
+        "discount_rate": settings().batch_discount,
+        "completion": completion,
+        "execution_window": execution_window and execution_window.model_dump(mode="json"),
+        "window_opens_at": interval and interval[0],
+        "window_closes_at": interval and interval[1],
+        "schedule_id": run and run.schedule_id,
+        "run_id": run and run.id,
+    }
+    batch: Batch = session.scalars(_INSERT, row).one()
     db.enqueue(session, Job.VALIDATE, batch.id.hex)
     return batch
+
+
+# Built once, since building a statement takes longer than running it.
+_INSERT = select(Batch).from_statement(
+    insert(table_of(Batch))
+    .values(expires_at=func.now() + bindparam("completion", type_=Interval))
+    .returning(*table_of(Batch).columns)
+)
 
 
 def input_file(
@@ -204,10 +212,19 @@ def get(session: Session, owner: Owner, public_id: str) -> Batch:
     id = ids.parse("batch", public_id)
     batch = None
     if id is not None:
-        batch = session.scalars(_visible(owner).where(Batch.id == id)).one_or_none()
+        batch = session.scalars(
+            _GET, {"id": id, "account_id": owner.account_id, "livemode": owner.livemode}
+        ).one_or_none()
     if batch is None:
         raise NotFound(f"No such Batch object: {public_id[:QUOTED_CHARS]}", param="batch_id")
     return batch
+
+
+_GET = select(Batch).where(
+    Batch.id == bindparam("id"),
+    Batch.account_id == bindparam("account_id"),
+    Batch.livemode == bindparam("livemode"),
+)
 
 
 def cancel(session: Session, batch: Batch) -> Batch:
@@ -250,17 +267,15 @@ def page(
 def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]:
     """The progress of each batch: the sum over its tasks while it runs, then its own columns."""
     found = {batch.id: _ended(batch) for batch in batches if BatchStatus(batch.status).is_terminal}
-    running = {batch.id: batch for batch in batches if batch.id not in found}
+    # A batch that is validating has no task yet.
+    running = {
+        batch.id: batch
+        for batch in batches
+        if batch.id not in found and batch.status != BatchStatus.VALIDATING
+    }
     if running:
-        sums = {name: func.sum(getattr(Task, name)) for name in OF_TASKS}
-        sums |= {"total": func.sum(Task.lines), "unrun": func.sum(_unrun_lines())}
-        columns = (func.coalesce(column, 0).label(name) for name, column in sums.items())
-        for row in session.execute(
-            select(Task.batch_id, *columns)
-            .where(Task.batch_id.in_(running))
-            .group_by(Task.batch_id)
-        ):
-            counts = {name: int(getattr(row, name)) for name in sums}
+        for row in session.execute(_PROGRESS, {"ids": list(running)}):
+            counts = {name: int(getattr(row, name)) for name in (*OF_TASKS, "total", "unrun")}
             is_cancelling = running[row.batch_id].status == BatchStatus.CANCELLING
             counts["cancelled" if is_cancelling else "expired"] = counts.pop("unrun")
             found[row.batch_id] = Progress(**counts)
@@ -277,8 +292,19 @@ def _ended(batch: Batch) -> Progress:
     return Progress(**counts | {name: counts[name] or 0 for name in ("cancelled", "expired")})
 
 
-def _unrun_lines() -> ColumnElement[int]:
-    return case((Task.state == TaskState.DONE, Task.lines - Task.completed - Task.failed), else_=0)
+_UNRUN_LINES = case(
+    (Task.state == TaskState.DONE, Task.lines - Task.completed - Task.failed), else_=0
+)
+_PROGRESS = (
+    select(
+        Task.batch_id,
+        *(func.coalesce(func.sum(getattr(Task, name)), 0).label(name) for name in OF_TASKS),
+        func.coalesce(func.sum(Task.lines), 0).label("total"),
+        func.coalesce(func.sum(_UNRUN_LINES), 0).label("unrun"),
+    )
+    .where(Task.batch_id.in_(bindparam("ids", expanding=True)))
+    .group_by(Task.batch_id)
+)
 
 
 def interval(batch: Batch, now: datetime) -> tuple[datetime, datetime] | None:

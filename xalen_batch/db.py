@@ -123,6 +123,8 @@ def engine() -> Engine:
         pool_size=settings().pool_size,
         max_overflow=0,
         pool_timeout=10,
+        # The connection that was used last comes first: it has prepared the usual statements.
+        pool_use_lifo=True,
         # Bound values are users' prompts and answers, which error messages must not bring into a
         # log.
         hide_parameters=True,
@@ -214,14 +216,23 @@ def transaction() -> Iterator[Session]:
 
 
 @contextmanager
-def reading() -> Iterator[Session]:
-    """A session for reading without locks, in autocommit: each statement is a transaction.
+def autocommit() -> Iterator[Session]:
+    """A session in which each statement is a transaction: no round trips of BEGIN and COMMIT.
 
-    Statements see the same as in a READ COMMITTED transaction, and the round trips of BEGIN and
-    COMMIT are saved.
+    For a change that is one statement, and for reading.
     """
     with Session(engine(), expire_on_commit=False) as session:
         session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        yield session
+
+
+@contextmanager
+def reading() -> Iterator[Session]:
+    """A session for reading without locks, in autocommit.
+
+    Statements see the same as in a READ COMMITTED transaction.
+    """
+    with autocommit() as session:
         yield session
 
 

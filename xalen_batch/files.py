@@ -5,7 +5,19 @@ from enum import StrEnum
 from uuid import UUID
 
 import sqlalchemy
-from sqlalchemy import ColumnElement, Select, Text, cast, func, or_, select
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Interval,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    func,
+    insert,
+    or_,
+    select,
+)
 from sqlalchemy.orm import Session
 
 from xalen_batch import erasure, ids, paging, storage
@@ -15,6 +27,7 @@ from xalen_batch.accounts.quotas import Quota
 from xalen_batch.config import settings
 from xalen_batch.errors import QUOTED_CHARS, FileBusy, InvalidRequest, NotFound
 from xalen_batch.models import Batch, File, InboxRequest, Schedule, ScheduleRun
+from xalen_batch.models.base import table_of
 from xalen_batch.paging import Order, Page
 from xalen_batch.states import ENDING, OPEN_RUNS, TERMINAL, BatchStatus, RunState
 from xalen_batch.storage import marks
@@ -59,24 +72,32 @@ def create(
     life = expires_after
     if life is None and purpose == Purpose.BATCH:
         life = settings().file_retention
-    file = File(
-        id=id,
-        account_id=owner.account_id,
-        livemode=owner.livemode,
-        purpose=purpose,
-        filename=filename,
-        size=size,
-        sha256=sha256,
-        expires_at=None if life is None else func.now() + timedelta(seconds=life),
-    )
-    session.add(file)
-    session.flush()
+    row = {
+        "id": id,
+        "account_id": owner.account_id,
+        "livemode": owner.livemode,
+        "purpose": purpose,
+        "filename": filename,
+        "bytes": size,
+        "sha256": sha256,
+        # Null if there is no lifetime.
+        "life": None if life is None else timedelta(seconds=life),
+    }
+    file: File = session.scalars(_INSERT, row).one()
     return file
+
+
+# Built once, since building a statement takes longer than running it.
+_INSERT = select(File).from_statement(
+    insert(table_of(File))
+    .values(expires_at=func.now() + bindparam("life", type_=Interval))
+    .returning(*table_of(File).columns)
+)
 
 
 def get(session: Session, owner: Owner, public_id: str) -> File:
     """A file of this owner. Raises NotFound, also for one that was deleted or has expired."""
-    return _one(session, owner, public_id, _visible(owner))
+    return _one(session, owner, public_id, _GET)
 
 
 def is_ready(file: File) -> bool:
@@ -110,9 +131,7 @@ def refuse_if_not_ready(session: Session, file: File, *, param: str) -> None:
 
 def lock(session: Session, owner: Owner, public_id: str) -> File:
     """As `get`, with a lock that prevents deletion until this transaction ends."""
-    return _one(
-        session, owner, public_id, _visible(owner).with_for_update(read=True, key_share=True)
-    )
+    return _one(session, owner, public_id, _GET_LOCKED)
 
 
 def page(
@@ -125,7 +144,7 @@ def page(
     after: str | None,
 ) -> Page[File]:
     """A page of the owner's files by creation."""
-    rows = _visible(owner)
+    rows = _visible(owner.account_id, owner.livemode)
     if purpose is not None:
         rows = rows.where(File.purpose == purpose)
     return paging.page(session, rows, File.id, "file", limit=limit, order=order, after=after)
@@ -137,7 +156,7 @@ def delete(session: Session, owner: Owner, public_id: str) -> File:
     Raises InvalidRequest while a schedule or an open batch reads the file, and FileBusy if that
     batch is about to end.
     """
-    file = _one(session, owner, public_id, _visible(owner).with_for_update())
+    file = _one(session, owner, public_id, _GET_FOR_UPDATE)
     schedule = session.scalars(
         select(Schedule).where(Schedule.file_id == file.id, Schedule.deleted_at.is_(None)).limit(1)
     ).one_or_none()
@@ -252,19 +271,29 @@ def _named(public_id: str | ColumnElement[str]) -> ColumnElement[bool]:
     )
 
 
-def _visible(owner: Owner) -> Select[File]:
+def _visible(
+    account_id: UUID | BindParameter[UUID], livemode: bool | BindParameter[bool]
+) -> Select[File]:
     return select(File).where(
-        File.account_id == owner.account_id,
-        File.livemode == owner.livemode,
+        File.account_id == account_id,
+        File.livemode == livemode,
         File.deleted_at.is_(None),
         # An expired file is invisible at once, however late the sweep deletes it.
         or_(File.expires_at.is_(None), File.expires_at > func.now(), has_schedule()),
     )
 
 
+_GET = _visible(bindparam("account_id"), bindparam("livemode")).where(File.id == bindparam("id"))
+_GET_LOCKED = _GET.with_for_update(read=True, key_share=True)
+_GET_FOR_UPDATE = _GET.with_for_update()
+
+
 def _one(session: Session, owner: Owner, public_id: str, rows: Select[File]) -> File:
     id = ids.parse("file", public_id)
-    file = None if id is None else session.scalars(rows.where(File.id == id)).one_or_none()
+    file = None
+    if id is not None:
+        owned = {"id": id, "account_id": owner.account_id, "livemode": owner.livemode}
+        file = session.scalars(rows, owned).one_or_none()
     if file is None:
         raise NotFound(f"No such File object: {public_id[:QUOTED_CHARS]}", param="file_id")
     return file

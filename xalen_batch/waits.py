@@ -79,10 +79,10 @@ class _System:
 
     @classmethod
     def look(cls, session: Session) -> "_System":
-        row = session.execute(
-            select(StoreMark.id, StoreMark.placed_at, func.clock_timestamp())
-        ).one()
-        return cls(row[2], None if row[1] is None else row[0], workers.live(session))
+        rows = session.execute(_LOOK).all()
+        mark, placed_at, now, _ = rows[0]
+        alive = [worker for *_, worker in rows if worker is not None]
+        return cls(now, None if placed_at is None else mark, alive)
 
     def since(self, reason: workers.WorkerWaitReason) -> datetime | None:
         """When the first live worker began to wait for this reason; None if no worker does."""
@@ -90,6 +90,14 @@ class _System:
         for worker in self.alive:
             begun += [since for since, wait in worker.waiting if wait.reason == reason]
         return min(begun, default=None)
+
+
+# The live workers, each with the store mark and the time; one row without a worker if none lives.
+_LOOK = (
+    select(StoreMark.id, StoreMark.placed_at, func.clock_timestamp(), Worker)
+    .outerjoin(Worker, workers.is_live())
+    .order_by(Worker.id)
+)
 
 
 def _waits(batch: Batch, system: _System, models: Sequence[str]) -> Iterator[Wait]:

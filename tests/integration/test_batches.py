@@ -76,6 +76,7 @@ def test_progress_is_the_sum_over_tasks_while_a_batch_runs(
     session: Session, caller: Caller
 ) -> None:
     running, fresh, ended = (make(session, caller) for _ in range(3))
+    running.status = "in_progress"
     done = {
         "model": "m",
         "lines": 10,

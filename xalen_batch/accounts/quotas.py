@@ -8,7 +8,7 @@ Callers count and insert under an advisory lock per account, so concurrent reque
 limit (no write skew).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -158,7 +158,14 @@ class Excess:
 
 def limits(session: Session, owner: Owner) -> dict[Quota, int | None]:
     """The limits in force: those that an operator gave this account, else those of the settings."""
-    return {quota: getattr(settings(), f"quota_{quota}") for quota in Quota} | given(session, owner)
+    return _limits(given(session, owner))
+
+
+def _limits(given: QuotaLimits | Mapping[str, int | None] | None) -> dict[Quota, int | None]:
+    """The limits of the settings, replaced by those that an operator gave."""
+    usual = settings()
+    found = {quota: getattr(usual, f"quota_{quota}") for quota in Quota}
+    return found | {Quota(name): most for name, most in (given or {}).items()}
 
 
 def given(session: Session, owner: Owner) -> dict[Quota, int | None]:
@@ -177,8 +184,7 @@ def admit_batch(session: Session, owner: Owner) -> None:
     Raises TooManyRequests if the account's open batches, lines or tokens are at their limit.
     """
     lock(session, owner)
-    asked = dict.fromkeys(ENQUEUED, 1)
-    found = _excess(limits(session, owner), _enqueued(session, owner), asked)
+    found = _excess_enqueued(session, owner, dict.fromkeys(ENQUEUED, 1))
     if found is not None:
         raise found.refusal()
 
@@ -189,7 +195,7 @@ def admit_lines(session: Session, owner: Owner, *, lines: int, tokens: int) -> E
     The caller holds the account's lock.
     """
     asked = {Quota.ENQUEUED_LINES: lines, Quota.ENQUEUED_TOKENS: tokens}
-    return _excess(limits(session, owner), _enqueued(session, owner), asked)
+    return _excess_enqueued(session, owner, asked)
 
 
 def admit(session: Session, owner: Owner, asked: Mapping[Quota, int]) -> None:
@@ -212,14 +218,24 @@ def excess(
     transaction has already inserted the rows, so the counts include them. ENQUEUED quotas and rates
     are not counted here.
     """
-    found = limits(session, owner)
+    given, tallies = session.execute(_GIVEN_AND_TALLIES, _of(owner)).one()
+    found = _limits(given)
     # Unlimited quotas are not counted, which saves queries.
     limited = {quota: more for quota, more in asked.items() if found[quota] is not None}
     held = {
-        quota: _counted(session, owner, quota) - is_recorded * more
+        quota: _tallied_or_counted(session, owner, quota, tallies or {}) - is_recorded * more
         for quota, more in limited.items()
     }
     return _excess(found, held, limited)
+
+
+def _tallied_or_counted(
+    session: Session, owner: Owner, quota: Quota, tallies: Mapping[str, int]
+) -> int:
+    names = _TALLIES.get(quota)
+    if names is None:
+        return _counted(session, owner, quota)
+    return sum(tallies.get(name, 0) for name in names)
 
 
 def lock(session: Session, owner: Owner) -> None:
@@ -263,7 +279,14 @@ def _excess(
 
 
 def _enqueued(session: Session, owner: Owner) -> dict[Quota, int]:
-    return dict(zip(ENQUEUED, map(int, session.execute(_ENQUEUED, _of(owner)).one()), strict=True))
+    *held, _ = session.execute(_ENQUEUED, _of(owner)).one()
+    return dict(zip(ENQUEUED, map(int, held), strict=True))
+
+
+def _excess_enqueued(session: Session, owner: Owner, asked: Mapping[Quota, int]) -> Excess | None:
+    """As `excess`, for ENQUEUED quotas, with one statement for usage and limits."""
+    *held, given = session.execute(_ENQUEUED, _of(owner)).one()
+    return _excess(_limits(given), dict(zip(ENQUEUED, map(int, held), strict=True)), asked)
 
 
 def _counted(session: Session, owner: Owner, quota: Quota) -> int:
@@ -288,9 +311,21 @@ def _sum(column: SQLColumnExpression[int]) -> ColumnElement[int]:
 # statements: a count in the same statement would have a snapshot from before the wait for the lock.
 _LOCK = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:owner))")
 _GIVEN = select(AccountQuota.name, AccountQuota.most).where(_is_of_owner(AccountQuota))
+# The limits that an operator gave the account: {name: most}, or null.
+_GIVEN_LIMITS = (
+    select(func.jsonb_object_agg(AccountQuota.name, AccountQuota.most))
+    .where(_is_of_owner(AccountQuota))
+    .scalar_subquery()
+)
 _ENQUEUED = select(
-    func.count(), _sum(Batch.total - Batch.failed), _sum(Batch.enqueued_tokens)
+    func.count(), _sum(Batch.total - Batch.failed), _sum(Batch.enqueued_tokens), _GIVEN_LIMITS
 ).where(_is_of_owner(Batch), text(OPEN))
+_GIVEN_AND_TALLIES = select(
+    _GIVEN_LIMITS,
+    select(func.jsonb_object_agg(AccountTally.name, AccountTally.amount))
+    .where(_is_of_owner(AccountTally))
+    .scalar_subquery(),
+)
 
 
 def _tally(*names: Tally) -> Select[int]:
@@ -299,9 +334,15 @@ def _tally(*names: Tally) -> Select[int]:
     )
 
 
+# Quotas that are the sums of tallies.
+_TALLIES: Mapping[Quota, Sequence[Tally]] = {
+    Quota.FILES: (Tally.FILES,),
+    Quota.STORAGE_BYTES: (Tally.FILE_BYTES, Tally.INBOX_BYTES),
+    Quota.INBOX_REQUESTS: (Tally.INBOX_REQUESTS,),
+    Quota.IDEMPOTENCY_KEYS: (Tally.IDEMPOTENCY_KEYS,),
+}
 _COUNTS: Mapping[Quota, Select[int]] = {
-    Quota.FILES: _tally(Tally.FILES),
-    Quota.STORAGE_BYTES: _tally(Tally.FILE_BYTES, Tally.INBOX_BYTES),
+    **{quota: _tally(*names) for quota, names in _TALLIES.items()},
     Quota.SCHEDULES: (
         select(func.count())
         .select_from(Schedule)
@@ -317,7 +358,6 @@ _COUNTS: Mapping[Quota, Select[int]] = {
             ScheduleRun.state == RunState.WAITING,
         )
     ),
-    Quota.INBOX_REQUESTS: _tally(Tally.INBOX_REQUESTS),
     Quota.API_KEYS: (
         select(func.count())
         .select_from(ApiKey)
@@ -327,5 +367,4 @@ _COUNTS: Mapping[Quota, Select[int]] = {
             or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()),
         )
     ),
-    Quota.IDEMPOTENCY_KEYS: _tally(Tally.IDEMPOTENCY_KEYS),
 }

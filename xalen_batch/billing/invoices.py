@@ -1,17 +1,20 @@
-"""Invoices of batches: derived from the results, exact to the last digit, immutable."""
+"""Invoices of batches: derived from sums over results, exact to the last digit, immutable."""
 
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import case, func, insert, literal, select
+from sqlalchemy import insert, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from xalen_batch import ids, log, money
+from xalen_batch.billing import sums
 from xalen_batch.billing.charges import USAGE_COUNTED
+from xalen_batch.billing.sums import ModelSums
 from xalen_batch.errors import NotFound
-from xalen_batch.models import Batch, Invoice, InvoiceLine, Result, ScheduleRun
+from xalen_batch.models import Batch, Invoice, InvoiceLine, ScheduleRun
+from xalen_batch.models.base import table_of
 from xalen_batch.states import BatchStatus
 
 logger = log.get(__name__)
@@ -27,37 +30,17 @@ class Mismatch(Exception):
     """
 
 
-class _Outcome(NamedTuple):
-    """Sums over the results of one model that ended for the same reason.
-
-    `reason`: the error code of the requests, or the HTTP status of their refusal; None: they
-    succeeded. `is_counted`: xalen-batch counted their tokens, since the backend reported no usable
-    usage.
-    """
-
-    model: str
-    reason: str | None
-    is_counted: bool
-    requests: int
-    input_tokens: int
-    output_tokens: int
-    charged: Decimal
-
-
 @money.exact
 def issue(session: Session, batch: Batch) -> Invoice:
-    """Issue the batch's invoice from its results, in the transaction that ends the batch.
+    """Issue the batch's invoice, in the transaction that ends the batch.
 
-    Returns the existing invoice if there is one. Raises Mismatch unless the total equals the sum of
-    the lines' charges to the last digit.
+    Returns the existing invoice if there is one. Its lines are derived from the sums of tokens;
+    raises Mismatch unless their total equals the sum of the charges to the last digit.
     """
-    issued = _find(session, batch)
-    if issued is not None:
-        return issued
-    outcomes = _outcomes(session, batch)
-    lines = [*_usage_lines(batch, outcomes), *_not_billed_lines(outcomes)]
+    ended = sums.of_batch(session, batch)
+    lines = [*_usage_lines(batch, ended), *_not_billed_lines(ended)]
     total = sum((line.amount for line in lines), ZERO)
-    charged = sum((outcome.charged for outcome in outcomes), ZERO)
+    charged = sum((model.charged for model in ended), ZERO)
     if total != charged:
         logger.error(
             "invoice.mismatch", batch_id=batch.id, invoiced=str(total), charged=str(charged)
@@ -66,15 +49,17 @@ def issue(session: Session, batch: Batch) -> Invoice:
             f"batch {batch.id}: the invoice's lines sum to {total}, the charges of its results to"
             f" {charged}"
         )
-    header = Invoice(
+    invoice = Invoice(
         account_id=batch.account_id,
         livemode=batch.livemode,
         batch_id=batch.id,
         schedule_id=batch.schedule_id,
         schedule_name=_schedule_name(session, batch),
         total=total,
+        lines=lines,
     )
-    store(session, header, lines)
+    if store(session, invoice, lines):
+        return invoice
     return session.scalars(select(Invoice).where(Invoice.batch_id == batch.id)).one()
 
 
@@ -124,8 +109,21 @@ def _schedule_name(session: Session, batch: Batch) -> str | None:
     return name
 
 
+_INSERT = (
+    postgresql.insert(table_of(Invoice))
+    .on_conflict_do_nothing()
+    .returning(table_of(Invoice).c.id, table_of(Invoice).c.issued_at)
+)
+_INSERT_LINES = insert(table_of(InvoiceLine))
+_LINE_COLUMNS = [
+    column.key
+    for column in InvoiceLine.__mapper__.column_attrs
+    if column.key not in ("invoice_id", "position")
+]
+
+
 def store(session: Session, invoice: Invoice, lines: Sequence[InvoiceLine]) -> bool:
-    """Insert an invoice and its lines, in their order.
+    """Insert an invoice and its lines, in their order, and give it its id and time.
 
     Returns False, and inserts nothing, if the batch or the month has an invoice.
     """
@@ -140,68 +138,32 @@ def store(session: Session, invoice: Invoice, lines: Sequence[InvoiceLine]) -> b
         "currency": money.CURRENCY,
         "total": invoice.total,
     }
-    is_new = session.execute(
-        postgresql.insert(Invoice).values(header).on_conflict_do_nothing().returning(Invoice.id)
-    ).one_or_none()
-    if is_new is None:
+    inserted = session.execute(_INSERT, header).one_or_none()
+    if inserted is None:
         return False
-    columns = [
-        column.key
-        for column in InvoiceLine.__mapper__.column_attrs
-        if column.key not in ("invoice_id", "position")
-    ]
+    invoice.id, invoice.issued_at = inserted
+    invoice.currency = money.CURRENCY
     rows = [
         {
-            "invoice_id": header["id"],
+            "invoice_id": invoice.id,
             "position": position,
-            **{column: getattr(line, column) for column in columns},
+            **{column: getattr(line, column) for column in _LINE_COLUMNS},
         }
         for position, line in enumerate(lines, start=1)
     ]
     if rows:
-        session.execute(insert(InvoiceLine), rows)
+        session.execute(_INSERT_LINES, rows)
     return True
 
 
-def _outcomes(session: Session, batch: Batch) -> list[_Outcome]:
-    """Sums over a batch's results, in one pass, since there may be a million."""
-    reason = case(
-        (Result.amount.is_not(None), None),
-        (Result.error_code.is_not(None), Result.error_code),
-        else_=func.concat(literal("http_"), Result.status_code),
-    )
-    ended = select(
-        Result.model,
-        reason.label("reason"),
-        func.coalesce(Result.flag.contains(USAGE_COUNTED), False).label("is_counted"),
-        Result.input_tokens,
-        Result.output_tokens,
-        func.coalesce(Result.amount, 0).label("amount"),
-    )
-    each = ended.where(Result.batch_id == batch.id).subquery().c
-    kind = (each.model, each.reason, each.is_counted)
-    sums = select(
-        *kind,
-        func.count(),
-        func.sum(each.input_tokens),
-        func.sum(each.output_tokens),
-        func.sum(each.amount),
-    )
-    rows = session.execute(sums.group_by(*kind).order_by(*kind))
-    return [
-        _Outcome(model, why, is_counted, requests, int(read), int(written), charged)
-        for model, why, is_counted, requests, read, written, charged in rows
-    ]
-
-
-def _usage_lines(batch: Batch, outcomes: Sequence[_Outcome]) -> Iterator[InvoiceLine]:
+def _usage_lines(batch: Batch, ended: Sequence[ModelSums]) -> Iterator[InvoiceLine]:
     """A line per model and component, then the discount on them, then tokens without a price.
 
     Tokens that xalen-batch counted have lines of their own.
     """
     gross = ZERO
     unpriced = []
-    for used in _usage(outcomes):
+    for used in _usage(ended):
         price = batch.price_snapshot.get(used.model, {}).get(used.component)
         if price is None:
             logger.warning(
@@ -241,15 +203,18 @@ class _Used(NamedTuple):
         )
 
 
-def _usage(outcomes: Sequence[_Outcome]) -> Iterator[_Used]:
+def _usage(ended: Sequence[ModelSums]) -> Iterator[_Used]:
     """The tokens of the lines that succeeded, without components that have none."""
-    for outcome in outcomes:
-        if outcome.reason is not None:
-            continue
-        components = (("input", outcome.input_tokens), ("output", outcome.output_tokens))
-        for component, tokens in components:
+    for model in ended:
+        read, written = model.counted_input_tokens, model.counted_output_tokens
+        for component, tokens, is_counted in (
+            ("input", model.input_tokens - read, False),
+            ("output", model.output_tokens - written, False),
+            ("input", read, True),
+            ("output", written, True),
+        ):
             if tokens:
-                yield _Used(outcome.model, component, tokens, outcome.is_counted)
+                yield _Used(model.model, component, tokens, is_counted)
 
 
 def _usage_line(used: _Used, price: Decimal, *, answered_by: str | None) -> InvoiceLine:
@@ -278,17 +243,17 @@ def _unpriced_line(used: _Used) -> InvoiceLine:
     )
 
 
-def _not_billed_lines(outcomes: Sequence[_Outcome]) -> Iterator[InvoiceLine]:
+def _not_billed_lines(ended: Sequence[ModelSums]) -> Iterator[InvoiceLine]:
     """A line per model and reason of requests that did not succeed."""
-    for outcome in outcomes:
-        if outcome.reason is not None:
+    for model in ended:
+        for reason, requests in sorted(model.not_billed.items()):
             yield InvoiceLine(
                 kind="not_billed",
                 # A line that validation skipped has no model.
-                description=f"{outcome.model or 'Invalid lines'}, requests that did not succeed",
-                model=outcome.model or None,
-                quantity=Decimal(outcome.requests),
-                reason=outcome.reason,
+                description=f"{model.model or 'Invalid lines'}, requests that did not succeed",
+                model=model.model or None,
+                quantity=Decimal(requests),
+                reason=reason,
                 amount=ZERO,
             )
 

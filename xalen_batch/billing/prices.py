@@ -5,11 +5,12 @@ from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import DateTime, bindparam, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from xalen_batch import catalog, ids, log
 from xalen_batch.models import Price
+from xalen_batch.models.base import table_of
 
 logger = log.get(__name__)
 
@@ -134,22 +135,25 @@ def in_force(
 
     Models and components without a price are left out.
     """
-    # clock_timestamp(), not now(), which is the beginning of the transaction: prices that this
-    # transaction opened are in force.
-    moment = func.clock_timestamp() if at is None else at
-    rows = session.scalars(
-        select(Price)
-        .where(
-            Price.livemode == livemode,
-            Price.valid_from <= moment,
-            Price.valid_to.is_(None) | (Price.valid_to > moment),
-        )
-        .order_by(Price.model, Price.component)
-    )
     found: dict[str, dict[str, Decimal]] = {}
-    for row in rows:
-        found.setdefault(row.model, {})[row.component] = row.usd_per_million
+    for model, component, price in session.execute(_IN_FORCE, {"livemode": livemode, "at": at}):
+        found.setdefault(model, {})[component] = price
     return found
+
+
+# Built once, since every new batch runs it. clock_timestamp(), not now(), which is the beginning of
+# the transaction: prices that this transaction opened are in force.
+_AT = func.coalesce(bindparam("at", type_=DateTime(timezone=True)), func.clock_timestamp())
+_PRICES = table_of(Price).c
+_IN_FORCE = (
+    select(_PRICES.model, _PRICES.component, _PRICES.usd_per_million)
+    .where(
+        _PRICES.livemode == bindparam("livemode"),
+        _PRICES.valid_from <= _AT,
+        _PRICES.valid_to.is_(None) | (_PRICES.valid_to > _AT),
+    )
+    .order_by(_PRICES.model, _PRICES.component)
+)
 
 
 def snapshot(session: Session, *, livemode: bool, models: Iterable[str]) -> Snapshot:

@@ -1,11 +1,14 @@
 """Batches, and the guarded move from one status to the next."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
+from functools import cache
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     ColumnElement,
     ForeignKey,
@@ -13,15 +16,19 @@ from sqlalchemy import (
     Index,
     UniqueConstraint,
     and_,
+    bindparam,
     func,
+    null,
     or_,
     select,
     text,
     update,
 )
 from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.sql.dml import ReturningUpdate
 
-from xalen_batch.models.base import Base
+from xalen_batch.models.base import Base, table_of
 from xalen_batch.states import BATCH_MOVES, BatchStatus
 
 # The condition of a batch that has not ended. Literals instead of bound values: only then can the
@@ -182,43 +189,77 @@ class Batch(Base):
 
     def backend_of(self, model: str) -> str | None:
         """The kind of a model's backend, "openai" or "simulated"; None: the model is refused."""
-        if not self.livemode:
-            return "simulated"
-        return "openai" if self.backends is None else self.backends.get(model)
+        return backend_of(model, livemode=self.livemode, backends=self.backends)
 
-    def move(self, session: Session, to: BatchStatus) -> bool:
-        """Move this batch from the status it was read with, by a guarded UPDATE.
+    def move(
+        self, session: Session, *path: BatchStatus, fence: int | None = None, **values: Any
+    ) -> bool:
+        """Move this batch along `path` from the status it was read with, by a guarded UPDATE.
 
-        False: another transaction moved it first, and nothing is written. Raises ValueError for a
-        move that BATCH_MOVES does not have, which is a bug of ours.
+        `fence`: the fence that the batch must have; None: any. `values`: columns that change with
+        it. False: another transaction moved it first, and nothing is written. Raises ValueError for
+        a move that BATCH_MOVES does not have, which is a bug of ours.
         """
-        source = BatchStatus(self.status)
-        if to not in BATCH_MOVES[source]:
-            raise ValueError(f"a batch does not go from {source} to {to}")
+        source = status = BatchStatus(self.status)
+        for to in path:
+            if to not in BATCH_MOVES[status]:
+                raise ValueError(f"a batch does not go from {status} to {to}")
+            status = to
         session.flush()
-        # The worker that starts to finalize keeps its lease; every other move ends the lease.
-        lease_end = Batch.lease_until if to is BatchStatus.FINALIZING else None
         row = session.execute(
-            update(Batch)
-            .where(Batch.id == self.id, Batch.status == source)
-            .values({"status": to.value, f"{to.value}_at": func.now(), "lease_until": lease_end})
-            .returning(Batch.id)
-            .execution_options(synchronize_session=False)
+            _moved(path),
+            {"own_id": self.id, "source": source.value, "own_fence": fence, **values},
         ).one_or_none()
         if row is None:
             return False
-        session.refresh(self)
+        for name, value in zip(_ATTRIBUTES, row, strict=True):
+            set_committed_value(self, name, value)
         return True
 
 
-def window_is_open() -> ColumnElement[bool]:
+def backend_of(model: str, *, livemode: bool, backends: Mapping[str, str] | None) -> str | None:
+    """As `Batch.backend_of`, for a batch with these columns."""
+    if not livemode:
+        return "simulated"
+    return "openai" if backends is None else backends.get(model)
+
+
+_TABLE = table_of(Batch)
+_ATTRIBUTES = [Batch.__mapper__.get_property_by_column(column).key for column in _TABLE.columns]
+
+
+_OWN_FENCE = bindparam("own_fence", type_=BigInteger)
+
+
+# Cached, since building a statement takes longer than running it.
+@cache
+def _moved(path: tuple[BatchStatus, ...]) -> ReturningUpdate[Any]:
+    """The guarded UPDATE of `Batch.move`, to which SQLAlchemy adds the columns of `values`."""
+    changed: dict[str, Any] = {f"{to.value}_at": func.now() for to in path}
+    # The worker that starts to finalize keeps its lease; every other move ends the lease.
+    if path[-1] is not BatchStatus.FINALIZING:
+        changed["lease_until"] = null()
+    return (
+        update(_TABLE)
+        .where(
+            _TABLE.c.id == bindparam("own_id"),
+            _TABLE.c.status == bindparam("source"),
+            _TABLE.c.fence
+            == func.coalesce(bindparam("own_fence", type_=BigInteger), _TABLE.c.fence),
+        )
+        .values(status=path[-1].value, **changed)
+        .returning(*_TABLE.columns)
+    )
+
+
+def window_is_open(columns: Any = Batch) -> ColumnElement[bool]:
     """Whether a batch's lines may start now, by PostgreSQL's clock.
 
-    True for a batch without an execution window.
+    True for a batch without an execution window. `columns`: of the model or of its table.
     """
     return or_(
-        Batch.window_closes_at.is_(None),
-        and_(Batch.window_opens_at <= func.now(), func.now() < Batch.window_closes_at),
+        columns.window_closes_at.is_(None),
+        and_(columns.window_opens_at <= func.now(), func.now() < columns.window_closes_at),
     )
 
 

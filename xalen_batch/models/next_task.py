@@ -8,12 +8,15 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
+from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Float, column, select, text
+from sqlalchemy import Boolean, Float, column, text
 from sqlalchemy.orm import Session
 
 from xalen_batch import jsonl
+from xalen_batch.models.batches import Batch, backend_of
 from xalen_batch.models.tasks import SUSPECT_CRASHES, Task
 
 
@@ -29,6 +32,40 @@ class FreeCapacity:
     livemode: bool | None = None
     account_id: UUID | None = None
     batch_id: UUID | None = None
+
+
+class ClaimedTask(NamedTuple):
+    """A task that was just claimed, with what its worker needs of its batch.
+
+    `open_for`: seconds from the beginning of the claim until the batch's execution window closes;
+    None without a window. `has_more`: whether other tasks are pending, of any account and model.
+    """
+
+    batch_id: UUID
+    seq: int
+    model: str
+    lines: int
+    line_index: bytes
+    fence: int
+    attempts: int
+    losses: int
+    account_id: UUID
+    livemode: bool
+    endpoint: str
+    input_file_id: UUID
+    price_snapshot: dict[str, dict[str, str]]
+    backends: dict[str, str] | None
+    discount_rate: Decimal
+    open_for: float | None
+    has_more: bool
+
+    @property
+    def key(self) -> tuple[UUID, int]:
+        return self.batch_id, self.seq
+
+    @property
+    def backend(self) -> str | None:
+        return backend_of(self.model, livemode=self.livemode, backends=self.backends)
 
 
 _MATCHES = """
@@ -72,9 +109,17 @@ _QUEUES = f"""
     WHERE q.account_id = turns.account_id
     ORDER BY first.expires_at, first.id
 """
-_OPEN_FOR = column("open_for", Float)
-# Not `t.*`: a migration may add columns while workers of the previous version run.
-_COLUMNS = ", ".join(f"t.{column.name}" for column in Task.__table__.columns)
+_OF_TASK = ("batch_id", "seq", "model", "lines", "line_index", "fence", "attempts", "losses")
+_OF_BATCH = (
+    "account_id",
+    "livemode",
+    "endpoint",
+    "input_file_id",
+    "price_snapshot",
+    "backends",
+    "discount_rate",
+)
+_COLUMNS = ", ".join([*(f"t.{name}" for name in _OF_TASK), *(f"b.{name}" for name in _OF_BATCH)])
 # Every step is an index scan in the wanted order. LATERAL … LIMIT fixes the order of the joins: the
 # planner would otherwise reorder them, and sort, or read hundreds of thousands of tasks.
 #
@@ -159,10 +204,19 @@ _CLAIM = text(f"""
     SET state = 'running', fence = t.fence + 1, attempts = t.attempts + 1, not_before = NULL, worker = :worker,
         lease_until = clock_timestamp() + make_interval(secs => :lease),
         lines = p.taken, line_index = substring(t.line_index FROM 1 FOR CAST(:span * p.taken AS int))
-    FROM picked p WHERE t.batch_id = p.batch_id AND t.seq = p.seq
+    FROM picked p, batches b WHERE t.batch_id = p.batch_id AND t.seq = p.seq AND b.id = p.batch_id
     -- The same interval as above, since a statement has one snapshot, even if it was just replaced.
-    RETURNING {_COLUMNS}, EXTRACT(EPOCH FROM (SELECT b.window_closes_at FROM batches b WHERE b.id = t.batch_id) - now())::float AS open_for
-    """).columns(*Task.__table__.columns, _OPEN_FOR)
+    RETURNING {_COLUMNS}, EXTRACT(EPOCH FROM b.window_closes_at - now())::float AS open_for,
+        p.taken < p.lines OR (
+            SELECT true FROM tasks o WHERE o.state = 'pending' AND (o.batch_id, o.seq) <> (p.batch_id, p.seq)
+            ORDER BY o.batch_id, o.model, o.seq LIMIT 1
+        ) IS NOT NULL AS has_more
+    """).columns(
+    *(getattr(Task, name) for name in _OF_TASK),
+    *(getattr(Batch, name) for name in _OF_BATCH),
+    column("open_for", Float),
+    column("has_more", Boolean),
+)
 
 
 def claim(
@@ -173,7 +227,7 @@ def claim(
     rooms: Sequence[FreeCapacity],
     room: int,
     with_suspects: bool,
-) -> tuple[Task, float | None] | None:
+) -> ClaimedTask | None:
     """Move the fair next task from pending to running, raise its fence and lease it to `worker`.
 
     The account with the least virtual time goes first; of equal ones, the account whose first batch
@@ -185,14 +239,10 @@ def claim(
     task that none of them matches, since the worker has no lane for it yet. A task with more lines
     is split: the first lines are claimed, and the others become a new task.
 
-    Returns the task, and the seconds from the beginning of this transaction until its batch's
-    execution window closes (None without a window). Returns None if no task can be claimed.
+    Returns None if no task can be claimed.
     """
-    statement = (
-        select(Task, _OPEN_FOR).from_statement(_CLAIM).execution_options(populate_existing=True)
-    )
     row = session.execute(
-        statement,
+        _CLAIM,
         {
             "worker": worker,
             "lease": lease,
@@ -202,4 +252,4 @@ def claim(
             "losses": sys.maxsize if with_suspects else SUSPECT_CRASHES,
         },
     ).one_or_none()
-    return None if row is None else (row[0], row[1])
+    return None if row is None else ClaimedTask(*row)

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from decimal import Decimal
+from functools import cache
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -10,17 +12,26 @@ from sqlalchemy import (
     ColumnElement,
     ForeignKey,
     Index,
+    Interval,
+    Select,
+    SQLColumnExpression,
+    Update,
+    bindparam,
     case,
     func,
+    literal,
     literal_column,
+    null,
     select,
     text,
     tuple_,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.sql.dml import ReturningUpdate
 
-from xalen_batch.models.base import Base
+from xalen_batch.models.base import Base, table_of
 from xalen_batch.models.batches import Batch, window_is_open
 from xalen_batch.states import TaskState
 
@@ -83,6 +94,16 @@ class Task(Base):
     output_bytes: Mapped[int] = mapped_column(server_default="0")
     error_bytes: Mapped[int] = mapped_column(server_default="0")
 
+    # Sums for the invoice (billing/sums.py). `summed`: the number of results in them. Workers of a
+    # version without these columns do not add their results.
+    summed: Mapped[int] = mapped_column(server_default="0")
+    charged: Mapped[Decimal] = mapped_column(server_default="0")
+    # The part of the tokens that xalen-batch counted, since the backend reported no usable usage.
+    counted_input_tokens: Mapped[int] = mapped_column(server_default="0")
+    counted_output_tokens: Mapped[int] = mapped_column(server_default="0")
+    # {reason: requests that ended for it without success}; null: all succeeded so far.
+    not_billed: Mapped[dict[str, Any] | None]
+
     @property
     def key(self) -> tuple[UUID, int]:
         return self.batch_id, self.seq
@@ -104,23 +125,119 @@ def has_state(*states: TaskState) -> ColumnElement[bool]:
     Literals instead of bound values: only then can the planner prove that it may use the partial
     index `ix_tasks_open`.
     """
-    return Task.state.in_([literal_column(f"'{state.value}'") for state in states])
+    return _in_states(Task.state, *states)
+
+
+def _in_states(column: SQLColumnExpression[str], *states: TaskState) -> ColumnElement[bool]:
+    return column.in_([literal_column(f"'{state.value}'") for state in states])
 
 
 def has_any(session: Session, batch_id: UUID, *states: TaskState) -> bool:
     """Whether a batch has a task in one of these states."""
-    return bool(
-        session.scalar(
-            select(select(Task.seq).where(Task.batch_id == batch_id, has_state(*states)).exists())
-        )
+    return bool(session.scalar(_has_any(states), {"batch_id": batch_id}))
+
+
+@cache
+def _has_any(states: tuple[TaskState, ...]) -> Select[bool]:
+    return select(
+        select(Task.seq).where(Task.batch_id == bindparam("batch_id"), has_state(*states)).exists()
     )
 
 
 class BatchState(NamedTuple):
-    """The status of a task's batch, and whether its execution window is open."""
+    """The state of a task's batch.
+
+    `is_open`: its execution window is open. `has_open_tasks`: it has other tasks that have not
+    ended, as committed when the task was advanced.
+    """
 
     status: str
     is_open: bool
+    has_open_tasks: bool
+
+
+_TASKS, _BATCHES = table_of(Task).c, table_of(Batch).c
+# Adds the requests of each reason, {reason: requests}, to those of the task.
+_NOT_BILLED_ADDED = text("""(
+    SELECT jsonb_object_agg(reason, requests) FROM (
+        SELECT key AS reason, sum(value::bigint) AS requests
+        FROM (
+            SELECT * FROM jsonb_each_text(coalesce(tasks.not_billed, '{}'))
+            UNION ALL SELECT * FROM jsonb_each_text(:added_not_billed)
+        ) AS each
+        GROUP BY key
+    ) AS reasons
+)""").bindparams(bindparam("added_not_billed", type_=JSONB))
+_OTHERS = table_of(Task).alias("others").c
+_HAS_OPEN_TASKS = (
+    select(_OTHERS.seq)
+    .where(
+        _OTHERS.batch_id == _TASKS.batch_id,
+        _OTHERS.seq != _TASKS.seq,
+        _in_states(_OTHERS.state, TaskState.PENDING, TaskState.RUNNING),
+    )
+    .exists()
+)
+
+
+def _added(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of an UPDATE that adds `counts` to a task's counters and sums."""
+    return {f"added_{name}": amount for name, amount in counts.items() if amount is not None}
+
+
+# Cached, since building a statement takes longer than running it.
+@cache
+def _changed(
+    source: TaskState, to: TaskState, added: tuple[str, ...], *, is_paused: bool = False
+) -> Update:
+    """The guarded UPDATE of a task from one state to another, with the `added` parameters."""
+    columns = [name.removeprefix("added_") for name in added]
+    sums: dict[str, Any] = {
+        name: _TASKS[name] + bindparam(f"added_{name}", type_=_TASKS[name].type)
+        for name in columns
+        if name != "not_billed"
+    }
+    if "not_billed" in columns:
+        sums["not_billed"] = _NOT_BILLED_ADDED
+    pause = func.clock_timestamp() + bindparam("pause", type_=Interval) if is_paused else null()
+    return (
+        update(table_of(Task))
+        .where(
+            _TASKS.batch_id == bindparam("own_batch_id"),
+            _TASKS.seq == bindparam("own_seq"),
+            _TASKS.fence == bindparam("own_fence"),
+            _TASKS.state == source.value,
+        )
+        .values(state=to.value, not_before=pause, **sums)
+    )
+
+
+@cache
+def _advanced(to: TaskState, added: tuple[str, ...], *, is_paused: bool) -> ReturningUpdate[Any]:
+    """The UPDATE of `advance`."""
+    lease_end = (
+        func.clock_timestamp() + bindparam("lease", type_=Interval)
+        if to is TaskState.RUNNING
+        else null()
+    )
+    # Of a task that goes on, nobody asks for the others.
+    has_open_tasks = literal(True) if to is TaskState.RUNNING else _HAS_OPEN_TASKS
+    return (
+        _changed(TaskState.RUNNING, to, added, is_paused=is_paused)
+        .where(_BATCHES.id == _TASKS.batch_id)
+        .values(lease_until=lease_end)
+        .returning(_BATCHES.status, window_is_open(_BATCHES), has_open_tasks)
+    )
+
+
+@cache
+def _ended(added: tuple[str, ...]) -> ReturningUpdate[Any]:
+    """The UPDATE of `end`."""
+    return (
+        _changed(TaskState.PENDING, TaskState.DONE, added)
+        .values(fence=_TASKS.fence + 1)
+        .returning(_TASKS.seq)
+    )
 
 
 def advance(
@@ -131,32 +248,21 @@ def advance(
     to: TaskState,
     lease: float,
     pause: float | None,
-    counts: Mapping[str, int],
+    counts: Mapping[str, Any],
 ) -> BatchState | None:
     """Move a running task to `to`, and add `counts` to its counters, if the fence still holds.
 
     To RUNNING: extend the lease by `lease` seconds. `pause`: seconds until a task that is handed
     back may be claimed again. Returns None, and writes nothing, if the fence is stale.
     """
-    is_running = to is TaskState.RUNNING
-    row = session.execute(
-        update(Task)
-        .where(
-            Task.batch_id == key[0],
-            Task.seq == key[1],
-            Task.fence == fence,
-            Task.state == TaskState.RUNNING,
-            Batch.id == Task.batch_id,
-        )
-        .values(
-            state=to,
-            lease_until=func.clock_timestamp() + timedelta(seconds=lease) if is_running else None,
-            not_before=None if pause is None else func.clock_timestamp() + timedelta(seconds=pause),
-            **{name: getattr(Task, name) + amount for name, amount in counts.items()},
-        )
-        .returning(Batch.status, window_is_open())
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
+    added = _added(counts)
+    values = {"own_batch_id": key[0], "own_seq": key[1], "own_fence": fence, **added}
+    if to is TaskState.RUNNING:
+        values["lease"] = timedelta(seconds=lease)
+    if pause is not None:
+        values["pause"] = timedelta(seconds=pause)
+    statement = _advanced(to, tuple(added), is_paused=pause is not None)
+    row = session.execute(statement, values).one_or_none()
     return None if row is None else BatchState(*row)
 
 
@@ -182,23 +288,8 @@ def reclaim(session: Session, limit: int = 100) -> Sequence[Task]:
     ).all()
 
 
-def end(session: Session, task: Task, counts: Mapping[str, int]) -> bool:
+def end(session: Session, task: Task, counts: Mapping[str, Any]) -> bool:
     """Move a pending task to done; no worker will run it. False: a worker claimed it first."""
-    row = session.execute(
-        update(Task)
-        .where(
-            Task.batch_id == task.batch_id,
-            Task.seq == task.seq,
-            Task.fence == task.fence,
-            Task.state == TaskState.PENDING,
-        )
-        .values(
-            state=TaskState.DONE,
-            fence=Task.fence + 1,
-            not_before=None,
-            **{name: getattr(Task, name) + amount for name, amount in counts.items()},
-        )
-        .returning(Task.seq)
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
-    return row is not None
+    added = _added(counts)
+    own = {"own_batch_id": task.batch_id, "own_seq": task.seq, "own_fence": task.fence}
+    return session.execute(_ended(tuple(added)), own | added).one_or_none() is not None

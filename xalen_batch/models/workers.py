@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, literal_column, select
+from sqlalchemy import ColumnElement, delete, func, literal_column, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -106,9 +106,12 @@ def seen(
 
 def live(session: Session) -> Sequence[Worker]:
     """The workers with a heartbeat within LIVE_FOR."""
-    return session.scalars(
-        select(Worker).where(Worker.seen_at > func.clock_timestamp() - LIVE_FOR).order_by(Worker.id)
-    ).all()
+    return session.scalars(select(Worker).where(is_live()).order_by(Worker.id)).all()
+
+
+def is_live() -> ColumnElement[bool]:
+    """Whether a worker has a heartbeat within LIVE_FOR."""
+    return Worker.seen_at > func.clock_timestamp() - LIVE_FOR
 
 
 def gone(session: Session, worker_id: str) -> None:

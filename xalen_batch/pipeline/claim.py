@@ -16,7 +16,7 @@ from xalen_batch.billing.charges import Tariff
 from xalen_batch.catalog import Endpoint
 from xalen_batch.config import settings
 from xalen_batch.ids import request_id
-from xalen_batch.models import Batch, next_task, results
+from xalen_batch.models import next_task, results
 from xalen_batch.models.tasks import SUSPECT_CRASHES
 from xalen_batch.pipeline import record
 from xalen_batch.states import TaskState
@@ -60,6 +60,8 @@ class Claim:
     tariff: Tariff
     is_suspect: bool
     lines: tuple[ClaimedLine, ...]
+    # Whether other tasks were pending at the claim, of any account and model.
+    has_more: bool = True
     # When the batch's execution window closes, by `time.monotonic`; None: never.
     closes_at: float | None = None
 
@@ -73,15 +75,15 @@ class Claim:
 
 
 def claim(rooms: Sequence[next_task.FreeCapacity], *, with_suspects: bool) -> Claim | None:
-    """The fair next task, with at most the lines that the free capacity allows. One transaction.
+    """The fair next task, with at most the lines that the free capacity allows.
 
     Returns None if no task can be claimed. Raises Unreadable if the storage is unavailable.
     """
-    with db.transaction() as session:
-        # Read before the database reads its own clock, so this process never takes the execution
-        # window for open after it has closed.
-        now = time.monotonic()
-        found = next_task.claim(
+    # Read before the database reads its own clock, so this process never takes the execution window
+    # for open after it has closed.
+    now = time.monotonic()
+    with db.autocommit() as session:
+        task = next_task.claim(
             session,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease=settings().lease,
@@ -89,24 +91,23 @@ def claim(rooms: Sequence[next_task.FreeCapacity], *, with_suspects: bool) -> Cl
             room=FIRST_LINES,
             with_suspects=with_suspects,
         )
-        if found is None:
+        if task is None:
             return None
-        task, open_for = found
-        batch = session.get_one(Batch, task.batch_id)
         recorded: set[int] = set()
-        # Only an earlier claim can have recorded some of the lines.
+        # Only an earlier claim can have recorded some of the lines. Its fence is stale by now, so
+        # it records no more.
         if task.attempts > 1:
             line_nos = [span.line_no for span in jsonl.unpack(task.line_index)]
-            recorded = results.recorded(session, batch.id, line_nos)
+            recorded = results.recorded(session, task.batch_id, line_nos)
     spans = [span for span in jsonl.unpack(task.line_index) if span.line_no not in recorded]
     try:
-        lines = tuple(_read(batch, spans))
+        lines = tuple(_read(task, spans))
     except storage.UNAVAILABLE as error:
         # Handed back in good order, so this does not count as a worker crash.
         logger.warning(
             "storage.unreachable",
             during="claim",
-            batch_id=batch.id,
+            batch_id=task.batch_id,
             task=task.seq,
             error=type(error).__name__,
         )
@@ -115,20 +116,21 @@ def claim(rooms: Sequence[next_task.FreeCapacity], *, with_suspects: bool) -> Cl
     return Claim(
         key=task.key,
         fence=task.fence,
-        account_id=batch.account_id,
-        lane_key=(task.model, batch.livemode),
-        backend=batch.backend_of(task.model),
-        tariff=Tariff(batch.price_snapshot[task.model], batch.discount_rate),
+        account_id=task.account_id,
+        lane_key=(task.model, task.livemode),
+        backend=task.backend,
+        tariff=Tariff(task.price_snapshot[task.model], task.discount_rate),
         is_suspect=task.losses >= SUSPECT_CRASHES,
         lines=lines,
-        closes_at=None if open_for is None else now + open_for,
+        has_more=task.has_more,
+        closes_at=None if task.open_for is None else now + task.open_for,
     )
 
 
-def _read(batch: Batch, spans: list[jsonl.Span]) -> list[ClaimedLine]:
-    endpoint = cast(Endpoint, batch.endpoint)
+def _read(task: next_task.ClaimedTask, spans: list[jsonl.Span]) -> list[ClaimedLine]:
+    endpoint = cast(Endpoint, task.endpoint)
     found = storage.ranges(
-        storage.key(batch.input_file_id), [s.offset for s in spans], [s.length for s in spans]
+        storage.key(task.input_file_id), [s.offset for s in spans], [s.length for s in spans]
     )
     lines = []
     for span, raw in zip(spans, found, strict=True):
@@ -137,7 +139,7 @@ def _read(batch: Batch, spans: list[jsonl.Span]) -> list[ClaimedLine]:
             ClaimedLine(
                 span.line_no,
                 line.custom_id,
-                Request(endpoint, bytes(line.body), request_id(batch.id, span.line_no)),
+                Request(endpoint, bytes(line.body), request_id(task.batch_id, span.line_no)),
             )
         )
     return lines

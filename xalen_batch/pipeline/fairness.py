@@ -7,22 +7,18 @@ return with a low virtual time: its claims would come before all others until it
 
 from uuid import UUID
 
-from sqlalchemy import ScalarSelect, func, select, update
+from sqlalchemy import ScalarSelect, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from xalen_batch.models import Account, Batch
+from xalen_batch.models.base import table_of
 from xalen_batch.models.batches import window_is_open
 from xalen_batch.states import BatchStatus
 
 
 def forget_idle_time(session: Session, account_id: UUID) -> None:
     """Raise an account's virtual time to the least one of the accounts that are served now."""
-    session.execute(
-        update(Account)
-        .where(Account.id == account_id)
-        .values(virtual_time=func.greatest(Account.virtual_time, func.coalesce(_at_work(), 0.0)))
-        .execution_options(synchronize_session=False)
-    )
+    session.execute(_FORGET_IDLE_TIME, {"account_id": account_id})
 
 
 def forget_waiting_time(session: Session) -> None:
@@ -50,3 +46,13 @@ def _at_work() -> ScalarSelect[float | None]:
         Batch.status == BatchStatus.IN_PROGRESS, window_is_open()
     )
     return select(func.min(Account.virtual_time)).where(Account.id.in_(served)).scalar_subquery()
+
+
+# Built once, since every batch runs it.
+_ACCOUNTS = table_of(Account)
+_FORGET_IDLE_TIME = (
+    update(_ACCOUNTS)
+    # Usually false, and then the row is not locked, which claims lock too.
+    .where(_ACCOUNTS.c.id == bindparam("account_id"), _ACCOUNTS.c.virtual_time < _at_work())
+    .values(virtual_time=_at_work())
+)

@@ -8,7 +8,7 @@ cancelled or has expired first gets an error row for each line that was not run.
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Interval, bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from xalen_batch import db, ids, jsonl, log, storage
@@ -16,6 +16,7 @@ from xalen_batch.billing import invoices
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, File, Task, results
 from xalen_batch.models import tasks as task_rows
+from xalen_batch.models.base import table_of
 from xalen_batch.models.files import FilePart
 from xalen_batch.models.tasks import TOKEN_COUNTERS
 from xalen_batch.pipeline import record
@@ -38,49 +39,79 @@ LOST_NAME = "line {} of the lost input file"
 
 
 def run(batch_id: UUID) -> None:
-    """Finalize a batch, unless lines may still run or another process finalizes it."""
+    """Finalize a batch, unless lines may still run or another process ends its open tasks."""
     with db.transaction() as session:
-        batch = _lease(session, batch_id)
+        batch, has_open_tasks = _lock(session, batch_id)
         if batch is None:
             return
-        if not _is_ready(session, batch):
-            _unlease(session, batch)
+        if not has_open_tasks:
+            _complete(session, batch)
             return
-    if batch.status != BatchStatus.IN_PROGRESS:
-        _end_open_tasks(batch)
+        fence = _lease(session, batch) if _is_ready(session, batch) else None
+        if fence is None:
+            return
+    _end_open_tasks(batch)
     with db.transaction() as session:
+        batch, has_open_tasks = _lock(session, batch_id)
+        if batch is None:
+            return
+        if has_open_tasks:
+            # A task is open again. The sweep repeats the finalizing.
+            _unlease(session, batch, fence)
+            return
         _complete(session, batch)
 
 
-def _lease(session: Session, batch_id: UUID) -> Batch | None:
-    """Lease the batch and raise its fence. None: another process has it, or it has ended."""
-    return session.scalars(
+# A batch without open tasks never has one again, so it may have none in the snapshot from before
+# the wait for the lock.
+_LOCK = (
+    select(
+        Batch,
+        select(Task.seq)
+        .where(Task.batch_id == Batch.id, task_rows.has_state(TaskState.PENDING, TaskState.RUNNING))
+        .exists(),
+    )
+    .where(
+        Batch.id == bindparam("batch_id"),
+        Batch.status.in_([BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING, BatchStatus.CANCELLING]),
+    )
+    .with_for_update(of=Batch)
+    .execution_options(populate_existing=True)
+)
+
+
+def _lock(session: Session, batch_id: UUID) -> tuple[Batch | None, bool]:
+    """The batch, locked, and whether it has open tasks. None: it has ended or has not begun."""
+    row = session.execute(_LOCK, {"batch_id": batch_id}).one_or_none()
+    return (None, False) if row is None else (row[0], row[1])
+
+
+def _lease(session: Session, batch: Batch) -> int | None:
+    """Lease the batch, and return its fence, one higher. None: another process has it."""
+    return session.scalar(
         update(Batch)
         .where(
-            Batch.id == batch_id,
-            Batch.status.in_(
-                [BatchStatus.IN_PROGRESS, BatchStatus.FINALIZING, BatchStatus.CANCELLING]
-            ),
+            Batch.id == batch.id,
             (Batch.lease_until.is_(None)) | (Batch.lease_until < func.now()),
         )
         .values(fence=Batch.fence + 1, lease_until=func.now() + timedelta(seconds=settings().lease))
-        .returning(Batch)
-    ).one_or_none()
+        .returning(Batch.fence)
+        .execution_options(synchronize_session=False)
+    )
 
 
-def _unlease(session: Session, batch: Batch) -> None:
+def _unlease(session: Session, batch: Batch, fence: int) -> None:
     session.execute(
         update(Batch)
-        .where(Batch.id == batch.id, Batch.fence == batch.fence)
+        .where(Batch.id == batch.id, Batch.fence == fence)
         .values(lease_until=None)
+        .execution_options(synchronize_session=False)
     )
 
 
 def _is_ready(session: Session, batch: Batch) -> bool:
     """Whether no line will run any more. An expired batch moves to `finalizing` here."""
     if batch.status == BatchStatus.IN_PROGRESS:
-        if not task_rows.has_any(session, batch.id, TaskState.PENDING, TaskState.RUNNING):
-            return True
         is_overdue = session.scalar(
             select(Batch.expires_at <= func.now()).where(Batch.id == batch.id)
         )
@@ -142,74 +173,89 @@ def unrun(
 COUNTERS = ("completed", *TOKEN_COUNTERS, "output_bytes", "error_bytes")
 
 
+# Built once, since every batch runs it.
+_TOTALS = select(
+    *(func.coalesce(func.sum(getattr(Task, name)), 0).label(name) for name in COUNTERS)
+).where(Task.batch_id == bindparam("batch_id"))
+
+
 def _totals(session: Session, batch: Batch) -> dict[str, int]:
     """A batch's counters, summed over its tasks."""
-    sums = (func.coalesce(func.sum(getattr(Task, name)), 0).label(name) for name in COUNTERS)
-    row = session.execute(select(*sums).where(Task.batch_id == batch.id)).one()
+    row = session.execute(_TOTALS, {"batch_id": batch.id}).one()
     return {name: int(value) for name, value in row._mapping.items()}
 
 
 def _complete(session: Session, batch: Batch) -> None:
-    """Fix the counts, issue the invoice and end the batch; do nothing if a task is open again."""
-    batch = session.get_one(Batch, batch.id, with_for_update=True)
-    if batch.status not in (
-        BatchStatus.IN_PROGRESS,
-        BatchStatus.FINALIZING,
-        BatchStatus.CANCELLING,
-    ):
-        return
-    if task_rows.has_any(session, batch.id, TaskState.PENDING, TaskState.RUNNING):
-        _unlease(session, batch)
-        return
-    if batch.status == BatchStatus.IN_PROGRESS and not batch.move(session, BatchStatus.FINALIZING):
-        return
+    """Fix the counts of a locked batch, issue its invoice and end it."""
     totals = _totals(session, batch)
-    batch.output_file_id = _output_file(session, batch, FilePart.OUTPUT, totals.pop("output_bytes"))
-    batch.error_file_id = _output_file(session, batch, FilePart.ERROR, totals.pop("error_bytes"))
-    for name, value in totals.items():
-        setattr(batch, name, value)
+    files = _output_files(session, batch, totals.pop("output_bytes"), totals.pop("error_bytes"))
     invoice = invoices.issue(session, batch)
-    batch.cancelled, batch.expired = (
+    cancelled, expired = (
         invoices.not_billed(invoice, reason)
         for reason in (LineError.BATCH_CANCELLED, LineError.BATCH_EXPIRED)
     )
     # Not the sum over the tasks: during a rolling upgrade, workers of the previous version count
     # lines that were not run as failed.
-    batch.failed = batch.total - batch.completed - batch.cancelled - batch.expired
+    failed = batch.total - totals["completed"] - cancelled - expired
     counted = invoices.counted_tokens(invoice)
-    batch.counted_input_tokens, batch.counted_output_tokens = counted["input"], counted["output"]
-    end = _end_status(batch)
-    batch.move(session, end)
-    counts = {
-        name: getattr(batch, name) for name in ("completed", "failed", "cancelled", "expired")
-    }
+    end = _end_status(batch, has_expired=bool(expired))
+    is_in_progress = batch.status == BatchStatus.IN_PROGRESS
+    path = (BatchStatus.FINALIZING, end) if is_in_progress else (end,)
+    batch.move(
+        session,
+        *path,
+        output_file_id=files.get(FilePart.OUTPUT),
+        error_file_id=files.get(FilePart.ERROR),
+        failed=failed,
+        cancelled=cancelled,
+        expired=expired,
+        counted_input_tokens=counted["input"],
+        counted_output_tokens=counted["output"],
+        **totals,
+    )
     logger.info(
-        "batch.finalized", batch_id=batch.id, status=end.value, **counts, total=str(invoice.total)
+        "batch.finalized",
+        batch_id=batch.id,
+        status=end.value,
+        completed=totals["completed"],
+        failed=failed,
+        cancelled=cancelled,
+        expired=expired,
+        total=str(invoice.total),
     )
 
 
-def _end_status(batch: Batch) -> BatchStatus:
+def _end_status(batch: Batch, *, has_expired: bool) -> BatchStatus:
     if batch.status == BatchStatus.CANCELLING:
         return BatchStatus.CANCELLED
-    return BatchStatus.EXPIRED if batch.expired else BatchStatus.COMPLETED
+    return BatchStatus.EXPIRED if has_expired else BatchStatus.COMPLETED
 
 
-def _output_file(session: Session, batch: Batch, part: FilePart, size: int) -> UUID | None:
-    """Create the output or error file, of `size` bytes. None if it would have no line."""
-    if size == 0:
-        return None
-    file = File(
-        id=ids.new(),
-        account_id=batch.account_id,
-        livemode=batch.livemode,
-        purpose="batch_output",
-        filename=f"{ids.render('batch', batch.id)}_{part.value}.jsonl",
-        size=size,
-        batch_id=batch.id,
-        part=part.value,
-        expires_at=func.now()
-        + timedelta(seconds=batch.output_expires_after or settings().file_retention),
-    )
-    session.add(file)
-    session.flush()
-    return file.id
+_INSERT_FILE = insert(table_of(File)).values(
+    expires_at=func.now() + bindparam("life", type_=Interval)
+)
+
+
+def _output_files(
+    session: Session, batch: Batch, output_bytes: int, error_bytes: int
+) -> dict[FilePart, UUID]:
+    """Create the output and the error file; a file that would have no line is left out."""
+    found = {}
+    life = timedelta(seconds=batch.output_expires_after or settings().file_retention)
+    for part, size in ((FilePart.OUTPUT, output_bytes), (FilePart.ERROR, error_bytes)):
+        if size == 0:
+            continue
+        found[part] = ids.new()
+        row = {
+            "id": found[part],
+            "account_id": batch.account_id,
+            "livemode": batch.livemode,
+            "purpose": "batch_output",
+            "filename": f"{ids.render('batch', batch.id)}_{part.value}.jsonl",
+            "bytes": size,
+            "batch_id": batch.id,
+            "part": part.value,
+            "life": life,
+        }
+        session.execute(_INSERT_FILE, row)
+    return found

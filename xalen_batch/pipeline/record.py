@@ -7,6 +7,7 @@ matches no row and writes nothing, so the COPY after it needs no conflict handli
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -14,10 +15,10 @@ from msgspec import Struct
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, jsonl, log
+from xalen_batch import broker, db, jsonl, log, money
 from xalen_batch.backends.contract import Answered, Ended, Exhausted, Refused, Retryable, Usage
-from xalen_batch.billing.charges import Tariff
-from xalen_batch.broker import Job
+from xalen_batch.billing.charges import USAGE_COUNTED, ZERO, Tariff
+from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
 from xalen_batch.models import Result
 from xalen_batch.models import tasks as task_rows
@@ -118,16 +119,22 @@ def unanswered(line: LineRef, code: LineError, message: str) -> Row:
     return Row(line, error_code=code.value, error_message=message)
 
 
-def counts(rows: Sequence[Row]) -> dict[str, int]:
-    """The increments of the task's counters for these rows.
+@money.exact
+def counts(rows: Sequence[Row]) -> dict[str, Any]:
+    """The increments of the task's counters and sums for these rows.
 
-    Lines that were never run (UNRUN) count in `error_bytes` alone.
+    Lines that were never run (UNRUN) count neither as completed nor as failed.
     """
     completed = failed = output_bytes = error_bytes = read = cached = written = reasoning = 0
+    counted_read = counted_written = 0
+    charges: list[Decimal] = []
+    not_billed: dict[str, int] = {}
     for row in rows:
         if row.amount is None:
             error_bytes += row.size
             failed += row.error_code not in UNRUN
+            reason = row.error_code or f"http_{row.status_code}"
+            not_billed[reason] = not_billed.get(reason, 0) + 1
             continue
         usage = row.usage
         completed += 1
@@ -136,6 +143,10 @@ def counts(rows: Sequence[Row]) -> dict[str, int]:
         cached += usage.cached_tokens
         written += usage.output_tokens
         reasoning += usage.reasoning_tokens
+        charges.append(row.amount)
+        if row.flag is not None and USAGE_COUNTED in row.flag:
+            counted_read += usage.input_tokens
+            counted_written += usage.output_tokens
     return {
         "completed": completed,
         "failed": failed,
@@ -145,6 +156,11 @@ def counts(rows: Sequence[Row]) -> dict[str, int]:
         "cached_tokens": cached,
         "output_tokens": written,
         "reasoning_tokens": reasoning,
+        "summed": len(rows),
+        "charged": sum(charges, ZERO),
+        "counted_input_tokens": counted_read,
+        "counted_output_tokens": counted_written,
+        "not_billed": not_billed or None,
     }
 
 
@@ -185,7 +201,8 @@ def record(
             return Recorded(is_stale=True, goes_on=False)
         insert(session, rows)
     if to is not TaskState.RUNNING:
-        _enqueue_finalize(key[0], batch.status)
+        is_last = to is TaskState.DONE and not batch.has_open_tasks
+        _enqueue_finalize(key[0], batch.status, is_last=is_last)
     return Recorded(
         is_stale=False, goes_on=batch.status == BatchStatus.IN_PROGRESS and batch.is_open
     )
@@ -257,13 +274,18 @@ def is_recorded(row: Row) -> bool:
         )
 
 
-def _enqueue_finalize(batch_id: UUID, status: str) -> None:
-    """Enqueue the finalizing of a batch that waits for no task any more."""
-    # In a transaction after the commit: when the last two tasks end at the same time, the check
-    # that comes later sees the end of both.
-    with db.transaction() as session:
+def _enqueue_finalize(batch_id: UUID, status: str, *, is_last: bool) -> None:
+    """Enqueue the finalizing of a batch that waits for no task any more.
+
+    `is_last`: its other tasks had ended before this one.
+    """
+    if not is_last:
         waits_for = [TaskState.RUNNING]
         if status == BatchStatus.IN_PROGRESS:
             waits_for = [TaskState.PENDING, TaskState.RUNNING]
-        if not task_rows.has_any(session, batch_id, *waits_for):
-            db.enqueue(session, Job.FINALIZE, batch_id.hex)
+        # A statement after the commit: when the last two tasks end at the same time, the check that
+        # comes later sees the end of both.
+        with db.autocommit() as session:
+            if task_rows.has_any(session, batch_id, *waits_for):
+                return
+    broker.publish([Message(Job.FINALIZE, batch_id.hex)])

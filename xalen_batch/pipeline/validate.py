@@ -4,13 +4,27 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from functools import cache
 from math import ceil
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    Boolean,
+    ColumnElement,
+    DateTime,
+    Double,
+    and_,
+    bindparam,
+    column,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from xalen_batch import batches, catalog, db, disk, log, storage
@@ -19,7 +33,8 @@ from xalen_batch.accounts.accounts import Owner
 from xalen_batch.accounts.quotas import Excess, Quota
 from xalen_batch.broker import Job
 from xalen_batch.config import settings
-from xalen_batch.models import Batch, ScheduleRun, Task, partitions
+from xalen_batch.models import Batch, File, ScheduleRun, Task, partitions
+from xalen_batch.models.base import table_of
 from xalen_batch.pipeline import fairness, record
 from xalen_batch.schedules import inbox
 from xalen_batch.schedules.assemble import Assembled, assemble, traced
@@ -114,20 +129,21 @@ def run(batch_id: UUID) -> None:
     if disk.short() or not marks.is_here():
         return
     started = time.monotonic()
-    with db.transaction() as session:
-        batch, lease = _take(session, batch_id)
-        fault = _given_up(batch, db.now(session)) if batch else None
-    if batch is None:
+    taken = _take(batch_id)
+    if taken is None:
         return
+    batch, lease, has_input, now = taken
+    fault = _given_up(batch, now)
     owner = Owner(batch.account_id, batch.livemode)
     try:
         _make_partition(partitions.day(batch_id))
-        fault = fault or _assemble(batch, lease, owner)
+        if fault is None and not has_input:
+            fault = _assemble(batch, lease, owner)
         found = _read(batch, lease) if fault is None else Reading(faults=Faults([fault]))
         with db.transaction() as session:
             # Lock order: the account's quotas before the row of the batch (`quotas.lock`).
             quotas.lock(session, owner)
-            _decide(session, lease, found)
+            _decide(session, batch, lease, found)
     except _LeaseLost:
         return
     except Exception:
@@ -151,29 +167,58 @@ def _make_partition(day: date) -> None:
         partitions.make(session, day)
 
 
-def _take(session: Session, batch_id: UUID) -> tuple[Batch | None, _Lease]:
-    batch = session.scalars(
-        update(Batch)
-        .where(
-            Batch.id == batch_id,
-            Batch.status == BatchStatus.VALIDATING,
-            or_(Batch.lease_until.is_(None), Batch.lease_until < func.now()),
-        )
-        .values(
-            lease_until=_lease_end(Batch.losses + 1), fence=Batch.fence + 1, losses=Batch.losses + 1
-        )
-        .returning(Batch)
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
-    if batch is None:
-        return None, _Lease(batch_id, 0, 0)
-    return batch, _Lease(batch_id, batch.fence, batch.losses)
+def _take(batch_id: UUID) -> tuple[Batch, _Lease, bool, datetime] | None:
+    """Lease a batch.
+
+    Returns it, its lease, whether its input file is ready, and the time by PostgreSQL's clock.
+    """
+    with db.autocommit() as session:
+        row = session.execute(
+            _TAKE, {"batch_id": batch_id, "lease": settings().lease}
+        ).one_or_none()
+    if row is None:
+        return None
+    batch, has_input, now = row
+    return batch, _Lease(batch_id, batch.fence, batch.losses), has_input, now
 
 
-def _lease_end(crashes: int | ColumnElement[int]) -> ColumnElement[Any]:
-    """When a lease taken now ends: exponential back-off after USUAL_CRASHES crashes."""
+def _lease_end(
+    crashes: int | ColumnElement[int], lease: float | BindParameter[float] | None = None
+) -> ColumnElement[Any]:
+    """When a lease taken now ends: exponential back-off after USUAL_CRASHES crashes.
+
+    `lease`: seconds; None: those of the settings.
+    """
     doublings = func.least(func.greatest(crashes - USUAL_CRASHES, 0), MOST_DOUBLINGS)
-    return func.clock_timestamp() + timedelta(seconds=settings().lease) * func.power(2, doublings)
+    seconds = func.power(2, doublings) * (settings().lease if lease is None else lease)
+    return func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+
+
+# Built once, since every batch runs it.
+_BATCHES = table_of(Batch).c
+_HAS_INPUT, _NOW = column("has_input", Boolean), column("taken_at", DateTime(timezone=True))
+_TAKE = select(Batch, _HAS_INPUT, _NOW).from_statement(
+    update(table_of(Batch))
+    .where(
+        _BATCHES.id == bindparam("batch_id"),
+        _BATCHES.status == BatchStatus.VALIDATING.value,
+        or_(_BATCHES.lease_until.is_(None), _BATCHES.lease_until < func.now()),
+    )
+    .values(
+        lease_until=_lease_end(_BATCHES.losses + 1, bindparam("lease", type_=Double)),
+        fence=_BATCHES.fence + 1,
+        losses=_BATCHES.losses + 1,
+    )
+    .returning(
+        *_BATCHES,
+        # An input file is an upload or an output file (`files.is_ready`).
+        select(or_(File.sha256.is_not(None), File.batch_id.is_not(None)))
+        .where(File.id == _BATCHES.input_file_id)
+        .scalar_subquery()
+        .label("has_input"),
+        func.now().label("taken_at"),
+    )
+)
 
 
 def _given_up(batch: Batch, now: datetime) -> Fault | None:
@@ -191,7 +236,7 @@ def _given_up(batch: Batch, now: datetime) -> Fault | None:
 def _assemble(batch: Batch, lease: _Lease, owner: Owner) -> Fault | None:
     """Assemble the input file of a schedule's run, unless that is done. The fault if it cannot be.
 
-    Does nothing for a batch that a caller created. Raises _LeaseLost.
+    Raises _LeaseLost.
     """
     found = assemble(batch, lease.extend)
     if not isinstance(found, Assembled):
@@ -250,10 +295,8 @@ def _extending(lease: _Lease) -> Callable[[], None]:
     return extend
 
 
-def _decide(session: Session, lease: _Lease, found: Reading) -> None:
+def _decide(session: Session, batch: Batch, lease: _Lease, found: Reading) -> None:
     """Fail the batch, or insert its tasks and start it. Raises _LeaseLost."""
-    # The row lock makes a cancel wait until this commits.
-    batch = lease.take(session)
     split = found.split
     if not found.faults:
         excess = quotas.admit_lines(
@@ -263,23 +306,35 @@ def _decide(session: Session, lease: _Lease, found: Reading) -> None:
     run = None if batch.run_id is None else session.get_one(ScheduleRun, batch.run_id)
     manifest = [] if run is None else run.manifest or []
     if found.faults:
-        batch.errors = traced(found.faults, manifest).render()
+        errors = traced(found.faults, manifest).render()
         if batch.on_invalid == OnInvalid.FAIL and split.lines and found.faults.are_of_lines:
-            batch.errors[0]["message"] += OTHER_LINES
-        batch.move(session, BatchStatus.FAILED)
+            errors[0]["message"] += OTHER_LINES
+        if not batch.move(session, BatchStatus.FAILED, fence=lease.fence, errors=errors):
+            raise _LeaseLost
         return
-    batch.total = split.lines + len(found.skipped)
-    batch.failed = len(found.skipped)
-    batch.enqueued_tokens = split.tokens
-    batch.model = split.models[0] if len(split.models) == 1 else None
+    # Before the move, after which the account itself is served.
+    fairness.forget_idle_time(session, batch.account_id)
+    # Locks the row, so a cancel waits until this commits.
+    has_moved = batch.move(
+        session,
+        BatchStatus.IN_PROGRESS,
+        fence=lease.fence,
+        total=split.lines + len(found.skipped),
+        failed=len(found.skipped),
+        enqueued_tokens=split.tokens,
+        model=split.models[0] if len(split.models) == 1 else None,
+    )
+    if not has_moved:
+        raise _LeaseLost
     _insert(session, batch.id, split)
     if found.skipped:
         _skip(session, batch.id, split.lines, traced(Faults(list(found.skipped)), manifest).kept)
-    fairness.forget_idle_time(session, batch.account_id)
-    batch.move(session, BatchStatus.IN_PROGRESS)
     db.enqueue(session, Job.EXECUTE)
     for number in range(1, min(MOST_HINTS, ceil(batch.total / LINES_PER_HINT))):
         db.enqueue(session, Job.EXECUTE, str(number))
+
+
+_INSERT = insert(table_of(Task))
 
 
 def _insert(session: Session, batch_id: UUID, split: Split) -> None:
@@ -299,7 +354,7 @@ def _insert(session: Session, batch_id: UUID, split: Split) -> None:
         for slice in split.slices()
     ]
     if rows:
-        session.execute(insert(Task), rows)
+        session.execute(_INSERT, rows)
 
 
 def _skip(session: Session, batch_id: UUID, position: int, faults: Sequence[Fault]) -> None:

@@ -33,8 +33,8 @@ from xalen_batch.worker.lane import Lane
 logger = log.get(__name__)
 T = TypeVar("T")
 
-# Seconds for which slots do not claim by themselves, after a claim that found nothing or filled all
-# lanes. Hints and polls still make them claim.
+# Seconds for which slots do not claim by themselves, after a claim that found nothing, took the
+# last pending task, or filled all lanes. Hints and polls still make them claim.
 IDLE_PAUSE = 0.25
 # Shares of the bytes that a process may hold. Requests get less than half of the rest: a backend
 # may need a request in another form, which is in memory as well while the request is in flight.
@@ -81,6 +81,8 @@ class Engine:
         self._most_request_bytes = int(settings().worker_bytes * REQUESTS_SHARE)
         self._runs: set[TaskRun] = set()
         self._idle_until = 0.0
+        # As `_idle_until`, after a claim that took the last pending task.
+        self._none_left_until = 0.0
         self._workers = 1
         # The reason why this process claims nothing, and since when; and for each lane whose
         # backend cannot be made, since when.
@@ -103,6 +105,8 @@ class Engine:
     def drain(self) -> None:
         """Be a slot: claim and run tasks until no further claim is worth it."""
         if not self._slots.acquire(blocking=False):
+            # There is new work: the next slot that is free looks for it.
+            self._none_left_until = 0.0
             return
         try:
             while not self.is_stopping and self._run_next() and self._may_claim:
@@ -225,10 +229,12 @@ class Engine:
                 self._has_suspect = True
                 return claim, None
             run = self._started(claim)
-        if self._has_capacity:
+        if claim.has_more and self._has_capacity:
             self.wake()
         else:
             self._idle_until = time.monotonic() + IDLE_PAUSE
+            if not claim.has_more:
+                self._none_left_until = self._idle_until
         return claim, run
 
     def _run_suspect(self, claim: Claim) -> None:
@@ -377,7 +383,8 @@ class Engine:
     @property
     def _may_claim(self) -> bool:
         """Whether another claim is worth its cost."""
-        return self._has_capacity or time.monotonic() >= self._idle_until
+        now = time.monotonic()
+        return now >= self._none_left_until and (self._has_capacity or now >= self._idle_until)
 
     @property
     def _has_memory(self) -> bool:

@@ -23,7 +23,7 @@ from xalen_batch import db, ids, money
 from xalen_batch.backends.contract import Refused, Usage
 from xalen_batch.billing import invoices
 from xalen_batch.errors import NotFound
-from xalen_batch.models import Batch, Invoice, InvoiceLine, Result, ScheduleRun
+from xalen_batch.models import Batch, Invoice, InvoiceLine, Result, ScheduleRun, Task
 from xalen_batch.schedules import runs, schedules
 from xalen_batch.schedules.definition import Definition
 from xalen_batch.schedules.runs import Trigger
@@ -294,11 +294,23 @@ def test_many_may_issue_at_once_and_there_is_one_invoice() -> None:
         assert session.scalar(select(func.count()).select_from(InvoiceLine)) == 3
 
 
-def test_an_invoice_that_does_not_match_its_charges_is_not_issued() -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [update(Task).values(charged=Task.charged + Decimal("1e-30"))],
+        # A task that a version without the sums has advanced.
+        [
+            update(Task).values(summed=0),
+            update(Result).values(amount=Result.amount + Decimal("1e-30")),
+        ],
+    ],
+)
+def test_an_invoice_that_does_not_match_its_charges_is_not_issued(changes: list[Any]) -> None:
     with db.transaction() as session:
         batch = running(session, [Ran(Usage(1_234, 567))])
     with as_owner() as session:
-        session.execute(update(Result).values(amount=Result.amount + Decimal("1e-30")))
+        for change in changes:
+            session.execute(change)
     with capture_logs() as logs, pytest.raises(invoices.Mismatch), db.transaction() as session:
         invoices.issue(session, batch)
     assert [entry["log_level"] for entry in logs if entry["event"] == "invoice.mismatch"] == [

@@ -578,7 +578,7 @@ def killed(where: str | None) -> Iterator[list[bool]]:
             patch.setattr(validate, "_extending", lambda lease: die)
             patch.setattr(finalize, "_totals", die)
         elif where == "between":
-            patch.setattr(validate, "_assemble", die)
+            patch.setattr(validate, "_read", die)
             patch.setattr(finalize, "_complete", die)
         try:
             yield hit

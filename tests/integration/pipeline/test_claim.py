@@ -17,9 +17,9 @@ from tests import factories
 from tests.conftest import as_owner
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.integration import plans
-from xalen_batch import db
+from xalen_batch import db, jsonl
 from xalen_batch.models import Account, Batch, Task, next_task
-from xalen_batch.models.next_task import FreeCapacity
+from xalen_batch.models.next_task import ClaimedTask, FreeCapacity
 from xalen_batch.models.tasks import SUSPECT_CRASHES, advance, has_any, reclaim
 from xalen_batch.pipeline import recover
 from xalen_batch.states import TaskState
@@ -30,11 +30,10 @@ ROOM = 3
 HOUR = timedelta(hours=1)
 
 
-def claim(session: Session, *rooms: FreeCapacity, with_suspects: bool = True) -> Task | None:
-    found = next_task.claim(
+def claim(session: Session, *rooms: FreeCapacity, with_suspects: bool = True) -> ClaimedTask | None:
+    return next_task.claim(
         session, worker="w", lease=60, rooms=rooms, room=ROOM, with_suspects=with_suspects
     )
-    return None if found is None else found[0]
 
 
 @dataclass
@@ -290,15 +289,35 @@ def a_backlog(**sizes: int) -> None:
 def test_claims_at_once_go_on_to_the_next_task_of_the_same_account(tasks: int) -> None:
     a_backlog(batches=12 // tasks, tasks=tasks, accounts=1)
 
-    def take(_: int) -> Task | None:
+    def take(_: int) -> ClaimedTask | None:
         with db.transaction() as session:
             return next_task.claim(
                 session, worker="w", lease=60, rooms=[], room=backlog.LINES, with_suspects=True
-            )[0]
+            )
 
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(take, range(12)))
     assert len({task.key for task in found}) == 12
+
+
+def test_a_claim_says_whether_other_tasks_are_pending() -> None:
+    a_backlog(batches=1, tasks=2, accounts=1)
+    with as_owner() as session:
+        session.execute(
+            update(Task)
+            .where(Task.seq == 1)
+            .values(lines=2, line_index=bytes(2 * jsonl.SPAN_BYTES))
+        )
+    found = []
+    # The second claim leaves one line of its task to the third.
+    for room in (1, 1, 1):
+        with db.transaction() as session:
+            task = next_task.claim(
+                session, worker="w", lease=60, rooms=[], room=room, with_suspects=True
+            )
+        assert task is not None
+        found.append(task.has_more)
+    assert found == [True, True, False]
 
 
 class TestAmongManyTasks:
