@@ -48,12 +48,14 @@ $$
 """
 # SECURITY DEFINER: only the owner of a table may attach and drop its partitions. ATTACH lets others
 # read and write meanwhile, which CREATE TABLE … PARTITION OF does not. False: the day has a
-# partition, or the table of older rows covers it.
+# partition, or the table of older rows covers it. Who reads `results` may read its partition, which
+# pg_dump does.
 CREATE_DAY = """
 CREATE FUNCTION create_results_day(day date) RETURNS boolean LANGUAGE plpgsql
 SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     name text := 'results_' || to_char(day, 'YYYYMMDD');
+    reader record;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('create_results_day'));
     IF to_regclass(name) IS NOT NULL THEN
@@ -64,6 +66,12 @@ BEGIN
         'ALTER TABLE results ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', name,
         lowest_id(day::timestamp AT TIME ZONE 'UTC'), lowest_id((day + 1)::timestamp AT TIME ZONE 'UTC')
     );
+    FOR reader IN
+        SELECT grantee::regrole AS role FROM pg_class, aclexplode(relacl)
+        WHERE oid = 'results'::regclass AND privilege_type = 'SELECT' AND grantee NOT IN (0, relowner)
+    LOOP
+        EXECUTE format('GRANT SELECT ON %I TO %s', name, reader.role);
+    END LOOP;
     RETURN true;
 EXCEPTION WHEN invalid_object_definition THEN
     RETURN false;

@@ -108,6 +108,15 @@ def grant(connection: psycopg.Connection, role: str, password: str) -> None:
                 privileges=privileges, **names
             )
         )
+    # pg_dump reads each partition.
+    for partition in _owned(
+        connection,
+        schema,
+        "SELECT child.relname FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid"
+        " WHERE inhparent = 'results'::regclass AND child.relnamespace = %s::regnamespace",
+    ):
+        names["partition"] = sql.Identifier(schema, partition)
+        connection.execute(sql.SQL("GRANT SELECT ON TABLE {partition} TO {role}").format(**names))
     for function in FUNCTIONS:
         connection.execute(
             sql.SQL("GRANT EXECUTE ON FUNCTION {function} TO {role}").format(
