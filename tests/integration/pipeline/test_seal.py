@@ -151,7 +151,7 @@ class TestSealed:
             session.execute(text("UPDATE results SET line_no = line_no + 2 WHERE line_no > 5"))
             session.execute(text("UPDATE results SET amount = amount + 1 WHERE line_no = 1"))
             session.execute(text("UPDATE invoices SET total = total + 1"))
-        seal._pack(batch)
+        seal._pack([batch])
         with db.transaction() as session:
             rows = session.scalars(select(SealedLines).order_by(SealedLines.first_line)).all()
             amounts = session.scalars(select(Result.amount).order_by(Result.line_no)).all()
@@ -206,6 +206,19 @@ class TestSealed:
         seal.run()
         with db.transaction() as session:
             assert not seal.is_due(session)
+
+    def test_small_batches_are_sealed_together_and_a_large_one_alone(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(seal, "LINES_AT_ONCE", 2 * len(LINES))
+        batches = [ended(LINES), ended(LINES), ended(4 * LINES), ended(LINES), ended([])]
+        before = [contents(batch) for batch in batches]
+        with capture_logs() as logs:
+            seal.run()
+        assert [entry["batches"] for entry in logs] == [2, 1, 2]
+        assert [contents(batch) for batch in batches] == before
+        assert [len(sealed_columns(batch)) for batch in batches] == [7, 7, 28, 7, 0]
+        assert list(reconcile.differences()) == []
 
 
 class TestDeleted:
@@ -308,7 +321,7 @@ class TestInterrupted:
         monkeypatch.setattr(seal, "_mark", overtaken)
         with capture_logs() as logs:
             seal.run()
-        assert [entry["event"] for entry in logs] == ["batch.sealed", "batch.seal_again"]
+        assert [entry["event"] for entry in logs] == ["batches.sealed", "batch.seal_again"]
         assert contents(batch) == rendered(batch)
         assert len(sealed_columns(batch)) == len(LINES)
 
@@ -323,8 +336,9 @@ class TestInterrupted:
         with capture_logs() as logs, ThreadPoolExecutor(3) as pool:
             for done in [pool.submit(one) for _ in range(3)]:
                 done.result()
-        sealed = [entry["batch_id"] for entry in logs if entry["event"] == "batch.sealed"]
-        assert sorted(sealed) == sorted(batch.id for batch in batches)
+        assert {entry["event"] for entry in logs} == {"batches.sealed"}
+        assert sum(entry["batches"] for entry in logs) == len(batches)
+        assert all(again(batch).sealed_at for batch in batches)
 
     def test_a_worker_with_another_store_seals_nothing(
         self, configure: Callable[..., None], tmp_path: Any

@@ -66,7 +66,7 @@ def left() -> set[UUID]:
 
 
 def objects(session: Session) -> dict[str, UUID | None]:
-    return dict(session.execute(select(ConsumedObject.path, ConsumedObject.run_id)).tuples().all())
+    return dict(session.execute(select(ConsumedObject.path, ConsumedObject.run_id)).all())
 
 
 def forget(life: timedelta = LIFE) -> list[int]:
