@@ -7,6 +7,7 @@ rows. Until then everything does, so a crash at any point loses nothing. Small b
 together: alone, each would take 10 ms of CPU.
 """
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -188,10 +189,28 @@ def _write(file: File, renewal: _Renewal) -> frames.Content:
     lines = results.chunks(file.batch_id, FilePart(file.part or ""))
     content = frames.write(key, _paced(renewal, lines))
     if content.size != file.size:
+        _refuse_deleted(file)
         raise Unsealable(f"{file.part} file: {content.size} bytes in rows, {file.size} expected")
-    if frames.read_back(key) != content:
+    if _read_back(key, renewal) != content:
         raise Unsealable(f"{file.part} file: the object differs from the rows")
     return content
+
+
+def _refuse_deleted(file: File) -> None:
+    """Raise FileNotFoundError for a file that was deleted meanwhile, and delete its object."""
+    with db.reading() as session:
+        kept = select(File.id).where(File.id == file.id, File.deleted_at.is_(None))
+        if session.scalar(kept) is None:
+            storage.delete(storage.output_key(file.id))
+            raise FileNotFoundError(f"file {file.id} was deleted")
+
+
+def _read_back(key: str, renewal: _Renewal) -> frames.Content:
+    """The content of an object as it is stored now, by reading all of it."""
+    reader, digest = frames.Reader(key), hashlib.sha256()
+    for chunk in _paced(renewal, reader.chunks()):
+        digest.update(chunk)
+    return frames.Content(reader.size, digest.digest(), reader.stored_size)
 
 
 def _paced(renewal: _Renewal, chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -285,6 +304,8 @@ def _mark(
     ).all()
     if len(marked) < len(batches):
         raise _LostLease
+    # The checks of a batch of many million lines take minutes.
+    db.lift_timeouts(session)
     for difference in reconcile.of_batches(session, [batch.id for batch in batches]):
         raise Unsealable(f"{difference.what}: {difference.found}, expected {difference.expected}")
     objects = {

@@ -121,14 +121,6 @@ def compressed_size(size: int, stored_size: int) -> int:
     return stored_size - _HEADER.size - frames * _ENTRY.size - _FOOTER.size
 
 
-def read_back(key: str) -> Content:
-    """The content of an object as it is stored now, by reading all of it."""
-    reader, digest = Reader(key), hashlib.sha256()
-    for chunk in reader.chunks():
-        digest.update(chunk)
-    return Content(reader.size, digest.digest(), reader.stored_size)
-
-
 class Reader:
     """The frames of an object. Immutable once made, so any thread may read.
 
