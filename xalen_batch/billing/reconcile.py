@@ -8,7 +8,9 @@ The walk goes through the batches, then through the statements, in the order of 
 has a snapshot of its own: its checks see one moment while batches go on, and no snapshot lasts long.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
@@ -23,6 +25,8 @@ from xalen_batch import db, ids
 BATCHES_AT_ONCE = 5_000
 LINES_AT_ONCE = 200_000
 STATEMENTS_AT_ONCE = 100
+# Steps at a time. PostgreSQL does all of the work, on a core for each.
+AT_A_TIME = 2
 
 FIRST, LAST = UUID(int=0), UUID(int=2**128 - 1)
 
@@ -51,22 +55,20 @@ Snapshot = Callable[[], AbstractContextManager[Session]]
 def steps(snapshot: Snapshot = db.snapshot, *, after: UUID = FIRST) -> Iterator[Step]:
     """Check the batches with an id above `after`, then all statements.
 
-    `snapshot` makes a REPEATABLE READ session. Raises RuntimeError for another isolation level:
+    `snapshot` makes a REPEATABLE READ session, on any thread. Raises RuntimeError for another isolation level:
     batches that end between two checks would be reported as differences.
     """
-    while True:
-        with snapshot() as session:
-            _refuse_unless_repeatable(session)
-            batches = _next(session, _NEXT_BATCHES, after)
-            until = batches[-1] if batches else LAST
-            differences = [
-                *of_batches(session, batches),
-                *_found(session, _ORPHANS, after=after, until=until),
-            ]
-        yield Step("batch", len(batches), until, differences)
-        if not batches:
-            break
-        after = until
+    with ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="reconcile") as pool:
+        coming: deque[Future[Step]] = deque()
+        is_last = False
+        while coming or not is_last:
+            while not is_last and len(coming) < AT_A_TIME:
+                with snapshot() as session:
+                    batches = _next(session, _NEXT_BATCHES, after)
+                coming.append(pool.submit(_batch_step, snapshot, batches, after))
+                is_last = not batches
+                after = batches[-1] if batches else after
+            yield coming.popleft().result()
     after = FIRST
     while True:
         with snapshot() as session:
@@ -80,6 +82,18 @@ def steps(snapshot: Snapshot = db.snapshot, *, after: UUID = FIRST) -> Iterator[
             return
         after = statements[-1]
         yield Step("inv", len(statements), after, differences)
+
+
+def _batch_step(snapshot: Snapshot, batches: Sequence[UUID], after: UUID) -> Step:
+    """Check these batches, and look for lines of batches that are not there, in one snapshot."""
+    until = batches[-1] if batches else LAST
+    with snapshot() as session:
+        _refuse_unless_repeatable(session)
+        differences = [
+            *of_batches(session, batches),
+            *_found(session, _ORPHANS, after=after, until=until),
+        ]
+    return Step("batch", len(batches), until, differences)
 
 
 def differences(snapshot: Snapshot = db.snapshot) -> Iterator[Difference]:

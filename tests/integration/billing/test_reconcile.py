@@ -1,6 +1,7 @@
 """Reconcile: silent on the product's own data, loud about each disagreement."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from uuid import UUID
 
 import pytest
@@ -232,7 +233,8 @@ def test_each_step_has_a_snapshot_of_its_own_and_goes_on_behind_the_one_before(
         (1, made[2]),
         (0, reconcile.LAST),
     ]
-    assert len(opened) == 4  # the last one finds no statement
+    # For each step one that finds its batches and one that checks them; the last finds no statement.
+    assert len(opened) == 7
     assert [step.checked for step in reconcile.steps(after=made[1])] == [1, 0]
 
 
@@ -272,11 +274,13 @@ def test_the_work_of_a_step_grows_with_what_it_checks_and_not_with_its_square(ba
     with as_owner() as session:
         session.execute(text("ANALYZE"))
 
-    def all_steps(session: Session) -> None:
-        session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-        list(reconcile.steps(lambda: nullcontext(session)))
+    @contextmanager
+    def snapshot() -> Iterator[Session]:
+        with Session(db.engine()) as session:
+            session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            yield session
 
-    for plan in plans.of(all_steps):
+    for plan in plans.of(lambda _: list(reconcile.steps(snapshot))):
         rows = [
             (
                 node["Actual Rows"]
