@@ -33,6 +33,8 @@ HOUR = 3_600.0
 KEYS_AT_ONCE = 1_000
 FILES_AT_ONCE = 100
 OBJECTS_AT_ONCE = 1_000
+# Seconds after which the system has written an object to the disk; its rows are not dropped before.
+WRITTEN_BACK = HOUR
 # Age from which a stored object without a file row is an orphan of a crash. An upload that is still
 # being written is younger: the API ends uploads whose client stalls.
 ORPHAN_AFTER = timedelta(hours=6)
@@ -231,7 +233,7 @@ def _keep_partitions() -> Iterator[None]:
     retention = settings().row_retention
     while retention != "forever":
         with db.transaction() as session:
-            dropped = partitions.drop_sealed(session, older_than=retention)
+            dropped = partitions.drop_sealed(session, older_than=max(retention, WRITTEN_BACK))
         if dropped is None:
             return
         logger.info("rows.dropped", partition=dropped)
