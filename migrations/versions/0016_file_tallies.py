@@ -2,8 +2,9 @@
 its account
 """
 
-import sqlalchemy as sa
 from alembic import op
+
+from xalen_batch.migrate import indexes
 
 revision = "0016"
 down_revision = "0015"
@@ -56,18 +57,7 @@ INDEX = "ix_files_account_id_livemode_purpose_id"
 
 
 def upgrade() -> None:
-    # Outside of a transaction, so that nobody waits: it lasts seconds with millions of files. An
-    # interrupted build leaves an invalid index behind, which the next attempt replaces.
-    lock_timeout = op.get_bind().scalar(sa.text("SHOW lock_timeout"))
-    with op.get_context().autocommit_block():
-        # It waits for transactions that are older, and blocks none.
-        op.execute("SET lock_timeout = 0")
-        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {INDEX}")
-        op.execute(
-            f"CREATE INDEX CONCURRENTLY {INDEX} ON files (account_id, livemode, purpose, id)"
-            " WHERE deleted_at IS NULL"
-        )
-        op.execute(f"SET lock_timeout = '{lock_timeout}'")
+    indexes.build(INDEX, "files (account_id, livemode, purpose, id) WHERE deleted_at IS NULL")
     op.execute(TALLY_FILE)
     op.execute(TRIGGER)
     op.execute(COUNT)

@@ -4,6 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from xalen_batch.migrate import indexes
+
 revision = "0017"
 down_revision = "0016"
 branch_labels = None
@@ -13,21 +15,10 @@ INDEX = "ix_batches_unsealed"
 
 
 def upgrade() -> None:
-    # IF NOT EXISTS: the block below commits it, and an attempt that fails there is repeated.
+    # IF NOT EXISTS: building the index commits this, and an attempt that fails there is repeated.
     op.execute("ALTER TABLE batches ADD COLUMN IF NOT EXISTS sealed_at timestamptz")
     op.execute("ALTER TABLE files ADD COLUMN IF NOT EXISTS stored_bytes bigint")
-    # Outside of a transaction, so that nobody waits: it lasts seconds with millions of batches. An
-    # interrupted build leaves an invalid index behind, which the next attempt replaces.
-    lock_timeout = op.get_bind().scalar(sa.text("SHOW lock_timeout"))
-    with op.get_context().autocommit_block():
-        # It waits for transactions that are older, and blocks none.
-        op.execute("SET lock_timeout = 0")
-        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {INDEX}")
-        op.execute(
-            f"CREATE INDEX CONCURRENTLY {INDEX} ON batches (id)"
-            " WHERE sealed_at IS NULL AND status <> 'failed'"
-        )
-        op.execute(f"SET lock_timeout = '{lock_timeout}'")
+    indexes.build(INDEX, "batches (id) WHERE sealed_at IS NULL AND status <> 'failed'")
     op.create_table(
         "sealed_lines",
         sa.Column("batch_id", sa.Uuid(), nullable=False),

@@ -1,7 +1,8 @@
 """retention: ended runs of schedules and entries of the audit log can be forgotten"""
 
-import sqlalchemy as sa
 from alembic import op
+
+from xalen_batch.migrate import indexes
 
 revision = "0020"
 down_revision = "0019"
@@ -28,16 +29,7 @@ END $$
 
 
 def upgrade() -> None:
-    lock_timeout = op.get_bind().scalar(sa.text("SHOW lock_timeout"))
-    with op.get_context().autocommit_block():
-        # It waits for transactions that are older, and blocks none.
-        op.execute("SET lock_timeout = 0")
-        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {INDEX}")
-        op.execute(
-            f"CREATE INDEX CONCURRENTLY {INDEX} ON consumed_objects (run_id)"
-            " WHERE run_id IS NOT NULL"
-        )
-        op.execute(f"SET lock_timeout = '{lock_timeout}'")
+    indexes.build(INDEX, "consumed_objects (run_id) WHERE run_id IS NOT NULL")
     # An object stays known as taken when its run is forgotten.
     op.alter_column("consumed_objects", "run_id", nullable=True)
     op.execute("DROP TRIGGER append_only ON audit_log")
