@@ -48,8 +48,8 @@ $$
 """
 # SECURITY DEFINER: only the owner of a table may attach and drop its partitions. ATTACH lets others
 # read and write meanwhile, which CREATE TABLE … PARTITION OF does not. False: the day has a
-# partition, or the table of older rows covers it. Who reads `results` may read its partition, which
-# pg_dump does.
+# partition, or the table of older rows covers it. Each role with SELECT on `results` gets it on the
+# partition: pg_dump reads partitions one by one.
 CREATE_DAY = """
 CREATE FUNCTION create_results_day(day date) RETURNS boolean LANGUAGE plpgsql
 SECURITY DEFINER SET search_path FROM CURRENT AS $$
@@ -77,9 +77,10 @@ EXCEPTION WHEN invalid_object_definition THEN
     RETURN false;
 END $$
 """
-# Drops the oldest partition that ends by the given time and has rows of sealed batches alone, and
-# returns its name. Null: there is none, or its lock was not to be had. The check is repeated under
-# the lock, which is taken in the order of DROP TABLE.
+# Drops the oldest partition that ends by the given time and has no row of an unsealed batch, and
+# returns its name. Null: no partition is that old and sealed, or another session kept its lock for
+# half a second. DROP TABLE locks the parent first, and so does this function, to prevent a deadlock;
+# under the lock it checks the batches again.
 DROP_SEALED = """
 CREATE FUNCTION drop_sealed_results(until timestamptz) RETURNS text LANGUAGE plpgsql
 SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '500ms' AS $$

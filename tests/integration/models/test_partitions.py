@@ -54,7 +54,8 @@ def _put_back() -> Iterator[None]:
             session.execute(text(f"DROP TABLE {name}"))
     with db.transaction() as session:
         partitions.make_ahead(session)
-    assert existing() == before
+    # Not equal: a new day may have begun.
+    assert set(before) <= set(existing())
 
 
 def make(day: date) -> str:
@@ -147,7 +148,7 @@ class TestDropping:
     def test_keeps_a_day_that_is_not_over(self) -> None:
         assert make(FAR) not in drop(FAR - timedelta(days=1))
 
-    def test_gives_up_behind_a_reader_and_lets_those_behind_it_pass(self) -> None:
+    def test_gives_up_behind_a_reader_and_drops_after_it(self) -> None:
         name = make(FAR)
         with db.transaction() as reader:
             reader.execute(text("SELECT count(*) FROM results"))

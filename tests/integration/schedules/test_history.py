@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from tests import factories
@@ -137,23 +137,3 @@ def test_runs_are_kept_for_ever_if_told_so(
     configure(run_retention="forever")
     list(sweeps._forget_runs())
     assert left() == kept
-
-
-def test_the_scan_ends_where_runs_are_too_young(schedule: Schedule) -> None:
-    with db.transaction() as session:
-        found = session.scalar(
-            select(func.count())
-            .select_from(ScheduleRun)
-            .where(ScheduleRun.id < func.lowest_id(func.now() - LIFE))
-        )
-    a_run(schedule, NOW - LIFE + timedelta(hours=1))
-    a_run(schedule, NOW - LIFE - timedelta(hours=1))
-    with db.transaction() as session:
-        assert (
-            session.scalar(
-                select(func.count())
-                .select_from(ScheduleRun)
-                .where(ScheduleRun.id < func.lowest_id(func.now() - LIFE))
-            )
-            == (found or 0) + 1
-        )
