@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
 
 UNPRICED_MODEL = "no-price"
 # The catalog in force for these files; one of its models has no price.

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from xalen_batch.catalog import Endpoint
+from xalen_batch.endpoints.names import Endpoint
+from xalen_batch.endpoints.usage import Usage
 
 
 class Request(Struct, frozen=True, gc=False):
@@ -18,19 +19,6 @@ class Request(Struct, frozen=True, gc=False):
     endpoint: Endpoint
     body: bytes
     request_id: str
-
-
-class Usage(Struct, frozen=True, gc=False):
-    """Tokens of one answer; never negative.
-
-    `counted` is true if we counted them, because the backend reported no usable numbers.
-    """
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-    counted: bool = False
 
 
 class Answered(Struct, frozen=True, gc=False):

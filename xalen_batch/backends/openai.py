@@ -24,9 +24,10 @@ from xalen_batch.backends.clients.contract import (
 from xalen_batch.backends.contract import Outcome, Request, Retryable
 from xalen_batch.backends.outcomes import outcome_of
 from xalen_batch.backends.rerank_api import Unusable, from_backend, to_backend
-from xalen_batch.backends.whole import whole
-from xalen_batch.catalog import CHAT, Model
+from xalen_batch.catalog import Model
 from xalen_batch.config import settings
+from xalen_batch.endpoints.names import CHAT
+from xalen_batch.endpoints.whole import whole
 from xalen_batch.errors import ConfigError
 
 logger = log.get(__name__)

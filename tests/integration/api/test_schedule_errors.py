@@ -11,8 +11,8 @@ from sqlalchemy import text
 from tests import factories
 from tests.integration.conftest import Answer, Api
 from xalen_batch import db
-from xalen_batch.catalog import CHAT
 from xalen_batch.config import settings
+from xalen_batch.endpoints.names import CHAT
 
 NIGHTLY = {
     "name": "Nightly digest",

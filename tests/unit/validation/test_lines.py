@@ -14,10 +14,10 @@ from tests import ROOT
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, jsonl, rerank_line
 from tests.unit.validation.chunks import cut
 from xalen_batch import catalog
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.chat import UsualChat
+from xalen_batch.endpoints.names import CHAT, RERANK
 from xalen_batch.jsonl import Block, Span, input_line
 from xalen_batch.validation import fast_path
-from xalen_batch.validation.bodies import UsualChat
 from xalen_batch.validation.errors import Fault
 from xalen_batch.validation.lines import GoodLine, LineReader, scan
 
@@ -392,12 +392,18 @@ def test_a_usual_line_goes_the_short_way_and_is_read_alike() -> None:
     usual, any_ = both(raw)
     assert isinstance(usual, GoodLine)
     assert isinstance(any_, GoodLine)
-    assert (usual.custom_id, usual.model, usual.endpoint, usual.prompt, usual.body) == (
+    assert (
+        usual.custom_id,
+        usual.model,
+        usual.endpoint,
+        list(usual.request.prompt),
+        usual.raw,
+    ) == (
         any_.custom_id,
         any_.model,
         any_.endpoint,
-        any_.prompt,
-        any_.body,
+        list(any_.request.prompt),
+        any_.raw,
     )
 
 

@@ -14,17 +14,20 @@ from typing import Any, Literal
 import msgspec
 import orjson
 
-from xalen_batch.backends import tokens
-from xalen_batch.backends.contract import Answered, Refused, Request, Usage
+from xalen_batch.backends.contract import Answered, Refused, Request
 from xalen_batch.backends.outcomes import envelope
-from xalen_batch.backends.rerank_chat import problem_of, to_chat, to_rerank
+from xalen_batch.backends.rerank_chat import to_chat, to_rerank
 from xalen_batch.backends.simulated import faults
 from xalen_batch.backends.simulated.faults import USAGES, Attempts, Fault
 from xalen_batch.backends.simulated.prompt import Prompt
 from xalen_batch.backends.simulated.ranking import relevance
 from xalen_batch.backends.simulated.writing import write
-from xalen_batch.backends.whole import whole
-from xalen_batch.catalog import CHAT, RERANK, Model
+from xalen_batch.catalog import Model
+from xalen_batch.endpoints import tokens
+from xalen_batch.endpoints.names import CHAT, RERANK
+from xalen_batch.endpoints.rerank_chat import problem_of
+from xalen_batch.endpoints.usage import Usage
+from xalen_batch.endpoints.whole import whole
 
 FINGERPRINT = "simulated"
 CREATED = 1_742_169_600  # 2025-03-17
