@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from xalen_batch import catalog
 from xalen_batch.backends.contract import Request
-from xalen_batch.backends.simulated.model import IGNORED, answer
+from xalen_batch.backends.simulated.model import answer
+from xalen_batch.backends.simulated.parameters import IGNORED
 from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.validation import bodies
 from xalen_batch.validation.bodies import InvalidBody
