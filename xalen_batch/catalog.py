@@ -65,6 +65,12 @@ class BackendConfig(_Table):
     model: str | None = Field(
         None, description="The model's name at the backend; the catalog's id if unset."
     )
+    has_responses: bool = Field(
+        False,
+        description=(
+            "Whether the server has /v1/responses. If not, responses are sent as chat completions."
+        ),
+    )
     rerank_api: Literal["jina", "cohere", "tei"] = Field(
         "jina", description="Shape of the backend's rerank endpoint."
     )
@@ -128,7 +134,7 @@ class Model(_Table):
     def _any_endpoint(cls, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
         if not endpoints:
             raise ValueError(
-                f"[] names no endpoint. List {', '.join(map(repr, ENDPOINTS))} or both."
+                f"[] names no endpoint. List one or more of {', '.join(map(repr, ENDPOINTS))}."
             )
         return endpoints
 

@@ -114,13 +114,13 @@ def _alike(usual: GoodLine, any_: GoodLine | Fault) -> None:
         usual.model,
         usual.endpoint,
         usual.raw,
-        list(usual.request.prompt),
+        list(usual.request.cacheable),
     ) == (
         any_.custom_id,
         any_.model,
         any_.endpoint,
         any_.raw,
-        list(any_.request.prompt),
+        list(any_.request.cacheable),
     )
     assert isinstance(usual.request, ChatRequest | UsualChat)
     assert isinstance(any_.request, ChatRequest | UsualChat)
@@ -155,7 +155,7 @@ def _good(line: GoodLine, content: bytes) -> None:
     assert json.loads(body)["model"] == line.model
     assert b"\n" not in body
     if not MODELS[line.model].is_reranker:
-        assert len(prefix_order.prefix_hashes(line.request.prompt)) <= prefix_order.MAX_HASHES
+        assert len(prefix_order.prefix_hashes(line.request.cacheable)) <= prefix_order.MAX_HASHES
     is_escaped = jsonl.has_line_break(line.custom_id)
     answered = jsonl.result_line(UUID(int=1), 1, line.custom_id, 200, b"{}", None, None, is_escaped)
     assert len(answered.decode().splitlines()) == 1

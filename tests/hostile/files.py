@@ -320,7 +320,7 @@ def _addresses() -> Iterator[HostileFile]:
         yield HostileFile(f"method {method}", line(method=method), (("invalid_method", 1),))
     yield HostileFile("no url", line(url=...), (("missing_required_parameter", 1),))
     odd = (
-        "/v1/embeddings",
+        "/v1/moderations",
         "https://api.openai.com/v1/chat/completions",
         "//v1/chat/completions",
         f"{CHAT}?a=1",

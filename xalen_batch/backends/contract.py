@@ -4,8 +4,9 @@ Backends are not trusted. Failures are values, never exceptions. The types that 
 are msgspec Structs, which cost a tenth of a frozen dataclass.
 """
 
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -95,7 +96,7 @@ NOT_RUN = NotRun()
 class Backend(Protocol):
     """A place where one model runs. Created and used on a worker's event loop thread."""
 
-    async def send(self, request: Request) -> Outcome:
+    def send(self, request: Request) -> Coroutine[Any, Any, Outcome]:
         """Run one request within the settings' total timeout. Raises nothing but CancelledError."""
         ...
 

@@ -163,10 +163,9 @@ def _answered(reply: Reply, request: Request) -> Outcome:
         return Retryable("The backend's answer is not valid JSON.", reply.status)
     if not isinstance(answer, dict):
         return Retryable("The backend's answer is not a JSON object.", reply.status)
-    part = OPERATIONS[request.endpoint].ANSWER
-    if not isinstance(answer.get(part), list):
-        # Some gateways answer 200 with an error in the body, which must not be billed.
-        return Retryable(f"The backend's answer has no `{part}`.", reply.status)
+    problem = OPERATIONS[request.endpoint].problem(answer)
+    if problem is not None:
+        return Retryable(problem, reply.status)
     usage = usage_of(answer, len(reply.body), request)
     return Answered(reply.status, one_line(stating(reply.body, answer, usage, request)), usage)
 

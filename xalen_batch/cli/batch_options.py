@@ -54,7 +54,7 @@ def check_endpoint(text: str | None) -> str | None:
 
     if text is not None and endpoint_of(text) is None:
         raise typer.BadParameter(
-            f"{text[:100]!r} is not an endpoint. Give {' or '.join(ENDPOINTS)}.",
+            f"{text[:100]!r} is not an endpoint. Give one of {', '.join(ENDPOINTS)}.",
             param_hint="--endpoint",
         )
     return text

@@ -7,10 +7,20 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import orjson
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from xalen_batch.endpoints import tokens, usage
-from xalen_batch.endpoints.form import LEAST_INT, MOST_INT, Count, InvalidBody, Prompt, typed
+from xalen_batch.endpoints.form import (
+    LEAST_INT,
+    MOST_INT,
+    OURS,
+    STREAM,
+    Count,
+    InvalidBody,
+    Prompt,
+    lacks,
+    typed,
+)
 from xalen_batch.endpoints.tokens import PieceCounter
 from xalen_batch.endpoints.usage import CHAT_KEYS, Usage, table
 from xalen_batch.endpoints.window import Window
@@ -72,6 +82,14 @@ class _Chat(Struct):
         """The most tokens of one choice; None if the request sets no limit."""
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def inputs(self) -> int:
+        return 0
+
+    @property
+    def live_only(self) -> InvalidBody | None:
+        return STREAM if self.stream else None
+
     def overflow(self, window: Window) -> InvalidBody | None:
         excess = window.overflow(message.text for message in self.messages)
         if excess is None:
@@ -82,17 +100,11 @@ class _Chat(Struct):
 class ChatRequest(_Chat):
     """Any chat request. `raw` is the whole body, for what no field has: tools and media."""
 
-    raw: dict[str, Any] = {}
+    raw: dict[str, Any] = field(default_factory=dict, name=OURS)
 
     @property
-    def prompt(self) -> Prompt:
-        """Its pieces in the order in which the model reads them: first the tools."""
-        tools, messages = self.raw.get("tools"), self.raw["messages"]
-        pieces: list[str | bytes] = [
-            content if isinstance(content := message.get("content"), str) else orjson.dumps(message)
-            for message in messages
-        ]
-        return [orjson.dumps(tools), *pieces] if tools else pieces
+    def cacheable(self) -> Prompt:
+        return pieces(self.raw)
 
     def input_tokens(self, counter: PieceCounter) -> int:
         return tokens.count_chat(self.raw["messages"], tools=self.raw.get("tools"), counter=counter)
@@ -123,7 +135,7 @@ class UsualChat(_Chat, forbid_unknown_fields=True, gc=False):
     response_format: UsualFormat | None = None
 
     @property
-    def prompt(self) -> Prompt:
+    def cacheable(self) -> Prompt:
         return self._texts
 
     def input_tokens(self, counter: PieceCounter) -> int:
@@ -132,6 +144,22 @@ class UsualChat(_Chat, forbid_unknown_fields=True, gc=False):
     @property
     def _texts(self) -> list[str]:
         return [message.content for message in self.messages]
+
+
+def pieces(body: Mapping[str, Any]) -> Prompt:
+    """A prompt's pieces in the order in which the model reads them: first the tools."""
+    tools = body.get("tools")
+    contents = [(message, message.get("content")) for message in body["messages"]]
+    messages = [
+        content if isinstance(content, str) else orjson.dumps(message)
+        for message, content in contents
+    ]
+    return [orjson.dumps(tools), *messages] if tools else messages
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message's content; pictures and sounds add none."""
+    return msgspec.convert(message, Message).text
 
 
 def fit(body: dict[str, Any]) -> ChatRequest | InvalidBody:
@@ -177,9 +205,13 @@ def _may_be_silent(message: Message) -> bool:
     )
 
 
-ANSWER = "choices"
 KEYS = CHAT_KEYS
 reported = usage.reported
+
+
+def problem(answer: Mapping[str, Any]) -> str | None:
+    """The reason why a 2xx answer is none; None: it is one."""
+    return lacks(answer, "choices")
 
 
 def counted(answer: Mapping[str, Any], asked: Mapping[str, Any]) -> Usage:

@@ -34,9 +34,6 @@ class Form(Protocol):
     def model(self) -> str: ...
 
     @property
-    def stream(self) -> bool | None: ...
-
-    @property
     def choices(self) -> int:
         """Answers that it asks for; 0 if its answer has no output tokens."""
 
@@ -45,14 +42,29 @@ class Form(Protocol):
         """The most tokens of one answer; None if the request sets no limit."""
 
     @property
-    def prompt(self) -> Prompt:
-        """The prompt for a prefix cache; empty if the model caches no prefixes of it."""
+    def cacheable(self) -> Prompt:
+        """The prompt by which a prefix cache keys it; empty if no other line can share a prefix."""
+
+    @property
+    def inputs(self) -> int:
+        """Texts that it asks to embed; 0 at other endpoints."""
+
+    @property
+    def live_only(self) -> InvalidBody | None:
+        """The parameter of it that only a live call may have; None: a batch may run it."""
 
     def input_tokens(self, counter: PieceCounter) -> int:
         """The tokens that the model reads, as `counter` counts a text."""
 
     def overflow(self, window: Window) -> InvalidBody | None:
         """The part that exceeds the context window; None if all fits, or may fit."""
+
+
+def lacks(answer: Mapping[str, Any], field: str) -> str | None:
+    """The problem of an answer without a list in this field; None: it has one."""
+    # Some gateways answer 200 with an error in the body, which must not be billed.
+    is_there = isinstance(answer.get(field), list)
+    return None if is_there else f"The backend's answer has no `{field}`."
 
 
 T = TypeVar("T")
@@ -64,6 +76,11 @@ _ALWAYS = {
     "model": "Name a model of the catalog.",
     "stream": "Leave it out: a batch has no stream.",
 }
+# The key of a form's field that no body has, as only `fit` sets it.
+OURS = "xalen:ours"
+STREAM = InvalidBody(
+    "body.stream", "A batch has no stream to send. Leave stream out, or set it to false."
+)
 
 
 def typed(body: Mapping[str, Any], form: type[T], hints: Mapping[str, str]) -> T | InvalidBody:

@@ -5,10 +5,15 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-Endpoint = Literal["/v1/chat/completions", "/v1/rerank"]
+Endpoint = Literal[
+    "/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/embeddings", "/v1/rerank"
+]
 CHAT: Endpoint = "/v1/chat/completions"
+RESPONSES: Endpoint = "/v1/responses"
+COMPLETIONS: Endpoint = "/v1/completions"
+EMBEDDINGS: Endpoint = "/v1/embeddings"
 RERANK: Endpoint = "/v1/rerank"
-ENDPOINTS: tuple[Endpoint, ...] = (CHAT, RERANK)
+ENDPOINTS: tuple[Endpoint, ...] = (CHAT, RESPONSES, COMPLETIONS, EMBEDDINGS, RERANK)
 # Spellings of endpoints in files for other servers: without `/v1` for Azure OpenAI and vLLM, with
 # `/v2` for Cohere's rerank.
 _SPELLINGS: Mapping[str, Endpoint] = {

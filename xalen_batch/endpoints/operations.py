@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from xalen_batch.endpoints import chat, rerank, rerank_chat
+from xalen_batch.endpoints import chat, completions, embeddings, rerank, rerank_chat, responses
 from xalen_batch.endpoints.form import Form, InvalidBody
-from xalen_batch.endpoints.names import CHAT, RERANK, Endpoint
+from xalen_batch.endpoints.names import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES, Endpoint
 from xalen_batch.endpoints.usage import Keys, Usage
 from xalen_batch.endpoints.whole import whole
 
@@ -13,18 +13,17 @@ from xalen_batch.endpoints.whole import whole
 class Operation(Protocol):
     """The contract of an endpoint's module. Its functions are pure, and no input makes one raise.
 
-    `ANSWER`: the field of an answer that a true answer has; its value is a list. `KEYS`: the
-    standard keys of its usage.
+    `KEYS`: the standard keys of an answer's usage.
     """
-
-    @property
-    def ANSWER(self) -> str: ...  # noqa: N802
 
     @property
     def KEYS(self) -> Keys: ...  # noqa: N802
 
     def fit(self, body: dict[str, Any]) -> Form | InvalidBody:
         """The body with its checked fields typed, or its first error."""
+
+    def problem(self, answer: Mapping[str, Any]) -> str | None:
+        """The reason why a 2xx answer is none; None: it is one."""
 
     def reported(self, answer: Mapping[str, Any]) -> Usage | None:
         """The usage that an answer reports; None: none that can be read."""
@@ -41,7 +40,13 @@ class Operation(Protocol):
         """
 
 
-OPERATIONS: Mapping[Endpoint, Operation] = {CHAT: chat, RERANK: rerank}
+OPERATIONS: Mapping[Endpoint, Operation] = {
+    CHAT: chat,
+    RESPONSES: responses,
+    COMPLETIONS: completions,
+    EMBEDDINGS: embeddings,
+    RERANK: rerank,
+}
 
 
 def fit(body: dict[str, Any], endpoint: Endpoint, *, is_reranker: bool) -> Form | InvalidBody:

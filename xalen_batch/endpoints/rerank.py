@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from xalen_batch.endpoints import tokens, usage
-from xalen_batch.endpoints.form import Count, InvalidBody, Prompt, typed
+from xalen_batch.endpoints.form import STREAM, Count, InvalidBody, Prompt, lacks, typed
 from xalen_batch.endpoints.tokens import PieceCounter
 from xalen_batch.endpoints.usage import INPUT_KEYS, Usage
 from xalen_batch.endpoints.whole import decoded
@@ -49,7 +49,15 @@ class RerankRequest(Struct):
         return None
 
     @property
-    def prompt(self) -> Prompt:
+    def inputs(self) -> int:
+        return 0
+
+    @property
+    def live_only(self) -> InvalidBody | None:
+        return STREAM if self.stream else None
+
+    @property
+    def cacheable(self) -> Prompt:
         # A reranker reads each pair on its own, so its lines gain nothing from a prefix cache.
         return ()
 
@@ -77,9 +85,13 @@ def fit(body: dict[str, Any]) -> RerankRequest | InvalidBody:
     return typed(body, RerankRequest, _HINTS)
 
 
-ANSWER = "results"
 KEYS = INPUT_KEYS
 reported = usage.reported_input
+
+
+def problem(answer: Mapping[str, Any]) -> str | None:
+    """The reason why a 2xx answer is none; None: it is one."""
+    return lacks(answer, "results")
 
 
 def counted(answer: Mapping[str, Any], asked: Mapping[str, Any]) -> Usage:

@@ -26,11 +26,12 @@ class RankingChat:
     """
 
     model: str
-    stream: bool | None
+    live_only: InvalidBody | None
     ranking: RerankRequest | None
     choices: int = 0
     longest_answer: int | None = None
-    prompt: Prompt = ()
+    inputs: int = 0
+    cacheable: Prompt = ()
 
     def input_tokens(self, counter: PieceCounter) -> int:
         return self.ranking.input_tokens(counter) if self.ranking else 0
@@ -47,7 +48,7 @@ def fit(body: dict[str, Any]) -> RankingChat | InvalidBody:
     query = query_of(body)
     ranking = rerank.fit(query) if isinstance(query, dict) else None
     return RankingChat(
-        asked.model, asked.stream, ranking if isinstance(ranking, RerankRequest) else None
+        asked.model, asked.live_only, ranking if isinstance(ranking, RerankRequest) else None
     )
 
 

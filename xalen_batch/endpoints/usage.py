@@ -98,7 +98,9 @@ def standard(usage: Usage, keys: Keys) -> dict[str, Any]:
     # A Response's details are required, a chat completion's are not.
     is_required = keys is RESPONSE_KEYS
     if usage.cached_tokens or is_required:
-        stated[keys.input_details] = {"cached_tokens": usage.cached_tokens}
+        # A Response's details have both numbers; what a cache wrote is billed as input.
+        written = {"cache_write_tokens": 0} if is_required else {}
+        stated[keys.input_details] = {"cached_tokens": usage.cached_tokens, **written}
     if usage.reasoning_tokens or is_required:
         stated[keys.output_details] = {"reasoning_tokens": usage.reasoning_tokens}
     return stated

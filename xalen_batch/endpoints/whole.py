@@ -5,7 +5,15 @@ from typing import Any
 import msgspec
 
 # Parameters of all endpoints that are whole numbers.
-PARAMETERS = ("n", "max_tokens", "max_completion_tokens", "top_n")
+PARAMETERS = (
+    "n",
+    "best_of",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "top_n",
+    "dimensions",
+)
 
 
 def whole(body: dict[str, Any]) -> dict[str, Any]:

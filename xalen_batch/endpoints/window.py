@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from xalen_batch.endpoints import tokens
+from xalen_batch.endpoints.token_text import TokenText
 
 # The lowest ratio of real tokens to `tokens.count`, which is up to 70 % too high on Japanese and
 # Korean.
@@ -29,11 +30,16 @@ class Window(NamedTuple):
         if sum(map(tokens.most, texts)) <= self.size:
             return None
         counted, is_exact = self._count(texts)
+        return self._excess(counted, "" if is_exact else " by a low estimate")
+
+    def overflow_of(self, text: TokenText) -> str | None:
+        """The same for one text, which may be token ids."""
+        return self.overflow([text]) if isinstance(text, str) else self._excess(len(text))
+
+    def _excess(self, counted: int, source: str = "") -> str | None:
         if counted <= self.size:
             return None
-        shown = (
-            f"{counted:,} tokens" if is_exact else f"at least {counted:,} tokens by a low estimate"
-        )
+        shown = f"{'at least ' if source else ''}{counted:,} tokens{source}"
         return f"{shown}, and the context window of {self.model} is {self.size:,} tokens."
 
     def _count(self, texts: list[str]) -> tuple[int, bool]:

@@ -15,7 +15,7 @@ from xalen_batch.jsonl import Block
 MAX_CUSTOM_ID = 512
 
 # Keys that decide what runs. A higher count than usual may mean a duplicate key.
-KEYS = re.compile(rb'"(?:custom_id|body|model|messages|query|documents)"')
+KEYS = re.compile(rb'"(?:custom_id|body|model|messages|query|documents|input|prompt|instructions)"')
 # How many of KEYS a chat line has: custom_id, body, model and messages.
 CHAT_KEYS = 4
 OPENING, CLOSING = b"{}"

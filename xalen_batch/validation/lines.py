@@ -290,9 +290,10 @@ class LineReader:
         )
         if isinstance(request, InvalidBody):
             return Fault("invalid_request", request.message, line, request.param)
-        if request.stream:
-            message = "A batch has no stream to send. Leave stream out, or set it to false."
-            return Fault("invalid_request", message, line, "body.stream")
+        if request.live_only:
+            return Fault(
+                "invalid_request", request.live_only.message, line, request.live_only.param
+            )
         # A byte-level tokenizer makes at most one token of a byte.
         excess = request.overflow(model.window) if size > model.context_window else None
         if excess is not None:

@@ -32,7 +32,7 @@ class SplitBuilder:
         self._hasher = PrefixHasher()
 
     def add(self, line: GoodLine) -> None:
-        self.split.add(line.model, line.span, self._hasher.hashes(line.request.prompt))
+        self.split.add(line.model, line.span, self._hasher.hashes(line.request.cacheable))
 
 
 class ByteRange(NamedTuple):

@@ -95,7 +95,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"inbox": None, "source": {"prefix": "a\0"}}, "source.prefix", "NUL"),
     ({"inbox": None, "source": []}, "source", "valid dictionary"),
     ({"inbox": True}, "inbox", "valid dictionary"),
-    ({"endpoint": "/v1/embeddings"}, "endpoint", "/v1/rerank"),
+    ({"endpoint": "/v1/moderations"}, "endpoint", "/v1/rerank"),
     ({"completion_window": "8d"}, "completion_window", "1h"),
     ({"metadata": {"a": 1}}, "metadata.a", "valid string"),
     ({"metadata": DEEP}, "metadata.a", "valid string"),

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from xalen_batch import catalog
 from xalen_batch.backends.contract import Request
-from xalen_batch.backends.simulated.model import IGNORED, answer
+from xalen_batch.backends.simulated.model import answer
+from xalen_batch.backends.simulated.parameters import IGNORED
 from xalen_batch.endpoints import chat
 from xalen_batch.endpoints.form import InvalidBody
 from xalen_batch.endpoints.names import CHAT, RERANK, Endpoint
@@ -106,7 +107,7 @@ RANKINGS = st.fixed_dictionaries(
 
 def passes(body: dict[str, Any], endpoint: Endpoint) -> bool:
     fitted = fit(body, endpoint, is_reranker=endpoint == RERANK)
-    return not isinstance(fitted, InvalidBody) and not fitted.stream
+    return not isinstance(fitted, InvalidBody) and not fitted.live_only
 
 
 def status(body: dict[str, Any], endpoint: Endpoint) -> int:

@@ -36,7 +36,7 @@ def chat(*contents, **body):
 
 
 def prompt(body):
-    return chats.fit({"model": "m", **body}).prompt
+    return chats.fit({"model": "m", **body}).cacheable
 
 
 def hashes_of(body) -> list[int]:
