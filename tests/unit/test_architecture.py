@@ -30,6 +30,7 @@ ASYNC_ROOMS = (
     "api/http/",
     "api/uploads.py",
     "api/inbox.py",
+    "api/live/",
     # A probe must not wait for a thread.
     "api/health.py",
 )
