@@ -36,9 +36,10 @@ def test_every_file_that_may_be_installed_has_a_hash() -> None:
             assert file["url"].startswith("https://")
 
 
-def test_the_package_itself_is_the_only_one_without() -> None:
+def test_the_packages_of_this_repository_are_the_only_ones_without() -> None:
     assert [package["name"] for package in LOCK["package"] if "editable" in package["source"]] == [
-        "xalen-batch"
+        "xalen",
+        "xalen-batch",
     ]
 
 
