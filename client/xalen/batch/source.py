@@ -10,8 +10,6 @@ from typing import IO, Any, Self
 Request = Mapping[str, Any]
 Requests = str | os.PathLike[str] | Iterable[Request]
 
-# Bytes of requests that are kept in memory; more go into a temporary file.
-IN_MEMORY = 8 * 1024 * 1024
 # The endpoint of a body without a line around it, by a field that no other endpoint has.
 ENDPOINTS = {"messages": "/v1/chat/completions", "documents": "/v1/rerank"}
 
@@ -40,7 +38,7 @@ class Source:
     @classmethod
     def _written(cls, requests: Iterable[Request], endpoint: str | None, model: str | None) -> Self:
         # The result reads it, and closes it when it is no longer used.
-        file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
+        file = tempfile.TemporaryFile()  # noqa: SIM115
         for number, request in enumerate(requests, start=1):
             line = _line(request, number, endpoint, model)
             endpoint = endpoint or str(line["url"])
@@ -51,6 +49,8 @@ class Source:
             file.write(content.encode() + b"\n")
         if endpoint is None:
             raise ValueError("no requests")
+        # The HTTP client asks the system for the file's size.
+        file.flush()
         return cls(file, "requests.jsonl", endpoint, is_ours=True)
 
     @property
