@@ -74,7 +74,8 @@ class XALEN(OpenAI):
             max_retries=max_retries,
             default_headers=default_headers,
             default_query=default_query,
-            http_client=http_client,
+            http_client=http_client
+            or (DefaultHttpxClient(trust_env=False) if _is_plain(found.base_url) else None),
             webhook_secret=webhook_secret,
             **inherited,
         )
@@ -138,7 +139,8 @@ class AsyncXALEN(AsyncOpenAI):
             max_retries=max_retries,
             default_headers=default_headers,
             default_query=default_query,
-            http_client=http_client,
+            http_client=http_client
+            or (DefaultAsyncHttpxClient(trust_env=False) if _is_plain(found.base_url) else None),
             webhook_secret=webhook_secret,
             **inherited,
         )
@@ -171,6 +173,11 @@ class AsyncXALEN(AsyncOpenAI):
     @cached_property
     def statements(self) -> AsyncStatements:
         return AsyncStatements(self)
+
+
+def _is_plain(base_url: str) -> bool:
+    """Whether the environment's proxies are left out: with http, they could read the key."""
+    return base_url.startswith("http://")
 
 
 def _forget_openai(

@@ -73,6 +73,25 @@ def test_a_file_of_rankings_runs_in_one_call(client: XALEN) -> None:
     assert count == results.batch.request_counts.total == 300  # type: ignore[union-attr]
 
 
+def test_answers_of_every_endpoint_are_objects_of_openai(client: XALEN) -> None:
+    responses = client.batches.run(
+        [{"input": "Say one."}, {"input": "Say two."}], endpoint="/v1/responses", model=CHAT
+    )
+    assert all(result.response and result.response.output_text for result in responses)
+    completions = client.batches.run([{"prompt": "One"}], endpoint="/v1/completions", model=CHAT)
+    assert all(result.response and result.response.choices[0].text for result in completions)
+    embeddings = client.batches.run(
+        [{"input": ["one", "two"]}], endpoint="/v1/embeddings", model="bge-m3"
+    )
+    (embedded,) = [result.response for result in embeddings]
+    assert embedded is not None
+    assert [len(found.embedding) > 0 for found in embedded.data] == [True, True]
+    # The spelling without the version means the same.
+    lines = [{"custom_id": "a", "url": "/chat/completions", "body": chats(1)[0]}]
+    (chat,) = client.batches.run(lines, model=CHAT)
+    assert isinstance(chat.response, ChatCompletion)
+
+
 def test_an_asynchronous_client_runs_both(running_system: System) -> None:
     async def main() -> None:
         async with AsyncXALEN(

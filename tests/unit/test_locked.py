@@ -43,6 +43,15 @@ def test_the_packages_of_this_repository_are_the_only_ones_without() -> None:
     ]
 
 
+def test_the_image_has_the_metadata_of_what_the_lock_names() -> None:
+    folders = {package["source"].get("editable") for package in LOCK["package"]} - {None, "."}
+    assert folders == {"client"}
+    for folder in folders:
+        # `uv sync --locked` reads it, also where the package is not installed.
+        assert f"COPY {folder}/pyproject.toml {folder}/\n" in (ROOT / "Dockerfile").read_text()
+        assert f"!{folder}/pyproject.toml\n" in (ROOT / ".dockerignore").read_text()
+
+
 @pytest.mark.parametrize("name", ["Makefile", "Dockerfile"])
 def test_nothing_is_installed_that_is_not_locked(name: str) -> None:
     installs = [

@@ -11,7 +11,11 @@ Request = Mapping[str, Any]
 Requests = str | os.PathLike[str] | Iterable[Request]
 
 # The endpoint of a body without a line around it, by a field that no other endpoint has.
-ENDPOINTS = {"messages": "/v1/chat/completions", "documents": "/v1/rerank"}
+ENDPOINTS = {
+    "messages": "/v1/chat/completions",
+    "documents": "/v1/rerank",
+    "prompt": "/v1/completions",
+}
 
 
 class Source:
@@ -90,7 +94,7 @@ def _meant(body: Mapping[str, Any], number: int) -> str:
     for field, endpoint in ENDPOINTS.items():
         if field in body:
             return endpoint
-    raise ValueError(f"request {number} names no url: give endpoint, such as /v1/embeddings")
+    raise ValueError(f"request {number} names no url: give endpoint, such as /v1/responses")
 
 
 def _first_url(file: IO[bytes], path: Path) -> str:

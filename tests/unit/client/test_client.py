@@ -70,6 +70,23 @@ def test_a_copy_keeps_the_kind_the_key_and_the_address(api: Api) -> None:
     assert isinstance(asynchronous, AsyncXALEN)
 
 
+def test_plain_http_goes_through_no_proxy(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    api.others["GET /models"] = {"data": []}
+    client = XALEN(api_key=KEY, base_url=api.base_url, max_retries=0)
+    assert client.timeout == openai.DEFAULT_TIMEOUT
+    assert list(client.models.list()) == []
+
+    async def main() -> None:
+        client = AsyncXALEN(api_key=KEY, base_url=api.base_url, max_retries=0)
+        assert [model async for model in client.models.list()] == []
+
+    asyncio.run(main())
+
+
 def test_a_key_may_be_a_function(api: Api) -> None:
     api.others["GET /models"] = {"data": []}
     client = XALEN(api_key=lambda: "xln_test_made", base_url=api.base_url)

@@ -54,7 +54,15 @@ def test_types_are_exact_and_mistakes_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "caller.py"
     file.write_text(CODE, "utf-8")
     ran = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", ROOT / ".mypy_cache/callers", file],
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--cache-dir",
+            ROOT / ".mypy_cache/callers",
+            file,
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -2,14 +2,18 @@
 
 import base64
 import hashlib
+import itertools
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xalen import DownloadError
-from xalen.batch.download import ResumableBody
+from xalen import XALEN, DownloadError
+from xalen.batch import outage
+from xalen.batch.download import ResumableBody, lines
 
 CONTENT = b"".join(b"line %d \xc3\xb6\n" % number for number in range(200)) + b"no line end"
 TAG = '"tag"'
@@ -88,3 +92,37 @@ def test_memory_holds_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(list(body.take(b"x" * 1000 + b"\n" + b"y" * 10))) == 1
         kept: Any = vars(body)["_rest"]
         assert len(kept) <= 1010
+
+
+def answers_of(*bodies: bytes) -> XALEN:
+    """A client whose downloads get these bodies one after the other, each with all its fields."""
+    left = list(bodies)
+
+    def answering(request: httpx2.Request) -> httpx2.Response:
+        first = int(request.headers.get("range", "bytes=0-")[6:-1])
+        fields = rest(first) if first else WHOLE
+        announced = {**fields, "content-length": str(len(CONTENT) - first)}
+        # A stream is not compared with its announced length.
+        return httpx2.Response(
+            206 if first else 200, headers=announced, stream=httpx2.ByteStream(left.pop(0))
+        )
+
+    http = httpx2.Client(transport=httpx2.MockTransport(answering))
+    return XALEN(api_key="xln_test_a", base_url="http://stub", http_client=http)
+
+
+def test_an_answer_that_is_too_short_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "FIRST_PAUSE", 0)
+    client = answers_of(CONTENT[:100], CONTENT[100:])
+    assert list(lines(client, "file-1")) == CONTENT.split(b"\n")
+
+
+def test_only_time_without_a_byte_counts_as_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = itertools.count(step=600)
+    monkeypatch.setattr(outage.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(outage, "FIRST_PAUSE", 0)
+    pieces = [CONTENT[start : start + 300] for start in range(0, len(CONTENT), 300)]
+    assert len(pieces) > 5
+    assert list(lines(answers_of(*pieces), "file-1")) == CONTENT.split(b"\n")
+    with pytest.raises(openai.APIConnectionError):
+        list(lines(answers_of(CONTENT[:10], b"", b"", b"", b""), "file-1"))

@@ -42,8 +42,9 @@ def test_a_line_keeps_what_it_has() -> None:
     assert lines(iter([whole, part])) == [whole, {**whole, "custom_id": "y"}]
 
 
-def test_a_ranking_is_known_by_its_documents() -> None:
+def test_an_endpoint_is_known_by_a_field_that_no_other_has() -> None:
     assert Source.of([{"query": "a", "documents": ["b"]}], None, "m").endpoint == "/v1/rerank"
+    assert Source.of([{"prompt": "a"}], None, "m").endpoint == "/v1/completions"
 
 
 @pytest.mark.parametrize(
