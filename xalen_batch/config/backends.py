@@ -14,7 +14,14 @@ class Backends(BaseModel):
     connect_timeout: float = Field(
         10.0, gt=0, description="Time to open a connection to a backend."
     )
-    answer_max_bytes: int = Field(8 * MiB, gt=0, description="Longest answer taken from a backend.")
+    answer_max_bytes: int = Field(
+        8 * MiB,
+        gt=0,
+        description=(
+            "Longest answer taken from a backend. Of embeddings 96 KiB for each input if that is"
+            " more, at most a quarter of `XALEN_WORKER_BYTES`."
+        ),
+    )
     max_attempts: int = Field(5, gt=0, description="Attempts at one line before it fails.")
     retry_base: float = Field(
         0.5, gt=0, description="First retry's longest pause; doubles per attempt, full jitter."
