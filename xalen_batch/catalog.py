@@ -37,10 +37,23 @@ class _Table(BaseModel):
 
 
 class ListPrice(_Table):
-    """USD per million tokens. None: the component has no price, which does not mean free."""
+    """USD per million tokens. None: the component has no price, which does not mean free.
+
+    `cached_input`: input that the backend reports as cached; None: it costs what input costs.
+    """
 
     input: Decimal | None = Field(None, ge=0)
+    cached_input: Decimal | None = Field(None, ge=0)
     output: Decimal | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _cached_beside_input(self) -> "ListPrice":
+        if self.cached_input is not None and self.input is None:
+            raise ValueError(
+                "cached_input is a part of the input, which has no price. Give it one, such as"
+                ' input = "0.02", or leave out cached_input.'
+            )
+        return self
 
 
 class BackendConfig(_Table):
@@ -76,6 +89,13 @@ class BackendConfig(_Table):
     )
     max_in_flight: int = Field(
         64, gt=0, description="Most requests in flight at the backend, over all workers."
+    )
+    max_inputs: int = Field(
+        32,
+        gt=0,
+        description=(
+            "Most inputs of embeddings in a request that combines lines; 1: each line is a request."
+        ),
     )
     requests_per_minute: int | None = Field(
         None, gt=0, description="Most requests per minute, over all worker processes."
