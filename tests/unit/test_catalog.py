@@ -83,5 +83,5 @@ def test_a_mistake_is_refused_with_its_place_and_the_remedy(
 def test_a_file_that_is_no_text_is_refused_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "catalog.toml"
     path.write_bytes("[models.x]\nname = 'Café'".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"catalog\.toml, which cannot be read: .*utf-8"):
+    with pytest.raises(ConfigError, match=r"catalog\.toml cannot be read: .*utf-8"):
         catalog.read(path)

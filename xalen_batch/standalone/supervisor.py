@@ -340,10 +340,12 @@ def up(
     if another supervisor uses the folder, the port is taken, or a part does not start.
     """
     log.configure()
+    data_dir = data_dir.absolute()
+    # The data folder may hold the catalog file.
+    export({"XALEN_DATA_DIR": str(data_dir)})
     catalog.warn_of_unknown_settings()
     # `say` informs the user in the terminal; the parts write logs of their own.
     logging.root.setLevel(max(logging.root.level, logging.WARNING))
-    data_dir = data_dir.absolute()
     # Check the settings before anything is made or started.
     catalog.models()
     with ExitStack() as held:
@@ -357,8 +359,7 @@ def up(
             listener = held.enter_context(ports.listen(host, port, is_asked=is_port_asked))
         if port not in (0, listener.port):
             say(f"Port {port} is taken; using {listener.port}.")
-        address = {"XALEN_HOST": host, "XALEN_PORT": str(listener.port)}
-        export({"XALEN_DATA_DIR": str(data_dir), **address})
+        export({"XALEN_HOST": host, "XALEN_PORT": str(listener.port)})
         storage.check()
         Supervisor(data_dir, listener, say).run(on_ready)
 
