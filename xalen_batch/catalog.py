@@ -170,16 +170,19 @@ def _merge(into: dict[str, Any], extra: Mapping[str, Any]) -> None:
 
 def read(path: Path | None) -> dict[str, Model]:
     """The built-in catalog, overridden by the operator's file. Raises ConfigError."""
-    built_in = tomllib.loads(
-        resources.files("xalen_batch").joinpath("catalog.toml").read_text("utf-8")
-    )
     if path is None:
-        return parse(built_in)
+        return over_built_in()
     try:
         document = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"The catalog file {path} cannot be read: {error}") from error
-    return parse(built_in, document)
+    return over_built_in(document)
+
+
+def over_built_in(*documents: Mapping[str, Any]) -> dict[str, Model]:
+    """The built-in catalog, overridden by documents. Raises ConfigError."""
+    built_in = resources.files("xalen_batch").joinpath("catalog.toml").read_text("utf-8")
+    return parse(tomllib.loads(built_in), *documents)
 
 
 def file() -> Path:

@@ -58,7 +58,7 @@ class OpenAIBackend:
         self._fixed = dict(self._extra)
         if config.model and config.model != model.id:
             self._fixed["model"] = msgspec.Raw(msgspec.json.encode(config.model))
-        self._client = _client(model, url or config.urls[0], buffer or Buffer())
+        self._client = client_of(model, url or config.urls[0], buffer or Buffer())
 
     async def send(self, request: Request) -> Outcome:
         """Run one request within the settings' total timeout. Raises nothing but CancelledError."""
@@ -120,7 +120,11 @@ def _asked(request: Request) -> dict[str, Any]:
     return whole(msgspec.json.decode(request.body))
 
 
-def _client(model: Model, url: str, buffer: Buffer) -> Client:
+def client_of(model: Model, url: str, buffer: Buffer) -> Client:
+    """A client of one server of a model, with the headers and limits of its requests.
+
+    Raises ConfigError if the catalog's entry cannot be used.
+    """
     config = model.backend
     headers = {
         "content-type": "application/json",
