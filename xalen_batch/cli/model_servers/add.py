@@ -22,6 +22,8 @@ FIRST_TIMEOUT = 120.0
 MOST_NAMES = 20
 # The proposal without a ramp and without a word of the server: the catalog's default.
 DEFAULT_IN_FLIGHT = 64
+# Tokens of the answer whose time is written as `latency_ms`; the log warns of ten times as long.
+TYPICAL_ANSWER = 64
 
 Say = Callable[[str], None]
 
@@ -198,10 +200,11 @@ def _described(
 ) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if not has_description:
-        organization = served.id.rpartition("/")[0].rpartition("/")[2]
+        # `Qwen/Qwen3-8B` has its organization in front; a path of a file has none.
+        organization, slash, _ = served.id.partition("/")
         fields |= {
             "name": served.id.rpartition("/")[2] or name,
-            "owned_by": organization or served.owned_by or kind.name,
+            "owned_by": (organization if slash else "") or served.owned_by or kind.name,
             "category": "reranking" if usable[0] == probing.RERANK else "compact",
             "parameters": served.parameters or "unknown",
         }
@@ -280,7 +283,8 @@ def _set_in_flight(
         requests=RAMP_REQUESTS if with_ramp else 2,
     )
     if measured.latency is not None:
-        fields["latency_ms"] = max(1, round(measured.latency * 1000))
+        tokens = TYPICAL_ANSWER / trial.ANSWER_TOKENS if endpoint in probing.WRITING else 1
+        fields["latency_ms"] = max(1, round(measured.latency * tokens * 1000))
     if with_ramp and measured.max_in_flight and measured.best:
         backend["max_in_flight"] = measured.max_in_flight
         reason = f"{measured.best.in_flight} at a time gave {measured.best.answers:.1f} answers/s"

@@ -49,7 +49,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def rendered(name: str, fields: Fields) -> str:
     """The entry as TOML."""
-    return _with(name, fields, "")
+    return _with(name, fields, "").lstrip()
 
 
 def write(path: Path, name: str, fields: Fields) -> None:
