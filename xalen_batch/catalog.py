@@ -12,11 +12,10 @@ from decimal import Decimal
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     Field,
     ValidationError,
     field_validator,
@@ -25,32 +24,11 @@ from pydantic import (
 from xalen_batch import config_errors, log
 from xalen_batch.catalog_backend import BackendConfig, BackendKind, Table
 from xalen_batch.config import Settings, settings
+from xalen_batch.endpoints.names import ENDPOINTS, RERANK, Endpoint
+from xalen_batch.endpoints.window import Window
 from xalen_batch.errors import ConfigError
 
 logger = log.get(__name__)
-
-Endpoint = Literal["/v1/chat/completions", "/v1/rerank"]
-CHAT: Endpoint = "/v1/chat/completions"
-RERANK: Endpoint = "/v1/rerank"
-ENDPOINTS: tuple[Endpoint, ...] = (CHAT, RERANK)
-# Spellings of endpoints in files for other servers: without `/v1` for Azure OpenAI and vLLM, with
-# `/v2` for Cohere's rerank.
-_SPELLINGS: Mapping[str, Endpoint] = {
-    CHAT: CHAT,
-    "/chat/completions": CHAT,
-    RERANK: RERANK,
-    "/rerank": RERANK,
-    "/v2/rerank": RERANK,
-}
-
-
-def endpoint_of(url: object) -> Endpoint | None:
-    """The endpoint that a url names in any of its spellings; None if it is not an endpoint."""
-    return _SPELLINGS.get(url.rstrip("/")) if isinstance(url, str) else None
-
-
-# An endpoint in a request. Validation replaces any spelling by the canonical one.
-NamedEndpoint = Annotated[Endpoint, BeforeValidator(lambda url: endpoint_of(url) or url)]
 
 
 class ListPrice(Table):
@@ -83,7 +61,7 @@ class Model(Table):
     def _any_endpoint(cls, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
         if not endpoints:
             raise ValueError(
-                f"[] names no endpoint. List {', '.join(map(repr, ENDPOINTS))} or both."
+                f"[] names no endpoint. List one or more of {', '.join(map(repr, ENDPOINTS))}."
             )
         return endpoints
 
@@ -101,6 +79,10 @@ class Model(Table):
     @property
     def is_reranker(self) -> bool:
         return RERANK in self.endpoints
+
+    @property
+    def window(self) -> Window:
+        return Window(self.id, self.owned_by, self.context_window)
 
 
 class _Document(Table):

@@ -91,6 +91,12 @@ class BackendConfig(Table):
     model: str | None = Field(
         None, description="The model's name at the backend; the catalog's id if unset."
     )
+    has_responses: bool = Field(
+        False,
+        description=(
+            "Whether the server has /v1/responses. If not, responses are sent as chat completions."
+        ),
+    )
     rerank_api: Literal["jina", "cohere", "tei"] = Field(
         "jina", description="Shape of the backend's rerank endpoint."
     )

@@ -8,9 +8,11 @@ from xalen_batch.backends.contract import Backend
 from xalen_batch.backends.openai import OpenAIBackend
 from xalen_batch.backends.replicas import Replicas
 from xalen_batch.backends.rerank_chat import RerankChat
+from xalen_batch.backends.responses_chat import ResponsesChat
 from xalen_batch.backends.simulated.backend import SimulatedBackend
 from xalen_batch.catalog import Model
 from xalen_batch.catalog_backend import shown
+from xalen_batch.endpoints.names import RESPONSES
 from xalen_batch.errors import ConfigError
 
 # By the model's id and the mode: the catalog's entry, and the backend that was created for it.
@@ -33,9 +35,20 @@ def backend_for(model: Model, livemode: bool, buffer: Buffer | None = None) -> B
     known = _made.get((model.id, livemode))
     if known is not None and model.runs_as(known[0]):
         return known[1]
-    made: Backend = SimulatedBackend(model) if kind == "simulated" else _servers(model, buffer)
-    backend = RerankChat(made) if model.is_reranker else made
+    is_simulated = kind == "simulated"
+    made: Backend = SimulatedBackend(model) if is_simulated else _servers(model, buffer)
+    backend = _translated(made, model, is_simulated)
     _made[model.id, livemode] = model, backend
+    return backend
+
+
+def _translated(backend: Backend, model: Model, is_simulated: bool) -> Backend:
+    """A backend that takes all endpoints of its model, by way of those that it has."""
+    if model.is_reranker:
+        return RerankChat(backend)
+    has_responses = model.backend.has_responses and not is_simulated
+    if RESPONSES in model.endpoints and not has_responses:
+        return ResponsesChat(backend)
     return backend
 
 

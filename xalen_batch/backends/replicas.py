@@ -14,7 +14,7 @@ import msgspec
 
 from xalen_batch import log
 from xalen_batch.backends.contract import Backend, Outcome, Request, Retryable
-from xalen_batch.catalog import RERANK
+from xalen_batch.endpoints.names import EMBEDDINGS, RERANK
 
 logger = log.get(__name__)
 
@@ -190,7 +190,7 @@ def _may_have_run(outcome: Retryable) -> bool:
 
 def _key(request: Request) -> bytes | None:
     """The beginning of the prompt's JSON; None for a prompt without a prefix to share."""
-    if request.endpoint == RERANK:
+    if request.endpoint in (EMBEDDINGS, RERANK):
         return None
     fields, text = _fields(request.body), b""
     for name in PROMPT_FIELDS:

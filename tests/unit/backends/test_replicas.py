@@ -19,7 +19,7 @@ from xalen_batch.backends.contract import (
     Usage,
 )
 from xalen_batch.backends.replicas import FIRST_PAUSE, Replicas
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
 
 ANSWER = Answered(200, b"{}", Usage(1, 1))
 DOWN = Retryable("No connection to the backend could be made.", is_unreachable=True)

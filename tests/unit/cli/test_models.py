@@ -123,7 +123,6 @@ def test_a_chat_model_of_each_kind_of_server(
     assert (found["server"]["kind"], found["server"]["version"]) == server
     assert found["model"] == name
     assert "/v1/chat/completions" in found["entry"]["endpoints"]
-    assert set(found["entry"]["endpoints"]) <= set(catalog.ENDPOINTS)
     for field, value in fields.items():
         assert found["entry"][field] == value
     for field, value in backend.items():
@@ -167,12 +166,22 @@ def test_the_cohere_shape_is_known_by_its_meta(file: Path) -> None:
 
 def test_an_embedding_model_of_tei_is_found_with_its_endpoint(file: Path) -> None:
     with imitate(model_servers.TEI_EMBEDDING) as imitated:
-        result = add(imitated.url, "--json", price="input=0.01")
-    if "/v1/embeddings" in catalog.ENDPOINTS:
-        assert json.loads(result.stdout)["entry"]["endpoints"] == ["/v1/embeddings"]
-    else:
-        assert "answers /v1/embeddings, which this version cannot batch" in result.stderr
-        assert not file.exists()
+        found = added(imitated.url, price="input=0.01")
+    assert found["entry"]["endpoints"] == ["/v1/embeddings"]
+    assert found["entry"]["category"] == "embedding"
+    assert catalog.read(file)["multilingual-e5-small"].context_window == 512
+
+
+def test_responses_are_translated_where_the_server_lacks_them(file: Path) -> None:
+    for routes, name, has_responses in (
+        (model_servers.VLLM, "qwen3-8b", True),
+        (model_servers.SGLANG, "llama-3.1-8b", False),
+    ):
+        with imitate(routes) as imitated:
+            added(f"{imitated.url}/v1")
+        model = catalog.read(file)[name]
+        assert model.endpoints == ("/v1/chat/completions", "/v1/responses", "/v1/completions")
+        assert model.backend.has_responses is has_responses
 
 
 def test_without_a_price_nothing_is_written(file: Path) -> None:

@@ -14,6 +14,7 @@ from xalen_batch.cli.model_servers import endpoints as probing
 from xalen_batch.cli.model_servers import entry, kinds
 from xalen_batch.cli.model_servers.kinds import Kind, ServedModel
 from xalen_batch.cli.model_servers.server import Server
+from xalen_batch.endpoints.names import CHAT, EMBEDDINGS, ENDPOINTS, RERANK, RESPONSES, Endpoint
 
 # Bounds of the ramp, which are said before it begins.
 RAMP_SECONDS, RAMP_REQUESTS, RAMP_MOST = 15.0, 600, 128
@@ -24,6 +25,7 @@ MOST_NAMES = 20
 DEFAULT_IN_FLIGHT = 64
 # Tokens of the answer whose time is written as `latency_ms`; the log warns of ten times as long.
 TYPICAL_ANSWER = 64
+_CATEGORIES = {RERANK: "reranking", EMBEDDINGS: "embedding"}
 
 Say = Callable[[str], None]
 
@@ -83,17 +85,14 @@ def find_out(wanted: Wanted, file: Path, say: Say) -> Found:
             USAGE,
         )
     probed = probing.probe(at(kind.base_url), served.id, say)
-    usable: list[str] = [each for each in probed.endpoints if each in catalog.ENDPOINTS]
-    if not usable:
-        raise Failed(_no_endpoint(served.id, probed))
+    if not probed.endpoints:
+        endpoint, words = next(iter(probed.errors.items()))
+        raise Failed(f"{served.id} answers no endpoint. Of {endpoint} it says: {words}")
     if wanted.context_window:
         served = replace(served, context_window=wanted.context_window, note="")
     elif kind.name == "Ollama":
         served = kinds.ollama_context(at(kind.base_url), served)
-    is_reranker = usable == [probing.RERANK]
-    if is_reranker:
-        # A reranker takes chats as well, which we turn into rankings.
-        usable = [probing.RERANK, probing.CHAT]
+    usable, is_reranker = _with_translated(probed.endpoints), RERANK in probed.endpoints
     shipped = catalog.read(None).get(name)
     fields = _described(kind, served, name, usable, has_description=shipped is not None)
     prices = _prices(wanted.prices, known, shipped, usable, is_reranker=is_reranker)
@@ -119,6 +118,8 @@ def _backend(
         backend["model"] = served.id
     if api_key_env:
         backend["api_key_env"] = api_key_env
+    if RESPONSES in probed.endpoints:
+        backend["has_responses"] = True
     if probed.rerank_api not in (None, "jina"):
         backend["rerank_api"] = probed.rerank_api
     return backend
@@ -185,18 +186,18 @@ def _names(ids: Any) -> str:
     return ", ".join(names[:MOST_NAMES]) + more
 
 
-def _no_endpoint(model: str, probed: probing.Probed) -> str:
-    if probed.endpoints:
-        return (
-            f"{model} answers {', '.join(probed.endpoints)}, which this version cannot batch."
-            " Nothing was written."
-        )
-    endpoint, error = next(iter(probed.errors.items()))
-    return f"{model} answers no endpoint. Of {endpoint} it says: {error}"
+def _with_translated(answering: list[Endpoint]) -> list[Endpoint]:
+    """The endpoints that a server answers, with those that we translate into one of them."""
+    found = set(answering)
+    if RERANK in found:
+        return [RERANK, CHAT]
+    if CHAT in found:
+        found.add(RESPONSES)
+    return [endpoint for endpoint in ENDPOINTS if endpoint in found]
 
 
 def _described(
-    kind: Kind, served: ServedModel, name: str, usable: list[str], *, has_description: bool
+    kind: Kind, served: ServedModel, name: str, usable: list[Endpoint], *, has_description: bool
 ) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if not has_description:
@@ -205,7 +206,7 @@ def _described(
         fields |= {
             "name": served.id.rpartition("/")[2] or name,
             "owned_by": (organization if slash else "") or served.owned_by or kind.name,
-            "category": "reranking" if usable[0] == probing.RERANK else "compact",
+            "category": _CATEGORIES.get(usable[0], "compact"),
             "parameters": served.parameters or "unknown",
         }
     if served.context_window:
@@ -221,7 +222,7 @@ def _described(
 
 
 def _prices(
-    given: dict[str, str], known: Any, shipped: Any, usable: list[str], *, is_reranker: bool
+    given: dict[str, str], known: Any, shipped: Any, usable: list[Endpoint], *, is_reranker: bool
 ) -> dict[str, str]:
     """The prices to write; empty where the catalog has them. Raises Failed without a price."""
     needed = ["input"]
@@ -252,7 +253,7 @@ def _set_in_flight(
     fields: dict[str, Any],
     name: str,
     served: ServedModel,
-    endpoint: str,
+    endpoint: Endpoint,
     wanted: Wanted,
     file: Path,
     say: Say,

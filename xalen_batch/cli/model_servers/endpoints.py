@@ -5,18 +5,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xalen_batch.cli.model_servers.server import Reply, Server
-
-CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, RERANK = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/embeddings",
-    "/v1/rerank",
+from xalen_batch.endpoints.names import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    RERANK,
+    RESPONSES,
+    Endpoint,
 )
+
 # Endpoints whose answers have output tokens.
 WRITING = frozenset({CHAT, COMPLETIONS, RESPONSES})
 # A request for each endpoint that costs a few tokens, without its model.
-TINY: Mapping[str, Mapping[str, Any]] = {
+TINY: Mapping[Endpoint, Mapping[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1},
     COMPLETIONS: {"prompt": "Hi", "max_tokens": 1},
     RESPONSES: {"input": "Hi", "max_output_tokens": 16, "store": False},
@@ -40,8 +41,8 @@ class Probed:
     `rerank_api` and `rerank_url`: shape and address of its rerank endpoint, if it has one.
     """
 
-    endpoints: list[str] = field(default_factory=list)
-    errors: dict[str, str] = field(default_factory=dict)
+    endpoints: list[Endpoint] = field(default_factory=list)
+    errors: dict[Endpoint, str] = field(default_factory=dict)
     rerank_api: str | None = None
     rerank_url: str | None = None
 
@@ -86,7 +87,7 @@ def _root(server: Server) -> str:
     return server.url.removesuffix("/v1")
 
 
-def _is_answer(endpoint: str, reply: Reply) -> bool:
+def _is_answer(endpoint: Endpoint, reply: Reply) -> bool:
     return isinstance(reply.table.get(_LISTS[endpoint]), list)
 
 

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xalen_batch import catalog
-from xalen_batch.backends import tokens
 from xalen_batch.backends.contract import Request
 from xalen_batch.backends.simulated import faults
 from xalen_batch.backends.simulated.faults import Attempts, Fault
 from xalen_batch.backends.simulated.model import Answer, answer
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints import tokens
+from xalen_batch.endpoints.names import CHAT, RERANK
 
 KEYS = [
     "role",
