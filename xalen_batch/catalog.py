@@ -213,9 +213,16 @@ def has_broken_file() -> bool:
     return _in_force().look().is_broken
 
 
-# Seconds between two looks at the file. A change is read when two looks find the same file, so that
-# a file that is being written is not read.
+def reload() -> None:
+    """Read the file anew: for a process that has just written it. Other processes follow."""
+    _in_force.cache_clear()
+
+
+# Seconds between two looks at the file.
 LOOK_EVERY = 1.0
+# A change is read if it is this many seconds old or if two looks find the same file, so that a file
+# that is being written is not read.
+SETTLED_AFTER = 1.0
 _Stamp = tuple[int, int, int] | None
 
 
@@ -249,7 +256,8 @@ class _InForce:
         self._next_look = time.monotonic() + LOOK_EVERY
         stamp, before = self._stamp(), self._seen
         self._seen = stamp
-        if stamp == self._read or stamp != before:
+        is_old = stamp is not None and time.time() - stamp[2] / 1e9 > SETTLED_AFTER
+        if stamp == self._read or (stamp != before and not is_old):
             return
         try:
             found = self._now(stamp)

@@ -96,7 +96,8 @@ class TestChanges:
         path = tmp_path / "catalog.toml"
         path.write_text(NEW, "utf-8")
         configure(catalog=path)
-        monkeypatch.setattr(catalog, "LOOK_EVERY", 0)
+        monkeypatch.setattr(catalog, "LOOK_EVERY", 0.0)
+        monkeypatch.setattr(catalog, "SETTLED_AFTER", 3600.0)
         assert "x" in catalog.models()
         return path
 
@@ -106,6 +107,14 @@ class TestChanges:
         assert catalog.models()["x"].context_window == 8192
         assert catalog.models()["x"].context_window == 4096
         assert catalog.fingerprint() != before
+
+    def test_a_change_that_is_older_than_a_second_is_in_force_at_once(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # As for a process that was idle meanwhile.
+        monkeypatch.setattr(catalog, "SETTLED_AFTER", -3600.0)
+        file.write_text(NEW.replace("8192", "4096"), "utf-8")
+        assert catalog.models()["x"].context_window == 4096
 
     def test_a_file_that_replaces_it_by_a_rename(self, file: Path, tmp_path: Path) -> None:
         other = tmp_path / "other.toml"
@@ -161,7 +170,8 @@ class TestChanges:
         self, tmp_path: Path, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         configure(data_dir=tmp_path / "data")
-        monkeypatch.setattr(catalog, "LOOK_EVERY", 0)
+        monkeypatch.setattr(catalog, "LOOK_EVERY", 0.0)
+        monkeypatch.setattr(catalog, "SETTLED_AFTER", 3600.0)
         assert catalog.models().keys() == catalog.read(None).keys()
         assert catalog.source() == "the built-in catalog (XALEN_CATALOG names no file)"
         (tmp_path / "data").mkdir()

@@ -216,7 +216,7 @@ def add_model(
     Without a terminal, --yes is needed.
     """
     from xalen_batch import catalog
-    from xalen_batch.cli.model_servers import add, entry
+    from xalen_batch.cli.model_servers import add, entry, prices
 
     if not is_yes and not sys.stdin.isatty():
         raise Failed("There is no terminal to ask on. Run it again with --yes to write.", USAGE)
@@ -242,7 +242,7 @@ def add_model(
         say("Nothing was written.")
         raise typer.Exit(ERROR)
     entry.write(file, found.name, found.fields)
-    in_force = _put_prices_in_force(found.name)
+    in_force = prices.put_in_force(found.name)
     if as_json:
         print_json(
             {
@@ -269,29 +269,3 @@ def _say_found(found: "Found") -> None:
     if found.model.note:
         say(f"  context_window is {found.model.note}.", style="yellow")
     say(f"  max_in_flight: {found.in_flight_reason}")
-
-
-def _put_prices_in_force(model: str) -> str | None:
-    """Put the prices of this model in force, if no other price would change.
-
-    Returns why not, with the remedy.
-    """
-    from xalen_batch.cli import database
-
-    later = "`xalen-batch prices sync` puts its prices in force"
-    try:
-        with database.transaction() as session:
-            from xalen_batch import migrate
-            from xalen_batch.billing import prices
-
-            if not migrate.is_usable():
-                return f"{later}, after `xalen-batch migrate`."
-            changes = prices.differences(session)
-            if {change.model for change in changes} - {model}:
-                return f"{later}; prices of other models differ as well."
-            prices.sync(session, changes)
-            return None
-    except Failed:
-        return f"{later}, once the server runs."
-    except Exception as error:
-        return f"{later}: the database did not answer ({type(error).__name__})."

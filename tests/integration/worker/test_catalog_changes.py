@@ -36,7 +36,7 @@ def file(
     engine: Engine, tmp_path: Path, configure: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
     """The catalog file, which the engine follows as a worker's poll makes it."""
-    monkeypatch.setattr(catalog, "LOOK_EVERY", 0)
+    monkeypatch.setattr(catalog, "LOOK_EVERY", 0.0)
     configure(catalog=tmp_path / "catalog.toml", flush_interval=0.05, lease=30, task_lines=4)
     over = threading.Event()
 
