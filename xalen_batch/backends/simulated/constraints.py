@@ -163,6 +163,7 @@ def schema_writer(
 ) -> Callable[[Prompt], Any]:
     """A maker of values that fit a schema. It and its maker raise Refusal; `subject` is named."""
     # Not imported by plain chats.
+    from xalen_batch.backends.simulated.schemas.budget import Budget
     from xalen_batch.backends.simulated.schemas.errors import InvalidSchema, NoValue
     from xalen_batch.backends.simulated.schemas.schema import load
 
@@ -172,9 +173,11 @@ def schema_writer(
         message = f"Invalid schema for {subject}: {error}"
         raise Refusal(message, code=code, param=param) from error
 
+    budget = Budget()
+
     def write(prompt: Prompt) -> Any:
         try:
-            return loaded.value(prompt)
+            return loaded.value(prompt, budget)
         except NoValue as error:
             message = f"The simulated model finds no value for the schema of {subject}: {error}."
             raise Refusal(message, code=code, param=param) from error

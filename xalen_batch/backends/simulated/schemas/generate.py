@@ -5,15 +5,20 @@ from typing import Any, Protocol
 
 from xalen_batch.backends.simulated.prompt import Prompt
 from xalen_batch.backends.simulated.schemas import checks
+from xalen_batch.backends.simulated.schemas.budget import Budget
 from xalen_batch.backends.simulated.schemas.errors import NoValue
 from xalen_batch.backends.simulated.schemas.heights import Heights
 from xalen_batch.backends.simulated.schemas.numbers import number
 from xalen_batch.backends.simulated.schemas.references import ADDRESS, References
-from xalen_batch.backends.simulated.schemas.shape import Shape, is_of, own_shape
+from xalen_batch.backends.simulated.schemas.shape import Shape, is_of
 from xalen_batch.backends.simulated.schemas.strings import string
 
-# In one answer: values, and schemas that are looked at.
-MOST_VALUES, MOST_STEPS = 2_000, 20_000
+# Values in one answer.
+MOST_VALUES = 2_000
+# Steps of compiling a validator, and of matching a regular expression.
+PER_VALIDATOR, PER_PATTERN = 5, 2
+# Values of an enum that are looked at in one step.
+PER_STEP = 50
 # Levels after which the smallest value is made, and levels in all.
 DEEP, DEEPEST = 6, 40
 # From this variant on, optional properties are left out.
@@ -34,6 +39,8 @@ class Document(Protocol):
     root: Any
     references: References
 
+    def own_shape(self, part: Mapping[str, Any]) -> Shape: ...
+
     def validator(self, part: Any) -> checks.Validator: ...
 
 
@@ -53,13 +60,13 @@ class _Place:
 class Generator:
     """Makes one value. The prompt and the variant decide it, so it is the same each time."""
 
-    def __init__(self, document: Document, prompt: Prompt) -> None:
+    def __init__(self, document: Document, prompt: Prompt, budget: Budget) -> None:
         self._document = document
         self._prompt = prompt
-        self._heights = Heights(document.references)
+        self._budget = budget
+        self._heights = Heights(document.references, budget)
         self._guesses: dict[str, Any] = {}
         self._values = 0
-        self._steps = 0
 
     def value(self, variant: int = 0) -> Any:
         """A value of the document's root, which probably is valid. Raises NoValue."""
@@ -83,21 +90,19 @@ class Generator:
                     continue
                 if not shape.is_checked:
                     return value
-                checked = checked or self._document.validator(schema)
+                checked = checked or self._validator(schema)
                 if checks.fits(checked, value):
                     return value
         raise reason
 
     def _shape(self, schema: Any, path: frozenset[str] = frozenset()) -> Shape:
         """The schema with its references and `allOf` merged. Raises NoValue."""
-        self._steps += 1
-        if self._steps > MOST_STEPS:
-            raise NoValue("the schema is too complex for the simulated models")
+        self._budget.spend()
         if schema is False:
             raise NoValue("the schema is false")
         if not isinstance(schema, Mapping):
             return _ANY
-        shape = own_shape(schema)
+        shape = self._document.own_shape(schema)
         for name in ("$ref", "$dynamicRef"):
             if name in schema:
                 shape = shape.and_(self._referred(schema[name], path))
@@ -184,7 +189,11 @@ class Generator:
             )
         guess = self._guess(place.key)
         text = guess if isinstance(guess, str) else self._guess("summary")
-        return string(shape, text, self._prompt.seed, variant)
+        return string(shape, text, self._prompt.seed, variant, self._budget)
+
+    def _validator(self, schema: Any) -> checks.Validator:
+        self._budget.spend(PER_VALIDATOR)
+        return self._document.validator(schema)
 
     def _guess(self, key: str) -> Any:
         if key not in self._guesses:
@@ -194,10 +203,12 @@ class Generator:
     def _constant(self, schema: Any, shape: Shape, variant: int) -> Any:
         """One of the values of an enum that the other keywords allow."""
         values = shape.values or ()
+        self._budget.spend(len(values) // PER_STEP)
         if shape.kinds is not None:
             values = tuple(value for value in values if is_of(shape.kinds, value))
         if not shape.is_enum:
-            checked = self._document.validator(schema)
+            checked = self._validator(schema)
+            self._budget.spend(len(values))
             values = tuple(value for value in values if checks.fits(checked, value))
         if not values:
             raise NoValue("no value of the enum fits the other keywords")
@@ -249,9 +260,13 @@ class Generator:
     def _property(self, shape: Shape, inner: _Place, name: str, variant: int) -> Any:
         place = _Place(name, inner.depth, inner.references, is_small=inner.is_small)
         try:
-            return self._value(shape.property_schema(name), place, variant)
+            return self._value(self._schema_of(shape, name), place, variant)
         except NoValue as error:
             raise error.under(name) from error
+
+    def _schema_of(self, shape: Shape, name: str) -> Any:
+        self._budget.spend(PER_PATTERN * sum(len(layer.patterns) for layer in shape.objects))
+        return shape.property_schema(name)
 
     def _is_wanted(self, shape: Shape, inner: _Place, name: str, variant: int) -> bool:
         """Whether an optional property is made: all are, except in the smallest values."""
@@ -259,7 +274,7 @@ class Generator:
             return False
         if not inner.is_small:
             return True
-        schema = shape.property_schema(name)
+        schema = self._schema_of(shape, name)
         kind = schema.get("type") if isinstance(schema, Mapping) else None
         return self._values < MOST_VALUES and kind in ("string", "integer", "number", "boolean")
 
@@ -290,7 +305,8 @@ class Generator:
         if patterns and not allowed.patterns:
             allowed = allowed.and_(Shape(patterns=(patterns[index % len(patterns)],)))
         guess = NAMES[index % len(NAMES)] + (str(index) if index >= len(NAMES) else "")
-        return string(allowed, guess, self._prompt.seed, index if allowed.patterns else 0)
+        variant = index if allowed.patterns else 0
+        return string(allowed, guess, self._prompt.seed, variant, self._budget)
 
     def _array(self, shape: Shape, place: _Place, variant: int) -> list[Any]:
         inner = self._inner(shape, place, place.key)

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any
 
+from xalen_batch.backends.simulated.schemas.budget import Budget
 from xalen_batch.backends.simulated.schemas.references import References
-
-MOST_STEPS = 20_000
 
 
 class Heights:
@@ -15,15 +14,13 @@ class Heights:
     Infinite for a schema that only endless values fit. An instance is used by one answer.
     """
 
-    def __init__(self, references: References) -> None:
+    def __init__(self, references: References, budget: Budget) -> None:
         self._references = references
-        self._steps = 0
+        self._budget = budget
 
     def of(self, schema: Any, path: frozenset[str] = frozenset()) -> float:
         """The height of a schema; `path` has the references that were followed to it."""
-        self._steps += 1
-        if self._steps > MOST_STEPS:
-            return inf
+        self._budget.spend()
         if not isinstance(schema, Mapping) or "enum" in schema or "const" in schema:
             return 0
         parts = [self.of(part, path) for part in schema.get("allOf", ())]

@@ -10,7 +10,7 @@ from xalen_batch.backends.simulated.schemas.shape import Shape, exact
 # Widths of the range of a number that has no second bound.
 WHOLE_WIDTH, WIDTH = 10, 1
 # Multiples that are tried, until one is also a multiple in floating-point arithmetic.
-MOST_MULTIPLES = 500
+MOST_MULTIPLES = 100
 # Each variant moves by this share of the range.
 GOLDEN = 0.618
 
@@ -31,18 +31,20 @@ def number(shape: Shape, *, is_whole: bool, share: float, variant: int) -> int |
     if is_whole:
         # The whole multiples of p/q, in lowest terms, are those of p.
         step = Fraction(1 if step is None else step.numerator)
-    allowed = _range(shape, Fraction(WHOLE_WIDTH if is_whole else WIDTH), step)
+    # A range without a bound grows, so its variants differ.
+    width = Fraction(WHOLE_WIDTH if is_whole else WIDTH)
+    width = width + variant if step is None else max(width, 2 * step) + variant * step
+    allowed = _range(shape, width)
     if step is not None:
         return _multiple(allowed, step, share, variant)
     return _between(allowed, (share + variant * GOLDEN) % 1)
 
 
-def _range(shape: Shape, width: Fraction, step: Fraction | None) -> _Range:
+def _range(shape: Shape, width: Fraction) -> _Range:
     lows = [shape.bound(name) for name in ("minimum", "exclusiveMinimum")]
     highs = [shape.bound(name) for name in ("maximum", "exclusiveMaximum")]
     low = max((exact(low) for low in lows if low is not None), default=None)
     high = min((exact(high) for high in highs if high is not None), default=None)
-    width = max(width, 2 * step) if step is not None else width
     # Zero, unless the only bound is below it.
     usual = Fraction(0) if high is None else min(Fraction(0), high - width)
     least = usual if low is None else low

@@ -29,7 +29,10 @@ class References:
     def __init__(self, root: Any) -> None:
         self._root = root
         self._named: dict[str, Any] = {}
+        # The identities of the document's schemas, which live as long as it does.
+        self.identities: set[int] = set()
         for part in _parts(root):
+            self.identities.add(id(part))
             for keyword in ("$anchor", "$dynamicAnchor"):
                 if isinstance(name := part.get(keyword), str):
                     self._named.setdefault(f"#{name}", part)

@@ -1,5 +1,6 @@
 """A JSON Schema that was checked once, and makes valid values."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -7,9 +8,11 @@ import msgspec
 
 from xalen_batch.backends.simulated.prompt import Prompt
 from xalen_batch.backends.simulated.schemas import checks
+from xalen_batch.backends.simulated.schemas.budget import Budget
 from xalen_batch.backends.simulated.schemas.errors import InvalidSchema, NoValue
 from xalen_batch.backends.simulated.schemas.generate import Generator
 from xalen_batch.backends.simulated.schemas.references import ADDRESS, References, addressed
+from xalen_batch.backends.simulated.schemas.shape import Shape, own_shape
 
 # Values that are tried if the first is not valid.
 TRIES = 12
@@ -19,7 +22,7 @@ LARGEST_KEPT = 64 * 1024
 
 
 class Schema:
-    """One schema. Immutable, so any thread may call it."""
+    """One schema. Any thread may call it: what it keeps is the same each time."""
 
     def __init__(self, raw: Any) -> None:
         """Raises InvalidSchema, with the reason, for a document that is no schema."""
@@ -36,18 +39,22 @@ class Schema:
         except RecursionError as error:
             raise InvalidSchema("The schema is nested too deeply.") from error
         self.references = References(self.root)
+        self._shapes: dict[int, Shape] = {}
         self._registry = checks.registry(ADDRESS, self.root)
         self._dialect = raw.get("$schema") if isinstance(raw, dict) else None
 
-    def value(self, prompt: Prompt) -> Any:
+    def value(self, prompt: Prompt, budget: Budget | None = None) -> Any:
         """A valid value. Raises NoValue with the reason if none was found."""
+        budget = budget or Budget()
         reason: Exception | None = None
         for attempt in range(TRIES):
             try:
-                value = Generator(self, prompt).value(attempt)
+                value = Generator(self, prompt, budget).value(attempt)
                 self._validator.validate(value)
             except NoValue as error:
                 reason = reason or error
+                if budget.is_spent:
+                    raise
             except RecursionError as error:
                 raise NoValue("the schema is nested too deeply") from error
             except ValueError as error:
@@ -57,6 +64,15 @@ class Schema:
         if isinstance(reason, NoValue):
             raise reason
         raise NoValue(checks.reason_of(reason or NoValue("no value was found")))
+
+    def own_shape(self, part: Mapping[str, Any]) -> Shape:
+        """The shape of a part's own keywords, which is kept for the parts of the document."""
+        shape = self._shapes.get(id(part))
+        if shape is None:
+            shape = own_shape(part)
+            if id(part) in self.references.identities:
+                self._shapes[id(part)] = shape
+        return shape
 
     def validator(self, part: Any) -> checks.Validator:
         """The validator of a part of this schema, which may refer to the rest."""

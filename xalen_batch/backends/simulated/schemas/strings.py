@@ -4,18 +4,21 @@ from collections.abc import Iterator
 from random import Random
 
 from xalen_batch.backends.simulated.schemas import formats, patterns
+from xalen_batch.backends.simulated.schemas.budget import Budget
 from xalen_batch.backends.simulated.schemas.checks import fits, text_validator
 from xalen_batch.backends.simulated.schemas.errors import NoValue
 from xalen_batch.backends.simulated.schemas.shape import Shape
 
 LONGEST = patterns.LONGEST
+# Characters that are written in one step, plain ones and those of a pattern.
+PER_STEP, PER_STEP_OF_PATTERN = 200, 5
 # Strings that are tried for a pattern.
 TRIES = 48
 # Letters by which the variants of a string differ, if the pattern has room for them.
 MORE = 3
 
 
-def string(shape: Shape, guess: str, seed: int, variant: int) -> str:
+def string(shape: Shape, guess: str, seed: int, variant: int, budget: Budget) -> str:
     """A string of a shape: `guess` if it fits. Raises NoValue."""
     least, most = int(shape.bound("minLength", 0)), shape.bound("maxLength")
     most = None if most is None else int(most)
@@ -24,10 +27,13 @@ def string(shape: Shape, guess: str, seed: int, variant: int) -> str:
     if least > LONGEST:
         raise NoValue(f"simulated strings have at most {LONGEST} characters, not {least}")
     known = tuple(filter(formats.is_known, shape.formats))
+    per_step = PER_STEP_OF_PATTERN if shape.patterns else PER_STEP
     if not shape.patterns and not known:
+        budget.spend(least // per_step)
         return _free(guess, least, most, variant)
     checked = text_validator(shape.patterns, known, least, most)
     for candidate in _candidates(shape.patterns, known, guess, least, most, seed, variant):
+        budget.spend(1 + len(candidate) // per_step)
         if fits(checked, candidate):
             return candidate
     wanted = [f"format {name}" for name in known]
