@@ -10,9 +10,10 @@ from tests import factories
 from tests.factories import CHAT_MODEL
 from xalen_batch import db
 from xalen_batch.accounts.accounts import Caller
-from xalen_batch.backends.contract import Answered, Refused, Usage
+from xalen_batch.backends.contract import Answered, Refused
 from xalen_batch.billing import statements
 from xalen_batch.billing.charges import Tariff
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch, Task
 from xalen_batch.pipeline import finalize, record
 from xalen_batch.states import BatchStatus, LineError, TaskState

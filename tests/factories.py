@@ -14,7 +14,7 @@ from xalen_batch import ids, storage
 from xalen_batch.accounts import accounts, keys
 from xalen_batch.accounts.accounts import Caller, Owner
 from xalen_batch.billing import prices
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
 from xalen_batch.models import Account, Batch, File, Schedule
 from xalen_batch.schedules import schedules
 from xalen_batch.schedules.definition import Definition

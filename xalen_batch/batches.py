@@ -14,8 +14,9 @@ from xalen_batch.accounts.accounts import Owner
 from xalen_batch.billing import prices
 from xalen_batch.billing.terms import Terms
 from xalen_batch.broker import Job
-from xalen_batch.catalog import Endpoint, Model
+from xalen_batch.catalog import Model
 from xalen_batch.config import settings
+from xalen_batch.endpoints.names import Endpoint
 from xalen_batch.errors import QUOTED_CHARS, InvalidRequest, NotCancellable, NotFound
 from xalen_batch.files import Purpose
 from xalen_batch.models import Batch, File, ScheduleRun, Task

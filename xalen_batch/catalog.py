@@ -10,11 +10,10 @@ from decimal import Decimal
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -24,33 +23,13 @@ from pydantic import (
 
 from xalen_batch import config_errors, log
 from xalen_batch.config import Settings, settings
+from xalen_batch.endpoints.names import ENDPOINTS, RERANK, Endpoint
+from xalen_batch.endpoints.window import Window
 from xalen_batch.errors import ConfigError
 
 logger = log.get(__name__)
 
-Endpoint = Literal["/v1/chat/completions", "/v1/rerank"]
-CHAT: Endpoint = "/v1/chat/completions"
-RERANK: Endpoint = "/v1/rerank"
-ENDPOINTS: tuple[Endpoint, ...] = (CHAT, RERANK)
-# Spellings of endpoints in files for other servers: without `/v1` for Azure OpenAI and vLLM, with
-# `/v2` for Cohere's rerank.
-_SPELLINGS: Mapping[str, Endpoint] = {
-    CHAT: CHAT,
-    "/chat/completions": CHAT,
-    RERANK: RERANK,
-    "/rerank": RERANK,
-    "/v2/rerank": RERANK,
-}
 BackendKind = Literal["openai", "simulated"]
-
-
-def endpoint_of(url: object) -> Endpoint | None:
-    """The endpoint that a url names in any of its spellings; None if it is not an endpoint."""
-    return _SPELLINGS.get(url.rstrip("/")) if isinstance(url, str) else None
-
-
-# An endpoint in a request. Validation replaces any spelling by the canonical one.
-NamedEndpoint = Annotated[Endpoint, BeforeValidator(lambda url: endpoint_of(url) or url)]
 
 
 class _Table(BaseModel):
@@ -85,6 +64,12 @@ class BackendConfig(_Table):
     )
     model: str | None = Field(
         None, description="The model's name at the backend; the catalog's id if unset."
+    )
+    has_responses: bool = Field(
+        False,
+        description=(
+            "Whether the server has /v1/responses. If not, responses are sent as chat completions."
+        ),
     )
     rerank_api: Literal["jina", "cohere", "tei"] = Field(
         "jina", description="Shape of the backend's rerank endpoint."
@@ -149,7 +134,7 @@ class Model(_Table):
     def _any_endpoint(cls, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
         if not endpoints:
             raise ValueError(
-                f"[] names no endpoint. List {', '.join(map(repr, ENDPOINTS))} or both."
+                f"[] names no endpoint. List one or more of {', '.join(map(repr, ENDPOINTS))}."
             )
         return endpoints
 
@@ -160,6 +145,10 @@ class Model(_Table):
     @property
     def is_reranker(self) -> bool:
         return RERANK in self.endpoints
+
+    @property
+    def window(self) -> Window:
+        return Window(self.id, self.owned_by, self.context_window)
 
 
 class _Document(_Table):

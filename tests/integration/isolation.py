@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 from tests import factories
 from tests.integration.conftest import multipart
 from xalen_batch.app import create_app
-from xalen_batch.catalog import CHAT
+from xalen_batch.endpoints.names import CHAT
 
 DESCRIPTION: dict[str, Any] = create_app().openapi()
 # Routes that need no key. All others must need one.

@@ -19,7 +19,7 @@ from tests.waiting import PATIENCE
 from xalen_batch import db, ids, results, storage
 from xalen_batch.accounts import accounts, keys
 from xalen_batch.accounts.accounts import Caller, Owner, Scope
-from xalen_batch.backends.contract import Usage
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import AccountTally, Base, Batch, File, IdempotencyKey, Result
 from xalen_batch.models.files import FilePart
 from xalen_batch.schedules import manual

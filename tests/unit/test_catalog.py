@@ -53,10 +53,7 @@ def test_a_new_model_stands_beside_those_that_ship(tmp_path: Path) -> None:
         ),
         (
             NEW.replace('["/v1/rerank"]', "[]"),
-            (
-                "models.x.endpoints: [] names no endpoint. List '/v1/chat/completions',"
-                " '/v1/rerank' or both."
-            ),
+            ("models.x.endpoints: [] names no endpoint. List one or more of '/v1/chat"),
         ),
         (
             NEW.replace('["/v1/rerank"]', '"/v1/rerank"'),

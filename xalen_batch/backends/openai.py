@@ -24,9 +24,10 @@ from xalen_batch.backends.clients.contract import (
 from xalen_batch.backends.contract import Outcome, Request, Retryable
 from xalen_batch.backends.outcomes import outcome_of
 from xalen_batch.backends.rerank_api import Unusable, from_backend, to_backend
-from xalen_batch.backends.whole import whole
-from xalen_batch.catalog import CHAT, Model
+from xalen_batch.catalog import Model
 from xalen_batch.config import settings
+from xalen_batch.endpoints.names import RERANK, Endpoint
+from xalen_batch.endpoints.whole import whole
 from xalen_batch.errors import ConfigError
 
 logger = log.get(__name__)
@@ -54,7 +55,7 @@ class OpenAIBackend:
         """Run one request within the settings' total timeout. Raises nothing but CancelledError."""
         try:
             return await (
-                self._chat(request) if request.endpoint == CHAT else self._rerank(request)
+                self._rerank(request) if request.endpoint == RERANK else self._post(request)
             )
         except AnswerTooLong:
             return Retryable(
@@ -79,12 +80,12 @@ class OpenAIBackend:
     async def close(self) -> None:
         await self._client.close()
 
-    async def _chat(self, request: Request) -> Outcome:
+    async def _post(self, request: Request) -> Outcome:
         body = request.body
         if self._rename:
             body = msgspec.json.encode({**_fields(body), "model": self._rename})
         return outcome_of(
-            await self._client.post("/chat/completions", body, request.request_id), request
+            await self._client.post(_path(request.endpoint), body, request.request_id), request
         )
 
     async def _rerank(self, request: Request) -> Outcome:
@@ -102,6 +103,11 @@ class OpenAIBackend:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return Retryable("The backend's answer is not valid JSON.", reply.status)
         return outcome_of(reply._replace(body=msgspec.json.encode(ranking)), request)
+
+
+def _path(endpoint: Endpoint) -> str:
+    """The path below the backend's base_url, which ends with /v1."""
+    return endpoint.removeprefix("/v1")
 
 
 def _asked(request: Request) -> dict[str, Any]:

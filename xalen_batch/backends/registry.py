@@ -7,8 +7,10 @@ from xalen_batch.backends.buffer import Buffer
 from xalen_batch.backends.contract import Backend
 from xalen_batch.backends.openai import OpenAIBackend
 from xalen_batch.backends.rerank_chat import RerankChat
+from xalen_batch.backends.responses_chat import ResponsesChat
 from xalen_batch.backends.simulated.backend import SimulatedBackend
 from xalen_batch.catalog import Model
+from xalen_batch.endpoints.names import RESPONSES
 from xalen_batch.errors import ConfigError
 
 _made: dict[tuple[Model, bool], Backend] = {}
@@ -30,7 +32,17 @@ def backend_for(model: Model, livemode: bool, buffer: Buffer | None = None) -> B
     backend = _made.get((model, is_simulated))
     if backend is None:
         made: Backend = SimulatedBackend(model) if is_simulated else OpenAIBackend(model, buffer)
-        backend = _made[model, is_simulated] = RerankChat(made) if model.is_reranker else made
+        backend = _made[model, is_simulated] = _translated(made, model, is_simulated)
+    return backend
+
+
+def _translated(backend: Backend, model: Model, is_simulated: bool) -> Backend:
+    """A backend that takes all endpoints of its model, by way of those that it has."""
+    if model.is_reranker:
+        return RerankChat(backend)
+    has_responses = model.backend.has_responses and not is_simulated
+    if RESPONSES in model.endpoints and not has_responses:
+        return ResponsesChat(backend)
     return backend
 
 

@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from xalen_batch import money
-from xalen_batch.backends.contract import Usage
+from xalen_batch.endpoints.usage import Usage
 
 UNPRICED_INPUT = "unpriced_input"
 UNPRICED_OUTPUT = "unpriced_output"

@@ -11,59 +11,36 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
-from xalen_batch.catalog import ENDPOINTS, Endpoint, Model, endpoint_of
+from xalen_batch.catalog import Model
 from xalen_batch.config import Settings, settings
+from xalen_batch.endpoints import operations
+from xalen_batch.endpoints.form import Form, InvalidBody
+from xalen_batch.endpoints.names import ENDPOINTS, Endpoint, endpoint_of
+from xalen_batch.errors import quoted
 from xalen_batch.jsonl import Block, Span, blocks
-from xalen_batch.validation import (
-    bodies,
-    context_window,
-    fast_path,
-    file_type,
-    json_errors,
-    prefix_order,
-)
-from xalen_batch.validation.bodies import (
-    MAX_CUSTOM_ID,
-    InvalidBody,
-    Request,
-    UsualChat,
-    UsualLine,
-)
-from xalen_batch.validation.errors import DUPLICATE, TOO_MANY, Fault, quoted
+from xalen_batch.validation import fast_path, file_type, json_errors
+from xalen_batch.validation.errors import DUPLICATE, TOO_MANY, Fault
+from xalen_batch.validation.fast_path import MAX_CUSTOM_ID, UsualLine
 from xalen_batch.validation.file_type import UTF8_BOM
-from xalen_batch.validation.prefix_order import Prompt
 
 # A file may have this many lines for each request that a batch may have: blank lines cost time too.
 LINES_PER_REQUEST = 10
 
 
 class GoodLine(NamedTuple):
-    """A line that can run; `request` has the fields of its body that we read, typed."""
+    """A line that can run; `request` is its body, as far as we read it."""
 
     span: Span
     custom_id: str
     endpoint: Endpoint
     model: str
-    request: Request
+    request: Form
     block: Block
 
     @property
     def raw(self) -> bytes:
         """The bytes of the line, without its line end."""
         return self.block.line(self.span)
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The whole body, as it was sent."""
-        body: dict[str, Any] = orjson.loads(self.raw)["body"]
-        return body
-
-    @property
-    def prompt(self) -> Prompt:
-        """The text that a chat model reads."""
-        if isinstance(self.request, UsualChat):
-            return [message.content for message in self.request.messages]
-        return prefix_order.prompt(self.body)
 
 
 def scan(
@@ -161,7 +138,7 @@ class LineReader:
         if value.url != endpoint and endpoint_of(value.url) != endpoint:
             return None
         model = self.models.get(chat.model)
-        if model is None or endpoint not in model.endpoints or chat.stream:
+        if model is None or endpoint not in model.endpoints or model.is_reranker or chat.stream:
             return None
         # A line with no more bytes than the window has tokens needs no token count.
         if span.length > model.context_window or span.length > self.longest:
@@ -305,15 +282,21 @@ class LineReader:
             return Fault("model_not_found", f"{serves} {instead}", line, "body.model")
         return None
 
-    def _request(self, value: dict[str, Any], line: int, size: int) -> Request | Fault:
+    def _request(self, value: dict[str, Any], line: int, size: int) -> Form | Fault:
         """The body, typed. `size`: the length of the line in bytes."""
-        request = bodies.fit(value["body"], cast(Endpoint, self.endpoint))
+        model = self.models[value["body"]["model"]]
+        request = operations.fit(
+            value["body"], cast(Endpoint, self.endpoint), is_reranker=model.is_reranker
+        )
         if isinstance(request, InvalidBody):
             return Fault("invalid_request", request.message, line, request.param)
-        if request.stream:
-            message = "A batch has no stream to send. Leave stream out, or set it to false."
-            return Fault("invalid_request", message, line, "body.stream")
-        if excess := context_window.overflow(request, self.models[request.model], size):
+        if request.live_only:
+            return Fault(
+                "invalid_request", request.live_only.message, line, request.live_only.param
+            )
+        # A byte-level tokenizer makes at most one token of a byte.
+        excess = request.overflow(model.window) if size > model.context_window else None
+        if excess is not None:
             return Fault("context_length_exceeded", excess.message, line, excess.param)
         return request
 

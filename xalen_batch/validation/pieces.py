@@ -30,13 +30,9 @@ class SplitBuilder:
     def __init__(self, models: Mapping[str, Model]) -> None:
         self.split = Split()
         self._hasher = PrefixHasher()
-        # A reranker reads each pair on its own, so its lines gain nothing from a prefix cache.
-        self._rerankers = {model.id for model in models.values() if model.is_reranker}
 
     def add(self, line: GoodLine) -> None:
-        is_for_reranker = line.model in self._rerankers
-        hashes = () if is_for_reranker else self._hasher.hashes(line.prompt)
-        self.split.add(line.model, line.span, hashes)
+        self.split.add(line.model, line.span, self._hasher.hashes(line.request.cacheable))
 
 
 class ByteRange(NamedTuple):

@@ -16,10 +16,11 @@ from tests.integration.backends.hostile import Answer, Hostile, raw, reply
 from tests.waiting import PATIENCE
 from xalen_batch import config
 from xalen_batch.backends import registry
-from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable, Usage
+from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable
 from xalen_batch.backends.openai import OpenAIBackend
 from xalen_batch.backends.simulated.server import Simulator, close, listen
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import ConfigError
 
 T = TypeVar("T")

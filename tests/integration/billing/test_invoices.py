@@ -20,8 +20,9 @@ from tests.billing import REFUSED, Ran, ended, running
 from tests.conftest import as_owner
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from xalen_batch import db, ids, money
-from xalen_batch.backends.contract import Refused, Usage
+from xalen_batch.backends.contract import Refused
 from xalen_batch.billing import invoices
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import NotFound
 from xalen_batch.models import Batch, Invoice, InvoiceLine, Result, ScheduleRun, Task
 from xalen_batch.schedules import runs, schedules

@@ -14,8 +14,8 @@ from tests.billing import Ran, running
 from tests.conftest import as_owner
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from xalen_batch import db, ids, migrate
-from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import invoices, prices
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Price
 
 pytestmark = pytest.mark.usefixtures("database")

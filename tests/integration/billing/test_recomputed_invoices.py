@@ -26,7 +26,7 @@ from xalen_batch.backends.clients.contract import Reply
 from xalen_batch.backends.contract import Answered, Request
 from xalen_batch.backends.outcomes import outcome_of
 from xalen_batch.billing import invoices
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
 from xalen_batch.models import Batch
 from xalen_batch.models.files import FilePart
 

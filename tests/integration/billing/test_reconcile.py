@@ -14,9 +14,9 @@ from tests.conftest import as_owner
 from tests.factories import RERANK_MODEL
 from tests.integration import plans
 from xalen_batch import db, ids
-from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import reconcile
 from xalen_batch.billing.reconcile import Difference
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch
 from xalen_batch.states import BatchStatus, LineError
 

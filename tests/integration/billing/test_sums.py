@@ -13,9 +13,10 @@ from tests import factories
 from tests.billing import REFUSED, Ran, running
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from xalen_batch import db
-from xalen_batch.backends.contract import Answered, Ended, Exhausted, Refused, Retryable, Usage
+from xalen_batch.backends.contract import Answered, Ended, Exhausted, Refused, Retryable
 from xalen_batch.billing import invoices, sums
 from xalen_batch.billing.charges import Tariff
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch, Task
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.pipeline import record

@@ -24,8 +24,9 @@ from tests import factories
 from tests.billing import REFUSED
 from tests.conftest import as_owner
 from xalen_batch import batches, db, money
-from xalen_batch.backends.contract import Answered, Refused, Usage
+from xalen_batch.backends.contract import Answered, Refused
 from xalen_batch.billing import invoices, prices, reconcile
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch, Price, Result, Task
 from xalen_batch.pipeline import claim, finalize, record, recover, validate
 from xalen_batch.states import BatchStatus, LineError, TaskState

@@ -17,9 +17,10 @@ from tests.factories import RERANK_MODEL
 from tests.integration.engines import bytes_of
 from xalen_batch import content, db, files, ids, results, storage
 from xalen_batch.accounts.accounts import Owner
-from xalen_batch.backends.contract import Answered, Usage
+from xalen_batch.backends.contract import Answered
 from xalen_batch.billing import reconcile
 from xalen_batch.content import Stored
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch, File, Result, SealedLines
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import finalize, seal, sweeps

@@ -23,7 +23,7 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, rerank_line
 from tests.waiting import PATIENCE
 from xalen_batch import catalog, config, storage
 from xalen_batch.billing.terms import Terms
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
 from xalen_batch.errors import Unavailable
 from xalen_batch.validation import apart, estimate_file, pieces, pool, read
 from xalen_batch.validation.estimate import Estimate, estimate

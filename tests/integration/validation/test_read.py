@@ -22,7 +22,7 @@ from tests import ROOT
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
 from tests.waiting import wait_until
 from xalen_batch import catalog, storage
-from xalen_batch.catalog import CHAT
+from xalen_batch.endpoints.names import CHAT
 from xalen_batch.standalone.processes import is_running
 from xalen_batch.validation import pieces
 from xalen_batch.validation import read as reading

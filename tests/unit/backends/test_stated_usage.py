@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 
 from xalen_batch.backends.clients.contract import Reply
-from xalen_batch.backends.contract import Answered, Request, Usage
+from xalen_batch.backends.contract import Answered, Request
 from xalen_batch.backends.outcomes import outcome_of
 from xalen_batch.backends.rerank_chat import to_chat
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
+from xalen_batch.endpoints.usage import Usage
 
 CHOICE = {
     "index": 0,

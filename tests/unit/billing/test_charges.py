@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xalen_batch import money
-from xalen_batch.backends.contract import Usage
 from xalen_batch.billing.charges import Tariff
+from xalen_batch.endpoints.usage import Usage
 
 HALF = Decimal("0.5")
 CHAT = Tariff({"input": "0.02", "output": "0.04"}, HALF)

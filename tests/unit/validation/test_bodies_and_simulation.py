@@ -17,9 +17,10 @@ from xalen_batch import catalog
 from xalen_batch.backends.contract import Request
 from xalen_batch.backends.simulated.model import answer
 from xalen_batch.backends.simulated.parameters import IGNORED
-from xalen_batch.catalog import CHAT, RERANK
-from xalen_batch.validation import bodies
-from xalen_batch.validation.bodies import InvalidBody
+from xalen_batch.endpoints import chat
+from xalen_batch.endpoints.form import InvalidBody
+from xalen_batch.endpoints.names import CHAT, RERANK, Endpoint
+from xalen_batch.endpoints.operations import fit
 
 MODELS = catalog.read(None)
 MISTRAL, BGE = MODELS["mistral-small-3-1"], MODELS["bge-reranker-v2"]
@@ -55,7 +56,7 @@ PARTS = st.fixed_dictionaries(
     },
 )
 MESSAGES = st.fixed_dictionaries(
-    {"role": st.sampled_from([*bodies.ROLES, "robot"])},
+    {"role": st.sampled_from([*chat.ROLES, "robot"])},
     optional={
         "content": st.none() | TEXT | st.lists(PARTS, max_size=3),
         "name": ODD,
@@ -108,12 +109,12 @@ RANKINGS = st.fixed_dictionaries(
 )
 
 
-def passes(body: dict[str, Any], endpoint: catalog.Endpoint) -> bool:
-    fitted = bodies.fit(body, endpoint)
-    return not isinstance(fitted, InvalidBody) and not fitted.stream
+def passes(body: dict[str, Any], endpoint: Endpoint) -> bool:
+    fitted = fit(body, endpoint, is_reranker=endpoint == RERANK)
+    return not isinstance(fitted, InvalidBody) and not fitted.live_only
 
 
-def status(body: dict[str, Any], endpoint: catalog.Endpoint) -> int:
+def status(body: dict[str, Any], endpoint: Endpoint) -> int:
     model = BGE if body["model"] == BGE.id else MISTRAL
     return answer(model, Request(endpoint, orjson.dumps(body), "r")).status
 
@@ -152,6 +153,6 @@ def test_what_real_servers_answer_is_answered(body: dict[str, Any]) -> None:
 
 
 def test_every_checked_parameter_is_followed_or_listed_as_ignored() -> None:
-    checked = {*bodies.ChatRequest.__struct_fields__, *bodies.UsualChat.__struct_fields__}
+    checked = {*chat.ChatRequest.__struct_fields__, *chat.UsualChat.__struct_fields__} - {"raw"}
     assert checked == FOLLOWED | IGNORED
     assert not FOLLOWED & IGNORED

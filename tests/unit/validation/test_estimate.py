@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, jsonl, rerank_line
 from xalen_batch import catalog
-from xalen_batch.backends import tokens
 from xalen_batch.billing.terms import Terms
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints import tokens
+from xalen_batch.endpoints.names import CHAT, RERANK
 from xalen_batch.validation import estimate as estimates
 
 PRICES = {CHAT_MODEL: {"input": "0.02", "output": "0.04"}, RERANK_MODEL: {"input": "0.003"}}

@@ -14,10 +14,10 @@ from tests import ROOT
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, jsonl, rerank_line
 from tests.unit.validation.chunks import cut
 from xalen_batch import catalog
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.chat import UsualChat
+from xalen_batch.endpoints.names import CHAT, RERANK
 from xalen_batch.jsonl import Block, Span, input_line
 from xalen_batch.validation import fast_path
-from xalen_batch.validation.bodies import UsualChat
 from xalen_batch.validation.errors import Fault
 from xalen_batch.validation.lines import GoodLine, LineReader, scan
 
@@ -130,7 +130,7 @@ BROKEN = [
     (changed(method="GET"), "invalid_method", "method", "It is 'GET'."),
     (changed(method=["POST"]), "invalid_method", "method", "It is list."),
     (changed(url=...), "missing_required_parameter", "url", CHAT),
-    (changed(url="/v1/embeddings"), "url_mismatch", "url", f"the batch's endpoint, {CHAT}"),
+    (changed(url="/v1/moderations"), "url_mismatch", "url", f"the batch's endpoint, {CHAT}"),
     (changed(url={}), "url_mismatch", "url", CHAT),
     (changed(body=...), "missing_required_parameter", "body", CHAT),
     (changed(body=[]), "invalid_request", "body", "a list"),
@@ -249,7 +249,7 @@ def test_the_first_lines_url_is_taken_where_no_endpoint_is_given():
     content = jsonl([rerank_line("a"), chat_line("b")])
     first, second = read(content, None)
     assert (first.endpoint, second.code) == (RERANK, "url_mismatch")
-    assert only_fault(changed(url="/v1/embeddings"), None).message.startswith("url must be one of")
+    assert only_fault(changed(url="/v1/moderations"), None).message.startswith("url must be one of")
 
 
 @pytest.mark.parametrize("url", ["/chat/completions", "/v1/chat/completions/", CHAT])
@@ -392,12 +392,18 @@ def test_a_usual_line_goes_the_short_way_and_is_read_alike() -> None:
     usual, any_ = both(raw)
     assert isinstance(usual, GoodLine)
     assert isinstance(any_, GoodLine)
-    assert (usual.custom_id, usual.model, usual.endpoint, usual.prompt, usual.body) == (
+    assert (
+        usual.custom_id,
+        usual.model,
+        usual.endpoint,
+        list(usual.request.cacheable),
+        usual.raw,
+    ) == (
         any_.custom_id,
         any_.model,
         any_.endpoint,
-        any_.prompt,
-        any_.body,
+        list(any_.request.cacheable),
+        any_.raw,
     )
 
 
@@ -476,7 +482,7 @@ ODD = [
     (GOOD.replace(b'"model"', rb'"mod\u0065l":"gpt","model"'), "invalid_json_line"),
     (GOOD[:-1], "invalid_json_line"),
     (GOOD + GOOD, "invalid_json_line"),
-    (changed(url="/v1/embeddings"), "url_mismatch"),
+    (changed(url="/v1/moderations"), "url_mismatch"),
     (changed(body={**chat_line("a")["body"], "model": "gpt"}), "model_not_found"),
     (changed(body={**chat_line("a")["body"], "stream": True}), "invalid_request"),
     (orjson.dumps(chat_line("a", "model")), None),

@@ -6,6 +6,8 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import Scope
 
+from xalen_batch.endpoints.names import ENDPOINTS
+
 VERSION = "/v1"
 METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 SLASHES = re.compile("//+")
@@ -56,10 +58,10 @@ def hint(request: Request) -> str:
 
 
 def _as_batch(call: str, origin: str) -> str:
-    if call not in ("chat/completions", "rerank"):
+    if f"{VERSION}/{call}" not in ENDPOINTS:
         return (
-            f"This server runs batches, not live calls, of {VERSION}/chat/completions and"
-            f" {VERSION}/rerank; it has no {call}. See {origin}/docs."
+            f"This server runs batches, not live calls, of {', '.join(ENDPOINTS)}; it has no"
+            f" {call}. See {origin}/docs."
         )
     line = (
         f'{{"custom_id": "1", "method": "POST", "url": "{VERSION}/{call}", "body": <the body of'

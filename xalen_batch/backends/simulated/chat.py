@@ -8,7 +8,6 @@ from typing import Any
 
 from msgspec import Struct
 
-from xalen_batch.backends import tokens
 from xalen_batch.backends.simulated import constraints, tools
 from xalen_batch.backends.simulated.constants import CREATED, FINGERPRINT
 from xalen_batch.backends.simulated.constraints import Writer
@@ -17,8 +16,9 @@ from xalen_batch.backends.simulated.parameters import check_parameters, messages
 from xalen_batch.backends.simulated.prompt import Prompt
 from xalen_batch.backends.simulated.refusal import Refusal
 from xalen_batch.backends.simulated.tools import Call, Tools
-from xalen_batch.backends.simulated.writing import write
+from xalen_batch.backends.simulated.writing import stopped, write
 from xalen_batch.catalog import Model
+from xalen_batch.endpoints import tokens
 
 # Parameters that plain chats lack. They decide the form of the answer.
 SPECIAL = constraints.FIELDS | tools.FIELDS | {"logprobs", "top_logprobs"}
@@ -99,7 +99,7 @@ def _said(prompt: Prompt, wanted: Wanted, last_role: str, stop: Any) -> Said:
     if calls:
         return Said(None, calls)
     text = wanted.write(prompt)
-    return Said(_stopped(text, stop) if stop else text)
+    return Said(stopped(text, stop) if stop else text)
 
 
 def _cut(said: Said, limit: int | None) -> Said:
@@ -163,11 +163,3 @@ def _content(message: dict[str, Any]) -> str:
             if isinstance(part, dict) and isinstance(part.get("text"), str)
         )
     return content or ""
-
-
-def _stopped(text: str, stop: Any) -> str:
-    """The text up to its first stop sequence; `stop` is one sequence or a list of them."""
-    for sequence in [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []:
-        if isinstance(sequence, str) and sequence:
-            text = text.partition(sequence)[0]
-    return text

@@ -9,7 +9,7 @@ from typing import Any
 from zlib import crc32
 
 from xalen_batch.backends.simulated.refusal import Refusal, invalid_type
-from xalen_batch.backends.tokens import PIECES
+from xalen_batch.endpoints.tokens import PIECES
 
 MOST_TOP = 20
 # Other tokens that could stand in a token's place.

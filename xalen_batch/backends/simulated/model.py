@@ -2,11 +2,12 @@
 
 Everything follows from the request's own text, so the same request always gets the same answer:
 `created` is a constant, ids are hashes, and the latency is the catalog's, spread by ± 20 %. Answers
-say `"system_fingerprint": "simulated"`. Token counts are those of `backends/tokens.py`. Each
+say `"system_fingerprint": "simulated"`. Token counts are those of `endpoints/tokens.py`. Each
 endpoint has a module that makes its answers, or raises `Refusal` for what a real server refuses.
 Faults on request: see `faults.py`.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Literal
@@ -18,13 +19,24 @@ from xalen_batch.backends.contract import Request
 from xalen_batch.backends.outcomes import envelope
 from xalen_batch.backends.simulated import faults
 from xalen_batch.backends.simulated.chat import chatted
+from xalen_batch.backends.simulated.completions import completed
+from xalen_batch.backends.simulated.embeddings import embedded
 from xalen_batch.backends.simulated.faults import USAGES, Attempts, Fault
 from xalen_batch.backends.simulated.refusal import Refusal
 from xalen_batch.backends.simulated.rerank import ranked, ranked_chat
-from xalen_batch.backends.whole import whole
-from xalen_batch.catalog import CHAT, RERANK, Model
+from xalen_batch.backends.simulated.responses import responded
+from xalen_batch.catalog import Model
+from xalen_batch.endpoints.names import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES, Endpoint
+from xalen_batch.endpoints.whole import whole
 
 SPREAD = 0.2
+_MODELS: Mapping[Endpoint, Callable[[Model, dict[str, Any], bytes], dict[str, Any]]] = {
+    CHAT: chatted,
+    RESPONSES: responded,
+    COMPLETIONS: completed,
+    EMBEDDINGS: embedded,
+    RERANK: ranked,
+}
 
 Ending = Literal["whole", "truncated", "reset", "hang"]
 
@@ -91,7 +103,7 @@ def _asked_fault(body: dict[str, Any], request: Request) -> Fault:
     metadata = body.get("metadata")
     wanted = (
         metadata.get("simulate")
-        if request.endpoint == CHAT and isinstance(metadata, dict)
+        if request.endpoint in (CHAT, RESPONSES) and isinstance(metadata, dict)
         else body.get("simulate")
     )
     if not isinstance(wanted, str):
@@ -113,11 +125,9 @@ def _completed(
             code="model_not_found",
             param="model",
         )
-    if request.endpoint == RERANK:
-        return ranked(model, body, digest)
-    if model.is_reranker:
+    if model.is_reranker and request.endpoint == CHAT:
         return ranked_chat(model, request, digest)
-    return chatted(model, body, digest)
+    return _MODELS[request.endpoint](model, body, digest)
 
 
 def _with_fault(completion: dict[str, Any], fault: Fault) -> bytes:

@@ -1,8 +1,11 @@
 """The error of a request that a real server refuses."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from xalen_batch.backends.outcomes import envelope
+from xalen_batch.endpoints.form import InvalidBody
+
+T = TypeVar("T")
 
 
 class Refusal(Exception):
@@ -14,6 +17,13 @@ class Refusal(Exception):
         super().__init__(message)
         self.status = status
         self.body = envelope(status, message, code=code, param=param)
+
+
+def checked(form: T | InvalidBody) -> T:
+    """The form of a request. Raises Refusal for a body that its endpoint does not take."""
+    if isinstance(form, InvalidBody):
+        raise Refusal(form.message, param=form.param.removeprefix("body."))
+    return form
 
 
 # Errors in OpenAI's words.

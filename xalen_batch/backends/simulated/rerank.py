@@ -5,13 +5,15 @@ from typing import Any
 import msgspec
 import orjson
 
-from xalen_batch.backends import tokens
-from xalen_batch.backends.contract import Answered, Refused, Request, Usage
-from xalen_batch.backends.rerank_chat import problem_of, to_chat, to_rerank
+from xalen_batch.backends.contract import Answered, Refused, Request
+from xalen_batch.backends.rerank_chat import to_chat, to_rerank
 from xalen_batch.backends.simulated.constants import CREATED, FINGERPRINT
 from xalen_batch.backends.simulated.ranking import relevance
 from xalen_batch.backends.simulated.refusal import Refusal
 from xalen_batch.catalog import Model
+from xalen_batch.endpoints import tokens
+from xalen_batch.endpoints.rerank_chat import problem_of
+from xalen_batch.endpoints.usage import Usage
 
 
 def ranked(model: Model, body: dict[str, Any], digest: bytes) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from xalen_batch.backends.simulated import faults
 from xalen_batch.backends.simulated.constants import CREATED
 from xalen_batch.backends.simulated.faults import Attempts
 from xalen_batch.backends.simulated.model import Answer, answer
-from xalen_batch.catalog import ENDPOINTS, Endpoint, Model
+from xalen_batch.catalog import Model
 from xalen_batch.config import MiB
+from xalen_batch.endpoints.names import ENDPOINTS, Endpoint
 
 LONGEST_REQUEST = 64 * MiB
 DRAIN = 5.0

@@ -1,6 +1,7 @@
 """The simulated chat model's text: a label, a summary, or a plain reply."""
 
 import re
+from typing import Any
 
 from xalen_batch.backends.simulated.prompt import Prompt
 
@@ -41,3 +42,11 @@ def _reply(prompt: Prompt) -> str:
         first, second = topics[(seed + step) % len(topics)], topics[(seed + step + 1) % len(topics)]
         said.append(SENTENCES[(seed // 7 + step * 3) % len(SENTENCES)].format(first, second))
     return " ".join(said)
+
+
+def stopped(text: str, stop: Any) -> str:
+    """The text up to its first stop sequence; `stop` is one sequence or a list of them."""
+    for sequence in [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []:
+        if isinstance(sequence, str) and sequence:
+            text = text.partition(sequence)[0]
+    return text

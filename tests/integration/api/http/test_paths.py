@@ -180,12 +180,8 @@ def test_a_live_call_is_told_how_to_run_it_as_a_batch(api: Api) -> None:
     for path in ("/chat/completions", "/v1/v1/chat/completions", "/v1/rerank", "/v2/rerank"):
         url = "/v1/rerank" if "rerank" in path else "/v1/chat/completions"
         assert f'"url": "{url}"' in api.ask("POST", path, {"model": "x"}).error["message"]
-    for path in ("/v1/embeddings", "/v1/responses", "/v1/completions"):
-        message = api.ask("POST", path, {"model": "x"}).error["message"]
-        assert (
-            "This server runs batches, not live calls, of /v1/chat/completions and /v1/rerank"
-            in message
-        )
+    message = api.ask("POST", "/v1/moderations", {"model": "x"}).error["message"]
+    assert "This server runs batches, not live calls, of /v1/chat/completions, " in message
 
 
 def test_tls_on_the_plain_port_is_told_to_use_http(

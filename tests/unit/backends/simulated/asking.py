@@ -8,7 +8,7 @@ from xalen_batch import catalog
 from xalen_batch.backends.contract import Request
 from xalen_batch.backends.simulated.faults import Attempts
 from xalen_batch.backends.simulated.model import Answer, answer
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
 
 MODELS = catalog.read(None)
 MISTRAL, BGE = MODELS["mistral-small-3-1"], MODELS["bge-reranker-v2"]

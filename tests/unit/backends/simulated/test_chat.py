@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from tests.unit.backends.simulated.asking import MISTRAL, USER, ask, content, error
-from xalen_batch.backends import tokens
+from xalen_batch.endpoints import tokens
 
 
 class TestChat:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.backends.simulated.asking import ask, choice, completion, error, fault, said
-from xalen_batch.backends import tokens
 from xalen_batch.backends.simulated.logprobs import tokens_of
+from xalen_batch.endpoints import tokens
 
 TOOL = {"type": "function", "function": {"name": "invoice"}}
 

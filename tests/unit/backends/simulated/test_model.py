@@ -12,7 +12,7 @@ from xalen_batch.backends.contract import Request
 from xalen_batch.backends.simulated import faults
 from xalen_batch.backends.simulated.faults import Attempts, Fault
 from xalen_batch.backends.simulated.model import Answer, answer
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
 
 KEYS = [
     "role",

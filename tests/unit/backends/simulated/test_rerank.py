@@ -3,10 +3,10 @@
 import orjson
 
 from tests.unit.backends.simulated.asking import BGE, USER, error, rank
-from xalen_batch.backends import tokens
 from xalen_batch.backends.contract import Request
 from xalen_batch.backends.simulated.model import answer
-from xalen_batch.catalog import CHAT
+from xalen_batch.endpoints import tokens
+from xalen_batch.endpoints.names import CHAT
 
 
 class TestRerank:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.backends.simulated.asking import ask, choice, completion, error, fault, said
 from tests.unit.backends.simulated.schemas.judge import judge
-from xalen_batch.backends import tokens
+from xalen_batch.endpoints import tokens
 
 
 def tool(name: str, parameters: Any = None, description: str | None = None) -> dict[str, Any]:

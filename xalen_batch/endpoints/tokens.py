@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from xalen_batch.catalog import Model
-
 # Scripts without spaces: about a token a character.
 _DENSE = (
     "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u2e80-\u9fff"
@@ -205,6 +203,11 @@ def count_rerank(query: str, documents: Iterable[Any], *, counter: PieceCounter 
     return sum(per_document + counter(text_of(document)) for document in documents)
 
 
+def count_json(value: Any) -> int:
+    """Tokens of a value as JSON."""
+    return count(msgspec.json.encode(value).decode("utf-8", "replace"))
+
+
 def text_of(document: Any) -> str:
     """The text of a rerank document, which is a string or an object with `text`."""
     text = document.get("text") if isinstance(document, Mapping) else document
@@ -239,9 +242,9 @@ def _count_media(kind: str, media: Any) -> int:
 
 
 @cache
-def exact_counter(model: Model) -> PieceCounter | None:
-    """The model's own tokenizer, or None if the extra `tokenizer` is absent or lacks the model."""
-    if model.owned_by != "mistralai":
+def exact_counter(owned_by: str) -> PieceCounter | None:
+    """An owner's own tokenizer, or None if the extra `tokenizer` is absent or lacks it."""
+    if owned_by != "mistralai":
         return None
     try:
         from mistral_common.tokens.tokenizers.tekken import Tekkenizer

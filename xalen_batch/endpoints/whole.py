@@ -2,8 +2,18 @@
 
 from typing import Any
 
-# Parameters of both endpoints that are whole numbers.
-PARAMETERS = ("n", "max_tokens", "max_completion_tokens", "top_n")
+import msgspec
+
+# Parameters of all endpoints that are whole numbers.
+PARAMETERS = (
+    "n",
+    "best_of",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "top_n",
+    "dimensions",
+)
 
 
 def whole(body: dict[str, Any]) -> dict[str, Any]:
@@ -17,3 +27,12 @@ def whole(body: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value := body.get(name), float) and value.is_integer()
     }
     return {**body, **spelt} if spelt else body
+
+
+def decoded(body: bytes) -> dict[str, Any]:
+    """A request's JSON object; empty if the body is none."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

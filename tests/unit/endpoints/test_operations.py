@@ -3,9 +3,12 @@
 import orjson
 import pytest
 
-from xalen_batch.catalog import CHAT, RERANK
-from xalen_batch.validation import bodies
-from xalen_batch.validation.bodies import ChatRequest, InvalidBody, RerankRequest
+from xalen_batch.endpoints.chat import ROLES, ChatRequest
+from xalen_batch.endpoints.form import InvalidBody
+from xalen_batch.endpoints.names import CHAT, RERANK
+from xalen_batch.endpoints.operations import fit
+from xalen_batch.endpoints.rerank import RerankRequest
+from xalen_batch.endpoints.rerank_chat import RankingChat
 
 HELLO = {"role": "user", "content": "Hello"}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -24,7 +27,7 @@ def rerank(**values):
     "body",
     [
         chat(),
-        chat(*({"role": role, "content": "x"} for role in bodies.ROLES)),
+        chat(*({"role": role, "content": "x"} for role in ROLES)),
         chat(
             {
                 "role": "user",
@@ -56,7 +59,7 @@ def rerank(**values):
     ],
 )
 def test_chats_that_fit(body):
-    assert isinstance(bodies.fit(body, CHAT), ChatRequest)
+    assert isinstance(fit(body, CHAT, is_reranker=False), ChatRequest)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +114,7 @@ def test_chats_that_fit(body):
     ],
 )
 def test_chats_that_do_not_fit_say_where(body, param, message):
-    found = bodies.fit(body, CHAT)
+    found = fit(body, CHAT, is_reranker=False)
     assert isinstance(found, InvalidBody)
     assert found.param == param
     assert message in found.message
@@ -119,11 +122,12 @@ def test_chats_that_do_not_fit_say_where(body, param, message):
 
 
 def test_a_whole_number_is_read_as_one_in_every_spelling():
-    found = bodies.fit(
+    found = fit(
         orjson.loads(
             b'{"model":"m","messages":[{"role":"user","content":"x"}],"n":2.0,"max_tokens":1e2}'
         ),
         CHAT,
+        is_reranker=False,
     )
     assert isinstance(found, ChatRequest)
     assert (found.choices, found.longest_answer) == (2, 100)
@@ -140,7 +144,7 @@ def test_a_whole_number_is_read_as_one_in_every_spelling():
     ],
 )
 def test_reranks_that_fit(body):
-    assert isinstance(bodies.fit(body, RERANK), RerankRequest)
+    assert isinstance(fit(body, RERANK, is_reranker=True), RerankRequest)
 
 
 @pytest.mark.parametrize(
@@ -160,16 +164,18 @@ def test_reranks_that_fit(body):
     ],
 )
 def test_reranks_that_do_not_fit_say_where(body, param, message):
-    found = bodies.fit(body, RERANK)
+    found = fit(body, RERANK, is_reranker=True)
     assert isinstance(found, InvalidBody)
     assert found.param == param
     assert message in found.message
 
 
 def test_a_chat_to_a_reranker_carries_its_query_and_documents():
-    asked = bodies.fit(
-        chat({"role": "user", "content": '{"query":"q","documents":["a",{"text":"b"}]}'}), CHAT
+    asked = fit(
+        chat({"role": "user", "content": '{"query":"q","documents":["a",{"text":"b"}]}'}),
+        CHAT,
+        is_reranker=True,
     )
-    ranking = bodies.ranking(asked)
-    assert (ranking.query, ranking.texts) == ("q", ["a", "b"])
-    assert bodies.ranking(bodies.fit(chat(), CHAT)) is None
+    assert isinstance(asked, RankingChat)
+    assert (asked.ranking.query, asked.ranking.texts) == ("q", ["a", "b"])
+    assert fit(chat(), CHAT, is_reranker=True).ranking is None

@@ -8,7 +8,7 @@ import pytest
 
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, jsonl, rerank_line
 from xalen_batch import catalog
-from xalen_batch.backends import tokens
+from xalen_batch.endpoints import tokens
 from xalen_batch.validation.errors import Fault
 from xalen_batch.validation.lines import GoodLine, scan
 
@@ -18,7 +18,7 @@ RERANK_WINDOW = 8_192
 
 @pytest.fixture(autouse=True)
 def _no_exact_tokenizer(monkeypatch):
-    monkeypatch.setattr(tokens, "exact_counter", lambda model: None)
+    monkeypatch.setattr(tokens, "exact_counter", lambda owned_by: None)
 
 
 def read(line) -> GoodLine | Fault:
@@ -56,7 +56,7 @@ def test_a_picture_counts_for_nothing():
 
 
 def test_the_models_own_tokenizer_decides_where_it_is_installed(monkeypatch):
-    monkeypatch.setattr(tokens, "exact_counter", lambda model: len)
+    monkeypatch.setattr(tokens, "exact_counter", lambda owned_by: len)
     fault = read(chat_line("a", "x" * 131_073))
     assert "have 131,073 tokens" in fault.message
     assert isinstance(read(chat_line("a", "x" * 131_072)), GoodLine)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xalen_batch import catalog
-from xalen_batch.backends import tokens
+from xalen_batch.endpoints import tokens
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=200)
 # Characters of every kind that `PIECES` tells apart, so that runs of them meet.
