@@ -244,9 +244,10 @@ class Generator:
         names = dict.fromkeys(
             [*(name for layer in shape.objects for name in layer.properties), *shape.required]
         )
-        room = len(names) if most is None else int(most) - len(shape.required)
+        required = frozenset(shape.required)
+        room = len(names) if most is None else int(most) - len(required)
         for position, name in enumerate(names):
-            if name in shape.required:
+            if name in required:
                 made[name] = self._property(shape, inner, name, variant >> position)
             elif room > 0 and self._is_wanted(shape, inner, name, variant):
                 try:
@@ -328,10 +329,10 @@ class Generator:
 
     def _size(self, shape: Shape, place: _Place) -> tuple[int, int, list[Any]]:
         """The least size of an array, its size, and the schemas that its last items fit too."""
-        contained = [wanted.schema for wanted in shape.contains for _ in range(int(wanted.least))]
         least, most = int(shape.bound("minItems", 0)), shape.bound("maxItems")
-        if max(least, len(contained)) > MOST_VALUES:
+        if max(least, sum(wanted.least for wanted in shape.contains)) > MOST_VALUES:
             raise NoValue(f"simulated arrays have at most {MOST_VALUES} items")
+        contained = [wanted.schema for wanted in shape.contains for _ in range(int(wanted.least))]
         first = max((len(layer.first) for layer in shape.arrays), default=0)
         size = max(least, len(contained), 0 if place.is_small else max(1, first))
         size = size if most is None else min(size, int(most))

@@ -162,6 +162,7 @@ def test_a_schema_without_bounds_gets_a_bounded_value(schema: dict[str, Any]) ->
     ("schema", "reason"),
     [
         ({"type": "array", "minItems": 10**9}, "at most 2000 items"),
+        ({"type": "array", "contains": {}, "minContains": 10**9}, "at most 2000 items"),
         ({"type": "string", "minLength": 10**9}, "at most 20000 characters"),
         ({"type": "object", "minProperties": 10**9}, "at most 2000 properties"),
         ({"type": "integer", "minimum": 5, "maximum": 4}, "above the greatest"),
@@ -216,6 +217,16 @@ def test_what_is_no_schema_is_refused(document: Any) -> None:
                    for number in range(12)}, "$ref": "#/$defs/d0"},
         {"type": "object", "required": ["a"], "properties": {"a": {"not": {"not": {"$ref": "#"}}}}},
         {"oneOf": [{"type": "array", "items": {"$ref": "#"}, "minItems": 3}] * 3},
+        {"anyOf": [{"$ref": "#"}, {"type": "integer"}]},
+        {"$defs": {f"d{number}": {"$ref": f"#/$defs/d{number + 1}"} for number in range(3_000)}
+                  | {"d3000": {}}, "$ref": "#/$defs/d0"},
+        {"allOf": [{"anyOf": [{"type": "integer"}, {"type": "string"}]}] * 2_000},
+        {"type": "object", "required": [str(number) for number in range(20_000)]},
+        {"type": "object", "required": [f"n{number}" for number in range(800)],
+         "patternProperties": {f"^p{number}.*x": {} for number in range(800)}},
+        {"type": "array", "minItems": 1_900, "items": {"enum": [str(number) for number in range(30_000)]}},
+        {"type": "array", "minItems": 1_000,
+         "items": {"type": "string", "minLength": 19_000, "pattern": "^[a-z]+$"}},
     ],
 )  # fmt: skip
 def test_no_schema_takes_long(schema: dict[str, Any]) -> None:
