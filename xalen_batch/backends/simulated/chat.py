@@ -3,7 +3,7 @@
 Docs: docs/simulated-models.md says which parameters it follows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -36,12 +36,12 @@ PLAIN = Wanted()
 
 
 class Said(Struct, frozen=True, gc=False):
-    """What one choice says, before it is cut at the token limit."""
+    """What one choice says within the limit of tokens: a text or calls."""
 
     text: str | None
-    calls: list[Call] = []
-    tokens: int = 0
-    is_cut: bool = False
+    tokens: int
+    is_cut: bool
+    calls: tuple[Call, ...] = ()
 
 
 def chatted(model: Model, body: dict[str, Any], digest: bytes) -> dict[str, Any]:
@@ -61,7 +61,12 @@ def chatted(model: Model, body: dict[str, Any], digest: bytes) -> dict[str, Any]
     choices, written = [], 0
     for index in range(whole_number(body.get("n")) or 1):
         prompt = Prompt(system, user, int.from_bytes(digest[1:5], "big") + index)
-        said = _cut(_said(prompt, wanted, messages[-1]["role"], body.get("stop")), limit)
+        calls = wanted.tools.calls(prompt, messages[-1]["role"]) if wanted.tools else ()
+        said = (
+            _cut_calls(calls, limit)
+            if calls
+            else _cut(stopped(wanted.write(prompt), body.get("stop")), limit)
+        )
         written += said.tokens
         choices.append(_choice(index, said, wanted, digest))
     return {
@@ -94,36 +99,26 @@ def _check_context(model: Model, read: int, limit: int) -> None:
         )
 
 
-def _said(prompt: Prompt, wanted: Wanted, last_role: str, stop: Any) -> Said:
-    calls = wanted.tools.calls(prompt, last_role) if wanted.tools else []
-    if calls:
-        return Said(None, calls)
-    text = wanted.write(prompt)
-    return Said(stopped(text, stop) if stop else text)
+def _cut(text: str, limit: int | None) -> Said:
+    """A text within the limit of tokens."""
+    shown = text if limit is None else tokens.cut(text, limit)
+    return Said(shown, tokens.count(shown), len(shown) != len(text))
 
 
-def _cut(said: Said, limit: int | None) -> Said:
-    """What is said within the limit of tokens, with their number."""
-    if said.text is None:
-        return _cut_calls(said.calls, limit)
-    shown = said.text if limit is None else tokens.cut(said.text, limit)
-    return Said(shown, tokens=tokens.count(shown), is_cut=len(shown) != len(said.text))
-
-
-def _cut_calls(calls: list[Call], limit: int | None) -> Said:
-    """The calls within the limit: the last one may have half of its arguments, as from a server."""
+def _cut_calls(calls: Sequence[Call], limit: int | None) -> Said:
+    """Calls within the limit. The last one may have half of its arguments, as from a server."""
     shown: list[Call] = []
     used = 0
     for call in calls:
         used += tokens.count(call.name)
         if limit is not None and used >= limit:
-            return Said(None if shown else "", shown, limit, is_cut=True)
+            return Said(None if shown else "", limit, is_cut=True, calls=tuple(shown))
         arguments = call.arguments if limit is None else tokens.cut(call.arguments, limit - used)
         used += tokens.count(arguments)
         shown.append(Call(call.name, arguments))
         if len(arguments) != len(call.arguments):
-            return Said(None, shown, used, is_cut=True)
-    return Said(None, shown, used)
+            return Said(None, used, is_cut=True, calls=tuple(shown))
+    return Said(None, used, is_cut=False, calls=tuple(shown))
 
 
 def _choice(index: int, said: Said, wanted: Wanted, digest: bytes) -> dict[str, Any]:
