@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -17,6 +18,8 @@ from xalen_batch.backends.simulated.prompt import MOST_READ, Prompt
 from xalen_batch.backends.simulated.type_hints import hinted, of_example, of_literal
 
 DEEPEST = 8
+# Braces at which an object may begin.
+MOST_OPENINGS = 20
 # Keywords of which an object that is a JSON Schema has one.
 _OF_SCHEMAS = frozenset({"properties", "$ref", "anyOf", "allOf", "oneOf"})
 
@@ -59,12 +62,11 @@ def write(prompt: Prompt) -> str:
 @lru_cache(maxsize=128)
 def schema_in(text: str) -> dict[str, Any] | None:
     """The schema of the object that a text describes; None if it describes none."""
-    start = text.find("{")
-    while start >= 0:
+    for opening in islice(re.finditer("{", text), MOST_OPENINGS):
+        start = opening.start()
         found = _schema_at(text, start) or _Example(text, start).schema()
         if found:
             return found
-        start = text.find("{", start + 1)
     properties = dict(_described(text))
     return _object_of(properties) if properties else None
 

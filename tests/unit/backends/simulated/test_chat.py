@@ -1,12 +1,30 @@
 """Simulated chats: plain answers, limits of tokens, stop sequences, and invalid parameters."""
 
+import subprocess
+import sys
 from typing import Any
 
 import orjson
 import pytest
 
+from tests import ROOT
 from tests.unit.backends.simulated.asking import MISTRAL, USER, ask, content, error
 from xalen_batch.endpoints import tokens
+
+PLAIN_CHAT = """
+import sys
+from xalen_batch import catalog
+from xalen_batch.backends.contract import Request
+from xalen_batch.backends.simulated.model import answer
+body = b'{"messages": [{"role": "user", "content": "Hello"}]}'
+model = catalog.read(None)["mistral-small-3-1"]
+assert answer(model, Request("/v1/chat/completions", body, "r")).status == 200
+assert not [name for name in sys.modules if name.startswith("jsonschema") or ".schemas." in name]
+"""
+
+
+def test_a_plain_chat_does_not_import_what_makes_json() -> None:
+    subprocess.run([sys.executable, "-c", PLAIN_CHAT], check=True, cwd=ROOT)
 
 
 class TestChat:
@@ -128,3 +146,9 @@ class TestChat:
                 "stop",
             )
             assert body["usage"]["completion_tokens"] == tokens.count("The parcel ")
+
+    @pytest.mark.parametrize("text", ["", " \n", [{"type": "text", "text": ""}]])
+    def test_an_empty_message_is_answered(self, text: Any) -> None:
+        for body in ({}, {"response_format": {"type": "json_object"}}, {"logprobs": True}):
+            made = content(messages=[{"role": "user", "content": text}], **body)
+            assert made
