@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -11,11 +11,13 @@ from xalen_batch import log
 from xalen_batch.api import health
 from xalen_batch.api.live import errors
 from xalen_batch.api.live.ledger import Call, recorder
+from xalen_batch.api.live.relay import Relay, streamed_body
 from xalen_batch.api.live.requests import LiveCall
 from xalen_batch.backends import registry
 from xalen_batch.backends.buffer import Buffer, Buffers
 from xalen_batch.backends.contract import Answered, Backend, Refused, Request, Retryable
 from xalen_batch.config import settings
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import ConfigError, Unavailable
 
 logger = log.get(__name__)
@@ -48,6 +50,30 @@ class Calls:
         if isinstance(outcome, Answered):
             recorder.add(Call(call.ledger, id, outcome.status, outcome.usage))
         return outcome
+
+    @asynccontextmanager
+    async def stream(
+        self, call: LiveCall, id: str
+    ) -> AsyncIterator[AsyncIterator[bytes] | Refused]:
+        """The body of a streamed answer, or the model's refusal. Raises errors of `live/errors.py`.
+
+        The model's answer is given up when the context is left.
+        """
+        recorder.refuse_if_full()
+        request = Request(call.endpoint, streamed_body(call), id)
+
+        def bill(usage: Usage) -> None:
+            recorder.add(Call(call.ledger, id, 200, usage))
+
+        async with self._backend(call).open(request) as stream:
+            if isinstance(stream, Retryable):
+                logger.info("live.unanswered", model=call.model.id, reason=stream.reason)
+                raise errors.of_outcome(call.model.id, stream)
+            if isinstance(stream, Refused):
+                yield stream
+                return
+            async with aclosing(Relay(call, request, bill).body(stream)) as body:
+                yield body
 
     def _backend(self, call: LiveCall) -> Backend:
         buffer = self._buffer_of.get(call.model.id)
