@@ -26,10 +26,14 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Zstd:
-    """The whole content as zstd frames, which any decoder reads."""
+    """The whole content as zstd frames, which any decoder reads.
+
+    `is_there` is false for a lost object, for which rows stand in that are not compressed.
+    """
 
     chunks: Callable[[], Iterator[bytes]]
     size: int
+    is_there: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +65,9 @@ def of(file: File) -> Content:
 
 
 def _sealed(file: File, sha256: bytes, stored_bytes: int) -> Stored:
-    size = frames.compressed_size(file.size, stored_bytes)
-    return Stored(
-        partial(_of_sealed, file),
-        file.size,
-        sha256,
-        Zstd(partial(storage.chunks, storage.output_key(file.id), 0, size), size),
-    )
+    key, size = storage.output_key(file.id), frames.compressed_size(file.size, stored_bytes)
+    zstd = Zstd(partial(storage.chunks, key, 0, size), size, lambda: storage.look(key)[1])
+    return Stored(partial(_of_sealed, file), file.size, sha256, zstd)
 
 
 def _of_sealed(file: File, start: int, end: int) -> Iterator[bytes]:

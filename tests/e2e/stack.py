@@ -1,5 +1,6 @@
 """The services as separate processes, with each store and the model server behind a fault proxy."""
 
+import copy
 import http.client
 import json
 import signal
@@ -296,6 +297,43 @@ class Stack:
         with self.direct() as session:
             open_tasks = "SELECT count(*) FROM tasks WHERE batch_id = %s AND state <> 'done'"
             assert session.execute(open_tasks, [batch.id.removeprefix("batch_")]).fetchone() == (0,)
+
+    def dump(self, to: Path) -> None:
+        """Back up the database."""
+        tool = stores.postgres_binaries() / "pg_dump"
+        url = self.url().set(drivername="postgresql").render_as_string(hide_password=False)
+        subprocess.run([tool, "-Fc", "-f", to, url], check=True, timeout=120)
+
+    def restore(self, dump: Path, name: str) -> "Stack":
+        """Restore a backup as a database of this name on the same server; `serving` starts it."""
+        with self.direct() as session:
+            session.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+            session.execute(f"CREATE DATABASE {name}".encode())
+        restored = copy.copy(self)
+        restored.database_name = name
+        restored.port = processes.free_port()
+        through = make_url(str(self.settings["database_url"])).set(database=name)
+        restored.settings = self.settings | {
+            "database_url": through.render_as_string(hide_password=False),
+            # Hints for one database are no hints for the other.
+            "redis_url": f"redis://127.0.0.1:{self.redis.port}/1",
+            "port": restored.port,
+        }
+        tool = stores.postgres_binaries() / "pg_restore"
+        url = restored.url().set(drivername="postgresql").render_as_string(hide_password=False)
+        subprocess.run([tool, "--no-owner", "-d", url, dump], check=True, timeout=120)
+        return restored
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """An API and a worker for as long as the block lasts."""
+        self.api, self.worker = self.start("api"), self.start("worker")
+        try:
+            self.wait_until_ready()
+            yield
+        finally:
+            for process in (self.api, self.worker):
+                processes.stop(process)
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         process.send_signal(signal.SIGKILL)

@@ -67,3 +67,10 @@ def test_a_store_that_is_away_has_lost_nothing(
     with pytest.raises(OSError, match="store"), capture_logs() as logs:
         read(file)
     assert logs == []
+
+
+def test_without_its_object_no_compressed_form_is_there(file: File) -> None:
+    found = content.of(file)
+    assert isinstance(found, Stored)
+    assert found.zstd is not None
+    assert not found.zstd.is_there()
