@@ -3,8 +3,10 @@
 docs/operating.md says what each of them loses.
 """
 
+import json
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -121,6 +123,21 @@ def is_lost(services: Stack, one: Ended) -> bool:
     return answer.is_come_back_later and has_logged(services, "file.lost", one.file_id)
 
 
+def lost_files(services: Stack) -> set[str]:
+    """The files that `reconcile` names."""
+    ran = subprocess.run(
+        [processes.COMMAND, "reconcile", "--files", "--json"],
+        env=services.env(),
+        stdout=subprocess.PIPE,
+        timeout=120,
+        check=False,
+    )
+    found = json.loads(ran.stdout)["data"]
+    assert ran.returncode == bool(found)
+    assert {one["what"] for one in found} <= {"object of the file"}
+    return {one["where"] for one in found}
+
+
 def assert_books(services: Stack, *batches: Ended) -> None:
     """Assert that the invoices of these batches are as they were, and on the statement."""
     client = services.client()
@@ -167,9 +184,12 @@ def test_a_folder_older_than_the_dump_loses_the_answers_that_were_sealed_since(
         assert client.files.content(before.file_id).content == before.content
         assert is_lost(restored, since)
         assert_books(restored, before, since)
+        uploaded = {one.batch.input_file_id for one in (since, ended)}
+        assert lost_files(restored) == {since.file_id} | uploaded
         # Whoever restores the object later has the answers again.
         shutil.copy(files_of(services) / since.object, files_of(restored) / since.object)
         assert client.files.content(since.file_id).content == since.content
+        assert lost_files(restored) == uploaded
 
 
 def test_a_folder_newer_than_the_dump_loses_nothing_that_was_not_deleted(services: Stack) -> None:
@@ -214,5 +234,7 @@ def test_a_folder_newer_than_the_dump_loses_nothing_that_was_not_deleted(service
             assert client.files.content(one.file_id).content == one.content
         # The dump does not know that it was deleted.
         assert is_lost(restored, deleted)
+        assert lost_files(restored) == {deleted.file_id}
         client.files.delete(deleted.file_id)
+        assert lost_files(restored) == set()
         assert_books(restored, before, unsealed, deleted)

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(OLD is None, reason="XALEN_TEST_OLD names no che
 
 @pytest.fixture
 def old() -> Iterator[Stack]:
-    with stack.running(Path(str(OLD))) as running:
+    with stack.running(Path(str(OLD)).absolute()) as running:
         yield running
 
 
