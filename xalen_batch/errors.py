@@ -19,6 +19,7 @@ XalenError
 ├── HeadTooLarge            431
 ├── ServerError             500
 ├── Unavailable             503
+├── GatewayTimeout          504
 └── StorageFull             507
 ConfigError                 an error in a setting, the catalog or a file of the operator
 """
@@ -27,6 +28,8 @@ from typing import ClassVar
 
 # Characters of a caller's value that an error message quotes.
 QUOTED_CHARS = 100
+# The same in the error of a line, as a file may have many of these.
+_QUOTED_OF_LINE = 60
 
 
 class XalenError(Exception):
@@ -187,6 +190,11 @@ class Unavailable(XalenError):
     retry_after = 5.0
 
 
+class GatewayTimeout(XalenError):
+    status = 504
+    code = "model_timeout"
+
+
 class StorageFull(XalenError):
     status = 507
     code = "storage_full"
@@ -194,3 +202,17 @@ class StorageFull(XalenError):
 
 class ConfigError(Exception):
     """An error in the operator's configuration. The message names it and the remedy."""
+
+
+def quoted(value: object) -> str:
+    """A user's value for a message: cut, with control characters escaped.
+
+    The text is therefore harmless on a terminal and in HTML, and `jsonb` can hold it.
+    """
+    # Cut before escaping: a value can have megabytes.
+    text = value[: _QUOTED_OF_LINE + 1] if isinstance(value, str) else value
+    if isinstance(text, str | int | float | bool | None):
+        shown = repr(text)
+    else:
+        shown = type(value).__name__
+    return shown if len(shown) <= _QUOTED_OF_LINE else shown[: _QUOTED_OF_LINE - 1] + "…"

@@ -14,7 +14,7 @@ from benchmarks.stage import Stage
 from xalen_batch import catalog, memory
 from xalen_batch.jsonl import Block, blocks, lines
 from xalen_batch.storage import READ_CHUNK
-from xalen_batch.validation import bodies, fast_path
+from xalen_batch.validation import fast_path
 from xalen_batch.validation import lines as scan
 from xalen_batch.validation.lines import GoodLine
 from xalen_batch.validation.prefix_order import PrefixHasher
@@ -48,7 +48,7 @@ def _decoded(input_: Input) -> Iterator[Block]:
     for block in _blocks(input_):
         if block.data is not None:
             begin, end = block.ends
-            bodies.usual_lines(memoryview(block.data)[begin:end])
+            fast_path.usual_lines(memoryview(block.data)[begin:end])
         yield block
 
 

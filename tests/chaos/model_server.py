@@ -15,7 +15,8 @@ import orjson
 from uvloop import new_event_loop
 
 from xalen_batch.backends.simulated import faults, server
-from xalen_batch.backends.simulated.model import FINGERPRINT, Answer
+from xalen_batch.backends.simulated.constants import FINGERPRINT
+from xalen_batch.backends.simulated.model import Answer
 
 TOKEN = re.compile(rb"run-[0-9]+-[a-z]+-[0-9]+")
 

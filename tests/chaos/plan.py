@@ -14,7 +14,7 @@ from tests.chaos.crash_points import POINTS
 from tests.chaos.faults import BUSIEST, NETWORK, STORMS, Fault
 from tests.chaos.system import DEFAULT, LINKS, SHORT, WORKERS
 from tests.factories import CHAT_MODEL, RERANK_MODEL
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
 
 # This number of consecutive seeds has every fault at least once.
 ROUND = 20

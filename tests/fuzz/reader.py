@@ -10,9 +10,10 @@ import orjson
 
 from xalen_batch import catalog, jsonl
 from xalen_batch.billing.terms import Terms
-from xalen_batch.catalog import ENDPOINTS
+from xalen_batch.endpoints.chat import ChatRequest, UsualChat
+from xalen_batch.endpoints.names import ENDPOINTS
 from xalen_batch.jsonl import Block
-from xalen_batch.validation import bodies, fast_path, prefix_order
+from xalen_batch.validation import fast_path, prefix_order
 from xalen_batch.validation.errors import Fault
 from xalen_batch.validation.estimate import estimate
 from xalen_batch.validation.lines import GoodLine, LineReader, scan
@@ -108,15 +109,21 @@ def _told(found: GoodLine | Fault) -> object:
 def _alike(usual: GoodLine, any_: GoodLine | Fault) -> None:
     """The fast path accepts only lines that the slow path accepts, with the same result."""
     assert isinstance(any_, GoodLine), any_
-    assert (usual.custom_id, usual.model, usual.endpoint, usual.body, usual.prompt) == (
+    assert (
+        usual.custom_id,
+        usual.model,
+        usual.endpoint,
+        usual.raw,
+        list(usual.request.cacheable),
+    ) == (
         any_.custom_id,
         any_.model,
         any_.endpoint,
-        any_.body,
-        any_.prompt,
+        any_.raw,
+        list(any_.request.cacheable),
     )
-    assert isinstance(usual.request, bodies.ChatRequest)
-    assert isinstance(any_.request, bodies.ChatRequest)
+    assert isinstance(usual.request, ChatRequest | UsualChat)
+    assert isinstance(any_.request, ChatRequest | UsualChat)
     assert (usual.request.choices, usual.request.longest_answer) == (
         any_.request.choices,
         any_.request.longest_answer,
@@ -142,17 +149,13 @@ def _good(line: GoodLine, content: bytes) -> None:
     sent = jsonl.input_line(raw)
     assert sent.custom_id == line.custom_id
     assert "\0" not in line.custom_id
-    assert 0 < len(line.custom_id.encode()) <= 4 * bodies.MAX_CUSTOM_ID
+    assert 0 < len(line.custom_id.encode()) <= 4 * fast_path.MAX_CUSTOM_ID
     body = bytes(sent.body)
-    assert (
-        json.loads(body, parse_constant=_refuse, parse_int=_whole)
-        == orjson.loads(body)
-        == line.body
-    )
-    assert line.body["model"] == line.model
+    assert json.loads(body, parse_constant=_refuse, parse_int=_whole) == orjson.loads(body)
+    assert json.loads(body)["model"] == line.model
     assert b"\n" not in body
     if not MODELS[line.model].is_reranker:
-        assert len(prefix_order.prefix_hashes(line.prompt)) <= prefix_order.MAX_HASHES
+        assert len(prefix_order.prefix_hashes(line.request.cacheable)) <= prefix_order.MAX_HASHES
     is_escaped = jsonl.has_line_break(line.custom_id)
     answered = jsonl.result_line(UUID(int=1), 1, line.custom_id, 200, b"{}", None, None, is_escaped)
     assert len(answered.decode().splitlines()) == 1

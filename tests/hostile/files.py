@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
 
 UNPRICED_MODEL = "no-price"
 # The catalog in force for these files; one of its models has no price.
@@ -320,7 +320,7 @@ def _addresses() -> Iterator[HostileFile]:
         yield HostileFile(f"method {method}", line(method=method), (("invalid_method", 1),))
     yield HostileFile("no url", line(url=...), (("missing_required_parameter", 1),))
     odd = (
-        "/v1/embeddings",
+        "/v1/moderations",
         "https://api.openai.com/v1/chat/completions",
         "//v1/chat/completions",
         f"{CHAT}?a=1",

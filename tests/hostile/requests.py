@@ -313,7 +313,7 @@ def _bodies() -> Iterator[HostileRequest]:
             None,
             7,
             "",
-            "/v1/embeddings",
+            "/v1/moderations",
             "https://x/v1/chat/completions",
             ["/v1/rerank"],
         ),

@@ -17,9 +17,10 @@ from tests import factories
 from tests.waiting import PATIENCE
 from xalen_batch import content, db, results
 from xalen_batch.accounts.accounts import Caller
-from xalen_batch.backends.contract import Answered, Usage
+from xalen_batch.backends.contract import Answered
 from xalen_batch.broker import Job
 from xalen_batch.content import Rendered
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch, File, Result, Task
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import claim, finalize, record, recover, validate

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import insert, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
 from tests import billing, factories
@@ -19,7 +19,7 @@ from tests.waiting import PATIENCE
 from xalen_batch import db, ids, results, storage
 from xalen_batch.accounts import accounts, keys
 from xalen_batch.accounts.accounts import Caller, Owner, Scope
-from xalen_batch.backends.contract import Usage
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import AccountTally, Base, Batch, File, IdempotencyKey, Result
 from xalen_batch.models.files import FilePart
 from xalen_batch.schedules import manual
@@ -98,6 +98,11 @@ class Neighbour:
             for name, id in own.items()
             if name not in OTHER_PARAMETERS
         ]
+        with db.reading() as session:
+            theirs = session.scalars(
+                select(Batch.id).where((Batch.account_id != self.owner.account_id) | Batch.livemode)
+            )
+            others += map(str, theirs)
         return {
             row
             for row in rows()

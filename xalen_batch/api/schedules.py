@@ -27,7 +27,7 @@ from xalen_batch.api.schedule_schemas import (
     ScheduleObject,
 )
 from xalen_batch.api.schemas import ListObject
-from xalen_batch.catalog import CHAT
+from xalen_batch.endpoints.names import CHAT
 from xalen_batch.models import Schedule
 from xalen_batch.ratelimit import account
 from xalen_batch.schedules import inbox, preflight, runs, schedules

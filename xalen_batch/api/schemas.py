@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from xalen_batch import batches, catalog, files, ids
 from xalen_batch.api.scopes import Scoped
 from xalen_batch.batches import Progress
-from xalen_batch.catalog import NamedEndpoint
+from xalen_batch.endpoints.names import NamedEndpoint
 from xalen_batch.fields import ExpiresAfter, Lenient, Metadata, Text
 from xalen_batch.models import Batch, File
 from xalen_batch.states import OnInvalid

@@ -4,12 +4,14 @@ Backends are not trusted. Failures are values, never exceptions. The types that 
 are msgspec Structs, which cost a tenth of a frozen dataclass.
 """
 
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
-from xalen_batch.catalog import Endpoint
+from xalen_batch.endpoints.names import Endpoint
+from xalen_batch.endpoints.usage import Usage
 
 
 class Request(Struct, frozen=True, gc=False):
@@ -18,19 +20,6 @@ class Request(Struct, frozen=True, gc=False):
     endpoint: Endpoint
     body: bytes
     request_id: str
-
-
-class Usage(Struct, frozen=True, gc=False):
-    """Tokens of one answer; never negative.
-
-    `counted` is true if we counted them, because the backend reported no usable numbers.
-    """
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-    counted: bool = False
 
 
 class Answered(Struct, frozen=True, gc=False):
@@ -107,7 +96,7 @@ NOT_RUN = NotRun()
 class Backend(Protocol):
     """A place where one model runs. Created and used on a worker's event loop thread."""
 
-    async def send(self, request: Request) -> Outcome:
+    def send(self, request: Request) -> Coroutine[Any, Any, Outcome]:
         """Run one request within the settings' total timeout. Raises nothing but CancelledError."""
         ...
 

@@ -13,7 +13,8 @@ import orjson
 from xalen_batch.backends.clients.contract import Reply
 from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable
 from xalen_batch.backends.usage import stating, usage_of, usual_usage
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, EMBEDDINGS
+from xalen_batch.endpoints.operations import OPERATIONS
 
 # docs/backends.md has these as a table.
 # The request is invalid: the line fails with the backend's message.
@@ -154,18 +155,19 @@ class _Error(NamedTuple):
 def _answered(reply: Reply, request: Request) -> Outcome:
     if not reply.body:
         return Retryable("The backend's answer is empty.", reply.status)
-    if request.endpoint == CHAT and (usage := usual_usage(reply.body, request)) is not None:
-        return Answered(reply.status, one_line(reply.body), usage)
+    if request.endpoint in (CHAT, EMBEDDINGS):
+        usage = usual_usage(reply.body, request)
+        if usage is not None:
+            return Answered(reply.status, one_line(reply.body), usage)
     try:
         answer = msgspec.json.decode(reply.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Retryable("The backend's answer is not valid JSON.", reply.status)
     if not isinstance(answer, dict):
         return Retryable("The backend's answer is not a JSON object.", reply.status)
-    part = "results" if request.endpoint == RERANK else "choices"
-    if not isinstance(answer.get(part), list):
-        # Some gateways answer 200 with an error in the body, which must not be billed.
-        return Retryable(f"The backend's answer has no `{part}`.", reply.status)
+    problem = OPERATIONS[request.endpoint].problem(answer)
+    if problem is not None:
+        return Retryable(problem, reply.status)
     usage = usage_of(answer, len(reply.body), request)
     return Answered(reply.status, one_line(stating(reply.body, answer, usage, request)), usage)
 

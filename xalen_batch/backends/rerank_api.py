@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from xalen_batch.backends.contract import Request
-from xalen_batch.backends.tokens import text_of
+from xalen_batch.endpoints.tokens import text_of
 
 RerankApi = Literal["jina", "cohere", "tei"]
 

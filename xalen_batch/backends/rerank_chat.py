@@ -5,7 +5,6 @@ chat completion whose content is the ranked `results` as JSON.
 """
 
 import time
-from typing import Any
 
 import msgspec
 import orjson
@@ -13,8 +12,8 @@ import orjson
 from xalen_batch.backends.contract import Answered, Backend, Outcome, Refused, Request
 from xalen_batch.backends.outcomes import envelope
 from xalen_batch.backends.usage import EXTENSION
-from xalen_batch.backends.whole import whole
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
+from xalen_batch.endpoints.rerank_chat import query_of
 
 SHAPE = '{"query": "…", "documents": ["…", "…"], "top_n": 3}'
 
@@ -44,22 +43,8 @@ class RerankChat:
 def to_rerank(body: bytes) -> bytes | Refused:
     """Return the rerank request in a chat's last user message, or a 400 that shows its form."""
     chat = msgspec.json.decode(body)
-    if not isinstance(chat, dict):
-        return _refused("the request is not a JSON object")
-    content = _last_user_content(chat.get("messages"))
-    if content is None:
-        return _refused("there is no user message with text")
-    try:
-        asked = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return _refused("the message is not JSON")
-    if not isinstance(asked, dict):
-        return _refused("the message is not a JSON object")
-    asked = whole(asked)
-    problem = problem_of(asked)
-    return (
-        _refused(problem) if problem else msgspec.json.encode({**asked, "model": chat.get("model")})
-    )
+    asked = query_of(chat) if isinstance(chat, dict) else "the request is not a JSON object"
+    return _refused(asked) if isinstance(asked, str) else msgspec.json.encode(asked)
 
 
 def to_chat(answer: Answered, request: Request) -> bytes:
@@ -85,50 +70,6 @@ def to_chat(answer: Answered, request: Request) -> bytes:
     }
     completion |= {key: ranking[key] for key in ("system_fingerprint", EXTENSION) if key in ranking}
     return orjson.dumps(completion)
-
-
-def problem_of(asked: dict[str, Any]) -> str | None:
-    """The first error of a rerank request, without a period; None if the request is valid."""
-    documents, top_n = asked.get("documents"), asked.get("top_n")
-    if not isinstance(asked.get("query"), str) or not asked["query"]:
-        return "`query` must be a text"
-    if (
-        not isinstance(documents, list)
-        or not documents
-        or not all(_is_document(document) for document in documents)
-    ):
-        return "`documents` must be a list of texts or of objects with `text`"
-    if top_n is not None and (not isinstance(top_n, int) or isinstance(top_n, bool) or top_n < 1):
-        return "`top_n` must be a whole number of at least 1"
-    if not isinstance(asked.get("return_documents"), bool | None):
-        return "`return_documents` must be true or false"
-    if asked.get("stream") is not None and asked["stream"] is not False:
-        return "`stream` must be left out, or false: a batch has no stream"
-    return None
-
-
-def _is_document(document: Any) -> bool:
-    return isinstance(document.get("text") if isinstance(document, dict) else document, str)
-
-
-def _last_user_content(messages: Any) -> str | None:
-    """The text of the last user message, whose content is a string or a list of text parts."""
-    if not isinstance(messages, list):
-        return None
-    for message in reversed(messages):
-        if isinstance(message, dict) and message.get("role") == "user":
-            content = message.get("content")
-            if isinstance(content, list):
-                return (
-                    "".join(
-                        part["text"]
-                        for part in content
-                        if isinstance(part, dict) and isinstance(part.get("text"), str)
-                    )
-                    or None
-                )
-            return content if isinstance(content, str) else None
-    return None
 
 
 def _refused(problem: str) -> Refused:

@@ -50,11 +50,11 @@ def check_catch_up(text: str | None) -> str | None:
 
 def check_endpoint(text: str | None) -> str | None:
     """Raise a usage error for an endpoint that batches do not have."""
-    from xalen_batch.catalog import ENDPOINTS, endpoint_of
+    from xalen_batch.endpoints.names import ENDPOINTS, endpoint_of
 
     if text is not None and endpoint_of(text) is None:
         raise typer.BadParameter(
-            f"{text[:100]!r} is not an endpoint. Give {' or '.join(ENDPOINTS)}.",
+            f"{text[:100]!r} is not an endpoint. Give one of {', '.join(ENDPOINTS)}.",
             param_hint="--endpoint",
         )
     return text

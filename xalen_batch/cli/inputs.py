@@ -110,7 +110,7 @@ def first_url(path: Path) -> str | None:
 
 def _named(endpoint: str) -> str | None:
     """The canonical endpoint of an option; None stands for that of the first line."""
-    from xalen_batch.catalog import endpoint_of
+    from xalen_batch.endpoints.names import endpoint_of
 
     return None if endpoint == AUTO else endpoint_of(endpoint) or endpoint
 

@@ -13,8 +13,8 @@ from msgspec import Struct
 from xalen_batch import db, jsonl, log, storage
 from xalen_batch.backends.contract import Request
 from xalen_batch.billing.charges import Tariff
-from xalen_batch.catalog import Endpoint
 from xalen_batch.config import settings
+from xalen_batch.endpoints.names import Endpoint
 from xalen_batch.ids import request_id
 from xalen_batch.models import next_task, results
 from xalen_batch.models.tasks import SUSPECT_CRASHES

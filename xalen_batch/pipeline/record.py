@@ -16,10 +16,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from xalen_batch import broker, db, jsonl, log, money
-from xalen_batch.backends.contract import Answered, Ended, Exhausted, Refused, Retryable, Usage
+from xalen_batch.backends.contract import Answered, Ended, Exhausted, Refused, Retryable
 from xalen_batch.billing.charges import USAGE_COUNTED, ZERO, Tariff
 from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Result
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.states import UNRUN, BatchStatus, LineError, TaskState

@@ -11,10 +11,9 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 
-import msgspec
-
 from xalen_batch import log
-from xalen_batch.catalog import RERANK, Endpoint
+from xalen_batch.endpoints.names import Endpoint
+from xalen_batch.endpoints.operations import OPERATIONS
 from xalen_batch.ratelimit.buckets import (
     HOLD,
     UNAVAILABLE,
@@ -41,33 +40,14 @@ RETRY = 1.0
 TYPICAL_ANSWER = 512
 
 
-class _Length(msgspec.Struct):
-    n: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-
-
-# Not strict: 256.0 is the whole number 256.
-_length = msgspec.json.Decoder(_Length, strict=False)
-
-
 def estimate(body: bytes, endpoint: Endpoint) -> int:
     """Estimated tokens of a request: a quarter of its bytes plus the longest answers it allows.
 
-    A chat without a limit counts TYPICAL_ANSWER for each choice; a rerank has no output. The
-    usage of the answer corrects the estimate (`Rates.settle`).
+    An answer without a limit counts TYPICAL_ANSWER. The usage of the answer corrects the estimate
+    (`Rates.settle`).
     """
-    read = len(body) // 4 + 1
-    if endpoint == RERANK:
-        return read
-    try:
-        asked = _length.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # The backend will refuse the request.
-        asked = _Length()
-    return read + (asked.n or 1) * (
-        asked.max_completion_tokens or asked.max_tokens or TYPICAL_ANSWER
-    )
+    count, longest = OPERATIONS[endpoint].answers(body)
+    return len(body) // 4 + 1 + count * (longest or TYPICAL_ANSWER)
 
 
 @dataclass(eq=False, slots=True)

@@ -12,10 +12,11 @@ import msgspec
 import orjson
 
 from xalen_batch.billing.terms import Terms
-from xalen_batch.catalog import Endpoint, Model
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.catalog import Model
+from xalen_batch.endpoints.names import Endpoint
+from xalen_batch.errors import InvalidRequest, quoted
 from xalen_batch.validation import json_errors
-from xalen_batch.validation.errors import Fault, Faults, quoted, refused
+from xalen_batch.validation.errors import Fault, Faults, refused
 from xalen_batch.validation.file_type import UTF8_BOM
 from xalen_batch.validation.lines import scan
 

@@ -13,8 +13,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from xalen_batch import windows
-from xalen_batch.catalog import NamedEndpoint
 from xalen_batch.config import settings
+from xalen_batch.endpoints.names import NamedEndpoint
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.fields import STORABLE, ExpiresAfter, Metadata, Text, Time
 from xalen_batch.schedules.cron import Cron

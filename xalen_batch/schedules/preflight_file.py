@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from xalen_batch import storage
 from xalen_batch.billing.terms import Terms
-from xalen_batch.catalog import Endpoint, Model
+from xalen_batch.catalog import Model
+from xalen_batch.endpoints.names import Endpoint
 from xalen_batch.schedules import templates
 from xalen_batch.schedules.fill import Unfit, capped, rendered
 from xalen_batch.schedules.templates import Moment

@@ -6,8 +6,10 @@ from typing import Any
 from xalen_batch.billing.terms import Terms
 from xalen_batch.config import settings
 
-QUOTED_CHARACTERS = 60
 TOO_MANY = "too_many_tasks"
+TOO_MANY_INPUTS = "too_many_inputs"
+# Faults of the file, at the first line that is too many.
+OF_FILE = frozenset({TOO_MANY, TOO_MANY_INPUTS})
 DUPLICATE = "duplicate_custom_id"
 
 
@@ -28,7 +30,7 @@ class Fault:
     @property
     def is_of_line(self) -> bool:
         """Whether the fault is of one line, so that the other lines could run."""
-        return self.line is not None and self.code != TOO_MANY
+        return self.line is not None and self.code not in OF_FILE
 
     def render(self) -> dict[str, Any]:
         return {"code": self.code, "line": self.line, "message": self.message, "param": self.param}
@@ -80,17 +82,3 @@ def refused(model: str, terms: Terms) -> Fault | None:
     """The fault of a batch that names a model which its terms refuse; None if they allow it."""
     refusal = terms.refusal(model)
     return None if refusal is None else Fault(refusal.code, refusal.message, param="body.model")
-
-
-def quoted(value: object) -> str:
-    """A user's value for a message: at most QUOTED_CHARACTERS, with control characters escaped.
-
-    The text is therefore harmless on a terminal and in HTML, and `jsonb` can hold it.
-    """
-    # Cut before escaping: a value can have megabytes.
-    text = value[: QUOTED_CHARACTERS + 1] if isinstance(value, str) else value
-    if isinstance(text, str | int | float | bool | None):
-        shown = repr(text)
-    else:
-        shown = type(value).__name__
-    return shown if len(shown) <= QUOTED_CHARACTERS else shown[: QUOTED_CHARACTERS - 1] + "…"

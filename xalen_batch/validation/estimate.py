@@ -1,9 +1,10 @@
 """Estimate: the cost of a file before it is submitted, and all its faults.
 
-Pure: needs no server, no database and no account. The figures rest on three assumptions:
+Pure: needs no server, no database and no account. The figures rest on four assumptions:
 
-- input tokens are counted by `backends.tokens.count`, an estimate;
+- input tokens are counted by `endpoints.tokens.count`, an estimate;
 - the expected answer has EXPECTED_ANSWER tokens, or the request's own limit if that is lower;
+- no input is cached: where cached input is cheaper, that is only known from the answer;
 - the maximum is one token for each byte of input, which no byte-level tokenizer exceeds, and
   answers as long as the request and the context window allow.
 """
@@ -14,13 +15,11 @@ from decimal import Decimal
 from typing import Any
 
 from xalen_batch import money
-from xalen_batch.backends import tokens
 from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import Model
 from xalen_batch.config import Settings
-from xalen_batch.validation import bodies
-from xalen_batch.validation.bodies import ChatRequest, RerankRequest, UsualChat
-from xalen_batch.validation.context_window import LEAST_SHARE
+from xalen_batch.endpoints import tokens
+from xalen_batch.endpoints.window import LEAST_SHARE
 from xalen_batch.validation.errors import Fault, Faults, refused
 from xalen_batch.validation.lines import GoodLine, scan
 
@@ -49,26 +48,21 @@ class ModelEstimate:
         self.max_output_tokens += other.max_output_tokens
 
     def add(self, line: GoodLine) -> None:
+        request, window = line.request, self.model.context_window
+        counted, most = request.input_tokens(tokens.count), request.input_tokens(tokens.most)
         self.lines += 1
-        ranking = _ranking(line.request, self.model)
-        if ranking:
-            self.input_tokens += tokens.count_rerank(ranking.query, ranking.texts)
-            self.max_input_tokens += tokens.count_rerank(
-                ranking.query, ranking.texts, counter=tokens.most
-            )
-        elif isinstance(line.request, ChatRequest) and not self.model.is_reranker:
-            self._add_chat(line.request, *_prompt_tokens(line))
-
-    def _add_chat(self, chat: ChatRequest, counted: int, most: int) -> None:
-        """`counted`: the estimate of its prompt's tokens; `most`: their upper bound."""
-        window = self.model.context_window
+        if not request.choices:
+            # Each document is read together with the query, so all of them may exceed the window.
+            self.input_tokens += counted
+            self.max_input_tokens += most
+            return
         # The lowest input count leaves the most room for an answer: this bounds the maximum.
         room = max(window - int(counted * LEAST_SHARE), 1)
-        longest = min(chat.longest_answer or room, window)
+        longest = min(request.longest_answer or room, window)
         self.input_tokens += min(counted, window)
         self.max_input_tokens += min(most, window)
-        self.output_tokens += chat.choices * min(longest, EXPECTED_ANSWER)
-        self.max_output_tokens += chat.choices * longest
+        self.output_tokens += request.choices * min(longest, EXPECTED_ANSWER)
+        self.max_output_tokens += request.choices * longest
 
     @property
     def expected_cost(self) -> Decimal:
@@ -81,10 +75,10 @@ class ModelEstimate:
     @money.exact
     def _cost(self, read: int, written: int) -> Decimal:
         # Tokens of a component without a price are not billed.
-        counts = {"input": read, "output": written}
         gross = Decimal(0)
-        for component, price in self.price.items():
-            gross += money.gross(counts[component], Decimal(price))
+        for component, count in (("input", read), ("output", written)):
+            if component in self.price:
+                gross += money.gross(count, Decimal(self.price[component]))
         return gross + money.discount(gross, self.discount_rate)
 
     def render(self) -> dict[str, Any]:
@@ -202,23 +196,3 @@ def estimate(
             result.add(line, models, terms)
     result.end()
     return result
-
-
-def _prompt_tokens(line: GoodLine) -> tuple[int, int]:
-    """The estimate of the tokens in a chat's prompt, and their upper bound."""
-    if isinstance(line.request, UsualChat):
-        texts = [message.content for message in line.request.messages]
-        return tokens.count_texts(texts), tokens.count_texts(texts, counter=tokens.most)
-    body = line.body
-    messages, tools = body["messages"], body.get("tools")
-    return (
-        tokens.count_chat(messages, tools=tools),
-        tokens.count_chat(messages, tools=tools, counter=tokens.most),
-    )
-
-
-def _ranking(request: ChatRequest | RerankRequest, model: Model) -> RerankRequest | None:
-    """The query and documents of a request to a reranker, from either endpoint; else None."""
-    if isinstance(request, RerankRequest):
-        return request
-    return bodies.ranking(request) if model.is_reranker else None

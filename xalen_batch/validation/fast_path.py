@@ -4,20 +4,34 @@ A line of another form, good or invalid, takes the slow path of `lines.py`, whic
 """
 
 import re
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta, Struct
 
+from xalen_batch.endpoints.chat import UsualChat
 from xalen_batch.jsonl import Block
-from xalen_batch.validation import bodies
-from xalen_batch.validation.bodies import UsualLine
+
+MAX_CUSTOM_ID = 512
 
 # Keys that decide what runs. A higher count than usual may mean a duplicate key.
-KEYS = re.compile(rb'"(?:custom_id|body|model|messages|query|documents)"')
+KEYS = re.compile(rb'"(?:custom_id|body|model|messages|query|documents|input|prompt|instructions)"')
 # How many of KEYS a chat line has: custom_id, body, model and messages.
 CHAT_KEYS = 4
 OPENING, CLOSING = b"{}"
 # A letter or `_` as a \u escape. Clients do not write one, but it could disguise one of KEYS.
 ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
+
+
+class UsualLine(Struct, forbid_unknown_fields=True, gc=False):
+    custom_id: Annotated[str, Meta(min_length=1, max_length=MAX_CUSTOM_ID)]
+    method: Literal["POST"]
+    url: str
+    body: UsualChat
+
+
+# Decodes all values in a buffer. It does not check that each line has one (see `decode`).
+usual_lines = msgspec.json.Decoder(UsualLine).decode_lines
 
 
 def decode(block: Block) -> list[UsualLine] | None:
@@ -31,7 +45,7 @@ def decode(block: Block) -> list[UsualLine] | None:
         return None
     begin, end = block.ends
     try:
-        values = bodies.usual_lines(memoryview(data)[begin:end])
+        values = usual_lines(memoryview(data)[begin:end])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     # The decoder ignores line ends. Reject values that span lines: each line must start with `{`

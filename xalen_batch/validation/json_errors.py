@@ -10,7 +10,8 @@ from array import array
 from itertools import accumulate
 from typing import Any, NoReturn
 
-from xalen_batch.validation.errors import Fault, quoted
+from xalen_batch.errors import quoted
+from xalen_batch.validation.errors import Fault
 
 # Far below the limits of parsers (pydantic has about 200), so that no backend refuses a line that
 # we accepted.

@@ -11,59 +11,36 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
-from xalen_batch.catalog import ENDPOINTS, Endpoint, Model, endpoint_of
+from xalen_batch.catalog import Model
 from xalen_batch.config import Settings, settings
+from xalen_batch.endpoints import operations
+from xalen_batch.endpoints.form import Form, InvalidBody
+from xalen_batch.endpoints.names import ENDPOINTS, Endpoint, endpoint_of
+from xalen_batch.errors import quoted
 from xalen_batch.jsonl import Block, Span, blocks
-from xalen_batch.validation import (
-    bodies,
-    context_window,
-    fast_path,
-    file_type,
-    json_errors,
-    prefix_order,
-)
-from xalen_batch.validation.bodies import (
-    MAX_CUSTOM_ID,
-    InvalidBody,
-    Request,
-    UsualChat,
-    UsualLine,
-)
-from xalen_batch.validation.errors import DUPLICATE, TOO_MANY, Fault, quoted
+from xalen_batch.validation import fast_path, file_type, json_errors
+from xalen_batch.validation.errors import DUPLICATE, OF_FILE, TOO_MANY, TOO_MANY_INPUTS, Fault
+from xalen_batch.validation.fast_path import MAX_CUSTOM_ID, UsualLine
 from xalen_batch.validation.file_type import UTF8_BOM
-from xalen_batch.validation.prefix_order import Prompt
 
 # A file may have this many lines for each request that a batch may have: blank lines cost time too.
 LINES_PER_REQUEST = 10
 
 
 class GoodLine(NamedTuple):
-    """A line that can run; `request` has the fields of its body that we read, typed."""
+    """A line that can run; `request` is its body, as far as we read it."""
 
     span: Span
     custom_id: str
     endpoint: Endpoint
     model: str
-    request: Request
+    request: Form
     block: Block
 
     @property
     def raw(self) -> bytes:
         """The bytes of the line, without its line end."""
         return self.block.line(self.span)
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The whole body, as it was sent."""
-        body: dict[str, Any] = orjson.loads(self.raw)["body"]
-        return body
-
-    @property
-    def prompt(self) -> Prompt:
-        """The text that a chat model reads."""
-        if isinstance(self.request, UsualChat):
-            return [message.content for message in self.request.messages]
-        return prefix_order.prompt(self.body)
 
 
 def scan(
@@ -108,8 +85,8 @@ def too_long(span: Span, limit: int) -> Fault:
 class LineReader:
     """Checks the lines of one file, in order.
 
-    `seen` maps each custom id to its line number, `count` is the number of requests, and
-    `last_line` the number of the last line read.
+    `seen` maps each custom id to its line number, `count` is the number of requests, `inputs` that
+    of the inputs of embeddings in good lines, and `last_line` the number of the last line read.
     """
 
     def __init__(
@@ -118,12 +95,13 @@ class LineReader:
         self.endpoint = endpoint
         self.models = models
         self.seen: dict[str, int] = {}
-        self.count = self.last_line = 0
+        self.count = self.inputs = self.last_line = 0
         limits = limits or settings()
         self.longest, self._most = limits.max_line_bytes, limits.max_batch_lines
+        self._most_inputs = limits.max_batch_inputs
 
     def read(self, chunks: Iterable[bytes], *, start: int = 0) -> Iterator[GoodLine | Fault]:
-        """Check each line that is not blank, up to a fault with the code TOO_MANY.
+        """Check each line that is not blank, up to a fault with a code of OF_FILE.
 
         `start`: the offset in the file, in bytes, at which the chunks begin. The line there has the
         number 1.
@@ -131,14 +109,14 @@ class LineReader:
         for block in blocks(chunks, longest=self.longest, start=start):
             for found in self.check(block):
                 yield found
-                if isinstance(found, Fault) and found.code == TOO_MANY:
+                if isinstance(found, Fault) and found.code in OF_FILE:
                     return
             self.last_line = block.spans[-1].line_no
 
     def check(self, block: Block) -> Iterator[GoodLine | Fault]:
         """Check each line of a block that is not blank.
 
-        Stop reading the file at a fault with the code TOO_MANY.
+        Stop reading the file at a fault with a code of OF_FILE.
         """
         values = fast_path.decode(block)
         if values is None:
@@ -161,7 +139,7 @@ class LineReader:
         if value.url != endpoint and endpoint_of(value.url) != endpoint:
             return None
         model = self.models.get(chat.model)
-        if model is None or endpoint not in model.endpoints or chat.stream:
+        if model is None or endpoint not in model.endpoints or model.is_reranker or chat.stream:
             return None
         # A line with no more bytes than the window has tokens needs no token count.
         if span.length > model.context_window or span.length > self.longest:
@@ -212,7 +190,7 @@ class LineReader:
             return Fault(
                 "invalid_json_line", f"The line is {_kind(value)}, not an object. {hint}", line
             )
-        if fault := _hidden(raw, line) or self._id(value, line):
+        if fault := hidden(raw, line) or self._id(value, line):
             return fault
         request = (
             self._address(value, line)
@@ -221,9 +199,20 @@ class LineReader:
         )
         if isinstance(request, Fault):
             return replace(request, custom_id=value["custom_id"])
+        self.inputs += request.inputs
+        if self._most_inputs is not None and self.inputs > self._most_inputs:
+            return self._too_many_inputs(request, line)
         return GoodLine(
             span, value["custom_id"], cast(Endpoint, self.endpoint), request.model, request, block
         )
+
+    def _too_many_inputs(self, request: Form, line: int) -> Fault:
+        message = (
+            f"With the {request.inputs:,} of this line, the file has {self.inputs:,} inputs of"
+            f" embeddings; the most of one batch is {self._most_inputs:,}. Split the file before"
+            " this line."
+        )
+        return Fault(TOO_MANY_INPUTS, message, line, "body.input")
 
     def _id(self, value: dict[str, Any], line: int) -> Fault | None:
         custom_id = value.get("custom_id")
@@ -305,15 +294,21 @@ class LineReader:
             return Fault("model_not_found", f"{serves} {instead}", line, "body.model")
         return None
 
-    def _request(self, value: dict[str, Any], line: int, size: int) -> Request | Fault:
+    def _request(self, value: dict[str, Any], line: int, size: int) -> Form | Fault:
         """The body, typed. `size`: the length of the line in bytes."""
-        request = bodies.fit(value["body"], cast(Endpoint, self.endpoint))
+        model = self.models[value["body"]["model"]]
+        request = operations.fit(
+            value["body"], cast(Endpoint, self.endpoint), is_reranker=model.is_reranker
+        )
         if isinstance(request, InvalidBody):
             return Fault("invalid_request", request.message, line, request.param)
-        if request.stream:
-            message = "A batch has no stream to send. Leave stream out, or set it to false."
-            return Fault("invalid_request", message, line, "body.stream")
-        if excess := context_window.overflow(request, self.models[request.model], size):
+        if request.live_only:
+            return Fault(
+                "invalid_request", request.live_only.message, line, request.live_only.param
+            )
+        # A byte-level tokenizer makes at most one token of a byte.
+        excess = request.overflow(model.window) if size > model.context_window else None
+        if excess is not None:
             return Fault("context_length_exceeded", excess.message, line, excess.param)
         return request
 
@@ -329,7 +324,7 @@ class LineReader:
         return f"Name one of: {', '.join(self._serving()[:20])}."
 
 
-def _hidden(raw: bytes, line: int) -> Fault | None:
+def hidden(raw: bytes, line: int) -> Fault | None:
     """The fault of a line that parses here: too deeply nested for a backend, or a repeated key."""
     # Most of the cost of a long line is here. Deleting a byte is four times as fast as counting it.
     brackets = len(raw) - len(raw.replace(b"[", b"").replace(b"{", b""))

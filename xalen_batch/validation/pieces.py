@@ -30,13 +30,9 @@ class SplitBuilder:
     def __init__(self, models: Mapping[str, Model]) -> None:
         self.split = Split()
         self._hasher = PrefixHasher()
-        # A reranker reads each pair on its own, so its lines gain nothing from a prefix cache.
-        self._rerankers = {model.id for model in models.values() if model.is_reranker}
 
     def add(self, line: GoodLine) -> None:
-        is_for_reranker = line.model in self._rerankers
-        hashes = () if is_for_reranker else self._hasher.hashes(line.prompt)
-        self.split.add(line.model, line.span, hashes)
+        self.split.add(line.model, line.span, self._hasher.hashes(line.request.cacheable))
 
 
 class ByteRange(NamedTuple):
@@ -50,13 +46,15 @@ class ByteRange(NamedTuple):
 class Piece(NamedTuple, Generic[T]):
     """The result of reading a piece; its lines are numbered from 1.
 
-    `requests` counts the lines that are not blank, `lines` all. `endpoint` is that of the lines, or
+    `requests` counts the lines that are not blank, `inputs` the inputs of embeddings in them, and
+    `lines` all lines. `endpoint` is that of the lines, or
     None if the piece has none.
     """
 
     content: T
     custom_ids: list[str]
     requests: int
+    inputs: int
     lines: int
     endpoint: str | None
 
@@ -146,4 +144,11 @@ def read_lines(
                 return None
     except storage.UNAVAILABLE:
         return None
-    return Piece(content, list(reader.seen), reader.count, reader.last_line, reader.endpoint)
+    return Piece(
+        content,
+        list(reader.seen),
+        reader.count,
+        reader.inputs,
+        reader.last_line,
+        reader.endpoint,
+    )

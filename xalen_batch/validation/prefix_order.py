@@ -8,12 +8,11 @@ two lines, and has no other effect.
 """
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 from zlib import crc32
 
-import orjson
+from xalen_batch.endpoints.form import Prompt
 
 # Prefixes of fewer bytes are not shared: about four cache blocks of 16 tokens. They move no line.
 MIN_BYTES = 256
@@ -33,21 +32,6 @@ def _offsets() -> Iterator[int]:
 
 # The offsets in a message, in bytes, up to which its prefix is hashed; the last is about 2 MiB.
 OFFSETS = tuple(_offsets())
-
-
-# The text that the model reads, in pieces. A piece is text, or JSON as bytes.
-Prompt = Sequence[str | bytes]
-
-
-def prompt(body: Mapping[str, Any]) -> Prompt:
-    """The pieces of a chat request in the order in which the model reads them: first the tools."""
-    tools = body.get("tools")
-    contents = [(message, message.get("content")) for message in body["messages"]]
-    messages = [
-        content if isinstance(content, str) else orjson.dumps(message)
-        for message, content in contents
-    ]
-    return [orjson.dumps(tools), *messages] if tools else messages
 
 
 def first_hash(prompt: Prompt) -> int | None:

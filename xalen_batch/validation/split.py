@@ -11,8 +11,8 @@ from itertools import accumulate
 from math import ceil
 
 from xalen_batch import jsonl
-from xalen_batch.backends import tokens
 from xalen_batch.config import settings
+from xalen_batch.endpoints import tokens
 from xalen_batch.jsonl import Span
 from xalen_batch.validation.prefix_order import PrefixIndex
 

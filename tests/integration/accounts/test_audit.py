@@ -23,10 +23,10 @@ from tests.integration.conftest import Api, new_key
 from xalen_batch import db, files, ids
 from xalen_batch.accounts import accounts, audit, keys
 from xalen_batch.accounts.accounts import Owner, Scope
-from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import invoices, prices
 from xalen_batch.cli import database as of_commands
 from xalen_batch.cli.main import app
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Account, ApiKey, AuditEntry, Base, Batch, Schedule
 from xalen_batch.pipeline import recover, sweeps
 from xalen_batch.schedules import fire, schedules

@@ -119,7 +119,7 @@ def test_a_body_that_is_no_json_object_is_400(api: Api, body: bytes, kind: str) 
         ({"input_file_id": 7}, "input_file_id"),
         ({"input_file_id": "file-\ud800"}, "input_file_id"),
         ({"input_file_id": "file-" + "0" * 32}, "input_file_id"),
-        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": "/v1/moderations"}, "endpoint"),
         ({"completion_window": "30m"}, "completion_window"),
         ({"completion_window": "8d"}, "completion_window"),
         ({"completion_window": "२४h"}, "completion_window"),

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from tests import factories
 from tests.integration.conftest import Answer, Api
 from xalen_batch import db, ids
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
 from xalen_batch.pipeline import validate
 from xalen_batch.schedules import fire
 

@@ -17,8 +17,8 @@ from xalen_batch.accounts import accounts
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.api import estimates, long_work
 from xalen_batch.api.long_work import admitted
-from xalen_batch.catalog import CHAT, RERANK
 from xalen_batch.config import settings
+from xalen_batch.endpoints.names import CHAT, RERANK
 from xalen_batch.errors import TooManyRequests
 from xalen_batch.schedules import collect as collecting
 from xalen_batch.validation import apart

@@ -11,8 +11,8 @@ from sqlalchemy import text
 from tests import factories
 from tests.integration.conftest import Answer, Api
 from xalen_batch import db
-from xalen_batch.catalog import CHAT
 from xalen_batch.config import settings
+from xalen_batch.endpoints.names import CHAT
 
 NIGHTLY = {
     "name": "Nightly digest",
@@ -95,7 +95,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"inbox": None, "source": {"prefix": "a\0"}}, "source.prefix", "NUL"),
     ({"inbox": None, "source": []}, "source", "valid dictionary"),
     ({"inbox": True}, "inbox", "valid dictionary"),
-    ({"endpoint": "/v1/embeddings"}, "endpoint", "/v1/rerank"),
+    ({"endpoint": "/v1/moderations"}, "endpoint", "/v1/rerank"),
     ({"completion_window": "8d"}, "completion_window", "1h"),
     ({"metadata": {"a": 1}}, "metadata.a", "valid string"),
     ({"metadata": DEEP}, "metadata.a", "valid string"),

@@ -19,7 +19,7 @@ from tests.integration.conftest import Answer, Api, new_key
 from xalen_batch import db, ids, storage
 from xalen_batch.accounts import accounts
 from xalen_batch.billing import invoices
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
 from xalen_batch.models import Batch, Invoice
 from xalen_batch.schedules import fire, preflight, sources
 from xalen_batch.states import BatchStatus

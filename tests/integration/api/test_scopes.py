@@ -27,8 +27,8 @@ from xalen_batch.api import money_schemas
 from xalen_batch.api import scopes as scoped
 from xalen_batch.api.schedule_schemas import RunObject
 from xalen_batch.api.schemas import ListObject
-from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import invoices
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Account, ScheduleRun
 from xalen_batch.schedules import runs
 from xalen_batch.schedules.runs import Trigger

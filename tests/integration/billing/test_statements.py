@@ -19,8 +19,8 @@ from tests.conftest import as_owner
 from tests.factories import RERANK_MODEL
 from tests.statements import MARCH, a_caller, an_invoice, issue_due, read
 from xalen_batch import db, ids, money
-from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import invoices, statements
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Account, Invoice, InvoiceLine
 

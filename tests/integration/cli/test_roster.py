@@ -18,8 +18,8 @@ from tests.integration.conftest import Api
 from xalen_batch import db, ids
 from xalen_batch.accounts import accounts
 from xalen_batch.accounts.accounts import Caller
-from xalen_batch.backends.contract import Usage
 from xalen_batch.cli.main import app
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Account, Batch, Invoice, Schedule
 from xalen_batch.schedules import due, fire
 from xalen_batch.states import BatchStatus

@@ -11,7 +11,7 @@ from sqlalchemy.exc import ProgrammingError
 from tests import billing
 from tests.conftest import Stores, as_owner, forget
 from xalen_batch import db, migrate
-from xalen_batch.backends.contract import Usage
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import ConfigError
 from xalen_batch.migrate import rights
 from xalen_batch.models import Base

@@ -12,8 +12,8 @@ from tests.billing import Ran, ended
 from tests.conftest import as_owner
 from tests.integration.engines import bytes_of
 from xalen_batch import db, ids, results
-from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import reconcile
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch, File, partitions
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import seal, sweeps, validate

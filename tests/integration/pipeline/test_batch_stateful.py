@@ -33,10 +33,11 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.outcome import assert_whole
 from xalen_batch import batches, broker, catalog, db, files, ids
 from xalen_batch.api import idempotency
-from xalen_batch.backends.contract import Answered, Exhausted, Retryable, Usage
+from xalen_batch.backends.contract import Answered, Exhausted, Retryable
 from xalen_batch.billing import invoices, prices
 from xalen_batch.broker import Job, Message
-from xalen_batch.catalog import CHAT
+from xalen_batch.endpoints.names import CHAT
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import FileBusy, InvalidRequest, NotCancellable
 from xalen_batch.models import Batch, Invoice, InvoiceLine, Price, Result, Task
 from xalen_batch.pipeline import claim, finalize, record, recover, validate

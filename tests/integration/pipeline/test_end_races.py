@@ -25,7 +25,8 @@ from tests.integration.engines import read
 from tests.outcome import assert_reconciled, assert_whole
 from tests.waiting import PATIENCE
 from xalen_batch import batches, db
-from xalen_batch.backends.contract import Answered, Usage
+from xalen_batch.backends.contract import Answered
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import NotCancellable
 from xalen_batch.models import Batch
 from xalen_batch.pipeline import claim, finalize, record, recover, validate

@@ -13,8 +13,9 @@ from tests.outcome import assert_whole
 from xalen_batch import batches, db, ids, results
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.quotas import Quota
-from xalen_batch.backends.contract import Answered, Usage
+from xalen_batch.backends.contract import Answered
 from xalen_batch.billing import invoices
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch, File, Schedule
 from xalen_batch.models.files import FilePart

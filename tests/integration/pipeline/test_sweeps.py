@@ -15,8 +15,8 @@ from tests import billing, factories
 from tests.conftest import as_owner
 from xalen_batch import db, erasure, files, ids, storage
 from xalen_batch.accounts.accounts import Caller, Owner
-from xalen_batch.backends.contract import Usage
 from xalen_batch.billing import statements
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import NotFound
 from xalen_batch.models import Batch, Erasure, File, IdempotencyKey, Result
 from xalen_batch.models.quotas import AccountTally

@@ -9,7 +9,7 @@ from sqlalchemy import insert, select
 from tests import factories
 from tests.factories import chat_line, rerank_line
 from xalen_batch import batches, db, jsonl, results, storage
-from xalen_batch.catalog import RERANK
+from xalen_batch.endpoints.names import RERANK
 from xalen_batch.models import Batch, Result, Task
 from xalen_batch.models.files import FilePart
 from xalen_batch.pipeline import finalize, validate

@@ -29,9 +29,10 @@ from tests.outcome import assert_whole
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, results
 from xalen_batch.backends import registry
-from xalen_batch.backends.contract import Answered, Refused, Request, Usage
+from xalen_batch.backends.contract import Answered, Refused, Request
 from xalen_batch.batches import Progress
 from xalen_batch.broker import Job
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import NotCancellable
 from xalen_batch.models import Batch, File, Invoice, Result, Task
 from xalen_batch.models.files import FilePart

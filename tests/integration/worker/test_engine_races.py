@@ -40,7 +40,7 @@ from xalen_batch import broker, catalog, db, files, storage
 from xalen_batch.backends import openai
 from xalen_batch.backends.contract import Outcome, Request, Retryable
 from xalen_batch.broker import Job, Message
-from xalen_batch.catalog import CHAT
+from xalen_batch.endpoints.names import CHAT
 from xalen_batch.models import Batch, Task
 from xalen_batch.pipeline import claim, finalize, record, recover
 from xalen_batch.worker import engine as worker_engine

@@ -34,8 +34,9 @@ from tests.integration.engines import (
 from tests.waiting import PATIENCE, wait_until
 from xalen_batch import batches, db, ids
 from xalen_batch.backends import registry
-from xalen_batch.backends.contract import Answered, Outcome, Request, Usage
+from xalen_batch.backends.contract import Answered, Outcome, Request
 from xalen_batch.broker import Job, Message
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Account, Batch, Task
 from xalen_batch.models.files import FilePart

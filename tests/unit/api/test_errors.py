@@ -33,9 +33,9 @@ def message(body: object) -> str:
 
 def test_messages_name_field_value_and_remedy() -> None:
     assert (
-        message({**VALID, "endpoint": "/v1/embeddings"})
-        == "Invalid `endpoint`: should be '/v1/chat/completions' or '/v1/rerank'; got"
-        " '/v1/embeddings'."
+        message({**VALID, "endpoint": "/v1/moderations"})
+        == "Invalid `endpoint`: should be '/v1/chat/completions', '/v1/responses',"
+        " '/v1/completions', '/v1/embeddings' or '/v1/rerank'; got '/v1/moderations'."
     )
     assert (
         message({**VALID, "metadata": {"a": 1}})

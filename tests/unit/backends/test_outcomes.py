@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xalen_batch.backends.clients.contract import Reply
-from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable, Usage
+from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable
 from xalen_batch.backends.outcomes import outcome_of, retry_after
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
+from xalen_batch.endpoints.usage import Usage
 
 ASKED = Request(CHAT, b'{"model":"m","messages":[{"role":"user","content":"Hello"}]}', "r")
 GOOD = (

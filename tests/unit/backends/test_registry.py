@@ -12,6 +12,7 @@ from xalen_batch.backends import registry
 from xalen_batch.backends.openai import OpenAIBackend
 from xalen_batch.backends.registry import backend_for
 from xalen_batch.backends.rerank_chat import RerankChat
+from xalen_batch.backends.responses_chat import ResponsesChat
 from xalen_batch.backends.simulated.backend import SimulatedBackend
 from xalen_batch.catalog import Model
 from xalen_batch.errors import ConfigError
@@ -44,9 +45,17 @@ def on_loop(check: Callable[[], None]) -> None:
 
 def test_test_mode_is_always_simulated_and_live_mode_is_what_the_catalog_says() -> None:
     def check() -> None:
-        assert isinstance(backend_for(MISTRAL, False), SimulatedBackend)
-        assert isinstance(backend_for(MISTRAL, True), OpenAIBackend)
-        assert isinstance(backend_for(mistral(kind="simulated"), True), SimulatedBackend)
+        simulated = {"kind": "simulated", "has_responses": True}
+        for model, livemode, kind in (
+            (MISTRAL, False, SimulatedBackend),
+            (MISTRAL, True, OpenAIBackend),
+            (mistral(**simulated), True, SimulatedBackend),
+        ):
+            backend = backend_for(model, livemode)
+            assert isinstance(backend, ResponsesChat)
+            assert isinstance(backend.inner, kind)
+        own = mistral(base_url="http://127.0.0.1:9/v1", has_responses=True)
+        assert isinstance(backend_for(own, True), OpenAIBackend)
 
     on_loop(check)
 

@@ -6,9 +6,10 @@ from typing import Any
 import orjson
 import pytest
 
-from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable, Usage
+from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable
 from xalen_batch.backends.rerank_chat import RerankChat, to_rerank
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, RERANK
+from xalen_batch.endpoints.usage import Usage
 
 RANKING = {"query": "reset", "documents": ["a", {"text": "b"}], "top_n": 1}
 RESULTS = [{"index": 1, "relevance_score": 0.8}]

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xalen_batch.backends import tokens
-from xalen_batch.backends.contract import Request, Usage
-from xalen_batch.backends.usage import ABSURD, usage_of
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.backends.contract import Request
+from xalen_batch.backends.usage import usage_of
+from xalen_batch.endpoints import tokens
+from xalen_batch.endpoints.names import CHAT, RERANK
+from xalen_batch.endpoints.usage import ABSURD, Usage
 
 MESSAGES = [{"role": "user", "content": "Where is my parcel?"}]
 ASKED = Request(CHAT, orjson.dumps({"model": "m", "messages": MESSAGES}), "r")

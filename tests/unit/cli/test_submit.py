@@ -60,7 +60,10 @@ WRONG: list[tuple[list[str], str]] = [
     (["--window", "99d"], "'99d' is not a completion window"),
     (["--window", "30m"], "whole hours or days"),
     (["--window", ""], "'' is not a completion window"),
-    (["--endpoint", "/v1/chat"], "Give /v1/chat/completions or /v1/rerank"),
+    (
+        ["--endpoint", "/v1/chat"],
+        "is not an endpoint. Give one of /v1/chat/completions, /v1/responses",
+    ),
     (["--metadata", "a"], "'a' is not KEY=VALUE"),
     (["--metadata", "a=1", "--metadata", "a=2"], "'a' is given twice"),
     (["--metadata", f"a={LONG}"], "the value of 'a' has 513 characters; at most 512"),

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.unit.virtual_time import Server, run
-from xalen_batch.catalog import CHAT, RERANK, BackendConfig
+from xalen_batch.catalog import BackendConfig
+from xalen_batch.endpoints.names import CHAT, RERANK
 from xalen_batch.ratelimit.backend import RETRY, TYPICAL_ANSWER, Rates, estimate
 from xalen_batch.ratelimit.buckets import HOLD, RateLimit
 

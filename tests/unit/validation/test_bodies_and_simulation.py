@@ -1,8 +1,9 @@
 """Validation and the simulated models agree: a body that passes validation is answered.
 
-Three refusals need more than the body's form, and stay with the model: a request beyond its context
-window, a JSON schema that is not valid, and a chat to a reranker whose message is no rerank
-request.
+Some refusals stay with the model, as with a real server: a request beyond its context window, a
+chat to a reranker whose message is no rerank request, and invalid values of parameters that decide
+the form of an answer (`response_format`, `tools`, `logprobs` and those beside them), which
+validation lets through unchecked. They are drawn valid here.
 """
 
 from typing import Any
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 
 from xalen_batch import catalog
 from xalen_batch.backends.contract import Request
-from xalen_batch.backends.simulated.model import IGNORED, answer
-from xalen_batch.catalog import CHAT, RERANK
-from xalen_batch.validation import bodies
-from xalen_batch.validation.bodies import InvalidBody
+from xalen_batch.backends.simulated.model import answer
+from xalen_batch.backends.simulated.parameters import IGNORED
+from xalen_batch.endpoints import chat
+from xalen_batch.endpoints.form import InvalidBody
+from xalen_batch.endpoints.names import CHAT, RERANK, Endpoint
+from xalen_batch.endpoints.operations import fit
 
 MODELS = catalog.read(None)
 MISTRAL, BGE = MODELS["mistral-small-3-1"], MODELS["bge-reranker-v2"]
@@ -53,7 +56,7 @@ PARTS = st.fixed_dictionaries(
     },
 )
 MESSAGES = st.fixed_dictionaries(
-    {"role": st.sampled_from([*bodies.ROLES, "robot"])},
+    {"role": st.sampled_from([*chat.ROLES, "robot"])},
     optional={
         "content": st.none() | TEXT | st.lists(PARTS, max_size=3),
         "name": ODD,
@@ -66,10 +69,13 @@ MESSAGES = st.fixed_dictionaries(
 SCHEMAS = st.sampled_from(
     [{}, {"type": "object", "properties": {"a": {"type": "integer"}}}, {"enum": ["a", "b"]}]
 )
-FORMATS = st.sampled_from(
-    [None, {"type": "text"}, {"type": "json_object"}, "text", [], {}]
-) | SCHEMAS.map(
+FORMATS = st.sampled_from([None, {"type": "text"}, {"type": "json_object"}]) | SCHEMAS.map(
     lambda schema: {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+)
+TOOLS = st.lists(
+    st.just({"type": "function", "function": {"name": "look_up", "description": "any text"}}),
+    min_size=1,
+    max_size=2,
 )
 CHATS = st.fixed_dictionaries(
     {"model": st.just(MISTRAL.id), "messages": st.lists(MESSAGES, max_size=3)},
@@ -85,8 +91,8 @@ CHATS = st.fixed_dictionaries(
         "user": ODD,
         "stop": ODD,
         "stream": ODD,
-        "tools": ODD,
-        "logprobs": ODD,
+        "tools": st.none() | TOOLS,
+        "logprobs": st.none() | st.booleans(),
         "response_format": FORMATS,
         "metadata": st.none() | st.just({"a": "b"}),
     },
@@ -103,12 +109,12 @@ RANKINGS = st.fixed_dictionaries(
 )
 
 
-def passes(body: dict[str, Any], endpoint: catalog.Endpoint) -> bool:
-    fitted = bodies.fit(body, endpoint)
-    return not isinstance(fitted, InvalidBody) and not fitted.stream
+def passes(body: dict[str, Any], endpoint: Endpoint) -> bool:
+    fitted = fit(body, endpoint, is_reranker=endpoint == RERANK)
+    return not isinstance(fitted, InvalidBody) and not fitted.live_only
 
 
-def status(body: dict[str, Any], endpoint: catalog.Endpoint) -> int:
+def status(body: dict[str, Any], endpoint: Endpoint) -> int:
     model = BGE if body["model"] == BGE.id else MISTRAL
     return answer(model, Request(endpoint, orjson.dumps(body), "r")).status
 
@@ -147,6 +153,6 @@ def test_what_real_servers_answer_is_answered(body: dict[str, Any]) -> None:
 
 
 def test_every_checked_parameter_is_followed_or_listed_as_ignored() -> None:
-    checked = {*bodies.ChatRequest.__struct_fields__, *bodies.UsualChat.__struct_fields__}
+    checked = {*chat.ChatRequest.__struct_fields__, *chat.UsualChat.__struct_fields__} - {"raw"}
     assert checked == FOLLOWED | IGNORED
     assert not FOLLOWED & IGNORED

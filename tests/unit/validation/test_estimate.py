@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, jsonl, rerank_line
 from xalen_batch import catalog
-from xalen_batch.backends import tokens
 from xalen_batch.billing.terms import Terms
-from xalen_batch.catalog import CHAT, RERANK
+from xalen_batch.endpoints import tokens
+from xalen_batch.endpoints.names import CHAT, RERANK
 from xalen_batch.validation import estimate as estimates
 
 PRICES = {CHAT_MODEL: {"input": "0.02", "output": "0.04"}, RERANK_MODEL: {"input": "0.003"}}
@@ -37,6 +37,12 @@ def test_a_chat_costs_its_input_and_answer_at_the_batch_price_exactly():
     assert share(found)["input_tokens"] == read
     assert found.expected_cost == cost
     assert found.render()["expected_cost"] == f"{cost:f}"
+
+
+def test_an_estimate_assumes_that_no_input_is_cached():
+    cached = {CHAT_MODEL: PRICES[CHAT_MODEL] | {"cached_input": "0.001"}}
+    lines = jsonl([chat_line("a")])
+    assert estimate(lines, prices=cached).render() == estimate(lines).render()
 
 
 def test_an_answer_is_expected_to_be_short_and_may_be_as_long_as_the_request_allows():

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xalen_batch.endpoints import chat as chats
 from xalen_batch.validation.prefix_order import (
     MAX_HASHES,
     MIN_BYTES,
@@ -14,7 +15,6 @@ from xalen_batch.validation.prefix_order import (
     PrefixIndex,
     first_hash,
     prefix_hashes,
-    prompt,
 )
 
 
@@ -33,6 +33,10 @@ def chat(*contents, **body):
         ],
         **body,
     }
+
+
+def prompt(body):
+    return chats.fit({"model": "m", **body}).cacheable
 
 
 def hashes_of(body) -> list[int]:

@@ -9,10 +9,12 @@ from decimal import Decimal
 import pytest
 
 from xalen_batch import ids
-from xalen_batch.backends.contract import NOT_RUN, Answered, Request, Usage
+from xalen_batch.backends.contract import NOT_RUN, Answered, Request
 from xalen_batch.backends.simulated.backend import SimulatedBackend
 from xalen_batch.billing.charges import Tariff
-from xalen_batch.catalog import CHAT, models
+from xalen_batch.catalog import models
+from xalen_batch.endpoints.names import CHAT
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.pipeline.claim import Claim, ClaimedLine
 from xalen_batch.worker import execute
 from xalen_batch.worker.execute import TaskRun

@@ -18,9 +18,9 @@ from xalen_batch.backends.contract import (
     Refused,
     Request,
     Retryable,
-    Usage,
 )
-from xalen_batch.catalog import CHAT
+from xalen_batch.endpoints.names import CHAT
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.worker.circuit_breaker import Source, State
 from xalen_batch.worker.lane import Lane
 

@@ -10,16 +10,9 @@ import pytest
 
 from tests.unit import virtual_time
 from xalen_batch import ids
-from xalen_batch.backends.contract import (
-    Answered,
-    Ended,
-    NotRun,
-    Outcome,
-    Request,
-    Retryable,
-    Usage,
-)
-from xalen_batch.catalog import CHAT
+from xalen_batch.backends.contract import Answered, Ended, NotRun, Outcome, Request, Retryable
+from xalen_batch.endpoints.names import CHAT
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.worker.circuit_breaker import Source, State
 from xalen_batch.worker.lane import Lane
 

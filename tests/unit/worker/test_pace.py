@@ -9,7 +9,8 @@ from structlog.testing import capture_logs
 
 from tests.unit.virtual_time import VirtualLoop
 from xalen_batch import ids
-from xalen_batch.backends.contract import Answered, Outcome, Retryable, Usage
+from xalen_batch.backends.contract import Answered, Outcome, Retryable
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.worker import pace
 from xalen_batch.worker.circuit_breaker import Source
 from xalen_batch.worker.pace import INTERVAL, MOST_KINDS, Pace

@@ -5,11 +5,11 @@ chunk's size without counting them; these take no memory, and the request's time
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from pyreqwest.client import ClientBuilder
-from pyreqwest.exceptions import ConnectError, PyreqwestError, RequestTimeoutError
+from pyreqwest.exceptions import BuilderError, ConnectError, PyreqwestError, RequestTimeoutError
 from pyreqwest.response import Response
 
 from xalen_batch.backends.buffer import Buffer
@@ -21,6 +21,7 @@ from xalen_batch.backends.clients.contract import (
     Reply,
     TimedOut,
 )
+from xalen_batch.errors import ConfigError
 
 
 class FullClient:
@@ -38,6 +39,7 @@ class FullClient:
         *,
         is_direct: bool,
         connections: int,
+        ca_certificates: Sequence[bytes] = (),
     ) -> None:
         builder = (
             ClientBuilder()
@@ -46,12 +48,22 @@ class FullClient:
             .connect_timeout(timedelta(seconds=limits.connect_timeout))
             .pool_max_idle_per_host(connections)
         )
-        self._client = (builder.no_proxy() if is_direct else builder).build()
+        try:
+            for certificate in ca_certificates:
+                builder = builder.add_root_certificate_pem(certificate)
+            self._client = (builder.no_proxy() if is_direct else builder).build()
+        except BuilderError as error:
+            raise ConfigError(
+                "The catalog's ca_file has a certificate that cannot be used."
+            ) from error
         self._url = url
         self._limits = limits
         self._buffer = buffer
 
-    async def post(self, path: str, body: bytes, request_id: str) -> Reply:
+    async def post(
+        self, path: str, body: bytes, request_id: str, longest: int | None = None
+    ) -> Reply:
+        longest = longest or self._limits.answer_bytes
         request = (
             self._client.post(self._url + path).header("x-request-id", request_id).body_bytes(body)
         )
@@ -61,7 +73,9 @@ class FullClient:
                 try:
                     async with request.build_streamed() as response:
                         reply = Reply(
-                            response.status, await self._read(response, answer), response.get_header
+                            response.status,
+                            await self._read(response, answer, longest),
+                            response.get_header,
                         )
                 finally:
                     self._buffer.ended(answer)
@@ -78,12 +92,12 @@ class FullClient:
     async def close(self) -> None:
         await self._client.close()
 
-    async def _read(self, response: Response, answer: "_Arriving") -> bytes:
+    async def _read(self, response: Response, answer: "_Arriving", longest: int) -> bytes:
         # One bytearray: small parts as separate objects take many times their bytes.
         reader, body = response.body_reader, bytearray()
         while (chunk := await reader.read_chunk()) is not None:
             body += chunk.to_bytes()
-            if len(body) > self._limits.answer_bytes:
+            if len(body) > longest:
                 raise AnswerTooLong
             self._buffer.arrived(answer, len(chunk))
             await answer.may_go_on.wait()

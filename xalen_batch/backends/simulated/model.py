@@ -2,11 +2,12 @@
 
 Everything follows from the request's own text, so the same request always gets the same answer:
 `created` is a constant, ids are hashes, and the latency is the catalog's, spread by ± 20 %. Answers
-say `"system_fingerprint": "simulated"`. Token counts are those of `backends/tokens.py`. The models
-refuse what a real server refuses: a prompt and `max_tokens` beyond the context window, a
-temperature out of range, invalid messages. Faults on request: see `faults.py`.
+say `"system_fingerprint": "simulated"`. Token counts are those of `endpoints/tokens.py`. Each
+endpoint has a module that makes its answers, or raises `Refusal` for what a real server refuses.
+Faults on request: see `faults.py`.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Literal
@@ -14,28 +15,28 @@ from typing import Any, Literal
 import msgspec
 import orjson
 
-from xalen_batch.backends import tokens
-from xalen_batch.backends.contract import Answered, Refused, Request, Usage
+from xalen_batch.backends.contract import Request
 from xalen_batch.backends.outcomes import envelope
-from xalen_batch.backends.rerank_chat import problem_of, to_chat, to_rerank
 from xalen_batch.backends.simulated import faults
+from xalen_batch.backends.simulated.chat import chatted
+from xalen_batch.backends.simulated.completions import completed
+from xalen_batch.backends.simulated.embeddings import embedded
 from xalen_batch.backends.simulated.faults import USAGES, Attempts, Fault
-from xalen_batch.backends.simulated.prompt import Prompt
-from xalen_batch.backends.simulated.ranking import relevance
-from xalen_batch.backends.simulated.writing import write
-from xalen_batch.backends.whole import whole
-from xalen_batch.catalog import CHAT, RERANK, Model
+from xalen_batch.backends.simulated.refusal import Refusal
+from xalen_batch.backends.simulated.rerank import ranked, ranked_chat
+from xalen_batch.backends.simulated.responses import responded
+from xalen_batch.catalog import Model
+from xalen_batch.endpoints.names import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, RESPONSES, Endpoint
+from xalen_batch.endpoints.whole import whole
 
-FINGERPRINT = "simulated"
-CREATED = 1_742_169_600  # 2025-03-17
 SPREAD = 0.2
-MOST_CHOICES = 128
-# Parameters that validation accepts and the simulated models ignore: they do not sample, and they
-# do not track users.
-IGNORED = frozenset(
-    {"temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "user"}
-)
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_MODELS: Mapping[Endpoint, Callable[[Model, dict[str, Any], bytes], dict[str, Any]]] = {
+    CHAT: chatted,
+    RESPONSES: responded,
+    COMPLETIONS: completed,
+    EMBEDDINGS: embedded,
+    RERANK: ranked,
+}
 
 Ending = Literal["whole", "truncated", "reset", "hang"]
 
@@ -52,17 +53,6 @@ class Answer:
     latency: float
     headers: dict[str, str] = field(default_factory=dict)
     ending: Ending = "whole"
-
-
-class _Refusal(Exception):
-    """A request that a real server would refuse. Caught within this module."""
-
-    def __init__(
-        self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = envelope(status, message, code=code, param=param)
 
 
 def answer(
@@ -93,8 +83,8 @@ def answer(
         ):
             asked = faults.NONE
         fault = fault if asked == faults.NONE else asked
-        whole = Answer(200, _completed(model, request, body, digest, fault), latency)
-    except _Refusal as refusal:
+        whole = Answer(200, _with_fault(_completed(model, request, body, digest), fault), latency)
+    except Refusal as refusal:
         return Answer(refusal.status, refusal.body, latency)
     return whole if fault == faults.NONE else _broken(whole, fault)
 
@@ -103,9 +93,9 @@ def _json_object(body: bytes) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _Refusal("The request body is not valid JSON.", code="invalid_json") from error
+        raise Refusal("The request body is not valid JSON.", code="invalid_json") from error
     if not isinstance(value, dict):
-        raise _Refusal("The request body is not a JSON object.", code="invalid_json")
+        raise Refusal("The request body is not a JSON object.", code="invalid_json")
     return whole(value)
 
 
@@ -113,7 +103,7 @@ def _asked_fault(body: dict[str, Any], request: Request) -> Fault:
     metadata = body.get("metadata")
     wanted = (
         metadata.get("simulate")
-        if request.endpoint == CHAT and isinstance(metadata, dict)
+        if request.endpoint in (CHAT, RESPONSES) and isinstance(metadata, dict)
         else body.get("simulate")
     )
     if not isinstance(wanted, str):
@@ -121,206 +111,23 @@ def _asked_fault(body: dict[str, Any], request: Request) -> Fault:
     try:
         return faults.parse(wanted)
     except ValueError as error:
-        raise _Refusal(str(error), param="simulate") from error
+        raise Refusal(str(error), param="simulate") from error
 
 
 def _completed(
-    model: Model, request: Request, body: dict[str, Any], digest: bytes, fault: Fault
-) -> bytes:
+    model: Model, request: Request, body: dict[str, Any], digest: bytes
+) -> dict[str, Any]:
+    """The answer to a request at its endpoint."""
     if request.endpoint not in model.endpoints:
-        raise _Refusal(
+        raise Refusal(
             f"The model {model.id} does not serve {request.endpoint}.",
             status=404,
             code="model_not_found",
             param="model",
         )
-    if request.endpoint == RERANK:
-        return _with_fault(_ranked(model, body, digest), fault)
-    if model.is_reranker:
-        return _ranked_chat(model, request, digest, fault)
-    return _with_fault(_chatted(model, body, digest), fault)
-
-
-def _chatted(model: Model, body: dict[str, Any], digest: bytes) -> dict[str, Any]:
-    messages = _messages(body)
-    _check_parameters(body)
-    read = tokens.count_chat(messages, tools=body.get("tools"))
-    limit = _whole(body.get("max_completion_tokens") or body.get("max_tokens"))
-    _check_context(model, read, limit or 0)
-    system = "\n".join(
-        _content(message) for message in messages if message["role"] in ("system", "developer")
-    )
-    user = next(
-        (_content(message) for message in reversed(messages) if message["role"] == "user"), ""
-    )
-    choices, written = [], 0
-    for index in range(_whole(body.get("n")) or 1):
-        full = _stopped(
-            _written(Prompt(system, user, int.from_bytes(digest[1:5], "big") + index), body),
-            body.get("stop"),
-        )
-        shown = full if limit is None else tokens.cut(full, limit)
-        written += tokens.count(shown)
-        choices.append(
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": shown, "refusal": None},
-                "logprobs": None,
-                "finish_reason": "stop" if len(shown) == len(full) else "length",
-            }
-        )
-    return {
-        "id": f"chatcmpl-{digest.hex()}",
-        "object": "chat.completion",
-        "created": CREATED,
-        "model": body.get("model"),
-        "choices": choices,
-        "usage": {
-            "prompt_tokens": read,
-            "completion_tokens": written,
-            "total_tokens": read + written,
-        },
-        "system_fingerprint": FINGERPRINT,
-    }
-
-
-def _check_context(model: Model, read: int, limit: int) -> None:
-    if read + limit > model.context_window:
-        raise _Refusal(
-            f"This model's maximum context length is {model.context_window} tokens, and the request"
-            f" asks for {read + limit}: {read} in the messages, {limit} in the completion. Shorten"
-            " the messages or lower max_tokens.",
-            code="context_length_exceeded",
-            param="messages",
-        )
-
-
-def _written(prompt: Prompt, body: dict[str, Any]) -> str:
-    try:
-        return write(prompt, body.get("response_format"))
-    except ValueError as error:
-        raise _Refusal(str(error), param="response_format") from error
-
-
-def _messages(body: dict[str, Any]) -> list[dict[str, Any]]:
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise _Refusal("`messages` must be a list with at least one message.", param="messages")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise _Refusal(
-                f"messages[{index}] must be an object with a known `role`.",
-                param=f"messages[{index}].role",
-            )
-        if not isinstance(message.get("content"), str | list | None) or (
-            message["role"] == "user" and message.get("content") in (None, [])
-        ):
-            raise _Refusal(
-                f"messages[{index}].content must be a text or a list of parts.",
-                param=f"messages[{index}].content",
-            )
-    return messages
-
-
-def _check_parameters(body: dict[str, Any]) -> None:
-    for name, low, high in (("temperature", 0, 2), ("top_p", 0, 1)):
-        value = body.get(name)
-        if value is not None and (
-            not isinstance(value, int | float)
-            or isinstance(value, bool)
-            or not low <= value <= high
-        ):
-            raise _Refusal(
-                f"`{name}` must be between {low} and {high}.", param=name, code="invalid_value"
-            )
-    for name, most in (("max_tokens", None), ("max_completion_tokens", None), ("n", MOST_CHOICES)):
-        value = body.get(name)
-        if value is not None and (
-            (whole := _whole(value)) is None or whole < 1 or (most and whole > most)
-        ):
-            raise _Refusal(
-                f"`{name}` must be a whole number of at least"
-                f" 1{f' and at most {most}' if most else ''}.",
-                param=name,
-                code="invalid_value",
-            )
-    if body.get("stream"):
-        raise _Refusal("The simulated models do not stream.", param="stream")
-
-
-def _whole(value: Any) -> int | None:
-    """A whole number in any spelling of JSON, such as 2.0, as an int; None for other values."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _stopped(text: str, stop: Any) -> str:
-    """The text up to its first stop sequence; `stop` is one sequence or a list of them."""
-    for sequence in [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []:
-        if isinstance(sequence, str) and sequence:
-            text = text.partition(sequence)[0]
-    return text
-
-
-def _content(message: dict[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, list):
-        return "".join(
-            part["text"]
-            for part in content
-            if isinstance(part, dict) and isinstance(part.get("text"), str)
-        )
-    return content or ""
-
-
-def _ranked(model: Model, body: dict[str, Any], digest: bytes) -> dict[str, Any]:
-    problem = problem_of(body)
-    if problem:
-        raise _Refusal(
-            f"{problem[0].upper()}{problem[1:]}." if problem[0] != "`" else f"{problem}."
-        )
-    query, texts = body["query"], [tokens.text_of(document) for document in body["documents"]]
-    longest = tokens.count(query) + max(map(tokens.count, texts)) + tokens.PER_PAIR
-    if longest > model.context_window:
-        raise _Refusal(
-            f"This model's maximum context length is {model.context_window} tokens, and the query"
-            f" with the longest document has {longest}.",
-            code="context_length_exceeded",
-            param="documents",
-        )
-    ranked = sorted(enumerate(relevance(query, texts)), key=lambda pair: (-pair[1], pair[0]))
-    results: list[dict[str, Any]] = [
-        {"index": index, "relevance_score": score}
-        for index, score in ranked[: _whole(body.get("top_n"))]
-    ]
-    if body.get("return_documents"):
-        for result in results:
-            result["document"] = {"text": texts[result["index"]]}
-    read = tokens.count_rerank(query, texts)
-    return {
-        "id": f"rerank-{digest.hex()}",
-        "model": body.get("model"),
-        "results": results,
-        "usage": {"prompt_tokens": read, "total_tokens": read},
-        "created": CREATED,
-        "system_fingerprint": FINGERPRINT,
-    }
-
-
-def _ranked_chat(model: Model, request: Request, digest: bytes, fault: Fault) -> bytes:
-    """A reranker's answer to a chat over HTTP. In a worker, RerankChat translates the chat."""
-    body = to_rerank(request.body)
-    if isinstance(body, Refused):
-        refused = msgspec.json.decode(body.body)["error"]
-        raise _Refusal(
-            refused["message"], status=body.status, code=refused["code"], param=refused["param"]
-        )
-    ranking = _ranked(model, msgspec.json.decode(body), digest)
-    usage = Usage(ranking["usage"]["prompt_tokens"])
-    return _with_fault(
-        msgspec.json.decode(to_chat(Answered(200, orjson.dumps(ranking), usage), request)), fault
-    )
+    if model.is_reranker and request.endpoint == CHAT:
+        return ranked_chat(model, request, digest)
+    return _MODELS[request.endpoint](model, body, digest)
 
 
 def _with_fault(completion: dict[str, Any], fault: Fault) -> bytes:

@@ -22,10 +22,12 @@ from xalen_batch import catalog
 from xalen_batch.backends.contract import Request
 from xalen_batch.backends.outcomes import envelope
 from xalen_batch.backends.simulated import faults
+from xalen_batch.backends.simulated.constants import CREATED
 from xalen_batch.backends.simulated.faults import Attempts
-from xalen_batch.backends.simulated.model import CREATED, Answer, answer
-from xalen_batch.catalog import ENDPOINTS, Endpoint, Model
+from xalen_batch.backends.simulated.model import Answer, answer
+from xalen_batch.catalog import Model
 from xalen_batch.config import MiB
+from xalen_batch.endpoints.names import ENDPOINTS, Endpoint
 
 LONGEST_REQUEST = 64 * MiB
 DRAIN = 5.0

@@ -12,8 +12,9 @@ from tests.integration.conftest import Api, new_key
 from tests.waiting import PATIENCE
 from xalen_batch import db, ids, storage
 from xalen_batch.accounts import accounts
-from xalen_batch.backends.contract import Answered, Usage
+from xalen_batch.backends.contract import Answered
 from xalen_batch.config import MiB
+from xalen_batch.endpoints.usage import Usage
 from xalen_batch.pipeline import seal
 from xalen_batch.storage import frames
 

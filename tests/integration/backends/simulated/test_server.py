@@ -99,7 +99,7 @@ def test_models_answer_to_their_ids_and_to_their_backends_names(name: str) -> No
         (post(json.dumps({**json.loads(BODY), "model": "gpt-5"}).encode()), 404, "model_not_found"),
         (post(b"{"), 400, "invalid_request"),
         (post(b""), 400, "invalid_request"),
-        (post(BODY, "/v1/embeddings"), 404, "not_found"),
+        (post(BODY, "/v1/moderations"), 404, "not_found"),
         (b"GET /v1/rerank HTTP/1.1\r\nhost: x\r\n\r\n", 405, "method_not_allowed"),
     ],
 )

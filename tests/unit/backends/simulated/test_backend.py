@@ -9,7 +9,7 @@ import pytest
 from xalen_batch import catalog, config
 from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable
 from xalen_batch.backends.simulated.backend import SimulatedBackend
-from xalen_batch.catalog import CHAT
+from xalen_batch.endpoints.names import CHAT
 
 MISTRAL = catalog.read(None)["mistral-small-3-1"]
 
