@@ -81,8 +81,7 @@ def forget() -> None:
     """Clear the caches of values that are read from the settings once."""
     for cached in (
         config.settings,
-        catalog.models,
-        catalog.fingerprint,
+        catalog._in_force,
         marks.identity,
         marks._is_here,
         db.engine,
@@ -247,8 +246,7 @@ def configure() -> Iterator[Callable[..., None]]:
 def _read_again() -> None:
     for cached in (
         config.settings,
-        catalog.models,
-        catalog.fingerprint,
+        catalog._in_force,
         marks._is_here,
         storage.store,
     ):

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import threading
+import time
 import tomllib
 from collections.abc import Mapping
 from copy import deepcopy
@@ -10,11 +12,10 @@ from decimal import Decimal
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -22,6 +23,7 @@ from pydantic import (
 )
 
 from xalen_batch import config_errors, log
+from xalen_batch.catalog_backend import BackendConfig, BackendKind, Table
 from xalen_batch.config import Settings, settings
 from xalen_batch.endpoints.names import ENDPOINTS, RERANK, Endpoint
 from xalen_batch.endpoints.window import Window
@@ -29,14 +31,8 @@ from xalen_batch.errors import ConfigError
 
 logger = log.get(__name__)
 
-BackendKind = Literal["openai", "simulated"]
 
-
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ListPrice(_Table):
+class ListPrice(Table):
     """USD per million tokens. None: the component has no price, which does not mean free.
 
     `cached_input`: input that the backend reports as cached; None: it costs what input costs.
@@ -56,86 +52,11 @@ class ListPrice(_Table):
         return self
 
 
-class BackendConfig(_Table):
-    """The backend of a model in live mode.
-
-    Without `kind` and `base_url` the model has none, and live batches that name it are refused.
-    """
-
-    kind: BackendKind | None = Field(
-        None,
-        description=(
-            "`openai`, which base_url means by itself: any OpenAI-compatible server. `simulated`:"
-            " made-up answers."
-        ),
-    )
-    base_url: str | None = Field(
-        None, description="Address of the model server, such as http://host:8000/v1."
-    )
-    api_key_env: str | None = Field(
-        None, description="Environment variable that holds the backend's key."
-    )
-    model: str | None = Field(
-        None, description="The model's name at the backend; the catalog's id if unset."
-    )
-    has_responses: bool = Field(
-        False,
-        description=(
-            "Whether the server has /v1/responses. If not, responses are sent as chat completions."
-        ),
-    )
-    rerank_api: Literal["jina", "cohere", "tei"] = Field(
-        "jina", description="Shape of the backend's rerank endpoint."
-    )
-    max_in_flight: int = Field(
-        64, gt=0, description="Most requests in flight at the backend, over all workers."
-    )
-    max_inputs: int = Field(
-        32,
-        gt=0,
-        description=(
-            "Most inputs of embeddings in a request that combines lines; 1: each line is a request."
-        ),
-    )
-    requests_per_minute: int | None = Field(
-        None, gt=0, description="Most requests per minute, over all worker processes."
-    )
-    tokens_per_minute: int | None = Field(
-        None,
-        gt=0,
-        description="Most tokens per minute, read and written, over all worker processes.",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _kind_of_address(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("base_url") and given.get("kind") is None:
-            return {**given, "kind": "openai"}
-        return given
-
-    @model_validator(mode="after")
-    def _one_meaning(self) -> "BackendConfig":
-        if self.base_url == "":
-            raise ValueError(
-                "base_url is empty. Set it to the server's address, such as http://host:8000/v1, or"
-                " leave it out."
-            )
-        if self.kind == "simulated" and self.base_url:
-            raise ValueError(
-                'kind = "simulated" has no server, and base_url names one. Remove one of the two.'
-            )
-        if self.kind == "openai" and not self.base_url:
-            raise ValueError(
-                'kind = "openai" needs the base_url of its server, such as http://host:8000/v1.'
-            )
-        return self
-
-
 # Descriptive fields of a model, which no code reads.
 _DESCRIPTIVE = {"name", "owned_by", "category", "parameters"}
 
 
-class Model(_Table):
+class Model(Table):
     """One entry of the catalog; docs/catalog.md has the meaning of every field."""
 
     id: str
@@ -162,6 +83,13 @@ class Model(_Table):
         """The kind of backend in a mode: always simulated in test mode; None: it has no backend."""
         return self.backend.kind if livemode else "simulated"
 
+    def runs_as(self, other: "Model") -> bool:
+        """Whether a request is answered alike: all fields are equal but prices and descriptions."""
+        ignored = _DESCRIPTIVE | {"price"}
+        return self is other or (
+            self.model_dump(exclude=ignored) == other.model_dump(exclude=ignored)
+        )
+
     @property
     def is_reranker(self) -> bool:
         return RERANK in self.endpoints
@@ -171,7 +99,7 @@ class Model(_Table):
         return Window(self.id, self.owned_by, self.context_window)
 
 
-class _Document(_Table):
+class _Document(Table):
     """A catalog file: models by id. Other fields are errors, since they would have no effect."""
 
     models: dict[str, dict[str, Any]] = {}
@@ -238,26 +166,34 @@ def _merge(into: dict[str, Any], extra: Mapping[str, Any]) -> None:
 
 def read(path: Path | None) -> dict[str, Model]:
     """The built-in catalog, overridden by the operator's file. Raises ConfigError."""
-    built_in = tomllib.loads(
-        resources.files("xalen_batch").joinpath("catalog.toml").read_text("utf-8")
-    )
     if path is None:
-        return parse(built_in)
+        return over_built_in()
     try:
         document = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"XALEN_CATALOG names {path}, which cannot be read: {error}") from error
-    return parse(built_in, document)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"The catalog file {path} cannot be read: {error}") from error
+    return over_built_in(document)
+
+
+def over_built_in(*documents: Mapping[str, Any]) -> dict[str, Model]:
+    """The built-in catalog, overridden by documents. Raises ConfigError."""
+    built_in = resources.files("xalen_batch").joinpath("catalog.toml").read_text("utf-8")
+    return parse(tomllib.loads(built_in), *documents)
+
+
+def file() -> Path:
+    """The operator's file: XALEN_CATALOG, or `catalog.toml` in the data folder if it exists."""
+    return settings().catalog or settings().data_dir.absolute() / "catalog.toml"
 
 
 def unknown_settings() -> dict[str, str | None]:
     """Environment variables with our prefix that nothing reads, each with the most similar name."""
     try:
-        keys = {model.backend.api_key_env for model in models().values()} - {None}
+        keys = {name for model in models().values() for name in model.backend.variables}
     except ConfigError:
         # The command that needs the catalog reports the error.
         keys = set()
-    return config_errors.unknown_settings(os.environ, [*Settings.model_fields, *map(str, keys)])
+    return config_errors.unknown_settings(os.environ, [*Settings.model_fields, *keys])
 
 
 def warn_of_unknown_settings() -> None:
@@ -268,25 +204,117 @@ def warn_of_unknown_settings() -> None:
 
 def source() -> str:
     """The files of the catalog in force, in words."""
-    path = settings().catalog
-    return (
-        "the built-in catalog (XALEN_CATALOG names no file)"
-        if path is None
-        else f"{path} over the built-in catalog"
-    )
+    path = _in_force().path
+    if path is not None:
+        return f"{path} over the built-in catalog"
+    if settings().catalog is None:
+        return "the built-in catalog (XALEN_CATALOG names no file)"
+    return "the built-in catalog"
 
 
-@cache
+def models() -> dict[str, Model]:
+    """The catalog in force in this process: another object after each change of the file."""
+    return _in_force().look().models
+
+
 def fingerprint() -> str:
     """A hash of all models without their descriptive fields, to compare processes by."""
-    found = {
-        id: model.model_dump(mode="json", exclude=_DESCRIPTIVE)
-        for id, model in sorted(models().items())
-    }
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+    return _in_force().look().fingerprint
+
+
+def has_broken_file() -> bool:
+    """Whether the file changed into one that cannot be used; the catalog before it is in force."""
+    return _in_force().look().is_broken
+
+
+def reload() -> None:
+    """Read the file anew: for a process that has just written it. Other processes follow."""
+    _in_force.cache_clear()
+
+
+# Seconds between two looks at the file.
+LOOK_EVERY = 1.0
+# A change is read if it is this many seconds old or if two looks find the same file, so that a file
+# that is being written is not read.
+SETTLED_AFTER = 1.0
+_Stamp = tuple[int, int, int] | None
+
+
+class _InForce:
+    """The catalog of a process and the operator's file, which is watched. Any thread."""
+
+    def __init__(self) -> None:
+        self._file = file()
+        self._lock = threading.Lock()
+        # The stamps of the file when it was read, and at the last look.
+        self._read = self._seen = self._stamp()
+        self._next_look = time.monotonic() + LOOK_EVERY
+        self.is_broken = False
+        self._take(self._now(self._read))
+
+    def look(self) -> "_InForce":
+        """Read the file again if it has changed; at most one thread looks, the others go on."""
+        if time.monotonic() >= self._next_look and self._lock.acquire(blocking=False):
+            try:
+                self._look()
+            finally:
+                self._lock.release()
+        return self
+
+    @property
+    def path(self) -> Path | None:
+        """The file in force; None: there is none."""
+        return None if self._read is None and settings().catalog is None else self._file
+
+    def _look(self) -> None:
+        self._next_look = time.monotonic() + LOOK_EVERY
+        stamp, before = self._stamp(), self._seen
+        self._seen = stamp
+        is_old = stamp is not None and time.time() - stamp[2] / 1e9 > SETTLED_AFTER
+        if stamp == self._read or (stamp != before and not is_old):
+            return
+        try:
+            found = self._now(stamp)
+        except Exception as error:
+            if self._stamp() != stamp:
+                return
+            self._read, self.is_broken = stamp, True
+            reason = str(error) if isinstance(error, ConfigError) else type(error).__name__
+            logger.error("catalog.broken", file=str(self._file), reason=reason)
+            return
+        if self._stamp() != stamp:
+            # It changed while it was read.
+            return
+        self._read, self.is_broken = stamp, False
+        if found != self.models:
+            before_it = self.models
+            self._take(found)
+            changed = [id for id in found if found[id] != before_it.get(id)]
+            removed = sorted(before_it.keys() - found.keys())
+            logger.info("catalog.changed", file=str(self._file), models=changed, removed=removed)
+
+    def _now(self, stamp: _Stamp) -> dict[str, Model]:
+        has_file = stamp is not None or settings().catalog is not None
+        return read(self._file if has_file else None)
+
+    def _take(self, models: dict[str, Model]) -> None:
+        found = {
+            id: model.model_dump(mode="json", exclude=_DESCRIPTIVE, exclude_defaults=True)
+            for id, model in sorted(models.items())
+        }
+        text = json.dumps(found, sort_keys=True)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.models = models
+
+    def _stamp(self) -> _Stamp:
+        """Identifies a version of the file; None: there is none."""
+        try:
+            found = self._file.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @cache
-def models() -> dict[str, Model]:
-    """The catalog in force in this process."""
-    return read(settings().catalog)
+def _in_force() -> _InForce:
+    return _InForce()

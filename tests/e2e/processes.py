@@ -106,14 +106,13 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def up(data_dir: Path, **settings: object) -> Iterator[System]:
+def up(data_dir: Path, *options: str, **settings: object) -> Iterator[System]:
     """`xalen-batch up` on a folder and a free port, with embedded stores; yielded when ready."""
     data_dir.mkdir(parents=True, exist_ok=True)
     port = free_port()
     log = data_dir / "up.log"
-    with command(
-        "up", "--data-dir", str(data_dir), "--port", str(port), log=log, env=environment(**settings)
-    ) as process:
+    place = ("--data-dir", str(data_dir), "--port", str(port))
+    with command("up", *place, *options, log=log, env=environment(**settings)) as process:
         wait_until(
             lambda: answers(f"http://127.0.0.1:{port}/readyz"),
             timeout=START_TIMEOUT,

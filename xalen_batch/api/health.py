@@ -16,7 +16,7 @@ from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import BaseModel
 
-from xalen_batch import broker, db, disk, migrate, storage
+from xalen_batch import broker, catalog, db, disk, migrate, storage
 from xalen_batch.api.description import PUBLIC
 from xalen_batch.config import settings
 from xalen_batch.errors import ConfigError, StorageFull
@@ -56,6 +56,15 @@ def _workers() -> None:
             raise ConfigError("; ".join(found))
 
 
+def _catalog() -> None:
+    if catalog.has_broken_file():
+        # Without the reason, which may quote the file.
+        raise ConfigError(
+            "the catalog file cannot be used since its last change, and the catalog before it is in"
+            " force; `xalen-batch doctor` there tells why"
+        )
+
+
 def _disk() -> None:
     if shortages := disk.short():
         raise StorageFull(" ".join(space.message for space in shortages.values()))
@@ -68,11 +77,12 @@ CHECKS: dict[str, Callable[[], None]] = {
     "storage": _storage,
     "disk": _disk,
     "workers": _workers,
+    "catalog": _catalog,
 }
 # Checks whose failure leaves the API ready, but degraded. Redis carries hints only: without it work
 # starts later. On a short disk, reads and running batches go on. A worker with another file store
-# claims nothing, and the others go on.
-OPTIONAL = frozenset({"redis", "disk", "workers"})
+# claims nothing, and the others go on. A broken catalog file leaves the one before it in force.
+OPTIONAL = frozenset({"redis", "disk", "workers", "catalog"})
 
 
 class Alive(BaseModel):

@@ -121,6 +121,14 @@ class Buffers:
     def add(self) -> Buffer:
         """Return the buffer of another backend; the shares of the existing ones shrink."""
         self._made.append(Buffer())
+        self._divide()
+        return self._made[-1]
+
+    def remove(self, buffer: Buffer) -> None:
+        """Give the share of a backend that is closed to the others."""
+        self._made.remove(buffer)
+        self._divide()
+
+    def _divide(self) -> None:
         for buffer in self._made:
             buffer.most = self._most // len(self._made)
-        return self._made[-1]

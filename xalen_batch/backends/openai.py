@@ -5,7 +5,6 @@ bytes, and no redirect is followed. The standard proxy variables (`HTTPS_PROXY`,
 `NO_PROXY`) are honoured, except for loopback addresses.
 """
 
-import os
 from typing import Any
 
 import msgspec
@@ -37,20 +36,31 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class OpenAIBackend:
-    """One model on one server, with a connection pool of its own."""
+    """One model on one server, with a connection pool of its own.
 
-    def __init__(self, model: Model, buffer: Buffer | None = None) -> None:
+    `url`: the server; the only one of the catalog's entry if not given.
+    """
+
+    def __init__(
+        self, model: Model, buffer: Buffer | None = None, *, url: str | None = None
+    ) -> None:
         config = model.backend
-        if not config.base_url:
+        if url is None and not config.urls:
             raise ConfigError(
                 f"The catalog's models.{model.id}.backend has no base_url. Set it to the server's"
                 " address, as in http://host:8000/v1."
             )
         self._model = model
-        # The server's name for the model; None if it is the catalog's id, which requests already
-        # carry.
-        self._rename = config.model if config.model != model.id else None
-        self._client = _client(model, config.base_url.rstrip("/"), buffer or Buffer())
+        self._extra = {
+            name: msgspec.Raw(msgspec.json.encode(value))
+            for name, value in config.extra_body.items()
+        }
+        # Fields that replace or extend those of a chat. The server's name for the model is left
+        # out if it is the catalog's id, which requests already carry.
+        self._fixed = dict(self._extra)
+        if config.model and config.model != model.id:
+            self._fixed["model"] = msgspec.Raw(msgspec.json.encode(config.model))
+        self._client = client_of(model, url or config.urls[0], buffer or Buffer())
 
     async def send(self, request: Request) -> Outcome:
         """Run one request within the settings' total timeout. Raises nothing but CancelledError."""
@@ -83,8 +93,8 @@ class OpenAIBackend:
 
     async def _post(self, request: Request) -> Outcome:
         body = request.body
-        if self._rename:
-            body = msgspec.json.encode({**_fields(body), "model": self._rename})
+        if self._fixed:
+            body = msgspec.json.encode({**_fields(body), **self._fixed})
         reply = await self._client.post(
             _path(request.endpoint), body, request.request_id, longest_answer(request)
         )
@@ -93,6 +103,8 @@ class OpenAIBackend:
     async def _rerank(self, request: Request) -> Outcome:
         config = self._model.backend
         sent = to_backend(config.rerank_api, _asked(request), config.model or self._model.id)
+        if self._extra:
+            sent = msgspec.json.encode({**_fields(sent), **self._extra})
         reply = await self._client.post("/rerank", sent, request.request_id)
         if not 200 <= reply.status < 300 or not reply.body:
             return outcome_of(reply, request)
@@ -129,22 +141,26 @@ def _asked(request: Request) -> dict[str, Any]:
     return whole(msgspec.json.decode(request.body))
 
 
-def _client(model: Model, url: str, buffer: Buffer) -> Client:
+def client_of(model: Model, url: str, buffer: Buffer) -> Client:
+    """A client of one server of a model, with the headers and limits of its requests.
+
+    Raises ConfigError if the catalog's entry cannot be used.
+    """
     config = model.backend
     headers = {
         "content-type": "application/json",
         "accept": "application/json",
         "user-agent": f"xalen-batch/{__version__}",
     }
-    key = os.environ.get(config.api_key_env, "").strip() if config.api_key_env else ""
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(
-            f"The key in {config.api_key_env} has characters that no HTTP header may carry. Set it"
-            " to the key alone."
-        )
-    if key:
-        headers["authorization"] = f"Bearer {key}"
+    headers |= config.request_headers()
     limits = Limits(
         settings().request_timeout, settings().connect_timeout, settings().answer_max_bytes
     )
-    return client_for(url, headers, limits, buffer, connections=config.max_in_flight)
+    return client_for(
+        url,
+        headers,
+        limits,
+        buffer,
+        connections=config.max_in_flight,
+        ca_certificates=config.ca_certificates(),
+    )

@@ -12,6 +12,7 @@ from xalen_batch import __version__
 from xalen_batch.cli import (
     accounts,
     audit,
+    backends,
     batches,
     doctor,
     failures,
@@ -91,7 +92,6 @@ for part in (
     validate,
     invoices,
     limits,
-    models,
     up,
     doctor,
     audit,
@@ -100,6 +100,8 @@ for part in (
     app.add_typer(part.commands)
 app.add_typer(files.commands, name="files")
 app.add_typer(schedules.commands, name="schedules")
+app.add_typer(models.commands, name="models")
+app.add_typer(backends.commands, name="backends", rich_help_panel="Operators")
 app.add_typer(prices.commands, name="prices", rich_help_panel="Operators")
 app.add_typer(keys.commands, name="keys", rich_help_panel="Operators")
 app.add_typer(accounts.commands, name="accounts", rich_help_panel="Operators")

@@ -52,6 +52,8 @@ def commands() -> str:
 
 def _walk(group: Any, path: str) -> Iterator[tuple[str, Any]]:
     for name, command in group.commands.items():
+        if command.hidden:
+            continue
         is_group = isinstance(command, TyperGroup)
         if not is_group or getattr(command, "invoke_without_command", False):
             yield f"{path} {name}", command

@@ -1,5 +1,6 @@
 """The services: `api`, `worker`, `beat`, `migrate`, `simulate`; and `version`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -35,7 +36,7 @@ def api(
     """Serve the HTTP API."""
     import socket
 
-    from xalen_batch import app
+    from xalen_batch.api import app
     from xalen_batch.config import settings
 
     app.serve(
@@ -127,6 +128,21 @@ def simulate(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--fault") from None
+
+
+@commands.command("local-model", hidden=True)
+def local_model(
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="PORT")],
+    file: Annotated[Path | None, typer.Option("--gguf", metavar="FILE")] = None,
+    name: Annotated[str, typer.Option(metavar="NAME")] = "",
+) -> None:
+    """Serve a model of `up --local`: the embedding model, or a GGUF file."""
+    from xalen_batch.standalone import local_models
+
+    if file is None:
+        local_models.serve_embeddings(port)
+    else:
+        local_models.serve_gguf(file, port, name)
 
 
 @commands.command(epilog=examples("xalen-batch version", "xalen-batch version --json"))

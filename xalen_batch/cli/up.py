@@ -24,6 +24,7 @@ commands = typer.Typer()
         "xalen-batch up",
         "xalen-batch up --data-dir /srv/xalen --port 9000",
         "XALEN_DATABASE_URL=postgresql://user:password@db/xalen xalen-batch up",
+        "xalen-batch up --local --gguf gemma-3-4b-it.Q4_K_M.gguf",
     ),
 )
 def up(
@@ -51,17 +52,35 @@ def up(
             help="Address the API listens on. If not given: XALEN_HOST, or 127.0.0.1.",
         ),
     ] = None,
+    local: Annotated[
+        bool,
+        typer.Option(
+            "--local", help="Serve a real embedding model as well (extra `local`, 95 MB)."
+        ),
+    ] = False,
+    gguf: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            metavar="FILE",
+            help="Serve this GGUF file as well, through llama.cpp (extra `local`).",
+        ),
+    ] = None,
 ) -> None:
     """Start PostgreSQL, Valkey, the API, beat and workers on this machine, and keep them running
     until Ctrl-C.
 
-    If XALEN_DATABASE_URL or XALEN_REDIS_URL is set, that server is used and none is started.
+    If XALEN_DATABASE_URL or XALEN_REDIS_URL is set, that server is used and none is started. Models
+    of --local and --gguf answer live keys, at a price of 0 unless the catalog file has another.
     """
+    from xalen_batch.cli.model_servers.local import LocalModels
     from xalen_batch.config import settings
     from xalen_batch.standalone import supervisor
 
     memory.settle()
     folder = data_dir or settings().data_dir
+    models = LocalModels(with_embeddings=local, gguf=gguf)
     supervisor.up(
         data_dir=folder,
         host=host or settings().host,
@@ -69,6 +88,8 @@ def up(
         is_port_asked=port is not None or "XALEN_PORT" in os.environ,
         say=say,
         on_ready=lambda ready: _welcome(ready, folder),
+        local=models.commands,
+        on_started=lambda: models.add(say),
     )
     say("Stopped.")
 

@@ -147,7 +147,9 @@ class Watch:
 class Supervisor:
     """Starts, watches and stops the parts. Used by the main thread, where signals arrive."""
 
-    def __init__(self, data_dir: Path, listener: Listener, say: Say) -> None:
+    def __init__(
+        self, data_dir: Path, listener: Listener, say: Say, local: Mapping[str, Sequence[str]]
+    ) -> None:
         self._data_dir = data_dir
         self._listener = listener
         self._say = say
@@ -163,18 +165,20 @@ class Supervisor:
             Child("worker" if workers == 1 else f"worker-{n}", ["worker"], data_dir)
             for n in range(1, workers + 1)
         ]
+        self._local = [Child(name, command, data_dir) for name, command in local.items()]
         self._signals = 0
         self._is_starting = True
 
     @property
     def _children(self) -> list[Child]:
-        return [*self._workers, *self._front]
+        return [*self._local, *self._workers, *self._front]
 
-    def run(self, on_ready: Callable[[Credentials], None]) -> None:
+    def run(self, on_ready: Callable[[Credentials], None], on_started: Callable[[], None]) -> None:
         """Return after a clean stop; raise ConfigError if a part does not start."""
         with self._signals_handled():
             try:
                 ready = self._start()
+                on_started()
                 self._is_starting = False
                 if not self._signals:
                     on_ready(ready)
@@ -283,6 +287,7 @@ class Supervisor:
             )
         self._end(self._front)
         self._end(self._workers)
+        self._end(self._local)
         self._running.unlink(missing_ok=True)
         for store in reversed(self._stores):
             store.stop()
@@ -333,17 +338,23 @@ def up(
     is_port_asked: bool,
     say: Say,
     on_ready: Callable[[Credentials], None],
+    local: Mapping[str, Sequence[str]] | None = None,
+    on_started: Callable[[], None] = lambda: None,
 ) -> None:
     """Run everything in the foreground until SIGINT or SIGTERM.
 
-    If the port is taken, the next free one replaces it, unless `is_port_asked`. Raises ConfigError
-    if another supervisor uses the folder, the port is taken, or a part does not start.
+    If the port is taken, the next free one replaces it, unless `is_port_asked`. `local`: commands
+    of model servers that run beside the other parts, by name. `on_started` is called when all parts
+    run, before `on_ready`. Raises ConfigError if another supervisor uses the folder, the port is
+    taken, or a part does not start.
     """
     log.configure()
+    data_dir = data_dir.absolute()
+    # The data folder may hold the catalog file.
+    export({"XALEN_DATA_DIR": str(data_dir)})
     catalog.warn_of_unknown_settings()
     # `say` informs the user in the terminal; the parts write logs of their own.
     logging.root.setLevel(max(logging.root.level, logging.WARNING))
-    data_dir = data_dir.absolute()
     # Check the settings before anything is made or started.
     catalog.models()
     with ExitStack() as held:
@@ -357,10 +368,9 @@ def up(
             listener = held.enter_context(ports.listen(host, port, is_asked=is_port_asked))
         if port not in (0, listener.port):
             say(f"Port {port} is taken; using {listener.port}.")
-        address = {"XALEN_HOST": host, "XALEN_PORT": str(listener.port)}
-        export({"XALEN_DATA_DIR": str(data_dir), **address})
+        export({"XALEN_HOST": host, "XALEN_PORT": str(listener.port)})
         storage.check()
-        Supervisor(data_dir, listener, say).run(on_ready)
+        Supervisor(data_dir, listener, say, local or {}).run(on_ready, on_started)
 
 
 def _mark_store() -> None:

@@ -190,7 +190,7 @@ class LineReader:
             return Fault(
                 "invalid_json_line", f"The line is {_kind(value)}, not an object. {hint}", line
             )
-        if fault := _hidden(raw, line) or self._id(value, line):
+        if fault := hidden(raw, line) or self._id(value, line):
             return fault
         request = (
             self._address(value, line)
@@ -324,7 +324,7 @@ class LineReader:
         return f"Name one of: {', '.join(self._serving()[:20])}."
 
 
-def _hidden(raw: bytes, line: int) -> Fault | None:
+def hidden(raw: bytes, line: int) -> Fault | None:
     """The fault of a line that parses here: too deeply nested for a backend, or a repeated key."""
     # Most of the cost of a long line is here. Deleting a byte is four times as fast as counting it.
     brackets = len(raw) - len(raw.replace(b"[", b"").replace(b"{", b""))

@@ -30,6 +30,7 @@ from xalen_batch.states import TaskState
 from xalen_batch.storage import marks
 from xalen_batch.worker.execute import Slot, TaskRun, heartbeat
 from xalen_batch.worker.lane import Lane
+from xalen_batch.worker.lanes import Lanes
 
 logger = log.get(__name__)
 T = TypeVar("T")
@@ -77,8 +78,8 @@ class Engine:
         # A process that dies soon after its start dies of other causes than a suspect.
         self._takes_suspects_from = time.monotonic() + settings().lease / 2
         self._run_over = threading.Event()
-        self._lanes: dict[claims.LaneKey, Lane] = {}
         self._buffers = Buffers(int(settings().worker_bytes * ANSWERS_SHARE))
+        self._lanes = Lanes(self._lane, self._stop_runs, self._buffers)
         self._most_request_bytes = int(settings().worker_bytes * REQUESTS_SHARE)
         self._runs: set[TaskRun] = set()
         self._idle_until = 0.0
@@ -128,9 +129,18 @@ class Engine:
             self._workers = alive
             self._loop.call_soon_threadsafe(self._share)
 
+    def follow_catalog(self) -> None:
+        """Let the lanes follow a change of the catalog; called on every poll."""
+        self._loop.call_soon_threadsafe(self._lanes.follow, catalog.models())
+
     def _share(self) -> None:  # event loop thread
         for lane in self._lanes.values():
             lane.share(self._workers)
+
+    def _stop_runs(self, lane: Lane) -> None:  # event loop thread
+        for run in list(self._runs):
+            if run.lane is lane:
+                run.stop()
 
     def waits(self) -> list[workers.WorkerWait]:
         """The reasons why work waits in this process, for its row in the database."""
@@ -148,7 +158,7 @@ class Engine:
                     livemode,
                 )
             )
-        for (model, livemode), lane in list(self._lanes.items()):
+        for (model, livemode), lane in self._lanes.items():
             silence = lane.silence.report
             if silence is not None:
                 found.append(
@@ -184,14 +194,9 @@ class Engine:
 
     def close(self) -> None:
         """Close the connections and end the event loop, after all slots have ended."""
-        self._on_loop(self._close_all()).result(timeout=5)
+        self._on_loop(self._lanes.close()).result(timeout=5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
-
-    async def _close_all(self) -> None:  # event loop thread
-        for lane in self._lanes.values():
-            await lane.close()
-        await registry.close_all()
 
     def _run_next(self) -> bool:
         """Claim one task and run it to its end. False: there was none to claim."""
@@ -312,9 +317,7 @@ class Engine:
                 catalog_has=kind,
             )
             raise _NotInCatalog
-        lane = self._lanes.get(claim.lane_key)
-        if lane is None:
-            lane = self._lanes[claim.lane_key] = self._lane(model, is_live=is_live)
+        lane = self._lanes.find(claim.lane_key, model)
         self._unusable.pop(claim.lane_key, None)
         run = TaskRun(claim, lane)
         self._runs.add(run)
@@ -323,7 +326,7 @@ class Engine:
         run.start()
         return run
 
-    def _lane(self, model: Model, *, is_live: bool) -> Lane:
+    def _lane(self, model: Model, is_live: bool) -> Lane:  # event loop thread
         config, rates = model.backend, None
         # Limits per minute are those of a hosted backend; the simulation has none.
         if is_live and (config.requests_per_minute or config.tokens_per_minute):
@@ -360,7 +363,7 @@ class Engine:
     def _capacities(self) -> list[FreeCapacity]:
         """Bounds on the next claim: by lane and account, held batch, and slots of an account."""
         found = []
-        for (model, livemode), lane in list(self._lanes.items()):
+        for (model, livemode), lane in self._lanes.items():
             for account, lines in lane.free_by_account().items():
                 found.append(FreeCapacity(lines, model, livemode, _uuid("acct", account)))
             admission = lane.circuit.admission
@@ -380,7 +383,7 @@ class Engine:
 
     @property
     def _has_capacity(self) -> bool:
-        return any(lane.free_capacity for lane in list(self._lanes.values()))
+        return any(lane.free_capacity for lane in self._lanes.values())
 
     @property
     def _may_claim(self) -> bool:

@@ -187,7 +187,12 @@ def run_worker() -> None:
         return True
 
     engine = Engine(spawn)
-    poll = Poll(tasks.register(app, engine), spawn, engine.share, engine.waits)
+
+    def seen(alive: int) -> None:
+        engine.share(alive)
+        engine.follow_catalog()
+
+    poll = Poll(tasks.register(app, engine), spawn, seen, engine.waits)
     broker.keep(poll.enqueue)
 
     def stop(*_: Any, **__: Any) -> None:

@@ -50,7 +50,9 @@ def test_ready_when_every_store_answers(api: Api) -> None:
     assert (answer.status, answer.json["status"]) == (200, "ok")
     assert {
         name: check["status"] for name, check in answer.json["checks"].items()
-    } == dict.fromkeys(["database", "migrations", "redis", "storage", "disk", "workers"], "ok")
+    } == dict.fromkeys(
+        ["database", "migrations", "redis", "storage", "disk", "workers", "catalog"], "ok"
+    )
 
 
 def test_with_a_redis_that_cannot_be_written_to_it_is_degraded_and_ready(

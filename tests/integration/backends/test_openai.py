@@ -5,11 +5,13 @@ an outcome.
 import asyncio
 import resource
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
 import pytest
 
+from tests import tls
 from tests.integration.backends import hostile
 from tests.integration.backends.at_address import backend_at, model_at
 from tests.integration.backends.hostile import Answer, Hostile, raw, reply
@@ -19,6 +21,7 @@ from xalen_batch.backends import registry
 from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable
 from xalen_batch.backends.openai import OpenAIBackend, longest_answer
 from xalen_batch.backends.simulated.server import Simulator, close, listen
+from xalen_batch.catalog_backend import BackendConfig
 from xalen_batch.endpoints.names import CHAT, EMBEDDINGS, RERANK
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import ConfigError
@@ -487,3 +490,68 @@ class TestAgainstTheSimulatedServer:
             True,
         ]
         assert isinstance(again, Answered)
+
+
+class TestFieldsOfTheCatalog:
+    """What the catalog adds to each request, as the server sees it."""
+
+    def test_headers_and_the_header_of_the_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SOME_KEY", "k-1")
+        monkeypatch.setenv("SOME_HEADER", "of the environment")
+        config = BackendConfig.model_validate(
+            {
+                "base_url": "http://h",
+                "api_key_env": "SOME_KEY",
+                "auth_header": "api-key",
+                "headers": {"X-Team": "nightly", "X-Env": {"env": "SOME_HEADER"}},
+            }
+        )
+        named = {name: getattr(config, name) for name in ("api_key_env", "auth_header", "headers")}
+        _, server = ask(reply(hostile.GOOD), **named)
+        head = server.seen[0].head.lower()
+        for line in ("api-key: k-1", "x-team: nightly", "x-env: of the environment"):
+            assert f"\r\n{line}\r\n" in head
+        assert "authorization" not in head
+
+    def test_extra_fields_replace_those_of_a_line(self) -> None:
+        extra = {"priority": 10, "extra": {"of": ["the operator"]}}
+        _, server = ask(reply(hostile.GOOD), extra_body=extra, model=None)
+        assert orjson.loads(server.seen[0].body) == {**orjson.loads(CHAT_BODY), **extra}
+
+    def test_a_ranking_has_them_too(self) -> None:
+        _, server = ask(
+            reply(b'{"results":[]}'),
+            Request(RERANK, RERANK_BODY, "req_1"),
+            id="bge-reranker-v2",
+            extra_body={"priority": 10},
+        )
+        assert orjson.loads(server.seen[0].body)["priority"] == 10
+
+    @pytest.mark.parametrize("is_trusted", [True, False])
+    def test_a_server_behind_an_own_authority_is_trusted_by_its_file(
+        self, tmp_path: Path, is_trusted: bool
+    ) -> None:
+        async def main() -> Outcome:
+            context, authority = tls.server_context(tmp_path)
+            server = Hostile()
+            server.answer = reply(hostile.GOOD)
+            async with await asyncio.start_server(
+                server.serve, "127.0.0.1", 0, ssl=context
+            ) as listening:
+                port = listening.sockets[0].getsockname()[1]
+                file = authority if is_trusted else None
+                async with backend_at(f"https://127.0.0.1:{port}/v1", ca_file=file) as client:
+                    return await client.send(Request(CHAT, CHAT_BODY, "req_1"))
+
+        outcome = asyncio.run(main())
+        if is_trusted:
+            assert isinstance(outcome, Answered)
+        else:
+            assert retried(outcome).is_unreachable
+
+    def test_a_certificate_that_is_none_is_named(self, tmp_path: Path) -> None:
+        file = tmp_path / "ca.pem"
+        file.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+        model = model_at("https://127.0.0.1:9/v1", ca_file=file)
+        with pytest.raises(ConfigError, match="ca_file has a certificate that cannot be used"):
+            OpenAIBackend(model)

@@ -3,7 +3,7 @@ with `data` and `has_more`.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from tests import factories
 from tests.factories import chat_line, jsonl
+from tests.model_servers import VLLM, imitate
 from tests.unit.cli.fake_api import Api, serving
 from tests.unit.cli.schedules.answers import PREVIEW, RUN, SCHEDULE, ok
 from xalen_batch import db, ids
@@ -23,7 +24,7 @@ from xalen_batch.cli import client
 from xalen_batch.cli.main import app
 
 # Commands that print no data but logs, or the bytes of a file.
-WITHOUT = {"up", "api", "worker", "beat", "migrate", "simulate", "files download"}
+WITHOUT = {"up", "api", "worker", "beat", "migrate", "simulate", "local-model", "files download"}
 LIST = {"object", "data", "has_more"}
 
 BATCH: dict[str, Any] = {
@@ -78,6 +79,10 @@ CALLS: dict[str, tuple[list[str], list[Any]]] = {
     "statement": (["2026-11"], [ok({"object": "statement", "month": "2026-11", "lines": []})]),
     "limits": ([], [ok({"object": "limits", "open_batches": {"used": 0, "limit": 1, "free": 1}})]),
     "models": ([], [ok(MODELS)]),
+    "models show": (["mistral-small-3-1"], []),
+    "models add": (["SERVER", "--price", "input=1,output=2", "--no-ramp", "--yes"], []),
+    "backends test": (["--no-ramp"], []),
+    "backends scan": ([], []),
     "files upload": (["FILE"], [ok(FILE)]),
     "files list": ([], [page(FILE)]),
     "files show": (["file-1"], [ok(FILE)]),
@@ -142,6 +147,8 @@ LISTS = {
         "list",
         "results",
         "models",
+        "backends test",
+        "backends scan",
         "files list",
         "files delete",
         "schedules list",
@@ -184,17 +191,27 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
 
 
 @pytest.fixture
-def words(database: str, tmp_path: Path) -> dict[str, str]:
+def words(
+    database: str, tmp_path: Path, configure: Callable[..., None]
+) -> Iterator[dict[str, str]]:
     """The values that replace the words in capitals of CALLS."""
     (tmp_path / "in.jsonl").write_bytes(jsonl([chat_line("a")]))
     with db.transaction() as session:
         key, _ = keys.create(
             session, Owner(factories.account(session, "acme").id, False), name="ci"
         )
-        return {
+        key_id = ids.render("key", key.id)
+    with imitate(VLLM) as server:
+        catalog = tmp_path / "catalog.toml"
+        catalog.write_text(
+            f'[models.mistral-small-3-1.backend]\nbase_url = "{server.url}/v1"\n', "utf-8"
+        )
+        configure(catalog=catalog)
+        yield {
             "FILE": str(tmp_path / "in.jsonl"),
             "OUT": str(tmp_path / "out.jsonl"),
-            "KEY": ids.render("key", key.id),
+            "KEY": key_id,
+            "SERVER": server.url,
         }
 
 

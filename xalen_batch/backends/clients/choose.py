@@ -1,7 +1,7 @@
 """Choose the HTTP client for a model server's URL."""
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -12,12 +12,19 @@ from xalen_batch.backends.clients.plain import PlainClient
 
 
 def client_for(
-    url: str, headers: Mapping[str, str], limits: Limits, buffer: Buffer, *, connections: int
+    url: str,
+    headers: Mapping[str, str],
+    limits: Limits,
+    buffer: Buffer,
+    *,
+    connections: int,
+    ca_certificates: Sequence[bytes] = (),
 ) -> Client:
     """Return the client for the server at `url`.
 
     PlainClient for plain HTTP without a proxy, credentials or a query; otherwise FullClient, which
-    keeps up to `connections` idle connections.
+    keeps up to `connections` idle connections and trusts `ca_certificates` (PEM) besides the usual
+    ones. Raises ConfigError for a certificate that cannot be used.
     """
     parts, is_near = urlsplit(url), is_loopback(url)
     has_proxy = (
@@ -27,7 +34,15 @@ def client_for(
     )
     if parts.scheme == "http" and not (has_proxy or parts.username or parts.query):
         return PlainClient(url, headers, limits, buffer)
-    return FullClient(url, headers, limits, buffer, is_direct=is_near, connections=connections)
+    return FullClient(
+        url,
+        headers,
+        limits,
+        buffer,
+        is_direct=is_near,
+        connections=connections,
+        ca_certificates=ca_certificates,
+    )
 
 
 def is_loopback(url: str) -> bool:

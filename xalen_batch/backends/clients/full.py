@@ -5,11 +5,11 @@ chunk's size without counting them; these take no memory, and the request's time
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from pyreqwest.client import ClientBuilder
-from pyreqwest.exceptions import ConnectError, PyreqwestError, RequestTimeoutError
+from pyreqwest.exceptions import BuilderError, ConnectError, PyreqwestError, RequestTimeoutError
 from pyreqwest.response import Response
 
 from xalen_batch.backends.buffer import Buffer
@@ -21,6 +21,7 @@ from xalen_batch.backends.clients.contract import (
     Reply,
     TimedOut,
 )
+from xalen_batch.errors import ConfigError
 
 
 class FullClient:
@@ -38,6 +39,7 @@ class FullClient:
         *,
         is_direct: bool,
         connections: int,
+        ca_certificates: Sequence[bytes] = (),
     ) -> None:
         builder = (
             ClientBuilder()
@@ -46,7 +48,14 @@ class FullClient:
             .connect_timeout(timedelta(seconds=limits.connect_timeout))
             .pool_max_idle_per_host(connections)
         )
-        self._client = (builder.no_proxy() if is_direct else builder).build()
+        try:
+            for certificate in ca_certificates:
+                builder = builder.add_root_certificate_pem(certificate)
+            self._client = (builder.no_proxy() if is_direct else builder).build()
+        except BuilderError as error:
+            raise ConfigError(
+                "The catalog's ca_file has a certificate that cannot be used."
+            ) from error
         self._url = url
         self._limits = limits
         self._buffer = buffer

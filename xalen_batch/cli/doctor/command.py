@@ -59,5 +59,5 @@ def _checks() -> Iterator[CheckResult]:
     yield check("disk space", machine.disk_space)
     yield check("catalog", models.catalog_models)
     yield check("prices", partial(models.catalog_prices, has_database))
-    for model in models.of_catalog():
-        yield check(f"backend of {model.id}", partial(models.backend, model))
+    for name, look in models.backends():
+        yield check(name, look)

@@ -2,6 +2,9 @@
 
 import json
 import os
+import ssl
+from collections.abc import Callable
+from functools import partial
 from http.client import HTTPException
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError
@@ -69,71 +72,81 @@ def catalog_prices(has_database: bool) -> str:
     return "those of the catalog"
 
 
-def of_catalog() -> "list[Model]":
+def backends() -> "list[tuple[str, Callable[[], str]]]":
+    """A check for each server of each model, with its name."""
     from xalen_batch import catalog
+    from xalen_batch.catalog_backend import shown
     from xalen_batch.errors import ConfigError
 
     try:
-        return list(catalog.models().values())
+        found = catalog.models().values()
     except ConfigError:
         # Reported by the check of the catalog.
         return []
+    checks: list[tuple[str, Callable[[], str]]] = []
+    for model in found:
+        name, urls = f"backend of {model.id}", model.backend.urls
+        if len(urls) < 2:
+            checks.append((name, partial(backend, model, "".join(urls))))
+        checks += [
+            (f"{name}, {shown(url)}", partial(backend, model, url)) for url in urls[1:] and urls
+        ]
+    return checks
 
 
-def backend(model: "Model") -> str:
-    config = model.backend
+def backend(model: "Model", url: str) -> str:
+    from xalen_batch.catalog_backend import is_address, shown
+    from xalen_batch.errors import ConfigError
+
+    config, name = model.backend, shown(url)
     if config.kind != "openai":
         raise Doubtful(NO_SERVER[config.kind].format(model.id))
-    url = config.base_url or ""
-    if not _is_address(url):
+    if not is_address(url):
         raise Wrong(
-            f"base_url of models.{model.id}.backend in the catalog is {url or 'not set'}. It looks"
-            " like http://host:8000/v1."
+            f"base_url of models.{model.id}.backend in the catalog is {name}. It looks like"
+            " http://host:8000/v1."
         )
-    key = os.environ.get(config.api_key_env, "").strip() if config.api_key_env else ""
-    unset = ""
-    if config.api_key_env and not key:
-        unset = f" {config.api_key_env}, which is to hold its key, is not set."
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        status, listing = _listing(Request(f"{url.rstrip('/')}/models", headers=headers))
+        headers, certificates = config.request_headers(), config.ca_certificates()
+    except ConfigError as error:
+        raise Wrong(str(error)) from None
+    empty = [variable for variable in config.variables if not os.environ.get(variable, "").strip()]
+    unset = "".join(
+        f" {variable}, which is to hold its key, is not set."
+        if variable == config.api_key_env
+        else f" {variable}, which is to hold a header, is not set."
+        for variable in empty
+    )
+    has_key = config.auth_name.lower() in headers
+    try:
+        status, listing = _listing(Request(f"{url}/models", headers=headers), certificates)
     except (OSError, HTTPException) as error:
-        raise Doubtful(f"{url} cannot be reached: {_reason(error)}.{unset} {WAITING}") from error
-    except ValueError:
-        # The library's message quotes the key.
-        raise Wrong(
-            f"The key in {config.api_key_env} has characters that no HTTP header can carry."
-        ) from None
+        raise Doubtful(f"{name} cannot be reached: {_reason(error)}.{unset} {WAITING}") from error
     if status in (401, 403):
         finding = f"asks for a key.{unset or ' The catalog names no api_key_env.'}"
-        if key:
+        if has_key:
             finding = f"refuses the key in {config.api_key_env}."
-        raise Doubtful(f"{url} {finding} {WAITING}")
+        raise Doubtful(f"{name} {finding} {WAITING}")
     if status >= 500:
-        raise Doubtful(f"{url} answers with status {status}; its log tells why.{unset}")
+        raise Doubtful(f"{name} answers with status {status}; its log tells why.{unset}")
     parts = urlsplit(url)
-    if key and parts.scheme == "http" and parts.hostname not in LOOPBACK:
+    if has_key and parts.scheme == "http" and parts.hostname not in LOOPBACK:
         raise Doubtful(
-            f"{url} answers, and the key in {config.api_key_env} goes there unencrypted. Use"
+            f"{name} answers, and the key in {config.api_key_env} goes there unencrypted. Use"
             " https:// where others share the network."
         )
-    _check_name(model, url, listing)
+    _check_name(model, name, listing)
     # Any other status is fine: a reranking server need not list its models.
-    return f"{url} answers.{unset}" if unset else url
+    return f"{name} answers.{unset}" if unset else name
 
 
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
-def _listing(asked: Request) -> tuple[int, bytes]:
+def _listing(asked: Request, certificates: "list[bytes]") -> tuple[int, bytes]:
     """The status, and the body of a 200 up to LONGEST_LISTING bytes."""
+    trusted = ssl.create_default_context()
+    if certificates:
+        trusted.load_verify_locations(cadata=b"\n".join(certificates).decode("ascii", "replace"))
     try:
-        with urlopen(asked, timeout=BACKEND_TIMEOUT) as answer:
+        with urlopen(asked, timeout=BACKEND_TIMEOUT, context=trusted) as answer:
             return int(answer.status), answer.read(LONGEST_LISTING)
     except HTTPError as error:
         with error:
