@@ -191,11 +191,9 @@ def warn_of_unknown_settings() -> None:
 def source() -> str:
     """The files of the catalog in force, in words."""
     path = _in_force().path
-    if path is not None:
-        return f"{path} over the built-in catalog"
-    if settings().catalog is None:
+    if path is None:
         return "the built-in catalog (XALEN_CATALOG names no file)"
-    return "the built-in catalog"
+    return f"{path} over the built-in catalog"
 
 
 def models() -> dict[str, Model]:
