@@ -157,7 +157,8 @@ def read(path: Path | None) -> dict[str, Model]:
     try:
         document = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"The catalog file {path} cannot be read: {error}") from error
+        named = ", which XALEN_CATALOG names," if path == settings().catalog else ""
+        raise ConfigError(f"The catalog file {path}{named} cannot be read: {error}") from error
     return over_built_in(document)
 
 
