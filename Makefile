@@ -47,7 +47,7 @@ lint: install ## Check format, style, types and the direction of imports
 
 audit: install ## Look the locked packages up among known vulnerabilities; exit code 1 if it finds one, 3 if it cannot reach the service
 	@requirements=$$(mktemp) && trap 'rm -f "$$requirements"' EXIT && \
-	.tools/bin/uv export --locked --quiet --all-extras --no-emit-project --format requirements.txt --output-file "$$requirements" --python .tools/bin/python >/dev/null && \
+	.tools/bin/uv export --locked --quiet --all-extras --no-emit-local --format requirements.txt --output-file "$$requirements" --python .tools/bin/python >/dev/null && \
 	.venv/bin/python -m tests.audit --requirement "$$requirements" --require-hashes --disable-pip --format json --progress-spinner off
 
 docs: .docs/.installed ## Build the pages as a site that needs no network, .docs/site/index.html; a broken link or anchor fails
@@ -59,7 +59,7 @@ clean: ## Remove what install, demo, test and docs have made in the checkout; da
 
 .venv/.installed: pyproject.toml uv.lock .tools/.uv-$(UV_VERSION)
 	.tools/bin/uv sync --locked --quiet --python .tools/bin/python
-	@.venv/bin/python -m compileall -q -x '/(\.venv|node_modules)/' xalen_batch migrations tests examples benchmarks
+	@.venv/bin/python -m compileall -q -x '/(\.venv|node_modules)/' xalen_batch client migrations tests examples benchmarks
 	@touch $@
 
 .venv/.bench: .venv/.installed

@@ -1,6 +1,6 @@
 """Batches whose lines have ended, for tests of billing. `record` itself writes the results."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from xalen_batch import db
 from xalen_batch.accounts.accounts import Caller
 from xalen_batch.backends.contract import Answered, Refused
 from xalen_batch.billing import statements
-from xalen_batch.billing.charges import Tariff
+from xalen_batch.billing.charges import CACHED_INPUT, Tariff
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch, Task
 from xalen_batch.pipeline import finalize, record
@@ -39,9 +39,13 @@ def running(
     caller: Caller | None = None,
     *,
     livemode: bool = False,
+    old: Collection[int] = (),
     **columns: Any,
 ) -> Batch:
-    """A batch whose lines have all ended, before it is finalized."""
+    """A batch whose lines have all ended, before it is finalized.
+
+    `old`: the numbers of lines that a worker of a version without `cached_input` charged.
+    """
     caller = caller or factories.caller(session, livemode=livemode)
     batch = factories.batch(
         session,
@@ -53,7 +57,7 @@ def running(
     )
     for seq, model in enumerate(sorted({line.model for line in lines})):
         rows = [
-            _row(batch, number, line)
+            _row(batch, number, line, is_old=number in old)
             for number, line in enumerate(lines, start=1)
             if line.model == model
         ]
@@ -73,16 +77,15 @@ def running(
     return batch
 
 
-def _row(batch: Batch, number: int, line: Ran) -> record.Row:
+def _row(batch: Batch, number: int, line: Ran, *, is_old: bool) -> record.Row:
+    price = dict(batch.price_snapshot.get(line.model, {}))
+    if is_old:
+        price.pop(CACHED_INPUT, None)
     name = record.LineRef(batch.id, number, line.model, f"line-{number}")
     match line.outcome:
         case Usage() | Answered() as outcome:
             answered = outcome if isinstance(outcome, Answered) else Answered(200, b"{}", outcome)
-            return record.row(
-                name,
-                answered,
-                Tariff(batch.price_snapshot.get(line.model, {}), batch.discount_rate),
-            )
+            return record.row(name, answered, Tariff(price, batch.discount_rate))
         case Refused() as refused:
             return record.row(name, refused, Tariff({}, Decimal(0)))
         case code:

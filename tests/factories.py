@@ -14,13 +14,14 @@ from xalen_batch import ids, storage
 from xalen_batch.accounts import accounts, keys
 from xalen_batch.accounts.accounts import Caller, Owner
 from xalen_batch.billing import prices
-from xalen_batch.endpoints.names import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, EMBEDDINGS, RERANK
 from xalen_batch.models import Account, Batch, File, Schedule
 from xalen_batch.schedules import schedules
 from xalen_batch.schedules.definition import Definition
 
 CHAT_MODEL = "mistral-small-3-1"
 RERANK_MODEL = "bge-reranker-v2"
+EMBEDDING_MODEL = "bge-m3"
 
 
 def account(session: Session, name: str | None = None) -> Account:
@@ -103,6 +104,17 @@ def chat_line(
         "method": "POST",
         "url": CHAT,
         "body": {"model": model, "messages": [{"role": "user", "content": content}], **body},
+    }
+
+
+def embedding_line(
+    custom_id: str, input: Any = "Where is my parcel?", **body: Any
+) -> dict[str, Any]:
+    return {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": EMBEDDINGS,
+        "body": {"model": EMBEDDING_MODEL, "input": input, **body},
     }
 
 

@@ -208,15 +208,15 @@ def _backends(session: Session, owner: Owner, models: Iterable[Model]) -> dict[s
     return {model: kind for model, kind in found.items() if kind}
 
 
-def get(session: Session, owner: Owner, public_id: str) -> Batch:
-    """A batch of this owner. Raises NotFound."""
+def get(session: Session, owner: Owner, public_id: str, *, or_ledger: bool = False) -> Batch:
+    """A batch of this owner; with `or_ledger`, also a ledger of live calls. Raises NotFound."""
     id = ids.parse("batch", public_id)
     batch = None
     if id is not None:
         batch = session.scalars(
             _GET, {"id": id, "account_id": owner.account_id, "livemode": owner.livemode}
         ).one_or_none()
-    if batch is None:
+    if batch is None or (batch.ledger is not None and not or_ledger):
         raise NotFound(f"No such Batch object: {public_id[:QUOTED_CHARS]}", param="batch_id")
     return batch
 
@@ -335,5 +335,7 @@ def _first_interval(
 
 def _visible(owner: Owner) -> Select[Batch]:
     return select(Batch).where(
-        Batch.account_id == owner.account_id, Batch.livemode == owner.livemode
+        Batch.account_id == owner.account_id,
+        Batch.livemode == owner.livemode,
+        Batch.ledger.is_(None),
     )

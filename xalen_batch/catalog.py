@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from xalen_batch import config_errors, log
@@ -32,10 +33,23 @@ logger = log.get(__name__)
 
 
 class ListPrice(Table):
-    """USD per million tokens. None: the component has no price, which does not mean free."""
+    """USD per million tokens. None: the component has no price, which does not mean free.
+
+    `cached_input`: input that the backend reports as cached; None: it costs what input costs.
+    """
 
     input: Decimal | None = Field(None, ge=0)
+    cached_input: Decimal | None = Field(None, ge=0)
     output: Decimal | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _cached_beside_input(self) -> "ListPrice":
+        if self.cached_input is not None and self.input is None:
+            raise ValueError(
+                "cached_input is a part of the input, which has no price. Give it one, such as"
+                ' input = "0.02", or leave out cached_input.'
+            )
+        return self
 
 
 # Descriptive fields of a model, which no code reads.

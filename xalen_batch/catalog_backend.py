@@ -103,6 +103,13 @@ class BackendConfig(Table):
     max_in_flight: int = Field(
         64, gt=0, description="Most requests in flight at the backend, over all workers."
     )
+    max_inputs: int = Field(
+        32,
+        gt=0,
+        description=(
+            "Most inputs of embeddings in a request that combines lines; 1: each line is a request."
+        ),
+    )
     requests_per_minute: int | None = Field(
         None, gt=0, description="Most requests per minute, over all worker processes."
     )

@@ -19,6 +19,7 @@ XalenError
 ├── HeadTooLarge            431
 ├── ServerError             500
 ├── Unavailable             503
+├── GatewayTimeout          504
 └── StorageFull             507
 ConfigError                 an error in a setting, the catalog or a file of the operator
 """
@@ -187,6 +188,11 @@ class Unavailable(XalenError):
     status = 503
     code = "service_unavailable"
     retry_after = 5.0
+
+
+class GatewayTimeout(XalenError):
+    status = 504
+    code = "model_timeout"
 
 
 class StorageFull(XalenError):

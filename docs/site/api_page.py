@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from xalen_batch.app import create_app
+from xalen_batch.api.app import create_app
 
 Json = dict[str, Any]
 NOTE = (

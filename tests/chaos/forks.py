@@ -26,7 +26,7 @@ from xalen_batch.standalone.processes import dying_with_parent
 # Modules that the commands import when they run.
 IMPORTED_EARLY = (
     "xalen_batch.cli.main",
-    "xalen_batch.app",
+    "xalen_batch.api.app",
     "xalen_batch.worker.process",
     "xalen_batch.migrate",
     "celery.worker.consumer",

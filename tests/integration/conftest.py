@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from tests import factories
 from tests.conftest import Stores, forget
 from tests.waiting import PATIENCE
-from xalen_batch import app, db
+from xalen_batch import db
+from xalen_batch.api import app
 from xalen_batch.api.http.protocol import BoundedHttp
 from xalen_batch.cli.main import app as command_line
 

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 from tests import factories
 from tests.integration.conftest import multipart
-from xalen_batch.app import create_app
+from xalen_batch.api.app import create_app
 from xalen_batch.endpoints.names import CHAT
 
 DESCRIPTION: dict[str, Any] = create_app().openapi()
@@ -25,6 +25,7 @@ PUBLIC = {"/", "/v1", "/livez", "/readyz", "/docs", "/docs/assets", "/openapi.js
 # Values for the required fields of a body, by the field's name.
 VALUES: dict[str, Any] = {
     "endpoint": CHAT,
+    "model": factories.CHAT_MODEL,
     "completion_window": "24h",
     "cron": "0 3 * * *",
     "name": "mine",
@@ -34,8 +35,15 @@ VALUES: dict[str, Any] = {
     "purpose": b"batch",
     "file": factories.jsonl([factories.chat_line("mine")]),
 }
-# Alternative required fields, which the API's description cannot express.
-ONE_OF = {"POST /v1/schedules": {"inbox": {}}}
+# Fields that the API's description does not require: alternatives, and those of a live call.
+ONE_OF: dict[str, dict[str, Any]] = {
+    "POST /v1/schedules": {"inbox": {}},
+    "POST /v1/chat/completions": factories.chat_line("mine")["body"],
+    "POST /v1/responses": {"input": "Hello"},
+    "POST /v1/completions": {"prompt": "Hello"},
+    "POST /v1/embeddings": {"model": "bge-m3", "input": "Hello"},
+    "POST /v1/rerank": factories.rerank_line("mine")["body"],
+}
 # Valid values for the path parameters that are no ids of an account's objects.
 OTHER_PARAMETERS = {"month": "2026-11", "model_id": factories.CHAT_MODEL}
 IDEMPOTENCY_KEY = "neighbours-key"

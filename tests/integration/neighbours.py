@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import insert, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
 from tests import billing, factories
@@ -98,6 +98,11 @@ class Neighbour:
             for name, id in own.items()
             if name not in OTHER_PARAMETERS
         ]
+        with db.reading() as session:
+            theirs = session.scalars(
+                select(Batch.id).where((Batch.account_id != self.owner.account_id) | Batch.livemode)
+            )
+            others += map(str, theirs)
         return {
             row
             for row in rows()

@@ -58,6 +58,10 @@ def test_a_new_model_stands_beside_those_that_ship(tmp_path: Path) -> None:
             ("models.x.endpoints: [] names no endpoint. List one or more of '/v1/chat"),
         ),
         (
+            NEW.replace("input =", "cached_input ="),
+            "models.x.price: cached_input is a part of the input, which has no price.",
+        ),
+        (
             NEW.replace('["/v1/rerank"]', '"/v1/rerank"'),
             "models.x.endpoints: '/v1/rerank' is not a list",
         ),

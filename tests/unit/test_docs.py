@@ -21,6 +21,7 @@ from xalen_batch.config import Settings
 PAGES = sorted(
     [
         *ROOT.glob("*.md"),
+        *ROOT.glob("client/*.md"),
         *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("examples/*.md"),
         ROOT / "docker-compose.yml",

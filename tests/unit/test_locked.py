@@ -36,10 +36,20 @@ def test_every_file_that_may_be_installed_has_a_hash() -> None:
             assert file["url"].startswith("https://")
 
 
-def test_the_package_itself_is_the_only_one_without() -> None:
+def test_the_packages_of_this_repository_are_the_only_ones_without() -> None:
     assert [package["name"] for package in LOCK["package"] if "editable" in package["source"]] == [
-        "xalen-batch"
+        "xalen",
+        "xalen-batch",
     ]
+
+
+def test_the_image_has_the_metadata_of_what_the_lock_names() -> None:
+    folders = {package["source"].get("editable") for package in LOCK["package"]} - {None, "."}
+    assert folders == {"client"}
+    for folder in folders:
+        # `uv sync --locked` reads it, also where the package is not installed.
+        assert f"COPY {folder}/pyproject.toml {folder}/\n" in (ROOT / "Dockerfile").read_text()
+        assert f"!{folder}/pyproject.toml\n" in (ROOT / ".dockerignore").read_text()
 
 
 @pytest.mark.parametrize("name", ["Makefile", "Dockerfile"])

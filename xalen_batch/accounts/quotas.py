@@ -319,7 +319,7 @@ _GIVEN_LIMITS = (
 )
 _ENQUEUED = select(
     func.count(), _sum(Batch.total - Batch.failed), _sum(Batch.enqueued_tokens), _GIVEN_LIMITS
-).where(_is_of_owner(Batch), text(OPEN))
+).where(_is_of_owner(Batch), text(OPEN), Batch.ledger.is_(None))
 _GIVEN_AND_TALLIES = select(
     _GIVEN_LIMITS,
     select(func.jsonb_object_agg(AccountTally.name, AccountTally.amount))

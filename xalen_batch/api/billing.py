@@ -21,7 +21,9 @@ router = APIRouter(prefix="/v1", tags=["extensions"])
 @calling(Scope.BILLING)
 def get_invoice(session: Session, caller: Caller, batch_id: str) -> dict[str, Any]:
     """The invoice of a batch that has ended: exact, never rounded. Amounts are strings."""
-    return invoices.render(invoices.of_batch(session, batches.get(session, caller, batch_id)))
+    return invoices.render(
+        invoices.of_batch(session, batches.get(session, caller, batch_id, or_ledger=True))
+    )
 
 
 @router.get("/statements/{month}", response_model=StatementObject)

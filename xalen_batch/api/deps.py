@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from ipaddress import IPv6Address, IPv6Network, ip_address
-from typing import Annotated, Any, Concatenate, ParamSpec
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
 import orjson
@@ -34,6 +34,7 @@ bearer = HTTPBearer(
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 
 Asked = ParamSpec("Asked")
+Route = TypeVar("Route", bound=Callable[..., Any])
 Shown = BaseModel | dict[str, Any] | Response
 
 # The scope that each route asks for, by its function or by its dependency on a caller.
@@ -197,12 +198,34 @@ def calling_briefly(scope: Scope) -> Callable[[Request, Credentials], Caller]:
     """
 
     def caller(request: Request, credentials: Credentials) -> Caller:
-        with _failures_limited(request), db.reading() as session:
-            secret = None if credentials is None else credentials.credentials
-            return _authenticate(request, session, secret, scope)
+        return authenticate_briefly(
+            request, None if credentials is None else credentials.credentials, scope
+        )
 
     _scopes[caller] = scope
     return caller
+
+
+def authenticate_briefly(request: Request, secret: str | None, scope: Scope) -> Caller:
+    """The caller of a request, authenticated in a short session of its own."""
+    with _failures_limited(request), db.reading() as session:
+        return _authenticate(request, session, secret, scope)
+
+
+def admitted(request: Request, caller: Caller) -> None:
+    """Note the caller of a request that was admitted by what is known of its key."""
+    budget.answers.refuse_if_over(caller)
+    request.scope[IDENTIFIED] = request.scope[CALLER] = caller
+
+
+def needs(scope: Scope) -> Callable[[Route], Route]:
+    """Decorate a route that authenticates its caller by itself."""
+
+    def decorate(route: Route) -> Route:
+        _scopes[route] = scope
+        return route
+
+    return decorate
 
 
 def _authenticate(request: Request, session: Session, secret: str | None, scope: Scope) -> Caller:

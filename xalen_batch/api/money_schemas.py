@@ -54,7 +54,7 @@ class InvoiceLineObject(BaseModel):
     kind: Literal["usage", "discount", "not_billed"]
     description: str
     model: str | None
-    component: Literal["input", "output"] | None
+    component: Literal["input", "cached_input", "output"] | None
     quantity: str | None = Field(
         description="Tokens of a component; requests, if `component` is null."
     )

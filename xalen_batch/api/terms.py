@@ -51,6 +51,9 @@ class TermsObject(BaseModel):
     batch_discount: str = Field(description="Share of the list price that is taken off.")
     max_file_bytes: int
     max_batch_lines: int
+    max_batch_inputs: int | None = Field(
+        description="Most inputs of embeddings, over all lines of a batch; null: no limit."
+    )
     max_line_bytes: int
     models: list[ModelTerms]
 
@@ -67,6 +70,7 @@ def get_terms(session: Session, caller: Caller) -> TermsObject:
         batch_discount=str(config.batch_discount),
         max_file_bytes=config.max_file_bytes,
         max_batch_lines=config.max_batch_lines,
+        max_batch_inputs=config.max_batch_inputs,
         max_line_bytes=config.max_line_bytes,
         models=[ModelTerms.of(model, offered) for model in catalog.models().values()],
     )

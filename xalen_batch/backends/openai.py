@@ -25,7 +25,8 @@ from xalen_batch.backends.outcomes import outcome_of
 from xalen_batch.backends.rerank_api import Unusable, from_backend, to_backend
 from xalen_batch.catalog import Model
 from xalen_batch.config import settings
-from xalen_batch.endpoints.names import RERANK, Endpoint
+from xalen_batch.endpoints import embeddings
+from xalen_batch.endpoints.names import EMBEDDINGS, RERANK, Endpoint
 from xalen_batch.endpoints.whole import whole
 from xalen_batch.errors import ConfigError
 
@@ -69,7 +70,7 @@ class OpenAIBackend:
             )
         except AnswerTooLong:
             return Retryable(
-                f"The backend's answer is longer than {settings().answer_max_bytes} bytes.", 200
+                f"The backend's answer is longer than {longest_answer(request)} bytes.", 200
             )
         except TimedOut:
             return Retryable("The backend did not answer in time.", is_timeout=True)
@@ -94,9 +95,10 @@ class OpenAIBackend:
         body = request.body
         if self._fixed:
             body = msgspec.json.encode({**_fields(body), **self._fixed})
-        return outcome_of(
-            await self._client.post(_path(request.endpoint), body, request.request_id), request
+        reply = await self._client.post(
+            _path(request.endpoint), body, request.request_id, longest_answer(request)
         )
+        return outcome_of(reply, request)
 
     async def _rerank(self, request: Request) -> Outcome:
         config = self._model.backend
@@ -115,6 +117,19 @@ class OpenAIBackend:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return Retryable("The backend's answer is not valid JSON.", reply.status)
         return outcome_of(reply._replace(body=msgspec.json.encode(ranking)), request)
+
+
+def longest_answer(request: Request) -> int:
+    """The cap on the bytes of an answer.
+
+    Embeddings grow with their inputs: one answer may be as long as the part of a worker's bytes
+    that is neither for answers nor for requests.
+    """
+    usual = settings().answer_max_bytes
+    if request.endpoint != EMBEDDINGS:
+        return usual
+    asked = embeddings.inputs(request.body) * embeddings.EMBEDDING_BYTES
+    return max(usual, min(asked, settings().worker_bytes // 4))
 
 
 def _path(endpoint: Endpoint) -> str:

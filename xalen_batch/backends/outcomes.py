@@ -13,7 +13,7 @@ import orjson
 from xalen_batch.backends.clients.contract import Reply
 from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable
 from xalen_batch.backends.usage import stating, usage_of, usual_usage
-from xalen_batch.endpoints.names import CHAT
+from xalen_batch.endpoints.names import CHAT, EMBEDDINGS
 from xalen_batch.endpoints.operations import OPERATIONS
 
 # docs/backends.md has these as a table.
@@ -155,8 +155,10 @@ class _Error(NamedTuple):
 def _answered(reply: Reply, request: Request) -> Outcome:
     if not reply.body:
         return Retryable("The backend's answer is empty.", reply.status)
-    if request.endpoint == CHAT and (usage := usual_usage(reply.body, request)) is not None:
-        return Answered(reply.status, one_line(reply.body), usage)
+    if request.endpoint in (CHAT, EMBEDDINGS):
+        usage = usual_usage(reply.body, request)
+        if usage is not None:
+            return Answered(reply.status, one_line(reply.body), usage)
     try:
         answer = msgspec.json.decode(reply.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

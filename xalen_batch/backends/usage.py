@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from xalen_batch.backends.contract import Request
+from xalen_batch.endpoints.names import CHAT
 from xalen_batch.endpoints.operations import OPERATIONS
 from xalen_batch.endpoints.usage import ABSURD, Usage, standard, states, table
 from xalen_batch.endpoints.whole import decoded
@@ -54,20 +55,37 @@ class _ChatAnswer(msgspec.Struct):
     xalen: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+class _InputUsage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+
+
+class _EmbeddingsAnswer(msgspec.Struct):
+    data: list[msgspec.Raw]
+    usage: _InputUsage
+    xalen: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_embeddings_answer = msgspec.json.Decoder(_EmbeddingsAnswer).decode
 _chat_answer = msgspec.json.Decoder(_ChatAnswer).decode
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def usual_usage(body: bytes, request: Request) -> Usage | None:
-    """The usage of a chat completion in OpenAI's form if it can be true; None: call `usage_of`.
+    """The usage of a chat completion or of embeddings in OpenAI's form if it can be true.
 
-    The fast path: nearly every answer has this form, and only the billed fields are decoded.
+    None: call `usage_of`. The fast path: nearly every answer has this form, and only the billed
+    fields are decoded.
     """
+    is_chat = request.endpoint == CHAT
+    decode = _chat_answer if is_chat else _embeddings_answer
     try:
         # msgspec checks that skipped fields are JSON, but not that they are UTF-8.
         if not body.isascii():
             str(body, "utf-8")
-        answer = _chat_answer(body)
+        answer = decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if answer.xalen is not msgspec.UNSET:
@@ -79,6 +97,8 @@ def usual_usage(body: bytes, request: Request) -> Usage | None:
         said.completion_tokens_details.reasoning_tokens if said.completion_tokens_details else 0
     )
     if not (0 <= cached <= read <= ABSURD and 0 <= reasoning <= written <= ABSURD):
+        return None
+    if not is_chat and (written or cached or reasoning):
         return None
     usage = Usage(read, written, cached, reasoning)
     return usage if _is_possible(usage, len(body), request) else None

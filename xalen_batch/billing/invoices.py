@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import ids, log, money
 from xalen_batch.billing import sums
-from xalen_batch.billing.charges import USAGE_COUNTED
+from xalen_batch.billing.charges import CACHED_INPUT, USAGE_COUNTED
 from xalen_batch.billing.sums import ModelSums
 from xalen_batch.errors import NotFound
 from xalen_batch.models import Batch, Invoice, InvoiceLine, ScheduleRun
@@ -38,9 +38,14 @@ def issue(session: Session, batch: Batch) -> Invoice:
     raises Mismatch unless their total equals the sum of the charges to the last digit.
     """
     ended = sums.of_batch(session, batch)
-    lines = [*_usage_lines(batch, ended), *_not_billed_lines(ended)]
-    total = sum((line.amount for line in lines), ZERO)
+    lines = _lines(batch, ended)
     charged = sum((model.charged for model in ended), ZERO)
+    if _total(lines) != charged and _prices_cached(batch):
+        # A worker of a version without this component charges cached tokens as other input.
+        logger.warning("invoice.cached_as_input", batch_id=batch.id)
+        ended = sums.of_results(session, batch.id)
+        lines = _lines(batch, ended)
+    total = _total(lines)
     if total != charged:
         logger.error(
             "invoice.mismatch", batch_id=batch.id, invoiced=str(total), charged=str(charged)
@@ -156,6 +161,18 @@ def store(session: Session, invoice: Invoice, lines: Sequence[InvoiceLine]) -> b
     return True
 
 
+def _lines(batch: Batch, ended: Sequence[ModelSums]) -> list[InvoiceLine]:
+    return [*_usage_lines(batch, ended), *_not_billed_lines(ended)]
+
+
+def _total(lines: Sequence[InvoiceLine]) -> Decimal:
+    return sum((line.amount for line in lines), ZERO)
+
+
+def _prices_cached(batch: Batch) -> bool:
+    return any(CACHED_INPUT in price for price in batch.price_snapshot.values())
+
+
 def _usage_lines(batch: Batch, ended: Sequence[ModelSums]) -> Iterator[InvoiceLine]:
     """A line per model and component, then the discount on them, then tokens without a price.
 
@@ -163,7 +180,7 @@ def _usage_lines(batch: Batch, ended: Sequence[ModelSums]) -> Iterator[InvoiceLi
     """
     gross = ZERO
     unpriced = []
-    for used in _usage(ended):
+    for used in _usage(batch, ended):
         price = batch.price_snapshot.get(used.model, {}).get(used.component)
         if price is None:
             logger.warning(
@@ -188,33 +205,45 @@ def _usage_lines(batch: Batch, ended: Sequence[ModelSums]) -> Iterator[InvoiceLi
 
 
 class _Used(NamedTuple):
-    """The tokens of one component of one model."""
+    """The tokens of one component of one model.
+
+    `cached`: the cached tokens among them, which cost what the others cost.
+    """
 
     model: str
     component: str
     tokens: int
-    is_counted: bool
+    is_counted: bool = False
+    cached: int = 0
 
     @property
     def description(self) -> str:
+        words = f"{self.model}, {self.component.replace('_', ' ')} tokens"
+        if self.is_counted:
+            return f"{words} counted by xalen-batch"
         return (
-            f"{self.model}, {self.component}"
-            f" tokens{' counted by xalen-batch' if self.is_counted else ''}"
+            f"{words}, of which {self.cached} cached, at the input price" if self.cached else words
         )
 
 
-def _usage(ended: Sequence[ModelSums]) -> Iterator[_Used]:
+def _usage(batch: Batch, ended: Sequence[ModelSums]) -> Iterator[_Used]:
     """The tokens of the lines that succeeded, without components that have none."""
     for model in ended:
-        read, written = model.counted_input_tokens, model.counted_output_tokens
-        for component, tokens, is_counted in (
-            ("input", model.input_tokens - read, False),
-            ("output", model.output_tokens - written, False),
-            ("input", read, True),
-            ("output", written, True),
+        # Tokens that xalen-batch counted have no cached ones among them.
+        read = model.input_tokens - model.counted_input_tokens
+        written = model.output_tokens - model.counted_output_tokens
+        cheaper, cached = 0, model.cached_tokens
+        if CACHED_INPUT in batch.price_snapshot.get(model.model, {}):
+            cheaper, cached = cached, 0
+        for used in (
+            _Used(model.model, "input", read - cheaper, cached=cached),
+            _Used(model.model, CACHED_INPUT, cheaper),
+            _Used(model.model, "output", written),
+            _Used(model.model, "input", model.counted_input_tokens, is_counted=True),
+            _Used(model.model, "output", model.counted_output_tokens, is_counted=True),
         ):
-            if tokens:
-                yield _Used(model.model, component, tokens, is_counted)
+            if used.tokens:
+                yield used
 
 
 def _usage_line(used: _Used, price: Decimal, *, answered_by: str | None) -> InvoiceLine:

@@ -9,7 +9,7 @@ from sqlalchemy import DateTime, bindparam, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from xalen_batch import catalog, ids, log
-from xalen_batch.models import Price
+from xalen_batch.models import Price, workers
 from xalen_batch.models.base import table_of
 
 logger = log.get(__name__)
@@ -34,8 +34,16 @@ class Change(NamedTuple):
     new: Decimal | None
 
 
-class Outdated(Exception):
+class Refused(Exception):
+    """A sync that is not made; the message says why."""
+
+
+class Outdated(Refused):
     """The prices or the catalog have changed since the changes were shown."""
+
+
+class NotCharged(Refused):
+    """A live worker does not charge a component that would get a price."""
 
 
 def differences(session: Session) -> list[Change]:
@@ -57,7 +65,8 @@ def sync(session: Session, changes: Sequence[Change]) -> None:
     """Apply the result of `differences`: close the old prices, and open the new ones.
 
     Batches that exist keep their prices. Raises Outdated, and changes nothing, unless `changes` are
-    exactly the current differences.
+    exactly the current differences; NotCharged, while a live worker of another version would charge
+    cached input as other input.
     """
     # Serializes syncs, so that each compares with the prices that the previous one committed.
     session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": SYNC_LOCK})
@@ -66,6 +75,7 @@ def sync(session: Session, changes: Sequence[Change]) -> None:
             "Prices or catalog changed meanwhile, and nothing was done: look at the differences"
             " once more."
         )
+    _refuse_uncharged(session, changes)
     # clock_timestamp() after the lock, not now(): the transaction may have begun before another
     # sync opened a price.
     at = session.execute(select(func.clock_timestamp())).scalar_one()
@@ -75,6 +85,16 @@ def sync(session: Session, changes: Sequence[Change]) -> None:
             _close(session, rows[change[:3]], at)
         if change.new is not None:
             _open(session, change, change.new, at)
+
+
+def _refuse_uncharged(session: Session, changes: Iterable[Change]) -> None:
+    opened = {change.component for change in changes if change.new is not None}
+    for worker in workers.live(session):
+        if missing := opened - set(worker.components or ("input", "output")):
+            raise NotCharged(
+                f"Nothing was changed: the worker {worker.id} runs a version that charges no"
+                f" {min(missing)}, and would charge it as other input. Upgrade all workers first."
+            )
 
 
 def fill(session: Session) -> None:

@@ -162,6 +162,8 @@ _ORPHANS = """
 _PRICES = """
     SELECT batch.id AS batch_id, each.model,
         coalesce((each.price ->> 'input')::numeric, 0) * 0.000001 * (1 - batch.discount_rate) AS input,
+        coalesce((each.price ->> 'cached_input')::numeric, (each.price ->> 'input')::numeric, 0) * 0.000001 * (1 - batch.discount_rate) AS cached,
+        each.price ? 'cached_input' AS has_cached,
         coalesce((each.price ->> 'output')::numeric, 0) * 0.000001 * (1 - batch.discount_rate) AS output
     FROM batches AS batch CROSS JOIN LATERAL jsonb_each(batch.price_snapshot) AS each (model, price)
     WHERE batch.id = ANY(:ids)
@@ -172,16 +174,17 @@ _LINES = f"""
     SELECT 'batch' AS kind, batch_id AS id, 'charge of line ' || line_no AS what, expected, amount AS found
     FROM (
         SELECT batch_id, line_no, amount, CASE WHEN status_code BETWEEN 200 AND 299 THEN
-            input_tokens * coalesce(price.input, 0) + output_tokens * coalesce(price.output, 0) END AS expected
+            (input_tokens - cached_tokens) * coalesce(price.input, 0) + cached_tokens * coalesce(price.cached, 0)
+            + output_tokens * coalesce(price.output, 0) END AS expected
         FROM (
-            SELECT batch_id, line_no, model, status_code, input_tokens, output_tokens, amount
+            SELECT batch_id, line_no, model, status_code, input_tokens, cached_tokens, output_tokens, amount
             FROM results WHERE batch_id = ANY(:rows)
             UNION ALL
             SELECT sealed.batch_id, coalesce(line.line_no, sealed.first_line + line.position - 1), line.model,
-                line.status_code, line.input_tokens, line.output_tokens, line.amount
+                line.status_code, line.input_tokens, line.cached_tokens, line.output_tokens, line.amount
             FROM sealed_lines AS sealed
-            CROSS JOIN LATERAL unnest(line_nos, models, status_codes, input_tokens, output_tokens, amounts)
-                WITH ORDINALITY AS line (line_no, model, status_code, input_tokens, output_tokens, amount, position)
+            CROSS JOIN LATERAL unnest(line_nos, models, status_codes, input_tokens, cached_tokens, output_tokens, amounts)
+                WITH ORDINALITY AS line (line_no, model, status_code, input_tokens, cached_tokens, output_tokens, amount, position)
             WHERE sealed.batch_id = ANY(:sealed) AND amounts IS NOT NULL
         ) AS line
         LEFT JOIN ({_PRICES}) AS price USING (batch_id, model)
@@ -196,6 +199,7 @@ _ADDED = """
     sum(input_tokens) AS input_tokens, sum(cached_tokens) AS cached_tokens,
     sum(output_tokens) AS output_tokens, sum(reasoning_tokens) AS reasoning_tokens,
     coalesce(sum(input_tokens) FILTER (WHERE status_code < 300), 0) AS billed_input,
+    coalesce(sum(cached_tokens) FILTER (WHERE status_code < 300), 0) AS billed_cached,
     coalesce(sum(output_tokens) FILTER (WHERE status_code < 300), 0) AS billed_output,
     coalesce(sum(amount), 0) AS charged
 """
@@ -204,7 +208,9 @@ _ADDED = """
 _USED = f"""
     used AS MATERIALIZED (
         SELECT line.*, charged + is_by_price::int
-            * (billed_input * coalesce(price.input, 0) + billed_output * coalesce(price.output, 0)) AS amount
+            * ((billed_input - billed_cached) * coalesce(price.input, 0) + billed_cached * coalesce(price.cached, 0)
+                + billed_output * coalesce(price.output, 0)) AS amount,
+            CASE WHEN price.has_cached THEN billed_cached ELSE 0 END AS cheaper
         FROM (
             SELECT batch_id, false AS is_by_price, model, {_ADDED} FROM results WHERE batch_id = ANY(:rows)
             GROUP BY batch_id, model
@@ -276,7 +282,9 @@ _SUMS = f"""
     FROM (
         SELECT used.batch_id, used.model, part.component, sum(part.tokens) AS tokens
         FROM used JOIN invoices AS invoice ON invoice.batch_id = used.batch_id
-        CROSS JOIN LATERAL (VALUES ('input', billed_input), ('output', billed_output)) AS part (component, tokens)
+        CROSS JOIN LATERAL (
+            VALUES ('input', billed_input - cheaper), ('cached_input', cheaper), ('output', billed_output)
+        ) AS part (component, tokens)
         WHERE invoice.batch_id = ANY(:ids)
         GROUP BY used.batch_id, used.model, part.component
         HAVING sum(part.tokens) > 0

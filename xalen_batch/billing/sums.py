@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import bindparam, case, func, literal, select
+from sqlalchemy import ColumnElement, Numeric, bindparam, case, cast, func, literal, select
 from sqlalchemy.orm import Session
 
 from xalen_batch import log, money
@@ -30,6 +30,9 @@ class ModelSums(NamedTuple):
     model: str
     charged: Decimal
     input_tokens: int
+    # The cached part of the input tokens; `of_results` leaves out what was charged as other input
+    # although the model has a price for cached input.
+    cached_tokens: int
     output_tokens: int
     # The part of the tokens that xalen-batch counted.
     counted_input_tokens: int
@@ -53,6 +56,7 @@ _OF_TASKS = (
         func.sum(Task.summed),
         func.sum(Task.charged),
         func.sum(Task.input_tokens),
+        func.sum(Task.cached_tokens),
         func.sum(Task.output_tokens),
         func.sum(Task.counted_input_tokens),
         func.sum(Task.counted_output_tokens),
@@ -71,15 +75,16 @@ def of_tasks(session: Session, batch_id: UUID, *, lines: int) -> list[ModelSums]
         return None
     return sorted(
         ModelSums(
-            model,
-            charged,
-            int(read),
-            int(written),
-            int(counted_read),
-            int(counted_written),
-            _merged(not_billed or ()),
+            row[0],
+            charged=row[2],
+            input_tokens=int(row[3]),
+            cached_tokens=int(row[4]),
+            output_tokens=int(row[5]),
+            counted_input_tokens=int(row[6]),
+            counted_output_tokens=int(row[7]),
+            not_billed=_merged(row[8] or ()),
         )
-        for model, _, charged, read, written, counted_read, counted_written, not_billed in rows
+        for row in rows
     )
 
 
@@ -106,9 +111,11 @@ def of_results(session: Session, batch_id: UUID) -> list[ModelSums]:
             reason.label("reason"),
             is_counted.label("is_counted"),
             Result.input_tokens,
+            case((Result.cached_tokens == 0, 0), else_=_cached()).label("cached_tokens"),
             Result.output_tokens,
             func.coalesce(Result.amount, 0).label("amount"),
         )
+        .join(Batch, Batch.id == Result.batch_id)
         .where(Result.batch_id == batch_id)
         .subquery()
         .c
@@ -119,23 +126,42 @@ def of_results(session: Session, batch_id: UUID) -> list[ModelSums]:
             *kind,
             func.count(),
             func.sum(each.input_tokens),
+            func.sum(each.cached_tokens),
             func.sum(each.output_tokens),
             func.sum(each.amount),
         ).group_by(*kind)
     )
     found: dict[str, ModelSums] = {}
-    for model, why, counted, requests, read, written, charged in rows:
-        sums = found.get(model, ModelSums(model, Decimal(0), 0, 0, 0, 0, {}))
+    for model, why, counted, requests, read, cached, written, charged in rows:
+        sums = found.get(model, ModelSums(model, Decimal(0), 0, 0, 0, 0, 0, {}))
         if why is not None:
             sums.not_billed[why] = requests
-            read = written = 0
+            read = cached = written = 0
         found[model] = ModelSums(
             model,
             sums.charged + charged,
             sums.input_tokens + int(read),
+            sums.cached_tokens + int(cached),
             sums.output_tokens + int(written),
             sums.counted_input_tokens + counted * int(read),
             sums.counted_output_tokens + counted * int(written),
             sums.not_billed,
         )
     return [found[model] for model in sorted(found)]
+
+
+def _cached() -> ColumnElement[int]:
+    """The cached tokens of a result, or 0 if they were charged as other input (decision 0055)."""
+    price = Batch.price_snapshot[Result.model]
+
+    def net(component: str) -> ColumnElement[Decimal]:
+        listed = func.coalesce(cast(price[component].astext, Numeric), 0)
+        return listed * literal(money.PER_MILLION) * (1 - Batch.discount_rate)
+
+    by_price = (
+        (Result.input_tokens - Result.cached_tokens) * net("input")
+        + Result.cached_tokens * net("cached_input")
+        + Result.output_tokens * net("output")
+    )
+    is_cheaper = price.has_key("cached_input")
+    return case((is_cheaper & (Result.amount != by_price), 0), else_=Result.cached_tokens)

@@ -35,7 +35,7 @@ _USAGE = text("""
     WITH invoiced AS (
         SELECT i.account_id, i.livemode, count(*) AS batches, sum(i.total) AS total, sum(u.input) AS input, sum(u.output) AS output
         FROM invoices i CROSS JOIN LATERAL (
-            SELECT sum(l.quantity) FILTER (WHERE l.component = 'input') AS input, sum(l.quantity) FILTER (WHERE l.component = 'output') AS output
+            SELECT sum(l.quantity) FILTER (WHERE l.component IN ('input', 'cached_input')) AS input, sum(l.quantity) FILTER (WHERE l.component = 'output') AS output
             FROM invoice_lines l WHERE l.invoice_id = i.id AND l.kind = 'usage'
         ) u
         WHERE i.batch_id IS NOT NULL AND i.issued_at >= :since AND i.issued_at < :until

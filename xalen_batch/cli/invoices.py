@@ -19,6 +19,8 @@ from xalen_batch.cli.stacked import Layout, stacked
 PAGE_LINES = 1_000
 # The `reason` of lines whose tokens the server counted.
 COUNTED = "usage_counted"
+# In the description of a line some of whose tokens were cached, without a price of their own.
+CACHED = "cached, at the input price"
 INVOICE: tuple[Layout, ...] = (
     (("item",), ("component",), ("quantity",), ("unit price",), ("amount",)),
     (("item", "component"), ("quantity", "unit price"), ("amount",)),
@@ -80,6 +82,9 @@ def print_invoice(found: dict[str, Any], console: Console = STDOUT) -> None:
         console,
     )
     _say_counted(found["lines"], console)
+    for line in found["lines"]:
+        if CACHED in line["description"]:
+            console.print(f"{safe(line['description'])}.", soft_wrap=True)
 
 
 def _invoice_row(line: dict[str, Any]) -> tuple[str, ...]:

@@ -19,8 +19,22 @@ if TYPE_CHECKING:
     from xalen_batch.cli.model_servers.add import Found
 
 MODELS: tuple[Layout, ...] = (
-    (("id",), ("context",), ("endpoints",), ("input",), ("output",), ("answered by",)),
-    (("id", "answered by"), ("endpoints",), ("context",), ("input",), ("output",)),
+    (
+        ("id",),
+        ("context",),
+        ("endpoints",),
+        ("input",),
+        ("cached input",),
+        ("output",),
+        ("answered by",),
+    ),
+    (
+        ("id", "answered by"),
+        ("endpoints",),
+        ("context",),
+        ("input", "cached input"),
+        ("output",),
+    ),
 )
 CATALOG: tuple[Layout, ...] = (
     (("id",), ("name",), ("size",), ("context",), ("latency",), ("endpoints",), ("live backend",)),
@@ -68,6 +82,7 @@ def models(
             figure(model["context_window"]),
             ", ".join(model["endpoints"]),
             model["price"].get("input", "-"),
+            model["price"].get("cached_input", "-"),
             model["price"].get("output", "-"),
             model["answered_by"] or "nothing: refused",
         )
@@ -75,7 +90,10 @@ def models(
     ]
     show(
         stacked(
-            MODELS, rows, right=("context", "input", "output"), folded=("endpoints", "answered by")
+            MODELS,
+            rows,
+            right=("context", "input", "cached input", "output"),
+            folded=("endpoints", "answered by"),
         )
     )
     say(

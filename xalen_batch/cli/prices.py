@@ -39,6 +39,7 @@ def catalog_prices(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     from xalen_batch import catalog
+    from xalen_batch.catalog import ListPrice
 
     found = [
         {"model": model.id} | model.price.model_dump(mode="json")
@@ -47,8 +48,12 @@ def catalog_prices(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         print_list(found)
         return
-    rows = [(price["model"], price["input"] or "-", price["output"] or "-") for price in found]
-    show(grid(("model", "input", "output"), rows, right=("input", "output")))
+    components = tuple(ListPrice.model_fields)
+    rows = [
+        (price["model"], *(price[component] or "-" for component in components)) for price in found
+    ]
+    heads = tuple(component.replace("_", " ") for component in components)
+    show(grid(("model", *heads), rows, right=heads))
     say(UNIT, style="dim")
 
 
@@ -162,7 +167,7 @@ def sync(
     with database.transaction() as session:
         try:
             prices.sync(session, changes)
-        except prices.Outdated as error:
+        except prices.Refused as error:
             raise Failed(str(error)) from None
     if as_json:
         print_list([_rendered(change) for change in changes])

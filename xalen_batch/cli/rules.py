@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from xalen_batch.catalog import Model
     from xalen_batch.config import Settings
 
-LIMITS = ("max_file_bytes", "max_batch_lines", "max_line_bytes")
+LIMITS = ("max_file_bytes", "max_batch_lines", "max_batch_inputs", "max_line_bytes")
 # The codes of a key without the scope `read`, and of an older server without the route.
 NOT_TOLD = (403, 404)
 
@@ -55,7 +55,7 @@ def of_server(client: ApiClient) -> Rules | None:
         models={model["id"]: _model(model) for model in models},
         terms=Terms({model["id"]: model["price"] for model in models}, backends),
         discount_rate=Decimal(told["batch_discount"]),
-        limits=settings().model_copy(update={name: told[name] for name in LIMITS}),
+        limits=settings().model_copy(update={name: told[name] for name in LIMITS if name in told}),
     )
 
 

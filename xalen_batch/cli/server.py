@@ -36,7 +36,7 @@ def api(
     """Serve the HTTP API."""
     import socket
 
-    from xalen_batch import app
+    from xalen_batch.api import app
     from xalen_batch.config import settings
 
     app.serve(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
 from xalen_batch.endpoints import token_text, tokens, usage
@@ -16,6 +17,8 @@ from xalen_batch.endpoints.window import LEAST_SHARE, Window
 # OpenAI's limits of one request.
 MOST_INPUTS = 2_048
 MOST_TOKENS = 300_000
+# Bytes of an input's embedding in an answer, at most: 4,096 numbers of 24 characters.
+EMBEDDING_BYTES = 96 * 1024
 # Tokens that a model's template adds to an input.
 INPUT_ALLOWANCE = 16
 _HINTS = {
@@ -123,6 +126,23 @@ def allowance(body: bytes) -> int:
     """Input tokens beyond the request's bytes that a report may have: those of templates."""
     request = fit(decoded(body))
     return 0 if isinstance(request, InvalidBody) else INPUT_ALLOWANCE * request.inputs
+
+
+class _Inputs(Struct):
+    input: str | list[msgspec.Raw]
+
+
+_inputs = msgspec.json.Decoder(_Inputs).decode
+
+
+def inputs(body: bytes) -> int:
+    """The inputs of a request, at most; a list of token ids counts as its length."""
+    try:
+        given = _inputs(body).input
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # The backend refuses the request.
+        return 1
+    return len(given) if isinstance(given, list) else 1
 
 
 def answers(body: bytes) -> tuple[int, int | None]:

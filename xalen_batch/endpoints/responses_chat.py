@@ -23,11 +23,9 @@ _SAME = (
     "model",
     "temperature",
     "top_p",
-    "parallel_tool_calls",
     "user",
     "metadata",
     "stream",
-    "top_logprobs",
 )
 
 
@@ -56,6 +54,9 @@ def to_chat(body: Mapping[str, Any]) -> dict[str, Any]:
         chat["tools"] = [_tool(tool, index) for index, tool in enumerate(body["tools"])]
         if body.get("tool_choice") is not None:
             chat["tool_choice"] = _tool_choice(body["tool_choice"])
+        # Chat servers refuse it without tools.
+        if body.get("parallel_tool_calls") is not None:
+            chat["parallel_tool_calls"] = body["parallel_tool_calls"]
     form = table(table(body.get("text")).get("format"))
     if form:
         chat["response_format"] = _response_format(form)

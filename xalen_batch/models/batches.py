@@ -93,6 +93,14 @@ class Batch(Base):
             ),
         ),
         Index("ix_batches_input_file_id", "input_file_id"),
+        Index(
+            "uq_batches_ledger",
+            "account_id",
+            "livemode",
+            "ledger",
+            unique=True,
+            postgresql_where=text("ledger IS NOT NULL"),
+        ),
         # Batches with rows in `results`: those to seal, and those that still run.
         Index(
             "ix_batches_unsealed",
@@ -118,7 +126,8 @@ class Batch(Base):
     endpoint: Mapped[str]
     completion_window: Mapped[str]
     status: Mapped[str] = mapped_column(server_default=BatchStatus.VALIDATING.value)
-    input_file_id: Mapped[UUID]
+    # Null only in a ledger, which no job reads.
+    input_file_id: Mapped[UUID] = mapped_column(nullable=True)
     output_file_id: Mapped[UUID | None]
     error_file_id: Mapped[UUID | None]
     output_expires_after: Mapped[int | None]
@@ -128,6 +137,9 @@ class Batch(Base):
     on_invalid: Mapped[str] = mapped_column(server_default="fail")
     meta: Mapped[dict[str, str]] = mapped_column("metadata", server_default=text("'{}'"))
     errors: Mapped[list[dict[str, Any]] | None]
+
+    # The name of a ledger (models/ledgers.py); null in any other batch.
+    ledger: Mapped[str | None]
 
     # The schedule's run that created it; null for a batch that a caller created.
     schedule_id: Mapped[UUID | None]

@@ -25,7 +25,7 @@ class Price(Base):
             using="gist",
         ),
         CheckConstraint("usd_per_million >= 0", name="not_negative"),
-        CheckConstraint("component IN ('input', 'output')", name="component"),
+        CheckConstraint("component IN ('input', 'cached_input', 'output')", name="component"),
         CheckConstraint("valid_to > valid_from", name="period"),
     )
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, func, literal_column, select
+from sqlalchemy import ARRAY, ColumnElement, Text, delete, func, literal_column, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -56,6 +56,9 @@ class Worker(Base):
     store: Mapped[UUID | None]
     # `catalog.fingerprint` of its catalog; null: a version that does not report it.
     catalog: Mapped[str | None]
+    # The price components that it charges; null: a version without this column, which charges input
+    # and output.
+    components: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     # Its `WorkerWait`s; null: none, or a version that does not report them.
     waits: Mapped[list[dict[str, Any]] | None]
 
@@ -78,9 +81,11 @@ def seen(
     *,
     store: UUID | None = None,
     catalog: str | None = None,
+    components: Sequence[str] | None = None,
     waits: Sequence[WorkerWait] = (),
 ) -> int:
-    """Write this worker's heartbeat, with the store it sees and the waits of its work.
+    """Write this worker's heartbeat, with the store it sees, the price components it charges, and
+    the waits of its work.
 
     Returns the number of live workers, this one included. The first heartbeat of a worker also
     deletes rows of workers that were killed.
@@ -90,6 +95,7 @@ def seen(
         "seen_at": now,
         "store": store,
         "catalog": catalog,
+        "components": components,
         "waits": [asdict(wait) for wait in waits] or None,
     }
     row = insert(Worker).values(id=worker_id, **told)

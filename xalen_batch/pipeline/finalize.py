@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from xalen_batch import db, ids, jsonl, log, storage
 from xalen_batch.billing import invoices
 from xalen_batch.config import settings
-from xalen_batch.models import Batch, File, Task, results
+from xalen_batch.models import Batch, File, Task, ledgers, results
 from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.base import table_of
 from xalen_batch.models.files import FilePart
@@ -44,8 +44,11 @@ def run(batch_id: UUID) -> None:
         batch, has_open_tasks = _lock(session, batch_id)
         if batch is None:
             return
-        if not has_open_tasks:
+        is_over = batch.ledger is not None and ledgers.close(session, batch)
+        if is_over or not has_open_tasks:
             _complete(session, batch)
+            return
+        if batch.ledger is not None:
             return
         fence = _lease(session, batch) if _is_ready(session, batch) else None
         if fence is None:

@@ -237,12 +237,14 @@ _PACK = text("""
         CASE WHEN NOT bool_and(amount IS NOT DISTINCT FROM by_price) THEN array_agg(amount) END
     FROM (
         SELECT result.*, CASE WHEN status_code < 300 THEN
-            input_tokens * coalesce(price.input, 0) + output_tokens * coalesce(price.output, 0) END AS by_price
+            (input_tokens - cached_tokens) * coalesce(price.input, 0) + cached_tokens * coalesce(price.cached, price.input, 0)
+            + output_tokens * coalesce(price.output, 0) END AS by_price
         FROM (
             SELECT * FROM results WHERE batch_id = ANY(:ids) AND line_no > :after ORDER BY batch_id, line_no LIMIT :lines
         ) AS result
         LEFT JOIN (
             SELECT batches.id AS batch_id, each.model, (price ->> 'input')::numeric * 0.000001 * (1 - discount_rate) AS input,
+                (price ->> 'cached_input')::numeric * 0.000001 * (1 - discount_rate) AS cached,
                 (price ->> 'output')::numeric * 0.000001 * (1 - discount_rate) AS output
             FROM batches, jsonb_each(price_snapshot) AS each (model, price) WHERE batches.id = ANY(:ids)
         ) AS price USING (batch_id, model)

@@ -7,6 +7,9 @@ from xalen_batch.billing.terms import Terms
 from xalen_batch.config import settings
 
 TOO_MANY = "too_many_tasks"
+TOO_MANY_INPUTS = "too_many_inputs"
+# Faults of the file, at the first line that is too many.
+OF_FILE = frozenset({TOO_MANY, TOO_MANY_INPUTS})
 DUPLICATE = "duplicate_custom_id"
 
 
@@ -27,7 +30,7 @@ class Fault:
     @property
     def is_of_line(self) -> bool:
         """Whether the fault is of one line, so that the other lines could run."""
-        return self.line is not None and self.code != TOO_MANY
+        return self.line is not None and self.code not in OF_FILE
 
     def render(self) -> dict[str, Any]:
         return {"code": self.code, "line": self.line, "message": self.message, "param": self.param}

@@ -1,9 +1,10 @@
 """Estimate: the cost of a file before it is submitted, and all its faults.
 
-Pure: needs no server, no database and no account. The figures rest on three assumptions:
+Pure: needs no server, no database and no account. The figures rest on four assumptions:
 
 - input tokens are counted by `endpoints.tokens.count`, an estimate;
 - the expected answer has EXPECTED_ANSWER tokens, or the request's own limit if that is lower;
+- no input is cached: where cached input is cheaper, that is only known from the answer;
 - the maximum is one token for each byte of input, which no byte-level tokenizer exceeds, and
   answers as long as the request and the context window allow.
 """
@@ -74,10 +75,10 @@ class ModelEstimate:
     @money.exact
     def _cost(self, read: int, written: int) -> Decimal:
         # Tokens of a component without a price are not billed.
-        counts = {"input": read, "output": written}
         gross = Decimal(0)
-        for component, price in self.price.items():
-            gross += money.gross(counts[component], Decimal(price))
+        for component, count in (("input", read), ("output", written)):
+            if component in self.price:
+                gross += money.gross(count, Decimal(self.price[component]))
         return gross + money.discount(gross, self.discount_rate)
 
     def render(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from xalen_batch.billing.terms import Terms
 from xalen_batch.catalog import Model
 from xalen_batch.config import Settings, settings
 from xalen_batch.validation import apart, file_type, pieces, source
-from xalen_batch.validation.errors import DUPLICATE, TOO_MANY, Fault
+from xalen_batch.validation.errors import DUPLICATE, OF_FILE, Fault
 from xalen_batch.validation.estimate import Estimate, estimate
 from xalen_batch.validation.lines import LineReader
 from xalen_batch.validation.pieces import ByteRange, Piece
@@ -111,8 +111,8 @@ class Estimating:
 
         def keep(fault: Fault) -> bool:
             found.faults.add(fault)
-            # These two depend on lines before the piece.
-            return self.url is not None and fault.code not in (DUPLICATE, TOO_MANY)
+            # These depend on lines before the piece.
+            return self.url is not None and fault.code not in (DUPLICATE, *OF_FILE)
 
         add = partial(found.add, models=self.models, terms=self.terms)
         reader = LineReader(self.url, self.models, self.limits)

@@ -19,7 +19,7 @@ from xalen_batch.endpoints.names import ENDPOINTS, Endpoint, endpoint_of
 from xalen_batch.errors import quoted
 from xalen_batch.jsonl import Block, Span, blocks
 from xalen_batch.validation import fast_path, file_type, json_errors
-from xalen_batch.validation.errors import DUPLICATE, TOO_MANY, Fault
+from xalen_batch.validation.errors import DUPLICATE, OF_FILE, TOO_MANY, TOO_MANY_INPUTS, Fault
 from xalen_batch.validation.fast_path import MAX_CUSTOM_ID, UsualLine
 from xalen_batch.validation.file_type import UTF8_BOM
 
@@ -85,8 +85,8 @@ def too_long(span: Span, limit: int) -> Fault:
 class LineReader:
     """Checks the lines of one file, in order.
 
-    `seen` maps each custom id to its line number, `count` is the number of requests, and
-    `last_line` the number of the last line read.
+    `seen` maps each custom id to its line number, `count` is the number of requests, `inputs` that
+    of the inputs of embeddings in good lines, and `last_line` the number of the last line read.
     """
 
     def __init__(
@@ -95,12 +95,13 @@ class LineReader:
         self.endpoint = endpoint
         self.models = models
         self.seen: dict[str, int] = {}
-        self.count = self.last_line = 0
+        self.count = self.inputs = self.last_line = 0
         limits = limits or settings()
         self.longest, self._most = limits.max_line_bytes, limits.max_batch_lines
+        self._most_inputs = limits.max_batch_inputs
 
     def read(self, chunks: Iterable[bytes], *, start: int = 0) -> Iterator[GoodLine | Fault]:
-        """Check each line that is not blank, up to a fault with the code TOO_MANY.
+        """Check each line that is not blank, up to a fault with a code of OF_FILE.
 
         `start`: the offset in the file, in bytes, at which the chunks begin. The line there has the
         number 1.
@@ -108,14 +109,14 @@ class LineReader:
         for block in blocks(chunks, longest=self.longest, start=start):
             for found in self.check(block):
                 yield found
-                if isinstance(found, Fault) and found.code == TOO_MANY:
+                if isinstance(found, Fault) and found.code in OF_FILE:
                     return
             self.last_line = block.spans[-1].line_no
 
     def check(self, block: Block) -> Iterator[GoodLine | Fault]:
         """Check each line of a block that is not blank.
 
-        Stop reading the file at a fault with the code TOO_MANY.
+        Stop reading the file at a fault with a code of OF_FILE.
         """
         values = fast_path.decode(block)
         if values is None:
@@ -189,7 +190,7 @@ class LineReader:
             return Fault(
                 "invalid_json_line", f"The line is {_kind(value)}, not an object. {hint}", line
             )
-        if fault := _hidden(raw, line) or self._id(value, line):
+        if fault := hidden(raw, line) or self._id(value, line):
             return fault
         request = (
             self._address(value, line)
@@ -198,9 +199,20 @@ class LineReader:
         )
         if isinstance(request, Fault):
             return replace(request, custom_id=value["custom_id"])
+        self.inputs += request.inputs
+        if self._most_inputs is not None and self.inputs > self._most_inputs:
+            return self._too_many_inputs(request, line)
         return GoodLine(
             span, value["custom_id"], cast(Endpoint, self.endpoint), request.model, request, block
         )
+
+    def _too_many_inputs(self, request: Form, line: int) -> Fault:
+        message = (
+            f"With the {request.inputs:,} of this line, the file has {self.inputs:,} inputs of"
+            f" embeddings; the most of one batch is {self._most_inputs:,}. Split the file before"
+            " this line."
+        )
+        return Fault(TOO_MANY_INPUTS, message, line, "body.input")
 
     def _id(self, value: dict[str, Any], line: int) -> Fault | None:
         custom_id = value.get("custom_id")
@@ -312,7 +324,7 @@ class LineReader:
         return f"Name one of: {', '.join(self._serving()[:20])}."
 
 
-def _hidden(raw: bytes, line: int) -> Fault | None:
+def hidden(raw: bytes, line: int) -> Fault | None:
     """The fault of a line that parses here: too deeply nested for a backend, or a repeated key."""
     # Most of the cost of a long line is here. Deleting a byte is four times as fast as counting it.
     brackets = len(raw) - len(raw.replace(b"[", b"").replace(b"{", b""))

@@ -46,13 +46,15 @@ class ByteRange(NamedTuple):
 class Piece(NamedTuple, Generic[T]):
     """The result of reading a piece; its lines are numbered from 1.
 
-    `requests` counts the lines that are not blank, `lines` all. `endpoint` is that of the lines, or
+    `requests` counts the lines that are not blank, `inputs` the inputs of embeddings in them, and
+    `lines` all lines. `endpoint` is that of the lines, or
     None if the piece has none.
     """
 
     content: T
     custom_ids: list[str]
     requests: int
+    inputs: int
     lines: int
     endpoint: str | None
 
@@ -142,4 +144,11 @@ def read_lines(
                 return None
     except storage.UNAVAILABLE:
         return None
-    return Piece(content, list(reader.seen), reader.count, reader.last_line, reader.endpoint)
+    return Piece(
+        content,
+        list(reader.seen),
+        reader.count,
+        reader.inputs,
+        reader.last_line,
+        reader.endpoint,
+    )

@@ -159,8 +159,8 @@ class _Joined(Generic[T]):
         self._found: dict[ByteRange, Piece[T]] = {}
         self._custom_ids: set[str] = set()
         self._endpoints: set[str] = set()
-        self.requests = self._ids = self._lines = 0
-        self._most = limits.max_batch_lines
+        self.requests = self._inputs = self._ids = self._lines = 0
+        self._most, self._most_inputs = limits.max_batch_lines, limits.max_batch_inputs
 
     @property
     def is_whole(self) -> bool:
@@ -183,6 +183,7 @@ class _Joined(Generic[T]):
         self._custom_ids.update(piece.custom_ids)
         self._ids += len(piece.custom_ids)
         self.requests += piece.requests
+        self._inputs += piece.inputs
         self._lines += piece.lines
         if piece.endpoint:
             self._endpoints.add(piece.endpoint)
@@ -190,6 +191,8 @@ class _Joined(Generic[T]):
     def _is_good(self) -> bool:
         """Whether the ids are unique, one endpoint is named, and the file is not too long."""
         is_small = self.requests <= self._most and self._lines < self._most * LINES_PER_REQUEST
+        if self._most_inputs is not None and self._inputs > self._most_inputs:
+            is_small = False
         return is_small and len(self._custom_ids) == self._ids and len(self._endpoints) <= 1
 
 

@@ -19,6 +19,7 @@ from xalen_batch.backends import registry
 from xalen_batch.backends.buffer import Buffers
 from xalen_batch.catalog import Model
 from xalen_batch.config import settings
+from xalen_batch.endpoints.names import EMBEDDINGS
 from xalen_batch.models import workers
 from xalen_batch.models.next_task import FreeCapacity
 from xalen_batch.pipeline import claim as claims
@@ -344,6 +345,7 @@ class Engine:
             rates=rates,
             buffer=buffer,
             latency=model.latency_ms / 1000 or None,
+            most_inputs=config.max_inputs if EMBEDDINGS in model.endpoints else 1,
             on_capacity=self.wake,
         )
 

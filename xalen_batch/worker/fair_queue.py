@@ -74,6 +74,14 @@ class _Account(Generic[E]):
             del self.waiting[batch]
         return entry
 
+    def beside(self, batch: str, takes: Callable[[E], bool]) -> list[E]:
+        waiting, taken = self.waiting.get(batch), []
+        while waiting and takes(waiting[0]):
+            taken.append(waiting.popleft())
+        if not waiting:
+            self.waiting.pop(batch, None)
+        return taken
+
     def ended(self, batch: str) -> None:
         self.turns.ended(batch)
         if batch not in self.waiting and not self.turns.in_flight[batch]:
@@ -143,6 +151,14 @@ class FairQueue(Generic[E]):
         account = self._turns.next(able)
         self._turns.serve(account)
         return self._accounts[account].next()
+
+    def beside(self, entry: E, takes: Callable[[E], bool]) -> list[E]:
+        """Remove and return the entries that wait first in the batch of an entry in flight.
+
+        Up to the first that `takes` declines. They are no requests of their own.
+        """
+        account, batch = entry.source
+        return self._accounts[account].beside(batch, takes)
 
     def ended(self, entry: E, *, is_answered: bool | None) -> None:
         """The request has ended. `is_answered` None: it tells nothing of the backend."""

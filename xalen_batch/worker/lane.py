@@ -5,7 +5,6 @@ them from there and send one after the other.
 """
 
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +25,10 @@ from xalen_batch.backends.contract import (
 from xalen_batch.config import settings
 from xalen_batch.ratelimit.backend import Rates, estimate
 from xalen_batch.worker.circuit_breaker import Circuit, Source, State
+from xalen_batch.worker.combine import Combiner, halves, request_of
 from xalen_batch.worker.concurrency import Concurrency, Signal
 from xalen_batch.worker.fair_queue import FairQueue
+from xalen_batch.worker.outcome import is_answered, pause_before_retry, used
 from xalen_batch.worker.pace import Pace
 from xalen_batch.worker.silence import Silence
 from xalen_batch.worker.work import Entry, SendableLine, Work
@@ -53,8 +54,9 @@ class Lane:
 
     `ceiling`: most requests in flight at the backend over all worker processes, which share it
     equally. `rates`: its limits per minute, None if it has none. `buffer`: bounds the bytes of its
-    answers. `latency`: seconds of a usual answer; the log warns of answers that take many times as
-    long. `on_capacity` is called on the event loop thread when an account has free capacity again.
+    answers. `latency`: seconds of a usual answer to one line; the log warns of answers that take
+    many times as long. `most_inputs`: of embeddings, in a request that combines lines.
+    `on_capacity` is called on the event loop thread when an account has free capacity again.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Lane:
         rates: Rates | None = None,
         buffer: Buffer | None = None,
         latency: float | None = None,
+        most_inputs: int = 1,
         on_capacity: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -85,7 +88,9 @@ class Lane:
         self._ceiling = ceiling
         self._concurrency = Concurrency(_share(ceiling, workers), clock)
         self._waiting: FairQueue[Entry] = FairQueue()
-        self._pace = Pace(name, lambda: self.unfinished - self._concurrency.in_flight, latency)
+        self._combiner = Combiner(most_inputs)
+        slowest = latency and latency * most_inputs
+        self._pace = Pace(name, lambda: self.unfinished - self._lines_in_flight, slowest)
         # Entries that wait for their retry.
         self._pausing: dict[Entry, asyncio.TimerHandle] = {}
         # By account, an entry that met an overload signal as the only request in flight. Until its
@@ -137,7 +142,7 @@ class Lane:
         source = work.source
         self.unfinished += len(lines)
         self._of_account[source.account_id] += len(lines)
-        entries = [Entry(work, line) for line in lines]
+        entries = [Entry(work, (line,)) for line in lines]
         if self.circuit.holds(source):
             probes = self.circuit.probe(source, len(lines))
             for entry in entries[:probes]:
@@ -175,12 +180,18 @@ class Lane:
             for other, lines in list(self._of_account.items())
             if other == account or self._waiting.is_answered(other)
         )
-        missing = self.limit + self._backlog - lines
-        return missing if 2 * missing > self._backlog else 0
+        per_request = self._combiner.lines
+        missing = int((self.limit + self._backlog) * per_request) - lines
+        return missing if 2 * missing > self._backlog * per_request else 0
 
     @property
     def _backlog(self) -> int:
+        """Requests that should wait behind those in flight."""
         return max(self.limit, int(self._concurrency.goodput * BACKLOG))
+
+    @property
+    def _lines_in_flight(self) -> int:
+        return sum(len(entry.lines) for entry in self._coroutines.values() if entry is not None)
 
     def _return_surplus(self) -> None:
         """Return work that this worker would not run soon, for another one to claim.
@@ -188,12 +199,14 @@ class Lane:
         Other workers may fill a backend that they share, so that the limit of this one falls far
         below that for which it has claimed lines. Lines in flight still end here.
         """
-        most = SURPLUS * (self.limit + self._backlog)
+        most = int(SURPLUS * (self.limit + self._backlog) * self._combiner.lines)
         has_fallen = self.limit < self._concurrency.ceiling
         if not has_fallen or self.unfinished <= most or self.circuit.state is not State.CLOSED:
             return
         in_flight = [entry for entry in self._coroutines.values() if entry is not None]
-        lines = Counter(entry.work for entry in (*in_flight, *self._pausing, *self._waiting))
+        lines: Counter[Work] = Counter()
+        for entry in (*in_flight, *self._pausing, *self._waiting):
+            lines[entry.work] += len(entry.lines)
         kept = 0
         for work, count in lines.items():
             if kept + count <= most:
@@ -224,7 +237,10 @@ class Lane:
                     self._rates.wait - BACKLOG, self._refill_due
                 )
             return None
-        return self._waiting.next(self.limit, self._refused)
+        entry = self._waiting.next(self.limit, self._refused)
+        if entry is not None:
+            self._combiner.fill(entry, self._waiting)
+        return entry
 
     def _refill_due(self) -> None:
         self._refill = None
@@ -260,19 +276,33 @@ class Lane:
         try:
             outcome = await self._send(entry)
         finally:
-            self._waiting.ended(entry, is_answered=_is_answered(outcome))
+            self._waiting.ended(entry, is_answered=is_answered(outcome))
             if outcome is None:
                 self._over(entry, NOT_RUN)
         if isinstance(outcome, Retryable):
             self._failed(entry, outcome)
+        elif outcome is not None and entry.is_combined:
+            self._split(entry, outcome)
         elif outcome is not None:
             self._over(entry, outcome)
 
+    def _split(self, entry: Entry, outcome: Answered | Refused) -> None:
+        """End each line of a combined request, or send them again as two requests."""
+        answers = self._combiner.split(entry, outcome)
+        if answers is None:
+            # One line may be the reason; the others shall not fail with it.
+            for half in reversed(halves(entry)):
+                self._waiting.again(half)
+            return
+        for line, part, answer in zip(entry.lines, entry.parts, answers, strict=True):
+            self._over(Entry(entry.work, (line,), parts=(part,)), answer)
+
     async def _send(self, entry: Entry) -> Outcome | None:
         """Send one request. None: it was not sent; its work was stopped or its source is held."""
-        request, source = entry.line.request, entry.work.source
+        source = entry.work.source
         if entry.work.is_stopped or self._is_held(entry):
             return None
+        request = request_of(entry)
         expected = 0
         if self._rates is not None:
             expected = estimate(request.body, request.endpoint)
@@ -297,7 +327,7 @@ class Lane:
             self._concurrency.ended(epoch, self._signal(source, outcome))
             self._pace.ended(timed, source, outcome)
             if self._rates is not None:
-                self._rates.settle(expected, _used(outcome))
+                self._rates.settle(expected, used(outcome))
         if not isinstance(outcome, Retryable):
             self.silence.over()
             self._refusals = 0
@@ -340,7 +370,10 @@ class Lane:
                 self.circuit.is_vouched
                 or self._clock() - entry.first_at > settings().circuit_patience
             )
-        entry.failed += is_own
+        # One line of a combined request may be the reason. A failure counts against a line that is
+        # alone.
+        is_divided = is_own and entry.is_combined
+        entry.failed += is_own and not is_divided
         is_held = self.circuit.holds(source)
         if is_held and entry.is_probe and is_own and not self.circuit.is_patient:
             is_held = False
@@ -359,8 +392,10 @@ class Lane:
             elif is_busy:
                 # The limit has given up the slot of this request, which paces the first retry.
                 attempt -= 1
-            pause = pause_before_retry(outcome, attempt)
-            self._pausing[entry] = asyncio.get_running_loop().call_later(pause, self._retry, entry)
+            for each in halves(entry) if is_divided else [entry]:
+                pause = pause_before_retry(outcome, attempt)
+                timer = asyncio.get_running_loop().call_later(pause, self._retry, each)
+                self._pausing[each] = timer
         if is_busy:
             self._return_surplus()
 
@@ -393,13 +428,14 @@ class Lane:
 
     def _over(self, entry: Entry, outcome: Ended | NotRun) -> None:
         account = entry.account_id
-        self.unfinished -= 1
-        self._of_account[account] -= 1
+        self.unfinished -= len(entry.lines)
+        self._of_account[account] -= len(entry.lines)
         if not self._of_account[account]:
             del self._of_account[account]
         if entry.is_probe:
             self.circuit.probe_over(is_spent=isinstance(outcome, Exhausted | Refused))
-        entry.work.over(entry.line, outcome)
+        for line in entry.lines:
+            entry.work.over(line, outcome)
         if account in self._full and self._free_for(account):
             self._full.discard(account)
             self._on_capacity()
@@ -412,29 +448,3 @@ class Lane:
 def _share(ceiling: int, workers: int) -> int:
     # Also where there are more workers than requests.
     return max(1, ceiling // workers)
-
-
-def _is_answered(outcome: Outcome | None) -> bool | None:
-    """Whether the backend did its work; None if overload or a cancelled request leaves it open."""
-    if isinstance(outcome, Retryable):
-        return None if outcome.is_overload else False
-    return None if outcome is None else True
-
-
-def _used(outcome: Outcome | None) -> int | None:
-    """Tokens that an answer used; None without an answer."""
-    if not isinstance(outcome, Answered):
-        return None
-    return outcome.usage.input_tokens + outcome.usage.output_tokens
-
-
-def pause_before_retry(outcome: Retryable, attempt: int) -> float:
-    """Seconds: the backend's `retry_after` (capped) plus exponential backoff with full jitter.
-
-    `attempt` 0: without a backoff.
-    """
-    ceiling = min(settings().retry_cap, settings().retry_base * 2.0 ** min(attempt - 1, 30))
-    if not attempt:
-        ceiling = 0.0
-    asked = min(outcome.retry_after or 0.0, settings().retry_after_cap)
-    return asked + random.uniform(0, ceiling)

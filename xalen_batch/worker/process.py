@@ -22,6 +22,7 @@ from celery.exceptions import SecurityWarning
 from celery.worker.components import Pool
 
 from xalen_batch import broker, catalog, db, disk, ids, log, memory, storage
+from xalen_batch.billing.charges import COMPONENTS
 from xalen_batch.broker import Job, Message
 from xalen_batch.config import settings
 from xalen_batch.models import workers
@@ -93,6 +94,7 @@ class Poll:
                 self._worker_id,
                 store=self._storage_mark.mark,
                 catalog=catalog.fingerprint(),
+                components=COMPONENTS,
                 waits=self._waits(),
             )
         self._share(alive)

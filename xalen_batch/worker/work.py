@@ -1,7 +1,10 @@
-"""What goes through a lane: a work (lines that came together), and an entry for each line."""
+"""What goes through a lane: a work (lines that came together), and an entry for each request."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from msgspec import Raw, Struct
 
 from xalen_batch.backends.contract import Ended, NotRun, Request
 from xalen_batch.worker.circuit_breaker import Source
@@ -30,20 +33,46 @@ class Work(Protocol):
         ...
 
 
+class Part(Struct, frozen=True, gc=False):
+    """A request for embeddings, as a part of a combined one.
+
+    `fields`: those of its body without `input` and `user`. `inputs`: one JSON value for each, all
+    texts or all lists of token ids. `tokens`: by our count.
+    """
+
+    fields: dict[str, Raw]
+    inputs: list[Raw]
+    tokens: int
+    is_text: bool
+
+    def is_like(self, other: "Part") -> bool:
+        """Whether both can be parts of one request."""
+        return self.is_text is other.is_text and self.fields == other.fields
+
+
 @dataclass(eq=False, slots=True)
 class Entry:
-    """A line on its way through a lane; event loop thread only."""
+    """A request on its way through a lane: of one line, or of several that are combined.
+
+    Event loop thread only.
+    """
 
     work: Work
-    line: SendableLine
+    lines: Sequence[SendableLine]
     is_probe: bool = False
-    # Requests sent for it, and those whose failure counts against it.
+    # One for each line if lines are combined; of one line, empty until it is read.
+    parts: Sequence[Part] = ()
+    # Requests sent for it, and those whose failure counts against its line.
     attempts: int = 0
     failed: int = 0
     # The number of its first request (`Circuit.sent`), and the lane's clock when it was sent.
     first: int = 0
     first_at: float = 0.0
     is_sent: bool = False
+
+    @property
+    def is_combined(self) -> bool:
+        return len(self.lines) > 1
 
     @property
     def source(self) -> Source:

@@ -12,9 +12,10 @@ import pytest
 
 from tests import factories
 from tests.integration.conftest import Answer, Api, multipart, new_key
-from xalen_batch import app, config, db, ids
+from xalen_batch import config, db, ids
 from xalen_batch.accounts.accounts import Scope, authenticate
 from xalen_batch.accounts.quotas import Quota
+from xalen_batch.api import app
 from xalen_batch.endpoints.names import CHAT
 from xalen_batch.ratelimit import account
 

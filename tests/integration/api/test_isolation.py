@@ -30,8 +30,10 @@ from tests.integration.isolation import (
 )
 from tests.integration.neighbours import Answer, Client, Neighbour
 from xalen_batch import api as rooms
-from xalen_batch import app, db
+from xalen_batch import db
 from xalen_batch.accounts.accounts import Scope
+from xalen_batch.api import app
+from xalen_batch.api.live.ledger import recorder
 
 ROUTES = list(isolation.operations())
 REFUSED = {
@@ -57,8 +59,8 @@ def client(port: int) -> Iterator[Client]:
 def test_the_matrix_has_every_route_there_is() -> None:
     described = {(method, path) for method, path, _ in ROUTES}
     modules = [
-        importlib.import_module(f"{rooms.__name__}.{found.name}")
-        for found in pkgutil.iter_modules(rooms.__path__)
+        importlib.import_module(found.name)
+        for found in pkgutil.walk_packages(rooms.__path__, f"{rooms.__name__}.")
     ]
     routers = {
         id(router): router
@@ -109,6 +111,8 @@ def test_a_route_shows_and_changes_nothing_of_a_neighbours(
     neighbour: Neighbour, client: Client, method: str, path: str, operation: dict[str, Any]
 ) -> None:
     scope = neighbours.scope_of(neighbour, client, method, path, operation)
+    # A live call is recorded behind its answer.
+    recorder.settle()
     before, of_neighbour = neighbours.rows(), neighbour.rows()
     cases = list(isolation.cases(method, path, operation))
     assert (
@@ -119,6 +123,7 @@ def test_a_route_shows_and_changes_nothing_of_a_neighbours(
     assert (
         _problems(neighbour, client, [case for case in cases if case.actor.is_valid], scope) == []
     )
+    recorder.settle()
     # The callers may have created or changed objects of their own.
     assert of_neighbour - neighbour.rows() == set()
     # A control that the requests are right: those of the owner succeed.

@@ -16,7 +16,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.integration.conftest import Api
-from xalen_batch import app, ids
+from xalen_batch import ids
+from xalen_batch.api import app
 
 # Examples of each operation; XALEN is not in its name, since it is no setting of the product.
 EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "8"))

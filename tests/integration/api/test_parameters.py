@@ -14,7 +14,8 @@ import pytest
 from tests import factories
 from tests.integration.conftest import Api
 from tests.waiting import PATIENCE
-from xalen_batch import app, ids
+from xalen_batch import ids
+from xalen_batch.api import app
 
 # Bytes of UTF-8, or not: a lone surrogate, an overlong slash, a byte that begins nothing.
 TEXTS: tuple[bytes, ...] = (

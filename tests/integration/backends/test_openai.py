@@ -19,10 +19,10 @@ from tests.waiting import PATIENCE
 from xalen_batch import config
 from xalen_batch.backends import registry
 from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable
-from xalen_batch.backends.openai import OpenAIBackend
+from xalen_batch.backends.openai import OpenAIBackend, longest_answer
 from xalen_batch.backends.simulated.server import Simulator, close, listen
 from xalen_batch.catalog_backend import BackendConfig
-from xalen_batch.endpoints.names import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, EMBEDDINGS, RERANK
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import ConfigError
 
@@ -88,6 +88,41 @@ def rank(answer: Answer, api: str, body: bytes = RERANK_BODY) -> tuple[Outcome, 
 def retried(outcome: Outcome) -> Retryable:
     assert isinstance(outcome, Retryable)
     return outcome
+
+
+EMBEDDING = b"[" + b",".join([b"-0.0123456789012345678"] * 1_024) + b"]"
+
+
+def embeddings(inputs: int) -> tuple[Request, bytes]:
+    """A request for embeddings, and its answer as text: 1,024 numbers for each input."""
+    body = orjson.dumps({"model": "m", "input": ["a"] * inputs})
+    data = b",".join(b'{"index":%d,"embedding":%b}' % (n, EMBEDDING) for n in range(inputs))
+    answer = b'{"object":"list","data":[%b],"usage":{"prompt_tokens":%d,"total_tokens":%d}}'
+    return Request(EMBEDDINGS, body, "req_1"), answer % (data, inputs, inputs)
+
+
+class TestLongestAnswer:
+    def test_grows_with_the_inputs_of_embeddings(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XALEN_WORKER_BYTES", str(256 * 1024 * 1024))
+        config.settings.cache_clear()
+        request, answer = embeddings(2_048)
+        assert len(answer) > 44 * 1024 * 1024
+        outcome, _ = ask(reply(answer), request)
+        assert isinstance(outcome, Answered)
+        assert (len(outcome.body), outcome.usage) == (len(answer), Usage(2_048))
+
+    def test_is_at_most_a_quarter_of_a_workers_bytes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XALEN_WORKER_BYTES", str(32 * 1024 * 1024))
+        config.settings.cache_clear()
+        request, answer = embeddings(2_048)
+        outcome, _ = ask(reply(answer), request)
+        most = 8 * 1024 * 1024
+        assert retried(outcome).reason == f"The backend's answer is longer than {most} bytes."
+
+    @pytest.mark.parametrize("body", [b'{"input": "a"}', b'{"input": ["a", "b"]}', b'{"input": 3}'])
+    def test_is_the_usual_one_for_few_inputs(self, body: bytes) -> None:
+        assert longest_answer(Request(EMBEDDINGS, body, "r")) == 1024 * 1024
+        assert longest_answer(Request(CHAT, body, "r")) == 1024 * 1024
 
 
 class TestRequest:

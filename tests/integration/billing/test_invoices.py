@@ -79,6 +79,60 @@ def test_a_chat_batch() -> None:
     assert invoice["total"] == "0.80485307"
 
 
+CACHED = {CHAT_MODEL: {"input": "0.02", "cached_input": "0.002", "output": "0.04"}}
+HALF_CACHED = Ran(Usage(2_000, 100, cached_tokens=1_000))
+
+
+def test_cached_input_without_a_price_costs_what_input_costs_and_the_invoice_says_so() -> None:
+    invoice = invoice_of([HALF_CACHED, Ran(Usage(500, 0, 7)), Ran(Usage(9, counted=True))])
+    assert [line["description"] for line in invoice["lines"]] == [
+        f"{CHAT_MODEL}, input tokens, of which 1007 cached, at the input price",
+        f"{CHAT_MODEL}, output tokens",
+        f"{CHAT_MODEL}, input tokens counted by xalen-batch",
+        "Batch discount, 50 %",
+    ]
+    assert shown(invoice)[0] == ("usage", CHAT_MODEL, "input", "2500", None, "0.00005")
+
+
+def test_cached_input_with_a_price_is_a_line_of_its_own() -> None:
+    invoice = invoice_of([HALF_CACHED, Ran(Usage(500))], price_snapshot=CACHED)
+    assert shown(invoice) == [
+        ("usage", CHAT_MODEL, "input", "1500", None, "0.00003"),
+        ("usage", CHAT_MODEL, "cached_input", "1000", None, "0.000002"),
+        ("usage", CHAT_MODEL, "output", "100", None, "0.000004"),
+        ("discount", None, None, None, None, "-0.000018"),
+    ]
+    assert invoice["lines"][1]["description"] == f"{CHAT_MODEL}, cached input tokens"
+    assert invoice["total"] == "0.000018"
+
+
+@hypothesis_settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.tuples(st.integers(0, 10**5), st.integers(0, 10**5), st.booleans()), max_size=6),
+    st.booleans(),
+)
+def test_workers_of_a_version_without_cached_input_leave_an_invoice_equal_to_the_charges(
+    lines: list[tuple[int, int, bool]], has_sums: bool
+) -> None:
+    """Such a worker charges cached tokens as other input; the invoice shows what was charged."""
+    ran = [Ran(Usage(others + cached, 3, cached)) for others, cached, _ in lines]
+    old = [number for number, (_, _, is_old) in enumerate(lines, start=1) if is_old]
+    with db.transaction() as session:
+        batch = running(session, ran, price_snapshot=CACHED, old=old)
+        if not has_sums:
+            session.execute(update(Task).where(Task.batch_id == batch.id).values(summed=0))
+        invoice = invoices.issue(session, batch)
+        charged = session.scalar(
+            select(func.coalesce(func.sum(Result.amount), 0)).where(Result.batch_id == batch.id)
+        )
+    assert invoice.total == charged
+    assert sum(
+        int(line.quantity or 0) for line in invoice.lines if line.component == "cached_input"
+    ) == sum(cached for _, cached, is_old in lines if not is_old)
+
+
 def test_a_rerank_batch_has_no_output_line() -> None:
     invoice = invoice_of([Ran(Usage(333_333_333), RERANK_MODEL)])
     assert shown(invoice) == [

@@ -15,8 +15,9 @@ from tests.conftest import as_owner
 from tests.factories import CHAT_MODEL, RERANK_MODEL
 from xalen_batch import db, ids, migrate
 from xalen_batch.billing import invoices, prices
+from xalen_batch.billing.charges import COMPONENTS
 from xalen_batch.endpoints.usage import Usage
-from xalen_batch.models import Price
+from xalen_batch.models import Price, workers
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -210,3 +211,21 @@ def test_the_database_refuses_to_open_a_closed_price_again(
     reprice('price = { input = "0.025" }')
     with pytest.raises(IntegrityError, match="never changed but to close"), session.begin_nested():
         session.execute(update(Price).where(Price.valid_to.is_not(None)).values(valid_to=None))
+
+
+def test_cached_input_gets_a_price_once_every_live_worker_charges_it(
+    reprice: Reprice, session: Session
+) -> None:
+    """A worker of a version without the component would charge it as other input."""
+    with db.transaction() as other:
+        workers.seen(other, "new", components=COMPONENTS)
+        workers.seen(other, "old")
+    with pytest.raises(prices.NotCharged, match="the worker old runs a version"):
+        reprice('price = { cached_input = "0.002" }')
+    assert "cached_input" not in prices.in_force(session, livemode=True)[CHAT_MODEL]
+    # Other prices may change.
+    assert reprice('price = { input = "0.025" }') == 2
+    with db.transaction() as other:
+        workers.gone(other, "old")
+    assert reprice('price = { input = "0.025", cached_input = "0.002" }') == 2
+    assert snapshot()[CHAT_MODEL] == {"input": "0.025", "cached_input": "0.002", "output": "0.04"}

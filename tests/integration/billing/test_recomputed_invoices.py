@@ -35,10 +35,15 @@ pytestmark = pytest.mark.usefixtures("database", "valkey")
 # The price list in docs/billing.md: USD per million tokens, and the batch discount.
 PRICES = {
     (CHAT_MODEL, "input"): "0.02",
+    (CHAT_MODEL, "cached_input"): "0.002",
     (CHAT_MODEL, "output"): "0.04",
     (RERANK_MODEL, "input"): "0.003",
 }
 DISCOUNT = Decimal("0.5")
+SNAPSHOT = {
+    model: {component: price for (named, component), price in PRICES.items() if named == model}
+    for model in (CHAT_MODEL, RERANK_MODEL)
+}
 
 ASKED = {
     CHAT_MODEL: Request(CHAT, orjson.dumps(factories.chat_line("a")["body"]), "r"),
@@ -62,6 +67,15 @@ USAGES = st.one_of(
         ),
         NUMBERS,
     ),
+    st.builds(
+        lambda read, cached: {
+            "prompt_tokens": read,
+            "completion_tokens": 5,
+            "prompt_tokens_details": cached,
+        },
+        st.integers(0, 400),
+        st.one_of(NUMBERS, st.builds(lambda cached: {"cached_tokens": cached}, NUMBERS)),
+    ),
 )
 MODELS = st.sampled_from([CHAT_MODEL, RERANK_MODEL])
 
@@ -76,11 +90,16 @@ def answered(model: str, usage: Any) -> Ran:
 
 
 def used(
-    lines: Iterable[bytes], models: Sequence[str], *, only_counted: bool = False
+    lines: Iterable[bytes],
+    models: Sequence[str],
+    *,
+    only_counted: bool = False,
+    is_cached_apart: bool = False,
 ) -> Counter[tuple[str, str]]:
     """Tokens by model and component, from the lines of an output file.
 
-    `models`: those of the input's lines.
+    `models`: those of the input's lines. `is_cached_apart`: cached input of the chat model is a
+    component of its own.
     """
     found: Counter[tuple[str, str]] = Counter()
     for line in map(orjson.loads, lines):
@@ -89,7 +108,10 @@ def used(
             line["response"]["body"],
         )
         if not only_counted or body.get("xalen", {}).get("usage_source") == "counted":
-            found[model, "input"] += body["usage"]["prompt_tokens"]
+            details = body["usage"].get("prompt_tokens_details") or {}
+            cached = details.get("cached_tokens", 0) if is_cached_apart else 0
+            found[model, "input"] += body["usage"]["prompt_tokens"] - cached
+            found[model, "cached_input"] += cached
             found[model, "output"] += body["usage"].get("completion_tokens", 0)
     return found
 
@@ -129,12 +151,17 @@ def invoice_of(batch: Batch) -> dict[str, Any]:
     st.lists(
         st.one_of(st.builds(answered, MODELS, USAGES), st.builds(Ran, st.just(REFUSED), MODELS)),
         max_size=10,
-    )
+    ),
+    st.booleans(),
 )
-def test_the_output_file_and_the_price_list_make_the_invoice(ran: list[Ran]) -> None:
-    batch, models = ended(ran), [line.model for line in ran]
+def test_the_output_file_and_the_price_list_make_the_invoice(
+    ran: list[Ran], is_cached_priced: bool
+) -> None:
+    columns = {"price_snapshot": SNAPSHOT} if is_cached_priced else {}
+    batch, models = ended(ran, **columns), [line.model for line in ran]
     lines = b"".join(results.chunks(batch.id, FilePart.OUTPUT)).splitlines()
-    tokens, counted = used(lines, models), used(lines, models, only_counted=True)
+    tokens = used(lines, models, is_cached_apart=is_cached_priced)
+    counted = used(lines, models, only_counted=True)
     invoice = invoice_of(batch)
     assert cost(tokens) == Decimal(invoice["total"])
     assert +quantities(invoice) == +tokens

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from tests import billing, factories
 from tests.billing import REFUSED, Ran, ended, running
 from tests.conftest import as_owner
-from tests.factories import RERANK_MODEL
+from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.integration import plans
 from xalen_batch import db, ids
 from xalen_batch.billing import reconcile
@@ -29,6 +29,11 @@ LINES = [
     Ran(REFUSED),
     Ran(LineError.REQUEST_TIMEOUT),
 ]
+# Prices of which cached input has one.
+CACHED_PRICES = {
+    CHAT_MODEL: {"input": "0.02", "cached_input": "0.002", "output": "0.04"},
+    RERANK_MODEL: {"input": "0.003"},
+}
 
 
 def differences() -> list[Difference]:
@@ -291,3 +296,15 @@ def test_the_work_of_a_step_grows_with_what_it_checks_and_not_with_its_square(ba
             for node in plans.nodes(plan)
         ]
         assert max(rows) < 20 * BATCHES
+
+
+def test_cached_input_with_a_price_agrees() -> None:
+    ended(LINES, price_snapshot=CACHED_PRICES)
+    assert differences() == []
+
+
+def test_cached_input_that_was_charged_as_other_input_is_a_difference() -> None:
+    batch = ended(LINES, price_snapshot=CACHED_PRICES, old=[2])
+    what = {difference.what for difference in differences()}
+    assert "charge of line 2" in what
+    assert {difference.where for difference in differences()} == {ids.render("batch", batch.id)}

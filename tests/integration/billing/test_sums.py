@@ -1,5 +1,6 @@
 """The sums that tasks keep equal the sums over the results."""
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tests.factories import CHAT_MODEL, RERANK_MODEL
 from xalen_batch import db
 from xalen_batch.backends.contract import Answered, Ended, Exhausted, Refused, Retryable
 from xalen_batch.billing import invoices, sums
-from xalen_batch.billing.charges import Tariff
+from xalen_batch.billing.charges import COMPONENTS, Tariff
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Batch, Task
 from xalen_batch.models import tasks as task_rows
@@ -25,7 +26,10 @@ from xalen_batch.states import BatchStatus, LineError, TaskState
 pytestmark = pytest.mark.usefixtures("database", "valkey")
 
 TOKENS = st.integers(0, 10**6)
-USAGES = st.builds(Usage, TOKENS, TOKENS, counted=st.booleans())
+USAGES = st.one_of(
+    st.builds(Usage, TOKENS, TOKENS, counted=st.booleans()),
+    st.builds(lambda more, written, cached: Usage(cached + more, written, cached), *[TOKENS] * 3),
+)
 OUTCOMES: st.SearchStrategy[Ended | LineError] = st.one_of(
     st.builds(Answered, st.just(200), st.just(b"{}"), USAGES),
     st.builds(Refused, st.sampled_from([400, 404, 422]), st.just(b"{}")),
@@ -36,23 +40,19 @@ OUTCOMES: st.SearchStrategy[Ended | LineError] = st.one_of(
     ),
     st.sampled_from([LineError.WORKER_LOST, LineError.BATCH_CANCELLED, LineError.BATCH_EXPIRED]),
 )
-TARIFFS = st.builds(
-    Tariff,
-    st.dictionaries(
-        st.sampled_from(["input", "output"]),
-        st.decimals(0, 1_000, places=7).map(lambda price: f"{price:f}"),
-    ),
-    st.decimals(0, 1, places=4),
+PRICES = st.dictionaries(
+    st.sampled_from(COMPONENTS), st.decimals(0, 1_000, places=7).map(lambda price: f"{price:f}")
 )
-# Of one task: its model, its prices, and the outcomes of each flush.
+RATES = st.decimals(0, 1, places=4)
+MODELS = st.sampled_from(["", CHAT_MODEL, RERANK_MODEL])
+# Of one task: its model, and the outcomes of each flush.
 FLUSHES = st.tuples(
-    st.sampled_from(["", CHAT_MODEL, RERANK_MODEL]),
-    TARIFFS,
+    MODELS,
     st.lists(st.lists(OUTCOMES, max_size=5), max_size=4),
 )
 
 
-def batch_of(session: Session, lines: int) -> Batch:
+def batch_of(session: Session, lines: int, **columns: Any) -> Batch:
     caller = factories.caller(session)
     return factories.batch(
         session,
@@ -60,23 +60,28 @@ def batch_of(session: Session, lines: int) -> Batch:
         factories.input_file(session, caller, b""),
         status=BatchStatus.IN_PROGRESS.value,
         total=lines,
+        **columns,
     )
 
 
 @hypothesis_settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(st.lists(FLUSHES, max_size=4), st.booleans())
+@given(st.lists(FLUSHES, max_size=4), st.dictionaries(MODELS, PRICES), RATES, st.booleans())
 def test_the_sums_of_the_tasks_equal_those_of_the_results(
-    ran: list[tuple[str, Tariff, list[list[Ended | LineError]]]], is_ended_unclaimed: bool
+    ran: list[tuple[str, list[list[Ended | LineError]]]],
+    prices: dict[str, dict[str, str]],
+    rate: Decimal,
+    is_ended_unclaimed: bool,
 ) -> None:
     """Each flush goes through `tasks.advance`, and the last of a task that no worker claimed
     through `tasks.end`."""
-    lines = sum(len(flush) for _, _, flushes in ran for flush in flushes)
+    lines = sum(len(flush) for _, flushes in ran for flush in flushes)
     with db.transaction() as session:
-        batch = batch_of(session, lines)
+        batch = batch_of(session, lines, price_snapshot=prices, discount_rate=rate)
         line_no = 0
-        for seq, (model, tariff, flushes) in enumerate(ran):
+        for seq, (model, flushes) in enumerate(ran):
+            tariff = Tariff(prices.get(model, {}), rate)
             count = sum(map(len, flushes))
             task = Task(
                 batch_id=batch.id,
@@ -117,7 +122,7 @@ def advance(session: Session, task: Task, rows: list[record.Row], to: TaskState)
 
 
 MIXED = [
-    Ran(Usage(1_234, 567)),
+    Ran(Usage(1_234, 567, cached_tokens=1_000)),
     Ran(Usage(20, 3, counted=True)),
     Ran(REFUSED),
     Ran(Usage(5), RERANK_MODEL),

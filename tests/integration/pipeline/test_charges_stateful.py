@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal, localcontext
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -40,9 +41,8 @@ PROMPT = '{"query": "Where is my parcel?", "documents": ["On its way.", "Lost."]
 # charged.
 OUTCOMES = st.one_of(
     st.builds(
-        lambda read, written: Answered(200, b"{}", Usage(read, written)),
-        st.integers(0, 5_000),
-        st.integers(0, 5_000),
+        lambda more, written, cached: Answered(200, b"{}", Usage(cached + more, written, cached)),
+        *[st.integers(0, 5_000)] * 3,
     ),
     st.just(REFUSED),
 )
@@ -229,9 +229,11 @@ class Deliveries(RuleBasedStateMachine):
 
 
 def test_each_line_is_charged_at_most_once_however_it_is_delivered(
-    configure: Callable[..., None],
+    configure: Callable[..., None], tmp_path: Path
 ) -> None:
-    configure(task_lines=3)
+    file = tmp_path / "catalog.toml"
+    file.write_text(f'[models.{factories.CHAT_MODEL}]\nprice = {{ cached_input = "0.0007" }}\n')
+    configure(task_lines=3, catalog=file)
     run_state_machine_as_test(
         Deliveries,
         settings=settings(

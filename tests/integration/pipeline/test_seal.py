@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from tests.billing import REFUSED, Ran, ended, running
 from tests.conftest import as_owner
-from tests.factories import RERANK_MODEL
+from tests.factories import CHAT_MODEL, RERANK_MODEL
 from tests.integration.engines import bytes_of
 from xalen_batch import content, db, files, ids, results, storage
 from xalen_batch.accounts.accounts import Owner
@@ -162,8 +162,26 @@ class TestSealed:
         assert rows[1].amounts is rows[2].amounts is None
         assert [row["line_no"] for row in sealed_columns(batch)] == [1, 2, 3, 4, 5, 8, 9]
 
+    def test_a_price_of_cached_input_is_a_price(self) -> None:
+        """Lines that were charged by it need no amounts; a line that was not keeps the batch."""
+        prices = {
+            CHAT_MODEL: {"input": "0.02", "cached_input": "0.002", "output": "0.04"},
+            RERANK_MODEL: {"input": "0.003"},
+        }
+        batch, beside = (
+            ended(LINES, price_snapshot=prices),
+            ended(LINES, price_snapshot=prices, old=[3]),
+        )
+        seal._pack([batch, beside])
+        with db.transaction() as session:
+            amounts = {row.batch_id: row.amounts for row in session.scalars(select(SealedLines))}
+        assert amounts[batch.id] is None
+        assert amounts[beside.id] is not None
+
     def test_the_books_agree_from_the_columns_alone(self) -> None:
-        batches = [ended(LINES), ended([Ran(REFUSED)]), ended([])]
+        prices = {CHAT_MODEL: {"input": "0.02", "cached_input": "0.002", "output": "0.04"}}
+        cached = ended([line for line in LINES if line.model == CHAT_MODEL], price_snapshot=prices)
+        batches = [ended(LINES), ended([Ran(REFUSED)]), ended([]), cached]
         seal.run()
         assert all(again(batch).sealed_at for batch in batches)
         with as_owner() as session:

@@ -11,8 +11,8 @@ import uvicorn
 
 from tests.integration.conftest import Api
 from tests.waiting import PATIENCE
-from xalen_batch import app
 from xalen_batch.accounts import secrets
+from xalen_batch.api import app
 from xalen_batch.ratelimit.account import UNKNOWN_PROCESSES
 
 MOST = 5

@@ -18,7 +18,8 @@ from tests import factories
 from tests.conftest import as_owner
 from tests.integration.conftest import Api, Doctor, multipart
 from tests.integration.engines import engine  # noqa: F401  # a fixture
-from xalen_batch import app, catalog, db, files, storage
+from xalen_batch import catalog, db, files, storage
+from xalen_batch.api import app
 from xalen_batch.models import Batch, File, Task, workers
 from xalen_batch.pipeline import finalize, recover, sweeps, validate
 from xalen_batch.states import BatchStatus

@@ -19,11 +19,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, rerank_line
+from tests.factories import (
+    CHAT_MODEL,
+    EMBEDDING_MODEL,
+    RERANK_MODEL,
+    chat_line,
+    embedding_line,
+    rerank_line,
+)
 from tests.waiting import PATIENCE
 from xalen_batch import catalog, config, storage
 from xalen_batch.billing.terms import Terms
-from xalen_batch.endpoints.names import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, EMBEDDINGS, RERANK
 from xalen_batch.errors import Unavailable
 from xalen_batch.validation import apart, estimate_file, pieces, pool, read
 from xalen_batch.validation.estimate import Estimate, estimate
@@ -133,7 +140,7 @@ def test_in_pieces_or_at_once_is_the_same(
 
 
 def estimate_local(
-    content: bytes, endpoint: str | None, prices: dict[str, dict[str, str]], **limits: int
+    content: bytes, endpoint: str | None, prices: dict[str, dict[str, str]], **limits: int | None
 ) -> Estimate:
     """As the command line estimates a file."""
     with tempfile.NamedTemporaryFile() as file:
@@ -188,6 +195,14 @@ def test_the_command_line_checks_by_the_limits_of_the_server(
     content = b"\n".join(orjson.dumps(chat_line(f"r{n}")) for n in range(60))
     found = estimate_local(content, CHAT, PRICES, **limits)
     assert {fault.code for fault in found.faults.kept} == {code}
+
+
+def test_an_estimate_counts_the_inputs_of_embeddings_over_all_pieces() -> None:
+    content = b"\n".join(orjson.dumps(embedding_line(f"r{n}", ["a", "b"])) for n in range(60))
+    prices = {EMBEDDING_MODEL: {"input": "0.003"}}
+    for most, codes in ((120, []), (119, ["too_many_inputs"]), (None, [])):
+        found = estimate_local(content, EMBEDDINGS, prices, max_batch_inputs=most)
+        assert [fault.code for fault in found.faults.kept] == codes
 
 
 def test_good_pieces_are_read_by_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:

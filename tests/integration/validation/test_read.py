@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from tests import ROOT
-from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
+from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, embedding_line
 from tests.waiting import wait_until
 from xalen_batch import catalog, storage
-from xalen_batch.endpoints.names import CHAT
+from xalen_batch.endpoints.names import CHAT, EMBEDDINGS
 from xalen_batch.standalone.processes import is_running
 from xalen_batch.validation import pieces
 from xalen_batch.validation import read as reading
@@ -73,9 +73,11 @@ def line(custom_id: str, content: str = "Where is my parcel?", **body: Any) -> b
     return orjson.dumps(chat_line(custom_id, content, **body))
 
 
-def read(content: bytes, meanwhile: Callable[[], None] = lambda: None) -> Reading:
+def read(
+    content: bytes, meanwhile: Callable[[], None] = lambda: None, *, endpoint: str = CHAT
+) -> Reading:
     storage.write(KEY, [content])
-    return reading.read(KEY, endpoint=CHAT, models=catalog.models(), meanwhile=meanwhile)
+    return reading.read(KEY, endpoint=endpoint, models=catalog.models(), meanwhile=meanwhile)
 
 
 def told(found: Reading) -> tuple[Any, ...]:
@@ -201,6 +203,20 @@ def test_more_requests_than_a_batch_may_have_are_seen_though_no_piece_has_them(
     assert not read(b"\n".join(line(f"r{n}") for n in range(50))).faults
     (fault,) = read(b"\n".join(line(f"r{n}") for n in range(51))).faults.kept
     assert (fault.code, fault.line) == ("too_many_tasks", 51)
+
+
+def test_more_inputs_than_a_batch_may_have_are_seen_though_no_piece_has_them(
+    configure: Callable[..., None], whole: list[str]
+) -> None:
+    lines = [orjson.dumps(embedding_line(f"r{n}", ["a", "b"])) for n in range(60)]
+    configure(max_batch_inputs=120)
+    assert not read(b"\n".join(lines), endpoint=EMBEDDINGS).faults
+    assert whole == []
+    configure(max_batch_inputs=119)
+    (fault,) = read(b"\n".join(lines), endpoint=EMBEDDINGS).faults.kept
+    assert (fault.code, fault.line) == ("too_many_inputs", 60)
+    configure(max_batch_inputs="none")
+    assert not read(b"\n".join(lines), endpoint=EMBEDDINGS).faults
 
 
 def test_a_file_of_blank_lines_is_refused_though_no_piece_has_too_many(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from xalen_batch import app
+from xalen_batch.api import app
 
 DESCRIPTION = app.create_app().openapi()
 OPERATIONS = {

@@ -13,9 +13,9 @@ from openai.types import Batch as ClientBatch
 from openai.types import FileObject as ClientFile
 
 from xalen_batch import ids
+from xalen_batch.api.app import create_app
 from xalen_batch.api.schedule_schemas import RunObject, ScheduleObject
 from xalen_batch.api.schemas import BatchObject, FileObject
-from xalen_batch.app import create_app
 from xalen_batch.batches import Progress
 from xalen_batch.models import Batch, File, Schedule, ScheduleRun
 from xalen_batch.schedules.definition import Definition

@@ -13,7 +13,8 @@ from xalen_batch.backends.clients.contract import Reply
 from xalen_batch.backends.contract import Answered, Request
 from xalen_batch.backends.outcomes import outcome_of
 from xalen_batch.backends.rerank_chat import to_chat
-from xalen_batch.endpoints.names import CHAT, RERANK
+from xalen_batch.backends.usage import usage_of
+from xalen_batch.endpoints.names import CHAT, EMBEDDINGS, RERANK
 from xalen_batch.endpoints.usage import Usage
 
 CHOICE = {
@@ -180,3 +181,22 @@ def test_every_answer_states_exactly_what_it_is_billed_by(usage: Any, has_usage:
     ) == billed.reasoning_tokens
     assert (body.get("xalen", {}).get("usage_source") == "counted") == billed.counted
     assert {key: body[key] for key in ANSWER} == ANSWER
+
+
+@given(USAGES)
+def test_embeddings_state_exactly_what_they_are_billed_by(usage: Any) -> None:
+    """The fast path takes what the full one would, and neither decodes a vector's numbers anew."""
+    asked = Request(EMBEDDINGS, b'{"model":"m","input":["a b c","d"]}', "r")
+    vector = b"[0.1234567890123456789, 1e-7]"
+    raw = b'{"data":[{"index":0,"embedding":%b}],"usage":%b}' % (
+        vector,
+        json.dumps(usage).encode(),
+    )
+    outcome = outcome_of(Reply(200, raw, {}.get), asked)
+    assert isinstance(outcome, Answered)
+    assert outcome.usage == usage_of(json.loads(raw), len(raw), asked)
+    body = json.loads(outcome.body)
+    assert body["usage"]["prompt_tokens"] == outcome.usage.input_tokens
+    assert outcome.usage == Usage(body["usage"]["prompt_tokens"], counted=outcome.usage.counted)
+    assert (body.get("xalen", {}).get("usage_source") == "counted") == outcome.usage.counted
+    assert vector in outcome.body

@@ -15,8 +15,9 @@ CHAT = Tariff({"input": "0.02", "output": "0.04"}, HALF)
 RERANK = Tariff({"input": "0.003"}, HALF)
 ONE_LINE = Usage(1_234, 567)
 
+TOKENS = st.integers(0, 200_000)
 USAGES = st.builds(
-    Usage, input_tokens=st.integers(0, 200_000), output_tokens=st.integers(0, 200_000)
+    lambda others, cached, written: Usage(others + cached, written, cached), TOKENS, TOKENS, TOKENS
 )
 PRICES = st.decimals(min_value=0, max_value=1000, places=6).map(str)
 RATES = st.decimals(min_value=0, max_value=1, places=4)
@@ -73,6 +74,11 @@ def test_a_hundred_thousand_lines_where_rounding_each_would_bill_nothing() -> No
         ({"input": "1", "output": "1"}, Usage(1, 1, counted=True), "0.000001", "usage_counted"),
         ({"input": "0", "output": "0"}, Usage(9, 9), "0", None),
         ({"input": "1", "output": "1"}, Usage(), "0", None),
+        ({"input": "1", "cached_input": "0.1"}, Usage(100, 0, 40), "0.000032", None),
+        ({"input": "1", "cached_input": "0.1"}, Usage(40, 0, 40), "0.000002", None),
+        ({"input": "1", "cached_input": "0"}, Usage(40, 0, 40), "0", None),
+        ({"cached_input": "0.1"}, Usage(40, 0, 40), "0.000002", None),
+        ({"cached_input": "0.1"}, Usage(41, 0, 40), "0.000002", "unpriced_input"),
     ],
 )
 def test_what_has_no_price_is_billed_nothing_and_flagged(
@@ -81,23 +87,35 @@ def test_what_has_no_price_is_billed_nothing_and_flagged(
     assert Tariff(price, HALF).charge(usage) == (Decimal(net), flag)
 
 
+def test_a_line_with_cached_input_at_a_tenth_of_the_price() -> None:
+    tariff = Tariff({"input": "0.02", "cached_input": "0.002", "output": "0.04"}, HALF)
+    # 234 tokens at 0.02, 1,000 at 0.002 and 567 at 0.04 USD per million, less half.
+    charge = tariff.charge(Usage(1_234, 567, cached_tokens=1_000))
+    assert charge == (Decimal("0.00001468"), None)
+    assert tariff.charge(ONE_LINE) == CHAT.charge(ONE_LINE)
+
+
 def test_cached_and_reasoning_tokens_are_part_of_input_and_output() -> None:
     assert CHAT.charge(Usage(1_234, 567, cached_tokens=1_000, reasoning_tokens=500)) == CHAT.charge(
         ONE_LINE
     )
 
 
-@given(st.lists(USAGES, max_size=40), PRICES, PRICES, RATES)
+@given(st.lists(USAGES, max_size=40), PRICES, PRICES, PRICES, RATES)
 def test_the_sum_of_the_charges_is_the_charge_of_the_sums(
-    usages: list[Usage], read: str, written: str, rate: Decimal
+    usages: list[Usage], read: str, cached: str, written: str, rate: Decimal
 ) -> None:
-    tariff = Tariff({"input": read, "output": written}, rate)
+    tariff = Tariff({"input": read, "cached_input": cached, "output": written}, rate)
     total = Usage(
-        sum(usage.input_tokens for usage in usages), sum(usage.output_tokens for usage in usages)
+        sum(usage.input_tokens for usage in usages),
+        sum(usage.output_tokens for usage in usages),
+        sum(usage.cached_tokens for usage in usages),
     )
     with localcontext(money.EXACT):
-        gross = money.gross(total.input_tokens, Decimal(read)) + money.gross(
-            total.output_tokens, Decimal(written)
+        gross = (
+            money.gross(total.input_tokens - total.cached_tokens, Decimal(read))
+            + money.gross(total.cached_tokens, Decimal(cached))
+            + money.gross(total.output_tokens, Decimal(written))
         )
         assert (
             amount(tariff, *usages) == amount(tariff, total) == gross + money.discount(gross, rate)

@@ -30,6 +30,7 @@ TERMS: dict[str, Any] = {
     "batch_discount": "0.5",
     "max_file_bytes": 1_000_000,
     "max_batch_lines": 1_000,
+    "max_batch_inputs": None,
     "max_line_bytes": 100_000,
     "models": [
         model("mistral-small-3-1", CHAT, input="0.02", output="0.04"),

@@ -118,6 +118,13 @@ def test_counted_tokens_are_marked_and_explained(capsys: pytest.CaptureFixture[s
     assert "counted_input_tokens=8" in _printed({"id": "batch_1", "usage": usage}, capsys)
 
 
+def test_cached_tokens_without_a_price_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    found, words = _invoice(), "m, input tokens, of which 9 cached, at the input price"
+    found["lines"][0]["description"] = words
+    print_invoice(found)
+    assert f"{words}." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("number", "text"), [(0, "0 lines"), (1, "1 line"), (1_234, "1,234 lines")]
 )

@@ -62,6 +62,7 @@ MODEL = (
     "131,072",
     "/v1/rerank, /v1/chat/completions",
     "0.003",
+    "0.0003",
     "12.345",
     "nothing: refused",
 )

@@ -110,6 +110,14 @@ def test_parameters_get_their_chat_names():
     }
 
 
+def test_what_a_chat_refuses_alone_is_left_out():
+    """OpenAI's chat takes `parallel_tool_calls` with tools only, `top_logprobs` with logprobs."""
+    asked = {"model": "m", "input": "Hi", "parallel_tool_calls": False, "top_logprobs": 2}
+    assert to_chat(asked).keys() == {"model", "messages"}
+    tool = {"type": "function", "name": "find"}
+    assert to_chat({**asked, "tools": [tool]})["parallel_tool_calls"] is False
+
+
 def test_a_picture_stays_a_part():
     url = "https://example.org/a.png"
     content = [{"type": "input_text", "text": "?"}, {"type": "input_image", "image_url": url}]

@@ -1,8 +1,9 @@
 """Validation and the simulated models agree: a body that passes validation is answered.
 
-Three refusals need more than the body's form, and stay with the model: a request beyond its context
-window, a JSON schema that is not valid, and a chat to a reranker whose message is no rerank
-request.
+Some refusals stay with the model, as with a real server: a request beyond its context window, a
+chat to a reranker whose message is no rerank request, and invalid values of parameters that decide
+the form of an answer (`response_format`, `tools`, `logprobs` and those beside them), which
+validation lets through unchecked. They are drawn valid here.
 """
 
 from typing import Any
@@ -68,10 +69,13 @@ MESSAGES = st.fixed_dictionaries(
 SCHEMAS = st.sampled_from(
     [{}, {"type": "object", "properties": {"a": {"type": "integer"}}}, {"enum": ["a", "b"]}]
 )
-FORMATS = st.sampled_from(
-    [None, {"type": "text"}, {"type": "json_object"}, "text", [], {}]
-) | SCHEMAS.map(
+FORMATS = st.sampled_from([None, {"type": "text"}, {"type": "json_object"}]) | SCHEMAS.map(
     lambda schema: {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+)
+TOOLS = st.lists(
+    st.just({"type": "function", "function": {"name": "look_up", "description": "any text"}}),
+    min_size=1,
+    max_size=2,
 )
 CHATS = st.fixed_dictionaries(
     {"model": st.just(MISTRAL.id), "messages": st.lists(MESSAGES, max_size=3)},
@@ -87,8 +91,8 @@ CHATS = st.fixed_dictionaries(
         "user": ODD,
         "stop": ODD,
         "stream": ODD,
-        "tools": ODD,
-        "logprobs": ODD,
+        "tools": st.none() | TOOLS,
+        "logprobs": st.none() | st.booleans(),
         "response_format": FORMATS,
         "metadata": st.none() | st.just({"a": "b"}),
     },

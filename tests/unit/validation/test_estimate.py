@@ -39,6 +39,12 @@ def test_a_chat_costs_its_input_and_answer_at_the_batch_price_exactly():
     assert found.render()["expected_cost"] == f"{cost:f}"
 
 
+def test_an_estimate_assumes_that_no_input_is_cached():
+    cached = {CHAT_MODEL: PRICES[CHAT_MODEL] | {"cached_input": "0.001"}}
+    lines = jsonl([chat_line("a")])
+    assert estimate(lines, prices=cached).render() == estimate(lines).render()
+
+
 def test_an_answer_is_expected_to_be_short_and_may_be_as_long_as_the_request_allows():
     found = share(
         estimate(

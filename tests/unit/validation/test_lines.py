@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import ROOT
-from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, jsonl, rerank_line
+from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line, embedding_line, jsonl, rerank_line
 from tests.unit.validation.chunks import cut
 from xalen_batch import catalog
 from xalen_batch.endpoints.chat import UsualChat
-from xalen_batch.endpoints.names import CHAT, RERANK
+from xalen_batch.endpoints.names import CHAT, EMBEDDINGS, RERANK
 from xalen_batch.jsonl import Block, Span, input_line
 from xalen_batch.validation import fast_path
 from xalen_batch.validation.errors import Fault
@@ -289,6 +289,30 @@ def test_more_lines_than_a_batch_may_have_is_one_error_that_ends_the_reading(mon
     assert "Split it" in found[-1].message
 
 
+def embeddings(*texts):
+    lines = [embedding_line(f"id-{number}", each) for number, each in enumerate(texts)]
+    return list(scan([jsonl(lines)], endpoint=EMBEDDINGS, models=catalog.read(None)))
+
+
+def test_more_inputs_of_embeddings_than_a_batch_may_have_end_the_reading(monkeypatch):
+    limits = Limits(max_batch_inputs=4)
+    monkeypatch.setattr("xalen_batch.validation.lines.settings", lambda: limits)
+    # Four, with the inputs of an invalid line left out; a text and token ids are one each.
+    good = embeddings(["a", "b"], ["a", ""], "c", [1, 2, 3])
+    assert [getattr(line, "code", "good") for line in good] == [
+        *("good", "invalid_request", "good", "good")
+    ]
+    found = embeddings(["a", "b"], "c", ["d", "e"], "f")
+    assert [getattr(line, "code", "good") for line in found] == ["good", "good", "too_many_inputs"]
+    assert (found[-1].line, found[-1].param, found[-1].is_of_line) == (3, "body.input", False)
+    assert found[-1].message == (
+        "With the 2 of this line, the file has 5 inputs of embeddings; the most of one batch is 4."
+        " Split the file before this line."
+    )
+    limits.max_batch_inputs = None
+    assert all(isinstance(line, GoodLine) for line in embeddings(["a", "b"], "c", ["d", "e"], "f"))
+
+
 def test_a_file_of_blank_lines_is_not_read_for_ever(monkeypatch):
     monkeypatch.setattr("xalen_batch.validation.lines.settings", lambda: Limits(max_batch_lines=5))
     line = orjson.dumps(chat_line("a")) + b"\n"
@@ -306,9 +330,15 @@ def test_a_line_that_is_too_long_is_an_error_and_the_next_one_is_read(monkeypatc
 
 
 class Limits:
-    def __init__(self, max_batch_lines: int = 50_000, max_line_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        max_batch_lines: int = 50_000,
+        max_line_bytes: int = 1 << 20,
+        max_batch_inputs: int | None = 50_000,
+    ) -> None:
         self.max_batch_lines = max_batch_lines
         self.max_line_bytes = max_line_bytes
+        self.max_batch_inputs = max_batch_inputs
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

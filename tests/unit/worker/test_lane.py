@@ -22,7 +22,8 @@ from xalen_batch.endpoints.names import CHAT
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.ratelimit.backend import Rates, estimate
 from xalen_batch.worker.circuit_breaker import Admission, Source, State
-from xalen_batch.worker.lane import BACKLOG, Lane, pause_before_retry
+from xalen_batch.worker.lane import BACKLOG, Lane
+from xalen_batch.worker.outcome import pause_before_retry
 
 OK = Answered(200, b"{}", Usage(1, 1))
 BROKEN = Retryable("HTTP 500", status=500)

@@ -6,8 +6,6 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import Scope
 
-from xalen_batch.endpoints.names import ENDPOINTS
-
 VERSION = "/v1"
 METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 SLASHES = re.compile("//+")
@@ -16,10 +14,6 @@ SENT_METHOD = "xalen.method"
 # The most leading segments that are removed to find the route that was meant. Azure's base URL,
 # `/openai/deployments/NAME/v1`, has four.
 MOST_PREFIXES = 6
-# The paths of live calls in the clients of OpenAI, Cohere and Anthropic.
-LIVE = re.compile(
-    r"(/v\d+)?/(chat/completions|completions|responses|embeddings|rerank|score|messages|moderations)"
-)
 
 
 def normal(path: str) -> str:
@@ -42,36 +36,13 @@ def allowed(request: Request) -> list[str]:
 
 
 def hint(request: Request) -> str:
-    """The remedy for a path without a route: a batch in place of a live call, another base URL, or
-    the docs.
-    """
+    """The remedy for a path without a route: another base URL, or the docs."""
     path = request.url.path
     origin = str(request.base_url).rstrip("/")
-    once = path.removeprefix(VERSION) if path.startswith(VERSION + VERSION) else path
-    live = LIVE.fullmatch(once)
-    if live:
-        return _as_batch(live[2], origin)
     meant = _meant(request, path)
     if meant:
         return f"Did you mean {meant}? Set the client's base_url to {origin}{VERSION}."
     return f"See {origin}/docs for the URLs that exist."
-
-
-def _as_batch(call: str, origin: str) -> str:
-    if f"{VERSION}/{call}" not in ENDPOINTS:
-        return (
-            f"This server runs batches, not live calls, of {', '.join(ENDPOINTS)}; it has no"
-            f" {call}. See {origin}/docs."
-        )
-    line = (
-        f'{{"custom_id": "1", "method": "POST", "url": "{VERSION}/{call}", "body": <the body of'
-        " this request>}"
-    )
-    return (
-        f"This server runs batches, not live calls. Write the line {line} to a file,"
-        f" requests.jsonl, and run it: `xalen-batch run requests.jsonl`, or POST {VERSION}/files"
-        f" and {VERSION}/batches. See {origin}/docs."
-    )
 
 
 def _meant(request: Request, path: str) -> str | None:

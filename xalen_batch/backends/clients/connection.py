@@ -53,11 +53,10 @@ class Connection(asyncio.BufferedProtocol):
         "is_open",
     )
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, longest: int, buffer: Buffer, read: memoryview
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, buffer: Buffer, read: memoryview) -> None:
         self._loop = loop
-        self._longest = longest
+        # Most bytes of the body of the answer.
+        self._longest = 0
         self._buffer = buffer
         self._read = read
         self._paused_at: float | None = None
@@ -77,13 +76,14 @@ class Connection(asyncio.BufferedProtocol):
         self._size = 0
         self._began = self._has_head = self._frames = False
 
-    def send(self, head: bytes, body: bytes) -> asyncio.Future[Reply]:
-        """Send a request, and return a future of its reply.
+    def send(self, head: bytes, body: bytes, longest: int) -> asyncio.Future[Reply]:
+        """Send a request, and return a future of its reply, whose body has at most `longest` bytes.
 
         Without a reply, the future raises NoReply or Stale, and the connection is closed.
         """
         transport = cast(asyncio.Transport, self._transport)
         answer = self._answer = self._loop.create_future()
+        self._longest = longest
         self._received = self.buffered = 0
         self._paused_seconds = 0.0
         if not self.is_open:

@@ -31,7 +31,9 @@ class AnswerTooLong(NoReply):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds for a request and for its connect; the cap on an answer's decompressed bytes."""
+    """Seconds for a request and for its connect; the cap on an answer's decompressed bytes, unless
+    a request has its own.
+    """
 
     request_timeout: float
     connect_timeout: float
@@ -44,10 +46,13 @@ class Client(Protocol):
     Created and used on a worker's event loop thread. The caller bounds the requests in flight.
     """
 
-    async def post(self, path: str, body: bytes, request_id: str) -> Reply:
+    async def post(
+        self, path: str, body: bytes, request_id: str, longest: int | None = None
+    ) -> Reply:
         """POST `body` to the server's root plus `path`.
 
-        Raises NoReply, and CancelledError if the caller cancels.
+        `longest`: the cap on this answer's bytes; None: that of the limits. Raises NoReply, and
+        CancelledError if the caller cancels.
         """
         ...
 

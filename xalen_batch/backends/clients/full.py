@@ -60,7 +60,10 @@ class FullClient:
         self._limits = limits
         self._buffer = buffer
 
-    async def post(self, path: str, body: bytes, request_id: str) -> Reply:
+    async def post(
+        self, path: str, body: bytes, request_id: str, longest: int | None = None
+    ) -> Reply:
+        longest = longest or self._limits.answer_bytes
         request = (
             self._client.post(self._url + path).header("x-request-id", request_id).body_bytes(body)
         )
@@ -70,7 +73,9 @@ class FullClient:
                 try:
                     async with request.build_streamed() as response:
                         reply = Reply(
-                            response.status, await self._read(response, answer), response.get_header
+                            response.status,
+                            await self._read(response, answer, longest),
+                            response.get_header,
                         )
                 finally:
                     self._buffer.ended(answer)
@@ -87,12 +92,12 @@ class FullClient:
     async def close(self) -> None:
         await self._client.close()
 
-    async def _read(self, response: Response, answer: "_Arriving") -> bytes:
+    async def _read(self, response: Response, answer: "_Arriving", longest: int) -> bytes:
         # One bytearray: small parts as separate objects take many times their bytes.
         reader, body = response.body_reader, bytearray()
         while (chunk := await reader.read_chunk()) is not None:
             body += chunk.to_bytes()
-            if len(body) > self._limits.answer_bytes:
+            if len(body) > longest:
                 raise AnswerTooLong
             self._buffer.arrived(answer, len(chunk))
             await answer.may_go_on.wait()

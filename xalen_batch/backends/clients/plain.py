@@ -59,7 +59,10 @@ class PlainClient:
         self._looking: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
-    async def post(self, path: str, body: bytes, request_id: str) -> Reply:
+    async def post(
+        self, path: str, body: bytes, request_id: str, longest: int | None = None
+    ) -> Reply:
+        longest = longest or self._limits.answer_bytes
         head = b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
             self._head(path),
             request_id.encode("ascii"),
@@ -73,9 +76,11 @@ class PlainClient:
             if self._looking is None:
                 self._look()
             try:
-                reply = await connection.send(head, body)
+                reply = await connection.send(head, body, longest)
                 if connection.encoding:
-                    reply = reply._replace(body=await self._inflated(connection, reply.body))
+                    reply = reply._replace(
+                        body=await self._inflated(connection, reply.body, longest)
+                    )
                 break
             except Stale as error:
                 if connection is not kept:
@@ -94,7 +99,7 @@ class PlainClient:
             self._idle.append(connection)
         return reply
 
-    async def _inflated(self, connection: Connection, body: bytes) -> bytes:
+    async def _inflated(self, connection: Connection, body: bytes, longest: int) -> bytes:
         """Inflate a compressed body. Raises NoReply if it is invalid or too long.
 
         Each inflated part counts in the buffer, so back-pressure can pause the inflating.
@@ -103,7 +108,7 @@ class PlainClient:
             found = bytearray()
             for part in inflate(body, connection.encoding):
                 found += part
-                if len(found) > self._limits.answer_bytes:
+                if len(found) > longest:
                     raise AnswerTooLong
                 connection.count(len(part))
                 await connection.go_on()
@@ -139,9 +144,7 @@ class PlainClient:
                 min(deadline, self._loop.time() + self._limits.connect_timeout)
             ):
                 _, connection = await self._loop.create_connection(
-                    lambda: Connection(
-                        self._loop, self._limits.answer_bytes, self._buffer, self._read
-                    ),
+                    lambda: Connection(self._loop, self._buffer, self._read),
                     self._host,
                     self._port,
                 )

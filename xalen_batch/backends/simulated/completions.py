@@ -23,7 +23,7 @@ def completed(model: Model, body: dict[str, Any], digest: bytes) -> dict[str, An
     for text in asked.texts:
         prompt = text if isinstance(text, str) else " ".join(map(str, text))
         for _ in range(asked.n or 1):
-            full = stopped(write(Prompt("", prompt, seed + len(choices)), None), body.get("stop"))
+            full = stopped(write(Prompt("", prompt, seed + len(choices))), body.get("stop"))
             shown = full if asked.max_tokens is None else tokens.cut(full, asked.max_tokens)
             written += tokens.count(shown)
             choices.append(

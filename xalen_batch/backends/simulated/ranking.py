@@ -37,7 +37,7 @@ _ENDINGS = (
 
 def relevance(query: str, documents: Sequence[str]) -> list[float]:
     """A score between 0 and 1 for each document, higher for more relevant."""
-    asked = list(dict.fromkeys(_stems(query)))
+    asked = list(dict.fromkeys(stems(query)))
     counts = [_counted(document) for document in documents]
     lengths = [max(1, counter.total()) for counter in counts]
     average = sum(lengths) / max(1, len(lengths))
@@ -60,10 +60,11 @@ def relevance(query: str, documents: Sequence[str]) -> list[float]:
 @lru_cache(maxsize=512)
 def _counted(document: str) -> Counter[str]:
     # Cached, since clients often send the same corpus with each query.
-    return Counter(_stems(document))
+    return Counter(stems(document))
 
 
-def _stems(text: str) -> list[str]:
+def stems(text: str) -> list[str]:
+    """The stems of the words of a text that carry meaning."""
     return [_stem(word) for word in words_of(text) if word not in _STOP]
 
 

@@ -1,18 +1,10 @@
-"""The simulated chat model's text: a label, JSON for a schema, a summary, or a plain reply."""
+"""The simulated chat model's text: a label, a summary, or a plain reply."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from xalen_batch.backends.simulated.prompt import Prompt
-from xalen_batch.backends.simulated.schemas import Filling
 
-_KEY = re.compile(
-    r"[\"'`](\w{1,40})[\"'`]\s*:|\bkeys?:?\s+((?:[\"'`]?\w+[\"'`]?(?:,\s*|\s+and\s+))*[\"'`]?\w+[\"'`]?)",
-    re.I,
-)
 _LONG_WORD = re.compile(r"[^\W\d_]{6,}")
 
 OPENINGS = (
@@ -33,31 +25,11 @@ SENTENCES = (
 )
 
 
-def write(prompt: Prompt, response_format: Any) -> str:
-    """The content of one choice. Raises ValueError for an invalid JSON schema."""
-    wanted = response_format if isinstance(response_format, Mapping) else {}
-    if wanted.get("type") == "json_schema":
-        schema = wanted.get("json_schema")
-        return _json(
-            Filling(prompt, schema.get("schema") if isinstance(schema, Mapping) else None).value()
-        )
-    if wanted.get("type") == "json_object":
-        return _json({key: prompt.guess(key) for key in _keys(prompt.instructions)})
+def write(prompt: Prompt) -> str:
+    """The text of a plain chat's choice."""
     if prompt.labels:
         return prompt.classified(prompt.labels)
     return prompt.summary if "summar" in prompt.instructions[:400].lower() else _reply(prompt)
-
-
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-def _keys(instructions: str) -> list[str]:
-    """The keys that the instructions for a JSON object name."""
-    found: list[str] = []
-    for quoted, listed in _KEY.findall(instructions):
-        found += [quoted] if quoted else [key for key in re.findall(r"\w+", listed) if key != "and"]
-    return list(dict.fromkeys(found)) or ["answer"]
 
 
 def _reply(prompt: Prompt) -> str:

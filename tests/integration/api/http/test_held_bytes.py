@@ -15,10 +15,10 @@ import pytest
 
 from tests.integration.conftest import Api, multipart, new_key
 from tests.waiting import wait_until
-from xalen_batch import app, content, db, ids, storage
+from xalen_batch import content, db, ids, storage
 from xalen_batch.accounts import accounts
 from xalen_batch.accounts.accounts import Owner
-from xalen_batch.api import batches, files, schedules, uploads
+from xalen_batch.api import app, batches, files, schedules, uploads
 from xalen_batch.api.http import budget, middleware, responses
 from xalen_batch.config import MiB
 from xalen_batch.content import Rendered

@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 
 from tests.integration.conftest import Api
 from tests.waiting import PATIENCE, wait_until
-from xalen_batch import app, results, storage
+from xalen_batch import results, storage
+from xalen_batch.api import app
 
 CONTENT = b'{"custom_id": "a"}\n' * 1000
 
@@ -169,19 +170,10 @@ def test_other_paths_are_told_where_the_docs_are(api: Api) -> None:
         )
 
 
-def test_a_live_call_is_told_how_to_run_it_as_a_batch(api: Api) -> None:
-    with pytest.raises(openai.NotFoundError) as raised:
-        api.client.chat.completions.create(
-            model="mistral-small-3-1", messages=[{"role": "user", "content": "Hello"}]
-        )
-    message = str(raised.value)
-    assert '"url": "/v1/chat/completions", "body": <the body of this request>' in message
-    assert "xalen-batch run" in message
-    for path in ("/chat/completions", "/v1/v1/chat/completions", "/v1/rerank", "/v2/rerank"):
-        url = "/v1/rerank" if "rerank" in path else "/v1/chat/completions"
-        assert f'"url": "{url}"' in api.ask("POST", path, {"model": "x"}).error["message"]
-    message = api.ask("POST", "/v1/moderations", {"model": "x"}).error["message"]
-    assert "This server runs batches, not live calls, of /v1/chat/completions, " in message
+def test_a_live_call_under_another_path_is_told_the_base_url(api: Api) -> None:
+    for path in ("/chat/completions", "/v1/v1/chat/completions", "/openai/v1/responses"):
+        message = api.ask("POST", path, {"model": "x"}).error["message"]
+        assert f"Set the client's base_url to http://127.0.0.1:{api.port}/v1." in message
 
 
 def test_tls_on_the_plain_port_is_told_to_use_http(

@@ -32,7 +32,10 @@ from xalen_batch.api.http.middleware import AnswerSlices, Paths, RateHeaders, Re
 from xalen_batch.api.http.pace import BodyPace
 from xalen_batch.api.http.protocol import BoundedHttp
 from xalen_batch.api.http.stopping import GracefulServer
+from xalen_batch.api.live import calls
+from xalen_batch.api.live import routes as live_routes
 from xalen_batch.config import settings
+from xalen_batch.endpoints.names import ENDPOINTS
 from xalen_batch.standalone import stores
 from xalen_batch.storage import marks
 from xalen_batch.validation import pool
@@ -62,7 +65,7 @@ def create_app() -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         strict_content_type=False,
-        lifespan=health.lifespan,
+        lifespan=calls.lifespan,
         servers=description.SERVERS,
         license_info=description.LICENSE,
         generate_unique_id_function=description.operation_id,
@@ -77,6 +80,7 @@ def create_app() -> FastAPI:
         schedules.router,
         schedule_runs.router,
         inbox.router,
+        live_routes.router,
         models.router,
         keys.router,
         limits.router,
@@ -102,6 +106,8 @@ def _most_bytes(method: str, path: str) -> int | None:
             return None
         case "POST", ["v1", "schedules", _, "requests"]:
             return settings().max_inbox_bytes
+        case "POST", ["v1", *_] if path in ENDPOINTS:
+            return settings().max_line_bytes
     return settings().max_json_bytes
 
 

@@ -1,0 +1,1 @@
+"""From requests to results: uploading, waiting, downloading, and joining both by their ids."""

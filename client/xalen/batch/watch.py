@@ -1,0 +1,73 @@
+"""The decisions of waiting for a batch, for both kinds of clients: when to ask, when to stop."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypedDict
+
+from openai import NotFoundError
+from openai.types import Batch
+
+from xalen._errors import StillRunning
+from xalen.batch.outage import Outage
+from xalen.batch.progress import ENDED, Progress, reporter
+
+FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.2, 5.0, 1.1
+
+
+class WaitOptions(TypedDict, total=False):
+    # True: a line on stderr; None, the default: only on a terminal; or a function that gets each
+    # state of the batch.
+    progress: Progress
+    # Seconds between two looks at the batch; by default from 0.2 to 5, growing.
+    poll_interval: float
+    # StillRunning is raised after so many seconds, and the batch goes on; by default never.
+    max_wait_seconds: float | None
+
+
+class Watch:
+    """One wait for one batch."""
+
+    def __init__(self, batch_id: str, options: WaitOptions) -> None:
+        self.batch_id = batch_id
+        self._report = reporter(options.get("progress"))
+        self._interval = options.get("poll_interval")
+        self._most = options.get("max_wait_seconds")
+        self._began = time.monotonic()
+        self._pause = FIRST_PAUSE
+        self._outage = Outage()
+
+    def has_ended(self, batch: Batch) -> bool:
+        """Report an answer of the server; whether the batch has ended."""
+        self._outage.over()
+        self._report(batch)
+        return batch.status in ENDED
+
+    def pause(self) -> float:
+        """Seconds until the next look. StillRunning if the time to wait is over then."""
+        pause = self._pause if self._interval is None else self._interval
+        self._pause = min(self._pause * GROWTH, LONGEST_PAUSE)
+        return self._bounded(pause)
+
+    def pause_after(self, error: Exception) -> float:
+        """Seconds until the next attempt, after an error that may pass."""
+        return self._bounded(self._outage.pause(error))
+
+    def _bounded(self, pause: float) -> float:
+        if self._most is not None and time.monotonic() - self._began + pause > self._most:
+            raise StillRunning(self.batch_id, self._most)
+        return pause
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Add to whatever ends the wait, Ctrl-C too, that the batch goes on."""
+        try:
+            yield
+        except NotFoundError:
+            # There is no such batch.
+            raise
+        except BaseException as error:
+            error.add_note(
+                f"The batch goes on: client.batches.wait({self.batch_id!r}) waits for it again."
+            )
+            raise

@@ -1,0 +1,36 @@
+"""The objects of the API beside those of `openai.types`."""
+
+from xalen.types.estimate import Estimate, ModelEstimate
+from xalen.types.invoice import Invoice, InvoiceLine, Statement, StatementLine
+from xalen.types.limits import Limits, Standing
+from xalen.types.rerank import RerankResponse, RerankResult
+from xalen.types.results import LineError, LineResult
+from xalen.types.schedule import (
+    AddedRequests,
+    DeletedSchedule,
+    Fire,
+    Schedule,
+    SchedulePreview,
+    ScheduleRun,
+)
+
+__all__ = [
+    "AddedRequests",
+    "DeletedSchedule",
+    "Estimate",
+    "Fire",
+    "Invoice",
+    "InvoiceLine",
+    "Limits",
+    "LineError",
+    "LineResult",
+    "ModelEstimate",
+    "RerankResponse",
+    "RerankResult",
+    "Schedule",
+    "SchedulePreview",
+    "ScheduleRun",
+    "Standing",
+    "Statement",
+    "StatementLine",
+]

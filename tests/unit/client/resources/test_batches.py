@@ -1,0 +1,233 @@
+"""A batch in one call, with both kinds of clients, over a network that breaks."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletion
+
+from tests.unit.client import stub_api
+from tests.unit.client.stub_api import KEY, Api, answer, jsonl, refusal
+from xalen import XALEN, AsyncXALEN, BatchFailed, LineResult
+from xalen.batch import outage
+
+BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+REQUESTS = [{"custom_id": custom_id, "body": BODY} for custom_id in "abc"]
+
+
+def sync_run(api: Api, requests: Any, **options: Any) -> tuple[Any, list[LineResult[Any]]]:
+    # The pauses of `openai` between its own repetitions would be waited for.
+    with XALEN(api_key=KEY, base_url=api.base_url, max_retries=0) as client:
+        results = client.batches.run(requests, poll_interval=0, **options)
+        return results, list(results)
+
+
+def async_run(api: Api, requests: Any, **options: Any) -> tuple[Any, list[LineResult[Any]]]:
+    async def main() -> tuple[Any, list[LineResult[Any]]]:
+        async with AsyncXALEN(api_key=KEY, base_url=api.base_url, max_retries=0) as client:
+            results = await client.batches.run(requests, poll_interval=0, **options)
+            return results, [result async for result in results]
+
+    return asyncio.run(main())
+
+
+Run = Callable[..., tuple[Any, list[LineResult[Any]]]]
+both = pytest.mark.parametrize("run", [sync_run, async_run])
+
+
+@pytest.fixture(autouse=True)
+def _results(api: Api) -> None:
+    api.contents["output"] = jsonl(answer("a", "A" * 3000), answer("c", "C"))
+    api.contents["errors"] = jsonl(refusal("b"))
+
+
+def check(found: list[LineResult[Any]]) -> None:
+    assert [result.custom_id for result in found] == ["a", "b", "c"]
+    assert isinstance(found[0].response, ChatCompletion)
+    assert found[0].response.choices[0].message.content == "A" * 3000
+    assert found[1].response is None
+    assert found[1].error is not None
+    assert (found[1].error.code, found[1].error.message) == ("batch_expired", "late")
+    assert [result.request and result.request["custom_id"] for result in found] == ["a", "b", "c"]
+
+
+@both
+def test_results_come_typed_and_joined(api: Api, run: Run) -> None:
+    seen: list[str] = []
+    results, found = run(api, REQUESTS, progress=lambda batch: seen.append(batch.status))
+    check(found)
+    assert results.batch.id == "batch_1"
+    assert results.invoice.total == "0.5"
+    # The answer to the creation is not reported.
+    assert seen == ["in_progress", "completed"]
+
+
+@both
+def test_a_batch_is_created_with_what_was_given(api: Api, run: Run) -> None:
+    window = {"start": "22:00", "end": "06:00"}
+    run(
+        api,
+        REQUESTS,
+        completion_window="48h",
+        metadata={"night": "1"},
+        execution_window=window,
+        on_invalid="skip",
+        output_expires_after={"anchor": "created_at", "seconds": 3600},
+        idempotency_key="night-1",
+    )
+    (body,) = (body for verb, path, _, body in api.requests if (verb, path) == ("POST", "/batches"))
+    assert openai.BaseModel.model_validate_json(body).to_dict() == {
+        "input_file_id": "file-in",
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "48h",
+        "metadata": {"night": "1"},
+        "output_expires_after": {"anchor": "created_at", "seconds": 3600},
+        "execution_window": window,
+        "on_invalid": "skip",
+    }
+    assert api.sent("POST", "/files")[0]["idempotency-key"] == "night-1.file"
+    assert api.sent("POST", "/batches")[0]["idempotency-key"] == "night-1.batch"
+
+
+@both
+def test_a_server_that_is_away_while_the_batch_runs_costs_time_alone(api: Api, run: Run) -> None:
+    api.outages = [0] * 4 + [503] * 4 + [429] * 4
+    check(run(api, REQUESTS)[1])
+    assert not api.outages
+
+
+@both
+def test_a_server_that_stays_away_is_an_error_of_openai(
+    api: Api, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "PATIENCE", 0)
+    api.outages = [0] * 1000
+    with pytest.raises(openai.APIConnectionError) as caught:
+        run(api, REQUESTS)
+    assert "client.batches.wait('batch_1')" in caught.value.__notes__[0]
+
+
+@both
+@pytest.mark.parametrize("is_sealed", [True, False])
+def test_a_broken_download_goes_on_where_it_broke(api: Api, run: Run, is_sealed: bool) -> None:
+    api.is_sealed = is_sealed
+    api.cuts = [0, 0, 100, 1, 2000, 7]
+    check(run(api, REQUESTS)[1])
+    assert not api.cuts
+    ranges = [headers.get("range") for headers in api.sent("GET", "/files/file-out/content")]
+    assert any(ranges) == is_sealed
+
+
+@both
+def test_a_download_that_never_ends_well_is_an_error_of_openai(
+    api: Api, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "PATIENCE", 0)
+    api.cuts = [0] * 1000
+    with pytest.raises(openai.APIConnectionError, match="middle of an answer"):
+        run(api, REQUESTS)
+
+
+@both
+def test_a_failed_batch_is_an_error_with_the_first_lines(api: Api, run: Run) -> None:
+    api.statuses = ["validating", "failed"]
+    errors = [
+        {"code": "c", "line": line, "message": f"bad {line}", "param": None} for line in range(1, 8)
+    ]
+    api.fields = {"errors": {"object": "list", "data": errors}}
+    with pytest.raises(
+        BatchFailed, match=r"batch_1 failed validation; line 1: bad 1;.*and 2 more"
+    ) as caught:
+        run(api, REQUESTS)
+    assert caught.value.batch.id == "batch_1"
+    assert not hasattr(caught.value, "__notes__")
+
+
+@both
+def test_a_key_without_the_scope_has_no_invoice(api: Api, run: Run) -> None:
+    api.invoice = (403, {"error": {"message": "scope"}})
+    results, found = run(api, REQUESTS)
+    assert results.invoice is None
+    check(found)
+
+
+@both
+def test_a_file_is_uploaded_as_it_is_and_joined(api: Api, run: Run, tmp_path: Path) -> None:
+    lines = [{**line, "method": "POST", "url": stub_api.ENDPOINT} for line in REQUESTS]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n" + jsonl(*lines))
+    check(run(api, path)[1])
+    assert api.contents["input"] == path.read_bytes()
+    # The lines that were sent are read where they came from.
+    assert not api.sent("GET", "/files/file-in/content")
+
+
+@both
+def test_a_file_that_has_changed_is_read_from_the_server(
+    api: Api, run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl(*REQUESTS))
+
+    def change(_: object) -> None:
+        path.write_bytes(b"{}\n")
+
+    check(run(api, path, endpoint=stub_api.ENDPOINT, progress=change)[1])
+    assert len(api.sent("GET", "/files/file-in/content")) == 1
+
+
+def test_a_wait_finds_the_results_of_any_batch(api: Api) -> None:
+    api.statuses = ["completed"]
+    api.contents["input"] = jsonl(*REQUESTS)
+    client = XALEN(api_key=KEY, base_url=api.base_url)
+    results = client.batches.wait("batch_1")
+    check(list(results))
+    check(list(results))
+    assert repr(results) == "<BatchResults of batch_1, completed>"
+
+
+def test_a_wait_reads_results_whose_input_was_deleted(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.statuses = ["completed"]
+    api.fields = {"input_file_id": "gone"}
+    client = XALEN(api_key=KEY, base_url=api.base_url)
+    monkeypatch.setitem(stub_api.FILES, "gone", "gone")
+    handle = stub_api.Handler._content
+
+    def content(handler: Any, name: str) -> None:
+        if name == "gone":
+            handler._json(404, {"error": {"message": "gone"}})
+        else:
+            handle(handler, name)
+
+    monkeypatch.setattr(stub_api.Handler, "_content", content)
+    found = list(client.batches.wait("batch_1"))
+    assert [(result.custom_id, result.request) for result in found] == [
+        ("a", None),
+        ("c", None),
+        ("b", None),
+    ]
+
+
+def test_submit_does_not_wait(api: Api) -> None:
+    client = XALEN(api_key=KEY, base_url=api.base_url)
+    assert client.batches.submit(REQUESTS).status == "validating"
+    assert not api.sent("GET", "/batches/batch_1")
+
+
+def test_a_loop_that_ends_early_closes_its_connections(api: Api) -> None:
+    api.contents["output"] = jsonl(
+        answer("a", "A"), *[answer(f"x{n}", "X" * 9999) for n in range(999)]
+    )
+    with XALEN(api_key=KEY, base_url=api.base_url) as client:
+        for result in client.batches.run(REQUESTS, poll_interval=0):
+            assert result.custom_id == "a"
+            break
+        pool = client._client._transport._pool  # type: ignore[attr-defined]
+        assert all(
+            connection.is_idle() or connection.is_closed() for connection in pool.connections
+        )
