@@ -191,9 +191,10 @@ class BackendConfig(Table):
         for url in urls:
             if not is_address(url):
                 raise ValueError(f"{shown(url)} is no address. It looks like {EXAMPLE}.")
-            if url.rstrip("/") in seen:
-                raise ValueError(f"{shown(url)} stands here twice. Name each server once.")
-            seen.add(url.rstrip("/"))
+            name = shown(url).rstrip("/")
+            if name in seen:
+                raise ValueError(f"{name} stands here twice. Name each server once.")
+            seen.add(name)
         return urls
 
     @field_validator("auth_header")
