@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from tests.billing import Ran, running
 from tests.conftest import as_owner
 from tests.factories import CHAT_MODEL, RERANK_MODEL
-from xalen_batch import db, ids, migrate
+from xalen_batch import catalog, db, ids, migrate
 from xalen_batch.billing import invoices, prices
 from xalen_batch.billing.charges import COMPONENTS
 from xalen_batch.endpoints.usage import Usage
@@ -165,7 +165,7 @@ def test_an_empty_table_is_filled_once(configure: Callable[..., None], session: 
     assert len(prices.history(session)) == 8
     session.execute(update(Price).values(valid_to=func.clock_timestamp()))
     prices.fill(session)
-    assert prices.unpriced(session) == sorted(MODELS)
+    assert prices.unpriced(session) == sorted(catalog.models())
 
 
 def test_a_price_change_leaves_a_batch_that_exists_alone(reprice: Reprice) -> None:
