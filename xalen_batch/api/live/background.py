@@ -29,14 +29,14 @@ _STATUS = {
 }
 
 
-@router.get(PATH)
+@router.get(PATH, response_model=None)
 @calling(Scope.READ)
 def retrieve_response(session: Session, caller: Caller, response_id: str) -> dict[str, Any]:
     """A Response that was asked for with `background` or `flex`, whether it has ended or not."""
     return shown(session, _get(session, caller, response_id))
 
 
-@router.post(f"{PATH}/cancel")
+@router.post(f"{PATH}/cancel", response_model=None)
 @calling(Scope.SUBMIT)
 def cancel_response(session: Session, caller: Caller, response_id: str) -> dict[str, Any]:
     """Stop a Response that runs in the background. Any body is ignored."""
@@ -46,7 +46,7 @@ def cancel_response(session: Session, caller: Caller, response_id: str) -> dict[
     return shown(session, batches.cancel(session, batch))
 
 
-@router.delete(PATH)
+@router.delete(PATH, response_model=None)
 @calling(Scope.SUBMIT)
 def delete_response(session: Session, caller: Caller, response_id: str) -> dict[str, Any]:
     """Delete a Response that has ended: its request and its answer. Its charge is kept."""
