@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from tests.billing import Ran, running
 from tests.conftest import as_owner
-from tests.factories import CHAT_MODEL, RERANK_MODEL
+from tests.factories import CHAT_MODEL, EMBEDDING_MODEL, RERANK_MODEL
 from xalen_batch import db, ids, migrate
 from xalen_batch.billing import invoices, prices
 from xalen_batch.billing.charges import COMPONENTS
@@ -134,7 +134,8 @@ def test_of_many_syncs_at_once_one_changes_the_prices(
         assert sorted(pool.map(change, range(16))) == [False] * 15 + [True]
     with db.transaction() as session:
         is_open = Price.valid_to.is_(None)
-        assert session.scalar(select(func.count()).where(is_open)) == 6
+        # Of each component in both modes: two of the chat model, one of each other model.
+        assert session.scalar(select(func.count()).where(is_open)) == 8
 
 
 def test_changes_that_were_not_shown_are_not_made(reprice: Reprice, session: Session) -> None:
@@ -162,10 +163,10 @@ def test_migrating_changes_no_price(
 
 def test_an_empty_table_is_filled_once(configure: Callable[..., None], session: Session) -> None:
     prices.fill(session)
-    assert len(prices.history(session)) == 6
+    assert len(prices.history(session)) == 8
     session.execute(update(Price).values(valid_to=func.clock_timestamp()))
     prices.fill(session)
-    assert prices.unpriced(session) == sorted(MODELS)
+    assert prices.unpriced(session) == sorted([*MODELS, EMBEDDING_MODEL])
 
 
 def test_a_price_change_leaves_a_batch_that_exists_alone(reprice: Reprice) -> None:
