@@ -171,7 +171,8 @@ def read(path: Path | None) -> dict[str, Model]:
     try:
         document = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"The catalog file {path} cannot be read: {error}") from error
+        named = ", which XALEN_CATALOG names," if path == settings().catalog else ""
+        raise ConfigError(f"The catalog file {path}{named} cannot be read: {error}") from error
     return over_built_in(document)
 
 
@@ -205,11 +206,9 @@ def warn_of_unknown_settings() -> None:
 def source() -> str:
     """The files of the catalog in force, in words."""
     path = _in_force().path
-    if path is not None:
-        return f"{path} over the built-in catalog"
-    if settings().catalog is None:
+    if path is None:
         return "the built-in catalog (XALEN_CATALOG names no file)"
-    return "the built-in catalog"
+    return f"{path} over the built-in catalog"
 
 
 def models() -> dict[str, Model]:

@@ -103,6 +103,9 @@ class BackendConfig(Table):
     max_in_flight: int = Field(
         64, gt=0, description="Most requests in flight at the backend, over all workers."
     )
+    live_reserve: int = Field(
+        0, ge=0, description="Requests in flight that are kept free for live calls."
+    )
     max_inputs: int = Field(
         32,
         gt=0,
@@ -188,9 +191,10 @@ class BackendConfig(Table):
         for url in urls:
             if not is_address(url):
                 raise ValueError(f"{shown(url)} is no address. It looks like {EXAMPLE}.")
-            if url.rstrip("/") in seen:
-                raise ValueError(f"{shown(url)} stands here twice. Name each server once.")
-            seen.add(url.rstrip("/"))
+            name = shown(url).rstrip("/")
+            if name in seen:
+                raise ValueError(f"{name} stands here twice. Name each server once.")
+            seen.add(name)
         return urls
 
     @field_validator("auth_header")

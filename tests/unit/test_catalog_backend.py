@@ -33,7 +33,8 @@ def test_several_servers_are_one_backend() -> None:
     [
         ({"base_urls": [ONE], "base_url": TWO}, "base_url and base_urls both name servers"),
         ({"base_urls": [ONE, "host:8000"]}, "host:8000 is no address. It looks like http://host"),
-        ({"base_urls": [ONE, f"{ONE}/"]}, f"{ONE}/ stands here twice"),
+        ({"base_urls": [ONE, f"{ONE}/"]}, f"{ONE} stands here twice"),
+        ({"base_urls": ["http://u:a@h/v1", "http://u:b@h/v1"]}, "http://h/v1 stands here twice"),
         ({"base_urls": ONE}, "base_urls: 'http://a:8000/v1' is not a list"),
         ({"base_urls": [ONE], "kind": "simulated"}, "has no server, and base_urls names some"),
         ({"kind": "openai", "base_urls": []}, "needs the base_url of its server"),

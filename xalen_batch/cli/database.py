@@ -2,6 +2,7 @@
 `xalen-batch up`.
 """
 
+import logging
 import os
 import pwd
 import tomllib
@@ -44,9 +45,12 @@ def transaction() -> Iterator["Session"]:
     The audit log names the user of the command.
     """
     find()
-    from xalen_batch import db
+    from xalen_batch import db, log
     from xalen_batch.accounts import audit
 
+    # Events of the services go to stderr, since stdout is for data; the command says what it did.
+    log.configure()
+    logging.root.setLevel(max(logging.root.level, logging.WARNING))
     with db.transaction() as session:
         audit.sign(session, f"cli:{_user()}")
         yield session

@@ -130,11 +130,13 @@ def simulate(
         raise typer.BadParameter(str(error), param_hint="--fault") from None
 
 
-@commands.command("local-model", hidden=True)
+@commands.command(
+    "local-model", hidden=True, epilog=examples("xalen-batch local-model --port 9100")
+)
 def local_model(
-    port: Annotated[int, typer.Option(min=1, max=65535, metavar="PORT")],
-    file: Annotated[Path | None, typer.Option("--gguf", metavar="FILE")] = None,
-    name: Annotated[str, typer.Option(metavar="NAME")] = "",
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="PORT", help="Port.")],
+    file: Annotated[Path | None, typer.Option("--gguf", metavar="FILE", help="The file.")] = None,
+    name: Annotated[str, typer.Option(metavar="NAME", help="Its name.")] = "",
 ) -> None:
     """Serve a model of `up --local`: the embedding model, or a GGUF file."""
     from xalen_batch.standalone import local_models

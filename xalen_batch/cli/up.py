@@ -61,8 +61,6 @@ def up(
     gguf: Annotated[
         Path | None,
         typer.Option(
-            exists=True,
-            dir_okay=False,
             metavar="FILE",
             help="Serve this GGUF file as well, through llama.cpp (extra `local`).",
         ),

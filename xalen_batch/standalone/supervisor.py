@@ -148,7 +148,11 @@ class Supervisor:
     """Starts, watches and stops the parts. Used by the main thread, where signals arrive."""
 
     def __init__(
-        self, data_dir: Path, listener: Listener, say: Say, local: Mapping[str, Sequence[str]]
+        self,
+        data_dir: Path,
+        listener: Listener,
+        say: Say,
+        local: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._data_dir = data_dir
         self._listener = listener
@@ -165,7 +169,7 @@ class Supervisor:
             Child("worker" if workers == 1 else f"worker-{n}", ["worker"], data_dir)
             for n in range(1, workers + 1)
         ]
-        self._local = [Child(name, command, data_dir) for name, command in local.items()]
+        self._local = [Child(name, command, data_dir) for name, command in (local or {}).items()]
         self._signals = 0
         self._is_starting = True
 
@@ -370,7 +374,7 @@ def up(
             say(f"Port {port} is taken; using {listener.port}.")
         export({"XALEN_HOST": host, "XALEN_PORT": str(listener.port)})
         storage.check()
-        Supervisor(data_dir, listener, say, local or {}).run(on_ready, on_started)
+        Supervisor(data_dir, listener, say, local).run(on_ready, on_started)
 
 
 def _mark_store() -> None:

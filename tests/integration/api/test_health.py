@@ -3,11 +3,13 @@
 import json
 import re
 import threading
+from pathlib import Path
 
 import pytest
 import redis
 
 from tests.integration.conftest import Api
+from xalen_batch import catalog
 from xalen_batch.api import health
 
 PATHS = {
@@ -66,6 +68,27 @@ def test_with_a_redis_that_cannot_be_written_to_it_is_degraded_and_ready(
     assert (answer.status, answer.json["status"]) == (200, "degraded")
     assert answer.json["checks"]["redis"] == {"status": "failed", "error": "ReadOnlyError"}
     assert api.ask("GET", "/readyz", key=None).json["status"] == "ok"
+
+
+def test_with_a_broken_catalog_file_it_is_degraded_and_ready(
+    api: Api, configure: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "LOOK_EVERY", 0.0)
+    file = tmp_path / "catalog.toml"
+    file.write_text("")
+    configure(catalog=file)  # type: ignore[operator]
+    assert api.ask("GET", "/readyz", key=None).json["status"] == "ok"
+    file.write_text('[models."a secret"')
+    for _ in range(2):
+        catalog.models()
+    answer = api.ask("GET", "/readyz", key=None)
+    assert (answer.status, answer.json["status"]) == (200, "degraded")
+    found = answer.json["checks"]["catalog"]
+    assert found["status"] == "failed"
+    assert "the catalog before it is in force" in found["error"]
+    assert "secret" not in found["error"]
+    # The API goes on with the catalog before it.
+    assert api.ask("GET", "/v1/models").json["data"]
 
 
 def test_without_redis_it_is_degraded_and_ready(api: Api, configure: object) -> None:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import Stores, forget
 from tests.integration.conftest import Doctor
+from tests.model_servers import imitate, listing
 from tests.waiting import wait_until
 from xalen_batch import storage
 from xalen_batch.cli.doctor import passwords
@@ -496,3 +497,16 @@ def test_a_postgresql_that_anybody_may_enter_is_a_warning(
     found = passwords.of_database(url)
     assert found is None if words is None else words in str(found)
     assert "8f1c0a77d2e94b35" not in str(found)
+
+
+def test_each_server_of_a_model_is_checked(
+    doctor: Doctor, configure: Callable[..., None], tmp_path: Path
+) -> None:
+    catalog = tmp_path / "catalog.toml"
+    with imitate({"GET /v1/models": listing({"id": MODEL})}) as server:
+        urls = [f"{server.url}/v1", "http://127.0.0.1:1/v1"]
+        catalog.write_text(f"[models.{MODEL}.backend]\nmodel = '{MODEL}'\nbase_urls = {urls}\n")
+        configure(catalog=catalog)
+        checks = doctor()[1]
+    found = {name: checks[f"backend of {MODEL}, {name}"]["status"] for name in urls}
+    assert found == {urls[0]: "ok", urls[1]: "warning"}

@@ -9,8 +9,10 @@ import pytest
 
 from xalen_batch import catalog
 from xalen_batch.backends import registry
+from xalen_batch.backends.contract import Backend
 from xalen_batch.backends.openai import OpenAIBackend
 from xalen_batch.backends.registry import backend_for
+from xalen_batch.backends.replicas import Replicas
 from xalen_batch.backends.rerank_chat import RerankChat
 from xalen_batch.backends.responses_chat import ResponsesChat
 from xalen_batch.backends.simulated.backend import SimulatedBackend
@@ -136,3 +138,52 @@ def test_a_backend_that_contradicts_itself_is_an_error_with_its_place(
         "The model catalog is not valid: models.mistral-small-3-1.backend"
     )
     assert words in str(refused.value)
+
+
+def test_an_entry_that_has_changed_gets_another_backend() -> None:
+    def check() -> None:
+        before = backend_for(MISTRAL, True)
+        priced = MISTRAL.model_copy(update={"name": "Another name"})
+        assert backend_for(priced, True) is before
+        after = backend_for(mistral(base_url="http://127.0.0.1:8/v1"), True)
+        assert after is not before
+        registry.give_up(MISTRAL.id, True)
+        assert backend_for(mistral(base_url="http://127.0.0.1:8/v1"), True) is not after
+
+    on_loop(check)
+
+
+def test_a_backend_of_an_entry_that_has_changed_is_closed_after_its_last_request(
+    configure: Callable[..., None],
+) -> None:
+    configure(request_timeout=1)
+    closed: list[Backend] = []
+
+    async def main() -> None:
+        before = backend_for(MISTRAL, True)
+        over = asyncio.Event()
+
+        async def close() -> None:
+            closed.append(before)
+            over.set()
+
+        before.close = close  # type: ignore[method-assign]
+        backend_for(mistral(base_url="http://127.0.0.1:8/v1"), True)
+        assert not closed
+        await asyncio.wait_for(over.wait(), 30)
+        await registry.close_all()
+
+    asyncio.run(main())
+    assert len(closed) == 1
+
+
+def test_several_servers_are_one_backend() -> None:
+    def check() -> None:
+        urls = ["http://127.0.0.1:8/v1", "http://user:password@127.0.0.1:9/v1"]
+        backend = backend_for(mistral(base_urls=urls), True)
+        assert isinstance(backend, ResponsesChat)
+        assert isinstance(backend.inner, Replicas)
+        names = [replica.name for replica in backend.inner._replicas]
+        assert names == ["http://127.0.0.1:8/v1", "http://127.0.0.1:9/v1"]
+
+    on_loop(check)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from xalen_batch.cli.failures import Failed
+from xalen_batch.cli.failures import USAGE, Failed
 from xalen_batch.cli.model_servers import add, entry, prices
 from xalen_batch.cli.model_servers.server import Server
 
@@ -33,7 +33,7 @@ class _Local:
 
 
 class LocalModels:
-    """Raises ConfigError if a package of the extra is missing."""
+    """Raises ConfigError if a package of the extra is missing, and Failed without the file."""
 
     def __init__(self, *, with_embeddings: bool, gguf: Path | None) -> None:
         from xalen_batch.standalone import local_models
@@ -52,6 +52,8 @@ class LocalModels:
                 {"input": "0"},
             )
         if gguf is not None:
+            if not gguf.is_file():
+                raise Failed(f"--gguf {gguf}: there is no such file.", USAGE)
             local_models.require(local_models.CHAT)
             port, name = local_models.free_port(), entry.name_of(gguf.name)
             file = ("--gguf", str(gguf.absolute()), "--name", name)
