@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-CHAT, RERANK = "/v1/chat/completions", "/v1/rerank"
-CHAT_MODEL, RERANK_MODEL = "mistral-small-3-1", "bge-reranker-v2"
+CHAT, RERANK, EMBEDDINGS = "/v1/chat/completions", "/v1/rerank", "/v1/embeddings"
+CHAT_MODEL, RERANK_MODEL, EMBEDDING_MODEL = "mistral-small-3-1", "bge-reranker-v2", "bge-m3"
 _WORDS = "the parcel did not arrive on the day that was named and nobody can say where it is now "
 
 Bodies = Iterator[tuple[str, object]]
@@ -51,6 +51,15 @@ def rankings(folder: Path, lines: int, documents: int = 100, document_bytes: int
         return {"model": RERANK_MODEL, "query": f"{n:08} where is my parcel?", "documents": texts}
 
     return _written(folder / f"rankings-{lines}-{documents}.jsonl", lines, RERANK, body)
+
+
+def embeddings(folder: Path, lines: int, text_bytes: int = 60) -> Input:
+    """Requests to embed one text each."""
+
+    def body(n: int) -> dict[str, object]:
+        return {"model": EMBEDDING_MODEL, "input": f"{n:08} {_repeated(text_bytes - 9)}"}
+
+    return _written(folder / f"embeddings-{lines}-{text_bytes}.jsonl", lines, EMBEDDINGS, body)
 
 
 def shared_prefixes(

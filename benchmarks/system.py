@@ -20,7 +20,7 @@ from urllib.request import urlopen
 
 from benchmarks import consumption
 from benchmarks.client import Client
-from benchmarks.lines import CHAT_MODEL, RERANK_MODEL
+from benchmarks.lines import CHAT_MODEL, EMBEDDING_MODEL, RERANK_MODEL
 from xalen_batch.standalone.processes import dying_with_parent
 
 COMMAND = str(Path(sys.executable).with_name("xalen-batch"))
@@ -34,6 +34,7 @@ class Shape:
 
     in_flight: the catalog's `max_in_flight`, of every model.
     requests_per_minute: the catalog's, of every model; 0: no limit is known.
+    max_inputs: the catalog's, of the embedding model.
     settings: XALEN_… variables without the prefix, lower case.
     is_recording: False takes the database write of results away, to see what it costs.
     """
@@ -41,6 +42,7 @@ class Shape:
     workers: int = 2
     in_flight: int = 512
     requests_per_minute: int = 0
+    max_inputs: int = 32
     settings: tuple[tuple[str, str], ...] = ()
     is_recording: bool = True
 
@@ -105,7 +107,7 @@ class System:
 
 @contextmanager
 def running(shape: Shape, model_server: str, folder: Path | None = None) -> Iterator[System]:
-    """Start a system whose two models run on `model_server` (ends in /v1); all of it is gone at the
+    """Start a system whose models run on `model_server` (ends in /v1); all of it is gone at the
     end.
     """
     root = Path(tempfile.mkdtemp(prefix="xalen-bench-", dir=folder))
@@ -159,13 +161,15 @@ def _program(shape: Shape) -> list[str]:
 def _catalog(base_url: str, shape: Shape) -> str:
     table = (
         '[models.{model}.backend]\nkind = "openai"\nbase_url = "{url}"\nmodel ='
-        ' "{model}"\nmax_in_flight = {in_flight}\n'
+        ' "{model}"\nmax_in_flight = {in_flight}\nmax_inputs = {max_inputs}\n'
     )
     if shape.requests_per_minute:
         table += f"requests_per_minute = {shape.requests_per_minute}\n"
     return "\n".join(
-        table.format(model=model, url=base_url, in_flight=shape.in_flight)
-        for model in (CHAT_MODEL, RERANK_MODEL)
+        table.format(
+            model=model, url=base_url, in_flight=shape.in_flight, max_inputs=shape.max_inputs
+        )
+        for model in (CHAT_MODEL, RERANK_MODEL, EMBEDDING_MODEL)
     )
 
 

@@ -103,6 +103,9 @@ class BackendConfig(Table):
     max_in_flight: int = Field(
         64, gt=0, description="Most requests in flight at the backend, over all workers."
     )
+    live_reserve: int = Field(
+        0, ge=0, description="Requests in flight that are kept free for live calls."
+    )
     max_inputs: int = Field(
         32,
         gt=0,

@@ -3,14 +3,20 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 from uuid import UUID
 
-from xalen_batch import log, results, storage
+from sqlalchemy import select
+
+from xalen_batch import db, log, results, storage
 from xalen_batch.models import File
 from xalen_batch.models.files import FilePart
 from xalen_batch.storage import frames, marks
 
 logger = log.get(__name__)
+
+# Files whose objects `look` looks for at once.
+FILES_AT_ONCE = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +32,14 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Zstd:
-    """The whole content as zstd frames, which any decoder reads."""
+    """The whole content as zstd frames, which any decoder reads.
+
+    `is_there` is false for a lost object, for which rows stand in that are not compressed.
+    """
 
     chunks: Callable[[], Iterator[bytes]]
     size: int
+    is_there: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +71,9 @@ def of(file: File) -> Content:
 
 
 def _sealed(file: File, sha256: bytes, stored_bytes: int) -> Stored:
-    size = frames.compressed_size(file.size, stored_bytes)
-    return Stored(
-        partial(_of_sealed, file),
-        file.size,
-        sha256,
-        Zstd(partial(storage.chunks, storage.output_key(file.id), 0, size), size),
-    )
+    key, size = storage.output_key(file.id), frames.compressed_size(file.size, stored_bytes)
+    zstd = Zstd(partial(storage.chunks, key, 0, size), size, lambda: storage.look(key)[1])
+    return Stored(partial(_of_sealed, file), file.size, sha256, zstd)
 
 
 def _of_sealed(file: File, start: int, end: int) -> Iterator[bytes]:
@@ -108,3 +114,44 @@ def _cut(chunks: Iterator[bytes], start: int, end: int) -> Iterator[bytes]:
             yield part
         if offset >= end:
             return
+
+
+class Looked(NamedTuple):
+    """Files whose objects were looked for. `last`: the highest of their ids; `lost`: the ids and
+    sizes of those whose object is not in the store.
+    """
+
+    number: int
+    last: UUID
+    lost: dict[UUID, int]
+
+
+def look(after: UUID) -> Looked | None:
+    """Look for the objects of the next files with an id above `after`; None: there are no more.
+
+    Raises marks.Elsewhere for a folder that is not the store.
+    """
+    is_stored = (File.deleted_at.is_(None), File.sha256.is_not(None))
+    with db.reading() as session:
+        files = session.execute(
+            select(File.id, File.batch_id, File.size)
+            .where(File.id > after, *is_stored)
+            .order_by(File.id)
+            .limit(FILES_AT_ONCE)
+        ).all()
+    if not files:
+        return None
+    marks.confirm()
+    stored = {
+        storage.key(file.id) if file.batch_id is None else storage.output_key(file.id): file
+        for file in files
+    }
+    gone = storage.missing(stored)
+    for key in gone:
+        marks.confirm_gone(key)
+    lost = {stored[key].id: stored[key].size for key in gone}
+    # An object is deleted before its row is: the lock waits for that transaction.
+    kept = select(File.id).where(File.id.in_(lost), *is_stored)
+    with db.transaction() as session:
+        left = session.scalars(kept.order_by(File.id).with_for_update(read=True))
+        return Looked(len(files), files[-1].id, {id: lost[id] for id in left})

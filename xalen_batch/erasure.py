@@ -4,7 +4,10 @@ The first transaction marks the file as deleted, so the answers that remain cann
 in `erasures` keeps the position: after a crash only the current step is repeated.
 """
 
-from sqlalchemy import ColumnElement, delete, func, select, update
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, delete, func, select, text, update
 from sqlalchemy.orm import Session
 
 from xalen_batch.models import Erasure, File, Result
@@ -20,6 +23,21 @@ def begin(session: Session, file: File) -> None:
     session.add(erasure)
     session.flush()
     _step(session, erasure, file)
+
+
+def begin_later(session: Session, file_ids: Sequence[UUID]) -> None:
+    """Let a sweep erase output files; those whose rows are dropped have nothing to erase."""
+    session.execute(_BEGIN_LATER, {"ids": list(file_ids)})
+
+
+# The order makes it a look-up by the primary key, whatever the statistics say.
+_BEGIN_LATER = text("""
+    INSERT INTO erasures (file_id, line_no)
+    SELECT files.id, 0 FROM files CROSS JOIN LATERAL (
+        SELECT FROM results WHERE results.batch_id = files.batch_id ORDER BY line_no LIMIT 1
+    ) AS first
+    WHERE files.id = ANY(:ids)
+""")
 
 
 def go_on(session: Session) -> bool:

@@ -1,5 +1,6 @@
 """Files of an owner: uploads, and the output files of batches."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from enum import StrEnum
 from uuid import UUID
@@ -17,6 +18,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    update,
 )
 from sqlalchemy.orm import Session
 
@@ -216,24 +218,51 @@ def erase(session: Session, file: File) -> None:
 
     Of a large output file, a sweep erases most answers later.
     """
-    if not is_ready(file):
-        # The inbox requests that it would have been assembled from.
-        run = select(Batch.run_id).where(Batch.input_file_id == file.id)
+    _erase_contents(session, [file])
+    if file.batch_id is not None:
+        erasure.begin(session, file)
+    file.deleted_at = session.scalar(select(func.now()))
+    session.flush()
+
+
+def erase_all(session: Session, found: Sequence[File]) -> None:
+    """Delete files whose rows the caller has locked. A sweep erases all answers later."""
+    _erase_contents(session, found)
+    erasure.begin_later(session, [file.id for file in found if file.batch_id is not None])
+    # Account by account, since the commit locks the tallies in the order of these updates.
+    by_owner: dict[tuple[UUID, bool], list[UUID]] = {}
+    for file in found:
+        by_owner.setdefault((file.account_id, file.livemode), []).append(file.id)
+    for _, own in sorted(by_owner.items()):
+        session.execute(
+            update(File)
+            .where(File.id.in_(own))
+            .values(deleted_at=func.now())
+            .execution_options(synchronize_session=False)
+        )
+
+
+def _erase_contents(session: Session, found: Sequence[File]) -> None:
+    """Delete the objects of files, and the inbox requests of those that are not assembled yet."""
+    unread = [file.id for file in found if not is_ready(file)]
+    if unread:
+        run = select(Batch.run_id).where(Batch.input_file_id.in_(unread))
         session.execute(
             sqlalchemy.delete(InboxRequest)
             .where(InboxRequest.run_id.in_(run))
             .execution_options(synchronize_session=False)
         )
-    if file.batch_id is None or file.sha256 is not None:
-        # Before the commit: if the commit fails, the row still exists, and the caller can delete
-        # the file again. Without the store the bytes would stay, so its mark is checked first.
+    keys = [
+        storage.key(file.id) if file.batch_id is None else storage.output_key(file.id)
+        for file in found
+        if file.batch_id is None or file.sha256 is not None
+    ]
+    if keys:
+        # Before the commit: if the commit fails, the rows still exist, and the files can be deleted
+        # again. Without the store the bytes would stay, so its mark is checked first.
         marks.confirm()
-        is_upload = file.batch_id is None
-        storage.delete(storage.key(file.id) if is_upload else storage.output_key(file.id))
-    if file.batch_id is not None:
-        erasure.begin(session, file)
-    file.deleted_at = session.scalar(select(func.now()))
-    session.flush()
+    for key in keys:
+        storage.delete(key)
 
 
 def has_schedule() -> ColumnElement[bool]:

@@ -6,6 +6,8 @@ import msgspec
 
 PROMPT_TOKENS = 100
 TOKENS_PER_DOCUMENT = 50
+TOKENS_PER_INPUT = 16
+DIMENSIONS = 384
 BYTES_PER_TOKEN = 4
 _REASONS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 429: b"Too Many Requests"}
 
@@ -76,6 +78,22 @@ def rerank(documents: int) -> bytes:
         "id": "rerank-1",
         "model": "bge-reranker-v2",
         "results": results,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    return http(msgspec.json.encode(body))
+
+
+@lru_cache(maxsize=1024)
+def embeddings(inputs: int) -> bytes:
+    """A vector for each of so many inputs, as a whole HTTP answer."""
+    vector = [round((7 * place % 384 - 192) / 2_000, 8) for place in range(DIMENSIONS)]
+    tokens = inputs * TOKENS_PER_INPUT
+    body = {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": vector} for index in range(inputs)
+        ],
+        "model": "bge-m3",
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
     return http(msgspec.json.encode(body))

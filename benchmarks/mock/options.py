@@ -15,7 +15,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retry_after: what a 429 asks for, whole seconds.
     doubles_at: latency grows with the requests in service, as a batching server's does, and is twice as long at so many.
     prefix_blocks: prompts are cached in so many blocks of 64 bytes; an answer takes `token_latency` more for
-        each prompt token that was not in the cache.
+        each prompt token that was not in the cache. Embeddings take it for each token.
     """
 
     latency: float = 0.0

@@ -31,6 +31,13 @@ class _Documents(msgspec.Struct):
 _documents = msgspec.json.Decoder(_Documents).decode
 
 
+class _Asked(msgspec.Struct):
+    input: str | list[msgspec.Raw]
+
+
+_asked = msgspec.json.Decoder(_Asked).decode
+
+
 class Stats(msgspec.Struct):
     """Since the last reset. `busy_seconds` is the integral of requests inside over time."""
 
@@ -133,6 +140,17 @@ class Service:
             documents * answers.TOKENS_PER_DOCUMENT,
             written=0,
         )
+
+    def embeddings(self, connection: "Connection", body: bytes) -> None:
+        try:
+            given = _asked(body).input
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            connection.send(answers.error(400, "no request for embeddings"))
+            return
+        inputs = len(given) if isinstance(given, list) else 1
+        read = inputs * answers.TOKENS_PER_INPUT
+        extra = read * self.options.token_latency
+        self._admit(connection, answers.embeddings(inputs), extra, read, written=0)
 
     def _admit(
         self,
@@ -274,6 +292,8 @@ class Connection(asyncio.Protocol):
                 service.chat(self, self._taken())
         elif self._path.endswith(b"/rerank"):
             service.rerank(self, self._taken())
+        elif self._path.endswith(b"/embeddings"):
+            service.embeddings(self, self._taken())
         else:
             self.send(_operate(service, self._path, self._taken()))
 
@@ -308,7 +328,10 @@ def _operate(service: Service, path: bytes, body: bytes) -> bytes:
         if wants_reset:
             service.reset()
     elif path != b"/stats":
-        return answers.error(404, "there is /v1/chat/completions, /v1/rerank, /stats and /control")
+        return answers.error(
+            404,
+            "there is /v1/chat/completions, /v1/embeddings, /v1/rerank, /stats and /control",
+        )
     return answers.http(msgspec.json.encode(service.snapshot()))
 
 

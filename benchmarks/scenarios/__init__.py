@@ -3,6 +3,7 @@
 from benchmarks.scenarios import (
     claims,
     durability,
+    embeddings,
     llama,
     prefixes,
     rates,
@@ -26,6 +27,7 @@ ALL: dict[str, Scenario] = {
         shapes,
         prefixes,
         llama,
+        embeddings,
         durability,
         sharing,
         saturation,

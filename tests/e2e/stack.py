@@ -1,5 +1,6 @@
 """The services as separate processes, with each store and the model server behind a fault proxy."""
 
+import copy
 import http.client
 import json
 import signal
@@ -70,10 +71,14 @@ class Answer(NamedTuple):
 
 
 class Stack:
-    """`database`, `redis` and `backend` are the proxies; `env` is the services' environment."""
+    """`database`, `redis` and `backend` are the proxies; `env` is the services' environment.
 
-    def __init__(self, folder: Path, running: ExitStack) -> None:
+    `code`: the checkout whose code the services that are started next run; None: this one's.
+    """
+
+    def __init__(self, folder: Path, running: ExitStack, code: Path | None = None) -> None:
         self.folder = folder
+        self.code = code
         self.database_name = "postgres"
         self._running = running
         self.postgres = stores.Postgres(
@@ -104,14 +109,10 @@ class Stack:
             "host": "127.0.0.1",
             "port": self.port,
         }
-        # In this process, since starting a process takes long on a busy machine.
-        migrations = migrate.alembic()
-        migrations.set_main_option(
-            "sqlalchemy.url", self.url().render_as_string(hide_password=False).replace("%", "%%")
-        )
-        command.upgrade(migrations, "head")
-        with self.direct() as connection, connection.transaction():
-            rights.grant(connection, str(through.username), str(through.password))
+        if code is None:
+            self._migrate_here(str(through.username), str(through.password))
+        else:
+            subprocess.run(self.migration, env=self.owner_env(), check=True, timeout=300)
         with self.session() as session:
             prices.fill(session)
             self.key = factories.key(session, livemode=True)
@@ -121,12 +122,32 @@ class Stack:
         self.worker = self.start("worker")
         self.wait_until_ready()
 
+    def _migrate_here(self, role: str, password: str) -> None:
+        """Migrate in this process, since starting one takes long on a busy machine."""
+        migrations = migrate.alembic()
+        migrations.set_main_option(
+            "sqlalchemy.url", self.url().render_as_string(hide_password=False).replace("%", "%%")
+        )
+        command.upgrade(migrations, "head")
+        with self.direct() as connection, connection.transaction():
+            rights.grant(connection, role, password)
+
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     def env(self, **settings: object) -> dict[str, str]:
-        return processes.environment(**{**self.settings, **settings})
+        found = processes.environment(**{**self.settings, **settings})
+        return found if self.code is None else found | {"PYTHONPATH": str(self.code)}
+
+    def owner_env(self) -> dict[str, str]:
+        """The environment of `migration`."""
+        return self.env(migrate_database_url=self.postgres.owner_url)
+
+    @property
+    def migration(self) -> list[str]:
+        """The command that migrates the database."""
+        return [str(processes.COMMAND), "migrate"]
 
     def client(self, *, retries: int = 20, timeout: float = 120) -> openai.OpenAI:
         """A client that retries as SDKs do, after Retry-After or a refused connection."""
@@ -277,13 +298,50 @@ class Stack:
             open_tasks = "SELECT count(*) FROM tasks WHERE batch_id = %s AND state <> 'done'"
             assert session.execute(open_tasks, [batch.id.removeprefix("batch_")]).fetchone() == (0,)
 
+    def dump(self, to: Path) -> None:
+        """Back up the database."""
+        tool = stores.postgres_binaries() / "pg_dump"
+        url = self.url().set(drivername="postgresql").render_as_string(hide_password=False)
+        subprocess.run([tool, "-Fc", "-f", to, url], check=True, timeout=120)
+
+    def restore(self, dump: Path, name: str) -> "Stack":
+        """Restore a backup as a database of this name on the same server; `serving` starts it."""
+        with self.direct() as session:
+            session.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+            session.execute(f"CREATE DATABASE {name}".encode())
+        restored = copy.copy(self)
+        restored.database_name = name
+        restored.port = processes.free_port()
+        through = make_url(str(self.settings["database_url"])).set(database=name)
+        restored.settings = self.settings | {
+            "database_url": through.render_as_string(hide_password=False),
+            # Hints for one database are no hints for the other.
+            "redis_url": f"redis://127.0.0.1:{self.redis.port}/1",
+            "port": restored.port,
+        }
+        tool = stores.postgres_binaries() / "pg_restore"
+        url = restored.url().set(drivername="postgresql").render_as_string(hide_password=False)
+        subprocess.run([tool, "--no-owner", "-d", url, dump], check=True, timeout=120)
+        return restored
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """An API and a worker for as long as the block lasts."""
+        self.api, self.worker = self.start("api"), self.start("worker")
+        try:
+            self.wait_until_ready()
+            yield
+        finally:
+            for process in (self.api, self.worker):
+                processes.stop(process)
+
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait(10)
 
 
 @contextmanager
-def running() -> Iterator[Stack]:
+def running(code: Path | None = None) -> Iterator[Stack]:
     # A short path: sockets live in it.
     with tempfile.TemporaryDirectory(prefix="xalen-stack-") as folder, ExitStack() as parts:
-        yield Stack(Path(folder), parts)
+        yield Stack(Path(folder), parts, code)

@@ -1,16 +1,11 @@
 """Operations on a running system: a migration, a restore from a backup, and clocks that jump."""
 
-import copy
 import subprocess
 import sys
 from pathlib import Path
 
-import psycopg
-from sqlalchemy.engine import make_url
-
 from tests.e2e import processes
 from tests.e2e.stack import LINES, Stack
-from xalen_batch.standalone import stores
 
 # A process whose wall clock jumps by an hour, to and fro, every second. Its monotonic clock goes
 # on, as a real one does.
@@ -79,55 +74,19 @@ def test_a_newer_version_migrates_in_mid_batch(services: Stack) -> None:
 def test_a_backup_restored_in_mid_batch_goes_on_to_the_end(services: Stack, tmp_path: Path) -> None:
     batch = services.submit_and_wait_for_some()
     backup = tmp_path / "backup.dump"
-    subprocess.run(
-        [stores.postgres_binaries() / "pg_dump", "-Fc", "-f", backup, services.postgres.owner_url],
-        check=True,
-        timeout=120,
-    )
+    services.dump(backup)
     services.is_done(batch)
-    with services.direct() as session:
-        session.execute("DROP DATABASE IF EXISTS restored WITH (FORCE)")
-        session.execute("CREATE DATABASE restored")
-    url = (
-        make_url(services.postgres.owner_url)
-        .set(database="restored")
-        .render_as_string(hide_password=False)
-    )
-    subprocess.run(
-        [stores.postgres_binaries() / "pg_restore", "--no-owner", "-d", url, backup],
-        check=True,
-        timeout=120,
-    )
     billed = "SELECT line_no, body, amount FROM results WHERE batch_id = %s ORDER BY line_no"
     id = batch.id.removeprefix("batch_")
-    with psycopg.connect(url) as session:
+    restored = services.restore(backup, "restored")
+    with restored.direct() as session:
         then = session.execute(billed, [id]).fetchall()
-    assert 0 < len(then) < LINES
-
-    restored = copy.copy(services)
-    restored.port = processes.free_port()
-    through = (
-        make_url(str(services.settings["database_url"]))
-        .set(database="restored")
-        .render_as_string(hide_password=False)
-    )
-    restored.settings = services.settings | {
-        "database_url": through,
-        "redis_url": f"redis://127.0.0.1:{services.redis.port}/1",
-        "port": restored.port,
-    }
-    restored.database_name = "restored"
-    restored.api, restored.worker = restored.start("api"), restored.start("worker")
-    try:
-        restored.wait_until_ready()
-        restored.is_done(batch)
-        with psycopg.connect(url) as session:
-            now = {row[0]: row for row in session.execute(billed, [id]).fetchall()}
-        assert len(now) == LINES
-        assert [now[row[0]] for row in then] == then
-    finally:
-        for process in (restored.api, restored.worker):
-            processes.stop(process)
+        assert 0 < len(then) < LINES
+        with restored.serving():
+            restored.is_done(batch)
+        now = {row[0]: row for row in session.execute(billed, [id]).fetchall()}
+    assert len(now) == LINES
+    assert [now[row[0]] for row in then] == then
 
 
 def test_clocks_that_jump_by_an_hour(services: Stack) -> None:

@@ -1,16 +1,19 @@
 """Content: what a download sends when an object is not there."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import func, text, update
 from structlog.testing import capture_logs
 
 from tests.billing import REFUSED, Ran, ended
 from tests.conftest import as_owner
+from tests.waiting import wait_until
 from xalen_batch import content, db, storage
+from xalen_batch.billing.reconcile import FIRST
 from xalen_batch.content import Stored
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import File
@@ -67,3 +70,53 @@ def test_a_store_that_is_away_has_lost_nothing(
     with pytest.raises(OSError, match="store"), capture_logs() as logs:
         read(file)
     assert logs == []
+
+
+def test_without_its_object_no_compressed_form_is_there(file: File) -> None:
+    found = content.of(file)
+    assert isinstance(found, Stored)
+    assert found.zstd is not None
+    assert not found.zstd.is_there()
+
+
+class TestLook:
+    def test_names_files_whose_object_is_lost(self, file: File) -> None:
+        looked = content.look(FIRST)
+        assert looked is not None
+        assert looked.lost == {file.id: file.size}
+        assert content.look(looked.last) is None
+
+    def test_walks_through_all_files(self, file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(content, "FILES_AT_ONCE", 1)
+        number, lost, after = 0, {}, FIRST
+        while looked := content.look(after):
+            number, after = number + looked.number, looked.last
+            lost |= looked.lost
+        # The input file, the output and the error file.
+        assert (number, lost) == (3, {file.id: file.size})
+
+    def test_leaves_out_deleted_files_and_those_that_are_rows(self, file: File) -> None:
+        ended([Ran(Usage(1, 2))])
+        with db.transaction() as session:
+            session.get_one(File, file.id).deleted_at = func.now()
+        looked = content.look(FIRST)
+        assert looked is not None
+        assert looked.lost == {}
+
+    def test_waits_for_a_deletion_that_has_not_committed(self, file: File) -> None:
+        with ThreadPoolExecutor(1) as pool, db.transaction() as session:
+            session.execute(update(File).where(File.id == file.id).values(deleted_at=func.now()))
+            looking = pool.submit(content.look, FIRST)
+            waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            wait_until(lambda: session.scalar(waits))
+            session.commit()
+            looked = looking.result()
+        assert looked is not None
+        assert looked.lost == {}
+
+    def test_a_store_that_is_away_has_lost_nothing(
+        self, file: File, configure: Callable[..., None], tmp_path: Path
+    ) -> None:
+        configure(storage_url=tmp_path.as_uri())
+        with pytest.raises(OSError, match="store"):
+            content.look(FIRST)

@@ -4,9 +4,10 @@ Backends are not trusted. Failures are values, never exceptions. The types that 
 are msgspec Structs, which cost a tenth of a frozen dataclass.
 """
 
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -93,11 +94,30 @@ Ended = Answered | Refused | Exhausted
 NOT_RUN = NotRun()
 
 
+class Event(NamedTuple):
+    """One server-sent event. `name` is None where the endpoint names none; `data` is JSON."""
+
+    data: bytes
+    name: str | None = None
+
+
+Events = AsyncIterator[Event]
+Opening = AbstractAsyncContextManager[Events | Refused | Retryable]
+
+
+class StreamBroken(Exception):
+    """The stream ended before the answer was complete. `str()` says why, for the log."""
+
+
 class Backend(Protocol):
     """A place where one model runs. Created and used on a worker's event loop thread."""
 
     def send(self, request: Request) -> Coroutine[Any, Any, Outcome]:
         """Run one request within the settings' total timeout. Raises nothing but CancelledError."""
+        ...
+
+    def open(self, request: Request) -> Opening:
+        """As `send`, for an answer that is read as it arrives. Raises StreamBroken while it is."""
         ...
 
     async def close(self) -> None: ...

@@ -5,24 +5,37 @@ bytes, and no redirect is followed. The standard proxy variables (`HTTPS_PROXY`,
 `NO_PROXY`) are honoured, except for loopback addresses.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 
 from xalen_batch import __version__, log
 from xalen_batch.backends.buffer import Buffer
-from xalen_batch.backends.clients.choose import client_for
+from xalen_batch.backends.clients.choose import client_for, full_client_for
 from xalen_batch.backends.clients.contract import (
     AnswerTooLong,
     Client,
     Limits,
     NoReply,
     NotConnected,
+    Reply,
     TimedOut,
 )
-from xalen_batch.backends.contract import Outcome, Request, Retryable
+from xalen_batch.backends.clients.full import FullClient
+from xalen_batch.backends.contract import (
+    Answered,
+    Events,
+    Outcome,
+    Refused,
+    Request,
+    Retryable,
+    StreamBroken,
+)
 from xalen_batch.backends.outcomes import outcome_of
 from xalen_batch.backends.rerank_api import Unusable, from_backend, to_backend
+from xalen_batch.backends.streams import parsed
 from xalen_batch.catalog import Model
 from xalen_batch.config import settings
 from xalen_batch.endpoints import embeddings
@@ -60,7 +73,11 @@ class OpenAIBackend:
         self._fixed = dict(self._extra)
         if config.model and config.model != model.id:
             self._fixed["model"] = msgspec.Raw(msgspec.json.encode(config.model))
-        self._client = client_of(model, url or config.urls[0], buffer or Buffer())
+        self._url = url or config.urls[0]
+        self._buffer = buffer or Buffer()
+        self._client = client_of(model, self._url, self._buffer)
+        # The client of streamed answers, made with the first.
+        self._streams: FullClient | None = None
 
     async def send(self, request: Request) -> Outcome:
         """Run one request within the settings' total timeout. Raises nothing but CancelledError."""
@@ -72,12 +89,8 @@ class OpenAIBackend:
             return Retryable(
                 f"The backend's answer is longer than {longest_answer(request)} bytes.", 200
             )
-        except TimedOut:
-            return Retryable("The backend did not answer in time.", is_timeout=True)
-        except NotConnected:
-            return Retryable("No connection to the backend could be made.", is_unreachable=True)
         except NoReply as error:
-            return Retryable(f"The connection to the backend failed: {error}.")
+            return _unanswered(error)
         except Exception as error:
             # A bug of ours or the client's must cost one line, not the task around it.
             logger.error(
@@ -88,15 +101,47 @@ class OpenAIBackend:
             )
             return Retryable(f"The request could not be sent: {type(error).__name__}.")
 
+    @asynccontextmanager
+    async def open(self, request: Request) -> AsyncIterator[Events | Refused | Retryable]:
+        """As `send`, for an answer that is read as it arrives. Raises StreamBroken while it is."""
+        if self._streams is None:
+            self._streams = _stream_client_of(self._model, self._url, self._buffer)
+        has_begun = False
+        try:
+            async with self._streams.stream(
+                _path(request.endpoint), self._body(request), request.request_id
+            ) as answer:
+                if answer.status != 200:
+                    body = b"".join([chunk async for chunk in answer.chunks])
+                    outcome = outcome_of(Reply(answer.status, body, answer.header), request)
+                    assert not isinstance(outcome, Answered)
+                    has_begun = True
+                    yield outcome
+                    return
+                has_begun = True
+                yield parsed(answer.chunks, settings().answer_max_bytes)
+        except NoReply as error:
+            if has_begun:
+                raise StreamBroken(str(error)) from error
+            yield _unanswered(error)
+
     async def close(self) -> None:
         await self._client.close()
+        if self._streams is not None:
+            await self._streams.close()
+
+    def _body(self, request: Request) -> bytes:
+        """The request as this server gets it."""
+        if not self._fixed:
+            return request.body
+        return msgspec.json.encode({**_fields(request.body), **self._fixed})
 
     async def _post(self, request: Request) -> Outcome:
-        body = request.body
-        if self._fixed:
-            body = msgspec.json.encode({**_fields(body), **self._fixed})
         reply = await self._client.post(
-            _path(request.endpoint), body, request.request_id, longest_answer(request)
+            _path(request.endpoint),
+            self._body(request),
+            request.request_id,
+            longest_answer(request),
         )
         return outcome_of(reply, request)
 
@@ -117,6 +162,16 @@ class OpenAIBackend:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return Retryable("The backend's answer is not valid JSON.", reply.status)
         return outcome_of(reply._replace(body=msgspec.json.encode(ranking)), request)
+
+
+def _unanswered(error: NoReply) -> Retryable:
+    """The outcome of a request without an answer."""
+    match error:
+        case TimedOut():
+            return Retryable("The backend did not answer in time.", is_timeout=True)
+        case NotConnected():
+            return Retryable("No connection to the backend could be made.", is_unreachable=True)
+    return Retryable(f"The connection to the backend failed: {error}.")
 
 
 def longest_answer(request: Request) -> int:
@@ -146,21 +201,30 @@ def client_of(model: Model, url: str, buffer: Buffer) -> Client:
 
     Raises ConfigError if the catalog's entry cannot be used.
     """
+    return client_for(url, *_connecting(model), buffer, **_trusting(model))
+
+
+def _stream_client_of(model: Model, url: str, buffer: Buffer) -> FullClient:
+    return full_client_for(url, *_connecting(model), buffer, **_trusting(model))
+
+
+def _trusting(model: Model) -> dict[str, Any]:
     config = model.backend
+    return {
+        "connections": config.max_in_flight,
+        "ca_certificates": config.ca_certificates(),
+    }
+
+
+def _connecting(model: Model) -> tuple[dict[str, str], Limits]:
+    """The headers and the limits of a model's requests."""
     headers = {
         "content-type": "application/json",
         "accept": "application/json",
         "user-agent": f"xalen-batch/{__version__}",
     }
-    headers |= config.request_headers()
+    headers |= model.backend.request_headers()
     limits = Limits(
         settings().request_timeout, settings().connect_timeout, settings().answer_max_bytes
     )
-    return client_for(
-        url,
-        headers,
-        limits,
-        buffer,
-        connections=config.max_in_flight,
-        ca_certificates=config.ca_certificates(),
-    )
+    return headers, limits

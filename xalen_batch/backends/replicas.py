@@ -7,13 +7,14 @@ then one request tries it (docs/decisions/0053).
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from hashlib import blake2b
 
 import msgspec
 
 from xalen_batch import log
-from xalen_batch.backends.contract import Backend, Outcome, Request, Retryable
+from xalen_batch.backends.contract import Backend, Events, Outcome, Refused, Request, Retryable
 from xalen_batch.endpoints.names import EMBEDDINGS, RERANK
 
 logger = log.get(__name__)
@@ -88,6 +89,33 @@ class Replicas:
                 if has_moved:
                     return outcome
                 has_moved = True
+
+    @asynccontextmanager
+    async def open(self, request: Request) -> AsyncIterator[Events | Refused | Retryable]:
+        """As `send`, for an answer that is read as it arrives. Raises StreamBroken while it is.
+
+        A server without a connection is passed over; an answer that has begun is not moved.
+        """
+        key, untried = _key(request), list(self._replicas)
+        while True:
+            replica, is_trial = self._choose(key, untried)
+            untried.remove(replica)
+            sent_at = self._clock()
+            replica.in_flight += 1
+            replica.sent += 1
+            try:
+                async with replica.backend.open(request) as stream:
+                    if isinstance(stream, Retryable):
+                        self._failed(replica, stream, sent_at, is_trial=is_trial)
+                        may_move = stream.is_unreachable and bool(untried)
+                    else:
+                        self._answered(replica)
+                        may_move = False
+                    if not may_move:
+                        yield stream
+                        return
+            finally:
+                replica.in_flight -= 1
 
     async def close(self) -> None:
         for replica in self._replicas:

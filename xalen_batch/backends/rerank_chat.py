@@ -5,13 +5,26 @@ chat completion whose content is the ranked `results` as JSON.
 """
 
 import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 import orjson
 
-from xalen_batch.backends.contract import Answered, Backend, Outcome, Refused, Request
+from xalen_batch.backends import streams
+from xalen_batch.backends.contract import (
+    Answered,
+    Backend,
+    Events,
+    Outcome,
+    Refused,
+    Request,
+    Retryable,
+)
 from xalen_batch.backends.outcomes import envelope
 from xalen_batch.backends.usage import EXTENSION
+from xalen_batch.endpoints import chunks
 from xalen_batch.endpoints.names import CHAT, RERANK
 from xalen_batch.endpoints.rerank_chat import query_of
 
@@ -35,6 +48,16 @@ class RerankChat:
         if isinstance(outcome, Answered):
             return Answered(outcome.status, to_chat(outcome, request), outcome.usage)
         return outcome
+
+    @asynccontextmanager
+    async def open(self, request: Request) -> AsyncIterator[Events | Refused | Retryable]:
+        """As `send`. A ranking is whole when it begins."""
+        outcome = await self.send(request)
+        events: Iterable[dict[str, Any]] = ()
+        if isinstance(outcome, Answered):
+            events = chunks.of_completion(msgspec.json.decode(outcome.body))
+        async with streams.opened(outcome, events) as stream:
+            yield stream
 
     async def close(self) -> None:
         await self.inner.close()

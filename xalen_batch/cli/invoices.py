@@ -211,6 +211,7 @@ def _month(text: str | None) -> str:
         "xalen-batch reconcile",
         "xalen-batch reconcile --json",
         "xalen-batch reconcile --after batch_0198c3…",
+        "xalen-batch reconcile --files",
     ),
 )
 def reconcile(
@@ -220,6 +221,10 @@ def reconcile(
             metavar="BATCH", help="Go on behind this batch, the last that an earlier walk checked."
         ),
     ] = None,
+    files: Annotated[
+        bool,
+        typer.Option("--files", help="Also look for the object of each file, as after a restore."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Derive every charge, invoice and count again from the lines of batches.
@@ -227,7 +232,7 @@ def reconcile(
     It walks through the batches by age, in short transactions, then through the statements. Exit 1
     on any difference (operators).
     """
-    differences = list(_differences(after))
+    differences = [*_differences(after), *(_lost_files() if files else ())]
     if as_json:
         print_list(differences)
     elif differences:
@@ -259,3 +264,18 @@ def _differences(after: str | None) -> Iterator[dict[str, str]]:
                 yield difference._asdict()
             if step.kind == "batch" and step.checked:
                 checked(step.checked, ids.render("batch", step.last))
+
+
+def _lost_files() -> Iterator[dict[str, str]]:
+    database.find()
+    from xalen_batch import content, ids
+    from xalen_batch.billing.reconcile import FIRST, Difference
+
+    position = FIRST
+    with progress.walk("files") as checked:
+        while looked := content.look(position):
+            for id, size in looked.lost.items():
+                where = ids.render("file", id)
+                yield Difference(where, "object of the file", f"{size} bytes", "none")._asdict()
+            position = looked.last
+            checked(looked.number, ids.render("file", position))

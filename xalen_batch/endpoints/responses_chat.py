@@ -227,17 +227,30 @@ def from_chat(
     reason = choice.get("finish_reason")
     reasons = {"length": "max_output_tokens", "content_filter": "content_filter"}
     cut = reasons.get(reason) if isinstance(reason, str) else None
+    status = "incomplete" if cut else "completed"
+    output = _output(table(choice.get("message")), id, status)
+    return {
+        **frame(asked, id, completion.get("created"), status, output),
+        "incomplete_details": {"reason": cut} if cut else None,
+        "usage": standard(usage, RESPONSE_KEYS),
+    }
+
+
+def frame(
+    asked: Mapping[str, Any], id: str, created_at: int | None, status: str, output: list[Any]
+) -> dict[str, Any]:
+    """A Response with this output, and without usage."""
     return {
         "id": f"resp_{id}",
         "object": "response",
-        "created_at": completion.get("created"),
-        "status": "incomplete" if cut else "completed",
+        "created_at": created_at,
+        "status": status,
         "error": None,
-        "incomplete_details": {"reason": cut} if cut else None,
+        "incomplete_details": None,
         **_echoed(asked),
         "model": asked.get("model"),
-        "output": _output(table(choice.get("message")), id, "incomplete" if cut else "completed"),
-        "usage": standard(usage, RESPONSE_KEYS),
+        "output": output,
+        "usage": None,
     }
 
 

@@ -22,9 +22,10 @@ from xalen_batch.models import partitions
 
 # Seconds.
 CONNECT_TIMEOUT = 5
-# A migration that does not get a lock within LOCK_TIMEOUT_MS gives up those that it has, so that
-# requests wait no longer than that, and is tried again after a pause, for LOCK_PATIENCE in all.
-LOCK_TIMEOUT_MS = 500
+# A migration that does not get a lock within LOCK_TIMEOUT_MS gives up those that it has, and is
+# tried again after a pause, for LOCK_PATIENCE in all. Some lock two tables, one after the other:
+# requests for the first wait for both, and so for less than a second.
+LOCK_TIMEOUT_MS = 400
 LOCK_PATIENCE = 600.0
 PAUSE = 2.0
 LOCK_NOT_AVAILABLE = "55P03"

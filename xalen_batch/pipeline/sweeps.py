@@ -7,14 +7,14 @@ tick resumes it. After a crash the walk starts anew.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from uuid import UUID
 
-from sqlalchemy import delete, func, select, tuple_
+from sqlalchemy import ColumnElement, delete, func, select, tuple_
 
 from xalen_batch import db, erasure, files, log, storage
 from xalen_batch.accounts import audit
@@ -132,25 +132,14 @@ def _issue_statements() -> Iterator[None]:
 
 
 def _expire_files() -> Iterator[None]:
-    """Delete expired files, each in its own transaction.
+    """Delete expired files, FILES_AT_ONCE in a transaction, or each in its own if one fails.
 
     Input files that an open batch or a schedule reads are kept until then.
     """
-    is_needed = (
-        select(Batch.id)
-        .where(Batch.input_file_id == File.id, Batch.status.not_in(TERMINAL))
-        .exists()
-    )
-    is_expired = (
-        File.deleted_at.is_(None),
-        File.expires_at <= func.now(),
-        ~is_needed,
-        ~files.has_schedule(),
-    )
     position = tuple_(File.expires_at, File.id)
     expired = (
         select(File.expires_at, File.id)
-        .where(*is_expired)
+        .where(*_is_expired())
         .order_by(File.expires_at, File.id)
         .limit(FILES_AT_ONCE)
     )
@@ -160,19 +149,51 @@ def _expire_files() -> Iterator[None]:
             found = session.execute(
                 expired if after is None else expired.where(position > after)
             ).all()
-        for expires_at, id in found:
-            # Keyset pagination also skips a file that cannot be deleted.
-            after = (expires_at, id)
-            with isolated("expired files", file_id=id), db.transaction() as session:
-                file = session.scalars(
-                    select(File).where(File.id == id, *is_expired).with_for_update(skip_locked=True)
-                ).one_or_none()
-                if file is not None:
-                    files.erase(session, file)
-                    logger.info("file.expired", file_id=id)
-            yield
         if not found:
             return
+        # Keyset pagination also skips a file that cannot be deleted.
+        after = (found[-1].expires_at, found[-1].id)
+        yield from _delete_expired([id for _, id in found])
+
+
+def _is_expired() -> tuple[ColumnElement[bool], ...]:
+    is_needed = (
+        select(Batch.id)
+        .where(Batch.input_file_id == File.id, Batch.status.not_in(TERMINAL))
+        .exists()
+    )
+    return (
+        File.deleted_at.is_(None),
+        File.expires_at <= func.now(),
+        ~is_needed,
+        ~files.has_schedule(),
+    )
+
+
+def _delete_expired(file_ids: Sequence[UUID]) -> Iterator[None]:
+    try:
+        _delete_together(file_ids)
+    except Exception:
+        # One of them would stop the others; alone, it names itself in the log.
+        for id in file_ids:
+            with isolated("expired files", file_id=id):
+                _delete_together([id])
+            yield
+    else:
+        yield
+
+
+def _delete_together(file_ids: Sequence[UUID]) -> None:
+    """Delete these files, but for those that are locked, gone or needed by now."""
+    with db.transaction() as session:
+        found = session.scalars(
+            select(File)
+            .where(File.id.in_(file_ids), *_is_expired())
+            .with_for_update(skip_locked=True)
+        ).all()
+        files.erase_all(session, found)
+    for file in found:
+        logger.info("file.expired", file_id=file.id)
 
 
 def _erase_answers() -> Iterator[None]:

@@ -142,11 +142,14 @@ class SharedBucket:
         await self._client.aclose()
 
 
-def connect() -> redis.asyncio.Redis:
-    """A client of the broker's Redis without retries, as a grant is not idempotent."""
+def connect(*, silent_for: float | None = REDIS_TIMEOUT) -> redis.asyncio.Redis:
+    """A client of the broker's Redis without retries, as a grant is not idempotent.
+
+    `silent_for`: seconds for which Redis may send nothing; None: for ever.
+    """
     return redis.asyncio.Redis.from_url(
         broker.url(),
-        socket_timeout=REDIS_TIMEOUT,
+        socket_timeout=silent_for,
         socket_connect_timeout=REDIS_TIMEOUT,
         retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
     )

@@ -174,6 +174,15 @@ def look(key: str | None) -> tuple[UUID | None, bool]:
         os.close(handle)
 
 
+def missing(keys: Iterable[str]) -> list[str]:
+    """The keys without an object. Raises OSError if the folder cannot be read."""
+    handle = os.open(folder(), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return [key for key in keys if not _is_there(key, handle)]
+    finally:
+        os.close(handle)
+
+
 def _mark(handle: int) -> UUID | None:
     try:
         with open(os.open(MARK, os.O_RDONLY, dir_fd=handle), encoding="ascii") as file:

@@ -38,6 +38,11 @@ LEAST_SECONDS = 0.05
 FULL_SHARE = 0.8
 
 
+def share_of(ceiling: int, workers: int) -> int:
+    """The share of a ceiling that each of `workers` live worker processes has; at least one."""
+    return max(1, ceiling // workers)
+
+
 class Signal(Enum):
     """What the end of a request tells about the load of the backend."""
 

@@ -26,11 +26,13 @@ from xalen_batch.pipeline import claim as claims
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim
 from xalen_batch.ratelimit.backend import Rates
+from xalen_batch.ratelimit.slots import name_of
 from xalen_batch.states import TaskState
 from xalen_batch.storage import marks
 from xalen_batch.worker.execute import Slot, TaskRun, heartbeat
 from xalen_batch.worker.lane import Lane
 from xalen_batch.worker.lanes import Lanes
+from xalen_batch.worker.live_first import LiveFirst
 
 logger = log.get(__name__)
 T = TypeVar("T")
@@ -79,6 +81,7 @@ class Engine:
         self._takes_suspects_from = time.monotonic() + settings().lease / 2
         self._run_over = threading.Event()
         self._buffers = Buffers(int(settings().worker_bytes * ANSWERS_SHARE))
+        self._live_first = LiveFirst(lambda: self._workers)
         self._lanes = Lanes(self._lane, self._stop_runs, self._buffers)
         self._most_request_bytes = int(settings().worker_bytes * REQUESTS_SHARE)
         self._runs: set[TaskRun] = set()
@@ -135,7 +138,7 @@ class Engine:
 
     def _share(self) -> None:  # event loop thread
         for lane in self._lanes.values():
-            lane.share(self._workers)
+            lane.share(self._workers, lane.most)
 
     def _stop_runs(self, lane: Lane) -> None:  # event loop thread
         for run in list(self._runs):
@@ -194,9 +197,13 @@ class Engine:
 
     def close(self) -> None:
         """Close the connections and end the event loop, after all slots have ended."""
-        self._on_loop(self._lanes.close()).result(timeout=5)
+        self._on_loop(self._close_all()).result(timeout=5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
+
+    async def _close_all(self) -> None:  # event loop thread
+        await self._live_first.close()
+        await self._lanes.close()
 
     def _run_next(self) -> bool:
         """Claim one task and run it to its end. False: there was none to claim."""
@@ -337,7 +344,7 @@ class Engine:
                 workers=lambda: self._workers,
             )
         buffer = self._buffers.add()
-        return Lane(
+        lane = Lane(
             registry.backend_for(model, is_live, buffer),
             config.max_in_flight,
             model.id,
@@ -348,6 +355,10 @@ class Engine:
             most_inputs=config.max_inputs if EMBEDDINGS in model.endpoints else 1,
             on_capacity=self.wake,
         )
+        if model.kind_in(is_live) != "simulated":
+            name = name_of(model.id, livemode=is_live)
+            self._live_first.keep(name, lane, config.max_in_flight, config.live_reserve)
+        return lane
 
     def _follow(self, run: TaskRun) -> None:
         """Record a run's outcomes until it is over."""

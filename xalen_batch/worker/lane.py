@@ -26,7 +26,7 @@ from xalen_batch.config import settings
 from xalen_batch.ratelimit.backend import Rates, estimate
 from xalen_batch.worker.circuit_breaker import Circuit, Source, State
 from xalen_batch.worker.combine import Combiner, halves, request_of
-from xalen_batch.worker.concurrency import Concurrency, Signal
+from xalen_batch.worker.concurrency import Concurrency, Signal, share_of
 from xalen_batch.worker.fair_queue import FairQueue
 from xalen_batch.worker.outcome import is_answered, pause_before_retry, used
 from xalen_batch.worker.pace import Pace
@@ -53,10 +53,10 @@ class Lane:
     state may be read from any thread.
 
     `ceiling`: most requests in flight at the backend over all worker processes, which share it
-    equally. `rates`: its limits per minute, None if it has none. `buffer`: bounds the bytes of its
-    answers. `latency`: seconds of a usual answer to one line; the log warns of answers that take
-    many times as long. `most_inputs`: of embeddings, in a request that combines lines.
-    `on_capacity` is called on the event loop thread when an account has free capacity again.
+    equally. `rates`: its limits per minute. `buffer`: bounds the bytes of its answers. `latency`:
+    seconds of a usual answer to one line; the log warns of much longer ones. `most_inputs`: of
+    embeddings, in a request that combines lines. `on_capacity` is called on the event loop thread
+    when an account has free capacity again.
     """
 
     def __init__(
@@ -86,7 +86,8 @@ class Lane:
         # Accounts that had no free capacity when it was last computed.
         self._full: set[str] = set()
         self._ceiling = ceiling
-        self._concurrency = Concurrency(_share(ceiling, workers), clock)
+        self.most: int | None = None
+        self._concurrency = Concurrency(share_of(ceiling, workers), clock)
         self._waiting: FairQueue[Entry] = FairQueue()
         self._combiner = Combiner(most_inputs)
         slowest = latency and latency * most_inputs
@@ -96,8 +97,7 @@ class Lane:
         # By account, an entry that met an overload signal as the only request in flight. Until its
         # retry, nothing else of the account is sent.
         self._refused: dict[str, Entry] = {}
-        # Such overload signals since the backend's last answer.
-        self._refusals = 0
+        self._refusals = 0  # Such overload signals since the backend's last answer.
         # Accounts for which alone the backend is busy; their overload signals are ignored.
         self._doubted: set[str] = set()
         self._refill: asyncio.TimerHandle | None = None
@@ -132,9 +132,14 @@ class Lane:
             return {None: admission.lines}
         return {account: self._free_for(account) for account in (None, *self._of_account)}
 
-    def share(self, workers: int) -> None:
-        """Take this process's share of the ceiling among `workers` live worker processes."""
-        self._concurrency.ceiling = _share(self._ceiling, workers)
+    @property
+    def in_flight(self) -> int:
+        return self._concurrency.in_flight
+
+    def share(self, workers: int, most: int | None = None) -> None:
+        """Take a share of the ceiling; `most`: the slots that live calls leave, None: all."""
+        self.most = most
+        self._concurrency.ceiling = min(share_of(self._ceiling, workers), most or self._ceiling)
         self._fill()
 
     def add(self, work: Work, lines: Sequence[SendableLine]) -> None:
@@ -443,8 +448,3 @@ class Lane:
             self._waiting.forget(account)
             self._full.discard(account)
             self._doubted.discard(account)
-
-
-def _share(ceiling: int, workers: int) -> int:
-    # Also where there are more workers than requests.
-    return max(1, ceiling // workers)

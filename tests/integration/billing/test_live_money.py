@@ -251,6 +251,7 @@ class TestBackends:
         assert {model["id"]: model["answered_by"] for model in told["models"]} == {
             CHAT_MODEL: "openai",
             RERANK_MODEL: None,
+            "bge-m3": None,
         }
         file = live.upload(factories.jsonl([chat_line("a", model=RERANK_MODEL)]))
         estimate = live.ask("POST", "/v1/batches/estimate", {"input_file_id": file["id"]}).json

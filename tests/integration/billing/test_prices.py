@@ -134,7 +134,7 @@ def test_of_many_syncs_at_once_one_changes_the_prices(
         assert sorted(pool.map(change, range(16))) == [False] * 15 + [True]
     with db.transaction() as session:
         is_open = Price.valid_to.is_(None)
-        assert session.scalar(select(func.count()).where(is_open)) == 6
+        assert session.scalar(select(func.count()).where(is_open)) == 8
 
 
 def test_changes_that_were_not_shown_are_not_made(reprice: Reprice, session: Session) -> None:
@@ -162,7 +162,7 @@ def test_migrating_changes_no_price(
 
 def test_an_empty_table_is_filled_once(configure: Callable[..., None], session: Session) -> None:
     prices.fill(session)
-    assert len(prices.history(session)) == 6
+    assert len(prices.history(session)) == 8
     session.execute(update(Price).values(valid_to=func.clock_timestamp()))
     prices.fill(session)
     assert prices.unpriced(session) == sorted(MODELS)

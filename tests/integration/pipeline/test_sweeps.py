@@ -8,17 +8,19 @@ from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, text, update
 from structlog.testing import capture_logs
 
 from tests import billing, factories
+from tests.conftest import as_owner
 from xalen_batch import db, erasure, files, ids, storage
 from xalen_batch.accounts.accounts import Caller, Owner
 from xalen_batch.billing import statements
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import NotFound
 from xalen_batch.models import Batch, Erasure, File, IdempotencyKey, Result
-from xalen_batch.pipeline import recover, sweeps
+from xalen_batch.models.quotas import AccountTally
+from xalen_batch.pipeline import recover, seal, sweeps
 from xalen_batch.pipeline.sweeps import Sweep
 
 PAST = datetime.now(UTC) - timedelta(days=30)
@@ -115,10 +117,11 @@ class TestEachOnItsOwn:
             name for name in left if name == broken.name
         ]
 
+    @pytest.mark.parametrize("at_once", [1, 100])
     def test_a_file_that_cannot_be_deleted_holds_up_no_other(
-        self, caller: Caller, monkeypatch: pytest.MonkeyPatch
+        self, caller: Caller, monkeypatch: pytest.MonkeyPatch, at_once: int
     ) -> None:
-        monkeypatch.setattr(sweeps, "FILES_AT_ONCE", 1)
+        monkeypatch.setattr(sweeps, "FILES_AT_ONCE", at_once)
         stuck, other = an_expired_file(caller, age=2), an_expired_file(caller)
         delete = storage.delete
 
@@ -226,3 +229,40 @@ class TestSteps:
                 Owner(batch.account_id, batch.livemode),
                 ids.render("file", batch.output_file_id or ids.new()),
             )
+
+    def test_files_of_several_accounts_expire_together(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with db.transaction() as session:
+            callers = [factories.caller(session) for _ in range(2)]
+        expired = [an_expired_file(callers[n % 2], age=n) for n in range(6)]
+        with db.transaction() as session:
+            kept = factories.input_file(session, callers[0], b"{}")
+        monkeypatch.setattr(sweeps, "FILES_AT_ONCE", 4)
+        with capture_logs() as logs:
+            list(sweeps._expire_files())
+        gone = [entry["file_id"] for entry in logs if entry["event"] == "file.expired"]
+        assert sorted(gone) == sorted(file.id for file in expired)
+        assert all(is_deleted(file) for file in expired)
+        assert [key for key, _ in storage.listing("input")] == [storage.key(kept.id)]
+        with db.transaction() as session:
+            tallies = select(AccountTally.account_id, AccountTally.name, AccountTally.amount)
+            counted = {row[:2]: row.amount for row in session.execute(tallies) if row.amount}
+        own = callers[0].account_id
+        assert counted == {(own, "files"): 1, (own, "file_bytes"): 2}
+
+    def test_a_sealed_file_without_rows_leaves_nothing_to_erase(
+        self,
+    ) -> None:
+        batches = [a_batch(2), a_batch(2)]
+        seal.run()
+        with as_owner() as session:
+            session.execute(text("SET LOCAL session_replication_role = replica"))
+            session.execute(delete(Result).where(Result.batch_id == batches[0].id))
+            session.execute(update(File).where(File.part.is_not(None)).values(expires_at=PAST))
+        list(sweeps._expire_files())
+        assert list(storage.listing("output")) == []
+        with db.transaction() as session:
+            assert session.scalars(select(Erasure.file_id)).all() == [batches[1].output_file_id]
+        list(sweeps._erase_answers())
+        assert answers(batches[1]) == 0

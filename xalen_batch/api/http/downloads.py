@@ -47,8 +47,9 @@ def _stored(request: Request, content: Stored, common: Mapping[str, str]) -> Res
     # Only GET has ranges.
     asked = None if paths.method(request.scope) == "HEAD" else _field(request, "range")
     # A range is one of the plain bytes.
-    is_zstd = asked is None and encodings.asks_for(_field(request, "accept-encoding"), ZSTD)
-    zstd = content.zstd if is_zstd else None
+    zstd = None
+    if asked is None and encodings.asks_for(_field(request, "accept-encoding"), ZSTD):
+        zstd = content.zstd if content.zstd and content.zstd.is_there() else None
     tag = preconditions.entity_tag(content.sha256, ZSTD if zstd else None)
     headers = {**common, "etag": tag, "cache-control": CACHING}
     if content.zstd:

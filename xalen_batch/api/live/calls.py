@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -11,12 +11,13 @@ from xalen_batch import log
 from xalen_batch.api import health
 from xalen_batch.api.live import errors
 from xalen_batch.api.live.ledger import Call, recorder
+from xalen_batch.api.live.relay import Relay, streamed_body
 from xalen_batch.api.live.requests import LiveCall
-from xalen_batch.backends import registry
-from xalen_batch.backends.buffer import Buffer, Buffers
-from xalen_batch.backends.contract import Answered, Backend, Refused, Request, Retryable
+from xalen_batch.api.live.stations import Stations
+from xalen_batch.backends.contract import Answered, Outcome, Refused, Request, Retryable
 from xalen_batch.config import settings
-from xalen_batch.errors import ConfigError, Unavailable
+from xalen_batch.endpoints.usage import Usage
+from xalen_batch.errors import XalenError
 
 logger = log.get(__name__)
 T = TypeVar("T")
@@ -30,8 +31,7 @@ class Calls:
     """The live calls of one API process."""
 
     def __init__(self) -> None:
-        self._buffers = Buffers(settings().held_bytes)
-        self._buffer_of: dict[str, Buffer] = {}
+        self._stations = Stations()
 
     async def run(self, call: LiveCall, id: str, gone: Awaitable[object]) -> Answered | Refused:
         """The model's answer to a call, which is billed if it is one.
@@ -40,26 +40,52 @@ class Calls:
         the model's answer is given up and nothing is billed, and errors of `live/errors.py`.
         """
         recorder.refuse_if_full()
-        backend = self._backend(call)
-        outcome = await _unless(gone, backend.send(Request(call.endpoint, call.body, id)))
+        outcome = await _unless(gone, self._send(call, Request(call.endpoint, call.body, id)))
         if isinstance(outcome, Retryable):
-            logger.info("live.unanswered", model=call.model.id, reason=outcome.reason)
-            raise errors.of_outcome(call.model.id, outcome)
+            raise _unanswered(call, outcome)
         if isinstance(outcome, Answered):
             recorder.add(Call(call.ledger, id, outcome.status, outcome.usage))
         return outcome
 
-    def _backend(self, call: LiveCall) -> Backend:
-        buffer = self._buffer_of.get(call.model.id)
-        if buffer is None:
-            buffer = self._buffer_of[call.model.id] = self._buffers.add()
-        try:
-            return registry.backend_for(call.model, call.caller.livemode, buffer)
-        except ConfigError as error:
-            logger.error("backend.unusable", model=call.model.id, **log.cause(error))
-            raise Unavailable(
-                f"{call.model.id} cannot be used right now. Ask whoever runs the server."
-            ) from None
+    async def _send(self, call: LiveCall, request: Request) -> Outcome:
+        async with self._stations.of(call.model, call.caller.livemode).use(request) as use:
+            outcome = await use.backend.send(request)
+            if isinstance(outcome, Answered):
+                use.used(outcome.usage)
+            return outcome
+
+    @asynccontextmanager
+    async def stream(
+        self, call: LiveCall, id: str
+    ) -> AsyncIterator[AsyncIterator[bytes] | Refused]:
+        """The body of a streamed answer, or the model's refusal. Raises errors of `live/errors.py`.
+
+        The model's answer is given up when the context is left.
+        """
+        recorder.refuse_if_full()
+        request = Request(call.endpoint, streamed_body(call), id)
+        async with self._stations.of(call.model, call.caller.livemode).use(request) as use:
+
+            def bill(usage: Usage) -> None:
+                use.used(usage)
+                recorder.add(Call(call.ledger, id, 200, usage))
+
+            async with use.backend.open(request) as stream:
+                if isinstance(stream, Retryable):
+                    raise _unanswered(call, stream)
+                if isinstance(stream, Refused):
+                    yield stream
+                    return
+                async with aclosing(Relay(call, request, bill).body(stream)) as body:
+                    yield body
+
+    async def close(self) -> None:
+        await self._stations.close()
+
+
+def _unanswered(call: LiveCall, outcome: Retryable) -> XalenError:
+    logger.info("live.unanswered", model=call.model.id, reason=outcome.reason)
+    return errors.of_outcome(call.model.id, outcome)
 
 
 async def _unless(gone: Awaitable[object], answer: Awaitable[T]) -> T:
@@ -83,5 +109,5 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         try:
             yield {**state, "calls": calls}
         finally:
-            await registry.close_all()
+            await calls.close()
             await asyncio.to_thread(recorder.close, settings().shutdown_grace)

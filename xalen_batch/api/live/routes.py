@@ -1,19 +1,25 @@
 """POST /v1/chat/completions and the other endpoints of models, as live calls."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from starlette.responses import StreamingResponse
 
 from xalen_batch import ids
 from xalen_batch.accounts.accounts import Scope
 from xalen_batch.api import deps
 from xalen_batch.api.live import callers, requests
 from xalen_batch.api.live.calls import Calls, ClientGone
+from xalen_batch.api.live.requests import LiveCall
+from xalen_batch.backends.contract import Refused
 from xalen_batch.endpoints.names import ENDPOINTS, Endpoint
 from xalen_batch.errors import InvalidRequest
 
 router = APIRouter(tags=["live calls"])
+# Proxies pass each event on at once.
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 BODY: dict[str, Any] = {
     "security": [{"HTTPBearer": []}],
     "requestBody": {
@@ -46,6 +52,8 @@ def _route(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         if call.is_queued:
             raise InvalidRequest("Not yet.")
         calls: Calls = request.state.calls
+        if call.is_streamed:
+            return await _streamed(calls, call)
         try:
             answer = await calls.run(call, ids.new().hex, request.receive())
         except ClientGone:
@@ -54,6 +62,22 @@ def _route(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         return Response(answer.body, answer.status, media_type="application/json")
 
     return run
+
+
+async def _streamed(calls: Calls, call: LiveCall) -> Response:
+    opened = AsyncExitStack()
+    answer = await opened.enter_async_context(calls.stream(call, ids.new().hex))
+    if isinstance(answer, Refused):
+        await opened.aclose()
+        return Response(answer.body, answer.status, media_type="application/json")
+
+    async def body() -> AsyncIterator[bytes]:
+        # Closed as well when the client has gone, which cancels this generator.
+        async with opened:
+            async for part in answer:
+                yield part
+
+    return StreamingResponse(body(), headers=STREAM_HEADERS, media_type="text/event-stream")
 
 
 for _endpoint in ENDPOINTS:

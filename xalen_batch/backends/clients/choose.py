@@ -26,20 +26,35 @@ def client_for(
     keeps up to `connections` idle connections and trusts `ca_certificates` (PEM) besides the usual
     ones. Raises ConfigError for a certificate that cannot be used.
     """
-    parts, is_near = urlsplit(url), is_loopback(url)
+    parts = urlsplit(url)
     has_proxy = (
-        not is_near
+        not is_loopback(url)
         and {"http", "all"} & getproxies().keys()
         and not proxy_bypass(parts.hostname or "")
     )
     if parts.scheme == "http" and not (has_proxy or parts.username or parts.query):
         return PlainClient(url, headers, limits, buffer)
+    return full_client_for(
+        url, headers, limits, buffer, connections=connections, ca_certificates=ca_certificates
+    )
+
+
+def full_client_for(
+    url: str,
+    headers: Mapping[str, str],
+    limits: Limits,
+    buffer: Buffer,
+    *,
+    connections: int,
+    ca_certificates: Sequence[bytes] = (),
+) -> FullClient:
+    """Return a FullClient for the server at `url`, for streams as well."""
     return FullClient(
         url,
         headers,
         limits,
         buffer,
-        is_direct=is_near,
+        is_direct=is_loopback(url),
         connections=connections,
         ca_certificates=ca_certificates,
     )

@@ -1,6 +1,6 @@
 """The contract of the HTTP clients, and the exceptions for exchanges without an answer."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -10,6 +10,14 @@ class Reply(NamedTuple):
 
     status: int
     body: bytes
+    header: Callable[[str], str | None]
+
+
+class Streamed(NamedTuple):
+    """The head of an HTTP answer, and its body as it arrives."""
+
+    status: int
+    chunks: AsyncIterator[bytes]
     header: Callable[[str], str | None]
 
 

@@ -5,7 +5,8 @@ chunk's size without counting them; these take no memory, and the request's time
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from pyreqwest.client import ClientBuilder
@@ -19,6 +20,7 @@ from xalen_batch.backends.clients.contract import (
     NoReply,
     NotConnected,
     Reply,
+    Streamed,
     TimedOut,
 )
 from xalen_batch.errors import ConfigError
@@ -89,6 +91,27 @@ class FullClient:
         except PyreqwestError as error:
             raise NoReply(error.message.rstrip(".")) from error
 
+    @asynccontextmanager
+    async def stream(self, path: str, body: bytes, request_id: str) -> AsyncIterator[Streamed]:
+        """POST `body`, and read the answer as it arrives. Raises NoReply, also while it is read."""
+        request = (
+            self._client.post(self._url + path).header("x-request-id", request_id).body_bytes(body)
+        )
+        try:
+            async with (
+                asyncio.timeout(self._limits.request_timeout),
+                request.build_streamed() as response,
+            ):
+                yield Streamed(response.status, _chunks(response), response.get_header)
+        except TimeoutError as error:
+            raise TimedOut("no answer in time") from error
+        except RequestTimeoutError as error:
+            raise TimedOut(error.message) from error
+        except ConnectError as error:
+            raise NotConnected(error.message) from error
+        except PyreqwestError as error:
+            raise NoReply(error.message.rstrip(".")) from error
+
     async def close(self) -> None:
         await self._client.close()
 
@@ -102,6 +125,11 @@ class FullClient:
             self._buffer.arrived(answer, len(chunk))
             await answer.may_go_on.wait()
         return bytes(body)
+
+
+async def _chunks(response: Response) -> AsyncIterator[bytes]:
+    while (chunk := await response.body_reader.read_chunk()) is not None:
+        yield chunk.to_bytes()
 
 
 class _Arriving:

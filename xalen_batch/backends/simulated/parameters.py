@@ -55,8 +55,6 @@ def check_parameters(body: dict[str, Any]) -> None:
                 param=name,
                 code="invalid_value",
             )
-    if body.get("stream"):
-        raise Refusal("The simulated models do not stream.", param="stream")
 
 
 def whole_number(value: Any) -> int | None:

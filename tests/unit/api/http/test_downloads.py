@@ -27,12 +27,12 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def stored(*, has_zstd: bool = False) -> Stored:
+def stored(*, has_zstd: bool = False, is_lost: bool = False) -> Stored:
     def chunks(start: int, end: int) -> Iterator[bytes]:
         for begin in range(start, end, 100):
             yield BYTES[begin : min(end, begin + 100)]
 
-    zstd = Zstd(lambda: iter([PACKED]), len(PACKED)) if has_zstd else None
+    zstd = Zstd(lambda: iter([PACKED]), len(PACKED), lambda: not is_lost) if has_zstd else None
     return Stored(chunks, len(BYTES), SHA256, zstd)
 
 
@@ -174,3 +174,10 @@ def test_a_name_cannot_leave_its_header(name: str) -> None:
     assert header.isascii()
     assert header.count('"') == 2
     assert not {"/", "\\"} & set(header.split('"')[1])
+
+
+def test_rows_that_stand_in_for_a_lost_object_are_sent_plain() -> None:
+    found = ask(stored(has_zstd=True, is_lost=True), accept_encoding="zstd")
+    assert found.body == BYTES
+    assert found.headers["etag"] == TAG
+    assert "content-encoding" not in found.headers

@@ -124,7 +124,6 @@ class TestChat:
             ({"messages": [{"role": "robot", "content": "x"}]}, (400, None, "messages[0].role")),
             ({"messages": [{"role": "user"}]}, (400, None, "messages[0].content")),
             ({"messages": [{"role": "user", "content": 3}]}, (400, None, "messages[0].content")),
-            ({"stream": True}, (400, None, "stream")),
             ({"metadata": {"simulate": "explode"}}, (400, None, "simulate")),
         ],
     )

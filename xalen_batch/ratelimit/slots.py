@@ -1,0 +1,145 @@
+"""The slots of one backend: its most requests in flight, shared by live calls and batches.
+
+API and worker processes note in Redis how many slots they hold, and for how many live calls wait.
+Live calls come first: workers keep the slots that no live call wants, and give slots up as their
+lines are answered. An entry that its process has not renewed for KEPT_FOR seconds does not count.
+While Redis is unavailable, live calls use the reserve, and batches the rest.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from typing import NamedTuple, cast
+
+from xalen_batch.ratelimit.buckets import REDIS_TIMEOUT, UNAVAILABLE, connect
+
+__all__ = ["KEPT_FOR", "UNAVAILABLE", "Held", "Share", "SharedSlots", "name_of", "reserve_of"]
+
+# Seconds after which an entry that was not renewed is dropped.
+KEPT_FOR = 5
+# Without a reserve in the catalog, live calls use this share of the slots while Redis is away.
+FALLBACK_SHARE = 1 / 8
+CHANNEL = "xalen:slots:wanted"
+
+
+class Held(NamedTuple):
+    """The slots of an API process. `possible`: those that it could have once batches give way."""
+
+    held: int
+    possible: int
+
+
+class Share(NamedTuple):
+    """The slots that a worker process may use; `is_bounded`: because of live calls."""
+
+    slots: int
+    is_bounded: bool
+
+
+# KEYS: the entries of one backend, by process. ARGV: process, kind (live or batch), seconds for
+# which an entry counts, all slots, reserve, and for live: slots wanted; for batch: requests in
+# flight, and the process's share without live calls. An entry is "time kind wanted held".
+HOLD = """
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1000000
+local me, kind, kept, all, reserve = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local wanted, live, batch, workers = 0, 0, 0, 0
+local entries = redis.call('HGETALL', KEYS[1])
+for i = 1, #entries, 2 do
+  local at, of, wants, holds = entries[i + 1]:match('(%S+) (%S+) (%S+) (%S+)')
+  if now - tonumber(at) > kept then
+    redis.call('HDEL', KEYS[1], entries[i])
+  elseif entries[i] ~= me then
+    if of == 'live' then
+      wanted, live = wanted + tonumber(wants), live + tonumber(holds)
+    else
+      batch, workers = batch + tonumber(holds), workers + 1
+    end
+  end
+end
+local wants, holds, result
+if kind == 'live' then
+  wants = tonumber(ARGV[6])
+  holds = math.max(0, math.min(wants, all - live - batch))
+  result = {holds, math.max(0, all - live)}
+else
+  local in_flight, share = tonumber(ARGV[6]), tonumber(ARGV[7])
+  wants = 0
+  local taken = math.max(reserve, wanted)
+  if taken > 0 then
+    share = math.max(1, math.min(share, math.floor((all - taken) / (workers + 1))))
+  end
+  holds = math.max(in_flight, share)
+  result = {share, taken}
+end
+redis.call('HSET', KEYS[1], me, string.format('%.6f %s %d %d', now, kind, wants, holds))
+redis.call('EXPIRE', KEYS[1], 10 * kept)
+return result
+"""
+
+
+def name_of(model: str, *, livemode: bool) -> str:
+    """The name of a backend's slots."""
+    return f"{model}:{'live' if livemode else 'test'}"
+
+
+def reserve_of(slots: int, reserve: int) -> int:
+    """The slots of live calls while Redis is unavailable."""
+    return min(slots, max(reserve, round(slots * FALLBACK_SHARE), 1))
+
+
+class SharedSlots:
+    """The slots of one backend as one process sees them; event loop thread only."""
+
+    def __init__(self, process: str, name: str, slots: int, reserve: int) -> None:
+        self._client = connect()
+        self._script = self._client.register_script(HOLD)
+        self._key = f"xalen:slots:{name}"
+        self._name = name
+        self._process = process
+        self._all = slots
+        self._reserve = reserve
+
+    async def hold_live(self, wanted: int) -> Held:
+        """Ask for this many slots for live calls. Raises UNAVAILABLE."""
+        return Held(*await self._ask("live", wanted))
+
+    async def hold_batch(self, *, in_flight: int, share: int) -> Share:
+        """Note the slots of a worker. `share`: those that it may use without live calls.
+
+        Raises UNAVAILABLE.
+        """
+        slots, taken = await self._ask("batch", in_flight, share)
+        return Share(slots, taken > 0)
+
+    async def call_workers(self) -> None:
+        """Make the workers look for slots to give up now. Raises UNAVAILABLE."""
+        async with asyncio.timeout(2 * REDIS_TIMEOUT):
+            await self._client.publish(CHANNEL, self._name)
+
+    async def give_back(self) -> None:
+        """Give all slots back. Raises UNAVAILABLE."""
+        async with asyncio.timeout(2 * REDIS_TIMEOUT):
+            await self._client.hdel(self._key, self._process)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _ask(self, kind: str, *values: int) -> list[int]:
+        asked: list[str | int] = [self._process, kind, KEPT_FOR, self._all, self._reserve, *values]
+        async with asyncio.timeout(2 * REDIS_TIMEOUT):
+            return await cast(Awaitable[list[int]], self._script([self._key], asked))
+
+
+async def wanted() -> AsyncIterator[str]:
+    """The names of backends whose slots live calls wait for, as they are told.
+
+    Raises UNAVAILABLE when the connection is lost.
+    """
+    client = connect(silent_for=None)
+    try:
+        async with client.pubsub(ignore_subscribe_messages=True) as channel:
+            await channel.subscribe(CHANNEL)
+            async for message in channel.listen():
+                yield message["data"].decode()
+    finally:
+        await client.aclose()

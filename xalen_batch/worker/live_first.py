@@ -1,0 +1,84 @@
+"""Lets live calls come first: bounds a worker's lanes while live calls want their backends."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from xalen_batch import ids, log
+from xalen_batch.ratelimit import slots
+from xalen_batch.ratelimit.slots import UNAVAILABLE, SharedSlots
+from xalen_batch.worker.concurrency import share_of
+from xalen_batch.worker.lane import Lane
+
+logger = log.get(__name__)
+
+# Seconds between two looks at the slots of a backend: usually, and while this process has more
+# requests in flight than it may.
+LOOK, LOOK_WHILE_SHRINKING = 0.5, 0.02
+# Seconds after which a lost subscription is made again.
+RETRY = 1.0
+
+
+class LiveFirst:
+    """Keeps the bounds of the lanes of one worker process; event loop thread only.
+
+    `workers` returns the number of live worker processes.
+    """
+
+    def __init__(self, workers: Callable[[], int]) -> None:
+        self._workers = workers
+        self._process = ids.new().hex
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._nudges: dict[str, asyncio.Event] = {}
+        self._listening: asyncio.Task[None] | None = None
+
+    def keep(self, name: str, lane: Lane, most: int, reserve: int) -> None:
+        """Bound a lane from now on, in place of an earlier one of this name."""
+        if name in self._keepers:
+            self._keepers[name].cancel()
+        self._nudges[name] = asyncio.Event()
+        shared = SharedSlots(self._process, name, most, reserve)
+        self._keepers[name] = asyncio.create_task(
+            self._keep(lane, most, shared, self._nudges[name])
+        )
+        if self._listening is None:
+            self._listening = asyncio.create_task(self._listen())
+
+    async def close(self) -> None:
+        """Give all slots back."""
+        tasks = [*self._keepers.values(), *filter(None, (self._listening,))]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _keep(self, lane: Lane, most: int, shared: SharedSlots, nudge: asyncio.Event) -> None:
+        try:
+            while True:
+                pause = LOOK
+                try:
+                    share = share_of(most, self._workers())
+                    found = await shared.hold_batch(in_flight=lane.in_flight, share=share)
+                    lane.share(self._workers(), found.slots if found.is_bounded else None)
+                    if lane.in_flight > found.slots:
+                        pause = LOOK_WHILE_SHRINKING
+                except UNAVAILABLE:
+                    # Live calls use the reserve meanwhile.
+                    lane.share(self._workers(), None)
+                nudge.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await nudge.wait()
+        finally:
+            with suppress(*UNAVAILABLE):
+                await shared.give_back()
+            await shared.close()
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async for name in slots.wanted():
+                    if name in self._nudges:
+                        self._nudges[name].set()
+            except UNAVAILABLE as error:
+                logger.debug("slots.unheard", error=type(error).__name__)
+            await asyncio.sleep(RETRY)
