@@ -24,7 +24,7 @@ install: .venv/.installed ## Set up .venv with the locked dependencies; .venv/bi
 demo: install ## Start everything, run the example batches for both models, show results and invoices
 	@.venv/bin/python examples/demo.py
 
-test: install ## Run all tests, against real PostgreSQLs and Valkeys; a test that passes only when run again alone is named FLAKY, and fails with STRICT=1
+test: .venv/.real ## Run all tests, against real PostgreSQLs and Valkeys; a test that passes only when run again alone is named FLAKY, and fails with STRICT=1
 	@.venv/bin/python -m tests $(if $(STRICT),--strict)
 
 attack: install ## Attack a system as greedy callers, tenants and hostile model servers; ATTACKS="estimates" for some, SMALL=1 as CI does
@@ -63,7 +63,11 @@ clean: ## Remove what install, demo, test and docs have made in the checkout; da
 	@touch $@
 
 .venv/.bench: .venv/.installed
-	.tools/bin/uv sync --locked --quiet --group bench --python .tools/bin/python
+	.tools/bin/uv sync --locked --quiet --inexact --group bench --python .tools/bin/python
+	@touch $@
+
+.venv/.real: .venv/.installed
+	.tools/bin/uv sync --locked --quiet --inexact --group real --python .tools/bin/python
 	@touch $@
 
 .docs/.installed: .venv/.installed

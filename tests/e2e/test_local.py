@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import openai
@@ -67,4 +68,18 @@ def test_embeddings_are_real_and_billed(system: System, tmp_path: Path) -> None:
     tokens = sum(body["usage"]["prompt_tokens"] for body in bodies)
     assert tokens > 0
     assert f"{tokens:,}" in invoice
+    # The same model, called at once.
+    live = client.embeddings.create(model=MODEL, input=texts[0], encoding_format="float")
+    assert live.data[0].embedding == pytest.approx(vectors[0], abs=1e-4)
+    assert live.usage.prompt_tokens > 0
+    charge = Decimal("0.01") * live.usage.prompt_tokens / 1_000_000
+    wait_until(lambda: Decimal(not_yet_invoiced(system)) == charge)
     command(system, "reconcile")
+
+
+def not_yet_invoiced(system: System) -> str:
+    """The charges of live calls, which are invoiced when their day is over."""
+    usage = json.loads(command(system, "accounts", "usage", "--json"))
+    (live,) = [row for row in usage["data"] if row["livemode"]]
+    total: str = live["open_total"]
+    return total

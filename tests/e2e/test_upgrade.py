@@ -37,8 +37,6 @@ INVALID = {**factories.chat_line("invalid"), "method": "GET"}
 # The locks that a test waits for are those of the tables that it locked.
 WAITS = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = %s::regclass"
 
-pytestmark = pytest.mark.skipif(OLD is None, reason="XALEN_TEST_OLD names no checkout")
-
 
 @pytest.fixture
 def old() -> Iterator[Stack]:
