@@ -156,7 +156,8 @@ class TestKilled:
         # never came may be billed.
         assert lost.total() <= 3 * 2 * CLIENTS
         assert (calls.billed - Counter(calls.answered)).total() <= 3 * CLIENTS
-        assert set(calls.errors) <= {None, 503}
+        # 429: the slots of a killed process are held for some seconds.
+        assert set(calls.errors) <= {None, 429, 503}
 
 
 class TestPostgres:
@@ -337,11 +338,11 @@ class TestHungUp:
                 if is_streamed:
                     assert b"Hello" in until(connection, b"Hello")
             assert at_model.closed.wait(2)
+        # The client pays for the event that it was sent, and for no whole answer.
+        processes.wait_until(lambda: (billed(services) - before).total() == is_streamed)
         calls = Calls(services)
         calls.ask()
         calls.are_billed_once()
-        # The client pays for the event that it was sent, and for no whole answer.
-        assert (billed(services) - before).total() == 1 + is_streamed
 
     @pytest.mark.parametrize("breaks_off", [False, True], ids=["silence", "broken off"])
     def test_a_model_that_stops_in_mid_stream_ends_it_with_an_error(
