@@ -113,6 +113,7 @@ TEI_EMBEDDING: Routes = {
         "model_id": "intfloat/multilingual-e5-small",
         "model_type": {"embedding": {"pooling": "mean"}},
         "max_input_length": 512,
+        "max_client_batch_size": 8,
         "version": "1.8.2",
     },
     "POST /v1/embeddings": EMBEDDING,

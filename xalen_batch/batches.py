@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from uuid import UUID
 
 from sqlalchemy import Interval, Select, bindparam, case, func, insert, select
@@ -23,7 +24,7 @@ from xalen_batch.models import Batch, File, ScheduleRun, Task
 from xalen_batch.models.base import table_of
 from xalen_batch.models.tasks import TOKEN_COUNTERS
 from xalen_batch.paging import Order, Page
-from xalen_batch.states import BATCH_MOVES, MAY_START, BatchStatus, OnInvalid, TaskState
+from xalen_batch.states import BATCH_MOVES, MAY_START, BatchStatus, OnInvalid, QueuedCall, TaskState
 from xalen_batch.windows import ExecutionWindow
 
 logger = log.get(__name__)
@@ -68,11 +69,14 @@ def create(
     execution_window: ExecutionWindow | None = None,
     on_invalid: OnInvalid = OnInvalid.FAIL,
     run: ScheduleRun | None = None,
+    call: QueuedCall | None = None,
+    discount_rate: Decimal | None = None,
 ) -> Batch:
     """Create a batch with the terms and the discount in force now, and enqueue its validation.
 
     `output_expires_after`: lifetime of the output files in seconds. `run`: the schedule's run that
-    creates the batch. Raises InvalidRequest if the input file or a window is not valid, or if no
+    creates the batch. `call`: the batch is one queued call. `discount_rate`: in place of that in
+    force. Raises InvalidRequest if the input file or a window is not valid, or if no
     model of the endpoint may be named; TooManyRequests if a quota is used up; StorageFull while a
     disk is short of space.
     """
@@ -81,7 +85,8 @@ def create(
     interval = None
     if execution_window is not None:
         interval = _first_interval(session, execution_window, completion)
-    file = input_file(session, owner, input_file_id, is_ready=run is None)
+    purpose = Purpose.BATCH if call is None else Purpose.CALL
+    file = input_file(session, owner, input_file_id, is_ready=run is None, purpose=purpose)
     frozen = _agreed(session, owner, endpoint)
     quotas.admit_batch(session, owner)
     row = {
@@ -96,7 +101,8 @@ def create(
         "metadata": dict(metadata or {}),
         "price_snapshot": frozen.prices,
         "backends": frozen.backends if owner.livemode else None,
-        "discount_rate": settings().batch_discount,
+        "discount_rate": (settings().batch_discount if discount_rate is None else discount_rate),
+        "call": call,
         "completion": completion,
         "execution_window": execution_window and execution_window.model_dump(mode="json"),
         "window_opens_at": interval and interval[0],
@@ -124,6 +130,7 @@ def input_file(
     *,
     param: str = "input_file_id",
     is_ready: bool = True,
+    purpose: Purpose = Purpose.BATCH,
 ) -> File:
     """The input file of a batch, locked against deletion until this transaction ends.
 
@@ -138,7 +145,7 @@ def input_file(
             " `batch` and send its id.",
             param=param,
         ) from None
-    if file.purpose != Purpose.BATCH:
+    if file.purpose != purpose:
         raise InvalidRequest(
             f"{param}: file {public_id} has the purpose `{file.purpose}`. Upload it again with"
             " purpose `batch`.",
@@ -338,4 +345,5 @@ def _visible(owner: Owner) -> Select[Batch]:
         Batch.account_id == owner.account_id,
         Batch.livemode == owner.livemode,
         Batch.ledger.is_(None),
+        Batch.call.is_(None),
     )

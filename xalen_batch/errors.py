@@ -20,6 +20,7 @@ XalenError
 ├── ServerError             500
 ├── Unavailable             503
 ├── GatewayTimeout          504
+│   └── StillQueued         504
 └── StorageFull             507
 ConfigError                 an error in a setting, the catalog or a file of the operator
 """
@@ -193,6 +194,14 @@ class Unavailable(XalenError):
 class GatewayTimeout(XalenError):
     status = 504
     code = "model_timeout"
+
+
+class StillQueued(GatewayTimeout):
+    """A flex call that goes on after its client has waited long enough."""
+
+    # By default OpenAI's clients repeat a 504, which would run and bill the call twice.
+    should_retry = False
+    code = "still_queued"
 
 
 class StorageFull(XalenError):

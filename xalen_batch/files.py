@@ -45,9 +45,11 @@ class Purpose(StrEnum):
     FINE_TUNE = "fine-tune"
     USER_DATA = "user_data"
     VISION = "vision"
+    # Ours: the line of a queued call. No list shows it.
+    CALL = "call"
 
 
-UPLOAD_PURPOSES = frozenset(Purpose) - {Purpose.BATCH_OUTPUT}
+UPLOAD_PURPOSES = frozenset(Purpose) - {Purpose.BATCH_OUTPUT, Purpose.CALL}
 
 
 def create(
@@ -72,7 +74,7 @@ def create(
         asked[Quota.STORAGE_BYTES] = size
     quotas.admit(session, owner, asked)
     life = expires_after
-    if life is None and purpose == Purpose.BATCH:
+    if life is None and purpose in (Purpose.BATCH, Purpose.CALL):
         life = settings().file_retention
     row = {
         "id": id,
@@ -147,8 +149,7 @@ def page(
 ) -> Page[File]:
     """A page of the owner's files by creation."""
     rows = _visible(owner.account_id, owner.livemode)
-    if purpose is not None:
-        rows = rows.where(File.purpose == purpose)
+    rows = rows.where(File.purpose != Purpose.CALL if purpose is None else File.purpose == purpose)
     return paging.page(session, rows, File.id, "file", limit=limit, order=order, after=after)
 
 

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import uuid_utils
 
-Kind = Literal["file", "batch", "inv", "key", "acct", "sched", "run"]
+Kind = Literal["file", "batch", "inv", "key", "acct", "sched", "run", "resp"]
 # The names of the kinds in messages.
 NOUNS: dict[Kind, str] = {
     "file": "file",
@@ -15,6 +15,7 @@ NOUNS: dict[Kind, str] = {
     "acct": "account",
     "sched": "schedule",
     "run": "run",
+    "resp": "response",
 }
 SEPARATOR: dict[str, str] = {"file": "-"}
 # Kinds by the noun in the name of a log field: `batch_id`, `input_file_id`.

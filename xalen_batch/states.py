@@ -46,6 +46,13 @@ class OnInvalid(StrEnum):
     SKIP = "skip"  # they end in the error file, and the other lines run
 
 
+class QueuedCall(StrEnum):
+    """How the client of a queued call gets its answer."""
+
+    FLEX = "flex"  # it waits for it
+    BACKGROUND = "background"  # it asks for it later
+
+
 class TaskState(StrEnum):
     """The states of a task. Guarded UPDATEs of `models/` make these moves, and no others:
 

@@ -62,6 +62,7 @@ class Kind(StrEnum):
     OUTPUT = "output file"
     ERRORS = "error file"
     BATCH = "batch"
+    RESPONSE = "response"
     RUNNING = "running batch"
     INVOICE = "invoice"
     SCHEDULE = "schedule"

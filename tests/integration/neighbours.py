@@ -19,6 +19,7 @@ from tests.waiting import PATIENCE
 from xalen_batch import db, ids, results, storage
 from xalen_batch.accounts import accounts, keys
 from xalen_batch.accounts.accounts import Caller, Owner, Scope
+from xalen_batch.endpoints.names import RESPONSES
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import AccountTally, Base, Batch, File, IdempotencyKey, Result
 from xalen_batch.models.files import FilePart
@@ -196,6 +197,7 @@ def _belongings(session: Session, caller: Caller) -> dict[Kind, str]:
         Kind.FILE: ids.render("file", file.id),
         Kind.UNUSED_FILE: ids.render("file", unused.id),
         Kind.TEMPLATE: ids.render("file", template.id),
+        Kind.RESPONSE: _response(session, caller, CANARY),
         Kind.RUNNING: ids.render("batch", running.id),
         Kind.SCHEDULE: ids.render("sched", schedule.id),
         Kind.INBOX: ids.render("sched", inbox.id),
@@ -219,6 +221,20 @@ def _answer(session: Session, batch: Batch) -> None:
         file.size = sum(map(len, results.chunks(batch.id, FilePart(file.part))))
 
 
+def _response(session: Session, caller: Caller, text: str) -> str:
+    """A Response that was asked for in the background, and has ended."""
+    line = {"custom_id": "call", "body": {"model": factories.CHAT_MODEL, "input": text}}
+    batch = factories.batch(
+        session,
+        caller,
+        factories.input_file(session, caller, [line], purpose="call"),
+        endpoint=RESPONSES,
+        call="background",
+        status="cancelled",
+    )
+    return ids.render("resp", batch.id)
+
+
 def _own(session: Session, secret: str) -> dict[str, str]:
     """Create an object of each kind for another caller, with which the neighbour's could be mixed
     up.
@@ -228,6 +244,7 @@ def _own(session: Session, secret: str) -> dict[str, str]:
     return {
         "file_id": ids.render("file", file.id),
         "batch_id": ids.render("batch", factories.batch(session, caller, file).id),
+        "response_id": _response(session, caller, "mine"),
         "schedule_id": ids.render(
             "sched", factories.schedule(session, caller, name="mine", inbox={}).id
         ),
@@ -278,7 +295,8 @@ def scope_of(
     """The only scope with which a key may call the route, found by trying each on an unknown id."""
     request = next(isolation.requests(method, path, operation))
     nothing = dict.fromkeys(
-        ("file_id", "batch_id", "schedule_id", "key_id", "model_id", "month"), "nothing"
+        ("file_id", "batch_id", "response_id", "schedule_id", "key_id", "model_id", "month"),
+        "nothing",
     )
     statuses = {
         scope: client.ask(filled(request, nothing), secret).status

@@ -32,7 +32,7 @@ from xalen_batch.api.http.middleware import AnswerSlices, Paths, RateHeaders, Re
 from xalen_batch.api.http.pace import BodyPace
 from xalen_batch.api.http.protocol import BoundedHttp
 from xalen_batch.api.http.stopping import GracefulServer
-from xalen_batch.api.live import calls
+from xalen_batch.api.live import background, calls
 from xalen_batch.api.live import routes as live_routes
 from xalen_batch.config import settings
 from xalen_batch.endpoints.names import ENDPOINTS
@@ -81,6 +81,7 @@ def create_app() -> FastAPI:
         schedule_runs.router,
         inbox.router,
         live_routes.router,
+        background.router,
         models.router,
         keys.router,
         limits.router,

@@ -25,6 +25,14 @@ class Api(BaseModel):
     max_reported_errors: int = Field(
         1_000, gt=0, description="Validation errors kept for one batch."
     )
+    live: Literal["on", "off"] = Field(
+        "on", description="Whether the API answers live calls, or 404."
+    )
+    flex_wait: float = Field(
+        600.0,
+        gt=0,
+        description="Time for which a call with `service_tier: flex` holds its connection.",
+    )
     max_json_bytes: int = Field(1 * MiB, gt=0, description="Largest JSON request body of the API.")
     max_inbox_bytes: int = Field(
         16 * MiB, gt=0, description="Largest body of requests sent to a schedule's inbox."

@@ -140,6 +140,8 @@ class Batch(Base):
 
     # The name of a ledger (models/ledgers.py); null in any other batch.
     ledger: Mapped[str | None]
+    # `states.QueuedCall` of a batch of one queued call; null in any other batch.
+    call: Mapped[str | None]
 
     # The schedule's run that created it; null for a batch that a caller created.
     schedule_id: Mapped[UUID | None]

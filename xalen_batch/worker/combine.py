@@ -134,11 +134,11 @@ def halves(entry: Entry) -> list[Entry]:
 class Combiner:
     """Combines the waiting lines of a lane; event loop thread only, except `lines` (any thread).
 
-    `most`: inputs of a combined request; 1: no lines are combined.
+    `most`: inputs of a combined request; 1: lines are not to be combined.
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         # The mean of lines per request, as far as bounds and parameters decided it.
         self.lines = float(most)
         self._unsplit = 0
@@ -149,9 +149,9 @@ class Combiner:
         They are of the same work, were never sent, and have the same parameters. Nothing is added
         to an entry that was sent before.
         """
-        if self._most == 1 or entry.is_probe or entry.first:
+        if entry.is_probe or entry.first:
             return
-        room = _Room(entry, self._most)
+        room = _Room(entry, self.most)
         beside = waiting.beside(entry, room.takes) if room.is_open else []
         for other in beside:
             entry.lines = (*entry.lines, *other.lines)
@@ -169,7 +169,7 @@ class Combiner:
         found = split(outcome, entry.parts)
         self._unsplit = 0 if found else self._unsplit + 1
         if self._unsplit == MOST_UNSPLIT:
-            self._most, self.lines = 1, 1.0
+            self.most, self.lines = 1, 1.0
             logger.warning("backend.combines_no_inputs", batch_id=entry.source.batch_id)
         return found
 

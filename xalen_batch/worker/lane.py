@@ -185,9 +185,9 @@ class Lane:
             for other, lines in list(self._of_account.items())
             if other == account or self._waiting.is_answered(other)
         )
-        per_request = self._combiner.lines
-        missing = int((self.limit + self._backlog) * per_request) - lines
-        return missing if 2 * missing > self._backlog * per_request else 0
+        backlog, per_request = self._backlog, self._combiner.lines
+        missing = int((self.limit + backlog) * per_request) - lines
+        return missing if 2 * missing > backlog * per_request else 0
 
     @property
     def _backlog(self) -> int:
@@ -243,7 +243,7 @@ class Lane:
                 )
             return None
         entry = self._waiting.next(self.limit, self._refused)
-        if entry is not None:
+        if entry is not None and self._combiner.most > 1:
             self._combiner.fill(entry, self._waiting)
         return entry
 

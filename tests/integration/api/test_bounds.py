@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 
 from tests import factories
+from tests.integration import isolation
 from tests.integration.conftest import Answer, Api, multipart, new_key
 from xalen_batch import config, db, ids
 from xalen_batch.accounts.accounts import Scope, authenticate
 from xalen_batch.accounts.quotas import Quota
 from xalen_batch.api import app
-from xalen_batch.endpoints.names import CHAT
+from xalen_batch.endpoints.names import CHAT, ENDPOINTS
 from xalen_batch.ratelimit import account
 
 Configure = Callable[..., None]
 Route = tuple[str, str]
 LINES = factories.jsonl([factories.chat_line("a")])
+NO_RESPONSE = f"/v1/responses/resp_{'0' * 32}"
 NO_FILE = "/v1/files/file-" + "0" * 32
 DESCRIBED = app.create_app().openapi()["paths"]
 
@@ -68,6 +70,11 @@ def _yesterday(_: Given) -> dict[str, str]:
 
 def _batch(given: Given) -> dict[str, str]:
     return {"input_file_id": given.file_id, "endpoint": CHAT, "completion_window": "24h"}
+
+
+def _call(path: str) -> dict[str, Any]:
+    """The body of a live call."""
+    return {"model": factories.CHAT_MODEL, **isolation.ONE_OF[f"POST {path}"]}
 
 
 BOUNDS: dict[Route, Bound] = {
@@ -127,6 +134,17 @@ BOUNDS: dict[Route, Bound] = {
         },
         is_change=False,
     ),
+    # The requests of a second bound live calls, and the slots of their backend.
+    **{
+        ("POST", path): Bound(
+            lambda given, path=path: (path, _call(path)), CHANGES, is_change=False
+        )
+        for path in ENDPOINTS
+    },
+    ("POST", "/v1/responses/{response_id}/cancel"): Bound(
+        lambda given: (f"{NO_RESPONSE}/cancel", None), CHANGES
+    ),
+    ("DELETE", "/v1/responses/{response_id}"): Bound(lambda given: (NO_RESPONSE, None), CHANGES),
     ("POST", "/v1/api_keys"): Bound(
         lambda given: ("/v1/api_keys", {"name": "ci"}), {Quota.API_KEYS: {"quota_api_keys": 1}}
     ),

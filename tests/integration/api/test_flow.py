@@ -97,7 +97,11 @@ def test_batch_is_created_listed_and_cancelled(api: Api) -> None:
 
 def test_models_are_the_catalog(api: Api) -> None:
     client = api.client
-    assert [model.id for model in client.models.list()] == ["mistral-small-3-1", "bge-reranker-v2"]
+    assert [model.id for model in client.models.list()] == [
+        "mistral-small-3-1",
+        "bge-reranker-v2",
+        "bge-m3",
+    ]
     assert client.models.retrieve("bge-reranker-v2").owned_by == "BAAI"
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         client.models.retrieve("gpt-9")

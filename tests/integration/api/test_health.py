@@ -11,6 +11,7 @@ import redis
 from tests.integration.conftest import Api
 from xalen_batch import catalog
 from xalen_batch.api import health
+from xalen_batch.endpoints.names import ENDPOINTS
 
 PATHS = {
     "/v1/api_keys",
@@ -22,6 +23,9 @@ PATHS = {
     "/v1/batches",
     "/v1/batches/{batch_id}",
     "/v1/batches/{batch_id}/cancel",
+    *ENDPOINTS,
+    "/v1/responses/{response_id}",
+    "/v1/responses/{response_id}/cancel",
     "/v1/models",
     "/v1/models/{model_id}",
     "/v1/batches/estimate",

@@ -90,6 +90,7 @@ class World:
             "batch_id": found[batch],
             "schedule_id": schedule,
             "key_id": found[Kind.KEY],
+            "response_id": found[Kind.RESPONSE],
             **OTHER_PARAMETERS,
             "month": f"{datetime.now(UTC):%Y-%m}",
         }

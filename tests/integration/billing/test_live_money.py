@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from tests import factories
 from tests.conftest import as_owner
-from tests.factories import CHAT_MODEL, RERANK_MODEL, chat_line
+from tests.factories import CHAT_MODEL, EMBEDDING_MODEL, RERANK_MODEL, chat_line
 from tests.integration.conftest import Api
 from tests.integration.engines import run_to_end
 from tests.unit.cli.fake_api import serving
@@ -251,7 +251,7 @@ class TestBackends:
         assert {model["id"]: model["answered_by"] for model in told["models"]} == {
             CHAT_MODEL: "openai",
             RERANK_MODEL: None,
-            "bge-m3": None,
+            EMBEDDING_MODEL: None,
         }
         file = live.upload(factories.jsonl([chat_line("a", model=RERANK_MODEL)]))
         estimate = live.ask("POST", "/v1/batches/estimate", {"input_file_id": file["id"]}).json
@@ -405,7 +405,8 @@ class TestPrices:
         self, use: Use, tmp_path: Path
     ) -> None:
         said: list[str] = []
-        supervisor = Supervisor(tmp_path, ports.Listener("127.0.0.1", 0, []), said.append)
+        listener = ports.Listener("127.0.0.1", 0, [])
+        supervisor = Supervisor(tmp_path, listener, said.append, local={})
         supervisor._tell_of_prices()
         assert said == []
         use(f'[models.{CHAT_MODEL}]\nprice = {{ input = "7" }}\n')

@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 
 from tests.billing import Ran, running
 from tests.conftest import as_owner
-from tests.factories import CHAT_MODEL, RERANK_MODEL
+from tests.factories import CHAT_MODEL, EMBEDDING_MODEL, RERANK_MODEL
 from xalen_batch import db, ids, migrate
 from xalen_batch.billing import invoices, prices
 from xalen_batch.billing.charges import COMPONENTS
+from xalen_batch.cli.model_servers.prices import put_in_force
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.models import Price, workers
 
@@ -134,6 +135,7 @@ def test_of_many_syncs_at_once_one_changes_the_prices(
         assert sorted(pool.map(change, range(16))) == [False] * 15 + [True]
     with db.transaction() as session:
         is_open = Price.valid_to.is_(None)
+        # Of each component in both modes: two of the chat model, one of each other model.
         assert session.scalar(select(func.count()).where(is_open)) == 8
 
 
@@ -165,7 +167,7 @@ def test_an_empty_table_is_filled_once(configure: Callable[..., None], session: 
     assert len(prices.history(session)) == 8
     session.execute(update(Price).values(valid_to=func.clock_timestamp()))
     prices.fill(session)
-    assert prices.unpriced(session) == sorted(MODELS)
+    assert prices.unpriced(session) == sorted([*MODELS, EMBEDDING_MODEL])
 
 
 def test_a_price_change_leaves_a_batch_that_exists_alone(reprice: Reprice) -> None:
@@ -229,3 +231,21 @@ def test_cached_input_gets_a_price_once_every_live_worker_charges_it(
         workers.gone(other, "old")
     assert reprice('price = { input = "0.025", cached_input = "0.002" }') == 2
     assert snapshot()[CHAT_MODEL] == {"input": "0.025", "cached_input": "0.002", "output": "0.04"}
+
+
+def test_a_model_that_is_added_is_told_of_workers_that_would_not_charge_it(
+    configure: Callable[..., None], tmp_path: Path
+) -> None:
+    with db.transaction() as session:
+        workers.seen(session, "old")
+    file = tmp_path / "catalog.toml"
+    file.write_text(f'[models.{CHAT_MODEL}]\nprice = {{ cached_input = "0.002" }}\n')
+    configure(catalog=file)
+    told = put_in_force(CHAT_MODEL)
+    assert told is not None
+    assert told.startswith(
+        "`xalen-batch prices sync` puts its prices in force. Nothing was changed"
+    )
+    with db.transaction() as session:
+        workers.gone(session, "old")
+    assert put_in_force(CHAT_MODEL) is None

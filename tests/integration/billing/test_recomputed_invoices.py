@@ -109,7 +109,7 @@ def used(
         )
         if not only_counted or body.get("xalen", {}).get("usage_source") == "counted":
             details = body["usage"].get("prompt_tokens_details") or {}
-            cached = details.get("cached_tokens", 0) if is_cached_apart else 0
+            cached = (details.get("cached_tokens") or 0) if is_cached_apart else 0
             found[model, "input"] += body["usage"]["prompt_tokens"] - cached
             found[model, "cached_input"] += cached
             found[model, "output"] += body["usage"].get("completion_tokens", 0)

@@ -169,7 +169,8 @@ def test_an_embedding_model_of_tei_is_found_with_its_endpoint(file: Path) -> Non
         found = added(imitated.url, price="input=0.01")
     assert found["entry"]["endpoints"] == ["/v1/embeddings"]
     assert found["entry"]["category"] == "embedding"
-    assert catalog.read(file)["multilingual-e5-small"].context_window == 512
+    model = catalog.read(file)["multilingual-e5-small"]
+    assert (model.context_window, model.backend.max_inputs) == (512, 8)
 
 
 def test_responses_are_translated_where_the_server_lacks_them(file: Path) -> None:

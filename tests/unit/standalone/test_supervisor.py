@@ -9,7 +9,7 @@ import random, signal
 from pathlib import Path
 from xalen_batch.standalone import ports, supervisor
 supervisor.LOOK_INTERVAL = 1e-5
-watching = supervisor.Supervisor(Path("data"), ports.Listener("127.0.0.1", 1, []), print)
+watching = supervisor.Supervisor(Path("data"), ports.Listener("127.0.0.1", 1, []), print, {})
 watching._front = watching._workers = []
 watching._is_starting = False
 signal.signal(signal.SIGALRM, watching._on_signal)

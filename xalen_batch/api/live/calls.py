@@ -11,6 +11,7 @@ from xalen_batch import log
 from xalen_batch.api import health
 from xalen_batch.api.live import errors
 from xalen_batch.api.live.ledger import Call, recorder
+from xalen_batch.api.live.queued import Waiting
 from xalen_batch.api.live.relay import Relay, streamed_body
 from xalen_batch.api.live.requests import LiveCall
 from xalen_batch.api.live.stations import Stations
@@ -32,6 +33,7 @@ class Calls:
 
     def __init__(self) -> None:
         self._stations = Stations()
+        self.waiting = Waiting()
 
     async def run(self, call: LiveCall, id: str, gone: Awaitable[object]) -> Answered | Refused:
         """The model's answer to a call, which is billed if it is one.
@@ -40,7 +42,7 @@ class Calls:
         the model's answer is given up and nothing is billed, and errors of `live/errors.py`.
         """
         recorder.refuse_if_full()
-        outcome = await _unless(gone, self._send(call, Request(call.endpoint, call.body, id)))
+        outcome = await unless(gone, self._send(call, Request(call.endpoint, call.body, id)))
         if isinstance(outcome, Retryable):
             raise _unanswered(call, outcome)
         if isinstance(outcome, Answered):
@@ -88,7 +90,7 @@ def _unanswered(call: LiveCall, outcome: Retryable) -> XalenError:
     return errors.of_outcome(call.model.id, outcome)
 
 
-async def _unless(gone: Awaitable[object], answer: Awaitable[T]) -> T:
+async def unless(gone: Awaitable[object], answer: Awaitable[T]) -> T:
     """The answer, unless the client goes first."""
     leaving, answering = asyncio.ensure_future(gone), asyncio.ensure_future(answer)
     try:

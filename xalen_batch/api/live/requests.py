@@ -13,6 +13,7 @@ from xalen_batch.endpoints import operations
 from xalen_batch.endpoints.form import Form, InvalidBody
 from xalen_batch.endpoints.names import Endpoint
 from xalen_batch.errors import InvalidRequest, NotFound, quoted
+from xalen_batch.states import QueuedCall
 from xalen_batch.validation import lines
 
 # Tiers that mean a live call, in OpenAI's words.
@@ -37,9 +38,11 @@ class LiveCall(NamedTuple):
         return bool(self.fields.get("stream"))
 
     @property
-    def is_queued(self) -> bool:
-        """Whether it is a line of a batch: flex, or in the background."""
-        return self.fields.get("service_tier") == FLEX or bool(self.fields.get("background"))
+    def kind(self) -> QueuedCall | None:
+        """How its client gets the answer of a queued call; None: it is answered at once."""
+        if self.fields.get("background"):
+            return QueuedCall.BACKGROUND
+        return QueuedCall.FLEX if self.fields.get("service_tier") == FLEX else None
 
 
 def checked(known: Known, endpoint: Endpoint, body: bytes) -> LiveCall:
@@ -111,6 +114,12 @@ def _refuse_unless_fits(
         raise InvalidRequest(
             f"service_tier: {quoted(tier)} is not one. Leave it out for a live call, or use flex.",
             param="service_tier",
+        )
+    if fields.get("stream") and (tier == FLEX or fields.get("background")):
+        raise InvalidRequest(
+            "stream: a queued call has no stream. Leave out stream, or background and"
+            " service_tier.",
+            param="stream",
         )
     for name in _NOT_KEPT:
         if fields.get(name):

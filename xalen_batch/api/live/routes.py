@@ -1,21 +1,27 @@
 """POST /v1/chat/completions and the other endpoints of models, as live calls."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
+from uuid import UUID
 
+import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
-from xalen_batch import ids
+from xalen_batch import batches, db, ids
 from xalen_batch.accounts.accounts import Scope
 from xalen_batch.api import deps
-from xalen_batch.api.live import callers, requests
-from xalen_batch.api.live.calls import Calls, ClientGone
+from xalen_batch.api.http.middleware import CLIENT_CLOSED
+from xalen_batch.api.live import background, callers, queued, requests
+from xalen_batch.api.live.calls import Calls, ClientGone, unless
 from xalen_batch.api.live.requests import LiveCall
 from xalen_batch.backends.contract import Refused
-from xalen_batch.endpoints.names import ENDPOINTS, Endpoint
-from xalen_batch.errors import InvalidRequest
+from xalen_batch.config import settings
+from xalen_batch.endpoints.names import ENDPOINTS, RESPONSES, Endpoint
+from xalen_batch.errors import NotFound
+from xalen_batch.states import QueuedCall
 
 router = APIRouter(tags=["live calls"])
 # Proxies pass each event on at once.
@@ -47,21 +53,71 @@ BODY: dict[str, Any] = {
 def _route(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     @deps.needs(Scope.SUBMIT)
     async def run(request: Request) -> Response:
+        if settings().live == "off":
+            raise NotFound(_as_batch(endpoint), code="live_calls_off")
         known = await callers.admit(request)
         call = requests.checked(known, endpoint, await request.body())
-        if call.is_queued:
-            raise InvalidRequest("Not yet.")
         calls: Calls = request.state.calls
+        if call.kind is QueuedCall.BACKGROUND:
+            return await _in_background(call)
+        if call.kind is QueuedCall.FLEX:
+            return await _flex(calls, call, request)
         if call.is_streamed:
             return await _streamed(calls, call)
         try:
             answer = await calls.run(call, ids.new().hex, request.receive())
         except ClientGone:
             # Nobody reads this answer.
-            return Response(status_code=499)
+            return Response(status_code=CLIENT_CLOSED)
         return Response(answer.body, answer.status, media_type="application/json")
 
     return run
+
+
+async def _in_background(call: LiveCall) -> Response:
+    batch_id = await asyncio.to_thread(queued.enqueue, call, QueuedCall.BACKGROUND)
+    return await asyncio.to_thread(_begun, call, batch_id)
+
+
+def _begun(call: LiveCall, batch_id: UUID) -> Response:
+    with db.reading() as session:
+        batch = batches.get(session, call.caller, ids.render("batch", batch_id))
+        return _json(200, background.shown(session, batch))
+
+
+async def _flex(calls: Calls, call: LiveCall, request: Request) -> Response:
+    batch_id = await asyncio.to_thread(queued.enqueue, call, QueuedCall.FLEX)
+    try:
+        async with asyncio.timeout(settings().flex_wait):
+            await unless(request.receive(), calls.waiting.end(batch_id))
+    except ClientGone:
+        await asyncio.to_thread(queued.give_up, call.caller, batch_id)
+        return Response(status_code=CLIENT_CLOSED)
+    except TimeoutError:
+        raise queued.still_queued(batch_id) from None
+    status, body = await asyncio.to_thread(queued.answer, call.caller, batch_id)
+    if status < 300:
+        body["service_tier"] = requests.FLEX
+        if call.endpoint == RESPONSES:
+            body["id"] = ids.render("resp", batch_id)
+    return _json(status, body)
+
+
+def _json(status: int, body: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(body), status, media_type="application/json")
+
+
+def _as_batch(endpoint: Endpoint) -> str:
+    """The remedy for a live call to a server that only runs batches."""
+    line = (
+        f'{{"custom_id": "1", "method": "POST", "url": "{endpoint}", "body": <the body of this'
+        " request>}"
+    )
+    return (
+        f"This server runs batches, not live calls. Write the line {line} to a file,"
+        " requests.jsonl, and run it: `xalen-batch run requests.jsonl`, or POST /v1/files and"
+        " /v1/batches."
+    )
 
 
 async def _streamed(calls: Calls, call: LiveCall) -> Response:

@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from xalen_batch.catalog_backend import BackendConfig
 from xalen_batch.cli.failures import USAGE, Failed
 from xalen_batch.cli.model_servers import endpoints as probing
 from xalen_batch.cli.model_servers import entry, kinds
@@ -118,6 +119,9 @@ def _backend(
         backend["model"] = served.id
     if api_key_env:
         backend["api_key_env"] = api_key_env
+    most = served.most_inputs
+    if EMBEDDINGS in probed.endpoints and most and most < BackendConfig().max_inputs:
+        backend["max_inputs"] = most
     if RESPONSES in probed.endpoints:
         backend["has_responses"] = True
     if probed.rerank_api not in (None, "jina"):
@@ -140,8 +144,6 @@ def _models(file: Path, name: str, fields: dict[str, Any]) -> Any:
 
 
 def _headers(api_key_env: str | None) -> dict[str, str]:
-    from xalen_batch.catalog_backend import BackendConfig
-
     if api_key_env is None:
         return {}
     if not os.environ.get(api_key_env, "").strip():

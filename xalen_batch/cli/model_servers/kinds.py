@@ -16,13 +16,17 @@ _UNITS = (("T", 10**12), ("B", 10**9), ("M", 10**6))
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model of a server. `slots`: requests that it runs at a time, as it says itself."""
+    """A model of a server, as the server describes it.
+
+    `slots`: requests that it runs at a time. `most_inputs`: inputs that a request may have.
+    """
 
     id: str
     context_window: int | None = None
     parameters: str | None = None
     owned_by: str | None = None
     slots: int | None = None
+    most_inputs: int | None = None
     note: str = ""
 
 
@@ -101,7 +105,11 @@ def _tei(server: Server, _: Mapping[str, Any], __: Models) -> Kind | None:
     info = server.get("//info").table
     if "max_input_length" not in info or not _text(info.get("model_id")):
         return None
-    model = ServedModel(str(info["model_id"]), _count(info["max_input_length"]))
+    model = ServedModel(
+        str(info["model_id"]),
+        _count(info["max_input_length"]),
+        most_inputs=_count(info.get("max_client_batch_size")),
+    )
     return Kind("TEI", _text(info.get("version")), server.url, (model,))
 
 

@@ -10,13 +10,13 @@ def put_in_force(model: str) -> str | None:
     Returns why not, with the remedy.
     """
     from xalen_batch import catalog
+    from xalen_batch.billing import prices
 
     later = "`xalen-batch prices sync` puts its prices in force"
     catalog.reload()
     try:
         with database.transaction() as session:
             from xalen_batch import migrate
-            from xalen_batch.billing import prices
 
             if not migrate.is_usable():
                 return f"{later}, after `xalen-batch migrate`."
@@ -25,6 +25,8 @@ def put_in_force(model: str) -> str | None:
                 return f"{later}; prices of other models differ as well."
             prices.sync(session, changes)
             return None
+    except prices.Refused as refusal:
+        return f"{later}. {refusal}"
     except Failed:
         return f"{later}, once the server runs."
     except Exception as error:
