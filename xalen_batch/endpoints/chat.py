@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
-import orjson
 from msgspec import Meta, Struct, field
 
 from xalen_batch.endpoints import tokens, usage
@@ -151,10 +150,10 @@ def pieces(body: Mapping[str, Any]) -> Prompt:
     tools = body.get("tools")
     contents = [(message, message.get("content")) for message in body["messages"]]
     messages = [
-        content if isinstance(content, str) else orjson.dumps(message)
+        content if isinstance(content, str) else msgspec.json.encode(message)
         for message, content in contents
     ]
-    return [orjson.dumps(tools), *messages] if tools else messages
+    return [msgspec.json.encode(tools), *messages] if tools else messages
 
 
 def _tools(body: Mapping[str, Any]) -> Any:

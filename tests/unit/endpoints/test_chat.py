@@ -33,3 +33,9 @@ def test_a_streamed_function_call_has_begun() -> None:
         joined.add({"choices": [{"index": 0, "delta": {"function_call": part}}]})
     assert joined.has_begun
     assert chat.counted(joined.completion, ASKED).output_tokens > 5
+
+
+def test_whole_numbers_of_any_size_are_part_of_the_prompt() -> None:
+    content = [{"type": "text", "text": "Hi", "more": 2**70}]
+    (piece,) = chat.pieces({"messages": [{"role": "user", "content": content}]})
+    assert str(2**70) in str(piece)

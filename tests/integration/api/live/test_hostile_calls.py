@@ -35,7 +35,7 @@ FIELDS = [
 ]
 # Words that are values of some field, so that more than the first check is met.
 WORDS = [
-    *("flex", "auto", "default", "user", "assistant", "tool", "text", "input_text", "function"),
+    *("auto", "default", "user", "assistant", "tool", "text", "input_text", "function"),
     *("function_call", "function_call_output", "reasoning", "json_schema", "json_object", "base64"),
     *("required", "none", "message.output_text.logprobs", "find", "{}", "", "\0", "\U0001f600"),
 ]
@@ -109,6 +109,18 @@ def test_a_body_beyond_the_limit_is_refused_unread(api: Api, endpoint: str) -> N
     length = {"content-length": str(10**12), "content-type": "application/json"}
     assert api.ask("POST", endpoint, b"", headers=length).status == 413
     assert api.ask("POST", endpoint, b"", headers=length, key=None).status == 401
+
+
+def test_a_response_repeats_a_number_of_more_than_64_bits(api: Api) -> None:
+    body = GOOD["/v1/responses"] | {"store": 2**70}
+    answer = api.ask("POST", "/v1/responses", body)
+    assert (answer.status, answer.json["store"]) == (200, 2**70)
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/embeddings", "/v1/rerank"])
+def test_what_has_no_stream_is_not_streamed(api: Api, endpoint: str) -> None:
+    answer = api.ask("POST", endpoint, GOOD[endpoint] | {"stream": True})
+    assert (answer.status, answer.error["param"]) == (400, "stream")
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
