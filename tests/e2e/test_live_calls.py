@@ -19,7 +19,6 @@ import pytest
 
 from tests.e2e import processes
 from tests.e2e.stack import Stack
-from tests.e2e.test_faults_api import another, restart, stop
 from tests.factories import CHAT_MODEL
 from xalen_batch.billing import reconcile
 
@@ -38,7 +37,7 @@ def _served(services: Stack) -> Iterator[None]:
     services.backend.target = ("127.0.0.1", services.model_port)
     services.backend.break_connections()
     if services.api.poll() is not None:
-        restart(services)
+        services.restart_api()
     if services.worker.poll() is not None:
         services.worker = services.start("worker")
     services.wait_until_ready()
@@ -135,7 +134,7 @@ class TestKilled:
             asked.result()
             assert calls.errors == [None]
             assert at_model.closed.wait(60)
-        restart(services)
+        services.restart_api()
         calls.ask()
         calls.are_billed_once()
 
@@ -145,7 +144,7 @@ class TestKilled:
             with calls.going_on(services.port):
                 calls.wait_for(20)
                 services.kill(services.api)
-                restart(services)
+                services.restart_api()
                 calls.wait_for(5)
         calls.ask()
         last = calls.answered[-1]
@@ -201,7 +200,7 @@ class TestStopped:
         calls = Calls(services)
         with calls.going_on(services.port):
             calls.wait_for(20)
-            stop(services.api)
+            processes.stopped_in(services.api)
         assert calls.billed == Counter(calls.answered)
         assert set(calls.errors) <= {None, 503}
 
@@ -221,14 +220,14 @@ class TestStopped:
 class TestMidnight:
     def test_a_ledger_ends_while_two_apis_answer(self, services: Stack) -> None:
         calls = Calls(services)
-        port, api = another(services)
+        port, api = services.another_api()
         try:
             with calls.going_on(services.port, port):
                 calls.wait_for(20)
                 ended = end_the_day(services)
                 calls.wait_for(20)
         finally:
-            assert stop(api) < 30
+            assert processes.stopped_in(api) < 30
         calls.are_billed_once()
         assert len(ended) == 1
         with services.direct() as session:
