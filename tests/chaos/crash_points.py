@@ -54,11 +54,19 @@ POINTS = {
     "seal: columns packed": Point("worker", f"{PIPELINE}.seal:_pack", "after", 2),
     "seal: before its commit": Point("worker", f"{PIPELINE}.seal:_mark", "after", 2),
     "recover: before its commit": Point("worker", f"{PIPELINE}.recover:_take_back", "after", 1),
+    "live: answered, not recorded": Point(
+        "api", "xalen_batch.api.live.ledger:Recorder.add", "after", 20
+    ),
+    "live: before its commit": Point("api", "xalen_batch.models.ledgers:add_lines", "after", 10),
+    "live: after its commit": Point(
+        "api", "xalen_batch.api.live.ledger:Recorder._write", "after", 10
+    ),
     "upload: stored, no row": Point("api", "xalen_batch.api.uploads:_store", "after", 2),
     "upload: before its commit": Point("api", "xalen_batch.files:create", "after", 2),
     "create: before its commit": Point("api", "xalen_batch.batches:create", "after", 2),
+    # Reached by transactions with a message alone, so not by those that record live calls.
     "create: after its commit, not answered": Point(
-        "api", "xalen_batch.broker:publish", "before", 4
+        "api", "xalen_batch.broker:_publisher", "before", 4
     ),
     "cancel: before its commit": Point("api", "xalen_batch.batches:cancel", "after", 1),
 }

@@ -1,7 +1,7 @@
 """The product's simulated models over HTTP, with a record of every call and storms on request.
 
 Each request is a line of a log: its token (a line's custom id, from the prompt), what it was
-answered, and whether that was a good answer. A good answer carries the token back, so that answers
+answered, whether that was a good answer, and its id. A good answer carries the token back, so that answers
 that were mixed up are seen. `POST /storm` with `{"fault": "status=503", "rate": 0.5}` makes that
 share of the requests meet the fault; rate 0 ends it.
 """
@@ -17,6 +17,7 @@ from uvloop import new_event_loop
 from xalen_batch.backends.simulated import faults, server
 from xalen_batch.backends.simulated.constants import FINGERPRINT
 from xalen_batch.backends.simulated.model import Answer
+from xalen_batch.endpoints.chunks import of_completion
 
 TOKEN = re.compile(rb"run-[0-9]+-[a-z]+-[0-9]+")
 
@@ -37,7 +38,9 @@ class Recorder(server.Simulator):
         is_good = reply.status == 200 and reply.ending == "whole" and reply.body.startswith(b"{")
         # One write of a short line is atomic, whichever process is killed meanwhile.
         os.write(
-            self._log, b"%s %d %s %d\n" % (token, reply.status, reply.ending.encode(), is_good)
+            self._log,
+            b"%s %d %s %d %s\n"
+            % (token, reply.status, reply.ending.encode(), is_good, request_id.encode() or b"-"),
         )
         if not is_good:
             return reply
@@ -46,9 +49,11 @@ class Recorder(server.Simulator):
             answered["meta"] = {"echo": token.decode()}
         else:
             answered["system_fingerprint"] = f"{FINGERPRINT} {token.decode()}"
-        return Answer(
-            reply.status, orjson.dumps(answered), reply.latency, reply.headers, reply.ending
-        )
+        sent = orjson.dumps(answered)
+        if b'"stream":true' in body:
+            chunks = map(orjson.dumps, of_completion(answered))
+            sent = b"".join(b"data: %b\n\n" % chunk for chunk in (*chunks, b"[DONE]"))
+        return Answer(reply.status, sent, reply.latency, reply.headers, reply.ending)
 
 
 async def serve(port: int, log: str) -> None:

@@ -36,10 +36,14 @@ Row = dict[str, Any]
 
 @dataclass
 class Calls:
-    """The model server's calls, by token: all requests, and those with a good answer."""
+    """The model server's calls, by token: all requests, and those with a good answer.
+
+    `live`: the tokens of live calls, by the ids of their requests.
+    """
 
     asked: Counter[str] = field(default_factory=Counter)
     answered: Counter[str] = field(default_factory=Counter)
+    live: dict[str, str] = field(default_factory=dict)
 
     @property
     def repeated(self) -> int:
@@ -53,7 +57,10 @@ def read_calls(log: Path, start: int) -> Calls:
     with log.open("rb") as lines:
         lines.seek(start)
         for line in lines:
-            token, _, _, is_good = line.decode().split()
+            token, _, _, is_good, request_id = line.decode().split()
+            if "-live-" in token:
+                calls.live[request_id] = token
+                continue
             calls.asked[token] += 1
             calls.answered[token] += int(is_good)
     return calls

@@ -56,6 +56,8 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             ", ".join(f"{count} {reason}" for reason, count in given_up.items()) or "0"
         ),
         "requests of clients that had to be sent again": _sum(outcomes, "unanswered"),
+        "live calls": _sum(outcomes, "live_calls"),
+        "live calls that a killed API answered and did not bill": _sum(outcomes, "live_lost"),
         "worst recovery with a lease of 3 s, seconds": _worst(
             outcome for outcome in outcomes if outcome.lease < DEFAULT_LEASE
         ),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 
-from tests.chaos import leftovers, logged, oracle, sealed
+from tests.chaos import leftovers, live, logged, oracle, sealed
 from tests.chaos.drive import Client, Delivery
 from tests.chaos.faults import KINDS, PROCESSES, Fault
 from tests.chaos.plan import Act, Plan
@@ -42,6 +42,8 @@ class Outcome:
     doubled: int = 0
     given_up: dict[str, int] = field(default_factory=dict)
     unanswered: int = 0
+    live_calls: int = 0
+    live_lost: int = 0
     recovery: float = 0.0
     seconds: float = 0.0
     wrong: list[str] = field(default_factory=list)
@@ -64,6 +66,9 @@ class Run:
         self._clients = [
             Client(system.base_url, system.key, f"run-{plan.seed}", order) for order in plan.orders
         ]
+        self.live = live.Delivered()
+        self._caller = live.Client(system.base_url, system.key, f"run-{plan.seed}", self.live)
+        self._is_api_killed = False
         self._is_crashing = False
         self._connection: psycopg.Connection | None = None
 
@@ -71,6 +76,7 @@ class Run:
         started = time.monotonic()
         for client in self._clients:
             client.start()
+        self._caller.start()
         with ExitStack() as until_the_end:
             for act in self._plan.acts:
                 self._wait_for(act)
@@ -104,6 +110,7 @@ class Run:
     def _begin(self, fault: Fault, until: ExitStack) -> None:
         self.outcome.faults.append(f"{fault.kind}: {fault.on}")
         self.outcome.kills += _kills(fault)
+        self._is_api_killed |= fault.kind == "kill -9" and fault.on in ("api", "all")
         until.enter_context(KINDS[fault.kind](self._system, fault))
         self._is_crashing |= fault.is_crash_point
 
@@ -122,6 +129,7 @@ class Run:
         for part in self._system.parts.values():
             if not part.is_wanted or part.is_running:
                 continue
+            self._is_api_killed |= part.name == "api"
             if part.fired.exists():
                 point = part.fired.read_text("utf-8").rpartition(" ")[0]
                 self.outcome.fired.append(point)
@@ -158,6 +166,8 @@ class Run:
         while not self._is_over:
             self._raise_the_dead()
             time.sleep(LOOK)
+        self._caller.is_over.set()
+        self._caller.join()
         ended = [delivery.ended_at for delivery in self.deliveries if delivery.ended_at is not None]
         self.outcome.recovery = max(0.0, max(ended, default=healed) - healed)
         if self.outcome.recovery > BOUND:
@@ -171,7 +181,7 @@ class Run:
 
     def _judge(self) -> None:
         deliveries = self.deliveries
-        calls = self.calls = oracle.read_calls(self._system.calls, self._first_call)
+        calls = self.calls = self._read_calls()
         self.outcome.calls, self.outcome.repeated = calls.asked.total(), calls.repeated
         self.outcome.lost, self.outcome.doubled = oracle.lost_and_doubled(deliveries)
         self.outcome.given_up = dict(oracle.given_up(deliveries))
@@ -180,12 +190,36 @@ class Run:
         with self._system.connect() as connection:
             wrong += oracle.wrong(connection, f"run-{self._plan.seed}", deliveries, calls)
         wrong += self._reconciled("with rows")
+        wrong += self._end_the_day()
         wrong += sealed.unsealed(self._system, f"run-{self._plan.seed}")
+        with self._system.connect() as connection:
+            wrong += self._wrong_calls(connection)
         if not self._keeps_rows:
             wrong += sealed.wrong(self._system, f"run-{self._plan.seed}", deliveries)
             wrong += self._reconciled("without rows")
         wrong += leftovers.left(self._system)
         wrong += self._read_logs.errors()
+
+    def _end_the_day(self) -> list[str]:
+        with self._system.connect() as connection:
+            connection.autocommit = True
+            wrong = live.end_the_day(
+                connection, self._caller, f"run-{self._plan.seed}", self._read_calls
+            )
+        self._caller.close()
+        self.calls = self._read_calls()
+        return wrong
+
+    def _wrong_calls(self, connection: psycopg.Connection) -> list[str]:
+        run = f"run-{self._plan.seed}"
+        self.outcome.live_calls = len(self.live.asked)
+        self.outcome.live_lost = live.lost(connection, run, self.live, self.calls)
+        return list(
+            live.wrong(connection, run, self.live, self.calls, may_lose=self._is_api_killed)
+        )
+
+    def _read_calls(self) -> oracle.Calls:
+        return oracle.read_calls(self._system.calls, self._first_call)
 
     def _reconciled(self, when: str) -> list[str]:
         code, found, words = self._system.command("reconcile", "--json")

@@ -8,7 +8,7 @@ from random import Random
 import psycopg
 import pytest
 
-from tests.chaos import leftovers, oracle, sealed
+from tests.chaos import leftovers, live, oracle, sealed
 from tests.chaos.campaign import Campaign
 from tests.chaos.drive import Delivery
 from tests.chaos.oracle import Calls
@@ -19,6 +19,7 @@ from xalen_batch import ids
 
 SEED = 9001
 RUN = f"run-{SEED}"
+LEDGER = f"(SELECT id FROM batches WHERE ledger IS NOT NULL AND metadata ->> 'run' = '{RUN}')"
 
 
 @dataclass
@@ -29,6 +30,10 @@ class Evidence:
     calls: Calls
     connection: psycopg.Connection
     system: System
+    live: live.Delivered
+
+    def wrong_calls(self, *, may_lose: bool = False) -> list[str]:
+        return [*live.wrong(self.connection, RUN, self.live, self.calls, may_lose=may_lose)]
 
     @property
     def wrong(self) -> list[str]:
@@ -40,10 +45,11 @@ class Evidence:
     def change(self, statement: str) -> None:
         """Change rows in the database, with triggers and foreign keys switched off.
 
-        `{chat}` is the id of the batch of that name.
+        `{chat}` is the id of the batch of that name, `{ledger}` that of the live calls' ledger.
         """
         batch_id = self.of("chat").batch["id"].removeprefix("batch_")
-        changed = self.connection.execute(statement.replace("{chat}", f"'{batch_id}'"))  # type: ignore[arg-type]
+        filled = statement.replace("{chat}", f"'{batch_id}'").replace("{ledger}", LEDGER)
+        changed = self.connection.execute(filled)  # type: ignore[arg-type]
         assert changed.rowcount > 0
 
 
@@ -61,12 +67,16 @@ def evidence(calm: tuple[System, Run]) -> Iterator[Evidence]:
     system, run = calm
     with system.connect() as connection:
         connection.execute("SET session_replication_role = replica")
-        yield Evidence(deepcopy(run.deliveries), deepcopy(run.calls), connection, system)
+        yield Evidence(
+            deepcopy(run.deliveries), deepcopy(run.calls), connection, system, deepcopy(run.live)
+        )
         connection.rollback()
 
 
 def test_a_run_that_went_well_has_nothing_wrong(evidence: Evidence) -> None:
     assert evidence.wrong == []
+    assert evidence.wrong_calls() == []
+    assert len(evidence.live.answered) == len(evidence.live.asked) > 5
     assert [*leftovers.in_tables(evidence.connection)] == []
     assert oracle.lost_and_doubled(evidence.deliveries) == (0, 0)
     assert sum(len(delivery.errors) for delivery in evidence.deliveries) > 0
@@ -278,6 +288,43 @@ def test_half_an_upload_is_named(evidence: Evidence) -> None:
         ]
     finally:
         whole.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        (
+            (
+                "INSERT INTO results (batch_id, line_no, model, custom_id, status_code, amount)"
+                " SELECT batch_id, 100000, model, custom_id, status_code, amount FROM results WHERE"
+                " batch_id = {ledger} AND line_no = 1"
+            ),
+            "is billed 2 times",
+        ),
+        ("DELETE FROM results WHERE batch_id = {ledger} AND line_no = 1", "are on no ledger"),
+        (
+            "UPDATE results SET custom_id = 'x' WHERE batch_id = {ledger} AND line_no = 1",
+            "a ledger has a call that no model saw",
+        ),
+        ("UPDATE results SET amount = 1 WHERE batch_id = {ledger} AND line_no = 1", "was charged"),
+        (
+            "UPDATE results SET input_tokens = 1 WHERE batch_id = {ledger} AND line_no = 1",
+            "and the client was told",
+        ),
+        ("UPDATE batches SET total = total + 1 WHERE id = {ledger}", "a ledger of"),
+        ("UPDATE tasks SET lines = lines + 1 WHERE batch_id = {ledger}", "a ledger of"),
+        ("UPDATE invoices SET total = 1 WHERE batch_id = {ledger}", "a ledger is invoiced"),
+    ],
+)
+def test_a_wrong_ledger_is_named(evidence: Evidence, statement: str, words: str) -> None:
+    evidence.change(statement)
+    assert [found for found in evidence.wrong_calls() if words in found]
+
+
+def test_a_killed_api_may_lose_a_call_and_bill_none_twice(evidence: Evidence) -> None:
+    evidence.change("DELETE FROM results WHERE batch_id = {ledger} AND line_no = 1")
+    assert not any("no ledger" in words for words in evidence.wrong_calls(may_lose=True))
+    assert live.lost(evidence.connection, RUN, evidence.live, evidence.calls) == 1
 
 
 def test_what_changed_when_rows_were_dropped_is_named(evidence: Evidence) -> None:

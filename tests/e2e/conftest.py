@@ -22,6 +22,8 @@ CATALOG = """\
 kind = "simulated"
 [models.bge-reranker-v2.backend]
 kind = "simulated"
+[models.bge-m3.backend]
+kind = "simulated"
 """
 
 

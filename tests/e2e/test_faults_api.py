@@ -6,7 +6,6 @@ import http.client
 import json
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -27,12 +26,7 @@ MiB = 1024 * 1024
 def _served(services: Stack) -> Iterator[None]:
     yield
     if services.api.poll() is not None:
-        restart(services)
-
-
-def restart(stack: Stack) -> None:
-    stack.api = stack.start("api")
-    stack.wait_until_ready()
+        services.restart_api()
 
 
 def inputs(stack: Stack) -> set[Path]:
@@ -62,7 +56,7 @@ class TestKilled:
         before = inputs(services)
         with half_an_upload(services, services.port):
             services.kill(services.api)
-        restart(services)
+        services.restart_api()
         assert {file.id for file in client.files.list()} == known
         # The remains are no stored object: the sweep removes them when they are old.
         left = inputs(services) - before
@@ -94,7 +88,7 @@ class TestKilled:
             services.kill(services.api)
             answered = {key: call.result() for key, call in asked.items()}
         assert None in answered.values(), "it was killed too late"
-        restart(services)
+        services.restart_api()
         again = {key: create(services.client(), key) for key in keys}
         assert None not in again.values()
         assert all(again[key] == id for key, id in answered.items() if id is not None)
@@ -122,7 +116,7 @@ class TestKilled:
         with pytest.raises((http.client.IncompleteRead, ConnectionError)):
             answer.read()
         connection.close()
-        restart(services)
+        services.restart_api()
         assert client.files.content(file.id).content == content
 
 
@@ -153,7 +147,7 @@ class TestStopped:
                 services.api.send_signal(signal.SIGTERM)
                 services.api.wait(60)
                 stopped_in = time.monotonic() - begun
-                restart(services)
+                services.restart_api()
                 count = len(answers)
                 processes.wait_until(lambda: len(answers) > count + 10)
             finally:
@@ -164,7 +158,7 @@ class TestStopped:
         services.is_done(batch)
 
     def test_what_was_sent_before_it_stopped_listening_is_answered(self, services: Stack) -> None:
-        port, api = another(services, long_requests=24, long_requests_per_account=24)
+        port, api = services.another_api(long_requests=24, long_requests_per_account=24)
         kept = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(4)]
         for connection in kept:
             assert ask(connection, services.key)[0] == 200
@@ -190,7 +184,7 @@ class TestStopped:
     def test_with_a_delay_it_takes_connections_and_says_that_it_stops(
         self, services: Stack
     ) -> None:
-        port, api = another(services, shutdown_delay=600, shutdown_grace=0)
+        port, api = services.another_api(shutdown_delay=600, shutdown_grace=0)
         api.send_signal(signal.SIGTERM)
         processes.wait_until(
             lambda: not processes.answers(f"http://127.0.0.1:{port}/readyz"), timeout=60
@@ -207,7 +201,7 @@ class TestStopped:
         api.kill()
 
     def test_an_upload_that_outlives_the_grace_is_told_to_come_back(self, services: Stack) -> None:
-        port, api = another(services, shutdown_grace=1)
+        port, api = services.another_api(shutdown_grace=1)
         before = inputs(services)
         with half_an_upload(services, port) as sending:
             api.send_signal(signal.SIGTERM)
@@ -222,12 +216,12 @@ class TestStopped:
         assert inputs(services) == before
 
     def test_a_worker_gives_its_tasks_back_at_once(self, services: Stack) -> None:
-        stop(services.worker)
+        processes.stopped_in(services.worker)
         # A lease that is longer than the test.
         holder = services.start("worker", lease=600)
         try:
             batch = services.submit_and_wait_for_some()
-            assert stop(holder) < 30
+            assert processes.stopped_in(holder) < 30
             with services.direct() as session:
                 held = (
                     "SELECT count(*) FILTER (WHERE state = 'running'), count(*) FILTER (WHERE state"
@@ -251,20 +245,8 @@ class TestStopped:
             process.wait(60)
         assert time.monotonic() - begun < 30
         services.worker = services.start("worker")
-        restart(services)
+        services.restart_api()
         services.is_done(batch)
-
-
-def another(stack: Stack, **settings: object) -> tuple[int, subprocess.Popen[bytes]]:
-    """One more API and its port."""
-    port = processes.free_port()
-    api = stack.start("api", "--port", str(port), **settings)
-    processes.wait_until(
-        lambda: processes.answers(f"http://127.0.0.1:{port}/livez"),
-        timeout=processes.START_TIMEOUT,
-        process=api,
-    )
-    return port, api
 
 
 def send(
@@ -286,11 +268,3 @@ def ask(
     send(connection, key, path=path)
     answer = connection.getresponse()
     return answer.status, answer.getheader("connection"), answer.read()
-
-
-def stop(process: subprocess.Popen[bytes]) -> float:
-    """Seconds that it took to end by itself."""
-    begun = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    process.wait(60)
-    return time.monotonic() - begun

@@ -1,4 +1,4 @@
-"""Both generations of the Python SDK and the Node SDK run the whole flow unmodified, with
+"""Both generations of the Python SDK, the Node SDK and the AI SDK run their flows unmodified, with
 `base_url` and `api_key` only.
 
 Each has a locked environment of its own beside its flow in tests/clients, made on first use.
@@ -22,12 +22,16 @@ def python_3() -> list[Path | str]:
     return [sys.executable, CLIENTS / "flow.py"]
 
 
-SDKS = {"python 2.": python_2, "python 3.": python_3, "node 7.": node}
+def ai_sdk() -> list[Path | str]:
+    return node("ai.mjs")
+
+
+SDKS = {"python 2.": python_2, "python 3.": python_3, "node 7.": node, "ai 7.": ai_sdk}
 
 
 @pytest.mark.parametrize("sdk", SDKS)
 @pytest.mark.parametrize("mode", ["test", "live"])
-def test_an_official_sdk_runs_the_whole_flow(running_system: System, sdk: str, mode: str) -> None:
+def test_an_sdk_runs_its_whole_flow(running_system: System, sdk: str, mode: str) -> None:
     key = running_system.test_key if mode == "test" else running_system.live_key
     env = environment() | {"OPENAI_BASE_URL": running_system.base_url, "OPENAI_API_KEY": key}
     summary = json.loads(run(SDKS[sdk](), cwd=CLIENTS, env=env))

@@ -805,6 +805,44 @@ def _schedules() -> Iterator[HostileRequest]:
         )
 
 
+def _live_calls() -> Iterator[HostileRequest]:
+    good = {"model": "mistral-small-3-1", "messages": [{"role": "user", "content": "Hello"}]}
+    path = "/v1/chat/completions"
+    for name, change, status in (
+        ("a model that is an object", {"model": {}}, 404),
+        ("a model with a NUL", {"model": "a\0b"}, 404),
+        ("a model of another kind", {"model": "bge-m3"}, 404),
+        ("messages that are an object", {"messages": {"0": "x"}}, 400),
+        ("a role of 10 KB", {"messages": [{"role": "x" * 10_000, "content": "x"}]}, 400),
+        ("2^80 answers", {"n": 2**80}, 400),
+        ("a stream that is no boolean", {"stream": "yes"}, 400),
+        ("a tier that there is not", {"service_tier": {}}, 400),
+        ("more than its context", {"messages": [{"role": "user", "content": "x " * MiB}]}, 400),
+    ):
+        body = json.dumps({**good, **change}).encode()
+        yield HostileRequest(f"a call with {name}", "POST", path, JSON, body, status)
+    twice = b'{"model": "mistral-small-3-1", "model": "bge-m3"}'
+    for name, body in (
+        ("a name twice", twice),
+        ("100,000 brackets", b"[" * 100_000),
+        ("no UTF-8", b'{"model": "\xff"}'),
+        ("nothing", b""),
+    ):
+        yield HostileRequest(f"a call with {name} as its body", "POST", path, JSON, body)
+    yield HostileRequest(
+        "a call in a compressed body",
+        "POST",
+        path,
+        (*JSON, ("content-encoding", "gzip")),
+        gzip.compress(json.dumps(good).encode()),
+        415,
+    )
+    yield HostileRequest(
+        "a call of a stranger", "POST", path, JSON, json.dumps(good).encode(), 401, auth=()
+    )
+    yield HostileRequest("a call by GET", "GET", path, status=405)
+
+
 REQUESTS = [
     case
     for cases in (
@@ -817,6 +855,7 @@ REQUESTS = [
         _downloads,
         _http,
         _schedules,
+        _live_calls,
     )
     for case in cases()
 ]

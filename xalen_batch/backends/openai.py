@@ -111,18 +111,18 @@ class OpenAIBackend:
             async with self._streams.stream(
                 _path(request.endpoint), self._body(request), request.request_id
             ) as answer:
-                if answer.status != 200:
-                    body = b"".join([chunk async for chunk in answer.chunks])
-                    outcome = outcome_of(Reply(answer.status, body, answer.header), request)
-                    assert not isinstance(outcome, Answered)
+                if answer.status == 200:
                     has_begun = True
-                    yield outcome
+                    yield _events(answer.chunks)
                     return
+                body = await _whole(answer.chunks)
+                outcome = outcome_of(Reply(answer.status, body, answer.header), request)
+                assert not isinstance(outcome, Answered)
                 has_begun = True
-                yield parsed(answer.chunks, settings().answer_max_bytes)
+                yield outcome
         except NoReply as error:
             if has_begun:
-                raise StreamBroken(str(error)) from error
+                raise
             yield _unanswered(error)
 
     async def close(self) -> None:
@@ -162,6 +162,23 @@ class OpenAIBackend:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return Retryable("The backend's answer is not valid JSON.", reply.status)
         return outcome_of(reply._replace(body=msgspec.json.encode(ranking)), request)
+
+
+async def _events(chunks: AsyncIterator[bytes]) -> Events:
+    try:
+        async for event in parsed(chunks, settings().answer_max_bytes):
+            yield event
+    except NoReply as error:
+        raise StreamBroken(str(error)) from error
+
+
+async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > settings().answer_max_bytes:
+            raise AnswerTooLong
+    return bytes(body)
 
 
 def _unanswered(error: NoReply) -> Retryable:

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
-import orjson
 
 from xalen_batch.backends.contract import (
     Answered,
@@ -99,7 +98,8 @@ def to_response(answer: Answered, request: Request) -> bytes:
     response |= {
         key: completion[key] for key in ("system_fingerprint", EXTENSION) if key in completion
     }
-    return orjson.dumps(response)
+    # The request's whole numbers may have more than 64 bits, which orjson does not write.
+    return msgspec.json.encode(response)
 
 
 def refused(invalid: InvalidItem) -> Refused:

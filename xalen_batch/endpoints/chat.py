@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
-import orjson
 from msgspec import Meta, Struct, field
 
 from xalen_batch.endpoints import tokens, usage
@@ -107,7 +106,7 @@ class ChatRequest(_Chat):
         return pieces(self.raw)
 
     def input_tokens(self, counter: PieceCounter) -> int:
-        return tokens.count_chat(self.raw["messages"], tools=self.raw.get("tools"), counter=counter)
+        return tokens.count_chat(self.raw["messages"], tools=_tools(self.raw), counter=counter)
 
 
 class UsualFormat(Struct, forbid_unknown_fields=True, gc=False):
@@ -151,10 +150,18 @@ def pieces(body: Mapping[str, Any]) -> Prompt:
     tools = body.get("tools")
     contents = [(message, message.get("content")) for message in body["messages"]]
     messages = [
-        content if isinstance(content, str) else orjson.dumps(message)
+        content if isinstance(content, str) else msgspec.json.encode(message)
         for message, content in contents
     ]
-    return [orjson.dumps(tools), *messages] if tools else messages
+    return [msgspec.json.encode(tools), *messages] if tools else messages
+
+
+def _tools(body: Mapping[str, Any]) -> Any:
+    """The tools of a request; `functions` are those of its older form."""
+    tools, functions = body.get("tools"), body.get("functions")
+    if isinstance(tools, list) and isinstance(functions, list):
+        return [*tools, *functions]
+    return tools or functions
 
 
 def text_of(message: Mapping[str, Any]) -> str:
@@ -218,7 +225,7 @@ def counted(answer: Mapping[str, Any], asked: Mapping[str, Any]) -> Usage:
     """The usage of an answer to a request, as we count it."""
     messages, choices = asked.get("messages"), answer.get("choices")
     read = (
-        tokens.count_chat(messages, tools=asked.get("tools"))
+        tokens.count_chat(messages, tools=_tools(asked))
         if isinstance(messages, list)
         else tokens.count_json(asked)
     )
@@ -230,8 +237,8 @@ def _written(choice: Any) -> int:
     message = table(table(choice).get("message"))
     texts = [message.get(key) for key in ("content", "reasoning_content", "reasoning", "refusal")]
     total = sum(tokens.count(text) for text in texts if isinstance(text, str))
-    calls = message.get("tool_calls")
-    return total + (tokens.count_json(calls) if calls else 0)
+    calls = filter(None, (message.get("tool_calls"), message.get("function_call")))
+    return total + sum(map(tokens.count_json, calls))
 
 
 def allowance(body: bytes) -> int:

@@ -6,6 +6,8 @@ from typing import Any
 
 from xalen_batch.endpoints.usage import table
 
+# The fields of a delta whose text the model wrote.
+TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 # A piece of a text: a word with the blanks before it, as a token has them.
 PIECE = re.compile(r"\s*\S+|\s+$")
 
@@ -78,12 +80,15 @@ class Joined:
             delta = table(choice.get("delta"))
             for text in (
                 choice.get("text"),
-                *(delta.get(name) for name in ("content", "reasoning_content", "refusal")),
+                *(delta.get(name) for name in TEXTS),
             ):
                 if isinstance(text, str) and text:
                     self._texts.setdefault(index, []).append(text)
             for call in delta.get("tool_calls") or ():
                 self._add_call(index, table(call))
+            # The older form, of one call.
+            if table(delta.get("function_call")):
+                self._add_call(index, {"function": delta["function_call"]})
 
     def _add_call(self, choice: int, call: Mapping[str, Any]) -> None:
         function = table(call.get("function"))

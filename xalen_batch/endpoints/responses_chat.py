@@ -8,6 +8,7 @@
 | `function_call_output` | a tool message |
 | `max_output_tokens`, `text.format` | `max_tokens`, `response_format` |
 | `reasoning.effort` | `reasoning_effort` |
+| `include` of LOGPROBS, `top_logprobs` | `logprobs`, `top_logprobs` |
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from xalen_batch.endpoints.form import InvalidBody
 from xalen_batch.endpoints.usage import RESPONSE_KEYS, Usage, standard, table
 
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+LOGPROBS = "message.output_text.logprobs"
 TEXTS = ("input_text", "output_text", "text")
 # Fields that mean the same at both endpoints.
 _SAME = (
@@ -57,10 +59,19 @@ def to_chat(body: Mapping[str, Any]) -> dict[str, Any]:
         # Chat servers refuse it without tools.
         if body.get("parallel_tool_calls") is not None:
             chat["parallel_tool_calls"] = body["parallel_tool_calls"]
+    if _wants_logprobs(body):
+        chat["logprobs"] = True
+        if body.get("top_logprobs") is not None:
+            chat["top_logprobs"] = body["top_logprobs"]
     form = table(table(body.get("text")).get("format"))
     if form:
         chat["response_format"] = _response_format(form)
     return chat
+
+
+def _wants_logprobs(body: Mapping[str, Any]) -> bool:
+    include = body.get("include")
+    return isinstance(include, list) and LOGPROBS in include
 
 
 def _messages(instructions: Any, given: Any) -> list[dict[str, Any]]:
@@ -228,7 +239,11 @@ def from_chat(
     reasons = {"length": "max_output_tokens", "content_filter": "content_filter"}
     cut = reasons.get(reason) if isinstance(reason, str) else None
     status = "incomplete" if cut else "completed"
-    output = _output(table(choice.get("message")), id, status)
+    logprobs = logprobs_of(choice) if _wants_logprobs(asked) else None
+    output = _output(table(choice.get("message")), id, logprobs)
+    if cut:
+        # Those before it are whole.
+        output[-1]["status"] = "incomplete"
     return {
         **frame(asked, id, completion.get("created"), status, output),
         "incomplete_details": {"reason": cut} if cut else None,
@@ -279,28 +294,58 @@ def _echoed(asked: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _output(message: Mapping[str, Any], id: str, status: str) -> list[dict[str, Any]]:
+def logprobs_of(choice: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The logprobs of a choice's text, in the form of a Response."""
+    content = table(choice.get("logprobs")).get("content")
+    return [
+        {**_logprob(entry), "top_logprobs": [*map(_logprob, _tables(entry.get("top_logprobs")))]}
+        for entry in _tables(content)
+    ]
+
+
+def _logprob(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "token": entry.get("token"),
+        "logprob": entry.get("logprob"),
+        "bytes": entry.get("bytes") or [],
+    }
+
+
+def _tables(entries: Any) -> list[Mapping[str, Any]]:
+    return [each for each in entries if table(each)] if isinstance(entries, list) else []
+
+
+def reasoning_of(message: Mapping[str, Any]) -> str | None:
+    """The reasoning of a chat's message or delta, by either of its names."""
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    return reasoning if isinstance(reasoning, str) else None
+
+
+def _output(
+    message: Mapping[str, Any], id: str, logprobs: list[dict[str, Any]] | None
+) -> list[dict[str, Any]]:
     """The items of an assistant's message: its reasoning, its text or refusal, its calls."""
     items: list[dict[str, Any]] = []
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    if isinstance(reasoning, str):
+    reasoning = reasoning_of(message)
+    if reasoning is not None:
         content = [{"type": "reasoning_text", "text": reasoning}]
         items.append({"id": f"rs_{id}", "type": "reasoning", "summary": [], "content": content})
+    asked = {} if logprobs is None else {"logprobs": logprobs}
     parts: list[dict[str, Any]] = []
     if isinstance(message.get("content"), str) and message["content"]:
-        parts.append({"type": "output_text", "text": message["content"], "annotations": []})
+        parts.append(_text_part(message["content"], asked))
     if isinstance(message.get("refusal"), str):
         parts.append({"type": "refusal", "refusal": message["refusal"]})
     calls = message.get("tool_calls")
     calls = [table(call) for call in calls] if isinstance(calls, list) else []
     if parts or not calls:
-        parts = parts or [{"type": "output_text", "text": "", "annotations": []}]
+        parts = parts or [_text_part("", asked)]
         items.append(
             {
                 "id": f"msg_{id}",
                 "type": "message",
                 "role": "assistant",
-                "status": status,
+                "status": "completed",
                 "content": parts,
             }
         )
@@ -317,3 +362,7 @@ def _output(message: Mapping[str, Any], id: str, status: str) -> list[dict[str, 
             }
         )
     return items
+
+
+def _text_part(text: str, more: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], **more}

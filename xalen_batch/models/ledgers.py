@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from xalen_batch.models.base import table_of
 from xalen_batch.models.batches import Batch
+from xalen_batch.models.results import Result
 from xalen_batch.models.tasks import TOKEN_COUNTERS, Task
 from xalen_batch.states import BatchStatus, TaskState
 
@@ -23,7 +24,7 @@ from xalen_batch.states import BatchStatus, TaskState
 SEQ = 0
 FENCE = 1
 
-_BATCHES, _TASKS = table_of(Batch), table_of(Task)
+_BATCHES, _TASKS, _RESULTS = table_of(Batch), table_of(Task), table_of(Result)
 _DAY = text("to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')")
 _MIDNIGHT = text(
     "(date_trunc('day', now() AT TIME ZONE 'UTC') + interval '1 day') AT TIME ZONE 'UTC'"
@@ -117,6 +118,29 @@ _ADD = (
         }
     )
     .returning(_TASKS.c.lines)
+)
+
+
+def has_line(session: Session, ledger: UUID, after: int, custom_id: str) -> bool:
+    """Whether a line behind number `after` has this id, once open transactions have ended.
+
+    The lock waits for a transaction whose COMMIT is still under way; the statement after it sees
+    its lines.
+    """
+    session.execute(_LOCK, {"own_batch_id": ledger})
+    found = session.scalar(_WITH_ID, {"own_batch_id": ledger, "after": after, "id": custom_id})
+    return found is not None
+
+
+_LOCK = (
+    select(_TASKS.c.seq)
+    .where(_TASKS.c.batch_id == bindparam("own_batch_id"), _TASKS.c.seq == SEQ)
+    .with_for_update()
+)
+_WITH_ID = select(_RESULTS.c.line_no).where(
+    _RESULTS.c.batch_id == bindparam("own_batch_id"),
+    _RESULTS.c.line_no > bindparam("after"),
+    _RESULTS.c.custom_id == bindparam("id"),
 )
 
 

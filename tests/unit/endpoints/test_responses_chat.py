@@ -202,3 +202,43 @@ def test_the_request_is_repeated_where_clients_expect_it():
         0.5,
         1.0,
     )
+
+
+def test_only_the_last_item_of_a_cut_answer_is_incomplete():
+    calls = [{"id": f"c{n}", "function": {"name": "find", "arguments": "{"}} for n in (1, 2)]
+    found = response({"content": "Wait.", "tool_calls": calls}, "length")
+    assert [item["status"] for item in found["output"]] == ["completed", "completed", "incomplete"]
+    assert found["status"] == "incomplete"
+
+
+LOGPROBS = {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
+TOP = {"token": "Hi", "logprob": -0.1, "bytes": [72, 105]}
+
+
+def test_logprobs_are_asked_of_the_chat_and_given_back():
+    chat = to_chat({"model": "m", "input": "Hi", **LOGPROBS})
+    assert (chat["logprobs"], chat["top_logprobs"]) == (True, 1)
+    entries = {"content": [{**TOP, "top_logprobs": [TOP]}, {"token": "!", "logprob": -1.0}]}
+    asked = {"model": "m", "input": "Hi", **LOGPROBS}
+    answered = completion({"content": "Hi!"})
+    answered["choices"][0]["logprobs"] = entries
+    found = from_chat(answered, asked, "r1", Usage(1, 1))
+    Response.model_validate(found, strict=True)
+    (part,) = found["output"][0]["content"]
+    assert part["logprobs"] == [
+        {**TOP, "top_logprobs": [TOP]},
+        {"token": "!", "logprob": -1.0, "bytes": [], "top_logprobs": []},
+    ]
+
+
+@pytest.mark.parametrize("logprobs", [None, "x", {"content": None}, {"content": ["x"]}])
+def test_a_chat_without_logprobs_gives_an_empty_list(logprobs):
+    answered = completion({"content": "Hi!"})
+    answered["choices"][0]["logprobs"] = logprobs
+    found = from_chat(answered, {"model": "m", "input": "Hi", **LOGPROBS}, "r1", Usage(1, 1))
+    assert found["output"][0]["content"][0]["logprobs"] == []
+
+
+@pytest.mark.parametrize("include", [None, "message.output_text.logprobs", 1, [None, {}]])
+def test_an_include_that_is_no_list_of_names_asks_for_nothing(include):
+    assert "logprobs" not in to_chat({"model": "m", "input": "Hi", "include": include})

@@ -16,7 +16,6 @@ from uuid import UUID
 
 import msgspec
 import orjson
-from sqlalchemy import select
 
 from xalen_batch import db, ids, log
 from xalen_batch.accounts.accounts import Owner
@@ -25,7 +24,7 @@ from xalen_batch.billing.charges import Tariff
 from xalen_batch.endpoints.names import Endpoint
 from xalen_batch.endpoints.usage import Usage
 from xalen_batch.errors import Unavailable
-from xalen_batch.models import Result, ledgers
+from xalen_batch.models import ledgers
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.record import LineRef
 
@@ -154,7 +153,7 @@ class Recorder:
                     self._open[ledger] = (id, 0)
                 batch_id, seen = self._open[ledger]
                 # The first attempt may have been committed, although its answer was lost.
-                if is_repeated and session.scalar(_recorded(batch_id, seen, calls[0].id)):
+                if is_repeated and ledgers.has_line(session, batch_id, seen, calls[0].id):
                     return
                 rows = _rows(ledger, calls, batch_id, first=0)
                 last = ledgers.add_lines(session, batch_id, len(rows), record.counts(rows))
@@ -197,9 +196,3 @@ def _columns(ledger: Ledger) -> dict[str, Any]:
         "backends": {ledger.model: ledger.backend} if ledger.owner.livemode else None,
         "discount_rate": LIVE_RATE,
     }
-
-
-def _recorded(batch_id: UUID, after: int, id: str) -> Any:
-    return select(Result.line_no).where(
-        Result.batch_id == batch_id, Result.line_no > after, Result.custom_id == id
-    )

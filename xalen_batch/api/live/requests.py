@@ -11,7 +11,7 @@ from xalen_batch.api.live.ledger import Ledger, ledger_of
 from xalen_batch.catalog import Model
 from xalen_batch.endpoints import operations
 from xalen_batch.endpoints.form import Form, InvalidBody
-from xalen_batch.endpoints.names import Endpoint
+from xalen_batch.endpoints.names import CHAT, COMPLETIONS, RESPONSES, Endpoint
 from xalen_batch.errors import InvalidRequest, NotFound, quoted
 from xalen_batch.states import QueuedCall
 from xalen_batch.validation import lines
@@ -19,6 +19,7 @@ from xalen_batch.validation import lines
 # Tiers that mean a live call, in OpenAI's words.
 LIVE_TIERS = (None, "auto", "default", "priority", "standard_only")
 FLEX = "flex"
+STREAMED = (CHAT, COMPLETIONS, RESPONSES)
 # Parameters that refer to something that is not kept.
 _NOT_KEPT = ("previous_response_id", "conversation")
 
@@ -58,7 +59,7 @@ def checked(known: Known, endpoint: Endpoint, body: bytes) -> LiveCall:
     _refuse_hidden(body)
     model = _model(fields, endpoint)
     form = operations.fit(fields, endpoint, is_reranker=model.is_reranker)
-    _refuse_unless_fits(form, model, fields, len(body))
+    _refuse_unless_fits(form, model, endpoint, fields, len(body))
     refusal = known.terms.refusal(model.id)
     if refusal is not None:
         raise InvalidRequest(refusal.message, param="model", code=refusal.code)
@@ -105,10 +106,14 @@ def _refuse_hidden(body: bytes) -> None:
 
 
 def _refuse_unless_fits(
-    form: Form | InvalidBody, model: Model, fields: dict[str, Any], size: int
+    form: Form | InvalidBody, model: Model, endpoint: Endpoint, fields: dict[str, Any], size: int
 ) -> None:
     if isinstance(form, InvalidBody):
         raise _refused(form)
+    if fields.get("stream") and endpoint not in STREAMED:
+        raise InvalidRequest(
+            f"stream: {endpoint} answers as a whole. Leave stream out.", param="stream"
+        )
     tier = fields.get("service_tier")
     if tier not in LIVE_TIERS and tier != FLEX:
         raise InvalidRequest(

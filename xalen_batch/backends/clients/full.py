@@ -5,8 +5,8 @@ chunk's size without counting them; these take no memory, and the request's time
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 
 from pyreqwest.client import ClientBuilder
@@ -69,7 +69,7 @@ class FullClient:
         request = (
             self._client.post(self._url + path).header("x-request-id", request_id).body_bytes(body)
         )
-        try:
+        with _as_no_reply():
             async with asyncio.timeout(self._limits.request_timeout) as time_left:
                 answer = _Arriving(time_left)
                 try:
@@ -82,35 +82,24 @@ class FullClient:
                 finally:
                     self._buffer.ended(answer)
                 return reply
-        except TimeoutError as error:
-            raise TimedOut("no answer in time") from error
-        except RequestTimeoutError as error:
-            raise TimedOut(error.message) from error
-        except ConnectError as error:
-            raise NotConnected(error.message) from error
-        except PyreqwestError as error:
-            raise NoReply(error.message.rstrip(".")) from error
 
     @asynccontextmanager
     async def stream(self, path: str, body: bytes, request_id: str) -> AsyncIterator[Streamed]:
         """POST `body`, and read the answer as it arrives. Raises NoReply, also while it is read."""
         request = (
-            self._client.post(self._url + path).header("x-request-id", request_id).body_bytes(body)
+            self._client.post(self._url + path)
+            .header("x-request-id", request_id)
+            .body_bytes(body)
+            # By default it reads 64 KiB of the answer before it returns any.
+            .streamed_read_buffer_limit(0)
         )
-        try:
-            async with (
-                asyncio.timeout(self._limits.request_timeout),
-                request.build_streamed() as response,
-            ):
-                yield Streamed(response.status, _chunks(response), response.get_header)
-        except TimeoutError as error:
-            raise TimedOut("no answer in time") from error
-        except RequestTimeoutError as error:
-            raise TimedOut(error.message) from error
-        except ConnectError as error:
-            raise NotConnected(error.message) from error
-        except PyreqwestError as error:
-            raise NoReply(error.message.rstrip(".")) from error
+        deadline = asyncio.get_running_loop().time() + self._limits.request_timeout
+        async with AsyncExitStack() as opened:
+            # A timeout cancels the task that entered it, and another may read the answer.
+            with _as_no_reply():
+                async with asyncio.timeout_at(deadline):
+                    response = await opened.enter_async_context(request.build_streamed())
+            yield Streamed(response.status, _chunks(response, deadline), response.get_header)
 
     async def close(self) -> None:
         await self._client.close()
@@ -127,9 +116,29 @@ class FullClient:
         return bytes(body)
 
 
-async def _chunks(response: Response) -> AsyncIterator[bytes]:
-    while (chunk := await response.body_reader.read_chunk()) is not None:
+async def _chunks(response: Response, deadline: float) -> AsyncIterator[bytes]:
+    while True:
+        with _as_no_reply():
+            async with asyncio.timeout_at(deadline):
+                chunk = await response.body_reader.read_chunk()
+        if chunk is None:
+            return
         yield chunk.to_bytes()
+
+
+@contextmanager
+def _as_no_reply() -> Iterator[None]:
+    """Raise the errors of the library, and of timeouts, as NoReply."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise TimedOut("no answer in time") from error
+    except RequestTimeoutError as error:
+        raise TimedOut(error.message) from error
+    except ConnectError as error:
+        raise NotConnected(error.message) from error
+    except PyreqwestError as error:
+        raise NoReply(error.message.rstrip(".")) from error
 
 
 class _Arriving:

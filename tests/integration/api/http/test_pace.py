@@ -115,9 +115,10 @@ def test_a_slow_upload_that_goes_on_is_taken(api: Api, monkeypatch: pytest.Monke
         assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_json_body_that_stalls_is_given_up_too(api: Api) -> None:
+@pytest.mark.parametrize("path", ["/v1/batches", "/v1/chat/completions"])
+def test_a_json_body_that_stalls_is_given_up_too(api: Api, path: str) -> None:
     with connect(api) as client:
-        client.sendall(head(api, "/v1/batches", "application/json", 1_000) + b'{"input_file_id": ')
+        client.sendall(head(api, path, "application/json", 1_000) + b'{"model": ')
         refused(rest(client))
 
 

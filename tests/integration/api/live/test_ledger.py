@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 import sqlalchemy.exc
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from tests import factories
@@ -93,6 +93,42 @@ def test_a_lost_answer_of_the_commit_bills_nothing_twice(
     recorder.add(Call(ledger, "b", 200, Usage(1, 1)))
     wait_until(lambda: "b" in {row.custom_id for row in results()})
     assert [row.custom_id for row in results()] == ["a", "b"]
+
+
+def test_a_commit_that_is_still_under_way_bills_nothing_twice(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    recorder.add(Call(ledger, "a", 200, Usage(1, 1)))
+    recorder.settle()
+    real, under_way = db.transaction, list[Session]()
+
+    @contextmanager
+    def cut_off() -> Iterator[Session]:
+        # The connection is lost with the COMMIT on its way, and PostgreSQL ends it later.
+        if under_way:
+            with real() as session:
+                yield session
+            return
+        session = Session(db.engine(), expire_on_commit=False)
+        under_way.append(session)
+        yield session
+        raise sqlalchemy.exc.OperationalError("COMMIT", None, Exception("the connection is lost"))
+
+    monkeypatch.setattr(ledger_module.db, "transaction", cut_off)
+    monkeypatch.setattr(ledger_module, "RETRY", 0.01)
+    recorder.add(Call(ledger, "b", 200, Usage(1, 1)))
+    wait_until(_waits_for_a_lock)
+    under_way[0].commit()
+    under_way[0].close()
+    recorder.settle()
+    assert [row.custom_id for row in results()] == ["a", "b"]
+
+
+def _waits_for_a_lock() -> bool:
+    with db.reading() as session:
+        found = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        return bool(session.scalar(found))
 
 
 def test_what_waits_is_recorded_before_the_process_ends(ledger: Ledger) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import select, update
 from tests.integration.conftest import Api
 from tests.waiting import wait_until
 from xalen_batch import db, ids
+from xalen_batch.api.live import ledger as ledger_module
 from xalen_batch.billing import reconcile
 from xalen_batch.models import Batch, Result, Task
 from xalen_batch.pipeline import finalize, seal
@@ -193,3 +194,15 @@ def test_a_failing_backend_is_told_and_bills_nothing(
         assert answer.headers["retry-after"] == "7"
     api.client.chat.completions.create(model=MISTRAL, messages=HELLO)
     assert len(recorded(1)) == 1
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_no_call_is_answered_while_too_many_wait_to_be_recorded(
+    api: Api, monkeypatch: pytest.MonkeyPatch, is_streamed: bool
+) -> None:
+    monkeypatch.setattr(ledger_module, "MOST_WAITING", 0)
+    body = {"model": MISTRAL, "messages": HELLO, "stream": is_streamed}
+    answer = api.ask("POST", "/v1/chat/completions", body)
+    assert (answer.status, answer.error["code"]) == (503, "service_unavailable")
+    assert int(answer.headers["retry-after"]) > 0
+    assert ledgers() == []

@@ -507,3 +507,54 @@ def test_plain_http_without_a_proxy_goes_the_cheap_way(
         return client
 
     assert isinstance(asyncio.run(main()), kind)
+
+
+EVENT_STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+FIRST = EVENT_STREAM + b"transfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n"
+
+
+def test_a_stream_is_read_as_it_arrives() -> None:
+    read: list[bytes] = []
+
+    async def act(client: Client, server: Hostile) -> None:
+        goes_on = asyncio.Event()
+
+        async def answer(writer: asyncio.StreamWriter) -> None:
+            writer.write(FIRST)
+            await goes_on.wait()
+            writer.write(b"4\r\nlast\r\n0\r\n\r\n")
+
+        server.answer = answer
+        assert isinstance(client, FullClient)
+        async with client.stream("/x", b"{}", "req_1") as streamed:
+            async for chunk in streamed.chunks:
+                read.append(chunk)
+                goes_on.set()
+
+    play(full, act)
+    assert read == [b"first", b"last"]
+
+
+async def stop(writer: asyncio.StreamWriter) -> None:
+    writer.write(FIRST)
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(("answer", "error"), [(raw(FIRST), NoReply), (stop, TimedOut)])
+def test_a_stream_that_breaks_off_tells_the_task_that_reads_it(
+    answer: Answer, error: type[NoReply]
+) -> None:
+    async def act(client: Client, server: Hostile) -> None:
+        server.answer = answer
+        assert isinstance(client, FullClient)
+        async with client.stream("/x", b"{}", "req_1") as streamed:
+
+            async def read() -> None:
+                async for chunk in streamed.chunks:
+                    assert chunk == b"first"
+
+            with pytest.raises(error):
+                # Not the task that opened it, as where a web framework sends the body.
+                await asyncio.create_task(read())
+
+    play(full, act, LIMITS_IN_A_HURRY)
