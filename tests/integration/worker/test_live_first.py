@@ -20,7 +20,7 @@ class FullLane:
     """A lane that fills each slot that it may use."""
 
     def __init__(self) -> None:
-        self.in_flight = self.bound = MOST
+        self.in_flight = self.bound = 0
         self.on_ended: Callable[[], object] = lambda: None
 
     def share(self, workers: int, most: int | None = None) -> None:
@@ -41,6 +41,8 @@ def test_slots_go_to_live_calls_as_lines_end(monkeypatch: pytest.MonkeyPatch, re
         first, api = LiveFirst(lambda: 1), SharedSlots("a", name, MOST, reserve)
         first.keep(name, cast(Lane, lane), MOST, reserve)
         held = 0
+        while not lane.in_flight:
+            await asyncio.sleep(0.01)
         while lane.bound != MOST - 2:
             held = (await api.hold_live(2)).held
             assert held + lane.in_flight <= MOST

@@ -88,6 +88,7 @@ class Recorder:
         # The batch of each ledger, and the number of the last line that this process saw there.
         self._open: dict[Ledger, tuple[UUID, int]] = {}
         self._thread: threading.Thread | None = None
+        self._is_closed = threading.Event()
 
     def refuse_if_full(self) -> None:
         """Raise Unavailable while too many calls wait to be recorded."""
@@ -101,6 +102,7 @@ class Recorder:
         """Record an answered call soon."""
         self._calls.put(call)
         if self._thread is None:
+            self._is_closed.clear()
             self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
             self._thread.start()
 
@@ -112,6 +114,7 @@ class Recorder:
         """Record what waits, for at most `patience` seconds."""
         if self._thread is not None:
             self._calls.put(None)
+            self._is_closed.set()
             self._thread.join(patience)
             self._thread = None
 
@@ -134,12 +137,10 @@ class Recorder:
     def _collected(self, until: float) -> list[Call | None]:
         """The calls that came by a time (monotonic): at least one, with None as the last of all."""
         waiting = [self._calls.get()]
-        while len(waiting) < MOST_AT_ONCE and waiting[-1] is not None:
-            left = until - time.monotonic()
-            try:
-                waiting.append(self._calls.get(left > 0, max(left, 0)))
-            except queue.Empty:
-                break
+        # Not in the queue, whose waiters wake up for each call.
+        self._is_closed.wait(max(0.0, until - time.monotonic()))
+        while len(waiting) < MOST_AT_ONCE and not self._calls.empty():
+            waiting.append(self._calls.get())
         return waiting
 
     def _record(self, ledger: Ledger, calls: Sequence[Call]) -> None:
