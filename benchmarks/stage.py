@@ -167,6 +167,14 @@ class Stage:
 
         return Contender(f"LiteLLM {LITELLM} Router × 256", run, rounds)
 
+    def litellm_proxy(self) -> Path:
+        """The interpreter of an environment with LiteLLM's proxy. Raises Unavailable."""
+        if not self.with_peers:
+            raise Unavailable("left out by --no-peers")
+        return environments.python_with(
+            f"litellm-proxy-{LITELLM}", f"litellm[proxy]=={LITELLM}", say=self.say
+        )
+
     def _need_peers(self) -> None:
         if not self.with_peers:
             raise Unavailable("left out by --no-peers")

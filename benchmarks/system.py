@@ -35,6 +35,7 @@ class Shape:
     in_flight: the catalog's `max_in_flight`, of every model.
     requests_per_minute: the catalog's, of every model; 0: no limit is known.
     max_inputs: the catalog's, of the embedding model.
+    live_reserve: the catalog's, of every model.
     settings: XALEN_… variables without the prefix, lower case.
     is_recording: False takes the database write of results away, to see what it costs.
     """
@@ -43,6 +44,7 @@ class Shape:
     in_flight: int = 512
     requests_per_minute: int = 0
     max_inputs: int = 32
+    live_reserve: int = 0
     settings: tuple[tuple[str, str], ...] = ()
     is_recording: bool = True
 
@@ -114,7 +116,7 @@ def running(shape: Shape, model_server: str, folder: Path | None = None) -> Iter
     try:
         catalog = root / "catalog.toml"
         catalog.write_text(_catalog(model_server, shape), "utf-8")
-        port = _free_port()
+        port = free_port()
         settings = {
             "catalog": str(catalog),
             "worker_processes": str(shape.workers),
@@ -163,6 +165,8 @@ def _catalog(base_url: str, shape: Shape) -> str:
         '[models.{model}.backend]\nkind = "openai"\nbase_url = "{url}"\nmodel ='
         ' "{model}"\nmax_in_flight = {in_flight}\nmax_inputs = {max_inputs}\n'
     )
+    if shape.live_reserve:
+        table += f"live_reserve = {shape.live_reserve}\n"
     if shape.requests_per_minute:
         table += f"requests_per_minute = {shape.requests_per_minute}\n"
     return "\n".join(
@@ -185,7 +189,7 @@ def _roles(data: Path) -> dict[str, int]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

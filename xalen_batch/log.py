@@ -108,6 +108,8 @@ def configure() -> None:
         )
     )
     logging.root.handlers = [handler]
+    # No event shows them, and finding them out costs CPU.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.root.setLevel(level)
     threading.excepthook = _thread_crashed
     # It logs each malformed byte of a form. The client gets the error in the answer.

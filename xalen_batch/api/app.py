@@ -72,6 +72,8 @@ def create_app() -> FastAPI:
         responses=description.ERRORS,
     )
     for router in (
+        # First: routes are tried in this order, and most requests are live calls.
+        live_routes.router,
         files.router,
         batches.router,
         batches.partial_router,
@@ -80,7 +82,6 @@ def create_app() -> FastAPI:
         schedules.router,
         schedule_runs.router,
         inbox.router,
-        live_routes.router,
         background.router,
         models.router,
         keys.router,

@@ -48,23 +48,38 @@ UNKNOWN_PROCESSES = 4
 # Local buckets of a process; the oldest is dropped beyond that.
 MOST_LOCAL = 10_000
 UNAVAILABLE = (redis.RedisError, OSError)
+# Tokens for live calls are drawn in blocks, which a process drops after BLOCK_FOR seconds. A block
+# has as many tokens as were used in that time, and at most this share of a bucket.
+BLOCK_FOR, BLOCK_SHARE = 0.1, 1 / 20
 
 
 class Draw(NamedTuple):
     """The result of one draw from a bucket.
 
     Seconds: `wait` until the request should come again (0: granted), `reset` until the bucket is
-    full.
+    full. `taken`: tokens.
     """
 
     limit: int
     remaining: int
     wait: float
     reset: float
+    taken: int
+
+
+@dataclass(slots=True)
+class Block:
+    """Tokens of an account that this process has drawn for live calls, in one draw of `size`."""
+
+    drawn: Draw
+    size: int
+    left: int
+    until: float
 
 
 # The limits of each account as last read, and when to read them again.
 _limits: dict[Owner, tuple[float, QuotaLimits]] = {}
+_blocks: dict[Owner, Block] = {}
 # A list for each request, as a holder: threads that serve the request see what is put into it, but
 # not each other's changes of the variable.
 _draws: ContextVar[list[Draw] | None] = ContextVar("draws", default=None)
@@ -72,28 +87,52 @@ _draws: ContextVar[list[Draw] | None] = ContextVar("draws", default=None)
 
 def admit(session: Session, owner: Owner) -> None:
     """Admit a request of this account. Raises TooManyRequests if its limit is used up."""
-    _admit(owner, _limits_of(session, owner)[Quota.REQUESTS_PER_SECOND])
+    limit = _limits_of(session, owner)[Quota.REQUESTS_PER_SECOND]
+    if limit is not None:
+        _admit(draw(_bucket("requests", owner), limit))
 
 
 def admit_known(owner: Owner) -> bool:
-    """As `admit`, without a look into the database; False: this process does not know the limit."""
-    until, limits = _limits.get(Owner(owner.account_id, owner.livemode), (0.0, {}))
-    if time.monotonic() >= until:
+    """As `admit`, for live calls: without a look into the database, and seldom one into Redis.
+
+    False: this process does not know the account's limit. Event loop thread only.
+    """
+    key, now = Owner(owner.account_id, owner.livemode), time.monotonic()
+    until, limits = _limits.get(key, (0.0, {}))
+    if now >= until:
         return False
-    _admit(owner, limits[Quota.REQUESTS_PER_SECOND])
+    limit = limits[Quota.REQUESTS_PER_SECOND]
+    if limit is not None:
+        _admit(_draw_ahead(key, limit, now))
     return True
 
 
-def _admit(owner: Owner, limit: int | None) -> None:
-    if limit is None:
-        return
-    drawn = draw(_bucket("requests", owner), limit)
+def _draw_ahead(owner: Owner, limit: int, now: float) -> Draw:
+    """Take a token from the block of an account, or draw the next block."""
+    block, size = _blocks.get(owner), 1
+    if block is not None and now < block.until and block.drawn.limit == limit:
+        if block.left:
+            block.left -= 1
+            return block.drawn._replace(remaining=block.drawn.remaining + block.left)
+        size = min(block.size + 1, max(1, int(limit * BLOCK_SHARE)))
+    elif block is not None:
+        size = max(1, block.size - block.left)
+    drawn = draw(_bucket("requests", owner), limit, cost=size)
+    if len(_blocks) >= MOST_KNOWN:
+        _blocks.clear()
+    left = max(0, drawn.taken - 1)
+    _blocks[owner] = Block(drawn, max(1, drawn.taken), left, now + BLOCK_FOR)
+    return drawn._replace(remaining=drawn.remaining + left)
+
+
+def _admit(drawn: Draw) -> None:
+    """Note the draw of a request. Raises TooManyRequests if no token was left."""
     draws = _draws.get()
     if draws is not None:
         draws[:] = [drawn]
     if drawn.wait:
         raise TooManyRequests(
-            f"The account's limit is {limit:,} requests per second. Send this one again when"
+            f"The account's limit is {drawn.limit:,} requests per second. Send this one again when"
             " `retry-after` is over.",
             retry_after=drawn.wait,
         )
@@ -138,7 +177,7 @@ def current() -> Draw | None:
 
 
 def draw(name: str, limit: int, seconds: float = 1.0, cost: int = 1) -> Draw:
-    """Take `cost` tokens (0 only reads) from the named bucket of `limit` per `seconds`."""
+    """Take up to `cost` tokens (0 only reads) from the named bucket of `limit` per `seconds`."""
     url = settings().redis_url
     return _buckets_of(url and url.get_secret_value()).draw(name, limit, seconds, cost)
 
@@ -160,7 +199,7 @@ def _limits_of(session: Session, owner: Owner) -> QuotaLimits:
 
 
 # KEYS: the bucket, the set of API processes. ARGV: rate, size, longest wait, this process, seconds
-# for which a process is live, tokens to take (0 or 1). `promised`: tokens that refused requests
+# for which a process is live, most tokens to take (0: none). `promised`: tokens that refused requests
 # were told to come back for; the promises are paid off at the rate.
 DRAW = """
 local clock = redis.call('TIME')
@@ -170,9 +209,9 @@ local kept = redis.call('HMGET', KEYS[1], 'at', 'level', 'promised')
 local filled = rate * math.max(0, now - (tonumber(kept[1]) or now))
 local level = math.min(size, (tonumber(kept[2]) or size) + filled)
 local promised = math.max(0, (tonumber(kept[3]) or 0) - filled)
-local wait = 0
-if level >= cost then
-  level = level - cost
+local wait, taken = 0, math.min(cost, math.floor(level))
+if cost == 0 or taken > 0 then
+  level = level - taken
 else
   wait = math.min(tonumber(ARGV[3]), (1 - level + promised) / rate)
   promised = math.min(promised + 1, rate * tonumber(ARGV[3]))
@@ -182,7 +221,7 @@ redis.call('HSET', KEYS[1], 'at', exact:format(now), 'level', exact:format(level
 redis.call('EXPIRE', KEYS[1], math.ceil((size + promised) / rate) + 1)
 redis.call('ZADD', KEYS[2], now, ARGV[4])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - tonumber(ARGV[5]))
-return {math.floor(level), math.ceil(wait * 1000000), math.ceil((size - level) / rate * 1000000), redis.call('ZCARD', KEYS[2])}
+return {math.floor(level), math.ceil(wait * 1000000), math.ceil((size - level) / rate * 1000000), redis.call('ZCARD', KEYS[2]), taken}
 """
 
 
@@ -197,18 +236,19 @@ class AccountBucket:
     promised: float = 0.0
 
     def draw(self, limit: int, now: float, cost: int = 1) -> Draw:
-        """Take `cost` tokens. `now`: seconds of a monotonic clock."""
+        """Take up to `cost` tokens. `now`: seconds of a monotonic clock."""
         filled = self.rate * (now - self.at)
         self.at = now
         self.level = min(self.size, self.level + filled)
         self.promised = max(0.0, self.promised - filled)
-        wait = 0.0
-        if self.level >= cost:
-            self.level -= cost
+        wait, taken = 0.0, min(cost, int(self.level))
+        if not cost or taken:
+            self.level -= taken
         else:
             wait = min(LONGEST_WAIT, (1 - self.level + self.promised) / self.rate)
             self.promised = min(self.promised + 1, self.rate * LONGEST_WAIT)
-        return Draw(limit, min(limit, int(self.level)), wait, (self.size - self.level) / self.rate)
+        reset = (self.size - self.level) / self.rate
+        return Draw(limit, min(limit, int(self.level)), wait, reset, taken)
 
 
 class AccountBuckets:
@@ -230,7 +270,7 @@ class AccountBuckets:
         self._script = redis.Redis.from_url(url, **connect).register_script(DRAW) if url else None
 
     def draw(self, name: str, limit: int, seconds: float = 1.0, cost: int = 1) -> Draw:
-        """Take `cost` tokens (0 only reads) from the named bucket of `limit` per `seconds`.
+        """Take up to `cost` tokens (0 only reads) from the named bucket of `limit` per `seconds`.
 
         Never raises, and waits for Redis for REDIS_TIMEOUT at most.
         """
@@ -255,8 +295,9 @@ class AccountBuckets:
             LIVE_FOR,
             cost,
         ]
-        remaining, wait, reset, self._processes = cast(list[int], self._script(keys, asked))
-        return Draw(limit, min(limit, remaining), wait / 1e6, reset / 1e6)
+        got = cast(list[int], self._script(keys, asked))
+        remaining, wait, reset, self._processes, taken = got
+        return Draw(limit, min(limit, remaining), wait / 1e6, reset / 1e6, taken)
 
     def _may_ask(self) -> bool:
         """Whether to ask Redis. While it is unavailable, one request per RETRY seconds does."""

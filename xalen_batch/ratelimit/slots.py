@@ -36,13 +36,13 @@ class Share(NamedTuple):
 
 
 # KEYS: the entries of one backend, by process. ARGV: process, kind (live or batch), seconds for
-# which an entry counts, all slots, reserve, and for live: slots wanted; for batch: requests in
-# flight, and the process's share without live calls. An entry is "time kind wanted held".
+# which an entry counts, all slots, reserve, and for live: slots wanted; for batch: slots in use,
+# and the process's share without live calls. An entry is "time kind wanted held".
 HOLD = """
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 local me, kind, kept, all, reserve = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local wanted, live, batch, workers = 0, 0, 0, 0
+local wanted, live, batch, workers, before = 0, 0, 0, 1, 0
 local entries = redis.call('HGETALL', KEYS[1])
 for i = 1, #entries, 2 do
   local at, of, wants, holds = entries[i + 1]:match('(%S+) (%S+) (%S+) (%S+)')
@@ -53,6 +53,7 @@ for i = 1, #entries, 2 do
       wanted, live = wanted + tonumber(wants), live + tonumber(holds)
     else
       batch, workers = batch + tonumber(holds), workers + 1
+      if entries[i] < me then before = before + 1 end
     end
   end
 end
@@ -62,13 +63,15 @@ if kind == 'live' then
   holds = math.max(0, math.min(wants, all - live - batch))
   result = {holds, math.max(0, all - live)}
 else
-  local in_flight, share = tonumber(ARGV[6]), tonumber(ARGV[7])
+  local used, share = tonumber(ARGV[6]), tonumber(ARGV[7])
   wants = 0
   local taken = math.max(reserve, wanted)
   if taken > 0 then
-    share = math.max(1, math.min(share, math.floor((all - taken) / (workers + 1))))
+    local left = math.max(0, all - taken)
+    local equal = math.floor(left / workers) + (before < left % workers and 1 or 0)
+    share = math.max(1, math.min(share, equal, all - live - batch))
   end
-  holds = math.max(in_flight, share)
+  holds = math.max(used, share)
   result = {share, taken}
 end
 redis.call('HSET', KEYS[1], me, string.format('%.6f %s %d %d', now, kind, wants, holds))
@@ -103,12 +106,12 @@ class SharedSlots:
         """Ask for this many slots for live calls. Raises UNAVAILABLE."""
         return Held(*await self._ask("live", wanted))
 
-    async def hold_batch(self, *, in_flight: int, share: int) -> Share:
+    async def hold_batch(self, *, used: int, share: int) -> Share:
         """Note the slots of a worker. `share`: those that it may use without live calls.
 
-        Raises UNAVAILABLE.
+        `used`: slots that its lines are in, or may be in before this returns. Raises UNAVAILABLE.
         """
-        slots, taken = await self._ask("batch", in_flight, share)
+        slots, taken = await self._ask("batch", used, share)
         return Share(slots, taken > 0)
 
     async def call_workers(self) -> None:

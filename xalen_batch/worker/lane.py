@@ -81,12 +81,12 @@ class Lane:
         self.circuit = Circuit(name, clock)
         self.silence = Silence(clock)
         self.unfinished = 0
-        # Unfinished lines of each account.
-        self._of_account: Counter[str] = Counter()
+        self._of_account: Counter[str] = Counter()  # Unfinished lines of each account.
         # Accounts that had no free capacity when it was last computed.
         self._full: set[str] = set()
         self._ceiling = ceiling
         self.most: int | None = None
+        self.on_ended: Callable[[], object] = lambda: None  # Called at the end of each request.
         self._concurrency = Concurrency(share_of(ceiling, workers), clock)
         self._waiting: FairQueue[Entry] = FairQueue()
         self._combiner = Combiner(most_inputs)
@@ -307,8 +307,7 @@ class Lane:
         source = entry.work.source
         if entry.work.is_stopped or self._is_held(entry):
             return None
-        request = request_of(entry)
-        expected = 0
+        request, expected = request_of(entry), 0
         if self._rates is not None:
             expected = estimate(request.body, request.endpoint)
             await self._rates.admit(expected)
@@ -333,6 +332,7 @@ class Lane:
             self._pace.ended(timed, source, outcome)
             if self._rates is not None:
                 self._rates.settle(expected, used(outcome))
+            self.on_ended()
         if not isinstance(outcome, Retryable):
             self.silence.over()
             self._refusals = 0

@@ -12,9 +12,9 @@ from xalen_batch.worker.lane import Lane
 
 logger = log.get(__name__)
 
-# Seconds between two looks at the slots of a backend: usually, and while this process has more
-# requests in flight than it may.
-LOOK, LOOK_WHILE_SHRINKING = 0.5, 0.02
+# Seconds between two looks at the slots of a backend. While this process has more requests in
+# flight than it may, it looks at the end of each.
+LOOK = 0.5
 # Seconds after which a lost subscription is made again.
 RETRY = 1.0
 
@@ -52,21 +52,26 @@ class LiveFirst:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep(self, lane: Lane, most: int, shared: SharedSlots, nudge: asyncio.Event) -> None:
+        # The slots that the lane may fill without asking.
+        bound = share_of(most, self._workers())
+        lane.on_ended = lambda: nudge.set() if lane.in_flight >= bound else None
         try:
             while True:
-                pause = LOOK
+                nudge.clear()
+                used = max(lane.in_flight, bound)
                 try:
                     share = share_of(most, self._workers())
-                    found = await shared.hold_batch(in_flight=lane.in_flight, share=share)
-                    lane.share(self._workers(), found.slots if found.is_bounded else None)
-                    if lane.in_flight > found.slots:
-                        pause = LOOK_WHILE_SHRINKING
+                    found = await shared.hold_batch(used=used, share=share)
+                    bound = found.slots
+                    lane.share(self._workers(), bound if found.is_bounded else None)
+                    if used > max(bound, lane.in_flight):
+                        # The lane fills fewer from now on: give the others up.
+                        continue
                 except UNAVAILABLE:
                     # Live calls use the reserve meanwhile.
                     lane.share(self._workers(), None)
-                nudge.clear()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
+                    async with asyncio.timeout(LOOK):
                         await nudge.wait()
         finally:
             with suppress(*UNAVAILABLE):

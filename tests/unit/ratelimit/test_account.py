@@ -11,6 +11,8 @@ import time_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xalen_batch import ids
+from xalen_batch.accounts.accounts import Owner
 from xalen_batch.ratelimit import account
 from xalen_batch.ratelimit.account import (
     LONGEST_WAIT,
@@ -19,6 +21,7 @@ from xalen_batch.ratelimit.account import (
     UNKNOWN_PROCESSES,
     AccountBucket,
     AccountBuckets,
+    Draw,
 )
 
 # Early, so that a float has room for the microseconds' fractions.
@@ -155,3 +158,29 @@ def test_a_process_forgets_buckets_before_they_fill_its_memory(
 def test_settings_without_redis_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(account, "_buckets_of", lambda url: AccountBuckets(None))
     assert account.draw("a", 10).limit == 10
+
+
+@pytest.mark.parametrize("rate", [1, 50, 150, 400])
+def test_live_calls_take_tokens_of_blocks_within_the_limit(
+    monkeypatch: pytest.MonkeyPatch, rate: int
+) -> None:
+    limit, seconds, clock, draws = 200, 10, 0.0, 0
+    bucket = AccountBucket(limit, limit, 0, limit)
+
+    def draw(name: str, limit: int, seconds: float = 1.0, cost: int = 1) -> Draw:
+        nonlocal draws
+        draws += 1
+        return bucket.draw(limit, clock, cost)
+
+    monkeypatch.setattr(account, "draw", draw)
+    monkeypatch.setattr(account, "_blocks", {})
+    owner = Owner(ids.new(), livemode=True)
+    granted = 0
+    for number in range(rate * seconds):
+        clock = number / rate
+        granted += account._draw_ahead(owner, limit, clock).wait == 0
+    assert granted <= limit * (seconds + 1)
+    assert granted >= 0.95 * min(rate, limit) * seconds
+    # Calls within the limit seldom ask Redis; a refused call asks it each time.
+    assert draws <= rate * seconds * (1 if rate in (1, 400) else 0.3)
+    assert bucket.level >= 0

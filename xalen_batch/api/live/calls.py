@@ -91,16 +91,26 @@ def _unanswered(call: LiveCall, outcome: Retryable) -> XalenError:
 
 
 async def unless(gone: Awaitable[object], answer: Awaitable[T]) -> T:
-    """The answer, unless the client goes first."""
-    leaving, answering = asyncio.ensure_future(gone), asyncio.ensure_future(answer)
+    """The answer, unless the client goes first: then its task is cancelled, as by a timeout."""
+    task, leaving = asyncio.current_task(), asyncio.ensure_future(gone)
+    assert task is not None
+    is_over = False
+
+    def leave(left: asyncio.Future[object]) -> None:
+        if not is_over and not left.cancelled():
+            task.cancel()
+
+    leaving.add_done_callback(leave)
     try:
-        await asyncio.wait((leaving, answering), return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            raise ClientGone
-        return answering.result()
+        return await answer
+    except asyncio.CancelledError:
+        # The server may have cancelled the task as well.
+        if leaving.done() and not task.uncancel():
+            raise ClientGone from None
+        raise
     finally:
+        is_over = True
         leaving.cancel()
-        answering.cancel()
 
 
 @asynccontextmanager

@@ -1,7 +1,6 @@
 """The slots of live calls in one API process: who may send now, and who waits."""
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -12,12 +11,11 @@ from xalen_batch.ratelimit.slots import UNAVAILABLE, SharedSlots, reserve_of
 
 logger = log.get(__name__)
 
-# A process holds this many times the slots that it uses, so that most calls ask nobody.
-HEADROOM = 1.25
-# Seconds after which unused slots are given back, and seconds without a call after which all are.
-GIVEN_BACK_AFTER, FORGOTTEN_AFTER = 1.0, 30.0
+# Seconds between two renewals of the slots, and seconds without a call after which all are given
+# back. A renewal keeps the slots that were in use at a time since the one before the last.
+RENEWAL, FORGOTTEN_AFTER = 0.25, 30.0
 # Seconds until slots are asked for again while calls wait for lines of batches to be answered.
-ASK_AGAIN = 0.01
+ASK_AGAIN = 0.005
 # Most calls that wait for a slot in one process; further ones are told that the model is busy.
 MOST_WAITING = 1_000
 _process = ids.new().hex
@@ -33,13 +31,16 @@ class LiveSlots:
         self._shared = SharedSlots(_process, name, most, reserve)
         self._held = 0
         self._used = 0
-        # The most slots in use since the last second, and when a call last came.
-        self._peak = 0
+        # The most slots in use since the last renewal, and between the two before; when a call last
+        # came.
+        self._peak = self._peak_before = 0
         self._called_at = 0.0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._asking: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._is_away = False
+        # One request at a time: answers that overtake each other would leave `_held` wrong.
+        self._holding = asyncio.Lock()
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
@@ -96,8 +97,9 @@ class LiveSlots:
 
     async def _ask(self) -> None:
         """Ask for slots until no call waits."""
+        told = 0
         while self._waiting:
-            possible = await self._hold(math.ceil(HEADROOM * (self._used + len(self._waiting))))
+            wanted, possible = await self._hold()
             self._let_pass()
             # What no batch can give way for.
             while self._waiting and self._used + len(self._waiting) > possible:
@@ -105,35 +107,48 @@ class LiveSlots:
                 if not turn.done():
                     turn.set_exception(errors.busy(self._model, None))
             if self._waiting:
-                if not self._is_away:
-                    with suppress(*UNAVAILABLE):
-                        await self._shared.call_workers()
+                # Workers that give way need not be told again.
+                if wanted != told:
+                    await self._call_workers()
+                told = wanted
                 await asyncio.sleep(ASK_AGAIN)
         if self._renewing is None or self._renewing.done():
             self._renewing = asyncio.create_task(self._renew())
 
-    async def _hold(self, wanted: int) -> int:
-        """Hold up to this many slots, and return how many are possible."""
-        try:
-            found = await self._shared.hold_live(min(wanted, self._most))
-        except UNAVAILABLE as error:
-            if not self._is_away:
-                logger.warning("slots.alone", model=self._model, error=type(error).__name__)
-            self._is_away = True
-            self._held = self._alone
-            return self._alone
-        self._is_away = False
-        self._held = found.held
-        return found.possible
+    async def _hold(self, least: int = 1) -> tuple[int, int]:
+        """Hold slots for all calls, `least` or more; how many were asked for, and are possible."""
+        async with self._holding:
+            wanted = min(max(self._used + len(self._waiting), least), self._most)
+            # Slots that are given back are not used from now on.
+            self._held = min(self._held, wanted)
+            try:
+                found = await self._shared.hold_live(wanted)
+            except UNAVAILABLE as error:
+                if not self._is_away:
+                    logger.warning("slots.alone", model=self._model, error=type(error).__name__)
+                self._is_away = True
+                self._held = self._alone
+                return wanted, self._alone
+            self._is_away = False
+            self._held = found.held
+            return wanted, found.possible
+
+    async def _call_workers(self) -> None:
+        if not self._is_away:
+            with suppress(*UNAVAILABLE):
+                await self._shared.call_workers()
 
     async def _renew(self) -> None:
-        """Renew the slots each second, and give back those that are not used."""
+        """Renew the slots, and give back those that are not used."""
         loop = asyncio.get_running_loop()
         while self._used or self._waiting or loop.time() < self._called_at + FORGOTTEN_AFTER:
-            await asyncio.sleep(GIVEN_BACK_AFTER)
-            peak, self._peak = self._peak, self._used
-            await self._hold(math.ceil(HEADROOM * max(peak, 1)))
+            await asyncio.sleep(RENEWAL)
+            held, least = self._held, max(self._peak, self._peak_before, 1)
+            self._peak_before, self._peak = self._peak, self._used
+            await self._hold(least)
             self._let_pass()
+            if self._held < held:
+                await self._call_workers()
         self._held = 0
         with suppress(*UNAVAILABLE):
             await self._shared.give_back()

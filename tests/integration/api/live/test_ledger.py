@@ -146,3 +146,17 @@ def test_no_call_is_taken_that_could_not_be_recorded(
     recorder = Recorder()
     with pytest.raises(Unavailable):
         recorder.refuse_if_full()
+
+
+def test_calls_wait_for_the_next_write_but_not_when_the_server_stops(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "INTERVAL", 60)
+    recorder = Recorder()
+    recorder.add(Call(ledger, "0", 200, Usage(1, 1)))
+    wait_until(lambda: len(results()) == 1)
+    for number in range(1, 4):
+        recorder.add(Call(ledger, str(number), 200, Usage(1, 1)))
+    assert len(results()) == 1
+    recorder.close(30)
+    assert [row.custom_id for row in results()] == ["0", "1", "2", "3"]

@@ -10,7 +10,7 @@ from xalen_batch import ids
 from xalen_batch.api.live import slots as live_slots
 from xalen_batch.api.live.slots import LiveSlots
 from xalen_batch.errors import TooManyRequests
-from xalen_batch.ratelimit.slots import Share, SharedSlots
+from xalen_batch.ratelimit.slots import Held, Share, SharedSlots
 
 pytestmark = pytest.mark.usefixtures("valkey")
 MOST = 8
@@ -29,7 +29,7 @@ async def until(happened: Callable[[], bool]) -> None:
 def test_without_live_calls_a_worker_keeps_its_share() -> None:
     async def scenario(name: str) -> None:
         worker = SharedSlots("w", name, MOST, 0)
-        assert await worker.hold_batch(in_flight=3, share=8) == Share(8, is_bounded=False)
+        assert await worker.hold_batch(used=3, share=8) == Share(8, is_bounded=False)
         await worker.close()
 
     run(scenario)
@@ -38,10 +38,45 @@ def test_without_live_calls_a_worker_keeps_its_share() -> None:
 def test_a_reserve_is_never_given_to_a_batch() -> None:
     async def scenario(name: str) -> None:
         worker, api = SharedSlots("w", name, MOST, 3), SharedSlots("a", name, MOST, 3)
-        assert await worker.hold_batch(in_flight=0, share=8) == Share(5, is_bounded=True)
+        assert await worker.hold_batch(used=0, share=8) == Share(5, is_bounded=True)
         assert (await api.hold_live(3)).held == 3
         await worker.close()
         await api.close()
+
+    run(scenario)
+
+
+def test_workers_share_all_that_live_calls_leave_and_no_more() -> None:
+    async def scenario(name: str) -> None:
+        workers = [SharedSlots(f"w{number}", name, MOST, 1) for number in range(3)]
+        # A newcomer has the one slot of every worker, until the others have given theirs up.
+        first = [(await worker.hold_batch(used=0, share=8)).slots for worker in workers]
+        assert first == [7, 1, 1]
+        for _ in range(2):
+            then = [(await worker.hold_batch(used=0, share=8)).slots for worker in workers]
+            assert then == [3, 2, 2]
+        for worker in workers:
+            await worker.close()
+
+    run(scenario)
+
+
+def test_slots_that_are_given_back_are_not_used_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(name: str) -> None:
+        live = LiveSlots("m", name, MOST, 0)
+        async with live.one(), live.one(), live.one():
+            pass
+        assert live._held >= 2
+        real = live._shared.hold_live
+
+        async def hold(wanted: int) -> Held:
+            async with live.one():
+                assert live._held == wanted == 1
+                return await real(wanted)
+
+        monkeypatch.setattr(live._shared, "hold_live", hold)
+        await live._hold()
+        await live.close()
 
     run(scenario)
 
@@ -51,15 +86,15 @@ def test_live_calls_get_what_workers_give_up_and_never_more() -> None:
         workers = [SharedSlots(f"w{number}", name, MOST, 0) for number in range(2)]
         api = SharedSlots("a", name, MOST, 0)
         for worker in workers:
-            await worker.hold_batch(in_flight=4, share=4)
+            await worker.hold_batch(used=4, share=4)
         assert (await api.hold_live(4)).held == 0
         # Their lines in flight still count.
         for worker in workers:
-            assert (await worker.hold_batch(in_flight=4, share=4)).slots == 2
+            assert (await worker.hold_batch(used=4, share=4)).slots == 2
         assert (await api.hold_live(4)).held == 0
         for in_flight, held in ((3, 2), (2, 4), (1, 4)):
             for worker in workers:
-                await worker.hold_batch(in_flight=in_flight, share=4)
+                await worker.hold_batch(used=in_flight, share=4)
             assert (await api.hold_live(4)).held == held
         for each in (*workers, api):
             await each.close()
@@ -70,7 +105,7 @@ def test_live_calls_get_what_workers_give_up_and_never_more() -> None:
 def test_a_call_waits_for_a_line_and_then_goes() -> None:
     async def scenario(name: str) -> None:
         worker, live = SharedSlots("w", name, MOST, 0), LiveSlots("m", name, MOST, 0)
-        await worker.hold_batch(in_flight=8, share=8)
+        await worker.hold_batch(used=8, share=8)
         gone = asyncio.Event()
 
         async def call() -> None:
@@ -79,11 +114,11 @@ def test_a_call_waits_for_a_line_and_then_goes() -> None:
 
         calling = asyncio.create_task(call())
         await until(lambda: bool(live._waiting))
-        share = await worker.hold_batch(in_flight=8, share=8)
+        share = await worker.hold_batch(used=8, share=8)
         while not share.is_bounded:
-            share = await worker.hold_batch(in_flight=8, share=8)
+            share = await worker.hold_batch(used=8, share=8)
         assert not gone.is_set()
-        await worker.hold_batch(in_flight=share.slots, share=8)
+        await worker.hold_batch(used=share.slots, share=8)
         await calling
         await live.close()
         await worker.close()
@@ -109,7 +144,7 @@ def test_a_backend_full_of_live_calls_is_busy() -> None:
 def test_a_call_that_is_given_up_leaves_its_place() -> None:
     async def scenario(name: str) -> None:
         worker, live = SharedSlots("w", name, 1, 0), LiveSlots("m", name, 1, 0)
-        await worker.hold_batch(in_flight=1, share=1)
+        await worker.hold_batch(used=1, share=1)
 
         async def call() -> None:
             async with live.one():
@@ -147,7 +182,7 @@ def test_without_redis_live_calls_have_the_reserve(monkeypatch: pytest.MonkeyPat
 
 
 def test_unused_slots_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_slots, "GIVEN_BACK_AFTER", 0.01)
+    monkeypatch.setattr(live_slots, "RENEWAL", 0.01)
     monkeypatch.setattr(live_slots, "FORGOTTEN_AFTER", 0.1)
 
     async def scenario(name: str) -> None:
