@@ -1,7 +1,7 @@
 """Runs live calls at their backends, and has them recorded. Event loop thread only."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -35,11 +35,14 @@ class Calls:
         self._stations = Stations()
         self.waiting = Waiting()
 
-    async def run(self, call: LiveCall, id: str, gone: Awaitable[object]) -> Answered | Refused:
+    async def run(
+        self, call: LiveCall, id: str, gone: Callable[[], Awaitable[object]]
+    ) -> Answered | Refused:
         """The model's answer to a call, which is billed if it is one.
 
-        `gone` is done when the client has closed its connection. Raises ClientGone, in which case
-        the model's answer is given up and nothing is billed, and errors of `live/errors.py`.
+        What `gone` returns is done when the client has closed its connection. Raises ClientGone,
+        in which case the model's answer is given up and nothing is billed, and errors of
+        `live/errors.py`.
         """
         recorder.refuse_if_full()
         outcome = await unless(gone, self._send(call, Request(call.endpoint, call.body, id)))
@@ -90,9 +93,9 @@ def _unanswered(call: LiveCall, outcome: Retryable) -> XalenError:
     return errors.of_outcome(call.model.id, outcome)
 
 
-async def unless(gone: Awaitable[object], answer: Awaitable[T]) -> T:
+async def unless(gone: Callable[[], Awaitable[object]], answer: Awaitable[T]) -> T:
     """The answer, unless the client goes first: then its task is cancelled, as by a timeout."""
-    task, leaving = asyncio.current_task(), asyncio.ensure_future(gone)
+    task, leaving = asyncio.current_task(), asyncio.ensure_future(gone())
     assert task is not None
     is_over = False
 

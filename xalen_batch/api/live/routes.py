@@ -77,7 +77,7 @@ def _route(endpoint: Endpoint) -> Run:
         if call.is_streamed:
             return await _streamed(calls, call)
         try:
-            answer = await calls.run(call, ids.new().hex, request.receive())
+            answer = await calls.run(call, ids.new().hex, request.receive)
         except ClientGone:
             # Nobody reads this answer.
             return Response(status_code=CLIENT_CLOSED)
@@ -101,7 +101,7 @@ async def _flex(calls: Calls, call: LiveCall, request: Request) -> Response:
     batch_id = await asyncio.to_thread(queued.enqueue, call, QueuedCall.FLEX)
     try:
         async with asyncio.timeout(settings().flex_wait):
-            await unless(request.receive(), calls.waiting.end(batch_id))
+            await unless(request.receive, calls.waiting.end(batch_id))
     except ClientGone:
         await asyncio.to_thread(queued.give_up, call.caller, batch_id)
         return Response(status_code=CLIENT_CLOSED)
