@@ -23,6 +23,9 @@ from tests.factories import CHAT_MODEL
 from xalen_batch.billing import reconcile
 
 CLIENTS = 6
+# The model is busy, also with the slots that a killed process still holds for some seconds; a store
+# is away.
+COME_BACK = {429, 503}
 _lengths = itertools.count(1)
 FIRST_EVENT = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -155,8 +158,17 @@ class TestKilled:
         # never came may be billed.
         assert lost.total() <= 3 * 2 * CLIENTS
         assert (calls.billed - Counter(calls.answered)).total() <= 3 * CLIENTS
-        # 429: the slots of a killed process are held for some seconds.
-        assert set(calls.errors) <= {None, 429, 503}
+        assert set(calls.errors) <= {None, *COME_BACK}
+
+
+def has_free_slots(stack: Stack) -> bool:
+    """Whether the model takes a call of each client at once."""
+    calls = Calls(stack)
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        for _ in range(CLIENTS):
+            clients.submit(calls.ask, simulate="slow=500")
+    calls.are_billed_once()
+    return len(calls.answered) == CLIENTS
 
 
 class TestPostgres:
@@ -168,6 +180,8 @@ class TestPostgres:
     def test_a_call_that_is_answered_meanwhile_is_billed_when_it_is_back(
         self, services: Stack, fault: Callable[[Stack], None]
     ) -> None:
+        # A killed process still holds its slots for some seconds.
+        processes.wait_until(lambda: has_free_slots(services))
         calls = Calls(services)
         calls.ask()
         with ThreadPoolExecutor(CLIENTS) as clients:
@@ -191,7 +205,7 @@ class TestPostgres:
             for _ in range(20):
                 calls.wait_for(2)
                 services.database.break_connections()
-        assert set(calls.errors) <= {503}
+        assert set(calls.errors) <= COME_BACK
         calls.are_billed_once()
 
 
@@ -202,7 +216,7 @@ class TestStopped:
             calls.wait_for(20)
             processes.stopped_in(services.api)
         assert calls.billed == Counter(calls.answered)
-        assert set(calls.errors) <= {None, 503}
+        assert set(calls.errors) <= {None, *COME_BACK}
 
     def test_a_worker_is_killed_beside_them(self, services: Stack) -> None:
         calls = Calls(services)
@@ -213,7 +227,7 @@ class TestStopped:
                 services.kill(services.worker)
                 services.worker = services.start("worker")
         services.is_done(batch, lines=200)
-        assert set(calls.errors) <= {429}
+        assert set(calls.errors) <= COME_BACK
         calls.are_billed_once()
 
 
