@@ -383,7 +383,7 @@ def _bodies() -> Iterator[HostileFile]:
         )
     yield HostileFile(
         "keys that nobody knows",
-        body(tools="x", metadata=7, logit_bias=[1], stop=[[]], x={"y": None}),
+        body(metadata=7, logit_bias=[1], stop=[[]], x={"y": None}),
         lines=RUNS,
     )
 
