@@ -9,7 +9,9 @@ from tests.e2e.processes import System, environment
 
 
 def test_the_python_of_the_readme_delivers_results_and_an_invoice(running_system: System) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    # One program: the blocks share a client.
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    code = "\n".join([*blocks, "assert answer.choices[0].message.content"])
     assert code.count("http://127.0.0.1:8080/v1") == code.count("xln_test_…") == 1
     code = code.replace("http://127.0.0.1:8080/v1", running_system.base_url).replace(
         "xln_test_…", running_system.test_key
