@@ -262,7 +262,7 @@ class _InForce:
 
     @property
     def path(self) -> Path | None:
-        """The file in force; None: there is none."""
+        """The path of the catalog file in force, or None."""
         return None if self._read is None and settings().catalog is None else self._file
 
     def _look(self) -> None:
@@ -306,7 +306,7 @@ class _InForce:
         self.models = models
 
     def _stamp(self) -> _Stamp:
-        """Identifies a version of the file; None: there is none."""
+        """The stamp of the file's version: it changes with the file. None if the file is absent."""
         try:
             found = self._file.stat()
         except OSError:

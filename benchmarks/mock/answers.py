@@ -85,7 +85,7 @@ def rerank(documents: int) -> bytes:
 
 @lru_cache(maxsize=1024)
 def embeddings(inputs: int) -> bytes:
-    """A vector for each of so many inputs, as a whole HTTP answer."""
+    """One vector for each input, as a whole HTTP answer."""
     vector = [round((7 * place % 384 - 192) / 2_000, 8) for place in range(DIMENSIONS)]
     tokens = inputs * TOKENS_PER_INPUT
     body = {

@@ -193,7 +193,7 @@ class TestPostgres:
             for each in asked:
                 each.result()
             assert len(calls.answered) == 1 + CLIENTS
-        # No store is asked for a caller who is known for a second.
+        # The API keeps a caller in memory for a second, and asks no store meanwhile.
         processes.wait_until(lambda: calls.ask() or bool(calls.errors))
         assert calls.errors == [503]
         services.database.heal()

@@ -186,7 +186,7 @@ def test_a_folder_older_than_the_dump_loses_the_answers_that_were_sealed_since(
         assert_books(restored, before, since)
         uploaded = {one.batch.input_file_id for one in (since, ended)}
         assert lost_files(restored) == {since.file_id} | uploaded
-        # Whoever restores the object later has the answers again.
+        # Once the object is restored, downloads have the answers again.
         shutil.copy(files_of(services) / since.object, files_of(restored) / since.object)
         assert client.files.content(since.file_id).content == since.content
         assert lost_files(restored) == uploaded

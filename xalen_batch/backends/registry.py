@@ -4,8 +4,6 @@ Used on the event loop thread of a worker or the API only, so two calls cannot c
 backend.
 """
 
-import asyncio
-
 from xalen_batch.backends.buffer import Buffer
 from xalen_batch.backends.contract import Backend
 from xalen_batch.backends.openai import OpenAIBackend
@@ -15,23 +13,19 @@ from xalen_batch.backends.responses_chat import ResponsesChat
 from xalen_batch.backends.simulated.backend import SimulatedBackend
 from xalen_batch.catalog import Model
 from xalen_batch.catalog_backend import shown
-from xalen_batch.config import settings
 from xalen_batch.endpoints.names import RESPONSES
 from xalen_batch.errors import ConfigError
 
 # By the model's id and the mode: the catalog's entry, and the backend that was created for it.
 _made: dict[tuple[str, bool], tuple[Model, Backend]] = {}
-# Backends of entries that have changed, and the tasks that close them.
-_replaced: set[Backend] = set()
-_closing: set[asyncio.Task[None]] = set()
 
 
 def backend_for(model: Model, livemode: bool, buffer: Buffer | None = None) -> Backend:
     """Return the backend of a model in a mode; the first call creates it.
 
-    An entry that has changed gets a new backend; the old one is closed when its requests have
-    ended. `buffer` bounds the answers of a new backend; an existing backend keeps its own. Raises
-    ConfigError if the catalog's entry has no backend for the mode, or an unusable one.
+    An entry that has changed gets a new backend, and users of the old one close it. `buffer` bounds
+    the answers of a new backend; an existing backend keeps its own. Raises ConfigError if the
+    catalog's entry has no backend for the mode, or an unusable one.
     """
     kind = model.kind_in(livemode)
     if kind is None:
@@ -48,27 +42,7 @@ def backend_for(model: Model, livemode: bool, buffer: Buffer | None = None) -> B
     made: Backend = SimulatedBackend(model) if is_simulated else _servers(model, buffer)
     backend = _translated(made, model, is_simulated)
     _made[model.id, livemode] = model, backend
-    if known is not None:
-        _close_later(known[1])
     return backend
-
-
-def _close_later(backend: Backend) -> None:
-    """Close a backend that gets no more requests, when none of its requests can be in flight."""
-    _replaced.add(backend)
-    loop = asyncio.get_running_loop()
-
-    async def close() -> None:
-        _replaced.discard(backend)
-        await backend.close()
-
-    def begin() -> None:
-        if backend in _replaced:
-            task = loop.create_task(close())
-            _closing.add(task)
-            task.add_done_callback(_closing.discard)
-
-    loop.call_later(settings().request_timeout, begin)
 
 
 def _translated(backend: Backend, model: Model, is_simulated: bool) -> Backend:
@@ -99,5 +73,3 @@ async def close_all() -> None:
     while _made:
         _, (_, backend) = _made.popitem()
         await backend.close()
-    while _replaced:
-        await _replaced.pop().close()

@@ -139,7 +139,7 @@ def _show(found: list[dict[str, Any]]) -> None:
 def scan(as_json: Json = False) -> None:
     """Look for model servers at the usual ports of this machine.
 
-    Exit 0 also if there is none.
+    The exit code is 0 as well if it finds none.
     """
     with ThreadPoolExecutor(len(USUAL_PORTS)) as pool:
         looked = pool.map(_at_port, USUAL_PORTS)

@@ -21,7 +21,7 @@ class WaitOptions(TypedDict, total=False):
     progress: Progress
     # Seconds between two looks at the batch; by default from 0.2 to 5, growing.
     poll_interval: float
-    # StillRunning is raised after so many seconds, and the batch goes on; by default never.
+    # Seconds after which StillRunning is raised; the batch goes on. By default never.
     max_wait_seconds: float | None
 
 

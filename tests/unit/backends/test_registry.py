@@ -9,7 +9,6 @@ import pytest
 
 from xalen_batch import catalog
 from xalen_batch.backends import registry
-from xalen_batch.backends.contract import Backend
 from xalen_batch.backends.openai import OpenAIBackend
 from xalen_batch.backends.registry import backend_for
 from xalen_batch.backends.replicas import Replicas
@@ -151,30 +150,6 @@ def test_an_entry_that_has_changed_gets_another_backend() -> None:
         assert backend_for(mistral(base_url="http://127.0.0.1:8/v1"), True) is not after
 
     on_loop(check)
-
-
-def test_a_backend_of_an_entry_that_has_changed_is_closed_after_its_last_request(
-    configure: Callable[..., None],
-) -> None:
-    configure(request_timeout=1)
-    closed: list[Backend] = []
-
-    async def main() -> None:
-        before = backend_for(MISTRAL, True)
-        over = asyncio.Event()
-
-        async def close() -> None:
-            closed.append(before)
-            over.set()
-
-        before.close = close  # type: ignore[method-assign]
-        backend_for(mistral(base_url="http://127.0.0.1:8/v1"), True)
-        assert not closed
-        await asyncio.wait_for(over.wait(), 30)
-        await registry.close_all()
-
-    asyncio.run(main())
-    assert len(closed) == 1
 
 
 def test_several_servers_are_one_backend() -> None:

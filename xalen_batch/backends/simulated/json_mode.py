@@ -119,7 +119,7 @@ class _Example:
         self._next()
 
     def schema(self) -> dict[str, Any] | None:
-        """The schema of the object; None if there is none."""
+        """The schema of the object that the prompt asks for, or None."""
         try:
             found = self._value(0)
         except _NoExample:

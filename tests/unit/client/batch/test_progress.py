@@ -1,4 +1,4 @@
-"""Progress is a plain line on stderr, if anybody looks at it."""
+"""Progress is a plain line on stderr, if stderr is a terminal."""
 
 import sys
 from typing import Any
