@@ -210,6 +210,12 @@ class BatchObject(Identified, Scoped):
     run_id: str | None
     execution_window: ExecutionWindowObject | None
     on_invalid: str
+    retry_of: str | None = Field(
+        description="Extension: the batch whose failed lines this one runs again."
+    )
+    retry_codes: list[str] | None = Field(
+        description="Extension: of a retry, the codes with which its lines had failed."
+    )
     waiting: WaitingObject | None = Field(
         description=(
             "Extension: what keeps its lines from running at this moment; null: nothing does."
@@ -254,6 +260,8 @@ class BatchObject(Identified, Scoped):
             run_id=batch.run_id and ids.render("run", batch.run_id),
             execution_window=ExecutionWindowObject.of(batch, now),
             on_invalid=batch.on_invalid,
+            retry_of=batch.retry_of and ids.render("batch", batch.retry_of),
+            retry_codes=batch.retry_codes,
             waiting=WaitingObject.of(waiting),
         )
 

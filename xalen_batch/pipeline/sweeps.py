@@ -20,9 +20,8 @@ from xalen_batch import db, erasure, files, log, storage
 from xalen_batch.accounts import audit
 from xalen_batch.billing import statements
 from xalen_batch.config import settings
-from xalen_batch.models import Batch, File, IdempotencyKey, partitions
+from xalen_batch.models import File, IdempotencyKey, partitions
 from xalen_batch.schedules import history
-from xalen_batch.states import TERMINAL
 from xalen_batch.storage import marks
 
 logger = log.get(__name__)
@@ -157,15 +156,10 @@ def _expire_files() -> Iterator[None]:
 
 
 def _is_expired() -> tuple[ColumnElement[bool], ...]:
-    is_needed = (
-        select(Batch.id)
-        .where(Batch.input_file_id == File.id, Batch.status.not_in(TERMINAL))
-        .exists()
-    )
     return (
         File.deleted_at.is_(None),
         File.expires_at <= func.now(),
-        ~is_needed,
+        ~files.is_read(),
         ~files.has_schedule(),
     )
 

@@ -1,0 +1,34 @@
+"""retries: batches that run the failed lines of another batch again"""
+
+from alembic import op
+
+from xalen_batch.migrate import indexes
+
+revision = "0026"
+down_revision = "0023"
+branch_labels = None
+depends_on = None
+
+INDEX = "ix_batches_retry_of"
+KEY = "fk_batches_retry_of_account_id_livemode"
+
+
+def upgrade() -> None:
+    # A repeated attempt finds the columns, as building the index commits what was done before.
+    op.execute("ALTER TABLE batches ADD COLUMN IF NOT EXISTS retry_of uuid")
+    op.execute("ALTER TABLE batches ADD COLUMN IF NOT EXISTS retry_codes text[]")
+    op.execute(f"ALTER TABLE batches DROP CONSTRAINT IF EXISTS {KEY}")
+    # NOT VALID: no scan of the table under its lock. Every row has null.
+    op.execute(
+        f"ALTER TABLE batches ADD CONSTRAINT {KEY} FOREIGN KEY (retry_of, account_id, livemode)"
+        " REFERENCES batches (id, account_id, livemode) NOT VALID"
+    )
+    indexes.build(INDEX, "batches (retry_of, id) WHERE retry_of IS NOT NULL")
+    op.execute(f"ALTER TABLE batches VALIDATE CONSTRAINT {KEY}")
+
+
+def downgrade() -> None:
+    op.drop_index(INDEX, table_name="batches")
+    op.drop_constraint(KEY, "batches")
+    op.drop_column("batches", "retry_codes")
+    op.drop_column("batches", "retry_of")
