@@ -9,7 +9,7 @@ from xalen_batch.cli.batch_options import Metadata, check_window, parse_metadata
 from xalen_batch.cli.client import ApiOptions
 from xalen_batch.cli.option_groups import with_option_groups
 from xalen_batch.cli.options import BatchId, Json, examples
-from xalen_batch.cli.output import print_json, print_line, say
+from xalen_batch.cli.output import print_json, print_line, print_list, say
 
 CODE_HELP = (
     "Only lines that failed with this code, as the invoice names it, such as `http_503`; may be"
@@ -77,7 +77,7 @@ def retries(batch_id: BatchId, as_json: Json = False, *, api: ApiOptions) -> Non
     """List the retries of a batch and of its retries, the oldest first."""
     found = api.connect().get(f"/batches/{batch_id}/retries")
     if as_json:
-        print_json(found)
+        print_list(found["data"])
     elif found["data"]:
         batch_view.table_of(found["data"])
     else:
