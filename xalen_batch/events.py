@@ -10,7 +10,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from xalen_batch import ids
+from xalen_batch import db, ids
+from xalen_batch.broker import Job
 from xalen_batch.models.events import EventType
 
 
@@ -33,11 +34,12 @@ class Happened(NamedTuple):
 def record(session: Session, owner: Owned, *changes: Happened) -> None:
     """Write events, and their deliveries to the owner's webhooks, in the caller's transaction.
 
-    Idempotent: an object has one event of a type. It is one statement, also for many changes.
+    Idempotent: an object has one event of a type, unless the object is a webhook. It is one
+    statement, also for many changes.
     """
     if not changes:
         return
-    session.execute(
+    receivers = session.execute(
         _RECORD,
         {
             "account_id": owner.account_id,
@@ -46,7 +48,9 @@ def record(session: Session, owner: Owned, *changes: Happened) -> None:
             "types": [change.type.value for change in changes],
             "objects": [change.object_id for change in changes],
         },
-    )
+    ).first()
+    if receivers is not None:
+        db.enqueue(session, Job.DELIVER)
 
 
 # The receivers are the account's webhooks, and the webhook that a batch brought.

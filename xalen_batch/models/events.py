@@ -31,10 +31,10 @@ class EventType(StrEnum):
     WEBHOOK_TEST = "xalen.webhook.test"
     WEBHOOK_DISABLED = "xalen.webhook.disabled"
 
-    @property
-    def kind(self) -> ids.Kind:
-        """The kind of object that an event of this type is about."""
-        return _KINDS[self.removeprefix("xalen.").partition(".")[0]]
+
+def object_kind(type: str) -> ids.Kind:
+    """The kind of object that an event of this type is about."""
+    return _KINDS[type.removeprefix("xalen.").partition(".")[0]]
 
 
 _KINDS: dict[str, ids.Kind] = {
