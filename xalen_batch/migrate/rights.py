@@ -42,9 +42,12 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "account_quotas": DELETING,
     "consumed_objects": DELETING,
     "erasures": DELETING,
+    "events": (*APPEND_ONLY, "DELETE"),
     "idempotency_keys": DELETING,
     "inbox_requests": DELETING,
     "schedule_runs": DELETING,
+    "webhook_deliveries": DELETING,
+    "webhook_endpoints": DELETING,
     "workers": DELETING,
 }
 # Functions with the owner's privileges: for partitions of `results` (models/partitions.py), and for
