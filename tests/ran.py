@@ -42,7 +42,7 @@ def end(batch_id: UUID, endings: Mapping[str, Ending]) -> Batch:
     left: list[claim.Claim] = []
     while (held := claim.claim([], with_suspects=True)) is not None:
         rows = [
-            _row(held, line, endings[line.custom_id])
+            row(held, line, endings[line.custom_id])
             for line in held.lines
             if held.batch_id == batch_id and line.custom_id in endings
         ]
@@ -72,7 +72,7 @@ def ended(
     return end(batch.id, {name: how for name, how in endings.items() if how is not None})
 
 
-def _row(held: claim.Claim, line: claim.ClaimedLine, how: Ending) -> record.Row:
+def row(held: claim.Claim, line: claim.ClaimedLine, how: Ending) -> record.Row:
     name = record.LineRef(held.batch_id, line.line_no, held.model, line.custom_id)
     if isinstance(how, LineError):
         return record.unanswered(name, how, f"{how} at {line.custom_id}")

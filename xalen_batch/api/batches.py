@@ -9,7 +9,7 @@ import orjson
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, content, db, files, ids, results, waits
+from xalen_batch import batches, content, db, files, ids, outlook, results, waits
 from xalen_batch import merged as merged_results
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api import idempotency
@@ -100,7 +100,16 @@ def list_batches(
 @router.get("/{batch_id}")
 @calling(Scope.READ)
 def retrieve_batch(session: Session, caller: Caller, batch_id: str) -> BatchObject:
-    return shown(session, [batches.get(session, caller, batch_id)])[0]
+    """A batch; while it is in progress, with an estimate of its end and its errors so far."""
+    batch = batches.get(session, caller, batch_id)
+    progress = batches.progress(session, [batch])[batch.id]
+    return BatchObject.of(
+        batch,
+        progress,
+        db.now(session) if batch.execution_window else None,
+        waits.of_one(session, batch),
+        outlook.of(session, batch, progress),
+    )
 
 
 @router.post("/{batch_id}/cancel")

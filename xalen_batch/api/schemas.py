@@ -9,11 +9,13 @@ from typing import Any, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, Field
 
 from xalen_batch import batches, catalog, files, ids
+from xalen_batch.api.outlook_schemas import OutlookObject
 from xalen_batch.api.scopes import Scoped
 from xalen_batch.batches import Progress
 from xalen_batch.endpoints.names import NamedEndpoint
 from xalen_batch.fields import ExpiresAfter, Lenient, Metadata, Text
 from xalen_batch.models import Batch, File
+from xalen_batch.outlook import Outlook
 from xalen_batch.states import OnInvalid
 from xalen_batch.waits import Reason, Wait
 from xalen_batch.windows import ExecutionWindow
@@ -218,13 +220,27 @@ class BatchObject(Identified, Scoped):
     )
     waiting: WaitingObject | None = Field(
         description=(
-            "Extension: what keeps its lines from running at this moment; null: nothing does."
+            "Extension: what keeps its lines from running at this moment; null: nothing does. Only"
+            " a batch that is read by its id names what passes by itself: `validation`,"
+            " `rate_limit` and `turn`."
+        )
+    )
+
+    outlook: OutlookObject | None = Field(
+        description=(
+            "Extension: of a batch in progress that is read by its id, when it will probably end,"
+            " and its errors so far; else null."
         )
     )
 
     @classmethod
     def of(
-        cls, batch: Batch, progress: Progress, now: datetime | None, waiting: Wait | None = None
+        cls,
+        batch: Batch,
+        progress: Progress,
+        now: datetime | None,
+        waiting: Wait | None = None,
+        outlook: Outlook | None = None,
     ) -> Self:
         """`now`: the time by PostgreSQL's clock, which decides on execution windows; None if the
         batch has none.
@@ -263,6 +279,7 @@ class BatchObject(Identified, Scoped):
             retry_of=batch.retry_of and ids.render("batch", batch.retry_of),
             retry_codes=batch.retry_codes,
             waiting=WaitingObject.of(waiting),
+            outlook=OutlookObject.of(outlook),
         )
 
 

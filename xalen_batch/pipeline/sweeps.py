@@ -21,6 +21,7 @@ from xalen_batch.accounts import audit
 from xalen_batch.billing import statements
 from xalen_batch.config import settings
 from xalen_batch.models import File, IdempotencyKey, partitions
+from xalen_batch.pipeline import pace
 from xalen_batch.schedules import history
 from xalen_batch.storage import marks
 
@@ -290,4 +291,5 @@ AUDIT = Sweep("audit log", _forget_audit, rest=HOUR)
 PARTITIONS = Sweep("partitions", _keep_partitions, rest=HOUR)
 # Each walk lists the whole store: a million objects take two hours of turns.
 ORPHANS = Sweep("orphans", _delete_orphans, rest=HOUR, turn=0.15)
-ALL = (KEYS, STATEMENTS, EXPIRED, ANSWERS, PARTITIONS, RUNS, AUDIT, ORPHANS)
+PACE = Sweep("paces", pace.walk, rest=10.0)
+ALL = (PACE, KEYS, STATEMENTS, EXPIRED, ANSWERS, PARTITIONS, RUNS, AUDIT, ORPHANS)

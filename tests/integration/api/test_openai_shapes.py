@@ -23,6 +23,7 @@ EXTENSIONS = {
     "retry_of",
     "retry_codes",
     "waiting",
+    "outlook",
 }
 # Fields that the client has, but OpenAI's own description of the answers lacks.
 UNDESCRIBED = {"shutdown_date"}
