@@ -295,7 +295,16 @@ def scope_of(
     """The only scope with which a key may call the route, found by trying each on an unknown id."""
     request = next(isolation.requests(method, path, operation))
     nothing = dict.fromkeys(
-        ("file_id", "batch_id", "response_id", "schedule_id", "key_id", "model_id", "month"),
+        (
+            "file_id",
+            "batch_id",
+            "response_id",
+            "schedule_id",
+            "key_id",
+            "model_id",
+            "month",
+            "custom_id",
+        ),
         "nothing",
     )
     statuses = {

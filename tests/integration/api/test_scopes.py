@@ -84,7 +84,8 @@ class World:
         schedule = {"requests": found[Kind.INBOX], "run": found[Kind.SCHEDULE]}.get(
             path.rpartition("/")[2], self.priced
         )
-        batch = Kind.RUNNING if path.endswith("/cancel") else Kind.BATCH
+        # Only the input of the running batch is in storage.
+        batch = Kind.RUNNING if path.endswith(("/cancel", "/{custom_id}")) else Kind.BATCH
         return {
             "file_id": found[file],
             "batch_id": found[batch],

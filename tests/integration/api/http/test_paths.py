@@ -37,6 +37,7 @@ def test_head_has_the_status_and_the_headers_of_get_and_no_body(api: Api) -> Non
         "schedule_id": "x",
         "response_id": "x",
         "model_id": "mistral-small-3-1",
+        "custom_id": "x",
     }
     for path in sorted(
         PAGES | {path.format_map(ids) for path, methods in DESCRIBED.items() if "get" in methods}
@@ -87,7 +88,17 @@ def test_head_needs_a_key_and_a_path_like_get(api: Api) -> None:
 
 def test_allow_names_every_method_of_a_path(api: Api) -> None:
     sample = dict.fromkeys(
-        ("file_id", "batch_id", "schedule_id", "key_id", "response_id", "model_id", "month"), "x"
+        (
+            "file_id",
+            "batch_id",
+            "schedule_id",
+            "key_id",
+            "response_id",
+            "model_id",
+            "month",
+            "custom_id",
+        ),
+        "x",
     )
     declared = {path: {"GET"} for path in PAGES}
     declared |= {
