@@ -52,8 +52,9 @@ class Api(BaseModel):
     row_retention: Annotated[int, Field(ge=0)] | Literal["forever"] = Field(
         7 * 86_400,
         description=(
-            "How long lines of sealed batches stay rows of `results`, for SQL, from the end of the"
-            " day (UTC) that created the batch, or `forever`. Downloads need no rows."
+            "How long lines and tasks of sealed batches stay rows of `results` and `tasks`, for"
+            " SQL, from the end of the day (UTC) that created the batch, or `forever`. Downloads"
+            " need no rows."
         ),
     )
     run_retention: Annotated[int, Field(ge=0)] | Literal["forever"] = Field(

@@ -45,6 +45,7 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "idempotency_keys": DELETING,
     "inbox_requests": DELETING,
     "schedule_runs": DELETING,
+    "tasks": DELETING,
     "workers": DELETING,
 }
 # Functions with the owner's privileges: for partitions of `results` (models/partitions.py), and for

@@ -20,7 +20,7 @@ from xalen_batch import db, erasure, files, log, storage
 from xalen_batch.accounts import audit
 from xalen_batch.billing import statements
 from xalen_batch.config import settings
-from xalen_batch.models import Batch, File, IdempotencyKey, partitions
+from xalen_batch.models import Batch, File, IdempotencyKey, partitions, tasks
 from xalen_batch.schedules import history
 from xalen_batch.states import TERMINAL
 from xalen_batch.storage import marks
@@ -261,6 +261,20 @@ def _keep_partitions() -> Iterator[None]:
         yield
 
 
+def _forget_tasks() -> Iterator[None]:
+    """Delete the tasks of sealed batches, with their index of lines, past their retention."""
+    retention = settings().row_retention
+    if retention == "forever":
+        return
+    after: tuple[UUID, int] | None = None
+    while True:
+        with db.transaction() as session:
+            after = tasks.forget(session, max(retention, WRITTEN_BACK), after)
+        if after is None:
+            return
+        yield
+
+
 def _forget_runs() -> Iterator[None]:
     """Delete ended runs of schedules, and what deleted schedules took, past their retention."""
     retention = settings().run_retention
@@ -291,9 +305,10 @@ KEYS = Sweep("idempotency keys", _forget_keys)
 STATEMENTS = Sweep("statements", _issue_statements)
 EXPIRED = Sweep("expired files", _expire_files)
 ANSWERS = Sweep("erased answers", _erase_answers)
+TASKS = Sweep("ended tasks", _forget_tasks, rest=HOUR)
 RUNS = Sweep("runs of schedules", _forget_runs, rest=HOUR)
 AUDIT = Sweep("audit log", _forget_audit, rest=HOUR)
 PARTITIONS = Sweep("partitions", _keep_partitions, rest=HOUR)
 # Each walk lists the whole store: a million objects take two hours of turns.
 ORPHANS = Sweep("orphans", _delete_orphans, rest=HOUR, turn=0.15)
-ALL = (KEYS, STATEMENTS, EXPIRED, ANSWERS, PARTITIONS, RUNS, AUDIT, ORPHANS)
+ALL = (KEYS, STATEMENTS, EXPIRED, ANSWERS, PARTITIONS, TASKS, RUNS, AUDIT, ORPHANS)
