@@ -171,6 +171,28 @@ def has_free_slots(stack: Stack) -> bool:
     return len(calls.answered) == CLIENTS
 
 
+class TestStreamed:
+    def test_the_models_own_stream_arrives_and_is_billed_as_it_says(self, services: Stack) -> None:
+        before = billed(services)
+        client = services.client(retries=0)
+        *chunks, last = client.chat.completions.create(
+            model=CHAT_MODEL,
+            messages=[{"role": "user", "content": "word " * next(_lengths)}],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        assert len(chunks) > 5
+        assert chunks[-1].choices[0].finish_reason == "stop"
+        with client.responses.stream(model=CHAT_MODEL, input="word " * next(_lengths)) as told:
+            response = told.get_final_response()
+        assert response.output_text
+        assert last.usage
+        assert response.usage
+        expected = Counter([last.usage.prompt_tokens, response.usage.input_tokens])
+        processes.wait_until(lambda: (billed(services) - before).total() >= 2)
+        assert billed(services) - before == expected
+
+
 class TestPostgres:
     @pytest.mark.parametrize(
         "fault",
