@@ -1,10 +1,10 @@
 """Adaptive concurrency: how many requests one worker process keeps in flight at one backend.
 
 A hill climb on goodput (good answers per second) raises the limit, as long as a larger limit brings
-more goodput. A refusal lowers it by one: a refused request gives up its slot. The slots that remain
-are those that the backend takes, so a burst of refusals ends exactly at its capacity. From there
-probes raise the limit by one and, as long as none is refused, by steps that double, as CUBIC grows
-slowly near its last loss and faster away from it. A timeout lowers the limit by a factor
+more goodput. A refusal lowers it by one. The requests that remain in flight are those that the
+backend took, so a burst of refusals ends exactly at its capacity. From there probes raise the limit
+by one and, as long as none is refused, by steps that double, as CUBIC grows slowly near its last
+loss and faster away from it. A timeout lowers the limit by a factor
 (multiplicative decrease), at most once per congestion epoch. Latency is no input: a server that
 batches requests answers each one later under load, and yet completes more of them per second.
 """
@@ -31,7 +31,7 @@ PROBE_ANSWERS = 50
 # Seconds without trials after one that failed on goodput; each further failure doubles the pause.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 4.0
 # Answers in a round, as a multiple of the limit. A small step needs a more precise measurement.
-ANSWERS_PER_SLOT = {DOUBLE: 1, STEP: 3}
+ROUND_LENGTH = {DOUBLE: 1, STEP: 3}
 # A shorter measurement is extended: it measures chance.
 LEAST_SECONDS = 0.05
 # A round counts only if this share of its requests started with the limit reached.
@@ -87,8 +87,8 @@ class Concurrency:
         self._ceiling = ceiling
         self.limit = self._start
         self.in_flight = 0
-        # Good answers per second in the last measurement, in all and by slot of the limit.
-        self._goodput = self._goodput_of_slot = 0.0
+        # Good answers per second in the last measurement, in all and per request of the limit.
+        self._goodput = self._goodput_per_request = 0.0
         # Number of moves of the limit. A request has the number at which it was sent.
         self._moves = 0
         # The congestion epoch: requests sent before this move cause no multiplicative decrease, so
@@ -107,7 +107,7 @@ class Concurrency:
     @property
     def goodput(self) -> float:
         """Good answers per second that the limit allows."""
-        return self._goodput_of_slot * self.limit
+        return self._goodput_per_request * self.limit
 
     @property
     def ceiling(self) -> int:
@@ -205,7 +205,7 @@ class Concurrency:
             self._enough = self._good * 2
             return
         self._goodput = self._good / seconds
-        self._goodput_of_slot = self._goodput / self.limit
+        self._goodput_per_request = self._goodput / self.limit
         if was_full:
             self._judge()
         self._begin()
@@ -274,4 +274,4 @@ class Concurrency:
     def _answers_in_round(self) -> int:
         if self._probe:
             return max(PROBE_ANSWERS, self.limit)
-        return ANSWERS_PER_SLOT[self._factor] * self.limit
+        return ROUND_LENGTH[self._factor] * self.limit
