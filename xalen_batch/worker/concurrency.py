@@ -74,7 +74,14 @@ class Signal(Enum):
 #     any         REFUSED, none left in flight (`_refused`)    measuring at 1, no refusal is known
 #     measuring   TIMEOUT (`_timed_out`)                       measuring at ×0.85
 #     other       TIMEOUT (`_timed_out`)                       measuring at the base
-#     any         `restart`, or another ceiling                measuring, no base
+#     any         `restart`                                    measuring, no base
+#     any         a ceiling below a limit that was learned     cut: the limit is the ceiling
+#     cut         a ceiling above it                           as before, at the limit of before
+#     cut         REFUSED, TIMEOUT, `restart`                  as from measuring
+#
+# Live calls move the ceiling several times a second. A ceiling above the limit changes nothing, and
+# one below it leaves alone what was learned (`_cut`), or the climb would begin anew each time. A
+# limit that had reached the old ceiling, or of which nothing is known yet, follows the ceiling.
 class Concurrency:
     """The limit on requests in flight at one backend, of one process; event loop thread only.
 
@@ -97,6 +104,8 @@ class Concurrency:
         # The limit that trials are compared with, and its goodput; None before its first round.
         self._base: tuple[int, float] | None = None
         self._probe = 0
+        # The limit before the ceiling fell below it; None: the ceiling leaves the limit alone.
+        self._cut: int | None = None
         self._factor = DOUBLE
         self._pause = FIRST_PAUSE
         self._paused_until = 0.0
@@ -117,10 +126,16 @@ class Concurrency:
     def ceiling(self, ceiling: int) -> None:
         if ceiling == self._ceiling:
             return
-        was_there = self.limit >= self._ceiling
+        follows = self.limit >= self._ceiling and self._cut is None
+        wanted = ceiling if follows else self._cut or self.limit
         self._ceiling = ceiling
-        self._base, self._probe = None, 0
-        self._move(ceiling if was_there else min(self.limit, ceiling))
+        limit = min(wanted, ceiling)
+        if limit != self.limit:
+            self._move(limit)
+        is_learned = self._base is not None or self._probe > 0
+        self._cut = wanted if wanted > ceiling and is_learned else None
+        if self._cut is None and self._base is not None and self._base[0] > limit:
+            self._base = None
 
     @property
     def _start(self) -> int:
@@ -171,6 +186,7 @@ class Concurrency:
             self._move(1)
             return
         self.limit = max(1, min(self.limit - 1, self.in_flight))
+        self._cut = None
         self._probe, self._factor = 1, DOUBLE
         if self._base is not None and self._base[0] > self.limit:
             self._base = None
@@ -218,6 +234,8 @@ class Concurrency:
     def _judge(self) -> None:
         """After a full round: keep the limit or return to the base, then begin the next trial."""
         base = self._base
+        if self._cut is not None:
+            return
         if base is None or self.limit < FEW:
             self._base = self.limit, self._goodput
         elif self._is_probing:
@@ -260,7 +278,7 @@ class Concurrency:
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
 
     def _move(self, limit: int) -> None:
-        self.limit = limit
+        self.limit, self._cut = limit, None
         self._moves += 1
         self._is_settling = True
         self._begin()
