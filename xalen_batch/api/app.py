@@ -8,6 +8,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from xalen_batch import __version__, catalog, db, disk, log, memory, migrate, storage
 from xalen_batch.api import (
@@ -27,6 +28,7 @@ from xalen_batch.api import (
     schedules,
     terms,
 )
+from xalen_batch.api.http import cors
 from xalen_batch.api.http.bodies import Bodies
 from xalen_batch.api.http.middleware import AnswerSlices, Paths, RateHeaders, RequestContext
 from xalen_batch.api.http.pace import BodyPace
@@ -97,6 +99,9 @@ def create_app() -> FastAPI:
     app.add_middleware(BodyPace)
     app.add_middleware(RateHeaders)
     app.add_middleware(RequestContext)
+    # Behind the context, whose errors need the headers too; a preflight request ends here.
+    if settings().cors_origins:
+        app.add_middleware(CORSMiddleware, **cors.options(settings().cors_origins))
     app.add_middleware(Paths)
     return app
 

@@ -151,8 +151,8 @@ def test_a_wrong_base_url_is_told_the_right_one(api: Api) -> None:
         "/files": "/v1/files",
         "/batches/batch_1/cancel": "/v1/batches/batch_1/cancel",
         "/v1/v1/batches": "/v1/batches",
-        "/openai/v1/files": "/v1/files",
-        "/openai/deployments/gpt/batches": "/v1/batches",
+        "/proxy/v1/files": "/v1/files",
+        "/proxy/deployments/gpt/batches": "/v1/batches",
         "/models": "/v1/models",
     }.items():
         message = api.ask("GET", path).error["message"]
@@ -172,7 +172,7 @@ def test_other_paths_are_told_where_the_docs_are(api: Api) -> None:
 
 
 def test_a_live_call_under_another_path_is_told_the_base_url(api: Api) -> None:
-    for path in ("/chat/completions", "/v1/v1/chat/completions", "/openai/v1/responses"):
+    for path in ("/chat/completions", "/v1/v1/chat/completions", "/proxy/v1/responses"):
         message = api.ask("POST", path, {"model": "x"}).error["message"]
         assert f"Set the client's base_url to http://127.0.0.1:{api.port}/v1." in message
 
