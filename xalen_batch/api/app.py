@@ -28,6 +28,7 @@ from xalen_batch.api import (
     schedules,
     terms,
 )
+from xalen_batch.api.anthropic import routes as message_batches
 from xalen_batch.api.http import cors
 from xalen_batch.api.http.bodies import Bodies
 from xalen_batch.api.http.middleware import AnswerSlices, Paths, RateHeaders, RequestContext
@@ -84,6 +85,7 @@ def create_app() -> FastAPI:
         schedules.router,
         schedule_runs.router,
         inbox.router,
+        message_batches.router,
         background.router,
         models.router,
         keys.router,
@@ -109,7 +111,7 @@ def create_app() -> FastAPI:
 def _most_bytes(method: str, path: str) -> int | None:
     """Most bytes of a request's body; None for an upload, whose route has its own limits."""
     match method, path.split("/")[1:]:
-        case "POST", ["v1", "files"]:
+        case "POST", ["v1", "files"] | ["v1", "messages", "batches"]:
             return None
         case "POST", ["v1", "schedules", _, "requests"]:
             return settings().max_inbox_bytes

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xalen_batch import log
 from xalen_batch.api import deps, errors
+from xalen_batch.api.anthropic import errors as anthropic
 from xalen_batch.api.http import budget, credentials, paths
 from xalen_batch.api.http.responses import SLICE_BYTES, STREAM_BYTES
 from xalen_batch.errors import Unavailable
@@ -67,14 +68,18 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = f"req_{uuid.uuid4().hex}"
+        request_id = scope[paths.REQUEST_ID] = f"req_{uuid.uuid4().hex}"
+        is_anthropics = anthropic.speaks(scope["path"])
         status = CLIENT_CLOSED
 
         async def send_named(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if is_anthropics:
+                    headers["request-id"] = request_id
             await send(message)
 
         started = time.perf_counter()

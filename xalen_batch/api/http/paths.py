@@ -14,6 +14,8 @@ AZURE = "/openai/"
 _AZURE = re.compile("/openai(?:/v1|/deployments/([^/]+))?(?=/)")
 # The key of an ASGI scope that holds the method as it was sent.
 SENT_METHOD = "xalen.method"
+# The key of an ASGI scope that holds the id of the request.
+REQUEST_ID = "xalen.request_id"
 # The key of an ASGI scope that holds the deployment of an Azure path: the model's name.
 DEPLOYMENT = "xalen.deployment"
 # The most leading segments that are removed to find the route that was meant.

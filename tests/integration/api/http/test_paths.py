@@ -33,6 +33,7 @@ def test_head_has_the_status_and_the_headers_of_get_and_no_body(api: Api) -> Non
     ids = {
         "file_id": file,
         "batch_id": batch.json["id"],
+        "message_batch_id": f"msg{batch.json['id']}",
         "month": "2026-10",
         "schedule_id": "x",
         "response_id": "x",
@@ -45,6 +46,7 @@ def test_head_has_the_status_and_the_headers_of_get_and_no_body(api: Api) -> Non
         changing = {
             "date",
             "x-request-id",
+            "request-id",
             "x-ratelimit-remaining-requests",
             "x-ratelimit-reset-requests",
             "transfer-encoding",
@@ -87,7 +89,17 @@ def test_head_needs_a_key_and_a_path_like_get(api: Api) -> None:
 
 def test_allow_names_every_method_of_a_path(api: Api) -> None:
     sample = dict.fromkeys(
-        ("file_id", "batch_id", "schedule_id", "key_id", "response_id", "model_id", "month"), "x"
+        (
+            "file_id",
+            "batch_id",
+            "message_batch_id",
+            "schedule_id",
+            "key_id",
+            "response_id",
+            "model_id",
+            "month",
+        ),
+        "x",
     )
     declared = {path: {"GET"} for path in PAGES}
     declared |= {
