@@ -32,6 +32,12 @@ VALUES: dict[str, Any] = {
     "from": "2026-11-01",
     "to": "2026-11-02",
     **factories.chat_line("mine"),
+    "requests": [
+        {
+            "custom_id": "mine",
+            "params": {"max_tokens": 9} | factories.chat_line("mine")["body"],
+        }
+    ],
     "purpose": b"batch",
     "file": factories.jsonl([factories.chat_line("mine")]),
 }
@@ -63,6 +69,8 @@ class Kind(StrEnum):
     ERRORS = "error file"
     BATCH = "batch"
     RESPONSE = "response"
+    MESSAGE_BATCH = "message batch"
+    RUNNING_MESSAGE_BATCH = "running message batch"
     RUNNING = "running batch"
     INVOICE = "invoice"
     SCHEDULE = "schedule"

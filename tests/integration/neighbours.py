@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -37,7 +38,8 @@ class Answer:
     body: str
 
     def masked(self, id: str) -> tuple[int, str]:
-        return self.status, self.body.replace(id, "ID")
+        # Some errors have the id of their request.
+        return self.status, re.sub("req_[0-9a-f]{32}", "REQUEST", self.body.replace(id, "ID"))
 
 
 class Client:
@@ -85,7 +87,9 @@ class Neighbour:
         """The neighbour's data in an answer, except the requested id, and the account's name if it
         is the actor's account as well.
         """
-        theirs = {CANARY, self.secret, *self.ids.values()} - {asked_with}
+        # The id of a message batch has that of its batch in it.
+        asked = asked_with or ""
+        theirs = {id for id in (CANARY, self.secret, *self.ids.values()) if id not in asked}
         if actor is Actor.OTHER_MODE:
             theirs.discard(self.ids[Kind.ACCOUNT])
         shown = answer.body + json.dumps(answer.headers)
@@ -132,6 +136,7 @@ def move_in() -> Neighbour:
             assert file is not None
             found[kind] = ids.render("file", file)
         found[Kind.BATCH] = ids.render("batch", batch.id)
+        found[Kind.MESSAGE_BATCH] = ids.render("msgbatch", batch.id)
         invoice = session.execute(
             text("SELECT id FROM invoices WHERE batch_id = :batch"), {"batch": batch.id}
         ).scalar_one()
@@ -199,6 +204,7 @@ def _belongings(session: Session, caller: Caller) -> dict[Kind, str]:
         Kind.TEMPLATE: ids.render("file", template.id),
         Kind.RESPONSE: _response(session, caller, CANARY),
         Kind.RUNNING: ids.render("batch", running.id),
+        Kind.RUNNING_MESSAGE_BATCH: ids.render("msgbatch", running.id),
         Kind.SCHEDULE: ids.render("sched", schedule.id),
         Kind.INBOX: ids.render("sched", inbox.id),
         Kind.RUN: ids.render("run", run.id),
@@ -244,6 +250,7 @@ def _own(session: Session, secret: str) -> dict[str, str]:
     return {
         "file_id": ids.render("file", file.id),
         "batch_id": ids.render("batch", factories.batch(session, caller, file).id),
+        "message_batch_id": ids.render("msgbatch", factories.batch(session, caller, file).id),
         "response_id": _response(session, caller, "mine"),
         "schedule_id": ids.render(
             "sched", factories.schedule(session, caller, name="mine", inbox={}).id
@@ -295,7 +302,16 @@ def scope_of(
     """The only scope with which a key may call the route, found by trying each on an unknown id."""
     request = next(isolation.requests(method, path, operation))
     nothing = dict.fromkeys(
-        ("file_id", "batch_id", "response_id", "schedule_id", "key_id", "model_id", "month"),
+        (
+            "file_id",
+            "batch_id",
+            "message_batch_id",
+            "response_id",
+            "schedule_id",
+            "key_id",
+            "model_id",
+            "month",
+        ),
         "nothing",
     )
     statuses = {

@@ -35,6 +35,7 @@ ASYNC_ROOMS = (
     "ratelimit/",
     "api/http/",
     "api/uploads.py",
+    "api/anthropic/intake.py",
     "api/inbox.py",
     "api/live/",
     # A probe must not wait for a thread.

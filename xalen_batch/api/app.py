@@ -8,6 +8,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from xalen_batch import __version__, catalog, db, disk, log, memory, migrate, storage
 from xalen_batch.api import (
@@ -27,6 +28,8 @@ from xalen_batch.api import (
     schedules,
     terms,
 )
+from xalen_batch.api.anthropic import routes as message_batches
+from xalen_batch.api.http import cors
 from xalen_batch.api.http.bodies import Bodies
 from xalen_batch.api.http.middleware import AnswerSlices, Paths, RateHeaders, RequestContext
 from xalen_batch.api.http.pace import BodyPace
@@ -84,6 +87,7 @@ def create_app() -> FastAPI:
         schedules.router,
         schedule_runs.router,
         inbox.router,
+        message_batches.router,
         background.router,
         models.router,
         keys.router,
@@ -99,6 +103,9 @@ def create_app() -> FastAPI:
     app.add_middleware(BodyPace)
     app.add_middleware(RateHeaders)
     app.add_middleware(RequestContext)
+    # Behind the context, whose errors need the headers too; a preflight request ends here.
+    if settings().cors_origins:
+        app.add_middleware(CORSMiddleware, **cors.options(settings().cors_origins))
     app.add_middleware(Paths)
     return app
 
@@ -106,7 +113,7 @@ def create_app() -> FastAPI:
 def _most_bytes(method: str, path: str) -> int | None:
     """Most bytes of a request's body; None for an upload, whose route has its own limits."""
     match method, path.split("/")[1:]:
-        case "POST", ["v1", "files"]:
+        case "POST", ["v1", "files"] | ["v1", "messages", "batches"]:
             return None
         case "POST", ["v1", "schedules", _, "requests"]:
             return settings().max_inbox_bytes

@@ -143,6 +143,13 @@ class Batch(Base):
     # `states.QueuedCall` of a batch of one queued call; null in any other batch.
     call: Mapped[str | None]
 
+    # Requests of a message batch (`api/anthropic`), which is told them before validation counts
+    # lines; null in any other batch.
+    requests: Mapped[int | None]
+    # When a client of Anthropic's API deleted it. That view no longer shows it; others do, as it
+    # has an invoice.
+    deleted_at: Mapped[datetime | None]
+
     # The schedule's run that created it; null for a batch that a caller created.
     schedule_id: Mapped[UUID | None]
     run_id: Mapped[UUID | None] = mapped_column(unique=True)

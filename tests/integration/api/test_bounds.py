@@ -24,6 +24,7 @@ Configure = Callable[..., None]
 Route = tuple[str, str]
 LINES = factories.jsonl([factories.chat_line("a")])
 NO_RESPONSE = f"/v1/responses/resp_{'0' * 32}"
+NO_MESSAGE_BATCH = f"/v1/messages/batches/msgbatch_{'0' * 32}"
 NO_FILE = "/v1/files/file-" + "0" * 32
 DESCRIBED = app.create_app().openapi()["paths"]
 
@@ -93,6 +94,20 @@ BOUNDS: dict[Route, Bound] = {
             Quota.ENQUEUED_LINES: {"quota_enqueued_lines": 0},
             Quota.ENQUEUED_TOKENS: {"quota_enqueued_tokens": 0},
         },
+    ),
+    ("POST", "/v1/messages/batches"): Bound(
+        lambda given: ("/v1/messages/batches", {"requests": isolation.VALUES["requests"]}),
+        {
+            Quota.OPEN_BATCHES: {"quota_open_batches": 0},
+            Quota.FILES: {"quota_files": 0},
+            Quota.STORAGE_BYTES: {"quota_storage_bytes": 1},
+        },
+    ),
+    ("POST", "/v1/messages/batches/{message_batch_id}/cancel"): Bound(
+        lambda given: (f"/v1/messages/batches/msg{given.batch_id}/cancel", None), CHANGES
+    ),
+    ("DELETE", "/v1/messages/batches/{message_batch_id}"): Bound(
+        lambda given: (NO_MESSAGE_BATCH, None), CHANGES
     ),
     ("POST", "/v1/batches/{batch_id}/cancel"): Bound(
         lambda given: (f"/v1/batches/{given.batch_id}/cancel", None), CHANGES
@@ -202,11 +217,10 @@ def ask(api: Api, route: Route, given: Given, **headers: str) -> Answer:
 
 
 def refuse(answer: Answer, quota: Quota, *, may_fit: bool = True) -> None:
-    assert (answer.status, answer.error["type"], answer.error["code"]) == (
-        429,
-        "rate_limit_error",
-        f"{quota}_limit",
-    )
+    error = answer.json["error"]
+    assert (answer.status, error["type"]) == (429, "rate_limit_error")
+    # The errors of Anthropic's API have no code.
+    assert answer.json.get("type") == "error" or error["code"] == f"{quota}_limit"
     if may_fit:
         assert int(answer.headers["retry-after"]) >= 1
     else:

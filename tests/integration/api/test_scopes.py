@@ -40,7 +40,12 @@ COMBINATIONS = list(
     chain.from_iterable(combinations(Scope, size) for size in range(1, len(Scope) + 1))
 )
 # Their answers have the values of the request, ids, and the initial state.
-CREATIONS = {"POST /v1/files", "POST /v1/batches", "POST /v1/schedules"}
+CREATIONS = {
+    "POST /v1/files",
+    "POST /v1/batches",
+    "POST /v1/schedules",
+    "POST /v1/messages/batches",
+}
 # The fields that a key with only the scope `submit` sees in the answers to other requests.
 ALWAYS = {
     "BatchObject": {
@@ -52,6 +57,8 @@ ALWAYS = {
         "status",
         "created_at",
     },
+    "MessageBatch": {"id", "type", "processing_status", "created_at", "expires_at"},
+    "DeletedMessageBatch": {"id", "type"},
     "ScheduleObject": {"id", "object", "status"},
     "RunObject": {"id", "object", "schedule_id", "state", "batch_id"},
     "RequestsObject": {"object", "schedule_id", "accepted", "known"},
@@ -91,6 +98,9 @@ class World:
             "schedule_id": schedule,
             "key_id": found[Kind.KEY],
             "response_id": found[Kind.RESPONSE],
+            "message_batch_id": found[
+                Kind.RUNNING_MESSAGE_BATCH if path.endswith("/cancel") else Kind.MESSAGE_BATCH
+            ],
             **OTHER_PARAMETERS,
             "month": f"{datetime.now(UTC):%Y-%m}",
         }
@@ -178,7 +188,8 @@ def _problems(
         yield "a cost without the scope billing"
     asked = json.dumps([request.parameters, str(request.body)])
     if needed is Scope.SUBMIT and Scope.READ not in scopes:
-        theirs = {CANARY, *world.neighbour.ids.values()} - set(re.findall(r"[\w-]+", asked))
+        # The id of a message batch has that of its batch in it.
+        theirs = {id for id in (CANARY, *world.neighbour.ids.values()) if id not in asked}
         yield from (
             f"{found} without the scope read" for found in _leaked(world, request, answer, theirs)
         )

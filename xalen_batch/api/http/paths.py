@@ -9,10 +9,16 @@ from starlette.types import Scope
 VERSION = "/v1"
 METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 SLASHES = re.compile("//+")
+# Azure's paths: `/openai/files`, `/openai/v1/files`, `/openai/deployments/NAME/chat/completions`.
+AZURE = "/openai/"
+_AZURE = re.compile("/openai(?:/v1|/deployments/([^/]+))?(?=/)")
 # The key of an ASGI scope that holds the method as it was sent.
 SENT_METHOD = "xalen.method"
-# The most leading segments that are removed to find the route that was meant. Azure's base URL,
-# `/openai/deployments/NAME/v1`, has four.
+# The key of an ASGI scope that holds the id of the request.
+REQUEST_ID = "xalen.request_id"
+# The key of an ASGI scope that holds the deployment of an Azure path: the model's name.
+DEPLOYMENT = "xalen.deployment"
+# The most leading segments that are removed to find the route that was meant.
 MOST_PREFIXES = 6
 
 
@@ -21,6 +27,16 @@ def normal(path: str) -> str:
     if not path.endswith("/") and "//" not in path:
         return path
     return SLASHES.sub("/", path).rstrip("/") or "/"
+
+
+def of_azure(path: str) -> tuple[str, str | None]:
+    """The path behind Azure's prefix, and the deployment that the prefix names."""
+    if not path.startswith(AZURE):
+        return path, None
+    prefix = _AZURE.match(path)
+    if prefix is None:
+        return path, None
+    return VERSION + path[prefix.end() :], prefix[1]
 
 
 def method(scope: Scope) -> str:

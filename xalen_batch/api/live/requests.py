@@ -46,8 +46,13 @@ class LiveCall(NamedTuple):
         return QueuedCall.FLEX if self.fields.get("service_tier") == FLEX else None
 
 
-def checked(known: Known, endpoint: Endpoint, body: bytes) -> LiveCall:
-    """A call that the caller may make. Raises InvalidRequest and NotFound."""
+def checked(
+    known: Known, endpoint: Endpoint, body: bytes, *, deployment: str | None = None
+) -> LiveCall:
+    """A call that the caller may make. Raises InvalidRequest and NotFound.
+
+    `deployment`: the model of a body that names none, as Azure's clients have it in the path.
+    """
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -57,6 +62,9 @@ def checked(known: Known, endpoint: Endpoint, body: bytes) -> LiveCall:
     if not isinstance(fields, dict):
         raise InvalidRequest("The body must be one JSON object.")
     _refuse_hidden(body)
+    if deployment is not None and fields and "model" not in fields:
+        fields["model"] = deployment
+        body = b'{"model":' + orjson.dumps(deployment) + b"," + body.lstrip()[1:]
     model = _model(fields, endpoint)
     form = operations.fit(fields, endpoint, is_reranker=model.is_reranker)
     _refuse_unless_fits(form, model, endpoint, fields, len(body))

@@ -14,6 +14,7 @@ from starlette.responses import StreamingResponse
 from xalen_batch import batches, db, ids
 from xalen_batch.accounts.accounts import Scope
 from xalen_batch.api import deps, description
+from xalen_batch.api.http import paths
 from xalen_batch.api.http.middleware import CLIENT_CLOSED
 from xalen_batch.api.live import background, callers, queued, requests
 from xalen_batch.api.live.calls import Calls, ClientGone, unless
@@ -73,7 +74,8 @@ def _route(endpoint: Endpoint) -> Run:
         if settings().live == "off":
             raise NotFound(_as_batch(endpoint), code="live_calls_off")
         known = await callers.admit(request)
-        call = requests.checked(known, endpoint, await request.body())
+        deployment = request.scope.get(paths.DEPLOYMENT)
+        call = requests.checked(known, endpoint, await request.body(), deployment=deployment)
         calls: Calls = request.state.calls
         if call.kind is QueuedCall.BACKGROUND:
             return await _in_background(call)
