@@ -5,7 +5,9 @@ from uuid import UUID
 
 import uuid_utils
 
-Kind = Literal["file", "batch", "inv", "key", "acct", "sched", "run", "resp", "msgbatch"]
+Kind = Literal[
+    "file", "batch", "inv", "key", "acct", "sched", "run", "resp", "evt", "whe", "msgbatch"
+]
 # The names of the kinds in messages.
 NOUNS: dict[Kind, str] = {
     "file": "file",
@@ -16,6 +18,8 @@ NOUNS: dict[Kind, str] = {
     "sched": "schedule",
     "run": "run",
     "resp": "response",
+    "evt": "event",
+    "whe": "webhook",
     # A batch, as clients of Anthropic's API see it.
     "msgbatch": "message batch",
 }

@@ -42,10 +42,13 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "account_quotas": DELETING,
     "consumed_objects": DELETING,
     "erasures": DELETING,
+    "events": (*APPEND_ONLY, "DELETE"),
     "idempotency_keys": DELETING,
     "inbox_requests": DELETING,
     "schedule_runs": DELETING,
     "tasks": DELETING,
+    "webhook_deliveries": DELETING,
+    "webhook_endpoints": DELETING,
     "workers": DELETING,
 }
 # Functions with the owner's privileges: for partitions of `results` (models/partitions.py), and for

@@ -5,6 +5,7 @@ from xalen_batch.models.audit import AuditEntry
 from xalen_batch.models.base import Base
 from xalen_batch.models.batches import Batch
 from xalen_batch.models.erasures import Erasure
+from xalen_batch.models.events import Event
 from xalen_batch.models.files import File
 from xalen_batch.models.idempotency import IdempotencyKey
 from xalen_batch.models.invoices import Invoice, InvoiceLine
@@ -15,6 +16,7 @@ from xalen_batch.models.results import Result
 from xalen_batch.models.schedules import ConsumedObject, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.models.sealed_lines import SealedLines
 from xalen_batch.models.tasks import Task
+from xalen_batch.models.webhooks import WebhookDelivery, WebhookEndpoint
 from xalen_batch.models.workers import Worker
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Batch",
     "ConsumedObject",
     "Erasure",
+    "Event",
     "File",
     "IdempotencyKey",
     "InboxRequest",
@@ -39,5 +42,7 @@ __all__ = [
     "SealedLines",
     "StoreMark",
     "Task",
+    "WebhookDelivery",
+    "WebhookEndpoint",
     "Worker",
 ]

@@ -35,7 +35,7 @@ from xalen_batch.broker import Job
 from xalen_batch.config import settings
 from xalen_batch.models import Batch, File, ScheduleRun, Task, partitions
 from xalen_batch.models.base import table_of
-from xalen_batch.pipeline import fairness, record
+from xalen_batch.pipeline import announce, fairness, record
 from xalen_batch.schedules import inbox
 from xalen_batch.schedules.assemble import Assembled, assemble, traced
 from xalen_batch.states import BatchStatus, OnInvalid, TaskState
@@ -311,6 +311,7 @@ def _decide(session: Session, batch: Batch, lease: _Lease, found: Reading) -> No
             errors[0]["message"] += OTHER_LINES
         if not batch.move(session, BatchStatus.FAILED, fence=lease.fence, errors=errors):
             raise _LeaseLost
+        announce.ended(session, batch)
         return
     # Before the move, after which the account itself is served.
     fairness.forget_idle_time(session, batch.account_id)
