@@ -5,7 +5,7 @@ from uuid import UUID
 
 import uuid_utils
 
-Kind = Literal["file", "batch", "inv", "key", "acct", "sched", "run", "resp"]
+Kind = Literal["file", "batch", "inv", "key", "acct", "sched", "run", "resp", "upload", "part"]
 # The names of the kinds in messages.
 NOUNS: dict[Kind, str] = {
     "file": "file",
@@ -16,6 +16,8 @@ NOUNS: dict[Kind, str] = {
     "sched": "schedule",
     "run": "run",
     "resp": "response",
+    "upload": "upload",
+    "part": "part",
 }
 SEPARATOR: dict[str, str] = {"file": "-"}
 # Kinds by the noun in the name of a log field: `batch_id`, `input_file_id`.

@@ -26,6 +26,7 @@ from xalen_batch.api import (
     schedule_runs,
     schedules,
     terms,
+    uploads,
 )
 from xalen_batch.api.http.bodies import Bodies
 from xalen_batch.api.http.middleware import AnswerSlices, Paths, RateHeaders, RequestContext
@@ -75,6 +76,7 @@ def create_app() -> FastAPI:
         # First: routes are tried in this order, and most requests are live calls.
         live_routes.router,
         files.router,
+        uploads.router,
         batches.router,
         batches.partial_router,
         estimates.router,
@@ -104,7 +106,7 @@ def create_app() -> FastAPI:
 def _most_bytes(method: str, path: str) -> int | None:
     """Most bytes of a request's body; None for an upload, whose route has its own limits."""
     match method, path.split("/")[1:]:
-        case "POST", ["v1", "files"]:
+        case "POST", ["v1", "files"] | ["v1", "uploads", _, "parts"]:
             return None
         case "POST", ["v1", "schedules", _, "requests"]:
             return settings().max_inbox_bytes

@@ -45,6 +45,8 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "idempotency_keys": DELETING,
     "inbox_requests": DELETING,
     "schedule_runs": DELETING,
+    "upload_parts": DELETING,
+    "uploads": DELETING,
     "workers": DELETING,
 }
 # Functions with the owner's privileges: for partitions of `results` (models/partitions.py), and for

@@ -40,7 +40,7 @@ COMBINATIONS = list(
     chain.from_iterable(combinations(Scope, size) for size in range(1, len(Scope) + 1))
 )
 # Their answers have the values of the request, ids, and the initial state.
-CREATIONS = {"POST /v1/files", "POST /v1/batches", "POST /v1/schedules"}
+CREATIONS = {"POST /v1/files", "POST /v1/uploads", "POST /v1/batches", "POST /v1/schedules"}
 # The fields that a key with only the scope `submit` sees in the answers to other requests.
 ALWAYS = {
     "BatchObject": {
@@ -55,6 +55,17 @@ ALWAYS = {
     "ScheduleObject": {"id", "object", "status"},
     "RunObject": {"id", "object", "schedule_id", "state", "batch_id"},
     "RequestsObject": {"object", "schedule_id", "accepted", "known"},
+    "UploadObject": {
+        "id",
+        "object",
+        "bytes",
+        "created_at",
+        "expires_at",
+        "purpose",
+        "status",
+        "file",
+    },
+    "PartObject": {"id", "object", "created_at", "upload_id", "bytes", "sha256"},
     "DeletedFile": {"id", "object", "deleted"},
     "DeletedSchedule": {"id", "object", "deleted", "discarded_requests"},
 }
@@ -84,6 +95,7 @@ class World:
         schedule = {"requests": found[Kind.INBOX], "run": found[Kind.SCHEDULE]}.get(
             path.rpartition("/")[2], self.priced
         )
+        upload = Kind.UPLOAD if path.endswith("/complete") else Kind.OTHER_UPLOAD
         batch = Kind.RUNNING if path.endswith("/cancel") else Kind.BATCH
         return {
             "file_id": found[file],
@@ -91,6 +103,7 @@ class World:
             "schedule_id": schedule,
             "key_id": found[Kind.KEY],
             "response_id": found[Kind.RESPONSE],
+            "upload_id": found[upload],
             **OTHER_PARAMETERS,
             "month": f"{datetime.now(UTC):%Y-%m}",
         }
