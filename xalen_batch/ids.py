@@ -6,7 +6,19 @@ from uuid import UUID
 import uuid_utils
 
 Kind = Literal[
-    "file", "batch", "inv", "key", "acct", "sched", "run", "resp", "evt", "whe", "msgbatch"
+    "file",
+    "batch",
+    "inv",
+    "key",
+    "acct",
+    "sched",
+    "run",
+    "resp",
+    "evt",
+    "whe",
+    "upload",
+    "part",
+    "msgbatch",
 ]
 # The names of the kinds in messages.
 NOUNS: dict[Kind, str] = {
@@ -22,6 +34,8 @@ NOUNS: dict[Kind, str] = {
     "whe": "webhook",
     # A batch, as clients of Anthropic's API see it.
     "msgbatch": "message batch",
+    "upload": "upload",
+    "part": "part",
 }
 SEPARATOR: dict[str, str] = {"file": "-"}
 # Kinds by the noun in the name of a log field: `batch_id`, `input_file_id`.

@@ -27,6 +27,7 @@ from xalen_batch.api import (
     schedule_runs,
     schedules,
     terms,
+    uploads,
 )
 from xalen_batch.api.anthropic import routes as message_batches
 from xalen_batch.api.http import cors
@@ -80,6 +81,7 @@ def create_app() -> FastAPI:
     app.router.routes.extend(live_routes.router.routes)
     for router in (
         files.router,
+        uploads.router,
         batches.router,
         batches.partial_router,
         estimates.router,
@@ -113,7 +115,11 @@ def create_app() -> FastAPI:
 def _most_bytes(method: str, path: str) -> int | None:
     """Most bytes of a request's body; None for an upload, whose route has its own limits."""
     match method, path.split("/")[1:]:
-        case "POST", ["v1", "files"] | ["v1", "messages", "batches"]:
+        case "POST", ["v1", "files"] | ["v1", "uploads", _, "parts"] | [
+            "v1",
+            "messages",
+            "batches",
+        ]:
             return None
         case "POST", ["v1", "schedules", _, "requests"]:
             return settings().max_inbox_bytes

@@ -56,7 +56,21 @@ class ListObject(BaseModel, Generic[T]):
         )
 
 
-class FileObject(Identified):
+class FileObject(Identified, Scoped):
+    # Within the answer to a completed upload. All but its name, which that request does not have.
+    always = frozenset(
+        {
+            "id",
+            "object",
+            "bytes",
+            "created_at",
+            "expires_at",
+            "purpose",
+            "status",
+            "status_details",
+        }
+    )
+
     object: Literal["file"] = "file"
     bytes: int
     created_at: int

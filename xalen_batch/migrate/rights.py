@@ -49,6 +49,8 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     "tasks": DELETING,
     "webhook_deliveries": DELETING,
     "webhook_endpoints": DELETING,
+    "upload_parts": DELETING,
+    "uploads": DELETING,
     "workers": DELETING,
 }
 # Functions with the owner's privileges: for partitions of `results` (models/partitions.py), and for

@@ -16,6 +16,7 @@ from xalen_batch.models.results import Result
 from xalen_batch.models.schedules import ConsumedObject, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.models.sealed_lines import SealedLines
 from xalen_batch.models.tasks import Task
+from xalen_batch.models.uploads import Upload, UploadPart
 from xalen_batch.models.webhooks import WebhookDelivery, WebhookEndpoint
 from xalen_batch.models.workers import Worker
 
@@ -42,6 +43,8 @@ __all__ = [
     "SealedLines",
     "StoreMark",
     "Task",
+    "Upload",
+    "UploadPart",
     "WebhookDelivery",
     "WebhookEndpoint",
     "Worker",

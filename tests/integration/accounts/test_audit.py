@@ -324,6 +324,8 @@ NOT_AUDITED = {
     "store_mark": "the id of the store, which nothing changes",
     "schedule_runs": "a record of what ran and why, which nothing deletes",
     "tasks": "the progress of a batch",
+    "uploads": "a file that arrives; its own row is logged",
+    "upload_parts": "what is stored of it, for an hour at most",
     "workers": "who is alive",
 }
 

@@ -25,6 +25,7 @@ Route = tuple[str, str]
 LINES = factories.jsonl([factories.chat_line("a")])
 NO_RESPONSE = f"/v1/responses/resp_{'0' * 32}"
 NO_MESSAGE_BATCH = f"/v1/messages/batches/msgbatch_{'0' * 32}"
+NO_UPLOAD = f"/v1/uploads/upload_{'0' * 32}"
 NO_FILE = "/v1/files/file-" + "0" * 32
 DESCRIBED = app.create_app().openapi()["paths"]
 
@@ -85,6 +86,26 @@ BOUNDS: dict[Route, Bound] = {
             multipart(("purpose", None, b"batch"), ("file", "input.jsonl", LINES)),
         ),
         {Quota.FILES: {"quota_files": 0}, Quota.STORAGE_BYTES: {"quota_storage_bytes": 1}},
+    ),
+    ("POST", "/v1/uploads"): Bound(
+        lambda given: (
+            "/v1/uploads",
+            {"bytes": 5, "filename": "a", "mime_type": "txt", "purpose": "batch"},
+        ),
+        {
+            Quota.PENDING_UPLOADS: {"quota_pending_uploads": 0},
+            Quota.FILES: {"quota_files": 0},
+            Quota.STORAGE_BYTES: {"quota_storage_bytes": 1},
+        },
+    ),
+    ("POST", "/v1/uploads/{upload_id}/parts"): Bound(
+        lambda given: (f"{NO_UPLOAD}/parts", multipart(("data", "data", LINES))), CHANGES
+    ),
+    ("POST", "/v1/uploads/{upload_id}/complete"): Bound(
+        lambda given: (f"{NO_UPLOAD}/complete", {"part_ids": ["part_1"]}), CHANGES
+    ),
+    ("POST", "/v1/uploads/{upload_id}/cancel"): Bound(
+        lambda given: (f"{NO_UPLOAD}/cancel", None), CHANGES
     ),
     ("DELETE", "/v1/files/{file_id}"): Bound(lambda given: (NO_FILE, None), CHANGES),
     ("POST", "/v1/batches"): Bound(
