@@ -40,6 +40,7 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     # The id never changes.
     "store_mark": (*READ_ONLY, "UPDATE (placed_at)"),
     "account_quotas": DELETING,
+    "batch_paces": DELETING,
     "consumed_objects": DELETING,
     "erasures": DELETING,
     "events": (*APPEND_ONLY, "DELETE"),

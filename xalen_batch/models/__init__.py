@@ -3,6 +3,7 @@
 from xalen_batch.models.accounts import Account, ApiKey
 from xalen_batch.models.audit import AuditEntry
 from xalen_batch.models.base import Base
+from xalen_batch.models.batch_paces import BatchPace
 from xalen_batch.models.batches import Batch
 from xalen_batch.models.erasures import Erasure
 from xalen_batch.models.events import Event
@@ -28,6 +29,7 @@ __all__ = [
     "AuditEntry",
     "Base",
     "Batch",
+    "BatchPace",
     "ConsumedObject",
     "Erasure",
     "Event",

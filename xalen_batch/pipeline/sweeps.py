@@ -21,9 +21,9 @@ from xalen_batch.accounts import audit
 from xalen_batch.billing import statements
 from xalen_batch.config import settings
 from xalen_batch.errors import UploadBusy
-from xalen_batch.models import Batch, File, IdempotencyKey, UploadPart, partitions, tasks
+from xalen_batch.models import File, IdempotencyKey, UploadPart, partitions, tasks
+from xalen_batch.pipeline import pace
 from xalen_batch.schedules import history
-from xalen_batch.states import TERMINAL
 from xalen_batch.storage import marks
 
 logger = log.get(__name__)
@@ -158,15 +158,10 @@ def _expire_files() -> Iterator[None]:
 
 
 def _is_expired() -> tuple[ColumnElement[bool], ...]:
-    is_needed = (
-        select(Batch.id)
-        .where(Batch.input_file_id == File.id, Batch.status.not_in(TERMINAL))
-        .exists()
-    )
     return (
         File.deleted_at.is_(None),
         File.expires_at <= func.now(),
-        ~is_needed,
+        ~files.is_read(),
         ~files.has_schedule(),
     )
 
@@ -335,4 +330,5 @@ UPLOADS = Sweep("uploads", _end_uploads)
 PARTITIONS = Sweep("partitions", _keep_partitions, rest=HOUR)
 # Each walk lists the whole store: a million objects take two hours of turns.
 ORPHANS = Sweep("orphans", _delete_orphans, rest=HOUR, turn=0.15)
-ALL = (KEYS, STATEMENTS, EXPIRED, UPLOADS, ANSWERS, PARTITIONS, TASKS, RUNS, AUDIT, ORPHANS)
+PACE = Sweep("paces", pace.walk, rest=10.0)
+ALL = (PACE, KEYS, STATEMENTS, EXPIRED, UPLOADS, ANSWERS, PARTITIONS, TASKS, RUNS, AUDIT, ORPHANS)

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from tests import factories
+from tests import factories, ran
 from tests.integration import isolation
 from tests.integration.conftest import Answer, Api, multipart, new_key
 from xalen_batch import config, db, ids
-from xalen_batch.accounts.accounts import Scope, authenticate
+from xalen_batch.accounts.accounts import Owner, Scope, authenticate
 from xalen_batch.accounts.quotas import Quota
 from xalen_batch.api import app
 from xalen_batch.endpoints.names import CHAT, ENDPOINTS
+from xalen_batch.models import Batch
 from xalen_batch.ratelimit import account
 
 Configure = Callable[..., None]
@@ -72,6 +73,15 @@ def _yesterday(_: Given) -> dict[str, str]:
 
 def _batch(given: Given) -> dict[str, str]:
     return {"input_file_id": given.file_id, "endpoint": CHAT, "completion_window": "24h"}
+
+
+def _failed(given: Given) -> str:
+    """The path of an ended batch of the same account, of which a line failed."""
+    batch_id = ids.parse("batch", given.batch_id)
+    with db.reading() as session:
+        owner = session.get_one(Batch, batch_id)
+    ended = ran.ended({"a": ran.BUSY}, Owner(owner.account_id, owner.livemode))
+    return f"/v1/batches/{ids.render('batch', ended.id)}"
 
 
 def _call(path: str) -> dict[str, Any]:
@@ -132,6 +142,13 @@ BOUNDS: dict[Route, Bound] = {
     ),
     ("POST", "/v1/batches/{batch_id}/cancel"): Bound(
         lambda given: (f"/v1/batches/{given.batch_id}/cancel", None), CHANGES
+    ),
+    ("POST", "/v1/batches/{batch_id}/retry"): Bound(
+        lambda given: (f"{_failed(given)}/retry", None),
+        {
+            Quota.OPEN_BATCHES: {"quota_open_batches": 0},
+            Quota.FILES: {"quota_files": 0},
+        },
     ),
     ("POST", "/v1/batches/estimate"): Bound(
         lambda given: ("/v1/batches/estimate", _batch(given)), CHANGES, is_change=False

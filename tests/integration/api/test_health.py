@@ -41,6 +41,8 @@ PATHS = {
     "/v1/batches/{batch_id}/invoice",
     "/v1/batches/{batch_id}/output",
     "/v1/batches/{batch_id}/errors",
+    "/v1/batches/{batch_id}/retry",
+    "/v1/batches/{batch_id}/retries",
     "/v1/statements/{month}",
     "/v1/limits",
     "/v1/terms",
