@@ -299,11 +299,12 @@ COUNTS = """
 
 
 def end_the_day(stack: Stack) -> list[str]:
-    """End all open ledgers as midnight does, and return their ids, as hexadecimal digits."""
+    """End the open ledgers of chats as midnight does; their ids, as hexadecimal digits."""
     with stack.direct() as session:
         ended = session.execute(
             "UPDATE batches SET expires_at = now(), lease_until = now(), ledger = 'ended ' || ledger"
-            " WHERE ledger IS NOT NULL AND status = 'finalizing' RETURNING id"
+            " WHERE ledger IS NOT NULL AND status = 'finalizing'"
+            " AND endpoint = '/v1/chat/completions' RETURNING id"
         ).fetchall()
     return [id.hex for (id,) in ended]
 

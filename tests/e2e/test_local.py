@@ -1,6 +1,8 @@
 """`up --local --gguf`: batches on real models, with their invoices, and no other server."""
 
 import json
+import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from decimal import Decimal
@@ -11,7 +13,7 @@ import openai
 import pytest
 import tomlkit
 
-from tests import factories
+from tests import ROOT, factories
 from tests.e2e import processes
 from tests.e2e.processes import System
 from tests.waiting import wait_until
@@ -154,6 +156,33 @@ def test_a_gguf_file_chats_and_is_billed(
     half_price = Decimal("0.5") * (billed["input"] + 2 * billed["output"]) / 1_000_000
     assert Decimal(invoice["total"]) == half_price
     command(system, "reconcile")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the page calls with curl")
+def test_the_commands_of_the_page_work_as_they_are_typed(
+    system: System, client: openai.OpenAI, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs/model-servers.md").read_text("utf-8")
+    block = re.search(r"^## llama.cpp\n```sh\n.*\n((?:.*\n)*?)```", page, re.MULTILINE)
+    assert block is not None
+    catalog = tomlkit.parse((system.data_dir / "catalog.toml").read_text("utf-8"))
+    server = str(catalog["models"][CHAT_MODEL]["backend"]["base_url"])
+    script = block[1].replace("http://127.0.0.1:8090/v1", server)
+    added, used = re.split(r"^sleep 5 .*\n", script, flags=re.MULTILINE)
+    shell(system, added, tmp_path)
+    wait_until(lambda: "gemma-3-4b" in {model.id for model in client.models.list()}, timeout=60)
+    shown = shell(system, used.replace("http://127.0.0.1:8080", system.address), tmp_path)
+    assert '"chat.completion"' in shown
+    assert "Invoice inv_" in shown
+
+
+def shell(system: System, script: str, folder: Path) -> str:
+    env = processes.environment(data_dir=system.data_dir) | {"LIVE_KEY": system.live_key}
+    env["PATH"] = f"{processes.COMMAND.parent}:{env['PATH']}"
+    done = subprocess.run(
+        ["sh", "-ec", script], cwd=folder, env=env, check=True, capture_output=True, text=True
+    )
+    return done.stdout
 
 
 def set_price(system: System, model: str, **price: str) -> None:

@@ -18,6 +18,8 @@ from xalen_batch.endpoints.whole import decoded
 
 logger = log.get(__name__)
 
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
 BROKEN = {
     "error": {
         "message": "The model broke off its answer. Nothing was billed. Send the call again.",
@@ -32,8 +34,11 @@ def streamed_body(call: LiveCall) -> bytes:
     """The body of a streamed call as the backend gets it: it has to report the usage."""
     if call.endpoint == RESPONSES:
         return call.body
-    options = {**table(call.fields.get("stream_options")), "include_usage": True}
-    return msgspec.json.encode({**call.fields, "stream_options": options})
+    # Raw: a number stays as the client wrote it.
+    fields = _fields(call.body)
+    asked = msgspec.json.decode(fields.get("stream_options", b"null"))
+    options = {**table(asked), "include_usage": True}
+    return msgspec.json.encode({**fields, "stream_options": options})
 
 
 class Relay:

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import msgspec
 import orjson
 
 from xalen_batch import catalog
@@ -25,7 +26,11 @@ _NOT_KEPT = ("previous_response_id", "conversation")
 
 
 class LiveCall(NamedTuple):
-    """A checked call. `fields` is the decoded `body`."""
+    """A checked call.
+
+    `fields` is the decoded `body`, in which integers of more than 64 bits are floats: `exact` is
+    for encoding it again.
+    """
 
     caller: Caller
     model: Model
@@ -33,6 +38,12 @@ class LiveCall(NamedTuple):
     body: bytes
     fields: dict[str, Any]
     ledger: Ledger
+
+    @property
+    def exact(self) -> dict[str, Any]:
+        """The decoded body, with every number as the client wrote it."""
+        fields: dict[str, Any] = msgspec.json.decode(self.body)
+        return fields
 
     @property
     def is_streamed(self) -> bool:

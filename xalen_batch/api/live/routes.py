@@ -6,7 +6,6 @@ from contextlib import AsyncExitStack
 from typing import Any
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.responses import StreamingResponse
@@ -101,7 +100,7 @@ async def _in_background(call: LiveCall) -> Response:
 def _begun(call: LiveCall, batch_id: UUID) -> Response:
     with db.reading() as session:
         batch = batches.get(session, call.caller, ids.render("batch", batch_id))
-        return _json(200, background.shown(session, batch))
+        return queued.rendered(background.shown(session, batch))
 
 
 async def _flex(calls: Calls, call: LiveCall, request: Request) -> Response:
@@ -119,11 +118,7 @@ async def _flex(calls: Calls, call: LiveCall, request: Request) -> Response:
         body["service_tier"] = requests.FLEX
         if call.endpoint == RESPONSES:
             body["id"] = ids.render("resp", batch_id)
-    return _json(status, body)
-
-
-def _json(status: int, body: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(body), status, media_type="application/json")
+    return queued.rendered(body, status)
 
 
 def _as_batch(endpoint: Endpoint) -> str:

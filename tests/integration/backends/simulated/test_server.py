@@ -127,6 +127,12 @@ def test_what_is_not_http_is_answered_and_the_connection_closed() -> None:
     assert only[0] == 400
 
 
+def test_a_response_repeats_a_number_of_more_than_64_bits() -> None:
+    body = json.dumps({"model": MISTRAL, "input": "Hello", "store": 2**70}).encode()
+    (status, answer), _ = exchange(post(body, "/v1/responses"))
+    assert (status, json.loads(answer)["store"]) == (200, 2**70)
+
+
 def test_faults_from_outside_come_at_their_rate_and_by_seed() -> None:
     sent = post(BODY) * 200
     first = [status for status, _ in exchange(sent, fault_rate=0.25, fault="status=503", seed=7)]
