@@ -1,5 +1,6 @@
 """Downloads of files: whole, in ranges, and only if they have changed (RFC 9110)."""
 
+import hashlib
 from base64 import b64encode
 from collections.abc import Mapping
 from urllib.parse import quote
@@ -32,6 +33,15 @@ def download(
     if isinstance(content, Stored):
         return _stored(request, content, common)
     return _rendered(content, common)
+
+
+def constant(request: Request, body: bytes, media_type: str = "application/json") -> Response:
+    """The answer to a GET of a document that changes with the version of this server alone."""
+    tag = preconditions.entity_tag(hashlib.sha256(body).digest())
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    if not preconditions.if_none_match(_field(request, "if-none-match"), tag):
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type=media_type)
 
 
 def _rendered(content: Rendered, headers: Mapping[str, str]) -> Response:
