@@ -54,8 +54,9 @@ def _rendered(content: Rendered, headers: Mapping[str, str]) -> Response:
 
 
 def _stored(request: Request, content: Stored, common: Mapping[str, str]) -> Response:
+    is_head = paths.method(request.scope) == "HEAD"
     # Only GET has ranges.
-    asked = None if paths.method(request.scope) == "HEAD" else _field(request, "range")
+    asked = None if is_head else _field(request, "range")
     # A range is one of the plain bytes.
     zstd = None
     if asked is None and encodings.asks_for(_field(request, "accept-encoding"), ZSTD):
@@ -70,6 +71,9 @@ def _stored(request: Request, content: Stored, common: Mapping[str, str]) -> Res
         )
     if not preconditions.if_none_match(_field(request, "if-none-match"), tag):
         return Response(status_code=304, headers=headers)
+    if is_head:
+        # A GET finds out when it reads.
+        content.confirm()
     if zstd:
         return _compressed(zstd, headers)
     part = None
