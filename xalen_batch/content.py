@@ -81,6 +81,34 @@ def _sealed(file: File, sha256: bytes, stored_bytes: int) -> Stored:
     )
 
 
+def behind(found: Content, lines: int) -> Rendered:
+    """The same content without its first `lines` lines."""
+    return Rendered(partial(_behind, found, lines), None)
+
+
+def whole(found: Content) -> Iterator[bytes]:
+    """All bytes of a content."""
+    match found:
+        case Stored():
+            return found.chunks(0, found.size)
+        case Rendered():
+            return found.chunks()
+
+
+def _behind(found: Content, lines: int) -> Iterator[bytes]:
+    for chunk in whole(found):
+        ends = chunk.count(b"\n") if lines else 0
+        if ends < lines:
+            lines -= ends
+            continue
+        begin = 0
+        for _ in range(lines):
+            begin = chunk.find(b"\n", begin) + 1
+        lines = 0
+        if begin < len(chunk):
+            yield chunk[begin:]
+
+
 def _confirm(key: str) -> None:
     """Raise FileNotFoundError if an object is lost, another OSError if the store is away."""
     if not storage.look(key)[1]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from tests.billing import Ran, ended
+from tests.billing import REFUSED, Ran, ended
 from tests.conftest import as_owner
 from tests.integration.conftest import Api, new_key
 from tests.waiting import PATIENCE
@@ -189,3 +189,29 @@ def _key(file: str) -> str:
     id = ids.parse("file", file)
     assert id is not None
     return storage.key(id)
+
+
+def test_an_offset_leaves_out_lines(api: Api) -> None:
+    with db.transaction() as session:
+        caller = accounts.authenticate(session, api.key)
+    answer = Answered(200, b'{"text":"' + b"word " * 50_000 + b'"}', Usage(7, 9))
+    batch = ended([*[Ran(answer)] * 12, Ran(REFUSED)], caller)
+    assert batch.output_file_id is not None
+    assert batch.error_file_id is not None
+    output, errors = (
+        content(ids.render("file", id)) for id in (batch.output_file_id, batch.error_file_id)
+    )
+    lines = api.ask("GET", output).body.splitlines(keepends=True)
+    assert len(lines) == 12
+    for _ in ("from rows", "sealed"):
+        for offset in (0, 1, 5, 11, 12, 100):
+            found = api.ask("GET", f"{output}?offset={offset}")
+            assert found.body == b"".join(lines[offset:])
+            assert (found.headers["x-incomplete"], found.headers["x-last-line"]) == ("false", "12")
+            assert "etag" not in found.headers
+        assert api.ask("GET", f"{errors}?offset=0").headers["x-last-line"] == "1"
+        seal.run()
+    upload = content(api.upload(b"a\nb\nc")["id"])
+    found = api.ask("GET", f"{upload}?offset=2")
+    assert (found.body, "x-last-line" in found.headers) == (b"c", False)
+    assert api.ask("GET", f"{upload}?offset=-1").error["param"] == "offset"
