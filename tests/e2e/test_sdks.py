@@ -1,5 +1,5 @@
-"""Both generations of the Python SDK, the Node SDK, the AI SDK and autobatcher run their flows
-unmodified, with `base_url` and `api_key` only.
+"""Both generations of the Python SDK, the Node SDK, the AI SDK, autobatcher, AzureOpenAI and the
+anthropic package run their flows unmodified, with the server's URL and `api_key` only.
 
 Each has a locked environment of its own beside its flow in tests/clients, made on first use.
 """
@@ -26,6 +26,10 @@ def ai_sdk() -> list[Path | str]:
     return node("ai.mjs")
 
 
+def doors() -> list[Path | str]:
+    return [sys.executable, CLIENTS / "doors.py"]
+
+
 def autobatcher() -> list[Path | str]:
     folder = CLIENTS / "autobatcher"
     return [install(folder), folder / "flow.py"]
@@ -37,6 +41,7 @@ SDKS = {
     "node 7.": node,
     "ai 7.": ai_sdk,
     "autobatcher 0.": autobatcher,
+    "anthropic 2.": doors,
 }
 
 
