@@ -371,6 +371,15 @@ def test_errors_are_those_that_the_client_raises(api: Api, monkeypatch: pytest.M
     assert kind(caught.value) == "api_error"
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", f"/v1{PATH}"])
+def test_other_calls_are_told_what_there_is(api: Api, path: str) -> None:
+    answer = api.ask("POST", path, PARAMS)
+    assert (answer.status, answer.json["error"]["type"]) == (404, "not_found_error")
+    said = answer.json["error"]["message"]
+    assert "Messages run in batches here, at /v1/messages/batches" in said
+    assert said.endswith(f"The base_url of Anthropic's client is http://127.0.0.1:{api.port}.")
+
+
 def wrong(api: Api) -> None:
     sdk(api, api_key="xln_test_wrong").messages.batches.list()
 
