@@ -50,10 +50,18 @@ VALUES: dict[str, Any] = {
     ],
     "purpose": b"batch",
     "file": factories.jsonl([factories.chat_line("mine")]),
+    "bytes": 5,
+    "filename": "mine.jsonl",
+    "mime_type": "text/jsonl",
+    "data": b"mine",
+    # That of the neighbour's upload.
+    "part_ids": [f"part_{1:032x}"],
 }
 # Fields that the API's description does not require: alternatives, and those of a live call.
 ONE_OF: dict[str, dict[str, Any]] = {
     "POST /v1/schedules": {"inbox": {}},
+    # In JSON; a form has bytes.
+    "POST /v1/uploads": {"purpose": "batch"},
     "POST /v1/chat/completions": factories.chat_line("mine")["body"],
     "POST /v1/responses": {"input": "Hello"},
     "POST /v1/completions": {"prompt": "Hello"},
@@ -87,6 +95,8 @@ class Kind(StrEnum):
     INBOX = "schedule with an inbox"
     RUN = "run"
     KEY = "key"
+    UPLOAD = "upload"
+    OTHER_UPLOAD = "upload without a part"
     ACCOUNT = "account"
 
 

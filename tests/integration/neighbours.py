@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import obstore
 from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
@@ -17,7 +18,7 @@ from tests.conftest import as_owner
 from tests.integration import isolation
 from tests.integration.isolation import IDEMPOTENCY_KEY, OTHER_PARAMETERS, Actor, Kind, Request
 from tests.waiting import PATIENCE
-from xalen_batch import db, ids, results, storage
+from xalen_batch import db, ids, results, storage, uploads
 from xalen_batch.accounts import accounts, keys
 from xalen_batch.accounts.accounts import Caller, Owner, Scope
 from xalen_batch.endpoints.names import RESPONSES
@@ -209,7 +210,22 @@ def _belongings(session: Session, caller: Caller) -> dict[Kind, str]:
         Kind.INBOX: ids.render("sched", inbox.id),
         Kind.RUN: ids.render("run", run.id),
         Kind.ACCOUNT: ids.render("acct", caller.account_id),
+        Kind.UPLOAD: _upload(session, caller, CANARY, UUID(int=1)),
+        Kind.OTHER_UPLOAD: _upload(session, caller, CANARY),
     }
+
+
+def _upload(session: Session, caller: Caller, name: str, part_id: UUID | None = None) -> str:
+    """A pending upload, with its only part if that has an id."""
+    content = name.encode()
+    upload = uploads.create(
+        session, caller, size=len(content), purpose="batch", filename=name, mime_type="txt"
+    )
+    id = ids.render("upload", upload.id)
+    if part_id is not None:
+        obstore.put(storage.store(), storage.part_key(part_id), content)
+        uploads.add_part(session, caller, id, id=part_id, size=len(content), sha256=content)
+    return id
 
 
 def _answer(session: Session, batch: Batch) -> None:
@@ -256,6 +272,7 @@ def _own(session: Session, secret: str) -> dict[str, str]:
             "sched", factories.schedule(session, caller, name="mine", inbox={}).id
         ),
         "key_id": ids.render("key", keys.create(session, caller, name="mine")[0].id),
+        "upload_id": _upload(session, caller, "mine"),
         **OTHER_PARAMETERS,
     }
 
@@ -309,6 +326,7 @@ def scope_of(
             "response_id",
             "schedule_id",
             "key_id",
+            "upload_id",
             "model_id",
             "month",
         ),

@@ -34,6 +34,7 @@ ASYNC_ROOMS = (
     "worker/",
     "ratelimit/",
     "api/http/",
+    "api/receive.py",
     "api/uploads.py",
     "api/anthropic/intake.py",
     "api/inbox.py",

@@ -12,8 +12,8 @@ from xalen_batch.api.deps import BriefReader, IdempotencyKey, calling
 from xalen_batch.api.description import downloaded
 from xalen_batch.api.http.downloads import download
 from xalen_batch.api.http.responses import listed, stored
+from xalen_batch.api.receive import Received
 from xalen_batch.api.schemas import DeletedFile, FileObject, ListObject
-from xalen_batch.api.uploads import Received
 from xalen_batch.db import transaction
 from xalen_batch.endpoints.form import MOST_INT
 from xalen_batch.fields import LONGEST_LIFE, SHORTEST_LIFE

@@ -9,11 +9,13 @@ from typing import Any, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, Field
 
 from xalen_batch import batches, catalog, files, ids
+from xalen_batch.api.outlook_schemas import OutlookObject
 from xalen_batch.api.scopes import Scoped
 from xalen_batch.batches import Progress
 from xalen_batch.endpoints.names import NamedEndpoint
 from xalen_batch.fields import ExpiresAfter, Lenient, Metadata, Text
 from xalen_batch.models import Batch, File
+from xalen_batch.outlook import Outlook
 from xalen_batch.states import OnInvalid
 from xalen_batch.waits import Reason, Wait
 from xalen_batch.windows import ExecutionWindow
@@ -56,7 +58,21 @@ class ListObject(BaseModel, Generic[T]):
         )
 
 
-class FileObject(Identified):
+class FileObject(Identified, Scoped):
+    # Within the answer to a completed upload. All but its name, which that request does not have.
+    always = frozenset(
+        {
+            "id",
+            "object",
+            "bytes",
+            "created_at",
+            "expires_at",
+            "purpose",
+            "status",
+            "status_details",
+        }
+    )
+
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
@@ -210,15 +226,35 @@ class BatchObject(Identified, Scoped):
     run_id: str | None
     execution_window: ExecutionWindowObject | None
     on_invalid: str
+    retry_of: str | None = Field(
+        description="Extension: the batch whose failed lines this one runs again."
+    )
+    retry_codes: list[str] | None = Field(
+        description="Extension: of a retry, the codes with which its lines had failed."
+    )
     waiting: WaitingObject | None = Field(
         description=(
-            "Extension: what keeps its lines from running at this moment; null: nothing does."
+            "Extension: what keeps its lines from running at this moment; null: nothing does. Only"
+            " a batch that is read by its id names what passes by itself: `validation`,"
+            " `rate_limit` and `turn`."
+        )
+    )
+
+    outlook: OutlookObject | None = Field(
+        description=(
+            "Extension: of a batch in progress that is read by its id, when it will probably end,"
+            " and its errors so far; else null."
         )
     )
 
     @classmethod
     def of(
-        cls, batch: Batch, progress: Progress, now: datetime | None, waiting: Wait | None = None
+        cls,
+        batch: Batch,
+        progress: Progress,
+        now: datetime | None,
+        waiting: Wait | None = None,
+        outlook: Outlook | None = None,
     ) -> Self:
         """`now`: the time by PostgreSQL's clock, which decides on execution windows; None if the
         batch has none.
@@ -254,7 +290,10 @@ class BatchObject(Identified, Scoped):
             run_id=batch.run_id and ids.render("run", batch.run_id),
             execution_window=ExecutionWindowObject.of(batch, now),
             on_invalid=batch.on_invalid,
+            retry_of=batch.retry_of and ids.render("batch", batch.retry_of),
+            retry_codes=batch.retry_codes,
             waiting=WaitingObject.of(waiting),
+            outlook=OutlookObject.of(outlook),
         )
 
 

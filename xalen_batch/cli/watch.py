@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from xalen_batch.cli import progress, waits
+from xalen_batch.cli import outlook, progress, waits
 from xalen_batch.cli.batch_view import ENDED, say_errors, say_outcome, succeeded
 from xalen_batch.cli.client import ApiClient, ApiOptions
 from xalen_batch.cli.failures import INTERRUPTED, NOT_SUCCESSFUL, TIMED_OUT, Failed
@@ -56,7 +56,7 @@ def follow(client: ApiClient, batch_id: str, timeout: float | None) -> dict[str,
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = FIRST_PAUSE
-    told = waits.WaitReporter()
+    told, risks = waits.WaitReporter(), outlook.RiskReporter()
     try:
         # Before the progress bar, which would stay above the error of an unknown batch.
         batch = client.get(f"/batches/{batch_id}")
@@ -66,6 +66,7 @@ def follow(client: ApiClient, batch_id: str, timeout: float | None) -> dict[str,
                 if batch["status"] in ENDED:
                     return batch
                 told.update(batch)
+                risks.update(batch)
                 if deadline is not None and time.monotonic() + pause > deadline:
                     raise Failed(
                         f"Waited {timeout:g} s. The batch goes on; `xalen-batch watch {batch_id}`"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
-from xalen_batch.config.values import MiB, or_none, parted
+from xalen_batch.config.values import GiB, MiB, or_none, parted
 
 # A browser compares origins as texts, and sends them in this form.
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
@@ -18,7 +18,8 @@ class Api(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8080, ge=0, le=65535, description="Port the API listens on.")
-    max_file_bytes: int = Field(200 * MiB, gt=0, description="Largest upload.")
+    max_file_bytes: int = Field(200 * MiB, gt=0, description="Largest file of one request.")
+    max_upload_bytes: int = Field(8 * GiB, gt=0, description="Largest file uploaded in parts.")
     max_batch_lines: int = Field(50_000, gt=0, description="Most requests in one batch.")
     max_batch_inputs: int | None = Field(
         50_000,
@@ -56,8 +57,9 @@ class Api(BaseModel):
     row_retention: Annotated[int, Field(ge=0)] | Literal["forever"] = Field(
         7 * 86_400,
         description=(
-            "How long lines of sealed batches stay rows of `results`, for SQL, from the end of the"
-            " day (UTC) that created the batch, or `forever`. Downloads need no rows."
+            "How long lines and tasks of sealed batches stay rows of `results` and `tasks`, for"
+            " SQL, from the end of the day (UTC) that created the batch, or `forever`. Downloads"
+            " need no rows."
         ),
     )
     run_retention: Annotated[int, Field(ge=0)] | Literal["forever"] = Field(

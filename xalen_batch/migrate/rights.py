@@ -40,11 +40,18 @@ RIGHTS: Mapping[str, Sequence[str]] = {
     # The id never changes.
     "store_mark": (*READ_ONLY, "UPDATE (placed_at)"),
     "account_quotas": DELETING,
+    "batch_paces": DELETING,
     "consumed_objects": DELETING,
     "erasures": DELETING,
+    "events": (*APPEND_ONLY, "DELETE"),
     "idempotency_keys": DELETING,
     "inbox_requests": DELETING,
     "schedule_runs": DELETING,
+    "tasks": DELETING,
+    "webhook_deliveries": DELETING,
+    "webhook_endpoints": DELETING,
+    "upload_parts": DELETING,
+    "uploads": DELETING,
     "workers": DELETING,
 }
 # Functions with the owner's privileges: for partitions of `results` (models/partitions.py), and for

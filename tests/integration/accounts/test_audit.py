@@ -319,9 +319,13 @@ NOT_AUDITED = {
     ),
     "invoice_lines": "written with their invoice, and never changed",
     "erasures": "how far the erasing of a deleted file's answers is, each step of which is logged",
+    "events": "tells changes of objects, whose own tables are logged",
+    "webhook_deliveries": "the progress of sending events",
     "store_mark": "the id of the store, which nothing changes",
     "schedule_runs": "a record of what ran and why, which nothing deletes",
     "tasks": "the progress of a batch",
+    "uploads": "a file that arrives; its own row is logged",
+    "upload_parts": "what is stored of it, for an hour at most",
     "workers": "who is alive",
 }
 

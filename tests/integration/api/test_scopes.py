@@ -41,6 +41,7 @@ COMBINATIONS = list(
 )
 # Their answers have the values of the request, ids, and the initial state.
 CREATIONS = {
+    "POST /v1/uploads",
     "POST /v1/files",
     "POST /v1/batches",
     "POST /v1/schedules",
@@ -62,6 +63,17 @@ ALWAYS = {
     "ScheduleObject": {"id", "object", "status"},
     "RunObject": {"id", "object", "schedule_id", "state", "batch_id"},
     "RequestsObject": {"object", "schedule_id", "accepted", "known"},
+    "UploadObject": {
+        "id",
+        "object",
+        "bytes",
+        "created_at",
+        "expires_at",
+        "purpose",
+        "status",
+        "file",
+    },
+    "PartObject": {"id", "object", "created_at", "upload_id", "bytes", "sha256"},
     "DeletedFile": {"id", "object", "deleted"},
     "DeletedSchedule": {"id", "object", "deleted", "discarded_requests"},
 }
@@ -91,6 +103,7 @@ class World:
         schedule = {"requests": found[Kind.INBOX], "run": found[Kind.SCHEDULE]}.get(
             path.rpartition("/")[2], self.priced
         )
+        upload = Kind.UPLOAD if path.endswith("/complete") else Kind.OTHER_UPLOAD
         batch = Kind.RUNNING if path.endswith("/cancel") else Kind.BATCH
         return {
             "file_id": found[file],
@@ -101,6 +114,7 @@ class World:
             "message_batch_id": found[
                 Kind.RUNNING_MESSAGE_BATCH if path.endswith("/cancel") else Kind.MESSAGE_BATCH
             ],
+            "upload_id": found[upload],
             **OTHER_PARAMETERS,
             "month": f"{datetime.now(UTC):%Y-%m}",
         }

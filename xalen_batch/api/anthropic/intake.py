@@ -21,7 +21,7 @@ from xalen_batch.api.anthropic.document import Written, convert
 from xalen_batch.api.anthropic.elements import REMEDY
 from xalen_batch.api.deps import BriefSubmitter
 from xalen_batch.api.http import budget
-from xalen_batch.api.uploads import UPLOAD_BYTES
+from xalen_batch.api.receive import UPLOAD_BYTES
 from xalen_batch.config import settings
 from xalen_batch.errors import InvalidRequest, TooLarge, XalenError
 from xalen_batch.ratelimit import account

@@ -9,7 +9,7 @@ import orjson
 from xalen_batch import log
 from xalen_batch.api.live.requests import LiveCall
 from xalen_batch.backends.contract import Event, Events, Request, StreamBroken
-from xalen_batch.backends.streams import DONE
+from xalen_batch.backends.streams import DONE, rendered
 from xalen_batch.backends.usage import usage_of
 from xalen_batch.endpoints.chunks import Joined
 from xalen_batch.endpoints.names import RESPONSES
@@ -59,14 +59,14 @@ class Relay:
         try:
             async for event in events:
                 if self._read(event):
-                    yield _rendered(event)
+                    yield rendered(event)
             is_whole = True
             if self._call.endpoint != RESPONSES:
-                yield b"data: " + DONE + b"\n\n"
+                yield rendered(Event(DONE))
         except StreamBroken as broken:
             is_broken = True
             logger.info("live.broken", model=self._call.model.id, reason=str(broken))
-            yield _rendered(Event(orjson.dumps(BROKEN)))
+            yield rendered(Event(orjson.dumps(BROKEN)))
         finally:
             if not is_broken and (is_whole or self._joined.has_begun):
                 self._bill(self._usage())
@@ -89,8 +89,3 @@ class Relay:
             return usage_of(self._joined.completion, self._size, self._request)
         text = {"type": "message", "content": [{"text": self._joined.text}]}
         return usage_of(self._response or {"output": [text]}, self._size, self._request)
-
-
-def _rendered(event: Event) -> bytes:
-    name = f"event: {event.name}\n".encode() if event.name else b""
-    return name + b"data: " + event.data + b"\n\n"

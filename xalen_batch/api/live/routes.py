@@ -13,7 +13,7 @@ from starlette.responses import StreamingResponse
 
 from xalen_batch import batches, db, ids
 from xalen_batch.accounts.accounts import Scope
-from xalen_batch.api import deps
+from xalen_batch.api import deps, description
 from xalen_batch.api.http import paths
 from xalen_batch.api.http.middleware import CLIENT_CLOSED
 from xalen_batch.api.live import background, callers, queued, requests
@@ -36,7 +36,12 @@ class BareRoute(APIRoute):
         return run
 
 
-router = APIRouter(tags=["live calls"], route_class=BareRoute)
+router = APIRouter(
+    tags=["live calls"],
+    route_class=BareRoute,
+    responses=description.ERRORS,
+    generate_unique_id_function=description.operation_id,
+)
 # Proxies pass each event on at once.
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 BODY: dict[str, Any] = {
