@@ -21,7 +21,17 @@ from xalen_batch.endpoints.names import CHAT
 
 DESCRIPTION: dict[str, Any] = create_app().openapi()
 # Routes that need no key. All others must need one.
-PUBLIC = {"/", "/v1", "/livez", "/readyz", "/docs", "/docs/assets", "/openapi.json"}
+PUBLIC = {
+    "/",
+    "/v1",
+    "/livez",
+    "/readyz",
+    "/docs",
+    "/docs/assets",
+    "/openapi.json",
+    "/schemas/batch-line.json",
+    "/schemas/result-line.json",
+}
 # Values for the required fields of a body, by the field's name.
 VALUES: dict[str, Any] = {
     "endpoint": CHAT,

@@ -23,6 +23,7 @@ from xalen_batch.api import (
     inbox,
     keys,
     limits,
+    line_schemas,
     models,
     retries,
     schedule_runs,
@@ -101,6 +102,7 @@ def create_app() -> FastAPI:
     ):
         app.include_router(router)
     docs.install(app)
+    line_schemas.install(app)
     errors.install(app)
     app.add_middleware(AnswerSlices)
     app.add_middleware(Bodies, most=_most_bytes)

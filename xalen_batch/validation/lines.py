@@ -352,7 +352,11 @@ def _refused(value: dict[str, Any], line: int) -> Fault | None:
     refused = value.get("refused")
     if not isinstance(refused, dict) or "method" in value:
         return None
-    param, message = (str(refused.get(key, ""))[:1_000] for key in ("param", "message"))
+    # Any file may have such a line, so its words are as hostile as any.
+    param, message = (
+        "".join(filter(str.isprintable, str(refused.get(key, ""))[:1_000]))
+        for key in ("param", "message")
+    )
     return Fault("invalid_request", message, line, param or None)
 
 

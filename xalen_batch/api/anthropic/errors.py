@@ -17,8 +17,8 @@ _TYPES = {
 
 
 def speaks(path: str) -> bool:
-    """Whether clients of Anthropic's API call this path."""
-    return path.startswith(PREFIX)
+    """Whether clients of Anthropic's API call this path, also with a wrong base URL."""
+    return PREFIX in path
 
 
 def type_of(status: int) -> str:

@@ -12,7 +12,7 @@ from xalen_batch.api.anthropic.messages import errored, result_of
 from xalen_batch.api.anthropic.objects import sources
 from xalen_batch.api.anthropic.params import param_of
 from xalen_batch.config import settings
-from xalen_batch.content import Content, Rendered, Stored
+from xalen_batch.content import Content
 from xalen_batch.endpoints.usage import table
 from xalen_batch.errors import InvalidRequest, NotFound
 from xalen_batch.models import Batch
@@ -52,7 +52,7 @@ def _pieces(found: list[Content], convert: Convert) -> Iterator[bytes]:
     size = 0
     longest = LONGEST_PER_ANSWER * max(settings().answer_max_bytes, settings().max_line_bytes)
     for each in found:
-        for span, line in jsonl.lines(_whole(each), longest=longest):
+        for span, line in jsonl.lines(content.whole(each), longest=longest):
             result = convert(span.line_no, _parsed(line))
             if result is None:
                 continue
@@ -63,14 +63,6 @@ def _pieces(found: list[Content], convert: Convert) -> Iterator[bytes]:
                 held, size = [], 0
     if held:
         yield b"".join(held)
-
-
-def _whole(found: Content) -> Iterator[bytes]:
-    match found:
-        case Stored():
-            return found.chunks(0, found.size)
-        case Rendered():
-            return found.chunks()
 
 
 def _parsed(line: bytes | None) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, Mount
 from starlette.types import Scope
 
+from xalen_batch.api.anthropic import errors as anthropic
+
 VERSION = "/v1"
 METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 SLASHES = re.compile("//+")
@@ -55,6 +57,11 @@ def hint(request: Request) -> str:
     """The remedy for a path without a route: another base URL, or the docs."""
     path = request.url.path
     origin = str(request.base_url).rstrip("/")
+    if anthropic.PREFIX in path:
+        return (
+            f"Messages run in batches here, at {anthropic.PREFIX}/batches; a live call is POST"
+            f" {VERSION}/chat/completions. The base_url of Anthropic's client is {origin}."
+        )
     meant = _meant(request, path)
     if meant:
         return f"Did you mean {meant}? Set the client's base_url to {origin}{VERSION}."

@@ -230,7 +230,17 @@ def test_pages_in_both_directions(api: Api) -> None:
         assert (answer.status, answer.json["error"]["type"]) == (400, "invalid_request_error")
 
 
+def test_the_beta_calls_are_the_same(api: Api, engine: Engine) -> None:
+    beta = sdk(api).beta.messages.batches
+    batch = beta.create(requests=requests(PARAMS), betas=["message-batches-2024-09-24"])
+    finish(engine, MessageBatch.model_validate(batch.to_dict()))
+    (result,) = beta.results(batch.id)
+    assert result.result.type == "succeeded"
+    assert [each.id for each in beta.list()] == [batch.id]
+
+
 def test_a_repeated_request_makes_one_batch(api: Api) -> None:
+    before = objects()
     headers = {"idempotency-key": "one"}
     body = {"requests": requests(PARAMS)}
     first, second = (api.ask("POST", PATH, body, headers=headers) for _ in range(2))
@@ -242,9 +252,12 @@ def test_a_repeated_request_makes_one_batch(api: Api) -> None:
     with db.reading() as session:
         (file,) = session.scalars(select(File)).all()
     # Neither the documents nor the files of the other requests stay.
-    objects = [path for path in (storage.folder() / "input").rglob("*") if path.is_file()]
-    assert storage.key(file.id).endswith(file.id.hex)
-    assert len([path for path in objects if path.name == file.id.hex]) == 1
+    assert objects() - before == {storage.key(file.id)}
+
+
+def objects() -> set[str]:
+    folder = storage.folder()
+    return {str(path.relative_to(folder)) for path in (folder / "input").rglob("*")}
 
 
 @pytest.mark.parametrize("process", [0, 1])
@@ -356,6 +369,15 @@ def test_errors_are_those_that_the_client_raises(api: Api, monkeypatch: pytest.M
     with pytest.raises(anthropic.InternalServerError) as caught:
         client.messages.batches.retrieve("x")
     assert kind(caught.value) == "api_error"
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", f"/v1{PATH}"])
+def test_other_calls_are_told_what_there_is(api: Api, path: str) -> None:
+    answer = api.ask("POST", path, PARAMS)
+    assert (answer.status, answer.json["error"]["type"]) == (404, "not_found_error")
+    said = answer.json["error"]["message"]
+    assert "Messages run in batches here, at /v1/messages/batches" in said
+    assert said.endswith(f"The base_url of Anthropic's client is http://127.0.0.1:{api.port}.")
 
 
 def wrong(api: Api) -> None:

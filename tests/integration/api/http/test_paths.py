@@ -20,7 +20,15 @@ CONTENT = b'{"custom_id": "a"}\n' * 1000
 
 
 DESCRIBED = app.create_app().openapi()["paths"]
-PAGES = {"/", "/v1", "/docs", "/openapi.json", "/docs/assets/favicon.png"}
+PAGES = {
+    "/",
+    "/v1",
+    "/docs",
+    "/openapi.json",
+    "/docs/assets/favicon.png",
+    "/schemas/batch-line.json",
+    "/schemas/result-line.json",
+}
 
 
 def test_head_has_the_status_and_the_headers_of_get_and_no_body(api: Api) -> None:
