@@ -6,22 +6,24 @@ from functools import partial
 from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import batches, content, db, files, ids, results, waits
+from xalen_batch import batch_lists, batches, content, db, files, ids, results, waits
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api import idempotency
+from xalen_batch.api.batch_filters import METADATA, asked
 from xalen_batch.api.deps import BriefReader, IdempotencyKey, calling
 from xalen_batch.api.description import downloaded
 from xalen_batch.api.http.downloads import download
 from xalen_batch.api.http.responses import listed, stored
 from xalen_batch.api.schemas import BatchObject, BatchRequest, ListObject
+from xalen_batch.batch_lists import BatchFilters
 from xalen_batch.batches import Progress
 from xalen_batch.content import Rendered
-from xalen_batch.errors import InvalidRequest
 from xalen_batch.models import Batch
 from xalen_batch.models.files import FilePart
+from xalen_batch.paging import Order
 from xalen_batch.states import BatchStatus, OnInvalid
 
 PATH = "/v1/batches"
@@ -65,28 +67,20 @@ def create_batch(
     )
 
 
-@router.get("", response_model=ListObject[BatchObject])
+@router.get("", response_model=ListObject[BatchObject], openapi_extra=METADATA)
 @calling(Scope.READ)
 def list_batches(
     session: Session,
     caller: Caller,
+    filters: Annotated[BatchFilters, Depends(asked)],
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Order = "desc",
     after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
-    schedule_id: Annotated[
-        str | None, Query(description="Only batches that this schedule made, `sched_…`.")
-    ] = None,
 ) -> Response:
-    """Batches, newest first."""
-    schedule = None if schedule_id is None else ids.parse("sched", schedule_id)
-    if schedule is None and schedule_id is not None:
-        raise InvalidRequest(
-            f"schedule_id: {schedule_id[:100]!r} is not the id of a schedule. Send one such as"
-            " `sched_…`.",
-            param="schedule_id",
-        )
+    """Batches, newest first unless `order` says otherwise. Each filter narrows the list."""
 
     def page(session: Session, limit: int, after: str | None) -> ListObject[BatchObject]:
-        found = batches.page(session, caller, limit=limit, after=after, schedule_id=schedule)
+        found = batch_lists.page(session, caller, filters, limit=limit, order=order, after=after)
         return ListObject[BatchObject].of(_shown(session, found.data), found.has_more)
 
     return listed(session, caller, page, limit=limit, after=after, portion=PORTION)
