@@ -90,6 +90,14 @@ def test_pages_follow_each_other_in_both_orders(session: Session, caller: Caller
         assert seen == right
 
 
+def test_a_list_is_of_one_account_and_mode(session: Session, caller: Caller) -> None:
+    batch = make(session, caller)
+    other_mode = Caller(caller.account_id, not caller.livemode, caller.scopes, caller.key_id)
+    assert found(session, caller) == [batch]
+    for stranger in (factories.caller(session), other_mode):
+        assert found(session, stranger) == []
+
+
 def test_queued_calls_are_in_no_list(session: Session, caller: Caller) -> None:
     make(session, caller, call="background")
     assert found(session, caller) == []

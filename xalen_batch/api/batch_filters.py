@@ -1,7 +1,9 @@
 """The filters of `GET /v1/batches`, as query parameters."""
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -46,9 +48,7 @@ def asked(
     ] = None,
     created_after: Annotated[
         Time | None,
-        Query(
-            description="Created at this time or later: Unix seconds, or ISO 8601 (UTC unless it has an offset)."
-        ),
+        Query(description="Created at this time or later: Unix seconds or ISO 8601, default UTC."),
     ] = None,
     created_before: Annotated[
         Time | None, Query(description="Created before this time, in the same forms.")
@@ -56,22 +56,42 @@ def asked(
     schedule_id: Annotated[
         str | None, Query(description="Only batches that this schedule made, `sched_…`.")
     ] = None,
+) -> Callable[[], BatchFilters]:
+    """A dependency: a function for the filters of a request, which raises InvalidRequest.
+
+    The route calls it once its caller is admitted.
+    """
+    return partial(
+        _checked,
+        request.query_params.multi_items(),
+        schedule_id,
+        status=status,
+        model=model,
+        endpoint=endpoint,
+        created_after=_in_utc(created_after),
+        created_before=_in_utc(created_before),
+    )
+
+
+def _checked(
+    sent: list[tuple[str, str]],
+    schedule_id: str | None,
+    *,
+    created_after: datetime | None,
+    created_before: datetime | None,
+    **fields: str | None,
 ) -> BatchFilters:
-    """A dependency: the filters of a request. Raises InvalidRequest."""
-    created_after, created_before = _in_utc(created_after), _in_utc(created_before)
     if created_after and created_before and created_after >= created_before:
         raise InvalidRequest(
             "created_before: nothing is before it and after `created_after`. Send a later time.",
             param="created_before",
         )
     return BatchFilters(
-        status=status,
-        model=model,
-        endpoint=endpoint,
         created_after=created_after,
         created_before=created_before,
-        metadata=_metadata(request),
+        metadata=_metadata(sent),
         schedule_id=_schedule(schedule_id),
+        **fields,
     )
 
 
@@ -80,10 +100,10 @@ def _in_utc(time: datetime | None) -> datetime | None:
     return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
 
 
-def _metadata(request: Request) -> dict[str, str]:
+def _metadata(sent: list[tuple[str, str]]) -> dict[str, str]:
     """The pairs of `metadata[key]=value`."""
     found: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
+    for name, value in sent:
         note = _NOTE.fullmatch(name)
         if note is None:
             if name.startswith("metadata"):

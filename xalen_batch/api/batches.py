@@ -1,7 +1,7 @@
 """/v1/batches, and as an extension the output and errors of a batch that still runs."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -72,15 +72,16 @@ def create_batch(
 def list_batches(
     session: Session,
     caller: Caller,
-    filters: Annotated[BatchFilters, Depends(asked)],
+    filters: Annotated[Callable[[], BatchFilters], Depends(asked)],
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Order = "desc",
     after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
 ) -> Response:
     """Batches, newest first unless `order` says otherwise. Each filter narrows the list."""
+    wanted = filters()
 
     def page(session: Session, limit: int, after: str | None) -> ListObject[BatchObject]:
-        found = batch_lists.page(session, caller, filters, limit=limit, order=order, after=after)
+        found = batch_lists.page(session, caller, wanted, limit=limit, order=order, after=after)
         return ListObject[BatchObject].of(_shown(session, found.data), found.has_more)
 
     return listed(session, caller, page, limit=limit, after=after, portion=PORTION)
