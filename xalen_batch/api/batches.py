@@ -11,11 +11,12 @@ from sqlalchemy.orm import Session
 
 from xalen_batch import batch_lists, batches, content, db, files, ids, results, waits
 from xalen_batch.accounts.accounts import Caller, Scope
-from xalen_batch.api import idempotency
+from xalen_batch.api import batch_requests, idempotency
 from xalen_batch.api.batch_filters import METADATA, asked
 from xalen_batch.api.deps import BriefReader, IdempotencyKey, calling
 from xalen_batch.api.description import downloaded
 from xalen_batch.api.http.downloads import download
+from xalen_batch.api.http.raw_fields import keeping
 from xalen_batch.api.http.responses import listed, stored
 from xalen_batch.api.schemas import BatchObject, BatchRequest, ListObject
 from xalen_batch.batch_lists import BatchFilters
@@ -29,7 +30,7 @@ from xalen_batch.states import BatchStatus, OnInvalid
 PATH = "/v1/batches"
 # Batches of a list that are read and rendered at a time; the errors of each may take 300 KB.
 PORTION = 10
-router = APIRouter(prefix=PATH, tags=["batches"])
+router = APIRouter(prefix=PATH, tags=["batches"], route_class=keeping("requests"))
 partial_router = APIRouter(prefix=PATH, tags=["extensions"])
 LINES = downloaded("Lines as JSON, one on each; headers say how many of the batch are done.")
 
@@ -39,13 +40,22 @@ LINES = downloaded("Lines as JSON, one on each; headers say how many of the batc
 def create_batch(
     session: Session, caller: Caller, body: BatchRequest, key: IdempotencyKey = None
 ) -> Response:
-    """Start a batch over an uploaded file, at the prices and the discount of this moment."""
+    """Start a batch over an uploaded file, at the prices and the discount of this moment.
+
+    Extension: `requests` in place of a file.
+    """
 
     def create() -> bytes:
+        if body.requests is None:
+            return begin(body.input_file_id or "")
+        with batch_requests.stored(session, caller, body.requests) as file_id:
+            return begin(file_id)
+
+    def begin(file_id: str) -> bytes:
         batch = batches.create(
             session,
             caller,
-            input_file_id=body.input_file_id,
+            input_file_id=file_id,
             endpoint=body.endpoint,
             completion_window=body.completion_window,
             metadata=body.metadata,
@@ -57,9 +67,9 @@ def create_batch(
         )
         return _shown(session, [batch])[0].model_dump_json().encode()
 
-    fingerprint = hashlib.sha256(
-        orjson.dumps(body.model_dump(exclude=_defaulted(body)), option=orjson.OPT_SORT_KEYS)
-    ).digest()
+    fields = body.model_dump(exclude=_defaulted(body))
+    said = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
+    fingerprint = hashlib.sha256(said + (body.requests or b"")).digest()
     return stored(
         idempotency.once(
             session, caller, key, route=f"POST {PATH}", fingerprint=fingerprint, create=create
@@ -116,11 +126,11 @@ def get_batch_errors(request: Request, caller: BriefReader, batch_id: str) -> Re
 
 
 def _defaulted(body: BatchRequest) -> set[str]:
-    """Fields to leave out of the fingerprint, because they have their default.
+    """Fields to leave out of the fingerprint: `requests`, and those that have their default.
 
     Requests from before these fields existed keep the fingerprint that is stored with their key.
     """
-    return {"on_invalid"} if body.on_invalid in (None, OnInvalid.FAIL) else set()
+    return {"requests"} | ({"on_invalid"} if body.on_invalid in (None, OnInvalid.FAIL) else set())
 
 
 def _shown(session: Session, found: Sequence[Batch]) -> list[BatchObject]:
