@@ -60,6 +60,7 @@ VALUES: dict[str, Any] = {
 # Fields that the API's description does not require: alternatives, and those of a live call.
 ONE_OF: dict[str, dict[str, Any]] = {
     "POST /v1/schedules": {"inbox": {}},
+    "POST /v1/batches": {"requests": [factories.chat_line("mine")]},
     # In JSON; a form has bytes.
     "POST /v1/uploads": {"purpose": "batch"},
     "POST /v1/chat/completions": factories.chat_line("mine")["body"],

@@ -125,7 +125,7 @@ def _most_bytes(method: str, path: str) -> int | None:
             "batches",
         ]:
             return None
-        case "POST", ["v1", "schedules", _, "requests"]:
+        case "POST", ["v1", "batches"] | ["v1", "schedules", _, "requests"]:
             return settings().max_inbox_bytes
         case "POST", ["v1", *_] if path in ENDPOINTS:
             return settings().max_line_bytes

@@ -40,7 +40,9 @@ class Api(BaseModel):
     )
     max_json_bytes: int = Field(1 * MiB, gt=0, description="Largest JSON request body of the API.")
     max_inbox_bytes: int = Field(
-        16 * MiB, gt=0, description="Largest body of requests sent to a schedule's inbox."
+        16 * MiB,
+        gt=0,
+        description="Largest body with requests: of a batch, or for an inbox.",
     )
     held_bytes: int = Field(
         256 * MiB,

@@ -3,6 +3,7 @@
 from xalen_batch.models.accounts import Account, ApiKey
 from xalen_batch.models.audit import AuditEntry
 from xalen_batch.models.base import Base
+from xalen_batch.models.batch_notes import BatchNote
 from xalen_batch.models.batch_paces import BatchPace
 from xalen_batch.models.batches import Batch
 from xalen_batch.models.erasures import Erasure
@@ -29,6 +30,7 @@ __all__ = [
     "AuditEntry",
     "Base",
     "Batch",
+    "BatchNote",
     "BatchPace",
     "ConsumedObject",
     "Erasure",

@@ -1,13 +1,49 @@
-"""uploads in parts"""
+"""uploads in parts, and indexes for lists of batches with filters"""
 
 import sqlalchemy as sa
 from alembic import op
+
+from xalen_batch.migrate import indexes
 
 revision = "0025"
 down_revision = "0024"
 branch_labels = None
 depends_on = None
 
+LISTED = "WHERE ledger IS NULL AND call IS NULL"
+INDEXES = {
+    "ix_batches_listed": (
+        f"batches (account_id, livemode, id) INCLUDE (status, model, endpoint, created_at) {LISTED}"
+    ),
+    "ix_batches_listed_by_status": (
+        f"batches (account_id, livemode, status, id) INCLUDE (model, endpoint, created_at) {LISTED}"
+    ),
+}
+# A hash for each pair of a batch's metadata. No batch changes its metadata.
+PAIR = """
+CREATE FUNCTION metadata_pair(key text, value text) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+    SELECT md5(length(key)::text || ':' || key || value)::uuid
+$$
+"""
+NOTE = """
+INSERT INTO batch_notes (account_id, livemode, pair, batch_id)
+SELECT batch.account_id, batch.livemode, metadata_pair(key, value), batch.id
+FROM {batches} AS batch, jsonb_each_text(batch.metadata)
+WHERE batch.ledger IS NULL AND batch.call IS NULL
+ON CONFLICT DO NOTHING
+"""
+NOTE_BATCH = f"""
+CREATE FUNCTION note_batch() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    {NOTE.format(batches="(SELECT NEW.*)")};
+    RETURN NULL;
+END $$
+"""
+NOTED = """
+CREATE TRIGGER noted AFTER INSERT ON batches FOR EACH ROW WHEN (NEW.metadata <> '{}')
+EXECUTE FUNCTION note_batch()
+"""
 # SECURITY DEFINER: the serving role may not write tallies.
 TALLY_UPLOAD = """
 CREATE FUNCTION tally_upload() RETURNS trigger LANGUAGE plpgsql
@@ -41,6 +77,21 @@ FOR EACH ROW EXECUTE FUNCTION tally_upload()
 
 
 def upgrade() -> None:
+    # Before the indexes, whose building commits it: batches are noted while older ones are.
+    if not op.get_bind().scalar(sa.text("SELECT to_regclass('batch_notes') IS NOT NULL")):
+        op.create_table(
+            "batch_notes",
+            sa.Column("account_id", sa.Uuid(), primary_key=True),
+            sa.Column("livemode", sa.Boolean(), primary_key=True),
+            sa.Column("pair", sa.Uuid(), primary_key=True),
+            sa.Column("batch_id", sa.Uuid(), primary_key=True),
+        )
+        op.execute(PAIR)
+        op.execute(NOTE_BATCH)
+        op.execute(NOTED)
+    for name, on in INDEXES.items():
+        indexes.build(name, on)
+    op.execute(NOTE.format(batches="batches"))
     op.create_table(
         "uploads",
         sa.Column("id", sa.Uuid(), primary_key=True),
@@ -94,6 +145,12 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    for name in INDEXES:
+        op.drop_index(name, table_name="batches")
+    op.execute("DROP TRIGGER noted ON batches")
+    op.execute("DROP FUNCTION note_batch()")
+    op.execute("DROP FUNCTION metadata_pair(text, text)")
+    op.drop_table("batch_notes")
     op.drop_table("upload_parts")
     op.drop_table("uploads")
     op.execute("DROP FUNCTION tally_upload()")
