@@ -26,6 +26,7 @@ from xalen_batch.api import (
     schedule_runs,
     schedules,
     terms,
+    webhooks,
 )
 from xalen_batch.api.http.bodies import Bodies
 from xalen_batch.api.http.middleware import AnswerSlices, Paths, RateHeaders, RequestContext
@@ -85,6 +86,8 @@ def create_app() -> FastAPI:
         background.router,
         models.router,
         keys.router,
+        webhooks.router,
+        webhooks.events_router,
         limits.router,
         terms.router,
         health.router,

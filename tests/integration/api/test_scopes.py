@@ -56,6 +56,11 @@ ALWAYS = {
     "RunObject": {"id", "object", "schedule_id", "state", "batch_id"},
     "RequestsObject": {"object", "schedule_id", "accepted", "known"},
     "DeletedFile": {"id", "object", "deleted"},
+    "WebhookObject": {"id", "object", "status"},
+    "NewWebhookObject": {"id", "object", "status", "secret"},
+    "DeliveryObject": {"id", "object", "state"},
+    "DeletedWebhook": {"id", "object", "deleted"},
+    "ReplayObject": {"object", "events"},
     "DeletedSchedule": {"id", "object", "deleted", "discarded_requests"},
 }
 SCHEMAS: dict[str, Any] = DESCRIPTION["components"]["schemas"]
@@ -91,6 +96,8 @@ class World:
             "schedule_id": schedule,
             "key_id": found[Kind.KEY],
             "response_id": found[Kind.RESPONSE],
+            "webhook_id": found[Kind.WEBHOOK],
+            "event_id": found[Kind.EVENT],
             **OTHER_PARAMETERS,
             "month": f"{datetime.now(UTC):%Y-%m}",
         }
