@@ -11,7 +11,7 @@ from xalen_batch import db, ids, paging
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.accounts.quotas import Quota
-from xalen_batch.errors import QUOTED_CHARS, Conflict, InvalidRequest, NotFound
+from xalen_batch.errors import QUOTED_CHARS, InvalidRequest, NotFound, WebhookDisabled
 from xalen_batch.models import Batch, WebhookEndpoint, deliveries
 from xalen_batch.models.events import EventType
 from xalen_batch.models.webhooks import WebhookStatus
@@ -154,13 +154,12 @@ def delete_one(session: Session, endpoint: WebhookEndpoint) -> None:
 
 
 def refuse_if_disabled(endpoint: WebhookEndpoint) -> None:
-    """Raise Conflict for a webhook that gets no events."""
+    """Raise WebhookDisabled for a webhook that gets no events."""
     if endpoint.status != WebhookStatus.ENABLED:
         name = ids.render("whe", endpoint.id)
-        raise Conflict(
+        raise WebhookDisabled(
             f'Webhook {name} is disabled. Enable it first: PATCH /v1/webhooks/{name} {{"enabled":'
-            " true}.",
-            code="webhook_disabled",
+            " true}."
         )
 
 

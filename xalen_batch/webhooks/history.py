@@ -62,7 +62,7 @@ def page(
 
 
 def test(session: Session, endpoint: WebhookEndpoint) -> Told:
-    """Send a test event to a locked webhook soon. Raises Conflict if it is disabled."""
+    """Send a test event to a locked webhook soon. Raises WebhookDisabled if it is disabled."""
     endpoints.refuse_if_disabled(endpoint)
     endpoint.not_before = None
     event = events.record_test(session, endpoint)
@@ -72,8 +72,8 @@ def test(session: Session, endpoint: WebhookEndpoint) -> Told:
 def redeliver(session: Session, endpoint: WebhookEndpoint, event_id: str) -> Told:
     """Send an event of the account to a locked webhook again, with all attempts anew.
 
-    Raises NotFound for an event that the account does not have or that is forgotten, and Conflict
-    if the webhook is disabled.
+    Raises NotFound for an event that the account does not have or that is forgotten, and
+    WebhookDisabled.
     """
     id = ids.parse("evt", event_id)
     event = None
@@ -106,8 +106,7 @@ def replay(
 ) -> int:
     """Send the events of a span to a locked webhook again; their number.
 
-    Raises InvalidRequest if the span has more than MOST_REPLAYED events, and Conflict if the
-    webhook is disabled.
+    Raises InvalidRequest if the span has more than MOST_REPLAYED events, and WebhookDisabled.
     """
     if until <= since:
         raise InvalidRequest("to: it has to come after `from`.", param="to")
