@@ -1,5 +1,6 @@
 """Public ids: a prefix for the kind of object, and the 32 hex digits of a time-ordered UUID."""
 
+from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
@@ -45,6 +46,11 @@ FIELDS: dict[str, Kind] = {noun: kind for kind, noun in NOUNS.items()}
 def new() -> UUID:
     """A UUIDv7. The ids of one process sort by creation."""
     return UUID(int=uuid_utils.uuid7().int)
+
+
+def at(time: datetime) -> UUID:
+    """The least id of a time: ids that were made before it are smaller."""
+    return UUID(int=max(int(time.timestamp() * 1000), 0) << 80)
 
 
 def prefix(kind: Kind) -> str:

@@ -27,6 +27,7 @@ from xalen_batch.models import AccountTally, Base, Batch, File, IdempotencyKey, 
 from xalen_batch.models.files import FilePart
 from xalen_batch.schedules import manual
 from xalen_batch.schedules.collect import check, collect
+from xalen_batch.webhooks import endpoints, history
 
 # A word in all of the neighbour's texts: an answer to another caller with this word is a leak.
 CANARY = "canary-7f3a9c"
@@ -188,6 +189,10 @@ def _belongings(session: Session, caller: Caller) -> dict[Kind, str]:
     inbox = factories.schedule(session, caller, name=CANARY, inbox={})
     collect(session, inbox, check(caller, inbox, json.dumps(line).encode(), "json"))
     run = manual.run_now(session, schedule)
+    webhook = endpoints.create(
+        session, caller, url=f"https://example.com/{CANARY}", description=CANARY
+    )
+    event = history.test(session, webhook).event
     for route in ("POST /v1/files", "POST /v1/batches", "POST /v1/schedules"):
         session.execute(
             insert(IdempotencyKey).values(
@@ -208,6 +213,8 @@ def _belongings(session: Session, caller: Caller) -> dict[Kind, str]:
         Kind.RUNNING_MESSAGE_BATCH: ids.render("msgbatch", running.id),
         Kind.SCHEDULE: ids.render("sched", schedule.id),
         Kind.INBOX: ids.render("sched", inbox.id),
+        Kind.WEBHOOK: ids.render("whe", webhook.id),
+        Kind.EVENT: ids.render("evt", event.id),
         Kind.RUN: ids.render("run", run.id),
         Kind.ACCOUNT: ids.render("acct", caller.account_id),
         Kind.UPLOAD: _upload(session, caller, CANARY, UUID(int=1)),
@@ -263,7 +270,10 @@ def _own(session: Session, secret: str) -> dict[str, str]:
     """
     caller = accounts.authenticate(session, secret)
     file = factories.input_file(session, caller, [factories.chat_line("mine")])
+    webhook = endpoints.create(session, caller, url="https://example.com/mine")
     return {
+        "webhook_id": ids.render("whe", webhook.id),
+        "event_id": ids.render("evt", history.test(session, webhook).event.id),
         "file_id": ids.render("file", file.id),
         "batch_id": ids.render("batch", factories.batch(session, caller, file).id),
         "message_batch_id": ids.render("msgbatch", factories.batch(session, caller, file).id),
@@ -327,6 +337,8 @@ def scope_of(
             "schedule_id",
             "key_id",
             "upload_id",
+            "webhook_id",
+            "event_id",
             "model_id",
             "month",
         ),

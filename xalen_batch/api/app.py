@@ -30,6 +30,7 @@ from xalen_batch.api import (
     schedules,
     terms,
     uploads,
+    webhooks,
 )
 from xalen_batch.api.anthropic import routes as message_batches
 from xalen_batch.api.http import cors
@@ -96,6 +97,8 @@ def create_app() -> FastAPI:
         background.router,
         models.router,
         keys.router,
+        webhooks.router,
+        webhooks.events_router,
         limits.router,
         terms.router,
         health.router,

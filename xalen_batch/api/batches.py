@@ -27,6 +27,7 @@ from xalen_batch.models import Batch
 from xalen_batch.models.files import FilePart
 from xalen_batch.paging import Order
 from xalen_batch.states import BatchStatus, OnInvalid
+from xalen_batch.webhooks import endpoints
 
 PATH = "/v1/batches"
 # Batches of a list that are read and rendered at a time; the errors of each may take 300 KB.
@@ -70,6 +71,8 @@ def create_batch(
             execution_window=body.execution_window,
             on_invalid=body.on_invalid or OnInvalid.FAIL,
         )
+        if body.webhook is not None:
+            endpoints.of_batch(session, batch, url=body.webhook.url, secret=body.webhook.secret)
         return shown(session, [batch])[0].model_dump_json().encode()
 
     fields = body.model_dump(exclude=_defaulted(body))
@@ -151,7 +154,8 @@ def _defaulted(body: BatchRequest) -> set[str]:
 
     Requests from before these fields existed keep the fingerprint that is stored with their key.
     """
-    return {"requests"} | ({"on_invalid"} if body.on_invalid in (None, OnInvalid.FAIL) else set())
+    found = {"requests"} | ({"on_invalid"} if body.on_invalid in (None, OnInvalid.FAIL) else set())
+    return found | ({"webhook"} if body.webhook is None else set())
 
 
 def shown(session: Session, found: Sequence[Batch]) -> list[BatchObject]:

@@ -6,7 +6,7 @@ Every key is always present, null without a value: strict clients fail on absent
 from datetime import datetime
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from xalen_batch import batches, catalog, files, ids
 from xalen_batch.api.http.raw_fields import RawJson
@@ -316,6 +316,17 @@ ON_INVALID = (
 )
 
 
+class BatchWebhook(BaseModel):
+    """Extension: a webhook that gets the events of one batch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: Text = Field(description="Where the batch's events are posted.")
+    secret: Text | None = Field(
+        None, description="`whsec_…`, which signs them. Unset: they are not signed."
+    )
+
+
 class BatchRequest(Lenient):
     """Null stands for anything optional; fields that other gateways add are ignored, other
     spellings of these are refused.
@@ -346,6 +357,7 @@ class BatchRequest(Lenient):
         None, description="Extension: hours in which its lines may be started."
     )
     on_invalid: OnInvalid | None = Field(None, description=ON_INVALID)
+    webhook: BatchWebhook | None = None
 
     @model_validator(mode="after")
     def _has_one_input(self) -> Self:

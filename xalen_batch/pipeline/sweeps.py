@@ -16,7 +16,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, delete, func, select, tuple_
 
-from xalen_batch import db, erasure, files, log, storage, uploads
+from xalen_batch import db, erasure, events, files, log, storage, uploads
 from xalen_batch.accounts import audit
 from xalen_batch.billing import statements
 from xalen_batch.config import settings
@@ -25,6 +25,7 @@ from xalen_batch.models import File, IdempotencyKey, UploadPart, partitions, tas
 from xalen_batch.pipeline import pace
 from xalen_batch.schedules import history
 from xalen_batch.storage import marks
+from xalen_batch.webhooks import endpoints
 
 logger = log.get(__name__)
 
@@ -319,6 +320,18 @@ def _forget_audit() -> Iterator[None]:
         yield
 
 
+def _forget_events() -> Iterator[None]:
+    """Delete events with their deliveries, and webhooks that are over, past their retention."""
+    life = timedelta(seconds=settings().event_retention)
+    for forget in (events.forget, endpoints.forget):
+        while True:
+            with db.transaction() as session:
+                gone = forget(session, life)
+            if not gone:
+                break
+            yield
+
+
 KEYS = Sweep("idempotency keys", _forget_keys)
 STATEMENTS = Sweep("statements", _issue_statements)
 EXPIRED = Sweep("expired files", _expire_files)
@@ -326,9 +339,23 @@ ANSWERS = Sweep("erased answers", _erase_answers)
 TASKS = Sweep("ended tasks", _forget_tasks, rest=HOUR)
 RUNS = Sweep("runs of schedules", _forget_runs, rest=HOUR)
 AUDIT = Sweep("audit log", _forget_audit, rest=HOUR)
+EVENTS = Sweep("events", _forget_events, rest=HOUR)
 UPLOADS = Sweep("uploads", _end_uploads)
 PARTITIONS = Sweep("partitions", _keep_partitions, rest=HOUR)
 # Each walk lists the whole store: a million objects take two hours of turns.
 ORPHANS = Sweep("orphans", _delete_orphans, rest=HOUR, turn=0.15)
 PACE = Sweep("paces", pace.walk, rest=10.0)
-ALL = (PACE, KEYS, STATEMENTS, EXPIRED, UPLOADS, ANSWERS, PARTITIONS, TASKS, RUNS, AUDIT, ORPHANS)
+ALL = (
+    PACE,
+    KEYS,
+    STATEMENTS,
+    EXPIRED,
+    UPLOADS,
+    ANSWERS,
+    PARTITIONS,
+    TASKS,
+    RUNS,
+    AUDIT,
+    EVENTS,
+    ORPHANS,
+)

@@ -27,6 +27,7 @@ LINES = factories.jsonl([factories.chat_line("a")])
 NO_RESPONSE = f"/v1/responses/resp_{'0' * 32}"
 NO_MESSAGE_BATCH = f"/v1/messages/batches/msgbatch_{'0' * 32}"
 NO_UPLOAD = f"/v1/uploads/upload_{'0' * 32}"
+NO_WEBHOOK = f"/v1/webhooks/whe_{'0' * 32}"
 NO_FILE = "/v1/files/file-" + "0" * 32
 DESCRIBED = app.create_app().openapi()["paths"]
 
@@ -207,6 +208,26 @@ BOUNDS: dict[Route, Bound] = {
     ),
     ("DELETE", "/v1/api_keys/{key_id}"): Bound(
         lambda given: (f"/v1/api_keys/{given.key_id}", None), CHANGES
+    ),
+    ("POST", "/v1/webhooks"): Bound(
+        lambda given: ("/v1/webhooks", {"url": "https://example.com/"}),
+        {Quota.WEBHOOKS: {"quota_webhooks": 0}},
+    ),
+    ("PATCH", "/v1/webhooks/{webhook_id}"): Bound(
+        lambda given: (NO_WEBHOOK, {"enabled": False}), CHANGES
+    ),
+    ("DELETE", "/v1/webhooks/{webhook_id}"): Bound(lambda given: (NO_WEBHOOK, None), CHANGES),
+    ("POST", "/v1/webhooks/{webhook_id}/rotate"): Bound(
+        lambda given: (f"{NO_WEBHOOK}/rotate", None), CHANGES
+    ),
+    ("POST", "/v1/webhooks/{webhook_id}/test"): Bound(
+        lambda given: (f"{NO_WEBHOOK}/test", None), CHANGES
+    ),
+    ("POST", "/v1/webhooks/{webhook_id}/deliveries/{event_id}/redeliver"): Bound(
+        lambda given: (f"{NO_WEBHOOK}/deliveries/evt_{'0' * 32}/redeliver", None), CHANGES
+    ),
+    ("POST", "/v1/webhooks/{webhook_id}/replay"): Bound(
+        lambda given: (f"{NO_WEBHOOK}/replay", _yesterday(given)), CHANGES
     ),
 }
 FILLED = [(route, quota) for route, bound in BOUNDS.items() for quota in bound.full]

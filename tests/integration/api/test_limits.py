@@ -81,6 +81,7 @@ class TestWhatIsTold:
             "waiting_runs": {"used": 0, "limit": 1_000, "free": 1_000},
             "inbox_requests": {"used": 0, "limit": 1_000_000, "free": 1_000_000},
             "api_keys": {"used": 1, "limit": 100, "free": 99},
+            "webhooks": {"used": 0, "limit": 20, "free": 20},
             "idempotency_keys": {"used": 0, "limit": 1_000_000, "free": 1_000_000},
         }
 

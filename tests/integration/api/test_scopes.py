@@ -75,6 +75,11 @@ ALWAYS = {
     },
     "PartObject": {"id", "object", "created_at", "upload_id", "bytes", "sha256"},
     "DeletedFile": {"id", "object", "deleted"},
+    "WebhookObject": {"id", "object", "status"},
+    "NewWebhookObject": {"id", "object", "status", "secret"},
+    "DeliveryObject": {"id", "object", "state"},
+    "DeletedWebhook": {"id", "object", "deleted"},
+    "ReplayObject": {"object", "events"},
     "DeletedSchedule": {"id", "object", "deleted", "discarded_requests"},
 }
 SCHEMAS: dict[str, Any] = DESCRIPTION["components"]["schemas"]
@@ -115,6 +120,8 @@ class World:
                 Kind.RUNNING_MESSAGE_BATCH if path.endswith("/cancel") else Kind.MESSAGE_BATCH
             ],
             "upload_id": found[upload],
+            "webhook_id": found[Kind.WEBHOOK],
+            "event_id": found[Kind.EVENT],
             **OTHER_PARAMETERS,
             "month": f"{datetime.now(UTC):%Y-%m}",
         }

@@ -45,6 +45,7 @@ def test_head_has_the_status_and_the_headers_of_get_and_no_body(api: Api) -> Non
         "month": "2026-10",
         "schedule_id": "x",
         "response_id": "x",
+        "webhook_id": "x",
         "model_id": "mistral-small-3-1",
     }
     for path in sorted(
@@ -96,19 +97,9 @@ def test_head_needs_a_key_and_a_path_like_get(api: Api) -> None:
 
 
 def test_allow_names_every_method_of_a_path(api: Api) -> None:
-    sample = dict.fromkeys(
-        (
-            "file_id",
-            "batch_id",
-            "message_batch_id",
-            "schedule_id",
-            "key_id",
-            "response_id",
-            "model_id",
-            "month",
-        ),
-        "x",
-    )
+    ids = ("file_id", "batch_id", "message_batch_id", "schedule_id", "key_id", "response_id")
+    others = ("upload_id", "webhook_id", "event_id", "model_id", "month", "custom_id")
+    sample = dict.fromkeys((*ids, *others), "x")
     declared = {path: {"GET"} for path in PAGES}
     declared |= {
         path.format_map(sample): set(map(str.upper, methods)) for path, methods in DESCRIBED.items()
