@@ -46,6 +46,8 @@ def test_head_has_the_status_and_the_headers_of_get_and_no_body(api: Api) -> Non
         "schedule_id": "x",
         "response_id": "x",
         "webhook_id": "x",
+        "upload_id": "x",
+        "custom_id": "x",
         "model_id": "mistral-small-3-1",
     }
     for path in sorted(
