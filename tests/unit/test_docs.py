@@ -20,6 +20,7 @@ from xalen_batch.config import Settings
 from xalen_batch.endpoints import operations
 from xalen_batch.endpoints.form import InvalidBody
 from xalen_batch.endpoints.names import RERANK
+from xalen_batch.models import Base
 
 PAGES = sorted(
     [
@@ -195,6 +196,13 @@ def test_a_model_server_has_all_that_is_typed(server: str) -> None:
         assert not isinstance(form, InvalidBody)
         assert (json.loads(line[1])["url"], json.loads(line[1])["body"]) == (endpoint, body)
         assert "xalen-batch run requests.jsonl --live\n" in added
+
+
+def test_the_life_of_every_table_is_stated() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    rows = page.partition("## What is kept, and for how long")[2].partition("\n## ")[0]
+    stated = set(re.findall(r"`([a-z_]+)`", rows))
+    assert {table.name for table in Base.metadata.sorted_tables} <= stated
 
 
 def test_the_performance_page_has_a_place_for_each_scenario() -> None:
