@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from xalen_batch import __version__, catalog, db, disk, log, memory, migrate, storage
 from xalen_batch.api import (
+    batch_events,
     batches,
     billing,
     description,
@@ -88,6 +89,7 @@ def create_app() -> FastAPI:
         batches.router,
         batches.partial_router,
         retries.router,
+        batch_events.router,
         estimates.router,
         billing.router,
         schedules.router,

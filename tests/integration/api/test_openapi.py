@@ -40,6 +40,9 @@ def test_every_answer_is_one_that_is_described(operation: Any, api: Api) -> None
         "/v1/batches",
         {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"},
     ).json["id"]
+    # The events of a stream are no JSON.
+    is_stream = operation.label.endswith("/events")
+    checks = [check for check in CHECKS if not (is_stream and check is response_schema_conformance)]
     known = {
         "file_id": file,
         "batch_id": batch,
@@ -70,7 +73,7 @@ def test_every_answer_is_one_that_is_described(operation: Any, api: Api) -> None
         answer = case.call(
             base_url=f"http://127.0.0.1:{api.port}", headers={"authorization": f"Bearer {api.key}"}
         )
-        case.validate_response(answer, checks=CHECKS)
+        case.validate_response(answer, checks=checks)
         if answer.status_code >= 400:
             is_anthropics = operation.path.startswith("/v1/messages")
             fields = {"message", "type"} if is_anthropics else {"message", "type", "param", "code"}
