@@ -312,6 +312,7 @@ NOT_AUDITED = {
     "account_tallies": "sums that triggers keep",
     "audit_log": "the log itself",
     "batch_notes": "an index of the metadata of batches, which a trigger keeps",
+    "batch_paces": "measurements of batches in progress",
     "sealed_lines": "written when a batch is sealed, from its results, which are compared",
     "consumed_objects": "written by firing: what a run took, which its own row tells",
     "idempotency_keys": "answers kept for a replay; what was made is logged",
