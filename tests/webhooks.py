@@ -1,5 +1,6 @@
 """Webhooks and events for tests, and reads of their deliveries."""
 
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +11,9 @@ from xalen_batch import db, events, ids
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.events import Happened, Owned
 from xalen_batch.models import WebhookDelivery, WebhookEndpoint
+from xalen_batch.models.deliveries import Due
 from xalen_batch.models.events import EventType
+from xalen_batch.webhooks import payload, signing
 
 SECRET = "whsec_RdvaYFYUXuIFuEbvZHwMfYFhUf7aMYjYcmM24+Aj40c="
 
@@ -74,3 +77,16 @@ def set_deliveries(endpoint_id: UUID, **columns: Any) -> None:
             .where(WebhookDelivery.endpoint_id == endpoint_id)
             .values(**columns)
         )
+
+
+def an_event_of_each_type(*secrets: str) -> list[dict[str, Any]]:
+    """A delivery of every type, in their order, as a worker sends it now: body and headers."""
+    now = datetime.now(UTC)
+    found = []
+    for type in EventType:
+        event = Due(ids.new(), type.value, ids.new(), now, 0)
+        body = payload.body(event)
+        id = payload.event_id(event)
+        headers = signing.headers(secrets, id, int(now.timestamp()), body)
+        found.append({"body": body.decode(), "headers": headers})
+    return found

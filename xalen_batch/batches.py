@@ -6,10 +6,10 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
-from sqlalchemy import Interval, Select, bindparam, case, func, insert, select
+from sqlalchemy import Interval, bindparam, case, func, insert, select
 from sqlalchemy.orm import Session
 
-from xalen_batch import catalog, db, disk, files, ids, log, paging, windows
+from xalen_batch import catalog, db, disk, files, ids, log, windows
 from xalen_batch.accounts import accounts, quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.billing import prices
@@ -23,7 +23,6 @@ from xalen_batch.files import Purpose
 from xalen_batch.models import Batch, File, ScheduleRun, Task
 from xalen_batch.models.base import table_of
 from xalen_batch.models.tasks import TOKEN_COUNTERS
-from xalen_batch.paging import Order, Page
 from xalen_batch.states import BATCH_MOVES, MAY_START, BatchStatus, OnInvalid, QueuedCall, TaskState
 from xalen_batch.windows import ExecutionWindow
 
@@ -268,22 +267,6 @@ def cancel(session: Session, batch: Batch) -> Batch:
     return batch
 
 
-def page(
-    session: Session,
-    owner: Owner,
-    *,
-    limit: int,
-    order: Order = "desc",
-    after: str | None,
-    schedule_id: UUID | None = None,
-) -> Page[Batch]:
-    """A page of the owner's batches by creation; with `schedule_id` only those of a schedule."""
-    rows = _visible(owner)
-    if schedule_id is not None:
-        rows = rows.where(Batch.schedule_id == schedule_id)
-    return paging.page(session, rows, Batch.id, "batch", limit=limit, order=order, after=after)
-
-
 def progress(session: Session, batches: Sequence[Batch]) -> dict[UUID, Progress]:
     """The progress of each batch: the sum over its tasks while it runs, then its own columns."""
     found = {batch.id: _ended(batch) for batch in batches if BatchStatus(batch.status).is_terminal}
@@ -350,12 +333,3 @@ def _first_interval(
     now = db.now(session)
     windows.refuse_if_never_open(window, now, completion)
     return window.interval(now)
-
-
-def _visible(owner: Owner) -> Select[Batch]:
-    return select(Batch).where(
-        Batch.account_id == owner.account_id,
-        Batch.livemode == owner.livemode,
-        Batch.ledger.is_(None),
-        Batch.call.is_(None),
-    )

@@ -9,7 +9,9 @@ XalenError
 ├── RequestTimeout          408
 ├── Conflict                409
 │   ├── NotCancellable      409
-│   └── FileBusy            409
+│   ├── WebhookDisabled     409
+│   ├── FileBusy            409
+│   └── UploadBusy          409
 ├── PreconditionFailed      412
 ├── TooLarge                413
 ├── UnsupportedMediaType    415
@@ -111,11 +113,25 @@ class NotCancellable(Conflict):
     code = "batch_not_cancellable"
 
 
+class WebhookDisabled(Conflict):
+    # Its owner has to enable it first.
+    should_retry = False
+    code = "webhook_disabled"
+
+
 class FileBusy(Conflict):
     """A batch that is about to end still reads the file, which can be deleted moments later."""
 
     should_retry = True
     code = "file_in_use"
+    retry_after = 2.0
+
+
+class UploadBusy(Conflict):
+    """Another request completes, cancels or extends the upload, and is through moments later."""
+
+    should_retry = True
+    code = "upload_busy"
     retry_after = 2.0
 
 

@@ -4,15 +4,21 @@ An event without a receiver is stored too: the console reads it, and a webhook t
 can have it replayed (docs/decisions/0060).
 """
 
+from datetime import timedelta
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import delete, select, text
 from sqlalchemy.orm import Session
 
-from xalen_batch import db, ids
+from xalen_batch import db, ids, paging
 from xalen_batch.broker import Job
+from xalen_batch.models import Event, WebhookDelivery, WebhookEndpoint
 from xalen_batch.models.events import EventType
+from xalen_batch.paging import Order, Page
+
+# Events that `forget` deletes at most, each with its deliveries.
+AT_ONCE = 1_000
 
 
 class Owned(Protocol):
@@ -78,3 +84,56 @@ _RECORD = text("""
     ) AS receiver
     RETURNING endpoint_id
 """)
+
+
+def record_test(session: Session, endpoint: WebhookEndpoint) -> Event:
+    """Write a test event of an enabled webhook, for this webhook alone."""
+    event = Event(
+        id=ids.new(),
+        account_id=endpoint.account_id,
+        livemode=endpoint.livemode,
+        type=EventType.WEBHOOK_TEST.value,
+        object_id=endpoint.id,
+    )
+    session.add(event)
+    session.flush()
+    session.add(
+        WebhookDelivery(
+            event_id=event.id,
+            endpoint_id=endpoint.id,
+            account_id=endpoint.account_id,
+            livemode=endpoint.livemode,
+        )
+    )
+    session.flush()
+    db.enqueue(session, Job.DELIVER)
+    return event
+
+
+def page(
+    session: Session,
+    owner: Owned,
+    *,
+    limit: int,
+    order: Order,
+    after: str | None,
+    type: EventType | None,
+) -> Page[Event]:
+    """A page of the owner's events; with `type`, only those of it."""
+    rows = select(Event).where(
+        Event.account_id == owner.account_id, Event.livemode == owner.livemode
+    )
+    if type is not None:
+        rows = rows.where(Event.type == type.value)
+    return paging.page(session, rows, Event.id, "evt", limit=limit, order=order, after=after)
+
+
+def forget(session: Session, life: timedelta) -> int:
+    """Delete some events that are older than `life`, with their deliveries; their number."""
+    horizon = db.now(session) - life
+    some = select(Event.id).where(Event.id < ids.at(horizon)).order_by(Event.id).limit(AT_ONCE)
+    gone = session.execute(
+        delete(Event).where(Event.id.in_(some)).returning(Event.id),
+        execution_options={"synchronize_session": False},
+    ).all()
+    return len(gone)

@@ -30,6 +30,7 @@ from xalen_batch.config import settings
 from xalen_batch.errors import QUOTED_CHARS, FileBusy, InvalidRequest, NotFound
 from xalen_batch.models import Batch, File, InboxRequest, Schedule, ScheduleRun
 from xalen_batch.models.base import table_of
+from xalen_batch.models.files import FilePart
 from xalen_batch.paging import Order, Page
 from xalen_batch.states import ENDING, OPEN_RUNS, TERMINAL, BatchStatus, RunState
 from xalen_batch.storage import marks
@@ -131,6 +132,15 @@ def refuse_if_not_ready(session: Session, file: File, *, param: str) -> None:
         param=param,
         code="file_not_ready",
     )
+
+
+def lines(session: Session, file: File) -> int | None:
+    """The lines of an output or error file; None: of an upload, which nobody has counted."""
+    if file.batch_id is None:
+        return None
+    batch = session.get_one(Batch, file.batch_id)
+    is_output = file.part == FilePart.OUTPUT
+    return batch.completed if is_output else batch.total - batch.completed
 
 
 def lock(session: Session, owner: Owner, public_id: str) -> File:

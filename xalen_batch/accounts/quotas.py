@@ -36,6 +36,7 @@ from xalen_batch.models import (
     Batch,
     Schedule,
     ScheduleRun,
+    WebhookEndpoint,
 )
 from xalen_batch.models.batches import OPEN
 from xalen_batch.models.quotas import Tally
@@ -59,10 +60,12 @@ class Quota(StrEnum):
     ENQUEUED_TOKENS = "enqueued_tokens"
     FILES = "files"
     STORAGE_BYTES = "storage_bytes"
+    PENDING_UPLOADS = "pending_uploads"
     SCHEDULES = "schedules"
     WAITING_RUNS = "waiting_runs"
     INBOX_REQUESTS = "inbox_requests"
     API_KEYS = "api_keys"
+    WEBHOOKS = "webhooks"
     IDEMPOTENCY_KEYS = "idempotency_keys"
     REQUESTS_PER_SECOND = "requests_per_second"
     CHANGES_PER_MINUTE = "changes_per_minute"
@@ -87,11 +90,15 @@ _WORDS = {
     Quota.ENQUEUED_TOKENS: ("input tokens in open batches", _WAIT),
     Quota.FILES: ("files", "Delete files that are not needed any more, and send it again."),
     Quota.STORAGE_BYTES: (
-        "bytes in files and inboxes",
+        "bytes in files, pending uploads and inboxes",
         (
             "Delete files that are not needed any more, or run the schedules whose inboxes are"
             " full, and send it again."
         ),
+    ),
+    Quota.PENDING_UPLOADS: (
+        "pending uploads",
+        "Complete or cancel some, and send it again. An upload expires after an hour.",
     ),
     Quota.SCHEDULES: (
         "schedules",
@@ -108,6 +115,10 @@ _WORDS = {
     Quota.API_KEYS: (
         "API keys that can be used",
         "Revoke keys that are not needed any more, and send it again.",
+    ),
+    Quota.WEBHOOKS: (
+        "webhooks",
+        "Delete webhooks that are not needed any more, and send it again.",
     ),
     Quota.IDEMPOTENCY_KEYS: (
         "kept idempotency keys",
@@ -298,7 +309,7 @@ def _of(owner: Owner) -> dict[str, object]:
 
 
 def _is_of_owner(
-    table: type[AccountQuota | AccountTally | ApiKey | Batch | Schedule],
+    table: type[AccountQuota | AccountTally | ApiKey | Batch | Schedule | WebhookEndpoint],
 ) -> ColumnElement[bool]:
     return (table.account_id == bindparam("account_id")) & (table.livemode == bindparam("livemode"))
 
@@ -336,8 +347,9 @@ def _tally(*names: Tally) -> Select[int]:
 
 # Quotas that are the sums of tallies.
 _TALLIES: Mapping[Quota, Sequence[Tally]] = {
-    Quota.FILES: (Tally.FILES,),
-    Quota.STORAGE_BYTES: (Tally.FILE_BYTES, Tally.INBOX_BYTES),
+    Quota.FILES: (Tally.FILES, Tally.UPLOADS),
+    Quota.STORAGE_BYTES: (Tally.FILE_BYTES, Tally.INBOX_BYTES, Tally.UPLOAD_BYTES),
+    Quota.PENDING_UPLOADS: (Tally.UPLOADS,),
     Quota.INBOX_REQUESTS: (Tally.INBOX_REQUESTS,),
     Quota.IDEMPOTENCY_KEYS: (Tally.IDEMPOTENCY_KEYS,),
 }
@@ -365,6 +377,15 @@ _COUNTS: Mapping[Quota, Select[int]] = {
             _is_of_owner(ApiKey),
             ApiKey.revoked_at.is_(None),
             or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()),
+        )
+    ),
+    Quota.WEBHOOKS: (
+        select(func.count())
+        .select_from(WebhookEndpoint)
+        .where(
+            _is_of_owner(WebhookEndpoint),
+            WebhookEndpoint.batch_id.is_(None),
+            WebhookEndpoint.deleted_at.is_(None),
         )
     ),
 }

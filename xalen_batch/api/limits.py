@@ -44,14 +44,18 @@ class LimitsObject(BaseModel):
     enqueued_tokens: Standing = Field(
         description="Input tokens of those: one for four bytes of a line."
     )
-    files: Standing = Field(description="Files that are not deleted, output files too.")
+    files: Standing = Field(
+        description="Files that are not deleted, output files and pending uploads too."
+    )
     storage_bytes: Standing = Field(description="Bytes of those, and of the requests in inboxes.")
+    pending_uploads: Standing = Field(description="Uploads in parts that are pending.")
     schedules: Standing = Field(description="Schedules that are not deleted.")
     waiting_runs: Standing = Field(description="Runs of those that wait to start.")
     inbox_requests: Standing = Field(
         description="Requests that wait for a schedule's next run, or for its input file."
     )
     api_keys: Standing = Field(description="API keys that can be used.")
+    webhooks: Standing = Field(description="Webhooks, besides those of batches.")
     idempotency_keys: Standing = Field(description="Idempotency keys whose answers are kept.")
     requests_per_second: Standing = Field(description="Requests to this API, this one included.")
     changes_per_minute: Standing = Field(

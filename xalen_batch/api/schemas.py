@@ -6,13 +6,15 @@ Every key is always present, null without a value: strict clients fail on absent
 from datetime import datetime
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from xalen_batch import batches, catalog, files, ids
+from xalen_batch.api.http.raw_fields import RawJson
 from xalen_batch.api.outlook_schemas import OutlookObject
 from xalen_batch.api.scopes import Scoped
 from xalen_batch.batches import Progress
 from xalen_batch.endpoints.names import NamedEndpoint
+from xalen_batch.errors import InvalidRequest
 from xalen_batch.fields import ExpiresAfter, Lenient, Metadata, Text
 from xalen_batch.models import Batch, File
 from xalen_batch.outlook import Outlook
@@ -58,7 +60,21 @@ class ListObject(BaseModel, Generic[T]):
         )
 
 
-class FileObject(Identified):
+class FileObject(Identified, Scoped):
+    # Within the answer to a completed upload. All but its name, which that request does not have.
+    always = frozenset(
+        {
+            "id",
+            "object",
+            "bytes",
+            "created_at",
+            "expires_at",
+            "purpose",
+            "status",
+            "status_details",
+        }
+    )
+
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
@@ -300,12 +316,32 @@ ON_INVALID = (
 )
 
 
+class BatchWebhook(BaseModel):
+    """Extension: a webhook that gets the events of one batch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: Text = Field(description="Where the batch's events are posted.")
+    secret: Text | None = Field(
+        None, description="`whsec_…`, which signs them. Unset: they are not signed."
+    )
+
+
 class BatchRequest(Lenient):
     """Null stands for anything optional; fields that other gateways add are ignored, other
     spellings of these are refused.
     """
 
-    input_file_id: Text = Field(description="A file uploaded with the purpose `batch`.")
+    input_file_id: Text | None = Field(
+        None, description="A file uploaded with the purpose `batch`. Required without `requests`."
+    )
+    requests: RawJson | None = Field(
+        None,
+        description=(
+            "Extension: the requests themselves, in place of a file; each is what a line of a file"
+            " is. The server makes the input file of them."
+        ),
+    )
     endpoint: NamedEndpoint = Field(
         description=(
             "The endpoint of every line. Other spellings, such as `/chat/completions`, mean the"
@@ -321,6 +357,22 @@ class BatchRequest(Lenient):
         None, description="Extension: hours in which its lines may be started."
     )
     on_invalid: OnInvalid | None = Field(None, description=ON_INVALID)
+    webhook: BatchWebhook | None = None
+
+    @model_validator(mode="after")
+    def _has_one_input(self) -> Self:
+        if self.input_file_id is None and self.requests is None:
+            raise InvalidRequest(
+                "Missing required parameter: `input_file_id`. Send the id of an uploaded file, or"
+                " the requests themselves as `requests`.",
+                param="input_file_id",
+                code="missing_required_parameter",
+            )
+        if self.input_file_id is not None and self.requests is not None:
+            raise InvalidRequest(
+                "requests: `input_file_id` is sent, too. Send one of them.", param="requests"
+            )
+        return self
 
 
 class EstimateRequest(Lenient):

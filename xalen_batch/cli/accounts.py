@@ -82,7 +82,13 @@ def limits(
     ] = None,
     storage_bytes: Annotated[
         str | None,
-        typer.Option(metavar="N", callback=_number, help="Most bytes in files and inboxes."),
+        typer.Option(
+            metavar="N", callback=_number, help="Most bytes in files, pending uploads and inboxes."
+        ),
+    ] = None,
+    pending_uploads: Annotated[
+        str | None,
+        typer.Option(metavar="N", callback=_number, help="Most uploads in parts that are pending."),
     ] = None,
     schedules: Annotated[
         str | None, typer.Option(metavar="N", callback=_number, help="Most schedules.")
@@ -97,6 +103,9 @@ def limits(
     api_keys: Annotated[
         str | None,
         typer.Option(metavar="N", callback=_number, help="Most API keys that can be used."),
+    ] = None,
+    webhooks: Annotated[
+        str | None, typer.Option(metavar="N", callback=_number, help="Most webhooks.")
     ] = None,
     idempotency_keys: Annotated[
         str | None, typer.Option(metavar="N", callback=_number, help="Most idempotency keys kept.")
@@ -124,10 +133,12 @@ def limits(
         "enqueued_tokens": enqueued_tokens,
         "files": files,
         "storage_bytes": storage_bytes,
+        "pending_uploads": pending_uploads,
         "schedules": schedules,
         "waiting_runs": waiting_runs,
         "inbox_requests": inbox_requests,
         "api_keys": api_keys,
+        "webhooks": webhooks,
         "idempotency_keys": idempotency_keys,
         "requests_per_second": requests_per_second,
         "changes_per_minute": changes_per_minute,

@@ -98,9 +98,13 @@ def print_line_errors(
     shown: int | None = SHOWN_ERRORS,
     console: Console = STDERR,
 ) -> None:
-    """Print errors of an input file as `name:line: code: message`; `shown` None prints all."""
+    """Print errors of an input file as `name:line: code: message`; `shown` None prints all.
+
+    `file` of an error names the file of its line, in place of `name`.
+    """
     for error in errors[:shown]:
-        place = safe(name) if error["line"] is None else f"{safe(name)}:{error['line']}"
+        file = safe(error.get("file", name))
+        place = file if error["line"] is None else f"{file}:{error['line']}"
         console.print(
             f"{place}: {error['code']}: {safe(error['message'])}", style="red", soft_wrap=True
         )

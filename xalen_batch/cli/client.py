@@ -120,6 +120,22 @@ class ApiClient:
             lambda: self._json(self._request("/files", headers, form.chunks(CHUNK, moved)))
         )
 
+    def upload_part(self, path: str, content: bytes, arrived: Callable[[], Json | None]) -> Json:
+        """Add a part to an upload; the part.
+
+        A retry first asks `arrived` for the part: its answer may have been lost.
+        """
+        kind, body = transport.part(content)
+        attempts = 0
+
+        def send() -> Json:
+            nonlocal attempts
+            attempts += 1
+            found = arrived() if attempts > 1 else None
+            return found or self._json(self._request(path, {"Content-Type": kind}, body))
+
+        return self._retried(send)
+
     def download(
         self, path: str, write: Callable[[bytes], object], moved: Moved, *, is_fixed: bool
     ) -> Headers:

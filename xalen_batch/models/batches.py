@@ -40,6 +40,9 @@ OPEN = "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
 # The condition of a batch whose lines are rows of `results`; a failed batch has none.
 UNSEALED = "sealed_at IS NULL AND status <> 'failed'"
 
+# The condition of a batch that lists show.
+LISTED = "ledger IS NULL AND call IS NULL"
+
 
 class Batch(Base):
     __tablename__ = "batches"
@@ -69,6 +72,24 @@ class Batch(Base):
             ["batches.id", "batches.account_id", "batches.livemode"],
         ),
         Index("ix_batches_account_id_livemode_id", "account_id", "livemode", "id"),
+        # Lists with filters (batch_lists.py): ids by what the index holds of each batch.
+        Index(
+            "ix_batches_listed",
+            "account_id",
+            "livemode",
+            "id",
+            postgresql_include=["status", "model", "endpoint", "created_at"],
+            postgresql_where=text(LISTED),
+        ),
+        Index(
+            "ix_batches_listed_by_status",
+            "account_id",
+            "livemode",
+            "status",
+            "id",
+            postgresql_include=["model", "endpoint", "created_at"],
+            postgresql_where=text(LISTED),
+        ),
         Index(
             "ix_batches_open",
             "status",
@@ -155,6 +176,13 @@ class Batch(Base):
     ledger: Mapped[str | None]
     # `states.QueuedCall` of a batch of one queued call; null in any other batch.
     call: Mapped[str | None]
+
+    # Requests of a message batch (`api/anthropic`), which is told them before validation counts
+    # lines; null in any other batch.
+    requests: Mapped[int | None]
+    # When a client of Anthropic's API deleted it. That view no longer shows it; others do, as it
+    # has an invoice.
+    deleted_at: Mapped[datetime | None]
 
     # The schedule's run that created it; null for a batch that a caller created.
     schedule_id: Mapped[UUID | None]

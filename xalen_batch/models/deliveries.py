@@ -299,3 +299,7 @@ def end_pending(session: Session, endpoint_id: UUID, error: str) -> int:
         .returning(_DELIVERIES.c.event_id)
     ).all()
     return len(rows)
+
+
+# The columns of a delivery that is sent again from its first attempt on.
+ANEW = {"state": DeliveryState.PENDING.value, "attempts": 0, "due_at": func.now()}

@@ -157,7 +157,10 @@ def _port(netloc: str, scheme: str) -> int:
         raise ValueError("has no valid port")
     port = int(digits)
     if port < FIRST_FREE_PORT and port not in DEFAULT_PORTS.values():
-        raise ValueError(f"names port {port}, which belongs to another protocol")
+        raise ValueError(
+            f"names port {port}, which belongs to another protocol. Use 443, or one from"
+            f" {FIRST_FREE_PORT:,} on"
+        )
     return port
 
 

@@ -23,8 +23,6 @@ from xalen_batch.webhooks.receiver import NoAnswer, Receivers
 
 logger = log.get(__name__)
 
-# Seconds for which a worker has a webhook: longer than an attempt takes.
-LEASE = 30.0
 # A thread leaves its webhook after this many seconds or after a failure, so that others get a turn.
 TURN = 10.0
 DUE_AT_ONCE = 10
@@ -93,7 +91,7 @@ class Sender:
         with db.transaction() as session:
             found = deliveries.candidates(session, self._after)
             chosen = self._chosen(found, room)
-            claimed = deliveries.claim(session, chosen, LEASE) if chosen else []
+            claimed = deliveries.claim(session, chosen, settings().lease) if chosen else []
         if len(chosen) == room:
             self._after = chosen[-1]
         else:
@@ -217,7 +215,7 @@ def _record(endpoint: WebhookEndpoint, delivery: Due, attempt: Attempt) -> Webho
     """Record an attempt, and disable a webhook whose receiver is gone or fails for days."""
     disabled = None
     with db.transaction() as session:
-        fresh = deliveries.record(session, endpoint, delivery.event_id, attempt, LEASE)
+        fresh = deliveries.record(session, endpoint, delivery.event_id, attempt, settings().lease)
         if fresh is not None and attempt.error is not None:
             if attempt.status == retries.GONE:
                 disabled = GONE

@@ -26,7 +26,7 @@ from xalen_batch.pipeline import claim as claims
 from xalen_batch.pipeline import record
 from xalen_batch.pipeline.claim import Claim
 from xalen_batch.ratelimit.backend import Rates
-from xalen_batch.ratelimit.slots import name_of
+from xalen_batch.ratelimit.permits import name_of
 from xalen_batch.states import TaskState
 from xalen_batch.storage import marks
 from xalen_batch.worker.execute import Slot, TaskRun, heartbeat

@@ -23,6 +23,7 @@ from xalen.resources.invoices import PATH as INVOICE
 from xalen.types.invoice import Invoice
 from xalen.types.rerank import RerankResponse
 from xalen.types.schedule import ExecutionWindow, ExpiresAfter, OnInvalid
+from xalen.types.webhook import BatchWebhook
 
 Answer = TypeVar("Answer")
 EVENTS, RETRY = "/batches/{batch_id}/events", "/batches/{batch_id}/retry"
@@ -39,6 +40,8 @@ class BatchOptions(TypedDict, total=False):
     execution_window: ExecutionWindow
     # What invalid lines do: `fail`, the default, runs nothing; `skip` runs the others.
     on_invalid: OnInvalid
+    # Gets the events of the batch.
+    webhook: BatchWebhook
     # The same key makes no second batch: a program that starts again finds the batch of its last
     # start. By default a new one.
     idempotency_key: str
@@ -366,7 +369,7 @@ def _idempotency(options: BatchOptions, what: str) -> dict[str, str]:
 def _creation(source: Source, file_id: str, options: BatchOptions) -> dict[str, Any]:
     """The arguments of `create`."""
     standard = ("metadata", "output_expires_after")
-    extensions = ("execution_window", "on_invalid")
+    extensions = ("execution_window", "on_invalid", "webhook")
     given = cast(dict[str, Any], options)
     return {
         "input_file_id": file_id,

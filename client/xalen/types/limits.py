@@ -23,10 +23,12 @@ class Limits(BaseModel):
     enqueued_tokens: Standing
     files: Standing
     storage_bytes: Standing
+    pending_uploads: Standing
     schedules: Standing
     waiting_runs: Standing
     inbox_requests: Standing
     api_keys: Standing
+    webhooks: Standing
     idempotency_keys: Standing
     requests_per_second: Standing
     changes_per_minute: Standing

@@ -26,6 +26,13 @@ OPENAI = {
     "listModels",
     "retrieveModel",
 }
+# Their clients are those of Anthropic's API.
+ANTHROPICS = {
+    operation["operationId"]
+    for path, methods in DESCRIPTION["paths"].items()
+    if path.startswith("/v1/messages")
+    for operation in methods.values()
+}
 UNREADY = {"livez", "readyz"}
 DOWNLOADS = {"downloadFile", "getBatchOutput", "getBatchErrors"}
 STREAM = "streamBatchEvents"
@@ -49,9 +56,10 @@ def test_every_operation_has_its_errors_in_the_envelope(name: str) -> None:
     others |= {"204"} if name == STREAM else set()
     errors = {status: answer for status, answer in answers.items() if status not in others}
     assert set(errors) == {"400", "401", "403", "404", "429", "4XX", "500", "503", "5XX"}
+    shape = "MessageError" if name in ANTHROPICS else "ErrorObject"
     for answer in errors.values():
         assert answer["content"] == {
-            "application/json": {"schema": {"$ref": "#/components/schemas/ErrorObject"}}
+            "application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}
         }
         assert answer["description"]
 
@@ -69,6 +77,9 @@ def test_no_answer_is_without_a_shape(name: str) -> None:
         )
         assert whole == part
         assert "content" not in OPERATIONS[name]["responses"]["304"]
+        return
+    if name == "getMessageBatchResults":
+        assert (kind, media["schema"]) == ("application/x-jsonl", {"type": "string"})
         return
     if name == STREAM:
         assert (kind, media["schema"]) == ("text/event-stream", {"type": "string"})
