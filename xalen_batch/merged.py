@@ -136,5 +136,10 @@ def _numbered(chunks: Iterator[bytes]) -> Iterator[Numbered]:
         held.append(first)
         for piece in more:
             line = b"".join(held) if len(held) > 1 else held[0]
-            yield int(line[_BEFORE_NUMBER : line.index(b'"', _BEFORE_NUMBER)], 16), line + b"\n"
+            yield number_of(line), line + b"\n"
             held = [piece]
+
+
+def number_of(line: bytes) -> int:
+    """The number of a line of an output or error file, from the beginning of the line."""
+    return int(line[_BEFORE_NUMBER : line.index(b'"', _BEFORE_NUMBER)], 16)

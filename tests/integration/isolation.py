@@ -71,7 +71,12 @@ ONE_OF: dict[str, dict[str, Any]] = {
     "POST /v1/rerank": factories.rerank_line("mine")["body"],
 }
 # Valid values for the path parameters that are no ids of an account's objects.
-OTHER_PARAMETERS = {"month": "2026-11", "model_id": factories.CHAT_MODEL}
+# `custom_id`: the neighbour's, which other accounts may use as well.
+OTHER_PARAMETERS = {
+    "month": "2026-11",
+    "model_id": factories.CHAT_MODEL,
+    "custom_id": "canary-7f3a9c",
+}
 IDEMPOTENCY_KEY = "neighbours-key"
 
 
@@ -190,6 +195,13 @@ def requests(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[R
     in_path = [parameter["name"] for parameter in parameters if parameter["in"] == "path"]
     body, fields = _body(method, path, operation)
     plain = Request(method, path, body=body)
+    if len(in_path) > 1:
+        owned = [name for name in in_path if name not in OTHER_PARAMETERS]
+        if len(owned) != 1:
+            raise Unknown(f"{method} {path}: more than one id in the path")
+        others = tuple((name, OTHER_PARAMETERS[name]) for name in in_path if name not in owned)
+        yield replace(plain, where=f"path.{owned[0]}", parameters=others)
+        return
     for name in in_path:
         yield replace(plain, where=f"path.{name}")
         if name in OTHER_PARAMETERS:

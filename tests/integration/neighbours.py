@@ -341,6 +341,7 @@ def scope_of(
             "event_id",
             "model_id",
             "month",
+            "custom_id",
         ),
         "nothing",
     )

@@ -44,6 +44,7 @@ PATHS = {
     "/v1/batches/{batch_id}/retry",
     "/v1/batches/{batch_id}/retries",
     "/v1/batches/{batch_id}/events",
+    "/v1/batches/{batch_id}/lines/{custom_id}",
     "/v1/statements/{month}",
     "/v1/limits",
     "/v1/events",

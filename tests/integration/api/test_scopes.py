@@ -109,7 +109,8 @@ class World:
             path.rpartition("/")[2], self.priced
         )
         upload = Kind.UPLOAD if path.endswith("/complete") else Kind.OTHER_UPLOAD
-        batch = Kind.RUNNING if path.endswith("/cancel") else Kind.BATCH
+        # Only the input of the running batch is in storage.
+        batch = Kind.RUNNING if path.endswith(("/cancel", "/{custom_id}")) else Kind.BATCH
         return {
             "file_id": found[file],
             "batch_id": found[batch],

@@ -76,6 +76,7 @@ CALLS: dict[str, tuple[list[str], list[Any]]] = {
     "cancel": (["batch_1"], [ok(BATCH)]),
     "retry": (["batch_1"], [ok(BATCH | {"retry_codes": ["http_503"]})]),
     "retries": (["batch_1"], [page(BATCH)]),
+    "explain": (["batch_1", "a"], [ok({"object": "batch.line", "custom_id": "a"})]),
     "validate": (["FILE"], []),
     "invoice": (["batch_1"], [ok(INVOICE)]),
     "statement": (["2026-11"], [ok({"object": "statement", "month": "2026-11", "lines": []})]),
