@@ -3,9 +3,10 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
-from openai import AsyncStream, NotFoundError, PermissionDeniedError, Stream
+from openai import AsyncStream, NotFoundError, Omit, PermissionDeniedError, Stream, not_given, omit
+from openai.pagination import AsyncCursorPage, SyncCursorPage
 from openai.resources.batches import AsyncBatches as OpenAIAsyncBatches
 from openai.resources.batches import Batches as OpenAIBatches
 from openai.types import Batch, Completion, CreateEmbeddingResponse
@@ -24,6 +25,10 @@ from xalen.types.invoice import Invoice
 from xalen.types.rerank import RerankResponse
 from xalen.types.schedule import ExecutionWindow, ExpiresAfter, OnInvalid
 from xalen.types.webhook import BatchWebhook
+
+if TYPE_CHECKING:
+    # Private: `openai` exports no name for the type of its asynchronous lists.
+    from openai._base_client import AsyncPaginator
 
 Answer = TypeVar("Answer")
 EVENTS, RETRY = "/batches/{batch_id}/events", "/batches/{batch_id}/retry"
@@ -57,6 +62,21 @@ class RetryOptions(Overrides, total=False):
     # As in the first batch, if left out.
     completion_window: str
     metadata: Mapping[str, str]
+
+
+class BatchFilters(TypedDict, total=False):
+    """The conditions of a list, all of which a batch must meet."""
+
+    status: str
+    model: str
+    endpoint: str
+    # Unix seconds or ISO 8601; the first is included, the second is not.
+    created_after: int | str
+    created_before: int | str
+    metadata: Mapping[str, str]
+    schedule_id: str
+    # `desc`, the default, begins with the newest.
+    order: Literal["asc", "desc"]
 
 
 class Batches(OpenAIBatches):
@@ -162,6 +182,27 @@ class Batches(OpenAIBatches):
         watch.stream_is_over()
         return None
 
+    def list(
+        self,
+        *,
+        after: str | Omit = omit,
+        limit: int | Omit = omit,
+        extra_headers: Any = None,
+        extra_query: Any = None,
+        extra_body: Any = None,
+        timeout: Any = not_given,
+        **filters: Unpack[BatchFilters],
+    ) -> SyncCursorPage[Batch]:
+        """Batches, as in `openai`, and only those that meet the filters."""
+        return super().list(
+            after=after,
+            limit=limit,
+            extra_headers=extra_headers,
+            extra_query={**filters, **(extra_query or {})},
+            extra_body=extra_body,
+            timeout=timeout,
+        )
+
     def _submitted(self, source: Source, options: BatchOptions) -> Batch:
         file = self._client.files.create(
             file=(source.name, source.file),
@@ -258,6 +299,27 @@ class AsyncBatches(OpenAIAsyncBatches):
     async def wait(self, batch_id: str, **options: Unpack[WaitOptions]) -> AsyncBatchResults[Any]:
         """Wait for the end of a batch, as `run` does; at once if it has ended."""
         return await self._results(batch_id, options, None)
+
+    def list(
+        self,
+        *,
+        after: str | Omit = omit,
+        limit: int | Omit = omit,
+        extra_headers: Any = None,
+        extra_query: Any = None,
+        extra_body: Any = None,
+        timeout: Any = not_given,
+        **filters: Unpack[BatchFilters],
+    ) -> "AsyncPaginator[Batch, AsyncCursorPage[Batch]]":
+        """Batches, as in `openai`, and only those that meet the filters."""
+        return super().list(
+            after=after,
+            limit=limit,
+            extra_headers=extra_headers,
+            extra_query={**filters, **(extra_query or {})},
+            extra_body=extra_body,
+            timeout=timeout,
+        )
 
     async def _source(
         self, requests: Requests, endpoint: str | None, options: BatchOptions
