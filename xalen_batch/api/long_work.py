@@ -43,7 +43,7 @@ def _refuse_if_too_many(account: UUID) -> None:
     if _at_work[account] >= most_of_account:
         who = (
             f"{most_of_account} requests of the account that take long (estimates, previews,"
-            " changes of schedules)"
+            " searches for a line, changes of schedules)"
         )
     elif _at_work.total() >= most:
         who = f"{most} requests that take long"

@@ -15,10 +15,14 @@ from tests import factories, ran
 from tests.integration.conftest import Api
 from tests.ran import BUSY, answered
 from tests.waiting import PATIENCE, wait_until
+from xalen import XALEN
 from xalen_batch import db, ids
 from xalen_batch.accounts import accounts
 from xalen_batch.api import batch_events
 from xalen_batch.api.http import event_feed, event_stream
+from xalen_batch.cli.client import ApiClient
+from xalen_batch.cli.connection import ApiConnection
+from xalen_batch.cli.states import States
 from xalen_batch.models import Batch
 
 
@@ -195,3 +199,53 @@ def test_a_database_that_is_away_leaves_the_streams_open(
         ran.end(batch.id, {"one": answered(), "two": answered()})
         *_, (name, _) = events
     assert name == "batch.completed"
+
+
+def end_soon(batch: Batch, seen: threading.Event) -> threading.Thread:
+    """End the batch as soon as its first state was seen."""
+
+    def run() -> None:
+        assert seen.wait(PATIENCE)
+        ran.end(batch.id, {"one": answered(), "two": answered()})
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def test_the_command_line_follows_the_stream(api: Api, batch: Batch) -> None:
+    client = ApiClient(ApiConnection(f"http://127.0.0.1:{api.port}/v1", api.key))
+    seen, statuses = threading.Event(), []
+    thread = end_soon(batch, seen)
+    polls = 0
+
+    def get(path: str, **query: Any) -> Any:
+        nonlocal polls
+        polls += 1
+        return ApiClient.get(client, path, **query)
+
+    client.get = get  # type: ignore[method-assign]
+    for state in States(client, ids.render("batch", batch.id), PATIENCE):
+        statuses.append(state["status"])
+        if len(statuses) == 2:
+            # The second state is the first of the stream.
+            seen.set()
+    thread.join()
+    assert statuses[-1] == "completed"
+    assert polls == 1
+
+
+def test_the_python_client_follows_the_stream(api: Api, batch: Batch) -> None:
+    seen, statuses = threading.Event(), []
+    thread = end_soon(batch, seen)
+
+    def tell(state: Any) -> None:
+        statuses.append(state.status)
+        if len(statuses) == 2:
+            seen.set()
+
+    with XALEN(api_key=api.key, base_url=f"http://127.0.0.1:{api.port}/v1") as client:
+        results = client.batches.wait(ids.render("batch", batch.id), progress=tell)
+        assert [result.custom_id for result in results] == ["one", "two"]
+    thread.join()
+    assert statuses[-1] == "completed"
