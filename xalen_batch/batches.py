@@ -56,6 +56,14 @@ class Progress:
         return self.completed + self.failed + self.cancelled + self.expired
 
 
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The batch that a new one retries, and the reasons for which the lines had failed."""
+
+    of: UUID
+    codes: Sequence[str]
+
+
 def create(
     session: Session,
     owner: Owner,
@@ -70,14 +78,15 @@ def create(
     run: ScheduleRun | None = None,
     call: QueuedCall | None = None,
     discount_rate: Decimal | None = None,
+    retry: Retry | None = None,
 ) -> Batch:
     """Create a batch with the terms and the discount in force now, and enqueue its validation.
 
     `output_expires_after`: lifetime of the output files in seconds. `run`: the schedule's run that
     creates the batch. `call`: the batch is one queued call. `discount_rate`: in place of that in
-    force. Raises InvalidRequest if the input file or a window is not valid, or if no
-    model of the endpoint may be named; TooManyRequests if a quota is used up; StorageFull while a
-    disk is short of space.
+    force. `retry`: the batch runs lines of another one again; its validation writes its input file.
+    Raises InvalidRequest if the input file or a window is not valid, or if no model of the endpoint
+    may be named; TooManyRequests if a quota is used up; StorageFull while a disk is short of space.
     """
     disk.refuse_if_full()
     completion = windows.completion(completion_window)
@@ -85,7 +94,8 @@ def create(
     if execution_window is not None:
         interval = _first_interval(session, execution_window, completion)
     purpose = Purpose.BATCH if call is None else Purpose.CALL
-    file = input_file(session, owner, input_file_id, is_ready=run is None, purpose=purpose)
+    is_ready = run is None and retry is None
+    file = input_file(session, owner, input_file_id, is_ready=is_ready, purpose=purpose)
     frozen = _agreed(session, owner, endpoint)
     quotas.admit_batch(session, owner)
     row = {
@@ -108,6 +118,8 @@ def create(
         "window_closes_at": interval and interval[1],
         "schedule_id": run and run.schedule_id,
         "run_id": run and run.id,
+        "retry_of": retry and retry.of,
+        "retry_codes": retry and list(retry.codes),
     }
     batch: Batch = session.scalars(_INSERT, row).one()
     db.enqueue(session, Job.VALIDATE, batch.id.hex)
@@ -133,8 +145,8 @@ def input_file(
 ) -> File:
     """The input file of a batch, locked against deletion until this transaction ends.
 
-    `is_ready`: the file must have its content; the input of a schedule's run gets it during
-    validation. Raises InvalidRequest, which names `param`, if the file cannot be an input file.
+    `is_ready`: the file must have its content; the input of a schedule's run or of a retry gets it
+    during validation. Raises InvalidRequest, which names `param`, if the file cannot be an input.
     """
     try:
         file = files.lock(session, owner, public_id)

@@ -35,6 +35,7 @@ class Job(StrEnum):
     FINALIZE = "batch.finalize"
     SEAL = "batch.seal"
     FIRE = "schedule.fire"
+    DELIVER = "webhook.deliver"
     TICK = "system.tick"
 
 
@@ -54,7 +55,9 @@ class Message:
 
         A numbered EXECUTE message is meant to wake another worker, so the queue spreads it.
         """
-        return self.job is Job.FINALIZE or (self.job is Job.EXECUTE and self.id is None)
+        if self.job is Job.EXECUTE:
+            return self.id is None
+        return self.job in (Job.FINALIZE, Job.DELIVER)
 
     @property
     def args(self) -> list[str]:

@@ -9,6 +9,7 @@ XalenError
 ├── RequestTimeout          408
 ├── Conflict                409
 │   ├── NotCancellable      409
+│   ├── WebhookDisabled     409
 │   ├── FileBusy            409
 │   └── UploadBusy          409
 ├── PreconditionFailed      412
@@ -110,6 +111,12 @@ class NotCancellable(Conflict):
     # By default OpenAI's clients retry a 409, but this state is final.
     should_retry = False
     code = "batch_not_cancellable"
+
+
+class WebhookDisabled(Conflict):
+    # Its owner has to enable it first.
+    should_retry = False
+    code = "webhook_disabled"
 
 
 class FileBusy(Conflict):

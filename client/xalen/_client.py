@@ -23,6 +23,7 @@ from xalen.resources.limits import AsyncLimits, Limits
 from xalen.resources.rerank import AsyncRerank, Rerank
 from xalen.resources.schedules import AsyncSchedules, Schedules
 from xalen.resources.statements import AsyncStatements, Statements
+from xalen.resources.webhooks import AsyncWebhooks, Webhooks
 
 # Sent with every request that makes or changes something, and kept when `openai` repeats it: a
 # batch whose answer was lost is not created, and billed, a second time.
@@ -109,6 +110,10 @@ class XALEN(OpenAI):
     def statements(self) -> Statements:
         return Statements(self)
 
+    @cached_property
+    def webhooks(self) -> Webhooks:
+        return Webhooks(self)
+
 
 class AsyncXALEN(AsyncOpenAI):
     """A client of xalen-batch for asyncio. Every method of `openai.AsyncOpenAI` is there too.
@@ -173,6 +178,10 @@ class AsyncXALEN(AsyncOpenAI):
     @cached_property
     def statements(self) -> AsyncStatements:
         return AsyncStatements(self)
+
+    @cached_property
+    def webhooks(self) -> AsyncWebhooks:
+        return AsyncWebhooks(self)
 
 
 def _is_plain(base_url: str) -> bool:

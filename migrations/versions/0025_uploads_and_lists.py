@@ -6,7 +6,7 @@ from alembic import op
 from xalen_batch.migrate import indexes
 
 revision = "0025"
-down_revision = "0023"
+down_revision = "0024"
 branch_labels = None
 depends_on = None
 

@@ -21,7 +21,17 @@ from xalen_batch.endpoints.names import CHAT
 
 DESCRIPTION: dict[str, Any] = create_app().openapi()
 # Routes that need no key. All others must need one.
-PUBLIC = {"/", "/v1", "/livez", "/readyz", "/docs", "/docs/assets", "/openapi.json"}
+PUBLIC = {
+    "/",
+    "/v1",
+    "/livez",
+    "/readyz",
+    "/docs",
+    "/docs/assets",
+    "/openapi.json",
+    "/schemas/batch-line.json",
+    "/schemas/result-line.json",
+}
 # Values for the required fields of a body, by the field's name.
 VALUES: dict[str, Any] = {
     "endpoint": CHAT,
@@ -32,6 +42,12 @@ VALUES: dict[str, Any] = {
     "from": "2026-11-01",
     "to": "2026-11-02",
     **factories.chat_line("mine"),
+    "requests": [
+        {
+            "custom_id": "mine",
+            "params": {"max_tokens": 9} | factories.chat_line("mine")["body"],
+        }
+    ],
     "purpose": b"batch",
     "file": factories.jsonl([factories.chat_line("mine")]),
     "bytes": 5,
@@ -47,6 +63,7 @@ ONE_OF: dict[str, dict[str, Any]] = {
     "POST /v1/batches": {"requests": [factories.chat_line("mine")]},
     # In JSON; a form has bytes.
     "POST /v1/uploads": {"purpose": "batch"},
+    "POST /v1/webhooks": {"url": "https://example.com/mine"},
     "POST /v1/chat/completions": factories.chat_line("mine")["body"],
     "POST /v1/responses": {"input": "Hello"},
     "POST /v1/completions": {"prompt": "Hello"},
@@ -72,6 +89,8 @@ class Kind(StrEnum):
     ERRORS = "error file"
     BATCH = "batch"
     RESPONSE = "response"
+    MESSAGE_BATCH = "message batch"
+    RUNNING_MESSAGE_BATCH = "running message batch"
     RUNNING = "running batch"
     INVOICE = "invoice"
     SCHEDULE = "schedule"
@@ -80,6 +99,8 @@ class Kind(StrEnum):
     KEY = "key"
     UPLOAD = "upload"
     OTHER_UPLOAD = "upload without a part"
+    WEBHOOK = "webhook"
+    EVENT = "event"
     ACCOUNT = "account"
 
 
@@ -163,12 +184,10 @@ def operations() -> Iterator[tuple[str, str, Mapping[str, Any]]]:
 
 def requests(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[Request]:
     """A route's requests: one for each place that holds an id, and those that hold none of the
-    neighbour's.
+    neighbour's. Of several parameters in the path, one has the id; the others are filled later.
     """
     parameters = operation.get("parameters", [])
     in_path = [parameter["name"] for parameter in parameters if parameter["in"] == "path"]
-    if len(in_path) > 1:
-        raise Unknown(f"{method} {path}: more than one parameter in the path")
     body, fields = _body(method, path, operation)
     plain = Request(method, path, body=body)
     for name in in_path:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,7 @@ from xalen_batch.models import AccountTally, Base, Batch, File, IdempotencyKey, 
 from xalen_batch.models.files import FilePart
 from xalen_batch.schedules import manual
 from xalen_batch.schedules.collect import check, collect
+from xalen_batch.webhooks import endpoints, history
 
 # A word in all of the neighbour's texts: an answer to another caller with this word is a leak.
 CANARY = "canary-7f3a9c"
@@ -38,7 +40,8 @@ class Answer:
     body: str
 
     def masked(self, id: str) -> tuple[int, str]:
-        return self.status, self.body.replace(id, "ID")
+        # Some errors have the id of their request.
+        return self.status, re.sub("req_[0-9a-f]{32}", "REQUEST", self.body.replace(id, "ID"))
 
 
 class Client:
@@ -86,7 +89,9 @@ class Neighbour:
         """The neighbour's data in an answer, except the requested id, and the account's name if it
         is the actor's account as well.
         """
-        theirs = {CANARY, self.secret, *self.ids.values()} - {asked_with}
+        # The id of a message batch has that of its batch in it.
+        asked = asked_with or ""
+        theirs = {id for id in (CANARY, self.secret, *self.ids.values()) if id not in asked}
         if actor is Actor.OTHER_MODE:
             theirs.discard(self.ids[Kind.ACCOUNT])
         shown = answer.body + json.dumps(answer.headers)
@@ -133,6 +138,7 @@ def move_in() -> Neighbour:
             assert file is not None
             found[kind] = ids.render("file", file)
         found[Kind.BATCH] = ids.render("batch", batch.id)
+        found[Kind.MESSAGE_BATCH] = ids.render("msgbatch", batch.id)
         invoice = session.execute(
             text("SELECT id FROM invoices WHERE batch_id = :batch"), {"batch": batch.id}
         ).scalar_one()
@@ -183,6 +189,10 @@ def _belongings(session: Session, caller: Caller) -> dict[Kind, str]:
     inbox = factories.schedule(session, caller, name=CANARY, inbox={})
     collect(session, inbox, check(caller, inbox, json.dumps(line).encode(), "json"))
     run = manual.run_now(session, schedule)
+    webhook = endpoints.create(
+        session, caller, url=f"https://example.com/{CANARY}", description=CANARY
+    )
+    event = history.test(session, webhook).event
     for route in ("POST /v1/files", "POST /v1/batches", "POST /v1/schedules"):
         session.execute(
             insert(IdempotencyKey).values(
@@ -200,8 +210,11 @@ def _belongings(session: Session, caller: Caller) -> dict[Kind, str]:
         Kind.TEMPLATE: ids.render("file", template.id),
         Kind.RESPONSE: _response(session, caller, CANARY),
         Kind.RUNNING: ids.render("batch", running.id),
+        Kind.RUNNING_MESSAGE_BATCH: ids.render("msgbatch", running.id),
         Kind.SCHEDULE: ids.render("sched", schedule.id),
         Kind.INBOX: ids.render("sched", inbox.id),
+        Kind.WEBHOOK: ids.render("whe", webhook.id),
+        Kind.EVENT: ids.render("evt", event.id),
         Kind.RUN: ids.render("run", run.id),
         Kind.ACCOUNT: ids.render("acct", caller.account_id),
         Kind.UPLOAD: _upload(session, caller, CANARY, UUID(int=1)),
@@ -257,9 +270,13 @@ def _own(session: Session, secret: str) -> dict[str, str]:
     """
     caller = accounts.authenticate(session, secret)
     file = factories.input_file(session, caller, [factories.chat_line("mine")])
+    webhook = endpoints.create(session, caller, url="https://example.com/mine")
     return {
+        "webhook_id": ids.render("whe", webhook.id),
+        "event_id": ids.render("evt", history.test(session, webhook).event.id),
         "file_id": ids.render("file", file.id),
         "batch_id": ids.render("batch", factories.batch(session, caller, file).id),
+        "message_batch_id": ids.render("msgbatch", factories.batch(session, caller, file).id),
         "response_id": _response(session, caller, "mine"),
         "schedule_id": ids.render(
             "sched", factories.schedule(session, caller, name="mine", inbox={}).id
@@ -315,10 +332,13 @@ def scope_of(
         (
             "file_id",
             "batch_id",
+            "message_batch_id",
             "response_id",
             "schedule_id",
             "key_id",
             "upload_id",
+            "webhook_id",
+            "event_id",
             "model_id",
             "month",
         ),

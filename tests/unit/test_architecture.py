@@ -36,6 +36,7 @@ ASYNC_ROOMS = (
     "api/http/",
     "api/receive.py",
     "api/uploads.py",
+    "api/anthropic/intake.py",
     "api/inbox.py",
     "api/live/",
     # A probe must not wait for a thread.
@@ -203,6 +204,7 @@ CLIENT_TESTS = {
     "resources/limits.py": "e2e/test_client.py",
     "resources/schedules.py": "e2e/test_client.py",
     "resources/statements.py": "e2e/test_client.py",
+    "resources/webhooks.py": "e2e/test_webhooks.py",
 }
 
 
@@ -234,6 +236,8 @@ def test_the_client_imports_one_private_name_of_openai() -> None:
         ("resources/batches.py", "openai._base_client.AsyncPaginator"),
         ("resources/schedules.py", "openai._base_client"),
         ("resources/schedules.py", "openai._base_client.AsyncPaginator"),
+        ("resources/webhooks.py", "openai._base_client"),
+        ("resources/webhooks.py", "openai._base_client.AsyncPaginator"),
     }
 
 

@@ -36,6 +36,7 @@ from xalen_batch.models import (
     Batch,
     Schedule,
     ScheduleRun,
+    WebhookEndpoint,
 )
 from xalen_batch.models.batches import OPEN
 from xalen_batch.models.quotas import Tally
@@ -64,6 +65,7 @@ class Quota(StrEnum):
     WAITING_RUNS = "waiting_runs"
     INBOX_REQUESTS = "inbox_requests"
     API_KEYS = "api_keys"
+    WEBHOOKS = "webhooks"
     IDEMPOTENCY_KEYS = "idempotency_keys"
     REQUESTS_PER_SECOND = "requests_per_second"
     CHANGES_PER_MINUTE = "changes_per_minute"
@@ -113,6 +115,10 @@ _WORDS = {
     Quota.API_KEYS: (
         "API keys that can be used",
         "Revoke keys that are not needed any more, and send it again.",
+    ),
+    Quota.WEBHOOKS: (
+        "webhooks",
+        "Delete webhooks that are not needed any more, and send it again.",
     ),
     Quota.IDEMPOTENCY_KEYS: (
         "kept idempotency keys",
@@ -303,7 +309,7 @@ def _of(owner: Owner) -> dict[str, object]:
 
 
 def _is_of_owner(
-    table: type[AccountQuota | AccountTally | ApiKey | Batch | Schedule],
+    table: type[AccountQuota | AccountTally | ApiKey | Batch | Schedule | WebhookEndpoint],
 ) -> ColumnElement[bool]:
     return (table.account_id == bindparam("account_id")) & (table.livemode == bindparam("livemode"))
 
@@ -371,6 +377,15 @@ _COUNTS: Mapping[Quota, Select[int]] = {
             _is_of_owner(ApiKey),
             ApiKey.revoked_at.is_(None),
             or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()),
+        )
+    ),
+    Quota.WEBHOOKS: (
+        select(func.count())
+        .select_from(WebhookEndpoint)
+        .where(
+            _is_of_owner(WebhookEndpoint),
+            WebhookEndpoint.batch_id.is_(None),
+            WebhookEndpoint.deleted_at.is_(None),
         )
     ),
 }

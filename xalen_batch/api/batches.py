@@ -9,7 +9,8 @@ import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from xalen_batch import batch_lists, batches, content, db, files, ids, results, waits
+from xalen_batch import batch_lists, batches, content, db, files, ids, outlook, results, waits
+from xalen_batch import merged as merged_results
 from xalen_batch.accounts.accounts import Caller, Scope
 from xalen_batch.api import batch_requests, idempotency
 from xalen_batch.api.batch_filters import METADATA, asked
@@ -26,12 +27,17 @@ from xalen_batch.models import Batch
 from xalen_batch.models.files import FilePart
 from xalen_batch.paging import Order
 from xalen_batch.states import BatchStatus, OnInvalid
+from xalen_batch.webhooks import endpoints
 
 PATH = "/v1/batches"
 # Batches of a list that are read and rendered at a time; the errors of each may take 300 KB.
 PORTION = 10
 router = APIRouter(prefix=PATH, tags=["batches"], route_class=keeping("requests"))
 partial_router = APIRouter(prefix=PATH, tags=["extensions"])
+MERGED = (
+    "Every line that has ended, also without success, each with its last result among the batch and"
+    " its retries."
+)
 LINES = downloaded("Lines as JSON, one on each; headers say how many of the batch are done.")
 
 
@@ -65,7 +71,9 @@ def create_batch(
             execution_window=body.execution_window,
             on_invalid=body.on_invalid or OnInvalid.FAIL,
         )
-        return _shown(session, [batch])[0].model_dump_json().encode()
+        if body.webhook is not None:
+            endpoints.of_batch(session, batch, url=body.webhook.url, secret=body.webhook.secret)
+        return shown(session, [batch])[0].model_dump_json().encode()
 
     fields = body.model_dump(exclude=_defaulted(body))
     said = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
@@ -92,7 +100,7 @@ def list_batches(
 
     def page(session: Session, limit: int, after: str | None) -> ListObject[BatchObject]:
         found = batch_lists.page(session, caller, wanted, limit=limit, order=order, after=after)
-        return ListObject[BatchObject].of(_shown(session, found.data), found.has_more)
+        return ListObject[BatchObject].of(shown(session, found.data), found.has_more)
 
     return listed(session, caller, page, limit=limit, after=after, portion=PORTION)
 
@@ -100,7 +108,16 @@ def list_batches(
 @router.get("/{batch_id}")
 @calling(Scope.READ)
 def retrieve_batch(session: Session, caller: Caller, batch_id: str) -> BatchObject:
-    return _shown(session, [batches.get(session, caller, batch_id)])[0]
+    """A batch; while it is in progress, with an estimate of its end and its errors so far."""
+    batch = batches.get(session, caller, batch_id)
+    progress = batches.progress(session, [batch])[batch.id]
+    return BatchObject.of(
+        batch,
+        progress,
+        db.now(session) if batch.execution_window else None,
+        waits.of_one(session, batch),
+        outlook.of(session, batch, progress),
+    )
 
 
 @router.post("/{batch_id}/cancel")
@@ -110,12 +127,19 @@ def cancel_batch(session: Session, caller: Caller, batch_id: str) -> BatchObject
 
     Finished lines are kept, delivered and billed. Any body is ignored.
     """
-    return _shown(session, [batches.cancel(session, batches.get(session, caller, batch_id))])[0]
+    return shown(session, [batches.cancel(session, batches.get(session, caller, batch_id))])[0]
 
 
 @partial_router.get("/{batch_id}/output", response_class=Response, responses=LINES)
-def get_batch_output(request: Request, caller: BriefReader, batch_id: str) -> Response:
+def get_batch_output(
+    request: Request,
+    caller: BriefReader,
+    batch_id: str,
+    merged: Annotated[bool, Query(description=MERGED)] = False,
+) -> Response:
     """The lines that succeeded so far, in the order of the input; headers say how far it goes."""
+    if merged:
+        return _merged_results(request, caller, batch_id)
     return _partial_results(request, caller, batch_id, FilePart.OUTPUT)
 
 
@@ -130,10 +154,11 @@ def _defaulted(body: BatchRequest) -> set[str]:
 
     Requests from before these fields existed keep the fingerprint that is stored with their key.
     """
-    return {"requests"} | ({"on_invalid"} if body.on_invalid in (None, OnInvalid.FAIL) else set())
+    found = {"requests"} | ({"on_invalid"} if body.on_invalid in (None, OnInvalid.FAIL) else set())
+    return found | ({"webhook"} if body.webhook is None else set())
 
 
-def _shown(session: Session, found: Sequence[Batch]) -> list[BatchObject]:
+def shown(session: Session, found: Sequence[Batch]) -> list[BatchObject]:
     progress = batches.progress(session, found)
     waiting = waits.of(session, found)
     # A round trip, which only batches with an execution window need.
@@ -155,6 +180,20 @@ def _partial_results(request: Request, caller: Caller, batch_id: str, part: File
         _lines_so_far(batch, part) if file is None else content.of(file),
         f"{batch_id}_{part.value}.jsonl",
         _progress_headers(batch, progress),
+    )
+
+
+def _merged_results(request: Request, caller: Caller, batch_id: str) -> Response:
+    with db.transaction() as session:
+        found = merged_results.of(session, caller, batch_id)
+        batch = batches.get(session, caller, batch_id)
+        progress = batches.progress(session, [batch])[batch.id]
+    is_complete = {"x-batch-complete": str(found.is_complete).lower()}
+    return download(
+        request,
+        found.content,
+        f"{batch_id}_merged.jsonl",
+        _progress_headers(batch, progress) | is_complete,
     )
 
 

@@ -55,6 +55,7 @@ class LimitsObject(BaseModel):
         description="Requests that wait for a schedule's next run, or for its input file."
     )
     api_keys: Standing = Field(description="API keys that can be used.")
+    webhooks: Standing = Field(description="Webhooks, besides those of batches.")
     idempotency_keys: Standing = Field(description="Idempotency keys whose answers are kept.")
     requests_per_second: Standing = Field(description="Requests to this API, this one included.")
     changes_per_minute: Standing = Field(

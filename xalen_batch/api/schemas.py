@@ -6,16 +6,18 @@ Every key is always present, null without a value: strict clients fail on absent
 from datetime import datetime
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from xalen_batch import batches, catalog, files, ids
 from xalen_batch.api.http.raw_fields import RawJson
+from xalen_batch.api.outlook_schemas import OutlookObject
 from xalen_batch.api.scopes import Scoped
 from xalen_batch.batches import Progress
 from xalen_batch.endpoints.names import NamedEndpoint
 from xalen_batch.errors import InvalidRequest
 from xalen_batch.fields import ExpiresAfter, Lenient, Metadata, Text
 from xalen_batch.models import Batch, File
+from xalen_batch.outlook import Outlook
 from xalen_batch.states import OnInvalid
 from xalen_batch.waits import Reason, Wait
 from xalen_batch.windows import ExecutionWindow
@@ -226,15 +228,35 @@ class BatchObject(Identified, Scoped):
     run_id: str | None
     execution_window: ExecutionWindowObject | None
     on_invalid: str
+    retry_of: str | None = Field(
+        description="Extension: the batch whose failed lines this one runs again."
+    )
+    retry_codes: list[str] | None = Field(
+        description="Extension: of a retry, the codes with which its lines had failed."
+    )
     waiting: WaitingObject | None = Field(
         description=(
-            "Extension: what keeps its lines from running at this moment; null: nothing does."
+            "Extension: what keeps its lines from running at this moment; null: nothing does. Only"
+            " a batch that is read by its id names what passes by itself: `validation`,"
+            " `rate_limit` and `turn`."
+        )
+    )
+
+    outlook: OutlookObject | None = Field(
+        description=(
+            "Extension: of a batch in progress that is read by its id, when it will probably end,"
+            " and its errors so far; else null."
         )
     )
 
     @classmethod
     def of(
-        cls, batch: Batch, progress: Progress, now: datetime | None, waiting: Wait | None = None
+        cls,
+        batch: Batch,
+        progress: Progress,
+        now: datetime | None,
+        waiting: Wait | None = None,
+        outlook: Outlook | None = None,
     ) -> Self:
         """`now`: the time by PostgreSQL's clock, which decides on execution windows; None if the
         batch has none.
@@ -270,7 +292,10 @@ class BatchObject(Identified, Scoped):
             run_id=batch.run_id and ids.render("run", batch.run_id),
             execution_window=ExecutionWindowObject.of(batch, now),
             on_invalid=batch.on_invalid,
+            retry_of=batch.retry_of and ids.render("batch", batch.retry_of),
+            retry_codes=batch.retry_codes,
             waiting=WaitingObject.of(waiting),
+            outlook=OutlookObject.of(outlook),
         )
 
 
@@ -289,6 +314,17 @@ ON_INVALID = (
     "Extension: what invalid lines do. `fail`, the default: the batch fails and nothing runs."
     " `skip`: they end in the error file, not billed, and the other lines run."
 )
+
+
+class BatchWebhook(BaseModel):
+    """Extension: a webhook that gets the events of one batch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: Text = Field(description="Where the batch's events are posted.")
+    secret: Text | None = Field(
+        None, description="`whsec_…`, which signs them. Unset: they are not signed."
+    )
 
 
 class BatchRequest(Lenient):
@@ -321,6 +357,7 @@ class BatchRequest(Lenient):
         None, description="Extension: hours in which its lines may be started."
     )
     on_invalid: OnInvalid | None = Field(None, description=ON_INVALID)
+    webhook: BatchWebhook | None = None
 
     @model_validator(mode="after")
     def _has_one_input(self) -> Self:

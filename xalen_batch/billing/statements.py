@@ -24,12 +24,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, lazyload
 
-from xalen_batch import ids, log, money
+from xalen_batch import events, ids, log, money
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.billing import invoices
 from xalen_batch.billing.charges import USAGE_COUNTED
 from xalen_batch.errors import InvalidRequest
+from xalen_batch.events import Happened
 from xalen_batch.models import Invoice, InvoiceLine
+from xalen_batch.models.events import EventType
 
 logger = log.get(__name__)
 
@@ -150,6 +152,7 @@ def issue(session: Session, due: Any) -> bool:
         )
     rounding.invoice_id, rounding.position = statement.id, number + 1
     session.add(rounding)
+    events.record(session, draft, Happened(EventType.INVOICE_ISSUED, draft.id))
     logger.info(
         "statement.issued",
         account_id=due.account_id,

@@ -104,6 +104,9 @@ def limits(
         str | None,
         typer.Option(metavar="N", callback=_number, help="Most API keys that can be used."),
     ] = None,
+    webhooks: Annotated[
+        str | None, typer.Option(metavar="N", callback=_number, help="Most webhooks.")
+    ] = None,
     idempotency_keys: Annotated[
         str | None, typer.Option(metavar="N", callback=_number, help="Most idempotency keys kept.")
     ] = None,
@@ -135,6 +138,7 @@ def limits(
         "waiting_runs": waiting_runs,
         "inbox_requests": inbox_requests,
         "api_keys": api_keys,
+        "webhooks": webhooks,
         "idempotency_keys": idempotency_keys,
         "requests_per_second": requests_per_second,
         "changes_per_minute": changes_per_minute,

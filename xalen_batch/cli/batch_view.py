@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from xalen_batch.cli import waits, windows
+from xalen_batch.cli import outlook, waits, windows
 from xalen_batch.cli.output import (
     STDERR,
     STDOUT,
@@ -151,6 +151,9 @@ def _fields(batch: dict[str, Any]) -> Iterator[tuple[str, object]]:
             yield name, windows.shown(value)
         elif name == "waiting" and value:
             yield name, waits.shown(value)
+        elif name == "outlook":
+            if value:
+                yield from outlook.shown(batch)
         else:
             yield name, "-" if value is None else value
 

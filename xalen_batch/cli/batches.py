@@ -116,6 +116,7 @@ def show(batch_id: BatchId, as_json: Json = False, *, api: ApiOptions) -> None:
         "xalen-batch results batch_0192… -o out.jsonl",
         "xalen-batch results batch_0192… --errors",
         "xalen-batch results batch_0192… --partial | head",
+        "xalen-batch results batch_0192… --merged -o all.jsonl",
         "xalen-batch results batch_0192… --json | jq -r"
         " '.data[].response.body.choices[0].message.content'",
     )
@@ -142,11 +143,21 @@ def results(
             "--partial", help="The lines that have ended so far, of a batch that still runs."
         ),
     ] = False,
+    merged: Annotated[
+        bool,
+        typer.Option(
+            "--merged",
+            help="Every line once, failed ones too, with its last result among the batch and its"
+            " retries.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help=RESULTS_JSON)] = False,
     *,
     api: ApiOptions,
 ) -> None:
     """Download the results of a batch: JSON Lines, in the order of the input."""
+    if merged and errors:
+        raise typer.BadParameter("has failed lines too; leave --errors out.", param_hint="--merged")
     download.check_target(output)
     client = api.connect()
     status = client.get(f"/batches/{batch_id}")["status"]
@@ -160,11 +171,16 @@ def results(
             f"{batch_id} failed validation, so nothing was run. `xalen-batch show {batch_id}` names"
             " the errors."
         )
-    is_ended, ending = status in ENDED, "failed" if errors else "succeeded"
+    is_ended = status in ENDED
+    ending = "ended" if merged else "failed" if errors else "succeeded"
     if as_json and output == download.STDOUT:
-        delivered = download.print_lines(client, batch_id, errors=errors, is_ended=is_ended)
+        delivered = download.print_lines(
+            client, batch_id, errors=errors, is_ended=is_ended, merged=merged
+        )
     else:
-        delivered = download.fetch(client, batch_id, output, errors=errors, is_ended=is_ended)
+        delivered = download.fetch(
+            client, batch_id, output, errors=errors, is_ended=is_ended, merged=merged
+        )
     if as_json and output != download.STDOUT:
         print_json(
             {
@@ -174,7 +190,9 @@ def results(
                 "is_complete": delivered.is_complete,
             }
         )
-    if not delivered.is_complete:
+    if not delivered.is_complete and is_ended:
+        say(f"Not complete: a retry of {batch_id} still runs.", style="yellow")
+    elif not delivered.is_complete:
         total = figure(int(delivered.headers["x-batch-lines-total"]))
         say(
             f"Not complete: {counted(delivered.lines, 'line')} that {ending} so far, of {total} in"

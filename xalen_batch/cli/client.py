@@ -161,6 +161,25 @@ class ApiClient:
         body.check()
         return headers
 
+    def events(self, path: str, *, silence: float) -> Iterator[Json | None]:
+        """The objects of a stream of server-sent events, once; None for a comment of the server.
+
+        Not repeated. ApiError if the answer is no stream, Unreachable if it breaks off or has no
+        byte for `silence` seconds.
+        """
+        request = self._request(path, {"Accept": "text/event-stream"})
+        with closing(self._open(request, silence)) as response:
+            if response.headers.get_content_type() != "text/event-stream":
+                raise ApiError(response.status, "The answer is no stream of events.")
+            try:
+                while line := response.readline(MOST_JSON):
+                    if line.startswith(b"data:"):
+                        yield json.loads(line[len("data:") :])
+                    elif line.startswith(b":"):
+                        yield None
+            except (OSError, HTTPException, ValueError) as error:
+                raise self._unreachable(error) from error
+
     def first_line(self, path: str) -> bytes:
         """The first line of a body that is not blank. Does not wait for the rest."""
 
@@ -210,9 +229,9 @@ class ApiClient:
             )
         return value
 
-    def _open(self, request: Request) -> HTTPResponse:
+    def _open(self, request: Request, timeout: float = TIMEOUT) -> HTTPResponse:
         try:
-            response: HTTPResponse = self._opener.open(request, timeout=TIMEOUT)
+            response: HTTPResponse = self._opener.open(request, timeout=timeout)
         except HTTPError as error:
             self._has_reached = True
             with error:

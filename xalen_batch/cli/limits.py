@@ -20,6 +20,7 @@ NAMES = {
     "waiting_runs": "runs that wait to start",
     "inbox_requests": "requests in inboxes",
     "api_keys": "API keys",
+    "webhooks": "webhooks",
     "idempotency_keys": "idempotency keys",
     "requests_per_second": "requests per second",
     "changes_per_minute": "changes per minute",

@@ -22,6 +22,7 @@ from xalen_batch.cli import (
     limits,
     models,
     prices,
+    retry,
     run,
     schedules,
     server,
@@ -29,6 +30,7 @@ from xalen_batch.cli import (
     up,
     validate,
     watch,
+    webhooks,
 )
 from xalen_batch.cli.failures import ERROR, INTERRUPTED, TIMED_OUT
 from xalen_batch.cli.group import Group
@@ -89,6 +91,7 @@ for part in (
     submit,
     watch,
     batches,
+    retry,
     validate,
     invoices,
     limits,
@@ -100,6 +103,7 @@ for part in (
     app.add_typer(part.commands)
 app.add_typer(files.commands, name="files")
 app.add_typer(schedules.commands, name="schedules")
+app.add_typer(webhooks.commands, name="webhooks")
 app.add_typer(models.commands, name="models")
 app.add_typer(backends.commands, name="backends", rich_help_panel="Operators")
 app.add_typer(prices.commands, name="prices", rich_help_panel="Operators")

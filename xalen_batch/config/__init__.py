@@ -13,6 +13,7 @@ from xalen_batch.config.places import Places
 from xalen_batch.config.quotas import Quotas
 from xalen_batch.config.schedules import Schedules
 from xalen_batch.config.values import GiB, MiB
+from xalen_batch.config.webhooks import Webhooks
 from xalen_batch.config.workers import Workers
 
 __all__ = ["GiB", "MiB", "Settings", "settings"]
@@ -20,7 +21,7 @@ __all__ = ["GiB", "MiB", "Settings", "settings"]
 
 # Fields are read from the last base to the first: a validator sees those of the bases behind it.
 # Each validator has a name of its own, since one of the same name in another base overrides it.
-class Settings(Backends, Workers, Schedules, Quotas, Api, Places, BaseSettings):
+class Settings(Backends, Workers, Webhooks, Schedules, Quotas, Api, Places, BaseSettings):
     """The settings of an operator. Durations are seconds, sizes are bytes."""
 
     model_config = SettingsConfigDict(

@@ -1,5 +1,6 @@
 """Settings of the API."""
 
+import re
 from ipaddress import ip_network
 from typing import Annotated, Literal
 
@@ -7,6 +8,9 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from xalen_batch.config.values import GiB, MiB, or_none, parted
+
+# A browser compares origins as texts, and sends them in this form.
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
 class Api(BaseModel):
@@ -55,8 +59,9 @@ class Api(BaseModel):
     row_retention: Annotated[int, Field(ge=0)] | Literal["forever"] = Field(
         7 * 86_400,
         description=(
-            "How long lines of sealed batches stay rows of `results`, for SQL, from the end of the"
-            " day (UTC) that created the batch, or `forever`. Downloads need no rows."
+            "How long lines and tasks of sealed batches stay rows of `results` and `tasks`, for"
+            " SQL, from the end of the day (UTC) that created the batch, or `forever`. Downloads"
+            " need no rows."
         ),
     )
     run_retention: Annotated[int, Field(ge=0)] | Literal["forever"] = Field(
@@ -87,6 +92,16 @@ class Api(BaseModel):
             )
         ),
     ] = ()
+    cors_origins: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description=(
+                "Origins, separated by commas, whose pages may call the API from a browser, such as"
+                " `https://app.example.com`; `*`: all. Empty: none."
+            )
+        ),
+    ] = ()
     max_connections: int = Field(
         800,
         gt=0,
@@ -114,9 +129,9 @@ class Api(BaseModel):
     def _inputs_or_none(cls, value: object) -> object:
         return or_none(value)
 
-    @field_validator("trusted_proxies", mode="before")
+    @field_validator("trusted_proxies", "cors_origins", mode="before")
     @classmethod
-    def _split_proxies(cls, value: object) -> object:
+    def _split_lists(cls, value: object) -> object:
         return parted(value)
 
     @field_validator("trusted_proxies")
@@ -130,6 +145,18 @@ class Api(BaseModel):
                     f"{proxy} is neither an address nor a network, such as 10.0.0.7 or 10.0.0.0/24"
                 ) from None
         return proxies
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin} is not an origin. Write it as browsers send it: scheme, host and"
+                    " port in lower case, without a path, such as https://app.example.com or"
+                    " http://localhost:3000"
+                )
+        return origins
 
     @field_validator("held_bytes")
     @classmethod

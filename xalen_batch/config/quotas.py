@@ -56,6 +56,11 @@ class Quotas(BaseModel):
     quota_api_keys: int | None = Field(
         100, ge=0, description="Most API keys of an account that can be used; `none`: no limit."
     )
+    quota_webhooks: int | None = Field(
+        20,
+        ge=0,
+        description="Most webhooks of an account, besides those of batches; `none`: no limit.",
+    )
     quota_idempotency_keys: int | None = Field(
         1_000_000,
         ge=0,
@@ -94,6 +99,7 @@ class Quotas(BaseModel):
         "quota_waiting_runs",
         "quota_inbox_requests",
         "quota_api_keys",
+        "quota_webhooks",
         "quota_idempotency_keys",
         "quota_requests_per_second",
         "quota_changes_per_minute",

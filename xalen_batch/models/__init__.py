@@ -4,8 +4,10 @@ from xalen_batch.models.accounts import Account, ApiKey
 from xalen_batch.models.audit import AuditEntry
 from xalen_batch.models.base import Base
 from xalen_batch.models.batch_notes import BatchNote
+from xalen_batch.models.batch_paces import BatchPace
 from xalen_batch.models.batches import Batch
 from xalen_batch.models.erasures import Erasure
+from xalen_batch.models.events import Event
 from xalen_batch.models.files import File
 from xalen_batch.models.idempotency import IdempotencyKey
 from xalen_batch.models.invoices import Invoice, InvoiceLine
@@ -17,6 +19,7 @@ from xalen_batch.models.schedules import ConsumedObject, InboxRequest, Schedule,
 from xalen_batch.models.sealed_lines import SealedLines
 from xalen_batch.models.tasks import Task
 from xalen_batch.models.uploads import Upload, UploadPart
+from xalen_batch.models.webhooks import WebhookDelivery, WebhookEndpoint
 from xalen_batch.models.workers import Worker
 
 __all__ = [
@@ -28,8 +31,10 @@ __all__ = [
     "Base",
     "Batch",
     "BatchNote",
+    "BatchPace",
     "ConsumedObject",
     "Erasure",
+    "Event",
     "File",
     "IdempotencyKey",
     "InboxRequest",
@@ -44,5 +49,7 @@ __all__ = [
     "Task",
     "Upload",
     "UploadPart",
+    "WebhookDelivery",
+    "WebhookEndpoint",
     "Worker",
 ]

@@ -19,7 +19,7 @@ from xalen_batch.models import tasks as task_rows
 from xalen_batch.models.base import table_of
 from xalen_batch.models.files import FilePart
 from xalen_batch.models.tasks import TOKEN_COUNTERS
-from xalen_batch.pipeline import record
+from xalen_batch.pipeline import announce, record
 from xalen_batch.states import BatchStatus, LineError, TaskState
 from xalen_batch.storage import marks
 
@@ -216,6 +216,7 @@ def _complete(session: Session, batch: Batch) -> None:
         counted_output_tokens=counted["output"],
         **totals,
     )
+    announce.ended(session, batch, invoice)
     logger.info(
         "batch.finalized",
         batch_id=batch.id,

@@ -16,15 +16,16 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, delete, func, select, tuple_
 
-from xalen_batch import db, erasure, files, log, storage, uploads
+from xalen_batch import db, erasure, events, files, log, storage, uploads
 from xalen_batch.accounts import audit
 from xalen_batch.billing import statements
 from xalen_batch.config import settings
 from xalen_batch.errors import UploadBusy
-from xalen_batch.models import Batch, File, IdempotencyKey, UploadPart, partitions
+from xalen_batch.models import File, IdempotencyKey, UploadPart, partitions, tasks
+from xalen_batch.pipeline import pace
 from xalen_batch.schedules import history
-from xalen_batch.states import TERMINAL
 from xalen_batch.storage import marks
+from xalen_batch.webhooks import endpoints
 
 logger = log.get(__name__)
 
@@ -158,15 +159,10 @@ def _expire_files() -> Iterator[None]:
 
 
 def _is_expired() -> tuple[ColumnElement[bool], ...]:
-    is_needed = (
-        select(Batch.id)
-        .where(Batch.input_file_id == File.id, Batch.status.not_in(TERMINAL))
-        .exists()
-    )
     return (
         File.deleted_at.is_(None),
         File.expires_at <= func.now(),
-        ~is_needed,
+        ~files.is_read(),
         ~files.has_schedule(),
     )
 
@@ -284,6 +280,20 @@ def _keep_partitions() -> Iterator[None]:
         yield
 
 
+def _forget_tasks() -> Iterator[None]:
+    """Delete the tasks of sealed batches, with their index of lines, past their retention."""
+    retention = settings().row_retention
+    if retention == "forever":
+        return
+    after: tuple[UUID, int] | None = None
+    while True:
+        with db.transaction() as session:
+            after = tasks.forget(session, max(retention, WRITTEN_BACK), after)
+        if after is None:
+            return
+        yield
+
+
 def _forget_runs() -> Iterator[None]:
     """Delete ended runs of schedules, and what deleted schedules took, past their retention."""
     retention = settings().run_retention
@@ -310,14 +320,42 @@ def _forget_audit() -> Iterator[None]:
         yield
 
 
+def _forget_events() -> Iterator[None]:
+    """Delete events with their deliveries, and webhooks that are over, past their retention."""
+    life = timedelta(seconds=settings().event_retention)
+    for forget in (events.forget, endpoints.forget):
+        while True:
+            with db.transaction() as session:
+                gone = forget(session, life)
+            if not gone:
+                break
+            yield
+
+
 KEYS = Sweep("idempotency keys", _forget_keys)
 STATEMENTS = Sweep("statements", _issue_statements)
 EXPIRED = Sweep("expired files", _expire_files)
 ANSWERS = Sweep("erased answers", _erase_answers)
+TASKS = Sweep("ended tasks", _forget_tasks, rest=HOUR)
 RUNS = Sweep("runs of schedules", _forget_runs, rest=HOUR)
 AUDIT = Sweep("audit log", _forget_audit, rest=HOUR)
+EVENTS = Sweep("events", _forget_events, rest=HOUR)
 UPLOADS = Sweep("uploads", _end_uploads)
 PARTITIONS = Sweep("partitions", _keep_partitions, rest=HOUR)
 # Each walk lists the whole store: a million objects take two hours of turns.
 ORPHANS = Sweep("orphans", _delete_orphans, rest=HOUR, turn=0.15)
-ALL = (KEYS, STATEMENTS, EXPIRED, UPLOADS, ANSWERS, PARTITIONS, RUNS, AUDIT, ORPHANS)
+PACE = Sweep("paces", pace.walk, rest=10.0)
+ALL = (
+    PACE,
+    KEYS,
+    STATEMENTS,
+    EXPIRED,
+    UPLOADS,
+    ANSWERS,
+    PARTITIONS,
+    TASKS,
+    RUNS,
+    AUDIT,
+    EVENTS,
+    ORPHANS,
+)

@@ -12,13 +12,15 @@ from sqlalchemy import delete, func, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased, defer
 
-from xalen_batch import batches, db, ids, log, paging
+from xalen_batch import batches, db, events, ids, log, paging
 from xalen_batch.accounts import quotas
 from xalen_batch.accounts.accounts import Owner
 from xalen_batch.accounts.quotas import Quota
 from xalen_batch.config import settings
 from xalen_batch.errors import TooManyRequests
+from xalen_batch.events import Happened
 from xalen_batch.models import Batch, ConsumedObject, Invoice, Schedule, ScheduleRun
+from xalen_batch.models.events import EventType
 from xalen_batch.paging import Page
 from xalen_batch.schedules import inbox, misfire
 from xalen_batch.schedules.definition import Definition
@@ -156,6 +158,7 @@ def end(
     write = logger.info if (to, reason) == (RunState.SKIPPED, "empty") else logger.warning
     write("schedule.run_not_succeeded", state=to.value, **fields)
     if to is RunState.FAILED:
+        events.record(session, schedule, Happened(EventType.RUN_FAILED, run.id))
         schedule.failures += 1
         _pause_if_failing(schedule, now)
 
@@ -288,6 +291,9 @@ def record_missed(
     recorded = record(session, rows)
     if recorded:
         schedule.count(RunState.MISSED, len(recorded))
+        events.record(
+            session, schedule, *(Happened(EventType.RUN_MISSED, run.id) for run in recorded)
+        )
         logger.warning(
             "schedule.run_missed",
             schedule_id=schedule.id,

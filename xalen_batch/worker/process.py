@@ -29,6 +29,7 @@ from xalen_batch.models import workers
 from xalen_batch.models.workers import WorkerWait
 from xalen_batch.pipeline import recover
 from xalen_batch.standalone import stores
+from xalen_batch.webhooks.sender import Sender
 from xalen_batch.worker import consumer, tasks
 from xalen_batch.worker.engine import Engine
 
@@ -98,7 +99,8 @@ class Poll:
                 waits=self._waits(),
             )
         self._share(alive)
-        for message in recover.due():
+        # The sender looks for due deliveries by itself, in one statement if there are none.
+        for message in (*recover.due(), Message(Job.DELIVER)):
             self.enqueue(message)
         health_file = settings().health_file
         if health_file is not None:
@@ -186,18 +188,19 @@ def run_worker() -> None:
             return False
         return True
 
-    engine = Engine(spawn)
+    engine, sender = Engine(spawn), Sender()
 
     def seen(alive: int) -> None:
         engine.share(alive)
         engine.follow_catalog()
 
-    poll = Poll(tasks.register(app, engine), spawn, seen, engine.waits)
+    poll = Poll(tasks.register(app, engine, sender), spawn, seen, engine.waits)
     broker.keep(poll.enqueue)
 
     def stop(*_: Any, **__: Any) -> None:
         poll.stop()
         engine.stop()
+        sender.stop()
 
     signals.worker_shutting_down.connect(stop)
     worker.stop_engine = stop
@@ -207,6 +210,7 @@ def run_worker() -> None:
     )
     poll.start()
     worker.start()
+    sender.close(settings().shutdown_grace)
     engine.close()
     raise SystemExit(worker.exitcode)
 

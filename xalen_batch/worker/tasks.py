@@ -16,6 +16,7 @@ from xalen_batch import db, log, storage
 from xalen_batch.broker import Job
 from xalen_batch.pipeline import finalize, recover, seal, validate
 from xalen_batch.schedules import fire
+from xalen_batch.webhooks.sender import Sender
 from xalen_batch.worker.engine import Engine
 from xalen_batch.worker.turns import Turns
 
@@ -66,7 +67,7 @@ def _about(args: Sequence[Any]) -> dict[str, Any]:
         return {"batch_id": None}
 
 
-def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
+def register(app: Celery, engine: Engine, sender: Sender) -> dict[Job, Callable[..., Any]]:
     """Register each job as a Celery task of its name, and no other task.
 
     Returns the tasks by job, for calls without the broker. Tasks run on threads of the worker's
@@ -117,6 +118,11 @@ def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
             finally:
                 firings.release()
 
+    @app.task(name=Job.DELIVER.value, shared=False)
+    @reported
+    def deliver_webhooks() -> None:
+        sender.wake()
+
     @app.task(name=Job.TICK.value, shared=False)
     @reported
     def tick() -> None:
@@ -131,5 +137,6 @@ def register(app: Celery, engine: Engine) -> dict[Job, Callable[..., Any]]:
         Job.FINALIZE: finalize_batch,
         Job.SEAL: seal_batches,
         Job.FIRE: fire_schedules,
+        Job.DELIVER: deliver_webhooks,
         Job.TICK: tick,
     }

@@ -13,11 +13,21 @@ from xalen.types.schedule import (
     SchedulePreview,
     ScheduleRun,
 )
+from xalen.types.webhook import (
+    DeletedWebhook,
+    Event,
+    NewlySecretWebhook,
+    Webhook,
+    WebhookDelivery,
+    WebhookReplay,
+)
 
 __all__ = [
     "AddedRequests",
     "DeletedSchedule",
+    "DeletedWebhook",
     "Estimate",
+    "Event",
     "Fire",
     "Invoice",
     "InvoiceLine",
@@ -25,6 +35,7 @@ __all__ = [
     "LineError",
     "LineResult",
     "ModelEstimate",
+    "NewlySecretWebhook",
     "RerankResponse",
     "RerankResult",
     "Schedule",
@@ -33,4 +44,7 @@ __all__ = [
     "Standing",
     "Statement",
     "StatementLine",
+    "Webhook",
+    "WebhookDelivery",
+    "WebhookReplay",
 ]

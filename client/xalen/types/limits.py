@@ -28,6 +28,7 @@ class Limits(BaseModel):
     waiting_runs: Standing
     inbox_requests: Standing
     api_keys: Standing
+    webhooks: Standing
     idempotency_keys: Standing
     requests_per_second: Standing
     changes_per_minute: Standing

@@ -77,10 +77,12 @@ class TestWhatIsTold:
             "enqueued_tokens": {"used": 0, "limit": None, "free": None},
             "files": {"used": 1, "limit": 100_000, "free": 99_999},
             "storage_bytes": {"used": len(LINES), "limit": 1_000, "free": 1_000 - len(LINES)},
+            "pending_uploads": {"used": 0, "limit": 100, "free": 100},
             "schedules": {"used": 0, "limit": 1_000, "free": 1_000},
             "waiting_runs": {"used": 0, "limit": 1_000, "free": 1_000},
             "inbox_requests": {"used": 0, "limit": 1_000_000, "free": 1_000_000},
             "api_keys": {"used": 1, "limit": 100, "free": 99},
+            "webhooks": {"used": 0, "limit": 20, "free": 20},
             "idempotency_keys": {"used": 0, "limit": 1_000_000, "free": 1_000_000},
         }
 

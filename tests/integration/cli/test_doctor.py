@@ -1,6 +1,7 @@
 """`doctor` on real stores names each error with its remedy."""
 
 import json
+import re
 import socket
 import subprocess
 import threading
@@ -13,9 +14,10 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from sqlalchemy import text
 from typer.testing import CliRunner
 
-from tests.conftest import Stores, forget
+from tests.conftest import Stores, as_owner, forget
 from tests.integration.conftest import Doctor
 from tests.model_servers import imitate, listing
 from tests.waiting import wait_until
@@ -51,6 +53,7 @@ def test_a_sound_installation_passes(
         "storage",
         "store mark",
         "workers",
+        "kept",
     )
     sound += ("disk space", "catalog")
     assert [checks[name] for name in sound if checks[name]["status"] != "ok"] == []
@@ -101,6 +104,18 @@ def test_a_redis_that_forgets_is_a_warning(doctor: Doctor, valkey: redis.Redis) 
     finally:
         valkey.config_set("appendonly", "yes")
     assert (code, checks["redis"]["status"]) == (0, "warning")
+
+
+def test_what_the_database_keeps_is_shown_by_table_and_partitions_as_one(
+    doctor: Doctor, database: str
+) -> None:
+    with as_owner() as session:
+        session.execute(text("ANALYZE results"))
+    _, checks = doctor()
+    kept = checks["kept"]
+    assert kept["status"] == "ok"
+    assert re.search(r"results [\d.,]+ MiB, about [\d,]+ rows", kept["detail"])
+    assert "results_" not in kept["detail"]
 
 
 def test_a_data_folder_that_others_can_read_is_named(doctor: Doctor, tmp_path: Path) -> None:

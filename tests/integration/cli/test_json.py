@@ -74,6 +74,8 @@ CALLS: dict[str, tuple[list[str], list[Any]]] = {
     "show": (["batch_1"], [ok(BATCH)]),
     "results": (["batch_1"], [ok(BATCH), (200, {}, LINES)]),
     "cancel": (["batch_1"], [ok(BATCH)]),
+    "retry": (["batch_1"], [ok(BATCH | {"retry_codes": ["http_503"]})]),
+    "retries": (["batch_1"], [page(BATCH)]),
     "validate": (["FILE"], []),
     "invoice": (["batch_1"], [ok(INVOICE)]),
     "statement": (["2026-11"], [ok({"object": "statement", "month": "2026-11", "lines": []})]),
@@ -146,6 +148,7 @@ LISTS = {
     *(
         "list",
         "results",
+        "retries",
         "models",
         "backends test",
         "backends scan",

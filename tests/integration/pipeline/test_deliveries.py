@@ -22,6 +22,7 @@ from xalen_batch.broker import Job, Message
 from xalen_batch.models import Invoice, Result
 from xalen_batch.pipeline import record, recover
 from xalen_batch.states import TaskState
+from xalen_batch.webhooks.sender import Sender
 from xalen_batch.worker import tasks
 from xalen_batch.worker.engine import Engine
 
@@ -36,7 +37,7 @@ class Post:
     """Delivers each message `times` times, in random order, to threads that run the jobs."""
 
     def __init__(self, engine: Engine, pool: ThreadPoolExecutor, times: int, seed: int) -> None:
-        self.jobs: dict[Job, Callable[..., Any]] = tasks.register(Celery("test"), engine)
+        self.jobs: dict[Job, Callable[..., Any]] = tasks.register(Celery("test"), engine, Sender())
         self.pool = pool
         self.times = times
         self.dice = random.Random(seed)

@@ -160,14 +160,15 @@ def test_work_that_waits_for_a_thread_is_named_once(
             assert looks.acquire(timeout=PATIENCE)
 
     monkeypatch.setattr(recover, "due", due)
-    poll = Poll({Job.VALIDATE: str}, spawn, lambda _: None, list)
+    poll = Poll({Job.VALIDATE: str, Job.DELIVER: str}, spawn, lambda _: None, list)
     poll.start()
     try:
         look(5)
-        assert len(waiting) == 2
+        # The third is for webhooks, which every poll looks after.
+        assert len(waiting) == 3
         waiting[0]()
         look(3)
-        assert len(waiting) == 3
+        assert len(waiting) == 4
     finally:
         poll.stop()
 

@@ -33,7 +33,10 @@ def test_a_batch_whose_message_was_lost_is_found_and_run(
 
     shares: list[int] = []
     poll = Poll(
-        {Job.VALIDATE: lambda id: started.put((Job.VALIDATE, id))}, spawn, shares.append, list
+        {Job.VALIDATE: lambda id: started.put((Job.VALIDATE, id)), Job.DELIVER: list},
+        spawn,
+        shares.append,
+        list,
     )
     poll.start()
     try:

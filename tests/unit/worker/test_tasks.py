@@ -12,6 +12,7 @@ from tests.waiting import PATIENCE
 from xalen_batch import log
 from xalen_batch.broker import Job
 from xalen_batch.schedules import fire
+from xalen_batch.webhooks.sender import Sender
 from xalen_batch.worker.engine import Engine
 from xalen_batch.worker.tasks import FIRINGS, register, reported
 
@@ -77,7 +78,7 @@ def test_a_process_fires_in_so_many_threads_and_one_more_leaves_it_to_them(
         fired.append(go_on.wait(timeout=PATIENCE))
 
     monkeypatch.setattr(fire, "run", run)
-    fire_schedules = register(Celery("test"), cast(Engine, None))[Job.FIRE]
+    fire_schedules = register(Celery("test"), cast(Engine, None), cast(Sender, None))[Job.FIRE]
     threads = [threading.Thread(target=fire_schedules) for _ in range(FIRINGS)]
     for thread in threads:
         thread.start()
@@ -93,6 +94,6 @@ def test_a_process_fires_in_so_many_threads_and_one_more_leaves_it_to_them(
 
 def test_no_task_is_registered_but_ours() -> None:
     app = Celery("test")
-    register(app, cast(Engine, None))
+    register(app, cast(Engine, None), cast(Sender, None))
     app.finalize()
     assert set(app.tasks) == set(Job)

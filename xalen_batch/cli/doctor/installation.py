@@ -110,6 +110,37 @@ def open_batches(has_database: bool) -> str:
     return f"{len(some):,} open, none waits" if some else "none open"
 
 
+def kept(has_database: bool) -> str:
+    """The size of the largest tables, with their rows as PostgreSQL last estimated them."""
+    _skip_without_schema(has_database)
+    from sqlalchemy import text
+
+    from xalen_batch import db
+    from xalen_batch.config import MiB
+
+    with db.reading() as session:
+        tables = session.execute(text(_SIZES)).all()
+    shown = [
+        f"{table.name} {table.bytes / MiB:,.1f} MiB, about {table.rows:,} rows"
+        for table in tables[:MOST_NAMED]
+    ]
+    total = sum(table.bytes for table in tables) / MiB
+    return f"{total:,.1f} MiB in {len(tables)} tables: {'; '.join(shown)}"
+
+
+# The partitions of a table count as one. PostgreSQL has estimated no rows of a table yet: -1.
+_SIZES = """
+    SELECT coalesce(whole.relname, part.relname) AS name,
+           sum(pg_total_relation_size(part.oid))::bigint AS bytes,
+           sum(greatest(part.reltuples, 0))::bigint AS rows
+    FROM pg_class AS part
+    LEFT JOIN pg_inherits ON inhrelid = part.oid
+    LEFT JOIN pg_class AS whole ON whole.oid = inhparent
+    WHERE part.relkind = 'r' AND part.relnamespace = current_schema()::regnamespace
+    GROUP BY 1 ORDER BY 2 DESC, 1
+"""
+
+
 def _skip_without_schema(has_database: bool) -> None:
     if not has_database:
         raise Skipped("not checked: no database")

@@ -8,13 +8,16 @@ from openai.types.chat import ChatCompletion
 
 from tests.unit.client.stub_api import answer, refusal
 from xalen import types
-from xalen.types import results, schedule
+from xalen.types import results, schedule, webhook
 from xalen.types.estimate import EstimateFields
 from xalen_batch import windows
-from xalen_batch.api import limits, money_schemas, schedule_schemas, schemas
+from xalen_batch.api import limits, money_schemas, schedule_schemas, schemas, webhook_schemas
 from xalen_batch.fields import ExpiresAfter
+from xalen_batch.models.events import EventType
+from xalen_batch.models.webhooks import DeliveryState
 from xalen_batch.schedules import definition, runs
 from xalen_batch.states import OnInvalid, RunState, ScheduleStatus
+from xalen_batch.webhooks.history import Replayed
 
 ANSWERED = [
     (types.Estimate, money_schemas.EstimateObject),
@@ -31,6 +34,13 @@ ANSWERED = [
     (types.Fire, schedule_schemas.Fire),
     (types.DeletedSchedule, schedule_schemas.DeletedSchedule),
     (types.AddedRequests, schedule_schemas.RequestsObject),
+    (types.Webhook, webhook_schemas.WebhookObject),
+    (types.NewlySecretWebhook, webhook_schemas.NewWebhookObject),
+    (types.DeletedWebhook, webhook_schemas.DeletedWebhook),
+    (types.WebhookDelivery, webhook_schemas.DeliveryObject),
+    (types.WebhookReplay, webhook_schemas.ReplayObject),
+    (types.Event, webhook_schemas.EventObject),
+    (webhook.EventData, webhook_schemas.EventData),
     (schedule.RunCounts, schedule_schemas.RunCounts),
     (schedule.RecentRun, schedule_schemas.RecentRun),
     (schedule.ManifestEntry, schedule_schemas.ManifestEntry),
@@ -48,6 +58,9 @@ SENT = [
     (schedule.ExecutionWindow, windows.ExecutionWindow),
     (schedule.ExpiresAfter, ExpiresAfter),
     (EstimateFields, schemas.EstimateRequest),
+    (webhook.NewWebhook, webhook_schemas.WebhookRequest),
+    (webhook.WebhookChanges, webhook_schemas.WebhookChange),
+    (webhook.BatchWebhook, schemas.BatchWebhook),
 ]
 
 
@@ -75,6 +88,9 @@ def test_a_request_requires_what_its_schema_requires(ours: Any) -> None:
         (schedule.RunState, RunState),
         (schedule.ScheduleStatus, ScheduleStatus),
         (schedule.Trigger, runs.Trigger),
+        (webhook.EventType, EventType),
+        (webhook.DeliveryState, DeliveryState),
+        (webhook.Replayed, Replayed),
     ],
 )
 def test_the_words_are_the_servers(ours: Any, theirs: Any) -> None:
