@@ -186,6 +186,31 @@ def lists(client: OpenAI, known: set[str]) -> None:
     assert client.batches.list(limit=1).has_next_page()
 
 
+def in_parts(client: OpenAI) -> None:
+    """A file that arrives in parts is the file that was sent, whatever name it got."""
+    data = jsonl(line(str(number), "x" * 500) for number in range(500))
+    sent: dict[str, Any] = {"mime_type": "text/jsonl", "purpose": "batch", "part_size": 100_000}
+    done = client.uploads.upload_file_chunked(
+        file=data, filename="parts.jsonl", bytes=len(data), **sent
+    )
+    assert (done.object, done.status, done.bytes) == ("upload", "completed", len(data)), done
+    assert done.file is not None
+    assert (done.file.object, done.file.bytes, done.file.filename) == (
+        "file",
+        len(data),
+        "parts.jsonl",
+    ), done
+    assert client.files.content(done.file.id).read() == data
+    begun = client.uploads.create(bytes=5, filename="a", mime_type="txt", purpose="batch")
+    assert begun.status == "pending", begun
+    assert client.uploads.cancel(begun.id).status == "cancelled"
+    raises(
+        openai.BadRequestError,
+        lambda: client.uploads.parts.create(begun.id, data=b"12345"),
+        "upload_not_pending",
+    )
+
+
 def delete(client: OpenAI) -> None:
     file_id = upload(client, "gone.jsonl", jsonl([line("x", "y")]))
     deleted = client.files.delete(file_id)
@@ -216,6 +241,7 @@ def main() -> None:
     fail(client)
     cancelled = cancel(client)
     lists(client, {summary["batch"], cancelled})
+    in_parts(client)
     delete(client)
     errors(client)
     json.dump(

@@ -5,7 +5,15 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
-from openai import AsyncStream, NotFoundError, Omit, PermissionDeniedError, Stream, not_given, omit
+from openai import (
+    AsyncStream,
+    NotFoundError,
+    Omit,
+    PermissionDeniedError,
+    Stream,
+    not_given,
+    omit,
+)
 from openai.pagination import AsyncCursorPage, SyncCursorPage
 from openai.resources.batches import AsyncBatches as OpenAIAsyncBatches
 from openai.resources.batches import Batches as OpenAIBatches
@@ -21,6 +29,7 @@ from xalen.batch.results import AsyncBatchResults, BatchResults
 from xalen.batch.source import Requests, Source
 from xalen.batch.watch import NO_STREAM, STREAM_SILENCE, WaitOptions, Watch
 from xalen.resources.invoices import PATH as INVOICE
+from xalen.types.batch_filters import BatchFilters
 from xalen.types.invoice import Invoice
 from xalen.types.rerank import RerankResponse
 from xalen.types.schedule import ExecutionWindow, ExpiresAfter, OnInvalid
@@ -62,21 +71,6 @@ class RetryOptions(Overrides, total=False):
     # As in the first batch, if left out.
     completion_window: str
     metadata: Mapping[str, str]
-
-
-class BatchFilters(TypedDict, total=False):
-    """The conditions of a list, all of which a batch must meet."""
-
-    status: str
-    model: str
-    endpoint: str
-    # Unix seconds or ISO 8601; the first is included, the second is not.
-    created_after: int | str
-    created_before: int | str
-    metadata: Mapping[str, str]
-    schedule_id: str
-    # `desc`, the default, begins with the newest.
-    order: Literal["asc", "desc"]
 
 
 class Batches(OpenAIBatches):
@@ -145,6 +139,27 @@ class Batches(OpenAIBatches):
         """Wait for the end of a batch, as `run` does; at once if it has ended."""
         return self._results(batch_id, options, None)
 
+    def list(
+        self,
+        *,
+        after: str | Omit = omit,
+        limit: int | Omit = omit,
+        extra_headers: Any = None,
+        extra_query: Any = None,
+        extra_body: Any = None,
+        timeout: Any = not_given,
+        **filters: Unpack[BatchFilters],
+    ) -> SyncCursorPage[Batch]:
+        """Batches, as in `openai`, and only those that meet the filters."""
+        return super().list(
+            after=after,
+            limit=limit,
+            extra_headers=extra_headers,
+            extra_query={**filters, **(extra_query or {})},
+            extra_body=extra_body,
+            timeout=timeout,
+        )
+
     def events(self, batch_id: str, **overrides: Unpack[Overrides]) -> Stream[Batch]:
         """The states of a batch: now, with each change, and at its end.
 
@@ -181,27 +196,6 @@ class Batches(OpenAIBatches):
             pass
         watch.stream_is_over()
         return None
-
-    def list(
-        self,
-        *,
-        after: str | Omit = omit,
-        limit: int | Omit = omit,
-        extra_headers: Any = None,
-        extra_query: Any = None,
-        extra_body: Any = None,
-        timeout: Any = not_given,
-        **filters: Unpack[BatchFilters],
-    ) -> SyncCursorPage[Batch]:
-        """Batches, as in `openai`, and only those that meet the filters."""
-        return super().list(
-            after=after,
-            limit=limit,
-            extra_headers=extra_headers,
-            extra_query={**filters, **(extra_query or {})},
-            extra_body=extra_body,
-            timeout=timeout,
-        )
 
     def _submitted(self, source: Source, options: BatchOptions) -> Batch:
         file = self._client.files.create(

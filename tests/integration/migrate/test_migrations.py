@@ -211,3 +211,26 @@ INSERT INTO files (id, account_id, livemode, purpose, filename, bytes, deleted_a
     FROM accounts, (VALUES (5, NULL), (7, NULL), (9, now())) AS file (size, gone);
 INSERT INTO idempotency_keys (account_id, livemode, key, route, fingerprint, answer) SELECT id, true, 'k', '', '', '' FROM accounts;
 """
+
+
+@pytest.mark.usefixtures("empty_database")
+def test_batches_from_before_the_filters_are_found_by_their_metadata() -> None:
+    command.upgrade(migrate.alembic(), "0023")
+    with create_engine(db.owner_url(), poolclass=NullPool).begin() as owner:
+        owner.execute(text(BEFORE_TALLIES))
+        columns = (
+            "INSERT INTO batches (id, account_id, livemode, endpoint, completion_window,"
+            " price_snapshot, discount_rate, expires_at, metadata, ledger)"
+            " SELECT gen_random_uuid(), id, false, '/v1/rerank', '24h', '{}', 0, now(), "
+        )
+        owner.execute(text(columns + """'{"a": "1", "b": "2"}', NULL FROM accounts LIMIT 1"""))
+        owner.execute(text(columns + """'{"a": "1"}', 'a ledger' FROM accounts LIMIT 1"""))
+    migrate.migrate()
+    with db.transaction() as session:
+        found = session.execute(
+            text(
+                "SELECT count(*), bool_or(pair = metadata_pair('a', '1')),"
+                " bool_or(pair = metadata_pair('b', '2')) FROM batch_notes"
+            )
+        ).one()
+    assert tuple(found) == (2, True, True)

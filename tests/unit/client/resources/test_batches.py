@@ -235,6 +235,32 @@ def test_a_loop_that_ends_early_closes_its_connections(api: Api) -> None:
         )
 
 
+def sync_list(api: Api, **filters: Any) -> None:
+    with XALEN(api_key=KEY, base_url=api.base_url, max_retries=0) as client:
+        client.batches.list(**filters)
+
+
+def async_list(api: Api, **filters: Any) -> None:
+    async def main() -> None:
+        async with AsyncXALEN(api_key=KEY, base_url=api.base_url, max_retries=0) as client:
+            await client.batches.list(**filters)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("ask", [sync_list, async_list])
+def test_a_list_has_filters(api: Api, ask: Callable[..., None]) -> None:
+    ask(api, status="failed", metadata={"team": "search"}, order="asc", limit=5)
+    method, target, *_ = api.requests[-1]
+    assert (method, urlsplit(target).path) == ("GET", "/batches")
+    assert sorted(parse_qsl(urlsplit(target).query)) == [
+        ("limit", "5"),
+        ("metadata[team]", "search"),
+        ("order", "asc"),
+        ("status", "failed"),
+    ]
+
+
 def streamed(*statuses: str, more: bytes = b"") -> bytes:
     """The body of an event stream."""
     told = b": heartbeat\nretry: 2000\n"
@@ -315,29 +341,3 @@ def test_a_retry_sends_what_is_given(api: Api) -> None:
     assert json.loads(bodies[0]) == {"codes": ["http_503"], "metadata": {"try": "2"}}
     assert json.loads(bodies[1]) == {}
     assert api.sent("POST", "/batches/batch_1/retry")[0]["idempotency-key"]
-
-
-def sync_list(api: Api, **filters: Any) -> None:
-    with XALEN(api_key=KEY, base_url=api.base_url, max_retries=0) as client:
-        client.batches.list(**filters)
-
-
-def async_list(api: Api, **filters: Any) -> None:
-    async def main() -> None:
-        async with AsyncXALEN(api_key=KEY, base_url=api.base_url, max_retries=0) as client:
-            await client.batches.list(**filters)
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("ask", [sync_list, async_list])
-def test_a_list_has_filters(api: Api, ask: Callable[..., None]) -> None:
-    ask(api, status="failed", metadata={"team": "search"}, order="asc", limit=5)
-    method, target, *_ = api.requests[-1]
-    assert (method, urlsplit(target).path) == ("GET", "/batches")
-    assert sorted(parse_qsl(urlsplit(target).query)) == [
-        ("limit", "5"),
-        ("metadata[team]", "search"),
-        ("order", "asc"),
-        ("status", "failed"),
-    ]
